@@ -1,0 +1,1 @@
+"""mosaic: Mixture-of-Agents workloads on few GPUs: plan, simulate, run, compare."""

@@ -1,0 +1,23 @@
+"""What every backend promises."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from mosaic.plan import Plan
+from mosaic.results import Listener, RunResult
+from mosaic.workload import Call
+
+
+class Backend(Protocol):
+    """Runs a plan: on the simulator or on real engines, with records of the same shape."""
+
+    name: str
+
+    def execute(self, plan: Plan, calls: Sequence[Call], listener: Listener | None = None) -> RunResult:
+        """Run the plan's sessions over the calls.
+
+        Raises
+        ------
+        BackendError
+            If the plan names an expert or a call that the backend does not have.
+        """

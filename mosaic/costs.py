@@ -1,0 +1,159 @@
+"""Prices of loads and sessions: closed forms fitted to a profile, never the simulator itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+from mosaic.cluster import Worker
+from mosaic.errors import ProfileError
+from mosaic.prediction import LengthPrediction
+from mosaic.profiles import Profile, SessionFit
+from mosaic.workload import Expert, ExpertName
+
+
+class Residency(StrEnum):
+    """Where an expert's weights are when a session opens."""
+
+    COLD = "cold"
+    HOST = "host"
+    RESIDENT = "resident"
+
+
+class ShardSummary(NamedTuple):
+    """What a price may depend on: the number of calls and the moments of their predicted lengths."""
+
+    num_calls: int
+    lengths: LengthPrediction
+
+
+class Cost(NamedTuple):
+    """A priced duration in seconds."""
+
+    mean_s: float
+    quantile_s: float
+    """The 90% quantile."""
+
+
+class LinearTerms(NamedTuple):
+    """An affine session price, which is what an integer linear program can use."""
+
+    fixed_s: float
+    per_call_s: float
+
+
+class CostModel(Protocol):
+    """Prices sessions for the schedulers."""
+
+    name: str
+
+    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
+        """Price the way from idle workers to a ready engine."""
+
+    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> Cost:
+        """Price serving a shard once the expert is loaded; 0 for an empty shard."""
+
+    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
+        """Split the session price into a part paid per session and a part paid per call."""
+
+    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
+        """Tell whether weights and one full-length call fit into the workers' memory."""
+
+    def notes(self) -> Sequence[str]:
+        """Say where a price was extrapolated beyond its measurements."""
+
+
+ACTIVATION_BYTES = 2 * 2**30
+"""Memory kept for activations and CUDA graphs on each GPU (vLLM profiles 1 to 3 GiB for 7-9B models)."""
+
+
+def kv_capacity_tokens(expert: Expert, workers: Sequence[Worker]) -> int:
+    """Count the KV tokens that fit beside the weights; at most 0 when the weights do not fit."""
+    tp_degree = len(workers)
+    free = min(worker.gpu.usable_bytes for worker in workers)
+    free -= expert.shape.weight_bytes // tp_degree + ACTIVATION_BYTES
+    return free // expert.shape.kv_bytes_per_token(tp_degree)
+
+
+def fits_memory(expert: Expert, workers: Sequence[Worker]) -> bool:
+    """Tell whether an expert can serve its longest call on these workers."""
+    return kv_capacity_tokens(expert, workers) >= expert.context_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaperCosts:
+    """The paper's constant price per prompt, tau_m = T_m(N_m) / N_m.
+
+    It spreads a session's fixed part over the prompts and so under-prices small shards.
+
+    References
+    ----------
+    MOSAIC, arXiv 2606.03014, equation 4.
+    """
+
+    profile: Profile
+    num_calls_by_expert: Mapping[ExpertName, int]
+    """N_m of the problem."""
+    name: str = "paper"
+
+    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
+        return _load_cost(self.profile, expert, workers, residency)
+
+    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> Cost:
+        tau_s = self.linear_terms(expert, workers).per_call_s
+        fit = _session_fit(self.profile, expert, workers)
+        return _with_quantile(tau_s * shard.num_calls, fit)
+
+    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
+        fit = _session_fit(self.profile, expert, workers)
+        num_calls = self.num_calls_by_expert.get(expert.name)
+        if not num_calls:
+            raise ProfileError(f"costs=paper: no number of calls N_m for expert {expert.name!r}")
+        return LinearTerms(0.0, fit.session_s(num_calls) / num_calls)
+
+    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
+        return fits_memory(expert, workers)
+
+    def notes(self) -> Sequence[str]:
+        return self.profile.extrapolation_notes(self.num_calls_by_expert)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AffineCosts:
+    """An affine price T_m(n) = a_m + b_m n: still linear in the program, right for small shards."""
+
+    profile: Profile
+    num_calls_by_expert: Mapping[ExpertName, int]
+    name: str = "affine"
+
+    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
+        return _load_cost(self.profile, expert, workers, residency)
+
+    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> Cost:
+        fit = _session_fit(self.profile, expert, workers)
+        return _with_quantile(fit.session_s(shard.num_calls) if shard.num_calls else 0.0, fit)
+
+    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
+        fit = _session_fit(self.profile, expert, workers)
+        return LinearTerms(fit.fixed_s, fit.per_call_s)
+
+    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
+        return fits_memory(expert, workers)
+
+    def notes(self) -> Sequence[str]:
+        return self.profile.extrapolation_notes(self.num_calls_by_expert)
+
+
+def _session_fit(profile: Profile, expert: Expert, workers: Sequence[Worker]) -> SessionFit:
+    return profile.entry(expert.name, workers[0].gpu.name, len(workers)).fit
+
+
+def _load_cost(profile: Profile, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
+    if residency is Residency.RESIDENT:
+        return Cost(0.0, 0.0)
+    load_s = profile.entry(expert.name, workers[0].gpu.name, len(workers)).load_s
+    return Cost(load_s, load_s)
+
+
+def _with_quantile(mean_s: float, fit: SessionFit) -> Cost:
+    return Cost(mean_s, mean_s * (1 + 1.2816 * fit.residual_std_frac))

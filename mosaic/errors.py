@@ -1,0 +1,21 @@
+"""Outcomes a caller acts on; bad input is a plain ``ValueError`` or ``TypeError``."""
+
+
+class MosaicError(Exception):
+    """Base of the errors that end a command with a message instead of a traceback."""
+
+
+class InfeasibleError(MosaicError):
+    """No plan exists for the problem under the scheduler's limits; the message says why."""
+
+
+class PlanError(MosaicError):
+    """A plan does not fit the problem it is meant for."""
+
+
+class BackendError(MosaicError):
+    """A backend could not run a plan."""
+
+
+class ProfileError(MosaicError):
+    """A profile lacks an entry that pricing needs."""

@@ -1,0 +1,166 @@
+"""A profile: sessions of several shard sizes run on calibration questions, and the costs fitted to them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mosaic.checks import require, require_count, require_name, require_number
+from mosaic.errors import ProfileError
+from mosaic.prediction import LengthPrediction
+from mosaic.workload import ExpertName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionFit:
+    """T_m(n) = fixed_s + per_call_s n, least squares on relative error, both terms non-negative."""
+
+    fixed_s: float
+    per_call_s: float
+    max_num_calls: int
+    """Largest shard of the sweep; beyond it the line is extrapolated."""
+    residual_std_frac: float
+
+    def __post_init__(self) -> None:
+        require_number(self.fixed_s, "session fit: fixed_s", at_least=0)
+        require_number(self.per_call_s, "session fit: per_call_s", at_least=0)
+        require_count(self.max_num_calls, "session fit: max_num_calls", at_least=1)
+        require_number(self.residual_std_frac, "session fit: residual_std_frac", at_least=0)
+
+    def session_s(self, num_calls: int) -> float:
+        """Predict the seconds to serve a shard."""
+        return self.fixed_s + self.per_call_s * num_calls
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPoint:
+    """One session of the sweep, as it was measured."""
+
+    num_calls: int
+    session_s: float
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileEntry:
+    """What a sweep told about one expert on one kind of worker."""
+
+    expert: ExpertName
+    gpu: str
+    tp_degree: int
+    load_s: float
+    fit: SessionFit
+    lengths: LengthPrediction
+    points: tuple[SweepPoint, ...]
+    output_tokens: tuple[int, ...] = ()
+    """The sample of lengths behind the prediction."""
+
+    def __post_init__(self) -> None:
+        require_name(self.expert, "profile entry: expert")
+        require_count(self.tp_degree, f"profile entry {self.expert}: tp_degree", at_least=1)
+        require_number(self.load_s, f"profile entry {self.expert}: load_s", at_least=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Entries of one sweep, with where they came from."""
+
+    source: str
+    entries: tuple[ProfileEntry, ...]
+
+    def entry(self, expert: ExpertName, gpu: str, tp_degree: int) -> ProfileEntry:
+        """Look up an expert.
+
+        Raises
+        ------
+        ProfileError
+            If the sweep did not cover it; a missing measurement is never replaced by a default.
+        """
+        for entry in self.entries:
+            if (entry.expert, entry.gpu, entry.tp_degree) == (expert, gpu, tp_degree):
+                return entry
+        known = sorted({entry.expert for entry in self.entries})
+        raise ProfileError(
+            f"profile {self.source!r} has no entry for expert {expert!r} on {tp_degree} x {gpu}; it covers {known}: "
+            "run experiments/profile.py for this pool and hardware"
+        )
+
+    def lengths(self, expert: ExpertName) -> LengthPrediction:
+        """Predicted lengths of an expert, whatever it was measured on."""
+        for entry in self.entries:
+            if entry.expert == expert:
+                return entry.lengths
+        known = sorted({entry.expert for entry in self.entries})
+        raise ProfileError(f"profile {self.source!r} has no lengths for expert {expert!r}; it covers {known}")
+
+    def extrapolation_notes(self, num_calls_by_expert: Mapping[ExpertName, int]) -> tuple[str, ...]:
+        """Say which experts have more calls than the largest shard of the sweep."""
+        return tuple(
+            f"{entry.expert}: {num_calls_by_expert[entry.expert]} calls, priced by extrapolating a sweep up to "
+            f"{entry.fit.max_num_calls}"
+            for entry in self.entries
+            if num_calls_by_expert.get(entry.expert, 0) > entry.fit.max_num_calls
+        )
+
+
+def fit_session(points: Sequence[SweepPoint]) -> SessionFit:
+    """Fit the affine session cost to a sweep by least squares on the relative error.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two shard sizes.
+    """
+    sizes = sorted({point.num_calls for point in points})
+    require(len(sizes) >= 2, "profile sweep: shard sizes", "at least two different sizes", sizes)
+    # NOTE: minimise sum (1 - (a + b n) / T)^2, i.e. ordinary least squares with weights 1 / T^2.
+    weights = [1.0 / point.session_s**2 for point in points]
+    total = sum(weights)
+    mean_n = sum(w * p.num_calls for w, p in zip(weights, points, strict=True)) / total
+    mean_s = sum(w * p.session_s for w, p in zip(weights, points, strict=True)) / total
+    var_n = sum(w * (p.num_calls - mean_n) ** 2 for w, p in zip(weights, points, strict=True))
+    cov = sum(w * (p.num_calls - mean_n) * (p.session_s - mean_s) for w, p in zip(weights, points, strict=True))
+    slope = max(0.0, cov / var_n)
+    fixed = mean_s - slope * mean_n
+    if fixed < 0:
+        fixed = 0.0
+        slope = sum(w * p.num_calls * p.session_s for w, p in zip(weights, points, strict=True))
+        slope /= sum(w * p.num_calls**2 for w, p in zip(weights, points, strict=True))
+    residuals = [(fixed + slope * p.num_calls) / p.session_s - 1 for p in points]
+    spread = (sum(r * r for r in residuals) / len(residuals)) ** 0.5
+    return SessionFit(fixed_s=fixed, per_call_s=slope, max_num_calls=sizes[-1], residual_std_frac=spread)
+
+
+def profile_to_json(profile: Profile) -> str:
+    """Serialise a profile; keys sorted, so equal profiles are equal bytes."""
+    return json.dumps(asdict(profile), indent=1, sort_keys=True) + "\n"
+
+
+def load_profile(path: str | Path) -> Profile:
+    """Read a profile written by ``profile_to_json``.
+
+    Raises
+    ------
+    ProfileError
+        If the file cannot be read or is not a profile.
+    """
+    try:
+        data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        entries = tuple(
+            ProfileEntry(
+                **{
+                    **entry,
+                    "fit": SessionFit(**entry["fit"]),
+                    "lengths": LengthPrediction(**entry["lengths"]),
+                    "points": tuple(SweepPoint(**point) for point in entry["points"]),
+                    "output_tokens": tuple(entry["output_tokens"]),
+                }
+            )
+            for entry in data["entries"]
+        )
+        return Profile(source=data["source"], entries=entries)
+    except OSError as error:
+        raise ProfileError(f"profile {path}: cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise ProfileError(f"profile {path}: not a profile ({error})") from error

@@ -1,0 +1,1 @@
+"""Policies: each turns a problem into a plan."""

@@ -1,0 +1,1 @@
+"""Sim: a discrete-event GPU cluster behind the backend interface of mosaic."""
