@@ -63,8 +63,12 @@ class CostModel(Protocol):
         """Say where a price was extrapolated beyond its measurements."""
 
 
-ACTIVATION_BYTES = 2 * 2**30
-"""Memory kept for activations and CUDA graphs on each GPU (vLLM profiles 1 to 3 GiB for 7-9B models)."""
+ACTIVATION_BYTES = 4 * 2**30
+"""Memory kept for activations and CUDA graphs on each GPU.
+
+Assumed: a prefill of 32k tokens through a 7-9B model peaks at about that, and it leaves a Llama-8B on 80 GB the
+427k KV tokens that its engine reports.
+"""
 
 
 def kv_capacity_tokens(expert: Expert, workers: Sequence[Worker]) -> int:

@@ -19,3 +19,7 @@ class BackendError(MosaicError):
 
 class ProfileError(MosaicError):
     """A profile lacks an entry that pricing needs."""
+
+
+class RunFolderError(MosaicError):
+    """A run folder cannot be written or read, or holds the results of another configuration."""

@@ -1,0 +1,141 @@
+"""Plan a Mixture-of-Agents batch and run the plan.
+
+    python experiments/run.py scheduler=ilp backend=sim
+    python experiments/run.py -m hydra/launcher=joblib scheduler=ilp,round_robin seed=0,1,2
+
+Prints one screen and leaves a run folder (README: "The run folder"). A point that is already complete with
+the same configuration is not run again.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
+
+from experiments.figures.timeline import draw_timeline  # noqa: E402
+from experiments.replay_report import report_replay  # noqa: E402
+from experiments.wiring import Setup, plain, setup_from  # noqa: E402
+from mosaic.errors import MosaicError  # noqa: E402
+from mosaic.explain import explain  # noqa: E402
+from mosaic.metrics import Summary, summarise  # noqa: E402
+from mosaic.pipeline import make_problem  # noqa: E402
+from mosaic.plan import Plan, check_plan  # noqa: E402
+from mosaic.plan_file import load_plan, plan_to_json  # noqa: E402
+from mosaic.problem import Problem  # noqa: E402
+from mosaic.progress import show_progress  # noqa: E402
+from mosaic.provenance import describe_run_conditions  # noqa: E402
+from mosaic.results import RunResult  # noqa: E402
+from mosaic.run_folder import completed_with, write_run  # noqa: E402
+from mosaic.summary_text import describe_run  # noqa: E402
+
+
+class Stopwatch:
+    """Wall seconds of a run's steps, for meta.json."""
+
+    def __init__(self) -> None:
+        self.wall_s_by_step: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.wall_s_by_step[name] = round(time.perf_counter() - start, 6)
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+def main(config: DictConfig) -> None:
+    """Run one point of the configuration; bad input ends with status 2 and a message."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        run_point(plain(config), folder)
+    except (MosaicError, ValueError, TypeError, OmegaConfBaseException) as error:
+        if os.environ.get("MOSAIC_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run_point(config: dict[str, Any], folder: Path) -> None:
+    """Run a resolved configuration into a folder, unless that is done already."""
+    if completed_with(folder, config):
+        print(f"already complete with this configuration: {folder}")
+        return
+    watch = Stopwatch()
+    with watch.step("setup"):
+        setup = setup_from(config)
+    with watch.step("profile"):
+        profile = setup.profile()
+    with watch.step("plan"):
+        problem = make_problem(
+            setup.workload, experts=setup.experts, cluster=setup.cluster, profile=profile, costs=setup.costs
+        )
+        plan = obtain_plan(setup, problem, config["plan"]["path"])
+    result = None
+    if setup.settings is not None:
+        with watch.step("execute"), show_progress(len(setup.workload.calls)) as listener:
+            result = setup.backend(setup.world()).execute(plan, setup.workload.calls, listener)
+    summary = summarise(
+        plan,
+        result,
+        workload=setup.workload.name,
+        backend=config["backend"]["name"],
+        gate=None,
+        costs=problem.costs.name,
+        seed=setup.seed,
+        num_questions=len(setup.workload.questions),
+        experts=[expert.name for expert in setup.experts],
+    )
+    leave_folder(folder, config, plan, result, summary, watch)
+    if result is None:
+        print(explain(plan, problem))
+        print(f"plan: {folder / 'plan.json'} (run it with plan.path={folder / 'plan.json'})")
+        return
+    print(describe_run(summary, result, folder))
+    if config["workload"]["_target_"] == "mosaic.request_log.load_request_log":
+        print(report_replay(config["workload"], result, folder))
+
+
+def obtain_plan(setup: Setup, problem: Problem, path: str | None) -> Plan:
+    """Load the saved plan that the configuration names, or make one."""
+    plan = setup.scheduler.plan(problem) if path is None else load_plan(path)
+    check_plan(plan, problem)
+    return plan
+
+
+def leave_folder(
+    folder: Path, config: dict[str, Any], plan: Plan, result: RunResult | None, summary: Summary, watch: Stopwatch
+) -> None:
+    """Draw the timeline of what ran and write the run folder."""
+    timeline = None
+    if result is not None:
+        with watch.step("draw"):
+            timeline = draw_timeline(
+                result.sessions,
+                num_workers=plan.num_workers,
+                experts=summary["experts"],
+                predicted_makespan_s=plan.predicted_makespan_s,
+            )
+    write_run(
+        folder,
+        config=config,
+        plan=plan,
+        plan_json=plan_to_json(plan),
+        result=result,
+        summary=summary,
+        meta=describe_run_conditions(wall_s_by_step=watch.wall_s_by_step, solver_s=plan.solve.wall_s),
+        timeline_png=timeline,
+    )
+
+
+if __name__ == "__main__":
+    main()

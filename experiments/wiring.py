@@ -1,0 +1,145 @@
+"""Turns a resolved Hydra configuration into mosaic's plain values; nothing else knows both."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from mosaic.checks import require_count
+from mosaic.cluster import Cluster, uniform_cluster
+from mosaic.length_sources import length_distributions
+from mosaic.lengths import LengthDistribution
+from mosaic.profiles import Profile, load_profile
+from mosaic.schedulers.base import Scheduler
+from mosaic.sweep import Sweep, run_sweep
+from mosaic.workload import Expert, ExpertName, Workload
+from sim.backend import SimBackend
+from sim.engine_settings import EngineSettings
+from sim.hardware import Hardware
+from sim.world import World
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """Everything a run is made of."""
+
+    workload: Workload
+    experts: tuple[Expert, ...]
+    cluster: Cluster
+    hardware: Hardware
+    settings: EngineSettings | None
+    """None: the backend runs nothing (backend=none)."""
+    lengths: Mapping[ExpertName, LengthDistribution]
+    costs: Callable[..., Any]
+    scheduler: Scheduler
+    sweep: Sweep
+    profile_path: str | None
+    profile_seed: int
+    seed: int
+
+    def world(self) -> World:
+        """The world that the run meets."""
+        recorded = self.workload.output_tokens or {}
+        return World(lengths=self.lengths, root_seed=self.seed, recorded=recorded)
+
+    def backend(self, world: World) -> SimBackend:
+        """The simulator in a world; the profile of a plan that is only explained comes from its defaults."""
+        return SimBackend(
+            experts=self.experts,
+            cluster=self.cluster,
+            hardware={self.hardware.gpu.name: self.hardware},
+            settings=self.settings or EngineSettings(),
+            outcomes=world.outcome,
+        )
+
+    def profile(self) -> Profile:
+        """Read the profile, or sweep the simulator's calibration world for the experts that have calls."""
+        if self.profile_path is not None:
+            return load_profile(self.profile_path)
+        world = World(lengths=self.lengths, root_seed=self.profile_seed, stream="calibration")
+        # NOTE: prompts are visible to a scheduler, so the calibration calls repeat the batch's own.
+        prompts = [call.prompt_tokens for call in self.workload.calls]
+        called = self.workload.num_calls_by_expert
+        return run_sweep(
+            self.sweep,
+            [expert for expert in self.experts if expert.name in called],
+            self.cluster,
+            self.backend(world),
+            lambda i: prompts[i % len(prompts)],
+            f"simulated sweep of {self.workload.name} on {self.hardware.gpu.name}, seed {self.profile_seed}",
+        )
+
+    def with_seed(self, seed: int) -> "Setup":
+        """The same setup in another world, on the same questions."""
+        return replace(self, seed=seed)
+
+
+def setup_from(config: Mapping[str, Any]) -> Setup:
+    """Build the values of a run.
+
+    Raises
+    ------
+    ValueError, TypeError, MosaicError
+        Naming the field, the rule and the value.
+    """
+    require_count(config["seed"], "seed")
+    require_count(config["profile"]["seed"], "profile.seed")
+    pool, source = dict(config["pool"]), dict(config["workload"])
+    experts = tuple(_make(pool["experts"], "pool.experts").values())
+    hardware = _make(config["hardware"], "hardware")
+    cluster = uniform_cluster(**config["cluster"], gpu=hardware.gpu)
+    lengths = length_distributions(pool.get("output_tokens") or {})
+    scale = source.pop("length_scale", None)
+    lengths |= length_distributions(source.pop("output_tokens", None) or {}, length_scale=scale)
+    workload = _make(source, "workload")
+    names = [expert.name for expert in experts]
+    for name in workload.num_calls_by_expert:
+        if name not in names:
+            raise ValueError(f"workload {workload.name}: expert must be one of the pool {names}, got {name!r}")
+    backend = dict(config["backend"])
+    simulated = backend.pop("name") == "sim"
+    return Setup(
+        workload=workload,
+        experts=experts,
+        cluster=cluster,
+        hardware=hardware,
+        settings=EngineSettings(**backend) if simulated else None,
+        lengths=lengths,
+        costs=_make(config["costs"], "costs"),
+        scheduler=_make(config["scheduler"], "scheduler"),
+        sweep=Sweep(**config["profile"]["sweep"]),
+        profile_path=config["profile"]["path"],
+        profile_seed=config["profile"]["seed"],
+        seed=config["seed"],
+    )
+
+
+def compose_config(overrides: list[str]) -> dict[str, Any]:
+    """Compose the configuration of a point outside of a Hydra application."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return plain(compose("config", overrides))
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Resolve a Hydra configuration into plain dictionaries and lists."""
+    resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+    resolved.pop("hydra", None)
+    return resolved
+
+
+def _make(config: Any, label: str) -> Any:
+    """Instantiate a group, showing the cause of a failure and not Hydra's way to it."""
+    try:
+        return instantiate(config, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, TypeError) and "argument" in str(cause):
+            raise ValueError(f"{label}: {str(cause).split(') ', 1)[-1]}") from error
+        raise cause from error

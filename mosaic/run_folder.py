@@ -1,0 +1,265 @@
+"""What a run leaves behind, written so that a folder never looks complete unless it is.
+
+NOTE: config.yaml is written first and summary.json last, each under a temporary name in the same folder,
+flushed to disk and then renamed. A crash, a kill or a full disk leaves a folder without summary.json.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from mosaic.errors import RunFolderError
+from mosaic.metrics import Summary
+from mosaic.plan import Plan
+from mosaic.results import Action, RunResult
+from mosaic.tables import calls_parquet, sessions_parquet
+from mosaic.trace import trace_json
+
+Config: TypeAlias = Mapping[str, Any]
+"""The resolved configuration: plain mappings, lists and scalars."""
+
+CONFIG = "config.yaml"
+SUMMARY = "summary.json"
+RUN_FILES = (
+    CONFIG, "plan.json", "plan_aggregate.json", "calls.parquet", "answers.parquet", "responses.jsonl",
+    "sessions.parquet", "actions.jsonl", "trace.json", "timeline.png", "meta.json", SUMMARY,
+)  # fmt: skip
+"""Every file of the contract, in the order of writing."""
+_TEMPORARY = ".{}.part"
+
+
+def start_run(folder: str | Path, config: Config) -> None:
+    """Open a folder for a run: clear what an unfinished run left there and write config.yaml.
+
+    Raises
+    ------
+    RunFolderError
+        If the folder holds a complete run, or cannot be written.
+    """
+    folder = Path(folder)
+    with _writing(folder):
+        _start(folder, config)
+
+
+def write_run(
+    folder: str | Path,
+    *,
+    config: Config,
+    plan: Plan,
+    plan_json: str,
+    result: RunResult | None,
+    summary: Summary,
+    meta: Mapping[str, Any],
+    timeline_png: bytes | None,
+) -> None:
+    """Write the files of a run, summary.json last.
+
+    Without a result, where a plan was made and not run, there are no records to write. The timeline
+    comes as bytes, since figures belong to experiments.
+
+    Raises
+    ------
+    RunFolderError
+        If the folder holds a complete run, or a file cannot be written; the folder is then incomplete.
+    """
+    folder = Path(folder)
+    # NOTE: everything is encoded before the first file is touched, so that a bug in a record
+    # cannot be mistaken for a disk problem.
+    files = {"plan.json": plan_json.encode()}
+    if result is not None:
+        files["calls.parquet"] = calls_parquet(result.calls, plan.lengths)
+        files["sessions.parquet"] = sessions_parquet(result.sessions)
+        files["trace.json"] = trace_json(result).encode()
+        if result.actions:
+            files["actions.jsonl"] = "".join(map(_action_line, result.actions)).encode()
+    if timeline_png is not None:
+        files["timeline.png"] = timeline_png
+    files["meta.json"] = _json(meta)
+    files[SUMMARY] = _json(summary)
+    with _writing(folder):
+        _start(folder, config)
+        for name in RUN_FILES:
+            if name in files:
+                _write_file(folder, name, files[name])
+
+
+def is_complete(folder: str | Path) -> bool:
+    """Tell whether a run was written to the end: summary.json is there and readable."""
+    try:
+        return isinstance(read_json(Path(folder) / SUMMARY), dict)
+    except RunFolderError:
+        return False
+
+
+def completed_with(folder: str | Path, config: Config) -> bool:
+    """Tell whether a folder holds the complete run of this configuration, which need not run again.
+
+    Raises
+    ------
+    RunFolderError
+        If it holds the complete run of another configuration: results are never overwritten.
+    """
+    if not is_complete(folder):
+        return False
+    found = read_config(folder)
+    differing = differing_keys(found, _plain(config))
+    if differing:
+        raise RunFolderError(
+            f"{folder}: holds the complete run of another configuration; "
+            f"{_name_differences(found, config, differing)}. Name another folder, or remove this one"
+        )
+    return True
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Read config.yaml.
+
+    Raises
+    ------
+    RunFolderError
+        If it is missing or not a mapping.
+    """
+    import yaml
+
+    path = Path(folder) / CONFIG
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise RunFolderError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(config, dict):
+        raise RunFolderError(f"{path}: must be a mapping, got {type(config).__name__}")
+    return config
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file of a run folder.
+
+    Raises
+    ------
+    RunFolderError
+        If it is missing or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise RunFolderError(f"{path}: not JSON ({error})") from error
+
+
+def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
+    """List a configuration's leaves by dotted key; lists and empty mappings are leaves.
+
+    Examples
+    --------
+    >>> flatten({"seed": 0, "scheduler": {"name": "ilp", "caps": [1, 2]}})
+    {'seed': 0, 'scheduler.name': 'ilp', 'scheduler.caps': [1, 2]}
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= flatten(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def differing_keys(left: Config, right: Config) -> tuple[str, ...]:
+    """Dotted keys in which two configurations differ, sorted; a missing key differs from any value."""
+    a, b = flatten(left), flatten(right)
+    return tuple(sorted(key for key in a.keys() | b.keys() if repr(a.get(key, ...)) != repr(b.get(key, ...))))
+
+
+def _name_differences(found: Config, wanted: Config, keys: tuple[str, ...]) -> str:
+    a, b = flatten(found), flatten(wanted)
+    named = [f"{key} is {a.get(key, 'absent')!r} there and {b.get(key, 'absent')!r} here" for key in keys[:3]]
+    more = f" (and {len(keys) - 3} more keys)" if len(keys) > 3 else ""
+    return "; ".join(named) + more
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """Turn a configuration into what reading its config.yaml returns."""
+    import yaml
+
+    plain: dict[str, Any] = yaml.safe_load(_yaml(config))
+    return plain
+
+
+def _yaml(config: Config) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(_listed(config), sort_keys=False, width=120, allow_unicode=True)
+    return text
+
+
+def _listed(value: Any) -> Any:
+    """Replace mappings by dicts and tuples by lists, which is all that plain YAML knows."""
+    if isinstance(value, Mapping):
+        return {key: _listed(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_listed(item) for item in value]
+    return value
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _action_line(action: Action) -> str:
+    key = action.call
+    line = {
+        "ts": action.ts, "kind": action.kind, "question": key.question, "role": key.role.value, "slot": key.slot,
+        "detail": action.detail,
+    }  # fmt: skip
+    return json.dumps(line, allow_nan=False) + "\n"
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, so that two processes given one folder cannot mix their files."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be created as a run folder ({error.strerror})") from error
+    try:
+        with suppress(OSError):  # NOTE: NFS cannot lock a directory; the renames alone then keep files whole
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _start(folder: Path, config: Config) -> None:
+    if is_complete(folder):
+        completed_with(folder, config)
+        raise RunFolderError(f"{folder}: already holds the complete run of this configuration; it is not overwritten")
+    text = _yaml(config)
+    for name in (*reversed(RUN_FILES), *map(_TEMPORARY.format, RUN_FILES)):
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"{folder / name}: cannot be replaced ({error.strerror})") from error
+    _write_file(folder, CONFIG, text.encode())
+
+
+def _write_file(folder: Path, name: str, content: bytes) -> None:
+    temporary = folder / _TEMPORARY.format(name)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / name)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RunFolderError(
+            f"{folder / name}: cannot be written ({error.strerror or error}); the run folder is incomplete"
+        ) from error

@@ -1,0 +1,133 @@
+"""What a run prints when it is over: one screen, at most 24 lines of at most 100 columns."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from mosaic.metrics import Summary, busy_s_by_worker, expert_sessions, load_s_by_worker, makespan_s
+from mosaic.results import RunResult, SessionRecord
+
+NUM_COLUMNS = 100
+NUM_LANES = 10
+"""Workers shown; of a larger cluster the busiest ones."""
+LANE_COLUMNS = 32
+
+
+def describe_run(summary: Summary, result: RunResult, folder: str | Path) -> str:
+    """Describe a finished run, given the contents of its summary.json and the folder of its files."""
+    lines = [
+        _headline(summary),
+        "",
+        _makespan_line(summary),
+        *_worker_lines(result),
+        _row("idle", _idle_text(summary)),
+        _row("tokens", _tokens_text(summary)),
+        _row("solver", _solver_text(summary)),
+    ]
+    if summary["num_failed_calls"]:
+        lines.append(_row("FAILED", f"{summary['num_failed_calls']:,} calls have no result: see calls.parquet"))
+    lines += [
+        "",
+        _row("folder", f"{folder}"),
+        _row("", "timeline.png, trace.json (open it in ui.perfetto.dev), calls.parquet, summary.json"),
+        _row("compare", f"python experiments/compare.py {Path(folder).parent}"),
+    ]
+    return "\n".join(_cut(line) for line in lines) + "\n"
+
+
+def _row(label: str, text: str) -> str:
+    return f"  {label:<10}{text}".rstrip()
+
+
+def _cut(line: str) -> str:
+    """Shorten a line that is too wide, except for paths and commands, which must stay whole to be of use."""
+    is_path = line.startswith(("  folder", "  compare"))
+    return line if len(line) <= NUM_COLUMNS or is_path else line[: NUM_COLUMNS - 3] + "..."
+
+
+def _headline(summary: Summary) -> str:
+    what = f"{summary['scheduler']} on {summary['workload']}"
+    how = f"backend {summary['backend']}, costs {summary['costs']}, seed {summary['seed']}"
+    counts = f"{summary['num_questions']:,} questions, {summary['num_calls']:,} calls, {summary['num_workers']} workers"
+    return f"{what}: {counts} ({how})"
+
+
+def _makespan_line(summary: Summary) -> str:
+    made = summary["expert_makespan_s"]
+    text = _seconds(made)
+    predicted, bound = summary["predicted_expert_makespan_s"], summary["expert_lower_bound_s"]
+    if predicted is not None:
+        text += f"   predicted {_seconds(predicted)}" + (f" ({predicted / made - 1:+.1%})" if made else "")
+    if bound is not None:
+        text += f"   lower bound {_seconds(bound)}" + (f" (x {made / bound:.3f})" if made and bound else "")
+    return _row("makespan", text)
+
+
+def _seconds(value: float | None) -> str:
+    return "none" if value is None else f"{value:,.1f} s"
+
+
+def _worker_lines(result: RunResult) -> list[str]:
+    sessions = expert_sessions(result)
+    span_s = makespan_s(sessions)
+    if not span_s:
+        return [_row("workers", "nothing ran")]
+    start_ts = min(session.load_start_ts for session in sessions)
+    busy_s = busy_s_by_worker(sessions, result.num_workers)
+    load_s = load_s_by_worker(sessions, result.num_workers)
+    workers = sorted(range(result.num_workers), key=lambda worker: -busy_s[worker])[:NUM_LANES]
+    lines = []
+    for worker in sorted(workers):
+        own = [session for session in sessions if worker in session.workers]
+        lane = _lane(own, start_ts, span_s)
+        times = f"busy {busy_s[worker]:>7,.0f} s  load {load_s[worker]:>4,.0f} s"
+        lines.append(_row(f"worker {worker}", f"|{lane}| {times}  {_experts(own)}"))
+    if result.num_workers > NUM_LANES:
+        lines.append(_row("", f"and {result.num_workers - NUM_LANES} workers that were busy for less"))
+    return lines
+
+
+def _lane(sessions: Sequence[SessionRecord], start_ts: float, span_s: float) -> str:
+    """Draw a worker's time: ``/`` load, ``#`` generate, ``.`` idle; each column shows what takes most of it."""
+    width_s = span_s / LANE_COLUMNS
+    columns = []
+    for column in range(LANE_COLUMNS):
+        low = start_ts + column * width_s
+        load_s = sum(_overlap_s(s.load_start_ts, s.start_ts, low, low + width_s) for s in sessions)
+        serve_s = sum(_overlap_s(s.start_ts, s.end_ts, low, low + width_s) for s in sessions)
+        shares = (("#", serve_s), ("/", load_s), (".", width_s - serve_s - load_s))
+        columns.append(max(shares, key=lambda share: share[1])[0])
+    return "".join(columns)
+
+
+def _overlap_s(start_ts: float, end_ts: float, low: float, high: float) -> float:
+    return max(0.0, min(end_ts, high) - max(start_ts, low))
+
+
+def _experts(sessions: Sequence[SessionRecord]) -> str:
+    """List a worker's experts in order; repeats in a row are counted."""
+    runs = [(name, len(list(group))) for name, group in groupby(session.expert for session in sessions)]
+    return ", ".join(name if count == 1 else f"{name} x{count}" for name, count in runs)
+
+
+def _idle_text(summary: Summary) -> str:
+    idle, load = summary["gpu_idle_frac"], summary["gpu_load_frac"]
+    if idle is None:
+        return "none"
+    loads = f"loading {load:.1%} in {summary['num_loads']} loads"
+    return f"{idle:.1%} of the workers' time; {loads}   (/ load, # generate, . idle)"
+
+
+def _tokens_text(summary: Summary) -> str:
+    rate = summary["output_tok_per_s"]
+    text = f"{summary['output_tokens']:,} written" + ("" if rate is None else f", {rate:,.0f} per second")
+    return f"{text}; {summary['num_preemptions']:,} preemptions"
+
+
+def _solver_text(summary: Summary) -> str:
+    solve = summary["solve"]
+    if solve["bound_s"] is None:
+        return f"{solve['status']} (a rule, nothing was solved)" if solve["status"] == "heuristic" else solve["status"]
+    gap = "" if solve["gap_frac"] is None else f", gap {solve['gap_frac']:.2%}"
+    size = f", {solve['num_vars']} variables, {solve['num_constraints']} constraints" if solve["num_vars"] else ""
+    return f"{solve['status']}{gap}, bound {_seconds(solve['bound_s'])}{size}"

@@ -1,0 +1,114 @@
+"""Measures a profile: sessions of several shard sizes on calibration calls, run on a backend."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from mosaic.backends.base import Backend
+from mosaic.checks import require, require_count, require_unique
+from mosaic.cluster import Cluster
+from mosaic.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
+from mosaic.prediction import prediction_from_sample
+from mosaic.profiles import Profile, ProfileEntry, SweepPoint, fit_session
+from mosaic.results import CallRecord, RunResult, SessionRecord
+from mosaic.workload import Call, CallKey, Expert, ExpertName, Role
+
+PromptTokens: TypeAlias = Callable[[int], int]
+"""Prompt tokens of the i-th calibration call; sources with fewer questions repeat them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """Which sessions a profile is made of."""
+
+    shard_sizes: tuple[int, ...]
+    num_repeats: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shard_sizes", tuple(self.shard_sizes))
+        for size in self.shard_sizes:
+            require_count(size, "costs.sweep.shard_sizes", at_least=1)
+        require_unique(self.shard_sizes, "costs.sweep.shard_sizes")
+        require(len(self.shard_sizes) >= 2, "costs.sweep.shard_sizes", "at least two sizes", self.shard_sizes)
+        require_count(self.num_repeats, "costs.sweep.num_repeats", at_least=1)
+
+
+def sweep_calls(sweep: Sweep, expert: ExpertName, prompt_tokens: PromptTokens) -> Iterator[tuple[Call, ...]]:
+    """List the calibration shards of an expert; every call has a key of its own, so luck is not shared."""
+    first = 0
+    for size in sweep.shard_sizes:
+        for _ in range(sweep.num_repeats):
+            yield tuple(
+                Call(CallKey(f"calibration-{expert}-{i}", Role.PROPOSE, 0), expert, prompt_tokens(i))
+                for i in range(first, first + size)
+            )
+            first += size
+
+
+def run_sweep(
+    sweep: Sweep, experts: Sequence[Expert], cluster: Cluster, backend: Backend, prompt_tokens: PromptTokens, source: str
+) -> Profile:
+    """Run the sweep's sessions one expert after the other and fit their costs.
+
+    Raises
+    ------
+    BackendError
+        If the backend cannot run a session.
+    """
+    sessions: list[Session] = []
+    calls: list[Call] = []
+    shards = {expert.name: list(sweep_calls(sweep, expert.name, prompt_tokens)) for expert in experts}
+    # NOTE: sizes outside, experts inside, so that an expert is loaded again for each of its sessions
+    # (and its load is measured again) unless it is alone in the pool.
+    for index in range(len(sweep.shard_sizes) * sweep.num_repeats):
+        for expert in experts:
+            shard = shards[expert.name][index]
+            calls += shard
+            sessions.append(
+                Session(
+                    id=len(sessions),
+                    expert=expert.name,
+                    role=Role.PROPOSE,
+                    workers=tuple(range(expert.tp_degree)),
+                    shard=tuple(call.key for call in shard),
+                )
+            )
+    result = backend.execute(_profiling_plan(sessions, cluster), calls)
+    return Profile(source=source, entries=tuple(_entry(expert, cluster, result) for expert in experts))
+
+
+def _profiling_plan(sessions: Sequence[Session], cluster: Cluster) -> Plan:
+    return Plan(
+        scheduler="profile",
+        problem_fingerprint="profile",
+        num_workers=cluster.num_workers,
+        sessions=tuple(sessions),
+        predicted=tuple(PredictedTimes(0.0, 0.0, 0.0) for _ in sessions),
+        lengths={},
+        lower_bound_s=0.0,
+        solve=SolveReport(status=SolveStatus.HEURISTIC),
+    )
+
+
+def _entry(expert: Expert, cluster: Cluster, result: RunResult) -> ProfileEntry:
+    sessions: list[SessionRecord] = [session for session in result.sessions if session.expert == expert.name]
+    records: list[CallRecord] = [call for call in result.calls if call.expert == expert.name]
+    points = tuple(
+        SweepPoint(
+            num_calls=session.num_calls,
+            session_s=session.end_ts - session.start_ts,
+            output_tokens=session.output_tokens,
+        )
+        for session in sessions
+    )
+    sample = tuple(sorted(record.output_tokens for record in records))
+    return ProfileEntry(
+        expert=expert.name,
+        gpu=cluster.workers[0].gpu.name,
+        tp_degree=expert.tp_degree,
+        load_s=max(session.load_s for session in sessions),
+        fit=fit_session(points),
+        lengths=prediction_from_sample(sample),
+        points=points,
+        output_tokens=sample,
+    )

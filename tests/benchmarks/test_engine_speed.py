@@ -1,0 +1,56 @@
+"""How fast the simulator is; run with ``pytest tests/benchmarks --benchmark-enable -s`` to see the numbers.
+
+The ratios are printed, not asserted: a shared machine's clock proves nothing.
+"""
+
+import time
+from math import inf
+
+from sim.engine import Engine
+from sim.engine_settings import EngineSettings
+from tests.sim.cluster_runs import HYBRID_POOL, round_robin_run
+from tests.sim.oracle import LinearTime, Oracle
+
+
+def cpu_seconds(function, rounds=3):
+    best = inf
+    for _ in range(rounds):
+        start = time.process_time()
+        function()
+        best = min(best, time.process_time() - start)
+    return best
+
+
+def test_round_robin_on_6300_calls(benchmark):
+    """The whole of SimBackend.execute: six sessions shaped like MMLU-Pro's, one of them KV-bound."""
+    backend, plan, calls = round_robin_run()
+    result = benchmark(backend.execute, plan, calls)
+    assert len(result.calls) == len(calls) == 6300
+    assert sum(record.num_preemptions for record in result.calls) > 1000
+    if benchmark.enabled:
+        print(f"\nround robin: {len(calls) / cpu_seconds(lambda: backend.execute(plan, calls)):,.0f} calls per CPU second")
+
+
+def test_llama_r1_session_against_the_oracle(benchmark):
+    """The named session: LlamaR1's 1,070 calls, KV-bound, prefill first (the oracle takes a shard of them otherwise)."""
+    num_calls = HYBRID_POOL["LlamaR1"][0] if benchmark.enabled else 12
+    _, _, calls = round_robin_run()
+    backend, _, _ = round_robin_run()
+    mine = [call for call in calls if call.expert == "LlamaR1"][:num_calls]
+    requests = [(call.prompt_tokens, min(32000, backend.outcomes(call).output_tokens), 0.0) for call in mine]
+    settings = EngineSettings()
+
+    def jump():
+        engine = Engine(iteration_time=LinearTime(), settings=settings, kv_tokens=427_000, context_tokens=32768)
+        for number, request in enumerate(requests):
+            engine.submit(number, *request)
+        return engine.advance_to(inf)
+
+    finished = benchmark(jump)
+    oracle = Oracle(LinearTime(), settings, 427_000, 32768)
+    start = time.process_time()
+    oracle.run(requests)
+    oracle_s = time.process_time() - start
+    assert abs(finished[-1].finished_ts / oracle.now - 1) < 1e-6
+    if benchmark.enabled:
+        print(f"\nLlamaR1 session: {oracle_s / cpu_seconds(jump):,.0f} times the speed of the oracle")

@@ -1,0 +1,207 @@
+"""What every backend promises. To add a backend, add a factory to BACKENDS."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+
+from mosaic.backends.base import Backend
+from mosaic.errors import BackendError
+from mosaic.plan import Plan
+from mosaic.realization import Outcome
+from mosaic.results import CallStatus, Cancel
+from mosaic.workload import CallKey, Role
+from tests.factories import make_call, make_cluster, make_expert
+from tests.sim.cluster_runs import make_backend, make_plan, make_session, some_calls
+
+BACKENDS: dict[str, Callable[..., Backend]] = {"sim": make_backend}
+"""Each takes the true outcomes, and ``experts=`` and ``cluster=``."""
+
+
+def true_outcome(call):
+    return Outcome(3 + 7 * (call.key.slot + len(call.key.question) + int(call.key.question[1:] or 0)) % 40, answer="B")
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+def backend(request) -> Backend:
+    experts = [make_expert("A"), make_expert("B"), make_expert("T", tp_degree=2)]
+    return BACKENDS[request.param](true_outcome, experts=experts, cluster=make_cluster(3))
+
+
+A, B, T = some_calls("A", 30), some_calls("B", 20), some_calls("T", 5)
+LATE = some_calls("A", 4, start=30, ready_s=100.0)
+CALLS = [*A, *B, *T, *LATE]
+
+
+def plan_of_five() -> Plan:
+    """A twice on worker 0, B on worker 1, T on both once A's first shard and B are done, and A again at the end."""
+    return make_plan(
+        make_session(3, A[:20], workers=(0,)),
+        make_session(1, B, workers=(1,)),
+        make_session(4, T, workers=(0, 1)),
+        make_session(0, A[20:], workers=(2,), after=(1,)),
+        make_session(2, LATE, workers=(2,)),
+        num_workers=3,
+    )
+
+
+class Watcher:
+    def __init__(self, *cancels: tuple[str, CallKey]):
+        self.records = []
+        self.cancels = {trigger: key for trigger, key in cancels}
+
+    def on_finish(self, record):
+        self.records.append(record)
+        key = self.cancels.get(record.key.question)
+        return [] if key is None else [Cancel(key)]
+
+
+def test_it_has_a_name(backend):
+    assert backend.name
+
+
+def test_every_call_is_recorded_exactly_once(backend):
+    plan = plan_of_five()
+    result = backend.execute(plan, CALLS)
+    assert sorted(record.key for record in result.calls) == sorted(call.key for call in CALLS)
+    session_of = {key: session for session in plan.sessions for key in session.shard}
+    for record in result.calls:
+        session = session_of[record.key]
+        assert (record.session, record.expert, record.workers) == (session.id, session.expert, session.workers)
+
+
+def test_what_came_out_is_what_would_really_happen(backend):
+    by_key = {record.key: record for record in backend.execute(plan_of_five(), CALLS).calls}
+    for call in CALLS:
+        record = by_key[call.key]
+        assert (record.output_tokens, record.answer) == (true_outcome(call).output_tokens, "B")
+        assert (record.prompt_tokens, record.status) == (call.prompt_tokens, CallStatus.FINISHED)
+
+
+def test_a_call_lives_in_order_and_inside_its_session(backend):
+    result = backend.execute(plan_of_five(), CALLS)
+    sessions = {record.session: record for record in result.sessions}
+    ready_s = {call.key: call.ready_s for call in CALLS}
+    for record in result.calls:
+        session = sessions[record.session]
+        assert ready_s[record.key] <= record.queued_ts
+        assert session.start_ts <= record.queued_ts <= record.admitted_ts
+        assert record.admitted_ts <= record.first_token_ts <= record.finished_ts <= session.end_ts
+
+
+def test_sessions_count_their_calls_and_tokens(backend):
+    plan = plan_of_five()
+    result = backend.execute(plan, CALLS)
+    assert [record.session for record in result.sessions] == [session.id for session in plan.sessions]
+    for record in result.sessions:
+        mine = [call for call in result.calls if call.session == record.session]
+        assert record.num_calls == len(mine)
+        assert record.output_tokens == sum(call.output_tokens for call in mine)
+        assert record.load_start_ts + record.load_s <= record.start_ts + 1e-9
+
+
+def test_workers_serve_their_sessions_one_after_the_other_in_the_plans_order(backend):
+    plan = plan_of_five()
+    result = backend.execute(plan, CALLS)
+    assert result.num_workers == 3
+    for worker in range(3):
+        mine = [record for record in result.sessions if worker in record.workers]
+        assert [record.session for record in mine] == [session.id for session in plan.worker_queue(worker)]
+        for before, behind in pairwise(mine):
+            assert before.end_ts <= behind.load_start_ts
+
+
+def test_a_session_waits_for_those_it_follows(backend):
+    sessions = {record.session: record for record in backend.execute(plan_of_five(), CALLS).sessions}
+    assert sessions[0].load_start_ts >= sessions[1].end_ts
+
+
+def test_the_order_of_the_plan_binds_and_not_the_ids(backend):
+    first, second = make_session(9, A[:5]), make_session(1, B[:5])
+    result = backend.execute(make_plan(first, second, num_workers=3), [*A[:5], *B[:5]])
+    assert [record.session for record in result.sessions] == [9, 1]
+    assert result.sessions[0].end_ts <= result.sessions[1].load_start_ts
+
+
+def test_an_expert_that_stays_on_its_workers_loads_once(backend):
+    plan = make_plan(
+        make_session(0, A[:5]), make_session(1, A[5:10]), make_session(2, B[:5]), make_session(3, A[10:]), num_workers=3
+    )
+    first, again, other, back = backend.execute(plan, [*A, *B[:5]]).sessions
+    assert first.load_s > 0
+    assert again.load_s == 0
+    assert again.start_ts == again.load_start_ts == first.end_ts
+    assert other.load_s > 0
+    assert back.load_s > 0
+
+
+def test_a_call_that_is_not_ready_waits_in_its_session(backend):
+    result = backend.execute(plan_of_five(), CALLS)
+    session = next(record for record in result.sessions if record.session == 2)
+    late = [record for record in result.calls if record.session == 2]
+    assert session.start_ts < 100.0
+    assert all(record.queued_ts == 100.0 for record in late)
+
+
+def test_the_same_plan_twice_gives_the_same_records(backend):
+    assert backend.execute(plan_of_five(), CALLS) == backend.execute(plan_of_five(), CALLS)
+
+
+def test_a_listener_hears_every_finish_in_order_of_time(backend):
+    watcher = Watcher()
+    result = backend.execute(plan_of_five(), CALLS, watcher)
+    assert sorted(watcher.records) == sorted(result.calls)
+    instants = [record.finished_ts for record in watcher.records]
+    assert instants == sorted(instants)
+
+
+def test_a_listener_that_does_nothing_changes_nothing(backend):
+    assert backend.execute(plan_of_five(), CALLS, Watcher()) == backend.execute(plan_of_five(), CALLS)
+
+
+def test_a_cancelled_call_is_recorded_and_the_action_kept(backend):
+    watcher = Watcher(("A3", LATE[0].key), ("B2", T[1].key))
+    result = backend.execute(plan_of_five(), CALLS, watcher)
+    assert {(action.kind, action.call) for action in result.actions} == {
+        ("cancel", LATE[0].key),
+        ("cancel", T[1].key),
+    }
+    cancelled = {record.key: record for record in result.calls if record.status is CallStatus.CANCELLED}
+    assert {action.call: action.ts for action in result.actions} == {
+        key: record.finished_ts for key, record in cancelled.items()
+    }
+    assert len(result.calls) == len(CALLS)
+    assert cancelled.keys().isdisjoint(record.key for record in watcher.records)
+
+
+def test_cancelling_what_has_finished_does_nothing(backend):
+    result = backend.execute(plan_of_five(), CALLS, Watcher(("B19", B[19].key), ("A3", A[3].key)))
+    assert result.actions == ()
+    assert all(record.status is CallStatus.FINISHED for record in result.calls)
+
+
+UNKNOWN = make_call("q0", expert="A", role=Role.AGGREGATE)
+
+
+@pytest.mark.parametrize(
+    ("plan", "calls", "message"),
+    [
+        (make_plan(make_session(0, some_calls("Z", 1))), some_calls("Z", 1), r"expert must be one of .*, got 'Z'"),
+        (make_plan(make_session(0, [*A, UNKNOWN])), A, "call q0/aggregate/0 is not one of the calls"),
+        (make_plan(make_session(0, A), make_session(1, A[:1])), A, "call A0/propose/0 is not .* or is served twice"),
+        (make_plan(make_session(0, [A[0], B[0]])), [A[0], B[0]], "call B0/propose/0 is for 'B'"),
+        (make_plan(make_session(0, A)), [*A, *B], "plan drops 20 calls, the first of them B0"),
+        (make_plan(make_session(0, A)), [*A, A[0]], "key must be unique"),
+        (make_plan(make_session(0, A, workers=(3,))), A, r"worker must be one of 0 .. 2 of .*, got 3"),
+        (make_plan(make_session(0, A, workers=(0, 1))), A, r"as many as tp_degree 1, got \(0, 1\)"),
+        (make_plan(make_session(0, A, after=(7,))), A, "after must name sessions of the plan, got 7"),
+    ],
+)
+def test_a_plan_that_cannot_be_run_is_refused(backend, plan, calls, message):
+    with pytest.raises(BackendError, match=message):
+        backend.execute(plan, calls)
+
+
+def test_a_listener_cannot_cancel_what_does_not_exist(backend):
+    with pytest.raises(BackendError, match="Cancel must name a call of the plan, got q0/aggregate/0"):
+        backend.execute(plan_of_five(), CALLS, Watcher(("A3", UNKNOWN.key)))

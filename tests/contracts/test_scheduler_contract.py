@@ -1,0 +1,121 @@
+"""One suite for every scheduler, built from conf/ as the command line builds it."""
+
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from mosaic.errors import InfeasibleError
+from mosaic.plan_file import plan_to_json
+from mosaic.problem import Problem
+from mosaic.schedulers.base import Scheduler
+from tests.factories import (
+    assert_plan_valid,
+    make_call,
+    make_gpu,
+    make_mixed_cluster,
+    make_paper_problem,
+    make_problem,
+)
+
+CONF = Path(__file__).parents[2] / "conf" / "scheduler"
+NAMES = ("data_parallel", "fifo", "ilp", "least_loaded", "round_robin")
+
+
+def build(name: str) -> Scheduler:
+    return instantiate(OmegaConf.load(CONF / f"{name}.yaml"), _convert_="all")
+
+
+@pytest.fixture(params=NAMES)
+def scheduler(request: pytest.FixtureRequest) -> Scheduler:
+    return build(request.param)
+
+
+def test_every_configuration_is_covered() -> None:
+    assert sorted(path.stem for path in CONF.glob("*.yaml")) == list(NAMES)
+
+
+def test_name_is_the_configuration_group(scheduler: Scheduler) -> None:
+    plan = scheduler.plan(make_problem())
+    assert plan.scheduler == scheduler.name
+    assert (CONF / f"{scheduler.name}.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        make_problem({"A": 3, "B": 2}),
+        make_problem({"A": 1}, num_workers=4),
+        make_problem({"A": 5, "B": 1, "C": 7}, num_workers=1),
+        make_problem({"A": 4, "B": 3, "C": 2}, num_workers=4, tp_degree={"A": 4, "B": 2, "C": 1}),
+        make_problem({"A": 6, "B": 6}, cluster=make_mixed_cluster(make_gpu("old"), make_gpu("new"), make_gpu("old"))),
+        make_problem({"A": 2, "B": 2}, load_s=0.0),
+        make_problem({"A": 3, "B": 3}, per_call_s=0.0),
+    ],
+    ids=["two", "few calls", "one worker", "gangs", "unlike GPUs", "free loads", "free calls"],
+)
+def test_plan_serves_every_call_once_within_its_bound(scheduler: Scheduler, problem: Problem) -> None:
+    assert_plan_valid(scheduler.plan(problem), problem)
+
+
+def test_plan_of_a_benchmark_is_valid(scheduler: Scheduler) -> None:
+    problem = make_paper_problem("gpqa")
+    assert_plan_valid(scheduler.plan(problem), problem)
+
+
+def test_same_problem_gives_the_same_bytes(scheduler: Scheduler) -> None:
+    first, second = make_paper_problem("gpqa"), make_paper_problem("gpqa")
+    assert plan_to_json(scheduler.plan(first)) == plan_to_json(scheduler.plan(second))
+
+
+def test_experts_without_calls_are_left_out(scheduler: Scheduler) -> None:
+    problem = make_problem({"A": 3, "idle": 0, "B": 2})
+    plan = scheduler.plan(problem)
+    assert {session.expert for session in plan.sessions} == {"A", "B"}
+    assert set(plan.lengths) == {"A", "B"}
+
+
+def test_problem_without_calls_gives_an_empty_plan(scheduler: Scheduler) -> None:
+    problem = make_problem({"A": 0})
+    plan = scheduler.plan(problem)
+    assert plan.sessions == ()
+    assert plan.lower_bound_s == plan.predicted_makespan_s == 0.0
+
+
+def test_calls_keep_their_order_inside_a_session(scheduler: Scheduler) -> None:
+    problem = make_problem({"A": 9, "B": 4}, num_workers=3, load_s=1.0)
+    rank = {call.key: number for number, call in enumerate(problem.calls)}
+    for session in scheduler.plan(problem).sessions:
+        ranks = [rank[key] for key in session.shard]
+        assert ranks == sorted(ranks)
+
+
+def test_session_takes_the_role_of_its_calls(scheduler: Scheduler) -> None:
+    problem = make_problem({"A": 1}, calls=[make_call("q", expert="A", role="aggregate")])
+    assert [session.role for session in scheduler.plan(problem).sessions] == ["aggregate"]
+
+
+def test_expert_goes_only_where_it_fits(scheduler: Scheduler) -> None:
+    cluster = make_mixed_cluster(make_gpu("small"), make_gpu("large"), make_gpu("small"))
+    problem = make_problem({"A": 4, "B": 3}, cluster=cluster, misfits=[("A", "small")])
+    plan = scheduler.plan(problem)
+    assert_plan_valid(plan, problem)
+    assert {session.workers for session in plan.sessions if session.expert == "A"} == {(1,)}
+
+
+def test_model_larger_than_every_gpu_is_refused_with_its_size(scheduler: Scheduler) -> None:
+    problem = make_problem({"A": 4, "B": 3}, misfits=[("B", "gpu")])
+    with pytest.raises(InfeasibleError, match=r"expert 'B' fits on no .* 15\.0 GiB of weights.*usable: gpu 72\.0 GiB"):
+        scheduler.plan(problem)
+
+
+def test_gang_wider_than_the_cluster_is_refused(scheduler: Scheduler) -> None:
+    with pytest.raises(InfeasibleError, match="expert 'A' spans 4 workers and cluster 'test-x2' has 2"):
+        scheduler.plan(make_problem({"A": 4}, tp_degree=4))
+
+
+def test_notes_carry_the_cost_models_remarks(scheduler: Scheduler) -> None:
+    plan = scheduler.plan(make_problem(remarks=("A: priced beyond its sweep",)))
+    assert plan.notes[-1] == "A: priced beyond its sweep"
+    assert len(plan.notes) > 1

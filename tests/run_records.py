@@ -1,0 +1,90 @@
+"""Hand-made runs: plans and results of a few sessions, for what is done with a run afterwards."""
+
+from mosaic.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
+from mosaic.prediction import LengthPrediction
+from mosaic.results import CallRecord, CallStatus, RunResult, SessionRecord
+from mosaic.workload import CallKey, Role
+
+
+def make_key(question: str = "q0", *, slot: int = 0, role: Role = Role.PROPOSE) -> CallKey:
+    return CallKey(question, role, slot)
+
+
+def make_record(question: str = "q0", *, expert: str = "A", **changes: object) -> CallRecord:
+    record = CallRecord(
+        key=make_key(question), expert=expert, session=0, workers=(0,), prompt_tokens=100, output_tokens=11,
+        queued_ts=1.0, admitted_ts=2.0, first_token_ts=3.0, finished_ts=8.0,
+    )  # fmt: skip
+    return record._replace(**changes)
+
+
+def make_failed(question: str, **changes: object) -> CallRecord:
+    lost = {"admitted_ts": None, "first_token_ts": None, "finished_ts": None, "output_tokens": 0}
+    return make_record(question, **{**lost, "status": CallStatus.FAILED, **changes})
+
+
+def make_session(
+    session: int = 0,
+    *,
+    expert: str = "A",
+    workers: tuple[int, ...] = (0,),
+    load: tuple[float, float] = (0.0, 10.0),
+    end_ts: float = 50.0,
+    role: Role = Role.PROPOSE,
+    output_tokens: int = 400,
+) -> SessionRecord:
+    return SessionRecord(
+        session=session,
+        expert=expert,
+        role=role,
+        workers=workers,
+        load_start_ts=load[0],
+        load_s=load[1] - load[0],
+        start_ts=load[1],
+        end_ts=end_ts,
+        num_calls=1,
+        output_tokens=output_tokens,
+    )
+
+
+def make_result(
+    *sessions: SessionRecord, calls: tuple[CallRecord, ...] = (), num_workers: int = 2, **changes: object
+) -> RunResult:
+    return RunResult(calls=calls, sessions=sessions, num_workers=num_workers, **changes)  # type: ignore[arg-type]
+
+
+def make_small_run() -> RunResult:
+    """Worker 0 loads A (0-10), serves to 50, loads B (50-55), serves to 80; worker 1 loads C (0-10), serves to 40."""
+    return make_result(
+        make_session(0, expert="A"),
+        make_session(1, expert="B", load=(50.0, 55.0), end_ts=80.0),
+        make_session(2, expert="C", workers=(1,), end_ts=40.0),
+        calls=(
+            make_record("q0", expert="A", num_preemptions=2),
+            make_record("q1", expert="B", session=1, admitted_ts=55.0, first_token_ts=56.0, finished_ts=80.0),
+            make_record("q2", expert="C", session=2, workers=(1,), answer="B"),
+        ),
+        lower_bound_s=60.0,
+    )
+
+
+def make_small_plan(*, scheduler: str = "ilp", lengths: tuple[str, ...] = ("A", "B", "C")) -> Plan:
+    """The plan behind the small run, 10% optimistic."""
+    sessions = (
+        Session(id=0, expert="A", role=Role.PROPOSE, workers=(0,), shard=(make_key("q0"),)),
+        Session(id=1, expert="B", role=Role.PROPOSE, workers=(0,), shard=(make_key("q1"),)),
+        Session(id=2, expert="C", role=Role.PROPOSE, workers=(1,), shard=(make_key("q2"),)),
+    )
+    return Plan(
+        scheduler=scheduler,
+        problem_fingerprint="f00d",
+        num_workers=2,
+        sessions=sessions,
+        predicted=(PredictedTimes(0.0, 10.0, 45.0), PredictedTimes(45.0, 5.0, 72.0), PredictedTimes(0.0, 10.0, 36.0)),
+        lengths={name: LengthPrediction(mean=12.5, max=64) for name in lengths},
+        lower_bound_s=50.0,
+        solve=SolveReport(
+            status=SolveStatus.OPTIMAL, objective_s=72.0, bound_s=71.0, gap_frac=0.0139, num_vars=12,
+            num_constraints=15, wall_s=0.25,
+        ),
+    )  # fmt: skip

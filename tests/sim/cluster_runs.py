@@ -1,0 +1,113 @@
+"""Small simulated clusters: experts with linear iteration times, plans written by hand or drawn."""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mosaic.cluster import Cluster
+from mosaic.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
+from mosaic.realization import Outcome
+from mosaic.workload import Call, CallKey, Expert, ModelShape, Role
+from sim.backend import SimBackend
+from sim.engine_settings import EngineSettings
+from tests.factories import make_call, make_cluster, make_expert, make_shape
+from tests.sim.oracle import LinearTime
+
+
+@dataclass(frozen=True)
+class LinearHardware:
+    """Loads in constant time, steps in linear time."""
+
+    load: float = 10.0
+    time: LinearTime = LinearTime()
+
+    def load_s(self, shape: ModelShape, tp_degree: int) -> float:
+        return self.load / tp_degree
+
+
+def linear_times(hardware, shape, tp_degree):
+    return hardware.time
+
+
+def make_session(number: int, calls: Sequence[Call], *, workers=(0,), after=()) -> Session:
+    return Session(
+        id=number,
+        expert=calls[0].expert,
+        role=Role.PROPOSE,
+        workers=tuple(workers),
+        shard=tuple(call.key for call in calls),
+        after=tuple(after),
+    )
+
+
+def make_plan(*sessions: Session, num_workers: int = 2) -> Plan:
+    return Plan(
+        scheduler="by hand",
+        problem_fingerprint="",
+        num_workers=num_workers,
+        sessions=sessions,
+        predicted=tuple(PredictedTimes(0.0, 0.0, 0.0) for _ in sessions),
+        lengths={},
+        lower_bound_s=0.0,
+        solve=SolveReport(status=SolveStatus.HEURISTIC),
+    )
+
+
+def some_calls(expert: str, number: int, *, start: int = 0, ready_s: float = 0.0) -> list[Call]:
+    return [make_call(f"{expert}{start + i}", expert=expert, ready_s=ready_s) for i in range(number)]
+
+
+def by_key(lengths: Mapping[CallKey, int] | int):
+    """Outcomes from a table, or the same length for all; the answer is the question's name."""
+    return lambda call: Outcome(
+        lengths if isinstance(lengths, int) else lengths[call.key], answer=f"answer {call.key.question}"
+    )
+
+
+def make_backend(
+    outcomes,
+    *,
+    experts: Sequence[Expert] | None = None,
+    cluster: Cluster | None = None,
+    settings: EngineSettings | None = None,
+    hardware: LinearHardware | None = None,
+) -> SimBackend:
+    cluster = cluster or make_cluster(2)
+    return SimBackend(
+        experts=experts or [make_expert("A"), make_expert("B"), make_expert("T", tp_degree=2)],
+        hardware={worker.gpu.name: hardware or LinearHardware() for worker in cluster.workers},
+        cluster=cluster,
+        outcomes=outcomes,
+        settings=settings or EngineSettings(),
+        iteration_times=linear_times,
+    )
+
+
+HYBRID_POOL = {  # calls, mean length, sigma, cap, layers (set KV bytes per token), context; as on MMLU-Pro
+    "Gemma": (1632, 291, 0.8, 4096, 42, 16, 8, 256, 8192),
+    "QwenR1": (1428, 3734, 1.05, 32768, 28, 28, 4, 128, 32768),
+    "Qwen": (956, 364, 0.8, 4096, 28, 28, 4, 128, 32768),
+    "LlamaR1": (1070, 3146, 1.05, 32768, 32, 32, 8, 128, 32768),
+    "Exaone": (547, 456, 0.8, 4096, 32, 32, 8, 128, 32768),
+    "GLM": (667, 400, 0.8, 4096, 40, 32, 2, 128, 32768),
+}
+
+
+def round_robin_run() -> tuple[SimBackend, Plan, list[Call]]:
+    """Round robin of 6,300 calls over four workers, shaped like MMLU-Pro's: two reasoning experts, one of them KV-bound."""
+    rng = random.Random(0)
+    experts, calls, lengths, sessions = [], [], {}, []
+    for number, (name, row) in enumerate(HYBRID_POOL.items()):
+        num_calls, mean, sigma, cap, layers, heads, kv_heads, head_dim, context = row
+        shape = make_shape(num_layers=layers, num_query_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim)
+        experts.append(make_expert(name, shape=shape, max_output_tokens=cap, context_tokens=context))
+        mine = [
+            make_call(f"{name}{i}", expert=name, prompt_tokens=rng.randint(150, 350)) for i in range(num_calls)
+        ]
+        for call in mine:
+            lengths[call.key] = Outcome(max(1, int(rng.lognormvariate(math.log(mean) - sigma**2 / 2, sigma))))
+        calls += mine
+        sessions.append(make_session(number, mine, workers=(number % 4,)))
+    backend = make_backend(lambda call: lengths[call.key], experts=experts, cluster=make_cluster(4))
+    return backend, make_plan(*sessions, num_workers=4), calls

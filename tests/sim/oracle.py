@@ -1,0 +1,181 @@
+"""The naive engine: one iteration at a time, every sequence visited, every block counted. Slow on purpose."""
+
+from dataclasses import dataclass, field
+
+from sim.engine_settings import EngineSettings, Order
+from sim.iteration_time import IterationTime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearTime:
+    """An iteration time with constants that no sum of round numbers hits."""
+
+    base_s: float = 0.0107613
+    per_seq_s: float = 3.7731e-5
+    per_kv_token_s: float = 8.2719e-8
+    per_prefill_token_s: float = 6.7713e-5
+    per_prefill_pair_s: float = 3.6131e-9
+
+    def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int) -> float:
+        kv_read = num_steps * kv_tokens + num_seqs * num_steps * (num_steps - 1) // 2
+        return num_steps * (self.base_s + self.per_seq_s * num_seqs) + self.per_kv_token_s * kv_read
+
+    def mixed_s(self, chunks, num_decodes, decode_kv_tokens):
+        tokens = pairs = 0
+        for num_new, num_cached in chunks:
+            tokens += num_new
+            pairs += num_new * (num_new + 2 * num_cached)
+        return (
+            self.base_s
+            + self.per_seq_s * num_decodes
+            + self.per_kv_token_s * decode_kv_tokens
+            + self.per_prefill_token_s * tokens
+            + self.per_prefill_pair_s * pairs
+        )
+
+
+@dataclass(eq=False)
+class Seq:
+    id: int
+    prompt: int
+    output: int
+    ready: float
+    generated: int = 0
+    computed: int = 0
+    blocks: int = 0
+    admitted: float | None = None
+    first: float | None = None
+    finished: float | None = None
+    preemptions: int = 0
+    wasted: int = 0
+    decoding: bool = False
+
+    @property
+    def length(self) -> int:
+        return self.prompt + self.generated
+
+
+@dataclass
+class Oracle:
+    time: IterationTime
+    settings: EngineSettings
+    kv_tokens: int
+    context: int
+    now: float = 0.0
+    num_iterations: int = 0
+    waiting: list[Seq] = field(default_factory=list)
+    running: list[Seq] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.num_blocks = self.kv_tokens // self.settings.block_size
+        self.watermark = int(self.settings.watermark_frac * self.num_blocks)
+        self.num_free = self.num_blocks
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return (num_tokens + self.settings.block_size - 1) // self.settings.block_size
+
+    def take(self, seq: Seq, num_blocks: int) -> None:
+        seq.blocks += num_blocks
+        self.num_free -= num_blocks
+        assert 0 <= self.num_free <= self.num_blocks
+
+    def run(self, requests, aborts=()) -> list[Seq]:
+        """Requests are (prompt, output, ready); aborts are (ts, index), each at its time or not at all."""
+        arriving = sorted((Seq(i, *request) for i, request in enumerate(requests)), key=lambda seq: seq.ready)
+        everyone = sorted(arriving, key=lambda seq: seq.id)
+        aborts = sorted(aborts)
+        while True:
+            while aborts and aborts[0][0] <= self.now:
+                self.abort(everyone[aborts[0][1]], aborts[0][0], arriving)
+                aborts.pop(0)
+            while arriving and arriving[0].ready <= self.now:
+                self.waiting.append(arriving.pop(0))
+            if self.waiting or self.running:
+                self.iterate(aborts)
+            elif arriving:
+                self.now = min([arriving[0].ready] + [max(self.now, ts) for ts, _ in aborts])
+            elif aborts:
+                self.now = max(self.now, aborts[0][0])
+            else:
+                return everyone
+
+    def abort(self, seq, ts, arriving) -> None:
+        if seq.finished is not None:
+            return
+        for place in (self.waiting, self.running, arriving):
+            if seq in place:
+                place.remove(seq)
+        seq.finished = ts
+        seq.wasted += seq.computed
+        self.take(seq, -seq.blocks)
+
+    def preempt(self) -> None:
+        seq = self.running.pop()
+        seq.wasted += seq.computed
+        seq.computed = 0
+        self.take(seq, -seq.blocks)
+        seq.preemptions += 1
+        seq.decoding = False
+        self.waiting.insert(0, seq)
+
+    def iterate(self, aborts) -> None:
+        self.num_iterations += 1
+        mixed = self.settings.order is Order.MIXED
+        budget = self.settings.batched_tokens(self.context)
+        work: list[tuple[Seq, int]] = []
+        if not mixed:
+            self.admit(work, budget, whole=True)
+        if not work:
+            preempted = False
+            index = 0
+            while index < len(self.running):
+                seq = self.running[index]
+                num_new = min(seq.length - seq.computed, budget) if mixed else 1
+                needed = self.blocks_for(seq.computed + num_new) - seq.blocks
+                while needed > self.num_free and seq in self.running:
+                    self.preempt()
+                    preempted = True
+                if seq not in self.running:
+                    break
+                self.take(seq, needed)
+                budget -= num_new
+                work.append((seq, num_new))
+                index += 1
+            if mixed and not preempted:
+                self.admit(work, budget, whole=False)
+        self.compute(work, aborts)
+
+    def admit(self, work, budget, *, whole) -> None:
+        while self.waiting and len(self.running) < self.settings.max_num_seqs and budget > 0:
+            seq = self.waiting[0]
+            num_new = seq.length if whole else min(seq.length, budget)
+            needed = self.blocks_for(num_new)
+            if num_new > budget or self.num_free - needed < self.watermark:
+                return
+            self.waiting.pop(0)
+            self.running.append(seq)
+            self.take(seq, needed)
+            seq.admitted = self.now if seq.admitted is None else seq.admitted
+            budget -= num_new
+            work.append((seq, num_new))
+
+    def compute(self, work, aborts) -> None:
+        decodes = [seq for seq, _ in work if seq.decoding]
+        chunks = [(num_new, seq.computed) for seq, num_new in work if not seq.decoding]
+        kv_tokens = sum(seq.computed + 1 for seq in decodes)
+        if chunks:
+            self.now += self.time.mixed_s(chunks, len(decodes), kv_tokens)
+        else:
+            self.now += self.time.decode_span_s(len(decodes), kv_tokens, 1)
+        aborted = {index for ts, index in aborts if ts < self.now}
+        for seq, num_new in work:
+            seq.computed += num_new
+            if seq.computed < seq.length:
+                continue
+            seq.generated += 1
+            seq.decoding = True
+            seq.first = self.now if seq.first is None else seq.first
+            if seq.generated == seq.output and seq.id not in aborted:
+                seq.finished = self.now
+                self.running.remove(seq)
+                self.take(seq, -seq.blocks)

@@ -1,0 +1,335 @@
+"""What is particular to the simulated backend; what every backend promises is in tests/contracts."""
+
+import pytest
+import simpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mosaic.cluster import Cluster, Worker
+from mosaic.errors import BackendError
+from mosaic.realization import Outcome
+from mosaic.results import CallStatus, Cancel
+from sim.backend import SimBackend
+from sim.engine_settings import EngineSettings
+from sim.processes import wait_until
+from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_mixed_cluster
+from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session, some_calls
+from tests.sim.oracle import LinearTime
+
+ONE_SECOND = LinearHardware(
+    load=10.0,
+    time=LinearTime(base_s=1.0, per_seq_s=0.0, per_kv_token_s=0.0, per_prefill_token_s=0.0, per_prefill_pair_s=0.0),
+)
+
+
+class CancelOn:
+    """Cancels calls when a given one finishes."""
+
+    def __init__(self, trigger, *keys):
+        self.trigger, self.keys, self.heard = trigger, keys, []
+
+    def on_finish(self, record):
+        self.heard.append(record.key)
+        return [Cancel(key) for key in self.keys] if record.key == self.trigger else []
+
+
+def lengths(table):
+    return lambda call: Outcome(table[call.key.question])
+
+
+def run(table, *sessions, calls, listener=None, **changes):
+    backend = make_backend(lengths(table), hardware=ONE_SECOND, **changes)
+    result = backend.execute(make_plan(*sessions), calls, listener)
+    return result, {record.key.question: record for record in result.calls}
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
+def test_the_clock_shows_exactly_the_instant_that_was_waited_for(start, wait):
+    env = simpy.Environment(initial_time=start)
+    env.run(until=wait_until(env, start + wait))
+    assert env.now == start + wait
+
+
+@given(st.floats(0, 10), st.floats(10, 1e12))
+def test_the_clock_is_exact_far_ahead(start, ts):
+    env = simpy.Environment(initial_time=start)
+    env.run(until=wait_until(env, ts))
+    assert env.now == ts
+
+
+def test_loads_sessions_and_calls_are_where_they_should_be_on_the_clock():
+    first, second = some_calls("A", 2), some_calls("B", 1)
+    result, records = run(
+        {"A0": 3, "A1": 5, "B0": 2}, make_session(0, first), make_session(1, second), calls=[*first, *second]
+    )
+    one, two = result.sessions
+    assert (one.load_start_ts, one.load_s, one.start_ts, one.end_ts) == (0.0, 10.0, 10.0, 15.0)
+    assert (two.load_start_ts, two.load_s, two.start_ts, two.end_ts) == (15.0, 10.0, 25.0, 27.0)
+    assert (one.num_calls, one.output_tokens) == (2, 8)
+    assert [record.key.question for record in result.calls] == ["A0", "A1", "B0"]
+    assert (records["A0"].queued_ts, records["A0"].first_token_ts, records["A0"].finished_ts) == (10.0, 11.0, 13.0)
+
+
+def test_records_follow_the_order_of_finish_within_a_session():
+    calls = some_calls("A", 3)
+    result, _ = run({"A0": 9, "A1": 2, "A2": 2}, make_session(0, calls), calls=calls)
+    assert [record.key.question for record in result.calls] == ["A1", "A2", "A0"]
+
+
+def test_a_gang_loads_when_its_last_worker_is_free():
+    short, long, gang = some_calls("A", 1), some_calls("B", 1), some_calls("T", 1)
+    result, _ = run(
+        {"A0": 2, "B0": 20, "T0": 4},
+        make_session(0, short, workers=(0,)),
+        make_session(1, long, workers=(1,)),
+        make_session(2, gang, workers=(0, 1)),
+        calls=[*short, *long, *gang],
+    )
+    assert (result.sessions[2].load_start_ts, result.sessions[2].load_s) == (30.0, 5.0)
+
+
+def test_an_expert_on_other_workers_loads_again():
+    groups = [some_calls("A", 1), some_calls("A", 1, start=1)]
+    result, _ = run(
+        {"A0": 2, "A1": 2},
+        make_session(0, groups[0], workers=(0,)),
+        make_session(1, groups[1], workers=(1,), after=(0,)),
+        calls=[*groups[0], *groups[1]],
+    )
+    assert result.sessions[1].load_s == 10.0
+
+
+def test_outputs_are_clipped_to_what_the_expert_may_write():
+    expert = make_expert("A", max_output_tokens=50, context_tokens=120)
+    calls = [make_call("q0", prompt_tokens=20), make_call("q1", prompt_tokens=100)]
+    result = make_backend(by_key(10_000), experts=[expert]).execute(make_plan(make_session(0, calls)), calls)
+    assert {record.key.question: record.output_tokens for record in result.calls} == {"q0": 50, "q1": 20}
+
+
+class TestCancelling:
+    def test_a_running_call_on_another_worker_frees_it_at_once(self):
+        calls = [*some_calls("A", 1), *some_calls("B", 1)]
+        listener = CancelOn(calls[0].key, calls[1].key)
+        result, records = run(
+            {"A0": 4, "B0": 100}, make_session(0, calls[:1]), make_session(1, calls[1:], workers=(1,)), calls=calls,
+            listener=listener,
+        )  # fmt: skip
+        record = records["B0"]
+        assert (record.status, record.finished_ts, record.output_tokens) == (CallStatus.CANCELLED, 14.0, 4)
+        assert record.wasted_tokens > 0
+        assert record.answer is None
+        assert [session.end_ts for session in result.sessions] == [14.0, 14.0]
+        assert (result.sessions[1].num_calls, result.sessions[1].output_tokens) == (0, 0)
+        assert [(action.ts, action.kind, action.call) for action in result.actions] == [(14.0, "cancel", calls[1].key)]
+        assert listener.heard == [calls[0].key]
+
+    def test_the_iteration_under_way_on_another_worker_ends_first(self):
+        calls = [*some_calls("A", 1), *some_calls("B", 1, ready_s=10.5), *some_calls("B", 1, start=1, ready_s=12.0)]
+        result, records = run(
+            {"A0": 4, "B0": 100, "B1": 2}, make_session(0, calls[:1]), make_session(1, calls[1:], workers=(1,)),
+            calls=calls, listener=CancelOn(calls[0].key, calls[1].key), settings=EngineSettings(max_num_seqs=1),
+        )  # fmt: skip
+        assert records["B0"].finished_ts == 14.0
+        assert (records["B1"].queued_ts, records["B1"].admitted_ts, records["B1"].finished_ts) == (12.0, 14.5, 16.5)
+        assert result.sessions[1].end_ts == 16.5
+
+    def test_a_call_of_the_same_session_makes_room_at_once(self):
+        calls = some_calls("A", 3)
+        _, records = run(
+            {"A0": 4, "A1": 100, "A2": 2}, make_session(0, calls), calls=calls,
+            listener=CancelOn(calls[0].key, calls[1].key), settings=EngineSettings(max_num_seqs=2),
+        )  # fmt: skip
+        assert records["A1"].finished_ts == 14.0
+        assert (records["A2"].admitted_ts, records["A2"].finished_ts) == (14.0, 16.0)
+
+    def test_a_call_that_waits_in_the_engine_has_cost_nothing(self):
+        calls = some_calls("A", 2)
+        result, records = run(
+            {"A0": 4, "A1": 100}, make_session(0, calls), calls=calls,
+            listener=CancelOn(calls[0].key, calls[1].key), settings=EngineSettings(max_num_seqs=1),
+        )  # fmt: skip
+        record = records["A1"]
+        assert (record.queued_ts, record.admitted_ts, record.finished_ts) == (10.0, None, 14.0)
+        assert (record.output_tokens, record.wasted_tokens) == (0, 0)
+        assert result.sessions[0].end_ts == 14.0
+
+    def test_a_first_token_that_comes_too_late_does_not_count(self):
+        calls = [*some_calls("A", 1), *some_calls("B", 1, ready_s=13.5)]
+        result, records = run(
+            {"A0": 4, "B0": 9}, make_session(0, calls[:1]), make_session(1, calls[1:], workers=(1,)), calls=calls,
+            listener=CancelOn(calls[0].key, calls[1].key),
+        )  # fmt: skip
+        record = records["B0"]
+        assert (record.admitted_ts, record.first_token_ts, record.finished_ts) == (13.5, None, 14.0)
+        assert record.output_tokens == 0
+        assert result.sessions[1].end_ts == 14.5
+
+    def test_a_session_that_lost_all_its_calls_is_never_opened(self):
+        calls = [*some_calls("A", 2), *some_calls("B", 2), *some_calls("A", 1, start=2)]
+        sessions = make_session(0, calls[:2]), make_session(1, calls[2:4]), make_session(2, calls[4:])
+        result, records = run(
+            {"A0": 3, "A1": 6, "A2": 2, "B0": 5, "B1": 5}, *sessions, calls=calls,
+            listener=CancelOn(calls[0].key, calls[2].key, calls[3].key),
+        )  # fmt: skip
+        assert [session.session for session in result.sessions] == [0, 2]
+        assert result.sessions[1].load_s == 0.0, "A has not left the worker"
+        assert (records["B0"].queued_ts, records["B0"].admitted_ts, records["B0"].finished_ts) == (0.0, None, 13.0)
+        assert len(result.calls) == len(calls)
+
+    def test_a_session_that_loses_its_calls_while_it_loads_ends_with_the_load(self):
+        calls = [*some_calls("A", 1), *some_calls("B", 2), *some_calls("A", 1, start=1)]
+        result, records = run(
+            {"A0": 3, "A1": 15, "B0": 4, "B1": 5},
+            make_session(0, calls[:1]), make_session(1, calls[1:2]), make_session(2, calls[3:], workers=(1,)),
+            make_session(3, calls[2:3]), calls=calls, listener=CancelOn(calls[3].key, calls[2].key),
+        )  # fmt: skip
+        # Worker 0: A until 13, B from 23 to 27, and B1 at once; worker 1: A until 25.
+        assert [session.session for session in result.sessions] == [0, 1, 2]
+        assert records["B1"].finished_ts == 25.0
+
+    def test_only_some_of_a_session_that_is_loading(self):
+        calls = [*some_calls("A", 1), *some_calls("B", 2)]
+        result, records = run(
+            {"A0": 3, "B0": 4, "B1": 5}, make_session(0, calls[:1]),
+            make_session(1, calls[1:], workers=(1,), after=(0,)), calls=calls,
+            listener=CancelOn(calls[0].key, calls[1].key, calls[1].key),
+        )  # fmt: skip
+        assert [record.key.question for record in result.calls] == ["A0", "B0", "B1"]
+        assert (records["B0"].status, records["B1"].finished_ts) == (CallStatus.CANCELLED, 28.0)
+        assert len(result.actions) == 1, "the second time there was nothing left to cancel"
+
+    def test_all_of_a_session_that_is_loading(self):
+        calls = [*some_calls("A", 1, ready_s=15.0), *some_calls("B", 1)]
+        clock = {"A0": 1, "B0": 4}
+        backend = make_backend(lengths(clock), hardware=ONE_SECOND, experts=[make_expert("A"), make_expert("B")])
+        late = make_session(1, calls[1:], workers=(1,), after=(2,))
+        gate = some_calls("A", 1, start=1)
+        clock["A1"] = 2
+        plan = make_plan(make_session(0, calls[:1]), make_session(2, gate, workers=(1,)), late)
+        # Worker 1 serves A1 from 10 to 12 and loads B until 22; A0 finishes at 16.
+        result = backend.execute(plan, [*calls, *gate], CancelOn(calls[0].key, calls[1].key))
+        last = result.sessions[-1]
+        assert (last.expert, last.load_start_ts, last.start_ts, last.end_ts, last.num_calls) == ("B", 12.0, 22.0, 22.0, 0)
+
+    def test_two_at_the_same_instant_from_two_workers(self):
+        calls = [*some_calls("A", 2), *some_calls("B", 2)]
+
+        class Both:
+            def on_finish(self, record):
+                other = {"A0": "B1", "B0": "A1"}.get(record.key.question)
+                return [Cancel(call.key) for call in calls if call.key.question == other]
+
+        result, records = run(
+            {"A0": 4, "A1": 50, "B0": 4, "B1": 50}, make_session(0, calls[:2]),
+            make_session(1, calls[2:], workers=(1,)), calls=calls, listener=Both(),
+        )  # fmt: skip
+        assert [session.end_ts for session in result.sessions] == [14.0, 14.0]
+        assert records["A1"].finished_ts == records["B1"].finished_ts == 14.0
+        assert len(result.actions) == 2
+
+
+class TestRefuses:
+    def execute(self, *sessions, calls, outcomes=None, **changes):
+        return make_backend(outcomes or by_key(5), **changes).execute(make_plan(*sessions), calls)
+
+    def test_sessions_that_wait_for_each_other(self):
+        calls = some_calls("A", 2)
+        with pytest.raises(BackendError, match=r"sessions \[0, 1\] wait for each other and can never start"):
+            self.execute(make_session(0, calls[:1], after=(1,)), make_session(1, calls[1:]), calls=calls)
+
+    def test_a_prompt_that_fills_the_context(self):
+        calls = [make_call("q0", prompt_tokens=8192)]
+        with pytest.raises(BackendError, match="prompt_tokens must be below A's context of 8192, got 8192"):
+            self.execute(make_session(0, calls), calls=calls)
+
+    def test_a_call_that_outgrows_the_kv_cache(self):
+        calls = [make_call("q0", prompt_tokens=100)]
+        settings = EngineSettings(kv_tokens=64)
+        with pytest.raises(BackendError, match=r"session 0 of 'A', call q0/propose/0: .* must be at most 64 "):
+            self.execute(make_session(0, calls), calls=calls, settings=settings)
+
+    def test_a_kv_cache_below_one_block(self):
+        calls = [make_call("q0")]
+        with pytest.raises(BackendError, match="session 0 of 'A': kv_tokens must be at least one block of 16 tokens"):
+            self.execute(make_session(0, calls), calls=calls, settings=EngineSettings(kv_tokens=8))
+
+    def test_a_model_larger_than_the_gpu(self):
+        calls = [make_call("q0")]
+        cluster = make_cluster(2, gpu=make_gpu("small", memory_gib=16))
+        with pytest.raises(BackendError, match=r"session 0 of 'A': A must fit into 1 x small, KV tokens left: -"):
+            self.execute(make_session(0, calls), calls=calls, cluster=cluster)
+
+    def test_a_gang_of_two_kinds(self):
+        calls = some_calls("T", 1)
+        cluster = make_mixed_cluster(make_gpu("old"), make_gpu("new"))
+        with pytest.raises(BackendError, match=r"workers must be of one kind, got \['old', 'new'\]"):
+            self.execute(make_session(0, calls, workers=(0, 1)), calls=calls, cluster=cluster)
+
+    def test_a_call_that_needs_another_of_the_same_run(self):
+        first = make_call("q0")
+        calls = [first, make_call("q1", after=(first.key,))]
+        with pytest.raises(BackendError, match="call q1/propose/0: after must name calls of an earlier run, got q0"):
+            self.execute(make_session(0, calls), calls=calls)
+        self.execute(make_session(0, calls[1:]), calls=calls[1:])
+
+    def test_an_outcome_without_tokens(self):
+        calls = [make_call("q0")]
+        with pytest.raises(BackendError, match="output_tokens must be at least 1, got 0"):
+            self.execute(make_session(0, calls), calls=calls, outcomes=by_key(0))
+
+    def test_hardware_that_does_not_cover_the_cluster(self):
+        with pytest.raises(ValueError, match=r"GPU of a worker must be one of \['other'\], got 'gpu'"):
+            SimBackend(experts=[], hardware={"other": ONE_SECOND}, cluster=make_cluster(1), outcomes=by_key(1))
+
+    def test_two_experts_of_one_name(self):
+        with pytest.raises(ValueError, match="expert name must be unique, got 'A' twice"):
+            make_backend(by_key(1), experts=[make_expert("A"), make_expert("A")])
+
+
+def test_an_error_of_the_listener_reaches_the_caller():
+    class Broken:
+        def on_finish(self, record):
+            raise RuntimeError("out of ink")
+
+    calls = some_calls("A", 1)
+    with pytest.raises(RuntimeError, match="out of ink"):
+        run({"A0": 3}, make_session(0, calls), calls=calls, listener=Broken())
+
+
+def test_each_kind_of_worker_keeps_its_own_time():
+    gpus = make_gpu("slow"), make_gpu("fast")
+    calls = some_calls("A", 2)
+    slow, fast = LinearHardware(20.0, LinearTime(base_s=0.1)), LinearHardware(5.0, LinearTime(base_s=0.01))
+    backend = SimBackend(
+        experts=[make_expert("A"), make_expert("T", tp_degree=2)],
+        hardware={"slow": slow, "fast": fast},
+        cluster=Cluster(name="mixed", workers=tuple(Worker(i, gpu) for i, gpu in enumerate(gpus))),
+        outcomes=by_key(100),
+        iteration_times=lambda hardware, shape, tp_degree: hardware.time,
+    )
+    plan = make_plan(make_session(0, calls[:1]), make_session(1, calls[1:], workers=(1,)))
+    result = backend.execute(plan, calls)
+    assert [session.load_s for session in result.sessions] == [20.0, 5.0]
+    assert result.sessions[0].end_ts > 30.0 > 6.1 > result.sessions[1].end_ts
+    assert 6.0 < result.lower_bound_s < 6.1, "a plan could have put both on the fast one"
+
+
+def test_the_bound_leaves_out_kinds_where_an_expert_cannot_run():
+    def times(hardware, shape, tp_degree):
+        if hardware.load > 10:
+            raise ValueError("not measured")
+        return hardware.time
+
+    calls = some_calls("A", 1)
+    cluster = make_mixed_cluster(make_gpu("known"), make_gpu("unknown"))
+    backend = SimBackend(
+        experts=[make_expert("A")],
+        hardware={"known": LinearHardware(10.0), "unknown": LinearHardware(11.0)},
+        cluster=cluster,
+        outcomes=by_key(50),
+        iteration_times=times,
+    )
+    result = backend.execute(make_plan(make_session(0, calls)), calls)
+    assert result.lower_bound_s == pytest.approx(result.sessions[0].end_ts)
+    with pytest.raises(BackendError, match="session 0 of 'A': not measured"):
+        backend.execute(make_plan(make_session(0, calls, workers=(1,))), calls)

@@ -1,0 +1,37 @@
+import pytest
+
+from sim.engine_settings import EngineSettings, Order
+
+
+def test_the_token_budget_follows_the_order():
+    assert EngineSettings(order=Order.PREFILL_FIRST).batched_tokens(32768) == 32768
+    assert EngineSettings(order=Order.PREFILL_FIRST).batched_tokens(1000) == 2048
+    assert EngineSettings(order=Order.MIXED).batched_tokens(32768) == 2048
+    assert EngineSettings(order="mixed", max_num_batched_tokens=512).batched_tokens(32768) == 512
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"order": "v2"}, r"order must be one of \['prefill_first', 'mixed'\], got 'v2'"),
+        ({"max_num_seqs": 0}, "max_num_seqs must be at least 1, got 0"),
+        ({"block_size": 0}, "block_size must be at least 1, got 0"),
+        ({"max_num_batched_tokens": 0}, "max_num_batched_tokens must be at least 1, got 0"),
+        ({"kv_tokens": 0}, "kv_tokens must be at least 1, got 0"),
+        ({"watermark_frac": -0.1}, "watermark_frac must be at least 0, got -0.1"),
+        ({"watermark_frac": 1}, "watermark_frac must be below 1, got 1"),
+        (
+            {"order": "mixed", "max_num_batched_tokens": 255},
+            "max_num_batched_tokens must be at least max_num_seqs=256 when order is mixed, got 255",
+        ),
+        ({"order": "mixed", "max_num_seqs": 4096}, "must be at least max_num_seqs=4096"),
+    ],
+)
+def test_bad_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        EngineSettings(**changes)
+
+
+def test_numbers_must_be_whole():
+    with pytest.raises(TypeError, match="max_num_seqs must be a whole number, got 2.5"):
+        EngineSettings(max_num_seqs=2.5)
