@@ -98,12 +98,13 @@ def _fit(options: argparse.Namespace) -> str:
         "load_fixed_s": 0.0,
         "cpu_base_s": options.cpu_base_s or 0.0,
         "cpu_per_seq_s": 0.0,
-        "cpu_overhead_scale": 1.0,
+        "cpu_overhead_scale": options.cpu_overhead_scale,
         "memory_bytes_per_s": None,
         "graph_max_seqs": options.graph_max_seqs,
         "sources": {
             "load": options.load_source,
             "cpu": options.cpu_source if options.cpu_base_s is not None else "not measured: 0",
+            "cpu_overhead_scale": options.cpu_overhead_source,
             "graph_max_seqs": "vLLM's captured batch sizes",
         },
         "all_reduce_us": {},
@@ -252,6 +253,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory-source", default="data sheet")
     parser.add_argument("--cpu-base-s", type=float, help="host time per iteration where nothing measures it")
     parser.add_argument("--cpu-source", default="assumed")
+    parser.add_argument("--cpu-overhead-scale", type=float, default=1.0, help="phi: host of the engine over host measured")
+    parser.add_argument("--cpu-overhead-source", default="the host as measured")
     parser.add_argument("--all-reduce-fixed-us", type=float)
     parser.add_argument("--all-reduce-bytes-per-s", type=float)
     parser.add_argument("--all-reduce-source", default="assumed")

@@ -20,6 +20,8 @@ def report_replay(workload: Mapping[str, Any], result: RunResult, folder: Path) 
     ----------
     workload
         The configuration of the workload: ``path`` and ``expert``.
+    result, folder
+        What ran, and where its figure goes.
 
     Returns
     -------

@@ -1,27 +1,32 @@
-"""Busy seconds of the round-robin workers, session by session: what the expert stage is calibrated on."""
+"""What round robin tells about the simulator's parameters: the fits behind the published workloads.
+
+Sessions of different workers do not meet under round robin, so each is simulated alone.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
 
 import numpy as np
 from scipy.optimize import brentq
 
-from experiments.published import ROUND_ROBIN_WORKER_S
 from experiments.wiring import Setup, compose_config, setup_from
 from mosaic.cluster import uniform_cluster
 from mosaic.lengths import ClippedLognormal, LengthDistribution
 from mosaic.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
-from mosaic.workload import Expert, ExpertName, Family, Workload
-from sim.backend import SimBackend
+from mosaic.workload import Expert, ExpertName, Family
 from sim.world import World
 
-FIT_SEEDS = tuple(range(1000, 1008))
+FIT_SEEDS = tuple(range(1000, 1016))
 """Worlds that the fits see; the reports use others."""
+SCALE_GRID = tuple(float(scale) for scale in np.geomspace(0.25, 3.0, 8))
+"""Length scales at which sessions are simulated; between them walls are interpolated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What MMLU-Pro's round robin leaves open: the numbers that are fitted and those that are assumed."""
+class ParameterSet:
+    """All that MMLU-Pro's round robin leaves open: fitted or assumed, and carried to the other benchmarks."""
 
     cpu_overhead_scale: float
     reasoning_sigma: float
@@ -30,95 +35,117 @@ class Shape:
 
     def lengths(self, experts: Sequence[Expert], scale: float = 1.0) -> dict[ExpertName, LengthDistribution]:
         """Length distributions of a pool, every mean times the scale."""
-        sigma = {Family.REASONING: self.reasoning_sigma, Family.INSTRUCT: self.light_sigma}
         return {
-            expert.name: ClippedLognormal(
-                mean=self.mean_by_expert[expert.name] * scale,
-                sigma=sigma[expert.family],
-                clip_tokens=expert.max_output_tokens,
-            )
+            expert.name: _lognormal(self.mean_by_expert[expert.name] * scale, self.sigma(expert), expert)
             for expert in experts
-            if expert.name in self.mean_by_expert
         }
 
+    def sigma(self, expert: Expert) -> float:
+        return self.reasoning_sigma if expert.family is Family.REASONING else self.light_sigma
 
-def benchmark_setup(workload: str, *overrides: str) -> Setup:
-    """Compose a benchmark with the committed defaults."""
-    return setup_from(compose_config([f"workload={workload}", *overrides]))
-
-
-def with_shape(setup: Setup, shape: Shape, scale: float = 1.0) -> Setup:
-    """Put a shape and a length scale in place of the committed ones."""
-    hardware = replace(setup.hardware, cpu_overhead_scale=shape.cpu_overhead_scale)
-    return replace(setup, hardware=hardware, lengths=shape.lengths(setup.experts, scale))
+    def with_mean(self, expert: ExpertName, mean: float) -> "ParameterSet":
+        return replace(self, mean_by_expert={**self.mean_by_expert, expert: mean})
 
 
-def session_busy_s(setup: Setup, expert: ExpertName, seeds: Sequence[int]) -> float:
-    """Mean load and serving seconds of one session with all of an expert's calls, over worlds."""
-    calls = [call for call in setup.workload.calls if call.expert == expert]
-    role = calls[0].key.role
-    cluster = uniform_cluster(name="one", num_workers=1, gpu=setup.hardware.gpu)
-    plan = Plan(
-        scheduler="calibration",
-        problem_fingerprint="calibration",
-        num_workers=1,
-        sessions=(
-            Session(id=0, expert=expert, role=role, workers=(0,), shard=tuple(call.key for call in calls)),
-        ),
-        predicted=(PredictedTimes(0.0, 0.0, 0.0),),
-        lengths={},
-        lower_bound_s=0.0,
-        solve=SolveReport(status=SolveStatus.HEURISTIC),
-    )
-    ends = []
-    for seed in seeds:
-        world = World(lengths=setup.lengths, root_seed=seed)
-        assert setup.settings is not None
-        backend = SimBackend(
-            experts=setup.experts,
-            cluster=cluster,
-            hardware={setup.hardware.gpu.name: setup.hardware},
-            settings=setup.settings,
-            outcomes=world.outcome,
+def _lognormal(mean: float, sigma: float, expert: Expert) -> ClippedLognormal:
+    return ClippedLognormal(mean=mean, sigma=sigma, clip_tokens=expert.max_output_tokens)
+
+
+class BaselineSessions:
+    """Busy seconds of a benchmark's sessions under any parameters, each simulated once."""
+
+    def __init__(self, workload: str, seeds: Sequence[int] = FIT_SEEDS) -> None:
+        self.setup: Setup = setup_from(compose_config([f"workload={workload}"]))
+        self.seeds = tuple(seeds)
+        self.experts = {expert.name: expert for expert in self.setup.experts}
+        self.order = tuple(self.setup.workload.num_calls_by_expert)
+        self.session_s = cache(self._session_s)
+
+    def _session_s(self, expert: ExpertName, mean: float, sigma: float, cpu_overhead_scale: float) -> np.ndarray:
+        """Load and serving seconds of all calls of an expert in one session, per world."""
+        calls = [call for call in self.setup.workload.calls if call.expert == expert]
+        hardware = replace(self.setup.hardware, cpu_overhead_scale=cpu_overhead_scale)
+        lengths = {expert: _lognormal(mean, sigma, self.experts[expert])}
+        setup = replace(
+            self.setup,
+            hardware=hardware,
+            lengths=lengths,
+            cluster=uniform_cluster(name="one", num_workers=1, gpu=hardware.gpu),
         )
-        ends.append(backend.execute(plan, calls).sessions[0].end_ts)
-    return float(np.mean(ends))
+        session = Session(
+            id=0, expert=expert, role=calls[0].key.role, workers=(0,), shard=tuple(call.key for call in calls)
+        )
+        plan = Plan(
+            scheduler="calibration",
+            problem_fingerprint="calibration",
+            num_workers=1,
+            sessions=(session,),
+            predicted=(PredictedTimes(0.0, 0.0, 0.0),),
+            lengths={},
+            lower_bound_s=0.0,
+            solve=SolveReport(status=SolveStatus.HEURISTIC),
+        )
+        worlds = [World(lengths=lengths, root_seed=seed) for seed in self.seeds]
+        return np.array([setup.backend(world).execute(plan, calls).sessions[0].end_ts for world in worlds])
+
+    def busy_s(self, parameters: ParameterSet, expert: ExpertName, scale: float = 1.0) -> np.ndarray:
+        """Busy seconds of one expert's session, per world."""
+        mean = parameters.mean_by_expert[expert] * scale
+        return self.session_s(expert, mean, parameters.sigma(self.experts[expert]), parameters.cpu_overhead_scale)
+
+    def workers_s(self, parameters: ParameterSet) -> np.ndarray:
+        """Mean busy seconds of the workers: expert m on worker m mod N."""
+        busy = np.zeros(self.setup.cluster.num_workers)
+        for index, expert in enumerate(self.order):
+            busy[index % len(busy)] += self.busy_s(parameters, expert).mean()
+        return busy
+
+    def fit_scales(self, parameters: ParameterSet, wall_s: float) -> dict[tuple[tuple[ExpertName, ...], ...], float]:
+        """Fit the length scale that gives a wall, for each way in which an order can share out the workers.
+
+        Returns
+        -------
+        The scale by placement: the experts of every worker. The committed order's placement comes first.
+        """
+        table = {
+            name: np.array([self.busy_s(parameters, name, scale) for scale in SCALE_GRID]) for name in self.order
+        }
+        placements = [self._placement(self.order), *_placements(self.order, self.setup.cluster.num_workers)]
+        scales = {}
+        for placement in placements:
+            workers = [sum(table[name] for name in group) for group in placement]
+            walls = np.max(np.stack(workers), axis=0).mean(axis=1)
+            if walls[0] < wall_s < walls[-1]:
+                scales.setdefault(placement, float(np.exp(np.interp(np.log(wall_s), np.log(walls), np.log(SCALE_GRID)))))
+        return scales
+
+    def _placement(self, order: Sequence[ExpertName]) -> tuple[tuple[ExpertName, ...], ...]:
+        num_workers = self.setup.cluster.num_workers
+        return _canonical([order[worker::num_workers] for worker in range(min(num_workers, len(order)))])
 
 
-def first_seen(workload: Workload) -> tuple[ExpertName, ...]:
-    """Experts in the order of the query stream."""
-    return tuple(workload.num_calls_by_expert)
+def _canonical(groups: Sequence[Sequence[ExpertName]]) -> tuple[tuple[ExpertName, ...], ...]:
+    return tuple(sorted(tuple(sorted(group)) for group in groups))
 
 
-def worker_busy_s(setup: Setup, seeds: Sequence[int]) -> list[float]:
-    """Busy seconds of the workers under round robin: expert m on worker m mod N."""
-    busy = [0.0] * setup.cluster.num_workers
-    for index, expert in enumerate(first_seen(setup.workload)):
-        busy[index % len(busy)] += session_busy_s(setup, expert, seeds)
-    return busy
+def _placements(experts: Sequence[ExpertName], num_workers: int) -> list[tuple[tuple[ExpertName, ...], ...]]:
+    """All ways in which some order of the experts fills the workers, each once (for up to twice as many experts)."""
+    num_pairs = max(0, len(experts) - num_workers)
+    found = {}
+    for doubled in combinations(combinations(experts, 2), num_pairs):
+        names = [name for pair in doubled for name in pair]
+        if len(set(names)) == len(names):
+            alone = [(name,) for name in experts if name not in names]
+            found[_canonical([*doubled, *alone])] = None
+    return list(found)
 
 
-def fit_shape(
-    setup: Setup, shape: Shape, *, phi_range: tuple[float, float] = (0.2, 8.0), seeds: Sequence[int] = FIT_SEEDS
-) -> Shape:
-    """Fit phi to LlamaR1's worker, then Qwen's and Exaone's means to theirs, at the shape's sigmas and GLM mean.
+def solve_mean(
+    sessions: BaselineSessions, parameters: ParameterSet, expert: ExpertName, busy_s: float
+) -> ParameterSet:
+    """Fit one expert's mean length to the busy seconds of its session."""
 
-    The fourth worker (QwenR1 and GLM) is what sigma answers for: see ``calibrate.py``.
-    """
+    def miss_s(mean: float) -> float:
+        return float(sessions.busy_s(parameters.with_mean(expert, mean), expert).mean()) - busy_s
 
-    def busy_s(candidate: Shape, expert: ExpertName) -> float:
-        return session_busy_s(with_shape(setup, candidate), expert, seeds)
-
-    def with_mean(candidate: Shape, expert: ExpertName, mean: float) -> Shape:
-        return replace(candidate, mean_by_expert={**candidate.mean_by_expert, expert: mean})
-
-    gemma_exaone_s, _, qwen_s, llama_r1_s = ROUND_ROBIN_WORKER_S
-    phi = brentq(
-        lambda x: busy_s(replace(shape, cpu_overhead_scale=x), "LlamaR1") - llama_r1_s, *phi_range, xtol=5e-3
-    )
-    shape = replace(shape, cpu_overhead_scale=round(phi, 3))
-    qwen = brentq(lambda x: busy_s(with_mean(shape, "Qwen", x), "Qwen") - qwen_s, 30, 2500, xtol=0.5)
-    shape = with_mean(shape, "Qwen", round(qwen, 1))
-    left_s = gemma_exaone_s - busy_s(shape, "Gemma")
-    exaone = brentq(lambda x: busy_s(with_mean(shape, "Exaone", x), "Exaone") - left_s, 30, 2500, xtol=0.5)
-    return with_mean(shape, "Exaone", round(exaone, 1))
+    return parameters.with_mean(expert, round(brentq(miss_s, 20.0, 2000.0, xtol=0.5), 1))

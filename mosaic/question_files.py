@@ -105,7 +105,7 @@ def _read_csv(text: str, path: str) -> Iterator[Row]:
             }
             yield _table_row({**record, "keywords": None, "solvers": None, **lists}, number, at)
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: must be CSV ({error})") from error
+        raise ValueError(f"{path}, after line {reader.line_num}: must be CSV ({error})") from error
 
 
 def _read_json(text: str, path: str) -> Iterator[Row]:

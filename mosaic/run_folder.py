@@ -127,7 +127,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
     path = Path(folder) / CONFIG
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        config = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -185,16 +185,21 @@ def _name_differences(found: Config, wanted: Config, keys: tuple[str, ...]) -> s
 
 def _plain(config: Config) -> dict[str, Any]:
     """Turn a configuration into what reading its config.yaml returns."""
+    plain: dict[str, Any] = _parse(_yaml(config))
+    return plain
+
+
+def _parse(text: str) -> Any:
     import yaml
 
-    plain: dict[str, Any] = yaml.safe_load(_yaml(config))
-    return plain
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _yaml(config: Config) -> str:
     import yaml
 
-    text: str = yaml.safe_dump(_listed(config), sort_keys=False, width=120, allow_unicode=True)
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text: str = yaml.dump(_listed(config), Dumper=dumper, sort_keys=False, width=120, allow_unicode=True)
     return text
 
 

@@ -98,8 +98,8 @@ def curve_from_text(text: object, field: str, unit_s: float = 1e-6) -> Curve:
 
     Examples
     --------
-    >>> curve_from_text("1:10 8:24", "dense_us")(4.5)
-    1.7e-05
+    >>> curve_from_text("1:10 8:24", "dense_s", unit_s=1.0)(4.5)
+    17.0
     """
     pairs = [_numbers(pair.split(":"), field) for pair in _text(text, field).split()]
     require(len(pairs) > 0 and all(len(pair) == 2 for pair in pairs), field, "pairs knot:value", text)
@@ -116,8 +116,8 @@ def grid_from_text(text: object, field: str, unit_s: float = 1e-6) -> Grid:
 
     Examples
     --------
-    >>> grid_from_text("16 32\\n1 10 20\\n2 30 40", "decode_us")(1.5, 24)
-    2.5e-05
+    >>> grid_from_text("16 32\\n1 10 20\\n2 30 40", "decode_s", unit_s=1.0)(1.5, 24)
+    25.0
     """
     lines = [_numbers(line.split(), field) for line in _text(text, field).splitlines() if line.strip()]
     require(len(lines) >= 3, field, "a line of column knots and at least two rows", text)

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import suppress
-from math import inf, nextafter
+from math import inf
 from typing import Any, TypeAlias
 
 import simpy
@@ -16,18 +16,16 @@ from sim.live_session import LiveSession, SessionWork
 ProcessGenerator: TypeAlias = Generator[simpy.Event, Any, None]
 
 
-def wait_until(env: simpy.Environment, ts: float) -> simpy.Event:
-    """Wait for an instant so that the clock then shows exactly ``ts``.
+def wait_until(env: simpy.Environment, ts: float) -> ProcessGenerator:
+    """Wait until the clock shows exactly ``ts``.
 
     SimPy adds a delay to the clock, and now + (ts - now) may miss ts by a rounding error: enough for two
-    runs of the same plan to differ that pass the same instants with other stops between.
+    runs of the same plan to differ that pass the same instants with other stops between. From half of the
+    way on the difference of two floats is exact.
     """
-    delay = ts - env.now
-    while env.now + delay < ts:
-        delay = nextafter(delay, inf)
-    while env.now + delay > ts:
-        delay = nextafter(delay, -inf)
-    return env.timeout(delay)
+    while env.now < ts:
+        delay = ts - env.now
+        yield env.timeout(delay if env.now + delay == ts else delay / 2)
 
 
 class ClusterRun:
@@ -83,14 +81,14 @@ class ClusterRun:
         stays = all(self._resident[worker] == home for worker in workers)
         load_start_ts = env.now
         load_s = 0.0 if stays else live.work.load_s
-        yield wait_until(env, load_start_ts + load_s)
+        yield from wait_until(env, load_start_ts + load_s)
         for worker in workers:
             self._resident[worker] = home
         start_ts = env.now
         engine = live.open_engine(start_ts)
         if self._listener is None:
             live.finish(engine.advance_to(inf))
-            yield wait_until(env, engine.boundary_ts)
+            yield from wait_until(env, engine.boundary_ts)
         else:
             yield from self._drain_by_events(live, engine, self._listener)
         live.close(load_start_ts, load_s, start_ts, env.now)
@@ -100,7 +98,7 @@ class ClusterRun:
         env = self._env
         while (event_ts := engine.next_event_ts()) < inf:
             with suppress(simpy.Interrupt):  # A cancellation changes what comes next.
-                yield wait_until(env, event_ts)
+                yield from wait_until(env, event_ts)
             for record in live.finish(engine.advance_to(env.now)):
                 self._react(record, listener)
 

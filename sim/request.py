@@ -1,6 +1,7 @@
 """A request as the engine sees it."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(slots=True, eq=False)
@@ -37,3 +38,10 @@ class Request:
     def num_tokens(self) -> int:
         """Tokens that a prefill has to compute."""
         return self.prompt_tokens + self.num_generated
+
+
+class Chunk(NamedTuple):
+    """Part of a prompt that one iteration computes."""
+
+    request: Request
+    num_tokens: int

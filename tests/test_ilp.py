@@ -13,7 +13,7 @@ from mosaic.costs import Residency
 from mosaic.errors import InfeasibleError
 from mosaic.plan import Plan, SolveStatus
 from mosaic.problem import Problem
-from mosaic.schedulers import ilp
+from mosaic.schedulers import formulation, ilp
 from mosaic.schedulers.formulation import Solution, build_model, solve_model
 from mosaic.schedulers.ilp import Ilp, solve_instance
 from mosaic.schedulers.instance import Instance, make_instance
@@ -239,7 +239,9 @@ def hard_instance(num_experts: int = 24, num_workers: int = 16) -> Instance:
 
 
 def test_time_limit_with_an_incumbent_is_a_plan_with_a_gap() -> None:
-    counts, report, bound_s = solve_instance(hard_instance(), time_limit_s=1e-4)
+    solved = solve_instance(hard_instance(), time_limit_s=1e-4)
+    counts, report, bound_s = solved.counts, solved.report, solved.lower_bound_s
+    assert solved.remarks == ("the solver stopped early: maxTimeLimit",)
     assert report.status is SolveStatus.TIME_LIMIT
     assert [sum(row) for row in counts] == list(hard_instance().num_calls)
     assert report.objective_s is not None
@@ -268,10 +270,31 @@ def test_time_limit_without_an_incumbent_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_incumbent_that_the_solver_does_not_confirm_is_not_called_optimal(monkeypatch: pytest.MonkeyPatch) -> None:
-    nothing = Solution(counts=None, finished=True, bound_s=None, num_vars=1, num_constraints=1, wall_s=0.0)
+    nothing = Solution(
+        counts=None, finished=False, outcome="error", bound_s=None, num_vars=1, num_constraints=1, wall_s=0.0
+    )
     monkeypatch.setattr("mosaic.schedulers.formulation.solve_model", lambda *_, **__: nothing)
-    _, report, _ = solve_instance(hard_instance(), time_limit_s=1.0)
-    assert report.status is SolveStatus.TIME_LIMIT
+    solved = solve_instance(hard_instance(), time_limit_s=1.0)
+    assert solved.report.status is SolveStatus.TIME_LIMIT
+    assert solved.remarks == ("the solver stopped early: error",)
+
+
+def test_model_is_solved_again_when_highs_fails_its_own_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    instance = make_instance(make_problem({"A": 40, "B": 7}))
+    tried = []
+
+    def fail_with_presolve(model: object, *, presolve: str, **options: object) -> object:
+        tried.append(presolve)
+        results = run_highs(model, presolve=presolve, **options)
+        if presolve != "off":
+            results.termination_condition = formulation.TerminationCondition.error
+            results.best_feasible_objective = None
+        return results
+
+    run_highs = formulation._run_highs
+    monkeypatch.setattr(formulation, "_run_highs", fail_with_presolve)
+    assert solve_instance(instance, time_limit_s=5.0).report.status is SolveStatus.OPTIMAL
+    assert tried == ["choose", "off"]
 
 
 def test_solver_without_a_start_agrees() -> None:
@@ -280,7 +303,7 @@ def test_solver_without_a_start_agrees() -> None:
         instance, shortest_s=0.0, longest_s=instance.longest_s, beat_longest=False, symmetry=find_symmetry(instance)
     )
     cold = solve_model(model, instance, start=None, time_limit_s=10.0)
-    counts, _, _ = solve_instance(instance, time_limit_s=10.0)
+    counts = solve_instance(instance, time_limit_s=10.0).counts
     assert cold.finished
     assert cold.counts is not None
     assert instance.makespan_s(cold.counts) == pytest.approx(instance.makespan_s(counts))

@@ -141,7 +141,7 @@ def test_distributions_of_a_workload_share_one_scale() -> None:
     scaled = length_distributions(config, length_scale={"value": 2, "source": "fitted"})
     assert {name: lengths.mean for name, lengths in scaled.items()} == {"A": 6292, "B": 30}
     assert length_distributions(config)["B"] == Empirical(sample=(10, 20), source="assumed")
-    with pytest.raises(ValueError, match="length_scale.value must be above 0, got 0"):
+    with pytest.raises(ValueError, match=r"length_scale\.value must be above 0, got 0"):
         length_distributions(config, length_scale={"value": 0, "source": "fitted"})
     with pytest.raises(TypeError, match="output_tokens must be a mapping of experts or a path"):
         length_distributions([REASONING])  # type: ignore[arg-type]
@@ -194,10 +194,10 @@ def test_an_earlier_run_gives_its_finished_calls_of_the_role(tmp_path: Path) -> 
 
 def test_unusable_files_are_named(tmp_path: Path) -> None:
     bad = tmp_path / "calls.parquet"
-    with pytest.raises(ValueError, match="calls.parquet must be a readable parquet file"):
+    with pytest.raises(ValueError, match=r"calls\.parquet must be a readable parquet file"):
         empirical_from_calls(bad, "A")
     bad.write_text(json.dumps({}))
-    with pytest.raises(ValueError, match="calls.parquet must be a readable parquet file"):
+    with pytest.raises(ValueError, match=r"calls\.parquet must be a readable parquet file"):
         empirical_from_calls(bad, "A")
     pq.write_table(pa.table({"expert": ["A"]}), bad)
     with pytest.raises(ValueError, match=r"columns of .* must be a superset of .*got \['expert'\]"):

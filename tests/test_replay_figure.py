@@ -3,7 +3,9 @@ from pathlib import Path
 import pytest
 
 from experiments.figures.replay import draw_replay, main
+from experiments.replay_report import report_replay
 from mosaic.request_log import load_request_log, measured_records
+from mosaic.results import RunResult
 from mosaic.tables import calls_parquet
 from sim.replay import replay_errors
 from tests.test_request_log import make_line, write_log
@@ -33,6 +35,17 @@ def test_figure_of_a_run_folder_is_drawn_and_its_errors_printed(
 def test_equal_runs_are_equal_bytes(tmp_path: Path) -> None:
     measured = measured_records(make_run(tmp_path), expert="A")
     assert draw_replay(measured, measured) == draw_replay(measured, measured)
+
+
+def test_report_compares_the_last_attempt_at_each_call(tmp_path: Path) -> None:
+    log = make_run(tmp_path)
+    measured = measured_records(log, expert="A")
+    failed = measured[0]._replace(finished_ts=None, first_token_ts=None)
+    again = [record._replace(attempt=1) for record in measured]
+    result = RunResult(calls=(failed, *again), sessions=(), num_workers=1)
+    table = report_replay({"path": log, "expert": "A"}, result, tmp_path)
+    assert table.count("+0.0%") == 5
+    assert (tmp_path / "replay.png").is_file()
 
 
 def test_run_of_other_calls_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

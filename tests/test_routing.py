@@ -137,7 +137,7 @@ def test_bad_profiles_name_the_file_and_the_field(tmp_path: Path, text: str, mes
 
 
 def test_an_unreadable_profile_names_the_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="none.json: must be a readable file"):
+    with pytest.raises(ValueError, match=r"none\.json: must be a readable file"):
         load_skill_profiles(tmp_path / "none.json")
 
 

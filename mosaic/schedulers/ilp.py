@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mosaic.checks import require_count, require_number
 from mosaic.errors import InfeasibleError
@@ -14,6 +15,9 @@ from mosaic.schedulers.packing import best_packing, drop_needless_replicas
 from mosaic.schedulers.shards import replica_sessions
 from mosaic.schedulers.symmetry import find_symmetry, nests, order_blocks
 from mosaic.workload import ExpertName
+
+if TYPE_CHECKING:
+    from mosaic.schedulers.formulation import Solution
 
 OPTIMAL_GAP_FRAC = 1e-6
 
@@ -53,19 +57,30 @@ class Ilp:
         instance = make_instance(
             problem, max_replicas=self.max_replicas, max_experts_per_worker=self.max_experts_per_worker
         )
-        counts, report, bound_s = solve_instance(instance, time_limit_s=self.time_limit_s)
+        solved = solve_instance(instance, time_limit_s=self.time_limit_s)
         return make_plan(
             problem,
             scheduler=self.name,
-            sessions=_sessions(problem, instance, counts),
-            lower_bound_s=bound_s,
-            notes=_notes(instance, counts),
-            solve=report,
+            sessions=_sessions(problem, instance, solved.counts),
+            lower_bound_s=solved.lower_bound_s,
+            notes=(*solved.remarks, *_notes(instance, solved.counts)),
+            solve=solved.report,
         )
 
 
-def solve_instance(instance: Instance, *, time_limit_s: float) -> tuple[Counts, SolveReport, float]:
-    """Solve the program; return X, the solver's outcome and the lower bound on the makespan in seconds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolvedInstance:
+    """A placement and what is known about how good it is."""
+
+    counts: Counts
+    """X of the paper."""
+    report: SolveReport
+    lower_bound_s: float
+    remarks: tuple[str, ...] = ()
+
+
+def solve_instance(instance: Instance, *, time_limit_s: float) -> SolvedInstance:
+    """Solve the program, from the best placement that packing finds.
 
     Raises
     ------
@@ -73,7 +88,8 @@ def solve_instance(instance: Instance, *, time_limit_s: float) -> tuple[Counts, 
         If no placement obeys K and the caps, or none was found in time.
     """
     if not instance.num_experts:
-        return (), SolveReport(status=SolveStatus.OPTIMAL, objective_s=0.0, bound_s=0.0, gap_frac=0.0), 0.0
+        nothing = SolveReport(status=SolveStatus.OPTIMAL, objective_s=0.0, bound_s=0.0, gap_frac=0.0)
+        return SolvedInstance(counts=(), report=nothing, lower_bound_s=0.0)
     _require_slots(instance)
     # Pyomo takes half a second to import: the other schedulers do not pay for it.
     from mosaic.schedulers.formulation import build_model, solve_model
@@ -96,11 +112,17 @@ def solve_instance(instance: Instance, *, time_limit_s: float) -> tuple[Counts, 
     if not found:
         raise InfeasibleError(_no_placement(instance, finished=solution.finished, time_limit_s=time_limit_s))
     counts = drop_needless_replicas(instance, min(found, key=instance.makespan_s))
+    report = _report(instance, counts, solution, closed_form_s)
+    remarks = () if solution.finished and solution.counts else (f"the solver stopped early: {solution.outcome}",)
+    return SolvedInstance(counts=counts, report=report, lower_bound_s=report.bound_s or 0.0, remarks=remarks)
+
+
+def _report(instance: Instance, counts: Counts, solution: "Solution", closed_form_s: float) -> SolveReport:
     objective_s = instance.makespan_s(counts)
     bound_s = min(objective_s, max(closed_form_s, solution.bound_s or 0.0))
     # HiGHS works to tolerances: its word counts only where the shards, priced anew, meet its bound.
     proved = solution.finished and objective_s - bound_s <= OPTIMAL_GAP_FRAC * max(1.0, objective_s)
-    report = SolveReport(
+    return SolveReport(
         status=SolveStatus.OPTIMAL if proved else SolveStatus.TIME_LIMIT,
         objective_s=objective_s,
         bound_s=bound_s,
@@ -109,7 +131,6 @@ def solve_instance(instance: Instance, *, time_limit_s: float) -> tuple[Counts, 
         num_constraints=solution.num_constraints,
         wall_s=solution.wall_s,
     )
-    return counts, report, bound_s
 
 
 def _require_slots(instance: Instance) -> None:

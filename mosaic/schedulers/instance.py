@@ -188,5 +188,5 @@ def _cap(
         )
         for gang in {gang[0].gpu: gang for gang in gangs}.values()
     )
-    worth = len(gangs) if load_s <= 0 else min(len(gangs), floor(session_s / load_s))
+    worth = len(gangs) if session_s >= load_s * len(gangs) else floor(session_s / load_s)
     return max(1, worth), f"equation 8: runs {session_s:.1f} s, loads {load_s:.1f} s"

@@ -9,6 +9,8 @@ from mosaic.schedulers.instance import Counts, Instance
 
 NUM_TARGETS = 24
 MAX_SWEEPS = 30
+NEGLIGIBLE_S = 1e-9
+"""Calls cheaper than this count as free: dividing by their price would overflow."""
 LOOSEST_TARGET_FRAC = 0.5
 """Targets reach this far above the lower bound, most of them close to it; looser ones only leave workers idle."""
 
@@ -140,8 +142,9 @@ def _level_expert(instance: Instance, expert: int, used: Sequence[int], row: lis
 
 def _share(num_calls: int, base_s: dict[int, float], per_call_s: dict[int, float]) -> dict[int, int]:
     """Share calls so that the latest place ends as early as possible: whole waves first, then call by call."""
-    if min(per_call_s.values()) <= 0:
-        first = min((place for place in base_s if per_call_s[place] <= 0), key=lambda place: base_s[place])
+    free = [place for place in base_s if per_call_s[place] < NEGLIGIBLE_S]
+    if free:
+        first = min(free, key=lambda place: base_s[place])
         return {place: num_calls if place == first else 0 for place in base_s}
     # Water filling: raise the level over the places in order of their base until all calls fit below it.
     order = sorted(base_s, key=lambda place: base_s[place])

@@ -28,7 +28,9 @@ def test_round_robin_on_6300_calls(benchmark):
     assert len(result.calls) == len(calls) == 6300
     assert sum(record.num_preemptions for record in result.calls) > 1000
     if benchmark.enabled:
-        print(f"\nround robin: {len(calls) / cpu_seconds(lambda: backend.execute(plan, calls)):,.0f} calls per CPU second")
+        print(
+            f"\nround robin: {len(calls) / cpu_seconds(lambda: backend.execute(plan, calls)):,.0f} calls per CPU second"
+        )
 
 
 def test_llama_r1_session_against_the_oracle(benchmark):

@@ -102,9 +102,7 @@ def round_robin_run() -> tuple[SimBackend, Plan, list[Call]]:
         num_calls, mean, sigma, cap, layers, heads, kv_heads, head_dim, context = row
         shape = make_shape(num_layers=layers, num_query_heads=heads, num_kv_heads=kv_heads, head_dim=head_dim)
         experts.append(make_expert(name, shape=shape, max_output_tokens=cap, context_tokens=context))
-        mine = [
-            make_call(f"{name}{i}", expert=name, prompt_tokens=rng.randint(150, 350)) for i in range(num_calls)
-        ]
+        mine = [make_call(f"{name}{i}", expert=name, prompt_tokens=rng.randint(150, 350)) for i in range(num_calls)]
         for call in mine:
             lengths[call.key] = Outcome(max(1, int(rng.lognormvariate(math.log(mean) - sigma**2 / 2, sigma))))
         calls += mine

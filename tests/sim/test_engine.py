@@ -8,9 +8,7 @@ from sim.engine import Engine
 from sim.engine_settings import EngineSettings
 from tests.sim.oracle import LinearTime
 
-ONE_SECOND = LinearTime(
-    base_s=1.0, per_seq_s=0.0, per_kv_token_s=0.0, per_prefill_token_s=0.0, per_prefill_pair_s=0.0
-)
+ONE_SECOND = LinearTime(base_s=1.0, per_seq_s=0.0, per_kv_token_s=0.0, per_prefill_token_s=0.0, per_prefill_pair_s=0.0)
 
 
 def make_engine(*, order="prefill_first", kv_tokens=10_000, time=ONE_SECOND, start_ts=0.0, **settings) -> Engine:

@@ -1,0 +1,122 @@
+"""Fit what the baseline may calibrate, and keep every parameter set that is consistent with it.
+
+    python experiments/calibrate.py            prints the fits and writes results/calibration/parameter_sets.json
+
+MMLU-Pro's four round-robin workers fit four numbers: phi (host time per iteration), sigma of the reasoning lengths, and the
+means of Qwen and Exaone. GLM's mean and the light experts' sigma are assumed; other assumptions, and other splits between phi
+and sigma, that keep all four workers within 5% are kept as further parameter sets. Each set then fits one length scale to
+MedMCQA's and one to GPQA's round-robin wall, for every order of experts that the paper leaves open. Nothing here reads a number
+that must be predicted. The committed values (conf/workload, conf/hardware/a100_80gb.yaml) are the first set.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # experiments is not an installed package
+
+from experiments.published import ROUND_ROBIN_WALL_S, ROUND_ROBIN_WORKER_S  # noqa: E402
+from experiments.round_robin_fit import BaselineSessions, ParameterSet, solve_mean  # noqa: E402
+
+OUT = ROOT / "results" / "calibration" / "parameter_sets.json"
+PUBLISHED_MEANS = {"LlamaR1": 3146.0, "QwenR1": 3734.0, "Gemma": 291.0}
+ASSUMED = {"GLM": 400.0, "light_sigma": 0.8}
+TOLERANCE_FRAC = 0.05
+PHIS = (1.0, 1.4, 1.8, 2.2, 2.6)
+SIGMAS = (1.0, 1.05, 1.1, 1.15, 1.2, 1.25)
+OTHER_ASSUMPTIONS = ({"GLM": 250.0, "light_sigma": 0.6}, {"GLM": 600.0, "light_sigma": 1.0})
+
+
+def fit_best(sessions: BaselineSessions) -> ParameterSet:
+    """Fit phi and sigma to the two reasoning workers by least squares, then the two light means."""
+    start = make_set(phi=1.9, sigma=1.1, assumed=ASSUMED)
+
+    def loss(x: np.ndarray) -> float:
+        candidate = replace(start, cpu_overhead_scale=round(float(x[0]), 3), reasoning_sigma=round(float(x[1]), 4))
+        return float(np.sum(reasoning_errors(sessions, candidate) ** 2))
+
+    found = minimize(loss, [1.9, 1.1], method="Nelder-Mead", options={"xatol": 0.01, "fatol": 1e-6, "maxiter": 40})
+    phi, sigma = found.x
+    return fit_light_means(sessions, make_set(phi=round(phi, 2), sigma=round(sigma, 3), assumed=ASSUMED))
+
+
+def make_set(*, phi: float, sigma: float, assumed: dict[str, float]) -> ParameterSet:
+    return ParameterSet(
+        cpu_overhead_scale=phi,
+        reasoning_sigma=sigma,
+        light_sigma=assumed["light_sigma"],
+        mean_by_expert={**PUBLISHED_MEANS, "GLM": assumed["GLM"], "Qwen": 364.0, "Exaone": 456.0},
+    )
+
+
+def reasoning_errors(sessions: BaselineSessions, parameters: ParameterSet) -> np.ndarray:
+    """Relative errors of the workers of QwenR1 (with GLM) and LlamaR1."""
+    qwen_r1_s = sessions.busy_s(parameters, "QwenR1").mean() + sessions.busy_s(parameters, "GLM").mean()
+    llama_r1_s = sessions.busy_s(parameters, "LlamaR1").mean()
+    return np.array([qwen_r1_s / ROUND_ROBIN_WORKER_S[1], llama_r1_s / ROUND_ROBIN_WORKER_S[3]]) - 1
+
+
+def fit_light_means(sessions: BaselineSessions, parameters: ParameterSet) -> ParameterSet:
+    """Fit Qwen's mean to its worker, then Exaone's to what Gemma leaves of theirs."""
+    parameters = solve_mean(sessions, parameters, "Qwen", ROUND_ROBIN_WORKER_S[2])
+    left_s = ROUND_ROBIN_WORKER_S[0] - sessions.busy_s(parameters, "Gemma").mean()
+    return solve_mean(sessions, parameters, "Exaone", left_s)
+
+
+def consistent_sets(sessions: BaselineSessions) -> list[ParameterSet]:
+    """List the best fit and every grid point whose workers are all within the tolerance."""
+    kept = [fit_best(sessions)]
+    grid = list(product(PHIS, SIGMAS, (ASSUMED, *OTHER_ASSUMPTIONS)))
+    for phi, sigma, assumed in tqdm(grid, desc="parameter sets", disable=not sys.stderr.isatty()):
+        candidate = make_set(phi=phi, sigma=sigma, assumed=assumed)
+        if np.all(np.abs(reasoning_errors(sessions, candidate)) <= TOLERANCE_FRAC):
+            kept.append(fit_light_means(sessions, candidate))
+    return kept
+
+
+def describe(sessions: BaselineSessions, parameters: ParameterSet) -> str:
+    workers = sessions.workers_s(parameters)
+    errors = workers / np.array(ROUND_ROBIN_WORKER_S) - 1
+    means = ", ".join(f"{name} {mean:g}" for name, mean in parameters.mean_by_expert.items())
+    columns = "  ".join(f"{busy:7.1f} ({error:+.1%})" for busy, error in zip(workers, errors, strict=True))
+    return (
+        f"phi {parameters.cpu_overhead_scale:g}, sigma {parameters.reasoning_sigma:g} reasoning and "
+        f"{parameters.light_sigma:g} light; means: {means}\n  workers, s (error): {columns}"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="calibrate", description="Fit the simulator to the round-robin baseline.")
+    parser.add_argument("--out", type=Path, default=OUT)
+    out = parser.parse_args().out
+    sessions = BaselineSessions("mmlu_pro")
+    sets = consistent_sets(sessions)
+    print(f"MMLU-Pro, published workers {ROUND_ROBIN_WORKER_S} s; {len(sets)} consistent parameter sets, best fit first:")
+    for parameters in sets:
+        print(describe(sessions, parameters))
+    rows: list[dict[str, Any]] = [asdict(parameters) for parameters in sets]
+    for workload in ("medmcqa", "gpqa"):
+        benchmark = BaselineSessions(workload, sessions.seeds[:4])
+        for row, parameters in zip(rows, tqdm(sets, desc=workload, disable=not sys.stderr.isatty()), strict=True):
+            scales = benchmark.fit_scales(parameters, ROUND_ROBIN_WALL_S[workload])
+            row[f"{workload}_scales"] = [round(scale, 4) for scale in scales.values()]
+        every = [scale for row in rows for scale in row[f"{workload}_scales"]]
+        first = rows[0][f"{workload}_scales"][0]
+        print(f"{workload}: length scale {first:g} (best fit, committed order), {min(every):g} to {max(every):g} over all")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

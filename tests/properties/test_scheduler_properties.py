@@ -1,0 +1,171 @@
+"""What holds for every problem: bounds, dominance, symmetry."""
+
+from itertools import permutations
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mosaic.plan import Plan, SolveStatus
+from mosaic.problem import Problem
+from mosaic.schedulers.bounds import lower_bound_s
+from mosaic.schedulers.data_parallel import DataParallel
+from mosaic.schedulers.fifo import Fifo
+from mosaic.schedulers.ilp import Ilp
+from mosaic.schedulers.instance import Instance, make_instance
+from mosaic.schedulers.least_loaded import LeastLoaded
+from mosaic.schedulers.packing import best_packing, drop_needless_replicas, level
+from mosaic.schedulers.round_robin import RoundRobin
+from mosaic.schedulers.shards import split_calls
+from mosaic.schedulers.symmetry import find_symmetry, order_blocks
+from tests.factories import assert_plan_valid, make_calls, make_cluster, make_gpu, make_mixed_cluster, make_problem
+
+BASELINES = (
+    RoundRobin(),
+    LeastLoaded(),
+    LeastLoaded(longest_first=True),
+    DataParallel(),
+    Fifo(window_questions=3),
+    Fifo(),
+)
+TOLERANCE = 1 + 1e-6
+KINDS = ("fast", "slow")
+
+quick = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+@st.composite
+def problems(draw: st.DrawFn, *, gangs: bool = True, mixed: bool = True) -> Problem:
+    num_workers = draw(st.sampled_from([1, 2, 3, 4]))
+    names = "ABCDE"[: draw(st.integers(1, 5))]
+    degrees = [degree for degree in (1, 2, 4) if num_workers % degree == 0] if gangs else [1]
+    kinds = draw(st.lists(st.sampled_from(KINDS), min_size=num_workers, max_size=num_workers))
+    degree_of = {name: draw(st.sampled_from(degrees)) for name in names}
+    if not mixed or max(degree_of.values()) > 1:
+        kinds = ["fast"] * num_workers
+    return make_problem(
+        {name: draw(st.integers(1, 30)) for name in names},
+        cluster=make_mixed_cluster(*(make_gpu(kind) for kind in kinds)),
+        load_s={name: draw(st.floats(0, 50)) for name in names},
+        fixed_s={name: draw(st.floats(0, 30)) for name in names},
+        per_call_s={name: draw(st.floats(0, 5)) for name in names},
+        max_replicas={name: draw(st.sampled_from([None, 1, 2, 4])) for name in names},
+        tp_degree=degree_of,
+        slowdown_by_gpu={"slow": 2.0},
+    )
+
+
+def obeys(plan: Plan, instance: Instance) -> bool:
+    """Tell whether a plan keeps the replica caps and K."""
+    for name, cap in zip(instance.names, instance.max_replicas, strict=True):
+        if len({session.workers for session in plan.sessions if session.expert == name}) > cap:
+            return False
+    hosted = [{session.expert for session in plan.worker_queue(worker)} for worker in range(plan.num_workers)]
+    return max(map(len, hosted)) <= instance.max_experts_per_worker
+
+
+def free_ilp(problem: Problem) -> Plan:
+    """Solve with K = M and caps N."""
+    return Ilp(max_experts_per_worker=len(problem.experts), max_replicas=problem.cluster.num_workers).plan(problem)
+
+
+@quick
+@given(problems())
+def test_every_plan_is_valid_and_not_below_its_bound(problem: Problem) -> None:
+    for scheduler in (*BASELINES, Ilp()):
+        assert_plan_valid(scheduler.plan(problem), problem)
+
+
+@quick
+@given(problems())
+def test_ilp_without_limits_is_never_above_a_baseline(problem: Problem) -> None:
+    plan = free_ilp(problem)
+    assert plan.solve.status is SolveStatus.OPTIMAL
+    for scheduler in BASELINES:
+        assert plan.predicted_makespan_s <= scheduler.plan(problem).predicted_makespan_s * TOLERANCE
+
+
+@quick
+@given(problems())
+def test_ilp_with_limits_is_never_above_a_baseline_that_obeys_them(problem: Problem) -> None:
+    instance = make_instance(problem)
+    plan = Ilp().plan(problem)
+    assert obeys(plan, instance)
+    for scheduler in BASELINES:
+        other = scheduler.plan(problem)
+        if obeys(other, instance):
+            assert plan.predicted_makespan_s <= other.predicted_makespan_s * TOLERANCE
+
+
+@quick
+@given(problems())
+def test_solver_bound_is_never_above_the_objective_nor_below_the_closed_form(problem: Problem) -> None:
+    plan = Ilp().plan(problem)
+    closed_form_s = lower_bound_s(make_instance(problem), obey_k=True)
+    assert plan.solve.objective_s is not None
+    assert plan.solve.bound_s is not None
+    assert closed_form_s <= plan.solve.bound_s * TOLERANCE
+    assert plan.solve.bound_s <= plan.solve.objective_s
+    assert plan.predicted_makespan_s <= plan.solve.objective_s * TOLERANCE + 1e-9
+
+
+@quick
+@given(problems(gangs=False), st.randoms(use_true_random=False))
+def test_relabelling_workers_keeps_the_optimum(problem: Problem, random: object) -> None:
+    kinds = [worker.gpu for worker in problem.cluster.workers]
+    orders = list(permutations(kinds))
+    shuffled = make_mixed_cluster(*random.choice(orders))  # type: ignore[attr-defined]
+    relabelled = Problem(
+        experts=problem.experts,
+        calls=problem.calls,
+        cluster=shuffled,
+        costs=problem.costs,
+        lengths=problem.lengths,
+    )
+    first, second = Ilp().plan(problem), Ilp().plan(relabelled)
+    assert abs(first.predicted_makespan_s - second.predicted_makespan_s) <= 1e-6 * first.predicted_makespan_s + 1e-6
+
+
+@quick
+@given(problems(gangs=False, mixed=False))
+def test_an_extra_gpu_never_worsens_the_optimum(problem: Problem) -> None:
+    instance = make_instance(problem)
+    limits = Ilp(
+        max_experts_per_worker=instance.max_experts_per_worker,
+        max_replicas=dict(zip(instance.names, instance.max_replicas, strict=True)),
+    )
+    larger = Problem(
+        experts=problem.experts,
+        calls=problem.calls,
+        cluster=make_cluster(problem.cluster.num_workers + 1, gpu=make_gpu("fast")),
+        costs=problem.costs,
+        lengths=problem.lengths,
+    )
+    before_s = limits.plan(problem).predicted_makespan_s
+    assert limits.plan(larger).predicted_makespan_s <= before_s * TOLERANCE
+
+
+@quick
+@given(problems())
+def test_heuristics_keep_calls_and_limits_and_never_lengthen(problem: Problem) -> None:
+    instance = make_instance(problem)
+    counts = best_packing(instance)
+    if counts is None:
+        return
+    symmetry = find_symmetry(instance)
+    steps = [level(instance, counts), drop_needless_replicas(instance, counts)]
+    steps += [order_blocks(counts, symmetry)] if symmetry else []
+    for better in steps:
+        assert [sum(row) for row in better] == list(instance.num_calls)
+        assert instance.makespan_s(better) <= instance.makespan_s(counts) * (1 + 1e-9) + 1e-9
+        assert all(
+            sum(number > 0 for number in row) <= cap for row, cap in zip(better, instance.max_replicas, strict=True)
+        )
+
+
+@quick
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6))
+def test_shards_divide_the_calls(sizes: list[int]) -> None:
+    calls = make_calls({"A": sum(sizes)})
+    shards = split_calls(calls, sizes)
+    assert [len(shard) for shard in shards] == sizes
+    assert {key for shard in shards for key in shard} == {call.key for call in calls}
