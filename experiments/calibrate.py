@@ -2,11 +2,12 @@
 
     python experiments/calibrate.py            prints the fits and writes results/calibration/parameter_sets.json
 
-MMLU-Pro's four round-robin workers fit four numbers: phi (host time per iteration), sigma of the reasoning lengths, and the
-means of Qwen and Exaone. GLM's mean and the light experts' sigma are assumed; other assumptions, and other splits between phi
-and sigma, that keep all four workers within 5% are kept as further parameter sets. Each set then fits one length scale to
-MedMCQA's and one to GPQA's round-robin wall, for every order of experts that the paper leaves open. Nothing here reads a number
-that must be predicted. The committed values (conf/workload, conf/hardware/a100_80gb.yaml) are the first set.
+MMLU-Pro's four round-robin workers fit four numbers: phi (host time per iteration), sigma of the reasoning lengths, and
+the means of Qwen and Exaone. GLM's mean and the light experts' sigma are assumed; other assumptions, and other splits
+between phi and sigma, that keep all four workers within 5% are kept as further parameter sets. Each set then fits one
+length scale to MedMCQA's and one to GPQA's round-robin wall, for every order of experts that the paper leaves open.
+Nothing here reads a number that must be predicted. The committed values (conf/lengths, conf/workload,
+conf/hardware/a100_80gb.yaml) are the first set.
 """
 
 import argparse
@@ -100,7 +101,8 @@ def main() -> int:
     out = parser.parse_args().out
     sessions = BaselineSessions("mmlu_pro")
     sets = consistent_sets(sessions)
-    print(f"MMLU-Pro, published workers {ROUND_ROBIN_WORKER_S} s; {len(sets)} consistent parameter sets, best fit first:")
+    print(f"MMLU-Pro, published workers {ROUND_ROBIN_WORKER_S} s")
+    print(f"{len(sets)} consistent parameter sets, best fit first:")
     for parameters in sets:
         print(describe(sessions, parameters))
     rows: list[dict[str, Any]] = [asdict(parameters) for parameters in sets]
@@ -111,7 +113,7 @@ def main() -> int:
             row[f"{workload}_scales"] = [round(scale, 4) for scale in scales.values()]
         every = [scale for row in rows for scale in row[f"{workload}_scales"]]
         first = rows[0][f"{workload}_scales"][0]
-        print(f"{workload}: length scale {first:g} (best fit, committed order), {min(every):g} to {max(every):g} over all")
+        print(f"{workload}: length scale {first:g} (best fit, committed order), {min(every):g} to {max(every):g} in all")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(f"written: {out}")

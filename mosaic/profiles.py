@@ -137,6 +137,24 @@ def profile_to_json(profile: Profile) -> str:
     return json.dumps(asdict(profile), indent=1, sort_keys=True) + "\n"
 
 
+def write_profile(profile: Profile, path: str | Path) -> None:
+    """Write a profile for ``load_profile``; whole or not at all.
+
+    Raises
+    ------
+    ProfileError
+        If the file cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(profile_to_json(profile), encoding="utf-8")
+        temporary.replace(target)
+    except OSError as error:
+        raise ProfileError(f"profile {path}: cannot be written ({error.strerror})") from error
+
+
 def load_profile(path: str | Path) -> Profile:
     """Read a profile written by ``profile_to_json``.
 

@@ -34,7 +34,7 @@ def test_round_robin_on_6300_calls(benchmark):
 
 
 def test_llama_r1_session_against_the_oracle(benchmark):
-    """The named session: LlamaR1's 1,070 calls, KV-bound, prefill first (the oracle takes a shard of them otherwise)."""
+    """The named session: LlamaR1's 1,070 calls, KV-bound, prefill first (a dozen of them when nothing is timed)."""
     num_calls = HYBRID_POOL["LlamaR1"][0] if benchmark.enabled else 12
     _, _, calls = round_robin_run()
     backend, _, _ = round_robin_run()

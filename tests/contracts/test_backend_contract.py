@@ -48,7 +48,7 @@ def plan_of_five() -> Plan:
 class Watcher:
     def __init__(self, *cancels: tuple[str, CallKey]):
         self.records = []
-        self.cancels = {trigger: key for trigger, key in cancels}
+        self.cancels = dict(cancels)
 
     def on_finish(self, record):
         self.records.append(record)

@@ -3,7 +3,7 @@
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mosaic.cluster import Cluster
 from mosaic.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
@@ -20,7 +20,7 @@ class LinearHardware:
     """Loads in constant time, steps in linear time."""
 
     load: float = 10.0
-    time: LinearTime = LinearTime()
+    time: LinearTime = field(default_factory=LinearTime)
 
     def load_s(self, shape: ModelShape, tp_degree: int) -> float:
         return self.load / tp_degree
@@ -95,7 +95,7 @@ HYBRID_POOL = {  # calls, mean length, sigma, cap, layers (set KV bytes per toke
 
 
 def round_robin_run() -> tuple[SimBackend, Plan, list[Call]]:
-    """Round robin of 6,300 calls over four workers, shaped like MMLU-Pro's: two reasoning experts, one of them KV-bound."""
+    """Round robin of 6,300 calls on four workers, shaped like MMLU-Pro's: two reasoning experts, one KV-bound."""
     rng = random.Random(0)
     experts, calls, lengths, sessions = [], [], {}, []
     for number, (name, row) in enumerate(HYBRID_POOL.items()):

@@ -33,5 +33,5 @@ def test_bad_settings_are_refused(changes, message):
 
 
 def test_numbers_must_be_whole():
-    with pytest.raises(TypeError, match="max_num_seqs must be a whole number, got 2.5"):
+    with pytest.raises(TypeError, match=r"max_num_seqs must be a whole number, got 2\.5"):
         EngineSettings(max_num_seqs=2.5)

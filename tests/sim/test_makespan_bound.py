@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from mosaic.realization import Outcome
 from mosaic.results import Cancel
 from sim.engine_settings import EngineSettings, Order
-from tests.factories import make_call
+from tests.factories import make_call, make_expert
 from tests.sim.cluster_runs import by_key, make_backend, make_plan, make_session, some_calls
 from tests.sim.random_runs import committed_times, runs
 
@@ -56,10 +56,10 @@ def test_it_is_close_where_batches_are_full_and_even():
 
 
 def test_a_gang_counts_for_all_its_workers():
-    calls = some_calls("T", 1024)
-    bound_s, makespan_s = bound_and_makespan(
-        make_backend(by_key(600)), make_session(0, calls, workers=(0, 1)), calls=calls
-    )
+    groups = [some_calls("T", 512), some_calls("U", 512)]
+    backend = make_backend(by_key(600), experts=[make_expert("T", tp_degree=2), make_expert("U", tp_degree=2)])
+    sessions = [make_session(i, group, workers=(0, 1)) for i, group in enumerate(groups)]
+    bound_s, makespan_s = bound_and_makespan(backend, *sessions, calls=groups[0] + groups[1])
     assert 0.9 * makespan_s < bound_s < makespan_s
 
 
