@@ -113,7 +113,9 @@ def main() -> int:
             row[f"{workload}_scales"] = [round(scale, 4) for scale in scales.values()]
         every = [scale for row in rows for scale in row[f"{workload}_scales"]]
         first = rows[0][f"{workload}_scales"][0]
-        print(f"{workload}: length scale {first:g} (best fit, committed order), {min(every):g} to {max(every):g} in all")
+        print(
+            f"{workload}: length scale {first:g} (best fit, committed order), {min(every):g} to {max(every):g} in all"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(f"written: {out}")

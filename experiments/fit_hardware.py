@@ -253,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory-source", default="data sheet")
     parser.add_argument("--cpu-base-s", type=float, help="host time per iteration where nothing measures it")
     parser.add_argument("--cpu-source", default="assumed")
-    parser.add_argument("--cpu-overhead-scale", type=float, default=1.0, help="phi: host of the engine over host measured")
+    parser.add_argument("--cpu-overhead-scale", type=float, default=1.0, help="phi: the engine's host over the table's")
     parser.add_argument("--cpu-overhead-source", default="the host as measured")
     parser.add_argument("--all-reduce-fixed-us", type=float)
     parser.add_argument("--all-reduce-bytes-per-s", type=float)

@@ -105,18 +105,27 @@ class BaselineSessions:
 
         Returns
         -------
-        The scale by placement: the experts of every worker. The committed order's placement comes first.
+        dict
+            The scale by placement (the experts of every worker), where some scale of the grid's range gives the wall.
+            The committed order's placement comes first.
+
+        Raises
+        ------
+        ValueError
+            If no scale in the grid's range gives the wall under the committed order.
         """
-        table = {
-            name: np.array([self.busy_s(parameters, name, scale) for scale in SCALE_GRID]) for name in self.order
-        }
+        table = {name: np.array([self.busy_s(parameters, name, scale) for scale in SCALE_GRID]) for name in self.order}
         placements = [self._placement(self.order), *_placements(self.order, self.setup.cluster.num_workers)]
-        scales = {}
+        scales: dict[tuple[tuple[ExpertName, ...], ...], float] = {}
         for placement in placements:
             workers = [sum(table[name] for name in group) for group in placement]
             walls = np.max(np.stack(workers), axis=0).mean(axis=1)
             if walls[0] < wall_s < walls[-1]:
-                scales.setdefault(placement, float(np.exp(np.interp(np.log(wall_s), np.log(walls), np.log(SCALE_GRID)))))
+                log_scale = np.interp(np.log(wall_s), np.log(walls), np.log(SCALE_GRID))
+                scales.setdefault(placement, float(np.exp(log_scale)))
+            elif placement == placements[0]:
+                reach = f"{walls[0]:.0f} to {walls[-1]:.0f} s (scales {SCALE_GRID[0]:g} to {SCALE_GRID[-1]:g})"
+                raise ValueError(f"wall_s must be within {reach}, got {wall_s:g}")
         return scales
 
     def _placement(self, order: Sequence[ExpertName]) -> tuple[tuple[ExpertName, ...], ...]:
@@ -140,9 +149,7 @@ def _placements(experts: Sequence[ExpertName], num_workers: int) -> list[tuple[t
     return list(found)
 
 
-def solve_mean(
-    sessions: BaselineSessions, parameters: ParameterSet, expert: ExpertName, busy_s: float
-) -> ParameterSet:
+def solve_mean(sessions: BaselineSessions, parameters: ParameterSet, expert: ExpertName, busy_s: float) -> ParameterSet:
     """Fit one expert's mean length to the busy seconds of its session."""
 
     def miss_s(mean: float) -> float:

@@ -7,36 +7,36 @@ Prints one screen and leaves a run folder (README: "The run folder"). A point th
 the same configuration is not run again.
 """
 
-import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import env_override
+from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from experiments.figures.timeline import draw_timeline  # noqa: E402
-from experiments.replay_report import report_replay  # noqa: E402
-from experiments.wiring import Setup, plain, setup_from  # noqa: E402
-from mosaic.errors import MosaicError  # noqa: E402
-from mosaic.explain import explain  # noqa: E402
-from mosaic.metrics import Summary, summarise  # noqa: E402
-from mosaic.pipeline import make_problem  # noqa: E402
-from mosaic.plan import Plan, check_plan  # noqa: E402
-from mosaic.plan_file import load_plan, plan_to_json  # noqa: E402
-from mosaic.problem import Problem  # noqa: E402
-from mosaic.progress import show_progress  # noqa: E402
-from mosaic.provenance import describe_run_conditions  # noqa: E402
-from mosaic.results import RunResult  # noqa: E402
-from mosaic.run_folder import completed_with, write_run  # noqa: E402
-from mosaic.summary_text import describe_run  # noqa: E402
+from experiments.complaints import BAD_INPUT, FailedPoint, exit_with_message, explain_error
+from experiments.figures.timeline import draw_timeline
+from experiments.replay_report import report_replay
+from experiments.wiring import CONF, Setup, plain, setup_from
+from mosaic.explain import explain
+from mosaic.metrics import Summary, summarise
+from mosaic.pipeline import make_problem
+from mosaic.plan import Plan, check_plan
+from mosaic.plan_file import load_plan, plan_to_json
+from mosaic.problem import Problem
+from mosaic.progress import show_progress
+from mosaic.provenance import describe_run_conditions
+from mosaic.results import RunResult
+from mosaic.run_folder import completed_with, write_run
+from mosaic.summary_text import describe_run
 
 
 class Stopwatch:
@@ -52,21 +52,39 @@ class Stopwatch:
         self.wall_s_by_step[name] = round(time.perf_counter() - start, 6)
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(config: DictConfig) -> None:
-    """Run one point of the configuration; bad input ends with status 2 and a message."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    """Run one point of the configuration."""
+    run = HydraConfig.get()
+    folder = Path(run.runtime.output_dir)
+    if run.mode is not RunMode.MULTIRUN:
+        run_point(config, folder)
+        return
     try:
-        run_point(plain(config), folder)
-    except (MosaicError, ValueError, TypeError, OmegaConfBaseException) as error:
-        if os.environ.get("MOSAIC_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        run_point(config, folder, in_sweep=True)
+    except BAD_INPUT as error:
+        print(f"error: {folder.name}: {explain_error(error)}", file=sys.stderr)
+        raise FailedPoint(folder.name) from error
 
 
-def run_point(config: dict[str, Any], folder: Path) -> None:
-    """Run a resolved configuration into a folder, unless that is done already."""
+def run_command() -> None:
+    """Run what the command line asks for; bad input ends with status 2 and a message."""
+    # NOTE: otherwise Hydra prints errors its own way, with tracebacks, and ends the process itself.
+    with env_override({"HYDRA_FULL_ERROR": "1"}), exit_with_message():
+        main()
+
+
+def run_point(config: DictConfig, folder: Path, *, in_sweep: bool = False) -> None:
+    """Run a configuration into a folder, unless that is done already; a folder without a file is not left behind."""
+    try:
+        run_resolved(plain(config), folder, in_sweep=in_sweep)
+    finally:
+        with suppress(OSError):  # it is not empty, or never was made
+            folder.rmdir()
+
+
+def run_resolved(config: dict[str, Any], folder: Path, *, in_sweep: bool) -> None:
+    """Run a resolved configuration; a sweep prints a line a point, a single run a screen."""
     if completed_with(folder, config):
         print(f"already complete with this configuration: {folder}")
         return
@@ -96,6 +114,9 @@ def run_point(config: dict[str, Any], folder: Path) -> None:
         experts=[expert.name for expert in setup.experts],
     )
     leave_folder(folder, config, plan, result, summary, watch)
+    if in_sweep:
+        print(describe_point(summary, folder))
+        return
     if result is None:
         print(explain(plan, problem))
         print(f"plan: {folder / 'plan.json'} (run it with plan.path={folder / 'plan.json'})")
@@ -138,4 +159,4 @@ def leave_folder(
 
 
 if __name__ == "__main__":
-    main()
+    run_command()

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mosaic.checks import require, require_count, require_name, require_number
+from mosaic.checks import require, require_count, require_name, require_number, require_unique
 from mosaic.errors import ProfileError
 from mosaic.prediction import LengthPrediction
 from mosaic.workload import ExpertName
@@ -41,6 +41,11 @@ class SweepPoint:
     session_s: float
     output_tokens: int
 
+    def __post_init__(self) -> None:
+        require_count(self.num_calls, "sweep point: num_calls", at_least=1)
+        require_number(self.session_s, "sweep point: session_s", above=0)
+        require_count(self.output_tokens, "sweep point: output_tokens")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileEntry:
@@ -58,6 +63,7 @@ class ProfileEntry:
 
     def __post_init__(self) -> None:
         require_name(self.expert, "profile entry: expert")
+        require_name(self.gpu, f"profile entry {self.expert}: gpu")
         require_count(self.tp_degree, f"profile entry {self.expert}: tp_degree", at_least=1)
         require_number(self.load_s, f"profile entry {self.expert}: load_s", at_least=0)
 
@@ -68,6 +74,11 @@ class Profile:
 
     source: str
     entries: tuple[ProfileEntry, ...]
+
+    def __post_init__(self) -> None:
+        require_name(self.source, "profile: source")
+        places = ((entry.expert, entry.gpu, entry.tp_degree) for entry in self.entries)
+        require_unique(places, f"profile {self.source!r}: expert, gpu and tp_degree of an entry")
 
     def entry(self, expert: ExpertName, gpu: str, tp_degree: int) -> ProfileEntry:
         """Look up an expert.

@@ -7,10 +7,11 @@ from typing import TypeAlias
 from mosaic.backends.base import Backend
 from mosaic.checks import require, require_count, require_unique
 from mosaic.cluster import Cluster
+from mosaic.errors import BackendError
 from mosaic.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
 from mosaic.prediction import prediction_from_sample
 from mosaic.profiles import Profile, ProfileEntry, SweepPoint, fit_session
-from mosaic.results import CallRecord, RunResult, SessionRecord
+from mosaic.results import CallRecord, CallStatus, RunResult, SessionRecord
 from mosaic.workload import Call, CallKey, Expert, ExpertName, Role
 
 PromptTokens: TypeAlias = Callable[[int], int]
@@ -25,12 +26,14 @@ class Sweep:
     num_repeats: int = 1
 
     def __post_init__(self) -> None:
+        if not isinstance(self.shard_sizes, Sequence) or isinstance(self.shard_sizes, str):
+            raise TypeError(f"profile.sweep.shard_sizes must be a list of whole numbers, got {self.shard_sizes!r}")
         object.__setattr__(self, "shard_sizes", tuple(self.shard_sizes))
         for size in self.shard_sizes:
-            require_count(size, "costs.sweep.shard_sizes", at_least=1)
-        require_unique(self.shard_sizes, "costs.sweep.shard_sizes")
-        require(len(self.shard_sizes) >= 2, "costs.sweep.shard_sizes", "at least two sizes", self.shard_sizes)
-        require_count(self.num_repeats, "costs.sweep.num_repeats", at_least=1)
+            require_count(size, "profile.sweep.shard_sizes", at_least=1)
+        require_unique(self.shard_sizes, "profile.sweep.shard_sizes")
+        require(len(self.shard_sizes) >= 2, "profile.sweep.shard_sizes", "at least two sizes", self.shard_sizes)
+        require_count(self.num_repeats, "profile.sweep.num_repeats", at_least=1)
 
 
 def sweep_calls(sweep: Sweep, expert: ExpertName, prompt_tokens: PromptTokens) -> Iterator[tuple[Call, ...]]:
@@ -46,14 +49,19 @@ def sweep_calls(sweep: Sweep, expert: ExpertName, prompt_tokens: PromptTokens) -
 
 
 def run_sweep(
-    sweep: Sweep, experts: Sequence[Expert], cluster: Cluster, backend: Backend, prompt_tokens: PromptTokens, source: str
+    sweep: Sweep,
+    experts: Sequence[Expert],
+    cluster: Cluster,
+    backend: Backend,
+    prompt_tokens: PromptTokens,
+    source: str,
 ) -> Profile:
     """Run the sweep's sessions one expert after the other and fit their costs.
 
     Raises
     ------
     BackendError
-        If the backend cannot run a session.
+        If the backend cannot run a session, or left a call unfinished: a price is never fitted to part of a sweep.
     """
     sessions: list[Session] = []
     calls: list[Call] = []
@@ -74,6 +82,9 @@ def run_sweep(
                 )
             )
     result = backend.execute(_profiling_plan(sessions, cluster), calls)
+    finished = sum(record.status is CallStatus.FINISHED for record in result.calls)
+    if finished != len(calls):
+        raise BackendError(f"profile sweep: every call must finish, {finished} of {len(calls)} did")
     return Profile(source=source, entries=tuple(_entry(expert, cluster, result) for expert in experts))
 
 

@@ -65,6 +65,12 @@ class ModelShape:
             f"a multiple of num_kv_heads={self.num_kv_heads}",
             self.num_query_heads,
         )
+        require(
+            self.num_block_parameters > 0,
+            "shape.num_parameters",
+            f"above those of the embeddings, {self.num_parameters - self.num_block_parameters}",
+            self.num_parameters,
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -132,6 +138,8 @@ class Question:
     def __post_init__(self) -> None:
         require_name(self.id, "question.id")
         require_count(self.prompt_tokens, f"question {self.id}: prompt_tokens", at_least=1)
+        if isinstance(self.skills, str):
+            raise TypeError(f"question {self.id}: skills must be a sequence of names, got {self.skills!r}")
         object.__setattr__(self, "skills", tuple(self.skills))
 
 
@@ -177,6 +185,17 @@ class Workload:
         for call in self.calls:
             if call.key.question not in known:
                 raise ValueError(f"workload {self.name}: call {call.key} must name a question of the workload")
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        if self.output_tokens is None:
+            return
+        keys = {call.key for call in self.calls}
+        for key, tokens in self.output_tokens.items():
+            if key not in keys:
+                raise ValueError(f"workload {self.name}: output_tokens must be of the workload's calls, got {key}")
+            if type(tokens) is not int or tokens < 1:
+                require_count(tokens, f"workload {self.name}: output_tokens of {key}", at_least=1)
 
     @property
     def num_calls_by_expert(self) -> dict[ExpertName, int]:

@@ -35,7 +35,8 @@ class World:
         distribution = self.lengths.get(call.expert)
         if distribution is None:
             raise ValueError(
-                f"output_tokens must have a length distribution for expert {call.expert!r}, got {sorted(self.lengths)}: "
+                f"output_tokens must have a length distribution for expert {call.expert!r}, "
+                f"got {sorted(self.lengths)}: "
                 f"add workload.output_tokens.{call.expert} or pool.output_tokens.{call.expert}"
             )
         return Outcome(distribution.quantile(uniforms(self.root_seed, self.stream, call.key)[0]))

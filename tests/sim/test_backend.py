@@ -335,3 +335,17 @@ def test_the_bound_leaves_out_kinds_where_an_expert_cannot_run():
     assert result.lower_bound_s == pytest.approx(result.sessions[0].end_ts)
     with pytest.raises(BackendError, match="session 0 of 'A': not measured"):
         backend.execute(make_plan(make_session(0, calls, workers=(1,))), calls)
+
+
+def test_the_bound_leaves_out_kinds_with_too_few_workers_for_a_gang():
+    old, new = make_gpu("old"), make_gpu("new")
+    calls = some_calls("T", 1)
+    backend = SimBackend(
+        experts=[make_expert("T", tp_degree=2)],
+        hardware={"old": LinearHardware(10.0), "new": LinearHardware(1.0)},
+        cluster=make_mixed_cluster(old, old, new),
+        outcomes=by_key(50),
+        iteration_times=lambda hardware, shape, tp_degree: hardware.time,
+    )
+    result = backend.execute(make_plan(make_session(0, calls, workers=(0, 1)), num_workers=3), calls)
+    assert result.lower_bound_s == pytest.approx(result.sessions[0].end_ts)
