@@ -52,6 +52,8 @@ def explain_error(error: BaseException) -> str:
         return f"{error.full_key} must be given, as in {error.full_key}=VALUE"
     if isinstance(error, OmegaConfBaseException):
         return f"{error.full_key}: {str(error).splitlines()[0]}"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"folder must be one that can be made, got {error.filename!r} where a file is in the way"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: cannot be used ({error.strerror})"
     return str(error)
@@ -61,7 +63,8 @@ def _explain_composition(error: ConfigCompositionException) -> str:
     cause = error.__cause__
     if not isinstance(cause, OmegaConfBaseException):
         return str(error)
-    keys = list(cause.parent_node) if isinstance(cause.parent_node, DictConfig) else None
+    parent = cause.parent_node
+    keys = [key for key in parent if not str(key).startswith("_")] if isinstance(parent, DictConfig) else None
     if keys is None or cause.full_key is None:
         return f"{str(error).splitlines()[0]} ({str(cause).splitlines()[0]})"
     return f"{cause.full_key} must be a key of the configuration, one of {keys} there; +{cause.full_key}=VALUE adds one"

@@ -36,7 +36,7 @@ from mosaic.progress import show_progress
 from mosaic.provenance import describe_run_conditions
 from mosaic.results import RunResult
 from mosaic.run_folder import completed_with, write_run
-from mosaic.summary_text import describe_run
+from mosaic.summary_text import describe_point, describe_run
 
 
 class Stopwatch:
@@ -58,7 +58,8 @@ def main(config: DictConfig) -> None:
     run = HydraConfig.get()
     folder = Path(run.runtime.output_dir)
     if run.mode is not RunMode.MULTIRUN:
-        run_point(config, folder)
+        with exit_with_message():
+            run_point(config, folder)
         return
     try:
         run_point(config, folder, in_sweep=True)

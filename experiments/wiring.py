@@ -10,7 +10,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from mosaic.checks import require_count
+from experiments.config_checks import check_calls, require_path, require_section
+from mosaic.checks import require, require_count, require_name, require_unique
 from mosaic.cluster import Cluster, uniform_cluster
 from mosaic.length_sources import length_distributions
 from mosaic.lengths import LengthDistribution
@@ -22,6 +23,9 @@ from sim.backend import SimBackend
 from sim.engine_settings import EngineSettings
 from sim.hardware import Hardware
 from sim.world import World
+
+SECTIONS = ("pool", "workload", "profile", "backend", "hardware", "cluster", "costs", "scheduler", "plan")
+BACKENDS = ("sim", "none")
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -90,33 +94,34 @@ def setup_from(config: Mapping[str, Any]) -> Setup:
         Naming the field, the rule and the value.
     """
     require_count(config["seed"], "seed")
-    require_count(config["profile"]["seed"], "profile.seed")
-    pool, source = dict(config["pool"]), dict(config["workload"])
-    experts = tuple(_make(pool["experts"], "pool.experts").values())
+    require_section(config, SECTIONS)
+    pool, source, profile, backend = (dict(config[name]) for name in ("pool", "workload", "profile", "backend"))
+    require_section(profile, ("sweep",), "profile.")
+    require_count(profile["seed"], "profile.seed")
+    require_path(profile["path"], "profile.path")
+    require_path(config["plan"]["path"], "plan.path")
+    experts = _pool(pool)
     hardware = _make(config["hardware"], "hardware")
-    cluster = uniform_cluster(**config["cluster"], gpu=hardware.gpu)
+    cluster = _call(uniform_cluster, "cluster", **config["cluster"], gpu=hardware.gpu)
     lengths = length_distributions(pool.get("output_tokens") or {})
     scale = source.pop("length_scale", None)
     lengths |= length_distributions(source.pop("output_tokens", None) or {}, length_scale=scale)
     workload = _make(source, "workload")
-    names = [expert.name for expert in experts]
-    for name in workload.num_calls_by_expert:
-        if name not in names:
-            raise ValueError(f"workload {workload.name}: expert must be one of the pool {names}, got {name!r}")
-    backend = dict(config["backend"])
-    simulated = backend.pop("name") == "sim"
+    check_calls(workload, experts, cluster)
+    name = backend.pop("name", None)
+    require(name in BACKENDS, "backend.name", f"one of {list(BACKENDS)}", name)
     return Setup(
         workload=workload,
         experts=experts,
         cluster=cluster,
         hardware=hardware,
-        settings=EngineSettings(**backend) if simulated else None,
+        settings=_call(EngineSettings, "backend", **backend) if name == "sim" else None,
         lengths=lengths,
         costs=_make(config["costs"], "costs"),
         scheduler=_make(config["scheduler"], "scheduler"),
-        sweep=Sweep(**config["profile"]["sweep"]),
-        profile_path=config["profile"]["path"],
-        profile_seed=config["profile"]["seed"],
+        sweep=_call(Sweep, "profile.sweep", **profile["sweep"]),
+        profile_path=profile["path"],
+        profile_seed=profile["seed"],
         seed=config["seed"],
     )
 
@@ -134,12 +139,44 @@ def plain(config: Any) -> dict[str, Any]:
     return resolved
 
 
-def _make(config: Any, label: str) -> Any:
+def _pool(pool: Mapping[str, Any]) -> tuple[Expert, ...]:
+    require_section(pool, ("experts",), "pool.")
+    require_section(pool["experts"], pool["experts"], "pool.experts.")
+    made = {key: _make(entry, f"pool.experts.{key}") for key, entry in pool["experts"].items()}
+    for key, expert in made.items():
+        if not isinstance(expert, Expert):
+            raise TypeError(f"pool.experts.{key}._target_ must make a mosaic.workload.Expert, got {expert!r}")
+    require_unique((expert.name for expert in made.values()), "pool.experts: name")
+    return tuple(made.values())
+
+
+def _make(config: Mapping[str, Any], label: str) -> Any:
     """Instantiate a group, showing the cause of a failure and not Hydra's way to it."""
+    require_name(config.get("_target_"), f"{label}._target_")
     try:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
-        if isinstance(cause, TypeError) and "argument" in str(cause):
-            raise ValueError(f"{label}: {str(cause).split(') ', 1)[-1]}") from error
-        raise cause from error
+        if isinstance(cause, ImportError | AttributeError):
+            target = config["_target_"]
+            raise ValueError(f"{label}._target_ must be importable, got {target!r} ({_first_line(cause)})") from error
+        raise _labelled(cause, label) from error
+
+
+def _call(make: Callable[..., Any], label: str, **values: Any) -> Any:
+    try:
+        return make(**values)
+    except TypeError as error:
+        raise _labelled(error, label) from error
+
+
+def _labelled(error: BaseException, label: str) -> BaseException:
+    """Name the group in Python's own complaint about arguments, which names a function that a user never sees."""
+    _, found, complaint = str(error).partition("() ")
+    if isinstance(error, TypeError) and found:
+        return TypeError(f"{label} {complaint}")
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n")[0]

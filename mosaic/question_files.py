@@ -139,7 +139,7 @@ def _parse_json(text: str, at: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{at}: must be JSON ({error})") from error
+        raise ValueError(f"{at}: must be JSON, got {text[:60]!r} ({error})") from error
 
 
 def _parse_list(text: str, field: str) -> object:

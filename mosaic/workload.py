@@ -107,6 +107,8 @@ class Expert:
     def __post_init__(self) -> None:
         require_name(self.name, "expert.name")
         require_name(self.checkpoint, f"expert {self.name}: checkpoint")
+        if not isinstance(self.shape, ModelShape):
+            raise TypeError(f"expert {self.name}: shape must be a ModelShape, got {self.shape!r}")
         if not isinstance(self.family, Family):
             allowed = [family.value for family in Family]
             require(self.family in allowed, f"expert {self.name}: family", f"one of {allowed}", self.family)

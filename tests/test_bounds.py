@@ -66,3 +66,7 @@ def test_no_experts_take_no_time() -> None:
 
 def test_free_calls_and_loads_take_no_time() -> None:
     assert bound_s(num_calls={"A": 3}, load_s=0.0, per_call_s=0.0) == 0.0
+
+
+def test_vanishing_times_end_the_search() -> None:
+    assert bound_s(num_calls={"A": 1}, load_s=5e-324, per_call_s=0.0) == 0.0

@@ -6,6 +6,8 @@ from math import inf
 from mosaic.schedulers.instance import Instance
 
 RELATIVE_PRECISION = 1e-9
+MAX_BISECTIONS = 100
+"""More than the precision ever needs, unless times are so small that halving them does nothing."""
 
 
 def without_caps(instance: Instance) -> Instance:
@@ -70,7 +72,9 @@ def lower_bound_s(instance: Instance, *, obey_k: bool = False) -> float:
     ) * max(len(options[0]) for options in instance.places)
     if not may_be_feasible(instance, high_s, obey_k=obey_k):
         return high_s
-    while high_s - low_s > RELATIVE_PRECISION * high_s:
+    for _ in range(MAX_BISECTIONS):
+        if high_s - low_s <= RELATIVE_PRECISION * high_s:
+            break
         middle_s = (low_s + high_s) / 2
         if may_be_feasible(instance, middle_s, obey_k=obey_k):
             high_s = middle_s

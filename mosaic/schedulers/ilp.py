@@ -91,7 +91,7 @@ def solve_instance(instance: Instance, *, time_limit_s: float) -> SolvedInstance
         nothing = SolveReport(status=SolveStatus.OPTIMAL, objective_s=0.0, bound_s=0.0, gap_frac=0.0)
         return SolvedInstance(counts=(), report=nothing, lower_bound_s=0.0)
     _require_slots(instance)
-    # Pyomo takes half a second to import: the other schedulers do not pay for it.
+    # Pyomo takes a quarter of a second to import: the other schedulers do not pay for it.
     from mosaic.schedulers.formulation import build_model, solve_model
 
     closed_form_s = lower_bound_s(instance, obey_k=True)

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from mosaic.plan import SolveStatus
+from mosaic.plan import Plan, SolveStatus
 from mosaic.problem import Problem
 from mosaic.schedulers.base import Scheduler
 from mosaic.schedulers.bounds import lower_bound_s
@@ -61,5 +61,5 @@ def test_pack_a_large_placement(benchmark: BenchmarkFixture, num_experts: int, n
     assert 0 <= gap_frac < 0.3
 
 
-def _plan(scheduler: Scheduler, problem: Problem):  # type: ignore[no-untyped-def]
+def _plan(scheduler: Scheduler, problem: Problem) -> Plan:
     return scheduler.plan(problem)
