@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import Parallel, delayed
 from scipy.optimize import minimize
 from tqdm import tqdm
 
@@ -84,6 +85,12 @@ def consistent_sets(sessions: BaselineSessions) -> list[ParameterSet]:
     return kept
 
 
+def fit_benchmark(workload: str, parameters: ParameterSet) -> list[float]:
+    """Fit a benchmark's length scale to its round-robin wall, for every order; the committed order's first."""
+    scales = BaselineSessions(workload).fit_scales(parameters, ROUND_ROBIN_WALL_S[workload])
+    return [round(scale, 4) for scale in scales.values()]
+
+
 def describe(sessions: BaselineSessions, parameters: ParameterSet) -> str:
     workers = sessions.workers_s(parameters)
     errors = workers / np.array(ROUND_ROBIN_WORKER_S) - 1
@@ -107,10 +114,10 @@ def main() -> int:
         print(describe(sessions, parameters))
     rows: list[dict[str, Any]] = [asdict(parameters) for parameters in sets]
     for workload in ("medmcqa", "gpqa"):
-        benchmark = BaselineSessions(workload, sessions.seeds[:4])
-        for row, parameters in zip(rows, tqdm(sets, desc=workload, disable=not sys.stderr.isatty()), strict=True):
-            scales = benchmark.fit_scales(parameters, ROUND_ROBIN_WALL_S[workload])
-            row[f"{workload}_scales"] = [round(scale, 4) for scale in scales.values()]
+        jobs = (delayed(fit_benchmark)(workload, parameters) for parameters in sets)
+        fits = Parallel(n_jobs=-1, return_as="generator")(jobs)
+        for row, scales in zip(rows, tqdm(fits, workload, len(rows), disable=not sys.stderr.isatty()), strict=True):
+            row[f"{workload}_scales"] = scales
         every = [scale for row in rows for scale in row[f"{workload}_scales"]]
         first = rows[0][f"{workload}_scales"][0]
         print(

@@ -3,8 +3,8 @@
     python experiments/profile.py workload=mmlu_pro out=mmlu_pro.json
     python experiments/run.py profile.path=mmlu_pro.json
 
-Takes the overrides of run.py (the sweep is profile.sweep) and writes one JSON file: the fitted costs with their residuals, the
-points behind them and the sample of output lengths, which workload.output_tokens can draw from. Expects out=FILE.json.
+Takes the overrides of run.py (the sweep is profile.sweep) and writes one JSON file: the fitted costs with their
+residuals, the points behind them and the sample of output lengths, which workload.output_tokens can draw from.
 """
 
 import sys
@@ -12,12 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from hydra.errors import HydraException  # noqa: E402
-from omegaconf.errors import OmegaConfBaseException  # noqa: E402
-
-from experiments.wiring import compose_config, setup_from  # noqa: E402
-from mosaic.errors import MosaicError  # noqa: E402
-from mosaic.profiles import Profile, profile_to_json, write_profile  # noqa: E402
+from experiments.complaints import exit_with_message
+from experiments.wiring import compose_config, setup_from
+from mosaic.profiles import Profile, write_profile
 
 
 def describe(profile: Profile) -> str:
@@ -31,23 +28,18 @@ def describe(profile: Profile) -> str:
     return "\n".join([profile.source, head, *rows])
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     """Measure a profile; the arguments are Hydra overrides and out=FILE.json."""
     out = [argument.removeprefix("out=") for argument in arguments if argument.startswith("out=")]
     overrides = [argument for argument in arguments if not argument.startswith("out=")]
-    if len(out) != 1 or not out[0] or any("=" not in override for override in overrides):
-        print(f"error: expected OVERRIDES and one out=FILE.json, got {arguments}\n\n{__doc__}", file=sys.stderr)
-        return 2
-    try:
-        profile = setup_from(compose_config([*overrides, "profile.path=null"])).profile()
-        write_profile(profile, Path(out[0]))
-    except (MosaicError, ValueError, TypeError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if len(out) != 1 or not out[0]:
+        raise ValueError(f"expected overrides and one out=FILE.json, got {arguments}")
+    profile = setup_from(compose_config([*overrides, "profile.path=null"])).profile()
+    write_profile(profile, Path(out[0]))
     print(describe(profile))
     print(f"written: {out[0]} (use it with profile.path={out[0]})")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with exit_with_message():
+        main(sys.argv[1:])

@@ -98,7 +98,7 @@ def run_resolved(config: dict[str, Any], folder: Path, *, in_sweep: bool) -> Non
         problem = make_problem(
             setup.workload, experts=setup.experts, cluster=setup.cluster, profile=profile, costs=setup.costs
         )
-        plan = obtain_plan(setup, problem, config["plan"]["path"])
+        plan = obtain_plan(setup, problem, config["plan"].get("path"))
     result = None
     if setup.settings is not None:
         with watch.step("execute"), show_progress(len(setup.workload.calls)) as listener:

@@ -1,7 +1,7 @@
 """Turns a resolved Hydra configuration into mosaic's plain values; nothing else knows both."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +80,6 @@ class Setup:
             f"simulated sweep of {self.workload.name} on {self.hardware.gpu.name}, seed {self.profile_seed}",
         )
 
-    def with_seed(self, seed: int) -> "Setup":
-        """The same setup in another world, on the same questions."""
-        return replace(self, seed=seed)
-
 
 def setup_from(config: Mapping[str, Any]) -> Setup:
     """Build the values of a run.
@@ -93,13 +89,13 @@ def setup_from(config: Mapping[str, Any]) -> Setup:
     ValueError, TypeError, MosaicError
         Naming the field, the rule and the value.
     """
-    require_count(config["seed"], "seed")
+    require_count(config.get("seed"), "seed")
     require_section(config, SECTIONS)
     pool, source, profile, backend = (dict(config[name]) for name in ("pool", "workload", "profile", "backend"))
     require_section(profile, ("sweep",), "profile.")
-    require_count(profile["seed"], "profile.seed")
-    require_path(profile["path"], "profile.path")
-    require_path(config["plan"]["path"], "plan.path")
+    require_count(profile.get("seed"), "profile.seed")
+    require_path(profile.get("path"), "profile.path")
+    require_path(config["plan"].get("path"), "plan.path")
     experts = _pool(pool)
     hardware = _make(config["hardware"], "hardware")
     cluster = _call(uniform_cluster, "cluster", **config["cluster"], gpu=hardware.gpu)
@@ -120,7 +116,7 @@ def setup_from(config: Mapping[str, Any]) -> Setup:
         costs=_make(config["costs"], "costs"),
         scheduler=_make(config["scheduler"], "scheduler"),
         sweep=_call(Sweep, "profile.sweep", **profile["sweep"]),
-        profile_path=profile["path"],
+        profile_path=profile.get("path"),
         profile_seed=profile["seed"],
         seed=config["seed"],
     )
@@ -158,12 +154,12 @@ def _make(config: Mapping[str, Any], label: str) -> Any:
     except InstantiationException as error:
         cause = error.__cause__ or error
         if isinstance(cause, ImportError | AttributeError):
-            target = config["_target_"]
-            raise ValueError(f"{label}._target_ must be importable, got {target!r} ({_first_line(cause)})") from error
+            reason = " ".join(str(cause).split())
+            raise ValueError(f"{label}._target_ must be importable, got {config['_target_']!r} ({reason})") from error
         raise _labelled(cause, label) from error
 
 
-def _call(make: Callable[..., Any], label: str, **values: Any) -> Any:
+def _call(make: Callable[..., Any], label: str, /, **values: Any) -> Any:
     try:
         return make(**values)
     except TypeError as error:
@@ -176,7 +172,3 @@ def _labelled(error: BaseException, label: str) -> BaseException:
     if isinstance(error, TypeError) and found:
         return TypeError(f"{label} {complaint}")
     return error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).split("\n")[0]

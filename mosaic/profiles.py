@@ -175,21 +175,33 @@ def load_profile(path: str | Path) -> Profile:
         If the file cannot be read or is not a profile.
     """
     try:
-        data: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        entries = tuple(
-            ProfileEntry(
-                **{
-                    **entry,
-                    "fit": SessionFit(**entry["fit"]),
-                    "lengths": LengthPrediction(**entry["lengths"]),
-                    "points": tuple(SweepPoint(**point) for point in entry["points"]),
-                    "output_tokens": tuple(entry["output_tokens"]),
-                }
-            )
-            for entry in data["entries"]
-        )
+        data = _object(json.loads(Path(path).read_text(encoding="utf-8")), "the file")
+        rows = data["entries"]
+        if not isinstance(rows, list):
+            raise TypeError(f"entries must be a list, got {rows!r}")
+        entries = tuple(_entry(_object(row, f"entries[{number}]")) for number, row in enumerate(rows))
         return Profile(source=data["source"], entries=entries)
     except OSError as error:
         raise ProfileError(f"profile {path}: cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except KeyError as error:
+        raise ProfileError(f"profile {path}: not a profile (key {error} must be present)") from error
+    except (ValueError, TypeError) as error:
         raise ProfileError(f"profile {path}: not a profile ({error})") from error
+
+
+def _object(value: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{where} must be a JSON object, got {value!r}"[:200])
+    return value
+
+
+def _entry(row: Mapping[str, Any]) -> ProfileEntry:
+    return ProfileEntry(
+        **{
+            **row,
+            "fit": SessionFit(**row["fit"]),
+            "lengths": LengthPrediction(**row["lengths"]),
+            "points": tuple(SweepPoint(**point) for point in row["points"]),
+            "output_tokens": tuple(row["output_tokens"]),
+        }
+    )

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
-from struct import unpack
 from typing import TypeAlias
 
 from mosaic.workload import Call, CallKey
@@ -20,8 +19,8 @@ class Outcome:
     answer: str | None = None
 
 
-def uniforms(root_seed: int, stream: str, key: CallKey) -> tuple[float, float, float, float]:
-    """Draw four numbers in (0, 1) that depend on nothing but the seed, the stream's name and the call's key.
+def uniform(root_seed: int, stream: str, key: CallKey) -> float:
+    """Draw a number in (0, 1) that depends on nothing but the seed, the stream's name and the call's key.
 
     Hashed and not taken from a generator, so that a policy which cancels, adds or re-routes calls
     leaves the luck of all others as it is.
@@ -30,11 +29,11 @@ def uniforms(root_seed: int, stream: str, key: CallKey) -> tuple[float, float, f
     --------
     >>> from mosaic.workload import CallKey, Role
     >>> key = CallKey("q1", Role.PROPOSE, 0)
-    >>> uniforms(0, "length", key) == uniforms(0, "length", key)
+    >>> uniform(0, "length", key) == uniform(0, "length", key)
     True
-    >>> uniforms(0, "length", key) == uniforms(1, "length", key)
+    >>> uniform(0, "length", key) == uniform(1, "length", key)
     False
     """
-    message = f"{root_seed}|{stream}|{key.question}|{key.role.value}|{key.slot}".encode()
-    words = unpack("<4Q", blake2b(message, digest_size=32).digest())
-    return tuple(((word >> 12) + 0.5) * 2.0**-52 for word in words)
+    question, role, slot = key
+    digest = blake2b(f"{root_seed}|{stream}|{question}|{role}|{slot}".encode(), digest_size=32).digest()
+    return ((int.from_bytes(digest[:8], "little") >> 12) + 0.5) * 2.0**-52

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mosaic.lengths import LengthDistribution
-from mosaic.realization import Outcome, uniforms
+from mosaic.realization import Outcome, uniform
 from mosaic.workload import Call, CallKey, ExpertName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Maps a call to its outcome from hashed uniforms, so that every policy meets the same luck.
+    """Maps a call to its outcome from hashed uniform numbers, so that every policy meets the same luck.
 
     The calibration world differs from the test world in its stream only: same distributions, other draws.
     """
@@ -39,4 +39,4 @@ class World:
                 f"got {sorted(self.lengths)}: "
                 f"add workload.output_tokens.{call.expert} or pool.output_tokens.{call.expert}"
             )
-        return Outcome(distribution.quantile(uniforms(self.root_seed, self.stream, call.key)[0]))
+        return Outcome(distribution.quantile(uniform(self.root_seed, self.stream, call.key)))

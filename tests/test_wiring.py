@@ -1,0 +1,197 @@
+"""From the configuration to a run's values: every choice of every group composes and instantiates."""
+
+import json
+from collections.abc import Mapping
+from itertools import combinations, product
+from pathlib import Path
+
+import pytest
+
+from experiments.wiring import CONF, Setup, compose_config, setup_from
+from mosaic.costs import AffineCosts, PaperCosts
+from mosaic.lengths import ClippedLognormal
+from mosaic.pipeline import run
+from mosaic.profiles import write_profile
+from mosaic.results import CallStatus
+from mosaic.workload import CallKey, Role
+from sim.engine_settings import EngineSettings, Order
+
+PUBLISHED = ("mmlu_pro", "medmcqa", "gpqa")
+FILE_EXPERT_BY_POOL = {"hybrid": "Qwen", "demo": "SmolLM2", "llama3_8b": "llama3_8b"}
+"""An expert of each pool for a question file; small where the pool has a small one."""
+FITTING = [
+    *product(PUBLISHED, ["hybrid"], ["a100_80gb", "rtxpro6000"]),
+    *product(["file"], ["hybrid", "demo"], ["a100_80gb", "rtxpro6000", "rtx4090"]),
+    *product(["file", "request_log"], ["llama3_8b"], ["a100_80gb", "rtxpro6000"]),
+]
+"""Workload, pool and hardware that go together."""
+SCHEDULERS, COSTS = ["ilp", "round_robin", "fifo", "least_loaded", "data_parallel"], ["paper", "affine"]
+POINTS = [
+    {
+        "workload": workload,
+        "pool": pool,
+        "hardware": hardware,
+        "scheduler": SCHEDULERS[i % 5],
+        "costs": COSTS[i % 2],
+        "backend": ["sim", "sim", "none"][i % 3],
+        "cluster": "a100x4",
+        "aggregator": "none",
+    }
+    for i, (workload, pool, hardware) in enumerate(FITTING)
+]
+"""All pairs of scheduler, costs and backend meet, spread over the points."""
+LOG_LINE = {
+    "request_id": "a", "input_toks": 10, "output_toks": 11, "queued_ts": 50.0, "scheduled_ts": 50.5,
+    "first_token_ts": 51.0, "last_token_ts": 53.0,
+}  # fmt: skip
+
+
+def write_lines(path: Path, *lines: Mapping[str, object]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def overrides_of(point: Mapping[str, str], folder: Path) -> list[str]:
+    """Choose the groups of a point; workloads that read a file get a small one."""
+    overrides = [f"{group}={choice}" for group, choice in point.items()]
+    if point.get("workload") == "file":
+        expert = FILE_EXPERT_BY_POOL[point["pool"]]
+        lines = [{"id": f"q{i}", "prompt_tokens": 100 + i, "experts": [expert] * 3} for i in range(4)]
+        overrides.append(f"workload.path={write_lines(folder / 'q.jsonl', *lines)}")
+    if point.get("workload") == "request_log":
+        overrides.append(f"workload.path={write_lines(folder / 'log.jsonl', LOG_LINE)}")
+    return overrides
+
+
+def make_setup(*overrides: str) -> Setup:
+    return setup_from(compose_config(list(overrides)))
+
+
+def test_the_points_take_every_choice_of_every_group() -> None:
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"expert", "experiment", "lengths"}
+    assert groups == set(POINTS[0])
+    for group in groups:
+        assert {point[group] for point in POINTS} == choices(group), group
+
+
+def choices(group: str) -> set[str]:
+    return {path.stem for path in (CONF / group).glob("*.yaml")}
+
+
+@pytest.mark.parametrize(("one", "other"), list(combinations(["scheduler", "costs", "backend"], 2)))
+def test_every_pair_of_policies_and_backends_meets(one: str, other: str) -> None:
+    assert {(point[one], point[other]) for point in POINTS} == set(product(choices(one), choices(other)))
+
+
+@pytest.mark.parametrize("point", POINTS, ids=lambda point: "-".join(list(point.values())[:6]))
+def test_every_point_composes_and_instantiates(point: dict[str, str], tmp_path: Path) -> None:
+    setup = make_setup(*overrides_of(point, tmp_path))
+    assert setup.workload.name == point["workload"]
+    assert setup.hardware.gpu.name == point["hardware"]
+    assert {worker.gpu for worker in setup.cluster.workers} == {setup.hardware.gpu}
+    assert setup.scheduler.name == point["scheduler"]
+    assert (setup.settings is None) == (point["backend"] == "none")
+    profile = {"profile": None, "num_calls_by_expert": setup.workload.num_calls_by_expert}
+    assert setup.costs(**profile).name == point["costs"]
+    called = set(setup.workload.num_calls_by_expert)
+    assert called <= {expert.name for expert in setup.experts}
+    assert called <= set(setup.lengths) | {call.expert for call in setup.workload.calls if setup.workload.output_tokens}
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("experiment/*.yaml")), ids=lambda path: path.stem)
+def test_every_experiment_composes(path: Path, tmp_path: Path) -> None:
+    log = write_lines(tmp_path / "log.jsonl", LOG_LINE)
+    setup = make_setup(f"+experiment={path.stem}", f"workload.path={log}", "hardware=rtxpro6000")
+    assert setup.cluster.num_workers >= 1
+
+
+@pytest.mark.parametrize("workload", PUBLISHED)
+@pytest.mark.parametrize("pool", ["demo", "llama3_8b"])
+def test_a_pool_without_the_experts_called_is_refused(workload: str, pool: str) -> None:
+    with pytest.raises(ValueError, match=rf"workload {workload}, call .*: expert must be one of the pool "):
+        make_setup(f"workload={workload}", f"pool={pool}")
+
+
+def test_a_pool_too_large_for_the_gpu_is_refused() -> None:
+    with pytest.raises(ValueError, match="expert Gemma must fit into tp_degree=1 x rtx4090"):
+        make_setup("hardware=rtx4090")
+
+
+def test_the_defaults_are_the_papers_main_run() -> None:
+    setup = make_setup()
+    assert (setup.workload.name, setup.scheduler.name, setup.seed) == ("mmlu_pro", "ilp", 0)
+    assert setup.costs.func is PaperCosts  # type: ignore[attr-defined]
+    assert setup.hardware.gpu.name == "a100_80gb"
+    assert setup.cluster.num_workers == 4
+    assert setup.settings == EngineSettings(order=Order.PREFILL_FIRST, max_num_seqs=256)
+    assert setup.profile_path is None
+    assert make_setup("costs=affine").costs.func is AffineCosts  # type: ignore[attr-defined]
+
+
+def test_overrides_reach_the_values() -> None:
+    setup = make_setup(
+        "workload=gpqa", "cluster.num_workers=2", "seed=3", "profile.seed=9", "profile.sweep.shard_sizes=[4,8]",
+        "backend.max_num_seqs=64", "pool.experts.Gemma.max_replicas=4", "scheduler.max_experts_per_worker=3",
+    )  # fmt: skip
+    assert setup.cluster.num_workers == 2
+    assert (setup.seed, setup.profile_seed) == (3, 9)
+    assert setup.settings is not None
+    assert setup.settings.max_num_seqs == 64
+    assert {expert.name: expert.max_replicas for expert in setup.experts}["Gemma"] == 4
+    assert setup.scheduler.max_experts_per_worker == 3  # type: ignore[attr-defined]
+    assert setup.sweep.shard_sizes == (4, 8)
+
+
+def test_the_length_scale_is_applied_to_the_workloads_lengths() -> None:
+    means = {
+        scale: make_setup("workload=gpqa", f"workload.length_scale.value={scale}").lengths["LlamaR1"].mean
+        for scale in (0.5, 1.0)
+    }
+    assert means[0.5] == pytest.approx(means[1.0] / 2)
+
+
+def small_setup(folder: Path, *overrides: str) -> Setup:
+    point = {"workload": "file", "pool": "demo", "scheduler": "round_robin"}
+    return make_setup(*overrides_of(point, folder), "profile.sweep.shard_sizes=[2,6]", *overrides)
+
+
+def test_a_setup_profiles_plans_and_runs(tmp_path: Path) -> None:
+    setup = small_setup(tmp_path)
+    profile = setup.profile()
+    assert [entry.expert for entry in profile.entries] == ["SmolLM2"], "experts without calls need no profile"
+    assert profile.source == "simulated sweep of file on a100_80gb, seed 0"
+    _, result = run(
+        setup.workload,
+        experts=setup.experts,
+        cluster=setup.cluster,
+        profile=profile,
+        costs=setup.costs,
+        scheduler=setup.scheduler,
+        backend=setup.backend(setup.world()),
+    )
+    assert len(result.calls) == 12
+    assert all(record.status is CallStatus.FINISHED for record in result.calls)
+    lengths = setup.lengths["SmolLM2"]
+    assert isinstance(lengths, ClippedLognormal)
+    assert all(record.output_tokens <= lengths.clip_tokens for record in result.calls)
+
+
+def test_calibration_never_sees_the_test_worlds_luck(tmp_path: Path) -> None:
+    setup = small_setup(tmp_path, "profile.seed=0", "seed=0")
+    assert setup.profile() == small_setup(tmp_path, "profile.seed=0", "seed=1").profile()
+    assert setup.profile() != small_setup(tmp_path, "profile.seed=1", "seed=0").profile()
+
+
+def test_a_saved_profile_takes_the_place_of_the_sweep(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    profile = small_setup(tmp_path).profile()
+    write_profile(profile, path)
+    assert small_setup(tmp_path, f"profile.path={path}", "profile.seed=5").profile() == profile
+
+
+def test_recorded_lengths_reach_the_world(tmp_path: Path) -> None:
+    log = write_lines(tmp_path / "log.jsonl", LOG_LINE)
+    setup = make_setup("workload=request_log", "pool=llama3_8b", f"workload.path={log}")
+    (call,) = setup.workload.calls
+    assert call.key == CallKey(call.key.question, Role.PROPOSE, 0)
+    assert setup.world().outcome(call).output_tokens == 11
