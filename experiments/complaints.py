@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import ENAMETOOLONG
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
@@ -54,6 +55,9 @@ def explain_error(error: BaseException) -> str:
         return f"{error.full_key}: {str(error).splitlines()[0]}"
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"folder must be one that can be made, got {error.filename!r} where a file is in the way"
+    if isinstance(error, OSError) and error.errno == ENAMETOOLONG:
+        give = "give one with hydra.run.dir or hydra.sweep.subdir"
+        return f"folder must have a shorter name, got {error.filename!r}: {give}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: cannot be used ({error.strerror})"
     return str(error)

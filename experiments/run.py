@@ -7,6 +7,7 @@ Prints one screen and leaves a run folder (README: "The run folder"). A point th
 the same configuration is not run again.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -61,11 +62,12 @@ def main(config: DictConfig) -> None:
         with exit_with_message():
             run_point(config, folder)
         return
+    point = os.path.relpath(folder, run.sweep.dir)
     try:
-        run_point(config, folder, in_sweep=True)
+        run_point(config, folder, point=point)
     except BAD_INPUT as error:
-        print(f"error: {folder.name}: {explain_error(error)}", file=sys.stderr)
-        raise FailedPoint(folder.name) from error
+        print(f"error: {point}: {explain_error(error)}", file=sys.stderr)
+        raise FailedPoint(point) from error
 
 
 def run_command() -> None:
@@ -75,16 +77,16 @@ def run_command() -> None:
         main()
 
 
-def run_point(config: DictConfig, folder: Path, *, in_sweep: bool = False) -> None:
+def run_point(config: DictConfig, folder: Path, *, point: str | None = None) -> None:
     """Run a configuration into a folder, unless that is done already; a folder without a file is not left behind."""
     try:
-        run_resolved(plain(config), folder, in_sweep=in_sweep)
+        run_resolved(plain(config), folder, point=point)
     finally:
         with suppress(OSError):  # it is not empty, or never was made
             folder.rmdir()
 
 
-def run_resolved(config: dict[str, Any], folder: Path, *, in_sweep: bool) -> None:
+def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> None:
     """Run a resolved configuration; a sweep prints a line a point, a single run a screen."""
     if completed_with(folder, config):
         print(f"already complete with this configuration: {folder}")
@@ -115,8 +117,8 @@ def run_resolved(config: dict[str, Any], folder: Path, *, in_sweep: bool) -> Non
         experts=[expert.name for expert in setup.experts],
     )
     leave_folder(folder, config, plan, result, summary, watch)
-    if in_sweep:
-        print(describe_point(summary, folder))
+    if point is not None:
+        print(describe_point(summary, point))
         return
     if result is None:
         print(explain(plan, problem))

@@ -35,13 +35,13 @@ def describe_run(summary: Summary, result: RunResult, folder: str | Path) -> str
     return "\n".join(_cut(line) for line in lines) + "\n"
 
 
-def describe_point(summary: Summary, folder: str | Path) -> str:
-    """Describe a point of a sweep in a line; its folder is named by what tells it from the other points."""
+def describe_point(summary: Summary, point: str) -> str:
+    """Describe a point of a sweep in a line, under the name that tells it from the other points."""
     made_s, predicted_s, idle = (
         summary[key] for key in ("expert_makespan_s", "predicted_expert_makespan_s", "gpu_idle_frac")
     )
     made = "not run" if made_s is None else f"makespan {_seconds(made_s)}"
-    text = f"{Path(folder).name}: {made}, predicted {_seconds(predicted_s)}"
+    text = f"{point}: {made}, predicted {_seconds(predicted_s)}"
     text += "" if idle is None else f", idle {idle:.1%}"
     num_failed = summary["num_failed_calls"]
     return f"{text}, FAILED: {num_failed:,} calls have no result" if num_failed else text

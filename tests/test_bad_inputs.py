@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from experiments.complaints import exit_with_message
 from mosaic.run_folder import is_complete
 from tests.command_line import DEMO, QUICK, SMALL, Outcome, run_here, run_process
 
@@ -424,6 +425,11 @@ def test_a_file_in_the_place_of_the_folder_is_refused(below: bool, tmp_path: Pat
     assert path.read_text() == "mine"
 
 
+def test_a_folder_of_too_long_a_name_is_refused(tmp_path: Path) -> None:
+    outcome = run_here(f"hydra.run.dir={tmp_path / ('x' * 300)}")
+    assert_refused(outcome, ["folder must have a shorter name", "xxx", "hydra.sweep.subdir"], tmp_path)
+
+
 def test_a_complete_run_is_not_overwritten_by_another_configuration(tmp_path: Path) -> None:
     where = f"hydra.run.dir={tmp_path / 'run'}"
     assert run_here(*SMALL, *QUICK, "backend=none", where).status == 0
@@ -446,7 +452,19 @@ def test_a_bad_point_does_not_stop_a_sweep_and_fails_it(tmp_path: Path) -> None:
     assert [is_complete(tmp_path / number) for number in "01"] == [False, True]
 
 
-def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_traceback_is_shown_to_those_who_ask(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MOSAIC_TRACEBACK", "1")
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         run_here("seed=-1", f"hydra.run.dir={tmp_path / 'run'}")
+
+
+def test_our_own_mistakes_keep_their_traceback() -> None:
+    with pytest.raises(KeyError), exit_with_message():
+        raise KeyError("ours")
+
+
+def test_an_interrupt_ends_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop, exit_with_message():
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"

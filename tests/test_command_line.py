@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what a run prints and leaves behind, what repeats and what configuration can do."""
+"""The command line as a user meets it: what a run prints and leaves, what repeats, what configuration can do."""
 
 import json
 import os
@@ -41,6 +41,9 @@ SUMMARY_KEYS = {
     "gpu_idle_frac", "gpu_load_frac", "num_loads", "output_tokens", "output_tok_per_s", "num_preemptions", "skip_frac",
     "accuracy_frac", "always_aggregate_accuracy_frac", "solve",
 }  # fmt: skip
+SUBDIR = "hydra.sweep.subdir=${hydra:runtime.choices.scheduler}-${seed}"
+"""Short names for the points of a sweep, in place of all that they override."""
+
 SCHEDULERS = ("ilp", "round_robin", "fifo", "least_loaded", "data_parallel")
 
 
@@ -148,7 +151,6 @@ def test_output_lengths_come_from_an_earlier_run(default_run: tuple[Path, Outcom
     seen: dict[str, set[int]] = {}
     for row in read_calls(default_run[0]):
         seen.setdefault(row["expert"], set()).add(row["output_tokens"])
-    # The path replaces a mapping, so it is added by force; the scale belongs to the means that it replaces.
     rows = read_calls(run_small(tmp_path / "run", f"workload.output_tokens={source}", "seed=5"))
     assert len(rows) == 30
     assert all(row["output_tokens"] in seen[row["expert"]] for row in rows)
@@ -185,11 +187,6 @@ def sweep(folder: Path, *overrides: str) -> Outcome:
     return run_here("-m", *SMALL, *QUICK, *overrides, f"hydra.sweep.dir={folder}", SUBDIR)
 
 
-SUBDIR = "hydra.sweep.subdir=${scheduler.name},${seed}".replace(
-    "${scheduler.name}", "${hydra:runtime.choices.scheduler}"
-)
-
-
 def stamps(folder: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/summary.json")}
 
@@ -199,34 +196,31 @@ def test_a_sweep_repeats_only_the_points_that_are_not_complete(tmp_path: Path) -
     first = sweep(tmp_path, *points)
     assert first.status == 0
     before = stamps(tmp_path)
-    assert set(before) == {"round_robin,0", "round_robin,1", "least_loaded,0", "least_loaded,1"}
+    assert set(before) == {"round_robin-0", "round_robin-1", "least_loaded-0", "least_loaded-1"}
 
+    (tmp_path / "least_loaded-1" / "summary.json").unlink()
     again = sweep(tmp_path, *points)
     assert again.status == 0
-    assert again.out.count("already complete with this configuration") == 4
-    assert stamps(tmp_path) == before
-
-    (tmp_path / "least_loaded,1" / "summary.json").unlink()
-    third = sweep(tmp_path, *points)
-    assert third.out.count("already complete with this configuration") == 3
+    assert again.out.count("already complete with this configuration") == 3
     after = stamps(tmp_path)
     assert set(after) == set(before)
-    assert {name for name in after if after[name] != before[name]} == {"least_loaded,1"}
+    assert {name for name in after if after[name] != before[name]} == {"least_loaded-1"}
 
 
 def test_a_sweep_prints_a_line_a_point_and_how_to_compare_them(tmp_path: Path) -> None:
-    outcome = run_here("-m", *SMALL, *QUICK, "seed=0,1", "scheduler=round_robin", f"hydra.sweep.dir={tmp_path}")
+    outcome = run_here("-m", *SMALL, *QUICK, "seed=0,1", "cluster.name=my/pair", f"hydra.sweep.dir={tmp_path}")
     assert outcome.err == ""
     lines = outcome.out.splitlines()
     assert len(lines) == 3
     for seed, line in enumerate(lines[:2]):
+        assert line.startswith("cluster.name=my/pair,profile.sweep=")
         assert re.search(rf"seed={seed}.*: makespan [\d.,]+ s, predicted [\d.,]+ s, idle [\d.]+%$", line)
     assert lines[2] == f"compare: python experiments/compare.py {tmp_path}"
 
 
 def test_a_sweep_of_plans_prints_that_nothing_ran(tmp_path: Path) -> None:
     outcome = sweep(tmp_path, "seed=3", "scheduler=round_robin", "backend=none")
-    assert "round_robin,3: not run, predicted" in outcome.out
+    assert "round_robin-3: not run, predicted" in outcome.out
 
 
 def test_points_of_a_sweep_run_in_parallel(tmp_path: Path) -> None:
@@ -236,9 +230,9 @@ def test_points_of_a_sweep_run_in_parallel(tmp_path: Path) -> None:
         f"hydra.sweep.dir={folder}", SUBDIR, cwd=tmp_path,
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
-    assert set(stamps(folder)) == {"round_robin,0", "round_robin,1"}
+    assert set(stamps(folder)) == {"round_robin-0", "round_robin-1"}
     alone = run_small(tmp_path / "alone", "scheduler=round_robin", "seed=1")
-    assert contents(alone) == contents(folder / "round_robin,1")
+    assert contents(alone) == contents(folder / "round_robin-1")
 
 
 def test_runs_started_together_do_not_collide(tmp_path: Path) -> None:
@@ -385,10 +379,11 @@ def test_a_pool_a_cluster_and_a_slot_table_of_ones_own_take_yaml_and_no_code(way
     assert read_summary(folder)["num_workers"] == 2
 
 
-def test_help_lists_the_choices() -> None:
+def test_help_fits_a_screen_and_lists_the_choices() -> None:
     outcome = run_here("--help")
     assert outcome.status == 0
-    for line in ("scheduler: data_parallel, fifo, ilp", "workload: file, gpqa", "pool: demo, hybrid"):
+    assert len(outcome.out.splitlines()) <= 30
+    for line in ("scheduler: data_parallel, fifo, ilp", "workload: file, gpqa", "pool: demo, hybrid", "plan.path"):
         assert line in outcome.out
 
 

@@ -148,6 +148,14 @@ def test_more_gpus_never_hold_fewer_kv_tokens(num_kv_heads: int, degrees: tuple[
     assert many >= few
 
 
+def test_a_gang_shares_the_weights() -> None:
+    # 16.06 GB of weights: too much for one of these GPUs, half of it on each of two.
+    expert, workers = make_expert(), make_cluster(2, gpu=make_gpu(memory_gib=20)).workers
+    free = workers[0].gpu.usable_bytes - 8_030_000_000 - ACTIVATION_BYTES
+    assert kv_capacity_tokens(expert, workers) == free // (131_072 // 2)
+    assert kv_capacity_tokens(expert, workers[:1]) <= 0
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_an_expert_fits_where_its_whole_context_does(model: type) -> None:
     expert = make_expert(context_tokens=8192)

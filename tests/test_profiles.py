@@ -156,6 +156,8 @@ def test_a_file_gives_back_the_profile_and_the_same_bytes(tmp_path: Path) -> Non
     assert load_profile(path) == profile
     assert profile_to_json(load_profile(path)) == path.read_text(encoding="utf-8") == profile_to_json(profile)
     assert [entry.name for entry in path.parent.iterdir()] == ["profile.json"]
+    keys = list(json.loads(path.read_text())["entries"][0])
+    assert keys == sorted(keys)
 
 
 @given(

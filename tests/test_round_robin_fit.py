@@ -54,6 +54,14 @@ def test_the_committed_parameters_put_round_robins_workers_where_published(mmlu_
     assert busy_s == pytest.approx(ROUND_ROBIN_WORKER_S, rel=0.08)
 
 
+def test_a_scale_multiplies_every_mean_and_keeps_the_shape(gpqa: BaselineSessions) -> None:
+    lengths = COMMITTED.lengths(gpqa.setup.experts, 0.5)
+    assert {name: entry.mean for name, entry in lengths.items()} == {
+        name: mean / 2 for name, mean in COMMITTED.mean_by_expert.items()
+    }
+    assert {entry.sigma for entry in lengths.values()} == {1.1, 0.8}  # type: ignore[attr-defined]
+
+
 def test_published_means_are_not_fitted(mmlu_pro: BaselineSessions) -> None:
     means = committed_set(mmlu_pro).mean_by_expert
     assert {name: means[name] for name in PUBLISHED_MEANS} == PUBLISHED_MEANS

@@ -2,7 +2,7 @@ import pytest
 
 from mosaic.metrics import summarise
 from mosaic.results import RunResult
-from mosaic.summary_text import describe_run
+from mosaic.summary_text import describe_point, describe_run
 from tests.run_records import make_failed, make_result, make_session, make_small_plan, make_small_run
 
 
@@ -79,3 +79,14 @@ def test_run_that_did_nothing_says_so_and_names_failed_calls():
 )
 def test_solver_line_says_only_what_is_known(solve, line):
     assert f"solver    {line}\n" in describe(make_small_run(), solve=solve)
+
+
+def test_a_point_of_a_sweep_takes_a_line():
+    run = make_small_run()
+    summary = summarise(
+        make_small_plan(), run, workload="mmlu_pro", backend="sim", gate=None, costs="paper", seed=3,
+        num_questions=3, experts=("A", "B", "C"),
+    )  # fmt: skip
+    line = "seed=3: makespan 80.0 s, predicted 72.0 s, idle 25.0%"
+    assert describe_point(summary, "seed=3") == line
+    assert describe_point(summary | {"num_failed_calls": 2}, "seed=3") == f"{line}, FAILED: 2 calls have no result"

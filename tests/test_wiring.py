@@ -13,8 +13,10 @@ from mosaic.lengths import ClippedLognormal
 from mosaic.pipeline import run
 from mosaic.profiles import write_profile
 from mosaic.results import CallStatus
+from mosaic.sweep import sweep_calls
 from mosaic.workload import CallKey, Role
 from sim.engine_settings import EngineSettings, Order
+from sim.world import World
 
 PUBLISHED = ("mmlu_pro", "medmcqa", "gpqa")
 FILE_EXPERT_BY_POOL = {"hybrid": "Qwen", "demo": "SmolLM2", "llama3_8b": "llama3_8b"}
@@ -179,7 +181,11 @@ def test_a_setup_profiles_plans_and_runs(tmp_path: Path) -> None:
 def test_calibration_never_sees_the_test_worlds_luck(tmp_path: Path) -> None:
     setup = small_setup(tmp_path, "profile.seed=0", "seed=0")
     assert setup.profile() == small_setup(tmp_path, "profile.seed=0", "seed=1").profile()
-    assert setup.profile() != small_setup(tmp_path, "profile.seed=1", "seed=0").profile()
+    (entry,) = small_setup(tmp_path, "profile.seed=7", "seed=0").profile().entries
+    world = World(lengths=setup.lengths, root_seed=7, stream="calibration")
+    calls = [call for shard in sweep_calls(setup.sweep, "SmolLM2", lambda i: 100) for call in shard]
+    assert entry.output_tokens == tuple(sorted(world.outcome(call).output_tokens for call in calls))
+    assert setup.world().stream == "test"
 
 
 def test_a_saved_profile_takes_the_place_of_the_sweep(tmp_path: Path) -> None:

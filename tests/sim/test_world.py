@@ -90,6 +90,11 @@ def test_draws_follow_the_distribution() -> None:
     assert max(drawn) <= 4096
 
 
+def test_an_expert_that_answers_twice_has_luck_for_each_answer() -> None:
+    slots = [[WORLD.outcome(make_call(f"q{i}", slot=slot)).output_tokens for slot in range(3)] for i in range(20)]
+    assert sum(len(set(lengths)) == 3 for lengths in slots) > 15
+
+
 @pytest.mark.parametrize("change", [{"root_seed": 1}, {"stream": "calibration"}])
 def test_seeds_and_streams_are_different_worlds(change: dict[str, object]) -> None:
     other = replace(WORLD, **change)  # type: ignore[arg-type]
