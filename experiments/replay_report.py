@@ -1,8 +1,9 @@
 """What a run says about a request log that it replayed: the errors, and a figure beside them."""
 
+import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 from experiments.figures.replay import draw_replay
 from mosaic.metrics import final_records
@@ -10,23 +11,24 @@ from mosaic.request_log import measured_records
 from mosaic.results import RunResult
 from sim.replay import replay_errors, replay_table
 
-FIGURE = "replay.png"
+
+class ReplayReport(NamedTuple):
+    """What a replay adds to the run's screen and to its folder."""
+
+    table: str
+    files: dict[str, bytes]
+    """replay.json and replay.png."""
 
 
-def report_replay(workload: Mapping[str, Any], result: RunResult, folder: Path) -> str:
-    """Compare a run with the log that its workload was read from, and draw replay.png into the run folder.
+def report_replay(workload: Mapping[str, Any], result: RunResult) -> ReplayReport:
+    """Compare a run with the log that its workload was read from.
 
     Parameters
     ----------
     workload
         The configuration of the workload: ``path`` and ``expert``.
-    result, folder
-        What ran, and where its figure goes.
-
-    Returns
-    -------
-    str
-        A table of simulated and measured times.
+    result
+        What ran.
 
     Raises
     ------
@@ -35,5 +37,10 @@ def report_replay(workload: Mapping[str, Any], result: RunResult, folder: Path) 
     """
     measured = measured_records(workload["path"], expert=workload["expert"])
     records = tuple(final_records(result).values())
-    (folder / FIGURE).write_bytes(draw_replay(records, measured))
-    return replay_table(replay_errors(records, measured))
+    errors = replay_errors(records, measured)
+    rows = {name: {**asdict(error), "error_frac": error.error_frac} for name, error in errors.items()}
+    files = {
+        "replay.json": (json.dumps(rows, indent=1) + "\n").encode(),
+        "replay.png": draw_replay(records, measured),
+    }
+    return ReplayReport(replay_table(errors), files)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
+from typing import TypeAlias
 
 import numpy as np
 from scipy.optimize import brentq
@@ -24,6 +25,10 @@ NUM_LIGHT_SEEDS = 4
 """Worlds simulated for instruct experts, whose sessions vary little from one to the next."""
 SCALE_GRID = tuple(float(scale) for scale in np.geomspace(0.25, 3.0, 8))
 """Length scales at which sessions are simulated; between them walls are interpolated."""
+
+
+Placement: TypeAlias = tuple[tuple[ExpertName, ...], ...]
+"""The experts of every worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +110,7 @@ class BaselineSessions:
             busy[index % len(busy)] += self.busy_s(parameters, expert).mean()
         return busy
 
-    def fit_scales(self, parameters: ParameterSet, wall_s: float) -> dict[tuple[tuple[ExpertName, ...], ...], float]:
+    def fit_scales(self, parameters: ParameterSet, wall_s: float) -> dict[Placement, float]:
         """Fit the length scale that gives a wall, for each way in which an order can share out the workers.
 
         Returns
@@ -120,29 +125,44 @@ class BaselineSessions:
             If no scale in the grid's range gives the wall under the committed order.
         """
         table = {name: np.array([self.busy_s(parameters, name, scale) for scale in SCALE_GRID]) for name in self.order}
-        placements = [self._placement(self.order), *_placements(self.order, self.setup.cluster.num_workers)]
-        scales: dict[tuple[tuple[ExpertName, ...], ...], float] = {}
-        for placement in placements:
-            workers = [sum(table[name] for name in group) for group in placement]
-            walls = np.max(np.stack(workers), axis=0).mean(axis=1)
+        committed = self._placement(self.order)
+        scales = {committed: self._fit_scale(parameters, wall_s, committed)}
+        for placement in _placements(self.order, self.setup.cluster.num_workers):
+            walls = _mean_wall_s(placement, table)
             if walls[0] < wall_s < walls[-1]:
                 log_scale = np.interp(np.log(wall_s), np.log(walls), np.log(SCALE_GRID))
                 scales.setdefault(placement, float(np.exp(log_scale)))
-            elif placement == placements[0]:
-                reach = f"{walls[0]:.0f} to {walls[-1]:.0f} s (scales {SCALE_GRID[0]:g} to {SCALE_GRID[-1]:g})"
-                raise ValueError(f"wall_s must be within {reach}, got {wall_s:g}")
         return scales
 
-    def _placement(self, order: Sequence[ExpertName]) -> tuple[tuple[ExpertName, ...], ...]:
+    def _fit_scale(self, parameters: ParameterSet, wall_s: float, placement: Placement) -> float:
+        """Solve for the scale of one placement, where the others are interpolated."""
+
+        def miss_s(scale: float) -> float:
+            busy = {name: self.busy_s(parameters, name, scale) for name in self.order}
+            return float(_mean_wall_s(placement, busy)) - wall_s
+
+        ends_s = [miss_s(scale) + wall_s for scale in (SCALE_GRID[0], SCALE_GRID[-1])]
+        if not ends_s[0] < wall_s < ends_s[1]:
+            reach = f"{ends_s[0]:.0f} to {ends_s[1]:.0f} s (scales {SCALE_GRID[0]:g} to {SCALE_GRID[-1]:g})"
+            raise ValueError(f"wall_s must be within {reach}, got {wall_s:g}")
+        return float(brentq(miss_s, SCALE_GRID[0], SCALE_GRID[-1], xtol=5e-4))
+
+    def _placement(self, order: Sequence[ExpertName]) -> Placement:
         num_workers = self.setup.cluster.num_workers
         return _canonical([order[worker::num_workers] for worker in range(min(num_workers, len(order)))])
 
 
-def _canonical(groups: Sequence[Sequence[ExpertName]]) -> tuple[tuple[ExpertName, ...], ...]:
+def _mean_wall_s(placement: Placement, busy_s: Mapping[ExpertName, np.ndarray]) -> np.ndarray:
+    """Mean over worlds (the last axis) of the busiest worker's seconds."""
+    wall_s: np.ndarray = np.max(np.stack([sum(busy_s[name] for name in group) for group in placement]), axis=0)
+    return wall_s.mean(axis=-1)
+
+
+def _canonical(groups: Sequence[Sequence[ExpertName]]) -> Placement:
     return tuple(sorted(tuple(sorted(group)) for group in groups))
 
 
-def _placements(experts: Sequence[ExpertName], num_workers: int) -> list[tuple[tuple[ExpertName, ...], ...]]:
+def _placements(experts: Sequence[ExpertName], num_workers: int) -> list[Placement]:
     """All ways in which some order of the experts fills the workers, each once (for up to twice as many experts)."""
     num_pairs = max(0, len(experts) - num_workers)
     found = {}

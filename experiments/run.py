@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is n
 from experiments.complaints import BAD_INPUT, FailedPoint, exit_with_message, explain_error
 from experiments.figures.timeline import draw_timeline
 from experiments.replay_report import report_replay
-from experiments.wiring import CONF, Setup, plain, setup_from
+from experiments.wiring import CONF, Setup, plain, setup_from, with_input_digests
 from mosaic.explain import explain
 from mosaic.metrics import Summary, summarise
 from mosaic.pipeline import make_problem
@@ -88,7 +88,8 @@ def run_point(config: DictConfig, folder: Path, *, point: str | None = None) -> 
 
 def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> None:
     """Run a resolved configuration; a sweep prints a line a point, a single run a screen."""
-    if completed_with(folder, config):
+    stamped = with_input_digests(config)
+    if completed_with(folder, stamped):
         print(f"already complete with this configuration: {folder}")
         return
     watch = Stopwatch()
@@ -116,7 +117,10 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
         num_questions=len(setup.workload.questions),
         experts=[expert.name for expert in setup.experts],
     )
-    leave_folder(folder, config, plan, result, summary, watch)
+    replay = None
+    if result is not None and config["workload"]["_target_"] == "mosaic.request_log.load_request_log":
+        replay = report_replay(config["workload"], result)
+    leave_folder(folder, stamped, plan, result, summary, replay.files if replay else {}, watch)
     if point is not None:
         print(describe_point(summary, point))
         return
@@ -125,8 +129,8 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
         print(f"plan: {folder / 'plan.json'} (run it with plan.path={folder / 'plan.json'})")
         return
     print(describe_run(summary, result, folder))
-    if config["workload"]["_target_"] == "mosaic.request_log.load_request_log":
-        print(report_replay(config["workload"], result, folder))
+    if replay is not None:
+        print(replay.table)
 
 
 def obtain_plan(setup: Setup, problem: Problem, path: str | None) -> Plan:
@@ -137,10 +141,15 @@ def obtain_plan(setup: Setup, problem: Problem, path: str | None) -> Plan:
 
 
 def leave_folder(
-    folder: Path, config: dict[str, Any], plan: Plan, result: RunResult | None, summary: Summary, watch: Stopwatch
+    folder: Path,
+    config: dict[str, Any],
+    plan: Plan,
+    result: RunResult | None,
+    summary: Summary,
+    figures: dict[str, bytes],
+    watch: Stopwatch,
 ) -> None:
     """Draw the timeline of what ran and write the run folder."""
-    timeline = None
     if result is not None:
         with watch.step("draw"):
             timeline = draw_timeline(
@@ -149,6 +158,7 @@ def leave_folder(
                 experts=summary["experts"],
                 predicted_makespan_s=plan.predicted_makespan_s,
             )
+        figures = {"timeline.png": timeline, **figures}
     write_run(
         folder,
         config=config,
@@ -157,7 +167,7 @@ def leave_folder(
         result=result,
         summary=summary,
         meta=describe_run_conditions(wall_s_by_step=watch.wall_s_by_step, solver_s=plan.solve.wall_s),
-        timeline_png=timeline,
+        figures=figures,
     )
 
 

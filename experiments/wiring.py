@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,20 @@ def compose_config(overrides: list[str]) -> dict[str, Any]:
     """Compose the configuration of a point outside of a Hydra application."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return plain(compose("config", overrides))
+
+
+FILE_KEYS = ("path", "profiles", "profile", "calls", "output_tokens")
+"""Keys that may name a file."""
+
+
+def with_input_digests(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the SHA-256 of every file that a configuration names, so that a changed file is another configuration."""
+    stamped: dict[str, Any] = {}
+    for key, value in config.items():
+        stamped[key] = with_input_digests(value) if isinstance(value, Mapping) else value
+        if key in FILE_KEYS and isinstance(value, str) and Path(value).is_file():
+            stamped[f"{key}_sha256"] = sha256(Path(value).read_bytes()).hexdigest()
+    return stamped
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -26,7 +26,8 @@ CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 RUN_FILES = (
     CONFIG, "plan.json", "plan_aggregate.json", "calls.parquet", "answers.parquet", "responses.jsonl",
-    "sessions.parquet", "actions.jsonl", "trace.json", "timeline.png", "meta.json", SUMMARY,
+    "sessions.parquet", "actions.jsonl", "trace.json", "timeline.png", "replay.json", "replay.png", "meta.json",
+    SUMMARY,
 )  # fmt: skip
 """Every file of the contract, in the order of writing."""
 _TEMPORARY = ".{}.part"
@@ -54,12 +55,12 @@ def write_run(
     result: RunResult | None,
     summary: Summary,
     meta: Mapping[str, Any],
-    timeline_png: bytes | None,
+    figures: Mapping[str, bytes],
 ) -> None:
     """Write the files of a run, summary.json last.
 
-    Without a result, where a plan was made and not run, there are no records to write. The timeline
-    comes as bytes, since figures belong to experiments.
+    Without a result, where a plan was made and not run, there are no records to write. What experiments
+    make of the run (timeline.png and, of a replay, its errors and figure) comes as bytes by file name.
 
     Raises
     ------
@@ -76,8 +77,8 @@ def write_run(
         files["trace.json"] = trace_json(result).encode()
         if result.actions:
             files["actions.jsonl"] = "".join(map(_action_line, result.actions)).encode()
-    if timeline_png is not None:
-        files["timeline.png"] = timeline_png
+    assert figures.keys() <= set(RUN_FILES)
+    files |= figures
     files["meta.json"] = _json(meta)
     files[SUMMARY] = _json(summary)
     with _writing(folder):

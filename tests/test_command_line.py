@@ -393,3 +393,16 @@ def test_a_run_is_not_repeated_into_its_own_folder(tmp_path: Path) -> None:
     again = run_here(*SMALL, *QUICK, "scheduler=round_robin", f"hydra.run.dir={folder}")
     assert again == Outcome(0, f"already complete with this configuration: {folder}\n", "")
     assert os.stat(folder / "summary.json").st_mtime_ns == before
+
+
+def test_a_changed_input_file_is_another_configuration(tmp_path: Path) -> None:
+    file, folder = tmp_path / "mine.jsonl", tmp_path / "run"
+    line = '{"id": "q1", "prompt_tokens": 90, "experts": ["Qwen", "Gemma"], "output_tokens": %d}\n'
+    overrides = ("workload=file", f"workload.path={file}", f"hydra.run.dir={folder}")
+    file.write_text(line % 100)
+    assert run_here(*overrides).status == 0
+    assert "already complete" in run_here(*overrides).out
+    file.write_text(line % 200)
+    again = run_here(*overrides)
+    assert again.status == 2
+    assert "workload.path_sha256" in again.err

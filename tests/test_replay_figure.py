@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,10 @@ def test_report_compares_the_last_attempt_at_each_call(tmp_path: Path) -> None:
     failed = measured[0]._replace(finished_ts=None, first_token_ts=None)
     again = [record._replace(attempt=1) for record in measured]
     result = RunResult(calls=(failed, *again), sessions=(), num_workers=1)
-    table = report_replay({"path": log, "expert": "A"}, result, tmp_path)
-    assert table.count("+0.0%") == 5
-    assert (tmp_path / "replay.png").is_file()
+    report = report_replay({"path": log, "expert": "A"}, result)
+    assert report.table.count("+0.0%") == 5
+    assert json.loads(report.files["replay.json"])["mean_ttft_s"]["error_frac"] == 0
+    assert report.files["replay.png"].startswith(b"\x89PNG")
 
 
 def test_run_of_other_calls_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

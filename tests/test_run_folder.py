@@ -37,7 +37,7 @@ def write(folder: Path, config=CONFIG, result: RunResult | None = None, **change
     )  # fmt: skip
     arguments = {
         "config": config, "plan": plan, "plan_json": "{}\n", "result": result, "summary": summary,
-        "meta": {"schema_version": 1}, "timeline_png": b"png",
+        "meta": {"schema_version": 1}, "figures": {"timeline.png": b"png"},
     }  # fmt: skip
     write_run(folder, **(arguments | changes))
 
@@ -87,7 +87,7 @@ def test_plan_without_a_run_leaves_no_records(tmp_path):
     plan = make_small_plan()
     write_run(
         tmp_path, config=CONFIG, plan=plan, plan_json="{}\n", result=None, summary={"seed": 0}, meta={},
-        timeline_png=None,
+        figures={},
     )  # fmt: skip
     assert names(tmp_path) == {"config.yaml", "plan.json", "meta.json", "summary.json"}
 
