@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is n
 
 from experiments.complaints import BAD_INPUT, FailedPoint, exit_with_message, explain_error
 from experiments.figures.timeline import draw_timeline
+from experiments.memory import spare_garbage_collector
 from experiments.replay_report import report_replay
 from experiments.wiring import CONF, Setup, plain, setup_from, with_input_digests
 from mosaic.explain import explain
@@ -79,6 +80,7 @@ def run_command() -> None:
 
 def run_point(config: DictConfig, folder: Path, *, point: str | None = None) -> None:
     """Run a configuration into a folder, unless that is done already; a folder without a file is not left behind."""
+    spare_garbage_collector()
     try:
         run_resolved(plain(config), folder, point=point)
     finally:

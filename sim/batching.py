@@ -18,7 +18,7 @@ class Batcher:
     def __init__(self, *, settings: EngineSettings, kv_tokens: int, context_tokens: int) -> None:
         self.is_mixed = settings.order is Order.MIXED
         self.queue = RequestQueue()
-        self.kv = KvCache(kv_tokens=kv_tokens, block_size=settings.block_size, watermark_frac=settings.watermark_frac)
+        self.kv = KvCache(kv_tokens=kv_tokens, block_size=settings.block_size, watermark_frac=settings.watermark)
         self.decoding = DecodingSet(self.kv)
         self.chunks: list[Chunk] = []
         """Of the iteration that was composed last, until it is complete."""
@@ -51,11 +51,12 @@ class Batcher:
         limit = self.kv.max_tokens if self.is_mixed else min(self.kv.max_tokens, self._max_batched_tokens)
         if prompt_tokens >= 1 <= output_tokens and num_tokens <= limit:
             return
-        name = f"request {request.id}"
-        require(prompt_tokens >= 1, f"{name}: prompt_tokens", "at least 1", prompt_tokens)
-        require(output_tokens >= 1, f"{name}: output_tokens", "at least 1", output_tokens)
-        rule = f"at most {limit} (what the KV blocks below the watermark hold, and one iteration's tokens)"
-        require(False, f"{name}: prompt_tokens + output_tokens - 1", rule, num_tokens)
+        require(prompt_tokens >= 1, "prompt_tokens", "at least 1", prompt_tokens)
+        require(output_tokens >= 1, "output_tokens", "at least 1", output_tokens)
+        source = "the KV blocks below the watermark hold, see backend.kv_tokens"
+        if limit < self.kv.max_tokens:
+            source = "one iteration computes, see backend.max_num_batched_tokens"
+        require(False, "prompt_tokens + output_tokens - 1", f"at most {limit} (what {source})", num_tokens)
 
     def compose(self, now: float) -> None:
         """Fix the batch of the iteration that starts now."""

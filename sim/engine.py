@@ -74,7 +74,7 @@ class Engine:
         self._batcher.check(request)
         if not ready_ts >= self._target_ts:
             rule = f"at least {self._target_ts}, which has passed"
-            require(False, f"request {request_id}: ready_ts", rule, ready_ts)
+            require(False, "ready_ts", rule, ready_ts)
         self._batcher.queue.add(request)
         if not self._batcher.chunks:
             self._jump_steps = 0  # The arrival may end the jump early.

@@ -28,8 +28,8 @@ class EngineSettings:
     """None: the order's default, max(context, 2048) for whole prompts and 2048 for chunks."""
     block_size: int = 16
     """Tokens of a KV block."""
-    watermark_frac: float = 0.01
-    """Share of the blocks that an admission must leave free."""
+    watermark_frac: float | None = None
+    """Share of the blocks that an admission must leave free; None: the order's default, see ``watermark``."""
     kv_tokens: int | None = None
     """KV capacity of every session; None: what the model leaves free on its workers."""
 
@@ -39,8 +39,9 @@ class EngineSettings:
         object.__setattr__(self, "order", Order(self.order))
         require_count(self.max_num_seqs, "engine settings: max_num_seqs", at_least=1)
         require_count(self.block_size, "engine settings: block_size", at_least=1)
-        require_number(self.watermark_frac, "engine settings: watermark_frac", at_least=0)
-        require(self.watermark_frac < 1, "engine settings: watermark_frac", "below 1", self.watermark_frac)
+        if self.watermark_frac is not None:
+            require_number(self.watermark_frac, "engine settings: watermark_frac", at_least=0)
+            require(self.watermark_frac < 1, "engine settings: watermark_frac", "below 1", self.watermark_frac)
         if self.max_num_batched_tokens is not None:
             require_count(self.max_num_batched_tokens, "engine settings: max_num_batched_tokens", at_least=1)
         if self.order is Order.MIXED:
@@ -53,6 +54,13 @@ class EngineSettings:
             )
         if self.kv_tokens is not None:
             require_count(self.kv_tokens, "engine settings: kv_tokens", at_least=1)
+
+    @property
+    def watermark(self) -> float:
+        """Share of the blocks that an admission leaves free: V0's block manager keeps 1%, V1's keeps none."""
+        if self.watermark_frac is not None:
+            return self.watermark_frac
+        return 0.0 if self.order is Order.MIXED else 0.01
 
     def batched_tokens(self, context_tokens: int) -> int:
         """Token budget of an iteration for a model of this context length."""

@@ -19,7 +19,7 @@ class KvCache:
     def __init__(self, *, kv_tokens: int, block_size: int, watermark_frac: float) -> None:
         self.block_size = block_size
         self.num_blocks = kv_tokens // block_size
-        require(self.num_blocks >= 1, "kv_tokens", f"at least one block of {block_size} tokens", kv_tokens)
+        require(self.num_blocks >= 1, "backend.kv_tokens", f"at least one block of {block_size} tokens", kv_tokens)
         self.watermark_blocks = int(watermark_frac * self.num_blocks)
         self.num_free = self.num_blocks
         self.num_growing = 0

@@ -45,7 +45,6 @@ class LiveSession:
         """None until the session has ended."""
         self._engine: Engine | None = None
         self._requests: dict[int, Request] = {}
-        self._num_withdrawn = 0
 
     @property
     def has_jobs(self) -> bool:

@@ -46,10 +46,12 @@ def replay(
     engine = Engine(
         iteration_time=iteration_time, settings=settings, kv_tokens=kv_tokens, context_tokens=context_tokens
     )
-    requests = [
-        engine.submit(index, call.prompt_tokens, lengths[call.key], call.ready_s)
-        for index, call in enumerate(workload.calls)
-    ]
+    requests = []
+    for index, call in enumerate(workload.calls):
+        try:
+            requests.append(engine.submit(index, call.prompt_tokens, lengths[call.key], call.ready_s))
+        except ValueError as error:
+            raise ValueError(f"call {call.key}: {error}") from error
     while (ts := engine.next_event_ts()) != float("inf"):
         engine.advance_to(ts)
     return tuple(

@@ -31,7 +31,7 @@ def sessions(draw):
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=draw(st.one_of(st.none(), st.integers(low, 400))),
         block_size=block_size,
-        watermark_frac=draw(st.sampled_from([0.0, 0.01, 0.1])),
+        watermark_frac=draw(st.sampled_from([None, 0.0, 0.01, 0.1])),
     )
     longest = draw(st.integers(2, 90))
     lengths = st.integers(1, longest)

@@ -68,7 +68,10 @@ class Oracle:
 
     def __post_init__(self) -> None:
         self.num_blocks = self.kv_tokens // self.settings.block_size
-        self.watermark = int(self.settings.watermark_frac * self.num_blocks)
+        watermark_frac = self.settings.watermark_frac
+        if watermark_frac is None:
+            watermark_frac = 0.01 if self.settings.order is Order.PREFILL_FIRST else 0.0
+        self.watermark = int(watermark_frac * self.num_blocks)
         self.num_free = self.num_blocks
 
     def blocks_for(self, num_tokens: int) -> int:

@@ -1,5 +1,6 @@
 """Random clusters, calls and plans, and the iteration times of the committed hardware."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,13 +65,23 @@ def runs(draw, times=None):
     return backend, make_plan(*order, num_workers=num_workers), calls
 
 
+@cache
+def committed_hardware(stem):
+    config = yaml.safe_load((CONF / f"{stem}.yaml").read_text(encoding="utf-8"))
+    config.pop("_target_")
+    return hardware_from_config(**config)
+
+
+def committed_time(stem, shape, tp_degree):
+    """The iteration time of a model on a kind of GPU in conf/hardware."""
+    return iteration_time(committed_hardware(stem), shape, tp_degree)
+
+
 def committed_times():
     """Llama-3-8B on every kind of GPU in conf/hardware, at tensor-parallel 1 and, where measured, 4."""
     params = []
     for path in sorted(CONF.glob("*.yaml")):
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        config.pop("_target_")
-        hardware = hardware_from_config(**config)
+        hardware = committed_hardware(path.stem)
         for degree in sorted({table.tp_degree for table in hardware.tables} & {1, 4}):
             name = f"{path.stem} x {degree}"
             params.append(pytest.param(name, iteration_time(hardware, make_shape(), degree), id=name))

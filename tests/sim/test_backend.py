@@ -247,12 +247,16 @@ class TestRefuses:
     def test_a_call_that_outgrows_the_kv_cache(self):
         calls = [make_call("q0", prompt_tokens=100)]
         settings = EngineSettings(kv_tokens=64)
-        with pytest.raises(BackendError, match=r"session 0 of 'A', call q0/propose/0: .* must be at most 64 "):
+        with pytest.raises(
+            BackendError, match=r"session 0 of 'A', call q0/propose/0: prompt_tokens .* at most 64 .*backend\.kv_tokens"
+        ):
             self.execute(make_session(0, calls), calls=calls, settings=settings)
 
     def test_a_kv_cache_below_one_block(self):
         calls = [make_call("q0")]
-        with pytest.raises(BackendError, match="session 0 of 'A': kv_tokens must be at least one block of 16 tokens"):
+        with pytest.raises(
+            BackendError, match=r"session 0 of 'A': backend\.kv_tokens must be at least one block of 16"
+        ):
             self.execute(make_session(0, calls), calls=calls, settings=EngineSettings(kv_tokens=8))
 
     def test_a_model_larger_than_the_gpu(self):

@@ -209,10 +209,10 @@ class TestRefuses:
     @pytest.mark.parametrize(
         ("prompt", "output", "ready", "message"),
         [
-            (0, 5, 9.0, "request 3: prompt_tokens must be at least 1, got 0"),
-            (5, 0, 9.0, "request 3: output_tokens must be at least 1, got 0"),
+            (0, 5, 9.0, "^prompt_tokens must be at least 1, got 0"),
+            (5, 0, 9.0, "^output_tokens must be at least 1, got 0"),
             (60, 42, 9.0, r"prompt_tokens \+ output_tokens - 1 must be at most 100 .*, got 101"),
-            (5, 5, 8.0, "request 3: ready_ts must be at least 9.0, which has passed, got 8.0"),
+            (5, 5, 8.0, "^ready_ts must be at least 9.0, which has passed, got 8.0"),
         ],
     )
     def test_what_can_never_be_served(self, prompt, output, ready, message):

@@ -10,6 +10,13 @@ def test_the_token_budget_follows_the_order():
     assert EngineSettings(order="mixed", max_num_batched_tokens=512).batched_tokens(32768) == 512
 
 
+def test_the_watermark_follows_the_order():
+    assert EngineSettings(order=Order.PREFILL_FIRST).watermark == 0.01
+    assert EngineSettings(order=Order.MIXED).watermark == 0.0
+    assert EngineSettings(order=Order.MIXED, watermark_frac=0.05).watermark == 0.05
+    assert EngineSettings(order=Order.PREFILL_FIRST, watermark_frac=0.0).watermark == 0.0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from mosaic.realization import Outcome
 from mosaic.results import Cancel
 from sim.engine_settings import EngineSettings, Order
-from tests.factories import make_call, make_expert
-from tests.sim.cluster_runs import by_key, make_backend, make_plan, make_session, some_calls
-from tests.sim.random_runs import committed_times, runs
+from tests.factories import make_call, make_cluster, make_expert, make_shape
+from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session, some_calls
+from tests.sim.random_runs import committed_time, committed_times, runs
 
 
 @settings(max_examples=250, deadline=None)
@@ -26,6 +26,46 @@ def test_no_plan_beats_the_bound_on_measured_tables(name, time, data):
     backend, plan, calls = data.draw(runs(times=st.just(time)))
     result = backend.execute(plan, calls)
     assert 0 < result.lower_bound_s <= max(session.end_ts for session in result.sessions) * (1 + 1e-9)
+
+
+GEMMA = {"num_layers": 42, "num_query_heads": 16, "num_kv_heads": 8, "head_dim": 256}
+SHAPES = {"Llama": make_shape(), "Gemma": make_shape(**GEMMA)}
+PLACES = [("a100_80gb", 1), ("a100_80gb", 4), ("rtxpro6000", 1)]
+
+
+def prefill_run(stem, tp_degree, engine_settings, prompts, *, shape=SHAPES["Llama"]):
+    """Calls that write one token each, on measured tables."""
+    calls = [make_call(f"q{i}", prompt_tokens=tokens) for i, tokens in enumerate(prompts)]
+    backend = make_backend(
+        by_key(1),
+        experts=[make_expert(shape=shape, tp_degree=tp_degree)],
+        cluster=make_cluster(tp_degree),
+        settings=engine_settings,
+        hardware=LinearHardware(0.0, committed_time(stem, shape, tp_degree)),
+    )
+    session = make_session(0, calls, workers=range(tp_degree))
+    return bound_and_makespan(backend, session, calls=calls, num_workers=tp_degree)
+
+
+def test_the_prefill_rate_is_taken_where_measured_times_dip():
+    # Iterations of a size that runs faster per token than powers of two and the budget do.
+    one_by_one = EngineSettings(order=Order.MIXED, max_num_seqs=1)
+    bound_s, makespan_s = prefill_run("a100_80gb", 4, one_by_one, [1888] * 300)
+    assert 0.95 * makespan_s < bound_s <= makespan_s
+
+
+@pytest.mark.parametrize(("stem", "tp_degree"), PLACES)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_no_prefill_beats_the_bound(stem, tp_degree, data):
+    engine_settings = EngineSettings(
+        order=data.draw(st.sampled_from(list(Order))), max_num_seqs=data.draw(st.sampled_from([1, 7, 37, 256]))
+    )
+    sizes = st.sampled_from(data.draw(st.lists(st.integers(1, 4000), min_size=1, max_size=3)))
+    prompts = data.draw(st.lists(sizes, min_size=10, max_size=60))
+    shape = SHAPES[data.draw(st.sampled_from(sorted(SHAPES)))]
+    bound_s, makespan_s = prefill_run(stem, tp_degree, engine_settings, prompts, shape=shape)
+    assert 0 < bound_s <= makespan_s * (1 + 1e-9)
 
 
 def bound_and_makespan(backend, *sessions, calls, num_workers=2):

@@ -77,6 +77,13 @@ def test_errors_are_relative_to_the_log() -> None:
     assert "+25.0%" in replay_table(errors).splitlines()[-1]
 
 
+def test_a_request_that_can_never_fit_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"call r?\S+: prompt_tokens .* at most 10000 .*backend\.kv_tokens.*, got 10010"
+    ):
+        run(make_log((0.0, 10, 4), (0.0, 10_007, 4)))
+
+
 def test_makespan_starts_at_the_first_arrival() -> None:
     records = run(make_log((3.0, 10, 2), (3.0, 5, 5)))
     assert replay_errors(records, records)["makespan_s"].simulated_s == pytest.approx(5.0)
