@@ -34,6 +34,14 @@ def run(folder: Path, *overrides: str) -> str:
     return done.stdout
 
 
+def test_the_screen_shown_is_the_default_run(tmp_path: Path) -> None:
+    shown = run(tmp_path, "scheduler=ilp", "backend=sim")
+    lines = [line.strip() for line in shown.splitlines() if line.strip().startswith(("ilp on", "makespan", "worker 0"))]
+    assert len(lines) == 3
+    for line in lines:
+        assert line in README
+
+
 def test_questions_of_ones_own_run(tmp_path: Path) -> None:
     write(tmp_path / "mine.jsonl", block("A workload of your own", "json"))
     assert "2 questions, 6 calls" in run(tmp_path, "workload=file", "workload.path=mine.jsonl")
