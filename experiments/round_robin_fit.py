@@ -86,6 +86,7 @@ class BaselineSessions:
         )
         plan = Plan(
             scheduler="calibration",
+            costs="none",
             problem_fingerprint="calibration",
             num_workers=1,
             sessions=(session,),

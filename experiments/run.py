@@ -114,7 +114,7 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
         workload=setup.workload.name,
         backend=config["backend"]["name"],
         gate=None,
-        costs=problem.costs.name,
+        costs=plan.costs,
         seed=setup.seed,
         num_questions=len(setup.workload.questions),
         experts=[expert.name for expert in setup.experts],

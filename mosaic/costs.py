@@ -155,6 +155,8 @@ def _session_fit(profile: Profile, expert: Expert, workers: Sequence[Worker]) ->
 def _load_cost(profile: Profile, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
     if residency is Residency.RESIDENT:
         return Cost(0.0, 0.0)
+    if residency is Residency.HOST:
+        raise ProfileError(f"expert {expert.name!r}: no profile measures loads from host memory")
     load_s = profile.entry(expert.name, workers[0].gpu.name, len(workers)).load_s
     return Cost(load_s, load_s)
 

@@ -19,7 +19,8 @@ def explain(plan: Plan, problem: Problem) -> str:
     calls = sum(len(session.shard) for session in plan.sessions)
     parts = [
         f"Plan of {plan.scheduler}: {calls} calls in {len(plan.sessions)} sessions on {plan.num_workers} workers "
-        f"of {problem.cluster.name}, costs={problem.costs.name}",
+        f"of {problem.cluster.name}, costs={plan.costs}"
+        + (f" (load and run s below: costs={problem.costs.name})" if plan.costs != problem.costs.name else ""),
         _table(_EXPERT_HEAD, _expert_rows(plan, problem)),
         _table(_WORKER_HEAD, _worker_rows(plan)),
         "\n".join(_outcome(plan)),

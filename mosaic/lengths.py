@@ -6,7 +6,6 @@ from statistics import NormalDist, fmean, pstdev
 from typing import Literal, Protocol, TypeAlias, get_args
 
 from mosaic.checks import require, require_count, require_number
-from mosaic.prediction import LengthPrediction
 
 Source: TypeAlias = Literal["published", "fitted", "assumed", "measured"]
 """Where a number comes from: a paper, a fit to its baseline, nobody, or an engine."""
@@ -142,11 +141,6 @@ class Empirical:
         """Multiply every length, which scales the mean up to rounding."""
         require_number(factor, "length scale", above=0)
         return Empirical(sample=tuple(max(1, round(tokens * factor)) for tokens in self.sample), source=self.source)
-
-
-def prediction_of(lengths: LengthDistribution) -> LengthPrediction:
-    """Summarise a distribution for a scheduler: what a perfect calibration would tell it."""
-    return LengthPrediction(mean=lengths.mean, max=float(lengths.max), std=lengths.std)
 
 
 def require_source(value: object, field_name: str) -> None:

@@ -60,8 +60,8 @@ class SolveReport:
     gap_frac: float | None = None
     num_vars: int | None = None
     num_constraints: int | None = None
-    wall_s: float = field(default=0.0, compare=False)
-    """Solver seconds: reported in meta.json, never in the plan file."""
+    wall_s: float | None = field(default=None, compare=False)
+    """Solver seconds: reported in meta.json, never in the plan file; None for a rule or a loaded plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +72,8 @@ class Plan:
     """
 
     scheduler: str
+    costs: str
+    """Name of the cost model behind the predictions and the bound."""
     problem_fingerprint: str
     num_workers: int
     sessions: tuple[Session, ...]
@@ -79,7 +81,7 @@ class Plan:
     """One per session, in the same order."""
     lengths: Mapping[ExpertName, LengthPrediction]
     lower_bound_s: float
-    """No plan is cheaper under the problem's costs."""
+    """No plan under the same caps (and K, for the ILP) is cheaper under the problem's costs."""
     solve: SolveReport
     notes: tuple[str, ...] = ()
     """Why the plan looks so, and what was extrapolated."""

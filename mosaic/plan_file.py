@@ -21,6 +21,7 @@ def plan_to_json(plan: Plan) -> str:
     head = {
         "schema_version": SCHEMA_VERSION,
         "scheduler": plan.scheduler,
+        "costs": plan.costs,
         "problem_fingerprint": plan.problem_fingerprint,
         "num_workers": plan.num_workers,
         "predicted_makespan_s": plan.predicted_makespan_s,
@@ -46,13 +47,8 @@ def plan_to_json(plan: Plan) -> str:
     return "{\n" + "".join(lines) + '"sessions": [\n' + sessions + "\n]\n}\n"
 
 
-def save_plan(plan: Plan, path: str | Path) -> None:
-    """Write a plan as JSON."""
-    Path(path).write_text(plan_to_json(plan), encoding="utf-8")
-
-
 def load_plan(path: str | Path) -> Plan:
-    """Read a plan written by ``save_plan``.
+    """Read a plan written by ``plan_to_json``.
 
     Whether it fits a problem is ``check_plan``'s question, not asked here.
 
@@ -100,6 +96,7 @@ def _plan_from_dict(data: Mapping[str, Any]) -> Plan:
     rows = [_as(dict, row, f"sessions[{number}]") for number, row in enumerate(_get(data, "sessions", list))]
     return Plan(
         scheduler=_get(data, "scheduler", str),
+        costs=_get(data, "costs", str),
         problem_fingerprint=_get(data, "problem_fingerprint", str),
         num_workers=_get(data, "num_workers", int),
         sessions=tuple(_session(row, f"sessions[{number}].") for number, row in enumerate(rows)),
@@ -141,7 +138,7 @@ def _solve(row: Mapping[str, Any]) -> SolveReport:
         if value is not None:
             require_number(value, f"solve.{key}")
     status = _choice(SolveStatus, _get(row, "status", str, "solve."), "solve.status")
-    return SolveReport(status=status, **numbers)  # type: ignore[arg-type]
+    return SolveReport(status=status, **numbers)
 
 
 def _lengths(row: Mapping[str, Any], where: str) -> LengthPrediction:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ class SessionFit:
 
     fixed_s: float
     per_call_s: float
+    min_num_calls: int
+    """Smallest shard of the sweep; below it the line is extrapolated."""
     max_num_calls: int
     """Largest shard of the sweep; beyond it the line is extrapolated."""
     residual_std_frac: float
@@ -25,7 +27,8 @@ class SessionFit:
     def __post_init__(self) -> None:
         require_number(self.fixed_s, "session fit: fixed_s", at_least=0)
         require_number(self.per_call_s, "session fit: per_call_s", at_least=0)
-        require_count(self.max_num_calls, "session fit: max_num_calls", at_least=1)
+        require_count(self.min_num_calls, "session fit: min_num_calls", at_least=1)
+        require_count(self.max_num_calls, "session fit: max_num_calls", at_least=self.min_num_calls)
         require_number(self.residual_std_frac, "session fit: residual_std_frac", at_least=0)
 
     def session_s(self, num_calls: int) -> float:
@@ -106,12 +109,13 @@ class Profile:
         raise ProfileError(f"profile {self.source!r} has no lengths for expert {expert!r}; it covers {known}")
 
     def extrapolation_notes(self, num_calls_by_expert: Mapping[ExpertName, int]) -> tuple[str, ...]:
-        """Say which experts have more calls than the largest shard of the sweep."""
+        """Say which experts have fewer calls than the smallest shard of the sweep, or more than the largest."""
         return tuple(
-            f"{entry.expert}: {num_calls_by_expert[entry.expert]} calls, priced by extrapolating a sweep up to "
-            f"{entry.fit.max_num_calls}"
+            f"{entry.expert}: {num_calls:,} calls, priced by extrapolating a sweep from {entry.fit.min_num_calls:,} to "
+            f"{entry.fit.max_num_calls:,}"
             for entry in self.entries
-            if num_calls_by_expert.get(entry.expert, 0) > entry.fit.max_num_calls
+            if (num_calls := num_calls_by_expert.get(entry.expert, 0))
+            and not entry.fit.min_num_calls <= num_calls <= entry.fit.max_num_calls
         )
 
 
@@ -140,7 +144,13 @@ def fit_session(points: Sequence[SweepPoint]) -> SessionFit:
         slope /= sum(w * p.num_calls**2 for w, p in zip(weights, points, strict=True))
     residuals = [(fixed + slope * p.num_calls) / p.session_s - 1 for p in points]
     spread = (sum(r * r for r in residuals) / len(residuals)) ** 0.5
-    return SessionFit(fixed_s=fixed, per_call_s=slope, max_num_calls=sizes[-1], residual_std_frac=spread)
+    return SessionFit(
+        fixed_s=fixed,
+        per_call_s=slope,
+        min_num_calls=sizes[0],
+        max_num_calls=sizes[-1],
+        residual_std_frac=spread,
+    )
 
 
 def profile_to_json(profile: Profile) -> str:
@@ -199,9 +209,16 @@ def _entry(row: Mapping[str, Any]) -> ProfileEntry:
     return ProfileEntry(
         **{
             **row,
-            "fit": SessionFit(**row["fit"]),
+            "fit": _session_fit(_object(row["fit"], f"fit of {row.get('expert')!r}")),
             "lengths": LengthPrediction(**row["lengths"]),
             "points": tuple(SweepPoint(**point) for point in row["points"]),
             "output_tokens": tuple(row["output_tokens"]),
         }
     )
+
+
+def _session_fit(row: Mapping[str, Any]) -> SessionFit:
+    for field in fields(SessionFit):
+        if field.name not in row:
+            raise KeyError(f"fit.{field.name}")
+    return SessionFit(**row)

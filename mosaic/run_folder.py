@@ -33,19 +33,6 @@ RUN_FILES = (
 _TEMPORARY = ".{}.part"
 
 
-def start_run(folder: str | Path, config: Config) -> None:
-    """Open a folder for a run: clear what an unfinished run left there and write config.yaml.
-
-    Raises
-    ------
-    RunFolderError
-        If the folder holds a complete run, or cannot be written.
-    """
-    folder = Path(folder)
-    with _writing(folder):
-        _start(folder, config)
-
-
 def write_run(
     folder: str | Path,
     *,
@@ -57,7 +44,7 @@ def write_run(
     meta: Mapping[str, Any],
     figures: Mapping[str, bytes],
 ) -> None:
-    """Write the files of a run, summary.json last.
+    """Clear what an unfinished run left in the folder and write the files of a run, summary.json last.
 
     Without a result, where a plan was made and not run, there are no records to write. What experiments
     make of the run (timeline.png and, of a replay, its errors and figure) comes as bytes by file name.
@@ -243,6 +230,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _start(folder: Path, config: Config) -> None:
+    """Clear what an unfinished run left in the folder and write config.yaml."""
     if is_complete(folder):
         completed_with(folder, config)
         raise RunFolderError(f"{folder}: already holds the complete run of this configuration; it is not overwritten")

@@ -91,6 +91,7 @@ def run_sweep(
 def _profiling_plan(sessions: Sequence[Session], cluster: Cluster) -> Plan:
     return Plan(
         scheduler="profile",
+        costs="none",
         problem_fingerprint="profile",
         num_workers=cluster.num_workers,
         sessions=tuple(sessions),

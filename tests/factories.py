@@ -198,7 +198,11 @@ def make_paper_problem(benchmark: str, *, costs: str = "paper", hybrid_caps: boo
             tp_degree=1,
             load_s=_PRICES[name][0],
             fit=SessionFit(
-                fixed_s=_PRICES[name][1], per_call_s=_PRICES[name][2], max_num_calls=2000, residual_std_frac=0.05
+                fixed_s=_PRICES[name][1],
+                per_call_s=_PRICES[name][2],
+                min_num_calls=1,
+                max_num_calls=2000,
+                residual_std_frac=0.05,
             ),
             lengths=lengths,
             points=(),

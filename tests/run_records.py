@@ -77,6 +77,7 @@ def make_small_plan(*, scheduler: str = "ilp", lengths: tuple[str, ...] = ("A", 
     )
     return Plan(
         scheduler=scheduler,
+        costs="paper",
         problem_fingerprint="f00d",
         num_workers=2,
         sessions=sessions,

@@ -107,7 +107,7 @@ LIMITS = [
     Case(
         "cap_of_unknown_expert",
         "\n".join(["scheduler.max_replicas={Nobody: 1}", *SMALL, *QUICK]),
-        ["must be one of", "'GLM'", "got 'Nobody'"],
+        ["scheduler.max_replicas: expert must be one of", "'GLM'", "got 'Nobody'"],
     ),
     Case("no_time", "scheduler.time_limit_s=0", ["scheduler.time_limit_s must be above 0, got 0"]),
     Case("negative_time", "scheduler.time_limit_s=-1", ["scheduler.time_limit_s must be above 0, got -1"]),

@@ -135,14 +135,17 @@ def test_a_saved_plan_runs_with_identical_results(default_run: tuple[Path, Outco
     path = tmp_path / "planned" / "plan.json"
     assert f"plan.path={path}" in explained.out
     run_here(f"plan.path={path}", f"hydra.run.dir={tmp_path / 'run'}")
+    solver_s = [json.loads((tmp_path / name / "meta.json").read_text())["solver_s"] for name in ("planned", "run")]
+    assert solver_s[0] > 0
+    assert solver_s[1] is None
     but = ("meta.json", "config.yaml")
     assert contents(tmp_path / "run", but=but) == contents(default_run[0], but=but)
 
 
 def test_a_saved_plan_of_one_policy_needs_no_scheduler_of_that_name(tmp_path: Path) -> None:
-    plan = run_small(tmp_path / "a", "scheduler=data_parallel") / "plan.json"
+    plan = run_small(tmp_path / "a", "scheduler=data_parallel", "costs=affine") / "plan.json"
     again = run_small(tmp_path / "b", "scheduler=ilp", f"plan.path={plan}")
-    assert read_summary(again)["scheduler"] == "data_parallel"
+    assert (read_summary(again)["scheduler"], read_summary(again)["costs"]) == ("data_parallel", "affine")
     assert (again / "calls.parquet").read_bytes() == (tmp_path / "a" / "calls.parquet").read_bytes()
 
 

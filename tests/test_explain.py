@@ -20,6 +20,13 @@ def test_experts_are_shown_with_prices_cap_and_replicas() -> None:
     assert ["B", "2", "5.0", "2.0", "1", "1"] in [row[:6] for row in table]
 
 
+def test_costs_are_those_that_the_plan_was_made_under() -> None:
+    problem = make_problem()
+    plan = RoundRobin().plan(problem)
+    assert "of test-x2, costs=table\n" in explain(plan, problem)
+    assert "costs=paper (load and run s below: costs=table)" in explain(replace(plan, costs="paper"), problem)
+
+
 def test_workers_are_shown_with_busy_and_idle_seconds() -> None:
     problem = make_problem({"A": 30, "B": 2})
     table = rows(explain(RoundRobin().plan(problem), problem))

@@ -14,6 +14,7 @@ from mosaic.errors import InfeasibleError
 from mosaic.plan import Plan, SolveStatus
 from mosaic.problem import Problem
 from mosaic.schedulers import formulation, ilp
+from mosaic.schedulers.bounds import lower_bound_s
 from mosaic.schedulers.formulation import Solution, build_model, solve_model
 from mosaic.schedulers.ilp import Ilp, solve_instance
 from mosaic.schedulers.instance import Instance, make_instance
@@ -221,7 +222,7 @@ def test_option_of_the_wrong_type_is_refused() -> None:
 
 
 def test_cap_of_an_unknown_expert_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"expert must be one of \['A', 'B'\], got 'C'"):
+    with pytest.raises(ValueError, match=r"^scheduler.max_replicas: expert must be one of \['A', 'B'\], got 'C'$"):
         Ilp(max_replicas={"C": 1}).plan(make_problem())
 
 
@@ -277,6 +278,26 @@ def test_incumbent_that_the_solver_does_not_confirm_is_not_called_optimal(monkey
     solved = solve_instance(hard_instance(), time_limit_s=1.0)
     assert solved.report.status is SolveStatus.TIME_LIMIT
     assert solved.remarks == ("the solver stopped early: error",)
+
+
+@pytest.mark.parametrize(("excess_frac", "refuted"), [(0.0, False), (5e-7, False), (2e-6, True), (0.5, True)])
+def test_solver_bound_above_the_objective_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, excess_frac: float, refuted: bool
+) -> None:
+    # Three calls of 10 s on two workers take 20 s; the closed form spreads them evenly.
+    instance = make_instance(make_problem(dict.fromkeys("ABC", 1), load_s=0.0, per_call_s=10.0))
+    closed_form_s = lower_bound_s(instance, obey_k=True)
+    assert closed_form_s == pytest.approx(15.0)
+
+    def overstate(*arguments: object, **options: object) -> Solution:
+        return replace(solve_model(*arguments, **options), bound_s=20.0 * (1 + excess_frac))  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mosaic.schedulers.formulation.solve_model", overstate)
+    solved = solve_instance(instance, time_limit_s=5.0)
+    assert solved.report.objective_s == 20.0
+    assert solved.report.bound_s == solved.lower_bound_s == (closed_form_s if refuted else 20.0)
+    assert (solved.report.status is SolveStatus.OPTIMAL) is not refuted
+    assert [" is above a placement of 20 s" in remark for remark in solved.remarks] == [True] * refuted
 
 
 def test_model_is_solved_again_when_highs_fails_its_own_check(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ from mosaic.length_sources import (
     length_distribution,
     length_distributions,
 )
-from mosaic.lengths import ClippedLognormal, Empirical, prediction_of
-from mosaic.prediction import LengthPrediction, prediction_from_sample
+from mosaic.lengths import ClippedLognormal, Empirical
+from mosaic.prediction import LengthPrediction
 from mosaic.profiles import Profile, ProfileEntry, SessionFit, profile_to_json
 from mosaic.workload import Role
 
@@ -84,7 +84,8 @@ def test_empirical_quantile_is_the_least_value_that_covers_u(sample: list[int], 
 
 def test_empirical_moments_are_those_of_its_sample() -> None:
     lengths = Empirical(sample=(30, 10, 20))
-    assert prediction_of(lengths) == prediction_from_sample([10, 20, 30])
+    assert (lengths.mean, lengths.max) == (20, 30)
+    assert lengths.std == pytest.approx((200 / 3) ** 0.5)
     assert lengths.scaled(0.01).sample == (1, 1, 1)
     assert lengths.scaled(1.5).sample == (15, 30, 45)
 
@@ -154,7 +155,7 @@ def _write_profile(path: Path, samples: dict[str, tuple[int, ...]]) -> Path:
             gpu="gpu",
             tp_degree=1,
             load_s=40.0,
-            fit=SessionFit(fixed_s=1.0, per_call_s=0.1, max_num_calls=100, residual_std_frac=0.0),
+            fit=SessionFit(fixed_s=1.0, per_call_s=0.1, min_num_calls=10, max_num_calls=100, residual_std_frac=0.0),
             lengths=LengthPrediction(mean=1, max=1),
             points=(),
             output_tokens=sample,

@@ -52,7 +52,9 @@ def entry(expert: str, *, fixed_s: float, per_call_s: float) -> ProfileEntry:
         gpu="a100",
         tp_degree=1,
         load_s=40.0,
-        fit=SessionFit(fixed_s=fixed_s, per_call_s=per_call_s, max_num_calls=64, residual_std_frac=0.05),
+        fit=SessionFit(
+            fixed_s=fixed_s, per_call_s=per_call_s, min_num_calls=1, max_num_calls=64, residual_std_frac=0.05
+        ),
         lengths=LengthPrediction(mean=300, max=4096, std=200),
         points=(),
     )
@@ -135,6 +137,7 @@ class Forgetful:
         good = RoundRobin().plan(problem)
         return Plan(
             scheduler=self.name,
+            costs=good.costs,
             problem_fingerprint=good.problem_fingerprint,
             num_workers=good.num_workers,
             sessions=good.sessions[:-1],

@@ -10,7 +10,7 @@ import pytest
 
 from mosaic.errors import PlanError
 from mosaic.plan import check_plan
-from mosaic.plan_file import load_plan, plan_to_json, save_plan
+from mosaic.plan_file import load_plan, plan_to_json
 from mosaic.schedulers.data_parallel import DataParallel
 from mosaic.schedulers.ilp import Ilp
 from tests.factories import make_problem
@@ -21,16 +21,21 @@ PROBLEM = make_problem({"A": 30, "B": 2}, remarks=('a "note"',))
 @pytest.mark.parametrize("scheduler", [Ilp(), DataParallel()], ids=["ilp", "data_parallel"])
 def test_round_trip_keeps_the_plan(tmp_path: Path, scheduler: Ilp | DataParallel) -> None:
     plan = scheduler.plan(PROBLEM)
-    save_plan(plan, tmp_path / "plan.json")
-    loaded = load_plan(tmp_path / "plan.json")
+    path = tmp_path / "plan.json"
+    path.write_text(plan_to_json(plan), encoding="utf-8")
+    loaded = load_plan(path)
     assert loaded == plan
+    assert loaded.costs == "table"
+    assert loaded.solve.wall_s is None
     check_plan(loaded, PROBLEM)
     assert plan_to_json(loaded) == plan_to_json(plan)
 
 
 def test_wall_seconds_stay_out_of_the_file() -> None:
     plan = Ilp().plan(PROBLEM)
+    assert plan.solve.wall_s is not None
     assert plan.solve.wall_s > 0
+    assert DataParallel().plan(PROBLEM).solve.wall_s is None
     slower = replace(plan, solve=replace(plan.solve, wall_s=99.0))
     assert plan_to_json(slower) == plan_to_json(plan)
     assert "wall_s" not in plan_to_json(plan)
@@ -59,6 +64,8 @@ def put(value: object, *path: str | int) -> Callable[[dict[str, Any]], None]:
     ("change", "message"),
     [
         (drop("sessions"), "sessions must be present"),
+        (drop("costs"), "costs must be present"),
+        (put(None, "costs"), "costs must be of type str, got None"),
         (drop("lower_bound_s"), "lower_bound_s must be present"),
         (drop("schema_version"), "schema_version must be present"),
         (put(2, "schema_version"), "schema_version must be 1, got 2"),

@@ -34,7 +34,7 @@ def make_entry(expert: str = "A", **changes: object) -> ProfileEntry:
         "gpu": "gpu",
         "tp_degree": 1,
         "load_s": 40.0,
-        "fit": SessionFit(fixed_s=30.0, per_call_s=0.5, max_num_calls=1024, residual_std_frac=0.02),
+        "fit": SessionFit(fixed_s=30.0, per_call_s=0.5, min_num_calls=128, max_num_calls=1024, residual_std_frac=0.02),
         "lengths": LengthPrediction(mean=300.5, max=4096.0, std=211.0),
         "points": (SweepPoint(num_calls=128, session_s=94.0, output_tokens=38000),),
         "output_tokens": (100, 200, 601),
@@ -52,7 +52,7 @@ def test_a_fit_recovers_an_affine_law(sizes: list[int], fixed: float, slope: flo
     fit = fit_session(make_points({n: fixed + slope * n for n in sizes}))
     for n in (*sizes, 5000):
         assert fit.session_s(n) == pytest.approx(fixed + slope * n, rel=1e-6, abs=1e-6)
-    assert fit.max_num_calls == max(sizes)
+    assert (fit.min_num_calls, fit.max_num_calls) == (min(sizes), max(sizes))
     assert fit.residual_std_frac == pytest.approx(0, abs=1e-6)
 
 
@@ -103,7 +103,8 @@ def test_repeats_of_one_size_are_no_sweep() -> None:
         (lambda: SweepPoint(num_calls=1, session_s=1.0, output_tokens=-1), "output_tokens must be at least 0, got -1"),
         (lambda: replace(make_entry().fit, fixed_s=-1.0), "session fit: fixed_s must be at least 0, got -1.0"),
         (lambda: replace(make_entry().fit, per_call_s=float("nan")), "session fit: per_call_s must be finite, got nan"),
-        (lambda: replace(make_entry().fit, max_num_calls=0), "session fit: max_num_calls must be at least 1, got 0"),
+        (lambda: replace(make_entry().fit, min_num_calls=0), "session fit: min_num_calls must be at least 1, got 0"),
+        (lambda: replace(make_entry().fit, max_num_calls=9), "session fit: max_num_calls must be at least 128, got 9"),
         (lambda: replace(make_entry().fit, residual_std_frac="x"), "residual_std_frac must be a number, got 'x'"),
         (lambda: make_entry(""), "profile entry: expert must be a non-empty string"),
         (lambda: make_entry(gpu=None), "profile entry A: gpu must be a string, got None"),
@@ -143,10 +144,13 @@ def test_lengths_are_those_of_the_expert_wherever_it_ran() -> None:
         profile.lengths("A")
 
 
-def test_only_shards_beyond_the_sweep_are_called_extrapolated() -> None:
-    profile = make_profile(make_entry("A"), make_entry("B"), make_entry("C"), make_entry("D"))
-    notes = profile.extrapolation_notes({"A": 1024, "B": 1025, "C": 3})
-    assert notes == ("B: 1025 calls, priced by extrapolating a sweep up to 1024",)
+def test_only_shards_outside_the_sweep_are_called_extrapolated() -> None:
+    profile = make_profile(*(make_entry(name) for name in "ABCDEF"))
+    notes = profile.extrapolation_notes({"A": 1024, "B": 1025, "C": 3, "D": 128, "E": 0})
+    assert notes == (
+        "B: 1,025 calls, priced by extrapolating a sweep from 128 to 1,024",
+        "C: 3 calls, priced by extrapolating a sweep from 128 to 1,024",
+    )
 
 
 def test_a_file_gives_back_the_profile_and_the_same_bytes(tmp_path: Path) -> None:
@@ -164,7 +168,7 @@ def test_a_file_gives_back_the_profile_and_the_same_bytes(tmp_path: Path) -> Non
     fixed=st.floats(0, 1e6), slope=st.floats(0, 1e3), spread=st.floats(0, 2), lengths=st.lists(st.integers(0, 10**6))
 )
 def test_numbers_survive_json_to_the_last_bit(fixed: float, slope: float, spread: float, lengths: list[int]) -> None:
-    fit = SessionFit(fixed_s=fixed, per_call_s=slope, max_num_calls=9, residual_std_frac=spread)
+    fit = SessionFit(fixed_s=fixed, per_call_s=slope, min_num_calls=3, max_num_calls=9, residual_std_frac=spread)
     text = profile_to_json(make_profile(make_entry(fit=fit, output_tokens=tuple(lengths))))
     entry = json.loads(text)["entries"][0]
     assert SessionFit(**entry["fit"]) == fit
@@ -209,4 +213,14 @@ def test_what_is_not_a_profile_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "profile.json"
     path.write_text(text)
     with pytest.raises(ProfileError, match=r"profile .*profile\.json: not a profile \("):
+        load_profile(path)
+
+
+@pytest.mark.parametrize("key", ["fixed_s", "min_num_calls"])
+def test_a_fit_without_a_key_names_it(tmp_path: Path, key: str) -> None:
+    data = json.loads(profile_to_json(make_profile()))
+    del data["entries"][0]["fit"][key]
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(ProfileError, match=rf"not a profile \(key 'fit\.{key}' must be present\)$"):
         load_profile(path)

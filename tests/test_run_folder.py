@@ -20,7 +20,6 @@ from mosaic.run_folder import (
     is_complete,
     read_config,
     read_json,
-    start_run,
     write_run,
 )
 from tests.run_records import make_key, make_result, make_small_plan, make_small_run
@@ -172,9 +171,8 @@ def test_same_configuration_is_recognised_and_never_run_over(tmp_path):
     write(tmp_path)
     before = (tmp_path / "summary.json").stat().st_mtime_ns
     assert completed_with(tmp_path, CONFIG)
-    for again in (lambda: write(tmp_path), lambda: start_run(tmp_path, CONFIG)):
-        with pytest.raises(RunFolderError, match="already holds the complete run of this configuration"):
-            again()
+    with pytest.raises(RunFolderError, match="already holds the complete run of this configuration"):
+        write(tmp_path)
     assert (tmp_path / "summary.json").stat().st_mtime_ns == before
 
 
@@ -190,26 +188,25 @@ def test_other_configuration_is_refused_by_the_keys_that_differ(tmp_path):
     assert read_config(tmp_path)["seed"] == 0
 
 
-def test_started_run_leaves_its_configuration_and_nothing_stale(tmp_path):
+def test_run_clears_what_an_unfinished_one_left_and_nothing_else(tmp_path):
     (tmp_path / "actions.jsonl").write_text("old")
     (tmp_path / ".plan.json.part").write_text("half")
     (tmp_path / "notes.txt").write_text("mine")
-    start_run(tmp_path, CONFIG)
-    assert names(tmp_path) == {"config.yaml", "notes.txt"}
+    write(tmp_path)
+    assert names(tmp_path) == EXPECTED | {"notes.txt"}
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["scheduler"] == {"name": "ilp", "caps": [1, 2]}
-    assert not is_complete(tmp_path)
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="file/run: cannot be created as a run folder"):
-        start_run(tmp_path / "file" / "run", CONFIG)
+        write(tmp_path / "file" / "run")
 
 
 def test_file_that_cannot_be_replaced_is_named(tmp_path):
     (tmp_path / "summary.json").mkdir()
     with pytest.raises(RunFolderError, match=r"summary\.json: cannot be replaced"):
-        start_run(tmp_path, CONFIG)
+        write(tmp_path)
 
 
 @pytest.mark.parametrize(

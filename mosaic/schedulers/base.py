@@ -77,6 +77,7 @@ def make_plan(
     used = dict.fromkeys(session.expert for session in sessions)
     return Plan(
         scheduler=scheduler,
+        costs=problem.costs.name,
         problem_fingerprint=problem.fingerprint(),
         num_workers=problem.cluster.num_workers,
         sessions=tuple(sessions),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import floor
 from typing import TypeAlias
 
+from mosaic.checks import require
 from mosaic.cluster import Worker
 from mosaic.costs import ACTIVATION_BYTES, Residency
 from mosaic.errors import InfeasibleError
@@ -137,8 +138,9 @@ def make_instance(
     """
     num_calls = {name: len(calls) for name, calls in problem.calls_by_expert().items()}
     if isinstance(max_replicas, Mapping):
+        known = sorted(expert.name for expert in problem.experts)
         for name in max_replicas:
-            problem.expert(name)
+            require(name in known, "scheduler.max_replicas: expert", f"one of {known}", name)
     places: list[tuple[Place, ...]] = []
     setup_s: list[tuple[float, ...]] = []
     per_call_s: list[tuple[float, ...]] = []

@@ -44,6 +44,7 @@ def make_session(number: int, calls: Sequence[Call], *, workers=(0,), after=()) 
 def make_plan(*sessions: Session, num_workers: int = 2) -> Plan:
     return Plan(
         scheduler="by hand",
+        costs="none",
         problem_fingerprint="",
         num_workers=num_workers,
         sessions=sessions,
