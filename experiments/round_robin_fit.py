@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from experiments.wiring import Setup, compose_config, setup_from
 from mosaic.cluster import uniform_cluster
 from mosaic.lengths import ClippedLognormal, LengthDistribution
-from mosaic.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
+from mosaic.plan import Session, unpriced_plan
 from mosaic.workload import Expert, ExpertName, Family
 from sim.world import World
 
@@ -84,17 +84,7 @@ class BaselineSessions:
         session = Session(
             id=0, expert=expert, role=calls[0].key.role, workers=(0,), shard=tuple(call.key for call in calls)
         )
-        plan = Plan(
-            scheduler="calibration",
-            costs="none",
-            problem_fingerprint="calibration",
-            num_workers=1,
-            sessions=(session,),
-            predicted=(PredictedTimes(0.0, 0.0, 0.0),),
-            lengths={},
-            lower_bound_s=0.0,
-            solve=SolveReport(status=SolveStatus.HEURISTIC),
-        )
+        plan = unpriced_plan([session], num_workers=1)
         worlds = [World(lengths=lengths, root_seed=seed) for seed in seeds]
         ends_s = np.array([setup.backend(world).execute(plan, calls).sessions[0].end_ts for world in worlds])
         return np.resize(ends_s, len(self.seeds))  # repeats the few worlds of a light expert

@@ -1,5 +1,6 @@
 """Prices of loads and sessions: closed forms fitted to a profile, never the simulator itself."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,7 +9,7 @@ from typing import NamedTuple, Protocol
 from mosaic.cluster import Worker
 from mosaic.errors import ProfileError
 from mosaic.prediction import LengthPrediction
-from mosaic.profiles import Profile, SessionFit
+from mosaic.profiles import Profile, ProfileEntry
 from mosaic.workload import Expert, ExpertName
 
 
@@ -85,7 +86,42 @@ def fits_memory(expert: Expert, workers: Sequence[Worker]) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PaperCosts:
+class _ProfiledCosts(ABC):
+    """Prices from a profile's fits; what differs is how a session's price splits into its linear terms."""
+
+    profile: Profile
+    num_calls_by_expert: Mapping[ExpertName, int]
+    """N_m of the problem."""
+
+    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
+        if residency is Residency.RESIDENT:
+            return Cost(0.0, 0.0)
+        if residency is Residency.HOST:
+            raise ProfileError(f"expert {expert.name!r}: no profile measures loads from host memory")
+        load_s = self._entry(expert, workers).load_s
+        return Cost(load_s, load_s)
+
+    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> Cost:
+        terms = self.linear_terms(expert, workers)
+        mean_s = terms.fixed_s + terms.per_call_s * shard.num_calls if shard.num_calls else 0.0
+        return Cost(mean_s, mean_s * (1 + 1.2816 * self._entry(expert, workers).fit.residual_std_frac))
+
+    @abstractmethod
+    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
+        """Split the session price; see ``CostModel.linear_terms``."""
+
+    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
+        return fits_memory(expert, workers)
+
+    def notes(self) -> Sequence[str]:
+        return self.profile.extrapolation_notes(self.num_calls_by_expert)
+
+    def _entry(self, expert: Expert, workers: Sequence[Worker]) -> ProfileEntry:
+        return self.profile.entry(expert.name, workers[0].gpu.name, len(workers))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaperCosts(_ProfiledCosts):
     """The paper's constant price per prompt, tau_m = T_m(N_m) / N_m.
 
     It spreads a session's fixed part over the prompts and so under-prices small shards.
@@ -95,71 +131,22 @@ class PaperCosts:
     MOSAIC, arXiv 2606.03014, equation 4.
     """
 
-    profile: Profile
-    num_calls_by_expert: Mapping[ExpertName, int]
-    """N_m of the problem."""
     name: str = "paper"
 
-    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
-        return _load_cost(self.profile, expert, workers, residency)
-
-    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> Cost:
-        tau_s = self.linear_terms(expert, workers).per_call_s
-        fit = _session_fit(self.profile, expert, workers)
-        return _with_quantile(tau_s * shard.num_calls, fit)
-
     def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
-        fit = _session_fit(self.profile, expert, workers)
+        fit = self._entry(expert, workers).fit
         num_calls = self.num_calls_by_expert.get(expert.name)
         if not num_calls:
             raise ProfileError(f"costs=paper: no number of calls N_m for expert {expert.name!r}")
         return LinearTerms(0.0, fit.session_s(num_calls) / num_calls)
 
-    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
-        return fits_memory(expert, workers)
-
-    def notes(self) -> Sequence[str]:
-        return self.profile.extrapolation_notes(self.num_calls_by_expert)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AffineCosts:
+class AffineCosts(_ProfiledCosts):
     """An affine price T_m(n) = a_m + b_m n: still linear in the program, right for small shards."""
 
-    profile: Profile
-    num_calls_by_expert: Mapping[ExpertName, int]
     name: str = "affine"
 
-    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
-        return _load_cost(self.profile, expert, workers, residency)
-
-    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> Cost:
-        fit = _session_fit(self.profile, expert, workers)
-        return _with_quantile(fit.session_s(shard.num_calls) if shard.num_calls else 0.0, fit)
-
     def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
-        fit = _session_fit(self.profile, expert, workers)
+        fit = self._entry(expert, workers).fit
         return LinearTerms(fit.fixed_s, fit.per_call_s)
-
-    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
-        return fits_memory(expert, workers)
-
-    def notes(self) -> Sequence[str]:
-        return self.profile.extrapolation_notes(self.num_calls_by_expert)
-
-
-def _session_fit(profile: Profile, expert: Expert, workers: Sequence[Worker]) -> SessionFit:
-    return profile.entry(expert.name, workers[0].gpu.name, len(workers)).fit
-
-
-def _load_cost(profile: Profile, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
-    if residency is Residency.RESIDENT:
-        return Cost(0.0, 0.0)
-    if residency is Residency.HOST:
-        raise ProfileError(f"expert {expert.name!r}: no profile measures loads from host memory")
-    load_s = profile.entry(expert.name, workers[0].gpu.name, len(workers)).load_s
-    return Cost(load_s, load_s)
-
-
-def _with_quantile(mean_s: float, fit: SessionFit) -> Cost:
-    return Cost(mean_s, mean_s * (1 + 1.2816 * fit.residual_std_frac))

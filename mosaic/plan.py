@@ -1,6 +1,6 @@
 """The plan: which expert loads where, in which order, and which calls each session serves."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -103,6 +103,21 @@ class Plan:
     def worker_queue(self, worker: int) -> tuple[Session, ...]:
         """Sessions of one worker, in order."""
         return tuple(session for session in self.sessions if worker in session.workers)
+
+
+def unpriced_plan(sessions: Sequence[Session], *, num_workers: int) -> Plan:
+    """Wrap sessions that measure costs, and so come before any price, into a plan that a backend can run."""
+    return Plan(
+        scheduler="none",
+        costs="none",
+        problem_fingerprint="none",
+        num_workers=num_workers,
+        sessions=tuple(sessions),
+        predicted=tuple(PredictedTimes(0.0, 0.0, 0.0) for _ in sessions),
+        lengths={},
+        lower_bound_s=0.0,
+        solve=SolveReport(status=SolveStatus.HEURISTIC),
+    )
 
 
 def check_plan(plan: Plan, problem: Problem) -> None:

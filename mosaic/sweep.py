@@ -8,7 +8,7 @@ from mosaic.backends.base import Backend
 from mosaic.checks import require, require_count, require_unique
 from mosaic.cluster import Cluster
 from mosaic.errors import BackendError
-from mosaic.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
+from mosaic.plan import Session, unpriced_plan
 from mosaic.prediction import prediction_from_sample
 from mosaic.profiles import Profile, ProfileEntry, SweepPoint, fit_session
 from mosaic.results import CallRecord, CallStatus, RunResult, SessionRecord
@@ -81,25 +81,11 @@ def run_sweep(
                     shard=tuple(call.key for call in shard),
                 )
             )
-    result = backend.execute(_profiling_plan(sessions, cluster), calls)
+    result = backend.execute(unpriced_plan(sessions, num_workers=cluster.num_workers), calls)
     finished = sum(record.status is CallStatus.FINISHED for record in result.calls)
     if finished != len(calls):
         raise BackendError(f"profile sweep: every call must finish, {finished} of {len(calls)} did")
     return Profile(source=source, entries=tuple(_entry(expert, cluster, result) for expert in experts))
-
-
-def _profiling_plan(sessions: Sequence[Session], cluster: Cluster) -> Plan:
-    return Plan(
-        scheduler="profile",
-        costs="none",
-        problem_fingerprint="profile",
-        num_workers=cluster.num_workers,
-        sessions=tuple(sessions),
-        predicted=tuple(PredictedTimes(0.0, 0.0, 0.0) for _ in sessions),
-        lengths={},
-        lower_bound_s=0.0,
-        solve=SolveReport(status=SolveStatus.HEURISTIC),
-    )
 
 
 def _entry(expert: Expert, cluster: Cluster, result: RunResult) -> ProfileEntry:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from mosaic.checks import require
 from mosaic.metrics import latency_summary
@@ -52,8 +53,7 @@ def replay(
             requests.append(engine.submit(index, call.prompt_tokens, lengths[call.key], call.ready_s))
         except ValueError as error:
             raise ValueError(f"call {call.key}: {error}") from error
-    while (ts := engine.next_event_ts()) != float("inf"):
-        engine.advance_to(ts)
+    engine.advance_to(inf)
     return tuple(
         CallRecord(
             key=call.key,
