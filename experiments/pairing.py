@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log, sqrt
 
-from experiments.labels import label_cases, label_policies, shared_settings_agree
+from experiments.labels import label_cases, label_policies, settings_agree
 from experiments.run_points import RunPoint
 from mosaic.metrics import mean
 
@@ -32,6 +32,8 @@ class Row:
     ratios: tuple[float, ...]
     """One per pair, by seed."""
     is_baseline: bool
+    runs: tuple[RunPoint, ...]
+    """By seed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +147,7 @@ def _make_row(group: Sequence[_Point], candidates: Sequence[_Point], baseline: s
         speedup_high=None if log_high is None else exp(log_high),
         ratios=tuple(ratios),
         is_baseline=is_baseline,
+        runs=tuple(point.run for point in group),
     )
     return row, notes
 
@@ -154,7 +157,7 @@ def _partner(point: _Point, candidates: Sequence[_Point], baseline: str) -> _Poi
     near = [other for other in candidates if (other.case, other.run.seed) == (point.case, point.run.seed)]
     if point in near:
         return point
-    near = [other for other in near if shared_settings_agree(point.run, other.run)] or near
+    near = [other for other in near if settings_agree(point.run, other.run, outside="scheduler")] or near
     if len({other.metric_s for other in near}) > 1:
         raise ValueError(
             f"--baseline {baseline!r} is ambiguous for {point}: it must be one of {sorted({o.policy for o in near})}"

@@ -34,3 +34,45 @@ PREDICTED_ILP = {
     "medmcqa": PredictedWalls((526.0, 585.0, 551.0, 527.0), 1.53),
     "gpqa": PredictedWalls((925.0, 925.0, 945.0, 896.0), 2.54),
 }
+
+
+class FittedAnswers(NamedTuple):
+    """What a benchmark's answers may be fitted to."""
+
+    unanimous_frac: float
+    """Questions on which all three experts agree."""
+    distinct_frac: float
+    """Questions on which no two agree."""
+    always_accuracy_frac: float
+    """When every question is aggregated."""
+
+
+FITTED_ANSWERS = {
+    "mmlu_pro": FittedAnswers(960 / 2100, 323 / 2100, 0.6319),
+    "medmcqa": FittedAnswers(0.4748, 1 - 0.9018, 0.5969),
+    "gpqa": FittedAnswers(0.3737, 1 - 0.8737, 0.5657),
+}
+
+UNANIMOUS_RIGHT_FRAC = {"majority": 0.8292, "aggregator": 0.8240}
+"""MMLU-Pro, share of right answers where all three experts agree. Fitted."""
+
+BUCKET_TOKENS = (1064.0, 1915.0, 2696.0)
+"""MMLU-Pro, mean output tokens of a question's calls by agreement 3:0, 2:1, 1:1:1. Fitted."""
+
+BUCKET_SPEARMAN = -0.27
+"""MMLU-Pro, rank correlation of length with agreement."""
+
+ALWAYS_AGGREGATE_S = {"mmlu_pro": 1514.7, "medmcqa": 516.49, "gpqa": 348.0}
+"""Aggregator stage with every question aggregated: fits one mean length a benchmark."""
+
+FITTED_ELASTICITY_S = 870.5
+"""MMLU-Pro, aggregator stage at tau = 2/3: fits the one elasticity, after the prediction without it was reported."""
+
+GATED_AGGREGATE_S = {"mmlu_pro": 870.5, "medmcqa": 122.09, "gpqa": 227.73}
+"""Aggregator stage at tau = 2/3. Predicted (MMLU-Pro's without the elasticity)."""
+
+ACCURACY_CHANGE_PP = {"mmlu_pro": (0.24, -0.62), "medmcqa": (-0.04, 0.32), "gpqa": (1.00, 0.49)}
+"""At tau = 1 and 2/3. Predicted, but for MMLU-Pro's first, which follows from the fit."""
+
+END_TO_END_SPEEDUP = {"mmlu_pro": 1.71, "medmcqa": 2.04, "gpqa": 2.34}
+"""ILP and tau = 2/3 over round robin with every question aggregated. Predicted."""

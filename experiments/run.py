@@ -27,12 +27,13 @@ from experiments.complaints import BAD_INPUT, FailedPoint, exit_with_message, ex
 from experiments.figures.timeline import draw_timeline
 from experiments.memory import spare_garbage_collector
 from experiments.replay_report import report_replay
+from experiments.second_stage_run import run_second_stage
 from experiments.wiring import CONF, Setup, plain, setup_from, with_input_digests
 from mosaic.explain import explain
 from mosaic.metrics import Summary, summarise
 from mosaic.pipeline import make_problem
 from mosaic.plan import Plan, check_plan
-from mosaic.plan_file import load_plan, plan_to_json
+from mosaic.plan_file import load_plan
 from mosaic.problem import Problem
 from mosaic.progress import show_progress
 from mosaic.provenance import describe_run_conditions
@@ -104,25 +105,45 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
             setup.workload, experts=setup.experts, cluster=setup.cluster, profile=profile, costs=setup.costs
         )
         plan = obtain_plan(setup, problem, config["plan"].get("path"))
-    result = None
+    result, second = None, None
     if setup.settings is not None:
         with watch.step("execute"), show_progress(len(setup.workload.calls)) as listener:
             result = setup.backend(setup.world()).execute(plan, setup.workload.calls, listener)
+        if setup.stage is not None:
+            second = run_second_stage(setup, setup.stage, plan, result, watch.step)
+            result = second.joined
+    aggregator_plan = second.planned.plan if second and second.planned else None
     summary = summarise(
         plan,
         result,
         workload=setup.workload.name,
         backend=config["backend"]["name"],
-        gate=None,
+        gate=setup.stage.gate.name if setup.stage else None,
         costs=plan.costs,
         seed=setup.seed,
         num_questions=len(setup.workload.questions),
         experts=[expert.name for expert in setup.experts],
+        aggregator_plan=aggregator_plan,
+        stage=second.summary(setup) if second else None,
     )
+    files = second.files() if second else {}
     replay = None
     if result is not None and config["workload"]["_target_"] == "mosaic.request_log.load_request_log":
         replay = report_replay(config["workload"], result)
-    leave_folder(folder, stamped, plan, result, summary, replay.files if replay else {}, watch)
+        files |= replay.files
+    with watch.step("draw"):
+        files |= draw(summary, plan, result)
+    write_run(
+        folder,
+        config=stamped,
+        plan=plan,
+        result=result,
+        summary=summary,
+        meta=describe_run_conditions(wall_s_by_step=watch.wall_s_by_step, solver_s=plan.solve.wall_s),
+        files=files,
+        aggregator_plan=aggregator_plan,
+        answers=second.answers if second else None,
+    )
     if point is not None:
         print(describe_point(summary, point))
         return
@@ -130,7 +151,7 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
         print(explain(plan, problem))
         print(f"plan: {folder / 'plan.json'} (run it with plan.path={folder / 'plan.json'})")
         return
-    print(describe_run(summary, result, folder))
+    print(describe_run(summary, result, folder, gate_notes=setup.stage.gate.notes() if setup.stage else ()))
     if replay is not None:
         print(replay.table)
 
@@ -142,35 +163,17 @@ def obtain_plan(setup: Setup, problem: Problem, path: str | None) -> Plan:
     return plan
 
 
-def leave_folder(
-    folder: Path,
-    config: dict[str, Any],
-    plan: Plan,
-    result: RunResult | None,
-    summary: Summary,
-    figures: dict[str, bytes],
-    watch: Stopwatch,
-) -> None:
-    """Draw the timeline of what ran and write the run folder."""
-    if result is not None:
-        with watch.step("draw"):
-            timeline = draw_timeline(
-                result.sessions,
-                num_workers=plan.num_workers,
-                experts=summary["experts"],
-                predicted_makespan_s=plan.predicted_makespan_s,
-            )
-        figures = {"timeline.png": timeline, **figures}
-    write_run(
-        folder,
-        config=config,
-        plan=plan,
-        plan_json=plan_to_json(plan),
-        result=result,
-        summary=summary,
-        meta=describe_run_conditions(wall_s_by_step=watch.wall_s_by_step, solver_s=plan.solve.wall_s),
-        figures=figures,
+def draw(summary: Summary, plan: Plan, result: RunResult | None) -> dict[str, bytes]:
+    """Draw the timeline of what ran."""
+    if result is None:
+        return {}
+    timeline = draw_timeline(
+        result.sessions,
+        num_workers=plan.num_workers,
+        experts=summary["experts"],
+        predicted_makespan_s=plan.predicted_makespan_s,
     )
+    return {"timeline.png": timeline}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ class RunPoint:
     folder: Path
     summary: dict[str, Any]
     leaves: dict[str, Any]
-    """The configuration by dotted key, with the names of costs, backend and gate from the summary."""
+    """The configuration by dotted key, with the names of costs, backend, gate and aggregator from the summary."""
 
     @property
     def workload(self) -> str:
@@ -29,6 +29,25 @@ class RunPoint:
     @property
     def seed(self) -> int:
         return int(self.summary["seed"])
+
+    @property
+    def gate(self) -> str | None:
+        """None: no second stage."""
+        return self._optional("gate")
+
+    @property
+    def aggregator(self) -> str | None:
+        """None: no second stage."""
+        return self._optional("aggregator")
+
+    def number(self, key: str) -> float | None:
+        """Read a number of the summary; None where it is null, or absent from a run of an older shape."""
+        value = self.summary.get(key)
+        return None if value is None else float(value)
+
+    def _optional(self, key: str) -> str | None:
+        value = self.summary.get(key)
+        return None if value is None else str(value)
 
 
 NEEDED = (
@@ -88,6 +107,8 @@ def _read_run(folder: Path) -> RunPoint:
             f"{name}: {summary['num_failed_calls']} calls failed, so its makespan compares with nothing"
         )
     names = {f"{part}.name": summary[part] for part in ("costs", "backend", "gate")}
+    if summary.get("aggregator") is not None:
+        names["aggregator.name"] = summary["aggregator"]
     return RunPoint(folder=folder, summary=summary, leaves=flatten(read_config(folder)) | names)
 
 

@@ -1,31 +1,33 @@
 """Turns a resolved Hydra configuration into mosaic's plain values; nothing else knows both."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from experiments.config_checks import check_calls, require_path, require_section
-from mosaic.checks import require, require_count, require_name, require_unique
+from experiments.instantiation import call, make
+from experiments.stage_wiring import SecondStage, SimulatedAnswers, second_stage, simulated_answers
+from mosaic.checks import require, require_count, require_unique
 from mosaic.cluster import Cluster, uniform_cluster
 from mosaic.length_sources import length_distributions
 from mosaic.lengths import LengthDistribution
 from mosaic.profiles import Profile, load_profile
 from mosaic.schedulers.base import Scheduler
 from mosaic.sweep import Sweep, run_sweep
-from mosaic.workload import Expert, ExpertName, Workload
+from mosaic.workload import CallKey, Expert, ExpertName, Family, Workload
 from sim.backend import SimBackend
 from sim.engine_settings import EngineSettings
 from sim.hardware import Hardware
 from sim.world import World
 
-SECTIONS = ("pool", "workload", "profile", "backend", "hardware", "cluster", "costs", "scheduler", "plan")
+SECTIONS = (
+    "pool", "workload", "profile", "backend", "hardware", "cluster", "costs", "scheduler", "plan", "gate", "aggregator",
+)  # fmt: skip
 BACKENDS = ("sim", "none")
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -46,18 +48,38 @@ class Setup:
     scheduler: Scheduler
     sweep: Sweep
     profile_path: str | None
+    aggregator_profile_path: str | None
     profile_seed: int
     seed: int
+    answers: SimulatedAnswers
+    stage: SecondStage | None
+    """None: the expert stage alone (aggregator=none)."""
 
     def world(self) -> World:
         """The world that the run meets."""
-        recorded = self.workload.output_tokens or {}
-        return World(lengths=self.lengths, root_seed=self.seed, recorded=recorded)
+        return self._world("test", self.seed, self.workload.output_tokens or {})
 
-    def backend(self, world: World) -> SimBackend:
+    def calibration_world(self) -> World:
+        """A world of the same distributions and other luck."""
+        return self._world("calibration", self.profile_seed, {})
+
+    def _world(self, stream: str, seed: int, recorded: Mapping[CallKey, int]) -> World:
+        reasoning = (expert.name for expert in self.experts if expert.family is Family.REASONING)
+        return World(
+            lengths=self.lengths,
+            root_seed=seed,
+            stream=stream,
+            recorded=recorded,
+            answers=self.answers.model,
+            questions={question.id: question for question in self.workload.questions},
+            aggregator_lengths=self.stage.lengths if self.stage else {},
+            thinking=dict.fromkeys(reasoning, self.answers.visible_tokens),
+        )
+
+    def backend(self, world: World, experts: Sequence[Expert] | None = None) -> SimBackend:
         """The simulator in a world; the profile of a plan that is only explained comes from its defaults."""
         return SimBackend(
-            experts=self.experts,
+            experts=self.experts if experts is None else experts,
             cluster=self.cluster,
             hardware={self.hardware.gpu.name: self.hardware},
             settings=self.settings or EngineSettings(),
@@ -68,7 +90,6 @@ class Setup:
         """Read the profile, or sweep the simulator's calibration world for the experts that have calls."""
         if self.profile_path is not None:
             return load_profile(self.profile_path)
-        world = World(lengths=self.lengths, root_seed=self.profile_seed, stream="calibration")
         # NOTE: prompts are visible to a scheduler, so the calibration calls repeat the batch's own.
         prompts = [call.prompt_tokens for call in self.workload.calls]
         called = self.workload.num_calls_by_expert
@@ -76,7 +97,7 @@ class Setup:
             self.sweep,
             [expert for expert in self.experts if expert.name in called],
             self.cluster,
-            self.backend(world),
+            self.backend(self.calibration_world()),
             lambda i: prompts[i % len(prompts)],
             f"simulated sweep of {self.workload.name} on {self.hardware.gpu.name}, seed {self.profile_seed}",
         )
@@ -96,14 +117,17 @@ def setup_from(config: Mapping[str, Any]) -> Setup:
     require_section(profile, ("sweep",), "profile.")
     require_count(profile.get("seed"), "profile.seed")
     require_path(profile.get("path"), "profile.path")
+    require_path(profile.get("aggregator_path"), "profile.aggregator_path")
     require_path(config["plan"].get("path"), "plan.path")
     experts = _pool(pool)
-    hardware = _make(config["hardware"], "hardware")
-    cluster = _call(uniform_cluster, "cluster", **config["cluster"], gpu=hardware.gpu)
+    hardware = make(config["hardware"], "hardware")
+    cluster = call(uniform_cluster, "cluster", **config["cluster"], gpu=hardware.gpu)
     lengths = length_distributions(pool.get("output_tokens") or {})
+    own_aggregator, answers = source.pop("aggregator", None), simulated_answers(source.pop("answers", None))
+    stage = second_stage(config, own_aggregator or pool.get("aggregator"), experts, cluster)
     scale = source.pop("length_scale", None)
     lengths |= length_distributions(source.pop("output_tokens", None) or {}, length_scale=scale)
-    workload = _make(source, "workload")
+    workload = make(source, "workload")
     check_calls(workload, experts, cluster)
     name = backend.pop("name", None)
     require(name in BACKENDS, "backend.name", f"one of {list(BACKENDS)}", name)
@@ -112,14 +136,17 @@ def setup_from(config: Mapping[str, Any]) -> Setup:
         experts=experts,
         cluster=cluster,
         hardware=hardware,
-        settings=_call(EngineSettings, "backend", **backend) if name == "sim" else None,
+        settings=call(EngineSettings, "backend", **backend) if name == "sim" else None,
         lengths=lengths,
-        costs=_make(config["costs"], "costs"),
-        scheduler=_make(config["scheduler"], "scheduler"),
-        sweep=_call(Sweep, "profile.sweep", **profile["sweep"]),
+        costs=make(config["costs"], "costs"),
+        scheduler=make(config["scheduler"], "scheduler"),
+        sweep=call(Sweep, "profile.sweep", **profile["sweep"]),
         profile_path=profile.get("path"),
+        aggregator_profile_path=profile.get("aggregator_path"),
         profile_seed=profile["seed"],
         seed=config["seed"],
+        answers=answers,
+        stage=stage,
     )
 
 
@@ -129,7 +156,7 @@ def compose_config(overrides: list[str]) -> dict[str, Any]:
         return plain(compose("config", overrides))
 
 
-FILE_KEYS = ("path", "profiles", "profile", "calls", "output_tokens")
+FILE_KEYS = ("path", "aggregator_path", "profiles", "profile", "calls", "output_tokens", "calibration")
 """Keys that may name a file."""
 
 
@@ -153,37 +180,9 @@ def plain(config: Any) -> dict[str, Any]:
 def _pool(pool: Mapping[str, Any]) -> tuple[Expert, ...]:
     require_section(pool, ("experts",), "pool.")
     require_section(pool["experts"], pool["experts"], "pool.experts.")
-    made = {key: _make(entry, f"pool.experts.{key}") for key, entry in pool["experts"].items()}
+    made = {key: make(entry, f"pool.experts.{key}") for key, entry in pool["experts"].items()}
     for key, expert in made.items():
         if not isinstance(expert, Expert):
             raise TypeError(f"pool.experts.{key}._target_ must make a mosaic.workload.Expert, got {expert!r}")
     require_unique((expert.name for expert in made.values()), "pool.experts: name")
     return tuple(made.values())
-
-
-def _make(config: Mapping[str, Any], label: str) -> Any:
-    """Instantiate a group, showing the cause of a failure and not Hydra's way to it."""
-    require_name(config.get("_target_"), f"{label}._target_")
-    try:
-        return instantiate(config, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, ImportError | AttributeError):
-            reason = " ".join(str(cause).split())
-            raise ValueError(f"{label}._target_ must be importable, got {config['_target_']!r} ({reason})") from error
-        raise _labelled(cause, label) from error
-
-
-def _call(make: Callable[..., Any], label: str, /, **values: Any) -> Any:
-    try:
-        return make(**values)
-    except TypeError as error:
-        raise _labelled(error, label) from error
-
-
-def _labelled(error: BaseException, label: str) -> BaseException:
-    """Name the group in Python's own complaint about arguments, which names a function that a user never sees."""
-    _, found, complaint = str(error).partition("() ")
-    if isinstance(error, TypeError) and found:
-        return TypeError(f"{label} {complaint}")
-    return error

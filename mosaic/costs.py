@@ -46,7 +46,9 @@ class LinearTerms(NamedTuple):
 class CostModel(Protocol):
     """Prices sessions for the schedulers."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Its name in plans and summaries."""
 
     def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
         """Price the way from idle workers to a ready engine."""

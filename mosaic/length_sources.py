@@ -54,7 +54,7 @@ def length_distributions(
         raise TypeError(f"output_tokens must be a mapping of experts or a path, got {config!r}")
     if length_scale is None:
         return lengths
-    factor, _ = _parameter(length_scale, "length_scale")
+    factor, _ = declared_parameter(length_scale, "length_scale")
     require_number(factor, "length_scale.value", above=0)
     return {name: entry.scaled(factor) for name, entry in lengths.items()}
 
@@ -115,7 +115,7 @@ def empirical_from_calls(path: str | Path, expert: ExpertName, *, role: Role = R
 
 
 def _from_parameters(config: Config, label: str) -> ClippedLognormal:
-    values = {name: _parameter(config[name], f"{label}.{name}") for name in _PARAMETERS}
+    values = {name: declared_parameter(config[name], f"{label}.{name}") for name in _PARAMETERS}
     try:
         return ClippedLognormal(
             mean=values["mean"][0],
@@ -139,8 +139,14 @@ def _from_sample(config: Config, label: str) -> Empirical:
         raise type(error)(f"{label}: {error}") from None
 
 
-def _parameter(entry: object, label: str) -> tuple[Any, Source]:
-    """Split {value, source}; a bare number is refused because it hides where it comes from."""
+def declared_parameter(entry: object, label: str) -> tuple[Any, Source]:
+    """Split {value, source}; a bare number is refused because it hides where it comes from.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the key, the rule and the value.
+    """
     if not isinstance(entry, Mapping) or set(entry) != {"value", "source"}:
         raise ValueError(f"{label} must be {{value: NUMBER, source: one of {list(SOURCES)}}}, got {entry!r}")
     require_source(entry["source"], f"{label}.source")

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from mosaic.checks import require, require_count
 from mosaic.question_files import Row, read_rows
+from mosaic.question_kind import question_kind
 from mosaic.routing import Router, load_skill_profiles
 from mosaic.workload import Call, CallKey, ExpertName, Question, Role, Workload
 
@@ -99,16 +100,20 @@ def _make_questions(rows: tuple[Row, ...]) -> tuple[Question, ...]:
         if row.id in first_at:
             raise ValueError(f"{row.at}: id must be unique, got {row.id!r}, which {first_at[row.id]} has too")
         first_at[row.id] = row.at
-    return tuple(
-        Question(
-            id=row.id,
-            prompt_tokens=_question_tokens(row),
-            text=row.question,
-            answer=row.answer,
-            category=row.category,
-            skills=row.skills,
-        )
-        for row in rows
+    return tuple(map(_make_question, rows))
+
+
+def _make_question(row: Row) -> Question:
+    kind, num_options, answer = question_kind(row.question, row.answer)
+    return Question(
+        id=row.id,
+        prompt_tokens=_question_tokens(row),
+        text=row.question,
+        answer=answer,
+        category=row.category,
+        skills=row.skills,
+        answer_kind=kind,
+        num_options=num_options,
     )
 
 

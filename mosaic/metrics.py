@@ -5,6 +5,7 @@ session's load to the session's end, so loading counts as busy.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 from mosaic.plan import Plan, SolveReport
@@ -13,6 +14,31 @@ from mosaic.workload import CallKey, ExpertName, Role
 
 Summary: TypeAlias = dict[str, Any]
 """Contents of summary.json, keys in a fixed order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSummary:
+    """What summary.json says of the second stage, beside its times."""
+
+    aggregator: str
+    """The choice: tp4, dp4, auto."""
+    aggregator_expert: ExpertName
+    aggregator_tp_degree: int | None
+    """None: no question was left to aggregate."""
+    num_aggregator_calls: int
+    predicted_aggregator_s: float | None
+    skip_frac: float
+    skip_frac_source: str
+    """Measured on an engine; in a simulation, whether the agreement of its experts was fitted or assumed."""
+    accuracy_frac: float | None
+    always_aggregate_s: float | None
+    """What the stage takes when every question is aggregated in the same world; None: not known."""
+    always_aggregate_accuracy_frac: float | None
+    gate_report: Mapping[str, Any] | None
+    """What a gate that promises something says of its promise."""
+
+
+_STAGE_KEYS = tuple(StageSummary.__dataclass_fields__)
 
 
 def makespan_s(sessions: Iterable[SessionRecord]) -> float | None:
@@ -162,13 +188,16 @@ def summarise(
     seed: int,
     num_questions: int,
     experts: Sequence[ExpertName],
+    aggregator_plan: Plan | None = None,
+    stage: StageSummary | None = None,
 ) -> Summary:
     """Build the contents of summary.json.
 
     Without a result (``backend=none``) the measured values are None. The names of the experts come in
     the pool's order, which fixes each expert's colour in every figure.
     """
-    planned = {key for session in plan.sessions for key in session.shard}
+    sessions = plan.sessions + (aggregator_plan.sessions if aggregator_plan else ())
+    planned = {key for session in sessions for key in session.shard}
     return {
         "workload": workload,
         "scheduler": plan.scheduler,
@@ -179,9 +208,7 @@ def summarise(
         "num_questions": num_questions,
         "num_calls": len(planned),
         **_measured(result, planned, plan.predicted_makespan_s if plan.sessions else None),
-        "skip_frac": None,
-        "accuracy_frac": None,
-        "always_aggregate_accuracy_frac": None,
+        **(asdict(stage) if stage else dict.fromkeys(_STAGE_KEYS)),
         "solve": _solve(plan.solve),
         "num_workers": plan.num_workers,
         "experts": list(experts),

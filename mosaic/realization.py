@@ -1,9 +1,8 @@
 """What would really happen to a call. Imported by backends and sim only: schedulers see predictions."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from mosaic.workload import Call, CallKey
 
@@ -11,12 +10,13 @@ Outcomes: TypeAlias = Callable[[Call], "Outcome"]
 """Maps a call to its outcome; pure, so that every policy meets the same world."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The true result of a call."""
 
     output_tokens: int
     answer: str | None = None
+    visible_tokens: int | None = None
+    """Of the response without its thinking; None: the whole response."""
 
 
 def uniform(root_seed: int, stream: str, key: CallKey) -> float:
@@ -34,6 +34,23 @@ def uniform(root_seed: int, stream: str, key: CallKey) -> float:
     >>> uniform(0, "length", key) == uniform(1, "length", key)
     False
     """
+    return uniform_pair(root_seed, stream, key)[0]
+
+
+def uniform_pair(root_seed: int, stream: str, key: CallKey) -> tuple[float, float]:
+    """Draw two independent numbers for a call, the first of them that of ``uniform``."""
     question, role, slot = key
     digest = blake2b(f"{root_seed}|{stream}|{question}|{role}|{slot}".encode(), digest_size=32).digest()
-    return ((int.from_bytes(digest[:8], "little") >> 12) + 0.5) * 2.0**-52
+    return _to_uniform(digest[:8]), _to_uniform(digest[8:16])
+
+
+def question_uniforms(root_seed: int, stream: str, question: str, count: int) -> list[float]:
+    """Draw numbers in (0, 1) that all calls of a question share."""
+    digests = (
+        blake2b(f"{root_seed}|{stream}|{question}|item {block}".encode()).digest() for block in range(-(-count // 8))
+    )
+    return [_to_uniform(digest[at : at + 8]) for digest in digests for at in range(0, 64, 8)][:count]
+
+
+def _to_uniform(part: bytes) -> float:
+    return ((int.from_bytes(part, "little") >> 12) + 0.5) * 2.0**-52

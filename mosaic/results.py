@@ -41,6 +41,9 @@ class CallRecord(NamedTuple):
     """Tokens computed again after a preemption, or thrown away by a cancellation."""
     status: CallStatus = CallStatus.FINISHED
     answer: str | None = None
+    """Extracted from the response; None: nothing could be extracted."""
+    visible_tokens: int | None = None
+    """Tokens of the response without its thinking, which is what an aggregator reads; None: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

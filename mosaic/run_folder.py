@@ -7,17 +7,20 @@ flushed to disk and then renamed. A crash, a kill or a full disk leaves a folder
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from mosaic.errors import RunFolderError
+from mosaic.final_answers import FinalAnswer
 from mosaic.metrics import Summary
 from mosaic.plan import Plan
+from mosaic.plan_file import plan_to_json
 from mosaic.results import Action, RunResult
-from mosaic.tables import calls_parquet, sessions_parquet
+from mosaic.tables import answers_parquet, calls_parquet, sessions_parquet
 from mosaic.trace import trace_json
+from mosaic.workload import Role
 
 Config: TypeAlias = Mapping[str, Any]
 """The resolved configuration: plain mappings, lists and scalars."""
@@ -25,9 +28,9 @@ Config: TypeAlias = Mapping[str, Any]
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 RUN_FILES = (
-    CONFIG, "plan.json", "plan_aggregate.json", "calls.parquet", "answers.parquet", "responses.jsonl",
-    "sessions.parquet", "actions.jsonl", "trace.json", "timeline.png", "replay.json", "replay.png", "meta.json",
-    SUMMARY,
+    CONFIG, "plan.json", "plan_aggregate.json", "calls.parquet", "answers.parquet", "calibration_answers.parquet",
+    "responses.jsonl", "sessions.parquet", "actions.jsonl", "trace.json", "timeline.png", "replay.json", "replay.png",
+    "meta.json", SUMMARY,
 )  # fmt: skip
 """Every file of the contract, in the order of writing."""
 _TEMPORARY = ".{}.part"
@@ -38,16 +41,18 @@ def write_run(
     *,
     config: Config,
     plan: Plan,
-    plan_json: str,
     result: RunResult | None,
     summary: Summary,
     meta: Mapping[str, Any],
-    figures: Mapping[str, bytes],
+    files: Mapping[str, bytes],
+    aggregator_plan: Plan | None = None,
+    answers: Sequence[FinalAnswer] | None = None,
 ) -> None:
     """Clear what an unfinished run left in the folder and write the files of a run, summary.json last.
 
     Without a result, where a plan was made and not run, there are no records to write. What experiments
-    make of the run (timeline.png and, of a replay, its errors and figure) comes as bytes by file name.
+    make of the run (timeline.png; of a replay, its errors and figure) comes as bytes by file name, and so does
+    calibration_answers.parquet.
 
     Raises
     ------
@@ -57,22 +62,28 @@ def write_run(
     folder = Path(folder)
     # NOTE: everything is encoded before the first file is touched, so that a bug in a record
     # cannot be mistaken for a disk problem.
-    files = {"plan.json": plan_json.encode()}
+    contents = {"plan.json": plan_to_json(plan).encode()}
+    lengths = {Role.PROPOSE: plan.lengths}
+    if aggregator_plan is not None:
+        contents["plan_aggregate.json"] = plan_to_json(aggregator_plan).encode()
+        lengths[Role.AGGREGATE] = aggregator_plan.lengths
+    if answers is not None:
+        contents["answers.parquet"] = answers_parquet(answers)
     if result is not None:
-        files["calls.parquet"] = calls_parquet(result.calls, plan.lengths)
-        files["sessions.parquet"] = sessions_parquet(result.sessions)
-        files["trace.json"] = trace_json(result).encode()
+        contents["calls.parquet"] = calls_parquet(result.calls, lengths)
+        contents["sessions.parquet"] = sessions_parquet(result.sessions)
+        contents["trace.json"] = trace_json(result).encode()
         if result.actions:
-            files["actions.jsonl"] = "".join(map(_action_line, result.actions)).encode()
-    assert figures.keys() <= set(RUN_FILES)
-    files |= figures
-    files["meta.json"] = _json(meta)
-    files[SUMMARY] = _json(summary)
+            contents["actions.jsonl"] = "".join(map(_action_line, result.actions)).encode()
+    assert files.keys() <= set(RUN_FILES)
+    contents |= files
+    contents["meta.json"] = _json(meta)
+    contents[SUMMARY] = _json(summary)
     with _writing(folder):
         _start(folder, config)
         for name in RUN_FILES:
-            if name in files:
-                _write_file(folder, name, files[name])
+            if name in contents:
+                _write_file(folder, name, contents[name])
 
 
 def is_complete(folder: str | Path) -> bool:

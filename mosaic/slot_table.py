@@ -6,7 +6,18 @@ from itertools import pairwise
 import numpy as np
 
 from mosaic.checks import require, require_count, require_name, require_number, require_unique
-from mosaic.workload import Call, CallKey, ExpertName, Question, Role, Workload
+from mosaic.workload import (
+    OPTION_LETTERS,
+    AnswerKind,
+    Call,
+    CallKey,
+    ExpertName,
+    Question,
+    Role,
+    Workload,
+)
+
+PARTS = ("test", "calibration")
 
 
 def slot_table_workload(
@@ -20,6 +31,9 @@ def slot_table_workload(
     template_tokens: int = 150,
     seed: int = 0,
     pool: Collection[ExpertName] | None = None,
+    num_options: int | None = None,
+    part: str = "test",
+    num_calibration_questions: int = 350,
 ) -> Workload:
     """Draw a workload whose experts hold exactly the slots of the table.
 
@@ -47,6 +61,12 @@ def slot_table_workload(
         Of the two streams.
     pool
         Names that slots may use; None: any.
+    num_options
+        Options of every question, whose right one is drawn from a third stream; None: answers are not compared.
+    part
+        ``test``, or ``calibration``: other questions of the same kind, with the slots in proportion.
+    num_calibration_questions
+        Questions of the calibration part.
 
     Raises
     ------
@@ -67,12 +87,21 @@ def slot_table_workload(
     require_count(template_tokens, "workload.template_tokens")
     require_count(seed, "workload.seed")
     check_slots(slots, num_slots=num_questions * num_slots_per_question, pool=pool)
+    require(part in PARTS, "workload.part", f"one of {list(PARTS)}", part)
+    require_count(num_calibration_questions, "workload.num_calibration_questions", at_least=1)
+    if num_options is not None:
+        require_count(num_options, "workload.num_options", at_least=2)
+    if part == "calibration":
+        name, num_questions = f"{name}_calibration", num_calibration_questions
+        slots = scaled_slots(slots, num_questions * num_slots_per_question)
+        first_seen = [expert for expert in first_seen if slots[expert]]
     _check_first_seen(first_seen, slots)
     _check_quantiles(prompt_token_quantiles)
-    lengths_rng, slots_rng = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
+    streams = np.random.SeedSequence(seed).spawn(3)
+    lengths_rng, slots_rng, options_rng = (np.random.default_rng(child) for child in streams)
     tokens = draw_question_tokens(prompt_token_quantiles, num_questions, lengths_rng)
     experts = _draw_experts(slots, first_seen, slots_rng)
-    questions = tuple(Question(id=f"{name}-{i}", prompt_tokens=count) for i, count in enumerate(tokens))
+    questions = _make_questions(name, tokens, num_options, options_rng)
     role = Role.PROPOSE
     seats = [(question, slot) for question in questions for slot in range(num_slots_per_question)]
     calls = tuple(
@@ -82,6 +111,22 @@ def slot_table_workload(
     return Workload(name=name, questions=questions, calls=calls)
 
 
+def scaled_slots(slots: Mapping[ExpertName, int], num_slots: int) -> dict[ExpertName, int]:
+    """Scale a slot table to another total, by largest remainders.
+
+    Examples
+    --------
+    >>> scaled_slots({"A": 5, "B": 4}, 6)
+    {'A': 3, 'B': 3}
+    """
+    total = sum(slots.values())
+    scaled = {expert: count * num_slots // total for expert, count in slots.items()}
+    remainders = sorted(slots, key=lambda expert: -(slots[expert] * num_slots % total))
+    for expert in remainders[: num_slots - sum(scaled.values())]:
+        scaled[expert] += 1
+    return scaled
+
+
 def draw_question_tokens(quantiles: Sequence[float], num_questions: int, rng: np.random.Generator) -> list[int]:
     """Read the quantile grid at the middle of each equal share, in random order."""
     shares = (np.arange(num_questions) + 0.5) / num_questions
@@ -89,6 +134,24 @@ def draw_question_tokens(quantiles: Sequence[float], num_questions: int, rng: np
     tokens = np.rint(np.interp(shares, grid, np.asarray(quantiles, dtype=float))).astype(int)
     result: list[int] = rng.permutation(tokens).tolist()
     return result
+
+
+def _make_questions(
+    name: str, tokens: Sequence[int], num_options: int | None, rng: np.random.Generator
+) -> tuple[Question, ...]:
+    if num_options is None:
+        return tuple(Question(id=f"{name}-{i}", prompt_tokens=count) for i, count in enumerate(tokens))
+    right = rng.integers(num_options, size=len(tokens)).tolist()
+    return tuple(
+        Question(
+            id=f"{name}-{i}",
+            prompt_tokens=count,
+            answer=OPTION_LETTERS[option],
+            answer_kind=AnswerKind.CHOICE,
+            num_options=num_options,
+        )
+        for i, (count, option) in enumerate(zip(tokens, right, strict=True))
+    )
 
 
 def check_slots(slots: Mapping[ExpertName, int], *, num_slots: int, pool: Collection[ExpertName] | None = None) -> None:

@@ -13,16 +13,18 @@ NUM_LANES = 10
 LANE_COLUMNS = 32
 
 
-def describe_run(summary: Summary, result: RunResult, folder: str | Path) -> str:
+def describe_run(summary: Summary, result: RunResult, folder: str | Path, *, gate_notes: Sequence[str] = ()) -> str:
     """Describe a finished run, given the contents of its summary.json and the folder of its files."""
     lines = [
         _headline(summary),
         "",
-        _makespan_line(summary),
+        *_makespan_lines(summary),
         *_worker_lines(result),
         _row("idle", _idle_text(summary)),
         _row("tokens", _tokens_text(summary)),
         _row("solver", _solver_text(summary)),
+        *_stage_lines(summary),
+        *(_row("", note) for note in gate_notes),
     ]
     if summary["num_failed_calls"]:
         lines.append(_row("FAILED", f"{summary['num_failed_calls']:,} calls have no result: see calls.parquet"))
@@ -43,6 +45,10 @@ def describe_point(summary: Summary, point: str) -> str:
     made = "not run" if made_s is None else f"makespan {_seconds(made_s)}"
     text = f"{point}: {made}, predicted {_seconds(predicted_s)}"
     text += "" if idle is None else f", idle {idle:.1%}"
+    if summary["skip_frac"] is not None:
+        text += f", end to end {_seconds(summary['end_to_end_s'])}, skipped {_skip_text(summary)}"
+    if summary["accuracy_frac"] is not None:
+        text += f", accuracy {summary['accuracy_frac']:.1%}"
     num_failed = summary["num_failed_calls"]
     return f"{text}, FAILED: {num_failed:,} calls have no result" if num_failed else text
 
@@ -60,11 +66,52 @@ def _cut(line: str) -> str:
 def _headline(summary: Summary) -> str:
     what = f"{summary['scheduler']} on {summary['workload']}"
     how = f"backend {summary['backend']}, costs {summary['costs']}, seed {summary['seed']}"
-    counts = f"{summary['num_questions']:,} questions, {summary['num_calls']:,} calls, {summary['num_workers']} workers"
+    aggregated = summary["num_aggregator_calls"]
+    calls = f"{summary['num_calls'] - (aggregated or 0):,}" + ("" if aggregated is None else f" + {aggregated:,}")
+    counts = f"{summary['num_questions']:,} questions, {calls} calls, {summary['num_workers']} workers"
     return f"{what}: {counts} ({how})"
 
 
-def _makespan_line(summary: Summary) -> str:
+def _makespan_lines(summary: Summary) -> list[str]:
+    """Times of the run: of the expert stage alone, or end to end and then of the expert stage."""
+    if summary["skip_frac"] is None:
+        return [_row("makespan", _expert_times(summary))]
+    stage_s, predicted_s = summary["aggregator_s"], summary["predicted_aggregator_s"]
+    text = f"{_seconds(summary['end_to_end_s'])} end to end, of which the aggregator {_seconds(stage_s or 0.0)}"
+    text += f" (predicted {_seconds(predicted_s)})" if predicted_s else ""
+    return [_row("makespan", text), _row("experts", _expert_times(summary))]
+
+
+def _stage_lines(summary: Summary) -> list[str]:
+    """What the gate skipped, what that saved and what it did to the accuracy."""
+    if summary["skip_frac"] is None:
+        return []
+    degree = summary["aggregator_tp_degree"]
+    text = f"{summary['gate']}: {_skip_text(summary)} skipped"
+    if degree is not None:
+        text += f"; {summary['num_aggregator_calls']:,} questions to {summary['aggregator_expert']} (tp {degree})"
+    lines = [_row("gate", text)]
+    always_s = summary["always_aggregate_s"]
+    if always_s is not None:
+        saved_s = always_s - (summary["aggregator_s"] or 0.0)
+        lines.append(
+            _row("saved", f"{_seconds(saved_s)} of the {_seconds(always_s)} that aggregating everything takes")
+        )
+    accuracy, always = summary["accuracy_frac"], summary["always_aggregate_accuracy_frac"]
+    if accuracy is not None:
+        change = "" if always is None else f", {100 * (accuracy - always):+.2f} pp against aggregating everything"
+        lines.append(_row("accuracy", f"{accuracy:.2%}{change}"))
+    return lines
+
+
+def _skip_text(summary: Summary) -> str:
+    """The skip share, with where it comes from unless it was measured or nothing is skipped."""
+    share, source = summary["skip_frac"], summary["skip_frac_source"]
+    label = f" ({source})" if share and source != "measured" else ""
+    return f"{share:.1%}{label}"
+
+
+def _expert_times(summary: Summary) -> str:
     made = summary["expert_makespan_s"]
     text = _seconds(made)
     predicted, bound = summary["predicted_expert_makespan_s"], summary["expert_lower_bound_s"]
@@ -72,7 +119,7 @@ def _makespan_line(summary: Summary) -> str:
         text += f"   predicted {_seconds(predicted)}" + (f" ({predicted / made - 1:+.1%})" if made else "")
     if bound is not None:
         text += f"   lower bound {_seconds(bound)}" + (f" (x {made / bound:.3f})" if made and bound else "")
-    return _row("makespan", text)
+    return text
 
 
 def _seconds(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""calls.parquet and sessions.parquet: their columns, written column by column.
+"""calls.parquet, sessions.parquet and answers.parquet: their columns, written column by column.
 
 pyarrow is imported inside the functions: a plan or an error message must not wait for it.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mosaic.errors import RunFolderError
+from mosaic.final_answers import FinalAnswer
 from mosaic.metrics import session_output_tok_per_s
 from mosaic.prediction import LengthPrediction
 from mosaic.results import CallRecord, SessionRecord
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def calls_parquet(records: Sequence[CallRecord], lengths: Mapping[ExpertName, LengthPrediction]) -> bytes:
+def calls_parquet(
+    records: Sequence[CallRecord], lengths: Mapping[Role, Mapping[ExpertName, LengthPrediction]]
+) -> bytes:
     """Encode calls.parquet: one row per record, in the order of the result.
 
-    The plan's predicted lengths give predicted_output_tokens: the expert's mean, null without a prediction.
+    The plans' predicted lengths, by role, give predicted_output_tokens: the expert's mean, null without a prediction.
     """
-    predicted = {name: length.mean for name, length in lengths.items()}
+    predicted = {(role, name): length.mean for role, by_name in lengths.items() for name, length in by_name.items()}
     columns = list(zip(*records, strict=True)) or [()] * len(CallRecord._fields)
     values: dict[str, Iterable[Any]] = dict(zip(CallRecord._fields, columns, strict=True))
     keys = values.pop("key")
@@ -31,7 +34,7 @@ def calls_parquet(records: Sequence[CallRecord], lengths: Mapping[ExpertName, Le
         "question": questions,
         "role": [role.value for role in roles],
         "slot": slots,
-        "predicted_output_tokens": [predicted.get(name) for name in values["expert"]],
+        "predicted_output_tokens": [predicted.get(key) for key in zip(roles, values["expert"], strict=True)],
         "status": [status.value for status in values["status"]],
     }
     return _encode(values, _calls_schema())
@@ -45,6 +48,14 @@ def sessions_parquet(sessions: Sequence[SessionRecord]) -> bytes:
     values["role"] = [session.role.value for session in sessions]
     values["output_tok_per_s"] = [session_output_tok_per_s(session) for session in sessions]
     return _encode(values, _sessions_schema())
+
+
+def answers_parquet(answers: Sequence[FinalAnswer]) -> bytes:
+    """Encode answers.parquet: one row per question, in the order of the workload."""
+    columns = list(zip(*answers, strict=True)) or [()] * len(FinalAnswer._fields)
+    values: dict[str, Iterable[Any]] = dict(zip(FinalAnswer._fields, columns, strict=True))
+    values["source"] = [source.value for source in values["source"]]
+    return _encode(values, _answers_schema())
 
 
 def read_sessions(path: str | Path) -> tuple[SessionRecord, ...]:
@@ -89,6 +100,23 @@ def _calls_schema() -> "pa.Schema":
             pa.field("wasted_tokens", pa.int64(), nullable=False),
             pa.field("status", pa.string(), nullable=False),
             pa.field("answer", pa.string()),
+            pa.field("visible_tokens", pa.int64()),
+        ]
+    )
+
+
+def _answers_schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("question", pa.string(), nullable=False),
+            pa.field("answer", pa.string()),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("confidence", pa.float64()),
+            pa.field("votes", pa.list_(pa.string()), nullable=False),
+            pa.field("gold", pa.string()),
+            pa.field("correct", pa.bool_()),
         ]
     )
 

@@ -10,6 +10,9 @@ from mosaic.checks import require, require_count, require_name, require_number, 
 
 ExpertName: TypeAlias = str
 
+OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Names of a multiple-choice question's options, in order."""
+
 
 class Role(StrEnum):
     """What a call is for. A label: the second stage reuses scheduler, plan and backend."""
@@ -23,6 +26,17 @@ class Family(StrEnum):
 
     REASONING = "reasoning"
     INSTRUCT = "instruct"
+
+
+class AnswerKind(StrEnum):
+    """How two answers to a question compare."""
+
+    CHOICE = "choice"
+    """A letter of a multiple-choice question."""
+    MATH = "math"
+    """A number or an expression, equal where mathematics says so."""
+    TEXT = "text"
+    """Free text, which only a comparison plugged in by the user can compare."""
 
 
 class CallKey(NamedTuple):
@@ -134,15 +148,37 @@ class Question:
     """Tokens of the question itself, without any prompt template."""
     text: str | None = None
     answer: str | None = None
+    """Gold, where it is known: the option's letter, an expression, or a text."""
     category: str | None = None
     skills: tuple[str, ...] = ()
+    answer_kind: AnswerKind = AnswerKind.TEXT
+    num_options: int | None = None
+    """Of a multiple-choice question: its options are A, B, C and so on; None for any other kind."""
 
     def __post_init__(self) -> None:
         require_name(self.id, "question.id")
+        if not isinstance(self.answer_kind, AnswerKind):
+            allowed = [kind.value for kind in AnswerKind]
+            require(
+                self.answer_kind in allowed, f"question {self.id}: answer_kind", f"one of {allowed}", self.answer_kind
+            )
+            object.__setattr__(self, "answer_kind", AnswerKind(self.answer_kind))
+        self._check_options()
         require_count(self.prompt_tokens, f"question {self.id}: prompt_tokens", at_least=1)
         if isinstance(self.skills, str):
             raise TypeError(f"question {self.id}: skills must be a sequence of names, got {self.skills!r}")
         object.__setattr__(self, "skills", tuple(self.skills))
+
+    def _check_options(self) -> None:
+        label = f"question {self.id}: num_options"
+        if self.answer_kind is not AnswerKind.CHOICE:
+            require(self.num_options is None, label, f"null for an answer of kind {self.answer_kind}", self.num_options)
+            return
+        require_count(self.num_options, label, at_least=2)
+        letters = OPTION_LETTERS[: self.num_options]
+        require(self.num_options == len(letters), label, f"at most {len(OPTION_LETTERS)}", self.num_options)
+        if self.answer is not None:
+            require(self.answer in tuple(letters), f"question {self.id}: answer", f"one of {letters}", self.answer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def makespan_lower_bound_s(demands: Sequence[Demand], settings: EngineSettings, 
 
 def _work_s(demand: Demand, place: Place, settings: EngineSettings) -> float:
     prompts = decoded = reads = 0
-    for call, output_tokens, _ in demand.jobs:
+    for call, output_tokens, *_ in demand.jobs:
         steps = output_tokens - 1
         prompts += call.prompt_tokens
         decoded += steps
@@ -165,7 +165,7 @@ def _alone_s(demand: Demand, place: Place, settings: EngineSettings) -> float:
     candidates = {longest, max(jobs, key=lambda job: job.call.ready_s)}
     budget = settings.batched_tokens(demand.context_tokens)
     alone_s = 0.0
-    for call, output_tokens, _ in candidates:
+    for call, output_tokens, *_ in candidates:
         done, serve_s = 0, 0.0
         while done < call.prompt_tokens:
             size = min(call.prompt_tokens - done, budget)

@@ -17,6 +17,7 @@ class Job(NamedTuple):
     call: Call
     output_tokens: int
     answer: str | None
+    visible_tokens: int | None = None
 
 
 class SessionWork(NamedTuple):
@@ -68,7 +69,7 @@ class LiveSession:
         number = -1
         try:
             self._engine = engine = self.work.make_engine(now)
-            for number, (call, output_tokens, _) in enumerate(self.work.jobs):
+            for number, (call, output_tokens, _, _) in enumerate(self.work.jobs):
                 if gone and call.key in gone:
                     continue
                 ready_ts = now if call.ready_s < now else call.ready_s
@@ -84,12 +85,12 @@ class LiveSession:
         jobs, finished = self.work.jobs, CallStatus.FINISHED
         records = []
         for request in requests:
-            call, output_tokens, answer = jobs[request.id]
+            call, output_tokens, answer, visible_tokens = jobs[request.id]
             records.append(
                 CallRecord(
                     call.key, expert, session_id, workers, call.prompt_tokens, output_tokens,
                     request.queued_ts, request.admitted_ts, request.first_token_ts, request.finished_ts,
-                    request.num_preemptions, 0, 0, request.wasted_tokens, finished, answer,
+                    request.num_preemptions, 0, 0, request.wasted_tokens, finished, answer, visible_tokens,
                 )
             )  # fmt: skip
         self.calls += records

@@ -8,7 +8,7 @@ from mosaic.cluster import Cluster, Gpu, Worker
 from mosaic.costs import kv_capacity_tokens
 from mosaic.errors import BackendError
 from mosaic.plan import Plan, Session
-from mosaic.realization import Outcomes
+from mosaic.realization import Outcome, Outcomes
 from mosaic.workload import Call, CallKey, Expert, ExpertName, ModelShape
 from sim.bounds import Demand, Place
 from sim.engine import Engine
@@ -148,7 +148,7 @@ def _make_engine(place: Place, expert: Expert, settings: EngineSettings, start_t
 
 
 def _job(call: Call | None, key: CallKey, session: Session, expert: Expert, outcomes: Outcomes) -> Job:
-    """Draw what will happen to a call; its length is clipped to what the expert may write."""
+    """Draw what will happen to a call; one that reaches the expert's limit is cut off there."""
     if call is None:
         raise BackendError(f"plan session {session.id}: call {key} is not one of the calls, or is served twice")
     if call.expert != session.expert:
@@ -159,5 +159,13 @@ def _job(call: Call | None, key: CallKey, session: Session, expert: Expert, outc
             f"call {key}: prompt_tokens must be below {expert.name}'s context of {expert.context_tokens}, "
             f"got {call.prompt_tokens}"
         )
-    outcome = outcomes(call)
-    return Job(call, min(outcome.output_tokens, limit), outcome.answer)
+    return cut_off(call, expert, outcomes(call))
+
+
+def cut_off(call: Call, expert: Expert, outcome: Outcome) -> Job:
+    """Cut a response off at its expert's limit; one that reaches the limit never came to its answer."""
+    limit = expert.output_limit(call.prompt_tokens)
+    if outcome.output_tokens < limit:
+        return Job(call, *outcome)
+    # Where thinking does not count as visible, it was still thinking.
+    return Job(call, limit, None, None if outcome.visible_tokens is None else 0)

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.compare import COLUMNS, main
+from experiments.compare import COLUMNS, OUTCOME_COLUMNS, main
 from experiments.pairing import compare_runs, t_interval
 from experiments.run_points import RunPoint, collect_runs
 
@@ -92,6 +92,39 @@ def test_policies_are_named_by_the_settings_that_vary_and_no_others(tmp_path):
     assert policies == {"round_robin", "ilp max_experts_per_worker=2", "ilp max_experts_per_worker=null"}
 
 
+def test_gates_are_named_with_the_settings_that_tell_them_apart(tmp_path):
+    gates = [("never", None), ("majority", 2 / 3), ("majority", 1.0), ("majority", 0.66667), ("calibrated", 0.71)]
+    for number, (gate, tau) in enumerate(gates):
+        config = {"gate": {"_target_": f"m.{gate}"} | ({} if tau is None else {"tau": tau, "seed": 0})}
+        make_run(tmp_path / f"rr{number}", "round_robin", gate=gate, config=config)
+    assert {row.policy for row in compare(tmp_path).rows} == {
+        "round_robin gate=never", "round_robin gate=majority tau=0.666667", "round_robin gate=majority tau=1",
+        "round_robin gate=majority tau=0.66667", "round_robin gate=calibrated tau=0.71",
+    }  # fmt: skip
+
+
+def test_aggregators_that_differ_are_named(tmp_path):
+    for aggregator in ("tp4", "dp4"):
+        config = {"aggregator": {"name": aggregator, "tp_degree": 4, "aaa": aggregator}}
+        make_run(tmp_path / aggregator, "round_robin", gate="never", aggregator=aggregator, config=config)
+    make_run(tmp_path / "older", "ilp")
+    policies = {row.policy for row in compare(tmp_path).rows}
+    assert policies == {
+        "round_robin aggregator=tp4 gate=never", "round_robin aggregator=dp4 gate=never", "ilp gate=null"
+    }  # fmt: skip
+
+
+def test_gate_meets_the_baseline_with_its_own_gate_or_the_one_named(tmp_path):
+    for scheduler, walls in (("round_robin", (400.0, 300.0)), ("ilp", (200.0, 100.0))):
+        for gate, wall_s in zip(("never", "majority"), walls, strict=True):
+            make_run(tmp_path / f"{scheduler}-{gate}", scheduler, gate=gate, end_to_end_s=wall_s)
+    same = compare(tmp_path, metric="end_to_end_s")
+    assert row_of(same, "ilp gate=majority").speedup == pytest.approx(3.0)
+    never = compare(tmp_path, baseline="round_robin gate=never", metric="end_to_end_s")
+    assert row_of(never, "ilp gate=majority").speedup == pytest.approx(4.0)
+    assert row_of(never, "round_robin gate=majority").speedup == pytest.approx(4 / 3)
+
+
 def test_other_machines_are_another_case_named_by_as_few_keys_as_tell(tmp_path):
     for name, memory in (("a100", 80), ("rtx", 24)):
         hardware = {"hardware": {"name": name, "memory_gib": memory, "aaa": memory}}
@@ -171,7 +204,10 @@ def test_command_writes_table_csv_and_figure(tmp_path, capsys):
     assert "4.000 [" in printed
     assert printed.startswith((tmp_path / "compare.txt").read_text())
     rows = list(csv.DictReader((tmp_path / "compare.csv").read_text().splitlines()))
-    assert list(rows[0]) == list(COLUMNS)
+    assert list(rows[0]) == [*COLUMNS, *OUTCOME_COLUMNS]
+    assert {rows[0][column] for column in OUTCOME_COLUMNS} == {"", "0"}
+    assert not any(word in printed for word in ("accuracy", "skip", "change", "tradeoff"))
+    assert not (tmp_path / "tradeoff.png").exists()
     assert [float(row["speedup"]) for row in rows] == pytest.approx([1.0, 4.0])
     assert rows[0]["speedup_low"] == ""
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
