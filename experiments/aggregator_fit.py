@@ -1,4 +1,4 @@
-"""Fits the aggregator's lengths: a mean per benchmark to its wall with every question aggregated, and one elasticity."""
+"""Fits the aggregator's lengths: a mean per benchmark to its wall when it reads every question, and an elasticity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -82,7 +82,6 @@ def drawn_records(setup: Setup, world: World) -> list[CallRecord]:
 
 def fit_mean(worlds: Sequence[StageWorld], model: AnswerModel, always_s: float) -> float:
     """Find the mean at which aggregating every question takes as long as published."""
-
     stage = worlds[0].setup.stage
     assert stage is not None
     most = MOST_MEAN_FRAC * stage.aggregator.expert.max_output_tokens

@@ -41,10 +41,11 @@ def check_calls(workload: Workload, experts: Sequence[Expert], cluster: Cluster)
                 f"workload {workload.name}, call {call.key}: prompt_tokens must be {rule}, got {call.prompt_tokens}"
             )
     for name in workload.num_calls_by_expert:
-        _check_fit(pool[name], cluster)
+        check_fit(pool[name], cluster)
 
 
-def _check_fit(expert: Expert, cluster: Cluster) -> None:
+def check_fit(expert: Expert, cluster: Cluster) -> None:
+    """Check that an expert's workers can hold it."""
     degree = expert.tp_degree
     label, gpu = f"expert {expert.name}", cluster.workers[0].gpu
     require(degree <= cluster.num_workers, f"{label}: tp_degree", f"at most num_workers={cluster.num_workers}", degree)

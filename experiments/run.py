@@ -27,7 +27,7 @@ from experiments.complaints import BAD_INPUT, FailedPoint, exit_with_message, ex
 from experiments.figures.timeline import draw_timeline
 from experiments.memory import spare_garbage_collector
 from experiments.replay_report import report_replay
-from experiments.second_stage_run import run_second_stage
+from experiments.second_stage_run import calibration_file, run_second_stage, summarise_stage
 from experiments.wiring import CONF, Setup, plain, setup_from, with_input_digests
 from mosaic.explain import explain
 from mosaic.metrics import Summary, summarise
@@ -105,12 +105,15 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
             setup.workload, experts=setup.experts, cluster=setup.cluster, profile=profile, costs=setup.costs
         )
         plan = obtain_plan(setup, problem, config["plan"].get("path"))
-    result, second = None, None
+    result, second, stage = None, None, None
+    files: dict[str, bytes] = {}
     if setup.settings is not None:
         with watch.step("execute"), show_progress(len(setup.workload.calls)) as listener:
             result = setup.backend(setup.world()).execute(plan, setup.workload.calls, listener)
         if setup.stage is not None:
-            second = run_second_stage(setup, setup.stage, plan, result, watch.step)
+            second, always = run_second_stage(setup, setup.stage, plan, result, watch.step)
+            stage = summarise_stage(setup, setup.stage, second, always)
+            files = calibration_file(setup.stage, second)
             result = second.joined
     aggregator_plan = second.planned.plan if second and second.planned else None
     summary = summarise(
@@ -124,9 +127,8 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
         num_questions=len(setup.workload.questions),
         experts=[expert.name for expert in setup.experts],
         aggregator_plan=aggregator_plan,
-        stage=second.summary(setup) if second else None,
+        stage=stage,
     )
-    files = second.files() if second else {}
     replay = None
     if result is not None and config["workload"]["_target_"] == "mosaic.request_log.load_request_log":
         replay = report_replay(config["workload"], result)

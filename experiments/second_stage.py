@@ -63,8 +63,9 @@ def describe_skips(workload: str, samples: Sequence[StageSample], num_questions:
         mean = mean_of([sample.skip_frac[place] for sample in samples])
         error = (published * (1 - published) / num_questions) ** 0.5
         lines.append(
-            f"  tau = {tau:<4} published {published:6.2%}  simulated {mean:6.2%}  {100 * (mean - published):+5.2f} points"
-            f"  (standard error of one run of {num_questions:,} questions {100 * error:.2f})"
+            f"  tau = {tau:<4} published {published:6.2%}  simulated {mean:6.2%}  "
+            f"{100 * (mean - published):+5.2f} points  "
+            f"(standard error of one run of {num_questions:,} questions {100 * error:.2f})"
         )
     return lines
 
@@ -76,17 +77,20 @@ def describe_buckets(samples: Sequence[StageSample]) -> list[str]:
         mean = mean_of([sample.bucket_tokens[place] for sample in samples])
         lines.append(f"  {name:<6} published {published:7,.0f}  simulated {mean:7,.0f}  {mean / published - 1:+6.1%}")
     spearman = mean_of([sample.spearman for sample in samples])
-    lines.append(f"  rank correlation with agreement (predicted): published {BUCKET_SPEARMAN:.2f}, simulated {spearman:.2f}")
+    lines.append(
+        f"  rank correlation with agreement: published {BUCKET_SPEARMAN:.2f}, simulated {spearman:.2f} (predicted)"
+    )
     return lines
 
 
 def describe_accuracy(workload: str, samples: Sequence[StageSample], num_questions: int) -> list[str]:
     """Accuracy changes beside the interval that a paired difference has at the benchmark's size."""
     always = mean_of([sample.always_accuracy_frac for sample in samples])
-    published_always = FITTED_ANSWERS[workload].always_accuracy_frac
+    fitted = FITTED_ANSWERS[workload].always_accuracy_frac
+    except_for = ", but for tau = 1, which follows from the fit" if workload == "mmlu_pro" else ""
     lines = [
-        f"Accuracy when every question is aggregated (FITTED): published {published_always:.2%}, simulated {always:.2%}",
-        "Accuracy change (PREDICTED" + (", but for tau = 1, which follows from the fit)" if workload == "mmlu_pro" else ")"),
+        f"Accuracy when every question is aggregated (FITTED): published {fitted:.2%}, simulated {always:.2%}",
+        f"Accuracy change (PREDICTED{except_for})",
     ]
     for place, tau in enumerate(("1", "2/3")):
         change = mean_of([sample.change_pp[place] for sample in samples])
@@ -96,9 +100,21 @@ def describe_accuracy(workload: str, samples: Sequence[StageSample], num_questio
         telling = "" if half < 2 else "; so wide that it tells nothing"
         lines.append(
             f"  tau = {tau:<4} published {published:+.2f} pp  simulated {change:+.2f} pp; 95% interval of a paired "
-            f"difference over {num_questions:,} questions {change - half:+.2f} to {change + half:+.2f}: {inside}{telling}"
+            f"difference over {num_questions:,} questions {change - half:+.2f} to {change + half:+.2f}: "
+            f"{inside}{telling}"
         )
-    return lines
+    rows = read_fits()["accuracy_change_pp"][workload]
+    listed = ", ".join(f"x{factor} {row[1]:+.2f}" for factor, row in rows.items())
+    return [
+        *lines,
+        f"  expected at tau = 2/3 with the experts' assumed abilities multiplied, all refitted (pp): {listed}",
+    ]
+
+
+def read_fits() -> dict[str, Any]:
+    """What experiments/fit_answers.py wrote."""
+    fits: dict[str, Any] = json.loads((CALIBRATION / "answers.json").read_text(encoding="utf-8"))
+    return fits
 
 
 def describe_walls(workload: str, samples: Sequence[StageSample]) -> list[str]:
@@ -115,13 +131,15 @@ def describe_walls(workload: str, samples: Sequence[StageSample]) -> list[str]:
     lines = [f"Aggregator stage, tensor parallel 4, mean of {len(samples)} seeds (95% interval)"]
     for name, (published, values) in means.items():
         error = mean_of(values) / published - 1
-        lines.append(f"  {name}: published {published:,.1f} s, simulated {interval_text(values, ',.1f')} s, {error:+.1%}")
+        lines.append(
+            f"  {name}: published {published:,.1f} s, simulated {interval_text(values, ',.1f')} s, {error:+.1%}"
+        )
     tail = mean_of([sample.tail_frac for sample in samples])
     longest = mean_of([sample.longest_tokens for sample in samples])
     num_calls = mean_of([sample.num_gated_calls for sample in samples])
     alone_s, limit = longest_alone_s(workload)
     lines += [
-        f"  tail at tau = 2/3: {num_calls:,.0f} calls; the last 5% of them to end take {tail:.0%} of the stage alone; the "
+        f"  tail at tau = 2/3: {num_calls:,.0f} calls; for {tail:.0%} of the stage only the last 5% of them run; the "
         f"longest writes {longest:,.0f} tokens",
         f"  one generation to the limit of {limit:,} tokens, alone: {alone_s:,.1f} s with its load, "
         f"{alone_s / mean_of([sample.gated_s['tp4'] for sample in samples]):.0%} of the stage at tau = 2/3",

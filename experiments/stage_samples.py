@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from experiments.second_stage_run import SecondRun, run_second_stage
-from experiments.stage_wiring import SecondStage
+from experiments.second_stage_run import run_second_stage
+from experiments.stage_wiring import StageSetup
 from experiments.wiring import Setup, compose_config, setup_from
 from mosaic.final_answers import FinalAnswer
 from mosaic.gate import Ballot, Gate, Majority, Never, Unanimous, plurality
 from mosaic.metrics import makespan_s
 from mosaic.pipeline import run
 from mosaic.results import CallRecord, RunResult
+from mosaic.second_stage import SecondStage
 from mosaic.workload import Role
 
 CALIBRATION = Path(__file__).resolve().parents[1] / "results" / "calibration"
@@ -90,11 +91,11 @@ def _expert_stage(setup: Setup) -> tuple[Any, RunResult]:
     )
 
 
-def _second(setup: Setup, stage: SecondStage, first: tuple[Any, RunResult]) -> SecondRun:
-    return run_second_stage(setup, stage, *first, lambda name: nullcontext())
+def _second(setup: Setup, stage: StageSetup, first: tuple[Any, RunResult]) -> SecondStage:
+    return run_second_stage(setup, stage, *first, lambda name: nullcontext())[0]
 
 
-def _by_aggregator(setup: Setup, stage: SecondStage, gate: Gate, first: tuple[Any, RunResult]) -> dict[str, float]:
+def _by_aggregator(setup: Setup, stage: StageSetup, gate: Gate, first: tuple[Any, RunResult]) -> dict[str, float]:
     choices = {"dp4": (1,), "auto": (4, 1)}
     return {
         name: _stage_s(
@@ -109,7 +110,7 @@ def _by_aggregator(setup: Setup, stage: SecondStage, gate: Gate, first: tuple[An
     }
 
 
-def _plain_gated_s(setup: Setup, stage: SecondStage, workload: str, first: tuple[Any, RunResult]) -> float:
+def _plain_gated_s(setup: Setup, stage: StageSetup, workload: str, first: tuple[Any, RunResult]) -> float:
     """Take the elasticity away, with the mean length that matches the published wall without it."""
     fitted = json.loads((CALIBRATION / "answers.json").read_text(encoding="utf-8"))["benchmarks"][workload]
     name = stage.aggregator.expert.name
@@ -127,11 +128,11 @@ def _seconds(result: RunResult) -> float:
     return seconds
 
 
-def _stage_s(second: SecondRun, first: RunResult) -> float:
+def _stage_s(second: SecondStage, first: RunResult) -> float:
     return _seconds(second.joined) - _seconds(first)
 
 
-def _differences(gated: SecondRun, never: SecondRun) -> list[int]:
+def _differences(gated: SecondStage, never: SecondStage) -> list[int]:
     """What the gate changes, question by question: -1, 0 or 1."""
 
     def right(answer: FinalAnswer) -> int:
@@ -156,11 +157,11 @@ def _means_by_bucket(tokens: Sequence[float], agreement: Sequence[float]) -> tup
     return float(values[three].mean()), float(values[two].mean()), float(values[shares < 0.5].mean())
 
 
-def _aggregated(second: SecondRun) -> list[CallRecord]:
+def _aggregated(second: SecondStage) -> list[CallRecord]:
     return [record for record in second.joined.calls if record.key.role is Role.AGGREGATE]
 
 
-def _tail_frac(second: SecondRun) -> float:
+def _tail_frac(second: SecondStage) -> float:
     """Share of the stage, its load included, in which only the last twentieth of its calls is left."""
     ends = sorted(record.finished_ts for record in _aggregated(second) if record.finished_ts is not None)
     sessions = [session for session in second.joined.sessions if session.role is Role.AGGREGATE]

@@ -6,11 +6,12 @@ from typing import Any
 
 from hydra.utils import get_method
 
-from experiments.config_checks import require_section
+from experiments.config_checks import check_fit, require_section
 from experiments.instantiation import call, make
 from mosaic.answers import Comparison
 from mosaic.checks import require, require_count, require_name
 from mosaic.cluster import Cluster
+from mosaic.costs import fits_memory
 from mosaic.final_answers import Comparisons
 from mosaic.gate import Gate
 from mosaic.length_sources import declared_parameter, length_distribution
@@ -36,7 +37,7 @@ class SimulatedAnswers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SecondStage:
+class StageSetup:
     """Gate and aggregator."""
 
     gate: Gate
@@ -75,9 +76,13 @@ def simulated_answers(config: Mapping[str, Any] | None) -> SimulatedAnswers:
 
 
 def second_stage(
-    config: Mapping[str, Any], chosen: Mapping[str, Any] | None, experts: Sequence[Expert], cluster: Cluster
-) -> SecondStage | None:
-    """Build gate and aggregator; ``chosen`` is the workload's aggregator, or else the pool's.
+    config: Mapping[str, Any],
+    of_workload: Mapping[str, Any] | None,
+    of_pool: Mapping[str, Any] | None,
+    experts: Sequence[Expert],
+    cluster: Cluster,
+) -> StageSetup | None:
+    """Build gate and aggregator; aggregator.expert goes before the workload's choice, and that before the pool's.
 
     Raises
     ------
@@ -90,31 +95,62 @@ def second_stage(
         require(len(settings) == 1, "aggregator", "without settings where its name is none", settings)
         return None
     gate = make(config["gate"], "gate")
-    comparison = _comparison(settings.pop("comparison", None))
-    own = settings.pop("expert", None)
-    if own is None and chosen is None:
+    compare = comparisons(_comparison(settings.pop("comparison", None)))
+    expert, lengths = _choose(settings.pop("expert", None), of_workload, of_pool, experts)
+    aggregator = call(Aggregator, "aggregator", expert=expert, **settings)
+    return StageSetup(
+        gate=gate,
+        aggregator=replace(aggregator, tp_degrees=_placeable(aggregator, cluster)),
+        lengths={} if lengths is None else {expert.name: lengths},
+        compare=compare,
+    )
+
+
+def _choose(
+    name: str | None,
+    of_workload: Mapping[str, Any] | None,
+    of_pool: Mapping[str, Any] | None,
+    experts: Sequence[Expert],
+) -> tuple[Expert, LengthDistribution | None]:
+    """Find the aggregator in the pool, and what the simulated one writes."""
+    label, entry = ("workload.aggregator", of_workload) if of_workload is not None else ("pool.aggregator", of_pool)
+    if entry is None and name is None:
         raise ValueError(
             "aggregator.expert must be given, or workload.aggregator or pool.aggregator, got none of them: "
             "add one, or run the expert stage alone with aggregator=none"
         )
-    entry = dict(chosen or {})
-    name = entry.get("expert") if own is None else own
-    pool = {expert.name: expert for expert in experts}
-    require(name in pool, "aggregator.expert", f"one of the pool {list(pool)}", name)
+    if entry is not None:
+        if not isinstance(entry, Mapping):
+            raise TypeError(f"{label} must be a group of the configuration, with keys, got {entry!r}")
+        unknown = sorted(set(entry) - {"expert", "output_tokens"})
+        require(not unknown, f"{label}: keys", "expert and output_tokens", unknown)
+    entry = entry or {}
+    field, wanted = (f"{label}.expert", entry.get("expert")) if name is None else ("aggregator.expert", name)
+    names = [expert.name for expert in experts]
+    require(wanted in names, field, f"one of the pool {names}", wanted)
+    expert = experts[names.index(wanted)]
     lengths = entry.get("output_tokens")
-    aggregator = call(Aggregator, "aggregator", expert=pool[name], **settings)
+    if lengths is None:
+        return expert, None
+    try:
+        return expert, length_distribution(lengths, expert=expert.name)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{label}: {error}") from error
+
+
+def _placeable(aggregator: Aggregator, cluster: Cluster) -> tuple[int, ...]:
+    """List the degrees at which the cluster has the workers and the memory for it."""
     degrees = tuple(degree for degree in aggregator.tp_degrees if degree <= cluster.num_workers)
     if not degrees:
         raise ValueError(
             f"aggregator.tp_degrees must be at most cluster.num_workers={cluster.num_workers}, "
             f"got {list(aggregator.tp_degrees)}: choose aggregator=dp4, or none for the expert stage alone"
         )
-    return SecondStage(
-        gate=gate,
-        aggregator=replace(aggregator, tp_degrees=degrees),
-        lengths={} if lengths is None else {name: length_distribution(lengths, expert=name)},
-        compare=comparisons(comparison),
-    )
+    shaped = {degree: aggregator.shaped(degree) for degree in degrees}
+    fitting = tuple(degree for degree in degrees if fits_memory(shaped[degree], cluster.workers[:degree]))
+    if not fitting:
+        check_fit(shaped[max(degrees)], cluster)
+    return fitting
 
 
 def _comparison(path: str | None) -> Comparison | None:

@@ -212,9 +212,9 @@ def _verdict(low: float, high: float, walls: Sequence[float]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="walls", description="Compare simulated with published expert-stage walls.")
-    parser.add_argument("--fit-seeds", type=int, default=8, help="seeds of round robin")
+    parser.add_argument("--fit-seeds", type=int, default=32, help="seeds of round robin")
     parser.add_argument("--seeds", type=int, default=50, help="seeds of the ILP on MMLU-Pro")
-    parser.add_argument("--benchmark-seeds", type=int, default=32, help="seeds of MedMCQA and GPQA")
+    parser.add_argument("--benchmark-seeds", type=int, default=96, help="seeds of MedMCQA and GPQA")
     parser.add_argument("--set-seeds", type=int, default=4, help="of them, seeds of each other parameter set")
     parser.add_argument("--sets", type=Path, default=FOLDER / "parameter_sets.json")
     parser.add_argument("--out", type=Path, default=FOLDER)

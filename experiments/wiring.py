@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from experiments.config_checks import check_calls, require_path, require_section
 from experiments.instantiation import call, make
-from experiments.stage_wiring import SecondStage, SimulatedAnswers, second_stage, simulated_answers
+from experiments.stage_wiring import SimulatedAnswers, StageSetup, second_stage, simulated_answers
 from mosaic.checks import require, require_count, require_unique
 from mosaic.cluster import Cluster, uniform_cluster
 from mosaic.length_sources import length_distributions
@@ -52,7 +52,7 @@ class Setup:
     profile_seed: int
     seed: int
     answers: SimulatedAnswers
-    stage: SecondStage | None
+    stage: StageSetup | None
     """None: the expert stage alone (aggregator=none)."""
 
     def world(self) -> World:
@@ -124,11 +124,11 @@ def setup_from(config: Mapping[str, Any]) -> Setup:
     cluster = call(uniform_cluster, "cluster", **config["cluster"], gpu=hardware.gpu)
     lengths = length_distributions(pool.get("output_tokens") or {})
     own_aggregator, answers = source.pop("aggregator", None), simulated_answers(source.pop("answers", None))
-    stage = second_stage(config, own_aggregator or pool.get("aggregator"), experts, cluster)
     scale = source.pop("length_scale", None)
     lengths |= length_distributions(source.pop("output_tokens", None) or {}, length_scale=scale)
     workload = make(source, "workload")
     check_calls(workload, experts, cluster)
+    stage = second_stage(config, own_aggregator, pool.get("aggregator"), experts, cluster)
     name = backend.pop("name", None)
     require(name in BACKENDS, "backend.name", f"one of {list(BACKENDS)}", name)
     return Setup(

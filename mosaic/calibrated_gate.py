@@ -16,7 +16,7 @@ from mosaic.weighted_gate import Reliabilities, learn_reliabilities, posterior
 
 ConfidenceKind: TypeAlias = Literal["plurality", "weighted"]
 
-_POSTERIOR_THRESHOLDS = (0.9999, 0.999, 0.998, 0.995, *(percent / 100 for percent in range(99, 19, -1)))
+POSTERIOR_THRESHOLDS = (0.9999, 0.999, 0.998, 0.995, *(percent / 100 for percent in range(99, 19, -1)))
 """Fixed before any question is seen; in steps of 1 point below 0.99."""
 
 
@@ -76,7 +76,7 @@ class Calibrated:
         choice = choose_threshold(
             scores,
             losses,
-            _POSTERIOR_THRESHOLDS if learned else plurality_thresholds({len(of.ballot.votes) for of in certify}),
+            POSTERIOR_THRESHOLDS if learned else plurality_thresholds({len(of.ballot.votes) for of in certify}),
             accepted_loss_frac=self.accepted_loss_frac,
             risk_frac=self.risk_frac,
         )

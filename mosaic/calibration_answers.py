@@ -110,10 +110,23 @@ def split_calibration(
     a file sorted by subject must not be read subject by subject. ``fit_frac`` is the expected share of the first
     part, 0 to 1 (excluded).
     """
+    given = tuple(questions)
+    fit, certify = split_places([question.id for question in given], fit_frac)
+    return tuple(given[place] for place in fit), tuple(given[place] for place in certify)
+
+
+def split_places(ids: Sequence[str], fit_frac: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Split the places of questions with these ids as ``split_calibration`` does: those to fit, those that certify.
+
+    Examples
+    --------
+    >>> split_places(["q0", "q1", "q2", "q3"], 0.5)
+    ((), ())
+    """
     require_number(fit_frac, "fit_frac", at_least=0)
     require(fit_frac < 1, "fit_frac", "below 1", fit_frac)
-    ordered = sorted(questions, key=lambda question: (_hash_frac(question.id), question.id))
-    num_fit = sum(_hash_frac(question.id) < fit_frac for question in ordered)
+    ordered = sorted(range(len(ids)), key=lambda place: (_hash_frac(ids[place]), ids[place]))
+    num_fit = sum(_hash_frac(name) < fit_frac for name in ids)
     return tuple(ordered[:num_fit]), tuple(ordered[num_fit:])
 
 

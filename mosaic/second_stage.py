@@ -1,17 +1,18 @@
 """The stage after the barrier: the gate's decisions, the aggregator's calls, its plan, and both stages as one run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from mosaic.aggregation import MIN_OUTPUT_TOKENS, aggregator_calls, fits_context
 from mosaic.answers import Comparison, comparison
+from mosaic.backends.base import Backend
 from mosaic.checks import require, require_count, require_name
 from mosaic.cluster import Cluster
 from mosaic.costs import AffineCosts, CostModel
-from mosaic.final_answers import Comparisons
+from mosaic.final_answers import Comparisons, FinalAnswer, final_answers
 from mosaic.gate import Ballot, Decision, Gate, Vote, make_ballot
-from mosaic.metrics import makespan_s
 from mosaic.plan import Plan, check_plan
 from mosaic.problem import Problem
 from mosaic.profiles import Profile
@@ -73,6 +74,20 @@ class AggregatorPlan:
     plan: Plan
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondStage:
+    """What the second stage did."""
+
+    handover: Handover
+    planned: AggregatorPlan | None
+    """None: no question was left to aggregate."""
+    joined: RunResult
+    """Both stages on one clock."""
+    aggregated: Mapping[str, str | None]
+    """The aggregator's answers by question."""
+    answers: tuple[FinalAnswer, ...]
+
+
 def comparisons(free_text: Comparison | None = None) -> Comparisons:
     """Say how answers of each kind compare; free text only by a comparison of the user's own."""
     return {**{kind: comparison(kind) for kind in AnswerKind}, AnswerKind.TEXT: free_text}
@@ -82,7 +97,7 @@ def ballots(workload: Workload, records: Sequence[CallRecord], compare: Comparis
     """Collect each question's answers by slot; a call that did not finish has none."""
     answers = {record.key: record.answer for record in records if record.status is CallStatus.FINISHED}
     votes: dict[str, list[Vote]] = {question.id: [] for question in workload.questions}
-    for call in workload.calls:
+    for call in sorted(workload.calls, key=lambda call: call.key.slot):
         votes[call.key.question].append(Vote(call.expert, answers.get(call.key)))
     return tuple(
         make_ballot(question, votes[question.id], compare[question.answer_kind])
@@ -163,9 +178,82 @@ def plan_aggregator(
     return min(plans, key=lambda option: option.plan.predicted_makespan_s)
 
 
+def aggregate(
+    workload: Workload,
+    first: RunResult,
+    *,
+    gate: Gate,
+    aggregator: Aggregator,
+    pool: Sequence[Expert],
+    cluster: Cluster,
+    costs: CostFactory,
+    scheduler: Scheduler,
+    profile: Callable[[], Profile],
+    backend: Callable[[Expert], Backend],
+    compare: Comparisons | None = None,
+    step: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+) -> SecondStage:
+    """Run the second stage: gate, plan and execute the aggregator's calls, collect the final answers.
+
+    Parameters
+    ----------
+    workload, first
+        The expert stage's calls and what became of them.
+    gate, aggregator
+        Who decides and who merges.
+    pool, cluster, costs, scheduler
+        As in the expert stage.
+    profile
+        Gives the aggregator's profile; asked only if there is a call to plan.
+    backend
+        Makes the backend for the aggregator as it is placed; it knows what the first stage said.
+    compare
+        How answers compare; None: multiple choice and mathematics as `mosaic.answers` does, free text not at all.
+    step
+        Wraps the steps gate, profile_aggregator, plan_aggregator and aggregate, to time them.
+
+    Raises
+    ------
+    InfeasibleError, ProfileError, PlanError, BackendError
+        If the aggregator's calls cannot be planned or run.
+    """
+    compare = comparisons() if compare is None else compare
+    with step("gate"):
+        handover = hand_over(workload, first.calls, gate, aggregator, compare)
+    planned, second = None, RunResult(calls=(), sessions=(), num_workers=first.num_workers)
+    if handover.calls:
+        with step("profile_aggregator"):
+            measured = profile()
+        with step("plan_aggregator"):
+            planned = plan_aggregator(
+                handover.calls,
+                aggregator,
+                pool=pool,
+                cluster=cluster,
+                profile=measured,
+                costs=costs,
+                scheduler=scheduler,
+            )
+        with step("aggregate"):
+            second = backend(planned.expert).execute(planned.plan, handover.calls)
+    aggregated = answers_of(second)
+    return SecondStage(
+        handover=handover,
+        planned=planned,
+        joined=join_stages(first, second),
+        aggregated=aggregated,
+        answers=final_answers(handover.ballots, handover.decisions, aggregated, compare),
+    )
+
+
+def answers_of(second: RunResult) -> dict[str, str | None]:
+    """Collect the aggregator's answers by question; a call that did not finish has none."""
+    return {record.key.question: record.answer for record in second.calls if record.status is CallStatus.FINISHED}
+
+
 def join_stages(first: RunResult, second: RunResult) -> RunResult:
     """Put two stages on one clock, a barrier between them; the second's session numbers follow the first's."""
-    barrier_ts = makespan_s(first.sessions) or 0.0
+    barrier_ts = max((session.end_ts for session in first.sessions), default=0.0)
     offset = max((session.session for session in first.sessions), default=-1) + 1
     sessions = tuple(
         replace(

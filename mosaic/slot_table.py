@@ -91,11 +91,13 @@ def slot_table_workload(
     require_count(num_calibration_questions, "workload.num_calibration_questions", at_least=1)
     if num_options is not None:
         require_count(num_options, "workload.num_options", at_least=2)
+        most = len(OPTION_LETTERS)
+        require(num_options <= most, "workload.num_options", f"at most {most}", num_options)
+    _check_first_seen(first_seen, slots)
     if part == "calibration":
         name, num_questions = f"{name}_calibration", num_calibration_questions
         slots = scaled_slots(slots, num_questions * num_slots_per_question)
         first_seen = [expert for expert in first_seen if slots[expert]]
-    _check_first_seen(first_seen, slots)
     _check_quantiles(prompt_token_quantiles)
     streams = np.random.SeedSequence(seed).spawn(3)
     lengths_rng, slots_rng, options_rng = (np.random.default_rng(child) for child in streams)

@@ -3,38 +3,39 @@
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from textwrap import wrap
 
 from mosaic.metrics import Summary, busy_s_by_worker, expert_sessions, load_s_by_worker, makespan_s
 from mosaic.results import RunResult, SessionRecord
 
+NUM_LINES = 24
 NUM_COLUMNS = 100
-NUM_LANES = 10
-"""Workers shown; of a larger cluster the busiest ones."""
+LABEL_COLUMNS = 12
+MAX_LANES = 10
+"""Workers shown, and fewer where the other lines leave less room; of a larger cluster the busiest ones."""
 LANE_COLUMNS = 32
 
 
 def describe_run(summary: Summary, result: RunResult, folder: str | Path, *, gate_notes: Sequence[str] = ()) -> str:
     """Describe a finished run, given the contents of its summary.json and the folder of its files."""
-    lines = [
-        _headline(summary),
-        "",
-        *_makespan_lines(summary),
-        *_worker_lines(result),
+    above = [_headline(summary), "", *_makespan_lines(summary)]
+    below = [
         _row("idle", _idle_text(summary)),
         _row("tokens", _tokens_text(summary)),
         _row("solver", _solver_text(summary)),
         *_stage_lines(summary),
-        *(_row("", note) for note in gate_notes),
+        *(line for note in gate_notes for line in _note_lines(note)),
     ]
     if summary["num_failed_calls"]:
-        lines.append(_row("FAILED", f"{summary['num_failed_calls']:,} calls have no result: see calls.parquet"))
-    lines += [
+        below.append(_row("FAILED", f"{summary['num_failed_calls']:,} calls have no result: see calls.parquet"))
+    below += [
         "",
         _row("folder", f"{folder}"),
         _row("", "timeline.png, trace.json (open it in ui.perfetto.dev), calls.parquet, summary.json"),
         _row("compare", f"python experiments/compare.py {Path(folder).parent}"),
     ]
-    return "\n".join(_cut(line) for line in lines) + "\n"
+    workers = _worker_lines(result, NUM_LINES - len(above) - len(below))
+    return "\n".join(_cut(line) for line in (*above, *workers, *below)) + "\n"
 
 
 def describe_point(summary: Summary, point: str) -> str:
@@ -54,7 +55,12 @@ def describe_point(summary: Summary, point: str) -> str:
 
 
 def _row(label: str, text: str) -> str:
-    return f"  {label:<10}{text}".rstrip()
+    return f"  {label:<{LABEL_COLUMNS - 2}}{text}".rstrip()
+
+
+def _note_lines(note: str) -> list[str]:
+    """Break a note into lines: what a gate promises, and what it does not, must not be cut off."""
+    return [_row("", line) for line in wrap(note, NUM_COLUMNS - LABEL_COLUMNS)]
 
 
 def _cut(line: str) -> str:
@@ -126,7 +132,7 @@ def _seconds(value: float | None) -> str:
     return "none" if value is None else f"{value:,.1f} s"
 
 
-def _worker_lines(result: RunResult) -> list[str]:
+def _worker_lines(result: RunResult, num_lines: int) -> list[str]:
     sessions = expert_sessions(result)
     span_s = makespan_s(sessions)
     if not span_s:
@@ -134,15 +140,16 @@ def _worker_lines(result: RunResult) -> list[str]:
     start_ts = min(session.load_start_ts for session in sessions)
     busy_s = busy_s_by_worker(sessions, result.num_workers)
     load_s = load_s_by_worker(sessions, result.num_workers)
-    workers = sorted(range(result.num_workers), key=lambda worker: -busy_s[worker])[:NUM_LANES]
+    num_lanes = max(1, min(MAX_LANES, num_lines if result.num_workers <= num_lines else num_lines - 1))
+    workers = sorted(range(result.num_workers), key=lambda worker: -busy_s[worker])[:num_lanes]
     lines = []
     for worker in sorted(workers):
         own = [session for session in sessions if worker in session.workers]
         lane = _lane(own, start_ts, span_s)
         times = f"busy {busy_s[worker]:>7,.0f} s  load {load_s[worker]:>4,.0f} s"
         lines.append(_row(f"worker {worker}", f"|{lane}| {times}  {_experts(own)}"))
-    if result.num_workers > NUM_LANES:
-        lines.append(_row("", f"and {result.num_workers - NUM_LANES} workers that were busy for less"))
+    if result.num_workers > num_lanes:
+        lines.append(_row("", f"and {result.num_workers - num_lanes} workers that were busy for less"))
     return lines
 
 

@@ -28,6 +28,9 @@ from mosaic.workload import OPTION_LETTERS, ExpertName, Question
 NUM_UNLISTED_OPTIONS = 10
 """Answers that models meet on a question without listed options: the right one and nine wrong ones. Assumed."""
 
+MOST_LOGITS = 20
+"""Bound of every parameter on the logit scale: far beyond certainty, and no sum of utilities overflows."""
+
 _STANDARD_NORMAL = NormalDist()
 _LARGEST_UNIFORM = 1.0 - 2.0**-53
 
@@ -69,15 +72,16 @@ class AnswerModel:
     """Of the shares of agreement that the model gives."""
 
     def __post_init__(self) -> None:
-        for name in ("mean_ability", "aggregator_gain"):
-            require_number(getattr(self, name), f"answers.{name}")
+        abilities = {f"ability_by_expert.{expert}": ability for expert, ability in self.ability_by_expert.items()}
+        for name, value in {
+            "mean_ability": self.mean_ability, "aggregator_gain": self.aggregator_gain, **abilities
+        }.items():  # fmt: skip
+            require_number(value, f"answers.{name}")
+            require(abs(value) <= MOST_LOGITS, f"answers.{name}", f"from {-MOST_LOGITS} to {MOST_LOGITS}", value)
         for name in ("discrimination", "distractor_std", "deference", "aggregator_elasticity"):
-            require_number(getattr(self, name), f"answers.{name}", at_least=0)
+            _require_between(getattr(self, name), f"answers.{name}", MOST_LOGITS)
         for name in ("length_loading", "aggregator_length_loading"):
-            require_number(getattr(self, name), f"answers.{name}", at_least=0)
-            require(getattr(self, name) <= 1, f"answers.{name}", "at most 1", getattr(self, name))
-        for expert, ability in self.ability_by_expert.items():
-            require_number(ability, f"answers.ability_by_expert.{expert}")
+            _require_between(getattr(self, name), f"answers.{name}", 1)
         require_source(self.source, "answers.source")
 
     def item(self, question: str, answers: tuple[str, ...], root_seed: int, stream: str) -> Item:
@@ -103,12 +107,19 @@ class AnswerModel:
         support = (exp(self.deference * seen.count(answer)) for answer in item.answers)
         weights = [weight * boost for weight, boost in zip((right, *item.attractions), support, strict=True)]
         total = sum(weights)
-        uncertainty = -sum(weight / total * log(weight / total) for weight in weights if weight > 0)
+        probabilities = [weight / total for weight in weights]
+        # A probability that vanished in rounding adds nothing to an entropy.
+        uncertainty = -sum(share * log(share) for share in probabilities if share > 0)
         return _pick(item.answers, weights, u), exp(self.aggregator_elasticity * uncertainty)
 
     def ability(self, expert: ExpertName) -> float:
         """An expert's ability."""
         return self.mean_ability + self.ability_by_expert.get(expert, 0.0)
+
+
+def _require_between(value: float, field: str, most: float) -> None:
+    require_number(value, field, at_least=0)
+    require(value <= most, field, f"at most {most}", value)
 
 
 def shift_length(u: float, difficulty: float, loading: float) -> float:

@@ -1,5 +1,7 @@
 """Hand-made runs: plans and results of a few sessions, for what is done with a run afterwards."""
 
+from mosaic.final_answers import AnswerSource, FinalAnswer
+from mosaic.metrics import StageSummary
 from mosaic.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
 from mosaic.prediction import LengthPrediction
 from mosaic.results import CallRecord, CallStatus, RunResult, SessionRecord
@@ -89,3 +91,51 @@ def make_small_plan(*, scheduler: str = "ilp", lengths: tuple[str, ...] = ("A", 
             num_constraints=15, wall_s=0.25,
         ),
     )  # fmt: skip
+
+
+def make_small_aggregator_plan() -> Plan:
+    """Z on both workers for question q0, after the small plan: loads for 8 s, done after 18."""
+    shard = (make_key("q0", role=Role.AGGREGATE),)
+    return Plan(
+        scheduler="ilp",
+        costs="paper",
+        problem_fingerprint="beef",
+        num_workers=2,
+        sessions=(Session(id=0, expert="Z", role=Role.AGGREGATE, workers=(0, 1), shard=shard),),
+        predicted=(PredictedTimes(0.0, 8.0, 18.0),),
+        lengths={"Z": LengthPrediction(mean=300.0, max=4096)},
+        lower_bound_s=18.0,
+        solve=SolveReport(
+            status=SolveStatus.HEURISTIC, objective_s=18.0, bound_s=None, gap_frac=None, num_vars=None,
+            num_constraints=None, wall_s=None,
+        ),
+    )  # fmt: skip
+
+
+def make_two_stage_run() -> RunResult:
+    """The small run, and behind its barrier Z on both workers: loads 80-90, serves q0 to 100."""
+    first = make_small_run()
+    gang = make_session(3, expert="Z", workers=(0, 1), load=(80.0, 90.0), end_ts=100.0, role=Role.AGGREGATE)
+    merged = make_record(
+        expert="Z", key=make_key("q0", role=Role.AGGREGATE), session=3, workers=(0, 1), queued_ts=90.0,
+        admitted_ts=90.0, first_token_ts=91.0, finished_ts=100.0, answer="C",
+    )  # fmt: skip
+    return make_result(*first.sessions, gang, calls=(*first.calls, merged), lower_bound_s=first.lower_bound_s)
+
+
+def make_stage_summary(**changes: object) -> StageSummary:
+    """The second stage of the small run: two of three questions skipped."""
+    values: dict[str, object] = {
+        "aggregator": "tp4", "aggregator_expert": "Z", "aggregator_tp_degree": 2, "num_aggregator_calls": 1,
+        "predicted_aggregator_s": 18.0, "skip_frac": 2 / 3, "skip_frac_source": "fitted", "accuracy_frac": 0.625,
+        "always_aggregate_s": 50.0, "always_aggregate_accuracy_frac": 0.6, "gate_report": None,
+    }  # fmt: skip
+    return StageSummary(**{**values, **changes})  # type: ignore[arg-type]
+
+
+SMALL_ANSWERS = (
+    FinalAnswer("q0", "C", AnswerSource.AGGREGATOR, 0.5, ("A", None), "C", True),
+    FinalAnswer("q1", None, AnswerSource.MAJORITY, None, ("red", "green"), None, None),
+    FinalAnswer("q2", "B", AnswerSource.MAJORITY, 1.0, ("B", "B"), "A", False),
+)
+"""Final answers to the three questions of the small run."""

@@ -29,17 +29,23 @@ from tests.run_records import (
     make_record,
     make_result,
     make_session,
+    make_small_aggregator_plan,
     make_small_plan,
     make_small_run,
+    make_stage_summary,
+    make_two_stage_run,
 )
 
 KEYS = [
     "workload", "scheduler", "backend", "gate", "costs", "seed", "num_questions", "num_calls", "num_failed_calls",
     "expert_makespan_s", "aggregator_s", "end_to_end_s", "predicted_expert_makespan_s", "expert_lower_bound_s",
     "gpu_idle_frac", "gpu_load_frac", "num_loads", "output_tokens", "output_tok_per_s", "num_preemptions",
-    "skip_frac", "accuracy_frac", "always_aggregate_accuracy_frac", "solve", "num_workers", "experts",
-    "problem_fingerprint",
+    "aggregator", "aggregator_expert", "aggregator_tp_degree", "num_aggregator_calls", "predicted_aggregator_s",
+    "skip_frac", "skip_frac_source", "accuracy_frac", "always_aggregate_s", "always_aggregate_accuracy_frac",
+    "gate_report", "solve", "num_workers", "experts", "problem_fingerprint",
 ]  # fmt: skip
+STAGE_KEYS = KEYS[KEYS.index("aggregator") : KEYS.index("solve")]
+"""Null in a run without a second stage."""
 
 
 def summarise_run(result: RunResult | None) -> dict[str, object]:
@@ -65,9 +71,7 @@ def test_summary_has_the_contract_keys_in_fixed_order_and_null_for_what_did_not_
     assert summary["solve"] == {
         "status": "optimal", "gap_frac": 0.0139, "bound_s": 71.0, "num_vars": 12, "num_constraints": 15,
     }  # fmt: skip
-    assert [key for key in KEYS if summary[key] is None] == [
-        "gate", "aggregator_s", "skip_frac", "accuracy_frac", "always_aggregate_accuracy_frac",
-    ]  # fmt: skip
+    assert [key for key in KEYS if summary[key] is None] == ["gate", "aggregator_s", *STAGE_KEYS]
     assert summary["expert_makespan_s"] == summary["end_to_end_s"] == 80.0
     assert (summary["predicted_expert_makespan_s"], summary["expert_lower_bound_s"]) == (72.0, 60.0)
     assert summary["output_tok_per_s"] == pytest.approx(33 / 80)
@@ -79,7 +83,7 @@ def test_summary_of_a_plan_that_was_not_run_is_null_and_not_zero():
     assert summary["num_calls"] == 3
     assert summary["predicted_expert_makespan_s"] == 72.0
     measured = KEYS[KEYS.index("num_failed_calls") : KEYS.index("solve")]
-    assert [summary[key] for key in measured if key != "predicted_expert_makespan_s"] == [None] * 14
+    assert [summary[key] for key in measured if key != "predicted_expert_makespan_s"] == [None] * 22
 
 
 def test_run_without_sessions_has_no_makespan_and_no_shares():
@@ -95,6 +99,33 @@ def test_aggregator_time_is_what_follows_the_expert_stage():
     summary = summarise_run(result)
     assert (summary["expert_makespan_s"], summary["aggregator_s"], summary["end_to_end_s"]) == (80.0, 20.0, 100.0)
     assert summary["gpu_idle_frac"] == gpu_idle_frac(make_small_run())
+
+
+def test_summary_of_two_stages_has_the_same_keys_and_counts_the_calls_of_both():
+    report = {"threshold": None, "num_certify": 3}
+    summary = summarise(
+        make_small_plan(), make_two_stage_run(), workload="w", backend="sim", gate="calibrated", costs="paper", seed=3,
+        num_questions=3, experts=("A", "B", "C", "Z"), aggregator_plan=make_small_aggregator_plan(),
+        stage=make_stage_summary(gate_report=report, accuracy_frac=None, always_aggregate_accuracy_frac=None),
+    )  # fmt: skip
+    assert list(summary) == KEYS
+    assert [summary[key] for key in STAGE_KEYS] == [
+        "tp4", "Z", 2, 1, 18.0, 2 / 3, "fitted", None, 50.0, None, report
+    ]  # fmt: skip
+    assert (summary["num_calls"], summary["num_failed_calls"], summary["output_tokens"]) == (4, 0, 44)
+    assert (summary["expert_makespan_s"], summary["aggregator_s"], summary["end_to_end_s"]) == (80.0, 20.0, 100.0)
+    assert (summary["predicted_expert_makespan_s"], summary["predicted_aggregator_s"]) == (72.0, 18.0)
+    assert summary["output_tok_per_s"] == pytest.approx(44 / 100)
+
+
+def test_call_that_the_aggregators_plan_dropped_is_a_failed_one():
+    summary = summarise(
+        make_small_plan(), make_small_run(), workload="w", backend="sim", gate="never", costs="paper", seed=3,
+        num_questions=3, experts=("A", "B", "C", "Z"), aggregator_plan=make_small_aggregator_plan(),
+        stage=make_stage_summary(),
+    )  # fmt: skip
+    assert summary["num_failed_calls"] == 1
+    assert summary["aggregator_s"] is None
 
 
 def test_failed_calls_are_those_without_a_settled_last_attempt():

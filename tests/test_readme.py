@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SHOWN = ("ilp on", "makespan", "experts", "worker 0", "gate", "saved", "accuracy")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -36,20 +37,20 @@ def run(folder: Path, *overrides: str) -> str:
 
 def test_the_screen_shown_is_the_default_run(tmp_path: Path) -> None:
     shown = run(tmp_path, "scheduler=ilp", "backend=sim")
-    lines = [line.strip() for line in shown.splitlines() if line.strip().startswith(("ilp on", "makespan", "worker 0"))]
-    assert len(lines) == 3
+    lines = [line.strip() for line in shown.splitlines() if line.strip().startswith(SHOWN)]
+    assert len(lines) == len(SHOWN)
     for line in lines:
         assert line in README
 
 
 def test_questions_of_ones_own_run(tmp_path: Path) -> None:
     write(tmp_path / "mine.jsonl", block("A workload of your own", "json"))
-    assert "2 questions, 6 calls" in run(tmp_path, "workload=file", "workload.path=mine.jsonl")
+    assert "2 questions, 6 + 2 calls" in run(tmp_path, "workload=file", "workload.path=mine.jsonl")
 
 
 def test_a_slot_table_of_ones_own_runs(tmp_path: Path) -> None:
     write(tmp_path / "myconf" / "workload" / "mine.yaml", block("A workload of your own", "yaml"))
-    assert "100 questions, 300 calls" in run(tmp_path, "--config-dir", "myconf", "workload=mine")
+    assert "100 questions, 300 + 20 calls" in run(tmp_path, "--config-dir", "myconf", "workload=mine")
 
 
 def test_an_expert_and_a_pool_of_ones_own_run(tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from mosaic.errors import MosaicError, RunFolderError
 from mosaic.metrics import summarise
+from mosaic.plan_file import load_plan
 from mosaic.results import Action, RunResult
 from mosaic.run_folder import (
     RUN_FILES,
@@ -22,7 +25,16 @@ from mosaic.run_folder import (
     read_json,
     write_run,
 )
-from tests.run_records import make_key, make_result, make_small_plan, make_small_run
+from tests.run_records import (
+    SMALL_ANSWERS,
+    make_key,
+    make_result,
+    make_small_aggregator_plan,
+    make_small_plan,
+    make_small_run,
+    make_stage_summary,
+    make_two_stage_run,
+)
 
 CONFIG = {"seed": 0, "scheduler": {"name": "ilp", "caps": (1, 2)}, "rate": 1e-05, "empty": {}}
 
@@ -35,10 +47,24 @@ def write(folder: Path, config=CONFIG, result: RunResult | None = None, **change
         experts=("A", "B", "C"),
     )  # fmt: skip
     arguments = {
-        "config": config, "plan": plan, "plan_json": "{}\n", "result": result, "summary": summary,
-        "meta": {"schema_version": 1}, "figures": {"timeline.png": b"png"},
+        "config": config, "plan": plan, "result": result, "summary": summary, "meta": {"schema_version": 1},
+        "files": {"timeline.png": b"png"},
     }  # fmt: skip
     write_run(folder, **(arguments | changes))
+
+
+def write_two_stages(folder: Path) -> None:
+    """Write a run with all that a second stage leaves, the answers of a calibration run among it."""
+    plan, after, result = make_small_plan(), make_small_aggregator_plan(), make_two_stage_run()
+    summary = summarise(
+        plan, result, workload="w", backend="sim", gate="never", costs="paper", seed=0, num_questions=3,
+        experts=("A", "B", "C", "Z"), aggregator_plan=after, stage=make_stage_summary(skip_frac=0.0),
+    )  # fmt: skip
+    write_run(
+        folder, config=CONFIG, plan=plan, result=result, summary=summary, meta={"schema_version": 1},
+        files={"timeline.png": b"png", "calibration_answers.parquet": b"graded"}, aggregator_plan=after,
+        answers=SMALL_ANSWERS,
+    )  # fmt: skip
 
 
 def names(folder: Path) -> set[str]:
@@ -49,6 +75,7 @@ EXPECTED = {
     "config.yaml", "plan.json", "calls.parquet", "sessions.parquet", "summary.json", "timeline.png", "trace.json",
     "meta.json",
 }  # fmt: skip
+EXPECTED_OF_TWO_STAGES = EXPECTED | {"plan_aggregate.json", "answers.parquet", "calibration_answers.parquet"}
 
 
 def test_complete_run_leaves_exactly_the_contract_files(tmp_path):
@@ -58,19 +85,35 @@ def test_complete_run_leaves_exactly_the_contract_files(tmp_path):
     assert read_json(tmp_path / "new/run/summary.json")["expert_makespan_s"] == 80.0
 
 
-def test_config_is_first_and_summary_last(tmp_path, monkeypatch):
+def test_run_of_two_stages_leaves_exactly_the_contract_files(tmp_path):
+    write_two_stages(tmp_path)
+    assert names(tmp_path) == EXPECTED_OF_TWO_STAGES
+    assert load_plan(tmp_path / "plan.json").sessions == make_small_plan().sessions
+    assert load_plan(tmp_path / "plan_aggregate.json").sessions == make_small_aggregator_plan().sessions
+    assert (tmp_path / "calibration_answers.parquet").read_bytes() == b"graded"
+    assert [row["question"] for row in pq.read_table(tmp_path / "answers.parquet").to_pylist()] == ["q0", "q1", "q2"]
+    rows = pq.read_table(tmp_path / "calls.parquet").to_pylist()
+    assert [(row["role"], row["expert"], row["predicted_output_tokens"]) for row in rows] == [
+        ("propose", "A", 12.5), ("propose", "B", 12.5), ("propose", "C", 12.5), ("aggregate", "Z", 300.0),
+    ]  # fmt: skip
+    assert read_json(tmp_path / "summary.json")["num_calls"] == 4
+
+
+@pytest.mark.parametrize("write_files", [write, write_two_stages])
+def test_config_is_first_and_summary_last(tmp_path, monkeypatch, write_files):
     order = []
-    replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda source, target: (order.append(target.name), replace(source, target)))
-    write(tmp_path)
+    rename = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: (order.append(target.name), rename(source, target)))
+    write_files(tmp_path)
     assert order[0] == "config.yaml"
     assert order[-1] == "summary.json"
+    assert order == [name for name in RUN_FILES if name in order]
 
 
 def test_equal_runs_are_equal_bytes(tmp_path):
-    write(tmp_path / "a")
-    write(tmp_path / "b")
-    for name in EXPECTED:
+    write_two_stages(tmp_path / "a")
+    write_two_stages(tmp_path / "b")
+    for name in EXPECTED_OF_TWO_STAGES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
@@ -84,10 +127,7 @@ def test_run_that_reacted_leaves_its_actions(tmp_path):
 
 def test_plan_without_a_run_leaves_no_records(tmp_path):
     plan = make_small_plan()
-    write_run(
-        tmp_path, config=CONFIG, plan=plan, plan_json="{}\n", result=None, summary={"seed": 0}, meta={},
-        figures={},
-    )  # fmt: skip
+    write_run(tmp_path, config=CONFIG, plan=plan, result=None, summary={"seed": 0}, meta={}, files={})
     assert names(tmp_path) == {"config.yaml", "plan.json", "meta.json", "summary.json"}
 
 
@@ -97,7 +137,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("operation", ["fsync", "replace"])
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), Killed()])
-@pytest.mark.parametrize("after", range(len(EXPECTED)))
+@pytest.mark.parametrize("after", range(len(EXPECTED_OF_TWO_STAGES)))
 def test_failure_at_any_file_never_leaves_a_folder_that_looks_complete(
     tmp_path, monkeypatch, operation, failure, after
 ):
@@ -112,14 +152,14 @@ def test_failure_at_any_file_never_leaves_a_folder_that_looks_complete(
 
     monkeypatch.setattr(os, operation, break_down)
     with pytest.raises((RunFolderError, Killed)) as caught:
-        write(tmp_path)
+        write_two_stages(tmp_path)
     assert not is_complete(tmp_path)
     if isinstance(failure, OSError):
         assert "cannot be written (No space left on device)" in str(caught.value)
         assert any(name in str(caught.value) for name in RUN_FILES)
     monkeypatch.undo()
     write(tmp_path)
-    assert names(tmp_path) == EXPECTED  # what the failure left is gone
+    assert names(tmp_path) == EXPECTED  # what the failure left is gone, also what a run of one stage lacks
 
 
 def test_full_disk_is_reported_by_file_and_reason(tmp_path):
@@ -127,7 +167,7 @@ def test_full_disk_is_reported_by_file_and_reason(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(MosaicError, match=r"plan\.json: cannot be written \(File too large\)"):
-            write(tmp_path, plan_json="x" * 5000)
+            write(tmp_path, plan=replace(make_small_plan(), notes=("x" * 5000,)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not is_complete(tmp_path)

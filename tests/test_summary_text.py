@@ -1,9 +1,39 @@
+from collections.abc import Sequence
+
 import pytest
 
-from mosaic.metrics import summarise
+from mosaic.metrics import Summary, summarise
 from mosaic.results import RunResult
 from mosaic.summary_text import describe_point, describe_run
-from tests.run_records import make_failed, make_result, make_session, make_small_plan, make_small_run
+from mosaic.workload import Role
+from tests.run_records import (
+    make_failed,
+    make_result,
+    make_session,
+    make_small_aggregator_plan,
+    make_small_plan,
+    make_small_run,
+    make_stage_summary,
+    make_two_stage_run,
+)
+
+NOTE = (
+    "calibrated: 245 questions are too few to promise a loss of at most 1 pp at 95% confidence (they could promise "
+    "1.7 pp at threshold 1): nothing is skipped"
+)
+
+
+def summarise_stages(result: RunResult, *, gate: str = "majority", **changes: object) -> Summary:
+    return summarise(
+        make_small_plan(), result, workload="mmlu_pro", backend="sim", gate=gate, costs="paper", seed=3,
+        num_questions=3, experts=("A", "B", "C", "Z"), aggregator_plan=make_small_aggregator_plan(),
+        stage=make_stage_summary(**changes),
+    )  # fmt: skip
+
+
+def describe_stages(notes: Sequence[str] = (), **changes: object) -> str:
+    run = make_two_stage_run()
+    return describe_run(summarise_stages(run, **changes), run, "results/runs/x", gate_notes=notes)
 
 
 def describe(result: RunResult, folder: str = "results/runs/x", **changes: object) -> str:
@@ -42,6 +72,65 @@ def test_screen_fits_24_lines_of_100_columns(num_workers):
     lines = describe(make_result(*sessions, num_workers=num_workers), num_failed_calls=3).splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize("notes", [(), (NOTE,), (NOTE, NOTE)])
+@pytest.mark.parametrize("num_workers", [1, 4, 8, 64])
+def test_screen_of_two_stages_fits_24_lines_of_100_columns(num_workers, notes):
+    sessions = [make_session(i, workers=(i,), end_ts=50.0 + i) for i in range(num_workers)]
+    gang = make_session(
+        99, expert="Z", workers=tuple(range(num_workers)), load=(200.0, 210.0), end_ts=300.0, role=Role.AGGREGATE
+    )
+    run = make_result(*sessions, gang, num_workers=num_workers)
+    text = describe_run(summarise_stages(run), run, "results/runs/x", gate_notes=notes)
+    lines = text.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 100
+    assert sum("worker " in line and "busy" in line for line in lines) >= min(num_workers, 4)
+    assert ("workers that were busy for less" in text) == (num_workers == 64 or (num_workers == 8 and notes != ()))
+    assert "calls have no result" in text, "the record of the aggregator's call is missing here"
+
+
+def test_screen_tells_what_the_second_stage_cost_and_gave():
+    text = describe_stages()
+    assert "3 questions, 3 + 1 calls, 2 workers" in text
+    assert "makespan  100.0 s end to end, of which the aggregator 20.0 s (predicted 18.0 s)\n" in text
+    assert "experts   80.0 s   predicted 72.0 s (-10.0%)   lower bound 60.0 s (x 1.333)\n" in text
+    assert "gate      majority: 66.7% (fitted) skipped; 1 questions to Z (tp 2)\n" in text
+    assert "saved     30.0 s of the 50.0 s that aggregating everything takes\n" in text
+    assert "accuracy  62.50%, +2.50 pp against aggregating everything\n" in text
+
+
+def test_screen_leaves_out_what_is_not_known_of_the_second_stage():
+    text = describe_stages(
+        accuracy_frac=None, always_aggregate_accuracy_frac=None, always_aggregate_s=None, skip_frac_source="measured"
+    )
+    assert "majority: 66.7% skipped" in text
+    for word in ("saved", "accuracy", "None"):
+        assert word not in text
+    assert "accuracy  62.50%\n" in describe_stages(always_aggregate_accuracy_frac=None)
+
+
+def test_screen_says_that_no_question_was_left_to_the_aggregator():
+    run = make_small_run()
+    summary = summarise(
+        make_small_plan(), run, workload="mmlu_pro", backend="sim", gate="unanimous", costs="paper", seed=3,
+        num_questions=3, experts=("A", "B", "C"),
+        stage=make_stage_summary(
+            aggregator_tp_degree=None, num_aggregator_calls=0, predicted_aggregator_s=0.0, skip_frac=1.0
+        ),
+    )  # fmt: skip
+    text = describe_run(summary, run, "results/runs/x")
+    assert "80.0 s end to end, of which the aggregator 0.0 s\n" in text
+    assert "gate      unanimous: 100.0% (fitted) skipped\n" in text
+    assert "saved     50.0 s of the 50.0 s" in text
+
+
+def test_what_a_gate_says_of_its_promise_is_never_cut_off():
+    lines = describe_stages([NOTE], gate="calibrated").splitlines()
+    first = next(number for number, line in enumerate(lines) if "too few to promise" in line)
+    assert " ".join(line.strip() for line in lines[first : first + 2]) == NOTE
+    assert all(line.startswith(" " * 12) for line in lines[first : first + 2])
 
 
 def test_long_folder_names_stay_whole():
@@ -90,3 +179,13 @@ def test_a_point_of_a_sweep_takes_a_line():
     line = "seed=3: makespan 80.0 s, predicted 72.0 s, idle 25.0%"
     assert describe_point(summary, "seed=3") == line
     assert describe_point(summary | {"num_failed_calls": 2}, "seed=3") == f"{line}, FAILED: 2 calls have no result"
+
+
+def test_a_point_of_two_stages_tells_skips_time_and_accuracy():
+    summary = summarise_stages(make_two_stage_run())
+    line = (
+        "seed=3: makespan 80.0 s, predicted 72.0 s, idle 25.0%, end to end 100.0 s, skipped 66.7% (fitted), "
+        "accuracy 62.5%"
+    )
+    assert describe_point(summary, "seed=3") == line
+    assert describe_point(summary | {"accuracy_frac": None}, "seed=3") == line.removesuffix(", accuracy 62.5%")

@@ -7,9 +7,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from experiments.figures.style import COLUMN_WIDTH_IN, DPI, PALETTE, expert_colours, text_colour
-from experiments.figures.timeline import draw_timeline, main
-from tests.run_records import make_session, make_small_run
-from tests.test_run_folder import write
+from experiments.figures.timeline import BAR, draw_timeline, main
+from mosaic.workload import Role
+from tests.run_records import make_session, make_small_run, make_two_stage_run
+from tests.test_run_folder import write, write_two_stages
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -52,6 +53,35 @@ def test_bars_too_short_for_their_name_are_named_in_the_legend():
     assert share_of(draw(named), PALETTE[1]) > 10 * share_of(draw(tiny), PALETTE[1])
 
 
+def test_both_stages_are_on_one_axis_and_a_gang_takes_all_its_lanes():
+    sessions = (
+        make_session(0, load=(0.0, 0.0), end_ts=100.0),
+        make_session(1, expert="Z", workers=(0, 1), load=(100.0, 100.0), end_ts=200.0, role=Role.AGGREGATE),
+    )
+    png = draw(sessions, experts=("A", "Z"))
+    shares = {name: share_of(png, colour) for name, colour in expert_colours(["A", "Z"]).items()}
+    assert shares["Z"] / shares["A"] == pytest.approx((1 + BAR) / BAR, rel=0.2)
+
+
+def test_an_aggregator_is_another_figure_than_an_expert_of_the_same_times():
+    first = make_small_run().sessions
+    gangs = [
+        make_session(3, expert="Z", workers=(0, 1), load=(80.0, 90.0), end_ts=200.0, role=role)
+        for role in (Role.PROPOSE, Role.AGGREGATE)
+    ]
+    proposing, aggregating = (draw((*first, gang), experts=("A", "B", "C", "Z")) for gang in gangs)
+    assert proposing != aggregating, "the end of the expert stage is marked"
+
+
+def test_a_gang_of_workers_apart_leaves_the_lanes_between_blank():
+    def filled(workers: tuple[int, ...]) -> float:
+        session = make_session(0, workers=workers, load=(0.0, 0.0), end_ts=100.0)
+        return share_of(draw((session,), num_workers=3, experts=("A",)), PALETTE[0])
+
+    assert filled((0, 2)) == pytest.approx(2 * filled((1,)), rel=0.1)
+    assert filled((0, 1, 2)) > 3.2 * filled((1,)), "neighbours are one box, without blank between"
+
+
 @pytest.mark.parametrize("num_workers", [1, 8, 64])
 def test_any_number_of_lanes_can_be_drawn(num_workers):
     sessions = [make_session(i, expert=f"e{i % 20}", workers=(i,), end_ts=20.0 + i) for i in range(num_workers)]
@@ -80,6 +110,13 @@ def test_command_draws_a_run_folder_again(tmp_path, capsys):
     assert main([str(tmp_path)]) == 0
     assert (tmp_path / "timeline.png").read_bytes() == draw(make_small_run().sessions, predicted_makespan_s=72.0)
     assert "timeline.png" in capsys.readouterr().out
+
+
+def test_command_draws_both_stages_again(tmp_path):
+    write_two_stages(tmp_path)
+    assert main([str(tmp_path)]) == 0
+    drawn = draw(make_two_stage_run().sessions, experts=("A", "B", "C", "Z"), predicted_makespan_s=72.0)
+    assert (tmp_path / "timeline.png").read_bytes() == drawn
 
 
 @pytest.mark.parametrize(

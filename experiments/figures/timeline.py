@@ -1,5 +1,8 @@
 """The timeline of a run: a lane per worker, load hatched, generate solid, idle blank, makespan marked.
 
+A session that spans several workers is one box over their lanes; where an aggregator runs, the barrier before it is
+marked by the end of the expert stage.
+
     python experiments/figures/timeline.py RUN_FOLDER [--out FILE.png]
 
 draws it again from a run folder; run.py draws it while writing one.
@@ -30,6 +33,7 @@ from mosaic.errors import MosaicError
 from mosaic.results import SessionRecord
 from mosaic.run_folder import SUMMARY, read_json
 from mosaic.tables import read_sessions
+from mosaic.workload import Role
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -41,6 +45,8 @@ TOP_IN, AXIS_IN, LEGEND_ROW_IN = 0.27, 0.29, 0.14
 BAR = 0.74
 """Height of a bar; a lane is 1 high."""
 NUM_LEGEND_COLUMNS = 4
+NAME_FRAC = 0.32
+"""Share of the axis that the name of a mark takes; two marks that are nearer cannot both have one in a row."""
 
 
 def draw_timeline(
@@ -60,9 +66,9 @@ def draw_timeline(
     makespan_s = max((session.end_ts for session in sessions), default=0.0)
     limit_s = max(makespan_s, predicted_makespan_s or 0.0) * 1.015 or 1.0
     inches_per_s = (COLUMN_WIDTH_IN - LEFT_IN - RIGHT_IN) / limit_s
-    direct = {session.session for session in sessions if _label_fits(session, inches_per_s, lane_in)}
+    direct = {session.session: _label_of(session, inches_per_s, lane_in) for session in sessions}
     present = [name for name in colours if any(session.expert == name for session in sessions)]
-    labelled = {session.expert for session in sessions if session.session in direct}
+    labelled = {session.expert for session in sessions if direct[session.session]}
     in_legend = [name for name in present if name not in labelled]
     num_rows = -(-(1 + len(in_legend)) // NUM_LEGEND_COLUMNS)
 
@@ -80,17 +86,27 @@ def draw_timeline(
     for name in present:
         _draw_bars(axes, [session for session in sessions if session.expert == name], colours[name])
     for session in sessions:
-        if session.session in direct:
-            _label(axes, session, colours[session.expert])
+        name = direct[session.session]
+        if name is not None:
+            _label(axes, session, name, colours[session.expert])
     _draw_frame(axes, num_workers, limit_s, lane_in)
-    _mark_ends(axes, makespan_s if sessions else None, predicted_makespan_s, limit_s)
+    _mark_ends(axes, _experts_end_s(sessions), makespan_s if sessions else None, predicted_makespan_s, limit_s)
     _draw_legend(figure, {name: colours[name] for name in in_legend}, height_in)
     return png_bytes(figure)
 
 
-def _label_fits(session: SessionRecord, inches_per_s: float, lane_in: float) -> bool:
-    text_in = (len(session.expert) * 0.58 + 0.6) * SMALL_PT / 72
-    return (session.end_ts - session.start_ts) * inches_per_s >= text_in and lane_in >= 1.35 * SMALL_PT / 72
+def _experts_end_s(sessions: Sequence[SessionRecord]) -> float | None:
+    """End of the expert stage, where another stage follows."""
+    stages = {role: [session.end_ts for session in sessions if session.role is role] for role in Role}
+    return max(stages[Role.PROPOSE]) if stages[Role.PROPOSE] and stages[Role.AGGREGATE] else None
+
+
+def _label_of(session: SessionRecord, inches_per_s: float, lane_in: float) -> str | None:
+    """Choose the name that fits into a session's box; None: none does."""
+    names = [f"{session.expert} aggregates"] if session.role is Role.AGGREGATE else []
+    room_in = (session.end_ts - session.start_ts) * inches_per_s if lane_in >= 1.35 * SMALL_PT / 72 else 0.0
+    fitting = (name for name in [*names, session.expert] if (len(name) * 0.58 + 0.6) * SMALL_PT / 72 <= room_in)
+    return next(fitting, None)
 
 
 def _draw_bars(axes: "Axes", sessions: Sequence[SessionRecord], colour: str) -> None:
@@ -98,29 +114,41 @@ def _draw_bars(axes: "Axes", sessions: Sequence[SessionRecord], colour: str) -> 
     from matplotlib.collections import PolyCollection
 
     loads = [
-        _box(session.load_start_ts, session.start_ts, worker)
+        _box(session.load_start_ts, session.start_ts, lanes)
         for session in sessions
-        for worker in session.workers
+        for lanes in _lanes(session)
         if session.load_s > 0
     ]
-    serves = [_box(session.start_ts, session.end_ts, worker) for session in sessions for worker in session.workers]
+    serves = [_box(session.start_ts, session.end_ts, lanes) for session in sessions for lanes in _lanes(session)]
     axes.add_collection(
         PolyCollection(loads, facecolors="white", edgecolors=colour, hatch="/" * 9, linewidths=0.4), autolim=False
     )
     axes.add_collection(PolyCollection(serves, facecolors=colour, edgecolors="white", linewidths=0.25), autolim=False)
 
 
-def _box(start_ts: float, end_ts: float, worker: int) -> tuple[tuple[float, float], ...]:
-    low, high = worker - BAR / 2, worker + BAR / 2
+def _lanes(session: SessionRecord) -> list[tuple[int, int]]:
+    """Group a session's workers into runs of neighbours, first and last of each."""
+    runs: list[tuple[int, int]] = []
+    for worker in sorted(session.workers):
+        if runs and worker == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], worker)
+        else:
+            runs.append((worker, worker))
+    return runs
+
+
+def _box(start_ts: float, end_ts: float, lanes: tuple[int, int]) -> tuple[tuple[float, float], ...]:
+    low, high = lanes[0] - BAR / 2, lanes[1] + BAR / 2
     return (start_ts, low), (end_ts, low), (end_ts, high), (start_ts, high)
 
 
-def _label(axes: "Axes", session: SessionRecord, colour: str) -> None:
-    """Name a session in its bar, a gang's in the first of its lanes."""
+def _label(axes: "Axes", session: SessionRecord, name: str, colour: str) -> None:
+    """Name a session in its box, the first one where its workers are no neighbours."""
+    first, last = _lanes(session)[0]
     axes.text(
         (session.start_ts + session.end_ts) / 2,
-        session.workers[0] + 0.04,
-        session.expert,
+        (first + last) / 2 + 0.04,
+        name,
         ha="center",
         va="center",
         fontsize=SMALL_PT,
@@ -146,7 +174,13 @@ def _draw_frame(axes: "Axes", num_workers: int, limit_s: float, lane_in: float) 
     axes.set_axisbelow(True)
 
 
-def _mark_ends(axes: "Axes", makespan_s: float | None, predicted_s: float | None, limit_s: float) -> None:
+def _mark_ends(
+    axes: "Axes", experts_s: float | None, makespan_s: float | None, predicted_s: float | None, limit_s: float
+) -> None:
+    if experts_s is not None:
+        axes.axvline(experts_s, color=INK, linewidth=0.6, clip_on=False)
+        if makespan_s is not None and makespan_s - experts_s > NAME_FRAC * limit_s:
+            _name_mark(axes, experts_s, f"experts {experts_s:,.4g} s", limit_s, row=1, colour=INK)
     if predicted_s is not None:
         axes.axvline(predicted_s, color=MUTED, linewidth=0.6, linestyle=(0, (3, 2)), clip_on=False)
     if makespan_s is not None:

@@ -1,0 +1,63 @@
+"""Worlds whose calls answer, small enough to read."""
+
+from typing import Any
+
+from mosaic.lengths import Empirical
+from mosaic.results import CallRecord
+from mosaic.workload import AnswerKind, CallKey, Question, Role
+from sim.answer_model import AnswerModel, Item, possible_answers
+from sim.world import World
+
+FINE = Empirical(sample=tuple(range(1, 100_001)))
+"""As many tokens as the uniform number has hundred-thousandths."""
+
+
+def make_model(**changes: Any) -> AnswerModel:
+    """Two experts of unlike ability on questions that differ; nothing of an aggregator's own."""
+    parameters: dict[str, Any] = {
+        "mean_ability": 2.0,
+        "discrimination": 1.5,
+        "distractor_std": 1.0,
+        "length_loading": 0.0,
+        "aggregator_gain": 0.0,
+        "deference": 0.0,
+        "aggregator_length_loading": 0.0,
+        "ability_by_expert": {"A": 0.5, "B": -0.5},
+    }
+    return AnswerModel(**{**parameters, **changes})
+
+
+def make_choice(
+    name: str = "q0", *, num_options: int = 4, answer: str | None = "B", prompt_tokens: int = 50
+) -> Question:
+    return Question(
+        id=name, prompt_tokens=prompt_tokens, answer=answer, answer_kind=AnswerKind.CHOICE, num_options=num_options
+    )
+
+
+def make_world(num_questions: int = 1, *, num_options: int = 4, **changes: Any) -> World:
+    """A world of choices q0, q1 and so on, all with B as the right option."""
+    questions = [make_choice(f"q{i}", num_options=num_options) for i in range(num_questions)]
+    given: dict[str, Any] = {
+        "lengths": dict.fromkeys("ABC", FINE),
+        "aggregator_lengths": {"G": FINE},
+        "root_seed": 0,
+        "answers": make_model(),
+        "questions": {question.id: question for question in questions},
+    }
+    return World(**{**given, **changes})
+
+
+def item_of(world: World, question: str) -> Item:
+    """A question as the models of a world meet it."""
+    assert world.answers is not None
+    possible = possible_answers(world.questions[question])
+    return world.answers.item(question, possible, world.root_seed, world.stream)
+
+
+def make_response(question: str, slot: int, answer: str | None, *, expert: str = "A") -> CallRecord:
+    """A finished call of the expert stage."""
+    return CallRecord(
+        key=CallKey(question, Role.PROPOSE, slot), expert=expert, session=0, workers=(0,), prompt_tokens=50,
+        output_tokens=100, queued_ts=0.0, admitted_ts=0.0, first_token_ts=0.0, finished_ts=1.0, answer=answer,
+    )  # fmt: skip

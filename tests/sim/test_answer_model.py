@@ -1,0 +1,295 @@
+"""The item-response model by itself: probabilities, their order, and what it refuses."""
+
+from itertools import combinations, pairwise
+from math import exp, log
+from statistics import NormalDist
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy.stats import kstest
+
+from mosaic.answers import comparison
+from mosaic.workload import OPTION_LETTERS, AnswerKind, Question
+from sim.answer_model import NUM_UNLISTED_OPTIONS, Item, possible_answers, shift_length
+from tests.sim.answer_worlds import make_choice, make_model
+
+NORMAL = NormalDist()
+UNIFORMS = st.floats(2.0**-53, 1 - 2.0**-53)
+LOGITS = st.floats(-4, 4)
+GRID = [(i + 0.5) / 4000 for i in range(4000)]
+
+
+@st.composite
+def items(draw: st.DrawFn, *, least: int = 2) -> Item:
+    scores = draw(st.lists(st.floats(-3, 3), min_size=least - 1, max_size=9))
+    return Item(draw(st.floats(-3, 3)), tuple(OPTION_LETTERS[: len(scores) + 1]), tuple(map(exp, scores)))
+
+
+def shares(weights: list[float]) -> list[float]:
+    return [weight / sum(weights) for weight in weights]
+
+
+def assert_shares(item: Item, drawn: list[str], expected: list[float]) -> None:
+    """On an even grid of uniform numbers an answer has its share of them, but for one at each end of its interval."""
+    for answer, share in zip(item.answers, expected, strict=True):
+        assert abs(drawn.count(answer) - share * len(drawn)) <= 1.001, answer
+
+
+# What an expert answers
+
+
+def test_answers_have_the_probabilities_of_the_nominal_response_model() -> None:
+    # By hand: ability 2 + 0.5, less 1.5 x 1 of difficulty; attractions e^0, e^1, e^-1.
+    item = Item(1.0, ("B", "A", "C", "D"), (1.0, exp(1.0), exp(-1.0)))
+    weights = [exp(2.0 + 0.5 - 1.5), 1.0, exp(1.0), exp(-1.0)]
+    drawn = [make_model().propose(item, "A", u) for u in GRID]
+    assert_shares(item, drawn, shares(weights))
+    assert drawn.count("B") / 4000 == pytest.approx(exp(1) / (2 * exp(1) + 1 + exp(-1)), abs=1e-3)
+
+
+@given(item=items(), ability=LOGITS, discrimination=st.floats(0, 3))
+def test_the_gold_answer_has_the_models_probability(item: Item, ability: float, discrimination: float) -> None:
+    model = make_model(mean_ability=ability, discrimination=discrimination)
+    right = exp(ability + 0.5 - discrimination * item.difficulty)
+    assert_shares(item, [model.propose(item, "A", u) for u in GRID], shares([right, *item.attractions]))
+
+
+def test_an_expert_that_is_not_named_is_average() -> None:
+    model = make_model()
+    assert (model.ability("A"), model.ability("B"), model.ability("new")) == (2.5, 1.5, 2.0)
+
+
+@given(item=items(), u=UNIFORMS, ability=LOGITS, more=st.floats(0, 4))
+def test_where_an_expert_is_right_an_abler_one_is_too(item: Item, u: float, ability: float, more: float) -> None:
+    model = make_model(ability_by_expert={"less": ability, "more": ability + more})
+    if model.propose(item, "less", u) == item.answers[0]:
+        assert model.propose(item, "more", u) == item.answers[0]
+
+
+@given(item=items(), u=UNIFORMS, harder=st.floats(0, 3))
+def test_who_is_right_on_a_harder_question_is_right_on_an_easier_one(item: Item, u: float, harder: float) -> None:
+    model = make_model()
+    if model.propose(item._replace(difficulty=item.difficulty + harder), "A", u) == item.answers[0]:
+        assert model.propose(item, "A", u) == item.answers[0]
+
+
+@given(item=items(), u=UNIFORMS, ability=st.floats(-20, 20), seen=st.lists(st.sampled_from("ABCXYZ"), max_size=4))
+def test_every_answer_is_one_of_the_questions(item: Item, u: float, ability: float, seen: list[str]) -> None:
+    model = make_model(mean_ability=ability, deference=3.0, aggregator_elasticity=2.0)
+    assert model.propose(item, "A", u) in item.answers
+    answer, factor = model.aggregate(item, "G", seen, u)
+    assert answer in item.answers
+    assert factor >= 1.0
+
+
+def test_the_last_uniform_number_falls_to_the_last_answer_although_sums_round() -> None:
+    # 0.1 + 0.2 + ... in another order is another float; no uniform number may fall behind the last bound.
+    largest = 1 - 2.0**-53
+    for number in range(2, 26):
+        item = Item(0.0, tuple(OPTION_LETTERS[:number]), tuple(0.1 * i for i in range(1, number)))
+        assert make_model().propose(item, "A", largest) == OPTION_LETTERS[number - 1]
+        assert make_model().propose(item, "A", 2.0**-53) == "A"
+
+
+# What an aggregator answers
+
+
+@given(item=items(), seen=st.lists(st.sampled_from([*"ABC", None, "Z"]), max_size=4), deference=st.floats(0, 3))
+def test_each_response_adds_the_deference_to_the_option_it_names(
+    item: Item, seen: list[str | None], deference: float
+) -> None:
+    model = make_model(deference=deference, aggregator_gain=0.3)
+    utilities = [2.0 + 0.3 - 1.5 * item.difficulty, *map(log, item.attractions)]
+    weights = [exp(u + deference * seen.count(answer)) for answer, u in zip(item.answers, utilities, strict=True)]
+    assert_shares(item, [model.aggregate(item, "G", seen, u)[0] for u in GRID], shares(weights))
+
+
+@given(item=items(), u=UNIFORMS, seen=st.lists(st.sampled_from("ABCD"), max_size=4))
+def test_without_deference_an_aggregator_ignores_what_it_reads(item: Item, u: float, seen: list[str]) -> None:
+    model = make_model(aggregator_elasticity=2.0)
+    assert model.aggregate(item, "G", seen, u) == model.aggregate(item, "G", [], u)
+    # Without a gain either, it is the expert that answers alone.
+    assert model.aggregate(item, "A", seen, u)[0] == model.propose(item, "A", u)
+
+
+@given(item=items(), place=st.integers(0, 9), u=st.floats(1e-6, 1 - 1e-6))
+def test_with_huge_deference_an_aggregator_follows_a_unanimous_input(item: Item, place: int, u: float) -> None:
+    answer = item.answers[place % len(item.answers)]
+    assert make_model(deference=20.0).aggregate(item, "G", [answer] * 3, u)[0] == answer
+
+
+@given(item=items(), u=UNIFORMS, seen=st.lists(st.sampled_from("AB"), max_size=3), order=st.randoms())
+def test_unparsable_responses_support_nothing_and_the_order_does_not_matter(item, u, seen, order) -> None:
+    model = make_model(deference=2.0, aggregator_elasticity=1.0)
+    expected = model.aggregate(item, "G", seen, u)
+    mixed = [*seen, None, None]
+    order.shuffle(mixed)
+    assert model.aggregate(item, "G", mixed, u) == expected
+
+
+@given(item=items(), u=UNIFORMS, votes=st.integers(0, 3))
+def test_more_support_for_the_right_option_never_makes_the_aggregator_wrong(item: Item, u: float, votes: int) -> None:
+    model, right = make_model(deference=1.0), item.answers[0]
+    if model.aggregate(item, "G", [right] * votes, u)[0] == right:
+        assert model.aggregate(item, "G", [right] * (votes + 1), u)[0] == right
+
+
+def test_the_elasticity_multiplies_by_the_exponential_of_the_entropy() -> None:
+    # Two options of equal utility: the entropy is log 2, and e^(3 log 2) = 8; one vote at deference 1: a logistic.
+    item = Item(0.0, ("A", "B"), (1.0,))
+    model = make_model(mean_ability=0.0, aggregator_elasticity=3.0, deference=1.0)
+    assert model.aggregate(item, "G", [], 0.5)[1] == pytest.approx(8.0)
+    p = 1 / (1 + exp(-1.0))
+    entropy = -p * log(p) - (1 - p) * log(1 - p)
+    assert model.aggregate(item, "G", ["A"], 0.5)[1] == pytest.approx(exp(3.0 * entropy))
+    assert make_model(aggregator_elasticity=0.0).aggregate(item, "G", ["A"], 0.5)[1] == 1.0
+
+
+def test_a_certain_aggregator_writes_no_more() -> None:
+    # The weight of the wrong option is nothing beside that of the right one, down to where it vanishes.
+    item = Item(0.0, ("A", "B"), (1e-320,))
+    model = make_model(aggregator_elasticity=5.0, deference=20.0)
+    assert model.aggregate(item, "G", ["A"] * 3, 0.5) == ("A", 1.0)
+
+
+@given(item=items(), votes=st.integers(0, 3), elasticity=st.floats(0, 3))
+def test_the_factor_is_at_most_that_of_a_guess(item: Item, votes: int, elasticity: float) -> None:
+    _, factor = make_model(aggregator_elasticity=elasticity).aggregate(item, "G", ["A"] * votes, 0.5)
+    assert 1.0 <= factor <= len(item.answers) ** elasticity * (1 + 1e-9)
+
+
+# Questions as the models meet them
+
+
+def test_difficulties_and_attractions_are_normal_over_questions_and_options() -> None:
+    model = make_model(distractor_std=2.0)
+    drawn = [model.item(f"q{i}", tuple("ABCD"), 0, "test") for i in range(3000)]
+    assert kstest([item.difficulty for item in drawn], "norm").pvalue > 1e-3
+    assert kstest([log(a) / 2.0 for item in drawn for a in item.attractions], "norm").pvalue > 1e-3
+    first = [log(item.attractions[0]) / 2.0 for item in drawn]
+    correlation = sum(item.difficulty * score for item, score in zip(drawn, first, strict=True)) / 3000
+    assert abs(correlation) < 4 / 3000**0.5
+
+
+def test_a_question_is_the_same_for_every_model_and_another_by_seed_stream_and_name() -> None:
+    options = tuple("ABCD")
+    item = make_model().item("q0", options, 0, "test")
+    assert make_model(mean_ability=0.0, deference=2.0).item("q0", options, 0, "test") == item
+    others = [make_model().item(*rest) for rest in (("q1", options, 0, "test"), ("q0", options, 1, "test"))]
+    others.append(make_model().item("q0", options, 0, "calibration"))
+    assert all(a.difficulty != b.difficulty for a, b in combinations([item, *others], 2))
+
+
+def test_more_options_leave_difficulty_and_the_first_attractions_as_they_are() -> None:
+    few, many = (make_model().item("q0", tuple(OPTION_LETTERS[:n]), 0, "test") for n in (4, 20))
+    assert many.difficulty == few.difficulty
+    assert many.attractions[:3] == few.attractions
+    assert len(many.attractions) == 19
+
+
+def test_a_question_without_answers_still_has_a_difficulty() -> None:
+    model = make_model()
+    assert model.item("q0", (), 0, "test") == (model.item("q0", ("A", "B"), 0, "test").difficulty, (), ())
+
+
+@given(num_options=st.integers(2, 26), place=st.integers(0, 25))
+def test_options_are_listed_once_with_the_right_one_first(num_options: int, place: int) -> None:
+    gold = OPTION_LETTERS[place % num_options]
+    possible = possible_answers(make_choice(num_options=num_options, answer=gold))
+    assert possible[0] == gold
+    assert sorted(possible) == list(OPTION_LETTERS[:num_options])
+
+
+def test_without_gold_the_first_option_passes_for_right() -> None:
+    assert possible_answers(make_choice(num_options=3, answer=None)) == ("A", "B", "C")
+    assert possible_answers(Question(id="q", prompt_tokens=9))[:2] == ("right", "wrong 1")
+
+
+def test_unlisted_answers_differ_as_answers_compare() -> None:
+    possible = possible_answers(Question(id="q", prompt_tokens=9, answer="7", answer_kind=AnswerKind.MATH))
+    assert (len(possible), possible[0]) == (NUM_UNLISTED_OPTIONS, "7")
+    same = comparison(AnswerKind.MATH)
+    assert same is not None
+    assert not any(same(one, other) for one, other in combinations(possible, 2))
+
+
+# Lengths that lean on the difficulty
+
+
+@given(u=UNIFORMS, difficulty=st.floats(-8, 8))
+def test_without_loading_a_length_keeps_its_uniform_number(u: float, difficulty: float) -> None:
+    assert shift_length(u, difficulty, 0.0) == u
+
+
+@given(u=UNIFORMS, difficulty=st.floats(-8, 8), loading=st.floats(0, 1))
+def test_a_shifted_uniform_number_stays_between_0_and_1(u: float, difficulty: float, loading: float) -> None:
+    assert 0.0 < shift_length(u, difficulty, loading) < 1.0
+
+
+@given(u=st.floats(0.001, 0.999), difficulty=st.floats(-3, 3), loading=st.floats(0.01, 0.99), more=st.floats(1e-3, 1))
+def test_longer_with_difficulty_and_with_its_own_luck(u, difficulty, loading, more) -> None:
+    assume(u + more < 0.9999)
+    shifted = shift_length(u, difficulty, loading)
+    assert shift_length(u, difficulty + more, loading) > shifted
+    assert shift_length(u + more, difficulty, loading) > shifted
+
+
+def test_full_loading_leaves_nothing_to_luck() -> None:
+    assert shift_length(0.1, 1.3, 1.0) == shift_length(0.9, 1.3, 1.0) == pytest.approx(NORMAL.cdf(1.3))
+
+
+@pytest.mark.parametrize("loading", [0.3, 0.83, 1.0])
+def test_a_shifted_length_is_uniform_over_questions(loading: float) -> None:
+    # Every pair of 60 difficulties and 60 numbers once, at the middle of equal shares: no sampling error.
+    middles = [(i + 0.5) / 60 for i in range(60)]
+    shifted = sorted(shift_length(u, NORMAL.inv_cdf(v), loading) for u in middles for v in middles)
+    assert max(abs(value - (i + 0.5) / 3600) for i, value in enumerate(shifted)) < 0.01
+    assert all(a <= b for a, b in pairwise(shifted))
+
+
+# Checks
+
+BAD = [
+    *((name, "x", rf"answers\.{name} must be a number, got 'x'", TypeError) for name in ("mean_ability", "deference")),
+    ("mean_ability", float("nan"), r"answers\.mean_ability must be finite, got nan", ValueError),
+    ("mean_ability", 20.5, r"answers\.mean_ability must be from -20 to 20, got 20\.5", ValueError),
+    ("aggregator_gain", True, r"answers\.aggregator_gain must be a number, got True", TypeError),
+    ("aggregator_gain", -21, r"answers\.aggregator_gain must be from -20 to 20, got -21", ValueError),
+    *(
+        (name, -0.1, rf"answers\.{name} must be at least 0, got -0\.1", ValueError)
+        for name in (
+            "discrimination", "distractor_std", "deference", "aggregator_elasticity", "length_loading",
+            "aggregator_length_loading",
+        )
+    ),
+    *(
+        (name, 20.5, rf"answers\.{name} must be at most 20, got 20\.5", ValueError)
+        for name in ("discrimination", "distractor_std", "deference", "aggregator_elasticity")
+    ),
+    ("length_loading", 1.01, r"answers\.length_loading must be at most 1, got 1\.01", ValueError),
+    ("aggregator_length_loading", 2, r"answers\.aggregator_length_loading must be at most 1, got 2", ValueError),
+    ("ability_by_expert", {"A": None}, r"answers\.ability_by_expert\.A must be a number, got None", TypeError),
+    ("ability_by_expert", {"A": 99}, r"answers\.ability_by_expert\.A must be from -20 to 20, got 99", ValueError),
+    ("source", "guessed", r"answers\.source must be one of .*'fitted'.*got 'guessed'", ValueError),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "message", "error"), BAD)
+def test_a_bad_parameter_is_named_with_rule_and_value(name, value, message, error) -> None:
+    with pytest.raises(error, match=message):
+        make_model(**{name: value})
+
+
+def test_the_largest_parameters_do_not_overflow() -> None:
+    # The last uniform numbers lie 8.2 standard deviations out.
+    model = make_model(
+        mean_ability=20, discrimination=20, distractor_std=20, deference=20, aggregator_gain=20,
+        aggregator_elasticity=20, ability_by_expert={"G": 20},
+    )  # fmt: skip
+    for difficulty in (-8.2, 8.2):
+        item = Item(difficulty, tuple("ABC"), (exp(20 * 8.2), exp(-20 * 8.2)))
+        for seen in ([], ["A"] * 5, ["B"] * 5):
+            answer, factor = model.aggregate(item, "G", seen, 0.5)
+            assert answer in "ABC"
+            assert 1.0 <= factor < 3.001**20
