@@ -138,13 +138,16 @@ def bucket_tokens(model: AnswerModel, benchmark: Benchmark) -> tuple[float, floa
     squares = (q**2).sum(0)
     total, tokens, shares = sum(slots.values()), np.zeros(3), np.zeros(3)
     for name, count in slots.items():
+        lengths, answered = benchmark.lengths[name], own[name].sum(0)
         unanimous = (own[name] * q**2).sum(0)
         # The other two differ from it and from each other; where it has no answer they only differ from each other.
-        distinct = (own[name] * ((1 - q) ** 2 - (squares - q**2))).sum(0) + (1 - own[name].sum(0)) * (1 - squares)
-        mean = _mean_given(benchmark.lengths[name], model.length_loading, difficulty)
-        for bucket, share in enumerate((unanimous, 1 - unanimous - distinct, distinct)):
-            shares[bucket] += count / total * float((weight * share).sum())
-            tokens[bucket] += count / total * float((weight * share * mean).sum())
+        distinct = (own[name] * ((1 - q) ** 2 - (squares - q**2))).sum(0)
+        silent = np.stack([0 * squares, squares, 1 - squares]) * (1 - answered)
+        mean = _answered_mean(lengths, model.length_loading, difficulty)
+        for bucket, share in enumerate((unanimous, answered - unanimous - distinct, distinct)):
+            shares[bucket] += count / total * float((weight * (share + silent[bucket])).sum())
+            written = share * mean + silent[bucket] * lengths.clip_tokens  # it has no answer as it was cut off
+            tokens[bucket] += count / total * float((weight * written).sum())
     return tuple((tokens / shares).tolist())  # type: ignore[return-value]
 
 
@@ -154,12 +157,13 @@ def _cut_frac(lengths: ClippedLognormal, loading: float, difficulty: Array) -> A
     return norm.sf((score - loading * difficulty) / np.sqrt(1 - loading**2))  # type: ignore[no-any-return]
 
 
-def _mean_given(lengths: ClippedLognormal, loading: float, difficulty: Array) -> Array:
-    """Mean of a clipped lognormal whose normal score leans on the difficulty."""
+def _answered_mean(lengths: ClippedLognormal, loading: float, difficulty: Array) -> Array:
+    """Mean of a lognormal below its limit, whose normal score leans on the difficulty."""
     mu = lengths.mu + lengths.sigma * loading * difficulty
     sigma = lengths.sigma * np.sqrt(1 - loading**2)
     edge = (np.log(lengths.clip_tokens) - mu) / sigma
-    return np.exp(mu + sigma**2 / 2) * norm.cdf(edge - sigma) + lengths.clip_tokens * norm.sf(edge)  # type: ignore[no-any-return]
+    # In logarithms: far beyond the limit both probabilities vanish and their quotient does not.
+    return np.exp(mu + sigma**2 / 2 + norm.logcdf(edge - sigma) - norm.logcdf(edge))  # type: ignore[no-any-return]
 
 
 def fit_mmlu_pro(start: AnswerModel, benchmark: Benchmark) -> AnswerModel:

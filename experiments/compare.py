@@ -19,8 +19,9 @@ if __package__ in (None, ""):
 
 from experiments.figures.speedups import draw_speedups
 from experiments.figures.tradeoff import draw_tradeoff
+from experiments.labels import label_policies
 from experiments.pairing import METRICS, Comparison, Row, compare_runs
-from experiments.run_points import collect_runs
+from experiments.run_points import RunPoint, collect_runs
 from experiments.tradeoff_points import ALWAYS, NEVER, Outcome, can_be_drawn, measure_outcomes
 from mosaic.errors import MosaicError
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         runs, skipped = collect_runs(options.folders)
-        comparison = compare_runs(runs, baseline=options.baseline, metric=options.metric)
+        comparison = compare_runs(runs, baseline=options.baseline or default_baseline(runs), metric=options.metric)
         outcomes = measure_outcomes(comparison.rows)
         text = describe(comparison, outcomes, skipped)
         out = options.out or _default_out(options.folders[0])
@@ -73,13 +74,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def default_baseline(runs: Sequence[RunPoint]) -> str:
+    """Choose what to compare with: round robin where it was run, never skipping where it was run with several gates.
+
+    A sweep without round robin is compared with the first of its schedulers.
+    """
+    names = sorted({run.scheduler for run in runs})
+    scheduler = "round_robin" if "round_robin" in names else names[0]
+    own = [(label, run) for label, run in zip(label_policies(runs), runs, strict=True) if run.scheduler == scheduler]
+    if len({label for label, _ in own}) == 1:
+        return scheduler
+    return min(own, key=lambda pair: (pair[1].summary.get("gate") != NEVER, pair[0]))[0]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="compare", description="Compare run folders, paired by seed.")
     parser.add_argument("folders", type=Path, nargs="+", help="multirun folders or run folders, searched for runs")
     parser.add_argument(
         "--baseline",
-        default="round_robin",
-        help="scheduler, or full policy name as the table has it (default: %(default)s)",
+        help="scheduler, or full policy name as the table has it "
+        "(default: round_robin where it was run, with gate=never where gates differ)",
     )
     parser.add_argument(
         "--metric", choices=METRICS, default=METRICS[0], help="makespan to compare (default: %(default)s)"

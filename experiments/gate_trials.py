@@ -26,8 +26,10 @@ NUM_OPEN_OPTIONS: int = _DEFAULTS["num_open_options"]
 CONFIDENCE_OF_LIMIT = 0.99
 NUM_PER_GROUP = 20
 """Calibrations drawn at a time; with weighted confidence they share one fit part, a new one for each group."""
-MAX_CERTIFY = 100_000
+MAX_CERTIFY = 400_000
 """Questions after which the search for how many are needed gives up."""
+NEEDED_PRECISION = 0.005
+"""Of that search."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,7 @@ def broken_limit(num_calibrations: int) -> int:
 
 
 def certify_places(workload: str, num_questions: int) -> tuple[Places, Places]:
-    """Places, among so many calibration questions of a benchmark, of those that are fitted to and those that certify."""
+    """Split the places of so many calibration questions of a benchmark: those to fit, and those that certify."""
     ids = [f"{workload}_calibration-{number}" for number in range(num_questions)]
     fit, certify = split_places(ids, FIT_FRAC)
     return np.array(fit, dtype=np.int64), np.array(certify, dtype=np.int64)
@@ -89,7 +91,7 @@ def draw_groups(
 
 
 def confidence_of(kind: ConfidenceKind, fit: Sequence[CalibrationQuestion]) -> Confidence:
-    """What the calibrated gate calls confidence, after learning from the fit part where it has to."""
+    """Return what the calibrated gate calls confidence, after learning from the fit part where it has to."""
     if kind == "plurality":
         return plurality
     learned = learn_reliabilities(fit)
@@ -97,7 +99,7 @@ def confidence_of(kind: ConfidenceKind, fit: Sequence[CalibrationQuestion]) -> C
 
 
 def thresholds_of(kind: ConfidenceKind, population: Population) -> tuple[float, ...]:
-    """Thresholds that the calibrated gate tests, in their order."""
+    """List the thresholds that the calibrated gate tests, in their order."""
     if kind == "weighted":
         return POSTERIOR_THRESHOLDS
     return plurality_thresholds({len(question.ballot.votes) for question in population.kinds})
@@ -185,14 +187,14 @@ def questions_needed(
     if any(scored.loss_frac(above) >= accepted_loss_frac for above in taus):
         return None
     rng = np.random.default_rng((seed, MAX_CERTIFY, *population.name.encode()))
-    lost = [scored.lost(above) for above in taus]
-    places = rng.integers(len(population.kind_of), size=(num_calibrations, MAX_CERTIFY), dtype=np.int32)
-    kinds = population.kind_of[places]
+    lost = np.empty((len(taus), num_calibrations, MAX_CERTIFY), dtype=np.int8)
+    for row in range(num_calibrations):
+        kinds = population.kind_of[rng.integers(len(population.kind_of), size=MAX_CERTIFY)]
+        for place, above in enumerate(taus):
+            lost[place, row] = scored.lost(above)[kinds]
 
     def is_enough(num: int) -> bool:
-        passed = np.ones(num_calibrations, dtype=bool)
-        for losses in lost:
-            passed &= betting_p_values(losses[kinds[:, :num]], accepted_loss_frac) <= RISK_FRAC
+        passed = (betting_p_values(lost[:, :, :num], accepted_loss_frac) <= RISK_FRAC).all(axis=0)
         return bool(passed.mean() >= 0.5)
 
     # NOTE: another question never raises a p value, so the share that passes never falls.
@@ -201,7 +203,7 @@ def questions_needed(
         if enough == MAX_CERTIFY:
             return None
         few, enough = enough, min(2 * enough, MAX_CERTIFY)
-    while enough - few > 1:
+    while enough - few > max(1, enough * NEEDED_PRECISION):
         middle = (few + enough) // 2
         few, enough = (few, middle) if is_enough(middle) else (middle, enough)
     return ceil(enough / (1 - FIT_FRAC))

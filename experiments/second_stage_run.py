@@ -52,6 +52,9 @@ def run_second_stage(
         compare=stage.compare,
         step=step,
     )
+    if isinstance(stage.gate, Never):
+        stage_s = (makespan_s(second.joined.sessions) or 0.0) - (makespan_s(first.sessions) or 0.0)
+        return second, AlwaysAggregate(aggregator_s=stage_s, accuracy_frac=accuracy_frac(second.answers))
     with step("always_aggregate"):
         expert = second.planned.expert if second.planned else stage.aggregator.shaped(stage.aggregator.tp_degrees[0])
         always = always_aggregate(setup, stage, world, first, expert)
@@ -74,7 +77,8 @@ def aggregator_profile(setup: Setup, stage: StageSetup, plan: Plan) -> Profile:
     experts = [stage.aggregator.shaped(degree) for degree in stage.aggregator.tp_degrees]
     read = world.after(records)
     return Profile(
-        source=f"simulated aggregator of {setup.workload.name} on {setup.hardware.gpu.name}, seed {setup.profile_seed}",
+        source=f"simulated aggregator of {setup.workload.name} after gate={stage.gate.name} on "
+        f"{setup.hardware.gpu.name}, seed {setup.profile_seed}",
         entries=tuple(
             sweep_aggregator(expert, calls, setup.cluster, setup.backend(read, (expert,))) for expert in experts
         ),
@@ -107,6 +111,8 @@ def summarise_stage(setup: Setup, stage: StageSetup, second: SecondStage, always
         aggregator_expert=stage.aggregator.expert.name,
         aggregator_tp_degree=planned.expert.tp_degree if planned else None,
         num_aggregator_calls=len(second.handover.calls),
+        num_too_long=second.handover.num_too_long,
+        aggregator_costs=planned.plan.costs if planned else None,
         predicted_aggregator_s=planned.plan.predicted_makespan_s if planned else 0.0,
         skip_frac=second.handover.skip_frac,
         skip_frac_source=model.source if model else "assumed",

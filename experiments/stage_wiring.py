@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 from hydra.utils import get_method
@@ -9,6 +10,7 @@ from hydra.utils import get_method
 from experiments.config_checks import check_fit, require_section
 from experiments.instantiation import call, make
 from mosaic.answers import Comparison
+from mosaic.calibrated_gate import Calibrated
 from mosaic.checks import require, require_count, require_name
 from mosaic.cluster import Cluster
 from mosaic.costs import fits_memory
@@ -16,9 +18,12 @@ from mosaic.final_answers import Comparisons
 from mosaic.gate import Gate
 from mosaic.length_sources import declared_parameter, length_distribution
 from mosaic.lengths import LengthDistribution
+from mosaic.profiles import load_profile
 from mosaic.second_stage import Aggregator, comparisons
-from mosaic.workload import Expert, ExpertName
+from mosaic.workload import Expert, ExpertName, Workload
 from sim.answer_model import AnswerModel
+from sim.hardware import Hardware
+from sim.iteration_time import iteration_time
 
 ANSWER_KEYS = (
     "mean_ability", "discrimination", "distractor_std", "length_loading", "aggregator_gain", "deference",
@@ -57,8 +62,13 @@ def simulated_answers(config: Mapping[str, Any] | None) -> SimulatedAnswers:
     """
     if config is None:
         return SimulatedAnswers(model=None)
-    keys = {*ANSWER_KEYS, "ability_by_expert", "visible_tokens"}
-    require(set(config) == keys, "workload.answers: keys", f"{sorted(keys)}", sorted(config))
+    if not isinstance(config, Mapping):
+        raise TypeError(f"workload.answers must be a group of the configuration, with keys, or null, got {config!r}")
+    keys = (*ANSWER_KEYS, "ability_by_expert", "visible_tokens")
+    for key in keys:
+        require(key in config, f"workload.answers.{key}", "given, or workload.answers null", None)
+    for key in config:
+        require(key in keys, "workload.answers: key", f"one of {list(keys)}", key)
     values = {key: declared_parameter(config[key], f"workload.answers.{key}") for key in ANSWER_KEYS}
     require_section(config, ("ability_by_expert",), "workload.answers.")
     abilities = {
@@ -67,11 +77,14 @@ def simulated_answers(config: Mapping[str, Any] | None) -> SimulatedAnswers:
     }
     visible, _ = declared_parameter(config["visible_tokens"], "workload.answers.visible_tokens")
     require_count(visible, "workload.answers.visible_tokens.value", at_least=1)
-    model = AnswerModel(
-        **{key: value for key, (value, _) in values.items()},
-        ability_by_expert=abilities,
-        source=values["mean_ability"][1],
-    )
+    try:
+        model = AnswerModel(
+            **{key: value for key, (value, _) in values.items()},
+            ability_by_expert=abilities,
+            source=values["mean_ability"][1],
+        )
+    except ValueError as error:
+        raise ValueError(f"workload.{error}") from error
     return SimulatedAnswers(model=model, visible_tokens=visible)
 
 
@@ -81,6 +94,7 @@ def second_stage(
     of_pool: Mapping[str, Any] | None,
     experts: Sequence[Expert],
     cluster: Cluster,
+    hardware: Hardware,
 ) -> StageSetup | None:
     """Build gate and aggregator; aggregator.expert goes before the workload's choice, and that before the pool's.
 
@@ -100,10 +114,42 @@ def second_stage(
     aggregator = call(Aggregator, "aggregator", expert=expert, **settings)
     return StageSetup(
         gate=gate,
-        aggregator=replace(aggregator, tp_degrees=_placeable(aggregator, cluster)),
+        aggregator=replace(aggregator, tp_degrees=_placeable(aggregator, cluster, hardware)),
         lengths={} if lengths is None else {expert.name: lengths},
         compare=compare,
     )
+
+
+def check_batch(stage: StageSetup, workload: Workload) -> None:
+    """Check that a gate which promises something was not calibrated on the batch's own questions."""
+    if not isinstance(stage.gate, Calibrated):
+        return
+    shared = [question.id for question in workload.questions if question.id in stage.gate.question_ids]
+    if shared:
+        raise ValueError(
+            f"gate.calibration must hold other questions than the batch, got {len(shared)} of the batch's own, "
+            f"{shared[0]!r} among them: it promises nothing for questions that it was calibrated on. A published "
+            "workload gives others with workload.part=calibration gate=never"
+        )
+
+
+def check_simulated(stage: StageSetup, answers: SimulatedAnswers) -> None:
+    """Check that it is known what the simulated calls say and write, before the experts have run in vain."""
+    if answers.model is None:
+        raise ValueError(
+            "workload.answers must be given where a gate reads simulated answers, got null: "
+            "add one of conf/answers, or run the expert stage alone with aggregator=none"
+        )
+    name = stage.aggregator.expert.name
+    rule = f"a length distribution for aggregator {name!r}: add workload.aggregator.output_tokens, or the pool's"
+    require(name in stage.lengths, "aggregator: output_tokens", rule, None)
+
+
+def check_profile(stage: StageSetup, path: str, cluster: Cluster) -> None:
+    """Check that a saved profile can be read and covers the aggregator at each of its degrees."""
+    profile = load_profile(path)
+    for degree in stage.aggregator.tp_degrees:
+        profile.entry(stage.aggregator.expert.name, cluster.workers[0].gpu.name, degree)
 
 
 def _choose(
@@ -138,19 +184,37 @@ def _choose(
         raise type(error)(f"{label}: {error}") from error
 
 
-def _placeable(aggregator: Aggregator, cluster: Cluster) -> tuple[int, ...]:
-    """List the degrees at which the cluster has the workers and the memory for it."""
+def _placeable(aggregator: Aggregator, cluster: Cluster, hardware: Hardware) -> tuple[int, ...]:
+    """List the degrees at which the cluster has the workers, the iteration times and the memory for it."""
     degrees = tuple(degree for degree in aggregator.tp_degrees if degree <= cluster.num_workers)
     if not degrees:
         raise ValueError(
             f"aggregator.tp_degrees must be at most cluster.num_workers={cluster.num_workers}, "
             f"got {list(aggregator.tp_degrees)}: choose aggregator=dp4, or none for the expert stage alone"
         )
+    degrees, untimed = _timed(aggregator, hardware, degrees)
+    if not degrees:
+        raise ValueError(
+            f"aggregator.tp_degrees must be degrees that {hardware.gpu.name} was measured at, "
+            f"got {list(aggregator.tp_degrees)} ({untimed}): choose aggregator=dp4"
+        )
     shaped = {degree: aggregator.shaped(degree) for degree in degrees}
     fitting = tuple(degree for degree in degrees if fits_memory(shaped[degree], cluster.workers[:degree]))
     if not fitting:
         check_fit(shaped[max(degrees)], cluster)
     return fitting
+
+
+def _timed(aggregator: Aggregator, hardware: Hardware, degrees: Sequence[int]) -> tuple[tuple[int, ...], str]:
+    """Tell the degrees at which the hardware's operators were measured, and why the last of the others is none."""
+    timed, reason = [], ""
+    for degree in degrees:
+        try:
+            iteration_time(hardware, aggregator.expert.shape, degree)
+            timed.append(degree)
+        except ValueError as error:
+            reason = str(error)
+    return tuple(timed), reason
 
 
 def _comparison(path: str | None) -> Comparison | None:
@@ -162,4 +226,10 @@ def _comparison(path: str | None) -> Comparison | None:
     except (ImportError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"aggregator.comparison must be importable, got {path!r} ({reason})") from error
+    try:
+        signature(found).bind("one answer", "another")
+    except TypeError as error:
+        raise TypeError(f"aggregator.comparison must take two answers, got {path!r} ({error})") from error
+    except ValueError:
+        pass  # written in C, and silent about its arguments
     return found

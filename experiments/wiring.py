@@ -11,7 +11,15 @@ from omegaconf import OmegaConf
 
 from experiments.config_checks import check_calls, require_path, require_section
 from experiments.instantiation import call, make
-from experiments.stage_wiring import SimulatedAnswers, StageSetup, second_stage, simulated_answers
+from experiments.stage_wiring import (
+    SimulatedAnswers,
+    StageSetup,
+    check_batch,
+    check_profile,
+    check_simulated,
+    second_stage,
+    simulated_answers,
+)
 from mosaic.checks import require, require_count, require_unique
 from mosaic.cluster import Cluster, uniform_cluster
 from mosaic.length_sources import length_distributions
@@ -128,9 +136,15 @@ def setup_from(config: Mapping[str, Any]) -> Setup:
     lengths |= length_distributions(source.pop("output_tokens", None) or {}, length_scale=scale)
     workload = make(source, "workload")
     check_calls(workload, experts, cluster)
-    stage = second_stage(config, own_aggregator, pool.get("aggregator"), experts, cluster)
+    stage = second_stage(config, own_aggregator, pool.get("aggregator"), experts, cluster, hardware)
     name = backend.pop("name", None)
     require(name in BACKENDS, "backend.name", f"one of {list(BACKENDS)}", name)
+    if stage is not None:
+        check_batch(stage, workload)
+    if stage is not None and name == "sim":
+        check_simulated(stage, answers)
+    if stage is not None and profile.get("aggregator_path") is not None:
+        check_profile(stage, profile["aggregator_path"], cluster)
     return Setup(
         workload=workload,
         experts=experts,

@@ -47,6 +47,8 @@ class Calibrated:
     num_fit: int = field(init=False, repr=False, compare=False)
     promise_frac: float = field(init=False, repr=False, compare=False)
     """Smallest loss that the questions could promise at the chosen threshold, or else at the first one tested."""
+    question_ids: frozenset[str] = field(init=False, repr=False, compare=False)
+    """Of all calibration questions; a batch that shares one is no new draw, and nothing is promised for it."""
     reliabilities: Reliabilities | None = field(init=False, repr=False, compare=False)
     """Of weighted confidence, from the questions that certify nothing."""
 
@@ -84,6 +86,7 @@ class Calibrated:
         promise_frac = smallest_promise_frac(np.where(scores >= told, losses, 0), self.risk_frac)
         for name, value in (
             ("choice", choice), ("num_certify", len(certify)), ("num_fit", len(fit)), ("promise_frac", promise_frac),
+            ("question_ids", frozenset(question.id for question in questions)),
         ):  # fmt: skip
             object.__setattr__(self, name, value)
 
@@ -102,8 +105,9 @@ class Calibrated:
         first = self.choice.tests[0]
         if self.choice.threshold is not None:
             skip_frac = next(test.skip_frac for test in self.choice.tests if test.threshold == self.choice.threshold)
+            apart = "are set aside" if self.reliabilities is None else "taught the reliabilities"
             return (
-                f"calibrated on {self.num_certify} questions ({self.num_fit} more made profiles and certify nothing): "
+                f"calibrated on {self.num_certify} questions ({self.num_fit} more {apart} and certify nothing): "
                 f"threshold {self.choice.threshold:.4g} promises {accepted} {level} and skips {skip_frac:.1%} of them",
             )
         could_pp = ceil(1000 * self.promise_frac - 1e-4) / 10  # rounded up, as a promise must be

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mosaic.checks import require, require_number
+from mosaic.checks import require, require_name, require_number
 from mosaic.gate import Ballot, Vote, plurality
 from mosaic.routing import CalibrationRecord
 from mosaic.workload import Question
@@ -121,7 +121,7 @@ def split_places(ids: Sequence[str], fit_frac: float) -> tuple[tuple[int, ...], 
     Examples
     --------
     >>> split_places(["q0", "q1", "q2", "q3"], 0.5)
-    ((), ())
+    ((2,), (3, 1, 0))
     """
     require_number(fit_frac, "fit_frac", at_least=0)
     require(fit_frac < 1, "fit_frac", "below 1", fit_frac)
@@ -184,6 +184,8 @@ def load_calibration_answers(path: str | Path) -> tuple[CalibrationQuestion, ...
     ValueError, TypeError
         Naming the file, and the question or column, the rule and the value.
     """
+    if not isinstance(path, Path):
+        require_name(path, "gate.calibration")
     at = f"calibration answers {path}"
     try:
         by_question: dict[str, list[dict[str, Any]]] = {}

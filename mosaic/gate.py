@@ -91,17 +91,20 @@ def make_ballot(question: Question, votes: Sequence[Vote], same: Callable[[str, 
     """
     if same is None:
         return Ballot(question=question, votes=tuple(votes), comparable=False)
-    kinds: list[str] = []
+    groups: list[list[str]] = []
     grouped: list[Vote] = []
     for vote in votes:
-        if vote.answer is None:
+        answer = vote.answer
+        if answer is None:
             grouped.append(vote)
             continue
-        kind = next((kind for kind in kinds if kind == vote.answer or same(kind, vote.answer)), None)
-        if kind is None:
-            kind = vote.answer
-            kinds.append(kind)
-        grouped.append(Vote(vote.expert, kind))
+        # NOTE: equality need not be transitive (75% is 75 and 0.75), so a group takes what equals all of it.
+        fitting = (group for group in groups if all(known == answer or same(known, answer) for known in group))
+        group = next(fitting, None)
+        if group is None:
+            groups.append(group := [])
+        group.append(answer)
+        grouped.append(Vote(vote.expert, group[0]))
     return Ballot(question=question, votes=tuple(grouped), comparable=True)
 
 

@@ -104,7 +104,10 @@ def _make_questions(rows: tuple[Row, ...]) -> tuple[Question, ...]:
 
 
 def _make_question(row: Row) -> Question:
-    kind, num_options, answer = question_kind(row.question, row.answer)
+    try:
+        kind, num_options, answer = question_kind(row.question, row.answer)
+    except ValueError as error:
+        raise ValueError(f"{row.at}: {error}") from error
     return Question(
         id=row.id,
         prompt_tokens=_question_tokens(row),

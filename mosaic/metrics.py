@@ -26,7 +26,11 @@ class StageSummary:
     aggregator_tp_degree: int | None
     """None: no question was left to aggregate."""
     num_aggregator_calls: int
+    num_too_long: int
+    """Questions that were to be aggregated and that the aggregator cannot read."""
     predicted_aggregator_s: float | None
+    aggregator_costs: str | None
+    """The cost model behind the prediction."""
     skip_frac: float
     skip_frac_source: str
     """Measured on an engine; in a simulation, whether the agreement of its experts was fitted or assumed."""
@@ -209,6 +213,7 @@ def summarise(
         "num_calls": len(planned),
         **_measured(result, planned, plan.predicted_makespan_s if plan.sessions else None),
         **(asdict(stage) if stage else dict.fromkeys(_STAGE_KEYS)),
+        **_gains(result, stage),
         "solve": _solve(plan.solve),
         "num_workers": plan.num_workers,
         "experts": list(experts),
@@ -236,6 +241,24 @@ def _measured(result: RunResult | None, planned: set[CallKey], predicted_s: floa
         tokens / total_s if total_s else None, num_preemptions(result),
     )  # fmt: skip
     return dict(zip(keys, values, strict=True))
+
+
+def _gains(result: RunResult | None, stage: StageSummary | None) -> dict[str, float | None]:
+    """What the gate changed against aggregating every question in the same world, where that is known."""
+    gains: dict[str, float | None] = {"accuracy_change_pp": None, "aggregator_saved_s": None}
+    if result is None or stage is None:
+        return gains
+    accuracy, always = stage.accuracy_frac, stage.always_aggregate_accuracy_frac
+    if accuracy is not None and always is not None:
+        gains["accuracy_change_pp"] = 100 * (accuracy - always)
+    if stage.always_aggregate_s is not None:
+        gains["aggregator_saved_s"] = stage.always_aggregate_s - _after_experts_s(result)
+    return gains
+
+
+def _after_experts_s(result: RunResult) -> float:
+    """Time from the end of the expert stage to the end of the run."""
+    return (makespan_s(result.sessions) or 0.0) - (makespan_s(expert_sessions(result)) or 0.0)
 
 
 def _num_failed(result: RunResult, planned: set[CallKey]) -> int:

@@ -2,6 +2,7 @@
 
 import re
 
+from mosaic.checks import require
 from mosaic.math_equality import number, tidy
 from mosaic.workload import OPTION_LETTERS, AnswerKind
 
@@ -11,7 +12,7 @@ _IN_BRACKETS = re.compile(r"(?:^|(?<=\s))\(([A-Z])\)\s+(?=\S)")
 _AT_LINE_START = re.compile(r"^[^\S\n]*([A-Z])[.)]\s+(?=\S)", re.MULTILINE)
 _ONLY_NAMED = re.compile(r"(?:and|or)\b|[&,;]")
 """What follows an option that another one's text names: '(D) Both (A) and (B)'."""
-_LETTER = re.compile(r"\(?([A-Z])[.):]?|\(([a-z])\)|([a-z])[.)]?")
+_LETTER = re.compile(r"(?:[Oo]ption )?(?:\(?([A-Z])[.):]?|\(([a-z])\)|([a-z])[.)]?)")
 _MIN_OPTIONS = 4
 """Of a question whose gold is a letter and whose options are not in its text."""
 _NAME = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -26,6 +27,11 @@ def question_kind(text: str | None, gold: str | None) -> tuple[AnswerKind, int |
     letter without options in the text makes one of four options, or more where the letter comes later. Gold that is a
     number or an expression is mathematics. Everything else, and a question without options and gold, is free text.
 
+    Raises
+    ------
+    ValueError
+        If gold is the letter of an option that the text does not list.
+
     Examples
     --------
     >>> question_kind("Which one? The options are: (A) red (B) green (C) blue", "(c)")
@@ -36,11 +42,13 @@ def question_kind(text: str | None, gold: str | None) -> tuple[AnswerKind, int |
     (<AnswerKind.TEXT: 'text'>, None, 'Jane Austen')
     """
     options = _options(text or "")
-    gold = (gold or "").strip() or None
+    gold = (gold or "").strip().strip("*") or None
     if options and gold is None:
         return AnswerKind.CHOICE, len(options), None
     letter = _gold_letter(gold, options) if gold else None
     if letter is not None:
+        listed = OPTION_LETTERS[: len(options)]
+        require(not options or letter in tuple(listed), "answer", f"one of the listed options {listed}", letter)
         least = len(options) or _MIN_OPTIONS
         return AnswerKind.CHOICE, max(least, OPTION_LETTERS.index(letter) + 1), letter
     if gold is not None and _is_mathematical(gold):

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from mosaic.aggregation import MIN_OUTPUT_TOKENS, aggregator_calls, fits_context
 from mosaic.answers import Comparison, comparison
 from mosaic.backends.base import Backend
-from mosaic.checks import require, require_count, require_name
+from mosaic.checks import require, require_count, require_name, require_unique
 from mosaic.cluster import Cluster
 from mosaic.costs import AffineCosts, CostModel
 from mosaic.final_answers import Comparisons, FinalAnswer, final_answers
@@ -39,8 +39,11 @@ class Aggregator:
 
     def __post_init__(self) -> None:
         require_name(self.name, "aggregator.name")
+        if isinstance(self.tp_degrees, str) or not isinstance(self.tp_degrees, Sequence):
+            raise TypeError(f"aggregator.tp_degrees must be a list of whole numbers, got {self.tp_degrees!r}")
         object.__setattr__(self, "tp_degrees", tuple(self.tp_degrees))
         require(len(self.tp_degrees) > 0, "aggregator.tp_degrees", "at least one degree", self.tp_degrees)
+        require_unique(self.tp_degrees, "aggregator.tp_degrees")
         for degree in self.tp_degrees:
             require_count(degree, "aggregator.tp_degrees", at_least=1)
         require_count(self.min_output_tokens, "aggregator.min_output_tokens", at_least=1)
@@ -63,6 +66,11 @@ class Handover:
     def skip_frac(self) -> float:
         """Share of the questions that the gate skips."""
         return sum(decision.skip for decision in self.decisions) / len(self.decisions)
+
+    @property
+    def num_too_long(self) -> int:
+        """Questions that the gate does not skip and the aggregator cannot read: they keep the gate's answer."""
+        return sum(not decision.skip for decision in self.decisions) - len(self.calls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +262,9 @@ def answers_of(second: RunResult) -> dict[str, str | None]:
 def join_stages(first: RunResult, second: RunResult) -> RunResult:
     """Put two stages on one clock, a barrier between them; the second's session numbers follow the first's."""
     barrier_ts = max((session.end_ts for session in first.sessions), default=0.0)
-    offset = max((session.session for session in first.sessions), default=-1) + 1
+    # A session that lost all its calls was never opened: it has no record of its own, and keeps its number.
+    numbers = [session.session for session in first.sessions] + [record.session for record in first.calls]
+    offset = max(numbers, default=-1) + 1
     sessions = tuple(
         replace(
             session,

@@ -1,11 +1,12 @@
 """What a run prints when it is over: one screen, at most 24 lines of at most 100 columns."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from textwrap import wrap
 
-from mosaic.metrics import Summary, busy_s_by_worker, expert_sessions, load_s_by_worker, makespan_s
+from mosaic.metrics import Summary, busy_s_by_worker, expert_sessions, load_s_by_worker, makespan_s, num_loads
 from mosaic.results import RunResult, SessionRecord
 
 NUM_LINES = 24
@@ -20,7 +21,7 @@ def describe_run(summary: Summary, result: RunResult, folder: str | Path, *, gat
     """Describe a finished run, given the contents of its summary.json and the folder of its files."""
     above = [_headline(summary), "", *_makespan_lines(summary)]
     below = [
-        _row("idle", _idle_text(summary)),
+        _row("idle", _idle_text(summary, result)),
         _row("tokens", _tokens_text(summary)),
         _row("solver", _solver_text(summary)),
         *_stage_lines(summary),
@@ -43,7 +44,8 @@ def describe_point(summary: Summary, point: str) -> str:
     made_s, predicted_s, idle = (
         summary[key] for key in ("expert_makespan_s", "predicted_expert_makespan_s", "gpu_idle_frac")
     )
-    made = "not run" if made_s is None else f"makespan {_seconds(made_s)}"
+    name = "makespan" if summary["skip_frac"] is None else "experts"
+    made = "not run" if made_s is None else f"{name} {_seconds(made_s)}"
     text = f"{point}: {made}, predicted {_seconds(predicted_s)}"
     text += "" if idle is None else f", idle {idle:.1%}"
     if summary["skip_frac"] is not None:
@@ -84,7 +86,8 @@ def _makespan_lines(summary: Summary) -> list[str]:
         return [_row("makespan", _expert_times(summary))]
     stage_s, predicted_s = summary["aggregator_s"], summary["predicted_aggregator_s"]
     text = f"{_seconds(summary['end_to_end_s'])} end to end, of which the aggregator {_seconds(stage_s or 0.0)}"
-    text += f" (predicted {_seconds(predicted_s)})" if predicted_s else ""
+    by = "" if summary["aggregator_costs"] in (None, summary["costs"]) else f" by {summary['aggregator_costs']} costs"
+    text += f" (predicted {_seconds(predicted_s)}{by})" if predicted_s else ""
     return [_row("makespan", text), _row("experts", _expert_times(summary))]
 
 
@@ -96,17 +99,21 @@ def _stage_lines(summary: Summary) -> list[str]:
     text = f"{summary['gate']}: {_skip_text(summary)} skipped"
     if degree is not None:
         text += f"; {summary['num_aggregator_calls']:,} questions to {summary['aggregator_expert']} (tp {degree})"
+    if summary["num_too_long"]:
+        text += f"; {summary['num_too_long']:,} too long for it"
     lines = [_row("gate", text)]
     always_s = summary["always_aggregate_s"]
     if always_s is not None:
-        saved_s = always_s - (summary["aggregator_s"] or 0.0)
+        saved_s = summary["aggregator_saved_s"]
         lines.append(
             _row("saved", f"{_seconds(saved_s)} of the {_seconds(always_s)} that aggregating everything takes")
         )
     accuracy, always = summary["accuracy_frac"], summary["always_aggregate_accuracy_frac"]
     if accuracy is not None:
         change = "" if always is None else f", {100 * (accuracy - always):+.2f} pp against aggregating everything"
-        lines.append(_row("accuracy", f"{accuracy:.2%}{change}"))
+        source = summary["skip_frac_source"]
+        level = "" if source == "measured" else f" (its level is {source})"
+        lines.append(_row("accuracy", f"{accuracy:.2%}{level}{change}"))
     return lines
 
 
@@ -176,11 +183,13 @@ def _experts(sessions: Sequence[SessionRecord]) -> str:
     return ", ".join(name if count == 1 else f"{name} x{count}" for name, count in runs)
 
 
-def _idle_text(summary: Summary) -> str:
+def _idle_text(summary: Summary, result: RunResult) -> str:
+    """Shares of the expert stage, with its own loads: those of summary.json are the whole run's."""
     idle, load = summary["gpu_idle_frac"], summary["gpu_load_frac"]
     if idle is None:
         return "none"
-    loads = f"loading {load:.1%} in {summary['num_loads']} loads"
+    num_expert_loads = num_loads(replace(result, sessions=expert_sessions(result)))
+    loads = f"loading {load:.1%} in {num_expert_loads} loads"
     return f"{idle:.1%} of the workers' time; {loads}   (/ load, # generate, . idle)"
 
 

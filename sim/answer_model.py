@@ -142,7 +142,9 @@ def shift_length(u: float, difficulty: float, loading: float) -> float:
 def possible_answers(question: Question) -> tuple[str, ...]:
     """List a question's possible answers, the right one first; without gold the first option passes for right."""
     if question.num_options is None:
-        return (question.answer or "right", *(f"wrong {number}" for number in range(1, NUM_UNLISTED_OPTIONS)))
+        # NOTE: no digits, or a comparison of mathematical answers would try to prove them equal, pair by pair.
+        letters = OPTION_LETTERS[: NUM_UNLISTED_OPTIONS - 1].lower()
+        return (question.answer or "right", *(f"wrong answer {letter}" for letter in letters))
     letters = OPTION_LETTERS[: question.num_options]
     right = question.answer or letters[0]
     return (right, *(letter for letter in letters if letter != right))

@@ -127,8 +127,9 @@ def make_stage_summary(**changes: object) -> StageSummary:
     """The second stage of the small run: two of three questions skipped."""
     values: dict[str, object] = {
         "aggregator": "tp4", "aggregator_expert": "Z", "aggregator_tp_degree": 2, "num_aggregator_calls": 1,
-        "predicted_aggregator_s": 18.0, "skip_frac": 2 / 3, "skip_frac_source": "fitted", "accuracy_frac": 0.625,
-        "always_aggregate_s": 50.0, "always_aggregate_accuracy_frac": 0.6, "gate_report": None,
+        "num_too_long": 0, "predicted_aggregator_s": 18.0, "aggregator_costs": "paper", "skip_frac": 2 / 3,
+        "skip_frac_source": "fitted",
+        "accuracy_frac": 0.625, "always_aggregate_s": 50.0, "always_aggregate_accuracy_frac": 0.6, "gate_report": None,
     }  # fmt: skip
     return StageSummary(**{**values, **changes})  # type: ignore[arg-type]
 

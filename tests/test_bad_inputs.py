@@ -401,7 +401,7 @@ def test_a_plan_that_breaks_its_problem_is_refused(
 @pytest.mark.parametrize(
     "override,says",
     [
-        ("cluster.num_workers=3", ["plan is for 4 workers, the cluster has 3"]),
+        ("cluster.num_workers=3 aggregator=dp4", ["plan is for 4 workers, the cluster has 3"]),
         ("workload=medmcqa", ["is not a call of this problem; was the plan made for another?"]),
         ("workload.template_tokens=7", ["plan was made for another problem: fingerprint must be"]),
     ],
@@ -411,7 +411,7 @@ def test_a_plan_for_another_problem_is_refused(
 ) -> None:
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(saved_plan))
-    outcome = run_here(override, *SMALL, *QUICK, f"plan.path={path}", f"hydra.run.dir={tmp_path / 'run'}")
+    outcome = run_here(*override.split(), *SMALL, *QUICK, f"plan.path={path}", f"hydra.run.dir={tmp_path / 'run'}")
     assert_refused(outcome, says, tmp_path)
 
 
@@ -443,8 +443,8 @@ def test_a_complete_run_is_not_overwritten_by_another_configuration(tmp_path: Pa
 
 def test_a_bad_point_does_not_stop_a_sweep_and_fails_it(tmp_path: Path) -> None:
     outcome = run_here(
-        "-m", *SMALL, *QUICK, "backend=none", "cluster.num_workers=0,2", f"hydra.sweep.dir={tmp_path}",
-        "hydra.sweep.subdir=${hydra:job.num}",
+        "-m", *SMALL, *QUICK, "backend=none", "aggregator=dp4", "cluster.num_workers=0,2",
+        f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${hydra:job.num}",
     )  # fmt: skip
     assert outcome.status == 2
     assert "error: 0: cluster a100x4: num_workers must be at least 1, got 0" in outcome.err

@@ -57,7 +57,7 @@ def test_the_threshold_stays_above_what_loses(tmp_path: Path) -> None:
     assert not gate.decide(make_ballot_of("BAA")).skip
     skip_frac = gate.choice.tests[0].skip_frac
     assert gate.notes() == (
-        f"calibrated on {gate.num_certify} questions ({gate.num_fit} more made profiles and certify nothing): "
+        f"calibrated on {gate.num_certify} questions ({gate.num_fit} more are set aside and certify nothing): "
         f"threshold 1 promises a loss of at most 2 pp at 95% confidence and skips {skip_frac:.1%} of them",
     )
     assert gate.promise_frac < 0.02

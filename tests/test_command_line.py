@@ -23,14 +23,15 @@ from tests.command_line import (
 )
 
 FILES = {
-    "config.yaml", "plan.json", "calls.parquet", "sessions.parquet", "summary.json", "timeline.png", "trace.json",
-    "meta.json",
+    "config.yaml", "plan.json", "plan_aggregate.json", "calls.parquet", "answers.parquet", "sessions.parquet",
+    "summary.json", "timeline.png", "trace.json", "meta.json",
 }  # fmt: skip
 CALLS_COLUMNS = {
     "question", "role", "slot", "expert", "session", "workers", "prompt_tokens", "predicted_output_tokens",
     "output_tokens", "queued_ts", "admitted_ts", "first_token_ts", "finished_ts", "num_preemptions", "attempt",
-    "cached_tokens", "wasted_tokens", "status", "answer",
+    "cached_tokens", "wasted_tokens", "status", "answer", "visible_tokens",
 }  # fmt: skip
+ANSWERS_COLUMNS = ["question", "answer", "source", "confidence", "votes", "gold", "correct"]
 SESSIONS_COLUMNS = {
     "session", "expert", "role", "workers", "load_start_ts", "load_s", "start_ts", "end_ts", "num_calls",
     "output_tokens", "output_tok_per_s",
@@ -39,7 +40,9 @@ SUMMARY_KEYS = {
     "workload", "scheduler", "backend", "gate", "costs", "seed", "num_questions", "num_calls", "num_failed_calls",
     "expert_makespan_s", "aggregator_s", "end_to_end_s", "predicted_expert_makespan_s", "expert_lower_bound_s",
     "gpu_idle_frac", "gpu_load_frac", "num_loads", "output_tokens", "output_tok_per_s", "num_preemptions", "skip_frac",
-    "accuracy_frac", "always_aggregate_accuracy_frac", "solve",
+    "accuracy_frac", "always_aggregate_accuracy_frac", "solve", "aggregator", "aggregator_expert",
+    "aggregator_tp_degree", "num_aggregator_calls", "num_too_long", "predicted_aggregator_s", "aggregator_costs",
+    "accuracy_change_pp", "aggregator_saved_s", "skip_frac_source", "always_aggregate_s", "gate_report",
 }  # fmt: skip
 SUBDIR = "hydra.sweep.subdir=${hydra:runtime.choices.scheduler}-${seed}"
 """Short names for the points of a sweep, in place of all that they override."""
@@ -52,9 +55,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def read_calls(folder: Path) -> list[dict[str, Any]]:
+def read_calls(folder: Path, role: str = "propose") -> list[dict[str, Any]]:
+    """Read the records of a stage's calls: those of the experts, or the aggregator's."""
     rows: list[dict[str, Any]] = pq.read_table(folder / "calls.parquet").to_pylist()
-    return rows
+    return [row for row in rows if row["role"] == role]
 
 
 def contents(folder: Path, *, but: Sequence[str] = ("meta.json",)) -> dict[str, bytes]:
@@ -90,7 +94,20 @@ def test_the_default_run_prints_one_screen_and_nothing_else(default_run: tuple[P
     assert outcome.err == ""
     lines = outcome.out.splitlines()
     assert len(lines) <= 24
-    assert lines[0].startswith("ilp on mmlu_pro: 2,100 questions, 6,300 calls, 4 workers")
+    summary = read_summary(folder)
+    counts = f"2,100 questions, 6,300 + {summary['num_aggregator_calls']} calls, 4 workers"
+    assert lines[0].startswith(f"ilp on mmlu_pro: {counts}")
+    assert max(map(len, (line for line in lines if str(folder) not in line))) <= 100
+    for word in (
+        "makespan",
+        "experts",
+        "gate      majority",
+        "(fitted) skipped",
+        "saved",
+        "accuracy",
+        "LlamaR1 (tp 4)",
+    ):
+        assert word in outcome.out
     assert str(folder) in outcome.out
 
 
@@ -106,9 +123,13 @@ def test_the_default_run_leaves_the_files_of_the_contract(default_run: tuple[Pat
     assert set(pq.read_schema(folder / "sessions.parquet").names) == SESSIONS_COLUMNS
     summary = read_summary(folder)
     assert set(summary) >= SUMMARY_KEYS
+    assert {key for key in summary if summary[key] is None} == {"gate_report"}
     assert set(summary["solve"]) == {"status", "gap_frac", "bound_s", "num_vars", "num_constraints"}
     assert summary["solve"]["status"] == "optimal"
-    assert summary["num_calls"] == len(read_calls(folder)) == 6300
+    assert len(read_calls(folder)) == 6300
+    assert len(read_calls(folder, "aggregate")) == summary["num_aggregator_calls"] == summary["num_calls"] - 6300
+    assert pq.read_schema(folder / "answers.parquet").names == ANSWERS_COLUMNS
+    assert pq.read_metadata(folder / "answers.parquet").num_rows == 2100
     assert (folder / "timeline.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -165,7 +186,7 @@ def test_every_scheduler_runs_every_published_workload(workload: str, scheduler:
     folder = run_small(tmp_path / "run", f"workload={workload}", f"scheduler={scheduler}")
     summary = read_summary(folder)
     assert (summary["workload"], summary["scheduler"]) == (workload, scheduler)
-    assert summary["num_calls"] == 30
+    assert summary["num_calls"] == 30 + summary["num_aggregator_calls"]
     assert summary["num_failed_calls"] == 0
     assert summary["expert_makespan_s"] >= summary["expert_lower_bound_s"] > 0
 
@@ -181,7 +202,7 @@ def test_policies_meet_in_the_same_world_and_seeds_differ(tmp_path: Path) -> Non
 
 
 def test_data_parallel_puts_every_expert_on_every_worker(tmp_path: Path) -> None:
-    folder = run_small(tmp_path / "run", "scheduler=data_parallel", "cluster.num_workers=2")
+    folder = run_small(tmp_path / "run", "scheduler=data_parallel", "cluster.num_workers=2", "aggregator=dp4")
     places = {(row["expert"], worker) for row in read_calls(folder) for worker in row["workers"]}
     assert places == {(expert, worker) for expert in ("LlamaR1", "Gemma", "Qwen") for worker in (0, 1)}
 
@@ -217,7 +238,9 @@ def test_a_sweep_prints_a_line_a_point_and_how_to_compare_them(tmp_path: Path) -
     assert len(lines) == 3
     for seed, line in enumerate(lines[:2]):
         assert line.startswith("cluster.name=my/pair,profile.sweep=")
-        assert re.search(rf"seed={seed}.*: makespan [\d.,]+ s, predicted [\d.,]+ s, idle [\d.]+%$", line)
+        stages = r"experts [\d.,]+ s, predicted [\d.,]+ s, idle [\d.]+%, end to end [\d.,]+ s"
+        gate = r"skipped [\d.]+% \(fitted\), accuracy [\d.]+%"
+        assert re.search(rf"seed={seed}.*: {stages}, {gate}$", line)
     assert lines[2] == f"compare: python experiments/compare.py {tmp_path}"
 
 
@@ -262,6 +285,8 @@ def test_questions_come_from_json_lines(tmp_path: Path) -> None:
     assert found == {
         ("a", 0): ("SmolLM2", 13), ("a", 1): ("QwenHalf", 13), ("a", 2): ("SmolLM2", 13), ("b", 0): ("QwenHalf", 50),
     }  # fmt: skip
+    merged = {row["question"]: row["expert"] for row in read_calls(tmp_path / "run", "aggregate")}
+    assert merged == {"a": "QwenHalf", "b": "QwenHalf"}, "free text cannot be compared"
 
 
 def test_recorded_lengths_are_what_is_run(tmp_path: Path) -> None:
@@ -347,9 +372,15 @@ name: mine
 output_tokens:
   Tiny: {sample: [10, 20, 60], source: measured}
   SmolLM2: {sample: [30], source: measured}
+aggregator:
+  expert: Tiny
+  output_tokens: {sample: [7], source: measured}
 """,
     "cluster/pair.yaml": "name: pair\nnum_workers: 2\n",
     "workload/mine.yaml": """
+defaults:
+  - /answers@answers: assumed
+  - _self_
 _target_: mosaic.slot_table.slot_table_workload
 name: mine
 num_questions: 8
@@ -373,20 +404,34 @@ def test_a_pool_a_cluster_and_a_slot_table_of_ones_own_take_yaml_and_no_code(way
         where = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]"]
     folder = tmp_path / "run"
     outcome = run_here(
-        *where, "pool=mine", "cluster=pair", "workload=mine", "scheduler=longest", *QUICK, f"hydra.run.dir={folder}"
-    )
+        *where, "pool=mine", "cluster=pair", "workload=mine", "scheduler=longest", "aggregator=dp4", *QUICK,
+        f"hydra.run.dir={folder}",
+    )  # fmt: skip
     assert outcome.status == 0, outcome.err
     rows = read_calls(folder)
     assert [sum(row["expert"] == name for row in rows) for name in ("Tiny", "SmolLM2")] == [11, 5]
     assert {row["output_tokens"] for row in rows if row["expert"] == "Tiny"} <= {10, 20, 60}
-    assert read_summary(folder)["num_workers"] == 2
+    summary = read_summary(folder)
+    assert summary["num_workers"] == 2
+    found = [summary[key] for key in ("aggregator_expert", "num_aggregator_calls", "accuracy_frac")]
+    assert found == ["Tiny", 8, None]
+    lengths = [row["output_tokens"] for row in read_calls(folder, "aggregate")]
+    assert min(lengths) >= 7, "seven tokens where it is certain, and more where it is not"
+    assert max(lengths) <= 64, "what the model may write"
 
 
 def test_help_fits_a_screen_and_lists_the_choices() -> None:
     outcome = run_here("--help")
     assert outcome.status == 0
     assert len(outcome.out.splitlines()) <= 30
-    for line in ("scheduler: data_parallel, fifo, ilp", "workload: file, gpqa", "pool: demo, hybrid", "plan.path"):
+    for line in (
+        "gate: calibrated, majority",
+        "aggregator: auto, dp4",
+        "scheduler: data_parallel, fifo, ilp",
+        "workload: file, gpqa",
+        "pool: demo, hybrid",
+        "plan.path",
+    ):
         assert line in outcome.out
 
 

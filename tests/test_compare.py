@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.compare import COLUMNS, OUTCOME_COLUMNS, main
+from experiments.compare import COLUMNS, OUTCOME_COLUMNS, default_baseline, main
 from experiments.pairing import compare_runs, t_interval
 from experiments.run_points import RunPoint, collect_runs
 
@@ -261,11 +261,34 @@ def test_bad_commands_end_with_status_2_and_a_message(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "no complete run below" in capsys.readouterr().err
     make_run(tmp_path / "ilp", "ilp")
-    assert main([str(tmp_path)]) == 2
+    assert main([str(tmp_path), "--baseline", "round_robin"]) == 2
     assert "--baseline must be one of the complete policies ['ilp'], got 'round_robin'" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main([str(tmp_path), "--baseline", "ilp", "--out", str(tmp_path / "file")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_sweep_is_compared_with_round_robin_that_never_skips_if_it_has_one(tmp_path):
+    """So that the command which a run prints works on any sweep."""
+
+    def gated(folder: str, scheduler: str, gate: str) -> None:
+        config = {"gate": {"_target_": f"m.{gate}"}}
+        make_run(tmp_path / folder / f"{scheduler}-{gate}", scheduler, config=config, gate=gate)
+
+    def baseline(*folders: str) -> str:
+        return default_baseline(collect_runs([tmp_path / folder for folder in folders])[0])
+
+    gated("a", "ilp", "majority")
+    assert baseline("a") == "ilp"
+    gated("b", "ilp", "never")
+    assert "never" in baseline("a", "b")
+    gated("c", "round_robin", "majority")
+    assert baseline("a", "b", "c").startswith("round_robin")
+    gated("d", "round_robin", "never")
+    chosen = baseline("a", "b", "c", "d")
+    assert chosen.startswith("round_robin")
+    assert "never" in chosen
+    assert main([str(tmp_path)]) == 0
 
 
 def test_script_runs_from_any_folder(tmp_path):

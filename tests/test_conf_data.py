@@ -1,11 +1,12 @@
 """The committed experts, pools, workloads and lengths: they compose, instantiate and match the published tables."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 from mosaic.length_sources import length_distributions
@@ -20,6 +21,12 @@ SLOTS = {
     "gpqa": {"LlamaR1": 429, "QwenR1": 158, "Gemma": 4, "Exaone": 3},
 }
 NUM_QUESTIONS = {"mmlu_pro": 2100, "medmcqa": 4183, "gpqa": 198}
+NUM_OPTIONS = {"mmlu_pro": 10, "medmcqa": 4, "gpqa": 4}
+NUM_CALIBRATION_QUESTIONS = {"mmlu_pro": 350, "medmcqa": 504}
+"""Published; GPQA's is not."""
+AGGREGATORS = {"mmlu_pro": "LlamaR1", "medmcqa": "Exaone", "gpqa": "QwenR1"}
+OF_THE_WORLD = ("output_tokens", "length_scale", "answers", "aggregator")
+"""Keys of a workload that make no questions: what the simulated experts write and answer, and who merges it."""
 KV_BYTES_PER_TOKEN = {
     "LlamaR1": 131_072,
     "QwenR1": 57_344,
@@ -43,7 +50,7 @@ def make_pool(name: str, *overrides: str) -> dict[str, Expert]:
 
 
 def make_workload(config: dict[str, Any]) -> Workload:
-    source = {key: value for key, value in config.items() if key not in ("output_tokens", "length_scale")}
+    source = {key: value for key, value in config.items() if key not in OF_THE_WORLD}
     return instantiate(source, _convert_="all")  # type: ignore[no-any-return]
 
 
@@ -101,6 +108,53 @@ def test_published_workloads_hold_the_published_slots(name: str) -> None:
     assert len(workload.questions) == NUM_QUESTIONS[name]
     assert workload.num_calls_by_expert == SLOTS[name]
     assert list(workload.num_calls_by_expert) == config["first_seen"]
+
+
+@pytest.mark.parametrize("name", list(SLOTS))
+def test_published_workloads_are_multiple_choice_with_the_published_aggregator(name: str) -> None:
+    config = compose_group(f"workload={name}")
+    assert config["aggregator"]["expert"] == AGGREGATORS[name]
+    assert {question.num_options for question in make_workload(config).questions} == {NUM_OPTIONS[name]}
+    clip_tokens = config["aggregator"]["output_tokens"]["clip_tokens"]["value"]
+    assert clip_tokens == make_pool("hybrid")[AGGREGATORS[name]].max_output_tokens
+
+
+@pytest.mark.parametrize("name", list(NUM_CALIBRATION_QUESTIONS))
+def test_calibration_questions_are_as_many_as_published_and_others_than_the_batchs(name: str) -> None:
+    batch = make_workload(compose_group(f"workload={name}"))
+    calibration = make_workload(compose_group(f"workload={name}", "workload.part=calibration"))
+    assert len(calibration.questions) == NUM_CALIBRATION_QUESTIONS[name]
+    assert not {question.id for question in calibration.questions} & {question.id for question in batch.questions}
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("answers/*.yaml")), ids=lambda path: path.stem)
+def test_every_answer_parameter_says_where_it_comes_from(path: Path) -> None:
+    config = compose_group(f"answers={path.stem}")
+    abilities = config.pop("ability_by_expert")
+    assert set(abilities) == set(make_pool("hybrid"))
+    entries = {**config, **abilities}
+    assert all(set(entry) == {"value", "source"} for entry in entries.values())
+    assert {entry["source"] for entry in abilities.values()} == {"assumed"}, "abilities are not published"
+    if path.stem == "assumed":
+        assert {entry["source"] for entry in entries.values()} == {"assumed"}, (
+            "nothing is fitted to one's own questions"
+        )
+        carried = compose_group("answers=mmlu_pro")
+        assert {key: entry["value"] for key, entry in config.items()} == {key: carried[key]["value"] for key in config}
+    else:
+        assert config["mean_ability"]["source"] == "fitted", "so skip shares are shown as fitted"
+
+
+@pytest.mark.parametrize("gate", ["majority", "unanimous", "never", "weighted", "calibrated"])
+def test_gates_have_the_defaults_of_their_classes(gate: str) -> None:
+    config = compose_group(
+        f"gate={gate}", *(["gate.calibration=x.parquet"] if gate in ("weighted", "calibrated") else [])
+    )
+    kind = get_class(config.pop("_target_"))
+    for name, value in config.items():
+        if name != "calibration":
+            default = next(field.default for field in fields(kind) if field.name == name)
+            assert value == (pytest.approx(default, abs=1e-3) if isinstance(default, float) else default), name
 
 
 def test_mmlu_pro_names_its_experts_in_the_published_order() -> None:

@@ -11,7 +11,7 @@ import pytest
 from experiments.question_stats import main as question_stats
 from mosaic.loaders import count_text_tokens, file_tokens, file_workload
 from mosaic.slot_table import draw_question_tokens, slot_table_workload
-from mosaic.workload import CallKey, Role, Workload
+from mosaic.workload import AnswerKind, CallKey, Role, Workload
 
 SLOTS = {"A": 5, "B": 3, "C": 1, "D": 0}
 
@@ -185,6 +185,46 @@ def test_tokens_are_a_quarter_of_the_characters_rounded_up() -> None:
     assert [count_text_tokens(text) for text in ("a", "abcd", "abcde")] == [1, 1, 2]
 
 
+COLOURS = "Which one? The options are: (A) red (B) green (C) blue"
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "num_options", "answer"),
+    [
+        ({"question": COLOURS, "answer": "(c)"}, AnswerKind.CHOICE, 3, "C"),
+        ({"question": COLOURS, "answer": "Green"}, AnswerKind.CHOICE, 3, "B"),
+        ({"question": COLOURS}, AnswerKind.CHOICE, 3, None),
+        ({"question": COLOURS, "answer": "purple"}, AnswerKind.TEXT, None, "purple"),
+        ({"question": "Which one?", "answer": "B"}, AnswerKind.CHOICE, 4, "B"),
+        ({"prompt_tokens": 40, "answer": "H"}, AnswerKind.CHOICE, 8, "H"),
+        ({"question": "Find m + n.", "answer": " 073 "}, AnswerKind.MATH, None, "073"),
+        ({"question": "Find x.", "answer": r"\frac{3}{4}"}, AnswerKind.MATH, None, r"\frac{3}{4}"),
+        ({"question": "Who wrote Emma?", "answer": "Jane Austen"}, AnswerKind.TEXT, None, "Jane Austen"),
+        ({"question": "Why?"}, AnswerKind.TEXT, None, None),
+        ({"prompt_tokens": 40}, AnswerKind.TEXT, None, None),
+    ],
+)
+def test_a_file_says_by_text_and_gold_how_answers_compare(
+    tmp_path: Path, line: dict[str, object], kind: AnswerKind, num_options: int | None, answer: str | None
+) -> None:
+    path = write(tmp_path, "q.jsonl", {"id": "a", "experts": ["A"], **line})
+    (question,) = file_workload(path=path).questions
+    assert (question.answer_kind, question.num_options, question.answer) == (kind, num_options, answer)
+
+
+def test_questions_of_all_kinds_meet_in_one_table(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "test.csv",
+        "question,gold_answer,solvers",
+        f'"{COLOURS}",B,"[\'A\']"',
+        "How many?,12.5,\"['A']\"",
+        "Why?,because,\"['A']\"",
+    )
+    kinds = [question.answer_kind for question in file_workload(path=path).questions]
+    assert kinds == [AnswerKind.CHOICE, AnswerKind.MATH, AnswerKind.TEXT]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -203,6 +243,10 @@ def test_tokens_are_a_quarter_of_the_characters_rounded_up() -> None:
         ({"id": "b", "question": "x", "experts": ["Z"]}, r"line 2: experts must be of the pool \['A'\], got 'Z'"),
         ({"id": "b", "question": "x"}, r"line 2: experts .* must be given, or workload\.profiles"),
         ({"id": "b", "question": "x", "answer": 4}, r"line 2: answer must be a string, got 4"),
+        (
+            {"id": "b", "question": COLOURS, "answer": "D"},
+            r"line 2: answer must be one of the listed options ABC, got 'D'",
+        ),
         ({"id": "b", "question": "x", "skills": "optics"}, r"line 2: skills must be a list of strings"),
         ({"id": "b", "prompt_tokens": 0}, r"line 2: prompt_tokens must be at least 1, got 0"),
         ('{"id": "b", "prompt_tokens": NaN}', r"line 2: prompt_tokens must be a whole number, got nan"),

@@ -40,9 +40,10 @@ KEYS = [
     "workload", "scheduler", "backend", "gate", "costs", "seed", "num_questions", "num_calls", "num_failed_calls",
     "expert_makespan_s", "aggregator_s", "end_to_end_s", "predicted_expert_makespan_s", "expert_lower_bound_s",
     "gpu_idle_frac", "gpu_load_frac", "num_loads", "output_tokens", "output_tok_per_s", "num_preemptions",
-    "aggregator", "aggregator_expert", "aggregator_tp_degree", "num_aggregator_calls", "predicted_aggregator_s",
+    "aggregator", "aggregator_expert", "aggregator_tp_degree", "num_aggregator_calls", "num_too_long",
+    "predicted_aggregator_s", "aggregator_costs",
     "skip_frac", "skip_frac_source", "accuracy_frac", "always_aggregate_s", "always_aggregate_accuracy_frac",
-    "gate_report", "solve", "num_workers", "experts", "problem_fingerprint",
+    "gate_report", "accuracy_change_pp", "aggregator_saved_s", "solve", "num_workers", "experts", "problem_fingerprint",
 ]  # fmt: skip
 STAGE_KEYS = KEYS[KEYS.index("aggregator") : KEYS.index("solve")]
 """Null in a run without a second stage."""
@@ -83,7 +84,7 @@ def test_summary_of_a_plan_that_was_not_run_is_null_and_not_zero():
     assert summary["num_calls"] == 3
     assert summary["predicted_expert_makespan_s"] == 72.0
     measured = KEYS[KEYS.index("num_failed_calls") : KEYS.index("solve")]
-    assert [summary[key] for key in measured if key != "predicted_expert_makespan_s"] == [None] * 22
+    assert [summary[key] for key in measured if key != "predicted_expert_makespan_s"] == [None] * 26
 
 
 def test_run_without_sessions_has_no_makespan_and_no_shares():
@@ -110,9 +111,10 @@ def test_summary_of_two_stages_has_the_same_keys_and_counts_the_calls_of_both():
     )  # fmt: skip
     assert list(summary) == KEYS
     assert [summary[key] for key in STAGE_KEYS] == [
-        "tp4", "Z", 2, 1, 18.0, 2 / 3, "fitted", None, 50.0, None, report
+        "tp4", "Z", 2, 1, 0, 18.0, "paper", 2 / 3, "fitted", None, 50.0, None, report, None, 30.0
     ]  # fmt: skip
     assert (summary["num_calls"], summary["num_failed_calls"], summary["output_tokens"]) == (4, 0, 44)
+    assert summary["num_loads"] == 4
     assert (summary["expert_makespan_s"], summary["aggregator_s"], summary["end_to_end_s"]) == (80.0, 20.0, 100.0)
     assert (summary["predicted_expert_makespan_s"], summary["predicted_aggregator_s"]) == (72.0, 18.0)
     assert summary["output_tok_per_s"] == pytest.approx(44 / 100)

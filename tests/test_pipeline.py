@@ -184,10 +184,10 @@ def test_costs_may_carry_options_of_their_own() -> None:
     assert plan.predicted_makespan_s == 540
 
 
-def test_the_package_offers_plan_and_run_beside_its_modules() -> None:
+def test_the_package_offers_its_functions_beside_its_modules() -> None:
     # mosaic.plan is the function also after the module of that name was imported.
     code = (
         "import mosaic.plan, mosaic; from mosaic.plan import Plan; assert callable(mosaic.plan); print(mosaic.__all__)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "['plan', 'run']"
+    assert out.stdout.strip() == "['aggregate', 'plan', 'run']"

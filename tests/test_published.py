@@ -22,6 +22,34 @@ def test_published_speedups_are_those_of_the_walls(workload: str) -> None:
     assert published.ROUND_ROBIN_WALL_S[workload] / walls.runs_s[0] == pytest.approx(walls.speedup, abs=0.01)
 
 
+@pytest.mark.parametrize("workload", published.END_TO_END_SPEEDUP)
+def test_published_end_to_end_speedups_are_those_of_the_walls(workload: str) -> None:
+    before_s = published.ROUND_ROBIN_WALL_S[workload] + published.ALWAYS_AGGREGATE_S[workload]
+    after_s = published.PREDICTED_ILP[workload].runs_s[0] + published.GATED_AGGREGATE_S[workload]
+    assert before_s / after_s == pytest.approx(published.END_TO_END_SPEEDUP[workload], abs=0.005)
+
+
+def test_the_second_stages_tables_cover_every_benchmark() -> None:
+    tables = (
+        published.FITTED_ANSWERS, published.ALWAYS_AGGREGATE_S, published.GATED_AGGREGATE_S,
+        published.ACCURACY_CHANGE_PP, published.END_TO_END_SPEEDUP,
+    )  # fmt: skip
+    for table in tables:
+        assert set(table) == set(published.ROUND_ROBIN_WALL_S)
+    for workload, answers in published.FITTED_ANSWERS.items():
+        assert 0 < answers.distinct_frac < answers.unanimous_frac < 1 - answers.distinct_frac
+        assert published.GATED_AGGREGATE_S[workload] < published.ALWAYS_AGGREGATE_S[workload]
+
+
+def test_the_wall_that_the_elasticity_is_fitted_to_is_mmlu_pros() -> None:
+    assert published.GATED_AGGREGATE_S["mmlu_pro"] == published.FITTED_ELASTICITY_S
+
+
+def test_published_tokens_by_agreement_are_in_order() -> None:
+    assert list(published.BUCKET_TOKENS) == sorted(published.BUCKET_TOKENS)
+    assert published.BUCKET_SPEARMAN < 0
+
+
 def test_published_idle_share_is_that_of_the_workers() -> None:
     makespan_s = max(published.ROUND_ROBIN_WORKER_S)
     idle = 1 - sum(published.ROUND_ROBIN_WORKER_S) / (4 * makespan_s)

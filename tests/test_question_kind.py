@@ -46,8 +46,14 @@ def test_a_gold_letter_without_options_makes_a_choice(gold: str, num_options: in
     assert question_kind("Let f(A) be the area (A) of it.", gold) == (CHOICE, num_options, gold.strip("()."))
 
 
-def test_a_gold_letter_beyond_the_listed_options_widens_them() -> None:
-    assert question_kind(COLOURS, "E") == (CHOICE, 5, "E")
+def test_a_gold_letter_beyond_the_listed_options_is_refused() -> None:
+    with pytest.raises(ValueError, match="answer must be one of the listed options ABC, got 'E'"):
+        question_kind(COLOURS, "E")
+
+
+@pytest.mark.parametrize("gold", ["Option B", "option b", "**B**", "(b)"])
+def test_a_gold_letter_may_be_dressed(gold: str) -> None:
+    assert question_kind(COLOURS, gold) == (CHOICE, 3, "B")
 
 
 @pytest.mark.parametrize(

@@ -25,18 +25,19 @@ def draw(mean: float, variance: float, shape: tuple[int, ...], seed: int) -> np.
 
 def p_value_step_by_step(losses: np.ndarray, accepted: float) -> float:
     """The definition, one question at a time."""
-    stakes = np.array(mosaic.risk_control._BETS) / (1 - accepted)
-    wealth = np.ones(len(stakes))
+    stakes = np.array([share for share, _ in mosaic.risk_control._BETS]) / (1 - accepted)
+    wealth = np.array([start for _, start in mosaic.risk_control._BETS])
     peak = 1.0
     for loss in losses:
         wealth *= 1 - stakes * (float(loss) - accepted)
-        peak = max(peak, float(wealth.mean()))
+        peak = max(peak, float(wealth.sum()))
     return 1 / peak
 
 
 def test_by_hand() -> None:
-    stakes = (0.1, 0.25, 0.5, 0.75, 0.95)
-    gained = sum(1 + stake * 0.2 / 0.8 for stake in stakes) / 5  # one loss of 0 at an accepted loss of 0.2
+    assert sum(wealth for _, wealth in mosaic.risk_control._BETS) == pytest.approx(1)
+    # One loss of 0 at an accepted loss of 0.2; the mean stake is 0.05 x 0.03 + 0.19 x (0.1 + 0.25 + 0.5 + 0.75 + 0.95).
+    gained = 1 + 0.486 * 0.2 / 0.8
     assert betting_p_values(np.array([0]), 0.2) == pytest.approx(1 / gained)
     assert betting_p_values(np.array([1]), 0.2) == 1
     # A later loss of 1 does not take back what was reached before it.
@@ -85,6 +86,14 @@ def test_more_questions_reject_more_often() -> None:
     assert shares == sorted(shares)
     assert shares[0] < 0.2
     assert shares[-1] > 0.9
+
+
+def test_enough_questions_tell_any_margin() -> None:
+    """44 losses and 36 gains in 1,000: 0.8 pp, where 1 is accepted. Large stakes alone would never see it."""
+    losses = np.random.default_rng(2).permutation(np.repeat([1, -1, 0], [44 * 400, 36 * 400, 920 * 400]))
+    assert betting_p_values(losses, 0.01) < 0.05
+    assert betting_p_values(losses[:20_000], 0.01) > 0.05
+    assert betting_p_values(losses, 0.008) > 0.05
 
 
 def test_a_small_variance_needs_fewer_questions() -> None:

@@ -60,18 +60,25 @@ def test_walls_say_what_is_fitted_and_what_is_predicted() -> None:
     assert plain in lines[2]
     assert "one elasticity (PREDICTED: fitted on MMLU-Pro)" in lines[3]
     assert "one elasticity (FITTED)" in describe_walls("mmlu_pro", PAIR)[3]
-    assert "for 20% of the stage only the last 5% of them run" in lines[4]
+    assert "the elasticity carried over helps: 1.0% from the published wall, without it 10.0%" in lines[4]
+    worse = [replace(sample, plain_gated_s=228.0, gated_s={"tp4": 280.0}) for sample in PAIR]
+    assert "carried over makes it worse" in describe_walls("gpqa", worse)[4]
+    assert "for 20% of the stage only the last 5% of them run" in lines[5]
 
 
 def test_end_to_end_ranges_over_what_round_robin_leaves_open() -> None:
     published = END_TO_END_SPEEDUP["gpqa"]
     speedup = (2350 / 1230 + 2350 / 1330) / 2
+    plain = (2350 / 1200 + 2350 / 1310) / 2
     lines = describe_end_to_end("gpqa", PAIR, {"gpqa": {"ratios": [1.0, 1.2]}})
-    assert f"published {published:.2f}, simulated {speedup:.2f}" in lines[1]
-    assert f"{2350 / (1.2 * 1050 + 230):.2f} to {2350 / (1050 + 230):.2f}" in lines[2]
-    assert "MISS" in lines[2]
-    assert "published inside" in describe_end_to_end("gpqa", PAIR, {"gpqa": {"ratios": [0.5, 1.2]}})[2]
-    assert len(describe_end_to_end("mmlu_pro", PAIR, {})) == 2
+    assert "round robin and never are FITTED" in lines[0]
+    assert f"PREDICTED: published {published:.2f}, simulated {speedup:.2f}" in lines[1]
+    assert f"without it; both walls PREDICTED: published {published:.2f}, simulated {plain:.2f}" in lines[2]
+    assert f"{2350 / (1.2 * 1050 + 230):.2f} to {2350 / (1050 + 230):.2f}" in lines[3]
+    assert "MISS" in lines[3]
+    assert "published inside" in describe_end_to_end("gpqa", PAIR, {"gpqa": {"ratios": [0.5, 1.2]}})[3]
+    _, with_it, _ = describe_end_to_end("mmlu_pro", PAIR, {})
+    assert "FITTED here" in with_it, "on MMLU-Pro only the ILP's wall is a prediction"
 
 
 def test_auto_is_compared_with_the_better_of_the_two() -> None:

@@ -94,11 +94,14 @@ def test_screen_of_two_stages_fits_24_lines_of_100_columns(num_workers, notes):
 def test_screen_tells_what_the_second_stage_cost_and_gave():
     text = describe_stages()
     assert "3 questions, 3 + 1 calls, 2 workers" in text
+    assert "25.0% of the workers' time; loading 15.6% in 3 loads" in text, "the expert stage's, as the lanes are"
     assert "makespan  100.0 s end to end, of which the aggregator 20.0 s (predicted 18.0 s)\n" in text
     assert "experts   80.0 s   predicted 72.0 s (-10.0%)   lower bound 60.0 s (x 1.333)\n" in text
     assert "gate      majority: 66.7% (fitted) skipped; 1 questions to Z (tp 2)\n" in text
     assert "saved     30.0 s of the 50.0 s that aggregating everything takes\n" in text
-    assert "accuracy  62.50%, +2.50 pp against aggregating everything\n" in text
+    assert "1 questions to Z (tp 2); 3 too long for it\n" in describe_stages(num_too_long=3)
+    assert "accuracy  62.50% (its level is fitted), +2.50 pp against aggregating everything\n" in text
+    assert "(predicted 18.0 s by affine costs)\n" in describe_stages(aggregator_costs="affine")
 
 
 def test_screen_leaves_out_what_is_not_known_of_the_second_stage():
@@ -108,7 +111,9 @@ def test_screen_leaves_out_what_is_not_known_of_the_second_stage():
     assert "majority: 66.7% skipped" in text
     for word in ("saved", "accuracy", "None"):
         assert word not in text
-    assert "accuracy  62.50%\n" in describe_stages(always_aggregate_accuracy_frac=None)
+    assert "accuracy  62.50% (its level is fitted)\n" in describe_stages(always_aggregate_accuracy_frac=None)
+    measured = describe_stages(skip_frac_source="measured")
+    assert "accuracy  62.50%, +2.50 pp against aggregating everything\n" in measured
 
 
 def test_screen_says_that_no_question_was_left_to_the_aggregator():
@@ -184,7 +189,7 @@ def test_a_point_of_a_sweep_takes_a_line():
 def test_a_point_of_two_stages_tells_skips_time_and_accuracy():
     summary = summarise_stages(make_two_stage_run())
     line = (
-        "seed=3: makespan 80.0 s, predicted 72.0 s, idle 25.0%, end to end 100.0 s, skipped 66.7% (fitted), "
+        "seed=3: experts 80.0 s, predicted 72.0 s, idle 25.0%, end to end 100.0 s, skipped 66.7% (fitted), "
         "accuracy 62.5%"
     )
     assert describe_point(summary, "seed=3") == line

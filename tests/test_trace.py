@@ -1,7 +1,7 @@
 import json
 
 from mosaic.trace import trace_json
-from tests.run_records import make_failed, make_record, make_result, make_session, make_small_run
+from tests.run_records import make_failed, make_record, make_result, make_session, make_small_run, make_two_stage_run
 
 
 def events(result, **wanted):
@@ -38,3 +38,11 @@ def test_counter_rises_at_admission_falls_at_finish_and_ends_at_zero():
     )
     counts = [(e["ts"], e["args"]["calls"]) for e in events(make_result(make_session(), calls=calls), ph="C")]
     assert counts == [(1_000_000, 2), (3_000_000, 0)]
+
+
+def test_both_stages_are_on_one_clock_and_told_apart_by_their_category():
+    spans = events(make_two_stage_run(), ph="X", cat="aggregate")
+    assert [(e["pid"], e["name"], e["ts"], e["dur"]) for e in spans] == [
+        (0, "Z", 90_000_000, 10_000_000), (1, "Z", 90_000_000, 10_000_000),
+    ]  # fmt: skip
+    assert len(events(make_two_stage_run(), ph="X", cat="propose")) == 3

@@ -194,8 +194,8 @@ def test_fitted_skip_shares_are_declared_with_the_worlds_they_hold_in(drawn):
     other = make_outcome(case="v", skip_frac_source="measured", num_seeds=3)
     draw_tradeoff([make_outcome(**fitted), make_outcome("b", **fitted)])
     draw_tradeoff([make_outcome(**fitted), make_outcome("b", **fitted), other])
-    assert "skip shares are fitted" in words_of(drawn[0])
-    assert "skip shares are fitted on w" in words_of(drawn[1])
+    assert "skip shares and levels of accuracy are fitted" in words_of(drawn[0])
+    assert "skip shares and levels of accuracy are fitted on w" in words_of(drawn[1])
     assert any("over 3 to 4 seeds" in word for word in words_of(drawn[1]))
     assert not any("measured" in word for word in words_of(drawn[1]))
 

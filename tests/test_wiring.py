@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 
 from experiments.wiring import CONF, Setup, compose_config, setup_from
+from mosaic.calibration_answers import encode_calibration_answers
 from mosaic.costs import AffineCosts, PaperCosts
+from mosaic.gate import Majority
 from mosaic.lengths import ClippedLognormal
 from mosaic.pipeline import run
 from mosaic.profiles import write_profile
 from mosaic.results import CallStatus
 from mosaic.sweep import sweep_calls
-from mosaic.workload import CallKey, Role
+from mosaic.workload import AnswerKind, CallKey, Role
 from sim.engine_settings import EngineSettings, Order
 from sim.world import World
+from tests.calibration_questions import make_question
 
 PUBLISHED = ("mmlu_pro", "medmcqa", "gpqa")
 FILE_EXPERT_BY_POOL = {"hybrid": "Qwen", "demo": "SmolLM2", "llama3_8b": "llama3_8b"}
@@ -28,6 +31,21 @@ FITTING = [
 ]
 """Workload, pool and hardware that go together."""
 SCHEDULERS, COSTS = ["ilp", "round_robin", "fifo", "least_loaded", "data_parallel"], ["paper", "affine"]
+GATES = ["never", "unanimous", "majority", "weighted", "calibrated"]
+DEGREES = {"tp4": (4,), "dp4": (1,), "auto": (4, 1)}
+"""Tensor-parallel degrees of each choice of the aggregator."""
+MEASURED_DEGREES = {"a100_80gb": (1, 4), "rtxpro6000": (1, 2), "rtx4090": (1,)}
+"""At which the hardware's operators were measured, or are computed."""
+SMALL_AGGREGATOR = {("hybrid", "rtx4090"): "Qwen"}
+"""Where the pool's own aggregator has no room on the GPU."""
+
+
+def choose_aggregator(i: int, pool: str, hardware: str) -> str:
+    if pool == "llama3_8b":
+        return "none"
+    return list(DEGREES)[i % 3] if hardware == "a100_80gb" else ["dp4", "auto"][i % 2]
+
+
 POINTS = [
     {
         "workload": workload,
@@ -37,11 +55,12 @@ POINTS = [
         "costs": COSTS[i % 2],
         "backend": ["sim", "sim", "none"][i % 3],
         "cluster": "a100x4",
-        "aggregator": "none",
+        "gate": GATES[i % 5],
+        "aggregator": choose_aggregator(i, pool, hardware),
     }
     for i, (workload, pool, hardware) in enumerate(FITTING)
 ]
-"""All pairs of scheduler, costs and backend meet, spread over the points."""
+"""All pairs of scheduler, costs and backend meet, and all gates of a second stage, spread over the points."""
 LOG_LINE = {
     "request_id": "a", "input_toks": 10, "output_toks": 11, "queued_ts": 50.0, "scheduled_ts": 50.5,
     "first_token_ts": 51.0, "last_token_ts": 53.0,
@@ -62,7 +81,19 @@ def overrides_of(point: Mapping[str, str], folder: Path) -> list[str]:
         overrides.append(f"workload.path={write_lines(folder / 'q.jsonl', *lines)}")
     if point.get("workload") == "request_log":
         overrides.append(f"workload.path={write_lines(folder / 'log.jsonl', LOG_LINE)}")
+    small = SMALL_AGGREGATOR.get((point.get("pool", ""), point.get("hardware", "")))
+    if small is not None:
+        overrides.append(f"aggregator.expert={small}")
+    if point.get("gate") in ("weighted", "calibrated"):
+        overrides.append(f"gate.calibration={write_calibration(folder / 'calibration.parquet')}")
     return overrides
+
+
+def write_calibration(path: Path) -> Path:
+    """Write answers to 40 questions, on half of which all experts agree."""
+    graded = [make_question(f"c{i}", "AAA" if i % 2 else "AAB") for i in range(40)]
+    path.write_bytes(encode_calibration_answers(graded))
+    return path
 
 
 def make_setup(*overrides: str) -> Setup:
@@ -70,10 +101,14 @@ def make_setup(*overrides: str) -> Setup:
 
 
 def test_the_points_take_every_choice_of_every_group() -> None:
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"expert", "experiment", "lengths"}
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"expert", "experiment", "lengths", "answers"}
     assert groups == set(POINTS[0])
     for group in groups:
         assert {point[group] for point in POINTS} == choices(group), group
+
+
+def test_every_gate_meets_an_aggregator() -> None:
+    assert {point["gate"] for point in POINTS if point["aggregator"] != "none"} == choices("gate")
 
 
 def choices(group: str) -> set[str]:
@@ -95,9 +130,16 @@ def test_every_point_composes_and_instantiates(point: dict[str, str], tmp_path: 
     assert (setup.settings is None) == (point["backend"] == "none")
     profile = {"profile": None, "num_calls_by_expert": setup.workload.num_calls_by_expert}
     assert setup.costs(**profile).name == point["costs"]
-    called = set(setup.workload.num_calls_by_expert)
-    assert called <= {expert.name for expert in setup.experts}
-    assert called <= set(setup.lengths) | {call.expert for call in setup.workload.calls if setup.workload.output_tokens}
+    if point["aggregator"] == "none":
+        assert setup.stage is None
+    else:
+        assert setup.stage is not None
+        assert (setup.stage.gate.name, setup.stage.aggregator.name) == (point["gate"], point["aggregator"])
+        assert setup.stage.aggregator.expert in setup.experts
+        assert set(setup.stage.lengths) == {setup.stage.aggregator.expert.name}
+        measured = MEASURED_DEGREES[point["hardware"]]
+        expected = tuple(degree for degree in DEGREES[point["aggregator"]] if degree in measured)
+        assert setup.stage.aggregator.tp_degrees == expected
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("experiment/*.yaml")), ids=lambda path: path.stem)
@@ -105,6 +147,7 @@ def test_every_experiment_composes(path: Path, tmp_path: Path) -> None:
     log = write_lines(tmp_path / "log.jsonl", LOG_LINE)
     setup = make_setup(f"+experiment={path.stem}", f"workload.path={log}", "hardware=rtxpro6000")
     assert setup.cluster.num_workers >= 1
+    assert setup.stage is None, "a log holds no questions to aggregate"
 
 
 @pytest.mark.parametrize("workload", PUBLISHED)
@@ -127,6 +170,10 @@ def test_the_defaults_are_the_papers_main_run() -> None:
     assert setup.cluster.num_workers == 4
     assert setup.settings == EngineSettings(order=Order.PREFILL_FIRST, max_num_seqs=256)
     assert setup.profile_path is None
+    assert setup.aggregator_profile_path is None
+    assert setup.stage is not None
+    assert setup.stage.gate == Majority(tau=0.6667)
+    assert (setup.stage.aggregator.expert.name, setup.stage.aggregator.tp_degrees) == ("LlamaR1", (4,))
     assert make_setup("costs=affine").costs.func is AffineCosts  # type: ignore[attr-defined]
 
 
@@ -134,6 +181,9 @@ def test_overrides_reach_the_values() -> None:
     setup = make_setup(
         "workload=gpqa", "cluster.num_workers=2", "seed=3", "profile.seed=9", "profile.sweep.shard_sizes=[4,8]",
         "backend.max_num_seqs=64", "pool.experts.Gemma.max_replicas=4", "scheduler.max_experts_per_worker=3",
+        "gate.tau=0.9", "aggregator=dp4", "aggregator.expert=LlamaR1", "aggregator.min_output_tokens=99",
+        "workload.aggregator.output_tokens.mean.value=321", "workload.answers.discrimination.value=1.25",
+        "workload.answers.ability_by_expert.Gemma.value=-0.7", "workload.answers.visible_tokens.value=77",
     )  # fmt: skip
     assert setup.cluster.num_workers == 2
     assert (setup.seed, setup.profile_seed) == (3, 9)
@@ -142,6 +192,88 @@ def test_overrides_reach_the_values() -> None:
     assert {expert.name: expert.max_replicas for expert in setup.experts}["Gemma"] == 4
     assert setup.scheduler.max_experts_per_worker == 3  # type: ignore[attr-defined]
     assert setup.sweep.shard_sizes == (4, 8)
+    assert setup.stage is not None
+    assert setup.stage.gate == Majority(tau=0.9)
+    assert (setup.stage.aggregator.expert.name, setup.stage.aggregator.min_output_tokens) == ("LlamaR1", 99)
+    assert setup.stage.lengths["LlamaR1"].mean == 321
+    assert setup.answers.model is not None
+    assert setup.answers.model.discrimination == 1.25
+    assert setup.answers.model.ability_by_expert["Gemma"] == -0.7
+    assert setup.answers.model.source == "fitted"
+    thinking = setup.world().thinking
+    assert thinking == {"LlamaR1": 77, "QwenR1": 77}, "who thinks shows the end of the text only"
+
+
+@pytest.mark.parametrize(("workload", "expert"), [("mmlu_pro", "LlamaR1"), ("medmcqa", "Exaone"), ("gpqa", "QwenR1")])
+def test_the_aggregator_is_the_workloads(workload: str, expert: str) -> None:
+    config = compose_config([f"workload={workload}"])
+    stage = setup_from(config).stage
+    assert stage is not None
+    assert stage.aggregator.expert.name == expert
+    assert stage.lengths[expert].mean == config["workload"]["aggregator"]["output_tokens"]["mean"]["value"]
+
+
+def test_a_workload_without_an_aggregator_takes_the_pools(tmp_path: Path) -> None:
+    stage = make_setup("workload=medmcqa", "workload.aggregator=null").stage
+    assert stage is not None
+    assert stage.aggregator.expert.name == "LlamaR1"
+    own = small_setup(tmp_path, "workload.aggregator={expert: SmolLM2, output_tokens: {sample: [9], source: measured}}")
+    assert own.stage is not None
+    assert own.stage.aggregator.expert.name == "SmolLM2"
+    assert own.stage.lengths["SmolLM2"].mean == 9
+
+
+def test_an_aggregator_keeps_the_degrees_that_fit_the_cluster() -> None:
+    stage = make_setup("workload=gpqa", "aggregator=auto", "cluster.num_workers=3").stage
+    assert stage is not None
+    assert stage.aggregator.tp_degrees == (1,)
+
+
+def test_an_aggregator_that_no_gpu_can_hold_is_refused_before_any_work(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "q.jsonl", {"id": "a", "prompt_tokens": 100, "experts": ["Qwen"]})
+    overrides = ("workload=file", f"workload.path={path}", "hardware=rtx4090", "aggregator=dp4")
+    with pytest.raises(ValueError, match="expert LlamaR1 must fit into tp_degree=1 x rtx4090"):
+        make_setup(*overrides)
+    assert make_setup(*overrides, "aggregator.expert=Qwen").stage is not None
+
+
+def test_a_degree_that_the_hardware_was_not_measured_at_is_refused_before_any_work() -> None:
+    with pytest.raises(ValueError, match=r"tp_degrees must be degrees that rtxpro6000 was measured at, got \[4\]"):
+        make_setup("workload=gpqa", "hardware=rtxpro6000", "aggregator=tp4")
+    stage = make_setup("workload=gpqa", "hardware=rtxpro6000", "aggregator.tp_degrees=[4,2]").stage
+    assert stage is not None
+    assert stage.aggregator.tp_degrees == (2,)
+
+
+def test_a_gate_is_not_calibrated_on_the_batch_itself(tmp_path: Path) -> None:
+    file = tmp_path / "c.parquet"
+    file.write_bytes(encode_calibration_answers([make_question("q3"), make_question("other")]))
+    with pytest.raises(ValueError, match="gate.calibration must hold other questions than the batch, got 1 of .*'q3'"):
+        small_setup(tmp_path, "gate=calibrated", f"gate.calibration={file}")
+    assert small_setup(tmp_path, "gate=weighted", f"gate.calibration={file}").stage is not None, "it promises nothing"
+
+
+def test_a_workload_without_an_answer_model_has_lengths_and_no_second_stage(tmp_path: Path) -> None:
+    setup = small_setup(tmp_path, "workload.answers=null", "aggregator=none")
+    assert setup.answers.model is None
+    assert {setup.world().outcome(call).answer for call in setup.workload.calls} == {None}
+    with pytest.raises(
+        ValueError, match="workload.answers must be given where a gate reads simulated answers, got null"
+    ):
+        small_setup(tmp_path, "workload.answers=null")
+
+
+def test_free_text_is_compared_by_a_function_of_ones_own(tmp_path: Path) -> None:
+    stage = small_setup(tmp_path, "aggregator.comparison=operator.eq").stage
+    assert stage is not None
+    same = stage.compare[AnswerKind.TEXT]
+    assert same is not None
+    assert same("a", "a")
+    assert not same("a", "b")
+    assert small_setup(tmp_path, "aggregator.comparison=builtins.max").stage is not None, "C says not what it takes"
+    plain = small_setup(tmp_path).stage
+    assert plain is not None
+    assert plain.compare[AnswerKind.TEXT] is None
 
 
 def test_the_length_scale_is_applied_to_the_workloads_lengths() -> None:
@@ -182,7 +314,7 @@ def test_calibration_never_sees_the_test_worlds_luck(tmp_path: Path) -> None:
     setup = small_setup(tmp_path, "profile.seed=0", "seed=0")
     assert setup.profile() == small_setup(tmp_path, "profile.seed=0", "seed=1").profile()
     (entry,) = small_setup(tmp_path, "profile.seed=7", "seed=0").profile().entries
-    world = World(lengths=setup.lengths, root_seed=7, stream="calibration")
+    world = World(lengths=setup.lengths, root_seed=7, stream="calibration", answers=setup.answers.model)
     calls = [call for shard in sweep_calls(setup.sweep, "SmolLM2", lambda i: 100) for call in shard]
     assert entry.output_tokens == tuple(sorted(world.outcome(call).output_tokens for call in calls))
     assert setup.world().stream == "test"
@@ -197,7 +329,7 @@ def test_a_saved_profile_takes_the_place_of_the_sweep(tmp_path: Path) -> None:
 
 def test_recorded_lengths_reach_the_world(tmp_path: Path) -> None:
     log = write_lines(tmp_path / "log.jsonl", LOG_LINE)
-    setup = make_setup("workload=request_log", "pool=llama3_8b", f"workload.path={log}")
+    setup = make_setup("workload=request_log", "pool=llama3_8b", "aggregator=none", f"workload.path={log}")
     (call,) = setup.workload.calls
     assert call.key == CallKey(call.key.question, Role.PROPOSE, 0)
     assert setup.world().outcome(call).output_tokens == 11

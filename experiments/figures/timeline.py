@@ -42,11 +42,10 @@ if TYPE_CHECKING:
 
 LEFT_IN, RIGHT_IN = 0.55, 0.08
 TOP_IN, AXIS_IN, LEGEND_ROW_IN = 0.27, 0.29, 0.14
+MARK_ROW_IN = (SMALL_PT + 1.5) / 72
 BAR = 0.74
 """Height of a bar; a lane is 1 high."""
 NUM_LEGEND_COLUMNS = 4
-NAME_FRAC = 0.32
-"""Share of the axis that the name of a mark takes; two marks that are nearer cannot both have one in a row."""
 
 
 def draw_timeline(
@@ -73,7 +72,9 @@ def draw_timeline(
     num_rows = -(-(1 + len(in_legend)) // NUM_LEGEND_COLUMNS)
 
     bottom_in = AXIS_IN + LEGEND_ROW_IN * num_rows + 0.04
-    height_in = TOP_IN + num_workers * lane_in + bottom_in
+    experts_s = _experts_end_s(sessions)
+    top_in = TOP_IN + (0.0 if experts_s is None else MARK_ROW_IN)
+    height_in = top_in + num_workers * lane_in + bottom_in
     figure = new_figure(height_in)
     axes = figure.add_axes(
         (
@@ -90,7 +91,7 @@ def draw_timeline(
         if name is not None:
             _label(axes, session, name, colours[session.expert])
     _draw_frame(axes, num_workers, limit_s, lane_in)
-    _mark_ends(axes, _experts_end_s(sessions), makespan_s if sessions else None, predicted_makespan_s, limit_s)
+    _mark_ends(axes, experts_s, makespan_s if sessions else None, predicted_makespan_s, limit_s)
     _draw_legend(figure, {name: colours[name] for name in in_legend}, height_in)
     return png_bytes(figure)
 
@@ -103,9 +104,9 @@ def _experts_end_s(sessions: Sequence[SessionRecord]) -> float | None:
 
 def _label_of(session: SessionRecord, inches_per_s: float, lane_in: float) -> str | None:
     """Choose the name that fits into a session's box; None: none does."""
-    names = [f"{session.expert} aggregates"] if session.role is Role.AGGREGATE else []
+    names = [f"{session.expert} aggregates", "aggregator"] if session.role is Role.AGGREGATE else []
     room_in = (session.end_ts - session.start_ts) * inches_per_s if lane_in >= 1.35 * SMALL_PT / 72 else 0.0
-    fitting = (name for name in [*names, session.expert] if (len(name) * 0.58 + 0.6) * SMALL_PT / 72 <= room_in)
+    fitting = (name for name in [*names, session.expert] if (len(name) * 0.6 + 0.9) * SMALL_PT / 72 <= room_in)
     return next(fitting, None)
 
 
@@ -179,15 +180,22 @@ def _mark_ends(
 ) -> None:
     if experts_s is not None:
         axes.axvline(experts_s, color=INK, linewidth=0.6, clip_on=False)
-        if makespan_s is not None and makespan_s - experts_s > NAME_FRAC * limit_s:
-            _name_mark(axes, experts_s, f"experts {experts_s:,.4g} s", limit_s, row=1, colour=INK)
+        _name_mark(axes, experts_s, f"experts {experts_s:,.4g} s", limit_s, row=2, colour=INK)
     if predicted_s is not None:
         axes.axvline(predicted_s, color=MUTED, linewidth=0.6, linestyle=(0, (3, 2)), clip_on=False)
     if makespan_s is not None:
         axes.axvline(makespan_s, color=INK, linewidth=0.9, clip_on=False)
         _name_mark(axes, makespan_s, f"makespan {makespan_s:,.4g} s", limit_s, row=1, colour=INK)
     if predicted_s is not None:
-        _name_mark(axes, predicted_s, f"predicted {predicted_s:,.4g} s", limit_s, row=0, colour=MUTED)
+        of = "" if experts_s is None else "experts "
+        _name_mark(
+            axes,
+            predicted_s,
+            f"{of}predicted {predicted_s:,.4g} s",
+            limit_s,
+            row=0,
+            colour=MUTED,
+        )
 
 
 def _name_mark(axes: "Axes", at_s: float, text: str, limit_s: float, *, row: int, colour: str) -> None:

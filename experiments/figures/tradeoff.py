@@ -200,7 +200,10 @@ def _foot(outcomes: Sequence[Outcome]) -> list[str]:
     num_cases = len({outcome.case for outcome in outcomes})
     for source in sorted({outcome.skip_frac_source for outcome in outcomes if outcome.skip_frac_source} - {"measured"}):
         cases = list(dict.fromkeys(outcome.case for outcome in outcomes if outcome.skip_frac_source == source))
-        lines.append(f"skip shares are {source}" + ("" if len(cases) == num_cases else f" on {', '.join(cases)}"))
+        lines.append(
+            f"skip shares and levels of accuracy are {source}"
+            + ("" if len(cases) == num_cases else f" on {', '.join(cases)}")
+        )
     num_characters = int((COLUMN_WIDTH_IN - 2 * RIGHT_IN) / CHAR_IN)
     return [part for line in lines for part in wrap(line, num_characters)]
 

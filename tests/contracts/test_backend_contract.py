@@ -1,6 +1,7 @@
 """What every backend promises. To add a backend, add a factory to BACKENDS."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -178,6 +179,75 @@ def test_cancelling_what_has_finished_does_nothing(backend):
     result = backend.execute(plan_of_five(), CALLS, Watcher(("B19", B[19].key), ("A3", A[3].key)))
     assert result.actions == ()
     assert all(record.status is CallStatus.FINISHED for record in result.calls)
+
+
+# The second stage: the aggregator's calls need those of an earlier run, and its session spans four workers.
+
+MERGED = [
+    make_call(
+        f"q{i}", expert="W", role=Role.AGGREGATE, after=tuple(CallKey(f"q{i}", Role.PROPOSE, s) for s in range(i % 4))
+    )
+    for i in range(12)
+]
+
+
+def merged_outcome(call):
+    """An aggregator's outcome follows what its call needs."""
+    return Outcome(5 + 10 * len(call.after), answer="ABCD"[len(call.after)], visible_tokens=4)
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+def aggregating(request) -> Backend:
+    experts = [make_expert("A"), make_expert("W", tp_degree=4)]
+    return BACKENDS[request.param](merged_outcome, experts=experts, cluster=make_cluster(4))
+
+
+def merge_plan(*shards) -> Plan:
+    return make_plan(
+        *(
+            replace(make_session(number, shard, workers=(0, 1, 2, 3)), role=Role.AGGREGATE)
+            for number, shard in enumerate(shards)
+        ),
+        num_workers=4,
+    )
+
+
+def test_calls_that_need_an_earlier_run_are_served_over_four_workers(aggregating):
+    result = aggregating.execute(merge_plan(MERGED), MERGED)
+    (session,) = result.sessions
+    assert (session.expert, session.role, session.workers) == ("W", Role.AGGREGATE, (0, 1, 2, 3))
+    assert (session.num_calls, session.load_s > 0) == (12, True)
+    assert sorted(record.key for record in result.calls) == sorted(call.key for call in MERGED)
+    for record in result.calls:
+        assert (record.workers, record.status) == ((0, 1, 2, 3), CallStatus.FINISHED)
+        assert session.start_ts <= record.admitted_ts <= record.finished_ts <= session.end_ts
+
+
+def test_what_a_call_needs_reaches_its_outcome(aggregating):
+    records = {record.key: record for record in aggregating.execute(merge_plan(MERGED), MERGED).calls}
+    for call in MERGED:
+        record = records[call.key]
+        assert (record.output_tokens, record.answer, record.visible_tokens) == merged_outcome(call)
+
+
+def test_an_aggregator_that_stays_on_its_workers_loads_once(aggregating):
+    first, second = aggregating.execute(merge_plan(MERGED[:7], MERGED[7:]), MERGED).sessions
+    assert (first.load_s > 0, second.load_s) == (True, 0)
+    assert first.end_ts <= second.load_start_ts
+
+
+def test_a_call_cannot_need_one_of_the_same_run(aggregating):
+    needed = make_call("q1", expert="A")
+    sessions = make_session(0, [needed]), make_session(1, MERGED, workers=(0, 1, 2, 3))
+    with pytest.raises(BackendError, match="q1/aggregate/0: after must name calls of an earlier run, got q1/propose/0"):
+        aggregating.execute(make_plan(*sessions, num_workers=4), [needed, *MERGED])
+
+
+@pytest.mark.parametrize("workers", [(0,), (0, 1), (0, 1, 2)])
+def test_fewer_workers_than_the_aggregator_spans_are_refused(aggregating, workers):
+    plan = make_plan(make_session(0, MERGED, workers=workers), num_workers=4)
+    with pytest.raises(BackendError, match=r"as many as tp_degree 4, got \(0"):
+        aggregating.execute(plan, MERGED)
 
 
 UNKNOWN = make_call("q0", expert="A", role=Role.AGGREGATE)

@@ -10,6 +10,7 @@ from mosaic.errors import InfeasibleError
 from mosaic.plan_file import plan_to_json
 from mosaic.problem import Problem
 from mosaic.schedulers.base import Scheduler
+from mosaic.workload import CallKey, Role
 from tests.factories import (
     assert_plan_valid,
     make_call,
@@ -94,6 +95,46 @@ def test_calls_keep_their_order_inside_a_session(scheduler: Scheduler) -> None:
 def test_session_takes_the_role_of_its_calls(scheduler: Scheduler) -> None:
     problem = make_problem({"A": 1}, calls=[make_call("q", expert="A", role="aggregate")])
     assert [session.role for session in scheduler.plan(problem).sessions] == ["aggregate"]
+
+
+def aggregate_problem(tp_degree: int, *, num_calls: int = 9, num_workers: int = 4, needed: int = 3) -> Problem:
+    """The second stage: W merges the answers of A and B, which the problem knows and has no calls for."""
+    calls = [
+        make_call(
+            f"q{i}",
+            expert="W",
+            role=Role.AGGREGATE,
+            after=tuple(CallKey(f"q{i}", Role.PROPOSE, slot) for slot in range(needed)),
+        )
+        for i in range(num_calls)
+    ]
+    degrees = {"W": tp_degree, "A": 1, "B": 1}
+    return make_problem(dict.fromkeys("WAB", 1), calls=calls, num_workers=num_workers, tp_degree=degrees)
+
+
+@pytest.mark.parametrize("num_workers", [4, 6, 8])
+def test_an_aggregator_over_four_workers_serves_every_call_once(scheduler: Scheduler, num_workers: int) -> None:
+    problem = aggregate_problem(4, num_workers=num_workers)
+    plan = scheduler.plan(problem)
+    assert_plan_valid(plan, problem)
+    assert {session.expert for session in plan.sessions} == {"W"}
+    assert {session.role for session in plan.sessions} == {Role.AGGREGATE}
+    assert {session.workers for session in plan.sessions} <= {(0, 1, 2, 3), (4, 5, 6, 7)}
+    if num_workers < 8:
+        assert [session.workers for session in plan.sessions] == [(0, 1, 2, 3)]
+
+
+@pytest.mark.parametrize("num_calls", [1, 2, 9])
+def test_an_aggregator_on_single_workers_serves_every_call_once(scheduler: Scheduler, num_calls: int) -> None:
+    problem = aggregate_problem(1, num_calls=num_calls)
+    plan = scheduler.plan(problem)
+    assert_plan_valid(plan, problem)
+    assert {session.role for session in plan.sessions} == {Role.AGGREGATE}
+
+
+def test_what_a_call_needs_of_an_earlier_run_changes_no_decision(scheduler: Scheduler) -> None:
+    needing, free = (scheduler.plan(aggregate_problem(4, needed=needed)) for needed in (3, 0))
+    assert needing.sessions == free.sessions
 
 
 def test_expert_goes_only_where_it_fits(scheduler: Scheduler) -> None:

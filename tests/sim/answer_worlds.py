@@ -3,10 +3,12 @@
 from typing import Any
 
 from mosaic.lengths import Empirical
+from mosaic.realization import Outcome
 from mosaic.results import CallRecord
-from mosaic.workload import AnswerKind, CallKey, Question, Role
+from mosaic.workload import AnswerKind, Call, CallKey, Question, Role
 from sim.answer_model import AnswerModel, Item, possible_answers
 from sim.world import World
+from tests.factories import make_call
 
 FINE = Empirical(sample=tuple(range(1, 100_001)))
 """As many tokens as the uniform number has hundred-thousandths."""
@@ -53,6 +55,22 @@ def item_of(world: World, question: str) -> Item:
     assert world.answers is not None
     possible = possible_answers(world.questions[question])
     return world.answers.item(question, possible, world.root_seed, world.stream)
+
+
+def names(number: int) -> list[str]:
+    """The first questions of a world."""
+    return [f"q{i}" for i in range(number)]
+
+
+def ask(world: World, question: str, *, expert: str = "A", slot: int = 0) -> Outcome:
+    """What becomes of an expert's call."""
+    return world.outcome(make_call(question, expert=expert, slot=slot))
+
+
+def aggregate_call(question: str = "q0", *slots: int) -> Call:
+    """The aggregator G's call after the responses of some slots."""
+    after = tuple(CallKey(question, Role.PROPOSE, slot) for slot in slots)
+    return make_call(question, expert="G", role=Role.AGGREGATE, after=after)
 
 
 def make_response(question: str, slot: int, answer: str | None, *, expert: str = "A") -> CallRecord:

@@ -101,6 +101,50 @@ def test_outputs_are_clipped_to_what_the_expert_may_write():
     assert {record.key.question: record.output_tokens for record in result.calls} == {"q0": 50, "q1": 20}
 
 
+def cut_at_50(outcome, prompt_tokens=20):
+    """The record of one call to an expert that may write 50 tokens in a context of 120."""
+    expert = make_expert("A", max_output_tokens=50, context_tokens=120)
+    calls = [make_call("q0", prompt_tokens=prompt_tokens)]
+    backend = make_backend(lambda call: outcome, experts=[expert])
+    (record,) = backend.execute(make_plan(make_session(0, calls)), calls).calls
+    assert record.status is CallStatus.FINISHED
+    return record
+
+
+@pytest.mark.parametrize(
+    ("output_tokens", "visible_tokens", "expected"),
+    [
+        (49, None, (49, "B", None)),
+        (49, 12, (49, "B", 12)),
+        (50, None, (50, None, None)),
+        (50, 12, (50, None, 0)),
+        (9000, 12, (50, None, 0)),
+        (9000, 0, (50, None, 0)),
+    ],
+)
+def test_a_response_cut_off_at_the_limit_has_no_answer_and_nothing_visible_but_its_thinking(
+    output_tokens, visible_tokens, expected
+):
+    record = cut_at_50(Outcome(output_tokens, "B", visible_tokens))
+    assert (record.output_tokens, record.answer, record.visible_tokens) == expected
+
+
+@pytest.mark.parametrize(("prompt_tokens", "answer"), [(79, "B"), (80, None), (119, None)])
+def test_the_end_of_the_context_cuts_off_too(prompt_tokens, answer):
+    record = cut_at_50(Outcome(40, "B", 5), prompt_tokens)
+    assert record.output_tokens == min(40, 120 - prompt_tokens)
+    assert (record.answer, record.visible_tokens) == (answer, 5 if answer else 0)
+
+
+def test_a_cancelled_response_shows_nothing():
+    calls = [*some_calls("A", 1), *some_calls("B", 1)]
+    backend = make_backend(lambda call: Outcome(4 if call.expert == "A" else 100, "B", 3), hardware=ONE_SECOND)
+    plan = make_plan(make_session(0, calls[:1]), make_session(1, calls[1:], workers=(1,)))
+    result = backend.execute(plan, calls, CancelOn(calls[0].key, calls[1].key))
+    shown = {record.key.question: (record.answer, record.visible_tokens) for record in result.calls}
+    assert shown == {"A0": ("B", 3), "B0": (None, None)}
+
+
 class TestCancelling:
     def test_a_running_call_on_another_worker_frees_it_at_once(self):
         calls = [*some_calls("A", 1), *some_calls("B", 1)]

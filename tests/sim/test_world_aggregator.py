@@ -1,0 +1,148 @@
+"""The simulated aggregator: its luck is its own, and its answer and length follow what it reads."""
+
+import random
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mosaic.realization import Outcome
+from mosaic.workload import Role
+from sim.preparation import cut_off
+from sim.world import World
+from tests.factories import make_call, make_expert
+from tests.sim.answer_worlds import (
+    FINE,
+    aggregate_call,
+    ask,
+    item_of,
+    make_model,
+    make_response,
+    make_world,
+    names,
+)
+
+EAGER = make_model(mean_ability=0.0, deference=1.5, aggregator_elasticity=1.0, aggregator_length_loading=0.5)
+
+
+def read(world: World, *answers: str | None, question: str = "q0") -> Outcome:
+    """What the aggregator makes of these responses."""
+    records = [make_response(question, slot, answer) for slot, answer in enumerate(answers)]
+    return world.after(records).outcome(aggregate_call(question, *range(len(answers))))
+
+
+def test_an_aggregator_without_deference_ignores_what_it_reads() -> None:
+    world = make_world(40, answers=replace(EAGER, deference=0.0))
+    for name in names(40):
+        assert len({read(world, *seen, question=name) for seen in ("BBB", "AAA", "ACD", "")}) == 1
+
+
+def test_an_aggregator_with_huge_deference_follows_a_unanimous_input() -> None:
+    world = make_world(40, answers=replace(EAGER, deference=20.0))
+    for name in names(40):
+        assert [read(world, *seen, question=name).answer for seen in ("BBB", "AAA", "DDD")] == ["B", "A", "D"]
+
+
+def test_in_between_every_vote_for_the_right_option_helps() -> None:
+    world = make_world(300, answers=EAGER)
+    num_right = [
+        sum(read(world, *seen, question=name).answer == "B" for name in names(300))
+        for seen in ("AAA", "AAB", "ABB", "BBB")
+    ]
+    assert num_right == sorted(set(num_right))
+
+
+@given(order=st.randoms(), strangers=st.lists(st.sampled_from([*"ABCD", None]), max_size=4), others=st.integers(0, 3))
+def test_its_outcome_depends_on_nothing_but_seed_key_and_inputs(
+    order: random.Random, strangers: list[str | None], others: int
+) -> None:
+    # Two policies: other calls added, cancelled, asked before and listed in another order.
+    world, call = make_world(8, answers=EAGER), aggregate_call("q3", 0, 1, 2)
+    inputs = [make_response("q3", slot, answer) for slot, answer in enumerate("BAB")]
+    expected = world.after(inputs).outcome(call)
+    added = [make_response("q4", slot, answer) for slot, answer in enumerate(strangers)]
+    # A fourth response of the question that the call does not name, as one that was cancelled.
+    added.append(make_response("q3", 3, "A", expert="B"))
+    records = [*inputs, *added]
+    order.shuffle(records)
+    other = make_world(8, answers=EAGER).after(records)
+    for i in range(others):
+        other.outcome(aggregate_call(f"q{i}", 0))
+    assert other.outcome(call) == expected
+    named = list(call.after)
+    order.shuffle(named)
+    assert other.outcome(replace(call, after=tuple(named))) == expected
+
+
+def test_a_world_that_is_told_of_responses_stays_as_it_was() -> None:
+    world = make_world(1, answers=EAGER)
+    before = ask(world, "q0")
+    told = world.after([make_response("q0", 0, "A")])
+    assert ask(told, "q0") == ask(world, "q0") == before
+    assert world.seen == {}
+
+
+def test_unparsable_and_missing_responses_support_nothing() -> None:
+    world = make_world(60, answers=EAGER)
+    for name in names(60):
+        expected = read(world, "A", "B", question=name)
+        assert read(world, "A", "B", None, question=name) == expected
+        records = [make_response(name, slot, answer) for slot, answer in enumerate("AB")]
+        assert world.after(records).outcome(aggregate_call(name, 0, 1, 2)) == expected
+    alone = [read(world, None, None, None, question=name) for name in names(60)]
+    assert alone == [read(world, question=name) for name in names(60)]
+    assert alone != [read(world, "A", "A", None, question=name) for name in names(60)]
+
+
+def test_an_expert_that_aggregates_has_other_luck_than_when_it_answers() -> None:
+    world = make_world(40, answers=replace(EAGER, deference=0.0), aggregator_lengths={"A": FINE})
+    own = [ask(world, name) for name in names(40)]
+    merged = [world.outcome(make_call(name, expert="A", role=Role.AGGREGATE)) for name in names(40)]
+    assert all(a.output_tokens != b.output_tokens for a, b in zip(own, merged, strict=True))
+    assert any(a.answer != b.answer for a, b in zip(own, merged, strict=True))
+
+
+def test_the_elasticity_multiplies_the_length_by_the_exponential_of_the_entropy() -> None:
+    eager = replace(EAGER, aggregator_elasticity=1.7)
+    plain = make_world(60, answers=replace(EAGER, aggregator_elasticity=0.0))
+    elastic = make_world(60, answers=eager)
+    for name in names(60):
+        _, factor = eager.aggregate(item_of(plain, name), "G", ["A", "B", "B"], 0.5)
+        base, stretched = (read(world, *"ABB", question=name) for world in (plain, elastic))
+        assert stretched == base._replace(output_tokens=round(factor * base.output_tokens))
+        assert factor > 1.001
+
+
+def test_agreement_makes_the_aggregator_shorter() -> None:
+    world = make_world(300, answers=EAGER)
+    ratios = [
+        read(world, *"BBB", question=name).output_tokens / read(world, *"ACD", question=name).output_tokens
+        for name in names(300)
+    ]
+    assert fmean(ratios) < 0.8
+
+
+def test_an_elastic_length_respects_the_experts_limit() -> None:
+    world = make_world(200, answers=replace(EAGER, aggregator_elasticity=3.0))
+    expert = make_expert("G", max_output_tokens=50_000, context_tokens=100_000)
+    num_cut = 0
+    for name in names(200):
+        outcome = read(world, *"ABC", question=name)
+        job = cut_off(aggregate_call(name), expert, outcome)
+        assert job.output_tokens == min(50_000, outcome.output_tokens)
+        assert job.answer == (outcome.answer if outcome.output_tokens < 50_000 else None)
+        num_cut += job.answer is None
+    assert 0 < num_cut < 200
+
+
+@pytest.mark.parametrize("answers", [None, EAGER])
+def test_an_aggregators_length_from_nowhere_is_refused(answers) -> None:
+    world = make_world(answers=answers, lengths={"G": FINE}, aggregator_lengths={"H": FINE})
+    message = (
+        r"length distribution for aggregator 'G', got \['H'\]: "
+        r"add workload\.aggregator\.output_tokens or pool\.aggregator\.output_tokens"
+    )
+    with pytest.raises(ValueError, match=message):
+        world.outcome(aggregate_call())

@@ -1,0 +1,198 @@
+"""The simulated world of answers: agreement, accuracy and length follow one difficulty a question."""
+
+from dataclasses import replace
+from math import exp, sqrt
+from statistics import NormalDist, correlation, fmean, stdev
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chi2_contingency, kstest
+
+from mosaic.lengths import ClippedLognormal, Empirical
+from mosaic.realization import Outcome
+from sim.world import World
+from tests.factories import make_call, make_calls
+from tests.sim.answer_worlds import FINE, aggregate_call, ask, item_of, make_choice, make_model, make_world, names
+
+LENGTHS = {
+    "A": ClippedLognormal(mean=300, sigma=0.8, clip_tokens=4096),
+    "B": Empirical(sample=tuple(range(10, 500, 7))),
+}
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+NORMAL = NormalDist()
+NUM_QUESTIONS = 3000
+NAMES = names(NUM_QUESTIONS)
+
+
+def score(outcome: Outcome) -> float:
+    """The normal score of a length drawn from FINE."""
+    return NORMAL.inv_cdf((outcome.output_tokens - 0.5) / len(FINE.sample))
+
+
+def assert_higher(high: list[float], low: list[float]) -> None:
+    """The mean of the first is above that of the second by more than 4 standard errors."""
+    error = sqrt(stdev(high) ** 2 / len(high) + stdev(low) ** 2 / len(low))
+    assert fmean(high) - fmean(low) > 4 * error
+
+
+def probabilities(world: World, question: str, expert: str) -> dict[str, float]:
+    """The model's formula, written out once more."""
+    model, item = world.answers, item_of(world, question)
+    assert model is not None
+    right = exp(model.mean_ability + model.ability_by_expert[expert] - model.discrimination * item.difficulty)
+    weights = (right, *item.attractions)
+    return {answer: weight / sum(weights) for answer, weight in zip(item.answers, weights, strict=True)}
+
+
+# Lengths
+
+
+@pytest.mark.parametrize("root_seed", [0, 3])
+def test_answers_without_loading_leave_every_length_as_it_was(root_seed: int) -> None:
+    calls = make_calls({"A": 40, "B": 25})
+    bare = World(lengths=LENGTHS, root_seed=root_seed)
+    answering = replace(bare, answers=make_model(), questions={f"q{i}": make_choice(f"q{i}") for i in range(30)})
+    outcomes = [answering.outcome(call) for call in calls]
+    # Without an answer model there are lengths and nothing else.
+    assert [Outcome(outcome.output_tokens, None, None) for outcome in outcomes] == [bare.outcome(c) for c in calls]
+    assert [outcome.answer is not None for outcome in outcomes] == [i < 30 for i in range(65)]
+
+
+@pytest.mark.parametrize("loading", [0.4, 0.8319, 1.0])
+@pytest.mark.parametrize("expert", ["A", "B"])
+def test_the_loading_leaves_each_experts_length_distribution_as_it_is(loading: float, expert: str) -> None:
+    world = make_world(lengths=LENGTHS, answers=make_model(length_loading=loading))
+    lengths = [ask(world, name, expert=expert).output_tokens for name in NAMES]
+    assert lengths != [ask(replace(world, answers=None), name, expert=expert).output_tokens for name in NAMES]
+    grid = [LENGTHS[expert].quantile((i + 0.5) / NUM_QUESTIONS) for i in range(NUM_QUESTIONS)]
+    assert kstest(lengths, grid).pvalue > 1e-3
+    assert abs(fmean(lengths) - LENGTHS[expert].mean) < 4 * LENGTHS[expert].std / sqrt(NUM_QUESTIONS)
+
+
+@pytest.mark.parametrize("loading", [0.0, 0.5, 0.8319])
+def test_lengths_of_a_questions_slots_correlate_as_the_square_of_the_loading(loading: float) -> None:
+    world = make_world(NUM_QUESTIONS, answers=make_model(length_loading=loading))
+    first, again, other = (
+        [score(ask(world, name, expert=expert, slot=slot)) for name in NAMES]
+        for expert, slot in (("A", 0), ("A", 1), ("B", 2))
+    )
+    for slots in ((first, again), (first, other)):
+        assert abs(correlation(*slots) - loading**2) < 4 * (1 - loading**4) / sqrt(NUM_QUESTIONS)
+    with_difficulty = correlation([item_of(world, name).difficulty for name in NAMES], first)
+    assert abs(with_difficulty - loading) < 4 * (1 - loading**2) / sqrt(NUM_QUESTIONS)
+
+
+def test_lengths_of_two_questions_are_independent() -> None:
+    world = make_world(NUM_QUESTIONS, answers=make_model(length_loading=0.9))
+    scores = [score(ask(world, name)) for name in NAMES]
+    assert abs(correlation(scores[:-1], scores[1:])) < 4 / sqrt(NUM_QUESTIONS)
+
+
+@pytest.mark.parametrize("loading", [0.0, 0.7])
+def test_the_aggregators_lengths_lean_by_their_own_loading(loading: float) -> None:
+    answers = make_model(length_loading=0.3, aggregator_length_loading=loading)
+    world = make_world(NUM_QUESTIONS, answers=answers)
+    scores = [score(world.outcome(aggregate_call(name))) for name in NAMES]
+    found = correlation([item_of(world, name).difficulty for name in NAMES], scores)
+    assert abs(found - loading) < 4 * (1 - loading**2) / sqrt(NUM_QUESTIONS)
+
+
+def test_recorded_lengths_take_precedence_over_the_difficulty_too() -> None:
+    call = make_call("q0")
+    world = make_world(answers=make_model(length_loading=0.9), recorded={call.key: 7})
+    assert world.outcome(call).output_tokens == 7
+    assert world.outcome(call).answer == make_world(answers=make_model()).outcome(call).answer
+
+
+def test_experts_that_think_show_no_more_than_their_visible_tokens() -> None:
+    world = make_world(20, thinking={"A": 40_000})
+    lengths = [ask(world, name).output_tokens for name in names(20)]
+    assert min(lengths) < 40_000 < max(lengths)
+    assert [ask(world, name).visible_tokens for name in names(20)] == [min(tokens, 40_000) for tokens in lengths]
+    assert ask(world, "q0", expert="B").visible_tokens is None
+
+
+# Answers
+
+
+def test_harder_questions_disagree_more_go_wrong_more_often_and_run_longer() -> None:
+    world = make_world(NUM_QUESTIONS, answers=make_model(length_loading=0.5))
+    rows = []
+    for name in sorted(NAMES, key=lambda name: item_of(world, name).difficulty):
+        outcomes = [ask(world, name, expert="AB"[slot % 2], slot=slot) for slot in range(3)]
+        said = [outcome.answer for outcome in outcomes]
+        rows.append((len(set(said)), said.count("B"), sum(outcome.output_tokens for outcome in outcomes)))
+    third = NUM_QUESTIONS // 3
+    easy, middle, hard = (list(zip(*rows[i * third : (i + 1) * third], strict=True)) for i in range(3))
+    for below, above in ((easy, middle), (middle, hard)):
+        assert_higher(above[0], below[0])
+        assert_higher(below[1], above[1])
+        assert_higher(above[2], below[2])
+
+
+def test_abler_experts_are_right_more_often_and_on_every_question_that_the_others_get() -> None:
+    world = make_world(NUM_QUESTIONS)
+    right = {expert: [ask(world, name, expert=expert).answer == "B" for name in NAMES] for expert in "ACB"}
+    for abler, weaker in ("AC", "CB"):
+        assert sum(right[abler]) > sum(right[weaker])
+        # The same slot's luck: nothing that the weaker gets is lost on the abler.
+        assert all(a or not b for a, b in zip(right[abler], right[weaker], strict=True))
+
+
+@pytest.mark.parametrize("question", ["q0", "q1", "q2", "q3"])
+def test_slots_of_one_expert_are_independent_given_the_question(question: str) -> None:
+    number = 4000
+    world = make_world(4, answers=make_model(length_loading=0.8, mean_ability=1.0))
+    expected = probabilities(world, question, "A")
+    outcomes = [ask(world, question, slot=slot) for slot in range(2 * number)]
+    said = [outcome.answer for outcome in outcomes]
+    for answer, share in expected.items():
+        assert abs(said.count(answer) / len(said) - share) < 4 * sqrt(share * (1 - share) / len(said)), answer
+    pairs = list(zip(said[::2], said[1::2], strict=True))
+    agree = sum(share**2 for share in expected.values())
+    assert abs(sum(a == b for a, b in pairs) / number - agree) < 4 * sqrt(agree * (1 - agree) / number)
+    common = [answer for answer, share in expected.items() if share > 0.05]
+    assert chi2_contingency([[pairs.count((a, b)) for b in common] for a in common]).pvalue > 1e-3
+    # Nor do a call's answer and its length tell of each other, once the question is known.
+    right = [float(answer == "B") for answer in said]
+    assert abs(correlation(right, [score(outcome) for outcome in outcomes])) < 4 / sqrt(len(said))
+
+
+def test_pairs_agree_over_questions_as_the_sum_of_squared_probabilities() -> None:
+    world = make_world(NUM_QUESTIONS)
+    first, second = ([ask(world, name, expert="B", slot=slot).answer for name in NAMES] for slot in range(2))
+    expected = [sum(p**2 for p in probabilities(world, name, "B").values()) for name in NAMES]
+    agree = fmean(a == b for a, b in zip(first, second, strict=True))
+    error = sqrt(sum(p * (1 - p) for p in expected)) / NUM_QUESTIONS
+    assert abs(agree - fmean(expected)) < 4 * error
+    # Independent only given the question: over questions they agree more than the answers to two questions do.
+    assert agree > fmean(a == b for a, b in zip(first[1:], second[:-1], strict=True)) + 4 * error
+
+
+@given(number=st.integers(0, 10**6), num_options=st.integers(2, 26), expert=st.sampled_from("ABC"))
+def test_answers_are_options_of_the_question(number: int, num_options: int, expert: str) -> None:
+    question = make_choice(f"q{number}", num_options=num_options)
+    world = make_world(questions={question.id: question}, answers=make_model(mean_ability=-1.0, deference=1.0))
+    calls = [make_call(question.id, expert=expert, slot=slot) for slot in range(3)]
+    for call in (*calls, aggregate_call(question.id)):
+        assert world.outcome(call).answer in tuple(LETTERS[:num_options])
+
+
+def test_a_question_that_is_not_known_has_a_difficulty_and_no_answer() -> None:
+    world = make_world(1, answers=make_model(length_loading=1.0, aggregator_length_loading=1.0, deference=1.0))
+    outcome = ask(world, "elsewhere")
+    assert outcome.answer is None
+    assert ask(world, "elsewhere", slot=1) == outcome, "nothing but the difficulty makes the length"
+    assert world.outcome(aggregate_call("elsewhere")) == outcome
+
+
+@pytest.mark.parametrize("change", [{"root_seed": 1}, {"stream": "calibration"}])
+def test_other_seeds_and_streams_meet_other_questions(change: dict[str, object]) -> None:
+    world = make_world(50, answers=make_model(mean_ability=0.0, length_loading=0.5))
+    other = replace(world, **change)  # type: ignore[arg-type]
+    assert [ask(world, name).answer for name in names(50)] != [ask(other, name).answer for name in names(50)]
+    # A length at full loading is the difficulty and nothing else.
+    full = make_model(length_loading=1.0)
+    lengths = [[ask(replace(each, answers=full), name) for name in names(50)] for each in (world, other)]
+    assert all(a.output_tokens != b.output_tokens for a, b in zip(*lengths, strict=True))
