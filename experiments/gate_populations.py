@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from experiments.aggregator_fit import drawn_records
 from experiments.wiring import Setup, compose_config, setup_from
-from mosaic.calibration_answers import CalibrationQuestion, grade_ballot
+from mosaic.calibration_answers import CalibrationQuestion, grade_ballots
 from mosaic.gate import Ballot, Never, Winner, plurality
 from mosaic.realization import uniform_pair
 from mosaic.second_stage import hand_over
@@ -109,12 +109,7 @@ class Batch:
         world = self.read if aggregator is None else replace(self.read, answers=aggregator)
         expert = stage.aggregator.expert
         answers = {call.key.question: cut_off(call, expert, world.outcome(call)).answer for call in self.calls}
-        graded = []
-        for ballot in self.ballots:
-            same = stage.compare[ballot.question.answer_kind]
-            if ballot.question.id in answers and same is not None:
-                graded.append(grade_ballot(ballot, answers[ballot.question.id], same))
-        return graded
+        return grade_ballots(self.ballots, answers, stage.compare)
 
 
 def draw_batch(workload: str, seed: int, num_questions: int, model: AnswerModel | None = None) -> Batch:

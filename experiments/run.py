@@ -27,7 +27,7 @@ from experiments.complaints import BAD_INPUT, FailedPoint, exit_with_message, ex
 from experiments.figures.timeline import draw_timeline
 from experiments.memory import spare_garbage_collector
 from experiments.replay_report import report_replay
-from experiments.second_stage_run import calibration_file, run_second_stage, summarise_stage
+from experiments.second_stage_run import always_aggregate, calibration_file, run_second_stage, summarise_stage
 from experiments.wiring import CONF, Setup, plain, setup_from, with_input_digests
 from mosaic.explain import explain
 from mosaic.metrics import Summary, summarise
@@ -111,7 +111,10 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
         with watch.step("execute"), show_progress(len(setup.workload.calls)) as listener:
             result = setup.backend(setup.world()).execute(plan, setup.workload.calls, listener)
         if setup.stage is not None:
-            second, always = run_second_stage(setup, setup.stage, plan, result, watch.step)
+            world = setup.world().after(result.calls)
+            second = run_second_stage(setup, setup.stage, world, plan, result, watch.step)
+            with watch.step("always_aggregate"):
+                always = always_aggregate(setup, setup.stage, world, result, second)
             stage = summarise_stage(setup, setup.stage, second, always)
             files = calibration_file(setup.stage, second)
             result = second.joined

@@ -1,7 +1,7 @@
 """The second stage of a simulated run: its world and profile, and what aggregating every question would give."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -9,7 +9,7 @@ from experiments.stage_wiring import StageSetup
 from experiments.wiring import Setup
 from mosaic.aggregator_sweep import aggregator_places, sweep_aggregator
 from mosaic.calibrated_gate import Calibrated
-from mosaic.calibration_answers import CalibrationQuestion, encode_calibration_answers, grade_ballot
+from mosaic.calibration_answers import encode_calibration_answers, grade_ballots
 from mosaic.final_answers import accuracy_frac, final_answers
 from mosaic.gate import Never
 from mosaic.metrics import StageSummary, makespan_s
@@ -34,11 +34,10 @@ class AlwaysAggregate:
 
 
 def run_second_stage(
-    setup: Setup, stage: StageSetup, plan: Plan, first: RunResult, step: Step
-) -> tuple[SecondStage, AlwaysAggregate]:
-    """Gate the answers of the first stage and aggregate what is left."""
-    world = setup.world().after(first.calls)
-    second = aggregate(
+    setup: Setup, stage: StageSetup, world: World, plan: Plan, first: RunResult, step: Step = lambda name: nullcontext()
+) -> SecondStage:
+    """Gate the answers of the first stage and aggregate what is left, in the world that reads these answers."""
+    return aggregate(
         setup.workload,
         first,
         gate=stage.gate,
@@ -52,13 +51,24 @@ def run_second_stage(
         compare=stage.compare,
         step=step,
     )
+
+
+def always_aggregate(
+    setup: Setup, stage: StageSetup, world: World, first: RunResult, second: SecondStage
+) -> AlwaysAggregate:
+    """Tell what aggregating every question in the same world gives: one session over the GPUs, or a replica on each.
+
+    A gate that never skips has done so already.
+    """
     if isinstance(stage.gate, Never):
         stage_s = (makespan_s(second.joined.sessions) or 0.0) - (makespan_s(first.sessions) or 0.0)
-        return second, AlwaysAggregate(aggregator_s=stage_s, accuracy_frac=accuracy_frac(second.answers))
-    with step("always_aggregate"):
-        expert = second.planned.expert if second.planned else stage.aggregator.shaped(stage.aggregator.tp_degrees[0])
-        always = always_aggregate(setup, stage, world, first, expert)
-    return second, always
+        return AlwaysAggregate(aggregator_s=stage_s, accuracy_frac=accuracy_frac(second.answers))
+    expert = second.planned.expert if second.planned else stage.aggregator.shaped(stage.aggregator.tp_degrees[0])
+    everything = hand_over(setup.workload, first.calls, Never(), stage.aggregator, stage.compare)
+    plan = even_plan(everything.calls, expert, setup.cluster.num_workers)
+    result = setup.backend(world, (expert,)).execute(plan, everything.calls)
+    finals = final_answers(everything.ballots, everything.decisions, answers_of(result), stage.compare)
+    return AlwaysAggregate(aggregator_s=makespan_s(result.sessions) or 0.0, accuracy_frac=accuracy_frac(finals))
 
 
 def aggregator_profile(setup: Setup, stage: StageSetup, plan: Plan) -> Profile:
@@ -83,17 +93,6 @@ def aggregator_profile(setup: Setup, stage: StageSetup, plan: Plan) -> Profile:
             sweep_aggregator(expert, calls, setup.cluster, setup.backend(read, (expert,))) for expert in experts
         ),
     )
-
-
-def always_aggregate(
-    setup: Setup, stage: StageSetup, world: World, first: RunResult, expert: Expert
-) -> AlwaysAggregate:
-    """Aggregate every question in the same world: one session over the GPUs, or a replica on each."""
-    everything = hand_over(setup.workload, first.calls, Never(), stage.aggregator, stage.compare)
-    plan = even_plan(everything.calls, expert, setup.cluster.num_workers)
-    result = setup.backend(world, (expert,)).execute(plan, everything.calls)
-    finals = final_answers(everything.ballots, everything.decisions, answers_of(result), stage.compare)
-    return AlwaysAggregate(aggregator_s=makespan_s(result.sessions) or 0.0, accuracy_frac=accuracy_frac(finals))
 
 
 def even_plan(calls: Sequence[Call], expert: Expert, num_workers: int) -> Plan:
@@ -127,9 +126,5 @@ def calibration_file(stage: StageSetup, second: SecondStage) -> dict[str, bytes]
     """Encode the graded answers of a run that skipped nothing, where gold is known: what gates are calibrated on."""
     if not isinstance(stage.gate, Never):
         return {}
-    graded: list[CalibrationQuestion] = []
-    for ballot in second.handover.ballots:
-        same = stage.compare[ballot.question.answer_kind]
-        if ballot.question.id in second.aggregated and ballot.question.answer is not None and same is not None:
-            graded.append(grade_ballot(ballot, second.aggregated[ballot.question.id], same))
+    graded = grade_ballots(second.handover.ballots, second.aggregated, stage.compare)
     return {"calibration_answers.parquet": encode_calibration_answers(graded)} if graded else {}

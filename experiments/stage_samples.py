@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,8 @@ def _expert_stage(setup: Setup) -> tuple[Any, RunResult]:
 
 
 def _second(setup: Setup, stage: StageSetup, first: tuple[Any, RunResult]) -> SecondStage:
-    return run_second_stage(setup, stage, *first, lambda name: nullcontext())[0]
+    plan, proposed = first
+    return run_second_stage(setup, stage, setup.world().after(proposed.calls), plan, proposed)
 
 
 def _by_aggregator(setup: Setup, stage: StageSetup, gate: Gate, first: tuple[Any, RunResult]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mosaic.checks import require, require_name, require_number
 from mosaic.gate import Ballot, Vote, plurality
 from mosaic.routing import CalibrationRecord
-from mosaic.workload import Question
+from mosaic.workload import AnswerKind, Question
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -98,6 +98,20 @@ def grade_ballot(
         aggregator_answer=aggregator_answer,
         aggregator_correct=right(aggregator_answer),
     )
+
+
+def grade_ballots(
+    ballots: Iterable[Ballot],
+    aggregated: Mapping[str, str | None],
+    compare: Mapping[AnswerKind, Callable[[str, str], bool] | None],
+) -> list[CalibrationQuestion]:
+    """Grade the questions that the aggregator answered, where gold is known and answers can be compared."""
+    graded = []
+    for ballot in ballots:
+        question, same = ballot.question, compare[ballot.question.answer_kind]
+        if question.id in aggregated and question.answer is not None and same is not None:
+            graded.append(grade_ballot(ballot, aggregated[question.id], same))
+    return graded
 
 
 def split_calibration(

@@ -202,6 +202,7 @@ def summarise(
     """
     sessions = plan.sessions + (aggregator_plan.sessions if aggregator_plan else ())
     planned = {key for session in sessions for key in session.shard}
+    measured = _measured(result, planned, plan.predicted_makespan_s if plan.sessions else None)
     return {
         "workload": workload,
         "scheduler": plan.scheduler,
@@ -211,9 +212,9 @@ def summarise(
         "seed": seed,
         "num_questions": num_questions,
         "num_calls": len(planned),
-        **_measured(result, planned, plan.predicted_makespan_s if plan.sessions else None),
+        **measured,
         **(asdict(stage) if stage else dict.fromkeys(_STAGE_KEYS)),
-        **_gains(result, stage),
+        **_gains(measured, stage),
         "solve": _solve(plan.solve),
         "num_workers": plan.num_workers,
         "experts": list(experts),
@@ -243,22 +244,17 @@ def _measured(result: RunResult | None, planned: set[CallKey], predicted_s: floa
     return dict(zip(keys, values, strict=True))
 
 
-def _gains(result: RunResult | None, stage: StageSummary | None) -> dict[str, float | None]:
+def _gains(measured: Mapping[str, Any], stage: StageSummary | None) -> dict[str, float | None]:
     """What the gate changed against aggregating every question in the same world, where that is known."""
     gains: dict[str, float | None] = {"accuracy_change_pp": None, "aggregator_saved_s": None}
-    if result is None or stage is None:
+    if stage is None:
         return gains
     accuracy, always = stage.accuracy_frac, stage.always_aggregate_accuracy_frac
     if accuracy is not None and always is not None:
         gains["accuracy_change_pp"] = 100 * (accuracy - always)
     if stage.always_aggregate_s is not None:
-        gains["aggregator_saved_s"] = stage.always_aggregate_s - _after_experts_s(result)
+        gains["aggregator_saved_s"] = stage.always_aggregate_s - (measured["aggregator_s"] or 0.0)
     return gains
-
-
-def _after_experts_s(result: RunResult) -> float:
-    """Time from the end of the expert stage to the end of the run."""
-    return (makespan_s(result.sessions) or 0.0) - (makespan_s(expert_sessions(result)) or 0.0)
 
 
 def _num_failed(result: RunResult, planned: set[CallKey]) -> int:

@@ -3,16 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 from mosaic.aggregation import MIN_OUTPUT_TOKENS, aggregator_calls, fits_context
 from mosaic.answers import Comparison, comparison
 from mosaic.backends.base import Backend
 from mosaic.checks import require, require_count, require_name, require_unique
 from mosaic.cluster import Cluster
-from mosaic.costs import AffineCosts, CostModel
+from mosaic.costs import AffineCosts
 from mosaic.final_answers import Comparisons, FinalAnswer, final_answers
 from mosaic.gate import Ballot, Decision, Gate, Vote, make_ballot
+from mosaic.pipeline import CostFactory
 from mosaic.plan import Plan, check_plan
 from mosaic.problem import Problem
 from mosaic.profiles import Profile
@@ -20,9 +20,6 @@ from mosaic.results import CallRecord, CallStatus, RunResult
 from mosaic.schedulers.base import Scheduler
 from mosaic.schedulers.data_parallel import DataParallel
 from mosaic.workload import AnswerKind, Call, Expert, Workload
-
-CostFactory: TypeAlias = Callable[..., CostModel]
-"""Builds a cost model from the keywords ``profile`` and ``num_calls_by_expert``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
