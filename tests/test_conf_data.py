@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -117,6 +118,38 @@ def test_published_workloads_are_multiple_choice_with_the_published_aggregator(n
     assert {question.num_options for question in make_workload(config).questions} == {NUM_OPTIONS[name]}
     clip_tokens = config["aggregator"]["output_tokens"]["clip_tokens"]["value"]
     assert clip_tokens == make_pool("hybrid")[AGGREGATORS[name]].max_output_tokens
+
+
+def test_the_other_pools_hold_the_published_shares() -> None:
+    reasoning = compose_group("workload=mmlu_pro_reasoning")["slots"]
+    assert set(reasoning) == set(make_pool("reasoning"))
+    assert max(reasoning.values()) / min(reasoning.values()) == pytest.approx(5.46, abs=0.005)
+    instruct = compose_group("workload=mmlu_pro_instruct")["slots"]
+    assert set(instruct) == set(make_pool("instruct"))
+    assert [round(instruct[name] / 6300, 2) for name in ("Gemma", "Qwen")] == [0.53, 0.24]
+    assert max(instruct["Llama"], instruct["Granite"]) / 6300 < 0.02
+    assert max(instruct.values()) / min(instruct.values()) == pytest.approx(92.4, abs=0.05)
+
+
+def test_the_other_pools_write_the_published_means() -> None:
+    reasoning = length_distributions(compose_group("workload=mmlu_pro_reasoning")["output_tokens"])
+    means = {name: lengths.mean for name, lengths in reasoning.items()}
+    published = {"LlamaR1": 2302, "QwenR1": 2522, "Skywork": 5339, "Stratos": 5822}
+    assert {name: means[name] for name in published} == published
+    assert fmean(means.values()) == pytest.approx(3289)
+    slots = compose_group("workload=mmlu_pro_reasoning")["slots"]
+    over_calls = sum(means[name] * count for name, count in slots.items()) / 6300
+    assert over_calls == pytest.approx(3217, abs=1), "as the comment beside the slots says"
+    config = compose_group("workload=mmlu_pro_instruct")
+    instruct = length_distributions(config["output_tokens"], length_scale=config["length_scale"])
+    assert fmean(instruct[name].mean for name in config["slots"]) == pytest.approx(518, abs=0.5)
+
+
+@pytest.mark.parametrize("name", ["mmlu_pro_reasoning", "mmlu_pro_instruct"])
+def test_the_other_pools_answer_the_same_questions(name: str) -> None:
+    hybrid, other = (make_workload(compose_group(f"workload={one}")) for one in ("mmlu_pro", name))
+    assert [one.prompt_tokens for one in other.questions] == [one.prompt_tokens for one in hybrid.questions]
+    assert [one.answer for one in other.questions] == [one.answer for one in hybrid.questions]
 
 
 @pytest.mark.parametrize("name", list(NUM_CALIBRATION_QUESTIONS))

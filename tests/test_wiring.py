@@ -28,10 +28,14 @@ FITTING = [
     *product(PUBLISHED, ["hybrid"], ["a100_80gb", "rtxpro6000"]),
     *product(["file"], ["hybrid", "demo"], ["a100_80gb", "rtxpro6000", "rtx4090"]),
     *product(["file", "request_log"], ["llama3_8b"], ["a100_80gb", "rtxpro6000"]),
+    *product(["mmlu_pro_reasoning"], ["reasoning"], ["a100_80gb", "rtxpro6000"]),
+    *product(["mmlu_pro_instruct"], ["instruct"], ["a100_80gb", "rtxpro6000"]),
 ]
 """Workload, pool and hardware that go together."""
 SCHEDULERS, COSTS = ["ilp", "round_robin", "fifo", "least_loaded", "data_parallel"], ["paper", "affine"]
 GATES = ["never", "unanimous", "majority", "weighted", "calibrated"]
+PARTS = {"expert", "questions", "lengths", "answers", "experiment"}
+"""Groups that other groups are made of, and the presets."""
 DEGREES = {"tp4": (4,), "dp4": (1,), "auto": (4, 1)}
 """Tensor-parallel degrees of each choice of the aggregator."""
 MEASURED_DEGREES = {"a100_80gb": (1, 4), "rtxpro6000": (1, 2), "rtx4090": (1,)}
@@ -101,7 +105,7 @@ def make_setup(*overrides: str) -> Setup:
 
 
 def test_the_points_take_every_choice_of_every_group() -> None:
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {"expert", "experiment", "lengths", "answers"}
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - PARTS
     assert groups == set(POINTS[0])
     for group in groups:
         assert {point[group] for point in POINTS} == choices(group), group
