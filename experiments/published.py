@@ -76,3 +76,22 @@ ACCURACY_CHANGE_PP = {"mmlu_pro": (0.24, -0.62), "medmcqa": (-0.04, 0.32), "gpqa
 
 END_TO_END_SPEEDUP = {"mmlu_pro": 1.71, "medmcqa": 2.04, "gpqa": 2.34}
 """ILP and tau = 2/3 over round robin with every question aggregated. Predicted."""
+
+END_TO_END_S = {"mmlu_pro": (4149.9, 2427.6), "medmcqa": (1321.0, 648.6), "gpqa": (2696.4, 1153.1)}
+"""Both stages in seconds: round robin with every question aggregated (fitted), then ILP and tau = 2/3 (predicted)."""
+
+AGGREGATE_SPEEDUP = {"mmlu_pro": 1.74, "medmcqa": 4.23, "gpqa": 1.53}
+"""Of the aggregator stage at tau = 2/3 over aggregating every question. Predicted, but for MMLU-Pro's."""
+
+POOL_TOKENS = {
+    "hybrid": {"LlamaR1": 3146.0, "QwenR1": 3734.0, "Gemma": 291.0},
+    "reasoning": {"LlamaR1": 2302.0, "QwenR1": 2522.0, "Skywork": 5339.0, "Stratos": 5822.0},
+    "instruct": {},
+}
+"""MMLU-Pro, mean output tokens per call by pool and expert, where published. The workloads are built on them."""
+
+POOL_MEAN_TOKENS = {"reasoning": 3289.0, "instruct": 518.0}
+"""MMLU-Pro, mean output tokens over a pool's experts. The workloads are built on them."""
+
+POPULARITY_RATIO = {"hybrid": 2.98, "reasoning": 5.46, "instruct": 92.4}
+"""MMLU-Pro, slots of the most popular expert over those of the least popular one. The workloads are built on them."""

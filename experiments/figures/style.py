@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from colorsys import hls_to_rgb
 from io import BytesIO
+from itertools import count
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,24 +22,42 @@ GRID = "#dddddd"
 
 PALETTE = (
     "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7",
-    "#f0e442", "#332288", "#882255", "#999933", "#44aa99", "#8c8c8c",
+    "#332288", "#8c8c8c", "#882255", "#8b5a2b", "#999933", "#661100",
 )  # fmt: skip
-"""Okabe and Ito's colours, then Tol's muted ones: told apart with any of the common colour deficiencies."""
+"""Okabe and Ito's colours without the yellow, which is too pale for lines on white, then muted ones.
+
+Chosen so that the experts of each published pool are told apart with any of the common colour deficiencies.
+"""
+PUBLISHED_EXPERTS = (
+    "LlamaR1", "QwenR1", "Gemma", "Exaone", "GLM", "Qwen", "DLER", "OREAL", "Skywork", "Stratos", "Llama", "Granite",
+)  # fmt: skip
+"""The paper's experts; each has the colour at its place in the palette, in every pool."""
 
 
 def expert_colours(names: Sequence[str]) -> dict[str, str]:
-    """Give every expert of a pool its colour, by its place in the pool.
+    """Give every expert of a pool its colour.
 
-    The place and not the order of appearance decides, so an expert keeps its colour in every figure of
-    the pool. Beyond the palette hues advance by the golden angle.
+    A published expert has one colour in all pools. Any other takes the next place that the published ones
+    among the names leave free, so it keeps its colour in every figure of its pool. Beyond the palette
+    hues advance by the golden angle.
 
     Examples
     --------
     >>> expert_colours(["LlamaR1", "QwenR1"])
     {'LlamaR1': '#0072b2', 'QwenR1': '#e69f00'}
+    >>> expert_colours(["Mine", "QwenR1", "Yours"])
+    {'Mine': '#0072b2', 'QwenR1': '#e69f00', 'Yours': '#009e73'}
     """
     names = list(dict.fromkeys(names))
-    return {name: PALETTE[place] if place < len(PALETTE) else _hue(place) for place, name in enumerate(names)}
+    places = {name: PUBLISHED_EXPERTS.index(name) for name in names if name in PUBLISHED_EXPERTS}
+    taken = set(places.values())
+    free = (place for place in count() if place not in taken)
+    places |= {name: next(free) for name in names if name not in places}
+    return {name: _colour(places[name]) for name in names}
+
+
+def _colour(place: int) -> str:
+    return PALETTE[place] if place < len(PALETTE) else _hue(place)
 
 
 def _hue(place: int) -> str:
@@ -84,4 +103,15 @@ def png_bytes(figure: "Figure") -> bytes:
     """Render a figure; equal figures are equal bytes, since no version or date is embedded."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def pdf_bytes(figure: "Figure") -> bytes:
+    """Write a figure as PDF with its text as text (TrueType); equal figures are equal bytes."""
+    from matplotlib import rc_context
+
+    buffer = BytesIO()
+    undated = dict.fromkeys(("CreationDate", "Creator", "Producer"))
+    with rc_context({"pdf.fonttype": 42}):
+        figure.savefig(buffer, format="pdf", metadata=undated)
     return buffer.getvalue()

@@ -85,7 +85,7 @@ def draw_timeline(
         )
     )
     for name in present:
-        _draw_bars(axes, [session for session in sessions if session.expert == name], colours[name])
+        draw_bars(axes, [session for session in sessions if session.expert == name], colours[name])
     for session in sessions:
         name = direct[session.session]
         if name is not None:
@@ -110,7 +110,7 @@ def _label_of(session: SessionRecord, inches_per_s: float, lane_in: float) -> st
     return next(fitting, None)
 
 
-def _draw_bars(axes: "Axes", sessions: Sequence[SessionRecord], colour: str) -> None:
+def draw_bars(axes: "Axes", sessions: Sequence[SessionRecord], colour: str) -> None:
     """Draw all bars of an expert as two collections; an artist per bar would cost a second for long runs."""
     from matplotlib.collections import PolyCollection
 
