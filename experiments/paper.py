@@ -82,7 +82,7 @@ def paper_files(
     }
     text |= {f"{name}.csv": to_csv(table) for name, table in tables.items()}
     for name, drawing in drawings.items():
-        text |= {f"{part}.csv": to_csv(rows) for part, rows in {name: drawing.rows, **drawing.further}.items()}
+        text |= {f"{part}.csv": to_csv(data) for part, data in {name: drawing.rows, **drawing.further}.items()}
     files = {name: content.encode() for name, content in text.items()}
     for name, drawing in drawings.items():
         files |= {f"{name}.png": png_bytes(drawing.figure), f"{name}.pdf": pdf_bytes(drawing.figure)}

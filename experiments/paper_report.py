@@ -27,10 +27,9 @@ point is a command line (its folder's `config.yaml` is the resolved one). *simul
 interval* that of the mean. *one run* is the 95% interval of what as many runs would show as were published (one,
 but for the ILP's walls, of which four are): a published value outside of it is a **MISS**. *fitted*: the simulator
 was calibrated on this number, so its error says how well the fit closes and nothing more. *follows from fits*:
-nothing else goes into it. *predicted*: nothing was fitted to it. A seed redraws
-the questions' difficulty as well, so our spread is wider than that of the paper's seeds, and intervals are
-generous. Relative errors for seconds, speedups and tokens;
-differences for shares, accuracies and correlations.
+nothing else goes into it. *predicted*: nothing was fitted to it. A seed redraws the questions' difficulty as well,
+so our spread is wider than that of the paper's seeds, and intervals are generous. Relative errors for seconds,
+speedups and tokens; differences for shares, accuracies and correlations.
 """
 WHAT_IS_FITTED = """\
 Expert stage: one factor on the host's overhead per iteration, one spread of the reasoning experts' lengths and two

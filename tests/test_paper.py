@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from scipy.stats import t as student_t
 
-from experiments.paper_report import describe, errors_csv, misses, write_report
+from experiments.paper_report import describe, errors_csv, misses
 from experiments.paper_rows import FITTED, PREDICTED, Row
 from experiments.paper_runs import BENCHMARKS, POOLS, PaperRun, PaperRuns, paper_points, run_all
-from experiments.paper_tables import error_table, short_table, show, show_error, to_csv, to_markdown, walls_table
+from experiments.paper_tables import error_table, show, show_error, to_csv, to_markdown, walls_table
 from mosaic.errors import RunFolderError
 
 ROOT = Path(__file__).resolve().parents[1]
