@@ -96,6 +96,7 @@ def _fit(options: argparse.Namespace) -> str:
         "memory_utilization_frac": 0.9,
         "load_bytes_per_s": options.load_bytes_per_s,
         "load_fixed_s": 0.0,
+        "load_scale": 1.0,
         "cpu_base_s": options.cpu_base_s or 0.0,
         "cpu_per_seq_s": 0.0,
         "cpu_overhead_scale": options.cpu_overhead_scale,

@@ -20,11 +20,12 @@ from experiments.stage_wiring import (
     second_stage,
     simulated_answers,
 )
-from mosaic.checks import require, require_count, require_unique
+from mosaic.checks import require, require_count, require_number, require_unique
 from mosaic.cluster import Cluster, uniform_cluster
 from mosaic.length_sources import length_distributions
 from mosaic.lengths import LengthDistribution
 from mosaic.profiles import Profile, load_profile
+from mosaic.realization import question_uniforms
 from mosaic.schedulers.base import Scheduler
 from mosaic.sweep import Sweep, run_sweep
 from mosaic.workload import CallKey, Expert, ExpertName, Family, Workload
@@ -58,6 +59,8 @@ class Setup:
     profile_path: str | None
     aggregator_profile_path: str | None
     profile_seed: int
+    length_error: float
+    """Most by which an expert's mean length in the profile is off, as a factor; 1: it is right."""
     seed: int
     answers: SimulatedAnswers
     stage: StageSetup | None
@@ -65,16 +68,23 @@ class Setup:
 
     def world(self) -> World:
         """The world that the run meets."""
-        return self._world("test", self.seed, self.workload.output_tokens or {})
+        return self._world("test", self.seed, self.workload.output_tokens or {}, self.lengths)
 
     def calibration_world(self) -> World:
-        """A world of the same distributions and other luck."""
-        return self._world("calibration", self.profile_seed, {})
+        """A world of other luck and the same distributions, or of means that are off where an error is asked for."""
+        lengths = mistaken_lengths(self.lengths, self.length_error, seed=self.profile_seed)
+        return self._world("calibration", self.profile_seed, {}, lengths)
 
-    def _world(self, stream: str, seed: int, recorded: Mapping[CallKey, int]) -> World:
+    def _world(
+        self,
+        stream: str,
+        seed: int,
+        recorded: Mapping[CallKey, int],
+        lengths: Mapping[ExpertName, LengthDistribution],
+    ) -> World:
         reasoning = (expert.name for expert in self.experts if expert.family is Family.REASONING)
         return World(
-            lengths=self.lengths,
+            lengths=lengths,
             root_seed=seed,
             stream=stream,
             recorded=recorded,
@@ -107,7 +117,8 @@ class Setup:
             self.cluster,
             self.backend(self.calibration_world()),
             lambda i: prompts[i % len(prompts)],
-            f"simulated sweep of {self.workload.name} on {self.hardware.gpu.name}, seed {self.profile_seed}",
+            f"simulated sweep of {self.workload.name} on {self.hardware.gpu.name}, seed {self.profile_seed}"
+            + (f", mean lengths off by up to x{self.length_error:g}" if self.length_error != 1 else ""),
         )
 
 
@@ -125,6 +136,7 @@ def setup_from(config: Mapping[str, Any]) -> Setup:
     require_section(profile, ("sweep",), "profile.")
     require_count(profile.get("seed"), "profile.seed")
     require_path(profile.get("path"), "profile.path")
+    check_length_error(profile)
     require_path(profile.get("aggregator_path"), "profile.aggregator_path")
     require_path(config["plan"].get("path"), "plan.path")
     experts = _pool(pool)
@@ -158,10 +170,43 @@ def setup_from(config: Mapping[str, Any]) -> Setup:
         profile_path=profile.get("path"),
         aggregator_profile_path=profile.get("aggregator_path"),
         profile_seed=profile["seed"],
+        length_error=profile["length_error"],
         seed=config["seed"],
         answers=answers,
         stage=stage,
     )
+
+
+def check_length_error(profile: Mapping[str, Any]) -> None:
+    """Check the error of a simulated profile; one that was read from a file is as right or wrong as it is."""
+    error = profile.get("length_error")
+    require_number(error, "profile.length_error", at_least=1)
+    rule = f"1 where profile.path={profile.get('path')!r} names a profile"
+    require(profile.get("path") is None or error == 1, "profile.length_error", rule, error)
+
+
+def mistaken_lengths(
+    lengths: Mapping[ExpertName, LengthDistribution], error: float, *, seed: int
+) -> Mapping[ExpertName, LengthDistribution]:
+    """Multiply each expert's mean by a factor between 1/error and error, log-uniform.
+
+    The factor follows from the seed, the expert and the error alone, and grows away from 1 with the error.
+
+    Raises
+    ------
+    ValueError
+        If a mean leaves its limits.
+    """
+    if error == 1:
+        return lengths
+    mistaken = {}
+    for name, entry in lengths.items():
+        (u,) = question_uniforms(seed, "length error", name, 1)
+        try:
+            mistaken[name] = entry.scaled(error ** (2 * u - 1))
+        except ValueError as out_of_range:
+            raise ValueError(f"profile.length_error={error!r}, expert {name}: {out_of_range}") from None
+    return mistaken
 
 
 def compose_config(overrides: list[str]) -> dict[str, Any]:

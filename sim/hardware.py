@@ -82,6 +82,8 @@ class Hardware:
     load_bytes_per_s: float | None
     """Rate at which a session takes its weights in; None: at once, as for an engine that is already up."""
     load_fixed_s: float = 0.0
+    load_scale: float = 1.0
+    """Multiplies the time of every load: what the rate and the fixed part give is the load cost at 1."""
     cpu_base_s: float = 0.0
     """Host time per iteration: scheduling, inputs, sampling, outputs."""
     cpu_per_seq_s: float = 0.0
@@ -101,6 +103,7 @@ class Hardware:
         owner = f"hardware {self.gpu.name}"
         require(len(self.tables) > 0, f"{owner}: tables", "at least one", 0)
         require_number(self.load_fixed_s, f"{owner}: load_fixed_s", at_least=0)
+        require_number(self.load_scale, f"{owner}: load_scale", at_least=0)
         require_number(self.cpu_base_s, f"{owner}: cpu_base_s", at_least=0)
         require_number(self.cpu_per_seq_s, f"{owner}: cpu_per_seq_s", at_least=0)
         require_number(self.cpu_overhead_scale, f"{owner}: cpu_overhead_scale", at_least=0)
@@ -121,9 +124,8 @@ class Hardware:
         The whole checkpoint counts at every degree: the workers of a session read it from one host.
         """
         require_count(tp_degree, "tp_degree", at_least=1)
-        if self.load_bytes_per_s is None:
-            return self.load_fixed_s
-        return self.load_fixed_s + shape.weight_bytes / self.load_bytes_per_s
+        reading_s = 0.0 if self.load_bytes_per_s is None else shape.weight_bytes / self.load_bytes_per_s
+        return self.load_scale * (self.load_fixed_s + reading_s)
 
     def cpu_s(self, num_seqs: int) -> float:
         """Host time of an iteration over this many sequences."""

@@ -34,7 +34,7 @@ FITTING = [
 """Workload, pool and hardware that go together."""
 SCHEDULERS, COSTS = ["ilp", "round_robin", "fifo", "least_loaded", "data_parallel"], ["paper", "affine"]
 GATES = ["never", "unanimous", "majority", "weighted", "calibrated"]
-PARTS = {"expert", "questions", "lengths", "answers", "experiment"}
+PARTS = {"expert", "questions", "lengths", "answers", "experiment", "policy"}
 """Groups that other groups are made of, and the presets."""
 DEGREES = {"tp4": (4,), "dp4": (1,), "auto": (4, 1)}
 """Tensor-parallel degrees of each choice of the aggregator."""
@@ -146,10 +146,9 @@ def test_every_point_composes_and_instantiates(point: dict[str, str], tmp_path: 
         assert setup.stage.aggregator.tp_degrees == expected
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("experiment/*.yaml")), ids=lambda path: path.stem)
-def test_every_experiment_composes(path: Path, tmp_path: Path) -> None:
+def test_the_replay_composes(tmp_path: Path) -> None:
     log = write_lines(tmp_path / "log.jsonl", LOG_LINE)
-    setup = make_setup(f"+experiment={path.stem}", f"workload.path={log}", "hardware=rtxpro6000")
+    setup = make_setup("+experiment=replay", f"workload.path={log}", "hardware=rtxpro6000")
     assert setup.cluster.num_workers >= 1
     assert setup.stage is None, "a log holds no questions to aggregate"
 
@@ -337,3 +336,11 @@ def test_recorded_lengths_reach_the_world(tmp_path: Path) -> None:
     (call,) = setup.workload.calls
     assert call.key == CallKey(call.key.question, Role.PROPOSE, 0)
     assert setup.world().outcome(call).output_tokens == 11
+
+
+def test_the_load_scale_is_a_key_of_every_hardware() -> None:
+    plain, slow = make_setup("hardware=a100_80gb"), make_setup("hardware.load_scale=2")
+    shape = plain.experts[0].shape
+    assert slow.hardware.load_s(shape, 1) == 2 * plain.hardware.load_s(shape, 1)
+    for hardware in choices("hardware"):
+        assert compose_config([f"hardware={hardware}"])["hardware"]["load_scale"] == 1.0

@@ -85,6 +85,16 @@ def test_load_takes_the_fixed_part_alone_when_weights_are_there() -> None:
     assert hardware.load_s(make_shape(), 1) == 2.5
 
 
+def test_the_load_scale_multiplies_the_whole_load() -> None:
+    settings = {"load_fixed_s": 2.5, "load_bytes_per_s": 4e8}
+    once = hardware_from_config(**make_config(**settings))
+    for scale in (0.0, 0.1, 4.0):
+        scaled = hardware_from_config(**make_config(**settings, load_scale=scale))
+        assert scaled.load_s(make_shape(), 2) == pytest.approx(scale * once.load_s(make_shape(), 2))
+    at_once = hardware_from_config(**make_config(load_fixed_s=2.5, load_bytes_per_s=None, load_scale=2.0))
+    assert at_once.load_s(make_shape(), 1) == 5.0
+
+
 def test_load_rejects_a_degree_below_one() -> None:
     with pytest.raises(ValueError, match="tp_degree must be at least 1, got 0"):
         hardware_from_config(**make_config()).load_s(make_shape(), 0)
@@ -126,6 +136,7 @@ def test_degree_without_table_names_the_allowed_ones() -> None:
         ({"load_bytes_per_s": -1.0}, "load_bytes_per_s must be above 0, got -1.0"),
         ({"memory_bytes_per_s": None}, "memory_bytes_per_s must be given, got None"),
         ({"cpu_overhead_scale": -1.0}, "cpu_overhead_scale must be at least 0"),
+        ({"load_scale": -0.5}, "load_scale must be at least 0"),
         ({"cpu_base_s": float("nan")}, "cpu_base_s must be finite"),
         ({"graph_max_seqs": 1.5}, "graph_max_seqs must be a whole number"),
         ({"memory_utilization_frac": 1.5}, "memory_utilization_frac must be at most 1"),
