@@ -12,6 +12,7 @@ from experiments.figures.style import (
     INK,
     MUTED,
     SMALL_PT,
+    add_legend,
     new_figure,
     style_axes,
 )
@@ -181,8 +182,12 @@ def _draw_legend(figure: "Figure", *, has_published: bool) -> None:
                 markeredgewidth=0.7, label="published mean",
             )
         )  # fmt: skip
-    figure.legend(
-        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.02 / HEIGHT_IN), ncols=len(handles),
-        fontsize=SMALL_PT, frameon=False, borderpad=0, borderaxespad=0, handlelength=1.2, handleheight=0.7,
-        columnspacing=1.2, handletextpad=0.4,
-    )  # fmt: skip
+    add_legend(
+        figure,
+        handles,
+        loc="lower center",
+        at=(0.5, 0.02 / HEIGHT_IN),
+        handlelength=1.2,
+        handleheight=0.7,
+        handletextpad=0.4,
+    )

@@ -12,6 +12,7 @@ from experiments.figures.style import (
     INK,
     MUTED,
     SMALL_PT,
+    add_legend,
     new_figure,
     style_axes,
 )
@@ -161,8 +162,12 @@ def _draw_legend(figure: "Figure", height_in: float) -> None:
         Patch(facecolor="white", edgecolor=MUTED, linewidth=0.4, label="idle"),
         Line2D([], [], color=INK, linewidth=0.9, label="makespan, 95% interval"),
     ]
-    figure.legend(
-        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.02 / height_in), ncols=len(handles),
-        fontsize=SMALL_PT, frameon=False, borderpad=0, borderaxespad=0, handlelength=1.4, handleheight=0.8,
-        columnspacing=0.9, handletextpad=0.4,
-    )  # fmt: skip
+    add_legend(
+        figure,
+        handles,
+        loc="lower center",
+        at=(0.5, 0.02 / height_in),
+        handlelength=1.4,
+        columnspacing=0.9,
+        handletextpad=0.4,
+    )

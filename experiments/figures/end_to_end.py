@@ -12,6 +12,7 @@ from experiments.figures.style import (
     MUTED,
     PALETTE,
     SMALL_PT,
+    add_legend,
     new_figure,
     style_axes,
 )
@@ -132,9 +133,9 @@ def _frame(axes: "Axes", bars: Sequence[Bar], height: float) -> None:
 def _legend(figure: "Figure", height_in: float) -> None:
     from matplotlib.patches import Patch
 
-    figure.legend(
-        handles=[Patch(facecolor=EXPERTS, label="experts"), Patch(facecolor=AGGREGATOR, label="aggregator")],
-        loc="upper left", bbox_to_anchor=(LEFT_IN / COLUMN_WIDTH_IN, 1 - 0.03 / height_in), ncols=2,
-        fontsize=SMALL_PT, frameon=False, borderpad=0, borderaxespad=0, handlelength=1.6, handleheight=0.8,
-        columnspacing=1.2, handletextpad=0.5,
-    )  # fmt: skip
+    add_legend(
+        figure,
+        [Patch(facecolor=EXPERTS, label="experts"), Patch(facecolor=AGGREGATOR, label="aggregator")],
+        loc="upper left",
+        at=(LEFT_IN / COLUMN_WIDTH_IN, 1 - 0.03 / height_in),
+    )

@@ -10,6 +10,7 @@ from experiments.figures.style import (
     INK,
     MUTED,
     SMALL_PT,
+    add_legend,
     expert_colours,
     new_figure,
     style_axes,
@@ -205,8 +206,13 @@ def _draw_legend(figure: "Figure", height_in: float, has_published: bool) -> Non
                 markeredgewidth=0.6, label="published mean",
             )
         )  # fmt: skip
-    figure.legend(
-        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.02 / height_in), ncols=len(handles),
-        fontsize=SMALL_PT, frameon=False, borderpad=0, borderaxespad=0, handlelength=1.2, handleheight=0.7,
-        columnspacing=0.9, handletextpad=0.4,
-    )  # fmt: skip
+    add_legend(
+        figure,
+        handles,
+        loc="lower center",
+        at=(0.5, 0.02 / height_in),
+        handlelength=1.2,
+        handleheight=0.7,
+        columnspacing=0.9,
+        handletextpad=0.4,
+    )

@@ -12,6 +12,7 @@ from experiments.figures.style import (
     INK,
     MUTED,
     SMALL_PT,
+    add_legend,
     expert_colours,
     new_figure,
     style_axes,
@@ -192,8 +193,12 @@ def _draw_legend(figure: "Figure", height_in: float) -> None:
         Patch(facecolor=MUTED, linewidth=0, label="generate"),
         Patch(facecolor="white", edgecolor=GRID, linewidth=0.5, label="idle (% beside)"),
     ]
-    figure.legend(
-        handles=handles, loc="lower right", bbox_to_anchor=(0.99, 0.02 / height_in), ncols=len(handles),
-        fontsize=SMALL_PT, frameon=False, borderpad=0, borderaxespad=0, handlelength=1.4, handleheight=0.8,
-        columnspacing=0.9, handletextpad=0.4,
-    )  # fmt: skip
+    add_legend(
+        figure,
+        handles,
+        loc="lower right",
+        at=(0.99, 0.02 / height_in),
+        handlelength=1.4,
+        columnspacing=0.9,
+        handletextpad=0.4,
+    )

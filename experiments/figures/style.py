@@ -7,6 +7,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -97,6 +98,39 @@ def style_axes(axes: "Axes") -> None:
     axes.tick_params(labelsize=FONT_PT, width=0.5, length=2, color=MUTED, labelcolor=INK, pad=2)
     axes.xaxis.label.set_size(FONT_PT)
     axes.yaxis.label.set_size(FONT_PT)
+
+
+def add_legend(
+    figure: "Figure",
+    handles: "Sequence[Artist]",
+    *,
+    loc: str,
+    at: tuple[float, float],
+    ncols: int | None = None,
+    handlelength: float = 1.6,
+    handleheight: float = 0.8,
+    columnspacing: float = 1.2,
+    handletextpad: float = 0.5,
+) -> None:
+    """Draw a legend without a frame, its corner (or middle) ``loc`` at a place in fractions of the figure.
+
+    Lengths are in units of the type size; without a number of columns it is one row.
+    """
+    figure.legend(
+        handles=list(handles),
+        loc=loc,
+        bbox_to_anchor=at,
+        ncols=len(handles) if ncols is None else ncols,
+        fontsize=SMALL_PT,
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0,
+        handlelength=handlelength,
+        handleheight=handleheight,
+        columnspacing=columnspacing,
+        labelspacing=0.25,
+        handletextpad=handletextpad,
+    )
 
 
 def png_bytes(figure: "Figure") -> bytes:

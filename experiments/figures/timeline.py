@@ -23,6 +23,7 @@ from experiments.figures.style import (
     INK,
     MUTED,
     SMALL_PT,
+    add_legend,
     expert_colours,
     new_figure,
     png_bytes,
@@ -219,20 +220,8 @@ def _draw_legend(figure: "Figure", colours: dict[str, str], height_in: float) ->
 
     handles: list[Artist] = [Patch(facecolor="white", edgecolor=MUTED, hatch="/" * 9, linewidth=0.4, label="load")]
     handles += [Patch(facecolor=colour, label=name) for name, colour in colours.items()]
-    figure.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(LEFT_IN / COLUMN_WIDTH_IN, 0.02 / height_in),
-        ncols=NUM_LEGEND_COLUMNS,
-        fontsize=SMALL_PT,
-        frameon=False,
-        borderpad=0,
-        borderaxespad=0,
-        handlelength=1.6,
-        handleheight=0.8,
-        columnspacing=1.2,
-        labelspacing=0.25,
-        handletextpad=0.5,
+    add_legend(
+        figure, handles, loc="lower left", at=(LEFT_IN / COLUMN_WIDTH_IN, 0.02 / height_in), ncols=NUM_LEGEND_COLUMNS
     )
 
 

@@ -9,6 +9,7 @@ from experiments.figures.style import (
     INK,
     MUTED,
     SMALL_PT,
+    add_legend,
     expert_colours,
     new_figure,
     style_axes,
@@ -125,9 +126,10 @@ def _legend(figure: "Figure", colours: Mapping[str, str], height_in: float) -> N
     from matplotlib.patches import Patch
 
     load = Patch(facecolor="white", edgecolor=MUTED, hatch="/" * 9, linewidth=0.4, label="load")
-    figure.legend(
-        handles=[load, *(Patch(facecolor=colour, label=name) for name, colour in colours.items())],
-        loc="lower left", bbox_to_anchor=(LEFT_IN / COLUMN_WIDTH_IN, 0.03 / height_in), ncols=NUM_LEGEND_COLUMNS,
-        fontsize=SMALL_PT, frameon=False, borderpad=0, borderaxespad=0, handlelength=1.6, handleheight=0.8,
-        columnspacing=1.2, labelspacing=0.25, handletextpad=0.5,
-    )  # fmt: skip
+    add_legend(
+        figure,
+        [load, *(Patch(facecolor=colour, label=name) for name, colour in colours.items())],
+        loc="lower left",
+        at=(LEFT_IN / COLUMN_WIDTH_IN, 0.03 / height_in),
+        ncols=NUM_LEGEND_COLUMNS,
+    )
