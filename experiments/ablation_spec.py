@@ -111,7 +111,7 @@ class AblationSpec:
     lines: tuple[Line, ...]
     finding: str
     """What it shows, in one sentence whose numbers are left open: {0[ILP][4]} is the mean of the first panel's line ILP
-    at the value that is written 4."""
+    at the value that is written 4, {0[ILP][4]:interval} has its interval with it."""
 
     def __post_init__(self) -> None:
         require_name(self.title, "figure.title")

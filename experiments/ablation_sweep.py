@@ -55,7 +55,9 @@ def draw_sweep(config: DictConfig, figure: Mapping[str, Any], folder: Path) -> s
     complete = {run.folder for run in runs}
     missing = [name for name in names if (folder / name).resolve() not in complete]
     ablation = make_ablation(spec, runs)
-    text = describe_ablation(ablation, num_points=len(names), missing=missing, reasons=skipped)
+    # NOTE: a preset says in words what it varies and what stays, which the command line may have changed.
+    given = [entry for entry in config.hydra.overrides.task if not entry.startswith("+experiment=")]
+    text = describe_ablation(ablation, num_points=len(names), missing=missing, reasons=skipped, overrides=given)
     png, pdf = draw_ablation(ablation)
     contents = (png, pdf, ablation_csv(ablation).encode(), text.encode())
     for name, content in zip(FILES, contents, strict=True):

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from io import StringIO
 from textwrap import wrap
 
@@ -13,6 +14,16 @@ PERCENT = 100
 LINE_CHARS = 120
 MAX_NAMED = 5
 """Missing points named one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A mean in the preset's sentence; ``{...:interval}`` writes its interval too."""
+
+    estimate: Estimate
+
+    def __format__(self, form: str) -> str:
+        return _cell(self.estimate) if form == "interval" else show_number(self.estimate.mean)
 
 
 def ablation_csv(ablation: Ablation) -> str:
@@ -37,11 +48,17 @@ def _relative(panel: Panel, ablation: Ablation) -> str:
 
 
 def describe_ablation(
-    ablation: Ablation, *, num_points: int, missing: Sequence[str], reasons: Sequence[str] = ()
+    ablation: Ablation,
+    *,
+    num_points: int,
+    missing: Sequence[str],
+    reasons: Sequence[str] = (),
+    overrides: Sequence[str] = (),
 ) -> str:
     """Say what was swept, what is missing, what every line does from one end to the other, and all numbers."""
     spec = ablation.spec
     parts = [spec.title, *wrap(spec.about, LINE_CHARS), "", *wrap(_finding(ablation), LINE_CHARS), ""]
+    parts += [f"not as the preset: {override}" for override in overrides]
     parts.append(f"{num_points - len(missing)} of {num_points} points; mean and 95% interval (Student's t) over seeds")
     parts += [f"missing: {name}" for name in missing[:MAX_NAMED]]
     if len(missing) > MAX_NAMED:
@@ -59,13 +76,13 @@ def describe_ablation(
 
 def _finding(ablation: Ablation) -> str:
     """Fill the preset's sentence with means."""
-    means: list[dict[str, dict[str | int, str]]] = []
+    means: list[dict[str, dict[str | int, _Shown]]] = []
     for panel in ablation.spec.panels:
         means.append({})
         for row in (row for row in ablation.rows if row.panel is panel):
-            shown, x = show_number(row.estimate.mean), ablation.spec.x.show(row.x)
+            x = ablation.spec.x.show(row.x)
             # NOTE: str.format reads an index of digits as a number.
-            means[-1].setdefault(row.line, {})[int(x) if x.isdigit() else x] = shown
+            means[-1].setdefault(row.line, {})[int(x) if x.isdigit() else x] = _Shown(row.estimate)
     try:
         return ablation.spec.finding.format(*means)
     except LookupError as missing:

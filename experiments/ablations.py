@@ -76,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = [entry for entry in options.presets if "=" not in entry] or preset_names()
         for name in names:
             require(name in preset_names(), "PRESET", f"one of {preset_names()}", name)
+        for entry in overrides:
+            rule = f"one that leaves the sweeps in {SWEEPS}, where figures are collected"
+            require(not entry.startswith("hydra.sweep."), "KEY=VALUE", rule, entry)
         return 2 if run_presets(names, overrides, options.out) else 0
     return 2
 

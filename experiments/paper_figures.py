@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 POLICY_TITLES = {"round_robin": "round robin", "ilp": "MOSAIC"}
 BESIDE = {"round_robin": "round robin", "data_parallel": "data parallel"}
 """Policies of figure 3."""
-NUM_REPEATS = 8
+NUM_REPEATS = 4
 """Sessions of each size in figure 3's throughput, for as many seeds."""
 
 

@@ -45,7 +45,7 @@ RELATIVE = ("s", "x", "tokens")
 """Units whose error is relative."""
 FAR_FRAC = 0.1
 MOSTLY_FITTED = "mmlu_pro"
-"""The benchmark whose aggregator at tau = 2/3 is fitted, and whose change at tau = 1 follows from a fit."""
+"""The benchmark whose workers and aggregator at tau = 2/3 are fitted; its wall and its change at tau = 1 follow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +100,8 @@ class Row:
 
     @property
     def is_far(self) -> bool:
-        """Whether the simulator is off by more than a tenth though the published value is inside: luck may hide it."""
-        return self.is_miss is False and self.unit in RELATIVE and abs(self.error) > FAR_FRAC
+        """Whether the simulator is off by more than a tenth and no interval says it is a miss: luck may hide it."""
+        return not self.is_miss and self.unit in RELATIVE and abs(self.error) > FAR_FRAC
 
     @property
     def num_intervals_off(self) -> float:
@@ -153,8 +153,9 @@ def _wall_rows(benchmark: str, runs: PaperRuns) -> list[Row]:
     row = _maker(benchmark)
     round_robin, ilp = (summaries(runs.of(benchmark, policy), "expert_makespan_s") for policy in ("round_robin", "ilp"))
     published = PREDICTED_ILP[benchmark]
+    wall_kind = FOLLOWS if benchmark == MOSTLY_FITTED else FITTED
     return [
-        row("round robin, expert stage", "s", ROUND_ROBIN_WALL_S[benchmark], round_robin, FITTED),
+        row("round robin, expert stage", "s", ROUND_ROBIN_WALL_S[benchmark], round_robin, wall_kind),
         row("ILP, expert stage", "s", published.mean_s, ilp, PREDICTED, len(published.runs_s)),
         row("ILP, speedup of the expert stage", "x", published.speedup, ratios(round_robin, ilp), PREDICTED),
     ]

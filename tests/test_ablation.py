@@ -152,6 +152,8 @@ def test_the_finding_takes_its_numbers_from_the_runs(tmp_path: Path) -> None:
     finding = "The ILP takes {0[ILP][2]} s and {0[ILP][4]} s."
     ablation = ablation_of(tmp_path, finding=finding)
     assert "\nThe ILP takes 110 s and 58.67 s.\n" in describe_ablation(ablation, num_points=12, missing=[])
+    with_intervals = ablation_of(tmp_path / "intervals", finding="It takes {0[ILP][4]:interval} s.")
+    assert "\nIt takes 58.67 [38.59, 78.75] s.\n" in describe_ablation(with_intervals, num_points=12, missing=[])
     without = ablation_of(tmp_path / "more", {("ilp", 2): [1.0]}, finding=finding)
     text = describe_ablation(without, num_points=12, missing=[])
     assert "\n(no sentence without a complete point of 4)\n" in text

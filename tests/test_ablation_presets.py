@@ -134,7 +134,9 @@ def test_a_policy_is_a_scheduler_with_its_options(path: Path) -> None:
     assert getattr(setup.scheduler, "longest_first", False) == (path.stem == "longest_first")
 
 
-def test_one_line_of_the_readme_runs_a_preset() -> None:
+def test_a_preset_says_how_it_is_run_and_the_readme_names_it() -> None:
+    readme = (CONF.parent / "README.md").read_text()
     for name in PRESETS:
         text = (CONF / "experiment" / f"{name}.yaml").read_text()
         assert f"python experiments/run.py +experiment={name}\n" in text
+        assert f"`{name}`" in readme

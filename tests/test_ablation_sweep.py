@@ -54,6 +54,8 @@ def test_a_sweep_draws_and_one_that_is_complete_runs_nothing(tmp_path: Path) -> 
     first = run_process(*arguments(tmp_path), "seed=0", cwd=tmp_path)
     assert (first.status, first.err) == (0, "")
     assert "4 of 4 points" in first.out
+    assert "\nnot as the preset: seed=0\n" in first.out, "what was changed is said beside what the preset says"
+    assert "+experiment" not in first.out
     sweep = tmp_path / "results" / "multirun" / "small"
     assert {path.name for path in sweep.iterdir() if path.is_file()} == {*FILES, "multirun.yaml"}
     contents = {name: (sweep / name).read_bytes() for name in FILES}
@@ -148,3 +150,6 @@ def test_all_presets_run_one_after_the_other_and_keep_their_files(
     with pytest.raises(SystemExit):
         main(["ablate_nothing"])
     assert "PRESET must be one of ['ablate_engine_order'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["ablate_gpus", "hydra.sweep.dir=elsewhere"])
+    assert "KEY=VALUE must be one that leaves the sweeps in results/multirun" in capsys.readouterr().err
