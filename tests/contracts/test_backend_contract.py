@@ -1,8 +1,10 @@
-"""What every backend promises. To add a backend, add a factory to BACKENDS."""
+"""What every backend promises. To add a backend, add it to BACKENDS."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -11,39 +13,92 @@ from mosaic.errors import BackendError
 from mosaic.plan import Plan
 from mosaic.realization import Outcome
 from mosaic.results import CallStatus, Cancel
-from mosaic.workload import CallKey, Role
+from mosaic.workload import Call, CallKey, Role
 from tests.factories import make_call, make_cluster, make_expert
 from tests.sim.cluster_runs import make_backend, make_plan, make_session, some_calls
+from tests.vllm.contract_backends import make_fake_executor, make_vllm_executor
+from tests.vllm.executor_runs import has_vllm
 
-BACKENDS: dict[str, Callable[..., Backend]] = {"sim": make_backend}
-"""Each takes the true outcomes, and ``experts=`` and ``cluster=``."""
+
+def make_simulator(outcomes, *, experts, cluster, folder: Path) -> Backend:
+    return make_backend(outcomes, experts=experts, cluster=cluster)
+
+
+class Kind(NamedTuple):
+    make: Callable[..., Backend]
+    """Takes the true outcomes, ``experts=``, ``cluster=`` and ``folder=``, where a run that was there goes on."""
+    late_s: float
+    """When late calls are ready: after their session's load, and no longer than a test may wait for it."""
+    one_clock: bool
+    """Whether finishes on unlike workers are heard in order of time too; real ones are heard as they come."""
+
+
+BACKENDS = {"sim": Kind(make_simulator, 100.0, True), "executor": Kind(make_fake_executor, 1.5, False)}
+if has_vllm():
+    BACKENDS["vllm"] = Kind(make_vllm_executor, 12.0, False)
 
 
 def true_outcome(call):
     return Outcome(3 + 7 * (call.key.slot + len(call.key.question) + int(call.key.question[1:] or 0)) % 40, answer="B")
 
 
-@pytest.fixture(params=sorted(BACKENDS))
-def backend(request) -> Backend:
-    experts = [make_expert("A"), make_expert("B"), make_expert("T", tp_degree=2)]
-    return BACKENDS[request.param](true_outcome, experts=experts, cluster=make_cluster(3))
-
-
 A, B, T = some_calls("A", 30), some_calls("B", 20), some_calls("T", 5)
-LATE = some_calls("A", 4, start=30, ready_s=100.0)
-CALLS = [*A, *B, *T, *LATE]
 
 
-def plan_of_five() -> Plan:
-    """A twice on worker 0, B on worker 1, T on both once A's first shard and B are done, and A again at the end."""
-    return make_plan(
+class Five(NamedTuple):
+    """A run of five sessions.
+
+    A twice on worker 0, B on worker 1, T on both once A's first shard and B are done, and A again at the end.
+    """
+
+    backend: Backend
+    plan: Plan
+    calls: list[Call]
+    late: list[Call]
+    one_clock: bool
+
+    def execute(self, listener=None):
+        return self.backend.execute(self.plan, self.calls, listener)
+
+
+def make_five(name: str, folder: Path) -> Five:
+    kind = BACKENDS[name]
+    late = some_calls("A", 4, start=30, ready_s=kind.late_s)
+    plan = make_plan(
         make_session(3, A[:20], workers=(0,)),
         make_session(1, B, workers=(1,)),
         make_session(4, T, workers=(0, 1)),
         make_session(0, A[20:], workers=(2,), after=(1,)),
-        make_session(2, LATE, workers=(2,)),
+        make_session(2, late, workers=(2,)),
         num_workers=3,
     )
+    return Five(make_three(name, folder), plan, [*A, *B, *T, *late], late, kind.one_clock)
+
+
+def make_three(name: str, folder: Path) -> Backend:
+    experts = [make_expert("A"), make_expert("B"), make_expert("T", tp_degree=2)]
+    return BACKENDS[name].make(true_outcome, experts=experts, cluster=make_cluster(3), folder=folder)
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+def backend(request, tmp_path) -> Backend:
+    return make_three(request.param, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    return {name: tmp_path_factory.mktemp(name) for name in BACKENDS}
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+def five(request, folders) -> Five:
+    """One folder for all tests of a backend: a backend with a journal runs the five sessions once for all of them."""
+    return make_five(request.param, folders[request.param])
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+def fresh_five(request, tmp_path) -> Five:
+    return make_five(request.param, tmp_path)
 
 
 class Watcher:
@@ -61,28 +116,28 @@ def test_it_has_a_name(backend):
     assert backend.name
 
 
-def test_every_call_is_recorded_exactly_once(backend):
-    plan = plan_of_five()
-    result = backend.execute(plan, CALLS)
-    assert sorted(record.key for record in result.calls) == sorted(call.key for call in CALLS)
+def test_every_call_is_recorded_exactly_once(five):
+    plan = five.plan
+    result = five.execute()
+    assert sorted(record.key for record in result.calls) == sorted(call.key for call in five.calls)
     session_of = {key: session for session in plan.sessions for key in session.shard}
     for record in result.calls:
         session = session_of[record.key]
         assert (record.session, record.expert, record.workers) == (session.id, session.expert, session.workers)
 
 
-def test_what_came_out_is_what_would_really_happen(backend):
-    by_key = {record.key: record for record in backend.execute(plan_of_five(), CALLS).calls}
-    for call in CALLS:
+def test_what_came_out_is_what_would_really_happen(five):
+    by_key = {record.key: record for record in five.execute().calls}
+    for call in five.calls:
         record = by_key[call.key]
         assert (record.output_tokens, record.answer) == (true_outcome(call).output_tokens, "B")
         assert (record.prompt_tokens, record.status) == (call.prompt_tokens, CallStatus.FINISHED)
 
 
-def test_a_call_lives_in_order_and_inside_its_session(backend):
-    result = backend.execute(plan_of_five(), CALLS)
+def test_a_call_lives_in_order_and_inside_its_session(five):
+    result = five.execute()
     sessions = {record.session: record for record in result.sessions}
-    ready_s = {call.key: call.ready_s for call in CALLS}
+    ready_s = {call.key: call.ready_s for call in five.calls}
     for record in result.calls:
         session = sessions[record.session]
         assert ready_s[record.key] <= record.queued_ts
@@ -90,9 +145,9 @@ def test_a_call_lives_in_order_and_inside_its_session(backend):
         assert record.admitted_ts <= record.first_token_ts <= record.finished_ts <= session.end_ts
 
 
-def test_sessions_count_their_calls_and_tokens(backend):
-    plan = plan_of_five()
-    result = backend.execute(plan, CALLS)
+def test_sessions_count_their_calls_and_tokens(five):
+    plan = five.plan
+    result = five.execute()
     assert [record.session for record in result.sessions] == [session.id for session in plan.sessions]
     for record in result.sessions:
         mine = [call for call in result.calls if call.session == record.session]
@@ -101,9 +156,9 @@ def test_sessions_count_their_calls_and_tokens(backend):
         assert record.load_start_ts + record.load_s <= record.start_ts + 1e-9
 
 
-def test_workers_serve_their_sessions_one_after_the_other_in_the_plans_order(backend):
-    plan = plan_of_five()
-    result = backend.execute(plan, CALLS)
+def test_workers_serve_their_sessions_one_after_the_other_in_the_plans_order(five):
+    plan = five.plan
+    result = five.execute()
     assert result.num_workers == 3
     for worker in range(3):
         mine = [record for record in result.sessions if worker in record.workers]
@@ -112,8 +167,8 @@ def test_workers_serve_their_sessions_one_after_the_other_in_the_plans_order(bac
             assert before.end_ts <= behind.load_start_ts
 
 
-def test_a_session_waits_for_those_it_follows(backend):
-    sessions = {record.session: record for record in backend.execute(plan_of_five(), CALLS).sessions}
+def test_a_session_waits_for_those_it_follows(five):
+    sessions = {record.session: record for record in five.execute().sessions}
     assert sessions[0].load_start_ts >= sessions[1].end_ts
 
 
@@ -136,47 +191,48 @@ def test_an_expert_that_stays_on_its_workers_loads_once(backend):
     assert back.load_s > 0
 
 
-def test_a_call_that_is_not_ready_waits_in_its_session(backend):
-    result = backend.execute(plan_of_five(), CALLS)
+def test_a_call_that_is_not_ready_waits_in_its_session(five):
+    result = five.execute()
     session = next(record for record in result.sessions if record.session == 2)
     late = [record for record in result.calls if record.session == 2]
-    assert session.start_ts < 100.0
-    assert all(record.queued_ts == 100.0 for record in late)
+    assert session.start_ts < five.late[0].ready_s
+    assert all(record.queued_ts == five.late[0].ready_s for record in late)
 
 
-def test_the_same_plan_twice_gives_the_same_records(backend):
-    assert backend.execute(plan_of_five(), CALLS) == backend.execute(plan_of_five(), CALLS)
+def test_the_same_plan_twice_gives_the_same_records(five):
+    assert five.execute() == five.execute()
 
 
-def test_a_listener_hears_every_finish_in_order_of_time(backend):
+def test_a_listener_hears_every_finish_in_order_of_time(fresh_five):
     watcher = Watcher()
-    result = backend.execute(plan_of_five(), CALLS, watcher)
+    result = fresh_five.execute(watcher)
     assert sorted(watcher.records) == sorted(result.calls)
-    instants = [record.finished_ts for record in watcher.records]
-    assert instants == sorted(instants)
+    for session in [None] if fresh_five.one_clock else range(5):
+        heard = [record.finished_ts for record in watcher.records if session in (None, record.session)]
+        assert heard == sorted(heard)
 
 
-def test_a_listener_that_does_nothing_changes_nothing(backend):
-    assert backend.execute(plan_of_five(), CALLS, Watcher()) == backend.execute(plan_of_five(), CALLS)
+def test_a_listener_that_does_nothing_changes_nothing(five):
+    assert five.execute(Watcher()) == five.execute()
 
 
-def test_a_cancelled_call_is_recorded_and_the_action_kept(backend):
-    watcher = Watcher(("A3", LATE[0].key), ("B2", T[1].key))
-    result = backend.execute(plan_of_five(), CALLS, watcher)
+def test_a_cancelled_call_is_recorded_and_the_action_kept(fresh_five):
+    watcher = Watcher(("A3", fresh_five.late[0].key), ("B2", T[1].key))
+    result = fresh_five.execute(watcher)
     assert {(action.kind, action.call) for action in result.actions} == {
-        ("cancel", LATE[0].key),
+        ("cancel", fresh_five.late[0].key),
         ("cancel", T[1].key),
     }
     cancelled = {record.key: record for record in result.calls if record.status is CallStatus.CANCELLED}
     assert {action.call: action.ts for action in result.actions} == {
         key: record.finished_ts for key, record in cancelled.items()
     }
-    assert len(result.calls) == len(CALLS)
+    assert len(result.calls) == len(fresh_five.calls)
     assert cancelled.keys().isdisjoint(record.key for record in watcher.records)
 
 
-def test_cancelling_what_has_finished_does_nothing(backend):
-    result = backend.execute(plan_of_five(), CALLS, Watcher(("B19", B[19].key), ("A3", A[3].key)))
+def test_cancelling_what_has_finished_does_nothing(five):
+    result = five.execute(Watcher(("B19", B[19].key), ("A3", A[3].key)))
     assert result.actions == ()
     assert all(record.status is CallStatus.FINISHED for record in result.calls)
 
@@ -197,9 +253,9 @@ def merged_outcome(call):
 
 
 @pytest.fixture(params=sorted(BACKENDS))
-def aggregating(request) -> Backend:
+def aggregating(request, tmp_path) -> Backend:
     experts = [make_expert("A"), make_expert("W", tp_degree=4)]
-    return BACKENDS[request.param](merged_outcome, experts=experts, cluster=make_cluster(4))
+    return BACKENDS[request.param].make(merged_outcome, experts=experts, cluster=make_cluster(4), folder=tmp_path)
 
 
 def merge_plan(*shards) -> Plan:
@@ -272,6 +328,6 @@ def test_a_plan_that_cannot_be_run_is_refused(backend, plan, calls, message):
         backend.execute(plan, calls)
 
 
-def test_a_listener_cannot_cancel_what_does_not_exist(backend):
+def test_a_listener_cannot_cancel_what_does_not_exist(five):
     with pytest.raises(BackendError, match="Cancel must name a call of the plan, got q0/aggregate/0"):
-        backend.execute(plan_of_five(), CALLS, Watcher(("A3", UNKNOWN.key)))
+        five.execute(Watcher(("A3", UNKNOWN.key)))
