@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from joblib import Parallel, delayed
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from experiments.run import run_point
@@ -119,5 +120,5 @@ def _run_quietly(point: Point, folder: Path) -> PaperRun:
     place = folder / point.name
     place.mkdir(parents=True, exist_ok=True)
     with redirect_stdout(io.StringIO()):
-        run_point(compose_config(list(point.overrides)), place, point=point.name)
+        run_point(OmegaConf.create(compose_config(list(point.overrides))), place, point=point.name)
     return PaperRun(point=point, folder=place)

@@ -62,11 +62,11 @@ def main(config: DictConfig) -> None:
     folder = Path(run.runtime.output_dir)
     if run.mode is not RunMode.MULTIRUN:
         with exit_with_message():
-            run_point(plain(config), folder)
+            run_point(config, folder)
         return
     point = os.path.relpath(folder, run.sweep.dir)
     try:
-        run_point(plain(config), folder, point=point)
+        run_point(config, folder, point=point)
     except BAD_INPUT as error:
         print(f"error: {point}: {explain_error(error)}", file=sys.stderr)
         raise FailedPoint(point) from error
@@ -79,11 +79,11 @@ def run_command() -> None:
         main()
 
 
-def run_point(config: dict[str, Any], folder: Path, *, point: str | None = None) -> None:
-    """Run a resolved configuration into a folder, unless that is done; a folder without a file is not left behind."""
+def run_point(config: DictConfig, folder: Path, *, point: str | None = None) -> None:
+    """Run a configuration into a folder, unless that is done already; a folder without a file is not left behind."""
     spare_garbage_collector()
     try:
-        run_resolved(config, folder, point=point)
+        run_resolved(plain(config), folder, point=point)
     finally:
         with suppress(OSError):  # it is not empty, or never was made
             folder.rmdir()
