@@ -7,7 +7,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from experiments.round_robin_fit import FIT_SEEDS
-from experiments.second_stage_run import even_plan
+from experiments.simulated_execution import even_plan
 from experiments.wiring import Setup, compose_config, setup_from
 from mosaic.gate import Gate, Majority, Never
 from mosaic.metrics import makespan_s

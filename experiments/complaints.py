@@ -35,8 +35,8 @@ def exit_with_message() -> Iterator[None]:
             raise
         print(f"error: {explain_error(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT_STATUS)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
 
 

@@ -8,14 +8,16 @@ behind them and the sample of output lengths, which workload.output_tokens can d
 if it is asked for, comes from what the gate leaves of calibration questions.
 """
 
+import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
 from experiments.complaints import exit_with_message
-from experiments.second_stage_run import aggregator_profile
-from experiments.wiring import compose_config, setup_from
+from experiments.execution import Execution, open_execution
+from experiments.wiring import Setup, compose_config, setup_from
 from mosaic.checks import require
 from mosaic.pipeline import make_problem
 from mosaic.profiles import Profile, write_profile
@@ -39,22 +41,29 @@ def main(arguments: list[str]) -> None:
     if "out" not in files:
         raise ValueError(f"expected overrides and one out=FILE.json, got {arguments}")
     setup = setup_from(compose_config([*overrides, "profile.path=null", "profile.aggregator_path=null"]))
-    profile = setup.profile()
-    made = {"out": profile}
-    if "aggregator_out" in files:
-        require(setup.stage is not None, "aggregator_out", "left out with aggregator=none", files["aggregator_out"])
-        assert setup.stage is not None
-        plan = setup.scheduler.plan(
-            make_problem(
-                setup.workload, experts=setup.experts, cluster=setup.cluster, profile=profile, costs=setup.costs
-            )
-        )
-        made["aggregator_out"] = aggregator_profile(setup, setup.stage, plan)
+    journal = Path(f"{files['out']}.journal")
+    with open_execution(setup, journal) as execution:
+        made = measure(setup, execution, files)
+    shutil.rmtree(journal, ignore_errors=True)  # of a real sweep: the next one is to measure anew
     for key, measured in made.items():
         write_profile(measured, Path(files[key]))
         print(describe(measured))
         use = "profile.path" if key == "out" else "profile.aggregator_path"
         print(f"written: {files[key]} (use it with {use}={files[key]})")
+
+
+def measure(setup: Setup, execution: Execution, files: Mapping[str, str]) -> dict[str, Profile]:
+    """Measure the profiles that are asked for."""
+    if "aggregator_out" in files:
+        require(setup.stage is not None, "aggregator_out", "left out with aggregator=none", files["aggregator_out"])
+    profile = execution.profile()
+    made = {"out": profile}
+    if "aggregator_out" in files and setup.stage is not None:
+        problem = make_problem(
+            setup.workload, experts=setup.experts, cluster=setup.cluster, profile=profile, costs=setup.costs
+        )
+        made["aggregator_out"] = execution.aggregator_profile(setup.stage, setup.scheduler.plan(problem))
+    return made
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], dict[str, str]]:

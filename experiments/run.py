@@ -10,8 +10,9 @@ the same configuration is not run again.
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,27 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
 from experiments.complaints import BAD_INPUT, FailedPoint, exit_with_message, explain_error
+from experiments.execution import Execution, open_execution
 from experiments.figures.timeline import draw_timeline
 from experiments.memory import spare_garbage_collector
 from experiments.replay_report import report_replay
-from experiments.second_stage_run import always_aggregate, calibration_file, run_second_stage, summarise_stage
+from experiments.second_stage_run import calibration_file, run_second_stage, summarise_stage
 from experiments.wiring import CONF, Setup, plain, setup_from, with_input_digests
 from mosaic.explain import explain
-from mosaic.metrics import Summary, summarise
+from mosaic.metrics import StageSummary, Summary, summarise
 from mosaic.pipeline import make_problem
 from mosaic.plan import Plan, check_plan
 from mosaic.plan_file import load_plan
 from mosaic.problem import Problem
-from mosaic.progress import show_progress
 from mosaic.provenance import describe_run_conditions
+from mosaic.replanning import Replan, describe_replan, execute_to_end, replans_jsonl
 from mosaic.results import RunResult
 from mosaic.run_folder import completed_with, write_run
+from mosaic.second_stage import SecondStage
 from mosaic.summary_text import describe_point, describe_run
+
+JOURNAL = "journal"
+"""Folder inside a real run's, with what has finished and the workers' logs."""
 
 
 class Stopwatch:
@@ -89,6 +95,17 @@ def run_point(config: DictConfig, folder: Path, *, point: str | None = None) -> 
             folder.rmdir()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What came of executing a plan."""
+
+    result: RunResult
+    second: SecondStage | None = None
+    stage: StageSummary | None = None
+    replans: tuple[Replan, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
 def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> None:
     """Run a resolved configuration; a sweep prints a line a point, a single run a screen."""
     stamped = with_input_digests(config)
@@ -98,26 +115,17 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
     watch = Stopwatch()
     with watch.step("setup"):
         setup = setup_from(config)
-    with watch.step("profile"):
-        profile = setup.profile()
-    with watch.step("plan"):
-        problem = make_problem(
-            setup.workload, experts=setup.experts, cluster=setup.cluster, profile=profile, costs=setup.costs
-        )
-        plan = obtain_plan(setup, problem, config["plan"].get("path"))
-    result, second, stage = None, None, None
-    files: dict[str, bytes] = {}
-    if setup.settings is not None:
-        with watch.step("execute"), show_progress(len(setup.workload.calls)) as listener:
-            result = setup.backend(setup.world()).execute(plan, setup.workload.calls, listener)
-        if setup.stage is not None:
-            world = setup.world().after(result.calls)
-            second = run_second_stage(setup, setup.stage, world, plan, result, watch.step)
-            with watch.step("always_aggregate"):
-                always = always_aggregate(setup, setup.stage, world, result, second)
-            stage = summarise_stage(setup, setup.stage, second, always)
-            files = calibration_file(setup.stage, second)
-            result = second.joined
+    with resumable(setup, folder, point), open_execution(setup, folder / JOURNAL) as execution:
+        with watch.step("profile"):
+            profile = execution.profile()
+        with watch.step("plan"):
+            problem = make_problem(
+                setup.workload, experts=setup.experts, cluster=setup.cluster, profile=profile, costs=setup.costs
+            )
+            plan = obtain_plan(setup, problem, config["plan"].get("path"))
+        ran = run_stages(setup, execution, problem, plan, watch) if setup.runs else None
+    result = ran.result if ran else None
+    second = ran.second if ran else None
     aggregator_plan = second.planned.plan if second and second.planned else None
     summary = summarise(
         plan,
@@ -130,8 +138,9 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
         num_questions=len(setup.workload.questions),
         experts=[expert.name for expert in setup.experts],
         aggregator_plan=aggregator_plan,
-        stage=stage,
+        stage=ran.stage if ran else None,
     )
+    files = dict(ran.files) if ran else {}
     replay = None
     if result is not None and config["workload"]["_target_"] == "mosaic.request_log.load_request_log":
         replay = report_replay(config["workload"], result)
@@ -152,13 +161,58 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
     if point is not None:
         print(describe_point(summary, point))
         return
-    if result is None:
+    if ran is None:
         print(explain(plan, problem))
         print(f"plan: {folder / 'plan.json'} (run it with plan.path={folder / 'plan.json'})")
         return
-    print(describe_run(summary, result, folder, gate_notes=setup.stage.gate.notes() if setup.stage else ()))
+    print(describe_run(summary, ran.result, folder, gate_notes=setup.stage.gate.notes() if setup.stage else ()))
+    for replan in ran.replans:
+        print(describe_replan(replan))
     if replay is not None:
         print(replay.table)
+
+
+def run_stages(setup: Setup, execution: Execution, problem: Problem, plan: Plan, watch: Stopwatch) -> Ran:
+    """Execute the expert stage's plan, and the second stage after it."""
+    with watch.step("execute"):
+        first = execute_to_end(plan, problem, execution.experts(), setup.scheduler, on_plan=tell_replan)
+    result, replans, calls = first.result, first.replans, setup.workload.calls
+    second, stage = None, None
+    files: dict[str, bytes] = {}
+    if setup.stage is not None:
+        second = run_second_stage(setup, setup.stage, execution, plan, result, watch.step)
+        with watch.step("always_aggregate"):
+            always = execution.always_aggregate(setup.stage, result, second)
+        stage = summarise_stage(setup.stage, second, always, execution.skip_source)
+        files |= calibration_file(setup.stage, second)
+        result, calls = second.joined, calls + second.handover.calls
+        replans += second.replans
+    files |= execution.files(calls)
+    if replans:
+        files["replans.jsonl"] = replans_jsonl(replans)
+    return Ran(result=result, second=second, stage=stage, replans=replans, files=files)
+
+
+def tell_replan(replan: Replan) -> None:
+    """Tell of a new plan while the run goes on."""
+    print(describe_replan(replan), file=sys.stderr)
+
+
+@contextmanager
+def resumable(setup: Setup, folder: Path, point: str | None) -> Iterator[None]:
+    """Say how a real run that ends early goes on."""
+    if setup.executor is None:
+        yield
+        return
+    again = "the same command" + ("" if point is not None else f" with hydra.run.dir={folder}")
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(f"{stop or 'stopped'}. To go on: {again}") from None
+    except BAD_INPUT:
+        if (folder / JOURNAL).exists():
+            print(f"what has finished is kept: {again} goes on from there", file=sys.stderr)
+        raise
 
 
 def obtain_plan(setup: Setup, problem: Problem, path: str | None) -> Plan:

@@ -31,7 +31,7 @@ from experiments.published import (  # noqa: E402
     FITTED_ANSWERS,
     GATED_AGGREGATE_S,
 )
-from experiments.second_stage_run import even_plan  # noqa: E402
+from experiments.simulated_execution import even_plan  # noqa: E402
 from experiments.stage_samples import CALIBRATION, StageSample, sample_stage  # noqa: E402
 from experiments.wiring import compose_config, setup_from  # noqa: E402
 from mosaic.metrics import makespan_s  # noqa: E402

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from experiments.second_stage_run import run_second_stage
+from experiments.simulated_execution import SimulatedExecution
 from experiments.stage_wiring import StageSetup
 from experiments.wiring import Setup, compose_config, setup_from
 from mosaic.final_answers import FinalAnswer
@@ -92,7 +93,7 @@ def _expert_stage(setup: Setup) -> tuple[Any, RunResult]:
 
 def _second(setup: Setup, stage: StageSetup, first: tuple[Any, RunResult]) -> SecondStage:
     plan, proposed = first
-    return run_second_stage(setup, stage, setup.world().after(proposed.calls), plan, proposed)
+    return run_second_stage(setup, stage, SimulatedExecution(setup), plan, proposed)
 
 
 def _by_aggregator(setup: Setup, stage: StageSetup, gate: Gate, first: tuple[Any, RunResult]) -> dict[str, float]:

@@ -10,6 +10,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments.config_checks import check_calls, require_path, require_section
+from experiments.executor_wiring import (
+    EngineSetup,
+    Mode,
+    ServerSetup,
+    check_servers,
+    engine_setup,
+    on_servers,
+    server_setup,
+)
 from experiments.instantiation import call, make
 from experiments.stage_wiring import (
     SimulatedAnswers,
@@ -24,7 +33,9 @@ from mosaic.checks import require, require_count, require_number, require_unique
 from mosaic.cluster import Cluster, uniform_cluster
 from mosaic.length_sources import length_distributions
 from mosaic.lengths import LengthDistribution
+from mosaic.pipeline import CostFactory
 from mosaic.profiles import Profile, load_profile
+from mosaic.prompts import check_texts
 from mosaic.realization import question_uniforms
 from mosaic.schedulers.base import Scheduler
 from mosaic.sweep import Sweep, run_sweep
@@ -37,7 +48,7 @@ from sim.world import World
 SECTIONS = (
     "pool", "workload", "profile", "backend", "hardware", "cluster", "costs", "scheduler", "plan", "gate", "aggregator",
 )  # fmt: skip
-BACKENDS = ("sim", "none")
+BACKENDS = ("sim", "vllm", "endpoint", "none")
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -51,9 +62,13 @@ class Setup:
     cluster: Cluster
     hardware: Hardware
     settings: EngineSettings | None
-    """None: the backend runs nothing (backend=none)."""
+    """Of the simulator; None: the backend is another."""
+    executor: EngineSetup | ServerSetup | None
+    """What runs plans for real; None: nothing does."""
+    calibration: Callable[[], Workload]
+    """Gives what a live run is profiled on: the workload's calibration part, or its own questions where it has none."""
     lengths: Mapping[ExpertName, LengthDistribution]
-    costs: Callable[..., Any]
+    costs: CostFactory
     scheduler: Scheduler
     sweep: Sweep
     profile_path: str | None
@@ -65,6 +80,11 @@ class Setup:
     answers: SimulatedAnswers
     stage: StageSetup | None
     """None: the expert stage alone (aggregator=none)."""
+
+    @property
+    def runs(self) -> bool:
+        """Whether plans are executed, or only explained."""
+        return self.settings is not None or self.executor is not None
 
     def world(self) -> World:
         """The world that the run meets."""
@@ -151,9 +171,16 @@ def setup_from(config: Mapping[str, Any]) -> Setup:
     stage = second_stage(config, own_aggregator, pool.get("aggregator"), experts, cluster, hardware)
     name = backend.pop("name", None)
     require(name in BACKENDS, "backend.name", f"one of {list(BACKENDS)}", name)
+    executor = _executor(name, backend, experts, cluster)
+    costs: CostFactory = make(config["costs"], "costs")
+    if executor is not None and executor.mode is Mode.LIVE:
+        check_texts(workload)
+    if isinstance(executor, ServerSetup):
+        check_servers(executor, workload, stage.aggregator.expert.name if stage else None)
+        costs = on_servers(costs, executor)
     if stage is not None:
         check_batch(stage, workload)
-    if stage is not None and name == "sim":
+    if stage is not None and (name == "sim" or (executor is not None and executor.mode is Mode.REPLAY)):
         check_simulated(stage, answers)
     if stage is not None and profile.get("aggregator_path") is not None:
         check_profile(stage, profile["aggregator_path"], cluster)
@@ -164,7 +191,9 @@ def setup_from(config: Mapping[str, Any]) -> Setup:
         hardware=hardware,
         settings=call(EngineSettings, "backend", **backend) if name == "sim" else None,
         lengths=lengths,
-        costs=make(config["costs"], "costs"),
+        executor=executor,
+        calibration=lambda: _calibration(source, workload),
+        costs=costs,
         scheduler=make(config["scheduler"], "scheduler"),
         sweep=call(Sweep, "profile.sweep", **profile["sweep"]),
         profile_path=profile.get("path"),
@@ -175,6 +204,22 @@ def setup_from(config: Mapping[str, Any]) -> Setup:
         answers=answers,
         stage=stage,
     )
+
+
+def _executor(
+    name: str, backend: Mapping[str, Any], experts: tuple[Expert, ...], cluster: Cluster
+) -> EngineSetup | ServerSetup | None:
+    if name == "vllm":
+        return engine_setup(backend)
+    return server_setup(backend, experts, cluster) if name == "endpoint" else None
+
+
+def _calibration(source: Mapping[str, Any], workload: Workload) -> Workload:
+    """Make the workload again from its calibration part; one without parts lends its own questions."""
+    if source.get("part") != "test":
+        return workload
+    calibration: Workload = make({**source, "part": "calibration"}, "workload")
+    return calibration
 
 
 def check_length_error(profile: Mapping[str, Any]) -> None:

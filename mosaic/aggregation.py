@@ -38,11 +38,12 @@ differ and which of them is right there, and correct what is wrong in all of the
 
 """
 _ALONE = "Answer the question below. Work it out step by step, and check the result before you give it.\n\n"
-_FORM = {
+FORM = {
     AnswerKind.CHOICE: 'Finish with the line "The answer is (X)", with the letter of the option you choose as X.',
     AnswerKind.MATH: r"Finish with your final answer, and nothing but it, inside \boxed{...}.",
     AnswerKind.TEXT: "Finish with your final answer, complete in itself: its reader does not see the responses.",
 }
+"""How a response is to state its answer, so that it can be extracted."""
 
 
 class Response(NamedTuple):
@@ -228,7 +229,7 @@ def _cut(text: str, tokens: int, share: int) -> str:
 def _write(kind: AnswerKind, question: str, responses: Sequence[str], num_copies: int) -> str:
     stated = f"Question:\n{question}\n\n"
     if not responses:
-        return f"{_ALONE}{stated}{_FORM[kind]}"
+        return f"{_ALONE}{stated}{FORM[kind]}"
     answers = "".join(f"Response {number}:\n{text}\n\n" for number, text in enumerate(responses, start=1))
     again = f"The question again:\n{question}\n\n" if num_copies == 2 else ""
-    return f"{_COMPARE}{stated}{answers}{again}{_FORM[kind]}"
+    return f"{_COMPARE}{stated}{answers}{again}{FORM[kind]}"

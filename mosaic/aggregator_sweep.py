@@ -26,8 +26,16 @@ NUM_SWEPT_CALLS, MAX_REPEATS = 512, 8
 """The sweep is repeated until it has served so many calls: a few waves of a few calls say little."""
 
 
-def sweep_aggregator(expert: Expert, calls: Sequence[Call], cluster: Cluster, backend: Backend) -> ProfileEntry:
+def sweep_aggregator(
+    expert: Expert,
+    calls: Sequence[Call],
+    cluster: Cluster,
+    backend: Backend,
+    places: Sequence[tuple[int, ...]] | None = None,
+) -> ProfileEntry:
     """Measure the aggregator at its tensor-parallel degree, with as many replicas as its cap and the cluster allow.
+
+    ``places`` are the gangs of workers where it may run; None: all that the cluster makes up.
 
     Raises
     ------
@@ -37,7 +45,7 @@ def sweep_aggregator(expert: Expert, calls: Sequence[Call], cluster: Cluster, ba
         If there are no calls, or no place for the aggregator.
     """
     require(len(calls) > 0, "aggregator sweep: calls", "at least one call", 0)
-    places = aggregator_places(expert, cluster.num_workers)
+    places = aggregator_places(expert, cluster.num_workers) if places is None else places
     waves: list[tuple[Session, ...]] = []
     served: list[Call] = []
     barrier: tuple[int, ...] = ()

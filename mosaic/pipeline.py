@@ -9,6 +9,7 @@ from mosaic.costs import CostModel
 from mosaic.plan import Plan, check_plan
 from mosaic.problem import Problem
 from mosaic.profiles import Profile
+from mosaic.replanning import execute_to_end
 from mosaic.results import Listener, RunResult
 from mosaic.schedulers.base import Scheduler
 from mosaic.workload import Expert, ExpertName, Workload
@@ -70,7 +71,7 @@ def run(
     backend: Backend,
     listener: Listener | None = None,
 ) -> tuple[Plan, RunResult]:
-    """Plan a workload and execute the plan.
+    """Plan a workload and execute the plan, and what lost workers leave by new plans on the others.
 
     Raises
     ------
@@ -80,4 +81,4 @@ def run(
     problem = make_problem(workload, experts=experts, cluster=cluster, profile=profile, costs=costs)
     made = scheduler.plan(problem)
     check_plan(made, problem)
-    return made, backend.execute(made, workload.calls, listener)
+    return made, execute_to_end(made, problem, backend, scheduler, listener).result

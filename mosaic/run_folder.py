@@ -29,8 +29,8 @@ CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 RUN_FILES = (
     CONFIG, "plan.json", "plan_aggregate.json", "calls.parquet", "answers.parquet", "calibration_answers.parquet",
-    "responses.jsonl", "sessions.parquet", "actions.jsonl", "trace.json", "timeline.png", "replay.json", "replay.png",
-    "meta.json", SUMMARY,
+    "responses.jsonl", "sessions.parquet", "actions.jsonl", "replans.jsonl", "trace.json", "timeline.png",
+    "replay.json", "replay.png", "meta.json", SUMMARY,
 )  # fmt: skip
 """Every file of the contract, in the order of writing."""
 _TEMPORARY = ".{}.part"

@@ -16,6 +16,7 @@ from mosaic.pipeline import CostFactory
 from mosaic.plan import Plan, check_plan
 from mosaic.problem import Problem
 from mosaic.profiles import Profile
+from mosaic.replanning import Replan, execute_to_end
 from mosaic.results import CallRecord, CallStatus, RunResult
 from mosaic.schedulers.base import Scheduler
 from mosaic.schedulers.data_parallel import DataParallel
@@ -77,6 +78,8 @@ class AggregatorPlan:
     expert: Expert
     problem: Problem
     plan: Plan
+    scheduler: Scheduler
+    """Who made the plan, and plans again what lost workers leave."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,8 @@ class SecondStage:
     aggregated: Mapping[str, str | None]
     """The aggregator's answers by question."""
     answers: tuple[FinalAnswer, ...]
+    replans: tuple[Replan, ...] = ()
+    """Made because workers were lost."""
 
 
 def comparisons(free_text: Comparison | None = None) -> Comparisons:
@@ -176,10 +181,10 @@ def plan_aggregator(
             costs=priced(profile=profile, num_calls_by_expert={expert.name: len(calls)}),
             lengths={expert.name: profile.lengths(expert.name)},
         )
-        policy = DataParallel() if degree == 1 else scheduler
+        policy: Scheduler = DataParallel() if degree == 1 else scheduler
         made = policy.plan(problem)
         check_plan(made, problem)
-        plans.append(AggregatorPlan(expert=expert, problem=problem, plan=made))
+        plans.append(AggregatorPlan(expert=expert, problem=problem, plan=made, scheduler=policy))
     return min(plans, key=lambda option: option.plan.predicted_makespan_s)
 
 
@@ -225,7 +230,9 @@ def aggregate(
     compare = comparisons() if compare is None else compare
     with step("gate"):
         handover = hand_over(workload, first.calls, gate, aggregator, compare)
-    planned, second = None, RunResult(calls=(), sessions=(), num_workers=first.num_workers)
+    planned: AggregatorPlan | None = None
+    replans: tuple[Replan, ...] = ()
+    second = RunResult(calls=(), sessions=(), num_workers=first.num_workers)
     if handover.calls:
         with step("profile_aggregator"):
             measured = profile()
@@ -240,7 +247,8 @@ def aggregate(
                 scheduler=scheduler,
             )
         with step("aggregate"):
-            second = backend(planned.expert).execute(planned.plan, handover.calls)
+            done = execute_to_end(planned.plan, planned.problem, backend(planned.expert), planned.scheduler)
+            second, replans = done.result, done.replans
     aggregated = answers_of(second)
     return SecondStage(
         handover=handover,
@@ -248,6 +256,7 @@ def aggregate(
         joined=join_stages(first, second),
         aggregated=aggregated,
         answers=final_answers(handover.ballots, handover.decisions, aggregated, compare),
+        replans=replans,
     )
 
 

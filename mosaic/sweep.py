@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TypeAlias
 
 from mosaic.backends.base import Backend
@@ -55,8 +56,20 @@ def run_sweep(
     backend: Backend,
     prompt_tokens: PromptTokens,
     source: str,
+    workers_of: Callable[[Expert], tuple[int, ...]] = lambda expert: tuple(range(expert.tp_degree)),
 ) -> Profile:
     """Run the sweep's sessions one expert after the other and fit their costs.
+
+    Parameters
+    ----------
+    sweep, experts, cluster, backend
+        What to run, of whom, where and by whom.
+    prompt_tokens
+        Of the calibration calls.
+    source
+        Where the profile says it comes from.
+    workers_of
+        Where an expert is measured; the first workers unless told otherwise.
 
     Raises
     ------
@@ -77,7 +90,7 @@ def run_sweep(
                     id=len(sessions),
                     expert=expert.name,
                     role=Role.PROPOSE,
-                    workers=tuple(range(expert.tp_degree)),
+                    workers=workers_of(expert),
                     shard=tuple(call.key for call in shard),
                 )
             )
@@ -89,8 +102,18 @@ def run_sweep(
 
 
 def _entry(expert: Expert, cluster: Cluster, result: RunResult) -> ProfileEntry:
-    sessions: list[SessionRecord] = [session for session in result.sessions if session.expert == expert.name]
     records: list[CallRecord] = [call for call in result.calls if call.expert == expert.name]
+    # NOTE: a session that was interrupted and tried again took longer than its calls need.
+    disturbed = {call.session for call in records if call.attempt > 0}
+    sessions: list[SessionRecord] = [
+        session for session in result.sessions if session.expert == expert.name and session.session not in disturbed
+    ]
+    sizes = {session.num_calls for session in sessions}
+    if len(sizes) < 2:
+        raise BackendError(
+            f"profile sweep of {expert.name}: sessions of two shard sizes must run undisturbed, {len(sizes)} did: "
+            "start it again from the beginning"
+        )
     points = tuple(
         SweepPoint(
             num_calls=session.num_calls,
@@ -104,9 +127,15 @@ def _entry(expert: Expert, cluster: Cluster, result: RunResult) -> ProfileEntry:
         expert=expert.name,
         gpu=cluster.workers[0].gpu.name,
         tp_degree=expert.tp_degree,
-        load_s=max(session.load_s for session in sessions),
+        load_s=typical_load_s(result.sessions, expert.name),
         fit=fit_session(points),
         lengths=prediction_from_sample(sample),
         points=points,
         output_tokens=sample,
     )
+
+
+def typical_load_s(sessions: Sequence[SessionRecord], expert: ExpertName) -> float:
+    """Take the median of an expert's loads, since one that something else disturbed must not price them all; 0: none."""
+    loads = [session.load_s for session in sessions if session.expert == expert and session.load_s > 0]
+    return median(loads) if loads else 0.0

@@ -45,6 +45,11 @@ class SimBackend:
                 worker.gpu.name in self.hardware, "sim backend: GPU of a worker", f"one of {known}", worker.gpu.name
             )
 
+    @property
+    def dead_workers(self) -> Mapping[int, str]:
+        """None: simulated workers do not die."""
+        return {}
+
     def execute(self, plan: Plan, calls: Sequence[Call], listener: Listener | None = None) -> RunResult:
         """Run the plan's sessions over the calls at their true lengths.
 

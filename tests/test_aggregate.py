@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -125,6 +125,8 @@ def test_the_gate_says_how_many_are_aggregated(gate, num_aggregated: int) -> Non
 def test_a_call_that_failed_leaves_the_gates_answer() -> None:
     class Lossy:
         name = "lossy"
+
+        dead_workers: ClassVar[dict[int, str]] = {}
 
         def execute(self, plan, calls, listener=None):
             result = make_backend(Steps().outcome, experts=[make_aggregator().shaped(4)], cluster=CLUSTER).execute(

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -39,6 +40,8 @@ class Stopwatch:
         self.num_lost = num_lost
         self.plan: Plan
         self.calls: Sequence[Call]
+
+    dead_workers: ClassVar[dict[int, str]] = {}
 
     def execute(self, plan, calls, listener=None) -> RunResult:
         self.plan, self.calls = plan, calls

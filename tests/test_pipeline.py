@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from functools import partial
+from typing import ClassVar
 
 import pytest
 
@@ -152,6 +153,8 @@ class Untouched:
     """A backend that must not be reached."""
 
     name = "untouched"
+
+    dead_workers: ClassVar[dict[int, str]] = {}
 
     def execute(self, plan, calls, listener=None):
         raise AssertionError("a plan that breaks its problem was run")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -28,6 +29,8 @@ class AffineBackend:
     unfinished: int = 0
     name: str = "affine"
     plan: Plan | None = None
+
+    dead_workers: ClassVar[dict[int, str]] = {}
 
     def execute(self, plan: Plan, calls: Sequence[Call], listener: Listener | None = None) -> RunResult:
         self.plan = plan

@@ -33,12 +33,13 @@ FITTING = [
 ]
 """Workload, pool and hardware that go together."""
 SCHEDULERS, COSTS = ["ilp", "round_robin", "fifo", "least_loaded", "data_parallel"], ["paper", "affine"]
+TINY_EXPERTS = ["TinySage", "TinyOwl", "TinyDart", "TinyFinch", "TinySwift"]
 GATES = ["never", "unanimous", "majority", "weighted", "calibrated"]
 PARTS = {"expert", "questions", "lengths", "answers", "experiment", "policy"}
 """Groups that other groups are made of, and the presets."""
 DEGREES = {"tp4": (4,), "dp4": (1,), "auto": (4, 1)}
 """Tensor-parallel degrees of each choice of the aggregator."""
-MEASURED_DEGREES = {"a100_80gb": (1, 4), "rtxpro6000": (1, 2), "rtx4090": (1,)}
+MEASURED_DEGREES = {"a100_80gb": (1, 4), "rtxpro6000": (1, 2), "rtx4090": (1,), "cpu_core": (1,)}
 """At which the hardware's operators were measured, or are computed."""
 SMALL_AGGREGATOR = {("hybrid", "rtx4090"): "Qwen"}
 """Where the pool's own aggregator has no room on the GPU."""
@@ -48,6 +49,24 @@ def choose_aggregator(i: int, pool: str, hardware: str) -> str:
     if pool == "llama3_8b":
         return "none"
     return list(DEGREES)[i % 3] if hardware == "a100_80gb" else ["dp4", "auto"][i % 2]
+
+
+def make_real_points() -> list[dict[str, str]]:
+    return [
+        {
+            "workload": "tiny_mcq",
+            "pool": "tiny",
+            "hardware": "cpu_core",
+            "scheduler": scheduler,
+            "costs": COSTS[i % 2],
+            "backend": backend,
+            "cluster": "local",
+            "gate": GATES[i],
+            "aggregator": ["dp4", "auto"][i % 2],
+        }
+        for backend in ("vllm", "endpoint")
+        for i, scheduler in enumerate(SCHEDULERS)
+    ]
 
 
 POINTS = [
@@ -63,7 +82,7 @@ POINTS = [
         "aggregator": choose_aggregator(i, pool, hardware),
     }
     for i, (workload, pool, hardware) in enumerate(FITTING)
-]
+] + make_real_points()
 """All pairs of scheduler, costs and backend meet, and all gates of a second stage, spread over the points."""
 LOG_LINE = {
     "request_id": "a", "input_toks": 10, "output_toks": 11, "queued_ts": 50.0, "scheduled_ts": 50.5,
@@ -85,6 +104,15 @@ def overrides_of(point: Mapping[str, str], folder: Path) -> list[str]:
         overrides.append(f"workload.path={write_lines(folder / 'q.jsonl', *lines)}")
     if point.get("workload") == "request_log":
         overrides.append(f"workload.path={write_lines(folder / 'log.jsonl', LOG_LINE)}")
+    if point.get("workload") == "tiny_mcq":
+        skills = {expert: {"addition": 3, "digit_sum": 2, "maximum": 1} for expert in TINY_EXPERTS}
+        overrides.append(f"workload.profiles={write_lines(folder / 'skills.json', skills)}")
+    if point.get("backend") == "endpoint":
+        servers = [
+            f"{{base_url: http://localhost:{8000 + i}/v1, expert: {expert}, model: m}}"
+            for i, expert in enumerate([*TINY_EXPERTS, "TinyJudge"])
+        ]
+        overrides += [f"backend.endpoints=[{','.join(servers)}]", f"cluster.num_workers={len(servers)}"]
     small = SMALL_AGGREGATOR.get((point.get("pool", ""), point.get("hardware", "")))
     if small is not None:
         overrides.append(f"aggregator.expert={small}")
@@ -131,7 +159,8 @@ def test_every_point_composes_and_instantiates(point: dict[str, str], tmp_path: 
     assert setup.hardware.gpu.name == point["hardware"]
     assert {worker.gpu for worker in setup.cluster.workers} == {setup.hardware.gpu}
     assert setup.scheduler.name == point["scheduler"]
-    assert (setup.settings is None) == (point["backend"] == "none")
+    assert (setup.settings is not None) == (point["backend"] == "sim")
+    assert (setup.executor is not None) == (point["backend"] in ("vllm", "endpoint"))
     profile = {"profile": None, "num_calls_by_expert": setup.workload.num_calls_by_expert}
     assert setup.costs(**profile).name == point["costs"]
     if point["aggregator"] == "none":

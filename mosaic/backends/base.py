@@ -1,6 +1,6 @@
 """What every backend promises."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from mosaic.plan import Plan
@@ -11,7 +11,13 @@ from mosaic.workload import Call
 class Backend(Protocol):
     """Runs a plan: on the simulator or on real engines, with records of the same shape."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Its name in summaries."""
+
+    @property
+    def dead_workers(self) -> Mapping[int, str]:
+        """Workers that the last run lost for good, with the cause: the result may lack calls of their sessions."""
 
     def execute(self, plan: Plan, calls: Sequence[Call], listener: Listener | None = None) -> RunResult:
         """Run the plan's sessions over the calls.

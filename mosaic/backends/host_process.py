@@ -54,7 +54,7 @@ class HostProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(import_path())},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -102,6 +102,16 @@ class HostProcess:
                 self._process.send_signal(signal.SIGKILL)
                 self._process.wait()
             self._process = None
+
+
+def import_path() -> list[str]:
+    """List where the host looks for modules: where this process does, less the folder of its script.
+
+    Python puts a script's folder first, and a ``profile.py`` there would be what torch imports for Python's own.
+    """
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    hidden = None if script is None else Path(script).resolve().parent
+    return [path for path in sys.path if path and Path(path).resolve() != hidden]
 
 
 @contextmanager

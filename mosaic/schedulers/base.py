@@ -11,7 +11,9 @@ from mosaic.problem import Problem
 class Scheduler(Protocol):
     """Decides which expert loads on which workers and which calls each replica serves."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Its name in plans and summaries."""
 
     def plan(self, problem: Problem) -> Plan:
         """Plan the problem.

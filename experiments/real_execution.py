@@ -1,0 +1,293 @@
+"""Real engines, or servers, as the place where a run's plans are executed."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from experiments.execution import AlwaysAggregate, WatchedBackend
+from experiments.executor_wiring import EngineSetup, Mode, ServerSetup
+from experiments.simulated_execution import calibration_calls
+from experiments.stage_wiring import StageSetup
+from experiments.wiring import Setup
+from mosaic.aggregator_sweep import aggregator_places, sweep_aggregator
+from mosaic.backends.base import Backend
+from mosaic.backends.endpoint_backend import EndpointBackend
+from mosaic.backends.host_process import HostProcess
+from mosaic.backends.journal_records import EndedCall
+from mosaic.backends.vllm_backend import VllmBackend, WorkerState
+from mosaic.backends.vllm_jobs import Prompts
+from mosaic.final_answers import accuracy_frac
+from mosaic.gate import Never
+from mosaic.metrics import makespan_s
+from mosaic.pipeline import make_problem
+from mosaic.plan import Plan
+from mosaic.profiles import Profile, load_profile
+from mosaic.progress import show_workers
+from mosaic.prompts import aggregator_prompts, expert_prompt, expert_prompts
+from mosaic.realization import Outcomes
+from mosaic.response_text import without_thinking
+from mosaic.results import CallStatus, Listener, RunResult
+from mosaic.second_stage import SecondStage, hand_over
+from mosaic.sweep import run_sweep
+from mosaic.workload import Call, CallKey, Expert, Question, Workload
+
+
+class RealExecution:
+    """Runs the stages of one run on engines that it starts, or on servers; each stage has a journal of its own.
+
+    Started again over the same journals it goes on where it stopped.
+    """
+
+    def __init__(
+        self, setup: Setup, executor: EngineSetup | ServerSetup, journal: Path, host: HostProcess | None
+    ) -> None:
+        self._setup = setup
+        self._executor = executor
+        self._journal = journal
+        self._host = host
+        self._tell: Callable[[WorkerState], None] | None = None
+        self._profile: Profile | None = None
+        self._stages: list[VllmBackend | EndpointBackend] = []
+
+    @property
+    def _is_live(self) -> bool:
+        return self._executor.mode is Mode.LIVE
+
+    def profile(self) -> Profile:
+        """Read the profile, or sweep sessions on calibration questions for the experts that have calls."""
+        setup = self._setup
+        if setup.profile_path is not None:
+            self._profile = load_profile(setup.profile_path)
+            return self._profile
+        called = setup.workload.num_calls_by_expert
+        experts = [expert for expert in setup.experts if expert.name in called]
+        asked = setup.calibration() if self._is_live else setup.workload
+        tokens = [call.prompt_tokens for call in asked.calls]
+        if self._is_live:
+            texts = [expert_prompt(question) for question in asked.questions]
+            tokens = _prompt_tokens(asked)
+            backend = self._backend("profile", experts, lambda call: texts[_number(call.key) % len(texts)])
+        else:
+            backend = self._backend("profile", experts, outcomes=setup.calibration_world().outcome)
+        self._profile = run_sweep(
+            setup.sweep,
+            experts,
+            setup.cluster,
+            self._shown(backend),
+            lambda i: tokens[i % len(tokens)],
+            f"{self._mode_text()} sweep of {asked.name} on {setup.hardware.gpu.name}, seed {setup.profile_seed}",
+            self._workers_of,
+        )
+        return self._profile
+
+    def experts(self) -> Backend:
+        """Give the backend of the expert stage."""
+        setup = self._setup
+        if self._is_live:
+            made = self._backend(
+                "experts", setup.experts, expert_prompts(setup.workload.questions), questions=setup.workload.questions
+            )
+        else:
+            made = self._backend("experts", setup.experts, outcomes=setup.world().outcome)
+        self._stages.append(made)
+        return self._shown(made)
+
+    def aggregator_profile(self, stage: StageSetup, plan: Plan) -> Profile:
+        """Read the aggregator's profile, or measure it on what calibration questions leave to the aggregator."""
+        setup = self._setup
+        if setup.aggregator_profile_path is not None:
+            return load_profile(setup.aggregator_profile_path)
+        prompts, outcomes = None, None
+        if self._is_live:
+            calls, prompts = self._live_calibration(stage)
+        else:
+            calls, read = calibration_calls(setup, stage, plan)
+            outcomes = read.outcome
+        entries = []
+        for degree in stage.aggregator.tp_degrees:
+            expert = stage.aggregator.shaped(degree)
+            backend = self._backend(f"profile_aggregator_tp{degree}", (expert,), prompts, outcomes=outcomes)
+            places = self._places_of(expert)
+            entries.append(sweep_aggregator(expert, calls, setup.cluster, self._shown(backend), places))
+        return Profile(
+            source=f"{self._mode_text()} aggregator of {setup.workload.name} after gate={stage.gate.name} on "
+            f"{setup.hardware.gpu.name}, seed {setup.profile_seed}",
+            entries=tuple(entries),
+        )
+
+    def aggregator(self, stage: StageSetup, first: RunResult) -> Callable[[Expert], Backend]:
+        """Give what makes the second stage's backend; the aggregator reads what the experts really wrote."""
+        setup = self._setup
+
+        def make(expert: Expert) -> Backend:
+            if self._is_live:
+                texts = visible_texts(self._stages[0].responses())
+                prompts = self._aggregator_prompts(stage, setup.workload.questions, first, texts)
+                made = self._backend("aggregator", (expert,), prompts, questions=setup.workload.questions)
+            else:
+                made = self._backend("aggregator", (expert,), outcomes=setup.world().after(first.calls).outcome)
+            self._stages.append(made)
+            return self._shown(made)
+
+        return make
+
+    def always_aggregate(self, stage: StageSetup, first: RunResult, second: SecondStage) -> AlwaysAggregate:
+        """Tell what aggregating every question gives: known only where the gate skipped none."""
+        if not isinstance(stage.gate, Never):
+            return AlwaysAggregate()
+        stage_s = (makespan_s(second.joined.sessions) or 0.0) - (makespan_s(first.sessions) or 0.0)
+        return AlwaysAggregate(aggregator_s=stage_s, accuracy_frac=accuracy_frac(second.answers))
+
+    @property
+    def skip_source(self) -> str:
+        """Measured, unless the answers are those of a simulated world."""
+        model = self._setup.answers.model
+        return "measured" if self._is_live else model.source if model else "assumed"
+
+    def files(self, calls: Sequence[Call]) -> Mapping[str, bytes]:
+        """Give the texts of a live run, in the order of the calls."""
+        if not self._is_live:
+            return {}
+        ended = {key: entry for stage in self._stages for key, entry in stage.responses().items()}
+        lines = [_response_line(ended[call.key]) for call in calls if call.key in ended]
+        return {"responses.jsonl": "".join(lines).encode()}
+
+    def _live_calibration(self, stage: StageSetup) -> tuple[tuple[Call, ...], Prompts]:
+        """Let the experts answer calibration questions; gives the calls that the gate leaves, and their prompts."""
+        setup = self._setup
+        assert self._profile is not None, "the experts are profiled before the aggregator"
+        asked = first_questions(setup.calibration(), self._executor.num_calibration_questions)
+        problem = make_problem(
+            asked, experts=setup.experts, cluster=setup.cluster, profile=self._profile, costs=setup.costs
+        )
+        backend = self._backend(
+            "calibration", setup.experts, expert_prompts(asked.questions), questions=asked.questions
+        )
+        result = self._shown(backend).execute(setup.scheduler.plan(problem), asked.calls)
+        calls = hand_over(asked, result.calls, stage.gate, stage.aggregator, stage.compare).calls
+        # NOTE: a gate that lets nothing through here has no typical call; then all questions stand in.
+        calls = calls or hand_over(asked, result.calls, Never(), stage.aggregator, stage.compare).calls
+        return calls, self._aggregator_prompts(stage, asked.questions, result, visible_texts(backend.responses()))
+
+    def _aggregator_prompts(
+        self, stage: StageSetup, questions: Sequence[Question], first: RunResult, texts: Mapping[CallKey, str]
+    ) -> Prompts:
+        aggregator = stage.aggregator
+        return aggregator_prompts(
+            questions, first.calls, texts, aggregator.expert, min_output_tokens=aggregator.min_output_tokens
+        )
+
+    def _backend(
+        self,
+        name: str,
+        experts: Sequence[Expert],
+        prompts: Prompts | None = None,
+        *,
+        outcomes: Outcomes | None = None,
+        questions: Sequence[Question] = (),
+    ) -> VllmBackend | EndpointBackend:
+        executor, setup = self._executor, self._setup
+        known = {question.id: question for question in questions}
+        if isinstance(executor, ServerSetup):
+            assert prompts is not None, "servers answer real prompts only"
+            return EndpointBackend(
+                experts=experts,
+                cluster=setup.cluster,
+                journal=self._journal / name,
+                endpoints=executor.endpoints,
+                prompts=prompts,
+                questions=known,
+                root_seed=setup.seed,
+                max_in_flight=executor.max_in_flight,
+                patience=executor.patience,
+                on_state=self._tell_state,
+            )
+        return VllmBackend(
+            experts=experts,
+            cluster=setup.cluster,
+            journal=self._journal / name,
+            prompts=prompts,
+            questions=known,
+            outcomes=outcomes,
+            root_seed=setup.seed,
+            settings=executor.settings,
+            checkpoints=executor.checkpoints,
+            host=self._host,
+            patience=executor.patience,
+            on_state=self._tell_state,
+        )
+
+    def _shown(self, backend: Backend) -> Backend:
+        return WatchedBackend(backend, self._watch)
+
+    @contextmanager
+    def _watch(self, plan: Plan) -> Iterator[Listener | None]:
+        with show_workers(plan) as (listener, tell):
+            self._tell = tell
+            try:
+                yield listener
+            finally:
+                self._tell = None
+
+    def _tell_state(self, state: WorkerState) -> None:
+        if self._tell is not None:
+            self._tell(state)
+
+    def _places_of(self, expert: Expert) -> list[tuple[int, ...]]:
+        if isinstance(self._executor, ServerSetup):
+            return [(worker,) for worker, name in self._executor.expert_by_worker.items() if name == expert.name]
+        return aggregator_places(expert, self._setup.cluster.num_workers)
+
+    def _workers_of(self, expert: Expert) -> tuple[int, ...]:
+        return self._places_of(expert)[0]
+
+    def _mode_text(self) -> str:
+        return "measured" if self._is_live else "replayed"
+
+
+def visible_texts(responses: Mapping[CallKey, EndedCall]) -> dict[CallKey, str]:
+    """Give what a reader sees of each finished response."""
+    return {
+        key: without_thinking(entry.text, thinking_opened=entry.thinking_opened)
+        for key, entry in responses.items()
+        if entry.status is CallStatus.FINISHED and entry.text is not None
+    }
+
+
+def first_questions(workload: Workload, num_questions: int) -> Workload:
+    """Cut a workload down to its first questions."""
+    questions = workload.questions[:num_questions]
+    kept = {question.id for question in questions}
+    return Workload(
+        name=workload.name,
+        questions=questions,
+        calls=tuple(call for call in workload.calls if call.key.question in kept),
+    )
+
+
+def _prompt_tokens(workload: Workload) -> list[int]:
+    """Prompt tokens by question, as its calls have them; a question without calls has its own."""
+    tokens = {call.key.question: call.prompt_tokens for call in workload.calls}
+    return [tokens.get(question.id, question.prompt_tokens) for question in workload.questions]
+
+
+def _number(key: CallKey) -> int:
+    """Read a calibration call's number out of its key; see ``mosaic.sweep.sweep_calls``."""
+    return int(key.question.rpartition("-")[2])
+
+
+def _response_line(entry: EndedCall) -> str:
+    key = entry.key
+    line = {
+        "question": key.question,
+        "role": key.role.value,
+        "slot": key.slot,
+        "expert": entry.expert,
+        "status": entry.status.value,
+        "finish_reason": entry.finish_reason,
+        "output_tokens": entry.output_tokens,
+        "text": entry.text,
+        "error": entry.error,
+    }
+    return json.dumps(line, ensure_ascii=False) + "\n"

@@ -1,0 +1,228 @@
+"""What the processes that make the tiny pool do: train a model, let a model answer. One thread each, so repeatable."""
+
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from itertools import islice
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+from experiments.tiny_pool.checkpoint import load_model, read_manifest, write_checkpoint
+from experiments.tiny_pool.lessons import (
+    ALONE_STEPS_FRAC,
+    JUDGE_TRAINING,
+    TRAININGS,
+    Case,
+    expert_lessons,
+    judge_lessons,
+)
+from experiments.tiny_pool.model import TinyModel, generate
+from experiments.tiny_pool.prompts import CONTEXT_TOKENS, JUDGE, MAX_OUTPUT_TOKENS, SHAPE
+from experiments.tiny_pool.questions import Part, Skill, draw_questions
+from experiments.tiny_pool.responses import EXPERTS, TinyExpert, write_response
+from experiments.tiny_pool.tokenizer import tiny_tokenizer
+from experiments.tiny_pool.training import Lesson, Training, train
+from experiments.tiny_pool.trials import NUM_SLOTS, Answered, make_cases, shares_right
+from experiments.tiny_pool.workload import counted
+from mosaic.checks import require_count
+from mosaic.prompts import expert_prompt
+from mosaic.routing import Router, SkillProfiles
+from mosaic.workload import ExpertName
+
+TEMPERATURE = 0.7
+"""At which the pool is run, and its skills are measured."""
+_NUM_DIGESTED = 256
+_NUM_TRIED = 150
+_WATCH_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSettings:
+    """All that decides a pool, beside the texts that it is taught."""
+
+    seed: int = 0
+    max_steps: int | None = None
+    """Of each training, for a first try; None: as many as it takes."""
+    num_calibration: int = 600
+    """Questions that measure the skills."""
+    num_cases: int = 1500
+    """Training questions that the experts answer for the aggregator to learn from, twice each."""
+    num_test: int = 2100
+    """Questions of the final table."""
+
+    def __post_init__(self) -> None:
+        require_count(self.seed, "seed")
+        if self.max_steps is not None:
+            require_count(self.max_steps, "max_steps", at_least=1)
+        for name in ("num_calibration", "num_cases", "num_test"):
+            require_count(getattr(self, name), name, at_least=3)
+
+    def limited(self, training: Training) -> Training:
+        """Shorten a training to the most steps."""
+        steps = training.num_steps if self.max_steps is None else min(self.max_steps, training.num_steps)
+        opening = training.num_opening_steps * steps // training.num_steps
+        return replace(training, num_steps=steps, num_opening_steps=opening)
+
+
+def prepare_process(parent: int, stopped: Event) -> None:
+    """Set a process up to compute the same bytes each time, and to end with the one that started it, or when told."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the one that started this says it once
+    # NOTE: a script's folder is searched first, and torch wants Python's own profile.py, not the one that lies there.
+    sys.path[:] = [place for place in sys.path if place != str(Path(__file__).resolve().parents[1])]
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    torch.use_deterministic_algorithms(True)
+    threading.Thread(target=_end_with, args=(parent, stopped), daemon=True).start()
+
+
+def _end_with(parent: int, stopped: Event) -> None:
+    while not stopped.wait(_WATCH_S) and os.getppid() == parent:
+        pass
+    os._exit(1)
+
+
+def expert_settings(expert: TinyExpert, settings: PoolSettings) -> dict[str, Any]:
+    """State what decides an expert's weights."""
+    training = settings.limited(TRAININGS[expert.family])
+    lessons = expert_lessons(expert, tiny_tokenizer(), settings.seed)
+    return {"seed": settings.seed, "training": asdict(training), "lessons_sha256": _digest(lessons)}
+
+
+def train_expert(name: ExpertName, pool: Path, settings: PoolSettings) -> str:
+    """Train an expert and write its checkpoint, unless it is there; return what to tell of it."""
+    expert = next(expert for expert in EXPERTS if expert.name == name)
+    wanted = expert_settings(expert, settings)
+    if is_made(pool / name, wanted):
+        return f"{name}: already trained"
+    start = time.perf_counter()
+    training = settings.limited(TRAININGS[expert.family])
+    lessons = expert_lessons(expert, tiny_tokenizer(), settings.seed)
+    model = train(lessons, training, tiny_tokenizer(), seed=settings.seed, report=_reporter(name, training))
+    manifest = _manifest(name, wanted, family=expert.family.value)
+    write_checkpoint(pool / name, model, tiny_tokenizer(), context_tokens=CONTEXT_TOKENS, manifest=manifest)
+    tried = draw_questions(min(_NUM_TRIED, settings.num_test), Part.CALIBRATION, settings.seed + 1)
+    asked = [expert_prompt(counted(question)) for question in tried]
+    texts = [answer.text for answer in _ask(model, asked, MAX_OUTPUT_TOKENS, 0.0, 0)]
+    return _trained(name, training, shares_right(tried, texts), time.perf_counter() - start)
+
+
+def pool_settings(settings: PoolSettings) -> dict[str, Any]:
+    """State what decides a whole pool; the aggregator's lessons are those that flawless learners would give it."""
+    router = Router(
+        profiles=SkillProfiles(scores={expert.name: {skill.value: 1 for skill in Skill} for expert in EXPERTS})
+    )
+    questions = draw_questions(_NUM_TRIED, Part.TRAIN, settings.seed)
+    said = {
+        expert.name: [[Answered(1, write_response(expert, question, Random(0))) for question in questions]]
+        for expert in EXPERTS
+    }
+    return asdict(settings) | {
+        "experts": {expert.name: expert_settings(expert, settings) for expert in EXPERTS},
+        "aggregator": _judge_settings(router, make_cases(questions, said), settings),
+    }
+
+
+def _judge_settings(router: Router, cases: Sequence[Case], settings: PoolSettings) -> dict[str, Any]:
+    training = settings.limited(JUDGE_TRAINING)
+    return {
+        "seed": settings.seed,
+        "training": asdict(training),
+        "num_alone": _num_alone(training),
+        "lessons_sha256": _digest(judge_lessons(cases, router, tiny_tokenizer(), num_alone=0, seed=settings.seed)),
+    }
+
+
+def train_judge(pool: Path, settings: PoolSettings, profiles: SkillProfiles, cases: Sequence[Case]) -> str:
+    """Train the aggregator and write its checkpoint, unless it is there; return what to tell of it."""
+    router = Router(profiles=profiles, num_slots=NUM_SLOTS)
+    wanted = _judge_settings(router, cases, settings)
+    if is_made(pool / JUDGE.name, wanted):
+        return f"{JUDGE.name}: already trained"
+    start = time.perf_counter()
+    training = settings.limited(JUDGE_TRAINING)
+    lessons = judge_lessons(cases, router, tiny_tokenizer(), num_alone=_num_alone(training), seed=settings.seed)
+    model = train(lessons, training, tiny_tokenizer(), seed=settings.seed, report=_reporter(JUDGE.name, training))
+    manifest = _manifest(JUDGE.name, wanted, family=JUDGE.family.value)
+    write_checkpoint(pool / JUDGE.name, model, tiny_tokenizer(), context_tokens=JUDGE.context_tokens, manifest=manifest)
+    return f"{JUDGE.name}: {training.num_steps} steps in {time.perf_counter() - start:.0f} s"
+
+
+def answer(
+    checkpoint: Path, prompts: Sequence[str], *, max_output_tokens: int, temperature: float, seed: int
+) -> list[Answered]:
+    """Let a model of the pool answer prompts, each put into the chat template."""
+    return _ask(load_model(checkpoint), prompts, max_output_tokens, temperature, seed)
+
+
+def is_made(checkpoint: Path, wanted: dict[str, Any]) -> bool:
+    """Tell whether a checkpoint is there, undamaged, and made with these settings."""
+    manifest = read_manifest(checkpoint)
+    return manifest is not None and manifest.get("settings") == wanted
+
+
+def versions() -> dict[str, str]:
+    """Name what may decide the bytes of a model beside its settings."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
+
+
+def _num_alone(training: Training) -> int:
+    return int(ALONE_STEPS_FRAC * training.num_steps) * training.batch
+
+
+def _ask(
+    model: TinyModel, prompts: Sequence[str], max_output_tokens: int, temperature: float, seed: int
+) -> list[Answered]:
+    """Let a model answer; a prompt that leaves no room in the longest context gets an empty response."""
+    tokenizer = tiny_tokenizer()
+    ids = [tokenizer.chat(prompt) for prompt in prompts]
+    fitting = [number for number, prompt in enumerate(ids) if len(prompt) <= JUDGE.context_tokens - max_output_tokens]
+    written = generate(
+        model,
+        [ids[number] for number in fitting],
+        max_output_tokens=max_output_tokens,
+        end_id=tokenizer.end_id,
+        temperature=temperature,
+        seed=seed,
+    )
+    answered = [Answered(0, "")] * len(prompts)
+    for number, output in zip(fitting, written, strict=True):
+        answered[number] = Answered(min(len(output) + 1, max_output_tokens), tokenizer.decode(output))
+    return answered
+
+
+def _digest(lessons: Iterator[Lesson]) -> str:
+    return sha256(repr(list(islice(lessons, _NUM_DIGESTED))).encode()).hexdigest()
+
+
+def _manifest(name: ExpertName, wanted: dict[str, Any], *, family: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "family": family,
+        "num_steps": wanted["training"]["num_steps"],
+        "seed": wanted["seed"],
+        "settings": wanted,
+        "shape": asdict(SHAPE),
+        "versions": versions(),
+    }
+
+
+def _reporter(name: ExpertName, training: Training) -> Callable[[int, float], None]:
+    def report(step: int, loss: float) -> None:
+        print(f"{name}: step {step} of {training.num_steps}, loss {loss:.3f}", flush=True)
+
+    return report
+
+
+def _trained(name: ExpertName, training: Training, shares: dict[str, float], wall_s: float) -> str:
+    listed = ", ".join(f"{group} {share:.0%}" for group, share in shares.items())
+    return f"{name}: {training.num_steps} steps in {wall_s:.0f} s; right on held-out questions: {listed}"

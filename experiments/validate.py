@@ -1,0 +1,228 @@
+"""Run the same plans on the simulator and on real engines, and report how well times were foretold.
+
+    python experiments/validate.py workload=tiny_mcq pool=tiny cluster=local hardware=cpu_core backend=vllm \\
+        plans=ilp,round_robin,data_parallel repeats=2 out=results/validation
+
+Takes the overrides of run.py. Every call writes as many tokens as in the simulator (replay), so both meet the same
+work. plans are schedulers; each plan is run ``repeats`` times, in turn, so that a machine that changes changes for all.
+Started again with the same arguments it goes on where it stopped. profile.path gives the costs that the schedulers
+plan with; without it they are measured first.
+"""
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
+
+from experiments.complaints import exit_with_message
+from experiments.engine_sweep import mirrored_settings
+from experiments.executor_wiring import EngineSetup, open_host
+from experiments.figures.style import pdf_bytes, png_bytes
+from experiments.figures.validation import draw_validation
+from experiments.real_execution import RealExecution
+from experiments.validation import PlanForetold, compare
+from experiments.validation_report import describe, to_json, to_markdown
+from experiments.wiring import Setup, compose_config, setup_from
+from mosaic.backends.host_process import HostProcess
+from mosaic.backends.journal import read_journal
+from mosaic.backends.journal_records import view
+from mosaic.checks import require, require_count, require_unique
+from mosaic.pipeline import make_problem
+from mosaic.plan import Plan, check_plan
+from mosaic.plan_file import load_plan, plan_to_json
+from mosaic.profiles import Profile, load_profile, write_profile
+from mosaic.provenance import describe_run_conditions
+from mosaic.results import RunResult
+from sim.backend import SimBackend
+
+DEFAULTS = {"plans": "ilp,round_robin,data_parallel", "repeats": "2", "out": "results/validation"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """What is asked for."""
+
+    overrides: tuple[str, ...]
+    schedulers: tuple[str, ...]
+    num_repeats: int
+    out: Path
+    command: str
+
+    def __post_init__(self) -> None:
+        require(len(self.schedulers) > 0, "plans", "at least one scheduler", 0)
+        require_unique(self.schedulers, "plans")
+        require_count(self.num_repeats, "repeats", at_least=1)
+
+
+def main(arguments: list[str]) -> None:
+    """Validate; the arguments are Hydra overrides, plans=A,B, repeats=N and out=FOLDER."""
+    asked = read_arguments(arguments)
+    setups = {name: setup_of(asked, name) for name in asked.schedulers}
+    first = setups[asked.schedulers[0]]
+    executor = first.executor
+    assert isinstance(executor, EngineSetup), "checked for every setup"
+    asked.out.mkdir(parents=True, exist_ok=True)
+    with open_host(executor) as host:
+        profile = obtain_profile(asked, first, executor, host)
+        plans = {name: obtain_plan(asked, setup, name, profile) for name, setup in setups.items()}
+        measured = measure(asked, first, executor, plans, host)
+    compared = [
+        replace(
+            compare(plan, simulate(first, executor, plan), measured[name]), plan=name, cpu_frac=cpu_fracs(asked, name)
+        )
+        for name, plan in plans.items()
+    ]
+    write_report(asked, first, profile, compared)
+    print(describe(compared))
+    print(f"report: {asked.out / 'validation.md'}")
+
+
+def read_arguments(arguments: Sequence[str]) -> Validation:
+    """Tell this command's own arguments from the overrides.
+
+    Raises
+    ------
+    ValueError
+        If one is given twice, has no value, or belongs to the command.
+    """
+    own = dict(DEFAULTS)
+    overrides: list[str] = []
+    seen: set[str] = set()
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key not in own:
+            rule = "left out: give plans=A,B instead" if key == "scheduler" else "left out: replay is what is validated"
+            require(key not in ("scheduler", "backend.mode"), key, rule, value)
+            overrides.append(argument)
+            continue
+        require(bool(value) and key not in seen, key, "given once, with a value", argument)
+        own[key] = value
+        seen.add(key)
+    require(own["repeats"].isdecimal(), "repeats", "a whole number", own["repeats"])
+    return Validation(
+        overrides=tuple(overrides),
+        schedulers=tuple(own["plans"].split(",")),
+        num_repeats=int(own["repeats"]),
+        out=Path(own["out"]),
+        command=shlex.join(["python", "experiments/validate.py", *arguments]),
+    )
+
+
+def setup_of(asked: Validation, scheduler: str) -> Setup:
+    """Build the values of a plan's run: the expert stage alone, replayed on engines."""
+    given = {override.partition("=")[0] for override in asked.overrides}
+    backend = () if "backend" in given else ("backend=vllm",)
+    stage = () if "aggregator" in given else ("aggregator=none",)
+    config = compose_config([*asked.overrides, *backend, *stage, f"scheduler={scheduler}"])
+    name = config["backend"].get("name")
+    require(name == "vllm", "backend.name", "vllm: the simulator is compared with engines", name)
+    config["backend"]["mode"] = "replay"
+    return setup_from(config)
+
+
+def obtain_profile(asked: Validation, setup: Setup, executor: EngineSetup, host: HostProcess | None) -> Profile:
+    """Read the profile, the one of an earlier start included, or measure it."""
+    kept = asked.out / "profile.json"
+    if setup.profile_path is None and kept.exists():
+        return load_profile(kept)
+    profile = RealExecution(setup, executor, asked.out, host).profile()
+    write_profile(profile, kept)
+    return profile
+
+
+def obtain_plan(asked: Validation, setup: Setup, name: str, profile: Profile) -> Plan:
+    """Make a plan, or read the one of an earlier start: a solver that stops by the clock may find another."""
+    problem = make_problem(
+        setup.workload, experts=setup.experts, cluster=setup.cluster, profile=profile, costs=setup.costs
+    )
+    kept = asked.out / name / "plan.json"
+    if kept.exists():
+        plan = load_plan(kept)
+        check_plan(plan, problem)
+        return plan
+    plan = setup.scheduler.plan(problem)
+    check_plan(plan, problem)
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(plan_to_json(plan), encoding="utf-8")
+    return plan
+
+
+def measure(
+    asked: Validation, setup: Setup, executor: EngineSetup, plans: Mapping[str, Plan], host: HostProcess | None
+) -> dict[str, list[RunResult]]:
+    """Run every plan as often as asked for, one after the other and again."""
+    measured: dict[str, list[RunResult]] = {name: [] for name in plans}
+    for repeat in range(asked.num_repeats):
+        for name, plan in plans.items():
+            print(f"repeat {repeat + 1} of {asked.num_repeats}: {name}", file=sys.stderr)
+            execution = RealExecution(setup, executor, run_folder(asked, name, repeat), host)
+            measured[name].append(execution.experts().execute(plan, setup.workload.calls))
+    return measured
+
+
+def run_folder(asked: Validation, name: str, repeat: int) -> Path:
+    """Name the folder of one run's journals."""
+    return asked.out / name / f"repeat-{repeat}"
+
+
+def simulate(setup: Setup, executor: EngineSetup, plan: Plan) -> RunResult:
+    """Run a plan in the same world on the simulator, with engines that schedule like the real ones."""
+    backend = SimBackend(
+        experts=setup.experts,
+        cluster=setup.cluster,
+        hardware={setup.hardware.gpu.name: setup.hardware},
+        settings=mirrored_settings(executor.settings, setup.experts),
+        outcomes=setup.world().outcome,
+    )
+    return backend.execute(plan, setup.workload.calls)
+
+
+def cpu_fracs(asked: Validation, name: str) -> tuple[float, ...]:
+    """Read for each repeat how much of their wall time the sessions had a processor; empty where it is not known."""
+    fracs = []
+    for repeat in range(asked.num_repeats):
+        journal = view(read_journal(run_folder(asked, name, repeat) / "experts").records)
+        start_ts = {(entry.session, entry.attempt): entry.load_start_ts for entry in journal.opened}
+        known = [entry for entry in journal.closed if entry.cpu_s is not None]
+        wall_s = sum(entry.end_ts - start_ts[entry.session, entry.attempt] for entry in known)
+        if wall_s > 0:
+            fracs.append(sum(entry.cpu_s or 0.0 for entry in known) / wall_s)
+    return tuple(fracs)
+
+
+def write_report(asked: Validation, setup: Setup, profile: Profile, compared: Sequence[PlanForetold]) -> None:
+    """Write the report, the numbers and the figure."""
+    conditions = [
+        f"{setup.workload.name}: {len(setup.workload.calls)} calls, {setup.cluster.num_workers} workers, "
+        f"{asked.num_repeats} runs of each plan",
+        f"hardware {setup.hardware.gpu.name}: {'; '.join(sorted(set(setup.hardware.sources.values())))}",
+        f"session costs: {profile.source}",
+        _machine(),
+    ]
+    title = f"Foretold and measured: {setup.workload.name} on {setup.hardware.gpu.name}"
+    files: dict[str, Any] = {
+        "validation.png": png_bytes(draw_validation(compared)),
+        "validation.pdf": pdf_bytes(draw_validation(compared)),
+        "validation.json": to_json(compared, command=asked.command, conditions=conditions).encode(),
+        "validation.md": to_markdown(compared, title=title, command=asked.command, conditions=conditions).encode(),
+    }
+    for name, content in files.items():
+        (asked.out / name).write_bytes(content)
+
+
+def _machine() -> str:
+    known = describe_run_conditions(wall_s_by_step={}, solver_s=None)
+    machine, versions = known["machine"], known["versions"]
+    return (
+        f"{machine['system']} {machine['architecture']}, {machine['num_cpus']} cores, Python {versions['python']}, "
+        f"vLLM {versions.get('vllm') or 'of another package'}, commit {known['commit']}"
+    )
+
+
+if __name__ == "__main__":
+    with exit_with_message():
+        main(sys.argv[1:])

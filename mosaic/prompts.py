@@ -1,0 +1,89 @@
+"""What models read in a live run: the question with the form of its answer, and for an aggregator the responses."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+from mosaic.aggregation import FORM, MIN_OUTPUT_TOKENS, Response, aggregator_prompt
+from mosaic.results import CallRecord, CallStatus
+from mosaic.workload import Call, CallKey, Expert, Question, Workload
+
+TextPrompts: TypeAlias = Callable[[Call], str]
+"""Gives what a model reads for a call; the chat template of its checkpoint comes around it."""
+
+
+def expert_prompt(question: Question) -> str:
+    """Write what every expert reads: the question, and how to state the answer so that it can be extracted.
+
+    Raises
+    ------
+    ValueError
+        If the question has no text.
+
+    Examples
+    --------
+    >>> from mosaic.workload import AnswerKind
+    >>> print(expert_prompt(Question(id="q", prompt_tokens=5, text="What is 2 + 2?", answer_kind=AnswerKind.MATH)))
+    What is 2 + 2?
+    <BLANKLINE>
+    Finish with your final answer, and nothing but it, inside \\boxed{...}.
+    """
+    if question.text is None:
+        raise ValueError(f"question {question.id}: text must be there to write a prompt from, got None")
+    form = FORM.get(question.answer_kind)
+    return question.text if form is None else f"{question.text}\n\n{form}"
+
+
+def check_texts(workload: Workload) -> None:
+    """Check that every question can be asked.
+
+    Raises
+    ------
+    ValueError
+        Naming the first question without a text.
+    """
+    for question in workload.questions:
+        if question.text is None:
+            raise ValueError(
+                f"workload {workload.name}: question {question.id} must have a text where models really answer, got "
+                "None: backend.mode=replay times lengths without texts, workload=file reads questions of your own"
+            )
+
+
+def expert_prompts(questions: Sequence[Question]) -> TextPrompts:
+    """Ask each call's question."""
+    texts = {question.id: expert_prompt(question) for question in questions}
+    return lambda call: texts[call.key.question]
+
+
+def aggregator_prompts(
+    questions: Sequence[Question],
+    records: Sequence[CallRecord],
+    texts: Mapping[CallKey, str],
+    aggregator: Expert,
+    *,
+    min_output_tokens: int = MIN_OUTPUT_TOKENS,
+) -> TextPrompts:
+    """Show the aggregator the finished responses of each call's question, in the order of their slots.
+
+    Parameters
+    ----------
+    questions, records
+        The batch, and what became of the expert stage's calls.
+    texts
+        Of these calls' responses, without thinking.
+    aggregator, min_output_tokens
+        Who reads, and the room that is left for what it writes, as in ``mosaic.aggregation.aggregator_calls``.
+    """
+    known = {question.id: question for question in questions}
+    responses: dict[str, list[tuple[int, Response]]] = {name: [] for name in known}
+    for record in records:
+        if record.status is CallStatus.FINISHED:
+            tokens = record.output_tokens if record.visible_tokens is None else record.visible_tokens
+            responses[record.key.question].append((record.key.slot, Response(record.expert, tokens, texts[record.key])))
+
+    def prompt(call: Call) -> str:
+        question = call.key.question
+        read = [response for _, response in sorted(responses[question], key=lambda pair: pair[0])]
+        return aggregator_prompt(known[question], read, aggregator, min_output_tokens=min_output_tokens)
+
+    return prompt
