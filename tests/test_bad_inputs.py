@@ -232,7 +232,11 @@ ENGINES = [
         ["prompt_tokens + output_tokens - 1 must be at most 96", "KV blocks", "got "],
     ),
     Case("less_than_a_block", "\n".join(["backend.kv_tokens=8", *SMALL, *QUICK]), ["kv_tokens must be", "got 8"]),
-    Case("unknown_backend", "backend.name=tpu", ["backend.name must be one of ['sim', 'vllm', 'endpoint', 'none'], got 'tpu'"]),
+    Case(
+        "unknown_backend",
+        "backend.name=tpu",
+        ["backend.name must be one of ['sim', 'vllm', 'endpoint', 'none'], got 'tpu'"],
+    ),
 ]
 LENGTHS = [
     Case("no_spread", "workload.output_tokens.GLM.sigma.value=0", ["output_tokens.GLM: sigma must be above 0, got 0"]),

@@ -487,9 +487,12 @@ def test_a_server_that_goes_away_leaves_its_calls_to_a_new_plan(tmp_path):
 
     with serving(Server("B", behave_other)) as (other,), serving(Server("A")) as (spare,):
         servers.append(Server("A", behave))
-        backend = make_backend(tmp_path, [servers[0], other], max_in_flight=2)
+        states = []
+        backend = make_backend(tmp_path, [servers[0], other], max_in_flight=2, on_state=states.append)
         result = backend.execute(PLAN, CALLS)
         assert backend.dead_workers.keys() == {0}
+        lost = [(state.workers, state.phase, state.cause) for state in states if state.cause is not None]
+        assert lost == [((0,), "idle", backend.dead_workers[0])]
         assert backend.dead_workers[0].endswith(
             "cannot be reached: Connection refused; is the server running? (tried 3 times)"
         )

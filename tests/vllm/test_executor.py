@@ -270,6 +270,18 @@ def test_states_are_told_to_whoever_watches(tmp_path, host):
     assert max(state.output_tokens for state in serving) % 40 == 0
 
 
+def test_whoever_watches_is_told_why_a_session_broke_off(tmp_path, host):
+    states = []
+    executor = make_executor(
+        tmp_path, host, on_state=states.append, prompts=lambda call: "raise once" if call.key == A[3].key else "fine"
+    )
+    executor.execute(PLAN, [*A, *B])
+    lost = [(state.workers, state.session, state.cause) for state in states if state.cause is not None]
+    assert lost == [((0,), None, "A failed: RuntimeError: the engine broke")]
+    again = states[[state.cause for state in states].index(lost[0][2]) + 1 :]
+    assert "loading" in {state.phase for state in again if state.workers == (0,)}
+
+
 def test_what_an_engine_prints_is_in_its_workers_log(tmp_path, host, capfd):
     (make_checkpoint(tmp_path, "B") / "behave").write_text("print")
     make_executor(tmp_path, host).execute(PLAN, [*A, *B])
