@@ -67,7 +67,8 @@ class TinyExpert:
     def __post_init__(self) -> None:
         for skill in Skill:
             habit, allowed = self.habits.get(skill), RULES_OF[skill]
-            require(isinstance(habit, Habit), f"{self.name}: habits[{skill}]", "a Habit", habit)
+            if not isinstance(habit, Habit):
+                raise TypeError(f"{self.name}: habits[{skill}] must be a Habit, got {habit!r}")
             require(habit.rule in allowed, f"{self.name}: rule for {skill}", f"one of {list(allowed)}", habit.rule)
             require_number(habit.frac, f"{self.name}: frac for {skill}", at_least=0)
             require(habit.frac <= 1, f"{self.name}: frac for {skill}", "at most 1", habit.frac)

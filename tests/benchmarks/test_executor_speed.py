@@ -1,0 +1,89 @@
+"""What the executor costs beside plain vLLM; run with ``pytest tests/benchmarks --benchmark-enable -s`` to see it.
+
+The ratios are printed, not asserted: a shared machine's clock proves nothing.
+"""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from mosaic.backends.host_process import VLLM_ENGINE
+from mosaic.backends.vllm_jobs import JobMaker
+from mosaic.realization import Outcome, uniform
+from tests.factories import make_call, make_cluster
+from tests.sim.cluster_runs import make_plan, make_session
+from tests.vllm.executor_runs import SETTINGS, has_vllm, make_checkpoint, make_executor, running_host
+from tests.vllm.tiny_checkpoint import tiny_expert
+
+pytestmark = pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
+ROOT = Path(__file__).resolve().parents[2]
+NUM_PAIRS, NUM_CALLS = 5, 256
+
+
+def outcome(call) -> Outcome:
+    return Outcome(20 + int(200 * uniform(0, "benchmark", call.key)))
+
+
+@contextmanager
+def raw_vllm(folder: Path, expert, calls):
+    maker = JobMaker(settings=SETTINGS, root_seed=0, prompts=None, outcomes=outcome, checkpoints=None)
+    loadable = maker.loadable(expert, make_cluster(1).workers[0].gpu, 1)
+    path = folder / "jobs.pickle"
+    path.write_bytes(pickle.dumps((loadable.spec, [maker.job(call, loadable) for call in calls])))
+    core = min(os.sched_getaffinity(0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.benchmarks.raw_vllm", str(path), str(core)],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def hear(process) -> dict[str, float]:
+    for line in process.stdout:
+        if line.startswith("RAW "):
+            return json.loads(line.removeprefix("RAW "))
+    raise AssertionError("vLLM ended")
+
+
+def test_serving_beside_one_raw_batch(benchmark, tmp_path):
+    """The same shard in pairs, one after the other: a session of the executor, and LLM.generate with all of it."""
+    num_pairs, num_calls = (NUM_PAIRS, NUM_CALLS) if benchmark.enabled else (1, 8)
+    calls = [make_call(f"q{i}", prompt_tokens=40 + i % 60) for i in range(num_calls)]
+    expert = tiny_expert("A", make_checkpoint(tmp_path, "A"), max_output_tokens=256)
+    plan = make_plan(make_session(0, calls), num_workers=1)
+    raw, loads, served = [], [], []
+    with running_host(VLLM_ENGINE) as host, raw_vllm(tmp_path, expert, calls) as process:
+        raw_load_s = hear(process)["load_s"]
+        for number in range(num_pairs + 1):
+            executor = make_executor(
+                tmp_path, host, experts=[expert], num_workers=1, outcomes=outcome, journal=tmp_path / f"run-{number}"
+            )
+            (session,) = executor.execute(plan, calls).sessions
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            answer = hear(process)
+            assert answer["output_tokens"] == session.output_tokens
+            loads.append(session.load_s)
+            served.append(session.end_ts - session.start_ts)
+            raw.append(answer["serve_s"])
+    benchmark.pedantic(lambda: None)
+    assert session.num_calls == num_calls
+    if benchmark.enabled:
+        # The first of each is a warm-up.
+        ratios = [ours / theirs for ours, theirs in zip(served[1:], raw[1:], strict=True)]
+        print(
+            f"\nserving {num_calls} calls: {median(served[1:]):.2f} s, raw vLLM {median(raw[1:]):.2f} s, median ratio "
+            f"{median(ratios):.3f} of {[f'{ratio:.3f}' for ratio in ratios]}; a load {median(loads[1:]):.2f} s, vLLM's "
+            f"first in a process of its own {raw_load_s:.2f} s"
+        )
