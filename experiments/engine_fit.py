@@ -20,7 +20,15 @@ from sim.curves import Curve, Grid, grid_to_text
 from sim.engine_settings import EngineSettings
 from sim.hardware import hardware_from_config
 
-PREFILL_KNOTS = (0, 1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+PREFILL_KNOTS = (0, 1, *(round(2 ** (half / 2)) for half in range(8, 31)))
+"""Tokens of a chunk for which its quadratic price is written down; between them the grid is linear."""
+
+
+COEFFICIENTS = (
+    "per_session_s", "base_s", "per_seq_s", "per_prefill_s", "per_request_s", "per_kv_token_s", "per_kv_token_beside_s",
+    "per_token_pair_s",
+)  # fmt: skip
+"""Of `ShapeFit`, in the order of the terms of `experiments.engine_work`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +61,11 @@ class ShapeFit:
     """From the end of a session to the next of the same expert; no part of the hardware, a load takes its place."""
     per_request_s: float
     """Taking a request in and handing its response out."""
+    per_prefill_s: float
+    """Of an iteration that computes any prompt, whatever it computes."""
     per_kv_token_s: float
+    per_kv_token_beside_s: float
+    """Of decodes in an iteration that computes a prompt too."""
     per_token_pair_s: float
     dense: Curve
     """Beyond the base: by tokens, 0 at none."""
@@ -75,18 +87,12 @@ def fit_shape(
     dense = Curve(
         tuple(float(knot) for knot in knots), tuple(float(ramps(knot) @ found[NUM_SCALARS:]) for knot in knots)
     )
-    scalars = (float(value) for value in found[:NUM_SCALARS])
-    per_session_s, base_s, per_seq_s, per_request_s, per_kv_token_s, per_token_pair_s = scalars
+    coefficients = dict(zip(COEFFICIENTS, map(float, found[:NUM_SCALARS]), strict=True))
     return ShapeFit(
         shape=shape,
         tp_degree=tp_degree,
         context_tokens=context_tokens,
-        per_session_s=per_session_s,
-        base_s=base_s,
-        per_seq_s=per_seq_s,
-        per_request_s=per_request_s,
-        per_kv_token_s=per_kv_token_s,
-        per_token_pair_s=per_token_pair_s,
+        **coefficients,
         dense=dense,
         mape={
             f"{name}_stretches": mape(predicted[those], seconds[those])
@@ -96,6 +102,23 @@ def fit_shape(
     )
 
 
+def serve_s(fit: ShapeFit, requests: Sequence[tuple[int, int]], settings: EngineSettings) -> float:
+    """Price a session, all of its requests there from the start."""
+    works = works_of(
+        requests,
+        settings,
+        kv_tokens=_kv_tokens(settings, fit.context_tokens),
+        context_tokens=fit.context_tokens,
+    )
+    scalars = terms_of(works, is_start=True)[:NUM_SCALARS]
+    dense_s = sum(work.num_iterations * fit.dense(work.num_tokens) for work in works)
+    return dense_s + sum(getattr(fit, name) * number for name, number in zip(COEFFICIENTS, scalars, strict=True))
+
+
+def _kv_tokens(settings: EngineSettings, context_tokens: int) -> int:
+    return settings.kv_tokens or settings.max_num_seqs * context_tokens
+
+
 def _equations(
     settings: EngineSettings, context_tokens: int, measured: Sequence[MeasuredSession]
 ) -> tuple[Floats, Floats]:
@@ -103,9 +126,9 @@ def _equations(
 
     NOTE: a session whose requests all start in its first iteration has two stretches, before and after the first token.
     Where processor time is known it is one, and counts by that time: on a worker with a core to itself that is the time
-    by the clock, and other work on the machine does not lengthen it.
+    by the clock, and waiting for a core that others use does not lengthen it.
     """
-    kv_tokens = settings.kv_tokens or settings.max_num_seqs * context_tokens
+    kv_tokens = _kv_tokens(settings, context_tokens)
     rows, seconds = [], []
     for session in measured:
         works = works_of(session.requests, settings, kv_tokens=kv_tokens, context_tokens=context_tokens)
@@ -183,7 +206,8 @@ def hardware_config(
         "sources": {
             "load": f"measured: {source}",
             "cpu": f"fitted: {source}; with all of an iteration that does not grow with tokens, and the sampler",
-            "attention.prefill_us": "row 0 to row 1: what the executor takes to admit a request and to hand it back",
+            "attention.prefill_us": "row 0: any prompt in an iteration; from there to row 1: admitting a request "
+            "and handing it back",
             **({"all_reduce": "measured within the operators"} if degrees else {}),
         },
         "all_reduce_us": dict.fromkeys(degrees, "1:0"),
@@ -210,8 +234,6 @@ def _table(fit: ShapeFit, base_s: float, per_seq_s: float, source: str) -> dict[
     head_s = fit.per_seq_s - per_seq_s
     head = Curve((0.0, 1.0), (0.0, head_s))
     longest = float(fit.context_tokens)
-    kv_s = fit.per_kv_token_s / layers
-    decode = Grid((0.0, 1.0), (0.0, longest), ((0.0, 0.0), (0.0, kv_s * longest)))
     knots = [float(knot) for knot in PREFILL_KNOTS if knot < 2 * longest]
     prefill = tuple(tuple(_chunk_s(fit, chunk, before) / layers for before in (0.0, longest)) for chunk in knots)
     return {
@@ -222,16 +244,23 @@ def _table(fit: ShapeFit, base_s: float, per_seq_s: float, source: str) -> dict[
         "dense_us": curve_block(dense),
         "head_us": curve_block(head),
         "attention": {
-            "decode_us": grid_to_text(decode),
+            "decode_us": grid_to_text(_reading(fit.per_kv_token_s / layers, longest)),
             "prefill_us": grid_to_text(Grid(tuple(knots), (0.0, longest), prefill)),
-            "beside_us": grid_to_text(decode),
+            "beside_us": grid_to_text(_reading(fit.per_kv_token_beside_s / layers, longest)),
             "beside_per_token_pair_us": 0.0,
         },
     }
 
 
+def _reading(kv_token_s: float, longest: float) -> Grid:
+    """Write a price per token read as a grid over sequences and the tokens of each: their product."""
+    return Grid((0.0, 1.0), (0.0, longest), ((0.0, 0.0), (0.0, kv_token_s * longest)))
+
+
 def _chunk_s(fit: ShapeFit, chunk: float, before: float) -> float:
-    return fit.per_token_pair_s * chunk * (chunk + 2 * before) + (fit.per_request_s if chunk else 0.0)
+    """Price a chunk; without tokens it is what an iteration with any chunk costs, once."""
+    request_s = fit.per_request_s if chunk else 0.0
+    return fit.per_prefill_s + request_s + fit.per_token_pair_s * chunk * (chunk + 2 * before)
 
 
 def _rounded(value: float) -> float:

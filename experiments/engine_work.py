@@ -17,7 +17,7 @@ Floats: TypeAlias = NDArray[np.float64]
 
 DENSE_KNOTS = (0, 4, 16, 64, 256, 1024)
 """Between these numbers of tokens the operators of an iteration cost the same for each token."""
-NUM_SCALARS = 6
+NUM_SCALARS = 8
 """Coefficients before those of the dense operators: of a session, and of what `Work` counts."""
 
 
@@ -26,10 +26,14 @@ class Work(NamedTuple):
 
     num_iterations: int
     num_seqs: int
+    num_prefills: int
+    """Iterations that compute any prompt."""
     num_requests: int
     """Taken in."""
     kv_tokens: int
-    """Read by decodes."""
+    """Read by decodes alone."""
+    kv_tokens_beside: int
+    """Read by decodes beside a prompt."""
     token_pairs: int
     """c (c + 2 p) of every chunk of c tokens behind p others."""
     num_tokens: int
@@ -48,14 +52,15 @@ class _Counter:
 
     def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int) -> float:
         kv_sum = num_steps * kv_tokens + num_seqs * num_steps * (num_steps - 1) // 2
-        self.works.append(Work(num_steps, num_seqs, 0, kv_sum, 0, num_seqs))
+        self.works.append(Work(num_steps, num_seqs, 0, 0, kv_sum, 0, 0, num_seqs))
         return float(num_steps)
 
     def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: int) -> float:
         pairs = sum(tokens * (tokens + 2 * context) for tokens, context in chunks)
         started = sum(context == 0 for _, context in chunks)
         num_tokens = num_decodes + sum(tokens for tokens, _ in chunks)
-        self.works.append(Work(1, num_decodes + len(chunks), started, decode_kv_tokens, pairs, num_tokens))
+        num_seqs = num_decodes + len(chunks)
+        self.works.append(Work(1, num_seqs, 1, started, 0, decode_kv_tokens, pairs, num_tokens))
         return 1.0
 
 
@@ -77,9 +82,7 @@ def terms_of(works: Sequence[Work], *, is_start: bool) -> Floats:
     total[0] = is_start
     for work in works:
         steps = work.num_iterations
-        total[1:NUM_SCALARS] += (
-            steps, steps * work.num_seqs, work.num_requests, work.kv_tokens, work.token_pairs
-        )  # fmt: skip
+        total[1:NUM_SCALARS] += (steps, steps * work.num_seqs, *work[2:-1])
         total[NUM_SCALARS:] += steps * ramps(work.num_tokens)
     return total
 

@@ -49,6 +49,9 @@ class Execution(Protocol):
     def skip_source(self) -> str:
         """Whether the agreement of the experts, and so what the gate skips, was measured, fitted or assumed."""
 
+    def errors(self) -> Mapping[str, int]:
+        """Count what made calls fail, by error."""
+
     def files(self, calls: Sequence[Call]) -> Mapping[str, bytes]:
         """Give what the run's calls left beside their records, by file name."""
 

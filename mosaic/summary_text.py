@@ -1,6 +1,6 @@
 """What a run prints when it is over: one screen, at most 24 lines of at most 100 columns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -15,10 +15,31 @@ LABEL_COLUMNS = 12
 MAX_LANES = 10
 """Workers shown, and fewer where the other lines leave less room; of a larger cluster the busiest ones."""
 LANE_COLUMNS = 32
+MIN_WORKER_LINES = 2
+MAX_ERROR_LINES = 6
 
 
-def describe_run(summary: Summary, result: RunResult, folder: str | Path, *, gate_notes: Sequence[str] = ()) -> str:
-    """Describe a finished run, given the contents of its summary.json and the folder of its files."""
+def describe_run(
+    summary: Summary,
+    result: RunResult,
+    folder: str | Path,
+    *,
+    gate_notes: Sequence[str] = (),
+    errors: Mapping[str, int] | None = None,
+) -> str:
+    """Describe a finished run.
+
+    Parameters
+    ----------
+    summary
+        The contents of its summary.json.
+    result, folder
+        What ran, and where its files are.
+    gate_notes
+        What the gate promises, and what it does not.
+    errors
+        Of calls that failed on a real backend: how many ended with each; records do not say.
+    """
     above = [_headline(summary), "", *_makespan_lines(summary)]
     below = [
         _row("idle", _idle_text(summary, result)),
@@ -27,14 +48,16 @@ def describe_run(summary: Summary, result: RunResult, folder: str | Path, *, gat
         *_stage_lines(summary),
         *(line for note in gate_notes for line in _note_lines(note)),
     ]
-    if summary["num_failed_calls"]:
-        below.append(_row("FAILED", f"{summary['num_failed_calls']:,} calls have no result: see calls.parquet"))
-    below += [
+    files = [
         "",
         _row("folder", f"{folder}"),
         _row("", "timeline.png, trace.json (open it in ui.perfetto.dev), calls.parquet, summary.json"),
         _row("compare", f"python experiments/compare.py {Path(folder).parent}"),
     ]
+    if summary["num_failed_calls"]:
+        num_left = NUM_LINES - len(above) - len(below) - len(files) - MIN_WORKER_LINES
+        below += _failed_lines(summary["num_failed_calls"], errors or {}, num_left)
+    below += files
     workers = _worker_lines(result, NUM_LINES - len(above) - len(below))
     return "\n".join(_cut(line) for line in (*above, *workers, *below)) + "\n"
 
@@ -63,6 +86,23 @@ def _row(label: str, text: str) -> str:
 def _note_lines(note: str) -> list[str]:
     """Break a note into lines: what a gate promises, and what it does not, must not be cut off."""
     return [_row("", line) for line in wrap(note, NUM_COLUMNS - LABEL_COLUMNS)]
+
+
+def _failed_lines(num_failed: int, errors: Mapping[str, int], num_lines: int) -> list[str]:
+    """Count what failed and give the commonest error, in as many lines as there are, but one in any case."""
+    if not errors:
+        return [_row("FAILED", f"{num_failed:,} calls have no result: see calls.parquet")]
+    commonest = max(errors, key=lambda error: errors[error])
+    text = f"{num_failed:,} calls have no result, {errors[commonest]:,} of them: {commonest}"
+    # Names of files have hyphens, and should stay whole to be of use.
+    lines = wrap(
+        text,
+        NUM_COLUMNS - LABEL_COLUMNS,
+        max_lines=max(1, min(MAX_ERROR_LINES, num_lines)),
+        break_on_hyphens=False,
+        placeholder=" ...",
+    )
+    return [_row("FAILED" if number == 0 else "", line) for number, line in enumerate(lines)]
 
 
 def _cut(line: str) -> str:

@@ -31,13 +31,13 @@ def describe_worker(state: WorkerState, elapsed_s: float, predicted_s: float | N
     'worker 0: Gemma serving, 45 of 60 calls, 900 tokens/s, 4 s left'
     """
     label = f"{_name(state.workers)}: "
-    if state.session is None:
-        return label + (state.phase if state.phase in ("idle", "closing") else "stopped")
+    if state.cause is not None:
+        return f"{label}{state.cause}"
+    if not _is_at_work(state):
+        return f"{label}idle"
     if state.phase == "loading":
         planned = "" if predicted_s is None else f" of {_duration(predicted_s)} planned"
         return f"{label}{state.expert} loading, {_duration(elapsed_s)}{planned}"
-    if state.phase != "serving":
-        return f"{label}{state.phase}"
     parts = [f"{state.expert} serving", f"{num_before + state.num_ended:,} of {state.num_calls:,} calls"]
     if state.output_tokens and elapsed_s > 0:
         parts.append(_pace(state.output_tokens, elapsed_s))
@@ -97,8 +97,10 @@ class WorkerBoard:
         for worker in state.workers:
             self._seats[worker] = seat
         told = []
-        if old is not None and old.is_news and _is_at_work(old.state) and not _is_same_work(old.state, state):
-            told.append(self._describe_end(old, now))
+        cause = "" if state.cause is None else f": {state.cause}"
+        is_news = cause or (old is not None and old.is_news)
+        if old is not None and is_news and _is_at_work(old.state) and not _is_same_work(old.state, state):
+            told.append(self._describe_end(old, now) + cause)
         if seat.is_news and _is_at_work(state) and (old is None or not _is_same_work(old.state, state)):
             told.append(self._describe_start(state))
         return tuple(told)
@@ -166,9 +168,8 @@ def _is_at_work(state: WorkerState) -> bool:
 
 
 def _is_same_work(old: WorkerState, new: WorkerState) -> bool:
-    """Say whether nothing started or ended; a worker that loads after it served has lost its process."""
-    is_again = (old.phase, new.phase) == ("serving", "loading")
-    return _is_at_work(new) and old.session == new.session and not is_again
+    """Say whether nothing started or ended."""
+    return _is_at_work(old) and _is_at_work(new) and old.session == new.session
 
 
 def _left_s(state: WorkerState, elapsed_s: float, predicted_s: float | None, num_before: int) -> float | None:

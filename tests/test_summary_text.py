@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -36,12 +36,14 @@ def describe_stages(notes: Sequence[str] = (), **changes: object) -> str:
     return describe_run(summarise_stages(run, **changes), run, "results/runs/x", gate_notes=notes)
 
 
-def describe(result: RunResult, folder: str = "results/runs/x", **changes: object) -> str:
+def describe(
+    result: RunResult, folder: str = "results/runs/x", errors: Mapping[str, int] | None = None, **changes: object
+) -> str:
     summary = summarise(
         make_small_plan(), result, workload="mmlu_pro", backend="sim", gate=None, costs="paper", seed=3,
         num_questions=3, experts=("A", "B", "C"),
     )  # fmt: skip
-    return describe_run(summary | changes, result, folder)
+    return describe_run(summary | changes, result, folder, errors=errors)
 
 
 def test_screen_tells_makespan_against_prediction_and_bound():
@@ -74,20 +76,49 @@ def test_screen_fits_24_lines_of_100_columns(num_workers):
     assert max(map(len, lines)) <= 100
 
 
+def test_failed_calls_show_their_commonest_error():
+    errors = {"A refused": 2, "B cannot be loaded: no memory; see runs/worker-0.log": 9, "C refused": 1}
+    text = describe(make_small_run(), errors=errors, num_failed_calls=12)
+    assert (
+        "  FAILED    12 calls have no result, 9 of them: B cannot be loaded: no memory; see runs/worker-0.log\n" in text
+    )
+    unknown = describe(make_small_run(), num_failed_calls=12)
+    assert "  FAILED    12 calls have no result: see calls.parquet\n" in unknown
+    assert "FAILED" not in describe(make_small_run(), errors=errors)
+
+
+@pytest.mark.parametrize("num_workers", [1, 8, 64])
+def test_a_long_error_is_shown_in_lines_and_its_files_stay_whole(num_workers):
+    log = "results/the-first-run-of-many/journal/experts/worker-0.log"
+    sessions = [make_session(i, workers=(i,), end_ts=50.0) for i in range(num_workers)]
+    for length in range(100, 300, 7):
+        error = f"A cannot be loaded: {('what it has to say of it ' * 12)[:length]}; see {log}; correct it"
+        text = describe(make_result(*sessions, num_workers=num_workers), errors={error: 3}, num_failed_calls=3)
+        lines = text.splitlines()
+        assert len(lines) <= 24
+        assert max(map(len, lines)) <= 100
+        assert log in text
+    endless = describe(make_result(*sessions, num_workers=num_workers), errors={error * 9: 3}, num_failed_calls=3)
+    assert len(endless.splitlines()) <= 24
+    assert " ...\n" in endless
+
+
+@pytest.mark.parametrize("errors", [None, {"A cannot be loaded: " + 90 * "cause ": 1}])
 @pytest.mark.parametrize("notes", [(), (NOTE,), (NOTE, NOTE)])
 @pytest.mark.parametrize("num_workers", [1, 4, 8, 64])
-def test_screen_of_two_stages_fits_24_lines_of_100_columns(num_workers, notes):
+def test_screen_of_two_stages_fits_24_lines_of_100_columns(num_workers, notes, errors):
     sessions = [make_session(i, workers=(i,), end_ts=50.0 + i) for i in range(num_workers)]
     gang = make_session(
         99, expert="Z", workers=tuple(range(num_workers)), load=(200.0, 210.0), end_ts=300.0, role=Role.AGGREGATE
     )
     run = make_result(*sessions, gang, num_workers=num_workers)
-    text = describe_run(summarise_stages(run), run, "results/runs/x", gate_notes=notes)
+    text = describe_run(summarise_stages(run), run, "results/runs/x", gate_notes=notes, errors=errors)
     lines = text.splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 100
-    assert sum("worker " in line and "busy" in line for line in lines) >= min(num_workers, 4)
-    assert ("workers that were busy for less" in text) == (num_workers == 64 or (num_workers == 8 and notes != ()))
+    assert sum("worker " in line and "busy" in line for line in lines) >= (1 if errors else min(num_workers, 4))
+    if errors is None:
+        assert ("workers that were busy for less" in text) == (num_workers == 64 or (num_workers == 8 and notes != ()))
     assert "calls have no result" in text, "the record of the aggregator's call is missing here"
 
 

@@ -70,8 +70,8 @@ def finish(board: WorkerBoard, calls, output_tokens: int = 100) -> None:
         (make_state(workers=(0, 2), num_ended=1), 3.0, None, "workers 0, 2: A serving, 1 of 4 calls, 9 s left"),
         (make_state("idle", session=None, num_calls=0), 3.0, None, "worker 0: idle"),
         (make_state("idle", num_ended=4), 3.0, None, "worker 0: idle"),
-        (make_state("closing", session=None, num_calls=0), 3.0, None, "worker 0: closing"),
-        (make_state("serving", session=None, num_calls=0), 3.0, None, "worker 0: stopped"),
+        (make_state("closing", session=None, num_calls=0), 3.0, None, "worker 0: idle"),
+        (make_state(session=None, cause="A failed: RuntimeError"), 3.0, None, "worker 0: A failed: RuntimeError"),
     ],
 )  # fmt: skip
 def test_a_worker_in_a_line(state, elapsed_s, predicted_s, text):
@@ -111,7 +111,7 @@ def test_a_session_from_its_start_to_its_end(board, clock):
         "worker 0: A (session 0): 4 of 4 calls finished in 20 s after 25 s of loading, 20 tokens/s",
     )
     assert board.tell(make_state("closing", session=None, num_calls=0)) == ()
-    assert board.describe_workers()[0] == "worker 0: closing"
+    assert board.describe_workers()[0] == "worker 0: idle"
     assert board.describe_progress() == "4 of 9 calls (44%) after 45 s"
 
 
@@ -162,6 +162,8 @@ def test_a_session_that_follows_is_news_once_it_must_be_loaded_again(clock):
     board = WorkerBoard(make_plan(make_session(0, A[:2]), make_session(1, A[2:])), clock)
     for state in (make_state(num_calls=2), make_state("idle", session=None), make_state(session=1, num_calls=2)):
         board.tell(state)
+    lost = board.tell(make_state(session=None, cause="A failed: RuntimeError"))
+    assert lost == ("worker 0: A (session 1): 0 of 2 calls finished in 0 s: A failed: RuntimeError",)
     again = make_state("loading", session=1, num_calls=2)
     assert board.tell(again) == ("worker 0: loading A (session 1, 2 calls)",)
 
@@ -171,10 +173,11 @@ def test_a_session_that_is_tried_again_goes_on_from_what_has_finished(board, clo
     board.tell(make_state())
     finish(board, A[:3])
     clock.now += 10
-    assert board.tell(make_state("loading")) == (
-        "worker 0: A (session 0): 3 of 4 calls finished in 10 s, 30 tokens/s",
-        "worker 0: loading A (session 0, 1 of 4 calls that are left)",
+    assert board.tell(make_state(session=None, num_calls=0, cause="A failed: RuntimeError")) == (
+        "worker 0: A (session 0): 3 of 4 calls finished in 10 s, 30 tokens/s: A failed: RuntimeError",
     )
+    assert board.describe_workers()[0] == "worker 0: A failed: RuntimeError"
+    assert board.tell(make_state("loading")) == ("worker 0: loading A (session 0, 1 of 4 calls that are left)",)
     board.tell(make_state())
     clock.now += 5
     assert board.describe_workers()[0] == "worker 0: A serving, 3 of 4 calls, 10 s left"
@@ -190,12 +193,12 @@ def test_a_run_that_is_started_again_counts_what_was_done(board, clock):
     assert board.describe_progress() == "3 of 9 calls (33%) after 0 s, 1 loading"
 
 
-def test_an_expert_that_cannot_be_loaded_ends_its_session_where_another_follows(board, clock):
+def test_an_expert_that_cannot_be_loaded_says_why(board, clock):
     board.tell(make_state("loading"))
     clock.now += 3
-    lost = board.tell(make_state("loading", session=None, num_calls=0))
-    assert lost == ("worker 0: A (session 0) ended after 3 s of loading",)
-    assert board.describe_workers()[0] == "worker 0: stopped"
+    lost = board.tell(make_state("loading", session=None, num_calls=0, cause="A cannot be loaded: no memory"))
+    assert lost == ("worker 0: A (session 0) ended after 3 s of loading: A cannot be loaded: no memory",)
+    assert board.describe_workers()[0] == "worker 0: A cannot be loaded: no memory"
 
 
 def test_a_gang_has_one_line_of_its_own_and_frees_its_workers(board):
@@ -209,7 +212,7 @@ def test_a_gang_has_one_line_of_its_own_and_frees_its_workers(board):
     assert board.tell(make_state("loading", workers=(1,), expert="B", session=1, num_calls=2)) == (
         "worker 1: loading B (session 1, 2 calls)",
     )
-    assert board.describe_workers() == ("workers 0, 1: closing", "worker 1: B loading, 0 s")
+    assert board.describe_workers() == ("workers 0, 1: idle", "worker 1: B loading, 0 s")
 
 
 def test_progress_of_the_whole_run_counts_what_workers_do(board, clock):

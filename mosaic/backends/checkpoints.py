@@ -20,6 +20,8 @@ MANIFEST = "SHA256SUMS"
 INDEX = "model.safetensors.index.json"
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("tekken.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 """Files of which one group is enough."""
+OTHER_NAMES = {"num_hidden_layers": "num_layers", "vocab_size": "padded_vocab_size"}
+"""What some configurations say for the usual names."""
 SMALL_BYTES = 64 * 2**20
 """Weights up to this size are hashed for the fingerprint even without a manifest."""
 _VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -47,8 +49,10 @@ class Checkpoint:
     num_attention_heads: int
 
 
-def find_checkpoint(name: str, folder: Path | None = None) -> Path:
+def find_checkpoint(name: str, folder: Path | None = None, *, weights: bool = True, tokenizer: bool = True) -> Path:
     """Find a checkpoint by path, below a folder, or by its Hugging Face name in the local cache.
+
+    ``weights`` and ``tokenizer`` say what of it will be used, as in `check_checkpoint`.
 
     Raises
     ------
@@ -68,7 +72,7 @@ def find_checkpoint(name: str, folder: Path | None = None) -> Path:
             return snapshot
     raise CheckpointError(
         f"checkpoint {name}: no such folder, and not in the cache {cache}; "
-        f"give the folder, or fetch it first: hf download {name}"
+        f"give the folder, or fetch it first: hf download {name}{'' if weights or tokenizer else ' config.json'}"
     )
 
 
@@ -99,12 +103,12 @@ def check_checkpoint(path: Path, *, weights: bool = True, tokenizer: bool = True
     digests = _check_manifest(path, weights=weights)
     text = config.get("text_config", config)
     heads = _whole(path, text, "num_attention_heads")
-    head_dim = text.get("head_dim") or _whole(path, text, "hidden_size") // heads
-    kv_heads = text.get("num_key_value_heads") or heads
+    head_dim = text.get("head_dim") or text.get("kv_channels") or _whole(path, text, "hidden_size") // heads
+    kv_heads = _kv_heads(path, text, heads)
     return Checkpoint(
         path=path,
         fingerprint=_fingerprint(path, files, digests),
-        context_tokens=text.get("max_position_embeddings"),
+        context_tokens=text.get("max_position_embeddings") or text.get("seq_length"),
         vocab_size=_whole(path, text, "vocab_size"),
         weight_bytes=sum(file.stat().st_size for file in files),
         kv_values_per_token=2 * _whole(path, text, "num_hidden_layers") * kv_heads * head_dim,
@@ -162,7 +166,16 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     return value
 
 
-def _whole(path: Path, config: Mapping[str, Any], key: str) -> int:
+def _kv_heads(path: Path, config: Mapping[str, Any], heads: int) -> int:
+    """Count the heads of keys and values: fewer than those of queries where these share them in groups."""
+    if config.get("multi_query_attention"):
+        return _whole(path, config, "multi_query_group_num")
+    return config.get("num_key_value_heads") or heads
+
+
+def _whole(path: Path, config: Mapping[str, Any], name: str) -> int:
+    """Read a number under its usual name or the one that GLM-4 and Exaone have for it."""
+    key = next((key for key in (name, OTHER_NAMES.get(name, name)) if config.get(key) is not None), name)
     value = config.get(key)
     if type(value) is not int or value < 1:
         raise CheckpointError(f"checkpoint {path / 'config.json'}: {key} must be a whole number above 0, got {value!r}")
@@ -240,7 +253,7 @@ def _sha256_of(file: Path, size: int, modified_ns: int) -> str:
 def _fingerprint(path: Path, weights: Sequence[Path], digests: Mapping[str, str]) -> str:
     total = hashlib.blake2b(digest_size=16)
     small = sum(file.stat().st_size for file in weights) <= SMALL_BYTES
-    beside = [file for file in path.iterdir() if file.suffix in (".json", ".jinja", ".model", ".txt")]
+    beside = [file for file in path.iterdir() if file.suffix in (".json", ".jinja", ".model", ".txt", ".py")]
     for file in sorted({*beside, *weights}):
         if file in weights and not small:
             state = digests.get(file.name) or json.dumps([file.stat().st_size, read_header(file)], sort_keys=True)

@@ -103,7 +103,8 @@ class EndpointBackend:
             If the plan cannot be run over the calls, a session's worker serves another expert, a server cannot be
             reached or does not know its model, or the journal fails. What has finished is kept.
         KeyboardInterrupt
-            On Ctrl-C, when all requests are broken off; it says how to resume.
+            On Ctrl-C, when all requests are broken off; it says what is kept. To go on from there, execute the
+            same plan and calls with the same journal.
         """
         work = calls_of_sessions(plan, calls, self._experts, self._cluster)
         for session, expert, _ in work:
@@ -208,6 +209,7 @@ class EndpointBackend:
                     num_calls=len(live.session.shard),
                     num_ended=len(live.order.jobs) - len(live.jobs),
                     output_tokens=live.output_tokens,
+                    cause=live.cause,
                 )
             )
 

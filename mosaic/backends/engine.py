@@ -11,6 +11,8 @@ from mosaic.workload import ExpertName
 
 Prompt: TypeAlias = str | tuple[int, ...]
 """What an expert reads: a text, which the chat template of its checkpoint wraps, or token ids as they are."""
+MORE_ROOM = "shorten the prompt, or raise context_tokens as far as the checkpoint allows"
+"""What to do about a prompt that is too long for its expert."""
 
 
 class Device(StrEnum):
@@ -41,6 +43,8 @@ class EngineSettings:
     prefix_caching: bool = True
     dummy_weights: bool = False
     """Random weights of the checkpoint's shapes: config.json is enough, for timing in replay mode."""
+    trust_remote_code: bool = False
+    """Run the Python files that a checkpoint brings along, for models that need them; they may do what you may do."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, Device):
@@ -54,6 +58,8 @@ class EngineSettings:
             require_count(self.max_num_batched_tokens, "engine.max_num_batched_tokens", at_least=1)
         if self.kv_cache_bytes is not None:
             require_count(self.kv_cache_bytes, "engine.kv_cache_bytes", at_least=1)
+        if not isinstance(self.trust_remote_code, bool):  # a "false" in quotes would be taken for consent
+            raise TypeError(f"engine.trust_remote_code must be true or false, got {self.trust_remote_code!r}")
         require_number(self.memory_utilization_frac, "engine.memory_utilization_frac", above=0)
         require(self.memory_utilization_frac <= 1, "engine.memory_utilization_frac", "at most 1", self)
         if self.device is Device.CPU:

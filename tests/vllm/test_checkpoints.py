@@ -53,6 +53,36 @@ def test_dimensions_of_a_model_of_several_kinds_are_those_of_its_text_part(tiny)
     assert check_checkpoint(tiny).vocab_size == 99
 
 
+def test_names_of_glm_are_understood(tiny):
+    absent = dict.fromkeys(
+        ("num_hidden_layers", "vocab_size", "head_dim", "num_key_value_heads", "max_position_embeddings"), "absent"
+    )
+    glm = {
+        "num_layers": 40, "padded_vocab_size": 151552, "hidden_size": 5120, "num_attention_heads": 32,
+        "kv_channels": 128, "multi_query_attention": True, "multi_query_group_num": 2, "seq_length": 131072,
+    }  # fmt: skip
+    change_config(tiny, **absent, **glm)
+    checkpoint = check_checkpoint(tiny)
+    assert checkpoint.kv_values_per_token == 2 * 40 * 2 * 128
+    assert (checkpoint.vocab_size, checkpoint.context_tokens, checkpoint.head_dim) == (151552, 131072, 128)
+    change_config(tiny, **absent, **{**glm, "multi_query_attention": False})
+    assert check_checkpoint(tiny).kv_values_per_token == 2 * 40 * 32 * 128
+    change_config(tiny, **absent, **{**glm, "num_layers": 0})
+    with pytest.raises(CheckpointError, match=r"config.json: num_layers must be a whole number above 0, got 0"):
+        check_checkpoint(tiny)
+    change_config(tiny, **absent, **{**glm, "multi_query_group_num": None})
+    with pytest.raises(CheckpointError, match="multi_query_group_num must be a whole number above 0, got None"):
+        check_checkpoint(tiny)
+
+
+def test_names_of_exaone_are_understood(tiny):
+    change_config(tiny, num_hidden_layers="absent", num_layers=3, num_key_value_heads=2)
+    assert check_checkpoint(tiny).kv_values_per_token == 2 * 3 * 2 * 32
+    change_config(tiny, num_hidden_layers="absent")
+    with pytest.raises(CheckpointError, match="num_hidden_layers must be a whole number above 0, got None"):
+        check_checkpoint(tiny)
+
+
 def test_heads_that_a_configuration_leaves_out_follow_from_the_others(tiny):
     change_config(tiny, head_dim="absent", num_key_value_heads="absent", max_position_embeddings="absent")
     checkpoint = check_checkpoint(tiny)

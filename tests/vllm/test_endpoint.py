@@ -535,7 +535,7 @@ def test_keys_come_from_the_environment_and_go_nowhere_else(pair, tmp_path, monk
     assert not any(b"s3cret" in path.read_bytes() for path in (tmp_path / "journal").iterdir())
 
 
-def test_ctrl_c_breaks_off_what_is_under_way_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_breaks_off_what_is_under_way_and_says_what_is_kept(tmp_path):
     class Interrupting(Canceller):
         def on_finish(self, record):
             raise KeyboardInterrupt
@@ -543,7 +543,7 @@ def test_ctrl_c_breaks_off_what_is_under_way_and_says_how_to_go_on(tmp_path):
     behave = first_time("wait", "wait")
     with serving(Server("A", behave), Server("B")) as servers:
         backend = make_backend(tmp_path, servers)
-        with pytest.raises(KeyboardInterrupt, match=r"stopped; \d+ of 40 calls are in .*journal: start the same run"):
+        with pytest.raises(KeyboardInterrupt, match=r"^stopped; \d+ of 40 calls are in .*journal$"):
             backend.execute(PLAN, CALLS, Interrupting())
         assert servers[0].left.wait(10)
         kept = len(journal_of(tmp_path).ended)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from mosaic.backends.engine import EngineSettings
 from mosaic.backends.run_records import calls_left
 from mosaic.backends.vllm_backend import cores_of_workers, gpus_of_workers
-from mosaic.backends.vllm_jobs import random_prompt, response_seed
+from mosaic.backends.vllm_jobs import JobMaker, random_prompt, response_seed
+from mosaic.cluster import Gpu, uniform_cluster
+from mosaic.costs import ACTIVATION_BYTES, fits_memory
 from mosaic.errors import BackendError
 from mosaic.realization import Outcome
 from mosaic.results import CallStatus, Cancel
@@ -25,13 +28,17 @@ from tests.vllm.executor_runs import (
     processes_of,
     running_host,
 )
-from tests.vllm.tiny_checkpoint import tiny_expert
+from tests.vllm.tiny_checkpoint import CONTEXT, tiny_expert
 
 A, B = some_calls("A", 20), some_calls("B", 20)
 PLAN = make_plan(make_session(0, A), make_session(1, B, workers=(1,)))
 OTHER_PLAN = make_plan(
     make_session(5, A[:7]), make_session(6, B, workers=(1,)), make_session(7, list(reversed(A[7:])), workers=(1,))
 )
+
+
+def make_maker(settings: EngineSettings, *, prompts) -> JobMaker:
+    return JobMaker(settings=settings, root_seed=0, prompts=prompts, outcomes=None, checkpoints=None)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +174,8 @@ def test_a_replayed_call_that_reaches_the_limit_never_came_to_its_answer(tmp_pat
     }
     assert found == {"q0": (12, None, 0), "q1": (48, None, 0), "q2": (47, "B", 5), "q3": (48, None, 0)}
     with pytest.raises(
-        BackendError, match="call q9/propose/0: prompt_tokens must be below A's context of 512, got 512"
+        BackendError,
+        match="call q9/propose/0: prompt_tokens must be below A's context_tokens of 512, got 512: shorten the prompt",
     ):
         executor.execute(
             make_plan(make_session(0, [make_call("q9", prompt_tokens=512)])), [make_call("q9", prompt_tokens=512)]
@@ -324,6 +332,56 @@ def test_a_backend_has_a_host_of_its_own_unless_given_one(tmp_path):
 def test_engine_settings_are_checked(values, message):
     with pytest.raises(ValueError, match=message):
         EngineSettings(**values)
+
+
+def test_running_a_checkpoints_code_must_be_said_plainly():
+    with pytest.raises(TypeError, match="engine.trust_remote_code must be true or false, got 'false'"):
+        EngineSettings(trust_remote_code="false")
+
+
+def test_a_response_is_another_where_a_checkpoints_code_may_run(tmp_path):
+    def fingerprint(settings: EngineSettings) -> str:
+        maker = make_maker(settings, prompts=lambda call: "x")
+        return maker.job(A[0], maker.loadable(tiny_expert("A", path), make_gpu(), 1)).fingerprint
+
+    path = make_checkpoint(tmp_path, "A")
+    trusting = EngineSettings(trust_remote_code=True)
+    assert fingerprint(EngineSettings()) != fingerprint(trusting)
+    before = fingerprint(trusting)
+    (path / "modeling_tiny.py").write_text("raise SystemExit\n")
+    assert fingerprint(trusting) != before
+
+
+@pytest.mark.parametrize("dummy_weights", [True, False])
+@pytest.mark.parametrize("tp_degree", [1, 2])
+def test_what_planning_fits_into_a_gpu_passes_the_check(tmp_path, tp_degree, dummy_weights):
+    path = make_checkpoint(tmp_path, "A")
+    expert = tiny_expert("A", path, tp_degree=tp_degree)
+    if not dummy_weights:
+        weight_bytes = (path / "model.safetensors").stat().st_size
+        expert = replace(expert, shape=replace(expert.shape, num_parameters=weight_bytes // 4))
+    maker = make_maker(
+        EngineSettings(device="gpu", dtype="float32", kv_cache_bytes=None, dummy_weights=dummy_weights), prompts=None
+    )
+    cache_bytes = CONTEXT * expert.shape.kv_bytes_per_token(tp_degree)
+    needed_bytes = expert.shape.weight_bytes // tp_degree + ACTIVATION_BYTES + cache_bytes
+    for memory_bytes in (needed_bytes, needed_bytes - 1):
+        gpu = Gpu(name="gpu", memory_bytes=memory_bytes, memory_utilization_frac=1.0)
+        fits = fits_memory(expert, uniform_cluster(name="gpus", num_workers=tp_degree, gpu=gpu).workers)
+        assert fits == (memory_bytes == needed_bytes)
+        with nullcontext() if fits else pytest.raises(BackendError, match="one call of 512 tokens needs 1.0 MiB of KV"):
+            maker.loadable(expert, gpu, 1)
+
+
+def test_random_weights_ask_for_the_configuration_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    expert = tiny_expert("A", "org/model")
+    dummy = EngineSettings(dummy_weights=True)
+    with pytest.raises(BackendError, match="fetch it first: hf download org/model config.json$"):
+        make_maker(dummy, prompts=None).loadable(expert, make_gpu(), 1)
+    for settings, prompts in ((EngineSettings(), None), (dummy, lambda call: "x")):
+        with pytest.raises(BackendError, match="fetch it first: hf download org/model$"):
+            make_maker(settings, prompts=prompts).loadable(expert, make_gpu(), 1)
 
 
 def test_settings_of_a_gpu_may_leave_the_cache_to_the_engine():

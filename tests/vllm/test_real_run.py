@@ -153,6 +153,32 @@ def test_a_run_that_loses_all_workers_says_why_and_keeps_what_is_done(tmp_path):
     assert len(finished_of(folder, "experts")) == 36
 
 
+def test_failed_calls_are_told_and_tried_again(tmp_path):
+    inputs = [*write_inputs(tmp_path), "aggregator=none", "backend.patience.max_retries=0"]
+    folder = tmp_path / "run"
+    profile = tmp_path / "profile.json"
+    with fake_hosts, patch.object(sys, "stdout", StringIO()):
+        profile_command([*inputs, f"out={profile}"])
+    behave = tmp_path / "checkpoints" / CHECKPOINTS["QwenHalf"] / "behave"
+    behave.write_text("raise")
+    command = (*inputs, f"profile.path={profile}", f"hydra.run.dir={folder}")
+    outcome = run_fake(*command)
+    assert outcome.status == 0, outcome.err
+    assert summary_of(folder)["num_failed_calls"] == 12
+    assert "12 calls have no result, 12 of them: QwenHalf cannot be loaded: RuntimeError: the engine broke" in flat(outcome.out)
+    assert f"to try failed calls again: the same command with hydra.run.dir={folder}" in outcome.out
+    behave.unlink()
+    again = run_fake(*command)
+    assert again.status == 0, again.err
+    assert summary_of(folder)["num_failed_calls"] == 0
+    assert len(finished_of(folder, "experts")) == len(set(finished_of(folder, "experts"))) == 36
+    assert "already complete" in run_fake(*command).out
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
 def start(folder: Path, inputs: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "tests.vllm.fake_run", *inputs, f"hydra.run.dir={folder}"],

@@ -137,14 +137,14 @@ def test_cpu_engines_read_prompts_whole_and_need_no_gpu_arguments():
     arguments = engine_arguments(SPEC)
     assert (arguments["dtype"], arguments["block_size"], arguments["max_model_len"]) == ("float32", 32, 512)
     assert arguments["kv_cache_memory_bytes"] == 64 * 2**20
-    assert arguments["enable_chunked_prefill"] is False
+    assert (arguments["enable_chunked_prefill"], arguments["trust_remote_code"]) == (False, False)
     assert {"gpu_memory_utilization", "tensor_parallel_size", "max_num_batched_tokens"}.isdisjoint(arguments)
 
 
 def test_gpu_engines_split_a_model_over_the_sessions_workers():
     settings = EngineSettings(
         device=Device.GPU, dtype="auto", kv_cache_bytes=None, block_size=16, enforce_eager=False, dummy_weights=True,
-        max_num_batched_tokens=4096,
+        max_num_batched_tokens=4096, trust_remote_code=True,
     )  # fmt: skip
     spec = EngineSpec(
         expert="A", checkpoint=Path("nowhere"), context_tokens=8192, num_workers=4, num_threads=8, with_tokenizer=False,
@@ -153,7 +153,8 @@ def test_gpu_engines_split_a_model_over_the_sessions_workers():
     arguments = engine_arguments(spec)
     assert (arguments["tensor_parallel_size"], arguments["distributed_executor_backend"]) == (4, "mp")
     assert (arguments["gpu_memory_utilization"], arguments["load_format"]) == (0.9, "dummy")
-    assert (arguments["skip_tokenizer_init"], arguments["max_num_batched_tokens"]) == (True, 4096)
+    assert (arguments["skip_tokenizer_init"], arguments["trust_remote_code"]) == (True, True)
+    assert arguments["max_num_batched_tokens"] == 4096
     assert {"kv_cache_memory_bytes", "enable_chunked_prefill"}.isdisjoint(arguments)
 
 

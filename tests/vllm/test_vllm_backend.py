@@ -3,6 +3,7 @@
 The rows of the table of failures that checks before loading catch are in test_checkpoints.py.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -31,7 +32,7 @@ from tests.vllm.executor_runs import (
     running_host,
 )
 from tests.vllm.killed_run import plan_of_four
-from tests.vllm.tiny_checkpoint import CONTEXT, tiny_expert, write_safetensors, write_tiny_checkpoint
+from tests.vllm.tiny_checkpoint import CONFIG, CONTEXT, tiny_expert, write_safetensors, write_tiny_checkpoint
 
 pytestmark = pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
 
@@ -42,9 +43,11 @@ TEMPLATE = "<user>{{ messages[0].content }}</user>{% if add_generation_prompt %}
 
 
 @pytest.fixture(scope="module")
-def host():
-    with running_host(VLLM_ENGINE) as running:
-        yield running
+def host(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        with running_host(VLLM_ENGINE) as running:
+            yield running
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +157,9 @@ def test_prompts_that_cannot_be_served_fail_alone(shared, host):
     ended = picky.responses()
     assert ended[A[0].key].error == "prompt must hold at least one token, got none"
     assert ended[A[1].key].error == "prompt must hold token ids in 0 .. 255, got 256"
-    assert ended[A[2].key].error == "prompt must leave room in the context of 512 tokens, got 512"
-    assert ended[A[3].key].error == "prompt must leave room in the context of 512 tokens, got 530"
+    more = "shorten the prompt, or raise context_tokens as far as the checkpoint allows"
+    assert ended[A[2].key].error == f"prompt must leave room in A's context_tokens of 512, got 512: {more}"
+    assert ended[A[3].key].error == f"prompt must leave room in A's context_tokens of 512, got 530: {more}"
     assert ended[A[4].key].error.startswith("prompt must hold token ids in 0 .. 255")
     assert {ended[call.key].status for call in A[:5]} == {CallStatus.FAILED}
     assert len(ended[A[5].key].token_ids) <= 7
@@ -216,10 +220,30 @@ def test_what_vllm_refuses_to_load_fails_with_its_cause_and_the_run_goes_on(tmp_
     assert len(errors) == 1
     error = errors.pop()
     assert error.startswith("A cannot be loaded: ")
-    assert error.endswith("worker-0.log")
+    assert error.endswith("worker-0.log; correct it and start the same run again: failed calls are tried again")
     assert "\n" not in error
     assert {record.status for record in result.calls if record.expert == "B"} == {CallStatus.FINISHED}
     assert executor.dead_workers == {}
+
+
+def test_code_of_a_checkpoint_runs_only_where_that_is_allowed(tmp_path, host):
+    path = make_checkpoint(tmp_path, "A")
+    own = {"model_type": "tiny_remote", "auto_map": {"AutoConfig": "configuration_tiny.TinyConfig"}}
+    (path / "config.json").write_text(json.dumps({**CONFIG, **own}))
+    (path / "configuration_tiny.py").write_text(
+        f"from pathlib import Path\nfrom transformers import LlamaConfig\nPath({str(path)!r}, 'ran').touch()\n\n\n"
+        "class TinyConfig(LlamaConfig):\n    model_type = 'tiny_remote'\n"
+    )
+    plan = make_plan(make_session(0, A[:2]))
+    careful = make_executor(tmp_path, host, names="A", patience=ONE_RETRY)
+    careful.execute(plan, A[:2])
+    error = careful.responses()[A[0].key].error
+    assert error.startswith("A cannot be loaded: ValueError: engine.trust_remote_code must be true to run the Python")
+    assert not (path / "ran").exists()
+    trusting = make_executor(tmp_path, host, names="A", settings=replace(SETTINGS, trust_remote_code=True))
+    trusting.execute(plan, A[:2])
+    assert {entry.status for entry in trusting.responses().values()} == {CallStatus.FINISHED}
+    assert (path / "ran").exists()
 
 
 def test_a_cache_that_does_not_fit_is_said_before_or_by_the_engine(tmp_path, host):
