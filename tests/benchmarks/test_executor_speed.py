@@ -64,9 +64,8 @@ def test_serving_beside_one_raw_batch(benchmark, tmp_path):
     calls = [make_call(f"q{i}", prompt_tokens=40 + i % 60) for i in range(num_calls)]
     expert = tiny_expert("A", make_checkpoint(tmp_path, "A"), max_output_tokens=256)
     plan = make_plan(make_session(0, calls), num_workers=1)
-    raw, loads, served = [], [], []
+    ours, theirs = [], []
     with running_host(VLLM_ENGINE) as host, raw_vllm(tmp_path, expert, calls) as process:
-        raw_load_s = hear(process)["load_s"]
         for number in range(num_pairs + 1):
             executor = make_executor(
                 tmp_path,
@@ -82,16 +81,17 @@ def test_serving_beside_one_raw_batch(benchmark, tmp_path):
             process.stdin.flush()
             answer = hear(process)
             assert answer["output_tokens"] == session.output_tokens
-            loads.append(session.load_s)
-            served.append(session.end_ts - session.start_ts)
-            raw.append(answer["serve_s"])
+            ours.append((session.load_s, session.end_ts - session.start_ts))
+            theirs.append((answer["load_s"], answer["serve_s"]))
     benchmark.pedantic(lambda: None)
     assert session.num_calls == num_calls
     if benchmark.enabled:
-        # The first of each is a warm-up.
-        ratios = [ours / theirs for ours, theirs in zip(served[1:], raw[1:], strict=True)]
+        pairs = list(zip(ours[1:], theirs[1:], strict=True))  # the first of each is a warm-up
+        ratios = [mine[1] / raw[1] for mine, raw in pairs]
+        more_s = [mine[0] - raw[0] for mine, raw in pairs]
         print(
-            f"\nserving {num_calls} calls: {median(served[1:]):.2f} s, raw vLLM {median(raw[1:]):.2f} s, median ratio "
-            f"{median(ratios):.3f} of {[f'{ratio:.3f}' for ratio in ratios]}; a load {median(loads[1:]):.2f} s, vLLM's "
-            f"first in a process of its own {raw_load_s:.2f} s"
+            f"\nserving {num_calls} calls: {median(mine[1] for mine, _ in pairs):.2f} s, raw vLLM "
+            f"{median(raw[1] for _, raw in pairs):.2f} s, median ratio {median(ratios):.3f} of "
+            f"{[f'{ratio:.3f}' for ratio in ratios]}; a load takes {median(more_s):+.2f} s more than vLLM's own "
+            f"{median(raw[0] for _, raw in pairs):.2f} s"
         )
