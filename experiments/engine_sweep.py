@@ -127,13 +127,11 @@ def fit_machine(
                 if content.batches[session.session] == WARM_UP
             ]
         if by_cpu:
-            measured = least_disturbed(measured)
+            measured = typical(measured)
         fit = fit_shape(group.shape, group.tp_degree, group.context_tokens, settings, measured)
-        # Other work on the machine makes loads longer and never shorter.
-        typical_s = min(ready_s) if by_cpu else median(ready_s)
-        load_s_by_bytes[group.shape.weight_bytes] = max(0.0, typical_s - serve_s(fit, WARM_UP, settings))
+        load_s_by_bytes[group.shape.weight_bytes] = max(0.0, median(ready_s) - serve_s(fit, WARM_UP, settings))
         fits.append(fit)
-    clock = "by the clock" if cpu_s is None else "by processor time, lower quartile of repeats, loads by the fastest"
+    clock = "by the clock" if cpu_s is None else "by processor time, medians of repeats, loads by the clock"
     conditions = f"{source}; {cluster.num_workers} workers busy at once, {size.num_rounds} rounds, {clock}"
     return hardware_config(fits, fit_loads(load_s_by_bytes), name=name, memory_gib=memory_gib, source=conditions)
 
@@ -260,17 +258,13 @@ def measured_sessions(
     ]
 
 
-def least_disturbed(measured: Sequence[MeasuredSession]) -> list[MeasuredSession]:
-    """Keep of each session's repeats the one at the lower quartile of processor time.
-
-    NOTE: what else runs on the machine takes caches and memory bandwidth too, so it lengthens processor time (by up to
-    a half on a busy machine); nothing shortens it.
-    """
+def typical(measured: Sequence[MeasuredSession]) -> list[MeasuredSession]:
+    """Keep of each session's repeats the one of median processor time: what runs will meet, not the best case."""
     repeats: dict[Batch, list[MeasuredSession]] = {}
     for session in measured:
         repeats.setdefault(session.requests, []).append(session)
     return [
-        sorted(those, key=lambda session: session.cpu_s or 0.0)[(len(those) - 1) // 4] for those in repeats.values()
+        sorted(those, key=lambda session: session.cpu_s or 0.0)[(len(those) - 1) // 2] for those in repeats.values()
     ]
 
 

@@ -269,8 +269,10 @@ class RealExecution:
             return [(worker,) for worker, name in self._executor.expert_by_worker.items() if name == expert.name]
         return aggregator_places(expert, self._setup.cluster.num_workers)
 
-    def _workers_of(self, expert: Expert) -> tuple[int, ...]:
-        return self._places_of(expert)[0]
+    def _workers_of(self, expert: Expert, session: int) -> tuple[int, ...]:
+        """Take turns: workers that are all busy may slow each other down, which is what a run will meet."""
+        places = self._places_of(expert)
+        return places[session % len(places)]
 
     def _mode_text(self) -> str:
         return "measured" if self._is_live else "replayed"

@@ -56,7 +56,7 @@ def run_sweep(
     backend: Backend,
     prompt_tokens: PromptTokens,
     source: str,
-    workers_of: Callable[[Expert], tuple[int, ...]] = lambda expert: tuple(range(expert.tp_degree)),
+    workers_of: Callable[[Expert, int], tuple[int, ...]] = lambda expert, session: tuple(range(expert.tp_degree)),
 ) -> Profile:
     """Run the sweep's sessions one expert after the other and fit their costs.
 
@@ -69,7 +69,7 @@ def run_sweep(
     source
         Where the profile says it comes from.
     workers_of
-        Where an expert is measured; the first workers unless told otherwise.
+        Where an expert is measured, by the number of the session; the first workers unless told otherwise.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def run_sweep(
                     id=len(sessions),
                     expert=expert.name,
                     role=Role.PROPOSE,
-                    workers=workers_of(expert),
+                    workers=workers_of(expert, len(sessions)),
                     shard=tuple(call.key for call in shard),
                 )
             )

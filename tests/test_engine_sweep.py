@@ -13,9 +13,9 @@ from experiments.engine_sweep import (
     batches_of,
     fit_machine,
     groups_of,
-    least_disturbed,
     measured_sessions,
     mirrored_settings,
+    typical,
 )
 from experiments.engine_work import Work, terms_of, works_of
 from mosaic.backends.engine import Device, EngineSettings
@@ -281,14 +281,14 @@ def test_warm_up_sessions_are_left_out():
     assert sorted(session.requests for session in measured) == sorted(2 * batches_of(512, SETTINGS, SweepSize()))
 
 
-def test_of_repeats_the_least_disturbed_count():
+def test_of_repeats_the_median_counts():
     batch = ((8, 8),)
     repeats = [
         MeasuredSession(requests=batch, serve_s=9.0, first_token_s=1.0, last_token_s=9.0, cpu_s=cpu_s)
         for cpu_s in (4.0, 1.0, 9.0, 2.0, 3.0)
     ]
     other = MeasuredSession(requests=((9, 9),), serve_s=9.0, first_token_s=1.0, last_token_s=9.0, cpu_s=7.0)
-    assert [session.cpu_s for session in least_disturbed([*repeats, other])] == [2.0, 7.0]
+    assert [session.cpu_s for session in typical([*repeats, other])] == [3.0, 7.0]
 
 
 def test_a_session_over_several_workers_counts_by_the_clock():

@@ -165,7 +165,9 @@ def test_failed_calls_are_told_and_tried_again(tmp_path):
     outcome = run_fake(*command)
     assert outcome.status == 0, outcome.err
     assert summary_of(folder)["num_failed_calls"] == 12
-    assert "12 calls have no result, 12 of them: QwenHalf cannot be loaded: RuntimeError: the engine broke" in flat(outcome.out)
+    assert "12 calls have no result, 12 of them: QwenHalf cannot be loaded: RuntimeError: the engine broke" in flat(
+        outcome.out
+    )
     assert f"to try failed calls again: the same command with hydra.run.dir={folder}" in outcome.out
     behave.unlink()
     again = run_fake(*command)
