@@ -24,8 +24,11 @@ class FailedPoint(MosaicError):
 
 
 @contextmanager
-def exit_with_message() -> Iterator[None]:
-    """Turn bad input into a message on stderr and an exit; MOSAIC_TRACEBACK=1 shows where it came from."""
+def exit_with_message(on_interrupt: str = "") -> Iterator[None]:
+    """Turn bad input into a message on stderr and an exit; MOSAIC_TRACEBACK=1 shows where it came from.
+
+    ``on_interrupt`` is what to say after Ctrl-C.
+    """
     try:
         yield
     except FailedPoint:
@@ -36,7 +39,8 @@ def exit_with_message() -> Iterator[None]:
         print(f"error: {explain_error(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT_STATUS)
     except KeyboardInterrupt as stop:
-        print(f"interrupted: {stop}" if str(stop) else "interrupted", file=sys.stderr)
+        said = ". ".join(part for part in (str(stop), on_interrupt) if part)
+        print(f"interrupted: {said}" if said else "interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED_STATUS)
 
 

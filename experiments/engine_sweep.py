@@ -18,7 +18,7 @@ from mosaic.backends.journal import read_journal
 from mosaic.backends.journal_records import view
 from mosaic.checks import require, require_count
 from mosaic.cluster import Cluster
-from mosaic.errors import BackendError
+from mosaic.errors import BackendError, DisturbedSweepError
 from mosaic.plan import Plan, Session, unpriced_plan
 from mosaic.realization import Outcome, Outcomes
 from mosaic.results import CallStatus, RunResult
@@ -38,6 +38,8 @@ CpuTimes: TypeAlias = Callable[[str], Mapping[int, float]]
 
 LONGEST_PROMPT = 1024
 """Of the sweep; experts with a shorter context have half of it."""
+MAX_TRIES = 3
+"""Of a round, until no session of it was interrupted."""
 WARM_UP: Batch = ((24, 6),) * 48
 """Served first by a fresh engine: what it takes longer than later on belongs to the load."""
 
@@ -116,10 +118,15 @@ def fit_machine(
         # Over several workers a session has several threads, whose seconds add up to more than the clock's.
         by_cpu = group.tp_degree == 1 and cpu_s is not None
         for round_number in range(size.num_rounds):
-            run = f"sweep-{number}-{round_number}"
-            content = round_of(group, cluster.num_workers, settings, size, round_number, run)
-            result = make_backend(group.experts, content.outcome, run).execute(content.plan, content.calls)
-            by_session = cpu_s(run) if cpu_s is not None and by_cpu else None
+            for again in range(MAX_TRIES):
+                run = f"sweep-{number}-{round_number}-{again}"
+                content = round_of(group, cluster.num_workers, settings, size, round_number, run)
+                result = make_backend(group.experts, content.outcome, run).execute(content.plan, content.calls)
+                by_session = cpu_s(run) if cpu_s is not None and by_cpu else None
+                if is_undisturbed(result, by_session):
+                    break
+            else:
+                raise DisturbedSweepError("engine sweep: sessions fail again and again, so that no time can be taken")
             measured += measured_sessions(result, content.batches, by_session)
             ready_s += [
                 session.load_s + session.end_ts - session.start_ts
@@ -256,6 +263,12 @@ def measured_sessions(
         for session in result.sessions
         if batches[session.session] != WARM_UP
     ]
+
+
+def is_undisturbed(result: RunResult, cpu_s: Mapping[int, float] | None) -> bool:
+    """Tell whether no session was interrupted and tried again, which would be measured with what that cost."""
+    known = cpu_s is None or all(session.session in cpu_s for session in result.sessions)
+    return known and not any(call.attempt for call in result.calls)
 
 
 def typical(measured: Sequence[MeasuredSession]) -> list[MeasuredSession]:

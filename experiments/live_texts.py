@@ -1,12 +1,14 @@
 """What a live run asks and keeps: calibration questions, what a reader sees of responses, and their lines on disk."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from hashlib import blake2b
 
 from mosaic.backends.journal_records import EndedCall
+from mosaic.errors import BackendError
 from mosaic.response_text import without_thinking
 from mosaic.results import CallStatus
-from mosaic.workload import CallKey, Workload
+from mosaic.workload import CallKey, ExpertName, Workload
 
 
 def visible_texts(responses: Mapping[CallKey, EndedCall]) -> dict[CallKey, str]:
@@ -18,15 +20,32 @@ def visible_texts(responses: Mapping[CallKey, EndedCall]) -> dict[CallKey, str]:
     }
 
 
-def first_questions(workload: Workload, num_questions: int) -> Workload:
-    """Cut a workload down to its first questions."""
-    questions = workload.questions[:num_questions]
+def first_questions(workload: Workload, num_questions: int, experts: Collection[ExpertName]) -> Workload:
+    """Cut a workload down to its first questions, without those that ask other experts.
+
+    Raises
+    ------
+    BackendError
+        If none is left.
+    """
+    strange = {call.key.question for call in workload.calls if call.expert not in experts}
+    questions = tuple(question for question in workload.questions if question.id not in strange)[:num_questions]
     kept = {question.id for question in questions}
+    if not questions:
+        raise BackendError(
+            f"workload {workload.name}: calibration questions must ask only experts that are priced, "
+            f"{sorted(experts)}, got none: give profile.aggregator_path, or more questions"
+        )
     return Workload(
         name=workload.name,
         questions=questions,
         calls=tuple(call for call in workload.calls if call.key.question in kept),
     )
+
+
+def calibration_seed(seed: int) -> int:
+    """Derive the root seed of responses that are measured: no batch shares their luck, even with the same questions."""
+    return int.from_bytes(blake2b(f"{seed}|calibration".encode(), digest_size=6).digest(), "little")
 
 
 def prompt_tokens_by_question(workload: Workload) -> list[int]:

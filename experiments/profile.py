@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ from experiments.engine_sweep import cpu_s_by_session, fit_machine, mirrored_set
 from experiments.execution import Execution, open_execution
 from experiments.executor_wiring import EngineSetup
 from experiments.real_execution import RealExecution
-from experiments.wiring import Setup, compose_config, setup_from
+from experiments.wiring import Setup, compose_config, setup_from, with_input_digests
 from mosaic.backends.engine import Device
 from mosaic.checks import require
 from mosaic.pipeline import make_problem
 from mosaic.profiles import Profile, write_profile
 from mosaic.provenance import describe_run_conditions
+from mosaic.run_folder import begin_run
 
 
 def describe(profile: Profile) -> str:
@@ -52,22 +54,31 @@ def main(arguments: list[str]) -> None:
     overrides, files = split_arguments(arguments)
     if "out" not in files:
         raise ValueError(f"expected overrides and one out=FILE.json, got {arguments}")
-    setup = setup_from(compose_config([*overrides, "profile.path=null", "profile.aggregator_path=null"]))
+    config = compose_config([*overrides, "profile.path=null", "profile.aggregator_path=null"])
+    setup = setup_from(config)
     if "hardware_out" in files:
         rule = "left out unless backend=vllm: only there are engines whose iterations can be timed"
         require(isinstance(setup.executor, EngineSetup), "hardware_out", rule, files["hardware_out"])
     journal = Path(f"{files['out']}.journal")
+    if setup.executor is not None:
+        begin_run(journal, with_input_digests(config))
     with open_execution(setup, journal) as execution:
         made = measure(setup, execution, files)
         hardware = measure_machine(setup, execution, journal, files) if "hardware_out" in files else {}
     if "hardware_out" in files:
         write_hardware(hardware, Path(files["hardware_out"]), arguments)
+        made = {key: renamed(profile, Path(files["hardware_out"]).stem) for key, profile in made.items()}
     for key, measured in made.items():
         write_profile(measured, Path(files[key]))
         print(describe(measured))
         use = "profile.path" if key == "out" else "profile.aggregator_path"
         print(f"written: {files[key]} (use it with {use}={files[key]})")
     shutil.rmtree(journal, ignore_errors=True)  # of a real sweep: the next one is to measure anew
+
+
+def renamed(profile: Profile, gpu: str) -> Profile:
+    """Say that a profile is of the hardware that is written beside it."""
+    return replace(profile, entries=tuple(replace(entry, gpu=gpu) for entry in profile.entries))
 
 
 def measure(setup: Setup, execution: Execution, files: Mapping[str, str]) -> dict[str, Profile]:
@@ -144,5 +155,5 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 if __name__ == "__main__":
-    with exit_with_message():
+    with exit_with_message("the same command goes on from there"):
         main(sys.argv[1:])

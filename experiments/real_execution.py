@@ -4,13 +4,16 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from experiments.execution import AlwaysAggregate, WatchedBackend
 from experiments.executor_wiring import EngineSetup, Mode, ServerSetup
 from experiments.live_texts import (
     calibration_number,
+    calibration_seed,
     first_questions,
     prompt_tokens_by_question,
     response_line,
@@ -40,6 +43,8 @@ from mosaic.results import CallStatus, Listener, RunResult
 from mosaic.second_stage import SecondStage, hand_over
 from mosaic.sweep import run_sweep
 from mosaic.workload import Call, CallKey, Expert, Question
+
+_Swept = TypeVar("_Swept")
 
 
 class RealExecution:
@@ -76,9 +81,10 @@ class RealExecution:
         if self._is_live:
             texts = [expert_prompt(question) for question in asked.questions]
             tokens = prompt_tokens_by_question(asked)
-            backend = self._backend("profile", experts, lambda call: texts[calibration_number(call.key) % len(texts)])
+            prompts = lambda call: texts[calibration_number(call.key) % len(texts)]  # noqa: E731
+            backend = self._backend("profile", experts, prompts, is_measured=True)
         else:
-            backend = self._backend("profile", experts, outcomes=setup.calibration_world().outcome)
+            backend = self._backend("profile", experts, outcomes=setup.calibration_world().outcome, is_measured=True)
         sweep = partial(
             run_sweep,
             setup.sweep,
@@ -86,14 +92,11 @@ class RealExecution:
             setup.cluster,
             self._shown(backend),
             lambda i: tokens[i % len(tokens)],
-            f"{self._mode_text()} sweep of {asked.name} on {setup.hardware.gpu.name}, seed {setup.profile_seed}",
-            self._workers_of,
+            f"{self._mode_text()} sweep of {asked.name} on {setup.hardware.gpu.name}, seed {setup.profile_seed}"
+            + setup.length_error_text,
+            lambda expert, session: self._workers_of(expert, session, len(experts)),
         )
-        try:
-            self._profile = sweep()
-        except DisturbedSweepError:
-            shutil.rmtree(self._journal / "profile")
-            self._profile = sweep()
+        self._profile = self._again_if_disturbed("profile", sweep)
         return self._profile
 
     def experts(self) -> Backend:
@@ -122,9 +125,10 @@ class RealExecution:
         entries = []
         for degree in stage.aggregator.tp_degrees:
             expert = stage.aggregator.shaped(degree)
-            backend = self._backend(f"profile_aggregator_tp{degree}", (expert,), prompts, outcomes=outcomes)
-            places = self._places_of(expert)
-            entries.append(sweep_aggregator(expert, calls, setup.cluster, self._shown(backend), places))
+            name = f"profile_aggregator_tp{degree}"
+            backend = self._shown(self._backend(name, (expert,), prompts, outcomes=outcomes, is_measured=True))
+            sweep = partial(sweep_aggregator, expert, calls, setup.cluster, backend, self._places_of(expert))
+            entries.append(self._again_if_disturbed(name, sweep))
         return Profile(
             source=f"{self._mode_text()} aggregator of {setup.workload.name} after gate={stage.gate.name} on "
             f"{setup.hardware.gpu.name}, seed {setup.profile_seed}",
@@ -179,18 +183,19 @@ class RealExecution:
 
     def replaying(self, experts: Sequence[Expert], outcomes: Outcomes, name: str) -> Backend:
         """Give a backend that writes to lengths, whatever the run's mode, with a journal of its own."""
-        return self._shown(self._backend(name, experts, outcomes=outcomes))
+        return self._shown(self._backend(name, experts, outcomes=outcomes, is_measured=True))
 
     def _live_calibration(self, stage: StageSetup) -> tuple[tuple[Call, ...], Prompts]:
         """Let the experts answer calibration questions; gives the calls that the gate leaves, and their prompts."""
         setup = self._setup
         assert self._profile is not None, "the experts are profiled before the aggregator"
-        asked = first_questions(setup.calibration(), self._executor.num_calibration_questions)
+        known = {entry.expert for entry in self._profile.entries}
+        asked = first_questions(setup.calibration(), self._executor.num_calibration_questions, known)
         problem = make_problem(
             asked, experts=setup.experts, cluster=setup.cluster, profile=self._profile, costs=setup.costs
         )
         backend = self._backend(
-            "calibration", setup.experts, expert_prompts(asked.questions), questions=asked.questions
+            "calibration", setup.experts, expert_prompts(asked.questions), questions=asked.questions, is_measured=True
         )
         result = self._shown(backend).execute(setup.scheduler.plan(problem), asked.calls)
         calls = hand_over(asked, result.calls, stage.gate, stage.aggregator, stage.compare).calls
@@ -214,8 +219,14 @@ class RealExecution:
         *,
         outcomes: Outcomes | None = None,
         questions: Sequence[Question] = (),
+        is_measured: bool = False,
     ) -> VllmBackend | EndpointBackend:
+        """Make the backend of a stage; one that is measured for prices has luck of its own.
+
+        It asks the same prompts again and again, so nothing of them may be found in a cache.
+        """
         executor, setup = self._executor, self._setup
+        seed = calibration_seed(setup.profile_seed) if is_measured else setup.seed
         known = {question.id: question for question in questions}
         if isinstance(executor, ServerSetup):
             assert prompts is not None, "servers answer real prompts only"
@@ -228,7 +239,7 @@ class RealExecution:
                 endpoints=executor.endpoints,
                 prompts=prompts,
                 questions=known,
-                root_seed=setup.seed,
+                root_seed=seed,
                 max_in_flight=executor.max_in_flight,
                 patience=executor.patience,
                 on_state=self._tell_state,
@@ -240,8 +251,8 @@ class RealExecution:
             prompts=prompts,
             questions=known,
             outcomes=outcomes,
-            root_seed=setup.seed,
-            settings=executor.settings,
+            root_seed=seed,
+            settings=replace(executor.settings, prefix_caching=False) if is_measured else executor.settings,
             checkpoints=executor.checkpoints,
             host=self._host,
             patience=executor.patience,
@@ -269,10 +280,20 @@ class RealExecution:
             return [(worker,) for worker, name in self._executor.expert_by_worker.items() if name == expert.name]
         return aggregator_places(expert, self._setup.cluster.num_workers)
 
-    def _workers_of(self, expert: Expert, session: int) -> tuple[int, ...]:
-        """Take turns: workers that are all busy may slow each other down, which is what a run will meet."""
+    def _workers_of(self, expert: Expert, session: int, num_experts: int) -> tuple[int, ...]:
+        """Take turns: workers that are all busy may slow each other down, which is what a run will meet.
+
+        One place further in each round, so that no expert finds itself loaded already.
+        """
         places = self._places_of(expert)
-        return places[session % len(places)]
+        return places[(session + session // num_experts) % len(places)]
+
+    def _again_if_disturbed(self, name: str, sweep: Callable[[], _Swept]) -> _Swept:
+        try:
+            return sweep()
+        except DisturbedSweepError:
+            shutil.rmtree(self._journal / name)
+            return sweep()
 
     def _mode_text(self) -> str:
         return "measured" if self._is_live else "replayed"

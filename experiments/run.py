@@ -40,7 +40,7 @@ from mosaic.problem import Problem
 from mosaic.provenance import describe_run_conditions
 from mosaic.replanning import Replan, describe_replan, execute_to_end, replans_jsonl
 from mosaic.results import RunResult
-from mosaic.run_folder import SUMMARY, completed_with, read_json, write_run
+from mosaic.run_folder import SUMMARY, begin_run, completed_with, is_complete, read_json, write_run
 from mosaic.second_stage import SecondStage
 from mosaic.summary_text import describe_point, describe_run
 
@@ -72,10 +72,25 @@ def main(config: DictConfig) -> None:
         return
     point = os.path.relpath(folder, run.sweep.dir)
     try:
+        check_launcher(config, run.launcher)
         run_point(config, folder, point=point)
     except BAD_INPUT as error:
         print(f"error: {point}: {explain_error(error)}", file=sys.stderr)
         raise FailedPoint(point) from error
+
+
+def check_launcher(config: DictConfig, launcher: DictConfig) -> None:
+    """Check that points on real engines run in turn: side by side they would time each other.
+
+    Raises
+    ------
+    ValueError
+        If they do not.
+    """
+    name = config.get("backend", {}).get("name")
+    in_turn = str(launcher.get("_target_", "")).endswith("BasicLauncher")
+    if name in ("vllm", "endpoint") and not in_turn:
+        raise ValueError(f"hydra/launcher must be basic with backend={name}, got {launcher.get('_target_')}")
 
 
 def run_command() -> None:
@@ -111,12 +126,15 @@ class Ran:
 def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> None:
     """Run a resolved configuration; a sweep prints a line a point, a single run a screen."""
     stamped = with_input_digests(config)
-    if completed_with(folder, stamped) and not reopened(folder):
+    tries_again = has_failed_calls(folder)
+    if completed_with(folder, stamped) and not tries_again:
         print(f"already complete with this configuration: {folder}")
         return
     watch = Stopwatch()
     with watch.step("setup"):
         setup = setup_from(config)
+    if setup.executor is not None:
+        begin_run(folder, stamped)
     with resumable(setup, folder, point), open_execution(setup, folder / JOURNAL) as execution:
         with watch.step("profile"):
             profile = execution.profile()
@@ -149,6 +167,8 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
         files |= replay.files
     with watch.step("draw"):
         files |= draw(summary, plan, result)
+    if tries_again:
+        (folder / SUMMARY).unlink()
     write_run(
         folder,
         config=stamped,
@@ -177,12 +197,10 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
         print(replay.table)
 
 
-def reopened(folder: Path) -> bool:
-    """Open a real run again whose calls failed, so that they are tried again; its journal has the others."""
-    if not (folder / JOURNAL).exists() or not read_json(folder / SUMMARY)["num_failed_calls"]:
-        return False
-    (folder / SUMMARY).unlink()
-    return True
+def has_failed_calls(folder: Path) -> bool:
+    """Tell whether a real run is complete but for calls that failed, which are then tried again."""
+    complete = (folder / JOURNAL).exists() and is_complete(folder)
+    return complete and bool(read_json(folder / SUMMARY)["num_failed_calls"])
 
 
 def run_stages(setup: Setup, execution: Execution, problem: Problem, plan: Plan, watch: Stopwatch) -> Ran:
@@ -211,13 +229,20 @@ def tell_replan(replan: Replan) -> None:
     print(describe_replan(replan), file=sys.stderr)
 
 
+def place_override(folder: Path, point: str | None) -> str:
+    """Name the override that sends a command to the same folder again; a sweep's default has the time in it."""
+    if point is None:
+        return f"hydra.run.dir={folder}"
+    return f"hydra.sweep.dir={folder.parents[len(Path(point).parts) - 1]}"
+
+
 @contextmanager
 def resumable(setup: Setup, folder: Path, point: str | None) -> Iterator[None]:
     """Say how a real run that ends early goes on."""
     if setup.executor is None:
         yield
         return
-    again = "the same command" + ("" if point is not None else f" with hydra.run.dir={folder}")
+    again = f"the same command with {place_override(folder, point)}"
     try:
         yield
     except KeyboardInterrupt as stop:

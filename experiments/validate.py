@@ -11,6 +11,7 @@ plan with; without it they are measured first.
 
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from mosaic.backends.host_process import HostProcess
 from mosaic.backends.journal import read_journal
 from mosaic.backends.journal_records import view
 from mosaic.checks import require, require_count, require_unique
+from mosaic.errors import DisturbedSweepError
 from mosaic.pipeline import make_problem
 from mosaic.plan import Plan, check_plan
 from mosaic.plan_file import load_plan, plan_to_json
@@ -185,9 +187,24 @@ def measure(
     for repeat in range(asked.num_repeats):
         for name, plan in plans.items():
             print(f"repeat {repeat + 1} of {asked.num_repeats}: {name}", file=sys.stderr)
-            execution = RealExecution(setup, executor, run_folder(asked, name, repeat), host)
-            measured[name].append(execution.experts().execute(plan, setup.workload.calls))
+            measured[name].append(measure_once(setup, executor, run_folder(asked, name, repeat), plan, host))
     return measured
+
+
+def measure_once(setup: Setup, executor: EngineSetup, folder: Path, plan: Plan, host: HostProcess | None) -> RunResult:
+    """Run a plan; a run that was interrupted is made anew, since its times hold what that cost.
+
+    Raises
+    ------
+    DisturbedSweepError
+        If the second time is no better.
+    """
+    for _ in range(2):
+        result = RealExecution(setup, executor, folder, host).experts().execute(plan, setup.workload.calls)
+        if not any(record.attempt for record in result.calls):
+            return result
+        shutil.rmtree(folder)
+    raise DisturbedSweepError(f"{folder}: sessions fail again and again, so that no time can be taken")
 
 
 def run_folder(asked: Validation, name: str, repeat: int) -> Path:
@@ -250,5 +267,5 @@ def _machine() -> str:
 
 
 if __name__ == "__main__":
-    with exit_with_message():
+    with exit_with_message("the same command goes on from there"):
         main(sys.argv[1:])

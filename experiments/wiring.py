@@ -86,6 +86,11 @@ class Setup:
         """Whether plans are executed, or only explained."""
         return self.settings is not None or self.executor is not None
 
+    @property
+    def length_error_text(self) -> str:
+        """What a profile's source says of its error."""
+        return f", mean lengths off by up to x{self.length_error:g}" if self.length_error != 1 else ""
+
     def world(self) -> World:
         """The world that the run meets."""
         return self._world("test", self.seed, self.workload.output_tokens or {}, self.lengths)
@@ -138,7 +143,7 @@ class Setup:
             self.backend(self.calibration_world()),
             lambda i: prompts[i % len(prompts)],
             f"simulated sweep of {self.workload.name} on {self.hardware.gpu.name}, seed {self.profile_seed}"
-            + (f", mean lengths off by up to x{self.length_error:g}" if self.length_error != 1 else ""),
+            + self.length_error_text,
         )
 
 
@@ -175,6 +180,8 @@ def setup_from(config: Mapping[str, Any]) -> Setup:
     costs: CostFactory = make(config["costs"], "costs")
     if executor is not None and executor.mode is Mode.LIVE:
         check_texts(workload)
+        rule = "1 where models really answer: what was measured cannot be made wrong"
+        require(profile["length_error"] == 1, "profile.length_error", rule, profile["length_error"])
     if isinstance(executor, ServerSetup):
         check_servers(executor, workload, stage.aggregator.expert.name if stage else None)
         costs = on_servers(costs, executor)

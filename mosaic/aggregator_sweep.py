@@ -12,7 +12,7 @@ from itertools import count, islice
 from mosaic.backends.base import Backend
 from mosaic.checks import require
 from mosaic.cluster import Cluster
-from mosaic.errors import BackendError
+from mosaic.errors import BackendError, DisturbedSweepError
 from mosaic.plan import Session, unpriced_plan
 from mosaic.prediction import prediction_from_sample
 from mosaic.profiles import ProfileEntry, SweepPoint, fit_session
@@ -41,6 +41,8 @@ def sweep_aggregator(
     ------
     BackendError
         If a session cannot be run, or left a call unfinished: a price is never fitted to part of a sweep.
+    DisturbedSweepError
+        If sessions that were interrupted leave too few others.
     ValueError
         If there are no calls, or no place for the aggregator.
     """
@@ -60,14 +62,22 @@ def sweep_aggregator(
     finished = [record for record in result.calls if record.status is CallStatus.FINISHED]
     if len(finished) != len(served):
         raise BackendError(f"aggregator sweep: every call must finish, {len(finished)} of {len(served)} did")
-    records = {record.session: record for record in result.sessions}
-    points = tuple(_point([records[session.id] for session in wave]) for wave in waves)
+    # NOTE: a session that was interrupted and tried again took longer than its calls need.
+    disturbed = {record.session for record in finished if record.attempt > 0}
+    records = {record.session: record for record in result.sessions if record.session not in disturbed}
+    points = tuple(
+        _point([records[session.id] for session in wave])
+        for wave in waves
+        if not any(session.id in disturbed for session in wave)
+    )
+    if disturbed and len({point.num_calls for point in points}) < 2:
+        raise DisturbedSweepError("aggregator sweep: waves of two sizes must run undisturbed")
     sample = tuple(sorted(record.output_tokens for record in finished))
     return ProfileEntry(
         expert=expert.name,
         gpu=cluster.workers[0].gpu.name,
         tp_degree=expert.tp_degree,
-        load_s=max(record.load_s for record in result.sessions),
+        load_s=max(record.load_s for record in records.values()),
         fit=fit_session(points),
         lengths=prediction_from_sample(sample),
         points=points,

@@ -5,14 +5,14 @@ from typing import TypeAlias
 
 from mosaic.aggregation import FORM, MIN_OUTPUT_TOKENS, Response, aggregator_prompt
 from mosaic.results import CallRecord, CallStatus
-from mosaic.workload import Call, CallKey, Expert, Question, Workload
+from mosaic.workload import AnswerKind, Call, CallKey, Expert, Question, Workload
 
 TextPrompts: TypeAlias = Callable[[Call], str]
 """Gives what a model reads for a call; the chat template of its checkpoint comes around it."""
 
 
 def expert_prompt(question: Question) -> str:
-    """Write what every expert reads: the question, and how to state the answer so that it can be extracted.
+    """Write what every expert reads: the question, and how to state an answer that is to be extracted.
 
     Raises
     ------
@@ -29,8 +29,9 @@ def expert_prompt(question: Question) -> str:
     """
     if question.text is None:
         raise ValueError(f"question {question.id}: text must be there to write a prompt from, got None")
-    form = FORM.get(question.answer_kind)
-    return question.text if form is None else f"{question.text}\n\n{form}"
+    if question.answer_kind is AnswerKind.TEXT:  # nothing is extracted from it
+        return question.text
+    return f"{question.text}\n\n{FORM[question.answer_kind]}"
 
 
 def check_texts(workload: Workload) -> None:

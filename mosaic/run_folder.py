@@ -114,6 +114,28 @@ def completed_with(folder: str | Path, config: Config) -> bool:
     return True
 
 
+def begin_run(folder: str | Path, config: Config) -> None:
+    """Write config.yaml at the start of a run that keeps what it has finished, so that only the same run goes on.
+
+    Raises
+    ------
+    RunFolderError
+        If the folder holds the unfinished run of another configuration, whose times would be taken for this one's.
+    """
+    folder = Path(folder)
+    if (folder / CONFIG).exists():
+        found = read_config(folder)
+        differing = differing_keys(found, _plain(config))
+        if differing:
+            raise RunFolderError(
+                f"{folder}: holds the unfinished run of another configuration; "
+                f"{_name_differences(found, config, differing)}. Name another folder, or remove this one"
+            )
+        return
+    with _writing(folder):
+        _write_file(folder, CONFIG, _yaml(config).encode())
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Read config.yaml.
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.aggregator_sweep import MAX_REPEATS, NUM_SWEPT_CALLS, aggregator_places, sweep_aggregator
-from mosaic.errors import BackendError
+from mosaic.errors import BackendError, DisturbedSweepError
 from mosaic.plan import Plan
 from mosaic.realization import Outcome
 from mosaic.results import CallStatus, RunResult
@@ -54,7 +54,9 @@ class Stopwatch:
             ends[session.id] = end_ts = begin_ts + self.seconds(session.workers[0], len(session.shard))
             made = make_session(session.id, expert="W", load=(start_ts, begin_ts), end_ts=end_ts)
             sessions.append(replace(made, num_calls=len(session.shard)))
-            records += [make_record(key=key, output_tokens=10 + len(records)) for key in session.shard]
+            records += [
+                make_record(key=key, session=session.id, output_tokens=10 + len(records)) for key in session.shard
+            ]
         lost = [record._replace(status=CallStatus.FAILED) for record in records[: self.num_lost]]
         return RunResult(calls=(*lost, *records[self.num_lost :]), sessions=tuple(sessions), num_workers=4)
 
@@ -201,3 +203,30 @@ def test_in_the_simulator_the_longest_call_bounds_its_wave_however_few_share_it(
     # The first call of all is the long one, alone in a whole wave, in a half and in a quarter.
     long = {point.num_calls for point in entry.points if point.session_s >= 3000 * LinearTime().base_s}
     assert long == {40 // (4 // tp_degree), 20 // (4 // tp_degree), -(-10 // (4 // tp_degree))}
+
+
+def disturbed(backend, sessions):
+    """The same backend, but some of its sessions were interrupted and tried again."""
+
+    class Interrupted:
+        name = "interrupted"
+        dead_workers: ClassVar[dict[int, str]] = {}
+
+        def execute(self, plan, calls, listener=None) -> RunResult:
+            result = backend.execute(plan, calls, listener)
+            marked = (r._replace(attempt=1) if r.session in sessions else r for r in result.calls)
+            return replace(result, calls=tuple(marked))
+
+    return Interrupted()
+
+
+def test_waves_that_were_interrupted_are_left_out() -> None:
+    expert, cluster = make_expert("W"), make_cluster(2)
+    calls = [make_call(f"q{i}", expert="W", role=Role.AGGREGATE) for i in range(40)]
+    backend = Stopwatch(lambda worker, num_calls: 10.0 + num_calls)
+    whole = sweep_aggregator(expert, calls, cluster, backend)
+    partly = sweep_aggregator(expert, calls, cluster, disturbed(backend, {0}))
+    assert len(partly.points) == len(whole.points) - 1
+    assert partly.output_tokens == whole.output_tokens, "lengths are what they are"
+    with pytest.raises(DisturbedSweepError, match="waves of two sizes must run undisturbed"):
+        sweep_aggregator(expert, calls, cluster, disturbed(backend, set(range(1000))))

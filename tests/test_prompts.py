@@ -13,9 +13,9 @@ CHOICE = Question(id="q0", prompt_tokens=9, text="A or B?", answer_kind=AnswerKi
 FREE = Question(id="q1", prompt_tokens=9, text="Why?")
 
 
-@pytest.mark.parametrize("question", [CHOICE, FREE], ids=lambda question: question.id)
-def test_an_expert_reads_the_question_and_how_to_state_the_answer(question):
-    assert expert_prompt(question) == f"{question.text}\n\n{FORM[question.answer_kind]}"
+def test_an_expert_reads_the_question_and_how_to_state_an_answer_that_is_extracted():
+    assert expert_prompt(CHOICE) == f"{CHOICE.text}\n\n{FORM[AnswerKind.CHOICE]}"
+    assert expert_prompt(FREE) == FREE.text
 
 
 def test_each_call_asks_its_own_question():

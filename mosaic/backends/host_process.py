@@ -106,13 +106,12 @@ class HostProcess:
 
 
 def import_path() -> list[str]:
-    """List where the host looks for modules: where this process does, less the folder of its script.
+    """List where the host looks for modules: where this process does, less folders with a ``profile.py``.
 
-    Python puts a script's folder first, and a ``profile.py`` there would be what torch imports for Python's own.
+    Python puts a script's folder first, and a ``profile.py`` there would be what torch imports for Python's own, whose
+    folder the host searches anyway.
     """
-    script = getattr(sys.modules.get("__main__"), "__file__", None)
-    hidden = None if script is None else Path(script).resolve().parent
-    return [path for path in sys.path if path and Path(path).resolve() != hidden]
+    return [path for path in sys.path if path and not (Path(path) / "profile.py").is_file()]
 
 
 @contextmanager

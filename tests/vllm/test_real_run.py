@@ -225,11 +225,32 @@ def wait_until_gone(folder: Path) -> None:
     raise AssertionError(f"processes outlived their run: {processes_of(folder)}")
 
 
+def test_an_unfinished_run_is_not_gone_on_with_as_another(tmp_path):
+    inputs = write_inputs(tmp_path)
+    folder = tmp_path / "run"
+    behave = tmp_path / "checkpoints" / CHECKPOINTS["QwenHalf"] / "behave"
+    behave.write_text("lose")
+    broken = (*inputs, "aggregator=none", "backend.patience.max_restarts=0", f"hydra.run.dir={folder}")
+    assert run_fake(*broken).status == 2
+    behave.unlink()
+    outcome = run_fake(*broken, "scheduler=round_robin")
+    assert outcome.status == 2
+    assert "holds the unfinished run of another configuration; scheduler._target_ is" in outcome.err
+    assert run_fake(*broken).status == 0
+
+
+def test_points_on_real_engines_run_in_turn(tmp_path):
+    sweep = ("-m", "seed=0,1", "hydra/launcher=joblib", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    outcome = run_fake(*write_inputs(tmp_path), *sweep, "hydra.launcher.n_jobs=1")
+    assert outcome.status != 0
+    assert not list(tmp_path.rglob("summary.json"))
+
+
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     inputs = write_inputs(tmp_path, num_questions=40, word="slow")
     folder = tmp_path / "run"
     process = start(folder, inputs)
-    while not (folder / JOURNAL / "experts").exists():
+    while process.poll() is None and not (folder / JOURNAL / "experts").exists():
         time.sleep(0.05)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
