@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from experiments.execution import AlwaysAggregate, WatchedBackend
+from experiments.execution import AlwaysAggregate, WatchedBackend, already_aggregated
 from experiments.executor_wiring import EngineSetup, Mode, ServerSetup
 from experiments.live_texts import (
     calibration_number,
@@ -19,7 +19,7 @@ from experiments.live_texts import (
     response_line,
     visible_texts,
 )
-from experiments.simulated_execution import calibration_calls
+from experiments.simulated_execution import calibration_calls, typical_calls
 from experiments.stage_wiring import StageSetup
 from experiments.wiring import Setup
 from mosaic.aggregator_sweep import aggregator_places, sweep_aggregator
@@ -30,9 +30,7 @@ from mosaic.backends.journal_records import EndedCall
 from mosaic.backends.vllm_backend import VllmBackend, WorkerState
 from mosaic.backends.vllm_jobs import Prompts
 from mosaic.errors import DisturbedSweepError
-from mosaic.final_answers import accuracy_frac
 from mosaic.gate import Never
-from mosaic.metrics import makespan_s
 from mosaic.pipeline import make_problem
 from mosaic.plan import Plan
 from mosaic.profiles import Profile, load_profile
@@ -40,7 +38,7 @@ from mosaic.progress import show_workers
 from mosaic.prompts import aggregator_prompts, expert_prompt, expert_prompts
 from mosaic.realization import Outcomes
 from mosaic.results import CallStatus, Listener, RunResult
-from mosaic.second_stage import SecondStage, hand_over
+from mosaic.second_stage import SecondStage
 from mosaic.sweep import run_sweep
 from mosaic.workload import Call, CallKey, Expert, Question
 
@@ -153,16 +151,12 @@ class RealExecution:
 
     def always_aggregate(self, stage: StageSetup, first: RunResult, second: SecondStage) -> AlwaysAggregate:
         """Tell what aggregating every question gives: known only where the gate skipped none."""
-        if not isinstance(stage.gate, Never):
-            return AlwaysAggregate()
-        stage_s = (makespan_s(second.joined.sessions) or 0.0) - (makespan_s(first.sessions) or 0.0)
-        return AlwaysAggregate(aggregator_s=stage_s, accuracy_frac=accuracy_frac(second.answers))
+        return already_aggregated(first, second) if isinstance(stage.gate, Never) else AlwaysAggregate()
 
     @property
     def skip_source(self) -> str:
         """Measured, unless the answers are those of a simulated world."""
-        model = self._setup.answers.model
-        return "measured" if self._is_live else model.source if model else "assumed"
+        return "measured" if self._is_live else self._setup.answers.source
 
     def errors(self) -> Mapping[str, int]:
         """Count what made calls fail, by error."""
@@ -198,9 +192,7 @@ class RealExecution:
             "calibration", setup.experts, expert_prompts(asked.questions), questions=asked.questions, is_measured=True
         )
         result = self._shown(backend).execute(setup.scheduler.plan(problem), asked.calls)
-        calls = hand_over(asked, result.calls, stage.gate, stage.aggregator, stage.compare).calls
-        # NOTE: a gate that lets nothing through here has no typical call; then all questions stand in.
-        calls = calls or hand_over(asked, result.calls, Never(), stage.aggregator, stage.compare).calls
+        calls = typical_calls(asked, result.calls, stage)
         return calls, self._aggregator_prompts(stage, asked.questions, result, visible_texts(backend.responses()))
 
     def _aggregator_prompts(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from experiments.execution import AlwaysAggregate, WatchedBackend
+from experiments.execution import AlwaysAggregate, WatchedBackend, already_aggregated
 from experiments.stage_wiring import StageSetup
 from experiments.wiring import Setup
 from mosaic.aggregator_sweep import aggregator_places, sweep_aggregator
@@ -15,10 +15,10 @@ from mosaic.metrics import makespan_s
 from mosaic.plan import Plan, unpriced_plan
 from mosaic.profiles import Profile, load_profile
 from mosaic.progress import show_progress
-from mosaic.results import Listener, RunResult
+from mosaic.results import CallRecord, Listener, RunResult
 from mosaic.schedulers.shards import replica_sessions, split_evenly
 from mosaic.second_stage import SecondStage, answers_of, hand_over
-from mosaic.workload import Call, Expert
+from mosaic.workload import Call, Expert, Workload
 from sim.world import World
 
 
@@ -63,8 +63,7 @@ class SimulatedExecution:
         """
         setup = self.setup
         if isinstance(stage.gate, Never):
-            stage_s = (makespan_s(second.joined.sessions) or 0.0) - (makespan_s(first.sessions) or 0.0)
-            return AlwaysAggregate(aggregator_s=stage_s, accuracy_frac=accuracy_frac(second.answers))
+            return already_aggregated(first, second)
         expert = second.planned.expert if second.planned else stage.aggregator.shaped(stage.aggregator.tp_degrees[0])
         everything = hand_over(setup.workload, first.calls, Never(), stage.aggregator, stage.compare)
         plan = even_plan(everything.calls, expert, setup.cluster.num_workers)
@@ -75,8 +74,7 @@ class SimulatedExecution:
     @property
     def skip_source(self) -> str:
         """What the answer model's agreement rests on."""
-        model = self.setup.answers.model
-        return model.source if model else "assumed"
+        return self.setup.answers.source
 
     def errors(self) -> Mapping[str, int]:
         """Nothing: simulated calls do not fail."""
@@ -95,10 +93,16 @@ def calibration_calls(setup: Setup, stage: StageSetup, plan: Plan) -> tuple[tupl
     """
     world = setup.calibration_world()
     records = setup.backend(world).execute(plan, setup.workload.calls).calls
-    calls = hand_over(setup.workload, records, stage.gate, stage.aggregator, stage.compare).calls
-    # NOTE: a gate that lets nothing through here has no typical call; then all questions stand in.
-    calls = calls or hand_over(setup.workload, records, Never(), stage.aggregator, stage.compare).calls
-    return calls, world.after(records)
+    return typical_calls(setup.workload, records, stage), world.after(records)
+
+
+def typical_calls(workload: Workload, records: Sequence[CallRecord], stage: StageSetup) -> tuple[Call, ...]:
+    """Make the aggregator's calls for what the gate leaves of calibration questions.
+
+    A gate that lets nothing through here has no typical call; then all questions stand in.
+    """
+    calls = hand_over(workload, records, stage.gate, stage.aggregator, stage.compare).calls
+    return calls or hand_over(workload, records, Never(), stage.aggregator, stage.compare).calls
 
 
 def even_plan(calls: Sequence[Call], expert: Expert, num_workers: int) -> Plan:

@@ -40,6 +40,11 @@ class SimulatedAnswers:
     visible_tokens: int = 0
     """Most that a reasoning expert's response has after its thinking."""
 
+    @property
+    def source(self) -> str:
+        """Whether their agreement was fitted or assumed."""
+        return self.model.source if self.model else "assumed"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSetup:

@@ -111,13 +111,14 @@ def _call(question: Question, records: list[CallRecord], aggregator: ExpertName,
     after = tuple(record.key for record in records)
     if len({key.slot for key in after}) < len(after):
         raise ValueError(f"question {question.id}: records must hold one finished call per slot, got {list(after)}")
-    visible = [tokens for record in records if (tokens := _visible_tokens(record)) > 0]
+    visible = [tokens for record in records if (tokens := visible_tokens(record)) > 0]
     room = _room(question, len(visible), limit)
     prompt_tokens = room.fixed_tokens + sum(shares(visible, room.left_tokens))
     return Call(CallKey(question.id, Role.AGGREGATE, 0), aggregator, prompt_tokens, after=after)
 
 
-def _visible_tokens(record: CallRecord) -> int:
+def visible_tokens(record: CallRecord) -> int:
+    """Count what an aggregator can read of a response: all of it, where its thinking is not known."""
     return record.output_tokens if record.visible_tokens is None else record.visible_tokens
 
 

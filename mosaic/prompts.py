@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-from mosaic.aggregation import FORM, MIN_OUTPUT_TOKENS, Response, aggregator_prompt
+from mosaic.aggregation import FORM, MIN_OUTPUT_TOKENS, Response, aggregator_prompt, visible_tokens
 from mosaic.results import CallRecord, CallStatus
 from mosaic.workload import AnswerKind, Call, CallKey, Expert, Question, Workload
 
@@ -79,8 +79,8 @@ def aggregator_prompts(
     responses: dict[str, list[tuple[int, Response]]] = {name: [] for name in known}
     for record in records:
         if record.status is CallStatus.FINISHED:
-            tokens = record.output_tokens if record.visible_tokens is None else record.visible_tokens
-            responses[record.key.question].append((record.key.slot, Response(record.expert, tokens, texts[record.key])))
+            response = Response(record.expert, visible_tokens(record), texts[record.key])
+            responses[record.key.question].append((record.key.slot, response))
 
     def prompt(call: Call) -> str:
         question = call.key.question

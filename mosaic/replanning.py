@@ -99,6 +99,7 @@ def replan_without(problem: Problem, lost: Mapping[int, str], scheduler: Schedul
 
 def merge(first: RunResult, then: RunResult) -> RunResult:
     """Put two parts of a run on one clock together; the later one's sessions are numbered behind the first's."""
+    # A session that lost all its calls was never opened: it has no record of its own, and keeps its number.
     numbers = [session.session for session in first.sessions] + [record.session for record in first.calls]
     offset = max(numbers, default=-1) + 1
     return replace(

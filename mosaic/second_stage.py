@@ -16,7 +16,7 @@ from mosaic.pipeline import CostFactory
 from mosaic.plan import Plan, check_plan
 from mosaic.problem import Problem
 from mosaic.profiles import Profile
-from mosaic.replanning import Replan, execute_to_end
+from mosaic.replanning import Replan, execute_to_end, merge
 from mosaic.results import CallRecord, CallStatus, RunResult
 from mosaic.schedulers.base import Scheduler
 from mosaic.schedulers.data_parallel import DataParallel
@@ -268,35 +268,25 @@ def answers_of(second: RunResult) -> dict[str, str | None]:
 def join_stages(first: RunResult, second: RunResult) -> RunResult:
     """Put two stages on one clock, a barrier between them; the second's session numbers follow the first's."""
     barrier_ts = max((session.end_ts for session in first.sessions), default=0.0)
-    # A session that lost all its calls was never opened: it has no record of its own, and keeps its number.
-    numbers = [session.session for session in first.sessions] + [record.session for record in first.calls]
-    offset = max(numbers, default=-1) + 1
     sessions = tuple(
         replace(
             session,
-            session=session.session + offset,
             load_start_ts=session.load_start_ts + barrier_ts,
             start_ts=session.start_ts + barrier_ts,
             end_ts=session.end_ts + barrier_ts,
         )
         for session in second.sessions
     )
-    calls = tuple(_shifted(record, barrier_ts, offset) for record in second.calls)
+    calls = tuple(_shifted(record, barrier_ts) for record in second.calls)
     actions = tuple(action._replace(ts=action.ts + barrier_ts) for action in second.actions)
-    return replace(
-        first,
-        calls=first.calls + calls,
-        sessions=first.sessions + sessions,
-        actions=first.actions + actions,
-    )
+    return merge(first, replace(second, calls=calls, sessions=sessions, actions=actions))
 
 
-def _shifted(record: CallRecord, barrier_ts: float, offset: int) -> CallRecord:
+def _shifted(record: CallRecord, barrier_ts: float) -> CallRecord:
     def later(ts: float | None) -> float | None:
         return None if ts is None else ts + barrier_ts
 
     return record._replace(
-        session=record.session + offset,
         queued_ts=record.queued_ts + barrier_ts,
         admitted_ts=later(record.admitted_ts),
         first_token_ts=later(record.first_token_ts),
