@@ -18,10 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from experiments.ablation_sweep import FILES, SUFFIXES, draw_finished
-from experiments.complaints import exit_with_message
-from experiments.wiring import CONF
-from mosaic.checks import require
+from experiments.config.complaints import exit_with_message
+from experiments.config.wiring import CONF
+from experiments.studies.ablation_sweep import FILES, SUFFIXES, draw_finished
+from mosaic.core.checks import require
 
 RUN = Path(__file__).with_name("run.py")
 SWEEPS = Path("results/multirun")

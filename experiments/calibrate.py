@@ -26,8 +26,8 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
-from experiments.published import ROUND_ROBIN_WALL_S, ROUND_ROBIN_WORKER_S  # noqa: E402
-from experiments.round_robin_fit import FIT_SEEDS, BaselineSessions, ParameterSet, solve_mean  # noqa: E402
+from experiments.studies.published import ROUND_ROBIN_WALL_S, ROUND_ROBIN_WORKER_S  # noqa: E402
+from experiments.studies.round_robin_fit import FIT_SEEDS, BaselineSessions, ParameterSet, solve_mean  # noqa: E402
 
 OUT = ROOT / "results" / "calibration" / "parameter_sets.json"
 PUBLISHED_MEANS = {"LlamaR1": 3146.0, "QwenR1": 3734.0, "Gemma": 291.0}

@@ -17,13 +17,13 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from experiments.analysis.labels import label_policies
+from experiments.analysis.pairing import METRICS, Comparison, Row, compare_runs
+from experiments.analysis.run_points import RunPoint, collect_runs
+from experiments.analysis.tradeoff_points import ALWAYS, NEVER, Outcome, can_be_drawn, measure_outcomes
 from experiments.figures.speedups import draw_speedups
 from experiments.figures.tradeoff import draw_tradeoff
-from experiments.labels import label_policies
-from experiments.pairing import METRICS, Comparison, Row, compare_runs
-from experiments.run_points import RunPoint, collect_runs
-from experiments.tradeoff_points import ALWAYS, NEVER, Outcome, can_be_drawn, measure_outcomes
-from mosaic.errors import MosaicError
+from mosaic.core.errors import MosaicError
 
 COLUMNS = (
     "case", "policy", "num_seeds", "makespan_s", "makespan_low_s", "makespan_high_s", "idle_frac", "num_loads",

@@ -20,11 +20,11 @@ sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
 from joblib import Parallel, delayed  # noqa: E402
 
-from experiments.aggregator_fit import fit_elasticity, fit_mean, fit_worlds  # noqa: E402
-from experiments.answer_fit import Benchmark, expect, fit_mmlu_pro, fit_questions  # noqa: E402
-from experiments.published import ALWAYS_AGGREGATE_S, FITTED_ANSWERS, FITTED_ELASTICITY_S  # noqa: E402
-from experiments.wiring import compose_config, setup_from  # noqa: E402
-from sim.answer_model import AnswerModel  # noqa: E402
+from experiments.config.wiring import compose_config, setup_from  # noqa: E402
+from experiments.studies.aggregator_fit import fit_elasticity, fit_mean, fit_worlds  # noqa: E402
+from experiments.studies.answer_fit import Benchmark, expect, fit_mmlu_pro, fit_questions  # noqa: E402
+from experiments.studies.published import ALWAYS_AGGREGATE_S, FITTED_ANSWERS, FITTED_ELASTICITY_S  # noqa: E402
+from sim.world.answer_model import AnswerModel  # noqa: E402
 
 WORKLOADS = ("mmlu_pro", "medmcqa", "gpqa")
 ASSUMED_ABILITY = {"LlamaR1": 0.3, "QwenR1": 0.4, "Gemma": -0.1, "Exaone": -0.1, "GLM": -0.3, "Qwen": 0.1}

@@ -2,7 +2,8 @@
 
     python experiments/fit_hardware.py --name rtx4090 --memory-gib 24 --tables DIR --shape SHAPE.yaml --out FILE.yaml
 
---tables and --shape come in pairs and may be repeated; both layouts of experiments/operator_tables.py are read. With
+--tables and --shape come in pairs and may be repeated; both layouts of
+experiments/hardware/operator_tables.py are read. With
 --log the host time of an iteration is fitted to a recorded run (one constant, by bisection on mean request latency).
 """
 
@@ -18,16 +19,22 @@ import yaml
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments.hardware_yaml import attention_config, curve_block, header, to_yaml
-from experiments.operator_tables import TableError, is_per_operator, read_per_layer, read_per_operator, read_source
-from experiments.table_fits import fit_attention, fit_cpu, fit_curve, fit_measured_attention
-from mosaic.request_log import load_request_log, measured_records
-from mosaic.workload import ModelShape
-from sim.curves import Curve, curve_to_text
-from sim.engine_settings import EngineSettings
-from sim.hardware import FittedAttention, Hardware, hardware_from_config
-from sim.iteration_time import iteration_time
-from sim.replay import replay, replay_errors, replay_table
+from experiments.analysis.replay import replay, replay_errors, replay_table
+from experiments.hardware.hardware_yaml import attention_config, curve_block, header, to_yaml
+from experiments.hardware.operator_tables import (
+    TableError,
+    is_per_operator,
+    read_per_layer,
+    read_per_operator,
+    read_source,
+)
+from experiments.hardware.table_fits import fit_attention, fit_cpu, fit_curve, fit_measured_attention
+from mosaic.core.workload import ModelShape
+from mosaic.workloads.request_log import load_request_log, measured_records
+from sim.engine.engine_settings import EngineSettings
+from sim.hardware.curves import Curve, curve_to_text
+from sim.hardware.hardware import FittedAttention, Hardware, hardware_from_config
+from sim.hardware.iteration_time import iteration_time
 
 LOAD_SOURCE = "assumed: 0.4e9 bytes of weights per second, as the 38 to 47 s per session of four A100s suggest"
 

@@ -23,9 +23,9 @@ import numpy as np  # noqa: E402
 from joblib import Parallel, delayed  # noqa: E402
 
 from experiments.figures.gates import Line, Panel, draw_gates  # noqa: E402
-from experiments.gate_populations import ADVERSARIAL_WORKLOAD  # noqa: E402
-from experiments.gate_trials import FIT_FRAC, MAX_CERTIFY, NUM_PER_GROUP, RISK_FRAC, Trials, broken_limit  # noqa: E402
-from experiments.gate_worlds import (  # noqa: E402
+from experiments.studies.gate_populations import ADVERSARIAL_WORKLOAD  # noqa: E402
+from experiments.studies.gate_trials import FIT_FRAC, MAX_CERTIFY, NUM_PER_GROUP, RISK_FRAC, Trials, broken_limit  # noqa: E402
+from experiments.studies.gate_worlds import (  # noqa: E402
     ACCEPTED_FRACS,
     NUMS_QUESTIONS,
     PUBLISHED_TAUS,
@@ -37,7 +37,7 @@ from experiments.gate_worlds import (  # noqa: E402
     describe_published,
     simulate_worlds,
 )
-from mosaic.gate import plurality  # noqa: E402
+from mosaic.pipelines.gates.gate import plurality  # noqa: E402
 
 COMMAND = "python experiments/gates.py"
 FOLDER = ROOT / "results" / "calibration"

@@ -56,9 +56,9 @@ from experiments.tiny_pool.trials import (
     shares_right,
 )
 from experiments.tiny_pool.workload import counted
-from mosaic.prompts import expert_prompt
-from mosaic.routing import SkillProfiles
-from mosaic.workload import ExpertName
+from mosaic.core.workload import ExpertName
+from mosaic.pipelines.prompts import expert_prompt
+from mosaic.workloads.routing import SkillProfiles
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "checkpoints" / "tiny"
 NUM_PROCESSES = 2

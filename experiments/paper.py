@@ -18,13 +18,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
-from experiments.complaints import exit_with_message  # noqa: E402
+from experiments.config.complaints import exit_with_message  # noqa: E402
 from experiments.figures.style import pdf_bytes, png_bytes  # noqa: E402
-from experiments.paper_figures import Drawing, draw_all  # noqa: E402
-from experiments.paper_report import describe, errors_csv, misses, write_report  # noqa: E402
-from experiments.paper_rows import FAR_FRAC, Row, measure_rows  # noqa: E402
-from experiments.paper_runs import PaperRuns, paper_points, run_all  # noqa: E402
-from experiments.paper_tables import (  # noqa: E402
+from experiments.studies.paper_figures import Drawing, draw_all  # noqa: E402
+from experiments.studies.paper_report import describe, errors_csv, misses, write_report  # noqa: E402
+from experiments.studies.paper_rows import FAR_FRAC, Row, measure_rows  # noqa: E402
+from experiments.studies.paper_runs import PaperRuns, paper_points, run_all  # noqa: E402
+from experiments.studies.paper_tables import (  # noqa: E402
     OpenRange,
     accuracy_table,
     pool_table,
@@ -34,7 +34,7 @@ from experiments.paper_tables import (  # noqa: E402
     to_markdown,
     walls_table,
 )
-from mosaic.checks import require_count  # noqa: E402
+from mosaic.core.checks import require_count  # noqa: E402
 
 WALLS = ROOT / "results" / "calibration" / "walls.json"
 

@@ -24,25 +24,26 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from experiments.complaints import BAD_INPUT, FailedPoint, exit_with_message, explain_error
-from experiments.execution import Execution, open_execution
+from experiments.analysis.replay_report import report_replay
+from experiments.config.complaints import BAD_INPUT, FailedPoint, exit_with_message, explain_error
+from experiments.config.execution import Execution, open_execution
+from experiments.config.memory import spare_garbage_collector
+from experiments.config.second_stage_run import calibration_file, run_second_stage, summarise_stage
+from experiments.config.wiring import CONF, Setup, plain, setup_from, with_input_digests
 from experiments.figures.timeline import draw_timeline
-from experiments.memory import spare_garbage_collector
-from experiments.replay_report import report_replay
-from experiments.second_stage_run import calibration_file, run_second_stage, summarise_stage
-from experiments.wiring import CONF, Setup, plain, setup_from, with_input_digests
-from mosaic.explain import explain
-from mosaic.metrics import StageSummary, Summary, summarise
-from mosaic.pipeline import make_problem
-from mosaic.plan import Plan, check_plan
-from mosaic.plan_file import load_plan
-from mosaic.problem import Problem
-from mosaic.provenance import describe_run_conditions
-from mosaic.replanning import Replan, describe_replan, execute_to_end, replans_jsonl
-from mosaic.results import RunResult
-from mosaic.run_folder import SUMMARY, begin_run, completed_with, is_complete, read_json, write_run
-from mosaic.second_stage import SecondStage
-from mosaic.summary_text import describe_point, describe_run
+from mosaic.core.plan import Plan
+from mosaic.core.results import RunResult
+from mosaic.planning.explain import explain
+from mosaic.planning.plan_check import check_plan
+from mosaic.planning.plan_file import load_plan
+from mosaic.planning.problem import Problem
+from mosaic.report.metrics import StageSummary, Summary, summarise
+from mosaic.report.provenance import describe_run_conditions
+from mosaic.report.run_folder import SUMMARY, begin_run, completed_with, is_complete, read_json, write_run
+from mosaic.report.summary_text import describe_point, describe_run
+from mosaic.runtime.replanning import Replan, describe_replan, execute_to_end, replans_jsonl
+from mosaic.runtime.run import make_problem
+from mosaic.runtime.second_stage import SecondStage
 
 JOURNAL = "journal"
 """Folder inside a real run's, with what has finished and the workers' logs."""
@@ -162,7 +163,7 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
     )
     files = dict(ran.files) if ran else {}
     replay = None
-    if result is not None and config["workload"]["_target_"] == "mosaic.request_log.load_request_log":
+    if result is not None and config["workload"]["_target_"] == "mosaic.workloads.load_request_log":
         replay = report_replay(config["workload"], result)
         files |= replay.files
     with watch.step("draw"):

@@ -21,8 +21,10 @@ import numpy as np  # noqa: E402
 from joblib import Parallel, delayed  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from experiments.pairing import t_interval  # noqa: E402
-from experiments.published import (  # noqa: E402
+from experiments.analysis.pairing import t_interval  # noqa: E402
+from experiments.config.simulated_execution import even_plan  # noqa: E402
+from experiments.config.wiring import compose_config, setup_from  # noqa: E402
+from experiments.studies.published import (  # noqa: E402
     ACCURACY_CHANGE_PP,
     ALWAYS_AGGREGATE_S,
     BUCKET_SPEARMAN,
@@ -31,13 +33,11 @@ from experiments.published import (  # noqa: E402
     FITTED_ANSWERS,
     GATED_AGGREGATE_S,
 )
-from experiments.simulated_execution import even_plan  # noqa: E402
-from experiments.stage_samples import CALIBRATION, StageSample, sample_stage  # noqa: E402
-from experiments.wiring import compose_config, setup_from  # noqa: E402
-from mosaic.metrics import makespan_s  # noqa: E402
-from mosaic.realization import Outcome  # noqa: E402
-from mosaic.workload import Call, CallKey, Role  # noqa: E402
-from sim.backend import SimBackend  # noqa: E402
+from experiments.studies.stage_samples import CALIBRATION, StageSample, sample_stage  # noqa: E402
+from mosaic.core.realization import Outcome  # noqa: E402
+from mosaic.core.workload import Call, CallKey, Role  # noqa: E402
+from mosaic.report.metrics import makespan_s  # noqa: E402
+from sim.cluster.backend import SimBackend  # noqa: E402
 
 WORKLOADS = ("mmlu_pro", "medmcqa", "gpqa")
 Z95 = 1.959964

@@ -20,27 +20,28 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from experiments.complaints import exit_with_message
-from experiments.engine_sweep import mirrored_settings
-from experiments.executor_wiring import EngineSetup, open_host
+from experiments.config.complaints import exit_with_message
+from experiments.config.executor_wiring import EngineSetup, open_host
+from experiments.config.real_execution import RealExecution
+from experiments.config.wiring import Setup, compose_config, setup_from, with_input_digests
 from experiments.figures.style import pdf_bytes, png_bytes
 from experiments.figures.validation import draw_validation
-from experiments.real_execution import RealExecution
-from experiments.validation import PlanForetold, compare
-from experiments.validation_report import describe, to_json, to_markdown
-from experiments.wiring import Setup, compose_config, setup_from, with_input_digests
-from mosaic.backends.host_process import HostProcess
-from mosaic.backends.journal import read_journal
-from mosaic.backends.journal_records import view
-from mosaic.checks import require, require_count, require_unique
-from mosaic.errors import DisturbedSweepError
-from mosaic.pipeline import make_problem
-from mosaic.plan import Plan, check_plan
-from mosaic.plan_file import load_plan, plan_to_json
-from mosaic.profiles import Profile, load_profile, write_profile
-from mosaic.provenance import describe_run_conditions
-from mosaic.results import RunResult
-from sim.backend import SimBackend
+from experiments.hardware.engine_sweep import mirrored_settings
+from experiments.studies.validation import PlanForetold, compare
+from experiments.studies.validation_report import describe, to_json, to_markdown
+from mosaic.core.checks import require, require_count, require_unique
+from mosaic.core.errors import DisturbedSweepError
+from mosaic.core.plan import Plan
+from mosaic.core.results import RunResult
+from mosaic.engines.host_process import HostProcess
+from mosaic.planning.plan_check import check_plan
+from mosaic.planning.plan_file import load_plan, plan_to_json
+from mosaic.planning.profiles import Profile, load_profile, write_profile
+from mosaic.report.provenance import describe_run_conditions
+from mosaic.runtime.journal import read_journal
+from mosaic.runtime.journal_records import view
+from mosaic.runtime.run import make_problem
+from sim.cluster.backend import SimBackend
 
 DEFAULTS = {"plans": "ilp,round_robin,data_parallel", "repeats": "2", "out": "results/validation"}
 

@@ -22,16 +22,16 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
-from experiments.published import (  # noqa: E402
+from experiments.config.wiring import Setup, compose_config, setup_from  # noqa: E402
+from experiments.studies.published import (  # noqa: E402
     PREDICTED_ILP,
     ROUND_ROBIN_IDLE_FRAC,
     ROUND_ROBIN_WALL_S,
     ROUND_ROBIN_WORKER_S,
 )
-from experiments.round_robin_fit import ParameterSet  # noqa: E402
-from experiments.wiring import Setup, compose_config, setup_from  # noqa: E402
-from mosaic.metrics import busy_s_by_worker, gpu_idle_frac, makespan_s  # noqa: E402
-from mosaic.pipeline import run  # noqa: E402
+from experiments.studies.round_robin_fit import ParameterSet  # noqa: E402
+from mosaic.report.metrics import busy_s_by_worker, gpu_idle_frac, makespan_s  # noqa: E402
+from mosaic.runtime.run import run  # noqa: E402
 
 FOLDER = ROOT / "results" / "calibration"
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from mosaic.results import CallRecord
-from mosaic.second_stage import Aggregator
-from mosaic.workload import AnswerKind, Question, Workload
+from mosaic.core.results import CallRecord
+from mosaic.core.workload import AnswerKind, Question, Workload
+from mosaic.runtime.second_stage import Aggregator
 from tests.factories import make_call, make_expert
 from tests.run_records import make_failed, make_record
 

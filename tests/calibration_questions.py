@@ -1,8 +1,8 @@
 """Calibration questions from strings of letters."""
 
-from mosaic.calibration_answers import CalibrationQuestion, grade_ballot
-from mosaic.gate import Ballot, Vote, make_ballot
-from mosaic.workload import AnswerKind, Question
+from mosaic.core.workload import AnswerKind, Question
+from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, grade_ballot
+from mosaic.pipelines.gates.gate import Ballot, Vote, make_ballot
 
 
 def same(one: str, other: str) -> bool:

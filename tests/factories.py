@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mosaic.cluster import Cluster, Gpu, Worker, uniform_cluster
-from mosaic.costs import AffineCosts, Cost, LinearTerms, PaperCosts, Residency, ShardSummary
-from mosaic.plan import Plan, check_plan
-from mosaic.prediction import LengthPrediction
-from mosaic.problem import Problem
-from mosaic.profiles import Profile, ProfileEntry, SessionFit
-from mosaic.schedulers.base import predict_times
-from mosaic.workload import Call, CallKey, Expert, ExpertName, Family, ModelShape, Question, Role, Workload
+from mosaic.core.cluster import Cluster, Gpu, Worker, uniform_cluster
+from mosaic.core.plan import Plan
+from mosaic.core.prediction import LengthPrediction
+from mosaic.core.workload import Call, CallKey, Expert, ExpertName, Family, ModelShape, Question, Role, Workload
+from mosaic.planning.costs import AffineCosts, Cost, LinearTerms, PaperCosts, Residency, ShardSummary
+from mosaic.planning.plan_check import check_plan
+from mosaic.planning.problem import Problem
+from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit
+from mosaic.planning.schedulers.base import predict_times
 
 
 def make_gpu(name: str = "gpu", *, memory_gib: float = 80.0) -> Gpu:

@@ -1,11 +1,11 @@
 """Hand-made runs: plans and results of a few sessions, for what is done with a run afterwards."""
 
-from mosaic.final_answers import AnswerSource, FinalAnswer
-from mosaic.metrics import StageSummary
-from mosaic.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
-from mosaic.prediction import LengthPrediction
-from mosaic.results import CallRecord, CallStatus, RunResult, SessionRecord
-from mosaic.workload import CallKey, Role
+from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
+from mosaic.core.prediction import LengthPrediction
+from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
+from mosaic.core.workload import CallKey, Role
+from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer
+from mosaic.report.metrics import StageSummary
 
 
 def make_key(question: str = "q0", *, slot: int = 0, role: Role = Role.PROPOSE) -> CallKey:

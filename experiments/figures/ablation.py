@@ -5,8 +5,6 @@ from math import log
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from experiments.ablation import Ablation, Row
-from experiments.ablation_spec import Axis, Panel
 from experiments.figures.style import (
     COLUMN_WIDTH_IN,
     FONT_PT,
@@ -20,6 +18,8 @@ from experiments.figures.style import (
     png_bytes,
     style_axes,
 )
+from experiments.studies.ablation import Ablation, Row
+from experiments.studies.ablation_spec import Axis, Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

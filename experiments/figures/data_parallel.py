@@ -6,6 +6,7 @@ from operator import attrgetter
 from statistics import fmean
 from typing import TYPE_CHECKING, TypeAlias
 
+from experiments.analysis.pairing import t_interval
 from experiments.figures.style import (
     COLUMN_WIDTH_IN,
     GRID,
@@ -16,8 +17,7 @@ from experiments.figures.style import (
     new_figure,
     style_axes,
 )
-from experiments.pairing import t_interval
-from experiments.paper_data import WorkerTimes
+from experiments.studies.paper_data import WorkerTimes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

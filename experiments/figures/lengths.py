@@ -15,7 +15,7 @@ from experiments.figures.style import (
     new_figure,
     style_axes,
 )
-from mosaic.metrics import quantile
+from mosaic.report.metrics import quantile
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

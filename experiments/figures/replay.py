@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.analysis.replay import replay_errors, replay_table
 from experiments.figures.style import (
     COLUMN_WIDTH_IN,
     FONT_PT,
@@ -21,13 +22,12 @@ from experiments.figures.style import (
     png_bytes,
     style_axes,
 )
-from mosaic.errors import MosaicError, RunFolderError
-from mosaic.metrics import latency_s, mean, quantile, ttft_s
-from mosaic.request_log import measured_records
-from mosaic.results import CallRecord, CallStatus
-from mosaic.run_folder import read_config
-from mosaic.workload import CallKey, Role
-from sim.replay import replay_errors, replay_table
+from mosaic.core.errors import MosaicError, RunFolderError
+from mosaic.core.results import CallRecord, CallStatus
+from mosaic.core.workload import CallKey, Role
+from mosaic.report.metrics import latency_s, mean, quantile, ttft_s
+from mosaic.report.run_folder import read_config
+from mosaic.workloads.request_log import measured_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from experiments.analysis.pairing import t_interval
 from experiments.figures.style import (
     COLUMN_WIDTH_IN,
     FONT_PT,
@@ -17,9 +18,8 @@ from experiments.figures.style import (
     new_figure,
     style_axes,
 )
-from experiments.pairing import t_interval
-from experiments.paper_data import WorkerTimes
-from mosaic.checks import require
+from experiments.studies.paper_data import WorkerTimes
+from mosaic.core.checks import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from experiments.analysis.pairing import Comparison, Row
 from experiments.figures.style import (
     COLUMN_WIDTH_IN,
     FONT_PT,
@@ -16,7 +17,6 @@ from experiments.figures.style import (
     png_bytes,
     style_axes,
 )
-from experiments.pairing import Comparison, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from experiments.figures.style import (
     new_figure,
     style_axes,
 )
-from experiments.throughput import SizeMean, ThroughputPoint, size_means
+from experiments.studies.throughput import SizeMean, ThroughputPoint, size_means
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -30,11 +30,11 @@ from experiments.figures.style import (
     style_axes,
     text_colour,
 )
-from mosaic.errors import MosaicError
-from mosaic.results import SessionRecord
-from mosaic.run_folder import SUMMARY, read_json
-from mosaic.tables import read_sessions
-from mosaic.workload import Role
+from mosaic.core.errors import MosaicError
+from mosaic.core.results import SessionRecord
+from mosaic.core.workload import Role
+from mosaic.report.run_folder import SUMMARY, read_json
+from mosaic.report.tables import read_sessions
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

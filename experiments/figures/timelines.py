@@ -15,7 +15,7 @@ from experiments.figures.style import (
     style_axes,
 )
 from experiments.figures.timeline import draw_bars
-from mosaic.results import SessionRecord
+from mosaic.core.results import SessionRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from experiments.analysis.tradeoff_points import Estimate, Outcome
 from experiments.figures.point_labels import PointLabel, place_labels
 from experiments.figures.style import (
     COLUMN_WIDTH_IN,
@@ -18,7 +19,6 @@ from experiments.figures.style import (
     png_bytes,
     style_axes,
 )
-from experiments.tradeoff_points import Estimate, Outcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from experiments.figures.style import (
     new_figure,
     style_axes,
 )
-from experiments.validation import Foretold, PlanForetold
+from experiments.studies.validation import Foretold, PlanForetold
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,9 +15,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from experiments.tiny_pool.model import NORM_EPSILON, ROPE_THETA, TinyModel
 from experiments.tiny_pool.prompts import SHAPE
 from experiments.tiny_pool.tokenizer import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS, TinyTokenizer, any_of
-from mosaic.backends.checkpoints import MANIFEST as CHECKSUMS
-from mosaic.backends.checkpoints import check_checkpoint, write_manifest
-from mosaic.errors import BackendError
+from mosaic.core.errors import BackendError
+from mosaic.engines.checkpoints import MANIFEST as CHECKSUMS
+from mosaic.engines.checkpoints import check_checkpoint, write_manifest
 
 MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished-"

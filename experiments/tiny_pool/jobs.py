@@ -34,10 +34,10 @@ from experiments.tiny_pool.tokenizer import tiny_tokenizer
 from experiments.tiny_pool.training import Lesson, Training, train
 from experiments.tiny_pool.trials import NUM_SLOTS, Answered, make_cases, shares_right
 from experiments.tiny_pool.workload import counted
-from mosaic.checks import require_count
-from mosaic.prompts import expert_prompt
-from mosaic.routing import Router, SkillProfiles
-from mosaic.workload import ExpertName
+from mosaic.core.checks import require_count
+from mosaic.core.workload import ExpertName
+from mosaic.pipelines.prompts import expert_prompt
+from mosaic.workloads.routing import Router, SkillProfiles
 
 TEMPERATURE = 0.7
 """At which the pool is run, and its skills are measured."""

@@ -11,10 +11,10 @@ from experiments.tiny_pool.responses import Rule, TinyExpert, work_out, write_re
 from experiments.tiny_pool.tokenizer import TinyTokenizer
 from experiments.tiny_pool.training import Lesson, Training
 from experiments.tiny_pool.workload import counted
-from mosaic.aggregation import Response
-from mosaic.prompts import expert_prompt
-from mosaic.routing import Router
-from mosaic.workload import ExpertName, Family
+from mosaic.core.workload import ExpertName, Family
+from mosaic.pipelines.aggregation import Response
+from mosaic.pipelines.prompts import expert_prompt
+from mosaic.workloads.routing import Router
 
 SKILL_WEIGHTS = {Skill.ADDITION: 1.5, Skill.MAXIMUM: 1.0, Skill.DIGIT_SUM: 1.0}
 """How often lessons ask for a skill: sums take longest to learn."""

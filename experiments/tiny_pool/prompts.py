@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from mosaic.aggregation import Response, aggregator_prompt
-from mosaic.workload import Expert, Family, ModelShape, Question
+from mosaic.core.workload import Expert, Family, ModelShape, Question
+from mosaic.pipelines.aggregation import Response, aggregator_prompt
 
 SHAPE = ModelShape(
     num_parameters=385_664,
@@ -32,7 +32,7 @@ JUDGE = Expert(
     max_output_tokens=64,
     context_tokens=1024,
 )
-"""The aggregator. What fills its context are estimates: ``mosaic.aggregation`` counts four characters as a token."""
+"""The aggregator. What fills its context are estimates: ``aggregation`` counts four characters as a token."""
 
 
 def judge_prompt(question: Question, responses: Sequence[Response]) -> str:

@@ -14,8 +14,8 @@ from hashlib import sha256
 from itertools import count, islice
 from random import Random
 
-from mosaic.checks import require, require_count
-from mosaic.workload import OPTION_LETTERS, AnswerKind, Question
+from mosaic.core.checks import require, require_count
+from mosaic.core.workload import OPTION_LETTERS, AnswerKind, Question
 
 LEAST, MOST = 10, 99
 """All numbers have two digits."""

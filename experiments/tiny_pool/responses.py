@@ -11,8 +11,8 @@ from random import Random
 from typing import NamedTuple
 
 from experiments.tiny_pool.questions import Skill, TinyQuestion, digit_sum, letter_of, right_value
-from mosaic.checks import require, require_number
-from mosaic.workload import ExpertName, Family
+from mosaic.core.checks import require, require_number
+from mosaic.core.workload import ExpertName, Family
 
 
 class Rule(StrEnum):

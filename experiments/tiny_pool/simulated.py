@@ -3,8 +3,8 @@
     python -m experiments.tiny_pool.simulated checkpoints/tiny
 
 Prints the text of conf/lengths/tiny.yaml, conf/answers/tiny.yaml and of the aggregator in conf/pool/tiny.yaml. The
-answers are one latent difficulty a question (sim/answer_model.py), fitted to five shares that the pool's own table
-holds: of 3:0, of 1:1:1, and who is right where.
+answers are one latent difficulty a question (sim/world/answer_model.py), fitted to five shares that the pool's own
+table holds: of 3:0, of 1:1:1, and who is right where.
 """
 
 import json
@@ -17,12 +17,12 @@ from typing import Any
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from experiments.answer_fit import Benchmark, expect
+from experiments.studies.answer_fit import Benchmark, expect
 from experiments.tiny_pool.prompts import JUDGE
 from experiments.tiny_pool.questions import NUM_OPTIONS
-from mosaic.lengths import ClippedLognormal
-from mosaic.workload import ExpertName
-from sim.answer_model import AnswerModel
+from mosaic.core.lengths import ClippedLognormal
+from mosaic.core.workload import ExpertName
+from sim.world.answer_model import AnswerModel
 
 VISIBLE_TOKENS = 6
 """Of a reasoning expert after its thinking: its closing sentence, the answer's and the end."""

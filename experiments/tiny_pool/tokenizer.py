@@ -13,10 +13,10 @@ from random import Random
 from experiments.tiny_pool.prompts import SHAPE, judge_prompt
 from experiments.tiny_pool.questions import LEAST, MOST, Part, as_question, draw_questions
 from experiments.tiny_pool.responses import EXPERTS, write_response
-from mosaic.aggregation import Response
-from mosaic.checks import require, require_unique
-from mosaic.prompts import expert_prompt
-from mosaic.response_text import without_thinking
+from mosaic.answers.response_text import without_thinking
+from mosaic.core.checks import require, require_unique
+from mosaic.pipelines.aggregation import Response
+from mosaic.pipelines.prompts import expert_prompt
 
 PAD, END, USER, ASSISTANT = SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (

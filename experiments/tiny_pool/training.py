@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from experiments.tiny_pool.model import TinyModel
 from experiments.tiny_pool.tokenizer import TinyTokenizer
-from mosaic.checks import require, require_count
+from mosaic.core.checks import require, require_count
 
 Report: TypeAlias = Callable[[int, float], None]
 """Told the steps done and the mean loss since it was last told."""

@@ -10,12 +10,12 @@ from experiments.tiny_pool.lessons import Case
 from experiments.tiny_pool.questions import SKILLS, TinyQuestion
 from experiments.tiny_pool.tokenizer import tiny_tokenizer
 from experiments.tiny_pool.workload import counted
-from mosaic.aggregation import Response
-from mosaic.answers import comparison, extract_answer
-from mosaic.gate import Ballot, Vote, make_ballot, plurality
-from mosaic.response_text import without_thinking
-from mosaic.routing import CalibrationRecord, Router, SkillProfiles, profiles_from_calibration
-from mosaic.workload import AnswerKind, ExpertName
+from mosaic.answers.extraction import comparison, extract_answer
+from mosaic.answers.response_text import without_thinking
+from mosaic.core.workload import AnswerKind, CalibrationRecord, ExpertName
+from mosaic.pipelines.aggregation import Response
+from mosaic.pipelines.gates.gate import Ballot, Vote, make_ballot, plurality
+from mosaic.workloads.routing import Router, SkillProfiles, profiles_from_calibration
 
 NUM_SLOTS = 3
 """Experts recruited for a question."""

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from experiments.tiny_pool.questions import Part, TinyQuestion, as_question, draw_questions
 from experiments.tiny_pool.tokenizer import tiny_tokenizer
-from mosaic.checks import require, require_count, require_name
-from mosaic.prompts import expert_prompt
-from mosaic.routing import Router, SkillProfiles, load_skill_profiles
-from mosaic.workload import Call, CallKey, Question, Role, Workload
+from mosaic.core.checks import require, require_count, require_name
+from mosaic.core.workload import Call, CallKey, Question, Role, Workload
+from mosaic.pipelines.prompts import expert_prompt
+from mosaic.workloads.routing import Router, SkillProfiles, load_skill_profiles
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = (Part.TEST.value, Part.CALIBRATION.value)

@@ -18,7 +18,7 @@ from pathlib import Path
 def main(path: Path, core: int) -> None:
     os.sched_setaffinity(0, {core})
     spec, jobs = pickle.loads(path.read_bytes())
-    from mosaic.backends.vllm_engine import engine_arguments, prepare
+    from mosaic.engines.vllm_engine import engine_arguments, prepare
 
     prepare(spec.settings)
     import torch

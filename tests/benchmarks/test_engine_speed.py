@@ -6,8 +6,8 @@ The ratios are printed, not asserted: a shared machine's clock proves nothing.
 import time
 from math import inf
 
-from sim.engine import Engine
-from sim.engine_settings import EngineSettings
+from sim.engine.engine import Engine
+from sim.engine.engine_settings import EngineSettings
 from tests.sim.cluster_runs import HYBRID_POOL, round_robin_run
 from tests.sim.oracle import LinearTime, Oracle
 

@@ -14,14 +14,14 @@ from statistics import median
 
 import pytest
 
-from mosaic.backends.engine import EngineSettings
-from mosaic.backends.host_process import VLLM_ENGINE
-from mosaic.backends.vllm_jobs import JobMaker
-from mosaic.realization import Outcome, uniform
+from mosaic.core.realization import Outcome, uniform
+from mosaic.engines.engine import EngineSettings
+from mosaic.engines.host_process import VLLM_ENGINE
+from mosaic.engines.vllm_jobs import JobMaker
+from tests.engines.executor_runs import has_vllm, make_checkpoint, make_executor, running_host
+from tests.engines.tiny_checkpoint import tiny_expert
 from tests.factories import make_call, make_cluster
 from tests.sim.cluster_runs import make_plan, make_session
-from tests.vllm.executor_runs import has_vllm, make_checkpoint, make_executor, running_host
-from tests.vllm.tiny_checkpoint import tiny_expert
 
 pytestmark = pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
 ROOT = Path(__file__).resolve().parents[2]

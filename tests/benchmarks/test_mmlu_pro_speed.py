@@ -2,8 +2,8 @@
 
 import time
 
-from experiments.wiring import compose_config, setup_from
-from mosaic.pipeline import make_problem
+from experiments.config.wiring import compose_config, setup_from
+from mosaic.runtime.run import make_problem
 
 
 def test_mmlu_pro_round_robin(benchmark):

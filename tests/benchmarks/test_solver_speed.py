@@ -5,17 +5,17 @@ from random import Random
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from mosaic.plan import Plan, SolveStatus
-from mosaic.problem import Problem
-from mosaic.schedulers.base import Scheduler
-from mosaic.schedulers.bounds import lower_bound_s
-from mosaic.schedulers.data_parallel import DataParallel
-from mosaic.schedulers.fifo import Fifo
-from mosaic.schedulers.ilp import Ilp
-from mosaic.schedulers.instance import make_instance
-from mosaic.schedulers.least_loaded import LeastLoaded
-from mosaic.schedulers.packing import best_packing
-from mosaic.schedulers.round_robin import RoundRobin
+from mosaic.core.plan import Plan, SolveStatus
+from mosaic.planning.ilp.ilp import Ilp
+from mosaic.planning.ilp.packing import best_packing
+from mosaic.planning.problem import Problem
+from mosaic.planning.schedulers.base import Scheduler
+from mosaic.planning.schedulers.bounds import lower_bound_s
+from mosaic.planning.schedulers.data_parallel import DataParallel
+from mosaic.planning.schedulers.fifo import Fifo
+from mosaic.planning.schedulers.instance import make_instance
+from mosaic.planning.schedulers.least_loaded import LeastLoaded
+from mosaic.planning.schedulers.round_robin import RoundRobin
 from tests.factories import SLOTS, make_paper_problem, make_problem
 
 SCHEDULERS = {scheduler.name: scheduler for scheduler in (RoundRobin(), Fifo(), LeastLoaded(), DataParallel(), Ilp())}

@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 import pytest
 
-from mosaic.backends.base import Backend
-from mosaic.errors import BackendError
-from mosaic.plan import Plan
-from mosaic.realization import Outcome
-from mosaic.results import CallStatus, Cancel
-from mosaic.workload import Call, CallKey, Role
+from mosaic.core.errors import BackendError
+from mosaic.core.plan import Plan
+from mosaic.core.realization import Outcome
+from mosaic.core.results import CallStatus, Cancel
+from mosaic.core.workload import Call, CallKey, Role
+from mosaic.runtime.backend import Backend
+from tests.engines.contract_backends import make_fake_executor, make_vllm_executor
+from tests.engines.executor_runs import has_vllm
 from tests.factories import make_call, make_cluster, make_expert
 from tests.sim.cluster_runs import make_backend, make_plan, make_session, some_calls
-from tests.vllm.contract_backends import make_fake_executor, make_vllm_executor
-from tests.vllm.executor_runs import has_vllm
 
 
 def make_simulator(outcomes, *, experts, cluster, folder: Path) -> Backend:

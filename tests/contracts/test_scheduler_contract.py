@@ -6,11 +6,11 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from mosaic.errors import InfeasibleError
-from mosaic.plan_file import plan_to_json
-from mosaic.problem import Problem
-from mosaic.schedulers.base import Scheduler
-from mosaic.workload import CallKey, Role
+from mosaic.core.errors import InfeasibleError
+from mosaic.core.workload import CallKey, Role
+from mosaic.planning.plan_file import plan_to_json
+from mosaic.planning.problem import Problem
+from mosaic.planning.schedulers.base import Scheduler
 from tests.factories import (
     assert_plan_valid,
     make_call,

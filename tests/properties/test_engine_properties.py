@@ -6,9 +6,9 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from mosaic.results import CallStatus, Cancel
-from sim.engine import Engine
-from sim.engine_settings import EngineSettings, Order
+from mosaic.core.results import CallStatus, Cancel
+from sim.engine.engine import Engine
+from sim.engine.engine_settings import EngineSettings, Order
 from tests.sim.oracle import LinearTime, Oracle
 from tests.sim.random_runs import committed_times, runs
 

@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mosaic.routing import Router, SkillProfiles, replace_rare_experts
-from mosaic.slot_table import slot_table_workload
-from mosaic.workload import Question
+from mosaic.core.workload import Question
+from mosaic.workloads.routing import Router, SkillProfiles, replace_rare_experts
+from mosaic.workloads.slot_table import slot_table_workload
 
 EXPERTS = ["A", "B", "C", "D", "E"]
 SKILLS = ["algebra", "optics", "ethics", "organic chemistry"]

@@ -7,20 +7,20 @@ from unittest.mock import patch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mosaic.plan import Plan, SolveStatus
-from mosaic.problem import Problem
-from mosaic.schedulers import formulation
-from mosaic.schedulers.bounds import lower_bound_s
-from mosaic.schedulers.data_parallel import DataParallel
-from mosaic.schedulers.fifo import Fifo
-from mosaic.schedulers.formulation import Solution, solve_model
-from mosaic.schedulers.ilp import Ilp
-from mosaic.schedulers.instance import Instance, make_instance
-from mosaic.schedulers.least_loaded import LeastLoaded
-from mosaic.schedulers.packing import best_packing, drop_needless_replicas, level
-from mosaic.schedulers.round_robin import RoundRobin
-from mosaic.schedulers.shards import split_calls
-from mosaic.schedulers.symmetry import find_symmetry, order_blocks
+from mosaic.core.plan import Plan, SolveStatus
+from mosaic.planning.ilp import formulation
+from mosaic.planning.ilp.formulation import Solution, solve_model
+from mosaic.planning.ilp.ilp import Ilp
+from mosaic.planning.ilp.packing import best_packing, drop_needless_replicas, level
+from mosaic.planning.ilp.symmetry import find_symmetry, order_blocks
+from mosaic.planning.problem import Problem
+from mosaic.planning.schedulers.bounds import lower_bound_s
+from mosaic.planning.schedulers.data_parallel import DataParallel
+from mosaic.planning.schedulers.fifo import Fifo
+from mosaic.planning.schedulers.instance import Instance, make_instance
+from mosaic.planning.schedulers.least_loaded import LeastLoaded
+from mosaic.planning.schedulers.round_robin import RoundRobin
+from mosaic.planning.schedulers.shards import split_calls
 from tests.factories import assert_plan_valid, make_calls, make_cluster, make_gpu, make_mixed_cluster, make_problem
 
 BASELINES = (

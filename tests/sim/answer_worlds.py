@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from mosaic.lengths import Empirical
-from mosaic.realization import Outcome
-from mosaic.results import CallRecord
-from mosaic.workload import AnswerKind, Call, CallKey, Question, Role
-from sim.answer_model import AnswerModel, Item, possible_answers
-from sim.world import World
+from mosaic.core.lengths import Empirical
+from mosaic.core.realization import Outcome
+from mosaic.core.results import CallRecord
+from mosaic.core.workload import AnswerKind, Call, CallKey, Question, Role
+from sim.world.answer_model import AnswerModel, Item, possible_answers
+from sim.world.world import World
 from tests.factories import make_call
 
 FINE = Empirical(sample=tuple(range(1, 100_001)))

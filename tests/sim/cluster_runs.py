@@ -5,12 +5,12 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mosaic.cluster import Cluster
-from mosaic.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
-from mosaic.realization import Outcome
-from mosaic.workload import Call, CallKey, Expert, ModelShape, Role
-from sim.backend import SimBackend
-from sim.engine_settings import EngineSettings
+from mosaic.core.cluster import Cluster
+from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
+from mosaic.core.realization import Outcome
+from mosaic.core.workload import Call, CallKey, Expert, ModelShape, Role
+from sim.cluster.backend import SimBackend
+from sim.engine.engine_settings import EngineSettings
 from tests.factories import make_call, make_cluster, make_expert, make_shape
 from tests.sim.oracle import LinearTime
 

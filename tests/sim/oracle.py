@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from sim.engine_settings import EngineSettings, Order
-from sim.iteration_time import IterationTime
+from sim.engine.engine_settings import EngineSettings, Order
+from sim.hardware.iteration_time import IterationTime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
-from sim.engine_settings import EngineSettings, Order
-from sim.hardware import hardware_from_config
-from sim.iteration_time import iteration_time
+from sim.engine.engine_settings import EngineSettings, Order
+from sim.hardware.hardware import hardware_from_config
+from sim.hardware.iteration_time import iteration_time
 from tests.factories import make_call, make_cluster, make_expert, make_shape
 from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session
 from tests.sim.oracle import LinearTime

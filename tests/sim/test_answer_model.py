@@ -9,9 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from mosaic.answers import comparison
-from mosaic.workload import OPTION_LETTERS, AnswerKind, Question
-from sim.answer_model import NUM_UNLISTED_OPTIONS, Item, possible_answers, shift_length
+from mosaic.answers.extraction import comparison
+from mosaic.core.workload import OPTION_LETTERS, AnswerKind, Question
+from sim.world.answer_model import NUM_UNLISTED_OPTIONS, Item, possible_answers, shift_length
 from tests.sim.answer_worlds import make_choice, make_model
 
 NORMAL = NormalDist()

@@ -5,13 +5,13 @@ import simpy
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mosaic.cluster import Cluster, Worker
-from mosaic.errors import BackendError
-from mosaic.realization import Outcome
-from mosaic.results import CallStatus, Cancel
-from sim.backend import SimBackend
-from sim.engine_settings import EngineSettings
-from sim.processes import wait_until
+from mosaic.core.cluster import Cluster, Worker
+from mosaic.core.errors import BackendError
+from mosaic.core.realization import Outcome
+from mosaic.core.results import CallStatus, Cancel
+from sim.cluster.backend import SimBackend
+from sim.cluster.processes import wait_until
+from sim.engine.engine_settings import EngineSettings
 from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_mixed_cluster
 from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session, some_calls
 from tests.sim.oracle import LinearTime

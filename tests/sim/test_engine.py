@@ -4,8 +4,8 @@ from math import inf
 
 import pytest
 
-from sim.engine import Engine
-from sim.engine_settings import EngineSettings
+from sim.engine.engine import Engine
+from sim.engine.engine_settings import EngineSettings
 from tests.sim.oracle import LinearTime
 
 ONE_SECOND = LinearTime(base_s=1.0, per_seq_s=0.0, per_kv_token_s=0.0, per_prefill_token_s=0.0, per_prefill_pair_s=0.0)

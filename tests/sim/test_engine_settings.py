@@ -1,6 +1,6 @@
 import pytest
 
-from sim.engine_settings import EngineSettings, Order
+from sim.engine.engine_settings import EngineSettings, Order
 
 
 def test_the_token_budget_follows_the_order():

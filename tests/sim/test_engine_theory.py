@@ -5,8 +5,8 @@ from math import ceil, inf, log, sqrt
 
 import pytest
 
-from sim.engine import Engine
-from sim.engine_settings import EngineSettings, Order
+from sim.engine.engine import Engine
+from sim.engine.engine_settings import EngineSettings, Order
 from tests.sim.oracle import LinearTime
 
 STEP_S = 0.01

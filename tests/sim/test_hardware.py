@@ -7,9 +7,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.workload import ModelShape
-from sim.curves import Curve, Grid, curve_from_text, curve_to_text, grid_from_text, grid_to_text
-from sim.hardware import Hardware, hardware_from_config
+from mosaic.core.workload import ModelShape
+from sim.hardware.curves import Curve, Grid, curve_from_text, curve_to_text, grid_from_text, grid_to_text
+from sim.hardware.hardware import Hardware, hardware_from_config
 from tests.factories import make_shape
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "hardware"

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.workload import ModelShape
-from sim.hardware import Hardware, hardware_from_config
-from sim.iteration_time import IterationTime, iteration_time
+from mosaic.core.workload import ModelShape
+from sim.hardware.hardware import Hardware, hardware_from_config
+from sim.hardware.iteration_time import IterationTime, iteration_time
 from tests.factories import make_shape
 from tests.sim.test_hardware import SHAPE, grid_attention, make_config
 

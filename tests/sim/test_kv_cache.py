@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.kv_cache import KvCache
+from sim.engine.kv_cache import KvCache
 
 
 def make_cache(*, kv_tokens=160, block_size=16, watermark_frac=0.0) -> KvCache:

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosaic.realization import Outcome
-from mosaic.results import Cancel
-from sim.engine_settings import EngineSettings, Order
+from mosaic.core.realization import Outcome
+from mosaic.core.results import Cancel
+from sim.engine.engine_settings import EngineSettings, Order
 from tests.factories import make_call, make_cluster, make_expert, make_shape
 from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session, some_calls
 from tests.sim.random_runs import committed_time, committed_times, runs

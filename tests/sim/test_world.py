@@ -8,15 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from mosaic.lengths import ClippedLognormal, Empirical
-from mosaic.realization import Outcome
-from mosaic.results import CallStatus, Cancel
-from mosaic.schedulers.data_parallel import DataParallel
-from mosaic.schedulers.fifo import Fifo
-from mosaic.schedulers.least_loaded import LeastLoaded
-from mosaic.schedulers.round_robin import RoundRobin
-from mosaic.workload import CallKey, Role
-from sim.world import World
+from mosaic.core.lengths import ClippedLognormal, Empirical
+from mosaic.core.realization import Outcome
+from mosaic.core.results import CallStatus, Cancel
+from mosaic.core.workload import CallKey, Role
+from mosaic.planning.schedulers.data_parallel import DataParallel
+from mosaic.planning.schedulers.fifo import Fifo
+from mosaic.planning.schedulers.least_loaded import LeastLoaded
+from mosaic.planning.schedulers.round_robin import RoundRobin
+from sim.world.world import World
 from tests.factories import make_call, make_problem
 from tests.sim.cluster_runs import make_backend
 

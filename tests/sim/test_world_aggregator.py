@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.realization import Outcome
-from mosaic.workload import Role
-from sim.preparation import cut_off
-from sim.world import World
+from mosaic.core.realization import Outcome
+from mosaic.core.workload import Role
+from sim.cluster.preparation import cut_off
+from sim.world.world import World
 from tests.factories import make_call, make_expert
 from tests.sim.answer_worlds import (
     FINE,

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, kstest
 
-from mosaic.lengths import ClippedLognormal, Empirical
-from mosaic.realization import Outcome
-from sim.world import World
+from mosaic.core.lengths import ClippedLognormal, Empirical
+from mosaic.core.realization import Outcome
+from sim.world.world import World
 from tests.factories import make_call, make_calls
 from tests.sim.answer_worlds import FINE, aggregate_call, ask, item_of, make_choice, make_model, make_world, names
 

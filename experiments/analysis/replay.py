@@ -1,0 +1,121 @@
+"""Replay of a recorded request log through one engine, and how far its times are from the log's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+
+from mosaic.core.checks import require
+from mosaic.core.results import CallRecord
+from mosaic.core.workload import Workload
+from mosaic.report.metrics import latency_summary
+from sim.engine.engine import Engine
+from sim.engine.engine_settings import EngineSettings
+from sim.hardware.iteration_time import IterationTime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayError:
+    """One metric, simulated and measured, in seconds."""
+
+    simulated_s: float
+    measured_s: float
+
+    @property
+    def error_frac(self) -> float:
+        """Signed error relative to the measurement."""
+        return self.simulated_s / self.measured_s - 1
+
+
+def replay(
+    workload: Workload,
+    *,
+    iteration_time: IterationTime,
+    settings: EngineSettings,
+    kv_tokens: int,
+    context_tokens: int,
+) -> tuple[CallRecord, ...]:
+    """Serve a workload with arrivals and true lengths by one engine that is already loaded.
+
+    Raises
+    ------
+    ValueError
+        If the workload has no true lengths, or a request can never fit.
+    """
+    lengths = workload.output_tokens
+    if lengths is None:
+        raise ValueError(f"workload {workload.name}: output_tokens must be given for a replay, got None")
+    engine = Engine(
+        iteration_time=iteration_time, settings=settings, kv_tokens=kv_tokens, context_tokens=context_tokens
+    )
+    requests = []
+    for index, call in enumerate(workload.calls):
+        try:
+            requests.append(engine.submit(index, call.prompt_tokens, lengths[call.key], call.ready_s))
+        except ValueError as error:
+            raise ValueError(f"call {call.key}: {error}") from error
+    engine.advance_to(inf)
+    return tuple(
+        CallRecord(
+            key=call.key,
+            expert=call.expert,
+            session=0,
+            workers=(0,),
+            prompt_tokens=call.prompt_tokens,
+            output_tokens=request.output_tokens,
+            queued_ts=request.queued_ts,
+            admitted_ts=request.admitted_ts,
+            first_token_ts=request.first_token_ts,
+            finished_ts=request.finished_ts,
+            num_preemptions=request.num_preemptions,
+            wasted_tokens=request.wasted_tokens,
+        )
+        for call, request in zip(workload.calls, requests, strict=True)
+    )
+
+
+def replay_errors(records: Sequence[CallRecord], measured: Sequence[CallRecord]) -> dict[str, ReplayError]:
+    """Compare a replay with the log's own times, metric by metric.
+
+    Latency counts from arrival to last token, TTFT from arrival to first token, TPOT is (last - first) / (n - 1), and
+    makespan first arrival to last token.
+
+    Raises
+    ------
+    ValueError
+        If the two do not cover the same calls, or a metric is undefined.
+    """
+    simulated_keys, measured_keys = {record.key for record in records}, {record.key for record in measured}
+    require(simulated_keys == measured_keys, "replay: calls", "those of the log", len(simulated_keys ^ measured_keys))
+    simulated, real = _metrics(records), _metrics(measured)
+    return {name: ReplayError(simulated_s=simulated[name], measured_s=real[name]) for name in simulated}
+
+
+def _metrics(records: Sequence[CallRecord]) -> dict[str, float]:
+    summary: Mapping[str, float | None] = latency_summary(records)
+    order = ("mean_latency_s", "mean_tpot_s", "mean_ttft_s", "p99_latency_s")
+    metrics: dict[str, float] = {}
+    for name in order:
+        value = summary[name]
+        if value is None:
+            raise ValueError(f"replay: {name} must be defined, got no request that has one")
+        metrics[name] = value
+    finished = [record.finished_ts for record in records if record.finished_ts is not None]
+    metrics["makespan_s"] = max(finished) - min(record.queued_ts for record in records)
+    return metrics
+
+
+def replay_table(errors: Mapping[str, ReplayError]) -> str:
+    """Lay the comparison out as text.
+
+    Examples
+    --------
+    >>> print(replay_table({"mean_ttft_s": ReplayError(simulated_s=1.02, measured_s=1.0)}))
+    metric            simulated    measured    error
+    mean_ttft_s          1.0200      1.0000    +2.0%
+    """
+    lines = [f"{'metric':<16} {'simulated':>10}  {'measured':>10}  {'error':>7}"]
+    for name, error in errors.items():
+        lines.append(
+            f"{name:<16} {error.simulated_s:>10.4f}  {error.measured_s:>10.4f}  {100 * error.error_frac:>+6.1f}%"
+        )
+    return "\n".join(lines)

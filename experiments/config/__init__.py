@@ -1,0 +1,1 @@
+"""From a Hydra configuration to plain values: the only place that knows both."""

@@ -1,0 +1,78 @@
+"""What a command says of bad input: a message that names the field, and no traceback."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import ENAMETOOLONG
+
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from mosaic.core.errors import MosaicError
+
+BAD_INPUT = (MosaicError, ValueError, TypeError, OSError, HydraException, OmegaConfBaseException)
+"""What ends a command with a message; anything else is our own mistake and keeps its traceback."""
+
+BAD_INPUT_STATUS = 2
+INTERRUPTED_STATUS = 130
+
+
+class FailedPoint(MosaicError):
+    """A point of a sweep failed and has said why; the sweep goes on and ends with a status of failure."""
+
+
+@contextmanager
+def exit_with_message(on_interrupt: str = "") -> Iterator[None]:
+    """Turn bad input into a message on stderr and an exit; MOSAIC_TRACEBACK=1 shows where it came from.
+
+    ``on_interrupt`` is what to say after Ctrl-C.
+    """
+    try:
+        yield
+    except FailedPoint:
+        sys.exit(BAD_INPUT_STATUS)
+    except BAD_INPUT as error:
+        if os.environ.get("MOSAIC_TRACEBACK"):
+            raise
+        print(f"error: {explain_error(error)}", file=sys.stderr)
+        sys.exit(BAD_INPUT_STATUS)
+    except KeyboardInterrupt as stop:
+        said = ". ".join(part for part in (str(stop), on_interrupt) if part)
+        print(f"interrupted: {said}" if said else "interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED_STATUS)
+
+
+def explain_error(error: BaseException) -> str:
+    """Say what is wrong in our words where Hydra's or the system's leave out the field, the rule or the value."""
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return f"{group} must be one of {sorted(error.options)}, got {name!r}"
+    if isinstance(error, OverrideParseException):
+        return f"override must be KEY=VALUE in Hydra's grammar, got {error.override!r} ({str(error).splitlines()[0]})"
+    if isinstance(error, ConfigCompositionException):
+        return _explain_composition(error)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} must be given, as in {error.full_key}=VALUE"
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {str(error).splitlines()[0]}"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"folder must be one that can be made, got {error.filename!r} where a file is in the way"
+    if isinstance(error, OSError) and error.errno == ENAMETOOLONG:
+        give = "give one with hydra.run.dir or hydra.sweep.subdir"
+        return f"folder must have a shorter name, got {error.filename!r}: {give}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: cannot be used ({error.strerror})"
+    return str(error)
+
+
+def _explain_composition(error: ConfigCompositionException) -> str:
+    cause = error.__cause__
+    if not isinstance(cause, OmegaConfBaseException):
+        return str(error)
+    parent = cause.parent_node
+    keys = [key for key in parent if not str(key).startswith("_")] if isinstance(parent, DictConfig) else None
+    if keys is None or cause.full_key is None:
+        return f"{str(error).splitlines()[0]} ({str(cause).splitlines()[0]})"
+    return f"{cause.full_key} must be a key of the configuration, one of {keys} there; +{cause.full_key}=VALUE adds one"

@@ -1,0 +1,62 @@
+"""What a run checks of its configuration before any work starts, where the values themselves cannot."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mosaic.core.checks import require, require_name
+from mosaic.core.cluster import Cluster
+from mosaic.core.workload import Expert, Workload
+from mosaic.planning.costs import ACTIVATION_BYTES, fits_memory
+
+
+def require_section(config: Mapping[str, Any], names: Iterable[str], prefix: str = "") -> None:
+    """Check that groups of the configuration are there and have keys: ``~scheduler`` and ``plan=x`` take them away."""
+    for name in names:
+        value = config.get(name)
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{prefix}{name} must be a group of the configuration, with keys, got {value!r}")
+
+
+def require_path(value: object, field: str) -> None:
+    """Check the name of a file, or null."""
+    if value is not None:
+        require_name(value, field)
+
+
+def check_calls(workload: Workload, experts: Sequence[Expert], cluster: Cluster) -> None:
+    """Check that the pool has every expert called, that the machines can hold it and that it can take its prompts.
+
+    Schedulers and backends check so much themselves; a profile's sweep comes before them, and would complain of
+    calibration calls that nobody has asked for.
+    """
+    pool = {expert.name: expert for expert in experts}
+    for call in workload.calls:
+        if call.expert not in pool:
+            rule = f"one of the pool {list(pool)}"
+            raise ValueError(f"workload {workload.name}, call {call.key}: expert must be {rule}, got {call.expert!r}")
+        context = pool[call.expert].context_tokens
+        if call.prompt_tokens >= context:
+            rule = f"below context_tokens={context} of {call.expert}"
+            raise ValueError(
+                f"workload {workload.name}, call {call.key}: prompt_tokens must be {rule}, got {call.prompt_tokens}"
+            )
+    for name in workload.num_calls_by_expert:
+        check_fit(pool[name], cluster)
+
+
+def check_fit(expert: Expert, cluster: Cluster) -> None:
+    """Check that an expert's workers can hold it."""
+    degree = expert.tp_degree
+    label, gpu = f"expert {expert.name}", cluster.workers[0].gpu
+    require(degree <= cluster.num_workers, f"{label}: tp_degree", f"at most num_workers={cluster.num_workers}", degree)
+    if fits_memory(expert, cluster.workers[:degree]):
+        return
+    gib = 2.0**30
+    weights = expert.shape.weight_bytes / degree / gib
+    cache = expert.shape.kv_bytes_per_token(degree) * expert.context_tokens / gib
+    raise ValueError(
+        f"{label} must fit into tp_degree={degree} x {gpu.name}, got {gpu.usable_bytes / gib:.1f} GiB usable on each "
+        f"({gpu.memory_utilization_frac:g} of hardware.memory_gib={gpu.memory_bytes / gib:g}) for {weights:.1f} GiB of "
+        f"weights, {ACTIVATION_BYTES / gib:.1f} GiB of activations and {cache:.1f} GiB of KV cache for one call of "
+        f"context_tokens={expert.context_tokens}"
+    )

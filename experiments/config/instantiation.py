@@ -1,0 +1,38 @@
+"""Makes values from groups of the configuration, with errors that name the group."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from mosaic.core.checks import require_name
+
+
+def make(config: Mapping[str, Any], label: str) -> Any:
+    """Instantiate a group, showing the cause of a failure and not Hydra's way to it."""
+    require_name(config.get("_target_"), f"{label}._target_")
+    try:
+        return instantiate(config, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, ImportError | AttributeError):
+            reason = " ".join(str(cause).split())
+            raise ValueError(f"{label}._target_ must be importable, got {config['_target_']!r} ({reason})") from error
+        raise _labelled(cause, label) from error
+
+
+def call(function: Callable[..., Any], label: str, /, **values: Any) -> Any:
+    """Call with the values of a group, naming the group where an argument is missing or unknown."""
+    try:
+        return function(**values)
+    except TypeError as error:
+        raise _labelled(error, label) from error
+
+
+def _labelled(error: BaseException, label: str) -> BaseException:
+    """Name the group in Python's own complaint about arguments, which names a function that a user never sees."""
+    _, found, complaint = str(error).partition("() ")
+    if isinstance(error, TypeError) and found:
+        return TypeError(f"{label} {complaint}")
+    return error

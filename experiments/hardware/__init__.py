@@ -1,0 +1,1 @@
+"""From operator tables and measured iterations to files of conf/hardware."""

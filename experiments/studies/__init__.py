@@ -1,0 +1,1 @@
+"""The paper, calibration, ablations, gates and validation, behind the commands above."""

@@ -1,0 +1,213 @@
+"""Simulated calibrations of the calibrated gate: calibration sets drawn from a population whose losses are known."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from math import ceil
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from experiments.studies.gate_populations import Confidence, Population, Scored
+from mosaic.pipelines.gates.calibrated import POSTERIOR_THRESHOLDS, Calibrated, ConfidenceKind, plurality_thresholds
+from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, split_places
+from mosaic.pipelines.gates.gate import plurality
+from mosaic.pipelines.gates.risk_control import betting_p_values, smallest_promise_frac
+from mosaic.pipelines.gates.weighted import learn_reliabilities, posterior
+
+Places: TypeAlias = NDArray[np.int64]
+
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Calibrated)}
+RISK_FRAC: float = _DEFAULTS["risk_frac"]
+FIT_FRAC: float = _DEFAULTS["fit_frac"]
+NUM_OPEN_OPTIONS: int = _DEFAULTS["num_open_options"]
+
+CONFIDENCE_OF_LIMIT = 0.99
+NUM_PER_GROUP = 20
+"""Calibrations drawn at a time; with weighted confidence they share one fit part, a new one for each group."""
+MAX_CERTIFY = 400_000
+"""Questions after which the search for how many are needed gives up."""
+NEEDED_PRECISION = 0.005
+"""Of that search."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trials:
+    """What came of many calibrations on so many questions, at one accepted loss."""
+
+    accepted_loss_frac: float
+    num_questions: int
+    num_certify: int
+    num_calibrations: int
+    num_broken: int
+    """Calibrations whose threshold loses more over the population than is accepted."""
+    skip_fracs: tuple[float, ...]
+    """Of the population, by each calibration's threshold."""
+
+    @property
+    def max_broken(self) -> int:
+        """Most broken promises to be expected where each is broken with the stated risk."""
+        return broken_limit(self.num_calibrations)
+
+    @property
+    def skip_frac(self) -> float:
+        return float(np.mean(self.skip_fracs))
+
+    @property
+    def refused_frac(self) -> float:
+        """Share of the calibrations after which nothing is skipped."""
+        return float(np.mean(np.array(self.skip_fracs) == 0))
+
+
+def broken_limit(num_calibrations: int) -> int:
+    """Find the 99% limit of the binomial: a test of the promise that fails once in a hundred times by chance alone."""
+    return int(binom.ppf(CONFIDENCE_OF_LIMIT, num_calibrations, RISK_FRAC))
+
+
+def certify_places(workload: str, num_questions: int) -> tuple[Places, Places]:
+    """Split the places of so many calibration questions of a benchmark: those to fit, and those that certify."""
+    ids = [f"{workload}_calibration-{number}" for number in range(num_questions)]
+    fit, certify = split_places(ids, FIT_FRAC)
+    return np.array(fit, dtype=np.int64), np.array(certify, dtype=np.int64)
+
+
+def draw_groups(
+    population: Population, num_questions: int, num_calibrations: int, rng: np.random.Generator
+) -> Iterator[tuple[list[CalibrationQuestion], NDArray[np.int32]]]:
+    """Draw calibration sets with replacement, in groups.
+
+    Yields
+    ------
+    tuple
+        The questions of the fit part of a group's first calibration, and the kinds of the questions that certify,
+        shape (num_in_group, num_certify), in the order in which the gate reads them.
+    """
+    fit, certify = certify_places(population.workload, num_questions)
+    for start in range(0, num_calibrations, NUM_PER_GROUP):
+        size = (min(NUM_PER_GROUP, num_calibrations - start), num_questions)
+        drawn = population.kind_of[rng.integers(len(population.kind_of), size=size)]
+        yield [population.kinds[kind] for kind in drawn[0, fit]], drawn[:, certify]
+
+
+def confidence_of(kind: ConfidenceKind, fit: Sequence[CalibrationQuestion]) -> Confidence:
+    """Return what the calibrated gate calls confidence, after learning from the fit part where it has to."""
+    if kind == "plurality":
+        return plurality
+    learned = learn_reliabilities(fit)
+    return lambda ballot: posterior(ballot, learned, NUM_OPEN_OPTIONS)
+
+
+def thresholds_of(kind: ConfidenceKind, population: Population) -> tuple[float, ...]:
+    """List the thresholds that the calibrated gate tests, in their order."""
+    if kind == "weighted":
+        return POSTERIOR_THRESHOLDS
+    return plurality_thresholds({len(question.ballot.votes) for question in population.kinds})
+
+
+def chosen_thresholds(
+    scored: Scored, certify: NDArray[np.int32], thresholds: Sequence[float], accepted_loss_frac: float
+) -> list[float | None]:
+    """Choose each calibration's threshold as ``risk_control.choose_threshold`` does, all at once."""
+    chosen: list[float | None] = [None] * len(certify)
+    passing = np.arange(len(certify))
+    before = None
+    for threshold in thresholds:
+        lost = scored.lost(threshold)
+        # A threshold that skips no kind more has the p values of the one before.
+        if before is None or not np.array_equal(lost, before):
+            p_values = betting_p_values(lost[certify[passing]], accepted_loss_frac)
+            passing = passing[p_values <= RISK_FRAC]
+        before = lost
+        for place in passing:
+            chosen[place] = threshold
+        if len(passing) == 0:
+            break
+    return chosen
+
+
+def simulate_calibrations(
+    population: Population,
+    accepted_loss_fracs: Sequence[float],
+    num_questions: int,
+    num_calibrations: int,
+    kind: ConfidenceKind = "plurality",
+    seed: int = 0,
+) -> list[Trials]:
+    """Calibrate the gate many times, at each accepted loss on the same draws."""
+    rng = np.random.default_rng((seed, num_questions, *population.name.encode()))
+    thresholds = thresholds_of(kind, population)
+    broken = dict.fromkeys(accepted_loss_fracs, 0)
+    skips: dict[float, list[float]] = {accepted: [] for accepted in accepted_loss_fracs}
+    num_certify = 0
+    for fit, certify in draw_groups(population, num_questions, num_calibrations, rng):
+        scored = population.score(confidence_of(kind, fit))
+        num_certify = certify.shape[1]
+        for accepted in accepted_loss_fracs:
+            chosen = chosen_thresholds(scored, certify, thresholds, accepted)
+            broken[accepted] += sum(scored.loss_frac(threshold) > accepted for threshold in chosen)
+            skips[accepted] += [scored.skip_frac(threshold) for threshold in chosen]
+    return [
+        Trials(
+            accepted_loss_frac=accepted,
+            num_questions=num_questions,
+            num_certify=num_certify,
+            num_calibrations=num_calibrations,
+            num_broken=broken[accepted],
+            skip_fracs=tuple(skips[accepted]),
+        )
+        for accepted in accepted_loss_fracs
+    ]
+
+
+def published_promises(
+    population: Population, tau: float, num_questions: int, num_calibrations: int, seed: int = 0
+) -> list[float]:
+    """Find the least loss that the gate could promise at a threshold on so many questions, for each calibration.
+
+    Fixed-sequence testing reaches a threshold only through those above it, so all of them have to hold.
+    """
+    rng = np.random.default_rng((seed, num_questions, *population.name.encode()))
+    scored, taus = population.score(plurality), _down_to(tau, population)
+    return [
+        max(smallest_promise_frac(scored.lost(above)[row], RISK_FRAC) for above in taus)
+        for _, certify in draw_groups(population, num_questions, num_calibrations, rng)
+        for row in certify
+    ]
+
+
+def questions_needed(
+    population: Population, tau: float, accepted_loss_frac: float, num_calibrations: int, seed: int = 0
+) -> int | None:
+    """Find the number of calibration questions with which half of the calibrations promise a threshold.
+
+    About: a share of FIT_FRAC of them certifies nothing. None: never, or not with MAX_CERTIFY questions that certify.
+    """
+    scored, taus = population.score(plurality), _down_to(tau, population)
+    if any(scored.loss_frac(above) >= accepted_loss_frac for above in taus):
+        return None
+    rng = np.random.default_rng((seed, MAX_CERTIFY, *population.name.encode()))
+    lost = np.empty((len(taus), num_calibrations, MAX_CERTIFY), dtype=np.int8)
+    for row in range(num_calibrations):
+        kinds = population.kind_of[rng.integers(len(population.kind_of), size=MAX_CERTIFY)]
+        for place, above in enumerate(taus):
+            lost[place, row] = scored.lost(above)[kinds]
+
+    def is_enough(num: int) -> bool:
+        passed = (betting_p_values(lost[:, :, :num], accepted_loss_frac) <= RISK_FRAC).all(axis=0)
+        return bool(passed.mean() >= 0.5)
+
+    # NOTE: another question never raises a p value, so the share that passes never falls.
+    few, enough = 0, 64
+    while not is_enough(enough):
+        if enough == MAX_CERTIFY:
+            return None
+        few, enough = enough, min(2 * enough, MAX_CERTIFY)
+    while enough - few > max(1, enough * NEEDED_PRECISION):
+        middle = (few + enough) // 2
+        few, enough = (few, middle) if is_enough(middle) else (middle, enough)
+    return ceil(enough / (1 - FIT_FRAC))
+
+
+def _down_to(tau: float, population: Population) -> tuple[float, ...]:
+    return tuple(threshold for threshold in thresholds_of("plurality", population) if threshold >= tau)

@@ -1,0 +1,1 @@
+"""Trains the tiny experts that really answer on a CPU."""

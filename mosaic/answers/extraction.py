@@ -1,0 +1,76 @@
+"""What a response answers, and whether two answers are the same.
+
+A response that gives no answer is unparsable: its answer is None, which equals nothing, not even another None.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from mosaic.answers.choice_answers import choice_letter
+from mosaic.answers.math_answers import math_expression
+from mosaic.answers.math_equality import same_value
+from mosaic.answers.response_text import without_thinking
+from mosaic.core.workload import AnswerKind, Question
+
+__all__ = ["Comparison", "comparison", "extract_answer", "is_correct", "without_thinking"]
+
+Comparison: TypeAlias = Callable[[str, str], bool]
+"""Whether two answers to the same question are the same; symmetric, and true of an answer and itself."""
+
+
+def extract_answer(text: str, question: Question, *, thinking_opened: bool = False) -> str | None:
+    r"""Read the answer that a response gives to a question, as a careful reader would.
+
+    Thinking is removed first, so a response cut off while thinking has no answer.
+
+    Parameters
+    ----------
+    text
+        The response as the engine returned it.
+    question
+        Its kind and number of options say what counts as an answer; its text and gold are not looked at.
+    thinking_opened
+        The prompt's template opened the think tag, see `without_thinking`.
+
+    Returns
+    -------
+    str or None
+        The letter of one of the question's options; the expression as the response writes it; or, of free text, all
+        that is visible. None: the response gives no answer, several, or one that is not an option.
+
+    Examples
+    --------
+    >>> quiz = Question(id="q", prompt_tokens=9, answer_kind=AnswerKind.CHOICE, num_options=4)
+    >>> extract_answer("A nerve is meant, so the answer is (C), not B.", quiz)
+    'C'
+    >>> extract_answer("It is either A or B.", quiz) is None
+    True
+    >>> extract_answer(r"Thus \boxed{\frac{3}{4}}.", Question(id="q", prompt_tokens=9, answer_kind=AnswerKind.MATH))
+    '\\frac{3}{4}'
+    """
+    visible = without_thinking(text, thinking_opened=thinking_opened).strip()
+    if question.answer_kind is AnswerKind.CHOICE:
+        assert question.num_options is not None, "checked by Question"
+        return choice_letter(visible, question.num_options)
+    if question.answer_kind is AnswerKind.MATH:
+        return math_expression(visible)
+    return visible or None
+
+
+def comparison(kind: AnswerKind) -> Comparison | None:
+    """Return how answers of a kind compare; None: only the user can say when two free texts agree."""
+    return {AnswerKind.CHOICE: _same_letter, AnswerKind.MATH: same_value}.get(kind)
+
+
+def _same_letter(one: str, other: str) -> bool:
+    return one == other
+
+
+def is_correct(answer: str | None, question: Question, same: Comparison | None) -> bool | None:
+    """Say whether an answer is the gold one; None where there is no gold, or nothing to compare it with.
+
+    An unparsable answer (None) to a question with gold is wrong.
+    """
+    if question.answer is None or same is None:
+        return None
+    return answer is not None and same(answer, question.answer)

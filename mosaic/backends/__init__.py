@@ -1,1 +1,0 @@
-"""Backends that run plans on real engines."""

@@ -1,0 +1,78 @@
+"""The machines: workers and the kind of GPU each drives."""
+
+from dataclasses import dataclass
+
+from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """A kind of accelerator, as far as a scheduler may know it."""
+
+    name: str
+    memory_bytes: int
+    memory_utilization_frac: float = 0.9
+    """Share of the memory the engine may take (vLLM's gpu_memory_utilization)."""
+
+    def __post_init__(self) -> None:
+        require_name(self.name, "gpu.name")
+        require_count(self.memory_bytes, f"gpu {self.name}: memory_bytes", at_least=1)
+        require_number(self.memory_utilization_frac, f"gpu {self.name}: memory_utilization_frac", above=0)
+        require(
+            self.memory_utilization_frac <= 1,
+            f"gpu {self.name}: memory_utilization_frac",
+            "at most 1",
+            self.memory_utilization_frac,
+        )
+
+    @property
+    def usable_bytes(self) -> int:
+        """Memory for weights, activations and KV cache."""
+        return int(self.memory_bytes * self.memory_utilization_frac)
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One GPU and the process that drives it."""
+
+    id: int
+    gpu: Gpu
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """The workers of a run, numbered 0 .. N-1."""
+
+    name: str
+    workers: tuple[Worker, ...]
+
+    def __post_init__(self) -> None:
+        require_name(self.name, "cluster.name")
+        object.__setattr__(self, "workers", tuple(self.workers))
+        require(len(self.workers) > 0, f"cluster {self.name}: workers", "at least one worker", 0)
+        require_unique((worker.id for worker in self.workers), f"cluster {self.name}: worker id")
+        ids = [worker.id for worker in self.workers]
+        require(ids == list(range(len(ids))), f"cluster {self.name}: worker ids", "0 .. N-1 in order", ids)
+
+    @property
+    def num_workers(self) -> int:
+        return len(self.workers)
+
+    def select(self, ids: tuple[int, ...]) -> tuple[Worker, ...]:
+        """Workers by id.
+
+        Raises
+        ------
+        ValueError
+            If an id is not on the cluster.
+        """
+        for worker in ids:
+            if not 0 <= worker < len(self.workers):
+                raise ValueError(f"worker must be one of 0 .. {len(self.workers) - 1} of {self.name}, got {worker!r}")
+        return tuple(self.workers[worker] for worker in ids)
+
+
+def uniform_cluster(*, name: str, num_workers: int, gpu: Gpu) -> Cluster:
+    """Build a cluster of equal workers."""
+    require_count(num_workers, f"cluster {name}: num_workers", at_least=1)
+    return Cluster(name=name, workers=tuple(Worker(worker, gpu) for worker in range(num_workers)))

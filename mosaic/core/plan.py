@@ -1,0 +1,118 @@
+"""The plan: which expert loads where, in which order, and which calls each session serves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from mosaic.core.checks import require, require_unique
+from mosaic.core.prediction import LengthPrediction
+from mosaic.core.workload import CallKey, ExpertName, Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One expert, resident on fixed workers, serving one shard of calls."""
+
+    id: int
+    expert: ExpertName
+    role: Role
+    workers: tuple[int, ...]
+    """Held together from load to unload; the tensor-parallel degree is their number."""
+    shard: tuple[CallKey, ...]
+    after: tuple[int, ...] = ()
+    """Sessions that must have ended before this one loads."""
+
+    def __post_init__(self) -> None:
+        label = f"session {self.id} of {self.expert!r}"
+        require(len(self.workers) > 0, f"{label}: workers", "at least one worker", self.workers)
+        require_unique(self.workers, f"{label}: workers")
+        require(len(self.shard) > 0, f"{label}: shard", "at least one call", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedTimes:
+    """What the scheduler expects of a session, in seconds on the run's clock."""
+
+    start_s: float
+    load_s: float
+    end_s: float
+
+
+class SolveStatus(StrEnum):
+    """How a plan came about."""
+
+    OPTIMAL = "optimal"
+    TIME_LIMIT = "time_limit"
+    HEURISTIC = "heuristic"
+    """A baseline's rule; nothing was solved."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolveReport:
+    """The solver's outcome as data."""
+
+    status: SolveStatus
+    objective_s: float | None = None
+    """The program's own makespan C (None for a rule)."""
+    bound_s: float | None = None
+    gap_frac: float | None = None
+    num_vars: int | None = None
+    num_constraints: int | None = None
+    wall_s: float | None = field(default=None, compare=False)
+    """Solver seconds: reported in meta.json, never in the plan file; None for a rule or a loaded plan."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Sessions in one total order; each worker's queue is derived from it, so gangs cannot deadlock.
+
+    The decisions (who, where, in which order) bind. The predictions serve only to report the gap.
+    """
+
+    scheduler: str
+    costs: str
+    """Name of the cost model behind the predictions and the bound."""
+    problem_fingerprint: str
+    num_workers: int
+    sessions: tuple[Session, ...]
+    predicted: tuple[PredictedTimes, ...]
+    """One per session, in the same order."""
+    lengths: Mapping[ExpertName, LengthPrediction]
+    lower_bound_s: float
+    """No plan under the same caps (and K, for the ILP) is cheaper under the problem's costs."""
+    solve: SolveReport
+    notes: tuple[str, ...] = ()
+    """Why the plan looks so, and what was extrapolated."""
+
+    def __post_init__(self) -> None:
+        require_unique((session.id for session in self.sessions), "plan: session id")
+        require(
+            len(self.predicted) == len(self.sessions),
+            "plan: predicted",
+            f"one entry for each of {len(self.sessions)} sessions",
+            len(self.predicted),
+        )
+
+    @property
+    def predicted_makespan_s(self) -> float:
+        """Predicted end of the last session."""
+        return max((times.end_s for times in self.predicted), default=0.0)
+
+    def worker_queue(self, worker: int) -> tuple[Session, ...]:
+        """Sessions of one worker, in order."""
+        return tuple(session for session in self.sessions if worker in session.workers)
+
+
+def unpriced_plan(sessions: Sequence[Session], *, num_workers: int) -> Plan:
+    """Wrap sessions that measure costs, and so come before any price, into a plan that a backend can run."""
+    return Plan(
+        scheduler="none",
+        costs="none",
+        problem_fingerprint="none",
+        num_workers=num_workers,
+        sessions=tuple(sessions),
+        predicted=tuple(PredictedTimes(0.0, 0.0, 0.0) for _ in sessions),
+        lengths={},
+        lower_bound_s=0.0,
+        solve=SolveReport(status=SolveStatus.HEURISTIC),
+    )

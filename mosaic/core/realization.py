@@ -1,0 +1,56 @@
+"""What would really happen to a call. Imported by backends and sim only: schedulers see predictions."""
+
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import NamedTuple, TypeAlias
+
+from mosaic.core.workload import Call, CallKey
+
+Outcomes: TypeAlias = Callable[[Call], "Outcome"]
+"""Maps a call to its outcome; pure, so that every policy meets the same world."""
+
+
+class Outcome(NamedTuple):
+    """The true result of a call."""
+
+    output_tokens: int
+    answer: str | None = None
+    visible_tokens: int | None = None
+    """Of the response without its thinking; None: the whole response."""
+
+
+def uniform(root_seed: int, stream: str, key: CallKey) -> float:
+    """Draw a number in (0, 1) that depends on nothing but the seed, the stream's name and the call's key.
+
+    Hashed and not taken from a generator, so that a policy which cancels, adds or re-routes calls
+    leaves the luck of all others as it is.
+
+    Examples
+    --------
+    >>> from mosaic.core.workload import CallKey, Role
+    >>> key = CallKey("q1", Role.PROPOSE, 0)
+    >>> uniform(0, "length", key) == uniform(0, "length", key)
+    True
+    >>> uniform(0, "length", key) == uniform(1, "length", key)
+    False
+    """
+    return uniform_pair(root_seed, stream, key)[0]
+
+
+def uniform_pair(root_seed: int, stream: str, key: CallKey) -> tuple[float, float]:
+    """Draw two independent numbers for a call, the first of them that of ``uniform``."""
+    question, role, slot = key
+    digest = blake2b(f"{root_seed}|{stream}|{question}|{role}|{slot}".encode(), digest_size=32).digest()
+    return _to_uniform(digest[:8]), _to_uniform(digest[8:16])
+
+
+def question_uniforms(root_seed: int, stream: str, question: str, count: int) -> list[float]:
+    """Draw numbers in (0, 1) that all calls of a question share."""
+    digests = (
+        blake2b(f"{root_seed}|{stream}|{question}|item {block}".encode()).digest() for block in range(-(-count // 8))
+    )
+    return [_to_uniform(digest[at : at + 8]) for digest in digests for at in range(0, 64, 8)][:count]
+
+
+def _to_uniform(part: bytes) -> float:
+    return ((int.from_bytes(part, "little") >> 12) + 0.5) * 2.0**-52

@@ -1,0 +1,249 @@
+"""The batch: questions, the experts that may answer them, and the calls to make."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple, TypeAlias
+
+from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
+
+ExpertName: TypeAlias = str
+
+OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Names of a multiple-choice question's options, in order."""
+
+
+class Role(StrEnum):
+    """What a call is for. A label: the second stage reuses scheduler, plan and backend."""
+
+    PROPOSE = "propose"
+    AGGREGATE = "aggregate"
+
+
+class Family(StrEnum):
+    """Reasoning experts think at length before they answer; instruct experts answer at once."""
+
+    REASONING = "reasoning"
+    INSTRUCT = "instruct"
+
+
+class AnswerKind(StrEnum):
+    """How two answers to a question compare."""
+
+    CHOICE = "choice"
+    """A letter of a multiple-choice question."""
+    MATH = "math"
+    """A number or an expression, equal where mathematics says so."""
+    TEXT = "text"
+    """Free text, which only a comparison plugged in by the user can compare."""
+
+
+class CallKey(NamedTuple):
+    """Identity of a call: the same in every plan, world and result."""
+
+    question: str
+    role: Role
+    slot: int
+
+    def __str__(self) -> str:
+        return f"{self.question}/{self.role}/{self.slot}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """Dimensions of a decoder-only transformer, as far as time and memory depend on them."""
+
+    num_parameters: int
+    num_layers: int
+    hidden_size: int
+    ffn_size: int
+    num_query_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    bytes_per_value: int = 2
+    """Weights and KV cache alike (2: bf16)."""
+    tied_embeddings: bool = False
+    """True where the input embedding and the LM head are one matrix."""
+
+    def __post_init__(self) -> None:
+        for field in (
+            "num_parameters", "num_layers", "hidden_size", "ffn_size", "num_query_heads",
+            "num_kv_heads", "head_dim", "vocab_size", "bytes_per_value",
+        ):  # fmt: skip
+            require_count(getattr(self, field), f"shape.{field}", at_least=1)
+        require(
+            self.num_query_heads % self.num_kv_heads == 0,
+            "shape.num_query_heads",
+            f"a multiple of num_kv_heads={self.num_kv_heads}",
+            self.num_query_heads,
+        )
+        require(
+            self.num_block_parameters > 0,
+            "shape.num_parameters",
+            f"above those of the embeddings, {self.num_parameters - self.num_block_parameters}",
+            self.num_parameters,
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights over all workers of a session."""
+        return self.num_parameters * self.bytes_per_value
+
+    @property
+    def num_block_parameters(self) -> int:
+        """Parameters outside the embedding and the LM head: those every token passes through in the layers."""
+        return self.num_parameters - self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+
+    def kv_bytes_per_token(self, tp_degree: int = 1) -> int:
+        """KV cache bytes per token on *each* worker; heads are replicated when fewer than the degree."""
+        heads = max(1, -(-self.num_kv_heads // tp_degree))
+        return 2 * self.num_layers * heads * self.head_dim * self.bytes_per_value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expert:
+    """A model of the pool."""
+
+    name: ExpertName
+    checkpoint: str
+    shape: ModelShape
+    family: Family
+    temperature: float = 0.7
+    max_output_tokens: int = 4096
+    context_tokens: int = 32768
+    tp_degree: int = 1
+    """Workers that one session spans."""
+    max_replicas: int | None = None
+    """Replica cap; null: equation 8 of the paper."""
+
+    def __post_init__(self) -> None:
+        require_name(self.name, "expert.name")
+        require_name(self.checkpoint, f"expert {self.name}: checkpoint")
+        if not isinstance(self.shape, ModelShape):
+            raise TypeError(f"expert {self.name}: shape must be a ModelShape, got {self.shape!r}")
+        if not isinstance(self.family, Family):
+            allowed = [family.value for family in Family]
+            require(self.family in allowed, f"expert {self.name}: family", f"one of {allowed}", self.family)
+            object.__setattr__(self, "family", Family(self.family))
+        require_number(self.temperature, f"expert {self.name}: temperature", at_least=0)
+        require_count(self.max_output_tokens, f"expert {self.name}: max_output_tokens", at_least=1)
+        require_count(self.context_tokens, f"expert {self.name}: context_tokens", at_least=2)
+        require_count(self.tp_degree, f"expert {self.name}: tp_degree", at_least=1)
+        if self.max_replicas is not None:
+            require_count(self.max_replicas, f"expert {self.name}: max_replicas", at_least=1)
+
+    def output_limit(self, prompt_tokens: int) -> int:
+        """Most tokens a call may write: min(its maximum, context - prompt)."""
+        return min(self.max_output_tokens, self.context_tokens - prompt_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """An item of the batch. Text and answer may be absent when only lengths are simulated."""
+
+    id: str
+    prompt_tokens: int
+    """Tokens of the question itself, without any prompt template."""
+    text: str | None = None
+    answer: str | None = None
+    """Gold, where it is known: the option's letter, an expression, or a text."""
+    category: str | None = None
+    skills: tuple[str, ...] = ()
+    answer_kind: AnswerKind = AnswerKind.TEXT
+    num_options: int | None = None
+    """Of a multiple-choice question: its options are A, B, C and so on; None for any other kind."""
+
+    def __post_init__(self) -> None:
+        require_name(self.id, "question.id")
+        if not isinstance(self.answer_kind, AnswerKind):
+            allowed = [kind.value for kind in AnswerKind]
+            require(
+                self.answer_kind in allowed, f"question {self.id}: answer_kind", f"one of {allowed}", self.answer_kind
+            )
+            object.__setattr__(self, "answer_kind", AnswerKind(self.answer_kind))
+        self._check_options()
+        require_count(self.prompt_tokens, f"question {self.id}: prompt_tokens", at_least=1)
+        if isinstance(self.skills, str):
+            raise TypeError(f"question {self.id}: skills must be a sequence of names, got {self.skills!r}")
+        object.__setattr__(self, "skills", tuple(self.skills))
+
+    def _check_options(self) -> None:
+        label = f"question {self.id}: num_options"
+        if self.answer_kind is not AnswerKind.CHOICE:
+            require(self.num_options is None, label, f"null for an answer of kind {self.answer_kind}", self.num_options)
+            return
+        require_count(self.num_options, label, at_least=2)
+        letters = OPTION_LETTERS[: self.num_options]
+        require(self.num_options == len(letters), label, f"at most {len(OPTION_LETTERS)}", self.num_options)
+        if self.answer is not None:
+            require(self.answer in tuple(letters), f"question {self.id}: answer", f"one of {letters}", self.answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One generation by one expert for one slot of a question."""
+
+    key: CallKey
+    expert: ExpertName
+    prompt_tokens: int
+    """Tokens the engine prefills: template and question."""
+    ready_s: float = 0.0
+    """Arrival on the run's clock; 0 in a batch."""
+    after: tuple[CallKey, ...] = ()
+    """Calls this one needs."""
+
+    def __post_init__(self) -> None:
+        if type(self.prompt_tokens) is not int or self.prompt_tokens < 1:
+            require_count(self.prompt_tokens, f"call {self.key}: prompt_tokens", at_least=1)
+        if self.ready_s != 0.0:
+            require_number(self.ready_s, f"call {self.key}: ready_s", at_least=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Questions and the calls recruited for them, in arrival order."""
+
+    name: str
+    questions: tuple[Question, ...]
+    calls: tuple[Call, ...]
+    output_tokens: Mapping[CallKey, int] | None = None
+    """True lengths, where the source records them (a log, a file with lengths); for backends only."""
+
+    def __post_init__(self) -> None:
+        require_name(self.name, "workload.name")
+        require(len(self.questions) > 0, f"workload {self.name}: questions", "at least one question", 0)
+        require(len(self.calls) > 0, f"workload {self.name}: calls", "at least one call", 0)
+        object.__setattr__(self, "questions", tuple(self.questions))
+        object.__setattr__(self, "calls", tuple(self.calls))
+        require_unique((question.id for question in self.questions), f"workload {self.name}: question id")
+        require_unique((call.key for call in self.calls), f"workload {self.name}: call key")
+        known = {question.id for question in self.questions}
+        for call in self.calls:
+            if call.key.question not in known:
+                raise ValueError(f"workload {self.name}: call {call.key} must name a question of the workload")
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        if self.output_tokens is None:
+            return
+        keys = {call.key for call in self.calls}
+        for key, tokens in self.output_tokens.items():
+            if key not in keys:
+                raise ValueError(f"workload {self.name}: output_tokens must be of the workload's calls, got {key}")
+            if type(tokens) is not int or tokens < 1:
+                require_count(tokens, f"workload {self.name}: output_tokens of {key}", at_least=1)
+
+    @property
+    def num_calls_by_expert(self) -> dict[ExpertName, int]:
+        """Number of calls per expert, experts in the order in which the query stream first names them."""
+        return dict(Counter(call.expert for call in self.calls))
+
+
+class CalibrationRecord(NamedTuple):
+    """One expert's attempt at one calibration question."""
+
+    skills: tuple[str, ...]
+    expert: ExpertName
+    right: bool

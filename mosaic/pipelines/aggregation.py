@@ -1,0 +1,236 @@
+r"""Builds the aggregator's calls: what it reads, what that costs, and what is cut where it does not fit.
+
+The context rule. A prompt takes at most ``prompt_limit`` tokens, so that the aggregator keeps room to write:
+
+1. Both copies of the question go in if every response then still gets its header and ``MIN_RESPONSE_TOKENS``.
+2. Else the second copy, which stands after the responses, is dropped.
+3. If that is not enough either, ``fits_context`` says so, and there is no prompt: the caller keeps the majority.
+4. What instructions, question and headers leave is shared equally; what a short response does not use goes to the
+   longer ones (``shares``).
+5. A response longer than its share loses its beginning behind ``CUT_MARKER`` and keeps its end, where its final answer
+   stands.
+
+Responses of failed calls, and those with nothing left beside their thinking, are left out, and the others are numbered
+without a gap; where none is left the aggregator answers alone. Tokens of texts are estimated from their characters
+(``count_text_tokens``) unless a record knows them; the engine's chat markers are not counted.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+from mosaic.core.checks import require_count
+from mosaic.core.results import CallRecord, CallStatus
+from mosaic.core.tokens import count_text_tokens
+from mosaic.core.workload import AnswerKind, Call, CallKey, Expert, ExpertName, Question, Role
+
+CUT_MARKER = "[... beginning cut ...]\n"
+MIN_RESPONSE_TOKENS = 64
+"""A response is cut to no less: a marker and a sentence with the final answer."""
+MIN_OUTPUT_TOKENS = 4096
+"""Room that a prompt leaves for what the aggregator writes, unless told otherwise."""
+
+_COMPARE = """\
+Several models were asked the question below, and their responses follow it. Each may be wrong, and so may all of them \
+together: agreement is no proof. Check the responses critically, fact by fact and step by step, find out where they \
+differ and which of them is right there, and correct what is wrong in all of them. Then give your own final answer.
+
+"""
+_ALONE = "Answer the question below. Work it out step by step, and check the result before you give it.\n\n"
+FORM = {
+    AnswerKind.CHOICE: 'Finish with the line "The answer is (X)", with the letter of the option you choose as X.',
+    AnswerKind.MATH: r"Finish with your final answer, and nothing but it, inside \boxed{...}.",
+    AnswerKind.TEXT: "Finish with your final answer, complete in itself: its reader does not see the responses.",
+}
+"""How a response is to state its answer, so that it can be extracted."""
+
+
+class Response(NamedTuple):
+    """What one expert answered, without its thinking."""
+
+    expert: ExpertName
+    """For the caller's use: the prompt does not name it, since a known name would bias the reader."""
+    visible_tokens: int
+    text: str | None = None
+    """None in a simulation, where only lengths exist."""
+
+
+class _Room(NamedTuple):
+    """How a prompt is divided."""
+
+    num_copies: int
+    """Of the question: 1 or 2."""
+    fixed_tokens: int
+    """Instructions, headers and the copies of the question."""
+    left_tokens: int
+    """For the responses."""
+
+
+def aggregator_calls(
+    questions: Sequence[Question],
+    records: Sequence[CallRecord],
+    aggregator: Expert,
+    *,
+    min_output_tokens: int = MIN_OUTPUT_TOKENS,
+) -> tuple[Call, ...]:
+    """Make one aggregator call per question, in the order of the questions.
+
+    A call comes after the finished propose calls of its question. Its prompt tokens are those of
+    ``aggregator_prompt``: where all texts are counted by their characters never less, and by rounding
+    at most one more per response and copy of the question.
+
+    Parameters
+    ----------
+    questions
+        Those to aggregate.
+    records
+        The expert stage's final records, one per call; those of other questions are passed over.
+    aggregator
+        The expert that reads and merges.
+    min_output_tokens
+        Room to leave for what it writes (``prompt_limit``).
+
+    Raises
+    ------
+    ValueError
+        If a question does not fit (``fits_context``), or a slot of it has two finished records.
+    """
+    limit = prompt_limit(aggregator, min_output_tokens=min_output_tokens)
+    wanted = {question.id for question in questions}
+    finished: defaultdict[str, list[CallRecord]] = defaultdict(list)
+    for record in records:
+        key = record.key
+        if key.question in wanted and key.role is Role.PROPOSE and record.status is CallStatus.FINISHED:
+            finished[key.question].append(record)
+    return tuple(_call(question, finished.get(question.id, []), aggregator.name, limit) for question in questions)
+
+
+def _call(question: Question, records: list[CallRecord], aggregator: ExpertName, limit: int) -> Call:
+    records.sort(key=lambda record: record.key.slot)
+    after = tuple(record.key for record in records)
+    if len({key.slot for key in after}) < len(after):
+        raise ValueError(f"question {question.id}: records must hold one finished call per slot, got {list(after)}")
+    visible = [tokens for record in records if (tokens := visible_tokens(record)) > 0]
+    room = _room(question, len(visible), limit)
+    prompt_tokens = room.fixed_tokens + sum(shares(visible, room.left_tokens))
+    return Call(CallKey(question.id, Role.AGGREGATE, 0), aggregator, prompt_tokens, after=after)
+
+
+def visible_tokens(record: CallRecord) -> int:
+    """Count what an aggregator can read of a response: all of it, where its thinking is not known."""
+    return record.output_tokens if record.visible_tokens is None else record.visible_tokens
+
+
+def aggregator_prompt(
+    question: Question,
+    responses: Sequence[Response],
+    aggregator: Expert,
+    *,
+    min_output_tokens: int = MIN_OUTPUT_TOKENS,
+) -> str:
+    """Write what the aggregator reads: instructions, the question, the responses, the question again.
+
+    Raises
+    ------
+    ValueError
+        If a text is absent, or the question does not fit (``fits_context``).
+    """
+    if question.text is None:
+        raise ValueError(f"question {question.id}: text must be there to write a prompt from, got None")
+    for number, response in enumerate(responses):
+        if response.text is None:
+            raise ValueError(f"question {question.id}: text of response {number} must be there, got None")
+    kept = [(tokens, text.strip()) for _, tokens, text in responses if tokens > 0 and text is not None and text.strip()]
+    room = _room(question, len(kept), prompt_limit(aggregator, min_output_tokens=min_output_tokens))
+    given = shares([tokens for tokens, _ in kept], room.left_tokens)
+    texts = [_cut(text, tokens, share) for (tokens, text), share in zip(kept, given, strict=True)]
+    return _write(question.answer_kind, question.text, texts, room.num_copies)
+
+
+def prompt_limit(aggregator: Expert, *, min_output_tokens: int = MIN_OUTPUT_TOKENS) -> int:
+    """Most tokens of a prompt: context - min(min_output_tokens, max_output_tokens, context / 2).
+
+    Half the context bounds the reserve, so that a model with a short context reads at all.
+    """
+    require_count(min_output_tokens, "min_output_tokens", at_least=1)
+    reserve = min(min_output_tokens, aggregator.max_output_tokens, aggregator.context_tokens // 2)
+    return aggregator.context_tokens - reserve
+
+
+def fits_context(
+    question: Question, aggregator: Expert, num_responses: int, *, min_output_tokens: int = MIN_OUTPUT_TOKENS
+) -> bool:
+    """Tell whether the aggregator can read a question once, with a useful part of so many responses.
+
+    A question that fits with some number of responses fits with fewer.
+    """
+    require_count(num_responses, "num_responses")
+    limit = prompt_limit(aggregator, min_output_tokens=min_output_tokens)
+    return _fixed_tokens(question, num_responses, 1) + num_responses * MIN_RESPONSE_TOKENS <= limit
+
+
+def _room(question: Question, num_responses: int, limit: int) -> _Room:
+    least = num_responses * MIN_RESPONSE_TOKENS
+    num_copies = 2 if num_responses else 1  # nothing stands between two copies without a response
+    fixed = _fixed_tokens(question, num_responses, num_copies)
+    if fixed + least > limit and num_copies == 2:
+        num_copies = 1
+        fixed = _fixed_tokens(question, num_responses, num_copies)
+    if fixed + least > limit:
+        raise ValueError(
+            f"question {question.id}: instructions, question and {num_responses} responses of at least "
+            f"{MIN_RESPONSE_TOKENS} tokens each must be at most the {limit} tokens that the aggregator can read, "
+            f"got {fixed + least}"
+        )
+    return _Room(num_copies, fixed, limit - fixed)
+
+
+def _fixed_tokens(question: Question, num_responses: int, num_copies: int) -> int:
+    return _scaffold_tokens(question.answer_kind, num_responses, num_copies) + num_copies * question.prompt_tokens
+
+
+@cache
+def _scaffold_tokens(kind: AnswerKind, num_responses: int, num_copies: int) -> int:
+    """Count what a prompt holds beside question and responses."""
+    return count_text_tokens(_write(kind, "", [""] * num_responses, num_copies))
+
+
+def shares(tokens: Sequence[int], budget: int) -> tuple[int, ...]:
+    """Divide a budget equally; what a short response leaves goes to the longer ones.
+
+    Each gets the smaller of its tokens and a common level: the highest whole level that the budget
+    allows. So the order does not matter, and fewer tokens than there are responses stay unused.
+
+    Examples
+    --------
+    >>> shares([10, 100, 200], 150)
+    (10, 70, 70)
+    """
+    require_count(budget, "budget")
+    if sum(tokens) <= budget:
+        return tuple(tokens)
+    left, level = budget, 0
+    for place, length in enumerate(sorted(tokens)):
+        level = left // (len(tokens) - place)
+        if length > level:
+            break
+        left -= length
+    return tuple(min(length, level) for length in tokens)
+
+
+def _cut(text: str, tokens: int, share: int) -> str:
+    """Keep the end of a response, by the characters that its own tokens have on average."""
+    if tokens <= share:
+        return text
+    num_characters = (share - count_text_tokens(CUT_MARKER)) * len(text) // tokens
+    return CUT_MARKER + text[len(text) - num_characters :]
+
+
+def _write(kind: AnswerKind, question: str, responses: Sequence[str], num_copies: int) -> str:
+    stated = f"Question:\n{question}\n\n"
+    if not responses:
+        return f"{_ALONE}{stated}{FORM[kind]}"
+    answers = "".join(f"Response {number}:\n{text}\n\n" for number, text in enumerate(responses, start=1))
+    again = f"The question again:\n{question}\n\n" if num_copies == 2 else ""
+    return f"{_COMPARE}{stated}{answers}{again}{FORM[kind]}"

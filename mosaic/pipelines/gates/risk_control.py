@@ -1,0 +1,221 @@
+"""Chooses a threshold whose loss is promised: Learn-then-Test with a betting bound.
+
+NOTE: the idea. Skipping the aggregator on a question loses L = aggregator right - gate's answer right, which is
+-1, 0 or 1, and 0 wherever the gate does not skip. "The mean loss is above what the user accepts" is the null
+hypothesis of a threshold. Bet against it: stake a share of a wealth of 1, question by question, so that each
+factor 1 - lam (L - accepted) has a mean below 1 if the hypothesis is true. Then the wealth ever reaches 1 / risk
+with probability at most risk (Ville), and when it does the threshold is promised. Most losses are 0, each of which
+pays a little, so the bet profits from the small variance that a bound on the range of L would ignore.
+Thresholds are tested from the most conservative one on, each at the full risk, up to the first that fails.
+
+References
+----------
+Angelopoulos, Bates, Candes, Jordan and Lei, "Learn then Test", arXiv 2110.01052 (fixed-sequence testing).
+Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", JRSS-B 2024, arXiv 2010.09686.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mosaic.core.checks import require, require_number
+
+Floats: TypeAlias = NDArray[np.float64]
+
+_BETS = ((0.03, 0.05), (0.1, 0.19), (0.25, 0.19), (0.5, 0.19), (0.75, 0.19), (0.95, 0.19))
+"""Constant stakes, as shares of the largest one that cannot go bankrupt, 1 / (1 - accepted); each with its wealth.
+
+A mixture of constant bets is itself a bet that looks at the past only: it moves towards the stakes that paid. For
+means of -0.003 to 0.005, variances of 0.005 to 0.05 and accepted losses of 0.005 to 0.05, half of the calibrations
+are promised with 1.4 times the questions of the best stake known in advance (at worst 2.0 times), 80% of them also
+with 1.4 times (at worst 2.2): those worst cases need few questions. A stake gains only where it is below twice the
+margin, accepted loss minus mean, over the variance. The smallest one is for margins that only tens of thousands of
+questions can tell; they would never be promised without it, and it costs the others 2% more questions. Shares that do
+not depend on what is accepted keep the p value monotone in it, which its inversion needs.
+"""
+
+_VALUES_PER_CHUNK = 4_000_000
+"""Losses handled at a time: bounds memory to some tens of megabytes."""
+
+_PROMISE_STEPS = 24
+"""Bisections of 0 to 1: to 6e-8."""
+
+
+class ThresholdTest(NamedTuple):
+    """One tested threshold; shares and means are over all questions that certify."""
+
+    threshold: float
+    skip_frac: float
+    mean_loss_frac: float
+    p_value: float
+
+
+class ThresholdChoice(NamedTuple):
+    """The last threshold that passed, and the tests up to the first that failed."""
+
+    threshold: float | None
+    """None: not even the most conservative one can be promised, so nothing may be skipped."""
+    num_questions: int
+    tests: tuple[ThresholdTest, ...]
+
+
+def betting_p_values(losses: NDArray[Any], accepted_loss_frac: float) -> Floats:
+    """Test "the mean loss is above the accepted one": p = min over time of 1 / wealth.
+
+    Parameters
+    ----------
+    losses
+        -1, 0 or 1 each, shape (..., num_questions); the questions of a calibration in an order fixed in advance.
+    accepted_loss_frac
+        0 to 1 (excluded).
+
+    Returns
+    -------
+    numpy.ndarray
+        p values, shape (...); 1 without questions.
+
+    Raises
+    ------
+    ValueError
+        If a loss is not -1, 0 or 1.
+
+    Examples
+    --------
+    >>> betting_p_values(np.zeros((1, 500)), 0.01).round(4)
+    array([0.0292])
+    """
+    _require_frac(accepted_loss_frac, "accepted_loss_frac")
+    values = np.asarray(losses)
+    require(values.ndim >= 1, "losses", "an array of shape (..., num_questions)", losses)
+    num_questions = values.shape[-1]
+    rows = values.reshape(math.prod(values.shape[:-1]), num_questions)
+    step = max(1, _VALUES_PER_CHUNK // max(1, num_questions))
+    peaks = [_log_wealth_peaks(rows[at : at + step], accepted_loss_frac) for at in range(0, len(rows), step)]
+    log_wealth = np.concatenate(peaks) if peaks else np.zeros(0)
+    p_values: Floats = np.exp(-np.maximum(log_wealth, 0.0)).reshape(values.shape[:-1])
+    return p_values
+
+
+def _log_wealth_peaks(rows: NDArray[Any], accepted: float) -> Floats:
+    """Find the largest log wealth over time of each calibration, shape (num_rows, num_questions) -> (num_rows,).
+
+    Losses of 0 and -1 raise the wealth and losses of 1 lower it, so it peaks just before a 1 or at the end. And the
+    wealth of a constant stake depends only on how many losses of each value came before.
+    """
+    ups, downs = rows == 1, rows == -1
+    if not np.all(ups | downs | (rows == 0)):
+        raise ValueError("losses must be -1, 0 or 1")
+    num_ups, num_downs = (np.count_nonzero(side, axis=1) for side in (ups, downs))
+    row_of, at = np.nonzero(ups)
+    ups_before = np.arange(len(row_of)) - (np.cumsum(num_ups) - num_ups)[row_of]
+    downs_before = np.cumsum(downs, axis=1, dtype=np.int32)[row_of, at]
+    before_ups = _log_wealth(ups_before, downs_before, at - ups_before - downs_before, accepted)
+    peaks = _log_wealth(num_ups, num_downs, rows.shape[1] - num_ups - num_downs, accepted)
+    np.maximum.at(peaks, row_of, before_ups)
+    return peaks
+
+
+def _log_wealth(ups: NDArray[Any], downs: NDArray[Any], zeros: NDArray[Any], accepted: float) -> Floats:
+    """Compute the log of the mixture's wealth after so many losses of 1, -1 and 0, shape (n,)."""
+    shares, wealths = np.array(_BETS).T[:, :, None]
+    of_stakes = (
+        ups * np.log1p(-shares)
+        + downs * np.log1p(shares * (1 + accepted) / (1 - accepted))
+        + zeros * np.log1p(shares * accepted / (1 - accepted))
+    )
+    mixed: Floats = np.logaddexp.reduce(of_stakes + np.log(wealths), axis=0)
+    return mixed
+
+
+def choose_threshold(
+    scores: NDArray[Any],
+    losses_if_skipped: NDArray[Any],
+    thresholds: Sequence[float],
+    *,
+    accepted_loss_frac: float,
+    risk_frac: float,
+) -> ThresholdChoice:
+    """Find the lowest threshold that can be promised, by fixed-sequence testing.
+
+    If the questions are independent draws from the population that the promise is about, in an order that does not
+    depend on their answers, then with probability of at least 1 - risk the chosen threshold's mean loss there is at
+    most the accepted one.
+
+    Parameters
+    ----------
+    scores
+        Confidence of the gate in its answer, shape (num_questions,); skipped where it is at least the threshold.
+    losses_if_skipped
+        Aggregator right minus the gate's answer right, -1, 0 or 1, shape (num_questions,).
+    thresholds
+        From high (conservative) to low, fixed before looking at the questions.
+    accepted_loss_frac
+        The mean loss to be promised, 0 to 1 (excluded).
+    risk_frac
+        Probability that the promise is broken, at most; strictly between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, a score is not a number, a loss is not -1, 0 or 1, or thresholds do not descend.
+    """
+    _require_frac(risk_frac, "risk_frac")
+    require(risk_frac > 0, "risk_frac", "above 0", risk_frac)
+    scores, losses = np.asarray(scores, dtype=np.float64), np.asarray(losses_if_skipped)
+    require(scores.ndim == 1, "scores", "an array of shape (num_questions,)", scores.shape)
+    require(losses.shape == scores.shape, "losses_if_skipped", f"of the scores' shape {scores.shape}", losses.shape)
+    require(not np.isnan(scores).any(), "scores", "numbers", "nan")
+    require(len(thresholds) > 0, "thresholds", "at least one threshold", thresholds)
+    descending = all(high > low for high, low in pairwise(thresholds))
+    require(descending, "thresholds", "descending", thresholds)
+    chosen: float | None = None
+    tests: list[ThresholdTest] = []
+    for threshold in thresholds:
+        tests.append(_test(threshold, scores >= threshold, losses, accepted_loss_frac))
+        if tests[-1].p_value > risk_frac:
+            break
+        chosen = threshold
+    return ThresholdChoice(chosen, len(scores), tuple(tests))
+
+
+def _test(threshold: float, skipped: NDArray[np.bool_], losses: NDArray[Any], accepted: float) -> ThresholdTest:
+    lost = np.where(skipped, losses, 0)
+    num = max(1, len(lost))
+    p_value = float(betting_p_values(lost, accepted))
+    return ThresholdTest(threshold, float(skipped.sum()) / num, float(lost.sum()) / num, p_value)
+
+
+def smallest_promise_frac(losses: NDArray[Any], risk_frac: float) -> float:
+    """Find the least accepted loss at which a threshold with these losses alone would have been promised.
+
+    An upper confidence bound of the mean loss at level 1 - risk, by inverting the test; never below 0.
+
+    Parameters
+    ----------
+    losses
+        -1, 0 or 1 each, shape (num_questions,).
+    risk_frac
+        Strictly between 0 and 1.
+    """
+    _require_frac(risk_frac, "risk_frac")
+    require(risk_frac > 0, "risk_frac", "above 0", risk_frac)
+    if betting_p_values(losses, 0.0) <= risk_frac:
+        return 0.0
+    low, high = 0.0, 1.0  # a mean loss of at most 1 needs no test
+    for _ in range(_PROMISE_STEPS):
+        middle = (low + high) / 2
+        if betting_p_values(losses, middle) <= risk_frac:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _require_frac(value: object, field: str) -> None:
+    require_number(value, field, at_least=0)
+    assert isinstance(value, int | float), "checked on the line above"
+    require(value < 1, field, "below 1", value)

@@ -1,0 +1,114 @@
+"""Weighs every vote by its expert's reliability on the question's skills; the posterior is the confidence."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import exp, log
+from pathlib import Path
+
+from mosaic.core.checks import require, require_count, require_number
+from mosaic.core.workload import ExpertName
+from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, load_calibration_answers
+from mosaic.pipelines.gates.gate import Ballot, Decision, Winner, decide_at
+
+_SKILL_PRIOR_ANSWERS = 10.0
+"""Assumed: the expert's overall accuracy counts as much as this many answers on each skill."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reliabilities:
+    """Accuracy of every expert where it gives an answer at all, overall and by skill; strictly between 0 and 1."""
+
+    overall: Mapping[ExpertName, float]
+    by_skill: Mapping[ExpertName, Mapping[str, float]]
+
+    def accuracy_frac(self, expert: ExpertName, skills: Sequence[str]) -> float | None:
+        """Average over the skills that the expert was seen with, or its overall accuracy; None: never seen."""
+        known = [value for skill in skills if (value := self.by_skill.get(expert, {}).get(skill)) is not None]
+        return sum(known) / len(known) if known else self.overall.get(expert)
+
+
+def learn_reliabilities(questions: Iterable[CalibrationQuestion]) -> Reliabilities:
+    """Smooth the accuracies that calibration answers show.
+
+    NOTE: with c right of n answers, overall r = (c + 1) / (n + 2), the posterior mean under Beta(1, 1); on a skill
+    r_s = (c_s + 10 r) / (n_s + 10), the posterior mean under Beta(10 r, 10 (1 - r)): a skill seen once or twice
+    stays near the overall accuracy. Unparsable answers count nowhere, as they say nothing about what was answered.
+    """
+    overall: dict[ExpertName, list[bool]] = {}
+    by_skill: dict[ExpertName, dict[str, list[bool]]] = defaultdict(dict)
+    for question in questions:
+        for vote, correct in zip(question.ballot.votes, question.vote_correct, strict=True):
+            if vote.answer is None:
+                continue
+            overall.setdefault(vote.expert, []).append(correct)
+            for skill in dict.fromkeys(question.ballot.question.skills):
+                by_skill[vote.expert].setdefault(skill, []).append(correct)
+    rates = {expert: (sum(grades) + 1) / (len(grades) + 2) for expert, grades in overall.items()}
+    prior = _SKILL_PRIOR_ANSWERS
+    return Reliabilities(
+        overall=rates,
+        by_skill={
+            expert: {skill: (sum(of) + prior * rates[expert]) / (len(of) + prior) for skill, of in grades.items()}
+            for expert, grades in by_skill.items()
+        },
+    )
+
+
+def posterior(ballot: Ballot, reliabilities: Reliabilities, num_open_options: int = 10) -> Winner:
+    """Find the most probable of the answers voted for, by naive Bayes over all options.
+
+    NOTE: P(votes | truth = a) is the product of r_i over votes for a and (1 - r_i) / (num_options - 1) over the
+    others, and all options are equally probable before the vote. Options that nobody voted for keep their mass. A
+    vote that is unparsable, or of an expert never seen, carries no information. Slots count as independent, though
+    one expert may hold several: the posterior is a score to be calibrated rather than a probability to be trusted.
+    A question without options is taken to have ``num_open_options`` of them, at least 2.
+    """
+    votes = [(vote.expert, vote.answer) for vote in ballot.votes if vote.answer is not None]
+    answers = list(dict.fromkeys(answer for _, answer in votes))
+    if not answers or not ballot.comparable:
+        return Winner(None, 0.0)
+    num_options = max(ballot.question.num_options or num_open_options, len(answers))
+    # NOTE: log odds of each answer against an option that nobody voted for; what all options share cancels.
+    log_odds = dict.fromkeys(answers, 0.0)
+    for expert, answer in votes:
+        accuracy = reliabilities.accuracy_frac(expert, ballot.question.skills)
+        if accuracy is not None:
+            log_odds[answer] += log(accuracy * (num_options - 1) / (1 - accuracy))
+    best = max(log_odds, key=log_odds.__getitem__)  # the first of equals, which is that of the lowest slot
+    others = sum(exp(odds - log_odds[best]) for odds in log_odds.values())
+    unvoted = num_options - len(answers)
+    return Winner(best, 1 / (others + (unvoted * exp(-log_odds[best]) if unvoted else 0.0)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighted:
+    """Skips where the posterior of the most probable answer is high enough; promises nothing.
+
+    All calibration questions teach reliabilities. Use `mosaic.pipelines.gates.calibrated.Calibrated` for a promise.
+    """
+
+    calibration: str | Path
+    """Calibration answers, a parquet table (`mosaic.pipelines.gates.calibration_answers`)."""
+    min_posterior: float = 0.8
+    """0 (excluded) to 1."""
+    num_open_options: int = 10
+    """Assumed: how many answers a question without options has."""
+    name: str = "weighted"
+    reliabilities: Reliabilities = field(init=False, repr=False, compare=False)
+    num_questions: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        require_number(self.min_posterior, "gate.min_posterior", above=0)
+        require(self.min_posterior <= 1, "gate.min_posterior", "at most 1", self.min_posterior)
+        require_count(self.num_open_options, "gate.num_open_options", at_least=2)
+        questions = load_calibration_answers(self.calibration)
+        object.__setattr__(self, "num_questions", len(questions))
+        object.__setattr__(self, "reliabilities", learn_reliabilities(questions))
+
+    def decide(self, ballot: Ballot) -> Decision:
+        return decide_at(ballot, posterior(ballot, self.reliabilities, self.num_open_options), self.min_posterior)
+
+    def notes(self) -> Sequence[str]:
+        known = ", ".join(f"{expert} {rate:.2f}" for expert, rate in self.reliabilities.overall.items())
+        return (f"weighted by accuracies on {self.num_questions} calibration questions ({known}); promises nothing",)

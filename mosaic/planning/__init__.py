@@ -1,0 +1,26 @@
+"""What policies know (problem, profiles, costs) and the policies that turn it into a plan."""
+
+from mosaic.planning.costs import AffineCosts, CostModel, PaperCosts
+from mosaic.planning.ilp import Ilp
+from mosaic.planning.plan_check import check_plan
+from mosaic.planning.plan_file import load_plan
+from mosaic.planning.problem import Problem
+from mosaic.planning.profiles import Profile, load_profile
+from mosaic.planning.schedulers import DataParallel, Fifo, LeastLoaded, RoundRobin, Scheduler
+
+__all__ = [
+    "AffineCosts",
+    "CostModel",
+    "DataParallel",
+    "Fifo",
+    "Ilp",
+    "LeastLoaded",
+    "PaperCosts",
+    "Problem",
+    "Profile",
+    "RoundRobin",
+    "Scheduler",
+    "check_plan",
+    "load_plan",
+    "load_profile",
+]

@@ -1,0 +1,154 @@
+"""Prices of loads and sessions: closed forms fitted to a profile, never the simulator itself."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+from mosaic.core.cluster import Worker
+from mosaic.core.errors import ProfileError
+from mosaic.core.prediction import LengthPrediction
+from mosaic.core.workload import Expert, ExpertName
+from mosaic.planning.profiles import Profile, ProfileEntry
+
+
+class Residency(StrEnum):
+    """Where an expert's weights are when a session opens."""
+
+    COLD = "cold"
+    HOST = "host"
+    RESIDENT = "resident"
+
+
+class ShardSummary(NamedTuple):
+    """What a price may depend on: the number of calls and the moments of their predicted lengths."""
+
+    num_calls: int
+    lengths: LengthPrediction
+
+
+class Cost(NamedTuple):
+    """A priced duration in seconds."""
+
+    mean_s: float
+    quantile_s: float
+    """The 90% quantile."""
+
+
+class LinearTerms(NamedTuple):
+    """An affine session price, which is what an integer linear program can use."""
+
+    fixed_s: float
+    per_call_s: float
+
+
+class CostModel(Protocol):
+    """Prices sessions for the schedulers."""
+
+    @property
+    def name(self) -> str:
+        """Its name in plans and summaries."""
+
+    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
+        """Price the way from idle workers to a ready engine."""
+
+    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> Cost:
+        """Price serving a shard once the expert is loaded; 0 for an empty shard."""
+
+    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
+        """Split the session price into a part paid per session and a part paid per call."""
+
+    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
+        """Tell whether weights and one full-length call fit into the workers' memory."""
+
+    def notes(self) -> Sequence[str]:
+        """Say where a price was extrapolated beyond its measurements."""
+
+
+ACTIVATION_BYTES = 4 * 2**30
+"""Memory kept for activations and CUDA graphs on each GPU.
+
+Assumed: a prefill of 32k tokens through a 7-9B model peaks at about that, and it leaves a Llama-8B on 80 GB the
+427k KV tokens that its engine reports.
+"""
+
+
+def kv_capacity_tokens(expert: Expert, workers: Sequence[Worker]) -> int:
+    """Count the KV tokens that fit beside the weights; at most 0 when the weights do not fit."""
+    tp_degree = len(workers)
+    free = min(worker.gpu.usable_bytes for worker in workers)
+    free -= expert.shape.weight_bytes // tp_degree + ACTIVATION_BYTES
+    return free // expert.shape.kv_bytes_per_token(tp_degree)
+
+
+def fits_memory(expert: Expert, workers: Sequence[Worker]) -> bool:
+    """Tell whether an expert can serve its longest call on these workers."""
+    return kv_capacity_tokens(expert, workers) >= expert.context_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ProfiledCosts(ABC):
+    """Prices from a profile's fits; what differs is how a session's price splits into its linear terms."""
+
+    profile: Profile
+    num_calls_by_expert: Mapping[ExpertName, int]
+    """N_m of the problem."""
+
+    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
+        if residency is Residency.RESIDENT:
+            return Cost(0.0, 0.0)
+        if residency is Residency.HOST:
+            raise ProfileError(f"expert {expert.name!r}: no profile measures loads from host memory")
+        load_s = self._entry(expert, workers).load_s
+        return Cost(load_s, load_s)
+
+    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> Cost:
+        terms = self.linear_terms(expert, workers)
+        mean_s = terms.fixed_s + terms.per_call_s * shard.num_calls if shard.num_calls else 0.0
+        return Cost(mean_s, mean_s * (1 + 1.2816 * self._entry(expert, workers).fit.residual_std_frac))
+
+    @abstractmethod
+    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
+        """Split the session price; see ``CostModel.linear_terms``."""
+
+    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
+        return fits_memory(expert, workers)
+
+    def notes(self) -> Sequence[str]:
+        return self.profile.extrapolation_notes(self.num_calls_by_expert)
+
+    def _entry(self, expert: Expert, workers: Sequence[Worker]) -> ProfileEntry:
+        return self.profile.entry(expert.name, workers[0].gpu.name, len(workers))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaperCosts(_ProfiledCosts):
+    """The paper's constant price per prompt, tau_m = T_m(N_m) / N_m.
+
+    It spreads a session's fixed part over the prompts and so under-prices small shards.
+
+    References
+    ----------
+    MOSAIC, arXiv 2606.03014, equation 4.
+    """
+
+    name: str = "paper"
+
+    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
+        fit = self._entry(expert, workers).fit
+        num_calls = self.num_calls_by_expert.get(expert.name)
+        if not num_calls:
+            raise ProfileError(f"costs=paper: no number of calls N_m for expert {expert.name!r}")
+        return LinearTerms(0.0, fit.session_s(num_calls) / num_calls)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AffineCosts(_ProfiledCosts):
+    """An affine price T_m(n) = a_m + b_m n: still linear in the program, right for small shards."""
+
+    name: str = "affine"
+
+    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
+        fit = self._entry(expert, workers).fit
+        return LinearTerms(fit.fixed_s, fit.per_call_s)

@@ -1,0 +1,58 @@
+"""Cost models that leave workers out: lost ones, and those whose server holds another expert."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from mosaic.core.cluster import Worker
+from mosaic.core.workload import Expert, ExpertName
+from mosaic.planning.costs import Cost, CostModel, LinearTerms, Residency, ShardSummary
+
+
+@dataclass(frozen=True, slots=True)
+class _Wrapped:
+    """The prices of another cost model."""
+
+    costs: CostModel
+
+    @property
+    def name(self) -> str:
+        """Of the prices."""
+        return self.costs.name
+
+    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
+        return self.costs.load_s(expert, workers, residency)
+
+    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> Cost:
+        return self.costs.session_s(expert, shard, workers)
+
+    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
+        return self.costs.linear_terms(expert, workers)
+
+    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
+        return self.costs.fits(expert, workers)
+
+    def notes(self) -> Sequence[str]:
+        return self.costs.notes()
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutWorkers(_Wrapped):
+    """Nothing fits on workers that are gone."""
+
+    lost: Collection[int]
+
+    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
+        return not any(worker.id in self.lost for worker in workers) and self.costs.fits(expert, workers)
+
+
+@dataclass(frozen=True, slots=True)
+class OnServers(_Wrapped):
+    """An expert runs where a server holds it, and there it is loaded."""
+
+    expert_by_worker: Mapping[int, ExpertName]
+
+    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
+        return Cost(0.0, 0.0)
+
+    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
+        return all(self.expert_by_worker[worker.id] == expert.name for worker in workers)

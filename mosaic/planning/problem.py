@@ -1,0 +1,79 @@
+"""All a policy may know: experts, calls with predicted lengths, cluster, costs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+from mosaic.core.checks import require_unique
+from mosaic.core.cluster import Cluster, Worker
+from mosaic.core.prediction import LengthPrediction
+from mosaic.core.workload import Call, Expert, ExpertName
+from mosaic.planning.costs import CostModel, ShardSummary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What a scheduler is given. True lengths and answers are not in here."""
+
+    experts: tuple[Expert, ...]
+    calls: tuple[Call, ...]
+    """In arrival order."""
+    cluster: Cluster
+    costs: CostModel
+    lengths: Mapping[ExpertName, LengthPrediction]
+
+    def __post_init__(self) -> None:
+        require_unique((expert.name for expert in self.experts), "problem: expert name")
+        require_unique((call.key for call in self.calls), "problem: call key")
+        names = {expert.name for expert in self.experts}
+        for call in self.calls:
+            if call.expert not in names:
+                raise ValueError(
+                    f"call {call.key}: expert must be one of the pool {sorted(names)}, got {call.expert!r}"
+                )
+        for name in dict.fromkeys(call.expert for call in self.calls):
+            if name not in self.lengths:
+                raise ValueError(
+                    f"problem: lengths must have a prediction for expert {name!r}, got {list(self.lengths)}"
+                )
+
+    def expert(self, name: ExpertName) -> Expert:
+        """Find an expert of the pool by name."""
+        for expert in self.experts:
+            if expert.name == name:
+                return expert
+        raise ValueError(f"expert must be one of {[expert.name for expert in self.experts]}, got {name!r}")
+
+    def calls_by_expert(self) -> dict[ExpertName, list[Call]]:
+        """Group the calls; experts in the order in which the query stream first names them, none without calls."""
+        groups: dict[ExpertName, list[Call]] = {}
+        for call in self.calls:
+            groups.setdefault(call.expert, []).append(call)
+        return groups
+
+    def summary(self, name: ExpertName, num_calls: int) -> ShardSummary:
+        """Describe a shard of an expert's calls to the cost model."""
+        return ShardSummary(num_calls, self.lengths[name])
+
+    def gangs(self, expert: Expert) -> tuple[tuple[Worker, ...], ...]:
+        """List the places where an expert can run: aligned groups of as many workers as its tensor-parallel size.
+
+        Groups never straddle two kinds of GPU, and a group where the model does not fit is left out.
+        """
+        workers = self.cluster.workers
+        size = expert.tp_degree
+        groups = (workers[start : start + size] for start in range(0, len(workers) - size + 1, size))
+        return tuple(
+            group for group in groups if len({worker.gpu for worker in group}) == 1 and self.costs.fits(expert, group)
+        )
+
+    def fingerprint(self) -> str:
+        """Hash what a plan must match: the calls with their experts, the experts' sizes and the cluster."""
+        digest = sha256()
+        for worker in self.cluster.workers:
+            digest.update(f"w{worker.id}|{worker.gpu.name}|{worker.gpu.usable_bytes}\n".encode())
+        for expert in self.experts:
+            digest.update(f"e{expert.name}|{expert.tp_degree}|{expert.shape.num_parameters}\n".encode())
+        for call in self.calls:
+            digest.update(f"c{call.key}|{call.expert}|{call.prompt_tokens}|{call.ready_s}\n".encode())
+        return digest.hexdigest()[:16]

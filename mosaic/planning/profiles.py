@@ -1,0 +1,224 @@
+"""A profile: sessions of several shard sizes run on calibration questions, and the costs fitted to them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
+from mosaic.core.errors import ProfileError
+from mosaic.core.prediction import LengthPrediction
+from mosaic.core.workload import ExpertName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionFit:
+    """T_m(n) = fixed_s + per_call_s n, least squares on relative error, both terms non-negative."""
+
+    fixed_s: float
+    per_call_s: float
+    min_num_calls: int
+    """Smallest shard of the sweep; below it the line is extrapolated."""
+    max_num_calls: int
+    """Largest shard of the sweep; beyond it the line is extrapolated."""
+    residual_std_frac: float
+
+    def __post_init__(self) -> None:
+        require_number(self.fixed_s, "session fit: fixed_s", at_least=0)
+        require_number(self.per_call_s, "session fit: per_call_s", at_least=0)
+        require_count(self.min_num_calls, "session fit: min_num_calls", at_least=1)
+        require_count(self.max_num_calls, "session fit: max_num_calls", at_least=self.min_num_calls)
+        require_number(self.residual_std_frac, "session fit: residual_std_frac", at_least=0)
+
+    def session_s(self, num_calls: int) -> float:
+        """Predict the seconds to serve a shard."""
+        return self.fixed_s + self.per_call_s * num_calls
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPoint:
+    """One session of the sweep, as it was measured."""
+
+    num_calls: int
+    session_s: float
+    output_tokens: int
+
+    def __post_init__(self) -> None:
+        require_count(self.num_calls, "sweep point: num_calls", at_least=1)
+        require_number(self.session_s, "sweep point: session_s", above=0)
+        require_count(self.output_tokens, "sweep point: output_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileEntry:
+    """What a sweep told about one expert on one kind of worker."""
+
+    expert: ExpertName
+    gpu: str
+    tp_degree: int
+    load_s: float
+    fit: SessionFit
+    lengths: LengthPrediction
+    points: tuple[SweepPoint, ...]
+    output_tokens: tuple[int, ...] = ()
+    """The sample of lengths behind the prediction."""
+
+    def __post_init__(self) -> None:
+        require_name(self.expert, "profile entry: expert")
+        require_name(self.gpu, f"profile entry {self.expert}: gpu")
+        require_count(self.tp_degree, f"profile entry {self.expert}: tp_degree", at_least=1)
+        require_number(self.load_s, f"profile entry {self.expert}: load_s", at_least=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Entries of one sweep, with where they came from."""
+
+    source: str
+    entries: tuple[ProfileEntry, ...]
+
+    def __post_init__(self) -> None:
+        require_name(self.source, "profile: source")
+        places = ((entry.expert, entry.gpu, entry.tp_degree) for entry in self.entries)
+        require_unique(places, f"profile {self.source!r}: expert, gpu and tp_degree of an entry")
+
+    def entry(self, expert: ExpertName, gpu: str, tp_degree: int) -> ProfileEntry:
+        """Look up an expert.
+
+        Raises
+        ------
+        ProfileError
+            If the sweep did not cover it; a missing measurement is never replaced by a default.
+        """
+        for entry in self.entries:
+            if (entry.expert, entry.gpu, entry.tp_degree) == (expert, gpu, tp_degree):
+                return entry
+        known = sorted({entry.expert for entry in self.entries})
+        raise ProfileError(
+            f"profile {self.source!r} has no entry for expert {expert!r} on {tp_degree} x {gpu}; it covers {known}: "
+            "run experiments/measure_profile.py for this pool and hardware"
+        )
+
+    def lengths(self, expert: ExpertName) -> LengthPrediction:
+        """Predicted lengths of an expert, whatever it was measured on."""
+        for entry in self.entries:
+            if entry.expert == expert:
+                return entry.lengths
+        known = sorted({entry.expert for entry in self.entries})
+        raise ProfileError(f"profile {self.source!r} has no lengths for expert {expert!r}; it covers {known}")
+
+    def extrapolation_notes(self, num_calls_by_expert: Mapping[ExpertName, int]) -> tuple[str, ...]:
+        """Say which experts have fewer calls than the smallest shard of the sweep, or more than the largest."""
+        return tuple(
+            f"{entry.expert}: {num_calls:,} calls, priced by extrapolating a sweep from {entry.fit.min_num_calls:,} to "
+            f"{entry.fit.max_num_calls:,}"
+            for entry in self.entries
+            if (num_calls := num_calls_by_expert.get(entry.expert, 0))
+            and not entry.fit.min_num_calls <= num_calls <= entry.fit.max_num_calls
+        )
+
+
+def fit_session(points: Sequence[SweepPoint]) -> SessionFit:
+    """Fit the affine session cost to a sweep by least squares on the relative error.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two shard sizes.
+    """
+    sizes = sorted({point.num_calls for point in points})
+    require(len(sizes) >= 2, "profile sweep: shard sizes", "at least two different sizes", sizes)
+    # NOTE: minimise sum (1 - (a + b n) / T)^2, i.e. ordinary least squares with weights 1 / T^2.
+    weights = [1.0 / point.session_s**2 for point in points]
+    total = sum(weights)
+    mean_n = sum(w * p.num_calls for w, p in zip(weights, points, strict=True)) / total
+    mean_s = sum(w * p.session_s for w, p in zip(weights, points, strict=True)) / total
+    var_n = sum(w * (p.num_calls - mean_n) ** 2 for w, p in zip(weights, points, strict=True))
+    cov = sum(w * (p.num_calls - mean_n) * (p.session_s - mean_s) for w, p in zip(weights, points, strict=True))
+    slope = max(0.0, cov / var_n)
+    fixed = mean_s - slope * mean_n
+    if fixed < 0:
+        fixed = 0.0
+        slope = sum(w * p.num_calls * p.session_s for w, p in zip(weights, points, strict=True))
+        slope /= sum(w * p.num_calls**2 for w, p in zip(weights, points, strict=True))
+    residuals = [(fixed + slope * p.num_calls) / p.session_s - 1 for p in points]
+    spread = (sum(r * r for r in residuals) / len(residuals)) ** 0.5
+    return SessionFit(
+        fixed_s=fixed,
+        per_call_s=slope,
+        min_num_calls=sizes[0],
+        max_num_calls=sizes[-1],
+        residual_std_frac=spread,
+    )
+
+
+def profile_to_json(profile: Profile) -> str:
+    """Serialise a profile; keys sorted, so equal profiles are equal bytes."""
+    return json.dumps(asdict(profile), indent=1, sort_keys=True) + "\n"
+
+
+def write_profile(profile: Profile, path: str | Path) -> None:
+    """Write a profile for ``load_profile``; whole or not at all.
+
+    Raises
+    ------
+    ProfileError
+        If the file cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(profile_to_json(profile), encoding="utf-8")
+        temporary.replace(target)
+    except OSError as error:
+        raise ProfileError(f"profile {path}: cannot be written ({error.strerror})") from error
+
+
+def load_profile(path: str | Path) -> Profile:
+    """Read a profile written by ``profile_to_json``.
+
+    Raises
+    ------
+    ProfileError
+        If the file cannot be read or is not a profile.
+    """
+    try:
+        data = _object(json.loads(Path(path).read_text(encoding="utf-8")), "the file")
+        rows = data["entries"]
+        if not isinstance(rows, list):
+            raise TypeError(f"entries must be a list, got {rows!r}")
+        entries = tuple(_entry(_object(row, f"entries[{number}]")) for number, row in enumerate(rows))
+        return Profile(source=data["source"], entries=entries)
+    except OSError as error:
+        raise ProfileError(f"profile {path}: cannot be read ({error.strerror})") from error
+    except KeyError as error:
+        raise ProfileError(f"profile {path}: not a profile (key {error} must be present)") from error
+    except (ValueError, TypeError) as error:
+        raise ProfileError(f"profile {path}: not a profile ({error})") from error
+
+
+def _object(value: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{where} must be a JSON object, got {value!r}"[:200])
+    return value
+
+
+def _entry(row: Mapping[str, Any]) -> ProfileEntry:
+    return ProfileEntry(
+        **{
+            **row,
+            "fit": _session_fit(_object(row["fit"], f"fit of {row.get('expert')!r}")),
+            "lengths": LengthPrediction(**row["lengths"]),
+            "points": tuple(SweepPoint(**point) for point in row["points"]),
+            "output_tokens": tuple(row["output_tokens"]),
+        }
+    )
+
+
+def _session_fit(row: Mapping[str, Any]) -> SessionFit:
+    for field in fields(SessionFit):
+        if field.name not in row:
+            raise KeyError(f"fit.{field.name}")
+    return SessionFit(**row)

@@ -1,0 +1,1 @@
+"""What a run leaves: run folder, tables, trace, metrics, screen, progress."""

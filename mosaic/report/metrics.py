@@ -1,0 +1,275 @@
+"""Pure functions of a run's records: what it took, how busy the workers were, what the calls saw.
+
+Missing is None, never 0. Shares are of N x expert makespan, and a worker is busy from the start of a
+session's load to the session's end, so loading counts as busy.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+from mosaic.core.plan import Plan, SolveReport
+from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
+from mosaic.core.workload import CallKey, ExpertName, Role
+
+Summary: TypeAlias = dict[str, Any]
+"""Contents of summary.json, keys in a fixed order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSummary:
+    """What summary.json says of the second stage, beside its times."""
+
+    aggregator: str
+    """The choice: tp4, dp4, auto."""
+    aggregator_expert: ExpertName
+    aggregator_tp_degree: int | None
+    """None: no question was left to aggregate."""
+    num_aggregator_calls: int
+    num_too_long: int
+    """Questions that were to be aggregated and that the aggregator cannot read."""
+    predicted_aggregator_s: float | None
+    aggregator_costs: str | None
+    """The cost model behind the prediction."""
+    skip_frac: float
+    skip_frac_source: str
+    """Measured on an engine; in a simulation, whether the agreement of its experts was fitted or assumed."""
+    accuracy_frac: float | None
+    always_aggregate_s: float | None
+    """What the stage takes when every question is aggregated in the same world; None: not known."""
+    always_aggregate_accuracy_frac: float | None
+    gate_report: Mapping[str, Any] | None
+    """What a gate that promises something says of its promise."""
+
+
+_STAGE_KEYS = tuple(StageSummary.__dataclass_fields__)
+
+
+def makespan_s(sessions: Iterable[SessionRecord]) -> float | None:
+    """First start to last end; None without sessions."""
+    spans = [(session.load_start_ts, session.end_ts) for session in sessions]
+    if not spans:
+        return None
+    return max(end for _, end in spans) - min(start for start, _ in spans)
+
+
+def expert_sessions(result: RunResult) -> tuple[SessionRecord, ...]:
+    """Sessions of the expert stage."""
+    return tuple(session for session in result.sessions if session.role is Role.PROPOSE)
+
+
+def busy_s_by_worker(sessions: Iterable[SessionRecord], num_workers: int) -> tuple[float, ...]:
+    """Seconds each worker spends loading or serving."""
+    busy_s = [0.0] * num_workers
+    for session in sessions:
+        for worker in session.workers:
+            busy_s[worker] += session.end_ts - session.load_start_ts
+    return tuple(busy_s)
+
+
+def load_s_by_worker(sessions: Iterable[SessionRecord], num_workers: int) -> tuple[float, ...]:
+    """Seconds each worker spends loading."""
+    load_s = [0.0] * num_workers
+    for session in sessions:
+        for worker in session.workers:
+            load_s[worker] += session.load_s
+    return tuple(load_s)
+
+
+def gpu_idle_frac(result: RunResult) -> float | None:
+    """Share of N x expert makespan in which workers hold no session; None when nothing ran."""
+    sessions = expert_sessions(result)
+    total_s = _gpu_seconds(sessions, result.num_workers)
+    if total_s is None:
+        return None
+    # NOTE: busy spans are sums of differences, so rounding can bring the share just below 0.
+    return max(0.0, 1.0 - sum(busy_s_by_worker(sessions, result.num_workers)) / total_s)
+
+
+def gpu_load_frac(result: RunResult) -> float | None:
+    """Share of N x expert makespan in which workers load an expert; None when nothing ran."""
+    sessions = expert_sessions(result)
+    total_s = _gpu_seconds(sessions, result.num_workers)
+    return None if total_s is None else sum(load_s_by_worker(sessions, result.num_workers)) / total_s
+
+
+def _gpu_seconds(sessions: Sequence[SessionRecord], num_workers: int) -> float | None:
+    span_s = makespan_s(sessions)
+    return num_workers * span_s if span_s else None
+
+
+def num_loads(result: RunResult) -> int:
+    """Loads of the run; a session whose expert was still resident needs none, a gang's load is one."""
+    return sum(1 for session in result.sessions if session.load_s > 0)
+
+
+def final_records(result: RunResult) -> dict[CallKey, CallRecord]:
+    """Last attempt at each call."""
+    final: dict[CallKey, CallRecord] = {}
+    for record in result.calls:
+        known = final.get(record.key)
+        if known is None or record.attempt >= known.attempt:
+            final[record.key] = record
+    return final
+
+
+def output_tokens(result: RunResult) -> int:
+    """Tokens of the calls that finished; what a failed or cancelled call wrote is not output."""
+    return sum(record.output_tokens for record in result.calls if record.status is CallStatus.FINISHED)
+
+
+def num_preemptions(result: RunResult) -> int:
+    """Preemptions over all calls and attempts."""
+    return sum(record.num_preemptions for record in result.calls)
+
+
+def session_output_tok_per_s(session: SessionRecord) -> float | None:
+    """Throughput while the session serves, its load left out; None for a session that took no time."""
+    serve_s = session.end_ts - session.start_ts
+    return session.output_tokens / serve_s if serve_s > 0 else None
+
+
+def ttft_s(record: CallRecord) -> float | None:
+    """Time to first token: from the instant the call is ready for its engine to its first token."""
+    return None if record.first_token_ts is None else record.first_token_ts - record.queued_ts
+
+
+def tpot_s(record: CallRecord) -> float | None:
+    """Time per output token after the first, (last - first) / (n - 1); None when n < 2."""
+    if record.first_token_ts is None or record.finished_ts is None or record.output_tokens < 2:
+        return None
+    return (record.finished_ts - record.first_token_ts) / (record.output_tokens - 1)
+
+
+def latency_s(record: CallRecord) -> float | None:
+    """From the instant the call is ready for its engine to its last token."""
+    return None if record.finished_ts is None else record.finished_ts - record.queued_ts
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of what is known; None when nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def quantile(values: Iterable[float | None], q: float) -> float | None:
+    """Quantile of what is known, linear between order statistics; None when nothing is known.
+
+    Examples
+    --------
+    >>> quantile([1.0, 2.0, None, 4.0], 0.5)
+    2.0
+    """
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return None
+    place = q * (len(known) - 1)
+    below = int(place)
+    above = min(below + 1, len(known) - 1)
+    return known[below] + (place - below) * (known[above] - known[below])
+
+
+def latency_summary(records: Sequence[CallRecord]) -> dict[str, float | None]:
+    """Means of TTFT, TPOT and latency and the 99% quantile of latency, over the finished calls."""
+    finished = [record for record in records if record.status is CallStatus.FINISHED]
+    latencies = [latency_s(record) for record in finished]
+    return {
+        "mean_ttft_s": mean(map(ttft_s, finished)),
+        "mean_tpot_s": mean(map(tpot_s, finished)),
+        "mean_latency_s": mean(latencies),
+        "p99_latency_s": quantile(latencies, 0.99),
+    }
+
+
+def summarise(
+    plan: Plan,
+    result: RunResult | None,
+    *,
+    workload: str,
+    backend: str,
+    gate: str | None,
+    costs: str,
+    seed: int,
+    num_questions: int,
+    experts: Sequence[ExpertName],
+    aggregator_plan: Plan | None = None,
+    stage: StageSummary | None = None,
+) -> Summary:
+    """Build the contents of summary.json.
+
+    Without a result (``backend=none``) the measured values are None. The names of the experts come in
+    the pool's order, which fixes each expert's colour in every figure.
+    """
+    sessions = plan.sessions + (aggregator_plan.sessions if aggregator_plan else ())
+    planned = {key for session in sessions for key in session.shard}
+    measured = _measured(result, planned, plan.predicted_makespan_s if plan.sessions else None)
+    return {
+        "workload": workload,
+        "scheduler": plan.scheduler,
+        "backend": backend,
+        "gate": gate,
+        "costs": costs,
+        "seed": seed,
+        "num_questions": num_questions,
+        "num_calls": len(planned),
+        **measured,
+        **(asdict(stage) if stage else dict.fromkeys(_STAGE_KEYS)),
+        **_gains(measured, stage),
+        "solve": _solve(plan.solve),
+        "num_workers": plan.num_workers,
+        "experts": list(experts),
+        "problem_fingerprint": plan.problem_fingerprint,
+    }
+
+
+def _measured(result: RunResult | None, planned: set[CallKey], predicted_s: float | None) -> Mapping[str, Any]:
+    keys = (
+        "num_failed_calls", "expert_makespan_s", "aggregator_s", "end_to_end_s", "predicted_expert_makespan_s",
+        "expert_lower_bound_s", "gpu_idle_frac", "gpu_load_frac", "num_loads", "output_tokens", "output_tok_per_s",
+        "num_preemptions",
+    )  # fmt: skip
+    if result is None:
+        return {**dict.fromkeys(keys), "predicted_expert_makespan_s": predicted_s}
+    experts_s = makespan_s(expert_sessions(result))
+    total_s = makespan_s(result.sessions)
+    aggregator_s = None
+    if experts_s is not None and total_s is not None and len(expert_sessions(result)) < len(result.sessions):
+        aggregator_s = total_s - experts_s
+    tokens = output_tokens(result)
+    values = (
+        _num_failed(result, planned), experts_s, aggregator_s, total_s, predicted_s,
+        result.lower_bound_s, gpu_idle_frac(result), gpu_load_frac(result), num_loads(result), tokens,
+        tokens / total_s if total_s else None, num_preemptions(result),
+    )  # fmt: skip
+    return dict(zip(keys, values, strict=True))
+
+
+def _gains(measured: Mapping[str, Any], stage: StageSummary | None) -> dict[str, float | None]:
+    """What the gate changed against aggregating every question in the same world, where that is known."""
+    gains: dict[str, float | None] = {"accuracy_change_pp": None, "aggregator_saved_s": None}
+    if stage is None:
+        return gains
+    accuracy, always = stage.accuracy_frac, stage.always_aggregate_accuracy_frac
+    if accuracy is not None and always is not None:
+        gains["accuracy_change_pp"] = 100 * (accuracy - always)
+    if stage.always_aggregate_s is not None:
+        gains["aggregator_saved_s"] = stage.always_aggregate_s - (measured["aggregator_s"] or 0.0)
+    return gains
+
+
+def _num_failed(result: RunResult, planned: set[CallKey]) -> int:
+    """Count planned calls that neither finished nor were cancelled, those without a record among them."""
+    final = final_records(result)
+    settled = {key for key, record in final.items() if record.status is not CallStatus.FAILED}
+    return len((planned | final.keys()) - settled)
+
+
+def _solve(solve: SolveReport) -> dict[str, Any]:
+    """Drop the solver's seconds, which differ between equal runs: they belong to meta.json."""
+    return {
+        "status": solve.status.value,
+        "gap_frac": solve.gap_frac,
+        "bound_s": solve.bound_s,
+        "num_vars": solve.num_vars,
+        "num_constraints": solve.num_constraints,
+    }

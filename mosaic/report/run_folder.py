@@ -1,0 +1,292 @@
+"""What a run leaves behind, written so that a folder never looks complete unless it is.
+
+NOTE: config.yaml is written first and summary.json last, each under a temporary name in the same folder,
+flushed to disk and then renamed. A crash, a kill or a full disk leaves a folder without summary.json.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from mosaic.core.errors import RunFolderError
+from mosaic.core.plan import Plan
+from mosaic.core.results import Action, RunResult
+from mosaic.core.workload import Role
+from mosaic.pipelines.final_answers import FinalAnswer
+from mosaic.planning.plan_file import plan_to_json
+from mosaic.report.metrics import Summary
+from mosaic.report.tables import answers_parquet, calls_parquet, sessions_parquet
+from mosaic.report.trace import trace_json
+
+Config: TypeAlias = Mapping[str, Any]
+"""The resolved configuration: plain mappings, lists and scalars."""
+
+CONFIG = "config.yaml"
+SUMMARY = "summary.json"
+RUN_FILES = (
+    CONFIG, "plan.json", "plan_aggregate.json", "calls.parquet", "answers.parquet", "calibration_answers.parquet",
+    "responses.jsonl", "sessions.parquet", "actions.jsonl", "replans.jsonl", "trace.json", "timeline.png",
+    "replay.json", "replay.png", "meta.json", SUMMARY,
+)  # fmt: skip
+"""Every file of the contract, in the order of writing."""
+_TEMPORARY = ".{}.part"
+
+
+def write_run(
+    folder: str | Path,
+    *,
+    config: Config,
+    plan: Plan,
+    result: RunResult | None,
+    summary: Summary,
+    meta: Mapping[str, Any],
+    files: Mapping[str, bytes],
+    aggregator_plan: Plan | None = None,
+    answers: Sequence[FinalAnswer] | None = None,
+) -> None:
+    """Clear what an unfinished run left in the folder and write the files of a run, summary.json last.
+
+    Without a result, where a plan was made and not run, there are no records to write. What experiments
+    make of the run (timeline.png; of a replay, its errors and figure) comes as bytes by file name, and so does
+    calibration_answers.parquet.
+
+    Raises
+    ------
+    RunFolderError
+        If the folder holds a complete run, or a file cannot be written; the folder is then incomplete.
+    """
+    folder = Path(folder)
+    # NOTE: everything is encoded before the first file is touched, so that a bug in a record
+    # cannot be mistaken for a disk problem.
+    contents = {"plan.json": plan_to_json(plan).encode()}
+    lengths = {Role.PROPOSE: plan.lengths}
+    if aggregator_plan is not None:
+        contents["plan_aggregate.json"] = plan_to_json(aggregator_plan).encode()
+        lengths[Role.AGGREGATE] = aggregator_plan.lengths
+    if answers is not None:
+        contents["answers.parquet"] = answers_parquet(answers)
+    if result is not None:
+        contents["calls.parquet"] = calls_parquet(result.calls, lengths)
+        contents["sessions.parquet"] = sessions_parquet(result.sessions)
+        contents["trace.json"] = trace_json(result).encode()
+        if result.actions:
+            contents["actions.jsonl"] = "".join(map(_action_line, result.actions)).encode()
+    assert files.keys() <= set(RUN_FILES)
+    contents |= files
+    contents["meta.json"] = _json(meta)
+    contents[SUMMARY] = _json(summary)
+    with _writing(folder):
+        _start(folder, config)
+        for name in RUN_FILES:
+            if name in contents:
+                _write_file(folder, name, contents[name])
+
+
+def is_complete(folder: str | Path) -> bool:
+    """Tell whether a run was written to the end: summary.json is there and readable."""
+    try:
+        return isinstance(read_json(Path(folder) / SUMMARY), dict)
+    except RunFolderError:
+        return False
+
+
+def completed_with(folder: str | Path, config: Config) -> bool:
+    """Tell whether a folder holds the complete run of this configuration, which need not run again.
+
+    Raises
+    ------
+    RunFolderError
+        If it holds the complete run of another configuration: results are never overwritten.
+    """
+    if not is_complete(folder):
+        return False
+    found = read_config(folder)
+    differing = differing_keys(found, _plain(config))
+    if differing:
+        raise RunFolderError(
+            f"{folder}: holds the complete run of another configuration; "
+            f"{_name_differences(found, config, differing)}. Name another folder, or remove this one"
+        )
+    return True
+
+
+def begin_run(folder: str | Path, config: Config) -> None:
+    """Write config.yaml at the start of a run that keeps what it has finished, so that only the same run goes on.
+
+    Raises
+    ------
+    RunFolderError
+        If the folder holds the unfinished run of another configuration, whose times would be taken for this one's.
+    """
+    folder = Path(folder)
+    if (folder / CONFIG).exists():
+        found = read_config(folder)
+        differing = differing_keys(found, _plain(config))
+        if differing:
+            raise RunFolderError(
+                f"{folder}: holds the unfinished run of another configuration; "
+                f"{_name_differences(found, config, differing)}. Name another folder, or remove this one"
+            )
+        return
+    with _writing(folder):
+        _write_file(folder, CONFIG, _yaml(config).encode())
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Read config.yaml.
+
+    Raises
+    ------
+    RunFolderError
+        If it is missing or not a mapping.
+    """
+    import yaml
+
+    path = Path(folder) / CONFIG
+    try:
+        config = _parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise RunFolderError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(config, dict):
+        raise RunFolderError(f"{path}: must be a mapping, got {type(config).__name__}")
+    return config
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file of a run folder.
+
+    Raises
+    ------
+    RunFolderError
+        If it is missing or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise RunFolderError(f"{path}: not JSON ({error})") from error
+
+
+def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
+    """List a configuration's leaves by dotted key; lists and empty mappings are leaves.
+
+    Examples
+    --------
+    >>> flatten({"seed": 0, "scheduler": {"name": "ilp", "caps": [1, 2]}})
+    {'seed': 0, 'scheduler.name': 'ilp', 'scheduler.caps': [1, 2]}
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= flatten(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def differing_keys(left: Config, right: Config) -> tuple[str, ...]:
+    """Dotted keys in which two configurations differ, sorted; a missing key differs from any value."""
+    a, b = flatten(left), flatten(right)
+    return tuple(sorted(key for key in a.keys() | b.keys() if repr(a.get(key, ...)) != repr(b.get(key, ...))))
+
+
+def _name_differences(found: Config, wanted: Config, keys: tuple[str, ...]) -> str:
+    a, b = flatten(found), flatten(wanted)
+    named = [f"{key} is {a.get(key, 'absent')!r} there and {b.get(key, 'absent')!r} here" for key in keys[:3]]
+    more = f" (and {len(keys) - 3} more keys)" if len(keys) > 3 else ""
+    return "; ".join(named) + more
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    """Turn a configuration into what reading its config.yaml returns."""
+    plain: dict[str, Any] = _parse(_yaml(config))
+    return plain
+
+
+def _parse(text: str) -> Any:
+    import yaml
+
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def _yaml(config: Config) -> str:
+    import yaml
+
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    text: str = yaml.dump(_listed(config), Dumper=dumper, sort_keys=False, width=120, allow_unicode=True)
+    return text
+
+
+def _listed(value: Any) -> Any:
+    """Replace mappings by dicts and tuples by lists, which is all that plain YAML knows."""
+    if isinstance(value, Mapping):
+        return {key: _listed(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_listed(item) for item in value]
+    return value
+
+
+def _json(data: Mapping[str, Any]) -> bytes:
+    return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _action_line(action: Action) -> str:
+    key = action.call
+    line = {
+        "ts": action.ts, "kind": action.kind, "question": key.question, "role": key.role.value, "slot": key.slot,
+        "detail": action.detail,
+    }  # fmt: skip
+    return json.dumps(line, allow_nan=False) + "\n"
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, so that two processes given one folder cannot mix their files."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be created as a run folder ({error.strerror})") from error
+    try:
+        with suppress(OSError):  # NOTE: NFS cannot lock a directory; the renames alone then keep files whole
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _start(folder: Path, config: Config) -> None:
+    """Clear what an unfinished run left in the folder and write config.yaml."""
+    if is_complete(folder):
+        completed_with(folder, config)
+        raise RunFolderError(f"{folder}: already holds the complete run of this configuration; it is not overwritten")
+    text = _yaml(config)
+    for name in (*reversed(RUN_FILES), *map(_TEMPORARY.format, RUN_FILES)):
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"{folder / name}: cannot be replaced ({error.strerror})") from error
+    _write_file(folder, CONFIG, text.encode())
+
+
+def _write_file(folder: Path, name: str, content: bytes) -> None:
+    temporary = folder / _TEMPORARY.format(name)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / name)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RunFolderError(
+            f"{folder / name}: cannot be written ({error.strerror or error}); the run folder is incomplete"
+        ) from error

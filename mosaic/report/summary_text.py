@@ -1,0 +1,248 @@
+"""What a run prints when it is over: one screen, at most 24 lines of at most 100 columns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from textwrap import wrap
+
+from mosaic.core.results import RunResult, SessionRecord
+from mosaic.report.metrics import Summary, busy_s_by_worker, expert_sessions, load_s_by_worker, makespan_s, num_loads
+
+NUM_LINES = 24
+NUM_COLUMNS = 100
+LABEL_COLUMNS = 12
+MAX_LANES = 10
+"""Workers shown, and fewer where the other lines leave less room; of a larger cluster the busiest ones."""
+LANE_COLUMNS = 32
+MIN_WORKER_LINES = 2
+MAX_ERROR_LINES = 6
+
+
+def describe_run(
+    summary: Summary,
+    result: RunResult,
+    folder: str | Path,
+    *,
+    gate_notes: Sequence[str] = (),
+    errors: Mapping[str, int] | None = None,
+) -> str:
+    """Describe a finished run.
+
+    Parameters
+    ----------
+    summary
+        The contents of its summary.json.
+    result, folder
+        What ran, and where its files are.
+    gate_notes
+        What the gate promises, and what it does not.
+    errors
+        Of calls that failed on a real backend: how many ended with each; records do not say.
+    """
+    above = [_headline(summary), "", *_makespan_lines(summary)]
+    below = [
+        _row("idle", _idle_text(summary, result)),
+        _row("tokens", _tokens_text(summary)),
+        _row("solver", _solver_text(summary)),
+        *_stage_lines(summary),
+        *(line for note in gate_notes for line in _note_lines(note)),
+    ]
+    files = [
+        "",
+        _row("folder", f"{folder}"),
+        _row("", "timeline.png, trace.json (open it in ui.perfetto.dev), calls.parquet, summary.json"),
+        _row("compare", f"python experiments/compare.py {Path(folder).parent}"),
+    ]
+    if summary["num_failed_calls"]:
+        num_left = NUM_LINES - len(above) - len(below) - len(files) - MIN_WORKER_LINES
+        below += _failed_lines(summary["num_failed_calls"], errors or {}, num_left)
+    below += files
+    workers = _worker_lines(result, NUM_LINES - len(above) - len(below))
+    return "\n".join(_cut(line) for line in (*above, *workers, *below)) + "\n"
+
+
+def describe_point(summary: Summary, point: str) -> str:
+    """Describe a point of a sweep in a line, under the name that tells it from the other points."""
+    made_s, predicted_s, idle = (
+        summary[key] for key in ("expert_makespan_s", "predicted_expert_makespan_s", "gpu_idle_frac")
+    )
+    name = "makespan" if summary["skip_frac"] is None else "experts"
+    made = "not run" if made_s is None else f"{name} {_seconds(made_s)}"
+    text = f"{point}: {made}, predicted {_seconds(predicted_s)}"
+    text += "" if idle is None else f", idle {idle:.1%}"
+    if summary["skip_frac"] is not None:
+        text += f", end to end {_seconds(summary['end_to_end_s'])}, skipped {_skip_text(summary)}"
+    if summary["accuracy_frac"] is not None:
+        text += f", accuracy {summary['accuracy_frac']:.1%}"
+    num_failed = summary["num_failed_calls"]
+    return f"{text}, FAILED: {num_failed:,} calls have no result" if num_failed else text
+
+
+def _row(label: str, text: str) -> str:
+    return f"  {label:<{LABEL_COLUMNS - 2}}{text}".rstrip()
+
+
+def _note_lines(note: str) -> list[str]:
+    """Break a note into lines: what a gate promises, and what it does not, must not be cut off."""
+    return [_row("", line) for line in wrap(note, NUM_COLUMNS - LABEL_COLUMNS)]
+
+
+def _failed_lines(num_failed: int, errors: Mapping[str, int], num_lines: int) -> list[str]:
+    """Count what failed and give the commonest error, in as many lines as there are, but one in any case."""
+    if not errors:
+        return [_row("FAILED", f"{num_failed:,} calls have no result: see calls.parquet")]
+    commonest = max(errors, key=lambda error: errors[error])
+    text = f"{num_failed:,} calls have no result, {errors[commonest]:,} of them: {commonest}"
+    # Names of files have hyphens, and should stay whole to be of use.
+    lines = wrap(
+        text,
+        NUM_COLUMNS - LABEL_COLUMNS,
+        max_lines=max(1, min(MAX_ERROR_LINES, num_lines)),
+        break_on_hyphens=False,
+        placeholder=" ...",
+    )
+    return [_row("FAILED" if number == 0 else "", line) for number, line in enumerate(lines)]
+
+
+def _cut(line: str) -> str:
+    """Shorten a line that is too wide, except for paths and commands, which must stay whole to be of use."""
+    is_path = line.startswith(("  folder", "  compare"))
+    return line if len(line) <= NUM_COLUMNS or is_path else line[: NUM_COLUMNS - 3] + "..."
+
+
+def _headline(summary: Summary) -> str:
+    what = f"{summary['scheduler']} on {summary['workload']}"
+    how = f"backend {summary['backend']}, costs {summary['costs']}, seed {summary['seed']}"
+    aggregated = summary["num_aggregator_calls"]
+    calls = f"{summary['num_calls'] - (aggregated or 0):,}" + ("" if aggregated is None else f" + {aggregated:,}")
+    counts = f"{summary['num_questions']:,} questions, {calls} calls, {summary['num_workers']} workers"
+    return f"{what}: {counts} ({how})"
+
+
+def _makespan_lines(summary: Summary) -> list[str]:
+    """Times of the run: of the expert stage alone, or end to end and then of the expert stage."""
+    if summary["skip_frac"] is None:
+        return [_row("makespan", _expert_times(summary))]
+    stage_s, predicted_s = summary["aggregator_s"], summary["predicted_aggregator_s"]
+    text = f"{_seconds(summary['end_to_end_s'])} end to end, of which the aggregator {_seconds(stage_s or 0.0)}"
+    by = "" if summary["aggregator_costs"] in (None, summary["costs"]) else f" by {summary['aggregator_costs']} costs"
+    text += f" (predicted {_seconds(predicted_s)}{by})" if predicted_s else ""
+    return [_row("makespan", text), _row("experts", _expert_times(summary))]
+
+
+def _stage_lines(summary: Summary) -> list[str]:
+    """What the gate skipped, what that saved and what it did to the accuracy."""
+    if summary["skip_frac"] is None:
+        return []
+    degree = summary["aggregator_tp_degree"]
+    text = f"{summary['gate']}: {_skip_text(summary)} skipped"
+    if degree is not None:
+        text += f"; {summary['num_aggregator_calls']:,} questions to {summary['aggregator_expert']} (tp {degree})"
+    if summary["num_too_long"]:
+        text += f"; {summary['num_too_long']:,} too long for it"
+    lines = [_row("gate", text)]
+    always_s = summary["always_aggregate_s"]
+    if always_s is not None:
+        saved_s = summary["aggregator_saved_s"]
+        lines.append(
+            _row("saved", f"{_seconds(saved_s)} of the {_seconds(always_s)} that aggregating everything takes")
+        )
+    accuracy, always = summary["accuracy_frac"], summary["always_aggregate_accuracy_frac"]
+    if accuracy is not None:
+        change = "" if always is None else f", {100 * (accuracy - always):+.2f} pp against aggregating everything"
+        source = summary["skip_frac_source"]
+        level = "" if source == "measured" else f" (its level is {source})"
+        lines.append(_row("accuracy", f"{accuracy:.2%}{level}{change}"))
+    return lines
+
+
+def _skip_text(summary: Summary) -> str:
+    """The skip share, with where it comes from unless it was measured or nothing is skipped."""
+    share, source = summary["skip_frac"], summary["skip_frac_source"]
+    label = f" ({source})" if share and source != "measured" else ""
+    return f"{share:.1%}{label}"
+
+
+def _expert_times(summary: Summary) -> str:
+    made = summary["expert_makespan_s"]
+    text = _seconds(made)
+    predicted, bound = summary["predicted_expert_makespan_s"], summary["expert_lower_bound_s"]
+    if predicted is not None:
+        text += f"   predicted {_seconds(predicted)}" + (f" ({predicted / made - 1:+.1%})" if made else "")
+    if bound is not None:
+        text += f"   lower bound {_seconds(bound)}" + (f" (x {made / bound:.3f})" if made and bound else "")
+    return text
+
+
+def _seconds(value: float | None) -> str:
+    return "none" if value is None else f"{value:,.1f} s"
+
+
+def _worker_lines(result: RunResult, num_lines: int) -> list[str]:
+    sessions = expert_sessions(result)
+    span_s = makespan_s(sessions)
+    if not span_s:
+        return [_row("workers", "nothing ran")]
+    start_ts = min(session.load_start_ts for session in sessions)
+    busy_s = busy_s_by_worker(sessions, result.num_workers)
+    load_s = load_s_by_worker(sessions, result.num_workers)
+    num_lanes = max(1, min(MAX_LANES, num_lines if result.num_workers <= num_lines else num_lines - 1))
+    workers = sorted(range(result.num_workers), key=lambda worker: -busy_s[worker])[:num_lanes]
+    lines = []
+    for worker in sorted(workers):
+        own = [session for session in sessions if worker in session.workers]
+        lane = _lane(own, start_ts, span_s)
+        times = f"busy {busy_s[worker]:>7,.0f} s  load {load_s[worker]:>4,.0f} s"
+        lines.append(_row(f"worker {worker}", f"|{lane}| {times}  {_experts(own)}"))
+    if result.num_workers > num_lanes:
+        lines.append(_row("", f"and {result.num_workers - num_lanes} workers that were busy for less"))
+    return lines
+
+
+def _lane(sessions: Sequence[SessionRecord], start_ts: float, span_s: float) -> str:
+    """Draw a worker's time: ``/`` load, ``#`` generate, ``.`` idle; each column shows what takes most of it."""
+    width_s = span_s / LANE_COLUMNS
+    columns = []
+    for column in range(LANE_COLUMNS):
+        low = start_ts + column * width_s
+        load_s = sum(_overlap_s(s.load_start_ts, s.start_ts, low, low + width_s) for s in sessions)
+        serve_s = sum(_overlap_s(s.start_ts, s.end_ts, low, low + width_s) for s in sessions)
+        shares = (("#", serve_s), ("/", load_s), (".", width_s - serve_s - load_s))
+        columns.append(max(shares, key=lambda share: share[1])[0])
+    return "".join(columns)
+
+
+def _overlap_s(start_ts: float, end_ts: float, low: float, high: float) -> float:
+    return max(0.0, min(end_ts, high) - max(start_ts, low))
+
+
+def _experts(sessions: Sequence[SessionRecord]) -> str:
+    """List a worker's experts in order; repeats in a row are counted."""
+    runs = [(name, len(list(group))) for name, group in groupby(session.expert for session in sessions)]
+    return ", ".join(name if count == 1 else f"{name} x{count}" for name, count in runs)
+
+
+def _idle_text(summary: Summary, result: RunResult) -> str:
+    """Shares of the expert stage, with its own loads: those of summary.json are the whole run's."""
+    idle, load = summary["gpu_idle_frac"], summary["gpu_load_frac"]
+    if idle is None:
+        return "none"
+    num_expert_loads = num_loads(replace(result, sessions=expert_sessions(result)))
+    loads = f"loading {load:.1%} in {num_expert_loads} loads"
+    return f"{idle:.1%} of the workers' time; {loads}   (/ load, # generate, . idle)"
+
+
+def _tokens_text(summary: Summary) -> str:
+    rate = summary["output_tok_per_s"]
+    text = f"{summary['output_tokens']:,} written" + ("" if rate is None else f", {rate:,.0f} per second")
+    return f"{text}; {summary['num_preemptions']:,} preemptions"
+
+
+def _solver_text(summary: Summary) -> str:
+    solve = summary["solve"]
+    if solve["bound_s"] is None:
+        return f"{solve['status']} (a rule, nothing was solved)" if solve["status"] == "heuristic" else solve["status"]
+    gap = "" if solve["gap_frac"] is None else f", gap {solve['gap_frac']:.2%}"
+    size = f", {solve['num_vars']} variables, {solve['num_constraints']} constraints" if solve["num_vars"] else ""
+    return f"{solve['status']}{gap}, bound {_seconds(solve['bound_s'])}{size}"

@@ -1,0 +1,65 @@
+"""trace.json: Chrome trace events, which open in Perfetto. A process per worker."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+from mosaic.core.results import RunResult
+
+Event: TypeAlias = dict[str, Any]
+
+
+def trace_json(result: RunResult) -> str:
+    """Serialise a run: load and serve spans per worker, and the number of admitted calls over time.
+
+    The counter stands in for a span per call, which would take ten times the space.
+    """
+    events = [*_names(result), *_spans(result), *_counters(result)]
+    lines = ",\n".join(json.dumps(event, separators=(",", ":"), allow_nan=False) for event in events)
+    return f'{{"displayTimeUnit":"ms","traceEvents":[\n{lines}\n]}}\n'
+
+
+def _micros(seconds: float) -> int:
+    return round(seconds * 1e6)
+
+
+def _names(result: RunResult) -> Iterator[Event]:
+    for worker in range(result.num_workers):
+        yield {"ph": "M", "name": "process_name", "pid": worker, "args": {"name": f"worker {worker}"}}
+        yield {"ph": "M", "name": "process_sort_index", "pid": worker, "args": {"sort_index": worker}}
+        yield {"ph": "M", "name": "thread_name", "pid": worker, "tid": 0, "args": {"name": "sessions"}}
+
+
+def _spans(result: RunResult) -> Iterator[Event]:
+    for session in result.sessions:
+        args = {
+            "session": session.session,
+            "workers": list(session.workers),
+            "num_calls": session.num_calls,
+            "output_tokens": session.output_tokens,
+        }
+        for worker in session.workers:
+            if session.load_s > 0:
+                yield _span(f"load {session.expert}", "load", worker, session.load_start_ts, session.start_ts, args)
+            yield _span(session.expert, session.role.value, worker, session.start_ts, session.end_ts, args)
+
+
+def _span(name: str, category: str, worker: int, start_ts: float, end_ts: float, args: Event) -> Event:
+    start, end = _micros(start_ts), _micros(end_ts)
+    where = {"pid": worker, "tid": 0, "ts": start, "dur": end - start}
+    return {"ph": "X", "name": name, "cat": category, **where, "args": args}
+
+
+def _counters(result: RunResult) -> Iterator[Event]:
+    """Count calls between admission and finish; a gang's calls are counted on its first worker."""
+    changes: defaultdict[tuple[int, int], int] = defaultdict(int)
+    for record in result.calls:
+        if record.admitted_ts is not None and record.finished_ts is not None:
+            changes[record.workers[0], _micros(record.admitted_ts)] += 1
+            changes[record.workers[0], _micros(record.finished_ts)] -= 1
+    level: defaultdict[int, int] = defaultdict(int)
+    for (worker, ts), change in sorted(changes.items()):
+        level[worker] += change
+        if change:
+            yield {"ph": "C", "name": "admitted calls", "pid": worker, "ts": ts, "args": {"calls": level[worker]}}

@@ -1,0 +1,5 @@
+"""Drives any backend: the backend protocol, the run, replanning, measuring, the journal."""
+
+from mosaic.runtime.backend import Backend
+
+__all__ = ["Backend"]

@@ -1,0 +1,120 @@
+"""Measures what the aggregator costs, on the calls that calibration questions leave to it.
+
+NOTE: Its replicas serve in waves, all at once, and a wave lasts as long as the replica with the longest answers. With
+a heavy tail that is far above the mean of one session, so a wave is what is measured, and what a replica's price stands
+for.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import count, islice
+
+from mosaic.core.checks import require
+from mosaic.core.cluster import Cluster
+from mosaic.core.errors import BackendError, DisturbedSweepError
+from mosaic.core.plan import Session, unpriced_plan
+from mosaic.core.prediction import prediction_from_sample
+from mosaic.core.results import CallStatus, SessionRecord
+from mosaic.core.workload import Call, Expert
+from mosaic.planning.profiles import ProfileEntry, SweepPoint, fit_session
+from mosaic.planning.schedulers.shards import replica_sessions, split_evenly
+from mosaic.runtime.backend import Backend
+
+SHARES = (1, 2, 4)
+"""Waves serve all calls, a half and a quarter of them."""
+NUM_SWEPT_CALLS, MAX_REPEATS = 512, 8
+"""The sweep is repeated until it has served so many calls: a few waves of a few calls say little."""
+
+
+def sweep_aggregator(
+    expert: Expert,
+    calls: Sequence[Call],
+    cluster: Cluster,
+    backend: Backend,
+    places: Sequence[tuple[int, ...]] | None = None,
+) -> ProfileEntry:
+    """Measure the aggregator at its tensor-parallel degree, with as many replicas as its cap and the cluster allow.
+
+    ``places`` are the gangs of workers where it may run; None: all that the cluster makes up.
+
+    Raises
+    ------
+    BackendError
+        If a session cannot be run, or left a call unfinished: a price is never fitted to part of a sweep.
+    DisturbedSweepError
+        If sessions that were interrupted leave too few others.
+    ValueError
+        If there are no calls, or no place for the aggregator.
+    """
+    require(len(calls) > 0, "aggregator sweep: calls", "at least one call", 0)
+    places = aggregator_places(expert, cluster.num_workers) if places is None else places
+    waves: list[tuple[Session, ...]] = []
+    served: list[Call] = []
+    barrier: tuple[int, ...] = ()
+    for shard in _shards(calls, len(places)):
+        parts = split_evenly(len(shard), len(places))
+        wave = replica_sessions(shard, places, parts, first_id=sum(map(len, waves)), after=barrier)
+        barrier = tuple(session.id for session in wave)
+        waves.append(wave)
+        served += shard
+    sessions = [session for wave in waves for session in wave]
+    result = backend.execute(unpriced_plan(sessions, num_workers=cluster.num_workers), served)
+    finished = [record for record in result.calls if record.status is CallStatus.FINISHED]
+    if len(finished) != len(served):
+        raise BackendError(f"aggregator sweep: every call must finish, {len(finished)} of {len(served)} did")
+    # NOTE: a session that was interrupted and tried again took longer than its calls need.
+    disturbed = {record.session for record in finished if record.attempt > 0}
+    records = {record.session: record for record in result.sessions if record.session not in disturbed}
+    points = tuple(
+        _point([records[session.id] for session in wave])
+        for wave in waves
+        if not any(session.id in disturbed for session in wave)
+    )
+    if disturbed and len({point.num_calls for point in points}) < 2:
+        raise DisturbedSweepError("aggregator sweep: waves of two sizes must run undisturbed")
+    sample = tuple(sorted(record.output_tokens for record in finished))
+    return ProfileEntry(
+        expert=expert.name,
+        gpu=cluster.workers[0].gpu.name,
+        tp_degree=expert.tp_degree,
+        load_s=max(record.load_s for record in records.values()),
+        fit=fit_session(points),
+        lengths=prediction_from_sample(sample),
+        points=points,
+        output_tokens=sample,
+    )
+
+
+def aggregator_places(expert: Expert, num_workers: int) -> list[tuple[int, ...]]:
+    """List the gangs of its replicas: all that the workers make up, or as many as its cap allows.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    size = expert.tp_degree
+    places = [tuple(range(start, start + size)) for start in range(0, num_workers - size + 1, size)]
+    require(len(places) > 0, f"aggregator {expert.name}: tp_degree", f"at most num_workers={num_workers}", size)
+    return places[: expert.max_replicas]
+
+
+def _shards(calls: Sequence[Call], num_places: int) -> Iterator[list[Call]]:
+    """Cut waves out of the calls; what is served again has a key, and so luck, of its own."""
+    least = num_places * max(SHARES)
+    num_copies = -(-least // len(calls))
+    num_repeats = min(MAX_REPEATS, -(-NUM_SWEPT_CALLS // (num_copies * len(calls))))
+    slots = count()
+    for share in SHARES * num_repeats:
+        chosen = list(islice(slots, num_copies))
+        copies = [replace(call, key=call.key._replace(slot=slot)) for slot in chosen for call in calls]
+        for part in range(share):
+            yield copies[part::share]
+
+
+def _point(wave: Sequence[SessionRecord]) -> SweepPoint:
+    return SweepPoint(
+        num_calls=max(record.num_calls for record in wave),
+        session_s=max(record.end_ts - record.start_ts for record in wave),
+        output_tokens=sum(record.output_tokens for record in wave),
+    )

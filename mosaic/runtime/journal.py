@@ -1,0 +1,194 @@
+"""What survives a crash: each finished request in a file, on the disk before anybody hears of it.
+
+A journal is a folder of append-only logs, one per writing process, and not a database. One writer per file needs no
+lock between workers; a record that a crash tore is told by its checksum and dropped, wherever it stands; it works on
+network file systems, where SQLite's write-ahead log does not; and a full disk leaves nothing behind, because a failed
+append is cut off again. A record is a line: the CRC-32 of its JSON text, a space, the text.
+
+Exactly once follows from the order of things. A call is run only if no record holds its result, the records are read
+only when every process that could still write one is gone (``hold``), and a call's finish is told to others only
+when its record is on the disk.
+"""
+
+import fcntl
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, TypeAlias
+
+from mosaic.core.errors import BackendError
+
+Record: TypeAlias = Mapping[str, Any]
+
+LOCK_NAME = "lock"
+SUFFIX = ".journal"
+
+
+class JournalError(BackendError):
+    """A journal cannot be written or is in use; no run can go on without it."""
+
+
+class Contents(NamedTuple):
+    """What a log holds."""
+
+    records: list[dict[str, Any]]
+    num_damaged: int
+    """Lines that no writer finished, or that changed on the disk: what they held is run again."""
+
+
+def encode(record: Record) -> bytes:
+    """Write a record as a line that can prove it is whole."""
+    text = json.dumps(record, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def decode(line: bytes) -> dict[str, Any] | None:
+    """Read a line without its newline; None: it is torn or damaged."""
+    checksum, _, text = line.partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(text):
+        return None
+    record: dict[str, Any] = json.loads(text)
+    return record
+
+
+def read_log(path: Path) -> Contents:
+    """Read a log as far as it is whole; a file that does not exist holds nothing."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return Contents([], 0)
+    unfinished = lines.pop()
+    decoded = [decode(line) for line in lines]
+    records = [record for record in decoded if record is not None]
+    return Contents(records, len(decoded) - len(records) + bool(unfinished))
+
+
+def read_journal(folder: Path) -> Contents:
+    """Read all logs of a journal, in the order of their names."""
+    logs = [read_log(path) for path in sorted(folder.glob(f"*{SUFFIX}"))]
+    return Contents([record for log in logs for record in log.records], sum(log.num_damaged for log in logs))
+
+
+class Log:
+    """Appends records to one file, of which this process is the only writer.
+
+    A torn record at its end, which a crash may have left, is cut off when the file is opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        existed = path.exists()
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._size = self._whole_lines()
+            os.ftruncate(self._file, self._size)
+            if not existed:
+                _sync_folder(path.parent)
+        except OSError as error:
+            raise _cannot("opened", path, error) from error
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Put records on the disk, see `append_lines`."""
+        self.append_lines([encode(record) for record in records])
+
+    def append_lines(self, lines: Sequence[bytes]) -> None:
+        """Put encoded records on the disk, in one piece; returns when they are there.
+
+        Raises
+        ------
+        JournalError
+            If they are not: then none of them is in the file.
+        """
+        data = b"".join(lines)
+        try:
+            at = self._size
+            while at < self._size + len(data):
+                at += os.pwrite(self._file, data[at - self._size :], at)
+            os.fdatasync(self._file)
+        except OSError as error:
+            # NOTE: after a failed sync nobody knows what reached the disk, so nothing of it may count.
+            with suppress(OSError):
+                os.ftruncate(self._file, self._size)
+            raise _cannot("written", self.path, error) from error
+        self._size += len(data)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _whole_lines(self) -> int:
+        """Find where the last finished line ends, in bytes; reads back from the end."""
+        end = os.fstat(self._file).st_size
+        while end > 0:
+            start = max(0, end - 65536)
+            found = os.pread(self._file, end - start, start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+        return 0
+
+
+@contextmanager
+def hold(folder: Path, *, patience_s: float = 10.0) -> Iterator[int]:
+    """Make a journal's folder and hold it alone; gives the lock's file descriptor.
+
+    The lock belongs to the open file, so every process that inherits or is sent the descriptor holds it too, and it is
+    free only when the last of them is gone: who holds the journal of a killed run knows that none of its
+    processes can still write. ``patience_s`` is how long to wait for those that are about to end.
+
+    Raises
+    ------
+    JournalError
+        If the folder cannot be made, or others hold it all the while.
+    """
+    path = folder / LOCK_NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise _cannot("opened", folder, error) from error
+    try:
+        deadline = time.monotonic() + patience_s
+        while not _lock(lock):
+            if time.monotonic() >= deadline:
+                raise JournalError(f"journal {folder}: another run is using it; end that run or name another folder")
+            time.sleep(0.05)  # flock has no wait with a limit
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new file's name survive a crash of the machine."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _cannot(what: str, path: Path, error: OSError) -> JournalError:
+    return JournalError(
+        f"journal {path} cannot be {what}: {error.strerror or error}; what it holds is kept: "
+        "remove the cause and start the same run again"
+    )

@@ -1,1 +1,0 @@
-"""Policies: each turns a problem into a plan."""

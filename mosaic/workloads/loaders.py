@@ -1,0 +1,165 @@
+"""Workloads from a file: questions, the experts recruited for them and, where recorded, what they wrote.
+
+Three formats, told apart by the file's suffix:
+
+``.jsonl``
+    One object a line with the keys id, question, experts (names, repeats allowed), answer, category,
+    skills, prompt_tokens and output_tokens. All but id and question are optional; prompt_tokens may
+    stand in for the question. output_tokens is one number for all slots, a list with one number per
+    slot, or a mapping from experts to numbers.
+``.csv``
+    Symbolic-MoE's table: columns question, gold_answer, keywords and solvers, the latter two Python
+    lists of strings. Other columns are ignored; rows are named row-1, row-2 and so on.
+``.json``
+    The same table as a list of objects, as the benchmarks' question files are.
+
+Questions without experts are recruited by the router, which then needs skill profiles.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from mosaic.core.checks import require, require_count
+from mosaic.core.tokens import count_text_tokens
+from mosaic.core.workload import Call, CallKey, ExpertName, Question, Role, Workload
+from mosaic.workloads.question_files import Row, read_rows
+from mosaic.workloads.question_kind import question_kind
+from mosaic.workloads.routing import Router, load_skill_profiles
+
+
+def file_tokens(path: str | Path) -> tuple[int, ...]:
+    """Count the tokens of every question of a file, without any prompt template."""
+    return tuple(_question_tokens(row) for row in read_rows(path))
+
+
+def file_workload(
+    *,
+    path: str | Path,
+    name: str = "file",
+    profiles: str | Path | None = None,
+    num_slots_per_question: int = 3,
+    template_tokens: int = 150,
+    seed: int = 0,
+    pool: Collection[ExpertName] | None = None,
+) -> Workload:
+    """Read a workload from a file.
+
+    Parameters
+    ----------
+    path
+        The file; its suffix names the format (see the module's docstring).
+    name
+        Of the workload.
+    profiles
+        JSON file with skill profiles (`routing.load_skill_profiles`) for the questions without experts.
+    num_slots_per_question
+        Experts that the router recruits for a question; questions that name their experts keep them.
+    template_tokens
+        Prompt tokens of a call beside the question's own.
+    seed
+        Of the router's draws.
+    pool
+        Names that questions may use; None: any.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the file, the line or row, the field, the rule and the value.
+    """
+    require_count(template_tokens, "workload.template_tokens")
+    require_count(seed, "workload.seed")
+    rows = read_rows(path)
+    questions = _make_questions(rows)
+    slots = _recruit(rows, questions, profiles, num_slots_per_question, seed)
+    if pool is not None:
+        _check_pool(rows, slots, pool)
+    calls = tuple(
+        Call(CallKey(question.id, Role.PROPOSE, slot), expert, question.prompt_tokens + template_tokens)
+        for question, experts in zip(questions, slots, strict=True)
+        for slot, expert in enumerate(experts)
+    )
+    return Workload(name=name, questions=questions, calls=calls, output_tokens=_recorded_lengths(rows, slots))
+
+
+def _make_questions(rows: tuple[Row, ...]) -> tuple[Question, ...]:
+    first_at: dict[str, str] = {}
+    for row in rows:
+        if row.id in first_at:
+            raise ValueError(f"{row.at}: id must be unique, got {row.id!r}, which {first_at[row.id]} has too")
+        first_at[row.id] = row.at
+    return tuple(map(_make_question, rows))
+
+
+def _make_question(row: Row) -> Question:
+    try:
+        kind, num_options, answer = question_kind(row.question, row.answer)
+    except ValueError as error:
+        raise ValueError(f"{row.at}: {error}") from error
+    return Question(
+        id=row.id,
+        prompt_tokens=_question_tokens(row),
+        text=row.question,
+        answer=answer,
+        category=row.category,
+        skills=row.skills,
+        answer_kind=kind,
+        num_options=num_options,
+    )
+
+
+def _question_tokens(row: Row) -> int:
+    return count_text_tokens(row.question or "") if row.prompt_tokens is None else row.prompt_tokens
+
+
+def _recruit(
+    rows: tuple[Row, ...],
+    questions: tuple[Question, ...],
+    profiles: str | Path | None,
+    num_slots: int,
+    seed: int,
+) -> tuple[tuple[ExpertName, ...], ...]:
+    """Keep the experts that a row names; let the router recruit for all others in one batch."""
+    open_rows = [row for row in rows if row.experts is None]
+    if not open_rows:
+        return tuple(row.experts or () for row in rows)
+    if profiles is None:
+        rule = "given, or workload.profiles must name the router's skill profiles"
+        raise ValueError(f"{open_rows[0].at}: experts (solvers in a table) must be {rule}, got neither")
+    router = Router(profiles=load_skill_profiles(profiles), num_slots=num_slots)
+    routed = [question for row, question in zip(rows, questions, strict=True) if row.experts is None]
+    recruited = iter(router.recruit_batch(routed, seed=seed))
+    return tuple(next(recruited) if row.experts is None else row.experts for row in rows)
+
+
+def _check_pool(rows: tuple[Row, ...], slots: tuple[tuple[ExpertName, ...], ...], pool: Collection[ExpertName]) -> None:
+    for row, experts in zip(rows, slots, strict=True):
+        for expert in experts:
+            require(expert in pool, f"{row.at}: experts", f"of the pool {sorted(pool)}", expert)
+
+
+def _recorded_lengths(rows: tuple[Row, ...], slots: tuple[tuple[ExpertName, ...], ...]) -> Mapping[CallKey, int] | None:
+    """Collect the recorded lengths: on every row or on none, so that no run mixes them with drawn ones unseen."""
+    lacking = [row for row in rows if row.output_tokens is None]
+    if len(lacking) == len(rows):
+        return None
+    if lacking:
+        raise ValueError(f"{lacking[0].at}: output_tokens must be on every line or on none, got none here")
+    return {
+        CallKey(row.id, Role.PROPOSE, slot): tokens
+        for row, experts in zip(rows, slots, strict=True)
+        for slot, tokens in enumerate(_lengths_of_slots(row, experts))
+    }
+
+
+def _lengths_of_slots(row: Row, experts: tuple[ExpertName, ...]) -> tuple[int, ...]:
+    given = row.output_tokens
+    field = f"{row.at}: output_tokens"
+    if isinstance(given, int):
+        return (given,) * len(experts)
+    if isinstance(given, tuple):
+        require(len(given) == len(experts), field, f"a list of {len(experts)} numbers, one per slot", list(given))
+        return given
+    assert given is not None, "rows without lengths were refused before"
+    for expert in experts:
+        require(expert in given, field, f"a mapping that has expert {expert!r}", dict(given))
+    return tuple(given[expert] for expert in experts)

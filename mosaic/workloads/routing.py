@@ -1,0 +1,191 @@
+"""Recruits experts for a question from what each of them is good at: Symbolic-MoE's rule.
+
+A skill profile gives each expert a score per skill. For a question the scores of its skills are
+summed, weighted by the expert's strength over all skills, and the question's slots are drawn with
+replacement, so one expert may hold several. Afterwards the experts that were hardly ever drawn
+give their slots away, because a load for a handful of calls does not pay.
+"""
+
+import json
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from mosaic.core.checks import require, require_count, require_name, require_number
+from mosaic.core.workload import CalibrationRecord, ExpertName, Question
+from mosaic.workloads.skill_text import NearestSkill
+
+_STRENGTH_EXPONENT = 2.0
+"""1 / temperature, with Symbolic-MoE's temperature of 0.5."""
+
+_MAX_SCORE = 10**9
+"""Keeps squares and products of scores within floating point."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkillProfiles:
+    """Score of every expert on every skill it was seen with: right answers minus wrong ones, so whole numbers."""
+
+    scores: Mapping[ExpertName, Mapping[str, int]]
+
+    def __post_init__(self) -> None:
+        require(len(self.scores) > 0, "skill profiles", "a mapping with at least one expert", dict(self.scores))
+        for expert, by_skill in self.scores.items():
+            require_name(expert, "skill profiles: expert")
+            if not isinstance(by_skill, Mapping):
+                raise TypeError(f"skill profiles: {expert} must be a mapping of skills to scores, got {by_skill!r}")
+            for skill, score in by_skill.items():
+                require_name(skill, f"skill profiles: {expert}: skill")
+                require_count(score, f"skill profiles: {expert}.{skill}", at_least=-_MAX_SCORE)
+                require(score <= _MAX_SCORE, f"skill profiles: {expert}.{skill}", f"at most {_MAX_SCORE}", score)
+
+    @property
+    def experts(self) -> tuple[ExpertName, ...]:
+        return tuple(self.scores)
+
+    @property
+    def skills(self) -> tuple[str, ...]:
+        """All skills of all experts, sorted."""
+        return tuple(sorted({skill for by_skill in self.scores.values() for skill in by_skill}))
+
+
+def profiles_from_calibration(records: Iterable[CalibrationRecord]) -> SkillProfiles:
+    """Score experts on calibration questions: +1 per skill of a question answered right, -1 of one answered wrong.
+
+    Raises
+    ------
+    ValueError
+        If there is no record.
+
+    Examples
+    --------
+    >>> records = [CalibrationRecord(("algebra", "limits"), "A", True), CalibrationRecord(("algebra",), "A", False)]
+    >>> profiles_from_calibration(records).scores
+    {'A': {'algebra': 0, 'limits': 1}}
+    """
+    scores: dict[ExpertName, dict[str, int]] = {}
+    for record in records:
+        by_skill = scores.setdefault(record.expert, {})
+        for skill in dict.fromkeys(record.skills):
+            by_skill[skill] = by_skill.get(skill, 0) + (1 if record.right else -1)
+    return SkillProfiles(scores=scores)
+
+
+def load_skill_profiles(path: str | Path) -> SkillProfiles:
+    """Read skill profiles from JSON: ``{"EXPERT": {"skill": score, ...}, ...}``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the file, the field, the rule and the value.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"skill profiles {path}: must be a readable file ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"skill profiles {path}: must be JSON in UTF-8 ({error})") from error
+    if not isinstance(data, dict):
+        raise TypeError(f"skill profiles {path}: must be an object of experts, got {type(data).__name__}")
+    try:
+        return SkillProfiles(scores=data)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Router:
+    """Draws the slots of a question in proportion to skill and strength.
+
+    References
+    ----------
+    Symbolic-MoE, arXiv 2503.05641; MOSAIC, arXiv 2606.03014, uses its assignment.
+    """
+
+    profiles: SkillProfiles
+    num_slots: int = 3
+    """Experts recruited for a question (k)."""
+    min_share_frac: float = 0.05
+    """Experts with a smaller share of a batch's slots are replaced."""
+    strengths: Mapping[ExpertName, float] = field(init=False, repr=False, compare=False)
+    """Share of every expert in the strength of the pool; sums to 1."""
+    _nearest: NearestSkill = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        require_count(self.num_slots, "router.num_slots", at_least=1)
+        require_number(self.min_share_frac, "router.min_share_frac", at_least=0)
+        require(self.min_share_frac < 1, "router.min_share_frac", "below 1", self.min_share_frac)
+        object.__setattr__(self, "strengths", global_strengths(self.profiles))
+        object.__setattr__(self, "_nearest", NearestSkill(self.profiles.skills))
+
+    def weights(self, skills: Sequence[str]) -> dict[ExpertName, float]:
+        """Weigh the experts for a question with these skills; never all zero.
+
+        A skill that the profiles do not know counts as the nearest one that they do.
+        """
+        known = [skill for skill in map(self._nearest.find, dict.fromkeys(skills)) if skill is not None]
+        scores = {
+            expert: sum(by_skill.get(skill, 0) for skill in known) for expert, by_skill in self.profiles.scores.items()
+        }
+        if max(scores.values()) <= 0:
+            scores = _shifted_to_positive(scores)
+        return {expert: max(0.0, score) * self.strengths[expert] for expert, score in scores.items()}
+
+    def recruit(self, question: Question, rng: np.random.Generator) -> tuple[ExpertName, ...]:
+        """Draw the question's slots, with replacement."""
+        return _draw(self.weights(question.skills), self.num_slots, rng)
+
+    def recruit_batch(self, questions: Sequence[Question], *, seed: int) -> tuple[tuple[ExpertName, ...], ...]:
+        """Recruit for every question, then replace the experts that hold too small a share of the batch."""
+        draws, replacements = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
+        slots = tuple(self.recruit(question, draws) for question in questions)
+        return replace_rare_experts(slots, self.min_share_frac, replacements)
+
+
+def global_strengths(profiles: SkillProfiles) -> dict[ExpertName, float]:
+    """Sum each profile, shift the sums to be positive, square them and normalise.
+
+    The published rule leaves the shift open; here it is 1 - min, as for scores, and only where a sum is not positive.
+    """
+    totals = {expert: sum(by_skill.values()) for expert, by_skill in profiles.scores.items()}
+    if min(totals.values()) <= 0:
+        totals = _shifted_to_positive(totals)
+    powers = {expert: total**_STRENGTH_EXPONENT for expert, total in totals.items()}
+    norm = sum(powers.values())
+    return {expert: power / norm for expert, power in powers.items()}
+
+
+def replace_rare_experts(
+    slots: Sequence[Sequence[ExpertName]], min_share_frac: float, rng: np.random.Generator
+) -> tuple[tuple[ExpertName, ...], ...]:
+    """Replace, slot by slot, the experts with less than a share of all slots by draws from the others' counts.
+
+    If every expert is below the share (a pool of more than 1 / share experts) there is nobody to draw and all stay.
+    """
+    counts = Counter(expert for of_question in slots for expert in of_question)
+    total = counts.total()
+    kept = {expert: float(count) for expert, count in counts.items() if count >= min_share_frac * total}
+    if not kept or len(kept) == len(counts):
+        return tuple(tuple(of_question) for of_question in slots)
+    return tuple(
+        tuple(expert if expert in kept else _draw(kept, 1, rng)[0] for expert in of_question) for of_question in slots
+    )
+
+
+def _shifted_to_positive(values: Mapping[ExpertName, int]) -> dict[ExpertName, int]:
+    shift = 1 - min(values.values())
+    return {expert: value + shift for expert, value in values.items()}
+
+
+def _draw(weights: Mapping[ExpertName, float], num: int, rng: np.random.Generator) -> tuple[ExpertName, ...]:
+    """Draw names with replacement in proportion to their weights; a weight of 0 is never drawn."""
+    names = [name for name, weight in weights.items() if weight > 0]
+    bounds = list(accumulate(weights[name] for name in names))
+    # The product can round up to the last bound, hence the limit.
+    picks = (min(bisect_right(bounds, u * bounds[-1]), len(names) - 1) for u in rng.random(num).tolist())
+    return tuple(names[pick] for pick in picks)

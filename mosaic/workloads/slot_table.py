@@ -1,0 +1,206 @@
+"""Workloads from a published slot table: how many slots each expert holds over all questions."""
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
+from mosaic.core.workload import (
+    OPTION_LETTERS,
+    AnswerKind,
+    Call,
+    CallKey,
+    ExpertName,
+    Question,
+    Role,
+    Workload,
+)
+
+PARTS = ("test", "calibration")
+
+
+def slot_table_workload(
+    *,
+    name: str,
+    num_questions: int,
+    slots: Mapping[ExpertName, int],
+    prompt_token_quantiles: Sequence[float],
+    num_slots_per_question: int = 3,
+    first_seen: Sequence[ExpertName] = (),
+    template_tokens: int = 150,
+    seed: int = 0,
+    pool: Collection[ExpertName] | None = None,
+    num_options: int | None = None,
+    part: str = "test",
+    num_calibration_questions: int = 350,
+) -> Workload:
+    """Draw a workload whose experts hold exactly the slots of the table.
+
+    Which experts meet in one question is not published, so the slots are drawn from the totals: a
+    permutation of all slots, except that the first ones follow ``first_seen``. Question lengths and
+    the assignment come from two streams spawned from the seed, so a change to one never shifts the other.
+
+    Parameters
+    ----------
+    name
+        Of the workload; it also starts the questions' ids, so two workloads never share a call's luck.
+    num_questions, num_slots_per_question
+        Questions of the batch and experts recruited for each.
+    slots
+        Slots per expert; the sum must be ``num_questions * num_slots_per_question``.
+    prompt_token_quantiles
+        Tokens of a question at equally spaced probabilities from 0 to 1. The questions of a benchmark
+        are a fixed set, so each of ``num_questions`` equal shares of the distribution is used once.
+    first_seen
+        Experts in the order in which the query stream first names them; experts left out follow as the
+        draw has it.
+    template_tokens
+        Prompt tokens of a call beside the question's own.
+    seed
+        Of the two streams.
+    pool
+        Names that slots may use; None: any.
+    num_options
+        Options of every question, whose right one is drawn from a third stream; None: answers are not compared.
+    part
+        ``test``, or ``calibration``: other questions of the same kind, with the slots in proportion.
+    num_calibration_questions
+        Questions of the calibration part.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the field, the rule and the value.
+
+    Examples
+    --------
+    >>> workload = slot_table_workload(
+    ...     name="tiny", num_questions=2, slots={"A": 4, "B": 2}, first_seen=["B", "A"], prompt_token_quantiles=[50, 50]
+    ... )
+    >>> workload.num_calls_by_expert
+    {'B': 2, 'A': 4}
+    """
+    require_name(name, "workload.name")
+    require_count(num_questions, "workload.num_questions", at_least=1)
+    require_count(num_slots_per_question, "workload.num_slots_per_question", at_least=1)
+    require_count(template_tokens, "workload.template_tokens")
+    require_count(seed, "workload.seed")
+    check_slots(slots, num_slots=num_questions * num_slots_per_question, pool=pool)
+    require(part in PARTS, "workload.part", f"one of {list(PARTS)}", part)
+    require_count(num_calibration_questions, "workload.num_calibration_questions", at_least=1)
+    if num_options is not None:
+        require_count(num_options, "workload.num_options", at_least=2)
+        most = len(OPTION_LETTERS)
+        require(num_options <= most, "workload.num_options", f"at most {most}", num_options)
+    _check_first_seen(first_seen, slots)
+    if part == "calibration":
+        name, num_questions = f"{name}_calibration", num_calibration_questions
+        slots = scaled_slots(slots, num_questions * num_slots_per_question)
+        first_seen = [expert for expert in first_seen if slots[expert]]
+    _check_quantiles(prompt_token_quantiles)
+    streams = np.random.SeedSequence(seed).spawn(3)
+    lengths_rng, slots_rng, options_rng = (np.random.default_rng(child) for child in streams)
+    tokens = draw_question_tokens(prompt_token_quantiles, num_questions, lengths_rng)
+    experts = _draw_experts(slots, first_seen, slots_rng)
+    questions = _make_questions(name, tokens, num_options, options_rng)
+    role = Role.PROPOSE
+    seats = [(question, slot) for question in questions for slot in range(num_slots_per_question)]
+    calls = tuple(
+        Call(CallKey(question.id, role, slot), expert, question.prompt_tokens + template_tokens)
+        for (question, slot), expert in zip(seats, experts, strict=True)
+    )
+    return Workload(name=name, questions=questions, calls=calls)
+
+
+def scaled_slots(slots: Mapping[ExpertName, int], num_slots: int) -> dict[ExpertName, int]:
+    """Scale a slot table to another total, by largest remainders.
+
+    Examples
+    --------
+    >>> scaled_slots({"A": 5, "B": 4}, 6)
+    {'A': 3, 'B': 3}
+    """
+    total = sum(slots.values())
+    scaled = {expert: count * num_slots // total for expert, count in slots.items()}
+    remainders = sorted(slots, key=lambda expert: -(slots[expert] * num_slots % total))
+    for expert in remainders[: num_slots - sum(scaled.values())]:
+        scaled[expert] += 1
+    return scaled
+
+
+def draw_question_tokens(quantiles: Sequence[float], num_questions: int, rng: np.random.Generator) -> list[int]:
+    """Read the quantile grid at the middle of each equal share, in random order."""
+    shares = (np.arange(num_questions) + 0.5) / num_questions
+    grid = np.linspace(0.0, 1.0, len(quantiles))
+    tokens = np.rint(np.interp(shares, grid, np.asarray(quantiles, dtype=float))).astype(int)
+    result: list[int] = rng.permutation(tokens).tolist()
+    return result
+
+
+def _make_questions(
+    name: str, tokens: Sequence[int], num_options: int | None, rng: np.random.Generator
+) -> tuple[Question, ...]:
+    if num_options is None:
+        return tuple(Question(id=f"{name}-{i}", prompt_tokens=count) for i, count in enumerate(tokens))
+    right = rng.integers(num_options, size=len(tokens)).tolist()
+    return tuple(
+        Question(
+            id=f"{name}-{i}",
+            prompt_tokens=count,
+            answer=OPTION_LETTERS[option],
+            answer_kind=AnswerKind.CHOICE,
+            num_options=num_options,
+        )
+        for i, (count, option) in enumerate(zip(tokens, right, strict=True))
+    )
+
+
+def check_slots(slots: Mapping[ExpertName, int], *, num_slots: int, pool: Collection[ExpertName] | None = None) -> None:
+    """Check a slot table: known experts, counts of 0 or more, and the right total.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the entry, the rule and the value.
+    """
+    if not isinstance(slots, Mapping):
+        raise TypeError(f"workload.slots must be a mapping of experts to counts, got {slots!r}")
+    require(len(slots) > 0, "workload.slots", "a mapping with at least one expert", dict(slots))
+    for expert, count in slots.items():
+        require_name(expert, "workload.slots: expert")
+        if pool is not None:
+            require(expert in pool, "workload.slots: expert", f"one of the pool {sorted(pool)}", expert)
+        require_count(count, f"workload.slots.{expert}")
+    total = sum(slots.values())
+    require(total == num_slots, "workload.slots: sum", f"num_questions x num_slots_per_question = {num_slots}", total)
+
+
+def _check_first_seen(first_seen: Sequence[ExpertName], slots: Mapping[ExpertName, int]) -> None:
+    if isinstance(first_seen, str) or not isinstance(first_seen, Sequence):
+        raise TypeError(f"workload.first_seen must be a list of experts, got {first_seen!r}")
+    holders = [expert for expert, count in slots.items() if count > 0]
+    for expert in first_seen:
+        require(expert in holders, "workload.first_seen", f"experts that hold slots, {holders}", expert)
+    require_unique(first_seen, "workload.first_seen")
+
+
+def _check_quantiles(quantiles: Sequence[float]) -> None:
+    field = "workload.prompt_token_quantiles"
+    if isinstance(quantiles, str) or not isinstance(quantiles, Sequence):
+        raise TypeError(f"{field} must be a list of numbers, got {quantiles!r}")
+    require(len(quantiles) >= 2, field, "a list of at least two numbers", list(quantiles))
+    for value in quantiles:
+        require_number(value, field, at_least=1)
+    for below, above in pairwise(quantiles):
+        require(below <= above, field, "a list that never falls", f"{below!r} before {above!r}")
+
+
+def _draw_experts(
+    slots: Mapping[ExpertName, int], first_seen: Sequence[ExpertName], rng: np.random.Generator
+) -> list[ExpertName]:
+    """List the expert of every slot: the first-seen order, then all other slots shuffled."""
+    names = list(slots)
+    left = np.array([slots[name] - (name in first_seen) for name in names])
+    shuffled = rng.permutation(np.repeat(np.arange(len(names)), left))
+    return [*first_seen, *(names[i] for i in shuffled.tolist())]

@@ -1,0 +1,193 @@
+"""A lower bound on the makespan of every plan, from the same iteration times that the engine steps with.
+
+NOTE: an iteration's time is split over the tokens in it. If every iteration satisfies
+
+    time >= a x decoded tokens + b x KV tokens read + c x prefilled tokens,
+
+then a session takes at least the sum of its calls' shares, whatever the batches were; preemptions only
+add. The three rates are minima over batches; where a is taken depends on b, so two choices of b are
+tried and the better bound wins. Waiting, the rest of a gang and everything else count as free.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from sim.cluster.live_session import Job
+from sim.engine.engine_settings import EngineSettings, Order
+from sim.hardware.iteration_time import IterationTime
+
+# Prompts are seldom cut exactly as at the points where the prefill rate is taken.
+_BETWEEN_POINTS_FRAC = 0.98
+_TOKENS_PER_SEQ = (1, 64, 512, 2048, 8192, 32768)
+"""Lengths at which decode steps are looked at."""
+
+
+class Place(NamedTuple):
+    """An expert on one kind of GPU."""
+
+    load_s: float
+    time: IterationTime
+    kv_tokens: int
+    """Capacity of its KV cache."""
+
+
+class Demand(NamedTuple):
+    """The calls of one expert, and where it could run."""
+
+    jobs: Sequence[Job]
+    tp_degree: int
+    context_tokens: int
+    places: Sequence[Place]
+
+
+class Rates(NamedTuple):
+    """Least seconds per unit of work."""
+
+    decode_s: float
+    kv_read_s: float
+    prefill_s: float
+
+
+def makespan_lower_bound_s(demands: Sequence[Demand], settings: EngineSettings, num_workers: int) -> float:
+    """Bound the makespan of every plan for these calls on this many workers.
+
+    It is the largest of: one call alone behind its load; an expert's load and its work spread over as many
+    replicas as there are gangs; all loads and all work spread over all workers. Replica caps are not used,
+    so the bound also holds for plans that ignore them.
+    """
+    bound_s = busy_s = 0.0
+    for demand in demands:
+        load_s = min(place.load_s for place in demand.places)
+        work_s = min(_work_s(demand, place, settings) for place in demand.places)
+        alone_s = min(_alone_s(demand, place, settings) for place in demand.places)
+        bound_s = max(bound_s, alone_s, load_s + work_s / (num_workers // demand.tp_degree))
+        busy_s += (load_s + work_s) * demand.tp_degree
+    return max(bound_s, busy_s / num_workers)
+
+
+def _work_s(demand: Demand, place: Place, settings: EngineSettings) -> float:
+    prompts = decoded = reads = 0
+    for call, output_tokens, *_ in demand.jobs:
+        steps = output_tokens - 1
+        prompts += call.prompt_tokens
+        decoded += steps
+        reads += steps * (2 * call.prompt_tokens + output_tokens)
+    reads //= 2  # Step i of a call reads prompt + i tokens.
+    return max(
+        rates.decode_s * decoded + rates.kv_read_s * reads + rates.prefill_s * prompts
+        for rates in least_rates(place, settings, demand.context_tokens)
+    )
+
+
+def least_rates(place: Place, settings: EngineSettings, context_tokens: int) -> Iterator[Rates]:
+    """Take the minima over batches, for two rates of KV reads: none, and the slope at the largest batch."""
+    time, max_seqs = place.time, settings.max_num_seqs
+    decodes = list(_decode_batches(max_seqs, place.kv_tokens))
+    steps_s = [time.decode_span_s(num_seqs, kv_tokens, 1) for num_seqs, kv_tokens in decodes]
+    mixes = list(_prefill_batches(time, settings, settings.batched_tokens(context_tokens)))
+    mixes_s = [time.mixed_s(*mix) for mix in mixes]
+    most_read = max(max_seqs, place.kv_tokens)
+    slope_s = time.decode_span_s(max_seqs, most_read, 1) - time.decode_span_s(max_seqs, max_seqs, 1)
+    slope_s = max(0.0, slope_s) / max(1, most_read - max_seqs)
+    for read_s in {0.0: None, slope_s: None}:
+        decode_s = min((s - read_s * kv) / num_seqs for s, (num_seqs, kv) in zip(steps_s, decodes, strict=True))
+        prefill_s = _BETWEEN_POINTS_FRAC * min(
+            (s - read_s * kv) / (sum(tokens for tokens, _ in chunks) + num_decodes)
+            for s, (chunks, num_decodes, kv) in zip(mixes_s, mixes, strict=True)
+        )
+        if settings.order is Order.MIXED:
+            # Tokens of both kinds share an iteration, so they share one rate.
+            decode_s = prefill_s = min(decode_s, prefill_s)
+        yield Rates(max(0.0, decode_s), read_s, max(0.0, prefill_s))
+
+
+def _decode_batches(max_num_seqs: int, max_kv_tokens: int) -> Iterator[tuple[int, int]]:
+    """Batch sizes where padding to a captured graph wastes nothing, at several lengths."""
+    for num_seqs in sorted({1, 2, 4, *range(8, max_num_seqs, 8), max_num_seqs}):
+        if num_seqs > max_num_seqs:
+            continue
+        yield num_seqs, max(num_seqs, max_kv_tokens)
+        for tokens in _TOKENS_PER_SEQ:
+            if num_seqs * tokens < max_kv_tokens:
+                yield num_seqs, num_seqs * tokens
+
+
+def _prefill_batches(
+    time: IterationTime, settings: EngineSettings, budget: int
+) -> Iterator[tuple[list[tuple[int, int]], int, int]]:
+    """Iterations with prompts of equal size, one or many; in mixed order also with decodes beside them."""
+    max_seqs = settings.max_num_seqs
+    sizes = {budget, *_cheapest_sizes(time, budget)}
+    beside = {0, max_seqs // 2, max_seqs - 1} if settings.order is Order.MIXED else {0}
+    for num_tokens in sorted(sizes):
+        for num_decodes in sorted(beside):
+            left = num_tokens - num_decodes
+            room = min(left, max_seqs - num_decodes)
+            for num_chunks in sorted({1, 16, room}):
+                if not 1 <= num_chunks <= room:
+                    continue
+                size, rest = divmod(left, num_chunks)
+                chunks = [(size + 1, 0)] * rest + [(size, 0)] * (num_chunks - rest)
+                yield chunks, num_decodes, num_decodes
+                if num_decodes:
+                    yield chunks, num_decodes, num_decodes * _TOKENS_PER_SEQ[-1]
+
+
+def _cheapest_sizes(time: IterationTime, budget: int) -> set[int]:
+    """Find, in every half octave, where a token is cheapest: measured times rise in steps, with dips anywhere.
+
+    While time does not fall with tokens, these sizes are within their spacing of the true minimum.
+    """
+    cheapest: dict[int, tuple[float, int]] = {}
+    for size in _sizes(budget):
+        half_octave = (size * size).bit_length()
+        candidate = (time.mixed_s([(size, 0)], 0, 0) / size, size)
+        cheapest[half_octave] = min(candidate, cheapest.get(half_octave, candidate))
+    return {size for _, size in cheapest.values()}
+
+
+@cache
+def _sizes(budget: int) -> tuple[int, ...]:
+    """Every size up to 32, multiples of 8 up to 2,048, 2% apart beyond: tables are measured at multiples of 8."""
+    sizes = {*range(1, min(32, budget) + 1), *range(8, min(2048, budget) + 1, 8), budget}
+    size = 2048
+    while size < budget:
+        sizes.add(size)
+        size += size // 50
+    return tuple(sorted(sizes))
+
+
+def _alone_s(demand: Demand, place: Place, settings: EngineSettings) -> float:
+    """Time the call with the most tokens to write, and the one that arrives last, as if nothing else ran."""
+    jobs = demand.jobs
+    longest = max(jobs, key=lambda job: (job.output_tokens, job.call.prompt_tokens))
+    candidates = {longest, max(jobs, key=lambda job: job.call.ready_s)}
+    budget = settings.batched_tokens(demand.context_tokens)
+    alone_s = 0.0
+    for call, output_tokens, *_ in candidates:
+        done, serve_s = 0, 0.0
+        while done < call.prompt_tokens:
+            size = min(call.prompt_tokens - done, budget)
+            serve_s += place.time.mixed_s([(size, done)], 0, 0)
+            done += size
+        if output_tokens > 1:
+            serve_s += place.time.decode_span_s(1, call.prompt_tokens + 1, output_tokens - 1)
+        alone_s = max(alone_s, max(place.load_s, call.ready_s) + serve_s * _company_frac(place, settings))
+    return alone_s
+
+
+def _company_frac(place: Place, settings: EngineSettings) -> float:
+    """Least time of a step in company relative to a step alone: below 1 where noisy tables are not monotone."""
+    time = place.time
+    fracs = [1.0]
+    for tokens in _TOKENS_PER_SEQ:
+        alone_s = time.decode_span_s(1, tokens, 1)
+        fracs += [
+            time.decode_span_s(num_seqs, num_seqs * tokens, 1) / alone_s
+            for num_seqs in (2, 4, 8, 16, 32, 64, settings.max_num_seqs)
+            if num_seqs <= settings.max_num_seqs
+        ]
+        if settings.order is Order.MIXED:
+            fracs.append(time.mixed_s([(1, 0)], 1, tokens) / alone_s)
+    return min(fracs)

@@ -1,0 +1,178 @@
+"""Who is in an engine's next iteration: admission, chunked prefill, preemption."""
+
+from mosaic.core.checks import require
+from sim.engine.decoding import DecodingSet
+from sim.engine.engine_settings import EngineSettings, Order
+from sim.engine.kv_cache import KvCache
+from sim.engine.request import Chunk, Request
+from sim.engine.request_queue import RequestQueue
+
+
+class Batcher:
+    """Composes iterations from the requests that wait and those that run; knows no durations.
+
+    ``compose`` fixes the batch of the iteration that starts now: chunks of prompts, or else a decode step
+    of all decoding requests; in mixed order both. ``complete`` tells it that the iteration has ended.
+    """
+
+    def __init__(self, *, settings: EngineSettings, kv_tokens: int, context_tokens: int) -> None:
+        self.is_mixed = settings.order is Order.MIXED
+        self.queue = RequestQueue()
+        self.kv = KvCache(kv_tokens=kv_tokens, block_size=settings.block_size, watermark_frac=settings.watermark)
+        self.decoding = DecodingSet(self.kv)
+        self.chunks: list[Chunk] = []
+        """Of the iteration that was composed last, until it is complete."""
+        self.preempted = False
+        """Whether that iteration began with a preemption."""
+        self._max_num_seqs = settings.max_num_seqs
+        self._max_batched_tokens = settings.batched_tokens(context_tokens)
+        self._partial: Request | None = None
+        """Half-prefilled; there is at most one, and it is the request admitted last."""
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.kv.num_growing or self.chunks or self.queue.waiting or self._partial)
+
+    @property
+    def would_admit(self) -> bool:
+        """Whether a new arrival would be considered by the next iteration of a jump."""
+        return not self.queue.waiting and self.kv.num_growing < self._max_num_seqs
+
+    def check(self, request: Request) -> None:
+        """Refuse what no iteration could ever serve.
+
+        Raises
+        ------
+        ValueError
+            Naming the field, the rule and the value.
+        """
+        prompt_tokens, output_tokens = request.prompt_tokens, request.output_tokens
+        num_tokens = prompt_tokens + output_tokens - 1  # The last token is never fed back.
+        limit = self.kv.max_tokens if self.is_mixed else min(self.kv.max_tokens, self._max_batched_tokens)
+        if prompt_tokens >= 1 <= output_tokens and num_tokens <= limit:
+            return
+        require(prompt_tokens >= 1, "prompt_tokens", "at least 1", prompt_tokens)
+        require(output_tokens >= 1, "output_tokens", "at least 1", output_tokens)
+        source = "the KV blocks below the watermark hold, see backend.kv_tokens"
+        if limit < self.kv.max_tokens:
+            source = "one iteration computes, see backend.max_num_batched_tokens"
+        require(False, "prompt_tokens + output_tokens - 1", f"at most {limit} (what {source})", num_tokens)
+
+    def compose(self, now: float) -> None:
+        """Fix the batch of the iteration that starts now."""
+        self.queue.let_arrive(now)
+        self.preempted = False
+        if self.is_mixed:
+            self._compose_mixed(now)
+        elif self.queue.waiting and self.kv.num_growing < self._max_num_seqs:
+            self._admit(self._max_batched_tokens, now)
+        if not self.chunks:
+            self._preempt_for_next_step()
+
+    def complete(self, num_steps: int, now: float) -> list[Request]:
+        """End the iteration with chunks, or that many decode steps; return who is finished."""
+        if self.chunks:
+            num_steps = 1 if self.is_mixed else 0
+        else:
+            self.kv.grow(self.decoding.counter, num_steps)
+        finished: list[Request] = []
+        if num_steps:
+            self.decoding.step(num_steps)
+            finished = self.decoding.pop_finished()
+        if self.chunks:
+            for request, num_tokens in self.chunks:
+                if self._end_chunk(request, num_tokens, now):
+                    finished.append(request)
+            self.chunks.clear()
+        for request in finished:
+            request.finished_ts = now
+        return finished
+
+    def remove(self, request: Request) -> None:
+        """Drop a request, wherever it is, between two iterations."""
+        if request is self._partial:
+            self._drop_partial(request)
+        elif request in self.decoding:
+            self.decoding.drop(request)
+        else:
+            self.queue.remove(request)
+
+    def _compose_mixed(self, now: float) -> None:
+        self._preempt_for_next_step()
+        budget = self._max_batched_tokens - self.kv.num_growing
+        # Decodes come first, so their blocks are taken before any chunk is placed.
+        step_blocks = self.kv.next_step_blocks(self.decoding.counter)
+        self.kv.num_free -= step_blocks
+        if self._partial is not None:
+            budget -= self._continue_partial(self._partial, budget)
+        if self.queue.waiting and not self.preempted:
+            self._admit(budget, now)
+        if not self.chunks:
+            self.kv.num_free += step_blocks
+
+    def _continue_partial(self, request: Request, budget: int) -> int:
+        num_tokens = min(request.num_tokens - request.num_prefilled, budget)
+        if not self.kv.try_extend(request.num_prefilled, num_tokens):
+            self._preempt_last()
+            return 0
+        self.chunks.append(Chunk(request, num_tokens))
+        return num_tokens
+
+    def _admit(self, budget: int, now: float) -> None:
+        """Admit waiting requests, first come first served, while sequences, tokens and blocks last."""
+        waiting, chunks = self.queue.waiting, self.chunks
+        max_num_chunks = self._max_num_seqs - self.kv.num_growing
+        while waiting and budget and len(chunks) < max_num_chunks:
+            request = waiting[0]
+            num_tokens = request.prompt_tokens + request.num_generated
+            if num_tokens > budget:
+                if not self.is_mixed:
+                    break
+                num_tokens = budget
+            if not self.kv.try_admit(num_tokens):
+                break
+            waiting.popleft()
+            budget -= num_tokens
+            if request.admitted_ts is None:
+                request.admitted_ts = now
+            chunks.append(Chunk(request, num_tokens))
+
+    def _preempt_for_next_step(self) -> None:
+        while self.kv.next_step_blocks(self.decoding.counter) > self.kv.num_free:
+            self._preempt_last()
+
+    def _preempt_last(self) -> None:
+        """Send the request admitted last back to the front of the queue, to be computed anew."""
+        if self._partial is not None:
+            request = self._partial
+            self._drop_partial(request)
+        else:
+            request = self.decoding.pop_last()
+        request.num_preemptions += 1
+        self.queue.waiting.appendleft(request)
+        self.preempted = True
+
+    def _drop_partial(self, request: Request) -> None:
+        self.kv.free(request.num_prefilled)
+        request.wasted_tokens += request.num_prefilled
+        request.num_prefilled = 0
+        self._partial = None
+
+    def _end_chunk(self, request: Request, num_tokens: int, now: float) -> bool:
+        """Take in what a chunk computed; True if that finishes the request."""
+        num_tokens += request.num_prefilled
+        if num_tokens < request.prompt_tokens + request.num_generated:
+            request.num_prefilled = num_tokens
+            self._partial = request
+            return False
+        if request is self._partial:
+            self._partial = None
+            request.num_prefilled = 0
+        request.num_generated += 1
+        if request.first_token_ts is None:
+            request.first_token_ts = now
+        if request.num_generated < request.output_tokens:
+            self.decoding.join(request, num_tokens)
+            return False
+        self.kv.free(num_tokens)
+        return True

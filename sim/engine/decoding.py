@@ -1,0 +1,89 @@
+"""The requests that decode together, as few enough numbers to take many steps at once."""
+
+from heapq import heappop, heappush
+
+from sim.engine.kv_cache import KvCache
+from sim.engine.request import Request
+
+# A heap entry is finish_step * TICKETS + ticket: integers compare faster than tuples.
+TICKETS = 1 << 40
+
+
+class DecodingSet:
+    """Requests in order of admission, each of which gains one token per step until it is done.
+
+    A request joins after its prefill, and leaves when its last token is out, when it is preempted or
+    when it is dropped. Nothing is visited per step: a request is its finish step in a heap, its phase in
+    the cache's histogram and its share of the running sum of KV tokens.
+    """
+
+    __slots__ = ("_by_ticket", "_finish_heap", "_num_tickets", "counter", "kv", "kv_tokens")
+
+    def __init__(self, kv: KvCache) -> None:
+        self.kv = kv
+        self.counter = 0
+        """Steps so far."""
+        self.kv_tokens = 0
+        """Tokens of all requests in the cache."""
+        self._by_ticket: dict[int, Request] = {}
+        self._finish_heap: list[int] = []
+        self._num_tickets = 0
+
+    def __contains__(self, request: Request) -> bool:
+        return request.ticket in self._by_ticket
+
+    def join(self, request: Request, num_tokens: int) -> None:
+        """Add a request that has ``num_tokens`` in the cache and has generated one more."""
+        ticket = request.ticket = self._num_tickets
+        self._num_tickets = ticket + 1
+        request.finish_step = self.counter + request.output_tokens - request.num_generated
+        self._by_ticket[ticket] = request
+        heappush(self._finish_heap, request.finish_step * TICKETS + ticket)
+        self.kv.join(self.counter - num_tokens)
+        self.kv_tokens += num_tokens
+
+    def steps_to_finish(self) -> int:
+        """Count the steps to the next finish."""
+        heap = self._finish_heap
+        while heap[0] % TICKETS not in self._by_ticket:
+            heappop(heap)
+        return heap[0] // TICKETS - self.counter
+
+    def step(self, num_steps: int) -> None:
+        """Let every request gain that many tokens; their blocks have been taken."""
+        self.counter += num_steps
+        self.kv_tokens += num_steps * self.kv.num_growing
+
+    def pop_finished(self) -> list[Request]:
+        """Remove the requests whose last token is out."""
+        finished = []
+        heap, by_ticket = self._finish_heap, self._by_ticket
+        end = (self.counter + 1) * TICKETS
+        while heap and heap[0] < end:
+            request = by_ticket.pop(heappop(heap) % TICKETS, None)
+            if request is not None:
+                self._leave(request, request.output_tokens)
+                finished.append(request)
+        return finished
+
+    def pop_last(self) -> Request:
+        """Preempt the request admitted last."""
+        _, request = self._by_ticket.popitem()
+        self._waste(request)
+        return request
+
+    def drop(self, request: Request) -> None:
+        """Remove a request that somebody has given up."""
+        del self._by_ticket[request.ticket]
+        self._waste(request)
+
+    def _waste(self, request: Request) -> None:
+        self._leave(request, request.output_tokens - (request.finish_step - self.counter))
+        request.wasted_tokens += request.num_tokens - 1
+
+    def _leave(self, request: Request, num_generated: int) -> None:
+        request.num_generated = num_generated
+        request.ticket = -1
+        num_tokens = request.prompt_tokens + num_generated - 1
+        self.kv.leave(self.counter - num_tokens, num_tokens)
+        self.kv_tokens -= num_tokens

@@ -1,0 +1,189 @@
+"""A vLLM-like engine in simulated time: continuous batching, KV blocks, recompute preemption. Free of SimPy.
+
+NOTE: between two changes of the batch nothing but the token counts changes, so the engine jumps: it asks
+for the time of k decode steps at once, where k is the least number of steps to the next finish, to the
+step for which KV blocks run out, to the next arrival that could be admitted, or to the caller's target.
+"""
+
+from bisect import bisect_left, bisect_right
+
+from mosaic.core.checks import require
+from sim.engine.batching import Batcher
+from sim.engine.engine_settings import EngineSettings
+from sim.engine.request import Request
+from sim.hardware.iteration_time import IterationTime
+
+
+class Engine:
+    """One expert's engine, from ``submit`` to the finished requests that ``advance_to`` returns.
+
+    The engine's own time runs from iteration to iteration. ``advance_to(ts)`` completes all iterations
+    that end by ``ts``; the one under way at ``ts`` keeps its batch: who arrives or is aborted meanwhile
+    joins or leaves when it ends.
+
+    Parameters
+    ----------
+    iteration_time
+        Seconds of an iteration by what is in its batch.
+    settings
+        Order and limits.
+    kv_tokens
+        Capacity of the KV cache.
+    context_tokens
+        The model's context length; the default token budget depends on it.
+    start_ts
+        The instant at which the engine is up.
+    """
+
+    def __init__(
+        self,
+        *,
+        iteration_time: IterationTime,
+        settings: EngineSettings,
+        kv_tokens: int,
+        context_tokens: int,
+        start_ts: float = 0.0,
+    ) -> None:
+        self._time = iteration_time
+        self._batcher = Batcher(settings=settings, kv_tokens=kv_tokens, context_tokens=context_tokens)
+        self._target_ts = start_ts
+        """Up to here the caller has seen everything."""
+        self._now = start_ts
+        """Start of the next iteration."""
+        self._finished: list[Request] = []
+        # The iteration that starts at _now, once its batch is fixed, and the jump that it begins.
+        self._batch_fixed = False
+        self._jump_steps = 0
+        """0: not planned."""
+        self._jump_end_ts = 0.0
+
+    @property
+    def boundary_ts(self) -> float:
+        """End of the last completed iteration."""
+        return self._now
+
+    def submit(self, request_id: int, prompt_tokens: int, output_tokens: int, ready_ts: float) -> Request:
+        """Queue a request, which no iteration that starts before ``ready_ts`` admits.
+
+        Raises
+        ------
+        ValueError
+            If it can never fit, or arrives in the engine's past.
+        """
+        request = Request(request_id, prompt_tokens, output_tokens, ready_ts)
+        self._batcher.check(request)
+        if not ready_ts >= self._target_ts:
+            rule = f"at least {self._target_ts}, which has passed"
+            require(False, "ready_ts", rule, ready_ts)
+        self._batcher.queue.add(request)
+        if not self._batcher.chunks:
+            self._jump_steps = 0  # The arrival may end the jump early.
+        return request
+
+    def next_event_ts(self) -> float:
+        """Next instant at which anything may change, counting on no new submission; infinite when nothing is left.
+
+        With this the iteration that starts now counts as under way.
+        """
+        if self._now > self._target_ts:
+            return self._now
+        if self._batcher.is_idle:
+            arrival_ts = self._batcher.queue.next_arrival_ts
+            if arrival_ts > self._target_ts:
+                return arrival_ts
+            self._now = self._target_ts
+        self._plan_jump()
+        return self._jump_end_ts
+
+    def advance_to(self, ts: float) -> list[Request]:
+        """Run up to ``ts`` and return the requests that finished since the last call, in order of finish."""
+        self._run_to(ts)
+        finished, self._finished = self._finished, []
+        if self._now > ts:
+            # An abort has completed the iteration under way: its finishes belong to a later call.
+            self._finished = [request for request in finished if request.finished_ts == self._now]
+            del finished[len(finished) - len(self._finished) :]
+        return finished
+
+    def abort(self, request: Request, ts: float) -> bool:
+        """Drop a request at ``ts``; False if it had finished by then.
+
+        The iteration under way at ``ts`` completes with it, as nobody can stop a running kernel.
+        """
+        self._run_to(ts)
+        if request.finished_ts is not None and request.finished_ts <= ts:
+            return False
+        if self._batch_fixed or (self._now < ts and not self._batcher.is_idle):
+            self._plan_jump()
+            self._commit(1)
+        if request.finished_ts is None:
+            self._batcher.remove(request)
+        else:
+            self._finished.remove(request)
+            request.wasted_tokens += request.num_tokens - 1
+        request.finished_ts = ts
+        return True
+
+    def _run_to(self, ts: float) -> None:
+        require(ts >= self._target_ts, "engine: ts", f"at least {self._target_ts}, which has passed", ts)
+        batcher = self._batcher
+        while self._now < ts:
+            if batcher.is_idle:
+                arrival_ts = batcher.queue.next_arrival_ts
+                if arrival_ts >= ts:
+                    break
+                self._now = max(self._now, arrival_ts)
+            self._plan_jump()
+            if self._jump_end_ts > ts:
+                if not batcher.chunks:
+                    self._commit(bisect_right(range(1, self._jump_steps + 1), ts, key=self._end_of))
+                break
+            self._commit(self._jump_steps)
+        self._target_ts = ts
+
+    def _plan_jump(self) -> None:
+        """Fix the batch of the iteration that starts now, and find out how far it goes unchanged."""
+        if not self._batch_fixed:
+            self._batcher.compose(self._now)
+            self._batch_fixed = True
+            self._jump_steps = 0
+        if self._jump_steps:
+            return
+        if self._batcher.chunks:
+            self._plan_prefill()
+        else:
+            self._plan_decode()
+
+    def _plan_prefill(self) -> None:
+        batcher = self._batcher
+        chunks = [(num_tokens, request.num_prefilled) for request, num_tokens in batcher.chunks]
+        num_decodes = batcher.kv.num_growing if batcher.is_mixed else 0
+        kv_read = batcher.decoding.kv_tokens + num_decodes if num_decodes else 0
+        self._jump_end_ts = self._now + self._time.mixed_s(chunks, num_decodes, kv_read)
+        self._jump_steps = 1
+
+    def _plan_decode(self) -> None:
+        batcher, decoding = self._batcher, self._batcher.decoding
+        # After a preemption one step: what was freed may admit someone in the next iteration.
+        limit = 1 if batcher.preempted else decoding.steps_to_finish()
+        steps = batcher.kv.steps_that_fit(decoding.counter, limit)
+        self._jump_end_ts = self._end_of(steps)
+        arrival_ts = batcher.queue.next_arrival_ts
+        if arrival_ts < self._jump_end_ts and batcher.would_admit:
+            steps = bisect_left(range(1, steps + 1), arrival_ts, key=self._end_of) + 1
+            self._jump_end_ts = self._end_of(steps)
+        self._jump_steps = steps
+
+    def _end_of(self, steps: int) -> float:
+        num_seqs = self._batcher.kv.num_growing
+        return self._now + self._time.decode_span_s(num_seqs, self._batcher.decoding.kv_tokens + num_seqs, steps)
+
+    def _commit(self, steps: int) -> None:
+        """Complete the planned iteration, or that many steps of the planned jump."""
+        if not steps:
+            return
+        self._now = self._jump_end_ts if steps == self._jump_steps else self._end_of(steps)
+        self._batch_fixed = False
+        finished = self._batcher.complete(steps, self._now)
+        if finished:
+            self._finished += finished

@@ -1,0 +1,96 @@
+"""The KV blocks of one session, and how fast its decoding sequences use them up."""
+
+from mosaic.core.checks import require
+
+
+class KvCache:
+    """Counts the free blocks of one engine.
+
+    A prompt takes its blocks on admission; from then on the sequence *grows* by one token per
+    decode step until it leaves and gives its blocks back.
+
+    NOTE: all sequences grow in lockstep, so none is visited to know when blocks run out. With c the
+    number of decode steps so far, a sequence's phase (c - its tokens) mod block_size stays what it is
+    while it decodes, and the step after c needs one block for every sequence of phase c mod block_size.
+    """
+
+    __slots__ = ("_phases", "block_size", "num_blocks", "num_free", "num_growing", "watermark_blocks")
+
+    def __init__(self, *, kv_tokens: int, block_size: int, watermark_frac: float) -> None:
+        self.block_size = block_size
+        self.num_blocks = kv_tokens // block_size
+        require(self.num_blocks >= 1, "backend.kv_tokens", f"at least one block of {block_size} tokens", kv_tokens)
+        self.watermark_blocks = int(watermark_frac * self.num_blocks)
+        self.num_free = self.num_blocks
+        self.num_growing = 0
+        # Twice over, so that a window that wraps around is one slice.
+        self._phases = [0] * (2 * block_size)
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of one sequence that an empty cache admits."""
+        return (self.num_blocks - self.watermark_blocks) * self.block_size
+
+    def blocks(self, num_tokens: int) -> int:
+        """Blocks that hold this many tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def try_admit(self, num_tokens: int) -> bool:
+        """Take the blocks of a prompt if the watermark stays free, else take nothing."""
+        num_free = self.num_free + -num_tokens // self.block_size
+        if num_free < self.watermark_blocks:
+            return False
+        self.num_free = num_free
+        return True
+
+    def try_extend(self, num_held: int, num_tokens: int) -> bool:
+        """Take the blocks of the next chunk of an admitted prompt if there are any left."""
+        num_free = self.num_free - self.blocks(num_held + num_tokens) + self.blocks(num_held)
+        if num_free < 0:
+            return False
+        self.num_free = num_free
+        return True
+
+    def free(self, num_tokens: int) -> None:
+        """Give back the blocks of a sequence of this many tokens."""
+        self.num_free -= -num_tokens // self.block_size
+
+    def join(self, phase: int) -> None:
+        """Let a sequence grow with the others."""
+        phase %= self.block_size
+        self._phases[phase] += 1
+        self._phases[phase + self.block_size] += 1
+        self.num_growing += 1
+
+    def leave(self, phase: int, num_tokens: int) -> None:
+        """Stop a sequence's growth and give its blocks back."""
+        phase %= self.block_size
+        self._phases[phase] -= 1
+        self._phases[phase + self.block_size] -= 1
+        self.num_growing -= 1
+        self.num_free -= -num_tokens // self.block_size
+
+    def next_step_blocks(self, counter: int) -> int:
+        """Blocks that the decode step after ``counter`` needs."""
+        return self._phases[counter % self.block_size]
+
+    def steps_that_fit(self, counter: int, limit: int) -> int:
+        """Count the decode steps after ``counter``, at most ``limit``, for which the free blocks last."""
+        block_size, num_free = self.block_size, self.num_free
+        if self.num_growing * (limit // block_size + 1) <= num_free:
+            return limit
+        cycles, spare = divmod(num_free, self.num_growing)
+        steps = cycles * block_size
+        first = counter % block_size
+        for needed in self._phases[first : first + block_size]:
+            if needed > spare:
+                break
+            spare -= needed
+            steps += 1
+        return min(steps, limit)
+
+    def grow(self, counter: int, num_steps: int) -> None:
+        """Take the blocks of the decode steps after ``counter``."""
+        cycles, rest = divmod(num_steps, self.block_size)
+        first = counter % self.block_size
+        self.num_free -= cycles * self.num_growing + sum(self._phases[first : first + rest])

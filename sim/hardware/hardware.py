@@ -1,0 +1,239 @@
+"""A kind of GPU as the simulator sees it: memory, loading, host overhead and measured operator times."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mosaic.core.checks import require, require_count, require_name, require_number
+from mosaic.core.cluster import Gpu
+from mosaic.core.workload import ModelShape
+from sim.hardware.curves import Curve, Grid, curve_from_text, grid_from_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedAttention:
+    """Attention of one layer as coefficients: decode is linear in tokens read, prefill quadratic in length."""
+
+    decode_fixed_s: float
+    decode_per_seq_s: float
+    decode_per_kv_token_s: float
+    prefill_per_token_s: float
+    prefill_per_token_pair_s: float
+    """A chunk of c tokens behind a context of p adds (p + c)^2 - p^2 of these."""
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            require_number(getattr(self, name), f"attention: {name}", at_least=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredAttention:
+    """Attention of one layer as grids.
+
+    NOTE: decodes that share an iteration with a prefill run in the kernel for prefills and cost up to
+    twice what they cost alone, so they have a grid of their own, and a term for the tiles that a
+    launch sized by the longest chunk makes every decode skip.
+    """
+
+    decode: Grid
+    """Decodes alone: rows sequences, columns tokens read by each."""
+    prefill: Grid
+    """One chunk alone: rows its tokens, columns the tokens before it."""
+    beside: Grid
+    """What decodes add to an iteration with a prefill: rows and columns as in ``decode``."""
+    beside_per_token_pair_s: float
+    """Added for each decode and each token of the longest chunk beside it."""
+
+    def __post_init__(self) -> None:
+        require_number(self.beside_per_token_pair_s, "attention: beside_per_token_pair_s", at_least=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorTable:
+    """Measured operator times of one reference model on each GPU at one tensor-parallel degree."""
+
+    name: str
+    shape: ModelShape
+    tp_degree: int
+    source: str
+    dense: Curve
+    """All operators of one layer but attention, by the tokens of the iteration."""
+    attention: FittedAttention | MeasuredAttention
+    once: Curve | None = None
+    """Embedding and final norm, by tokens; None: not measured and small."""
+    head: Curve | None = None
+    """LM head and sampler, by sequences; None: priced by reading the head's weights."""
+    mape: Mapping[str, float] = field(default_factory=dict)
+    """Mean absolute relative error of each fitted part against its measurements."""
+
+    def __post_init__(self) -> None:
+        require_name(self.name, "operator table: name")
+        require_count(self.tp_degree, f"operator table {self.name}: tp_degree", at_least=1)
+        require_name(self.source, f"operator table {self.name}: source")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """A kind of GPU with what is needed to price iterations and loads on it."""
+
+    gpu: Gpu
+    tables: tuple[OperatorTable, ...]
+    load_bytes_per_s: float | None
+    """Rate at which a session takes its weights in; None: at once, as for an engine that is already up."""
+    load_fixed_s: float = 0.0
+    load_scale: float = 1.0
+    """Multiplies the time of every load: what the rate and the fixed part give is the load cost at 1."""
+    cpu_base_s: float = 0.0
+    """Host time per iteration: scheduling, inputs, sampling, outputs."""
+    cpu_per_seq_s: float = 0.0
+    cpu_overhead_scale: float = 1.0
+    """Phi: how much slower the host is than where the two terms were measured."""
+    memory_bytes_per_s: float | None = None
+    """Memory bandwidth; prices the LM head where a table has none."""
+    graph_max_seqs: int = 0
+    """Decode batches up to this size are padded to 1, 2, 4, 8, 16, 24 ... (CUDA graphs); 0: never."""
+    all_reduce: Mapping[int, Curve] = field(default_factory=dict)
+    """One all-reduce by bytes of the message, per tensor-parallel degree."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Where the settings above come from: published, measured, fitted or assumed."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tables", tuple(self.tables))
+        owner = f"hardware {self.gpu.name}"
+        require(len(self.tables) > 0, f"{owner}: tables", "at least one", 0)
+        require_number(self.load_fixed_s, f"{owner}: load_fixed_s", at_least=0)
+        require_number(self.load_scale, f"{owner}: load_scale", at_least=0)
+        require_number(self.cpu_base_s, f"{owner}: cpu_base_s", at_least=0)
+        require_number(self.cpu_per_seq_s, f"{owner}: cpu_per_seq_s", at_least=0)
+        require_number(self.cpu_overhead_scale, f"{owner}: cpu_overhead_scale", at_least=0)
+        require_count(self.graph_max_seqs, f"{owner}: graph_max_seqs")
+        for name in ("load_bytes_per_s", "memory_bytes_per_s"):
+            if getattr(self, name) is not None:
+                require_number(getattr(self, name), f"{owner}: {name}", above=0)
+        for table in self.tables:
+            if table.head is None:
+                require(self.memory_bytes_per_s is not None, f"{owner}: memory_bytes_per_s", "given", None)
+            if table.tp_degree > 1:
+                rule = f"given for tp_degree {table.tp_degree} of table {table.name}"
+                require(table.tp_degree in self.all_reduce, f"{owner}: all_reduce", rule, sorted(self.all_reduce))
+
+    def load_s(self, shape: ModelShape, tp_degree: int) -> float:
+        """Time from idle workers to a ready engine.
+
+        The whole checkpoint counts at every degree: the workers of a session read it from one host.
+        """
+        require_count(tp_degree, "tp_degree", at_least=1)
+        reading_s = 0.0 if self.load_bytes_per_s is None else shape.weight_bytes / self.load_bytes_per_s
+        return self.load_scale * (self.load_fixed_s + reading_s)
+
+    def cpu_s(self, num_seqs: int) -> float:
+        """Host time of an iteration over this many sequences."""
+        return self.cpu_overhead_scale * (self.cpu_base_s + self.cpu_per_seq_s * num_seqs)
+
+    def table_for(self, shape: ModelShape, tp_degree: int) -> OperatorTable:
+        """Choose the reference model of the same degree that is nearest in size.
+
+        Raises
+        ------
+        ValueError
+            If nothing was measured at this degree.
+        """
+        allowed = sorted({table.tp_degree for table in self.tables})
+        require(tp_degree in allowed, f"hardware {self.gpu.name}: tp_degree", f"one of {allowed}", tp_degree)
+        candidates = [table for table in self.tables if table.tp_degree == tp_degree]
+        size = shape.num_block_parameters
+        return min(candidates, key=lambda table: abs(math.log(table.shape.num_block_parameters / size)))
+
+
+def hardware_from_config(
+    *,
+    name: str,
+    memory_gib: float,
+    tables: Mapping[str, Mapping[str, Any]],
+    memory_utilization_frac: float = 0.9,
+    all_reduce_us: Mapping[int | str, str] | None = None,
+    **settings: Any,
+) -> Hardware:
+    """Build a kind of GPU from the plain values of conf/hardware.
+
+    Parameters
+    ----------
+    name, memory_gib, memory_utilization_frac
+        The GPU's name, its memory, and the share of it that an engine may take.
+    tables
+        By name: shape, tp_degree, source, and the curves and grids as text in microseconds
+        (see ``curve_from_text`` and ``grid_from_text``).
+    all_reduce_us
+        By tensor-parallel degree: microseconds by bytes, as text.
+    settings
+        The other fields of ``Hardware``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a value is missing, unknown or out of range.
+    """
+    require_name(name, "hardware.name")
+    require_number(memory_gib, f"hardware {name}: memory_gib", above=0)
+    gpu = Gpu(name=name, memory_bytes=int(memory_gib * 2**30), memory_utilization_frac=memory_utilization_frac)
+    if not isinstance(tables, Mapping):
+        raise TypeError(f"hardware {name}: tables must be a mapping, got {tables!r}")
+    curves = {
+        int(degree): curve_from_text(text, f"hardware {name}: all_reduce_us.{degree}")
+        for degree, text in (all_reduce_us or {}).items()
+    }
+    built = tuple(_table(f"hardware {name}: tables.{key}", key, entry) for key, entry in tables.items())
+    return Hardware(gpu=gpu, tables=built, all_reduce=curves, **settings)
+
+
+_COEFFICIENTS = {
+    "decode_fixed_us": "decode_fixed_s",
+    "decode_per_seq_us": "decode_per_seq_s",
+    "decode_per_kv_token_us": "decode_per_kv_token_s",
+    "prefill_per_token_us": "prefill_per_token_s",
+    "prefill_per_token_pair_us": "prefill_per_token_pair_s",
+}
+_GRIDS = {"decode_us": "decode", "prefill_us": "prefill", "beside_us": "beside"}
+
+
+def _table(owner: str, name: str, entry: Mapping[str, Any]) -> OperatorTable:
+    optional = {"once_us", "head_us", "mape"}
+    _require_keys(owner, entry, {"shape", "tp_degree", "source", "dense_us", "attention"}, optional)
+    curves = {key: curve_from_text(entry[key], f"{owner}.{key}") for key in ("once_us", "head_us") if key in entry}
+    return OperatorTable(
+        name=name,
+        shape=ModelShape(**entry["shape"]),
+        tp_degree=entry["tp_degree"],
+        source=entry["source"],
+        dense=curve_from_text(entry["dense_us"], f"{owner}.dense_us"),
+        attention=_attention(f"{owner}.attention", entry["attention"]),
+        once=curves.get("once_us"),
+        head=curves.get("head_us"),
+        mape=dict(entry.get("mape", {})),
+    )
+
+
+def _attention(owner: str, entry: Mapping[str, Any]) -> FittedAttention | MeasuredAttention:
+    if not isinstance(entry, Mapping) or "decode_us" not in entry:
+        _require_keys(owner, entry, set(_COEFFICIENTS))
+        return FittedAttention(
+            **{field: _seconds(entry[key], f"{owner}.{key}") for key, field in _COEFFICIENTS.items()}
+        )
+    _require_keys(owner, entry, {*_GRIDS, "beside_per_token_pair_us"})
+    grids = {field: grid_from_text(entry[key], f"{owner}.{key}") for key, field in _GRIDS.items()}
+    pair_s = _seconds(entry["beside_per_token_pair_us"], f"{owner}.beside_per_token_pair_us")
+    return MeasuredAttention(**grids, beside_per_token_pair_s=pair_s)
+
+
+def _seconds(value: Any, name: str) -> float:
+    require_number(value, name, at_least=0)
+    return float(value) * 1e-6
+
+
+def _require_keys(owner: str, entry: object, required: set[str], optional: set[str] | None = None) -> None:
+    if not isinstance(entry, Mapping):
+        raise TypeError(f"{owner} must be a mapping, got {entry!r}")
+    missing, unknown = required - entry.keys(), entry.keys() - required - (optional or set())
+    require(not missing, owner, f"complete (missing {sorted(missing)})", sorted(entry))
+    require(not unknown, owner, f"free of unknown keys ({sorted(unknown)})", sorted(entry))

@@ -1,0 +1,243 @@
+"""Seconds of one engine iteration, as a function of what is in the batch."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Protocol
+
+from mosaic.core.workload import ModelShape
+from sim.hardware.curves import Curve, Grid, segment
+from sim.hardware.hardware import FittedAttention, Hardware, MeasuredAttention, OperatorTable
+
+
+class IterationTime(Protocol):
+    """Time of an engine's iterations for one model on one kind of GPU at one tensor-parallel degree."""
+
+    def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int) -> float:
+        """Time of consecutive pure decode iterations over an unchanged batch.
+
+        Parameters
+        ----------
+        num_seqs
+            Running sequences B, each of which gains one token per step.
+        kv_tokens
+            Tokens that the attention of the *first* step reads, summed over the sequences (the token
+            being computed included); every step reads ``num_seqs`` more than the one before.
+        num_steps
+            Number of steps k.
+        """
+
+    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: int) -> float:
+        """Time of one iteration that prefills chunks, with or without decodes beside them.
+
+        Parameters
+        ----------
+        chunks
+            Per prefilled sequence: tokens computed now, tokens already in its KV cache.
+        num_decodes, decode_kv_tokens
+            Sequences that decode in the same iteration and the tokens that their attention reads.
+        """
+
+
+def iteration_time(hardware: Hardware, shape: ModelShape, tp_degree: int) -> IterationTime:
+    """Build the iteration time of any model from the reference model nearest to it.
+
+    Operators scale with the parameters of the layers, decode attention with KV bytes per token, prefill
+    attention with layers x query heads x head size, the LM head with vocabulary x hidden size.
+
+    Raises
+    ------
+    ValueError
+        If the hardware was not measured at this tensor-parallel degree.
+    """
+    table = hardware.table_for(shape, tp_degree)
+    scales = _scales(table, shape)
+    batch = _BatchTime(
+        dense=table.dense.scaled(scales.dense),
+        once=table.once.scaled(scales.hidden) if table.once else None,
+        head=table.head.scaled(scales.head) if table.head else _head_by_bandwidth(hardware, shape, tp_degree),
+        all_reduce=hardware.all_reduce[tp_degree] if tp_degree > 1 else None,
+        num_all_reduces=2 * shape.num_layers,
+        bytes_per_token=shape.hidden_size * shape.bytes_per_value,
+        cpu_s=hardware.cpu_s,
+        graph_sizes=_graph_sizes(hardware.graph_max_seqs),
+    )
+    if isinstance(table.attention, FittedAttention):
+        return FittedTime(
+            batch,
+            table.attention,
+            num_layers=shape.num_layers,
+            decode_scale=scales.decode,
+            prefill_scale=scales.prefill,
+        )
+    return MeasuredTime(batch, table.attention, decode_scale=scales.decode, prefill_scale=scales.prefill)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scales:
+    """Factors from times of one layer of the reference model to times of all layers of another."""
+
+    dense: float
+    decode: float
+    prefill: float
+    head: float
+    hidden: float
+
+
+def _scales(table: OperatorTable, shape: ModelShape) -> _Scales:
+    reference = table.shape
+    tp_degree = table.tp_degree
+    kv_bytes = reference.kv_bytes_per_token(tp_degree) / reference.num_layers
+    return _Scales(
+        dense=reference.num_layers * shape.num_block_parameters / reference.num_block_parameters,
+        decode=shape.kv_bytes_per_token(tp_degree) / kv_bytes,
+        prefill=shape.num_layers
+        * (shape.num_query_heads * shape.head_dim)
+        / (reference.num_query_heads * reference.head_dim),
+        head=shape.vocab_size * shape.hidden_size / (reference.vocab_size * reference.hidden_size),
+        hidden=shape.hidden_size / reference.hidden_size,
+    )
+
+
+def _head_by_bandwidth(hardware: Hardware, shape: ModelShape, tp_degree: int) -> Curve:
+    """Read the head's weights once, however many sequences there are."""
+    assert hardware.memory_bytes_per_s is not None, "checked by Hardware"
+    head_bytes = shape.bytes_per_value * shape.vocab_size * shape.hidden_size / tp_degree
+    return Curve((1.0,), (head_bytes / hardware.memory_bytes_per_s,))
+
+
+def _graph_sizes(max_seqs: int) -> tuple[int, ...]:
+    """Batch sizes that vLLM captures."""
+    return tuple(size for size in (1, 2, 4, *range(8, max_seqs + 1, 8)) if size <= max_seqs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BatchTime:
+    """What an iteration costs beside attention: it depends on the numbers of tokens and of sequences only."""
+
+    dense: Curve
+    once: Curve | None
+    head: Curve
+    all_reduce: Curve | None
+    num_all_reduces: int
+    bytes_per_token: int
+    cpu_s: Callable[[int], float]
+    graph_sizes: tuple[int, ...]
+
+    def __call__(self, num_tokens: int, num_seqs: int) -> float:
+        seconds = self.dense(num_tokens) + self.head(num_seqs) + self.cpu_s(num_seqs)
+        if self.once is not None:
+            seconds += self.once(num_tokens)
+        if self.all_reduce is not None:
+            seconds += self.num_all_reduces * self.all_reduce(num_tokens * self.bytes_per_token)
+        return seconds
+
+    def decode(self, num_seqs: int) -> float:
+        """One decode step, whose batch is padded to a captured size."""
+        sizes = self.graph_sizes
+        padded = sizes[bisect_left(sizes, num_seqs)] if sizes and num_seqs <= sizes[-1] else num_seqs
+        return self(padded, num_seqs)
+
+
+class FittedTime:
+    """Iteration time where attention is linear in the tokens read: a + b KV, so a span is an arithmetic sum."""
+
+    __slots__ = ("_attention", "_batch", "_decode_fixed_s", "_kv_token_s", "_prefill_scale", "_step_s")
+
+    def __init__(
+        self,
+        batch: _BatchTime,
+        attention: FittedAttention,
+        *,
+        num_layers: int,
+        decode_scale: float,
+        prefill_scale: float,
+    ) -> None:
+        self._batch = batch
+        self._attention = attention
+        self._kv_token_s = attention.decode_per_kv_token_s * decode_scale
+        self._decode_fixed_s = (attention.decode_fixed_s * num_layers, attention.decode_per_seq_s * num_layers)
+        self._prefill_scale = prefill_scale
+        self._step_s: list[float] = [0.0]
+
+    def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int) -> float:
+        try:
+            step_s = self._step_s[num_seqs]
+        except IndexError:
+            step_s = self._extend(num_seqs)
+        kv_sum = num_steps * kv_tokens + num_seqs * num_steps * (num_steps - 1) // 2
+        return num_steps * step_s + self._kv_token_s * kv_sum
+
+    def _extend(self, num_seqs: int) -> float:
+        """Tabulate the part of a step that depends on the batch size only."""
+        fixed_s, per_seq_s = self._decode_fixed_s
+        for size in range(len(self._step_s), num_seqs + 1):
+            self._step_s.append(self._batch.decode(size) + fixed_s + per_seq_s * size)
+        return self._step_s[num_seqs]
+
+    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: int) -> float:
+        num_tokens, prefill_s = num_decodes, 0.0
+        per_token_s, per_pair_s = self._attention.prefill_per_token_s, self._attention.prefill_per_token_pair_s
+        for tokens, context in chunks:
+            num_tokens += tokens
+            prefill_s += tokens * (per_token_s + per_pair_s * (tokens + 2 * context))
+        seconds = self._batch(num_tokens, num_decodes + len(chunks)) + self._prefill_scale * prefill_s
+        if num_decodes:
+            fixed_s, per_seq_s = self._decode_fixed_s
+            seconds += fixed_s + per_seq_s * num_decodes + self._kv_token_s * decode_kv_tokens
+        return seconds
+
+
+class MeasuredTime:
+    """Iteration time where attention is a grid: a span is a sum of arithmetic sums, one per segment it crosses."""
+
+    __slots__ = ("_batch", "_beside", "_decode", "_launch_s", "_pair_s", "_prefill", "_rows")
+
+    def __init__(
+        self, batch: _BatchTime, attention: MeasuredAttention, *, decode_scale: float, prefill_scale: float
+    ) -> None:
+        self._batch = batch
+        self._decode: Grid = attention.decode.scaled(decode_scale)
+        self._beside = attention.beside.scaled(decode_scale)
+        self._prefill = attention.prefill.scaled(prefill_scale)
+        self._pair_s = attention.beside_per_token_pair_s * prefill_scale
+        self._launch_s = self._prefill.values_s[0][0]
+        self._rows: dict[int, tuple[float, tuple[float, ...], tuple[float, ...]]] = {}
+
+    def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int) -> float:
+        step_s, values_s, slopes_s = self._rows.get(num_seqs) or self._add_row(num_seqs)
+        knots = self._decode.columns
+        last = len(slopes_s) - 1
+        # NOTE: a step reads as many tokens as equal sequences of the mean length, which grows by one per step.
+        mean_tokens = kv_tokens / num_seqs
+        place = segment(knots, mean_tokens)
+        seconds, left = num_steps * step_s, num_steps
+        while left:
+            steps = left if place >= last else min(left, max(0, ceil(knots[place + 1] - mean_tokens)))
+            first_s = values_s[place] + slopes_s[place] * (mean_tokens - knots[place])
+            seconds += steps * (first_s + slopes_s[place] * (steps - 1) / 2)
+            left -= steps
+            mean_tokens += steps
+            place += 1
+        return seconds
+
+    def _add_row(self, num_seqs: int) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
+        """Interpolate the decode grid at a batch size, once."""
+        knots = self._decode.columns
+        values_s = self._decode.row(num_seqs)
+        slopes_s = tuple((values_s[i + 1] - values_s[i]) / (knots[i + 1] - knots[i]) for i in range(len(knots) - 1))
+        self._rows[num_seqs] = (self._batch.decode(num_seqs), values_s, slopes_s)
+        return self._rows[num_seqs]
+
+    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: int) -> float:
+        num_tokens, longest, attention_s = num_decodes, 0, 0.0
+        for tokens, context in chunks:
+            num_tokens += tokens
+            longest = max(longest, tokens)
+            # One launch serves all chunks, so its fixed time counts once.
+            attention_s += self._prefill(tokens, context) - self._launch_s
+        if num_decodes:
+            attention_s += self._beside(num_decodes, decode_kv_tokens / num_decodes)
+            attention_s += self._pair_s * num_decodes * longest
+        return self._batch(num_tokens, num_decodes + len(chunks)) + max(0.0, attention_s + self._launch_s)

@@ -1,0 +1,159 @@
+"""Which answer a call gives: an item-response model with one latent difficulty per question.
+
+NOTE: Bock's nominal response model. Every option has a utility for the model that answers, and it takes an option with
+probability in proportion to exp(utility). The right one has ability - discrimination x difficulty, the difficulty being
+standard normal over questions; a wrong one has its own attraction, normal over options and the same for every model, so
+that models which err tend to err alike. An aggregator adds a constant for each response that names an option. The same
+difficulty shifts how long a call writes: hard questions disagree more, go wrong more often and run longer.
+
+References
+----------
+R. D. Bock, Estimating item parameters and latent ability when responses are scored in two or more nominal categories,
+Psychometrika 37 (1972).
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from math import exp, log, sqrt
+from statistics import NormalDist
+from typing import NamedTuple
+
+from mosaic.core.checks import require, require_number
+from mosaic.core.lengths import Source, require_source
+from mosaic.core.realization import question_uniforms
+from mosaic.core.workload import OPTION_LETTERS, ExpertName, Question
+
+NUM_UNLISTED_OPTIONS = 10
+"""Answers that models meet on a question without listed options: the right one and nine wrong ones. Assumed."""
+
+MOST_LOGITS = 20
+"""Bound of every parameter on the logit scale: far beyond certainty, and no sum of utilities overflows."""
+
+_STANDARD_NORMAL = NormalDist()
+_LARGEST_UNIFORM = 1.0 - 2.0**-53
+
+
+class Item(NamedTuple):
+    """A question as the models meet it."""
+
+    difficulty: float
+    """Standard normal over questions."""
+    answers: tuple[str, ...]
+    """The right one first."""
+    attractions: tuple[float, ...]
+    """exp(utility) of the wrong answers, in their order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerModel:
+    """Parameters of a benchmark's questions and of the models that answer them, on the logit scale."""
+
+    mean_ability: float
+    """Of the experts, against a wrong option of average attraction, on a question of average difficulty."""
+    discrimination: float
+    """Logits that the right option loses per standard deviation of difficulty."""
+    distractor_std: float
+    """Standard deviation of the wrong options' attraction."""
+    length_loading: float
+    """Correlation of a call's (normal) length score with its question's difficulty. A length's mean does not change."""
+    aggregator_gain: float
+    """What an expert is abler by when it aggregates than when it answers alone."""
+    deference: float
+    """Utility that a response adds to the option it names, for the aggregator that reads it."""
+    aggregator_length_loading: float
+    """As ``length_loading``, of the aggregator."""
+    aggregator_elasticity: float = 0.0
+    """Log of output tokens per nat of the aggregator's uncertainty: the entropy of its answer, given what it reads."""
+    ability_by_expert: Mapping[ExpertName, float] = field(default_factory=dict)
+    """Above the mean; an expert that is not named is average."""
+    source: Source = "assumed"
+    """Of the shares of agreement that the model gives."""
+
+    def __post_init__(self) -> None:
+        abilities = {f"ability_by_expert.{expert}": ability for expert, ability in self.ability_by_expert.items()}
+        for name, value in {
+            "mean_ability": self.mean_ability, "aggregator_gain": self.aggregator_gain, **abilities
+        }.items():  # fmt: skip
+            require_number(value, f"answers.{name}")
+            require(abs(value) <= MOST_LOGITS, f"answers.{name}", f"from {-MOST_LOGITS} to {MOST_LOGITS}", value)
+        for name in ("discrimination", "distractor_std", "deference", "aggregator_elasticity"):
+            _require_between(getattr(self, name), f"answers.{name}", MOST_LOGITS)
+        for name in ("length_loading", "aggregator_length_loading"):
+            _require_between(getattr(self, name), f"answers.{name}", 1)
+        require_source(self.source, "answers.source")
+
+    def item(self, question: str, answers: tuple[str, ...], root_seed: int, stream: str) -> Item:
+        """Draw a question's difficulty and its wrong answers' attractions from hashed uniform numbers."""
+        uniforms = question_uniforms(root_seed, stream, question, max(1, len(answers)))
+        difficulty, *scores = map(_STANDARD_NORMAL.inv_cdf, uniforms)
+        return Item(difficulty, answers, tuple(exp(self.distractor_std * score) for score in scores))
+
+    def propose(self, item: Item, expert: ExpertName, u: float) -> str:
+        """Map a uniform number to an expert's answer."""
+        right = exp(self.ability(expert) - self.discrimination * item.difficulty)
+        return _pick(item.answers, (right, *item.attractions), u)
+
+    def aggregate(self, item: Item, aggregator: ExpertName, seen: Sequence[str | None], u: float) -> tuple[str, float]:
+        """Map a uniform number to the aggregator's answer, given the answers in the responses that it reads.
+
+        Returns
+        -------
+        tuple
+            The answer, and the factor by which it writes more than where it is certain.
+        """
+        right = exp(self.ability(aggregator) + self.aggregator_gain - self.discrimination * item.difficulty)
+        support = (exp(self.deference * seen.count(answer)) for answer in item.answers)
+        weights = [weight * boost for weight, boost in zip((right, *item.attractions), support, strict=True)]
+        total = sum(weights)
+        probabilities = [weight / total for weight in weights]
+        # A probability that vanished in rounding adds nothing to an entropy.
+        uncertainty = -sum(share * log(share) for share in probabilities if share > 0)
+        return _pick(item.answers, weights, u), exp(self.aggregator_elasticity * uncertainty)
+
+    def ability(self, expert: ExpertName) -> float:
+        """An expert's ability."""
+        return self.mean_ability + self.ability_by_expert.get(expert, 0.0)
+
+
+def _require_between(value: float, field: str, most: float) -> None:
+    require_number(value, field, at_least=0)
+    require(value <= most, field, f"at most {most}", value)
+
+
+def shift_length(u: float, difficulty: float, loading: float) -> float:
+    """Make a length's uniform number lean on the difficulty; it stays uniform over questions, so no mean changes.
+
+    A Gaussian copula: the length's normal score is loading x difficulty + sqrt(1 - loading^2) x the call's own luck.
+
+    Examples
+    --------
+    >>> shift_length(0.5, 0.0, 0.6), shift_length(0.5, 1.0, 0.6) > 0.7
+    (0.5, True)
+    """
+    if loading == 0:
+        return u
+    own = _STANDARD_NORMAL.inv_cdf(u)
+    shifted = _STANDARD_NORMAL.cdf(loading * difficulty + sqrt(1 - loading**2) * own)
+    return min(max(shifted, 1.0 - _LARGEST_UNIFORM), _LARGEST_UNIFORM)
+
+
+def possible_answers(question: Question) -> tuple[str, ...]:
+    """List a question's possible answers, the right one first; without gold the first option passes for right."""
+    if question.num_options is None:
+        # NOTE: no digits, or a comparison of mathematical answers would try to prove them equal, pair by pair.
+        letters = OPTION_LETTERS[: NUM_UNLISTED_OPTIONS - 1].lower()
+        return (question.answer or "right", *(f"wrong answer {letter}" for letter in letters))
+    letters = OPTION_LETTERS[: question.num_options]
+    right = question.answer or letters[0]
+    return (right, *(letter for letter in letters if letter != right))
+
+
+def _pick(answers: Sequence[str], weights: Sequence[float], u: float) -> str:
+    """Pick in proportion to the weights; the first uniform numbers fall to the first answer."""
+    if u * sum(weights) < weights[0]:
+        return answers[0]
+    bounds = list(accumulate(weights))
+    # The product can round up to the last bound, hence the limit.
+    return answers[min(bisect_right(bounds, u * bounds[-1]), len(answers) - 1)]

@@ -1,0 +1,194 @@
+"""Where length distributions come from: configuration, a profile, or an earlier run's calls.parquet.
+
+A distribution is configured per expert in one of four forms; every parameter declares its source::
+
+    LlamaR1:
+      mean: {value: 3146, source: published}        # after clipping
+      sigma: {value: 1.05, source: fitted}
+      clip_tokens: {value: 32768, source: published}
+    Gemma: {sample: [120, 310, 85], source: measured}
+    Qwen: {profile: profiles/mine.json}
+    GLM: {calls: results/runs/mine/calls.parquet}
+
+In place of the whole mapping, one path to a profile (.json) or to a calls.parquet covers every expert in it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from mosaic.core.checks import require, require_name, require_number
+from mosaic.core.lengths import SOURCES, ClippedLognormal, Empirical, LengthDistribution, Source, require_source
+from mosaic.core.results import CallStatus
+from mosaic.core.workload import ExpertName, Role
+from mosaic.planning.profiles import load_profile
+
+Config: TypeAlias = Mapping[str, Any]
+
+_PARAMETERS = ("mean", "sigma", "clip_tokens")
+_CALL_COLUMNS = ("expert", "role", "status", "output_tokens")
+
+
+def length_distributions(
+    config: Config | str | Path, *, length_scale: Config | None = None
+) -> dict[ExpertName, LengthDistribution]:
+    """Build the distributions of a workload.
+
+    Parameters
+    ----------
+    config
+        ``workload.output_tokens``: one form (see the module) per expert, or a path that covers every expert.
+    length_scale
+        ``workload.length_scale``, e.g. ``{"value": 0.8, "source": "fitted"}``: multiplies every mean.
+
+    Raises
+    ------
+    ValueError, TypeError, ProfileError
+        Naming the key, the rule and the value.
+    """
+    if isinstance(config, str | Path):
+        lengths = _lengths_in_file(config)
+    elif isinstance(config, Mapping):
+        lengths = {name: length_distribution(entry, expert=name) for name, entry in config.items()}
+    else:
+        raise TypeError(f"output_tokens must be a mapping of experts or a path, got {config!r}")
+    if length_scale is None:
+        return lengths
+    factor, _ = declared_parameter(length_scale, "length_scale")
+    require_number(factor, "length_scale.value", above=0)
+    return {name: entry.scaled(factor) for name, entry in lengths.items()}
+
+
+def length_distribution(config: Config, *, expert: ExpertName) -> LengthDistribution:
+    """Build one expert's distribution from its configuration (the forms are in the module's docstring).
+
+    Raises
+    ------
+    ValueError, TypeError, ProfileError
+        Naming the key, the rule and the value.
+
+    Examples
+    --------
+    >>> length_distribution({"sample": [5, 7], "source": "measured"}, expert="Gemma").mean
+    6.0
+    """
+    label = f"output_tokens.{expert}"
+    if not isinstance(config, Mapping):
+        raise TypeError(f"{label} must be a mapping, got {config!r}")
+    keys = set(config)
+    if keys == {"profile"}:
+        return empirical_from_profile(config["profile"], expert)
+    if keys == {"calls"}:
+        return empirical_from_calls(config["calls"], expert)
+    if keys == {"sample", "source"}:
+        return _from_sample(config, label)
+    if keys == set(_PARAMETERS):
+        return _from_parameters(config, label)
+    rule = "one of {mean, sigma, clip_tokens}, {sample, source}, {profile}, {calls}"
+    raise ValueError(f"{label}: keys must be {rule}, got {sorted(keys)}")
+
+
+def empirical_from_profile(path: str | Path, expert: ExpertName) -> Empirical:
+    """Take the lengths that a profile measured for an expert.
+
+    Raises
+    ------
+    ProfileError
+        If the file is not a profile.
+    ValueError
+        If it holds no lengths of the expert.
+    """
+    return _pick(_samples_in_profile(path), expert, path)
+
+
+def empirical_from_calls(path: str | Path, expert: ExpertName, *, role: Role = Role.PROPOSE) -> Empirical:
+    """Take the lengths of an expert's finished calls in an earlier run.
+
+    The role matters: an aggregator may be an expert of the pool, and what it writes is another distribution.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, lacks a column, or holds no finished call of the expert.
+    """
+    return _pick(_samples_in_calls(path, role), expert, path)
+
+
+def _from_parameters(config: Config, label: str) -> ClippedLognormal:
+    values = {name: declared_parameter(config[name], f"{label}.{name}") for name in _PARAMETERS}
+    try:
+        return ClippedLognormal(
+            mean=values["mean"][0],
+            sigma=values["sigma"][0],
+            clip_tokens=values["clip_tokens"][0],
+            mean_source=values["mean"][1],
+            sigma_source=values["sigma"][1],
+            clip_source=values["clip_tokens"][1],
+        )
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{label}: {error}") from None
+
+
+def _from_sample(config: Config, label: str) -> Empirical:
+    sample = config["sample"]
+    if isinstance(sample, str) or not isinstance(sample, Sequence):
+        raise TypeError(f"{label}.sample must be a list of output tokens, got {sample!r}")
+    try:
+        return Empirical(sample=tuple(sample), source=config["source"])
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{label}: {error}") from None
+
+
+def declared_parameter(entry: object, label: str) -> tuple[Any, Source]:
+    """Split {value, source}; a bare number is refused because it hides where it comes from.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the key, the rule and the value.
+    """
+    if not isinstance(entry, Mapping) or set(entry) != {"value", "source"}:
+        raise ValueError(f"{label} must be {{value: NUMBER, source: one of {list(SOURCES)}}}, got {entry!r}")
+    require_source(entry["source"], f"{label}.source")
+    require_number(entry["value"], f"{label}.value")
+    return entry["value"], cast(Source, entry["source"])
+
+
+def _lengths_in_file(path: str | Path) -> dict[ExpertName, LengthDistribution]:
+    suffix = Path(path).suffix
+    require(suffix in (".json", ".parquet"), "output_tokens", "a profile (.json) or a calls.parquet", str(path))
+    samples = _samples_in_profile(path) if suffix == ".json" else _samples_in_calls(path, Role.PROPOSE)
+    return {name: _pick(samples, name, path) for name in samples}
+
+
+def _samples_in_profile(path: str | Path) -> dict[ExpertName, list[int]]:
+    samples: dict[ExpertName, list[int]] = {}
+    for entry in load_profile(path).entries:
+        if entry.output_tokens:
+            samples.setdefault(entry.expert, list(entry.output_tokens))
+    return samples
+
+
+def _samples_in_calls(path: str | Path, role: Role) -> dict[ExpertName, list[int]]:
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, ValueError) as error:  # NOTE: pyarrow's own errors derive from these two
+        raise ValueError(f"output_tokens: {path} must be a readable parquet file ({error})") from error
+    missing = [name for name in _CALL_COLUMNS if name not in table.column_names]
+    require(
+        not missing, f"output_tokens: columns of {path}", f"a superset of {list(_CALL_COLUMNS)}", table.column_names
+    )
+    samples: dict[ExpertName, list[int]] = {}
+    for name, its_role, status, tokens in zip(*(table[column].to_pylist() for column in _CALL_COLUMNS), strict=True):
+        if its_role == role and status == CallStatus.FINISHED:
+            samples.setdefault(name, []).append(tokens)
+    return samples
+
+
+def _pick(samples: Mapping[ExpertName, Sequence[int]], expert: ExpertName, path: str | Path) -> Empirical:
+    require_name(expert, "expert")
+    if expert not in samples:
+        raise ValueError(f"output_tokens: {path} must hold lengths of {expert!r}, it has those of {sorted(samples)}")
+    return Empirical(sample=tuple(samples[expert]))

@@ -1,0 +1,87 @@
+"""The simulated world: how long each call would really write, and what it would answer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from mosaic.core.lengths import LengthDistribution
+from mosaic.core.realization import Outcome, uniform, uniform_pair
+from mosaic.core.results import CallRecord
+from mosaic.core.workload import Call, CallKey, ExpertName, Question, Role
+from sim.world.answer_model import AnswerModel, Item, possible_answers, shift_length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Maps a call to its outcome from hashed uniform numbers, so that every policy meets the same luck.
+
+    The calibration world differs from the test world in its stream only: same distributions, other draws.
+    Without an answer model calls have lengths and no answers.
+    """
+
+    lengths: Mapping[ExpertName, LengthDistribution]
+    root_seed: int
+    stream: str = "test"
+    recorded: Mapping[CallKey, int] = field(default_factory=dict)
+    """True lengths known from a file or a log; they take precedence over the distributions."""
+    answers: AnswerModel | None = None
+    questions: Mapping[str, Question] = field(default_factory=dict)
+    """By id; a call of a question that is not in here has its difficulty and no answer."""
+    aggregator_lengths: Mapping[ExpertName, LengthDistribution] = field(default_factory=dict)
+    thinking: Mapping[ExpertName, int] = field(default_factory=dict)
+    """Most visible tokens of the experts that think before they answer; all that others write is visible."""
+    seen: Mapping[CallKey, str | None] = field(default_factory=dict)
+    """What the calls said that an aggregator reads."""
+    _items: dict[str, Item] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def after(self, records: Sequence[CallRecord]) -> "World":
+        """Return the world in which an aggregator reads these responses."""
+        return replace(self, seen={record.key: record.answer for record in records})
+
+    def outcome(self, call: Call) -> Outcome:
+        """Look up or draw the outcome of a call.
+
+        Raises
+        ------
+        ValueError
+            If the call's length is neither recorded nor has its expert a distribution.
+        """
+        if self.answers is None:
+            return Outcome(self._length(call, uniform(self.root_seed, self.stream, call.key)))
+        key = call.key
+        luck, choice = uniform_pair(self.root_seed, self.stream, key)
+        item = self._item(key.question, self.answers)
+        answer, factor = None, 1.0
+        is_aggregator = key.role is Role.AGGREGATE
+        loading = self.answers.aggregator_length_loading if is_aggregator else self.answers.length_loading
+        if is_aggregator and item.answers:
+            seen = [self.seen.get(needed) for needed in call.after]
+            answer, factor = self.answers.aggregate(item, call.expert, seen, choice)
+        elif item.answers:
+            answer = self.answers.propose(item, call.expert, choice)
+        length = max(1, round(factor * self._length(call, shift_length(luck, item.difficulty, loading))))
+        visible = min(length, self.thinking[call.expert]) if call.expert in self.thinking else None
+        return Outcome(length, answer, visible)
+
+    def _length(self, call: Call, u: float) -> int:
+        recorded = self.recorded.get(call.key)
+        if recorded is not None:
+            return recorded
+        is_aggregator = call.key.role is Role.AGGREGATE
+        lengths = self.aggregator_lengths if is_aggregator else self.lengths
+        distribution = lengths.get(call.expert)
+        if distribution is None:
+            owner = "aggregator" if is_aggregator else "expert"
+            name = "aggregator.output_tokens" if is_aggregator else f"output_tokens.{call.expert}"
+            raise ValueError(
+                f"output_tokens must have a length distribution for {owner} {call.expert!r}, "
+                f"got {sorted(lengths)}: add workload.{name} or pool.{name}"
+            )
+        return distribution.quantile(u)
+
+    def _item(self, question: str, answers: AnswerModel) -> Item:
+        item = self._items.get(question)
+        if item is None:
+            asked = self.questions.get(question)
+            possible = () if asked is None else possible_answers(asked)
+            item = self._items[question] = answers.item(question, possible, self.root_seed, self.stream)
+        return item

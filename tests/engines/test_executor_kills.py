@@ -1,0 +1,96 @@
+"""Random kills of everything: the run itself, its host, its workers, at any moment."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.engines.executor_runs import FAKE_ENGINE, finished_once, processes_of
+from tests.engines.killed_run import plan_of_four, run
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_CALLS = 80
+
+
+def start(folder: Path, engine: str = FAKE_ENGINE, num_calls: int = NUM_CALLS) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.engines.killed_run", str(folder), engine, str(num_calls)]
+    errors = (folder / "errors.txt").open("ab")
+    with errors:
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+
+
+def family(folder: Path, parent: int) -> tuple[list[int], list[int]]:
+    """The host of a run, and its workers."""
+    others = [pid for pid in processes_of(folder / "journal") if pid != parent]
+    by_parent: dict[int, list[int]] = {}
+    for pid in others:
+        with suppress(OSError):
+            by_parent.setdefault(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]), []).append(
+                pid
+            )
+    hosts = by_parent.get(parent, [])
+    return hosts, [pid for pid in others if pid not in hosts]
+
+
+def wait_until_all_are_gone(folder: Path) -> None:
+    deadline = time.monotonic() + 10
+    while processes_of(folder) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert processes_of(folder) == []
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_twenty_kills_lose_and_repeat_nothing(tmp_path, seed):
+    rng, killed = random.Random(seed), {"parent": 0, "host": 0, "worker": 0}
+    while sum(killed.values()) < 22:
+        runner = start(tmp_path)
+        while runner.poll() is None and sum(killed.values()) < 22:
+            time.sleep(rng.uniform(0.0, 0.3))
+            hosts, workers = family(tmp_path, runner.pid)
+            target = rng.choice(["parent", "host", "host", "worker", "worker", "worker"])
+            pids = {"parent": [runner.pid], "host": hosts, "worker": workers}[target]
+            if pids:
+                with suppress(ProcessLookupError):
+                    os.kill(rng.choice(pids), signal.SIGKILL)
+                    killed[target] += 1
+        runner.kill()
+        runner.communicate()
+        wait_until_all_are_gone(tmp_path)
+        if runner.returncode == 0:
+            break  # it ended between two kills
+    print(killed)
+    last = start(tmp_path)
+    said, _ = last.communicate(timeout=60)
+    assert last.returncode == 0, (tmp_path / "errors.txt").read_text()
+    _, calls = plan_of_four(NUM_CALLS)
+    assert sorted(said.split()) == sorted(str(call.key) for call in calls)
+    entries = finished_once(tmp_path, calls)
+    undisturbed = run(tmp_path, FAKE_ENGINE, NUM_CALLS, journal="undisturbed")
+    assert {key: entry.token_ids for key, entry in entries.items()} == {
+        key: entry.token_ids for key, entry in undisturbed.items()
+    }
+    assert sum(killed.values()) >= 20, killed
+
+
+def test_an_interrupted_run_leaves_no_process_and_says_how_to_go_on(tmp_path):
+    runner = start(tmp_path)
+    runner.stdout.readline()
+    runner.send_signal(signal.SIGINT)
+    runner.communicate(timeout=20)
+    assert runner.returncode != 0
+    wait_until_all_are_gone(tmp_path)
+    assert "calls are in" in (tmp_path / "errors.txt").read_text()
+
+
+def test_a_terminated_run_leaves_no_process(tmp_path):
+    runner = start(tmp_path)
+    runner.stdout.readline()
+    runner.send_signal(signal.SIGTERM)
+    runner.communicate(timeout=20)
+    wait_until_all_are_gone(tmp_path)

@@ -1,0 +1,142 @@
+"""Every preset composes, all its points exist, and its figure asks for what runs have."""
+
+import re
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.ablations import preset_names
+from experiments.config.wiring import CONF, compose_config, setup_from
+from experiments.studies.ablation import Ablation, Row
+from experiments.studies.ablation_spec import AblationSpec, read_spec
+from experiments.studies.ablation_sweep import point_names
+from experiments.studies.ablation_text import describe_ablation
+from mosaic.planning.schedulers.round_robin import RoundRobin
+from mosaic.report.metrics import summarise
+from mosaic.report.run_folder import flatten
+from tests.factories import make_problem
+
+PRESETS = preset_names()
+ISSUE = {
+    "ablate_k", "ablate_replicas", "ablate_gpus", "ablate_load", "ablate_prediction", "ablate_gate", "ablate_tau",
+    "ablate_fifo", "ablate_order", "ablate_engine_order", "ablate_kv",
+}  # fmt: skip
+
+
+@cache
+def preset(name: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [f"+experiment={name}"], return_hydra_config=True)
+
+
+def spec_of(name: str) -> AblationSpec:
+    return read_spec(OmegaConf.to_container(preset(name).hydra.callbacks.figure))
+
+
+def values_of(name: str) -> dict[str, list[str]]:
+    """List the values of each swept key, as overrides write them."""
+    values: dict[str, list[str]] = {}
+    for point in map(split_name, point_names(preset(name))):
+        for override in point:
+            key, _, value = override.partition("=")
+            values.setdefault(key, []).append(value)
+    return {key: list(dict.fromkeys(found)) for key, found in values.items()}
+
+
+def split_name(point: str) -> list[str]:
+    """Take a folder's name apart; commas inside brackets belong to a list."""
+    return [f"{key}={value}" for key, value in re.findall(r"([+\w.]+)=(\[[^]]*\]|[^,]*)", point)]
+
+
+def overrides_of(name: str) -> list[list[str]]:
+    """Choose points of every line at one place of the axis, and of every place on one line."""
+    values, x = values_of(name), spec_of(name).x.key
+    across = next(key for key in values if key == x or key.removeprefix("+") == x.removesuffix(".name"))
+    first = {key: found[0] for key, found in values.items()}
+    kept = [key for key in values if key not in (across, "seed")]
+    points = [first | dict(zip(kept, found, strict=True)) for found in product(*(values[key] for key in kept))]
+    points += [first | {across: value} for value in values[across][1:]]
+    return [[f"+experiment={name}", *(f"{key}={value}" for key, value in point.items())] for point in points]
+
+
+def test_every_ablation_of_the_issue_has_a_preset() -> None:
+    assert set(PRESETS) == ISSUE
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_parallel_sweep_into_a_folder_of_its_own(name: str) -> None:
+    hydra = preset(name).hydra
+    assert hydra.mode is RunMode.MULTIRUN
+    assert "joblib" in hydra.launcher._target_
+    assert hydra.sweep.dir == f"results/multirun/{name}"
+    assert "seed" in hydra.sweeper.params
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_point_has_a_folder_that_any_file_system_takes(name: str) -> None:
+    names = point_names(preset(name))
+    assert len(set(names)) == len(names) >= 8
+    assert [found for found in names if not re.fullmatch(r"[\w+=.,\[\]-]{1,200}", found)] == []
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_value_of_a_preset_makes_a_run_that_the_figure_can_place(name: str) -> None:
+    spec, xs, lines = spec_of(name), [], set()
+    for overrides in overrides_of(name):
+        config = compose_config(overrides)
+        setup = setup_from(config)
+        gate, aggregator = (setup.stage.gate.name, setup.stage.aggregator.name) if setup.stage else (None, None)
+        names = {"gate.name": gate, "aggregator.name": aggregator, "scheduler": setup.scheduler.name}
+        leaves = flatten(config) | names | {"costs": setup.costs.func.__name__.removesuffix("Costs").lower()}
+        assert spec.x.key in leaves
+        xs.append(leaves[spec.x.key])
+        found = [line.label for line in spec.lines if line.takes(leaves)]
+        assert len(found) == 1, overrides
+        lines |= set(found)
+    assert lines == {line.label for line in spec.lines}
+    listed = [entry.value for entry in spec.x.names]
+    assert not listed or all(x in listed for x in xs)
+    assert all(x in xs for x in listed)
+    references = [panel.relative_to.x for panel in spec.panels if panel.relative_to and panel.relative_to.at_x]
+    assert all(x in xs for x in references), "what others are related to is in the sweep"
+    rows = tuple(
+        Row(panel=panel, line=line.label, x=x, values={0: 1.0})
+        for panel in spec.panels
+        for line in spec.lines
+        for x in xs
+    )
+    text = describe_ablation(Ablation(spec=spec, xs=tuple(xs), rows=rows, notes=()), num_points=1, missing=[])
+    assert "no sentence" not in text, "the finding names points of the sweep"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_figure_reads_numbers_of_a_summary(name: str) -> None:
+    plan = RoundRobin().plan(make_problem())
+    summary: dict[str, Any] = dict(
+        summarise(
+            plan, None, workload="w", backend="none", gate=None, costs="paper", seed=0, num_questions=1, experts=[]
+        )
+    )
+    assert {panel.key for panel in spec_of(name).panels} <= flatten(summary).keys()
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "policy").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_policy_is_a_scheduler_with_its_options(path: Path) -> None:
+    setup = setup_from(compose_config([f"+policy={path.stem}", "aggregator=none"]))
+    expected = {"ilp_affine": "ilp", "ilp_lifted": "ilp", "longest_first": "least_loaded"}.get(path.stem, path.stem)
+    assert setup.scheduler.name == expected
+    assert getattr(setup.scheduler, "longest_first", False) == (path.stem == "longest_first")
+
+
+def test_a_preset_says_how_it_is_run_and_the_readme_names_it() -> None:
+    readme = (CONF.parent / "README.md").read_text()
+    for name in PRESETS:
+        text = (CONF / "experiment" / f"{name}.yaml").read_text()
+        assert f"python experiments/run.py +experiment={name}\n" in text
+        assert f"`{name}`" in readme

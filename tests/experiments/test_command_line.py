@@ -1,0 +1,456 @@
+"""The command line as a user meets it: what a run prints and leaves, what repeats, what configuration can do."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from mosaic.report.run_folder import is_complete
+from tests.experiments.command_line import (
+    DEMO,
+    QUICK,
+    SMALL,
+    Outcome,
+    finish_process,
+    run_here,
+    run_process,
+    start_process,
+)
+
+FILES = {
+    "config.yaml", "plan.json", "plan_aggregate.json", "calls.parquet", "answers.parquet", "sessions.parquet",
+    "summary.json", "timeline.png", "trace.json", "meta.json",
+}  # fmt: skip
+CALLS_COLUMNS = {
+    "question", "role", "slot", "expert", "session", "workers", "prompt_tokens", "predicted_output_tokens",
+    "output_tokens", "queued_ts", "admitted_ts", "first_token_ts", "finished_ts", "num_preemptions", "attempt",
+    "cached_tokens", "wasted_tokens", "status", "answer", "visible_tokens",
+}  # fmt: skip
+ANSWERS_COLUMNS = ["question", "answer", "source", "confidence", "votes", "gold", "correct"]
+SESSIONS_COLUMNS = {
+    "session", "expert", "role", "workers", "load_start_ts", "load_s", "start_ts", "end_ts", "num_calls",
+    "output_tokens", "output_tok_per_s",
+}  # fmt: skip
+SUMMARY_KEYS = {
+    "workload", "scheduler", "backend", "gate", "costs", "seed", "num_questions", "num_calls", "num_failed_calls",
+    "expert_makespan_s", "aggregator_s", "end_to_end_s", "predicted_expert_makespan_s", "expert_lower_bound_s",
+    "gpu_idle_frac", "gpu_load_frac", "num_loads", "output_tokens", "output_tok_per_s", "num_preemptions", "skip_frac",
+    "accuracy_frac", "always_aggregate_accuracy_frac", "solve", "aggregator", "aggregator_expert",
+    "aggregator_tp_degree", "num_aggregator_calls", "num_too_long", "predicted_aggregator_s", "aggregator_costs",
+    "accuracy_change_pp", "aggregator_saved_s", "skip_frac_source", "always_aggregate_s", "gate_report",
+}  # fmt: skip
+SUBDIR = "hydra.sweep.subdir=${hydra:runtime.choices.scheduler}-${seed}"
+"""Short names for the points of a sweep, in place of all that they override."""
+
+SCHEDULERS = ("ilp", "round_robin", "fifo", "least_loaded", "data_parallel")
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return summary
+
+
+def read_calls(folder: Path, role: str = "propose") -> list[dict[str, Any]]:
+    """Read the records of a stage's calls: those of the experts, or the aggregator's."""
+    rows: list[dict[str, Any]] = pq.read_table(folder / "calls.parquet").to_pylist()
+    return [row for row in rows if row["role"] == role]
+
+
+def contents(folder: Path, *, but: Sequence[str] = ("meta.json",)) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in but}
+
+
+def run_small(folder: Path, *overrides: str) -> Path:
+    """Run 30 calls of a published workload in this process."""
+    outcome = run_here(*SMALL, *QUICK, *overrides, f"hydra.run.dir={folder}")
+    assert outcome.status == 0, outcome.err
+    return folder
+
+
+def run_demo(folder: Path, *overrides: str) -> Path:
+    """Run a file of one's own in this process."""
+    outcome = run_here(*DEMO, *overrides, f"hydra.run.dir={folder}")
+    assert outcome.status == 0, outcome.err
+    return folder
+
+
+@pytest.fixture(scope="module")
+def default_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """What the command without any argument leaves in the current folder, and what it prints."""
+    cwd = tmp_path_factory.mktemp("default")
+    outcome = run_process(cwd=cwd, hash_seed=1)
+    (folder,) = (cwd / "results" / "runs").iterdir()
+    return folder, outcome
+
+
+def test_the_default_run_prints_one_screen_and_nothing_else(default_run: tuple[Path, Outcome]) -> None:
+    folder, outcome = default_run
+    assert outcome.status == 0
+    assert outcome.err == ""
+    lines = outcome.out.splitlines()
+    assert len(lines) <= 24
+    summary = read_summary(folder)
+    counts = f"2,100 questions, 6,300 + {summary['num_aggregator_calls']} calls, 4 workers"
+    assert lines[0].startswith(f"ilp on mmlu_pro: {counts}")
+    assert max(map(len, (line for line in lines if str(folder) not in line))) <= 100
+    for word in (
+        "makespan",
+        "experts",
+        "gate      majority",
+        "(fitted) skipped",
+        "saved",
+        "accuracy",
+        "LlamaR1 (tp 4)",
+    ):
+        assert word in outcome.out
+    assert str(folder) in outcome.out
+
+
+def test_the_default_folder_is_named_by_time_workload_and_scheduler(default_run: tuple[Path, Outcome]) -> None:
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}_mmlu_pro_ilp", default_run[0].name)
+
+
+def test_the_default_run_leaves_the_files_of_the_contract(default_run: tuple[Path, Outcome]) -> None:
+    folder, _ = default_run
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert is_complete(folder)
+    assert set(pq.read_schema(folder / "calls.parquet").names) == CALLS_COLUMNS
+    assert set(pq.read_schema(folder / "sessions.parquet").names) == SESSIONS_COLUMNS
+    summary = read_summary(folder)
+    assert set(summary) >= SUMMARY_KEYS
+    assert {key for key in summary if summary[key] is None} == {"gate_report"}
+    assert set(summary["solve"]) == {"status", "gap_frac", "bound_s", "num_vars", "num_constraints"}
+    assert summary["solve"]["status"] == "optimal"
+    assert len(read_calls(folder)) == 6300
+    assert len(read_calls(folder, "aggregate")) == summary["num_aggregator_calls"] == summary["num_calls"] - 6300
+    assert pq.read_schema(folder / "answers.parquet").names == ANSWERS_COLUMNS
+    assert pq.read_metadata(folder / "answers.parquet").num_rows == 2100
+    assert (folder / "timeline.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_command_in_another_process_leaves_the_same_bytes(
+    default_run: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    again = run_process(f"hydra.run.dir={tmp_path / 'again'}", cwd=tmp_path, hash_seed=2)
+    assert again.status == 0
+    assert contents(tmp_path / "again") == contents(default_run[0])
+
+
+def test_a_saved_plan_runs_with_identical_results(default_run: tuple[Path, Outcome], tmp_path: Path) -> None:
+    where = f"hydra.run.dir={tmp_path / 'planned'}"
+    explained = run_here("backend=none", where)
+    assert explained.status == 0
+    assert {path.name for path in (tmp_path / "planned").iterdir()} == {
+        "config.yaml", "plan.json", "summary.json", "meta.json",
+    }  # fmt: skip
+    assert "Plan of ilp: 6300 calls" in explained.out
+    for word in ("replicas", "cap", "worker", "Predicted makespan", "bound", "LlamaR1"):
+        assert word in explained.out
+    assert read_summary(tmp_path / "planned")["expert_makespan_s"] is None
+
+    path = tmp_path / "planned" / "plan.json"
+    assert f"plan.path={path}" in explained.out
+    run_here(f"plan.path={path}", f"hydra.run.dir={tmp_path / 'run'}")
+    solver_s = [json.loads((tmp_path / name / "meta.json").read_text())["solver_s"] for name in ("planned", "run")]
+    assert solver_s[0] > 0
+    assert solver_s[1] is None
+    but = ("meta.json", "config.yaml")
+    assert contents(tmp_path / "run", but=but) == contents(default_run[0], but=but)
+
+
+def test_a_saved_plan_of_one_policy_needs_no_scheduler_of_that_name(tmp_path: Path) -> None:
+    plan = run_small(tmp_path / "a", "scheduler=data_parallel", "costs=affine") / "plan.json"
+    again = run_small(tmp_path / "b", "scheduler=ilp", f"plan.path={plan}")
+    assert (read_summary(again)["scheduler"], read_summary(again)["costs"]) == ("data_parallel", "affine")
+    assert (again / "calls.parquet").read_bytes() == (tmp_path / "a" / "calls.parquet").read_bytes()
+
+
+def test_output_lengths_come_from_an_earlier_run(default_run: tuple[Path, Outcome], tmp_path: Path) -> None:
+    source = default_run[0] / "calls.parquet"
+    seen: dict[str, set[int]] = {}
+    for row in read_calls(default_run[0]):
+        seen.setdefault(row["expert"], set()).add(row["output_tokens"])
+    rows = read_calls(run_small(tmp_path / "run", f"workload.output_tokens={source}", "seed=5"))
+    assert len(rows) == 30
+    assert all(row["output_tokens"] in seen[row["expert"]] for row in rows)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("workload", ["mmlu_pro", "medmcqa", "gpqa"])
+def test_every_scheduler_runs_every_published_workload(workload: str, scheduler: str, tmp_path: Path) -> None:
+    folder = run_small(tmp_path / "run", f"workload={workload}", f"scheduler={scheduler}")
+    summary = read_summary(folder)
+    assert (summary["workload"], summary["scheduler"]) == (workload, scheduler)
+    assert summary["num_calls"] == 30 + summary["num_aggregator_calls"]
+    assert summary["num_failed_calls"] == 0
+    assert summary["expert_makespan_s"] >= summary["expert_lower_bound_s"] > 0
+
+
+def test_policies_meet_in_the_same_world_and_seeds_differ(tmp_path: Path) -> None:
+    def lengths(name: str, *overrides: str) -> dict[tuple[str, int], tuple[str, int]]:
+        rows = read_calls(run_small(tmp_path / name, *overrides))
+        return {(row["question"], row["slot"]): (row["expert"], row["output_tokens"]) for row in rows}
+
+    ilp = lengths("ilp", "scheduler=ilp")
+    assert lengths("fifo", "scheduler=fifo", "scheduler.window_questions=2") == ilp
+    assert lengths("other", "scheduler=ilp", "seed=1") != ilp
+
+
+def test_data_parallel_puts_every_expert_on_every_worker(tmp_path: Path) -> None:
+    folder = run_small(tmp_path / "run", "scheduler=data_parallel", "cluster.num_workers=2", "aggregator=dp4")
+    places = {(row["expert"], worker) for row in read_calls(folder) for worker in row["workers"]}
+    assert places == {(expert, worker) for expert in ("LlamaR1", "Gemma", "Qwen") for worker in (0, 1)}
+
+
+def sweep(folder: Path, *overrides: str) -> Outcome:
+    return run_here("-m", *SMALL, *QUICK, *overrides, f"hydra.sweep.dir={folder}", SUBDIR)
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/summary.json")}
+
+
+def test_a_sweep_repeats_only_the_points_that_are_not_complete(tmp_path: Path) -> None:
+    points = ("seed=0,1", "scheduler=round_robin,least_loaded")
+    first = sweep(tmp_path, *points)
+    assert first.status == 0
+    before = stamps(tmp_path)
+    assert set(before) == {"round_robin-0", "round_robin-1", "least_loaded-0", "least_loaded-1"}
+
+    (tmp_path / "least_loaded-1" / "summary.json").unlink()
+    again = sweep(tmp_path, *points)
+    assert again.status == 0
+    assert again.out.count("already complete with this configuration") == 3
+    after = stamps(tmp_path)
+    assert set(after) == set(before)
+    assert {name for name in after if after[name] != before[name]} == {"least_loaded-1"}
+
+
+def test_a_sweep_prints_a_line_a_point_and_how_to_compare_them(tmp_path: Path) -> None:
+    outcome = run_here("-m", *SMALL, *QUICK, "seed=0,1", "cluster.name=my/pair", f"hydra.sweep.dir={tmp_path}")
+    assert outcome.err == ""
+    lines = outcome.out.splitlines()
+    assert len(lines) == 3
+    for seed, line in enumerate(lines[:2]):
+        assert line.startswith("cluster.name=my/pair,profile.sweep=")
+        stages = r"experts [\d.,]+ s, predicted [\d.,]+ s, idle [\d.]+%, end to end [\d.,]+ s"
+        gate = r"skipped [\d.]+% \(fitted\), accuracy [\d.]+%"
+        assert re.search(rf"seed={seed}.*: {stages}, {gate}$", line)
+    assert lines[2] == f"compare: python experiments/compare.py {tmp_path}"
+
+
+def test_a_sweep_of_plans_prints_that_nothing_ran(tmp_path: Path) -> None:
+    outcome = sweep(tmp_path, "seed=3", "scheduler=round_robin", "backend=none")
+    assert "round_robin-3: not run, predicted" in outcome.out
+
+
+def test_points_of_a_sweep_run_in_parallel(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    outcome = run_process(
+        "-m", *SMALL, *QUICK, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "scheduler=round_robin",
+        f"hydra.sweep.dir={folder}", SUBDIR, cwd=tmp_path,
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    assert set(stamps(folder)) == {"round_robin-0", "round_robin-1"}
+    alone = run_small(tmp_path / "alone", "scheduler=round_robin", "seed=1")
+    assert contents(alone) == contents(folder / "round_robin-1")
+
+
+def test_runs_started_together_do_not_collide(tmp_path: Path) -> None:
+    arguments = (*SMALL, *QUICK, "scheduler=round_robin")
+    started = [start_process(*arguments, cwd=tmp_path) for _ in range(2)]
+    outcomes = [finish_process(process) for process in started]
+    assert [outcome.status for outcome in outcomes] == [0, 0]
+    first, second = (tmp_path / "results" / "runs").iterdir()
+    assert contents(first) == contents(second)
+    assert contents(first).keys() == FILES - {"meta.json"}
+
+
+QUESTIONS = [
+    {"id": "a", "question": "Is 7 prime?", "experts": ["SmolLM2", "QwenHalf", "SmolLM2"]},
+    {"id": "b", "prompt_tokens": 40, "experts": ["QwenHalf"]},
+]
+
+
+def test_questions_come_from_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in QUESTIONS))
+    rows = read_calls(run_demo(tmp_path / "run", f"workload.path={path}", "workload.template_tokens=10"))
+    found = {(row["question"], row["slot"]): (row["expert"], row["prompt_tokens"]) for row in rows}
+    assert found == {
+        ("a", 0): ("SmolLM2", 13), ("a", 1): ("QwenHalf", 13), ("a", 2): ("SmolLM2", 13), ("b", 0): ("QwenHalf", 50),
+    }  # fmt: skip
+    merged = {row["question"]: row["expert"] for row in read_calls(tmp_path / "run", "aggregate")}
+    assert merged == {"a": "QwenHalf", "b": "QwenHalf"}, "free text cannot be compared"
+
+
+def test_recorded_lengths_are_what_is_run(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    lengths = ([5, 6, 7], 9)
+    path.write_text(
+        "".join(json.dumps({**q, "output_tokens": n}) + "\n" for q, n in zip(QUESTIONS, lengths, strict=True))
+    )
+    rows = read_calls(run_demo(tmp_path / "run", f"workload.path={path}"))
+    found = {(row["question"], row["slot"]): row["output_tokens"] for row in rows}
+    assert found == {("a", 0): 5, ("a", 1): 6, ("a", 2): 7, ("b", 0): 9}
+
+
+def test_questions_come_from_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text(
+        "question,gold_answer,keywords,solvers\n"
+        "Is 7 prime?,yes,\"['math']\",\"['SmolLM2', 'SmolLM2']\"\n"
+        "Is 8 prime?,no,\"['math']\",\"['QwenHalf', 'SmolLM2']\"\n"
+    )
+    rows = read_calls(run_demo(tmp_path / "run", f"workload.path={path}", "scheduler=fifo"))
+    found = {(row["question"], row["slot"]): row["expert"] for row in rows}
+    assert found == {
+        ("row-1", 0): "SmolLM2", ("row-1", 1): "SmolLM2", ("row-2", 0): "QwenHalf", ("row-2", 1): "SmolLM2",
+    }  # fmt: skip
+
+
+def test_questions_without_experts_are_routed_alike_in_every_process(tmp_path: Path) -> None:
+    skills = ("math", "law", "logic")
+    lines = [{"id": f"q{i}", "question": f"Question {i}?", "skills": [skills[i % 3], skills[i % 2]]} for i in range(12)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    profiles = {"SmolLM2": {"math": 3, "law": 1}, "QwenHalf": {"law": 2, "logic": 4}}
+    (tmp_path / "skills.json").write_text(json.dumps(profiles))
+    arguments = (*DEMO, "workload.path=q.jsonl", "workload.profiles=skills.json", "scheduler=data_parallel")
+    for seed in (3, 4):
+        outcome = run_process(*arguments, f"hydra.run.dir=run{seed}", cwd=tmp_path, hash_seed=seed)
+        assert outcome.status == 0, outcome.err
+    assert contents(tmp_path / "run3") == contents(tmp_path / "run4")
+    rows = read_calls(tmp_path / "run3")
+    assert len(rows) == 36
+    assert {row["expert"] for row in rows} == set(profiles)
+
+
+def test_a_recorded_log_is_replayed_with_its_arrivals_and_lengths(tmp_path: Path) -> None:
+    lines = [
+        {
+            "request_id": f"r{i}", "input_toks": 20 + i, "output_toks": 30 - i, "queued_ts": 100 + 0.5 * i,
+            "scheduled_ts": 100.01 + 0.5 * i, "first_token_ts": 100.05 + 0.5 * i, "last_token_ts": 101 + 0.5 * i,
+        }
+        for i in range(6)
+    ]  # fmt: skip
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder = tmp_path / "run"
+    outcome = run_here(
+        "+experiment=replay", "hardware=rtxpro6000", f"workload.path={path}", "backend.max_num_seqs=4", *QUICK,
+        f"hydra.run.dir={folder}",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    rows = {row["question"]: row for row in read_calls(folder)}
+    assert {name: (row["prompt_tokens"], row["output_tokens"]) for name, row in rows.items()} == {
+        f"r{i}": (20 + i, 30 - i) for i in range(6)
+    }
+    assert [rows[f"r{i}"]["queued_ts"] for i in range(6)] == pytest.approx([0.5 * i for i in range(6)])
+    assert (folder / "replay.png").read_bytes().startswith(b"\x89PNG")
+    for word in ("TTFT", "TPOT", "latency", "makespan"):
+        assert word.lower() in outcome.out.lower()
+
+
+MINE = {
+    "expert/tiny.yaml": """
+defaults: [qwen_0_5b, _self_]
+name: Tiny
+checkpoint: mine/tiny
+max_output_tokens: 64
+""",
+    "pool/mine.yaml": """
+defaults:
+  - /expert@experts.Tiny: tiny
+  - /expert@experts.SmolLM2: smollm2_135m
+  - _self_
+name: mine
+output_tokens:
+  Tiny: {sample: [10, 20, 60], source: measured}
+  SmolLM2: {sample: [30], source: measured}
+aggregator:
+  expert: Tiny
+  output_tokens: {sample: [7], source: measured}
+""",
+    "cluster/pair.yaml": "name: pair\nnum_workers: 2\n",
+    "workload/mine.yaml": """
+defaults:
+  - /answers@answers: assumed
+  - _self_
+_target_: mosaic.workloads.slot_table_workload
+name: mine
+num_questions: 8
+num_slots_per_question: 2
+slots: {Tiny: 11, SmolLM2: 5}
+prompt_token_quantiles: [10, 50, 200]
+seed: ${seed}
+""",
+    "scheduler/longest.yaml": "_target_: mosaic.planning.LeastLoaded\nlongest_first: true\n",
+}
+
+
+@pytest.mark.parametrize("way", ["--config-dir", "hydra.searchpath"])
+def test_a_pool_a_cluster_and_a_slot_table_of_ones_own_take_yaml_and_no_code(way: str, tmp_path: Path) -> None:
+    for name, text in MINE.items():
+        path = tmp_path / "conf" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    where = ["--config-dir", str(tmp_path / "conf")]
+    if way == "hydra.searchpath":
+        where = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]"]
+    folder = tmp_path / "run"
+    outcome = run_here(
+        *where, "pool=mine", "cluster=pair", "workload=mine", "scheduler=longest", "aggregator=dp4", *QUICK,
+        f"hydra.run.dir={folder}",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    rows = read_calls(folder)
+    assert [sum(row["expert"] == name for row in rows) for name in ("Tiny", "SmolLM2")] == [11, 5]
+    assert {row["output_tokens"] for row in rows if row["expert"] == "Tiny"} <= {10, 20, 60}
+    summary = read_summary(folder)
+    assert summary["num_workers"] == 2
+    found = [summary[key] for key in ("aggregator_expert", "num_aggregator_calls", "accuracy_frac")]
+    assert found == ["Tiny", 8, None]
+    lengths = [row["output_tokens"] for row in read_calls(folder, "aggregate")]
+    assert min(lengths) >= 7, "seven tokens where it is certain, and more where it is not"
+    assert max(lengths) <= 64, "what the model may write"
+
+
+def test_help_fits_a_screen_and_lists_the_choices() -> None:
+    outcome = run_here("--help")
+    assert outcome.status == 0
+    assert len(outcome.out.splitlines()) <= 30
+    for line in (
+        "gate: calibrated, majority",
+        "aggregator: auto, dp4",
+        "scheduler: data_parallel, fifo, ilp",
+        "workload: file, gpqa",
+        "pool: demo, hybrid",
+        "plan.path",
+    ):
+        assert line in outcome.out
+
+
+def test_a_run_is_not_repeated_into_its_own_folder(tmp_path: Path) -> None:
+    folder = run_small(tmp_path / "run", "scheduler=round_robin")
+    before = os.stat(folder / "summary.json").st_mtime_ns
+    again = run_here(*SMALL, *QUICK, "scheduler=round_robin", f"hydra.run.dir={folder}")
+    assert again == Outcome(0, f"already complete with this configuration: {folder}\n", "")
+    assert os.stat(folder / "summary.json").st_mtime_ns == before
+
+
+def test_a_changed_input_file_is_another_configuration(tmp_path: Path) -> None:
+    file, folder = tmp_path / "mine.jsonl", tmp_path / "run"
+    line = '{"id": "q1", "prompt_tokens": 90, "experts": ["Qwen", "Gemma"], "output_tokens": %d}\n'
+    overrides = ("workload=file", f"workload.path={file}", f"hydra.run.dir={folder}")
+    file.write_text(line % 100)
+    assert run_here(*overrides).status == 0
+    assert "already complete" in run_here(*overrides).out
+    file.write_text(line % 200)
+    again = run_here(*overrides)
+    assert again.status == 2
+    assert "workload.path_sha256" in again.err

@@ -1,0 +1,328 @@
+import csv
+import json
+import subprocess
+import sys
+from math import exp, log, sqrt
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.analysis.pairing import compare_runs, t_interval
+from experiments.analysis.run_points import RunPoint, collect_runs
+from experiments.compare import COLUMNS, OUTCOME_COLUMNS, default_baseline, main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def make_run(
+    folder: Path, scheduler: str = "ilp", makespan_s: float | None = 100.0, *, workload: str = "w", seed: int = 0,
+    costs: str = "paper", config: dict | None = None, **summary: object,
+) -> Path:  # fmt: skip
+    """Write the two files of a run folder that a comparison reads."""
+    folder.mkdir(parents=True)
+    content = {
+        "workload": workload, "scheduler": scheduler, "backend": "sim", "gate": None, "costs": costs, "seed": seed,
+        "num_failed_calls": 0, "expert_makespan_s": makespan_s, "end_to_end_s": makespan_s and 2 * makespan_s,
+        "gpu_idle_frac": 0.25, "num_loads": 6, "problem_fingerprint": f"{workload}{seed}",
+    }  # fmt: skip
+    (folder / "summary.json").write_text(json.dumps(content | summary))
+    base = {"seed": seed, "workload": {"name": workload}, "scheduler": {"_target_": f"m.{scheduler}"}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(base | (config or {})))
+    return folder
+
+
+def make_sweep(root: Path, ratios=(2.0, 8.0), **changes) -> Path:
+    """Round robin takes 100, 200, ... s; the ILP is faster by the ratios, seed by seed."""
+    for seed, ratio in enumerate(ratios):
+        make_run(root / f"rr{seed}", "round_robin", 100.0 * (seed + 1), seed=seed)
+        make_run(root / f"ilp{seed}", "ilp", 100.0 * (seed + 1) / ratio, seed=seed, **changes)
+    return root
+
+
+def compare(root: Path, baseline="round_robin", **options):
+    return compare_runs(collect_runs([root])[0], baseline=baseline, **options)
+
+
+def row_of(comparison, policy):
+    return next(row for row in comparison.rows if row.policy == policy)
+
+
+def test_speedup_is_the_geometric_mean_of_ratios_paired_by_seed(tmp_path):
+    row = row_of(compare(make_sweep(tmp_path)), "ilp")
+    half = 12.7062 * log(8 / 2) / sqrt(2) / sqrt(2)  # t(1, 0.975) x sd / sqrt(2) of two logs
+    assert row.ratios == (2.0, 8.0)
+    assert row.speedup == pytest.approx(4.0)
+    assert row.speedup_low == pytest.approx(exp(log(4) - half), rel=1e-4)
+    assert row.speedup_high == pytest.approx(exp(log(4) + half), rel=1e-4)
+    assert (row.num_seeds, row.num_pairs, row.makespan_s) == (2, 2, pytest.approx(37.5))
+
+
+def test_baseline_is_one_by_definition_and_comes_first(tmp_path):
+    rows = compare(make_sweep(tmp_path)).rows
+    assert (rows[0].policy, rows[0].speedup, rows[0].speedup_low) == ("round_robin", 1.0, None)
+
+
+def test_single_seed_has_no_interval(tmp_path):
+    row = row_of(compare(make_sweep(tmp_path, ratios=(2.0,))), "ilp")
+    assert (row.speedup, row.speedup_low, row.makespan_low_s) == (2.0, None, None)
+
+
+def test_metric_can_be_end_to_end(tmp_path):
+    row = row_of(compare(make_sweep(tmp_path, ratios=(2.0,)), metric="end_to_end_s"), "ilp")
+    assert (row.makespan_s, row.speedup) == (100.0, 2.0)
+
+
+def test_workloads_are_compared_apart(tmp_path):
+    for workload, speed in (("a", 2.0), ("b", 4.0)):
+        make_run(tmp_path / f"{workload}-rr", "round_robin", 100.0, workload=workload)
+        make_run(tmp_path / f"{workload}-ilp", "ilp", 100.0 / speed, workload=workload)
+    rows = [(row.case, row.speedup) for row in compare(tmp_path).rows if row.policy == "ilp"]
+    assert rows == [("a", 2.0), ("b", 4.0)]
+
+
+def test_policies_are_named_by_the_settings_that_vary_and_no_others(tmp_path):
+    make_run(tmp_path / "rr", "round_robin")
+    for k in (2, None):
+        scheduler = {"_target_": "m.ilp", "max_experts_per_worker": k, "time_limit_s": 10}
+        make_run(tmp_path / f"k{k}", "ilp", config={"scheduler": scheduler})
+    policies = {row.policy for row in compare(tmp_path).rows}
+    assert policies == {"round_robin", "ilp max_experts_per_worker=2", "ilp max_experts_per_worker=null"}
+
+
+def test_gates_are_named_with_the_settings_that_tell_them_apart(tmp_path):
+    gates = [("never", None), ("majority", 2 / 3), ("majority", 1.0), ("majority", 0.66667), ("calibrated", 0.71)]
+    for number, (gate, tau) in enumerate(gates):
+        config = {"gate": {"_target_": f"m.{gate}"} | ({} if tau is None else {"tau": tau, "seed": 0})}
+        make_run(tmp_path / f"rr{number}", "round_robin", gate=gate, config=config)
+    assert {row.policy for row in compare(tmp_path).rows} == {
+        "round_robin gate=never", "round_robin gate=majority tau=0.666667", "round_robin gate=majority tau=1",
+        "round_robin gate=majority tau=0.66667", "round_robin gate=calibrated tau=0.71",
+    }  # fmt: skip
+
+
+def test_aggregators_that_differ_are_named(tmp_path):
+    for aggregator in ("tp4", "dp4"):
+        config = {"aggregator": {"name": aggregator, "tp_degree": 4, "aaa": aggregator}}
+        make_run(tmp_path / aggregator, "round_robin", gate="never", aggregator=aggregator, config=config)
+    make_run(tmp_path / "older", "ilp")
+    policies = {row.policy for row in compare(tmp_path).rows}
+    assert policies == {
+        "round_robin aggregator=tp4 gate=never", "round_robin aggregator=dp4 gate=never", "ilp gate=null"
+    }  # fmt: skip
+
+
+def test_gate_meets_the_baseline_with_its_own_gate_or_the_one_named(tmp_path):
+    for scheduler, walls in (("round_robin", (400.0, 300.0)), ("ilp", (200.0, 100.0))):
+        for gate, wall_s in zip(("never", "majority"), walls, strict=True):
+            make_run(tmp_path / f"{scheduler}-{gate}", scheduler, gate=gate, end_to_end_s=wall_s)
+    same = compare(tmp_path, metric="end_to_end_s")
+    assert row_of(same, "ilp gate=majority").speedup == pytest.approx(3.0)
+    never = compare(tmp_path, baseline="round_robin gate=never", metric="end_to_end_s")
+    assert row_of(never, "ilp gate=majority").speedup == pytest.approx(4.0)
+    assert row_of(never, "round_robin gate=majority").speedup == pytest.approx(4 / 3)
+
+
+def test_other_machines_are_another_case_named_by_as_few_keys_as_tell(tmp_path):
+    for name, memory in (("a100", 80), ("rtx", 24)):
+        hardware = {"hardware": {"name": name, "memory_gib": memory, "aaa": memory}}
+        make_run(tmp_path / f"rr-{name}", "round_robin", 100.0, config=hardware)
+        make_run(tmp_path / f"ilp-{name}", "ilp", 50.0, config=hardware)
+    assert {row.case for row in compare(tmp_path).rows} == {"w hardware=a100", "w hardware=rtx"}
+
+
+def test_world_that_differs_between_policies_is_never_paired(tmp_path):
+    make_run(tmp_path / "rr", "round_robin", config={"cluster": {"num_workers": 4}})
+    make_run(tmp_path / "ilp", "ilp", config={"cluster": {"num_workers": 8}})
+    with pytest.raises(ValueError, match="no run shares workload, machines and seed"):
+        compare(tmp_path)
+
+
+def test_policy_meets_the_baseline_with_its_own_costs(tmp_path):
+    for costs, base_s, own_s in (("paper", 100.0, 50.0), ("affine", 90.0, 30.0)):
+        make_run(tmp_path / f"fifo-{costs}", "fifo", base_s, costs=costs)
+        make_run(tmp_path / f"ilp-{costs}", "ilp", own_s, costs=costs)
+    comparison = compare(tmp_path, baseline="fifo")
+    assert row_of(comparison, "ilp costs=paper").speedup == pytest.approx(2.0)
+    assert row_of(comparison, "ilp costs=affine").speedup == pytest.approx(3.0)
+
+
+def test_ambiguous_baseline_must_be_named_in_full(tmp_path):
+    for window in (64, 256):
+        make_run(tmp_path / f"f{window}", "fifo", float(window), config={"scheduler": {"window_questions": window}})
+    make_run(tmp_path / "ilp", "ilp", 32.0)
+    with pytest.raises(ValueError, match=r"ambiguous.*'fifo window_questions=256', 'fifo window_questions=64'"):
+        compare(tmp_path, baseline="fifo")
+    assert row_of(compare(tmp_path, baseline="fifo window_questions=64"), "ilp").speedup == 2.0
+
+
+def test_values_that_follow_the_seed_are_no_setting(tmp_path):
+    for seed in (0, 1):
+        for scheduler in ("ilp", "round_robin"):
+            make_run(tmp_path / f"{scheduler}{seed}", scheduler, seed=seed, config={"world": {"root_seed": seed}})
+    assert row_of(compare(tmp_path), "ilp").num_pairs == 2
+
+
+def test_setting_that_changes_with_the_seeds_is_shown_and_not_averaged_over(tmp_path):
+    for seed, k in ((0, 2), (1, 3)):
+        make_run(tmp_path / f"rr{seed}", "round_robin", seed=seed)
+        make_run(tmp_path / f"ilp{seed}", "ilp", seed=seed, config={"scheduler": {"k": k}})
+    assert row_of(compare(tmp_path), "ilp k=2").num_seeds == 1
+
+
+def test_missing_pairs_are_named_in_both_directions(tmp_path):
+    make_sweep(tmp_path)
+    make_run(tmp_path / "ilp9", "ilp", seed=9)
+    make_run(tmp_path / "rr7", "round_robin", seed=7)
+    comparison = compare(tmp_path)
+    assert "no pair: ilp on w, seed 9 has no run of round_robin" in comparison.notes
+    assert "no pair: ilp on w has no run with seed 7" in comparison.notes
+    assert (row_of(comparison, "ilp").num_pairs, row_of(comparison, "ilp").num_seeds) == (2, 3)
+
+
+def test_runs_over_other_calls_are_not_paired(tmp_path):
+    make_sweep(tmp_path)
+    make_run(tmp_path / "rr5", "round_robin", seed=5)
+    make_run(tmp_path / "ilp5", "ilp", seed=5, problem_fingerprint="other")
+    assert "no pair: ilp on w, seed 5 served other calls than the run of round_robin" in compare(tmp_path).notes
+
+
+def test_repeated_configuration_counts_once_and_is_named(tmp_path):
+    make_sweep(tmp_path)
+    make_run(tmp_path / "ilp0-again", "ilp", 1.0, seed=0)
+    comparison = compare(tmp_path)
+    assert row_of(comparison, "ilp").num_seeds == 2
+    assert "repeated: ilp on w, seed 0 in ilp0-again, counted once as ilp0" in comparison.notes
+
+
+def test_command_writes_table_csv_and_figure(tmp_path, capsys):
+    make_sweep(tmp_path)
+    assert main([str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "4.000 [" in printed
+    assert printed.startswith((tmp_path / "compare.txt").read_text())
+    rows = list(csv.DictReader((tmp_path / "compare.csv").read_text().splitlines()))
+    assert list(rows[0]) == [*COLUMNS, *OUTCOME_COLUMNS]
+    assert {rows[0][column] for column in OUTCOME_COLUMNS} == {"", "0"}
+    assert not any(word in printed for word in ("accuracy", "skip", "change", "tradeoff"))
+    assert not (tmp_path / "tradeoff.png").exists()
+    assert [float(row["speedup"]) for row in rows] == pytest.approx([1.0, 4.0])
+    assert rows[0]["speedup_low"] == ""
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_command_lists_what_it_skipped(tmp_path, capsys):
+    make_sweep(tmp_path)
+    (tmp_path / "crashed").mkdir()
+    make_run(tmp_path / "planned", makespan_s=None)
+    make_run(tmp_path / "failed", num_failed_calls=3)
+    make_run(tmp_path / "half").joinpath("summary.json").unlink()
+    make_run(tmp_path / "old").joinpath("summary.json").write_text('{"seed": 0}')
+    make_run(tmp_path / "bare").joinpath("config.yaml").unlink()
+    (tmp_path / ".hydra").mkdir()
+    assert main([str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for message in (
+        "crashed: incomplete, no readable summary.json", "planned: planned but not run", "failed: 3 calls failed",
+        "half: incomplete", "old: summary.json lacks workload", "bare/config.yaml: cannot be read",
+    ):  # fmt: skip
+        assert message in printed
+    assert printed.count("skipped") == 6
+
+
+def test_several_run_folders_are_compared_beside_them(tmp_path):
+    make_sweep(tmp_path, ratios=(2.0,))
+    assert main([str(tmp_path / "rr0"), str(tmp_path / "ilp0")]) == 0
+    assert (tmp_path / "compare.csv").exists()
+    assert main([str(tmp_path / "rr0"), str(tmp_path / "ilp0"), "--out", str(tmp_path / "here" / "there")]) == 0
+    assert (tmp_path / "here/there/compare.png").exists()
+
+
+def test_baseline_alone_still_gives_its_table(tmp_path):
+    make_run(tmp_path / "rr", "round_robin", gpu_idle_frac=None, num_loads=None)
+    assert main([str(tmp_path)]) == 0
+
+
+def test_partial_pairs_and_long_names_are_drawn(tmp_path, capsys):
+    make_sweep(tmp_path)
+    make_run(tmp_path / "ilp5", "ilp", seed=5)
+    for place in ("left", "right"):
+        config = {"scheduler": {"a_setting_with_a_very_long_name_indeed": place}}
+        make_run(tmp_path / f"long-{place}", "least_loaded", seed=0, config=config)
+    assert main([str(tmp_path)]) == 0
+    assert "from 2 pairs" in capsys.readouterr().out
+
+
+def test_bad_commands_end_with_status_2_and_a_message(tmp_path, capsys):
+    assert main([str(tmp_path / "nowhere")]) == 2
+    assert "folder must be an existing multirun or run folder" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 2
+    assert "no complete run below" in capsys.readouterr().err
+    make_run(tmp_path / "ilp", "ilp")
+    assert main([str(tmp_path), "--baseline", "round_robin"]) == 2
+    assert "--baseline must be one of the complete policies ['ilp'], got 'round_robin'" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main([str(tmp_path), "--baseline", "ilp", "--out", str(tmp_path / "file")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_sweep_is_compared_with_round_robin_that_never_skips_if_it_has_one(tmp_path):
+    """So that the command which a run prints works on any sweep."""
+
+    def gated(folder: str, scheduler: str, gate: str) -> None:
+        config = {"gate": {"_target_": f"m.{gate}"}}
+        make_run(tmp_path / folder / f"{scheduler}-{gate}", scheduler, config=config, gate=gate)
+
+    def baseline(*folders: str) -> str:
+        return default_baseline(collect_runs([tmp_path / folder for folder in folders])[0])
+
+    gated("a", "ilp", "majority")
+    assert baseline("a") == "ilp"
+    gated("b", "ilp", "never")
+    assert "never" in baseline("a", "b")
+    gated("c", "round_robin", "majority")
+    assert baseline("a", "b", "c").startswith("round_robin")
+    gated("d", "round_robin", "never")
+    chosen = baseline("a", "b", "c", "d")
+    assert chosen.startswith("round_robin")
+    assert "never" in chosen
+    assert main([str(tmp_path)]) == 0
+
+
+def test_script_runs_from_any_folder(tmp_path):
+    make_sweep(tmp_path)
+    command = [sys.executable, str(ROOT / "experiments/compare.py"), "."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    command[-1] = "absent"
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_interval_matches_the_table_of_student():
+    low, high = t_interval([1.0, 2.0, 3.0])
+    assert (low, high) == (pytest.approx(2 - 4.3027 / sqrt(3), rel=1e-4), pytest.approx(2 + 4.3027 / sqrt(3), rel=1e-4))
+    assert t_interval([1.0]) == (None, None)
+
+
+@given(st.lists(st.tuples(st.floats(1, 1e4), st.floats(1, 1e4)), min_size=2, max_size=6))
+def test_swapping_policy_and_baseline_inverts_the_speedup(walls):
+    runs = [
+        RunPoint(
+            folder=Path(f"{name}{seed}"),
+            summary={
+                "workload": "w", "scheduler": name, "seed": seed, "expert_makespan_s": wall_s, "gpu_idle_frac": None,
+                "num_loads": None, "problem_fingerprint": "f",
+            },
+            leaves={"seed": seed},
+        )
+        for seed, pair in enumerate(walls)
+        for name, wall_s in zip("ab", pair, strict=True)
+    ]  # fmt: skip
+    forth, back = row_of(compare_runs(runs, baseline="a"), "b"), row_of(compare_runs(runs, baseline="b"), "a")
+    assert forth.speedup * back.speedup == pytest.approx(1.0)
+    assert forth.speedup_low * back.speedup_high == pytest.approx(1.0)
+    assert forth.speedup_low <= forth.speedup * (1 + 1e-9)

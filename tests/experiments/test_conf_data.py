@@ -1,0 +1,237 @@
+"""The committed experts, pools, workloads and lengths: they compose, instantiate and match the published tables."""
+
+from dataclasses import fields
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class, instantiate
+from omegaconf import OmegaConf
+
+from mosaic.core.workload import Expert, Family, Workload
+from sim.world.length_sources import length_distributions
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+NUM_WORKERS = 4
+
+SLOTS = {
+    "mmlu_pro": {"LlamaR1": 1070, "QwenR1": 1428, "Gemma": 1632, "Exaone": 547, "GLM": 667, "Qwen": 956},
+    "medmcqa": {"LlamaR1": 620, "QwenR1": 144, "Gemma": 4195, "Exaone": 625, "GLM": 1283, "Qwen": 5682},
+    "gpqa": {"LlamaR1": 429, "QwenR1": 158, "Gemma": 4, "Exaone": 3},
+}
+NUM_QUESTIONS = {"mmlu_pro": 2100, "medmcqa": 4183, "gpqa": 198}
+NUM_OPTIONS = {"mmlu_pro": 10, "medmcqa": 4, "gpqa": 4}
+NUM_CALIBRATION_QUESTIONS = {"mmlu_pro": 350, "medmcqa": 504}
+"""Published; GPQA's is not."""
+AGGREGATORS = {"mmlu_pro": "LlamaR1", "medmcqa": "Exaone", "gpqa": "QwenR1"}
+OF_THE_WORLD = ("output_tokens", "length_scale", "answers", "aggregator")
+"""Keys of a workload that make no questions: what the simulated experts write and answer, and who merges it."""
+KV_BYTES_PER_TOKEN = {
+    "LlamaR1": 131_072,
+    "QwenR1": 57_344,
+    "Gemma": 344_064,
+    "Exaone": 131_072,
+    "GLM": 40_960,
+    "Qwen": 57_344,
+}
+NUM_PARAMETERS = {"LlamaR1": 8.03e9, "QwenR1": 7.62e9, "Gemma": 9.24e9, "Exaone": 7.82e9, "GLM": 9.40e9, "Qwen": 7.62e9}
+
+
+def compose_group(group: str, *overrides: str) -> dict[str, Any]:
+    """Compose one group by itself and resolve it."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(None, [f"+{group}", "+seed=0", *overrides])
+    return OmegaConf.to_container(config, resolve=True)[group.split("=")[0]]  # type: ignore[call-overload,index,no-any-return]
+
+
+def make_pool(name: str, *overrides: str) -> dict[str, Expert]:
+    return instantiate(compose_group(f"pool={name}", *overrides)["experts"], _convert_="all")  # type: ignore[no-any-return]
+
+
+def make_workload(config: dict[str, Any]) -> Workload:
+    source = {key: value for key, value in config.items() if key not in OF_THE_WORLD}
+    return instantiate(source, _convert_="all")  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("pool/*.yaml")), ids=lambda path: path.stem)
+def test_every_pool_instantiates_to_experts_under_their_own_names(path: Path) -> None:
+    pool = make_pool(path.stem)
+    assert pool
+    assert all(isinstance(expert, Expert) and name == expert.name for name, expert in pool.items())
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("expert/*.yaml")), ids=lambda path: path.stem)
+def test_every_expert_is_of_a_plausible_size_for_its_shape(path: Path) -> None:
+    expert = instantiate(compose_group(f"expert={path.stem}"), _convert_="all")
+    shape = expert.shape
+    attention = shape.hidden_size * shape.head_dim * 2 * (shape.num_query_heads + shape.num_kv_heads)
+    blocks = shape.num_layers * (attention + 3 * shape.hidden_size * shape.ffn_size)
+    assert shape.num_block_parameters == pytest.approx(blocks, rel=0.01)
+
+
+def test_the_hybrid_pool_is_the_published_table() -> None:
+    pool = make_pool("hybrid")
+    assert {name: expert.shape.kv_bytes_per_token() for name, expert in pool.items()} == KV_BYTES_PER_TOKEN
+    assert {name: expert.shape.num_parameters for name, expert in pool.items()} == NUM_PARAMETERS
+    reasoning = {name for name, expert in pool.items() if expert.family is Family.REASONING}
+    assert reasoning == {"LlamaR1", "QwenR1"}
+    for name, expert in pool.items():
+        assert expert.max_output_tokens == (32768 if name in reasoning else 4096)
+        assert expert.context_tokens == (8192 if name == "Gemma" else 32768)
+        assert expert.temperature == 0.7
+        assert expert.tp_degree == 1
+
+
+def test_the_hybrid_pool_caps_replicas_as_published() -> None:
+    caps = {name: expert.max_replicas or 0 for name, expert in make_pool("hybrid").items()}
+    assert all(caps[name] >= 100 * NUM_WORKERS for name in ("LlamaR1", "QwenR1"))
+    assert [caps[name] for name in ("Gemma", "Exaone", "GLM", "Qwen")] == [1, 1, 1, 1]
+
+
+def test_glm_replicates_its_two_heads_on_four_gpus() -> None:
+    shape = make_pool("hybrid")["GLM"].shape
+    assert shape.kv_bytes_per_token(4) == shape.kv_bytes_per_token(2) == shape.kv_bytes_per_token() // 2
+
+
+def test_a_pool_is_changed_from_the_command_line() -> None:
+    pool = make_pool("hybrid", "pool.experts.Gemma.max_replicas=3", "+expert@pool.experts.Mine=qwen_0_5b")
+    assert pool["Gemma"].max_replicas == 3
+    assert pool["Mine"].checkpoint == "Qwen/Qwen2.5-0.5B-Instruct"
+
+
+@pytest.mark.parametrize("name", list(SLOTS))
+def test_published_workloads_hold_the_published_slots(name: str) -> None:
+    config = compose_group(f"workload={name}")
+    workload = make_workload(config)
+    assert workload.name == name
+    assert len(workload.questions) == NUM_QUESTIONS[name]
+    assert workload.num_calls_by_expert == SLOTS[name]
+    assert list(workload.num_calls_by_expert) == config["first_seen"]
+
+
+@pytest.mark.parametrize("name", list(SLOTS))
+def test_published_workloads_are_multiple_choice_with_the_published_aggregator(name: str) -> None:
+    config = compose_group(f"workload={name}")
+    assert config["aggregator"]["expert"] == AGGREGATORS[name]
+    assert {question.num_options for question in make_workload(config).questions} == {NUM_OPTIONS[name]}
+    clip_tokens = config["aggregator"]["output_tokens"]["clip_tokens"]["value"]
+    assert clip_tokens == make_pool("hybrid")[AGGREGATORS[name]].max_output_tokens
+
+
+def test_the_other_pools_hold_the_published_shares() -> None:
+    reasoning = compose_group("workload=mmlu_pro_reasoning")["slots"]
+    assert set(reasoning) == set(make_pool("reasoning"))
+    assert max(reasoning.values()) / min(reasoning.values()) == pytest.approx(5.46, abs=0.005)
+    instruct = compose_group("workload=mmlu_pro_instruct")["slots"]
+    assert set(instruct) == set(make_pool("instruct"))
+    assert [round(instruct[name] / 6300, 2) for name in ("Gemma", "Qwen")] == [0.53, 0.24]
+    assert max(instruct["Llama"], instruct["Granite"]) / 6300 < 0.02
+    assert max(instruct.values()) / min(instruct.values()) == pytest.approx(92.4, abs=0.05)
+
+
+def test_the_other_pools_write_the_published_means() -> None:
+    reasoning = length_distributions(compose_group("workload=mmlu_pro_reasoning")["output_tokens"])
+    means = {name: lengths.mean for name, lengths in reasoning.items()}
+    published = {"LlamaR1": 2302, "QwenR1": 2522, "Skywork": 5339, "Stratos": 5822}
+    assert {name: means[name] for name in published} == published
+    assert fmean(means.values()) == pytest.approx(3289)
+    slots = compose_group("workload=mmlu_pro_reasoning")["slots"]
+    over_calls = sum(means[name] * count for name, count in slots.items()) / 6300
+    assert over_calls == pytest.approx(3217, abs=1), "as the comment beside the slots says"
+    config = compose_group("workload=mmlu_pro_instruct")
+    instruct = length_distributions(config["output_tokens"], length_scale=config["length_scale"])
+    assert fmean(instruct[name].mean for name in config["slots"]) == pytest.approx(518, abs=0.5)
+
+
+@pytest.mark.parametrize("name", ["mmlu_pro_reasoning", "mmlu_pro_instruct"])
+def test_the_other_pools_answer_the_same_questions(name: str) -> None:
+    hybrid, other = (make_workload(compose_group(f"workload={one}")) for one in ("mmlu_pro", name))
+    assert [one.prompt_tokens for one in other.questions] == [one.prompt_tokens for one in hybrid.questions]
+    assert [one.answer for one in other.questions] == [one.answer for one in hybrid.questions]
+
+
+@pytest.mark.parametrize("name", list(NUM_CALIBRATION_QUESTIONS))
+def test_calibration_questions_are_as_many_as_published_and_others_than_the_batchs(name: str) -> None:
+    batch = make_workload(compose_group(f"workload={name}"))
+    calibration = make_workload(compose_group(f"workload={name}", "workload.part=calibration"))
+    assert len(calibration.questions) == NUM_CALIBRATION_QUESTIONS[name]
+    assert not {question.id for question in calibration.questions} & {question.id for question in batch.questions}
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("answers/*.yaml")), ids=lambda path: path.stem)
+def test_every_answer_parameter_says_where_it_comes_from(path: Path) -> None:
+    config = compose_group(f"answers={path.stem}")
+    abilities = config.pop("ability_by_expert")
+    is_tiny = path.stem == "tiny"
+    assert set(abilities) == (set(make_pool("tiny")) - {"TinyJudge"} if is_tiny else set(make_pool("hybrid")))
+    entries = {**config, **abilities}
+    assert all(set(entry) == {"value", "source"} for entry in entries.values())
+    known = {"measured"} if is_tiny else {"assumed"}
+    assert {entry["source"] for entry in abilities.values()} == known, "abilities are not published"
+    if path.stem == "assumed":
+        assert {entry["source"] for entry in entries.values()} == {"assumed"}, (
+            "nothing is fitted to one's own questions"
+        )
+        carried = compose_group("answers=mmlu_pro")
+        assert {key: entry["value"] for key, entry in config.items()} == {key: carried[key]["value"] for key in config}
+    else:
+        assert config["mean_ability"]["source"] == "fitted", "so skip shares are shown as fitted"
+
+
+@pytest.mark.parametrize("gate", ["majority", "unanimous", "never", "weighted", "calibrated"])
+def test_gates_have_the_defaults_of_their_classes(gate: str) -> None:
+    config = compose_group(
+        f"gate={gate}", *(["gate.calibration=x.parquet"] if gate in ("weighted", "calibrated") else [])
+    )
+    kind = get_class(config.pop("_target_"))
+    for name, value in config.items():
+        if name != "calibration":
+            default = next(field.default for field in fields(kind) if field.name == name)
+            assert value == (pytest.approx(default, abs=1e-3) if isinstance(default, float) else default), name
+
+
+def test_mmlu_pro_names_its_experts_in_the_published_order() -> None:
+    workload = make_workload(compose_group("workload=mmlu_pro"))
+    assert list(workload.num_calls_by_expert) == ["Gemma", "QwenR1", "Qwen", "LlamaR1", "Exaone", "GLM"]
+
+
+@pytest.mark.parametrize("name", ["medmcqa", "gpqa"])
+def test_where_the_order_is_unknown_the_most_popular_comes_first(name: str) -> None:
+    counts = list(make_workload(compose_group(f"workload={name}")).num_calls_by_expert.values())
+    assert counts == sorted(counts, reverse=True)
+
+
+@pytest.mark.parametrize("name", [*SLOTS, "file"])
+def test_workloads_have_lengths_for_the_hybrid_pool_within_its_limits(name: str) -> None:
+    overrides = ["workload.path=q.jsonl"] if name == "file" else []
+    config = compose_group(f"workload={name}", *overrides)
+    lengths = length_distributions(config["output_tokens"], length_scale=config["length_scale"])
+    pool = make_pool("hybrid")
+    assert set(lengths) == set(pool)
+    assert all(lengths[expert].max == pool[expert].max_output_tokens for expert in pool)
+
+
+def test_published_lengths_are_declared_as_published() -> None:
+    config = compose_group("workload=mmlu_pro")["output_tokens"]
+    means = {name: entry["mean"]["value"] for name, entry in config.items() if entry["mean"]["source"] == "published"}
+    assert means == {"QwenR1": 3734, "LlamaR1": 3146, "Gemma": 291}
+
+
+def test_a_file_runs_by_configuration_alone(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"id": "a", "question": "x", "experts": ["SmolLM2", "QwenHalf"]}\n')
+    workload = make_workload(compose_group("workload=file", f"workload.path={path}"))
+    assert workload.num_calls_by_expert == {"SmolLM2": 1, "QwenHalf": 1}
+    lengths = length_distributions(compose_group("pool=demo")["output_tokens"])
+    assert {name: entry.max for name, entry in lengths.items()} == {"SmolLM2": 512, "QwenHalf": 512}
+
+
+def test_a_path_may_stand_in_for_all_lengths() -> None:
+    config = compose_group("workload=mmlu_pro", "workload.output_tokens=mine/calls.parquet")
+    assert config["output_tokens"] == "mine/calls.parquet"
+
+
+def test_the_default_cluster_has_four_workers() -> None:
+    assert compose_group("cluster=a100x4") == {"name": "a100x4", "num_workers": NUM_WORKERS}

@@ -1,0 +1,351 @@
+"""Coefficients of a machine from sessions on it: what a session held, what the fit recovers, what the file says."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+from experiments.hardware.engine_fit import (
+    MeasuredSession,
+    ShapeFit,
+    fit_loads,
+    fit_shape,
+    hardware_config,
+    machine_yaml,
+)
+from experiments.hardware.engine_sweep import (
+    WARM_UP,
+    SweepSize,
+    batches_of,
+    fit_machine,
+    groups_of,
+    measured_sessions,
+    mirrored_settings,
+    typical,
+)
+from experiments.hardware.engine_work import Work, terms_of, works_of
+from mosaic.core.cluster import uniform_cluster
+from mosaic.core.errors import BackendError, DisturbedSweepError
+from mosaic.core.results import CallStatus
+from mosaic.engines.engine import Device, EngineSettings
+from sim.cluster.backend import SimBackend
+from sim.engine.engine import Engine
+from sim.engine.engine_settings import EngineSettings as SimulatedSettings
+from sim.engine.engine_settings import Order
+from sim.hardware.curves import Curve
+from sim.hardware.hardware import hardware_from_config
+from sim.hardware.iteration_time import iteration_time
+from tests.factories import make_expert, make_gpu, make_shape
+
+SETTINGS = SimulatedSettings(
+    order=Order.MIXED, max_num_seqs=16, max_num_batched_tokens=4096, block_size=32, kv_tokens=65536
+)
+SHAPE = make_shape(
+    num_parameters=400_000, num_layers=2, hidden_size=128, ffn_size=256, num_query_heads=4, num_kv_heads=4,
+    head_dim=32, vocab_size=448, bytes_per_value=4,
+)  # fmt: skip
+TRUE = ShapeFit(
+    shape=SHAPE,
+    tp_degree=1,
+    context_tokens=512,
+    base_s=1.5e-3,
+    per_seq_s=5e-5,
+    per_session_s=0.0,
+    per_request_s=2e-4,
+    per_prefill_s=1e-3,
+    per_kv_token_s=3e-7,
+    per_kv_token_beside_s=6e-7,
+    per_token_pair_s=4e-8,
+    dense=Curve((0.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 2048.0), (0.0, 1e-4, 2e-4, 5e-4, 3e-3, 1e-2, 2e-2)),
+    mape={},
+)
+
+
+def built(config):
+    return hardware_from_config(**{key: value for key, value in config.items() if key != "_target_"})
+
+
+def machine(*fits, loads=(2.0, None)):
+    return built(hardware_config(fits, loads, name="machine", memory_gib=8.0, source="a test"))
+
+
+def replaying(hardware, experts, num_workers=2):
+    """A machine whose true coefficients are known: the simulator in the place of engines."""
+    cluster = uniform_cluster(name="machine", num_workers=num_workers, gpu=hardware.gpu)
+
+    def make(some, outcomes, name):
+        return SimBackend(
+            experts=some, cluster=cluster, hardware={hardware.gpu.name: hardware}, settings=SETTINGS, outcomes=outcomes
+        )
+
+    return cluster, make
+
+
+def fit(hardware, experts, **changes):
+    cluster, make = replaying(hardware, experts)
+    known = {"settings": SETTINGS, "name": "again", "memory_gib": 8.0, "source": "a test", "size": SweepSize()}
+    return fit_machine(experts, cluster, make, **{**known, **changes})
+
+
+def session_s(hardware, shape, requests):
+    time = iteration_time(hardware, shape, 1)
+    engine = Engine(iteration_time=time, settings=SETTINGS, kv_tokens=65536, context_tokens=512)
+    for number, (prompt, output) in enumerate(requests):
+        engine.submit(number, prompt, output, 0.0)
+    return max(request.finished_ts for request in engine.advance_to(float("inf")))
+
+
+MIXTURES = [
+    tuple((20 + 7 * (i % 5), 3 + 11 * (i % 7)) for i in range(60)),
+    ((40, 90),) * 3,
+    tuple((200, 2 + i) for i in range(40)),
+]
+
+
+def test_what_a_session_held_by_hand():
+    works = works_of([(3, 3), (3, 3)], SETTINGS, kv_tokens=65536, context_tokens=512)
+    assert works == [Work(1, 2, 1, 2, 0, 0, 9 + 9, 6), Work(2, 2, 0, 0, (4 + 4) + (5 + 5), 0, 0, 2)]
+    total = terms_of(works, is_start=True)
+    assert list(total) == [1, 3, 6, 1, 2, 18, 0, 18, 4 + 2 * 2, 2, 0, 0, 0, 0]
+
+
+def test_what_a_session_held_prices_it_as_the_simulator_does():
+    hardware = machine(TRUE)
+    slopes = [2.5e-5, 1e-4 / 12, 3e-4 / 48, 2.5e-3 / 192, 7e-3 / 768, 1e-2 / 1024]
+    coefficients = np.array([0.0, 1.5e-3, 5e-5, 1e-3, 2e-4, 3e-7, 6e-7, 4e-8, *slopes])
+    for requests in MIXTURES:
+        terms = terms_of(works_of(requests, SETTINGS, kv_tokens=65536, context_tokens=512), is_start=True)
+        # The grid of prefills is linear between its rows, which the square of a prompt is not.
+        assert terms @ coefficients == pytest.approx(session_s(hardware, SHAPE, requests), rel=0.01)
+
+
+def test_a_fit_foretells_sessions_that_it_has_not_seen():
+    expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
+    hardware = machine(TRUE)
+    again = built(fit(hardware, [expert]))
+    for requests in MIXTURES:
+        assert session_s(again, SHAPE, requests) == pytest.approx(session_s(hardware, SHAPE, requests), rel=0.02)
+    assert again.load_s(SHAPE, 1) == pytest.approx(2.0)
+
+
+def test_shapes_have_tables_of_their_own_and_one_host():
+    large = replace(SHAPE, num_parameters=900_000)
+    slow = replace(
+        TRUE, shape=large, base_s=4e-3, per_seq_s=8e-5,
+        dense=Curve(TRUE.dense.knots, tuple(3 * value for value in TRUE.dense.values_s)),
+    )  # fmt: skip
+    hardware = machine(TRUE, slow, loads=(0.5, 1e6))
+    assert (hardware.cpu_base_s, hardware.cpu_per_seq_s) == (1.5e-3, 5e-5)
+    small, big = (replace(make_expert(name, shape=shape), context_tokens=512) for name, shape in
+                  (("A", SHAPE), ("B", large)))  # fmt: skip
+    again = built(fit(hardware, [small, big]))
+    assert len(again.tables) == 2
+    for shape in (SHAPE, large):
+        assert session_s(again, shape, MIXTURES[0]) == pytest.approx(session_s(hardware, shape, MIXTURES[0]), rel=0.02)
+        assert again.load_s(shape, 1) == pytest.approx(hardware.load_s(shape, 1), rel=0.01)
+    assert session_s(again, large, MIXTURES[0]) > 1.5 * session_s(again, SHAPE, MIXTURES[0])
+
+
+def true_sessions():
+    hardware = machine(TRUE)
+    size = SweepSize()
+    for batch in batches_of(512, SETTINGS, size):
+        seconds = session_s(hardware, SHAPE, batch)
+        first = session_s(hardware, SHAPE, [(prompt, 1) for prompt, _ in batch[: SETTINGS.max_num_seqs]])
+        yield MeasuredSession(requests=batch, serve_s=seconds, first_token_s=first, last_token_s=seconds)
+
+
+def test_disturbed_sessions_do_not_move_the_fit():
+    """One of five repeats of each session takes three times as long: a mean would follow, by 40%."""
+    sessions = 5 * list(true_sessions())
+    assert len(sessions) % 25 != 0, "else the same ones are disturbed in every repeat"
+    quiet = fit_shape(SHAPE, 1, 512, SETTINGS, sessions)
+    disturbed = [
+        replace(session, serve_s=3 * session.serve_s, last_token_s=3 * session.serve_s) if i % 5 == 0 else session
+        for i, session in enumerate(sessions)
+    ]
+    noisy = fit_shape(SHAPE, 1, 512, SETTINGS, disturbed)
+    assert noisy.base_s == pytest.approx(quiet.base_s, rel=0.05)
+    assert noisy.dense(64) + 64 * noisy.per_seq_s == pytest.approx(quiet.dense(64) + 64 * quiet.per_seq_s, rel=0.05)
+    assert quiet.mape["long_stretches"] < 0.01 < noisy.mape["long_stretches"]
+
+
+def test_processor_time_counts_where_it_is_known():
+    by_clock = [replace(session, serve_s=2 * session.serve_s) for session in true_sessions()]
+    by_cpu = [replace(session, cpu_s=session.serve_s / 2) for session in by_clock]
+    found = fit_shape(SHAPE, 1, 512, SETTINGS, by_cpu)
+    assert found.base_s == pytest.approx(TRUE.base_s, rel=0.1)
+
+
+def test_loads_of_one_size_are_fixed_and_of_two_sizes_affine():
+    assert fit_loads({1000: 2.5}) == (2.5, None)
+    fixed_s, rate = fit_loads({1000: 2.0, 3000: 3.0})
+    assert (fixed_s, rate) == (pytest.approx(1.5), pytest.approx(2000.0))
+    assert fit_loads({1000: 2.0, 3000: 2.0})[1] is None
+    with pytest.raises(ValueError, match="engine sweep: loads must be at least one"):
+        fit_loads({})
+
+
+def test_the_file_is_read_back_as_it_was_written():
+    config = hardware_config([TRUE], (2.0, None), name="machine", memory_gib=8.0, source="a test")
+    text = machine_yaml(config, "python experiments/measure_profile.py hardware_out=machine.yaml")
+    assert text.startswith("# Measured by\n#   python experiments/measure_profile.py hardware_out=machine.yaml\n")
+    assert yaml.safe_load(text) == config
+    time = iteration_time(built(yaml.safe_load(text)), SHAPE, 1)
+    decode_s = 1.5e-3 + 8 * 5e-5 + (1e-4 + 1e-4 * 4 / 12) + 3e-7 * 800
+    assert time.decode_span_s(8, 800, 1) == pytest.approx(decode_s, rel=1e-3)
+    mixed_s = 1.5e-3 + 9 * 5e-5 + (5e-4 + 2.5e-3 * (72 - 64) / 192) + 6e-7 * 800 + 1e-3 + 2e-4 + 4e-8 * 64 * 64
+    assert time.mixed_s([(64, 0)], 8, 800) == pytest.approx(mixed_s, rel=1e-3)
+
+
+def test_the_sweep_stays_inside_the_context_and_covers_the_batch():
+    for context in (64, 512, 32768):
+        batches = batches_of(context, SETTINGS, SweepSize())
+        assert all(prompt + output <= context and output >= 1 for batch in batches for prompt, output in batch)
+        assert {1, SETTINGS.max_num_seqs, 3 * SETTINGS.max_num_seqs} <= {len(batch) for batch in batches}
+        assert WARM_UP not in batches
+    with pytest.raises(ValueError, match="context_tokens must be at least 64"):
+        batches_of(32, SETTINGS, SweepSize())
+
+
+def test_experts_of_one_shape_are_measured_once():
+    names = [(group.shape, [expert.name for expert in group.experts]) for group in groups_of(
+        [make_expert("A", shape=SHAPE), make_expert("B"), make_expert("C", shape=SHAPE)]
+    )]  # fmt: skip
+    assert names == [(SHAPE, ["A", "C"]), (make_shape(), ["B"])]
+
+
+def test_a_call_that_failed_ends_the_sweep():
+    expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
+    cluster, make = replaying(machine(TRUE), [expert])
+
+    class Failing:
+        name = "failing"
+
+        def __init__(self, backend):
+            self.backend = backend
+
+        def execute(self, plan, calls, listener=None):
+            result = self.backend.execute(plan, calls, listener)
+            first, *rest = result.calls
+            return replace(result, calls=(first._replace(status=CallStatus.FAILED), *rest))
+
+    with pytest.raises(BackendError, match=r"every call must finish, \d+ of \d+ did"):
+        fit_machine(
+            [expert], cluster, lambda *known: Failing(make(*known)),
+            settings=SETTINGS, name="x", memory_gib=8.0, source="a test",
+        )  # fmt: skip
+
+
+def test_processor_time_is_taken_by_session():
+    expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
+    runs = []
+
+    def cpu_s(run):
+        runs.append(run)
+        return dict.fromkeys(range(1000), 0.01)
+
+    config = fit(machine(TRUE), [expert], cpu_s=cpu_s, size=SweepSize(num_rounds=2))
+    assert runs == ["sweep-0-0-0", "sweep-0-1-0"]
+    assert "by processor time" in config["sources"]["cpu"]
+    iterations = [batch[0][1] for batch in batches_of(512, SETTINGS, SweepSize()) if len(batch) == 1]
+    assert config["cpu_base_s"] < 0.01 / min(iterations), "ten milliseconds a session, and none of the clock's seconds"
+
+
+def test_the_simulator_is_told_how_the_engines_schedule():
+    experts = [replace(make_expert("A", shape=SHAPE), context_tokens=8192)]
+    settings = mirrored_settings(EngineSettings(max_num_seqs=32, kv_cache_bytes=2**26), experts)
+    assert settings == SimulatedSettings(
+        order=Order.MIXED, max_num_seqs=32, max_num_batched_tokens=8192, block_size=32, kv_tokens=2**26 // 2048
+    )
+    on_gpu = EngineSettings(device=Device.GPU, block_size=16, kv_cache_bytes=None, max_num_batched_tokens=1024)
+    settings = mirrored_settings(on_gpu, experts)
+    assert (settings.max_num_batched_tokens, settings.block_size, settings.kv_tokens) == (1024, 16, None)
+
+
+@pytest.mark.parametrize("field", ["num_rounds", "decode_steps"])
+def test_a_sweep_needs_something_to_measure(field):
+    with pytest.raises(ValueError, match=f"engine sweep: {field} must be"):
+        SweepSize(**{field: 0})
+
+
+def test_a_session_without_records_is_not_measured():
+    gpu = make_gpu()
+    assert gpu.name == "gpu"
+    with pytest.raises(ValueError, match="measured session: requests must be at least one"):
+        MeasuredSession(requests=(), serve_s=1.0, first_token_s=0.5, last_token_s=1.0)
+
+
+def test_warm_up_sessions_are_left_out():
+    expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
+    cluster, make = replaying(machine(TRUE), [expert])
+    from experiments.hardware.engine_sweep import round_of
+
+    content = round_of(groups_of([expert])[0], 2, SETTINGS, SweepSize(), 0, "run")
+    result = make([expert], content.outcome, "run").execute(content.plan, content.calls)
+    measured = measured_sessions(result, content.batches, None)
+    assert len(measured) == len(result.sessions) - cluster.num_workers
+    assert sorted(session.requests for session in measured) == sorted(2 * batches_of(512, SETTINGS, SweepSize()))
+
+
+def test_of_repeats_the_median_counts():
+    batch = ((8, 8),)
+    repeats = [
+        MeasuredSession(requests=batch, serve_s=9.0, first_token_s=1.0, last_token_s=9.0, cpu_s=cpu_s)
+        for cpu_s in (4.0, 1.0, 9.0, 2.0, 3.0)
+    ]
+    other = MeasuredSession(requests=((9, 9),), serve_s=9.0, first_token_s=1.0, last_token_s=9.0, cpu_s=7.0)
+    assert [session.cpu_s for session in typical([*repeats, other])] == [3.0, 7.0]
+
+
+def test_a_session_over_several_workers_counts_by_the_clock():
+    expert = replace(make_expert("A", shape=SHAPE, tp_degree=2), context_tokens=512)
+    hardware = machine(replace(TRUE, tp_degree=2))
+
+    def cpu_s(run):
+        raise AssertionError("processor time of two threads is not the session's")
+
+    again = built(fit(hardware, [expert], cpu_s=cpu_s, size=SweepSize(num_rounds=1)))
+    assert [table.tp_degree for table in again.tables] == [2]
+    assert again.load_s(SHAPE, 2) == pytest.approx(2.0)
+
+
+class Disturbed:
+    """A machine whose first run of each round, or every run, had a session that was tried again."""
+
+    def __init__(self, make, *, always=False):
+        self.make, self.always, self.names = make, always, []
+
+    def __call__(self, experts, outcomes, name):
+        self.names.append(name)
+        backend = self.make(experts, outcomes, name)
+        if not self.always and not name.endswith("-0"):
+            return backend
+        return SimpleNamespace(execute=lambda plan, calls: self.disturb(backend.execute(plan, calls)))
+
+    @staticmethod
+    def disturb(result):
+        return replace(result, calls=(result.calls[0]._replace(attempt=1), *result.calls[1:]))
+
+
+def test_a_round_with_an_interrupted_session_is_measured_again():
+    experts = [replace(make_expert("A", shape=SHAPE), context_tokens=512)]
+    cluster, make = replaying(machine(TRUE), experts)
+    known = {"settings": SETTINGS, "name": "again", "memory_gib": 8.0, "source": "a test"}
+    once = Disturbed(make)
+    config = fit_machine(experts, cluster, once, size=SweepSize(num_rounds=1), **known)
+    assert once.names == ["sweep-0-0-0", "sweep-0-0-1"]
+    assert config["cpu_base_s"] > 0
+    with pytest.raises(DisturbedSweepError, match="sessions fail again and again"):
+        fit_machine(experts, cluster, Disturbed(make, always=True), size=SweepSize(num_rounds=1), **known)
+
+
+def test_a_session_whose_processor_time_is_lost_counts_as_interrupted():
+    experts = [replace(make_expert("A", shape=SHAPE), context_tokens=512)]
+    cluster, make = replaying(machine(TRUE), experts)
+    known = {"settings": SETTINGS, "name": "again", "memory_gib": 8.0, "source": "a test"}
+    times = {"sweep-0-0-1": dict.fromkeys(range(1000), 0.01)}
+    size = SweepSize(num_rounds=1)
+    fit_machine(experts, cluster, make, size=size, cpu_s=lambda run: times.get(run, {0: 0.01}), **known)

@@ -1,0 +1,272 @@
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments.fit_hardware import main
+from mosaic.core.workload import ModelShape
+from sim.hardware.hardware import FittedAttention, Hardware, MeasuredAttention, hardware_from_config
+from sim.hardware.iteration_time import iteration_time
+from tests.workloads.test_request_log import make_line, write_log
+
+SHAPES = Path(__file__).resolve().parents[2] / "experiments" / "hardware" / "shapes"
+SHAPE = SHAPES / "llama3_8b.yaml"
+CHUNKS, CONTEXTS = (16, 256, 2048), (0, 512, 4096)
+DECODES, KV = (1, 16, 128), (16, 512, 4096)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([header, *rows])
+
+
+def prefill_us(chunk: float, context: float) -> float:
+    return 8 + 0.05 * chunk + 0.02 * context
+
+
+def decode_us(num_seqs: float, kv: float) -> float:
+    return 8 + 0.1 * num_seqs + 0.01 * kv
+
+
+def joint_us(chunk: float, context: float, num_seqs: float, kv: float) -> float:
+    return prefill_us(chunk, context) + 0.5 * num_seqs + 0.03 * kv + 0.001 * chunk * num_seqs
+
+
+def write_per_operator(folder: Path, *, tp_degree: int = 1) -> Path:
+    """Tables whose times are known, in the per-operator layout."""
+    (folder / f"tp{tp_degree}").mkdir(parents=True)
+    (folder / "tables.yaml").write_text("model: m\ngpu: g\nvllm_version: 0.0.1\nprofiled_at: '2026-01-02T03'\n")
+    operators = {"qkv_proj": 100, "layernorm": 2, "embedding": 5, "final_layernorm": 3}
+    write_csv(
+        folder / f"tp{tp_degree}" / "dense.csv",
+        ("layer", "tokens", "time_us"),
+        [(name, tokens, us + 0.1 * tokens) for name, us in operators.items() for tokens in (1, 64, 512, 2048)],
+    )
+    write_csv(
+        folder / f"tp{tp_degree}" / "per_sequence.csv",
+        ("layer", "sequences", "time_us"),
+        [(name, n, us + 0.2 * n) for name, us in (("lm_head", 700), ("sampler", 20)) for n in (1, 64, 256)],
+    )
+    alone = [(0, 0, n, kv, decode_us(n, kv)) for n in DECODES for kv in KV]
+    alone += [(c, p, 0, 0, prefill_us(c, p)) for c in CHUNKS for p in CONTEXTS]
+    both = [(c, p, n, kv, joint_us(c, p, n, kv)) for c in CHUNKS for p in CONTEXTS for n in DECODES for kv in KV]
+    write_csv(
+        folder / f"tp{tp_degree}" / "attention.csv",
+        ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us"),
+        alone + both,
+    )
+    return folder
+
+
+def write_per_layer(folder: Path) -> Path:
+    """Tables whose times are known, in the per-layer layout."""
+    write_csv(
+        folder / "x_linear_ms_per_layer.csv",
+        ("tensor_parallel_size", "num_tokens", "linear_ms_per_layer"),
+        [(tp, tokens, (0.3 + 0.001 * tokens) / tp) for tp in (1, 2) for tokens in (1, 64, 256, 4096)],
+    )
+    write_csv(
+        folder / "x_attn_prefill_ms_per_layer.csv",
+        ("prompt_tokens", "attn_prefill_ms_per_layer_32q_heads"),
+        [(n, 1e-4 * n + 1e-7 * n * n) for n in (64, 512, 4096)],
+    )
+    write_csv(
+        folder / "x_attn_decode_ms_per_layer.csv",
+        ("batch_size", "kv_tokens_per_request", "attn_decode_ms_per_layer"),
+        [(b, kv, 0.01 + 0.0002 * b + 2e-6 * b * kv) for b in (1, 16, 64, 256) for kv in (128, 1024)],
+    )
+    write_csv(
+        folder / "x_all_reduce_ms.csv",
+        ("tensor_parallel_size", "message_bytes", "all_reduce_ms"),
+        [(2, size, 0.03 + 1e-8 * size) for size in (2048, 1_000_000, 64_000_000)],
+    )
+    write_csv(folder / "x_cpu_overhead_ms.csv", ("batch_size", "cpu_ms"), [(b, 0.8 + 0.04 * b) for b in (8, 64, 128)])
+    return folder
+
+
+def fit(folder: Path, out: Path, *more: str) -> int:
+    required = ["--name", "gpu", "--memory-gib", "24", "--tables", str(folder), "--shape", str(SHAPE)]
+    return main([*required, "--out", str(out), *more])
+
+
+def load(out: Path) -> Hardware:
+    config = yaml.safe_load(out.read_text())
+    assert config.pop("_target_") == "sim.hardware.hardware_from_config"
+    return hardware_from_config(**config)
+
+
+def test_per_operator_tables_are_recovered(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.yaml"
+    assert fit(write_per_operator(tmp_path / "tables"), out) == 0
+    (table,) = load(out).tables
+    assert table.name == "llama3_8b_tp1"
+    assert table.source.startswith("measured: m on g, vLLM 0.0.1, 2026-01-02")
+    # Two norms a layer; embedding and final norm once.
+    assert table.dense(512) == pytest.approx((100 + 2 * 2 + 3 * 51.2) * 1e-6, rel=0.03)
+    assert table.once is not None
+    assert table.once(64) == pytest.approx((8 + 12.8) * 1e-6, rel=0.03)
+    assert table.head is not None
+    assert table.head(256) == pytest.approx((720 + 2 * 51.2) * 1e-6, rel=0.03)
+    attention = table.attention
+    assert isinstance(attention, MeasuredAttention)
+    assert attention.decode(64, 2048) == pytest.approx(decode_us(64, 2048) * 1e-6, rel=0.05)
+    assert attention.prefill(1024, 1024) == pytest.approx(prefill_us(1024, 1024) * 1e-6, rel=0.05)
+    again_s = attention.prefill(256, 512) + attention.beside(16, 512) + attention.beside_per_token_pair_s * 256 * 16
+    assert again_s == pytest.approx(joint_us(256, 512, 16, 512) * 1e-6, rel=0.05)
+    assert attention.beside_per_token_pair_s == pytest.approx(1e-9, rel=0.1)
+    assert max(table.mape.values()) < 0.05
+
+
+def test_curves_go_on_along_the_trend_and_not_along_a_tread(tmp_path: Path) -> None:
+    folder = write_per_operator(tmp_path / "tables")
+    write_csv(
+        folder / "tp1" / "dense.csv",
+        ("layer", "tokens", "time_us"),
+        [("embedding", n, 1) for n in (1, 512, 1024, 1025, 2048)]
+        + [("qkv_proj", n, us) for n, us in ((1, 100), (512, 500), (1024, 1000), (1025, 2000), (2048, 2000))],
+    )
+    assert fit(folder, tmp_path / "gpu.yaml") == 0
+    assert load(tmp_path / "gpu.yaml").tables[0].dense(4096) == pytest.approx(4000e-6)
+
+
+def test_per_layer_tables_are_recovered(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.yaml"
+    assert fit(write_per_layer(tmp_path / "tables"), out, "--memory-bytes-per-s", "1e12", "--source", "made up") == 0
+    hardware = load(out)
+    assert (hardware.cpu_base_s, hardware.cpu_per_seq_s) == pytest.approx((8e-4, 4e-5))
+    assert hardware.all_reduce[2](1e6) == pytest.approx(40e-6, rel=0.03)
+    one, two = hardware.tables
+    assert isinstance(one.attention, FittedAttention)
+    assert isinstance(two.attention, FittedAttention)
+    assert one.attention.decode_per_kv_token_s == pytest.approx(2e-9)
+    assert one.attention.decode_per_seq_s == pytest.approx(2e-7)
+    assert one.attention.decode_fixed_s == pytest.approx(1e-5)
+    assert one.attention.prefill_per_token_s == pytest.approx(1e-7)
+    assert one.attention.prefill_per_token_pair_s == pytest.approx(1e-10)
+    # Of two GPUs each holds half of the heads.
+    assert two.attention.decode_per_kv_token_s == pytest.approx(1e-9)
+    assert two.attention.prefill_per_token_pair_s == pytest.approx(5e-11)
+    assert two.dense(256) == pytest.approx(0.278e-3, rel=0.03)
+
+
+def test_several_models_share_a_file_and_sharded_tables_need_an_all_reduce(tmp_path: Path) -> None:
+    first = write_per_operator(tmp_path / "a")
+    second = write_per_operator(tmp_path / "b", tp_degree=2)
+    out = tmp_path / "gpu.yaml"
+    more = ["--tables", str(second), "--shape", str(SHAPES / "qwen3_32b.yaml")]
+    assert fit(first, out, *more) == 2
+    assert not out.exists()
+    link = ["--all-reduce-fixed-us", "30", "--all-reduce-bytes-per-s", "1e10", "--all-reduce-source", "assumed"]
+    assert fit(first, out, *more, *link) == 0
+    hardware = load(out)
+    assert [table.name for table in hardware.tables] == ["llama3_8b_tp1", "qwen3_32b_tp2"]
+    assert hardware.all_reduce[2](1e6) == pytest.approx(130e-6, rel=1e-3)
+
+
+def test_file_says_how_it_was_made_without_machine_paths(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.yaml"
+    fit(write_per_operator(tmp_path / "tables"), out, "--cpu-base-s", "0.001", "--cpu-source", "assumed: a guess")
+    text = out.read_text()
+    assert str(tmp_path) not in text
+    assert "--tables TABLES/tables --shape experiments/hardware/shapes/llama3_8b.yaml" in text
+    assert "--out conf/hardware/gpu.yaml" in text
+    assert load(out).sources["cpu"] == "assumed: a guess"
+
+
+def test_host_time_is_recovered_from_a_log(tmp_path: Path) -> None:
+    tables, out = write_per_operator(tmp_path / "tables"), tmp_path / "gpu.yaml"
+    assert fit(tables, out, "--cpu-base-s", "0.004") == 0
+    shape = ModelShape(**yaml.safe_load(SHAPE.read_text()))
+    time = iteration_time(load(out), shape, 1)
+    first_s = time.mixed_s([(100, 0)], 0, 0)
+    end_s = first_s + time.decode_span_s(1, 101, 10)
+    line = make_line(queued_ts=0.0, scheduled_ts=0.0, first_token_ts=first_s, last_token_ts=end_s)
+    log = write_log(tmp_path, line)
+    assert fit(tables, out, "--log", str(log), "--kv-tokens", "10000") == 0
+    assert load(out).cpu_base_s == pytest.approx(0.004, abs=2e-6)
+    assert load(out).sources["cpu"].startswith("fitted:")
+
+
+def test_log_that_no_host_time_explains_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = write_log(tmp_path, make_line(queued_ts=0.0, scheduled_ts=0.0, first_token_ts=1e-6, last_token_ts=2e-6))
+    tables, out = write_per_operator(tmp_path / "tables"), tmp_path / "gpu.yaml"
+    assert fit(tables, out, "--log", str(log), "--kv-tokens", "10000") == 2
+    assert "no host time per iteration" in capsys.readouterr().err
+    assert fit(tables, out, "--log", str(log)) == 2
+    assert "--kv-tokens must be given with --log" in capsys.readouterr().err
+
+
+def spoil(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("tp1/dense.csv", "tokens", "token", r"dense.csv: must have the columns \['tokens', 'time_us'\], missing"),
+        ("tp1/dense.csv", "layer,", "name,", "dense.csv: must have the column layer"),
+        ("tp1/dense.csv", "100.1", "nan", "dense.csv, line 2: time_us must be a finite number, at least 0, got 'nan'"),
+        ("tp1/dense.csv", "100.1", "-4", "line 2: time_us must be a finite number, at least 0, got '-4'"),
+        ("tp1/dense.csv", "100.1", "slow", "line 2: time_us must be a finite number, at least 0, got 'slow'"),
+        ("tp1/attention.csv", "kv_decode", "kv", "attention.csv: must have the columns"),
+        ("tables.yaml", "gpu: g", "", "tables.yaml: must give .* missing"),
+        ("tables.yaml", "gpu: g", "gpu: [", "tables.yaml: must be YAML"),
+    ],
+)
+def test_bad_tables_write_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, old: str, new: str, message: str
+) -> None:
+    folder, out = write_per_operator(tmp_path / "tables"), tmp_path / "gpu.yaml"
+    spoil(folder / name, old, new)
+    assert fit(folder, out) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("fit_hardware: ")
+    assert re.search(message, printed)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["tp1/dense.csv", "tp1/per_sequence.csv", "tp1/attention.csv", "tables.yaml"])
+def test_missing_and_empty_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    folder, out = write_per_operator(tmp_path / "tables"), tmp_path / "gpu.yaml"
+    (folder / name).write_text("")
+    assert fit(folder, out) == 2
+    (folder / name).unlink()
+    assert fit(folder, out) == 2
+    assert capsys.readouterr().err.count(Path(name).name) == 2
+    assert not out.exists()
+
+
+def test_missing_folder_and_foreign_folder_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(tmp_path / "none", tmp_path / "gpu.yaml") == 2
+    assert "--tables must be a folder" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert fit(tmp_path / "empty", tmp_path / "gpu.yaml") == 2
+    assert "must hold exactly one *linear_ms_per_layer.csv, found []" in capsys.readouterr().err
+
+
+def test_tables_and_shapes_come_in_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_per_operator(tmp_path / "tables")
+    assert fit(folder, tmp_path / "gpu.yaml", "--shape", str(SHAPE)) == 2
+    assert "--shape must be given once per --tables, got 2 for 1" in capsys.readouterr().err
+    assert fit(folder, tmp_path / "gpu.yaml", "--tables", str(folder), "--shape", str(SHAPE)) == 2
+    assert "llama3_8b_tp1 must be given once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("num_layers: 0", "fit_hardware: "), ("- 1", "must hold the fields of a model's shape"), ("a: [", "must be YAML")],
+)
+def test_bad_shapes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+    shape = tmp_path / "shape.yaml"
+    shape.write_text(text)
+    folder = write_per_operator(tmp_path / "tables")
+    arguments = ["--name", "gpu", "--memory-gib", "24", "--tables", str(folder), "--shape", str(shape)]
+    assert main([*arguments, "--out", str(tmp_path / "gpu.yaml")]) == 2
+    assert message in capsys.readouterr().err

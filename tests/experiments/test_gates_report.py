@@ -1,0 +1,249 @@
+import json
+from math import ceil, floor
+
+import numpy as np
+import pytest
+from joblib import parallel_config
+
+import experiments.studies.gate_trials
+from experiments.figures.gates import Line, Panel, draw_gates
+from experiments.gates import COMMAND, make_report
+from experiments.studies.gate_populations import (
+    NUM_ADVERSARIAL_OPTIONS,
+    Population,
+    draw_adversarial,
+    draw_batch,
+    draw_population,
+    gather,
+)
+from experiments.studies.gate_trials import (
+    FIT_FRAC,
+    NUM_PER_GROUP,
+    broken_limit,
+    certify_places,
+    chosen_thresholds,
+    confidence_of,
+    draw_groups,
+    published_promises,
+    questions_needed,
+    simulate_calibrations,
+    thresholds_of,
+)
+from experiments.studies.gate_worlds import Sizes, buckets
+from mosaic.core.workload import Question
+from mosaic.pipelines.gates.calibrated import Calibrated, ConfidenceKind
+from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion
+from mosaic.pipelines.gates.gate import Ballot, plurality
+from mosaic.pipelines.gates.risk_control import betting_p_values
+from mosaic.pipelines.gates.weighted import learn_reliabilities, posterior
+from tests.calibration_questions import make_question
+
+
+@pytest.fixture(scope="module")
+def gpqa() -> Population:
+    return draw_population("gpqa", (0,), 3000)
+
+
+@pytest.fixture(scope="module")
+def adversarial() -> list[Population]:
+    return draw_adversarial((0.01, 0.05), (0, 1), 3000)
+
+
+def renamed(question: CalibrationQuestion, name: str) -> CalibrationQuestion:
+    """Give a drawn question an id of its own."""
+    old = question.ballot.question
+    asked = Question(
+        id=name,
+        prompt_tokens=old.prompt_tokens,
+        answer=old.answer,
+        answer_kind=old.answer_kind,
+        num_options=old.num_options,
+    )
+    return CalibrationQuestion(
+        ballot=Ballot(question=asked, votes=question.ballot.votes, comparable=question.ballot.comparable),
+        vote_correct=question.vote_correct,
+        aggregator_answer=question.aggregator_answer,
+        aggregator_correct=question.aggregator_correct,
+    )
+
+
+def test_the_loss_of_a_population_is_the_mean_over_its_questions(gpqa: Population) -> None:
+    graded = draw_batch("gpqa", 0, 3000).graded()
+    assert len(graded) == len(gpqa.kind_of) == 3000
+    assert len(gpqa.kinds) < 1500, "questions that no gate can tell apart stand once"
+    learned = learn_reliabilities(graded[:500])
+    for confidence, thresholds in (
+        (plurality, (1.0, 2 / 3, 1 / 3)),
+        (lambda ballot: posterior(ballot, learned), (0.95, 0.7, 0.3)),
+    ):
+        scored = gpqa.score(confidence)
+        for threshold in thresholds:
+            lost, skipped = 0, 0
+            for question in graded:
+                winner = confidence(question.ballot)
+                if winner.confidence >= threshold:
+                    skipped += 1
+                    lost += int(question.aggregator_correct) - int(winner.answer == question.ballot.question.answer)
+            assert scored.loss_frac(threshold) == pytest.approx(lost / 3000, abs=1e-12)
+            assert scored.skip_frac(threshold) == pytest.approx(skipped / 3000)
+    assert (scored.loss_frac(None), scored.skip_frac(None)) == (0, 0)
+
+
+def test_kinds_differ_where_a_gate_could_tell() -> None:
+    questions = [
+        make_question("a", "AAB"),
+        make_question("b", "CCD", gold="C", aggregator="C"),  # as a, with other letters
+        make_question("c", "ABA"),
+        make_question("d", "AAB", experts="YXZ"),
+        make_question("e", "AAB", aggregator="B"),
+        make_question("f", "AAB", gold="B", aggregator="B"),
+        make_question("g", "AA-"),
+    ]
+    population = gather("made", "made", questions)
+    assert population.kind_of.tolist() == [0, 0, 1, 2, 3, 4, 5]
+    assert population.score(plurality).counts.tolist() == [2, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["plurality", "weighted"])
+@pytest.mark.parametrize("accepted", [0.03, 0.05])
+def test_a_simulated_calibration_is_one_of_the_gate(
+    gpqa: Population, monkeypatch: pytest.MonkeyPatch, kind: ConfidenceKind, accepted: float
+) -> None:
+    """The gate itself, on the same draws as a file of questions, chooses the same threshold."""
+    num, chosen, own = 1500, [], []
+    for seed in range(10):
+        fit, certify = next(draw_groups(gpqa, num, 1, np.random.default_rng(seed)))
+        scored = gpqa.score(confidence_of(kind, fit))
+        chosen += chosen_thresholds(scored, certify, thresholds_of(kind, gpqa), accepted)
+        drawn = gpqa.kind_of[np.random.default_rng(seed).integers(len(gpqa.kind_of), size=num)]
+        file = [renamed(gpqa.kinds[one], f"gpqa_calibration-{place}") for place, one in enumerate(drawn)]
+        monkeypatch.setattr("mosaic.pipelines.gates.calibrated.load_calibration_answers", lambda _, file=file: file)
+        gate = Calibrated(calibration="drawn", accepted_loss_frac=accepted, confidence=kind)
+        assert (gate.num_fit, gate.num_certify) == (len(fit), certify.shape[1])
+        own.append(gate.choice.threshold)
+    assert chosen == own
+    assert len(set(chosen)) > 1, "calibrations that all choose the same would show little"
+
+
+def test_only_questions_that_certify_are_resampled() -> None:
+    class Counting:
+        """Draws every question once, in order."""
+
+        def integers(self, high: int, size: tuple[int, int]) -> np.ndarray:
+            return np.arange(size[0] * size[1]).reshape(size) % high
+
+    # Experts of their own make each question one of a kind.
+    made = gather("made", "gpqa", (make_question(f"q{n}", "AAB", experts=(f"X{n}", "Y", "Z")) for n in range(300)))
+    fit_places, places = certify_places("gpqa", 300)
+    assert sorted([*fit_places, *places]) == list(range(300))
+    assert len(fit_places) == pytest.approx(FIT_FRAC * 300, abs=25)
+    ((fit, certify),) = draw_groups(made, 300, 2, Counting())  # type: ignore[arg-type]
+    assert [question.id for question in fit] == [f"q{place}" for place in fit_places]
+    assert certify.tolist() == [places.tolist()] * 2
+
+
+def test_groups_add_up(gpqa: Population) -> None:
+    groups = list(draw_groups(gpqa, 100, NUM_PER_GROUP + 3, np.random.default_rng(0)))
+    assert [len(certify) for _, certify in groups] == [NUM_PER_GROUP, 3]
+    (trials,) = simulate_calibrations(gpqa, (0.05,), 100, NUM_PER_GROUP + 3)
+    assert len(trials.skip_fracs) == trials.num_calibrations == NUM_PER_GROUP + 3
+    assert trials.num_certify == len(certify_places("gpqa", 100)[1])
+
+
+def test_the_limit_is_that_of_the_binomial() -> None:
+    assert [broken_limit(num) for num in (60, 400, 2000)] == [7, 31, 123]
+
+
+def test_agreement_says_nothing_in_the_adversarial_world(adversarial: list[Population]) -> None:
+    for accepted, population in zip((0.01, 0.05), adversarial, strict=True):
+        num = len(population.kind_of)
+        rows = buckets(population)
+        unanimous, any_two, _ = rows
+        assert unanimous.share_frac == pytest.approx(0.475, abs=0.02), "as often unanimous as on MedMCQA"
+        assert unanimous.loss_frac == pytest.approx((floor(accepted * num + 1e-9) + 1) / num), "a question too much"
+        assert any_two.loss_frac > unanimous.loss_frac
+        aggregator = np.average([of.aggregator_right_frac for of in rows], weights=[of.share_frac for of in rows])
+        for row in rows:
+            error = 4 * (0.25 * 0.75 / (row.share_frac * num)) ** 0.5
+            assert row.plurality_right_frac == pytest.approx(1 / NUM_ADVERSARIAL_OPTIONS, abs=error)
+            assert row.aggregator_right_frac == pytest.approx(aggregator, abs=error)
+
+
+def test_the_promise_is_kept_where_agreement_says_nothing(adversarial: list[Population]) -> None:
+    for accepted, population in zip((0.01, 0.05), adversarial, strict=True):
+        (trials,) = simulate_calibrations(population, (accepted,), 800, 600)
+        # Whatever is skipped breaks the promise, so the gate has to refuse nearly always.
+        assert trials.num_broken == sum(skipped > 0 for skipped in trials.skip_fracs)
+        assert trials.refused_frac == pytest.approx(1 - trials.num_broken / 600)
+        assert trials.num_broken <= trials.max_broken
+        assert trials.num_broken > 0, "a gate that always refuses would also pass"
+
+
+@pytest.mark.parametrize("kind", ["plurality", "weighted"])
+def test_the_promise_is_kept_on_gpqa(gpqa: Population, kind: ConfidenceKind) -> None:
+    scored = gpqa.score(plurality)
+    highest = max(scored.loss_frac(threshold) for threshold in thresholds_of("plurality", gpqa))
+    assert highest > 0.005, "the aggregator is worth something"
+    # Just below what the worst threshold loses, which breaks the promise most easily.
+    trials = simulate_calibrations(gpqa, (0.005, 0.99 * highest, 0.2), 1500, 300, kind)
+    assert all(of.num_broken <= of.max_broken for of in trials)
+    strict, close, lenient = trials
+    if kind == "plurality":  # weighted confidence has so many thresholds that it seldom reaches the worst one
+        assert close.num_broken > 0, "a gate that never breaks a promise promises too little"
+    assert strict.skip_frac < close.skip_frac < lenient.skip_frac == pytest.approx(scored.skip_frac(1 / 3), abs=0.01)
+
+
+def test_what_is_broken_is_counted(gpqa: Population, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate that took its chances far beyond the stated risk would be found out."""
+    monkeypatch.setattr(experiments.studies.gate_trials, "RISK_FRAC", 0.9)
+    (reckless,) = simulate_calibrations(gpqa, (0.005,), 1500, 300)
+    monkeypatch.undo()
+    assert reckless.num_broken > reckless.max_broken
+
+
+def test_promises_of_published_thresholds(gpqa: Population) -> None:
+    promises = published_promises(gpqa, 2 / 3, 1000, 30)
+    assert len(promises) == 30
+    # What is promised of a threshold is promised of those above it, and is a bound of the loss.
+    assert all(low >= high for low, high in zip(promises, published_promises(gpqa, 1.0, 1000, 30), strict=True))
+    assert np.mean(np.array(promises) >= gpqa.score(plurality).loss_frac(2 / 3)) >= 0.8
+    # What half of the calibrations could promise, half of them do promise.
+    median = float(np.median(published_promises(gpqa, 1.0, 700, 60)))
+    (trials,) = simulate_calibrations(gpqa, (median,), 700, 60)
+    assert 0.4 <= 1 - trials.refused_frac <= 0.7
+
+
+def test_how_many_questions_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiments.studies.gate_trials, "MAX_CERTIFY", 3000)
+    monkeypatch.setattr(experiments.studies.gate_trials, "NEEDED_PRECISION", 0)
+    harmless = gather("harmless", "made", [make_question("a", "AAA"), make_question("b", "AAB")])
+    enough = next(num for num in range(1, 3000) if betting_p_values(np.zeros(num), 0.01) <= 0.05)
+    assert questions_needed(harmless, 1.0, 0.01, 3) == ceil(enough / (1 - FIT_FRAC))
+    assert questions_needed(harmless, 1.0, 0.0001, 3) is None, "more than the search goes to"
+    lossy = gather("lossy", "made", [make_question("a", "AAA"), make_question("b", "BBA", gold="A", aggregator="A")])
+    assert questions_needed(lossy, 1.0, 0.01, 3) is not None
+    assert questions_needed(lossy, 2 / 3, 0.5, 3) is None, "it loses half of the questions"
+
+
+def test_the_report_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiments.studies.gate_trials, "MAX_CERTIFY", 512)
+    sizes = Sizes(seeds=(0,), num_questions_per_seed=200, num_calibrations=2, num_promises=1)
+    with parallel_config(backend="sequential"):
+        files = make_report(sizes)
+        assert files == make_report(sizes)
+    text = files["gates.txt"].decode("ascii")
+    assert text.startswith(f"{COMMAND}\n")
+    assert max(map(len, text.splitlines())) <= 120
+    assert f"at most {broken_limit(2)} times in 2 calibrations" in " ".join(text.split())
+    data = json.loads(files["gates.json"])
+    assert list(data["worlds"]) == ["mmlu_pro", "medmcqa", "gpqa", "adversarial"]
+    for world in data["worlds"].values():
+        assert {kind: len(lines) for kind, lines in world["calibrations"].items()} == {"plurality": 12, "weighted": 12}
+    assert [list(row["promises"]) for row in data["worlds"]["medmcqa"]["published"]] == [["504", "2000", "10000"]] * 2
+    assert files["gates.png"].startswith(b"\x89PNG")
+
+
+def test_the_figure_is_a_column_wide() -> None:
+    line = Line(num_questions=350, confidence="plurality", accepted_pp=(0.5, 1.0, 5.0), skip_frac=(0.0, 0.4, 0.9))
+    png = draw_gates([Panel(name="one", lines=(line,), levels={"all": 0.5})])
+    assert int.from_bytes(png[16:20], "big") == 850

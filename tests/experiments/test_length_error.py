@@ -1,0 +1,76 @@
+"""A profile whose mean lengths are off: what the scheduler is told changes, and the world does not."""
+
+from math import log2, sqrt
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from experiments.config.wiring import Setup, compose_config, mistaken_lengths, setup_from
+from mosaic.core.lengths import ClippedLognormal
+from mosaic.planning.profiles import write_profile
+from tests.experiments.command_line import QUICK, SMALL
+
+
+def make_setup(*overrides: str) -> Setup:
+    return setup_from(compose_config(["aggregator=none", *overrides]))
+
+
+def small_setup(*overrides: str) -> Setup:
+    return make_setup(*SMALL, *QUICK, *overrides)
+
+
+def test_a_profile_without_an_error_is_the_profile_it_was(tmp_path: Path) -> None:
+    profiles = [small_setup(*extra).profile() for extra in ([], ["profile.length_error=1"])]
+    for number, profile in enumerate(profiles):
+        write_profile(profile, tmp_path / f"{number}.json")
+    assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()
+    assert "off by" not in profiles[0].source
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_length_error_moves_predicted_means_within_its_factor_and_leaves_the_world(seed: int) -> None:
+    right, wrong = (make_setup(f"seed={seed}", f"profile.length_error={error}") for error in (1.0, 2.0))
+    assert wrong.world() == right.world(), "the true lengths stay"
+    factors = [
+        wrong.calibration_world().lengths[name].mean / right.lengths[name].mean for name in sorted(right.lengths)
+    ]
+    assert all(0.5 <= factor <= 2 for factor in factors)
+    assert len({round(factor, 6) for factor in factors}) == len(factors), "each expert has its own"
+    assert min(factors) < 0.9 or max(factors) > 1.1
+
+
+def test_a_length_error_reaches_what_the_scheduler_is_told() -> None:
+    right, wrong = (small_setup(f"profile.length_error={error}").profile() for error in (1.0, 2.0))
+    ratio = sum(wrong.entries[0].output_tokens) / sum(right.entries[0].output_tokens)
+    assert ratio != pytest.approx(1.0, rel=0.01)
+    assert 0.45 <= ratio <= 2.2
+    assert "mean lengths off by up to x2" in wrong.source
+
+
+def test_the_error_of_an_expert_is_log_uniform() -> None:
+    lengths = {f"E{i}": ClippedLognormal(mean=500, sigma=0.8, clip_tokens=4096) for i in range(400)}
+    logs = [log2(entry.mean / 500) for entry in mistaken_lengths(lengths, 2.0, seed=0).values()]
+    assert abs(fmean(logs)) < 4 / sqrt(12 * 100), "uniform between -1 and 1: standard error 2 / sqrt(12 x 400)"
+    assert sum(value**2 for value in logs) / 400 == pytest.approx(1 / 3, abs=0.06)
+    half = [log2(entry.mean / 500) for entry in mistaken_lengths(lengths, sqrt(2.0), seed=0).values()]
+    assert half == pytest.approx([value / 2 for value in logs]), "the same direction at every error"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["profile.length_error=0.9"], "profile.length_error must be at least 1, got 0.9"),
+        (["profile.length_error=much"], "profile.length_error must be a number, got 'much'"),
+        (["profile.length_error=1.5", "profile.path=x.json"], "length_error must be 1 where profile.path='x.json'"),
+    ],
+)
+def test_a_length_error_is_checked(overrides: list[str], complaint: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=complaint):
+        make_setup(*overrides)
+
+
+def test_a_length_error_that_leaves_the_limits_is_refused() -> None:
+    lengths = {"A": ClippedLognormal(mean=4000, sigma=0.8, clip_tokens=4096)}
+    with pytest.raises(ValueError, match="profile.length_error=50, expert A: mean must be below clip_tokens=4096, got"):
+        mistaken_lengths(lengths, 50, seed=0)

@@ -1,0 +1,238 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mosaic.core.results import CallRecord, CallStatus
+from mosaic.core.tokens import count_text_tokens
+from mosaic.core.workload import AnswerKind, CallKey, Question, Role
+from mosaic.pipelines.aggregation import (
+    CUT_MARKER,
+    MIN_RESPONSE_TOKENS,
+    Response,
+    aggregator_calls,
+    aggregator_prompt,
+    fits_context,
+    prompt_limit,
+    shares,
+)
+from tests.factories import make_expert
+
+QUESTION = Question(id="q", prompt_tokens=10, text="q" * 40)
+INF = make_expert("Agg", context_tokens=10**6)
+
+
+def make_record(
+    slot=0, *, question="q", output_tokens=500, visible_tokens=None, status=CallStatus.FINISHED, role=Role.PROPOSE
+) -> CallRecord:
+    return CallRecord(
+        key=CallKey(question, role, slot), expert="A", session=0, workers=(0,), prompt_tokens=10,
+        output_tokens=output_tokens, queued_ts=0.0, admitted_ts=0.0, first_token_ts=0.0, finished_ts=1.0,
+        status=status, visible_tokens=visible_tokens,
+    )  # fmt: skip
+
+
+def make_response(text: str, expert: str = "A") -> Response:
+    return Response(expert, count_text_tokens(text), text)
+
+
+def call_of(question, records, aggregator=INF, **options):
+    (call,) = aggregator_calls([question], records, aggregator, **options)
+    return call
+
+
+def reading(tokens: int):
+    """Make an aggregator that can read so many tokens."""
+    return make_expert("Agg", context_tokens=tokens + 100, max_output_tokens=100)
+
+
+def scaffold_tokens(num_responses: int) -> int:
+    """Count the prompt's own tokens: those of a prompt with one-token texts, less the texts."""
+    question = Question(id="q", prompt_tokens=1, text="qqqq")
+    prompt = aggregator_prompt(question, [make_response("rrrr")] * num_responses, INF)
+    return count_text_tokens(prompt) - 2 - num_responses
+
+
+def test_prompt_tokens_are_scaffold_twice_the_question_and_what_the_responses_show():
+    records = (make_record(0, visible_tokens=100), make_record(1, output_tokens=70), make_record(2, visible_tokens=5))
+    assert call_of(QUESTION, records).prompt_tokens == scaffold_tokens(3) + 2 * 10 + 100 + 70 + 5
+
+
+def test_call_is_the_aggregators_after_the_finished_calls_of_its_question_by_slot():
+    records = (
+        make_record(2), make_record(0, visible_tokens=0), make_record(1, status=CallStatus.FAILED),
+        make_record(0, question="other"), make_record(0, role=Role.AGGREGATE),
+    )  # fmt: skip
+    call = call_of(QUESTION, records)
+    assert (call.key, call.expert) == (CallKey("q", Role.AGGREGATE, 0), "Agg")
+    assert call.after == (CallKey("q", Role.PROPOSE, 0), CallKey("q", Role.PROPOSE, 2))
+    assert call.prompt_tokens == scaffold_tokens(1) + 20 + 500  # slot 0 wrote nothing but thinking
+
+
+def test_calls_follow_the_order_of_the_questions_and_not_of_the_records():
+    questions = [Question(id=name, prompt_tokens=10) for name in "cab"]
+    records = [
+        make_record(0, question=name, output_tokens=tokens) for name, tokens in zip("abc", (1, 2, 3), strict=True)
+    ]
+    calls = aggregator_calls(questions, records, INF)
+    assert [call.key.question for call in calls] == ["c", "a", "b"]
+    assert [call.prompt_tokens - calls[1].prompt_tokens for call in calls] == [2, 0, 1]
+
+
+def test_two_finished_records_of_a_slot_are_refused():
+    with pytest.raises(ValueError, match="question q: records must hold one finished call per slot"):
+        call_of(QUESTION, [make_record(0), make_record(0)])
+
+
+def test_prompt_leaves_the_smallest_of_reserve_output_limit_and_half_the_context():
+    assert prompt_limit(make_expert(context_tokens=32768, max_output_tokens=32768)) == 32768 - 4096
+    assert prompt_limit(make_expert(context_tokens=32768, max_output_tokens=1000)) == 32768 - 1000
+    assert prompt_limit(make_expert(context_tokens=4096, max_output_tokens=4096)) == 2048
+    assert prompt_limit(make_expert(context_tokens=32768), min_output_tokens=1) == 32767
+    with pytest.raises(ValueError, match="min_output_tokens must be at least 1, got 0"):
+        prompt_limit(INF, min_output_tokens=0)
+
+
+def test_responses_share_what_instructions_and_question_leave():
+    records = [make_record(slot, visible_tokens=tokens) for slot, tokens in enumerate((90, 400, 1000))]
+    limit = scaffold_tokens(3) + 20 + 90 + 150 + 150
+    assert call_of(QUESTION, records, reading(limit)).prompt_tokens == limit
+    assert call_of(QUESTION, records, reading(limit + 1)).prompt_tokens == limit  # an odd token is nobody's
+
+
+def test_cut_response_keeps_its_end_and_others_stay_whole():
+    long, short = "x" * 2999 + "The answer is (B)", "y" * 320
+    limit = scaffold_tokens(2) + 20 + count_text_tokens(short) + 100
+    prompt = aggregator_prompt(QUESTION, [make_response(long), make_response(short)], reading(limit))
+    kept = 4 * 100 - len(CUT_MARKER)
+    assert f"Response 1:\n{CUT_MARKER}{long[-kept:]}\n\nResponse 2:\n{short}\n\n" in prompt
+    assert count_text_tokens(prompt) == limit
+
+
+def test_cut_goes_by_the_tokens_that_are_known():
+    dense = "z" * 4000  # of a script with a token per character
+    prompt = aggregator_prompt(QUESTION, [Response("A", 4000, dense)], reading(scaffold_tokens(1) + 20 + 100))
+    assert prompt.count("z") == 100 - count_text_tokens(CUT_MARKER)
+
+
+def test_second_copy_of_the_question_goes_first_then_the_question_is_refused():
+    question = Question(id="q", prompt_tokens=500, text="q" * 2000)
+    responses, records = [make_response("r" * 4000)], [make_record(visible_tokens=1000)]
+    twice = scaffold_tokens(1) + 2 * 500 + MIN_RESPONSE_TOKENS
+    assert aggregator_prompt(question, responses, reading(twice)).count("q" * 2000) == 2
+    single = aggregator_prompt(question, responses, reading(twice - 1))
+    assert single.count("q" * 2000) == 1
+    assert "question again" not in single
+    assert single.count("r" * MIN_RESPONSE_TOKENS) > 0
+    assert call_of(question, records, reading(twice - 1)).prompt_tokens <= twice - 1
+    sizes = [limit for limit in range(600, 800) if fits_context(question, reading(limit), 1)]
+    least = sizes[0]
+    assert sizes == list(range(least, 800))
+    assert call_of(question, records, reading(least)).prompt_tokens == least
+    rule = f"question q: .*1 responses .*must be at most the {least - 1} tokens .*, got {least}"
+    with pytest.raises(ValueError, match=rule):
+        call_of(question, records, reading(least - 1))
+    with pytest.raises(ValueError, match=rule):
+        aggregator_prompt(question, responses, reading(least - 1))
+
+
+def test_fewer_responses_fit_where_more_do():
+    limits = [min(x for x in range(10, 3000) if fits_context(QUESTION, reading(x + 100), n)) for n in range(4)]
+    assert limits == sorted(limits)
+    assert limits[3] - limits[2] > MIN_RESPONSE_TOKENS  # and its header
+    with pytest.raises(ValueError, match="num_responses must be at least 0, got -1"):
+        fits_context(QUESTION, INF, -1)
+
+
+def test_without_any_response_the_aggregator_answers_alone():
+    alone = aggregator_prompt(QUESTION, [], INF)
+    assert aggregator_prompt(QUESTION, [Response("A", 0, ""), make_response(" \n")], INF) == alone
+    assert alone.count(QUESTION.text) == 1
+    assert "Response" not in alone
+    assert call_of(QUESTION, [make_record(visible_tokens=0)]).prompt_tokens == count_text_tokens(alone)
+    assert call_of(QUESTION, []).after == ()
+
+
+def test_responses_are_numbered_without_gap_and_name_no_model():
+    responses = [make_response("first", "Llama"), make_response(" ", "Qwen"), make_response("\n\nthird\n", "Gemma")]
+    prompt = aggregator_prompt(QUESTION, responses, INF)
+    assert "Response 1:\nfirst\n\nResponse 2:\nthird\n\n" in prompt
+    assert "Response 3" not in prompt
+    assert not any(name in prompt for name in ("Llama", "Qwen", "Gemma", "Agg"))
+
+
+def test_question_stands_before_and_after_the_responses():
+    prompt = aggregator_prompt(QUESTION, [make_response("mine")], INF)
+    first, last = prompt.index(QUESTION.text), prompt.rindex(QUESTION.text)
+    assert first < prompt.index("mine") < last
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"), [(AnswerKind.CHOICE, "The answer is (X)"), (AnswerKind.MATH, "\\boxed{"), (AnswerKind.TEXT, None)]
+)
+def test_instruction_asks_for_the_form_of_the_answer_last(kind, form):
+    question = replace(QUESTION, answer_kind=kind, num_options=4 if kind is AnswerKind.CHOICE else None)
+    for responses in ([], [make_response("mine")]):
+        prompt = aggregator_prompt(question, responses, INF)
+        tail = prompt[prompt.rindex(QUESTION.text) :]
+        assert tail.splitlines()[-1].startswith("Finish with")
+        assert [form_ for form_ in ("The answer is (X)", "\\boxed{") if form_ in prompt] == [form] * (form is not None)
+
+
+def test_absent_texts_are_named():
+    with pytest.raises(ValueError, match="question q: text must be there to write a prompt from, got None"):
+        aggregator_prompt(Question(id="q", prompt_tokens=10), [], INF)
+    with pytest.raises(ValueError, match="question q: text of response 1 must be there, got None"):
+        aggregator_prompt(QUESTION, [make_response("here"), Response("A", 10)], INF)
+
+
+@given(st.lists(st.integers(1, 900), max_size=6), st.integers(1, 200), st.integers(400, 5000))
+def test_call_counts_the_tokens_of_the_prompt(lengths, question_tokens, limit):
+    question = Question(id="q", prompt_tokens=question_tokens, text="q" * 4 * question_tokens)
+    responses = [make_response("r" * 4 * tokens) for tokens in lengths]
+    records = [make_record(slot, visible_tokens=tokens) for slot, tokens in enumerate(lengths)]
+    aggregator = reading(limit)
+    if not fits_context(question, aggregator, len(lengths)):
+        with pytest.raises(ValueError, match="tokens that the aggregator can read"):
+            call_of(question, records, aggregator)
+        return
+    call = call_of(question, records, aggregator)
+    assert abs(count_text_tokens(aggregator_prompt(question, responses, aggregator)) - call.prompt_tokens) <= 1
+    assert call.prompt_tokens <= prompt_limit(aggregator)
+    assert aggregator.output_limit(call.prompt_tokens) >= 100
+
+
+@given(st.lists(st.integers(1, 3000), max_size=5), st.integers(1, 300))
+def test_call_never_counts_less_than_the_prompt_has(characters, question_characters):
+    text = "q" * question_characters
+    question = Question(id="q", prompt_tokens=count_text_tokens(text), text=text)
+    responses = [make_response("r" * number) for number in characters]
+    records = [make_record(slot, visible_tokens=r.visible_tokens) for slot, r in enumerate(responses)]
+    aggregator = reading(2000)
+    spare = call_of(question, records, aggregator).prompt_tokens - count_text_tokens(
+        aggregator_prompt(question, responses, aggregator)
+    )
+    assert 0 <= spare <= 2 + len(responses)
+
+
+@given(st.lists(st.integers(0, 500), max_size=8), st.integers(0, 1500))
+def test_shares_are_fair_and_use_what_there_is(tokens, budget):
+    given_ = shares(tokens, budget)
+    assert sum(given_) <= budget
+    assert all(share <= length for share, length in zip(given_, tokens, strict=True))
+    cut = [share for share, length in zip(given_, tokens, strict=True) if share < length]
+    assert len(set(cut)) <= 1
+    assert all(share <= cut[0] for share in given_ if cut)
+    assert sum(tokens) <= budget if not cut else budget - sum(given_) < len(cut)  # one more for each would be too much
+
+
+@given(st.permutations([3, 10, 10, 50, 200]), st.integers(0, 300))
+def test_shares_do_not_depend_on_the_order(tokens, budget):
+    alone = dict(zip([3, 10, 10, 50, 200], shares([3, 10, 10, 50, 200], budget), strict=True))
+    assert shares(tokens, budget) == tuple(alone[length] for length in tokens)
+
+
+def test_budget_below_zero_is_refused():
+    with pytest.raises(ValueError, match="budget must be at least 0, got -1"):
+        shares([1], -1)

@@ -1,0 +1,190 @@
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from mosaic.pipelines.gates.calibrated import Calibrated, plurality_thresholds
+from mosaic.pipelines.gates.calibration_answers import (
+    CalibrationQuestion,
+    encode_calibration_answers,
+    load_calibration_answers,
+    split_calibration,
+)
+from mosaic.pipelines.gates.gate import Decision
+from mosaic.pipelines.gates.weighted import learn_reliabilities
+from tests.calibration_questions import make_ballot_of, make_question
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def save(folder: Path, questions: Sequence[CalibrationQuestion], name: str = "answers") -> Path:
+    path = folder / f"{name}.parquet"
+    path.write_bytes(encode_calibration_answers(questions))
+    return path
+
+
+def draw(num: int, *, seed: int = 0, loss_at_2_1: float = 0.0) -> list[CalibrationQuestion]:
+    """Make questions of which 45% agree and 40% agree two to one, where the aggregator may know better."""
+    rng = np.random.default_rng(seed)
+    questions = []
+    for number in range(num):
+        votes = rng.choice(["AAA", "BAA", "ABC"], p=[0.45, 0.4, 0.15])
+        knows_better = votes == "BAA" and rng.random() < loss_at_2_1
+        answer = "D" if knows_better else "A"
+        questions.append(make_question(f"q{number}", votes, gold=answer, aggregator=answer))
+    return questions
+
+
+def test_agreement_that_costs_nothing_is_skipped(tmp_path: Path) -> None:
+    gate = Calibrated(calibration=save(tmp_path, draw(1000)), accepted_loss_frac=0.01)
+    # ABC never loses either, as the lowest slot is right.
+    assert gate.choice.threshold == pytest.approx(1 / 3)
+    assert gate.num_fit + gate.num_certify == gate.choice.num_questions + gate.num_fit == 1000
+    assert gate.decide(make_ballot_of("BAA")) == Decision(True, "A", 2 / 3)
+    assert gate.decide(make_ballot_of("A--")).skip
+    assert gate.decide(make_ballot_of("---")) == Decision(False, None, 0.0)
+    assert gate.decide(make_ballot_of("AAA", comparable=False)) == Decision(False, None, None)
+
+
+def test_the_threshold_stays_above_what_loses(tmp_path: Path) -> None:
+    gate = Calibrated(calibration=save(tmp_path, draw(1000, loss_at_2_1=0.2)), accepted_loss_frac=0.02)
+    assert gate.choice.threshold == 1
+    assert [test.threshold for test in gate.choice.tests] == [1, 2 / 3]
+    assert gate.decide(make_ballot_of("AAA")).skip
+    assert not gate.decide(make_ballot_of("BAA")).skip
+    skip_frac = gate.choice.tests[0].skip_frac
+    assert gate.notes() == (
+        f"calibrated on {gate.num_certify} questions ({gate.num_fit} more are set aside and certify nothing): "
+        f"threshold 1 promises a loss of at most 2 pp at 95% confidence and skips {skip_frac:.1%} of them",
+    )
+    assert gate.promise_frac < 0.02
+
+
+def test_too_few_questions_skip_nothing(tmp_path: Path) -> None:
+    gate = Calibrated(calibration=save(tmp_path, draw(350)), accepted_loss_frac=0.005)
+    assert gate.choice.threshold is None
+    assert gate.decide(make_ballot_of("AAA")) == Decision(False, "A", 1.0)
+    (note,) = gate.notes()
+    assert note.startswith(
+        f"calibrated: {gate.num_certify} questions are too few to promise a loss of at most 0.5 pp at"
+    )
+    assert note.endswith("at threshold 1): nothing is skipped")
+    # What it says it could promise, it promises.
+    could = float(note.split("could promise ")[1].split(" pp")[0]) / 100
+    assert gate.promise_frac <= could < gate.promise_frac + 0.001
+    assert Calibrated(calibration=gate.calibration, accepted_loss_frac=could).choice.threshold is not None
+    assert Calibrated(calibration=gate.calibration, accepted_loss_frac=could - 0.002).choice.threshold is None
+
+
+def test_a_loss_that_is_there_is_not_blamed_on_the_number_of_questions(tmp_path: Path) -> None:
+    questions = [make_question(f"q{number}", "AAA", gold="B", aggregator="B") for number in range(400)]
+    gate = Calibrated(calibration=save(tmp_path, questions))
+    assert gate.choice.threshold is None
+    assert "questions lose 100.0 pp, so they cannot promise a loss of at most 1 pp" in gate.notes()[0]
+
+
+@pytest.mark.parametrize("confidence", ["plurality", "weighted"])
+def test_what_made_profiles_certifies_nothing(tmp_path: Path, confidence: str) -> None:
+    questions = draw(600, loss_at_2_1=0.1)
+    fit, certify = split_calibration(questions, 0.3)
+    wrong = [make_question(question.id, "AAA", gold="B", aggregator="B") for question in fit]
+    before = Calibrated(calibration=save(tmp_path, questions, "before"), accepted_loss_frac=0.03)
+    after = Calibrated(calibration=save(tmp_path, [*wrong, *certify], "after"), accepted_loss_frac=0.03)
+    assert before.choice == after.choice
+    assert before.choice.threshold is not None
+    spoilt = [make_question(question.id, "AAA", gold="B", aggregator="B") for question in certify]
+    other = Calibrated(
+        calibration=save(tmp_path, [*fit, *spoilt], "other"), accepted_loss_frac=0.03, confidence=confidence
+    )
+    assert not any(other.decide(question.ballot).skip for question in spoilt)
+
+
+def test_reliabilities_come_from_the_other_part(tmp_path: Path) -> None:
+    path = save(tmp_path, draw(900, loss_at_2_1=0.3))
+    gate = Calibrated(calibration=path, accepted_loss_frac=0.03, confidence="weighted")
+    fit, certify = split_calibration(load_calibration_answers(path), 0.3)
+    assert (gate.num_fit, gate.num_certify) == (len(fit), len(certify))
+    assert gate.reliabilities == learn_reliabilities(fit)
+    assert gate.choice.threshold is not None
+    decision = gate.decide(make_ballot_of("AAA"))
+    assert decision.skip
+    assert decision.confidence == gate.winner(make_ballot_of("AAA")).confidence
+    assert decision.confidence != 1.0
+    assert not gate.decide(make_ballot_of("ABC")).skip
+
+
+def test_weighted_losses_are_of_the_weighted_answer(tmp_path: Path) -> None:
+    """One good expert is outvoted by two bad ones: plurality loses, the weighted answer does not."""
+    letters = "BCD"
+    questions = [
+        make_question(f"q{number}", f"A{letters[number % 3] * 2}", gold="A", aggregator="A") for number in range(900)
+    ]
+    path = save(tmp_path, questions)
+    plurality = Calibrated(calibration=path, accepted_loss_frac=0.02)
+    assert plurality.choice.threshold is None or plurality.choice.threshold > 2 / 3
+    assert not plurality.decide(make_ballot_of("ABB")).skip
+    weighted = Calibrated(calibration=path, accepted_loss_frac=0.02, confidence="weighted")
+    assert weighted.decide(make_ballot_of("ABB"))[:2] == (True, "A")
+
+
+def test_the_report_is_json(tmp_path: Path) -> None:
+    gate = Calibrated(calibration=save(tmp_path, draw(300)), accepted_loss_frac=0.05)
+    report = json.loads(json.dumps(gate.report()))
+    assert report["threshold"] == gate.choice.threshold
+    assert (report["num_certify"], report["num_fit"]) == (gate.num_certify, gate.num_fit)
+    assert report["tests"][0]["p_value"] == gate.choice.tests[0].p_value
+    assert set(report["tests"][0]) == {"threshold", "skip_frac", "mean_loss_frac", "p_value"}
+
+
+def test_thresholds_are_all_shares_that_can_occur() -> None:
+    assert plurality_thresholds({2, 4}) == (1.0, 0.75, 0.5, 0.25)
+    assert plurality_thresholds({1}) == (1.0,)
+
+
+def test_the_promise_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The aggregator is better on a tenth of the 40% that agree two to one: 4 pp, where 3.9 are accepted."""
+    broken = 0
+    for seed in range(60):
+        questions = draw(300, seed=seed, loss_at_2_1=0.1)
+        monkeypatch.setattr(
+            "mosaic.pipelines.gates.calibrated.load_calibration_answers", lambda _, questions=questions: questions
+        )
+        gate = Calibrated(calibration="drawn", accepted_loss_frac=0.039, risk_frac=0.1)
+        broken += gate.choice.threshold is not None and gate.choice.threshold < 1
+    assert broken <= 12  # the 99% limit of a binomial of 60 with a share of 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"accepted_loss_frac": -0.01}, "gate.accepted_loss_frac must be at least 0"),
+        ({"accepted_loss_frac": 1}, "gate.accepted_loss_frac must be below 1"),
+        ({"risk_frac": 0}, "gate.risk_frac must be above 0"),
+        ({"risk_frac": 1}, "gate.risk_frac must be below 1"),
+        ({"confidence": "vibes"}, r"gate.confidence must be one of \['plurality', 'weighted'\], got 'vibes'"),
+        ({"fit_frac": 1}, "gate.fit_frac must be below 1"),
+        ({"fit_frac": -1}, "gate.fit_frac must be at least 0"),
+        ({"num_open_options": 1}, "gate.num_open_options must be at least 2"),
+        ({"fit_frac": 0.999999}, "gate.fit_frac must be small enough to leave one of 5"),
+        ({"fit_frac": 0, "confidence": "weighted"}, "gate.fit_frac must be large enough to learn"),
+    ],
+)
+def test_bad_settings_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = save(tmp_path, draw(5))
+    with pytest.raises(ValueError, match=message):
+        Calibrated(calibration=path, **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["never", "unanimous", "majority", "weighted", "calibrated"])
+def test_the_configured_gates_are_the_defaults(tmp_path: Path, name: str) -> None:
+    from hydra.utils import instantiate
+
+    config = yaml.safe_load((ROOT / "conf" / "gate" / f"{name}.yaml").read_text(encoding="utf-8"))
+    path = {"calibration": str(save(tmp_path, draw(20)))} if "calibration" in config else {}
+    gate = instantiate({**config, **path}, _convert_="all")
+    assert gate.name == name
+    default = type(gate)(**path)
+    assert gate == default or (name == "majority" and gate.tau == 0.6667)

@@ -1,0 +1,242 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mosaic.core.workload import AnswerKind, CalibrationRecord, Question
+from mosaic.pipelines.gates.calibration_answers import (
+    CalibrationQuestion,
+    encode_calibration_answers,
+    grade_ballot,
+    load_calibration_answers,
+    router_records,
+    split_calibration,
+)
+from mosaic.pipelines.gates.gate import Ballot, Vote, make_ballot
+from mosaic.workloads.routing import profiles_from_calibration
+from tests.calibration_questions import make_question
+
+QUESTIONS = st.lists(
+    st.builds(
+        make_question,
+        name=st.text(min_size=1, max_size=5).filter(str.strip),
+        votes=st.text(alphabet="ABCD-", min_size=1, max_size=3),
+        gold=st.sampled_from("ABCD"),
+        aggregator=st.sampled_from(["A", "B", "C", "D", None]),
+        skills=st.lists(st.sampled_from(["algebra", "anatomy"]), unique=True).map(tuple),
+    ),
+    min_size=1,
+    max_size=6,
+    unique_by=lambda question: question.id,
+)
+
+
+def rows_of_one() -> list[dict[str, object]]:
+    table = pq.read_table(pa.BufferReader(encode_calibration_answers([make_question()])))
+    return list(table.to_pylist())
+
+
+def save(folder: Path, rows: list[dict[str, object]] | None = None, **changes: object) -> Path:
+    """Write rows, or the rows of one question with some columns changed in all of them."""
+    path = folder / "answers.parquet"
+    pq.write_table(pa.Table.from_pylist(rows or [{**row, **changes} for row in rows_of_one()]), path)
+    return path
+
+
+@settings(max_examples=40)
+@given(questions=QUESTIONS)
+def test_the_table_holds_all_that_gates_need(
+    tmp_path_factory: pytest.TempPathFactory, questions: list[CalibrationQuestion]
+) -> None:
+    path = tmp_path_factory.mktemp("table") / "answers.parquet"
+    path.write_bytes(encode_calibration_answers(questions))
+    assert load_calibration_answers(path) == tuple(questions)
+
+
+def test_mathematical_and_free_text_answers_survive(tmp_path: Path) -> None:
+    math = Question(id="m", prompt_tokens=9, answer="1/2", answer_kind=AnswerKind.MATH)
+    text = Question(id="t", prompt_tokens=9, answer="a cat")
+    questions = (
+        grade_ballot(
+            make_ballot(math, [Vote("X", "0.5"), Vote("X", "1/2")], lambda *_: True), "\\frac12", lambda *_: True
+        ),
+        grade_ballot(make_ballot(text, [Vote("X", "a cat"), Vote("Y", "a dog")], None), "a dog", lambda *_: False),
+    )
+    path = tmp_path / "answers.parquet"
+    path.write_bytes(encode_calibration_answers(questions))
+    loaded = load_calibration_answers(path)
+    assert loaded == questions
+    assert [question.ballot.comparable for question in loaded] == [True, False]
+    assert loaded[0].ballot.votes == (Vote("X", "0.5"), Vote("X", "0.5"))
+    assert [question.vote_correct for question in loaded] == [(True, True), (True, False)]
+
+
+def test_rows_may_come_in_any_order(tmp_path: Path) -> None:
+    assert load_calibration_answers(save(tmp_path, rows_of_one()[::-1])) == (make_question(),)
+
+
+def test_other_columns_are_ignored(tmp_path: Path) -> None:
+    assert load_calibration_answers(save(tmp_path, remark="kept by somebody")) == (make_question(),)
+
+
+@pytest.mark.parametrize(
+    ("votes", "aggregator", "majority_correct", "loss"),
+    [
+        ("AAB", "A", True, 0),
+        ("AAB", "B", True, -1),
+        ("BBA", "A", False, 1),
+        ("BBA", "C", False, 0),
+        ("--A", None, True, -1),
+    ],
+)
+def test_the_loss_is_the_aggregators_correctness_minus_the_gates(
+    votes: str, aggregator: str | None, majority_correct: bool, loss: int
+) -> None:
+    question = make_question(votes=votes, aggregator=aggregator)
+    assert question.majority_correct is majority_correct
+    assert question.loss_if_skipped("A" if majority_correct else "B") == loss
+
+
+def test_no_answer_is_wrong() -> None:
+    question = make_question(votes="---", aggregator="A")
+    assert not question.majority_correct
+    assert question.vote_correct == (False, False, False)
+    assert question.loss_if_skipped(None) == 1
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"calibration answers .*none\.parquet: must be a readable file"):
+        load_calibration_answers(tmp_path / "none.parquet")
+
+
+def test_another_format_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "answers.csv"
+    path.write_text("question,slot\nq,0\n")
+    with pytest.raises(ValueError, match=r"answers\.csv: must be a parquet table"):
+        load_calibration_answers(path)
+
+
+def test_missing_columns_are_named(tmp_path: Path) -> None:
+    rows = [{name: value for name, value in row.items() if name not in ("gold", "correct")} for row in rows_of_one()]
+    with pytest.raises(ValueError, match=r"columns must be a superset of .*\['gold', 'correct'\] are missing"):
+        load_calibration_answers(save(tmp_path, rows))
+
+
+def test_an_empty_table_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "answers.parquet"
+    path.write_bytes(encode_calibration_answers([]))
+    with pytest.raises(ValueError, match="table must be of at least one row"):
+        load_calibration_answers(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"aggregator_correct": None}, r"question q: aggregator_correct must be given \(.*gate=never\)"),
+        ({"correct": None}, "question q: correct must be given"),
+        ({"prompt_tokens": 0}, "question q: prompt_tokens must be at least 1"),
+        ({"answer_kind": "riddle"}, "question q: answer_kind must be one of"),
+        ({"slot": 0}, "question q: slots must be 0, 1, 2 and so on, each once"),
+        ({"slot": "first"}, "must be a parquet table of calibration answers"),
+        ({"answer": None, "correct": True}, "question q: correct must be false for an unparsable answer"),
+        ({"aggregator_answer": None}, "question q: aggregator_correct must be false for an unparsable answer"),
+    ],
+)
+def test_bad_tables_are_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    path = save(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message) as raised:
+        load_calibration_answers(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_duplicated_slot_is_refused(tmp_path: Path) -> None:
+    rows = rows_of_one()
+    with pytest.raises(ValueError, match=r"each once, got \[0, 0, 1, 2\]"):
+        load_calibration_answers(save(tmp_path, [*rows, rows[0]]))
+
+
+def test_one_answer_is_graded_once(tmp_path: Path) -> None:
+    rows = rows_of_one()
+    rows[0]["correct"] = False
+    with pytest.raises(ValueError, match="question q: correct must be the same for all votes for 'A'"):
+        load_calibration_answers(save(tmp_path, rows))
+
+
+def test_rows_of_a_question_must_agree(tmp_path: Path) -> None:
+    rows = rows_of_one()
+    rows[1]["gold"] = "B"
+    with pytest.raises(ValueError, match="question q: gold must be 'A' in all of its rows, got 'B'"):
+        load_calibration_answers(save(tmp_path, rows))
+
+
+def test_wrong_types_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> list[dict[str, object]]:
+        raise TypeError("question q: skills must be a list")
+
+    monkeypatch.setattr("mosaic.pipelines.gates.calibration_answers._read_rows", refuse)
+    with pytest.raises(TypeError, match=r"answers\.parquet: question q: skills must be a list"):
+        load_calibration_answers(save(tmp_path))
+
+
+def test_grading_needs_a_gold_answer() -> None:
+    question = Question(id="q", prompt_tokens=5)
+    ballot = make_ballot(question, [Vote("X", "yes")], None)
+    with pytest.raises(ValueError, match="question q: answer must be given"):
+        grade_ballot(ballot, "yes", lambda one, other: one == other)
+
+
+def test_every_vote_needs_a_grade() -> None:
+    ballot = Ballot(question=Question(id="q", prompt_tokens=5), votes=(Vote("X", "yes"),), comparable=True)
+    with pytest.raises(ValueError, match="vote_correct must be of 1 votes"):
+        CalibrationQuestion(ballot=ballot, vote_correct=(), aggregator_answer="yes", aggregator_correct=True)
+
+
+@given(questions=QUESTIONS, fit_frac=st.floats(min_value=0, max_value=0.99))
+def test_every_question_is_in_one_part(questions: list[CalibrationQuestion], fit_frac: float) -> None:
+    fit, certify = split_calibration(questions, fit_frac)
+    assert sorted(question.id for question in (*fit, *certify)) == sorted(question.id for question in questions)
+
+
+@given(questions=QUESTIONS, fit_frac=st.floats(min_value=0, max_value=0.99), data=st.data())
+def test_a_question_keeps_its_part(questions: list[CalibrationQuestion], fit_frac: float, data: st.DataObject) -> None:
+    """Whatever the others are, in whatever order: what made a profile yesterday must not certify today."""
+    fit, certify = split_calibration(questions, fit_frac)
+    some = data.draw(st.permutations(questions))[: len(questions) // 2]
+    fit_of_some, certify_of_some = split_calibration(some, fit_frac)
+    assert [question for question in fit if question in some] == list(fit_of_some)
+    assert [question for question in certify if question in some] == list(certify_of_some)
+
+
+def test_the_split_has_the_stated_share_and_shuffles() -> None:
+    questions = [make_question(f"q{number}") for number in range(2000)]
+    fit, certify = split_calibration(questions, 0.3)
+    assert abs(len(fit) - 600) < 3 * (2000 * 0.3 * 0.7) ** 0.5
+    ranks = [int(question.id[1:]) for question in certify]
+    assert ranks != sorted(ranks)
+    first_half = sum(rank < 1000 for rank in ranks[: len(ranks) // 2]) / (len(ranks) // 2)
+    assert 0.4 < first_half < 0.6
+    assert split_calibration(questions, 0)[0] == ()
+
+
+def test_the_split_is_the_same_on_every_machine() -> None:
+    questions = [make_question(f"q{number}") for number in range(10)]
+    assert [question.id for question in split_calibration(questions, 0.3)[0]] == ["q2", "q4", "q6"]
+
+
+@pytest.mark.parametrize("fit_frac", [-0.1, 1])
+def test_the_split_needs_a_share(fit_frac: float) -> None:
+    with pytest.raises(ValueError, match="fit_frac must be"):
+        split_calibration([], fit_frac)
+
+
+def test_router_records_are_one_a_vote() -> None:
+    records = router_records([make_question(votes="AB-", experts="XYX")])
+    assert records == [
+        CalibrationRecord(("algebra",), "X", True),
+        CalibrationRecord(("algebra",), "Y", False),
+        CalibrationRecord(("algebra",), "X", False),
+    ]
+    assert profiles_from_calibration(records).scores == {"X": {"algebra": 0}, "Y": {"algebra": -1}}

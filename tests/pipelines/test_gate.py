@@ -1,0 +1,126 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mosaic.core.workload import Question
+from mosaic.pipelines.gates.gate import Ballot, Decision, Gate, Majority, Never, Unanimous, Vote, make_ballot, plurality
+
+ANSWERS = st.lists(st.sampled_from(["A", "B", "C", None]), min_size=1, max_size=7)
+TAUS = st.floats(min_value=0.01, max_value=1.0)
+
+
+def ballot(*answers: str | None, comparable: bool = True) -> Ballot:
+    votes = tuple(Vote(f"expert{slot}", answer) for slot, answer in enumerate(answers))
+    return Ballot(question=Question(id="q", prompt_tokens=10), votes=votes, comparable=comparable)
+
+
+@pytest.mark.parametrize(
+    ("answers", "answer", "fraction"),
+    [
+        (("A", "A", "A"), "A", 1.0),
+        (("B", "A", "A"), "A", 2 / 3),
+        (("C", "A", "B"), "C", 1 / 3),
+        (("A", "A", None), "A", 2 / 3),
+        (("A", None, None), "A", 1 / 3),
+        ((None, None, None), None, 0.0),
+        (("B", "A", "A", "B"), "B", 0.5),
+    ],
+)
+def test_plurality_is_the_share_of_all_slots(answers: tuple[str | None, ...], answer: str, fraction: float) -> None:
+    assert plurality(ballot(*answers)) == (answer, fraction)
+
+
+@pytest.mark.parametrize(
+    ("gate", "skips_3_0", "skips_2_1", "skips_1_1_1"),
+    [
+        (Never(), False, False, False),
+        (Unanimous(), True, False, False),
+        (Majority(), True, True, False),
+        (Majority(tau=0.6667), True, True, False),
+        (Majority(tau=0.667), True, True, False),
+        (Majority(tau=0.67), True, False, False),
+        (Majority(tau=0.3333), True, True, True),
+    ],
+)
+def test_operating_points(gate: Gate, skips_3_0: bool, skips_2_1: bool, skips_1_1_1: bool) -> None:
+    assert gate.decide(ballot("A", "A", "A")) == Decision(skips_3_0, "A", 1.0)
+    assert gate.decide(ballot("A", "B", "A")) == Decision(skips_2_1, "A", 2 / 3)
+    assert gate.decide(ballot("B", "C", "A")) == Decision(skips_1_1_1, "B", 1 / 3)
+    assert gate.decide(ballot("A", None, "A")) == gate.decide(ballot("A", "B", "A"))
+    assert not gate.decide(ballot(None, None, None)).skip
+    assert gate.notes() == ()
+
+
+def test_a_question_without_comparison_is_never_skipped() -> None:
+    for gate in (Never(), Unanimous(), Majority(tau=0.01)):
+        assert gate.decide(ballot("same", "same", comparable=False)) == Decision(False, None, None)
+
+
+def test_no_threshold_is_low_enough_for_an_answer_that_nobody_gave() -> None:
+    assert Majority(tau=0.0001).decide(ballot(None, None)) == Decision(False, None, 0.0)
+
+
+@given(answers=ANSWERS, data=st.data())
+def test_the_order_of_slots_keeps_the_fraction(answers: list[str | None], data: st.DataObject) -> None:
+    shuffled = data.draw(st.permutations(answers))
+    assert plurality(ballot(*shuffled)).confidence == plurality(ballot(*answers)).confidence
+
+
+@given(answers=ANSWERS, low=TAUS, high=TAUS)
+def test_a_higher_tau_never_skips_more(answers: list[str | None], low: float, high: float) -> None:
+    low, high = min(low, high), max(low, high)
+    of_high, of_low = Majority(tau=high).decide(ballot(*answers)), Majority(tau=low).decide(ballot(*answers))
+    assert of_high.skip <= of_low.skip
+    assert of_high[1:] == of_low[1:] == Never().decide(ballot(*answers))[1:]
+
+
+@given(answers=ANSWERS)
+def test_one_more_unparsable_answer_lowers_the_fraction(answers: list[str | None]) -> None:
+    more = plurality(ballot(*answers, None))
+    before = plurality(ballot(*answers))
+    assert more.answer == before.answer
+    assert more.confidence < before.confidence or before.answer is None
+
+
+@given(answers=ANSWERS)
+def test_unanimous_is_majority_at_1(answers: list[str | None]) -> None:
+    assert Unanimous().decide(ballot(*answers)) == Majority(tau=1).decide(ballot(*answers))
+
+
+@given(answers=ANSWERS)
+def test_unanimous_skips_exactly_where_all_slots_agree(answers: list[str | None]) -> None:
+    assert Unanimous().decide(ballot(*answers)).skip == (len(set(answers)) == 1 and answers[0] is not None)
+
+
+def test_equal_answers_carry_the_first_ones_string() -> None:
+    question = Question(id="q", prompt_tokens=10)
+    votes = [Vote("A", "0.5"), Vote("B", None), Vote("A", "1/2"), Vote("B", "2"), Vote("C", "2.0"), Vote("C", None)]
+    made = make_ballot(question, votes, lambda one, other: eval(one) == eval(other))
+    assert made.comparable
+    assert [vote.expert for vote in made.votes] == [vote.expert for vote in votes]
+    assert [vote.answer for vote in made.votes] == ["0.5", None, "0.5", "2", "2", None]
+
+
+def test_identical_strings_are_equal_whatever_the_comparison_says() -> None:
+    question = Question(id="q", prompt_tokens=10)
+    made = make_ballot(question, [Vote("A", "x"), Vote("B", "x")], lambda one, other: False)
+    assert plurality(made) == ("x", 1.0)
+
+
+def test_without_a_comparison_answers_stay_as_they_are() -> None:
+    question = Question(id="q", prompt_tokens=10)
+    made = make_ballot(question, [Vote("A", "x"), Vote("B", "x")], None)
+    assert not made.comparable
+    assert made.votes == (Vote("A", "x"), Vote("B", "x"))
+    assert plurality(made) == (None, 0.0)
+
+
+@pytest.mark.parametrize("tau", [0, -0.5, 1.01, float("nan")])
+def test_tau_is_a_share(tau: float) -> None:
+    with pytest.raises(ValueError, match=r"gate\.tau must be"):
+        Majority(tau=tau)
+
+
+def test_a_ballot_has_votes() -> None:
+    with pytest.raises(ValueError, match="ballot of q: votes must be at least one vote"):
+        ballot()

@@ -1,0 +1,211 @@
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import mosaic.pipelines.gates.risk_control
+from mosaic.pipelines.gates.risk_control import ThresholdTest, betting_p_values, choose_threshold, smallest_promise_frac
+
+LOSSES = hnp.arrays(np.int8, st.integers(0, 40), elements=st.sampled_from([-1, 0, 1]))
+ACCEPTED = st.floats(min_value=0, max_value=0.9)
+
+
+def draw(mean: float, variance: float, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Draw losses of -1, 0 and 1."""
+    second = variance + mean**2
+    p_up, p_down = (second + mean) / 2, (second - mean) / 2
+    assert min(p_up, p_down) >= 0
+    uniform = np.random.default_rng(seed).random(shape)
+    return np.where(uniform < p_up, 1, np.where(uniform < p_up + p_down, -1, 0)).astype(np.int8)
+
+
+def p_value_step_by_step(losses: np.ndarray, accepted: float) -> float:
+    """The definition, one question at a time."""
+    stakes = np.array([share for share, _ in mosaic.pipelines.gates.risk_control._BETS]) / (1 - accepted)
+    wealth = np.array([start for _, start in mosaic.pipelines.gates.risk_control._BETS])
+    peak = 1.0
+    for loss in losses:
+        wealth *= 1 - stakes * (float(loss) - accepted)
+        peak = max(peak, float(wealth.sum()))
+    return 1 / peak
+
+
+def test_by_hand() -> None:
+    assert sum(wealth for _, wealth in mosaic.pipelines.gates.risk_control._BETS) == pytest.approx(1)
+    # One loss of 0 at an accepted loss of 0.2; the mean stake is 0.05 x 0.03 + 0.19 x (0.1 + 0.25 + 0.5 + 0.75 + 0.95).
+    gained = 1 + 0.486 * 0.2 / 0.8
+    assert betting_p_values(np.array([0]), 0.2) == pytest.approx(1 / gained)
+    assert betting_p_values(np.array([1]), 0.2) == 1
+    # A later loss of 1 does not take back what was reached before it.
+    assert betting_p_values(np.array([0, 1]), 0.2) == pytest.approx(1 / gained)
+    assert betting_p_values(np.array([], dtype=int), 0.2) == 1
+
+
+@given(losses=LOSSES, accepted=ACCEPTED)
+def test_counting_is_the_wealth_process(losses: np.ndarray, accepted: float) -> None:
+    assert betting_p_values(losses, accepted) == pytest.approx(p_value_step_by_step(losses, accepted), rel=1e-9)
+
+
+def test_many_calibrations_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = draw(0.01, 0.2, (3, 4, 50), seed=1)
+    each = [[float(betting_p_values(row, 0.05)) for row in rows] for rows in losses]
+    assert betting_p_values(losses, 0.05) == pytest.approx(np.array(each))
+    monkeypatch.setattr(mosaic.pipelines.gates.risk_control, "_VALUES_PER_CHUNK", 130)
+    assert betting_p_values(losses, 0.05) == pytest.approx(np.array(each))
+    assert betting_p_values(np.zeros((0, 5)), 0.05).shape == (0,)
+
+
+@given(losses=LOSSES, low=ACCEPTED, high=ACCEPTED)
+def test_accepting_more_never_raises_the_p_value(losses: np.ndarray, low: float, high: float) -> None:
+    low, high = min(low, high), max(low, high)
+    assert betting_p_values(losses, high) <= betting_p_values(losses, low) + 1e-12
+
+
+@given(losses=LOSSES, accepted=ACCEPTED)
+def test_another_question_never_raises_the_p_value(losses: np.ndarray, accepted: float) -> None:
+    for loss in (-1, 0, 1):
+        assert betting_p_values(np.append(losses, loss), accepted) <= betting_p_values(losses, accepted) + 1e-12
+
+
+@pytest.mark.parametrize(("accepted", "variance"), [(0.005, 0.006), (0.01, 0.015), (0.02, 0.03), (0.05, 0.2)])
+def test_a_mean_loss_at_the_accepted_one_is_rejected_at_most_at_the_risk(accepted: float, variance: float) -> None:
+    num = 2000
+    rejected = int((betting_p_values(draw(accepted, variance, (num, 1500), seed=7), accepted) <= 0.05).sum())
+    # The 99% limit of a binomial with a share of 0.05: 123 of 2,000.
+    assert rejected <= 123
+    assert rejected > 0, "a test that never rejects would also pass"
+
+
+def test_more_questions_reject_more_often() -> None:
+    losses = draw(0.0, 0.015, (300, 4000), seed=3)
+    shares = [float((betting_p_values(losses[:, :num], 0.01) <= 0.05).mean()) for num in (250, 1000, 2000, 4000)]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.2
+    assert shares[-1] > 0.9
+
+
+def test_enough_questions_tell_any_margin() -> None:
+    """44 losses and 36 gains in 1,000: 0.8 pp, where 1 is accepted. Large stakes alone would never see it."""
+    losses = np.random.default_rng(2).permutation(np.repeat([1, -1, 0], [44 * 400, 36 * 400, 920 * 400]))
+    assert betting_p_values(losses, 0.01) < 0.05
+    assert betting_p_values(losses[:20_000], 0.01) > 0.05
+    assert betting_p_values(losses, 0.008) > 0.05
+
+
+def test_a_small_variance_needs_fewer_questions() -> None:
+    by_variance = [betting_p_values(draw(0.0, variance, (200, 1500), seed=3), 0.01) for variance in (0.005, 0.05)]
+    shares = [float((p_values <= 0.05).mean()) for p_values in by_variance]
+    assert shares[0] > 0.85
+    assert shares[1] < 0.3
+
+
+def test_choosing_stops_at_the_first_failure() -> None:
+    # Shuffled: 600 are skipped at 1 without a loss, 200 more at 0.7 that lose all, 200 more at 0.4 that gain all.
+    order = np.random.default_rng(0).permutation(1000)
+    scores = np.repeat([1.0, 0.7, 0.4], [600, 200, 200])[order]
+    losses = np.repeat([0, 1, -1], [600, 200, 200])[order]
+    choice = choose_threshold(scores, losses, (0.9, 0.6, 0.3), accepted_loss_frac=0.05, risk_frac=0.05)
+    assert (choice.threshold, choice.num_questions) == (0.9, 1000)
+    assert [test.threshold for test in choice.tests] == [0.9, 0.6]
+    passed, failed = choice.tests
+    assert passed.p_value == pytest.approx(p_value_step_by_step(np.zeros(1000), 0.05))
+    assert (passed.skip_frac, passed.mean_loss_frac) == (0.6, 0.0)
+    assert failed[:3] == (0.6, 0.8, 0.2)
+    assert failed.p_value > 0.05
+    # Seen on its own, the lowest threshold would have been promised.
+    assert betting_p_values(np.where(scores >= 0.3, losses, 0), 0.05) <= 0.05
+
+
+def test_too_few_questions_refuse() -> None:
+    choice = choose_threshold(np.ones(50), np.zeros(50), (1.0, 0.5), accepted_loss_frac=0.01, risk_frac=0.05)
+    assert choice.threshold is None
+    assert choice.tests == (ThresholdTest(1.0, 1.0, 0.0, float(betting_p_values(np.zeros(50), 0.01))),)
+    nothing = choose_threshold(np.ones(0), np.zeros(0), (1.0,), accepted_loss_frac=0.01, risk_frac=0.05)
+    assert nothing == (None, 0, (ThresholdTest(1.0, 0.0, 0.0, 1.0),))
+
+
+def test_all_thresholds_may_pass() -> None:
+    choice = choose_threshold(np.ones(500), -np.ones(500), (1.0, 0.5), accepted_loss_frac=0.0, risk_frac=0.05)
+    assert choice.threshold == 0.5
+
+
+@pytest.mark.parametrize("thresholds", [(1.0,), (1.0, 2 / 3), (1.0, 2 / 3, 1 / 3)])
+def test_the_promise_of_several_thresholds_is_kept(thresholds: tuple[float, ...]) -> None:
+    """The mean loss is above the accepted one from 2/3 on: choosing it, or lower, breaks the promise."""
+    rng = np.random.default_rng(5)
+    broken = 0
+    for _ in range(400):
+        scores = rng.choice([1.0, 2 / 3, 1 / 3], size=1000, p=[0.4, 0.4, 0.2])
+        p_up = np.where(scores == 1.0, 0.0, 0.05)  # 0.4 * 0.05 = 0.02 at 2/3, more at 1/3
+        losses = (rng.random(1000) < p_up).astype(int)
+        choice = choose_threshold(scores, losses, thresholds, accepted_loss_frac=0.0199, risk_frac=0.05)
+        broken += choice.threshold is not None and choice.threshold < 1
+    assert broken <= 31  # the 99% limit of a binomial of 400 with a share of 0.05
+
+
+@settings(max_examples=30)
+@given(losses=LOSSES, risk=st.floats(min_value=0.01, max_value=0.5))
+def test_the_smallest_promise_is_where_the_test_turns(losses: np.ndarray, risk: float) -> None:
+    promise = smallest_promise_frac(losses, risk)
+    assert 0 <= promise <= 1
+    if promise < 1 - 1e-6:
+        assert betting_p_values(losses, promise) <= risk
+    if promise > 1e-6:
+        assert betting_p_values(losses, promise - 1e-6) > risk
+
+
+def test_the_smallest_promise_by_hand() -> None:
+    # Without losses the wealth is that of 100 gains, all stakes alike in kind.
+    promise = smallest_promise_frac(np.zeros(100), 0.05)
+    assert p_value_step_by_step(np.zeros(100), promise) == pytest.approx(0.05, rel=1e-4)
+    assert smallest_promise_frac(-np.ones(100), 0.05) == 0.0
+    assert smallest_promise_frac(np.ones(100), 0.05) == pytest.approx(1.0, abs=0.02)
+    assert smallest_promise_frac(np.ones(0), 0.05) == 1.0
+    promises = [smallest_promise_frac(np.zeros(num), 0.05) for num in (50, 100, 200, 400)]
+    assert all(more > less for more, less in pairwise(promises))
+
+
+@pytest.mark.parametrize("losses", [np.array([0.5]), np.array([2]), np.array([0, math.nan])])
+def test_losses_are_of_three_values(losses: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="losses must be -1, 0 or 1"):
+        betting_p_values(losses, 0.01)
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="losses must be an array"):
+        betting_p_values(np.array(1), 0.01)
+    with pytest.raises(ValueError, match="accepted_loss_frac must be below 1"):
+        betting_p_values(np.zeros(3), 1.0)
+    with pytest.raises(ValueError, match="accepted_loss_frac must be at least 0"):
+        betting_p_values(np.zeros(3), -0.01)
+    with pytest.raises(ValueError, match="risk_frac must be above 0"):
+        smallest_promise_frac(np.zeros(3), 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": np.ones((2, 2))}, "scores must be an array of shape"),
+        ({"losses_if_skipped": np.zeros(3)}, "losses_if_skipped must be of the scores' shape"),
+        ({"scores": np.array([1.0, np.nan])}, "scores must be numbers"),
+        ({"thresholds": ()}, "thresholds must be at least one"),
+        ({"thresholds": (0.5, 0.5)}, "thresholds must be descending"),
+        ({"risk_frac": 0}, "risk_frac must be above 0"),
+        ({"risk_frac": 1}, "risk_frac must be below 1"),
+        ({"accepted_loss_frac": 1}, "accepted_loss_frac must be below 1"),
+    ],
+)
+def test_bad_choices_are_named(change: dict[str, object], message: str) -> None:
+    given: dict[str, object] = {
+        "scores": np.ones(2),
+        "losses_if_skipped": np.zeros(2),
+        "thresholds": (1.0, 0.5),
+        "accepted_loss_frac": 0.01,
+        "risk_frac": 0.05,
+    }
+    with pytest.raises(ValueError, match=message):
+        choose_threshold(**{**given, **change})  # type: ignore[arg-type]

@@ -1,0 +1,226 @@
+"""Session fits, profiles and their files."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from mosaic.core.errors import ProfileError
+from mosaic.core.prediction import LengthPrediction
+from mosaic.planning.profiles import (
+    Profile,
+    ProfileEntry,
+    SessionFit,
+    SweepPoint,
+    fit_session,
+    load_profile,
+    profile_to_json,
+    write_profile,
+)
+
+SIZES = st.lists(st.integers(1, 3000), min_size=2, max_size=6, unique=True)
+
+
+def make_points(session_s_by_size: dict[int, float]) -> list[SweepPoint]:
+    return [SweepPoint(num_calls=n, session_s=s, output_tokens=100 * n) for n, s in session_s_by_size.items()]
+
+
+def make_entry(expert: str = "A", **changes: object) -> ProfileEntry:
+    fields: dict[str, object] = {
+        "gpu": "gpu",
+        "tp_degree": 1,
+        "load_s": 40.0,
+        "fit": SessionFit(fixed_s=30.0, per_call_s=0.5, min_num_calls=128, max_num_calls=1024, residual_std_frac=0.02),
+        "lengths": LengthPrediction(mean=300.5, max=4096.0, std=211.0),
+        "points": (SweepPoint(num_calls=128, session_s=94.0, output_tokens=38000),),
+        "output_tokens": (100, 200, 601),
+    }
+    return ProfileEntry(expert=expert, **{**fields, **changes})  # type: ignore[arg-type]
+
+
+def make_profile(*entries: ProfileEntry) -> Profile:
+    return Profile(source="test sweep", entries=entries or (make_entry(),))
+
+
+@given(sizes=SIZES, fixed=st.floats(0, 500), slope=st.floats(0, 5))
+def test_a_fit_recovers_an_affine_law(sizes: list[int], fixed: float, slope: float) -> None:
+    assume(fixed + slope > 0.01)
+    fit = fit_session(make_points({n: fixed + slope * n for n in sizes}))
+    for n in (*sizes, 5000):
+        assert fit.session_s(n) == pytest.approx(fixed + slope * n, rel=1e-6, abs=1e-6)
+    assert (fit.min_num_calls, fit.max_num_calls) == (min(sizes), max(sizes))
+    assert fit.residual_std_frac == pytest.approx(0, abs=1e-6)
+
+
+@given(sizes=SIZES, seed=st.integers(0, 10**6))
+def test_a_fit_is_the_least_of_its_kind_in_relative_error(sizes: list[int], seed: int) -> None:
+    rng = random.Random(seed)
+    points = make_points({n: (20 + 0.3 * n) * rng.uniform(0.7, 1.4) for n in sizes})
+    fit = fit_session(points)
+    assert fit.fixed_s >= 0
+    assert fit.per_call_s >= 0
+
+    def loss(fixed: float, slope: float) -> float:
+        return sum(((fixed + slope * p.num_calls) / p.session_s - 1) ** 2 for p in points)
+
+    least = loss(fit.fixed_s, fit.per_call_s)
+    assert (least / len(points)) ** 0.5 == pytest.approx(fit.residual_std_frac)
+    for fixed_step, slope_step in ((1e-3, 0), (-1e-3, 0), (0, 1e-5), (0, -1e-5), (0.1, -1e-4), (-0.1, 1e-4)):
+        fixed, slope = fit.fixed_s + fixed_step, fit.per_call_s + slope_step
+        if fixed >= 0 and slope >= 0:
+            assert loss(fixed, slope) >= least - 1e-9
+
+
+def test_a_convex_sweep_pays_nothing_per_session() -> None:
+    fit = fit_session(make_points({10: 1.0, 100: 20.0}))
+    assert fit.fixed_s == 0.0
+    assert fit.per_call_s == pytest.approx((10 / 1 + 100 / 20) / (10**2 / 1 + 100**2 / 20**2))
+
+
+def test_a_falling_sweep_pays_nothing_per_call() -> None:
+    fit = fit_session(make_points({10: 20.0, 100: 10.0}))
+    assert fit.per_call_s == 0.0
+    assert 10.0 < fit.fixed_s < 20.0
+
+
+def test_repeats_of_one_size_are_no_sweep() -> None:
+    points = make_points({10: 20.0}) * 2
+    with pytest.raises(
+        ValueError, match=r"profile sweep: shard sizes must be at least two different sizes, got \[10\]"
+    ):
+        fit_session(points)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SweepPoint(num_calls=0, session_s=1.0, output_tokens=1), "sweep point: num_calls must be at least 1"),
+        (lambda: SweepPoint(num_calls=1, session_s=0.0, output_tokens=1), "sweep point: session_s must be above 0"),
+        (lambda: SweepPoint(num_calls=1, session_s=1.0, output_tokens=-1), "output_tokens must be at least 0, got -1"),
+        (lambda: replace(make_entry().fit, fixed_s=-1.0), "session fit: fixed_s must be at least 0, got -1.0"),
+        (lambda: replace(make_entry().fit, per_call_s=float("nan")), "session fit: per_call_s must be finite, got nan"),
+        (lambda: replace(make_entry().fit, min_num_calls=0), "session fit: min_num_calls must be at least 1, got 0"),
+        (lambda: replace(make_entry().fit, max_num_calls=9), "session fit: max_num_calls must be at least 128, got 9"),
+        (lambda: replace(make_entry().fit, residual_std_frac="x"), "residual_std_frac must be a number, got 'x'"),
+        (lambda: make_entry(""), "profile entry: expert must be a non-empty string"),
+        (lambda: make_entry(gpu=None), "profile entry A: gpu must be a string, got None"),
+        (lambda: make_entry(tp_degree=0), "profile entry A: tp_degree must be at least 1, got 0"),
+        (lambda: make_entry(load_s=-1), "profile entry A: load_s must be at least 0, got -1"),
+        (lambda: Profile(source="", entries=()), "profile: source must be a non-empty string"),
+        (
+            lambda: make_profile(make_entry(), make_entry()),
+            r"profile 'test sweep': .* must be unique, got \('A', 'gpu'",
+        ),
+    ],
+)
+def test_bad_entries_name_field_rule_and_value(make, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        make()
+
+
+def test_an_entry_is_found_by_expert_gpu_and_degree() -> None:
+    wide, other = make_entry(tp_degree=4), make_entry(gpu="other")
+    profile = make_profile(make_entry(), wide, other, make_entry("B"))
+    assert profile.entry("A", "gpu", 4) is wide
+    assert profile.entry("A", "other", 1) is other
+
+
+@pytest.mark.parametrize(("expert", "gpu", "tp_degree"), [("C", "gpu", 1), ("A", "other", 1), ("A", "gpu", 2)])
+def test_a_missing_measurement_is_an_error(expert: str, gpu: str, tp_degree: int) -> None:
+    profile = make_profile(make_entry("B"), make_entry())
+    message = rf"profile 'test sweep' has no entry for expert '{expert}' on {tp_degree} x {gpu}; it covers \['A', 'B'\]"
+    with pytest.raises(ProfileError, match=message):
+        profile.entry(expert, gpu, tp_degree)
+
+
+def test_lengths_are_those_of_the_expert_wherever_it_ran() -> None:
+    profile = make_profile(make_entry("B", gpu="other"))
+    assert profile.lengths("B") == make_entry().lengths
+    with pytest.raises(ProfileError, match=r"profile 'test sweep' has no lengths for expert 'A'; it covers \['B'\]"):
+        profile.lengths("A")
+
+
+def test_only_shards_outside_the_sweep_are_called_extrapolated() -> None:
+    profile = make_profile(*(make_entry(name) for name in "ABCDEF"))
+    notes = profile.extrapolation_notes({"A": 1024, "B": 1025, "C": 3, "D": 128, "E": 0})
+    assert notes == (
+        "B: 1,025 calls, priced by extrapolating a sweep from 128 to 1,024",
+        "C: 3 calls, priced by extrapolating a sweep from 128 to 1,024",
+    )
+
+
+def test_a_file_gives_back_the_profile_and_the_same_bytes(tmp_path: Path) -> None:
+    profile = make_profile(make_entry(), make_entry("B", tp_degree=4, output_tokens=()))
+    path = tmp_path / "new" / "profile.json"
+    write_profile(profile, path)
+    assert load_profile(path) == profile
+    assert profile_to_json(load_profile(path)) == path.read_text(encoding="utf-8") == profile_to_json(profile)
+    assert [entry.name for entry in path.parent.iterdir()] == ["profile.json"]
+    keys = list(json.loads(path.read_text())["entries"][0])
+    assert keys == sorted(keys)
+
+
+@given(
+    fixed=st.floats(0, 1e6), slope=st.floats(0, 1e3), spread=st.floats(0, 2), lengths=st.lists(st.integers(0, 10**6))
+)
+def test_numbers_survive_json_to_the_last_bit(fixed: float, slope: float, spread: float, lengths: list[int]) -> None:
+    fit = SessionFit(fixed_s=fixed, per_call_s=slope, min_num_calls=3, max_num_calls=9, residual_std_frac=spread)
+    text = profile_to_json(make_profile(make_entry(fit=fit, output_tokens=tuple(lengths))))
+    entry = json.loads(text)["entries"][0]
+    assert SessionFit(**entry["fit"]) == fit
+    assert entry["output_tokens"] == lengths
+
+
+def test_a_profile_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "file" / "profile.json"
+    path.parent.write_text("in the way")
+    with pytest.raises(ProfileError, match=r"profile .*profile\.json: cannot be written \("):
+        write_profile(make_profile(), path)
+    assert path.parent.read_text() == "in the way"
+
+
+def test_a_profile_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match=r"profile .*none\.json: cannot be read \(No such file"):
+        load_profile(tmp_path / "none.json")
+
+
+def broken(**changes: object) -> str:
+    data = json.loads(profile_to_json(make_profile()))
+    data["entries"][0] |= changes
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"source": "x", "entries": 3}',
+        broken(colour="red"),
+        broken(load_s="soon"),
+        broken(fit={"fixed_s": 1.0}),
+        broken(lengths=None),
+        broken(points=[{"num_calls": 0, "session_s": 1.0, "output_tokens": 1}]),
+        broken(output_tokens=None),
+    ],
+)
+def test_what_is_not_a_profile_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(text)
+    with pytest.raises(ProfileError, match=r"profile .*profile\.json: not a profile \("):
+        load_profile(path)
+
+
+@pytest.mark.parametrize("key", ["fixed_s", "min_num_calls"])
+def test_a_fit_without_a_key_names_it(tmp_path: Path, key: str) -> None:
+    data = json.loads(profile_to_json(make_profile()))
+    del data["entries"][0]["fit"][key]
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(ProfileError, match=rf"not a profile \(key 'fit\.{key}' must be present\)$"):
+        load_profile(path)

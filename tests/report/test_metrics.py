@@ -1,0 +1,230 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mosaic.core.results import CallStatus, RunResult
+from mosaic.core.workload import Role
+from mosaic.report.metrics import (
+    busy_s_by_worker,
+    gpu_idle_frac,
+    gpu_load_frac,
+    latency_s,
+    latency_summary,
+    load_s_by_worker,
+    makespan_s,
+    mean,
+    num_loads,
+    num_preemptions,
+    output_tokens,
+    quantile,
+    session_output_tok_per_s,
+    summarise,
+    tpot_s,
+    ttft_s,
+)
+from tests.run_records import (
+    make_failed,
+    make_record,
+    make_result,
+    make_session,
+    make_small_aggregator_plan,
+    make_small_plan,
+    make_small_run,
+    make_stage_summary,
+    make_two_stage_run,
+)
+
+KEYS = [
+    "workload", "scheduler", "backend", "gate", "costs", "seed", "num_questions", "num_calls", "num_failed_calls",
+    "expert_makespan_s", "aggregator_s", "end_to_end_s", "predicted_expert_makespan_s", "expert_lower_bound_s",
+    "gpu_idle_frac", "gpu_load_frac", "num_loads", "output_tokens", "output_tok_per_s", "num_preemptions",
+    "aggregator", "aggregator_expert", "aggregator_tp_degree", "num_aggregator_calls", "num_too_long",
+    "predicted_aggregator_s", "aggregator_costs",
+    "skip_frac", "skip_frac_source", "accuracy_frac", "always_aggregate_s", "always_aggregate_accuracy_frac",
+    "gate_report", "accuracy_change_pp", "aggregator_saved_s", "solve", "num_workers", "experts", "problem_fingerprint",
+]  # fmt: skip
+STAGE_KEYS = KEYS[KEYS.index("aggregator") : KEYS.index("solve")]
+"""Null in a run without a second stage."""
+
+
+def summarise_run(result: RunResult | None) -> dict[str, object]:
+    return summarise(
+        make_small_plan(), result, workload="w", backend="sim", gate=None, costs="paper", seed=3, num_questions=3,
+        experts=("A", "B", "C"),
+    )  # fmt: skip
+
+
+def test_small_run_matches_the_numbers_worked_out_by_hand():
+    result = make_small_run()
+    assert makespan_s(result.sessions) == 80.0
+    assert busy_s_by_worker(result.sessions, 2) == (80.0, 40.0)
+    assert load_s_by_worker(result.sessions, 2) == (15.0, 10.0)
+    assert gpu_idle_frac(result) == pytest.approx(1 - 120 / 160)
+    assert gpu_load_frac(result) == pytest.approx(25 / 160)
+    assert (num_loads(result), num_preemptions(result), output_tokens(result)) == (3, 2, 33)
+
+
+def test_summary_has_the_contract_keys_in_fixed_order_and_null_for_what_did_not_happen():
+    summary = summarise_run(make_small_run())
+    assert list(summary) == KEYS
+    assert summary["solve"] == {
+        "status": "optimal", "gap_frac": 0.0139, "bound_s": 71.0, "num_vars": 12, "num_constraints": 15,
+    }  # fmt: skip
+    assert [key for key in KEYS if summary[key] is None] == ["gate", "aggregator_s", *STAGE_KEYS]
+    assert summary["expert_makespan_s"] == summary["end_to_end_s"] == 80.0
+    assert (summary["predicted_expert_makespan_s"], summary["expert_lower_bound_s"]) == (72.0, 60.0)
+    assert summary["output_tok_per_s"] == pytest.approx(33 / 80)
+
+
+def test_summary_of_a_plan_that_was_not_run_is_null_and_not_zero():
+    summary = summarise_run(None)
+    assert list(summary) == KEYS
+    assert summary["num_calls"] == 3
+    assert summary["predicted_expert_makespan_s"] == 72.0
+    measured = KEYS[KEYS.index("num_failed_calls") : KEYS.index("solve")]
+    assert [summary[key] for key in measured if key != "predicted_expert_makespan_s"] == [None] * 26
+
+
+def test_run_without_sessions_has_no_makespan_and_no_shares():
+    summary = summarise_run(make_result())
+    assert summary["num_failed_calls"] == 3
+    for key in ("expert_makespan_s", "end_to_end_s", "gpu_idle_frac", "gpu_load_frac", "output_tok_per_s"):
+        assert summary[key] is None
+
+
+def test_aggregator_time_is_what_follows_the_expert_stage():
+    gang = make_session(3, expert="Z", workers=(0, 1), load=(80.0, 90.0), end_ts=100.0, role=Role.AGGREGATE)
+    result = make_result(*make_small_run().sessions, gang)
+    summary = summarise_run(result)
+    assert (summary["expert_makespan_s"], summary["aggregator_s"], summary["end_to_end_s"]) == (80.0, 20.0, 100.0)
+    assert summary["gpu_idle_frac"] == gpu_idle_frac(make_small_run())
+
+
+def test_summary_of_two_stages_has_the_same_keys_and_counts_the_calls_of_both():
+    report = {"threshold": None, "num_certify": 3}
+    summary = summarise(
+        make_small_plan(), make_two_stage_run(), workload="w", backend="sim", gate="calibrated", costs="paper", seed=3,
+        num_questions=3, experts=("A", "B", "C", "Z"), aggregator_plan=make_small_aggregator_plan(),
+        stage=make_stage_summary(gate_report=report, accuracy_frac=None, always_aggregate_accuracy_frac=None),
+    )  # fmt: skip
+    assert list(summary) == KEYS
+    assert [summary[key] for key in STAGE_KEYS] == [
+        "tp4", "Z", 2, 1, 0, 18.0, "paper", 2 / 3, "fitted", None, 50.0, None, report, None, 30.0
+    ]  # fmt: skip
+    assert (summary["num_calls"], summary["num_failed_calls"], summary["output_tokens"]) == (4, 0, 44)
+    assert summary["num_loads"] == 4
+    assert (summary["expert_makespan_s"], summary["aggregator_s"], summary["end_to_end_s"]) == (80.0, 20.0, 100.0)
+    assert (summary["predicted_expert_makespan_s"], summary["predicted_aggregator_s"]) == (72.0, 18.0)
+    assert summary["output_tok_per_s"] == pytest.approx(44 / 100)
+
+
+def test_call_that_the_aggregators_plan_dropped_is_a_failed_one():
+    summary = summarise(
+        make_small_plan(), make_small_run(), workload="w", backend="sim", gate="never", costs="paper", seed=3,
+        num_questions=3, experts=("A", "B", "C", "Z"), aggregator_plan=make_small_aggregator_plan(),
+        stage=make_stage_summary(),
+    )  # fmt: skip
+    assert summary["num_failed_calls"] == 1
+    assert summary["aggregator_s"] is None
+
+
+def test_failed_calls_are_those_without_a_settled_last_attempt():
+    result = make_result(
+        make_session(),
+        calls=(
+            make_failed("q0"),
+            make_record("q0", attempt=1),  # the second attempt worked
+            make_failed("q1", status=CallStatus.CANCELLED),
+        ),
+    )
+    assert summarise_run(result)["num_failed_calls"] == 1  # q2 has no record at all
+    assert output_tokens(result) == 11
+
+
+def test_resident_expert_needs_no_second_load():
+    result = make_result(make_session(0), make_session(1, load=(50.0, 50.0), end_ts=60.0))
+    assert num_loads(result) == 1
+
+
+def test_gang_keeps_all_its_workers_busy():
+    result = make_result(make_session(workers=(0, 1)))
+    assert gpu_idle_frac(result) == 0.0
+    assert gpu_load_frac(result) == pytest.approx(0.2)
+
+
+def test_call_times_follow_their_definitions():
+    record = make_record()
+    assert (ttft_s(record), tpot_s(record), latency_s(record)) == (2.0, 0.5, 7.0)
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1])
+def test_tpot_is_null_below_two_tokens(num_tokens):
+    assert tpot_s(make_record(output_tokens=num_tokens)) is None
+
+
+def test_call_that_never_started_has_no_times():
+    record = make_failed("q0")
+    assert (ttft_s(record), tpot_s(record), latency_s(record)) == (None, None, None)
+
+
+def test_latency_summary_counts_finished_calls_only():
+    records = [make_record(), make_record("q1", finished_ts=9.0), make_failed("q2")]
+    summary = latency_summary(records)
+    assert summary == pytest.approx(
+        {"mean_ttft_s": 2.0, "mean_tpot_s": 0.55, "mean_latency_s": 7.5, "p99_latency_s": 7.99}
+    )
+    assert set(latency_summary([]).values()) == {None}
+
+
+def test_mean_and_quantile_leave_out_what_is_missing():
+    assert mean([1.0, None, 3.0]) == 2.0
+    assert mean([None]) is None
+    assert quantile([None], 0.5) is None
+    assert quantile([5.0], 0.99) == 5.0
+    assert quantile([0.0, 10.0, None], 0.25) == 2.5
+
+
+def test_session_throughput_leaves_the_load_out():
+    assert session_output_tok_per_s(make_session()) == 10.0
+    assert session_output_tok_per_s(make_session(end_ts=10.0)) is None
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> RunResult:
+    """Workers that take sessions one after the other, with waits between them."""
+    num_workers = draw(st.integers(1, 4))
+    durations = st.floats(0.0, 100.0)
+    sessions = []
+    for worker in range(num_workers):
+        now = 0.0
+        for _ in range(draw(st.integers(0, 4))):
+            start = now + draw(durations)
+            ready = start + draw(durations)
+            now = ready + draw(durations)
+            sessions.append(make_session(len(sessions), workers=(worker,), load=(start, ready), end_ts=now))
+    return make_result(*sessions, num_workers=num_workers)
+
+
+@given(runs())
+def test_shares_are_shares_and_loading_is_busy(result):
+    idle, load = gpu_idle_frac(result), gpu_load_frac(result)
+    if makespan_s(result.sessions):
+        assert 0.0 <= idle <= 1.0
+        assert 0.0 <= load <= 1.0 - idle + 1e-9
+    else:
+        assert idle is None
+        assert load is None
+
+
+@given(runs())
+def test_relabelling_workers_changes_no_share(result):
+    turned = make_result(
+        *(replace(session, workers=((session.workers[0] + 1) % result.num_workers,)) for session in result.sessions),
+        num_workers=result.num_workers,
+    )
+    assert gpu_idle_frac(turned) == pytest.approx(gpu_idle_frac(result), abs=1e-9)
+    assert sorted(busy_s_by_worker(turned.sessions, turned.num_workers)) == pytest.approx(
+        sorted(busy_s_by_worker(result.sessions, result.num_workers))
+    )

@@ -1,0 +1,270 @@
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from mosaic.core.errors import MosaicError, RunFolderError
+from mosaic.core.results import Action, RunResult
+from mosaic.planning.plan_file import load_plan
+from mosaic.report.metrics import summarise
+from mosaic.report.run_folder import (
+    RUN_FILES,
+    completed_with,
+    differing_keys,
+    flatten,
+    is_complete,
+    read_config,
+    read_json,
+    write_run,
+)
+from tests.run_records import (
+    SMALL_ANSWERS,
+    make_key,
+    make_result,
+    make_small_aggregator_plan,
+    make_small_plan,
+    make_small_run,
+    make_stage_summary,
+    make_two_stage_run,
+)
+
+CONFIG = {"seed": 0, "scheduler": {"name": "ilp", "caps": (1, 2)}, "rate": 1e-05, "empty": {}}
+
+
+def write(folder: Path, config=CONFIG, result: RunResult | None = None, **changes: object) -> None:
+    plan = make_small_plan()
+    result = make_small_run() if result is None else result
+    summary = summarise(
+        plan, result, workload="w", backend="sim", gate=None, costs="paper", seed=0, num_questions=3,
+        experts=("A", "B", "C"),
+    )  # fmt: skip
+    arguments = {
+        "config": config, "plan": plan, "result": result, "summary": summary, "meta": {"schema_version": 1},
+        "files": {"timeline.png": b"png"},
+    }  # fmt: skip
+    write_run(folder, **(arguments | changes))
+
+
+def write_two_stages(folder: Path) -> None:
+    """Write a run with all that a second stage leaves, the answers of a calibration run among it."""
+    plan, after, result = make_small_plan(), make_small_aggregator_plan(), make_two_stage_run()
+    summary = summarise(
+        plan, result, workload="w", backend="sim", gate="never", costs="paper", seed=0, num_questions=3,
+        experts=("A", "B", "C", "Z"), aggregator_plan=after, stage=make_stage_summary(skip_frac=0.0),
+    )  # fmt: skip
+    write_run(
+        folder, config=CONFIG, plan=plan, result=result, summary=summary, meta={"schema_version": 1},
+        files={"timeline.png": b"png", "calibration_answers.parquet": b"graded"}, aggregator_plan=after,
+        answers=SMALL_ANSWERS,
+    )  # fmt: skip
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+EXPECTED = {
+    "config.yaml", "plan.json", "calls.parquet", "sessions.parquet", "summary.json", "timeline.png", "trace.json",
+    "meta.json",
+}  # fmt: skip
+EXPECTED_OF_TWO_STAGES = EXPECTED | {"plan_aggregate.json", "answers.parquet", "calibration_answers.parquet"}
+
+
+def test_complete_run_leaves_exactly_the_contract_files(tmp_path):
+    write(tmp_path / "new" / "run")
+    assert names(tmp_path / "new" / "run") == EXPECTED
+    assert is_complete(tmp_path / "new" / "run")
+    assert read_json(tmp_path / "new/run/summary.json")["expert_makespan_s"] == 80.0
+
+
+def test_run_of_two_stages_leaves_exactly_the_contract_files(tmp_path):
+    write_two_stages(tmp_path)
+    assert names(tmp_path) == EXPECTED_OF_TWO_STAGES
+    assert load_plan(tmp_path / "plan.json").sessions == make_small_plan().sessions
+    assert load_plan(tmp_path / "plan_aggregate.json").sessions == make_small_aggregator_plan().sessions
+    assert (tmp_path / "calibration_answers.parquet").read_bytes() == b"graded"
+    assert [row["question"] for row in pq.read_table(tmp_path / "answers.parquet").to_pylist()] == ["q0", "q1", "q2"]
+    rows = pq.read_table(tmp_path / "calls.parquet").to_pylist()
+    assert [(row["role"], row["expert"], row["predicted_output_tokens"]) for row in rows] == [
+        ("propose", "A", 12.5), ("propose", "B", 12.5), ("propose", "C", 12.5), ("aggregate", "Z", 300.0),
+    ]  # fmt: skip
+    assert read_json(tmp_path / "summary.json")["num_calls"] == 4
+
+
+@pytest.mark.parametrize("write_files", [write, write_two_stages])
+def test_config_is_first_and_summary_last(tmp_path, monkeypatch, write_files):
+    order = []
+    rename = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: (order.append(target.name), rename(source, target)))
+    write_files(tmp_path)
+    assert order[0] == "config.yaml"
+    assert order[-1] == "summary.json"
+    assert order == [name for name in RUN_FILES if name in order]
+
+
+def test_equal_runs_are_equal_bytes(tmp_path):
+    write_two_stages(tmp_path / "a")
+    write_two_stages(tmp_path / "b")
+    for name in EXPECTED_OF_TWO_STAGES:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_run_that_reacted_leaves_its_actions(tmp_path):
+    acted = make_result(actions=(Action(2.5, "cancel", make_key("q1", slot=2), "settled"),))
+    write(tmp_path, result=acted)
+    assert json.loads((tmp_path / "actions.jsonl").read_text()) == {
+        "ts": 2.5, "kind": "cancel", "question": "q1", "role": "propose", "slot": 2, "detail": "settled",
+    }  # fmt: skip
+
+
+def test_plan_without_a_run_leaves_no_records(tmp_path):
+    plan = make_small_plan()
+    write_run(tmp_path, config=CONFIG, plan=plan, result=None, summary={"seed": 0}, meta={}, files={})
+    assert names(tmp_path) == {"config.yaml", "plan.json", "meta.json", "summary.json"}
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in the code may catch it."""
+
+
+@pytest.mark.parametrize("operation", ["fsync", "replace"])
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), Killed()])
+@pytest.mark.parametrize("after", range(len(EXPECTED_OF_TWO_STAGES)))
+def test_failure_at_any_file_never_leaves_a_folder_that_looks_complete(
+    tmp_path, monkeypatch, operation, failure, after
+):
+    done = []
+    real = getattr(os, operation)
+
+    def break_down(*arguments):
+        if len(done) == after:
+            raise failure
+        done.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(os, operation, break_down)
+    with pytest.raises((RunFolderError, Killed)) as caught:
+        write_two_stages(tmp_path)
+    assert not is_complete(tmp_path)
+    if isinstance(failure, OSError):
+        assert "cannot be written (No space left on device)" in str(caught.value)
+        assert any(name in str(caught.value) for name in RUN_FILES)
+    monkeypatch.undo()
+    write(tmp_path)
+    assert names(tmp_path) == EXPECTED  # what the failure left is gone, also what a run of one stage lacks
+
+
+def test_full_disk_is_reported_by_file_and_reason(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(MosaicError, match=r"plan\.json: cannot be written \(File too large\)"):
+            write(tmp_path, plan=replace(make_small_plan(), notes=("x" * 5000,)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not is_complete(tmp_path)
+
+
+def test_kill_between_two_files_leaves_an_incomplete_folder(tmp_path):
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from tests.report.test_run_folder import write\n"
+        "real = os.replace\n"
+        "def replace(source, target):\n"
+        "    if target.name == 'summary.json': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    real(source, target)\n"
+        "os.replace = replace\n"
+        "write(Path(sys.argv[1]))\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=root, check=False)
+    assert done.returncode == -9
+    assert EXPECTED - {"summary.json"} <= names(tmp_path)
+    assert not is_complete(tmp_path)
+
+
+def test_nan_in_a_summary_is_our_bug_and_writes_nothing(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write(tmp_path / "run", summary={"expert_makespan_s": float("nan")})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
+def test_unreadable_summary_is_incomplete(tmp_path, content):
+    write(tmp_path)
+    (tmp_path / "summary.json").write_bytes(content)
+    assert not is_complete(tmp_path)
+    assert not completed_with(tmp_path, CONFIG)
+
+
+def test_same_configuration_is_recognised_and_never_run_over(tmp_path):
+    assert not completed_with(tmp_path / "absent", CONFIG)
+    write(tmp_path)
+    before = (tmp_path / "summary.json").stat().st_mtime_ns
+    assert completed_with(tmp_path, CONFIG)
+    with pytest.raises(RunFolderError, match="already holds the complete run of this configuration"):
+        write(tmp_path)
+    assert (tmp_path / "summary.json").stat().st_mtime_ns == before
+
+
+def test_other_configuration_is_refused_by_the_keys_that_differ(tmp_path):
+    write(tmp_path)
+    other = {"seed": 1, "scheduler": {"name": "fifo", "caps": (1, 2), "window": 8}, "rate": 2.0, "empty": {}}
+    with pytest.raises(RunFolderError) as caught:
+        completed_with(tmp_path, other)
+    assert "rate is 1e-05 there and 2.0 here; scheduler.name is 'ilp' there and 'fifo' here" in str(caught.value)
+    assert "scheduler.window is 'absent' there and 8 here (and 1 more keys)" in str(caught.value)
+    with pytest.raises(RunFolderError, match="another configuration"):
+        write(tmp_path, config=other)
+    assert read_config(tmp_path)["seed"] == 0
+
+
+def test_run_clears_what_an_unfinished_one_left_and_nothing_else(tmp_path):
+    (tmp_path / "actions.jsonl").write_text("old")
+    (tmp_path / ".plan.json.part").write_text("half")
+    (tmp_path / "notes.txt").write_text("mine")
+    write(tmp_path)
+    assert names(tmp_path) == EXPECTED | {"notes.txt"}
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["scheduler"] == {"name": "ilp", "caps": [1, 2]}
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="file/run: cannot be created as a run folder"):
+        write(tmp_path / "file" / "run")
+
+
+def test_file_that_cannot_be_replaced_is_named(tmp_path):
+    (tmp_path / "summary.json").mkdir()
+    with pytest.raises(RunFolderError, match=r"summary\.json: cannot be replaced"):
+        write(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"a: [1", "not YAML"), (b"- 1", "must be a mapping, got list"), (b"\xff\xfe\xff", "not YAML")],
+)
+def test_broken_config_names_the_file(tmp_path, content, message):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(RunFolderError, match=rf"config\.yaml: {message}"):
+        read_config(tmp_path)
+
+
+def test_missing_config_names_the_file(tmp_path):
+    with pytest.raises(RunFolderError, match=r"config\.yaml: cannot be read \(No such file"):
+        read_config(tmp_path)
+
+
+def test_differences_see_types_missing_keys_and_nested_values():
+    assert differing_keys({"a": 1, "b": {"c": None}}, {"a": 1.0, "b": {}}) == ("a", "b", "b.c")
+    assert differing_keys({"a": float("nan")}, {"a": float("nan")}) == ()
+    assert flatten({"a": {"b": {"c": 1}}, "d": []}) == {"a.b.c": 1, "d": []}

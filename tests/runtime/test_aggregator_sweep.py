@@ -1,0 +1,232 @@
+"""What the aggregator costs: waves of replicas, each as long as its longest."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mosaic.core.errors import BackendError, DisturbedSweepError
+from mosaic.core.plan import Plan
+from mosaic.core.realization import Outcome
+from mosaic.core.results import CallStatus, RunResult
+from mosaic.core.workload import Call, CallKey, Role
+from mosaic.runtime.aggregator_sweep import MAX_REPEATS, NUM_SWEPT_CALLS, aggregator_places, sweep_aggregator
+from tests.factories import make_call, make_cluster, make_expert
+from tests.run_records import make_record, make_session
+from tests.sim.cluster_runs import make_backend
+from tests.sim.oracle import LinearTime
+
+
+def merge_calls(number: int) -> tuple[Call, ...]:
+    return tuple(
+        make_call(f"q{i}", expert="W", role=Role.AGGREGATE, after=(CallKey(f"q{i}", Role.PROPOSE, 0),))
+        for i in range(number)
+    )
+
+
+class Stopwatch:
+    """A backend whose sessions take what a formula says, one wave after the other; it keeps what it was given."""
+
+    name = "stopwatch"
+
+    def __init__(self, seconds: Callable[[int, int], float], *, num_lost: int = 0) -> None:
+        self.seconds = seconds
+        """Of the first worker and the number of calls."""
+        self.num_lost = num_lost
+        self.plan: Plan
+        self.calls: Sequence[Call]
+
+    dead_workers: ClassVar[dict[int, str]] = {}
+
+    def execute(self, plan, calls, listener=None) -> RunResult:
+        self.plan, self.calls = plan, calls
+        ends: dict[int, float] = {}
+        sessions, records = [], []
+        for session in plan.sessions:
+            start_ts = max((ends[number] for number in session.after), default=0.0)
+            load_s = 7.0 + session.workers[0] if not session.after else 0.0
+            begin_ts = start_ts + load_s
+            ends[session.id] = end_ts = begin_ts + self.seconds(session.workers[0], len(session.shard))
+            made = make_session(session.id, expert="W", load=(start_ts, begin_ts), end_ts=end_ts)
+            sessions.append(replace(made, num_calls=len(session.shard)))
+            records += [
+                make_record(key=key, session=session.id, output_tokens=10 + len(records)) for key in session.shard
+            ]
+        lost = [record._replace(status=CallStatus.FAILED) for record in records[: self.num_lost]]
+        return RunResult(calls=(*lost, *records[self.num_lost :]), sessions=tuple(sessions), num_workers=4)
+
+    def waves(self) -> list[list]:
+        """The sessions by what they wait for."""
+        waves: dict[tuple[int, ...], list] = {}
+        for session in self.plan.sessions:
+            waves.setdefault(session.after, []).append(session)
+        return list(waves.values())
+
+
+def sweep(number: int, tp_degree: int, *, seconds=lambda worker, num_calls: 1.0 + num_calls, num_workers=4):
+    backend = Stopwatch(seconds)
+    expert = make_expert("W", tp_degree=tp_degree)
+    return backend, sweep_aggregator(expert, merge_calls(number), make_cluster(num_workers), backend)
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "tp_degree", "cap", "places"),
+    [
+        (4, 4, None, [(0, 1, 2, 3)]),
+        (4, 1, None, [(0,), (1,), (2,), (3,)]),
+        (4, 1, 2, [(0,), (1,)]),
+        (6, 4, 1, [(0, 1, 2, 3)]),
+        (8, 4, None, [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        (8, 4, 1, [(0, 1, 2, 3)]),
+    ],
+)
+def test_replicas_stand_on_aligned_gangs_up_to_the_cap(num_workers, tp_degree, cap, places) -> None:
+    assert aggregator_places(make_expert("W", tp_degree=tp_degree, max_replicas=cap), num_workers) == places
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_an_aggregator_without_a_place_is_refused(num_workers: int) -> None:
+    message = rf"aggregator W: tp_degree must be at most num_workers={num_workers}, got 4"
+    with pytest.raises(ValueError, match=message):
+        sweep(5, 4, num_workers=num_workers)
+
+
+@pytest.mark.parametrize("tp_degree", [1, 4])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 5, 17, 130, 600])
+def test_every_wave_serves_what_it_should(number: int, tp_degree: int) -> None:
+    backend, entry = sweep(number, tp_degree)
+    num_places = 4 if tp_degree == 1 else 1
+    waves = backend.waves()
+    served = [Counter(key.question for session in wave for key in session.shard) for wave in waves]
+    sizes = [sum(questions.values()) for questions in served]
+    # A repeat is a wave of all calls, two of a half and four of a quarter; few calls are copied first.
+    assert len(waves) % 7 == 0
+    num_copies = max(1, -(-4 * num_places // number))
+    for start in range(0, len(waves), 7):
+        everything, halves, quarters = served[start], served[start + 1 : start + 3], served[start + 3 : start + 7]
+        assert everything == Counter({f"q{i}": num_copies for i in range(number)})
+        assert sum(halves, Counter()) == sum(quarters, Counter()) == everything
+        assert max(map(Counter.total, halves)) - min(map(Counter.total, halves)) <= 1
+        assert max(map(Counter.total, quarters)) - min(map(Counter.total, quarters)) <= 1
+    assert min(sizes) >= num_places, "every replica of every wave has something to do"
+    for wave in waves:
+        assert [session.workers[0] for session in wave] == list(range(num_places))
+        assert {len(session.workers) for session in wave} == {tp_degree}
+        shards = [len(session.shard) for session in wave]
+        assert max(shards) - min(shards) <= 1
+    num_repeats = len(waves) // 7
+    assert num_repeats == min(MAX_REPEATS, -(-NUM_SWEPT_CALLS // (num_copies * number)))
+    assert len(entry.points) == len(waves)
+    assert len(entry.output_tokens) == sum(sizes)
+
+
+@given(number=st.integers(1, 40), tp_degree=st.sampled_from([1, 2, 4]))
+def test_each_call_is_served_under_a_key_and_so_with_luck_of_its_own(number: int, tp_degree: int) -> None:
+    backend, _ = sweep(number, tp_degree)
+    keys = [call.key for call in backend.calls]
+    assert len(set(keys)) == len(keys)
+    assert sorted(keys) == sorted(key for session in backend.plan.sessions for key in session.shard)
+    prepared = {call.key.question: call for call in merge_calls(number)}
+    for call in backend.calls:
+        # It reads what the call it copies reads.
+        assert call.after == prepared[call.key.question].after
+        assert (call.key.role, call.prompt_tokens) == (Role.AGGREGATE, 100)
+
+
+def test_waves_come_one_after_the_other() -> None:
+    backend, _ = sweep(9, 1)
+    waves = backend.waves()
+    assert waves[0][0].after == ()
+    for before, behind in pairwise(waves):
+        assert {session.after for session in behind} == {tuple(session.id for session in before)}
+    ids = [session.id for session in backend.plan.sessions]
+    assert ids == list(range(len(ids)))
+
+
+@pytest.mark.parametrize("tp_degree", [1, 4])
+@pytest.mark.parametrize("number", [1, 2, 3, 50])
+def test_an_affine_session_is_measured_exactly(number: int, tp_degree: int) -> None:
+    _, entry = sweep(number, tp_degree, seconds=lambda worker, num_calls: 30.0 + 2.5 * num_calls)
+    assert entry.fit.fixed_s == pytest.approx(30.0)
+    assert entry.fit.per_call_s == pytest.approx(2.5)
+    assert entry.fit.residual_std_frac == pytest.approx(0.0, abs=1e-9)
+    assert entry.fit.min_num_calls < entry.fit.max_num_calls
+    assert (entry.expert, entry.gpu, entry.tp_degree) == ("W", "gpu", tp_degree)
+
+
+def test_the_price_of_a_replica_is_that_of_its_wave_the_longest_of_all() -> None:
+    # Worker 2 takes three times as long; a call more on worker 0 than on the others.
+    _, entry = sweep(17, 1, seconds=lambda worker, num_calls: (30.0 if worker == 2 else 10.0) + num_calls)
+    first = entry.points[0]
+    assert (first.num_calls, first.session_s) == (5, 34.0), "17 calls on four: 5, 4, 4, 4"
+    assert entry.fit.fixed_s > 29.0
+    assert entry.load_s == 10.0, "the longest load, on worker 3"
+
+
+def test_tokens_of_a_wave_are_those_of_all_its_replicas() -> None:
+    backend, entry = sweep(17, 1)
+    assert [point.output_tokens for point in entry.points] == [400 * len(wave) for wave in backend.waves()]
+    sample = entry.output_tokens
+    assert sample == tuple(sorted(sample))
+    assert entry.lengths.mean == pytest.approx(sum(sample) / len(sample))
+    assert entry.lengths.max == max(sample)
+
+
+@pytest.mark.parametrize("num_lost", [1, 30])
+def test_part_of_a_sweep_is_no_price(num_lost: int) -> None:
+    backend = Stopwatch(lambda worker, num_calls: 1.0, num_lost=num_lost)
+    with pytest.raises(BackendError, match=r"aggregator sweep: every call must finish, \d+ of (\d+) did"):
+        sweep_aggregator(make_expert("W"), merge_calls(9), make_cluster(4), backend)
+
+
+def test_a_sweep_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"aggregator sweep: calls must be at least one call, got 0"):
+        sweep(0, 1)
+
+
+@pytest.mark.parametrize("tp_degree", [1, 4])
+def test_in_the_simulator_the_longest_call_bounds_its_wave_however_few_share_it(tp_degree: int) -> None:
+    def outcome(call: Call) -> Outcome:
+        return Outcome(3000 if call.key.question == "q0" else 30, "A")
+
+    expert = make_expert("W", tp_degree=tp_degree)
+    entry = sweep_aggregator(
+        expert, merge_calls(40), make_cluster(4), make_backend(outcome, experts=[expert], cluster=make_cluster(4))
+    )
+    assert entry.load_s == pytest.approx(10.0 / tp_degree)
+    assert entry.lengths.max == 3000
+    # The first call of all is the long one, alone in a whole wave, in a half and in a quarter.
+    long = {point.num_calls for point in entry.points if point.session_s >= 3000 * LinearTime().base_s}
+    assert long == {40 // (4 // tp_degree), 20 // (4 // tp_degree), -(-10 // (4 // tp_degree))}
+
+
+def disturbed(backend, sessions):
+    """The same backend, but some of its sessions were interrupted and tried again."""
+
+    class Interrupted:
+        name = "interrupted"
+        dead_workers: ClassVar[dict[int, str]] = {}
+
+        def execute(self, plan, calls, listener=None) -> RunResult:
+            result = backend.execute(plan, calls, listener)
+            marked = (r._replace(attempt=1) if r.session in sessions else r for r in result.calls)
+            return replace(result, calls=tuple(marked))
+
+    return Interrupted()
+
+
+def test_waves_that_were_interrupted_are_left_out() -> None:
+    expert, cluster = make_expert("W"), make_cluster(2)
+    calls = [make_call(f"q{i}", expert="W", role=Role.AGGREGATE) for i in range(40)]
+    backend = Stopwatch(lambda worker, num_calls: 10.0 + num_calls)
+    whole = sweep_aggregator(expert, calls, cluster, backend)
+    partly = sweep_aggregator(expert, calls, cluster, disturbed(backend, {0}))
+    assert len(partly.points) == len(whole.points) - 1
+    assert partly.output_tokens == whole.output_tokens, "lengths are what they are"
+    with pytest.raises(DisturbedSweepError, match="waves of two sizes must run undisturbed"):
+        sweep_aggregator(expert, calls, cluster, disturbed(backend, set(range(1000))))

@@ -1,0 +1,360 @@
+"""Workloads from slot tables and from files, and what is refused on the way."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.analysis.question_stats import main as question_stats
+from mosaic.core.workload import AnswerKind, CallKey, Role, Workload
+from mosaic.workloads.loaders import count_text_tokens, file_tokens, file_workload
+from mosaic.workloads.slot_table import draw_question_tokens, slot_table_workload
+
+SLOTS = {"A": 5, "B": 3, "C": 1, "D": 0}
+
+
+def make_table(**changes: Any) -> Workload:
+    arguments = {"name": "t", "num_questions": 3, "slots": SLOTS, "prompt_token_quantiles": [10, 20, 90], **changes}
+    return slot_table_workload(**arguments)
+
+
+def write(folder: Path, name: str, *lines: object) -> Path:
+    path = folder / name
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    return path
+
+
+def experts_by_question(workload: Workload) -> dict[str, tuple[str, ...]]:
+    slots: dict[str, tuple[str, ...]] = {}
+    for call in workload.calls:
+        slots[call.key.question] = (*slots.get(call.key.question, ()), call.expert)
+    return slots
+
+
+# Slot tables
+
+
+def test_a_slot_table_gives_each_expert_its_slots_in_the_first_seen_order() -> None:
+    workload = make_table(first_seen=["C", "A"], seed=3)
+    assert Counter(call.expert for call in workload.calls) == {"A": 5, "B": 3, "C": 1}
+    assert [call.expert for call in workload.calls][:2] == ["C", "A"]
+    assert [call.key for call in workload.calls][:4] == [
+        *(CallKey("t-0", Role.PROPOSE, slot) for slot in range(3)),
+        CallKey("t-1", Role.PROPOSE, 0),
+    ]
+
+
+def test_a_call_prefills_the_template_and_its_question() -> None:
+    workload = make_table(template_tokens=7)
+    tokens = {question.id: question.prompt_tokens for question in workload.questions}
+    assert all(call.prompt_tokens == tokens[call.key.question] + 7 for call in workload.calls)
+
+
+def test_questions_use_each_equal_share_of_the_length_distribution_once() -> None:
+    # Shares 1/6, 1/2, 5/6 of a grid at 0, 1/2, 1.
+    assert sorted(question.prompt_tokens for question in make_table(seed=5).questions) == [13, 20, 67]
+    drawn = draw_question_tokens([10, 20, 90], 1000, np.random.default_rng(0))
+    assert sum(drawn) / 1000 == pytest.approx((15 + 55) / 2, abs=0.1)
+
+
+def test_equal_seeds_give_equal_workloads_and_streams_are_independent() -> None:
+    assert make_table(seed=1) == make_table(seed=1)
+    many: dict[str, Any] = {"num_questions": 60, "slots": {"A": 100, "B": 80}}
+    first, other = make_table(seed=1, **many), make_table(seed=2, **many)
+    assert [call.expert for call in first.calls] != [call.expert for call in other.calls]
+    # Other lengths leave the assignment as it is.
+    longer = make_table(seed=1, **many, prompt_token_quantiles=[500, 600])
+    assert [call.expert for call in first.calls] == [call.expert for call in longer.calls]
+
+
+def test_an_expert_may_hold_several_slots_of_a_question() -> None:
+    workload = make_table(num_questions=100, slots={"A": 250, "B": 50})
+    assert ("A", "A", "A") in experts_by_question(workload).values()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": " "}, r"workload\.name must be a non-empty string"),
+        ({"num_questions": 0}, r"workload\.num_questions must be at least 1, got 0"),
+        ({"num_slots_per_question": 2.5}, r"workload\.num_slots_per_question must be a whole number, got 2.5"),
+        ({"template_tokens": -1}, r"workload\.template_tokens must be at least 0, got -1"),
+        ({"seed": -1}, r"workload\.seed must be at least 0, got -1"),
+        ({"slots": {}}, r"workload\.slots must be a mapping with at least one expert"),
+        ({"slots": ["A"]}, r"workload\.slots must be a mapping of experts to counts"),
+        ({"slots": {"A": 10, "B": -1}}, r"workload\.slots\.B must be at least 0, got -1"),
+        ({"slots": {"A": float("nan")}}, r"workload\.slots\.A must be a whole number, got nan"),
+        ({"slots": {"A": 8}}, r"workload\.slots: sum must be num_questions x num_slots_per_question = 9, got 8"),
+        ({"slots": {"": 9}}, r"workload\.slots: expert must be a non-empty string"),
+        ({"pool": ["A", "B", "C"]}, r"workload\.slots: expert must be one of the pool \['A', 'B', 'C'\], got 'D'"),
+        ({"first_seen": ["A", "Z"]}, r"workload\.first_seen must be experts that hold slots, .*got 'Z'"),
+        ({"first_seen": ["D"]}, r"workload\.first_seen must be experts that hold slots, .*got 'D'"),
+        ({"first_seen": ["A", "A"]}, r"workload\.first_seen must be unique, got 'A' twice"),
+        ({"first_seen": "A"}, r"workload\.first_seen must be a list of experts, got 'A'"),
+        ({"prompt_token_quantiles": 12}, r"workload\.prompt_token_quantiles must be a list of numbers, got 12"),
+        ({"prompt_token_quantiles": [12]}, r"workload\.prompt_token_quantiles must be a list of at least two"),
+        ({"prompt_token_quantiles": [0, 12]}, r"workload\.prompt_token_quantiles must be at least 1, got 0"),
+        ({"prompt_token_quantiles": [9, 5]}, r"workload\.prompt_token_quantiles must be a list that never falls"),
+    ],
+)
+def test_a_bad_slot_table_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        make_table(**change)
+
+
+# Files
+
+
+def test_jsonl_gives_questions_calls_and_recorded_lengths(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "mine.jsonl",
+        {"id": "a", "question": "Is 7 prime?", "experts": ["A", "A", "B"], "answer": "yes", "output_tokens": 9},
+        "",
+        {"id": 2, "prompt_tokens": 40, "experts": ["B"], "skills": ["optics"], "output_tokens": [5], "answer": None},
+        {
+            "id": "c",
+            "question": "x\u2028y",
+            "prompt_tokens": 8,
+            "experts": ["B", "A"],
+            "output_tokens": {"A": 1, "B": 2},
+        },
+    )
+    workload = file_workload(path=path, name="mine", template_tokens=100)
+    assert workload.name == "mine"
+    assert [question.id for question in workload.questions] == ["a", "2", "c"]
+    assert [question.prompt_tokens for question in workload.questions] == [3, 40, 8]
+    assert (workload.questions[0].text, workload.questions[0].answer) == ("Is 7 prime?", "yes")
+    assert (workload.questions[1].text, workload.questions[1].skills) == (None, ("optics",))
+    assert experts_by_question(workload) == {"a": ("A", "A", "B"), "2": ("B",), "c": ("B", "A")}
+    assert [call.prompt_tokens for call in workload.calls] == [103] * 3 + [140] + [108] * 2
+    assert workload.output_tokens is not None
+    assert list(workload.output_tokens.values()) == [9, 9, 9, 5, 2, 1]
+    assert list(workload.output_tokens) == [call.key for call in workload.calls]
+
+
+def test_without_recorded_lengths_there_are_none(tmp_path: Path) -> None:
+    path = write(tmp_path, "q.jsonl", {"id": "a", "question": "x", "experts": ["A"]})
+    assert file_workload(path=path).output_tokens is None
+    assert file_workload(path=str(path)).name == "file"
+
+
+def test_symbolic_moe_csv_gives_the_recruited_solvers(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "test.csv",
+        "question,gold_answer,keywords,solvers,notes",
+        '"What, then,\nis light?",B,"[\'optics\', ""Fermat\'s principle""]","[\'A\', \'B\', \'A\']",-',
+        "Why?,,[],['B'],",
+    )
+    workload = file_workload(path=path, template_tokens=0)
+    assert experts_by_question(workload) == {"row-1": ("A", "B", "A"), "row-2": ("B",)}
+    first, second = workload.questions
+    assert (first.text, first.answer, first.skills) == (
+        "What, then,\nis light?",
+        "B",
+        ("optics", "Fermat's principle"),
+    )
+    assert (second.answer, second.skills, second.prompt_tokens) == (None, (), 1)
+
+
+def test_plain_questions_are_routed_by_the_profiles(tmp_path: Path) -> None:
+    profiles = write(tmp_path, "skills.json", {"A": {"algebra": 9}, "B": {"optics": 9}})
+    path = write(
+        tmp_path, "plain.json", [{"question": "x", "gold_answer": "1", "keywords": ["optics"], "category": "p"}]
+    )
+    workload = file_workload(path=path, profiles=profiles, num_slots_per_question=4)
+    assert experts_by_question(workload) == {"row-1": ("B", "B", "B", "B")}
+    assert workload.questions[0].category == "p"
+
+
+def test_questions_that_name_their_experts_keep_them_beside_routed_ones(tmp_path: Path) -> None:
+    profiles = write(tmp_path, "skills.json", {"A": {"algebra": 9}, "B": {"optics": 9}})
+    lines = [{"id": i, "question": "x", "skills": ["algebra"]} for i in range(30)]
+    path = write(tmp_path, "q.jsonl", *lines, {"id": "own", "question": "x", "experts": ["B"]})
+    slots = experts_by_question(file_workload(path=path, profiles=profiles))
+    assert slots["own"] == ("B",)
+    assert set(slots["7"]) == {"A"}
+    assert file_workload(path=path, profiles=profiles, seed=4) == file_workload(path=path, profiles=profiles, seed=4)
+
+
+def test_tokens_are_a_quarter_of_the_characters_rounded_up() -> None:
+    assert [count_text_tokens(text) for text in ("a", "abcd", "abcde")] == [1, 1, 2]
+
+
+COLOURS = "Which one? The options are: (A) red (B) green (C) blue"
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "num_options", "answer"),
+    [
+        ({"question": COLOURS, "answer": "(c)"}, AnswerKind.CHOICE, 3, "C"),
+        ({"question": COLOURS, "answer": "Green"}, AnswerKind.CHOICE, 3, "B"),
+        ({"question": COLOURS}, AnswerKind.CHOICE, 3, None),
+        ({"question": COLOURS, "answer": "purple"}, AnswerKind.TEXT, None, "purple"),
+        ({"question": "Which one?", "answer": "B"}, AnswerKind.CHOICE, 4, "B"),
+        ({"prompt_tokens": 40, "answer": "H"}, AnswerKind.CHOICE, 8, "H"),
+        ({"question": "Find m + n.", "answer": " 073 "}, AnswerKind.MATH, None, "073"),
+        ({"question": "Find x.", "answer": r"\frac{3}{4}"}, AnswerKind.MATH, None, r"\frac{3}{4}"),
+        ({"question": "Who wrote Emma?", "answer": "Jane Austen"}, AnswerKind.TEXT, None, "Jane Austen"),
+        ({"question": "Why?"}, AnswerKind.TEXT, None, None),
+        ({"prompt_tokens": 40}, AnswerKind.TEXT, None, None),
+    ],
+)
+def test_a_file_says_by_text_and_gold_how_answers_compare(
+    tmp_path: Path, line: dict[str, object], kind: AnswerKind, num_options: int | None, answer: str | None
+) -> None:
+    path = write(tmp_path, "q.jsonl", {"id": "a", "experts": ["A"], **line})
+    (question,) = file_workload(path=path).questions
+    assert (question.answer_kind, question.num_options, question.answer) == (kind, num_options, answer)
+
+
+def test_questions_of_all_kinds_meet_in_one_table(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "test.csv",
+        "question,gold_answer,solvers",
+        f'"{COLOURS}",B,"[\'A\']"',
+        "How many?,12.5,\"['A']\"",
+        "Why?,because,\"['A']\"",
+    )
+    kinds = [question.answer_kind for question in file_workload(path=path).questions]
+    assert kinds == [AnswerKind.CHOICE, AnswerKind.MATH, AnswerKind.TEXT]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"line 2: must be JSON"),
+        ([1], r"line 2: must be an object, got \[1\]"),
+        ({"question": "x"}, r"line 2: id must be given"),
+        ({"id": 1.5, "question": "x"}, r"line 2: id must be a string, got 1\.5"),
+        ({"id": "a", "question": "x", "experts": ["A"]}, r"line 2: id must be unique, got 'a', which .*line 1 has too"),
+        ({"id": "b"}, r"line 2: question must be given, or prompt_tokens"),
+        ({"id": "b", "question": " "}, r"line 2: question must be a non-empty string"),
+        ({"id": "b", "question": 5}, r"line 2: question must be a string, got 5"),
+        ({"id": "b", "question": "x", "expert": "A"}, r"line 2: key must be one of .*'experts'.*got 'expert'"),
+        ({"id": "b", "question": "x", "experts": "A"}, r"line 2: experts must be a list of strings, got 'A'"),
+        ({"id": "b", "question": "x", "experts": []}, r"line 2: experts must be a list with at least one name"),
+        ({"id": "b", "question": "x", "experts": [3]}, r"line 2: experts must be a string, got 3"),
+        ({"id": "b", "question": "x", "experts": ["Z"]}, r"line 2: experts must be of the pool \['A'\], got 'Z'"),
+        ({"id": "b", "question": "x"}, r"line 2: experts .* must be given, or workload\.profiles"),
+        ({"id": "b", "question": "x", "answer": 4}, r"line 2: answer must be a string, got 4"),
+        (
+            {"id": "b", "question": COLOURS, "answer": "D"},
+            r"line 2: answer must be one of the listed options ABC, got 'D'",
+        ),
+        ({"id": "b", "question": "x", "skills": "optics"}, r"line 2: skills must be a list of strings"),
+        ({"id": "b", "prompt_tokens": 0}, r"line 2: prompt_tokens must be at least 1, got 0"),
+        ('{"id": "b", "prompt_tokens": NaN}', r"line 2: prompt_tokens must be a whole number, got nan"),
+        (
+            '{"id": "b", "question": "x", "output_tokens": NaN}',
+            r"line 2: output_tokens must be a whole number, got nan",
+        ),
+        ({"id": "b", "question": "x", "output_tokens": [0]}, r"line 2: output_tokens\[0\] must be at least 1"),
+        ({"id": "b", "question": "x", "output_tokens": {"A": "9"}}, r"line 2: output_tokens\.A must be a whole number"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: object, message: str) -> None:
+    path = write(tmp_path, "q.jsonl", {"id": "a", "question": "x", "experts": ["A"]}, line)
+    with pytest.raises((ValueError, TypeError), match=r"q\.jsonl, " + message):
+        file_workload(path=path, pool=["A"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, r"line 2: output_tokens must be on every line or on none"),
+        ([1, 2, 3], r"line 2: output_tokens must be a list of 2 numbers, one per slot, got \[1, 2, 3\]"),
+        ({"A": 4}, r"line 2: output_tokens must be a mapping that has expert 'B', got \{'A': 4\}"),
+    ],
+)
+def test_recorded_lengths_must_cover_every_slot(tmp_path: Path, given: object, message: str) -> None:
+    path = write(
+        tmp_path,
+        "q.jsonl",
+        {"id": "a", "question": "x", "experts": ["A"], "output_tokens": 3},
+        {"id": "b", "question": "x", "experts": ["A", "B"], "output_tokens": given},
+    )
+    with pytest.raises(ValueError, match=message):
+        file_workload(path=path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["query,solvers", "x,['A']"],
+            r"q\.csv: columns must be a superset of \['question'\], got \['query', 'solvers'\]",
+        ),
+        (["question,solvers", "x"], r"q\.csv, row 1: must have 2 columns"),
+        (["question,solvers", "x,['A'],y"], r"q\.csv, row 1: must have 2 columns"),
+        (["question,solvers", ",['A']"], r"q\.csv, row 1: question must be a non-empty string"),
+        (["question,solvers", "x,A"], r"q\.csv, row 1: solvers must be a Python list of strings, got 'A'"),
+        (["question,solvers", "x,__import__('os')"], r"q\.csv, row 1: solvers must be a Python list of strings"),
+        (["question,solvers", "x,3"], r"q\.csv, row 1: solvers must be a list of strings, got 3"),
+        (["question,solvers", "x,[3]"], r"q\.csv, row 1: solvers must be a string, got 3"),
+        (["question,solvers", "x,[]"], r"q\.csv, row 1: solvers must be a list with at least one name"),
+        (["question,keywords", "x,optics"], r"q\.csv, row 1: keywords must be a Python list of strings"),
+        (["question,solvers", "x,"], r"q\.csv, row 1: experts \(solvers in a table\) must be given"),
+        (["question,solvers", '"x"y,[]'], r"q\.csv, after line 1: must be CSV"),
+        (["question,solvers"], r"q\.csv must be a file with at least one question, got 'none'"),
+        ([""], r"q\.csv: columns must be a superset"),
+    ],
+)
+def test_a_bad_table_is_named(tmp_path: Path, lines: list[str], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        file_workload(path=write(tmp_path, "q.csv", *lines))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"question": "x"}', r"q\.json: must be a list of questions, got dict"),
+        ("[", r"q\.json: must be JSON"),
+        ('["x"]', r"q\.json, row 1: must be an object, got 'x'"),
+        ('[{"gold_answer": "B"}]', r"q\.json, row 1: question must be given"),
+        ("[]", r"q\.json must be a file with at least one question"),
+    ],
+)
+def test_a_bad_list_of_questions_is_named(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        file_workload(path=write(tmp_path, "q.json", content))
+
+
+def test_unusable_paths_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"workload\.path must be a readable file, got .*none\.jsonl"):
+        file_workload(path=tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match=r"workload\.path must be a file ending in one of .*\.csv"):
+        file_workload(path="questions.txt")
+    (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}')
+    with pytest.raises(ValueError, match=r"workload\.path must be UTF-8 text, got .*latin\.jsonl"):
+        file_workload(path=tmp_path / "latin.jsonl")
+    with pytest.raises(ValueError, match=r"workload\.template_tokens must be at least 0"):
+        file_workload(path="q.csv", template_tokens=-1)
+
+
+# Question statistics
+
+
+def test_question_stats_print_a_grid_that_a_slot_table_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import yaml
+
+    path = write(tmp_path, "q.json", [{"question": "x" * 4 * (i + 1)} for i in range(201)])
+    assert file_tokens(path) == tuple(range(1, 202))
+    assert question_stats([str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "# Mean 101.00; drawn back from this grid 101.00 (+0.0%)." in printed
+    quantiles = yaml.safe_load(printed)["prompt_token_quantiles"]
+    assert quantiles == list(range(1, 202, 2))
+    assert len(make_table(prompt_token_quantiles=quantiles).questions) == 3
+
+
+def test_question_stats_refuse_an_unreadable_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert question_stats(["none.json"]) == 2
+    assert "question_stats: workload.path must be a readable file, got 'none.json'" in capsys.readouterr().err
