@@ -161,7 +161,7 @@ def longest_alone_s(workload: str) -> tuple[float, int]:
     setup = setup_from(compose_config([f"workload={workload}"]))
     assert setup.stage is not None
     expert = setup.stage.aggregator.shaped(4)
-    call = Call(CallKey("longest", Role.AGGREGATE, 0), expert.name, 1500)
+    call = Call(CallKey("longest", AGGREGATE, 0), expert.name, 1500)
     limit = expert.output_limit(call.prompt_tokens)
     backend: SimBackend = setup.backend(setup.world(), (expert,))
     result = SimBackend(

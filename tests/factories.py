@@ -6,7 +6,17 @@ from dataclasses import dataclass, field
 from mosaic.core.cluster import Cluster, Gpu, Worker, uniform_cluster
 from mosaic.core.plan import Plan
 from mosaic.core.prediction import LengthPrediction
-from mosaic.core.workload import Call, CallKey, Expert, ExpertName, Family, ModelShape, Question, Role, Workload
+from mosaic.core.workload import (
+    Call,
+    CallKey,
+    Expert,
+    ExpertName,
+    Family,
+    ModelShape,
+    PROPOSE,
+    Question,
+    Workload,
+)
 from mosaic.planning.costs import AffineCosts, Cost, LinearTerms, PaperCosts, Residency, ShardSummary
 from mosaic.planning.plan_check import check_plan
 from mosaic.planning.problem import Problem
@@ -68,7 +78,7 @@ def make_call(
     *,
     expert: str = "A",
     slot: int = 0,
-    role: Role = Role.PROPOSE,
+    node: str = PROPOSE,
     prompt_tokens: int = 100,
     ready_s: float = 0.0,
     after: tuple[CallKey, ...] = (),

@@ -3,12 +3,12 @@
 from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
-from mosaic.core.workload import CallKey, Role
+from mosaic.core.workload import AGGREGATE, CallKey, PROPOSE
 from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer
 from mosaic.report.metrics import StageSummary
 
 
-def make_key(question: str = "q0", *, slot: int = 0, role: Role = Role.PROPOSE) -> CallKey:
+def make_key(question: str = "q0", *, slot: int = 0, node: str = PROPOSE) -> CallKey:
     return CallKey(question, role, slot)
 
 
@@ -32,7 +32,7 @@ def make_session(
     workers: tuple[int, ...] = (0,),
     load: tuple[float, float] = (0.0, 10.0),
     end_ts: float = 50.0,
-    role: Role = Role.PROPOSE,
+    node: str = PROPOSE,
     output_tokens: int = 400,
 ) -> SessionRecord:
     return SessionRecord(
@@ -73,9 +73,9 @@ def make_small_run() -> RunResult:
 def make_small_plan(*, scheduler: str = "ilp", lengths: tuple[str, ...] = ("A", "B", "C")) -> Plan:
     """The plan behind the small run, 10% optimistic."""
     sessions = (
-        Session(id=0, expert="A", role=Role.PROPOSE, workers=(0,), shard=(make_key("q0"),)),
-        Session(id=1, expert="B", role=Role.PROPOSE, workers=(0,), shard=(make_key("q1"),)),
-        Session(id=2, expert="C", role=Role.PROPOSE, workers=(1,), shard=(make_key("q2"),)),
+        Session(id=0, expert="A", node=PROPOSE, workers=(0,), shard=(make_key("q0"),)),
+        Session(id=1, expert="B", node=PROPOSE, workers=(0,), shard=(make_key("q1"),)),
+        Session(id=2, expert="C", node=PROPOSE, workers=(1,), shard=(make_key("q2"),)),
     )
     return Plan(
         scheduler=scheduler,
@@ -95,13 +95,13 @@ def make_small_plan(*, scheduler: str = "ilp", lengths: tuple[str, ...] = ("A", 
 
 def make_small_aggregator_plan() -> Plan:
     """Z on both workers for question q0, after the small plan: loads for 8 s, done after 18."""
-    shard = (make_key("q0", role=Role.AGGREGATE),)
+    shard = (make_key("q0", node=AGGREGATE),)
     return Plan(
         scheduler="ilp",
         costs="paper",
         problem_fingerprint="beef",
         num_workers=2,
-        sessions=(Session(id=0, expert="Z", role=Role.AGGREGATE, workers=(0, 1), shard=shard),),
+        sessions=(Session(id=0, expert="Z", node=AGGREGATE, workers=(0, 1), shard=shard),),
         predicted=(PredictedTimes(0.0, 8.0, 18.0),),
         lengths={"Z": LengthPrediction(mean=300.0, max=4096)},
         lower_bound_s=18.0,
@@ -115,9 +115,9 @@ def make_small_aggregator_plan() -> Plan:
 def make_two_stage_run() -> RunResult:
     """The small run, and behind its barrier Z on both workers: loads 80-90, serves q0 to 100."""
     first = make_small_run()
-    gang = make_session(3, expert="Z", workers=(0, 1), load=(80.0, 90.0), end_ts=100.0, role=Role.AGGREGATE)
+    gang = make_session(3, expert="Z", workers=(0, 1), load=(80.0, 90.0), end_ts=100.0, node=AGGREGATE)
     merged = make_record(
-        expert="Z", key=make_key("q0", role=Role.AGGREGATE), session=3, workers=(0, 1), queued_ts=90.0,
+        expert="Z", key=make_key("q0", node=AGGREGATE), session=3, workers=(0, 1), queued_ts=90.0,
         admitted_ts=90.0, first_token_ts=91.0, finished_ts=100.0, answer="C",
     )  # fmt: skip
     return make_result(*first.sessions, gang, calls=(*first.calls, merged), lower_bound_s=first.lower_bound_s)

@@ -63,7 +63,7 @@ def response_line(entry: EndedCall) -> str:
     key = entry.key
     line = {
         "question": key.question,
-        "role": key.role.value,
+        "role": key.node,
         "slot": key.slot,
         "expert": entry.expert,
         "status": entry.status.value,

@@ -24,7 +24,7 @@ from experiments.figures.style import (
 )
 from mosaic.core.errors import MosaicError, RunFolderError
 from mosaic.core.results import CallRecord, CallStatus
-from mosaic.core.workload import CallKey, Role
+from mosaic.core.workload import CallKey
 from mosaic.report.metrics import latency_s, mean, quantile, ttft_s
 from mosaic.report.run_folder import read_config
 from mosaic.workloads.request_log import measured_records

@@ -32,7 +32,7 @@ from experiments.figures.style import (
 )
 from mosaic.core.errors import MosaicError
 from mosaic.core.results import SessionRecord
-from mosaic.core.workload import Role
+from mosaic.core.workload import AGGREGATE, PROPOSE
 from mosaic.report.run_folder import SUMMARY, read_json
 from mosaic.report.tables import read_sessions
 
@@ -99,13 +99,13 @@ def draw_timeline(
 
 def _experts_end_s(sessions: Sequence[SessionRecord]) -> float | None:
     """End of the expert stage, where another stage follows."""
-    stages = {role: [session.end_ts for session in sessions if session.role is role] for role in Role}
-    return max(stages[Role.PROPOSE]) if stages[Role.PROPOSE] and stages[Role.AGGREGATE] else None
+    stages = {role: [session.end_ts for session in sessions if session.node == role] for role in Role}
+    return max(stages[PROPOSE]) if stages[PROPOSE] and stages[AGGREGATE] else None
 
 
 def _label_of(session: SessionRecord, inches_per_s: float, lane_in: float) -> str | None:
     """Choose the name that fits into a session's box; None: none does."""
-    names = [f"{session.expert} aggregates", "aggregator"] if session.role is Role.AGGREGATE else []
+    names = [f"{session.expert} aggregates", "aggregator"] if session.node == AGGREGATE else []
     room_in = (session.end_ts - session.start_ts) * inches_per_s if lane_in >= 1.35 * SMALL_PT / 72 else 0.0
     fitting = (name for name in [*names, session.expert] if (len(name) * 0.6 + 0.9) * SMALL_PT / 72 <= room_in)
     return next(fitting, None)

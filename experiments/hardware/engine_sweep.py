@@ -18,7 +18,7 @@ from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.realization import Outcome, Outcomes
 from mosaic.core.results import CallStatus, RunResult
-from mosaic.core.workload import Call, CallKey, Expert, ModelShape, Role
+from mosaic.core.workload import Call, CallKey, Expert, ModelShape, PROPOSE
 from mosaic.engines.engine import Device, EngineSettings
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.journal import read_journal
@@ -227,10 +227,10 @@ def round_of(
         turned = [listed[(start + i) % len(listed)] for i in range(len(listed))]
         for batch in (WARM_UP, *turned):
             batches[len(sessions)] = batch
-            keys = tuple(CallKey(f"{run}-{len(sessions)}-{i}", Role.PROPOSE, 0) for i in range(len(batch)))
+            keys = tuple(CallKey(f"{run}-{len(sessions)}-{i}", PROPOSE, 0) for i in range(len(batch)))
             calls += [Call(key, expert, prompt) for key, (prompt, _) in zip(keys, batch, strict=True)]
             lengths |= {key: output for key, (_, output) in zip(keys, batch, strict=True)}
-            sessions.append(Session(id=len(sessions), expert=expert, role=Role.PROPOSE, workers=workers, shard=keys))
+            sessions.append(Session(id=len(sessions), expert=expert, node=PROPOSE, workers=workers, shard=keys))
     plan = unpriced_plan(sessions, num_workers=num_workers)
     return Round(plan, tuple(calls), batches, lambda call: Outcome(lengths[call.key]))
 

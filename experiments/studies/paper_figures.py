@@ -26,7 +26,7 @@ from experiments.studies.published import (
 )
 from experiments.studies.throughput import ThroughputPoint, throughput_points
 from experiments.studies.throughput_reasons import explain_curve
-from mosaic.core.workload import Role
+from mosaic.core.workload import PROPOSE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -140,7 +140,7 @@ def figure5(runs: PaperRuns) -> Drawing:
     """Timelines of the expert stage, the first seed."""
     timelines = {
         title: {
-            name: [session for session in runs.of(benchmark, policy)[0].sessions if session.role is Role.PROPOSE]
+            name: [session for session in runs.of(benchmark, policy)[0].sessions if session.node == PROPOSE]
             for policy, name in POLICY_TITLES.items()
         }
         for benchmark, title in TITLES.items()

@@ -32,7 +32,7 @@ from experiments.studies.published import (
     ROUND_ROBIN_WORKER_S,
     UNANIMOUS_RIGHT_FRAC,
 )
-from mosaic.core.workload import Role
+from mosaic.core.workload import PROPOSE
 from mosaic.report.metrics import busy_s_by_worker
 
 Kind: TypeAlias = Literal["fitted", "follows from fits", "predicted"]
@@ -135,7 +135,7 @@ def _worker_rows(runs: PaperRuns) -> list[Row]:
     baseline = runs.of("mmlu_pro", "round_robin")
     busy = [
         busy_s_by_worker(
-            [session for session in run.sessions if session.role is Role.PROPOSE], run.summary["num_workers"]
+            [session for session in run.sessions if session.node == PROPOSE], run.summary["num_workers"]
         )
         for run in baseline
     ]

@@ -82,7 +82,7 @@ class BaselineSessions:
             cluster=uniform_cluster(name="one", num_workers=1, gpu=hardware.gpu),
         )
         session = Session(
-            id=0, expert=expert, role=calls[0].key.role, workers=(0,), shard=tuple(call.key for call in calls)
+            id=0, expert=expert, node=calls[0].key.node, workers=(0,), shard=tuple(call.key for call in calls)
         )
         plan = unpriced_plan([session], num_workers=1)
         worlds = [World(lengths=lengths, root_seed=seed) for seed in seeds]

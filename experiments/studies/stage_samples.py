@@ -14,7 +14,7 @@ from experiments.config.simulated_execution import SimulatedExecution
 from experiments.config.stage_wiring import StageSetup
 from experiments.config.wiring import Setup, compose_config, setup_from
 from mosaic.core.results import CallRecord, RunResult
-from mosaic.core.workload import Role
+from mosaic.core.workload import AGGREGATE
 from mosaic.pipelines.final_answers import FinalAnswer
 from mosaic.pipelines.gates.gate import Ballot, Gate, Majority, Never, Unanimous, plurality
 from mosaic.report.metrics import makespan_s
@@ -159,12 +159,12 @@ def _means_by_bucket(tokens: Sequence[float], agreement: Sequence[float]) -> tup
 
 
 def _aggregated(second: SecondStage) -> list[CallRecord]:
-    return [record for record in second.joined.calls if record.key.role is Role.AGGREGATE]
+    return [record for record in second.joined.calls if record.key.node == AGGREGATE]
 
 
 def _tail_frac(second: SecondStage) -> float:
     """Share of the stage, its load included, in which only the last twentieth of its calls is left."""
     ends = sorted(record.finished_ts for record in _aggregated(second) if record.finished_ts is not None)
-    sessions = [session for session in second.joined.sessions if session.role is Role.AGGREGATE]
+    sessions = [session for session in second.joined.sessions if session.node == AGGREGATE]
     start = min(session.load_start_ts for session in sessions)
     return (ends[-1] - ends[len(ends) - 1 - len(ends) // NUM_TAIL_PARTS]) / (ends[-1] - start)

@@ -16,7 +16,7 @@ from mosaic.core.errors import BackendError
 from mosaic.core.lengths import Empirical
 from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.results import CallRecord, CallStatus, SessionRecord
-from mosaic.core.workload import Call, CallKey, Expert, ExpertName, Role
+from mosaic.core.workload import Call, CallKey, Expert, ExpertName, PROPOSE
 from mosaic.planning.costs import kv_capacity_tokens
 from sim.engine.engine_settings import EngineSettings
 
@@ -124,7 +124,7 @@ class _Bench:
         """Number calls from ``first``; no two sessions share one, so they share no luck."""
         name = self.expert.name
         return tuple(
-            Call(CallKey(f"throughput-{name}-{i}", Role.PROPOSE, 0), name, self.prompts[i % len(self.prompts)])
+            Call(CallKey(f"throughput-{name}-{i}", PROPOSE, 0), name, self.prompts[i % len(self.prompts)])
             for i in range(first, first + number)
         )
 
@@ -134,7 +134,7 @@ class _Bench:
         assert setup.settings is not None
         workers = tuple(range(self.expert.tp_degree))
         shard = tuple(call.key for call in calls)
-        session = Session(id=0, expert=self.expert.name, role=Role.PROPOSE, workers=workers, shard=shard)
+        session = Session(id=0, expert=self.expert.name, node=PROPOSE, workers=workers, shard=shard)
         result = setup.backend(setup.calibration_world()).execute(
             unpriced_plan([session], num_workers=len(workers)), calls
         )

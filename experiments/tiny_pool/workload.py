@@ -5,7 +5,7 @@ from pathlib import Path
 from experiments.tiny_pool.questions import Part, TinyQuestion, as_question, draw_questions
 from experiments.tiny_pool.tokenizer import tiny_tokenizer
 from mosaic.core.checks import require, require_count, require_name
-from mosaic.core.workload import Call, CallKey, Question, Role, Workload
+from mosaic.core.workload import Call, CallKey, Question, Workload
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.workloads.routing import Router, SkillProfiles, load_skill_profiles
 
@@ -55,7 +55,7 @@ def tiny_workload(
     drawn = draw_questions(num_questions, Part(part), seed)
     questions = tuple(counted(question, f"{part}-{seed}-{i}") for i, question in enumerate(drawn))
     calls = tuple(
-        Call(CallKey(question.id, Role.PROPOSE, slot), expert, len(tiny_tokenizer().chat(expert_prompt(question))))
+        Call(CallKey(question.id, PROPOSE, slot), expert, len(tiny_tokenizer().chat(expert_prompt(question))))
         for question, experts in zip(questions, router.recruit_batch(questions, seed=seed), strict=True)
         for slot, expert in enumerate(experts)
     )

@@ -6,19 +6,21 @@ from enum import StrEnum
 
 from mosaic.core.checks import require, require_unique
 from mosaic.core.prediction import LengthPrediction
-from mosaic.core.workload import CallKey, ExpertName, Role
+from mosaic.core.workload import PROPOSE, CallKey, ExpertName, NodeName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """One expert, resident on fixed workers, serving one shard of calls."""
+    """One expert, resident on fixed workers, serving calls: it is opened, gets calls, and is closed."""
 
     id: int
     expert: ExpertName
-    role: Role
+    node: NodeName = PROPOSE
+    """Of the calls that it is planned for."""
     workers: tuple[int, ...]
     """Held together from load to unload; the tensor-parallel degree is their number."""
-    shard: tuple[CallKey, ...]
+    shard: tuple[CallKey, ...] = ()
+    """The calls that a plan gives it; one that is opened while a run goes on may have none yet."""
     after: tuple[int, ...] = ()
     """Sessions that must have ended before this one loads."""
 
@@ -26,7 +28,6 @@ class Session:
         label = f"session {self.id} of {self.expert!r}"
         require(len(self.workers) > 0, f"{label}: workers", "at least one worker", self.workers)
         require_unique(self.workers, f"{label}: workers")
-        require(len(self.shard) > 0, f"{label}: shard", "at least one call", 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import NamedTuple, TypeAlias
 
+from mosaic.core.results import Inputs
 from mosaic.core.workload import Call, CallKey
 
-Outcomes: TypeAlias = Callable[[Call], "Outcome"]
-"""Maps a call to its outcome; pure, so that every policy meets the same world."""
+Outcomes: TypeAlias = Callable[[Call, Inputs], "Outcome"]
+"""Maps a call, and what the calls said that it comes after, to its outcome; pure, so that every policy meets the same
+world. Asked when the call is submitted."""
 
 
 class Outcome(NamedTuple):
@@ -27,8 +29,8 @@ def uniform(root_seed: int, stream: str, key: CallKey) -> float:
 
     Examples
     --------
-    >>> from mosaic.core.workload import CallKey, Role
-    >>> key = CallKey("q1", Role.PROPOSE, 0)
+    >>> from mosaic.core.workload import CallKey, PROPOSE
+    >>> key = CallKey("q1", PROPOSE, 0)
     >>> uniform(0, "length", key) == uniform(0, "length", key)
     True
     >>> uniform(0, "length", key) == uniform(1, "length", key)
@@ -39,8 +41,8 @@ def uniform(root_seed: int, stream: str, key: CallKey) -> float:
 
 def uniform_pair(root_seed: int, stream: str, key: CallKey) -> tuple[float, float]:
     """Draw two independent numbers for a call, the first of them that of ``uniform``."""
-    question, role, slot = key
-    digest = blake2b(f"{root_seed}|{stream}|{question}|{role}|{slot}".encode(), digest_size=32).digest()
+    question, node, slot = key
+    digest = blake2b(f"{root_seed}|{stream}|{question}|{node}|{slot}".encode(), digest_size=32).digest()
     return _to_uniform(digest[:8]), _to_uniform(digest[8:16])
 
 

@@ -1,11 +1,12 @@
 """What happened: one record per call and per session, the same from every backend."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias
 
-from mosaic.core.workload import CallKey, ExpertName, Role
+from mosaic.core.commands import Action
+from mosaic.core.workload import PROPOSE, CallKey, ExpertName, NodeName
 
 
 class CallStatus(StrEnum):
@@ -16,8 +17,24 @@ class CallStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class Response(NamedTuple):
+    """What a real engine said, beside the counts; a simulated call has none."""
+
+    text: str | None = None
+    """None: without a tokenizer there is no text."""
+    token_ids: tuple[int, ...] = ()
+    finish_reason: str | None = None
+    """As the engine says: stop, or length where the limit cut the response off."""
+    thinking_opened: bool = False
+    """The prompt's template opened the think tag."""
+    error: str | None = None
+    """Why it failed."""
+    fingerprint: str = ""
+    """Of all that decides the response: who finds a finished record with it need not run the call."""
+
+
 class CallRecord(NamedTuple):
-    """One attempt at a call. Instants are seconds on the run's clock, zero at its start.
+    """A call that ended, with the attempt that counts. Instants are seconds on the run's clock, zero at its start.
 
     A named tuple and not a frozen dataclass: a run makes one per call, and a frozen dataclass
     of this width costs four times as long to build.
@@ -38,12 +55,17 @@ class CallRecord(NamedTuple):
     cached_tokens: int = 0
     """Prompt tokens whose KV entries were reused."""
     wasted_tokens: int = 0
-    """Tokens computed again after a preemption, or thrown away by a cancellation."""
+    """Tokens computed again after a preemption or a move, or thrown away by a cancellation."""
     status: CallStatus = CallStatus.FINISHED
     answer: str | None = None
     """Extracted from the response; None: nothing could be extracted."""
     visible_tokens: int | None = None
     """Tokens of the response without its thinking, which is what an aggregator reads; None: not known."""
+    response: Response | None = None
+
+
+Inputs: TypeAlias = Mapping[CallKey, CallRecord]
+"""What became of the calls that a call comes after."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +74,8 @@ class SessionRecord:
 
     session: int
     expert: ExpertName
-    role: Role
+    node: NodeName
+    """Of the calls that it was planned for."""
     workers: tuple[int, ...]
     load_start_ts: float
     load_s: float
@@ -62,28 +85,11 @@ class SessionRecord:
     end_ts: float
     num_calls: int
     output_tokens: int
+    cpu_s: float | None = None
+    """Processor time from the load's start to the end: far below the wall time, others were using the core.
 
-
-class Action(NamedTuple):
-    """What a listener did, when and why it could: enough to replay a run that reacted."""
-
-    ts: float
-    kind: str
-    call: CallKey
-    detail: str = ""
-
-
-class Cancel(NamedTuple):
-    """Stop a call that has not finished; its record gets the status cancelled."""
-
-    key: CallKey
-
-
-class Listener(Protocol):
-    """Watches a run and may react before it ends."""
-
-    def on_finish(self, record: CallRecord) -> Sequence[Cancel]:
-        """Observe a finished call; return the calls to cancel."""
+    None: not known, or simulated.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +97,12 @@ class RunResult:
     """Everything a run left behind; partial after a failure."""
 
     calls: tuple[CallRecord, ...]
+    """By session, and within a session in the order in which they ended."""
     sessions: tuple[SessionRecord, ...]
     num_workers: int
     lower_bound_s: float | None = None
-    """No schedule can serve these calls at their true lengths in less (None: the backend cannot tell)."""
+    """No schedule can serve the first layer's calls at their true lengths in less (None: the backend cannot tell)."""
     actions: tuple[Action, ...] = ()
+    """The log of commands."""
+    first_nodes: tuple[NodeName, ...] = (PROPOSE,)
+    """Nodes of the first layer: their calls need no other's answer."""

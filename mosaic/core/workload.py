@@ -9,16 +9,14 @@ from typing import NamedTuple, TypeAlias
 from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
 
 ExpertName: TypeAlias = str
+NodeName: TypeAlias = str
+"""Of a node of a call graph."""
+PROPOSE: NodeName = "propose"
+AGGREGATE: NodeName = "aggregate"
+"""The two nodes of the paper's pipeline."""
 
 OPTION_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Names of a multiple-choice question's options, in order."""
-
-
-class Role(StrEnum):
-    """What a call is for. A label: the second stage reuses scheduler, plan and backend."""
-
-    PROPOSE = "propose"
-    AGGREGATE = "aggregate"
 
 
 class Family(StrEnum):
@@ -43,11 +41,11 @@ class CallKey(NamedTuple):
     """Identity of a call: the same in every plan, world and result."""
 
     question: str
-    role: Role
+    node: NodeName
     slot: int
 
     def __str__(self) -> str:
-        return f"{self.question}/{self.role}/{self.slot}"
+        return f"{self.question}/{self.node}/{self.slot}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

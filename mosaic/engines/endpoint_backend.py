@@ -183,7 +183,7 @@ class EndpointBackend:
                     plan=standing.plan,
                     session=session.id,
                     attempt=standing.num_attempts(session.id),
-                    role=session.role,
+                    node=session.node,
                     expert=expert.name,
                     workers=session.workers,
                     load_start_ts=0.0,

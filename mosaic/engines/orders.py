@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from mosaic.core.workload import CallKey, ExpertName, Role
+from mosaic.core.workload import CallKey, ExpertName
 from mosaic.engines.engine import EngineSettings, EngineSpec, Prompt
 from mosaic.runtime.journal_records import ClosedSession, EndedCall, OpenedSession
 

@@ -120,7 +120,7 @@ class PlanRun:
             plan=self._plan,
             session=live.session.id,
             attempt=live.attempt,
-            role=live.session.role,
+            node=live.session.node,
             expert=live.session.expert,
             workers=workers,
             load_start_ts=max([self._free_ts[worker] for worker in workers] + followed),

@@ -150,7 +150,7 @@ def _session_record(
     return SessionRecord(
         session=number,
         expert=first.expert,
-        role=first.role,
+        node=first.node,
         workers=first.workers,
         load_start_ts=first.load_start_ts,
         load_s=first.load_s,

@@ -14,7 +14,7 @@ def opened_session(order: ServeOrder, start_ts: float) -> OpenedSession:
         session=order.session,
         attempt=order.attempt,
         expert=order.expert,
-        role=order.role,
+        node=order.node,
         workers=order.workers,
         load_start_ts=order.load_start_ts,
         load_s=start_ts - order.load_start_ts,

@@ -143,8 +143,8 @@ def response_seed(root_seed: int, key: CallKey) -> int:
 
     Examples
     --------
-    >>> from mosaic.core.workload import Role
-    >>> response_seed(0, CallKey("q1", Role.PROPOSE, 0)) == response_seed(0, CallKey("q1", Role.PROPOSE, 1))
+    >>> from mosaic.core.workload import PROPOSE
+    >>> response_seed(0, CallKey("q1", PROPOSE, 0)) == response_seed(0, CallKey("q1", PROPOSE, 1))
     False
     """
     question, role, slot = key

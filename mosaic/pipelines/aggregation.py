@@ -23,7 +23,16 @@ from typing import NamedTuple
 from mosaic.core.checks import require_count
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.tokens import count_text_tokens
-from mosaic.core.workload import AnswerKind, Call, CallKey, Expert, ExpertName, Question, Role
+from mosaic.core.workload import (
+    AGGREGATE,
+    AnswerKind,
+    Call,
+    CallKey,
+    Expert,
+    ExpertName,
+    PROPOSE,
+    Question,
+)
 
 CUT_MARKER = "[... beginning cut ...]\n"
 MIN_RESPONSE_TOKENS = 64
@@ -101,7 +110,7 @@ def aggregator_calls(
     finished: defaultdict[str, list[CallRecord]] = defaultdict(list)
     for record in records:
         key = record.key
-        if key.question in wanted and key.role is Role.PROPOSE and record.status is CallStatus.FINISHED:
+        if key.question in wanted and key.node == PROPOSE and record.status is CallStatus.FINISHED:
             finished[key.question].append(record)
     return tuple(_call(question, finished.get(question.id, []), aggregator.name, limit) for question in questions)
 
@@ -114,7 +123,7 @@ def _call(question: Question, records: list[CallRecord], aggregator: ExpertName,
     visible = [tokens for record in records if (tokens := visible_tokens(record)) > 0]
     room = _room(question, len(visible), limit)
     prompt_tokens = room.fixed_tokens + sum(shares(visible, room.left_tokens))
-    return Call(CallKey(question.id, Role.AGGREGATE, 0), aggregator, prompt_tokens, after=after)
+    return Call(CallKey(question.id, AGGREGATE, 0), aggregator, prompt_tokens, after=after)
 
 
 def visible_tokens(record: CallRecord) -> int:

@@ -9,7 +9,7 @@ from mosaic.core.checks import require_number
 from mosaic.core.errors import PlanError
 from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
 from mosaic.core.prediction import LengthPrediction
-from mosaic.core.workload import CallKey, Role
+from mosaic.core.workload import CallKey
 
 SCHEMA_VERSION = 1
 
@@ -79,13 +79,13 @@ def _session_to_dict(session: Session, times: PredictedTimes) -> dict[str, objec
     return {
         "id": session.id,
         "expert": session.expert,
-        "role": session.role.value,
+        "node": session.node,
         "workers": list(session.workers),
         "after": list(session.after),
         "start_s": times.start_s,
         "load_s": times.load_s,
         "end_s": times.end_s,
-        "shard": [[key.question, key.role.value, key.slot] for key in session.shard],
+        "shard": [[key.question, key.node, key.slot] for key in session.shard],
     }
 
 
@@ -118,7 +118,7 @@ def _session(row: Mapping[str, Any], where: str) -> Session:
     return Session(
         id=_get(row, "id", int, where),
         expert=_get(row, "expert", str, where),
-        role=_choice(Role, _get(row, "role", str, where), f"{where}role"),
+        node=_get(row, "node", str, where),
         workers=tuple(_as(int, worker, f"{where}workers") for worker in _get(row, "workers", list, where)),
         shard=tuple(_key(key, f"{where}shard") for key in _get(row, "shard", list, where)),
         after=tuple(_as(int, needed, f"{where}after") for needed in _get(row, "after", list, where)),
@@ -129,7 +129,7 @@ def _key(value: object, where: str) -> CallKey:
     parts = _as(list, value, where)
     if len(parts) != 3:
         raise ValueError(f"{where} must hold [question, role, slot], got {parts!r}")
-    return CallKey(_as(str, parts[0], where), _choice(Role, parts[1], where), _as(int, parts[2], where))
+    return CallKey(_as(str, parts[0], where), _as(str, parts[1], where), _as(int, parts[2], where))
 
 
 def _solve(row: Mapping[str, Any]) -> SolveReport:

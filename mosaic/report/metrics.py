@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from mosaic.core.plan import Plan, SolveReport
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
-from mosaic.core.workload import CallKey, ExpertName, Role
+from mosaic.core.workload import CallKey, ExpertName, PROPOSE
 
 Summary: TypeAlias = dict[str, Any]
 """Contents of summary.json, keys in a fixed order."""
@@ -55,7 +55,7 @@ def makespan_s(sessions: Iterable[SessionRecord]) -> float | None:
 
 def expert_sessions(result: RunResult) -> tuple[SessionRecord, ...]:
     """Sessions of the expert stage."""
-    return tuple(session for session in result.sessions if session.role is Role.PROPOSE)
+    return tuple(session for session in result.sessions if session.node == PROPOSE)
 
 
 def busy_s_by_worker(sessions: Iterable[SessionRecord], num_workers: int) -> tuple[float, ...]:

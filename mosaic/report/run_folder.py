@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from mosaic.core.errors import RunFolderError
 from mosaic.core.plan import Plan
 from mosaic.core.results import Action, RunResult
-from mosaic.core.workload import Role
+from mosaic.core.workload import AGGREGATE, PROPOSE
 from mosaic.pipelines.final_answers import FinalAnswer
 from mosaic.planning.plan_file import plan_to_json
 from mosaic.report.metrics import Summary
@@ -63,10 +63,10 @@ def write_run(
     # NOTE: everything is encoded before the first file is touched, so that a bug in a record
     # cannot be mistaken for a disk problem.
     contents = {"plan.json": plan_to_json(plan).encode()}
-    lengths = {Role.PROPOSE: plan.lengths}
+    lengths = {PROPOSE: plan.lengths}
     if aggregator_plan is not None:
         contents["plan_aggregate.json"] = plan_to_json(aggregator_plan).encode()
-        lengths[Role.AGGREGATE] = aggregator_plan.lengths
+        lengths[AGGREGATE] = aggregator_plan.lengths
     if answers is not None:
         contents["answers.parquet"] = answers_parquet(answers)
     if result is not None:
@@ -240,7 +240,7 @@ def _json(data: Mapping[str, Any]) -> bytes:
 def _action_line(action: Action) -> str:
     key = action.call
     line = {
-        "ts": action.ts, "kind": action.kind, "question": key.question, "role": key.role.value, "slot": key.slot,
+        "ts": action.ts, "kind": action.kind, "question": key.question, "role": key.node, "slot": key.slot,
         "detail": action.detail,
     }  # fmt: skip
     return json.dumps(line, allow_nan=False) + "\n"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mosaic.core.errors import RunFolderError
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.results import CallRecord, SessionRecord
-from mosaic.core.workload import ExpertName, Role
+from mosaic.core.workload import ExpertName
 from mosaic.pipelines.final_answers import FinalAnswer
 from mosaic.report.metrics import session_output_tok_per_s
 
@@ -45,7 +45,7 @@ def sessions_parquet(sessions: Sequence[SessionRecord]) -> bytes:
     values: dict[str, Iterable[Any]] = {
         name: [getattr(session, name) for session in sessions] for name in SessionRecord.__dataclass_fields__
     }
-    values["role"] = [session.role.value for session in sessions]
+    values["role"] = [session.node for session in sessions]
     values["output_tok_per_s"] = [session_output_tok_per_s(session) for session in sessions]
     return _encode(values, _sessions_schema())
 

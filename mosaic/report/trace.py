@@ -42,7 +42,7 @@ def _spans(result: RunResult) -> Iterator[Event]:
         for worker in session.workers:
             if session.load_s > 0:
                 yield _span(f"load {session.expert}", "load", worker, session.load_start_ts, session.start_ts, args)
-            yield _span(session.expert, session.role.value, worker, session.start_ts, session.end_ts, args)
+            yield _span(session.expert, session.node, worker, session.start_ts, session.end_ts, args)
 
 
 def _span(name: str, category: str, worker: int, start_ts: float, end_ts: float, args: Event) -> Event:

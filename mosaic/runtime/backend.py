@@ -1,29 +1,42 @@
 """What every backend promises."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from typing import Protocol
 
-from mosaic.core.plan import Plan
-from mosaic.core.results import Listener, RunResult
-from mosaic.core.workload import Call
+from mosaic.core.commands import Command, Event
 
 
 class Backend(Protocol):
-    """Runs a plan: on the simulator or on real engines, with records of the same shape."""
+    """Runs sessions: on the simulator or on real engines. A new one for each run.
+
+    Its clock starts with the first event and is zero then. What a command causes is told by later events; a
+    command that comes too late (its call has ended, its session is over) has no effect.
+    """
 
     @property
     def name(self) -> str:
         """Its name in summaries."""
 
-    @property
-    def dead_workers(self) -> Mapping[int, str]:
-        """Workers that the last run lost for good, with the cause: the result may lack calls of their sessions."""
-
-    def execute(self, plan: Plan, calls: Sequence[Call], listener: Listener | None = None) -> RunResult:
-        """Run the plan's sessions over the calls.
+    def apply(self, command: Command) -> None:
+        """Carry a command out; it returns at once.
 
         Raises
         ------
         BackendError
-            If the plan names an expert or a call that the backend does not have.
+            If the command names an expert, a worker, a session or a call that the backend does not know, or asks
+            for what can never be served.
+        """
+
+    def events(self, *, reacts: bool, tick_s: float | None = None) -> Iterator[Event]:
+        """Tell what happens, the first event being ``Started``; commands are applied between two events.
+
+        It ends when every session is closed and over, or when nothing can happen any more (its workers are
+        lost): calls that have not ended then are left over. Every call submitted ends once, unless its worker is lost.
+
+        Parameters
+        ----------
+        reacts
+            Whether anybody answers single events: if not, the calls of a session may be told when it ends.
+        tick_s
+            Seconds between two ticks; None: none are wanted.
         """

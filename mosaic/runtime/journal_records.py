@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import CallKey, ExpertName, Role
+from mosaic.core.workload import CallKey, ExpertName
 from mosaic.runtime.journal import Record, decode
 
 

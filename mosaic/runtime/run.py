@@ -5,15 +5,16 @@ from typing import TypeAlias
 
 from mosaic.core.cluster import Cluster
 from mosaic.core.plan import Plan
-from mosaic.core.results import Listener, RunResult
-from mosaic.core.workload import Expert, ExpertName, Workload
+from mosaic.core.results import RunResult
+from mosaic.core.workload import Call, Expert, ExpertName, Workload
 from mosaic.planning.costs import CostModel
-from mosaic.planning.plan_check import check_plan
 from mosaic.planning.problem import Problem
 from mosaic.planning.profiles import Profile
 from mosaic.planning.schedulers.base import Scheduler
 from mosaic.runtime.backend import Backend
-from mosaic.runtime.replanning import execute_to_end
+from mosaic.runtime.controller import Controller
+from mosaic.runtime.loop import CommandLog, drive
+from mosaic.runtime.static_plan import StaticPlan
 
 CostFactory: TypeAlias = Callable[..., CostModel]
 """Builds a cost model from the keywords ``profile`` and ``num_calls_by_expert``."""
@@ -61,25 +62,15 @@ def plan(
     return scheduler.plan(make_problem(workload, experts=experts, cluster=cluster, profile=profile, costs=costs))
 
 
-def run(
-    workload: Workload,
-    *,
-    experts: Sequence[Expert],
-    cluster: Cluster,
-    profile: Profile,
-    costs: CostFactory,
-    scheduler: Scheduler,
+def execute(
+    plan: Plan,
+    calls: Sequence[Call],
     backend: Backend,
-    listener: Listener | None = None,
-) -> tuple[Plan, RunResult]:
-    """Plan a workload and execute the plan, and what lost workers leave by new plans on the others.
-
-    Raises
-    ------
-    InfeasibleError, PlanError, BackendError
-        If no plan exists, a plan breaks the problem, or the backend cannot run it.
-    """
-    problem = make_problem(workload, experts=experts, cluster=cluster, profile=profile, costs=costs)
-    made = scheduler.plan(problem)
-    check_plan(made, problem)
-    return made, execute_to_end(made, problem, backend, scheduler, listener).result
+    controllers: Sequence[Controller] = (),
+    *,
+    log: CommandLog | None = None,
+    tick_s: float | None = None,
+) -> RunResult:
+    """Run a plan over its calls, and whatever else controllers want."""
+    everybody = (StaticPlan(plan, calls), *controllers)
+    return drive(backend, everybody, num_workers=plan.num_workers, log=log, tick_s=tick_s)

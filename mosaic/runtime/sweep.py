@@ -11,7 +11,7 @@ from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.prediction import prediction_from_sample
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
-from mosaic.core.workload import Call, CallKey, Expert, ExpertName, Role
+from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ExpertName
 from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_session
 from mosaic.runtime.backend import Backend
 
@@ -43,7 +43,7 @@ def sweep_calls(sweep: Sweep, expert: ExpertName, prompt_tokens: PromptTokens) -
     for size in sweep.shard_sizes:
         for _ in range(sweep.num_repeats):
             yield tuple(
-                Call(CallKey(f"calibration-{expert}-{i}", Role.PROPOSE, 0), expert, prompt_tokens(i))
+                Call(CallKey(f"calibration-{expert}-{i}", PROPOSE, 0), expert, prompt_tokens(i))
                 for i in range(first, first + size)
             )
             first += size
@@ -91,7 +91,7 @@ def run_sweep(
                 Session(
                     id=len(sessions),
                     expert=expert.name,
-                    role=Role.PROPOSE,
+                    node=PROPOSE,
                     workers=workers_of(expert, len(sessions)),
                     shard=tuple(call.key for call in shard),
                 )

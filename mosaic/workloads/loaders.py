@@ -21,7 +21,7 @@ from pathlib import Path
 
 from mosaic.core.checks import require, require_count
 from mosaic.core.tokens import count_text_tokens
-from mosaic.core.workload import Call, CallKey, ExpertName, Question, Role, Workload
+from mosaic.core.workload import Call, CallKey, ExpertName, PROPOSE, Question, Workload
 from mosaic.workloads.question_files import Row, read_rows
 from mosaic.workloads.question_kind import question_kind
 from mosaic.workloads.routing import Router, load_skill_profiles
@@ -74,7 +74,7 @@ def file_workload(
     if pool is not None:
         _check_pool(rows, slots, pool)
     calls = tuple(
-        Call(CallKey(question.id, Role.PROPOSE, slot), expert, question.prompt_tokens + template_tokens)
+        Call(CallKey(question.id, PROPOSE, slot), expert, question.prompt_tokens + template_tokens)
         for question, experts in zip(questions, slots, strict=True)
         for slot, expert in enumerate(experts)
     )
@@ -145,7 +145,7 @@ def _recorded_lengths(rows: tuple[Row, ...], slots: tuple[tuple[ExpertName, ...]
     if lacking:
         raise ValueError(f"{lacking[0].at}: output_tokens must be on every line or on none, got none here")
     return {
-        CallKey(row.id, Role.PROPOSE, slot): tokens
+        CallKey(row.id, PROPOSE, slot): tokens
         for row, experts in zip(rows, slots, strict=True)
         for slot, tokens in enumerate(_lengths_of_slots(row, experts))
     }

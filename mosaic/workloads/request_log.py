@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mosaic.core.checks import require, require_count, require_name, require_number
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import Call, CallKey, ExpertName, Question, Role, Workload
+from mosaic.core.workload import Call, CallKey, ExpertName, PROPOSE, Question, Workload
 
 _COUNTS = ("input_toks", "output_toks")
 _INSTANTS = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
@@ -74,7 +74,7 @@ def load_request_log(path: str | Path, *, expert: ExpertName, name: str = "reque
     """
     require_name(expert, "workload.expert")
     requests = read_request_log(path)
-    keys = [CallKey(request.id, Role.PROPOSE, 0) for request in requests]
+    keys = [CallKey(request.id, PROPOSE, 0) for request in requests]
     return Workload(
         name=name,
         questions=tuple(Question(id=request.id, prompt_tokens=request.prompt_tokens) for request in requests),
@@ -96,7 +96,7 @@ def measured_records(path: str | Path, *, expert: ExpertName) -> tuple[CallRecor
     """
     return tuple(
         CallRecord(
-            key=CallKey(request.id, Role.PROPOSE, 0),
+            key=CallKey(request.id, PROPOSE, 0),
             expert=expert,
             session=0,
             workers=(0,),

@@ -7,13 +7,13 @@ import numpy as np
 
 from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
 from mosaic.core.workload import (
-    OPTION_LETTERS,
     AnswerKind,
     Call,
     CallKey,
     ExpertName,
+    OPTION_LETTERS,
+    PROPOSE,
     Question,
-    Role,
     Workload,
 )
 
@@ -104,7 +104,7 @@ def slot_table_workload(
     tokens = draw_question_tokens(prompt_token_quantiles, num_questions, lengths_rng)
     experts = _draw_experts(slots, first_seen, slots_rng)
     questions = _make_questions(name, tokens, num_options, options_rng)
-    role = Role.PROPOSE
+    role = PROPOSE
     seats = [(question, slot) for question in questions for slot in range(num_slots_per_question)]
     calls = tuple(
         Call(CallKey(question.id, role, slot), expert, question.prompt_tokens + template_tokens)

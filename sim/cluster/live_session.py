@@ -136,7 +136,7 @@ class LiveSession:
         self.record = SessionRecord(
             session=self.session.id,
             expert=self.session.expert,
-            role=self.session.role,
+            node=self.session.node,
             workers=self.session.workers,
             load_start_ts=load_start_ts,
             load_s=load_s,

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias, cast
 from mosaic.core.checks import require, require_name, require_number
 from mosaic.core.lengths import SOURCES, ClippedLognormal, Empirical, LengthDistribution, Source, require_source
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import ExpertName, Role
+from mosaic.core.workload import ExpertName, PROPOSE
 from mosaic.planning.profiles import load_profile
 
 Config: TypeAlias = Mapping[str, Any]
@@ -101,7 +101,7 @@ def empirical_from_profile(path: str | Path, expert: ExpertName) -> Empirical:
     return _pick(_samples_in_profile(path), expert, path)
 
 
-def empirical_from_calls(path: str | Path, expert: ExpertName, *, role: Role = Role.PROPOSE) -> Empirical:
+def empirical_from_calls(path: str | Path, expert: ExpertName, *, node: str = PROPOSE) -> Empirical:
     """Take the lengths of an expert's finished calls in an earlier run.
 
     The role matters: an aggregator may be an expert of the pool, and what it writes is another distribution.
@@ -157,7 +157,7 @@ def declared_parameter(entry: object, label: str) -> tuple[Any, Source]:
 def _lengths_in_file(path: str | Path) -> dict[ExpertName, LengthDistribution]:
     suffix = Path(path).suffix
     require(suffix in (".json", ".parquet"), "output_tokens", "a profile (.json) or a calls.parquet", str(path))
-    samples = _samples_in_profile(path) if suffix == ".json" else _samples_in_calls(path, Role.PROPOSE)
+    samples = _samples_in_profile(path) if suffix == ".json" else _samples_in_calls(path, PROPOSE)
     return {name: _pick(samples, name, path) for name in samples}
 
 
@@ -169,7 +169,7 @@ def _samples_in_profile(path: str | Path) -> dict[ExpertName, list[int]]:
     return samples
 
 
-def _samples_in_calls(path: str | Path, role: Role) -> dict[ExpertName, list[int]]:
+def _samples_in_calls(path: str | Path, node: str) -> dict[ExpertName, list[int]]:
     import pyarrow.parquet as pq
 
     try:

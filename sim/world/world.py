@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from mosaic.core.lengths import LengthDistribution
 from mosaic.core.realization import Outcome, uniform, uniform_pair
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import Call, CallKey, ExpertName, Question, Role
+from mosaic.core.workload import AGGREGATE, Call, CallKey, ExpertName, Question
 from sim.world.answer_model import AnswerModel, Item, possible_answers, shift_length
 
 
@@ -51,7 +51,7 @@ class World:
         luck, choice = uniform_pair(self.root_seed, self.stream, key)
         item = self._item(key.question, self.answers)
         answer, factor = None, 1.0
-        is_aggregator = key.role is Role.AGGREGATE
+        is_aggregator = key.node == AGGREGATE
         loading = self.answers.aggregator_length_loading if is_aggregator else self.answers.length_loading
         if is_aggregator and item.answers:
             seen = [self.seen.get(needed) for needed in call.after]
@@ -66,7 +66,7 @@ class World:
         recorded = self.recorded.get(call.key)
         if recorded is not None:
             return recorded
-        is_aggregator = call.key.role is Role.AGGREGATE
+        is_aggregator = call.key.node == AGGREGATE
         lengths = self.aggregator_lengths if is_aggregator else self.lengths
         distribution = lengths.get(call.expert)
         if distribution is None:

@@ -12,7 +12,7 @@ from mosaic.core.errors import BackendError
 from mosaic.core.plan import Plan
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, Cancel
-from mosaic.core.workload import Call, CallKey, Role
+from mosaic.core.workload import AGGREGATE, Call, CallKey, PROPOSE
 from mosaic.runtime.backend import Backend
 from tests.engines.contract_backends import make_fake_executor, make_vllm_executor
 from tests.engines.executor_runs import has_vllm
@@ -241,7 +241,7 @@ def test_cancelling_what_has_finished_does_nothing(five):
 
 MERGED = [
     make_call(
-        f"q{i}", expert="W", role=Role.AGGREGATE, after=tuple(CallKey(f"q{i}", Role.PROPOSE, s) for s in range(i % 4))
+        f"q{i}", expert="W", node=AGGREGATE, after=tuple(CallKey(f"q{i}", PROPOSE, s) for s in range(i % 4))
     )
     for i in range(12)
 ]
@@ -261,7 +261,7 @@ def aggregating(request, tmp_path) -> Backend:
 def merge_plan(*shards) -> Plan:
     return make_plan(
         *(
-            replace(make_session(number, shard, workers=(0, 1, 2, 3)), role=Role.AGGREGATE)
+            replace(make_session(number, shard, workers=(0, 1, 2, 3)), node=AGGREGATE)
             for number, shard in enumerate(shards)
         ),
         num_workers=4,
@@ -271,7 +271,7 @@ def merge_plan(*shards) -> Plan:
 def test_calls_that_need_an_earlier_run_are_served_over_four_workers(aggregating):
     result = aggregating.execute(merge_plan(MERGED), MERGED)
     (session,) = result.sessions
-    assert (session.expert, session.role, session.workers) == ("W", Role.AGGREGATE, (0, 1, 2, 3))
+    assert (session.expert, session.node, session.workers) == ("W", AGGREGATE, (0, 1, 2, 3))
     assert (session.num_calls, session.load_s > 0) == (12, True)
     assert sorted(record.key for record in result.calls) == sorted(call.key for call in MERGED)
     for record in result.calls:
@@ -306,7 +306,7 @@ def test_fewer_workers_than_the_aggregator_spans_are_refused(aggregating, worker
         aggregating.execute(plan, MERGED)
 
 
-UNKNOWN = make_call("q0", expert="A", role=Role.AGGREGATE)
+UNKNOWN = make_call("q0", expert="A", node=AGGREGATE)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from mosaic.core.errors import InfeasibleError
-from mosaic.core.workload import CallKey, Role
+from mosaic.core.workload import AGGREGATE, CallKey, PROPOSE
 from mosaic.planning.plan_file import plan_to_json
 from mosaic.planning.problem import Problem
 from mosaic.planning.schedulers.base import Scheduler
@@ -94,7 +94,7 @@ def test_calls_keep_their_order_inside_a_session(scheduler: Scheduler) -> None:
 
 def test_session_takes_the_role_of_its_calls(scheduler: Scheduler) -> None:
     problem = make_problem({"A": 1}, calls=[make_call("q", expert="A", role="aggregate")])
-    assert [session.role for session in scheduler.plan(problem).sessions] == ["aggregate"]
+    assert [session.node for session in scheduler.plan(problem).sessions] == ["aggregate"]
 
 
 def aggregate_problem(tp_degree: int, *, num_calls: int = 9, num_workers: int = 4, needed: int = 3) -> Problem:
@@ -103,8 +103,8 @@ def aggregate_problem(tp_degree: int, *, num_calls: int = 9, num_workers: int = 
         make_call(
             f"q{i}",
             expert="W",
-            role=Role.AGGREGATE,
-            after=tuple(CallKey(f"q{i}", Role.PROPOSE, slot) for slot in range(needed)),
+            node=AGGREGATE,
+            after=tuple(CallKey(f"q{i}", PROPOSE, slot) for slot in range(needed)),
         )
         for i in range(num_calls)
     ]
@@ -118,7 +118,7 @@ def test_an_aggregator_over_four_workers_serves_every_call_once(scheduler: Sched
     plan = scheduler.plan(problem)
     assert_plan_valid(plan, problem)
     assert {session.expert for session in plan.sessions} == {"W"}
-    assert {session.role for session in plan.sessions} == {Role.AGGREGATE}
+    assert {session.node for session in plan.sessions} == {AGGREGATE}
     assert {session.workers for session in plan.sessions} <= {(0, 1, 2, 3), (4, 5, 6, 7)}
     if num_workers < 8:
         assert [session.workers for session in plan.sessions] == [(0, 1, 2, 3)]
@@ -129,7 +129,7 @@ def test_an_aggregator_on_single_workers_serves_every_call_once(scheduler: Sched
     problem = aggregate_problem(1, num_calls=num_calls)
     plan = scheduler.plan(problem)
     assert_plan_valid(plan, problem)
-    assert {session.role for session in plan.sessions} == {Role.AGGREGATE}
+    assert {session.node for session in plan.sessions} == {AGGREGATE}
 
 
 def test_what_a_call_needs_of_an_earlier_run_changes_no_decision(scheduler: Scheduler) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mosaic.core.lengths import ClippedLognormal, Empirical
 from mosaic.core.prediction import LengthPrediction
-from mosaic.core.workload import Role
+from mosaic.core.workload import AGGREGATE
 from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit, profile_to_json
 from sim.world.length_sources import (
     empirical_from_calls,
@@ -186,7 +186,7 @@ def test_an_earlier_run_gives_its_finished_calls_of_the_role(tmp_path: Path) -> 
     ]
     pq.write_table(pa.Table.from_pylist(rows), path)
     assert empirical_from_calls(path, "A").sample == (10, 30)
-    assert empirical_from_calls(path, "A", role=Role.AGGREGATE).sample == (900,)
+    assert empirical_from_calls(path, "A", node=AGGREGATE).sample == (900,)
     assert length_distribution({"calls": path}, expert="B").max == 8
     assert {name: lengths.mean for name, lengths in length_distributions(path).items()} == {"A": 20, "B": 8}
     with pytest.raises(ValueError, match="must hold lengths of 'C'"):

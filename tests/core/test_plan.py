@@ -6,7 +6,7 @@ import pytest
 
 from mosaic.core.errors import PlanError
 from mosaic.core.plan import Plan, PredictedTimes, Session
-from mosaic.core.workload import CallKey, Role
+from mosaic.core.workload import CallKey, PROPOSE
 from mosaic.planning.plan_check import check_plan
 from mosaic.planning.schedulers.round_robin import RoundRobin
 from tests.factories import make_problem
@@ -47,7 +47,7 @@ def test_makespan_is_the_last_end() -> None:
         (changed(0, shard=PLAN.sessions[0].shard[1:]), "plan drops call q0/propose/0"),
         (changed(1, shard=PLAN.sessions[0].shard), "call q0/propose/0 is for expert 'A', got 'B'"),
         (changed(0, shard=PLAN.sessions[0].shard + PLAN.sessions[0].shard[:1]), "q0/propose/0 must be served once"),
-        (changed(0, shard=(CallKey("q9", Role.PROPOSE, 0),)), "q9/propose/0 is not a call of this problem"),
+        (changed(0, shard=(CallKey("q9", PROPOSE, 0),)), "q9/propose/0 is not a call of this problem"),
         (replace(PLAN, problem_fingerprint="0"), "made for another problem: fingerprint must be [0-9a-f]{16}, got 0"),
     ],
 )
@@ -87,4 +87,4 @@ def test_every_session_has_a_prediction() -> None:
 
 def test_session_is_a_value() -> None:
     session = PLAN.sessions[0]
-    assert session == Session(id=0, expert="A", role=Role.PROPOSE, workers=(0,), shard=session.shard)
+    assert session == Session(id=0, expert="A", node=PROPOSE, workers=(0,), shard=session.shard)

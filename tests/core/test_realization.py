@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
 from mosaic.core.realization import question_uniforms, uniform, uniform_pair
-from mosaic.core.workload import CallKey, Role
+from mosaic.core.workload import AGGREGATE, CallKey, PROPOSE
 
 KEYS = st.builds(CallKey, st.text(min_size=1, max_size=8), st.sampled_from(list(Role)), st.integers(0, 9))
 
 
 def draw(number: int, *, seed: int = 0, stream: str = "test") -> list[float]:
-    return [uniform(seed, stream, CallKey(f"q{i}", Role.PROPOSE, 0)) for i in range(number)]
+    return [uniform(seed, stream, CallKey(f"q{i}", PROPOSE, 0)) for i in range(number)]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -53,7 +53,7 @@ def test_draws_depend_on_neither_order_nor_other_keys(keys: list[CallKey], seed:
 
 @given(key=KEYS, seed=st.integers(0, 1000))
 def test_every_part_of_the_identity_counts(key: CallKey, seed: int) -> None:
-    other_role = Role.AGGREGATE if key.role is Role.PROPOSE else Role.PROPOSE
+    other_role = AGGREGATE if key.node == PROPOSE else PROPOSE
     variants = [
         uniform(seed, "test", key),
         uniform(seed + 1, "test", key),
@@ -67,7 +67,7 @@ def test_every_part_of_the_identity_counts(key: CallKey, seed: int) -> None:
 
 def test_draws_are_the_same_on_every_machine_and_release() -> None:
     # Pinned: a run is reproduced byte by byte only while these stay.
-    drawn = uniform(0, "length", CallKey("q1", Role.PROPOSE, 0))
+    drawn = uniform(0, "length", CallKey("q1", PROPOSE, 0))
     assert drawn == 0.5065203607582595
 
 
@@ -80,7 +80,7 @@ def test_the_first_of_a_pair_is_the_calls_uniform_number() -> None:
 
 
 def test_the_two_numbers_of_a_call_are_uniform_and_independent() -> None:
-    pairs = [uniform_pair(0, "test", CallKey(f"q{i}", Role.PROPOSE, 0)) for i in range(4000)]
+    pairs = [uniform_pair(0, "test", CallKey(f"q{i}", PROPOSE, 0)) for i in range(4000)]
     cells = [0] * 25
     for first, second in pairs:
         cells[5 * int(5 * first) + int(5 * second)] += 1
@@ -125,5 +125,5 @@ def test_a_questions_numbers_follow_seed_stream_and_name(question: str, seed: in
 
 
 def test_pairs_and_questions_are_the_same_on_every_machine_and_release() -> None:
-    assert uniform_pair(0, "length", CallKey("q1", Role.PROPOSE, 0)) == (0.5065203607582595, 0.19286548640371415)
+    assert uniform_pair(0, "length", CallKey("q1", PROPOSE, 0)) == (0.5065203607582595, 0.19286548640371415)
     assert question_uniforms(0, "test", "q1", 9)[::8] == [0.5170039669515504, 0.33601423366713934]

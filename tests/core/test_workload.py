@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.core.workload import CallKey, Family, Question, Role, Workload
+from mosaic.core.workload import AGGREGATE, CallKey, Family, PROPOSE, Question, Workload
 from tests.factories import make_call, make_calls, make_expert, make_shape, make_workload
 
-KEY = CallKey("q0", Role.PROPOSE, 0)
+KEY = CallKey("q0", PROPOSE, 0)
 
 
 def make_question(**changes: object) -> Question:
@@ -119,7 +119,7 @@ def test_a_call_refuses_bad_fields(change: dict[str, object], message: str) -> N
 
 
 def test_a_key_reads_as_question_role_and_slot() -> None:
-    assert str(CallKey("q7", Role.AGGREGATE, 2)) == "q7/aggregate/2"
+    assert str(CallKey("q7", AGGREGATE, 2)) == "q7/aggregate/2"
 
 
 def test_experts_come_in_the_order_in_which_calls_name_them() -> None:
@@ -152,7 +152,7 @@ def test_one_expert_may_hold_several_slots_of_a_question() -> None:
         ({"calls": make_calls({"A": 1}) * 2}, r"workload w: call key must be unique, got CallKey\(question='q0'"),
         ({"calls": (make_call("q9"),)}, "workload w: call q9/propose/0 must name a question of the workload"),
         (
-            {"output_tokens": {CallKey("q9", Role.PROPOSE, 0): 5}},
+            {"output_tokens": {CallKey("q9", PROPOSE, 0): 5}},
             "output_tokens must be of the workload's calls, got q9",
         ),
         ({"output_tokens": {KEY: 0}}, "workload w: output_tokens of q0/propose/0 must be at least 1, got 0"),

@@ -11,7 +11,7 @@ from mosaic.core.cluster import Gpu, uniform_cluster
 from mosaic.core.errors import BackendError
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, Cancel
-from mosaic.core.workload import AnswerKind, CallKey, Question, Role
+from mosaic.core.workload import AnswerKind, CallKey, Question
 from mosaic.engines.engine import EngineSettings
 from mosaic.engines.vllm_backend import cores_of_workers, gpus_of_workers
 from mosaic.engines.vllm_jobs import JobMaker, random_prompt, response_seed

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import CallKey, Role
+from mosaic.core.workload import AGGREGATE, CallKey, PROPOSE
 from mosaic.runtime import journal
 from mosaic.runtime.journal import JournalError, Log, encode, hold, read_journal, read_log
 from mosaic.runtime.journal_records import (
@@ -210,16 +210,16 @@ def test_a_journal_is_held_as_long_as_any_process_has_its_lock(tmp_path):
 
 ENTRIES = [
     EndedCall(
-        fingerprint="f", key=CallKey("q", Role.PROPOSE, 2), expert="A", plan="p", session=3, workers=(0, 1), attempt=1,
+        fingerprint="f", key=CallKey("q", PROPOSE, 2), expert="A", plan="p", session=3, workers=(0, 1), attempt=1,
         status=CallStatus.FINISHED, prompt_tokens=9, queued_ts=1.25, finished_ts=2.0, output_tokens=3,
         first_token_ts=1.5, token_ids=(4, 5, 6), text="so \u2014 B\n", visible_tokens=0, thinking_opened=True,
     ),
     EndedCall(
-        fingerprint="f", key=CallKey("q", Role.AGGREGATE, 0), expert="A", plan="p", session=3, workers=(0,), attempt=0,
+        fingerprint="f", key=CallKey("q", AGGREGATE, 0), expert="A", plan="p", session=3, workers=(0,), attempt=0,
         status=CallStatus.FAILED, prompt_tokens=9, queued_ts=0.0, finished_ts=0.5, error="it broke",
     ),
     OpenedSession(
-        plan="p", session=3, attempt=0, expert="A", role=Role.PROPOSE, workers=(0,), load_start_ts=0.0, load_s=4.5,
+        plan="p", session=3, attempt=0, expert="A", node=PROPOSE, workers=(0,), load_start_ts=0.0, load_s=4.5,
         start_ts=4.5,
     ),
     ClosedSession(plan="p", session=3, attempt=0, end_ts=7.5, cpu_s=2.5),

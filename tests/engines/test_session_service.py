@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import CallKey, Role
+from mosaic.core.workload import CallKey, PROPOSE
 from mosaic.engines.engine import Device, EngineSettings, EngineSpec
 from mosaic.engines.orders import CancelOrder, Job, Progress, Served, ServeOrder
 from mosaic.engines.session_service import SessionService
@@ -26,7 +26,7 @@ SPEC = EngineSpec(
 
 def make_job(slot: int, *, output_tokens: int = 3, prompt: str = "x", ready_s: float = 0.0) -> Job:
     return Job(
-        key=CallKey("q", Role.PROPOSE, slot), fingerprint=f"f{slot}", prompt=prompt, prompt_tokens=7, seed=slot,
+        key=CallKey("q", PROPOSE, slot), fingerprint=f"f{slot}", prompt=prompt, prompt_tokens=7, seed=slot,
         temperature=0.7, max_output_tokens=48, output_tokens=output_tokens, ready_s=ready_s,
     )  # fmt: skip
 
@@ -35,7 +35,7 @@ def make_order(
     *jobs: Job, is_resident: bool = False, load_start_ts: float = 0.25, one_at_a_time: bool = False
 ) -> ServeOrder:
     return ServeOrder(
-        plan="p", session=4, attempt=2, role=Role.PROPOSE, expert="A", workers=(1,), load_start_ts=load_start_ts,
+        plan="p", session=4, attempt=2, node=PROPOSE, expert="A", workers=(1,), load_start_ts=load_start_ts,
         is_resident=is_resident, one_at_a_time=one_at_a_time, jobs=jobs,
     )  # fmt: skip
 
@@ -95,7 +95,7 @@ def test_a_job_that_the_engine_refuses_fails_and_the_others_finish():
 
 
 def test_calls_are_cancelled_before_they_reach_the_engine():
-    keys = (make_job(1).key, make_job(9).key, CallKey("elsewhere", Role.PROPOSE, 0))
+    keys = (make_job(1).key, make_job(9).key, CallKey("elsewhere", PROPOSE, 0))
     entries = ended(serve(make_order(*(make_job(slot) for slot in range(3))), CancelOrder(keys)))
     assert sorted(entries) == [0, 1, 2]
     assert (entries[1].status, entries[1].wasted_tokens, entries[1].admitted_ts) == (CallStatus.CANCELLED, 0, None)

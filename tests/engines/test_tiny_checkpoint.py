@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import Call, CallKey, Expert, Family, Role
+from mosaic.core.workload import Call, CallKey, Expert, Family, PROPOSE
 from mosaic.engines.checkpoints import MANIFEST, check_checkpoint
 from mosaic.engines.engine import EngineSettings
 from mosaic.engines.host_process import VLLM_ENGINE
@@ -33,7 +33,7 @@ from mosaic.pipelines.aggregation import Response
 
 NUM_QUESTIONS, MAX_OUTPUT_TOKENS, CONTEXT = 24, 48, 512
 QUESTIONS = [counted(question, f"q{i}") for i, question in enumerate(draw_questions(NUM_QUESTIONS, Part.TEST, 0))]
-CALLS = [Call(CallKey(q.id, Role.PROPOSE, 0), "TinySage", len(tiny_tokenizer().chat(q.text or ""))) for q in QUESTIONS]
+CALLS = [Call(CallKey(q.id, PROPOSE, 0), "TinySage", len(tiny_tokenizer().chat(q.text or ""))) for q in QUESTIONS]
 SETTINGS = EngineSettings(max_num_seqs=8, kv_cache_bytes=16 * 2**20)
 
 

@@ -31,7 +31,7 @@ from experiments.studies.paper_data import (
 )
 from experiments.studies.throughput import Relaxed, ThroughputPoint
 from mosaic.core.errors import RunFolderError
-from mosaic.core.workload import Role
+from mosaic.core.workload import AGGREGATE
 from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer
 from mosaic.report.tables import answers_parquet, calls_parquet, sessions_parquet
 from tests.run_records import make_failed, make_key, make_record, make_session
@@ -299,12 +299,12 @@ def write_run(folder: Path) -> Path:
         make_record("q1", expert="A", output_tokens=50),
         make_record("q2", expert="A", output_tokens=70),
         make_failed("q1", expert="B"),
-        make_record("q1", expert="Z", output_tokens=999, key=make_key("q1", role=Role.AGGREGATE)),
+        make_record("q1", expert="Z", output_tokens=999, key=make_key("q1", node=AGGREGATE)),
     ]
     sessions = [
         make_session(0, expert="A", load=(0.0, 10.0), end_ts=50.0),
         make_session(1, expert="B", workers=(1,), load=(0.0, 5.0), end_ts=20.0),
-        make_session(2, expert="Z", workers=(0, 1), load=(50.0, 70.0), end_ts=100.0, role=Role.AGGREGATE),
+        make_session(2, expert="Z", workers=(0, 1), load=(50.0, 70.0), end_ts=100.0, node=AGGREGATE),
     ]
     votes = {"q0": ("a", "a", "a"), "q1": ("a", None, "a"), "q2": (None, None, "b"), "q3": ("x", "x", "x")}
     answers = [
@@ -334,7 +334,7 @@ def test_run_folder_gives_question_means_by_agreement(tmp_path):
 
 def test_broken_run_folder_is_named(tmp_path):
     write_run(tmp_path)
-    (tmp_path / "sessions.parquet").write_bytes(sessions_parquet([make_session(role=Role.AGGREGATE)]))
+    (tmp_path / "sessions.parquet").write_bytes(sessions_parquet([make_session(node=AGGREGATE)]))
     with pytest.raises(RunFolderError, match="no session of the expert stage"):
         worker_times(tmp_path)
     (tmp_path / "summary.json").write_text("{}")

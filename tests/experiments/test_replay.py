@@ -4,7 +4,7 @@ import pytest
 
 from experiments.analysis.replay import replay, replay_errors, replay_table
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import Call, CallKey, Question, Role, Workload
+from mosaic.core.workload import Call, CallKey, PROPOSE, Question, Workload
 from sim.engine.engine_settings import EngineSettings, Order
 
 
@@ -20,7 +20,7 @@ class OneSecondSteps:
 
 def make_log(*requests: tuple[float, int, int]) -> Workload:
     """Requests by arrival, prompt and output tokens."""
-    keys = [CallKey(f"r{i}", Role.PROPOSE, 0) for i in range(len(requests))]
+    keys = [CallKey(f"r{i}", PROPOSE, 0) for i in range(len(requests))]
     return Workload(
         name="log",
         questions=tuple(Question(id=key.question, prompt_tokens=1) for key in keys),

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 from experiments.figures.style import COLUMN_WIDTH_IN, DPI, PALETTE, expert_colours, text_colour
 from experiments.figures.timeline import BAR, draw_timeline, main
-from mosaic.core.workload import Role
+from mosaic.core.workload import AGGREGATE, PROPOSE
 from tests.report.test_run_folder import write, write_two_stages
 from tests.run_records import make_session, make_small_run, make_two_stage_run
 
@@ -56,7 +56,7 @@ def test_bars_too_short_for_their_name_are_named_in_the_legend():
 def test_both_stages_are_on_one_axis_and_a_gang_takes_all_its_lanes():
     sessions = (
         make_session(0, load=(0.0, 0.0), end_ts=100.0),
-        make_session(1, expert="Z", workers=(0, 1), load=(100.0, 100.0), end_ts=200.0, role=Role.AGGREGATE),
+        make_session(1, expert="Z", workers=(0, 1), load=(100.0, 100.0), end_ts=200.0, node=AGGREGATE),
     )
     png = draw(sessions, experts=("A", "Z"))
     shares = {name: share_of(png, colour) for name, colour in expert_colours(["A", "Z"]).items()}
@@ -67,7 +67,7 @@ def test_an_aggregator_is_another_figure_than_an_expert_of_the_same_times():
     first = make_small_run().sessions
     gangs = [
         make_session(3, expert="Z", workers=(0, 1), load=(80.0, 90.0), end_ts=200.0, role=role)
-        for role in (Role.PROPOSE, Role.AGGREGATE)
+        for role in (PROPOSE, AGGREGATE)
     ]
     proposing, aggregating = (draw((*first, gang), experts=("A", "B", "C", "Z")) for gang in gangs)
     assert proposing != aggregating, "the end of the expert stage is marked"

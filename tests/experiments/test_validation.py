@@ -22,7 +22,7 @@ from experiments.studies.validation_report import describe, to_json, to_markdown
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import PredictedTimes
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
-from mosaic.core.workload import Role
+from mosaic.core.workload import PROPOSE
 from mosaic.engines.host_process import host_process
 from tests.engines.executor_runs import FAKE_ENGINE
 from tests.engines.validation_runs import small_validation
@@ -46,7 +46,7 @@ def run(load_s, serve_s, *, order=(0, 1, 2, 3)):
     """Session 0 on worker 0 serves A in some order; session 1 on worker 1 takes half as long."""
     sessions = tuple(
         SessionRecord(
-            session=number, expert=expert, role=Role.PROPOSE, workers=(number,), load_start_ts=0.0, load_s=load_s,
+            session=number, expert=expert, node=PROPOSE, workers=(number,), load_start_ts=0.0, load_s=load_s,
             start_ts=load_s, end_ts=load_s + share * serve_s, num_calls=1, output_tokens=10,
         )
         for number, expert, share in ((0, "A", 1.0), (1, "B", 0.5))

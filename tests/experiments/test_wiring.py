@@ -10,7 +10,7 @@ import pytest
 from experiments.config.wiring import CONF, Setup, compose_config, setup_from
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import AnswerKind, CallKey, Role
+from mosaic.core.workload import AnswerKind, CallKey, PROPOSE
 from mosaic.pipelines.gates.calibration_answers import encode_calibration_answers
 from mosaic.pipelines.gates.gate import Majority
 from mosaic.planning.costs import AffineCosts, PaperCosts
@@ -363,7 +363,7 @@ def test_recorded_lengths_reach_the_world(tmp_path: Path) -> None:
     log = write_lines(tmp_path / "log.jsonl", LOG_LINE)
     setup = make_setup("workload=request_log", "pool=llama3_8b", "aggregator=none", f"workload.path={log}")
     (call,) = setup.workload.calls
-    assert call.key == CallKey(call.key.question, Role.PROPOSE, 0)
+    assert call.key == CallKey(call.key.question, PROPOSE, 0)
     assert setup.world().outcome(call).output_tokens == 11
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.tokens import count_text_tokens
-from mosaic.core.workload import AnswerKind, CallKey, Question, Role
+from mosaic.core.workload import AGGREGATE, AnswerKind, CallKey, PROPOSE, Question
 from mosaic.pipelines.aggregation import (
     CUT_MARKER,
     MIN_RESPONSE_TOKENS,
@@ -24,7 +24,7 @@ INF = make_expert("Agg", context_tokens=10**6)
 
 
 def make_record(
-    slot=0, *, question="q", output_tokens=500, visible_tokens=None, status=CallStatus.FINISHED, role=Role.PROPOSE
+    slot=0, *, question="q", output_tokens=500, visible_tokens=None, status=CallStatus.FINISHED, node=PROPOSE
 ) -> CallRecord:
     return CallRecord(
         key=CallKey(question, role, slot), expert="A", session=0, workers=(0,), prompt_tokens=10,
@@ -62,11 +62,11 @@ def test_prompt_tokens_are_scaffold_twice_the_question_and_what_the_responses_sh
 def test_call_is_the_aggregators_after_the_finished_calls_of_its_question_by_slot():
     records = (
         make_record(2), make_record(0, visible_tokens=0), make_record(1, status=CallStatus.FAILED),
-        make_record(0, question="other"), make_record(0, role=Role.AGGREGATE),
+        make_record(0, question="other"), make_record(0, node=AGGREGATE),
     )  # fmt: skip
     call = call_of(QUESTION, records)
-    assert (call.key, call.expert) == (CallKey("q", Role.AGGREGATE, 0), "Agg")
-    assert call.after == (CallKey("q", Role.PROPOSE, 0), CallKey("q", Role.PROPOSE, 2))
+    assert (call.key, call.expert) == (CallKey("q", AGGREGATE, 0), "Agg")
+    assert call.after == (CallKey("q", PROPOSE, 0), CallKey("q", PROPOSE, 2))
     assert call.prompt_tokens == scaffold_tokens(1) + 20 + 500  # slot 0 wrote nothing but thinking
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import AnswerKind, Question, Role, Workload
+from mosaic.core.workload import AGGREGATE, AnswerKind, Question, Workload
 from mosaic.pipelines.aggregation import FORM, Response, aggregator_prompt
 from mosaic.pipelines.prompts import aggregator_prompts, check_texts, expert_prompt, expert_prompts
 from tests.factories import make_call, make_expert
@@ -49,7 +49,7 @@ def test_an_aggregator_reads_the_finished_responses_in_the_order_of_their_slots(
     }
     prompts = aggregator_prompts([CHOICE, FREE], records, texts, aggregator)
     read = [Response("A", 4, "Surely A."), Response("C", 3, "It is B.")]
-    call = make_call("q0", role=Role.AGGREGATE, expert="J")
+    call = make_call("q0", node=AGGREGATE, expert="J")
     assert prompts(call) == aggregator_prompt(CHOICE, read, aggregator)
     assert prompts(call).index("Surely A.") < prompts(call).index("It is B.")
-    assert "Because." in prompts(make_call("q1", role=Role.AGGREGATE, expert="J"))
+    assert "Because." in prompts(make_call("q1", node=AGGREGATE, expert="J"))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.results import CallStatus, RunResult
-from mosaic.core.workload import Role
+from mosaic.core.workload import AGGREGATE
 from mosaic.report.metrics import (
     busy_s_by_worker,
     gpu_idle_frac,
@@ -95,7 +95,7 @@ def test_run_without_sessions_has_no_makespan_and_no_shares():
 
 
 def test_aggregator_time_is_what_follows_the_expert_stage():
-    gang = make_session(3, expert="Z", workers=(0, 1), load=(80.0, 90.0), end_ts=100.0, role=Role.AGGREGATE)
+    gang = make_session(3, expert="Z", workers=(0, 1), load=(80.0, 90.0), end_ts=100.0, node=AGGREGATE)
     result = make_result(*make_small_run().sessions, gang)
     summary = summarise_run(result)
     assert (summary["expert_makespan_s"], summary["aggregator_s"], summary["end_to_end_s"]) == (80.0, 20.0, 100.0)

@@ -3,7 +3,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from mosaic.core.results import RunResult
-from mosaic.core.workload import Role
+from mosaic.core.workload import AGGREGATE
 from mosaic.report.metrics import Summary, summarise
 from mosaic.report.summary_text import describe_point, describe_run
 from tests.run_records import (
@@ -109,7 +109,7 @@ def test_a_long_error_is_shown_in_lines_and_its_files_stay_whole(num_workers):
 def test_screen_of_two_stages_fits_24_lines_of_100_columns(num_workers, notes, errors):
     sessions = [make_session(i, workers=(i,), end_ts=50.0 + i) for i in range(num_workers)]
     gang = make_session(
-        99, expert="Z", workers=tuple(range(num_workers)), load=(200.0, 210.0), end_ts=300.0, role=Role.AGGREGATE
+        99, expert="Z", workers=tuple(range(num_workers)), load=(200.0, 210.0), end_ts=300.0, node=AGGREGATE
     )
     run = make_result(*sessions, gang, num_workers=num_workers)
     text = describe_run(summarise_stages(run), run, "results/runs/x", gate_notes=notes, errors=errors)

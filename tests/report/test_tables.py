@@ -3,7 +3,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mosaic.core.errors import RunFolderError
-from mosaic.core.workload import Role
+from mosaic.core.workload import AGGREGATE, PROPOSE
 from mosaic.report.tables import answers_parquet, calls_parquet, read_sessions, sessions_parquet
 from tests.run_records import (
     SMALL_ANSWERS,
@@ -33,7 +33,7 @@ def read(content: bytes) -> pa.Table:
 
 def test_calls_have_the_contract_columns_and_one_row_a_record():
     run = make_small_run()
-    table = read(calls_parquet(run.calls, {Role.PROPOSE: make_small_plan().lengths}))
+    table = read(calls_parquet(run.calls, {PROPOSE: make_small_plan().lengths}))
     assert table.column_names == CALL_COLUMNS
     assert table.schema.field("workers").type == pa.list_(pa.int32())
     assert table.to_pylist()[2] == {
@@ -48,13 +48,13 @@ def test_prediction_is_that_of_the_calls_role():
     run = make_two_stage_run()
     plan, after = make_small_plan(), make_small_aggregator_plan()
     one_expert = [record._replace(expert="A", visible_tokens=7) for record in run.calls]
-    lengths = {Role.PROPOSE: plan.lengths, Role.AGGREGATE: {"A": after.lengths["Z"]}}
+    lengths = {PROPOSE: plan.lengths, AGGREGATE: {"A": after.lengths["Z"]}}
     rows = read(calls_parquet(one_expert, lengths)).to_pylist()
     assert [(row["role"], row["predicted_output_tokens"]) for row in rows] == [
         ("propose", 12.5), ("propose", 12.5), ("propose", 12.5), ("aggregate", 300.0),
     ]  # fmt: skip
     assert {row["visible_tokens"] for row in rows} == {7}
-    alone = read(calls_parquet(one_expert, {Role.PROPOSE: plan.lengths})).to_pylist()
+    alone = read(calls_parquet(one_expert, {PROPOSE: plan.lengths})).to_pylist()
     assert alone[3]["predicted_output_tokens"] is None
 
 
@@ -101,7 +101,7 @@ def test_sessions_have_the_contract_columns_and_are_read_back_as_they_were(tmp_p
 
 def test_equal_runs_are_equal_bytes():
     one, two = make_small_run(), make_small_run()
-    lengths = {Role.PROPOSE: make_small_plan().lengths}
+    lengths = {PROPOSE: make_small_plan().lengths}
     assert calls_parquet(one.calls, lengths) == calls_parquet(two.calls, lengths)
     assert answers_parquet(SMALL_ANSWERS) == answers_parquet(tuple(SMALL_ANSWERS))
     assert sessions_parquet(one.sessions) == sessions_parquet(two.sessions)

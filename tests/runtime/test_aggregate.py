@@ -10,7 +10,7 @@ import mosaic
 from mosaic.core.errors import BackendError
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
-from mosaic.core.workload import AnswerKind, Expert, Role
+from mosaic.core.workload import AGGREGATE, AnswerKind, Expert
 from mosaic.pipelines.final_answers import AnswerSource
 from mosaic.pipelines.gates.gate import Majority, Never, Unanimous
 from mosaic.planning.costs import AffineCosts
@@ -94,7 +94,7 @@ def test_a_second_stage_by_hand() -> None:
     assert stage.planned is not None
     check_plan(stage.planned.plan, stage.planned.problem)
     first, second = stage.joined.sessions
-    assert (second.role, second.workers, second.load_start_ts) == (Role.AGGREGATE, (0, 1, 2, 3), first.end_ts)
+    assert (second.node, second.workers, second.load_start_ts) == (AGGREGATE, (0, 1, 2, 3), first.end_ts)
     assert len(stage.joined.calls) == 9 + 2
 
 

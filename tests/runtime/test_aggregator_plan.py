@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mosaic.core.errors import InfeasibleError, PlanError, ProfileError
 from mosaic.core.prediction import LengthPrediction
-from mosaic.core.workload import Call, CallKey, Role
+from mosaic.core.workload import AGGREGATE, Call, CallKey, PROPOSE
 from mosaic.planning.costs import AffineCosts, PaperCosts
 from mosaic.planning.ilp.ilp import Ilp
 from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit
@@ -35,7 +35,7 @@ POOL = (make_expert("A"), make_expert("W", max_replicas=2), make_expert("B"))
 
 def merge_calls(number: int) -> tuple[Call, ...]:
     return tuple(
-        make_call(f"q{i}", expert="W", role=Role.AGGREGATE, after=(CallKey(f"q{i}", Role.PROPOSE, 0),))
+        make_call(f"q{i}", expert="W", node=AGGREGATE, after=(CallKey(f"q{i}", PROPOSE, 0),))
         for i in range(number)
     )
 
@@ -86,7 +86,7 @@ def test_no_degree_is_cheaper_than_the_one_that_is_kept(prices, number: int, deg
 def test_over_four_gpus_it_is_one_session_of_the_runs_scheduler(scheduler, number: int) -> None:
     planned = plan_merging(number, 4, scheduler=scheduler)
     (session,) = planned.plan.sessions
-    assert (session.expert, session.role, session.workers) == ("W", Role.AGGREGATE, (0, 1, 2, 3))
+    assert (session.expert, session.node, session.workers) == ("W", AGGREGATE, (0, 1, 2, 3))
     assert session.shard == tuple(call.key for call in merge_calls(number))
     assert planned.plan.scheduler == scheduler.name
     assert_plan_valid(planned.plan, planned.problem)

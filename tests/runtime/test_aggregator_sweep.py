@@ -14,7 +14,7 @@ from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.plan import Plan
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
-from mosaic.core.workload import Call, CallKey, Role
+from mosaic.core.workload import AGGREGATE, Call, CallKey, PROPOSE
 from mosaic.runtime.aggregator_sweep import MAX_REPEATS, NUM_SWEPT_CALLS, aggregator_places, sweep_aggregator
 from tests.factories import make_call, make_cluster, make_expert
 from tests.run_records import make_record, make_session
@@ -24,7 +24,7 @@ from tests.sim.oracle import LinearTime
 
 def merge_calls(number: int) -> tuple[Call, ...]:
     return tuple(
-        make_call(f"q{i}", expert="W", role=Role.AGGREGATE, after=(CallKey(f"q{i}", Role.PROPOSE, 0),))
+        make_call(f"q{i}", expert="W", node=AGGREGATE, after=(CallKey(f"q{i}", PROPOSE, 0),))
         for i in range(number)
     )
 
@@ -135,7 +135,7 @@ def test_each_call_is_served_under_a_key_and_so_with_luck_of_its_own(number: int
     for call in backend.calls:
         # It reads what the call it copies reads.
         assert call.after == prepared[call.key.question].after
-        assert (call.key.role, call.prompt_tokens) == (Role.AGGREGATE, 100)
+        assert (call.key.node, call.prompt_tokens) == (AGGREGATE, 100)
 
 
 def test_waves_come_one_after_the_other() -> None:
@@ -222,7 +222,7 @@ def disturbed(backend, sessions):
 
 def test_waves_that_were_interrupted_are_left_out() -> None:
     expert, cluster = make_expert("W"), make_cluster(2)
-    calls = [make_call(f"q{i}", expert="W", role=Role.AGGREGATE) for i in range(40)]
+    calls = [make_call(f"q{i}", expert="W", node=AGGREGATE) for i in range(40)]
     backend = Stopwatch(lambda worker, num_calls: 10.0 + num_calls)
     whole = sweep_aggregator(expert, calls, cluster, backend)
     partly = sweep_aggregator(expert, calls, cluster, disturbed(backend, {0}))

@@ -13,7 +13,16 @@ from mosaic.core.errors import BackendError, PlanError, ProfileError
 from mosaic.core.plan import Plan
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.realization import Outcome
-from mosaic.core.workload import Call, CallKey, Expert, Family, ModelShape, Question, Role, Workload
+from mosaic.core.workload import (
+    Call,
+    CallKey,
+    Expert,
+    Family,
+    ModelShape,
+    PROPOSE,
+    Question,
+    Workload,
+)
 from mosaic.planning.costs import AffineCosts, PaperCosts
 from mosaic.planning.ilp.ilp import Ilp
 from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit
@@ -40,7 +49,7 @@ WORKLOAD = Workload(
     name="mine",
     questions=QUESTIONS,
     calls=tuple(
-        Call(CallKey(question.id, Role.PROPOSE, slot), ("Thinker", "Talker")[slot], question.prompt_tokens)
+        Call(CallKey(question.id, PROPOSE, slot), ("Thinker", "Talker")[slot], question.prompt_tokens)
         for question in QUESTIONS
         for slot in range(2)
     ),

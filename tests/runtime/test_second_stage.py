@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.results import Action, CallStatus, RunResult
-from mosaic.core.workload import AnswerKind, CallKey, Question, Role
+from mosaic.core.workload import AGGREGATE, AnswerKind, CallKey, Question
 from mosaic.pipelines.gates.gate import Decision, Majority, Never, Unanimous
 from mosaic.runtime.second_stage import (
     Handover,
@@ -89,7 +89,7 @@ def test_a_handover_by_hand() -> None:
     }
     assert (handover.skip_frac, handover.num_too_long) == (4 / 7, 0)
     assert [call.key for call in handover.calls] == [
-        CallKey(name, Role.AGGREGATE, 0) for name in ("split", "dumb", "words")
+        CallKey(name, AGGREGATE, 0) for name in ("split", "dumb", "words")
     ]
     assert {call.expert for call in handover.calls} == {"W"}
 
@@ -207,9 +207,9 @@ def test_every_question_is_skipped_or_aggregated_whatever_the_order_of_the_recor
 
 def make_second() -> RunResult:
     """The aggregator loads from 0 to 10 and serves to 30, with one call that failed before it began."""
-    key = CallKey("q1", Role.AGGREGATE, 0)
+    key = CallKey("q1", AGGREGATE, 0)
     return make_result(
-        make_session(0, expert="W", workers=(0, 1), end_ts=30.0, role=Role.AGGREGATE),
+        make_session(0, expert="W", workers=(0, 1), end_ts=30.0, node=AGGREGATE),
         calls=(
             make_record("q1", expert="W", key=key, queued_ts=10.0, admitted_ts=11.0, first_token_ts=12.0,
                         finished_ts=30.0, answer="A"),
@@ -232,7 +232,7 @@ def test_the_second_stage_begins_where_the_first_ends() -> None:
         3, 90.0, 91.0, 92.0, 110.0,
     )  # fmt: skip
     assert (failed.queued_ts, failed.admitted_ts, failed.first_token_ts, failed.finished_ts) == (90.0, None, None, None)
-    assert joined.actions == (Action(100.0, "cancel", CallKey("q1", Role.AGGREGATE, 0)),)
+    assert joined.actions == (Action(100.0, "cancel", CallKey("q1", AGGREGATE, 0)),)
     assert (joined.num_workers, joined.lower_bound_s) == (2, 60.0), "the bound is the expert stage's"
 
 
@@ -283,5 +283,5 @@ def test_no_session_of_the_second_stage_overlaps_the_first(first: RunResult, sec
 
 def test_answers_are_those_of_the_calls_that_finished() -> None:
     second = make_second()
-    silent = make_record("q3", key=CallKey("q3", Role.AGGREGATE, 0), answer=None)
+    silent = make_record("q3", key=CallKey("q3", AGGREGATE, 0), answer=None)
     assert answers_of(replace(second, calls=(*second.calls, silent))) == {"q1": "A", "q3": None}

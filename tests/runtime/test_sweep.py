@@ -51,7 +51,7 @@ class AffineBackend:
                 SessionRecord(
                     session=session.id,
                     expert=session.expert,
-                    role=session.role,
+                    node=session.node,
                     workers=session.workers,
                     load_start_ts=clock,
                     load_s=load_s,

@@ -5,7 +5,7 @@ from typing import Any
 from mosaic.core.lengths import Empirical
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import AnswerKind, Call, CallKey, Question, Role
+from mosaic.core.workload import AGGREGATE, AnswerKind, Call, CallKey, PROPOSE, Question
 from sim.world.answer_model import AnswerModel, Item, possible_answers
 from sim.world.world import World
 from tests.factories import make_call
@@ -69,13 +69,13 @@ def ask(world: World, question: str, *, expert: str = "A", slot: int = 0) -> Out
 
 def aggregate_call(question: str = "q0", *slots: int) -> Call:
     """The aggregator G's call after the responses of some slots."""
-    after = tuple(CallKey(question, Role.PROPOSE, slot) for slot in slots)
-    return make_call(question, expert="G", role=Role.AGGREGATE, after=after)
+    after = tuple(CallKey(question, PROPOSE, slot) for slot in slots)
+    return make_call(question, expert="G", node=AGGREGATE, after=after)
 
 
 def make_response(question: str, slot: int, answer: str | None, *, expert: str = "A") -> CallRecord:
     """A finished call of the expert stage."""
     return CallRecord(
-        key=CallKey(question, Role.PROPOSE, slot), expert=expert, session=0, workers=(0,), prompt_tokens=50,
+        key=CallKey(question, PROPOSE, slot), expert=expert, session=0, workers=(0,), prompt_tokens=50,
         output_tokens=100, queued_ts=0.0, admitted_ts=0.0, first_token_ts=0.0, finished_ts=1.0, answer=answer,
     )  # fmt: skip

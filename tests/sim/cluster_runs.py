@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from mosaic.core.cluster import Cluster
 from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
 from mosaic.core.realization import Outcome
-from mosaic.core.workload import Call, CallKey, Expert, ModelShape, Role
+from mosaic.core.workload import Call, CallKey, Expert, ModelShape, PROPOSE
 from sim.cluster.backend import SimBackend
 from sim.engine.engine_settings import EngineSettings
 from tests.factories import make_call, make_cluster, make_expert, make_shape
@@ -34,7 +34,7 @@ def make_session(number: int, calls: Sequence[Call], *, workers=(0,), after=()) 
     return Session(
         id=number,
         expert=calls[0].expert,
-        role=Role.PROPOSE,
+        node=PROPOSE,
         workers=tuple(workers),
         shard=tuple(call.key for call in calls),
         after=tuple(after),

@@ -11,7 +11,7 @@ from scipy.stats import kstest
 from mosaic.core.lengths import ClippedLognormal, Empirical
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, Cancel
-from mosaic.core.workload import CallKey, Role
+from mosaic.core.workload import CallKey, PROPOSE
 from mosaic.planning.schedulers.data_parallel import DataParallel
 from mosaic.planning.schedulers.fifo import Fifo
 from mosaic.planning.schedulers.least_loaded import LeastLoaded
@@ -104,7 +104,7 @@ def test_seeds_and_streams_are_different_worlds(change: dict[str, object]) -> No
 
 def test_recorded_lengths_take_precedence() -> None:
     call, other = PROBLEM.calls[:2]
-    world = replace(WORLD, recorded={call.key: 7, CallKey("elsewhere", Role.PROPOSE, 0): 8})
+    world = replace(WORLD, recorded={call.key: 7, CallKey("elsewhere", PROPOSE, 0): 8})
     assert world.outcome(call) == Outcome(7)
     assert world.outcome(other) == WORLD.outcome(other)
 

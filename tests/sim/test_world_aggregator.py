@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.realization import Outcome
-from mosaic.core.workload import Role
+from mosaic.core.workload import AGGREGATE
 from sim.cluster.preparation import cut_off
 from sim.world.world import World
 from tests.factories import make_call, make_expert
@@ -99,7 +99,7 @@ def test_unparsable_and_missing_responses_support_nothing() -> None:
 def test_an_expert_that_aggregates_has_other_luck_than_when_it_answers() -> None:
     world = make_world(40, answers=replace(EAGER, deference=0.0), aggregator_lengths={"A": FINE})
     own = [ask(world, name) for name in names(40)]
-    merged = [world.outcome(make_call(name, expert="A", role=Role.AGGREGATE)) for name in names(40)]
+    merged = [world.outcome(make_call(name, expert="A", node=AGGREGATE)) for name in names(40)]
     assert all(a.output_tokens != b.output_tokens for a, b in zip(own, merged, strict=True))
     assert any(a.answer != b.answer for a, b in zip(own, merged, strict=True))
 

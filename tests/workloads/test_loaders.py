@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.analysis.question_stats import main as question_stats
-from mosaic.core.workload import AnswerKind, CallKey, Role, Workload
+from mosaic.core.workload import AnswerKind, CallKey, PROPOSE, Workload
 from mosaic.workloads.loaders import count_text_tokens, file_tokens, file_workload
 from mosaic.workloads.slot_table import draw_question_tokens, slot_table_workload
 
@@ -42,8 +42,8 @@ def test_a_slot_table_gives_each_expert_its_slots_in_the_first_seen_order() -> N
     assert Counter(call.expert for call in workload.calls) == {"A": 5, "B": 3, "C": 1}
     assert [call.expert for call in workload.calls][:2] == ["C", "A"]
     assert [call.key for call in workload.calls][:4] == [
-        *(CallKey("t-0", Role.PROPOSE, slot) for slot in range(3)),
-        CallKey("t-1", Role.PROPOSE, 0),
+        *(CallKey("t-0", PROPOSE, slot) for slot in range(3)),
+        CallKey("t-1", PROPOSE, 0),
     ]
 
 

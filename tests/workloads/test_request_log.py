@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mosaic.core.workload import CallKey, Role
+from mosaic.core.workload import CallKey, PROPOSE
 from mosaic.report.metrics import latency_s, tpot_s, ttft_s
 from mosaic.workloads.request_log import load_request_log, measured_records, read_request_log
 
@@ -36,7 +36,7 @@ def test_log_becomes_calls_in_order_of_arrival_with_true_lengths(tmp_path: Path)
     assert [call.key.question for call in workload.calls] == ["early", "late"]
     assert [call.ready_s for call in workload.calls] == [0.0, 2.0]
     assert [call.prompt_tokens for call in workload.calls] == [7, 100]
-    assert workload.output_tokens == {CallKey("early", Role.PROPOSE, 0): 3, CallKey("late", Role.PROPOSE, 0): 11}
+    assert workload.output_tokens == {CallKey("early", PROPOSE, 0): 3, CallKey("late", PROPOSE, 0): 11}
     assert workload.num_calls_by_expert == {"A": 2}
 
 

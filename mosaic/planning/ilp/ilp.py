@@ -190,7 +190,7 @@ def _sessions(problem: Problem, instance: Instance, counts: Counts) -> list[Sess
             keyed.append((order, session))
     keyed.sort(key=lambda pair: pair[0])
     return [
-        Session(id=number, expert=session.expert, role=session.role, workers=session.workers, shard=session.shard)
+        Session(id=number, expert=session.expert, node=session.node, workers=session.workers, shard=session.shard)
         for number, (_, session) in enumerate(keyed)
     ]
 

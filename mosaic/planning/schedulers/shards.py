@@ -20,8 +20,8 @@ def split_calls(calls: Sequence[Call], num_calls: Sequence[int]) -> tuple[tuple[
 
     Examples
     --------
-    >>> from mosaic.core.workload import Call, CallKey, Role
-    >>> calls = [Call(CallKey(f"q{i}", Role.PROPOSE, 0), "A", 10) for i in range(6)]
+    >>> from mosaic.core.workload import Call, CallKey, PROPOSE
+    >>> calls = [Call(CallKey(f"q{i}", PROPOSE, 0), "A", 10) for i in range(6)]
     >>> [[key.question for key in shard] for shard in split_calls(calls, (4, 2))]
     [['q0', 'q2', 'q3', 'q5'], ['q1', 'q4']]
     """
@@ -58,7 +58,7 @@ def replica_sessions(
         Session(
             id=first_id + number,
             expert=calls[0].expert,
-            role=calls[0].key.role,
+            node=calls[0].key.node,
             workers=place,
             shard=shard,
             after=after,

@@ -1,0 +1,149 @@
+"""The run: a backend tells events, controllers answer with commands. There is one run and one clock."""
+
+from collections.abc import Sequence, Set
+from typing import Protocol
+
+from mosaic.core.commands import Action, Cancel, Close, Command, Cut, Event, Finished, Move, Open, Submit, cause_of
+from mosaic.core.results import RunResult
+from mosaic.core.workload import CallKey
+from mosaic.runtime.backend import Backend
+from mosaic.runtime.controller import Controller, View
+
+
+class CommandLog(Protocol):
+    """Where commands are written down before they take effect."""
+
+    @property
+    def earlier(self) -> Sequence[Action]:
+        """Commands of the run that was interrupted, and now goes on."""
+
+    @property
+    def ended(self) -> Set[CallKey]:
+        """Calls that ended then: the backend tells of each again, at once, when it is submitted."""
+
+    def write(self, actions: Sequence[Action]) -> None:
+        """Put commands on the disk."""
+
+
+def drive(
+    backend: Backend,
+    controllers: Sequence[Controller],
+    *,
+    num_workers: int,
+    log: CommandLog | None = None,
+    tick_s: float | None = None,
+) -> RunResult:
+    """Run to the end.
+
+    Sessions that nobody closed are closed when no call is left and no controller wants more.
+
+    Parameters
+    ----------
+    backend
+        Who carries commands out.
+    controllers
+        Who gives them; the first hears an event first.
+    num_workers
+        Of the cluster.
+    log
+        Of commands, for runs that may be interrupted.
+    tick_s
+        Seconds between ticks, for controllers that want them.
+
+    Returns
+    -------
+    RunResult
+        It lacks calls whose workers were lost, where no controller placed them anew.
+
+    Raises
+    ------
+    BackendError
+        If the backend cannot carry a command out.
+    """
+    run = _Run(backend, num_workers, log)
+    reacts = run.is_resumed or any(controller.reacts for controller in controllers)
+    for event in backend.events(reacts=reacts, tick_s=tick_s):
+        run.hear(event, controllers)
+    return run.result()
+
+
+class _Run:
+    """A run under way: what is known of it, and what was done."""
+
+    def __init__(self, backend: Backend, num_workers: int, log: CommandLog | None) -> None:
+        self._backend = backend
+        self._view = View(num_workers)
+        self._log = log
+        self._earlier: Sequence[Action] = () if log is None else log.earlier
+        self._written = {action.command for action in self._earlier}
+        self._actions: list[Action] = []
+        self._order: dict[CallKey, int] = {}
+
+    @property
+    def is_resumed(self) -> bool:
+        return bool(self._earlier)
+
+    def hear(self, event: Event, controllers: Sequence[Controller]) -> None:
+        """Let every controller answer an event, and carry the answers out."""
+        self._view.observe(event)
+        if isinstance(event, Finished):
+            self._order.setdefault(event.record.key, len(self._order))
+        cause = cause_of(event)
+        for controller in controllers:
+            self._give(list(controller.on(event, self._view)), cause)
+        if self._earlier and not self._log_ended() & self._view.running.keys():
+            self._fold_in()
+        view = self._view
+        if not view.running:
+            self._give([Close(n) for n in view.opened if n not in view.closing and n not in view.ended], cause)
+
+    def result(self) -> RunResult:
+        """Put the run together, call records by session."""
+        view = self._view
+        calls = sorted(view.records.values(), key=lambda record: (record.session, self._order[record.key]))
+        sessions = (view.ended.get(number) for number in sorted(view.opened))
+        return RunResult(
+            calls=tuple(calls),
+            sessions=tuple(record for record in sessions if record is not None),
+            num_workers=view.num_workers,
+            actions=tuple(self._actions),
+        )
+
+    def _give(self, commands: Sequence[Command], cause: str) -> None:
+        if not commands:
+            return
+        given = [Action(self._view.ts, cause, command) for command in commands]
+        if self._log is not None:
+            self._log.write([action for action in given if action.command not in self._written])
+        for action in given:
+            self._view.expect(action.command)
+            self._backend.apply(action.command)
+        self._actions += given
+
+    def _log_ended(self) -> Set[CallKey]:
+        return self._log.ended if self._log is not None else frozenset()
+
+    def _fold_in(self) -> None:
+        """Give the commands of the interrupted run that no controller gave anew, as far as they still mean something.
+
+        By now controllers have heard again of all that had ended. What they did at other moments (a timer, an idle
+        worker) may not come again in the same way: it is done as it was.
+        """
+        actions, self._earlier = self._earlier, ()
+        for action in actions:
+            if self._still_means_something(action.command):
+                self._give([action.command], action.cause)
+
+    def _still_means_something(self, command: Command) -> bool:
+        view = self._view
+        match command:
+            case Open(session=session):
+                return session.id not in view.opened and not view.lost.keys() & set(session.workers)
+            case Submit(call=call):
+                return call.key not in view.calls
+            case Cancel(key=key) | Cut(key=key):
+                return key in view.running
+            case Move(key=key, session=number):
+                return key in view.running and number in view.opened and number not in view.closing
+            case Close(session=number):
+                return number in view.opened and number not in view.closing

@@ -1,0 +1,61 @@
+"""A plan as a controller: it opens the plan's sessions and submits their calls, and answers nothing else."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from mosaic.core.commands import Close, Command, Event, Open, Started, Submit
+from mosaic.core.errors import BackendError
+from mosaic.core.plan import Plan, Session
+from mosaic.core.workload import Call, CallKey
+from mosaic.runtime.controller import View
+
+
+def plan_commands(plan: Plan, calls: Mapping[CallKey, Call], first_session: int = 0) -> Iterator[Command]:
+    """Open each session of a plan, submit its calls and close it; the plan's session numbers are counted from one.
+
+    Parameters
+    ----------
+    plan, calls
+        What to run; the plan may serve calls that another plan has served in part.
+    first_session
+        Number of the plan's session 0 in the run.
+
+    Raises
+    ------
+    BackendError
+        If the plan names a call that is not there.
+    """
+    for session in plan.sessions:
+        number = session.id + first_session
+        yield Open(_opened(session, first_session))
+        for key in session.shard:
+            if key not in calls:
+                raise BackendError(f"plan session {session.id}: call {key} is not one of the calls")
+            yield Submit(calls[key], number)
+        yield Close(number)
+
+
+def _opened(session: Session, first_session: int) -> Session:
+    return replace(
+        session,
+        id=session.id + first_session,
+        shard=(),
+        after=tuple(needed + first_session for needed in session.after),
+    )
+
+
+class StaticPlan:
+    """Runs a plan from the start."""
+
+    def __init__(self, plan: Plan, calls: Sequence[Call]) -> None:
+        self._plan = plan
+        self._calls = {call.key: call for call in calls}
+
+    @property
+    def reacts(self) -> bool:
+        """Whether a call waits for another of the plan."""
+        return any(key in self._calls for call in self._calls.values() for key in call.after)
+
+    def on(self, event: Event, view: View) -> Iterable[Command]:
+        """Give all commands at the start."""
+        return plan_commands(self._plan, self._calls) if isinstance(event, Started) else ()
