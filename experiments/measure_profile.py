@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from experiments.config.complaints import exit_with_message
+from experiments.config.errors import exit_with_message
 from experiments.config.execution import Execution, open_execution
 from experiments.config.executor_wiring import EngineSetup
 from experiments.config.real_execution import RealExecution

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
-from experiments.config.complaints import exit_with_message  # noqa: E402
+from experiments.config.errors import exit_with_message  # noqa: E402
 from experiments.figures.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.studies.paper_figures import Drawing, draw_all  # noqa: E402
 from experiments.studies.paper_report import describe, errors_csv, misses, write_report  # noqa: E402

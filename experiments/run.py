@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
 from experiments.analysis.replay_report import report_replay
-from experiments.config.complaints import BAD_INPUT, FailedPoint, exit_with_message, explain_error
+from experiments.config.errors import BAD_INPUT, FailedPoint, exit_with_message, explain_error
 from experiments.config.execution import Execution, open_execution
 from experiments.config.memory import spare_garbage_collector
 from experiments.config.second_stage_run import calibration_file, run_second_stage, summarise_stage

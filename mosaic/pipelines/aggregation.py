@@ -15,7 +15,6 @@ without a gap; where none is left the aggregator answers alone. Tokens of texts 
 (``count_text_tokens``) unless a record knows them; the engine's chat markers are not counted.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
@@ -23,16 +22,7 @@ from typing import NamedTuple
 from mosaic.core.checks import require_count
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.tokens import count_text_tokens
-from mosaic.core.workload import (
-    AGGREGATE,
-    AnswerKind,
-    Call,
-    CallKey,
-    Expert,
-    ExpertName,
-    PROPOSE,
-    Question,
-)
+from mosaic.core.workload import AnswerKind, Call, CallKey, Expert, ExpertName, Question
 
 CUT_MARKER = "[... beginning cut ...]\n"
 MIN_RESPONSE_TOKENS = 64
@@ -76,54 +66,38 @@ class _Room(NamedTuple):
     """For the responses."""
 
 
-def aggregator_calls(
-    questions: Sequence[Question],
-    records: Sequence[CallRecord],
-    aggregator: Expert,
+def merge_call(
+    key: CallKey,
+    question: Question,
+    read: Sequence[CallRecord],
+    expert: Expert,
     *,
     min_output_tokens: int = MIN_OUTPUT_TOKENS,
-) -> tuple[Call, ...]:
-    """Make one aggregator call per question, in the order of the questions.
+) -> Call:
+    """Make a call that reads what other calls of its question said.
 
-    A call comes after the finished propose calls of its question. Its prompt tokens are those of
-    ``aggregator_prompt``: where all texts are counted by their characters never less, and by rounding
-    at most one more per response and copy of the question.
+    It comes after those of them that finished. Its prompt tokens are those of ``aggregator_prompt``: where all texts
+    are counted by their characters never less, and by rounding at most one more per response and copy of the question.
 
     Parameters
     ----------
-    questions
-        Those to aggregate.
-    records
-        The expert stage's final records, one per call; those of other questions are passed over.
-    aggregator
-        The expert that reads and merges.
+    key, question, expert
+        Of the call.
+    read
+        What became of the calls that it may read.
     min_output_tokens
         Room to leave for what it writes (``prompt_limit``).
 
     Raises
     ------
     ValueError
-        If a question does not fit (``fits_context``), or a slot of it has two finished records.
+        If the question does not fit (``fits_context``).
     """
-    limit = prompt_limit(aggregator, min_output_tokens=min_output_tokens)
-    wanted = {question.id for question in questions}
-    finished: defaultdict[str, list[CallRecord]] = defaultdict(list)
-    for record in records:
-        key = record.key
-        if key.question in wanted and key.node == PROPOSE and record.status is CallStatus.FINISHED:
-            finished[key.question].append(record)
-    return tuple(_call(question, finished.get(question.id, []), aggregator.name, limit) for question in questions)
-
-
-def _call(question: Question, records: list[CallRecord], aggregator: ExpertName, limit: int) -> Call:
-    records.sort(key=lambda record: record.key.slot)
-    after = tuple(record.key for record in records)
-    if len({key.slot for key in after}) < len(after):
-        raise ValueError(f"question {question.id}: records must hold one finished call per slot, got {list(after)}")
+    records = [record for record in read if record.status is CallStatus.FINISHED]
     visible = [tokens for record in records if (tokens := visible_tokens(record)) > 0]
-    room = _room(question, len(visible), limit)
+    room = _room(question, len(visible), prompt_limit(expert, min_output_tokens=min_output_tokens))
     prompt_tokens = room.fixed_tokens + sum(shares(visible, room.left_tokens))
-    return Call(CallKey(question.id, AGGREGATE, 0), aggregator, prompt_tokens, after=after)
+    return Call(key, expert.name, prompt_tokens, after=tuple(record.key for record in records))
 
 
 def visible_tokens(record: CallRecord) -> int:

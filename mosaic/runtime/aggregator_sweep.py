@@ -19,6 +19,8 @@ from mosaic.core.workload import Call, Expert
 from mosaic.planning.profiles import ProfileEntry, SweepPoint, fit_session
 from mosaic.planning.schedulers.shards import replica_sessions, split_evenly
 from mosaic.runtime.backend import Backend
+from mosaic.runtime.controller import Controller
+from mosaic.runtime.static_plan import execute
 
 SHARES = (1, 2, 4)
 """Waves serve all calls, a half and a quarter of them."""
@@ -32,10 +34,12 @@ def sweep_aggregator(
     cluster: Cluster,
     backend: Backend,
     places: Sequence[tuple[int, ...]] | None = None,
+    controllers: Sequence[Controller] = (),
 ) -> ProfileEntry:
     """Measure the aggregator at its tensor-parallel degree, with as many replicas as its cap and the cluster allow.
 
-    ``places`` are the gangs of workers where it may run; None: all that the cluster makes up.
+    ``places`` are the gangs of workers where it may run; None: all that the cluster makes up. ``controllers`` hear the
+    events too.
 
     Raises
     ------
@@ -58,7 +62,7 @@ def sweep_aggregator(
         waves.append(wave)
         served += shard
     sessions = [session for wave in waves for session in wave]
-    result = backend.execute(unpriced_plan(sessions, num_workers=cluster.num_workers), served)
+    result = execute(unpriced_plan(sessions, num_workers=cluster.num_workers), served, backend, controllers)
     finished = [record for record in result.calls if record.status is CallStatus.FINISHED]
     if len(finished) != len(served):
         raise BackendError(f"aggregator sweep: every call must finish, {len(finished)} of {len(served)} did")

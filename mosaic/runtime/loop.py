@@ -1,5 +1,6 @@
 """The run: a backend tells events, controllers answer with commands. There is one run and one clock."""
 
+from collections import deque
 from collections.abc import Sequence, Set
 from typing import Protocol
 
@@ -8,6 +9,7 @@ from mosaic.core.results import RunResult
 from mosaic.core.workload import CallKey
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller, View
+from mosaic.runtime.dependencies import Dependencies
 
 
 class CommandLog(Protocol):
@@ -73,6 +75,8 @@ class _Run:
     def __init__(self, backend: Backend, num_workers: int, log: CommandLog | None) -> None:
         self._backend = backend
         self._view = View(num_workers)
+        self._dependencies = Dependencies(self._view)
+        self._events: deque[Event] = deque()
         self._log = log
         self._earlier: Sequence[Action] = () if log is None else log.earlier
         self._written = {action.command for action in self._earlier}
@@ -85,23 +89,34 @@ class _Run:
 
     def hear(self, event: Event, controllers: Sequence[Controller]) -> None:
         """Let every controller answer an event, and carry the answers out."""
+        self._events.append(event)
+        while self._events:
+            self._answer(self._events.popleft(), controllers)
+        view = self._view
+        if not view.running:
+            unclosed = [Close(n) for n in view.opened if n not in view.closing and n not in view.ended]
+            self._give(unclosed, cause_of(event))
+
+    def _answer(self, event: Event, controllers: Sequence[Controller]) -> None:
         self._view.observe(event)
         if isinstance(event, Finished):
             self._order.setdefault(event.record.key, len(self._order))
+            for command in self._dependencies.release():
+                self._backend.apply(command)
         cause = cause_of(event)
         for controller in controllers:
             self._give(list(controller.on(event, self._view)), cause)
         if self._earlier and not self._log_ended() & self._view.running.keys():
             self._fold_in()
-        view = self._view
-        if not view.running:
-            self._give([Close(n) for n in view.opened if n not in view.closing and n not in view.ended], cause)
 
     def result(self) -> RunResult:
         """Put the run together, call records by session."""
         view = self._view
-        calls = sorted(view.records.values(), key=lambda record: (record.session, self._order[record.key]))
-        sessions = (view.ended.get(number) for number in sorted(view.opened))
+        place = {number: index for index, number in enumerate(view.opened)}
+        calls = sorted(
+            view.records.values(), key=lambda record: (place.get(record.session, -1), self._order[record.key])
+        )
+        sessions = (view.ended.get(number) for number in view.opened)
         return RunResult(
             calls=tuple(calls),
             sessions=tuple(record for record in sessions if record is not None),
@@ -117,7 +132,13 @@ class _Run:
             self._log.write([action for action in given if action.command not in self._written])
         for action in given:
             self._view.expect(action.command)
-            self._backend.apply(action.command)
+        for action in given:
+            record = self._dependencies.cancel(action.command, self._view.ts)
+            if record is not None:
+                self._events.append(Finished(self._view.ts, record))
+                continue
+            for command in self._dependencies.admit(action.command):
+                self._backend.apply(command)
         self._actions += given
 
     def _log_ended(self) -> Set[CallKey]:

@@ -1,76 +1,286 @@
-"""From a workload to a result: build the problem, plan it, execute the plan."""
+"""From a workload to answers: measure, plan, run. What a run is made of comes in as plain values."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+from mosaic.answers.extraction import Comparison, comparison
 from mosaic.core.cluster import Cluster
 from mosaic.core.plan import Plan
-from mosaic.core.results import RunResult
-from mosaic.core.workload import Call, Expert, ExpertName, Workload
-from mosaic.planning.costs import CostModel
-from mosaic.planning.problem import Problem
+from mosaic.core.results import CallStatus, RunResult
+from mosaic.core.workload import AnswerKind, Expert, NodeName, Workload
+from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
+from mosaic.pipelines.final_answers import Comparisons, FinalAnswer, accuracy_frac
+from mosaic.pipelines.gates.gate import Ballot, Decision, Never
 from mosaic.planning.profiles import Profile
 from mosaic.planning.schedulers.base import Scheduler
-from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
-from mosaic.runtime.loop import CommandLog, drive
-from mosaic.runtime.static_plan import StaticPlan
+from mosaic.runtime.layers import Flow, Layers, Questions
+from mosaic.runtime.loop import drive
+from mosaic.runtime.measuring import (
+    Rehearsal,
+    Show,
+    even_plan,
+    prompts_of,
+    rehearse,
+    show_nothing,
+    sweep_first_layer,
+    sweep_node,
+)
+from mosaic.runtime.planner import CostFactory, NodePlacements, Planned, Planner, placed
+from mosaic.runtime.replanning import Replanning
+from mosaic.runtime.site import Site
+from mosaic.runtime.static_plan import execute
+from mosaic.runtime.sweep import Sweep
 
-CostFactory: TypeAlias = Callable[..., CostModel]
-"""Builds a cost model from the keywords ``profile`` and ``num_calls_by_expert``."""
+Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
+"""Times a step of a run."""
 
 
-def make_problem(
-    workload: Workload, *, experts: Sequence[Expert], cluster: Cluster, profile: Profile, costs: CostFactory
-) -> Problem:
-    """State all that a scheduler may know about a workload.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """All that a run is made of."""
+
+    workload: Workload
+    experts: tuple[Expert, ...]
+    """The pool."""
+    cluster: Cluster
+    graph: CallGraph
+    scheduler: Scheduler
+    costs: CostFactory
+    site: Site
+    sweep: Sweep
+    """How the first layer is measured where no profile is given."""
+    profile: Profile | None = None
+    """Of the first layer; None: measured before the run."""
+    upper_profile: Profile | None = None
+    """Of the nodes above it; None: measured before the run."""
+    placements: Mapping[NodeName, NodePlacements] = field(default_factory=dict)
+    plans: tuple[Plan, ...] = ()
+    """Saved plans, by layer; none: they are made."""
+    has_barrier: bool = True
+    """A layer starts when the one before it has ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlwaysAggregate:
+    """What the same world gives when the gate skips nothing; None: only a simulation could tell."""
+
+    aggregator_s: float | None = None
+    accuracy_frac: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a run."""
+
+    planned: tuple[Planned, ...]
+    """By layer, as far as there was a call to plan."""
+    result: RunResult
+    replans: tuple[tuple[Plan, Mapping[int, str]], ...] = ()
+    """Made because workers were lost, with what was lost."""
+    answers: tuple[FinalAnswer, ...] | None = None
+    """None: the experts' answers are all there is."""
+    ballots: tuple[Ballot, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    num_too_long: int = 0
+    """Questions that an upper node could not read."""
+    always: AlwaysAggregate = AlwaysAggregate()
+
+    @property
+    def skip_frac(self) -> float | None:
+        """Share of the questions that the gate skips."""
+        if not self.decisions:
+            return None
+        return sum(decision.skip for decision in self.decisions) / len(self.decisions)
+
+
+def comparisons(free_text: Comparison | None = None) -> Comparisons:
+    """Say how answers of each kind compare; free text only by a comparison of the user's own."""
+    return {**{kind: comparison(kind) for kind in AnswerKind}, AnswerKind.TEXT: free_text}
+
+
+def experts_alone() -> CallGraph:
+    """Build the pipeline that only asks the recruited experts."""
+    return mixture_of_agents(None, gate=Never(), compare=comparisons())
+
+
+def plan(job: Job, *, show: Show = show_nothing, step: Step = lambda name: nullcontext()) -> Planned:
+    """Plan the first layer, and measure its experts before where no profile is given.
 
     Raises
     ------
-    ValueError
-        If a call names an expert that is not in the pool.
-    ProfileError
-        If the profile does not cover an expert that has calls.
+    InfeasibleError, PlanError, ProfileError, BackendError
+        If no plan exists, a saved plan is of another batch, or something cannot be measured.
     """
-    num_calls: Mapping[ExpertName, int] = workload.num_calls_by_expert
-    pool = {expert.name: expert for expert in experts}
-    return Problem(
-        experts=tuple(experts),
-        calls=workload.calls,
-        cluster=cluster,
-        costs=costs(profile=profile, num_calls_by_expert=num_calls),
-        lengths={name: profile.lengths(name) for name in num_calls if name in pool},
+    return _plan(job, show, step)[1]
+
+
+def _plan(job: Job, show: Show, step: Step) -> tuple[Planner, Planned]:
+    first = job.graph.first_calls(job.workload)
+    with step("profile"):
+        profile = job.profile
+        if profile is None:
+            source = f"{job.site.way} sweep of {job.workload.name} {job.site.circumstances}"
+            profile = sweep_first_layer(job.sweep, first, _pool(job), job.cluster, job.site, source, show)
+    with step("plan"):
+        planner = Planner(
+            experts=_pool(job),
+            cluster=job.cluster,
+            scheduler=job.scheduler,
+            costs=job.costs,
+            profiles=dict.fromkeys(job.graph.first_nodes, profile),
+            by_node=job.placements,
+        )
+        return planner, planner.plan(first, saved=job.plans[0] if job.plans else None)
+
+
+def _pool(job: Job) -> tuple[Expert, ...]:
+    """Give the pool, and experts that only the graph names."""
+    known = {expert.name for expert in job.experts}
+    return (*job.experts, *(expert for expert in job.graph.experts if expert.name not in known))
+
+
+def run(
+    job: Job,
+    *,
+    controllers: Sequence[Controller] = (),
+    show: Show = show_nothing,
+    on_replan: Callable[[Plan, Mapping[int, str]], None] = lambda plan, lost: None,
+    tick_s: float | None = None,
+    step: Step = lambda name: nullcontext(),
+) -> Outcome:
+    """Measure what is not given, plan, and run to the end.
+
+    Parameters
+    ----------
+    job
+        What to run.
+    controllers
+        Who reacts while it lasts, beside the pipeline and the plan.
+    show
+        Shows what goes on.
+    on_replan
+        Told of each plan that is made because workers were lost.
+    tick_s
+        Seconds between ticks, for controllers that want them.
+    step
+        Wraps the steps profile, plan, profile_upper, execute, always_aggregate, to time them.
+
+    Raises
+    ------
+    InfeasibleError, PlanError, ProfileError, BackendError
+        If no plan exists, a plan breaks the problem, or the site cannot run it.
+    """
+    planner, first = _plan(job, show, step)
+    graph, workload, site = job.graph, job.workload, job.site
+    with step("profile_upper"):
+        planner, rehearsal = _with_upper_profiles(job, planner, first, show)
+    known = {question.id: question for question in workload.questions}
+    questions = Questions(workload, graph)
+    planned: list[Planned] = []
+    replans: list[tuple[Plan, Mapping[int, str]]] = []
+
+    def note_replan(new: Plan, lost: Mapping[int, str]) -> None:
+        replans.append((new, dict(lost)))
+        on_replan(new, lost)
+
+    if job.has_barrier:
+        pipeline: Controller = Layers(questions, planner, (first.plan, *job.plans[1:]), planned.append)
+    else:
+        expected = graph.forecast(workload, rehearsal.needed_frac, rehearsal.prompt_tokens())
+        pipeline = Flow(questions, planner, expected, planned.append)
+    with step("execute"):
+        backend = site.backend(known, prompts_of(graph, known))
+        log = site.command_log()
+        shown = show("calls", len(questions.first_calls))
+        everybody = [pipeline, *controllers, *shown]
+        if site.way != "simulated":
+            everybody.insert(1, Replanning(lambda calls, lost: planner.plan(calls, lost).plan, note_replan))
+        result = drive(backend, everybody, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
+        result = replace(result, lower_bound_s=site.lower_bound_s(backend), first_nodes=graph.first_nodes)
+    outcome = Outcome(planned=tuple(planned), result=result, replans=tuple(replans))
+    return _with_answers(job, planner, outcome, questions, step) if graph.upper_nodes else outcome
+
+
+def _with_upper_profiles(job: Job, planner: Planner, first: Planned, show: Show) -> tuple[Planner, Rehearsal]:
+    upper = job.graph.upper_nodes
+    needs_forecast = not job.has_barrier
+    if not upper or (job.upper_profile is not None and not needs_forecast):
+        given = {node.name: job.upper_profile for node in upper if job.upper_profile is not None}
+        return replace(planner, profiles={**planner.profiles, **given}), Rehearsal()
+    rehearsal = rehearse(job.graph, planner, job.site, first.plan, job.workload, show)
+    profiles = dict(planner.profiles)
+    for node in upper:
+        source = f"{job.site.way} {node.name} of {job.workload.name} after gate={job.graph.gate.name} {job.site.circumstances}"
+        measured = job.upper_profile
+        if measured is None:
+            measured = sweep_node(node, rehearsal, job.graph, planner, job.site, source, show)
+        profiles[node.name] = measured
+    return replace(planner, profiles=profiles), rehearsal
+
+
+def _with_answers(job: Job, planner: Planner, outcome: Outcome, questions: Questions, step: Step) -> Outcome:
+    graph = job.graph
+    cast = [graph.ballot(*questions.of(question.id)) for question in questions]
+    answers = tuple(
+        answer for question in questions if (answer := graph.step(*questions.of(question.id)).answer) is not None
+    )
+    with step("always_aggregate"):
+        always = _always_aggregate(job, planner, outcome, answers)
+    return replace(
+        outcome,
+        answers=answers,
+        ballots=tuple(ballot for ballot, _ in cast),
+        decisions=tuple(decision for _, decision in cast),
+        num_too_long=sum(graph.is_too_long(*questions.of(question.id)) for question in questions),
+        always=always,
     )
 
 
-def plan(
-    workload: Workload,
-    *,
-    experts: Sequence[Expert],
-    cluster: Cluster,
-    profile: Profile,
-    costs: CostFactory,
-    scheduler: Scheduler,
-) -> Plan:
-    """Plan a workload.
+def _always_aggregate(job: Job, planner: Planner, outcome: Outcome, answers: Sequence[FinalAnswer]) -> AlwaysAggregate:
+    """Tell what skipping nothing gives in the same world: a gate that never skips has done so already."""
+    first = [record for record in outcome.result.calls if record.key.node in job.graph.first_nodes]
+    if isinstance(job.graph.gate, Never):
+        sessions = outcome.result.sessions
+        ends = [session.end_ts for session in sessions if session.node in job.graph.first_nodes]
+        aggregator_s = max((session.end_ts for session in sessions), default=0.0) - max(ends, default=0.0)
+        return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy_frac(answers))
+    again = Questions(job.workload, job.graph.without_gate())
+    records = {record.key: record for record in first}
+    for record in first:
+        again.note(record)
+    aggregator_s = 0.0
+    for layer in job.graph.layers[1:]:
+        backend = job.site.hindsight(records)
+        if backend is None:
+            return AlwaysAggregate()
+        calls = [call for node in layer for call in again.calls_of(node.name)]
+        experts = [_as_placed(expert, node.name, planner, outcome) for node in layer for expert in node.experts]
+        result = execute(even_plan(calls, experts, job.site, job.cluster.num_workers), calls, backend)
+        aggregator_s += max((session.end_ts for session in result.sessions), default=0.0)
+        for record in result.calls:
+            records[record.key] = record
+            again.note(record)
+    finals = [again.graph.step(*again.of(question.id)).answer for question in again]
+    accuracy = accuracy_frac(final for final in finals if final is not None)
+    return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy)
 
-    Raises
-    ------
-    InfeasibleError
-        If the scheduler finds no place for an expert.
-    """
-    return scheduler.plan(make_problem(workload, experts=experts, cluster=cluster, profile=profile, costs=costs))
+
+def _as_placed(expert: Expert, node: NodeName, planner: Planner, outcome: Outcome) -> Expert:
+    """Shape an expert as the run has placed it, or would have."""
+    for planned in outcome.planned:
+        if any(key.node == node for session in planned.plan.sessions for key in session.shard):
+            return planned.problem.expert(expert.name)
+    degrees = planner.degrees(node, expert)
+    return placed(expert, degrees[0]) if node in planner.by_node else expert
 
 
-def execute(
-    plan: Plan,
-    calls: Sequence[Call],
-    backend: Backend,
-    controllers: Sequence[Controller] = (),
-    *,
-    log: CommandLog | None = None,
-    tick_s: float | None = None,
-) -> RunResult:
-    """Run a plan over its calls, and whatever else controllers want."""
-    everybody = (StaticPlan(plan, calls), *controllers)
-    return drive(backend, everybody, num_workers=plan.num_workers, log=log, tick_s=tick_s)
+def failures(result: RunResult) -> dict[str, int]:
+    """Count what made calls fail, by error."""
+    counts: dict[str, int] = {}
+    for record in result.calls:
+        if record.status is CallStatus.FAILED and record.response is not None and record.response.error:
+            counts[record.response.error] = counts.get(record.response.error, 0) + 1
+    return counts

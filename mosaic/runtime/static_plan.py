@@ -6,8 +6,11 @@ from dataclasses import replace
 from mosaic.core.commands import Close, Command, Event, Open, Started, Submit
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import Plan, Session
+from mosaic.core.results import RunResult
 from mosaic.core.workload import Call, CallKey
-from mosaic.runtime.controller import View
+from mosaic.runtime.backend import Backend
+from mosaic.runtime.controller import Controller, View
+from mosaic.runtime.loop import CommandLog, drive
 
 
 def plan_commands(plan: Plan, calls: Mapping[CallKey, Call], first_session: int = 0) -> Iterator[Command]:
@@ -59,3 +62,17 @@ class StaticPlan:
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Give all commands at the start."""
         return plan_commands(self._plan, self._calls) if isinstance(event, Started) else ()
+
+
+def execute(
+    plan: Plan,
+    calls: Sequence[Call],
+    backend: Backend,
+    controllers: Sequence[Controller] = (),
+    *,
+    log: CommandLog | None = None,
+    tick_s: float | None = None,
+) -> RunResult:
+    """Run a plan over its calls, and whatever else controllers want."""
+    everybody = (StaticPlan(plan, calls), *controllers)
+    return drive(backend, everybody, num_workers=plan.num_workers, log=log, tick_s=tick_s)

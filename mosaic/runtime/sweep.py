@@ -14,6 +14,8 @@ from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
 from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ExpertName
 from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_session
 from mosaic.runtime.backend import Backend
+from mosaic.runtime.controller import Controller
+from mosaic.runtime.static_plan import execute
 
 PromptTokens: TypeAlias = Callable[[int], int]
 """Prompt tokens of the i-th calibration call; sources with fewer questions repeat them."""
@@ -57,6 +59,7 @@ def run_sweep(
     prompt_tokens: PromptTokens,
     source: str,
     workers_of: Callable[[Expert, int], tuple[int, ...]] = lambda expert, session: tuple(range(expert.tp_degree)),
+    controllers: Sequence[Controller] = (),
 ) -> Profile:
     """Run the sweep's sessions one expert after the other and fit their costs.
 
@@ -70,6 +73,8 @@ def run_sweep(
         Where the profile says it comes from.
     workers_of
         Where an expert is measured, by the number of the session; the first workers unless told otherwise.
+    controllers
+        Who else hears the events.
 
     Raises
     ------
@@ -96,7 +101,7 @@ def run_sweep(
                     shard=tuple(call.key for call in shard),
                 )
             )
-    result = backend.execute(unpriced_plan(sessions, num_workers=cluster.num_workers), calls)
+    result = execute(unpriced_plan(sessions, num_workers=cluster.num_workers), calls, backend, controllers)
     finished = sum(record.status is CallStatus.FINISHED for record in result.calls)
     if finished != len(calls):
         raise BackendError(f"profile sweep: every call must finish, {finished} of {len(calls)} did")

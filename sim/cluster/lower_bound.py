@@ -13,7 +13,8 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from sim.cluster.live_session import Job
+from sim.cluster.expert_on_gpu import ExpertOnGpu
+from sim.cluster.session import TrueCall
 from sim.engine.engine_settings import EngineSettings, Order
 from sim.hardware.iteration_time import IterationTime
 
@@ -23,22 +24,13 @@ _TOKENS_PER_SEQ = (1, 64, 512, 2048, 8192, 32768)
 """Lengths at which decode steps are looked at."""
 
 
-class Place(NamedTuple):
-    """An expert on one kind of GPU."""
-
-    load_s: float
-    time: IterationTime
-    kv_tokens: int
-    """Capacity of its KV cache."""
-
-
 class Demand(NamedTuple):
     """The calls of one expert, and where it could run."""
 
-    jobs: Sequence[Job]
+    jobs: Sequence[TrueCall]
     tp_degree: int
     context_tokens: int
-    places: Sequence[Place]
+    places: Sequence[ExpertOnGpu]
 
 
 class Rates(NamedTuple):
@@ -66,7 +58,7 @@ def makespan_lower_bound_s(demands: Sequence[Demand], settings: EngineSettings, 
     return max(bound_s, busy_s / num_workers)
 
 
-def _work_s(demand: Demand, place: Place, settings: EngineSettings) -> float:
+def _work_s(demand: Demand, place: ExpertOnGpu, settings: EngineSettings) -> float:
     prompts = decoded = reads = 0
     for call, output_tokens, *_ in demand.jobs:
         steps = output_tokens - 1
@@ -80,7 +72,7 @@ def _work_s(demand: Demand, place: Place, settings: EngineSettings) -> float:
     )
 
 
-def least_rates(place: Place, settings: EngineSettings, context_tokens: int) -> Iterator[Rates]:
+def least_rates(place: ExpertOnGpu, settings: EngineSettings, context_tokens: int) -> Iterator[Rates]:
     """Take the minima over batches, for two rates of KV reads: none, and the slope at the largest batch."""
     time, max_seqs = place.time, settings.max_num_seqs
     decodes = list(_decode_batches(max_seqs, place.kv_tokens))
@@ -158,7 +150,7 @@ def _sizes(budget: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-def _alone_s(demand: Demand, place: Place, settings: EngineSettings) -> float:
+def _alone_s(demand: Demand, place: ExpertOnGpu, settings: EngineSettings) -> float:
     """Time the call with the most tokens to write, and the one that arrives last, as if nothing else ran."""
     jobs = demand.jobs
     longest = max(jobs, key=lambda job: (job.output_tokens, job.call.prompt_tokens))
@@ -177,7 +169,7 @@ def _alone_s(demand: Demand, place: Place, settings: EngineSettings) -> float:
     return alone_s
 
 
-def _company_frac(place: Place, settings: EngineSettings) -> float:
+def _company_frac(place: ExpertOnGpu, settings: EngineSettings) -> float:
     """Least time of a step in company relative to a step alone: below 1 where noisy tables are not monotone."""
     time = place.time
     fracs = [1.0]

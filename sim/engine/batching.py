@@ -97,6 +97,12 @@ class Batcher:
         else:
             self.queue.remove(request)
 
+    def cut(self, request: Request, output_tokens: int) -> None:
+        """Lower what a request writes, to one token more than it has at the least."""
+        request_tokens = max(output_tokens, self.decoding.num_generated(request) + 1)
+        if request_tokens < request.output_tokens:
+            self.decoding.cut(request, request_tokens)
+
     def _compose_mixed(self, now: float) -> None:
         self._preempt_for_next_step()
         budget = self._max_batched_tokens - self.kv.num_growing

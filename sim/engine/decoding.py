@@ -66,6 +66,20 @@ class DecodingSet:
                 finished.append(request)
         return finished
 
+    def num_generated(self, request: Request) -> int:
+        """Count the tokens that a request has written, decoding or not."""
+        if request.ticket in self._by_ticket:
+            return request.output_tokens - (request.finish_step - self.counter)
+        return request.num_generated
+
+    def cut(self, request: Request, output_tokens: int) -> None:
+        """Lower what a request writes; of its two entries in the heap the later one is passed over."""
+        earlier = request.output_tokens - output_tokens
+        request.output_tokens = output_tokens
+        if request.ticket in self._by_ticket:
+            request.finish_step -= earlier
+            heappush(self._finish_heap, request.finish_step * TICKETS + request.ticket)
+
     def pop_last(self) -> Request:
         """Preempt the request admitted last."""
         _, request = self._by_ticket.popitem()

@@ -62,15 +62,19 @@ class Engine:
         """End of the last completed iteration."""
         return self._now
 
-    def submit(self, request_id: int, prompt_tokens: int, output_tokens: int, ready_ts: float) -> Request:
+    def submit(
+        self, request_id: int, prompt_tokens: int, output_tokens: int, ready_ts: float, num_generated: int = 0
+    ) -> Request:
         """Queue a request, which no iteration that starts before ``ready_ts`` admits.
+
+        ``num_generated`` of its output tokens are written already, elsewhere: they are read like the prompt.
 
         Raises
         ------
         ValueError
             If it can never fit, or arrives in the engine's past.
         """
-        request = Request(request_id, prompt_tokens, output_tokens, ready_ts)
+        request = Request(request_id, prompt_tokens, output_tokens, ready_ts, num_generated=num_generated)
         self._batcher.check(request)
         if not ready_ts >= self._target_ts:
             rule = f"at least {self._target_ts}, which has passed"
@@ -123,6 +127,20 @@ class Engine:
             request.wasted_tokens += request.num_tokens - 1
         request.finished_ts = ts
         return True
+
+    def cut(self, request: Request, output_tokens: int, ts: float) -> bool:
+        """Let a request write at most so many tokens, or one more than it has at ``ts``; False if it had finished."""
+        self._run_to(ts)
+        if request.finished_ts is not None:
+            return False
+        self._batcher.cut(request, output_tokens)
+        if not self._batcher.chunks:
+            self._jump_steps = 0  # It may finish before the jump ends.
+        return True
+
+    def num_generated(self, request: Request) -> int:
+        """Count the tokens that a request has written."""
+        return self._batcher.decoding.num_generated(request)
 
     def _run_to(self, ts: float) -> None:
         require(ts >= self._target_ts, "engine: ts", f"at least {self._target_ts}, which has passed", ts)

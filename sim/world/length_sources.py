@@ -20,7 +20,7 @@ from typing import Any, TypeAlias, cast
 from mosaic.core.checks import require, require_name, require_number
 from mosaic.core.lengths import SOURCES, ClippedLognormal, Empirical, LengthDistribution, Source, require_source
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import ExpertName, PROPOSE
+from mosaic.core.workload import PROPOSE, ExpertName
 from mosaic.planning.profiles import load_profile
 
 Config: TypeAlias = Mapping[str, Any]
@@ -104,14 +104,14 @@ def empirical_from_profile(path: str | Path, expert: ExpertName) -> Empirical:
 def empirical_from_calls(path: str | Path, expert: ExpertName, *, node: str = PROPOSE) -> Empirical:
     """Take the lengths of an expert's finished calls in an earlier run.
 
-    The role matters: an aggregator may be an expert of the pool, and what it writes is another distribution.
+    The node matters: an aggregator may be an expert of the pool, and what it writes is another distribution.
 
     Raises
     ------
     ValueError
         If the file cannot be read, lacks a column, or holds no finished call of the expert.
     """
-    return _pick(_samples_in_calls(path, role), expert, path)
+    return _pick(_samples_in_calls(path, node), expert, path)
 
 
 def _from_parameters(config: Config, label: str) -> ClippedLognormal:
@@ -181,8 +181,8 @@ def _samples_in_calls(path: str | Path, node: str) -> dict[ExpertName, list[int]
         not missing, f"output_tokens: columns of {path}", f"a superset of {list(_CALL_COLUMNS)}", table.column_names
     )
     samples: dict[ExpertName, list[int]] = {}
-    for name, its_role, status, tokens in zip(*(table[column].to_pylist() for column in _CALL_COLUMNS), strict=True):
-        if its_role == role and status == CallStatus.FINISHED:
+    for name, its_node, status, tokens in zip(*(table[column].to_pylist() for column in _CALL_COLUMNS), strict=True):
+        if its_node == node and status == CallStatus.FINISHED:
             samples.setdefault(name, []).append(tokens)
     return samples
 

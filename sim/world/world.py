@@ -1,12 +1,12 @@
 """The simulated world: how long each call would really write, and what it would answer."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from mosaic.core.lengths import LengthDistribution
 from mosaic.core.realization import Outcome, uniform, uniform_pair
-from mosaic.core.results import CallRecord
-from mosaic.core.workload import AGGREGATE, Call, CallKey, ExpertName, Question
+from mosaic.core.results import Inputs
+from mosaic.core.workload import Call, CallKey, ExpertName, Question
 from sim.world.answer_model import AnswerModel, Item, possible_answers, shift_length
 
 
@@ -29,16 +29,10 @@ class World:
     aggregator_lengths: Mapping[ExpertName, LengthDistribution] = field(default_factory=dict)
     thinking: Mapping[ExpertName, int] = field(default_factory=dict)
     """Most visible tokens of the experts that think before they answer; all that others write is visible."""
-    seen: Mapping[CallKey, str | None] = field(default_factory=dict)
-    """What the calls said that an aggregator reads."""
     _items: dict[str, Item] = field(init=False, repr=False, compare=False, default_factory=dict)
 
-    def after(self, records: Sequence[CallRecord]) -> "World":
-        """Return the world in which an aggregator reads these responses."""
-        return replace(self, seen={record.key: record.answer for record in records})
-
-    def outcome(self, call: Call) -> Outcome:
-        """Look up or draw the outcome of a call.
+    def outcome(self, call: Call, inputs: Inputs) -> Outcome:
+        """Look up or draw the outcome of a call, which reads what the calls said that it comes after.
 
         Raises
         ------
@@ -51,10 +45,10 @@ class World:
         luck, choice = uniform_pair(self.root_seed, self.stream, key)
         item = self._item(key.question, self.answers)
         answer, factor = None, 1.0
-        is_aggregator = key.node == AGGREGATE
+        is_aggregator = bool(call.after)
         loading = self.answers.aggregator_length_loading if is_aggregator else self.answers.length_loading
         if is_aggregator and item.answers:
-            seen = [self.seen.get(needed) for needed in call.after]
+            seen = [inputs[needed].answer if needed in inputs else None for needed in call.after]
             answer, factor = self.answers.aggregate(item, call.expert, seen, choice)
         elif item.answers:
             answer = self.answers.propose(item, call.expert, choice)
@@ -66,7 +60,7 @@ class World:
         recorded = self.recorded.get(call.key)
         if recorded is not None:
             return recorded
-        is_aggregator = call.key.node == AGGREGATE
+        is_aggregator = bool(call.after)
         lengths = self.aggregator_lengths if is_aggregator else self.lengths
         distribution = lengths.get(call.expert)
         if distribution is None:

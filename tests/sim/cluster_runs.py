@@ -61,7 +61,7 @@ def some_calls(expert: str, number: int, *, start: int = 0, ready_s: float = 0.0
 
 def by_key(lengths: Mapping[CallKey, int] | int):
     """Outcomes from a table, or the same length for all; the answer is the question's name."""
-    return lambda call: Outcome(
+    return lambda call, inputs: Outcome(
         lengths if isinstance(lengths, int) else lengths[call.key], answer=f"answer {call.key.question}"
     )
 
@@ -108,5 +108,5 @@ def round_robin_run() -> tuple[SimBackend, Plan, list[Call]]:
             lengths[call.key] = Outcome(max(1, int(rng.lognormvariate(math.log(mean) - sigma**2 / 2, sigma))))
         calls += mine
         sessions.append(make_session(number, mine, workers=(number % 4,)))
-    backend = make_backend(lambda call: lengths[call.key], experts=experts, cluster=make_cluster(4))
+    backend = make_backend(lambda call, inputs: lengths[call.key], experts=experts, cluster=make_cluster(4))
     return backend, make_plan(*sessions, num_workers=4), calls

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from experiments.config.config_checks import require_section
+from experiments.config.checks import require_section
 from experiments.config.instantiation import call
 from mosaic.core.checks import require, require_count, require_name
 from mosaic.core.cluster import Cluster

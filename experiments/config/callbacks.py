@@ -8,7 +8,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from experiments.config.complaints import BAD_INPUT, exit_with_message, explain_error
+from experiments.config.errors import BAD_INPUT, exit_with_message, explain_error
 
 
 class SweepHint(Callback):

@@ -1,0 +1,323 @@
+"""Which calls a question needs: a graph of nodes, each a few experts that read what came before.
+
+The paper's Mixture-of-Agents is two nodes: the recruited experts, and an aggregator where the gate does not skip. A
+tree of agents, or several layers, are other graphs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import NamedTuple
+
+from mosaic.answers.extraction import is_correct
+from mosaic.core.checks import require, require_count, require_name, require_unique
+from mosaic.core.results import CallRecord, CallStatus, Inputs
+from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Expert, NodeName, Question, Workload
+from mosaic.pipelines.aggregation import (
+    MIN_OUTPUT_TOKENS,
+    Response,
+    aggregator_prompt,
+    fits_context,
+    merge_call,
+    visible_tokens,
+)
+from mosaic.pipelines.final_answers import AnswerSource, Comparisons, FinalAnswer
+from mosaic.pipelines.gates.gate import Ballot, Decision, Gate, Never, Vote, make_ballot
+from mosaic.pipelines.prompts import expert_prompt, visible_text
+
+
+class When(StrEnum):
+    """Whether a node's calls are needed."""
+
+    ALWAYS = "always"
+    UNSETTLED = "unsettled"
+    """Where the gate does not accept what the node's inputs agree on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """Calls of one kind: every expert of the node answers each question once, in a slot of its own."""
+
+    name: NodeName
+    experts: tuple[Expert, ...] = ()
+    """One per slot; none: those that the workload has recruited for the question (the first node only)."""
+    after: tuple[NodeName, ...] = ()
+    """Nodes whose responses it reads; none: it reads the question alone."""
+    when: When = When.ALWAYS
+    role: str | None = None
+    """A label for reports; None: the node's name."""
+    min_output_tokens: int = MIN_OUTPUT_TOKENS
+    """Room that a prompt leaves for what is written."""
+
+    def __post_init__(self) -> None:
+        require_name(self.name, "node.name")
+        label = f"node {self.name}"
+        for name in ("experts", "after"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"{label}: {name} must be a list, got {getattr(self, name)!r}")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        require_unique(self.after, f"{label}: after")
+        require(bool(self.experts or not self.after), f"{label}: experts", "at least one, as it reads others", ())
+        if not isinstance(self.when, When):
+            allowed = [when.value for when in When]
+            require(self.when in allowed, f"{label}: when", f"one of {allowed}", self.when)
+            object.__setattr__(self, "when", When(self.when))
+        require(self.when is When.ALWAYS or bool(self.after), f"{label}: when", "always: it reads nothing", self.when)
+        require_count(self.min_output_tokens, f"{label}: min_output_tokens", at_least=1)
+
+
+class Step(NamedTuple):
+    """What a question needs now."""
+
+    submit: tuple[Call, ...] = ()
+    cancel: tuple[CallKey, ...] = ()
+    answer: FinalAnswer | None = None
+    """None: calls are still to come."""
+
+
+class Forecast(NamedTuple):
+    """A call that a question is expected to need."""
+
+    call: Call
+    probability: float
+
+
+class _Progress(NamedTuple):
+    """How far a question is."""
+
+    step: Step
+    ballot: Ballot | None
+    decision: Decision | None
+    """Of the last gate that was asked."""
+    is_too_long: bool
+    """A node was left out because its expert cannot read so much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallGraph:
+    """The calls of every question of a workload, as their inputs finish."""
+
+    nodes: tuple[Node, ...]
+    """In an order in which each comes behind those that it reads."""
+    gate: Gate = field(default_factory=Never)
+    compare: Comparisons
+    """How answers compare."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nodes", tuple(self.nodes))
+        require(len(self.nodes) > 0, "pipeline: nodes", "at least one", 0)
+        require_unique((node.name for node in self.nodes), "pipeline: name of a node")
+        known: set[NodeName] = set()
+        for node in self.nodes:
+            for needed in node.after:
+                require(needed in known, f"node {node.name}: after", f"of the nodes before it, {sorted(known)}", needed)
+            known.add(node.name)
+        require(not self.nodes[0].after, f"node {self.nodes[0].name}: after", "empty, as it is the first", "others")
+
+    @property
+    def first_nodes(self) -> tuple[NodeName, ...]:
+        """Nodes that read no other's response."""
+        return tuple(node.name for node in self.nodes if not node.after)
+
+    @property
+    def upper_nodes(self) -> tuple[Node, ...]:
+        """Nodes that read others."""
+        return tuple(node for node in self.nodes if node.after)
+
+    @property
+    def layers(self) -> tuple[tuple[Node, ...], ...]:
+        """Nodes by the number of nodes that are to end before them."""
+        depth: dict[NodeName, int] = {}
+        for node in self.nodes:
+            depth[node.name] = 1 + max((depth[needed] for needed in node.after), default=-1)
+        return tuple(
+            tuple(node for node in self.nodes if depth[node.name] == level) for level in range(max(depth.values()) + 1)
+        )
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        """All that nodes name."""
+        return tuple({expert.name: expert for node in self.nodes for expert in node.experts}.values())
+
+    def without_gate(self) -> "CallGraph":
+        """Return the graph in which every question goes all the way."""
+        return replace(self, gate=Never())
+
+    def first_calls(self, workload: Workload) -> tuple[Call, ...]:
+        """List the calls of the first layer: those recruited, and those of nodes that name their experts."""
+        calls = list(workload.calls) if not self.nodes[0].experts else []
+        for node in self.layers[0]:
+            calls += [
+                Call(CallKey(question.id, node.name, slot), expert.name, question.prompt_tokens)
+                for question in (workload.questions if node.experts else ())
+                for slot, expert in enumerate(node.experts)
+            ]
+        return tuple(calls)
+
+    def step(self, question: Question, first: Sequence[Call], done: Inputs) -> Step:
+        """Say what a question needs now.
+
+        Parameters
+        ----------
+        question
+            It.
+        first
+            Its calls of the first layer.
+        done
+            What became of its calls that have ended.
+        """
+        return self._progress(question, first, done).step
+
+    def ballot(self, question: Question, first: Sequence[Call], done: Inputs) -> tuple[Ballot, Decision]:
+        """Give the votes that the last gate saw of a question, or else those of the first layer, and the decision."""
+        progress = self._progress(question, first, done)
+        if progress.ballot is not None and progress.decision is not None:
+            return progress.ballot, progress.decision
+        ballot = self._ballot(question, [call.key for call in first], {call.key: call.expert for call in first}, done)
+        return ballot, Never().decide(ballot)
+
+    def is_too_long(self, question: Question, first: Sequence[Call], done: Inputs) -> bool:
+        """Tell whether a node was left out because its expert cannot read so much."""
+        return self._progress(question, first, done).is_too_long
+
+    def prompt(self, question: Question, call: Call, inputs: Inputs) -> str:
+        """Write what an expert reads for a call.
+
+        Raises
+        ------
+        ValueError
+            If a text is absent, or does not fit.
+        """
+        if not call.after:
+            return expert_prompt(question)
+        node = self.node(call.key.node)
+        expert = next(expert for expert in node.experts if expert.name == call.expert)
+        records = [inputs[key] for key in call.after if key in inputs and inputs[key].status is CallStatus.FINISHED]
+        read = [Response(record.expert, visible_tokens(record), visible_text(record)) for record in records]
+        return aggregator_prompt(question, read, expert, min_output_tokens=node.min_output_tokens)
+
+    def node(self, name: NodeName) -> Node:
+        """Find a node."""
+        return next(node for node in self.nodes if node.name == name)
+
+    def forecast(
+        self, workload: Workload, needed_frac: Mapping[NodeName, float], prompt_tokens: Mapping[NodeName, int]
+    ) -> tuple[Forecast, ...]:
+        """List the calls that the batch is expected to need, those of upper nodes with what is known of typical ones.
+
+        Parameters
+        ----------
+        workload
+            The batch.
+        needed_frac, prompt_tokens
+            By upper node: the share of questions that reach it, and what it reads, as calibration questions show.
+        """
+        sure = [Forecast(call, 1.0) for call in self.first_calls(workload)]
+        likely = [
+            Forecast(Call(CallKey(question.id, node.name, slot), expert.name, prompt_tokens[node.name]), frac)
+            for node in self.upper_nodes
+            if (frac := needed_frac.get(node.name, 1.0)) > 0
+            for question in workload.questions
+            for slot, expert in enumerate(node.experts)
+        ]
+        return (*sure, *likely)
+
+    def _progress(self, question: Question, first: Sequence[Call], done: Inputs) -> _Progress:
+        keys: dict[NodeName, list[CallKey]] = {}
+        expert_of = {call.key: call.expert for call in first}
+        submit: list[Call] = []
+        ballot, decision = None, None
+        last: list[CallKey] = []
+        is_too_long = is_waiting = False
+        for node in self.nodes:
+            if not node.after:
+                keys[node.name] = [call.key for call in first if call.key.node == node.name]
+                continue
+            inputs = [key for needed in node.after for key in keys.get(needed, ())]
+            keys[node.name] = []
+            if not inputs:
+                continue  # what it would read was not needed
+            if not all(key in done for key in inputs):
+                is_waiting = True
+                continue
+            if node.when is When.UNSETTLED:
+                ballot = self._ballot(question, inputs, expert_of, done)
+                decision = self.gate.decide(ballot)
+                if decision.skip:
+                    continue
+            calls = list(_calls(node, question, [done[key] for key in inputs]))
+            is_too_long = is_too_long or not calls
+            keys[node.name] = last = [call.key for call in calls]
+            expert_of |= {call.key: call.expert for call in calls}
+            submit += [call for call in calls if call.key not in done]
+        if submit or is_waiting or not all(call.key in done for call in first):
+            return _Progress(Step(tuple(submit)), ballot, decision, is_too_long)
+        answer = self._answer(question, first, last, done, ballot, decision)
+        return _Progress(Step(answer=answer), ballot, decision, is_too_long)
+
+    def _ballot(
+        self, question: Question, keys: Sequence[CallKey], expert_of: Mapping[CallKey, str], done: Inputs
+    ) -> Ballot:
+        votes = [Vote(expert_of[key], _vote(done.get(key))) for key in sorted(keys, key=lambda key: key.slot)]
+        return make_ballot(question, votes, self.compare[question.answer_kind])
+
+    def _answer(
+        self,
+        question: Question,
+        first: Sequence[Call],
+        last: Sequence[CallKey],
+        done: Inputs,
+        ballot: Ballot | None,
+        decision: Decision | None,
+    ) -> FinalAnswer:
+        if ballot is None or decision is None:
+            expert_of = {call.key: call.expert for call in first}
+            ballot = self._ballot(question, [call.key for call in first], expert_of, done)
+            decision = Never().decide(ballot)
+        ended = [done[key] for key in last if done[key].status is CallStatus.FINISHED]
+        answer = ended[0].answer if len(ended) == 1 else decision.answer
+        if len(ended) > 1:
+            votes = [Vote(record.expert, record.answer) for record in ended]
+            answer = Never().decide(make_ballot(question, votes, self.compare[question.answer_kind])).answer
+        return FinalAnswer(
+            question=question.id,
+            answer=answer,
+            source=AnswerSource.AGGREGATOR if ended else AnswerSource.MAJORITY,
+            confidence=decision.confidence,
+            votes=tuple(vote.answer for vote in ballot.votes),
+            gold=question.answer,
+            correct=is_correct(answer, question, self.compare[question.answer_kind]),
+        )
+
+
+def mixture_of_agents(
+    aggregator: Expert | None,
+    *,
+    gate: Gate,
+    compare: Comparisons,
+    min_output_tokens: int = MIN_OUTPUT_TOKENS,
+) -> CallGraph:
+    """Build the paper's pipeline: recruited experts, and where the gate does not skip an aggregator (None: never)."""
+    nodes = [Node(name=PROPOSE)]
+    if aggregator is not None:
+        nodes.append(
+            Node(
+                name=AGGREGATE,
+                experts=(aggregator,),
+                after=(PROPOSE,),
+                when=When.UNSETTLED,
+                min_output_tokens=min_output_tokens,
+            )
+        )
+    return CallGraph(nodes=tuple(nodes), gate=gate, compare=compare)
+
+
+def _calls(node: Node, question: Question, read: Sequence[CallRecord]) -> Iterator[Call]:
+    for slot, expert in enumerate(node.experts):
+        if fits_context(question, expert, len(read), min_output_tokens=node.min_output_tokens):
+            key = CallKey(question.id, node.name, slot)
+            yield merge_call(key, question, read, expert, min_output_tokens=node.min_output_tokens)
+
+
+def _vote(record: CallRecord | None) -> str | None:
+    return record.answer if record is not None and record.status is CallStatus.FINISHED else None

@@ -1,0 +1,185 @@
+"""Pipelines as controllers: with a barrier between the layers of calls, or without."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from mosaic.core.commands import Command, Event, Finished, Open, Started, Submit
+from mosaic.core.errors import PlanError
+from mosaic.core.plan import Plan
+from mosaic.core.results import CallRecord
+from mosaic.core.workload import Call, CallKey, NodeName, Question, Workload
+from mosaic.pipelines.call_graph import CallGraph, Forecast
+from mosaic.runtime.controller import View
+from mosaic.runtime.planner import Planned, Planner
+from mosaic.runtime.static_plan import plan_commands
+
+
+class Questions:
+    """The questions of a batch on their way through a call graph."""
+
+    def __init__(self, workload: Workload, graph: CallGraph) -> None:
+        self.graph = graph
+        self.first_calls = graph.first_calls(workload)
+        self._questions = {question.id: question for question in workload.questions}
+        self._first: dict[str, list[Call]] = defaultdict(list)
+        for call in self.first_calls:
+            self._first[call.key.question].append(call)
+        self._done: dict[str, dict[CallKey, CallRecord]] = defaultdict(dict)
+
+    def __iter__(self) -> Iterator[Question]:
+        """Go over the questions that have calls, in the order of the workload."""
+        return (question for question in self._questions.values() if question.id in self._first)
+
+    def note(self, record: CallRecord) -> None:
+        """Take note of a call that has ended."""
+        self._done[record.key.question][record.key] = record
+
+    def of(self, question: str) -> tuple[Question, Sequence[Call], Mapping[CallKey, CallRecord]]:
+        """Give a question, its calls of the first layer and what has ended of its calls."""
+        return self._questions[question], self._first[question], self._done[question]
+
+    def calls_of(self, node: NodeName, *, skipping: bool = True) -> tuple[Call, ...]:
+        """List the calls of a node that questions need now, or would need if the gate skipped nothing."""
+        graph = self.graph if skipping else self.graph.without_gate()
+        return tuple(
+            call for question in self for call in graph.step(*self.of(question.id)).submit if call.key.node == node
+        )
+
+    def needed(self, question: str) -> tuple[Call, ...]:
+        """List the calls that a question needs now."""
+        return self.graph.step(*self.of(question)).submit
+
+
+class Layers:
+    """Plans and runs a layer of calls when the one before it has ended: the paper's barrier.
+
+    Parameters
+    ----------
+    questions
+        The batch on its way.
+    planner
+        Plans each layer.
+    plans
+        Saved plans, by layer. The first must be of this batch; those behind it are used where they are of just the
+        calls that have come up, and made anew elsewhere.
+    on_plan
+        Told of each plan before it runs.
+    """
+
+    reacts = False
+
+    def __init__(
+        self,
+        questions: Questions,
+        planner: Planner,
+        plans: Sequence[Plan] = (),
+        on_plan: Callable[[Planned], None] = lambda planned: None,
+    ) -> None:
+        self._questions = questions
+        self._planner = planner
+        self._saved = list(plans)
+        self._on_plan = on_plan
+
+    def on(self, event: Event, view: View) -> Iterable[Command]:
+        """Begin with the first layer, and with the next whenever no call is left."""
+        if isinstance(event, Finished):
+            self._questions.note(event.record)
+            if view.running:
+                return ()
+            calls = [call for question in self._questions for call in self._questions.needed(question.id)]
+        elif isinstance(event, Started):
+            calls = list(self._questions.first_calls)
+        else:
+            return ()
+        calls = [call for call in calls if call.key not in view.calls]
+        return self._begin(calls, view) if calls else ()
+
+    def _begin(self, calls: Sequence[Call], view: View) -> Iterable[Command]:
+        planned = self._plan(calls, view)
+        self._on_plan(planned)
+        return plan_commands(planned.plan, {call.key: call for call in calls}, view.next_session())
+
+    def _plan(self, calls: Sequence[Call], view: View) -> Planned:
+        if self._saved and not view.lost:
+            try:
+                return self._planner.plan(calls, saved=self._saved.pop(0))
+            except PlanError:
+                if not view.opened:
+                    raise
+        return self._planner.plan(calls, view.lost)
+
+
+class Flow:
+    """Submits every call as soon as what it reads has ended: no barrier.
+
+    The first layer is planned as with a barrier. Sessions for the layers behind it are planned for the calls that are
+    expected, open behind those of the first on their workers, and take calls from their expert's queue.
+
+    Parameters
+    ----------
+    questions, planner, on_plan
+        As in ``Layers``.
+    expected
+        The calls that the batch is expected to need.
+    """
+
+    reacts = True
+
+    def __init__(
+        self,
+        questions: Questions,
+        planner: Planner,
+        expected: Sequence[Forecast],
+        on_plan: Callable[[Planned], None] = lambda planned: None,
+    ) -> None:
+        self._questions = questions
+        self._planner = planner
+        self._expected = expected
+        self._on_plan = on_plan
+
+    def on(self, event: Event, view: View) -> Iterable[Command]:
+        """Open all sessions at the start; afterwards submit what questions need."""
+        if isinstance(event, Started):
+            return self._begin(view)
+        if not isinstance(event, Finished):
+            return ()
+        self._questions.note(event.record)
+        needed = self._questions.needed(event.record.key.question)
+        return [Submit(call, call.expert) for call in needed if call.key not in view.calls]
+
+    def _begin(self, view: View) -> Iterator[Command]:
+        first = self._questions.first_calls
+        planned = self._planner.plan(first, view.lost)
+        self._on_plan(planned)
+        yield from plan_commands(planned.plan, {call.key: call for call in first})
+        number = 1 + max(session.id for session in planned.plan.sessions)
+        for layer in self._questions.graph.layers[1:]:
+            calls = expected_calls(self._expected, {node.name for node in layer})
+            if not calls:
+                continue
+            planned = self._planner.plan(calls, view.lost)
+            self._on_plan(planned)
+            for session in planned.plan.sessions:
+                after = tuple(needed + number for needed in session.after)
+                yield Open(replace(session, id=session.id + number, shard=(), after=after))
+            number += 1 + max(session.id for session in planned.plan.sessions)
+
+
+def expected_calls(expected: Sequence[Forecast], nodes: set[str]) -> tuple[Call, ...]:
+    """Pick as many calls of some nodes as are expected: one whenever the probabilities add up to the next whole number.
+
+    Examples
+    --------
+    >>> from mosaic.core.workload import CallKey
+    >>> likely = [Forecast(Call(CallKey(f"q{i}", "aggregate", 0), "A", 10), 0.4) for i in range(5)]
+    >>> [call.key.question for call in expected_calls(likely, {"aggregate"})]
+    ['q0', 'q2']
+    """
+    picked, total = [], 0.5
+    for call, probability in expected:
+        if call.key.node in nodes:
+            whole, total = int(total), total + probability
+            if int(total) > whole:
+                picked.append(call)
+    return tuple(picked)

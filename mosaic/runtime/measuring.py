@@ -1,0 +1,173 @@
+"""Measures what the planner needs, before the run: the first layer by a sweep, the others by a rehearsal.
+
+A rehearsal sends calibration questions through the pipeline, so that the lengths which a gate selects for are those
+that are measured.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
+
+from mosaic.core.cluster import Cluster
+from mosaic.core.errors import DisturbedSweepError
+from mosaic.core.plan import Plan, Session, unpriced_plan
+from mosaic.core.results import CallRecord
+from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question, Workload
+from mosaic.pipelines.call_graph import CallGraph, Node
+from mosaic.planning.profiles import Profile, ProfileEntry
+from mosaic.planning.schedulers.shards import replica_sessions, split_evenly
+from mosaic.runtime.aggregator_sweep import sweep_aggregator
+from mosaic.runtime.controller import Controller
+from mosaic.runtime.layers import Questions
+from mosaic.runtime.planner import Planner, placed
+from mosaic.runtime.site import Prompts, Site
+from mosaic.runtime.static_plan import execute
+from mosaic.runtime.sweep import Sweep, run_sweep
+
+_Swept = TypeVar("_Swept")
+
+Show: TypeAlias = Callable[[str, int], Sequence[Controller]]
+"""Gives who shows what goes on, by its name and the number of its calls."""
+
+
+def show_nothing(name: str, num_calls: int) -> Sequence[Controller]:
+    """Show nothing."""
+    return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """What calibration questions show of a pipeline's upper nodes."""
+
+    questions: Mapping[str, Question] = field(default_factory=dict)
+    records: Mapping[CallKey, CallRecord] = field(default_factory=dict)
+    calls: Mapping[NodeName, tuple[Call, ...]] = field(default_factory=dict)
+    """Typical calls of each upper node."""
+    needed_frac: Mapping[NodeName, float] = field(default_factory=dict)
+    """Share of the questions that reach it."""
+
+    def prompt_tokens(self) -> dict[NodeName, int]:
+        """What a typical call of each node reads."""
+        return {
+            node: round(sum(call.prompt_tokens for call in calls) / len(calls))
+            for node, calls in self.calls.items()
+            if calls
+        }
+
+
+def sweep_first_layer(
+    sweep: Sweep,
+    calls: Sequence[Call],
+    experts: Sequence[Expert],
+    cluster: Cluster,
+    site: Site,
+    source: str,
+    show: Show,
+) -> Profile:
+    """Measure the experts that have calls."""
+    called = {call.expert for call in calls}
+    swept = [expert for expert in experts if expert.name in called]
+    num_calls = sum(sweep.shard_sizes) * sweep.num_repeats * len(swept)
+
+    def measure(name: str) -> Profile:
+        backend, prompt_tokens = site.sweep(name, swept)
+        return run_sweep(
+            sweep,
+            swept,
+            cluster,
+            backend,
+            prompt_tokens,
+            source,
+            lambda expert, session: site.swept_place(expert, session, len(swept)),
+            show("profiling", num_calls),
+        )
+
+    return _again_if_disturbed("profile", measure)
+
+
+def rehearse(
+    graph: CallGraph, planner: Planner, site: Site, plan: Plan | None, batch: Workload, show: Show
+) -> Rehearsal:
+    """Send calibration questions through all layers but the last, and see what each upper node gets.
+
+    A node that gets nothing there has no typical call; then all questions stand in.
+
+    Parameters
+    ----------
+    graph, planner, site
+        The pipeline, who plans its first layer, and where.
+    plan
+        Of the first layer, for a site whose calibration questions are the batch's own; None: one is made.
+    batch
+        The batch.
+    show
+        Shows what goes on.
+    """
+    asked = site.calibration([entry.expert for entry in planner.profiles[graph.first_nodes[0]].entries])
+    known = {question.id: question for question in asked.questions}
+    questions = Questions(asked, graph)
+    calls: Sequence[Call] = questions.first_calls
+    if plan is None or asked is not batch:
+        plan = planner.plan(calls).plan
+    records: dict[CallKey, CallRecord] = {}
+    typical: dict[NodeName, tuple[Call, ...]] = {}
+    needed_frac: dict[NodeName, float] = {}
+    for number, layer in enumerate(graph.layers[1:]):
+        backend = site.rehearsal(f"calibration_{number}", known, prompts_of(graph, known), records)
+        result = execute(plan, calls, backend, show("calibrating", len(calls)))
+        for record in result.calls:
+            records[record.key] = record
+            questions.note(record)
+        for node in layer:
+            mine = questions.calls_of(node.name)
+            needed_frac[node.name] = len({call.key.question for call in mine}) / len(known)
+            typical[node.name] = mine or questions.calls_of(node.name, skipping=False)
+        calls = [call for node in layer for call in typical[node.name]]
+        plan = even_plan(
+            calls, [expert for node in layer for expert in node.experts], site, planner.cluster.num_workers
+        )
+    return Rehearsal(questions=known, records=records, calls=typical, needed_frac=needed_frac)
+
+
+def sweep_node(
+    node: Node, rehearsal: Rehearsal, graph: CallGraph, planner: Planner, site: Site, source: str, show: Show
+) -> Profile:
+    """Measure a node's experts, at each degree at which they may be placed, on what calibration questions leave to it."""
+    entries: list[ProfileEntry] = []
+    prompts = prompts_of(graph, rehearsal.questions)
+    for expert in node.experts:
+        calls = [call for call in rehearsal.calls[node.name] if call.expert == expert.name]
+        for degree in planner.degrees(node.name, expert):
+            shaped = placed(expert, degree)
+
+            def measure(name: str, shaped: Expert = shaped, calls: Sequence[Call] = calls) -> ProfileEntry:
+                backend = site.rehearsal(name, rehearsal.questions, prompts, rehearsal.records)
+                shown = show(f"profiling {node.name}", 0)
+                return sweep_aggregator(shaped, calls, planner.cluster, backend, site.places(shaped), shown)
+
+            entries.append(_again_if_disturbed(f"profile_{node.name}_{expert.name}_tp{degree}", measure))
+    return Profile(source=source, entries=tuple(entries))
+
+
+def even_plan(calls: Sequence[Call], experts: Sequence[Expert], site: Site, num_workers: int) -> Plan:
+    """Spread calls evenly over as many replicas as each expert may have, by no price."""
+    sessions: list[Session] = []
+    for expert in experts:
+        mine = [call for call in calls if call.expert == expert.name]
+        if mine:
+            places = site.places(expert)
+            parts = split_evenly(len(mine), len(places))
+            sessions += replica_sessions(mine, places, parts, first_id=len(sessions))
+    return unpriced_plan(sessions, num_workers=num_workers)
+
+
+def prompts_of(graph: CallGraph, questions: Mapping[str, Question]) -> Prompts:
+    """Write the prompts of a graph's calls."""
+    return lambda call, inputs: graph.prompt(questions[call.key.question], call, inputs)
+
+
+def _again_if_disturbed(name: str, measure: Callable[[str], _Swept]) -> _Swept:
+    try:
+        return measure(name)
+    except DisturbedSweepError:
+        return measure(f"{name}_again")

@@ -1,0 +1,146 @@
+"""Plans the layers of a pipeline, each by the prices that were measured for it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from mosaic.core.cluster import Cluster
+from mosaic.core.plan import Plan
+from mosaic.core.workload import Call, Expert, ExpertName, NodeName
+from mosaic.planning.costs import CostModel
+from mosaic.planning.placement import WithoutWorkers
+from mosaic.planning.plan_check import check_plan
+from mosaic.planning.problem import Problem
+from mosaic.planning.profiles import Profile
+from mosaic.planning.schedulers.base import Scheduler
+
+CostFactory: TypeAlias = Callable[..., CostModel]
+"""Builds a cost model from the keywords ``profile`` and ``num_calls_by_expert``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A way to place a node's experts: over how many workers each session spans, and who plans it."""
+
+    tp_degree: int
+    scheduler: Scheduler | None = None
+    """None: the run's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePlacements:
+    """The ways in which a node's experts may be placed; of several the one predicted to end first is taken."""
+
+    placements: tuple[Placement, ...] = ()
+    """None: at the experts' own tensor-parallel degree, by the run's scheduler."""
+    costs: CostFactory | None = None
+    """Who prices the choice; None: the run's cost model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A plan, with what it was made for and by whom."""
+
+    plan: Plan
+    problem: Problem
+    scheduler: Scheduler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planner:
+    """Turns the calls of a layer into a plan."""
+
+    experts: tuple[Expert, ...]
+    """Of the pool; those of a node may be others."""
+    cluster: Cluster
+    scheduler: Scheduler
+    costs: CostFactory
+    profiles: Mapping[NodeName, Profile]
+    """What was measured, by node."""
+    by_node: Mapping[NodeName, NodePlacements] = field(default_factory=dict)
+
+    def plan(self, calls: Sequence[Call], lost: Mapping[int, str] | None = None, saved: Plan | None = None) -> Planned:
+        """Plan calls of one layer on the workers that are not lost, or take a plan that was saved for them.
+
+        Raises
+        ------
+        InfeasibleError
+            If an expert finds no place.
+        ProfileError
+            If a profile does not cover an expert at a degree.
+        PlanError
+            If the saved plan is of other calls.
+        """
+        node = calls[0].key.node
+        options = self.by_node.get(node, NodePlacements())
+        costs = options.costs or self.costs
+        choices: Sequence[Placement | None] = options.placements or (None,)
+        plans = [self._plan(calls, choice, costs, lost or {}, saved) for choice in choices]
+        return min(plans, key=lambda planned: planned.plan.predicted_makespan_s)
+
+    def _plan(
+        self,
+        calls: Sequence[Call],
+        placement: Placement | None,
+        costs: CostFactory,
+        lost: Mapping[int, str],
+        saved: Plan | None,
+    ) -> Planned:
+        problem = self.problem(calls, placement, costs)
+        if lost:
+            problem = replace(problem, costs=WithoutWorkers(problem.costs, frozenset(lost)))
+        scheduler = placement.scheduler if placement is not None and placement.scheduler else self.scheduler
+        plan = scheduler.plan(problem) if saved is None else saved
+        check_plan(plan, problem)
+        return Planned(plan=plan, problem=problem, scheduler=scheduler)
+
+    def degrees(self, node: NodeName, expert: Expert) -> tuple[int, ...]:
+        """List the tensor-parallel degrees at which a node's expert may be placed."""
+        options = self.by_node.get(node, NodePlacements())
+        return tuple(placement.tp_degree for placement in options.placements) or (expert.tp_degree,)
+
+    def problem(self, calls: Sequence[Call], placement: Placement | None, costs: CostFactory) -> Problem:
+        """State all that a scheduler may know of some calls.
+
+        The other experts of the pool are known to the problem, so that a scheduler's settings may name them, and have
+        no calls.
+
+        Raises
+        ------
+        ValueError
+            If a call names an expert that is not in the pool.
+        ProfileError
+            If the profile does not cover an expert that has calls.
+        """
+        profile = self._profile(calls)
+        num_calls: dict[ExpertName, int] = {}
+        for call in calls:
+            num_calls[call.expert] = num_calls.get(call.expert, 0) + 1
+        pool = {expert.name: expert for expert in self.experts}
+        if placement is not None:
+            pool |= {name: placed(pool[name], placement.tp_degree) for name in num_calls if name in pool}
+            pool = {**{name: pool[name] for name in num_calls if name in pool}, **pool}
+        return Problem(
+            experts=tuple(pool.values()),
+            calls=tuple(calls),
+            cluster=self.cluster,
+            costs=costs(profile=profile, num_calls_by_expert=num_calls),
+            lengths={name: profile.lengths(name) for name in num_calls if name in pool},
+        )
+
+    def _profile(self, calls: Sequence[Call]) -> Profile:
+        """Put the profiles of a layer's nodes together."""
+        nodes = dict.fromkeys(call.key.node for call in calls)
+        profiles = list(dict.fromkeys(id(self.profiles[node]) for node in nodes))
+        first = self.profiles[next(iter(nodes))]
+        if len(profiles) == 1:
+            return first
+        entries = {
+            (entry.expert, entry.gpu, entry.tp_degree): entry for node in nodes for entry in self.profiles[node].entries
+        }
+        return Profile(source=first.source, entries=tuple(entries.values()))
+
+
+def placed(expert: Expert, tp_degree: int) -> Expert:
+    """Return an expert as it runs at a tensor-parallel degree: one session of all, or replicas without a cap."""
+    return replace(expert, tp_degree=tp_degree, max_replicas=None if tp_degree == 1 else 1)

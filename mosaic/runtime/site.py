@@ -1,0 +1,76 @@
+"""A place where plans run, as far as a run has to know it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeAlias
+
+from mosaic.core.results import Inputs
+from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
+from mosaic.runtime.backend import Backend
+from mosaic.runtime.loop import CommandLog
+
+Prompts: TypeAlias = Callable[[Call, Inputs], str]
+"""Gives what an expert reads for a call, from what the calls said that it comes after."""
+
+
+class Site(Protocol):
+    """The simulator, engines on this machine, or servers; configured once for a run.
+
+    It gives out a backend for the run itself, and others to measure on before: with luck of their own, so that no
+    price knows the batch.
+    """
+
+    @property
+    def name(self) -> str:
+        """Of the kind of place."""
+
+    @property
+    def way(self) -> str:
+        """How what comes from it came about: simulated, measured or replayed."""
+
+    @property
+    def circumstances(self) -> str:
+        """On what, and with which luck, profiles are measured: for their source."""
+
+    @property
+    def answers_source(self) -> str:
+        """Where the agreement of the experts comes from: measured, fitted or assumed."""
+
+    def backend(self, questions: Mapping[str, Question], prompts: Prompts) -> Backend:
+        """Give the backend of the run."""
+
+    def command_log(self) -> CommandLog | None:
+        """Give the log of the run's commands; None: it cannot be interrupted and go on."""
+
+    def calibration(self, experts: Sequence[ExpertName]) -> Workload:
+        """Give the questions that show what a gate leaves: others than the batch's, or the batch with other luck.
+
+        They ask only the experts that are named: those that have been measured.
+        """
+
+    def rehearsal(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
+        """Give a backend to measure on.
+
+        Parameters
+        ----------
+        name
+            Of the measurement, unique in the run.
+        questions, prompts
+            What is asked.
+        earlier
+            What became, in other rehearsals, of calls that those of this one come after.
+        """
+
+    def sweep(self, name: str, experts: Sequence[Expert]) -> tuple[Backend, Callable[[int], int]]:
+        """Give a backend that serves the calls of a profile's sweep, and their prompt tokens by number."""
+
+    def hindsight(self, earlier: Inputs) -> Backend | None:
+        """Give a backend that meets the run's own luck once more; None: nobody can."""
+
+    def places(self, expert: Expert) -> list[tuple[int, ...]]:
+        """List the gangs of workers where an expert may run."""
+
+    def swept_place(self, expert: Expert, session: int, num_experts: int) -> tuple[int, ...]:
+        """Say where the session of a sweep runs, by its number."""
+
+    def lower_bound_s(self, backend: Backend) -> float | None:
+        """Bound the first layer's makespan from below, from what really happened; None: not known."""

@@ -1,0 +1,131 @@
+"""Experts on the kinds of GPU of a cluster: load, iteration times, KV capacity, engines."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias
+
+from mosaic.core.cluster import Cluster, Gpu, Worker
+from mosaic.core.errors import BackendError
+from mosaic.core.plan import Session
+from mosaic.core.workload import Expert, ExpertName, ModelShape
+from mosaic.planning.costs import kv_capacity_tokens
+from sim.engine.engine import Engine
+from sim.engine.engine_settings import EngineSettings
+from sim.hardware.hardware import Hardware
+from sim.hardware.iteration_time import IterationTime
+
+IterationTimes: TypeAlias = Callable[[Hardware, ModelShape, int], IterationTime]
+"""Builds the iteration time of a model on a kind of GPU at a tensor-parallel degree."""
+
+
+class ExpertOnGpu(NamedTuple):
+    """An expert on one kind of GPU, at one tensor-parallel degree."""
+
+    expert: Expert
+    load_s: float
+    time: IterationTime
+    kv_tokens: int
+    """Capacity of its KV cache."""
+
+
+class ExpertsOnGpus:
+    """All experts on all kinds of GPU; each pair is built when it is first needed."""
+
+    def __init__(
+        self,
+        experts: Sequence[Expert],
+        hardware: Mapping[str, Hardware],
+        cluster: Cluster,
+        settings: EngineSettings,
+        iteration_times: IterationTimes,
+    ) -> None:
+        self.settings = settings
+        self._experts = {expert.name: expert for expert in experts}
+        self._hardware = hardware
+        self._cluster = cluster
+        self._iteration_times = iteration_times
+        self._built: dict[tuple[ExpertName, Gpu, int], ExpertOnGpu] = {}
+
+    def expert(self, name: ExpertName) -> Expert:
+        """Find an expert.
+
+        Raises
+        ------
+        BackendError
+            If the backend does not have it.
+        """
+        expert = self._experts.get(name)
+        if expert is None:
+            raise BackendError(f"expert must be one of {sorted(self._experts)}, got {name!r}")
+        return expert
+
+    def of_session(self, session: Session) -> ExpertOnGpu:
+        """Give a session's expert on the session's workers; their number is the tensor-parallel degree.
+
+        Raises
+        ------
+        BackendError
+            If the expert or a worker does not exist, workers are of two kinds, or cannot hold the expert.
+        """
+        label = f"session {session.id} of {session.expert!r}"
+        try:
+            expert, workers = self.expert(session.expert), self._cluster.select(session.workers)
+            if len({worker.gpu for worker in workers}) > 1:
+                raise BackendError(f"workers must be of one kind, got {[worker.gpu.name for worker in workers]}")
+            return self._build(expert, workers)
+        except (ValueError, BackendError) as error:
+            raise BackendError(f"{label}: {error}") from error
+
+    def everywhere(self, name: ExpertName) -> list[ExpertOnGpu]:
+        """List an expert on every kind of GPU that can hold it, at its own tensor-parallel degree."""
+        expert = self._experts[name]
+        found = []
+        for gpu in dict.fromkeys(worker.gpu for worker in self._cluster.workers):
+            workers = [worker for worker in self._cluster.workers if worker.gpu == gpu][: expert.tp_degree]
+            if len(workers) < expert.tp_degree:
+                continue
+            try:
+                found.append(self._build(expert, workers))
+            except ValueError:
+                continue  # It cannot run there, so no plan can use it.
+        return found
+
+    def engine(self, model: ExpertOnGpu, start_ts: float) -> Engine:
+        """Build the engine of a session that is up at an instant."""
+        return Engine(
+            iteration_time=model.time,
+            settings=self.settings,
+            kv_tokens=model.kv_tokens,
+            context_tokens=model.expert.context_tokens,
+            start_ts=start_ts,
+        )
+
+    def _build(self, expert: Expert, workers: Sequence[Worker]) -> ExpertOnGpu:
+        gpu, degree = workers[0].gpu, len(workers)
+        model = self._built.get((expert.name, gpu, degree))
+        if model is None:
+            capacity = kv_capacity_tokens(expert, workers)
+            if capacity < self.settings.block_size:
+                raise ValueError(f"{expert.name} must fit into {degree} x {gpu.name}, KV tokens left: {capacity}")
+            hardware = self._hardware[gpu.name]
+            model = self._built[expert.name, gpu, degree] = ExpertOnGpu(
+                expert=replace(expert, tp_degree=degree),
+                load_s=hardware.load_s(expert.shape, degree),
+                time=self._iteration_times(hardware, expert.shape, degree),
+                kv_tokens=capacity if self.settings.kv_tokens is None else self.settings.kv_tokens,
+            )
+        return model
+
+
+def check_hardware(cluster: Cluster, names: Iterable[str]) -> None:
+    """Check that the GPUs of a cluster are known.
+
+    Raises
+    ------
+    ValueError
+        If one is not.
+    """
+    known = sorted(names)
+    for worker in cluster.workers:
+        if worker.gpu.name not in known:
+            raise ValueError(f"sim backend: GPU of a worker must be one of {known}, got {worker.gpu.name!r}")

@@ -1,0 +1,222 @@
+"""Calls and sessions of the simulated cluster while they last."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import simpy
+
+from mosaic.core.errors import BackendError
+from mosaic.core.plan import Session
+from mosaic.core.realization import Outcome
+from mosaic.core.results import CallRecord, CallStatus, SessionRecord
+from mosaic.core.workload import Call, Expert
+from sim.cluster.expert_on_gpu import ExpertOnGpu
+from sim.engine.engine import Engine
+from sim.engine.request import Request
+
+
+class TrueCall(NamedTuple):
+    """A call with what will really happen to it."""
+
+    call: Call
+    output_tokens: int
+    answer: str | None
+    visible_tokens: int | None = None
+
+
+def cut_off(call: Call, expert: Expert, outcome: Outcome) -> TrueCall:
+    """Cut a response off at its expert's limit; one that reaches the limit never came to its answer.
+
+    Raises
+    ------
+    BackendError
+        If the prompt leaves no room for an answer.
+    """
+    limit = expert.output_limit(call.prompt_tokens)
+    if limit < 1:
+        raise BackendError(
+            f"call {call.key}: prompt_tokens must be below {expert.name}'s context of {expert.context_tokens}, "
+            f"got {call.prompt_tokens}"
+        )
+    return TrueCall(call, *outcome) if outcome.output_tokens < limit else unanswered(call, limit, outcome)
+
+
+def unanswered(call: Call, output_tokens: int, outcome: Outcome | TrueCall) -> TrueCall:
+    """Describe a response that ends before its answer; where thinking does not count as visible, it was thinking."""
+    return TrueCall(call, output_tokens, None, None if outcome.visible_tokens is None else 0)
+
+
+class PendingCall:
+    """A call that has been submitted and has not ended."""
+
+    __slots__ = ("admitted_ts", "attempt", "first_token_ts", "generated", "num_preemptions", "place", "queued_ts",
+                 "request", "true", "wasted_tokens")  # fmt: skip
+
+    def __init__(self, true: TrueCall, queued_ts: float) -> None:
+        self.true = true
+        self.queued_ts = queued_ts
+        self.place: SimSession | None = None
+        """None: it waits in its expert's queue."""
+        self.request: Request | None = None
+        """None: no engine has it."""
+        # What a move leaves behind:
+        self.generated = self.num_preemptions = self.wasted_tokens = self.attempt = 0
+        self.admitted_ts: float | None = None
+        self.first_token_ts: float | None = None
+
+    def leave_engine(self, engine: Engine, now: float) -> bool:
+        """Take the call out of its engine, to go on elsewhere; False if it has just finished."""
+        request = self.request
+        if request is None:
+            return True
+        if not engine.abort(request, now):
+            return False
+        self.request = None
+        self.generated = request.num_generated
+        self.num_preemptions += request.num_preemptions
+        self.wasted_tokens += request.wasted_tokens
+        self.admitted_ts = request.admitted_ts if self.admitted_ts is None else self.admitted_ts
+        self.first_token_ts = request.first_token_ts if self.first_token_ts is None else self.first_token_ts
+        return True
+
+    def cancelled(self, engine: Engine | None, now: float) -> CallRecord | None:
+        """Record the call as cancelled; None if it has just finished."""
+        started = self.request is not None
+        if engine is not None and not self.leave_engine(engine, now):
+            return None
+        first_token_ts = self.first_token_ts
+        if first_token_ts is not None and first_token_ts > now:
+            first_token_ts = None  # It came out of the iteration under way, after nobody wanted it any more.
+        session = self.place
+        return CallRecord(
+            key=self.true.call.key,
+            expert=self.true.call.expert,
+            session=-1 if session is None else session.session.id,
+            workers=() if session is None else session.session.workers,
+            prompt_tokens=self.true.call.prompt_tokens,
+            output_tokens=0 if first_token_ts is None else self.generated,
+            queued_ts=min(self.queued_ts, now),
+            admitted_ts=self.admitted_ts if started or self.attempt else None,
+            first_token_ts=first_token_ts,
+            finished_ts=now,
+            num_preemptions=self.num_preemptions,
+            attempt=self.attempt,
+            wasted_tokens=self.wasted_tokens,
+            status=CallStatus.CANCELLED,
+        )
+
+
+class SimSession:
+    """A session on its way: it waits for its workers, loads, serves calls until it is closed, and ends."""
+
+    def __init__(self, session: Session, model: ExpertOnGpu, over: simpy.Event) -> None:
+        self.session = session
+        self.model = model
+        self.over = over
+        """Triggered when it has left its workers."""
+        self.is_closing = False
+        self.engine: Engine | None = None
+        """None: not up yet, or not any more."""
+        self.process: simpy.Process | None = None
+        self.is_waiting = False
+        """Its process waits for the engine's next event, or for something to do: a command has to wake it."""
+        self.calls: dict[int, PendingCall] = {}
+        """Those that it has, by their number in the session."""
+        self._num_calls = 0
+        self._num_finished = self._output_tokens = 0
+
+    def add(self, pending: PendingCall, now: float) -> None:
+        """Take a call.
+
+        Raises
+        ------
+        BackendError
+            If it can never fit into the engine.
+        """
+        pending.place = self
+        number, self._num_calls = self._num_calls, self._num_calls + 1
+        self.calls[number] = pending
+        if self.engine is not None:
+            self._submit(number, pending, self.engine, now)
+
+    def start(self, engine: Engine, now: float) -> None:
+        """Bring the engine up and give it what is there."""
+        self.engine = engine
+        for number, pending in self.calls.items():
+            self._submit(number, pending, engine, now)
+
+    def _submit(self, number: int, pending: PendingCall, engine: Engine, now: float) -> None:
+        call, output_tokens = pending.true.call, pending.true.output_tokens
+        ready_ts = now if call.ready_s < now else call.ready_s
+        try:
+            request = engine.submit(number, call.prompt_tokens, output_tokens, ready_ts, pending.generated)
+        except ValueError as error:
+            raise BackendError(
+                f"session {self.session.id} of {self.session.expert!r}, call {call.key}: {error}"
+            ) from error
+        pending.request = request
+        if not pending.attempt:
+            pending.queued_ts = ready_ts
+
+    def remove(self, pending: PendingCall) -> None:
+        """Forget a call that was cancelled or moved."""
+        number = next(number for number, other in self.calls.items() if other is pending)
+        del self.calls[number]
+
+    def finish(self, requests: Sequence[Request]) -> list[CallRecord]:
+        """Record finished requests."""
+        session_id, expert, workers = self.session.id, self.session.expert, self.session.workers
+        finished = CallStatus.FINISHED
+        records = []
+        for request in requests:
+            pending = self.calls.pop(request.id)
+            call, _, answer, visible_tokens = pending.true
+            output_tokens = request.output_tokens
+            self._output_tokens += output_tokens
+            if pending.attempt:
+                records.append(self._after_moves(pending, request))
+                continue
+            records.append(
+                CallRecord(
+                    call.key, expert, session_id, workers, call.prompt_tokens, output_tokens,
+                    request.queued_ts, request.admitted_ts, request.first_token_ts, request.finished_ts,
+                    request.num_preemptions, 0, 0, request.wasted_tokens, finished, answer, visible_tokens,
+                )
+            )  # fmt: skip
+        self._num_finished += len(records)
+        return records
+
+    def _after_moves(self, pending: PendingCall, request: Request) -> CallRecord:
+        call, _, answer, visible_tokens = pending.true
+        return CallRecord(
+            key=call.key,
+            expert=self.session.expert,
+            session=self.session.id,
+            workers=self.session.workers,
+            prompt_tokens=call.prompt_tokens,
+            output_tokens=request.output_tokens,
+            queued_ts=pending.queued_ts,
+            admitted_ts=request.admitted_ts if pending.admitted_ts is None else pending.admitted_ts,
+            first_token_ts=request.first_token_ts if pending.first_token_ts is None else pending.first_token_ts,
+            finished_ts=request.finished_ts,
+            num_preemptions=pending.num_preemptions + request.num_preemptions,
+            attempt=pending.attempt,
+            wasted_tokens=pending.wasted_tokens + request.wasted_tokens,
+            answer=answer,
+            visible_tokens=visible_tokens,
+        )
+
+    def record(self, load_start_ts: float, load_s: float, start_ts: float, end_ts: float) -> SessionRecord:
+        """Record the session; it counts the calls that it finished."""
+        return SessionRecord(
+            session=self.session.id,
+            expert=self.session.expert,
+            node=self.session.node,
+            workers=self.session.workers,
+            load_start_ts=load_start_ts,
+            load_s=load_s,
+            start_ts=start_ts,
+            end_ts=end_ts,
+            num_calls=self._num_finished,
+            output_tokens=self._output_tokens,
+        )
