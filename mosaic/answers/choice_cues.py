@@ -19,7 +19,7 @@ STATED = re.compile(
 )
 """Names of the answer, in front of it."""
 JOINT = re.compile(
-    rf"{START}(?:would(?: have)? be(?:en)?|(?:change[sd]?|switch(?:es|ed)?) to|becomes|w\u00e4re|serait|ser\u00eda){STOP}"
+    rf"{START}(?:would(?: have)? be(?:en)?|(?:change[sd]?|switch\w*) to|becomes|w\u00e4re|serait|ser\u00eda){STOP}"
     rf"|{IS}|[>\u2192\u9009\u9078]|,(?=\s\(?[A-Z]\)?,)|(?<=\s)[-\u2013\u2014]+(?=\s)",
     re.IGNORECASE,
 )
@@ -34,9 +34,9 @@ FILL = re.compile(
 """What may stand between a cue and its letter."""
 WEAK = re.compile(
     r"\b(?:so|thus|therefore|hence|consequently|leav(?:es|ing)(?: us)?(?: with)?(?: only)?|(?:must|has to) be"
-    r"|(?:go|going|went) (?:with|for)|choos(?:e|ing)|pick|select|opt for|settle (?:on|for)|(?:it|this|that|which) is|it's"
-    r"|i(?:'d| would) (?:say|guess)|inclined to say|guess is|i\.e\.|namely|conclude|(?:listed|given) (?:as|in|by)"
-    r"|(?:correspond|point|amount)(?:s|ing)? to|match(?:es|ing)?|agrees? with|consistent with)(?=[\s,:(])",
+    r"|(?:go|going|went) (?:with|for)|choos(?:e|ing)|pick|select|opt for|settle (?:on|for)|(?:it|this|that|which) is"
+    r"|it's|i(?:'d| would) (?:say|guess)|inclined to say|guess is|i\.e\.|namely|conclude"
+    r"|(?:listed|given) (?:as|in|by)|(?:correspond|point|amount)(?:s|ing)? to|match(?:es|ing)?|agrees? with|consistent with)(?=[\s,:(])",
     re.IGNORECASE,
 )
 """Words that conclude with the answer."""
@@ -91,7 +91,7 @@ NEGATED = re.compile(
 )
 REPORTED = re.compile(
     r"\b(?:responses?|experts?|models?|solutions?|candidates?|students?|assistants?|agents?|some|many|people"
-    r"|(?:one|you) (?:may|might|could|would))\b[^,.]{0,30}?\b(?:say|claim|state|conclude|argue|suggest|give|choose|chose"
+    r"|(?:one|you) (?:may|might|could|would))\b[^,.]{0,30}?\b(?:say|claim|state|conclude|argue|suggest|give|cho+se"
     r"|answer|pick|select|think|believe|propose)(?:s|d|ed)?\b|\bi (?:first |initially )?thought\b|\bat first\b"
     r"|\binitially\b|\btempt\w+\b",
     re.IGNORECASE,
