@@ -141,6 +141,8 @@ def _letter_at(text: str, at: int, *, concluding: bool = False) -> Declared | No
     """
     fill = cues.FILL.match(text, at)
     at = fill.end() if fill else at
+    if not concluding and (none := cues.NO_OPTION.match(text, at)):
+        return Declared(none.end(), none["letter"])
     bracketed = cues.BRACKETED.match(text, at)
     found = bracketed or cues.UPPER.match(text, at) or (None if concluding else cues.LOWER.match(text, at))
     if found is None or cues.QUESTION.match(text, found.end()):

@@ -34,9 +34,9 @@ FILL = re.compile(
 """What may stand between a cue and its letter."""
 WEAK = re.compile(
     r"\b(?:so|thus|therefore|hence|consequently|leav(?:es|ing)(?: us)?(?: with)?(?: only)?|(?:must|has to) be"
-    r"|(?:go|going|went) (?:with|for)|choos(?:e|ing)|pick|select|opt for|settle (?:on|for)|(?:it|this|that|which) is"
-    r"|it's|i(?:'d| would) (?:say|guess)|inclined to say|guess is|i\.e\.|namely|conclude"
-    r"|(?:listed|given) (?:as|in|by)|(?:correspond|point|amount)(?:s|ing)? to|match(?:es|ing)?|agrees? with|consistent with)(?=[\s,:(])",
+    r"|(?:go|going|went) (?:with|for)|choos(?:e|ing)|pick|select|opt for|(?:it|this|that|which) is|it's"
+    r"|i(?:'d| would) (?:say|guess)|inclined to say|guess is|i\.e\.|namely|conclude|(?:listed|given) (?:as|in|by)"
+    r"|(?:correspond|point|amount)(?:s|ing)? to|match(?:es|ing)?|consistent with)(?=[\s,:(])",
     re.IGNORECASE,
 )
 """Words that conclude with the answer."""
@@ -58,12 +58,10 @@ CORRECT = re.compile(
 """The letter, and then that it is right, which may be said of several options in turn."""
 
 _LINK = (
-    r"(?:because|since|as|and|but|not|or|which|is|was|are|due|rather|given|instead|for|so|though|although|while|whereas"
-    r"|by|with|in|on|from|here|only|it is|und|oder|weil|da|denn|nicht|et|ou|car|puisque|y|o|porque|ya)\b"
+    r"(?:because|since|as|and|but|not|or|which|is|was|due|rather|given|instead|for|so|though|although|while|whereas|by"
+    r"|with|in|on|from|here|only|it is|und|oder|weil|da|denn|nicht|et|ou|car|y|o|porque)\b"
 )
-_SPECIES = (
-    r"\.\s(?:coli|elegans|difficile|cereus|pylori|melanogaster|albicans|influenzae|botulinum|tetani|anthracis|jejuni)\b"
-)
+_SPECIES = r"\.\s(?:coli|elegans|difficile|cereus|pylori|melanogaster|albicans|influenzae|botulinum|tetani|anthracis)\b"
 _IN_WORD = r"[A-Za-z0-9_\u00c0-\u024f\u0400-\u04ff'\u2019]|-[A-Za-z]|\s*[=^+<~\\]"
 BRACKETED = re.compile(r"\(?\s*(?P<letter>[A-Za-z])\s*\)")
 UPPER = re.compile(rf"(?P<letter>[A-Z])(?!{_IN_WORD}|{_SPECIES}|[^\S\n]+(?!{_LINK})[a-z])")
@@ -71,29 +69,33 @@ UPPER = re.compile(rf"(?P<letter>[A-Z])(?!{_IN_WORD}|{_SPECIES}|[^\S\n]+(?!{_LIN
 LOWER = re.compile(r"(?P<letter>[a-z])(?=[.,;:]?\s*(?:$|\n)|[.,;:]\s)")
 ROMAN = re.compile(r"(?<![\w'])I{2,3}(?![\w'])")
 ANOTHER = re.compile(
-    r"(?:\s*,\s*\(?[A-Z]\)?(?![\w']))*"
-    r"(?:\s*,?\s*(?:and|or|und|oder|et|ou|y|o|\u548c|\u6216|\u3068)\s*|\s*[&/]\s*)(?:(?:option|choice|answer)\s+)?"
-    r"(?!I\s+[a-z])\(?[A-Z]\)?(?![\w'])(?!\s+(?:is|was|can|cannot|can't|does|doesn't|fails|has|would)\b)"
+    r"(?:\s*,\s*\(?[A-Z]\)?(?![\w']))*(?:\s*,?\s*(?:and|or|und|oder|et|ou|y|o|\u548c|\u6216|\u3068)\s*|\s*[&/]\s*)"
+    r"(?:(?:option|choice|answer)\s+)?(?!I\s+[a-z])\(?[A-Z]\)?(?![\w'])(?!\s+(?:is|was|can|does|fails|has|would))"
     r"|(?:\s*,\s*\(?[A-Za-z]\)?(?![\w'.]))+(?=\s*\.?\s*(?:\n|$))"
 )
 """A second letter behind the first."""
+NO_OPTION = re.compile(
+    r"(?:none|neither|no (?:option|answer|correct)|unknown|undetermined|not (?:listed|given|available|among)|n/a"
+    r"|cannot be determined)\b(?:[^.\n()]{0,30}(?:\(|\boption )(?P<letter>[A-Z])(?![\w']))?",
+    re.IGNORECASE,
+)
+"""That no option is right, which may be an option itself: "none of the above (D)"."""
 QUESTION = re.compile(r"[\s)]*\?")
 ENDED = re.compile(r"[.:)]*\s*(?:[.!;,\n(]|$|(?:because|since|as|here|instead|in this|it is)\b)|\.?\s+[A-Z\"']|[.:]\s")
 DISCUSSED = re.compile(
     r"[^.;\n]{0,80}?\b(?:is|are|was|be) (?:\w+ )?(?:wrong|incorrect|false|excluded|eliminated|ruled out|out)\b"
-    r"|[)\s]+(?:is|are|was|were|can|cannot|could|does|doesn't|has|isn't|would|says|fails|violates|gives|refers|and|or)\b"
+    r"|[)\s]+(?:is|isn't|are|was|were|can|cannot|could|does|doesn't|has|would|says|fails|gives|and|or)\b"
 )
 
 NEGATED = re.compile(
-    r"\b(?:not|no|never|cannot|wrong|incorrect|false|ruled? out|rules out|eliminat\w*|exclud\w*|unlikely|except"
-    r"|neither|nor|rather than)\b|n['\u2019]t\b",
+    r"\b(?:not|no|never|cannot|wrong|incorrect|false|rule[sd]? out|eliminat\w*|exclud\w*|unlikely|except|neither|nor"
+    r"|rather than)\b|n['\u2019]t\b",
     re.IGNORECASE,
 )
 REPORTED = re.compile(
-    r"\b(?:responses?|experts?|models?|solutions?|candidates?|students?|assistants?|agents?|some|many|people"
-    r"|(?:one|you) (?:may|might|could|would))\b[^,.]{0,30}?\b(?:say|claim|state|conclude|argue|suggest|give|cho+se"
-    r"|answer|pick|select|think|believe|propose)(?:s|d|ed)?\b|\bi (?:first |initially )?thought\b|\bat first\b"
-    r"|\binitially\b|\btempt\w+\b",
+    r"\b(?:responses?|experts?|models?|solutions?|candidates?|students?|some|many|people|(?:one|you) m(?:ay|ight))"
+    r"\b[^,.]{0,30}?\b(?:say|claim|state|conclude|argue|suggest|give|cho+se|answer|pick|select|think|believe)(?:s|d|ed)?\b"
+    r"|\b(?:i (?:first |initially )?thought|at first|initially|tempt\w+)\b",
     re.IGNORECASE,
 )
 ENDORSED = re.compile(r"\b(?:all|every|both|majority|each|unanimous\w*)\b", re.IGNORECASE)
