@@ -1,5 +1,5 @@
 """From a response to an answer, and whether two answers are equal."""
 
-from mosaic.answers.extraction import Comparison, comparison, extract_answer
+from mosaic.answers.extraction import Comparison, comparison, extract_answer, is_correct, without_thinking
 
-__all__ = ["Comparison", "comparison", "extract_answer"]
+__all__ = ["Comparison", "comparison", "extract_answer", "is_correct", "without_thinking"]

@@ -9,43 +9,30 @@ affirms. Two letters in one declaration, or a letter beyond the options, are no 
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mosaic.answers.choice_cues import (
-    CORRECT,
-    DECLARED,
-    NEGATED,
-    STATED,
-    WEAK,
-    conditional,
-    connectors,
-    fill_end,
-    hypothetical,
-    letter_at,
-)  # fmt: skip
-from mosaic.answers.choice_text import plain_text
-from mosaic.answers.response_text import doubted, retracted
+from mosaic.answers import choice_cues as cues
+from mosaic.answers.response_text import boxes, doubted, plain_characters, retracted
 from mosaic.core.workload import OPTION_LETTERS
 
-_NO_OPTION = re.compile(
-    r"(?:none|neither|no (?:option|answer|correct)|unknown|undetermined|not (?:listed|given|available|among)|n/a"
-    r"|cannot be determined)\b(?:[^.\n()]{0,30}(?:\(|\boption )(?P<letter>[A-Z])(?![\w']))?",
-    re.IGNORECASE,
+_WRAPPED = re.compile(r"\\(?:text\w*|math\w+|bold\w*|operatorname|underline)\s*\{([^{}]*)\}")
+_BOLD_LETTER = re.compile(r"(?:\*\*|__)\s*[(\[]?([A-Za-z])(?:[)\].:]+(?=[\s*])|(?=\*\*|__))")
+_QUOTED_LETTER = re.compile(
+    r"[\[{<\"'\u201c\u2018\u00ab\u300c\u3010\u3014]\s*([A-Za-z])\s*[\]}>\"'\u201d\u2019\u00bb\u300d\u3011\u3015]"
 )
-_OPTION_LINE = re.compile(r"[\s\-]*(?:\(([A-Za-z])\)|([A-Z])(?:[.):]+(?=\s|$)|\s*$)|([a-z])[.)]?\s*$)")
-_MENTION = re.compile(r"\(([A-Z])\)|\b(?:[Oo]ption|[Cc]hoice)\s+([A-Z])(?![\w'])")
-_OF_A_NAME = "".join(
-    rf"(?<!{noun} )" for noun in ("vitamin", "hepatitis", "group", "type", "factor", "point", "figure")
-)
-_LONE = re.compile(
-    rf"{_OF_A_NAME}(?<![\w'-])(?:\(([A-Z])\)|([B-HJ-Z])(?=[.,;:!]|\s+(?:it|as|because|since|seems|remains|fits|and"
-    rf"|or)\b)"
-    r"|(A)(?=\s+(?:and|or)\b))"
-)
-_UNSURE = re.compile(r"\b(?:could|might|may|perhaps|maybe|if|either|would)\b", re.IGNORECASE)
-_SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z(])")
+_MARKUP = re.compile(r"\\(?:left|right|displaystyle|q?quad|[()\[\],;!])|\*+|__|`+|\$+|^[ \t]*[#>]+", re.MULTILINE)
+_TAG = re.compile(r"<(/?)([A-Za-z]\w{1,20})>")
+_CYRILLIC_AND_GREEK = "\u0410\u0412\u0421\u0415\u041d\u0406\u0408\u0391\u0392\u0395\u0397\u0399"
+_LOOK_ALIKE = str.maketrans(_CYRILLIC_AND_GREEK, "ABCEHIJABEHI")
+_LONE_LOOK_ALIKE = re.compile(rf"(?<!\w)[{_CYRILLIC_AND_GREEK}](?!\w|\s+[\u0430-\u045f\u03b1-\u03c9])")
 _FINISHED = re.compile(r"[.!?)\]}\"'\u3002]\s*$")
+_SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z(])")
+_MAX_GAP = 80
+"""Characters between 'answer' and its verb."""
+_MAX_SENTENCE = 300
+"""Characters looked at around a cue: a response that repeats itself up to the token limit must not cost its square."""
 
 
 class Declared(NamedTuple):
@@ -63,77 +50,135 @@ def choice_letter(visible: str, num_options: int) -> str | None:
     >>> choice_letter("A is wrong because it lacks units. C confuses the signs, so B.", 4)
     'B'
     """
-    text = plain_text(visible)
+    text = _plain_text(visible)
     declared = _declared(text)
     letter = declared.letter if declared else _undeclared(text)
     return letter if letter is not None and letter in OPTION_LETTERS[:num_options] else None
 
 
+def _plain_text(visible: str) -> str:
+    """Take the typography off, so that a letter stands bare or in round brackets; a box becomes a line of its own.
+
+    A lone Cyrillic or Greek capital that looks like a Latin one is read as that, as the options were named to the model
+    in Latin letters; before a word in its own script it is that script's preposition, and stays.
+    """
+    text = unicodedata.normalize("NFKC", plain_characters(visible))
+    text = _LONE_LOOK_ALIKE.sub(lambda match: match[0].translate(_LOOK_ALIKE), text)
+    for _ in range(4):
+        text = _WRAPPED.sub(r"\1", text)
+    for box in reversed(boxes(text)):
+        text = f"{text[: box.start]}\nAnswer: {box.content or ''}\n{text[box.end :]}"
+    text = _TAG.sub(lambda match: "\n" if match[1] else f"\n{match[2]}: ", text)
+    return _QUOTED_LETTER.sub(r"(\1)", _MARKUP.sub("", _BOLD_LETTER.sub(r"(\1) ", text)))
+
+
 def _declared(text: str) -> Declared | None:
     strong = max([*_stated(text), *_letter_first(text)], key=lambda found: found.end, default=None)
-    weak = sorted(_concluded(text), key=lambda found: found.end)
+    weak = max(_concluded(text), key=lambda found: found.end, default=None)
     if strong is None:
-        return weak[-1] if weak else None
+        return weak
     doubt = strong.end if strong.letter is None else doubted(text, strong.end)
     if doubt is None:
         return strong
-    if weak and weak[-1].end > doubt:
-        return weak[-1]
+    if weak and weak.end > doubt:
+        return weak
     return Declared(strong.end, None) if retracted(text, strong.end) else strong
 
 
 def _stated(text: str) -> Iterator[Declared]:
     """Read declarations that name the answer first and its letter then: 'the answer is C'."""
-    for cue in STATED.finditer(text):
-        if not hypothetical(text, cue.start(), cue.start()):
-            yield from _first_target(text, cue.start(), cue.end())
-
-
-def _first_target(text: str, start: int, stop: int) -> Iterator[Declared]:
-    for at, joint in connectors(text, start, stop):
-        place = fill_end(text, at)
-        found = _no_option(text, place) if joint else None
-        if found is None and (letter := letter_at(text, place)):
-            found = Declared(letter.end, letter.letter if letter.single else None)
-        if found is None or (joint.startswith("would") and conditional(text, start, found.end)):
+    for cue in cues.STATED.finditer(text):
+        start = cue.start()
+        if _hypothetical(text, start, start):
             continue
-        if joint or not text[start].isascii() or "\n" in text[at:place] or _ends_line(text, found.end):
-            yield found
+        for at, joint in _joints(text, start, cue.end()):
+            found = _letter_at(text, at)
+            if found is None or (joint.startswith("would") and _conditional(text, start, found.end)):
+                continue
+            # Without a joint, as in a heading, the letter must be the rest of its line or begin the next one.
+            rest = text[found.end : found.end + _MAX_GAP].partition("\n")[0]
+            if joint or not text[start].isascii() or "\n" in text[at : found.end] or not rest.strip(" .)"):
+                yield found
+                break
+
+
+def _joints(text: str, start: int, stop: int) -> Iterator[tuple[int, str]]:
+    """List where the letter may follow a name of the answer in text[start:stop], with the word that joins them."""
+    if not text[start].isascii() or cues.LINE_START.search(text, max(0, start - _MAX_GAP), start):
+        yield stop, ""
+    if text[stop - 1] == ".":  # "Ans."
+        yield stop, "."
+    end = min(stop + _MAX_GAP, len(text))
+    sentence = cues.SENTENCE_END.search(text, stop, end)
+    for found in cues.JOINT.finditer(text, stop, sentence.start() if sentence else end):
+        if cues.NEGATED.search(text, stop, found.start()):
             return
-
-
-def _no_option(text: str, at: int) -> Declared | None:
-    found = _NO_OPTION.match(text, at)
-    return Declared(found.end(), found["letter"]) if found else None
-
-
-def _ends_line(text: str, at: int) -> bool:
-    return not text[at : at + 80].partition("\n")[0].strip(" .)")
+        yield found.end(), found[0].lower()
 
 
 def _letter_first(text: str) -> Iterator[Declared]:
     """Read declarations that name the letter first: 'C is the best choice'."""
-    for found in DECLARED.finditer(text):
-        if not hypothetical(text, found.start(), found.start()) and not conditional(text, found.start(), found.end()):
+    for found in cues.DECLARED.finditer(text):
+        if not _hypothetical(text, found.start(), found.start()) and not _conditional(text, found.start(), found.end()):
             yield Declared(found.end(), (found["marked"] or found["bare"]).upper())
 
 
 def _concluded(text: str) -> Iterator[Declared]:
     """Read conclusions: 'so B', 'I would go with option B', 'option B is correct' where only one is called so."""
-    for cue in WEAK.finditer(text):
-        letter = letter_at(text, fill_end(text, cue.end()), concluding=True)
-        if letter is None or hypothetical(text, cue.start(), cue.end()):
-            continue
-        if not conditional(text, cue.start(), letter.end):
-            yield Declared(letter.end, letter.letter if letter.single else None)
-    called = [Declared(found.end(), found["marked"] or found["bare"]) for found in CORRECT.finditer(text)]
+    for cue in cues.WEAK.finditer(text):
+        found = _letter_at(text, cue.end(), concluding=True)
+        if found and not _hypothetical(text, *cue.span()) and not _conditional(text, cue.start(), found.end):
+            yield found
+    called = [Declared(found.end(), found["marked"] or found["bare"]) for found in cues.CORRECT.finditer(text)]
     if len({declared.letter for declared in called}) == 1:
         yield from called
 
 
+def _letter_at(text: str, at: int, *, concluding: bool = False) -> Declared | None:
+    """Read the letter that stands behind a cue, unless it is a word, a name or an unanswered question.
+
+    ``concluding`` asks for more, as after "so": the letter ends its clause, and is not what the clause goes on about.
+    """
+    fill = cues.FILL.match(text, at)
+    at = fill.end() if fill else at
+    if not concluding and (none := cues.NO_OPTION.match(text, at)):
+        return Declared(none.end(), none["letter"])
+    bracketed = cues.BRACKETED.match(text, at)
+    found = bracketed or cues.UPPER.match(text, at) or (None if concluding else cues.LOWER.match(text, at))
+    if found is None or cues.QUESTION.match(text, found.end()):
+        return None
+    if found[0] == "I" and (concluding or cues.ROMAN.search(text, max(0, at - 10 * _MAX_SENTENCE), at + _MAX_SENTENCE)):
+        return None
+    another = cues.ANOTHER.match(text, found.end())
+    end = another.end() if another else found.end()
+    if concluding and (cues.DISCUSSED.match(text, end) or not (bracketed or cues.ENDED.match(text, end))):
+        return None
+    return Declared(found.end(), None if another else found["letter"].upper())
+
+
+def _hypothetical(text: str, start: int, stop: int) -> bool:
+    """Whether the cue text[start:stop] is only assumed, or reports what others answer."""
+    first = _sentence_start(text, start)
+    reported = cues.REPORTED.search(text, first, stop) and not cues.ENDORSED.search(text, first, start)
+    return bool(reported or cues.ASSUMED.search(text[first:start]))
+
+
+def _conditional(text: str, start: int, end: int) -> bool:
+    """Whether the sentence around text[start:end] speaks of another case than the one asked about."""
+    after = cues.SENTENCE_END.search(text, end, end + _MAX_SENTENCE)
+    stop = after.start() if after else end + _MAX_SENTENCE
+    return bool(cues.CONDITION.search(text[_sentence_start(text, start) : stop]))
+
+
+def _sentence_start(text: str, at: int) -> int:
+    earliest = max(0, at - _MAX_SENTENCE)
+    return max((match.end() for match in cues.SENTENCE_END.finditer(text, earliest, at)), default=earliest)
+
+
 def _undeclared(text: str) -> str | None:
+    """Read a first or last line that is only an option, or the one option of which the last paragraph is sure."""
     lines = [line for line in text.splitlines() if line.strip()]
-    found = {number: _OPTION_LINE.match(line) for number, line in enumerate(lines)}
+    found = {number: cues.OPTION_LINE.match(line) for number, line in enumerate(lines)}
     marked = {number: (match[1] or match[2] or match[3]).upper() for number, match in found.items() if match}
     if len(set(marked.values())) == 1 and marked.keys() & {0, len(lines) - 1}:
         return next(iter(marked.values()))
@@ -141,20 +186,15 @@ def _undeclared(text: str) -> str | None:
     if not _FINISHED.search(paragraph):
         return None
     sentences = _SENTENCES.split(paragraph)
-    return _only_letter(sentences, _MENTION) or _only_letter(sentences[-1:], _LONE)
+    return _only_letter(sentences, cues.MENTION) or _only_letter(sentences[-1:], cues.LONE)
 
 
 def _only_letter(sentences: list[str], pattern: re.Pattern[str]) -> str | None:
-    """Read the one letter that the sentences mention, where all that mention it are sure of it."""
-    found = {
-        sentence: {letter for match in pattern.finditer(sentence) for letter in match.groups() if letter}
-        for sentence in sentences
-    }
-    mentions = {sentence: letters for sentence, letters in found.items() if letters}
-    letters = set().union(*mentions.values())
+    mentions = [sentence for sentence in sentences if pattern.search(sentence)]
+    letters = {match[match.lastindex or 0] for sentence in mentions for match in pattern.finditer(sentence)}
     return letters.pop() if len(letters) == 1 and all(map(_is_sure, mentions)) else None
 
 
 def _is_sure(sentence: str) -> bool:
     end = len(sentence.rstrip(" .!?)"))
-    return not (NEGATED.search(sentence) or _UNSURE.search(sentence) or hypothetical(sentence, end, end))
+    return not (cues.NEGATED.search(sentence) or cues.UNSURE.search(sentence) or _hypothetical(sentence, end, end))

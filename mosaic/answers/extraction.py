@@ -4,6 +4,7 @@ A response that gives no answer is unparsable: its answer is None, which equals 
 """
 
 from collections.abc import Callable
+from operator import eq
 from typing import TypeAlias
 
 from mosaic.answers.choice_answers import choice_letter
@@ -59,11 +60,7 @@ def extract_answer(text: str, question: Question, *, thinking_opened: bool = Fal
 
 def comparison(kind: AnswerKind) -> Comparison | None:
     """Return how answers of a kind compare; None: only the user can say when two free texts agree."""
-    return {AnswerKind.CHOICE: _same_letter, AnswerKind.MATH: same_value}.get(kind)
-
-
-def _same_letter(one: str, other: str) -> bool:
-    return one == other
+    return {AnswerKind.CHOICE: eq, AnswerKind.MATH: same_value}.get(kind)
 
 
 def is_correct(answer: str | None, question: Question, same: Comparison | None) -> bool | None:

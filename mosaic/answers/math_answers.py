@@ -8,51 +8,39 @@ takes back ("wait, I made an error") makes way for what is stated after it.
 import re
 from typing import NamedTuple
 
-from mosaic.answers.response_text import boxes, plain_characters, retracted
+from mosaic.answers.response_text import ANSWER, IS, boxes, plain_characters, retracted
 
-_CUE = re.compile(
-    r"(?:\banswers?\b|\bantwort\b|\br[e\u00e9]ponse\b|\brespuesta\b|\brisposta\b|\bresposta\b"
-    r"|\b\u043e\u0442\u0432\u0435\u0442\b"
-    r"|\u7b54\u6848|\u7b54\u3048|\u7b54|\uc815\ub2f5|\ub2f5)",
-    re.IGNORECASE,
-)
-_JOINT = re.compile(
-    r"(?<![^\W_])(?:is|are|be|was|equals|ist|lautet|est|es|\u00e8|\u00e9)(?![^\W_])|[:=]|\u662f|\u4e3a|\u70ba|\u306f"
-    r"|\uc740|\ub294",
-    re.IGNORECASE,
-)
+_CUE = re.compile(ANSWER, re.IGNORECASE)
+_JOINT = re.compile(IS, re.IGNORECASE)
 _UNDECIDED = re.compile(
     r"\W*(?:either|one of|between|unknown|undetermined|not (?:clear|known|possible|determined)|cannot|impossible)\b",
     re.IGNORECASE,
 )
 _NO_ANSWER = re.compile(
-    r"\b(?:can\s?not|can't|can\u2019t|could not|couldn't|unable to|impossible to|not possible to) (?:be )?"
-    r"(?:determined?|answer(?:ed)?|solved?|found|find|provided?|help|assist|comput(?:e|ed)|calculated?)\b",
+    r"\b(?:can(?:\s?not|['\u2019]t)|could(?: not|n['\u2019]t)|unable to|(?:im|not )possible to) (?:be )?"
+    r"(?:determin|answer|solve|f[io]u?nd|provid|help|assist|comput|calculat)",
     re.IGNORECASE,
 )
-_DOLLARS = r"(?<![\\$])\$(?![\s$])(?P<dollars>[^$\n]{0,300}?[^\s$\\])\$(?!\d)"
 _SPAN = re.compile(
-    rf"\$\$(?P<display>[^$]{{1,300}}?)\$\$|{_DOLLARS}|\\\((?P<round>.{{1,300}}?)\\\)|\\\[(?P<square>.{{1,300}}?)\\\]",
+    r"\$\$([^$]{1,300}?)\$\$|(?<![\\$])\$(?![\s$])([^$\n]{0,300}?[^\s$\\])\$(?!\d)|\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]",
     re.DOTALL,
 )
 _ATOM = (
-    r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+|sqrt\([^()\n]{1,40}\)|\u221a\(?\w+\)?|\u03c0"
-    r"|pi\b|[\u00b2\u00b3]"
+    r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+|sqrt\([^()\n]{1,40}\)|\u221a\(?\w+\)?"
+    r"|\u03c0|pi\b|[\u00b2\u00b3])"
 )
-_FORMULA = re.compile(
-    rf"(?<![\w.])[-\u2212]?(?:{_ATOM})(?:(?:\s?[-+*/^\u00d7\u00b7\u2212]\s?|\s?)(?:{_ATOM}))*(?:\s?\\?%)?"
-)
+_FORMULA = re.compile(rf"(?<![\w.])[-\u2212]?{_ATOM}(?:(?:\s?[-+*/^\u00d7\u00b7\u2212]\s?|\s?){_ATOM})*(?:\s?\\?%)?")
 _LIST_MARKER = re.compile(
-    r"^[^\S\n]*(?:#+ *)?\**(?:step|case|part|schritt)? *\(?\d{1,2}(?:[.):]|\*\*)+(?=\s)", re.IGNORECASE | re.MULTILINE
+    r"^[^\S\n]*(?:#+ *)?\**(?:step|case|part)? *\(?\d{1,2}(?:[.):]|\*\*)+(?=\s)", re.IGNORECASE | re.MULTILINE
 )
 _GROUP = re.compile(r"\s*[(\[{][^\n]{1,80}[)\]}]\s*$")
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$|\*)|[\n\u3002]")
 _EQUALS = re.compile(r"(?<![<>!:\\])=")
 _NAME = re.compile(r"[^\W\d_]{2,}")
-_FUNCTIONS = frozenset({"sqrt", "pi", "sin", "cos", "tan", "log", "ln", "exp"})
+FUNCTIONS = frozenset({"sqrt", "pi", "sin", "cos", "tan", "log", "ln", "exp"})
+"""Words that are part of a formula."""
 _CUT_OFF = re.compile(
-    r"(?:(?:[^\W\d_]{2,}[\s,]+){3}[^\W\d_]+|[-+*/=,(]|\b(?:and|then|that|the|of|to|so|is|we|which|with|for|a|by|in"
-    r"|as|this|get))\s*$",
+    r"(?:(?:[^\W\d_]{2,}[\s,]+){3}[^\W\d_]+|[-+*/=,(]|\b(?:and|then|that|the|of|to|so|is|we|which|with|for|a|by|in|as|get))\s*$",
     re.IGNORECASE,
 )
 _MAX_SENTENCE = 400
@@ -77,16 +65,15 @@ def math_expression(visible: str) -> str | None:
     """
     text = plain_characters(visible)
     found = boxes(text)
-    cut_off = found[-1].start if found and found[-1].content is None else None
     full = [box for box in found if box.content]
     if full and not retracted(text, full[-1].end):
         return full[-1].content
-    if full or cut_off is not None:
-        # A box that was taken back, or one cut off inside: only an announcement can replace it, not a stray number.
-        announced = _announced(text[full[-1].end if full else 0 : cut_off])
-        return announced.expression if announced else None
-    announced = _announced(text)
-    return announced.expression if announced else _last_formula(text)
+    cut_off = found[-1].start if found and found[-1].content is None else None
+    announced = _announced(text[full[-1].end if full else 0 : cut_off])
+    if announced:
+        return announced.expression
+    # A stray number is no answer where a box was taken back or cut off inside.
+    return None if full or cut_off is not None else _last_formula(text)
 
 
 def _announced(text: str) -> Announced | None:
@@ -107,19 +94,18 @@ def _announced(text: str) -> Announced | None:
 
 
 def _first_expression(behind: str) -> str | None:
-    end = _SENTENCE_END.search(behind)
-    sentence = behind[: end.start()] if end else behind
+    sentence = _SENTENCE_END.split(behind, maxsplit=1)[0]
     if span := _SPAN.match(behind) or _SPAN.search(sentence):
         return _result(_content(span))
     plain = _result(sentence.replace("*", " ") if "**" in sentence else sentence)
-    if _GROUP.match(plain) or (plain and {*_NAME.findall(plain.lower())} <= _FUNCTIONS and len(plain) <= 60):
+    if _GROUP.match(plain) or (plain and {*_NAME.findall(plain.lower())} <= FUNCTIONS and len(plain) <= 60):
         return plain
     formula = _FORMULA.search(plain.rpartition(" is ")[2]) or _FORMULA.search(plain)
     return formula[0].strip() if formula else None
 
 
 def _content(span: re.Match[str]) -> str:
-    return next(group for group in span.groups() if group is not None).strip().rstrip(".,;")
+    return span[span.lastindex or 0].strip().rstrip(".,;")
 
 
 def _result(expression: str) -> str:
@@ -134,7 +120,7 @@ def _last_formula(text: str) -> str | None:
         return None
     text = _LIST_MARKER.sub(lambda marker: " " * len(marker[0]), text)
     spans = [span for span in _SPAN.finditer(text) if re.search(r"\d|\\pi", _content(span))]
-    formulas = list(_FORMULA.finditer(text, spans[-1].end() if spans else 0))
+    formulas = _FORMULA.findall(text, spans[-1].end() if spans else 0)
     if formulas:
-        return formulas[-1][0].strip()
+        return str(formulas[-1]).strip()
     return _result(_content(spans[-1])) if spans else None

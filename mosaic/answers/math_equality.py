@@ -22,11 +22,11 @@ MAX_CHARACTERS = 300
 _MIN_DIGITS = 6
 """A decimal written to so many significant digits stands for any number that it rounds or is cut from."""
 _MAX_EXPONENT = 400
-_UNICODE = {
+_UNICODE = str.maketrans({
     "\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u03c0": r"\pi ", "\u00b2": "^{2}",
     "\u00b3": "^{3}", "\u00b0": "", "\u221e": r"\infty ", "\u2264": r"\le ", "\u2265": r"\ge ", "\u00f7": "/",
     "\u222a": r"\cup ",
-}  # fmt: skip
+})  # fmt: skip
 _WORD = r"(?!(?:or|and|to|sin|cos|tan|log|ln|exp|mod|choose)\b)[A-Za-z]"
 _REWRITES = tuple(
     (re.compile(pattern), replacement)
@@ -35,6 +35,7 @@ _REWRITES = tuple(
         (r"\{,\}", ","),
         (r"\\[dtc]frac\b", r"\\frac"),
         (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
+        (r"^([-+]?)\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}$", r"\1\2/\3"),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\circ\b", ""),
         (r"\\%", "%"),
         (r"\u221a\s*\(([^()]*)\)|(?<!\\)\bsqrt\(([^()]*)\)", r"\\sqrt{\1\2}"),
@@ -47,15 +48,11 @@ _REWRITES = tuple(
         (r"\.\s*$", ""),
     )
 )
-_DECIMAL = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?"
 _NUMBER = re.compile(
-    rf"(?P<mantissa>{_DECIMAL})(?:[eE](?P<power>[-+]?\d{{1,4}})|\s*(?:\\times|\\cdot|\*"
-    rf"|x)\s*10\s*\^\s*\{{?\s*(?P<tens>[-+]?\d{{1,4}})\s*\}}?)?(?P<percent>\s*%)?"
+    r"(?P<mantissa>[-+]?(?=\.?\d)(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?)"
+    r"(?:(?:[eE]|\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*\{?\s*)(?P<power>[-+]?\d{1,4})\s*\}?)?(?P<percent>\s*%)?"
 )
-_QUOTIENT = re.compile(
-    r"(?P<sign>[-+]?)(?:\\frac\s*\{\s*(?P<top>-?\d{1,40})\s*\}\s*\{\s*(?P<bottom>-?\d{1,40})\s*\}"
-    r"|(?P<a>\d{1,40})\s*/\s*(?P<b>\d{1,40}))"
-)
+_QUOTIENT = re.compile(r"[-+]?\d{1,40}\s*/\s*0*[1-9]\d{0,39}")
 _NAMED = re.compile(r"(?P<name>[^=<>]{1,30}?)(?<![<>!:])=(?P<value>[^=]+)")
 _FORMULA = re.compile(r"\d|[\\^_+*/=<>(\[{|-]|^[A-Za-z]$")
 
@@ -90,9 +87,7 @@ def same_value(one: str, other: str) -> bool:
 
 def tidy(expression: str) -> str:
     """Write an answer in one form: no markup, no unit, no name in front of an equals sign, single spaces."""
-    text = expression.strip()
-    for sign, latex in _UNICODE.items():
-        text = text.replace(sign, latex)
+    text = expression.strip().translate(_UNICODE)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text).strip()
     named = _NAMED.fullmatch(text)
@@ -105,39 +100,31 @@ def number(text: str) -> Number | None:
     """Read a plain number: whole, decimal, scientific, a fraction, or one of these as a percentage."""
     if len(text) > MAX_CHARACTERS:
         return None
-    if quotient := _QUOTIENT.fullmatch(text):
-        top, bottom = int(quotient["top"] or quotient["a"]), int(quotient["bottom"] or quotient["b"])
-        return (
-            Number(Fraction(top, bottom) * (-1 if quotient["sign"] == "-" else 1), Fraction(0), False)
-            if bottom
-            else None
-        )
+    if _QUOTIENT.fullmatch(text):
+        return Number(Fraction("".join(text.split())), Fraction(0), percent=False)
     found = _NUMBER.fullmatch(text)
-    if found is None or not any(character.isdigit() for character in found["mantissa"]):
-        return None
-    power = int(found["power"] or found["tens"] or 0)
-    if abs(power) > _MAX_EXPONENT:
+    power = int(found["power"] or 0) if found else 0
+    if found is None or abs(power) > _MAX_EXPONENT:
         return None
     mantissa = Decimal(found["mantissa"].replace(",", ""))
     _, digits, last = mantissa.as_tuple()
     assert isinstance(last, int), "finite"
     scale = Fraction(10) ** power
     exact = "." not in found["mantissa"] or len(digits) < _MIN_DIGITS
-    return Number(
-        Fraction(mantissa) * scale, Fraction(0) if exact else Fraction(10) ** last * scale, bool(found["percent"])
-    )
+    slack = Fraction(0) if exact else Fraction(10) ** last * scale
+    return Number(Fraction(mantissa) * scale, slack, percent=bool(found["percent"]))
 
 
 def _same_number(one: Number, other: Number) -> bool:
-    slack = max(one.slack, other.slack)
-    gap = abs(one.value - other.value)
-    if gap == 0 or gap < slack:
+    if _close(one, other):
         return True
-    if one.percent == other.percent:
-        return False
-    share, whole = (one, other) if one.percent else (other, one)
-    gap = abs(share.value / 100 - whole.value)
-    return gap == 0 or gap < max(share.slack / 100, whole.slack)
+    one, other = (Number(x.value / 100, x.slack / 100, percent=False) if x.percent else x for x in (one, other))
+    return _close(one, other)
+
+
+def _close(one: Number, other: Number) -> bool:
+    gap = abs(one.value - other.value)
+    return gap == 0 or gap < max(one.slack, other.slack)
 
 
 @lru_cache(maxsize=4096)

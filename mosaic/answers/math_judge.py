@@ -48,11 +48,9 @@ class Judge:
     def ask(self, first: str, second: str) -> bool:
         with self._lock:
             process = self._process = self._process or _start()
-            assert process.stdin is not None, "it is a pipe"
-            assert process.stdout is not None, "it is a pipe"
             try:
                 print(json.dumps([first, second]), file=process.stdin, flush=True)
-                reply = _read_line(process.stdout, TIME_LIMIT_S)
+                reply = _read_line(process, TIME_LIMIT_S)
             except OSError:  # it died since the last question
                 reply = ""
             if not reply:
@@ -61,21 +59,14 @@ class Judge:
 
     def close(self) -> None:
         """End the process; in a forked child it is the parent's, and stays."""
-        if self._process is None or self._owner != os.getpid():
-            return
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None, "both are pipes"
-            try:
-                pipe.close()
-            except OSError:  # a question that could not be delivered is still in the buffer
-                continue
-        self._process = None
+        if self._process is not None and self._owner == os.getpid():
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
 
 def _start() -> subprocess.Popen[str]:
-    # NOTE: -P keeps this folder, whose modules have names of the standard library's, off the path.
+    # NOTE: -P keeps this folder off the path, lest a module of it ever hides one of a library.
     process = subprocess.Popen(
         [sys.executable, "-P", "-W", "ignore", __file__],
         stdin=subprocess.PIPE,
@@ -83,8 +74,7 @@ def _start() -> subprocess.Popen[str]:
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    assert process.stdout is not None, "it is a pipe"
-    if _read_line(process.stdout, _START_LIMIT_S).strip() != "ready":
+    if _read_line(process, _START_LIMIT_S).strip() != "ready":
         process.kill()
         process.communicate()
         from mosaic.core.errors import MosaicError
@@ -93,10 +83,11 @@ def _start() -> subprocess.Popen[str]:
     return process
 
 
-def _read_line(pipe: IO[str], limit_s: float) -> str:
-    """Read one line; empty when none comes in time or the other side is gone."""
-    ready, _, _ = select.select([pipe], [], [], limit_s)
-    return pipe.readline() if ready else ""
+def _read_line(process: subprocess.Popen[str], limit_s: float) -> str:
+    """Read one line; empty when none comes in time or the process is gone."""
+    assert process.stdout is not None, "it is a pipe"
+    ready, _, _ = select.select([process.stdout], [], [], limit_s)
+    return process.stdout.readline() if ready else ""
 
 
 def equivalent(first: str, second: str) -> bool:
@@ -120,9 +111,8 @@ def serve(questions: IO[str], replies: IO[str]) -> None:
         used_s = resource.getrusage(resource.RUSAGE_SELF).ru_utime
         # An orphan, whose parent was killed and cannot end it, ends itself.
         resource.setrlimit(resource.RLIMIT_CPU, (int(used_s + 10 * TIME_LIMIT_S), resource.RLIM_INFINITY))
-        first, second = json.loads(line)
         try:
-            equal = equivalent(first, second)
+            equal = equivalent(*json.loads(line))
         except Exception:  # any failure of the parser or of the algebra leaves equality unproven
             equal = False
         print(json.dumps(equal), file=replies, flush=True)

@@ -1,31 +1,40 @@
-"""What all readers of a response share: where its thinking ends, what it boxes, and what it takes back."""
+"""What all readers of a response share: its visible part, its boxes, the word "answer", and what it takes back."""
 
 import re
 from typing import NamedTuple
 
-_TAG = r"(?:seed:)?(?:think|thinking|thought|thoughts|reasoning)"
+# NOTE: `\b` and `\w` take ideographs for letters, and models write a Latin letter or a digit right behind them.
+START = r"(?<![^\W_])"
+STOP = r"(?![^\W_])"
+ANSWER = (
+    rf"{START}(?:answers?|antwort|r[e\u00e9]ponse|respuesta|risposta|resposta|\u043e\u0442\u0432\u0435\u0442){STOP}"
+    r"|\u7b54[\u6848\u3048]?|\uc815\ub2f5|\ub2f5(?=\s?[\uc740:])"
+)
+"""The word "answer" in English, German, French, Spanish, Italian, Portuguese, Russian, Chinese, Japanese and Korean."""
+IS = rf"{START}(?:is|are|be|was|equals|ist|lautet|est|es|\u00e8|\u00e9){STOP}|[:=\u662f\u4e3a\u70ba\u306f\uc740\ub294]"
+"""What joins it to what the answer is."""
+
+_TAG = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)"
 _OPENED = re.compile(rf"<{_TAG}>|\[THINK\]|<\|START_THINKING\|>", re.IGNORECASE)
 _CLOSED = re.compile(rf"</{_TAG}>|\[/THINK\]|<\|END_THINKING\|>", re.IGNORECASE)
 _SPECIAL_TOKEN = re.compile(r"<\|[A-Za-z_]{3,40}\|>|</s>")
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<bare>[A-Za-z0-9]+))")
-_SOFT = re.compile(
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_SECOND_THOUGHT = (
     r"(?:^|(?<=[.!?\n(\u2014]))[\s*\"]*(?:(?:but|oh|hmm|no|and)\b[\s,]*)*(?:wait|hmm|actually|hold on"
-    r"|let me (?:double|re)-?\s?check)\b",
-    re.IGNORECASE,
+    r"|let me (?:double|re)-?\s?check)\b"
 )
-_HARD = re.compile(
-    r"\b(?:i (?:made|have made|see) (?:a|an|my) [\w-]{0,20} ?(?:mistake|error)|my mistake|apologies|i misread"
-    r"|i was wrong|scratch that|on second thoughts?"
-    r"|let me (?:reconsider|redo|recompute|recalculate|rethink|start over|correct)|i need to (?:reconsider|redo"
-    r"|correct)"
-    r"|(?:wait|no|hmm|oh|actually)\b[^.\n]{0,20}\bth(?:at|is)(?: is|'s| was|\u2019s)? (?:wrong|not right|incorrect"
-    r"|not correct))",
-    re.IGNORECASE,
+_RETRACTION = (
+    r"\bi (?:have )?(?:made|see) (?:an?|my) [\w-]{0,20} ?(?:mistake|error)|\bmy mistake|\bapologies|\bi misread"
+    r"|\bi was wrong|\bscratch that|\bon second thought"
+    r"|\b(?:let me|i need to) (?:re(?:consider|do|compute|calculate|think)|start over|correct)"
+    r"|\b(?:wait|no|hmm|oh|actually)\b[^.\n]{0,20}\bth(?:at|is)(?: is|['\u2019]s| was)? (?:wrong|not right|incorrect)"
 )
+_DOUBT = re.compile(f"{_SECOND_THOUGHT}|{_RETRACTION}", re.IGNORECASE)
+_TAKEN_BACK = re.compile(_RETRACTION, re.IGNORECASE)
 _CONFIRMED = re.compile(
-    r"\b(?:yes|indeed|confirm(?:s|ed)?|(?:still|it|answer|result|which) (?:holds|stands)|was right"
-    r"|is right after all)\b",
+    r"\b(?:yes|indeed|confirm(?:s|ed)?|(?:still|it|answer|result|which) (?:holds|stands)|(?:was|is) right)\b",
     re.IGNORECASE,
 )
 
@@ -52,14 +61,10 @@ def without_thinking(text: str, *, thinking_opened: bool = False) -> str:
     >>> without_thinking("Hmm, so B, or", thinking_opened=True)
     ''
     """
-    closed = list(_CLOSED.finditer(text))
-    if closed:
-        visible = text[closed[-1].end() :]
-        reopened = _OPENED.search(visible)
-        return visible[: reopened.start()] if reopened else visible
-    if thinking_opened:
+    *hidden, visible = _CLOSED.split(text)
+    if not hidden and (thinking_opened or _OPENED.search(text)):
         return ""
-    return "" if _OPENED.search(text) else text
+    return _OPENED.split(visible, maxsplit=1)[0]
 
 
 def plain_characters(text: str) -> str:
@@ -78,35 +83,27 @@ def boxes(text: str) -> list[Box]:
     found: list[Box] = []
     at = 0
     while match := _BOX.search(text, at):
-        if match["bare"] is not None:
-            found.append(Box(match.start(), match.end(), match["bare"]))
-        else:
-            found.append(_braced_box(text, match.start(), match.end()))
-        at = found[-1].end
+        at, content = (match.end(), match["bare"]) if match["bare"] else _braced(text, match.end())
+        found.append(Box(match.start(), at, content))
     return found
 
 
-def _braced_box(text: str, start: int, inside: int) -> Box:
+def _braced(text: str, inside: int) -> tuple[int, str | None]:
     depth = 1
-    at = inside
-    while at < len(text):
-        if text[at] == "\\":
-            at += 2  # an escaped brace, as in \{1, 2\}, opens nothing
-            continue
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
-        at += 1
+    for sign in _BRACE.finditer(text, inside):  # an escaped brace, as in \{1, 2\}, opens nothing
+        depth += {"{": 1, "}": -1}.get(sign[0], 0)
         if depth == 0:
-            return Box(start, at, text[inside : at - 1].strip())
-    return Box(start, len(text), None)
+            return sign.end(), text[inside : sign.start()].strip()
+    return len(text), None
 
 
 def doubted(text: str, since: int) -> int | None:
     """Find where the text begins to doubt what it said before ``since``; None: nowhere."""
-    found = [match.start() for pattern in (_SOFT, _HARD) if (match := pattern.search(text, since))]
-    return min(found, default=None)
+    found = _DOUBT.search(text, since)
+    return found.start() if found else None
 
 
 def retracted(text: str, since: int) -> bool:
     """Whether the text takes back what it said before ``since`` and does not confirm it afterwards."""
-    last = max((match.end() for match in _HARD.finditer(text, since)), default=None)
+    last = max((match.end() for match in _TAKEN_BACK.finditer(text, since)), default=None)
     return last is not None and not _CONFIRMED.search(text, last)

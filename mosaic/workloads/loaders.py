@@ -11,7 +11,8 @@ Three formats, told apart by the file's suffix:
     Symbolic-MoE's table: columns question, gold_answer, keywords and solvers, the latter two Python
     lists of strings. Other columns are ignored; rows are named row-1, row-2 and so on.
 ``.json``
-    The same table as a list of objects, as the benchmarks' question files are.
+    A list of objects, either with the keys of a line above (a missing id is row-1, row-2 and so on), or with the
+    table's columns, as the benchmarks' question files have them; only the latter may have others, which are ignored.
 
 Questions without experts are recruited by the router, which then needs skill profiles.
 """
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from mosaic.core.checks import require, require_count
 from mosaic.core.tokens import count_text_tokens
-from mosaic.core.workload import Call, CallKey, ExpertName, PROPOSE, Question, Workload
+from mosaic.core.workload import PROPOSE, Call, CallKey, ExpertName, Question, Workload
 from mosaic.workloads.question_files import Row, read_rows
 from mosaic.workloads.question_kind import question_kind
 from mosaic.workloads.routing import Router, load_skill_profiles

@@ -1,21 +1,24 @@
-"""Reads question files row by row; every complaint names the file and the line or row."""
+"""Reads question files row by row; every error names the file and the line or row."""
 
 import ast
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from mosaic.core.checks import require, require_count, require_name
 from mosaic.core.workload import ExpertName
+from mosaic.workloads.json_text import json_lines, json_object, parse_json, read_text
 
 RowLengths: TypeAlias = int | tuple[int, ...] | Mapping[ExpertName, int]
 """Output tokens of a row: the same for all slots, one per slot, or one per expert."""
 
-JSONL_KEYS = ("id", "question", "experts", "answer", "category", "skills", "prompt_tokens", "output_tokens")
+KEYS = ("id", "question", "experts", "answer", "category", "skills", "prompt_tokens", "output_tokens")
+TABLE_COLUMNS = {"answer": "gold_answer", "skills": "keywords", "experts": "solvers"}
+"""Symbolic-MoE's names for ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,56 +46,37 @@ def read_rows(path: str | Path) -> tuple[Row, ...]:
     ValueError, TypeError
         Naming the file, the line or row, the field, the rule and the value.
     """
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".json": _read_json}
+    readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".json": _json_rows}
     suffix = Path(path).suffix.lower()
     require(suffix in readers, "workload.path", f"a file ending in one of {list(readers)}", str(path))
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"workload.path must be a readable file, got {str(path)!r} ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"workload.path must be UTF-8 text, got {str(path)!r} ({error})") from error
-    rows = tuple(readers[suffix](text, str(path)))
+    rows = tuple(readers[suffix](path))
     require(len(rows) > 0, f"{path}", "a file with at least one question", "none")
     return rows
 
 
-def _read_jsonl(text: str, path: str) -> Iterator[Row]:
-    # NOTE: split at newlines only; str.splitlines would also split at separators inside a question.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            at = f"{path}, line {number}"
-            yield _jsonl_row(_parse_json(line, at), at)
+def _jsonl_rows(path: str | Path) -> Iterator[Row]:
+    return (_row(entry, at) for at, entry in json_lines(path))
 
 
-def _jsonl_row(entry: object, at: str) -> Row:
-    if not isinstance(entry, dict):
-        raise TypeError(f"{at}: must be an object, got {entry!r}")
-    # A null is what a data frame writes for an absent value.
-    given: dict[str, Any] = {key: value for key, value in entry.items() if value is not None}
-    for key in entry:
-        require(key in JSONL_KEYS, f"{at}: key", f"one of {list(JSONL_KEYS)}", key)
-    require("id" in given, f"{at}: id", "given", None)
-    name = str(given["id"]) if type(given["id"]) is int else given["id"]
-    require_name(name, f"{at}: id")
-    require("question" in given or "prompt_tokens" in given, f"{at}: question", "given, or prompt_tokens", None)
-    if "prompt_tokens" in given:
-        require_count(given["prompt_tokens"], f"{at}: prompt_tokens", at_least=1)
-    return Row(
-        at=at,
-        id=name,
-        question=_text(given, "question", at),
-        experts=_names(given["experts"], f"{at}: experts") if "experts" in given else None,
-        answer=_text(given, "answer", at),
-        category=_text(given, "category", at),
-        skills=_names(given.get("skills", ()), f"{at}: skills", may_be_empty=True),
-        prompt_tokens=given.get("prompt_tokens"),
-        output_tokens=_lengths(given["output_tokens"], f"{at}: output_tokens") if "output_tokens" in given else None,
-    )
+def _json_rows(path: str | Path) -> Iterator[Row]:
+    """Read a list of objects with our keys or with the table's; only the table's may have others beside them."""
+    entries = parse_json(read_text(path), str(path))
+    if not isinstance(entries, list):
+        raise TypeError(f"{path}: must be a list of questions, got {type(entries).__name__}")
+    for number, value in enumerate(entries, start=1):
+        at = f"{path}, row {number}"
+        entry = json_object(value, at)
+        of_table = not entry.keys().isdisjoint(TABLE_COLUMNS.values())
+        if of_table:
+            for key, column in TABLE_COLUMNS.items():
+                require(key not in entry or column not in entry, f"{at}: {key}", f"left out beside {column}", "both")
+            keys = (*KEYS, *TABLE_COLUMNS.values())
+            entry = {key: value for key, value in entry.items() if key in keys}
+        yield _row({"id": f"row-{number}"} | entry, at, TABLE_COLUMNS if of_table else {})
 
 
-def _read_csv(text: str, path: str) -> Iterator[Row]:
-    reader = csv.DictReader(StringIO(text, newline=""), strict=True)
+def _csv_rows(path: str | Path) -> Iterator[Row]:
+    reader = csv.DictReader(StringIO(read_text(path), newline=""), strict=True)
     try:
         columns = reader.fieldnames or ()
         require("question" in columns, f"{path}: columns", "a superset of ['question']", list(columns))
@@ -100,54 +84,51 @@ def _read_csv(text: str, path: str) -> Iterator[Row]:
             at = f"{path}, row {number}"
             if None in record or None in record.values():
                 raise ValueError(f"{at}: must have {len(columns)} columns, like the header")
-            lists = {
-                key: _parse_list(record[key], f"{at}: {key}") for key in ("keywords", "solvers") if record.get(key)
-            }
-            yield _table_row({**record, "keywords": None, "solvers": None, **lists}, number, at)
+            texts = {key: record.get(key) for key in ("question", "gold_answer", "category")}
+            lists = {key: _parse_list(record, key, at) for key in ("keywords", "solvers") if record.get(key)}
+            yield _row({"id": f"row-{number}", **texts, **lists}, at, TABLE_COLUMNS)
     except csv.Error as error:
         raise ValueError(f"{path}, after line {reader.line_num}: must be CSV ({error})") from error
 
 
-def _read_json(text: str, path: str) -> Iterator[Row]:
-    entries = _parse_json(text, path)
-    if not isinstance(entries, list):
-        raise TypeError(f"{path}: must be a list of questions, got {type(entries).__name__}")
-    for number, entry in enumerate(entries, start=1):
-        at = f"{path}, row {number}"
-        if not isinstance(entry, dict):
-            raise TypeError(f"{at}: must be an object, got {entry!r}")
-        yield _table_row(entry, number, at)
-
-
-def _table_row(entry: Mapping[str, Any], number: int, at: str) -> Row:
-    """Map Symbolic-MoE's names to ours: gold_answer, keywords, solvers."""
-    question = _text(entry, "question", at)
-    require(question is not None, f"{at}: question", "given", None)
-    solvers = entry.get("solvers")
+def _row(entry: Mapping[str, Any], at: str, columns: Mapping[str, str] = MappingProxyType({})) -> Row:
+    """Check an entry; ``columns`` says how its file names what has another name here."""
+    named = {key: columns.get(key, key) for key in KEYS}
+    for key in entry:
+        require(key in named.values(), f"{at}: key", f"one of {list(named.values())}", key)
+    # A null is what a data frame writes for an absent value.
+    given = {key: entry[name] for key, name in named.items() if entry.get(name) is not None}
+    field = {key: f"{at}: {name}" for key, name in named.items()}
+    require("id" in given, field["id"], "given", None)
+    name = str(given["id"]) if type(given["id"]) is int else given["id"]
+    require_name(name, field["id"])
+    require("question" in given or "prompt_tokens" in given, field["question"], "given, or prompt_tokens", None)
+    if "question" in given:
+        require_name(given["question"], field["question"])
+    if "prompt_tokens" in given:
+        require_count(given["prompt_tokens"], field["prompt_tokens"], at_least=1)
+    for key in ("answer", "category"):
+        if not isinstance(given.get(key, ""), str):
+            raise TypeError(f"{field[key]} must be a string, got {given[key]!r}")
     return Row(
         at=at,
-        id=f"row-{number}",
-        question=question,
-        experts=None if solvers is None else _names(solvers, f"{at}: solvers"),
-        answer=_text(entry, "gold_answer", at),
-        category=_text(entry, "category", at),
-        skills=_names(entry.get("keywords") or (), f"{at}: keywords", may_be_empty=True),
+        id=name,
+        question=given.get("question"),
+        experts=_names(given["experts"], field["experts"]) if "experts" in given else None,
+        answer=given.get("answer") or None,
+        category=given.get("category") or None,
+        skills=_names(given.get("skills", ()), field["skills"], may_be_empty=True),
+        prompt_tokens=given.get("prompt_tokens"),
+        output_tokens=_lengths(given["output_tokens"], field["output_tokens"]) if "output_tokens" in given else None,
     )
 
 
-def _parse_json(text: str, at: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{at}: must be JSON, got {text[:60]!r} ({error})") from error
-
-
-def _parse_list(text: str, field: str) -> object:
+def _parse_list(record: Mapping[str, str], key: str, at: str) -> object:
     """Evaluate a Python list literal; nothing but literals is accepted."""
     try:
-        return ast.literal_eval(text.strip())
+        return ast.literal_eval(record[key].strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{field} must be a Python list of strings, got {text!r}") from error
+        raise ValueError(f"{at}: {key} must be a Python list of strings, got {record[key]!r}") from error
 
 
 def _names(values: object, field: str, *, may_be_empty: bool = False) -> tuple[str, ...]:
@@ -159,25 +140,14 @@ def _names(values: object, field: str, *, may_be_empty: bool = False) -> tuple[s
     return tuple(values)
 
 
-def _text(entry: Mapping[str, Any], key: str, at: str) -> str | None:
-    """Read an optional text; blank counts as a mistake for the question and as absent for the rest."""
-    value = entry.get(key)
-    if key == "question" and value is not None:
-        require_name(value, f"{at}: question")
-    if value is not None and not isinstance(value, str):
-        raise TypeError(f"{at}: {key} must be a string, got {value!r}")
-    return value or None
-
-
-def _lengths(value: object, field: str) -> RowLengths:
+def _lengths(value: Any, field: str) -> RowLengths:
     if isinstance(value, dict):
-        for name, tokens in value.items():
-            require_count(tokens, f"{field}.{name}", at_least=1)
-        return value
-    if isinstance(value, list):
-        for slot, tokens in enumerate(value):
-            require_count(tokens, f"{field}[{slot}]", at_least=1)
-        return tuple(value)
-    require_count(value, field, at_least=1)
-    assert isinstance(value, int), "checked on the line above"
-    return value
+        counts = {f"{field}.{expert}": tokens for expert, tokens in value.items()}
+    elif isinstance(value, list):
+        counts = {f"{field}[{slot}]": tokens for slot, tokens in enumerate(value)}
+    else:
+        counts = {field: value}
+    for place, tokens in counts.items():
+        require_count(tokens, place, at_least=1)
+    lengths: RowLengths = tuple(value) if isinstance(value, list) else value
+    return lengths

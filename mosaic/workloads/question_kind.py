@@ -2,6 +2,7 @@
 
 import re
 
+from mosaic.answers.math_answers import FUNCTIONS
 from mosaic.answers.math_equality import number, tidy
 from mosaic.core.checks import require
 from mosaic.core.workload import OPTION_LETTERS, AnswerKind
@@ -16,7 +17,6 @@ _LETTER = re.compile(r"(?:[Oo]ption )?(?:\(?([A-Z])[.):]?|\(([a-z])\)|([a-z])[.)
 _MIN_OPTIONS = 4
 """Of a question whose gold is a letter and whose options are not in its text."""
 _NAME = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_FUNCTIONS = frozenset({"sqrt", "pi", "sin", "cos", "tan", "log", "ln", "exp"})
 _OPERATOR = re.compile(r"\d|\\[A-Za-z]+|[\^+*/=]")
 
 
@@ -104,4 +104,4 @@ def _is_mathematical(gold: str) -> bool:
     text = tidy(gold)
     if number(text) is not None:
         return True
-    return bool(_OPERATOR.search(text)) and {*_NAME.findall(re.sub(r"\\[A-Za-z]+", " ", text))} <= _FUNCTIONS
+    return bool(_OPERATOR.search(text)) and {*_NAME.findall(re.sub(r"\\[A-Za-z]+", " ", text))} <= FUNCTIONS

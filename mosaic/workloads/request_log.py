@@ -1,6 +1,5 @@
 """A recorded request log: JSON lines of a served engine, as a workload and as the times it measured."""
 
-import json
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Any, NamedTuple
 
 from mosaic.core.checks import require, require_count, require_name, require_number
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import Call, CallKey, ExpertName, PROPOSE, Question, Workload
+from mosaic.core.workload import PROPOSE, Call, CallKey, ExpertName, Question, Workload
+from mosaic.workloads.json_text import json_lines
 
 _COUNTS = ("input_toks", "output_toks")
 _INSTANTS = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
@@ -42,12 +42,11 @@ def read_request_log(path: str | Path) -> tuple[LoggedRequest, ...]:
     ValueError, TypeError
         If the file cannot be read or a line lacks a field or has a bad one; names file, line and field.
     """
-    rows = _rows(Path(path))
-    arrivals = [row.get("arrival_time") for _, row in rows]
-    ready_ts = [row["queued_ts"] for _, row in rows]
-    if all(arrival is not None for arrival in arrivals):
-        offset = min(row["queued_ts"] - row["arrival_time"] for _, row in rows)
-        ready_ts = [row["arrival_time"] + offset for _, row in rows]
+    rows = _rows(path)
+    ready_ts = [row["queued_ts"] for row in rows]
+    if all(row.get("arrival_time") is not None for row in rows):
+        offset = min(row["queued_ts"] - row["arrival_time"] for row in rows)
+        ready_ts = [row["arrival_time"] + offset for row in rows]
     start = min(ready_ts)
     requests = [
         LoggedRequest(
@@ -59,7 +58,7 @@ def read_request_log(path: str | Path) -> tuple[LoggedRequest, ...]:
             first_token_ts=row["first_token_ts"] - start,
             finished_ts=row["last_token_ts"] - start,
         )
-        for (_, row), ready in zip(rows, ready_ts, strict=True)
+        for row, ready in zip(rows, ready_ts, strict=True)
     ]
     return tuple(sorted(requests, key=lambda request: request.ready_ts))
 
@@ -111,31 +110,18 @@ def measured_records(path: str | Path, *, expert: ExpertName) -> tuple[CallRecor
     )
 
 
-def _rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(f"workload.path must be a readable file, got {str(path)!r} ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"workload.path must be a UTF-8 text file, got {str(path)!r}") from error
-    places = [(f"{path}, line {number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
-    require(len(places) > 0, f"{path}", "a log with at least one request", len(places))
-    rows = [(place, _row(place, line)) for place, line in places]
-    seen: dict[str, str] = {}
-    for place, row in rows:
-        first = seen.setdefault(row["request_id"], place)
-        if first != place:
-            raise ValueError(f"{place}: request_id must be unique, got {row['request_id']!r} twice")
-    return rows
+def _rows(path: str | Path) -> list[dict[str, Any]]:
+    rows: dict[str, dict[str, Any]] = {}
+    for at, row in json_lines(path):
+        _check_row(row, at)
+        if row["request_id"] in rows:
+            raise ValueError(f"{at}: request_id must be unique, got {row['request_id']!r} twice")
+        rows[row["request_id"]] = row
+    require(len(rows) > 0, f"{path}", "a log with at least one request", len(rows))
+    return list(rows.values())
 
 
-def _row(place: str, line: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{place}: must be a JSON object, got {line[:60]!r}") from error
-    if not isinstance(row, dict):
-        raise TypeError(f"{place}: must be a JSON object, got {line[:60]!r}")
+def _check_row(row: Mapping[str, Any], place: str) -> None:
     for field in ("request_id", *_COUNTS, *_INSTANTS):
         if field not in row:
             raise ValueError(f"{place}: {field} must be given, got the fields {sorted(row)}")
@@ -148,4 +134,3 @@ def _row(place: str, line: str) -> Mapping[str, Any]:
         require_number(row["arrival_time"], f"{place}: arrival_time")
     for earlier, later in pairwise(_INSTANTS):
         require(row[later] >= row[earlier], f"{place}: {later}", f"at least {earlier}={row[earlier]}", row[later])
-    return row

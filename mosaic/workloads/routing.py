@@ -6,7 +6,6 @@ replacement, so one expert may hold several. Afterwards the experts that were ha
 give their slots away, because a load for a handful of calls does not pay.
 """
 
-import json
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 
 from mosaic.core.checks import require, require_count, require_name, require_number
 from mosaic.core.workload import CalibrationRecord, ExpertName, Question
+from mosaic.workloads.json_text import parse_json, read_text
 from mosaic.workloads.skill_text import NearestSkill
 
 _STRENGTH_EXPONENT = 2.0
@@ -84,14 +84,10 @@ def load_skill_profiles(path: str | Path) -> SkillProfiles:
     ValueError, TypeError
         Naming the file, the field, the rule and the value.
     """
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"skill profiles {path}: must be a readable file ({error.strerror})") from error
-    except ValueError as error:
-        raise ValueError(f"skill profiles {path}: must be JSON in UTF-8 ({error})") from error
+    at = f"skill profiles {path}"
+    data = parse_json(read_text(path, f"{at}:"), at)
     if not isinstance(data, dict):
-        raise TypeError(f"skill profiles {path}: must be an object of experts, got {type(data).__name__}")
+        raise TypeError(f"{at}: must be an object of experts, got {type(data).__name__}")
     try:
         return SkillProfiles(scores=data)
     except (ValueError, TypeError) as error:

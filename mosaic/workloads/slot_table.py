@@ -7,12 +7,12 @@ import numpy as np
 
 from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
 from mosaic.core.workload import (
+    OPTION_LETTERS,
+    PROPOSE,
     AnswerKind,
     Call,
     CallKey,
     ExpertName,
-    OPTION_LETTERS,
-    PROPOSE,
     Question,
     Workload,
 )

@@ -112,6 +112,7 @@ def test_a_template_that_opens_the_tag_hides_a_response_without_any() -> None:
         ("A is correct. B is correct.", None), ("It is hepatitis B.", None), ("Perhaps it could be (B).", None),
         ("\u0412 \u0434\u0430\u043d\u043d\u043e\u043c", None),
         ("The answer is (C). Hmm, wait. Let me double-check.", "C"), ("Answer: Z", None),
+        ("So it is B.\n\nThe correct answer is not listed.", None), ("A fits best, so A. Answer: none of them.", None),
     ],
 )  # fmt: skip
 def test_letters_count_only_where_they_answer(text: str, letter: str | None) -> None:

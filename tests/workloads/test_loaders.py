@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.analysis.question_stats import main as question_stats
-from mosaic.core.workload import AnswerKind, CallKey, PROPOSE, Workload
+from mosaic.core.workload import PROPOSE, AnswerKind, CallKey, Workload
 from mosaic.workloads.loaders import count_text_tokens, file_tokens, file_workload
 from mosaic.workloads.slot_table import draw_question_tokens, slot_table_workload
 
@@ -229,7 +229,15 @@ def test_questions_of_all_kinds_meet_in_one_table(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", r"line 2: must be JSON"),
-        ([1], r"line 2: must be an object, got \[1\]"),
+        ([1], r"line 2: must be an object, got an array of 1; lists are read from \.json files"),
+        ("3", r"line 2: must be an object, got 3"),
+        ('{"id": "b", "question": "x", "answer": "A", "answer": "B"}', r"line 2: 'answer' must be given once, got it"),
+        ('{"id": "b", "output_tokens": {"A": 1, "A": 2}}', r"line 2: 'A' must be given once, got it twice"),
+        (
+            '{"id": "b", "question": "x\\ud83d"}',
+            r"line 2: 'question' must be text without lone surrogates, got 'x\\ud83d'",
+        ),
+        ('{"id": "b", "skills": ["\\udc00"]}', r"line 2: 'skills' must be text without lone surrogates, got '\\udc00'"),
         ({"question": "x"}, r"line 2: id must be given"),
         ({"id": 1.5, "question": "x"}, r"line 2: id must be a string, got 1\.5"),
         ({"id": "a", "question": "x", "experts": ["A"]}, r"line 2: id must be unique, got 'a', which .*line 1 has too"),
@@ -318,11 +326,44 @@ def test_a_bad_table_is_named(tmp_path: Path, lines: list[str], message: str) ->
         ('["x"]', r"q\.json, row 1: must be an object, got 'x'"),
         ('[{"gold_answer": "B"}]', r"q\.json, row 1: question must be given"),
         ("[]", r"q\.json must be a file with at least one question"),
+        ("[[1, 2]]", r"q\.json, row 1: must be an object, got an array of 2"),
+        ('[{"question": "x", "expert": "A"}]', r"q\.json, row 1: key must be one of .*'experts'.*got 'expert'"),
+        (
+            '[{"question": "x", "answer": "A", "gold_answer": "B"}]',
+            r"row 1: answer must be left out beside gold_answer",
+        ),
+        ('[{"question": "x", "question": "y"}]', r"q\.json: 'question' must be given once, got it twice"),
+        ('[{"id": "a", "question": "x"}, {"id": "a", "question": "y"}]', r"row 2: id must be unique, got 'a'"),
+        ('[{"question": "x", "solvers": "A", "notes": 1}]', r"q\.json, row 1: solvers must be a list of strings"),
     ],
 )
 def test_a_bad_list_of_questions_is_named(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         file_workload(path=write(tmp_path, "q.json", content))
+
+
+def test_a_list_in_our_words_is_read_as_it_is(tmp_path: Path) -> None:
+    lines = [
+        {"id": "a", "question": "Find it.", "experts": ["A", "B"], "answer": "7", "output_tokens": [5, 6]},
+        {"id": 2, "prompt_tokens": 40, "experts": ["B"], "skills": ["optics"], "output_tokens": 9},
+    ]
+    from_list = file_workload(path=write(tmp_path, "q.json", json.dumps(lines, indent=2)))
+    assert from_list == file_workload(path=write(tmp_path, "q.jsonl", *lines))
+    assert [question.id for question in from_list.questions] == ["a", "2"]
+
+
+def test_a_table_of_objects_keeps_its_ids_and_may_have_other_columns(tmp_path: Path) -> None:
+    rows = [{"question": "x", "gold_answer": "B", "solvers": ["A"], "id": "mine", "notes": [1]}, {"question": "y"}]
+    rows[1] |= {"solvers": ["B"]}
+    first, second = file_workload(path=write(tmp_path, "q.json", json.dumps(rows))).questions
+    assert (first.id, first.answer, second.id) == ("mine", "B", "row-2")
+
+
+def test_a_list_in_a_file_of_lines_is_named_and_not_printed(tmp_path: Path) -> None:
+    questions = json.dumps([{"id": str(i), "question": "x" * 99} for i in range(50)], indent=2)
+    with pytest.raises(TypeError, match=r"q\.jsonl: must have an object a line, got an array.*\.json") as error:
+        file_workload(path=write(tmp_path, "q.jsonl", questions))
+    assert len(str(error.value)) < 200 + len(str(tmp_path))
 
 
 def test_unusable_paths_are_named(tmp_path: Path) -> None:

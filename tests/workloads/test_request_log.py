@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mosaic.core.workload import CallKey, PROPOSE
+from mosaic.core.workload import PROPOSE, CallKey
 from mosaic.report.metrics import latency_s, tpot_s, ttft_s
 from mosaic.workloads.request_log import load_request_log, measured_records, read_request_log
 
@@ -68,8 +68,9 @@ def without(field: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{nonsense", "line 2: must be a JSON object"),
-        ("[1]", "line 2: must be a JSON object"),
+        ("{nonsense", "line 2: must be JSON, got '{nonsense'"),
+        ("[1]", "line 2: must be an object, got an array of 1"),
+        ('{"request_id": "b", "request_id": "c"}', "line 2: 'request_id' must be given once, got it twice"),
         (without("input_toks"), "line 2: input_toks must be given"),
         (without("last_token_ts"), "line 2: last_token_ts must be given"),
         (make_line("b", input_toks=0), "line 2: input_toks must be at least 1, got 0"),
@@ -92,7 +93,7 @@ def test_unreadable_and_empty_logs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"workload.path must be a readable file, got .*No such file"):
         load_request_log(tmp_path / "none.jsonl", expert="A")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"workload\.path must be a UTF-8 text file"):
+    with pytest.raises(ValueError, match=r"workload\.path must be UTF-8 text, got .*binary"):
         load_request_log(tmp_path / "binary", expert="A")
     with pytest.raises(ValueError, match="must be a log with at least one request"):
         load_request_log(write_log(tmp_path, ""), expert="A")
