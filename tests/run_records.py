@@ -9,7 +9,7 @@ from mosaic.report.metrics import StageSummary
 
 
 def make_key(question: str = "q0", *, slot: int = 0, node: str = PROPOSE) -> CallKey:
-    return CallKey(question, role, slot)
+    return CallKey(question, node, slot)
 
 
 def make_record(question: str = "q0", *, expert: str = "A", **changes: object) -> CallRecord:
@@ -38,7 +38,7 @@ def make_session(
     return SessionRecord(
         session=session,
         expert=expert,
-        role=role,
+        node=node,
         workers=workers,
         load_start_ts=load[0],
         load_s=load[1] - load[0],

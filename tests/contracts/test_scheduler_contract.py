@@ -93,7 +93,7 @@ def test_calls_keep_their_order_inside_a_session(scheduler: Scheduler) -> None:
 
 
 def test_session_takes_the_role_of_its_calls(scheduler: Scheduler) -> None:
-    problem = make_problem({"A": 1}, calls=[make_call("q", expert="A", role="aggregate")])
+    problem = make_problem({"A": 1}, calls=[make_call("q", expert="A", node="aggregate")])
     assert [session.node for session in scheduler.plan(problem).sessions] == ["aggregate"]
 
 
