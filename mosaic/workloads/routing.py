@@ -6,7 +6,6 @@ replacement, so one expert may hold several. Afterwards the experts that were ha
 give their slots away, because a load for a handful of calls does not pay.
 """
 
-import json
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mosaic.core.checks import require, require_count, require_name, require_number
+from mosaic.core.json_file import read_json
 from mosaic.core.workload import CalibrationRecord, ExpertName, Question
 from mosaic.workloads.skill_text import NearestSkill
 
@@ -81,21 +81,14 @@ def load_skill_profiles(path: str | Path) -> SkillProfiles:
 
     Raises
     ------
-    ValueError, TypeError
-        Naming the file, the field, the rule and the value.
+    ValueError
+        Naming the file, the field and the rule.
     """
+    scores = read_json(path, dict[str, dict[str, int]], "skill profiles", ValueError)
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"skill profiles {path}: must be a readable file ({error.strerror})") from error
+        return SkillProfiles(scores=scores)
     except ValueError as error:
-        raise ValueError(f"skill profiles {path}: must be JSON in UTF-8 ({error})") from error
-    if not isinstance(data, dict):
-        raise TypeError(f"skill profiles {path}: must be an object of experts, got {type(data).__name__}")
-    try:
-        return SkillProfiles(scores=data)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

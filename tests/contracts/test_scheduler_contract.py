@@ -7,8 +7,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from mosaic.core.errors import InfeasibleError
-from mosaic.core.workload import AGGREGATE, CallKey, PROPOSE
-from mosaic.planning.plan_file import plan_to_json
+from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
+from mosaic.planning.plan_file import plans_to_json
 from mosaic.planning.problem import Problem
 from mosaic.planning.schedulers.base import Scheduler
 from tests.factories import (
@@ -67,7 +67,7 @@ def test_plan_of_a_benchmark_is_valid(scheduler: Scheduler) -> None:
 
 def test_same_problem_gives_the_same_bytes(scheduler: Scheduler) -> None:
     first, second = make_paper_problem("gpqa"), make_paper_problem("gpqa")
-    assert plan_to_json(scheduler.plan(first)) == plan_to_json(scheduler.plan(second))
+    assert plans_to_json([scheduler.plan(first)]) == plans_to_json([scheduler.plan(second)])
 
 
 def test_experts_without_calls_are_left_out(scheduler: Scheduler) -> None:
