@@ -145,8 +145,10 @@ def test_a_terminal_shows_all_calls_and_each_worker_and_is_clean_afterwards(repe
     stream = Terminal()
     predicted = {0: PredictedTimes(0.0, 30.0, 60.0)}
     with show_run("profiling", stream=stream, predicted=predicted) as controllers:
-        run, calls = start(controllers, clock)
         ((draw, every_s, first_s),) = repeated
+        draw()
+        assert "0/?" in screen(stream.getvalue())[0], "how many there are is not known yet"
+        run, calls = start(controllers, clock)
         draw()
         shown = screen(stream.getvalue())
         assert shown[0].startswith("profiling")
