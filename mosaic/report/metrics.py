@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from mosaic.core.plan import Plan, SolveReport
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
-from mosaic.core.workload import PROPOSE, CallKey, ExpertName
+from mosaic.core.workload import CallKey, ExpertName, PROPOSE
 
 Summary: TypeAlias = dict[str, Any]
 """Contents of summary.json, keys in a fixed order."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
 from mosaic.core.realization import question_uniforms, uniform, uniform_pair
-from mosaic.core.workload import AGGREGATE, CallKey, PROPOSE
+from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 
 KEYS = st.builds(CallKey, st.text(min_size=1, max_size=8), st.sampled_from((PROPOSE, AGGREGATE)), st.integers(0, 9))
 
