@@ -7,12 +7,12 @@ Prints one screen and leaves a run folder (README: "The run folder"). A point th
 the same configuration is not run again.
 """
 
+import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +24,26 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
+import mosaic
 from experiments.analysis.replay_report import report_replay
+from experiments.config.compose import CONF, plain, with_input_digests
 from experiments.config.errors import BAD_INPUT, FailedPoint, exit_with_message, explain_error
-from experiments.config.execution import Execution, open_execution
+from experiments.config.job import Prepared, job_from
 from experiments.config.memory import spare_garbage_collector
-from experiments.config.second_stage_run import calibration_file, run_second_stage, summarise_stage
-from experiments.config.wiring import CONF, Setup, plain, setup_from, with_input_digests
+from experiments.config.summary import answer_files, upper_summary
 from experiments.figures.timeline import draw_timeline
 from mosaic.core.plan import Plan
 from mosaic.core.results import RunResult
 from mosaic.planning.explain import explain
-from mosaic.planning.plan_check import check_plan
-from mosaic.planning.plan_file import load_plan
-from mosaic.planning.problem import Problem
-from mosaic.report.metrics import StageSummary, Summary, summarise
+from mosaic.planning.plan_file import plans_to_json
+from mosaic.report.display import display
+from mosaic.report.metrics import Summary, summarise
 from mosaic.report.provenance import describe_run_conditions
 from mosaic.report.run_folder import SUMMARY, begin_run, completed_with, is_complete, read_json, write_run
 from mosaic.report.summary_text import describe_point, describe_run
-from mosaic.runtime.replanning import Replan, describe_replan, execute_to_end, replans_jsonl
-from mosaic.runtime.run import make_problem
-from mosaic.runtime.second_stage import SecondStage
+from mosaic.runtime.measuring import Show
+from mosaic.runtime.replanning import describe_new_plan
+from mosaic.runtime.run import Outcome, failures
 
 JOURNAL = "journal"
 """Folder inside a real run's, with what has finished and the workers' logs."""
@@ -111,19 +111,6 @@ def run_point(config: DictConfig, folder: Path, *, point: str | None = None) -> 
             folder.rmdir()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ran:
-    """What came of executing a plan."""
-
-    result: RunResult
-    second: SecondStage | None = None
-    stage: StageSummary | None = None
-    replans: tuple[Replan, ...] = ()
-    files: Mapping[str, bytes] = field(default_factory=dict)
-    errors: Mapping[str, int] = field(default_factory=dict)
-    """What made calls fail, and how many of them."""
-
-
 def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> None:
     """Run a resolved configuration; a sweep prints a line a point, a single run a screen."""
     stamped = with_input_digests(config)
@@ -133,69 +120,105 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
         return
     watch = Stopwatch()
     with watch.step("setup"):
-        setup = setup_from(config)
-    if setup.executor is not None:
+        prepared = job_from(config, folder / JOURNAL)
+    job = prepared.job
+    is_real = prepared.runs and job.site.way != "simulated"
+    if is_real:
         begin_run(folder, stamped)
-    with resumable(setup, folder, point), open_execution(setup, folder / JOURNAL) as execution:
-        with watch.step("profile"):
-            profile = execution.profile()
-        with watch.step("plan"):
-            problem = make_problem(
-                setup.workload, experts=setup.experts, cluster=setup.cluster, profile=profile, costs=setup.costs
-            )
-            plan = obtain_plan(setup, problem, config["plan"].get("path"))
-        ran = run_stages(setup, execution, problem, plan, watch) if setup.runs else None
-    result = ran.result if ran else None
-    second = ran.second if ran else None
-    aggregator_plan = second.planned.plan if second and second.planned else None
-    summary = summarise(
-        plan,
-        result,
-        workload=setup.workload.name,
-        backend=config["backend"]["name"],
-        gate=setup.stage.gate.name if setup.stage else None,
-        costs=plan.costs,
-        seed=setup.seed,
-        num_questions=len(setup.workload.questions),
-        experts=[expert.name for expert in setup.experts],
-        aggregator_plan=aggregator_plan,
-        stage=ran.stage if ran else None,
-    )
-    files = dict(ran.files) if ran else {}
+    with resumable(folder, point) if is_real else nullcontext(), job.site.open():
+        if not prepared.runs:
+            explain_only(prepared, folder, stamped, watch, point)
+            return
+        outcome = mosaic.run(job, show=displays(is_real), on_replan=tell_replan, step=watch.step)
+    summary = summary_of(prepared, config, outcome)
+    files = answer_files(prepared, outcome)
+    if outcome.replans:
+        files["replans.jsonl"] = replans_jsonl(outcome.replans)
     replay = None
-    if result is not None and config["workload"]["_target_"] == "mosaic.workloads.load_request_log":
-        replay = report_replay(config["workload"], result)
+    if prepared.report == "replay":
+        replay = report_replay(config["workload"], outcome.result)
         files |= replay.files
+    plans = [planned.plan for planned in outcome.planned]
     with watch.step("draw"):
-        files |= draw(summary, plan, result)
+        files |= draw(summary, plans[0], outcome.result)
     if tries_again:
         (folder / SUMMARY).unlink()
     write_run(
         folder,
         config=stamped,
-        plan=plan,
-        result=result,
+        plans=plans,
+        result=outcome.result,
         summary=summary,
-        meta=describe_run_conditions(wall_s_by_step=watch.wall_s_by_step, solver_s=plan.solve.wall_s),
+        meta=describe_run_conditions(wall_s_by_step=watch.wall_s_by_step, solver_s=plans[0].solve.wall_s),
         files=files,
-        aggregator_plan=aggregator_plan,
-        answers=second.answers if second else None,
+        answers=outcome.answers,
+        roles={node.name: node.role or node.name for node in job.graph.nodes},
     )
     if point is not None:
         print(describe_point(summary, point))
         return
-    if ran is None:
-        print(explain(plan, problem))
-        print(f"plan: {folder / 'plan.json'} (run it with plan.path={folder / 'plan.json'})")
-        return
-    notes = setup.stage.gate.notes() if setup.stage else ()
-    print(describe_run(summary, ran.result, folder, gate_notes=notes, errors=ran.errors))
-    if ran.errors:
+    errors = failures(outcome.result)
+    print(describe_run(summary, outcome.result, folder, gate_notes=gate_notes(prepared), errors=errors))
+    if errors:
         print(f"to try failed calls again: the same command with hydra.run.dir={folder}")
-    for replan in ran.replans:
-        print(describe_replan(replan))
+    for plan, lost in outcome.replans:
+        print(describe_new_plan(plan, lost))
     if replay is not None:
         print(replay.table)
+
+
+def explain_only(
+    prepared: Prepared, folder: Path, stamped: dict[str, Any], watch: Stopwatch, point: str | None
+) -> None:
+    """Plan, and say why the plan looks so."""
+    planned = mosaic.plan(prepared.job, step=watch.step)
+    summary = summary_of(prepared, stamped, None, planned.plan)
+    write_run(
+        folder,
+        config=stamped,
+        plans=[planned.plan],
+        result=None,
+        summary=summary,
+        meta=describe_run_conditions(wall_s_by_step=watch.wall_s_by_step, solver_s=planned.plan.solve.wall_s),
+        files={},
+    )
+    if point is not None:
+        print(describe_point(summary, point))
+        return
+    print(explain(planned.plan, planned.problem))
+    print(f"plan: {folder / 'plan.json'} (run it with plan.path={folder / 'plan.json'})")
+
+
+def summary_of(
+    prepared: Prepared, config: Mapping[str, Any], outcome: Outcome | None, plan: Plan | None = None
+) -> Summary:
+    """Build the contents of summary.json."""
+    job = prepared.job
+    plans = [planned.plan for planned in outcome.planned] if outcome is not None else [plan]
+    assert plans[0] is not None
+    return summarise(
+        [made for made in plans if made is not None],
+        outcome.result if outcome else None,
+        workload=job.workload.name,
+        backend=config["backend"]["name"],
+        gate=job.graph.gate.name if job.graph.upper_nodes else None,
+        costs=plans[0].costs,
+        seed=prepared.seed,
+        num_questions=len(job.workload.questions),
+        experts=[expert.name for expert in job.experts],
+        stage=upper_summary(prepared, outcome) if outcome else None,
+    )
+
+
+def gate_notes(prepared: Prepared) -> Sequence[str]:
+    """Say what the gate promises, where there is one."""
+    graph = prepared.job.graph
+    return graph.gate.notes() if graph.upper_nodes else ()
+
+
+def displays(is_real: bool) -> Show:
+    """Show what goes on, on a terminal or in a log."""
+    return lambda name, num_calls: display(name, num_calls, is_real=is_real)
 
 
 def has_failed_calls(folder: Path) -> bool:
@@ -204,30 +227,15 @@ def has_failed_calls(folder: Path) -> bool:
     return complete and bool(read_json(folder / SUMMARY)["num_failed_calls"])
 
 
-def run_stages(setup: Setup, execution: Execution, problem: Problem, plan: Plan, watch: Stopwatch) -> Ran:
-    """Execute the expert stage's plan, and the second stage after it."""
-    with watch.step("execute"):
-        first = execute_to_end(plan, problem, execution.experts(), setup.scheduler, on_plan=tell_replan)
-    result, replans, calls = first.result, first.replans, setup.workload.calls
-    second, stage = None, None
-    files: dict[str, bytes] = {}
-    if setup.stage is not None:
-        second = run_second_stage(setup, setup.stage, execution, plan, result, watch.step)
-        with watch.step("always_aggregate"):
-            always = execution.always_aggregate(setup.stage, result, second)
-        stage = summarise_stage(setup.stage, second, always, execution.skip_source)
-        files |= calibration_file(setup.stage, second)
-        result, calls = second.joined, calls + second.handover.calls
-        replans += second.replans
-    files |= execution.files(calls)
-    if replans:
-        files["replans.jsonl"] = replans_jsonl(replans)
-    return Ran(result=result, second=second, stage=stage, replans=replans, files=files, errors=execution.errors())
+def replans_jsonl(replans: Sequence[tuple[Plan, Mapping[int, str]]]) -> bytes:
+    """Encode new plans, one a line, with the workers that were lost."""
+    lines = ({"lost_workers": lost, "plan": json.loads(plans_to_json([plan]))} for plan, lost in replans)
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
-def tell_replan(replan: Replan) -> None:
+def tell_replan(plan: Plan, lost: Mapping[int, str]) -> None:
     """Tell of a new plan while the run goes on."""
-    print(describe_replan(replan), file=sys.stderr)
+    print(describe_new_plan(plan, lost), file=sys.stderr)
 
 
 def place_override(folder: Path, point: str | None) -> str:
@@ -238,11 +246,8 @@ def place_override(folder: Path, point: str | None) -> str:
 
 
 @contextmanager
-def resumable(setup: Setup, folder: Path, point: str | None) -> Iterator[None]:
+def resumable(folder: Path, point: str | None) -> Iterator[None]:
     """Say how a real run that ends early goes on."""
-    if setup.executor is None:
-        yield
-        return
     again = f"the same command with {place_override(folder, point)}"
     try:
         yield
@@ -252,13 +257,6 @@ def resumable(setup: Setup, folder: Path, point: str | None) -> Iterator[None]:
         if (folder / JOURNAL).exists():
             print(f"what has finished is kept: {again} goes on from there", file=sys.stderr)
         raise
-
-
-def obtain_plan(setup: Setup, problem: Problem, path: str | None) -> Plan:
-    """Load the saved plan that the configuration names, or make one."""
-    plan = setup.scheduler.plan(problem) if path is None else load_plan(path)
-    check_plan(plan, problem)
-    return plan
 
 
 def draw(summary: Summary, plan: Plan, result: RunResult | None) -> dict[str, bytes]:

@@ -1,6 +1,7 @@
 """The simulator as the place where plans run: in the world of the batch, and in another for measuring."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from mosaic.core.cluster import Cluster
@@ -33,6 +34,10 @@ class SimSite:
     """Says of the calibration world what a profile's source should tell."""
     name: str = "sim"
     way: str = "simulated"
+
+    def open(self) -> AbstractContextManager[None]:
+        """Need nothing."""
+        return nullcontext()
 
     @property
     def circumstances(self) -> str:

@@ -17,7 +17,7 @@ from mosaic.core.workload import (
     Question,
     Workload,
 )
-from mosaic.planning.costs import AffineCosts, Cost, LinearTerms, PaperCosts, Residency, ShardSummary
+from mosaic.planning.costs import AffineCosts, LinearTerms, PaperCosts, Residency, ShardSummary
 from mosaic.planning.plan_check import check_plan
 from mosaic.planning.problem import Problem
 from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit
@@ -118,14 +118,14 @@ class TableCosts:
     remarks: tuple[str, ...] = ()
     name: str = "table"
 
-    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
+    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> float:
         seconds = 0.0 if residency is Residency.RESIDENT else self.load_s_by_expert[expert.name]
-        return Cost(seconds, seconds)
+        return seconds
 
-    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> Cost:
+    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> float:
         terms = self.linear_terms(expert, workers)
         seconds = terms.fixed_s + terms.per_call_s * shard.num_calls if shard.num_calls else 0.0
-        return Cost(seconds, seconds)
+        return seconds
 
     def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
         slowdown = self.slowdown_by_gpu.get(workers[0].gpu.name, 1.0)

@@ -17,7 +17,7 @@ from mosaic.engines.endpoint import Endpoint, EndpointPatience
 from mosaic.engines.engine import Device, EngineSettings
 from mosaic.engines.host_process import HostProcess, host_process
 from mosaic.engines.live_sessions import Patience
-from mosaic.planning.placement import OnServers
+from mosaic.planning.restricted_costs import OnServers
 from mosaic.runtime.run import CostFactory
 
 CPU_KV_CACHE_BYTES = 64 * 2**20

@@ -14,7 +14,7 @@ from mosaic.core.checks import require, require_count, require_unique
 from mosaic.core.cluster import Cluster, uniform_cluster
 from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.call_graph import CallGraph
-from mosaic.planning.plan_file import load_plan
+from mosaic.planning.plan_file import load_plans
 from mosaic.planning.profiles import load_profile
 from mosaic.runtime.planner import CostFactory
 from mosaic.runtime.run import Job
@@ -67,6 +67,8 @@ class Prepared:
     """Name of the choice."""
     runs: bool
     """False: the plan is only explained."""
+    report: str | None
+    """What is reported beside: replay, against a log's own times."""
 
 
 def job_from(config: Mapping[str, Any], journal: Path | None = None) -> Prepared:
@@ -91,6 +93,8 @@ def job_from(config: Mapping[str, Any], journal: Path | None = None) -> Prepared
     cluster = call(uniform_cluster, "cluster", **config["cluster"], gpu=hardware.gpu)
     world = simulated_world(config["world"])
     source.pop("aggregator", None)
+    report = source.pop("report", None)
+    require(report in (None, "replay"), "workload.report", "null or replay", report)
     workload = make(source, "workload")
     pipeline = pipeline_from(config, experts, cluster, hardware)
     check_calls(workload, experts, cluster)
@@ -128,10 +132,10 @@ def job_from(config: Mapping[str, Any], journal: Path | None = None) -> Prepared
         profile=None if profile.get("path") is None else load_profile(profile["path"]),
         upper_profile=None if profile.get("aggregator_path") is None else load_profile(profile["aggregator_path"]),
         placements=pipeline.placements,
-        plans=() if plan_path is None else (load_plan(plan_path),),
+        plans=() if plan_path is None else load_plans(plan_path),
         has_barrier=pipeline.has_barrier,
     )
-    return Prepared(job=job, seed=config["seed"], aggregator=pipeline.aggregator, runs=name != "none")
+    return Prepared(job=job, seed=config["seed"], aggregator=pipeline.aggregator, runs=name != "none", report=report)
 
 
 def simulated(overrides: Sequence[str]) -> tuple[Job, SimSite]:

@@ -99,7 +99,7 @@ def read_records(path: Path) -> tuple[CallRecord, ...]:
         rows = pq.read_table(path).to_pylist()
         return tuple(
             CallRecord(
-                key=CallKey(row["question"], Role(row["role"]), row["slot"]),
+                key=CallKey(row["question"], row["node"], row["slot"]),
                 **{**{name: row[name] for name in names}, "status": CallStatus(row["status"])},
             )
             for row in rows

@@ -99,8 +99,8 @@ def draw_timeline(
 
 def _experts_end_s(sessions: Sequence[SessionRecord]) -> float | None:
     """End of the expert stage, where another stage follows."""
-    stages = {role: [session.end_ts for session in sessions if session.node == role] for role in Role}
-    return max(stages[PROPOSE]) if stages[PROPOSE] and stages[AGGREGATE] else None
+    first = [session.end_ts for session in sessions if session.node == PROPOSE]
+    return max(first) if first and len(first) < len(sessions) else None
 
 
 def _label_of(session: SessionRecord, inches_per_s: float, lane_in: float) -> str | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from mosaic.core.checks import require, require_unique
+from mosaic.core.checks import require, require_number, require_unique
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.workload import PROPOSE, CallKey, ExpertName, NodeName
 
@@ -37,6 +37,10 @@ class PredictedTimes:
     start_s: float
     load_s: float
     end_s: float
+
+    def __post_init__(self) -> None:
+        for name in ("start_s", "load_s", "end_s"):
+            require_number(getattr(self, name), f"predicted times: {name}", at_least=0)
 
 
 class SolveStatus(StrEnum):
@@ -87,6 +91,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         require_unique((session.id for session in self.sessions), "plan: session id")
+        require_number(self.lower_bound_s, "plan: lower_bound_s", at_least=0)
         require(
             len(self.predicted) == len(self.sessions),
             "plan: predicted",

@@ -3,7 +3,7 @@
 from mosaic.planning.costs import AffineCosts, CostModel, PaperCosts
 from mosaic.planning.ilp import Ilp
 from mosaic.planning.plan_check import check_plan
-from mosaic.planning.plan_file import load_plan
+from mosaic.planning.plan_file import load_plans, save_plans
 from mosaic.planning.problem import Problem
 from mosaic.planning.profiles import Profile, load_profile
 from mosaic.planning.schedulers import DataParallel, Fifo, LeastLoaded, RoundRobin, Scheduler
@@ -21,6 +21,7 @@ __all__ = [
     "RoundRobin",
     "Scheduler",
     "check_plan",
-    "load_plan",
+    "load_plans",
     "load_profile",
+    "save_plans",
 ]

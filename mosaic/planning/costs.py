@@ -17,7 +17,6 @@ class Residency(StrEnum):
     """Where an expert's weights are when a session opens."""
 
     COLD = "cold"
-    HOST = "host"
     RESIDENT = "resident"
 
 
@@ -26,14 +25,6 @@ class ShardSummary(NamedTuple):
 
     num_calls: int
     lengths: LengthPrediction
-
-
-class Cost(NamedTuple):
-    """A priced duration in seconds."""
-
-    mean_s: float
-    quantile_s: float
-    """The 90% quantile."""
 
 
 class LinearTerms(NamedTuple):
@@ -50,11 +41,11 @@ class CostModel(Protocol):
     def name(self) -> str:
         """Its name in plans and summaries."""
 
-    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
-        """Price the way from idle workers to a ready engine."""
+    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> float:
+        """Predict the seconds from idle workers to a ready engine."""
 
-    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> Cost:
-        """Price serving a shard once the expert is loaded; 0 for an empty shard."""
+    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> float:
+        """Predict the seconds to serve a shard once the expert is loaded; 0 for an empty shard."""
 
     def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
         """Split the session price into a part paid per session and a part paid per call."""
@@ -95,18 +86,12 @@ class _ProfiledCosts(ABC):
     num_calls_by_expert: Mapping[ExpertName, int]
     """N_m of the problem."""
 
-    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
-        if residency is Residency.RESIDENT:
-            return Cost(0.0, 0.0)
-        if residency is Residency.HOST:
-            raise ProfileError(f"expert {expert.name!r}: no profile measures loads from host memory")
-        load_s = self._entry(expert, workers).load_s
-        return Cost(load_s, load_s)
+    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> float:
+        return 0.0 if residency is Residency.RESIDENT else self._entry(expert, workers).load_s
 
-    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> Cost:
+    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> float:
         terms = self.linear_terms(expert, workers)
-        mean_s = terms.fixed_s + terms.per_call_s * shard.num_calls if shard.num_calls else 0.0
-        return Cost(mean_s, mean_s * (1 + 1.2816 * self._entry(expert, workers).fit.residual_std_frac))
+        return terms.fixed_s + terms.per_call_s * shard.num_calls if shard.num_calls else 0.0
 
     @abstractmethod
     def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:

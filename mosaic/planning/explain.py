@@ -40,8 +40,8 @@ def _expert_rows(plan: Plan, problem: Problem) -> list[tuple[str, ...]]:
     for m, name in enumerate(instance.names):
         expert = problem.expert(name)
         gang = problem.cluster.select(instance.places[m][0])
-        load_s = problem.costs.load_s(expert, gang, Residency.COLD).mean_s
-        run_s = problem.costs.session_s(expert, problem.summary(name, instance.num_calls[m]), gang).mean_s
+        load_s = problem.costs.load_s(expert, gang, Residency.COLD)
+        run_s = problem.costs.session_s(expert, problem.summary(name, instance.num_calls[m]), gang)
         shards: dict[tuple[int, ...], int] = {}
         for session in plan.sessions:
             if session.expert == name:

@@ -1,9 +1,17 @@
-"""Checks that a plan serves exactly the calls of its problem, on its cluster."""
+"""Checks that a plan can be run: it serves each call once, on workers that exist, and no session waits for ever."""
 
+from collections.abc import Hashable, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
+from typing import TypeAlias
+
+from mosaic.core.cluster import Cluster
 from mosaic.core.errors import PlanError
-from mosaic.core.plan import Plan
-from mosaic.core.workload import Call, CallKey
+from mosaic.core.plan import Plan, Session
+from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.planning.problem import Problem
+
+_Waits: TypeAlias = dict[Hashable, list[Hashable]]
+"""What a session's start, a call's end or a session's end comes after."""
 
 
 def check_plan(plan: Plan, problem: Problem) -> None:
@@ -17,37 +25,96 @@ def check_plan(plan: Plan, problem: Problem) -> None:
     if plan.num_workers != problem.cluster.num_workers:
         raise PlanError(f"plan is for {plan.num_workers} workers, the cluster has {problem.cluster.num_workers}")
     experts = {expert.name: expert for expert in problem.experts}
-    expert_of: dict[CallKey, Call] = {call.key: call for call in problem.calls}
-    served: set[CallKey] = set()
-    earlier: set[int] = set()
-    for session in plan.sessions:
-        label = f"plan session {session.id}"
-        if session.expert not in experts:
-            raise PlanError(f"{label}: expert must be one of {sorted(experts)}, got {session.expert!r}")
-        tp_degree = experts[session.expert].tp_degree
-        if len(session.workers) != tp_degree:
-            raise PlanError(f"{label}: {session.expert} spans {tp_degree} workers, got {session.workers}")
-        for worker in session.workers:
-            if not 0 <= worker < plan.num_workers:
-                raise PlanError(f"{label}: workers must be in 0 .. {plan.num_workers - 1}, got {worker}")
-        for needed in session.after:
-            if needed not in earlier:
-                raise PlanError(f"{label}: after must name earlier sessions, got {needed}")
-        earlier.add(session.id)
-        for key in session.shard:
-            call = expert_of.get(key)
-            if call is None:
-                raise PlanError(f"{label}: call {key} is not a call of this problem; was the plan made for another?")
-            if call.expert != session.expert:
-                raise PlanError(f"{label}: call {key} is for expert {call.expert!r}, got {session.expert!r}")
-            if key in served:
-                raise PlanError(f"{label}: call {key} must be served once, it is served twice")
-            served.add(key)
-    for call in problem.calls:
-        if call.key not in served:
-            raise PlanError(f"plan drops call {call.key}: each call must be served once")
+    check_sessions(plan.sessions, problem.calls, experts, problem.cluster)
     if plan.problem_fingerprint != problem.fingerprint():
         raise PlanError(
             f"plan was made for another problem: fingerprint must be {problem.fingerprint()}, "
             f"got {plan.problem_fingerprint} (prompts, experts or cluster differ)"
         )
+    for session in plan.sessions:
+        if not problem.costs.fits(experts[session.expert], problem.cluster.select(session.workers)):
+            raise PlanError(f"plan session {session.id}: {session.expert} does not fit on workers {session.workers}")
+
+
+def check_sessions(
+    sessions: Sequence[Session], calls: Sequence[Call], experts: Mapping[ExpertName, Expert], cluster: Cluster
+) -> None:
+    """Check sessions that no problem was stated for, such as those of a profile sweep.
+
+    Raises
+    ------
+    PlanError
+        Naming the session or call and the rule that it breaks.
+    """
+    left = {call.key: call for call in calls}
+    if len(left) != len(calls):
+        raise PlanError(f"calls: key must be unique, {len(calls)} calls have {len(left)} keys")
+    served: set[CallKey] = set()
+    earlier: set[int] = set()
+    for session in sessions:
+        _check_place(session, experts, cluster)
+        for needed in session.after:
+            if needed not in earlier:
+                raise PlanError(f"plan session {session.id}: after must name earlier sessions, got {needed}")
+        earlier.add(session.id)
+        _check_shard(session, left, served)
+    for key in left:
+        if key not in served:
+            raise PlanError(f"plan drops call {key}: each call must be served once")
+    _check_order(sessions, left)
+
+
+def _check_place(session: Session, experts: Mapping[ExpertName, Expert], cluster: Cluster) -> None:
+    label = f"plan session {session.id}"
+    if session.expert not in experts:
+        raise PlanError(f"{label}: expert must be one of {sorted(experts)}, got {session.expert!r}")
+    tp_degree = experts[session.expert].tp_degree
+    if len(session.workers) != tp_degree:
+        raise PlanError(f"{label}: {session.expert} spans {tp_degree} workers, got {session.workers}")
+    for worker in session.workers:
+        if not 0 <= worker < cluster.num_workers:
+            raise PlanError(f"{label}: workers must be in 0 .. {cluster.num_workers - 1}, got {worker}")
+    gpus = [worker.gpu for worker in cluster.select(session.workers)]
+    if len(set(gpus)) > 1:
+        raise PlanError(f"{label}: workers must be of one kind, got {[gpu.name for gpu in gpus]}")
+
+
+def _check_shard(session: Session, calls: Mapping[CallKey, Call], served: set[CallKey]) -> None:
+    label = f"plan session {session.id}"
+    if not session.shard:
+        raise PlanError(f"{label}: shard must be at least one call, got {session.shard}")
+    for key in session.shard:
+        call = calls.get(key)
+        if call is None:
+            raise PlanError(f"{label}: call {key} is not a call of this problem; was the plan made for another?")
+        if call.expert != session.expert:
+            raise PlanError(f"{label}: call {key} is for expert {call.expert!r}, got {session.expert!r}")
+        if key in served:
+            raise PlanError(f"{label}: call {key} must be served once, it is served twice")
+        served.add(key)
+
+
+def _check_order(sessions: Sequence[Session], calls: Mapping[CallKey, Call]) -> None:
+    """Check that every session can start and end.
+
+    A session waits for the earlier ones of its workers and for those it comes after. That alone cannot lock up, since
+    all of them stand earlier in the plan; calls that need calls of later sessions can.
+    """
+    if not any(key in calls for call in calls.values() for key in call.after):
+        return
+    waits: _Waits = {}
+    last_on: dict[int, int] = {}
+    for session in sessions:
+        before = {*session.after, *(last_on[worker] for worker in session.workers if worker in last_on)}
+        waits[session.id, "start"] = [(number, "end") for number in before]
+        for key in session.shard:
+            waits[key] = [(session.id, "start"), *(needed for needed in calls[key].after if needed in calls)]
+        waits[session.id, "end"] = list(session.shard)
+        last_on |= dict.fromkeys(session.workers, session.id)
+    try:
+        TopologicalSorter(waits).prepare()
+    except CycleError as error:
+        stuck = [str(step) for step in error.args[1] if isinstance(step, CallKey)]
+        raise PlanError(
+            f"plan: calls wait for each other and can never end: {', '.join(dict.fromkeys(stuck))}"
+        ) from None

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
 from mosaic.core.errors import ProfileError
+from mosaic.core.json_file import read_json
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.workload import ExpertName
 
@@ -155,7 +157,7 @@ def fit_session(points: Sequence[SweepPoint]) -> SessionFit:
 
 def profile_to_json(profile: Profile) -> str:
     """Serialise a profile; keys sorted, so equal profiles are equal bytes."""
-    return json.dumps(asdict(profile), indent=1, sort_keys=True) + "\n"
+    return json.dumps(msgspec.to_builtins(profile), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def write_profile(profile: Profile, path: str | Path) -> None:
@@ -184,41 +186,4 @@ def load_profile(path: str | Path) -> Profile:
     ProfileError
         If the file cannot be read or is not a profile.
     """
-    try:
-        data = _object(json.loads(Path(path).read_text(encoding="utf-8")), "the file")
-        rows = data["entries"]
-        if not isinstance(rows, list):
-            raise TypeError(f"entries must be a list, got {rows!r}")
-        entries = tuple(_entry(_object(row, f"entries[{number}]")) for number, row in enumerate(rows))
-        return Profile(source=data["source"], entries=entries)
-    except OSError as error:
-        raise ProfileError(f"profile {path}: cannot be read ({error.strerror})") from error
-    except KeyError as error:
-        raise ProfileError(f"profile {path}: not a profile (key {error} must be present)") from error
-    except (ValueError, TypeError) as error:
-        raise ProfileError(f"profile {path}: not a profile ({error})") from error
-
-
-def _object(value: object, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{where} must be a JSON object, got {value!r}"[:200])
-    return value
-
-
-def _entry(row: Mapping[str, Any]) -> ProfileEntry:
-    return ProfileEntry(
-        **{
-            **row,
-            "fit": _session_fit(_object(row["fit"], f"fit of {row.get('expert')!r}")),
-            "lengths": LengthPrediction(**row["lengths"]),
-            "points": tuple(SweepPoint(**point) for point in row["points"]),
-            "output_tokens": tuple(row["output_tokens"]),
-        }
-    )
-
-
-def _session_fit(row: Mapping[str, Any]) -> SessionFit:
-    for field in fields(SessionFit):
-        if field.name not in row:
-            raise KeyError(f"fit.{field.name}")
-    return SessionFit(**row)
+    return read_json(path, Profile, "profile", ProfileError)

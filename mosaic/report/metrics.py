@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from mosaic.core.plan import Plan, SolveReport
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
-from mosaic.core.workload import CallKey, ExpertName, PROPOSE
+from mosaic.core.workload import CallKey, ExpertName
 
 Summary: TypeAlias = dict[str, Any]
 """Contents of summary.json, keys in a fixed order."""
@@ -20,11 +20,14 @@ Summary: TypeAlias = dict[str, Any]
 class StageSummary:
     """What summary.json says of the second stage, beside its times."""
 
-    aggregator: str
-    """The choice: tp4, dp4, auto."""
+    aggregator: str | None
+    """The choice: tp4, dp4, auto; None: a pipeline that names its nodes."""
     aggregator_expert: ExpertName
+    """Several, of a pipeline with more upper nodes, are joined by +."""
     aggregator_tp_degree: int | None
-    """None: no question was left to aggregate."""
+    """None: no question was left to aggregate, or sessions are of several degrees."""
+    aggregator_scheduler: str | None
+    """Who planned it."""
     num_aggregator_calls: int
     num_too_long: int
     """Questions that were to be aggregated and that the aggregator cannot read."""
@@ -55,7 +58,7 @@ def makespan_s(sessions: Iterable[SessionRecord]) -> float | None:
 
 def expert_sessions(result: RunResult) -> tuple[SessionRecord, ...]:
     """Sessions of the expert stage."""
-    return tuple(session for session in result.sessions if session.node == PROPOSE)
+    return tuple(session for session in result.sessions if session.node in result.first_nodes)
 
 
 def busy_s_by_worker(sessions: Iterable[SessionRecord], num_workers: int) -> tuple[float, ...]:
@@ -103,16 +106,6 @@ def num_loads(result: RunResult) -> int:
     return sum(1 for session in result.sessions if session.load_s > 0)
 
 
-def final_records(result: RunResult) -> dict[CallKey, CallRecord]:
-    """Last attempt at each call."""
-    final: dict[CallKey, CallRecord] = {}
-    for record in result.calls:
-        known = final.get(record.key)
-        if known is None or record.attempt >= known.attempt:
-            final[record.key] = record
-    return final
-
-
 def output_tokens(result: RunResult) -> int:
     """Tokens of the calls that finished; what a failed or cancelled call wrote is not output."""
     return sum(record.output_tokens for record in result.calls if record.status is CallStatus.FINISHED)
@@ -121,6 +114,16 @@ def output_tokens(result: RunResult) -> int:
 def num_preemptions(result: RunResult) -> int:
     """Preemptions over all calls and attempts."""
     return sum(record.num_preemptions for record in result.calls)
+
+
+def num_cancelled(result: RunResult) -> int:
+    """Calls that somebody cancelled."""
+    return sum(record.status is CallStatus.CANCELLED for record in result.calls)
+
+
+def wasted_tokens(result: RunResult) -> int:
+    """Tokens computed again after preemptions and moves, or thrown away by cancellations."""
+    return sum(record.wasted_tokens for record in result.calls)
 
 
 def session_output_tok_per_s(session: SessionRecord) -> float | None:
@@ -182,7 +185,7 @@ def latency_summary(records: Sequence[CallRecord]) -> dict[str, float | None]:
 
 
 def summarise(
-    plan: Plan,
+    plans: Sequence[Plan],
     result: RunResult | None,
     *,
     workload: str,
@@ -192,16 +195,17 @@ def summarise(
     seed: int,
     num_questions: int,
     experts: Sequence[ExpertName],
-    aggregator_plan: Plan | None = None,
     stage: StageSummary | None = None,
 ) -> Summary:
     """Build the contents of summary.json.
 
-    Without a result (``backend=none``) the measured values are None. The names of the experts come in
-    the pool's order, which fixes each expert's colour in every figure.
+    Without a result (``backend=none``) the measured values are None. The plans are those of the layers, the first
+    layer's first. The names of the experts come in the pool's order, which fixes each expert's colour in every figure.
     """
-    sessions = plan.sessions + (aggregator_plan.sessions if aggregator_plan else ())
-    planned = {key for session in sessions for key in session.shard}
+    plan = plans[0]
+    planned = {key for made in plans for session in made.sessions for key in session.shard}
+    if result is not None:
+        planned = {key for key in planned if key.node in result.first_nodes} | {record.key for record in result.calls}
     measured = _measured(result, planned, plan.predicted_makespan_s if plan.sessions else None)
     return {
         "workload": workload,
@@ -224,9 +228,9 @@ def summarise(
 
 def _measured(result: RunResult | None, planned: set[CallKey], predicted_s: float | None) -> Mapping[str, Any]:
     keys = (
-        "num_failed_calls", "expert_makespan_s", "aggregator_s", "end_to_end_s", "predicted_expert_makespan_s",
-        "expert_lower_bound_s", "gpu_idle_frac", "gpu_load_frac", "num_loads", "output_tokens", "output_tok_per_s",
-        "num_preemptions",
+        "num_failed_calls", "num_cancelled_calls", "expert_makespan_s", "aggregator_s", "end_to_end_s",
+        "predicted_expert_makespan_s", "expert_lower_bound_s", "gpu_idle_frac", "gpu_load_frac", "num_loads", "output_tokens", "wasted_tokens",
+        "output_tok_per_s", "num_preemptions",
     )  # fmt: skip
     if result is None:
         return {**dict.fromkeys(keys), "predicted_expert_makespan_s": predicted_s}
@@ -237,9 +241,9 @@ def _measured(result: RunResult | None, planned: set[CallKey], predicted_s: floa
         aggregator_s = total_s - experts_s
     tokens = output_tokens(result)
     values = (
-        _num_failed(result, planned), experts_s, aggregator_s, total_s, predicted_s,
+        _num_failed(result, planned), num_cancelled(result), experts_s, aggregator_s, total_s, predicted_s,
         result.lower_bound_s, gpu_idle_frac(result), gpu_load_frac(result), num_loads(result), tokens,
-        tokens / total_s if total_s else None, num_preemptions(result),
+        wasted_tokens(result), tokens / total_s if total_s else None, num_preemptions(result),
     )  # fmt: skip
     return dict(zip(keys, values, strict=True))
 
@@ -259,9 +263,8 @@ def _gains(measured: Mapping[str, Any], stage: StageSummary | None) -> dict[str,
 
 def _num_failed(result: RunResult, planned: set[CallKey]) -> int:
     """Count planned calls that neither finished nor were cancelled, those without a record among them."""
-    final = final_records(result)
-    settled = {key for key, record in final.items() if record.status is not CallStatus.FAILED}
-    return len((planned | final.keys()) - settled)
+    settled = {record.key for record in result.calls if record.status is not CallStatus.FAILED}
+    return len((planned | {record.key for record in result.calls}) - settled)
 
 
 def _solve(solve: SolveReport) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 
 from mosaic.core.errors import RunFolderError
 from mosaic.core.plan import Plan
-from mosaic.core.results import Action, RunResult
-from mosaic.core.workload import AGGREGATE, PROPOSE
+from mosaic.core.results import RunResult
+from mosaic.core.workload import NodeName
 from mosaic.pipelines.final_answers import FinalAnswer
-from mosaic.planning.plan_file import plan_to_json
+from mosaic.planning.plan_file import plans_to_json
 from mosaic.report.metrics import Summary
 from mosaic.report.tables import answers_parquet, calls_parquet, sessions_parquet
 from mosaic.report.trace import trace_json
@@ -28,7 +28,7 @@ Config: TypeAlias = Mapping[str, Any]
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 RUN_FILES = (
-    CONFIG, "plan.json", "plan_aggregate.json", "calls.parquet", "answers.parquet", "calibration_answers.parquet",
+    CONFIG, "plan.json", "calls.parquet", "answers.parquet", "calibration_answers.parquet",
     "responses.jsonl", "sessions.parquet", "actions.jsonl", "replans.jsonl", "trace.json", "timeline.png",
     "replay.json", "replay.png", "meta.json", SUMMARY,
 )  # fmt: skip
@@ -40,13 +40,13 @@ def write_run(
     folder: str | Path,
     *,
     config: Config,
-    plan: Plan,
+    plans: Sequence[Plan],
     result: RunResult | None,
     summary: Summary,
     meta: Mapping[str, Any],
     files: Mapping[str, bytes],
-    aggregator_plan: Plan | None = None,
     answers: Sequence[FinalAnswer] | None = None,
+    roles: Mapping[NodeName, str] | None = None,
 ) -> None:
     """Clear what an unfinished run left in the folder and write the files of a run, summary.json last.
 
@@ -62,19 +62,14 @@ def write_run(
     folder = Path(folder)
     # NOTE: everything is encoded before the first file is touched, so that a bug in a record
     # cannot be mistaken for a disk problem.
-    contents = {"plan.json": plan_to_json(plan).encode()}
-    lengths = {PROPOSE: plan.lengths}
-    if aggregator_plan is not None:
-        contents["plan_aggregate.json"] = plan_to_json(aggregator_plan).encode()
-        lengths[AGGREGATE] = aggregator_plan.lengths
+    contents = {"plan.json": plans_to_json(plans).encode()}
+    lengths = {key.node: plan.lengths for plan in plans for session in plan.sessions for key in session.shard[:1]}
     if answers is not None:
         contents["answers.parquet"] = answers_parquet(answers)
     if result is not None:
-        contents["calls.parquet"] = calls_parquet(result.calls, lengths)
+        contents["calls.parquet"] = calls_parquet(result.calls, lengths, roles)
         contents["sessions.parquet"] = sessions_parquet(result.sessions)
         contents["trace.json"] = trace_json(result).encode()
-        if result.actions:
-            contents["actions.jsonl"] = "".join(map(_action_line, result.actions)).encode()
     assert files.keys() <= set(RUN_FILES)
     contents |= files
     contents["meta.json"] = _json(meta)
@@ -235,15 +230,6 @@ def _listed(value: Any) -> Any:
 
 def _json(data: Mapping[str, Any]) -> bytes:
     return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
-
-
-def _action_line(action: Action) -> str:
-    key = action.call
-    line = {
-        "ts": action.ts, "kind": action.kind, "question": key.question, "role": key.node, "slot": key.slot,
-        "detail": action.detail,
-    }  # fmt: skip
-    return json.dumps(line, allow_nan=False) + "\n"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mosaic.core.errors import RunFolderError
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.results import CallRecord, SessionRecord
-from mosaic.core.workload import ExpertName
+from mosaic.core.workload import ExpertName, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer
 from mosaic.report.metrics import session_output_tok_per_s
 
@@ -19,22 +19,27 @@ if TYPE_CHECKING:
 
 
 def calls_parquet(
-    records: Sequence[CallRecord], lengths: Mapping[Role, Mapping[ExpertName, LengthPrediction]]
+    records: Sequence[CallRecord],
+    lengths: Mapping[NodeName, Mapping[ExpertName, LengthPrediction]],
+    roles: Mapping[NodeName, str] | None = None,
 ) -> bytes:
     """Encode calls.parquet: one row per record, in the order of the result.
 
-    The plans' predicted lengths, by role, give predicted_output_tokens: the expert's mean, null without a prediction.
+    The plans' predicted lengths, by node, give predicted_output_tokens: the expert's mean, null without a prediction.
+    A role is a node's label; without one it is the node's name.
     """
-    predicted = {(role, name): length.mean for role, by_name in lengths.items() for name, length in by_name.items()}
+    predicted = {(node, name): length.mean for node, by_name in lengths.items() for name, length in by_name.items()}
     columns = list(zip(*records, strict=True)) or [()] * len(CallRecord._fields)
     values: dict[str, Iterable[Any]] = dict(zip(CallRecord._fields, columns, strict=True))
+    values.pop("response")
     keys = values.pop("key")
-    questions, roles, slots = list(zip(*keys, strict=True)) or ((), (), ())
+    questions, nodes, slots = list(zip(*keys, strict=True)) or ((), (), ())
     values |= {
         "question": questions,
-        "role": [role.value for role in roles],
+        "node": nodes,
+        "role": [(roles or {}).get(node, node) for node in nodes],
         "slot": slots,
-        "predicted_output_tokens": [predicted.get(key) for key in zip(roles, values["expert"], strict=True)],
+        "predicted_output_tokens": [predicted.get(key) for key in zip(nodes, values["expert"], strict=True)],
         "status": [status.value for status in values["status"]],
     }
     return _encode(values, _calls_schema())
@@ -43,9 +48,10 @@ def calls_parquet(
 def sessions_parquet(sessions: Sequence[SessionRecord]) -> bytes:
     """Encode sessions.parquet: one row per session, in the order of the result."""
     values: dict[str, Iterable[Any]] = {
-        name: [getattr(session, name) for session in sessions] for name in SessionRecord.__dataclass_fields__
+        name: [getattr(session, name) for session in sessions]
+        for name in SessionRecord.__dataclass_fields__
+        if name != "cpu_s"
     }
-    values["role"] = [session.node for session in sessions]
     values["output_tok_per_s"] = [session_output_tok_per_s(session) for session in sessions]
     return _encode(values, _sessions_schema())
 
@@ -68,12 +74,12 @@ def read_sessions(path: str | Path) -> tuple[SessionRecord, ...]:
     """
     import pyarrow.parquet as pq
 
-    names = list(SessionRecord.__dataclass_fields__)
+    names = [name for name in SessionRecord.__dataclass_fields__ if name != "cpu_s"]
     try:
         rows = pq.read_table(path, columns=names).to_pylist()
     except (OSError, ValueError) as error:  # NOTE: pyarrow's own errors derive from these two
         raise RunFolderError(f"{path}: cannot be read ({error})") from error
-    return tuple(SessionRecord(**{**row, "role": Role(row["role"]), "workers": tuple(row["workers"])}) for row in rows)
+    return tuple(SessionRecord(**{**row, "workers": tuple(row["workers"])}) for row in rows)
 
 
 def _calls_schema() -> "pa.Schema":
@@ -82,6 +88,7 @@ def _calls_schema() -> "pa.Schema":
     return pa.schema(
         [
             pa.field("question", pa.string(), nullable=False),
+            pa.field("node", pa.string(), nullable=False),
             pa.field("role", pa.string(), nullable=False),
             pa.field("slot", pa.int32(), nullable=False),
             pa.field("expert", pa.string(), nullable=False),
@@ -128,7 +135,7 @@ def _sessions_schema() -> "pa.Schema":
         [
             pa.field("session", pa.int32(), nullable=False),
             pa.field("expert", pa.string(), nullable=False),
-            pa.field("role", pa.string(), nullable=False),
+            pa.field("node", pa.string(), nullable=False),
             pa.field("workers", pa.list_(pa.int32()), nullable=False),
             pa.field("load_start_ts", pa.float64(), nullable=False),
             pa.field("load_s", pa.float64(), nullable=False),

@@ -1,6 +1,7 @@
 """A place where plans run, as far as a run has to know it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
 from mosaic.core.results import Inputs
@@ -26,6 +27,9 @@ class Site(Protocol):
     @property
     def way(self) -> str:
         """How what comes from it came about: simulated, measured or replayed."""
+
+    def open(self) -> AbstractContextManager[None]:
+        """Keep what the place needs while a run lasts."""
 
     @property
     def circumstances(self) -> str:

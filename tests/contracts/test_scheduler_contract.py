@@ -7,8 +7,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from mosaic.core.errors import InfeasibleError
-from mosaic.core.workload import AGGREGATE, CallKey, PROPOSE
-from mosaic.planning.plan_file import plan_to_json
+from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
+from mosaic.planning.plan_file import plans_to_json
 from mosaic.planning.problem import Problem
 from mosaic.planning.schedulers.base import Scheduler
 from tests.factories import (
@@ -67,7 +67,7 @@ def test_plan_of_a_benchmark_is_valid(scheduler: Scheduler) -> None:
 
 def test_same_problem_gives_the_same_bytes(scheduler: Scheduler) -> None:
     first, second = make_paper_problem("gpqa"), make_paper_problem("gpqa")
-    assert plan_to_json(scheduler.plan(first)) == plan_to_json(scheduler.plan(second))
+    assert plans_to_json([scheduler.plan(first)]) == plans_to_json([scheduler.plan(second)])
 
 
 def test_experts_without_calls_are_left_out(scheduler: Scheduler) -> None:
@@ -93,7 +93,7 @@ def test_calls_keep_their_order_inside_a_session(scheduler: Scheduler) -> None:
 
 
 def test_session_takes_the_role_of_its_calls(scheduler: Scheduler) -> None:
-    problem = make_problem({"A": 1}, calls=[make_call("q", expert="A", role="aggregate")])
+    problem = make_problem({"A": 1}, calls=[make_call("q", expert="A", node="aggregate")])
     assert [session.node for session in scheduler.plan(problem).sessions] == ["aggregate"]
 
 

@@ -1,4 +1,4 @@
-"""Luck: uniform, and of nothing but seed, stream and key."""
+"""Random numbers of calls: uniform, and of nothing but seed, stream and key."""
 
 import random
 from itertools import combinations, pairwise
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
 from mosaic.core.realization import question_uniforms, uniform, uniform_pair
-from mosaic.core.workload import AGGREGATE, CallKey, PROPOSE
+from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 
-KEYS = st.builds(CallKey, st.text(min_size=1, max_size=8), st.sampled_from(list(Role)), st.integers(0, 9))
+KEYS = st.builds(CallKey, st.text(min_size=1, max_size=8), st.sampled_from((PROPOSE, AGGREGATE)), st.integers(0, 9))
 
 
 def draw(number: int, *, seed: int = 0, stream: str = "test") -> list[float]:
@@ -53,13 +53,13 @@ def test_draws_depend_on_neither_order_nor_other_keys(keys: list[CallKey], seed:
 
 @given(key=KEYS, seed=st.integers(0, 1000))
 def test_every_part_of_the_identity_counts(key: CallKey, seed: int) -> None:
-    other_role = AGGREGATE if key.node == PROPOSE else PROPOSE
+    other_node = AGGREGATE if key.node == PROPOSE else PROPOSE
     variants = [
         uniform(seed, "test", key),
         uniform(seed + 1, "test", key),
         uniform(seed, "calibration", key),
         uniform(seed, "test", key._replace(question=key.question + "x")),
-        uniform(seed, "test", key._replace(role=other_role)),
+        uniform(seed, "test", key._replace(node=other_node)),
         uniform(seed, "test", key._replace(slot=key.slot + 1)),
     ]
     assert all(a != b for a, b in pairwise(sorted(variants)))
@@ -75,7 +75,7 @@ def test_draws_are_the_same_on_every_machine_and_release() -> None:
 
 
 def test_the_first_of_a_pair_is_the_calls_uniform_number() -> None:
-    keys = [CallKey(f"q{i}", role, i % 3) for i in range(50) for role in Role]
+    keys = [CallKey(f"q{i}", node, i % 3) for i in range(50) for node in (PROPOSE, AGGREGATE)]
     assert [uniform_pair(3, "test", key)[0] for key in keys] == [uniform(3, "test", key) for key in keys]
 
 
@@ -100,7 +100,7 @@ def test_a_questions_numbers_are_uniform_and_independent_of_each_other_and_of_it
 
 def calls_of(question: str) -> tuple[float, ...]:
     """Three of the numbers that a question's calls have for themselves."""
-    first, aggregate = (uniform_pair(0, "test", CallKey(question, role, 0)) for role in Role)
+    first, aggregate = (uniform_pair(0, "test", CallKey(question, node, 0)) for node in (PROPOSE, AGGREGATE))
     return (*first, aggregate[0])
 
 

@@ -276,7 +276,7 @@ LOGS = [
 PLANS = [
     Case("plan_not_there", "plan.path=TMP/none.json", ["plan TMP/none.json: cannot be read (No such file"]),
     Case("plan_not_json", "plan.path=TMP/p.json", ["plan TMP/p.json: not JSON (line 1"], {"p.json": "hello"}),
-    Case("plan_without_keys", "plan.path=TMP/p.json", ["schema_version must be present"], {"p.json": "{}"}),
+    Case("plan_without_keys", "plan.path=TMP/p.json", ["layers must be the plans of one layer or more"], {"p.json": "{}"}),
     Case("plan_of_a_number", "plan.path=7", ["plan.path must be a string, got 7"]),
 ]
 SAVED = [Case(case.name, "\n".join([case.overrides, *SMALL, *QUICK]), case.says, case.files) for case in PLANS]

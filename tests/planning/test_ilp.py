@@ -18,8 +18,8 @@ from mosaic.planning.ilp.ilp import Ilp, solve_instance
 from mosaic.planning.ilp.packing import best_packing, drop_needless_replicas, level, pack
 from mosaic.planning.ilp.symmetry import find_symmetry, order_blocks
 from mosaic.planning.problem import Problem
-from mosaic.planning.schedulers.bounds import lower_bound_s
 from mosaic.planning.schedulers.instance import Instance, make_instance
+from mosaic.planning.schedulers.lower_bounds import lower_bound_s
 from tests.factories import (
     assert_plan_valid,
     make_cluster,
@@ -53,8 +53,8 @@ def brute_force_s(problem: Problem, caps: dict[str, int], most_per_worker: int) 
             busy_s, hosted = [0.0] * num_workers, [0] * num_workers
             for gang, number in zip(gangs, split, strict=True):
                 if number:
-                    seconds = problem.costs.load_s(expert, gang, Residency.COLD).mean_s
-                    seconds += problem.costs.session_s(expert, problem.summary(name, number), gang).mean_s
+                    seconds = problem.costs.load_s(expert, gang, Residency.COLD)
+                    seconds += problem.costs.session_s(expert, problem.summary(name, number), gang)
                     for worker in gang:
                         busy_s[worker.id] += seconds
                         hosted[worker.id] += 1
@@ -242,7 +242,7 @@ def hard_instance(num_experts: int = 24, num_workers: int = 16) -> Instance:
 def test_time_limit_with_an_incumbent_is_a_plan_with_a_gap() -> None:
     solved = solve_instance(hard_instance(), time_limit_s=1e-4)
     counts, report, bound_s = solved.counts, solved.report, solved.lower_bound_s
-    assert solved.remarks == ("the solver stopped early: maxTimeLimit",)
+    assert solved.notes == ("the solver stopped early: maxTimeLimit",)
     assert report.status is SolveStatus.TIME_LIMIT
     assert [sum(row) for row in counts] == list(hard_instance().num_calls)
     assert report.objective_s is not None
@@ -272,12 +272,12 @@ def test_time_limit_without_an_incumbent_is_refused(monkeypatch: pytest.MonkeyPa
 
 def test_incumbent_that_the_solver_does_not_confirm_is_not_called_optimal(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = Solution(
-        counts=None, finished=False, outcome="error", bound_s=None, num_vars=1, num_constraints=1, wall_s=0.0
+        counts=None, finished=False, termination="error", bound_s=None, num_vars=1, num_constraints=1, wall_s=0.0
     )
     monkeypatch.setattr("mosaic.planning.ilp.formulation.solve_model", lambda *_, **__: nothing)
     solved = solve_instance(hard_instance(), time_limit_s=1.0)
     assert solved.report.status is SolveStatus.TIME_LIMIT
-    assert solved.remarks == ("the solver stopped early: error",)
+    assert solved.notes == ("the solver stopped early: error",)
 
 
 @pytest.mark.parametrize(("excess_frac", "refuted"), [(0.0, False), (5e-7, False), (2e-6, True), (0.5, True)])
@@ -286,7 +286,7 @@ def test_solver_bound_above_the_objective_is_not_used(
 ) -> None:
     # Three calls of 10 s on two workers take 20 s; the closed form spreads them evenly.
     instance = make_instance(make_problem(dict.fromkeys("ABC", 1), load_s=0.0, per_call_s=10.0))
-    closed_form_s = lower_bound_s(instance, obey_k=True)
+    closed_form_s = lower_bound_s(instance, k_applies=True)
     assert closed_form_s == pytest.approx(15.0)
 
     def overstate(*arguments: object, **options: object) -> Solution:
@@ -297,7 +297,7 @@ def test_solver_bound_above_the_objective_is_not_used(
     assert solved.report.objective_s == 20.0
     assert solved.report.bound_s == solved.lower_bound_s == (closed_form_s if refuted else 20.0)
     assert (solved.report.status is SolveStatus.OPTIMAL) is not refuted
-    assert [" is above a placement of 20 s" in remark for remark in solved.remarks] == [True] * refuted
+    assert [" is above a placement of 20 s" in note for note in solved.notes] == [True] * refuted
 
 
 def test_model_is_solved_again_when_highs_fails_its_own_check(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +330,7 @@ def test_solver_without_a_start_agrees() -> None:
     assert instance.makespan_s(cold.counts) == pytest.approx(instance.makespan_s(counts))
 
 
-def test_packing_obeys_caps_and_k() -> None:
+def test_packing_keeps_to_caps_and_k() -> None:
     instance = hard_instance()
     counts = best_packing(instance)
     assert counts is not None

@@ -14,7 +14,7 @@ from mosaic.planning.ilp.ilp import Ilp
 from mosaic.planning.ilp.packing import best_packing, drop_needless_replicas, level
 from mosaic.planning.ilp.symmetry import find_symmetry, order_blocks
 from mosaic.planning.problem import Problem
-from mosaic.planning.schedulers.bounds import lower_bound_s
+from mosaic.planning.schedulers.lower_bounds import lower_bound_s
 from mosaic.planning.schedulers.data_parallel import DataParallel
 from mosaic.planning.schedulers.fifo import Fifo
 from mosaic.planning.schedulers.instance import Instance, make_instance
@@ -112,7 +112,7 @@ def test_solver_bound_is_never_above_the_objective_nor_below_the_closed_form(pro
     with patch.object(formulation, "solve_model", remember):
         plan = Ilp().plan(problem)
     (solution,) = solutions
-    closed_form_s = lower_bound_s(make_instance(problem), obey_k=True)
+    closed_form_s = lower_bound_s(make_instance(problem), k_applies=True)
     assert plan.solve.objective_s is not None
     assert plan.solve.bound_s is not None
     assert solution.bound_s is not None

@@ -14,8 +14,8 @@ from pyomo.contrib.appsi.base import Results, TerminationCondition
 from pyomo.contrib.appsi.solvers.highs import Highs
 
 from mosaic.planning.ilp.symmetry import Symmetry
-from mosaic.planning.schedulers.bounds import least_replicas
 from mosaic.planning.schedulers.instance import Counts, Instance
+from mosaic.planning.schedulers.lower_bounds import least_replicas
 
 RELATIVE_GAP = 1e-7
 ABSOLUTE_GAP_S = 1e-6
@@ -32,8 +32,8 @@ class Solution:
     """X of the paper; None without an incumbent."""
     finished: bool
     """True when the incumbent is proved optimal or, without one, when none can exist; False at a time limit."""
-    outcome: str
-    """The solver's own word for how it ended."""
+    termination: str
+    """How it ended, as the solver names it."""
     bound_s: float | None
     num_vars: int
     num_constraints: int
@@ -111,17 +111,17 @@ def _add_expert_rules(
 
 def _add_worker_rules(model: pyo.ConcreteModel, instance: Instance) -> None:
     at_worker: list[list[tuple[int, int]]] = [[] for _ in range(instance.num_workers)]
-    for m, options in enumerate(instance.places):
-        for p, workers in enumerate(options):
+    for m, places in enumerate(instance.places):
+        for p, workers in enumerate(places):
             for worker in workers:
                 at_worker[worker].append((m, p))
     # A worker where nothing fits has no rule: Pyomo refuses constant ones.
-    model.WORKERS = pyo.Set(initialize=[worker for worker, seats in enumerate(at_worker) if seats])
+    model.WORKERS = pyo.Set(initialize=[worker for worker, here in enumerate(at_worker) if here])
     model.experts_per_worker_within_k = pyo.Constraint(
         model.WORKERS,
         doc="equation 9",
         rule=lambda model, n: (
-            pyo.quicksum(model.placed[seat] for seat in at_worker[n]) <= instance.max_experts_per_worker
+            pyo.quicksum(model.placed[option] for option in at_worker[n]) <= instance.max_experts_per_worker
         ),
     )
 
@@ -171,7 +171,7 @@ def solve_model(
     return Solution(
         counts=_read_counts(results, model, instance),
         finished=condition in (TerminationCondition.optimal, TerminationCondition.infeasible),
-        outcome=condition.name,
+        termination=condition.name,
         bound_s=_finite(results.best_objective_bound) if condition in ANSWERS else None,
         num_vars=model.nvariables(),
         num_constraints=model.nconstraints(),
@@ -181,7 +181,7 @@ def solve_model(
 
 def _run_highs(model: pyo.ConcreteModel, *, warm: bool, time_limit_s: float, presolve: str, seed: int) -> Results:
     solver = Highs()
-    # Loading would raise when there is no incumbent, and warn at a time limit: both are outcomes here.
+    # Loading would raise when there is no incumbent, and warn at a time limit: both are results here.
     solver.config.load_solution = False
     solver.config.time_limit = time_limit_s
     solver.config.mip_gap = RELATIVE_GAP
@@ -214,8 +214,8 @@ def _read_counts(results: Results, model: pyo.ConcreteModel, instance: Instance)
         return None
     values = results.solution_loader.get_primals([model.num_calls[option] for option in model.OPTIONS])
     counts = tuple(
-        tuple(round(values[model.num_calls[m, p]]) for p in range(len(options)))
-        for m, options in enumerate(instance.places)
+        tuple(round(values[model.num_calls[m, p]]) for p in range(len(places)))
+        for m, places in enumerate(instance.places)
     )
     # At a time limit HiGHS may hand over values that are no solution.
     served = all(sum(row) == number for row, number in zip(counts, instance.num_calls, strict=True))

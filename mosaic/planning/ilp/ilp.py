@@ -12,8 +12,8 @@ from mosaic.planning.ilp.packing import best_packing, drop_needless_replicas
 from mosaic.planning.ilp.symmetry import find_symmetry, nests, order_blocks
 from mosaic.planning.problem import Problem
 from mosaic.planning.schedulers.base import make_plan
-from mosaic.planning.schedulers.bounds import lower_bound_s
 from mosaic.planning.schedulers.instance import Counts, Instance, make_instance
+from mosaic.planning.schedulers.lower_bounds import lower_bound_s
 from mosaic.planning.schedulers.shards import replica_sessions
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Ilp:
             scheduler=self.name,
             sessions=_sessions(problem, instance, solved.counts),
             lower_bound_s=solved.lower_bound_s,
-            notes=(*solved.remarks, *_notes(instance, solved.counts)),
+            notes=(*solved.notes, *_notes(instance, solved.counts)),
             solve=solved.report,
         )
 
@@ -76,7 +76,7 @@ class SolvedInstance:
     """X of the paper."""
     report: SolveReport
     lower_bound_s: float
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def solve_instance(instance: Instance, *, time_limit_s: float) -> SolvedInstance:
@@ -94,7 +94,7 @@ def solve_instance(instance: Instance, *, time_limit_s: float) -> SolvedInstance
     # Pyomo takes a quarter of a second to import: the other schedulers do not pay for it.
     from mosaic.planning.ilp.formulation import build_model, solve_model
 
-    closed_form_s = lower_bound_s(instance, obey_k=True)
+    closed_form_s = lower_bound_s(instance, k_applies=True)
     start = best_packing(instance)
     symmetry = find_symmetry(instance)
     if start and symmetry:
@@ -112,10 +112,10 @@ def solve_instance(instance: Instance, *, time_limit_s: float) -> SolvedInstance
     if not found:
         raise InfeasibleError(_no_placement(instance, finished=solution.finished, time_limit_s=time_limit_s))
     counts = drop_needless_replicas(instance, min(found, key=instance.makespan_s))
-    bound_s, doubts = _bound(instance.makespan_s(counts), closed_form_s, solution.bound_s)
-    early = () if solution.finished and solution.counts else (f"the solver stopped early: {solution.outcome}",)
-    report = _report(instance.makespan_s(counts), bound_s, solution, sound=not doubts)
-    return SolvedInstance(counts=counts, report=report, lower_bound_s=bound_s, remarks=(*early, *doubts))
+    bound_s, contradictions = _bound(instance.makespan_s(counts), closed_form_s, solution.bound_s)
+    early = () if solution.finished and solution.counts else (f"the solver stopped early: {solution.termination}",)
+    report = _report(instance.makespan_s(counts), bound_s, solution, sound=not contradictions)
+    return SolvedInstance(counts=counts, report=report, lower_bound_s=bound_s, notes=(*early, *contradictions))
 
 
 def _tolerance_s(objective_s: float) -> float:
@@ -127,13 +127,15 @@ def _bound(objective_s: float, closed_form_s: float, solver_bound_s: float | Non
     """Choose the bound to report, and say so if the placement in hand refutes the solver's."""
     bound_s = max(closed_form_s, solver_bound_s or 0.0)
     if bound_s > objective_s + _tolerance_s(objective_s):
-        doubt = f"the bound of {bound_s:.6g} s is above a placement of {objective_s:.6g} s: only the closed form counts"
-        return closed_form_s, (doubt,)
+        contradiction = (
+            f"the bound of {bound_s:.6g} s is above a placement of {objective_s:.6g} s: only the closed form counts"
+        )
+        return closed_form_s, (contradiction,)
     return min(bound_s, objective_s), ()
 
 
 def _report(objective_s: float, bound_s: float, solution: "Solution", *, sound: bool) -> SolveReport:
-    # HiGHS works to tolerances: its word counts only where the shards, priced anew, meet its bound.
+    # HiGHS works to tolerances: its bound counts only where the shards, priced anew, meet it.
     proved = sound and solution.finished and abs(objective_s - bound_s) <= _tolerance_s(objective_s)
     return SolveReport(
         status=SolveStatus.OPTIMAL if proved else SolveStatus.TIME_LIMIT,
@@ -166,7 +168,7 @@ def _no_placement(instance: Instance, *, finished: bool, time_limit_s: float) ->
         f"{instance.names[scarce]!r} has the fewest places, workers {where}"
     )
     if finished:
-        return f"no placement of {instance.num_experts} experts obeys {limits}: raise max_experts_per_worker"
+        return f"no placement of {instance.num_experts} experts satisfies {limits}: raise max_experts_per_worker"
     return f"no placement found in time_limit_s={time_limit_s:g} under {limits}: raise the limit or K"
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from heapq import heapify, heapreplace
 from math import floor, inf
 
-from mosaic.planning.schedulers.bounds import lower_bound_s
 from mosaic.planning.schedulers.instance import Counts, Instance
+from mosaic.planning.schedulers.lower_bounds import lower_bound_s
 
 NUM_TARGETS = 24
 MAX_SWEEPS = 30
@@ -17,7 +17,7 @@ LOOSEST_TARGET_FRAC = 0.5
 
 def best_packing(instance: Instance) -> Counts | None:
     """Return the shortest of the placements packed at several targets; None if slots defeat all of them."""
-    bound_s = lower_bound_s(instance, obey_k=True)
+    bound_s = lower_bound_s(instance, k_applies=True)
     best: Counts | None = None
     best_s = inf
     for step in range(NUM_TARGETS):

@@ -1,4 +1,4 @@
-"""Equal workers: which blocks of workers can trade places without changing any price."""
+"""Equal workers: which blocks of workers can be exchanged without changing any price."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from mosaic.planning.schedulers.instance import Counts, Instance
 
-Seat: TypeAlias = tuple[int, int]
+Option: TypeAlias = tuple[int, int]
 """An expert and one of its places, both by number."""
 
 
@@ -18,13 +18,13 @@ class Symmetry:
     expert: int
     classes: tuple[tuple[int, ...], ...]
     """Places of the expert, grouped into blocks of workers that are interchangeable."""
-    seats: dict[int, tuple[Seat, ...]]
-    """Seats of all experts inside each of those blocks, in the same order in every block of a class."""
+    options: dict[int, tuple[Option, ...]]
+    """Options of all experts inside each of those blocks, in the same order in every block of a class."""
 
 
 def nests(instance: Instance) -> bool:
     """Tell whether every gang lies inside or outside every wider one: the sizes divide one another."""
-    widths = sorted({len(options[0]) for options in instance.places})
+    widths = sorted({len(places[0]) for places in instance.places})
     return all(wide % narrow == 0 for narrow, wide in pairwise(widths))
 
 
@@ -37,23 +37,23 @@ def find_symmetry(instance: Instance) -> Symmetry | None:
     """
     if not instance.num_experts or not nests(instance):
         return None
-    widths = [len(options[0]) for options in instance.places]
+    widths = [len(places[0]) for places in instance.places]
     widest = max(widths)
 
     def rank(m: int) -> tuple[int, float]:
         return instance.max_replicas[m], instance.session_s(m, 0, instance.num_calls[m])
 
     expert = max((m for m in range(instance.num_experts) if widths[m] == widest), key=rank)
-    seats = _seats_by_block(instance, widest)
+    options = _options_by_block(instance, widest)
     classes: dict[object, list[int]] = {}
     for place, workers in enumerate(instance.places[expert]):
-        classes.setdefault(_signature(instance, seats[workers[0] // widest], widest), []).append(place)
+        classes.setdefault(_signature(instance, options[workers[0] // widest], widest), []).append(place)
     if all(len(members) < 2 for members in classes.values()):
         return None
     return Symmetry(
         expert=expert,
         classes=tuple(tuple(members) for members in classes.values()),
-        seats={place: tuple(seats[workers[0] // widest]) for place, workers in enumerate(instance.places[expert])},
+        options={place: tuple(options[workers[0] // widest]) for place, workers in enumerate(instance.places[expert])},
     )
 
 
@@ -63,24 +63,24 @@ def order_blocks(counts: Counts, symmetry: Symmetry) -> Counts:
     for members in symmetry.classes:
         sources = sorted(members, key=lambda place: -counts[symmetry.expert][place])
         for target, source in zip(members, sources, strict=True):
-            _copy(rows, counts, symmetry.seats[target], symmetry.seats[source])
+            _copy(rows, counts, symmetry.options[target], symmetry.options[source])
     return tuple(tuple(row) for row in rows)
 
 
-def _copy(rows: list[list[int]], counts: Counts, targets: Sequence[Seat], sources: Sequence[Seat]) -> None:
+def _copy(rows: list[list[int]], counts: Counts, targets: Sequence[Option], sources: Sequence[Option]) -> None:
     for (expert, to_place), (_, from_place) in zip(targets, sources, strict=True):
         rows[expert][to_place] = counts[expert][from_place]
 
 
-def _seats_by_block(instance: Instance, width: int) -> dict[int, list[Seat]]:
-    seats: dict[int, list[Seat]] = {}
-    for expert, options in enumerate(instance.places):
-        for place, workers in enumerate(options):
-            seats.setdefault(workers[0] // width, []).append((expert, place))
-    return seats
+def _options_by_block(instance: Instance, width: int) -> dict[int, list[Option]]:
+    options: dict[int, list[Option]] = {}
+    for expert, places in enumerate(instance.places):
+        for place, workers in enumerate(places):
+            options.setdefault(workers[0] // width, []).append((expert, place))
+    return options
 
 
-def _signature(instance: Instance, seats: Sequence[Seat], width: int) -> object:
+def _signature(instance: Instance, options: Sequence[Option], width: int) -> object:
     return tuple(
-        (m, instance.places[m][p][0] % width, instance.setup_s[m][p], instance.per_call_s[m][p]) for m, p in seats
+        (m, instance.places[m][p][0] % width, instance.setup_s[m][p], instance.per_call_s[m][p]) for m, p in options
     )

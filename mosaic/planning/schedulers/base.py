@@ -25,7 +25,7 @@ class Scheduler(Protocol):
         """
 
 
-class Timeline:
+class PredictedTimeline:
     """Prices sessions one after the other: each starts when its workers and its predecessors are done.
 
     An expert that its workers served last is still resident and loads in no time.
@@ -50,8 +50,8 @@ class Timeline:
         home = (session.expert, session.workers)
         stays = all(self._home_by_worker.get(worker) == home for worker in session.workers)
         residency = Residency.RESIDENT if stays else Residency.COLD
-        load_s = problem.costs.load_s(expert, workers, residency).mean_s
-        serve_s = problem.costs.session_s(expert, problem.summary(session.expert, len(session.shard)), workers).mean_s
+        load_s = problem.costs.load_s(expert, workers, residency)
+        serve_s = problem.costs.session_s(expert, problem.summary(session.expert, len(session.shard)), workers)
         end_s = start_s + load_s + serve_s
         for worker in session.workers:
             self._free_s[worker] = end_s
@@ -62,7 +62,7 @@ class Timeline:
 
 def predict_times(problem: Problem, sessions: Sequence[Session]) -> tuple[PredictedTimes, ...]:
     """Price the sessions in their total order: a session starts when its workers and its predecessors are done."""
-    timeline = Timeline(problem)
+    timeline = PredictedTimeline(problem)
     return tuple(timeline.append(session) for session in sessions)
 
 

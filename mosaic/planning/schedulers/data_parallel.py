@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from mosaic.core.plan import Plan, Session
 from mosaic.planning.problem import Problem
 from mosaic.planning.schedulers.base import make_plan
-from mosaic.planning.schedulers.bounds import lower_bound_s, without_caps
 from mosaic.planning.schedulers.instance import make_instance
+from mosaic.planning.schedulers.lower_bounds import lower_bound_s, without_caps
 from mosaic.planning.schedulers.shards import replica_sessions, split_evenly
 
 

@@ -7,9 +7,9 @@ from mosaic.core.checks import require_count
 from mosaic.core.plan import Plan, Session
 from mosaic.core.workload import Call, ExpertName
 from mosaic.planning.problem import Problem
-from mosaic.planning.schedulers.base import Timeline, make_plan
-from mosaic.planning.schedulers.bounds import lower_bound_s, without_caps
+from mosaic.planning.schedulers.base import PredictedTimeline, make_plan
 from mosaic.planning.schedulers.instance import make_instance
+from mosaic.planning.schedulers.lower_bounds import lower_bound_s, without_caps
 from mosaic.planning.schedulers.shards import replica_sessions
 
 
@@ -31,7 +31,7 @@ class Fifo:
         """Plan the problem; see ``Scheduler.plan``."""
         instance = make_instance(problem)
         places = dict(zip(instance.names, instance.places, strict=True))
-        timeline = Timeline(problem)
+        timeline = PredictedTimeline(problem)
         sessions: list[Session] = []
         for window in windows(problem.calls, self.window_questions):
             for name, calls in window.items():

@@ -170,7 +170,7 @@ def make_instance(
 
 def _price(problem: Problem, expert: Expert, gang: Sequence[Worker]) -> tuple[float, float]:
     terms = problem.costs.linear_terms(expert, gang)
-    return problem.costs.load_s(expert, gang, Residency.COLD).mean_s + terms.fixed_s, terms.per_call_s
+    return problem.costs.load_s(expert, gang, Residency.COLD) + terms.fixed_s, terms.per_call_s
 
 
 def _cap(
@@ -185,8 +185,8 @@ def _cap(
     summary = problem.summary(expert.name, num_calls)
     session_s, load_s = min(
         (
-            problem.costs.session_s(expert, summary, gang).mean_s,
-            problem.costs.load_s(expert, gang, Residency.COLD).mean_s,
+            problem.costs.session_s(expert, summary, gang),
+            problem.costs.load_s(expert, gang, Residency.COLD),
         )
         for gang in {gang[0].gpu: gang for gang in gangs}.values()
     )

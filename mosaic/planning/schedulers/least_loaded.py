@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from mosaic.core.plan import Plan, Session
 from mosaic.planning.problem import Problem
-from mosaic.planning.schedulers.base import Timeline, make_plan
-from mosaic.planning.schedulers.bounds import lower_bound_s
+from mosaic.planning.schedulers.base import PredictedTimeline, make_plan
 from mosaic.planning.schedulers.instance import Instance, make_instance
+from mosaic.planning.schedulers.lower_bounds import lower_bound_s
 from mosaic.planning.schedulers.shards import replica_sessions
 
 
@@ -26,7 +26,7 @@ class LeastLoaded:
         """Plan the problem; see ``Scheduler.plan``."""
         instance = make_instance(problem)
         calls_by_expert = problem.calls_by_expert()
-        timeline = Timeline(problem)
+        timeline = PredictedTimeline(problem)
         sessions: list[Session] = []
         for expert in _order(instance, longest_first=self.longest_first):
             calls = calls_by_expert[instance.names[expert]]

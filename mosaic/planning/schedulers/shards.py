@@ -29,10 +29,10 @@ def split_calls(calls: Sequence[Call], num_calls: Sequence[int]) -> tuple[tuple[
         raise ValueError(f"shard sizes must add up to {len(calls)} calls, got {list(num_calls)}")
     if sum(size > 0 for size in num_calls) == 1:
         return tuple(tuple(call.key for call in calls) if size else () for size in num_calls)
-    slots = [((j + 0.5) / size, shard) for shard, size in enumerate(num_calls) for j in range(size)]
-    slots.sort()
+    positions = [((j + 0.5) / size, shard) for shard, size in enumerate(num_calls) for j in range(size)]
+    positions.sort()
     shards: list[list[CallKey]] = [[] for _ in num_calls]
-    for (_, shard), call in zip(slots, calls, strict=True):
+    for (_, shard), call in zip(positions, calls, strict=True):
         shards[shard].append(call.key)
     return tuple(tuple(keys) for keys in shards)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from mosaic.core.cluster import Worker
 from mosaic.core.workload import Expert, ExpertName
-from mosaic.planning.costs import Cost, CostModel, LinearTerms, Residency, ShardSummary
+from mosaic.planning.costs import CostModel, LinearTerms, Residency, ShardSummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +19,10 @@ class _Wrapped:
         """Of the prices."""
         return self.costs.name
 
-    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
+    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> float:
         return self.costs.load_s(expert, workers, residency)
 
-    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> Cost:
+    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> float:
         return self.costs.session_s(expert, shard, workers)
 
     def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
@@ -51,8 +51,8 @@ class OnServers(_Wrapped):
 
     expert_by_worker: Mapping[int, ExpertName]
 
-    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> Cost:
-        return Cost(0.0, 0.0)
+    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> float:
+        return 0.0
 
     def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
         return all(self.expert_by_worker[worker.id] == expert.name for worker in workers)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from mosaic.planning.schedulers.bounds import lower_bound_s, without_caps
 from mosaic.planning.schedulers.instance import make_instance
+from mosaic.planning.schedulers.lower_bounds import lower_bound_s, without_caps
 from tests.factories import make_gpu, make_mixed_cluster, make_problem
 
 
@@ -51,7 +51,7 @@ def test_slots_count_where_the_policy_knows_k() -> None:
     # K = 1 on 2 workers: two replicas of A leave no slot for B, so A runs whole.
     instance = replace(make_instance(make_problem({"A": 100, "B": 2}, max_replicas=2)), max_experts_per_worker=1)
     assert lower_bound_s(instance) < 70
-    assert lower_bound_s(instance, obey_k=True) == pytest.approx(110.0)
+    assert lower_bound_s(instance, k_applies=True) == pytest.approx(110.0)
 
 
 def test_unlike_workers_are_priced_at_the_best() -> None:

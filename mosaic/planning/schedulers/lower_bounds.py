@@ -11,10 +11,10 @@ MAX_BISECTIONS = 100
 
 
 def without_caps(instance: Instance) -> Instance:
-    """Lift the replica caps and K, for policies that obey neither."""
+    """Lift the replica caps and K, for policies that know neither."""
     return replace(
         instance,
-        max_replicas=tuple(len(options) for options in instance.places),
+        max_replicas=tuple(len(places) for places in instance.places),
         max_experts_per_worker=instance.num_experts,
     )
 
@@ -28,7 +28,7 @@ def least_replicas(instance: Instance, expert: int, makespan_s: float) -> float:
     return needed if needed <= instance.max_replicas[expert] else inf
 
 
-def may_be_feasible(instance: Instance, makespan_s: float, *, obey_k: bool = True) -> bool:
+def may_be_feasible(instance: Instance, makespan_s: float, *, k_applies: bool = True) -> bool:
     """Check conditions that every plan of at most this makespan meets.
 
     NOTE: a makespan C bounds the calls of one session, hence the replicas of each expert from below, and each
@@ -37,20 +37,20 @@ def may_be_feasible(instance: Instance, makespan_s: float, *, obey_k: bool = Tru
     """
     work_s = 0.0
     slots = 0.0
-    for expert, options in enumerate(instance.places):
+    for expert, places in enumerate(instance.places):
         replicas = least_replicas(instance, expert, makespan_s)
         if replicas == inf:
             return False
-        degree = len(options[0])
+        degree = len(places[0])
         setup_s, per_call_s = min(instance.setup_s[expert]), min(instance.per_call_s[expert])
         work_s += degree * (replicas * setup_s + per_call_s * instance.num_calls[expert])
         slots += degree * replicas
-    if obey_k and slots > instance.num_workers * instance.max_experts_per_worker:
+    if k_applies and slots > instance.num_workers * instance.max_experts_per_worker:
         return False
     return work_s <= instance.num_workers * makespan_s * (1 + 1e-12)
 
 
-def lower_bound_s(instance: Instance, *, obey_k: bool = False) -> float:
+def lower_bound_s(instance: Instance, *, k_applies: bool = False) -> float:
     """Bound the makespan of every plan from below, in seconds.
 
     It is the largest of: the work of all experts, loads of the needed replicas included, spread evenly over the
@@ -60,7 +60,7 @@ def lower_bound_s(instance: Instance, *, obey_k: bool = False) -> float:
     ----------
     instance
         Experts, places, prices and limits.
-    obey_k
+    k_applies
         Count K as a limit as well; False where the policy does not know K.
     """
     if not instance.num_experts:
@@ -69,14 +69,14 @@ def lower_bound_s(instance: Instance, *, obey_k: bool = False) -> float:
     high_s = sum(
         min(setup) + min(per_call) * number
         for setup, per_call, number in zip(instance.setup_s, instance.per_call_s, instance.num_calls, strict=True)
-    ) * max(len(options[0]) for options in instance.places)
-    if not may_be_feasible(instance, high_s, obey_k=obey_k):
+    ) * max(len(places[0]) for places in instance.places)
+    if not may_be_feasible(instance, high_s, k_applies=k_applies):
         return high_s
     for _ in range(MAX_BISECTIONS):
         if high_s - low_s <= RELATIVE_PRECISION * high_s:
             break
         middle_s = (low_s + high_s) / 2
-        if may_be_feasible(instance, middle_s, obey_k=obey_k):
+        if may_be_feasible(instance, middle_s, k_applies=k_applies):
             high_s = middle_s
         else:
             low_s = middle_s

@@ -1,0 +1,78 @@
+"""What a report says of a run's upper nodes, and the files that come of its answers."""
+
+import json
+
+from experiments.config.job import Prepared
+from mosaic.core.results import CallRecord, RunResult
+from mosaic.pipelines.final_answers import accuracy_frac
+from mosaic.pipelines.gates.calibrated import Calibrated
+from mosaic.pipelines.gates.calibration_answers import encode_calibration_answers, grade_ballots
+from mosaic.pipelines.gates.gate import Never
+from mosaic.report.metrics import StageSummary
+from mosaic.runtime.run import Outcome
+
+
+def upper_summary(prepared: Prepared, outcome: Outcome) -> StageSummary | None:
+    """Say what summary.json holds of the nodes that read others; None: there are none."""
+    graph = prepared.job.graph
+    if not graph.upper_nodes:
+        return None
+    planned = outcome.planned[1:]
+    degrees = {len(session.workers) for made in planned for session in made.plan.sessions}
+    always = outcome.always
+    return StageSummary(
+        aggregator=prepared.aggregator,
+        aggregator_expert="+".join(dict.fromkeys(e.name for node in graph.upper_nodes for e in node.experts)),
+        aggregator_tp_degree=degrees.pop() if len(degrees) == 1 else None,
+        aggregator_scheduler="+".join(dict.fromkeys(made.plan.scheduler for made in planned)) or None,
+        aggregator_costs="+".join(dict.fromkeys(made.plan.costs for made in planned)) or None,
+        predicted_aggregator_s=sum(made.plan.predicted_makespan_s for made in planned),
+        num_aggregator_calls=sum(record.key.node not in graph.first_nodes for record in outcome.result.calls),
+        num_too_long=outcome.num_too_long,
+        skip_frac=outcome.skip_frac or 0.0,
+        skip_frac_source=prepared.job.site.answers_source,
+        accuracy_frac=accuracy_frac(outcome.answers or ()),
+        always_aggregate_s=always.aggregator_s,
+        always_aggregate_accuracy_frac=always.accuracy_frac,
+        gate_report=graph.gate.report() if isinstance(graph.gate, Calibrated) else None,
+    )
+
+
+def answer_files(prepared: Prepared, outcome: Outcome) -> dict[str, bytes]:
+    """Encode the texts of real responses, and of a run that skipped nothing the graded answers that calibrate gates."""
+    files: dict[str, bytes] = {}
+    if any(record.response is not None for record in outcome.result.calls):
+        files["responses.jsonl"] = responses_jsonl(outcome.result)
+    graph = prepared.job.graph
+    if isinstance(graph.gate, Never) and graph.upper_nodes:
+        last = graph.upper_nodes[-1].name
+        answers = {
+            record.key.question: record.answer
+            for record in outcome.result.calls
+            if record.key.node == last and record.status == "finished"
+        }
+        graded = grade_ballots(outcome.ballots, answers, graph.compare)
+        if graded:
+            files["calibration_answers.parquet"] = encode_calibration_answers(graded)
+    return files
+
+
+def responses_jsonl(result: RunResult) -> bytes:
+    """Write what was said, a line a call, in the order of the records."""
+    return "".join(_response_line(record) for record in result.calls).encode()
+
+
+def _response_line(record: CallRecord) -> str:
+    said = record.response
+    line = {
+        "question": record.key.question,
+        "node": record.key.node,
+        "slot": record.key.slot,
+        "expert": record.expert,
+        "status": record.status.value,
+        "finish_reason": said.finish_reason if said else None,
+        "output_tokens": record.output_tokens,
+        "text": said.text if said else None,
+        "error": said.error if said else None,
+    }
+    return json.dumps(line, ensure_ascii=False) + "\n"

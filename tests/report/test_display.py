@@ -1,0 +1,319 @@
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from io import StringIO
+
+import pytest
+
+from mosaic.core.commands import Ready, Started
+from mosaic.core.plan import PredictedTimes
+from mosaic.report import display
+from mosaic.report.display import Display, LastingStream, repeating, show_run
+from mosaic.report.run_status import RunStatus
+from tests.report.told_runs import Clock, Run
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Broken(StringIO):
+    """Takes some writes, and then no more."""
+
+    def __init__(self, num_writes: int, error: Exception, *, is_terminal: bool) -> None:
+        super().__init__()
+        self.num_writes, self.error, self.is_terminal = num_writes, error, is_terminal
+        self.num_refused = 0
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+    def write(self, text: str) -> int:
+        if self.num_writes == 0:
+            self.num_refused += 1
+            raise self.error
+        self.num_writes -= 1
+        return super().write(text)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def repeated(monkeypatch, clock):
+    """What a thread would do again and again, with its periods; here only when a test does it, and time stands."""
+    acts = []
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("LINES", "10")
+    monkeypatch.setattr(display, "RunStatus", lambda title, **rest: RunStatus(title, clock=clock, **rest))
+
+    @contextmanager
+    def by_hand(act, every_s, *, first_s):
+        acts.append((act, every_s, first_s))
+        yield
+
+    monkeypatch.setattr(display, "repeating", by_hand)
+    return acts
+
+
+def start(controllers, clock: Clock, num_workers: int = 2) -> tuple[Run, list]:
+    """Start a run of one session."""
+    (controller,) = controllers
+
+    def hear(event, view) -> list[str]:
+        assert controller.on(event, view) == ()
+        return []
+
+    run = Run(hear, clock, num_workers)
+    calls = run.open(0, "A", 3)
+    run.tell(Started(0.0))
+    return run, calls
+
+
+def serve(run: Run, calls) -> None:
+    run.tell(Ready(run.ts, 0))
+    run.finish(0, calls)
+    run.close(0)
+
+
+# Runs in simulated time.
+
+
+def test_nobody_watching_a_simulation_means_no_controller_and_no_output(capsys):
+    stream = StringIO()
+    with show_run("calls", is_simulated=True, stream=stream) as controllers:
+        assert controllers == ()
+    with show_run("calls", is_simulated=True) as controllers:  # pytest's captured stderr is no terminal
+        assert controllers == ()
+    assert stream.getvalue() == ""
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_shows_a_simulation_once_it_has_lasted_a_second(repeated, clock):
+    stream = Terminal()
+    with show_run("calls", is_simulated=True, stream=stream) as controllers:
+        run, calls = start(controllers, clock)
+        serve(run, calls)
+        ((draw, every_s, first_s),) = repeated
+        assert (every_s, first_s) == (0.5, 1.0)
+        assert stream.getvalue() == ""
+        draw()
+        assert "calls" in stream.getvalue()
+        assert "3/3" in stream.getvalue()
+    assert screen(f"{stream.getvalue()}what follows")[0] == "what follows"
+
+
+def test_a_short_simulation_is_not_shown_on_a_terminal(clock):
+    stream = Terminal()
+    with show_run("calls", is_simulated=True, stream=stream) as controllers:
+        run, calls = start(controllers, clock)
+        serve(run, calls)
+    assert stream.getvalue() == ""
+
+
+# Real runs.
+
+
+def test_the_display_never_reacts():
+    assert not Display(RunStatus("calls")).reacts
+
+
+def test_a_log_gets_a_line_when_a_session_starts_or_ends_and_one_of_progress_now_and_then(repeated, clock, capsys):
+    with show_run("profiling") as controllers:
+        run, calls = start(controllers, clock)
+        ((tell_progress, every_s, first_s),) = repeated
+        tell_progress()
+        serve(run, calls)
+        tell_progress()
+    assert (every_s, first_s) == (10.0, 10.0)
+    assert capsys.readouterr().err.splitlines() == [
+        "profiling: 3 calls on 2 workers",
+        "worker 0: loading A (session 0, 3 calls)",
+        "profiling: 0 of 3 calls (0%) after 0 s, 1 loading",
+        "worker 0: A (session 0): 3 of 3 calls ended in 0 s",
+        "profiling: 3 of 3 calls (100%) after 0 s",
+    ]
+
+
+def test_a_terminal_shows_all_calls_and_each_worker_and_is_clean_afterwards(repeated, clock):
+    stream = Terminal()
+    predicted = {0: PredictedTimes(0.0, 30.0, 60.0)}
+    with show_run("profiling", stream=stream, predicted=predicted) as controllers:
+        ((draw, every_s, first_s),) = repeated
+        draw()
+        assert "0/?" in screen(stream.getvalue())[0], "how many there are is not known yet"
+        run, calls = start(controllers, clock)
+        draw()
+        shown = screen(stream.getvalue())
+        assert shown[0].startswith("profiling")
+        assert "0/3" in shown[0]
+        assert shown[1:3] == ["worker 0: A loading, 0 s of 30 s planned", "worker 1: idle"]
+        run.tell(Ready(0.0, 0))
+        run.finish(0, calls[:1])
+        draw()
+        shown = screen(stream.getvalue())
+        assert "1/3" in shown[0]
+        assert shown[1] == "worker 0: A serving, 1 of 3 calls, 20 s left"
+        later = run.open(1, "B", 4, workers=(1,))
+        run.finish(0, calls[1:])
+        draw()
+        assert "3/7" in screen(stream.getvalue())[0], "the total is what is known so far"
+        assert len(later) == 4
+    assert (every_s, first_s) == (0.5, 0.0)
+    cleaned = screen(f"{stream.getvalue()}what follows")
+    assert cleaned[0] == "what follows"
+    assert not any(cleaned[1:])
+    assert "session 0" not in stream.getvalue(), "lines of a log would break the bars"
+
+
+def test_no_more_workers_are_shown_than_fit(repeated, clock):
+    stream = Terminal()
+    with show_run("calls", stream=stream) as controllers:
+        start(controllers, clock, num_workers=30)
+        repeated[0][0]()
+        shown = [line for line in screen(stream.getvalue()) if line]
+    assert len(shown) == 9
+    assert shown[-2:] == ["worker 6: idle", "and 23 more workers"]
+
+
+def test_a_line_that_is_too_long_is_cut(repeated, clock):
+    stream = Terminal()
+    with show_run("calls", stream=stream) as controllers:
+        run, _ = start(controllers, clock)
+        run.open(1, "B" * 200, 1, workers=(1,))
+        run.tell(Ready(0.0, 0))
+        repeated[0][0]()
+        shown = [line for line in screen(stream.getvalue()) if line]
+    assert len(shown) == 3
+    assert max(map(len, shown)) <= 100
+
+
+def test_a_dumb_terminal_is_a_log(repeated, clock, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with show_run("calls", stream=stream) as controllers:
+        start(controllers, clock)
+    assert stream.getvalue().splitlines() == ["calls: 3 calls on 2 workers", "worker 0: loading A (session 0, 3 calls)"]
+
+
+def screen(written: str) -> list[str]:
+    """What stands on a terminal after some output."""
+    rows, row, column, i = [""], 0, 0, 0
+    while i < len(written):
+        if written.startswith("\x1b[", i):
+            end = next(j for j in range(i + 2, len(written)) if written[j].isalpha())
+            number, what, i = written[i + 2 : end], written[end], end + 1
+            if what == "A":
+                row -= int(number or 1)
+            elif what == "K":
+                rows[row] = ""
+            else:
+                assert what in "mhl", "colours, and whether the cursor is seen"
+            continue
+        if written[i] == "\n":
+            row, column = row + 1, 0
+            rows += [""] * (row + 1 - len(rows))
+        elif written[i] == "\r":
+            column = 0
+        else:
+            rows[row] = f"{rows[row][:column]:<{column}}{written[i]}{rows[row][column + 1 :]}"
+            column += 1
+        i += 1
+    return [text.rstrip() for text in rows]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left"), ValueError("closed")]
+)
+def test_a_stream_that_breaks_does_not_stop_the_run(repeated, clock, is_terminal, error):
+    stream = Broken(1, error, is_terminal=is_terminal)
+    with show_run("calls", stream=stream) as controllers:
+        run, calls = start(controllers, clock)
+        repeated[0][0]()
+        serve(run, calls)
+        repeated[0][0]()
+    assert stream.num_refused == 1, "it is not tried again"
+
+
+def test_where_nothing_can_be_shown_there_is_no_controller(monkeypatch):
+    closed = StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", None)
+    for stream in (closed, None):
+        with show_run("calls", stream=stream) as controllers:
+            assert controllers == ()
+
+
+def test_what_is_shown_is_wiped_when_the_run_fails(repeated, clock):
+    stream = Terminal()
+    with pytest.raises(KeyboardInterrupt), show_run("calls", stream=stream) as controllers:  # noqa: PT012
+        start(controllers, clock)
+        repeated[0][0]()
+        raise KeyboardInterrupt
+    assert not any(screen(stream.getvalue()))
+
+
+def test_a_run_is_drawn_by_a_thread_while_it_changes(monkeypatch, clock):
+    failures: list = []
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(display, "REDRAW_S", 0.001)
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    stream, deadline_s = Terminal(), time.monotonic() + 60
+    with show_run("calls", stream=stream) as controllers:
+        run, _ = start(controllers, clock)
+        run.tell(Ready(0.0, 0))
+        while stream.getvalue().count("worker 1: B") < 10 and time.monotonic() < deadline_s:
+            number = run.view.next_session()
+            run.finish(number, run.open(number, "B", 3, workers=(1,)))
+    assert failures == []
+    assert stream.getvalue().count("worker 1: B") >= 10
+
+
+def test_what_repeats_does_so_until_it_is_over():
+    often, num_times = threading.Event(), 0
+
+    def act() -> None:
+        nonlocal num_times
+        num_times += 1
+        if num_times == 3:
+            often.set()
+
+    with repeating(act, 0.001, first_s=0.0):
+        assert often.wait(timeout=60)
+    last = num_times
+    assert "display" not in {thread.name for thread in threading.enumerate()}
+    assert num_times == last
+
+
+def test_what_repeats_waits_before_the_first_time():
+    acts = []
+    with repeating(lambda: acts.append(1), 0.001, first_s=3600.0):
+        pass
+    assert acts == []
+
+
+def test_a_lasting_stream_is_the_stream_as_long_as_it_lasts():
+    stream = StringIO()
+    lasting = LastingStream(stream)
+    lasting.write("one\n")
+    assert (stream.getvalue(), lasting.isatty()) == ("one\n", False)
+    stream.close()
+    lasting.write("two\n")
+    lasting.flush()
+
+
+def test_rich_is_imported_only_when_something_is_drawn():
+    code = (
+        "import sys\nfrom mosaic.report.display import show_run\n"
+        "with show_run('calls', is_simulated=True) as none: assert none == ()\n"
+        "with show_run('calls') as one: assert len(one) == 1\n"
+        "assert 'rich' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

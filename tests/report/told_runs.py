@@ -1,0 +1,58 @@
+"""Runs told by hand to whoever watches."""
+
+from mosaic.core.commands import Close, Closed, Finished, Open, Submit
+from mosaic.core.plan import Session
+from mosaic.core.results import SessionRecord
+from mosaic.runtime.controller import View
+from tests.factories import make_call
+from tests.run_records import make_record
+
+
+class Clock:
+    """Seconds as a test sets them."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Run:
+    """A run as the run loop would tell it: events are in the view when they are heard, commands soon after."""
+
+    def __init__(self, hear, clock: Clock, num_workers: int = 2) -> None:
+        self.view, self.hear, self.clock = View(num_workers), hear, clock
+
+    @property
+    def ts(self) -> float:
+        return self.clock.now - 1000.0
+
+    def tell(self, event) -> list[str]:
+        self.view.observe(event)
+        return self.hear(event, self.view)
+
+    def give(self, *commands) -> None:
+        for command in commands:
+            self.view.expect(command)
+
+    def open(self, number: int, expert: str, num_calls: int, *, workers=(0,), after=()) -> list:
+        """Open a session with calls of its own."""
+        calls = [make_call(f"{expert}{number}-{i}", expert=expert) for i in range(num_calls)]
+        self.give(Open(Session(id=number, expert=expert, workers=workers, after=after)))
+        self.give(*(Submit(call, number) for call in calls), Close(number))
+        return calls
+
+    def finish(self, number: int, calls, *, output_tokens: int = 100, **changes: object) -> list[str]:
+        record = make_record(session=number, output_tokens=output_tokens, **changes)
+        told = [self.tell(Finished(self.ts, record._replace(key=call.key, expert=call.expert))) for call in calls]
+        return [line for lines in told for line in lines]
+
+    def close(self, number: int, *, load_s: float = 0.0, serve_s: float = 0.0) -> list[str]:
+        session = self.view.opened[number]
+        record = SessionRecord(
+            session=number, expert=session.expert, node=session.node, workers=session.workers,
+            load_start_ts=self.ts - serve_s - load_s, load_s=load_s, start_ts=self.ts - serve_s, end_ts=self.ts,
+            num_calls=0, output_tokens=0,
+        )  # fmt: skip
+        return self.tell(Closed(self.ts, record))
