@@ -36,7 +36,7 @@ from mosaic.core.plan import Plan
 from mosaic.core.results import RunResult
 from mosaic.planning.explain import explain
 from mosaic.planning.plan_file import plans_to_json
-from mosaic.report.display import display
+from mosaic.report.display import show_run
 from mosaic.report.metrics import Summary, summarise
 from mosaic.report.provenance import describe_run_conditions
 from mosaic.report.run_folder import SUMMARY, begin_run, completed_with, is_complete, read_json, write_run
@@ -218,7 +218,7 @@ def gate_notes(prepared: Prepared) -> Sequence[str]:
 
 def displays(is_real: bool) -> Show:
     """Show what goes on, on a terminal or in a log."""
-    return lambda name, num_calls: display(name, num_calls, is_real=is_real)
+    return lambda title, predicted: show_run(title, predicted=predicted, is_simulated=not is_real)
 
 
 def has_failed_calls(folder: Path) -> bool:

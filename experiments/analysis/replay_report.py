@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from experiments.analysis.replay import replay_errors, replay_table
 from experiments.figures.replay import draw_replay
 from mosaic.core.results import RunResult
-from mosaic.report.metrics import final_records
 from mosaic.workloads.request_log import measured_records
 
 
@@ -36,7 +35,7 @@ def report_replay(workload: Mapping[str, Any], result: RunResult) -> ReplayRepor
         If the log cannot be read any more, or the run does not cover its requests.
     """
     measured = measured_records(workload["path"], expert=workload["expert"])
-    records = tuple(final_records(result).values())
+    records = result.calls
     errors = replay_errors(records, measured)
     rows = {name: {**asdict(error), "error_frac": error.error_frac} for name, error in errors.items()}
     files = {

@@ -37,7 +37,7 @@ class SimulatedWorld:
         return self._world(workload, experts, "test", seed, self.lengths, recorded=True)
 
     def calibration(self, workload: Workload, experts: tuple[Expert, ...], seed: int, length_error: float) -> World:
-        """Give a world of other luck and the same distributions, or of means that are off where an error is asked for."""
+        """Give a world of other luck and the same distributions, or of means that are off if an error is asked for."""
         lengths = mistaken_lengths(self.lengths, length_error, seed=seed)
         return self._world(workload, experts, "calibration", seed, lengths, recorded=False)
 

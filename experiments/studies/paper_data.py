@@ -127,9 +127,7 @@ def _bucket(votes: Sequence[str | None]) -> str:
 def _proposals(folder: Path) -> dict[str, list[Any]]:
     """Question, expert and output tokens of the expert stage's finished calls."""
     calls = _columns(folder / "calls.parquet", ("question", "expert", "output_tokens", "role", "status"))
-    kept = [
-        row for row in zip(*calls.values(), strict=True) if row[3:] == (PROPOSE, CallStatus.FINISHED.value)
-    ]
+    kept = [row for row in zip(*calls.values(), strict=True) if row[3:] == (PROPOSE, CallStatus.FINISHED.value)]
     columns = list(zip(*kept, strict=True)) or [()] * len(calls)
     return {name: list(column) for name, column in zip(calls, columns, strict=True)}
 

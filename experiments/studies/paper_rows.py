@@ -134,9 +134,7 @@ def _worker_rows(runs: PaperRuns) -> list[Row]:
     """MMLU-Pro under round robin, worker by worker."""
     baseline = runs.of("mmlu_pro", "round_robin")
     busy = [
-        busy_s_by_worker(
-            [session for session in run.sessions if session.node == PROPOSE], run.summary["num_workers"]
-        )
+        busy_s_by_worker([session for session in run.sessions if session.node == PROPOSE], run.summary["num_workers"])
         for run in baseline
     ]
     row = _maker("mmlu_pro")

@@ -229,8 +229,8 @@ def summarise(
 def _measured(result: RunResult | None, planned: set[CallKey], predicted_s: float | None) -> Mapping[str, Any]:
     keys = (
         "num_failed_calls", "num_cancelled_calls", "expert_makespan_s", "aggregator_s", "end_to_end_s",
-        "predicted_expert_makespan_s", "expert_lower_bound_s", "gpu_idle_frac", "gpu_load_frac", "num_loads", "output_tokens", "wasted_tokens",
-        "output_tok_per_s", "num_preemptions",
+        "predicted_expert_makespan_s", "expert_lower_bound_s", "gpu_idle_frac", "gpu_load_frac", "num_loads",
+        "output_tokens", "wasted_tokens", "output_tok_per_s", "num_preemptions",
     )  # fmt: skip
     if result is None:
         return {**dict.fromkeys(keys), "predicted_expert_makespan_s": predicted_s}

@@ -64,7 +64,7 @@ class Layers:
         Saved plans, by layer. The first must be of this batch; those behind it are used where they are of just the
         calls that have come up, and made anew elsewhere.
     on_plan
-        Told of each plan before it runs.
+        Told of each plan, and of the number that its session 0 has in the run, before it runs.
     """
 
     reacts = False
@@ -74,7 +74,7 @@ class Layers:
         questions: Questions,
         planner: Planner,
         plans: Sequence[Plan] = (),
-        on_plan: Callable[[Planned], None] = lambda planned: None,
+        on_plan: Callable[[Planned, int], None] = lambda planned, first_session: None,
     ) -> None:
         self._questions = questions
         self._planner = planner
@@ -97,7 +97,7 @@ class Layers:
 
     def _begin(self, calls: Sequence[Call], view: View) -> Iterable[Command]:
         planned = self._plan(calls, view)
-        self._on_plan(planned)
+        self._on_plan(planned, view.next_session())
         return plan_commands(planned.plan, {call.key: call for call in calls}, view.next_session())
 
     def _plan(self, calls: Sequence[Call], view: View) -> Planned:
@@ -131,7 +131,7 @@ class Flow:
         questions: Questions,
         planner: Planner,
         expected: Sequence[Forecast],
-        on_plan: Callable[[Planned], None] = lambda planned: None,
+        on_plan: Callable[[Planned, int], None] = lambda planned, first_session: None,
     ) -> None:
         self._questions = questions
         self._planner = planner
@@ -151,7 +151,7 @@ class Flow:
     def _begin(self, view: View) -> Iterator[Command]:
         first = self._questions.first_calls
         planned = self._planner.plan(first, view.lost)
-        self._on_plan(planned)
+        self._on_plan(planned, 0)
         yield from plan_commands(planned.plan, {call.key: call for call in first})
         number = 1 + max(session.id for session in planned.plan.sessions)
         for layer in self._questions.graph.layers[1:]:
@@ -159,7 +159,7 @@ class Flow:
             if not calls:
                 continue
             planned = self._planner.plan(calls, view.lost)
-            self._on_plan(planned)
+            self._on_plan(planned, number)
             for session in planned.plan.sessions:
                 after = tuple(needed + number for needed in session.after)
                 yield Open(replace(session, id=session.id + number, shard=(), after=after))

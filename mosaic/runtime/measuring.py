@@ -5,12 +5,13 @@ that are measured.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
 from mosaic.core.cluster import Cluster
 from mosaic.core.errors import DisturbedSweepError
-from mosaic.core.plan import Plan, Session, unpriced_plan
+from mosaic.core.plan import Plan, PredictedTimes, Session, unpriced_plan
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph, Node
@@ -26,13 +27,13 @@ from mosaic.runtime.sweep import Sweep, run_sweep
 
 _Swept = TypeVar("_Swept")
 
-Show: TypeAlias = Callable[[str, int], Sequence[Controller]]
-"""Gives who shows what goes on, by its name and the number of its calls."""
+Show: TypeAlias = Callable[[str, Mapping[int, PredictedTimes]], AbstractContextManager[Sequence[Controller]]]
+"""Gives who shows what goes on, by its name and what is predicted of its sessions (more may come while it lasts)."""
 
 
-def show_nothing(name: str, num_calls: int) -> Sequence[Controller]:
+def show_nothing(name: str, predicted: Mapping[int, PredictedTimes]) -> AbstractContextManager[Sequence[Controller]]:
     """Show nothing."""
-    return ()
+    return nullcontext(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,20 +68,20 @@ def sweep_first_layer(
     """Measure the experts that have calls."""
     called = {call.expert for call in calls}
     swept = [expert for expert in experts if expert.name in called]
-    num_calls = sum(sweep.shard_sizes) * sweep.num_repeats * len(swept)
 
     def measure(name: str) -> Profile:
         backend, prompt_tokens = site.sweep(name, swept)
-        return run_sweep(
-            sweep,
-            swept,
-            cluster,
-            backend,
-            prompt_tokens,
-            source,
-            lambda expert, session: site.swept_place(expert, session, len(swept)),
-            show("profiling", num_calls),
-        )
+        with show("profiling", {}) as shown:
+            return run_sweep(
+                sweep,
+                swept,
+                cluster,
+                backend,
+                prompt_tokens,
+                source,
+                lambda expert, session: site.swept_place(expert, session, len(swept)),
+                shown,
+            )
 
     return _again_if_disturbed("profile", measure)
 
@@ -114,7 +115,8 @@ def rehearse(
     needed_frac: dict[NodeName, float] = {}
     for number, layer in enumerate(graph.layers[1:]):
         backend = site.rehearsal(f"calibration_{number}", known, prompts_of(graph, known), records)
-        result = execute(plan, calls, backend, show("calibrating", len(calls)))
+        with show("calibrating", {}) as shown:
+            result = execute(plan, calls, backend, shown)
         for record in result.calls:
             records[record.key] = record
             questions.note(record)
@@ -132,7 +134,7 @@ def rehearse(
 def sweep_node(
     node: Node, rehearsal: Rehearsal, graph: CallGraph, planner: Planner, site: Site, source: str, show: Show
 ) -> Profile:
-    """Measure a node's experts, at each degree at which they may be placed, on what calibration questions leave to it."""
+    """Measure a node's experts, at each degree at which they may be placed, on what calibration leaves to it."""
     entries: list[ProfileEntry] = []
     prompts = prompts_of(graph, rehearsal.questions)
     for expert in node.experts:
@@ -142,8 +144,8 @@ def sweep_node(
 
             def measure(name: str, shaped: Expert = shaped, calls: Sequence[Call] = calls) -> ProfileEntry:
                 backend = site.rehearsal(name, rehearsal.questions, prompts, rehearsal.records)
-                shown = show(f"profiling {node.name}", 0)
-                return sweep_aggregator(shaped, calls, planner.cluster, backend, site.places(shaped), shown)
+                with show(f"profiling {node.name}", {}) as shown:
+                    return sweep_aggregator(shaped, calls, planner.cluster, backend, site.places(shaped), shown)
 
             entries.append(_again_if_disturbed(f"profile_{node.name}_{expert.name}_tp{degree}", measure))
     return Profile(source=source, entries=tuple(entries))

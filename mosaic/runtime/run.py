@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from mosaic.answers.extraction import Comparison, comparison
 from mosaic.core.cluster import Cluster
-from mosaic.core.plan import Plan
+from mosaic.core.plan import Plan, PredictedTimes
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import AnswerKind, Expert, NodeName, Workload
 from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
@@ -186,15 +186,21 @@ def run(
         replans.append((new, dict(lost)))
         on_replan(new, lost)
 
+    predicted: dict[int, PredictedTimes] = {}
+
+    def note_plan(made: Planned, first_session: int) -> None:
+        planned.append(made)
+        for session, times in zip(made.plan.sessions, made.plan.predicted, strict=True):
+            predicted[session.id + first_session] = times
+
     if job.has_barrier:
-        pipeline: Controller = Layers(questions, planner, (first.plan, *job.plans[1:]), planned.append)
+        pipeline: Controller = Layers(questions, planner, (first.plan, *job.plans[1:]), note_plan)
     else:
         expected = graph.forecast(workload, rehearsal.needed_frac, rehearsal.prompt_tokens())
-        pipeline = Flow(questions, planner, expected, planned.append)
-    with step("execute"):
+        pipeline = Flow(questions, planner, expected, note_plan)
+    with step("execute"), show("calls", predicted) as shown:
         backend = site.backend(known, prompts_of(graph, known))
         log = site.command_log()
-        shown = show("calls", len(questions.first_calls))
         everybody = [pipeline, *controllers, *shown]
         if site.way != "simulated":
             everybody.insert(1, Replanning(lambda calls, lost: planner.plan(calls, lost).plan, note_replan))
@@ -213,7 +219,8 @@ def _with_upper_profiles(job: Job, planner: Planner, first: Planned, show: Show)
     rehearsal = rehearse(job.graph, planner, job.site, first.plan, job.workload, show)
     profiles = dict(planner.profiles)
     for node in upper:
-        source = f"{job.site.way} {node.name} of {job.workload.name} after gate={job.graph.gate.name} {job.site.circumstances}"
+        what = f"{node.name} of {job.workload.name} after gate={job.graph.gate.name}"
+        source = f"{job.site.way} {what} {job.site.circumstances}"
         measured = job.upper_profile
         if measured is None:
             measured = sweep_node(node, rehearsal, job.graph, planner, job.site, source, show)
