@@ -8,12 +8,16 @@ from typing import NamedTuple
 
 import pytest
 
+from mosaic.core.commands import Cancel, Close, Cut, Finished, Idle, Move, Open, Ready, Started, Submit, Tick, cause_of
 from mosaic.core.errors import BackendError
-from mosaic.core.plan import Plan
+from mosaic.core.plan import Plan, Session
 from mosaic.core.realization import Outcome
-from mosaic.core.results import CallStatus, Cancel
-from mosaic.core.workload import AGGREGATE, Call, CallKey, PROPOSE
+from mosaic.core.results import CallStatus, RunResult
+from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
 from mosaic.runtime.backend import Backend
+from mosaic.runtime.loop import drive
+from mosaic.runtime.replay import Replay
+from mosaic.runtime.static_plan import execute
 from tests.engines.contract_backends import make_fake_executor, make_vllm_executor
 from tests.engines.executor_runs import has_vllm
 from tests.factories import make_call, make_cluster, make_expert
@@ -38,7 +42,7 @@ if has_vllm():
     BACKENDS["vllm"] = Kind(make_vllm_executor, 12.0, False)
 
 
-def true_outcome(call):
+def true_outcome(call, inputs=None):
     return Outcome(3 + 7 * (call.key.slot + len(call.key.question) + int(call.key.question[1:] or 0)) % 40, answer="B")
 
 
@@ -51,19 +55,22 @@ class Five(NamedTuple):
     A twice on worker 0, B on worker 1, T on both once A's first shard and B are done, and A again at the end.
     """
 
-    backend: Backend
+    name: str
+    folder: Path
     plan: Plan
     calls: list[Call]
     late: list[Call]
-    one_clock: bool
 
-    def execute(self, listener=None):
-        return self.backend.execute(self.plan, self.calls, listener)
+    def execute(self, *controllers) -> RunResult:
+        return execute(self.plan, self.calls, make_three(self.name, self.folder), controllers)
+
+    @property
+    def one_clock(self) -> bool:
+        return BACKENDS[self.name].one_clock
 
 
 def make_five(name: str, folder: Path) -> Five:
-    kind = BACKENDS[name]
-    late = some_calls("A", 4, start=30, ready_s=kind.late_s)
+    late = some_calls("A", 4, start=30, ready_s=BACKENDS[name].late_s)
     plan = make_plan(
         make_session(3, A[:20], workers=(0,)),
         make_session(1, B, workers=(1,)),
@@ -72,7 +79,7 @@ def make_five(name: str, folder: Path) -> Five:
         make_session(2, late, workers=(2,)),
         num_workers=3,
     )
-    return Five(make_three(name, folder), plan, [*A, *B, *T, *late], late, kind.one_clock)
+    return Five(name, folder, plan, [*A, *B, *T, *late], late)
 
 
 def make_three(name: str, folder: Path) -> Backend:
@@ -102,14 +109,34 @@ def fresh_five(request, tmp_path) -> Five:
 
 
 class Watcher:
+    """Hears every event, and cancels calls when others finish."""
+
+    reacts = True
+
     def __init__(self, *cancels: tuple[str, CallKey]):
-        self.records = []
+        self.events = []
         self.cancels = dict(cancels)
 
-    def on_finish(self, record):
-        self.records.append(record)
-        key = self.cancels.get(record.key.question)
+    @property
+    def records(self):
+        return [event.record for event in self.events if isinstance(event, Finished)]
+
+    def on(self, event, view):
+        self.events.append(event)
+        key = self.cancels.get(event.record.key.question) if isinstance(event, Finished) else None
         return [] if key is None else [Cancel(key)]
+
+
+class Answers:
+    """Gives the commands of a table by the name of the event that they answer."""
+
+    reacts = True
+
+    def __init__(self, table):
+        self.table = {cause: list(commands) for cause, commands in table.items()}
+
+    def on(self, event, view):
+        return self.table.pop(cause_of(event), [])
 
 
 def test_it_has_a_name(backend):
@@ -174,7 +201,7 @@ def test_a_session_waits_for_those_it_follows(five):
 
 def test_the_order_of_the_plan_binds_and_not_the_ids(backend):
     first, second = make_session(9, A[:5]), make_session(1, B[:5])
-    result = backend.execute(make_plan(first, second, num_workers=3), [*A[:5], *B[:5]])
+    result = execute(make_plan(first, second, num_workers=3), [*A[:5], *B[:5]], backend)
     assert [record.session for record in result.sessions] == [9, 1]
     assert result.sessions[0].end_ts <= result.sessions[1].load_start_ts
 
@@ -183,7 +210,7 @@ def test_an_expert_that_stays_on_its_workers_loads_once(backend):
     plan = make_plan(
         make_session(0, A[:5]), make_session(1, A[5:10]), make_session(2, B[:5]), make_session(3, A[10:]), num_workers=3
     )
-    first, again, other, back = backend.execute(plan, [*A, *B[:5]]).sessions
+    first, again, other, back = execute(plan, [*A, *B[:5]], backend).sessions
     assert first.load_s > 0
     assert again.load_s == 0
     assert again.start_ts == again.load_start_ts == first.end_ts
@@ -200,7 +227,8 @@ def test_a_call_that_is_not_ready_waits_in_its_session(five):
 
 
 def test_the_same_plan_twice_gives_the_same_records(five):
-    assert five.execute() == five.execute()
+    once, again = five.execute(), five.execute()
+    assert (once.calls, once.sessions) == (again.calls, again.sessions)
 
 
 def test_a_listener_hears_every_finish_in_order_of_time(fresh_five):
@@ -213,27 +241,193 @@ def test_a_listener_hears_every_finish_in_order_of_time(fresh_five):
 
 
 def test_a_listener_that_does_nothing_changes_nothing(five):
-    assert five.execute(Watcher()) == five.execute()
+    assert five.execute(Watcher()).calls == five.execute().calls
+
+
+def test_a_run_begins_and_every_worker_ends_idle(fresh_five):
+    watcher = Watcher()
+    fresh_five.execute(watcher)
+    assert watcher.events[0] == Started(watcher.events[0].ts)
+    assert sum(isinstance(event, Started) for event in watcher.events) == 1
+    assert {event.worker for event in watcher.events if isinstance(event, Idle)} == {0, 1, 2}
+    assert sorted(event.session for event in watcher.events if isinstance(event, Ready)) == [0, 1, 2, 3, 4]
 
 
 def test_a_cancelled_call_is_recorded_and_the_action_kept(fresh_five):
     watcher = Watcher(("A3", fresh_five.late[0].key), ("B2", T[1].key))
     result = fresh_five.execute(watcher)
-    assert {(action.kind, action.call) for action in result.actions} == {
-        ("cancel", fresh_five.late[0].key),
-        ("cancel", T[1].key),
-    }
+    cancels = {action.command.key: action for action in result.actions if isinstance(action.command, Cancel)}
+    assert cancels.keys() == {fresh_five.late[0].key, T[1].key}
+    assert {action.cause for action in cancels.values()} == {"finished A3/propose/0", "finished B2/propose/0"}
     cancelled = {record.key: record for record in result.calls if record.status is CallStatus.CANCELLED}
-    assert {action.call: action.ts for action in result.actions} == {
-        key: record.finished_ts for key, record in cancelled.items()
-    }
+    assert cancelled.keys() == cancels.keys()
+    for key, record in cancelled.items():
+        assert record.finished_ts >= cancels[key].ts - 1e-9
     assert len(result.calls) == len(fresh_five.calls)
-    assert cancelled.keys().isdisjoint(record.key for record in watcher.records)
 
 
 def test_cancelling_what_has_finished_does_nothing(five):
     result = five.execute(Watcher(("B19", B[19].key), ("A3", A[3].key)))
-    assert result.actions == ()
+    assert all(record.status is CallStatus.FINISHED for record in result.calls)
+
+
+# Reactions: sessions are opened, fed, closed and left while others run.
+
+
+def open_ended(number: int, expert: str, *workers: int) -> Session:
+    return Session(id=number, expert=expert, workers=workers)
+
+
+def drive_three(backend: Backend, *controllers, **options) -> RunResult:
+    return drive(backend, controllers, num_workers=3, **options)
+
+
+def statuses(result: RunResult) -> dict[str, str]:
+    return {record.key.question: record.status.value for record in result.calls}
+
+
+def test_sessions_are_opened_fed_and_closed_while_a_run_goes_on(backend):
+    first, more, other = A[0], A[1:4], B[:3]
+    result = drive_three(
+        backend,
+        Answers(
+            {
+                "started": [Open(open_ended(0, "A", 0)), Submit(first, 0)],
+                f"finished {first.key}": [
+                    *(Submit(call, 0) for call in more),
+                    Open(open_ended(1, "B", 1)),
+                    *(Submit(call, 1) for call in other),
+                    Close(1),
+                ],
+            }
+        ),
+    )
+    assert statuses(result) == dict.fromkeys(["A0", "A1", "A2", "A3", "B0", "B1", "B2"], "finished")
+    one, two = result.sessions
+    assert (one.num_calls, two.num_calls, two.workers) == (4, 3, (1,))
+    by_key = {record.key: record for record in result.calls}
+    assert two.load_start_ts >= by_key[first.key].finished_ts
+    assert all(by_key[call.key].queued_ts >= by_key[first.key].finished_ts for call in more)
+
+
+def test_sessions_of_an_expert_share_its_queue_by_priority(backend):
+    calls = A[:12]
+    opened = [Open(open_ended(0, "A", 0)), Open(open_ended(1, "A", 1))]
+    submitted = [Submit(call, "A", priority=-number) for number, call in enumerate(calls)]
+    result = drive_three(backend, Answers({"started": [*submitted, *opened]}))
+    assert statuses(result) == {call.key.question: "finished" for call in calls}
+    assert sum(session.num_calls for session in result.sessions) == 12
+    assert [session.session for session in result.sessions] == [0, 1]
+
+
+def test_a_call_that_waits_in_its_experts_queue_can_be_cancelled(backend):
+    result = drive_three(
+        backend,
+        Answers({"started": [Submit(A[0], "A"), Submit(A[1], "A"), Cancel(A[0].key), Open(open_ended(0, "A", 0))]}),
+    )
+    assert statuses(result) == {"A0": "cancelled", "A1": "finished"}
+    cancelled = next(record for record in result.calls if record.status is CallStatus.CANCELLED)
+    assert (cancelled.output_tokens, cancelled.session, cancelled.workers) == (0, -1, ())
+
+
+def test_a_call_goes_on_in_another_session(backend):
+    """A1 waits behind the load of worker 0's second session and moves to worker 1; A2 moves while it may run."""
+    moving = [A[1], A[2]]
+    result = drive_three(
+        backend,
+        Answers(
+            {
+                "started": [
+                    Open(open_ended(0, "A", 0)),
+                    Open(open_ended(1, "A", 1)),
+                    *(Submit(call, 0) for call in moving),
+                    Submit(A[0], 1),
+                    Move(A[1].key, 1),
+                ],
+                "ready 1": [Move(A[2].key, 1)],
+            }
+        ),
+    )
+    assert statuses(result) == {"A0": "finished", "A1": "finished", "A2": "finished"}
+    by_key = {record.key: record for record in result.calls}
+    assert (by_key[A[1].key].session, by_key[A[1].key].workers) == (1, (1,))
+    for call in moving:
+        assert by_key[call.key].output_tokens == true_outcome(call).output_tokens
+
+
+def test_moving_and_cutting_what_has_ended_does_nothing(backend):
+    result = drive_three(
+        backend,
+        Answers(
+            {
+                "started": [Open(open_ended(0, "A", 0)), Open(open_ended(1, "A", 1)), Submit(A[0], 0)],
+                f"finished {A[0].key}": [Move(A[0].key, 1), Cut(A[0].key, 1), Cancel(A[0].key)],
+            }
+        ),
+    )
+    (record,) = result.calls
+    assert (record.session, record.status, record.output_tokens) == (
+        0, CallStatus.FINISHED, true_outcome(A[0]).output_tokens,
+    )  # fmt: skip
+
+
+def test_a_call_that_is_cut_finishes_with_what_it_has(backend):
+    longest = max(A, key=lambda call: true_outcome(call).output_tokens)
+    assert true_outcome(longest).output_tokens > 10
+    result = drive_three(
+        backend,
+        Answers({"started": [Open(open_ended(0, "A", 0)), Submit(longest, 0), Cut(longest.key, 5)]}),
+    )
+    (record,) = result.calls
+    assert (record.status, record.answer) == (CallStatus.FINISHED, None)
+    assert 5 <= record.output_tokens <= 7
+
+
+def test_a_session_that_loses_all_its_calls_is_never_loaded(backend):
+    result = drive_three(
+        backend,
+        Answers(
+            {
+                "started": [
+                    Open(open_ended(0, "A", 0)), Submit(A[0], 0), Close(0),
+                    Open(open_ended(1, "B", 0)), Submit(B[0], 1), Close(1),
+                ],
+                "ready 0": [Cancel(B[0].key)],
+            }
+        ),
+    )  # fmt: skip
+    assert [session.session for session in result.sessions] == [0]
+    assert statuses(result) == {"A0": "finished", "B0": "cancelled"}
+
+
+def test_ticks_come_while_a_run_lasts(backend):
+    watcher = Watcher()
+    opening = Answers({"started": [Open(open_ended(0, "A", 0)), *(Submit(call, 0) for call in A)]})
+    drive_three(backend, opening, watcher, tick_s=0.05)
+    ticks = [event.ts for event in watcher.events if isinstance(event, Tick)]
+    assert ticks
+    assert ticks == sorted(ticks)
+
+
+def test_a_log_replayed_gives_the_same_records(fresh_five, tmp_path):
+    watcher = Watcher(("A3", fresh_five.late[0].key), ("B2", T[1].key))
+    ran = fresh_five.execute(watcher)
+    again = make_three(fresh_five.name, tmp_path / "again")
+    replayed = drive(again, [Replay(ran.actions)], num_workers=3)
+    if fresh_five.one_clock:
+        assert replayed == ran
+    plain = [(record.key, record.status, record.answer, record.session) for record in ran.calls]
+    assert sorted(plain) == sorted((r.key, r.status, r.answer, r.session) for r in replayed.calls)
+
+
+def test_calls_of_one_run_may_need_each_other(backend):
+    """The loop holds a call until what it comes after has ended, wherever that runs."""
+    needed = A[:3]
+    merged = make_call("A0", expert="B", node=AGGREGATE, after=tuple(call.key for call in needed))
+    plan = make_plan(make_session(0, needed), replace(make_session(1, [merged], workers=(1,)), node=AGGREGATE), num_workers=3)
+    result = execute(plan, [*needed, merged], backend)
+    by_key = {record.key: record for record in result.calls}
+    assert by_key[merged.key].queued_ts >= max(by_key[call.key].finished_ts for call in needed) - 1e-9
     assert all(record.status is CallStatus.FINISHED for record in result.calls)
 
 
@@ -247,7 +441,7 @@ MERGED = [
 ]
 
 
-def merged_outcome(call):
+def merged_outcome(call, inputs=None):
     """An aggregator's outcome follows what its call needs."""
     return Outcome(5 + 10 * len(call.after), answer="ABCD"[len(call.after)], visible_tokens=4)
 
@@ -269,7 +463,7 @@ def merge_plan(*shards) -> Plan:
 
 
 def test_calls_that_need_an_earlier_run_are_served_over_four_workers(aggregating):
-    result = aggregating.execute(merge_plan(MERGED), MERGED)
+    result = execute(merge_plan(MERGED), MERGED, aggregating)
     (session,) = result.sessions
     assert (session.expert, session.node, session.workers) == ("W", AGGREGATE, (0, 1, 2, 3))
     assert (session.num_calls, session.load_s > 0) == (12, True)
@@ -280,54 +474,34 @@ def test_calls_that_need_an_earlier_run_are_served_over_four_workers(aggregating
 
 
 def test_what_a_call_needs_reaches_its_outcome(aggregating):
-    records = {record.key: record for record in aggregating.execute(merge_plan(MERGED), MERGED).calls}
+    records = {record.key: record for record in execute(merge_plan(MERGED), MERGED, aggregating).calls}
     for call in MERGED:
         record = records[call.key]
         assert (record.output_tokens, record.answer, record.visible_tokens) == merged_outcome(call)
 
 
 def test_an_aggregator_that_stays_on_its_workers_loads_once(aggregating):
-    first, second = aggregating.execute(merge_plan(MERGED[:7], MERGED[7:]), MERGED).sessions
+    first, second = execute(merge_plan(MERGED[:7], MERGED[7:]), MERGED, aggregating).sessions
     assert (first.load_s > 0, second.load_s) == (True, 0)
     assert first.end_ts <= second.load_start_ts
 
 
-def test_a_call_cannot_need_one_of_the_same_run(aggregating):
-    needed = make_call("q1", expert="A")
-    sessions = make_session(0, [needed]), make_session(1, MERGED, workers=(0, 1, 2, 3))
-    with pytest.raises(BackendError, match="q1/aggregate/0: after must name calls of an earlier run, got q1/propose/0"):
-        aggregating.execute(make_plan(*sessions, num_workers=4), [needed, *MERGED])
-
-
-@pytest.mark.parametrize("workers", [(0,), (0, 1), (0, 1, 2)])
-def test_fewer_workers_than_the_aggregator_spans_are_refused(aggregating, workers):
-    plan = make_plan(make_session(0, MERGED, workers=workers), num_workers=4)
-    with pytest.raises(BackendError, match=r"as many as tp_degree 4, got \(0"):
-        aggregating.execute(plan, MERGED)
-
-
-UNKNOWN = make_call("q0", expert="A", node=AGGREGATE)
-
-
 @pytest.mark.parametrize(
-    ("plan", "calls", "message"),
+    ("commands", "message"),
     [
-        (make_plan(make_session(0, some_calls("Z", 1))), some_calls("Z", 1), r"expert must be one of .*, got 'Z'"),
-        (make_plan(make_session(0, [*A, UNKNOWN])), A, "call q0/aggregate/0 is not one of the calls"),
-        (make_plan(make_session(0, A), make_session(1, A[:1])), A, "call A0/propose/0 is not .* or is served twice"),
-        (make_plan(make_session(0, [A[0], B[0]])), [A[0], B[0]], "call B0/propose/0 is for 'B'"),
-        (make_plan(make_session(0, A)), [*A, *B], "plan drops 20 calls, the first of them B0"),
-        (make_plan(make_session(0, A)), [*A, A[0]], "key must be unique"),
-        (make_plan(make_session(0, A, workers=(3,))), A, r"worker must be one of 0 .. 2 of .*, got 3"),
-        (make_plan(make_session(0, A, workers=(0, 1))), A, r"as many as tp_degree 1, got \(0, 1\)"),
-        (make_plan(make_session(0, A, after=(7,))), A, "after must name sessions of the plan, got 7"),
+        ([Open(open_ended(0, "Z", 0))], r"expert must be one of .*, got 'Z'"),
+        ([Open(open_ended(0, "A", 3))], r"worker must be one of 0 .. 2 of .*, got 3"),
+        ([Open(open_ended(0, "A", 0)), Open(open_ended(0, "A", 1))], "session 0 must be new"),
+        ([Open(replace(open_ended(0, "A", 0), after=(7,)))], "after: session must be one that was opened, got 7"),
+        ([Submit(A[0], 7)], "session must be one that was opened, got 7"),
+        ([Open(open_ended(0, "A", 0)), Submit(B[0], 0)], "call B0/propose/0 is for 'B'"),
+        ([Submit(B[0], "A")], "call B0/propose/0 is for 'B'"),
+        ([Open(open_ended(0, "A", 0)), Close(0), Submit(A[0], 0)], "must come before the session is closed"),
+        ([Cancel(A[0].key)], "call must be one that was submitted, got A0/propose/0"),
+        ([Close(7)], "session must be one that was opened, got 7"),
+        ([Submit(A[0], "A")], "1 calls are left that no session serves, the first of them A0/propose/0"),
     ],
 )
-def test_a_plan_that_cannot_be_run_is_refused(backend, plan, calls, message):
+def test_commands_that_cannot_be_carried_out_are_refused(backend, commands, message):
     with pytest.raises(BackendError, match=message):
-        backend.execute(plan, calls)
-
-
-def test_a_listener_cannot_cancel_what_does_not_exist(five):
-    with pytest.raises(BackendError, match="Cancel must name a call of the plan, got q0/aggregate/0"):
-        five.execute(Watcher(("A3", UNKNOWN.key)))
+        drive_three(backend, Answers({"started": commands}))
