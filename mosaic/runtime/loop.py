@@ -95,7 +95,7 @@ class _Run:
         view = self._view
         if not view.running:
             unclosed = [Close(n) for n in view.opened if n not in view.closing and n not in view.ended]
-            self._give(unclosed, cause_of(event))
+            self._give(unclosed, event)
 
     def _answer(self, event: Event, controllers: Sequence[Controller]) -> None:
         self._view.observe(event)
@@ -103,9 +103,10 @@ class _Run:
             self._order.setdefault(event.record.key, len(self._order))
             for command in self._dependencies.release():
                 self._backend.apply(command)
-        cause = cause_of(event)
         for controller in controllers:
-            self._give(list(controller.on(event, self._view)), cause)
+            commands = controller.on(event, self._view)
+            if commands:
+                self._give(list(commands), event)
         if self._earlier and not self._log_ended() & self._view.running.keys():
             self._fold_in()
 
@@ -124,9 +125,10 @@ class _Run:
             actions=tuple(self._actions),
         )
 
-    def _give(self, commands: Sequence[Command], cause: str) -> None:
+    def _give(self, commands: Sequence[Command], event: Event | str) -> None:
         if not commands:
             return
+        cause = event if isinstance(event, str) else cause_of(event)
         given = [Action(self._view.ts, cause, command) for command in commands]
         if self._log is not None:
             self._log.write([action for action in given if action.command not in self._written])

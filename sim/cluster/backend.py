@@ -2,8 +2,7 @@
 
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from math import inf
 from typing import Any, TypeAlias
 
@@ -36,7 +35,6 @@ from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from sim.cluster.expert_on_gpu import ExpertsOnGpus, IterationTimes, check_hardware
 from sim.cluster.lower_bound import Demand, makespan_lower_bound_s
 from sim.cluster.session import PendingCall, SimSession, TrueCall, cut_off, unanswered
-from sim.engine.engine import Engine
 from sim.engine.engine_settings import EngineSettings
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import iteration_time
@@ -62,7 +60,8 @@ class SimBackend:
     A session process asks for all its workers when it is opened, so each worker serves its sessions in the order in
     which they were opened and gangs cannot wait for each other. It then waits for the sessions it follows, loads,
     serves calls through the engine until it is closed, and releases its workers. Commands are applied between two
-    steps of the clock, so what answers an event takes effect at the event's instant.
+    steps of the clock, so what answers an event takes effect at the event's instant. Where controllers react, engines
+    go from one change of their batch to the next in the order of time; SimPy has the waiting and the loads.
 
     Parameters
     ----------
@@ -107,26 +106,92 @@ class SimBackend:
         """First-layer calls that were not cancelled, for the lower bound."""
         self._events: deque[Event] = deque()
         self._reacts = False
+        self._now = 0.0
+        """The run's clock: SimPy's, or where an engine has got to since."""
+        self._touched: dict[SimSession, None] = {}
+        """Sessions whose next change is to be looked up."""
+        self._changes: list[tuple[float, int, SimSession]] = []
+        self._num_changes = 0
 
     def events(self, *, reacts: bool, tick_s: float | None = None) -> Iterator[Event]:
         """See ``Backend.events``."""
-        env = self._env
+        env, told = self._env, self._events
         self._reacts = reacts
         next_tick_ts = inf if tick_s is None else tick_s
-        self._events.append(Started(0.0))
+        told.append(Started(0.0))
         while True:
-            while self._events:
-                yield self._events.popleft()
-            if (next_ts := env.peek()) == inf:
-                break
-            if next_ts <= next_tick_ts or tick_s is None:
-                env.step()
+            while told:
+                yield told.popleft()
+            if self._touched:
+                self._compose()
+            next_ts = min(env.peek(), next_tick_ts)
+            if self._run_engines(next_ts):
                 continue
-            env.run(until=next_tick_ts)
-            self._tell_progress()
-            self._events.append(Tick(env.now))
-            next_tick_ts += tick_s
+            if next_ts == next_tick_ts and (self._changes or env.peek() < inf):
+                self._pass_time(next_ts)
+                self._tell_progress()
+                told.append(Tick(next_ts))
+                next_tick_ts += tick_s or 0.0
+            elif next_ts < inf:
+                env.step()
+                self._now = env.now
+            else:
+                break
         self._check_end()
+
+    def _run_engines(self, limit_ts: float) -> bool:
+        """Run engines from change to change of their batches, in the order of time, until there is something to hear.
+
+        False if nothing is, before the limit. Changes that a command has made out of date are passed over.
+        """
+        heap = self._changes
+        while heap:
+            ts, number, live = heap[0]
+            if live.change != number:
+                heappop(heap)
+                continue
+            if ts >= limit_ts:
+                return False
+            engine = live.engine
+            assert engine is not None
+            self._now = ts
+            finished = engine.run_event(ts)
+            change_ts = inf if finished else engine.next_event_ts()
+            if change_ts < inf:
+                heapreplace(heap, (change_ts, number, live))
+                continue
+            heappop(heap)
+            self._finish(live, finished)
+            self._touched[live] = None
+            return True
+        return False
+
+    def _compose(self) -> None:
+        """Find out when the batches change next of sessions whose engines have finished calls or got commands.
+
+        What was told before has been answered by now, so the next iteration is composed with the answer in it.
+        """
+        touched, self._touched = self._touched, {}
+        for live in touched:
+            engine = live.engine
+            if engine is None:
+                continue
+            if self._queues:
+                self._pull(live)
+            change_ts = engine.next_event_ts()
+            self._num_changes += 1
+            live.change = self._num_changes
+            if change_ts < inf:
+                heappush(self._changes, (change_ts, live.change, live))
+            elif live.is_closing:
+                self._pass_time(self._now)
+                live.drained.succeed()
+
+    def _pass_time(self, ts: float) -> None:
+        """Let SimPy's clock catch up with the engines'; nothing of its own is due before."""
+        self._now = ts
+        if self._env.now < ts:
+            self._env.run(until=ts)
 
     def _check_end(self) -> None:
         stuck = [number for number, live in self._sessions.items() if not live.over.triggered]
@@ -146,7 +211,7 @@ class SimBackend:
             case Close(session=number):
                 live = self._session_of(number, "Close")
                 live.is_closing = True
-                self._wake(live)
+                self._touched[live] = None
             case Cancel(key=key):
                 self._cancel(key)
             case Cut(key=key, tokens=tokens):
@@ -172,9 +237,10 @@ class SimBackend:
             raise BackendError(f"Open: session {session.id} must be new, it was opened before")
         for needed in session.after:
             self._session_of(needed, f"session {session.id}: after")
-        live = SimSession(session, self._models.of_session(session), self._env.event())
+        self._pass_time(self._now)
+        live = SimSession(session, self._models.of_session(session), self._env.event(), self._env.event())
         self._sessions[session.id] = live
-        live.process = self._env.process(self._session(live))
+        self._env.process(self._session(live))
 
     def _submit(self, call: Call, to: int | ExpertName, priority: int) -> None:
         if call.key in self._pending or call.key in self._records:
@@ -182,7 +248,7 @@ class SimBackend:
         expert = self._models.expert(call.expert)
         inputs = {key: self._records[key] for key in call.after if key in self._records}
         true = cut_off(call, expert, self._outcomes(call, inputs))
-        pending = self._pending[call.key] = PendingCall(true, max(call.ready_s, self._env.now))
+        pending = self._pending[call.key] = PendingCall(true, max(call.ready_s, self._now))
         if not call.after:
             self._served[call.key] = true
         if isinstance(to, int):
@@ -193,12 +259,12 @@ class SimBackend:
         heappush(self._queues.setdefault(to, []), (priority, self._num_queued, pending))
         self._num_queued += 1
         for live in self._sessions.values():
-            if live.session.expert == to and live.engine is not None:
-                self._wake(live)
+            if live.session.expert == to:
+                self._touched[live] = None
 
     def _give(self, pending: PendingCall, live: SimSession) -> None:
-        live.add(pending, self._env.now)
-        self._wake(live)
+        live.add(pending, self._now)
+        self._touched[live] = None
 
     def _open_session(self, number: int, call: Call) -> SimSession:
         live = self._session_of(number, f"call {call.key}")
@@ -214,11 +280,6 @@ class SimBackend:
             raise BackendError(f"{what}: session must be one that was opened, got {number}")
         return live
 
-    def _wake(self, live: SimSession) -> None:
-        if live.is_waiting and live.process is not None:
-            live.is_waiting = False
-            live.process.interrupt()
-
     def _find(self, key: CallKey) -> PendingCall | None:
         """Find a call that has not ended; None: it has."""
         pending = self._pending.get(key)
@@ -231,12 +292,12 @@ class SimBackend:
         if pending is None:
             return
         live = pending.place
-        record = pending.cancelled(None if live is None else live.engine, self._env.now)
+        record = pending.cancelled(None if live is None else live.engine, self._now)
         if record is None:
             return
         if live is not None:
             live.remove(pending)
-            self._wake(live)
+            self._touch(live)
         else:
             self._unqueue(pending)
         self._served.pop(key, None)
@@ -249,10 +310,10 @@ class SimBackend:
         request, live = pending.request, pending.place
         left = max(tokens, pending.generated + 1)
         if request is not None and live is not None and live.engine is not None:
-            if not live.engine.cut(request, left, self._env.now):
+            if not live.engine.cut(request, left, self._now):
                 return
             left = request.output_tokens
-            self._wake(live)
+            self._touch(live)
         pending.true = unanswered(pending.true.call, left, pending.true)
         if key in self._served:
             self._served[key] = pending.true
@@ -265,12 +326,18 @@ class SimBackend:
         if here is None:
             self._unqueue(pending)
         else:
-            if here.engine is not None and not pending.leave_engine(here.engine, self._env.now):
+            if here.engine is not None and not pending.leave_engine(here.engine, self._now):
                 return
             here.remove(pending)
-            self._wake(here)
+            self._touch(here)
             pending.attempt += 1
         self._give(pending, there)
+
+    def _touch(self, live: SimSession) -> None:
+        """Have a session's next change looked up again, after an engine was told to drop or to cut a call."""
+        if live.engine is not None:
+            self._finish(live, live.engine.advance_to(self._now))
+        self._touched[live] = None
 
     def _unqueue(self, pending: PendingCall) -> None:
         name = pending.true.call.expert
@@ -279,7 +346,7 @@ class SimBackend:
     def _end(self, record: CallRecord) -> None:
         del self._pending[record.key]
         self._records[record.key] = record
-        self._events.append(Finished(self._env.now, record))
+        self._events.append(Finished(self._now, record))
 
     def _session(self, live: SimSession) -> ProcessGenerator:
         env, session = self._env, live.session
@@ -312,24 +379,10 @@ class SimBackend:
             yield from wait_until(env, engine.boundary_ts)
             self._finish(live, finished)
         else:
-            yield from self._serve_by_events(live, engine)
+            self._touched[live] = None
+            yield live.drained
         live.engine = None
         self._events.append(Closed(env.now, live.record(load_start_ts, load_s, start_ts, env.now)))
-
-    def _serve_by_events(self, live: SimSession, engine: Engine) -> ProcessGenerator:
-        """Stop at each change of the batch, so that finishes are heard in the order of all workers' clocks."""
-        env = self._env
-        while True:
-            yield env.timeout(0.0)  # what was just told is answered before the next iteration is composed
-            self._pull(live, engine)
-            event_ts = engine.next_event_ts()
-            if event_ts == inf and live.is_closing:
-                return
-            live.is_waiting = True
-            with suppress(simpy.Interrupt):
-                yield from wait_until(env, event_ts) if event_ts < inf else _for_ever(env)
-            live.is_waiting = False
-            self._finish(live, engine.advance_to(env.now))
 
     def _finish(self, live: SimSession, requests: Sequence[Any]) -> None:
         for record in live.finish(requests):
@@ -337,16 +390,16 @@ class SimBackend:
             self._records[record.key] = record
             self._events.append(Finished(record.finished_ts or 0.0, record))
 
-    def _pull(self, live: SimSession, engine: Engine) -> None:
+    def _pull(self, live: SimSession) -> None:
         """Take calls from the expert's queue while the session has room."""
         queue = self._queues.get(live.session.expert)
         room = 0 if live.is_closing else self._models.settings.max_num_seqs - len(live.calls)
         while queue and room > 0:
-            live.add(heappop(queue)[2], self._env.now)
+            live.add(heappop(queue)[2], self._now)
             room -= 1
 
     def _tell_progress(self) -> None:
-        now = self._env.now
+        now = self._now
         for number, live in self._sessions.items():
             if live.engine is None:
                 continue
@@ -358,8 +411,4 @@ class SimBackend:
                 if pending.request is not None
             }
             self._events.append(Progress(now, number, tokens))
-            self._wake(live)
-
-
-def _for_ever(env: simpy.Environment) -> ProcessGenerator:
-    yield env.event()
+            self._touched[live] = None

@@ -109,7 +109,7 @@ class PendingCall:
 class SimSession:
     """A session on its way: it waits for its workers, loads, serves calls until it is closed, and ends."""
 
-    def __init__(self, session: Session, model: ExpertOnGpu, over: simpy.Event) -> None:
+    def __init__(self, session: Session, model: ExpertOnGpu, over: simpy.Event, drained: simpy.Event) -> None:
         self.session = session
         self.model = model
         self.over = over
@@ -117,9 +117,10 @@ class SimSession:
         self.is_closing = False
         self.engine: Engine | None = None
         """None: not up yet, or not any more."""
-        self.process: simpy.Process | None = None
-        self.is_waiting = False
-        """Its process waits for the engine's next event, or for something to do: a command has to wake it."""
+        self.drained = drained
+        """Triggered when it is closed and has no call left."""
+        self.change = -1
+        """Number of its engine's next change of batch, of all that were looked up."""
         self.calls: dict[int, PendingCall] = {}
         """Those that it has, by their number in the session."""
         self._num_calls = 0

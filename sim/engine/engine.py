@@ -99,6 +99,16 @@ class Engine:
         self._plan_jump()
         return self._jump_end_ts
 
+    def run_event(self, ts: float) -> list[Request]:
+        """Run up to the instant that ``next_event_ts`` gave, nothing having come between, and return what finished."""
+        if self._batch_fixed and self._now < ts:
+            self._commit(self._jump_steps)
+        self._target_ts = ts
+        finished = self._finished
+        if finished:
+            self._finished = []
+        return finished
+
     def advance_to(self, ts: float) -> list[Request]:
         """Run up to ``ts`` and return the requests that finished since the last call, in order of finish."""
         self._run_to(ts)
