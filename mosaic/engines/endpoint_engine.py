@@ -144,7 +144,7 @@ class EndpointEngine:
     def abort(self, number: int) -> Aborted:
         """Break a request off: a server that sees its connection close drops it."""
         call = self._calls[number] if number in self._calls else self._ended[number][0]
-        self._loop.run_until_complete(_cancel([call]))
+        self._break_off([call])
         self._calls.pop(number, None)
         self._ended.pop(number, None)
         prompt = call.request.prompt
@@ -177,10 +177,16 @@ class EndpointEngine:
     def close(self) -> None:
         """Break everything off; a worker that ends need not."""
         if not self._loop.is_closed():
-            self._loop.run_until_complete(_cancel(self._calls.values()))
+            self._break_off(self._calls.values())
             self._loop.run_until_complete(self._client.close())
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
+
+    def _break_off(self, calls: Iterable[Call]) -> None:
+        tasks = [call.task for call in calls if call.task is not None]
+        for task in tasks:
+            task.cancel()  # outside of the loop, so that one which has not started never does
+        self._loop.run_until_complete(_wait_for(tasks))
 
     async def _wait(self) -> None:
         self._news.clear()
@@ -251,10 +257,7 @@ async def _open_client(settings: EndpointSettings, key: str | None) -> Client:
     return Client(settings.endpoint, settings.patience, key)
 
 
-async def _cancel(calls: Iterable[Call]) -> None:
-    tasks = [call.task for call in calls if call.task is not None]
-    for task in tasks:
-        task.cancel()
+async def _wait_for(tasks: Sequence[asyncio.Task[None]]) -> None:
     if tasks:
         await asyncio.wait(tasks)
     await asyncio.sleep(0)  # a connection closes its socket one iteration later
