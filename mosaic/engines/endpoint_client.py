@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 _AGAIN = (408, 429)
 """Statuses after which the same request may succeed, beside those of 500 and above."""
+_UNSUPPORTED = re.compile(r"support|unknown|unrecogni[sz]ed|permitted", re.IGNORECASE)
 _ABOUT_PROMPT = re.compile(
     r"context.?(length|window|size)|(model|input) length|\b(prompt|input|request)\b.{0,60}\btoo (long|large)"
-    r"|input token count|out of vocabulary|content.?(filter|management|policy)",
+    r"|input token count|out of vocabulary|max_tokens must be at least 1|content.?(filter|management|policy)",
     re.IGNORECASE,
 )
 """Servers have no common code for a prompt that they cannot serve, only words."""
@@ -151,6 +152,8 @@ def fault_of(status: int, words: str, fields: Collection[str]) -> Fault:
     if status == 413 or _ABOUT_PROMPT.search(words):
         return Fault.PROMPT
     ours = set(fields) - {"model", "stream", "prompt", "messages"}  # words that are said of much else
+    if not _UNSUPPORTED.search(words):
+        ours.discard("max_tokens")  # it may be this prompt that leaves no room for so many
     if status == 403 or (status in (400, 422) and any(re.search(rf"\b{field}\b", words) for field in ours)):
         return Fault.FORMAT
     return Fault.UNKNOWN

@@ -134,7 +134,9 @@ class EndpointEngine:
         """
         if self._error is None:
             self._loop.run_until_complete(self._wait())
-        if self._doubt is not None and all(call.num_retries for call in self._calls.values() if call.sent_ts):
+        if self._doubt is not None and all(
+            call.num_retries for call in self._calls.values() if call.sent_ts is not None
+        ):
             raise FatalEngineError(f"{self._doubt}; it has served no call")
         if self._error is not None and not self._ended:
             raise self._error

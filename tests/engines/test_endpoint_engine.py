@@ -431,6 +431,7 @@ TOO_LONG = [
     "the request exceeds the available context size. try increasing the context size or enable context shift",
     "prompt is too long: 210000 tokens > 200000 maximum",
     "Token id 256 is out of vocabulary",
+    "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)",
 ]
 
 
@@ -445,6 +446,8 @@ def test_refusals_are_told_apart_by_what_they_name():
     ours = ("model", "max_tokens", "messages", "seed")
     assert fault_of(400, '{"code": "context_length_exceeded", "message": "max_tokens"}', ours) == "prompt"
     assert fault_of(400, "max_tokens is too large: 4096. This model supports at most 512", ours) == "format"
+    assert fault_of(400, "Unsupported parameter: 'max_tokens'", ours) == "format"
+    assert fault_of(400, "500 tokens and max_tokens=48 exceed 512", ours) == "unknown"
     assert fault_of(400, "max_tokens_to_sample is unknown", ours) == "unknown"
     assert fault_of(400, "this model, with these messages: no", ours) == "unknown"
     assert fault_of(413, "", ours) == "prompt"
