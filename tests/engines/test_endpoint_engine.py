@@ -125,6 +125,8 @@ def test_what_was_written_before_is_gone_on_from_where_a_server_can():
     responses, server = ask(None, [ids], is_vllm=False)
     assert server.posts[0][1]["prompt"] == [3, 1, 4], "without token ids in the reply the two parts cannot be joined"
     assert responses[0].text is not None
+    responses, _ = ask(lambda body, number: completion(body | {"return_token_ids": False}), [ids])
+    assert (responses[0].token_ids, responses[0].output_tokens) == ((), 3 + len(tokens_of(ids.seed))), "not a part"
 
 
 @pytest.mark.parametrize(
@@ -373,6 +375,25 @@ def test_what_no_call_will_heal_stops_at_its_first_appearance(answer, cause):
     message, server = fatal(always(answer), max_in_flight=1)
     assert message == f"A at http://127.0.0.1:{server.port}/v1: {cause}"
     assert len(server.posts) == 1
+
+
+def test_what_ended_together_with_a_fatal_error_is_told_before_it():
+    go, kept = threading.Event(), {}
+
+    def behave(body, number):
+        go.wait(20)
+        return completion(body) if prompt_of(body) == "question 0" else (401, ERROR)
+
+    with serving(FakeServer("A", behave)) as (server,), opened(server) as engine:
+        for request in REQUESTS[:2]:
+            engine.submit(request)
+        while len(server.posts) < 2:
+            assert list(engine.step()) == []
+        go.set()
+        time.sleep(0.2)
+        with pytest.raises(FatalEngineError):
+            serve(engine, [], until=2, kept=kept)
+    assert kept.keys() == {0}
 
 
 @pytest.mark.parametrize(("answer", "is_fatal"), [((401, ERROR), True), ((404, ERROR), True), ((403, ERROR), False)])
