@@ -19,6 +19,7 @@ CORE = ("mosaic", "sim")
 CODE = (*CORE, "experiments")
 LAZY = (
     "vllm", "torch", "pyomo", "highspy", "matplotlib", "pyarrow", "scipy", "hydra", "omegaconf", "math_verify", "sympy",
+    "aiohttp",
 )  # fmt: skip
 """What ``import mosaic`` and a simulated run must not need."""
 MUST_BE_PREDICTED = {1557, 1601, 1668, 1637, 526, 585, 551, 527, 925, 945, 896}

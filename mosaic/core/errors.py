@@ -17,6 +17,10 @@ class BackendError(MosaicError):
     """A backend could not run a plan."""
 
 
+class FatalEngineError(BackendError):
+    """An engine met what no other try and no other call will heal, such as a bad key: the run must stop and say so."""
+
+
 class DisturbedSweepError(BackendError):
     """Too many sessions of a sweep were interrupted to price an expert by the others: it must be measured anew."""
 

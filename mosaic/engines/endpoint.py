@@ -1,12 +1,13 @@
 """OpenAI-compatible servers that are already running: where each is, what it serves, and how patient to be with it."""
 
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import urlsplit
 
 from mosaic.core.checks import require, require_count, require_name, require_number
-from mosaic.core.errors import BackendError
+from mosaic.core.errors import FatalEngineError
 from mosaic.core.workload import ExpertName
 
 
@@ -60,18 +61,23 @@ class Endpoint:
 
         Raises
         ------
-        BackendError
-            If the variable that should hold it is not set.
+        FatalEngineError
+            If the variable that should hold it does not.
         """
         if self.api_key_env is None:
             return None
         key = os.environ.get(self.api_key_env)
-        if not key:
-            raise BackendError(
+        if not key or not key.isascii() or not key.isprintable():
+            raise FatalEngineError(
                 f"{self.expert} at {self.base_url}: environment variable {self.api_key_env} must hold its API key, "
-                "it is not set"
+                + ("it holds more than one line of ASCII" if key else "it is not set")
             )
         return key
+
+    @property
+    def asked_as(self) -> tuple[str | bool, ...]:
+        """What decides a response beside the call itself; where the server is does not."""
+        return (self.model, str(self.api), self.is_vllm, self.opens_thinking)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +112,42 @@ class EndpointPatience:
         ([0.5, 1.0, 2.0, 3], 2.0, 3)
         """
         return min(self.max_wait_s, self.first_wait_s * 2.0**num_retries if asked_s is None else asked_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointSettings:
+    """How the engine of a worker serves calls, where the worker is a server."""
+
+    endpoint: Endpoint
+    patience: EndpointPatience = EndpointPatience()
+    max_in_flight: int = 64
+    """Most requests that the server has in its hands."""
+
+    def __post_init__(self) -> None:
+        require_count(self.max_in_flight, "endpoint.max_in_flight", at_least=1)
+
+    @property
+    def max_num_seqs(self) -> int:
+        """The same under the name that engines have for it."""
+        return self.max_in_flight
+
+
+def endpoint_by_expert(endpoints: Sequence[Endpoint], experts: Iterable[ExpertName]) -> dict[ExpertName, Endpoint]:
+    """Give each expert one of its servers: which of them answers must not decide the response.
+
+    Raises
+    ------
+    ValueError
+        If a server's expert is none of these, or two servers of an expert are asked in different ways.
+    """
+    known = sorted(experts)
+    found: dict[ExpertName, Endpoint] = {}
+    for endpoint in endpoints:
+        require(endpoint.expert in known, "endpoint.expert", f"one of {known}", endpoint.expert)
+        first = found.setdefault(endpoint.expert, endpoint)
+        rule = f"asked alike, as {first.asked_as}"
+        require(first.asked_as == endpoint.asked_as, f"endpoints of {endpoint.expert!r}", rule, endpoint.asked_as)
+    return found
 
 
 def _require_url(url: str, field: str) -> None:

@@ -1,11 +1,18 @@
 """What is asked of a server for a call, and what its reply says."""
 
+import time
 from typing import Any, NamedTuple
 
 from mosaic.answers.response_text import without_thinking
 from mosaic.engines.endpoint import Api, Endpoint
-from mosaic.engines.orders import Job
+from mosaic.engines.endpoint_client import AskError, Fault, Tries
+from mosaic.engines.engine import Request, Response
 from mosaic.engines.vllm_engine import PLAIN_TEMPLATE
+
+NOT_WHOLE = ("content_filter", "error", "abort")
+"""Reasons to finish that leave no whole response."""
+MAX_TEMPLATE_TOKENS = 16_384
+"""A server's template, system prompt included, adds no more to a prompt."""
 
 
 class Post(NamedTuple):
@@ -15,79 +22,99 @@ class Post(NamedTuple):
     body: dict[str, Any]
 
 
-class Reply(NamedTuple):
-    """What a server wrote."""
+def request_of(request: Request, endpoint: Endpoint) -> Post:
+    """Ask what other engines are asked: the same prompt, seed, temperature and limit, nothing else changed.
 
-    text: str
-    """With its thinking, which some servers deliver apart."""
-    token_ids: tuple[int, ...]
-    """Empty where the server does not give them."""
-    output_tokens: int
-    prompt_tokens: int
-    cached_tokens: int
-    finish_reason: str | None
-    visible_tokens: int | None
-    """None: a part of the text is thinking, and only the server's tokenizer could count the rest."""
-    thinking_opened: bool
-
-
-def request_of(job: Job, endpoint: Endpoint) -> Post:
-    """Ask what the executor asks of its engine: the same prompt, seed, temperature and limit, nothing else changed.
-
-    A server cuts a response off where its context ends, as the executor does.
+    A server cuts a response off where its context ends, as other engines do.
     """
+    written = written_before(request, endpoint)
     body: dict[str, Any] = {
         "model": endpoint.model,
-        "max_tokens": job.max_output_tokens,
-        "temperature": job.temperature,
+        "max_tokens": request.max_output_tokens - len(written),
+        "temperature": request.temperature,
         "top_p": 1.0,
-        "seed": job.seed,
+        "seed": request.seed,
         "stream": False,
     }
     if endpoint.is_vllm:
         body |= {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
-    if not isinstance(job.prompt, str):
-        return Post("completions", body | {"prompt": list(job.prompt)})
+    if not isinstance(request.prompt, str):
+        return Post("completions", body | {"prompt": [*request.prompt, *written]})
     if endpoint.api is Api.COMPLETIONS:
-        return Post("completions", body | {"prompt": PLAIN_TEMPLATE.format(prompt=job.prompt)})
-    return Post("chat/completions", body | {"messages": [{"role": "user", "content": job.prompt}]})
+        return Post("completions", body | {"prompt": PLAIN_TEMPLATE.format(prompt=request.prompt)})
+    return Post("chat/completions", body | {"messages": [{"role": "user", "content": request.prompt}]})
 
 
-def read_reply(content: Any, *, thinking_opened: bool) -> Reply:
-    """Read a reply of either kind.
+def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint) -> Response:
+    """Read a reply.
 
     Raises
     ------
-    ValueError
-        If it is none, or does not count its tokens.
+    AskError
+        If it is no completion, cannot be true, or was cut off by anything but its length.
     """
+    written = written_before(request, endpoint)
     try:
         choice, usage = content["choices"][0], content["usage"]
+        reason = choice.get("finish_reason") or ""
+        if reason in NOT_WHOLE:
+            raise AskError(f"the server ended the response for {reason}", Fault.PROMPT)
         text = choice["text"] if "text" in choice else _chat_text(choice["message"])
-        if not isinstance(text, str):
-            raise TypeError("no text")
-        token_ids = tuple(int(token) for token in choice.get("token_ids") or ())
-        output_tokens, prompt_tokens = int(usage["completion_tokens"]), int(usage["prompt_tokens"])
-        cached_tokens = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError(f"the reply is no completion with its token counts ({error!r})") from None
-    visible = without_thinking(text, thinking_opened=thinking_opened)
-    return Reply(
-        text=text,
-        token_ids=token_ids,
-        output_tokens=output_tokens,
-        prompt_tokens=prompt_tokens,
-        cached_tokens=cached_tokens,
-        finish_reason=choice.get("finish_reason"),
-        visible_tokens=output_tokens if visible == text else None if visible else 0,
-        thinking_opened=thinking_opened,
+        token_ids = tuple(choice.get("token_ids") or ())
+        prompt_tokens, output_tokens = usage["prompt_tokens"], usage["completion_tokens"]
+        cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        text.encode()  # half of a surrogate pair could not be written down
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        what = f"the reply is no completion with its token counts ({error!r})"
+        raise AskError(what, Fault.UNKNOWN) from None
+    num_bytes = len(request.prompt.encode("utf-8", "replace")) if isinstance(request.prompt, str) else 0
+    _check_count(
+        "prompt_tokens", prompt_tokens, MAX_TEMPLATE_TOKENS + (num_bytes or len(request.prompt) + len(written))
     )
+    _check_count("cached_tokens", cached_tokens, prompt_tokens)
+    _check_count("completion_tokens", output_tokens, request.max_output_tokens - len(written), at_least=int(text != ""))
+    if token_ids:
+        _check_count("len(token_ids)", len(token_ids), output_tokens, at_least=output_tokens)
+    opened = endpoint.opens_thinking and endpoint.api is Api.CHAT and isinstance(request.prompt, str)
+    visible = without_thinking(text, thinking_opened=opened)
+    # Where a part of the text is thinking, only the server's tokenizer could count the rest.
+    visible_tokens = output_tokens if visible == text else None if visible else 0
+    return Response(
+        number=request.number,
+        token_ids=(*written, *token_ids) if token_ids else (),
+        text=None if written else text,  # nobody can say what was written before
+        finish_reason=reason,
+        prompt_tokens=prompt_tokens - len(written),
+        cached_tokens=cached_tokens,
+        num_preemptions=0,
+        scheduled_ts=tries.sent_ts,
+        first_token_ts=None,
+        last_token_ts=time.monotonic(),
+        visible_tokens=None if written else visible_tokens,
+        thinking_opened=opened,
+        num_retries=tries.num_retries,
+        output_tokens=len(written) + output_tokens,
+    )
+
+
+def written_before(request: Request, endpoint: Endpoint) -> tuple[int, ...]:
+    """Give the tokens that a server can go on from: a chat starts over, and token ids must come back as such."""
+    return request.generated if endpoint.is_vllm and not isinstance(request.prompt, str) else ()
 
 
 def _chat_text(message: dict[str, Any]) -> str:
     """Put a message together again: servers with a reasoning parser deliver the thinking apart."""
-    content = message.get("content") or ""
-    thinking = message.get("reasoning") or message.get("reasoning_content")
-    if not thinking:
-        return str(content)
-    return f"<think>{thinking}</think>{content}" if content else f"<think>{thinking}"
+    content, thinking = message.get("content"), message.get("reasoning") or message.get("reasoning_content")
+    if message.get("refusal") and not content:
+        raise AskError(f"the server refused: {message['refusal']}", Fault.PROMPT)
+    if thinking:
+        return f"<think>{thinking}</think>{content}" if content else f"<think>{thinking}"
+    if content is None:
+        raise AskError("the reply is empty: its content is null, and there is no reasoning", Fault.UNKNOWN)
+    return str(content)
+
+
+def _check_count(name: str, value: object, most: int, at_least: int = 0) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= most:
+        what = f"the reply cannot be true: {name} must be a whole number in {at_least} .. {most}, got {value!r}"
+        raise AskError(what, Fault.UNKNOWN)

@@ -1,6 +1,6 @@
 """What a worker process asks of an engine, and the plain values that go in and out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -94,32 +94,45 @@ class Request:
     """The response is cut off there, and before where the context ends."""
     output_tokens: int | None = None
     """Replay: write exactly so many, whatever they are."""
+    generated: tuple[int, ...] = ()
+    """Tokens of this call that another session has written: the engine goes on from there if it can."""
 
 
 class Response(NamedTuple):
-    """A finished generation; instants are seconds of the machine's monotonic clock."""
+    """An ended generation; instants are seconds of the machine's monotonic clock."""
 
     number: int
     token_ids: tuple[int, ...]
+    """Those that the request brought along come first, where the engine went on from them."""
     text: str | None
     """None: without a tokenizer there is no text."""
     finish_reason: str
-    prompt_tokens: int
+    prompt_tokens: int | None
+    """None: not known, as of a call that failed."""
     cached_tokens: int
     num_preemptions: int
-    scheduled_ts: float
-    first_token_ts: float
+    scheduled_ts: float | None
+    first_token_ts: float | None
+    """None: the engine cannot tell."""
     last_token_ts: float
     visible_tokens: int | None
     """Of the text without its thinking; None: not known."""
     thinking_opened: bool
+    error: str | None = None
+    """The call failed for this reason, in one line."""
+    num_retries: int = 0
+    """Tries that failed before the one that counts."""
+    output_tokens: int | None = None
+    """None: as many as there are token ids; some servers count tokens and do not give them."""
 
 
 class Aborted(NamedTuple):
     """What a request had come to when it was aborted."""
 
-    prompt_tokens: int
-    output_tokens: int
+    prompt_tokens: int | None
+    """None: not known."""
+    token_ids: tuple[int, ...]
+    """What was written, as far as the engine can tell."""
     scheduled_ts: float | None
     first_token_ts: float | None
 
@@ -137,10 +150,19 @@ class Engine(Protocol):
         """
 
     def step(self) -> Sequence[Response]:
-        """Run one iteration and return what it finished."""
+        """Run one iteration and return what ended in it.
+
+        Raises
+        ------
+        FatalEngineError
+            If no call of the run will ever be served.
+        """
 
     def abort(self, number: int) -> Aborted:
-        """Drop a request that was submitted and has not finished."""
+        """Drop a request that was submitted and whose response was not returned."""
+
+    def progress(self) -> Mapping[int, int]:
+        """Say how many tokens the requests under way have written, as far as the engine can tell."""
 
 
 class EngineModule(Protocol):

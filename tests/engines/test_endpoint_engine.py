@@ -1,0 +1,624 @@
+"""Calls on a server that misbehaves to order, through the engine that a worker would open."""
+
+import os
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from mosaic.core.errors import BackendError, FatalEngineError
+from mosaic.engines import endpoint_engine
+from mosaic.engines.endpoint import Api, Endpoint, EndpointPatience, EndpointSettings, endpoint_by_expert
+from mosaic.engines.endpoint_client import Tries, fault_of
+from mosaic.engines.endpoint_engine import ServerUnreachableError, is_device_lost, open_engine
+from mosaic.engines.endpoint_messages import response_of
+from tests.engines.endpoint_calls import make_request, make_spec, serve, some_requests
+from tests.engines.fake_server import (
+    DROP,
+    WAIT,
+    FakeServer,
+    always,
+    completion,
+    first_time,
+    prompt_of,
+    serving,
+    slow,
+    text_of,
+    tokens_of,
+)
+
+QUICK = EndpointPatience(connect_timeout_s=5, reply_timeout_s=20, max_retries=2, first_wait_s=0.01)
+REQUESTS = some_requests(20)
+ERROR = {"error": {"message": "too\n many"}}
+
+
+@contextmanager
+def opened(server, *, patience=QUICK, max_in_flight=64, **changes):
+    """An engine on a server; changes are those of the endpoint."""
+    settings = EndpointSettings(
+        endpoint=replace(server.endpoint, **changes), patience=patience, max_in_flight=max_in_flight
+    )
+    engine = open_engine(make_spec(settings))
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def ask(behave, requests=REQUESTS, **changes):
+    """Serve requests on one server; gives the responses by number, and what the server got."""
+    with serving(FakeServer("A", behave)) as (server,), opened(server, **changes) as engine:
+        return serve(engine, requests), server
+
+
+def fatal(behave, requests=REQUESTS, **changes):
+    """Let all be lost; gives the error's message, and what the server got."""
+    with serving(FakeServer("A", behave)) as (server,), opened(server, **changes) as engine:
+        with pytest.raises(FatalEngineError) as raised:
+            serve(engine, requests)
+        assert not is_device_lost(raised.value)
+        with pytest.raises(FatalEngineError):
+            engine.step()
+        return str(raised.value), server
+
+
+# What is asked, and what comes back.
+
+
+def test_every_request_is_answered_once():
+    before_ts = time.monotonic()
+    responses, server = ask(None)
+    assert responses.keys() == {request.number for request in REQUESTS}
+    assert set(server.prompts().values()) == {1}
+    for request in REQUESTS:
+        response = responses[request.number]
+        tokens = tokens_of(request.seed)
+        assert (response.text, response.token_ids) == (text_of(request.seed), tuple(tokens))
+        assert (response.output_tokens, response.visible_tokens) == (len(tokens), len(tokens))
+        assert (response.prompt_tokens, response.cached_tokens, response.num_preemptions) == (7, 3, 0)
+        assert (response.finish_reason, response.error, response.num_retries) == ("stop", None, 0)
+        assert response.first_token_ts is None
+        assert before_ts < response.scheduled_ts < response.last_token_ts < time.monotonic()
+
+
+def test_requests_carry_seed_and_limits():
+    _, server = ask(None)
+    assert {headers["Content-Type"] for _, _, headers in server.posts} == {"application/json"}
+    posts = {prompt_of(body): (path, body) for path, body, _ in server.posts}
+    assert len(posts) == 20
+    for request in REQUESTS:
+        path, body = posts[request.prompt]
+        assert path == "/v1/chat/completions"
+        assert body == {
+            "model": "model-A", "messages": [{"role": "user", "content": request.prompt}],
+            "seed": request.seed, "temperature": 0.7, "max_tokens": 4096, "top_p": 1.0, "stream": False,
+            "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True,
+        }  # fmt: skip
+
+
+def test_token_ids_and_texts_without_a_template_go_to_completions():
+    requests = [make_request(0, prompt=(3, 1, 4)), make_request(1, prompt="hi")]
+    responses, server = ask(None, requests, api=Api.COMPLETIONS, is_vllm=False)
+    (path, ids), (other, text) = sorted(((path, body) for path, body, _ in server.posts), key=lambda p: p[1]["seed"])
+    assert (path, other) == ("/v1/completions", "/v1/completions")
+    assert (ids["prompt"], text["prompt"]) == ([3, 1, 4], "User: hi\n\nAssistant:")
+    assert {"top_k", "min_p", "repetition_penalty", "return_token_ids"}.isdisjoint(ids)
+    assert responses[0].token_ids == (), "this server does not give them, and counts them all the same"
+    assert responses[0].output_tokens == len(tokens_of(requests[0].seed))
+    _, server = ask(None, requests[:1])
+    assert server.posts[0][0] == "/v1/completions", "whatever the API for texts"
+
+
+def test_what_was_written_before_is_gone_on_from_where_a_server_can():
+    written = (5, 6, 7)
+    ids = make_request(0, prompt=(3, 1, 4), generated=written, max_output_tokens=40)
+    responses, server = ask(None, [ids, make_request(1, generated=written)])
+    bodies = {body["seed"]: body for _, body, _ in server.posts}
+    assert (bodies[ids.seed]["prompt"], bodies[ids.seed]["max_tokens"]) == ([3, 1, 4, 5, 6, 7], 37)
+    assert responses[0].token_ids == (*written, *tokens_of(ids.seed))
+    assert responses[0].output_tokens == 3 + len(tokens_of(ids.seed))
+    assert (responses[0].prompt_tokens, responses[0].text, responses[0].visible_tokens) == (7 - 3, None, None)
+    chat = responses[1]
+    assert (chat.token_ids, chat.text) == (tuple(tokens_of(chat.number + 1000)), text_of(chat.number + 1000))
+    responses, server = ask(None, [ids], is_vllm=False)
+    assert server.posts[0][1]["prompt"] == [3, 1, 4], "without token ids in the reply the two parts cannot be joined"
+    assert responses[0].text is not None
+    responses, _ = ask(lambda body, number: completion(body | {"return_token_ids": False}), [ids])
+    assert (responses[0].token_ids, responses[0].output_tokens) == ((), 3 + len(tokens_of(ids.seed))), "not a part"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"output_tokens": 5}, "output_tokens must be None: servers do not write to length, got 5"),
+        ({"prompt": ()}, "prompt must be at least one token"),
+        (
+            {"prompt": (1,), "generated": (2, 3), "max_output_tokens": 2},
+            "generated must be fewer than max_output_tokens=2, got 2",
+        ),
+    ],
+)
+def test_what_servers_do_not_do_is_refused_and_the_engine_stays_usable(changes, message):
+    with serving(FakeServer("A")) as (server,), opened(server) as engine:
+        with pytest.raises(ValueError, match=message):
+            engine.submit(make_request(0, **changes))
+        assert serve(engine, [make_request(0)])[0].error is None
+
+
+def test_no_more_requests_are_under_way_than_allowed_and_no_fewer():
+    together = threading.Barrier(4)
+
+    def behave(body, number):
+        together.wait(20)
+        time.sleep(0.1)  # one request too many would come in this time
+        return completion(body)
+
+    responses, server = ask(behave, max_in_flight=4)
+    assert server.most_in_flight == 4
+    assert {response.error for response in responses.values()} == {None}
+
+
+def test_a_step_in_which_nothing_ends_is_short_and_submitting_waits_for_nothing():
+    with serving(FakeServer("A", always(WAIT))) as (server,), opened(server) as engine:
+        started_ts = time.monotonic()
+        for request in REQUESTS:
+            engine.submit(request)
+        assert time.monotonic() - started_ts < 0.1
+        assert list(engine.step()) == []
+        assert 0.5 * endpoint_engine.STEP_S < time.monotonic() - started_ts < 1
+        assert engine.progress() == {}
+
+
+@pytest.mark.parametrize(
+    ("message", "opens_thinking", "text", "visible"),
+    [
+        ({"content": "C."}, False, "C.", 9),
+        ({"content": "C."}, True, "C.", 0),
+        ({"content": "B?</think>C."}, True, "B?</think>C.", None),
+        ({"content": "C.", "reasoning": "B?"}, False, "<think>B?</think>C.", None),
+        ({"content": None, "reasoning_content": "B?"}, False, "<think>B?", 0),
+        ({"content": ""}, False, "", 9),
+    ],
+)
+def test_thinking_is_told_from_what_is_said(message, opens_thinking, text, visible):
+    endpoint = Endpoint(base_url="http://localhost/v1", expert="A", model="m", opens_thinking=opens_thinking)
+    content = {"choices": [{"message": message}], "usage": {"prompt_tokens": 1, "completion_tokens": 9}}
+    response = response_of(content, make_request(0), Tries(), endpoint)
+    assert (response.text, response.visible_tokens, response.thinking_opened) == (text, visible, opens_thinking)
+
+
+def test_only_a_chat_opens_thinking():
+    responses, _ = ask(None, [make_request(0), make_request(1, prompt=(3, 1))], opens_thinking=True)
+    assert [responses[number].thinking_opened for number in (0, 1)] == [True, False]
+
+
+# What goes wrong with one call.
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [(500, ERROR), (503, ERROR)],
+        [(429, ERROR, {"Retry-After": 0}), (408, ERROR)],
+        [DROP, (502, b"<html>")],
+        [(200, b"{", {"Content-Length": 99})],
+    ],
+)
+def test_what_may_pass_is_tried_again(answers):
+    responses, server = ask(first_time("question 3", *answers))
+    assert server.prompts()["question 3"] == len(answers) + 1
+    assert sum(server.prompts().values()) == 20 + len(answers)
+    retries = {number: response.num_retries for number, response in responses.items() if response.num_retries}
+    assert retries == {3: len(answers)}
+    assert {response.error for response in responses.values()} == {None}
+    assert {body["seed"] for _, body, _ in server.posts if prompt_of(body) == "question 3"} == {REQUESTS[3].seed}
+
+
+def test_a_call_is_scheduled_when_the_try_that_counts_is_sent():
+    patience = replace(QUICK, first_wait_s=0.2)
+    responses, _ = ask(first_time("question 3", (500, ERROR)), patience=patience)
+    others = [response.scheduled_ts for response in responses.values() if response.number != 3]
+    assert responses[3].scheduled_ts >= min(others) + 0.2
+
+
+def test_a_server_that_names_its_time_is_given_it(monkeypatch):
+    waits = []
+    monkeypatch.setattr(EndpointPatience, "wait_s", lambda self, *told: waits.append(told) or 0.0)
+    ask(first_time("question 3", (429, ERROR, {"Retry-After": 7}), (503, ERROR, {"Retry-After": "Sat, 1 Jan"})))
+    assert waits == [(0, 7.0), (1, None)]
+
+
+def no_reply(cause):
+    return f"the reply is no completion with its token counts ({cause}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "tries", "cause"),
+    [
+        ((500, ERROR), 3, "500 Internal Server Error: too many (tried 3 times)"),
+        ((429, {"detail": "slow down"}), 3, "429 Too Many Requests: slow down (tried 3 times)"),
+        ((503, b"over  loaded"), 3, "503 Service Unavailable: over loaded (tried 3 times)"),
+        (DROP, 3, "the connection broke: Server disconnected (tried 3 times)"),
+        ((400, ERROR), 1, "400 Bad Request: too many"),
+        ((403, {"message": "flagged by moderation"}), 1, "403 Forbidden: flagged by moderation"),
+        ((302, b"", {"Location": "/v1/models"}), 1, "302 Found:"),
+        ((200, b"hello"), 1, "the reply is no JSON: b'hello'"),
+        ((200, b"[" * 100_000), 1, "the reply is no JSON: b'[[["),
+        ({"choices": []}, 1, no_reply("IndexError('list index out of range'))")),
+        ([], 1, no_reply("TypeError(")),
+        ({"choices": [{"text": 5}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}, 1, no_reply("Attr")),
+    ],
+)
+def test_a_call_that_cannot_be_served_fails_alone_with_its_cause(answer, tries, cause):
+    served = threading.Event()
+
+    def behave(body, number):
+        if prompt_of(body) != "question 3":
+            served.set()
+            return completion(body)
+        served.wait(20)
+        return answer
+
+    responses, server = ask(behave, max_in_flight=4)
+    assert [number for number, response in responses.items() if response.error is not None] == [3]
+    assert responses[3].error.startswith(f"A at http://127.0.0.1:{server.port}/v1: {cause}")
+    assert "\n" not in responses[3].error
+    assert len(responses[3].error) <= 300
+    assert (responses[3].token_ids, responses[3].output_tokens, responses[3].num_retries) == ((), 0, tries - 1)
+    assert server.prompts()["question 3"] == tries
+    assert len(responses) == 20
+
+
+@pytest.mark.parametrize(
+    ("reply", "cause"),
+    [
+        ({"completion_tokens": -1}, "completion_tokens must be a whole number in 1 .. 4096, got -1"),
+        ({"completion_tokens": 4097}, "completion_tokens must be a whole number in 1 .. 4096, got 4097"),
+        ({"completion_tokens": 0}, "completion_tokens must be a whole number in 1 .. 4096, got 0"),
+        ({"completion_tokens": 2.5}, "completion_tokens must be a whole number in 1 .. 4096, got 2.5"),
+        ({"completion_tokens": None}, "completion_tokens must be a whole number in 1 .. 4096, got None"),
+        ({"completion_tokens": 30}, "len(token_ids) must be a whole number in 30 .. 30, got 4"),
+        ({"prompt_tokens": -7}, "prompt_tokens must be a whole number in 0 .. 16394, got -7"),
+        ({"prompt_tokens": 10**6}, "prompt_tokens must be a whole number in 0 .. 16394, got 1000000"),
+        ({"prompt_tokens": True}, "prompt_tokens must be a whole number in 0 .. 16394, got True"),
+        ({"prompt_tokens_details": {"cached_tokens": 8}}, "cached_tokens must be a whole number in 0 .. 7, got 8"),
+    ],
+)
+def test_counts_that_cannot_be_true_fail_the_call(reply, cause):
+    responses, _ = ask(lambda body, number: completion(body, **(reply if body["seed"] == 1003 else {})))
+    assert responses.pop(3).error.endswith(f"/v1: the reply cannot be true: {cause}")
+    assert {response.error for response in responses.values()} == {None}
+
+
+@pytest.mark.parametrize(
+    ("reply", "cause"),
+    [
+        ({"finish_reason": "content_filter"}, "the server ended the response for content_filter"),
+        ({"finish_reason": "abort"}, "the server ended the response for abort"),
+        ({"message": {"content": None}}, "the reply is empty: its content is null, and there is no reasoning"),
+        ({"message": {"content": None, "refusal": "I cannot."}}, "the server refused: I cannot."),
+        ({"message": {"content": "\ud800"}}, no_reply("UnicodeEncodeError(")),
+    ],
+)
+def test_a_response_that_is_not_whole_is_not_finished(reply, cause):
+    responses, _ = ask(lambda body, number: completion(body, **(reply if body["seed"] == 1003 else {})))
+    assert f"/v1: {cause}" in responses.pop(3).error
+    assert {response.error for response in responses.values()} == {None}
+
+
+def test_a_server_that_says_nothing_is_not_waited_for_for_ever():
+    patience = EndpointPatience(reply_timeout_s=0.5, max_retries=1, first_wait_s=0.01)
+    responses, server = ask(first_time("question 3", WAIT, WAIT), patience=patience)
+    assert server.left.wait(10)
+    assert responses[3].error.endswith("no reply in 0.5 s (tried 2 times)")
+    assert sum(response.error is None for response in responses.values()) == 19
+
+
+def test_an_aborted_request_is_broken_off_at_once_and_the_others_go_on():
+    with serving(FakeServer("A", first_time("question 3", WAIT))) as (server,), opened(server) as engine:
+        before_ts = time.monotonic()
+        served = serve(engine, REQUESTS, until=19)
+        assert 3 not in served
+        gone = engine.abort(3)
+        assert server.left.wait(10), "no further step may be needed"
+        assert gone._replace(scheduled_ts=None) == (None, (), None, None)
+        assert before_ts < gone.scheduled_ts < time.monotonic()
+        assert list(engine.step()) == []
+        assert serve(engine, [replace(REQUESTS[3], number=30)])[30].error is None
+
+
+def test_a_request_can_be_aborted_before_it_was_sent_and_after_it_ended():
+    go = threading.Event()
+
+    def behave(body, number):
+        if prompt_of(body) == "question 0":
+            go.wait(20)
+            return completion(body)
+        return WAIT
+
+    with serving(FakeServer("A", behave)) as (server,), opened(server) as engine:
+        engine.submit(make_request(30, prompt=(1, 2)))
+        assert engine.abort(30) == (2, (), None, None)
+        for request in REQUESTS:
+            engine.submit(request)
+        while len(server.posts) < 20:
+            assert list(engine.step()) == []
+        go.set()
+        time.sleep(0.2)
+        for request in reversed(REQUESTS):  # while the others are broken off, question 0 ends
+            assert engine.abort(request.number).scheduled_ts is not None
+        assert list(engine.step()) == []
+
+
+# What is wrong with the server.
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        ((401, {"error": {"message": "Incorrect API key"}}), "401 Unauthorized: Incorrect API key"),
+        ((403, {"error": {"message": "No access"}}), "403 Forbidden: No access"),
+        ((404, {"detail": "Not Found"}), "404 Not Found: Not Found"),
+        (
+            (400, {"error": {"message": "Unrecognized request argument supplied: top_k"}}),
+            "400 Bad Request: Unrecognized request argument supplied: top_k",
+        ),
+        (
+            (422, {"error": {"message": "Extra inputs are not permitted", "param": "min_p"}}),
+            "422 Unprocessable Entity: Extra inputs are not permitted",
+        ),
+    ],
+)
+def test_what_no_call_will_heal_stops_at_its_first_appearance(answer, cause):
+    message, server = fatal(always(answer), max_in_flight=1)
+    assert message == f"A at http://127.0.0.1:{server.port}/v1: {cause}"
+    assert len(server.posts) == 1
+
+
+def test_what_ended_together_with_a_fatal_error_is_told_before_it():
+    go, kept = threading.Event(), {}
+
+    def behave(body, number):
+        go.wait(20)
+        return completion(body) if prompt_of(body) == "question 0" else (401, ERROR)
+
+    with serving(FakeServer("A", behave)) as (server,), opened(server) as engine:
+        for request in REQUESTS[:2]:
+            engine.submit(request)
+        while len(server.posts) < 2:
+            assert list(engine.step()) == []
+        go.set()
+        time.sleep(0.2)
+        with pytest.raises(FatalEngineError):
+            serve(engine, [], until=2, kept=kept)
+    assert kept.keys() == {0}
+
+
+@pytest.mark.parametrize(("answer", "is_fatal"), [((401, ERROR), True), ((404, ERROR), True), ((403, ERROR), False)])
+def test_a_key_or_a_model_may_be_withdrawn_later(answer, is_fatal):
+    """A 403 among calls that are served is about the call: some servers moderate so."""
+    behave = first_time("question 3", answer, answer)
+    if is_fatal:
+        message, server = fatal(behave, max_in_flight=1)
+        assert "too many" in message
+        assert len(server.posts) == 4
+    else:
+        responses, _ = ask(behave, max_in_flight=1)
+        assert [number for number, response in responses.items() if response.error] == [3]
+
+
+@pytest.mark.parametrize(
+    ("answer", "tries", "cause"),
+    [
+        ((500, {"error": "out of order"}), 3, "500 Internal Server Error: out of order (tried 3 times)"),
+        ((429, {"error": "quota"}), 3, "429 Too Many Requests: quota (tried 3 times)"),
+        (DROP, 3, "the connection broke: Server disconnected (tried 3 times)"),
+        ((400, {"error": "no"}), 4, "400 Bad Request: no"),
+        ((200, b"<html>Welcome"), 4, "the reply is no JSON: b'<html>Welcome'"),
+    ],
+)
+def test_a_server_that_serves_nobody_is_not_asked_for_ever(answer, tries, cause):
+    message, server = fatal(always(answer), max_in_flight=1)
+    assert message == f"A at http://127.0.0.1:{server.port}/v1: {cause}; it has served no call"
+    assert len(server.posts) == tries
+    message, server = fatal(always(answer), max_in_flight=6)
+    assert message.startswith(f"A at http://127.0.0.1:{server.port}/v1: {cause}")
+    assert len(server.prompts()) <= 6 + 3, "no more than were under way, and those that took the first refusals' place"
+
+
+def test_one_bad_call_is_no_bad_server_while_others_are_under_way():
+    """The worst case: it comes first, and fails for good before any other is served."""
+    failed = threading.Event()
+
+    def behave(body, number):
+        if prompt_of(body) == "question 0":
+            failed.set()
+            return (500, ERROR)
+        failed.wait(20)
+        time.sleep(0.3)
+        return completion(body)
+
+    responses, server = ask(behave, max_in_flight=4)
+    assert [number for number, response in responses.items() if response.error] == [0]
+    assert len(server.prompts()) == 20
+
+
+TOO_LONG = [
+    "This model's maximum context length is 512 tokens. However, you requested 48 output tokens and your prompt "
+    "contains at least 465 input tokens, for a total of at least 513 tokens. Please reduce max_tokens",
+    "The decoder prompt (length 600) is longer than the maximum model length of 512.",
+    "the request exceeds the available context size. try increasing the context size or enable context shift",
+    "prompt is too long: 210000 tokens > 200000 maximum",
+    "Token id 256 is out of vocabulary",
+    "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)",
+]
+
+
+@pytest.mark.parametrize("words", TOO_LONG)
+def test_prompts_that_are_too_long_fail_alone_even_if_they_are_all(words):
+    responses, server = ask(always((400, {"error": {"message": words}})), max_in_flight=1)
+    assert len(responses) == len(server.posts) == 20
+    assert all(words[:60] in response.error for response in responses.values())
+
+
+def test_refusals_are_told_apart_by_what_they_name():
+    ours = ("model", "max_tokens", "messages", "seed")
+    assert fault_of(400, '{"code": "context_length_exceeded", "message": "max_tokens"}', ours) == "prompt"
+    assert fault_of(400, "max_tokens is too large: 4096. This model supports at most 512", ours) == "format"
+    assert fault_of(400, "Unsupported parameter: 'max_tokens'", ours) == "format"
+    assert fault_of(400, "500 tokens and max_tokens=48 exceed 512", ours) == "unknown"
+    assert fault_of(400, "max_tokens_to_sample is unknown", ours) == "unknown"
+    assert fault_of(400, "this model, with these messages: no", ours) == "unknown"
+    assert fault_of(413, "", ours) == "prompt"
+
+
+def test_a_server_that_is_down_is_named_when_it_is_opened():
+    with serving(FakeServer("A")) as (server,):
+        pass
+    with pytest.raises(ServerUnreachableError) as raised, opened(server):
+        pass
+    assert str(raised.value) == (
+        f"A at http://127.0.0.1:{server.port}/v1: cannot be reached: Connection refused; is the server running? "
+        "(tried 3 times)"
+    )
+    assert is_device_lost(raised.value)
+    assert isinstance(raised.value, BackendError)
+    assert not isinstance(raised.value, FatalEngineError)
+
+
+def test_a_server_that_goes_away_is_lost_and_what_it_served_is_kept():
+    gone = threading.Event()
+
+    def behave(body, number):
+        if prompt_of(body) == "question 2":
+            return WAIT
+        if prompt_of(body) == "question 10" and not gone.is_set():
+            gone.set()
+            server.close()
+        return completion(body) if not gone.is_set() else DROP
+
+    server, kept = FakeServer("A", behave), {}
+    with opened(server, max_in_flight=2) as engine:
+        with pytest.raises(ServerUnreachableError) as raised:
+            serve(engine, REQUESTS, kept=kept)
+        assert is_device_lost(raised.value)
+        with pytest.raises(ServerUnreachableError):
+            engine.step()
+    assert str(raised.value).endswith("cannot be reached: Connection refused; is the server running? (tried 3 times)")
+    assert sorted(kept) == [0, 1, *range(3, 10)]
+    assert {response.error for response in kept.values()} == {None}
+    assert server.left.wait(10), "what is given up must be broken off"
+
+
+def test_a_model_that_the_server_does_not_know_is_refused():
+    with serving(FakeServer("A")) as (server,):
+        wrong = r"A at http://.*: model must be one that it serves, got 'other'; it serves \['model-A'\]"
+        with pytest.raises(FatalEngineError, match=wrong), opened(server, model="other"):
+            pass
+        for models in ((404, {"detail": "Not Found"}), (405, b""), (501, b""), {"data": []}, [], {"data": 5}):
+            server.models = models
+            with opened(server, model="other") as engine:
+                assert serve(engine, REQUESTS[:1])[0].error is None, "a server without a list is taken at its word"
+
+
+@pytest.mark.parametrize(
+    ("models", "cause"),
+    [
+        ((401, {"error": {"message": "Invalid key"}}), "401 Unauthorized: Invalid key"),
+        ((200, b"<html>"), "the reply is no JSON: b'<html>'"),
+        ((500, b"broken"), r"500 Internal Server Error: broken \(tried 3 times\)"),
+    ],
+)
+def test_a_server_that_refuses_its_list_is_refused(models, cause):
+    with serving(FakeServer("A")) as (server,):
+        server.models = models
+        with pytest.raises(FatalEngineError, match=cause), opened(server):
+            pass
+        assert server.posts == []
+
+
+def test_keys_come_from_the_environment_and_go_nowhere_else(monkeypatch):
+    monkeypatch.delenv("KEY_OF_A", raising=False)
+    behave = always((401, {"error": {"message": "Incorrect API key: s3cret"}}))
+    with serving(FakeServer("A", behave), FakeServer("A", behave)) as (server, other):
+        for key, why in ((None, "it is not set"), ("", "it is not set"), ("s3cret\n", "more than one line of ASCII")):
+            if key is not None:
+                monkeypatch.setenv("KEY_OF_A", key)
+            wanted = f"A at http://.*: environment variable KEY_OF_A must hold its API key, .*{why}"
+            with pytest.raises(FatalEngineError, match=wanted) as raised, opened(server, api_key_env="KEY_OF_A"):
+                pass
+            assert "s3cret" not in str(raised.value)
+        monkeypatch.setenv("KEY_OF_A", "s3cret")
+        with opened(server, api_key_env="KEY_OF_A") as engine, pytest.raises(FatalEngineError) as raised:
+            serve(engine, REQUESTS)
+        assert {headers.get("Authorization") for _, _, headers in server.posts} == {"Bearer s3cret"}
+        assert str(raised.value).endswith("401 Unauthorized: Incorrect API key: (key)")
+        with opened(other) as engine, pytest.raises(FatalEngineError):
+            serve(engine, REQUESTS)
+        assert {headers.get("Authorization") for _, _, headers in other.posts} == {None}
+
+
+def test_an_engine_works_in_a_process_that_was_forked_after_preparing():
+    with serving(FakeServer("A", slow(0.01))) as (server,):
+        endpoint_engine.prepare(None)
+        pid = os.fork()
+        if pid == 0:
+            with opened(server) as engine:
+                os._exit(len([response for response in serve(engine, REQUESTS).values() if response.error is None]))
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 20
+
+
+# What is given.
+
+
+def test_an_engine_is_one_server_of_its_own_expert():
+    settings = EndpointSettings(endpoint=Endpoint(base_url="http://localhost:1/v1", expert="A", model="m"))
+    with pytest.raises(ValueError, match="expert must be 'A': http://localhost:1/v1 serves it, .*got 'B'"):
+        open_engine(replace(make_spec(settings), expert="B"))
+    with pytest.raises(ValueError, match="workers of A must be one: a server is one worker.*tp_degree to 1, got 2"):
+        open_engine(replace(make_spec(settings), num_workers=2))
+    with pytest.raises(TypeError, match="must be EndpointSettings, got 5"):
+        open_engine(make_spec(5))
+    assert settings.max_num_seqs == settings.max_in_flight == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"base_url": "localhost:8000"}, ValueError, "endpoint of 'A': base_url must be a URL such as"),
+        ({"base_url": "http://me:pass@host/v1"}, ValueError, "without a user, a key or a query, got 'host/v1'"),
+        ({"base_url": "http://host:99999/v1"}, ValueError, "base_url must be a URL"),
+        ({"base_url": 5}, TypeError, "base_url must be a string"),
+        ({"model": " "}, ValueError, "endpoint.model must be a non-empty string"),
+        ({"api": "soap"}, ValueError, r"api must be one of \['chat', 'completions'\], got 'soap'"),
+        ({"api_key_env": "sk-123"}, ValueError, "api_key_env must be the name of an environment variable"),
+    ],
+)
+def test_endpoints_are_checked(changes, error, message):
+    with pytest.raises(error, match=message) as raised:
+        Endpoint(**{"base_url": "http://localhost:8000/v1", "expert": "A", "model": "m", **changes})
+    assert "pass" not in str(raised.value)
+    assert "sk-123" not in str(raised.value)
+
+
+def test_settings_are_checked():
+    a = Endpoint(base_url="http://localhost:8000/v1/", expert="A", model="m")
+    assert a.base_url.endswith("/v1")
+    with pytest.raises(ValueError, match="max_in_flight must be at least 1"):
+        EndpointSettings(endpoint=a, max_in_flight=0)
+    with pytest.raises(ValueError, match="patience.reply_timeout_s must be above 0"):
+        EndpointPatience(reply_timeout_s=0)
+
+
+def test_servers_of_one_expert_are_asked_alike():
+    a = Endpoint(base_url="http://localhost:8000/v1", expert="A", model="m")
+    b, moved = replace(a, expert="B"), replace(a, base_url="http://other/v1", api_key_env="KEY")
+    assert endpoint_by_expert([a, b, moved], "AB") == {"A": a, "B": b}
+    with pytest.raises(ValueError, match=r"endpoint.expert must be one of \['A', 'B'\], got 'Z'"):
+        endpoint_by_expert([a, replace(b, expert="Z")], "AB")
+    for change in ({"model": "other"}, {"api": "completions"}, {"is_vllm": False}, {"opens_thinking": True}):
+        with pytest.raises(ValueError, match="endpoints of 'A' must be asked alike"):
+            endpoint_by_expert([a, replace(a, **change)], "AB")
