@@ -47,6 +47,8 @@ from mosaic.runtime.run import Outcome, failures
 
 JOURNAL = "journal"
 """Folder inside a real run's, with what has finished and the workers' logs."""
+STORE = ".measured"
+"""Folder inside a sweep's, with what its points have in common: measured once."""
 
 
 class Stopwatch:
@@ -74,7 +76,7 @@ def main(config: DictConfig) -> None:
     point = os.path.relpath(folder, run.sweep.dir)
     try:
         check_launcher(config, run.launcher)
-        run_point(config, folder, point=point)
+        run_point(config, folder, point=point, store=Path(run.sweep.dir) / STORE)
     except BAD_INPUT as error:
         print(f"error: {point}: {explain_error(error)}", file=sys.stderr)
         raise FailedPoint(point) from error
@@ -101,17 +103,17 @@ def run_command() -> None:
         main()
 
 
-def run_point(config: DictConfig, folder: Path, *, point: str | None = None) -> None:
+def run_point(config: DictConfig, folder: Path, *, point: str | None = None, store: Path | None = None) -> None:
     """Run a configuration into a folder, unless that is done already; a folder without a file is not left behind."""
     spare_garbage_collector()
     try:
-        run_resolved(plain(config), folder, point=point)
+        run_resolved(plain(config), folder, point=point, store=store)
     finally:
         with suppress(OSError):  # it is not empty, or never was made
             folder.rmdir()
 
 
-def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> None:
+def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None = None, store: Path | None = None) -> None:
     """Run a resolved configuration; a sweep prints a line a point, a single run a screen."""
     stamped = with_input_digests(config)
     tries_again = has_failed_calls(folder)
@@ -120,7 +122,7 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None) -> 
         return
     watch = Stopwatch()
     with watch.step("setup"):
-        prepared = job_from(config, folder / JOURNAL)
+        prepared = job_from(config, folder / JOURNAL, store)
     job = prepared.job
     is_real = prepared.runs and job.site.way != "simulated"
     if is_real:

@@ -3,18 +3,57 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 
+import mosaic
+import sim
 from mosaic.core.cluster import Cluster
-from mosaic.core.results import Inputs
-from mosaic.core.workload import Expert, ExpertName, Question, Workload
+from mosaic.core.plan import Plan
+from mosaic.core.results import CallRecord, Inputs
+from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
 from mosaic.runtime.aggregator_sweep import aggregator_places
 from mosaic.runtime.backend import Backend
+from mosaic.runtime.controller import Controller
 from mosaic.runtime.loop import CommandLog
 from mosaic.runtime.site import Prompts
+from mosaic.runtime.store import digest_of
 from sim.cluster.backend import SimBackend
+from sim.cluster.session import cut_off
 from sim.engine.engine_settings import EngineSettings
 from sim.hardware.hardware import Hardware
 from sim.world.world import World
+
+
+@cache
+def code_digest() -> tuple[str, ...]:
+    """Digest the code of the simulator and of what measures with it."""
+    return tuple(digest_of([Path(module.__file__ or "").parent]) for module in (sim, mosaic))
+
+
+def draw_records(world: World, calls: Sequence[Call], experts: Sequence[Expert], earlier: Inputs) -> list[CallRecord]:
+    """Record what calls would say in a world, without their times."""
+    pool = {expert.name: expert for expert in experts}
+    records = []
+    for call in calls:
+        true = cut_off(call, pool[call.expert], world.outcome(call, earlier))
+        records.append(
+            CallRecord(
+                key=call.key,
+                expert=call.expert,
+                session=-1,
+                workers=(),
+                prompt_tokens=call.prompt_tokens,
+                output_tokens=true.output_tokens,
+                queued_ts=0.0,
+                admitted_ts=None,
+                first_token_ts=None,
+                finished_ts=None,
+                answer=true.answer,
+                visible_tokens=true.visible_tokens,
+            )
+        )
+    return records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +84,19 @@ class SimSite:
         return f"on {self.hardware.gpu.name}{self.luck}"
 
     @property
+    def fingerprint(self) -> tuple[object, ...] | None:
+        """The machines, both worlds and the code."""
+        return (
+            *code_digest(),
+            self.experts,
+            self.cluster,
+            self.hardware,
+            self.settings,
+            self.world,
+            self.calibration_world,
+        )
+
+    @property
     def answers_source(self) -> str:
         """What the answer model's agreement rests on."""
         return self.world.answers.source if self.world.answers else "assumed"
@@ -55,13 +107,13 @@ class SimSite:
 
     def backend_in(self, world: World, earlier: Inputs | None = None) -> SimBackend:
         """Give a backend in a world, in which some calls have ended before."""
-        known = earlier or {}
         return SimBackend(
             experts=self.experts,
             cluster=self.cluster,
             hardware={self.hardware.gpu.name: self.hardware},
             settings=self.settings,
-            outcomes=lambda call, inputs: world.outcome(call, {**known, **inputs} if call.after else inputs),
+            outcomes=world.outcome,
+            earlier=earlier,
         )
 
     def command_log(self) -> CommandLog | None:
@@ -71,6 +123,19 @@ class SimSite:
     def calibration(self, experts: Sequence[ExpertName]) -> Workload:
         """Give the batch: in the calibration world it has other luck."""
         return self.batch
+
+    def ask(
+        self,
+        name: str,
+        calls: Sequence[Call],
+        plan: Callable[[], Plan],
+        questions: Mapping[str, Question],
+        prompts: Prompts,
+        earlier: Inputs,
+        controllers: Sequence[Controller],
+    ) -> Sequence[CallRecord]:
+        """Draw what calls say in the calibration world: that does not depend on when and where they run."""
+        return draw_records(self.calibration_world, calls, self.experts, earlier)
 
     def rehearsal(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
         """Give a backend in the calibration world."""

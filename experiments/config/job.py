@@ -19,6 +19,7 @@ from mosaic.planning.profiles import load_profile
 from mosaic.runtime.planner import CostFactory
 from mosaic.runtime.run import Job
 from mosaic.runtime.site import Site
+from mosaic.runtime.store import Store
 from mosaic.runtime.sweep import Sweep
 from sim.engine.engine_settings import EngineSettings
 from sim.hardware.hardware import Hardware
@@ -71,8 +72,8 @@ class Prepared:
     """What is reported beside: replay, against a log's own times."""
 
 
-def job_from(config: Mapping[str, Any], journal: Path | None = None) -> Prepared:
-    """Build the values of a run.
+def job_from(config: Mapping[str, Any], journal: Path | None = None, store: Path | None = None) -> Prepared:
+    """Build the values of a run; measurements are kept in a store where one is named.
 
     Raises
     ------
@@ -134,6 +135,7 @@ def job_from(config: Mapping[str, Any], journal: Path | None = None) -> Prepared
         placements=pipeline.placements,
         plans=() if plan_path is None else load_plans(plan_path),
         has_barrier=pipeline.has_barrier,
+        store=None if store is None else Store(store),
     )
     return Prepared(job=job, seed=config["seed"], aggregator=pipeline.aggregator, runs=name != "none", report=report)
 

@@ -82,15 +82,29 @@ class Forecast(NamedTuple):
     probability: float
 
 
+class End(NamedTuple):
+    """How a question ended."""
+
+    answer: FinalAnswer
+    ballot: Ballot
+    """What the last gate saw; without one, the votes of the first layer."""
+    decision: Decision
+    is_too_long: bool
+    """A node was left out because its expert cannot read so much."""
+
+
 class _Progress(NamedTuple):
     """How far a question is."""
 
-    step: Step
+    submit: tuple[Call, ...]
+    """Calls that are needed and have not ended."""
+    is_over: bool
+    last: tuple[CallKey, ...]
+    """Calls of the last node that ran behind the first layer."""
     ballot: Ballot | None
     decision: Decision | None
     """Of the last gate that was asked."""
     is_too_long: bool
-    """A node was left out because its expert cannot read so much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,19 +180,38 @@ class CallGraph:
         done
             What became of its calls that have ended.
         """
-        return self._progress(question, first, done).step
-
-    def ballot(self, question: Question, first: Sequence[Call], done: Inputs) -> tuple[Ballot, Decision]:
-        """Give the votes that the last gate saw of a question, or else those of the first layer, and the decision."""
         progress = self._progress(question, first, done)
-        if progress.ballot is not None and progress.decision is not None:
-            return progress.ballot, progress.decision
-        ballot = self._ballot(question, [call.key for call in first], {call.key: call.expert for call in first}, done)
-        return ballot, Never().decide(ballot)
+        if not progress.is_over:
+            return Step(submit=progress.submit)
+        return Step(answer=self.end(question, first, done).answer)
 
-    def is_too_long(self, question: Question, first: Sequence[Call], done: Inputs) -> bool:
-        """Tell whether a node was left out because its expert cannot read so much."""
-        return self._progress(question, first, done).is_too_long
+    def needed(self, question: Question, first: Sequence[Call], done: Inputs) -> tuple[Call, ...]:
+        """List the calls behind the first layer that a question needs now and that have not ended."""
+        return self._progress(question, first, done).submit
+
+    def end(self, question: Question, first: Sequence[Call], done: Inputs) -> End:
+        """Give the final answer of a question whose calls have all ended, with what led to it."""
+        progress = self._progress(question, first, done)
+        ballot, decision = progress.ballot, progress.decision
+        if ballot is None or decision is None:
+            expert_of = {call.key: call.expert for call in first}
+            ballot = self._ballot(question, list(expert_of), expert_of, done)
+            decision = Never().decide(ballot)
+        ended = [done[key] for key in progress.last if done[key].status is CallStatus.FINISHED]
+        answer = ended[0].answer if len(ended) == 1 else decision.answer
+        if len(ended) > 1:
+            votes = [Vote(record.expert, record.answer) for record in ended]
+            answer = Never().decide(make_ballot(question, votes, self.compare[question.answer_kind])).answer
+        final = FinalAnswer(
+            question=question.id,
+            answer=answer,
+            source=AnswerSource.AGGREGATOR if ended else AnswerSource.MAJORITY,
+            confidence=decision.confidence,
+            votes=tuple(vote.answer for vote in ballot.votes),
+            gold=question.answer,
+            correct=is_correct(answer, question, self.compare[question.answer_kind]),
+        )
+        return End(final, ballot, decision, progress.is_too_long)
 
     def prompt(self, question: Question, call: Call, inputs: Inputs) -> str:
         """Write what an expert reads for a call.
@@ -250,44 +283,14 @@ class CallGraph:
             keys[node.name] = last = [call.key for call in calls]
             expert_of |= {call.key: call.expert for call in calls}
             submit += [call for call in calls if call.key not in done]
-        if submit or is_waiting or not all(call.key in done for call in first):
-            return _Progress(Step(tuple(submit)), ballot, decision, is_too_long)
-        answer = self._answer(question, first, last, done, ballot, decision)
-        return _Progress(Step(answer=answer), ballot, decision, is_too_long)
+        is_over = not (submit or is_waiting) and all(call.key in done for call in first)
+        return _Progress(tuple(submit), is_over, tuple(last), ballot, decision, is_too_long)
 
     def _ballot(
         self, question: Question, keys: Sequence[CallKey], expert_of: Mapping[CallKey, str], done: Inputs
     ) -> Ballot:
         votes = [Vote(expert_of[key], _vote(done.get(key))) for key in sorted(keys, key=lambda key: key.slot)]
         return make_ballot(question, votes, self.compare[question.answer_kind])
-
-    def _answer(
-        self,
-        question: Question,
-        first: Sequence[Call],
-        last: Sequence[CallKey],
-        done: Inputs,
-        ballot: Ballot | None,
-        decision: Decision | None,
-    ) -> FinalAnswer:
-        if ballot is None or decision is None:
-            expert_of = {call.key: call.expert for call in first}
-            ballot = self._ballot(question, [call.key for call in first], expert_of, done)
-            decision = Never().decide(ballot)
-        ended = [done[key] for key in last if done[key].status is CallStatus.FINISHED]
-        answer = ended[0].answer if len(ended) == 1 else decision.answer
-        if len(ended) > 1:
-            votes = [Vote(record.expert, record.answer) for record in ended]
-            answer = Never().decide(make_ballot(question, votes, self.compare[question.answer_kind])).answer
-        return FinalAnswer(
-            question=question.id,
-            answer=answer,
-            source=AnswerSource.AGGREGATOR if ended else AnswerSource.MAJORITY,
-            confidence=decision.confidence,
-            votes=tuple(vote.answer for vote in ballot.votes),
-            gold=question.answer,
-            correct=is_correct(answer, question, self.compare[question.answer_kind]),
-        )
 
 
 def mixture_of_agents(

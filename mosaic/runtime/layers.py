@@ -42,13 +42,11 @@ class Questions:
     def calls_of(self, node: NodeName, *, skipping: bool = True) -> tuple[Call, ...]:
         """List the calls of a node that questions need now, or would need if the gate skipped nothing."""
         graph = self.graph if skipping else self.graph.without_gate()
-        return tuple(
-            call for question in self for call in graph.step(*self.of(question.id)).submit if call.key.node == node
-        )
+        return tuple(call for question in self for call in graph.needed(*self.of(question.id)) if call.key.node == node)
 
     def needed(self, question: str) -> tuple[Call, ...]:
         """List the calls that a question needs now."""
-        return self.graph.step(*self.of(question)).submit
+        return self.graph.needed(*self.of(question))
 
 
 class Layers:
@@ -80,12 +78,13 @@ class Layers:
         self._planner = planner
         self._saved = list(plans)
         self._on_plan = on_plan
+        self._num_layers = 0
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Begin with the first layer, and with the next whenever no call is left."""
         if isinstance(event, Finished):
             self._questions.note(event.record)
-            if view.running:
+            if view.running or self._num_layers == len(self._questions.graph.layers):
                 return ()
             calls = [call for question in self._questions for call in self._questions.needed(question.id)]
         elif isinstance(event, Started):
@@ -97,6 +96,7 @@ class Layers:
 
     def _begin(self, calls: Sequence[Call], view: View) -> Iterable[Command]:
         planned = self._plan(calls, view)
+        self._num_layers += 1
         self._on_plan(planned, view.next_session())
         return plan_commands(planned.plan, {call.key: call for call in calls}, view.next_session())
 

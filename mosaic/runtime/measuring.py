@@ -7,13 +7,14 @@ that are measured.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias, TypeVar
 
 from mosaic.core.cluster import Cluster
 from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Plan, PredictedTimes, Session, unpriced_plan
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question, Workload
+from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question
 from mosaic.pipelines.call_graph import CallGraph, Node
 from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.planning.schedulers.shards import replica_sessions, split_evenly
@@ -22,7 +23,6 @@ from mosaic.runtime.controller import Controller
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.planner import Planner, placed
 from mosaic.runtime.site import Prompts, Site
-from mosaic.runtime.static_plan import execute
 from mosaic.runtime.sweep import Sweep, run_sweep
 
 _Swept = TypeVar("_Swept")
@@ -86,9 +86,7 @@ def sweep_first_layer(
     return _again_if_disturbed("profile", measure)
 
 
-def rehearse(
-    graph: CallGraph, planner: Planner, site: Site, plan: Plan | None, batch: Workload, show: Show
-) -> Rehearsal:
+def rehearse(graph: CallGraph, planner: Planner, site: Site, show: Show) -> Rehearsal:
     """Send calibration questions through all layers but the last, and see what each upper node gets.
 
     A node that gets nothing there has no typical call; then all questions stand in.
@@ -97,10 +95,6 @@ def rehearse(
     ----------
     graph, planner, site
         The pipeline, who plans its first layer, and where.
-    plan
-        Of the first layer, for a site whose calibration questions are the batch's own; None: one is made.
-    batch
-        The batch.
     show
         Shows what goes on.
     """
@@ -108,16 +102,15 @@ def rehearse(
     known = {question.id: question for question in asked.questions}
     questions = Questions(asked, graph)
     calls: Sequence[Call] = questions.first_calls
-    if plan is None or asked is not batch:
-        plan = planner.plan(calls).plan
+    make: Callable[[], Plan] = lambda: planner.plan(questions.first_calls).plan  # noqa: E731
     records: dict[CallKey, CallRecord] = {}
     typical: dict[NodeName, tuple[Call, ...]] = {}
     needed_frac: dict[NodeName, float] = {}
     for number, layer in enumerate(graph.layers[1:]):
-        backend = site.rehearsal(f"calibration_{number}", known, prompts_of(graph, known), records)
         with show("calibrating", {}) as shown:
-            result = execute(plan, calls, backend, shown)
-        for record in result.calls:
+            prompts = prompts_of(graph, known)
+            said = site.ask(f"calibration_{number}", calls, make, known, prompts, records, shown)
+        for record in said:
             records[record.key] = record
             questions.note(record)
         for node in layer:
@@ -125,9 +118,8 @@ def rehearse(
             needed_frac[node.name] = len({call.key.question for call in mine}) / len(known)
             typical[node.name] = mine or questions.calls_of(node.name, skipping=False)
         calls = [call for node in layer for call in typical[node.name]]
-        plan = even_plan(
-            calls, [expert for node in layer for expert in node.experts], site, planner.cluster.num_workers
-        )
+        experts = [expert for node in layer for expert in node.experts]
+        make = partial(even_plan, calls, experts, site, planner.cluster.num_workers)
     return Rehearsal(questions=known, records=records, calls=typical, needed_frac=needed_frac)
 
 

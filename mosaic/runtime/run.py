@@ -3,16 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from mosaic.answers.extraction import Comparison, comparison
 from mosaic.core.cluster import Cluster
 from mosaic.core.plan import Plan, PredictedTimes
-from mosaic.core.results import CallStatus, RunResult
-from mosaic.core.workload import AnswerKind, Expert, NodeName, Workload
-from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
+from mosaic.core.results import CallRecord, CallStatus, RunResult
+from mosaic.core.workload import AnswerKind, CallKey, Expert, NodeName, Workload
+from mosaic.pipelines.call_graph import CallGraph, Node, mixture_of_agents
 from mosaic.pipelines.final_answers import Comparisons, FinalAnswer, accuracy_frac
-from mosaic.pipelines.gates.gate import Ballot, Decision, Never
+from mosaic.pipelines.gates.gate import Ballot, Decision, Gate, Never
 from mosaic.planning.profiles import Profile
 from mosaic.planning.schedulers.base import Scheduler
 from mosaic.runtime.controller import Controller
@@ -32,7 +32,10 @@ from mosaic.runtime.planner import CostFactory, NodePlacements, Planned, Planner
 from mosaic.runtime.replanning import Replanning
 from mosaic.runtime.site import Site
 from mosaic.runtime.static_plan import execute
+from mosaic.runtime.store import Store
 from mosaic.runtime.sweep import Sweep
+
+_Measured = TypeVar("_Measured")
 
 Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
 """Times a step of a run."""
@@ -61,6 +64,8 @@ class Job:
     """Saved plans, by layer; none: they are made."""
     has_barrier: bool = True
     """A layer starts when the one before it has ended."""
+    store: Store | None = None
+    """Where measurements are kept for other runs; None: nowhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +128,18 @@ def _plan(job: Job, show: Show, step: Step) -> tuple[Planner, Planned]:
         profile = job.profile
         if profile is None:
             source = f"{job.site.way} sweep of {job.workload.name} {job.site.circumstances}"
-            profile = sweep_first_layer(job.sweep, first, _pool(job), job.cluster, job.site, source, show)
+            profile = _stored(
+                job,
+                (
+                    "first layer",
+                    job.sweep,
+                    source,
+                    [call.expert for call in first],
+                    [call.prompt_tokens for call in first],
+                ),
+                Profile,
+                lambda: sweep_first_layer(job.sweep, first, _pool(job), job.cluster, job.site, source, show),
+            )
     with step("plan"):
         planner = Planner(
             experts=_pool(job),
@@ -134,6 +150,16 @@ def _plan(job: Job, show: Show, step: Step) -> tuple[Planner, Planned]:
             by_node=job.placements,
         )
         return planner, planner.plan(first, saved=job.plans[0] if job.plans else None)
+
+
+def _stored(
+    job: Job, decided_by: Sequence[object], kind: type[_Measured], measure: Callable[[], _Measured]
+) -> _Measured:
+    """Measure, or read what the same site has measured of the same."""
+    fingerprint = job.site.fingerprint if job.store is not None else None
+    if job.store is None or fingerprint is None:
+        return measure()
+    return job.store.get((*fingerprint, *decided_by), kind, measure)
 
 
 def _pool(job: Job) -> tuple[Expert, ...]:
@@ -176,7 +202,7 @@ def run(
     planner, first = _plan(job, show, step)
     graph, workload, site = job.graph, job.workload, job.site
     with step("profile_upper"):
-        planner, rehearsal = _with_upper_profiles(job, planner, first, show)
+        planner, rehearsal = _with_upper_profiles(job, planner, show)
     known = {question.id: question for question in workload.questions}
     questions = Questions(workload, graph)
     planned: list[Planned] = []
@@ -210,68 +236,92 @@ def run(
     return _with_answers(job, planner, outcome, questions, step) if graph.upper_nodes else outcome
 
 
-def _with_upper_profiles(job: Job, planner: Planner, first: Planned, show: Show) -> tuple[Planner, Rehearsal]:
-    upper = job.graph.upper_nodes
-    needs_forecast = not job.has_barrier
-    if not upper or (job.upper_profile is not None and not needs_forecast):
-        given = {node.name: job.upper_profile for node in upper if job.upper_profile is not None}
-        return replace(planner, profiles={**planner.profiles, **given}), Rehearsal()
-    rehearsal = rehearse(job.graph, planner, job.site, first.plan, job.workload, show)
+def _with_upper_profiles(job: Job, planner: Planner, show: Show) -> tuple[Planner, Rehearsal]:
+    graph, site, given = job.graph, job.site, job.upper_profile
+    upper = graph.upper_nodes
+    rehearsal = Rehearsal()
     profiles = dict(planner.profiles)
+    if upper and not job.has_barrier:
+        rehearsal = rehearse(graph, planner, site, show)
     for node in upper:
-        what = f"{node.name} of {job.workload.name} after gate={job.graph.gate.name}"
-        source = f"{job.site.way} {what} {job.site.circumstances}"
-        measured = job.upper_profile
-        if measured is None:
-            measured = sweep_node(node, rehearsal, job.graph, planner, job.site, source, show)
-        profiles[node.name] = measured
+        if given is not None:
+            profiles[node.name] = given
+            continue
+        what = f"{node.name} of {job.workload.name} after gate={graph.gate.name}"
+        source = f"{site.way} {what} {site.circumstances}"
+
+        def measure(node: Node = node, source: str = source) -> Profile:
+            nonlocal rehearsal
+            if not rehearsal.calls:
+                rehearsal = rehearse(graph, planner, site, show)
+            return sweep_node(node, rehearsal, graph, planner, site, source, show)
+
+        decided_by = (node.name, graph, _vars_of(graph.gate), job.workload, planner.degrees(node.name, node.experts[0]))
+        profiles[node.name] = _stored(job, (source, *decided_by), Profile, measure)
     return replace(planner, profiles=profiles), rehearsal
 
 
+def _vars_of(gate: Gate) -> list[object]:
+    """List all that a gate decides by, what it was calibrated to included."""
+    return [getattr(gate, name, None) for name in getattr(gate, "__dataclass_fields__", ())]
+
+
 def _with_answers(job: Job, planner: Planner, outcome: Outcome, questions: Questions, step: Step) -> Outcome:
-    graph = job.graph
-    cast = [graph.ballot(*questions.of(question.id)) for question in questions]
-    answers = tuple(
-        answer for question in questions if (answer := graph.step(*questions.of(question.id)).answer) is not None
-    )
+    ends = [job.graph.end(*questions.of(question.id)) for question in questions]
+    answers = tuple(end.answer for end in ends)
     with step("always_aggregate"):
-        always = _always_aggregate(job, planner, outcome, answers)
+        always = _always_aggregate(job, planner, outcome, questions, answers)
     return replace(
         outcome,
         answers=answers,
-        ballots=tuple(ballot for ballot, _ in cast),
-        decisions=tuple(decision for _, decision in cast),
-        num_too_long=sum(graph.is_too_long(*questions.of(question.id)) for question in questions),
+        ballots=tuple(end.ballot for end in ends),
+        decisions=tuple(end.decision for end in ends),
+        num_too_long=sum(end.is_too_long for end in ends),
         always=always,
     )
 
 
-def _always_aggregate(job: Job, planner: Planner, outcome: Outcome, answers: Sequence[FinalAnswer]) -> AlwaysAggregate:
+def _always_aggregate(
+    job: Job, planner: Planner, outcome: Outcome, questions: Questions, answers: Sequence[FinalAnswer]
+) -> AlwaysAggregate:
     """Tell what skipping nothing gives in the same world: a gate that never skips has done so already."""
-    first = [record for record in outcome.result.calls if record.key.node in job.graph.first_nodes]
     if isinstance(job.graph.gate, Never):
         sessions = outcome.result.sessions
         ends = [session.end_ts for session in sessions if session.node in job.graph.first_nodes]
         aggregator_s = max((session.end_ts for session in sessions), default=0.0) - max(ends, default=0.0)
         return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy_frac(answers))
     again = Questions(job.workload, job.graph.without_gate())
-    records = {record.key: record for record in first}
-    for record in first:
+    records = {record.key: record for record in outcome.result.calls if record.key.node in job.graph.first_nodes}
+    for record in records.values():
         again.note(record)
+    layers = [
+        [_as_placed(expert, node.name, planner, outcome) for node in layer for expert in node.experts]
+        for layer in job.graph.layers[1:]
+    ]
+    said = [(record.key, record.answer, record.output_tokens, record.visible_tokens) for record in records.values()]
+    return _stored(
+        job,
+        ("always", job.graph, job.workload, layers, sorted(said)),
+        AlwaysAggregate,
+        lambda: _run_without_gate(job, again, records, layers),
+    )
+
+
+def _run_without_gate(
+    job: Job, again: Questions, records: dict[CallKey, CallRecord], layers: Sequence[Sequence[Expert]]
+) -> AlwaysAggregate:
     aggregator_s = 0.0
-    for layer in job.graph.layers[1:]:
+    for layer, experts in zip(job.graph.layers[1:], layers, strict=True):
         backend = job.site.hindsight(records)
         if backend is None:
             return AlwaysAggregate()
         calls = [call for node in layer for call in again.calls_of(node.name)]
-        experts = [_as_placed(expert, node.name, planner, outcome) for node in layer for expert in node.experts]
         result = execute(even_plan(calls, experts, job.site, job.cluster.num_workers), calls, backend)
         aggregator_s += max((session.end_ts for session in result.sessions), default=0.0)
         for record in result.calls:
             records[record.key] = record
             again.note(record)
-    finals = [again.graph.step(*again.of(question.id)).answer for question in again]
-    accuracy = accuracy_frac(final for final in finals if final is not None)
+    accuracy = accuracy_frac(again.graph.end(*again.of(question.id)).answer for question in again)
     return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy)
 
 

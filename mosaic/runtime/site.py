@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
-from mosaic.core.results import Inputs
+from mosaic.core.plan import Plan
+from mosaic.core.results import CallRecord, Inputs
 from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
 from mosaic.runtime.backend import Backend
+from mosaic.runtime.controller import Controller
 from mosaic.runtime.loop import CommandLog
 
 Prompts: TypeAlias = Callable[[Call, Inputs], str]
@@ -36,6 +38,10 @@ class Site(Protocol):
         """On what, and with which luck, profiles are measured: for their source."""
 
     @property
+    def fingerprint(self) -> tuple[object, ...] | None:
+        """All that decides what is measured here, beside the calls; None: a measurement may come out differently."""
+
+    @property
     def answers_source(self) -> str:
         """Where the agreement of the experts comes from: measured, fitted or assumed."""
 
@@ -49,6 +55,28 @@ class Site(Protocol):
         """Give the questions that show what a gate leaves: others than the batch's, or the batch with other luck.
 
         They ask only the experts that are named: those that have been measured.
+        """
+
+    def ask(
+        self,
+        name: str,
+        calls: Sequence[Call],
+        plan: Callable[[], Plan],
+        questions: Mapping[str, Question],
+        prompts: Prompts,
+        earlier: Inputs,
+        controllers: Sequence[Controller],
+    ) -> Sequence[CallRecord]:
+        """Let experts answer calibration questions, by a plan where that takes one.
+
+        Parameters
+        ----------
+        name, questions, prompts, earlier
+            As in ``rehearsal``.
+        calls, plan
+            What is asked, and what plans it.
+        controllers
+            Who hears the events.
         """
 
     def rehearsal(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:

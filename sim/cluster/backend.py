@@ -30,7 +30,7 @@ from mosaic.core.commands import (
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcomes
-from mosaic.core.results import CallRecord
+from mosaic.core.results import CallRecord, Inputs
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from sim.cluster.expert_on_gpu import ExpertsOnGpus, IterationTimes, check_hardware
 from sim.cluster.lower_bound import Demand, makespan_lower_bound_s
@@ -75,6 +75,8 @@ class SimBackend:
         How engines schedule.
     iteration_times
         Builds the iteration time of a model on a kind of GPU at a tensor-parallel degree.
+    earlier
+        What became, in another run, of calls that those of this one come after.
     """
 
     name = "sim"
@@ -88,12 +90,14 @@ class SimBackend:
         outcomes: Outcomes,
         settings: EngineSettings | None = None,
         iteration_times: IterationTimes = iteration_time,
+        earlier: Inputs | None = None,
     ) -> None:
         require_unique((expert.name for expert in experts), "sim backend: expert name")
         check_hardware(cluster, hardware)
         self._models = ExpertsOnGpus(experts, hardware, cluster, settings or EngineSettings(), iteration_times)
         self._num_workers = cluster.num_workers
         self._outcomes = outcomes
+        self._earlier: Inputs = earlier or {}
         self._env = simpy.Environment()
         self._workers = [simpy.Resource(self._env) for _ in cluster.workers]
         self._resident: list[tuple[ExpertName, tuple[int, ...]] | None] = [None] * cluster.num_workers
@@ -246,7 +250,8 @@ class SimBackend:
         if call.key in self._pending or call.key in self._records:
             raise BackendError(f"Submit: call {call.key} must be new, it was submitted before")
         expert = self._models.expert(call.expert)
-        inputs = {key: self._records[key] for key in call.after if key in self._records}
+        ended = ((key, self._records.get(key) or self._earlier.get(key)) for key in call.after)
+        inputs = {key: record for key, record in ended if record is not None}
         true = cut_off(call, expert, self._outcomes(call, inputs))
         pending = self._pending[call.key] = PendingCall(true, max(call.ready_s, self._now))
         if not call.after:
