@@ -256,14 +256,16 @@ def _with_upper_profiles(job: Job, planner: Planner, show: Show) -> tuple[Planne
                 rehearsal = rehearse(graph, planner, site, show)
             return sweep_node(node, rehearsal, graph, planner, site, source, show)
 
-        decided_by = (node.name, graph, _vars_of(graph.gate), job.workload, planner.degrees(node.name, node.experts[0]))
+        decided_by = (node.name, _decided_by(graph), job.workload, planner.degrees(node.name, node.experts[0]))
         profiles[node.name] = _stored(job, (source, *decided_by), Profile, measure)
     return replace(planner, profiles=profiles), rehearsal
 
 
-def _vars_of(gate: Gate) -> list[object]:
-    """List all that a gate decides by, what it was calibrated to included."""
-    return [getattr(gate, name, None) for name in getattr(gate, "__dataclass_fields__", ())]
+def _decided_by(graph: CallGraph) -> list[object]:
+    """List all that decides what a graph asks for, what its gate was calibrated to included."""
+    gate = [getattr(graph.gate, name, None) for name in getattr(graph.gate, "__dataclass_fields__", ())]
+    compare = [(kind, getattr(same, "__qualname__", same)) for kind, same in graph.compare.items()]
+    return [graph.nodes, type(graph.gate).__qualname__, gate, compare]
 
 
 def _with_answers(job: Job, planner: Planner, outcome: Outcome, questions: Questions, step: Step) -> Outcome:
@@ -301,7 +303,7 @@ def _always_aggregate(
     said = [(record.key, record.answer, record.output_tokens, record.visible_tokens) for record in records.values()]
     return _stored(
         job,
-        ("always", job.graph, job.workload, layers, sorted(said)),
+        ("always", _decided_by(job.graph.without_gate()), job.workload, layers, sorted(said)),
         AlwaysAggregate,
         lambda: _run_without_gate(job, again, records, layers),
     )
