@@ -134,7 +134,11 @@ class SimSite:
         earlier: Inputs,
         controllers: Sequence[Controller],
     ) -> Sequence[CallRecord]:
-        """Draw what calls say in the calibration world: that does not depend on when and where they run."""
+        """Draw: what calls say does not depend on when and where they run."""
+        return self.draw(calls, earlier)
+
+    def draw(self, calls: Sequence[Call], earlier: Inputs) -> Sequence[CallRecord]:
+        """Record what calls say in the calibration world."""
         return draw_records(self.calibration_world, calls, self.experts, earlier)
 
     def rehearsal(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
