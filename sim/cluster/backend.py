@@ -175,13 +175,14 @@ class SimBackend:
 
         What was told before has been answered by now, so the next iteration is composed with the answer in it.
         """
+        if self._queues:
+            for name in dict.fromkeys(live.session.expert for live in self._touched):
+                self._feed(name)
         touched, self._touched = self._touched, {}
         for live in touched:
             engine = live.engine
             if engine is None:
                 continue
-            if self._queues:
-                self._pull(live)
             change_ts = engine.next_event_ts()
             self._num_changes += 1
             live.change = self._num_changes
@@ -395,13 +396,23 @@ class SimBackend:
             self._records[record.key] = record
             self._events.append(Finished(record.finished_ts or 0.0, record))
 
-    def _pull(self, live: SimSession) -> None:
-        """Take calls from the expert's queue while the session has room."""
-        queue = self._queues.get(live.session.expert)
-        room = 0 if live.is_closing else self._models.settings.max_num_seqs - len(live.calls)
-        while queue and room > 0:
+    def _feed(self, name: ExpertName) -> None:
+        """Let the sessions of an expert that are up take calls from its queue, the one with the fewest first."""
+        queue = self._queues.get(name)
+        if not queue:
+            return
+        most = self._models.settings.max_num_seqs
+        up = [
+            live
+            for live in self._sessions.values()
+            if live.session.expert == name and live.engine is not None and not live.is_closing
+        ]
+        while queue and up:
+            live = min(up, key=lambda live: len(live.calls))
+            if len(live.calls) >= most:
+                return
             live.add(heappop(queue)[2], self._now)
-            room -= 1
+            self._touched[live] = None
 
     def _tell_progress(self) -> None:
         now = self._now
