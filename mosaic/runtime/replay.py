@@ -1,0 +1,33 @@
+"""A log of commands as a controller: what was done in a run is done again in another."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+from mosaic.core.commands import Action, Command, Event, Progress, Tick, cause_of
+from mosaic.runtime.controller import View
+
+
+class Replay:
+    """Gives logged commands again, each batch when the event that caused it occurs again.
+
+    It takes the plan's place, since the log has the plan's commands too. Events that come again and again as time
+    passes (ticks, progress) cause theirs when the time has come at which the log has them.
+    """
+
+    reacts = True
+
+    def __init__(self, actions: Sequence[Action]) -> None:
+        self._batches: dict[str, deque[tuple[float, list[Command]]]] = {}
+        for (cause, ts), batch in groupby(actions, lambda action: (action.cause, action.ts)):
+            commands = [action.command for action in batch]
+            self._batches.setdefault(cause, deque()).append((ts, commands))
+
+    def on(self, event: Event, view: View) -> Iterable[Command]:
+        """Give what the event caused."""
+        return list(self._caused(event))
+
+    def _caused(self, event: Event) -> Iterator[Command]:
+        batches = self._batches.get(cause_of(event))
+        if batches and not (isinstance(event, Tick | Progress) and event.ts < batches[0][0]):
+            yield from batches.popleft()[1]
