@@ -83,7 +83,7 @@ def make_call(
     ready_s: float = 0.0,
     after: tuple[CallKey, ...] = (),
 ) -> Call:
-    return Call(CallKey(question, role, slot), expert, prompt_tokens, ready_s, after)
+    return Call(CallKey(question, node, slot), expert, prompt_tokens, ready_s, after)
 
 
 def make_calls(num_calls: Mapping[ExpertName, int]) -> tuple[Call, ...]:

@@ -20,7 +20,7 @@ class CallQueue:
     def __contains__(self, key: CallKey) -> bool:
         return key in self._ranks
 
-    def keys(self) -> list[CallKey]:
+    def in_order(self) -> list[CallKey]:
         """List the calls in the order of their ranks."""
         return sorted(self._ranks, key=self._ranks.__getitem__)
 

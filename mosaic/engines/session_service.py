@@ -102,7 +102,11 @@ class SessionService:
     def _submit(self, call: CallSpec) -> None:
         number, limit = self._next_number, call.cut_tokens
         self._next_number += 1
-        most = call.max_output_tokens if limit is None else max(min(call.max_output_tokens, limit), len(call.generated) + 1)
+        most = (
+            call.max_output_tokens
+            if limit is None
+            else max(min(call.max_output_tokens, limit), len(call.generated) + 1)
+        )
         exactly = call.output_tokens
         request = Request(
             number=number,
@@ -189,9 +193,7 @@ class SessionService:
             visible_tokens=visible_tokens,
         )
 
-    def _end(
-        self, call: CallSpec, status: CallStatus, finished_ts: float, response: Response, **known: Any
-    ) -> None:
+    def _end(self, call: CallSpec, status: CallStatus, finished_ts: float, response: Response, **known: Any) -> None:
         unknown = {"output_tokens": 0, "admitted_ts": None, "first_token_ts": None}
         values = unknown | {"prompt_tokens": call.prompt_tokens, "wasted_tokens": call.wasted_tokens} | known
         record = CallRecord(

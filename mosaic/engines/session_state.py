@@ -53,12 +53,15 @@ class CallState:
     """The session or the expert's queue that it was last sent to."""
     rank: tuple[int, int]
     """Its priority, and its number among all calls."""
+    queue: CallQueue | None = None
+    """Where it waits; None: a process has it."""
     holder: int | None = None
     """The session whose process has it."""
     is_cancelled: bool = False
     """Its process was told to drop it."""
     is_moving: bool = False
     """Its process was told to give it back; then it goes where it was sent."""
+    num_moves: int = 0
 
 
 class Stage(StrEnum):
@@ -82,10 +85,13 @@ class SessionState:
     """Its calls that no process has."""
     hands: set[CallKey] = field(default_factory=set)
     """Those that its process has."""
+    coming: set[CallKey] = field(default_factory=set)
+    """Those that the process of another session still has, and gives back for it."""
     suspects: set[CallKey] = field(default_factory=set)
     """Those that a process had when it broke: one of them may have done it."""
     stage: Stage = Stage.WAITING
-    is_ready: bool = False
+    channel: Channel | None = None
+    """To the process that serves it; None: its engine is not ready."""
     is_closing: bool = False
     has_all: bool = False
     """Its process knows that no call follows."""
@@ -101,7 +107,7 @@ class SessionState:
 
     @property
     def has_calls(self) -> bool:
-        return bool(self.hands or self.queue)
+        return bool(self.hands or self.queue or self.coming)
 
     @property
     def has_ended(self) -> bool:

@@ -9,8 +9,8 @@ from mosaic.core.engine_options import Device, EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.kv_memory import free_kv_bytes
 from mosaic.core.workload import Expert, ExpertName
-from mosaic.engines.backend import EngineBackend, RunInputs
-from mosaic.engines.call_specs import ServedExpert
+from mosaic.engines.backend import EngineBackend
+from mosaic.engines.call_specs import RunContent, ServedExpert
 from mosaic.engines.checkpoints import Checkpoint, check_checkpoint, check_kv_memory, find_checkpoint, kv_value_bytes
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.host_process import HostProcess
@@ -74,11 +74,11 @@ class VllmEngines:
         """
         checkpoint, context_tokens = self._checkpoint(expert), self.served(expert).context_tokens
         gpu, options = workers[0].gpu, self.options
+        num_caches = 1 if options.loading.device is Device.CPU else len(workers)
         given = options.kv_cache_memory_bytes
         if options.kv_cache_tokens is not None:
-            given = options.kv_cache_tokens * checkpoint.kv_values_per_token * kv_value_bytes(options.loading.dtype)
-            given //= 1 if options.loading.device is Device.CPU else len(workers)
-        num_caches = 1 if options.loading.device is Device.CPU else len(workers)
+            value_bytes = kv_value_bytes(options.loading.dtype)
+            given = options.kv_cache_tokens * checkpoint.kv_values_per_token * value_bytes // num_caches
         weight_bytes = checkpoint.weight_bytes or expert.shape.weight_bytes  # random ones take as much
         free = free_kv_bytes(gpu, weight_bytes, len(workers)) if given is None else given
         check_kv_memory(
@@ -116,7 +116,7 @@ def make_vllm_backend(
     experts: Sequence[Expert],
     cluster: Cluster,
     journal: Path,
-    inputs: RunInputs,
+    content: RunContent,
     options: EngineOptions,
     host: HostProcess,
     checkpoints: Path | None = None,
@@ -126,7 +126,7 @@ def make_vllm_backend(
 
     Parameters
     ----------
-    experts, cluster, journal, inputs, patience
+    experts, cluster, journal, content, patience
         As in `EngineBackend`.
     options
         How engines run.
@@ -140,10 +140,8 @@ def make_vllm_backend(
         experts=experts,
         cluster=cluster,
         journal=journal,
-        inputs=inputs,
-        engines=VllmEngines(
-            options=options, with_tokenizer=inputs.prompts is not None, checkpoints=checkpoints
-        ),
+        content=content,
+        engines=VllmEngines(options=options, with_tokenizer=content.prompts is not None, checkpoints=checkpoints),
         launcher=LocalLauncher(host, options.loading.device),
         patience=patience,
     )

@@ -18,7 +18,9 @@ def encode_action(action: Action) -> bytes:
     """Write an action as a JSON text of one line: its instant, its cause, the kind of command and its fields."""
     command = action.command
     fields = msgspec.to_builtins(command)
-    return msgspec.json.encode({"ts": action.ts, "cause": action.cause, "kind": type(command).__name__.lower(), **fields})
+    return msgspec.json.encode(
+        {"ts": action.ts, "cause": action.cause, "kind": type(command).__name__.lower(), **fields}
+    )
 
 
 def decode_action(text: bytes | str) -> Action:

@@ -62,8 +62,13 @@ def drive(
     """
     run = _Run(backend, num_workers, log)
     reacts = run.is_resumed or any(controller.reacts for controller in controllers)
-    for event in backend.events(reacts=reacts, tick_s=tick_s):
-        run.hear(event, controllers)
+    events = backend.events(reacts=reacts, tick_s=tick_s)
+    try:
+        for event in events:
+            run.hear(event, controllers)
+    except BaseException as error:
+        events.throw(error)  # it ends what it started, and says what is kept
+        raise
     return run.result()
 
 

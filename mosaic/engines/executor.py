@@ -1,0 +1,355 @@
+"""Sessions and calls over worker processes: who starts when, who serves what, and what of it is told."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from mosaic.core.commands import Closed, Event, Idle, Lost, Progress, Ready
+from mosaic.core.errors import BackendError
+from mosaic.core.plan import Session
+from mosaic.core.results import CallRecord, CallStatus
+from mosaic.core.workload import ExpertName
+from mosaic.engines.call_book import CallBook
+from mosaic.engines.engine import EngineSpec
+from mosaic.engines.launcher import Launcher
+from mosaic.engines.local_launcher import output_of
+from mosaic.engines.messages import Alive, Exited, Failure, Finish, Returned, Run, Serve
+from mosaic.engines.session_state import MAX_ISOLATED, Patience, Phase, SessionState, Stage, WorkerProcess
+from mosaic.engines.worker_pool import Heard, WorkerPool
+from mosaic.runtime.journal import JournalError
+from mosaic.runtime.journal_records import (
+    ClosedSession,
+    EndedCall,
+    JournalState,
+    OpenedSession,
+    fingerprint_of,
+    read_entries,
+)
+
+_TRY_AGAIN = "correct it and start the same run again: failed calls are tried again"
+BATCHES_IN_HANDS = 2
+"""A process has calls for so many full batches: enough that none runs dry, and the others can go elsewhere."""
+
+
+class Executor:
+    """Runs sessions over worker processes until each has ended or its worker is gone.
+
+    A session starts when those before it on its workers, and those that it follows, have ended. Where its expert
+    is still loaded on the same workers it goes to that process, else to a new one, once the old one is gone. A process
+    that dies, fails or hangs takes its session back to waiting, with the calls that are not on the disk.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        journal: Path,
+        before: JournalState,
+        *,
+        start_ts: float,
+        num_workers: int,
+        patience: Patience,
+        on_end: Callable[[CallRecord], None],
+        tell: Callable[[Event], None],
+    ) -> None:
+        self.sessions: dict[int, SessionState] = {}
+        self.lost: dict[int, str] = {}
+        """Workers that were given up, and why."""
+        self._zero_ts = time.monotonic() - start_ts
+        self._start_ts = start_ts
+        self.calls = CallBook(self.sessions, journal, self.now, self._end_call)
+        self._pool = WorkerPool(launcher, journal, self._zero_ts, patience)
+        self._journal = journal
+        self._state = before
+        self._patience = patience
+        self._on_end = on_end
+        self._tell = tell
+        self._open: list[SessionState] = []
+        """Those that have not ended, in the order in which they were opened."""
+        self._broken: dict[ExpertName, str] = {}
+        self._ended: dict[int, list[CallRecord]] = defaultdict(list)
+        self._free_ts = [start_ts] * num_workers
+        self._busy: set[int] = set()
+        self._num_failed_loads = [0] * num_workers
+
+    def now(self) -> float:
+        """Seconds on the run's clock."""
+        return time.monotonic() - self._zero_ts
+
+    @property
+    def is_over(self) -> bool:
+        return not self._open and not len(self.calls) and not len(self._pool)
+
+    # Commands.
+
+    def open(self, session: Session, spec: EngineSpec, ts: float) -> None:
+        """Let a session wait for its workers; on one that is lost it is lost too."""
+        state = self.sessions[session.id] = SessionState(session=session, spec=spec, opened_ts=ts)
+        if self.lost.keys() & set(session.workers):
+            state.stage = Stage.LOST
+        else:
+            self._open.append(state)
+            self._busy.update(session.workers)
+
+    def close(self, number: int) -> None:
+        """Let a session end with the last of its calls."""
+        self.sessions[number].is_closing = True
+
+    # Time.
+
+    def start(self) -> None:
+        """Start what can start, and end what has nothing to start for."""
+        self._start_sessions()
+        self._tell_idle()
+
+    def advance(self, timeout_s: float, *, may_act: bool) -> None:
+        """Hand calls out, then hear what happened; ``may_act``: others may still tell it what to do.
+
+        Raises
+        ------
+        BackendError
+            If nothing can ever happen again, the host cannot run, or the journal cannot be written.
+        """
+        self._hand_out()
+        for process in self._pool:
+            if process.phase is Phase.IDLE and not self._is_wanted(process):
+                self._pool.quit(process)
+        can_move = any(process.phase in (Phase.LOADING, Phase.CLOSING) for process in self._pool) or any(
+            self._can_move(state) for state in self._open
+        )
+        if not can_move and not may_act:
+            self._give_in()
+            return
+        wait_s = timeout_s if len(self._pool) or may_act else 0.0
+        now = self.now()
+        queues = [self.calls.queue_of(expert) for expert in self.calls.experts_waited_for()]
+        queues += [state.queue for state in self._open]
+        soon = [ready_s - now for queue in queues if (ready_s := queue.next_ready_s(now)) is not None]
+        for process, message in self._pool.listen(max(0.0, min([wait_s, *soon]))):
+            self._hear(process, message)
+        self._pool.watch()
+
+    def stop(self) -> None:
+        """Leave no process behind."""
+        self._pool.kill_all()
+        self.calls.close()
+
+    def note_end(self, record: CallRecord) -> None:
+        """Count a call among those of its session."""
+        self._ended[record.session].append(record)
+
+    def _start_sessions(self) -> None:
+        """Start what can start, in the order in which it was opened."""
+        held: set[int] = set()
+        for state in list(self._open):
+            workers = state.session.workers
+            if state.stage is Stage.WAITING:
+                if state.is_closing and not state.has_calls:
+                    self._end_session(state, state.end_ts, Stage.OVER)
+                    continue
+                followed = (self.sessions[needed] for needed in state.session.after if needed in self.sessions)
+                is_known = all(needed in self.sessions for needed in state.session.after)
+                if held.isdisjoint(workers) and is_known and all(other.has_ended for other in followed):
+                    self._start(state)
+            held.update(workers)
+
+    def _start(self, state: SessionState) -> None:
+        """Start a session on workers that are its own now; where another expert is still loaded, wait for its end."""
+        session, workers = state.session, state.session.workers
+        there = [process for process in self._pool if not set(workers).isdisjoint(process.workers)]
+        is_resident = len(there) == 1 and there[0].phase is Phase.IDLE and self._is_wanted(there[0])
+        if there and not is_resident:
+            return
+        process = there[0] if is_resident else self._pool.start(state)
+        if process is None:
+            return
+        followed = [self.sessions[needed].end_ts for needed in session.after]
+        state.stage, process.session = Stage.RUNNING, state
+        process.one_at_a_time = 0 < state.num_failures == self._patience.max_retries
+        process.begin(Phase.SERVING if is_resident else Phase.LOADING)
+        process.channel.send(
+            Serve(
+                session=session.id,
+                node=session.node,
+                expert=session.expert,
+                workers=workers,
+                load_start_ts=max([state.opened_ts, *(self._free_ts[worker] for worker in workers), *followed]),
+                is_resident=is_resident,
+            )
+        )
+
+    def _is_wanted(self, process: WorkerProcess) -> bool:
+        """Whether what comes next on all its workers is one session of its expert."""
+        following = [
+            next((state for state in self._open if worker in state.session.workers), None) for worker in process.workers
+        ]
+        first = following[0]
+        same = first is not None and first.session.workers == process.workers and first.spec == process.spec
+        return same and all(state is first for state in following)
+
+    def _hand_out(self) -> None:
+        """Give processes the calls that they have room for."""
+        for expert in self.calls.experts_waited_for():
+            if expert in self._broken and not any(state.session.expert == expert for state in self._open):
+                waiting = self.calls.waiting_in(self.calls.queue_of(expert))
+                self.calls.end(waiting, CallStatus.FAILED, self._broken[expert])
+        for process in self._pool:
+            state = process.session
+            if state is None or state.channel is None:
+                continue
+            is_careful = process.one_at_a_time and bool(state.suspects)
+            room = (1 if is_careful else BATCHES_IN_HANDS * state.spec.max_num_seqs) - len(state.hands)
+            calls = self.calls.take(state, room, from_expert=not state.is_closing and not is_careful)
+            if calls:
+                state.channel.send(Run(calls))
+            if state.is_closing and not state.has_all and not state.queue and not state.coming:
+                state.has_all = True
+                state.channel.send(Finish())
+
+    def _can_move(self, state: SessionState) -> bool:
+        if state.stage is not Stage.RUNNING:
+            return False
+        takes_more = not state.is_closing and bool(self.calls.queue_of(state.session.expert))
+        return state.channel is None or state.has_all or state.has_calls or takes_more
+
+    def _give_in(self) -> None:
+        """Nothing can happen any more: leave what lost workers would have served, or say what nobody can serve."""
+        waiting = [state for state in self._open if state.stage is Stage.WAITING]
+        if self.lost:
+            is_last_try = all(state.is_closing for state in self._open)
+            for state in list(self._open):
+                state.is_closing = True
+                if is_last_try and state.stage is Stage.WAITING:
+                    self._lose_session(state)
+            if is_last_try:
+                self.calls.lose_all()
+            return
+        if not self._open and not len(self.calls):
+            return
+        if waiting:
+            idle = [state.session.id for state in self._open if state.stage is Stage.RUNNING]
+            numbers = [state.session.id for state in waiting]
+            others = f"sessions {idle}, which have no calls and are not closed," if idle else "each other"
+            raise BackendError(f"sessions {numbers} wait for {others} and can never start")
+        experts = self.calls.experts_waited_for()
+        if experts:
+            raise BackendError(f"{len(self.calls)} calls wait for sessions of {experts}, and none is open")
+        raise BackendError(f"sessions {[state.session.id for state in self._open]} have no calls and are not closed")
+
+    # What is heard.
+
+    def _hear(self, process: WorkerProcess, message: Heard) -> None:
+        state = process.session
+        if isinstance(message, Exited):
+            self._lose(process, message)
+        elif isinstance(message, EndedCall):
+            self._end_call(message.record)
+        elif isinstance(message, OpenedSession):
+            self._state.add(message)
+            process.begin(Phase.SERVING)
+            if state is not None:
+                state.channel = process.channel
+            self._tell(Ready(message.start_ts, message.session))
+        elif isinstance(message, ClosedSession):
+            self._state.add(message)
+            process.session = None
+            process.begin(Phase.IDLE)
+            if state is not None:
+                self._end_session(state, message.end_ts, Stage.OVER)
+        elif isinstance(message, Alive):
+            self._tell(Progress(self.now(), message.session, message.tokens))
+        elif isinstance(message, Returned):
+            self.calls.take_back(message)
+        elif isinstance(message, Failure) and message.is_journal:
+            raise JournalError(message.cause)
+
+    def _end_call(self, record: CallRecord) -> None:
+        if not self.calls.note(record):
+            return  # heard before
+        if record.status is CallStatus.FINISHED:
+            state = self.sessions[record.session]
+            state.num_failures = state.num_isolated = 0
+            for worker in record.workers:
+                self._num_failed_loads[worker] = 0
+            self._pool.note_finish()
+        self._state.add(EndedCall(record))
+        self.note_end(record)
+        self._on_end(record)
+
+    def _lose(self, process: WorkerProcess, exited: Exited) -> None:
+        """Take back what a process that is gone did not finish; what it put on the disk without saying so counts."""
+        state = process.session
+        if state is None:
+            return
+        self._read_rest(process, state)
+        state.stage, state.channel, state.has_all = Stage.WAITING, None, False
+        state.end_ts = self.now()
+        self._free(state, state.end_ts)
+        held = self.calls.empty_hands(state)
+        state.attempt += 1
+        state.suspects.update(call.spec.key for call in held)
+        if exited.host_died or (state.is_closing and not state.has_calls):
+            return
+        cause = f"{process.cause(exited)}; see {output_of(self._journal, process.workers)}"
+        if process.is_workers_fault:
+            worker = process.workers[0]
+            self._num_failed_loads[worker] += 1
+            if self._num_failed_loads[worker] > self._patience.max_restarts:
+                self._give_up(worker, cause)
+            return
+        state.num_failures += 1
+        if state.num_failures <= self._patience.max_retries:
+            return
+        if process.one_at_a_time and process.phase is Phase.SERVING and state.num_isolated < MAX_ISOLATED:
+            state.num_isolated += 1
+            state.num_failures = 0
+            if len(held) == 1:
+                self.calls.end(held, CallStatus.FAILED, f"{cause}; {_TRY_AGAIN}")
+            return
+        self._break(state, f"{cause}; {_TRY_AGAIN}")
+
+    def _read_rest(self, process: WorkerProcess, state: SessionState) -> None:
+        """Read what a process wrote and did not say; records of earlier starts are older than this one."""
+        for entry in read_entries(self._pool.log_of(process.workers)):
+            record = entry.record if isinstance(entry, EndedCall) else None
+            if record is not None and record.session == state.session.id and record.key in state.hands:
+                call = self.calls.get(record.key)
+                is_new = record.finished_ts is not None and record.finished_ts > self._start_ts
+                if call is not None and is_new and call.spec.fingerprint == fingerprint_of(record):
+                    self._end_call(record)
+
+    def _break(self, state: SessionState, cause: str) -> None:
+        """End a session that fails whatever it serves."""
+        state.broken = self._broken[state.session.expert] = cause
+        self.calls.end(self.calls.waiting_in(state.queue), CallStatus.FAILED, cause)
+        self._end_session(state, state.end_ts, Stage.OVER)
+
+    def _give_up(self, worker: int, cause: str) -> None:
+        """Lose a worker, and all sessions that need it."""
+        self.lost[worker] = cause
+        for state in [state for state in self._open if worker in state.session.workers]:
+            self._lose_session(state)
+        self._tell(Lost(self.now(), worker, cause))
+
+    def _lose_session(self, state: SessionState) -> None:
+        self._end_session(state, state.end_ts, Stage.LOST)
+        self.calls.lose(state)
+
+    def _end_session(self, state: SessionState, end_ts: float, stage: Stage) -> None:
+        """End a session for good, and tell of it if it was ever ready."""
+        state.stage, state.end_ts, state.channel = stage, end_ts, None
+        self._open.remove(state)
+        self._free(state, end_ts)
+        record = self._state.session_record(state.session, self._ended[state.session.id])
+        if record is not None:
+            self._tell(Closed(record.end_ts, record))
+
+    def _free(self, state: SessionState, end_ts: float) -> None:
+        for worker in state.session.workers:
+            self._free_ts[worker] = max(self._free_ts[worker], end_ts)
+
+    def _tell_idle(self) -> None:
+        busy = {worker for state in self._open for worker in state.session.workers}
+        for worker in sorted(self._busy - busy - self.lost.keys()):
+            self._tell(Idle(self.now(), worker))
+        self._busy = busy
