@@ -9,6 +9,7 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from mosaic.engines.vllm_jobs import response_seed
 
 from mosaic.core.errors import BackendError
 from mosaic.core.results import CallStatus, Cancel
@@ -16,7 +17,6 @@ from mosaic.core.workload import AnswerKind, Question
 from mosaic.engines.endpoint import Api, Endpoint, EndpointPatience
 from mosaic.engines.endpoint_backend import EndpointBackend
 from mosaic.engines.endpoint_messages import read_reply
-from mosaic.engines.vllm_jobs import response_seed
 from mosaic.runtime.replanning import calls_left
 from tests.engines.executor_runs import finished_once, journal_of
 from tests.factories import make_call, make_cluster, make_expert

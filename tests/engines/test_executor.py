@@ -6,6 +6,8 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
+from mosaic.engines.vllm_backend import cores_of_workers, gpus_of_workers
+from mosaic.engines.vllm_jobs import JobMaker, random_prompt, response_seed
 
 from mosaic.core.cluster import Gpu, uniform_cluster
 from mosaic.core.errors import BackendError
@@ -13,8 +15,6 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, Cancel
 from mosaic.core.workload import AnswerKind, CallKey, Question
 from mosaic.engines.engine import EngineSettings
-from mosaic.engines.vllm_backend import cores_of_workers, gpus_of_workers
-from mosaic.engines.vllm_jobs import JobMaker, random_prompt, response_seed
 from mosaic.planning.costs import ACTIVATION_BYTES, fits_memory
 from mosaic.runtime.replanning import calls_left
 from tests.engines.executor_runs import (

@@ -72,8 +72,8 @@ def test_twenty_kills_lose_and_repeat_nothing(tmp_path, seed):
     assert sorted(said.split()) == sorted(str(call.key) for call in calls)
     entries = finished_once(tmp_path, calls)
     undisturbed = run(tmp_path, FAKE_ENGINE, NUM_CALLS, journal="undisturbed")
-    assert {key: entry.token_ids for key, entry in entries.items()} == {
-        key: entry.token_ids for key, entry in undisturbed.items()
+    assert {key: entry.response.token_ids for key, entry in entries.items()} == {
+        key: entry.response.token_ids for key, entry in undisturbed.items()
     }
     assert sum(killed.values()) >= 20, killed
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import AGGREGATE, CallKey, PROPOSE
+from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 from mosaic.runtime import journal
 from mosaic.runtime.journal import JournalError, Log, encode, hold, read_journal, read_log
 from mosaic.runtime.journal_records import (

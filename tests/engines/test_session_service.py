@@ -6,14 +6,14 @@ from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
+from mosaic.engines.orders import CancelOrder, Job, Progress, Served, ServeOrder
+from mosaic.engines.vllm_worker import Reporter
 
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import CallKey, PROPOSE
+from mosaic.core.workload import PROPOSE, CallKey
 from mosaic.engines.engine import Device, EngineSettings, EngineSpec
-from mosaic.engines.orders import CancelOrder, Job, Progress, Served, ServeOrder
 from mosaic.engines.session_service import SessionService
 from mosaic.engines.vllm_engine import engine_arguments, is_device_lost, opens_thinking
-from mosaic.engines.vllm_worker import Reporter
 from mosaic.runtime.journal import Log, read_log
 from mosaic.runtime.journal_records import ClosedSession, EndedCall, OpenedSession, decode_entry, view
 from tests.engines.fake_engine import FakeEngine

@@ -5,13 +5,13 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from mosaic.engines.vllm_backend import VllmBackend
 
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import Call, CallKey, Expert, Family, PROPOSE
+from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, Family
 from mosaic.engines.checkpoints import MANIFEST, check_checkpoint
 from mosaic.engines.engine import EngineSettings
 from mosaic.engines.host_process import VLLM_ENGINE
-from mosaic.engines.vllm_backend import VllmBackend
 from mosaic.pipelines.prompts import expert_prompts
 from tests.engines.executor_runs import has_vllm, running_host
 from tests.factories import make_cluster

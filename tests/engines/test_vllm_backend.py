@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from mosaic.engines.live_sessions import Patience
 
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, Cancel
 from mosaic.engines.checkpoints import CheckpointError, write_manifest
 from mosaic.engines.engine import EngineSettings
 from mosaic.engines.host_process import VLLM_ENGINE
-from mosaic.engines.live_sessions import Patience
 from tests.engines.executor_runs import (
     SETTINGS,
     finished_once,
