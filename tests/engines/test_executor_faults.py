@@ -325,7 +325,11 @@ def test_what_was_cancelled_stays_cancelled_if_its_process_dies_first(tmp_path, 
     prompts = {calls[0].key: "fine", calls[1].key: "hang", calls[2].key: "fine"}
     outcomes = {calls[0].key: Outcome(1), calls[1].key: Outcome(2), calls[2].key: Outcome(40)}
     executor = Runs(
-        tmp_path, host, patience=IMPATIENT, prompts=lambda call, inputs: prompts[call.key], outcomes=lambda call, inputs: outcomes[call.key]
+        tmp_path,
+        host,
+        patience=IMPATIENT,
+        prompts=lambda call, inputs: prompts[call.key],
+        outcomes=lambda call, inputs: outcomes[call.key],
     )
     result = executor.execute(make_plan(make_session(0, calls)), calls, Reactor(cancel))
     status = {record.key: record.status for record in result.calls}
