@@ -89,13 +89,16 @@ class CallBook:
         if call.holder is not None and not call.is_moving:
             self._tell_holder(call, Limit(call.spec.key, tokens))
 
-    def take(self, state: SessionState, room: int, *, from_expert: bool) -> tuple[CallSpec, ...]:
-        """Give a session's process the calls that come next, its own first, and not more than it has room for."""
+    def take(self, state: SessionState, room: int, shared_room: int) -> tuple[CallSpec, ...]:
+        """Give a session's process the calls that come next, its own first and then its expert's.
+
+        It has at most ``room`` then, and gets none of its expert's where it has ``shared_room``.
+        """
         taken: list[CallSpec] = []
         now = self._now()
-        while len(taken) < room:
+        while len(state.hands) < room:
             key = state.queue.pop(now)
-            if key is None and from_expert:
+            if key is None and len(state.hands) < shared_room:
                 key = self._queues[state.session.expert].pop(now)
             if key is None:
                 break

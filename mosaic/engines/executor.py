@@ -1,5 +1,6 @@
 """Sessions and calls over worker processes: who starts when, who serves what, and what of it is told."""
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -28,8 +29,10 @@ from mosaic.runtime.journal_records import (
 )
 
 _TRY_AGAIN = "correct it and start the same run again: failed calls are tried again"
-BATCHES_IN_HANDS = 2
-"""A process has calls for so many full batches: enough that none runs dry, and the others can go elsewhere."""
+OWN_BATCHES = 2
+"""A process gets of its session's calls so many full batches: enough that its engine never runs dry."""
+SHARED_BATCHES = 1.25
+"""And of its expert's queue no more than this, so that sessions which share one end at about the same time."""
 
 
 class Executor:
@@ -197,9 +200,10 @@ class Executor:
             state = process.session
             if state is None or state.channel is None:
                 continue
+            batch = state.spec.max_num_seqs
             is_careful = process.one_at_a_time and bool(state.suspects)
-            room = (1 if is_careful else BATCHES_IN_HANDS * state.spec.max_num_seqs) - len(state.hands)
-            calls = self.calls.take(state, room, from_expert=not state.is_closing and not is_careful)
+            room, shared_room = (1, 0) if is_careful else (OWN_BATCHES * batch, math.ceil(SHARED_BATCHES * batch))
+            calls = self.calls.take(state, room, 0 if state.is_closing else shared_room)
             if calls:
                 state.channel.send(Run(calls))
             if state.is_closing and not state.has_all and not state.queue and not state.coming:

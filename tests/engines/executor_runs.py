@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mosaic.core.commands import Finished, Lost
+from mosaic.core.commands import Finished, Lost, Move, Open, Progress, Started, Submit
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
 from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.results import CallRecord, CallStatus, RunResult
@@ -193,3 +193,26 @@ def processes_of(folder: Path) -> list[int]:
             if any(path.startswith(f"{folder}/") for path in opened):
                 found.append(int(entry.name))
     return found
+
+
+class MoveAll:
+    """Runs calls in session 0, and once they write, or at the first finish, sends them to another."""
+
+    reacts = True
+
+    def __init__(self, *, expert: str, target: int, calls: Sequence[Call]) -> None:
+        self.sessions = [
+            make_session(0, expert=expert),
+            make_session(target, expert=expert, workers=(1,)),
+        ]
+        self.calls = calls
+        self.has_moved = False
+
+    def on(self, event, view):
+        if isinstance(event, Started):
+            return [*map(Open, self.sessions), *(Submit(call, 0) for call in self.calls)]
+        is_time = isinstance(event, Finished) or (isinstance(event, Progress) and any(event.tokens.values()))
+        if is_time and not self.has_moved:
+            self.has_moved = True
+            return [Move(key, self.sessions[1].id) for key in view.running]
+        return ()
