@@ -16,6 +16,7 @@ from mosaic.engines.engine import EngineSpec
 from mosaic.engines.launcher import Launcher
 from mosaic.engines.local_launcher import output_of
 from mosaic.engines.messages import Alive, Exited, Failure, Finish, Returned, Run, Serve
+from mosaic.engines.session_order import is_wanted, may_start, why_stuck
 from mosaic.engines.session_state import MAX_ISOLATED, Patience, Phase, SessionState, Stage, WorkerProcess
 from mosaic.engines.worker_pool import Heard, WorkerPool
 from mosaic.runtime.journal import JournalError
@@ -74,6 +75,8 @@ class Executor:
         self._free_ts = [start_ts] * num_workers
         self._busy: set[int] = set()
         self._num_failed_loads = [0] * num_workers
+        self._must_retry = False
+        """A process could not be started just now."""
 
     def now(self) -> float:
         """Seconds on the run's clock."""
@@ -82,8 +85,6 @@ class Executor:
     @property
     def is_over(self) -> bool:
         return not self._open and not len(self.calls) and not len(self._pool)
-
-    # Commands.
 
     def open(self, session: Session, spec: EngineSpec, ts: float) -> None:
         """Let a session wait for its workers; on one that is lost it is lost too."""
@@ -94,16 +95,18 @@ class Executor:
             self._open.append(state)
             self._busy.update(session.workers)
 
-    def close(self, number: int) -> None:
-        """Let a session end with the last of its calls."""
-        self.sessions[number].is_closing = True
-
-    # Time.
-
     def start(self) -> None:
-        """Start what can start, and end what has nothing to start for."""
-        self._start_sessions()
-        self._tell_idle()
+        """Start what can start, end what has nothing to start for, and tell which workers nobody needs any more."""
+        for state in [state for state in self._open if state.stage is Stage.WAITING and state.is_closing]:
+            if not state.has_calls:
+                self._end_session(state, state.end_ts, Stage.OVER)
+        self._must_retry = False
+        for state in may_start(self._open, self.sessions):
+            self._start(state)
+        busy = {worker for state in self._open for worker in state.session.workers}
+        for worker in sorted(self._busy - busy - self.lost.keys()):
+            self._tell(Idle(self.now(), worker))
+        self._busy = busy
 
     def advance(self, timeout_s: float, *, may_act: bool) -> None:
         """Hand calls out, then hear what happened; ``may_act``: others may still tell it what to do.
@@ -115,12 +118,9 @@ class Executor:
         """
         self._hand_out()
         for process in self._pool:
-            if process.phase is Phase.IDLE and not self._is_wanted(process):
+            if process.phase is Phase.IDLE and not is_wanted(process, self._open):
                 self._pool.quit(process)
-        can_move = any(process.phase in (Phase.LOADING, Phase.CLOSING) for process in self._pool) or any(
-            self._can_move(state) for state in self._open
-        )
-        if not can_move and not may_act:
+        if not may_act and not self._can_move():
             self._give_in()
             return
         wait_s = timeout_s if len(self._pool) or may_act else 0.0
@@ -141,30 +141,16 @@ class Executor:
         """Count a call among those of its session."""
         self._ended[record.session].append(record)
 
-    def _start_sessions(self) -> None:
-        """Start what can start, in the order in which it was opened."""
-        held: set[int] = set()
-        for state in list(self._open):
-            workers = state.session.workers
-            if state.stage is Stage.WAITING:
-                if state.is_closing and not state.has_calls:
-                    self._end_session(state, state.end_ts, Stage.OVER)
-                    continue
-                followed = (self.sessions[needed] for needed in state.session.after if needed in self.sessions)
-                is_known = all(needed in self.sessions for needed in state.session.after)
-                if held.isdisjoint(workers) and is_known and all(other.has_ended for other in followed):
-                    self._start(state)
-            held.update(workers)
-
     def _start(self, state: SessionState) -> None:
         """Start a session on workers that are its own now; where another expert is still loaded, wait for its end."""
         session, workers = state.session, state.session.workers
         there = [process for process in self._pool if not set(workers).isdisjoint(process.workers)]
-        is_resident = len(there) == 1 and there[0].phase is Phase.IDLE and self._is_wanted(there[0])
+        is_resident = len(there) == 1 and there[0].phase is Phase.IDLE and is_wanted(there[0], self._open)
         if there and not is_resident:
             return
         process = there[0] if is_resident else self._pool.start(state)
         if process is None:
+            self._must_retry = True
             return
         followed = [self.sessions[needed].end_ts for needed in session.after]
         state.stage, process.session = Stage.RUNNING, state
@@ -180,15 +166,6 @@ class Executor:
                 is_resident=is_resident,
             )
         )
-
-    def _is_wanted(self, process: WorkerProcess) -> bool:
-        """Whether what comes next on all its workers is one session of its expert."""
-        following = [
-            next((state for state in self._open if worker in state.session.workers), None) for worker in process.workers
-        ]
-        first = following[0]
-        same = first is not None and first.session.workers == process.workers and first.spec == process.spec
-        return same and all(state is first for state in following)
 
     def _hand_out(self) -> None:
         """Give processes the calls that they have room for."""
@@ -210,37 +187,27 @@ class Executor:
                 state.has_all = True
                 state.channel.send(Finish())
 
-    def _can_move(self, state: SessionState) -> bool:
-        if state.stage is not Stage.RUNNING:
-            return False
-        takes_more = not state.is_closing and bool(self.calls.queue_of(state.session.expert))
-        return state.channel is None or state.has_all or state.has_calls or takes_more
+    def _can_move(self) -> bool:
+        """Whether anything can happen by itself."""
+        if self._must_retry or any(process.phase in (Phase.LOADING, Phase.CLOSING) for process in self._pool):
+            return True
+        for state in self._open:
+            takes_more = not state.is_closing and bool(self.calls.queue_of(state.session.expert))
+            if state.stage is Stage.RUNNING and (state.has_all or state.has_calls or takes_more):
+                return True
+        return False
 
     def _give_in(self) -> None:
         """Nothing can happen any more: leave what lost workers would have served, or say what nobody can serve."""
-        waiting = [state for state in self._open if state.stage is Stage.WAITING]
-        if self.lost:
-            is_last_try = all(state.is_closing for state in self._open)
-            for state in list(self._open):
-                state.is_closing = True
-                if is_last_try and state.stage is Stage.WAITING:
-                    self._lose_session(state)
-            if is_last_try:
-                self.calls.lose_all()
-            return
-        if not self._open and not len(self.calls):
-            return
-        if waiting:
-            idle = [state.session.id for state in self._open if state.stage is Stage.RUNNING]
-            numbers = [state.session.id for state in waiting]
-            others = f"sessions {idle}, which have no calls and are not closed," if idle else "each other"
-            raise BackendError(f"sessions {numbers} wait for {others} and can never start")
-        experts = self.calls.experts_waited_for()
-        if experts:
-            raise BackendError(f"{len(self.calls)} calls wait for sessions of {experts}, and none is open")
-        raise BackendError(f"sessions {[state.session.id for state in self._open]} have no calls and are not closed")
-
-    # What is heard.
+        if not self.lost:
+            raise BackendError(why_stuck(self._open, self.calls.experts_waited_for()))
+        is_last_try = all(state.is_closing for state in self._open)
+        for state in list(self._open):
+            state.is_closing = True
+            if is_last_try and state.stage is Stage.WAITING:
+                self._lose_session(state)
+        if is_last_try:
+            self.calls.lose_all()
 
     def _hear(self, process: WorkerProcess, message: Heard) -> None:
         state = process.session
@@ -351,9 +318,3 @@ class Executor:
     def _free(self, state: SessionState, end_ts: float) -> None:
         for worker in state.session.workers:
             self._free_ts[worker] = max(self._free_ts[worker], end_ts)
-
-    def _tell_idle(self) -> None:
-        busy = {worker for state in self._open for worker in state.session.workers}
-        for worker in sorted(self._busy - busy - self.lost.keys()):
-            self._tell(Idle(self.now(), worker))
-        self._busy = busy

@@ -291,7 +291,7 @@ OPENED = [Open(make_session(0, expert="A"))]
         ([*OPENED, Submit(A[0], 0), Cut(A[0].key, 0)], "Cut A0/propose/0: tokens must be at least 1, got 0"),
         ([*OPENED, Submit(A[0], 0), Move(A[0].key, 1)], "Move A0/propose/0: session must be one that was opened and"),
         ([Close(9)], "Close: session must be one that was opened, got 9"),
-        ([Submit(A[0], "A")], r"1 calls wait for sessions of \['A'\], and none is open"),
+        ([Submit(A[0], "A")], r"calls wait for sessions of \['A'\], and none is open"),
         (
             [*OPENED, Open(make_session(1, expert="A")), Submit(A[0], 1)],
             r"sessions \[1\] wait for sessions \[0\], which have no calls and are not closed, and can never start",

@@ -19,7 +19,6 @@ from mosaic.core.results import CallStatus
 from mosaic.engines.checkpoints import CheckpointError, write_manifest
 from mosaic.engines.host_process import VLLM_ENGINE
 from mosaic.engines.session_state import Patience
-from mosaic.engines.session_state import Patience
 from mosaic.runtime.loop import drive
 from tests.engines.executor_runs import (
     CPU,
