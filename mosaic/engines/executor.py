@@ -111,11 +111,10 @@ class Executor:
     def advance(self, timeout_s: float, *, may_act: bool) -> None:
         """Hand calls out, then hear what happened; ``may_act``: others may still tell it what to do.
 
-        Raises
-        ------
-        BackendError
-            If nothing can ever happen again, the host cannot run, or the journal cannot be written.
+        A ``BackendError`` says that nothing can ever happen again, or that the host or the journal fails.
         """
+        if self._fail_unservable():
+            return  # which others may want to hear first
         self._hand_out()
         for process in self._pool:
             if process.phase is Phase.IDLE and not is_wanted(process, self._open):
@@ -167,12 +166,17 @@ class Executor:
             )
         )
 
+    def _fail_unservable(self) -> bool:
+        """End the calls of queues whose sessions broke; says whether there were any."""
+        served = {state.session.expert for state in self._open}
+        queues = {expert: self.calls.queue_of(expert) for expert in self.calls.experts_waited_for()}
+        failing = [expert for expert in queues if expert in self._broken and expert not in served]
+        for expert in failing:
+            self.calls.end(self.calls.waiting_in(queues[expert]), CallStatus.FAILED, self._broken[expert])
+        return bool(failing)
+
     def _hand_out(self) -> None:
         """Give processes the calls that they have room for."""
-        for expert in self.calls.experts_waited_for():
-            if expert in self._broken and not any(state.session.expert == expert for state in self._open):
-                waiting = self.calls.waiting_in(self.calls.queue_of(expert))
-                self.calls.end(waiting, CallStatus.FAILED, self._broken[expert])
         for process in self._pool:
             state = process.session
             if state is None or state.channel is None:
@@ -254,8 +258,7 @@ class Executor:
             return
         self._read_rest(process, state)
         state.stage, state.channel, state.has_all = Stage.WAITING, None, False
-        state.end_ts = self.now()
-        self._free(state, state.end_ts)
+        self._free(state, self.now())
         held = self.calls.empty_hands(state)
         state.attempt += 1
         state.suspects.update(call.spec.key for call in held)
@@ -308,7 +311,7 @@ class Executor:
 
     def _end_session(self, state: SessionState, end_ts: float, stage: Stage) -> None:
         """End a session for good, and tell of it if it was ever ready."""
-        state.stage, state.end_ts, state.channel = stage, end_ts, None
+        state.stage, state.channel = stage, None
         self._open.remove(state)
         self._free(state, end_ts)
         record = self._state.session_record(state.session, self._ended[state.session.id])
@@ -316,5 +319,6 @@ class Executor:
             self._tell(Closed(record.end_ts, record))
 
     def _free(self, state: SessionState, end_ts: float) -> None:
+        state.end_ts = end_ts
         for worker in state.session.workers:
             self._free_ts[worker] = max(self._free_ts[worker], end_ts)

@@ -15,9 +15,11 @@ from mosaic.core.kv_memory import ACTIVATION_BYTES, fits_memory
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Question
+from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent, random_prompt, response_seed
-from mosaic.engines.local_launcher import cores_of_workers, gpus_of_workers
+from mosaic.engines.local_launcher import LocalLauncher, cores_of_workers, gpus_of_workers
 from mosaic.engines.vllm_engines import VllmEngines
+from mosaic.runtime.run import execute
 from tests.engines.executor_runs import (
     CPU,
     FAKE_ENGINE,
@@ -146,6 +148,23 @@ def test_a_process_is_pinned_to_the_cores_of_its_workers(tmp_path, host):
     assert session.workers == (0, 1)
     (note,) = (tmp_path / "T").glob("pid-*")
     assert json.loads(note.read_text()) == sorted({core for cores in cores_of_workers(2) for core in cores})
+
+
+def test_a_process_whose_engine_is_elsewhere_is_not_pinned(tmp_path, host):
+    (make_checkpoint(tmp_path, "A") / "behave").write_text("note")
+    runs = Runs(tmp_path, host)
+    backend = EngineBackend(
+        name="elsewhere",
+        experts=runs.experts,
+        cluster=make_cluster(7),
+        journal=tmp_path / "journal",
+        content=RunContent(outcomes=lambda call, inputs: Outcome(2)),
+        engines=VllmEngines(options=OPTIONS),
+        launcher=LocalLauncher(host, None),
+    )
+    execute(make_plan(make_session(0, A, workers=(6,)), num_workers=7), A, backend)
+    (note,) = (tmp_path / "A").glob("pid-*")
+    assert json.loads(note.read_text()) == sorted(os.sched_getaffinity(0))
 
 
 def test_cores_and_gpus_are_dealt_out(monkeypatch):

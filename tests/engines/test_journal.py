@@ -11,12 +11,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mosaic.core.action_lines import decode_action, encode_action
 from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit
 from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord, CallStatus, Response
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
 from mosaic.runtime import journal
-from mosaic.runtime.command_log import JournalLog, decode_action, encode_action
+from mosaic.runtime.command_log import JournalLog
 from mosaic.runtime.journal import JournalError, Log, frame, hold, read_log
 from mosaic.runtime.journal_records import (
     ClosedSession,

@@ -160,17 +160,17 @@ def test_prompts_that_cannot_be_served_fail_alone(shared, host):
         prompts=lambda call, inputs: prompts.get(call.key, f"question {call.key.question}"),
     )  # fmt: skip
     picky.execute(make_plan(make_session(0, A)), A)
-    ended = picky.responses()
-    assert ended[A[0].key].error == "prompt must hold at least one token, got none"
-    assert ended[A[1].key].error == "prompt must hold token ids in 0 .. 255, got 256"
+    ended = picky.records
+    assert ended[A[0].key].response.error == "prompt must hold at least one token, got none"
+    assert ended[A[1].key].response.error == "prompt must hold token ids in 0 .. 255, got 256"
     more = "shorten the prompt, or raise context_tokens as far as the checkpoint allows"
-    assert ended[A[2].key].error == f"prompt must leave room in A's context_tokens of 512, got 512: {more}"
-    assert ended[A[3].key].error == f"prompt must leave room in A's context_tokens of 512, got 530: {more}"
-    assert ended[A[4].key].error.startswith("prompt must hold token ids in 0 .. 255")
+    assert ended[A[2].key].response.error == f"prompt must leave room in A's context_tokens of 512, got 512: {more}"
+    assert ended[A[3].key].response.error == f"prompt must leave room in A's context_tokens of 512, got 530: {more}"
+    assert ended[A[4].key].response.error.startswith("prompt must hold token ids in 0 .. 255")
     assert {ended[call.key].status for call in A[:5]} == {CallStatus.FAILED}
-    assert len(ended[A[5].key].token_ids) <= 7
+    assert len(ended[A[5].key].response.token_ids) <= 7
     assert {ended[call.key].status for call in A[5:]} == {CallStatus.FINISHED}
-    assert all(ended[call.key].token_ids == executor.responses()[call.key].token_ids for call in A[6:])
+    assert all(ended[call.key].response.token_ids == executor.records[call.key].response.token_ids for call in A[6:])
 
 
 def test_a_running_call_is_aborted(shared, host):
@@ -291,7 +291,14 @@ def test_a_cache_that_does_not_fit_is_said_before_or_by_the_engine(tmp_path, hos
     small = replace(OPTIONS, kv_cache_memory_bytes=2**20 - 1)
     with pytest.raises(CheckpointError, match=r"needs 1\.0 MiB of KV cache, there are 1\.0; give more KV memory"):
         Runs(tmp_path, host, names="A", options=small).execute(make_plan(make_session(0, A)), A)
-    large = Runs(tmp_path, host, names="A", options=replace(OPTIONS, kv_cache_memory_bytes=2**45), patience=ONE_RETRY)
+    large = Runs(
+        tmp_path,
+        host,
+        names="A",
+        options=replace(OPTIONS, kv_cache_memory_bytes=2**45),
+        patience=ONE_RETRY,
+        journal=tmp_path / "large",
+    )
     result = large.execute(make_plan(make_session(0, A[:2])), A[:2])
     assert {record.status for record in result.calls} == {CallStatus.FAILED}
     assert large.error(A[0]).startswith("A cannot be loaded: ")
