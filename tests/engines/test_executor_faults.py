@@ -271,7 +271,14 @@ def test_a_host_that_is_killed_is_started_again(tmp_path):
 
 
 def test_workers_that_are_killed_again_and_again_lose_nothing(tmp_path, host):
-    executor = Runs(tmp_path, host, outcomes=lambda call, inputs: Outcome(40), prompts=lambda call, inputs: "slow")
+    patience = Patience(max_retries=8, max_restarts=8)  # of the kills, all may hit a worker while it loads
+    executor = Runs(
+        tmp_path,
+        host,
+        outcomes=lambda call, inputs: Outcome(40),
+        prompts=lambda call, inputs: "slow",
+        patience=patience,
+    )
     journal = tmp_path / "journal"
 
     def workers():

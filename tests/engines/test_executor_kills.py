@@ -47,7 +47,7 @@ def family(folder: Path, parent: int) -> tuple[list[int], list[int]]:
 
 
 def wait_until_all_are_gone(folder: Path) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30  # on a machine that is busy with others
     while processes_of(folder) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert processes_of(folder) == []
