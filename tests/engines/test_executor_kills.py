@@ -14,7 +14,7 @@ import pytest
 from mosaic.core.commands import Cancel, Cut, Move, Open, Submit
 from mosaic.core.results import CallStatus
 from mosaic.runtime.command_log import JournalLog
-from tests.engines.executor_runs import FAKE_ENGINE, ended_once, finished_once, processes_of
+from tests.engines.executor_runs import FAKE_ENGINE, ended_once, finished_once, make_checkpoint, processes_of
 from tests.engines.killed_reacting_run import all_calls
 from tests.engines.killed_run import plan_of_four, run
 
@@ -56,11 +56,15 @@ def wait_until_all_are_gone(folder: Path) -> None:
 def kill_at_random(folder: Path, kind: tuple[str, ...], seed: int, num_kills: int = 22) -> dict[str, int]:
     """Start a run again and again, and kill what belongs to it at random moments; gives how often."""
     rng, killed = random.Random(seed), {"parent": 0, "host": 0, "worker": 0}
+    for name in "AB":
+        make_checkpoint(folder, name)  # else a kill may leave half of one
     while sum(killed.values()) < num_kills:
         runner = start(folder, kind)
         while runner.poll() is None and sum(killed.values()) < num_kills:
             time.sleep(rng.uniform(0.0, 0.3))
             hosts, workers = family(folder, runner.pid)
+            if not workers and rng.random() < 0.7:
+                continue  # else most kills hit what has only begun
             target = rng.choice(["parent", "host", "host", "worker", "worker", "worker"])
             pids = {"parent": [runner.pid], "host": hosts, "worker": workers}[target]
             if pids:
