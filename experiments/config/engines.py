@@ -8,21 +8,20 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
-from mosaic.engines.backend import EngineBackend
-from mosaic.engines.call_specs import RunContent
-from mosaic.engines.local_launcher import LocalLauncher
-from mosaic.engines.session_state import Patience
-from mosaic.engines.vllm_engines import make_vllm_backend
-
 from experiments.config.checks import require_section
 from experiments.config.instantiation import call
 from experiments.config.sites import Built, Parts, sim_site
 from mosaic.core.checks import require, require_count, require_name
+from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
+from mosaic.engines.backend import EngineBackend
+from mosaic.engines.call_specs import RunContent
 from mosaic.engines.endpoint import Endpoint, EndpointPatience, EndpointSettings
 from mosaic.engines.endpoint_engines import ENDPOINT_ENGINE, EndpointEngines
 from mosaic.engines.host_process import VLLM_ENGINE, HostProcess
+from mosaic.engines.local_launcher import LocalLauncher
+from mosaic.engines.session_state import Patience
 from mosaic.engines.site import EngineSite, Replayed
+from mosaic.engines.vllm_engines import make_vllm_backend
 from mosaic.pipelines.prompts import check_texts, expert_prompt
 from mosaic.planning.restricted_costs import OnServers
 from sim.engine.engine_settings import EngineSettings
@@ -168,14 +167,11 @@ def _site(
             ask=lambda calls, earlier: simulated.draw(calls, earlier),
             answers_source=simulated.answers_source,
         )
-    for expert in _called(parts) if expert_by_worker is not None else ():
-        served = sorted(set((expert_by_worker or {}).values()))
-        require(
-            expert in served,
-            "backend.endpoints",
-            f"servers of every expert that is called; they serve {served}",
-            expert,
-        )
+    if expert_by_worker is not None:
+        served = sorted(set(expert_by_worker.values()))
+        rule = f"servers of every expert that is called; they serve {served}"
+        for expert in (*parts.workload.num_calls_by_expert, *(expert.name for expert in parts.graph.experts)):
+            require(expert in served, "backend.endpoints", rule, expert)
     assert parts.journal is not None, "a real run has a folder"
     return EngineSite(
         name=name,

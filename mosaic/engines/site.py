@@ -177,7 +177,7 @@ class EngineSite:
         return self._make(self._journal / name, content, is_measured=True)
 
     def sweep(self, name: str, experts: Sequence[Expert]) -> tuple[Backend, Callable[[int], int]]:
-        """Give a backend that asks calibration questions in turn; of a replay, as many tokens as the batch's calls have."""
+        """Give a backend that asks calibration questions in turn; in a replay prompts are as long as the batch's."""
         if self._replayed is not None:
             tokens = [call.prompt_tokens for call in self._batch.calls]
             return self.rehearsal(name, {}, _no_prompt, {}), lambda number: tokens[number % len(tokens)]

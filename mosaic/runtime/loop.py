@@ -64,8 +64,13 @@ def drive(
     """
     run = _Run(backend, num_workers, log)
     reacts = run.is_resumed or any(controller.reacts for controller in controllers)
-    for event in backend.events(reacts=reacts, tick_s=tick_s):
-        run.hear(event, controllers)
+    events = backend.events(reacts=reacts, tick_s=tick_s)
+    try:
+        for event in events:
+            run.hear(event, controllers)
+    except BaseException as error:
+        events.throw(error)  # it ends what it started, and says what is kept
+        raise
     return run.result()
 
 
@@ -162,8 +167,9 @@ class _Run:
         match command:
             case Open(session=session):
                 return session.id not in view.opened and not view.lost.keys() & set(session.workers)
-            case Submit(call=call):
-                return call.key not in view.calls
+            case Submit(call=call, to=to):
+                is_there = isinstance(to, str) or (to in view.opened and to not in view.closing)
+                return call.key not in view.calls and is_there
             case Cancel(key=key) | Cut(key=key):
                 return key in view.running
             case Move(key=key, session=number):

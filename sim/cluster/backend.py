@@ -1,7 +1,7 @@
 """The simulated cluster as a backend: workers, sessions, loads and the clock, in SimPy."""
 
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from heapq import heappop, heappush, heapreplace
 from math import inf
 from typing import Any, TypeAlias
@@ -117,7 +117,7 @@ class SimBackend:
         self._changes: list[tuple[float, int, SimSession]] = []
         self._num_changes = 0
 
-    def events(self, *, reacts: bool, tick_s: float | None = None) -> Iterator[Event]:
+    def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
         """See ``Backend.events``."""
         env, told = self._env, self._events
         self._reacts = reacts

@@ -4,12 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
+from mosaic.engines.vllm_backend import VllmBackend
 
 import experiments.validate as validate
 from experiments.hardware.engine_sweep import SweepSize, cpu_s_by_session, fit_machine, mirrored_settings
 from mosaic.engines.engine import EngineSettings
 from mosaic.engines.host_process import host_process
-from mosaic.engines.vllm_backend import VllmBackend
 from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 from tests.engines.executor_runs import has_vllm, make_checkpoint

@@ -1,9 +1,9 @@
-"""The host process: imports vLLM once, then forks a worker process for each stay of an expert on its workers.
+"""The host process: imports the engine once, then forks a worker process for each stay of an expert on its workers.
 
 Importing takes seconds and a fork none, so workers come and go at the price of a load; and what a worker process
 took, memory on the GPU included, is free when it is gone. The host itself never uses a device.
 
-    python -m mosaic.engines.vllm_host FD
+    python -m mosaic.engines.host FD
 
 where FD is a socket to the executor. The host ends when the socket closes, and so do its workers.
 """
@@ -15,25 +15,25 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle
 from typing import cast
 
 from mosaic.engines.engine import EngineModule
-from mosaic.engines.orders import Ended, Forked, ForkOrder, HostFailed, HostOrder, HostReady, KillOrder, one_line
-from mosaic.engines.vllm_worker import run_worker
+from mosaic.engines.host_process import kill_group
+from mosaic.engines.messages import Fork, Forked, HostFailed, HostReady, Kill, Prepare, Reaped, one_line
+from mosaic.engines.worker import run_worker
 
 
 def run_host(control: Connection) -> None:
-    """Import what engines need, then fork and bury workers until the executor is gone."""
+    """Import what engines need, then fork and reap workers until the executor is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    order = control.recv()
-    assert isinstance(order, HostOrder)
+    prepare = control.recv()
+    assert isinstance(prepare, Prepare)
     try:
-        module = cast(EngineModule, importlib.import_module(order.engine_module))
-        module.prepare(order.settings)
+        module = cast(EngineModule, importlib.import_module(prepare.engine_module))
+        module.prepare(prepare.settings)
     except Exception as error:
         traceback.print_exc()
         control.send(HostFailed(one_line(error)))
@@ -45,7 +45,7 @@ def run_host(control: Connection) -> None:
 
 
 class Host:
-    """Forks workers by order and reports how they end."""
+    """Forks workers and reports how they end."""
 
     def __init__(self, control: Connection, module: EngineModule) -> None:
         self._control = control
@@ -60,24 +60,24 @@ class Host:
         signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
 
     def run(self) -> None:
-        """Obey until the executor closes the socket, then kill what is left."""
+        """Handle messages until the executor closes the socket, then kill what is left."""
         try:
             while True:
                 ready = wait([self._control, self._wakeup])
                 if self._wakeup in ready:
-                    self._bury()
+                    self._reap()
                 if self._control in ready:
-                    self._obey(self._control.recv())
+                    self._handle(self._control.recv())
         except (EOFError, BrokenPipeError, ConnectionResetError):
             pass  # the executor is gone
         finally:
             for pid in self._pids.values():
                 kill_group(pid)
 
-    def _obey(self, order: ForkOrder | KillOrder) -> None:
-        if isinstance(order, KillOrder):
-            if order.process in self._pids:
-                kill_group(self._pids[order.process])
+    def _handle(self, message: Fork | Kill) -> None:
+        if isinstance(message, Kill):
+            if message.process in self._pids:
+                kill_group(self._pids[message.process])
             return
         link, lock = recv_handle(self._control), recv_handle(self._control)
         host = os.getpid()
@@ -87,33 +87,23 @@ class Host:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for other in (self._wakeup, self._wakes, self._control):
                 other.close()
-            run_worker(order, Connection(link), self._module, host)
+            run_worker(message, Connection(link), self._module, host)
         # The lock stays open in the worker: while any of them lives, nobody else may write the journal.
         os.close(link)
         os.close(lock)
-        self._pids[order.process] = pid
-        self._control.send(Forked(order.process, pid))
+        self._pids[message.process] = pid
+        self._control.send(Forked(message.process, pid))
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         with suppress(BlockingIOError):
             self._wakeup.recv(4096)
         for process, pid in list(self._pids.items()):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
-                _kill(os.killpg, pid)  # what the worker started and left behind
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)  # what the worker started and left behind
                 del self._pids[process]
-                self._control.send(Ended(process, os.waitstatus_to_exitcode(status)))
-
-
-def kill_group(pid: int) -> None:
-    """End a worker process and all it started."""
-    _kill(os.kill, pid)  # it may not have made its group yet
-    _kill(os.killpg, pid)
-
-
-def _kill(kill: Callable[[int, int], None], pid: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        kill(pid, signal.SIGKILL)
+                self._control.send(Reaped(process, os.waitstatus_to_exitcode(status)))
 
 
 if __name__ == "__main__":

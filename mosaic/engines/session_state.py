@@ -1,16 +1,17 @@
-"""The executor's view of what runs: sessions on their way, and the worker processes that serve them."""
+"""The executor's view of what runs: calls and sessions on their way, and the worker processes that serve them."""
 
 import signal
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
-from multiprocessing.connection import Connection
 
 from mosaic.core.checks import require_count, require_number
 from mosaic.core.plan import Session
-from mosaic.core.workload import CallKey
+from mosaic.core.workload import Call, CallKey, ExpertName
+from mosaic.engines.call_queue import CallQueue
 from mosaic.engines.engine import EngineSpec
-from mosaic.engines.orders import Failure, Job, Progress
+from mosaic.engines.launcher import Channel
+from mosaic.engines.messages import CallSpec, Exited, Failure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,44 +43,75 @@ MAX_ISOLATED = 3
 """So many calls in a row that break their session: it is not the calls."""
 
 
+@dataclass(slots=True, kw_only=True)
+class CallState:
+    """A call that was submitted and has not ended."""
+
+    call: Call
+    spec: CallSpec
+    to: int | ExpertName
+    """The session or the expert's queue that it was last sent to."""
+    rank: tuple[int, int]
+    """Its priority, and its number among all calls."""
+    queue: CallQueue | None = None
+    """Where it waits; None: a process has it."""
+    holder: int | None = None
+    """The session whose process has it."""
+    is_cancelled: bool = False
+    """Its process was told to drop it."""
+    is_moving: bool = False
+    """Its process was told to give it back; then it goes where it was sent."""
+    num_moves: int = 0
+
+
 class Stage(StrEnum):
     """Where a session is."""
 
     WAITING = "waiting"
     RUNNING = "running"
     OVER = "over"
-    """All its calls have ended."""
-    ABANDONED = "abandoned"
-    """A worker of it is gone for good; what is left of it can be planned anew."""
+    LOST = "lost"
+    """A worker of it is gone for good."""
 
 
 @dataclass(slots=True, kw_only=True)
-class LiveSession:
+class SessionState:
     """A session on its way; one that fails waits again, with the calls that are left."""
 
     session: Session
     spec: EngineSpec
-    jobs: dict[CallKey, Job]
-    """Those that have not ended, in the plan's order."""
-    cancelling: set[CallKey] = field(default_factory=set)
-    """Those that a process was told to drop."""
+    opened_ts: float
+    queue: CallQueue = field(default_factory=CallQueue)
+    """Its calls that no process has."""
+    hands: set[CallKey] = field(default_factory=set)
+    """Those that its process has."""
+    coming: set[CallKey] = field(default_factory=set)
+    """Those that the process of another session still has, and gives back for it."""
+    suspects: set[CallKey] = field(default_factory=set)
+    """Those that a process had when it broke: one of them may have done it."""
+    stage: Stage = Stage.WAITING
+    channel: Channel | None = None
+    """To the process that serves it; None: its engine is not ready."""
+    is_closing: bool = False
+    has_all: bool = False
+    """Its process knows that no call follows."""
     attempt: int = 0
     num_failures: int = 0
     """In a row."""
     num_isolated: int = 0
     """Calls found to break the session, in a row."""
-    stage: Stage = Stage.WAITING
+    broken: str | None = None
+    """Why it is not tried again: it fails what it is sent."""
     end_ts: float = 0.0
     """Of the last that happened in it."""
 
     @property
-    def running_alone(self) -> CallKey:
-        """The call that was served when calls go one at a time: the first that is ready, of those that are left."""
-        return min(self.jobs.values(), key=lambda job: job.ready_s).key
+    def has_calls(self) -> bool:
+        return bool(self.hands or self.queue or self.coming)
 
     @property
     def has_ended(self) -> bool:
-        return self.stage in (Stage.OVER, Stage.ABANDONED)
+        return self.stage in (Stage.OVER, Stage.LOST)
 
 
 class Phase(StrEnum):
@@ -93,58 +125,54 @@ class Phase(StrEnum):
 
 
 @dataclass(slots=True, kw_only=True)
-class LiveProcess:
+class WorkerProcess:
     """A worker process while it lives."""
 
-    number: int
-    link: Connection | None
-    """None once it is closed and all that was said is heard."""
+    channel: Channel
     spec: EngineSpec
     workers: tuple[int, ...]
-    live: LiveSession | None
-    """The session that it serves."""
+    session: SessionState | None
+    """The one that it serves."""
     phase: Phase = Phase.LOADING
     one_at_a_time: bool = False
-    """Its session serves no two calls together, to find the one that breaks it."""
+    """It serves no two suspects together, to find the call that breaks it."""
     heard_ts: float = field(default_factory=time.monotonic)
     """When it last said anything, on the machine's monotonic clock."""
-    pid: int | None = None
-    progress: Progress | None = None
-    """What it last said of its session."""
     failure: Failure | None = None
-    exit_code: int | None = None
     hung: str | None = None
     """Why it was killed."""
-    host_died: bool = False
 
     def begin(self, phase: Phase) -> None:
         """Enter a phase; its time limit counts from now."""
         self.phase = phase
         self.heard_ts = time.monotonic()
 
-    def silence_limit_s(self, patience: Patience) -> float | None:
-        """How long it may say nothing; None: as long as it likes."""
+    def watch(self, patience: Patience) -> None:
+        """Kill it if it said nothing for too long."""
         limits = {
             Phase.LOADING: patience.load_timeout_s,
             Phase.SERVING: patience.stall_timeout_s,
             Phase.CLOSING: patience.close_timeout_s,
         }
-        return limits.get(self.phase)
+        limit_s = limits.get(self.phase)
+        if limit_s is not None and self.hung is None and time.monotonic() - self.heard_ts > limit_s:
+            self.hung = f"{self.spec.expert} made no progress for {limit_s:g} s while {self.phase}"
+            self.channel.kill()
 
-    def cause(self) -> str:
+    def cause(self, exited: Exited) -> str:
         """Say in one line why it ended."""
         if self.hung is not None:
             return self.hung
         if self.failure is not None:
             return self.failure.cause
         name = f"the worker process of {self.spec.expert}"
-        if self.host_died:
+        if exited.host_died:
             return f"{name} ended with its host process"
-        if self.exit_code is not None and self.exit_code < 0:
-            signal_name = signal.Signals(-self.exit_code).name
+        if exited.exit_code < 0:
+            signal_name = signal.Signals(-exited.exit_code).name
             hint = ": out of memory, or killed from outside" if signal_name == "SIGKILL" else ""
             return f"{name} was ended by {signal_name} while {self.phase}{hint}"
-        return f"{name} ended with exit code {self.exit_code} while {self.phase}"
+        return f"{name} ended with exit code {exited.exit_code} while {self.phase}"
 
     @property
     def is_workers_fault(self) -> bool:

@@ -17,19 +17,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NoReturn
 
+from mosaic.core.errors import FatalEngineError
 from mosaic.engines.engine import EngineModule
-from mosaic.engines.orders import (
-    CloseOrder,
-    Failure,
-    ForkOrder,
-    FromWorker,
-    OpenOrder,
-    ServeOrder,
-    one_line,
-)
+from mosaic.engines.messages import Failure, Fork, FromWorker, Load, Quit, Serve, one_line
 from mosaic.engines.session_service import SessionService
-from mosaic.runtime.journal import JournalError, Log, encode
-from mosaic.runtime.journal_records import ClosedSession, EndedCall, OpenedSession, to_record
+from mosaic.runtime.journal import JournalError, Log
+from mosaic.runtime.journal_records import Entry, to_line
 
 _PR_SET_PDEATHSIG = 1
 
@@ -45,18 +38,18 @@ def die_with_parent(parent: int) -> None:
             os._exit(1)  # it ended before the kernel was asked
 
 
-def run_worker(order: ForkOrder, link: Connection, module: EngineModule, host: int) -> NoReturn:
+def run_worker(fork: Fork, link: Connection, module: EngineModule, host: int) -> NoReturn:
     """Be a worker process from its fork to its end; ``host`` is the process that forked it."""
     status = 0
     try:
         die_with_parent(host)
         os.setpgid(0, 0)  # so that the host can kill what an engine may start
-        _redirect_output(order.log)
+        _redirect_output(fork.log)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, order.cores)
-        if order.gpus:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(order.gpus)
+        if fork.cores and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, fork.cores)
+        if fork.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(fork.gpus)
         gc.freeze()  # else loading spends most of its time on collecting what the host imported
         _serve_link(link, module)
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -75,31 +68,33 @@ def _leave(status: int) -> NoReturn:
 
 
 def _serve_link(link: Connection, module: EngineModule) -> None:
-    order = link.recv()
-    assert isinstance(order, OpenOrder)
-    first = link.recv()
+    load = link.recv()
+    assert isinstance(load, Load)
+    message = link.recv()
     try:
-        log = Log(order.journal)
-        engine = module.open_engine(order.spec)
+        log = Log(load.journal)
+        engine = module.open_engine(load.spec)
     except Exception as error:
         traceback.print_exc()
-        is_journal = isinstance(error, JournalError)
-        cause = str(error) if is_journal else f"{order.spec.expert} cannot be loaded: {one_line(error)}"
-        link.send([Failure(cause, module.is_device_lost(error), is_journal)])
+        is_journal, is_fatal = isinstance(error, JournalError), isinstance(error, FatalEngineError)
+        cause = str(error) if is_journal or is_fatal else f"{load.spec.expert} cannot be loaded: {one_line(error)}"
+        link.send([Failure(cause, module.is_device_lost(error), is_journal, is_fatal)])
         return
-    reporter, batch_size = Reporter(log, link), order.spec.settings.max_num_seqs
+    reporter = Reporter(log, link)
     try:
-        while not isinstance(first, CloseOrder):
-            if isinstance(first, ServeOrder):  # a cancellation may come when its session is over
-                SessionService(first, engine, reporter.tell, link, order.zero_ts, batch_size).run()
-            first = link.recv()
+        while not isinstance(message, Quit):
+            if isinstance(message, Serve):  # a cancellation may come when its session is over
+                SessionService(message, engine, reporter.tell, link, load.zero_ts).run()
+            message = link.recv()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise
     except Exception as error:
         traceback.print_exc()
-        reporter.tell(Failure(f"{order.spec.expert} failed: {one_line(error)}", module.is_device_lost(error)))
+        is_fatal = isinstance(error, FatalEngineError)
+        cause = str(error) if is_fatal else f"{load.spec.expert} failed: {one_line(error)}"
+        reporter.tell(Failure(cause, module.is_device_lost(error), is_fatal=is_fatal))
     reporter.finish()
-    if order.spec.num_workers == 1:
+    if load.spec.num_workers == 1:
         _leave(0)  # the kernel frees all at once, where taking an engine apart takes a second
 
 
@@ -112,11 +107,11 @@ class Reporter:
     def __init__(self, log: Log, link: Connection) -> None:
         self._log = log
         self._link = link
-        self._queue: SimpleQueue[FromWorker | None] = SimpleQueue()
+        self._queue: SimpleQueue[FromWorker | Entry | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def tell(self, message: FromWorker) -> None:
+    def tell(self, message: FromWorker | Entry) -> None:
         self._queue.put(message)
 
     def finish(self) -> None:
@@ -126,7 +121,7 @@ class Reporter:
 
     def _run(self) -> None:
         try:
-            messages: list[FromWorker | None] = []
+            messages: list[FromWorker | Entry | None] = []
             while None not in messages:
                 messages = [self._queue.get()]
                 while not self._queue.empty():
@@ -139,16 +134,12 @@ class Reporter:
             traceback.print_exc()
             os._exit(1)
 
-    def _report(self, messages: list[FromWorker]) -> None:
-        said: list[FromWorker | bytes] = []
-        for message in messages:
-            if isinstance(message, EndedCall | OpenedSession | ClosedSession):
-                said.append(encode(to_record(message)))  # told as it stands in the journal: turned into bytes once
-            else:
-                said.append(message)
+    def _report(self, messages: list[FromWorker | Entry]) -> None:
+        # An entry is told as it stands in the journal: it is turned into bytes once.
+        said = [to_line(message) if isinstance(message, Entry) else message for message in messages]
         lines = [line for line in said if isinstance(line, bytes)]
         if lines:
-            self._log.append_lines(lines)
+            self._log.append(lines)
         self._link.send(said)
 
 
