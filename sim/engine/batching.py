@@ -4,6 +4,7 @@ from mosaic.core.checks import require
 from sim.engine.decoding import DecodingSet
 from sim.engine.engine_settings import EngineSettings, Order
 from sim.engine.kv_cache import KvCache
+from sim.engine.prefix_cache import PrefixKvCache
 from sim.engine.request import Chunk, Request
 from sim.engine.request_queue import RequestQueue
 
@@ -18,7 +19,8 @@ class Batcher:
     def __init__(self, *, settings: EngineSettings, kv_tokens: int, context_tokens: int) -> None:
         self.is_mixed = settings.order is Order.MIXED
         self.queue = RequestQueue()
-        self.kv = KvCache(kv_tokens=kv_tokens, block_size=settings.block_size, watermark_frac=settings.watermark)
+        cache = PrefixKvCache if settings.caches_prefixes else KvCache
+        self.kv = cache(kv_tokens=kv_tokens, block_size=settings.block_size, watermark_frac=settings.watermark)
         self.decoding = DecodingSet(self.kv)
         self.chunks: list[Chunk] = []
         """Of the iteration that was composed last, until it is complete."""
@@ -26,6 +28,7 @@ class Batcher:
         """Whether that iteration began with a preemption."""
         self._max_num_seqs = settings.max_num_seqs
         self._max_batched_tokens = settings.batched_tokens(context_tokens)
+        self._reserves_sequences = settings.reserves_sequences
         self._partial: Request | None = None
         """Half-prefilled; there is at most one, and it is the request admitted last."""
 
@@ -99,20 +102,22 @@ class Batcher:
 
     def _compose_mixed(self, now: float) -> None:
         self._preempt_for_next_step()
+        if self._partial is None and not self.queue.waiting:
+            return
         budget = self._max_batched_tokens - self.kv.num_growing
         # Decodes come first, so their blocks are taken before any chunk is placed.
         step_blocks = self.kv.next_step_blocks(self.decoding.counter)
-        self.kv.num_free -= step_blocks
+        self.kv.hold(step_blocks)
         if self._partial is not None:
             budget -= self._continue_partial(self._partial, budget)
         if self.queue.waiting and not self.preempted:
             self._admit(budget, now)
         if not self.chunks:
-            self.kv.num_free += step_blocks
+            self.kv.unhold(step_blocks)
 
     def _continue_partial(self, request: Request, budget: int) -> int:
         num_tokens = min(request.num_tokens - request.num_prefilled, budget)
-        if not self.kv.try_extend(request.num_prefilled, num_tokens):
+        if not self.kv.try_extend(request, request.num_prefilled, num_tokens):
             self._preempt_last()
             return 0
         self.chunks.append(Chunk(request, num_tokens))
@@ -124,21 +129,28 @@ class Batcher:
         max_num_chunks = self._max_num_seqs - self.kv.num_growing
         while waiting and budget and len(chunks) < max_num_chunks:
             request = waiting[0]
-            num_tokens = request.prompt_tokens + request.num_generated
+            num_cached = self.kv.find(request)
+            num_tokens = request.prompt_tokens + request.num_generated - num_cached
+            whole_tokens = num_cached + num_tokens if self._reserves_sequences else 0
             if num_tokens > budget:
                 if not self.is_mixed:
                     break
                 num_tokens = budget
-            if not self.kv.try_admit(num_tokens):
+            if not self.kv.try_admit(request, num_cached + num_tokens, whole_tokens):
                 break
             waiting.popleft()
             budget -= num_tokens
             if request.admitted_ts is None:
                 request.admitted_ts = now
+                request.cached_tokens = num_cached
+            else:
+                request.wasted_tokens -= num_cached
+            request.num_prefilled = num_cached
             chunks.append(Chunk(request, num_tokens))
 
     def _preempt_for_next_step(self) -> None:
         while self.kv.next_step_blocks(self.decoding.counter) > self.kv.num_free:
+            self.kv.use_up()
             self._preempt_last()
 
     def _preempt_last(self) -> None:
@@ -153,7 +165,7 @@ class Batcher:
         self.preempted = True
 
     def _drop_partial(self, request: Request) -> None:
-        self.kv.free(request.num_prefilled)
+        self.kv.free(request, request.num_prefilled)
         request.wasted_tokens += request.num_prefilled
         request.num_prefilled = 0
         self._partial = None
@@ -167,12 +179,12 @@ class Batcher:
             return False
         if request is self._partial:
             self._partial = None
-            request.num_prefilled = 0
+        request.num_prefilled = 0
         request.num_generated += 1
         if request.first_token_ts is None:
             request.first_token_ts = now
         if request.num_generated < request.output_tokens:
             self.decoding.join(request, num_tokens)
             return False
-        self.kv.free(num_tokens)
+        self.kv.free(request, num_tokens)
         return True

@@ -85,5 +85,5 @@ class DecodingSet:
         request.num_generated = num_generated
         request.ticket = -1
         num_tokens = request.prompt_tokens + num_generated - 1
-        self.kv.leave(self.counter - num_tokens, num_tokens)
+        self.kv.leave(request, self.counter - num_tokens, num_tokens)
         self.kv_tokens -= num_tokens

@@ -6,6 +6,7 @@ step for which KV blocks run out, to the next arrival that could be admitted, or
 """
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Hashable
 
 from mosaic.core.checks import require
 from sim.engine.batching import Batcher
@@ -62,16 +63,36 @@ class Engine:
         """End of the last completed iteration."""
         return self._now
 
-    def submit(self, request_id: int, prompt_tokens: int, output_tokens: int, ready_ts: float) -> Request:
+    def submit(
+        self,
+        request_id: int,
+        prompt_tokens: int,
+        output_tokens: int,
+        ready_ts: float,
+        *,
+        prefix: Hashable = None,
+        prefix_tokens: int = 0,
+    ) -> Request:
         """Queue a request, which no iteration that starts before ``ready_ts`` admits.
+
+        Parameters
+        ----------
+        request_id, prompt_tokens, output_tokens, ready_ts
+            Its name for the caller, its lengths and its arrival.
+        prefix, prefix_tokens
+            What its prompt begins with, and for how long: requests of the same prefix share its blocks where the
+            engine caches them.
 
         Raises
         ------
         ValueError
             If it can never fit, or arrives in the engine's past.
         """
-        request = Request(request_id, prompt_tokens, output_tokens, ready_ts)
+        request = Request(request_id, prompt_tokens, output_tokens, ready_ts, prefix, prefix_tokens)
         self._batcher.check(request)
+        if prefix_tokens:
+            rule = f"at most prompt_tokens={prompt_tokens}, and 0 without a prefix"
+            require(prefix is not None and prefix_tokens <= prompt_tokens, "prefix_tokens", rule, prefix_tokens)
         if not ready_ts >= self._target_ts:
             rule = f"at least {self._target_ts}, which has passed"
             require(False, "ready_ts", rule, ready_ts)

@@ -32,6 +32,12 @@ class EngineSettings:
     """Share of the blocks that an admission must leave free; None: the order's default, see ``watermark``."""
     kv_tokens: int | None = None
     """KV capacity of every session; None: what the model leaves free on its workers."""
+    enable_prefix_caching: bool | None = None
+    """Whether blocks keep what they hold until they are used again; None: in the mixed order only."""
+    scheduler_reserve_full_isl: bool | None = None
+    """Whether an admission needs free blocks for the whole sequence and not for its first chunk only; None: yes.
+
+    Where prompts stay whole the two are the same."""
 
     def __post_init__(self) -> None:
         allowed = [order.value for order in Order]
@@ -54,6 +60,19 @@ class EngineSettings:
             )
         if self.kv_tokens is not None:
             require_count(self.kv_tokens, "engine settings: kv_tokens", at_least=1)
+        if self.enable_prefix_caching and self.order is not Order.MIXED:
+            # V0 evicts by last use and by length, and ran without it by default.
+            require(False, "engine settings: enable_prefix_caching", "false unless order is mixed", True)
+
+    @property
+    def caches_prefixes(self) -> bool:
+        """Whether prompts start at what blocks still hold of them: V1's default."""
+        return self.order is Order.MIXED if self.enable_prefix_caching is None else self.enable_prefix_caching
+
+    @property
+    def reserves_sequences(self) -> bool:
+        """Whether blocks for a whole sequence must be free when it is admitted."""
+        return self.scheduler_reserve_full_isl is not False
 
     @property
     def watermark(self) -> float:

@@ -1,6 +1,7 @@
 """The KV blocks of one session, and how fast its decoding sequences use them up."""
 
 from mosaic.core.checks import require
+from sim.engine.request import Request
 
 
 class KvCache:
@@ -35,15 +36,26 @@ class KvCache:
         """Blocks that hold this many tokens."""
         return -(-num_tokens // self.block_size)
 
-    def try_admit(self, num_tokens: int) -> bool:
-        """Take the blocks of a prompt if the watermark stays free, else take nothing."""
-        num_free = self.num_free + -num_tokens // self.block_size
-        if num_free < self.watermark_blocks:
+    def find(self, request: Request) -> int:
+        """Count the tokens of a request that the cache holds already: none, as blocks are blank once they are free."""
+        return 0
+
+    def try_admit(self, request: Request, num_tokens: int, whole_tokens: int = 0) -> bool:
+        """Take the blocks of a prompt's first tokens if the watermark stays free, else take nothing.
+
+        Parameters
+        ----------
+        request, num_tokens
+            Whose they are, and how many tokens there are after its first iteration.
+        whole_tokens
+            Where there are more of them, blocks for so many must be free.
+        """
+        if self.num_free - self.blocks(max(num_tokens, whole_tokens)) < self.watermark_blocks:
             return False
-        self.num_free = num_free
+        self.num_free += -num_tokens // self.block_size
         return True
 
-    def try_extend(self, num_held: int, num_tokens: int) -> bool:
+    def try_extend(self, request: Request, num_held: int, num_tokens: int) -> bool:
         """Take the blocks of the next chunk of an admitted prompt if there are any left."""
         num_free = self.num_free - self.blocks(num_held + num_tokens) + self.blocks(num_held)
         if num_free < 0:
@@ -51,9 +63,20 @@ class KvCache:
         self.num_free = num_free
         return True
 
-    def free(self, num_tokens: int) -> None:
+    def free(self, request: Request, num_tokens: int) -> None:
         """Give back the blocks of a sequence of this many tokens."""
         self.num_free -= -num_tokens // self.block_size
+
+    def hold(self, num_blocks: int) -> None:
+        """Take blocks for a step that is sure to come."""
+        self.num_free -= num_blocks
+
+    def unhold(self, num_blocks: int) -> None:
+        """Give them back to be taken as part of more steps than one."""
+        self.num_free += num_blocks
+
+    def use_up(self) -> None:
+        """Know that all free blocks were handed out before a preemption gave some back."""
 
     def join(self, phase: int) -> None:
         """Let a sequence grow with the others."""
@@ -62,13 +85,13 @@ class KvCache:
         self._phases[phase + self.block_size] += 1
         self.num_growing += 1
 
-    def leave(self, phase: int, num_tokens: int) -> None:
+    def leave(self, request: Request, phase: int, num_tokens: int) -> None:
         """Stop a sequence's growth and give its blocks back."""
         phase %= self.block_size
         self._phases[phase] -= 1
         self._phases[phase + self.block_size] -= 1
         self.num_growing -= 1
-        self.num_free -= -num_tokens // self.block_size
+        self.free(request, num_tokens)
 
     def next_step_blocks(self, counter: int) -> int:
         """Blocks that the decode step after ``counter`` needs."""
