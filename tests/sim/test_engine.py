@@ -96,8 +96,13 @@ def test_the_request_admitted_last_is_preempted_and_computed_anew():
 
 def test_a_half_prefilled_prompt_is_preempted_first():
     engine = make_engine(
-        order="mixed", kv_tokens=40, block_size=10, max_num_seqs=2, max_num_batched_tokens=20,
+        order="mixed",
+        kv_tokens=40,
+        block_size=10,
+        max_num_seqs=2,
+        max_num_batched_tokens=20,
         scheduler_reserve_full_isl=False,
+        enable_prefix_caching=False,
     )
     first, last = engine.submit(0, 10, 12, 0.0), engine.submit(1, 35, 1, 0.0)
     engine.advance_to(inf)

@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from sim.engine.kv_cache import KvCache
 from sim.engine.request import Request
 
-
 REQUEST = Request(0, 1, 1, 0.0)
 
 
