@@ -16,12 +16,12 @@ class Batcher:
     of all decoding requests; in mixed order both. ``complete`` tells it that the iteration has ended.
     """
 
-    def __init__(self, *, settings: EngineSettings, kv_tokens: int, context_tokens: int) -> None:
+    def __init__(self, *, settings: EngineSettings, kv_tokens: int, context_tokens: int, num_longest: int = 0) -> None:
         self.is_mixed = settings.order is Order.MIXED
         self.queue = RequestQueue()
         cache = PrefixKvCache if settings.caches_prefixes else KvCache
         self.kv = cache(kv_tokens=kv_tokens, block_size=settings.block_size, watermark_frac=settings.watermark)
-        self.decoding = DecodingSet(self.kv)
+        self.decoding = DecodingSet(self.kv, num_longest)
         self.chunks: list[Chunk] = []
         """Of the iteration that was composed last, until it is complete."""
         self.preempted = False

@@ -13,6 +13,7 @@ from sim.engine.batching import Batcher
 from sim.engine.engine_settings import EngineSettings
 from sim.engine.request import Request
 from sim.hardware.iteration_time import IterationTime
+from sim.hardware.length_time import LengthTime
 
 
 class Engine:
@@ -46,7 +47,13 @@ class Engine:
         start_ts: float = 0.0,
     ) -> None:
         self._time = iteration_time
-        self._batcher = Batcher(settings=settings, kv_tokens=kv_tokens, context_tokens=context_tokens)
+        self._length_time = iteration_time if isinstance(iteration_time, LengthTime) else None
+        self._longest: list[int] = []
+        """Lengths of the longest sequences in the iteration that starts at _now, where they matter."""
+        num_longest = self._length_time.num_longest if self._length_time else 0
+        self._batcher = Batcher(
+            settings=settings, kv_tokens=kv_tokens, context_tokens=context_tokens, num_longest=num_longest
+        )
         self._target_ts = start_ts
         """Up to here the caller has seen everything."""
         self._now = start_ts
@@ -180,7 +187,12 @@ class Engine:
         chunks = [(num_tokens, request.num_prefilled) for request, num_tokens in batcher.chunks]
         num_decodes = batcher.kv.num_growing if batcher.is_mixed else 0
         kv_read = batcher.decoding.kv_tokens + num_decodes if num_decodes else 0
-        self._jump_end_ts = self._now + self._time.mixed_s(chunks, num_decodes, kv_read)
+        if self._length_time is None:
+            seconds = self._time.mixed_s(chunks, num_decodes, kv_read)
+        else:
+            longest = batcher.decoding.longest() if num_decodes else []
+            seconds = self._length_time.mixed_s(chunks, num_decodes, kv_read, longest)
+        self._jump_end_ts = self._now + seconds
         self._jump_steps = 1
 
     def _plan_decode(self) -> None:
@@ -188,6 +200,8 @@ class Engine:
         # After a preemption one step: what was freed may admit someone in the next iteration.
         limit = 1 if batcher.preempted else decoding.steps_to_finish()
         steps = batcher.kv.steps_that_fit(decoding.counter, limit)
+        if self._length_time is not None:
+            self._longest = decoding.longest()
         self._jump_end_ts = self._end_of(steps)
         arrival_ts = batcher.queue.next_arrival_ts
         if arrival_ts < self._jump_end_ts and batcher.would_admit:
@@ -197,7 +211,10 @@ class Engine:
 
     def _end_of(self, steps: int) -> float:
         num_seqs = self._batcher.kv.num_growing
-        return self._now + self._time.decode_span_s(num_seqs, self._batcher.decoding.kv_tokens + num_seqs, steps)
+        kv_tokens = self._batcher.decoding.kv_tokens + num_seqs
+        if self._length_time is None:
+            return self._now + self._time.decode_span_s(num_seqs, kv_tokens, steps)
+        return self._now + self._length_time.decode_span_s(num_seqs, kv_tokens, steps, self._longest)
 
     def _commit(self, steps: int) -> None:
         """Complete the planned iteration, or that many steps of the planned jump."""
