@@ -165,7 +165,7 @@ def _fit_skew(config: dict[str, Any], fit: SkewFit, path: Path) -> None:
     shown = {name: f"{100 * after:.1f}% instead of {100 * before:.1f}%" for name, (before, after) in fit.errors.items()}
     text = "; ".join(f"{name} {error}" for name, error in shown.items())
     config["sources"]["attention_streams"] = (
-        f"fitted: {path.parent.parent.name}, half of skew.csv; error on the rest: {text}"
+        f"fitted: {path.parent.parent.name}, half of skew.csv; error of the rest: {text}"
     )
     print(f"pairs of sequence and KV head that fill the bandwidth: {fit.streams:g}; held-out error: {text}")
 

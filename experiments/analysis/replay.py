@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from math import inf
 
 from mosaic.core.checks import require
-from mosaic.core.results import CallRecord
+from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import Workload
-from mosaic.report.metrics import latency_summary
+from mosaic.report.metrics import latency_s, latency_summary, quantile
 from sim.engine.engine import Engine
 from sim.engine.engine_settings import EngineSettings
 from sim.hardware.iteration_time import IterationTime
@@ -68,6 +68,7 @@ def replay(
             finished_ts=request.finished_ts,
             num_preemptions=request.num_preemptions,
             wasted_tokens=request.wasted_tokens,
+            cached_tokens=request.cached_tokens,
         )
         for call, request in zip(workload.calls, requests, strict=True)
     )
@@ -92,10 +93,11 @@ def replay_errors(records: Sequence[CallRecord], measured: Sequence[CallRecord])
 
 def _metrics(records: Sequence[CallRecord]) -> dict[str, float]:
     summary: Mapping[str, float | None] = latency_summary(records)
-    order = ("mean_latency_s", "mean_tpot_s", "mean_ttft_s", "p99_latency_s")
+    latencies = [latency_s(record) for record in records if record.status is CallStatus.FINISHED]
+    values = {**summary, "p50_latency_s": quantile(latencies, 0.5)}
     metrics: dict[str, float] = {}
-    for name in order:
-        value = summary[name]
+    for name in ("mean_latency_s", "p50_latency_s", "p99_latency_s", "mean_tpot_s", "mean_ttft_s"):
+        value = values[name]
         if value is None:
             raise ValueError(f"replay: {name} must be defined, got no request that has one")
         metrics[name] = value
