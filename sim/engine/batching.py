@@ -3,7 +3,7 @@
 from mosaic.core.checks import require
 from sim.engine.decoding import DecodingSet
 from sim.engine.engine_settings import EngineSettings, Order
-from sim.engine.kv_cache import KvCache
+from sim.engine.kv_cache import NOTHING, KvCache
 from sim.engine.prefix_cache import PrefixKvCache
 from sim.engine.request import Chunk, Request
 from sim.engine.request_queue import RequestQueue
@@ -102,18 +102,29 @@ class Batcher:
 
     def _compose_mixed(self, now: float) -> None:
         self._preempt_for_next_step()
-        if self._partial is None and not self.queue.waiting:
+        step_blocks = self.kv.next_step_blocks(self.decoding.counter)
+        admits = not self.preempted and self._could_admit(step_blocks)
+        if self._partial is None and not admits:
             return
         budget = self._max_batched_tokens - self.kv.num_growing
         # Decodes come first, so their blocks are taken before any chunk is placed.
-        step_blocks = self.kv.next_step_blocks(self.decoding.counter)
         self.kv.hold(step_blocks)
         if self._partial is not None:
             budget -= self._continue_partial(self._partial, budget)
-        if self.queue.waiting and not self.preempted:
+        if admits and not self.preempted:
             self._admit(budget, now)
         if not self.chunks:
             self.kv.unhold(step_blocks)
+
+    def _could_admit(self, step_blocks: int) -> bool:
+        """Tell whether it makes sense to try, beside decodes that take so many blocks; most often it does not."""
+        waiting = self.queue.waiting
+        if not waiting or self.kv.num_growing >= self._max_num_seqs:
+            return False
+        request = waiting[0]
+        if not self._reserves_sequences or request.prefix_tokens:
+            return True
+        return self.kv.would_fit(request.prompt_tokens + request.num_generated, step_blocks)
 
     def _continue_partial(self, request: Request, budget: int) -> int:
         num_tokens = min(request.num_tokens - request.num_prefilled, budget)
@@ -129,14 +140,18 @@ class Batcher:
         max_num_chunks = self._max_num_seqs - self.kv.num_growing
         while waiting and budget and len(chunks) < max_num_chunks:
             request = waiting[0]
-            num_cached = self.kv.find(request)
-            num_tokens = request.prompt_tokens + request.num_generated - num_cached
-            whole_tokens = num_cached + num_tokens if self._reserves_sequences else 0
+            num_tokens = request.prompt_tokens + request.num_generated
+            whole_tokens = num_tokens if self._reserves_sequences else 0
+            found, num_cached = NOTHING, 0
+            if request.prefix_tokens or request.num_preemptions:
+                found = self.kv.find(request)
+                num_cached = found.num_tokens
+                num_tokens -= num_cached
             if num_tokens > budget:
                 if not self.is_mixed:
                     break
                 num_tokens = budget
-            if not self.kv.try_admit(request, num_cached + num_tokens, whole_tokens):
+            if not self.kv.try_admit(request, found, num_cached + num_tokens, whole_tokens):
                 break
             waiting.popleft()
             budget -= num_tokens

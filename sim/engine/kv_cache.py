@@ -1,7 +1,35 @@
 """The KV blocks of one session, and how fast its decoding sequences use them up."""
 
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
 from mosaic.core.checks import require
 from sim.engine.request import Request
+
+
+class SharedBlock:
+    """A full block of a named prefix; several requests may hold it, and it may exist more than once."""
+
+    __slots__ = ("index", "num_users", "prefix")
+
+    def __init__(self, prefix: Hashable, index: int) -> None:
+        self.prefix = prefix
+        self.index = index
+        """Place in the prefix."""
+        self.num_users = 1
+
+
+class Found(NamedTuple):
+    """What a cache holds of a request that is to be admitted."""
+
+    shared: Sequence[SharedBlock]
+    """Blocks of its prefix."""
+    num_own: int
+    """Blocks behind those that are left from before its preemption."""
+    num_tokens: int
+
+
+NOTHING = Found((), 0, 0)
 
 
 class KvCache:
@@ -36,21 +64,31 @@ class KvCache:
         """Blocks that hold this many tokens."""
         return -(-num_tokens // self.block_size)
 
-    def find(self, request: Request) -> int:
-        """Count the tokens of a request that the cache holds already: none, as blocks are blank once they are free."""
-        return 0
+    def find(self, request: Request) -> Found:
+        """Look for what the cache holds of a request that shares a prefix or was preempted.
 
-    def try_admit(self, request: Request, num_tokens: int, whole_tokens: int = 0) -> bool:
+        Here nothing, as blocks are blank once they are free.
+        """
+        return NOTHING
+
+    def would_fit(self, num_tokens: int, num_blocks: int) -> bool:
+        """Tell whether tokens that nobody shares fit below the watermark beside blocks that others take."""
+        return self.num_free - num_blocks + -num_tokens // self.block_size >= self.watermark_blocks
+
+    def try_admit(self, request: Request, found: Found, num_tokens: int, whole_tokens: int) -> bool:
         """Take the blocks of a prompt's first tokens if the watermark stays free, else take nothing.
 
         Parameters
         ----------
-        request, num_tokens
-            Whose they are, and how many tokens there are after its first iteration.
+        request, found
+            Whose they are, and what ``find`` has just found of it.
+        num_tokens
+            How many there are after its first iteration.
         whole_tokens
             Where there are more of them, blocks for so many must be free.
         """
-        if self.num_free - self.blocks(max(num_tokens, whole_tokens)) < self.watermark_blocks:
+        most_tokens = whole_tokens if whole_tokens > num_tokens else num_tokens
+        if self.num_free + -most_tokens // self.block_size < self.watermark_blocks:
             return False
         self.num_free += -num_tokens // self.block_size
         return True
