@@ -102,6 +102,11 @@ def _fit(options: argparse.Namespace) -> str:
         "graph_max_seqs": options.graph_max_seqs,
         "num_sms": options.num_sms or 0,
         "attention_streams": options.attention_streams or 0.0,
+        "cpu_per_kv_token_s": 0.0,
+        "max_graph_tokens": None,
+        "eager_layer_s": 0.0,
+        "flops_per_s": None,
+        "sampler_per_logit_s": 0.0,
         "sources": {
             "load": options.load_source,
             "cpu": options.cpu_source if options.cpu_base_s is not None else "not measured: 0",

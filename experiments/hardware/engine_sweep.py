@@ -162,6 +162,7 @@ def mirrored_settings(engine: EngineSettings, experts: Sequence[Expert]) -> Simu
         max_num_batched_tokens=max(budget, engine.max_num_seqs),
         block_size=engine.block_size,
         kv_tokens=kv_tokens,
+        enable_prefix_caching=engine.prefix_caching,
     )
 
 

@@ -108,12 +108,13 @@ class Batcher:
             return
         budget = self._max_batched_tokens - self.kv.num_growing
         # Decodes come first, so their blocks are taken before any chunk is placed.
-        self.kv.hold(step_blocks)
+        if step_blocks:
+            self.kv.hold(step_blocks)
         if self._partial is not None:
             budget -= self._continue_partial(self._partial, budget)
         if admits and not self.preempted:
             self._admit(budget, now)
-        if not self.chunks:
+        if step_blocks and not self.chunks:
             self.kv.unhold(step_blocks)
 
     def _could_admit(self, step_blocks: int) -> bool:

@@ -31,11 +31,14 @@ class PrefixKvCache(KvCache):
         self._held: dict[Request, list[SharedBlock]] = {}
 
     def find(self, request: Request) -> Found:
+        """Look for what is left of a request; its last token is computed in any case."""
         if self._owed:
             self._settle()
-        shared = self._shared(request) if request.prefix_tokens else []
-        if len(shared) < self._num_shareable(request):
-            return Found(shared, 0, len(shared) * self.block_size)
+        shared: list[SharedBlock] = []
+        if request.prefix_tokens:
+            shared = self._shared(request)
+            if len(shared) < self._num_shareable(request):
+                return Found(shared, 0, len(shared) * self.block_size)
         num_own = self._runs.get(request, 0)
         return Found(shared, num_own, (len(shared) + num_own) * self.block_size)
 

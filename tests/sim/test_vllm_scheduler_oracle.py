@@ -19,7 +19,7 @@ from tests.sim.oracle import LinearTime
 pytest.importorskip("vllm", exc_type=ImportError)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-NUM_SESSIONS = int(os.environ.get("SCHEDULER_ORACLE_SESSIONS", "240"))
+NUM_SESSIONS = int(os.environ.get("SCHEDULER_ORACLE_SESSIONS", "200"))
 BLOCK_SIZE = 16
 CONTEXT = 4096
 # Every iteration takes a second, so that an instant is the number of a step.
