@@ -66,8 +66,10 @@ def test_errors_are_relative_to_the_log() -> None:
         if record.first_token_ts is not None and record.finished_ts is not None
     ]
     errors = replay_errors(slower, measured)
-    names = ["mean_latency_s", "p50_latency_s", "p99_latency_s", "mean_tpot_s", "mean_ttft_s", "makespan_s"]
-    assert list(errors) == names
+    assert list(errors) == [
+        "mean_latency_s", "p50_latency_s", "p99_latency_s", "mean_tpot_s", "p50_tpot_s", "mean_ttft_s", "p50_ttft_s",
+        "makespan_s",
+    ]  # fmt: skip
     assert errors["p50_latency_s"].simulated_s == pytest.approx((5.0 + 3.5) / 2)
     assert errors["mean_latency_s"].measured_s == pytest.approx((4.0 + 2.5) / 2)
     assert errors["mean_latency_s"].error_frac == pytest.approx(1 / 3.25)

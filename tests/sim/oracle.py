@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from sim.engine.engine_settings import EngineSettings, Order
 from sim.hardware.iteration_time import IterationTime
+from sim.hardware.length_time import LengthTime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,11 +244,13 @@ class Oracle:
         decodes = [seq for seq, _ in work if seq.decoding]
         chunks = [(num_new, seq.computed) for seq, num_new in work if not seq.decoding]
         kv_tokens = sum(seq.computed + 1 for seq in decodes)
-        gpu_s = self.skew_s([seq.computed + 1 for seq in decodes], beside=bool(chunks))
+        lengths = sorted(seq.computed + 1 for seq in decodes)
+        gpu_s = self.skew_s(lengths, beside=bool(chunks))
+        longest = (lengths,) if isinstance(self.time, LengthTime) else ()
         if chunks:
-            gpu_s += self.time.mixed_s(chunks, len(decodes), kv_tokens)
+            gpu_s += self.time.mixed_s(chunks, len(decodes), kv_tokens, *longest)
         else:
-            gpu_s += self.time.decode_span_s(len(decodes), kv_tokens, 1)
+            gpu_s += self.time.decode_span_s(len(decodes), kv_tokens, 1, *longest)
             if self.eager and max(seq.computed + 1 for seq in decodes) > self.eager[0]:
                 gpu_s = max(gpu_s, self.eager[1])
         self.now += gpu_s + self.host[0] * len(work) + self.host[1] * kv_tokens

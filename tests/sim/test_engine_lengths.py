@@ -1,16 +1,22 @@
 """The jumping engine against the naive one with all that depends on lengths, prefixes and whole sequences."""
 
 from math import inf
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from sim.engine.engine import Engine
 from sim.engine.engine_settings import EngineSettings, Order
+from sim.hardware.hardware import hardware_from_config
+from sim.hardware.iteration_time import iteration_time
 from sim.hardware.length_time import AttentionSkew, EagerDecode, LengthTime
+from tests.factories import make_shape
 from tests.sim.oracle import LinearTime, Oracle
 
+CONF = Path(__file__).resolve().parents[2] / "conf" / "hardware"
 TIME = LinearTime(per_kv_token_s=5.1713e-5)
 FIELDS = {
     "admitted_ts": "admitted", "first_token_ts": "first", "finished_ts": "finished", "num_generated": "generated",
@@ -118,6 +124,26 @@ def test_aborts_agree_with_the_oracle(session, lengths, data):
         engine.abort(submitted[index], ts)
     engine.advance_to(inf)
     assert_same(submitted, run_oracle(session, lengths, aborts))
+
+
+@pytest.mark.parametrize("stem", ["rtxpro6000", "rtx4090"])
+@settings(max_examples=30, deadline=None)
+@given(session=sessions())
+def test_measured_gpus_agree_with_the_oracle(stem, session):
+    config = yaml.safe_load((CONF / f"{stem}.yaml").read_text(encoding="utf-8"))
+    del config["_target_"]
+    # Some batches of these small sessions are split, others are not.
+    time = iteration_time(hardware_from_config(**{**config, "num_sms": 24}), make_shape(), 1)
+    assert time.num_longest == 8
+    engine_settings, requests, kv_tokens = session
+    seqs = Oracle(time, engine_settings, kv_tokens, 200).run(requests)
+    engine = Engine(iteration_time=time, settings=engine_settings, kv_tokens=kv_tokens, context_tokens=200)
+    submitted = [
+        engine.submit(i, *request[:3], prefix=request[3], prefix_tokens=request[4])
+        for i, request in enumerate(requests)
+    ]
+    engine.advance_to(inf)
+    assert_same(submitted, seqs)
 
 
 @given(
