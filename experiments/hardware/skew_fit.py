@@ -45,10 +45,17 @@ class SkewFit(NamedTuple):
 def read_skew(path: Path) -> list[SkewRow]:
     """Read skew.csv."""
     columns = ("pc", "kp", "n", "nb", "kvs", "kv_big", "t_mean_us", "t_skew_us")
-    rows = number_rows(path, columns)
     return [
-        SkewRow(*(int(row[name]) for name in columns[:6]), row["t_skew_us"] / row["t_mean_us"])
-        for row in rows
+        SkewRow(
+            chunk=int(row["pc"]),
+            context=int(row["kp"]),
+            num_seqs=int(row["n"]),
+            num_big=int(row["nb"]),
+            small=int(row["kvs"]),
+            big=int(row["kv_big"]),
+            ratio=row["t_skew_us"] / row["t_mean_us"],
+        )
+        for row in number_rows(path, columns)
         if row["t_mean_us"] > 0
     ]
 
@@ -75,7 +82,7 @@ def fit_skew(rows: Sequence[SkewRow], attention: MeasuredAttention, num_kv_heads
     shown = [row for row in alone if row.small in fitted_to and row.num_seqs >= least]
     if not shown:
         raise TableError(f"skew.csv: must have decodes alone of at least {least} sequences, found none")
-    streams = float(min(STREAMS, key=lambda candidate: error(shown, candidate)))
+    streams = min(map(float, STREAMS), key=lambda candidate: error(shown, candidate))
     held_out = {
         "decodes alone": [row for row in alone if row.small not in fitted_to],
         "decodes alone, batches that are not split": [
