@@ -16,15 +16,19 @@ class PrefixKvCache(KvCache):
     NOTE: blocks are taken from the front of the queue. A sequence gives its full blocks back tail first and to the
     end, so of every sequence what survives is a beginning: one number, the length of its run. A block that is not full
     holds nothing that could be found and goes to the front, so all blank blocks are in front of all runs, and their
-    number is enough. What is taken from the runs is owed until somebody looks for what is left of them.
+    number is enough. Blocks are taken by counting down ``num_free``; which ones is found out when blocks come back,
+    and what that means for runs when somebody looks for what is left of them.
     """
 
-    __slots__ = ("_blank", "_copies", "_held", "_owed", "_runs")
+    __slots__ = ("_blank", "_copies", "_held", "_num_seen", "_owed", "_runs")
 
     def __init__(self, *, kv_tokens: int, block_size: int, watermark_frac: float) -> None:
         super().__init__(kv_tokens=kv_tokens, block_size=block_size, watermark_frac=watermark_frac)
         self._blank = self.num_blocks
+        self._num_seen = self.num_blocks
+        """Free blocks, as far as it is known which ones they are."""
         self._owed = 0
+        """Blocks that were taken from the runs but are still in them."""
         self._runs: OrderedDict[Owner, int] = OrderedDict()
         """Blocks in the queue behind the blank ones, by whose content they hold."""
         self._copies: dict[tuple[Hashable, int], list[SharedBlock]] = {}
@@ -32,6 +36,7 @@ class PrefixKvCache(KvCache):
 
     def find(self, request: Request) -> Found:
         """Look for what is left of a request; its last token is computed in any case."""
+        self._catch_up()
         if self._owed:
             self._settle()
         shared: list[SharedBlock] = []
@@ -44,10 +49,7 @@ class PrefixKvCache(KvCache):
 
     def try_admit(self, request: Request, found: Found, num_tokens: int, whole_tokens: int) -> bool:
         if found is NOTHING:
-            num_free = self.num_free
-            is_admitted = super().try_admit(request, found, num_tokens, whole_tokens)
-            self._take(num_free - self.num_free)
-            return is_admitted
+            return super().try_admit(request, found, num_tokens, whole_tokens)
         shared, num_own, _ = found
         num_in_use = sum(block.num_users > 0 for block in shared) if shared else 0
         most_tokens = whole_tokens if whole_tokens > num_tokens else num_tokens
@@ -60,23 +62,21 @@ class PrefixKvCache(KvCache):
         if num_own:
             del self._runs[request]
         num_found = len(shared) + num_own
-        self.num_free -= num_found - num_in_use
-        self.hold(self.blocks(num_tokens) - num_found)
+        self._num_seen -= num_found - num_in_use
+        self.num_free -= self.blocks(num_tokens) - num_in_use
         if request.prefix_tokens:
             self._held[request] = list(shared)
             self._name(request, num_tokens)
         return True
 
     def try_extend(self, request: Request, num_held: int, num_tokens: int) -> bool:
-        num_blocks = self.blocks(num_held + num_tokens) - self.blocks(num_held)
-        if num_blocks > self.num_free:
-            return False
-        self.hold(num_blocks)
-        if request.prefix_tokens:
+        is_there = super().try_extend(request, num_held, num_tokens)
+        if is_there and request.prefix_tokens:
             self._name(request, num_held + num_tokens)
-        return True
+        return is_there
 
     def free(self, request: Request, num_tokens: int) -> None:
+        self._catch_up()
         held = self._held.pop(request) if request.prefix_tokens else ()
         num_full, in_part = divmod(num_tokens, self.block_size)
         num_own = num_full - len(held)
@@ -91,31 +91,27 @@ class PrefixKvCache(KvCache):
             if not block.num_users:
                 self._runs[block] = 1
                 self.num_free += 1
-
-    def hold(self, num_blocks: int) -> None:
-        self.num_free -= num_blocks
-        self._take(num_blocks)
+        self._num_seen = self.num_free
 
     def unhold(self, num_blocks: int) -> None:
+        self._catch_up()
         self.num_free += num_blocks
+        self._num_seen = self.num_free
         self._blank += num_blocks
 
     def use_up(self) -> None:
-        self._take(self.num_free)
+        self._catch_up()
+        self._owed += self.num_free - self._blank
         self._blank = self.num_free
 
-    def grow(self, counter: int, num_steps: int) -> None:
-        num_free = self.num_free
-        super().grow(counter, num_steps)
-        self._take(num_free - self.num_free)
-
-    def _take(self, num_blocks: int) -> None:
-        """Use blocks from the front of the queue."""
-        blank = self._blank
-        if num_blocks <= blank:
-            self._blank = blank - num_blocks
+    def _catch_up(self) -> None:
+        """Take what was counted from the front of the queue."""
+        num_taken = self._num_seen - self.num_free
+        self._num_seen = self.num_free
+        if num_taken <= self._blank:
+            self._blank -= num_taken
         else:
-            self._owed += num_blocks - blank
+            self._owed += num_taken - self._blank
             self._blank = 0
 
     def _settle(self) -> None:
