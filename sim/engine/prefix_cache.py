@@ -77,21 +77,26 @@ class PrefixKvCache(KvCache):
 
     def free(self, request: Request, num_tokens: int) -> None:
         self._catch_up()
-        held = self._held.pop(request) if request.prefix_tokens else ()
-        num_full, in_part = divmod(num_tokens, self.block_size)
-        num_own = num_full - len(held)
-        if in_part:
+        held = self._held.pop(request) if request.prefix_tokens else None
+        num_own = num_tokens // self.block_size
+        if num_own * self.block_size < num_tokens:
             self._blank += 1
             self.num_free += 1
+        if held:
+            num_own -= len(held)
         if num_own:
             self._runs[request] = num_own
-            self.num_free += num_own
+        self.num_free += num_own
+        if held:
+            self._release(held)
+        self._num_seen = self.num_free
+
+    def _release(self, held: list[SharedBlock]) -> None:
         for block in reversed(held):
             block.num_users -= 1
             if not block.num_users:
                 self._runs[block] = 1
                 self.num_free += 1
-        self._num_seen = self.num_free
 
     def unhold(self, num_blocks: int) -> None:
         self._catch_up()
