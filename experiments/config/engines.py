@@ -24,7 +24,6 @@ from mosaic.engines.site import EngineSite, Replayed
 from mosaic.engines.vllm_engines import make_vllm_backend
 from mosaic.pipelines.prompts import check_texts, expert_prompt
 from mosaic.planning.restricted_costs import OnServers
-from sim.engine.engine_settings import EngineSettings
 
 CPU_KV_CACHE_BYTES = 64 * 2**20
 
@@ -160,7 +159,7 @@ def _site(
         require(parts.length_error == 1, "profile.length_error", rule, parts.length_error)
     replayed = None
     if mode is Mode.REPLAY:
-        simulated = sim_site(parts, EngineSettings())
+        simulated = sim_site(parts, EngineOptions())
         replayed = Replayed(
             run=simulated.world.outcome,
             calibration=simulated.calibration_world.outcome,

@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 from experiments.config.instantiation import call
 from experiments.config.world import SimulatedWorld
 from mosaic.core.cluster import Cluster
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.runtime.planner import CostFactory
 from mosaic.runtime.site import Site
-from sim.engine.engine_settings import EngineSettings
 from sim.hardware.hardware import Hardware
 from sim.site import SimSite
 
@@ -49,16 +49,16 @@ class Parts:
 
 def simulated_site(parts: Parts) -> Built:
     """Build what ``backend=sim`` says."""
-    return sim_site(parts, call(EngineSettings, "backend", **parts.config)), lambda costs: costs
+    return sim_site(parts, call(EngineOptions, "backend", **parts.config)), lambda costs: costs
 
 
 def explained_site(parts: Parts) -> Built:
     """Build what ``backend=none`` says: the profile of a plan that is only explained is the simulator's."""
     call(dict, "backend", **parts.config)
-    return sim_site(parts, EngineSettings()), lambda costs: costs
+    return sim_site(parts, EngineOptions()), lambda costs: costs
 
 
-def sim_site(parts: Parts, settings: EngineSettings) -> SimSite:
+def sim_site(parts: Parts, settings: EngineOptions) -> SimSite:
     """Build the simulator.
 
     Raises

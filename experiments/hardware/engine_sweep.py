@@ -23,8 +23,8 @@ from mosaic.engines.engine import Device, EngineSettings
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.journal import read_journal
 from mosaic.runtime.journal_records import view
-from sim.engine.engine_settings import EngineSettings as SimulatedSettings
-from sim.engine.engine_settings import Order
+from mosaic.core.engine_options import EngineSettings as SimulatedSettings
+from mosaic.core.engine_options import Order
 
 MakeBackend: TypeAlias = Callable[[Sequence[Expert], Outcomes, str], Backend]
 """Makes a backend that replays outcomes with random prompts, for a run of this name."""
@@ -162,6 +162,7 @@ def mirrored_settings(engine: EngineSettings, experts: Sequence[Expert]) -> Simu
         max_num_batched_tokens=max(budget, engine.max_num_seqs),
         block_size=engine.block_size,
         kv_tokens=kv_tokens,
+        enable_prefix_caching=engine.prefix_caching,
     )
 
 

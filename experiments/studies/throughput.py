@@ -18,7 +18,7 @@ from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.results import CallRecord, CallStatus, SessionRecord
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, PROPOSE
 from mosaic.planning.costs import kv_capacity_tokens
-from sim.engine.engine_settings import EngineSettings
+from mosaic.core.engine_options import EngineOptions
 
 SHARD_SIZES = tuple(2**power for power in range(3, 12))
 """Calls of a session, 8 to 2048."""
@@ -147,8 +147,8 @@ class _Bench:
             max_num_seqs=setup.settings.max_num_seqs,
         )
 
-    def _kv_tokens(self, settings: EngineSettings) -> int:
-        return settings.kv_tokens or kv_capacity_tokens(self.expert, self.setup.cluster.workers)
+    def _kv_tokens(self, settings: EngineOptions) -> int:
+        return settings.kv_cache_tokens or kv_capacity_tokens(self.expert, self.setup.cluster.workers)
 
     def _relax(self, relaxed: Relaxed) -> Setup:
         settings = self.setup.settings

@@ -28,23 +28,6 @@ class Device(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SimulatedScheduling:
-    """What a real vLLM does as its version has it, and the simulated one must be told."""
-
-    order: Order = Order.PREFILL_FIRST
-    watermark_frac: float | None = None
-    """Share of the blocks that an admission must leave free; None: the order's own."""
-
-    def __post_init__(self) -> None:
-        allowed = [order.value for order in Order]
-        require(self.order in allowed, "engine.order", f"one of {allowed}", self.order)
-        object.__setattr__(self, "order", Order(self.order))
-        if self.watermark_frac is not None:
-            require_number(self.watermark_frac, "engine.watermark_frac", at_least=0)
-            require(self.watermark_frac < 1, "engine.watermark_frac", "below 1", self.watermark_frac)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLoading:
     """How a real engine loads a checkpoint, of which the simulated one knows nothing."""
 
@@ -90,11 +73,26 @@ class EngineOptions:
     """KV capacity of every session; None: what the memory holds."""
     kv_cache_memory_bytes: int | None = None
     """The same in bytes on each worker; None: what the model leaves free. At most one of the two is given."""
-    enable_prefix_caching: bool = True
-    scheduling: SimulatedScheduling = field(default_factory=SimulatedScheduling)
+    enable_prefix_caching: bool | None = None
+    """Whether blocks keep what they hold until they are used again; None: yes, but for whole prompts (V0)."""
+    order: Order = Order.PREFILL_FIRST
+    """What an iteration holds. A real vLLM does as its version has it; the simulated one must be told."""
+    watermark_frac: float | None = None
+    """Share of the blocks that an admission must leave free (simulated); None: the order's own."""
+    scheduler_reserve_full_isl: bool = True
+    """Whether an admission needs free blocks for the whole sequence and not for its first chunk only (simulated).
+
+    Where prompts stay whole the two are the same.
+    """
     loading: ModelLoading = field(default_factory=ModelLoading)
 
     def __post_init__(self) -> None:
+        allowed = [order.value for order in Order]
+        require(self.order in allowed, "engine.order", f"one of {allowed}", self.order)
+        object.__setattr__(self, "order", Order(self.order))
+        if self.watermark_frac is not None:
+            require_number(self.watermark_frac, "engine.watermark_frac", at_least=0)
+            require(self.watermark_frac < 1, "engine.watermark_frac", "below 1", self.watermark_frac)
         require_count(self.max_num_seqs, "engine.max_num_seqs", at_least=1)
         require_count(self.block_size, "engine.block_size", at_least=1)
         for name in ("max_num_batched_tokens", "kv_cache_tokens", "kv_cache_memory_bytes"):
@@ -102,7 +100,7 @@ class EngineOptions:
                 require_count(getattr(self, name), f"engine.{name}", at_least=1)
         given = (self.kv_cache_tokens, self.kv_cache_memory_bytes)
         require(None in given, "engine.kv_cache_tokens", "null where kv_cache_memory_bytes is given", given)
-        if self.scheduling.order is Order.MIXED:
+        if self.order is Order.MIXED:
             # As in vLLM: with fewer tokens than sequences some decodes would have to sit out an iteration.
             require(
                 self.batched_tokens(1) >= self.max_num_seqs,
@@ -115,11 +113,23 @@ class EngineOptions:
             require(given != (None, None), "engine.kv_cache_memory_bytes", "a number of bytes on CPU", None)
 
     @property
+    def caches_prefixes(self) -> bool:
+        """Whether prompts start at what blocks still hold of them: V1's default."""
+        if self.enable_prefix_caching is None:
+            return self.order is Order.MIXED
+        return self.enable_prefix_caching
+
+    @property
+    def reserves_sequences(self) -> bool:
+        """Whether blocks for a whole sequence must be free when it is admitted."""
+        return self.scheduler_reserve_full_isl
+
+    @property
     def watermark(self) -> float:
         """Share of the blocks that an admission leaves free: V0's block manager keeps 1%, V1's keeps none."""
-        if self.scheduling.watermark_frac is not None:
-            return self.scheduling.watermark_frac
-        return 0.0 if self.scheduling.order is Order.MIXED else 0.01
+        if self.watermark_frac is not None:
+            return self.watermark_frac
+        return 0.0 if self.order is Order.MIXED else 0.01
 
     def batched_tokens(self, context_tokens: int) -> int:
         """Token budget of an iteration for a model of this context length.
@@ -128,6 +138,6 @@ class EngineOptions:
         """
         if self.max_num_batched_tokens is not None:
             return self.max_num_batched_tokens
-        if self.scheduling.order is Order.MIXED:
+        if self.order is Order.MIXED:
             return MIXED_BATCHED_TOKENS
         return max(context_tokens, MIXED_BATCHED_TOKENS)

@@ -84,7 +84,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "block_size": options.block_size,
         "max_num_seqs": options.max_num_seqs,
         "max_model_len": spec.context_tokens,
-        "enable_prefix_caching": options.enable_prefix_caching,
+        "enable_prefix_caching": options.enable_prefix_caching is not False,
         "load_format": loading.load_format,
         "skip_tokenizer_init": not settings.with_tokenizer,
         "trust_remote_code": loading.trust_remote_code,

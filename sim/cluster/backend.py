@@ -27,6 +27,7 @@ from mosaic.core.commands import (
     Submit,
     Tick,
 )
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcomes
@@ -35,7 +36,6 @@ from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from sim.cluster.expert_on_gpu import ExpertsOnGpus, IterationTimes, check_hardware
 from sim.cluster.lower_bound import Demand, makespan_lower_bound_s
 from sim.cluster.session import PendingCall, SimSession, TrueCall, cut_off, unanswered
-from sim.engine.engine_settings import EngineSettings
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import iteration_time
 
@@ -88,13 +88,13 @@ class SimBackend:
         hardware: Mapping[str, Hardware],
         cluster: Cluster,
         outcomes: Outcomes,
-        settings: EngineSettings | None = None,
+        settings: EngineOptions | None = None,
         iteration_times: IterationTimes = iteration_time,
         earlier: Inputs | None = None,
     ) -> None:
         require_unique((expert.name for expert in experts), "sim backend: expert name")
         check_hardware(cluster, hardware)
-        self._models = ExpertsOnGpus(experts, hardware, cluster, settings or EngineSettings(), iteration_times)
+        self._models = ExpertsOnGpus(experts, hardware, cluster, settings or EngineOptions(), iteration_times)
         self._num_workers = cluster.num_workers
         self._outcomes = outcomes
         self._earlier: Inputs = earlier or {}

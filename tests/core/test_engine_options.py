@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mosaic.core.cluster import Worker
-from mosaic.core.engine_options import Device, EngineOptions, ModelLoading, Order, SimulatedScheduling
+from mosaic.core.engine_options import Device, EngineOptions, ModelLoading, Order
 from mosaic.core.kv_memory import ACTIVATION_BYTES, free_kv_bytes, kv_capacity_tokens
 from tests.factories import make_expert, make_gpu
 
@@ -19,8 +19,8 @@ CPU = ModelLoading(device=Device.CPU, dtype="float32")
         (ModelLoading, {"dtype": ""}, "engine.dtype must be a non-empty string"),
         (ModelLoading, {"device": "cpu"}, "engine.dtype must be a type by its name on CPU, got 'auto'"),
         (ModelLoading, {"load_format": "gguf"}, "engine.load_format must be one of"),
-        (SimulatedScheduling, {"order": "random"}, "engine.order must be one of"),
-        (SimulatedScheduling, {"watermark_frac": 1.0}, "engine.watermark_frac must be below 1"),
+        (EngineOptions, {"order": "random"}, "engine.order must be one of"),
+        (EngineOptions, {"watermark_frac": 1.0}, "engine.watermark_frac must be below 1"),
         (EngineOptions, {"max_num_seqs": 0}, "engine.max_num_seqs must be at least 1"),
         (EngineOptions, {"max_num_batched_tokens": 0}, "engine.max_num_batched_tokens must be at least 1"),
         (EngineOptions, {"kv_cache_tokens": 0}, "engine.kv_cache_tokens must be at least 1"),
@@ -37,7 +37,7 @@ CPU = ModelLoading(device=Device.CPU, dtype="float32")
         (EngineOptions, {"loading": CPU, "block_size": 32}, "engine.kv_cache_memory_bytes must be a number of bytes"),
         (
             EngineOptions,
-            {"scheduling": SimulatedScheduling(order="mixed"), "max_num_batched_tokens": 8},
+            {"order": "mixed", "max_num_batched_tokens": 8},
             "engine.max_num_batched_tokens must be at least max_num_seqs=256 when order is mixed, got 8",
         ),
     ],
@@ -53,11 +53,11 @@ def test_running_a_checkpoints_code_must_be_said_plainly():
 
 
 def test_the_order_decides_the_budget_and_the_watermark():
-    whole, mixed = EngineOptions(), EngineOptions(scheduling=SimulatedScheduling(order=Order.MIXED))
+    whole, mixed = EngineOptions(), EngineOptions(order=Order.MIXED)
     assert (whole.watermark, mixed.watermark) == (0.01, 0.0)
     assert (whole.batched_tokens(8192), whole.batched_tokens(100), mixed.batched_tokens(8192)) == (8192, 2048, 2048)
     assert replace(mixed, max_num_batched_tokens=512).batched_tokens(8192) == 512
-    assert EngineOptions(scheduling=SimulatedScheduling(watermark_frac=0.25)).watermark == 0.25
+    assert EngineOptions(watermark_frac=0.25).watermark == 0.25
 
 
 def test_the_capacity_is_what_is_given_or_what_the_weights_leave():

@@ -113,7 +113,7 @@ def test_reason_says_where_the_curve_levels_off_and_what_lengths_and_small_shard
     ("overrides", "reason"),
     [
         (("backend.max_num_seqs=16",), "the limit of 16 sequences bounds the batch before the KV cache"),
-        (("backend.kv_tokens=10000",), "the KV cache of 10k tokens"),
+        (("backend.kv_cache_tokens=10000",), "the KV cache of 10k tokens"),
     ],
 )
 def test_the_bound_moves_with_the_limit_that_is_tightened(overrides, reason):

@@ -17,7 +17,7 @@ from mosaic.planning.costs import AffineCosts, PaperCosts
 from mosaic.planning.profiles import write_profile
 from mosaic.runtime.run import run
 from mosaic.runtime.sweep import sweep_calls
-from sim.engine.engine_settings import EngineSettings, Order
+from mosaic.core.engine_options import EngineOptions, Order
 from sim.world.world import World
 from tests.calibration_questions import make_question
 
@@ -200,7 +200,7 @@ def test_the_defaults_are_the_papers_main_run() -> None:
     assert setup.costs.func is PaperCosts  # type: ignore[attr-defined]
     assert setup.hardware.gpu.name == "a100_80gb"
     assert setup.cluster.num_workers == 4
-    assert setup.settings == EngineSettings(order=Order.PREFILL_FIRST, max_num_seqs=256)
+    assert setup.settings == EngineOptions(order=Order.PREFILL_FIRST, max_num_seqs=256)
     assert setup.profile_path is None
     assert setup.aggregator_profile_path is None
     assert setup.stage is not None

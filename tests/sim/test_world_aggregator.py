@@ -7,10 +7,10 @@ from statistics import fmean
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sim.cluster.preparation import cut_off
 
 from mosaic.core.realization import Outcome
 from mosaic.core.workload import AGGREGATE
-from sim.cluster.preparation import cut_off
 from sim.world.world import World
 from tests.factories import make_call, make_expert
 from tests.sim.answer_worlds import (
