@@ -128,19 +128,19 @@ class SimBackend:
                 yield told.popleft()
             if self._touched:
                 self._compose()
-            next_ts = min(env.peek(), next_tick_ts)
-            if self._run_engines(next_ts):
+            env_ts = env.peek()
+            if self._run_engines(min(env_ts, next_tick_ts)):
                 continue
-            if next_ts == next_tick_ts and (self._changes or env.peek() < inf):
-                self._pass_time(next_ts)
+            if env_ts == inf and not self._changes:
+                break
+            if next_tick_ts < env_ts:
+                self._pass_time(next_tick_ts)
                 self._tell_progress()
-                told.append(Tick(next_ts))
+                told.append(Tick(next_tick_ts))
                 next_tick_ts += tick_s or 0.0
-            elif next_ts < inf:
+            else:
                 env.step()
                 self._now = env.now
-            else:
-                break
         self._check_end()
 
     def _run_engines(self, limit_ts: float) -> bool:

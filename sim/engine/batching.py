@@ -18,10 +18,8 @@ class Batcher:
 
     def __init__(self, *, settings: EngineOptions, kv_tokens: int, context_tokens: int, num_longest: int = 0) -> None:
         # V0 evicts by last use and by length, and ran without it by default.
-        rule = "false unless order is mixed"
-        require(
-            not settings.caches_prefixes or settings.order is Order.MIXED, "engine.enable_prefix_caching", rule, True
-        )
+        is_allowed = not settings.caches_prefixes or settings.order is Order.MIXED
+        require(is_allowed, "engine.enable_prefix_caching", "false unless order is mixed", True)
         self.is_mixed = settings.order is Order.MIXED
         self.queue = RequestQueue()
         cache = PrefixKvCache if settings.caches_prefixes else KvCache
