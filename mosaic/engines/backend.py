@@ -200,6 +200,8 @@ class EngineBackend:
         label = f"session {session.id} of {session.expert!r}"
         if session.id in self._running.sessions:
             raise BackendError(f"{label}: id must be one that no session has")
+        for needed in session.after:
+            self._session(needed, f"{label}: after")
         expert = self._expert(session.expert, f"session {session.id}")
         try:
             workers = self._cluster.select(session.workers)

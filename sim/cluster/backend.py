@@ -203,8 +203,8 @@ class SimBackend:
         if stuck:
             raise BackendError(f"plan: sessions {stuck} wait for each other and can never start")
         if self._pending:
-            key = next(iter(self._pending))
-            raise BackendError(f"{len(self._pending)} calls are left that no session serves, the first of them {key}")
+            names = sorted({pending.true.call.expert for pending in self._pending.values()})
+            raise BackendError(f"calls wait for sessions of {names}, and none is open")
 
     def apply(self, command: Command) -> None:
         """See ``Backend.apply``."""
@@ -239,9 +239,9 @@ class SimBackend:
 
     def _open(self, session: Session) -> None:
         if session.id in self._sessions:
-            raise BackendError(f"Open: session {session.id} must be new, it was opened before")
+            raise BackendError(f"session {session.id} of {session.expert!r}: id must be one that no session has")
         for needed in session.after:
-            self._session_of(needed, f"session {session.id}: after")
+            self._session_of(needed, f"session {session.id} of {session.expert!r}: after")
         self._pass_time(self._now)
         live = SimSession(session, self._models.of_session(session), self._env.event(), self._env.event())
         self._sessions[session.id] = live
@@ -261,7 +261,7 @@ class SimBackend:
             self._give(pending, self._open_session(to, call))
             return
         if to != call.expert:
-            raise BackendError(f"Submit: call {call.key} is for {call.expert!r}, got the queue of {to!r}")
+            raise BackendError(f"call {call.key} is for {call.expert!r}, got the queue of {to!r}")
         heappush(self._queues.setdefault(to, []), (priority, self._num_queued, pending))
         self._num_queued += 1
         for live in self._sessions.values():
@@ -273,24 +273,23 @@ class SimBackend:
         self._touched[live] = None
 
     def _open_session(self, number: int, call: Call) -> SimSession:
-        live = self._session_of(number, f"call {call.key}")
+        live = self._session_of(number, f"call {call.key}", is_open=True)
         if live.session.expert != call.expert:
             raise BackendError(f"session {number} of {live.session.expert!r}: call {call.key} is for {call.expert!r}")
-        if live.is_closing:
-            raise BackendError(f"session {number}: call {call.key} must come before the session is closed")
         return live
 
-    def _session_of(self, number: int, what: str) -> SimSession:
+    def _session_of(self, number: int, what: str, *, is_open: bool = False) -> SimSession:
         live = self._sessions.get(number)
-        if live is None:
-            raise BackendError(f"{what}: session must be one that was opened, got {number}")
+        if live is None or (is_open and live.is_closing):
+            rule = "was opened and not closed" if is_open else "was opened"
+            raise BackendError(f"{what}: session must be one that {rule}, got {number}")
         return live
 
     def _find(self, key: CallKey) -> PendingCall | None:
         """Find a call that has not ended; None: it has."""
         pending = self._pending.get(key)
         if pending is None and key not in self._records:
-            raise BackendError(f"call must be one that was submitted, got {key}")
+            raise BackendError(f"command must name a call that was submitted, got {key}")
         return pending
 
     def _cancel(self, key: CallKey) -> None:
