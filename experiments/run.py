@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from experiments.analysis.replay_report import report_replay
+from experiments.figures.replay import report_replay
 from experiments.config.complaints import BAD_INPUT, FailedPoint, exit_with_message, explain_error
 from experiments.config.execution import Execution, open_execution
 from experiments.config.memory import spare_garbage_collector

@@ -43,7 +43,8 @@ def t_interval(values: Sequence[float], num_future: int | None = None) -> Interv
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Take mean and interval."""
-    return Estimate(sum(values) / len(values), *t_interval(values), len(values))
+    low, high = t_interval(values)
+    return Estimate(sum(values) / len(values), low, high, len(values))
 
 
 def geometric(ratios: Sequence[float]) -> Estimate:

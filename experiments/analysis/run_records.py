@@ -48,7 +48,8 @@ def read_calls(folder: Path) -> tuple[CallRecord, ...]:
         return tuple(
             CallRecord(
                 key=CallKey(row["question"], row["node"], row["slot"]),
-                **{name: row[name] for name in names} | {"status": CallStatus(row["status"]), "workers": tuple(row["workers"])},
+                **{name: row[name] for name in names}
+                | {"status": CallStatus(row["status"]), "workers": tuple(row["workers"])},
             )
             for row in rows
         )

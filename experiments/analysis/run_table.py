@@ -49,9 +49,12 @@ def run_table(runs: Sequence[RunPoint]) -> "pl.DataFrame":
     """Lay runs out as a row each; null where a summary is null, or is of an older shape and lacks the key."""
     import polars as pl
 
-    schema = {name: pl.String for name in ("folder", *TEXTS)}
-    schema |= {name: pl.Int64 for name in COUNTS} | {name: pl.Float64 for name in NUMBERS}
-    rows = [{"folder": str(run.folder)} | {name: run.summary.get(name) for name in schema if name != "folder"} for run in runs]
+    schema: dict[str, Any] = dict.fromkeys(("folder", *TEXTS), pl.String)
+    schema |= dict.fromkeys(COUNTS, pl.Int64) | dict.fromkeys(NUMBERS, pl.Float64)
+    rows = [
+        {"folder": str(run.folder)} | {name: run.summary.get(name) for name in schema if name != "folder"}
+        for run in runs
+    ]
     return pl.DataFrame(rows, schema=schema)
 
 

@@ -1,6 +1,6 @@
 """Time against the number of GPUs: a panel per world, a line per policy with its 95% interval."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.analysis.pairing import METRICS, estimate_of
 from experiments.figures.style import (
@@ -30,7 +30,7 @@ def draw_scaling(scaling: "pl.DataFrame", metric: str) -> bytes:
     worlds = scaling["world"].unique(maintain_order=True).to_list()
     policies = scaling.select("policy", "scheduler").unique(maintain_order=True).rows()
     colours = scheduler_colours([scheduler for _, scheduler in policies])
-    looks = {}
+    looks: dict[str, dict[str, Any]] = {}
     for place, (policy, scheduler) in enumerate(policies):
         same = sum(other == scheduler for _, other in policies[:place])
         dash, marker = DASHES[same % len(DASHES)], MARKERS[same % len(MARKERS)]
@@ -49,6 +49,7 @@ def draw_scaling(scaling: "pl.DataFrame", metric: str) -> bytes:
             axes.plot(numbers, [row["time_s"] for row in rows], **look)
         axes.set_xscale("log")
         fixed_axis(axes.xaxis, sorted(set(scaling["num_workers"])))
+        axes.set_yscale("log")
         log_axis(axes.yaxis)
         axes.set_title(world)
         axes.set_ylabel(f"{METRICS[metric]} (s)")

@@ -44,16 +44,14 @@ def draw_speedups(comparison: Comparison) -> bytes:
     rows = comparison.rows.filter(~pl.col("is_baseline") & pl.col("speedup").is_not_null()).to_dicts()
     if not rows:
         raise ValueError(f"no policy has a run beside one of {comparison.baseline}")
-    for width_in, num_chars, limit in (
-        (COLUMN_WIDTH_IN, NARROW_CHARS, NARROW_LINES),
-        (PAGE_WIDTH_IN, WIDE_CHARS, MAX_LINES),
-    ):
-        labels = [wrap(row["policy"], num_chars) for row in rows]
-        num_lines = sum(map(len, labels)) + len({row["case"] for row in rows})
-        if num_lines <= limit:
-            break
-    else:
+    sizes = ((COLUMN_WIDTH_IN, NARROW_CHARS, NARROW_LINES), (PAGE_WIDTH_IN, WIDE_CHARS, MAX_LINES))
+    layouts = [(width_in, [wrap(row["policy"], size) for row in rows], limit) for width_in, size, limit in sizes]
+    num_cases = len({row["case"] for row in rows})
+    fitting = [layout for layout in layouts if sum(map(len, layout[1])) + num_cases <= layout[2]]
+    if not fitting:
         raise ValueError(f"{len(rows)} policies do not fit on a page: give fewer folders")
+    width_in, labels, _ = fitting[0]
+    num_lines = sum(map(len, labels)) + num_cases
     figure = new_figure(AROUND_IN + LINE_IN * num_lines, width_in)
     axes = figure.add_subplot()
     _draw_rows(axes, rows, labels, num_lines)

@@ -67,10 +67,10 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 @cache
-def _settings() -> dict[str, Any]:
+def _settings() -> Any:
     from matplotlib import rc_params_from_file
 
-    return dict(rc_params_from_file(STYLE, use_default_template=False))
+    return rc_params_from_file(STYLE, use_default_template=False)
 
 
 def expert_colours(names: Sequence[str]) -> dict[str, str]:
@@ -154,10 +154,9 @@ def fixed_axis(axis: "Axis", ticks: Sequence[float]) -> None:
 
 
 def log_axis(axis: "Axis") -> None:
-    """Make an axis logarithmic and write 1, 2 and 5 of each decade, which leaves two numbers on a short one."""
+    """Write 1, 2 and 5 of each decade, which leaves two numbers on a short logarithmic axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis._set_axes_scale("log")
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -184,13 +183,22 @@ def legend_below(figure: "Figure", handles: "Sequence[Artist]", **look: Any) -> 
 
 
 @styled
+def lay_out(figure: "Figure") -> None:
+    """Give everything its place, once: saving would draw twice for it, and again differently the next time."""
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+
+
+@styled
 def png_bytes(figure: "Figure") -> bytes:
     """Render a figure; equal figures are equal bytes, since no version or date is embedded."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = BytesIO()
-    # NOTE: savefig would draw twice, once for the layout alone.
-    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None}, pil_kwargs={"compress_level": 2})
+    lay_out(figure)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(buffer, metadata={"Software": None}, pil_kwargs={"compress_level": 2})
     return buffer.getvalue()
 
 
@@ -198,5 +206,6 @@ def png_bytes(figure: "Figure") -> bytes:
 def pdf_bytes(figure: "Figure") -> bytes:
     """Write a figure as PDF with its text as text (TrueType); equal figures are equal bytes."""
     buffer = BytesIO()
+    lay_out(figure)
     figure.savefig(buffer, format="pdf", metadata=dict.fromkeys(("CreationDate", "Creator", "Producer")))
     return buffer.getvalue()

@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -43,7 +43,6 @@ from mosaic.report.run_folder import SUMMARY, read_json
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 AROUND_IN = 0.56
 """Height of all that is not a lane, a mark or a further row of the legend; also the width beside the lanes."""
@@ -108,11 +107,13 @@ def draw_lanes(
     serves = [_box(session.start_ts, session.end_ts, lanes) for session, lanes in bars]
     inside = [colours[session.expert] for session, _ in bars]
     look = {"autolim": False}
-    axes.add_collection(PolyCollection(serves, facecolors=inside, edgecolors="white", linewidths=0.25, zorder=2), **look)
+    axes.add_collection(
+        PolyCollection(serves, facecolors=inside, edgecolors="white", linewidths=0.25, zorder=2), **look
+    )
     for expert in dict.fromkeys(session.expert for session, _ in bars if session.load_s > 0):
         own = [bar for bar in bars if bar[0].expert == expert and bar[0].load_s > 0]
         loads = [_box(session.load_start_ts, session.start_ts, lanes) for session, lanes in own]
-        edge = {"edgecolors": colours[expert], "hatch": LOAD_HATCH, "linewidths": 0.4, "zorder": 2.1}
+        edge: dict[str, Any] = {"edgecolors": colours[expert], "hatch": LOAD_HATCH, "linewidths": 0.4, "zorder": 2.1}
         axes.add_collection(PolyCollection(loads, facecolors="white", **edge), **look)
 
 
@@ -149,7 +150,7 @@ def _label(axes: "Axes", session: SessionRecord, name: str | None, colour: str) 
     first, last = _lanes(session)[0]
     if name is not None:
         middle_s, place = (session.start_ts + session.end_ts) / 2, (first + last) / 2 + 0.04
-        look = {"fontsize": SMALL_PT, "color": text_colour(colour), "in_layout": False}
+        look: dict[str, Any] = {"fontsize": SMALL_PT, "color": text_colour(colour), "in_layout": False}
         axes.text(middle_s, place, name, ha="center", va="center", **look)
     elif session.node == AGGREGATE:
         left, right = session.load_start_ts, session.end_ts

@@ -9,7 +9,6 @@ from experiments.analysis.pairing import estimate_of
 from experiments.figures.style import (
     CHAR_IN,
     COLUMN_WIDTH_IN,
-    INK,
     MARKERS,
     MUTED,
     PAGE_WIDTH_IN,
@@ -71,7 +70,7 @@ def draw_tradeoff(rows: "pl.DataFrame") -> bytes:
     unit, unit_s = ("min", 60.0) if longest_s >= MINUTES_FROM_S else ("s", 1.0)
     num_columns = 1 if len(cases) == 1 else 2
     width_in = COLUMN_WIDTH_IN if num_columns == 1 else PAGE_WIDTH_IN
-    point = {"linestyle": "", "markersize": MARKER_PT}
+    point: dict[str, Any] = {"linestyle": "", "markersize": MARKER_PT}
     schedulers = dict.fromkeys(row["scheduler"] for row in every)
     handles = [Line2D([], [], marker="o", color=colours[name], label=name, **point) for name in schedulers]
     handles += [Line2D([], [], marker=markers[name], color=MUTED, label=name, **point) for name in settings]
@@ -100,7 +99,12 @@ def _draw_panel(
     points = [(row["end_to_end_s"] / unit_s, 100 * row["accuracy_frac"]) for row in rows]
     ends: list[tuple[float, float]] = list(points)
     for row, (time, accuracy) in zip(rows, points, strict=True):
-        look = {"color": colours[row["scheduler"]], "linewidth": 1.2, "alpha": 0.4, "solid_capstyle": "butt"}
+        look: dict[str, Any] = {
+            "color": colours[row["scheduler"]],
+            "linewidth": 1.2,
+            "alpha": 0.4,
+            "solid_capstyle": "butt",
+        }
         if across := estimate_of(row, "end_to_end_s").shown(least=0.0):
             axes.plot([end / unit_s for end in across], [accuracy] * 2, **look)
             ends += [(end / unit_s, accuracy) for end in across]

@@ -330,8 +330,8 @@ def test_runs_on_several_numbers_of_gpus_are_compared_with_the_fewest(tmp_path, 
         for scheduler, walls in (("round_robin", (800.0, 500.0)), ("ilp", (600.0, 150.0))):
             for num_workers, wall_s in zip((2, 4), walls, strict=True):
                 make_run(
-                    tmp_path / f"{scheduler}{num_workers}-{seed}", scheduler, wall_s, seed=seed, num_workers=num_workers,
-                    num_calls=10, problem_fingerprint=f"{num_workers}-{seed}",
+                    tmp_path / f"{scheduler}{num_workers}-{seed}", scheduler, wall_s, seed=seed, num_calls=10,
+                    num_workers=num_workers, problem_fingerprint=f"{num_workers}-{seed}",
                     config={"cluster": {"num_workers": num_workers}},
                 )  # fmt: skip
     assert main([str(tmp_path)]) == 0

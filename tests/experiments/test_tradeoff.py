@@ -204,7 +204,10 @@ def test_markers_on_one_spot_are_rings_around_each_other(drawn):
 def test_intervals_need_three_seeds_and_stay_within_what_is_possible(drawn):
     wide = {"accuracy_low_frac": -0.2, "accuracy_high_frac": 1.4, "end_to_end_low_s": -900.0}
     for num_seeds in (2, 3):
-        rows = [make_outcome("a", "x", num_known=num_seeds, **wide), make_outcome("b", "y", num_known=num_seeds, **wide)]
+        rows = [
+            make_outcome("a", "x", num_known=num_seeds, **wide),
+            make_outcome("b", "y", num_known=num_seeds, **wide),
+        ]
         draw_tradeoff(table(*rows))
     two, three = (figure.axes[0] for figure in drawn)
     assert len(two.lines) == 2
