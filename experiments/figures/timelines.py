@@ -34,7 +34,7 @@ def draw_timelines(
 ) -> "Figure":
     """Draw a block per workload with a panel per policy on one time axis, each panel with a lane per worker.
 
-    Notes, by workload and policy, are written behind the makespan.
+    Notes, by workload and policy, are written on the right of the makespan.
     """
     from matplotlib.patches import Patch
 
@@ -53,8 +53,8 @@ def draw_timelines(
             axes.tick_params(axis="x", labelbottom=number == len(policies) - 1)
             makespan_s = _makespan_s(sessions)
             axes.axvline(makespan_s, color=INK, linewidth=0.9)
-            note = (notes or {}).get((workload, policy))
-            axes.set_title(f"{workload}, {policy}: {makespan_s:,.0f} s{f' ({note})' if note else ''}", pad=2)
+            axes.set_title(f"{workload}, {policy}: {makespan_s:,.0f} s", pad=2)
+            axes.set_title((notes or {}).get((workload, policy), ""), loc="right", pad=2, fontsize=6, fontweight="normal")
         axes.set_xlabel("time (s)")
     legend_below(figure, [load_patch(), *(Patch(facecolor=colour, label=name) for name, colour in colours.items())])
     return figure

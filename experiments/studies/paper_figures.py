@@ -174,7 +174,7 @@ def figure5(runs: PaperRuns) -> Drawing:
         }
         for policy, name in POLICY_TITLES.items():
             found = runs.of(benchmark, policy)
-            mean = f"; mean of {len(found)} seeds {_mean(found, 'expert_makespan_s'):,.0f} s" if len(found) > 1 else ""
+            mean = f", mean of {len(found)}: {_mean(found, 'expert_makespan_s'):,.0f} s" if len(found) > 1 else ""
             notes[title, name] = f"seed {shown[policy].point.seed}{mean}"
     first = runs.of("mmlu_pro", "round_robin")[0].summary
     return Drawing(
