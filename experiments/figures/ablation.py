@@ -12,17 +12,14 @@ from experiments.figures.end_labels import label_ends
 from experiments.figures.style import (
     CHAR_IN,
     COLUMN_WIDTH_IN,
-    MARKERS,
     MUTED,
-    PALETTE,
-    SCHEDULER_COLOURS,
     legend_below,
+    line_looks,
     log_axis,
     new_figure,
     number_axis,
     pdf_bytes,
     png_bytes,
-    scheduler_colours,
     styled,
 )
 
@@ -36,7 +33,6 @@ MAX_LABEL_CHARS = 14
 MAX_Y_LABEL_CHARS = 22
 BESIDE = 0.12
 """Distance of markers that stand side by side, of that of two categories."""
-DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 Looks = Mapping[str, Mapping[str, Any]]
 
 
@@ -50,7 +46,9 @@ def draw_ablation(ablation: Ablation) -> tuple[bytes, bytes]:
     title = wrap(spec.title, int(COLUMN_WIDTH_IN / (1.25 * CHAR_IN)))
     handles_in = LINE_IN * (1 + len(spec.lines)) / 2 if is_named and not spec.x.is_numeric else 0.0
     figure = new_figure(AROUND_IN + LINE_IN * len(title) + PANEL_IN * len(spec.panels) + handles_in)
-    looks = line_looks(ablation)
+    looks = line_looks([line.label for line in spec.lines], [str(line.where.get("scheduler")) for line in spec.lines])
+    if not spec.x.is_numeric:  # no way leads from a category to the next
+        looks = {line: look | {"linestyle": ""} for line, look in looks.items()}
     panels = figure.subplots(len(spec.panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, panel in zip(panels, spec.panels, strict=True):
         _draw_panel(axes, ablation, panel, looks)
@@ -72,22 +70,6 @@ def _foot(ablation: Ablation) -> str:
     if counts[-1] < MIN_SHOWN:
         return "one seed, no interval" if counts == [1] else f"mean of {seeds} seeds, too few for an interval"
     return f"mean, 95% interval over {seeds} seeds"
-
-
-def line_looks(ablation: Ablation) -> dict[str, dict[str, Any]]:
-    """Choose colour, dash and marker of each line: by scheduler, where the lines differ in it."""
-    lines = ablation.spec.lines
-    schedulers = [str(line.where.get("scheduler")) for line in lines]
-    by_scheduler = len(set(schedulers)) > 1 or (len(lines) == 1 and schedulers[0] in SCHEDULER_COLOURS)
-    colours = scheduler_colours(schedulers)
-    looks: dict[str, dict[str, Any]] = {}
-    for place, (line, scheduler) in enumerate(zip(lines, schedulers, strict=True)):
-        same = schedulers[:place].count(scheduler) if by_scheduler else place
-        # NOTE: categories have no way between them, so no line joins them.
-        dash = DASHES[same % len(DASHES)] if ablation.spec.x.is_numeric else ""
-        colour = colours[scheduler] if by_scheduler else PALETTE[place % len(PALETTE)]
-        looks[line.label] = {"color": colour, "linestyle": dash, "marker": MARKERS[same % len(MARKERS)]}
-    return looks
 
 
 def _draw_panel(axes: "Axes", ablation: Ablation, panel: Panel, looks: Looks) -> None:

@@ -39,32 +39,20 @@ def _darker(colour: str) -> str:
 def spread(wanted: Mapping[str, float], heights: Mapping[str, float]) -> dict[str, float]:
     """Move names apart so that none covers another, each as near to where it belongs as the others allow.
 
-    Names keep their order; those that touch form a block, which stands where its members are nearest on average.
+    Names keep their order. Less the heights below them their places must not fall from name to name, and the nearest
+    such places are an isotonic regression.
 
     Examples
     --------
     >>> spread({"a": 0.5, "b": 0.5, "c": 0.9}, {"a": 0.2, "b": 0.2, "c": 0.1})
     {'b': 0.4, 'a': 0.6, 'c': 0.9}
     """
-    blocks: list[tuple[list[str], float]] = []  # names from the bottom, and the block's lower end
-    rank = {name: -place for place, name in enumerate(wanted)}  # of equals the first stands on top
-    for name in sorted(wanted, key=lambda name: (wanted[name], rank[name])):
-        members, low = [name], wanted[name] - heights[name] / 2
-        while blocks and low < blocks[-1][1] + sum(heights[other] for other in blocks[-1][0]) - 1e-9:
-            members = [*blocks.pop()[0], *members]
-            low = _block_start(members, wanted, heights)
-        blocks.append((members, low))
-    places = {}
-    for members, low in blocks:
-        for name in members:
-            places[name] = round(low + heights[name] / 2, 9)
-            low += heights[name]
-    return places
+    from scipy.optimize import isotonic_regression
 
-
-def _block_start(members: list[str], wanted: Mapping[str, float], heights: Mapping[str, float]) -> float:
-    before, total = 0.0, 0.0
-    for name in members:
-        total += wanted[name] - (before + heights[name] / 2)
-        before += heights[name]
-    return total / len(members)
+    names = list(wanted)[::-1]  # of equals the first stands on top
+    order = sorted(names, key=lambda name: wanted[name])
+    sizes = [heights[name] for name in order]
+    below = [sum(sizes[:place]) + size / 2 for place, size in enumerate(sizes)]
+    free = [wanted[name] - height for name, height in zip(order, below, strict=True)]
+    moved = isotonic_regression(free).x.tolist() if free else []
+    return {name: round(place + height, 9) for name, place, height in zip(order, moved, below, strict=True)}

@@ -1,7 +1,7 @@
 """Output lengths: a panel per pool, a row per expert, quantiles on a logarithmic axis, means written beside them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from experiments.figures.style import (
@@ -30,6 +30,7 @@ ROW_IN, HEAD_IN, AROUND_IN = 0.135, 0.2, 0.45
 BOX = 0.62
 """Height of a box; a row is 1 high."""
 BOX_ALPHA = 0.55
+Row: TypeAlias = dict[str, Any]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 COLUMNS_PT = (26, 50)
 """Right ends of the two columns of means, from the axes."""
@@ -40,82 +41,67 @@ PUBLISHED: dict[str, Any] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
-    """What is drawn of one expert in one pool, in tokens."""
-
-    pool: str
-    expert: str
-    num_calls: int
-    mean: float
-    quantiles: tuple[float, ...]
-    longest: int
-    published: float | None
-
-
 @styled
 def draw_lengths(lengths: Lengths, published: Means | None = None) -> "Figure":
     """Draw the lengths of every pool and expert in their order; published means are marked where there are any."""
     rows = _rows(lengths, published or {})
-    colours = expert_colours([row.expert for row in rows])
-    pools = [[row for row in rows if row.pool == pool] for pool in dict.fromkeys(row.pool for row in rows)]
+    colours = expert_colours([row["expert"] for row in rows])
+    pools = [[row for row in rows if row["pool"] == pool] for pool in dict.fromkeys(row["pool"] for row in rows)]
     figure = new_figure(AROUND_IN + HEAD_IN * len(pools) + ROW_IN * len(rows))
     panels = figure.subplots(
         len(pools), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": [len(group) for group in pools]}
     )[:, 0]
     for axes, group in zip(panels, pools, strict=True):
         _draw_panel(axes, group, colours)
-    axes.set_xlim(0.8 * min(row.quantiles[0] for row in rows), 1.25 * max(row.longest for row in rows))
+    axes.set_xlim(0.8 * min(row["p5_tokens"] for row in rows), 1.25 * max(row["max_tokens"] for row in rows))
     axes.set_xlabel("output tokens of a call")
-    legend_below(figure, _handles(any(row.published is not None for row in rows)))
+    legend_below(figure, _handles(any(row["published_mean_tokens"] is not None for row in rows)))
     return figure
 
 
 def length_rows(lengths: Lengths, published: Means | None = None) -> list[tuple[object, ...]]:
     """The drawn values, with a head; missing is None."""
-    names = tuple(f"p{round(100 * q)}_tokens" for q in QUANTILES)
-    head = ("pool", "expert", "num_calls", "mean_tokens", *names, "max_tokens", "published_mean_tokens")
-    rows = [
-        (row.pool, row.expert, row.num_calls, row.mean, *row.quantiles, row.longest, row.published)
-        for row in _rows(lengths, published or {})
-    ]
-    return [head, *rows]
+    rows = _rows(lengths, published or {})
+    return [tuple(rows[0]), *(tuple(row.values()) for row in rows)]
 
 
-def _rows(lengths: Lengths, published: Means) -> list[_Row]:
+def _rows(lengths: Lengths, published: Means) -> list[Row]:
+    """Measure every expert of every pool, in tokens."""
     rows = []
     for pool, by_expert in lengths.items():
         for expert, tokens in by_expert.items():
             if not tokens:
                 raise ValueError(f"lengths: {pool}.{expert} must have at least one call, got {tokens!r}")
-            found = tuple(quantile(tokens, q) for q in QUANTILES)
-            rows.append(
-                _Row(
-                    pool=pool,
-                    expert=expert,
-                    num_calls=len(tokens),
-                    mean=sum(tokens) / len(tokens),
-                    quantiles=tuple(value for value in found if value is not None),
-                    longest=max(tokens),
-                    published=published.get(pool, {}).get(expert),
-                )
-            )
+            row: Row = {"pool": pool, "expert": expert, "num_calls": len(tokens), "mean_tokens": fmean(tokens)}
+            row |= {f"p{round(100 * q)}_tokens": quantile(tokens, q) for q in QUANTILES}
+            row |= {"max_tokens": max(tokens), "published_mean_tokens": published.get(pool, {}).get(expert)}
+            rows.append(row)
     return rows
 
 
-def _draw_panel(axes: "Axes", rows: Sequence[_Row], colours: Mapping[str, str]) -> None:
+def _draw_panel(axes: "Axes", rows: Sequence[Row], colours: Mapping[str, str]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_xscale("log")
-    bar_axis(axes, [row.expert for row in rows])
+    bar_axis(axes, [row["expert"] for row in rows])
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0,)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(rows[0].pool)
-    _write(axes, ("mean", "publ." if any(row.published for row in rows) else ""), 1.0, MUTED, at_head=True)
+    axes.set_title(rows[0]["pool"])
+    _write(
+        axes, ("mean", "publ." if any(row["published_mean_tokens"] for row in rows) else ""), 1.0, MUTED, at_head=True
+    )
     for place, row in enumerate(rows):
-        _draw_row(axes, place, row, colours[row.expert])
-        _write(axes, (f"{row.mean:,.0f}", f"{row.published:,.0f}" if row.published else ""), place, INK)
+        _draw_row(axes, place, row, colours[row["expert"]])
+        _write(
+            axes,
+            (
+                f"{row['mean_tokens']:,.0f}",
+                f"{row['published_mean_tokens']:,.0f}" if row["published_mean_tokens"] else "",
+            ),
+            place,
+            INK,
+        )
 
 
 def _write(axes: "Axes", texts: Sequence[str], place: float, colour: str, *, at_head: bool = False) -> None:
@@ -129,16 +115,16 @@ def _write(axes: "Axes", texts: Sequence[str], place: float, colour: str, *, at_
             )  # fmt: skip
 
 
-def _draw_row(axes: "Axes", place: int, row: _Row, colour: str) -> None:
-    low, first, median, third, high = row.quantiles
+def _draw_row(axes: "Axes", place: int, row: Row, colour: str) -> None:
+    low, first, median, third, high = (row[f"p{round(100 * q)}_tokens"] for q in QUANTILES)
     box = [place - BOX / 2, place + BOX / 2]
     axes.plot([low, high], [place, place], color=colour, linewidth=0.9, solid_capstyle="butt")
     axes.fill_betweenx(box, first, third, color=colour, alpha=BOX_ALPHA, zorder=2)
     axes.plot([median, median], box, color=colour, linewidth=1.2, solid_capstyle="butt")
-    axes.plot([row.longest], [place], ".", color=colour, markersize=2.5)
-    if row.published is not None:
-        axes.plot([row.published], [place], zorder=4, **PUBLISHED)
-    axes.plot([row.mean], [place], zorder=5, **MEAN)
+    axes.plot([row["max_tokens"]], [place], ".", color=colour, markersize=2.5)
+    if row["published_mean_tokens"] is not None:
+        axes.plot([row["published_mean_tokens"]], [place], zorder=4, **PUBLISHED)
+    axes.plot([row["mean_tokens"]], [place], zorder=5, **MEAN)
 
 
 def _handles(has_published: bool) -> "list[Artist]":

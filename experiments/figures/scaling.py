@@ -1,17 +1,16 @@
 """Time against the number of GPUs: a panel per world, a line per policy with its 95% interval."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiments.analysis.pairing import METRICS, estimate_of
 from experiments.figures.style import (
     INK,
-    MARKERS,
     fixed_axis,
     legend_below,
+    line_looks,
     log_axis,
     new_figure,
     png_bytes,
-    scheduler_colours,
     styled,
 )
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     import polars as pl
 
 PANEL_IN, ROW_IN, AROUND_IN = 1.45, 0.12, 0.2
-DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 
 
 @styled
@@ -29,12 +27,7 @@ def draw_scaling(scaling: "pl.DataFrame", metric: str) -> bytes:
 
     worlds = scaling["world"].unique(maintain_order=True).to_list()
     policies = scaling.select("policy", "scheduler").unique(maintain_order=True).rows()
-    colours = scheduler_colours([scheduler for _, scheduler in policies])
-    looks: dict[str, dict[str, Any]] = {}
-    for place, (policy, scheduler) in enumerate(policies):
-        same = sum(other == scheduler for _, other in policies[:place])
-        dash, marker = DASHES[same % len(DASHES)], MARKERS[same % len(MARKERS)]
-        looks[policy] = {"color": colours[scheduler], "linestyle": dash, "marker": marker}
+    looks = line_looks(*map(list, zip(*policies, strict=True)))
     figure = new_figure(AROUND_IN + PANEL_IN * len(worlds) + ROW_IN * len(policies))
     for place, world in enumerate(worlds):
         axes = figure.add_subplot(len(worlds), 1, place + 1)

@@ -50,6 +50,7 @@ PUBLISHED_EXPERTS = (
 SCHEDULER_COLOURS = dict(
     zip(("ilp", "fifo", "data_parallel", "round_robin", "least_loaded"), (*PALETTE[:4], PALETTE[5]), strict=True)
 )
+DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
 
 
@@ -107,6 +108,18 @@ def scheduler_colours(names: Sequence[str]) -> dict[str, str]:
     """Give each scheduler the colour that it has in every figure, and others those that are left."""
     others = [name for name in dict.fromkeys(names) if name not in SCHEDULER_COLOURS]
     return SCHEDULER_COLOURS | {name: colour(6 + place) for place, name in enumerate(others)}
+
+
+def line_looks(names: Sequence[str], schedulers: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Choose colour, dash and marker of lines: colours by scheduler, where the lines differ in it."""
+    by_scheduler = len(set(schedulers)) > 1 or (len(names) == 1 and schedulers[0] in SCHEDULER_COLOURS)
+    colours = scheduler_colours(schedulers)
+    looks: dict[str, dict[str, Any]] = {}
+    for place, (name, scheduler) in enumerate(zip(names, schedulers, strict=True)):
+        same = schedulers[:place].count(scheduler) if by_scheduler else place
+        own = colours[scheduler] if by_scheduler else colour(place)
+        looks[name] = {"color": own, "linestyle": DASHES[same % len(DASHES)], "marker": MARKERS[same % len(MARKERS)]}
+    return looks
 
 
 def text_colour(background: str) -> str:

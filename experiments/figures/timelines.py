@@ -54,7 +54,9 @@ def draw_timelines(
             makespan_s = _makespan_s(sessions)
             axes.axvline(makespan_s, color=INK, linewidth=0.9)
             axes.set_title(f"{workload}, {policy}: {makespan_s:,.0f} s", pad=2)
-            axes.set_title((notes or {}).get((workload, policy), ""), loc="right", pad=2, fontsize=6, fontweight="normal")
+            axes.set_title(
+                (notes or {}).get((workload, policy), ""), loc="right", pad=2, fontsize=6, fontweight="normal"
+            )
         axes.set_xlabel("time (s)")
     legend_below(figure, [load_patch(), *(Patch(facecolor=colour, label=name) for name, colour in colours.items())])
     return figure

@@ -10,9 +10,9 @@ import pytest
 
 from experiments.analysis.ablation import Ablation, make_ablation
 from experiments.analysis.run_table import collect_runs
-from experiments.figures.ablation import draw_ablation, line_looks, tick_labels
+from experiments.figures.ablation import draw_ablation, tick_labels
 from experiments.figures.end_labels import spread
-from experiments.figures.style import SCHEDULER_COLOURS
+from experiments.figures.style import SCHEDULER_COLOURS, line_looks
 from experiments.studies.ablation_text import ablation_csv, describe_ablation
 from tests.experiments.ablation_runs import figure_config, make_points, make_run, make_spec
 
@@ -191,13 +191,12 @@ def test_a_figure_is_drawn_as_png_and_pdf_and_is_the_same_twice(scale: str, tmp_
     assert draw_ablation(ablation) == (png, pdf)
 
 
-def test_a_scheduler_has_one_colour_and_lines_of_one_scheduler_differ(tmp_path: Path) -> None:
-    looks = line_looks(ablation_of(tmp_path))
-    assert looks["ILP"]["color"] == SCHEDULER_COLOURS["ilp"]
+def test_a_scheduler_has_one_colour_and_lines_of_one_scheduler_differ() -> None:
+    looks = line_looks(["ILP", "round robin", "ILP, too"], ["ilp", "round_robin", "ilp"])
+    assert looks["ILP"]["color"] == looks["ILP, too"]["color"] == SCHEDULER_COLOURS["ilp"]
+    assert looks["ILP"]["linestyle"] != looks["ILP, too"]["linestyle"]
     assert looks["round robin"]["color"] == SCHEDULER_COLOURS["round_robin"]
-    lines = {"two": {"k": 2}, "four": {"k": 4}}
-    points = {("ilp", 2): [1.0], ("ilp", 4): [2.0]}
-    looks = line_looks(ablation_of(tmp_path / "one", points, lines=lines, x={"key": "seed", "label": "seed"}))
+    looks = line_looks(["two", "four"], ["ilp", "ilp"])
     assert looks["two"]["color"] != looks["four"]["color"]
 
 
