@@ -36,7 +36,7 @@ BESIDE = 0.12
 Looks = Mapping[str, Mapping[str, Any]]
 
 
-@styled
+@styled()
 def draw_ablation(ablation: Ablation) -> tuple[bytes, bytes]:
     """Draw all panels, one above the other; return a PNG and a PDF of one column's width."""
     from matplotlib.lines import Line2D

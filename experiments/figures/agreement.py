@@ -33,7 +33,7 @@ PUBLISHED: dict[str, Any] = MEAN | {"marker": "o", "markersize": 5.5, "markerfac
 """One look in the plot and in the legend."""
 
 
-@styled
+@styled()
 def draw_agreement(buckets: Buckets, published: Mapping[str, float] | None = None) -> "Figure":
     """Draw violins beside the cumulative shares; means are marked, published ones where there are any.
 

@@ -34,7 +34,7 @@ class _Bar:
         return max(0.0, self.makespan.mean - self.load_s - self.generate_s)
 
 
-@styled
+@styled()
 def draw_data_parallel(pools: Policies) -> "Figure":
     """Draw a panel per pool, each with its own axis of seconds, and a bar per policy."""
     from matplotlib.lines import Line2D

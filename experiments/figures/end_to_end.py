@@ -47,7 +47,7 @@ class Bar:
         return self.experts_s + self.aggregator_s
 
 
-@styled
+@styled()
 def draw_end_to_end(bars: Sequence[Bar]) -> "Figure":
     """Draw the bars in their order, a panel per benchmark on one axis; published ones pale."""
     from matplotlib.lines import Line2D

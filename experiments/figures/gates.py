@@ -51,7 +51,7 @@ class Panel:
     """Skip shares of the published thresholds, by label."""
 
 
-@styled
+@styled()
 def draw_gates(panels: Sequence[Panel]) -> "Figure":
     """Draw the panels in two columns, with one legend."""
     from matplotlib.lines import Line2D

@@ -41,7 +41,7 @@ PUBLISHED: dict[str, Any] = {
 }  # fmt: skip
 
 
-@styled
+@styled()
 def draw_lengths(lengths: Lengths, published: Means | None = None) -> "Figure":
     """Draw the lengths of every pool and expert in their order; published means are marked where there are any."""
     rows = _rows(lengths, published or {})

@@ -59,7 +59,7 @@ def report_replay(workload: Mapping[str, Any], result: RunResult) -> ReplayRepor
     return ReplayReport(replay_table(errors), files)
 
 
-@styled
+@styled()
 def draw_replay(records: Sequence[CallRecord], measured: Sequence[CallRecord]) -> bytes:
     """Draw simulated over measured TTFT and latency, a point per request, as a PNG of one column's width.
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PANEL_IN, ROW_IN, AROUND_IN = 1.45, 0.12, 0.2
 
 
-@styled
+@styled()
 def draw_scaling(scaling: "pl.DataFrame", metric: str) -> bytes:
     """Draw the time of every policy that was run on several numbers of workers as a PNG of one column's width."""
     from matplotlib.lines import Line2D

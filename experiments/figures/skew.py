@@ -63,7 +63,7 @@ class PoolSkew:
         return shares
 
 
-@styled
+@styled()
 def draw_skew(pools: Mapping[str, PoolSkew]) -> "Figure":
     """Draw a block per pool: its experts' slots on the left, its workers' times on the right."""
     colours = expert_colours([name for pool in pools.values() for name in pool.slots])

@@ -30,7 +30,7 @@ NARROW_LINES, MAX_LINES = 50, int((PAGE_HEIGHT_IN - AROUND_IN) / LINE_IN)
 Row = dict[str, Any]
 
 
-@styled
+@styled()
 def draw_speedups(comparison: Comparison) -> bytes:
     """Draw a comparison as a PNG of a column's width, or of a page's where there is much to compare.
 

@@ -1,12 +1,13 @@
 """One look for every figure: the style file, a colour per expert that never changes, and what figures share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from colorsys import hls_to_rgb
-from functools import cache, wraps
+from contextlib import contextmanager
+from functools import cache
 from io import BytesIO
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.legend import Legend
     from matplotlib.patches import Patch
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 STYLE = Path(__file__).with_name("mosaic.mplstyle")
 COLUMN_WIDTH_IN = 3.4
@@ -54,17 +52,13 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
 
 
-def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Draw or save with the project's style; the process's own settings stay as they are."""
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw or save with the project's style, as ``with`` or decorator; the process's own settings stay as they are."""
+    from matplotlib import rc_context
 
-    @wraps(draw)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        from matplotlib import rc_context
-
-        with rc_context(_settings()):
-            return draw(*args, **kwargs)
-
-    return inside
+    with rc_context(_settings()):
+        yield
 
 
 @cache
@@ -130,7 +124,7 @@ def text_colour(background: str) -> str:
     return "#000000" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "#ffffff"
 
 
-@styled
+@styled()
 def new_figure(height_in: float, width_in: float = COLUMN_WIDTH_IN) -> "Figure":
     """Make an empty figure on the Agg canvas; pyplot and its global state are not used."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -192,10 +186,10 @@ def legend_below(figure: "Figure", handles: "Sequence[Artist]", **look: Any) -> 
     longest = max((len(str(handle.get_label())) for handle in handles), default=0)
     entry_in = 0.3 + longest * CHAR_IN
     num_columns = max(1, min(len(handles), int(figure.get_figwidth() / entry_in)))
-    return figure.legend(handles=list(handles), loc="outside lower center", ncols=num_columns, **look)
+    return figure.legend(handles=list(handles), ncols=num_columns, **({"loc": "outside lower center"} | look))
 
 
-@styled
+@styled()
 def lay_out(figure: "Figure") -> None:
     """Give everything its place, once: saving would draw twice for it, and again differently the next time."""
     if (engine := figure.get_layout_engine()) is not None:
@@ -203,7 +197,7 @@ def lay_out(figure: "Figure") -> None:
         figure.set_layout_engine("none")
 
 
-@styled
+@styled()
 def png_bytes(figure: "Figure") -> bytes:
     """Render a figure; equal figures are equal bytes, since no version or date is embedded."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -215,7 +209,7 @@ def png_bytes(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
-@styled
+@styled()
 def pdf_bytes(figure: "Figure") -> bytes:
     """Write a figure as PDF with its text as text (TrueType); equal figures are equal bytes."""
     buffer = BytesIO()

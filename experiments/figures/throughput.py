@@ -26,7 +26,7 @@ PANEL_IN, AROUND_IN = 1.4, 0.35
 BAND_ALPHA = 0.18
 
 
-@styled
+@styled()
 def draw_throughput(curves: Curves) -> "Figure":
     """Draw every pool's experts, each named at the end of its curve; a band is the 95% interval of the mean."""
     from matplotlib.patches import Patch

@@ -44,14 +44,13 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-AROUND_IN = 0.56
-"""Height of all that is not a lane, a mark or a further row of the legend; also the width beside the lanes."""
-ROW_IN = 0.11
+LEFT_IN, RIGHT_IN, AXIS_IN, ROW_IN = 0.43, 0.03, 0.33, 0.11
+"""Beside the lanes and below them, and a row of marks or of the legend."""
 BAR = 0.74
 """Height of a bar; a lane is 1 high."""
 
 
-@styled
+@styled()
 def draw_timeline(
     sessions: Sequence[SessionRecord],
     *,
@@ -70,7 +69,7 @@ def draw_timeline(
     colours = expert_colours([*experts, *(session.expert for session in sessions)])
     makespan_s = max((session.end_ts for session in sessions), default=0.0)
     limit_s = max(makespan_s, predicted_makespan_s or 0.0) * 1.015 or 1.0
-    inches_per_s = (COLUMN_WIDTH_IN - AROUND_IN) / limit_s
+    inches_per_s = (COLUMN_WIDTH_IN - LEFT_IN - RIGHT_IN) / limit_s
     names = {session.session: _name_in_box(session, inches_per_s, lane_in) for session in sessions}
     marks = _marks(sessions, makespan_s, predicted_makespan_s)
     named = {session.expert for session in sessions if names[session.session]}
@@ -79,9 +78,13 @@ def draw_timeline(
     handles += [Patch(facecolor=colours[name], label=name) for name in colours if name in present - named]
     if any(session.node != PROPOSE and not names[session.session] for session in sessions):
         handles.append(Patch(facecolor="none", edgecolor=INK, linewidth=0.6, label="aggregator (outlined)"))
-    height_in = AROUND_IN + num_workers * lane_in + ROW_IN * (len(marks) + (len(handles) - 1) // 4)
+    above_in, below_in = ROW_IN * len(marks) + 0.03, AXIS_IN + ROW_IN * (1 + (len(handles) - 1) // 3)
+    height_in = above_in + num_workers * lane_in + below_in
     figure = new_figure(height_in)
-    axes = figure.add_subplot()
+    # NOTE: every run draws this, and to find the places costs as much as a third of the drawing: they are given.
+    figure.set_layout_engine("none")
+    width, height = 1 - (LEFT_IN + RIGHT_IN) / COLUMN_WIDTH_IN, num_workers * lane_in / height_in
+    axes = figure.add_axes((LEFT_IN / COLUMN_WIDTH_IN, below_in / height_in, width, height))
     draw_lanes(axes, sessions, colours, num_workers, limit_s)
     for session in sessions:
         _label(axes, session, names[session.session], colours[session.expert])
@@ -90,7 +93,7 @@ def draw_timeline(
     axes.set_xlabel("time (s)")
     for row, mark in enumerate(marks):
         _draw_mark(axes, *mark, row, limit_s)
-    legend_below(figure, handles)
+    legend_below(figure, handles, loc="lower center")
     return png_bytes(figure)
 
 
@@ -104,17 +107,17 @@ def draw_lanes(
     axes.set_xlim(0, limit_s)
     number_axis(axes.xaxis, 6)
     bars = [(session, lanes) for session in sessions for lanes in _lanes(session)]
+    loads = [(session, lanes) for session, lanes in bars if session.load_s > 0]
     serves = [_box(session.start_ts, session.end_ts, lanes) for session, lanes in bars]
-    inside = [colours[session.expert] for session, _ in bars]
-    look = {"autolim": False}
-    axes.add_collection(
-        PolyCollection(serves, facecolors=inside, edgecolors="white", linewidths=0.25, zorder=2), **look
-    )
-    for expert in dict.fromkeys(session.expert for session, _ in bars if session.load_s > 0):
-        own = [bar for bar in bars if bar[0].expert == expert and bar[0].load_s > 0]
-        loads = [_box(session.load_start_ts, session.start_ts, lanes) for session, lanes in own]
-        edge: dict[str, Any] = {"edgecolors": colours[expert], "hatch": LOAD_HATCH, "linewidths": 0.4, "zorder": 2.1}
-        axes.add_collection(PolyCollection(loads, facecolors="white", **edge), **look)
+    waits = [_box(session.load_start_ts, session.start_ts, lanes) for session, lanes in loads]
+    inside, around = ([colours[session.expert] for session, _ in own] for own in (bars, loads))
+    # NOTE: a collection has one colour of hatches, and each that has hatches costs as much as a hundred boxes.
+    for boxes, look in (
+        (serves, {"facecolors": inside, "edgecolors": "white", "linewidths": 0.25}),
+        (waits, {"facecolors": "white", "edgecolors": MUTED, "hatch": LOAD_HATCH, "linewidths": 0.4}),
+        (waits, {"facecolors": "none", "edgecolors": around, "linewidths": 0.7}),
+    ):
+        axes.add_collection(PolyCollection(boxes, zorder=2, **look), autolim=False)
 
 
 def _lanes(session: SessionRecord) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ Timelines: TypeAlias = Mapping[str, Mapping[str, Sequence[SessionRecord]]]
 """Sessions by workload and policy, both named as they are to be shown."""
 
 
-@styled
+@styled()
 def draw_timelines(
     timelines: Timelines,
     *,

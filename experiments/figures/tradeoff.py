@@ -53,7 +53,7 @@ def tradeoff_rows(rows: "pl.DataFrame") -> "pl.DataFrame":
     return shown
 
 
-@styled
+@styled()
 def draw_tradeoff(rows: "pl.DataFrame") -> bytes:
     """Draw policies, each with its time and its accuracy, as a PNG; colour tells the scheduler, shape the rest.
 

@@ -41,7 +41,7 @@ class Point(NamedTuple):
     measured_s: Sequence[float]
 
 
-@styled
+@styled()
 def draw_validation(points: Sequence[Point]) -> "Figure":
     """Draw simulated over measured seconds: small marks are sessions, large open ones makespans; bars span repeats.
 
