@@ -112,11 +112,12 @@ def draw_lanes(
     waits = [_box(session.load_start_ts, session.start_ts, lanes) for session, lanes in loads]
     inside, around = ([colours[session.expert] for session, _ in own] for own in (bars, loads))
     # NOTE: a collection has one colour of hatches, and each that has hatches costs as much as a hundred boxes.
-    for boxes, look in (
+    drawn: tuple[tuple[Any, dict[str, Any]], ...] = (
         (serves, {"facecolors": inside, "edgecolors": "white", "linewidths": 0.25}),
         (waits, {"facecolors": "white", "edgecolors": MUTED, "hatch": LOAD_HATCH, "linewidths": 0.4}),
         (waits, {"facecolors": "none", "edgecolors": around, "linewidths": 0.7}),
-    ):
+    )
+    for boxes, look in drawn:
         axes.add_collection(PolyCollection(boxes, zorder=2, **look), autolim=False)
 
 
