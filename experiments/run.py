@@ -25,12 +25,12 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
 import mosaic
-from experiments.analysis.replay_report import report_replay
 from experiments.config.compose import CONF, plain, with_input_digests
 from experiments.config.errors import BAD_INPUT, FailedPoint, exit_with_message, explain_error
 from experiments.config.job import Prepared, job_from
 from experiments.config.memory import spare_garbage_collector
 from experiments.config.summary import answer_files, upper_summary
+from experiments.figures.replay import report_replay
 from experiments.figures.timeline import draw_timeline
 from mosaic.core.plan import Plan
 from mosaic.core.results import RunResult

@@ -14,17 +14,17 @@ from typing import Any, NamedTuple, TypeAlias
 from experiments.hardware.engine_fit import MeasuredSession, ShapeFit, fit_loads, fit_shape, hardware_config, serve_s
 from mosaic.core.checks import require, require_count
 from mosaic.core.cluster import Cluster
+from mosaic.core.engine_options import EngineSettings as SimulatedSettings
+from mosaic.core.engine_options import Order
 from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.realization import Outcome, Outcomes
 from mosaic.core.results import CallStatus, RunResult
-from mosaic.core.workload import Call, CallKey, Expert, ModelShape, PROPOSE
+from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ModelShape
 from mosaic.engines.engine import Device, EngineSettings
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.journal import read_journal
 from mosaic.runtime.journal_records import view
-from mosaic.core.engine_options import EngineSettings as SimulatedSettings
-from mosaic.core.engine_options import Order
 
 MakeBackend: TypeAlias = Callable[[Sequence[Expert], Outcomes, str], Backend]
 """Makes a backend that replays outcomes with random prompts, for a run of this name."""

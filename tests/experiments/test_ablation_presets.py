@@ -12,9 +12,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.ablations import preset_names
+from experiments.analysis.ablation import Ablation, Row
+from experiments.analysis.ablation_spec import AblationSpec
 from experiments.config.wiring import CONF, compose_config, setup_from
-from experiments.studies.ablation import Ablation, Row
-from experiments.studies.ablation_spec import AblationSpec, read_spec
+from experiments.studies.ablation_spec import read_spec
 from experiments.studies.ablation_sweep import point_names
 from experiments.studies.ablation_text import describe_ablation
 from mosaic.planning.schedulers.round_robin import RoundRobin
