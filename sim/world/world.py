@@ -65,10 +65,9 @@ class World:
         distribution = lengths.get(call.expert)
         if distribution is None:
             owner = "aggregator" if is_aggregator else "expert"
-            name = "aggregator.output_tokens" if is_aggregator else f"output_tokens.{call.expert}"
             raise ValueError(
                 f"output_tokens must have a length distribution for {owner} {call.expert!r}, "
-                f"got {sorted(lengths)}: add workload.{name} or pool.{name}"
+                f"got {sorted(lengths)}: add world.output_tokens.{call.expert}"
             )
         return distribution.quantile(u)
 
