@@ -70,8 +70,8 @@ def compose_arguments(arguments: list[str], folder: Path) -> tuple[dict[str, Any
     """Compose the configuration that arguments ask for, and the folder that they name."""
     overrides = list(arguments)
     if "--config-dir" in overrides:
-        at = overrides.index("--config-dir")
-        overrides[at : at + 2] = [f"hydra.searchpath=[file://{folder / overrides[at + 1]}]"]
+        assert overrides[0] == "--config-dir", "Hydra takes it in front of overrides only"
+        overrides[:2] = [f"hydra.searchpath=[file://{folder / overrides[1]}]"]
     place = [item.removeprefix("hydra.run.dir=") for item in overrides if item.startswith("hydra.run.dir=")]
     overrides = [item for item in overrides if not item.startswith("hydra.run.dir=")]
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -81,8 +81,10 @@ def compose_arguments(arguments: list[str], folder: Path) -> tuple[dict[str, Any
 class Walk:
     """Does what blocks say, in a folder that looks like the repository's root."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: Path) -> None:
         self.folder = folder
+        self._store = store
+        """What runs have in common is measured once."""
         self._names: dict[str, Any] = {}
         self._printed = ""
         self._num_runs = 0
@@ -135,7 +137,7 @@ class Walk:
         config, place = compose_arguments(arguments, self.folder)
         self._num_runs += 1
         folder = self.folder / (place or f"results/runs/{self._num_runs}")
-        run_resolved(config, folder)
+        run_resolved(config, folder, store=self._store)
         assert (folder / "summary.json").exists()
 
     def _change(self, diff: str) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,17 @@ def name_of(item: object) -> str:
     return str(item.relative_to(ROOT)) if isinstance(item, Path) else item.at if isinstance(item, Block) else str(item)
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("measured")
+
+
 @pytest.fixture
-def walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Walk:
+def walk(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Walk]:
     known = set(sys.modules)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    yield Walk(tmp_path)
+    yield Walk(tmp_path, store)
     for name in set(sys.modules) - known:
         if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
             del sys.modules[name]
@@ -79,8 +85,16 @@ def test_the_first_readme_is_short() -> None:
 
 @pytest.mark.parametrize("path", READMES, ids=name_of)
 def test_links_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
-        assert target.startswith("https://") or (path.parent / target).exists(), target
+    for target, _, heading in re.findall(r"\]\(([^)#]+)(#([^)]*))?\)", path.read_text()):
+        if not target.startswith("https://"):
+            assert (path.parent / target).exists(), target
+            assert not heading or heading in headings(path.parent / target), f"{target}#{heading}"
+
+
+def headings(path: Path) -> set[str]:
+    """List the anchors of a file as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
 def test_every_choice_of_a_group_is_listed() -> None:
