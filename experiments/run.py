@@ -3,8 +3,8 @@
     python experiments/run.py scheduler=ilp backend=sim
     python experiments/run.py -m hydra/launcher=joblib scheduler=ilp,round_robin seed=0,1,2
 
-Prints one screen and leaves a run folder (README: "The run folder"). A point that is already complete with
-the same configuration is not run again.
+Prints one screen and leaves a run folder (experiments/README.md: "The run folder"). A point that is already complete
+with the same configuration is not run again.
 """
 
 import json

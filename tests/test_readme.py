@@ -15,6 +15,8 @@ LONG = [block for _, block in BLOCKS if block.marker == "slow"]
 UNMARKED = [block for _, block in BLOCKS if block.language == "sh" and not block.marker]
 MOST_LINES = 150
 """Of README.md."""
+MOST_EXAMPLE_LINES = 22
+"""Of a file or a command that a reader is to copy."""
 
 
 def name_of(item: object) -> str:
@@ -81,6 +83,12 @@ def test_the_screen_shown_is_the_default_run(walk: Walk, capsys: pytest.CaptureF
 
 def test_the_first_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_LINES
+
+
+def test_examples_stay_short() -> None:
+    for _, block in BLOCKS:
+        if block.language in ("sh", "yaml") or block.text.startswith("# "):
+            assert len(block.text.splitlines()) <= MOST_EXAMPLE_LINES, block.at
 
 
 @pytest.mark.parametrize("path", READMES, ids=name_of)
