@@ -136,7 +136,7 @@ def test_a_policy_is_a_scheduler_with_its_options(path: Path) -> None:
 
 
 def test_a_preset_says_how_it_is_run_and_the_readme_names_it() -> None:
-    readme = (CONF.parent / "README.md").read_text()
+    readme = (CONF.parent / "experiments" / "README.md").read_text()
     for name in PRESETS:
         text = (CONF / "experiment" / f"{name}.yaml").read_text()
         assert f"python experiments/run.py +experiment={name}\n" in text
