@@ -228,10 +228,11 @@ class CallGraph:
         submit: list[Call] = []
         ballot, decision = None, None
         last: list[CallKey] = []
+        accepted: list[CallKey] = []
         is_too_long = is_waiting = False
         for node in self.nodes:
             if not node.after:
-                keys[node.name] = [call.key for call in first if call.key.node == node.name]
+                keys[node.name] = sorted(call.key for call in first if call.key.node == node.name)
                 continue
             inputs = [key for needed in node.after for key in keys.get(needed, ())]
             keys[node.name] = []
@@ -244,6 +245,7 @@ class CallGraph:
                 ballot = self._ballot(question, inputs, expert_of, done)
                 decision = self.gate.decide(ballot)
                 if decision.skip:
+                    accepted = inputs
                     continue
             calls = list(_calls(node, question, [done[key] for key in inputs]))
             is_too_long = is_too_long or not calls
@@ -252,7 +254,8 @@ class CallGraph:
             submit += [call for call in calls if call.key not in done]
         if submit or is_waiting or not all(call.key in done for call in first):
             return _Progress(Step(tuple(submit)), ballot, decision, is_too_long)
-        answer = self._answer(question, first, last, done, ballot, decision)
+        is_settled = set(accepted) == set(last)
+        answer = self._answer(question, first, last, done, ballot, decision, is_settled)
         return _Progress(Step(answer=answer), ballot, decision, is_too_long)
 
     def _ballot(
@@ -269,6 +272,7 @@ class CallGraph:
         done: Inputs,
         ballot: Ballot | None,
         decision: Decision | None,
+        is_settled: bool,
     ) -> FinalAnswer:
         if ballot is None or decision is None:
             expert_of = {call.key: call.expert for call in first}
@@ -276,7 +280,7 @@ class CallGraph:
             decision = Never().decide(ballot)
         ended = [done[key] for key in last if done[key].status is CallStatus.FINISHED]
         answer = ended[0].answer if len(ended) == 1 else decision.answer
-        if len(ended) > 1:
+        if len(ended) > 1 and not is_settled:
             votes = [Vote(record.expert, record.answer) for record in ended]
             answer = Never().decide(make_ballot(question, votes, self.compare[question.answer_kind])).answer
         return FinalAnswer(

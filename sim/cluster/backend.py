@@ -129,12 +129,11 @@ class SimBackend:
         self._check_end()
 
     def _check_end(self) -> None:
-        stuck = [number for number, live in self._sessions.items() if not live.over.triggered]
-        if stuck:
-            raise BackendError(f"plan: sessions {stuck} wait for each other and can never start")
         if self._pending:
             key = next(iter(self._pending))
             raise BackendError(f"{len(self._pending)} calls are left that no session serves, the first of them {key}")
+        if left := [number for number, live in self._sessions.items() if not live.over.triggered]:
+            raise BackendError(f"sessions {left} were never closed")
 
     def apply(self, command: Command) -> None:
         """See ``Backend.apply``."""
@@ -249,13 +248,13 @@ class SimBackend:
         request, live = pending.request, pending.place
         left = max(tokens, pending.generated + 1)
         if request is not None and live is not None and live.engine is not None:
-            if not live.engine.cut(request, left, self._env.now):
-                return
+            live.engine.cut(request, left, self._env.now)
             left = request.output_tokens
             self._wake(live)
-        pending.true = unanswered(pending.true.call, left, pending.true)
-        if key in self._served:
-            self._served[key] = pending.true
+        if left < pending.true.output_tokens:
+            pending.true = unanswered(pending.true.call, left, pending.true)
+            if key in self._served:
+                self._served[key] = pending.true
 
     def _move(self, key: CallKey, number: int) -> None:
         pending = self._find(key)

@@ -53,7 +53,7 @@ class EngineSettings:
                 self.batched_tokens(1),
             )
         if self.kv_tokens is not None:
-            require_count(self.kv_tokens, "engine settings: kv_tokens", at_least=1)
+            require_count(self.kv_tokens, "engine settings: kv_tokens", at_least=self.block_size)
 
     @property
     def watermark(self) -> float:

@@ -1,6 +1,6 @@
 """Random clusters, calls and plans, and the iteration times of the committed hardware."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ def iteration_times(draw):
 
 @st.composite
 def runs(draw, times=None):
-    """A pool, calls with lengths and arrivals, and any plan that serves each call once."""
+    """A maker of backends with a pool, calls with lengths and arrivals, and any plan that serves each call once."""
     num_workers = draw(st.integers(1, 4))
     engine_settings = EngineSettings(
         order=draw(st.sampled_from(list(Order))), max_num_seqs=draw(st.sampled_from([1, 3, 20])), kv_tokens=1500
@@ -54,7 +54,8 @@ def runs(draw, times=None):
                 calls.append(call)
                 shard.append(call)
             sessions.append(make_session(len(sessions), shard, workers=range(start, start + tp_degree)))
-    backend = make_backend(
+    make = partial(
+        make_backend,
         by_key(lengths),
         experts=experts,
         cluster=make_cluster(num_workers),
@@ -62,7 +63,7 @@ def runs(draw, times=None):
         hardware=LinearHardware(draw(st.floats(0.0, 10.0)), draw(iteration_times() if times is None else times)),
     )
     order = draw(st.permutations(sessions))
-    return backend, make_plan(*order, num_workers=num_workers), calls
+    return make, make_plan(*order, num_workers=num_workers), calls
 
 
 @cache
