@@ -7,13 +7,13 @@ from mosaic.core.cluster import Cluster, Gpu, Worker, uniform_cluster
 from mosaic.core.plan import Plan
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.workload import (
+    PROPOSE,
     Call,
     CallKey,
     Expert,
     ExpertName,
     Family,
     ModelShape,
-    PROPOSE,
     Question,
     Workload,
 )

@@ -3,7 +3,7 @@
 from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
-from mosaic.core.workload import AGGREGATE, CallKey, PROPOSE
+from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer
 from mosaic.report.metrics import StageSummary
 

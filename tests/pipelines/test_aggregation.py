@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.tokens import count_text_tokens
-from mosaic.core.workload import AGGREGATE, AnswerKind, CallKey, PROPOSE, Question
+from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Question
 from mosaic.pipelines.aggregation import (
     CUT_MARKER,
     MIN_RESPONSE_TOKENS,

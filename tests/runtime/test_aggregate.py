@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
+from mosaic.runtime.second_stage import SecondStage, comparisons
 
 import mosaic
 from mosaic.core.errors import BackendError
@@ -17,7 +18,6 @@ from mosaic.planning.costs import AffineCosts
 from mosaic.planning.plan_check import check_plan
 from mosaic.planning.profiles import Profile
 from mosaic.planning.schedulers.round_robin import RoundRobin
-from mosaic.runtime.second_stage import SecondStage, comparisons
 from tests.answered_questions import FAILED, make_aggregator, make_question, make_stage
 from tests.factories import make_cluster
 from tests.run_records import make_result, make_session

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mosaic.runtime.second_stage import plan_aggregator
 
 from mosaic.core.errors import InfeasibleError, PlanError, ProfileError
 from mosaic.core.prediction import LengthPrediction
-from mosaic.core.workload import AGGREGATE, Call, CallKey, PROPOSE
+from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
 from mosaic.planning.costs import AffineCosts, PaperCosts
 from mosaic.planning.ilp.ilp import Ilp
 from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit
@@ -17,7 +18,6 @@ from mosaic.planning.schedulers.data_parallel import DataParallel
 from mosaic.planning.schedulers.fifo import Fifo
 from mosaic.planning.schedulers.least_loaded import LeastLoaded
 from mosaic.planning.schedulers.round_robin import RoundRobin
-from mosaic.runtime.second_stage import plan_aggregator
 from tests.answered_questions import make_aggregator
 from tests.factories import assert_plan_valid, make_call, make_cluster, make_expert, make_gpu
 

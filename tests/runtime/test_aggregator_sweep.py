@@ -14,7 +14,7 @@ from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.plan import Plan
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
-from mosaic.core.workload import AGGREGATE, Call, CallKey, PROPOSE
+from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
 from mosaic.runtime.aggregator_sweep import MAX_REPEATS, NUM_SWEPT_CALLS, aggregator_places, sweep_aggregator
 from tests.factories import make_call, make_cluster, make_expert
 from tests.run_records import make_record, make_session

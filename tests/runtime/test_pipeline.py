@@ -14,12 +14,12 @@ from mosaic.core.plan import Plan
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.realization import Outcome
 from mosaic.core.workload import (
+    PROPOSE,
     Call,
     CallKey,
     Expert,
     Family,
     ModelShape,
-    PROPOSE,
     Question,
     Workload,
 )

@@ -9,8 +9,8 @@ from mosaic.core.errors import BackendError, InfeasibleError
 from mosaic.core.results import RunResult
 from mosaic.planning.costs import Residency
 from mosaic.planning.ilp.ilp import Ilp
-from mosaic.planning.restricted_costs import OnServers, WithoutWorkers
 from mosaic.planning.plan_file import plan_to_json
+from mosaic.planning.restricted_costs import OnServers, WithoutWorkers
 from mosaic.planning.schedulers.data_parallel import DataParallel
 from mosaic.planning.schedulers.fifo import Fifo
 from mosaic.planning.schedulers.least_loaded import LeastLoaded

@@ -6,10 +6,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from mosaic.core.results import Action, CallStatus, RunResult
-from mosaic.core.workload import AGGREGATE, AnswerKind, CallKey, Question
-from mosaic.pipelines.gates.gate import Decision, Majority, Never, Unanimous
 from mosaic.runtime.second_stage import (
     Handover,
     answers_of,
@@ -18,6 +14,10 @@ from mosaic.runtime.second_stage import (
     hand_over,
     join_stages,
 )
+
+from mosaic.core.results import Action, CallStatus, RunResult
+from mosaic.core.workload import AGGREGATE, AnswerKind, CallKey, Question
+from mosaic.pipelines.gates.gate import Decision, Majority, Never, Unanimous
 from tests.answered_questions import FAILED, make_aggregator, make_question, make_stage
 from tests.run_records import make_failed, make_record, make_result, make_session, make_small_run
 

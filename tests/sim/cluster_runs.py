@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from mosaic.core.cluster import Cluster
 from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
 from mosaic.core.realization import Outcome
-from mosaic.core.workload import Call, CallKey, Expert, ModelShape, PROPOSE
+from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ModelShape
 from sim.cluster.backend import SimBackend
 from sim.engine.engine_settings import EngineSettings
 from tests.factories import make_call, make_cluster, make_expert, make_shape

@@ -8,10 +8,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mosaic.core.cluster import Cluster, Worker
+from mosaic.core.commands import Cancel, Open, Submit
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
-from mosaic.core.commands import Cancel, Open, Submit
 from mosaic.core.results import CallStatus
 from mosaic.runtime.loop import drive
 from mosaic.runtime.static_plan import StaticPlan, execute
@@ -279,7 +279,11 @@ class TestRefuses:
         calls = [*some_calls("A", 1), *some_calls("B", 1)]
         stray = Answers({"started": [Submit(calls[1], "B")]})
         with pytest.raises(BackendError, match=f"1 calls are left that no session serves, the first .* {calls[1].key}"):
-            drive(make_backend(by_key(5)), [StaticPlan(make_plan(make_session(0, calls[:1])), calls), stray], num_workers=2)
+            drive(
+                make_backend(by_key(5)),
+                [StaticPlan(make_plan(make_session(0, calls[:1])), calls), stray],
+                num_workers=2,
+            )
         opened = Answers({"started": [Open(Session(id=0, expert="A", workers=(0,))), Submit(calls[1], "B")]})
         with pytest.raises(BackendError, match="1 calls are left that no session serves"):
             drive(make_backend(by_key(5)), [opened], num_workers=2)
