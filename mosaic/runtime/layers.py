@@ -1,12 +1,12 @@
 """Pipelines as controllers: with a barrier between the layers of calls, or without."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from mosaic.core.commands import Command, Event, Finished, Open, Started, Submit
+from mosaic.core.commands import Close, Command, Event, Finished, Open, Started, Submit
 from mosaic.core.errors import PlanError
-from mosaic.core.plan import Plan
+from mosaic.core.plan import Plan, Session
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import Call, CallKey, NodeName, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph, Forecast
@@ -114,7 +114,8 @@ class Flow:
     """Submits every call as soon as what it reads has ended: no barrier.
 
     The first layer is planned as with a barrier. Sessions for the layers behind it are planned for the calls that are
-    expected, open behind those of the first on their workers, and take calls from their expert's queue.
+    expected, open behind those before them on their workers, take calls from their expert's queue, and are closed when
+    no more can come. A call that was not expected has a session planned when it comes.
 
     Parameters
     ----------
@@ -137,16 +138,19 @@ class Flow:
         self._planner = planner
         self._expected = expected
         self._on_plan = on_plan
+        layers = questions.graph.layers
+        self._layers = [{node.name for node in layer} for layer in layers]
+        self._depth = {node.name: depth for depth, layer in enumerate(layers) for node in layer}
+        self._opened: dict[int, tuple[int, Session]] = {}
+        """Sessions that take calls from queues, with their layers."""
+        self._num_left = Counter((0, call.expert) for call in questions.first_calls)
+        """Calls that have come up and have not ended, by layer and expert."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Open all sessions at the start; afterwards submit what questions need."""
         if isinstance(event, Started):
             return self._begin(view)
-        if not isinstance(event, Finished):
-            return ()
-        self._questions.note(event.record)
-        needed = self._questions.needed(event.record.key.question)
-        return [Submit(call, call.expert) for call in needed if call.key not in view.calls]
+        return self._go_on(event.record, view) if isinstance(event, Finished) else ()
 
     def _begin(self, view: View) -> Iterator[Command]:
         first = self._questions.first_calls
@@ -154,16 +158,47 @@ class Flow:
         self._on_plan(planned, 0)
         yield from plan_commands(planned.plan, {call.key: call for call in first})
         number = 1 + max(session.id for session in planned.plan.sessions)
-        for layer in self._questions.graph.layers[1:]:
-            calls = expected_calls(self._expected, {node.name for node in layer})
-            if not calls:
-                continue
-            planned = self._planner.plan(calls, view.lost)
-            self._on_plan(planned, number)
-            for session in planned.plan.sessions:
-                after = tuple(needed + number for needed in session.after)
-                yield Open(replace(session, id=session.id + number, shard=(), after=after))
-            number += 1 + max(session.id for session in planned.plan.sessions)
+        for depth, nodes in enumerate(self._layers[1:], start=1):
+            if calls := expected_calls(self._expected, nodes):
+                number = yield from self._open(depth, calls, number, view)
+
+    def _go_on(self, record: CallRecord, view: View) -> Iterator[Command]:
+        self._questions.note(record)
+        self._num_left[self._depth[record.key.node], record.expert] -= 1
+        needed = [call for call in self._questions.needed(record.key.question) if call.key not in view.calls]
+        self._num_left.update((self._depth[call.key.node], call.expert) for call in needed)
+        taking = [number for number in self._opened if number not in view.closing and number not in view.ended]
+        served = {(depth, session.expert) for depth, session in map(self._opened.__getitem__, taking)}
+        unserved = [call for call in needed if (self._depth[call.key.node], call.expert) not in served]
+        number = view.next_session()
+        for depth in sorted({self._depth[call.key.node] for call in unserved}):
+            calls = [call for call in unserved if self._depth[call.key.node] == depth]
+            number = yield from self._open(depth, calls, number, view)
+        yield from (Submit(call, call.expert) for call in needed)
+        yield from (Close(number) for number in taking if self._is_over(number))
+
+    def _open(self, depth: int, calls: Sequence[Call], number: int, view: View) -> Generator[Command, None, int]:
+        """Open the sessions that a plan for some calls of a layer has, from this number on; return the next one."""
+        planned = self._planner.plan(calls, view.lost)
+        self._on_plan(planned, number)
+        for session in planned.plan.sessions:
+            after = tuple(needed + number for needed in session.after)
+            opened = replace(session, id=session.id + number, shard=(), after=after)
+            self._opened[opened.id] = depth, opened
+            yield Open(opened)
+        return 1 + max(self._opened)
+
+    def _is_over(self, number: int) -> bool:
+        """Tell whether a session has nothing to do, and either no more can come or an earlier layer waits behind it."""
+        depth, session = self._opened[number]
+        if self._num_left[depth, session.expert]:
+            return False
+        if not any(left for (other, _), left in self._num_left.items() if other < depth):
+            return True
+        return any(
+            later > number and other < depth and set(behind.workers) & set(session.workers)
+            for later, (other, behind) in self._opened.items()
+        )
 
 
 def expected_calls(expected: Sequence[Forecast], nodes: set[str]) -> tuple[Call, ...]:

@@ -40,10 +40,10 @@ from tests.run_records import (
 
 KEYS = [
     "workload", "scheduler", "backend", "gate", "costs", "seed", "num_questions", "num_calls", "num_failed_calls",
-    "num_cancelled_calls", "expert_makespan_s", "aggregator_s", "end_to_end_s", "predicted_expert_makespan_s", "expert_lower_bound_s",
-    "gpu_idle_frac", "gpu_load_frac", "num_loads", "output_tokens", "wasted_tokens", "output_tok_per_s", "num_preemptions",
-    "aggregator", "aggregator_expert", "aggregator_tp_degree", "aggregator_scheduler", "num_aggregator_calls", "num_too_long",
-    "predicted_aggregator_s", "aggregator_costs",
+    "num_cancelled_calls", "expert_makespan_s", "aggregator_s", "end_to_end_s", "predicted_expert_makespan_s",
+    "expert_lower_bound_s", "gpu_idle_frac", "gpu_load_frac", "num_loads", "output_tokens", "wasted_tokens",
+    "output_tok_per_s", "num_preemptions", "aggregator", "aggregator_expert", "aggregator_tp_degree",
+    "aggregator_scheduler", "num_aggregator_calls", "num_too_long", "predicted_aggregator_s", "aggregator_costs",
     "skip_frac", "skip_frac_source", "accuracy_frac", "always_aggregate_s", "always_aggregate_accuracy_frac",
     "gate_report", "accuracy_change_pp", "aggregator_saved_s", "solve", "num_workers", "experts", "problem_fingerprint",
 ]  # fmt: skip
