@@ -1,12 +1,12 @@
-"""Whatever controllers do, on the simulator: every call ends once, no worker overlaps, and the log gives the run again."""
+"""Whatever controllers do: every call ends once, no worker overlaps, and the log gives the run again."""
 
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice, pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytest import approx
 
 from mosaic.core.commands import Cancel, Close, Command, Cut, Finished, Move, Open, Progress, Started, Submit
 from mosaic.core.plan import Session
@@ -127,9 +127,9 @@ def test_who_hears_everything_and_does_nothing_changes_nothing(run, tick_s) -> N
     if tick_s is None:
         assert heard == alone
     else:  # Sums of seconds with stops between them are equal up to rounding.
-        assert [session.end_ts for session in heard.sessions] == approx([session.end_ts for session in alone.sessions])
+        assert [session.end_ts for session in heard.sessions] == pytest.approx([session.end_ts for session in alone.sessions])
         instants = ({record.key: record.finished_ts for record in result.calls} for result in (heard, alone))
-        assert next(instants) == approx(next(instants))
+        assert next(instants) == pytest.approx(next(instants))
     instants = [event.ts for event in watcher.events]
     assert instants == sorted(instants)
     written: dict[CallKey, int] = {}

@@ -1,6 +1,8 @@
 """Pipelines as controllers, on the simulator: with a barrier between layers, and without."""
 
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,10 +14,10 @@ from mosaic.core.commands import Submit
 from mosaic.core.errors import PlanError
 from mosaic.core.realization import Outcome
 from mosaic.core.results import RunResult
-from mosaic.core.workload import AGGREGATE, Call, CallKey, Workload
+from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Workload
 from mosaic.pipelines.call_graph import CallGraph, Forecast
 from mosaic.pipelines.final_answers import AnswerSource
-from mosaic.pipelines.gates.gate import Majority
+from mosaic.pipelines.gates.gate import Majority, Never
 from mosaic.runtime.layers import Flow, Layers, Questions, expected_calls
 from mosaic.runtime.loop import drive
 from mosaic.runtime.planner import Planned
@@ -66,11 +68,12 @@ def run_graph(
 
     backend = make_backend(outcome, experts=planner.experts, cluster=make_cluster(num_workers))
     questions, planned = Questions(batch, graph), []
-    told = lambda made, first: planned.append((made, first))  # noqa: E731
-    if expected is None:
-        pipeline = Layers(questions, planner, plans, told)
-    else:
-        pipeline = Flow(questions, planner, expected, told)
+
+    def told(made: Planned, first_session: int) -> None:
+        planned.append((made, first_session))
+
+    has_barrier = expected is None
+    pipeline = Layers(questions, planner, plans, told) if has_barrier else Flow(questions, planner, expected, told)
     return Run(drive(backend, [pipeline], num_workers=num_workers), questions, planned)
 
 
@@ -151,21 +154,17 @@ def test_without_a_barrier_calls_start_when_what_they_read_has_ended(case, num_w
 
 
 def test_without_a_barrier_the_next_layer_begins_while_the_first_goes_on() -> None:
-    # One question's experts answer on worker 0 while B's many calls keep worker 1 busy.
-    batch = batch_of(1, 1)
-    more = batch_of(40, 2)
-    calls = tuple(call for call in more.calls if call.expert == "B") + batch.calls
-    workload = Workload(name="test", questions=more.questions, calls=calls)
-    graph = make_moa()
-    says = {call.key: "A" for call in calls} | {CallKey("q0", AGGREGATE, 0): "A"}
-    says[CallKey("q0", "propose", 1)] = "B"
-    expected = (Forecast(make_call("q0", expert="W", node=AGGREGATE), 1.0),)
+    # A answers a question on worker 0 long before B has answered the others on worker 1.
+    batch = batch_of(9, 2)
+    calls = tuple(call for call in batch.calls if call.expert == ("A" if call.key.question == "q0" else "B"))
+    graph, says = make_moa(Never()), defaultdict(lambda: "A")
+    expected = graph.forecast(batch, {}, {AGGREGATE: 300})
     for options, waits in (({}, True), ({"expected": expected}, False)):
-        run = run_graph(graph, workload, says, **options)
-        assert run.calls_of(AGGREGATE) == ["q0"]
-        last_ts = max(record.finished_ts for record in run.result.calls if record.key.node == "propose")
-        (submitted_ts,) = (ts for ts, command in submits(run) if command.call.key.node == AGGREGATE)
-        assert (submitted_ts == last_ts) if waits else (submitted_ts < last_ts)
+        run = run_graph(graph, replace(batch, calls=calls), says, **options)
+        assert sorted(run.calls_of(AGGREGATE)) == sorted(question.id for question in batch.questions)
+        last_ts = max(record.finished_ts for record in run.result.calls if record.key.node == PROPOSE)
+        first_ts = min(ts for ts, command in submits(run) if command.call.key.node == AGGREGATE)
+        assert (first_ts == last_ts) if waits else (first_ts < last_ts)
 
 
 def test_where_nothing_is_left_no_further_layer_is_planned() -> None:
