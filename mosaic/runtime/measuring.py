@@ -139,6 +139,8 @@ def sweep_node(
     prompts = prompts_of(graph, rehearsal.questions)
     for expert in node.experts:
         calls = [call for call in rehearsal.calls[node.name] if call.expert == expert.name]
+        if not calls:
+            continue  # No question fits it.
         for degree in planner.degrees(node.name, expert):
             shaped = placed(expert, degree)
 

@@ -308,6 +308,7 @@ class SimBackend:
         self._events.append(Ready(start_ts, session.id))
         if live.is_closing and not self._reacts:
             finished = engine.advance_to(inf)
+            live.engine = None  # It is ahead of the clock: ticks leave it alone.
             yield from wait_until(env, engine.boundary_ts)
             self._finish(live, finished)
         else:

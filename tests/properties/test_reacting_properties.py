@@ -124,6 +124,7 @@ def test_who_hears_everything_and_does_nothing_changes_nothing(run, tick_s) -> N
     make, plan, calls = run
     watcher = Watcher()
     heard, alone = execute(plan, calls, make(), [watcher], tick_s=tick_s), execute(plan, calls, make())
+    assert execute(plan, calls, make(), [Watcher(reacts=False)], tick_s=tick_s) == alone
     if tick_s is None:
         assert heard == alone
     else:  # Sums of seconds with stops between them are equal up to rounding.

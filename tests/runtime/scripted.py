@@ -85,7 +85,10 @@ class Scripted:
                     yield Lost(max(free_s.values(), default=0.0), worker, self.losses[worker][1])
             if lost & set(session.workers):
                 continue
-            ready = [*(free_s[worker] for worker in session.workers), *(ends[needed] for needed in session.after)]
+            ready = [
+                *(free_s[worker] for worker in session.workers),
+                *(ends.get(needed, 0.0) for needed in session.after),
+            ]
             load_ts = max(ready)
             start_ts = load_ts + self.load_s(session, num_opened[session.expert])
             end_ts = ends[session.id] = start_ts + self.serve_s(session, len(shard))
