@@ -122,7 +122,8 @@ class SimBackend:
             if next_ts <= next_tick_ts or tick_s is None:
                 env.step()
                 continue
-            env.run(until=next_tick_ts)
+            if env.now < next_tick_ts:
+                env.run(until=next_tick_ts)
             self._tell_progress()
             self._events.append(Tick(env.now))
             next_tick_ts += tick_s

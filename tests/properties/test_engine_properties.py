@@ -40,9 +40,9 @@ def sessions(draw):
     return engine_settings, requests, int(tight / 0.89) + block_size, draw(st.sampled_from([1, 4]))
 
 
-def run_oracle(engine_settings, requests, kv_tokens, tp_degree, aborts=()):
+def run_oracle(engine_settings, requests, kv_tokens, tp_degree, aborts=(), cuts=()):
     oracle = Oracle(TIMES[tp_degree], engine_settings, kv_tokens, 200)
-    return oracle, oracle.run(requests, aborts)
+    return oracle, oracle.run(requests, aborts, cuts)
 
 
 def make_engine(engine_settings, kv_tokens, tp_degree):
@@ -116,6 +116,29 @@ def test_aborts_agree_with_the_oracle(session, data):
     finished += engine.advance_to(float("inf"))
     assert [request.finished_ts for request in finished] == sorted(request.finished_ts for request in finished)
     assert_same(submitted, seqs)
+
+
+@settings(max_examples=200, deadline=None)
+@given(sessions(), st.data())
+def test_cuts_and_requests_that_are_partly_written_agree_with_the_oracle(session, data):
+    engine_settings, requests, *rest = session
+    requests = [(*request, data.draw(st.integers(0, request[1] - 1))) for request in requests]
+    moments = st.tuples(st.floats(0.0001, 2.0), st.integers(0, len(requests) - 1), st.integers(0, 90))
+    cuts = sorted(data.draw(st.lists(moments, max_size=8)))
+    _, seqs = run_oracle(engine_settings, requests, *rest, cuts=cuts)
+    engine = make_engine(engine_settings, *rest)
+    submitted = [engine.submit(i, *request) for i, request in enumerate(requests)]
+    finished = []
+    for ts, index, tokens in cuts:
+        finished += engine.advance_to(ts)
+        written = engine.num_generated(submitted[index])
+        assert engine.cut(submitted[index], tokens, ts) == (submitted[index] not in finished)
+        assert written <= submitted[index].output_tokens
+    finished += engine.advance_to(float("inf"))
+    assert [request.finished_ts for request in finished] == sorted(request.finished_ts for request in finished)
+    assert_same(submitted, seqs)
+    assert all(request.num_generated == request.output_tokens for request in submitted)
+    event(f"cuts: {any(request.output_tokens < given[1] for request, given in zip(submitted, requests, strict=True))}")
 
 
 @pytest.mark.parametrize(("name", "time"), committed_times())

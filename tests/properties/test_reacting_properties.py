@@ -128,7 +128,9 @@ def test_who_hears_everything_and_does_nothing_changes_nothing(run, tick_s) -> N
     if tick_s is None:
         assert heard == alone
     else:  # Sums of seconds with stops between them are equal up to rounding.
-        assert [session.end_ts for session in heard.sessions] == pytest.approx([session.end_ts for session in alone.sessions])
+        assert [session.end_ts for session in heard.sessions] == pytest.approx(
+            [session.end_ts for session in alone.sessions]
+        )
         instants = ({record.key: record.finished_ts for record in result.calls} for result in (heard, alone))
         assert next(instants) == pytest.approx(next(instants))
     instants = [event.ts for event in watcher.events]

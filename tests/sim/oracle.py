@@ -63,6 +63,8 @@ class Oracle:
     context: int
     now: float = 0.0
     num_iterations: int = 0
+    cuts: list[tuple[float, int, int]] = field(default_factory=list)
+    everyone: list[Seq] = field(default_factory=list)
     waiting: list[Seq] = field(default_factory=list)
     running: list[Seq] = field(default_factory=list)
 
@@ -82,12 +84,16 @@ class Oracle:
         self.num_free -= num_blocks
         assert 0 <= self.num_free <= self.num_blocks
 
-    def run(self, requests, aborts=()) -> list[Seq]:
-        """Requests are (prompt, output, ready); aborts are (ts, index), each at its time or not at all."""
+    def run(self, requests, aborts=(), cuts=()) -> list[Seq]:
+        """Requests are (prompt, output, ready) and may add what is generated; aborts are (ts, index), each at its time
+        or not at all; cuts are (ts, index, tokens).
+        """
         arriving = sorted((Seq(i, *request) for i, request in enumerate(requests)), key=lambda seq: seq.ready)
         everyone = sorted(arriving, key=lambda seq: seq.id)
         aborts = sorted(aborts)
+        self.everyone, self.cuts = everyone, sorted(cuts)
         while True:
+            self.cut(lambda ts: ts <= self.now)
             while aborts and aborts[0][0] <= self.now:
                 self.abort(everyone[aborts[0][1]], aborts[0][0], arriving)
                 aborts.pop(0)
@@ -111,6 +117,13 @@ class Oracle:
         seq.finished = ts
         seq.wasted += seq.computed
         self.take(seq, -seq.blocks)
+
+    def cut(self, is_due) -> None:
+        while self.cuts and is_due(self.cuts[0][0]):
+            _, index, tokens = self.cuts.pop(0)
+            seq = self.everyone[index]
+            if seq.finished is None:
+                seq.output = min(seq.output, max(tokens, seq.generated + 1))
 
     def preempt(self) -> None:
         seq = self.running.pop()
@@ -171,6 +184,7 @@ class Oracle:
         else:
             self.now += self.time.decode_span_s(len(decodes), kv_tokens, 1)
         aborted = {index for ts, index in aborts if ts < self.now}
+        self.cut(lambda ts: ts < self.now)
         for seq, num_new in work:
             seq.computed += num_new
             if seq.computed < seq.length:
