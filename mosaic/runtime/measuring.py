@@ -14,7 +14,8 @@ from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Plan, PredictedTimes, Session, unpriced_plan
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question, Workload
-from mosaic.pipelines.call_graph import CallGraph, Node
+from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.node import Node
 from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.planning.schedulers.shards import replica_sessions, split_evenly
 from mosaic.runtime.aggregator_sweep import sweep_aggregator

@@ -1,11 +1,10 @@
 """The simulated cluster as a backend: workers, sessions, loads and the clock, in SimPy."""
 
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from heapq import heappop, heappush
 from math import inf
-from typing import Any, TypeAlias
+from typing import Any
 
 import simpy
 
@@ -33,27 +32,15 @@ from mosaic.core.plan import Session
 from mosaic.core.realization import Outcomes
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
+from sim.cluster.clock import ProcessGenerator, for_ever, wait_until
 from sim.cluster.expert_on_gpu import ExpertsOnGpus, IterationTimes, check_hardware
-from sim.cluster.lower_bound import Demand, makespan_lower_bound_s
+from sim.cluster.lower_bound import lower_bound_s
+from sim.cluster.queues import Queues
 from sim.cluster.session import PendingCall, SimSession, TrueCall, cut_off, unanswered
 from sim.engine.engine import Engine
 from sim.engine.engine_settings import EngineSettings
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import iteration_time
-
-ProcessGenerator: TypeAlias = Generator[simpy.Event, Any, None]
-
-
-def wait_until(env: simpy.Environment, ts: float) -> ProcessGenerator:
-    """Wait until the clock shows exactly ``ts``.
-
-    SimPy adds a delay to the clock, and now + (ts - now) may miss ts by a rounding error: enough for two
-    runs of the same plan to differ that pass the same instants with other stops between. From half of the
-    way on the difference of two floats is exact.
-    """
-    while env.now < ts:
-        delay = ts - env.now
-        yield env.timeout(delay if env.now + delay == ts else delay / 2)
 
 
 class SimBackend:
@@ -100,8 +87,7 @@ class SimBackend:
         self._resident: list[tuple[ExpertName, tuple[int, ...]] | None] = [None] * cluster.num_workers
         self._sessions: dict[int, SimSession] = {}
         self._pending: dict[CallKey, PendingCall] = {}
-        self._queues: dict[ExpertName, list[tuple[int, int, PendingCall]]] = {}
-        self._num_queued = 0
+        self._queues = Queues()
         self._records: dict[CallKey, CallRecord] = {}
         self._served: dict[CallKey, TrueCall] = {}
         """First-layer calls that were not cancelled, for the lower bound."""
@@ -156,16 +142,7 @@ class SimBackend:
 
     def lower_bound_s(self) -> float | None:
         """Bound from below what any schedule needs for the first layer's calls; None without such calls."""
-        groups: dict[ExpertName, list[TrueCall]] = {}
-        for true in self._served.values():
-            groups.setdefault(true.call.expert, []).append(true)
-        if not groups:
-            return None
-        demands = []
-        for name, group in groups.items():
-            expert = self._models.expert(name)
-            demands.append(Demand(group, expert.tp_degree, expert.context_tokens, self._models.everywhere(name)))
-        return makespan_lower_bound_s(demands, self._models.settings, self._num_workers)
+        return lower_bound_s(self._served.values(), self._models, self._num_workers)
 
     def _open(self, session: Session) -> None:
         if session.id in self._sessions:
@@ -190,8 +167,7 @@ class SimBackend:
             return
         if to != call.expert:
             raise BackendError(f"Submit: call {call.key} is for {call.expert!r}, got the queue of {to!r}")
-        heappush(self._queues.setdefault(to, []), (priority, self._num_queued, pending))
-        self._num_queued += 1
+        self._queues.push(pending, priority)
         for live in self._sessions.values():
             if live.session.expert == to and live.engine is not None:
                 self._wake(live)
@@ -238,7 +214,7 @@ class SimBackend:
             live.remove(pending)
             self._wake(live)
         else:
-            self._unqueue(pending)
+            self._queues.remove(pending)
         self._served.pop(key, None)
         self._end(record)
 
@@ -263,7 +239,7 @@ class SimBackend:
             return
         there, here = self._open_session(number, pending.true.call), pending.place
         if here is None:
-            self._unqueue(pending)
+            self._queues.remove(pending)
         else:
             if here.engine is not None and not pending.leave_engine(here.engine, self._env.now):
                 return
@@ -272,14 +248,10 @@ class SimBackend:
             pending.attempt += 1
         self._give(pending, there)
 
-    def _unqueue(self, pending: PendingCall) -> None:
-        name = pending.true.call.expert
-        self._queues[name] = sorted(entry for entry in self._queues[name] if entry[2] is not pending)
-
     def _end(self, record: CallRecord) -> None:
         del self._pending[record.key]
         self._records[record.key] = record
-        self._events.append(Finished(self._env.now, record))
+        self._events.append(Finished(record.finished_ts or 0.0, record))
 
     def _session(self, live: SimSession) -> ProcessGenerator:
         env, session = self._env, live.session
@@ -322,45 +294,26 @@ class SimBackend:
         env = self._env
         while True:
             yield env.timeout(0.0)  # what was just told is answered before the next iteration is composed
-            self._pull(live, engine)
+            room = 0 if live.is_closing else self._models.settings.max_num_seqs - len(live.calls)
+            for pending in self._queues.pop(live.session.expert, room):
+                live.add(pending, env.now)
             event_ts = engine.next_event_ts()
             if event_ts == inf and live.is_closing:
                 return
             live.is_waiting = True
             with suppress(simpy.Interrupt):
-                yield from wait_until(env, event_ts) if event_ts < inf else _for_ever(env)
+                yield from wait_until(env, event_ts) if event_ts < inf else for_ever(env)
             live.is_waiting = False
             self._finish(live, engine.advance_to(env.now))
 
     def _finish(self, live: SimSession, requests: Sequence[Any]) -> None:
         for record in live.finish(requests):
-            del self._pending[record.key]
-            self._records[record.key] = record
-            self._events.append(Finished(record.finished_ts or 0.0, record))
-
-    def _pull(self, live: SimSession, engine: Engine) -> None:
-        """Take calls from the expert's queue while the session has room."""
-        queue = self._queues.get(live.session.expert)
-        room = 0 if live.is_closing else self._models.settings.max_num_seqs - len(live.calls)
-        while queue and room > 0:
-            live.add(heappop(queue)[2], self._env.now)
-            room -= 1
+            self._end(record)
 
     def _tell_progress(self) -> None:
         now = self._env.now
         for number, live in self._sessions.items():
-            if live.engine is None:
-                continue
-            self._finish(live, live.engine.advance_to(now))
-            running = [pending for pending in live.calls.values() if pending.request is not None]
-            tokens = {
-                pending.true.call.key: live.engine.num_generated(pending.request)
-                for pending in running
-                if pending.request is not None
-            }
-            self._events.append(Progress(now, number, tokens))
-            self._wake(live)
-
-
-def _for_ever(env: simpy.Environment) -> ProcessGenerator:
-    yield env.event()
+            if live.engine is not None:
+                self._finish(live, live.engine.advance_to(now))
+                self._events.append(Progress(now, number, live.num_generated()))
+                self._wake(live)

@@ -15,7 +15,8 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.runtime.loop import drive
 from mosaic.runtime.static_plan import StaticPlan, execute
-from sim.cluster.backend import SimBackend, wait_until
+from sim.cluster.backend import SimBackend
+from sim.cluster.clock import wait_until
 from sim.engine.engine_settings import EngineSettings
 from tests.controllers import Answers, cancel_on
 from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_mixed_cluster
