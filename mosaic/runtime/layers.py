@@ -209,7 +209,7 @@ def expected_calls(expected: Sequence[Forecast], nodes: set[str]) -> tuple[Call,
     >>> from mosaic.core.workload import CallKey
     >>> likely = [Forecast(Call(CallKey(f"q{i}", "aggregate", 0), "A", 10), 0.4) for i in range(5)]
     >>> [call.key.question for call in expected_calls(likely, {"aggregate"})]
-    ['q0', 'q2']
+    ['q1', 'q3']
     """
     picked, total = [], 0.5
     for call, probability in expected:
