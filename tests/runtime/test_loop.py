@@ -59,7 +59,7 @@ def test_every_controller_hears_every_event_and_sees_what_those_before_it_did() 
     run(first, Answers({"started": [OPEN[0], Submit(A0, 0)]}), second)
     assert first.events == second.events
     assert isinstance(first.events[0], Started)
-    assert [event[:1] + event[1:] for event in seen if event[0].startswith(("started", "finished"))] == [
+    assert [row for row in seen if row[0].startswith(("started", "finished"))] == [
         ("started", 1, 1, 0), (f"finished {A0.key}", 1, 0, 1),
     ]  # fmt: skip
 
