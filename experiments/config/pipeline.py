@@ -12,9 +12,10 @@ from mosaic.answers.extraction import Comparison
 from mosaic.core.checks import require, require_count, require_name, require_unique
 from mosaic.core.cluster import Cluster
 from mosaic.core.workload import AGGREGATE, Expert, Workload
-from mosaic.pipelines.call_graph import CallGraph, Node, mixture_of_agents
+from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
 from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.gate import Gate, Never
+from mosaic.pipelines.node import Node
 from mosaic.planning.costs import AffineCosts, fits_memory
 from mosaic.planning.profiles import load_profile
 from mosaic.planning.schedulers.data_parallel import DataParallel

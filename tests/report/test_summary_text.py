@@ -25,8 +25,8 @@ NOTE = (
 
 def summarise_stages(result: RunResult, *, gate: str = "majority", **changes: object) -> Summary:
     return summarise(
-        make_small_plan(), result, workload="mmlu_pro", backend="sim", gate=gate, costs="paper", seed=3,
-        num_questions=3, experts=("A", "B", "C", "Z"), aggregator_plan=make_small_aggregator_plan(),
+        [make_small_plan(), make_small_aggregator_plan()], result, workload="mmlu_pro", backend="sim", gate=gate,
+        costs="paper", seed=3, num_questions=3, experts=("A", "B", "C", "Z"),
         stage=make_stage_summary(**changes),
     )  # fmt: skip
 
@@ -40,7 +40,7 @@ def describe(
     result: RunResult, folder: str = "results/runs/x", errors: Mapping[str, int] | None = None, **changes: object
 ) -> str:
     summary = summarise(
-        make_small_plan(), result, workload="mmlu_pro", backend="sim", gate=None, costs="paper", seed=3,
+        [make_small_plan()], result, workload="mmlu_pro", backend="sim", gate=None, costs="paper", seed=3,
         num_questions=3, experts=("A", "B", "C"),
     )  # fmt: skip
     return describe_run(summary | changes, result, folder, errors=errors)
@@ -150,7 +150,7 @@ def test_screen_leaves_out_what_is_not_known_of_the_second_stage():
 def test_screen_says_that_no_question_was_left_to_the_aggregator():
     run = make_small_run()
     summary = summarise(
-        make_small_plan(), run, workload="mmlu_pro", backend="sim", gate="unanimous", costs="paper", seed=3,
+        [make_small_plan()], run, workload="mmlu_pro", backend="sim", gate="unanimous", costs="paper", seed=3,
         num_questions=3, experts=("A", "B", "C"),
         stage=make_stage_summary(
             aggregator_tp_degree=None, num_aggregator_calls=0, predicted_aggregator_s=0.0, skip_frac=1.0
@@ -209,7 +209,7 @@ def test_solver_line_says_only_what_is_known(solve, line):
 def test_a_point_of_a_sweep_takes_a_line():
     run = make_small_run()
     summary = summarise(
-        make_small_plan(), run, workload="mmlu_pro", backend="sim", gate=None, costs="paper", seed=3,
+        [make_small_plan()], run, workload="mmlu_pro", backend="sim", gate=None, costs="paper", seed=3,
         num_questions=3, experts=("A", "B", "C"),
     )  # fmt: skip
     line = "seed=3: makespan 80.0 s, predicted 72.0 s, idle 25.0%"
