@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mosaic.core.checks import require, require_number
 from mosaic.core.errors import RunFolderError
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import ExpertName, PROPOSE
+from mosaic.core.workload import PROPOSE, ExpertName
 from mosaic.report.metrics import busy_s_by_worker, load_s_by_worker, makespan_s
 from mosaic.report.run_folder import SUMMARY, read_json
 from mosaic.report.tables import read_sessions
@@ -126,7 +126,7 @@ def _bucket(votes: Sequence[str | None]) -> str:
 
 def _proposals(folder: Path) -> dict[str, list[Any]]:
     """Question, expert and output tokens of the expert stage's finished calls."""
-    calls = _columns(folder / "calls.parquet", ("question", "expert", "output_tokens", "role", "status"))
+    calls = _columns(folder / "calls.parquet", ("question", "expert", "output_tokens", "node", "status"))
     kept = [row for row in zip(*calls.values(), strict=True) if row[3:] == (PROPOSE, CallStatus.FINISHED.value)]
     columns = list(zip(*kept, strict=True)) or [()] * len(calls)
     return {name: list(column) for name, column in zip(calls, columns, strict=True)}

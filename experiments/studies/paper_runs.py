@@ -13,7 +13,7 @@ from joblib import Parallel, delayed
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from experiments.config.wiring import compose_config
+from experiments.config.compose import compose_config
 from experiments.run import run_point
 from mosaic.core.results import SessionRecord
 from mosaic.report.run_folder import SUMMARY, read_json
