@@ -18,7 +18,7 @@ from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.realization import Outcome, Outcomes
 from mosaic.core.results import CallStatus, RunResult
-from mosaic.core.workload import Call, CallKey, Expert, ModelShape, PROPOSE
+from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ModelShape
 from mosaic.engines.engine import Device, EngineSettings
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.journal import read_journal

@@ -209,7 +209,10 @@ def least_harmful_frac(batches: Sequence[Batch], accepted_frac: float) -> float:
         for call, ballot in zip(batch.calls, batch.ballots, strict=True)
         if plurality(ballot).confidence >= 1
     ]
-    lucks = sorted(uniform_pair(batch.drawn.site.world.root_seed, batch.drawn.site.world.stream, call.key)[1] for batch, call, _ in unanimous)
+    lucks = sorted(
+        uniform_pair(batch.drawn.site.world.root_seed, batch.drawn.site.world.stream, call.key)[1]
+        for batch, call, _ in unanimous
+    )
     num_right = sum(plurality(ballot).answer == ballot.question.answer for _, _, ballot in unanimous)
     num_questions = sum(len(batch.ballots) for batch in batches)
     needed = num_right + floor(accepted_frac * num_questions + 1e-9) + 1
