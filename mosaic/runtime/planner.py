@@ -8,10 +8,10 @@ from mosaic.core.cluster import Cluster
 from mosaic.core.plan import Plan
 from mosaic.core.workload import Call, Expert, ExpertName, NodeName
 from mosaic.planning.costs import CostModel
-from mosaic.planning.restricted_costs import WithoutWorkers
 from mosaic.planning.plan_check import check_plan
 from mosaic.planning.problem import Problem
 from mosaic.planning.profiles import Profile
+from mosaic.planning.restricted_costs import WithoutWorkers
 from mosaic.planning.schedulers.base import Scheduler
 
 CostFactory: TypeAlias = Callable[..., CostModel]
