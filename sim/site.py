@@ -61,7 +61,9 @@ class SimSite:
             cluster=self.cluster,
             hardware={self.hardware.gpu.name: self.hardware},
             settings=self.settings,
-            outcomes=lambda call, inputs: world.outcome(call, {**known, **inputs} if call.after else inputs),
+            outcomes=lambda call, inputs: world.outcome(
+                call, {**{key: known[key] for key in call.after if key in known}, **inputs}
+            ),
         )
 
     def command_log(self) -> CommandLog | None:
