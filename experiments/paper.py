@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
@@ -66,11 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def ranges_left_open() -> dict[str, OpenRange]:
     """Read the ILP's walls over every parameter set that matches round robin's (experiments/calibrate.py)."""
-    walls = json.loads(WALLS.read_text(encoding="utf-8"))
-    return {
-        benchmark: OpenRange(*map(float, found["ilp_range_s"]), mean_s=float(found["ilp_makespan_s"]))
-        for benchmark, found in walls.items()
-    }
+    walls: dict[str, Any] = json.loads(WALLS.read_text(encoding="utf-8"))
+    ends = {benchmark: tuple(found["ilp_range_s"]) for benchmark, found in walls.items()}
+    return {name: OpenRange(low, high, walls[name]["ilp_makespan_s"]) for name, (low, high) in ends.items()}
 
 
 def paper_files(runs: PaperRuns, rows: Sequence[Row], drawings: Mapping[str, Drawing]) -> dict[str, bytes]:

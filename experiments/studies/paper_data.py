@@ -108,7 +108,7 @@ def tokens_by_agreement(folder: Path) -> dict[str, list[float]]:
     for question, count in zip(calls["question"], calls["output_tokens"], strict=True):
         tokens.setdefault(question, []).append(count)
     path = folder / "answers.parquet"
-    answers = columns_of(path, ("question", "votes", "confidence"))
+    answers = _columns(path, ("question", "votes", "confidence"))
     buckets: dict[str, list[float]] = {name: [] for name in AGREEMENT_BUCKETS}
     for question, votes, confidence in zip(*answers.values(), strict=True):
         if len(votes) != 3:
@@ -126,20 +126,13 @@ def _bucket(votes: Sequence[str | None]) -> str:
 
 def _proposals(folder: Path) -> dict[str, list[Any]]:
     """Question, expert and output tokens of the expert stage's finished calls."""
-    calls = columns_of(folder / "calls.parquet", ("question", "expert", "output_tokens", "node", "status"))
+    calls = _columns(folder / "calls.parquet", ("question", "expert", "output_tokens", "node", "status"))
     kept = [row for row in zip(*calls.values(), strict=True) if row[3:] == (PROPOSE, CallStatus.FINISHED.value)]
     columns = list(zip(*kept, strict=True)) or [()] * len(calls)
     return {name: list(column) for name, column in zip(calls, columns, strict=True)}
 
 
-def columns_of(path: Path, names: Sequence[str]) -> Mapping[str, list[Any]]:
-    """Read columns of a file of a run folder.
-
-    Raises
-    ------
-    RunFolderError
-        If it cannot be read.
-    """
+def _columns(path: Path, names: Sequence[str]) -> Mapping[str, list[Any]]:
     import pyarrow.parquet as pq
 
     try:

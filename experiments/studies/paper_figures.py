@@ -15,7 +15,7 @@ from experiments.figures.skew import PoolSkew, draw_skew, slot_rows, worker_rows
 from experiments.figures.throughput import draw_throughput, throughput_rows
 from experiments.figures.timelines import draw_timelines, timeline_rows
 from experiments.studies.paper_data import output_tokens_by_expert, slots_by_expert, tokens_by_agreement, worker_times
-from experiments.studies.paper_runs import POOLS, TITLES, PaperRuns, mean_of
+from experiments.studies.paper_runs import POOLS, TITLES, PaperRun, PaperRuns
 from experiments.studies.published import (
     ALWAYS_AGGREGATE_S,
     BUCKET_TOKENS,
@@ -204,8 +204,8 @@ def _end_to_end_bars(benchmark: str, runs: PaperRuns) -> list[Bar]:
                 benchmark=TITLES[benchmark],
                 policy=name,
                 is_published=False,
-                experts_s=mean_of(simulated[policy], "expert_makespan_s"),
-                aggregator_s=mean_of(simulated[policy], "aggregator_s"),
+                experts_s=_mean(simulated[policy], "expert_makespan_s"),
+                aggregator_s=_mean(simulated[policy], "aggregator_s"),
                 total_low_s=low,
                 total_high_s=high,
                 speedup=None
@@ -214,3 +214,7 @@ def _end_to_end_bars(benchmark: str, runs: PaperRuns) -> list[Bar]:
             ),
         ]
     return bars
+
+
+def _mean(runs: Sequence[PaperRun], key: str) -> float:
+    return sum(float(run.summary[key]) for run in runs) / len(runs)

@@ -82,11 +82,6 @@ class PaperRuns:
         return tuple(run for run in self.runs if (run.point.workload, run.point.policy) == (workload, policy))
 
 
-def mean_of(runs: Sequence[PaperRun], key: str) -> float:
-    """Average a number of summary.json."""
-    return sum(float(run.summary[key]) for run in runs) / len(runs)
-
-
 def paper_points(num_seeds: int) -> list[Point]:
     """List the points of the reproduction, the first seed of everything first."""
     points = []

@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from experiments.config.job import simulated
-from experiments.studies.paper_data import columns_of
 from experiments.studies.paper_rows import PREDICTED, Row, ratios, row_maker, summaries
-from experiments.studies.paper_runs import TITLES, PaperRun, PaperRuns, mean_of
+from experiments.studies.paper_runs import TITLES, PaperRun, PaperRuns
 from experiments.studies.paper_tables import OpenRange, Table, show
 from experiments.studies.published import END_TO_END_SPEEDUP, GATED_AGGREGATE_S
 from mosaic.core.workload import AGGREGATE, Call, CallKey
@@ -39,12 +39,14 @@ class Tail(NamedTuple):
 
 def tail_of(run: PaperRun) -> Tail:
     """Read the tail of a run's aggregator."""
-    calls = columns_of(run.folder / "calls.parquet", ("node", "finished_ts", "output_tokens"))
-    rows = [row[1:] for row in zip(*calls.values(), strict=True) if row[0] == AGGREGATE]
-    ends = sorted(finished_ts for finished_ts, _ in rows)
+    import pyarrow.parquet as pq
+
+    calls = pq.read_table(run.folder / "calls.parquet", columns=["node", "finished_ts", "output_tokens"]).to_pylist()
+    calls = [call for call in calls if call["node"] == AGGREGATE]
+    ends = sorted(call["finished_ts"] for call in calls)
     start = min(session.load_start_ts for session in run.sessions if session.node == AGGREGATE)
     tail_s = ends[-1] - ends[len(ends) - 1 - len(ends) // NUM_TAIL_PARTS]
-    return Tail(len(rows), tail_s / (ends[-1] - start), max(tokens for _, tokens in rows))
+    return Tail(len(calls), tail_s / (ends[-1] - start), max(call["output_tokens"] for call in calls))
 
 
 @cache
@@ -93,7 +95,7 @@ def tail_table(runs: PaperRuns) -> Table:
                 f"{frac:.0%} of the stage",
                 f"{longest:,.0f} tokens",
                 f"{show(alone_s, 's')} ({limit:,} tokens)",
-                f"{alone_s / mean_of(found, 'aggregator_s'):.0%}",
+                f"{alone_s / fmean(summaries(found, 'aggregator_s')):.0%}",
             )
         )
     return lines
@@ -104,10 +106,10 @@ def end_to_end_ranges(runs: PaperRuns, ranges: Mapping[str, OpenRange]) -> Table
     lines = [("benchmark", "published", "over all parameter sets", "")]
     for benchmark, left_open in ranges.items():
         before, after = runs.of(benchmark, "round_robin"), runs.of(benchmark, "ilp")
+        before_s = fmean(summaries(before, "end_to_end_s"))
+        ilp_s, gated_s = (fmean(summaries(after, key)) for key in ("expert_makespan_s", "aggregator_s"))
         low, high = (
-            mean_of(before, "end_to_end_s")
-            / (mean_of(after, "expert_makespan_s") * wall_s / left_open.mean_s + mean_of(after, "aggregator_s"))
-            for wall_s in (left_open.high_s, left_open.low_s)
+            before_s / (ilp_s * wall_s / left_open.mean_s + gated_s) for wall_s in (left_open.high_s, left_open.low_s)
         )
         published = END_TO_END_SPEEDUP[benchmark]
         miss = min(max(published, low), high) / published - 1
