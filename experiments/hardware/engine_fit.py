@@ -112,7 +112,8 @@ def serve_s(fit: ShapeFit, requests: Sequence[tuple[int, int]], settings: Engine
     )
     scalars = terms_of(works, is_start=True)[:NUM_SCALARS]
     dense_s: float = sum(work.num_iterations * fit.dense(work.num_tokens) for work in works)
-    return dense_s + sum(getattr(fit, name) * number for name, number in zip(COEFFICIENTS, scalars, strict=True))
+    scalar_s: float = sum(getattr(fit, name) * number for name, number in zip(COEFFICIENTS, scalars, strict=True))
+    return dense_s + scalar_s
 
 
 def _kv_tokens(settings: EngineSettings, context_tokens: int) -> int:
