@@ -131,10 +131,18 @@ def job_from(config: Mapping[str, Any], journal: Path | None = None, store: Path
 
 
 def simulated(overrides: Sequence[str]) -> tuple[Job, SimSite]:
-    """Compose the job of a simulated point, for studies that change it."""
-    job = job_from(compose_config([*overrides])).job
-    assert isinstance(job.site, SimSite)
-    return job, job.site
+    """Compose the job of a simulated point, for studies that change it.
+
+    Raises
+    ------
+    ValueError, TypeError, MosaicError
+        Naming the field, the rule and the value.
+    """
+    prepared = job_from(compose_config([*overrides]))
+    site = prepared.job.site
+    if not (isinstance(site, SimSite) and prepared.runs):
+        raise ValueError(f"overrides must be those of a simulated backend (backend=sim), got {list(overrides)}")
+    return prepared.job, site
 
 
 def _calibration(source: Mapping[str, Any], workload: Workload) -> Workload:

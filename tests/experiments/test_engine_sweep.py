@@ -1,7 +1,6 @@
 """Coefficients of a machine from sessions on it: what a session held, what the fit recovers, what the file says."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,9 +26,11 @@ from experiments.hardware.engine_sweep import (
 )
 from experiments.hardware.engine_work import Work, terms_of, works_of
 from mosaic.core.cluster import uniform_cluster
+from mosaic.core.commands import Closed, Finished
 from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.results import CallStatus
 from mosaic.engines.engine import Device, EngineSettings
+from mosaic.runtime.static_plan import execute
 from sim.cluster.backend import SimBackend
 from sim.engine.engine import Engine
 from mosaic.core.engine_options import EngineSettings as SimulatedSettings
@@ -81,6 +82,27 @@ def replaying(hardware, experts, num_workers=2):
         )
 
     return cluster, make
+
+
+class Changed:
+    """A backend whose events are told differently."""
+
+    def __init__(self, backend, change):
+        self.name, self.apply, self._backend, self._change = backend.name, backend.apply, backend, change
+
+    def events(self, **asked):
+        return map(self._change, self._backend.events(**asked))
+
+
+def with_cpu_s(make, cpu_s):
+    """Say what processor time the sessions of a run took, by its name; None: not known."""
+
+    def tell(event, name):
+        if not isinstance(event, Closed):
+            return event
+        return event._replace(record=replace(event.record, cpu_s=cpu_s(name, event.record.session)))
+
+    return lambda experts, outcomes, name: Changed(make(experts, outcomes, name), lambda event: tell(event, name))
 
 
 def fit(hardware, experts, **changes):
@@ -221,34 +243,30 @@ def test_a_call_that_failed_ends_the_sweep():
     expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
     cluster, make = replaying(machine(TRUE), [expert])
 
-    class Failing:
-        name = "failing"
-
-        def __init__(self, backend):
-            self.backend = backend
-
-        def execute(self, plan, calls, listener=None):
-            result = self.backend.execute(plan, calls, listener)
-            first, *rest = result.calls
-            return replace(result, calls=(first._replace(status=CallStatus.FAILED), *rest))
+    def fail(event):
+        is_first = isinstance(event, Finished) and event.record.key.question.endswith("-0-0")
+        return event._replace(record=event.record._replace(status=CallStatus.FAILED)) if is_first else event
 
     with pytest.raises(BackendError, match=r"every call must finish, \d+ of \d+ did"):
         fit_machine(
-            [expert], cluster, lambda *known: Failing(make(*known)),
+            [expert], cluster, lambda *known: Changed(make(*known), fail),
             settings=SETTINGS, name="x", memory_gib=8.0, source="a test",
         )  # fmt: skip
 
 
 def test_processor_time_is_taken_by_session():
     expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
+    cluster, make = replaying(machine(TRUE), [expert])
     runs = []
 
-    def cpu_s(run):
+    def cpu_s(run, session):
         runs.append(run)
-        return dict.fromkeys(range(1000), 0.01)
+        return 0.01
 
-    config = fit(machine(TRUE), [expert], cpu_s=cpu_s, size=SweepSize(num_rounds=2))
-    assert runs == ["sweep-0-0-0", "sweep-0-1-0"]
+    known = {"settings": SETTINGS, "name": "again", "memory_gib": 8.0, "source": "a test"}
+    size = SweepSize(num_rounds=2)
+    config = fit_machine([expert], cluster, with_cpu_s(make, cpu_s), by_cpu=True, size=size, **known)
+    assert list(dict.fromkeys(runs)) == ["sweep-0-0-0", "sweep-0-1-0"]
     assert "by processor time" in config["sources"]["cpu"]
     iterations = [batch[0][1] for batch in batches_of(512, SETTINGS, SweepSize()) if len(batch) == 1]
     assert config["cpu_base_s"] < 0.01 / min(iterations), "ten milliseconds a session, and none of the clock's seconds"
@@ -284,8 +302,8 @@ def test_warm_up_sessions_are_left_out():
     from experiments.hardware.engine_sweep import round_of
 
     content = round_of(groups_of([expert])[0], 2, SETTINGS, SweepSize(), 0, "run")
-    result = make([expert], content.outcome, "run").execute(content.plan, content.calls)
-    measured = measured_sessions(result, content.batches, None)
+    result = execute(content.plan, content.calls, make([expert], content.outcome, "run"))
+    measured = measured_sessions(result, content.batches, by_cpu=False)
     assert len(measured) == len(result.sessions) - cluster.num_workers
     assert sorted(session.requests for session in measured) == sorted(2 * batches_of(512, SETTINGS, SweepSize()))
 
@@ -304,10 +322,11 @@ def test_a_session_over_several_workers_counts_by_the_clock():
     expert = replace(make_expert("A", shape=SHAPE, tp_degree=2), context_tokens=512)
     hardware = machine(replace(TRUE, tp_degree=2))
 
-    def cpu_s(run):
-        raise AssertionError("processor time of two threads is not the session's")
-
-    again = built(fit(hardware, [expert], cpu_s=cpu_s, size=SweepSize(num_rounds=1)))
+    cluster, make = replaying(hardware, [expert])
+    make = with_cpu_s(make, lambda run, session: 1e6)  # of two threads, which is not the session's
+    known = {"settings": SETTINGS, "name": "again", "memory_gib": 8.0, "source": "a test"}
+    again = built(fit_machine([expert], cluster, make, by_cpu=True, size=SweepSize(num_rounds=1), **known))
+    assert again == built(fit(hardware, [expert], by_cpu=True, size=SweepSize(num_rounds=1)))
     assert [table.tp_degree for table in again.tables] == [2]
     assert again.load_s(SHAPE, 2) == pytest.approx(2.0)
 
@@ -323,11 +342,15 @@ class Disturbed:
         backend = self.make(experts, outcomes, name)
         if not self.always and not name.endswith("-0"):
             return backend
-        return SimpleNamespace(execute=lambda plan, calls: self.disturb(backend.execute(plan, calls)))
+        first = []  # call that is told of
 
-    @staticmethod
-    def disturb(result):
-        return replace(result, calls=(result.calls[0]._replace(attempt=1), *result.calls[1:]))
+        def disturb(event):
+            if not isinstance(event, Finished) or first:
+                return event
+            first.append(event.record.key)
+            return event._replace(record=event.record._replace(attempt=1))
+
+        return Changed(backend, disturb)
 
 
 def test_a_round_with_an_interrupted_session_is_measured_again():
@@ -346,6 +369,12 @@ def test_a_session_whose_processor_time_is_lost_counts_as_interrupted():
     experts = [replace(make_expert("A", shape=SHAPE), context_tokens=512)]
     cluster, make = replaying(machine(TRUE), experts)
     known = {"settings": SETTINGS, "name": "again", "memory_gib": 8.0, "source": "a test"}
-    times = {"sweep-0-0-1": dict.fromkeys(range(1000), 0.01)}
+    names = []
+
+    def cpu_s(run, session):
+        names.append(run)
+        return 0.01 if run == "sweep-0-0-1" or session == 0 else None
+
     size = SweepSize(num_rounds=1)
-    fit_machine(experts, cluster, make, size=size, cpu_s=lambda run: times.get(run, {0: 0.01}), **known)
+    fit_machine(experts, cluster, with_cpu_s(make, cpu_s), size=size, by_cpu=True, **known)
+    assert list(dict.fromkeys(names)) == ["sweep-0-0-0", "sweep-0-0-1"]
