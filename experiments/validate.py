@@ -20,10 +20,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from experiments.config.errors import exit_with_message
 from experiments.config.executor_wiring import EngineSetup, open_host
 from experiments.config.real_execution import RealExecution
 from experiments.config.wiring import Setup, compose_config, setup_from, with_input_digests
+
+from experiments.config.errors import exit_with_message
 from experiments.figures.style import pdf_bytes, png_bytes
 from experiments.figures.validation import draw_validation
 from experiments.hardware.engine_sweep import mirrored_settings

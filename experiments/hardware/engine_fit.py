@@ -15,8 +15,8 @@ from experiments.hardware.engine_work import DENSE_KNOTS, NUM_SCALARS, Floats, r
 from experiments.hardware.hardware_yaml import curve_block, to_yaml
 from experiments.hardware.table_fits import mape
 from mosaic.core.checks import require, require_number
-from mosaic.core.workload import ModelShape
 from mosaic.core.engine_options import EngineOptions
+from mosaic.core.workload import ModelShape
 from sim.hardware.curves import Curve, Grid, grid_to_text
 from sim.hardware.hardware import hardware_from_config
 

@@ -5,36 +5,30 @@ replay backend, with all workers busy, and fits a conf/hardware file to what the
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, TypeAlias
 
 from experiments.hardware.engine_fit import MeasuredSession, ShapeFit, fit_loads, fit_shape, hardware_config, serve_s
 from mosaic.core.checks import require, require_count
 from mosaic.core.cluster import Cluster
+from mosaic.core.engine_options import Device, EngineOptions, ModelLoading, Order
 from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.realization import Outcome, Outcomes
 from mosaic.core.results import CallStatus, RunResult
-from mosaic.core.workload import Call, CallKey, Expert, ModelShape, PROPOSE
-from mosaic.engines.engine import Device, EngineSettings
+from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ModelShape
 from mosaic.runtime.backend import Backend
-from mosaic.runtime.journal import read_journal
-from mosaic.runtime.journal_records import view
-from mosaic.core.engine_options import EngineSettings as SimulatedSettings
-from mosaic.core.engine_options import Order
+from mosaic.runtime.static_plan import execute
 
-MakeBackend: TypeAlias = Callable[[Sequence[Expert], Outcomes, str], Backend]
+MakeBackend: TypeAlias = Callable[[Outcomes, str], Backend]
 """Makes a backend that replays outcomes with random prompts, for a run of this name."""
 Batch: TypeAlias = tuple[tuple[int, int], ...]
 """The requests of a session: prompt and output tokens of each."""
 
 DEFAULT_BATCHED_TOKENS = {Device.CPU: 4096, Device.GPU: 8192}
 """vLLM 0.32's token budget of an iteration where none is given, for one offline engine (16384 on the largest GPUs)."""
-CpuTimes: TypeAlias = Callable[[str], Mapping[int, float]]
-"""Gives the processor seconds of each session of a run, by the run's name."""
 
 LONGEST_PROMPT = 1024
 """Of the sweep; experts with a shorter context have half of it."""
@@ -72,11 +66,11 @@ def fit_machine(
     cluster: Cluster,
     make_backend: MakeBackend,
     *,
-    settings: SimulatedSettings,
+    settings: EngineOptions,
     name: str,
     memory_gib: float,
     source: str,
-    cpu_s: CpuTimes | None = None,
+    by_cpu: bool = False,
     size: SweepSize | None = None,
 ) -> dict[str, Any]:
     """Sweep each distinct shape of the experts and fit the coefficients of this machine.
@@ -93,9 +87,9 @@ def fit_machine(
         Of the hardware.
     source
         What was measured where, for the file.
-    cpu_s
-        Where workers are CPU cores: the processor time of sessions, which other work on the machine does not lengthen
-        as much as the time by the clock. None: by the clock.
+    by_cpu
+        Where workers are CPU cores: by the processor time of sessions, which other work on the machine does not
+        lengthen as much as the time by the clock.
     size
         How much to measure.
 
@@ -116,53 +110,56 @@ def fit_machine(
         measured: list[MeasuredSession] = []
         ready_s: list[float] = []
         # Over several workers a session has several threads, whose seconds add up to more than the clock's.
-        by_cpu = group.tp_degree == 1 and cpu_s is not None
+        alone = by_cpu and group.tp_degree == 1
         for round_number in range(size.num_rounds):
             for again in range(MAX_TRIES):
                 run = f"sweep-{number}-{round_number}-{again}"
                 content = round_of(group, cluster.num_workers, settings, size, round_number, run)
-                result = make_backend(group.experts, content.outcome, run).execute(content.plan, content.calls)
-                by_session = cpu_s(run) if cpu_s is not None and by_cpu else None
-                if is_undisturbed(result, by_session):
+                backend = make_backend(content.outcome, run)
+                result = execute(content.plan, content.calls, backend)
+                if is_undisturbed(result, by_cpu=alone):
                     break
             else:
                 raise DisturbedSweepError("engine sweep: sessions fail again and again, so that no time can be taken")
-            measured += measured_sessions(result, content.batches, by_session)
+            measured += measured_sessions(result, content.batches, by_cpu=alone)
             ready_s += [
                 session.load_s + session.end_ts - session.start_ts
                 for session in result.sessions
                 if content.batches[session.session] == WARM_UP
             ]
-        if by_cpu:
+        if alone:
             measured = typical(measured)
         fit = fit_shape(group.shape, group.tp_degree, group.context_tokens, settings, measured)
         load_s_by_bytes[group.shape.weight_bytes] = max(0.0, median(ready_s) - serve_s(fit, WARM_UP, settings))
         fits.append(fit)
-    clock = "by the clock" if cpu_s is None else "by processor time, medians of repeats, loads by the clock"
+    clock = "by the clock" if not by_cpu else "by processor time, medians of repeats, loads by the clock"
     conditions = f"{source}; {cluster.num_workers} workers busy at once, {size.num_rounds} rounds, {clock}"
     return hardware_config(fits, fit_loads(load_s_by_bytes), name=name, memory_gib=memory_gib, source=conditions)
 
 
-def mirrored_settings(engine: EngineSettings, experts: Sequence[Expert]) -> SimulatedSettings:
-    """Translate how real engines run into the simulator's terms.
+def mirrored_settings(engine: EngineOptions, experts: Sequence[Expert]) -> EngineOptions:
+    """Give the simulator the options of real engines, with what these leave to vLLM or say in bytes written out.
 
     NOTE: on CPU prompts are read whole, where the simulator may split the last prompt of an iteration; with prompts far
-    below the token budget that changes nothing. The KV cache of several shapes is that of the hungriest.
+    below the token budget that changes nothing. The KV cache of several shapes is that of the hungriest. Prefixes are
+    not cached: prompts of a replay share none.
     """
-    budget = engine.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS[engine.device]
-    if engine.device is Device.CPU:
+    device = engine.loading.device
+    budget = engine.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS[device]
+    if device is Device.CPU:
         budget = max(budget, *(expert.context_tokens for expert in experts))
-    kv_tokens = None
-    if engine.kv_cache_bytes is not None:
+    kv_tokens = engine.kv_cache_tokens
+    if engine.kv_cache_memory_bytes is not None:
         hungriest = max(expert.shape.kv_bytes_per_token(expert.tp_degree) for expert in experts)
-        kv_tokens = engine.kv_cache_bytes // hungriest
-    return SimulatedSettings(
+        kv_tokens = engine.kv_cache_memory_bytes // hungriest
+    return replace(
+        engine,
         order=Order.MIXED,
-        max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=max(budget, engine.max_num_seqs),
-        block_size=engine.block_size,
-        kv_tokens=kv_tokens,
-        enable_prefix_caching=engine.prefix_caching,
+        kv_cache_tokens=kv_tokens,
+        kv_cache_memory_bytes=None,
+        enable_prefix_caching=False,
+        loading=ModelLoading(),
     )
 
 
@@ -177,7 +174,7 @@ def groups_of(experts: Sequence[Expert]) -> list[Group]:
     ]
 
 
-def batches_of(context_tokens: int, settings: SimulatedSettings, size: SweepSize) -> list[Batch]:
+def batches_of(context_tokens: int, settings: EngineOptions, size: SweepSize) -> list[Batch]:
     """List the sessions of a round: equal requests by batch size and prompt, prompts alone, and queues that churn."""
     require(context_tokens >= 64, "engine sweep: context_tokens", "at least 64", context_tokens)
     span, largest = min(context_tokens, LONGEST_PROMPT * 2), settings.max_num_seqs
@@ -208,7 +205,7 @@ class Round(NamedTuple):
 
 
 def round_of(
-    group: Group, num_workers: int, settings: SimulatedSettings, size: SweepSize, number: int, run: str
+    group: Group, num_workers: int, settings: EngineOptions, size: SweepSize, number: int, run: str
 ) -> Round:
     """Put every session on every worker once, behind one that warms the engine up.
 
@@ -233,12 +230,10 @@ def round_of(
             lengths |= {key: output for key, (_, output) in zip(keys, batch, strict=True)}
             sessions.append(Session(id=len(sessions), expert=expert, node=PROPOSE, workers=workers, shard=keys))
     plan = unpriced_plan(sessions, num_workers=num_workers)
-    return Round(plan, tuple(calls), batches, lambda call: Outcome(lengths[call.key]))
+    return Round(plan, tuple(calls), batches, lambda call, _: Outcome(lengths[call.key]))
 
 
-def measured_sessions(
-    result: RunResult, batches: Mapping[int, Batch], cpu_s: Mapping[int, float] | None
-) -> list[MeasuredSession]:
+def measured_sessions(result: RunResult, batches: Mapping[int, Batch], *, by_cpu: bool) -> list[MeasuredSession]:
     """Read the sessions of a round, those that warmed an engine up left out.
 
     Raises
@@ -259,16 +254,16 @@ def measured_sessions(
             serve_s=session.end_ts - session.start_ts,
             first_token_s=min(first for first, _ in finished[session.session]) - session.start_ts,
             last_token_s=max(last for _, last in finished[session.session]) - session.start_ts,
-            cpu_s=None if cpu_s is None else cpu_s[session.session],
+            cpu_s=session.cpu_s if by_cpu else None,
         )
         for session in result.sessions
         if batches[session.session] != WARM_UP
     ]
 
 
-def is_undisturbed(result: RunResult, cpu_s: Mapping[int, float] | None) -> bool:
+def is_undisturbed(result: RunResult, *, by_cpu: bool) -> bool:
     """Tell whether no session was interrupted and tried again, which would be measured with what that cost."""
-    known = cpu_s is None or all(session.session in cpu_s for session in result.sessions)
+    known = not by_cpu or all(session.cpu_s is not None for session in result.sessions)
     return known and not any(call.attempt for call in result.calls)
 
 
@@ -280,9 +275,3 @@ def typical(measured: Sequence[MeasuredSession]) -> list[MeasuredSession]:
     return [
         sorted(those, key=lambda session: session.cpu_s or 0.0)[(len(those) - 1) // 2] for those in repeats.values()
     ]
-
-
-def cpu_s_by_session(journal: Path) -> dict[int, float]:
-    """Read the processor time of each session from the journal of an undisturbed run."""
-    closed = view(read_journal(journal).records).closed
-    return {entry.session: entry.cpu_s for entry in closed if entry.cpu_s is not None}

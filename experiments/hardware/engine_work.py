@@ -10,8 +10,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.engine.engine import Engine
 from mosaic.core.engine_options import EngineOptions
+from sim.engine.engine import Engine
 
 Floats: TypeAlias = NDArray[np.float64]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mosaic.core.cluster import Cluster
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import Plan
 from mosaic.core.realization import Outcomes
@@ -72,6 +73,8 @@ class EngineSite:
         Where workers keep one expert; None: any expert may be loaded anywhere.
     opened
         Keeps what engines need while a run lasts.
+    options
+        Of engines that the site starts; None: they are others'.
     """
 
     def __init__(
@@ -91,8 +94,10 @@ class EngineSite:
         replayed: Replayed | None = None,
         expert_by_worker: Mapping[int, ExpertName] | None = None,
         opened: Callable[[], AbstractContextManager[object]] = nullcontext,
+        options: EngineOptions | None = None,
     ) -> None:
         self.name = name
+        self.options = options
         self.circumstances = circumstances
         self.fingerprint = None
         self._make = make
@@ -186,6 +191,10 @@ class EngineSite:
         tokens = prompt_tokens_by_question(asked)
         prompts: Prompts = lambda call, inputs: texts[sweep_number(call.key) % len(texts)]  # noqa: E731
         return self.rehearsal(name, {}, prompts, {}), lambda number: tokens[number % len(tokens)]
+
+    def replaying(self, outcomes: Outcomes, name: str) -> Backend:
+        """Give a backend whose calls write as many random tokens as they are told, for a measurement of this name."""
+        return self._make(self._journal / name, RunContent(outcomes=outcomes), is_measured=True)
 
     def hindsight(self, earlier: Inputs) -> Backend | None:
         """None: what models really say happens once."""

@@ -122,6 +122,18 @@ def plan(job: Job, *, show: Show = show_nothing, step: Step = lambda name: nullc
     return _plan(job, show, step)[1]
 
 
+def measure(job: Job, *, show: Show = show_nothing) -> Mapping[NodeName, Profile]:
+    """Measure what a run measures before it begins, or take what is given, by node.
+
+    Raises
+    ------
+    InfeasibleError, PlanError, ProfileError, BackendError
+        If something cannot be measured, or no plan exists for what calibration needs.
+    """
+    planner, _ = _plan(job, show, lambda name: nullcontext())
+    return _with_upper_profiles(job, planner, show)[0].profiles
+
+
 def _plan(job: Job, show: Show, step: Step) -> tuple[Planner, Planned]:
     first = job.graph.first_calls(job.workload)
     with step("profile"):

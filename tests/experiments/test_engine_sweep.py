@@ -1,7 +1,6 @@
 """Coefficients of a machine from sessions on it: what a session held, what the fit recovers, what the file says."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,21 +26,22 @@ from experiments.hardware.engine_sweep import (
 )
 from experiments.hardware.engine_work import Work, terms_of, works_of
 from mosaic.core.cluster import uniform_cluster
+from mosaic.core.commands import Closed, Finished
+from mosaic.core.engine_options import Device, EngineOptions, ModelLoading, Order
 from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.results import CallStatus
-from mosaic.engines.engine import Device, EngineSettings
+from mosaic.runtime.static_plan import execute
 from sim.cluster.backend import SimBackend
 from sim.engine.engine import Engine
-from mosaic.core.engine_options import EngineSettings as SimulatedSettings
-from mosaic.core.engine_options import Order
 from sim.hardware.curves import Curve
 from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 from tests.factories import make_expert, make_gpu, make_shape
 
-SETTINGS = SimulatedSettings(
-    order=Order.MIXED, max_num_seqs=16, max_num_batched_tokens=4096, block_size=32, kv_tokens=65536
-)
+SETTINGS = EngineOptions(
+    order=Order.MIXED, max_num_seqs=16, max_num_batched_tokens=4096, block_size=32,
+    kv_cache_tokens=65536, enable_prefix_caching=False,
+)  # fmt: skip
 SHAPE = make_shape(
     num_parameters=400_000, num_layers=2, hidden_size=128, ffn_size=256, num_query_heads=4, num_kv_heads=4,
     head_dim=32, vocab_size=448, bytes_per_value=4,
@@ -75,12 +75,33 @@ def replaying(hardware, experts, num_workers=2):
     """A machine whose true coefficients are known: the simulator in the place of engines."""
     cluster = uniform_cluster(name="machine", num_workers=num_workers, gpu=hardware.gpu)
 
-    def make(some, outcomes, name):
+    def make(outcomes, name):
         return SimBackend(
-            experts=some, cluster=cluster, hardware={hardware.gpu.name: hardware}, settings=SETTINGS, outcomes=outcomes
+            experts=experts, cluster=cluster, hardware={hardware.gpu.name: hardware}, settings=SETTINGS, outcomes=outcomes
         )
 
     return cluster, make
+
+
+class Changed:
+    """A backend whose events are told differently."""
+
+    def __init__(self, backend, change):
+        self.name, self.apply, self._backend, self._change = backend.name, backend.apply, backend, change
+
+    def events(self, **asked):
+        return map(self._change, self._backend.events(**asked))
+
+
+def with_cpu_s(make, cpu_s):
+    """Say what processor time the sessions of a run took, by its name; None: not known."""
+
+    def tell(event, name):
+        if not isinstance(event, Closed):
+            return event
+        return event._replace(record=replace(event.record, cpu_s=cpu_s(name, event.record.session)))
+
+    return lambda outcomes, name: Changed(make(outcomes, name), lambda event: tell(event, name))
 
 
 def fit(hardware, experts, **changes):
@@ -221,34 +242,30 @@ def test_a_call_that_failed_ends_the_sweep():
     expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
     cluster, make = replaying(machine(TRUE), [expert])
 
-    class Failing:
-        name = "failing"
-
-        def __init__(self, backend):
-            self.backend = backend
-
-        def execute(self, plan, calls, listener=None):
-            result = self.backend.execute(plan, calls, listener)
-            first, *rest = result.calls
-            return replace(result, calls=(first._replace(status=CallStatus.FAILED), *rest))
+    def fail(event):
+        is_first = isinstance(event, Finished) and event.record.key.question.endswith("-0-0")
+        return event._replace(record=event.record._replace(status=CallStatus.FAILED)) if is_first else event
 
     with pytest.raises(BackendError, match=r"every call must finish, \d+ of \d+ did"):
         fit_machine(
-            [expert], cluster, lambda *known: Failing(make(*known)),
+            [expert], cluster, lambda *known: Changed(make(*known), fail),
             settings=SETTINGS, name="x", memory_gib=8.0, source="a test",
         )  # fmt: skip
 
 
 def test_processor_time_is_taken_by_session():
     expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
+    cluster, make = replaying(machine(TRUE), [expert])
     runs = []
 
-    def cpu_s(run):
+    def cpu_s(run, session):
         runs.append(run)
-        return dict.fromkeys(range(1000), 0.01)
+        return 0.01
 
-    config = fit(machine(TRUE), [expert], cpu_s=cpu_s, size=SweepSize(num_rounds=2))
-    assert runs == ["sweep-0-0-0", "sweep-0-1-0"]
+    known = {"settings": SETTINGS, "name": "again", "memory_gib": 8.0, "source": "a test"}
+    size = SweepSize(num_rounds=2)
+    config = fit_machine([expert], cluster, with_cpu_s(make, cpu_s), by_cpu=True, size=size, **known)
+    assert list(dict.fromkeys(runs)) == ["sweep-0-0-0", "sweep-0-1-0"]
     assert "by processor time" in config["sources"]["cpu"]
     iterations = [batch[0][1] for batch in batches_of(512, SETTINGS, SweepSize()) if len(batch) == 1]
     assert config["cpu_base_s"] < 0.01 / min(iterations), "ten milliseconds a session, and none of the clock's seconds"
@@ -256,11 +273,14 @@ def test_processor_time_is_taken_by_session():
 
 def test_the_simulator_is_told_how_the_engines_schedule():
     experts = [replace(make_expert("A", shape=SHAPE), context_tokens=8192)]
-    settings = mirrored_settings(EngineSettings(max_num_seqs=32, kv_cache_bytes=2**26), experts)
-    assert settings == SimulatedSettings(
-        order=Order.MIXED, max_num_seqs=32, max_num_batched_tokens=8192, block_size=32, kv_tokens=2**26 // 2048
-    )
-    on_gpu = EngineSettings(device=Device.GPU, block_size=16, kv_cache_bytes=None, max_num_batched_tokens=1024)
+    cpu = ModelLoading(device=Device.CPU, dtype="float32")
+    on_cpu = EngineOptions(max_num_seqs=32, block_size=32, kv_cache_memory_bytes=2**26, loading=cpu)
+    settings = mirrored_settings(on_cpu, experts)
+    assert settings == EngineOptions(
+        order=Order.MIXED, max_num_seqs=32, max_num_batched_tokens=8192, block_size=32,
+        kv_cache_tokens=2**26 // 2048, enable_prefix_caching=False,
+    )  # fmt: skip
+    on_gpu = EngineOptions(block_size=16, max_num_batched_tokens=1024)
     settings = mirrored_settings(on_gpu, experts)
     assert (settings.max_num_batched_tokens, settings.block_size, settings.kv_cache_tokens) == (1024, 16, None)
 
@@ -284,8 +304,8 @@ def test_warm_up_sessions_are_left_out():
     from experiments.hardware.engine_sweep import round_of
 
     content = round_of(groups_of([expert])[0], 2, SETTINGS, SweepSize(), 0, "run")
-    result = make([expert], content.outcome, "run").execute(content.plan, content.calls)
-    measured = measured_sessions(result, content.batches, None)
+    result = execute(content.plan, content.calls, make(content.outcome, "run"))
+    measured = measured_sessions(result, content.batches, by_cpu=False)
     assert len(measured) == len(result.sessions) - cluster.num_workers
     assert sorted(session.requests for session in measured) == sorted(2 * batches_of(512, SETTINGS, SweepSize()))
 
@@ -304,10 +324,11 @@ def test_a_session_over_several_workers_counts_by_the_clock():
     expert = replace(make_expert("A", shape=SHAPE, tp_degree=2), context_tokens=512)
     hardware = machine(replace(TRUE, tp_degree=2))
 
-    def cpu_s(run):
-        raise AssertionError("processor time of two threads is not the session's")
-
-    again = built(fit(hardware, [expert], cpu_s=cpu_s, size=SweepSize(num_rounds=1)))
+    cluster, make = replaying(hardware, [expert])
+    make = with_cpu_s(make, lambda run, session: 1e6)  # of two threads, which is not the session's
+    known = {"settings": SETTINGS, "name": "again", "memory_gib": 8.0, "source": "a test"}
+    again = built(fit_machine([expert], cluster, make, by_cpu=True, size=SweepSize(num_rounds=1), **known))
+    assert again == built(fit(hardware, [expert], by_cpu=True, size=SweepSize(num_rounds=1)))
     assert [table.tp_degree for table in again.tables] == [2]
     assert again.load_s(SHAPE, 2) == pytest.approx(2.0)
 
@@ -318,16 +339,20 @@ class Disturbed:
     def __init__(self, make, *, always=False):
         self.make, self.always, self.names = make, always, []
 
-    def __call__(self, experts, outcomes, name):
+    def __call__(self, outcomes, name):
         self.names.append(name)
-        backend = self.make(experts, outcomes, name)
+        backend = self.make(outcomes, name)
         if not self.always and not name.endswith("-0"):
             return backend
-        return SimpleNamespace(execute=lambda plan, calls: self.disturb(backend.execute(plan, calls)))
+        first = []  # call that is told of
 
-    @staticmethod
-    def disturb(result):
-        return replace(result, calls=(result.calls[0]._replace(attempt=1), *result.calls[1:]))
+        def disturb(event):
+            if not isinstance(event, Finished) or first:
+                return event
+            first.append(event.record.key)
+            return event._replace(record=event.record._replace(attempt=1))
+
+        return Changed(backend, disturb)
 
 
 def test_a_round_with_an_interrupted_session_is_measured_again():
@@ -346,6 +371,12 @@ def test_a_session_whose_processor_time_is_lost_counts_as_interrupted():
     experts = [replace(make_expert("A", shape=SHAPE), context_tokens=512)]
     cluster, make = replaying(machine(TRUE), experts)
     known = {"settings": SETTINGS, "name": "again", "memory_gib": 8.0, "source": "a test"}
-    times = {"sweep-0-0-1": dict.fromkeys(range(1000), 0.01)}
+    names = []
+
+    def cpu_s(run, session):
+        names.append(run)
+        return 0.01 if run == "sweep-0-0-1" or session == 0 else None
+
     size = SweepSize(num_rounds=1)
-    fit_machine(experts, cluster, make, size=size, cpu_s=lambda run: times.get(run, {0: 0.01}), **known)
+    fit_machine(experts, cluster, with_cpu_s(make, cpu_s), size=size, by_cpu=True, **known)
+    assert list(dict.fromkeys(names)) == ["sweep-0-0-0", "sweep-0-0-1"]

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.wiring import compose_config, setup_from
+from experiments.config.job import simulated
 from experiments.measure_profile import main, split_arguments
 from mosaic.planning.profiles import load_profile
+from mosaic.runtime.run import measure
 
 SMALL = ["workload=gpqa", "profile.sweep.shard_sizes=[8,16]", "profile.sweep.num_repeats=1"]
 
@@ -18,8 +19,10 @@ def test_both_profiles_are_written_and_can_be_used(tmp_path: Path) -> None:
     assert [(entry.expert, entry.tp_degree) for entry in load_profile(aggregator).entries] == [
         ("QwenR1", 4), ("QwenR1", 1),
     ]  # fmt: skip
-    setup = setup_from(compose_config(["workload=gpqa", f"profile.aggregator_path={aggregator}"]))
-    assert setup.aggregator_profile_path == str(aggregator)
+    job, _ = simulated(["workload=gpqa", f"profile.path={experts}", f"profile.aggregator_path={aggregator}"])
+    assert job.profile == load_profile(experts)
+    assert job.upper_profile == load_profile(aggregator)
+    assert set(measure(job).values()) == {job.profile, job.upper_profile}, "what is given is not measured again"
 
 
 def test_the_aggregators_profile_is_left_out_unless_asked_for(tmp_path: Path) -> None:
