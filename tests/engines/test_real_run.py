@@ -98,7 +98,7 @@ def test_another_plan_gives_the_same_answers(inputs, done, tmp_path):
 
 def test_replay_takes_lengths_and_answers_from_the_simulated_world(inputs, tmp_path):
     replayed, simulated = tmp_path / "replayed", tmp_path / "simulated"
-    overrides = [*inputs, "backend.mode=replay"]
+    overrides = [*inputs, "backend.mode=replay", "aggregator.min_output_tokens=64"]
     overrides += [f"pool.experts.{name}.context_tokens={CONTEXT}" for name in CHECKPOINTS]
     assert (outcome := run_fake(*overrides, f"hydra.run.dir={replayed}")).status == 0, outcome.err
     assert not (replayed / "responses.jsonl").exists(), "random tokens say nothing"
