@@ -31,9 +31,9 @@ from experiments.hardware.operator_tables import (
 )
 from experiments.hardware.skew_fit import SkewFit, fit_skew, read_skew
 from experiments.hardware.table_fits import fit_attention, fit_cpu, fit_curve, fit_measured_attention
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import ModelShape
 from mosaic.workloads.request_log import load_request_log, measured_records
-from mosaic.core.engine_options import EngineOptions
 from sim.hardware.curves import Curve, curve_to_text
 from sim.hardware.hardware import FittedAttention, Hardware, hardware_from_config
 from sim.hardware.iteration_time import iteration_time

@@ -29,7 +29,7 @@ from experiments.figures.style import pdf_bytes, png_bytes
 from experiments.figures.validation import draw_validation
 from experiments.hardware.engine_sweep import mirrored_settings
 from experiments.studies.validation import PlanForetold, compare
-from experiments.studies.validation_report import describe, to_json, to_markdown
+from experiments.studies.validation_report import describe, figure_points, to_json, to_markdown
 from mosaic.core.checks import require, require_count, require_unique
 from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Plan
@@ -249,9 +249,10 @@ def write_report(asked: Validation, setup: Setup, profile: Profile, compared: Se
         _machine(),
     ]
     title = f"Foretold and measured: {setup.workload.name} on {setup.hardware.gpu.name}"
+    figure = draw_validation(figure_points(compared))
     files: dict[str, Any] = {
-        "validation.png": png_bytes(draw_validation(compared)),
-        "validation.pdf": pdf_bytes(draw_validation(compared)),
+        "validation.png": png_bytes(figure),
+        "validation.pdf": pdf_bytes(figure),
         "validation.json": to_json(compared, command=asked.command, conditions=conditions).encode(),
         "validation.md": to_markdown(compared, title=title, command=asked.command, conditions=conditions).encode(),
     }

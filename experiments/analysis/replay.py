@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from math import inf
 
 from mosaic.core.checks import require
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import Workload
 from mosaic.report.metrics import latency_s, latency_summary, quantile, tpot_s, ttft_s
 from sim.engine.engine import Engine
-from mosaic.core.engine_options import EngineOptions
 from sim.hardware.iteration_time import IterationTime
 
 

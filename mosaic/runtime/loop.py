@@ -137,15 +137,20 @@ class _Run:
         given = [Action(self._view.ts, cause, command) for command in commands]
         if self._log is not None:
             self._log.write([action for action in given if action.command not in self._written])
+        view, apply = self._view, self._backend.apply
         for action in given:
-            self._view.expect(action.command)
+            view.expect(action.command)
         for action in given:
-            record = self._dependencies.cancel(action.command, self._view.ts)
-            if record is not None:
-                self._events.append(Finished(self._view.ts, record))
+            command = action.command
+            if isinstance(command, Submit) and not command.call.after:
+                apply(command)
                 continue
-            for command in self._dependencies.admit(action.command):
-                self._backend.apply(command)
+            record = self._dependencies.cancel(command, view.ts)
+            if record is not None:
+                self._events.append(Finished(view.ts, record))
+                continue
+            for admitted in self._dependencies.admit(command):
+                apply(admitted)
         self._actions += given
 
     def _log_ended(self) -> Set[CallKey]:

@@ -32,14 +32,14 @@ _CALL_COLUMNS = ("expert", "role", "status", "output_tokens")
 def length_distributions(
     config: Config | str | Path, *, length_scale: Config | None = None
 ) -> dict[ExpertName, LengthDistribution]:
-    """Build the distributions of a workload.
+    """Build the distributions of a world.
 
     Parameters
     ----------
     config
-        ``workload.output_tokens``: one form (see the module) per expert, or a path that covers every expert.
+        ``world.output_tokens``: one form (see the module) per expert, or a path that covers every expert.
     length_scale
-        ``workload.length_scale``, e.g. ``{"value": 0.8, "source": "fitted"}``: multiplies every mean.
+        ``world.length_scale``, e.g. ``{"value": 0.8, "source": "fitted"}``: multiplies every mean.
 
     Raises
     ------

@@ -255,7 +255,7 @@ LENGTHS = [
     Case(
         "lengths_taken_away",
         "~workload.output_tokens.GLM",
-        ["output_tokens must have a length distribution for expert 'GLM'", "add workload.output_tokens.GLM"],
+        ["output_tokens must have a length distribution for expert 'GLM'", "add world.output_tokens.GLM"],
     ),
     Case(
         "lengths_not_a_table",

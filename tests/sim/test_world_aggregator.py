@@ -142,7 +142,7 @@ def test_an_aggregators_length_from_nowhere_is_refused(answers) -> None:
     world = make_world(answers=answers, lengths={"G": FINE}, aggregator_lengths={"H": FINE})
     message = (
         r"length distribution for aggregator 'G', got \['H'\]: "
-        r"add workload\.aggregator\.output_tokens or pool\.aggregator\.output_tokens"
+        r"add world\.merged_tokens\.G"
     )
     with pytest.raises(ValueError, match=message):
         world.outcome(aggregate_call())

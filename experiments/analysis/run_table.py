@@ -1,12 +1,26 @@
-"""Find run folders and read from each what a comparison needs."""
+"""Reads run folders: what a comparison needs of each, and all of them as one table."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mosaic.core.errors import RunFolderError
 from mosaic.report.run_folder import CONFIG, SUMMARY, flatten, is_complete, read_config, read_json
+
+if TYPE_CHECKING:
+    import polars as pl
+
+NEEDED = (
+    "workload", "scheduler", "backend", "gate", "costs", "seed", "num_failed_calls", "expert_makespan_s",
+    "end_to_end_s", "gpu_idle_frac", "num_loads", "problem_fingerprint",
+)  # fmt: skip
+TEXTS = ("workload", "scheduler", "gate", "aggregator", "problem_fingerprint", "skip_frac_source")
+COUNTS = ("seed", "num_workers", "num_calls")
+NUMBERS = (
+    "expert_makespan_s", "end_to_end_s", "gpu_idle_frac", "num_loads", "skip_frac", "accuracy_frac",
+    "always_aggregate_accuracy_frac",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,30 +44,18 @@ class RunPoint:
     def seed(self) -> int:
         return int(self.summary["seed"])
 
-    @property
-    def gate(self) -> str | None:
-        """None: no second stage."""
-        return self._optional("gate")
 
-    @property
-    def aggregator(self) -> str | None:
-        """None: no second stage."""
-        return self._optional("aggregator")
+def run_table(runs: Sequence[RunPoint]) -> "pl.DataFrame":
+    """Lay runs out as a row each; null where a summary is null, or is of an older shape and lacks the key."""
+    import polars as pl
 
-    def number(self, key: str) -> float | None:
-        """Read a number of the summary; None where it is null, or absent from a run of an older shape."""
-        value = self.summary.get(key)
-        return None if value is None else float(value)
-
-    def _optional(self, key: str) -> str | None:
-        value = self.summary.get(key)
-        return None if value is None else str(value)
-
-
-NEEDED = (
-    "workload", "scheduler", "backend", "gate", "costs", "seed", "num_failed_calls", "expert_makespan_s",
-    "end_to_end_s", "gpu_idle_frac", "num_loads", "problem_fingerprint",
-)  # fmt: skip
+    schema: dict[str, Any] = dict.fromkeys(("folder", *TEXTS), pl.String)
+    schema |= dict.fromkeys(COUNTS, pl.Int64) | dict.fromkeys(NUMBERS, pl.Float64)
+    rows = [
+        {"folder": str(run.folder)} | {name: run.summary.get(name) for name in schema if name != "folder"}
+        for run in runs
+    ]
+    return pl.DataFrame(rows, schema=schema)
 
 
 def collect_runs(folders: Sequence[Path]) -> tuple[list[RunPoint], list[str]]:
@@ -82,18 +84,17 @@ def collect_runs(folders: Sequence[Path]) -> tuple[list[RunPoint], list[str]]:
 
 def _run_folders(root: Path) -> Iterator[Path]:
     """Walk down to run folders, and to empty ones, where a run ended before it began."""
-    if (root / CONFIG).exists() or (root / SUMMARY).exists():
+    inner = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if (root / CONFIG).exists() or (root / SUMMARY).exists() or not inner:
         yield root.resolve()
         return
-    inner = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     for path in inner:
         yield from _run_folders(path)
-    if not inner:
-        yield root.resolve()
 
 
 def _read_run(folder: Path) -> RunPoint:
-    name = _short(folder)
+    here = Path.cwd()
+    name = str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
     if not is_complete(folder):
         raise RunFolderError(f"{name}: incomplete, no readable {SUMMARY}")
     summary = read_json(folder / SUMMARY)
@@ -110,9 +111,3 @@ def _read_run(folder: Path) -> RunPoint:
     if summary.get("aggregator") is not None:
         names["aggregator.name"] = summary["aggregator"]
     return RunPoint(folder=folder, summary=summary, leaves=flatten(read_config(folder)) | names)
-
-
-def _short(folder: Path) -> str:
-    """Name a folder relative to where the command runs, where that is possible."""
-    here = Path.cwd()
-    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)

@@ -1,21 +1,21 @@
-"""What the paper's figures need of a run folder, as plain data of the expert stage."""
+"""What figures need of a run folder's expert stage, as plain data."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.analysis.run_records import ANSWERS, CALLS, SESSIONS, read_sessions, read_table
 from mosaic.core.checks import require, require_number
 from mosaic.core.errors import RunFolderError
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import ExpertName, PROPOSE
+from mosaic.core.workload import PROPOSE, ExpertName
 from mosaic.report.metrics import busy_s_by_worker, load_s_by_worker, makespan_s
 from mosaic.report.run_folder import SUMMARY, read_json
-from mosaic.report.tables import read_sessions
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import polars as pl
 
 AGREEMENT_BUCKETS = ("3:0", "2:1", "1:1:1")
 """How the three answers to a question split, most agreement first."""
@@ -61,11 +61,10 @@ class WorkerTimes:
 
 def output_tokens_by_expert(folder: Path) -> dict[ExpertName, list[int]]:
     """Output tokens of every call, by expert in the pool's order; experts without calls are left out."""
-    calls = _proposals(folder)
-    tokens: dict[ExpertName, list[int]] = {name: [] for name in _experts(folder)}
-    for expert, count in zip(calls["expert"], calls["output_tokens"], strict=True):
-        tokens.setdefault(expert, []).append(count)
-    return {name: counts for name, counts in tokens.items() if counts}
+    names: list[ExpertName] = _summary(folder, "experts")
+    groups = _proposals(folder).group_by("expert", maintain_order=True).agg("output_tokens")
+    tokens: dict[ExpertName, list[int]] = dict(groups.iter_rows())
+    return {name: tokens[name] for name in dict.fromkeys([*names, *tokens]) if name in tokens}
 
 
 def slots_by_expert(folder: Path) -> dict[ExpertName, int]:
@@ -81,11 +80,10 @@ def worker_times(folder: Path) -> WorkerTimes:
     RunFolderError
         If a file cannot be read, or holds no session of that stage.
     """
-    path = folder / "sessions.parquet"
-    sessions = [session for session in read_sessions(path) if session.node == PROPOSE]
+    sessions = [session for session in read_sessions(folder) if session.node == PROPOSE]
     span_s = makespan_s(sessions)
     if not span_s:
-        raise RunFolderError(f"{path}: has no session of the expert stage")
+        raise RunFolderError(f"{folder / SESSIONS}: has no session of the expert stage")
     num_workers = _summary(folder, "num_workers")
     load_s = load_s_by_worker(sessions, num_workers)
     busy_s = busy_s_by_worker(sessions, num_workers)
@@ -103,18 +101,15 @@ def tokens_by_agreement(folder: Path) -> dict[str, list[float]]:
     RunFolderError
         If a file cannot be read, or a question has not three answers.
     """
-    calls = _proposals(folder)
-    tokens: dict[str, list[int]] = {}
-    for question, count in zip(calls["question"], calls["output_tokens"], strict=True):
-        tokens.setdefault(question, []).append(count)
-    path = folder / "answers.parquet"
-    answers = _columns(path, ("question", "votes", "confidence"))
+    import polars as pl
+
+    means = dict(_proposals(folder).group_by("question").agg(pl.col("output_tokens").mean()).iter_rows())
     buckets: dict[str, list[float]] = {name: [] for name in AGREEMENT_BUCKETS}
-    for question, votes, confidence in zip(*answers.values(), strict=True):
+    for question, votes, confidence in read_table(folder / ANSWERS, ["question", "votes", "confidence"]).iter_rows():
         if len(votes) != 3:
-            raise RunFolderError(f"{path}: question {question!r} must have 3 votes, has {len(votes)}")
-        if confidence is not None and question in tokens:
-            buckets[_bucket(votes)].append(sum(tokens[question]) / len(tokens[question]))
+            raise RunFolderError(f"{folder / ANSWERS}: question {question!r} must have 3 votes, has {len(votes)}")
+        if confidence is not None and question in means:
+            buckets[_bucket(votes)].append(means[question])
     return buckets
 
 
@@ -124,27 +119,10 @@ def _bucket(votes: Sequence[str | None]) -> str:
     return AGREEMENT_BUCKETS[3 - max(counts.values(), default=1)]
 
 
-def _proposals(folder: Path) -> dict[str, list[Any]]:
+def _proposals(folder: Path) -> "pl.DataFrame":
     """Question, expert and output tokens of the expert stage's finished calls."""
-    calls = _columns(folder / "calls.parquet", ("question", "expert", "output_tokens", "role", "status"))
-    kept = [row for row in zip(*calls.values(), strict=True) if row[3:] == (PROPOSE, CallStatus.FINISHED.value)]
-    columns = list(zip(*kept, strict=True)) or [()] * len(calls)
-    return {name: list(column) for name, column in zip(calls, columns, strict=True)}
-
-
-def _columns(path: Path, names: Sequence[str]) -> Mapping[str, list[Any]]:
-    import pyarrow.parquet as pq
-
-    try:
-        table: pa.Table = pq.read_table(path, columns=list(names))
-        return {name: table.column(name).to_pylist() for name in names}
-    except (OSError, ValueError, KeyError) as error:  # NOTE: pyarrow's own errors derive from the first two
-        raise RunFolderError(f"{path}: cannot be read ({error})") from error
-
-
-def _experts(folder: Path) -> list[ExpertName]:
-    names: list[ExpertName] = _summary(folder, "experts")
-    return names
+    calls = read_table(folder / CALLS, ["question", "expert", "output_tokens", "node", "status"])
+    return calls.filter(node=PROPOSE, status=CallStatus.FINISHED.value).select("question", "expert", "output_tokens")
 
 
 def _summary(folder: Path, key: str) -> Any:

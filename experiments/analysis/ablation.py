@@ -3,25 +3,16 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from experiments.analysis.pairing import t_interval
-from experiments.analysis.run_points import RunPoint
-from experiments.studies.ablation_spec import AblationSpec, Line, Panel
+from experiments.analysis.ablation_spec import AblationSpec, Line, Panel
+from experiments.analysis.intervals import Estimate, estimate
+from experiments.analysis.run_table import RunPoint
 from mosaic.core.checks import require
 from mosaic.report.run_folder import flatten
 
 X: Any = object
 """A value of the key on the x axis: a number, a name, null or a list."""
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds with its 95% interval, None for fewer than two seeds."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    num_seeds: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +47,6 @@ class Ablation:
     def lines_of(self, panel: Panel) -> list[str]:
         """Name the lines that have a point in a panel."""
         return list(dict.fromkeys(row.line for row in self.rows if row.panel is panel))
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Take mean and interval of one value a seed."""
-    return Estimate(sum(values) / len(values), *t_interval(values), len(values))
 
 
 def make_ablation(spec: AblationSpec, runs: Sequence[RunPoint]) -> Ablation:
