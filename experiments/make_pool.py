@@ -22,7 +22,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
 from experiments.tiny_pool.checkpoint import (
-    CHECKSUMS,
     MANIFEST,
     file_digest,
     read_manifest,
@@ -57,6 +56,7 @@ from experiments.tiny_pool.trials import (
 )
 from experiments.tiny_pool.workload import counted
 from mosaic.core.workload import ExpertName
+from mosaic.engines.checkpoints import MANIFEST as CHECKSUMS
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.workloads.routing import SkillProfiles
 

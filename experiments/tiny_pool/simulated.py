@@ -2,7 +2,7 @@
 
     python -m experiments.tiny_pool.simulated checkpoints/tiny
 
-Prints the text of conf/lengths/tiny.yaml, conf/answers/tiny.yaml and of the aggregator in conf/pool/tiny.yaml. The
+Prints the text of conf/lengths/tiny.yaml, conf/answers/tiny.yaml and of the aggregator in conf/world/tiny_mcq.yaml. The
 answers are one latent difficulty a question (sim/world/answer_model.py), fitted to five shares that the pool's own
 table holds: of 3:0, of 1:1:1, and who is right where.
 """
@@ -83,7 +83,7 @@ def describe(manifest: Mapping[str, Any]) -> str:
     for name in manifest["results"]["experts"]:
         written = routed["output_tokens"].get(name) or manifest["results"]["experts"][name]["output_tokens"]
         lines.append(f"{name}: {{source: measured, sample: {written['sample']}}}")
-    lines += ["# conf/pool/tiny.yaml", f"sample: {routed['aggregator_output_tokens']['sample']}"]
+    lines += ["# conf/world/tiny_mcq.yaml", f"sample: {routed['aggregator_output_tokens']['sample']}"]
     model = fit_answers(routed)
     lines.append("# conf/answers/tiny.yaml")
     for key in ("mean_ability", "discrimination", "distractor_std", "aggregator_gain", "deference"):

@@ -157,7 +157,7 @@ def sign_test(better: int, worse: int) -> float:
     (1.0, 0.0117)
     """
     total = better + worse
-    tail = sum(comb(total, k) for k in range(max(better, worse), total + 1)) / 2**total
+    tail: float = sum(comb(total, k) for k in range(max(better, worse), total + 1)) / 2**total
     return min(1.0, 2 * tail)
 
 
