@@ -1,7 +1,7 @@
 """Run the same plans on the simulator and on real engines, and report how well times were foretold.
 
     python experiments/validate.py workload=tiny_mcq pool=tiny cluster=local hardware=cpu_core backend=vllm \\
-        plans=ilp,round_robin,data_parallel repeats=2 out=results/validation
+        plans=ilp,round_robin,data_parallel repeats=2 out=results/runs/validation
 
 Takes the overrides of run.py. Every call writes as many tokens as in the simulator (replay), so both meet the same
 work. plans are schedulers; each plan is run ``repeats`` times, in turn, so that a machine that changes changes for all.
@@ -20,11 +20,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from experiments.config.executor_wiring import EngineSetup, open_host
-from experiments.config.real_execution import RealExecution
-from experiments.config.wiring import Setup, compose_config, setup_from, with_input_digests
-
+import mosaic
+from experiments.config.compose import compose_config, with_input_digests
 from experiments.config.errors import exit_with_message
+from experiments.config.instantiation import make
+from experiments.config.job import job_from
 from experiments.figures.style import pdf_bytes, png_bytes
 from experiments.figures.validation import draw_validation
 from experiments.hardware.engine_sweep import mirrored_settings
@@ -34,17 +34,16 @@ from mosaic.core.checks import require, require_count, require_unique
 from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Plan
 from mosaic.core.results import RunResult
-from mosaic.engines.host_process import HostProcess
-from mosaic.planning.plan_check import check_plan
-from mosaic.planning.plan_file import load_plan, plan_to_json
+from mosaic.engines.site import EngineSite
+from mosaic.planning.plan_file import load_plans, save_plans
 from mosaic.planning.profiles import Profile, load_profile, write_profile
 from mosaic.report.provenance import describe_run_conditions
-from mosaic.runtime.journal import read_journal
-from mosaic.runtime.journal_records import view
-from mosaic.runtime.run import make_problem
+from mosaic.runtime.run import Job, measure
+from mosaic.runtime.static_plan import execute
 from sim.cluster.backend import SimBackend
+from sim.hardware.hardware import Hardware
 
-DEFAULTS = {"plans": "ilp,round_robin,data_parallel", "repeats": "2", "out": "results/validation"}
+DEFAULTS = {"plans": "ilp,round_robin,data_parallel", "repeats": "2", "out": "results/runs/validation"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,23 +66,23 @@ def main(arguments: list[str]) -> None:
     """Validate; the arguments are Hydra overrides, plans=A,B, repeats=N and out=FOLDER."""
     asked = read_arguments(arguments)
     configs = {name: config_of(asked, name) for name in asked.schedulers}
-    setups = {name: setup_from(config) for name, config in configs.items()}
+    jobs = {name: job_from(config, asked.out).job for name, config in configs.items()}
     for name, config in configs.items():
         check_folder(asked.out / name, config)
-    first = setups[asked.schedulers[0]]
-    executor = first.executor
-    assert isinstance(executor, EngineSetup), "checked for every setup"
-    with open_host(executor) as host:
-        profile = obtain_profile(asked, first, executor, host)
-        plans = {name: obtain_plan(asked, setup, name, profile) for name, setup in setups.items()}
-        measured = measure(asked, first, executor, plans, host)
+    first, hardware = jobs[asked.schedulers[0]], make(configs[asked.schedulers[0]]["hardware"], "hardware")
+    with first.site.open():
+        profile = obtain_profile(asked, first)
+        plans = {name: obtain_plan(asked, job, name, profile) for name, job in jobs.items()}
+        measured = measure_plans(asked, first, plans)
     compared = [
         replace(
-            compare(plan, simulate(first, executor, plan), measured[name]), plan=name, cpu_frac=cpu_fracs(asked, name)
+            compare(plan, simulate(first, hardware, plan), measured[name]),
+            plan=name,
+            cpu_frac=tuple(frac for run in measured[name] if (frac := cpu_frac(run)) is not None),
         )
         for name, plan in plans.items()
     ]
-    write_report(asked, first, profile, compared)
+    write_report(asked, first, hardware, profile, compared)
     print(describe(compared))
     print(f"report: {asked.out / 'validation.md'}")
 
@@ -155,45 +154,37 @@ def check_folder(folder: Path, config: Mapping[str, Any]) -> None:
     kept.write_text(text, encoding="utf-8")
 
 
-def obtain_profile(asked: Validation, setup: Setup, executor: EngineSetup, host: HostProcess | None) -> Profile:
+def obtain_profile(asked: Validation, job: Job) -> Profile:
     """Read the profile, the one of an earlier start included, or measure it."""
     kept = asked.out / "profile.json"
-    if setup.profile_path is None and kept.exists():
+    if job.profile is None and kept.exists():
         return load_profile(kept)
-    profile = RealExecution(setup, executor, asked.out, host).profile()
+    profile = measure(job)[job.graph.first_nodes[0]]
     write_profile(profile, kept)
     return profile
 
 
-def obtain_plan(asked: Validation, setup: Setup, name: str, profile: Profile) -> Plan:
+def obtain_plan(asked: Validation, job: Job, name: str, profile: Profile) -> Plan:
     """Make a plan, or read the one of an earlier start: a solver that stops by the clock may find another."""
-    problem = make_problem(
-        setup.workload, experts=setup.experts, cluster=setup.cluster, profile=profile, costs=setup.costs
-    )
     kept = asked.out / name / "plan.json"
-    if kept.exists():
-        plan = load_plan(kept)
-        check_plan(plan, problem)
-        return plan
-    plan = setup.scheduler.plan(problem)
-    check_plan(plan, problem)
-    kept.write_text(plan_to_json(plan), encoding="utf-8")
+    saved = load_plans(kept) if kept.exists() else ()
+    plan = mosaic.plan(replace(job, profile=profile, plans=saved)).plan
+    if not saved:
+        save_plans(kept, [plan])
     return plan
 
 
-def measure(
-    asked: Validation, setup: Setup, executor: EngineSetup, plans: Mapping[str, Plan], host: HostProcess | None
-) -> dict[str, list[RunResult]]:
+def measure_plans(asked: Validation, job: Job, plans: Mapping[str, Plan]) -> dict[str, list[RunResult]]:
     """Run every plan as often as asked for, one after the other and again."""
     measured: dict[str, list[RunResult]] = {name: [] for name in plans}
     for repeat in range(asked.num_repeats):
         for name, plan in plans.items():
             print(f"repeat {repeat + 1} of {asked.num_repeats}: {name}", file=sys.stderr)
-            measured[name].append(measure_once(setup, executor, run_folder(asked, name, repeat), plan, host))
+            measured[name].append(measure_once(job, f"{name}/repeat-{repeat}", asked.out, plan))
     return measured
 
 
-def measure_once(setup: Setup, executor: EngineSetup, folder: Path, plan: Plan, host: HostProcess | None) -> RunResult:
+def measure_once(job: Job, name: str, out: Path, plan: Plan) -> RunResult:
     """Run a plan; a run that was interrupted is made anew, since its times hold what that cost.
 
     Raises
@@ -201,54 +192,56 @@ def measure_once(setup: Setup, executor: EngineSetup, folder: Path, plan: Plan, 
     DisturbedSweepError
         If the second time is no better.
     """
+    site = engines_of(job)
+    assert site.replayed is not None, "every configuration replays"
     for _ in range(2):
-        result = RealExecution(setup, executor, folder, host).experts().execute(plan, setup.workload.calls)
+        result = execute(plan, job.workload.calls, site.replaying(site.replayed.run, name))
         if not any(record.attempt for record in result.calls):
             return result
-        shutil.rmtree(folder)
-    raise DisturbedSweepError(f"{folder}: sessions fail again and again, so that no time can be taken")
+        shutil.rmtree(out / name)
+    raise DisturbedSweepError(f"{out / name}: sessions fail again and again, so that no time can be taken")
 
 
-def run_folder(asked: Validation, name: str, repeat: int) -> Path:
-    """Name the folder of one run's journals."""
-    return asked.out / name / f"repeat-{repeat}"
+def engines_of(job: Job) -> EngineSite:
+    """Give the job's site, which is one of engines: every configuration was checked."""
+    assert isinstance(job.site, EngineSite)
+    return job.site
 
 
-def simulate(setup: Setup, executor: EngineSetup, plan: Plan) -> RunResult:
+def simulate(job: Job, hardware: Hardware, plan: Plan) -> RunResult:
     """Run a plan in the same world on the simulator, with engines that schedule like the real ones."""
+    site = engines_of(job)
+    assert site.options is not None
+    assert site.replayed is not None
     backend = SimBackend(
-        experts=setup.experts,
-        cluster=setup.cluster,
-        hardware={setup.hardware.gpu.name: setup.hardware},
-        settings=mirrored_settings(executor.settings, setup.experts),
-        outcomes=setup.world().outcome,
+        experts=job.experts,
+        cluster=job.cluster,
+        hardware={hardware.gpu.name: hardware},
+        settings=mirrored_settings(site.options, job.experts),
+        outcomes=site.replayed.run,
     )
-    return backend.execute(plan, setup.workload.calls)
+    return execute(plan, job.workload.calls, backend)
 
 
-def cpu_fracs(asked: Validation, name: str) -> tuple[float, ...]:
-    """Read for each repeat how much of their wall time the sessions had a processor; empty where it is not known."""
-    fracs = []
-    for repeat in range(asked.num_repeats):
-        journal = view(read_journal(run_folder(asked, name, repeat) / "experts").records)
-        start_ts = {(entry.session, entry.attempt): entry.load_start_ts for entry in journal.opened}
-        known = [entry for entry in journal.closed if entry.cpu_s is not None]
-        wall_s = sum(entry.end_ts - start_ts[entry.session, entry.attempt] for entry in known)
-        if wall_s > 0:
-            fracs.append(sum(entry.cpu_s or 0.0 for entry in known) / wall_s)
-    return tuple(fracs)
+def cpu_frac(run: RunResult) -> float | None:
+    """Tell how much of their wall time the sessions had a processor; None where it is not known."""
+    known = [(session.cpu_s, session.end_ts - session.load_start_ts) for session in run.sessions]
+    wall_s = sum(wall_s for cpu_s, wall_s in known if cpu_s is not None)
+    return sum(cpu_s for cpu_s, _ in known if cpu_s is not None) / wall_s if wall_s else None
 
 
-def write_report(asked: Validation, setup: Setup, profile: Profile, compared: Sequence[PlanForetold]) -> None:
+def write_report(
+    asked: Validation, job: Job, hardware: Hardware, profile: Profile, compared: Sequence[PlanForetold]
+) -> None:
     """Write the report, the numbers and the figure."""
     conditions = [
-        f"{setup.workload.name}: {len(setup.workload.calls)} calls, {setup.cluster.num_workers} workers, "
+        f"{job.workload.name}: {len(job.workload.calls)} calls, {job.cluster.num_workers} workers, "
         f"{asked.num_repeats} runs of each plan",
-        f"hardware {setup.hardware.gpu.name}: {'; '.join(sorted(set(setup.hardware.sources.values())))}",
+        f"hardware {hardware.gpu.name}: {'; '.join(sorted(set(hardware.sources.values())))}",
         f"session costs: {profile.source}",
         _machine(),
     ]
-    title = f"Foretold and measured: {setup.workload.name} on {setup.hardware.gpu.name}"
+    title = f"Foretold and measured: {job.workload.name} on {hardware.gpu.name}"
     figure = draw_validation(figure_points(compared))
     files: dict[str, Any] = {
         "validation.png": png_bytes(figure),
