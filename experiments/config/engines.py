@@ -72,7 +72,8 @@ def vllm_site(parts: Parts) -> Built:
             patience=patience,
         )
 
-    return _site(parts, "vllm", make, host, mode, backend["num_calibration_questions"]), lambda costs: costs
+    site = _site(parts, "vllm", make, host, mode, backend["num_calibration_questions"], options=options)
+    return site, lambda costs: costs
 
 
 def endpoint_site(parts: Parts) -> Built:
@@ -152,6 +153,7 @@ def _site(
     mode: Mode,
     num_calibration_questions: int,
     expert_by_worker: Mapping[int, str] | None = None,
+    options: EngineOptions | None = None,
 ) -> EngineSite:
     if mode is Mode.LIVE:
         check_texts(parts.workload)
@@ -187,6 +189,7 @@ def _site(
         replayed=replayed,
         expert_by_worker=expert_by_worker,
         opened=lambda: closing(host),
+        options=options,
     )
 
 

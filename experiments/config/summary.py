@@ -9,7 +9,7 @@ from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.calibration_answers import encode_calibration_answers, grade_ballots
 from mosaic.pipelines.gates.gate import Never
 from mosaic.report.metrics import StageSummary
-from mosaic.runtime.run import Outcome
+from mosaic.runtime.run import Job, Outcome
 
 
 def upper_summary(prepared: Prepared, outcome: Outcome) -> StageSummary | None:
@@ -41,8 +41,9 @@ def upper_summary(prepared: Prepared, outcome: Outcome) -> StageSummary | None:
 def answer_files(prepared: Prepared, outcome: Outcome) -> dict[str, bytes]:
     """Encode the texts of real responses, and of a run that skipped nothing the graded answers that calibrate gates."""
     files: dict[str, bytes] = {}
-    if any(record.response is not None for record in outcome.result.calls):
-        files["responses.jsonl"] = responses_jsonl(outcome.result)
+    said = (record.response for record in outcome.result.calls if record.response is not None)
+    if any(response.text is not None or response.error is not None for response in said):
+        files["responses.jsonl"] = responses_jsonl(prepared.job, outcome.result)
     graph = prepared.job.graph
     if isinstance(graph.gate, Never) and graph.upper_nodes:
         last = graph.upper_nodes[-1].name
@@ -57,9 +58,15 @@ def answer_files(prepared: Prepared, outcome: Outcome) -> dict[str, bytes]:
     return files
 
 
-def responses_jsonl(result: RunResult) -> bytes:
-    """Write what was said, a line a call, in the order of the records."""
-    return "".join(_response_line(record) for record in result.calls).encode()
+def responses_jsonl(job: Job, result: RunResult) -> bytes:
+    """Write what was said, a line a call, in the order of the workload: when and where something ran is no matter."""
+    questions = {question.id: place for place, question in enumerate(job.workload.questions)}
+    nodes = {node.name: place for place, node in enumerate(job.graph.nodes)}
+
+    def place(record: CallRecord) -> tuple[int, int, int]:
+        return nodes.get(record.key.node, len(nodes)), questions[record.key.question], record.key.slot
+
+    return "".join(map(_response_line, sorted(result.calls, key=place))).encode()
 
 
 def _response_line(record: CallRecord) -> str:

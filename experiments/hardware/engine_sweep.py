@@ -5,26 +5,24 @@ replay backend, with all workers busy, and fits a conf/hardware file to what the
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from statistics import median
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, TypeAlias
 
 from experiments.hardware.engine_fit import MeasuredSession, ShapeFit, fit_loads, fit_shape, hardware_config, serve_s
 from mosaic.core.checks import require, require_count
 from mosaic.core.cluster import Cluster
-from mosaic.core.engine_options import EngineSettings as SimulatedSettings
-from mosaic.core.engine_options import Order
+from mosaic.core.engine_options import Device, EngineOptions, ModelLoading, Order
 from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.realization import Outcome, Outcomes
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ModelShape
-from mosaic.engines.engine import Device, EngineSettings
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.static_plan import execute
 
-MakeBackend: TypeAlias = Callable[[Sequence[Expert], Outcomes, str], Backend]
+MakeBackend: TypeAlias = Callable[[Outcomes, str], Backend]
 """Makes a backend that replays outcomes with random prompts, for a run of this name."""
 Batch: TypeAlias = tuple[tuple[int, int], ...]
 """The requests of a session: prompt and output tokens of each."""
@@ -38,18 +36,6 @@ MAX_TRIES = 3
 """Of a round, until no session of it was interrupted."""
 WARM_UP: Batch = ((24, 6),) * 48
 """Served first by a fresh engine: what it takes longer than later on belongs to the load."""
-
-
-@runtime_checkable
-class Machine(Protocol):
-    """A site of engines whose iterations can be timed."""
-
-    @property
-    def engine_settings(self) -> EngineSettings:
-        """How its engines run."""
-
-    def replaying(self, experts: Sequence[Expert], outcomes: Outcomes, name: str) -> Backend:
-        """Give a backend that replays outcomes with random prompts, for a run of this name."""
 
 
 class Group(NamedTuple):
@@ -80,7 +66,7 @@ def fit_machine(
     cluster: Cluster,
     make_backend: MakeBackend,
     *,
-    settings: SimulatedSettings,
+    settings: EngineOptions,
     name: str,
     memory_gib: float,
     source: str,
@@ -129,7 +115,7 @@ def fit_machine(
             for again in range(MAX_TRIES):
                 run = f"sweep-{number}-{round_number}-{again}"
                 content = round_of(group, cluster.num_workers, settings, size, round_number, run)
-                backend = make_backend(group.experts, content.outcome, run)
+                backend = make_backend(content.outcome, run)
                 result = execute(content.plan, content.calls, backend)
                 if is_undisturbed(result, by_cpu=alone):
                     break
@@ -151,26 +137,29 @@ def fit_machine(
     return hardware_config(fits, fit_loads(load_s_by_bytes), name=name, memory_gib=memory_gib, source=conditions)
 
 
-def mirrored_settings(engine: EngineSettings, experts: Sequence[Expert]) -> SimulatedSettings:
-    """Translate how real engines run into the simulator's terms.
+def mirrored_settings(engine: EngineOptions, experts: Sequence[Expert]) -> EngineOptions:
+    """Give the simulator the options of real engines, with what these leave to vLLM or say in bytes written out.
 
     NOTE: on CPU prompts are read whole, where the simulator may split the last prompt of an iteration; with prompts far
-    below the token budget that changes nothing. The KV cache of several shapes is that of the hungriest.
+    below the token budget that changes nothing. The KV cache of several shapes is that of the hungriest. Prefixes are
+    not cached: prompts of a replay share none.
     """
-    budget = engine.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS[engine.device]
-    if engine.device is Device.CPU:
+    device = engine.loading.device
+    budget = engine.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS[device]
+    if device is Device.CPU:
         budget = max(budget, *(expert.context_tokens for expert in experts))
-    kv_tokens = None
-    if engine.kv_cache_bytes is not None:
+    kv_tokens = engine.kv_cache_tokens
+    if engine.kv_cache_memory_bytes is not None:
         hungriest = max(expert.shape.kv_bytes_per_token(expert.tp_degree) for expert in experts)
-        kv_tokens = engine.kv_cache_bytes // hungriest
-    return SimulatedSettings(
+        kv_tokens = engine.kv_cache_memory_bytes // hungriest
+    return replace(
+        engine,
         order=Order.MIXED,
-        max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=max(budget, engine.max_num_seqs),
-        block_size=engine.block_size,
-        kv_tokens=kv_tokens,
-        enable_prefix_caching=engine.prefix_caching,
+        kv_cache_tokens=kv_tokens,
+        kv_cache_memory_bytes=None,
+        enable_prefix_caching=False,
+        loading=ModelLoading(),
     )
 
 
@@ -185,7 +174,7 @@ def groups_of(experts: Sequence[Expert]) -> list[Group]:
     ]
 
 
-def batches_of(context_tokens: int, settings: SimulatedSettings, size: SweepSize) -> list[Batch]:
+def batches_of(context_tokens: int, settings: EngineOptions, size: SweepSize) -> list[Batch]:
     """List the sessions of a round: equal requests by batch size and prompt, prompts alone, and queues that churn."""
     require(context_tokens >= 64, "engine sweep: context_tokens", "at least 64", context_tokens)
     span, largest = min(context_tokens, LONGEST_PROMPT * 2), settings.max_num_seqs
@@ -215,9 +204,7 @@ class Round(NamedTuple):
     outcome: Outcomes
 
 
-def round_of(
-    group: Group, num_workers: int, settings: SimulatedSettings, size: SweepSize, number: int, run: str
-) -> Round:
+def round_of(group: Group, num_workers: int, settings: EngineOptions, size: SweepSize, number: int, run: str) -> Round:
     """Put every session on every worker once, behind one that warms the engine up.
 
     NOTE: a worker starts somewhere else in the list than its neighbour, so that no session always meets the same one

@@ -35,7 +35,7 @@ class DrawnAnswers:
 
     def ballots(self) -> tuple[Ballot, ...]:
         """Count the votes on every question."""
-        return tuple(self.job.graph.ballot(*self.questions.of(question.id))[0] for question in self.questions)
+        return tuple(self.job.graph.vote(*self.questions.of(question.id))[0] for question in self.questions)
 
 
 def draw_answers(overrides: Sequence[str], model: AnswerModel | None = None) -> DrawnAnswers:

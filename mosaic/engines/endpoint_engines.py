@@ -62,4 +62,5 @@ class EndpointEngines:
             context_tokens=expert.context_tokens,
             max_num_seqs=self.max_in_flight,
             settings=settings,
+            is_remote=True,
         )

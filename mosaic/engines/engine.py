@@ -24,6 +24,8 @@ class EngineSpec:
     """Requests that its batch holds."""
     settings: Any
     """What the engine's module understands."""
+    is_remote: bool = False
+    """The model is a server's: nothing is loaded here, and nobody knows what it computes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

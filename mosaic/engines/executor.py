@@ -162,7 +162,8 @@ class Executor:
                 expert=session.expert,
                 workers=workers,
                 load_start_ts=max([state.opened_ts, *(self._free_ts[worker] for worker in workers), *followed]),
-                is_resident=is_resident,
+                is_resident=is_resident or state.spec.is_remote,
+                is_remote=state.spec.is_remote,
             )
         )
 

@@ -108,7 +108,9 @@ class Serve:
     workers: tuple[int, ...]
     load_start_ts: float
     is_resident: bool
-    """The expert stayed from the session before, so nothing is loaded."""
+    """The expert stayed from the session before, or is a server's, so nothing is loaded."""
+    is_remote: bool = False
+    """It is a server's, whose processor time nobody knows."""
 
 
 class Run(NamedTuple):

@@ -67,7 +67,7 @@ class SessionService:
             if self._limits:
                 self._cut()
             self._show_life()
-        cpu_s = time.process_time() - spent_cpu_s
+        cpu_s = None if serve.is_remote else time.process_time() - spent_cpu_s
         self._tell(ClosedSession(session=serve.session, end_ts=self._now(), cpu_s=cpu_s))
 
     def _now(self) -> float:

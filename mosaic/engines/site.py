@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mosaic.core.cluster import Cluster
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import Plan
 from mosaic.core.realization import Outcomes
@@ -72,6 +73,8 @@ class EngineSite:
         Where workers keep one expert; None: any expert may be loaded anywhere.
     opened
         Keeps what engines need while a run lasts.
+    options
+        Of engines that the site starts; None: they are others'.
     """
 
     def __init__(
@@ -91,8 +94,10 @@ class EngineSite:
         replayed: Replayed | None = None,
         expert_by_worker: Mapping[int, ExpertName] | None = None,
         opened: Callable[[], AbstractContextManager[object]] = nullcontext,
+        options: EngineOptions | None = None,
     ) -> None:
         self.name = name
+        self.options = options
         self.circumstances = circumstances
         self.fingerprint = None
         self._make = make
@@ -104,7 +109,7 @@ class EngineSite:
         self._profile_seed = profile_seed
         self._prompt_text = prompt_text
         self._num_calibration_questions = num_calibration_questions
-        self._replayed = replayed
+        self.replayed = replayed
         self._expert_by_worker = expert_by_worker
         self._opened = opened
         self._run: EngineBackend | None = None
@@ -112,12 +117,12 @@ class EngineSite:
     @property
     def way(self) -> str:
         """Live responses are measured."""
-        return "measured" if self._replayed is None else "replayed"
+        return "measured" if self.replayed is None else "replayed"
 
     @property
     def answers_source(self) -> str:
         """Measured, unless the answers are those of a simulated world."""
-        return "measured" if self._replayed is None else self._replayed.answers_source
+        return "measured" if self.replayed is None else self.replayed.answers_source
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -127,10 +132,10 @@ class EngineSite:
 
     def backend(self, questions: Mapping[str, Question], prompts: Prompts) -> Backend:
         """Give the backend of the run."""
-        if self._replayed is None:
+        if self.replayed is None:
             content = RunContent(prompts=prompts, questions=questions, root_seed=self._seed)
         else:
-            content = RunContent(outcomes=self._replayed.run, root_seed=self._seed)
+            content = RunContent(outcomes=self.replayed.run, root_seed=self._seed)
         self._run = self._make(self._journal / "run", content, is_measured=False)
         return self._run
 
@@ -141,7 +146,7 @@ class EngineSite:
 
     def calibration(self, experts: Sequence[ExpertName]) -> Workload:
         """Give the first calibration questions that ask no other experts; of a replay, the batch."""
-        if self._replayed is not None:
+        if self.replayed is not None:
             return self._batch
         return first_questions(self._calibration(), self._num_calibration_questions, experts)
 
@@ -156,8 +161,8 @@ class EngineSite:
         controllers: Sequence[Controller],
     ) -> Sequence[CallRecord]:
         """Let experts answer calibration questions; those of a replay are simulated."""
-        if self._replayed is not None:
-            return self._replayed.ask(calls, earlier)
+        if self.replayed is not None:
+            return self.replayed.ask(calls, earlier)
         backend = self.rehearsal(name, questions, prompts, earlier)
         return execute(plan(), calls, backend, controllers).calls
 
@@ -168,8 +173,8 @@ class EngineSite:
             questions=questions,
             root_seed=calibration_seed(self._profile_seed),
         )
-        if self._replayed is not None:
-            outcomes = self._replayed.calibration
+        if self.replayed is not None:
+            outcomes = self.replayed.calibration
             content = RunContent(
                 outcomes=lambda call, inputs: outcomes(call, _of(call, inputs, earlier)),
                 root_seed=calibration_seed(self._profile_seed),
@@ -178,7 +183,7 @@ class EngineSite:
 
     def sweep(self, name: str, experts: Sequence[Expert]) -> tuple[Backend, Callable[[int], int]]:
         """Give a backend that asks calibration questions in turn; in a replay prompts are as long as the batch's."""
-        if self._replayed is not None:
+        if self.replayed is not None:
             tokens = [call.prompt_tokens for call in self._batch.calls]
             return self.rehearsal(name, {}, _no_prompt, {}), lambda number: tokens[number % len(tokens)]
         asked = self._calibration()
@@ -186,6 +191,10 @@ class EngineSite:
         tokens = prompt_tokens_by_question(asked)
         prompts: Prompts = lambda call, inputs: texts[sweep_number(call.key) % len(texts)]  # noqa: E731
         return self.rehearsal(name, {}, prompts, {}), lambda number: tokens[number % len(tokens)]
+
+    def replaying(self, outcomes: Outcomes, name: str) -> Backend:
+        """Give a backend whose calls write as many random tokens as they are told, for a measurement of this name."""
+        return self._make(self._journal / name, RunContent(outcomes=outcomes), is_measured=True)
 
     def hindsight(self, earlier: Inputs) -> Backend | None:
         """None: what models really say happens once."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NoReturn
 
-from mosaic.core.errors import FatalEngineError
+from mosaic.core.errors import FatalEngineError, MosaicError
 from mosaic.engines.engine import EngineModule
 from mosaic.engines.messages import Failure, Fork, FromWorker, Load, Quit, Serve, one_line
 from mosaic.engines.session_service import SessionService
@@ -77,7 +77,7 @@ def _serve_link(link: Connection, module: EngineModule) -> None:
     except Exception as error:
         traceback.print_exc()
         is_journal, is_fatal = isinstance(error, JournalError), isinstance(error, FatalEngineError)
-        cause = str(error) if is_journal or is_fatal else f"{load.spec.expert} cannot be loaded: {one_line(error)}"
+        cause = _cause(error, f"{load.spec.expert} cannot be loaded")
         link.send([Failure(cause, module.is_device_lost(error), is_journal, is_fatal)])
         return
     reporter = Reporter(log, link)
@@ -90,12 +90,16 @@ def _serve_link(link: Connection, module: EngineModule) -> None:
         raise
     except Exception as error:
         traceback.print_exc()
-        is_fatal = isinstance(error, FatalEngineError)
-        cause = str(error) if is_fatal else f"{load.spec.expert} failed: {one_line(error)}"
-        reporter.tell(Failure(cause, module.is_device_lost(error), is_fatal=is_fatal))
+        cause = _cause(error, f"{load.spec.expert} failed")
+        reporter.tell(Failure(cause, module.is_device_lost(error), is_fatal=isinstance(error, FatalEngineError)))
     reporter.finish()
     if load.spec.num_workers == 1:
         _leave(0)  # the kernel frees all at once, where taking an engine apart takes a second
+
+
+def _cause(error: Exception, what: str) -> str:
+    """Say what went wrong; errors of this project say it themselves."""
+    return str(error) if isinstance(error, MosaicError) else f"{what}: {one_line(error)}"
 
 
 class Reporter:

@@ -151,14 +151,23 @@ class CallGraph:
         """List the calls behind the first layer that a question needs now and that have not ended."""
         return self._progress(question, first, done).submit
 
+    def vote(self, question: Question, first: Sequence[Call], done: Inputs) -> tuple[Ballot, Decision]:
+        """Give the votes that the last gate saw of a question, or else those of the first layer, and the decision."""
+        return self._vote(question, first, done, self._progress(question, first, done))
+
+    def _vote(
+        self, question: Question, first: Sequence[Call], done: Inputs, progress: _Progress
+    ) -> tuple[Ballot, Decision]:
+        if progress.ballot is not None and progress.decision is not None:
+            return progress.ballot, progress.decision
+        expert_of = {call.key: call.expert for call in first}
+        ballot = self._ballot(question, list(expert_of), expert_of, done)
+        return ballot, Never().decide(ballot)
+
     def end(self, question: Question, first: Sequence[Call], done: Inputs) -> End:
         """Give the final answer of a question whose calls have all ended, with what led to it."""
         progress = self._progress(question, first, done)
-        ballot, decision = progress.ballot, progress.decision
-        if ballot is None or decision is None:
-            expert_of = {call.key: call.expert for call in first}
-            ballot = self._ballot(question, list(expert_of), expert_of, done)
-            decision = Never().decide(ballot)
+        ballot, decision = self._vote(question, first, done, progress)
         ended = [done[key] for key in progress.last if done[key].status is CallStatus.FINISHED]
         answer = ended[0].answer if len(ended) == 1 else decision.answer
         if len(ended) > 1 and not progress.is_settled:

@@ -131,8 +131,8 @@ def measure(job: Job, *, show: Show = show_nothing) -> Mapping[NodeName, Profile
     InfeasibleError, PlanError, ProfileError, BackendError
         If something cannot be measured, or no plan exists for what calibration needs.
     """
-    planner, first = _plan(job, show, lambda name: nullcontext())
-    return _with_upper_profiles(job, planner, first, show)[0].profiles
+    planner, _ = _plan(job, show, lambda name: nullcontext())
+    return _with_upper_profiles(job, planner, show)[0].profiles
 
 
 def _plan(job: Job, show: Show, step: Step) -> tuple[Planner, Planned]:

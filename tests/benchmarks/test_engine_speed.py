@@ -6,8 +6,8 @@ The ratios are printed, not asserted: a shared machine's clock proves nothing.
 import time
 from math import inf
 
-from sim.engine.engine import Engine
 from mosaic.core.engine_options import EngineOptions
+from sim.engine.engine import Engine
 from tests.sim.cluster_runs import HYBRID_POOL, round_robin_run
 from tests.sim.oracle import LinearTime, Oracle
 

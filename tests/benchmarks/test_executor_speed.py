@@ -13,11 +13,11 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from mosaic.engines.vllm_jobs import JobMaker
 
 from mosaic.core.realization import Outcome, uniform
 from mosaic.engines.engine import EngineOptions
 from mosaic.engines.host_process import VLLM_ENGINE
-from mosaic.engines.vllm_jobs import JobMaker
 from tests.engines.executor_runs import has_vllm, make_checkpoint, make_executor, running_host
 from tests.engines.tiny_checkpoint import tiny_expert
 from tests.factories import make_call, make_cluster

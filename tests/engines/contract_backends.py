@@ -1,21 +1,29 @@
-"""The executor for the contract suite: with an engine that has no model, and with vLLM where it is installed."""
+"""The executor for the contract suite: an engine that has no model, vLLM where it is installed, and servers."""
 
 import atexit
 import functools
+import json
 from pathlib import Path
 
+from mosaic.core.workload import AnswerKind, Question
 from mosaic.engines.backend import EngineBackend
-from mosaic.engines.call_specs import RunContent
+from mosaic.engines.call_specs import RunContent, ServedExpert
+from mosaic.engines.endpoint import EndpointSettings
+from mosaic.engines.endpoint_engines import ENDPOINT_ENGINE
+from mosaic.engines.engine import EngineSpec
 from mosaic.engines.host_process import VLLM_ENGINE, HostProcess
+from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.vllm_engines import make_vllm_backend
 from tests.engines.executor_runs import FAKE_ENGINE, OPTIONS
+from tests.engines.fake_server import FakeServer, prompt_of
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 
 
 @functools.cache
 def host_of(engine_module: str) -> HostProcess:
     """One host for all tests of a process; it ends with it."""
-    host = HostProcess(OPTIONS, engine_module)
+    is_server = engine_module == ENDPOINT_ENGINE
+    host = HostProcess(EndpointSettings(endpoint=server_of("A").endpoint) if is_server else OPTIONS, engine_module)
     atexit.register(host.close)
     return host
 
@@ -40,3 +48,62 @@ def make_executor(engine_module: str, outcomes, *, experts, cluster, folder: Pat
 
 make_fake_executor = functools.partial(make_executor, FAKE_ENGINE)
 make_vllm_executor = functools.partial(make_executor, VLLM_ENGINE)
+
+
+def make_fake_servers(outcomes, *, experts, cluster, folder: Path) -> EngineBackend:
+    """Make the backend of one run on servers, one an expert, whose prompts say what to answer."""
+    questions: dict[str, Question] = {}
+
+    def prompts(call, inputs) -> str:
+        questions[call.key.question] = Question(
+            id=call.key.question, prompt_tokens=call.prompt_tokens, answer_kind=AnswerKind.CHOICE, num_options=4
+        )
+        outcome = outcomes(call, inputs)
+        return json.dumps([outcome.output_tokens, outcome.answer, call.prompt_tokens, *call.key])
+
+    return EngineBackend(
+        name="endpoint",
+        experts=experts,
+        cluster=cluster,
+        journal=folder / "journal",
+        content=RunContent(prompts=prompts, questions=questions),
+        engines=ServerOfExpert(),
+        launcher=LocalLauncher(host_of(ENDPOINT_ENGINE), None),
+    )
+
+
+class ServerOfExpert:
+    """Engines that are one server an expert, whichever the workers; a gang is one too."""
+
+    def served(self, expert) -> ServedExpert:
+        return ServedExpert(
+            expert=expert, context_tokens=expert.context_tokens, vocab_size=None, decides=("server", expert.name)
+        )
+
+    def spec(self, expert, workers) -> EngineSpec:
+        return EngineSpec(
+            expert=expert.name,
+            num_workers=1,
+            context_tokens=expert.context_tokens,
+            max_num_seqs=8,
+            settings=EndpointSettings(endpoint=server_of(expert.name).endpoint),
+            is_remote=True,
+        )
+
+
+@functools.cache
+def server_of(expert: str) -> FakeServer:
+    """One server an expert for all tests of a process."""
+    server = FakeServer(expert, as_told)
+    atexit.register(server.close)
+    return server
+
+
+def as_told(body, number):
+    """Write as many tokens as the prompt says, and its answer unless that is cut off."""
+    tokens, answer, prompt_tokens, *_ = json.loads(prompt_of(body))
+    written = min(tokens, body["max_tokens"])
+    said, reason = (f"The answer is {answer}.", "stop") if written == tokens else ("The", "length")
+    counts = {"prompt_tokens": prompt_tokens, "completion_tokens": written}
+    choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": said}}
+    return {"choices": [choice], "usage": counts}

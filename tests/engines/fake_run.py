@@ -3,21 +3,19 @@
 python -m tests.engines.fake_run OVERRIDES
 """
 
-import functools
 import json
 import sys
 from pathlib import Path
 from unittest.mock import patch
 
-from experiments.config import executor_wiring
+from experiments.config import engines
 from experiments.run import run_command
-from mosaic.engines.host_process import host_process
 from tests.engines.executor_runs import FAKE_ENGINE
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 from tests.experiments.command_line import Outcome, run_here
 
 CHECKPOINTS = {"SmolLM2": "HuggingFaceTB/SmolLM2-135M-Instruct", "QwenHalf": "Qwen/Qwen2.5-0.5B-Instruct"}
-fake_hosts = patch.object(executor_wiring, "host_process", functools.partial(host_process, engine_module=FAKE_ENGINE))
+fake_hosts = patch.object(engines, "VLLM_ENGINE", FAKE_ENGINE)
 
 
 def write_inputs(folder: Path, *, num_questions: int = 12, word: str = "") -> list[str]:

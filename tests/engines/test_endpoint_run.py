@@ -21,7 +21,7 @@ def servers():
 
 def overrides_of(folder: Path, servers: list[FakeServer]) -> list[str]:
     listed = ",".join(
-        f"{{base_url:'{server.endpoint.base_url}',expert:{server.endpoint.expert},model:{server.model}}}"
+        f"{{base_url:'{server.endpoint.base_url}',expert:{server.endpoint.expert},model:{server.endpoint.model}}}"
         for server in servers
     )
     kept = [value for value in write_inputs(folder) if not value.startswith("backend")]

@@ -4,15 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
-from mosaic.engines.vllm_backend import VllmBackend
 
 import experiments.validate as validate
-from experiments.hardware.engine_sweep import SweepSize, cpu_s_by_session, fit_machine, mirrored_settings
-from mosaic.engines.engine import EngineOptions
-from mosaic.engines.host_process import host_process
+from experiments.hardware.engine_sweep import SweepSize, fit_machine, mirrored_settings
+from mosaic.engines.host_process import VLLM_ENGINE
 from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time
-from tests.engines.executor_runs import has_vllm, make_checkpoint
+from tests.engines.executor_runs import OPTIONS, Runs, has_vllm, make_checkpoint, running_host
 from tests.engines.tiny_checkpoint import tiny_expert
 from tests.engines.validation_runs import small_validation
 from tests.factories import make_cluster
@@ -32,23 +30,20 @@ def test_calls_finish_in_the_order_that_the_simulator_foretells(tmp_path):
 
 def test_a_machine_is_fitted_from_sessions_on_it(tmp_path):
     experts = [replace(tiny_expert(name, make_checkpoint(tmp_path, name)), max_output_tokens=400) for name in "AB"]
-    cluster, settings = make_cluster(2), EngineOptions(max_num_seqs=8, kv_cache_bytes=16 * 2**20)
-    with host_process(settings) as host:
+    with running_host(VLLM_ENGINE) as host:
 
-        def make(some, outcomes, name):
-            return VllmBackend(
-                experts=some, cluster=cluster, journal=tmp_path / name, outcomes=outcomes, settings=settings, host=host
-            )
+        def make(outcomes, name):
+            return Runs(tmp_path, host, experts=experts, journal=tmp_path / name, outcomes=outcomes).backend()
 
         config = fit_machine(
             experts,
-            cluster,
+            make_cluster(2),
             make,
-            settings=mirrored_settings(settings, experts),
+            settings=mirrored_settings(OPTIONS, experts),
             name="here",
             memory_gib=8.0,
             source="a test",
-            cpu_s=lambda name: cpu_s_by_session(tmp_path / name),
+            by_cpu=True,
             size=SweepSize(num_rounds=1, decode_steps=16),
         )
     hardware = hardware_from_config(**{key: value for key, value in config.items() if key != "_target_"})

@@ -27,22 +27,21 @@ from experiments.hardware.engine_sweep import (
 from experiments.hardware.engine_work import Work, terms_of, works_of
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.commands import Closed, Finished
+from mosaic.core.engine_options import Device, EngineOptions, ModelLoading, Order
 from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.results import CallStatus
-from mosaic.engines.engine import Device, EngineSettings
 from mosaic.runtime.static_plan import execute
 from sim.cluster.backend import SimBackend
 from sim.engine.engine import Engine
-from mosaic.core.engine_options import EngineSettings as SimulatedSettings
-from mosaic.core.engine_options import Order
 from sim.hardware.curves import Curve
 from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 from tests.factories import make_expert, make_gpu, make_shape
 
-SETTINGS = SimulatedSettings(
-    order=Order.MIXED, max_num_seqs=16, max_num_batched_tokens=4096, block_size=32, kv_tokens=65536
-)
+SETTINGS = EngineOptions(
+    order=Order.MIXED, max_num_seqs=16, max_num_batched_tokens=4096, block_size=32,
+    kv_cache_tokens=65536, enable_prefix_caching=False,
+)  # fmt: skip
 SHAPE = make_shape(
     num_parameters=400_000, num_layers=2, hidden_size=128, ffn_size=256, num_query_heads=4, num_kv_heads=4,
     head_dim=32, vocab_size=448, bytes_per_value=4,
@@ -76,9 +75,13 @@ def replaying(hardware, experts, num_workers=2):
     """A machine whose true coefficients are known: the simulator in the place of engines."""
     cluster = uniform_cluster(name="machine", num_workers=num_workers, gpu=hardware.gpu)
 
-    def make(some, outcomes, name):
+    def make(outcomes, name):
         return SimBackend(
-            experts=some, cluster=cluster, hardware={hardware.gpu.name: hardware}, settings=SETTINGS, outcomes=outcomes
+            experts=experts,
+            cluster=cluster,
+            hardware={hardware.gpu.name: hardware},
+            settings=SETTINGS,
+            outcomes=outcomes,
         )
 
     return cluster, make
@@ -102,7 +105,7 @@ def with_cpu_s(make, cpu_s):
             return event
         return event._replace(record=replace(event.record, cpu_s=cpu_s(name, event.record.session)))
 
-    return lambda experts, outcomes, name: Changed(make(experts, outcomes, name), lambda event: tell(event, name))
+    return lambda outcomes, name: Changed(make(outcomes, name), lambda event: tell(event, name))
 
 
 def fit(hardware, experts, **changes):
@@ -274,11 +277,14 @@ def test_processor_time_is_taken_by_session():
 
 def test_the_simulator_is_told_how_the_engines_schedule():
     experts = [replace(make_expert("A", shape=SHAPE), context_tokens=8192)]
-    settings = mirrored_settings(EngineSettings(max_num_seqs=32, kv_cache_bytes=2**26), experts)
-    assert settings == SimulatedSettings(
-        order=Order.MIXED, max_num_seqs=32, max_num_batched_tokens=8192, block_size=32, kv_tokens=2**26 // 2048
-    )
-    on_gpu = EngineSettings(device=Device.GPU, block_size=16, kv_cache_bytes=None, max_num_batched_tokens=1024)
+    cpu = ModelLoading(device=Device.CPU, dtype="float32")
+    on_cpu = EngineOptions(max_num_seqs=32, block_size=32, kv_cache_memory_bytes=2**26, loading=cpu)
+    settings = mirrored_settings(on_cpu, experts)
+    assert settings == EngineOptions(
+        order=Order.MIXED, max_num_seqs=32, max_num_batched_tokens=8192, block_size=32,
+        kv_cache_tokens=2**26 // 2048, enable_prefix_caching=False,
+    )  # fmt: skip
+    on_gpu = EngineOptions(block_size=16, max_num_batched_tokens=1024)
     settings = mirrored_settings(on_gpu, experts)
     assert (settings.max_num_batched_tokens, settings.block_size, settings.kv_cache_tokens) == (1024, 16, None)
 
@@ -302,7 +308,7 @@ def test_warm_up_sessions_are_left_out():
     from experiments.hardware.engine_sweep import round_of
 
     content = round_of(groups_of([expert])[0], 2, SETTINGS, SweepSize(), 0, "run")
-    result = execute(content.plan, content.calls, make([expert], content.outcome, "run"))
+    result = execute(content.plan, content.calls, make(content.outcome, "run"))
     measured = measured_sessions(result, content.batches, by_cpu=False)
     assert len(measured) == len(result.sessions) - cluster.num_workers
     assert sorted(session.requests for session in measured) == sorted(2 * batches_of(512, SETTINGS, SweepSize()))
@@ -337,9 +343,9 @@ class Disturbed:
     def __init__(self, make, *, always=False):
         self.make, self.always, self.names = make, always, []
 
-    def __call__(self, experts, outcomes, name):
+    def __call__(self, outcomes, name):
         self.names.append(name)
-        backend = self.make(experts, outcomes, name)
+        backend = self.make(outcomes, name)
         if not self.always and not name.endswith("-0"):
             return backend
         first = []  # call that is told of

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 import experiments.validate as validate
+from experiments.config import engines
 from experiments.figures.style import png_bytes
 from experiments.figures.validation import draw_validation
 from experiments.studies.validation import (
@@ -23,9 +24,9 @@ from mosaic.core.errors import BackendError
 from mosaic.core.plan import PredictedTimes
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
 from mosaic.core.workload import PROPOSE
-from mosaic.engines.host_process import host_process
 from tests.engines.executor_runs import FAKE_ENGINE
 from tests.engines.validation_runs import small_validation
+from tests.experiments.command_line import ROOT
 from tests.sim.cluster_runs import make_plan, make_session, some_calls
 
 A, B = some_calls("A", 4), some_calls("B", 2)
@@ -198,6 +199,11 @@ def test_bad_arguments_are_refused(arguments, message):
         validate.read_arguments(arguments)
 
 
+def test_what_nobody_named_a_place_for_is_not_committed():
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert f"{validate.read_arguments([]).out.parent}/" in ignored
+
+
 def test_the_simulator_alone_is_not_validated(tmp_path):
     with pytest.raises(ValueError, match="backend.name must be vllm: the simulator is compared with engines"):
         validate.main(["backend=sim", "workload=gpqa", f"out={tmp_path}"])
@@ -205,17 +211,10 @@ def test_the_simulator_alone_is_not_validated(tmp_path):
 
 def test_the_command_resumes_and_reports(tmp_path, monkeypatch, capsys):
     """The whole command with an engine that has no model; started again it runs nothing anew."""
-    started = []
-
-    def open_fake(executor):
-        started.append(executor.mode)
-        return host_process(executor.settings, FAKE_ENGINE)
-
-    monkeypatch.setattr(validate, "open_host", open_fake)
+    monkeypatch.setattr(engines, "VLLM_ENGINE", FAKE_ENGINE)
     arguments = small_validation(tmp_path)
     validate.main(arguments)
     out = tmp_path / "out"
-    assert started == ["replay"]
     numbers = json.loads((out / "validation.json").read_text())
     assert [plan["plan"] for plan in numbers["plans"]] == ["round_robin", "data_parallel"]
     assert [len(plan["sessions"]) for plan in numbers["plans"]] == [3, 6]
@@ -227,7 +226,7 @@ def test_the_command_resumes_and_reports(tmp_path, monkeypatch, capsys):
         "validation.md", "validation.png", "validation.pdf", "validation.json", "profile.json",
     }  # fmt: skip
     # An engine that cannot be imported: whatever is not in the journals cannot be run.
-    monkeypatch.setattr(validate, "open_host", lambda executor: host_process(executor.settings, "no.such.engine"))
+    monkeypatch.setattr(engines, "VLLM_ENGINE", "no.such.engine")
     validate.main(arguments)
     assert json.loads((out / "validation.json").read_text()) == numbers
     with pytest.raises(BackendError, match="the engine cannot be imported"):

@@ -6,18 +6,18 @@ from itertools import combinations, product
 from pathlib import Path
 
 import pytest
-
 from experiments.config.wiring import CONF, Setup, compose_config, setup_from
+
+from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import AnswerKind, CallKey, PROPOSE
+from mosaic.core.workload import PROPOSE, AnswerKind, CallKey
 from mosaic.pipelines.gates.calibration_answers import encode_calibration_answers
 from mosaic.pipelines.gates.gate import Majority
 from mosaic.planning.costs import AffineCosts, PaperCosts
 from mosaic.planning.profiles import write_profile
 from mosaic.runtime.run import run
 from mosaic.runtime.sweep import sweep_calls
-from mosaic.core.engine_options import EngineOptions, Order
 from sim.world.world import World
 from tests.calibration_questions import make_question
 

@@ -40,21 +40,13 @@ def after(done: Inputs, call: Call, answer: str | None, **changes: object) -> In
     return {**done, call.key: ended(call, answer, **changes)}
 
 
-def seen(graph, question, first, done):
-    """What the gate saw of a question, and what it decided; whoever is asked then says nothing."""
-    end = graph.end(
-        question, first, done | {call.key: ended(call, None) for call in graph.needed(question, first, done)}
-    )
-    return end.ballot, end.decision
-
-
 # Mixture of agents
 
 
 def test_a_gates_decisions_by_hand() -> None:
     graph = make_moa()
     third, two_thirds = pytest.approx(1 / 3), pytest.approx(2 / 3)
-    assert {asked[0].id: seen(graph, *asked)[1] for asked in MIXED} == {
+    assert {asked[0].id: graph.vote(*asked)[1] for asked in MIXED} == {
         "agreed": Decision(True, "A", 1.0),
         "split": Decision(False, "A", third),
         "two": Decision(True, "D", two_thirds),
@@ -88,7 +80,7 @@ def test_a_call_that_failed_or_is_not_there_has_no_answer_whatever_its_record_sa
     cancelled = {**done, first[1].key: done[first[1].key]._replace(status=CallStatus.CANCELLED)}
     missing = {key: record for key, record in done.items() if key != first[0].key}
     for ended_calls, answers in ((cancelled, ["A", None, "B"]), (missing, [None, "A", "B"])):
-        ballot, _ = seen(make_moa(), question, first, ended_calls)
+        ballot, _ = make_moa().vote(question, first, ended_calls)
         assert [(vote.expert, vote.answer) for vote in ballot.votes] == list(zip("ABC", answers, strict=True))
 
 
@@ -96,7 +88,7 @@ def test_where_all_calls_failed_the_aggregator_answers_alone() -> None:
     question, first, done = answered(make_question("q", text="Which?"), [FAILED, FAILED])
     graph = make_moa()
     (call,) = graph.step(question, first, done).submit
-    assert seen(graph, question, first, done)[1] == Decision(False, None, 0.0)
+    assert graph.vote(question, first, done)[1] == Decision(False, None, 0.0)
     assert graph.prompt(question, call, done) == aggregator_prompt(question, [], make_expert("W"))
     assert call.after, "it is no call of the first layer"
 
@@ -110,7 +102,7 @@ def test_a_question_that_does_not_fit_keeps_the_gates_answer() -> None:
     graph = make_moa(Never())
     assert [call.key.question for call in needed(graph, fits, long)] == ["fits"]
     assert graph.end(*long).is_too_long
-    decision = seen(graph, *long)[1]
+    decision = graph.vote(*long)[1]
     assert decision == Decision(False, "B", pytest.approx(2 / 3)), "it was not the gate that left it out"
     answer = graph.step(*long).answer
     assert answer is not None
@@ -124,7 +116,7 @@ def test_free_text_goes_to_the_aggregator_unless_a_comparison_is_plugged_in() ->
     assert len(needed(make_moa(Majority(tau=0.1)), words)) == 1
     plugged = make_moa(compare=comparisons(lambda a, b: a.casefold() == b.casefold()))
     assert needed(plugged, words) == []
-    assert seen(plugged, *words)[1] == Decision(True, "Emma", pytest.approx(2 / 3))
+    assert plugged.vote(*words)[1] == Decision(True, "Emma", pytest.approx(2 / 3))
 
 
 def test_a_comparison_for_free_text_leaves_the_other_kinds_as_they_are() -> None:
@@ -139,7 +131,7 @@ def test_a_comparison_for_free_text_leaves_the_other_kinds_as_they_are() -> None
 
 def test_slots_decide_the_order_of_votes_and_responses_so_ties_go_to_the_lowest() -> None:
     question, first, done = answered(make_question("q"), ["A", "B"])
-    ballot, decision = seen(make_moa(), question, first[::-1], done)
+    ballot, decision = make_moa().vote(question, first[::-1], done)
     assert ([vote.answer for vote in ballot.votes], decision.answer) == (["A", "B"], "A")
     (call,) = make_moa().step(question, first[::-1], done).submit
     assert [key.slot for key in call.after] == [0, 1]
@@ -156,7 +148,7 @@ def test_a_question_is_skipped_or_aggregated_whatever_the_order_of_its_records(a
     order.shuffle(shuffled)
     graph = make_moa(Majority(tau=tau))
     step = graph.step(question, first, dict(shuffled))
-    decision = seen(graph, question, first, done)[1]
+    decision = graph.vote(question, first, done)[1]
     assert [call.after for call in step.submit] == [tuple(done)] * (not decision.skip)
     assert (step.answer is not None) == decision.skip
     assert step == graph.step(question, first, done)
