@@ -9,6 +9,19 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from experiments.config.errors import BAD_INPUT, exit_with_message, explain_error
+from mosaic.core.checks import require_name
+
+
+class NamedFolders(Callback):
+    """Refuses an empty name of a folder, which Hydra takes for the folder where the command was given."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        with exit_with_message():
+            require_name(config.hydra.run.dir, "hydra.run.dir")
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        with exit_with_message():
+            require_name(config.hydra.sweep.dir, "hydra.sweep.dir")
 
 
 class SweepHint(Callback):
