@@ -7,7 +7,6 @@ Prints one screen and leaves a run folder (README: "The run folder"). A point th
 the same configuration is not run again.
 """
 
-import json
 import os
 import sys
 import time
@@ -30,14 +29,13 @@ from experiments.config.compose import CONF, default_choices, plain, point_name,
 from experiments.config.errors import BAD_INPUT, FailedCalls, FailedPoint, exit_with_message, explain_error
 from experiments.config.job import Prepared, job_from
 from experiments.config.memory import spare_garbage_collector
-from experiments.config.summary import answer_files, upper_summary
+from experiments.config.summary import answer_files, replans_jsonl, summary_of
 from experiments.figures.timeline import draw_timeline
 from mosaic.core.plan import Plan
 from mosaic.core.results import RunResult
 from mosaic.planning.explain import explain
-from mosaic.planning.plan_file import plans_to_json
 from mosaic.report.display import show_run
-from mosaic.report.metrics import Summary, summarise
+from mosaic.report.metrics import Summary
 from mosaic.report.provenance import describe_run_conditions
 from mosaic.report.run_folder import SUMMARY, begin_run, completed_with, is_complete, read_json, write_run
 from mosaic.report.summary_text import describe_point, describe_run
@@ -260,27 +258,6 @@ def explain_only(
     print(f"plan: {folder / 'plan.json'} (run it with plan.path={folder / 'plan.json'})")
 
 
-def summary_of(
-    prepared: Prepared, config: Mapping[str, Any], outcome: Outcome | None, plan: Plan | None = None
-) -> Summary:
-    """Build the contents of summary.json."""
-    job = prepared.job
-    plans = [planned.plan for planned in outcome.planned] if outcome is not None else [plan]
-    assert plans[0] is not None
-    return summarise(
-        [made for made in plans if made is not None],
-        outcome.result if outcome else None,
-        workload=job.workload.name,
-        backend=config["backend"]["name"],
-        gate=job.graph.gate.name if job.graph.upper_nodes else None,
-        costs=plans[0].costs,
-        seed=prepared.seed,
-        num_questions=len(job.workload.questions),
-        experts=[expert.name for expert in job.experts],
-        stage=upper_summary(prepared, outcome) if outcome else None,
-    )
-
-
 def gate_notes(prepared: Prepared) -> Sequence[str]:
     """Say what the gate promises, where there is one."""
     graph = prepared.job.graph
@@ -296,12 +273,6 @@ def has_failed_calls(folder: Path) -> bool:
     """Tell whether a real run is complete but for calls that failed, which are then tried again."""
     complete = (folder / JOURNAL).exists() and is_complete(folder)
     return complete and bool(read_json(folder / SUMMARY)["num_failed_calls"])
-
-
-def replans_jsonl(replans: Sequence[tuple[Plan, Mapping[int, str]]]) -> bytes:
-    """Encode new plans, one a line, with the workers that were lost."""
-    lines = ({"lost_workers": lost, "plan": json.loads(plans_to_json([plan]))} for plan, lost in replans)
-    return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
 def tell_replan(plan: Plan, lost: Mapping[int, str]) -> None:
