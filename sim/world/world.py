@@ -65,10 +65,10 @@ class World:
         distribution = lengths.get(call.expert)
         if distribution is None:
             owner = "aggregator" if is_aggregator else "expert"
-            name = "aggregator.output_tokens" if is_aggregator else f"output_tokens.{call.expert}"
+            key = "merged_tokens" if is_aggregator else "output_tokens"
             raise ValueError(
                 f"output_tokens must have a length distribution for {owner} {call.expert!r}, "
-                f"got {sorted(lengths)}: add workload.{name} or pool.{name}"
+                f"got {sorted(lengths)}: add world.{key}.{call.expert}"
             )
         return distribution.quantile(u)
 

@@ -116,7 +116,7 @@ def test_recorded_lengths_need_no_distribution() -> None:
 
 def test_a_length_from_nowhere_is_refused() -> None:
     message = (
-        r"length distribution for expert 'C', got \['A', 'B'\]: add workload.output_tokens.C or pool.output_tokens.C"
+        r"length distribution for expert 'C', got \['A', 'B'\]: add world.output_tokens.C"
     )
     with pytest.raises(ValueError, match=message):
         WORLD.outcome(make_call(expert="C"))
