@@ -152,8 +152,10 @@ def aggregator_of(prepared: Prepared) -> tuple[Expert, tuple[int, ...]]:
 
 def test_the_points_take_every_choice_of_every_group() -> None:
     groups = {path.name for path in CONF.iterdir() if path.is_dir()} - PARTS
-    assert groups == set(POINTS[0])
-    for group in groups:
+    assert groups == {*POINTS[0], "world", "pipeline"}
+    assert choices("world") == choices("workload"), "each workload has a world, which follows it"
+    assert choices("pipeline") == {"mixture"}
+    for group in POINTS[0]:
         assert {point[group] for point in POINTS} == choices(group), group
 
 
@@ -274,9 +276,7 @@ def test_the_aggregator_is_the_workloads(workload: str, expert: str) -> None:
 
 def test_a_workload_without_an_aggregator_takes_the_pools(tmp_path: Path) -> None:
     assert aggregator_of(make("workload=medmcqa", "workload.aggregator=null"))[0].name == "LlamaR1"
-    own = small(
-        tmp_path, "workload.aggregator=SmolLM2", "+world.merged_tokens.SmolLM2={sample: [9], source: measured}"
-    )
+    own = small(tmp_path, "workload.aggregator=SmolLM2", "+world.merged_tokens.SmolLM2={sample: [9], source: measured}")
     assert aggregator_of(own)[0].name == "SmolLM2"
     assert site_of(own).world.aggregator_lengths["SmolLM2"].mean == 9
 
@@ -347,19 +347,22 @@ def test_a_pipeline_of_ones_own_names_its_nodes(tmp_path: Path) -> None:
     assert graph.nodes[2].min_output_tokens == 40
 
 
+ALONE = ("aggregator=none",)
+
+
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
         ([NODES], "aggregator must be none beside pipeline.nodes"),
-        (["aggregator=none", "pipeline.nodes=5"], "pipeline.nodes must be a mapping of nodes, or null, got 5"),
-        (["aggregator=none", "pipeline.nodes={a: {expert: x}}"], r"pipeline.nodes.a: key must be one of .*, got 'expert'"),
-        (["aggregator=none", "pipeline.nodes={a: {experts: X}}"], "pipeline.nodes.a.experts must be a list of experts"),
-        (["aggregator=none", "pipeline.nodes={a: {experts: [X]}}"], r"nodes.a.experts must be of the pool .*, got 'X'"),
-        (["aggregator=none", "pipeline.nodes={a: 7}"], "pipeline.nodes.a must be a group of the configuration.*, got 7"),
+        ([*ALONE, "pipeline.nodes=5"], "pipeline.nodes must be a mapping of nodes, or null, got 5"),
+        ([*ALONE, "pipeline.nodes={a: {expert: x}}"], r"pipeline.nodes.a: key must be one of .*, got 'expert'"),
+        ([*ALONE, "pipeline.nodes={a: {experts: X}}"], "pipeline.nodes.a.experts must be a list of experts"),
+        ([*ALONE, "pipeline.nodes={a: {experts: [X]}}"], "nodes.a.experts must be of the pool .*, got 'X'"),
+        ([*ALONE, "pipeline.nodes={a: 7}"], "pipeline.nodes.a must be a group of the configuration.*, got 7"),
         (["pipeline.barrier=maybe"], "pipeline.barrier must be true or false, got 'maybe'"),
         (["+pipeline.width=3"], "pipeline: key must be nodes or barrier, got 'width'"),
-        (["aggregator.scheduler_by_degree={1: best}"], r"scheduler_by_degree.1 must be one of \['data_parallel'\], got"),
-        (["aggregator.scheduler_by_degree=best"], "aggregator.scheduler_by_degree must be a mapping of degrees, got 'best'"),
+        (["aggregator.scheduler_by_degree={1: best}"], r"by_degree.1 must be one of \['data_parallel'\], got 'best'"),
+        (["aggregator.scheduler_by_degree=best"], "scheduler_by_degree must be a mapping of degrees, got 'best'"),
         (["aggregator.costs=free"], r"aggregator.costs must be null or one of \['affine'\], got 'free'"),
     ],
 )
