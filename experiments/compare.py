@@ -1,50 +1,56 @@
-"""Compare run folders: speedups over a baseline, and time against accuracy, with intervals over seeds.
+"""Compare run folders: speedups over a baseline, time against accuracy, and times across numbers of GPUs.
 
     python experiments/compare.py results/multirun/DIR [--baseline round_robin] [--out DIR]
 
-Runs are paired: a policy and the baseline meet on the same workload, seed and machines, and the speedup
-is the ratio of their makespans. Whatever has no partner, or did not finish, is listed by name. Where runs
-know their accuracy, tradeoff.png and tradeoff.csv set it against their end-to-end time.
+Runs are paired: a policy and the baseline meet on the same workload, seed and machines, and the speedup is the ratio
+of their times (of the expert stage, or with --metric end_to_end_s of both stages). Whatever has no partner, or did not
+finish, is listed by name. Where gates or aggregators differ, tradeoff.png and tradeoff.csv set accuracy against
+end-to-end time; where a policy was run on several numbers of GPUs, scaling.png and scaling.csv compare it with itself.
+A figure that would say nothing is not drawn, and a sentence says why.
 """
 
 import argparse
-import csv
 import sys
-from collections.abc import Sequence
-from io import StringIO
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments.analysis.labels import label_policies
-from experiments.analysis.pairing import METRICS, Comparison, Row, compare_runs
-from experiments.analysis.run_points import RunPoint, collect_runs
-from experiments.analysis.tradeoff_points import ALWAYS, NEVER, Outcome, can_be_drawn, measure_outcomes
+from experiments.analysis.labels import label_runs
+from experiments.analysis.pairing import ALWAYS, METRICS, NEVER, Comparison, compare_runs, estimate_of
+from experiments.analysis.run_table import RunPoint, collect_runs
+from experiments.figures.scaling import draw_scaling
 from experiments.figures.speedups import draw_speedups
-from experiments.figures.tradeoff import draw_tradeoff
+from experiments.figures.tradeoff import draw_tradeoff, tradeoff_rows
 from mosaic.core.errors import MosaicError
 
-COLUMNS = (
-    "case", "policy", "num_seeds", "makespan_s", "makespan_low_s", "makespan_high_s", "idle_frac", "num_loads",
-    "num_pairs", "speedup", "speedup_low", "speedup_high",
-)  # fmt: skip
-"""Of compare.csv, from the expert stage on. Intervals are 95%, empty for a single seed."""
+if TYPE_CHECKING:
+    import polars as pl
+
 OUTCOME_COLUMNS = (
     "skip_frac", "skip_frac_source", "accuracy_frac", "accuracy_low_frac", "accuracy_high_frac",
     "change_pp", "change_low_pp", "change_high_pp", "change_from", "num_changes",
 )  # fmt: skip
-"""Behind them, and in tradeoff.csv: what the second stage did."""
+"""What the second stage did. Intervals are 95%, empty for a single seed."""
+COLUMNS = (
+    "case", "policy", "metric", "num_seeds", "time_s", "time_low_s", "time_high_s", "idle_frac", "num_loads",
+    "num_pairs", "speedup", "speedup_low", "speedup_high", *OUTCOME_COLUMNS,
+)  # fmt: skip
 TRADEOFF_COLUMNS = (
     "case", "policy", "scheduler", "gate", "aggregator", "num_seeds",
-    "end_to_end_s", "end_to_end_low_s", "end_to_end_high_s",
+    "end_to_end_s", "end_to_end_low_s", "end_to_end_high_s", *OUTCOME_COLUMNS,
+)  # fmt: skip
+SCALING_COLUMNS = (
+    "world", "policy", "num_workers", "num_seeds", "time_s", "time_low_s", "time_high_s",
+    "num_pairs", "speedup", "speedup_low", "speedup_high",
 )  # fmt: skip
 CHANGE_NOTES = {
     NEVER: "change: accuracy in percentage points, less that of gate=never with the same scheduler and seed",
     ALWAYS: "*change: accuracy in percentage points, less that of the same run had it never skipped",
 }
-
-NONE = (None, None, None)
+Cells = Sequence[Sequence[str]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,24 +59,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         runs, skipped = collect_runs(options.folders)
         comparison = compare_runs(runs, baseline=options.baseline or default_baseline(runs), metric=options.metric)
-        outcomes = measure_outcomes(comparison.rows)
-        text = describe(comparison, outcomes, skipped)
-        out = options.out or _default_out(options.folders[0])
+        first = options.folders[0]  # beside a run and not into it: a run folder holds one run
+        out = options.out or (first.parent if (first / "config.yaml").exists() else first)
         out.mkdir(parents=True, exist_ok=True)
-        (out / "compare.txt").write_text(text, encoding="utf-8")
-        (out / "compare.csv").write_text(to_csv(comparison.rows, outcomes), encoding="utf-8", newline="")
-        (out / "compare.png").write_bytes(draw_speedups(comparison))
-        if shown := can_be_drawn(outcomes):
-            (out / "tradeoff.csv").write_text(tradeoff_csv(shown), encoding="utf-8", newline="")
-            (out / "tradeoff.png").write_bytes(draw_tradeoff(shown))
+        files, refused = draw_all(comparison)
+        text = describe(comparison, [*refused, *(f"skipped {item}" for item in skipped)])
+        for name in ("compare.png", "tradeoff.png", "tradeoff.csv", "scaling.png", "scaling.csv"):
+            (out / name).unlink(missing_ok=True)  # of an earlier comparison
+        for name, content in ({"compare.txt": text.encode()} | files).items():
+            (out / name).write_bytes(content)
     except (MosaicError, ValueError) as error:
-        return _complain(str(error))
+        return _fail(str(error))
     except OSError as error:
-        return _complain(f"{error.filename}: cannot be written ({error.strerror})")
+        return _fail(f"{error.filename}: cannot be written ({error.strerror})")
     print(text)
-    print(
-        f"written: {out / 'compare.txt'}, compare.csv, compare.png" + (", tradeoff.csv, tradeoff.png" if shown else "")
-    )
+    print(f"written: {', '.join([str(out / 'compare.txt'), *files])}")
     return 0
 
 
@@ -81,10 +84,12 @@ def default_baseline(runs: Sequence[RunPoint]) -> str:
     """
     names = sorted({run.scheduler for run in runs})
     scheduler = "round_robin" if "round_robin" in names else names[0]
-    own = [(label, run) for label, run in zip(label_policies(runs), runs, strict=True) if run.scheduler == scheduler]
-    if len({label for label, _ in own}) == 1:
-        return scheduler
-    return min(own, key=lambda pair: (pair[1].summary.get("gate") != NEVER, pair[0]))[0]
+    own = [
+        (run.summary.get("gate") != NEVER, label.policy)
+        for label, run in zip(label_runs(runs), runs, strict=True)
+        if run.scheduler == scheduler
+    ]
+    return scheduler if len({policy for _, policy in own}) == 1 else min(own)[1]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,107 +101,122 @@ def _parser() -> argparse.ArgumentParser:
         "(default: round_robin where it was run, with gate=never where gates differ)",
     )
     parser.add_argument(
-        "--metric", choices=METRICS, default=METRICS[0], help="makespan to compare (default: %(default)s)"
+        "--metric", choices=METRICS, default="expert_makespan_s", help="time to compare (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, help="where compare.* go (default: the first folder)")
+    parser.add_argument("--out", type=Path, help="where the files go (default: the first folder)")
     return parser
 
 
-def _default_out(folder: Path) -> Path:
-    """Write beside a run and not into it: a run folder holds one run."""
-    return folder.parent if (folder / "config.yaml").exists() else folder
+def draw_all(comparison: Comparison) -> tuple[dict[str, bytes], list[str]]:
+    """Make every table and figure that says something; name the figures that would not, and why."""
+    import polars as pl
+
+    rows = comparison.rows.with_columns(metric=pl.lit(comparison.metric))
+    files, refused = {"compare.csv": _csv(rows, COLUMNS)}, []
+
+    def attempt(name: str, draw: Callable[[], bytes]) -> bool:
+        try:
+            files[name] = draw()
+        except ValueError as error:
+            refused.append(f"{name} is not drawn: {error}")
+        return name in files
+
+    attempt("compare.png", lambda: draw_speedups(comparison))
+    if attempt("tradeoff.png", lambda: draw_tradeoff(tradeoff_rows(rows))):
+        files["tradeoff.csv"] = _csv(tradeoff_rows(rows), TRADEOFF_COLUMNS)
+    if len(comparison.scaling):
+        files["scaling.png"] = draw_scaling(comparison.scaling, comparison.metric)
+        files["scaling.csv"] = _csv(comparison.scaling, SCALING_COLUMNS)
+    return files, refused
 
 
-def describe(comparison: Comparison, outcomes: Sequence[Outcome], skipped: Sequence[str]) -> str:
-    """Write the table as text, and below it whatever is not in it."""
-    width = max(len("policy"), *(len(row.policy) for row in comparison.rows))
-    ends = _outcome_cells(outcomes)
-    head = f"{'policy':<{width}}  {'seeds':>5}  {'makespan (s)':>22}  {'idle':>6}  {'loads':>5}  {ends[0]}speedup"
-    lines = [f"speedup over {comparison.baseline} by {comparison.metric}; geometric mean and 95% interval over seeds"]
-    cells = list(zip(comparison.rows, ends[1:], strict=True))
-    for case in dict.fromkeys(row.case for row in comparison.rows):
-        lines += ["", case, f"  {head}"]
-        lines += [f"  {_line(row, width, cell)}" for row, cell in cells if row.case == case]
-    references = {outcome.change_from for outcome in outcomes}
-    notes = [note for reference, note in CHANGE_NOTES.items() if reference in references]
-    notes += [*comparison.notes, *(f"skipped {item}" for item in skipped)]
-    return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
+def _csv(table: "pl.DataFrame", columns: Sequence[str]) -> bytes:
+    return table.select(columns).write_csv().encode()
 
 
-def _line(row: Row, width: int, outcome: str) -> str:
-    spread = "" if row.makespan_low_s is None else f" +- {(row.makespan_high_s - row.makespan_low_s) / 2:,.1f}"
-    idle = "-" if row.idle_frac is None else f"{row.idle_frac:.1%}"
-    loads = "-" if row.num_loads is None else f"{row.num_loads:.1f}"
-    speedup = "-" if row.speedup is None else f"{row.speedup:.3f}"
-    if row.speedup_low is not None:
-        speedup += f" [{row.speedup_low:.3f}, {row.speedup_high:.3f}]"
-    if row.speedup is not None and row.num_pairs < row.num_seeds:
-        speedup += f" from {row.num_pairs} pairs"
-    makespan = f"{row.makespan_s:,.1f}{spread}"
-    return f"{row.policy:<{width}}  {row.num_seeds:>5}  {makespan:>22}  {idle:>6}  {loads:>5}  {outcome}{speedup}"
+def describe(comparison: Comparison, notes: Sequence[str] = ()) -> str:
+    """Write the tables as text, and below them whatever is not in them."""
+    rows, time = comparison.rows, f"{METRICS[comparison.metric]} (s)"
+    lines = [f"speedup over {comparison.baseline}, {METRICS[comparison.metric]}: geometric mean over seeds"]
+    lines += ["[95% interval], with two seeds (both values); idle: of the expert stage, loads: of all stages"]
+    head = ["policy", "seeds", time, "idle", "loads", "skip", "accuracy", "change", "speedup"]
+    body = [_cells(row) for row in rows.to_dicts()]
+    kept = [i for i in range(len(head)) if head[i] not in ("skip", "accuracy", "change") or _any(body, (5, 6, 7))]
+    lines += _blocks(rows["case"].to_list(), [head, *body], kept)
+    if len(comparison.scaling):
+        lines += ["", "Across numbers of GPUs: each policy over itself on the fewest"]
+        table = [["policy", "GPUs", "seeds", time, "speedup"], *map(_scaling_cells, comparison.scaling.to_dicts())]
+        lines += _blocks(comparison.scaling["world"].to_list(), table, range(5))
+    references = set(rows["change_from"])
+    ends = [note for reference, note in CHANGE_NOTES.items() if reference in references]
+    ends += [*comparison.notes, *notes]
+    return "\n".join([*lines, *([""] if ends else []), *ends]) + "\n"
 
 
-def _outcome_cells(outcomes: Sequence[Outcome]) -> list[str]:
-    """Write the columns of skips and accuracy, the head first; empty where no run has a second stage."""
-    table = [("skip", "accuracy", "change"), *(_outcome_words(outcome) for outcome in outcomes)]
-    if all(words == ("-", "-", "-") for words in table[1:]):
-        return [""] * len(table)
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["".join(f"{word:>{width}}  " for word, width in zip(words, widths, strict=True)) for words in table]
+def _any(body: Cells, places: Sequence[int]) -> bool:
+    return any(row[place] != "-" for row in body for place in places)
 
 
-def _outcome_words(outcome: Outcome) -> tuple[str, str, str]:
-    skip = "-" if outcome.skip_frac is None else f"{outcome.skip_frac:.1%}"
-    if outcome.skip_frac_source is not None:
-        skip += f" {outcome.skip_frac_source}"
-    accuracy = "-" if outcome.accuracy_frac is None else f"{outcome.accuracy_frac.mean:.2%}"
-    if outcome.change_pp is None:
-        return skip, accuracy, "-"
-    change = f"{outcome.change_pp.mean:+.2f}" + ("*" if outcome.change_from == ALWAYS else "")
-    if outcome.change_pp.low is not None:
-        change += f" [{outcome.change_pp.low:+.2f}, {outcome.change_pp.high:+.2f}]"
-    if outcome.num_changes < outcome.num_seeds:
-        change += f" from {outcome.num_changes} pairs"
-    return skip, accuracy, change
+def _blocks(cases: Sequence[str], table: Cells, kept: Sequence[int]) -> list[str]:
+    """Lay out a table in blocks of one case, all with equal columns; the first column is set left."""
+    widths = [max(len(row[place]) for row in table) for place in kept]
+    texts = [
+        "  " + "  ".join(
+            row[place].rjust(width) if place else row[place].ljust(width)
+            for place, width in zip(kept, widths, strict=True)
+        ).rstrip()
+        for row in table
+    ]  # fmt: skip
+    lines: list[str] = []
+    for case in dict.fromkeys(cases):
+        own = [text for other, text in zip(cases, texts[1:], strict=True) if other == case]
+        lines += ["", case, texts[0], *own]
+    return lines
 
 
-def to_csv(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> str:
-    """Write the table as CSV; missing is empty."""
-    return _csv(
-        (*COLUMNS, *OUTCOME_COLUMNS),
-        [
-            [*(getattr(row, column) for column in COLUMNS), *_outcome_values(outcome)]
-            for row, outcome in zip(rows, outcomes, strict=True)
-        ],
-    )
-
-
-def tradeoff_csv(outcomes: Sequence[Outcome]) -> str:
-    """Write what tradeoff.png shows as CSV; missing is empty."""
-    names = TRADEOFF_COLUMNS[:-3]
-    lines = [
-        [*(getattr(outcome, name) for name in names), *(outcome.end_to_end_s or NONE), *_outcome_values(outcome)]
-        for outcome in outcomes
-    ]
-    return _csv((*TRADEOFF_COLUMNS, *OUTCOME_COLUMNS), lines)
-
-
-def _outcome_values(outcome: Outcome) -> list[object]:
+def _cells(row: dict[str, Any]) -> list[str]:
+    skip = _show(row["skip_frac"], ".1%") + (f" {row['skip_frac_source']}" if row["skip_frac_source"] else "")
+    speedup = _with_spread(row, "speedup", row["ratios"], ".3f")
+    if row["is_baseline"]:
+        speedup = _show(row["speedup"], ".3f")
+    elif row["speedup"] is not None and row["num_pairs"] < row["num_seeds"]:
+        speedup += f" from {_pairs(row['num_pairs'])}"
+    change = _with_spread(row, "change_pp", row["changes_pp"], "+.2f", "*" if row["change_from"] == ALWAYS else "")
+    if row["change_pp"] is not None and row["num_changes"] < row["num_known"]:
+        change += f" from {_pairs(row['num_changes'])}"
     return [
-        outcome.skip_frac, outcome.skip_frac_source, *(outcome.accuracy_frac or NONE), *(outcome.change_pp or NONE),
-        outcome.change_from, outcome.num_changes,
+        row["policy"], str(row["num_seeds"]), _with_spread(row, "time_s", row["times_s"], ",.1f"),
+        _show(row["idle_frac"], ".1%"), _show(row["num_loads"], ".1f"), skip, _show(row["accuracy_frac"], ".2%"),
+        change, speedup,
     ]  # fmt: skip
 
 
-def _csv(columns: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
-    text = StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(["" if value is None else value for value in line] for line in lines)
-    return text.getvalue()
+def _scaling_cells(row: dict[str, Any]) -> list[str]:
+    time, speedup = (_with_spread(row, name, [], form) for name, form in (("time_s", ",.1f"), ("speedup", ".2f")))
+    return [row["policy"], str(row["num_workers"]), str(row["num_seeds"]), time, speedup]
 
 
-def _complain(message: str) -> int:
+def _with_spread(row: dict[str, Any], name: str, values: Sequence[float], form: str, mark: str = "") -> str:
+    """Write a mean with its interval; of two values both, since their interval says nothing."""
+    if row[name] is None:
+        return "-"
+    least = 0.0 if name == "time_s" else -100.0
+    ends = estimate_of(row, name).shown(least)
+    text = f"{row[name]:{form}}{mark}"
+    if ends is not None:
+        return f"{text} [{ends[0]:{form}}, {ends[1]:{form}}]"
+    return f"{text} ({min(values):{form}}, {max(values):{form}})" if len(values) == 2 else text
+
+
+def _pairs(number: int) -> str:
+    return f"{number} pair{'' if number == 1 else 's'}"
+
+
+def _show(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def _fail(message: str) -> int:
     print(f"compare: {message}", file=sys.stderr)
     return 2
 

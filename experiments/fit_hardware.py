@@ -2,9 +2,9 @@
 
     python experiments/fit_hardware.py --name rtx4090 --memory-gib 24 --tables DIR --shape SHAPE.yaml --out FILE.yaml
 
---tables and --shape come in pairs and may be repeated; both layouts of
-experiments/hardware/operator_tables.py are read. With
---log the host time of an iteration is fitted to a recorded run (one constant, by bisection on mean request latency).
+--tables and --shape come in pairs and may be repeated; both layouts of experiments/hardware/operator_tables.py are
+read. With --num-sms a skew.csv in the per-operator layout gives what unequal lengths cost. With --log the host time of
+an iteration is fitted to the decode steps of a recorded run, once all else is known; it is that machine's alone.
 """
 
 import argparse
@@ -21,6 +21,7 @@ if __package__ in (None, ""):
 
 from experiments.analysis.replay import replay, replay_errors, replay_table
 from experiments.hardware.hardware_yaml import attention_config, curve_block, header, to_yaml
+from experiments.hardware.host_fit import fit_host, stretches
 from experiments.hardware.operator_tables import (
     TableError,
     is_per_operator,
@@ -28,55 +29,45 @@ from experiments.hardware.operator_tables import (
     read_per_operator,
     read_source,
 )
+from experiments.hardware.skew_fit import SkewFit, fit_skew, read_skew
 from experiments.hardware.table_fits import fit_attention, fit_cpu, fit_curve, fit_measured_attention
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import ModelShape
 from mosaic.workloads.request_log import load_request_log, measured_records
-from sim.engine.engine_settings import EngineSettings
 from sim.hardware.curves import Curve, curve_to_text
 from sim.hardware.hardware import FittedAttention, Hardware, hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 
 LOAD_SOURCE = "assumed: 0.4e9 bytes of weights per second, as the 38 to 47 s per session of four A100s suggest"
 
-MAX_HOST_S = 0.1
-"""Upper end of the bisection for the host time of an iteration."""
 
-
-def fit_overhead_s(
-    hardware: Hardware, shape: ModelShape, tp_degree: int, log: Path, settings: EngineSettings, kv_tokens: int
-) -> tuple[float, str]:
-    """Find the host time per iteration at which the log's mean request latency comes out.
+def fit_host_to_log(
+    hardware: Hardware, shape: ModelShape, tp_degree: int, log: Path, settings: EngineOptions, kv_tokens: int
+) -> tuple[float, float, str]:
+    """Fit the host's seconds per step and per sequence to the decode steps of a log.
 
     Returns
     -------
     tuple
-        Seconds, rounded to a microsecond, and the table of what the replay then gives.
+        Both, rounded to a tenth of a microsecond, and a text: what was fitted to, and what a replay then gives.
 
     Raises
     ------
     TableError
-        If no host time between 0 and ``MAX_HOST_S`` does.
+        If the log shows too few steps.
     """
     workload, measured = load_request_log(log, expert="model"), measured_records(log, expert="model")
     context = max(record.prompt_tokens + record.output_tokens for record in measured)
-
-    def errors(host_s: float) -> Any:
-        time = iteration_time(replace(hardware, cpu_base_s=host_s, cpu_overhead_scale=1.0), shape, tp_degree)
-        records = replay(workload, iteration_time=time, settings=settings, kv_tokens=kv_tokens, context_tokens=context)
-        return replay_errors(records, measured)
-
-    low, high = 0.0, MAX_HOST_S
-    bounds = [errors(host_s)["mean_latency_s"].error_frac for host_s in (low, high)]
-    if not bounds[0] <= 0 <= bounds[1]:
-        raise TableError(f"{log}: no host time per iteration in 0 .. {MAX_HOST_S} s gives its mean latency")
-    while high - low > 1e-7:
-        middle = (low + high) / 2
-        if errors(middle)["mean_latency_s"].error_frac < 0:
-            low = middle
-        else:
-            high = middle
-    fitted = round((low + high) / 2, 6)
-    return fitted, replay_table(errors(fitted))
+    found = stretches(measured, iteration_time(hardware, shape, tp_degree))
+    try:
+        base_s, per_seq_s = fit_host(found, iteration_time(hardware, shape, tp_degree))
+    except ValueError as error:
+        raise TableError(f"{log}: {error}") from error
+    base_s, per_seq_s = round(base_s, 7), round(per_seq_s, 7)
+    time = iteration_time(replace(hardware, cpu_base_s=base_s, cpu_per_seq_s=per_seq_s), shape, tp_degree)
+    records = replay(workload, iteration_time=time, settings=settings, kv_tokens=kv_tokens, context_tokens=context)
+    steps = f"{sum(stretch.num_steps for stretch in found)} decode steps in {len(found)} stretches"
+    return base_s, per_seq_s, f"{steps}\n{replay_table(replay_errors(records, measured))}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,6 +100,13 @@ def _fit(options: argparse.Namespace) -> str:
         "cpu_overhead_scale": options.cpu_overhead_scale,
         "memory_bytes_per_s": None,
         "graph_max_seqs": options.graph_max_seqs,
+        "num_sms": options.num_sms or 0,
+        "attention_streams": options.attention_streams or 0.0,
+        "cpu_per_kv_token_s": 0.0,
+        "max_graph_tokens": None,
+        "eager_layer_s": 0.0,
+        "flops_per_s": None,
+        "sampler_per_logit_s": 0.0,
         "sources": {
             "load": options.load_source,
             "cpu": options.cpu_source if options.cpu_base_s is not None else "not measured: 0",
@@ -118,6 +116,8 @@ def _fit(options: argparse.Namespace) -> str:
         "all_reduce_us": {},
         "tables": {},
     }
+    if options.attention_streams is not None:
+        config["sources"]["attention_streams"] = options.attention_streams_source
     if options.memory_bytes_per_s is not None:
         config["memory_bytes_per_s"] = options.memory_bytes_per_s
         config["sources"]["memory_bytes_per_s"] = options.memory_source
@@ -157,15 +157,34 @@ def _add_per_operator(
             "attention": attention_config(attention),
         }
         _add_entry(config, f"{model}_tp{profile.tp_degree}", entry)
+        path = folder / f"tp{profile.tp_degree}" / "skew.csv"
+        if options.num_sms and path.is_file():
+            num_heads = max(1, shape["num_kv_heads"] // profile.tp_degree)
+            _fit_skew(config, fit_skew(read_skew(path), attention, num_heads, options.num_sms), path)
         if profile.tp_degree > 1:
-            _assume_all_reduce(config, profile.tp_degree, options)
+            _link(config, profile.tp_degree, options)
 
 
-def _assume_all_reduce(config: dict[str, Any], tp_degree: int, options: argparse.Namespace) -> None:
+def _fit_skew(config: dict[str, Any], fit: SkewFit, path: Path) -> None:
+    config["attention_streams"] = fit.streams
+    shown = {name: f"{100 * after:.1f}% instead of {100 * before:.1f}%" for name, (before, after) in fit.errors.items()}
+    text = "; ".join(f"{name} {error}" for name, error in shown.items())
+    config["sources"]["attention_streams"] = (
+        f"fitted: {path.parent.parent.name}, half of skew.csv; error of the rest: {text}"
+    )
+    print(f"pairs of sequence and KV head that fill the bandwidth: {fit.streams:g}; held-out error: {text}")
+
+
+def _link(config: dict[str, Any], tp_degree: int, options: argparse.Namespace) -> None:
     if options.all_reduce_fixed_us is None or options.all_reduce_bytes_per_s is None:
         raise TableError(
             f"the tables of tensor-parallel size {tp_degree} have no all-reduce: give --all-reduce-fixed-us and "
             "--all-reduce-bytes-per-s"
+        )
+    if not options.all_reduce_source.startswith(("measured", "published")):
+        raise TableError(
+            "--all-reduce-source must start with 'measured' or 'published': between assumed links the time of a run "
+            f"is a range, got {options.all_reduce_source!r}"
         )
     fixed_s = options.all_reduce_fixed_us * 1e-6
     span = 2.0**26
@@ -223,14 +242,16 @@ def _fit_log(config: dict[str, Any], options: argparse.Namespace) -> None:
     hardware = hardware_from_config(**{key: value for key, value in config.items() if key != "_target_"})
     if options.kv_tokens is None:
         raise TableError("--kv-tokens must be given with --log")
-    settings = EngineSettings(
+    settings = EngineOptions(
         order=options.order, max_num_seqs=options.max_num_seqs, max_num_batched_tokens=options.max_num_batched_tokens
     )
     table = hardware.tables[0]
-    fitted_s, errors = fit_overhead_s(hardware, table.shape, table.tp_degree, options.log, settings, options.kv_tokens)
-    config["cpu_base_s"] = fitted_s
-    config["sources"]["cpu"] = f"fitted: the one constant, to the mean request latency of a recorded run ({table.name})"
-    print(f"host time per iteration, fitted: {1000 * fitted_s:.3f} ms\n{errors}")
+    base_s, per_seq_s, errors = fit_host_to_log(
+        hardware, table.shape, table.tp_degree, options.log, settings, options.kv_tokens
+    )
+    config["cpu_base_s"], config["cpu_per_seq_s"] = base_s, per_seq_s
+    config["sources"]["cpu"] = f"fitted: {errors.splitlines()[0]} of a recorded run, after all else ({table.name})"
+    print(f"host time, fitted: {1e3 * base_s:.4f} ms a step, {1e3 * per_seq_s:.4f} ms a sequence\n{errors}")
 
 
 def _read_shape(path: Path) -> dict[str, Any]:
@@ -265,7 +286,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cpu-overhead-source", default="the host as measured")
     parser.add_argument("--all-reduce-fixed-us", type=float)
     parser.add_argument("--all-reduce-bytes-per-s", type=float)
-    parser.add_argument("--all-reduce-source", default="assumed")
+    parser.add_argument("--all-reduce-source", default="assumed", help="'measured ...' or 'published ...'")
+    parser.add_argument("--num-sms", type=int, help="streaming multiprocessors; needed to use skew.csv")
+    parser.add_argument("--attention-streams", type=float, help="where no skew.csv shows them")
+    parser.add_argument("--attention-streams-source", default="assumed")
     parser.add_argument("--log", type=Path, help="recorded run of the first table's model: fits the host time")
     parser.add_argument("--order", default="mixed", help="the recorded engine's order")
     parser.add_argument("--max-num-seqs", type=int, default=256)

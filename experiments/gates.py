@@ -3,7 +3,8 @@
     python experiments/gates.py
 
 Calibration sets are drawn with replacement from large populations of simulated questions, so that the loss of every
-threshold is known exactly. Writes results/calibration/gates.txt, gates.json and gates.png; takes 3 minutes on 2 cores.
+threshold is known exactly. Writes gates.txt, gates.json, gates.png and gates.pdf into results/calibration;
+takes 3 minutes on 2 cores.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import numpy as np  # noqa: E402
 from joblib import Parallel, delayed  # noqa: E402
 
 from experiments.figures.gates import Line, Panel, draw_gates  # noqa: E402
+from experiments.figures.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.studies.gate_populations import ADVERSARIAL_WORKLOAD  # noqa: E402
 from experiments.studies.gate_trials import FIT_FRAC, MAX_CERTIFY, NUM_PER_GROUP, RISK_FRAC, Trials, broken_limit  # noqa: E402
 from experiments.studies.gate_worlds import (  # noqa: E402
@@ -214,10 +216,12 @@ def make_report(sizes: Sizes) -> dict[str, bytes]:
             "calibrations": {kind: [_data(of) for of in trials] for kind, trials in world.trials.items()},
             "published": [asdict(row) for row in rows],
         }
+    figure = draw_gates(panels(worlds))
     return {
         "gates.txt": ("\n".join(lines) + "\n").encode("ascii"),
         "gates.json": (json.dumps(data, indent=1) + "\n").encode("ascii"),
-        "gates.png": draw_gates(panels(worlds)),
+        "gates.png": png_bytes(figure),
+        "gates.pdf": pdf_bytes(figure),
     }
 
 
@@ -238,7 +242,7 @@ def main() -> int:
     for name, content in files.items():
         (options.out / name).write_bytes(content)
     print(files["gates.txt"].decode("ascii"))
-    print(f"written: {options.out / 'gates.txt'}, gates.json, gates.png")
+    print(f"written: {options.out / 'gates.txt'}, gates.json, gates.png, gates.pdf")
     return 0
 
 

@@ -22,11 +22,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from experiments.config.errors import exit_with_message
 from experiments.config.execution import Execution, open_execution
 from experiments.config.executor_wiring import EngineSetup
 from experiments.config.real_execution import RealExecution
 from experiments.config.wiring import Setup, compose_config, setup_from, with_input_digests
+
+from experiments.config.errors import exit_with_message
 from experiments.hardware.engine_fit import machine_yaml
 from experiments.hardware.engine_sweep import cpu_s_by_session, fit_machine, mirrored_settings
 from mosaic.core.checks import require

@@ -3,8 +3,8 @@
     python experiments/run.py scheduler=ilp backend=sim
     python experiments/run.py -m hydra/launcher=joblib scheduler=ilp,round_robin seed=0,1,2
 
-Prints one screen and leaves a run folder (README: "The run folder"). A point that is already complete with
-the same configuration is not run again.
+Prints one screen and leaves a run folder (experiments/README.md: "The run folder"). A point that is already complete
+with the same configuration is not run again.
 """
 
 import os
@@ -24,13 +24,14 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
 import mosaic
-from experiments.analysis.replay_report import report_replay
 from experiments.config.compose import CONF, default_choices, plain, point_name, with_input_digests
 from experiments.config.errors import BAD_INPUT, FailedCalls, FailedPoint, exit_with_message, explain_error
 from experiments.config.job import Prepared, job_from
 from experiments.config.memory import spare_garbage_collector
 from experiments.config.summary import answer_files, replans_jsonl, summary_of
+from experiments.figures.replay import report_replay
 from experiments.figures.timeline import draw_timeline
+from mosaic.core.action_lines import encode_action
 from mosaic.core.plan import Plan
 from mosaic.core.results import RunResult
 from mosaic.planning.explain import explain
@@ -197,6 +198,8 @@ def run_resolved(
     files = answer_files(prepared, outcome)
     if outcome.replans:
         files["replans.jsonl"] = replans_jsonl(outcome.replans)
+    if outcome.replans or not job.has_barrier:
+        files["actions.jsonl"] = b"".join(encode_action(action) + b"\n" for action in outcome.result.actions)
     replay = None
     if prepared.report == "replay":
         replay = report_replay(config["workload"], outcome.result)

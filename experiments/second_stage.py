@@ -18,12 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
 import numpy as np  # noqa: E402
+from experiments.config.simulated_execution import even_plan  # noqa: E402
+from experiments.config.wiring import compose_config, setup_from  # noqa: E402
 from joblib import Parallel, delayed  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from experiments.analysis.pairing import t_interval  # noqa: E402
-from experiments.config.simulated_execution import even_plan  # noqa: E402
-from experiments.config.wiring import compose_config, setup_from  # noqa: E402
 from experiments.studies.published import (  # noqa: E402
     ACCURACY_CHANGE_PP,
     ALWAYS_AGGREGATE_S,
@@ -35,7 +35,7 @@ from experiments.studies.published import (  # noqa: E402
 )
 from experiments.studies.stage_samples import CALIBRATION, StageSample, sample_stage  # noqa: E402
 from mosaic.core.realization import Outcome  # noqa: E402
-from mosaic.core.workload import Call, CallKey, Role  # noqa: E402
+from mosaic.core.workload import Call, CallKey  # noqa: E402
 from mosaic.report.metrics import makespan_s  # noqa: E402
 from sim.cluster.backend import SimBackend  # noqa: E402
 

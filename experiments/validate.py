@@ -20,15 +20,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from experiments.config.errors import exit_with_message
 from experiments.config.executor_wiring import EngineSetup, open_host
 from experiments.config.real_execution import RealExecution
 from experiments.config.wiring import Setup, compose_config, setup_from, with_input_digests
+
+from experiments.config.errors import exit_with_message
 from experiments.figures.style import pdf_bytes, png_bytes
 from experiments.figures.validation import draw_validation
 from experiments.hardware.engine_sweep import mirrored_settings
 from experiments.studies.validation import PlanForetold, compare
-from experiments.studies.validation_report import describe, to_json, to_markdown
+from experiments.studies.validation_report import describe, figure_points, to_json, to_markdown
 from mosaic.core.checks import require, require_count, require_unique
 from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Plan
@@ -248,9 +249,10 @@ def write_report(asked: Validation, setup: Setup, profile: Profile, compared: Se
         _machine(),
     ]
     title = f"Foretold and measured: {setup.workload.name} on {setup.hardware.gpu.name}"
+    figure = draw_validation(figure_points(compared))
     files: dict[str, Any] = {
-        "validation.png": png_bytes(draw_validation(compared)),
-        "validation.pdf": pdf_bytes(draw_validation(compared)),
+        "validation.png": png_bytes(figure),
+        "validation.pdf": pdf_bytes(figure),
         "validation.json": to_json(compared, command=asked.command, conditions=conditions).encode(),
         "validation.md": to_markdown(compared, title=title, command=asked.command, conditions=conditions).encode(),
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 import mosaic
 import sim
 from mosaic.core.cluster import Cluster
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.plan import Plan
 from mosaic.core.results import CallRecord, Inputs
 from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
@@ -20,7 +21,6 @@ from mosaic.runtime.site import Prompts
 from mosaic.runtime.store import digest_of
 from sim.cluster.backend import SimBackend
 from sim.cluster.session import cut_off
-from sim.engine.engine_settings import EngineSettings
 from sim.hardware.hardware import Hardware
 from sim.world.world import World
 
@@ -68,7 +68,7 @@ class SimSite:
     """That the run meets."""
     calibration_world: World
     """The same distributions and other luck, or means that are off where an error is asked for."""
-    settings: EngineSettings = field(default_factory=EngineSettings)
+    settings: EngineOptions = field(default_factory=EngineOptions)
     luck: str = ""
     """Says of the calibration world what a profile's source should tell."""
     name: str = "sim"
@@ -134,7 +134,11 @@ class SimSite:
         earlier: Inputs,
         controllers: Sequence[Controller],
     ) -> Sequence[CallRecord]:
-        """Draw what calls say in the calibration world: that does not depend on when and where they run."""
+        """Draw: what calls say does not depend on when and where they run."""
+        return self.draw(calls, earlier)
+
+    def draw(self, calls: Sequence[Call], earlier: Inputs) -> Sequence[CallRecord]:
+        """Record what calls say in the calibration world."""
         return draw_records(self.calibration_world, calls, self.experts, earlier)
 
     def rehearsal(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:

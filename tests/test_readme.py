@@ -1,82 +1,114 @@
-"""The README's examples of a workload, an expert and a scheduler of one's own, run as they stand."""
+"""The READMEs: every example runs as it stands, and what they list is what is there."""
 
 import re
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-SHOWN = ("ilp on", "makespan", "experts", "worker 0", "gate", "saved", "accuracy")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+from experiments.config.compose import CONF
+from tests.readme_blocks import READMES, ROOT, Block, Walk, blocks_of, commands_of, compose_arguments, run_arguments
+
+BLOCKS = [(path, block) for path in READMES for block in blocks_of(path)]
+LONG = [block for _, block in BLOCKS if block.marker == "slow"]
+UNMARKED = [block for _, block in BLOCKS if block.language == "sh" and not block.marker]
+MOST_LINES = 150
+"""Of README.md."""
+MOST_EXAMPLE_LINES = 22
+"""Of a file or a command that a reader is to copy."""
 
 
-def section(title: str) -> str:
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+def name_of(item: object) -> str:
+    return str(item.relative_to(ROOT)) if isinstance(item, Path) else item.at if isinstance(item, Block) else str(item)
 
 
-def block(title: str, language: str) -> str:
-    found = re.search(rf"^```{language}\n(.*?)^```", section(title), re.M | re.S)
-    assert found is not None, f"README section {title!r} has no {language} block"
-    return found.group(1)
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("measured")
 
 
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-
-
-def run(folder: Path, *overrides: str) -> str:
-    command = [sys.executable, str(ROOT / "experiments" / "run.py"), *overrides, f"hydra.run.dir={folder / 'run'}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env={"PYTHONPATH": str(folder)})
-    assert done.returncode == 0, done.stderr
-    assert (folder / "run" / "summary.json").exists()
-    return done.stdout
-
-
-def test_the_screen_shown_is_the_default_run(tmp_path: Path) -> None:
-    shown = run(tmp_path, "scheduler=ilp", "backend=sim")
-    lines = [line.strip() for line in shown.splitlines() if line.strip().startswith(SHOWN)]
-    assert len(lines) == len(SHOWN)
-    for line in lines:
-        assert line in README
-
-
-def test_questions_of_ones_own_run(tmp_path: Path) -> None:
-    write(tmp_path / "mine.jsonl", block("A workload of your own", "json"))
-    assert "2 questions, 6 + 2 calls" in run(tmp_path, "workload=file", "workload.path=mine.jsonl")
-
-
-def test_a_slot_table_of_ones_own_runs(tmp_path: Path) -> None:
-    write(tmp_path / "myconf" / "workload" / "mine.yaml", block("A workload of your own", "yaml"))
-    assert "100 questions, 300 + 20 calls" in run(tmp_path, "--config-dir", "myconf", "workload=mine")
-
-
-def test_an_expert_and_a_pool_of_ones_own_run(tmp_path: Path) -> None:
-    expert, pool = re.split(
-        r"^# myconf/pool/mine.yaml\n", block("An expert and a pool of your own", "yaml"), flags=re.M
-    )
-    write(tmp_path / "myconf" / "expert" / "mine.yaml", expert)
-    write(tmp_path / "myconf" / "pool" / "mine.yaml", pool)
-    lines = [f'{{"id": "q{i}", "prompt_tokens": 100, "experts": ["Mine", "Qwen"]}}\n' for i in range(20)]
-    write(tmp_path / "mine.jsonl", "".join(lines))
-    overrides = ("workload=file", "workload.path=mine.jsonl", "pool=mine")
-    assert "Mine" in run(tmp_path, "--config-dir", "myconf", *overrides)
-
-
-def test_a_scheduler_of_ones_own_runs(tmp_path: Path) -> None:
-    write(tmp_path / "my_policies.py", block("A scheduler of your own", "python"))
-    line = re.search(r"echo '(.*)' > (\S+)", section("A scheduler of your own"))
-    assert line is not None
-    write(tmp_path / line.group(2), line.group(1) + "\n")
-    shown = run(tmp_path, "--config-dir", "myconf", "scheduler=everything_on_one", "workload=gpqa")
-    assert "everything_on_one on gpqa" in shown
+@pytest.fixture
+def walk(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Walk]:
+    known = set(sys.modules)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield Walk(tmp_path, store)
+    for name in set(sys.modules) - known:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(tmp_path):
+            del sys.modules[name]
 
 
 @pytest.mark.parametrize(
-    "title", ["A workload of your own", "An expert and a pool of your own", "A scheduler of your own"]
+    "path", [path for path in READMES if any(b.marker == "run" for b in blocks_of(path))], ids=name_of
 )
-def test_examples_stay_short(title: str) -> None:
-    longest = max(len(text.splitlines()) for text in re.findall(r"^```\w+\n(.*?)^```", section(title), re.M | re.S))
-    assert longest <= 22
+def test_examples_run(walk: Walk, path: Path) -> None:
+    for block in blocks_of(path):
+        if block.marker in ("run", "prints"):
+            walk.do(block)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", LONG, ids=name_of)
+def test_long_examples_run(walk: Walk, block: Block) -> None:
+    walk.do(block)
+
+
+@pytest.mark.parametrize("block", UNMARKED, ids=name_of)
+def test_commands_that_need_more_compose(block: Block, tmp_path: Path) -> None:
+    for command in commands_of(block.text):
+        for script in re.findall(r"experiments/\w+\.py", command):
+            assert (ROOT / script).exists()
+        arguments = run_arguments(command)
+        if arguments is not None:
+            compose_arguments([item for item in arguments if item != "-m"], tmp_path)
+
+
+def test_markers_are_known() -> None:
+    markers = {"sh": {"", "ci", "run", "slow"}, "python": {"run"}, "yaml": {"run"}, "diff": {"run"}, "text": {"prints"}}
+    for path, block in BLOCKS:
+        assert block.marker in markers[block.language], block.at
+        assert block.marker != "ci" or path == ROOT / "README.md", f"{block.at}: .ci/run reads README.md alone"
+
+
+def test_the_screen_shown_is_the_default_run(walk: Walk, capsys: pytest.CaptureFixture[str]) -> None:
+    walk.do(Block("sh", "run", "python experiments/run.py scheduler=ilp backend=sim\n", "default"))
+    shown = re.search(r"^    ilp on .*?^(?! |$)", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert shown is not None
+    printed = {line.strip() for line in capsys.readouterr().out.splitlines()}
+    lines = [line.strip() for line in shown[0].splitlines() if line.strip() not in ("", "...")]
+    assert len(lines) >= 7
+    assert set(lines) <= printed
+
+
+def test_the_first_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_LINES
+
+
+def test_examples_stay_short() -> None:
+    for _, block in BLOCKS:
+        if block.language in ("sh", "yaml") or block.text.startswith("# "):
+            assert len(block.text.splitlines()) <= MOST_EXAMPLE_LINES, block.at
+
+
+@pytest.mark.parametrize("path", READMES, ids=name_of)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target, _, heading in re.findall(r"\]\(([^)#]+)(#([^)]*))?\)", path.read_text()):
+        if not target.startswith("https://"):
+            assert (path.parent / target).exists(), target
+            assert not heading or heading in headings(path.parent / target), f"{target}#{heading}"
+
+
+def headings(path: Path) -> set[str]:
+    """List the anchors of a file as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+def test_every_choice_of_a_group_is_listed() -> None:
+    text = (CONF / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", text, re.M))
+    groups = {
+        folder.name: {file.stem for file in folder.glob("*.yaml")} for folder in CONF.iterdir() if folder.is_dir()
+    }
+    assert {group: set(re.findall(r"`(\w+)`", rows.get(group, ""))) for group in groups} == groups

@@ -1,50 +1,60 @@
-"""Name what differs between runs: by the configuration keys that vary, and no more of them than needed."""
+"""Names what differs between runs: by the configuration keys that vary, and no more of them than needed."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
-from experiments.analysis.run_points import RunPoint
+from experiments.analysis.run_table import RunPoint
 
 POLICY_GROUPS = ("scheduler", "costs", "plan", "gate", "aggregator", "profile")
 """Groups that a policy may choose. All others make the world in which policies meet."""
 SECOND_STAGE = ("gate", "aggregator")
+CLUSTER = "cluster"
 
 
-def label_cases(runs: Sequence[RunPoint]) -> list[str]:
-    """Name each run's world: its workload, and whatever else of the world varies among the runs of that workload."""
-    keys = _varying(runs, lambda run: run.workload, lambda key: not _is_policy(key))
-    return [_label(run.workload, run, keys, _digits(runs, keys)) for run in runs]
+class Labels(NamedTuple):
+    """Names of one run. A setting that is null is not set, and so not written."""
+
+    world: str
+    """Its workload, and whatever else of the world varies among the runs of that workload, but for the machines."""
+    case: str
+    """The world with its machines."""
+    policy: str
+    """Its scheduler, and the settings that vary among the runs of that scheduler; those of the second stage also where
+    they differ between schedulers: a gate that one alone was run with would else pass for that one's merit."""
+    second_stage: str
+    beside_scheduler: str
+    """Settings that vary outside of the scheduler's own."""
+    beside_gate: str
 
 
-def label_policies(runs: Sequence[RunPoint]) -> list[str]:
-    """Name each run's policy: its scheduler, and the settings that vary among the runs of that scheduler.
+def label_runs(runs: Sequence[RunPoint]) -> list[Labels]:
+    """Name each run among the others."""
 
-    The second stage's settings count as varying when they differ between schedulers too: a gate that one
-    scheduler alone was run with would else pass for that scheduler's merit.
-    """
-    keys = [
-        *_varying(runs, lambda run: (run.workload, run.scheduler), lambda key: _is_policy(key) and not _is_late(key)),
-        *_varying(runs, lambda run: run.workload, _is_late),
+    def varying(group_of: Callable[[RunPoint], Hashable], *groups: str, others: bool = False) -> list[str]:
+        return _varying(runs, group_of, lambda key: (_group(key) in groups) is not others)
+
+    def of_workload(run: RunPoint) -> Hashable:
+        return run.workload
+
+    world = varying(of_workload, *POLICY_GROUPS, CLUSTER, others=True)
+    machines = varying(of_workload, CLUSTER)
+    early = [group for group in POLICY_GROUPS if group not in SECOND_STAGE]
+    own = varying(lambda run: (run.workload, run.scheduler), *early)
+    late = varying(of_workload, *SECOND_STAGE)
+    beside = varying(of_workload, *early[1:])
+    write = _writer(runs)
+    return [
+        Labels(
+            world=write(run.workload, run, world),
+            case=write(run.workload, run, [*world, *machines]),
+            policy=write(run.scheduler, run, [*own, *late]),
+            second_stage=write("", run, late),
+            beside_scheduler=write("", run, [*beside, *late]),
+            beside_gate=write("", run, [*own, *(key for key in late if _group(key) != "gate")]),
+        )
+        for run in runs
     ]
-    return [_label(run.scheduler, run, keys, _digits(runs, keys)) for run in runs]
-
-
-def settings_agree(left: RunPoint, right: RunPoint, *, outside: str) -> bool:
-    """Tell whether two runs agree in the policy settings that both have, those of one group set aside."""
-    return all(
-        repr(left.leaves[key]) == repr(right.leaves[key])
-        for key in left.leaves.keys() & right.leaves.keys()
-        if _is_policy(key) and _group(key) != outside
-    )
-
-
-def _is_policy(key: str) -> bool:
-    return _group(key) in POLICY_GROUPS
-
-
-def _is_late(key: str) -> bool:
-    return _group(key) in SECOND_STAGE
 
 
 def _group(key: str) -> str:
@@ -55,21 +65,19 @@ def _varying(
     runs: Sequence[RunPoint], group_of: Callable[[RunPoint], Hashable], eligible: Callable[[str], bool]
 ) -> list[str]:
     """List the keys that take several values inside some group; of each configuration group the fewest that tell."""
-    every = sorted({key for run in runs for key in run.leaves})
     groups: defaultdict[Hashable, list[RunPoint]] = defaultdict(list)
     for run in runs:
         groups[group_of(run)].append(run)
     varying: defaultdict[str, list[str]] = defaultdict(list)
-    for key in every:
+    for key in sorted({key for run in runs for key in run.leaves if eligible(key) and key != "seed"}):
         follows_seed = all(run.leaves.get(key) == run.seed for run in runs)
-        varies = any(len({_value(run, key) for run in members}) > 1 for members in groups.values())
-        if eligible(key) and key != "seed" and varies and not follows_seed:
+        if not follows_seed and any(len({_value(run, key) for run in members}) > 1 for members in groups.values()):
             varying[_group(key)].append(key)
     return [key for keys in varying.values() for key in _fewest(runs, keys)]
 
 
 def _value(run: RunPoint, key: str) -> str:
-    return repr(run.leaves.get(key, ...))
+    return repr(run.leaves.get(key))
 
 
 def _fewest(runs: Sequence[RunPoint], keys: Sequence[str]) -> list[str]:
@@ -88,31 +96,25 @@ def _fewest(runs: Sequence[RunPoint], keys: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _digits(runs: Sequence[RunPoint], keys: Sequence[str]) -> dict[str, int]:
-    """Choose per key how many digits its fractions need, from 3, to look as different as they are."""
-    digits = {}
-    for key in keys:
-        values = {value for run in runs if isinstance(value := run.leaves.get(key), float)}
-        enough = (n for n in range(3, 17) if len({f"{value:.{n}g}" for value in values}) == len(values))
-        digits[key] = next(enough, 17)
-    return digits
+def _writer(runs: Sequence[RunPoint]) -> Callable[[str, RunPoint, Sequence[str]], str]:
+    """Make a function that writes a name and the settings behind it."""
 
+    def show(value: Any, key: str) -> str:
+        if isinstance(value, float):  # with as many digits, from 3, as its values need to look as different as they are
+            values = {other for run in runs if isinstance(other := run.leaves.get(key), float)}
+            enough = (n for n in range(3, 17) if len({f"{other:.{n}g}" for other in values}) == len(values))
+            return f"{value:.{next(enough, 17)}g}"
+        return str(value).rsplit(".", 1)[-1] if key.endswith("._target_") else str(value)
 
-def _label(name: str, run: RunPoint, keys: Sequence[str], digits: Mapping[str, int]) -> str:
-    tails = [key.split(".")[-1] for key in keys]
-    parts = [name]
-    for key, tail in zip(keys, tails, strict=True):
-        if key not in run.leaves:
-            continue  # the setting belongs to another scheduler
-        names_its_group = tail in ("name", "_target_")
-        short = key.rsplit(".", 1)[0] if names_its_group else key if tails.count(tail) > 1 else tail
-        parts.append(f"{short}={_show(run.leaves[key], tail, digits[key])}")
-    return " ".join(parts)
+    def write(name: str, run: RunPoint, keys: Sequence[str]) -> str:
+        tails = [key.split(".")[-1] for key in keys]
+        parts = [name] if name else []
+        for key, tail in zip(keys, tails, strict=True):
+            if (value := run.leaves.get(key)) is not None:
+                names_its_group = tail in ("name", "_target_")
+                is_unique = tails.count(tail) == 1 and tail != "path"
+                short = key.rsplit(".", 1)[0] if names_its_group else tail if is_unique else key
+                parts.append(f"{short}={show(value, key)}")
+        return " ".join(parts)
 
-
-def _show(value: Any, tail: str, digits: int) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, float):
-        return f"{value:.{digits}g}"
-    return str(value).rsplit(".", 1)[-1] if tail == "_target_" else str(value)
+    return write

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from math import inf
 
 from mosaic.core.checks import require
-from mosaic.core.results import CallRecord
+from mosaic.core.engine_options import EngineOptions
+from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import Workload
-from mosaic.report.metrics import latency_summary
+from mosaic.report.metrics import latency_s, latency_summary, quantile, tpot_s, ttft_s
 from sim.engine.engine import Engine
-from sim.engine.engine_settings import EngineSettings
 from sim.hardware.iteration_time import IterationTime
 
 
@@ -30,7 +30,7 @@ def replay(
     workload: Workload,
     *,
     iteration_time: IterationTime,
-    settings: EngineSettings,
+    settings: EngineOptions,
     kv_tokens: int,
     context_tokens: int,
 ) -> tuple[CallRecord, ...]:
@@ -68,6 +68,7 @@ def replay(
             finished_ts=request.finished_ts,
             num_preemptions=request.num_preemptions,
             wasted_tokens=request.wasted_tokens,
+            cached_tokens=request.cached_tokens,
         )
         for call, request in zip(workload.calls, requests, strict=True)
     )
@@ -92,15 +93,20 @@ def replay_errors(records: Sequence[CallRecord], measured: Sequence[CallRecord])
 
 def _metrics(records: Sequence[CallRecord]) -> dict[str, float]:
     summary: Mapping[str, float | None] = latency_summary(records)
-    order = ("mean_latency_s", "mean_tpot_s", "mean_ttft_s", "p99_latency_s")
+    finished = [record for record in records if record.status is CallStatus.FINISHED]
+    of_each = {"latency_s": latency_s, "tpot_s": tpot_s, "ttft_s": ttft_s}
+    medians = {f"p50_{name}": quantile(map(value, finished), 0.5) for name, value in of_each.items()}
+    order = (
+        "mean_latency_s", "p50_latency_s", "p99_latency_s", "mean_tpot_s", "p50_tpot_s", "mean_ttft_s", "p50_ttft_s",
+    )  # fmt: skip
     metrics: dict[str, float] = {}
     for name in order:
-        value = summary[name]
+        value = {**summary, **medians}[name]
         if value is None:
             raise ValueError(f"replay: {name} must be defined, got no request that has one")
         metrics[name] = value
-    finished = [record.finished_ts for record in records if record.finished_ts is not None]
-    metrics["makespan_s"] = max(finished) - min(record.queued_ts for record in records)
+    ends = [record.finished_ts for record in records if record.finished_ts is not None]
+    metrics["makespan_s"] = max(ends) - min(record.queued_ts for record in records)
     return metrics
 
 

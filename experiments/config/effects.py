@@ -1,6 +1,7 @@
 """Refuses settings that a user asks for and that this run would not use: ignored, they would be believed."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mosaic.core.workload import AnswerKind
@@ -126,3 +127,13 @@ def _unused_world(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, st
         for name in names if isinstance(names, Mapping) else ():
             if name not in used:
                 yield f"{prefix}.{name}", f"{'no call asks' if used is asked else 'nothing is merged by'} {name}"
+
+
+def _unused_engines(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
+    if job.site.way == "measured":
+        yield "world", "models really answer"
+    if not job.graph.upper_nodes:
+        yield "backend.num_calibration_questions", "nothing is aggregated"
+    asked = {*job.workload.num_calls_by_expert, *(expert.name for expert in job.graph.experts)}
+    if all(Path(expert.checkpoint).is_dir() for expert in job.experts if expert.name in asked):
+        yield "backend.checkpoints", "every expert names its checkpoint by a path of its own"

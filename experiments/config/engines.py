@@ -1,24 +1,29 @@
 """The real backends' part of the configuration: engines, servers, and how patient to be with them."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from experiments.config.checks import require_section
 from experiments.config.instantiation import call
+from experiments.config.sites import Built, Parts, sim_site
 from mosaic.core.checks import require, require_count, require_name
-from mosaic.core.cluster import Cluster
-from mosaic.core.workload import Expert, ExpertName, Workload
-from mosaic.engines.endpoint import Endpoint, EndpointPatience
-from mosaic.engines.engine import Device, EngineSettings
-from mosaic.engines.host_process import HostProcess, host_process
-from mosaic.engines.live_sessions import Patience
+from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
+from mosaic.engines.backend import EngineBackend
+from mosaic.engines.call_specs import RunContent
+from mosaic.engines.endpoint import Endpoint, EndpointPatience, EndpointSettings
+from mosaic.engines.endpoint_engines import ENDPOINT_ENGINE, EndpointEngines
+from mosaic.engines.host_process import VLLM_ENGINE, HostProcess
+from mosaic.engines.local_launcher import LocalLauncher
+from mosaic.engines.session_state import Patience
+from mosaic.engines.site import EngineSite, Replayed
+from mosaic.engines.vllm_engines import make_vllm_backend
+from mosaic.pipelines.prompts import check_texts, expert_prompt
 from mosaic.planning.restricted_costs import OnServers
-from mosaic.runtime.run import CostFactory
 
 CPU_KV_CACHE_BYTES = 64 * 2**20
 
@@ -32,34 +37,7 @@ class Mode(StrEnum):
     """The model writes as many tokens as the simulated world says, and the world says what they mean."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSetup:
-    """Engines that a run starts itself."""
-
-    mode: Mode
-    settings: EngineSettings
-    checkpoints: Path
-    num_calibration_questions: int
-    patience: Patience
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerSetup:
-    """Servers that are running already."""
-
-    endpoints: tuple[Endpoint, ...]
-    max_in_flight: int
-    num_calibration_questions: int
-    patience: EndpointPatience
-    mode: Mode = Mode.LIVE
-
-    @property
-    def expert_by_worker(self) -> dict[int, ExpertName]:
-        """Whom each worker serves."""
-        return {worker: endpoint.expert for worker, endpoint in enumerate(self.endpoints)}
-
-
-def engine_setup(backend: Mapping[str, Any]) -> EngineSetup:
+def vllm_site(parts: Parts) -> Built:
     """Build what ``backend=vllm`` says.
 
     Raises
@@ -67,78 +45,96 @@ def engine_setup(backend: Mapping[str, Any]) -> EngineSetup:
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
+    backend = parts.config
     groups = ("engine", "patience")
     _require_keys(backend, ("mode", "device", "checkpoints", "num_calibration_questions", *groups))
     require_section(backend, groups, "backend.")
     modes = [mode.value for mode in Mode]
     require(backend["mode"] in modes, "backend.mode", f"one of {modes}", backend["mode"])
-    devices = ["auto", *(device.value for device in Device)]
-    require(backend["device"] in devices, "backend.device", f"one of {devices}", backend["device"])
     require_name(backend["checkpoints"], "backend.checkpoints")
     require_count(backend["num_calibration_questions"], "backend.num_calibration_questions", at_least=1)
-    device = find_device() if backend["device"] == "auto" else Device(backend["device"])
-    engine = dict(backend["engine"])
-    if engine.get("dtype") is None:
-        engine["dtype"] = "float32" if device is Device.CPU else "auto"
-    if engine.get("kv_cache_bytes") is None and device is Device.CPU:
-        engine["kv_cache_bytes"] = CPU_KV_CACHE_BYTES
-    settings = call(EngineSettings, "backend.engine", device=device, **engine)
-    mode = Mode(backend["mode"])
-    rule = "false in live mode: random weights answer nothing"
-    require(mode is Mode.REPLAY or not settings.dummy_weights, "backend.engine.dummy_weights", rule, True)
-    return EngineSetup(
-        mode=mode,
-        settings=settings,
-        checkpoints=Path(backend["checkpoints"]),
-        num_calibration_questions=backend["num_calibration_questions"],
-        patience=call(Patience, "backend.patience", **backend["patience"]),
-    )
+    mode, options = Mode(backend["mode"]), engine_options(backend)
+    rule = "auto in live mode: random weights answer nothing"
+    dummy = options.loading.dummy_weights
+    require(mode is Mode.REPLAY or not dummy, "backend.engine.load_format", rule, options.loading.load_format)
+    patience: Patience = call(Patience, "backend.patience", **backend["patience"])
+    host = HostProcess(options, VLLM_ENGINE)
+
+    def make(journal: Path, content: RunContent, *, is_measured: bool) -> EngineBackend:
+        return make_vllm_backend(
+            experts=parts.experts,
+            cluster=parts.cluster,
+            journal=journal,
+            content=content,
+            options=replace(options, enable_prefix_caching=False) if is_measured else options,
+            host=host,
+            checkpoints=Path(backend["checkpoints"]),
+            patience=patience,
+        )
+
+    return _site(parts, "vllm", make, host, mode, backend["num_calibration_questions"]), lambda costs: costs
 
 
-def server_setup(backend: Mapping[str, Any], experts: tuple[Expert, ...], cluster: Cluster) -> ServerSetup:
-    """Build what ``backend=endpoint`` says.
+def endpoint_site(parts: Parts) -> Built:
+    """Build what ``backend=endpoint`` says: live only, servers do not write to length.
 
     Raises
     ------
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
+    backend = parts.config
     _require_keys(backend, ("endpoints", "max_in_flight", "num_calibration_questions", "patience"))
     require_section(backend, ("patience",), "backend.")
     require_count(backend["max_in_flight"], "backend.max_in_flight", at_least=1)
     require_count(backend["num_calibration_questions"], "backend.num_calibration_questions", at_least=1)
-    if not isinstance(backend["endpoints"], list):
-        raise TypeError(f"backend.endpoints must be a list of servers, got {backend['endpoints']!r}")
-    for number, entry in enumerate(backend["endpoints"]):
-        if not isinstance(entry, Mapping):
-            raise TypeError(f"backend.endpoints[{number}] must have keys, got {entry!r}")
-    endpoints = tuple(
-        call(Endpoint, f"backend.endpoints[{number}]", **entry) for number, entry in enumerate(backend["endpoints"])
+    endpoints = _endpoints(backend["endpoints"], parts)
+    patience: EndpointPatience = call(EndpointPatience, "backend.patience", **backend["patience"])
+    engines = EndpointEngines(endpoints=endpoints, patience=patience, max_in_flight=backend["max_in_flight"])
+    host = HostProcess(EndpointSettings(endpoint=endpoints[0], patience=patience), ENDPOINT_ENGINE)
+    expert_by_worker = {worker: endpoint.expert for worker, endpoint in enumerate(endpoints)}
+
+    def make(journal: Path, content: RunContent, *, is_measured: bool) -> EngineBackend:
+        return EngineBackend(
+            name="endpoint",
+            experts=parts.experts,
+            cluster=parts.cluster,
+            journal=journal,
+            content=content,
+            engines=engines,
+            launcher=LocalLauncher(host, None),
+            patience=Patience(stall_timeout_s=_longest_silence_s(patience)),
+        )
+
+    site = _site(parts, "endpoint", make, host, Mode.LIVE, backend["num_calibration_questions"], expert_by_worker)
+    return site, lambda costs: lambda **known: OnServers(costs(**known), expert_by_worker)
+
+
+def engine_options(backend: Mapping[str, Any]) -> EngineOptions:
+    """Build the engines' options from ``backend.engine`` and ``backend.device``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the key, the rule and the value.
+    """
+    devices = ["auto", *(device.value for device in Device)]
+    require(backend["device"] in devices, "backend.device", f"one of {devices}", backend["device"])
+    device = find_device() if backend["device"] == "auto" else Device(backend["device"])
+    engine = dict(backend["engine"])
+    names = ("dtype", "load_format", "enforce_eager", "trust_remote_code")
+    loading = {name: engine.pop(name) for name in names if name in engine}
+    if loading.get("dtype") is None:
+        loading["dtype"] = "float32" if device is Device.CPU else "auto"
+    if engine.get("kv_cache_memory_bytes") is None and device is Device.CPU:
+        engine["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
+    made: EngineOptions = call(
+        EngineOptions,
+        "backend.engine",
+        loading=call(ModelLoading, "backend.engine", device=device, **loading),
+        **engine,
     )
-    rule = f"one for each worker, cluster.num_workers={cluster.num_workers}"
-    require(len(endpoints) == cluster.num_workers, "backend.endpoints", rule, len(endpoints))
-    names = [expert.name for expert in experts]
-    for endpoint in endpoints:
-        require(endpoint.expert in names, "backend.endpoints: expert", f"one of the pool {names}", endpoint.expert)
-    return ServerSetup(
-        endpoints=endpoints,
-        max_in_flight=backend["max_in_flight"],
-        num_calibration_questions=backend["num_calibration_questions"],
-        patience=call(EndpointPatience, "backend.patience", **backend["patience"]),
-    )
-
-
-def check_servers(servers: ServerSetup, workload: Workload, aggregator: ExpertName | None) -> None:
-    """Check that every expert that is called has a server."""
-    served = sorted(set(servers.expert_by_worker.values()))
-    for name in [*workload.num_calls_by_expert, *([] if aggregator is None else [aggregator])]:
-        rule = f"servers of every expert that is called; they serve {served}"
-        require(name in served, "backend.endpoints", rule, name)
-
-
-def on_servers(costs: CostFactory, servers: ServerSetup) -> CostFactory:
-    """Let experts run only where a server holds them, loaded."""
-    return lambda **known: OnServers(costs(**known), servers.expert_by_worker)
+    return made
 
 
 def find_device() -> Device:
@@ -148,14 +144,70 @@ def find_device() -> Device:
     return Device.GPU if Path("/dev/nvidia0").exists() or Path("/dev/dxg").exists() else Device.CPU
 
 
-@contextmanager
-def open_host(setup: EngineSetup | ServerSetup) -> Iterator[HostProcess | None]:
-    """Keep the process that imports vLLM, where the run starts engines itself."""
-    if isinstance(setup, ServerSetup):
-        yield None
-        return
-    with host_process(setup.settings) as host:
-        yield host
+def _site(
+    parts: Parts,
+    name: str,
+    make: Callable[..., EngineBackend],
+    host: HostProcess,
+    mode: Mode,
+    num_calibration_questions: int,
+    expert_by_worker: Mapping[int, str] | None = None,
+) -> EngineSite:
+    if mode is Mode.LIVE:
+        check_texts(parts.workload)
+        rule = "1 where models really answer: what was measured cannot be made wrong"
+        require(parts.length_error == 1, "profile.length_error", rule, parts.length_error)
+    replayed = None
+    if mode is Mode.REPLAY:
+        simulated = sim_site(parts, EngineOptions())
+        replayed = Replayed(
+            run=simulated.world.outcome,
+            calibration=simulated.calibration_world.outcome,
+            ask=lambda calls, earlier: simulated.draw(calls, earlier),
+            answers_source=simulated.answers_source,
+        )
+    if expert_by_worker is not None:
+        served = sorted(set(expert_by_worker.values()))
+        rule = f"servers of every expert that is called; they serve {served}"
+        for expert in (*parts.workload.num_calls_by_expert, *(expert.name for expert in parts.graph.experts)):
+            require(expert in served, "backend.endpoints", rule, expert)
+    assert parts.journal is not None, "a real run has a folder"
+    return EngineSite(
+        name=name,
+        make=make,
+        batch=parts.workload,
+        calibration=parts.calibration,
+        cluster=parts.cluster,
+        journal=parts.journal,
+        seed=parts.seed,
+        profile_seed=parts.profile_seed,
+        circumstances=f"on {parts.hardware.gpu.name}{parts.luck}",
+        prompt_text=expert_prompt,
+        num_calibration_questions=num_calibration_questions,
+        replayed=replayed,
+        expert_by_worker=expert_by_worker,
+        opened=lambda: closing(host),
+    )
+
+
+def _endpoints(config: object, parts: Parts) -> tuple[Endpoint, ...]:
+    if not isinstance(config, list):
+        raise TypeError(f"backend.endpoints must be a list of servers, got {config!r}")
+    for number, entry in enumerate(config):
+        if not isinstance(entry, Mapping):
+            raise TypeError(f"backend.endpoints[{number}] must have keys, got {entry!r}")
+    endpoints = tuple(call(Endpoint, f"backend.endpoints[{number}]", **entry) for number, entry in enumerate(config))
+    rule = f"one for each worker, cluster.num_workers={parts.cluster.num_workers}"
+    require(len(endpoints) == parts.cluster.num_workers, "backend.endpoints", rule, len(endpoints))
+    names = [expert.name for expert in parts.experts]
+    for endpoint in endpoints:
+        require(endpoint.expert in names, "backend.endpoints: expert", f"one of the pool {names}", endpoint.expert)
+    return endpoints
+
+
+def _longest_silence_s(patience: EndpointPatience) -> float:
+    """How long a worker may finish no step: its engine steps while its server is silent."""
+    return patience.reply_timeout_s + patience.max_wait_s
 
 
 def _require_keys(backend: Mapping[str, Any], keys: tuple[str, ...]) -> None:

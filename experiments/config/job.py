@@ -10,22 +10,39 @@ from experiments.config.compose import compose_config
 from experiments.config.effects import check_effects
 from experiments.config.instantiation import call, make
 from experiments.config.pipeline import check_batch, check_upper_profile, pipeline_from
-from experiments.config.world import SimulatedWorld, check_length_error, simulated_world
+from experiments.config.sites import Built, Parts, explained_site, simulated_site
+from experiments.config.world import check_length_error, simulated_world
 from mosaic.core.checks import require, require_count, require_unique
-from mosaic.core.cluster import Cluster, uniform_cluster
+from mosaic.core.cluster import uniform_cluster
 from mosaic.core.workload import Expert, Workload
-from mosaic.pipelines.call_graph import CallGraph
 from mosaic.planning.plan_file import load_plans
 from mosaic.planning.profiles import load_profile
 from mosaic.runtime.planner import CostFactory
 from mosaic.runtime.run import Job
-from mosaic.runtime.site import Site
 from mosaic.runtime.store import Store
 from mosaic.runtime.sweep import Sweep
-from sim.engine.engine_settings import EngineSettings
-from sim.hardware.hardware import Hardware
 from sim.site import SimSite
 
+
+def _vllm(parts: Parts) -> Built:
+    from experiments.config.engines import vllm_site
+
+    return vllm_site(parts)
+
+
+def _endpoint(parts: Parts) -> Built:
+    from experiments.config.engines import endpoint_site
+
+    return endpoint_site(parts)
+
+
+SITES: Mapping[str, Callable[[Parts], Built]] = {
+    "sim": simulated_site,
+    "vllm": _vllm,
+    "endpoint": _endpoint,
+    "none": explained_site,
+}
+"""By name of the backend: builds its site, and says how it changes costs. Engines are imported where they are used."""
 SECTIONS = (
     "pool", "workload", "world", "profile", "backend", "hardware", "cluster", "costs", "scheduler", "plan", "pipeline",
     "gate", "aggregator",
@@ -36,33 +53,6 @@ KEYS = {
     "plan": ("path",),
 }
 """Of the groups that are no arguments of a function."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What sites are built from."""
-
-    config: Mapping[str, Any]
-    """Of the backend, without its name."""
-    workload: Workload
-    calibration: Callable[[], Workload]
-    """Gives the workload's calibration part, or its own questions where it has none."""
-    experts: tuple[Expert, ...]
-    cluster: Cluster
-    hardware: Hardware
-    graph: CallGraph
-    world: SimulatedWorld
-    seed: int
-    profile_seed: int
-    length_error: float
-    journal: Path | None
-    """Where a real run keeps what has finished."""
-
-    @property
-    def luck(self) -> str:
-        """What a profile's source says of its draws."""
-        error = f", mean lengths off by up to x{self.length_error:g}" if self.length_error != 1 else ""
-        return f", seed {self.profile_seed}{error}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,49 +162,6 @@ def simulated(overrides: Sequence[str]) -> tuple[Job, SimSite]:
     job = job_from(compose_config([*overrides])).job
     assert isinstance(job.site, SimSite)
     return job, job.site
-
-
-def _sim(parts: Parts) -> tuple[Site, Callable[[CostFactory], CostFactory]]:
-    return sim_site(parts, call(EngineSettings, "backend", **parts.config)), lambda costs: costs
-
-
-def _explained(parts: Parts) -> tuple[Site, Callable[[CostFactory], CostFactory]]:
-    """The profile of a plan that is only explained comes from the simulator's defaults."""
-    require_keys(parts.config, (), "backend.")
-    return sim_site(parts, EngineSettings()), lambda costs: costs
-
-
-def sim_site(parts: Parts, settings: EngineSettings) -> SimSite:
-    """Build the simulator.
-
-    Raises
-    ------
-    ValueError
-        If it is not known how the simulated calls answer, where a gate asks.
-    """
-    if parts.graph.upper_nodes and parts.world.answers is None:
-        raise ValueError(
-            "world.answers must be given where a gate reads simulated answers, got null: "
-            "add one of conf/answers, or run the expert stage alone with aggregator=none"
-        )
-    experts = parts.experts
-    return SimSite(
-        experts=experts,
-        cluster=parts.cluster,
-        hardware=parts.hardware,
-        batch=parts.workload,
-        world=parts.world.test(parts.workload, experts, parts.seed),
-        calibration_world=parts.world.calibration(parts.workload, experts, parts.profile_seed, parts.length_error),
-        settings=settings,
-        luck=parts.luck,
-    )
-
-
-SITES: Mapping[str, Callable[[Parts], tuple[Site, Callable[[CostFactory], CostFactory]]]] = {
-    "sim": _sim,
-    "none": _explained,
-}
-"""By name of the backend: builds its site, and says how it changes costs."""
 
 
 def _calibration(source: Mapping[str, Any], workload: Workload) -> Workload:

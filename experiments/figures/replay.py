@@ -6,25 +6,18 @@ prints the errors and draws the figure from a run folder and the log that it rep
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.analysis.replay import replay_errors, replay_table
-from experiments.figures.style import (
-    COLUMN_WIDTH_IN,
-    FONT_PT,
-    MUTED,
-    PALETTE,
-    SMALL_PT,
-    new_figure,
-    png_bytes,
-    style_axes,
-)
-from mosaic.core.errors import MosaicError, RunFolderError
-from mosaic.core.results import CallRecord, CallStatus
-from mosaic.core.workload import CallKey
+from experiments.analysis.run_records import read_calls
+from experiments.figures.style import DASH, MUTED, PALETTE, SMALL_PT, new_figure, number_axis, png_bytes, styled
+from mosaic.core.errors import MosaicError
+from mosaic.core.results import CallRecord, RunResult
 from mosaic.report.metrics import latency_s, mean, quantile, ttft_s
 from mosaic.report.run_folder import read_config
 from mosaic.workloads.request_log import measured_records
@@ -32,13 +25,41 @@ from mosaic.workloads.request_log import measured_records
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-HEIGHT_IN = 1.75
+HEIGHT_IN = 1.8
 PANELS: tuple[tuple[str, Callable[[CallRecord], float | None], str, str], ...] = (
     ("Time to first token", ttft_s, "o", PALETTE[0]),
     ("Request latency", latency_s, "^", PALETTE[3]),
 )
 
 
+class ReplayReport(NamedTuple):
+    """What a replay adds to the run's screen and to its folder."""
+
+    table: str
+    files: dict[str, bytes]
+    """replay.json and replay.png."""
+
+
+def report_replay(workload: Mapping[str, Any], result: RunResult) -> ReplayReport:
+    """Compare a run with the log that its workload (``path`` and ``expert`` of its configuration) was read from.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the log cannot be read any more, or the run does not cover its requests.
+    """
+    measured = measured_records(workload["path"], expert=workload["expert"])
+    records = result.calls
+    errors = replay_errors(records, measured)
+    rows = {name: {**asdict(error), "error_frac": error.error_frac} for name, error in errors.items()}
+    files = {
+        "replay.json": (json.dumps(rows, indent=1) + "\n").encode(),
+        "replay.png": draw_replay(records, measured),
+    }
+    return ReplayReport(replay_table(errors), files)
+
+
+@styled()
 def draw_replay(records: Sequence[CallRecord], measured: Sequence[CallRecord]) -> bytes:
     """Draw simulated over measured TTFT and latency, a point per request, as a PNG of one column's width.
 
@@ -50,29 +71,24 @@ def draw_replay(records: Sequence[CallRecord], measured: Sequence[CallRecord]) -
     replay_errors(records, measured)
     simulated_by_key = {record.key: record for record in records}
     figure = new_figure(HEIGHT_IN)
-    for i, (title, metric, marker, colour) in enumerate(PANELS):
-        axes = figure.add_axes((0.115 + i * 0.5, 0.175, 0.37, 0.37 * COLUMN_WIDTH_IN / HEIGHT_IN))
+    for place, (title, metric, marker, colour) in enumerate(PANELS):
+        axes = figure.add_subplot(1, len(PANELS), place + 1, aspect="equal")
         points = [(metric(record), metric(simulated_by_key[record.key])) for record in measured]
         pairs = [(real, again) for real, again in points if real is not None and again is not None]
-        _draw_panel(axes, title, pairs, marker, colour)
+        _draw_panel(axes, pairs, marker, colour)
+        axes.set_title(title)
     return png_bytes(figure)
 
 
-def _draw_panel(axes: "Axes", title: str, pairs: Sequence[tuple[float, float]], marker: str, colour: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    style_axes(axes)
+def _draw_panel(axes: "Axes", pairs: Sequence[tuple[float, float]], marker: str, colour: str) -> None:
     limit_s = 1.05 * max(max(pair) for pair in pairs)
-    axes.plot([0, limit_s], [0, limit_s], color=MUTED, linewidth=0.6, linestyle=(0, (3, 2)), zorder=1)
-    axes.scatter(*zip(*pairs, strict=True), s=5, marker=marker, color=colour, alpha=0.55, linewidths=0, zorder=2)
-    axes.set_xlim(0, limit_s)
-    axes.set_ylim(0, limit_s)
+    axes.plot([0, limit_s], [0, limit_s], color=MUTED, linewidth=0.6, linestyle=DASH, zorder=1)
+    reals, agains = zip(*pairs, strict=True)
+    axes.scatter(reals, agains, s=5, marker=marker, color=colour, alpha=0.55, linewidths=0, zorder=2)
+    axes.set(xlim=(0, limit_s), ylim=(0, limit_s), xlabel="measured (s)", ylabel="simulated (s)")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(4))
-    axes.set_xlabel("measured (s)", labelpad=1)
-    axes.set_ylabel("simulated (s)", labelpad=1)
-    axes.set_title(title, fontsize=FONT_PT, pad=3)
-    axes.text(0.05, 0.96, _note(pairs), transform=axes.transAxes, fontsize=SMALL_PT, va="top", linespacing=1.3)
+        number_axis(axis, 4)
+    axes.text(0.05, 0.96, _note(pairs), transform=axes.transAxes, fontsize=SMALL_PT, va="top")
 
 
 def _note(pairs: Sequence[tuple[float, float]]) -> str:
@@ -82,30 +98,6 @@ def _note(pairs: Sequence[tuple[float, float]]) -> str:
     assert real is not None
     assert again is not None
     return f"mean {100 * (again / real - 1):+.1f}%\n90% within {spread:.2g} s"
-
-
-def read_records(path: Path) -> tuple[CallRecord, ...]:
-    """Read what a replay needs from calls.parquet.
-
-    Raises
-    ------
-    RunFolderError
-        If the file cannot be read or is not a run's.
-    """
-    import pyarrow.parquet as pq
-
-    names = [name for name in CallRecord._fields if name != "key"]
-    try:
-        rows = pq.read_table(path).to_pylist()
-        return tuple(
-            CallRecord(
-                key=CallKey(row["question"], row["node"], row["slot"]),
-                **{**{name: row[name] for name in names}, "status": CallStatus(row["status"])},
-            )
-            for row in rows
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise RunFolderError(f"{path}: cannot be read as the calls of a run ({error})") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log = options.log or workload.get("path")
         if log is None:
             return _complain(f"{options.folder}: workload.path must be a request log, got a run of another workload")
-        records = read_records(options.folder / "calls.parquet")
+        records = read_calls(options.folder)
         measured = measured_records(log, expert=workload.get("expert", "log"))
         figure = draw_replay(records, measured)
         print(replay_table(replay_errors(records, measured)))

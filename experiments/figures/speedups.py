@@ -1,119 +1,98 @@
-"""Speedups over a baseline: a row per policy, a block per workload, a dot per seed, mean and interval."""
+"""Speedups over a baseline: a row per policy, a block per world, a dot per seed, mean and interval."""
 
 from collections.abc import Sequence
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from experiments.analysis.pairing import Comparison, Row
+from experiments.analysis.pairing import METRICS, Comparison, estimate_of
 from experiments.figures.style import (
     COLUMN_WIDTH_IN,
-    FONT_PT,
-    GRID,
     INK,
     MUTED,
+    PAGE_HEIGHT_IN,
+    PAGE_WIDTH_IN,
     PALETTE,
     SMALL_PT,
+    beside,
     new_figure,
+    number_axis,
     png_bytes,
-    style_axes,
+    styled,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ROW_IN, TOP_IN, BOTTOM_IN, RIGHT_IN = 0.145, 0.06, 0.36, 0.42
-MAX_LABEL_CHARS = 30
-CHAR_IN = 0.56 * SMALL_PT / 72
-"""Mean width of a character of a label."""
+LINE_IN, AROUND_IN = 0.11, 0.5
+NARROW_CHARS, WIDE_CHARS = 34, 72
+"""Longest line of a label in a figure of a column's and of a page's width."""
+NARROW_LINES, MAX_LINES = 50, int((PAGE_HEIGHT_IN - AROUND_IN) / LINE_IN)
+Row = dict[str, Any]
 
 
+@styled()
 def draw_speedups(comparison: Comparison) -> bytes:
-    """Draw a comparison as a PNG of one column's width."""
-    others = [row for row in comparison.rows if not row.is_baseline and row.speedup is not None]
-    rows = others or [row for row in comparison.rows if row.speedup is not None]
-    places, heads, num_lines = _layout(rows)
-    labels = [_label(row) for row in rows]
-    longest = max((len(line) for label in labels for line in label), default=0)
-    left_in = min(1.7, 0.16 + longest * CHAR_IN)
-    height_in = TOP_IN + BOTTOM_IN + ROW_IN * num_lines
-    figure = new_figure(height_in)
-    axes = figure.add_axes(
-        (
-            left_in / COLUMN_WIDTH_IN,
-            BOTTOM_IN / height_in,
-            1 - (left_in + RIGHT_IN) / COLUMN_WIDTH_IN,
-            ROW_IN * num_lines / height_in,
-        )
-    )
-    style_axes(axes)
-    for place, row in zip(places, rows, strict=True):
-        _draw_row(axes, place, row)
-    for place, case in heads:
-        axes.annotate(
-            case, (0, place), xycoords=("figure fraction", "data"), xytext=(3, 0), textcoords="offset points",
-            va="center", fontsize=SMALL_PT, fontweight="bold", color=INK, annotation_clip=False,
-        )  # fmt: skip
-    axes.set_yticks(places, ["\n".join(label) for label in labels], fontsize=SMALL_PT, linespacing=1.05)
-    _frame(axes, rows, num_lines, comparison)
+    """Draw a comparison as a PNG of a column's width, or of a page's where there is much to compare.
+
+    Raises
+    ------
+    ValueError
+        If nothing was compared, or a page is too short.
+    """
+    import polars as pl
+
+    rows = comparison.rows.filter(~pl.col("is_baseline") & pl.col("speedup").is_not_null()).to_dicts()
+    if not rows:
+        raise ValueError(f"no policy has a run beside one of {comparison.baseline}")
+    sizes = ((COLUMN_WIDTH_IN, NARROW_CHARS, NARROW_LINES), (PAGE_WIDTH_IN, WIDE_CHARS, MAX_LINES))
+    layouts = [(width_in, [wrap(row["policy"], size) for row in rows], limit) for width_in, size, limit in sizes]
+    num_cases = len({row["case"] for row in rows})
+    fitting = [layout for layout in layouts if sum(map(len, layout[1])) + num_cases <= layout[2]]
+    if not fitting:
+        raise ValueError(f"{len(rows)} policies do not fit on a page: give fewer folders")
+    width_in, labels, _ = fitting[0]
+    num_lines = sum(map(len, labels)) + num_cases
+    figure = new_figure(AROUND_IN + LINE_IN * num_lines, width_in)
+    axes = figure.add_subplot()
+    _draw_rows(axes, rows, labels, num_lines)
+    every = [1.0, *(value for row in rows for value in (*row["ratios"], *(estimate_of(row, "speedup").shown() or ())))]
+    margin = 0.05 * (max(every) - min(every)) or 0.05
+    axes.set_xlim(max(0.0, min(every) - margin), max(every) + margin)
+    number_axis(axes.xaxis)
+    is_shown = any(estimate_of(row, "speedup").shown() for row in rows)
+    about = f"(geometric mean, {'95% interval, ' if is_shown else ''}a dot per seed)"
+    what = wrap(f"speedup over {comparison.baseline}, {METRICS[comparison.metric]}", int(width_in / 0.055))
+    figure.supxlabel("\n".join([*what, about]), fontsize=7)
     return png_bytes(figure)
 
 
-def _label(row: Row) -> list[str]:
-    return wrap(row.policy, MAX_LABEL_CHARS, break_long_words=True)
-
-
-def _layout(rows: Sequence[Row]) -> tuple[list[float], list[tuple[float, str]], float]:
-    """Place rows from the top in units of a line; a block of equal case has its name above it."""
-    places: list[float] = []
-    heads: list[tuple[float, str]] = []
-    at = 0.0
-    for index, row in enumerate(rows):
-        if index == 0 or rows[index - 1].case != row.case:
-            at += 0.3 if heads else 0.0
-            heads.append((at + 0.5, row.case))
-            at += 1.0
-        height = 0.3 + 0.75 * len(_label(row))
-        places.append(at + height / 2)
-        at += height
-    return places, heads, at + 0.2
+def _draw_rows(axes: "Axes", rows: Sequence[Row], labels: Sequence[Sequence[str]], num_lines: int) -> None:
+    """Place rows from the top, in units of a line, the name of their world above the first of each."""
+    at, case = 0.0, None
+    places = []
+    for row, label in zip(rows, labels, strict=True):
+        if row["case"] != case:
+            case = row["case"]
+            axes.annotate(
+                case, (0, at + 0.5), (-4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+                va="center", ha="right", fontsize=SMALL_PT, fontweight="bold",
+            )  # fmt: skip
+            at += 1
+        places.append(at + len(label) / 2)
+        _draw_row(axes, places[-1], row)
+        at += len(label)
+    axes.set_ylim(num_lines, 0)
+    axes.set_yticks(places, ["\n".join(label) for label in labels], linespacing=1.0)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="y", visible=False)
+    axes.axvline(1.0, color=INK, linewidth=0.7, zorder=0.9)
 
 
 def _draw_row(axes: "Axes", place: float, row: Row) -> None:
-    assert row.speedup is not None
-    if row.speedup_low is not None and row.speedup_high is not None:
-        axes.plot(
-            [row.speedup_low, row.speedup_high],
-            [place, place],
-            color=PALETTE[0],
-            linewidth=3.0,
-            alpha=0.35,
-            solid_capstyle="butt",
-        )
-    axes.plot(row.ratios, [place] * len(row.ratios), ".", color=MUTED, markersize=2.4, markeredgewidth=0)
-    axes.plot([row.speedup], [place], "|", color=PALETTE[0], markersize=7, markeredgewidth=1.6)
-    axes.annotate(
-        f"{row.speedup:.2f}x", (1, place), xycoords=("axes fraction", "data"), xytext=(3, 0),
-        textcoords="offset points", va="center", fontsize=SMALL_PT, color=INK, annotation_clip=False,
-    )  # fmt: skip
-
-
-def _frame(axes: "Axes", rows: Sequence[Row], num_lines: float, comparison: Comparison) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    shown = [1.0, *(ratio for row in rows for ratio in row.ratios)]
-    shown += [end for row in rows for end in (row.speedup_low, row.speedup_high) if end is not None]
-    margin = 0.05 * (max(shown) - min(shown)) or 0.05
-    axes.set_xlim(min(shown) - margin, max(shown) + margin)
-    axes.set_ylim(num_lines, 0)
-    axes.axvline(1.0, color=INK, linewidth=0.7, zorder=0.9)
-    axes.grid(axis="x", color=GRID, linewidth=0.4)
-    axes.set_axisbelow(True)
-    axes.tick_params(axis="y", length=0, pad=3)
-    axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    what = "end-to-end speedup" if comparison.metric == "end_to_end_s" else "speedup"
-    axes.annotate(
-        f"{what} over {comparison.baseline} (mean, 95% interval, seeds)",
-        (0.5, 0), xycoords="figure fraction", xytext=(0, 3), textcoords="offset points",
-        ha="center", va="bottom", fontsize=FONT_PT, color=INK, annotation_clip=False,
-    )  # fmt: skip
+    found = estimate_of(row, "speedup")
+    if (ends := found.shown()) is not None:
+        axes.plot(ends, [place] * 2, color=PALETTE[0], linewidth=3.0, alpha=0.35, solid_capstyle="butt")
+    axes.plot(row["ratios"], [place] * len(row["ratios"]), ".", color=MUTED, markersize=2.6)
+    axes.plot([found.mean], [place], "|", color=PALETTE[0], markersize=6, markeredgewidth=1.4)
+    beside(axes, f"{found.mean:.2f}x", 1.0, place, xycoords=("axes fraction", "data"))

@@ -1,31 +1,43 @@
-"""One look for every figure: column width, type sizes and a colour per expert that never changes."""
+"""One look for every figure: the style file, a colour per expert that never changes, and what figures share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from colorsys import hls_to_rgb
+from contextlib import contextmanager
+from functools import cache
 from io import BytesIO
 from itertools import count
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
+    from matplotlib.patches import Patch
 
+STYLE = Path(__file__).with_name("mosaic.mplstyle")
 COLUMN_WIDTH_IN = 3.4
 """One column of a two-column paper; every figure is drawn at the size it is printed."""
+PAGE_WIDTH_IN = 7.0
+PAGE_HEIGHT_IN = 9.0
 DPI = 250
-FONT_PT = 7.0
 SMALL_PT = 6.0
+CHAR_IN = 0.56 * SMALL_PT / 72
+"""Mean width of a character of the small type."""
 
 INK = "#222222"
 MUTED = "#6e6e6e"
 GRID = "#dddddd"
+LOAD_HATCH = "/" * 9
+DASH = (0, (3, 2))
 
 PALETTE = (
     "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7",
     "#332288", "#8c8c8c", "#882255", "#8b5a2b", "#999933", "#661100",
 )  # fmt: skip
-"""Okabe and Ito's colours without the yellow, which is too pale for lines on white, then muted ones.
+"""Okabe and Ito's colours without the yellow, then muted ones, as in the style file.
 
 Chosen so that the experts of each published pool are told apart with any of the common colour deficiencies.
 """
@@ -33,6 +45,27 @@ PUBLISHED_EXPERTS = (
     "LlamaR1", "QwenR1", "Gemma", "Exaone", "GLM", "Qwen", "DLER", "OREAL", "Skywork", "Stratos", "Llama", "Granite",
 )  # fmt: skip
 """The paper's experts; each has the colour at its place in the palette, in every pool."""
+SCHEDULER_COLOURS = dict(
+    zip(("ilp", "fifo", "data_parallel", "round_robin", "least_loaded"), (*PALETTE[:4], PALETTE[5]), strict=True)
+)
+DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw or save with the project's style, as ``with`` or decorator; the process's own settings stay as they are."""
+    from matplotlib import rc_context
+
+    with rc_context(_settings()):
+        yield
+
+
+@cache
+def _settings() -> Any:
+    from matplotlib import rc_params_from_file
+
+    return rc_params_from_file(STYLE, use_default_template=False)
 
 
 def expert_colours(names: Sequence[str]) -> dict[str, str]:
@@ -54,98 +87,132 @@ def expert_colours(names: Sequence[str]) -> dict[str, str]:
     taken = set(places.values())
     free = (place for place in count() if place not in taken)
     places |= {name: next(free) for name in names if name not in places}
-    return {name: _colour(places[name]) for name in names}
+    return {name: colour(places[name]) for name in names}
 
 
-def _colour(place: int) -> str:
-    return PALETTE[place] if place < len(PALETTE) else _hue(place)
-
-
-def _hue(place: int) -> str:
+def colour(place: int) -> str:
+    """Take a colour of the palette; beyond it hues advance by the golden angle."""
+    if place < len(PALETTE):
+        return PALETTE[place]
     rgb = hls_to_rgb((place * 0.381966) % 1.0, (0.35, 0.5, 0.65)[place % 3], 0.6)
     return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
 
 
+def scheduler_colours(names: Sequence[str]) -> dict[str, str]:
+    """Give each scheduler the colour that it has in every figure, and others those that are left."""
+    others = [name for name in dict.fromkeys(names) if name not in SCHEDULER_COLOURS]
+    return SCHEDULER_COLOURS | {name: colour(6 + place) for place, name in enumerate(others)}
+
+
+def line_looks(names: Sequence[str], schedulers: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Choose colour, dash and marker of lines: colours by scheduler, where the lines differ in it."""
+    by_scheduler = len(set(schedulers)) > 1 or (len(names) == 1 and schedulers[0] in SCHEDULER_COLOURS)
+    colours = scheduler_colours(schedulers)
+    looks: dict[str, dict[str, Any]] = {}
+    for place, (name, scheduler) in enumerate(zip(names, schedulers, strict=True)):
+        same = schedulers[:place].count(scheduler) if by_scheduler else place
+        own = colours[scheduler] if by_scheduler else colour(place)
+        looks[name] = {"color": own, "linestyle": DASHES[same % len(DASHES)], "marker": MARKERS[same % len(MARKERS)]}
+    return looks
+
+
 def text_colour(background: str) -> str:
     """Choose black or white, whichever contrasts more with a colour given as #rrggbb."""
-    linear = [_linear(int(background[i : i + 2], 16) / 255) for i in (1, 3, 5)]
+    parts = [int(background[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else float(((part + 0.055) / 1.055) ** 2.4) for part in parts]  # WCAG 2
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "#000000" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "#ffffff"
 
 
-def _linear(part: float) -> float:
-    """Undo the sRGB transfer function (WCAG 2)."""
-    return part / 12.92 if part <= 0.04045 else float(((part + 0.055) / 1.055) ** 2.4)
-
-
+@styled()
 def new_figure(height_in: float, width_in: float = COLUMN_WIDTH_IN) -> "Figure":
     """Make an empty figure on the Agg canvas; pyplot and its global state are not used."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout=None)
+    figure = Figure(figsize=(width_in, height_in))
     FigureCanvasAgg(figure)
     return figure
 
 
-def style_axes(axes: "Axes") -> None:
-    """Keep the two axes that carry numbers, thin, in the figure's type size."""
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_linewidth(0.5)
-        axes.spines[side].set_color(MUTED)
-    axes.tick_params(labelsize=FONT_PT, width=0.5, length=2, color=MUTED, labelcolor=INK, pad=2)
-    axes.xaxis.label.set_size(FONT_PT)
-    axes.yaxis.label.set_size(FONT_PT)
+def bar_axis(axes: "Axes", names: Sequence[str]) -> None:
+    """Name rows of horizontal bars from the top; only the axis that carries numbers is drawn."""
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), list(names))
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="y", visible=False)
 
 
-def add_legend(
-    figure: "Figure",
-    handles: "Sequence[Artist]",
-    *,
-    loc: str,
-    at: tuple[float, float],
-    ncols: int | None = None,
-    handlelength: float = 1.6,
-    handleheight: float = 0.8,
-    columnspacing: float = 1.2,
-    handletextpad: float = 0.5,
-) -> None:
-    """Draw a legend without a frame, its corner (or middle) ``loc`` at a place in fractions of the figure.
+def number_axis(axis: "Axis", num_ticks: int = 5) -> None:
+    """Mark round numbers, thousands grouped."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    Lengths are in units of the type size; without a number of columns it is one row.
-    """
-    figure.legend(
-        handles=list(handles),
-        loc=loc,
-        bbox_to_anchor=at,
-        ncols=len(handles) if ncols is None else ncols,
-        fontsize=SMALL_PT,
-        frameon=False,
-        borderpad=0,
-        borderaxespad=0,
-        handlelength=handlelength,
-        handleheight=handleheight,
-        columnspacing=columnspacing,
-        labelspacing=0.25,
-        handletextpad=handletextpad,
-    )
+    axis.set_major_locator(MaxNLocator(num_ticks, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
+def fixed_axis(axis: "Axis", ticks: Sequence[float]) -> None:
+    """Mark these numbers and no others, on any scale."""
+    from matplotlib.ticker import NullLocator
+
+    axis.set_ticks(list(ticks), [f"{tick:,.10g}" for tick in ticks])
+    axis.set_minor_locator(NullLocator())
+
+
+def log_axis(axis: "Axis") -> None:
+    """Write 1, 2 and 5 of each decade, which leaves two numbers on a short logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def beside(axes: "Axes", text: str, value: float, place: float, **look: Any) -> None:
+    """Write to the right of a bar's end."""
+    axes.annotate(text, (value, place), (2.5, 0), textcoords="offset points", va="center", fontsize=SMALL_PT, **look)
+
+
+def load_patch(label: str = "load", edge: str = MUTED) -> "Patch":
+    """Make the swatch of a load, hatched as loads are drawn."""
+    from matplotlib.patches import Patch
+
+    return Patch(facecolor="white", edgecolor=edge, hatch=LOAD_HATCH, linewidth=0.4, label=label)
+
+
+def legend_below(figure: "Figure", handles: "Sequence[Artist]", **look: Any) -> "Legend":
+    """Draw a legend below everything, in as many columns as find room."""
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    entry_in = 0.3 + longest * CHAR_IN
+    num_columns = max(1, min(len(handles), int(figure.get_figwidth() / entry_in)))
+    return figure.legend(handles=list(handles), ncols=num_columns, **({"loc": "outside lower center"} | look))
+
+
+@styled()
+def lay_out(figure: "Figure") -> None:
+    """Give everything its place, once: saving would draw twice for it, and again differently the next time."""
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+
+
+@styled()
 def png_bytes(figure: "Figure") -> bytes:
     """Render a figure; equal figures are equal bytes, since no version or date is embedded."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    lay_out(figure)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.print_png(buffer, metadata={"Software": None}, pil_kwargs={"compress_level": 2})
     return buffer.getvalue()
 
 
+@styled()
 def pdf_bytes(figure: "Figure") -> bytes:
     """Write a figure as PDF with its text as text (TrueType); equal figures are equal bytes."""
-    from matplotlib import rc_context
-
     buffer = BytesIO()
-    undated = dict.fromkeys(("CreationDate", "Creator", "Producer"))
-    with rc_context({"pdf.fonttype": 42}):
-        figure.savefig(buffer, format="pdf", metadata=undated)
+    lay_out(figure)
+    figure.savefig(buffer, format="pdf", metadata=dict.fromkeys(("CreationDate", "Creator", "Producer")))
     return buffer.getvalue()

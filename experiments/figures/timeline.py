@@ -10,45 +10,47 @@ draws it again from a run folder; run.py draws it while writing one.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from experiments.analysis.run_records import read_sessions
 from experiments.figures.style import (
     COLUMN_WIDTH_IN,
-    GRID,
+    DASH,
     INK,
+    LOAD_HATCH,
     MUTED,
     SMALL_PT,
-    add_legend,
+    bar_axis,
     expert_colours,
+    legend_below,
+    load_patch,
     new_figure,
+    number_axis,
     png_bytes,
-    style_axes,
+    styled,
     text_colour,
 )
 from mosaic.core.errors import MosaicError
 from mosaic.core.results import SessionRecord
 from mosaic.core.workload import AGGREGATE, PROPOSE
 from mosaic.report.run_folder import SUMMARY, read_json
-from mosaic.report.tables import read_sessions
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-LEFT_IN, RIGHT_IN = 0.55, 0.08
-TOP_IN, AXIS_IN, LEGEND_ROW_IN = 0.27, 0.29, 0.14
-MARK_ROW_IN = (SMALL_PT + 1.5) / 72
+LEFT_IN, RIGHT_IN, AXIS_IN, ROW_IN = 0.43, 0.03, 0.33, 0.11
+"""Beside the lanes and below them, and a row of marks or of the legend."""
 BAR = 0.74
 """Height of a bar; a lane is 1 high."""
-NUM_LEGEND_COLUMNS = 4
 
 
+@styled()
 def draw_timeline(
     sessions: Sequence[SessionRecord],
     *,
@@ -61,71 +63,62 @@ def draw_timeline(
     The names of the experts, in the pool's order, fix the colours. The predicted makespan is a thin
     dashed mark where it is known.
     """
+    from matplotlib.patches import Patch
+
     lane_in = max(0.07, min(0.26, 5.0 / num_workers))
     colours = expert_colours([*experts, *(session.expert for session in sessions)])
     makespan_s = max((session.end_ts for session in sessions), default=0.0)
     limit_s = max(makespan_s, predicted_makespan_s or 0.0) * 1.015 or 1.0
     inches_per_s = (COLUMN_WIDTH_IN - LEFT_IN - RIGHT_IN) / limit_s
-    direct = {session.session: _label_of(session, inches_per_s, lane_in) for session in sessions}
-    present = [name for name in colours if any(session.expert == name for session in sessions)]
-    labelled = {session.expert for session in sessions if direct[session.session]}
-    in_legend = [name for name in present if name not in labelled]
-    num_rows = -(-(1 + len(in_legend)) // NUM_LEGEND_COLUMNS)
-
-    bottom_in = AXIS_IN + LEGEND_ROW_IN * num_rows + 0.04
-    experts_s = _experts_end_s(sessions)
-    top_in = TOP_IN + (0.0 if experts_s is None else MARK_ROW_IN)
-    height_in = top_in + num_workers * lane_in + bottom_in
+    names = {session.session: _name_in_box(session, inches_per_s, lane_in) for session in sessions}
+    marks = _marks(sessions, makespan_s, predicted_makespan_s)
+    named = {session.expert for session in sessions if names[session.session]}
+    handles: list[Artist] = [load_patch()]
+    present = {session.expert for session in sessions}
+    handles += [Patch(facecolor=colours[name], label=name) for name in colours if name in present - named]
+    if any(session.node != PROPOSE and not names[session.session] for session in sessions):
+        handles.append(Patch(facecolor="none", edgecolor=INK, linewidth=0.6, label="aggregator (outlined)"))
+    above_in, below_in = ROW_IN * len(marks) + 0.03, AXIS_IN + ROW_IN * (1 + (len(handles) - 1) // 3)
+    height_in = above_in + num_workers * lane_in + below_in
     figure = new_figure(height_in)
-    axes = figure.add_axes(
-        (
-            LEFT_IN / COLUMN_WIDTH_IN,
-            bottom_in / height_in,
-            1 - (LEFT_IN + RIGHT_IN) / COLUMN_WIDTH_IN,
-            num_workers * lane_in / height_in,
-        )
-    )
-    for name in present:
-        draw_bars(axes, [session for session in sessions if session.expert == name], colours[name])
+    # NOTE: every run draws this, and to find the places costs as much as a third of the drawing: they are given.
+    figure.set_layout_engine("none")
+    width, height = 1 - (LEFT_IN + RIGHT_IN) / COLUMN_WIDTH_IN, num_workers * lane_in / height_in
+    axes = figure.add_axes((LEFT_IN / COLUMN_WIDTH_IN, below_in / height_in, width, height))
+    draw_lanes(axes, sessions, colours, num_workers, limit_s)
     for session in sessions:
-        name = direct[session.session]
-        if name is not None:
-            _label(axes, session, name, colours[session.expert])
-    _draw_frame(axes, num_workers, limit_s, lane_in)
-    _mark_ends(axes, experts_s, makespan_s if sessions else None, predicted_makespan_s, limit_s)
-    _draw_legend(figure, {name: colours[name] for name in in_legend}, height_in)
+        _label(axes, session, names[session.session], colours[session.expert])
+    step = max(1, round(0.12 / lane_in))
+    axes.set_yticks(range(0, num_workers, step), [f"worker {worker}" for worker in range(0, num_workers, step)])
+    axes.set_xlabel("time (s)")
+    for row, mark in enumerate(marks):
+        _draw_mark(axes, *mark, row, limit_s)
+    legend_below(figure, handles, loc="lower center")
     return png_bytes(figure)
 
 
-def _experts_end_s(sessions: Sequence[SessionRecord]) -> float | None:
-    """End of the expert stage, where another stage follows."""
-    first = [session.end_ts for session in sessions if session.node == PROPOSE]
-    return max(first) if first and len(first) < len(sessions) else None
-
-
-def _label_of(session: SessionRecord, inches_per_s: float, lane_in: float) -> str | None:
-    """Choose the name that fits into a session's box; None: none does."""
-    names = [f"{session.expert} aggregates", "aggregator"] if session.node == AGGREGATE else []
-    room_in = (session.end_ts - session.start_ts) * inches_per_s if lane_in >= 1.35 * SMALL_PT / 72 else 0.0
-    fitting = (name for name in [*names, session.expert] if (len(name) * 0.6 + 0.9) * SMALL_PT / 72 <= room_in)
-    return next(fitting, None)
-
-
-def draw_bars(axes: "Axes", sessions: Sequence[SessionRecord], colour: str) -> None:
-    """Draw all bars of an expert as two collections; an artist per bar would cost a second for long runs."""
+def draw_lanes(
+    axes: "Axes", sessions: Sequence[SessionRecord], colours: Mapping[str, str], num_workers: int, limit_s: float
+) -> None:
+    """Draw all bars as few collections; an artist per bar would cost a second for long runs."""
     from matplotlib.collections import PolyCollection
 
-    loads = [
-        _box(session.load_start_ts, session.start_ts, lanes)
-        for session in sessions
-        for lanes in _lanes(session)
-        if session.load_s > 0
-    ]
-    serves = [_box(session.start_ts, session.end_ts, lanes) for session in sessions for lanes in _lanes(session)]
-    axes.add_collection(
-        PolyCollection(loads, facecolors="white", edgecolors=colour, hatch="/" * 9, linewidths=0.4), autolim=False
+    bar_axis(axes, [str(worker) for worker in range(num_workers)])
+    axes.set_xlim(0, limit_s)
+    number_axis(axes.xaxis, 6)
+    bars = [(session, lanes) for session in sessions for lanes in _lanes(session)]
+    loads = [(session, lanes) for session, lanes in bars if session.load_s > 0]
+    serves = [_box(session.start_ts, session.end_ts, lanes) for session, lanes in bars]
+    waits = [_box(session.load_start_ts, session.start_ts, lanes) for session, lanes in loads]
+    inside, around = ([colours[session.expert] for session, _ in own] for own in (bars, loads))
+    # NOTE: a collection has one colour of hatches, and each that has hatches costs as much as a hundred boxes.
+    drawn: tuple[tuple[Any, dict[str, Any]], ...] = (
+        (serves, {"facecolors": inside, "edgecolors": "white", "linewidths": 0.25}),
+        (waits, {"facecolors": "white", "edgecolors": MUTED, "hatch": LOAD_HATCH, "linewidths": 0.4}),
+        (waits, {"facecolors": "none", "edgecolors": around, "linewidths": 0.7}),
     )
-    axes.add_collection(PolyCollection(serves, facecolors=colour, edgecolors="white", linewidths=0.25), autolim=False)
+    for boxes, look in drawn:
+        axes.add_collection(PolyCollection(boxes, zorder=2, **look), autolim=False)
 
 
 def _lanes(session: SessionRecord) -> list[tuple[int, int]]:
@@ -144,85 +137,57 @@ def _box(start_ts: float, end_ts: float, lanes: tuple[int, int]) -> tuple[tuple[
     return (start_ts, low), (end_ts, low), (end_ts, high), (start_ts, high)
 
 
-def _label(axes: "Axes", session: SessionRecord, name: str, colour: str) -> None:
-    """Name a session in its box, the first one where its workers are no neighbours."""
+def _name_in_box(session: SessionRecord, inches_per_s: float, lane_in: float) -> str | None:
+    """Choose the name that fits into a session's box, on two lines where it is high enough; None: none does."""
+    width_in = (session.end_ts - session.start_ts) * inches_per_s if lane_in >= 1.35 * SMALL_PT / 72 else 0.0
+    names = [session.expert]
+    if session.node == AGGREGATE:
+        first, last = _lanes(session)[0]
+        two_lines = [f"{session.expert}\naggregates", "aggre-\ngator"] if last > first else []
+        names = [f"{session.expert} aggregates", "aggregator", *two_lines]
+    longest = {name: max(map(len, name.split("\n"))) for name in names}
+    return next((name for name in names if (longest[name] * 0.6 + 0.9) * SMALL_PT / 72 <= width_in), None)
+
+
+def _label(axes: "Axes", session: SessionRecord, name: str | None, colour: str) -> None:
+    """Name a session in its box, the first one where its workers are no neighbours; outline an aggregator without."""
     first, last = _lanes(session)[0]
-    axes.text(
-        (session.start_ts + session.end_ts) / 2,
-        (first + last) / 2 + 0.04,
-        name,
-        ha="center",
-        va="center",
-        fontsize=SMALL_PT,
-        color=text_colour(colour),
-    )
+    if name is not None:
+        middle_s, place = (session.start_ts + session.end_ts) / 2, (first + last) / 2 + 0.04
+        look: dict[str, Any] = {"fontsize": SMALL_PT, "color": text_colour(colour), "in_layout": False}
+        axes.text(middle_s, place, name, ha="center", va="center", **look)
+    elif session.node == AGGREGATE:
+        left, right = session.load_start_ts, session.end_ts
+        low, high = first - BAR / 2, last + BAR / 2
+        axes.plot([left, right, right, left, left], [low, low, high, high, low], color=INK, linewidth=0.6, zorder=3)
 
 
-def _draw_frame(axes: "Axes", num_workers: int, limit_s: float, lane_in: float) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    style_axes(axes)
-    axes.set_xlim(0, limit_s)
-    axes.set_ylim(num_workers - 0.5, -0.5)
-    step = max(1, round(0.12 / lane_in))
-    lanes = range(0, num_workers, step)
-    axes.set_yticks(list(lanes), [f"worker {worker}" for worker in lanes])
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.set_xlabel("time (s)", labelpad=1)
-    axes.grid(axis="x", color=GRID, linewidth=0.4)
-    axes.set_axisbelow(True)
-
-
-def _mark_ends(
-    axes: "Axes", experts_s: float | None, makespan_s: float | None, predicted_s: float | None, limit_s: float
-) -> None:
-    if experts_s is not None:
-        axes.axvline(experts_s, color=INK, linewidth=0.6, clip_on=False)
-        _name_mark(axes, experts_s, f"experts {experts_s:,.4g} s", limit_s, row=2, colour=INK)
+def _marks(
+    sessions: Sequence[SessionRecord], makespan_s: float, predicted_s: float | None
+) -> list[tuple[float, str, bool]]:
+    """List instants to mark from the lowest row up: seconds, words, and whether it is a prediction only."""
+    ends = [session.end_ts for session in sessions if session.node == PROPOSE]
+    has_stages = bool(ends) and len(ends) < len(sessions)
+    marks = []
     if predicted_s is not None:
-        axes.axvline(predicted_s, color=MUTED, linewidth=0.6, linestyle=(0, (3, 2)), clip_on=False)
-    if makespan_s is not None:
-        axes.axvline(makespan_s, color=INK, linewidth=0.9, clip_on=False)
-        _name_mark(axes, makespan_s, f"makespan {makespan_s:,.4g} s", limit_s, row=1, colour=INK)
-    if predicted_s is not None:
-        of = "" if experts_s is None else "experts "
-        _name_mark(
-            axes,
-            predicted_s,
-            f"{of}predicted {predicted_s:,.4g} s",
-            limit_s,
-            row=0,
-            colour=MUTED,
-        )
+        marks.append((predicted_s, f"{'experts ' if has_stages else ''}predicted {predicted_s:,.4g} s", True))
+    if sessions:
+        what = "end to end" if has_stages else "makespan"
+        marks.append((makespan_s, f"{what} {makespan_s:,.4g} s", False))
+    if has_stages:
+        marks.append((max(ends), f"experts {max(ends):,.4g} s", False))
+    return marks
 
 
-def _name_mark(axes: "Axes", at_s: float, text: str, limit_s: float, *, row: int, colour: str) -> None:
-    """Write above the axes, on the side of the mark that has room."""
+def _draw_mark(axes: "Axes", at_s: float, text: str, is_predicted: bool, row: int, limit_s: float) -> None:
+    """Draw a line through all lanes, its words above them on the side of the line that has room."""
+    colour = MUTED if is_predicted else INK
+    axes.axvline(at_s, color=colour, linewidth=0.6 if is_predicted else 0.9, linestyle=DASH if is_predicted else "-")
     left = at_s > limit_s / 2
     axes.annotate(
-        text,
-        (at_s, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(-1 if left else 1, 1.5 + row * (SMALL_PT + 1.5)),
-        textcoords="offset points",
-        ha="right" if left else "left",
-        va="bottom",
-        fontsize=SMALL_PT,
-        color=colour,
-    )
-
-
-def _draw_legend(figure: "Figure", colours: dict[str, str], height_in: float) -> None:
-    from matplotlib.patches import Patch
-
-    handles: list[Artist] = [Patch(facecolor="white", edgecolor=MUTED, hatch="/" * 9, linewidth=0.4, label="load")]
-    handles += [Patch(facecolor=colour, label=name) for name, colour in colours.items()]
-    add_legend(
-        figure, handles, loc="lower left", at=(LEFT_IN / COLUMN_WIDTH_IN, 0.02 / height_in), ncols=NUM_LEGEND_COLUMNS
-    )
+        text, (at_s, 1), (-1 if left else 1, 1.5 + row * (SMALL_PT + 1.5)), xycoords=("data", "axes fraction"),
+        textcoords="offset points", ha="right" if left else "left", va="bottom", fontsize=SMALL_PT, color=colour,
+    )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -232,30 +197,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="PNG to write (default: timeline.png in the run folder)")
     options = parser.parse_args(arguments)
     out = options.out or options.folder / "timeline.png"
+    message = None
     try:
         summary = read_json(options.folder / SUMMARY)
-        sessions = read_sessions(options.folder / "sessions.parquet")
-        out.write_bytes(
-            draw_timeline(
-                sessions,
-                num_workers=summary["num_workers"],
-                experts=summary["experts"],
-                predicted_makespan_s=summary["predicted_expert_makespan_s"],
-            )
+        png = draw_timeline(
+            read_sessions(options.folder),
+            num_workers=summary["num_workers"],
+            experts=summary["experts"],
+            predicted_makespan_s=summary["predicted_expert_makespan_s"],
         )
+        out.write_bytes(png)
     except MosaicError as error:
-        return _complain(str(error))
+        message = str(error)
     except (KeyError, TypeError) as error:
-        return _complain(f"{options.folder / SUMMARY}: not a summary of a run ({error} missing)")
+        message = f"{options.folder / SUMMARY}: not a summary of a run ({error} missing)"
     except OSError as error:
-        return _complain(f"{out}: cannot be written ({error.strerror})")
-    print(out)
-    return 0
-
-
-def _complain(message: str) -> int:
-    print(f"timeline: {message}", file=sys.stderr)
-    return 2
+        message = f"{out}: cannot be written ({error.strerror})"
+    print(out if message is None else f"timeline: {message}", file=sys.stderr if message else sys.stdout)
+    return 2 if message else 0
 
 
 if __name__ == "__main__":

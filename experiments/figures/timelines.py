@@ -1,62 +1,64 @@
 """Timelines of several workloads, one policy above the other: who is busy, who loads, who waits."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from experiments.figures.style import (
-    COLUMN_WIDTH_IN,
-    GRID,
     INK,
-    MUTED,
-    SMALL_PT,
-    add_legend,
     expert_colours,
+    legend_below,
+    load_patch,
     new_figure,
-    style_axes,
+    styled,
 )
-from experiments.figures.timeline import draw_bars
+from experiments.figures.timeline import draw_lanes
 from mosaic.core.results import SessionRecord
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LANE_IN, HEAD_IN, GAP_IN, AXIS_IN, LEGEND_IN = 0.1, 0.15, 0.1, 0.3, 0.34
-LEFT_IN, RIGHT_IN = 0.3, 0.1
-NUM_LEGEND_COLUMNS = 4
+LANE_IN, PANEL_IN, BLOCK_IN, LEGEND_IN = 0.1, 0.17, 0.28, 0.3
+"""Heights of a lane, of what else a panel has, of the axis below a block, of the legend."""
 
-Timelines = Mapping[str, Mapping[str, Sequence[SessionRecord]]]
+Timelines: TypeAlias = Mapping[str, Mapping[str, Sequence[SessionRecord]]]
 """Sessions by workload and policy, both named as they are to be shown."""
 
 
-def draw_timelines(timelines: Timelines, *, num_workers: int, experts: Sequence[str]) -> "Figure":
-    """Draw a block per workload with a panel per policy on one time axis, each panel with a lane per worker."""
-    panel_in = HEAD_IN + num_workers * LANE_IN
-    heights_in = [len(policies) * panel_in + AXIS_IN + GAP_IN for policies in timelines.values()]
-    height_in = sum(heights_in) + LEGEND_IN
-    figure = new_figure(height_in)
+@styled()
+def draw_timelines(
+    timelines: Timelines,
+    *,
+    num_workers: int,
+    experts: Sequence[str],
+    notes: Mapping[tuple[str, str], str] | None = None,
+) -> "Figure":
+    """Draw a block per workload with a panel per policy on one time axis, each panel with a lane per worker.
+
+    Notes, by workload and policy, are written on the right of the makespan.
+    """
+    from matplotlib.patches import Patch
+
     colours = expert_colours(experts)
-    top_in = height_in
+    num_panels = sum(map(len, timelines.values()))
+    height_in = num_panels * (PANEL_IN + num_workers * LANE_IN) + BLOCK_IN * len(timelines) + LEGEND_IN
+    figure = new_figure(height_in)
+    place = 0
     for workload, policies in timelines.items():
         limit_s = 1.02 * max(_makespan_s(sessions) for sessions in policies.values())
-        for place, (policy, sessions) in enumerate(policies.items()):
-            is_last = place == len(policies) - 1
-            bottom_in = top_in - (place + 1) * panel_in
-            axes = figure.add_axes(
-                (
-                    LEFT_IN / COLUMN_WIDTH_IN,
-                    bottom_in / height_in,
-                    1 - (LEFT_IN + RIGHT_IN) / COLUMN_WIDTH_IN,
-                    num_workers * LANE_IN / height_in,
-                )
+        for number, (policy, sessions) in enumerate(policies.items()):
+            place += 1
+            axes = figure.add_subplot(num_panels, 1, place)
+            draw_lanes(axes, sessions, colours, num_workers, limit_s)
+            axes.set_ylabel("GPU")
+            axes.tick_params(axis="x", labelbottom=number == len(policies) - 1)
+            makespan_s = _makespan_s(sessions)
+            axes.axvline(makespan_s, color=INK, linewidth=0.9)
+            axes.set_title(f"{workload}, {policy}: {makespan_s:,.0f} s", pad=2)
+            axes.set_title(
+                (notes or {}).get((workload, policy), ""), loc="right", pad=2, fontsize=6, fontweight="normal"
             )
-            for name in colours:
-                draw_bars(axes, [session for session in sessions if session.expert == name], colours[name])
-            _frame(axes, num_workers, limit_s, is_last=is_last)
-            _mark(axes, _makespan_s(sessions), limit_s)
-            _name(axes, workload if place == 0 else "", policy)
-        top_in -= heights_in.pop(0)
-    _legend(figure, colours, height_in)
+        axes.set_xlabel("time (s)")
+    legend_below(figure, [load_patch(), *(Patch(facecolor=colour, label=name) for name, colour in colours.items())])
     return figure
 
 
@@ -79,57 +81,3 @@ def timeline_rows(timelines: Timelines) -> list[tuple[object, ...]]:
 
 def _makespan_s(sessions: Sequence[SessionRecord]) -> float:
     return max(session.end_ts for session in sessions)
-
-
-def _frame(axes: "Axes", num_workers: int, limit_s: float, *, is_last: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    style_axes(axes)
-    axes.set_xlim(0, limit_s)
-    axes.set_ylim(num_workers - 0.5, -0.5)
-    axes.set_yticks(range(num_workers), [str(worker) for worker in range(num_workers)], fontsize=SMALL_PT)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.set_ylabel("GPU", fontsize=SMALL_PT, labelpad=2)
-    axes.grid(axis="x", color=GRID, linewidth=0.4)
-    axes.set_axisbelow(True)
-    if is_last:
-        axes.set_xlabel("time (s)", labelpad=1)
-    else:
-        axes.tick_params(axis="x", labelbottom=False)
-
-
-def _mark(axes: "Axes", makespan_s: float, limit_s: float) -> None:
-    """Write the makespan beside its line, on the side that has room."""
-    left = makespan_s > limit_s / 2
-    axes.axvline(makespan_s, color=INK, linewidth=0.9, clip_on=False)
-    axes.annotate(
-        f"{makespan_s:,.0f} s", (makespan_s, 1), xycoords=("data", "axes fraction"),
-        xytext=(-1.5 if left else 1.5, 1.5), textcoords="offset points",
-        ha="right" if left else "left", va="bottom", fontsize=SMALL_PT, color=INK,
-    )  # fmt: skip
-
-
-def _name(axes: "Axes", workload: str, policy: str) -> None:
-    """Write the policy above its lanes, behind the workload's name in the first panel of a block."""
-    style = {"textcoords": "offset points", "va": "bottom", "ha": "left", "fontsize": SMALL_PT, "color": INK}
-    if not workload:
-        axes.annotate(policy, (0, 1), xycoords="axes fraction", xytext=(0, 1.5), **style)
-        return
-    name = axes.annotate(workload, (0, 1), xycoords="axes fraction", xytext=(0, 1.5), fontweight="bold", **style)
-    axes.annotate(policy, (1, 0), xycoords=name, xytext=(4, 0), **style)
-
-
-def _legend(figure: "Figure", colours: Mapping[str, str], height_in: float) -> None:
-    from matplotlib.patches import Patch
-
-    load = Patch(facecolor="white", edgecolor=MUTED, hatch="/" * 9, linewidth=0.4, label="load")
-    add_legend(
-        figure,
-        [load, *(Patch(facecolor=colour, label=name) for name, colour in colours.items())],
-        loc="lower left",
-        at=(LEFT_IN / COLUMN_WIDTH_IN, 0.03 / height_in),
-        ncols=NUM_LEGEND_COLUMNS,
-    )

@@ -1,217 +1,146 @@
-"""Time against accuracy: a panel per workload, a marker per policy, 95% intervals in both directions."""
+"""Time against accuracy: a panel per world, a marker per policy, 95% intervals in both directions."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from math import ceil
 from textwrap import wrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from experiments.analysis.tradeoff_points import Estimate, Outcome
-from experiments.figures.point_labels import PointLabel, place_labels
+from experiments.analysis.pairing import estimate_of
 from experiments.figures.style import (
+    CHAR_IN,
     COLUMN_WIDTH_IN,
-    FONT_PT,
-    GRID,
-    INK,
+    MARKERS,
     MUTED,
-    PALETTE,
-    SMALL_PT,
+    PAGE_WIDTH_IN,
+    legend_below,
     new_figure,
+    number_axis,
     png_bytes,
-    style_axes,
+    scheduler_colours,
+    styled,
 )
 
 if TYPE_CHECKING:
+    import polars as pl
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-PLOT_IN, HEAD_IN, TICKS_IN, LEFT_IN, RIGHT_IN, ENTRY_ROW_IN = 1.35, 0.17, 0.2, 0.46, 0.08, 0.13
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
+PANEL_IN, ROW_IN, AROUND_IN = 1.5, 0.12, 0.45
 MARKER_PT = 4.0
-LINE_IN = 0.1
-"""Of the small type below the axis."""
-CHAR_IN = 0.56 * SMALL_PT / 72
-"""Mean width of a character of the legend."""
+RING_PT = 3.2
+"""How much larger a marker is drawn that stands on another one, as a ring around it."""
+NEAR_FRAC = 0.012
+"""Share of an axis within which two markers are on one spot."""
 MINUTES_FROM_S = 600.0
 """Longest time from which the axis counts in minutes."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One marker of the legend with its name."""
+def tradeoff_rows(rows: "pl.DataFrame") -> "pl.DataFrame":
+    """Keep what has both coordinates in worlds where second stages differ: only there is something to trade.
 
-    text: str
-    colour: str
-    marker: str
-
-    @property
-    def width_in(self) -> float:
-        return 0.26 + len(self.text) * CHAR_IN
-
-
-class _Scale:
-    """What colours, shapes and the unit of time mean, equal in all panels."""
-
-    def __init__(self, outcomes: Sequence[Outcome]) -> None:
-        self.schedulers = list(dict.fromkeys(outcome.scheduler for outcome in outcomes))
-        self.settings = list(dict.fromkeys(_setting(outcome) for outcome in outcomes))
-        longest_s = max(max(_ends(outcome.end_to_end_s)) for outcome in outcomes)
-        self.unit, self.unit_s = ("min", 60.0) if longest_s >= MINUTES_FROM_S else ("s", 1.0)
-
-    def colour(self, scheduler: str) -> str:
-        return PALETTE[self.schedulers.index(scheduler) % len(PALETTE)]
-
-    def marker(self, setting: str) -> str:
-        place = self.settings.index(setting)
-        return MARKERS[place] if place < len(MARKERS) else f"${place + 1}$"
-
-    def label(self, outcome: Outcome) -> str:
-        """Name a marker by what its colour does not already say."""
-        return _setting(outcome) if len(self.settings) > 1 else outcome.scheduler
-
-    def legend(self, *, direct: bool) -> list[list[_Entry]]:
-        """List what colours and shapes mean, unless labels at the markers say it, in rows that fit the column."""
-        colours = [_Entry(name, self.colour(name), "o") for name in self.schedulers]
-        shapes = [_Entry(name or "(no setting)", MUTED, self.marker(name)) for name in self.settings]
-        show_colours = len(self.schedulers) > 1 and (len(self.settings) > 1 or not direct)
-        show_shapes = len(self.settings) > 1 and not direct
-        return [*_rows(colours if show_colours else []), *_rows(shapes if show_shapes else [])]
-
-
-def _setting(outcome: Outcome) -> str:
-    """Name a policy without its scheduler, and its gate without saying that it is one."""
-    return " ".join(part.removeprefix("gate=").removeprefix("aggregator=") for part in outcome.setting.split(" "))
-
-
-def _ends(estimate: Estimate | None) -> Iterator[float]:
-    return (value for value in estimate or () if value is not None)
-
-
-def _rows(entries: Sequence[_Entry]) -> list[list[_Entry]]:
-    rows: list[list[_Entry]] = []
-    for entry in entries:
-        fits = rows and sum(other.width_in for other in rows[-1]) + entry.width_in <= COLUMN_WIDTH_IN - RIGHT_IN
-        if fits:
-            rows[-1].append(entry)
-        else:
-            rows.append([entry])
-    return rows
-
-
-def draw_tradeoff(outcomes: Sequence[Outcome]) -> bytes:
-    """Draw policies, each with its time and its accuracy, as a PNG of one column's width.
-
-    Colour tells the scheduler, shape the rest of a policy. Markers are labelled directly where all names
-    find room without covering each other or a marker; else a legend explains the shapes.
+    Raises
+    ------
+    ValueError
+        Saying why there is nothing to draw.
     """
-    figure, all_fit = _draw(outcomes, direct=True)
-    if not all_fit:
-        figure, _ = _draw(outcomes, direct=False)
+    import polars as pl
+
+    known = rows.filter(pl.col("accuracy_frac").is_not_null() & pl.col("end_to_end_s").is_not_null())
+    shown = known.filter(pl.col("second_stage").n_unique().over("case") > 1)
+    if known.is_empty():
+        raise ValueError("no run knows its accuracy")
+    if shown.is_empty():
+        raise ValueError("in no world gates or aggregators differ, so that there is no accuracy to trade for time")
+    return shown
+
+
+@styled()
+def draw_tradeoff(rows: "pl.DataFrame") -> bytes:
+    """Draw policies, each with its time and its accuracy, as a PNG; colour tells the scheduler, shape the rest.
+
+    Markers on one spot are drawn as rings around each other.
+    """
+    from matplotlib.lines import Line2D
+
+    every = rows.to_dicts()
+    cases = list(dict.fromkeys(row["case"] for row in every))
+    colours = scheduler_colours([row["scheduler"] for row in every])
+    settings = list(dict.fromkeys(setting_of(row) for row in every))
+    markers = {name: MARKERS[i] if i < len(MARKERS) else f"${i + 1}$" for i, name in enumerate(settings)}
+    longest_s = max(row["end_to_end_s"] for row in every)
+    unit, unit_s = ("min", 60.0) if longest_s >= MINUTES_FROM_S else ("s", 1.0)
+    num_columns = 1 if len(cases) == 1 else 2
+    width_in = COLUMN_WIDTH_IN if num_columns == 1 else PAGE_WIDTH_IN
+    point: dict[str, Any] = {"linestyle": "", "markersize": MARKER_PT}
+    schedulers = dict.fromkeys(row["scheduler"] for row in every)
+    handles = [Line2D([], [], marker="o", color=colours[name], label=name, **point) for name in schedulers]
+    handles += [Line2D([], [], marker=markers[name], color=MUTED, label=name, **point) for name in settings]
+    foot = [part for line in _foot(every) for part in wrap(line, int(width_in / CHAR_IN))]
+    num_rows = ceil(len(cases) / num_columns)
+    figure = new_figure(AROUND_IN + num_rows * PANEL_IN + ROW_IN * (len(handles) + len(foot)) / num_columns, width_in)
+    for place, case in enumerate(cases):
+        axes = figure.add_subplot(num_rows, num_columns, place + 1)
+        _draw_panel(axes, [row for row in every if row["case"] == case], colours, markers, unit_s)
+        axes.set_title(case)
+        axes.set_xlabel(f"end-to-end time ({unit})")
+        axes.set_ylabel("accuracy (%)")
+    legend_below(figure, handles, title="\n".join(foot)).get_title().set_multialignment("center")
     return png_bytes(figure)
 
 
-def _draw(outcomes: Sequence[Outcome], *, direct: bool) -> "tuple[Figure, bool]":
-    scale = _Scale(outcomes)
-    legend = scale.legend(direct=direct)
-    cases = list(dict.fromkeys(outcome.case for outcome in outcomes))
-    panel_in = HEAD_IN + PLOT_IN + TICKS_IN
-    foot = _foot(outcomes)
-    top_in = 0.06 + LINE_IN * len(foot) + ENTRY_ROW_IN + panel_in * len(cases)
-    height_in = top_in + 0.05 + ENTRY_ROW_IN * len(legend)
-    figure = new_figure(height_in)
-    _draw_legend(figure, legend, height_in)
-    all_fit = True
-    for place, case in enumerate(cases):
-        bottom_in = top_in - panel_in * place - HEAD_IN - PLOT_IN
-        width = 1 - (LEFT_IN + RIGHT_IN) / COLUMN_WIDTH_IN
-        axes = figure.add_axes((LEFT_IN / COLUMN_WIDTH_IN, bottom_in / height_in, width, PLOT_IN / height_in))
-        labels = _draw_panel(axes, [outcome for outcome in outcomes if outcome.case == case], scale)
-        all_fit &= not direct or place_labels(axes, labels, marker_pt=MARKER_PT, font_pt=SMALL_PT)
-    _draw_foot(figure, foot, scale)
-    return figure, all_fit
+def setting_of(row: dict[str, Any]) -> str:
+    """Name a policy without its scheduler, and its gate without saying that it is one."""
+    parts = row["policy"].removeprefix(row["scheduler"]).split()
+    return " ".join(part.removeprefix("gate=").removeprefix("aggregator=") for part in parts) or "(no setting)"
 
 
-def _draw_legend(figure: "Figure", rows: Sequence[Sequence[_Entry]], height_in: float) -> None:
-    from matplotlib.lines import Line2D
-
-    inches = figure.dpi_scale_trans
-    for number, row in enumerate(rows):
-        left_in, middle_in = 0.1, height_in - 0.05 - ENTRY_ROW_IN * (number + 0.5)
-        for entry in row:
-            figure.add_artist(
-                Line2D(
-                    [left_in], [middle_in], transform=inches, linestyle="", marker=entry.marker, color=entry.colour,
-                    markersize=MARKER_PT, markeredgewidth=0,
-                )
-            )  # fmt: skip
-            figure.text(
-                left_in + 0.06, middle_in, entry.text, transform=inches, va="center", fontsize=SMALL_PT, color=INK
-            )
-            left_in += entry.width_in
-
-
-def _draw_panel(axes: "Axes", outcomes: Sequence[Outcome], scale: _Scale) -> list[PointLabel]:
-    """Draw one workload; return the labels that its markers would carry."""
-    style_axes(axes)
-    axes.grid(color=GRID, linewidth=0.4)
-    axes.set_axisbelow(True)
-    labels, times, accuracies = [], [], []
-    for outcome in outcomes:
-        assert outcome.end_to_end_s is not None
-        assert outcome.accuracy_frac is not None
-        time = [None if value is None else value / scale.unit_s for value in outcome.end_to_end_s]
-        accuracy = [None if value is None else 100 * value for value in outcome.accuracy_frac]
-        look = {"color": scale.colour(outcome.scheduler), "linewidth": 1.2, "alpha": 0.4, "solid_capstyle": "butt"}
-        if time[1] is not None:
-            axes.plot(time[1:], [accuracy[0]] * 2, **look)
-            axes.plot([time[0]] * 2, accuracy[1:], **look)
-        axes.plot(
-            [time[0]], [accuracy[0]], linestyle="", marker=scale.marker(_setting(outcome)), color=look["color"],
-            markersize=MARKER_PT, markeredgewidth=0.4, markeredgecolor="white", zorder=3,
-        )  # fmt: skip
-        labels.append(PointLabel(scale.label(outcome), time[0], accuracy[0]))
-        times += [value for value in time if value is not None]
-        accuracies += [value for value in accuracy if value is not None]
-    _frame(axes, times, accuracies)
-    axes.annotate(
-        outcomes[0].case, (0, 1), xycoords="axes fraction", xytext=(-LEFT_IN * 72 + 6, 4), textcoords="offset points",
-        va="bottom", fontsize=SMALL_PT, fontweight="bold", color=INK,
-    )  # fmt: skip
-    return labels
-
-
-def _frame(axes: "Axes", times: Sequence[float], accuracies: Sequence[float]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    for values, limit, axis, num_ticks, margin_frac in (
-        (times, axes.set_xlim, axes.xaxis, 7, 0.13),  # names stand beside their markers
-        (accuracies, axes.set_ylim, axes.yaxis, 5, 0.08),
-    ):
-        margin = margin_frac * (max(values) - min(values)) or 0.02 * max(values) or 1.0
-        limit(min(values) - margin, max(values) + margin)
-        axis.set_major_locator(MaxNLocator(num_ticks, steps=[1, 2, 2.5, 5, 10]))
-    axes.set_ylabel("accuracy (%)", fontsize=FONT_PT, color=INK, labelpad=2)
-
-
-def _foot(outcomes: Sequence[Outcome]) -> list[str]:
-    """Say in small type what the intervals are, and which skip shares are no measurement."""
-    seeds = sorted({outcome.num_seeds for outcome in outcomes})
-    over = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    lines = ["one seed, no interval" if seeds == [1] else f"mean, 95% interval over {over} (paired changes: see table)"]
-    num_cases = len({outcome.case for outcome in outcomes})
-    for source in sorted({outcome.skip_frac_source for outcome in outcomes if outcome.skip_frac_source} - {"measured"}):
-        cases = list(dict.fromkeys(outcome.case for outcome in outcomes if outcome.skip_frac_source == source))
-        lines.append(
-            f"skip shares and levels of accuracy are {source}"
-            + ("" if len(cases) == num_cases else f" on {', '.join(cases)}")
+def _draw_panel(
+    axes: "Axes", rows: Sequence[dict[str, Any]], colours: dict[str, str], markers: dict[str, str], unit_s: float
+) -> None:
+    points = [(row["end_to_end_s"] / unit_s, 100 * row["accuracy_frac"]) for row in rows]
+    ends: list[tuple[float, float]] = list(points)
+    for row, (time, accuracy) in zip(rows, points, strict=True):
+        look: dict[str, Any] = {
+            "color": colours[row["scheduler"]],
+            "linewidth": 1.2,
+            "alpha": 0.4,
+            "solid_capstyle": "butt",
+        }
+        if across := estimate_of(row, "end_to_end_s").shown(least=0.0):
+            axes.plot([end / unit_s for end in across], [accuracy] * 2, **look)
+            ends += [(end / unit_s, accuracy) for end in across]
+        if up := estimate_of(row, "accuracy_frac").shown(least=0.0, most=1.0):
+            axes.plot([time] * 2, [100 * end for end in up], **look)
+            ends += [(time, 100 * end) for end in up]
+    spans = [max(values) - min(values) for values in zip(*ends, strict=True)]
+    for place, (row, (time, accuracy)) in enumerate(zip(rows, points, strict=True)):
+        num_below = sum(
+            abs(time - x) <= NEAR_FRAC * spans[0] and abs(accuracy - y) <= NEAR_FRAC * spans[1]
+            for x, y in points[:place]
         )
-    num_characters = int((COLUMN_WIDTH_IN - 2 * RIGHT_IN) / CHAR_IN)
-    return [part for line in lines for part in wrap(line, num_characters)]
+        colour = colours[row["scheduler"]]
+        axes.plot(
+            [time], [accuracy], marker=markers[setting_of(row)], color=colour, zorder=3,
+            markersize=MARKER_PT + RING_PT * num_below, markerfacecolor="none" if num_below else colour,
+            markeredgewidth=0.8 if num_below else 0.3, markeredgecolor=colour if num_below else "white",
+        )  # fmt: skip
+    axes.margins(0.08)
+    number_axis(axes.xaxis)
+    number_axis(axes.yaxis)
 
 
-def _draw_foot(figure: "Figure", lines: Sequence[str], scale: _Scale) -> None:
-    look = {"transform": figure.dpi_scale_trans, "ha": "center"}
-    middle_in, bottom_in = COLUMN_WIDTH_IN / 2, 0.04
-    for line in reversed(lines):
-        figure.text(middle_in, bottom_in, line, fontsize=SMALL_PT, color=MUTED, **look)
-        bottom_in += LINE_IN
-    figure.text(middle_in, bottom_in + 0.02, f"end-to-end time ({scale.unit})", fontsize=FONT_PT, color=INK, **look)
+def _foot(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Say in small type what the intervals are, and which skip shares are no measurement."""
+    seeds = sorted({row["num_known"] for row in rows})
+    over = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    if seeds[-1] == 1:
+        lines = ["one seed, no interval"]
+    elif seeds[-1] == 2:
+        lines = [f"mean over {over} seeds, too few for an interval"]
+    else:
+        lines = [f"mean, 95% interval over {over} seeds (paired changes: see table)"]
+    num_cases = len({row["case"] for row in rows})
+    for source in sorted({row["skip_frac_source"] for row in rows} - {"measured", None}):
+        cases = list(dict.fromkeys(row["case"] for row in rows if row["skip_frac_source"] == source))
+        where = "" if len(cases) == num_cases else f" on {', '.join(cases)}"
+        lines.append(f"skip shares and levels of accuracy are {source}{where}")
+    return lines

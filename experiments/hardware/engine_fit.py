@@ -15,8 +15,8 @@ from experiments.hardware.engine_work import DENSE_KNOTS, NUM_SCALARS, Floats, r
 from experiments.hardware.hardware_yaml import curve_block, to_yaml
 from experiments.hardware.table_fits import mape
 from mosaic.core.checks import require, require_number
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import ModelShape
-from sim.engine.engine_settings import EngineSettings
 from sim.hardware.curves import Curve, Grid, grid_to_text
 from sim.hardware.hardware import hardware_from_config
 
@@ -76,7 +76,7 @@ def fit_shape(
     shape: ModelShape,
     tp_degree: int,
     context_tokens: int,
-    settings: EngineSettings,
+    settings: EngineOptions,
     measured: Sequence[MeasuredSession],
 ) -> ShapeFit:
     """Fit the coefficients of a shape to sessions: least absolute error, none below 0."""
@@ -102,7 +102,7 @@ def fit_shape(
     )
 
 
-def serve_s(fit: ShapeFit, requests: Sequence[tuple[int, int]], settings: EngineSettings) -> float:
+def serve_s(fit: ShapeFit, requests: Sequence[tuple[int, int]], settings: EngineOptions) -> float:
     """Price a session, all of its requests there from the start."""
     works = works_of(
         requests,
@@ -115,12 +115,12 @@ def serve_s(fit: ShapeFit, requests: Sequence[tuple[int, int]], settings: Engine
     return dense_s + sum(getattr(fit, name) * number for name, number in zip(COEFFICIENTS, scalars, strict=True))
 
 
-def _kv_tokens(settings: EngineSettings, context_tokens: int) -> int:
-    return settings.kv_tokens or settings.max_num_seqs * context_tokens
+def _kv_tokens(settings: EngineOptions, context_tokens: int) -> int:
+    return settings.kv_cache_tokens or settings.max_num_seqs * context_tokens
 
 
 def _equations(
-    settings: EngineSettings, context_tokens: int, measured: Sequence[MeasuredSession]
+    settings: EngineOptions, context_tokens: int, measured: Sequence[MeasuredSession]
 ) -> tuple[Floats, Floats]:
     """Write each stretch as what it held and its seconds: shapes (num_stretches, num_terms) and (num_stretches,).
 

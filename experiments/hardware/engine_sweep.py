@@ -14,17 +14,17 @@ from typing import Any, NamedTuple, TypeAlias
 from experiments.hardware.engine_fit import MeasuredSession, ShapeFit, fit_loads, fit_shape, hardware_config, serve_s
 from mosaic.core.checks import require, require_count
 from mosaic.core.cluster import Cluster
+from mosaic.core.engine_options import EngineSettings as SimulatedSettings
+from mosaic.core.engine_options import Order
 from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.realization import Outcome, Outcomes
 from mosaic.core.results import CallStatus, RunResult
-from mosaic.core.workload import Call, CallKey, Expert, ModelShape, PROPOSE
+from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ModelShape
 from mosaic.engines.engine import Device, EngineSettings
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.journal import read_journal
 from mosaic.runtime.journal_records import view
-from sim.engine.engine_settings import EngineSettings as SimulatedSettings
-from sim.engine.engine_settings import Order
 
 MakeBackend: TypeAlias = Callable[[Sequence[Expert], Outcomes, str], Backend]
 """Makes a backend that replays outcomes with random prompts, for a run of this name."""
@@ -162,6 +162,7 @@ def mirrored_settings(engine: EngineSettings, experts: Sequence[Expert]) -> Simu
         max_num_batched_tokens=max(budget, engine.max_num_seqs),
         block_size=engine.block_size,
         kv_tokens=kv_tokens,
+        enable_prefix_caching=engine.prefix_caching,
     )
 
 

@@ -10,8 +10,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mosaic.core.engine_options import EngineOptions
 from sim.engine.engine import Engine
-from sim.engine.engine_settings import EngineSettings
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -65,7 +65,7 @@ class _Counter:
 
 
 def works_of(
-    requests: Sequence[tuple[int, int]], settings: EngineSettings, *, kv_tokens: int, context_tokens: int
+    requests: Sequence[tuple[int, int]], settings: EngineOptions, *, kv_tokens: int, context_tokens: int
 ) -> list[Work]:
     """Replay a session and list the stretches of equal iterations that it consists of."""
     counter = _Counter()

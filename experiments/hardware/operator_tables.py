@@ -101,7 +101,7 @@ def _read_size(folder: Path, tp_degree: int) -> OperatorProfile:
     head = _by_operator(folder / "per_sequence.csv", "sequences")
     axes = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
     path = folder / "attention.csv"
-    joint = {tuple(row[axis] for axis in axes): row["time_us"] * 1e-6 for row in _rows(path, (*axes, "time_us"))}
+    joint = {tuple(row[axis] for axis in axes): row["time_us"] * 1e-6 for row in number_rows(path, (*axes, "time_us"))}
     profile = OperatorProfile(
         tp_degree=tp_degree,
         dense=_sum({name: points for name, points in dense.items() if name not in ONCE}, folder / "dense.csv"),
@@ -119,7 +119,7 @@ def _read_size(folder: Path, tp_degree: int) -> OperatorProfile:
 
 def _by_operator(path: Path, axis: str) -> dict[str, Points]:
     operators: dict[str, Points] = {}
-    for row, name in zip(_rows(path, (axis, "time_us")), _column(path, "layer"), strict=True):
+    for row, name in zip(number_rows(path, (axis, "time_us")), _column(path, "layer"), strict=True):
         operators.setdefault(name, {})[row[axis]] = row["time_us"] * 1e-6
     return operators
 
@@ -149,7 +149,7 @@ def read_per_layer(folder: Path) -> LayerProfile:
         raise TableError(f"{prefill}: must have a column attn_prefill_ms_per_layer, got {_header(prefill)}")
     heads = re.search(r"_(\d+)q_heads$", time_column)
     decode_axes = ("batch_size", "kv_tokens_per_request")
-    decode_rows = _rows(decode, (*decode_axes, "attn_decode_ms_per_layer"))
+    decode_rows = number_rows(decode, (*decode_axes, "attn_decode_ms_per_layer"))
     return LayerProfile(
         dense=_by_degree(linear, "num_tokens", "linear_ms_per_layer"),
         decode={
@@ -164,12 +164,12 @@ def read_per_layer(folder: Path) -> LayerProfile:
 
 
 def _points(path: Path, axis: str, column: str) -> Points:
-    return {row[axis]: row[column] * 1e-3 for row in _rows(path, (axis, column))}
+    return {row[axis]: row[column] * 1e-3 for row in number_rows(path, (axis, column))}
 
 
 def _by_degree(path: Path, axis: str, column: str) -> dict[int, Points]:
     degrees: dict[int, Points] = {}
-    for row in _rows(path, ("tensor_parallel_size", axis, column)):
+    for row in number_rows(path, ("tensor_parallel_size", axis, column)):
         degrees.setdefault(int(row["tensor_parallel_size"]), {})[row[axis]] = row[column] * 1e-3
     return degrees
 
@@ -205,7 +205,7 @@ def _column(path: Path, column: str) -> list[str]:
     return [row[column] for row in _open(path)]
 
 
-def _rows(path: Path, columns: Sequence[str]) -> list[dict[str, float]]:
+def number_rows(path: Path, columns: Sequence[str]) -> list[dict[str, float]]:
     """Read numeric columns; every value is finite and not negative."""
     header = _header(path)
     missing = [column for column in columns if column not in header]

@@ -15,6 +15,10 @@ Floats = NDArray[np.float64]
 
 CURVE_TOLERANCE = 0.03
 """Largest relative distance of a curve from its smoothed points."""
+GRAPH_TOLERANCE = 0.005
+"""The same where decode steps are: a decode batch costs the same at every step, so a bias there never averages out."""
+GRAPH_TOKENS = 512
+"""Largest batch that vLLM captures as a CUDA graph."""
 GRID_TOLERANCE = 0.03
 """Largest relative change of any value when a line of a grid is left out."""
 
@@ -27,7 +31,9 @@ def mape(predicted: Floats, measured: Floats) -> float:
 def fit_curve(points: Points) -> tuple[Curve, float]:
     """Keep the knots that a piecewise-linear curve needs, on times made to rise with the count.
 
-    The last knot is an extrapolation, see ``_with_trend``.
+    Up to ``GRAPH_TOKENS`` knots are at counts that vLLM captures, where the table has them. Times are pooled by their
+    logarithms, as a mean of times weighed by relative error would be too low. The last knot is an extrapolation, see
+    ``_with_trend``.
 
     Returns
     -------
@@ -37,8 +43,9 @@ def fit_curve(points: Points) -> tuple[Curve, float]:
     x = np.array(sorted(points))
     measured = np.array([points[count] for count in x])
     _require_positive(measured)
-    smooth = np.asarray(isotonic_regression(measured, weights=measured**-2).x)
-    kept = sorted(_needed_knots(x, smooth, 0, len(x) - 1) | {0, len(x) - 1})
+    smooth = np.exp(np.asarray(isotonic_regression(np.log(measured)).x))
+    captured = (x <= 4) | (x % 8 == 0) | (x > GRAPH_TOKENS)
+    kept = sorted(_needed_knots(x, smooth, captured, 0, len(x) - 1) | {0, len(x) - 1})
     curve = _with_trend(Curve(tuple(float(x[i]) for i in kept), tuple(float(smooth[i]) for i in kept)))
     return curve, mape(np.array([curve(count) for count in x]), measured)
 
@@ -54,17 +61,17 @@ def _with_trend(curve: Curve) -> Curve:
     return Curve((*curve.knots, 2 * last), (*curve.values_s, 3 * curve.values_s[-1] - 2 * curve(last / 2)))
 
 
-def _needed_knots(x: Floats, y: Floats, first: int, last: int) -> set[int]:
-    """Douglas and Peucker's algorithm on relative distance."""
-    if last - first < 2:
+def _needed_knots(x: Floats, y: Floats, allowed: NDArray[np.bool_], first: int, last: int) -> set[int]:
+    """Douglas and Peucker's algorithm on relative distance, with knots where they are allowed."""
+    inside = np.flatnonzero(allowed[first + 1 : last]) + first + 1
+    if not len(inside):
         return set()
-    inner = slice(first + 1, last)
-    straight = np.interp(x[inner], x[[first, last]], y[[first, last]])
-    distance = np.abs(straight / y[inner] - 1)
-    if distance.max() <= CURVE_TOLERANCE:
+    straight = np.interp(x[inside], x[[first, last]], y[[first, last]])
+    distance = np.abs(straight / y[inside] - 1) / np.where(x[inside] <= GRAPH_TOKENS, GRAPH_TOLERANCE, CURVE_TOLERANCE)
+    if distance.max() <= 1:
         return set()
-    split = first + 1 + int(distance.argmax())
-    return {split} | _needed_knots(x, y, first, split) | _needed_knots(x, y, split, last)
+    split = int(inside[distance.argmax()])
+    return {split} | _needed_knots(x, y, allowed, first, split) | _needed_knots(x, y, allowed, split, last)
 
 
 def fit_grid(cells: Cells, field: str) -> tuple[Grid, float]:

@@ -9,9 +9,9 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.analysis.run_points import collect_runs
+from experiments.analysis.ablation import make_ablation
+from experiments.analysis.run_table import collect_runs
 from experiments.figures.ablation import draw_ablation
-from experiments.studies.ablation import make_ablation
 from experiments.studies.ablation_spec import read_spec
 from experiments.studies.ablation_text import ablation_csv, describe_ablation
 

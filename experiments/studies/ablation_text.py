@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from io import StringIO
 from textwrap import wrap
 
-from experiments.studies.ablation import Ablation, Estimate, Row, estimate
-from experiments.studies.ablation_spec import Axis, Panel
+from experiments.analysis.ablation import Ablation, Row
+from experiments.analysis.ablation_spec import Axis, Panel
+from experiments.analysis.intervals import Estimate, estimate
 
 COLUMNS = ("line", "x", "measure", "relative_to", "num_seeds", "mean", "low_95", "high_95")
 PERCENT = 100

@@ -7,14 +7,14 @@ says of as many runs as were published.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import sqrt
 from typing import Literal, TypeAlias
 
 import numpy as np
-from scipy.special import stdtrit
 from scipy.stats import spearmanr
 
-from experiments.studies.paper_data import AGREEMENT_BUCKETS, tokens_by_agreement
+from experiments.analysis.expert_stage import AGREEMENT_BUCKETS, tokens_by_agreement
+from experiments.analysis.intervals import Interval, t_interval
+from experiments.analysis.run_records import ANSWERS, read_table
 from experiments.studies.paper_runs import BENCHMARKS, PaperRun, PaperRuns
 from experiments.studies.published import (
     ACCURACY_CHANGE_PP,
@@ -69,19 +69,12 @@ class Row:
     @property
     def interval(self) -> tuple[float, float] | None:
         """95% interval of the mean; None for a single seed."""
-        return self._around(0.0)
+        return _known(t_interval(self.values))
 
     @property
     def predictive(self) -> tuple[float, float] | None:
         """95% interval of the mean of as many runs as were published; None for a single seed."""
-        return self._around(1 / self.num_published)
-
-    def _around(self, further: float) -> tuple[float, float] | None:
-        num_seeds = len(self.values)
-        if num_seeds < 2:
-            return None
-        half = float(stdtrit(num_seeds - 1, 0.975)) * float(np.std(self.values, ddof=1)) * sqrt(1 / num_seeds + further)
-        return self.mean - half, self.mean + half
+        return _known(t_interval(self.values, self.num_published))
 
     @property
     def error(self) -> float:
@@ -110,6 +103,10 @@ class Row:
             return 0.0
         half = (self.predictive[1] - self.predictive[0]) / 2
         return abs(self.mean - self.published) / half if half > 0 else 0.0
+
+
+def _known(interval: Interval) -> tuple[float, float] | None:
+    return None if interval[0] is None else interval
 
 
 def measure_rows(runs: PaperRuns) -> list[Row]:
@@ -219,10 +216,8 @@ def _agreement_rows(runs: PaperRuns) -> list[Row]:
 
 def right_where_unanimous(run: PaperRun) -> float:
     """Share of right final answers where all experts agree."""
-    import pyarrow.parquet as pq
-
-    answers = pq.read_table(run.folder / "answers.parquet", columns=["confidence", "correct"]).to_pylist()
-    return float(np.mean([answer["correct"] for answer in answers if answer["confidence"] == 1]))
+    answers = read_table(run.folder / ANSWERS, ["confidence", "correct"])
+    return float(np.mean(answers.filter(confidence=1.0)["correct"].to_numpy()))
 
 
 def _rank_correlation(buckets: dict[str, list[float]]) -> float:

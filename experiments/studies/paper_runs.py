@@ -9,15 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from experiments.config.wiring import compose_config
 from joblib import Parallel, delayed
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from experiments.config.wiring import compose_config
+from experiments.analysis.run_records import read_sessions
 from experiments.run import run_point
 from mosaic.core.results import SessionRecord
 from mosaic.report.run_folder import SUMMARY, read_json
-from mosaic.report.tables import read_sessions
 
 BENCHMARKS = ("mmlu_pro", "medmcqa", "gpqa")
 TITLES = {"mmlu_pro": "MMLU-Pro", "medmcqa": "MedMCQA", "gpqa": "GPQA"}
@@ -65,7 +65,7 @@ class PaperRun:
     @cached_property
     def sessions(self) -> tuple[SessionRecord, ...]:
         """All sessions, of both stages."""
-        return read_sessions(self.folder / "sessions.parquet")
+        return read_sessions(self.folder)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

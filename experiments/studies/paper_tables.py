@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from typing import NamedTuple
 
-from experiments.analysis.pairing import t_interval
-from experiments.studies.paper_data import slots_by_expert
+from experiments.analysis.expert_stage import slots_by_expert
+from experiments.analysis.intervals import t_interval
 from experiments.studies.paper_rows import PREDICTED, Row, Unit, ratios, summaries
 from experiments.studies.paper_runs import POOLS, TITLES, PaperRuns
 from experiments.studies.published import POPULARITY_RATIO, PREDICTED_ILP

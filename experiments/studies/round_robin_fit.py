@@ -10,9 +10,9 @@ from itertools import combinations
 from typing import TypeAlias
 
 import numpy as np
+from experiments.config.wiring import Setup, compose_config, setup_from
 from scipy.optimize import brentq
 
-from experiments.config.wiring import Setup, compose_config, setup_from
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.lengths import ClippedLognormal, LengthDistribution
 from mosaic.core.plan import Session, unpriced_plan

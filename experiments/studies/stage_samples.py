@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
-
 from experiments.config.second_stage_run import run_second_stage
 from experiments.config.simulated_execution import SimulatedExecution
 from experiments.config.stage_wiring import StageSetup
 from experiments.config.wiring import Setup, compose_config, setup_from
+from mosaic.runtime.second_stage import SecondStage
+from scipy.stats import spearmanr
+
 from mosaic.core.results import CallRecord, RunResult
 from mosaic.core.workload import AGGREGATE
 from mosaic.pipelines.final_answers import FinalAnswer
 from mosaic.pipelines.gates.gate import Ballot, Gate, Majority, Never, Unanimous, plurality
 from mosaic.report.metrics import makespan_s
 from mosaic.runtime.run import run
-from mosaic.runtime.second_stage import SecondStage
 
 CALIBRATION = Path(__file__).resolve().parents[2] / "results" / "calibration"
 NUM_TAIL_PARTS = 20

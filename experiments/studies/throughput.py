@@ -3,22 +3,23 @@
 Reasons are measured: one limit of the engine at a time is relaxed, and the same calls run again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import fmean
 
-from experiments.analysis.pairing import t_interval
 from experiments.config.wiring import Setup, compose_config, setup_from
+
+from experiments.analysis.intervals import Estimate, estimate
 from mosaic.core.checks import require, require_count
 from mosaic.core.cluster import uniform_cluster
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.lengths import Empirical
 from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.results import CallRecord, CallStatus, SessionRecord
-from mosaic.core.workload import Call, CallKey, Expert, ExpertName, PROPOSE
+from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ExpertName
 from mosaic.planning.costs import kv_capacity_tokens
-from sim.engine.engine_settings import EngineSettings
 
 SHARD_SIZES = tuple(2**power for power in range(3, 12))
 """Calls of a session, 8 to 2048."""
@@ -147,8 +148,8 @@ class _Bench:
             max_num_seqs=setup.settings.max_num_seqs,
         )
 
-    def _kv_tokens(self, settings: EngineSettings) -> int:
-        return settings.kv_tokens or kv_capacity_tokens(self.expert, self.setup.cluster.workers)
+    def _kv_tokens(self, settings: EngineOptions) -> int:
+        return settings.kv_cache_tokens or kv_capacity_tokens(self.expert, self.setup.cluster.workers)
 
     def _relax(self, relaxed: Relaxed) -> Setup:
         settings = self.setup.settings
@@ -229,13 +230,10 @@ class SizeMean:
     """Sessions of one size, with nothing relaxed."""
 
     shard_size: int
-    output_tok_per_s: float
-    low_tok_per_s: float | None
-    """95% interval of the mean; None: one session."""
-    high_tok_per_s: float | None
+    rate: Estimate
+    """Output tokens per second, over sessions."""
     mean_in_flight: float
     tail_frac: float
-    num_sessions: int
 
 
 def size_means(points: Sequence[ThroughputPoint]) -> tuple[SizeMean, ...]:
@@ -244,17 +242,24 @@ def size_means(points: Sequence[ThroughputPoint]) -> tuple[SizeMean, ...]:
     means = []
     for size in sorted({point.shard_size for point in plain}):
         group = [point for point in plain if point.shard_size == size]
-        rates = [point.output_tok_per_s for point in group]
-        low, high = t_interval(rates)
         means.append(
             SizeMean(
                 shard_size=size,
-                output_tok_per_s=fmean(rates),
-                low_tok_per_s=low,
-                high_tok_per_s=high,
+                rate=estimate([point.output_tok_per_s for point in group]),
                 mean_in_flight=fmean(point.mean_in_flight for point in group),
                 tail_frac=fmean(point.tail_frac for point in group),
-                num_sessions=len(group),
             )
         )
     return tuple(means)
+
+
+def throughput_rows(curves: Mapping[str, Mapping[str, Sequence[ThroughputPoint]]]) -> list[tuple[object, ...]]:
+    """Every session measured, those with a limit relaxed among them, with a head."""
+    names = tuple(ThroughputPoint.__dataclass_fields__)
+    rows = [
+        (pool, *(getattr(point, name) for name in names))
+        for pool, experts in curves.items()
+        for points in experts.values()
+        for point in points
+    ]
+    return [("pool", *names), *rows]

@@ -1,10 +1,9 @@
 """Why an expert's throughput depends on the shard size as it does: one sentence, made of what was measured."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
-from experiments.analysis.pairing import t_interval
+from experiments.analysis.intervals import Estimate, estimate
 from experiments.studies.throughput import SMALL_SHARD, Relaxed, SizeMean, ThroughputPoint, size_means
 
 LEVEL_FRAC = 0.95
@@ -13,14 +12,8 @@ MIN_GAIN = 0.01
 """Gain below which a limit that is relaxed does not count."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gain:
+class Gain(Estimate):
     """Change of throughput where a limit is relaxed, over the same calls."""
-
-    mean: float
-    low: float | None
-    """95% interval over the pairs of sessions; None: one pair."""
-    high: float | None
 
     @property
     def counts(self) -> bool:
@@ -46,7 +39,7 @@ def gain(points: Sequence[ThroughputPoint], relaxed: Relaxed, shard_size: int) -
     gains = [rate / rates[repeat, Relaxed.NOTHING] - 1 for (repeat, limit), rate in rates.items() if limit is relaxed]
     if not gains:
         raise ValueError(f"throughput: no session of {shard_size} calls was measured with {relaxed.value}")
-    return Gain(fmean(gains), *t_interval(gains))
+    return Gain(*estimate(gains))
 
 
 def explain_curve(points: Sequence[ThroughputPoint]) -> str:
@@ -57,7 +50,7 @@ def explain_curve(points: Sequence[ThroughputPoint]) -> str:
     clauses = [f"{points[0].expert} {_growth(means)}", _limit(points, plain), _lengths(points, plain)]
     small = next((mean for mean in means if mean.shard_size == SMALL_SHARD < largest), None)
     if small is not None:
-        clauses.append(_small(points, small, max(mean.output_tok_per_s for mean in means)))
+        clauses.append(_small(points, small, max(mean.rate.mean for mean in means)))
     return "; ".join(clauses) + "."
 
 
@@ -69,14 +62,14 @@ def reason_rows(curves: Mapping[str, Mapping[str, Sequence[ThroughputPoint]]]) -
 
 def _growth(means: Sequence[SizeMean]) -> str:
     """Say where the curve stops growing."""
-    peak, last = max(mean.output_tok_per_s for mean in means), means[-1]
-    level = next(mean for mean in means if mean.output_tok_per_s >= LEVEL_FRAC * peak)
-    reached = f"{last.output_tok_per_s:,.0f} tok/s"
+    peak, last = max(mean.rate.mean for mean in means), means[-1]
+    level = next(mean for mean in means if mean.rate.mean >= LEVEL_FRAC * peak)
+    reached = f"{last.rate.mean:,.0f} tok/s"
     if level is not last:
         return f"levels off at shards of {level.shard_size:,} calls ({reached} at {last.shard_size:,})"
     if len(means) == 1:
         return f"gives {reached} at shards of {last.shard_size:,} calls"
-    more = Gain(last.output_tok_per_s / means[-2].output_tok_per_s - 1, None, None)
+    more = Gain(last.rate.mean / means[-2].rate.mean - 1)
     return f"still grows at shards of {last.shard_size:,} calls ({reached}, {more} from {means[-2].shard_size:,})"
 
 
@@ -111,5 +104,5 @@ def _lengths(points: Sequence[ThroughputPoint], plain: Sequence[ThroughputPoint]
 def _small(points: Sequence[ThroughputPoint], small: SizeMean, peak_tok_per_s: float) -> str:
     """Say what a small shard gets of the peak."""
     found = gain(points, Relaxed.LENGTHS, small.shard_size)
-    share = f"a shard of {small.shard_size:,} gets {100 * small.output_tok_per_s / peak_tok_per_s:.0f}% of the peak"
+    share = f"a shard of {small.shard_size:,} gets {100 * small.rate.mean / peak_tok_per_s:.0f}% of the peak"
     return f"{share}, with {small.mean_in_flight:,.0f} calls in flight on average (of equal length: {found})"

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from experiments.figures.validation import Point
 from experiments.studies.validation import (
     MAKESPAN_TARGET_FRAC,
     SESSION_TARGET_FRAC,
@@ -18,6 +19,8 @@ from experiments.studies.validation import (
 
 BASELINE = "round_robin"
 """Whose makespan the others are compared with."""
+BIASED_FRAC = 0.8
+"""Share of the sessions on one side from which the simulator is said to be biased."""
 BUSY_CPU_FRAC = 0.9
 """Below it a worker did not have its core to itself."""
 
@@ -47,10 +50,11 @@ def verdict(plans: Sequence[PlanForetold]) -> str:
         f"{_met(within == len(sessions))}); the worst is off by {session:.1%}.",
     ]
     lines += [
-        f"{name} is {measured:.1%} below {BASELINE}'s makespan, foretold {simulated:.1%} "
+        f"{name} is {_side(measured)} {BASELINE}'s makespan, predicted {_side(simulated)} "
         f"({100 * (simulated - measured):+.1f} points)."
         for name, (simulated, measured) in margins(plans, BASELINE).items()
     ]
+    lines += bias_lines(plans)
     lowest = min((frac for plan in plans for frac in plan.cpu_frac), default=None)
     if lowest is not None and lowest < BUSY_CPU_FRAC:
         lines.append(
@@ -58,6 +62,41 @@ def verdict(plans: Sequence[PlanForetold]) -> str:
             "error is not the model's."
         )
     return "\n".join(lines)
+
+
+def _side(margin_frac: float) -> str:
+    return f"{abs(margin_frac):.1%} {'below' if margin_frac >= 0 else 'above'}"
+
+
+def bias_lines(plans: Sequence[PlanForetold]) -> list[str]:
+    """Say whether the simulator errs to one side, and in what: nothing where sessions lie on both sides."""
+    sessions = [each for plan in plans for each in plan.sessions]
+    below = sum(each.whole.error_frac < 0 for each in sessions)
+    if max(below, len(sessions) - below) < BIASED_FRAC * len(sessions):
+        return []
+    side, number = ("less", below) if 2 * below >= len(sessions) else ("more", len(sessions) - below)
+    loads = _total_error_frac([each.load for each in sessions])
+    serves = _total_error_frac([each.serve for each in sessions])
+    cpu = mean_of(frac for plan in plans for frac in plan.cpu_frac)
+    cores = "" if cpu is None else f" The workers had a core for {cpu:.0%} of their time, which is not the model's."
+    return [
+        f"Biased: {number} of {len(sessions)} sessions take {side} time in the simulator than measured; over all of "
+        f"them serving differs by {serves:+.1%} and loading by {loads:+.1%}.{cores}"
+    ]
+
+
+def _total_error_frac(times: Sequence[Foretold]) -> float:
+    measured_s = sum(each.mean_s for each in times)
+    return sum(each.simulated_s for each in times) / measured_s - 1 if measured_s else 0.0
+
+
+def figure_points(plans: Sequence[PlanForetold]) -> list[Point]:
+    """List what the figure shows: every session, load and serving together, and every makespan."""
+    return [
+        Point(plan.plan, is_makespan, times.simulated_s, times.measured_s)
+        for plan in plans
+        for is_makespan, times in ((True, plan.makespan), *((False, each.whole) for each in plan.sessions))
+    ]
 
 
 def to_markdown(plans: Sequence[PlanForetold], *, title: str, command: str, conditions: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from experiments.tiny_pool.questions import Part, TinyQuestion, as_question, draw_questions
 from experiments.tiny_pool.tokenizer import tiny_tokenizer
 from mosaic.core.checks import require, require_count, require_name
-from mosaic.core.workload import Call, CallKey, Question, Workload
+from mosaic.core.workload import PROPOSE, Call, CallKey, Question, Workload
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.workloads.routing import Router, SkillProfiles, load_skill_profiles
 

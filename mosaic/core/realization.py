@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from hashlib import blake2b
+from struct import Struct
 from typing import NamedTuple, TypeAlias
 
 from mosaic.core.results import Inputs
@@ -10,6 +11,9 @@ from mosaic.core.workload import Call, CallKey
 Outcomes: TypeAlias = Callable[[Call, Inputs], "Outcome"]
 """Maps a call, and what the calls said that it comes after, to its outcome; pure, so that every policy meets the same
 world. Asked when the call is submitted."""
+
+
+_TWO, _EIGHT = Struct("<2Q"), Struct("<8Q")
 
 
 class Outcome(NamedTuple):
@@ -43,16 +47,18 @@ def uniform_pair(root_seed: int, stream: str, key: CallKey) -> tuple[float, floa
     """Draw two independent numbers for a call, the first of them that of ``uniform``."""
     question, node, slot = key
     digest = blake2b(f"{root_seed}|{stream}|{question}|{node}|{slot}".encode(), digest_size=32).digest()
-    return _to_uniform(digest[:8]), _to_uniform(digest[8:16])
+    first, second = _TWO.unpack_from(digest)
+    return _to_uniform(first), _to_uniform(second)
 
 
 def question_uniforms(root_seed: int, stream: str, question: str, count: int) -> list[float]:
     """Draw numbers in (0, 1) that all calls of a question share."""
-    digests = (
-        blake2b(f"{root_seed}|{stream}|{question}|item {block}".encode()).digest() for block in range(-(-count // 8))
-    )
-    return [_to_uniform(digest[at : at + 8]) for digest in digests for at in range(0, 64, 8)][:count]
+    numbers: list[float] = []
+    for block in range(-(-count // 8)):
+        digest = blake2b(f"{root_seed}|{stream}|{question}|item {block}".encode()).digest()
+        numbers += map(_to_uniform, _EIGHT.unpack(digest)[: count - len(numbers)])
+    return numbers
 
 
-def _to_uniform(part: bytes) -> float:
-    return ((int.from_bytes(part, "little") >> 12) + 0.5) * 2.0**-52
+def _to_uniform(number: int) -> float:
+    return ((number >> 12) + 0.5) * 2.0**-52

@@ -1,1 +1,19 @@
 """Real engines: vLLM and OpenAI-compatible servers, and the processes that drive them."""
+
+from mosaic.core.engine_options import EngineOptions
+from mosaic.engines.backend import EngineBackend
+from mosaic.engines.call_specs import Prompts, RunContent
+from mosaic.engines.host_process import HostProcess, host_process
+from mosaic.engines.session_state import Patience
+from mosaic.engines.vllm_engines import make_vllm_backend
+
+__all__ = [
+    "EngineBackend",
+    "EngineOptions",
+    "HostProcess",
+    "Patience",
+    "Prompts",
+    "RunContent",
+    "host_process",
+    "make_vllm_backend",
+]

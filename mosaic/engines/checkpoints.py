@@ -128,12 +128,17 @@ def check_kv_memory(
         If not: an engine would refuse to start, or preempt a call for ever.
     """
     num_blocks = -(-context_tokens // block_size)
-    needed = num_blocks * block_size * checkpoint.kv_values_per_token * _VALUE_BYTES.get(dtype, 2)
+    needed = num_blocks * block_size * checkpoint.kv_values_per_token * kv_value_bytes(dtype)
     if needed > kv_cache_bytes:
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: one call of {context_tokens} tokens needs {needed / 2**20:.1f} MiB of KV "
             f"cache, there are {kv_cache_bytes / 2**20:.1f}; give more KV memory, or the expert fewer context_tokens"
         )
+
+
+def kv_value_bytes(dtype: str) -> int:
+    """Count the bytes of a number in the KV cache; those of types that a checkpoint names itself have two."""
+    return _VALUE_BYTES.get(dtype, 2)
 
 
 def write_manifest(path: Path) -> Path:

@@ -14,7 +14,7 @@ from mosaic.core.errors import BackendError, FatalEngineError
 from mosaic.engines.endpoint import EndpointSettings
 from mosaic.engines.endpoint_client import AskError, Client, Fault, Tries
 from mosaic.engines.endpoint_messages import request_of, response_of, written_before
-from mosaic.engines.engine import Aborted, EngineSpec, Request, Response
+from mosaic.engines.engine import Aborted, EngineSpec, Generation, Request
 
 STEP_S = 0.02
 """A step in which nothing ends takes so long."""
@@ -90,7 +90,7 @@ class EndpointEngine:
         self._endpoint = settings.endpoint
         self._calls: dict[int, Call] = {}
         """Those that have not ended, by the number of the request."""
-        self._ended: dict[int, tuple[Call, Response]] = {}
+        self._ended: dict[int, tuple[Call, Generation]] = {}
         """Those that ended and were not returned yet."""
         self._error: Exception | None = None
         self._doubt: str | None = None
@@ -122,7 +122,7 @@ class EndpointEngine:
         call = self._calls[request.number] = Call(request)
         call.task = self._loop.create_task(self._serve(call))
 
-    def step(self) -> Sequence[Response]:
+    def step(self) -> Sequence[Generation]:
         """Wait a moment for calls to end; those that failed for good come with their error.
 
         Raises
@@ -230,13 +230,13 @@ class EndpointEngine:
                     self._doubt = cause
                     self._may_send.clear()
 
-    def _end(self, call: Call, response: Response) -> None:
+    def _end(self, call: Call, response: Generation) -> None:
         self._calls.pop(response.number, None)
         self._ended[response.number] = (call, response)
 
 
-def _failed(call: Call, cause: str) -> Response:
-    return Response(
+def _failed(call: Call, cause: str) -> Generation:
+    return Generation(
         number=call.request.number,
         token_ids=(),
         text=None,

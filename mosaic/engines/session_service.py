@@ -1,166 +1,225 @@
-"""Serves one session on a loaded engine: jobs in, entries for the journal out."""
+"""Serves one session on a loaded engine: calls in, entries for the journal out."""
 
 import select
 import time
-from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from mosaic.core.results import CallStatus
+from mosaic.core.results import CallRecord, CallStatus, Response
 from mosaic.core.workload import CallKey
-from mosaic.engines.engine import Engine, Request, Response
-from mosaic.engines.orders import CancelOrder, FromWorker, Job, Progress, Served, ServeOrder
-from mosaic.engines.session_entries import ended_call, opened_session
-from mosaic.runtime.journal_records import ClosedSession, EndedCall
+from mosaic.engines.engine import Aborted, Engine, Generation, Request
+from mosaic.engines.messages import Abort, Alive, CallSpec, Finish, FromWorker, Limit, Returned, Run, Serve, ToWorker
+from mosaic.runtime.journal_records import ClosedSession, EndedCall, Entry, OpenedSession
 
 HEARTBEAT_S = 0.5
 """A worker whose engine moves says so this often."""
+CUT = "cut"
+"""The finish reason of a call that was told to stop with what it has."""
 
 
 class SessionService:
-    """Serves the jobs of one session.
-
-    Jobs are given to the engine in their order when they are ready, and no more than keep its batch full: a long
-    shard then starts at once, and not when its last prompt is read.
-    """
+    """Serves the calls that it is sent, until it is told that the last of them is there."""
 
     def __init__(
         self,
-        order: ServeOrder,
+        serve: Serve,
         engine: Engine,
-        tell: Callable[[FromWorker], None],
+        tell: Callable[[FromWorker | Entry], None],
         link: Connection,
         zero_ts: float,
-        batch_size: int,
     ) -> None:
-        self._order = order
+        self._serve = serve
         self._engine = engine
         self._tell = tell
         self._link = link
         self._zero_ts = zero_ts
-        self._waiting = deque(sorted(order.jobs, key=lambda job: job.ready_s))
-        self._running: dict[int, Job] = {}
+        self._running: dict[int, CallSpec] = {}
+        self._limits: dict[int, int] = {}
         self._inbox = select.poll()  # the link's own poll costs a tenth of a millisecond, at every step
         self._inbox.register(link, select.POLLIN)
-        self._backlog = 1 if order.one_at_a_time else 2 * batch_size
         self._start_ts = 0.0
         self._next_number = 0
-        self._num_ended = 0
-        self._output_tokens = 0
+        self._has_all = False
         self._shown_ts = 0.0
 
     def run(self) -> None:
-        """Serve all jobs, then close the session."""
-        order, load_start_ts = self._order, self._order.load_start_ts
-        spent_cpu_s = time.process_time() if order.is_resident else 0.0
-        self._start_ts = load_start_ts if order.is_resident else max(self._now(), load_start_ts)
-        self._tell(opened_session(order, self._start_ts))
-        while self._waiting or self._running:
-            self._obey()
-            self._submit_ready()
-            if self._running:
-                for response in self._engine.step():
-                    self._finish(response)
-            self._show_life()
-        end_ts = self._now()
-        cpu_s = time.process_time() - spent_cpu_s
+        """Serve all calls, then close the session."""
+        serve, load_start_ts = self._serve, self._serve.load_start_ts
+        spent_cpu_s = time.process_time() if serve.is_resident else 0.0
+        self._start_ts = load_start_ts if serve.is_resident else max(self._now(), load_start_ts)
         self._tell(
-            ClosedSession(plan=order.plan, session=order.session, attempt=order.attempt, end_ts=end_ts, cpu_s=cpu_s)
+            OpenedSession(
+                session=serve.session,
+                expert=serve.expert,
+                node=serve.node,
+                workers=serve.workers,
+                load_start_ts=load_start_ts,
+                load_s=self._start_ts - load_start_ts,
+                start_ts=self._start_ts,
+            )
         )
-        self._tell(Served(order.session, end_ts))
+        while self._running or not self._has_all:
+            self._listen()
+            if self._running:
+                for generation in self._engine.step():
+                    self._finish(generation)
+            if self._limits:
+                self._cut()
+            self._show_life()
+        cpu_s = time.process_time() - spent_cpu_s
+        self._tell(ClosedSession(session=serve.session, end_ts=self._now(), cpu_s=cpu_s))
 
     def _now(self) -> float:
         return time.monotonic() - self._zero_ts
 
-    def _obey(self) -> None:
-        """Take orders; where nothing runs, wait for them or for the next job to be ready."""
-        idle_s = 0.0 if self._running or not self._waiting else max(0.0, self._waiting[0].ready_s - self._now())
-        if self._inbox.poll(1000 * min(idle_s, HEARTBEAT_S)):
-            message = self._link.recv()
-            assert isinstance(message, CancelOrder), f"no order for a session under way: {message!r}"
-            for key in message.keys:
-                self._cancel(key)
+    def _on_run(self, ts: float | None) -> float | None:
+        """Turn an instant of the machine's clock into one of the run's."""
+        return None if ts is None else ts - self._zero_ts
 
-    def _submit_ready(self) -> None:
-        now = self._now()
-        while self._waiting and self._waiting[0].ready_s <= now and len(self._running) < self._backlog:
-            job = self._waiting.popleft()
-            number = self._next_number
-            self._next_number += 1
-            try:
-                self._engine.submit(_request(number, job))
-            except ValueError as error:
-                self._end(self._entry(job, CallStatus.FAILED, job.prompt_tokens, now, error=str(error)))
+    def _listen(self) -> None:
+        """Take messages; where nothing runs, wait for them."""
+        idle_s = 0.0 if self._running else HEARTBEAT_S
+        while not self._has_all and self._inbox.poll(1000 * idle_s):
+            self._handle(self._link.recv())
+            idle_s = 0.0
+        while self._has_all and self._running and self._inbox.poll(0):
+            self._handle(self._link.recv())
+
+    def _handle(self, message: ToWorker) -> None:
+        if isinstance(message, Run):
+            for call in message.calls:
+                self._submit(call)
+        elif isinstance(message, Finish):
+            self._has_all = True
+        elif isinstance(message, Abort | Limit):
+            number = next((number for number, call in self._running.items() if call.key == message.key), None)
+            if number is None:
+                return  # it has ended
+            if isinstance(message, Limit):
+                self._limits[number] = message.tokens
             else:
-                self._running[number] = job
+                self._abort(number, message.is_moved)
+        else:
+            raise AssertionError(f"no message for a session under way: {message!r}")
 
-    def _finish(self, response: Response) -> None:
-        job = self._running.pop(response.number)
-        self._end(
-            self._entry(
-                job,
-                CallStatus.FINISHED,
-                response.prompt_tokens,
-                response.last_token_ts - self._zero_ts,
-                output_tokens=len(response.token_ids),
-                admitted_ts=response.scheduled_ts - self._zero_ts,
-                first_token_ts=response.first_token_ts - self._zero_ts,
-                num_preemptions=response.num_preemptions,
-                cached_tokens=response.cached_tokens,
-                visible_tokens=response.visible_tokens,
-                thinking_opened=response.thinking_opened,
-                finish_reason=response.finish_reason,
-                token_ids=response.token_ids,
-                text=response.text,
-            )
+    def _submit(self, call: CallSpec) -> None:
+        number, limit = self._next_number, call.cut_tokens
+        self._next_number += 1
+        most = (
+            call.max_output_tokens
+            if limit is None
+            else max(min(call.max_output_tokens, limit), len(call.generated) + 1)
         )
-
-    def _cancel(self, key: CallKey) -> None:
-        """Drop a call; one that has ended, or is of another session, stays as it is."""
-        now = self._now()
-        waiting = next((job for job in self._waiting if job.key == key), None)
-        if waiting is not None:
-            self._waiting.remove(waiting)
-            self._end(self._entry(waiting, CallStatus.CANCELLED, waiting.prompt_tokens, now))
-        number = next((number for number, job in self._running.items() if job.key == key), None)
-        if number is None:
+        exactly = call.output_tokens
+        request = Request(
+            number=number,
+            prompt=call.prompt,
+            seed=call.seed,
+            temperature=call.temperature,
+            max_output_tokens=most,
+            output_tokens=None if exactly is None else min(exactly, most),
+            generated=call.generated,
+        )
+        try:
+            self._engine.submit(request)
+        except ValueError as error:
+            response = Response(error=str(error), fingerprint=call.fingerprint)
+            self._end(call, CallStatus.FAILED, self._now(), response)
             return
-        gone = self._engine.abort(number)
+        self._running[number] = call
+        if limit is not None:
+            self._limits[number] = limit
+
+    def _finish(self, generation: Generation) -> None:
+        call, limit = self._running.pop(generation.number), self._limits.pop(generation.number, None)
+        output_tokens = len(generation.token_ids) if generation.output_tokens is None else generation.output_tokens
+        is_cut = limit is not None and output_tokens >= limit and generation.finish_reason == "length"
         self._end(
-            self._entry(
-                self._running.pop(number),
-                CallStatus.CANCELLED,
-                gone.prompt_tokens,
-                now,
-                output_tokens=gone.output_tokens,
-                admitted_ts=None if gone.scheduled_ts is None else gone.scheduled_ts - self._zero_ts,
-                first_token_ts=None if gone.first_token_ts is None else gone.first_token_ts - self._zero_ts,
-                wasted_tokens=gone.output_tokens,
-            )
+            call,
+            CallStatus.FINISHED if generation.error is None else CallStatus.FAILED,
+            generation.last_token_ts - self._zero_ts,
+            Response(
+                text=generation.text,
+                token_ids=generation.token_ids,
+                finish_reason=CUT if is_cut else generation.finish_reason,
+                thinking_opened=generation.thinking_opened,
+                error=generation.error,
+                fingerprint=call.fingerprint,
+            ),
+            prompt_tokens=call.prompt_tokens if generation.prompt_tokens is None else generation.prompt_tokens,
+            output_tokens=output_tokens,
+            admitted_ts=self._on_run(generation.scheduled_ts),
+            first_token_ts=self._on_run(generation.first_token_ts),
+            attempt=call.attempt + generation.num_retries,
+            num_preemptions=generation.num_preemptions,
+            cached_tokens=generation.cached_tokens,
+            visible_tokens=generation.visible_tokens,
         )
 
-    def _entry(self, job: Job, status: CallStatus, prompt_tokens: int, finished_ts: float, **values: Any) -> EndedCall:
-        return ended_call(self._order, job, self._start_ts, status, finished_ts, prompt_tokens=prompt_tokens, **values)
+    def _cut(self) -> None:
+        """Stop calls that have written as much as they may; those of an engine that cannot tell go on."""
+        written = self._engine.progress()
+        for number, limit in list(self._limits.items()):
+            if written.get(number, 0) >= limit:
+                call = self._running[number]
+                gone = self._drop(number)
+                self._end_early(call, CallStatus.FINISHED, gone, call.wasted_tokens)
 
-    def _end(self, entry: EndedCall) -> None:
-        self._num_ended += 1
-        self._output_tokens += entry.output_tokens
-        self._tell(entry)
+    def _abort(self, number: int, is_moved: bool) -> None:
+        call = self._running[number]
+        gone = self._drop(number)
+        if is_moved:
+            read = call.prompt_tokens if gone.prompt_tokens is None else gone.prompt_tokens
+            num_computed = read + len(gone.token_ids) - 1 if gone.token_ids else 0
+            self._tell(Returned(self._serve.session, call.key, gone.token_ids, num_computed))
+        else:
+            self._end_early(call, CallStatus.CANCELLED, gone, call.wasted_tokens + len(gone.token_ids))
+
+    def _drop(self, number: int) -> Aborted:
+        self._limits.pop(number, None)
+        del self._running[number]
+        return self._engine.abort(number)
+
+    def _end_early(self, call: CallSpec, status: CallStatus, gone: Aborted, wasted_tokens: int) -> None:
+        """End a call that was aborted; only one that counts keeps what it said."""
+        response, visible_tokens = Response(fingerprint=call.fingerprint), None
+        if status is CallStatus.FINISHED:
+            visible_tokens = gone.visible_tokens
+            response = Response(gone.text, gone.token_ids, CUT, gone.thinking_opened, None, call.fingerprint)
+        self._end(
+            call,
+            status,
+            self._now(),
+            response,
+            prompt_tokens=call.prompt_tokens if gone.prompt_tokens is None else gone.prompt_tokens,
+            output_tokens=len(gone.token_ids),
+            admitted_ts=self._on_run(gone.scheduled_ts),
+            first_token_ts=self._on_run(gone.first_token_ts),
+            wasted_tokens=wasted_tokens,
+            visible_tokens=visible_tokens,
+        )
+
+    def _end(self, call: CallSpec, status: CallStatus, finished_ts: float, response: Response, **known: Any) -> None:
+        unknown = {"output_tokens": 0, "admitted_ts": None, "first_token_ts": None, "attempt": call.attempt}
+        values = unknown | {"prompt_tokens": call.prompt_tokens, "wasted_tokens": call.wasted_tokens} | known
+        record = CallRecord(
+            key=call.key,
+            expert=self._serve.expert,
+            session=self._serve.session,
+            workers=self._serve.workers,
+            queued_ts=min(max(call.queued_ts, self._start_ts), finished_ts),
+            finished_ts=finished_ts,
+            status=status,
+            response=response,
+            **values,
+        )
+        self._tell(EndedCall(record))
 
     def _show_life(self) -> None:
         now = time.monotonic()
         if now - self._shown_ts >= HEARTBEAT_S:
             self._shown_ts = now
-            self._tell(Progress(self._order.session, self._num_ended, len(self._running), self._output_tokens))
-
-
-def _request(number: int, job: Job) -> Request:
-    return Request(
-        number=number,
-        prompt=job.prompt,
-        seed=job.seed,
-        temperature=job.temperature,
-        max_output_tokens=job.max_output_tokens,
-        output_tokens=job.output_tokens,
-    )
+            keys: dict[int, CallKey] = {number: call.key for number, call in self._running.items()}
+            tokens = {keys[number]: count for number, count in self._engine.progress().items() if number in keys}
+            self._tell(Alive(self._serve.session, tokens))

@@ -5,11 +5,12 @@ Measured with vLLM 0.32 on CPU; the paths for GPUs follow the same interface.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mosaic.answers.response_text import without_thinking
-from mosaic.engines.engine import MORE_ROOM, Aborted, Device, EngineSettings, EngineSpec, Request, Response
+from mosaic.core.engine_options import Device, EngineOptions
+from mosaic.engines.engine import MORE_ROOM, Aborted, EngineSpec, Generation, Request
 
 CPU_ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",  # compiling the sampler took 16 s of the first batch
@@ -29,13 +30,13 @@ PLAIN_TEMPLATE = "User: {prompt}\n\nAssistant:"
 _DEVICE_LOST = re.compile(r"CUDA error|CUDA driver|No CUDA GPUs|NVML|device-side|uncorrectable ECC", re.IGNORECASE)
 
 
-def prepare(settings: EngineSettings) -> None:
+def prepare(settings: EngineOptions) -> None:
     """Set the environment, then import vLLM: it reads many settings only then.
 
     NOTE: values that the user set are kept, except where they would break crash safety.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = ENVIRONMENT["VLLM_ENABLE_V1_MULTIPROCESSING"]
-    wanted = ENVIRONMENT | (CPU_ENVIRONMENT if settings.device is Device.CPU else {})
+    wanted = ENVIRONMENT | (CPU_ENVIRONMENT if settings.loading.device is Device.CPU else {})
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
     import vllm
@@ -58,8 +59,9 @@ def open_engine(spec: EngineSpec) -> "VllmEngine":
     import torch
     from vllm import LLM
 
-    if spec.settings.device is Device.CPU:
-        torch.set_num_threads(spec.num_threads)
+    loading = spec.settings.options.loading
+    if loading.device is Device.CPU:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))  # the cores that it is pinned to
     try:
         llm = LLM(**engine_arguments(spec))
     except ValueError as error:
@@ -67,40 +69,40 @@ def open_engine(spec: EngineSpec) -> "VllmEngine":
             raise
         raise ValueError(
             "engine.trust_remote_code must be true to run the Python files that the checkpoint brings along (read them "
-            f"first: {spec.checkpoint}), got {spec.settings.trust_remote_code}"
+            f"first: {spec.settings.checkpoint}), got {loading.trust_remote_code}"
         ) from error
     return VllmEngine(llm, spec)
 
 
 def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
     """Translate a spec into vLLM's arguments."""
-    settings = spec.settings
+    settings, options, loading = spec.settings, spec.settings.options, spec.settings.options.loading
     arguments: dict[str, Any] = {
-        "model": str(spec.checkpoint),
-        "dtype": settings.dtype,
-        "enforce_eager": settings.enforce_eager,
-        "block_size": settings.block_size,
-        "max_num_seqs": settings.max_num_seqs,
+        "model": str(settings.checkpoint),
+        "dtype": loading.dtype,
+        "enforce_eager": loading.enforce_eager,
+        "block_size": options.block_size,
+        "max_num_seqs": options.max_num_seqs,
         "max_model_len": spec.context_tokens,
-        "enable_prefix_caching": settings.prefix_caching,
-        "load_format": "dummy" if settings.dummy_weights else "auto",
-        "skip_tokenizer_init": not spec.with_tokenizer,
-        "trust_remote_code": settings.trust_remote_code,
+        "enable_prefix_caching": options.enable_prefix_caching is not False,
+        "load_format": loading.load_format,
+        "skip_tokenizer_init": not settings.with_tokenizer,
+        "trust_remote_code": loading.trust_remote_code,
         "disable_log_stats": False,  # timestamps of requests come with the statistics
         "seed": 0,  # requests carry their own
     }
-    if settings.max_num_batched_tokens is not None:
-        arguments["max_num_batched_tokens"] = settings.max_num_batched_tokens
-    if settings.device is Device.CPU:
+    if options.max_num_batched_tokens is not None:
+        arguments["max_num_batched_tokens"] = options.max_num_batched_tokens
+    if loading.device is Device.CPU:
         # NOTE: a prompt that is read in chunks rewinds its random generator, which CPU generators refuse: the engine
         # dies of the first such request with a seed. So prompts are read whole, and the largest must fit.
         arguments["enable_chunked_prefill"] = False
-        if settings.max_num_batched_tokens is not None:
-            arguments["max_num_batched_tokens"] = max(settings.max_num_batched_tokens, spec.context_tokens)
-    if settings.kv_cache_bytes is not None:
-        arguments["kv_cache_memory_bytes"] = settings.kv_cache_bytes
-    if settings.device is Device.GPU:
-        arguments["gpu_memory_utilization"] = settings.memory_utilization_frac
+        if options.max_num_batched_tokens is not None:
+            arguments["max_num_batched_tokens"] = max(options.max_num_batched_tokens, spec.context_tokens)
+    if settings.kv_cache_memory_bytes is not None:
+        arguments["kv_cache_memory_bytes"] = settings.kv_cache_memory_bytes
+    if loading.device is Device.GPU:
+        arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
         if spec.num_workers > 1:
             arguments |= {"tensor_parallel_size": spec.num_workers, "distributed_executor_backend": "mp"}
     return arguments
@@ -116,11 +118,13 @@ class VllmEngine:
 
     def __init__(self, llm: Any, spec: EngineSpec) -> None:
         self._engine = llm.llm_engine
-        self._tokenizer = llm.get_tokenizer() if spec.with_tokenizer else None
+        self._tokenizer = llm.get_tokenizer() if spec.settings.with_tokenizer else None
         self._expert = spec.expert
         self._context_tokens = spec.context_tokens
         self._vocab_size: int = llm.model_config.get_vocab_size()
         self._ids: dict[int, str] = {}
+        self._generated: dict[int, tuple[int, ...]] = {}
+        """What another engine had written: it is part of the prompt here."""
         self._thinking_opened: set[int] = set()
 
     def submit(self, request: Request) -> None:
@@ -135,10 +139,10 @@ class VllmEngine:
         from vllm.inputs.engine import tokens_input
 
         tokens, opened = self._tokens(request)
-        limit = min(request.max_output_tokens, self._context_tokens - len(tokens))
+        limit, generated = min(request.max_output_tokens, self._context_tokens - len(tokens)), request.generated
         if not tokens:
             raise ValueError("prompt must hold at least one token, got none")
-        if limit < 1 or (request.output_tokens or 0) > limit:
+        if limit <= len(generated) or (request.output_tokens or 0) > limit:
             wanted = f" and {request.output_tokens} of output" if request.output_tokens else ""
             raise ValueError(
                 f"prompt must leave room in {self._expert}'s context_tokens of {self._context_tokens}, "
@@ -147,26 +151,48 @@ class VllmEngine:
         if not all(0 <= token < self._vocab_size for token in tokens):
             raise ValueError(f"prompt must hold token ids in 0 .. {self._vocab_size - 1}, got {max(tokens)}")
         self._ids[request.number] = self._engine.add_request(
-            str(request.number), tokens_input(tokens), self._sampling(request, limit)
+            str(request.number), tokens_input([*tokens, *generated]), self._sampling(request, limit)
         )
+        if generated:
+            self._generated[request.number] = generated
         if opened:
             self._thinking_opened.add(request.number)
 
-    def step(self) -> Sequence[Response]:
-        return [self._response(output) for output in self._engine.step() if output.finished]
+    def step(self) -> Sequence[Generation]:
+        return [self._generation(output) for output in self._engine.step() if output.finished]
 
     def abort(self, number: int) -> Aborted:
         state = self._engine.output_processor.request_states[self._ids[number]]
-        stats = state.stats
+        stats, new = state.stats, tuple(state.detokenizer.output_token_ids)
         self._engine.abort_request([str(number)])
-        self._thinking_opened.discard(number)
-        del self._ids[number]
+        generated, opened = self._forget(number)
+        text = self._text(generated + new)
         return Aborted(
-            prompt_tokens=state.prompt_len,
-            output_tokens=stats.num_generation_tokens,
+            prompt_tokens=state.prompt_len - len(generated),
+            token_ids=generated + new,
             scheduled_ts=stats.scheduled_ts or None,
             first_token_ts=stats.first_token_ts or None,
+            text=text,
+            visible_tokens=None if text is None else self._visible(text, len(generated + new), opened),
+            thinking_opened=opened,
         )
+
+    def progress(self) -> Mapping[int, int]:
+        states = self._engine.output_processor.request_states
+        return {
+            number: len(self._generated.get(number, ())) + states[request].stats.num_generation_tokens
+            for number, request in self._ids.items()
+        }
+
+    def _forget(self, number: int) -> tuple[tuple[int, ...], bool]:
+        """Drop what is known of a request; gives what was already generated, and whether it began in thinking."""
+        opened = number in self._thinking_opened
+        self._thinking_opened.discard(number)
+        del self._ids[number]
+        return self._generated.pop(number, ()), opened
+
+    def _text(self, token_ids: tuple[int, ...]) -> str | None:
+        return None if self._tokenizer is None else self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def _tokens(self, request: Request) -> tuple[list[int], bool]:
         """Turn a prompt into tokens, and say whether it ends inside thinking."""
@@ -186,35 +212,36 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        exactly = request.output_tokens
+        exactly, num_generated = request.output_tokens, len(request.generated)
         return SamplingParams(
             temperature=request.temperature,
             seed=request.seed,
-            max_tokens=limit if exactly is None else exactly,
-            min_tokens=0 if exactly is None else exactly,
+            max_tokens=(limit if exactly is None else exactly) - num_generated,
+            min_tokens=0 if exactly is None else exactly - num_generated,
             ignore_eos=exactly is not None,
             detokenize=self._tokenizer is not None,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _response(self, output: Any) -> Response:
+    def _generation(self, output: Any) -> Generation:
         number, completion, stats = int(output.request_id), output.outputs[0], output.metrics
-        opened = number in self._thinking_opened
-        self._thinking_opened.discard(number)
-        del self._ids[number]
+        generated, opened = self._forget(number)
+        token_ids = generated + tuple(completion.token_ids)
         text = None if self._tokenizer is None else completion.text
-        return Response(
+        if generated:
+            text = self._text(token_ids)
+        return Generation(
             number=number,
-            token_ids=tuple(completion.token_ids),
+            token_ids=token_ids,
             text=text,
             finish_reason=completion.finish_reason or "",
-            prompt_tokens=len(output.prompt_token_ids),
+            prompt_tokens=len(output.prompt_token_ids) - len(generated),
             cached_tokens=output.num_cached_tokens or 0,
             num_preemptions=stats.num_preemptions,
             scheduled_ts=stats.scheduled_ts,
             first_token_ts=stats.first_token_ts,
             last_token_ts=stats.last_token_ts,
-            visible_tokens=None if text is None else self._visible(text, len(completion.token_ids), opened),
+            visible_tokens=None if text is None else self._visible(text, len(token_ids), opened),
             thinking_opened=opened,
         )
 

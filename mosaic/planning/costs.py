@@ -8,6 +8,9 @@ from typing import NamedTuple, Protocol
 
 from mosaic.core.cluster import Worker
 from mosaic.core.errors import ProfileError
+from mosaic.core.kv_memory import ACTIVATION_BYTES as ACTIVATION_BYTES
+from mosaic.core.kv_memory import fits_memory as fits_memory
+from mosaic.core.kv_memory import kv_capacity_tokens as kv_capacity_tokens
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.workload import Expert, ExpertName
 from mosaic.planning.profiles import Profile, ProfileEntry
@@ -55,27 +58,6 @@ class CostModel(Protocol):
 
     def notes(self) -> Sequence[str]:
         """Say where a price was extrapolated beyond its measurements."""
-
-
-ACTIVATION_BYTES = 4 * 2**30
-"""Memory kept for activations and CUDA graphs on each GPU.
-
-Assumed: a prefill of 32k tokens through a 7-9B model peaks at about that, and it leaves a Llama-8B on 80 GB the
-427k KV tokens that its engine reports.
-"""
-
-
-def kv_capacity_tokens(expert: Expert, workers: Sequence[Worker]) -> int:
-    """Count the KV tokens that fit beside the weights; at most 0 when the weights do not fit."""
-    tp_degree = len(workers)
-    free = min(worker.gpu.usable_bytes for worker in workers)
-    free -= expert.shape.weight_bytes // tp_degree + ACTIVATION_BYTES
-    return free // expert.shape.kv_bytes_per_token(tp_degree)
-
-
-def fits_memory(expert: Expert, workers: Sequence[Worker]) -> bool:
-    """Tell whether an expert can serve its longest call on these workers."""
-    return kv_capacity_tokens(expert, workers) >= expert.context_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

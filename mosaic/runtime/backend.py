@@ -1,6 +1,6 @@
 """What every backend promises."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Protocol
 
 from mosaic.core.commands import Command, Event
@@ -27,11 +27,12 @@ class Backend(Protocol):
             for what can never be served.
         """
 
-    def events(self, *, reacts: bool, tick_s: float | None = None) -> Iterator[Event]:
+    def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
         """Tell what happens, the first event being ``Started``; commands are applied between two events.
 
         It ends when every session is closed and over, or when nothing can happen any more (its workers are
         lost): calls that have not ended then are left over. Every call submitted ends once, unless its worker is lost.
+        What a controller raises is thrown into it, so that it can end what it started.
 
         Parameters
         ----------

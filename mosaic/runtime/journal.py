@@ -11,19 +11,16 @@ when its record is on the disk.
 """
 
 import fcntl
-import json
 import os
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from mosaic.core.errors import BackendError
-
-Record: TypeAlias = Mapping[str, Any]
 
 LOCK_NAME = "lock"
 SUFFIX = ".journal"
@@ -36,24 +33,20 @@ class JournalError(BackendError):
 class Contents(NamedTuple):
     """What a log holds."""
 
-    records: list[dict[str, Any]]
+    records: list[bytes]
     num_damaged: int
     """Lines that no writer finished, or that changed on the disk: what they held is run again."""
 
 
-def encode(record: Record) -> bytes:
-    """Write a record as a line that can prove it is whole."""
-    text = json.dumps(record, separators=(",", ":"), allow_nan=False).encode("ascii")
+def frame(text: bytes) -> bytes:
+    """Make a record's JSON text, of one line, a line that can prove it is whole."""
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def decode(line: bytes) -> dict[str, Any] | None:
-    """Read a line without its newline; None: it is torn or damaged."""
-    checksum, _, text = line.partition(b" ")
-    if checksum != b"%08x" % zlib.crc32(text):
-        return None
-    record: dict[str, Any] = json.loads(text)
-    return record
+def unframe(line: bytes) -> bytes | None:
+    """Read a line, with or without its newline; None: it is torn or damaged."""
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    return text if checksum == b"%08x" % zlib.crc32(text) else None
 
 
 def read_log(path: Path) -> Contents:
@@ -63,15 +56,9 @@ def read_log(path: Path) -> Contents:
     except FileNotFoundError:
         return Contents([], 0)
     unfinished = lines.pop()
-    decoded = [decode(line) for line in lines]
+    decoded = [unframe(line) for line in lines]
     records = [record for record in decoded if record is not None]
     return Contents(records, len(decoded) - len(records) + bool(unfinished))
-
-
-def read_journal(folder: Path) -> Contents:
-    """Read all logs of a journal, in the order of their names."""
-    logs = [read_log(path) for path in sorted(folder.glob(f"*{SUFFIX}"))]
-    return Contents([record for log in logs for record in log.records], sum(log.num_damaged for log in logs))
 
 
 class Log:
@@ -92,12 +79,8 @@ class Log:
         except OSError as error:
             raise _cannot("opened", path, error) from error
 
-    def append(self, records: Sequence[Record]) -> None:
-        """Put records on the disk, see `append_lines`."""
-        self.append_lines([encode(record) for record in records])
-
-    def append_lines(self, lines: Sequence[bytes]) -> None:
-        """Put encoded records on the disk, in one piece; returns when they are there.
+    def append(self, lines: Sequence[bytes]) -> None:
+        """Put framed records on the disk, in one piece; returns when they are there.
 
         Raises
         ------

@@ -1,140 +1,146 @@
 """The records of a journal: a call that ended, a session that opened, a session that closed."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Any, TypeAlias
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
 
-from mosaic.core.results import CallStatus
-from mosaic.core.workload import CallKey, ExpertName
-from mosaic.runtime.journal import Record, decode
+import msgspec
 
+from mosaic.core.plan import Session
+from mosaic.core.results import CallRecord, CallStatus, SessionRecord
+from mosaic.core.workload import CallKey, ExpertName, NodeName
+from mosaic.runtime.journal import SUFFIX, frame, read_log, unframe
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndedCall:
-    """One attempt at a call, ended. Instants are seconds on the run's clock."""
-
-    fingerprint: str
-    """Of all that decides the response: who finds a finished record with it need not run the call."""
-    key: CallKey
-    expert: ExpertName
-    plan: str
-    """Fingerprint of the plan whose session served the call."""
-    session: int
-    workers: tuple[int, ...]
-    attempt: int
-    status: CallStatus
-    prompt_tokens: int
-    queued_ts: float
-    finished_ts: float
-    output_tokens: int = 0
-    admitted_ts: float | None = None
-    first_token_ts: float | None = None
-    num_preemptions: int = 0
-    cached_tokens: int = 0
-    wasted_tokens: int = 0
-    visible_tokens: int | None = None
-    thinking_opened: bool = False
-    """The prompt's template opened the think tag."""
-    finish_reason: str | None = None
-    """As the engine says: stop, or length where the limit cut the response off."""
-    token_ids: tuple[int, ...] = ()
-    text: str | None = None
-    """None: without a tokenizer there is no text."""
-    error: str | None = None
-    """Why it failed."""
+COMMANDS = f"commands{SUFFIX}"
+"""The log of commands, which has records of its own."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenedSession:
+class EndedCall(msgspec.Struct, frozen=True, tag_field="kind", tag="call"):
+    """One attempt at a call, ended."""
+
+    record: CallRecord
+    """Without its answer, which is read from the response again."""
+
+
+class OpenedSession(msgspec.Struct, frozen=True, tag_field="kind", tag="opened"):
     """A session whose engine is ready."""
 
-    plan: str
     session: int
-    attempt: int
     expert: ExpertName
-    role: Role
+    node: NodeName
     workers: tuple[int, ...]
     load_start_ts: float
     load_s: float
     start_ts: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClosedSession:
+class ClosedSession(msgspec.Struct, frozen=True, tag_field="kind", tag="closed"):
     """The end of a session that was not disturbed."""
 
-    plan: str
     session: int
-    attempt: int
     end_ts: float
     cpu_s: float | None = None
-    """Processor time from the load's start to the end: far below the wall time, others were using the core.
-
-    None: not known, the engine is a server's.
-    """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JournalView:
-    """What a journal holds, by kind, each in the order in which it was written."""
-
-    ended: tuple[EndedCall, ...] = ()
-    opened: tuple[OpenedSession, ...] = ()
-    closed: tuple[ClosedSession, ...] = ()
-
-    @property
-    def last_ts(self) -> float:
-        """The latest instant that anybody wrote down; 0 for an empty journal."""
-        instants = [call.finished_ts for call in self.ended]
-        instants += [session.start_ts for session in self.opened]
-        return max([*instants, *(session.end_ts for session in self.closed)], default=0.0)
+    """Processor time from the load's start to the end; None: not known, the engine is a server's."""
 
 
 Entry: TypeAlias = EndedCall | OpenedSession | ClosedSession
-
-KINDS: dict[str, type[Entry]] = {
-    "call": EndedCall,
-    "opened": OpenedSession,
-    "closed": ClosedSession,
-}
+_DECODER: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
+_ENCODER = msgspec.json.Encoder()
 
 
-def to_record(entry: Entry) -> Record:
-    """Turn an entry into plain values; what has its default is left out."""
-    kind = next(name for name, cls in KINDS.items() if isinstance(entry, cls))
-    values = {field.name: getattr(entry, field.name) for field in fields(entry)}
-    defaults = {field.name: field.default for field in fields(entry)}
-    return {"kind": kind, **{name: value for name, value in values.items() if value != defaults[name]}}
+def to_line(entry: Entry) -> bytes:
+    """Write an entry as a line of a journal."""
+    return frame(_ENCODER.encode(entry))
 
 
-def from_record(record: Record) -> Entry:
-    """Turn plain values back into an entry."""
-    values: dict[str, Any] = dict(record)
-    cls = KINDS[values.pop("kind")]
-    if "key" in values:
-        question, role, slot = values["key"]
-        values["key"] = CallKey(question, Role(role), slot)
-        values["status"] = CallStatus(values["status"])
-        values["token_ids"] = tuple(values.get("token_ids", ()))
-    if "role" in values:
-        values["role"] = Role(values["role"])
-    if "workers" in values:
-        values["workers"] = tuple(values["workers"])
-    return cls(**values)
+def from_line(line: bytes) -> Entry:
+    """Read a line of a journal that is known to be whole."""
+    text = unframe(line)
+    assert text is not None, "its writer made it just now"
+    return _DECODER.decode(text)
 
 
-def decode_entry(line: bytes) -> Entry:
-    """Turn a line of a journal that is known to be whole into an entry."""
-    record = decode(line.rstrip(b"\n"))
-    assert record is not None, "its writer made it just now"
-    return from_record(record)
+def read_entries(path: Path) -> list[Entry]:
+    """Read a log as far as it is whole."""
+    return [_DECODER.decode(text) for text in read_log(path).records]
 
 
-def view(records: Iterable[Record]) -> JournalView:
-    """Sort a journal's records by kind."""
-    entries = [from_record(record) for record in records]
-    return JournalView(
-        ended=tuple(entry for entry in entries if isinstance(entry, EndedCall)),
-        opened=tuple(entry for entry in entries if isinstance(entry, OpenedSession)),
-        closed=tuple(entry for entry in entries if isinstance(entry, ClosedSession)),
-    )
+@dataclass(slots=True)
+class JournalState:
+    """What a journal holds, and what is added to it while a run goes on."""
+
+    ended: list[CallRecord] = field(default_factory=list)
+    opened: dict[int, list[OpenedSession]] = field(default_factory=lambda: defaultdict(list))
+    closed: dict[int, list[ClosedSession]] = field(default_factory=lambda: defaultdict(list))
+    last_ts: float = 0.0
+    """The latest instant that anybody wrote down."""
+    _done: dict[tuple[CallKey, str], CallRecord] = field(default_factory=dict)
+
+    def add(self, entry: Entry) -> None:
+        """Take note of an entry."""
+        if isinstance(entry, EndedCall):
+            record = entry.record
+            self.ended.append(record)
+            self.last_ts = max(self.last_ts, record.finished_ts or 0.0)
+            if record.status is not CallStatus.FAILED:
+                self._done.setdefault((record.key, fingerprint_of(record)), record)
+        elif isinstance(entry, OpenedSession):
+            self.opened[entry.session].append(entry)
+            self.last_ts = max(self.last_ts, entry.start_ts)
+        else:
+            self.closed[entry.session].append(entry)
+            self.last_ts = max(self.last_ts, entry.end_ts)
+
+    def done(self, key: CallKey, fingerprint: str) -> CallRecord | None:
+        """Find a call that need not be run: it finished, or was cancelled, and nothing that decides it changed."""
+        return self._done.get((key, fingerprint))
+
+    @property
+    def done_keys(self) -> frozenset[CallKey]:
+        """Name the calls that finished or were cancelled."""
+        return frozenset(key for key, _ in self._done)
+
+    def session_record(self, session: Session, calls: Sequence[CallRecord]) -> SessionRecord | None:
+        """Describe a session, whose calls that ended these are; None: its engine was never ready.
+
+        One that was interrupted has one record: from the load of its first attempt to the end of its last, the loads
+        of the others inside.
+        """
+        place = session.expert, session.workers
+        opened = [entry for entry in self.opened.get(session.id, ()) if (entry.expert, entry.workers) == place]
+        if not opened:
+            return None
+        closed = self.closed.get(session.id, [])
+        finished = [call for call in calls if call.status is CallStatus.FINISHED]
+        ends = [entry.start_ts for entry in opened] + [entry.end_ts for entry in closed]
+        cpu_s = [entry.cpu_s for entry in closed if entry.cpu_s is not None]
+        return SessionRecord(
+            session=session.id,
+            expert=session.expert,
+            node=session.node,
+            workers=session.workers,
+            load_start_ts=opened[0].load_start_ts,
+            load_s=opened[0].load_s,
+            start_ts=opened[0].start_ts,
+            end_ts=max([*ends, *(call.finished_ts for call in calls if call.finished_ts is not None)]),
+            num_calls=len(finished),
+            output_tokens=sum(call.output_tokens for call in finished),
+            cpu_s=sum(cpu_s) if len(cpu_s) == len(opened) else None,
+        )
+
+
+def fingerprint_of(record: CallRecord) -> str:
+    """Give the fingerprint of all that decides a call's response."""
+    return "" if record.response is None else record.response.fingerprint
+
+
+def read_journal(folder: Path) -> JournalState:
+    """Read all logs of a journal but that of the commands, in the order of their names."""
+    state = JournalState()
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        if path.name != COMMANDS:
+            for entry in read_entries(path):
+                state.add(entry)
+    return state

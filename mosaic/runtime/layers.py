@@ -1,18 +1,17 @@
 """Pipelines as controllers: with a barrier between the layers of calls, or without."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
-from mosaic.core.commands import Command, Event, Finished, Open, Started, Submit
+from mosaic.core.commands import Close, Command, Event, Finished, Open, Started, Submit
 from mosaic.core.errors import PlanError
-from mosaic.core.plan import Plan
+from mosaic.core.plan import Plan, Session
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import Call, CallKey, NodeName, Question, Workload
+from mosaic.core.workload import Call, CallKey, ExpertName, NodeName, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph, Forecast
 from mosaic.runtime.controller import View
 from mosaic.runtime.planner import Planned, Planner
-from mosaic.runtime.static_plan import plan_commands
+from mosaic.runtime.static_plan import opened, plan_commands
 
 
 class Questions:
@@ -137,33 +136,53 @@ class Flow:
         self._planner = planner
         self._expected = expected
         self._on_plan = on_plan
+        self._num_running: Counter[tuple[NodeName, ExpertName]] = Counter()
+        """Calls that have not ended, by node and expert."""
+        self._open: list[tuple[frozenset[NodeName], list[Session]]] = []
+        """By layer behind the first: the nodes before it, and its sessions that are not closed."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Open all sessions at the start; afterwards submit what questions need."""
+        """Open all sessions at the start; afterwards submit what questions need, and close what gets no more."""
         if isinstance(event, Started):
             return self._begin(view)
         if not isinstance(event, Finished):
             return ()
+        key = event.record.key
         self._questions.note(event.record)
-        needed = self._questions.needed(event.record.key.question)
-        return [Submit(call, call.expert) for call in needed if call.key not in view.calls]
+        self._num_running[key.node, event.record.expert] -= 1
+        needed = [call for call in self._questions.needed(key.question) if call.key not in view.calls]
+        self._num_running.update((call.key.node, call.expert) for call in needed)
+        return [*(Submit(call, call.expert) for call in needed), *self._closed()]
 
     def _begin(self, view: View) -> Iterator[Command]:
-        first = self._questions.first_calls
+        first, layers = self._questions.first_calls, self._questions.graph.layers
+        self._num_running.update((call.key.node, call.expert) for call in first)
         planned = self._planner.plan(first, view.lost)
         self._on_plan(planned, 0)
         yield from plan_commands(planned.plan, {call.key: call for call in first})
         number = 1 + max(session.id for session in planned.plan.sessions)
-        for layer in self._questions.graph.layers[1:]:
+        for level, layer in enumerate(layers[1:], start=1):
             calls = expected_calls(self._expected, {node.name for node in layer})
             if not calls:
                 continue
             planned = self._planner.plan(calls, view.lost)
             self._on_plan(planned, number)
-            for session in planned.plan.sessions:
-                after = tuple(needed + number for needed in session.after)
-                yield Open(replace(session, id=session.id + number, shard=(), after=after))
+            sessions = [opened(session, number) for session in planned.plan.sessions]
+            yield from map(Open, sessions)
+            before = frozenset(node.name for earlier in layers[:level] for node in earlier)
+            self._open.append((before, sessions))
             number += 1 + max(session.id for session in planned.plan.sessions)
+
+    def _closed(self) -> Iterator[Command]:
+        """Close the sessions of experts whose calls of a layer have all ended, once no more can come up."""
+        running = {place for place, number in self._num_running.items() if number}
+        for before, sessions in self._open:
+            if any(node in before for node, _ in running):
+                return
+            for session in list(sessions):
+                if not any(expert == session.expert for _, expert in running):
+                    sessions.remove(session)
+                    yield Close(session.id)
 
 
 def expected_calls(expected: Sequence[Forecast], nodes: set[str]) -> tuple[Call, ...]:

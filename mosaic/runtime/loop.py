@@ -64,8 +64,13 @@ def drive(
     """
     run = _Run(backend, num_workers, log)
     reacts = run.is_resumed or any(controller.reacts for controller in controllers)
-    for event in backend.events(reacts=reacts, tick_s=tick_s):
-        run.hear(event, controllers)
+    events = backend.events(reacts=reacts, tick_s=tick_s)
+    try:
+        for event in events:
+            run.hear(event, controllers)
+    except BaseException as error:
+        events.throw(error)  # it ends what it started, and says what is kept
+        raise
     return run.result()
 
 
@@ -132,15 +137,20 @@ class _Run:
         given = [Action(self._view.ts, cause, command) for command in commands]
         if self._log is not None:
             self._log.write([action for action in given if action.command not in self._written])
+        view, apply = self._view, self._backend.apply
         for action in given:
-            self._view.expect(action.command)
+            view.expect(action.command)
         for action in given:
-            record = self._dependencies.cancel(action.command, self._view.ts)
-            if record is not None:
-                self._events.append(Finished(self._view.ts, record))
+            command = action.command
+            if isinstance(command, Submit) and not command.call.after:
+                apply(command)
                 continue
-            for command in self._dependencies.admit(action.command):
-                self._backend.apply(command)
+            record = self._dependencies.cancel(command, view.ts)
+            if record is not None:
+                self._events.append(Finished(view.ts, record))
+                continue
+            for admitted in self._dependencies.admit(command):
+                apply(admitted)
         self._actions += given
 
     def _log_ended(self) -> Set[CallKey]:
@@ -162,8 +172,9 @@ class _Run:
         match command:
             case Open(session=session):
                 return session.id not in view.opened and not view.lost.keys() & set(session.workers)
-            case Submit(call=call):
-                return call.key not in view.calls
+            case Submit(call=call, to=to):
+                is_there = isinstance(to, str) or (to in view.opened and to not in view.closing)
+                return call.key not in view.calls and is_there
             case Cancel(key=key) | Cut(key=key):
                 return key in view.running
             case Move(key=key, session=number):

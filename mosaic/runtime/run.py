@@ -12,7 +12,7 @@ from mosaic.core.results import CallRecord, CallStatus, RunResult
 from mosaic.core.workload import AnswerKind, CallKey, Expert, NodeName, Workload
 from mosaic.pipelines.call_graph import CallGraph, Node, mixture_of_agents
 from mosaic.pipelines.final_answers import Comparisons, FinalAnswer, accuracy_frac
-from mosaic.pipelines.gates.gate import Ballot, Decision, Gate, Never
+from mosaic.pipelines.gates.gate import Ballot, Decision, Never
 from mosaic.planning.profiles import Profile
 from mosaic.planning.schedulers.base import Scheduler
 from mosaic.runtime.controller import Controller

@@ -30,7 +30,7 @@ def plan_commands(plan: Plan, calls: Mapping[CallKey, Call], first_session: int 
     """
     for session in plan.sessions:
         number = session.id + first_session
-        yield Open(_opened(session, first_session))
+        yield Open(opened(session, first_session))
         for key in session.shard:
             if key not in calls:
                 raise BackendError(f"plan session {session.id}: call {key} is not one of the calls")
@@ -38,7 +38,8 @@ def plan_commands(plan: Plan, calls: Mapping[CallKey, Call], first_session: int 
         yield Close(number)
 
 
-def _opened(session: Session, first_session: int) -> Session:
+def opened(session: Session, first_session: int) -> Session:
+    """Number a plan's session as the run does; it gets its calls by commands."""
     return replace(
         session,
         id=session.id + first_session,

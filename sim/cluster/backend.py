@@ -1,7 +1,7 @@
 """The simulated cluster as a backend: workers, sessions, loads and the clock, in SimPy."""
 
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from heapq import heappop, heappush, heapreplace
 from math import inf
 from typing import Any, TypeAlias
@@ -27,6 +27,7 @@ from mosaic.core.commands import (
     Submit,
     Tick,
 )
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcomes
@@ -35,7 +36,6 @@ from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from sim.cluster.expert_on_gpu import ExpertsOnGpus, IterationTimes, check_hardware
 from sim.cluster.lower_bound import Demand, makespan_lower_bound_s
 from sim.cluster.session import PendingCall, SimSession, TrueCall, cut_off, unanswered
-from sim.engine.engine_settings import EngineSettings
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import iteration_time
 
@@ -88,13 +88,13 @@ class SimBackend:
         hardware: Mapping[str, Hardware],
         cluster: Cluster,
         outcomes: Outcomes,
-        settings: EngineSettings | None = None,
+        settings: EngineOptions | None = None,
         iteration_times: IterationTimes = iteration_time,
         earlier: Inputs | None = None,
     ) -> None:
         require_unique((expert.name for expert in experts), "sim backend: expert name")
         check_hardware(cluster, hardware)
-        self._models = ExpertsOnGpus(experts, hardware, cluster, settings or EngineSettings(), iteration_times)
+        self._models = ExpertsOnGpus(experts, hardware, cluster, settings or EngineOptions(), iteration_times)
         self._num_workers = cluster.num_workers
         self._outcomes = outcomes
         self._earlier: Inputs = earlier or {}
@@ -117,7 +117,7 @@ class SimBackend:
         self._changes: list[tuple[float, int, SimSession]] = []
         self._num_changes = 0
 
-    def events(self, *, reacts: bool, tick_s: float | None = None) -> Iterator[Event]:
+    def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
         """See ``Backend.events``."""
         env, told = self._env, self._events
         self._reacts = reacts
@@ -128,19 +128,19 @@ class SimBackend:
                 yield told.popleft()
             if self._touched:
                 self._compose()
-            next_ts = min(env.peek(), next_tick_ts)
-            if self._run_engines(next_ts):
+            env_ts = env.peek()
+            if self._run_engines(min(env_ts, next_tick_ts)):
                 continue
-            if next_ts == next_tick_ts and (self._changes or env.peek() < inf):
-                self._pass_time(next_ts)
+            if env_ts == inf and not self._changes:
+                break
+            if next_tick_ts < env_ts:
+                self._pass_time(next_tick_ts)
                 self._tell_progress()
-                told.append(Tick(next_ts))
+                told.append(Tick(next_tick_ts))
                 next_tick_ts += tick_s or 0.0
-            elif next_ts < inf:
+            else:
                 env.step()
                 self._now = env.now
-            else:
-                break
         self._check_end()
 
     def _run_engines(self, limit_ts: float) -> bool:
@@ -175,13 +175,14 @@ class SimBackend:
 
         What was told before has been answered by now, so the next iteration is composed with the answer in it.
         """
+        if self._queues:
+            for name in dict.fromkeys(live.session.expert for live in self._touched):
+                self._feed(name)
         touched, self._touched = self._touched, {}
         for live in touched:
             engine = live.engine
             if engine is None:
                 continue
-            if self._queues:
-                self._pull(live)
             change_ts = engine.next_event_ts()
             self._num_changes += 1
             live.change = self._num_changes
@@ -202,8 +203,8 @@ class SimBackend:
         if stuck:
             raise BackendError(f"plan: sessions {stuck} wait for each other and can never start")
         if self._pending:
-            key = next(iter(self._pending))
-            raise BackendError(f"{len(self._pending)} calls are left that no session serves, the first of them {key}")
+            names = sorted({pending.true.call.expert for pending in self._pending.values()})
+            raise BackendError(f"calls wait for sessions of {names}, and none is open")
 
     def apply(self, command: Command) -> None:
         """See ``Backend.apply``."""
@@ -238,9 +239,9 @@ class SimBackend:
 
     def _open(self, session: Session) -> None:
         if session.id in self._sessions:
-            raise BackendError(f"Open: session {session.id} must be new, it was opened before")
+            raise BackendError(f"session {session.id} of {session.expert!r}: id must be one that no session has")
         for needed in session.after:
-            self._session_of(needed, f"session {session.id}: after")
+            self._session_of(needed, f"session {session.id} of {session.expert!r}: after")
         self._pass_time(self._now)
         live = SimSession(session, self._models.of_session(session), self._env.event(), self._env.event())
         self._sessions[session.id] = live
@@ -260,7 +261,7 @@ class SimBackend:
             self._give(pending, self._open_session(to, call))
             return
         if to != call.expert:
-            raise BackendError(f"Submit: call {call.key} is for {call.expert!r}, got the queue of {to!r}")
+            raise BackendError(f"call {call.key} is for {call.expert!r}, got the queue of {to!r}")
         heappush(self._queues.setdefault(to, []), (priority, self._num_queued, pending))
         self._num_queued += 1
         for live in self._sessions.values():
@@ -272,24 +273,23 @@ class SimBackend:
         self._touched[live] = None
 
     def _open_session(self, number: int, call: Call) -> SimSession:
-        live = self._session_of(number, f"call {call.key}")
+        live = self._session_of(number, f"call {call.key}", is_open=True)
         if live.session.expert != call.expert:
             raise BackendError(f"session {number} of {live.session.expert!r}: call {call.key} is for {call.expert!r}")
-        if live.is_closing:
-            raise BackendError(f"session {number}: call {call.key} must come before the session is closed")
         return live
 
-    def _session_of(self, number: int, what: str) -> SimSession:
+    def _session_of(self, number: int, what: str, *, is_open: bool = False) -> SimSession:
         live = self._sessions.get(number)
-        if live is None:
-            raise BackendError(f"{what}: session must be one that was opened, got {number}")
+        if live is None or (is_open and live.is_closing):
+            rule = "was opened and not closed" if is_open else "was opened"
+            raise BackendError(f"{what}: session must be one that {rule}, got {number}")
         return live
 
     def _find(self, key: CallKey) -> PendingCall | None:
         """Find a call that has not ended; None: it has."""
         pending = self._pending.get(key)
         if pending is None and key not in self._records:
-            raise BackendError(f"call must be one that was submitted, got {key}")
+            raise BackendError(f"command must name a call that was submitted, got {key}")
         return pending
 
     def _cancel(self, key: CallKey) -> None:
@@ -395,13 +395,23 @@ class SimBackend:
             self._records[record.key] = record
             self._events.append(Finished(record.finished_ts or 0.0, record))
 
-    def _pull(self, live: SimSession) -> None:
-        """Take calls from the expert's queue while the session has room."""
-        queue = self._queues.get(live.session.expert)
-        room = 0 if live.is_closing else self._models.settings.max_num_seqs - len(live.calls)
-        while queue and room > 0:
+    def _feed(self, name: ExpertName) -> None:
+        """Let the sessions of an expert that are up take calls from its queue, the one with the fewest first."""
+        queue = self._queues.get(name)
+        if not queue:
+            return
+        most = self._models.settings.max_num_seqs
+        up = [
+            live
+            for live in self._sessions.values()
+            if live.session.expert == name and live.engine is not None and not live.is_closing
+        ]
+        while queue and up:
+            live = min(up, key=lambda live: len(live.calls))
+            if len(live.calls) >= most:
+                return
             live.add(heappop(queue)[2], self._now)
-            room -= 1
+            self._touched[live] = None
 
     def _tell_progress(self) -> None:
         now = self._now

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 from mosaic.core.cluster import Cluster, Gpu, Worker
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import Session
 from mosaic.core.workload import Expert, ExpertName, ModelShape
 from mosaic.planning.costs import kv_capacity_tokens
 from sim.engine.engine import Engine
-from sim.engine.engine_settings import EngineSettings
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import IterationTime
 
@@ -36,7 +36,7 @@ class ExpertsOnGpus:
         experts: Sequence[Expert],
         hardware: Mapping[str, Hardware],
         cluster: Cluster,
-        settings: EngineSettings,
+        settings: EngineOptions,
         iteration_times: IterationTimes,
     ) -> None:
         self.settings = settings
@@ -112,7 +112,7 @@ class ExpertsOnGpus:
                 expert=replace(expert, tp_degree=degree),
                 load_s=hardware.load_s(expert.shape, degree),
                 time=self._iteration_times(hardware, expert.shape, degree),
-                kv_tokens=capacity if self.settings.kv_tokens is None else self.settings.kv_tokens,
+                kv_tokens=capacity if self.settings.kv_cache_tokens is None else self.settings.kv_cache_tokens,
             )
         return model
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
+from mosaic.core.engine_options import EngineOptions, Order
 from sim.cluster.expert_on_gpu import ExpertOnGpu
 from sim.cluster.session import TrueCall
-from sim.engine.engine_settings import EngineSettings, Order
 from sim.hardware.iteration_time import IterationTime
 
 # Prompts are seldom cut exactly as at the points where the prefill rate is taken.
@@ -41,7 +41,7 @@ class Rates(NamedTuple):
     prefill_s: float
 
 
-def makespan_lower_bound_s(demands: Sequence[Demand], settings: EngineSettings, num_workers: int) -> float:
+def makespan_lower_bound_s(demands: Sequence[Demand], settings: EngineOptions, num_workers: int) -> float:
     """Bound the makespan of every plan for these calls on this many workers.
 
     It is the largest of: one call alone behind its load; an expert's load and its work spread over as many
@@ -58,7 +58,7 @@ def makespan_lower_bound_s(demands: Sequence[Demand], settings: EngineSettings, 
     return max(bound_s, busy_s / num_workers)
 
 
-def _work_s(demand: Demand, place: ExpertOnGpu, settings: EngineSettings) -> float:
+def _work_s(demand: Demand, place: ExpertOnGpu, settings: EngineOptions) -> float:
     prompts = decoded = reads = 0
     for call, output_tokens, *_ in demand.jobs:
         steps = output_tokens - 1
@@ -72,7 +72,7 @@ def _work_s(demand: Demand, place: ExpertOnGpu, settings: EngineSettings) -> flo
     )
 
 
-def least_rates(place: ExpertOnGpu, settings: EngineSettings, context_tokens: int) -> Iterator[Rates]:
+def least_rates(place: ExpertOnGpu, settings: EngineOptions, context_tokens: int) -> Iterator[Rates]:
     """Take the minima over batches, for two rates of KV reads: none, and the slope at the largest batch."""
     time, max_seqs = place.time, settings.max_num_seqs
     decodes = list(_decode_batches(max_seqs, place.kv_tokens))
@@ -106,7 +106,7 @@ def _decode_batches(max_num_seqs: int, max_kv_tokens: int) -> Iterator[tuple[int
 
 
 def _prefill_batches(
-    time: IterationTime, settings: EngineSettings, budget: int
+    time: IterationTime, settings: EngineOptions, budget: int
 ) -> Iterator[tuple[list[tuple[int, int]], int, int]]:
     """Iterations with prompts of equal size, one or many; in mixed order also with decodes beside them."""
     max_seqs = settings.max_num_seqs
@@ -150,7 +150,7 @@ def _sizes(budget: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-def _alone_s(demand: Demand, place: ExpertOnGpu, settings: EngineSettings) -> float:
+def _alone_s(demand: Demand, place: ExpertOnGpu, settings: EngineOptions) -> float:
     """Time the call with the most tokens to write, and the one that arrives last, as if nothing else ran."""
     jobs = demand.jobs
     longest = max(jobs, key=lambda job: (job.output_tokens, job.call.prompt_tokens))
@@ -169,7 +169,7 @@ def _alone_s(demand: Demand, place: ExpertOnGpu, settings: EngineSettings) -> fl
     return alone_s
 
 
-def _company_frac(place: ExpertOnGpu, settings: EngineSettings) -> float:
+def _company_frac(place: ExpertOnGpu, settings: EngineOptions) -> float:
     """Least time of a step in company relative to a step alone: below 1 where noisy tables are not monotone."""
     time = place.time
     fracs = [1.0]

@@ -181,7 +181,8 @@ class SimSession:
                 CallRecord(
                     call.key, expert, session_id, workers, call.prompt_tokens, output_tokens,
                     request.queued_ts, request.admitted_ts, request.first_token_ts, request.finished_ts,
-                    request.num_preemptions, 0, 0, request.wasted_tokens, finished, answer, visible_tokens,
+                    request.num_preemptions, 0, request.cached_tokens, request.wasted_tokens, finished, answer,
+                    visible_tokens,
                 )
             )  # fmt: skip
         self._num_finished += len(records)
@@ -202,6 +203,7 @@ class SimSession:
             finished_ts=request.finished_ts,
             num_preemptions=pending.num_preemptions + request.num_preemptions,
             attempt=pending.attempt,
+            cached_tokens=request.cached_tokens,
             wasted_tokens=pending.wasted_tokens + request.wasted_tokens,
             answer=answer,
             visible_tokens=visible_tokens,

@@ -1,6 +1,6 @@
 """A vLLM-like engine in simulated time: batching, KV cache, decoding. Free of SimPy."""
 
+from mosaic.core.engine_options import EngineOptions, Order
 from sim.engine.engine import Engine
-from sim.engine.engine_settings import EngineSettings, Order
 
-__all__ = ["Engine", "EngineSettings", "Order"]
+__all__ = ["Engine", "EngineOptions", "Order"]

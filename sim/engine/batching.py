@@ -1,9 +1,10 @@
 """Who is in an engine's next iteration: admission, chunked prefill, preemption."""
 
 from mosaic.core.checks import require
+from mosaic.core.engine_options import EngineOptions, Order
 from sim.engine.decoding import DecodingSet
-from sim.engine.engine_settings import EngineSettings, Order
-from sim.engine.kv_cache import KvCache
+from sim.engine.kv_cache import NOTHING, KvCache
+from sim.engine.prefix_cache import PrefixKvCache
 from sim.engine.request import Chunk, Request
 from sim.engine.request_queue import RequestQueue
 
@@ -15,17 +16,22 @@ class Batcher:
     of all decoding requests; in mixed order both. ``complete`` tells it that the iteration has ended.
     """
 
-    def __init__(self, *, settings: EngineSettings, kv_tokens: int, context_tokens: int) -> None:
+    def __init__(self, *, settings: EngineOptions, kv_tokens: int, context_tokens: int, num_longest: int = 0) -> None:
+        # V0 evicts by last use and by length, and ran without it by default.
+        is_allowed = not settings.caches_prefixes or settings.order is Order.MIXED
+        require(is_allowed, "engine.enable_prefix_caching", "false unless order is mixed", True)
         self.is_mixed = settings.order is Order.MIXED
         self.queue = RequestQueue()
-        self.kv = KvCache(kv_tokens=kv_tokens, block_size=settings.block_size, watermark_frac=settings.watermark)
-        self.decoding = DecodingSet(self.kv)
+        cache = PrefixKvCache if settings.caches_prefixes else KvCache
+        self.kv = cache(kv_tokens=kv_tokens, block_size=settings.block_size, watermark_frac=settings.watermark)
+        self.decoding = DecodingSet(self.kv, num_longest)
         self.chunks: list[Chunk] = []
         """Of the iteration that was composed last, until it is complete."""
         self.preempted = False
         """Whether that iteration began with a preemption."""
         self._max_num_seqs = settings.max_num_seqs
         self._max_batched_tokens = settings.batched_tokens(context_tokens)
+        self._reserves_sequences = settings.reserves_sequences
         self._partial: Request | None = None
         """Half-prefilled; there is at most one, and it is the request admitted last."""
 
@@ -53,7 +59,7 @@ class Batcher:
             return
         require(prompt_tokens >= 1, "prompt_tokens", "at least 1", prompt_tokens)
         require(output_tokens >= 1, "output_tokens", "at least 1", output_tokens)
-        source = "the KV blocks below the watermark hold, see backend.kv_tokens"
+        source = "the KV blocks below the watermark hold, see backend.kv_cache_tokens"
         if limit < self.kv.max_tokens:
             source = "one iteration computes, see backend.max_num_batched_tokens"
         require(False, "prompt_tokens + output_tokens - 1", f"at most {limit} (what {source})", num_tokens)
@@ -105,20 +111,34 @@ class Batcher:
 
     def _compose_mixed(self, now: float) -> None:
         self._preempt_for_next_step()
+        step_blocks = self.kv.next_step_blocks(self.decoding.counter)
+        admits = not self.preempted and self._could_admit(step_blocks)
+        if self._partial is None and not admits:
+            return
         budget = self._max_batched_tokens - self.kv.num_growing
         # Decodes come first, so their blocks are taken before any chunk is placed.
-        step_blocks = self.kv.next_step_blocks(self.decoding.counter)
-        self.kv.num_free -= step_blocks
+        if step_blocks:
+            self.kv.hold(step_blocks)
         if self._partial is not None:
             budget -= self._continue_partial(self._partial, budget)
-        if self.queue.waiting and not self.preempted:
+        if admits and not self.preempted:
             self._admit(budget, now)
-        if not self.chunks:
-            self.kv.num_free += step_blocks
+        if step_blocks and not self.chunks:
+            self.kv.unhold(step_blocks)
+
+    def _could_admit(self, step_blocks: int) -> bool:
+        """Tell whether it makes sense to try, beside decodes that take so many blocks; most often it does not."""
+        waiting = self.queue.waiting
+        if not waiting or self.kv.num_growing >= self._max_num_seqs:
+            return False
+        request = waiting[0]
+        if not self._reserves_sequences or request.prefix_tokens:
+            return True
+        return self.kv.would_fit(request.prompt_tokens + request.num_generated, step_blocks)
 
     def _continue_partial(self, request: Request, budget: int) -> int:
         num_tokens = min(request.num_tokens - request.num_prefilled, budget)
-        if not self.kv.try_extend(request.num_prefilled, num_tokens):
+        if not self.kv.try_extend(request, request.num_prefilled, num_tokens):
             self._preempt_last()
             return 0
         self.chunks.append(Chunk(request, num_tokens))
@@ -131,20 +151,31 @@ class Batcher:
         while waiting and budget and len(chunks) < max_num_chunks:
             request = waiting[0]
             num_tokens = request.prompt_tokens + request.num_generated
+            whole_tokens = num_tokens if self._reserves_sequences else 0
+            found, num_cached = NOTHING, 0
+            if request.prefix_tokens or request.num_preemptions:
+                found = self.kv.find(request)
+                num_cached = found.num_tokens
+                num_tokens -= num_cached
             if num_tokens > budget:
                 if not self.is_mixed:
                     break
                 num_tokens = budget
-            if not self.kv.try_admit(num_tokens):
+            if not self.kv.try_admit(request, found, num_cached + num_tokens, whole_tokens):
                 break
             waiting.popleft()
             budget -= num_tokens
             if request.admitted_ts is None:
                 request.admitted_ts = now
+                request.cached_tokens = num_cached
+            else:
+                request.wasted_tokens -= num_cached
+            request.num_prefilled = num_cached
             chunks.append(Chunk(request, num_tokens))
 
     def _preempt_for_next_step(self) -> None:
         while self.kv.next_step_blocks(self.decoding.counter) > self.kv.num_free:
+            self.kv.use_up()
             self._preempt_last()
 
     def _preempt_last(self) -> None:
@@ -159,7 +190,7 @@ class Batcher:
         self.preempted = True
 
     def _drop_partial(self, request: Request) -> None:
-        self.kv.free(request.num_prefilled)
+        self.kv.free(request, request.num_prefilled)
         request.wasted_tokens += request.num_prefilled
         request.num_prefilled = 0
         self._partial = None
@@ -173,12 +204,12 @@ class Batcher:
             return False
         if request is self._partial:
             self._partial = None
-            request.num_prefilled = 0
+        request.num_prefilled = 0
         request.num_generated += 1
         if request.first_token_ts is None:
             request.first_token_ts = now
         if request.num_generated < request.output_tokens:
             self.decoding.join(request, num_tokens)
             return False
-        self.kv.free(num_tokens)
+        self.kv.free(request, num_tokens)
         return True

@@ -1,5 +1,6 @@
 """The requests that decode together, as few enough numbers to take many steps at once."""
 
+from bisect import bisect_left, insort
 from heapq import heappop, heappush
 
 from sim.engine.kv_cache import KvCache
@@ -17,9 +18,9 @@ class DecodingSet:
     the cache's histogram and its share of the running sum of KV tokens.
     """
 
-    __slots__ = ("_by_ticket", "_finish_heap", "_num_tickets", "counter", "kv", "kv_tokens")
+    __slots__ = ("_by_ticket", "_finish_heap", "_num_longest", "_num_tickets", "_starts", "counter", "kv", "kv_tokens")
 
-    def __init__(self, kv: KvCache) -> None:
+    def __init__(self, kv: KvCache, num_longest: int = 0) -> None:
         self.kv = kv
         self.counter = 0
         """Steps so far."""
@@ -28,6 +29,9 @@ class DecodingSet:
         self._by_ticket: dict[int, Request] = {}
         self._finish_heap: list[int] = []
         self._num_tickets = 0
+        self._num_longest = num_longest
+        self._starts: list[int] = []
+        """Lengths at step 0, in rising order; kept only where somebody asks for the longest."""
 
     def __contains__(self, request: Request) -> bool:
         return request.ticket in self._by_ticket
@@ -41,6 +45,13 @@ class DecodingSet:
         heappush(self._finish_heap, request.finish_step * TICKETS + ticket)
         self.kv.join(self.counter - num_tokens)
         self.kv_tokens += num_tokens
+        if self._num_longest:
+            insort(self._starts, num_tokens - self.counter)
+
+    def longest(self) -> list[int]:
+        """Tokens that the next step reads of the longest sequences, in rising order."""
+        counter = self.counter + 1
+        return [start + counter for start in self._starts[-self._num_longest :]] if self._num_longest else []
 
     def steps_to_finish(self) -> int:
         """Count the steps to the next finish."""
@@ -99,5 +110,7 @@ class DecodingSet:
         request.num_generated = num_generated
         request.ticket = -1
         num_tokens = request.prompt_tokens + num_generated - 1
-        self.kv.leave(self.counter - num_tokens, num_tokens)
+        self.kv.leave(request, self.counter - num_tokens, num_tokens)
         self.kv_tokens -= num_tokens
+        if self._num_longest:
+            del self._starts[bisect_left(self._starts, num_tokens - self.counter)]

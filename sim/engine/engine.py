@@ -6,12 +6,14 @@ step for which KV blocks run out, to the next arrival that could be admitted, or
 """
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Hashable
 
 from mosaic.core.checks import require
+from mosaic.core.engine_options import EngineOptions
 from sim.engine.batching import Batcher
-from sim.engine.engine_settings import EngineSettings
 from sim.engine.request import Request
 from sim.hardware.iteration_time import IterationTime
+from sim.hardware.length_time import LengthTime
 
 
 class Engine:
@@ -39,13 +41,19 @@ class Engine:
         self,
         *,
         iteration_time: IterationTime,
-        settings: EngineSettings,
+        settings: EngineOptions,
         kv_tokens: int,
         context_tokens: int,
         start_ts: float = 0.0,
     ) -> None:
         self._time = iteration_time
-        self._batcher = Batcher(settings=settings, kv_tokens=kv_tokens, context_tokens=context_tokens)
+        self._length_time = iteration_time if isinstance(iteration_time, LengthTime) else None
+        self._longest: list[int] = []
+        """Lengths of the longest sequences in the iteration that starts at _now, where they matter."""
+        num_longest = self._length_time.num_longest if self._length_time else 0
+        self._batcher = Batcher(
+            settings=settings, kv_tokens=kv_tokens, context_tokens=context_tokens, num_longest=num_longest
+        )
         self._target_ts = start_ts
         """Up to here the caller has seen everything."""
         self._now = start_ts
@@ -63,19 +71,40 @@ class Engine:
         return self._now
 
     def submit(
-        self, request_id: int, prompt_tokens: int, output_tokens: int, ready_ts: float, num_generated: int = 0
+        self,
+        request_id: int,
+        prompt_tokens: int,
+        output_tokens: int,
+        ready_ts: float,
+        num_generated: int = 0,
+        *,
+        prefix: Hashable = None,
+        prefix_tokens: int = 0,
     ) -> Request:
         """Queue a request, which no iteration that starts before ``ready_ts`` admits.
 
-        ``num_generated`` of its output tokens are written already, elsewhere: they are read like the prompt.
+        Parameters
+        ----------
+        request_id, prompt_tokens, output_tokens, ready_ts
+            Its name for the caller, its lengths and its arrival.
+        num_generated
+            Of its output tokens, written already elsewhere: they are read like the prompt.
+        prefix, prefix_tokens
+            What its prompt begins with, and for how long: requests of the same prefix share its blocks where the
+            engine caches them.
 
         Raises
         ------
         ValueError
             If it can never fit, or arrives in the engine's past.
         """
-        request = Request(request_id, prompt_tokens, output_tokens, ready_ts, num_generated=num_generated)
+        request = Request(
+            request_id, prompt_tokens, output_tokens, ready_ts, prefix, prefix_tokens, num_generated=num_generated
+        )
         self._batcher.check(request)
+        if prefix_tokens:
+            rule = f"at most prompt_tokens={prompt_tokens}, and 0 without a prefix"
+            require(prefix is not None and prefix_tokens <= prompt_tokens, "prefix_tokens", rule, prefix_tokens)
         if not ready_ts >= self._target_ts:
             rule = f"at least {self._target_ts}, which has passed"
             require(False, "ready_ts", rule, ready_ts)
@@ -187,7 +216,12 @@ class Engine:
         chunks = [(num_tokens, request.num_prefilled) for request, num_tokens in batcher.chunks]
         num_decodes = batcher.kv.num_growing if batcher.is_mixed else 0
         kv_read = batcher.decoding.kv_tokens + num_decodes if num_decodes else 0
-        self._jump_end_ts = self._now + self._time.mixed_s(chunks, num_decodes, kv_read)
+        if self._length_time is None:
+            seconds = self._time.mixed_s(chunks, num_decodes, kv_read)
+        else:
+            longest = batcher.decoding.longest() if num_decodes else []
+            seconds = self._length_time.mixed_s(chunks, num_decodes, kv_read, longest)
+        self._jump_end_ts = self._now + seconds
         self._jump_steps = 1
 
     def _plan_decode(self) -> None:
@@ -195,6 +229,8 @@ class Engine:
         # After a preemption one step: what was freed may admit someone in the next iteration.
         limit = 1 if batcher.preempted else decoding.steps_to_finish()
         steps = batcher.kv.steps_that_fit(decoding.counter, limit)
+        if self._length_time is not None:
+            self._longest = decoding.longest()
         self._jump_end_ts = self._end_of(steps)
         arrival_ts = batcher.queue.next_arrival_ts
         if arrival_ts < self._jump_end_ts and batcher.would_admit:
@@ -204,7 +240,10 @@ class Engine:
 
     def _end_of(self, steps: int) -> float:
         num_seqs = self._batcher.kv.num_growing
-        return self._now + self._time.decode_span_s(num_seqs, self._batcher.decoding.kv_tokens + num_seqs, steps)
+        kv_tokens = self._batcher.decoding.kv_tokens + num_seqs
+        if self._length_time is None:
+            return self._now + self._time.decode_span_s(num_seqs, kv_tokens, steps)
+        return self._now + self._length_time.decode_span_s(num_seqs, kv_tokens, steps, self._longest)
 
     def _commit(self, steps: int) -> None:
         """Complete the planned iteration, or that many steps of the planned jump."""

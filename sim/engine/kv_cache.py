@@ -1,6 +1,35 @@
 """The KV blocks of one session, and how fast its decoding sequences use them up."""
 
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
 from mosaic.core.checks import require
+from sim.engine.request import Request
+
+
+class SharedBlock:
+    """A full block of a named prefix; several requests may hold it, and it may exist more than once."""
+
+    __slots__ = ("index", "num_users", "prefix")
+
+    def __init__(self, prefix: Hashable, index: int) -> None:
+        self.prefix = prefix
+        self.index = index
+        """Place in the prefix."""
+        self.num_users = 1
+
+
+class Found(NamedTuple):
+    """What a cache holds of a request that is to be admitted."""
+
+    shared: Sequence[SharedBlock]
+    """Blocks of its prefix."""
+    num_own: int
+    """Blocks behind those that are left from before its preemption."""
+    num_tokens: int
+
+
+NOTHING = Found((), 0, 0)
 
 
 class KvCache:
@@ -19,7 +48,9 @@ class KvCache:
     def __init__(self, *, kv_tokens: int, block_size: int, watermark_frac: float) -> None:
         self.block_size = block_size
         self.num_blocks = kv_tokens // block_size
-        require(self.num_blocks >= 1, "backend.kv_tokens", f"at least one block of {block_size} tokens", kv_tokens)
+        require(
+            self.num_blocks >= 1, "backend.kv_cache_tokens", f"at least one block of {block_size} tokens", kv_tokens
+        )
         self.watermark_blocks = int(watermark_frac * self.num_blocks)
         self.num_free = self.num_blocks
         self.num_growing = 0
@@ -35,15 +66,36 @@ class KvCache:
         """Blocks that hold this many tokens."""
         return -(-num_tokens // self.block_size)
 
-    def try_admit(self, num_tokens: int) -> bool:
-        """Take the blocks of a prompt if the watermark stays free, else take nothing."""
-        num_free = self.num_free + -num_tokens // self.block_size
-        if num_free < self.watermark_blocks:
+    def find(self, request: Request) -> Found:
+        """Look for what the cache holds of a request that shares a prefix or was preempted.
+
+        Here nothing, as blocks are blank once they are free.
+        """
+        return NOTHING
+
+    def would_fit(self, num_tokens: int, num_blocks: int) -> bool:
+        """Tell whether tokens that nobody shares fit below the watermark beside blocks that others take."""
+        return self.num_free - num_blocks + -num_tokens // self.block_size >= self.watermark_blocks
+
+    def try_admit(self, request: Request, found: Found, num_tokens: int, whole_tokens: int) -> bool:
+        """Take the blocks of a prompt's first tokens if the watermark stays free, else take nothing.
+
+        Parameters
+        ----------
+        request, found
+            Whose they are, and what ``find`` has just found of it.
+        num_tokens
+            How many there are after its first iteration.
+        whole_tokens
+            Where there are more of them, blocks for so many must be free.
+        """
+        most_tokens = whole_tokens if whole_tokens > num_tokens else num_tokens
+        if self.num_free + -most_tokens // self.block_size < self.watermark_blocks:
             return False
-        self.num_free = num_free
+        self.num_free += -num_tokens // self.block_size
         return True
 
-    def try_extend(self, num_held: int, num_tokens: int) -> bool:
+    def try_extend(self, request: Request, num_held: int, num_tokens: int) -> bool:
         """Take the blocks of the next chunk of an admitted prompt if there are any left."""
         num_free = self.num_free - self.blocks(num_held + num_tokens) + self.blocks(num_held)
         if num_free < 0:
@@ -51,9 +103,20 @@ class KvCache:
         self.num_free = num_free
         return True
 
-    def free(self, num_tokens: int) -> None:
+    def free(self, request: Request, num_tokens: int) -> None:
         """Give back the blocks of a sequence of this many tokens."""
         self.num_free -= -num_tokens // self.block_size
+
+    def hold(self, num_blocks: int) -> None:
+        """Take blocks for a step that is sure to come."""
+        self.num_free -= num_blocks
+
+    def unhold(self, num_blocks: int) -> None:
+        """Give them back to be taken as part of more steps than one."""
+        self.num_free += num_blocks
+
+    def use_up(self) -> None:
+        """Know that all free blocks were handed out before a preemption gave some back."""
 
     def join(self, phase: int) -> None:
         """Let a sequence grow with the others."""
@@ -62,13 +125,13 @@ class KvCache:
         self._phases[phase + self.block_size] += 1
         self.num_growing += 1
 
-    def leave(self, phase: int, num_tokens: int) -> None:
+    def leave(self, request: Request, phase: int, num_tokens: int) -> None:
         """Stop a sequence's growth and give its blocks back."""
         phase %= self.block_size
         self._phases[phase] -= 1
         self._phases[phase + self.block_size] -= 1
         self.num_growing -= 1
-        self.num_free -= -num_tokens // self.block_size
+        self.free(request, num_tokens)
 
     def next_step_blocks(self, counter: int) -> int:
         """Blocks that the decode step after ``counter`` needs."""

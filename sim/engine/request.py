@@ -1,5 +1,6 @@
 """A request as the engine sees it."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,6 +19,10 @@ class Request:
     prompt_tokens: int
     output_tokens: int
     queued_ts: float
+    prefix: Hashable = None
+    """What its prompt begins with, by name: requests of one prefix begin with the same tokens; None: its own."""
+    prefix_tokens: int = 0
+    """How much of the prompt that is."""
     admitted_ts: float | None = None
     """Start of the first iteration that computed any of it."""
     first_token_ts: float | None = None
@@ -25,10 +30,12 @@ class Request:
     num_generated: int = 0
     """Output tokens so far; brought up to date whenever it stops decoding."""
     num_preemptions: int = 0
+    cached_tokens: int = 0
+    """Of the prompt, found in the cache when it was first admitted."""
     wasted_tokens: int = 0
-    """KV entries that were computed and dropped, by preemptions or by an abort."""
+    """KV entries that were dropped by preemptions and had to be computed anew, or were dropped by an abort."""
     num_prefilled: int = 0
-    """Tokens of a half-prefilled prompt."""
+    """Tokens of a half-prefilled prompt, or those that the admission under way has found in the cache."""
     finish_step: int = 0
     """While decoding: the engine's step counter after its last token."""
     ticket: int = -1

@@ -26,6 +26,11 @@ class FittedAttention:
         for name in self.__slots__:
             require_number(getattr(self, name), f"attention: {name}", at_least=0)
 
+    @property
+    def kv_token_s(self) -> float:
+        """Seconds per token read at full bandwidth, one layer."""
+        return self.decode_per_kv_token_s
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredAttention:
@@ -47,6 +52,12 @@ class MeasuredAttention:
 
     def __post_init__(self) -> None:
         require_number(self.beside_per_token_pair_s, "attention: beside_per_token_pair_s", at_least=0)
+
+    @property
+    def kv_token_s(self) -> float:
+        """Seconds per token read at full bandwidth, one layer: the slope of the largest batch."""
+        tokens, seconds = self.decode.columns, self.decode.values_s[-1]
+        return (seconds[-1] - seconds[0]) / (self.decode.rows[-1] * (tokens[-1] - tokens[0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +100,25 @@ class Hardware:
     cpu_per_seq_s: float = 0.0
     cpu_overhead_scale: float = 1.0
     """Phi: how much slower the host is than where the two terms were measured."""
+    cpu_per_kv_token_s: float = 0.0
+    """Host time per token in the cache of a decode step: vLLM V0 copies token ids and block tables every step."""
     memory_bytes_per_s: float | None = None
     """Memory bandwidth; prices the LM head where a table has none."""
+    flops_per_s: float | None = None
+    """Where a table has no LM head: its products take at least so long; None: reading the weights is all."""
+    sampler_per_logit_s: float = 0.0
+    """Where a table has no LM head: the sampler, per sequence and word of the vocabulary."""
     graph_max_seqs: int = 0
     """Decode batches up to this size are padded to 1, 2, 4, 8, 16, 24 ... (CUDA graphs); 0: never."""
+    max_graph_tokens: int | None = None
+    """vLLM V0's max_seq_len_to_capture: decode batches with a longer sequence run without CUDA graphs; None: never."""
+    eager_layer_s: float = 0.0
+    """Least time of a layer without CUDA graphs."""
+    num_sms: int = 0
+    """Streaming multiprocessors; they decide from which batch on decode attention is not split over them."""
+    attention_streams: float = 0.0
+    """Pairs of sequence and KV head that read at the full bandwidth together, one thread block each; see
+    ``sim.hardware.length_time.AttentionSkew``. 0: length skew costs nothing."""
     all_reduce: Mapping[int, Curve] = field(default_factory=dict)
     """One all-reduce by bytes of the message, per tensor-parallel degree."""
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -108,7 +134,12 @@ class Hardware:
         require_number(self.cpu_per_seq_s, f"{owner}: cpu_per_seq_s", at_least=0)
         require_number(self.cpu_overhead_scale, f"{owner}: cpu_overhead_scale", at_least=0)
         require_count(self.graph_max_seqs, f"{owner}: graph_max_seqs")
-        for name in ("load_bytes_per_s", "memory_bytes_per_s"):
+        for name in ("cpu_per_kv_token_s", "sampler_per_logit_s", "eager_layer_s", "attention_streams"):
+            require_number(getattr(self, name), f"{owner}: {name}", at_least=0)
+        if self.max_graph_tokens is not None:
+            require_count(self.max_graph_tokens, f"{owner}: max_graph_tokens", at_least=1)
+        require_count(self.num_sms, f"{owner}: num_sms", at_least=1 if self.attention_streams else 0)
+        for name in ("load_bytes_per_s", "memory_bytes_per_s", "flops_per_s"):
             if getattr(self, name) is not None:
                 require_number(getattr(self, name), f"{owner}: {name}", above=0)
         for table in self.tables:
@@ -137,8 +168,17 @@ class Hardware:
         Raises
         ------
         ValueError
-            If nothing was measured at this degree.
+            If nothing was measured at this degree, or the link between its GPUs was made up: between plausible links a
+            pair of GPUs differs by 17%, which is a range and not a time.
         """
+        source = self.sources.get("all_reduce", "")
+        if tp_degree > 1 and source.startswith("assumed"):
+            require(
+                False,
+                f"hardware {self.gpu.name}: all_reduce",
+                f"measured or published at tp_degree {tp_degree}",
+                source,
+            )
         allowed = sorted({table.tp_degree for table in self.tables})
         require(tp_degree in allowed, f"hardware {self.gpu.name}: tp_degree", f"one of {allowed}", tp_degree)
         candidates = [table for table in self.tables if table.tp_degree == tp_degree]

@@ -2,13 +2,14 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Protocol
 
 from mosaic.core.workload import ModelShape
 from sim.hardware.curves import Curve, Grid, segment
 from sim.hardware.hardware import FittedAttention, Hardware, MeasuredAttention, OperatorTable
+from sim.hardware.length_time import AttentionSkew, EagerDecode, LengthTime
 
 
 class IterationTime(Protocol):
@@ -56,13 +57,26 @@ def iteration_time(hardware: Hardware, shape: ModelShape, tp_degree: int) -> Ite
     batch = _BatchTime(
         dense=table.dense.scaled(scales.dense),
         once=table.once.scaled(scales.hidden) if table.once else None,
-        head=table.head.scaled(scales.head) if table.head else _head_by_bandwidth(hardware, shape, tp_degree),
+        head=table.head.scaled(scales.head) if table.head else _derived_head(hardware, shape, tp_degree),
         all_reduce=hardware.all_reduce[tp_degree] if tp_degree > 1 else None,
         num_all_reduces=2 * shape.num_layers,
         bytes_per_token=shape.hidden_size * shape.bytes_per_value,
         cpu_s=hardware.cpu_s,
         graph_sizes=_graph_sizes(hardware.graph_max_seqs),
     )
+    skew = _skew(hardware, table, shape, scales.decode)
+    eager = None
+    if hardware.max_graph_tokens is not None:
+        launch_s = hardware.eager_layer_s * shape.num_layers
+        eager = EagerDecode(max_graph_tokens=hardware.max_graph_tokens, launch_s=launch_s)
+    if skew is None and eager is None and not hardware.cpu_per_kv_token_s:
+        return _by_totals(batch, table, shape, scales)
+    gpu = _by_totals(replace(batch, cpu_s=_no_host), table, shape, scales)
+    per_kv_token_s = hardware.cpu_overhead_scale * hardware.cpu_per_kv_token_s
+    return LengthTime(gpu, hardware.cpu_s, host_per_kv_token_s=per_kv_token_s, skew=skew, eager=eager)
+
+
+def _by_totals(batch: "_BatchTime", table: OperatorTable, shape: ModelShape, scales: "_Scales") -> IterationTime:
     if isinstance(table.attention, FittedAttention):
         return FittedTime(
             batch,
@@ -72,6 +86,37 @@ def iteration_time(hardware: Hardware, shape: ModelShape, tp_degree: int) -> Ite
             prefill_scale=scales.prefill,
         )
     return MeasuredTime(batch, table.attention, decode_scale=scales.decode, prefill_scale=scales.prefill)
+
+
+def _no_host(num_seqs: int) -> float:
+    return 0.0
+
+
+def _skew(hardware: Hardware, table: OperatorTable, shape: ModelShape, decode_scale: float) -> AttentionSkew | None:
+    if not hardware.attention_streams:
+        return None
+    num_heads = max(1, -(-shape.num_kv_heads // table.tp_degree))
+    num_longest = hardware.attention_streams / num_heads
+    min_seqs = unsplit_seqs(hardware.num_sms, num_heads, _graph_sizes(hardware.graph_max_seqs))
+    per_token_s = table.attention.kv_token_s * decode_scale
+    return AttentionSkew(per_kv_token_s=per_token_s, num_longest=num_longest, min_seqs=min_seqs)
+
+
+def unsplit_seqs(num_sms: int, num_kv_heads: int, graph_sizes: Sequence[int] = ()) -> int:
+    """Find the least decode batch that FlashAttention does not split along its tokens.
+
+    That is once sequences (padded as captured) x KV heads reach 0.8 of two thread blocks per multiprocessor.
+
+    Examples
+    --------
+    >>> unsplit_seqs(128, 8), unsplit_seqs(128, 8, (16, 24, 32))
+    (26, 25)
+    """
+    needed = ceil(0.8 * 2 * num_sms / num_kv_heads)
+    place = bisect_left(graph_sizes, needed)
+    if place == len(graph_sizes):
+        return needed
+    return graph_sizes[place - 1] + 1 if place else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +145,18 @@ def _scales(table: OperatorTable, shape: ModelShape) -> _Scales:
     )
 
 
-def _head_by_bandwidth(hardware: Hardware, shape: ModelShape, tp_degree: int) -> Curve:
-    """Read the head's weights once, however many sequences there are."""
+def _derived_head(hardware: Hardware, shape: ModelShape, tp_degree: int) -> Curve:
+    """Price the LM head by its weights, read once, or by its products if they take longer; then the sampler."""
     assert hardware.memory_bytes_per_s is not None, "checked by Hardware"
-    head_bytes = shape.bytes_per_value * shape.vocab_size * shape.hidden_size / tp_degree
-    return Curve((1.0,), (head_bytes / hardware.memory_bytes_per_s,))
+    num_weights = shape.vocab_size * shape.hidden_size / tp_degree
+    reading_s = shape.bytes_per_value * num_weights / hardware.memory_bytes_per_s
+    per_seq_s = hardware.sampler_per_logit_s * shape.vocab_size
+    if hardware.flops_per_s is None:
+        return Curve((0.0, 1.0), (reading_s, reading_s + per_seq_s)) if per_seq_s else Curve((1.0,), (reading_s,))
+    product_s = 2 * num_weights / hardware.flops_per_s
+    turn = reading_s / product_s
+    knots = (0.0, turn, 2 * turn)
+    return Curve(knots, tuple(max(reading_s, n * product_s) + n * per_seq_s for n in knots))
 
 
 def _graph_sizes(max_seqs: int) -> tuple[int, ...]:

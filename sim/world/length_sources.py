@@ -32,7 +32,7 @@ _CALL_COLUMNS = ("expert", "role", "status", "output_tokens")
 def length_distributions(
     config: Config | str | Path, *, length_scale: Config | None = None
 ) -> dict[ExpertName, LengthDistribution]:
-    """Build the distributions of a workload.
+    """Build the distributions of a world.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ import time
 from math import inf
 
 from sim.engine.engine import Engine
-from sim.engine.engine_settings import EngineSettings
+from mosaic.core.engine_options import EngineOptions
 from tests.sim.cluster_runs import HYBRID_POOL, round_robin_run
 from tests.sim.oracle import LinearTime, Oracle
 
@@ -40,7 +40,7 @@ def test_llama_r1_session_against_the_oracle(benchmark):
     backend, _, _ = round_robin_run()
     mine = [call for call in calls if call.expert == "LlamaR1"][:num_calls]
     requests = [(call.prompt_tokens, min(32000, backend.outcomes(call).output_tokens), 0.0) for call in mine]
-    settings = EngineSettings()
+    settings = EngineOptions()
 
     def jump():
         engine = Engine(iteration_time=LinearTime(), settings=settings, kv_tokens=427_000, context_tokens=32768)

@@ -15,7 +15,7 @@ from statistics import median
 import pytest
 
 from mosaic.core.realization import Outcome, uniform
-from mosaic.engines.engine import EngineSettings
+from mosaic.engines.engine import EngineOptions
 from mosaic.engines.host_process import VLLM_ENGINE
 from mosaic.engines.vllm_jobs import JobMaker
 from tests.engines.executor_runs import has_vllm, make_checkpoint, make_executor, running_host
@@ -26,7 +26,7 @@ from tests.sim.cluster_runs import make_plan, make_session
 pytestmark = pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
 ROOT = Path(__file__).resolve().parents[2]
 NUM_PAIRS, NUM_CALLS = 5, 256
-SETTINGS = EngineSettings(max_num_seqs=64)
+SETTINGS = EngineOptions(max_num_seqs=64)
 
 
 def outcome(call) -> Outcome:

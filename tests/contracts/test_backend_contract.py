@@ -424,7 +424,9 @@ def test_calls_of_one_run_may_need_each_other(backend):
     """The loop holds a call until what it comes after has ended, wherever that runs."""
     needed = A[:3]
     merged = make_call("A0", expert="B", node=AGGREGATE, after=tuple(call.key for call in needed))
-    plan = make_plan(make_session(0, needed), replace(make_session(1, [merged], workers=(1,)), node=AGGREGATE), num_workers=3)
+    plan = make_plan(
+        make_session(0, needed), replace(make_session(1, [merged], workers=(1,)), node=AGGREGATE), num_workers=3
+    )
     result = execute(plan, [*needed, merged], backend)
     by_key = {record.key: record for record in result.calls}
     assert by_key[merged.key].queued_ts >= max(by_key[call.key].finished_ts for call in needed) - 1e-9
@@ -434,9 +436,7 @@ def test_calls_of_one_run_may_need_each_other(backend):
 # The second stage: the aggregator's calls need those of an earlier run, and its session spans four workers.
 
 MERGED = [
-    make_call(
-        f"q{i}", expert="W", node=AGGREGATE, after=tuple(CallKey(f"q{i}", PROPOSE, s) for s in range(i % 4))
-    )
+    make_call(f"q{i}", expert="W", node=AGGREGATE, after=tuple(CallKey(f"q{i}", PROPOSE, s) for s in range(i % 4)))
     for i in range(12)
 ]
 
@@ -491,15 +491,15 @@ def test_an_aggregator_that_stays_on_its_workers_loads_once(aggregating):
     [
         ([Open(open_ended(0, "Z", 0))], r"expert must be one of .*, got 'Z'"),
         ([Open(open_ended(0, "A", 3))], r"worker must be one of 0 .. 2 of .*, got 3"),
-        ([Open(open_ended(0, "A", 0)), Open(open_ended(0, "A", 1))], "session 0 must be new"),
+        ([Open(open_ended(0, "A", 0)), Open(open_ended(0, "A", 1))], "session 0 of 'A': id must be one that no session has"),
         ([Open(replace(open_ended(0, "A", 0), after=(7,)))], "after: session must be one that was opened, got 7"),
-        ([Submit(A[0], 7)], "session must be one that was opened, got 7"),
+        ([Submit(A[0], 7)], "session must be one that was opened and not closed, got 7"),
         ([Open(open_ended(0, "A", 0)), Submit(B[0], 0)], "call B0/propose/0 is for 'B'"),
         ([Submit(B[0], "A")], "call B0/propose/0 is for 'B'"),
-        ([Open(open_ended(0, "A", 0)), Close(0), Submit(A[0], 0)], "must come before the session is closed"),
-        ([Cancel(A[0].key)], "call must be one that was submitted, got A0/propose/0"),
+        ([Open(open_ended(0, "A", 0)), Close(0), Submit(A[0], 0)], "session must be one that was opened and not closed, got 0"),
+        ([Cancel(A[0].key)], "command must name a call that was submitted, got A0/propose/0"),
         ([Close(7)], "session must be one that was opened, got 7"),
-        ([Submit(A[0], "A")], "1 calls are left that no session serves, the first of them A0/propose/0"),
+        ([Submit(A[0], "A")], r"calls wait for sessions of \['A'\], and none is open"),
     ],
 )
 def test_commands_that_cannot_be_carried_out_are_refused(backend, commands, message):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.core.workload import AGGREGATE, CallKey, Family, PROPOSE, Question, Workload
+from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey, Family, Question, Workload
 from tests.factories import make_call, make_calls, make_expert, make_shape, make_workload
 
 KEY = CallKey("q0", PROPOSE, 0)

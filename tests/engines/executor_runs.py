@@ -1,30 +1,37 @@
 """Plans on the executor with an engine that has no model, or with vLLM and tiny random ones."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from mosaic.core.results import CallStatus
+from mosaic.core.commands import Finished, Lost, Move, Open, Progress, Started, Submit
+from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
+from mosaic.core.plan import Plan, Session, unpriced_plan
+from mosaic.core.results import CallRecord, CallStatus, RunResult
 from mosaic.core.workload import Call, CallKey
-from mosaic.engines.engine import EngineSettings
+from mosaic.engines.backend import EngineBackend
+from mosaic.engines.call_specs import RunContent
 from mosaic.engines.host_process import HostProcess, host_process
-from mosaic.engines.live_sessions import Patience
-from mosaic.engines.vllm_backend import VllmBackend
-from mosaic.runtime.journal import read_journal
-from mosaic.runtime.journal_records import EndedCall, JournalView, view
+from mosaic.engines.session_state import Patience
+from mosaic.engines.vllm_engines import make_vllm_backend
+from mosaic.runtime.controller import Controller
+from mosaic.runtime.journal_records import JournalState, read_journal
+from mosaic.runtime.run import execute
 from tests.engines.tiny_checkpoint import tiny_expert, write_tiny_checkpoint
-from tests.factories import make_cluster
+from tests.factories import make_call, make_cluster
 
 FAKE_ENGINE = "tests.engines.fake_engine"
-SETTINGS = EngineSettings(max_num_seqs=8, kv_cache_bytes=16 * 2**20)
+CPU = ModelLoading(device=Device.CPU, dtype="float32")
+OPTIONS = EngineOptions(max_num_seqs=8, block_size=32, kv_cache_memory_bytes=16 * 2**20, loading=CPU)
 IMPATIENT = Patience(load_timeout_s=1.5, stall_timeout_s=1.5, close_timeout_s=5.0)
 
 
 @contextmanager
 def running_host(engine_module: str) -> Iterator[HostProcess]:
     """A host for the tests of a module; vLLM is imported once for all of them."""
-    with host_process(SETTINGS, engine_module) as host:
+    with host_process(OPTIONS, engine_module) as host:
         yield host
 
 
@@ -40,15 +47,113 @@ def has_vllm() -> bool:
     return False
 
 
-def make_executor(folder: Path, host: HostProcess, *, names: str = "AB", num_workers: int = 2, **changes):
-    """An executor with an expert per letter, each of its own weights; journal and checkpoints in the folder."""
-    changes.setdefault("experts", [tiny_expert(name, make_checkpoint(folder, name)) for name in names])
-    changes.setdefault("journal", folder / "journal")
-    changes.setdefault("cluster", make_cluster(num_workers))
-    changes.setdefault("settings", SETTINGS)
-    if "outcomes" not in changes:
-        changes.setdefault("prompts", lambda call: f"question {call.key.question}")
-    return VllmBackend(host=host, **changes)
+def make_session(number: int, calls: Sequence[Call] = (), *, expert: str = "", workers=(0,), after=()) -> Session:
+    return Session(
+        id=number,
+        expert=expert or calls[0].expert,
+        workers=tuple(workers),
+        shard=tuple(call.key for call in calls),
+        after=tuple(after),
+    )
+
+
+def make_plan(*sessions: Session, num_workers: int = 2) -> Plan:
+    return unpriced_plan(sessions, num_workers=num_workers)
+
+
+def some_calls(expert: str, number: int, *, start: int = 0, ready_s: float = 0.0) -> list[Call]:
+    return [make_call(f"{expert}{start + i}", expert=expert, ready_s=ready_s) for i in range(number)]
+
+
+class Watcher:
+    """Remembers all events; never reacts."""
+
+    reacts = False
+
+    def __init__(self) -> None:
+        self.events = []
+
+    def on(self, event, view):
+        self.events.append(event)
+        return ()
+
+    def all(self, kind):
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+class Reactor(Watcher):
+    """Answers each finish with what a function of the record gives, or does something then."""
+
+    reacts = True
+
+    def __init__(self, react) -> None:
+        super().__init__()
+        self.react = react
+
+    def on(self, event, view):
+        super().on(event, view)
+        return (self.react(event.record) or ()) if isinstance(event, Finished) else ()
+
+
+class Runs:
+    """Runs plans over one journal, each time with a new backend, as whoever starts a run again does."""
+
+    def __init__(self, folder: Path, host: HostProcess, *, names: str = "AB", num_workers: int = 2, **changes) -> None:
+        """An expert per letter, each of its own weights; journal and checkpoints in the folder."""
+        self._folder = folder
+        self._host = host
+        self.experts = changes.pop("experts", None) or [
+            tiny_expert(name, make_checkpoint(folder, name)) for name in names
+        ]
+        self.journal = changes.pop("journal", folder / "journal")
+        self._cluster = changes.pop("cluster", make_cluster(num_workers))
+        self._options = changes.pop("options", OPTIONS)
+        self._patience = changes.pop("patience", None)
+        if "outcomes" not in changes:
+            changes.setdefault("prompts", lambda call, inputs: f"question {call.key.question}")
+        self._content = RunContent(**changes)
+        self.result: RunResult | None = None
+        self.watcher = Watcher()
+
+    def backend(self, **changes) -> EngineBackend:
+        return make_vllm_backend(
+            experts=self.experts,
+            cluster=self._cluster,
+            journal=self.journal,
+            content=replace(self._content, **changes),
+            options=self._options,
+            host=self._host,
+            patience=self._patience,
+        )
+
+    def execute(self, plan: Plan, calls: Sequence[Call], *controllers: Controller, tick_s=None) -> RunResult:
+        backend = self.backend()
+        self.watcher = Watcher()
+        everybody = (self.watcher, *controllers)
+        self.result = execute(plan, calls, backend, everybody, log=backend.log, tick_s=tick_s)
+        return self.result
+
+    @property
+    def lost(self) -> dict[int, str]:
+        """Workers that the last run gave up, with the cause."""
+        return {event.worker: event.cause for event in self.watcher.all(Lost)}
+
+    @property
+    def records(self) -> dict[CallKey, CallRecord]:
+        return {record.key: record for record in self.result.calls}
+
+    @property
+    def tokens(self) -> dict[CallKey, tuple[int, ...]]:
+        return {key: record.response.token_ids for key, record in self.records.items() if record.response.token_ids}
+
+    def error(self, call: Call) -> str:
+        return self.records[call.key].response.error
+
+
+def left_over(calls: Sequence[Call], result: RunResult) -> tuple[Call, ...]:
+    """List the calls that have no record."""
+    ended = {record.key for record in result.calls}
+    return tuple(call for call in calls if call.key not in ended)
 
 
 def make_checkpoint(folder: Path, name: str) -> Path:
@@ -58,15 +163,22 @@ def make_checkpoint(folder: Path, name: str) -> Path:
     return path
 
 
-def journal_of(folder: Path) -> JournalView:
-    return view(read_journal(folder / "journal").records)
+def journal_of(folder: Path) -> JournalState:
+    return read_journal(folder / "journal")
 
 
-def finished_once(folder: Path, calls: list[Call]) -> dict[CallKey, EndedCall]:
+def finished_once(folder: Path, calls: Sequence[Call]) -> dict[CallKey, CallRecord]:
     """Check that each call's finish is in the journal exactly once, and return them."""
-    finished = [entry for entry in journal_of(folder).ended if entry.status is CallStatus.FINISHED]
-    assert sorted(entry.key for entry in finished) == sorted(call.key for call in calls)
-    return {entry.key: entry for entry in finished}
+    finished = [record for record in journal_of(folder).ended if record.status is CallStatus.FINISHED]
+    assert sorted(record.key for record in finished) == sorted(call.key for call in calls)
+    return {record.key: record for record in finished}
+
+
+def ended_once(folder: Path, calls: Sequence[Call]) -> dict[CallKey, CallRecord]:
+    """Check that each call's end, whichever, is in the journal exactly once, and return them."""
+    ended = journal_of(folder).ended
+    assert sorted(record.key for record in ended) == sorted(call.key for call in calls)
+    return {record.key: record for record in ended}
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -81,3 +193,26 @@ def processes_of(folder: Path) -> list[int]:
             if any(path.startswith(f"{folder}/") for path in opened):
                 found.append(int(entry.name))
     return found
+
+
+class MoveAll:
+    """Runs calls in session 0, and once they write, or at the first finish, sends them to another."""
+
+    reacts = True
+
+    def __init__(self, *, expert: str, target: int, calls: Sequence[Call]) -> None:
+        self.sessions = [
+            make_session(0, expert=expert),
+            make_session(target, expert=expert, workers=(1,)),
+        ]
+        self.calls = calls
+        self.has_moved = False
+
+    def on(self, event, view):
+        if isinstance(event, Started):
+            return [*map(Open, self.sessions), *(Submit(call, 0) for call in self.calls)]
+        is_time = isinstance(event, Finished) or (isinstance(event, Progress) and any(event.tokens.values()))
+        if is_time and not self.has_moved:
+            self.has_moved = True
+            return [Move(key, self.sessions[1].id) for key in view.running]
+        return ()

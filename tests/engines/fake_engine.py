@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from mosaic.engines.engine import Aborted, Response
+from mosaic.engines.engine import Aborted, Generation
 from mosaic.runtime import journal
 
 STEP_S = 0.0005
@@ -28,9 +28,9 @@ def is_device_lost(error: Exception) -> bool:
 
 
 def open_engine(spec):
-    behave = spec.checkpoint / "behave"
+    behave = spec.settings.checkpoint / "behave"
     if behave.exists():
-        do_as_told(behave.read_text(), spec.checkpoint)
+        do_as_told(behave.read_text(), spec.settings.checkpoint)
     return FakeEngine(spec)
 
 
@@ -78,9 +78,9 @@ class FakeEngine:
     def step(self):
         time.sleep(STEP_S)
         now = time.monotonic()
-        while self.waiting and len(self.running) < self.spec.settings.max_num_seqs:
+        while self.waiting and len(self.running) < self.spec.max_num_seqs:
             request = self.waiting.pop(0)
-            self.running[request.number] = [request, now, None, []]
+            self.running[request.number] = [request, now, None, list(request.generated)]
         if any("slow" in request.prompt for request, *_ in self.running.values()):
             time.sleep(0.01)
         finished = []
@@ -90,20 +90,18 @@ class FakeEngine:
             length = min(request.output_tokens or 1 + request.seed % 20, request.max_output_tokens)
             if len(tokens) == length:
                 if isinstance(request.prompt, str):
-                    do_as_told(request.prompt, self.spec.checkpoint)
+                    do_as_told(request.prompt, self.spec.settings.checkpoint)
                 del self.running[number]
                 finished.append(self.response(request, scheduled_ts, first_ts or time.monotonic(), tokens))
         return finished
 
-    def response(self, request, scheduled_ts, first_ts, tokens) -> Response:
-        text = None
-        if self.spec.with_tokenizer:
-            text = f"<think>A or B?</think>The answer is {'ABCD'[request.seed % 4]}."
-        return Response(
+    def response(self, request, scheduled_ts, first_ts, tokens) -> Generation:
+        text = self.text(request)
+        return Generation(
             number=request.number,
             token_ids=tuple(tokens),
             text=text,
-            finish_reason="stop",
+            finish_reason="length" if len(tokens) == request.max_output_tokens else "stop",
             prompt_tokens=len(request.prompt),
             cached_tokens=0,
             num_preemptions=0,
@@ -114,10 +112,19 @@ class FakeEngine:
             thinking_opened=False,
         )
 
+    def text(self, request) -> str | None:
+        if self.spec.settings.with_tokenizer:
+            return f"<think>A or B?</think>The answer is {'ABCD'[request.seed % 4]}."
+        return None
+
+    def progress(self) -> dict[int, int]:
+        return {number: len(tokens) for number, (_, _, _, tokens) in self.running.items()}
+
     def abort(self, number: int) -> Aborted:
         for request in self.waiting:
             if request.number == number:
                 self.waiting.remove(request)
-                return Aborted(len(request.prompt), 0, None, None)
+                return Aborted(len(request.prompt), request.generated, None, None)
         request, scheduled_ts, first_ts, tokens = self.running.pop(number)
-        return Aborted(len(request.prompt), len(tokens), scheduled_ts, first_ts)
+        text = self.text(request)
+        return Aborted(len(request.prompt), tuple(tokens), scheduled_ts, first_ts, text, None if text is None else 1)

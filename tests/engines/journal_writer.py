@@ -3,14 +3,16 @@
 import sys
 from pathlib import Path
 
-from mosaic.runtime.journal import Log, hold
+import msgspec
+
+from mosaic.runtime.journal import Log, frame, hold
 
 
 def write(folder: Path, first: int) -> None:
     with hold(folder), Log(folder / "worker-0.journal") as log:
         number = first
         while True:
-            log.append([{"number": number + i, "text": "x" * 3000} for i in range(3)])
+            log.append([frame(msgspec.json.encode({"number": number + i, "text": "x" * 3000})) for i in range(3)])
             print(number + 2, flush=True)
             number += 3
 

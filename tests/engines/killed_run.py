@@ -8,9 +8,7 @@ Calls of four sessions: two experts on two workers, each again with the other af
 import sys
 from pathlib import Path
 
-from mosaic.core.results import CallRecord
-from tests.engines.executor_runs import make_executor, running_host
-from tests.sim.cluster_runs import make_plan, make_session, some_calls
+from tests.engines.executor_runs import Reactor, Runs, make_plan, make_session, running_host, some_calls
 
 
 def plan_of_four(num_calls: int):
@@ -25,22 +23,20 @@ def plan_of_four(num_calls: int):
     return plan, [*first, *second]
 
 
-class Crier:
-    def on_finish(self, record: CallRecord):
-        print(record.key, flush=True)
-        return ()
+def cry(record):
+    print(record.key, flush=True)
 
 
-def prompt(call):
+def prompt(call, inputs):
     return f"slow question {call.key.question}"
 
 
 def run(folder: Path, engine: str, num_calls: int, journal: str = "journal"):
     plan, calls = plan_of_four(num_calls)
     with running_host(engine) as host:
-        executor = make_executor(folder, host, prompts=prompt, journal=folder / journal)
-        executor.execute(plan, calls, Crier())
-        return executor.responses()
+        executor = Runs(folder, host, prompts=prompt, journal=folder / journal)
+        executor.execute(plan, calls, Reactor(cry))
+        return executor.records
 
 
 if __name__ == "__main__":

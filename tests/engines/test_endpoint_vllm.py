@@ -23,13 +23,13 @@ from mosaic.core.errors import FatalEngineError
 from mosaic.engines import vllm_engine
 from mosaic.engines.endpoint import Endpoint, EndpointPatience, EndpointSettings
 from mosaic.engines.endpoint_engine import ServerUnreachableError, is_device_lost, open_engine
-from mosaic.engines.engine import EngineSettings
+from mosaic.engines.engine import EngineOptions
 from tests.engines.endpoint_calls import make_request, make_spec, serve
 from tests.engines.tiny_checkpoint import CONTEXT, write_tiny_checkpoint
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
-SETTINGS = EngineSettings(max_num_seqs=8, kv_cache_bytes=16 * 2**20)
+SETTINGS = EngineOptions(max_num_seqs=8, kv_cache_bytes=16 * 2**20)
 TEMPLATE = "<user>{{ messages[0].content }}</user>{% if add_generation_prompt %}<think>{% endif %}"
 START_LIMIT_S = 240
 

@@ -8,37 +8,42 @@ from dataclasses import replace
 import pytest
 
 from mosaic.core.cluster import Gpu, uniform_cluster
+from mosaic.core.commands import Cancel, Closed, Finished, Idle, Progress, Ready, Started, Tick
+from mosaic.core.engine_options import EngineOptions, ModelLoading
 from mosaic.core.errors import BackendError
+from mosaic.core.kv_memory import ACTIVATION_BYTES, fits_memory
 from mosaic.core.realization import Outcome
-from mosaic.core.results import CallStatus, Cancel
-from mosaic.core.workload import AnswerKind, CallKey, Question
-from mosaic.engines.engine import EngineSettings
-from mosaic.engines.vllm_backend import cores_of_workers, gpus_of_workers
-from mosaic.engines.vllm_jobs import JobMaker, random_prompt, response_seed
-from mosaic.planning.costs import ACTIVATION_BYTES, fits_memory
-from mosaic.runtime.replanning import calls_left
+from mosaic.core.results import CallStatus
+from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Question
+from mosaic.engines.backend import EngineBackend
+from mosaic.engines.call_specs import RunContent, random_prompt, response_seed
+from mosaic.engines.local_launcher import LocalLauncher, cores_of_workers, gpus_of_workers
+from mosaic.engines.vllm_engines import VllmEngines
+from mosaic.runtime.run import execute
 from tests.engines.executor_runs import (
+    CPU,
     FAKE_ENGINE,
+    OPTIONS,
+    Reactor,
+    Runs,
     finished_once,
     journal_of,
+    left_over,
     make_checkpoint,
-    make_executor,
+    make_plan,
+    make_session,
     processes_of,
     running_host,
+    some_calls,
 )
 from tests.engines.tiny_checkpoint import CONTEXT, tiny_expert
 from tests.factories import make_call, make_cluster, make_gpu, make_mixed_cluster
-from tests.sim.cluster_runs import make_plan, make_session, some_calls
 
 A, B = some_calls("A", 20), some_calls("B", 20)
 PLAN = make_plan(make_session(0, A), make_session(1, B, workers=(1,)))
 OTHER_PLAN = make_plan(
     make_session(5, A[:7]), make_session(6, B, workers=(1,)), make_session(7, list(reversed(A[7:])), workers=(1,))
 )
-
-
-def make_maker(settings: EngineSettings, *, prompts) -> JobMaker:
-    return JobMaker(settings=settings, root_seed=0, prompts=prompts, outcomes=None, checkpoints=None)
 
 
 @pytest.fixture(scope="module")
@@ -49,22 +54,18 @@ def host():
 
 @pytest.fixture
 def executor(tmp_path, host):
-    return make_executor(tmp_path, host)
-
-
-def tokens(executor):
-    return {key: entry.token_ids for key, entry in executor.responses().items()}
+    return Runs(tmp_path, host)
 
 
 def test_every_finish_is_in_the_journal_once_and_in_the_result(executor, tmp_path):
     result = executor.execute(PLAN, [*A, *B])
     entries = finished_once(tmp_path, [*A, *B])
     assert {record.key: record.output_tokens for record in result.calls} == {
-        key: len(entry.token_ids) for key, entry in entries.items()
+        key: len(entry.response.token_ids) for key, entry in entries.items()
     }
-    assert calls_left([*A, *B], result) == ()
-    assert executor.responses() == entries
-    assert executor.dead_workers == {}
+    assert left_over([*A, *B], result) == ()
+    assert executor.records == entries
+    assert executor.lost == {}
 
 
 def test_the_runs_clock_starts_at_zero_and_loads_are_measured(executor):
@@ -78,47 +79,52 @@ def test_started_again_it_runs_nothing_and_says_the_same(executor, tmp_path, hos
     first = executor.execute(PLAN, [*A, *B])
     written = (tmp_path / "journal" / "worker-0.journal").read_bytes()
     assert executor.execute(PLAN, [*A, *B]) == first
-    again = make_executor(tmp_path, host)
+    again = Runs(tmp_path, host)
     assert again.execute(PLAN, [*A, *B]) == first
-    assert tokens(again) == tokens(executor)
+    assert again.tokens == executor.tokens
     assert (tmp_path / "journal" / "worker-0.journal").read_bytes() == written
 
 
 def test_responses_do_not_depend_on_plan_workers_or_batch(executor, tmp_path, host):
     executor.execute(PLAN, [*A, *B])
-    other = make_executor(tmp_path, host, journal=tmp_path / "other")
+    other = Runs(tmp_path, host, journal=tmp_path / "other")
     other.execute(OTHER_PLAN, [*A, *B])
-    assert tokens(other) == tokens(executor)
-    reseeded = make_executor(tmp_path, host, journal=tmp_path / "reseeded", root_seed=1)
+    assert other.tokens == executor.tokens
+    reseeded = Runs(tmp_path, host, journal=tmp_path / "reseeded", root_seed=1)
     reseeded.execute(PLAN, [*A, *B])
-    assert tokens(reseeded) != tokens(executor)
+    assert reseeded.tokens != executor.tokens
 
 
-def test_calls_of_another_plan_in_the_journal_are_not_run_again(executor, tmp_path):
-    executor.execute(make_plan(make_session(0, A[:7]), make_session(1, B)), [*A[:7], *B])
+def test_a_run_that_goes_on_with_another_plan_runs_no_call_again(executor, tmp_path):
+    first = make_plan(make_session(0, A[:7]), make_session(1, B))
+    executor.execute(first, [*A[:7], *B])
     result = executor.execute(OTHER_PLAN, [*A, *B])
     finished_once(tmp_path, [*A, *B])
     sessions = {session.session: session for session in result.sessions}
-    assert {record.session for record in result.calls if record.key in {call.key for call in A[:7]}} == {8}
-    assert (sessions[8].num_calls, sessions[9].num_calls, sessions[7].num_calls) == (7, 20, 13)
-    assert sorted(sessions) == [7, 8, 9]
-    assert sessions[7].load_start_ts >= sessions[9].end_ts
+    assert {record.session for record in result.calls if record.key in {call.key for call in A[:7]}} == {0}
+    assert (sessions[0].num_calls, sessions[1].num_calls, sessions[7].num_calls) == (7, 20, 13)
+    assert sorted(sessions) == [0, 1, 7]
+    assert sessions[7].load_start_ts >= sessions[1].end_ts
 
 
 @pytest.mark.parametrize(
-    "changes", [{"root_seed": 1}, {"prompts": lambda call: "another question"}, {"settings": EngineSettings(dtype="x")}]
+    "changes",
+    [
+        {"root_seed": 1},
+        {"prompts": lambda call, inputs: "another question"},
+        {"options": replace(OPTIONS, loading=replace(CPU, dtype="x"))},
+    ],
 )
 def test_what_decides_a_response_decides_whether_it_counts(executor, tmp_path, host, changes):
     executor.execute(PLAN, [*A, *B])
-    changed = make_executor(tmp_path, host, **changes)
+    changed = Runs(tmp_path, host, **changes)
     changed.execute(PLAN, [*A, *B])
     assert len(journal_of(tmp_path).ended) == 80
 
 
 def test_a_batch_size_changes_no_response_and_the_journal_counts(executor, tmp_path, host):
     executor.execute(PLAN, [*A, *B])
-    settings = replace(EngineSettings(kv_cache_bytes=2**24), max_num_seqs=3)
-    make_executor(tmp_path, host, settings=settings).execute(PLAN, [*A, *B])
+    Runs(tmp_path, host, options=replace(OPTIONS, max_num_seqs=3)).execute(PLAN, [*A, *B])
     finished_once(tmp_path, [*A, *B])
 
 
@@ -126,7 +132,7 @@ def test_a_process_serves_as_long_as_its_expert_stays(tmp_path, host):
     for name in "AB":
         (make_checkpoint(tmp_path, name) / "behave").write_text("note")
     plan = make_plan(make_session(0, A[:5]), make_session(1, A[5:9]), make_session(2, B), make_session(3, A[9:]))
-    result = make_executor(tmp_path, host).execute(plan, [*A, *B])
+    result = Runs(tmp_path, host).execute(plan, [*A, *B])
     assert [session.load_s > 0 for session in result.sessions] == [True, False, True, True]
     assert result.sessions[1].start_ts == result.sessions[0].end_ts
     assert len(list((tmp_path / "A").glob("pid-*"))) == 2
@@ -137,11 +143,28 @@ def test_a_process_is_pinned_to_the_cores_of_its_workers(tmp_path, host):
     expert = tiny_expert("T", make_checkpoint(tmp_path, "T"), tp_degree=2)
     (tmp_path / "T" / "behave").write_text("note")
     calls = some_calls("T", 3)
-    executor = make_executor(tmp_path, host, experts=[expert])
+    executor = Runs(tmp_path, host, experts=[expert])
     (session,) = executor.execute(make_plan(make_session(0, calls, workers=(0, 1))), calls).sessions
     assert session.workers == (0, 1)
     (note,) = (tmp_path / "T").glob("pid-*")
     assert json.loads(note.read_text()) == sorted({core for cores in cores_of_workers(2) for core in cores})
+
+
+def test_a_process_whose_engine_is_elsewhere_is_not_pinned(tmp_path, host):
+    (make_checkpoint(tmp_path, "A") / "behave").write_text("note")
+    runs = Runs(tmp_path, host)
+    backend = EngineBackend(
+        name="elsewhere",
+        experts=runs.experts,
+        cluster=make_cluster(7),
+        journal=tmp_path / "journal",
+        content=RunContent(outcomes=lambda call, inputs: Outcome(2)),
+        engines=VllmEngines(options=OPTIONS),
+        launcher=LocalLauncher(host, None),
+    )
+    execute(make_plan(make_session(0, A, workers=(6,)), num_workers=7), A, backend)
+    (note,) = (tmp_path / "A").glob("pid-*")
+    assert json.loads(note.read_text()) == sorted(os.sched_getaffinity(0))
 
 
 def test_cores_and_gpus_are_dealt_out(monkeypatch):
@@ -157,7 +180,7 @@ def test_cores_and_gpus_are_dealt_out(monkeypatch):
 
 def test_replay_writes_exactly_the_true_lengths_and_answers(tmp_path, host):
     outcomes = {call.key: Outcome(3 + 7 * i % 40, f"answer {i}", i % 3) for i, call in enumerate(A)}
-    executor = make_executor(tmp_path, host, outcomes=lambda call: outcomes[call.key])
+    executor = Runs(tmp_path, host, outcomes=lambda call, inputs: outcomes[call.key])
     result = executor.execute(make_plan(make_session(0, A)), A)
     for record in result.calls:
         assert (record.output_tokens, record.answer, record.visible_tokens) == outcomes[record.key]
@@ -167,7 +190,7 @@ def test_replay_writes_exactly_the_true_lengths_and_answers(tmp_path, host):
 def test_a_replayed_call_that_reaches_the_limit_never_came_to_its_answer(tmp_path, host):
     calls = [make_call("q0", prompt_tokens=500), make_call("q1"), make_call("q2"), make_call("q3")]
     lengths = {"q0": 12, "q1": 48, "q2": 47, "q3": 4000}
-    executor = make_executor(tmp_path, host, outcomes=lambda call: Outcome(lengths.get(call.key.question, 1), "B", 5))
+    executor = Runs(tmp_path, host, outcomes=lambda call, inputs: Outcome(lengths.get(call.key.question, 1), "B", 5))
     result = executor.execute(make_plan(make_session(0, calls)), calls)
     found = {
         record.key.question: (record.output_tokens, record.answer, record.visible_tokens) for record in result.calls
@@ -187,16 +210,15 @@ def test_live_answers_are_read_from_the_responses(tmp_path, host):
         call.key.question: Question(id=call.key.question, prompt_tokens=9, answer_kind=AnswerKind.CHOICE, num_options=4)
         for call in A[:19]
     }
-    executor = make_executor(tmp_path, host, questions=questions)
+    executor = Runs(tmp_path, host, questions=questions)
     result = executor.execute(make_plan(make_session(0, A)), A)
     for record in result.calls:
-        entry = executor.responses()[record.key]
-        wanted = entry.text[-2] if record.key.question in questions else None
-        assert (record.answer, record.visible_tokens) == (wanted, entry.visible_tokens)
+        wanted = record.response.text[-2] if record.key.question in questions else None
+        assert (record.answer, record.visible_tokens) == (wanted, min(4, record.output_tokens))
 
 
 def test_seeds_and_random_prompts_follow_from_the_key():
-    keys = [CallKey(q, role, slot) for q in ("q1", "q2") for role in Role for slot in range(3)]
+    keys = [CallKey(q, role, slot) for q in ("q1", "q2") for role in (PROPOSE, AGGREGATE) for slot in range(3)]
     seeds = {response_seed(root, key) for root in range(2) for key in keys}
     assert len(seeds) == 24
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -206,28 +228,22 @@ def test_seeds_and_random_prompts_follow_from_the_key():
     assert random_prompt(call, 5, 256) == random_prompt(call, 5, 256) != random_prompt(call, 6, 256)
 
 
-class Canceller:
-    def __init__(self, cancels):
-        self.cancels = cancels
-        self.heard = []
-
-    def on_finish(self, record):
-        self.heard.append(record)
-        return [Cancel(key) for key in self.cancels.get(record.key, ())]
+def canceller(cancels):
+    return Reactor(lambda record: [Cancel(key) for key in cancels.get(record.key, ())])
 
 
-def slow_calls(call):
+def slow_calls(call, inputs):
     return "slow" if call.key.slot else "quick"
 
 
 def test_a_running_call_is_aborted_and_the_run_goes_on(tmp_path, host):
     quick = make_call("q0", expert="A")
     slow = [make_call(f"q{i}", expert="A", slot=1) for i in range(12)]
-    listener = Canceller({quick.key: [slow[0].key, slow[11].key]})
-    executor = make_executor(
+    listener = canceller({quick.key: [slow[0].key, slow[11].key]})
+    executor = Runs(
         tmp_path,
         host,
-        outcomes=lambda call: Outcome(40 if call.key.slot else 1),
+        outcomes=lambda call, inputs: Outcome(40 if call.key.slot else 1),
         prompts=slow_calls,
     )
     result = executor.execute(make_plan(make_session(0, [quick, *slow])), [quick, *slow], listener)
@@ -236,63 +252,63 @@ def test_a_running_call_is_aborted_and_the_run_goes_on(tmp_path, host):
     running, waiting = cancelled[slow[0].key], cancelled[slow[11].key]
     assert 1 <= running.output_tokens == running.wasted_tokens < 40
     assert (waiting.output_tokens, waiting.admitted_ts) == (0, None)
-    assert {(action.kind, action.call, action.ts) for action in result.actions} == {
-        ("cancel", key, record.finished_ts) for key, record in cancelled.items()
-    }
+    assert [action.command for action in result.actions if action.cause == f"finished {quick.key}"] == [
+        Cancel(slow[0].key),
+        Cancel(slow[11].key),
+    ]
     assert len(result.calls) == 13
-    again = Canceller({})
-    assert executor.execute(make_plan(make_session(0, [quick, *slow])), [quick, *slow], again) == result
-    assert [record.key for record in again.heard] == [record.key for record in listener.heard]
+    again = canceller({})
+    repeated = executor.execute(make_plan(make_session(0, [quick, *slow])), [quick, *slow], again)
+    assert (repeated.calls, repeated.sessions) == (result.calls, result.sessions)
+    heard = [event.record for event in again.all(Finished)]
+    assert heard == sorted((event.record for event in listener.all(Finished)), key=lambda record: record.finished_ts)
 
 
 def test_a_session_that_lost_all_its_calls_is_never_opened(tmp_path, host):
-    listener = Canceller({A[0].key: [call.key for call in B]})
-    result = make_executor(tmp_path, host).execute(
-        make_plan(make_session(0, A), make_session(1, B)), [*A, *B], listener
-    )
+    listener = canceller({A[0].key: [call.key for call in B]})
+    result = Runs(tmp_path, host).execute(make_plan(make_session(0, A), make_session(1, B)), [*A, *B], listener)
     assert [session.session for session in result.sessions] == [0]
     assert {record.status for record in result.calls if record.expert == "B"} == {CallStatus.CANCELLED}
     assert not (tmp_path / "journal" / "worker-1.journal").exists()
 
 
 def test_a_call_the_engine_refuses_fails_alone(tmp_path, host):
-    executor = make_executor(tmp_path, host, prompts=lambda call: "refuse" if call.key == A[3].key else "")
+    executor = Runs(tmp_path, host, prompts=lambda call, inputs: "refuse" if call.key == A[3].key else "")
     result = executor.execute(PLAN, [*A, *B])
     failed = [record for record in result.calls if record.status is CallStatus.FAILED]
     assert [record.key for record in failed] == [A[3].key]
-    assert executor.responses()[A[3].key].error == "prompt must be one that the engine likes"
+    assert executor.error(A[3]) == "prompt must be one that the engine likes"
     assert failed[0].answer is None
 
 
-def test_states_are_told_to_whoever_watches(tmp_path, host):
-    states = []
-    executor = make_executor(
-        tmp_path, host, on_state=states.append, prompts=lambda call: "slow", outcomes=lambda call: Outcome(40)
-    )
-    executor.execute(PLAN, [*A, *B])
-    assert {state.phase for state in states} >= {"loading", "serving", "closing"}
-    assert {(state.workers, state.expert) for state in states} == {((0,), "A"), ((1,), "B")}
-    serving = [state for state in states if state.phase == "serving" and state.expert == "A"]
-    assert {state.num_calls for state in serving} == {20}
-    assert 0 < max(state.num_ended for state in serving) <= 20
-    assert max(state.output_tokens for state in serving) % 40 == 0
+def test_events_say_what_workers_do(tmp_path, host):
+    executor = Runs(tmp_path, host, prompts=lambda call, inputs: "slow", outcomes=lambda call, inputs: Outcome(40))
+    result = executor.execute(PLAN, [*A, *B], tick_s=0.1)
+    watcher = executor.watcher
+    assert watcher.events[0] == Started(0.0)
+    assert {event.session: event.ts for event in watcher.all(Ready)} == {
+        session.session: session.start_ts for session in result.sessions
+    }
+    assert [event.record for event in watcher.all(Closed)] == sorted(result.sessions, key=lambda s: s.end_ts)
+    assert sorted(event.worker for event in watcher.all(Idle)) == [0, 1]
+    assert len(watcher.all(Tick)) >= 5
+    told = [event for event in watcher.all(Progress) if event.session == 0]
+    assert len(told) >= 2
+    written = {key: tokens for event in told for key, tokens in event.tokens.items()}
+    assert written.keys() <= {call.key for call in A}
+    assert 0 < max(written.values()) <= 40
+    assert sorted(event.record.key for event in watcher.all(Finished)) == sorted(call.key for call in [*A, *B])
 
 
-def test_whoever_watches_is_told_why_a_session_broke_off(tmp_path, host):
-    states = []
-    executor = make_executor(
-        tmp_path, host, on_state=states.append, prompts=lambda call: "raise once" if call.key == A[3].key else "fine"
-    )
+def test_a_session_that_broke_off_is_ready_again(tmp_path, host):
+    executor = Runs(tmp_path, host, prompts=lambda call, inputs: "raise once" if call.key == A[3].key else "fine")
     executor.execute(PLAN, [*A, *B])
-    lost = [(state.workers, state.session, state.cause) for state in states if state.cause is not None]
-    assert lost == [((0,), None, "A failed: RuntimeError: the engine broke")]
-    again = states[[state.cause for state in states].index(lost[0][2]) + 1 :]
-    assert "loading" in {state.phase for state in again if state.workers == (0,)}
+    assert sorted(event.session for event in executor.watcher.all(Ready)) == [0, 0, 1]
 
 
 def test_what_an_engine_prints_is_in_its_workers_log(tmp_path, host, capfd):
     (make_checkpoint(tmp_path, "B") / "behave").write_text("print")
-    make_executor(tmp_path, host).execute(PLAN, [*A, *B])
+    Runs(tmp_path, host).execute(PLAN, [*A, *B])
     assert (tmp_path / "journal" / "worker-1.log").read_text() == "said by the engine\ncomplained by the engine\n"
     assert (tmp_path / "journal" / "worker-0.log").read_text() == ""
     assert capfd.readouterr() == ("", "")
@@ -303,96 +319,80 @@ def test_nothing_is_left_running_but_the_host(executor, tmp_path, host):
     assert processes_of(tmp_path / "journal") in ([], [host._process.pid])
 
 
-def test_a_backend_has_a_host_of_its_own_unless_given_one(tmp_path):
-    from mosaic.engines.vllm_backend import VllmBackend
-
-    experts = [tiny_expert("A", make_checkpoint(tmp_path, "A"))]
-    backend = VllmBackend(
-        experts=experts, cluster=make_cluster(1), journal=tmp_path / "journal", prompts=lambda call: "x"
-    )
-    backend.close()
+def test_a_backend_serves_one_run_and_says_what_is_missing(tmp_path, host):
+    backend = Runs(tmp_path, host).backend()
+    assert backend.name == "vllm"
+    assert [type(event) for event in backend.events(reacts=False)] == [Started]
+    with pytest.raises(BackendError, match="a backend serves one run"):
+        next(backend.events(reacts=False))
     with pytest.raises(ValueError, match="prompts must be given unless outcomes are replayed"):
-        VllmBackend(experts=experts, cluster=make_cluster(1), journal=tmp_path)
+        RunContent()
+    with pytest.raises(TypeError, match="root_seed must be a whole number"):
+        RunContent(prompts=lambda call, inputs: "x", root_seed="0")
+    experts = [tiny_expert("A", make_checkpoint(tmp_path, "A"))] * 2
     with pytest.raises(ValueError, match="expert name must be unique, got 'A' twice"):
-        VllmBackend(experts=experts * 2, cluster=make_cluster(1), journal=tmp_path, prompts=lambda call: "x")
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"device": "tpu"}, "engine.device must be one of"),
-        ({"dtype": ""}, "engine.dtype must be a non-empty string"),
-        ({"max_num_seqs": 0}, "engine.max_num_seqs must be at least 1"),
-        ({"block_size": 16}, "engine.block_size must be a multiple of 32 on CPU, got 16"),
-        ({"kv_cache_bytes": None}, "engine.kv_cache_bytes must be a number of bytes on CPU"),
-        ({"memory_utilization_frac": 1.5}, "engine.memory_utilization_frac must be at most 1"),
-        ({"max_num_batched_tokens": 0}, "engine.max_num_batched_tokens must be at least 1"),
-    ],
-)
-def test_engine_settings_are_checked(values, message):
-    with pytest.raises(ValueError, match=message):
-        EngineSettings(**values)
-
-
-def test_running_a_checkpoints_code_must_be_said_plainly():
-    with pytest.raises(TypeError, match="engine.trust_remote_code must be true or false, got 'false'"):
-        EngineSettings(trust_remote_code="false")
+        Runs(tmp_path, host, experts=experts).backend()
 
 
 def test_a_response_is_another_where_a_checkpoints_code_may_run(tmp_path):
-    def fingerprint(settings: EngineSettings) -> str:
-        maker = make_maker(settings, prompts=lambda call: "x")
-        return maker.job(A[0], maker.loadable(tiny_expert("A", path), make_gpu(), 1)).fingerprint
+    def decides(loading: ModelLoading):
+        engines = VllmEngines(options=replace(OPTIONS, loading=loading))
+        return engines.served(tiny_expert("A", path)).decides
 
     path = make_checkpoint(tmp_path, "A")
-    trusting = EngineSettings(trust_remote_code=True)
-    assert fingerprint(EngineSettings()) != fingerprint(trusting)
-    before = fingerprint(trusting)
+    trusting = replace(CPU, trust_remote_code=True)
+    assert decides(CPU) != decides(trusting)
+    before = decides(trusting)
     (path / "modeling_tiny.py").write_text("raise SystemExit\n")
-    assert fingerprint(trusting) != before
+    assert decides(trusting) != before
 
 
-@pytest.mark.parametrize("dummy_weights", [True, False])
+@pytest.mark.parametrize("load_format", ["dummy", "auto"])
 @pytest.mark.parametrize("tp_degree", [1, 2])
-def test_what_planning_fits_into_a_gpu_passes_the_check(tmp_path, tp_degree, dummy_weights):
+def test_what_planning_fits_into_a_gpu_passes_the_check(tmp_path, tp_degree, load_format):
     path = make_checkpoint(tmp_path, "A")
     expert = tiny_expert("A", path, tp_degree=tp_degree)
-    if not dummy_weights:
+    if load_format == "auto":
         weight_bytes = (path / "model.safetensors").stat().st_size
         expert = replace(expert, shape=replace(expert.shape, num_parameters=weight_bytes // 4))
-    maker = make_maker(
-        EngineSettings(device="gpu", dtype="float32", kv_cache_bytes=None, dummy_weights=dummy_weights), prompts=None
+    engines = VllmEngines(
+        options=EngineOptions(loading=ModelLoading(dtype="float32", load_format=load_format)), with_tokenizer=False
     )
     cache_bytes = CONTEXT * expert.shape.kv_bytes_per_token(tp_degree)
     needed_bytes = expert.shape.weight_bytes // tp_degree + ACTIVATION_BYTES + cache_bytes
     for memory_bytes in (needed_bytes, needed_bytes - 1):
         gpu = Gpu(name="gpu", memory_bytes=memory_bytes, memory_utilization_frac=1.0)
-        fits = fits_memory(expert, uniform_cluster(name="gpus", num_workers=tp_degree, gpu=gpu).workers)
+        workers = uniform_cluster(name="gpus", num_workers=tp_degree, gpu=gpu).workers
+        fits = fits_memory(expert, workers)
         assert fits == (memory_bytes == needed_bytes)
         with nullcontext() if fits else pytest.raises(BackendError, match="one call of 512 tokens needs 1.0 MiB of KV"):
-            maker.loadable(expert, gpu, 1)
+            engines.spec(expert, workers)
+
+
+@pytest.mark.parametrize(("loading", "given"), [(CPU, 2**20), (ModelLoading(dtype="float32"), 2**19)])
+def test_a_cache_in_tokens_is_the_bytes_that_they_take_on_each_worker(tmp_path, loading, given):
+    options = EngineOptions(block_size=32, kv_cache_tokens=512, loading=loading)
+    expert = tiny_expert("A", make_checkpoint(tmp_path, "A"), tp_degree=2)
+    spec = VllmEngines(options=options).spec(expert, make_cluster(2).workers)
+    assert (spec.settings.kv_cache_memory_bytes, spec.num_workers) == (given, 2)
+    assert spec.settings.gpu_memory_utilization == make_gpu().memory_utilization_frac
 
 
 def test_random_weights_ask_for_the_configuration_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     expert = tiny_expert("A", "org/model")
-    dummy = EngineSettings(dummy_weights=True)
+    dummy = replace(OPTIONS, loading=replace(CPU, load_format="dummy"))
     with pytest.raises(BackendError, match="fetch it first: hf download org/model config.json$"):
-        make_maker(dummy, prompts=None).loadable(expert, make_gpu(), 1)
-    for settings, prompts in ((EngineSettings(), None), (dummy, lambda call: "x")):
+        VllmEngines(options=dummy, with_tokenizer=False).served(expert)
+    for options, with_tokenizer in ((OPTIONS, False), (dummy, True)):
         with pytest.raises(BackendError, match="fetch it first: hf download org/model$"):
-            make_maker(settings, prompts=prompts).loadable(expert, make_gpu(), 1)
-
-
-def test_settings_of_a_gpu_may_leave_the_cache_to_the_engine():
-    settings = EngineSettings(device="gpu", kv_cache_bytes=None, block_size=16, dtype="auto")
-    assert settings.device.value == "gpu"
+            VllmEngines(options=options, with_tokenizer=with_tokenizer).served(expert)
 
 
 def test_a_session_over_unlike_workers_is_refused(tmp_path, host):
     expert = tiny_expert("T", make_checkpoint(tmp_path, "T"), tp_degree=2)
     cluster = make_mixed_cluster(make_gpu("one"), make_gpu("other"))
-    executor = make_executor(tmp_path, host, experts=[expert], cluster=cluster)
+    executor = Runs(tmp_path, host, experts=[expert], cluster=cluster)
     calls = some_calls("T", 2)
     with pytest.raises(BackendError, match=r"workers must be of one kind, got \['one', 'other'\]"):
         executor.execute(make_plan(make_session(0, calls, workers=(0, 1))), calls)
@@ -405,19 +405,20 @@ def test_sessions_that_wait_for_each_other_are_refused(executor):
 
 
 def test_a_checkpoint_is_checked_before_any_process_starts(tmp_path, host):
-    executor = make_executor(tmp_path, host)
+    executor = Runs(tmp_path, host)
     (tmp_path / "B" / "tokenizer.json").unlink()
     with pytest.raises(BackendError, match="B: no tokenizer"):
         executor.execute(PLAN, [*A, *B])
-    assert not (tmp_path / "journal").exists()
-    settings = EngineSettings(kv_cache_bytes=2**19)
+    assert {path.name for path in (tmp_path / "journal").iterdir()} == {"lock", "commands.journal"}
+    options = replace(OPTIONS, kv_cache_memory_bytes=2**19)
+    small = Runs(tmp_path, host, options=options, outcomes=lambda call, inputs: Outcome(1))
     with pytest.raises(BackendError, match="one call of 512 tokens needs 1.0 MiB of KV cache, there are 0.5"):
-        make_executor(tmp_path, host, settings=settings, outcomes=lambda call: Outcome(1)).execute(PLAN, [*A, *B])
+        small.execute(PLAN, [*A, *B])
 
 
 def test_the_host_keeps_one_process_for_many_runs(tmp_path, host):
-    make_executor(tmp_path, host).execute(PLAN, [*A, *B])
+    Runs(tmp_path, host).execute(PLAN, [*A, *B])
     pid = host._process.pid
-    make_executor(tmp_path, host, journal=tmp_path / "second").execute(PLAN, [*A, *B])
+    Runs(tmp_path, host, journal=tmp_path / "second").execute(PLAN, [*A, *B])
     assert host._process.pid == pid
     assert os.getsid(pid) == pid

@@ -7,27 +7,32 @@ import time
 
 import pytest
 
+from mosaic.core.commands import Cancel, Lost
 from mosaic.core.errors import BackendError
 from mosaic.core.realization import Outcome
-from mosaic.core.results import CallStatus, Cancel
+from mosaic.core.results import CallStatus
 from mosaic.engines.host_process import HostProcess
-from mosaic.engines.live_sessions import Patience
-from mosaic.engines.orders import one_line
+from mosaic.engines.messages import one_line
+from mosaic.engines.session_state import Patience
 from mosaic.runtime.journal import JournalError, hold
-from mosaic.runtime.replanning import calls_left
+from mosaic.runtime.replanning import Replanning
 from tests.engines.executor_runs import (
     FAKE_ENGINE,
     IMPATIENT,
-    SETTINGS,
+    OPTIONS,
+    Reactor,
+    Runs,
     finished_once,
     journal_of,
+    left_over,
     make_checkpoint,
-    make_executor,
+    make_plan,
+    make_session,
     processes_of,
     running_host,
+    some_calls,
 )
 from tests.factories import make_call
-from tests.sim.cluster_runs import make_plan, make_session, some_calls
 
 A, B = some_calls("A", 20), some_calls("B", 20)
 PLAN = make_plan(make_session(0, A), make_session(1, B, workers=(1,)))
@@ -42,10 +47,10 @@ def host():
 
 def bad_call(words: str):
     """A prompt that makes the engine do something at the end of one call."""
-    return lambda call: words if call.key == BAD else "fine"
+    return lambda call, inputs: words if call.key == BAD else "fine"
 
 
-def lengths(call):
+def lengths(call, inputs):
     return Outcome(5 if call.key == BAD else 2 + int(call.key.question[1:]) // 4)
 
 
@@ -55,23 +60,23 @@ def behave(folder, name: str, words: str) -> None:
 
 @pytest.fixture
 def undisturbed(tmp_path, host):
-    executor = make_executor(tmp_path, host, journal=tmp_path / "undisturbed", outcomes=lengths, prompts=bad_call("x"))
+    executor = Runs(tmp_path, host, journal=tmp_path / "undisturbed", outcomes=lengths, prompts=bad_call("x"))
     executor.execute(PLAN, [*A, *B])
-    return {key: entry.token_ids for key, entry in executor.responses().items()}
+    return executor.tokens
 
 
 @pytest.mark.parametrize("words", ["die once", "raise once", "exit once", "hang once", "lose once"])
 def test_a_session_that_breaks_is_tried_again_with_what_is_left(tmp_path, host, words, undisturbed):
     prompts = bad_call(f"{words} slow")  # so that what finishes before it is on the disk by then
-    executor = make_executor(tmp_path, host, patience=IMPATIENT, outcomes=lengths, prompts=prompts)
+    executor = Runs(tmp_path, host, patience=IMPATIENT, outcomes=lengths, prompts=prompts)
     result = executor.execute(PLAN, [*A, *B])
     entries = finished_once(tmp_path, [*A, *B])
-    assert {key: entry.token_ids for key, entry in entries.items()} == undisturbed
+    assert {key: entry.response.token_ids for key, entry in entries.items()} == undisturbed
     attempts = {record.key: record.attempt for record in result.calls}
     assert attempts[BAD] == 1
     assert {attempts[call.key] for call in A} == {0, 1}
     assert {attempts[call.key] for call in B} == {0}
-    assert executor.dead_workers == {}
+    assert executor.lost == {}
     first = next(session for session in result.sessions if session.session == 0)
     assert first.num_calls == 20
     assert first.end_ts >= max(record.finished_ts for record in result.calls if record.session == 0)
@@ -91,24 +96,24 @@ def test_a_session_that_breaks_is_tried_again_with_what_is_left(tmp_path, host, 
 )
 def test_a_call_that_always_breaks_its_session_fails_alone_and_the_run_goes_on(tmp_path, host, words, cause):
     patience = Patience(load_timeout_s=5, stall_timeout_s=1.5, max_retries=1)
-    executor = make_executor(tmp_path, host, patience=patience, outcomes=lengths, prompts=bad_call(words))
+    executor = Runs(tmp_path, host, patience=patience, outcomes=lengths, prompts=bad_call(words))
     plan = make_plan(make_session(0, A), make_session(1, B))
     result = executor.execute(plan, [*A, *B])
     assert [record.key for record in result.calls if record.status is CallStatus.FAILED] == [BAD]
-    entry = executor.responses()[BAD]
-    assert entry.error.startswith(cause)
-    assert entry.error.endswith("worker-0.log; correct it and start the same run again: failed calls are tried again")
-    assert "\n" not in entry.error
-    assert calls_left([*A, *B], result) == ()
+    error = executor.records[BAD].response.error
+    assert error.startswith(cause)
+    assert error.endswith("worker-0.log; correct it and start the same run again: failed calls are tried again")
+    assert "\n" not in error
+    assert left_over([*A, *B], result) == ()
     assert {record.status for record in result.calls if record.expert == "B"} == {CallStatus.FINISHED}
-    assert executor.dead_workers == {}
+    assert executor.lost == {}
 
 
 def test_a_session_that_breaks_whatever_it_serves_fails_as_a_whole_after_a_few_tries(tmp_path, host):
     behave(tmp_path, "A", "note")
-    executor = make_executor(
+    executor = Runs(
         tmp_path, host, patience=Patience(max_retries=1), outcomes=lengths,
-        prompts=lambda call: "raise" if call.expert == "A" else "fine",
+        prompts=lambda call, inputs: "raise" if call.expert == "A" else "fine",
     )  # fmt: skip
     result = executor.execute(make_plan(make_session(0, A), make_session(1, B)), [*A, *B])
     status = {record.key: record.status for record in result.calls}
@@ -119,27 +124,27 @@ def test_a_session_that_breaks_whatever_it_serves_fails_as_a_whole_after_a_few_t
 
 def test_failed_calls_are_tried_again_when_the_run_is_started_again(tmp_path, host, undisturbed):
     patience = Patience(max_retries=0)
-    make_executor(tmp_path, host, patience=patience, outcomes=lengths, prompts=bad_call("x")).execute(
+    Runs(tmp_path, host, patience=patience, outcomes=lengths, prompts=bad_call("x")).execute(
         make_plan(make_session(1, B, workers=(1,))), B
     )
     behave(tmp_path, "A", "raise")
-    executor = make_executor(tmp_path, host, patience=patience, outcomes=lengths, prompts=bad_call("x"))
+    executor = Runs(tmp_path, host, patience=patience, outcomes=lengths, prompts=bad_call("x"))
     (tmp_path / "A" / "behave").unlink()
     behave(tmp_path, "A", "raise")
     result = executor.execute(PLAN, [*A, *B])
     assert {record.status for record in result.calls if record.expert == "A"} == {CallStatus.FAILED}
-    assert executor.responses()[BAD].error.startswith("A cannot be loaded: RuntimeError: the engine broke; see")
+    assert executor.records[BAD].response.error.startswith("A cannot be loaded: RuntimeError: the engine broke; see")
     (tmp_path / "A" / "behave").unlink()
     result = executor.execute(PLAN, [*A, *B])
     assert {record.status for record in result.calls} == {CallStatus.FINISHED}
     entries = finished_once(tmp_path, [*A, *B])
-    assert {key: entry.token_ids for key, entry in entries.items()} == undisturbed
+    assert {key: entry.response.token_ids for key, entry in entries.items()} == undisturbed
 
 
 @pytest.mark.parametrize("words", ["die once", "raise once", "hang once", "lose once"])
 def test_a_load_that_breaks_is_tried_again(tmp_path, host, words):
     behave(tmp_path, "A", words)
-    executor = make_executor(tmp_path, host, patience=IMPATIENT)
+    executor = Runs(tmp_path, host, patience=IMPATIENT)
     result = executor.execute(PLAN, [*A, *B])
     finished_once(tmp_path, [*A, *B])
     assert {record.attempt for record in result.calls if record.expert == "A"} == {1}
@@ -156,32 +161,53 @@ def test_a_load_that_breaks_is_tried_again(tmp_path, host, words):
 def test_a_worker_that_can_load_nothing_is_given_up_and_its_calls_are_left(tmp_path, host, words, cause):
     patience = Patience(load_timeout_s=1.5, max_restarts=1)
     behave(tmp_path, "A", words)
-    executor = make_executor(tmp_path, host, names="ABC", patience=patience)
+    executor = Runs(tmp_path, host, names="ABC", patience=patience)
     more = some_calls("C", 4)
     plan = make_plan(make_session(0, A), make_session(1, B, workers=(1,)), make_session(2, more))
     calls = [*A, *B, *more]
     result = executor.execute(plan, calls)
-    assert list(executor.dead_workers) == [0]
-    assert executor.dead_workers[0].startswith(cause)
-    left = calls_left(calls, result)
+    assert list(executor.lost) == [0]
+    assert executor.lost[0].startswith(cause)
+    left = left_over(calls, result)
     assert left == (*A, *more)
     assert [session.session for session in result.sessions] == [1]
-    # What is left runs on the other worker, on the same clock; nothing is repeated.
+    # What is left runs on the other worker when the run is started again; nothing is repeated.
     (tmp_path / "A" / "behave").unlink()
-    rest = executor.execute(make_plan(make_session(0, A, workers=(1,)), make_session(1, more, workers=(1,))), left)
-    assert calls_left(left, rest) == ()
+    replanned = make_plan(*plan.sessions[1:2], make_session(3, A, workers=(1,)), make_session(4, more, workers=(1,)))
+    rest = executor.execute(replanned, calls)
+    assert left_over(calls, rest) == ()
     finished_once(tmp_path, calls)
-    assert rest.sessions[0].load_start_ts >= result.sessions[0].end_ts
-    assert executor.dead_workers == {}
+    started = {session.session: session.load_start_ts for session in rest.sessions}
+    assert started[3] >= result.sessions[0].end_ts
+    assert executor.lost == {}
+
+
+def test_what_a_lost_worker_leaves_is_planned_anew_at_once(tmp_path, host):
+    behave(tmp_path, "A", "die")
+    executor = Runs(tmp_path, host, names="ABC", patience=Patience(max_restarts=1))
+    more = some_calls("C", 4)
+    plan = make_plan(make_session(0, more), make_session(1, A), make_session(2, B, workers=(1,)))
+
+    def plan_anew(calls, lost):
+        (tmp_path / "A" / "behave").unlink()
+        assert (list(calls), list(lost)) == (A, [0])
+        return make_plan(make_session(0, A, workers=(1,)))
+
+    result = executor.execute(plan, [*A, *B, *more], Replanning(plan_anew))
+    finished_once(tmp_path, [*A, *B, *more])
+    (lost,) = executor.watcher.all(Lost)
+    assert (lost.worker, [session.session for session in result.sessions]) == (0, [0, 2, 3])
+    assert {record.session for record in result.calls if record.expert == "A"} == {3}
+    assert executor.execute(plan, [*A, *B, *more], Replanning(plan_anew)).calls == result.calls
 
 
 def test_a_lost_worker_keeps_what_it_finished(tmp_path, host):
     behave(tmp_path, "C", "die")
-    executor = make_executor(tmp_path, host, names="ABC", patience=Patience(max_restarts=0))
+    executor = Runs(tmp_path, host, names="ABC", patience=Patience(max_restarts=0))
     more = some_calls("C", 4)
     result = executor.execute(make_plan(make_session(0, A), make_session(1, more), make_session(2, B)), [*A, *B, *more])
     assert {record.expert for record in result.calls} == {"A"}
-    assert calls_left([*A, *B, *more], result) == (*B, *more)
+    assert left_over([*A, *B, *more], result) == (*B, *more)
 
 
 def test_a_gang_that_cannot_load_fails_and_kills_no_worker(tmp_path, host):
@@ -190,16 +216,16 @@ def test_a_gang_that_cannot_load_fails_and_kills_no_worker(tmp_path, host):
     behave(tmp_path, "T", "die")
     calls = some_calls("T", 3)
     expert = tiny_expert("T", tmp_path / "T", tp_degree=2)
-    executor = make_executor(tmp_path, host, experts=[expert], patience=Patience(max_retries=1))
+    executor = Runs(tmp_path, host, experts=[expert], patience=Patience(max_retries=1))
     result = executor.execute(make_plan(make_session(0, calls, workers=(0, 1))), calls)
     assert {record.status for record in result.calls} == {CallStatus.FAILED}
-    assert executor.dead_workers == {}
+    assert executor.lost == {}
     assert result.sessions == ()
 
 
 def test_a_full_disk_stops_the_run_and_a_new_start_goes_on(tmp_path, host):
     behave(tmp_path, "A", "full")
-    executor = make_executor(tmp_path, host)
+    executor = Runs(tmp_path, host)
     with pytest.raises(JournalError, match=r"worker-0\.journal cannot be written: No space left on device; what it"):
         executor.execute(PLAN, [*A, *B])
     assert processes_of(tmp_path / "journal") in ([], [host._process.pid])
@@ -209,33 +235,33 @@ def test_a_full_disk_stops_the_run_and_a_new_start_goes_on(tmp_path, host):
 
 
 def test_a_journal_in_use_is_refused(tmp_path, host, monkeypatch):
-    monkeypatch.setattr("mosaic.engines.journalled_run.hold", lambda folder: hold(folder, patience_s=0.1))
-    executor = make_executor(tmp_path, host)
+    monkeypatch.setattr("mosaic.engines.backend.hold", lambda folder: hold(folder, patience_s=0.1))
+    executor = Runs(tmp_path, host)
     with hold(tmp_path / "journal"), pytest.raises(JournalError, match="another run is using it"):
         executor.execute(PLAN, [*A, *B])
 
 
-class Killer:
+class Killer(Reactor):
     """Kills a process at the third finish it hears of."""
 
     def __init__(self, find, times=1):
+        super().__init__(self.kill)
         self.find = find
         self.times = times
         self.num_heard = 0
 
-    def on_finish(self, record):
+    def kill(self, record):
         self.num_heard += 1
         pids = self.find() if self.num_heard % 3 == 0 and self.times > 0 else []
         if pids:  # else the process is just being started again
             self.times -= 1
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        return ()
 
 
 def test_a_host_that_is_killed_is_started_again(tmp_path):
     with running_host(FAKE_ENGINE) as host:
-        executor = make_executor(tmp_path, host, outcomes=lambda call: Outcome(40), prompts=lambda call: "slow")
+        executor = Runs(tmp_path, host, outcomes=lambda call, inputs: Outcome(40), prompts=lambda call, inputs: "slow")
         killer = Killer(lambda: [host._process.pid] if host._process else [], times=4)
         result = executor.execute(PLAN, [*A, *B], killer)
         assert killer.times < 4, "something was killed"
@@ -245,7 +271,14 @@ def test_a_host_that_is_killed_is_started_again(tmp_path):
 
 
 def test_workers_that_are_killed_again_and_again_lose_nothing(tmp_path, host):
-    executor = make_executor(tmp_path, host, outcomes=lambda call: Outcome(40), prompts=lambda call: "slow")
+    patience = Patience(max_retries=8, max_restarts=8)  # of the kills, all may hit a worker while it loads
+    executor = Runs(
+        tmp_path,
+        host,
+        outcomes=lambda call, inputs: Outcome(40),
+        prompts=lambda call, inputs: "slow",
+        patience=patience,
+    )
     journal = tmp_path / "journal"
 
     def workers():
@@ -263,8 +296,8 @@ def test_a_host_that_cannot_live_ends_the_run(tmp_path):
             os.kill(self._process.pid, signal.SIGKILL)
             return super().fork(*args, **values)
 
-    host = Dying(SETTINGS, FAKE_ENGINE)
-    executor = make_executor(tmp_path, host)
+    host = Dying(OPTIONS, FAKE_ENGINE)
+    executor = Runs(tmp_path, host)
     with pytest.raises(BackendError, match="the host process died 3 times without a call finished in between; see"):
         executor.execute(PLAN, [*A, *B])
     host.close()
@@ -283,42 +316,43 @@ def test_a_host_that_cannot_live_ends_the_run(tmp_path):
     ],
 )
 def test_a_host_that_cannot_start_says_why(tmp_path, module, message):
-    host = HostProcess(SETTINGS, module)
+    host = HostProcess(OPTIONS, module)
     with pytest.raises(BackendError, match=message):
-        make_executor(tmp_path, host).execute(PLAN, [*A, *B])
+        Runs(tmp_path, host).execute(PLAN, [*A, *B])
     assert host.control is None
 
 
 def test_what_was_cancelled_stays_cancelled_if_its_process_dies_first(tmp_path, host):
     calls = some_calls("A", 3)
 
-    class CancelThenKill:
-        def on_finish(self, record):
-            time.sleep(0.1)  # the others hang by now and will not read the order
-            return [Cancel(calls[1].key), Cancel(calls[2].key)]
+    def cancel(record):
+        time.sleep(0.1)  # the others hang by now and will not read the message
+        return [Cancel(calls[1].key), Cancel(calls[2].key)]
 
     prompts = {calls[0].key: "fine", calls[1].key: "hang", calls[2].key: "fine"}
     outcomes = {calls[0].key: Outcome(1), calls[1].key: Outcome(2), calls[2].key: Outcome(40)}
-    executor = make_executor(
-        tmp_path, host, patience=IMPATIENT, prompts=lambda call: prompts[call.key], outcomes=lambda c: outcomes[c.key]
+    executor = Runs(
+        tmp_path,
+        host,
+        patience=IMPATIENT,
+        prompts=lambda call, inputs: prompts[call.key],
+        outcomes=lambda call, inputs: outcomes[call.key],
     )
-    result = executor.execute(make_plan(make_session(0, calls)), calls, CancelThenKill())
+    result = executor.execute(make_plan(make_session(0, calls)), calls, Reactor(cancel))
     status = {record.key: record.status for record in result.calls}
     assert status[calls[0].key] is CallStatus.FINISHED
     assert {status[calls[1].key], status[calls[2].key]} == {CallStatus.CANCELLED}
-    assert len(result.actions) == 2
+    assert {action.command for action in result.actions} >= {Cancel(calls[1].key), Cancel(calls[2].key)}
 
 
 def test_an_interrupt_stops_everything_and_says_what_is_kept(tmp_path, host):
-    executor = make_executor(tmp_path, host, outcomes=lambda call: Outcome(40), prompts=lambda call: "slow")
+    executor = Runs(tmp_path, host, outcomes=lambda call, inputs: Outcome(40), prompts=lambda call, inputs: "slow")
 
-    class Interrupt:
-        def on_finish(self, record):
-            threading.Thread(target=lambda: signal.raise_signal(signal.SIGINT)).start()
-            return ()
+    def interrupt(record):
+        threading.Thread(target=lambda: signal.raise_signal(signal.SIGINT)).start()
 
     with pytest.raises(KeyboardInterrupt, match=r"^stopped; \d+ of 40 calls are in .*journal$"):
-        executor.execute(PLAN, [*A, *B], Interrupt())
+        executor.execute(PLAN, [*A, *B], Reactor(interrupt))
     assert processes_of(tmp_path / "journal") in ([], [host._process.pid])
     assert 0 < len(journal_of(tmp_path).ended) < 40
     executor.execute(PLAN, [*A, *B])
@@ -327,7 +361,7 @@ def test_an_interrupt_stops_everything_and_says_what_is_kept(tmp_path, host):
 
 def test_the_second_of_two_equal_calls_waits_for_its_time(tmp_path, host):
     calls = [make_call("q0"), make_call("q1", ready_s=1.0)]
-    executor = make_executor(tmp_path, host)
+    executor = Runs(tmp_path, host)
     result = executor.execute(make_plan(make_session(0, calls)), calls)
     queued = {record.key.question: record.queued_ts for record in result.calls}
     assert queued["q1"] == 1.0

@@ -11,15 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.executor_runs import FAKE_ENGINE, finished_once, processes_of
+from mosaic.core.commands import Cancel, Cut, Move, Open, Submit
+from mosaic.core.results import CallStatus
+from mosaic.runtime.command_log import JournalLog
+from tests.engines.executor_runs import FAKE_ENGINE, ended_once, finished_once, make_checkpoint, processes_of
+from tests.engines.killed_reacting_run import all_calls
 from tests.engines.killed_run import plan_of_four, run
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_CALLS = 80
 
 
-def start(folder: Path, engine: str = FAKE_ENGINE, num_calls: int = NUM_CALLS) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.engines.killed_run", str(folder), engine, str(num_calls)]
+PLANNED = ("killed_run", FAKE_ENGINE)
+REACTING = ("killed_reacting_run",)
+
+
+def start(folder: Path, kind: tuple[str, ...] = PLANNED) -> subprocess.Popen:
+    command = [sys.executable, "-m", f"tests.engines.{kind[0]}", str(folder), *kind[1:], str(NUM_CALLS)]
     errors = (folder / "errors.txt").open("ab")
     with errors:
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -39,20 +47,24 @@ def family(folder: Path, parent: int) -> tuple[list[int], list[int]]:
 
 
 def wait_until_all_are_gone(folder: Path) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30  # on a machine that is busy with others
     while processes_of(folder) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert processes_of(folder) == []
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_twenty_kills_lose_and_repeat_nothing(tmp_path, seed):
+def kill_at_random(folder: Path, kind: tuple[str, ...], seed: int, num_kills: int = 22) -> dict[str, int]:
+    """Start a run again and again, and kill what belongs to it at random moments; gives how often."""
     rng, killed = random.Random(seed), {"parent": 0, "host": 0, "worker": 0}
-    while sum(killed.values()) < 22:
-        runner = start(tmp_path)
-        while runner.poll() is None and sum(killed.values()) < 22:
+    for name in "AB":
+        make_checkpoint(folder, name)  # else a kill may leave half of one
+    while sum(killed.values()) < num_kills:
+        runner = start(folder, kind)
+        while runner.poll() is None and sum(killed.values()) < num_kills:
             time.sleep(rng.uniform(0.0, 0.3))
-            hosts, workers = family(tmp_path, runner.pid)
+            hosts, workers = family(folder, runner.pid)
+            if not workers and rng.random() < 0.7:
+                continue  # else most kills hit what has only begun
             target = rng.choice(["parent", "host", "host", "worker", "worker", "worker"])
             pids = {"parent": [runner.pid], "host": hosts, "worker": workers}[target]
             if pids:
@@ -61,10 +73,16 @@ def test_twenty_kills_lose_and_repeat_nothing(tmp_path, seed):
                     killed[target] += 1
         runner.kill()
         runner.communicate()
-        wait_until_all_are_gone(tmp_path)
+        wait_until_all_are_gone(folder)
         if runner.returncode == 0:
             break  # it ended between two kills
     print(killed)
+    return killed
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_twenty_kills_lose_and_repeat_nothing(tmp_path, seed):
+    killed = kill_at_random(tmp_path, PLANNED, seed)
     last = start(tmp_path)
     said, _ = last.communicate(timeout=60)
     assert last.returncode == 0, (tmp_path / "errors.txt").read_text()
@@ -72,10 +90,28 @@ def test_twenty_kills_lose_and_repeat_nothing(tmp_path, seed):
     assert sorted(said.split()) == sorted(str(call.key) for call in calls)
     entries = finished_once(tmp_path, calls)
     undisturbed = run(tmp_path, FAKE_ENGINE, NUM_CALLS, journal="undisturbed")
-    assert {key: entry.token_ids for key, entry in entries.items()} == {
-        key: entry.token_ids for key, entry in undisturbed.items()
+    assert {key: entry.response.token_ids for key, entry in entries.items()} == {
+        key: entry.response.token_ids for key, entry in undisturbed.items()
     }
     assert sum(killed.values()) >= 20, killed
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_that_reacts_ends_every_call_once_whoever_is_killed(tmp_path, seed):
+    killed = kill_at_random(tmp_path, REACTING, seed, num_kills=14)
+    last = start(tmp_path, REACTING)
+    said, _ = last.communicate(timeout=60)
+    assert last.returncode == 0, (tmp_path / "errors.txt").read_text()
+    calls = all_calls(NUM_CALLS)
+    assert sorted(said.split()) == sorted(str(call.key) for call in calls)
+    ended = ended_once(tmp_path, calls)
+    assert {record.status for record in ended.values()} == {CallStatus.FINISHED, CallStatus.CANCELLED}
+    assert any(record.response.finish_reason == "cut" for record in ended.values())
+    commands = [action.command for action in JournalLog(tmp_path / "journal").earlier]
+    assert {Open, Submit, Cancel, Cut, Move} <= {type(command) for command in commands}
+    submitted = [command.call.key for command in commands if isinstance(command, Submit)]
+    assert sorted(submitted) == sorted(call.key for call in calls), "each is written down once"
+    assert sum(killed.values()) >= 8, killed
 
 
 def test_an_interrupted_run_leaves_no_process_and_says_how_to_go_on(tmp_path):

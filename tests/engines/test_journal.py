@@ -8,32 +8,46 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from mosaic.core.results import CallStatus
-from mosaic.core.workload import AGGREGATE, CallKey, PROPOSE
+from mosaic.core.action_lines import decode_action, encode_action
+from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit
+from mosaic.core.plan import Session
+from mosaic.core.results import CallRecord, CallStatus, Response
+from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
 from mosaic.runtime import journal
-from mosaic.runtime.journal import JournalError, Log, encode, hold, read_journal, read_log
+from mosaic.runtime.command_log import JournalLog
+from mosaic.runtime.journal import JournalError, Log, frame, hold, read_log
 from mosaic.runtime.journal_records import (
     ClosedSession,
     EndedCall,
-    JournalView,
+    JournalState,
     OpenedSession,
-    from_record,
-    to_record,
-    view,
+    from_line,
+    read_entries,
+    read_journal,
+    to_line,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def encode(record) -> bytes:
+    return frame(msgspec.json.encode(record))
+
+
 def numbers(path: Path) -> list[int]:
-    return [record["number"] for record in read_log(path).records]
+    return [msgspec.json.decode(record)["number"] for record in read_log(path).records]
+
+
+def contents(path: Path):
+    return [msgspec.json.decode(record) for record in read_log(path).records], read_log(path).num_damaged
 
 
 def written(path: Path, *numbers: int) -> bytes:
     with Log(path) as log:
-        log.append([{"number": number} for number in numbers])
+        log.append([encode({"number": number}) for number in numbers])
     return path.read_bytes()
 
 
@@ -47,14 +61,18 @@ def test_what_was_appended_is_read_in_order(tmp_path):
 
 def test_a_log_that_does_not_exist_holds_nothing(tmp_path):
     assert read_log(tmp_path / "none.journal") == ([], 0)
-    assert read_journal(tmp_path / "none") == ([], 0)
+    assert read_journal(tmp_path / "none") == JournalState()
 
 
-def test_a_journal_is_all_its_logs(tmp_path):
-    written(tmp_path / "worker-1.journal", 5)
-    written(tmp_path / "worker-0.journal", 1, 2)
+def test_a_journal_is_all_its_logs_but_that_of_the_commands(tmp_path):
+    for name, entry in zip(("worker-1", "worker-0", "executor"), ENTRIES, strict=False):
+        with Log(tmp_path / f"{name}.journal") as log:
+            log.append([to_line(entry)])
+    JournalLog(tmp_path).write(ACTIONS)
     (tmp_path / "notes.txt").write_text("not a log")
-    assert [record["number"] for record in read_journal(tmp_path).records] == [1, 2, 5]
+    found = read_journal(tmp_path)
+    assert [record.status for record in found.ended] == [CallStatus.FAILED, CallStatus.FINISHED]
+    assert found.opened == {3: [ENTRIES[2]]}
 
 
 @pytest.mark.parametrize("kept", range(1, 20))
@@ -62,9 +80,9 @@ def test_a_torn_last_record_is_dropped_and_overwritten(tmp_path, kept):
     log = tmp_path / "a.journal"
     whole = written(log, 1, 2)
     log.write_bytes(whole + encode({"number": 3})[:kept])
-    assert read_log(log) == ([{"number": 1}, {"number": 2}], 1)
+    assert contents(log) == ([{"number": 1}, {"number": 2}], 1)
     written(log, 4)
-    assert read_log(log) == ([{"number": 1}, {"number": 2}, {"number": 4}], 0)
+    assert contents(log) == ([{"number": 1}, {"number": 2}, {"number": 4}], 0)
 
 
 def test_a_torn_record_longer_than_any_buffer_is_cut_off(tmp_path):
@@ -83,22 +101,14 @@ def test_a_record_that_changed_on_the_disk_is_dropped_wherever_it_stands(tmp_pat
     middle = data.index(b'"number":2') + len(b'"number":')
     data[middle] = ord("7")
     log.write_bytes(bytes(data))
-    assert read_log(log) == ([{"number": 1}, {"number": 3}], 1)
+    assert contents(log) == ([{"number": 1}, {"number": 3}], 1)
 
 
 @pytest.mark.parametrize("line", [b"", b"0", b"zz {}", b"\0" * 4096, b"00000000 {}"])
 def test_a_line_without_its_checksum_is_no_record(tmp_path, line):
     log = tmp_path / "a.journal"
     log.write_bytes(line + b"\n" + encode({"number": 1}))
-    assert read_log(log) == ([{"number": 1}], 1)
-
-
-def test_numbers_that_json_does_not_know_are_refused(tmp_path):
-    with Log(tmp_path / "a.journal") as log:
-        with pytest.raises(ValueError, match="JSON"):
-            log.append([{"number": float("nan")}])
-        log.append([{"number": 1}])
-    assert numbers(tmp_path / "a.journal") == [1]
+    assert contents(log) == ([{"number": 1}], 1)
 
 
 class FullDisk:
@@ -120,14 +130,14 @@ class FullDisk:
 def test_a_full_disk_leaves_whole_records_and_says_what_to_do(tmp_path, monkeypatch, room):
     path = tmp_path / "a.journal"
     with Log(path) as log:
-        log.append([{"number": 1}])
+        log.append([encode(record) for record in [{"number": 1}]])
         before = path.read_bytes()
         with monkeypatch.context() as patch:
             patch.setattr(journal.os, "pwrite", FullDisk(room))
             with pytest.raises(JournalError, match=r"a\.journal cannot be written: No space left on device.*again"):
-                log.append([{"number": 2}, {"number": 3}, {"number": 4}])
+                log.append([encode(record) for record in [{"number": 2}, {"number": 3}, {"number": 4}]])
         assert path.read_bytes() == before
-        log.append([{"number": 5}])
+        log.append([encode(record) for record in [{"number": 5}]])
     assert numbers(path) == [1, 5]
 
 
@@ -140,8 +150,8 @@ def test_a_failed_sync_counts_for_nothing(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(journal.os, "fdatasync", fail)
             with pytest.raises(JournalError, match="Input/output error"):
-                log.append([{"number": 1}])
-        log.append([{"number": 2}])
+                log.append([encode(record) for record in [{"number": 1}]])
+        log.append([encode(record) for record in [{"number": 2}]])
     assert numbers(path) == [2]
 
 
@@ -157,7 +167,7 @@ def test_each_append_is_synced_before_it_returns(tmp_path, monkeypatch):
     monkeypatch.setattr(journal.os, "fdatasync", lambda file: synced.append(os.fstat(file).st_size))
     with Log(tmp_path / "a.journal") as log:
         for number in range(3):
-            log.append([{"number": number}])
+            log.append([encode(record) for record in [{"number": number}]])
             assert synced[-1] == (tmp_path / "a.journal").stat().st_size
     assert len(synced) == 3
 
@@ -210,32 +220,107 @@ def test_a_journal_is_held_as_long_as_any_process_has_its_lock(tmp_path):
 
 ENTRIES = [
     EndedCall(
-        fingerprint="f", key=CallKey("q", PROPOSE, 2), expert="A", plan="p", session=3, workers=(0, 1), attempt=1,
-        status=CallStatus.FINISHED, prompt_tokens=9, queued_ts=1.25, finished_ts=2.0, output_tokens=3,
-        first_token_ts=1.5, token_ids=(4, 5, 6), text="so \u2014 B\n", visible_tokens=0, thinking_opened=True,
+        CallRecord(
+            CallKey("q", PROPOSE, 2), "A", 3, (0, 1), 9, 3, 1.25, None, 1.5, 2.0, attempt=1, visible_tokens=0,
+            response=Response("so \u2014 B\n", (4, 5, 6), "stop", thinking_opened=True, fingerprint="f"),
+        )
     ),
     EndedCall(
-        fingerprint="f", key=CallKey("q", AGGREGATE, 0), expert="A", plan="p", session=3, workers=(0,), attempt=0,
-        status=CallStatus.FAILED, prompt_tokens=9, queued_ts=0.0, finished_ts=0.5, error="it broke",
+        CallRecord(
+            CallKey("q", AGGREGATE, 0), "A", 3, (0,), 9, 0, 0.0, None, None, 0.5, status=CallStatus.FAILED,
+            response=Response(error="it broke", fingerprint="g"),
+        )
     ),
-    OpenedSession(
-        plan="p", session=3, attempt=0, expert="A", node=PROPOSE, workers=(0,), load_start_ts=0.0, load_s=4.5,
-        start_ts=4.5,
-    ),
-    ClosedSession(plan="p", session=3, attempt=0, end_ts=7.5, cpu_s=2.5),
+    OpenedSession(session=3, expert="A", node=PROPOSE, workers=(0,), load_start_ts=0.0, load_s=4.5, start_ts=4.5),
+    ClosedSession(session=3, end_ts=7.5, cpu_s=2.5),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: type(entry).__name__)
 def test_entries_survive_the_disk(tmp_path, entry):
+    assert from_line(to_line(entry)) == entry
     with Log(tmp_path / "a.journal") as log:
-        log.append([to_record(entry)])
-    (record,) = read_log(tmp_path / "a.journal").records
-    assert from_record(record) == entry
+        log.append([to_line(entry)])
+    assert read_entries(tmp_path / "a.journal") == [entry]
 
 
-def test_a_view_sorts_entries_by_kind_and_knows_the_last_instant():
-    seen = view(to_record(entry) for entry in ENTRIES)
-    assert seen == JournalView(ended=tuple(ENTRIES[:2]), opened=(ENTRIES[2],), closed=(ENTRIES[3],))
-    assert seen.last_ts == 7.5
-    assert JournalView().last_ts == 0.0
+def state_of(*entries) -> JournalState:
+    state = JournalState()
+    for entry in entries:
+        state.add(entry)
+    return state
+
+
+def test_a_state_knows_what_is_done_and_the_last_instant():
+    state = state_of(*ENTRIES)
+    assert state.last_ts == 7.5
+    assert state.done_keys == {ENTRIES[0].record.key}
+    assert state.done(ENTRIES[0].record.key, "f") == ENTRIES[0].record
+    assert state.done(ENTRIES[0].record.key, "changed") is None
+    assert state.done(ENTRIES[1].record.key, "g") is None, "it failed"
+    assert JournalState().last_ts == 0.0
+
+
+def test_an_interrupted_session_has_one_record_from_its_first_load_to_its_last_end():
+    session = Session(id=3, expert="A", workers=(0,))
+    again = OpenedSession(session=3, expert="A", node=PROPOSE, workers=(0,), load_start_ts=5.0, load_s=1, start_ts=6.0)
+    calls = [ENTRIES[0].record._replace(session=3, finished_ts=6.5), ENTRIES[1].record]
+    record = state_of(ENTRIES[2], again, ENTRIES[3]).session_record(session, calls)
+    assert (record.load_start_ts, record.load_s, record.start_ts, record.end_ts) == (0.0, 4.5, 4.5, 7.5)
+    assert (record.num_calls, record.output_tokens, record.cpu_s) == (1, 3, None)
+    assert state_of(*ENTRIES[2:]).session_record(session, calls).cpu_s == 2.5
+    assert state_of(*ENTRIES[2:]).session_record(Session(id=3, expert="B", workers=(0,)), ()) is None
+    assert state_of(ENTRIES[3]).session_record(session, calls) is None, "it was never ready"
+
+
+KEY = CallKey("q1", PROPOSE, 1)
+COMMANDS = [
+    Open(Session(id=1, expert="A", workers=(0, 1), shard=(KEY,), after=(0,))),
+    Submit(Call(KEY, "A", 10, 1.0, (KEY, CallKey("\u00e9/ q", "node", 0))), "A", 3),
+    Submit(Call(KEY, "A", 10), 4),
+    Cancel(KEY),
+    Cut(KEY, 7),
+    Move(KEY, 3),
+    Close(2),
+]
+ACTIONS = [Action(0.5 * number, f"finished {KEY}", command) for number, command in enumerate(COMMANDS)]
+
+
+@pytest.mark.parametrize("action", ACTIONS, ids=lambda action: type(action.command).__name__)
+def test_actions_are_lines_of_json_and_come_back_equal(action):
+    line = encode_action(action)
+    assert b"\n" not in line
+    assert list(msgspec.json.decode(line))[:3] == ["ts", "cause", "kind"]
+    assert decode_action(line) == action
+    assert hash(decode_action(line).command) == hash(action.command)
+    assert isinstance(getattr(decode_action(line).command, "key", KEY), CallKey)
+
+
+@pytest.mark.parametrize(
+    "line", [b"{}", b'{"ts":1,"cause":"x","kind":"dance"}', b'{"ts":1,"cause":"x","kind":"close"}']
+)
+def test_what_is_no_action_is_refused(line):
+    with pytest.raises(msgspec.ValidationError):
+        decode_action(line)
+
+
+def test_commands_are_on_the_disk_in_one_append_a_batch(tmp_path, monkeypatch):
+    synced, sync = [], os.fdatasync
+    monkeypatch.setattr(journal.os, "fdatasync", lambda file: synced.append(sync(file)))
+    log = JournalLog(tmp_path)
+    assert log.earlier == []
+    log.write(ACTIONS[:3])
+    log.write([])
+    log.write(ACTIONS[3:])
+    assert len(synced) == 2
+    log.close()
+    assert JournalLog(tmp_path).earlier == ACTIONS
+    with (tmp_path / "commands.journal").open("ab") as file:
+        file.write(b"torn")
+    assert JournalLog(tmp_path).earlier == ACTIONS
+
+
+def test_a_log_of_commands_knows_what_ended(tmp_path):
+    with Log(tmp_path / "worker-0.journal") as log:
+        log.append([to_line(entry) for entry in ENTRIES])
+    assert JournalLog(tmp_path).ended == {ENTRIES[0].record.key}

@@ -1,136 +1,202 @@
 """One session in this process, with an engine that has no model: what it tells, in which order."""
 
 import time
-from itertools import pairwise
+from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
 
-from mosaic.core.results import CallStatus
-from mosaic.core.workload import CallKey, PROPOSE
-from mosaic.engines.engine import Device, EngineSettings, EngineSpec
-from mosaic.engines.orders import CancelOrder, Job, Progress, Served, ServeOrder
+from mosaic.core.engine_options import EngineOptions, ModelLoading
+from mosaic.core.results import CallRecord, CallStatus
+from mosaic.core.workload import PROPOSE, CallKey
+from mosaic.engines.engine import EngineSpec
+from mosaic.engines.messages import Abort, Alive, CallSpec, Finish, Limit, Returned, Run, Serve
 from mosaic.engines.session_service import SessionService
 from mosaic.engines.vllm_engine import engine_arguments, is_device_lost, opens_thinking
-from mosaic.engines.vllm_worker import Reporter
-from mosaic.runtime.journal import Log, read_log
-from mosaic.runtime.journal_records import ClosedSession, EndedCall, OpenedSession, decode_entry, view
+from mosaic.engines.vllm_engines import VllmSettings
+from mosaic.engines.worker import Reporter
+from mosaic.runtime.journal import Log
+from mosaic.runtime.journal_records import ClosedSession, EndedCall, OpenedSession, from_line, read_entries
+from tests.engines.executor_runs import CPU
 from tests.engines.fake_engine import FakeEngine
 
-SPEC = EngineSpec(
-    expert="A", checkpoint=Path("nowhere"), context_tokens=512, num_workers=1, num_threads=1, with_tokenizer=True,
-    settings=EngineSettings(max_num_seqs=2),
+CPU_OPTIONS = EngineOptions(max_num_seqs=2, block_size=32, kv_cache_memory_bytes=64 * 2**20, loading=CPU)
+CPU_SETTINGS = VllmSettings(
+    checkpoint=Path("nowhere"), with_tokenizer=True, gpu_memory_utilization=0.9, kv_cache_memory_bytes=64 * 2**20,
+    options=CPU_OPTIONS,
 )  # fmt: skip
+SPEC = EngineSpec(expert="A", num_workers=1, context_tokens=512, max_num_seqs=2, settings=CPU_SETTINGS)
 
 
-def make_job(slot: int, *, output_tokens: int = 3, prompt: str = "x", ready_s: float = 0.0) -> Job:
-    return Job(
+def make_spec(slot: int, *, output_tokens: int = 3, prompt: str = "x", queued_ts: float = 0.0, **changes) -> CallSpec:
+    return CallSpec(
         key=CallKey("q", PROPOSE, slot), fingerprint=f"f{slot}", prompt=prompt, prompt_tokens=7, seed=slot,
-        temperature=0.7, max_output_tokens=48, output_tokens=output_tokens, ready_s=ready_s,
+        temperature=0.7, max_output_tokens=48, output_tokens=output_tokens, queued_ts=queued_ts, **changes,
     )  # fmt: skip
 
 
-def make_order(
-    *jobs: Job, is_resident: bool = False, load_start_ts: float = 0.25, one_at_a_time: bool = False
-) -> ServeOrder:
-    return ServeOrder(
-        plan="p", session=4, attempt=2, node=PROPOSE, expert="A", workers=(1,), load_start_ts=load_start_ts,
-        is_resident=is_resident, one_at_a_time=one_at_a_time, jobs=jobs,
-    )  # fmt: skip
+def make_serve(*, is_resident: bool = False) -> Serve:
+    return Serve(session=4, node=PROPOSE, expert="A", workers=(1,), load_start_ts=0.25, is_resident=is_resident)
 
 
-def serve(order: ServeOrder, *orders_at_start, elapsed_s: float = 1.0):
-    """Serve a session whose run began some seconds ago."""
+class Script:
+    """An engine that sends its own session messages, each after so many steps."""
+
+    def __init__(self, engine, send, later) -> None:
+        self.engine, self.send, self.later, self.num_steps = engine, send, dict(later), 0
+
+    def step(self):
+        finished = self.engine.step()
+        self.num_steps += 1
+        for message in self.later.pop(self.num_steps, ()):
+            self.send(message)
+        return finished
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+
+def serve(*calls: CallSpec, later=(), is_resident: bool = False):
+    """Serve a session whose run began a second ago; ``later`` has messages by the number of the step they follow."""
     ours, theirs = Pipe()
-    for each in orders_at_start:
-        ours.send(each)
+    ours.send(Run(calls))
+    if not later:
+        ours.send(Finish())
     said = []
-    SessionService(order, FakeEngine(SPEC), said.append, theirs, time.monotonic() - elapsed_s, batch_size=2).run()
+    engine = Script(FakeEngine(SPEC), ours.send, later)
+    SessionService(make_serve(is_resident=is_resident), engine, said.append, theirs, time.monotonic() - 1.0).run()
     return said
 
 
-def ended(said) -> dict[int, EndedCall]:
-    return {entry.key.slot: entry for entry in said if isinstance(entry, EndedCall)}
+def ended(said) -> dict[int, CallRecord]:
+    return {entry.record.key.slot: entry.record for entry in said if isinstance(entry, EndedCall)}
 
 
 def test_a_session_is_opened_served_and_closed_in_this_order():
-    said = serve(make_order(*(make_job(slot) for slot in range(6))))
-    assert isinstance(said[0], OpenedSession)
-    assert isinstance(said[-2], ClosedSession)
-    assert said[-1] == Served(4, said[-2].end_ts)
-    assert (said[0].load_start_ts, said[0].attempt) == (0.25, 2)
-    assert said[0].start_ts == pytest.approx(0.25 + said[0].load_s)
-    assert said[0].start_ts >= 1.0
-    entries = ended(said)
-    assert sorted(entries) == list(range(6))
-    for entry in entries.values():
-        assert (entry.output_tokens, entry.status, entry.session) == (3, CallStatus.FINISHED, 4)
-        assert said[0].start_ts == entry.queued_ts <= entry.admitted_ts <= entry.first_token_ts <= entry.finished_ts
-    assert said[-2].end_ts >= max(entry.finished_ts for entry in entries.values())
+    said = serve(*(make_spec(slot, attempt=2) for slot in range(6)))
+    opened, closed = said[0], said[-1]
+    assert isinstance(opened, OpenedSession)
+    assert isinstance(closed, ClosedSession)
+    assert (opened.session, opened.load_start_ts, closed.session) == (4, 0.25, 4)
+    assert opened.start_ts == pytest.approx(0.25 + opened.load_s)
+    assert opened.start_ts >= 1.0
+    assert closed.cpu_s > 0
+    records = ended(said)
+    assert sorted(records) == list(range(6))
+    for slot, record in records.items():
+        assert (record.output_tokens, record.status, record.session) == (3, CallStatus.FINISHED, 4)
+        assert (record.attempt, record.response.fingerprint, record.workers) == (2, f"f{slot}", (1,))
+        assert opened.start_ts == record.queued_ts <= record.admitted_ts <= record.first_token_ts <= record.finished_ts
+    assert closed.end_ts >= max(record.finished_ts for record in records.values())
 
 
 def test_a_session_of_an_expert_that_stayed_starts_where_its_workers_became_free():
-    said = serve(make_order(make_job(0), is_resident=True))
+    said = serve(make_spec(0), is_resident=True)
     assert (said[0].load_start_ts, said[0].load_s, said[0].start_ts) == (0.25, 0.0, 0.25)
     assert ended(said)[0].queued_ts == 0.25
 
 
-def test_jobs_start_when_they_are_ready_whatever_their_place():
-    said = serve(make_order(make_job(0, ready_s=1.3), make_job(1), make_job(2, ready_s=1.1)))
-    assert list(ended(said)) == [1, 2, 0]
-    assert {slot: entry.queued_ts for slot, entry in ended(said).items()} == {
-        0: 1.3,
-        1: said[0].start_ts,
-        2: 1.1,
-    }
+def test_a_call_is_queued_when_it_came_or_the_session_starts():
+    said = serve(make_spec(0, queued_ts=1.0001), make_spec(1, queued_ts=0.5))
+    assert {slot: record.queued_ts for slot, record in ended(said).items()} == {
+        0: max(1.0001, said[0].start_ts), 1: said[0].start_ts,
+    }  # fmt: skip
 
 
-def test_a_job_that_the_engine_refuses_fails_and_the_others_finish():
-    entries = ended(serve(make_order(make_job(0), make_job(1, prompt="refuse"), make_job(2))))
-    assert entries[1].status is CallStatus.FAILED
-    assert entries[1].error == "prompt must be one that the engine likes"
-    assert (entries[1].prompt_tokens, entries[1].output_tokens) == (7, 0)
-    assert {entries[0].status, entries[2].status} == {CallStatus.FINISHED}
+def test_a_call_that_the_engine_refuses_fails_and_the_others_finish():
+    records = ended(serve(make_spec(0), make_spec(1, prompt="refuse"), make_spec(2)))
+    assert records[1].status is CallStatus.FAILED
+    assert records[1].response.error == "prompt must be one that the engine likes"
+    assert (records[1].prompt_tokens, records[1].output_tokens) == (7, 0)
+    assert {records[0].status, records[2].status} == {CallStatus.FINISHED}
 
 
-def test_calls_are_cancelled_before_they_reach_the_engine():
-    keys = (make_job(1).key, make_job(9).key, CallKey("elsewhere", PROPOSE, 0))
-    entries = ended(serve(make_order(*(make_job(slot) for slot in range(3))), CancelOrder(keys)))
-    assert sorted(entries) == [0, 1, 2]
-    assert (entries[1].status, entries[1].wasted_tokens, entries[1].admitted_ts) == (CallStatus.CANCELLED, 0, None)
+def test_a_session_takes_calls_until_it_has_all():
+    later = {2: [Run((make_spec(1),))], 4: [Run((make_spec(2), make_spec(3))), Finish()]}
+    assert sorted(ended(serve(make_spec(0, output_tokens=40), later=later))) == [0, 1, 2, 3]
 
 
-def test_calls_are_served_one_at_a_time_where_one_of_them_breaks_the_engine():
-    entries = list(ended(serve(make_order(*(make_job(slot) for slot in range(5)), one_at_a_time=True))).values())
-    assert all(before.finished_ts <= after.admitted_ts for before, after in pairwise(entries))
-    assert len(entries) == 5
+def test_calls_are_cancelled_where_they_run_or_wait_in_the_engine():
+    calls = [make_spec(slot, output_tokens=30, wasted_tokens=5) for slot in range(3)]
+    elsewhere = CallKey("elsewhere", PROPOSE, 0)
+    keys = (calls[0].key, calls[2].key, make_spec(9).key, elsewhere)
+    said = serve(*calls, later={6: [*(Abort(key, is_moved=False) for key in keys), Finish()]})
+    records = ended(said)
+    running, waiting = records[0], records[2]
+    assert (running.status, waiting.status, records[1].status) == ("cancelled", "cancelled", "finished")
+    assert (running.output_tokens, running.wasted_tokens, running.response.token_ids) == (6, 11, ())
+    assert (waiting.output_tokens, waiting.wasted_tokens, waiting.admitted_ts) == (0, 5, None)
 
 
-def test_a_long_session_says_that_it_lives():
-    said = serve(make_order(*(make_job(slot, output_tokens=40, prompt="slow") for slot in range(4))))
-    progress = [message for message in said if isinstance(message, Progress)]
-    assert len(progress) >= 2
-    assert progress[0].num_running > 0
-    assert [p.num_ended for p in progress] == sorted(p.num_ended for p in progress)
-    assert {p.session for p in progress} == {4}
+def test_a_call_is_cut_once_it_has_written_so_many_tokens():
+    calls = [make_spec(0, output_tokens=40), make_spec(1, output_tokens=5), make_spec(2, output_tokens=40)]
+    calls[2] = replace(calls[2], cut_tokens=7)
+    records = ended(serve(*calls, later={2: [Limit(calls[0].key, 10), Limit(calls[1].key, 10), Finish()]}))
+    assert {slot: (record.output_tokens, record.response.finish_reason) for slot, record in records.items()} == {
+        0: (10, "cut"), 1: (5, "stop"), 2: (7, "cut"),
+    }  # fmt: skip
+    assert {record.status for record in records.values()} == {CallStatus.FINISHED}
+    assert records[0].response.text.endswith(".")
+    assert len(records[0].response.token_ids) == 10
+
+
+def test_a_call_that_has_written_more_than_it_may_is_cut_at_once():
+    calls = make_spec(0, output_tokens=40), make_spec(1, output_tokens=9)
+    records = ended(serve(*calls, later={6: [Limit(calls[0].key, 2), Finish()]}))
+    assert 6 <= records[0].output_tokens <= 8
+
+
+def test_a_call_that_moves_takes_along_what_it_wrote_and_says_the_same():
+    call, other = make_spec(0, output_tokens=20), make_spec(1, output_tokens=30)
+    whole = ended(serve(call))[0].response.token_ids
+    said = serve(call, other, later={8: [Abort(call.key, is_moved=True), Finish()]})
+    (returned,) = [message for message in said if isinstance(message, Returned)]
+    assert sorted(ended(said)) == [1]
+    assert (returned.session, returned.key, returned.generated) == (4, call.key, whole[:8])
+    assert returned.num_computed == 1 + 8 - 1
+    record = ended(serve(replace(call, generated=returned.generated, wasted_tokens=8, attempt=1)))[0]
+    assert (record.response.token_ids, record.output_tokens) == (whole, 20)
+    assert (record.wasted_tokens, record.attempt) == (8, 1)
+
+
+def test_a_long_session_says_that_it_lives_and_what_it_has_written():
+    said = serve(*(make_spec(slot, output_tokens=40, prompt="slow") for slot in range(4)))
+    alive = [message for message in said if isinstance(message, Alive)]
+    assert len(alive) >= 2
+    assert {message.session for message in alive} == {4}
+    seen = [tokens for message in alive for tokens in message.tokens.values()]
+    assert 0 < max(seen) <= 40
+
+
+def test_an_idle_session_says_that_it_lives():
+    ours, theirs = Pipe()
+    said = []
+
+    def tell(message):
+        said.append(message)
+        if len(said) == 3:
+            ours.send(Finish())
+
+    SessionService(make_serve(), FakeEngine(SPEC), tell, theirs, time.monotonic()).run()
+    assert [message.tokens for message in said if isinstance(message, Alive)][:2] == [{}, {}]
 
 
 def test_what_is_told_is_on_the_disk_before(tmp_path):
     ours, theirs = Pipe()
     path = tmp_path / "a.journal"
     reporter = Reporter(Log(path), theirs)
-    said = serve(make_order(*(make_job(slot) for slot in range(5))))
+    said = serve(*(make_spec(slot) for slot in range(5)))
     for message in said:
         reporter.tell(message)
     heard = []
     while len(heard) < len(said):
         heard += ours.recv()
-        entries = [decode_entry(line) for line in heard if isinstance(line, bytes)]
-        on_disk = view(read_log(path).records)
-        assert set(entries) <= {*on_disk.ended, *on_disk.opened, *on_disk.closed}
+        entries = [from_line(line) for line in heard if isinstance(line, bytes)]
+        on_disk = read_entries(path)
+        assert all(entry in on_disk for entry in entries)
     reporter.finish()
-    assert [decode_entry(line) if isinstance(line, bytes) else line for line in heard] == said
+    assert [from_line(line) if isinstance(line, bytes) else line for line in heard] == said
 
 
 def test_cpu_engines_read_prompts_whole_and_need_no_gpu_arguments():
@@ -142,14 +208,12 @@ def test_cpu_engines_read_prompts_whole_and_need_no_gpu_arguments():
 
 
 def test_gpu_engines_split_a_model_over_the_sessions_workers():
-    settings = EngineSettings(
-        device=Device.GPU, dtype="auto", kv_cache_bytes=None, block_size=16, enforce_eager=False, dummy_weights=True,
-        max_num_batched_tokens=4096, trust_remote_code=True,
+    loading = ModelLoading(enforce_eager=False, load_format="dummy", trust_remote_code=True)
+    settings = VllmSettings(
+        checkpoint=Path("nowhere"), with_tokenizer=False, gpu_memory_utilization=0.9, kv_cache_memory_bytes=None,
+        options=EngineOptions(max_num_batched_tokens=4096, loading=loading),
     )  # fmt: skip
-    spec = EngineSpec(
-        expert="A", checkpoint=Path("nowhere"), context_tokens=8192, num_workers=4, num_threads=8, with_tokenizer=False,
-        settings=settings,
-    )  # fmt: skip
+    spec = EngineSpec(expert="A", num_workers=4, context_tokens=8192, max_num_seqs=256, settings=settings)
     arguments = engine_arguments(spec)
     assert (arguments["tensor_parallel_size"], arguments["distributed_executor_backend"]) == (4, "mp")
     assert (arguments["gpu_memory_utilization"], arguments["load_format"]) == (0.9, "dummy")

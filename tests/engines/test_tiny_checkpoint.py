@@ -6,16 +6,17 @@ from random import Random
 
 import pytest
 
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import Call, CallKey, Expert, Family, PROPOSE
+from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, Family
+from mosaic.engines.call_specs import RunContent
 from mosaic.engines.checkpoints import MANIFEST, check_checkpoint
-from mosaic.engines.engine import EngineSettings
 from mosaic.engines.host_process import VLLM_ENGINE
-from mosaic.engines.vllm_backend import VllmBackend
+from mosaic.engines.vllm_engines import make_vllm_backend
 from mosaic.pipelines.prompts import expert_prompts
-from tests.engines.executor_runs import has_vllm, running_host
+from mosaic.runtime.run import execute
+from tests.engines.executor_runs import CPU, has_vllm, make_plan, make_session, running_host
 from tests.factories import make_cluster
-from tests.sim.cluster_runs import make_plan, make_session
 
 if not has_vllm():
     pytest.skip("vLLM is not installed", allow_module_level=True)
@@ -34,7 +35,7 @@ from mosaic.pipelines.aggregation import Response
 NUM_QUESTIONS, MAX_OUTPUT_TOKENS, CONTEXT = 24, 48, 512
 QUESTIONS = [counted(question, f"q{i}") for i, question in enumerate(draw_questions(NUM_QUESTIONS, Part.TEST, 0))]
 CALLS = [Call(CallKey(q.id, PROPOSE, 0), "TinySage", len(tiny_tokenizer().chat(q.text or ""))) for q in QUESTIONS]
-SETTINGS = EngineSettings(max_num_seqs=8, kv_cache_bytes=16 * 2**20)
+OPTIONS = EngineOptions(max_num_seqs=8, block_size=32, kv_cache_memory_bytes=16 * 2**20, loading=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -63,21 +64,23 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
         max_output_tokens=MAX_OUTPUT_TOKENS, context_tokens=CONTEXT,
     )  # fmt: skip
     with running_host(VLLM_ENGINE) as host:
-        executor = VllmBackend(
+        prompts = expert_prompts(QUESTIONS)
+        backend = make_vllm_backend(
             experts=[expert],
             cluster=make_cluster(2),
             journal=tmp_path_factory.mktemp("run") / "journal",
-            prompts=expert_prompts(QUESTIONS),
-            questions={question.id: question for question in QUESTIONS},
-            settings=SETTINGS,
+            content=RunContent(
+                prompts=lambda call, inputs: prompts(call), questions={question.id: question for question in QUESTIONS}
+            ),
+            options=OPTIONS,
             host=host,
         )
         plan = make_plan(make_session(0, CALLS[:10]), make_session(1, CALLS[10:], workers=(1,)))
-        return executor.execute(plan, CALLS), executor.responses()
+        return execute(plan, CALLS, backend)
 
 
 def test_vllm_writes_what_the_trained_model_writes(checkpoint: Path, served) -> None:
-    result, responses = served
+    result, responses = served, {record.key: record.response for record in served.calls}
     asked = expert_prompts(QUESTIONS)
     prompts = [tiny_tokenizer().chat(asked(call)) for call in CALLS]
     end = tiny_tokenizer().end_id

@@ -4,12 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
+from mosaic.engines.vllm_backend import VllmBackend
 
 import experiments.validate as validate
 from experiments.hardware.engine_sweep import SweepSize, cpu_s_by_session, fit_machine, mirrored_settings
-from mosaic.engines.engine import EngineSettings
+from mosaic.engines.engine import EngineOptions
 from mosaic.engines.host_process import host_process
-from mosaic.engines.vllm_backend import VllmBackend
 from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 from tests.engines.executor_runs import has_vllm, make_checkpoint
@@ -32,7 +32,7 @@ def test_calls_finish_in_the_order_that_the_simulator_foretells(tmp_path):
 
 def test_a_machine_is_fitted_from_sessions_on_it(tmp_path):
     experts = [replace(tiny_expert(name, make_checkpoint(tmp_path, name)), max_output_tokens=400) for name in "AB"]
-    cluster, settings = make_cluster(2), EngineSettings(max_num_seqs=8, kv_cache_bytes=16 * 2**20)
+    cluster, settings = make_cluster(2), EngineOptions(max_num_seqs=8, kv_cache_bytes=16 * 2**20)
     with host_process(settings) as host:
 
         def make(some, outcomes, name):

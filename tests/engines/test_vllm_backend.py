@@ -13,26 +13,32 @@ from pathlib import Path
 
 import pytest
 
+from mosaic.core.commands import Cancel, Cut
 from mosaic.core.realization import Outcome
-from mosaic.core.results import CallStatus, Cancel
+from mosaic.core.results import CallStatus
 from mosaic.engines.checkpoints import CheckpointError, write_manifest
-from mosaic.engines.engine import EngineSettings
 from mosaic.engines.host_process import VLLM_ENGINE
-from mosaic.engines.live_sessions import Patience
+from mosaic.engines.session_state import Patience
+from mosaic.runtime.loop import drive
 from tests.engines.executor_runs import (
-    SETTINGS,
+    CPU,
+    OPTIONS,
+    MoveAll,
+    Reactor,
+    Runs,
     finished_once,
     has_vllm,
     journal_of,
     make_checkpoint,
-    make_executor,
+    make_plan,
+    make_session,
     processes_of,
     running_host,
+    some_calls,
 )
-from tests.engines.killed_run import plan_of_four
+from tests.engines.killed_run import plan_of_four, prompt
 from tests.engines.tiny_checkpoint import CONFIG, CONTEXT, tiny_expert, write_safetensors, write_tiny_checkpoint
 from tests.factories import make_call
-from tests.sim.cluster_runs import make_plan, make_session, some_calls
 
 pytestmark = pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
 
@@ -54,52 +60,48 @@ def host(tmp_path_factory):
 def shared(tmp_path_factory, host):
     """A run that the tests of this module compare theirs with."""
     folder = tmp_path_factory.mktemp("shared")
-    executor = make_executor(folder, host)
+    executor = Runs(folder, host)
     result = executor.execute(make_plan(make_session(0, A), make_session(1, B, workers=(1,))), [*A, *B])
     return folder, executor, result
-
-
-def tokens(executor):
-    return {key: entry.token_ids for key, entry in executor.responses().items() if entry.token_ids}
 
 
 def test_a_live_run_records_what_the_engine_did(shared):
     _, executor, result = shared
     for record in result.calls:
-        entry = executor.responses()[record.key]
         assert record.status is CallStatus.FINISHED
         assert record.prompt_tokens == len(f"User: question {record.key.question}\n\nAssistant:")
-        assert record.output_tokens == len(entry.token_ids) == record.visible_tokens
-        assert entry.finish_reason == ("length" if record.output_tokens == 48 and entry.token_ids[-1] else "stop")
+        assert record.output_tokens == len(record.response.token_ids) == record.visible_tokens
+        reason = "length" if record.output_tokens == 48 and record.response.token_ids[-1] else "stop"
+        assert record.response.finish_reason == reason
         session = result.sessions[record.session]
         assert session.start_ts <= record.queued_ts <= record.admitted_ts
         assert record.admitted_ts <= record.first_token_ts <= record.finished_ts <= session.end_ts
-    reasons = {entry.finish_reason for entry in executor.responses().values()}
+    reasons = {record.response.finish_reason for record in result.calls}
     assert reasons == {"length", "stop"}, "the model must end some responses by itself"
-    assert len(set(tokens(executor).values())) == 48, "responses differ from call to call"
+    assert len(set(executor.tokens.values())) == 48, "responses differ from call to call"
 
 
 def test_a_call_says_the_same_alone_in_a_batch_and_in_another_plan(shared, host):
     folder, executor, _ = shared
-    other = make_executor(folder, host, journal=folder / "other")
+    other = Runs(folder, host, journal=folder / "other")
     plan = make_plan(
         make_session(0, A[:1]), make_session(1, list(reversed(A[1:]))), make_session(2, B[5:], workers=(1,)),
         make_session(3, B[:5], workers=(1,)),
     )  # fmt: skip
     result = other.execute(plan, [*A, *B])
-    assert tokens(other) == tokens(executor)
+    assert other.tokens == executor.tokens
     assert [session.load_s > 0 for session in result.sessions] == [True, False, True, False]
 
 
 def test_replay_writes_exactly_so_many_tokens_whatever_the_model_wants(shared, host):
     folder, _, _ = shared
-    executor = make_executor(
-        folder, host, journal=folder / "replay", outcomes=lambda call: Outcome(1 + len(str(call.key)) % 40, "C")
+    executor = Runs(
+        folder, host, journal=folder / "replay", outcomes=lambda call, inputs: Outcome(1 + len(str(call.key)) % 40, "C")
     )
     calls = [*A[:12], make_call("q9", prompt_tokens=CONTEXT - 5)]
     result = executor.execute(make_plan(make_session(0, calls)), calls)
     for record in result.calls[:-1]:
-        assert record.output_tokens == len(executor.responses()[record.key].token_ids)
+        assert record.output_tokens == len(record.response.token_ids)
     by_key = {record.key: record for record in result.calls}
     assert by_key[calls[0].key].output_tokens == 1 + len(str(calls[0].key)) % 40
     assert by_key[calls[0].key].prompt_tokens == 100
@@ -108,39 +110,43 @@ def test_replay_writes_exactly_so_many_tokens_whatever_the_model_wants(shared, h
 
 def test_prompts_beyond_a_steps_budget_and_a_full_cache_change_no_response(tmp_path, host):
     """A prompt read in chunks kills vLLM's CPU engine; a call that was preempted says what it would have said."""
-    settings = replace(SETTINGS, max_num_seqs=24, max_num_batched_tokens=256)
-    roomy = make_executor(tmp_path, host, names="A", outcomes=lambda call: Outcome(47), settings=settings)
+    options = replace(OPTIONS, max_num_seqs=24, max_num_batched_tokens=256)
+    roomy = Runs(tmp_path, host, names="A", outcomes=lambda call, inputs: Outcome(47), options=options)
     roomy.execute(make_plan(make_session(0, A)), A)
-    tight = make_executor(
-        tmp_path, host, names="A", outcomes=lambda call: Outcome(47), journal=tmp_path / "tight",
-        settings=replace(settings, kv_cache_bytes=CONTEXT * 2048 + 8 * 2**16),
+    tight = Runs(
+        tmp_path, host, names="A", outcomes=lambda call, inputs: Outcome(47), journal=tmp_path / "tight",
+        options=replace(options, kv_cache_memory_bytes=CONTEXT * 2048 + 8 * 2**16),
     )  # fmt: skip
     result = tight.execute(make_plan(make_session(0, A)), A)
     assert sum(record.num_preemptions for record in result.calls) > 0
     assert {record.attempt for record in result.calls} == {0}
-    assert tokens(tight) == tokens(roomy)
+    assert tight.tokens == roomy.tokens
 
 
 def test_dummy_weights_need_a_configuration_only(tmp_path, host):
     for file in make_checkpoint(tmp_path, "A").iterdir():
         if file.name != "config.json":
             file.unlink()
-    executor = make_executor(
-        tmp_path, host, names="A", outcomes=lambda call: Outcome(9), settings=replace(SETTINGS, dummy_weights=True)
+    executor = Runs(
+        tmp_path,
+        host,
+        names="A",
+        outcomes=lambda call, inputs: Outcome(9),
+        options=replace(OPTIONS, loading=replace(CPU, load_format="dummy")),
     )
     result = executor.execute(make_plan(make_session(0, A[:4])), A[:4])
     assert [record.output_tokens for record in result.calls] == [9] * 4
-    assert {entry.text for entry in executor.responses().values()} == {None}
+    assert {record.response.text for record in result.calls} == {None}
 
 
 def test_a_chat_template_is_used_and_thinking_that_it_opens_is_not_visible(tmp_path, host):
     write_tiny_checkpoint(tmp_path / "A", seed=ord("A"), chat_template=TEMPLATE)
-    executor = make_executor(tmp_path, host, names="A")
+    executor = Runs(tmp_path, host, names="A")
     result = executor.execute(make_plan(make_session(0, A[:4])), A[:4])
     for record in result.calls:
         assert record.prompt_tokens == len(f"<user>question {record.key.question}</user><think>")
         assert record.visible_tokens == 0
-        assert executor.responses()[record.key].thinking_opened
+        assert record.response.thinking_opened
 
 
 def test_prompts_that_cannot_be_served_fail_alone(shared, host):
@@ -149,42 +155,77 @@ def test_prompts_that_cannot_be_served_fail_alone(shared, host):
         A[0].key: (), A[1].key: (1, 2, 256), A[2].key: (3,) * CONTEXT, A[3].key: "x" * CONTEXT, A[4].key: (-1,),
         A[5].key: (3,) * (CONTEXT - 7),
     }  # fmt: skip
-    picky = make_executor(
+    picky = Runs(
         folder, host, journal=folder / "picky",
-        prompts=lambda call: prompts.get(call.key, f"question {call.key.question}"),
+        prompts=lambda call, inputs: prompts.get(call.key, f"question {call.key.question}"),
     )  # fmt: skip
     picky.execute(make_plan(make_session(0, A)), A)
-    ended = picky.responses()
-    assert ended[A[0].key].error == "prompt must hold at least one token, got none"
-    assert ended[A[1].key].error == "prompt must hold token ids in 0 .. 255, got 256"
+    ended = picky.records
+    assert ended[A[0].key].response.error == "prompt must hold at least one token, got none"
+    assert ended[A[1].key].response.error == "prompt must hold token ids in 0 .. 255, got 256"
     more = "shorten the prompt, or raise context_tokens as far as the checkpoint allows"
-    assert ended[A[2].key].error == f"prompt must leave room in A's context_tokens of 512, got 512: {more}"
-    assert ended[A[3].key].error == f"prompt must leave room in A's context_tokens of 512, got 530: {more}"
-    assert ended[A[4].key].error.startswith("prompt must hold token ids in 0 .. 255")
+    assert ended[A[2].key].response.error == f"prompt must leave room in A's context_tokens of 512, got 512: {more}"
+    assert ended[A[3].key].response.error == f"prompt must leave room in A's context_tokens of 512, got 530: {more}"
+    assert ended[A[4].key].response.error.startswith("prompt must hold token ids in 0 .. 255")
     assert {ended[call.key].status for call in A[:5]} == {CallStatus.FAILED}
-    assert len(ended[A[5].key].token_ids) <= 7
+    assert len(ended[A[5].key].response.token_ids) <= 7
     assert {ended[call.key].status for call in A[5:]} == {CallStatus.FINISHED}
-    assert all(ended[call.key].token_ids == executor.responses()[call.key].token_ids for call in A[6:])
+    assert all(ended[call.key].response.token_ids == executor.records[call.key].response.token_ids for call in A[6:])
 
 
 def test_a_running_call_is_aborted(shared, host):
     folder, executor, _ = shared
-
-    class Cancelling:
-        def on_finish(self, record):
-            return [Cancel(call.key) for call in A[8:]]
-
-    cut = make_executor(folder, host, journal=folder / "cut")
-    result = cut.execute(make_plan(make_session(0, A)), A, Cancelling())
+    aborted = Runs(folder, host, journal=folder / "aborted")
+    result = aborted.execute(make_plan(make_session(0, A)), A, Reactor(lambda record: [Cancel(c.key) for c in A[8:]]))
     status = {record.key: record.status for record in result.calls}
     assert set(status.values()) == {CallStatus.FINISHED, CallStatus.CANCELLED}
-    assert len(result.actions) == sum(value is CallStatus.CANCELLED for value in status.values())
-    assert all(tokens(cut)[key] == tokens(executor)[key] for key in tokens(cut))
+    assert all(aborted.tokens[key] == executor.tokens[key] for key in aborted.tokens)
+
+
+def test_calls_that_are_cut_keep_what_they_wrote(shared, host):
+    folder, executor, _ = shared
+    cut = Runs(folder, host, journal=folder / "cut")
+    longest = max(executor.tokens.values(), key=len)
+
+    def react(record):
+        return [Cut(call.key, 12) for call in A]
+
+    cut.execute(make_plan(make_session(0, A)), A, Reactor(react))
+    reasons = {record.response.finish_reason for record in cut.records.values()}
+    assert len(longest) == 48
+    assert "cut" in reasons
+    for key, record in cut.records.items():
+        assert record.status is CallStatus.FINISHED
+        assert record.response.token_ids == executor.tokens[key][: record.output_tokens]
+        if record.response.finish_reason == "cut":
+            assert record.output_tokens >= 12
+            said = bytes(token for token in record.response.token_ids if token)
+            assert record.response.text.rstrip("\ufffd") == said.decode(errors="replace").rstrip("\ufffd")
+
+
+def test_calls_move_to_another_session_and_go_on_there(tmp_path, host):
+    """Greedy, so that what is written after the move does not depend on where it happened."""
+    expert = replace(tiny_expert("A", make_checkpoint(tmp_path, "A")), temperature=0.0)
+    plan = make_plan(make_session(0, A[:6]), make_session(1, A[6:7], workers=(1,)))
+    stayed = Runs(tmp_path, host, experts=[expert], journal=tmp_path / "stayed")
+    stayed.execute(plan, A[:7])
+    moved = Runs(tmp_path, host, experts=[expert])
+    mover = MoveAll(expert="A", target=1, calls=A[:6])
+    backend = moved.backend()
+    result = drive(backend, [moved.watcher, mover], num_workers=2, log=backend.log)
+    finished_once(tmp_path, A[:6])
+    gone = [record for record in result.calls if record.attempt == 1]
+    assert gone
+    assert {record.session for record in gone} == {1}
+    assert all(record.wasted_tokens >= record.prompt_tokens for record in gone if record.wasted_tokens)
+    assert {record.key: record.response.token_ids for record in result.calls} == {
+        key: tokens for key, tokens in stayed.tokens.items() if key != A[6].key
+    }
 
 
 def test_a_session_over_two_cores_is_one_engine_on_both(tmp_path, host):
     expert = tiny_expert("A", make_checkpoint(tmp_path, "A"), tp_degree=2)
-    executor = make_executor(tmp_path, host, experts=[expert])
+    executor = Runs(tmp_path, host, experts=[expert])
     result = executor.execute(make_plan(make_session(0, A[:6], workers=(0, 1))), A[:6])
     assert {(record.workers, record.status) for record in result.calls} == {((0, 1), CallStatus.FINISHED)}
 
@@ -195,7 +236,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(tmp_path, hos
     write_manifest(path)
     weights = path / "model.safetensors"
     data = weights.read_bytes()
-    executor = make_executor(tmp_path, host, names="A")
+    executor = Runs(tmp_path, host, names="A")
     if damage == "truncated":
         weights.write_bytes(data[:-100])
     elif damage == "flipped":
@@ -206,7 +247,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(tmp_path, hos
         (path / {"no tokenizer": "tokenizer.json", "no config": "config.json"}[damage]).unlink()
     with pytest.raises(CheckpointError, match=f"checkpoint {path}"):
         executor.execute(make_plan(make_session(0, A)), A)
-    assert not (tmp_path / "journal").exists()
+    assert {path.name for path in (tmp_path / "journal").iterdir()} == {"lock", "commands.journal"}
 
 
 def test_what_vllm_refuses_to_load_fails_with_its_cause_and_the_run_goes_on(tmp_path, host):
@@ -214,16 +255,16 @@ def test_what_vllm_refuses_to_load_fails_with_its_cause_and_the_run_goes_on(tmp_
 
     path = make_checkpoint(tmp_path, "A")
     write_safetensors(path / "model.safetensors", {"model.embed_tokens.weight": np.zeros((3, 5))})
-    executor = make_executor(tmp_path, host, patience=ONE_RETRY)
+    executor = Runs(tmp_path, host, patience=ONE_RETRY)
     result = executor.execute(make_plan(make_session(0, A), make_session(1, B[:4])), [*A, *B[:4]])
-    errors = {executor.responses()[call.key].error for call in A}
+    errors = {executor.error(call) for call in A}
     assert len(errors) == 1
     error = errors.pop()
     assert error.startswith("A cannot be loaded: ")
     assert error.endswith("worker-0.log; correct it and start the same run again: failed calls are tried again")
     assert "\n" not in error
     assert {record.status for record in result.calls if record.expert == "B"} == {CallStatus.FINISHED}
-    assert executor.dead_workers == {}
+    assert executor.lost == {}
 
 
 def test_code_of_a_checkpoint_runs_only_where_that_is_allowed(tmp_path, host):
@@ -235,50 +276,59 @@ def test_code_of_a_checkpoint_runs_only_where_that_is_allowed(tmp_path, host):
         "class TinyConfig(LlamaConfig):\n    model_type = 'tiny_remote'\n"
     )
     plan = make_plan(make_session(0, A[:2]))
-    careful = make_executor(tmp_path, host, names="A", patience=ONE_RETRY)
+    careful = Runs(tmp_path, host, names="A", patience=ONE_RETRY)
     careful.execute(plan, A[:2])
-    error = careful.responses()[A[0].key].error
+    error = careful.error(A[0])
     assert error.startswith("A cannot be loaded: ValueError: engine.trust_remote_code must be true to run the Python")
     assert not (path / "ran").exists()
-    trusting = make_executor(tmp_path, host, names="A", settings=replace(SETTINGS, trust_remote_code=True))
+    trusting = Runs(tmp_path, host, names="A", options=replace(OPTIONS, loading=replace(CPU, trust_remote_code=True)))
     trusting.execute(plan, A[:2])
-    assert {entry.status for entry in trusting.responses().values()} == {CallStatus.FINISHED}
+    assert {record.status for record in trusting.records.values()} == {CallStatus.FINISHED}
     assert (path / "ran").exists()
 
 
 def test_a_cache_that_does_not_fit_is_said_before_or_by_the_engine(tmp_path, host):
-    small = EngineSettings(kv_cache_bytes=2**20 - 1)
+    small = replace(OPTIONS, kv_cache_memory_bytes=2**20 - 1)
     with pytest.raises(CheckpointError, match=r"needs 1\.0 MiB of KV cache, there are 1\.0; give more KV memory"):
-        make_executor(tmp_path, host, names="A", settings=small).execute(make_plan(make_session(0, A)), A)
-    large = make_executor(tmp_path, host, names="A", settings=EngineSettings(kv_cache_bytes=2**45), patience=ONE_RETRY)
+        Runs(tmp_path, host, names="A", options=small).execute(make_plan(make_session(0, A)), A)
+    large = Runs(
+        tmp_path,
+        host,
+        names="A",
+        options=replace(OPTIONS, kv_cache_memory_bytes=2**45),
+        patience=ONE_RETRY,
+        journal=tmp_path / "large",
+    )
     result = large.execute(make_plan(make_session(0, A[:2])), A[:2])
     assert {record.status for record in result.calls} == {CallStatus.FAILED}
-    assert large.responses()[A[0].key].error.startswith("A cannot be loaded: ")
+    assert large.error(A[0]).startswith("A cannot be loaded: ")
 
 
-class Killer:
-    """Kills what it finds at the first finishes that it hears of."""
+class Killer(Reactor):
+    """Kills what it finds at the first finishes that it hears of, once those of an earlier start are told."""
 
-    def __init__(self, find, times):
+    def __init__(self, find, times, num_before=0):
+        super().__init__(self.kill)
         self.find = find
         self.times = times
+        self.num_before = num_before
 
-    def on_finish(self, record):
-        if self.times:
+    def kill(self, record):
+        self.num_before -= 1
+        if self.times and self.num_before < 0:
             self.times -= 1
             for pid in self.find():
                 os.kill(pid, signal.SIGKILL)
-        return ()
 
 
 def test_a_worker_that_is_killed_loses_nothing_and_says_the_same(shared, host):
     folder, executor, _ = shared
     journal = folder / "workers"
-    again = make_executor(folder, host, journal=journal)
+    again = Runs(folder, host, journal=journal)
     killer = Killer(lambda: [pid for pid in processes_of(journal) if pid != host._process.pid], times=1)
     again.execute(make_plan(make_session(0, A), make_session(1, B, workers=(1,))), [*A, *B], killer)
     assert killer.times == 0
-    assert tokens(again) == tokens(executor)
+    assert again.tokens == executor.tokens
 
 
 def test_a_killed_run_and_a_killed_host_lose_nothing_and_say_the_same(tmp_path, monkeypatch):
@@ -295,22 +345,13 @@ def test_a_killed_run_and_a_killed_host_lose_nothing_and_say_the_same(tmp_path, 
     journalled = len(journal_of(tmp_path).ended)
     assert 5 <= journalled < 32
     with running_host(VLLM_ENGINE) as host:
-        killer = Killer(lambda: [host._process.pid], times=1)
-        executor = make_executor(tmp_path, host, prompts=lambda call: f"slow question {call.key.question}")
+        killer = Killer(lambda: [host._process.pid], times=1, num_before=journalled)
+        executor = Runs(tmp_path, host, prompts=prompt)
         plan, _ = plan_of_four(8)
-        heard = []
-
-        class KillLater:
-            def on_finish(self, record):
-                heard.append(record.key)
-                return killer.on_finish(record) if len(heard) > journalled else ()
-
-        executor.execute(plan, calls, KillLater())
+        executor.execute(plan, calls, killer)
         assert killer.times == 0
-        entries = finished_once(tmp_path, calls)
-        undisturbed = make_executor(
-            tmp_path, host, journal=tmp_path / "undisturbed", prompts=lambda call: f"slow question {call.key.question}"
-        )
+        records = finished_once(tmp_path, calls)
+        undisturbed = Runs(tmp_path, host, journal=tmp_path / "undisturbed", prompts=prompt)
         undisturbed.execute(plan, calls)
-        assert tokens(undisturbed) == {key: entry.token_ids for key, entry in entries.items()}
+        assert undisturbed.tokens == {key: record.response.token_ids for key, record in records.items()}
     assert processes_of(tmp_path) == []

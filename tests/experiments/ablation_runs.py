@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from experiments.studies.ablation_spec import AblationSpec, read_spec
+from experiments.analysis.ablation_spec import AblationSpec
+from experiments.studies.ablation_spec import read_spec
 
 
 def make_run(folder: Path, makespan_s: float | None = 100.0, *, seed: int = 0, scheduler: str = "ilp",

@@ -2,15 +2,17 @@
 
 import csv
 from itertools import pairwise
-from math import sqrt
+from math import inf, sqrt
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments.analysis.run_points import collect_runs
-from experiments.figures.ablation import COLOUR_BY_SCHEDULER, _looks, _tick_labels, draw_ablation, spread
-from experiments.studies.ablation import Ablation, make_ablation
+from experiments.analysis.ablation import Ablation, make_ablation
+from experiments.analysis.run_table import collect_runs
+from experiments.figures.ablation import draw_ablation, tick_labels
+from experiments.figures.end_labels import spread
+from experiments.figures.style import SCHEDULER_COLOURS, line_looks
 from experiments.studies.ablation_text import ablation_csv, describe_ablation
 from tests.experiments.ablation_runs import figure_config, make_points, make_run, make_spec
 
@@ -126,6 +128,7 @@ def test_a_description_that_does_not_fit_the_runs_is_refused(
         ({"panels": [{"key": "a", "label": "b", "relative_to": {"line": "c"}}]}, "relative_to.line must be one of"),
         ({"panels": [{"key": "a", "label": "b", "relative_to": {"y": 1}}]}, "relative_to got an unexpected .*'y'"),
         ({"x": {"key": "k", "label": "K", "names": [{"value": 1, "label": "a"}]}}, "given for scale: category only"),
+        ({"x": {"key": "k", "label": "K", "scale": "category", "ticks": [{"value": 1, "label": "a"}]}}, "numbers only"),
         ({"lines": {}}, "figure.lines must be at least one line"),
         ({"lines": {"a": 1}}, "figure.lines.a must be a mapping, got 1"),
     ],
@@ -188,13 +191,12 @@ def test_a_figure_is_drawn_as_png_and_pdf_and_is_the_same_twice(scale: str, tmp_
     assert draw_ablation(ablation) == (png, pdf)
 
 
-def test_a_scheduler_has_one_colour_and_lines_of_one_scheduler_differ(tmp_path: Path) -> None:
-    looks = _looks(ablation_of(tmp_path))
-    assert looks["ILP"]["color"] == COLOUR_BY_SCHEDULER["ilp"]
-    assert looks["round robin"]["color"] == COLOUR_BY_SCHEDULER["round_robin"]
-    lines = {"two": {"k": 2}, "four": {"k": 4}}
-    points = {("ilp", 2): [1.0], ("ilp", 4): [2.0]}
-    looks = _looks(ablation_of(tmp_path / "one", points, lines=lines, x={"key": "seed", "label": "seed"}))
+def test_a_scheduler_has_one_colour_and_lines_of_one_scheduler_differ() -> None:
+    looks = line_looks(["ILP", "round robin", "ILP, too"], ["ilp", "round_robin", "ilp"])
+    assert looks["ILP"]["color"] == looks["ILP, too"]["color"] == SCHEDULER_COLOURS["ilp"]
+    assert looks["ILP"]["linestyle"] != looks["ILP, too"]["linestyle"]
+    assert looks["round robin"]["color"] == SCHEDULER_COLOURS["round_robin"]
+    looks = line_looks(["two", "four"], ["ilp", "ilp"])
     assert looks["two"]["color"] != looks["four"]["color"]
 
 
@@ -209,5 +211,20 @@ def test_names_never_cover_each_other() -> None:
 
 def test_values_that_have_no_room_are_marked_and_not_written() -> None:
     axis = make_spec(x={"key": "k", "label": "K"}).x
-    ticks = _tick_labels(axis, (0.3, 0.33, 0.34, 0.5, 1.0), 2.5)
+    ticks = tick_labels(axis, (0.3, 0.33, 0.34, 0.5, 1.0), 2.5)
     assert ticks == {0.3: "0.3", 0.33: "", 0.34: "", 0.5: "0.5", 1.0: "1"}
+
+
+def test_ticks_may_stand_where_no_value_is() -> None:
+    ticks = [{"value": 2 / 3, "label": "2/3"}, {"value": 1, "label": "1"}]
+    axis = make_spec(x={"key": "k", "label": "K", "ticks": ticks, "steps": True}).x
+    assert tick_labels(axis, (0.66, 0.67, 1.0)) == {2 / 3: "2/3", 1.0: "1"}
+    assert axis.show(0.66) == "0.66"
+
+
+def test_no_interval_leaves_what_is_possible() -> None:
+    keys = ("gpu_idle_frac", "expert_makespan_s", "accuracy_change_pp")
+    panels = make_spec(panels=[{"key": key, "label": key, "times": 100} for key in keys]).panels
+    assert [panel.bounds for panel in panels] == [(0, 100), (0, inf), (-inf, inf)]
+    relative = {"key": "gpu_idle_frac", "label": "idle", "relative_to": {"x": 1}}
+    assert make_spec(panels=[relative]).panels[0].bounds == (0, inf)

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from experiments.config.wiring import CONF, compose_config, setup_from
 from hydra import compose, initialize_config_dir
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.ablations import preset_names
-from experiments.config.wiring import CONF, compose_config, setup_from
-from experiments.studies.ablation import Ablation, Row
-from experiments.studies.ablation_spec import AblationSpec, read_spec
+from experiments.analysis.ablation import Ablation, Row
+from experiments.analysis.ablation_spec import AblationSpec
+from experiments.studies.ablation_spec import read_spec
 from experiments.studies.ablation_sweep import point_names
 from experiments.studies.ablation_text import describe_ablation
 from mosaic.planning.schedulers.round_robin import RoundRobin
@@ -135,7 +136,7 @@ def test_a_policy_is_a_scheduler_with_its_options(path: Path) -> None:
 
 
 def test_a_preset_says_how_it_is_run_and_the_readme_names_it() -> None:
-    readme = (CONF.parent / "README.md").read_text()
+    readme = (CONF.parent / "experiments" / "README.md").read_text()
     for name in PRESETS:
         text = (CONF / "experiment" / f"{name}.yaml").read_text()
         assert f"python experiments/run.py +experiment={name}\n" in text

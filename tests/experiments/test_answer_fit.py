@@ -12,16 +12,16 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-
 from experiments.config.stage_wiring import ANSWER_KEYS
 from experiments.config.wiring import compose_config, setup_from
+from mosaic.runtime.second_stage import hand_over
+
 from experiments.fit_answers import ASSUMED_ABILITY, benchmark
 from experiments.studies.aggregator_fit import drawn_records
 from experiments.studies.answer_fit import Benchmark, Expected, bucket_tokens, expect, fit_questions
 from experiments.studies.published import FITTED_ANSWERS
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.pipelines.gates.gate import Never
-from mosaic.runtime.second_stage import hand_over
 from sim.world.answer_model import AnswerModel
 from sim.world.world import World
 from tests.factories import make_call

@@ -228,10 +228,10 @@ ENGINES = [
     ),
     Case(
         "prompt_beyond_the_kv_cache",
-        "\n".join(["backend.kv_tokens=100", *SMALL, *QUICK]),
+        "\n".join(["backend.kv_cache_tokens=100", *SMALL, *QUICK]),
         ["prompt_tokens + output_tokens - 1 must be at most 96", "KV blocks", "got "],
     ),
-    Case("less_than_a_block", "\n".join(["backend.kv_tokens=8", *SMALL, *QUICK]), ["kv_tokens must be", "got 8"]),
+    Case("less_than_a_block", "\n".join(["backend.kv_cache_tokens=8", *SMALL, *QUICK]), ["kv_tokens must be", "got 8"]),
     Case(
         "unknown_backend",
         "backend.name=tpu",
@@ -275,9 +275,7 @@ LOGS = [
 ]  # fmt: skip
 PLANS = [
     Case("plan_not_there", "plan.path=TMP/none.json", ["plan TMP/none.json: cannot be read (No such file"]),
-    Case(
-        "plan_not_json", "plan.path=TMP/p.json", ["TMP/p.json: not JSON (JSON is malformed"], {"p.json": "hello"}
-    ),
+    Case("plan_not_json", "plan.path=TMP/p.json", ["TMP/p.json: not JSON (JSON is malformed"], {"p.json": "hello"}),
     Case(
         "plan_without_keys", "plan.path=TMP/p.json", ["layers must be the plans of one layer or more"], {"p.json": "{}"}
     ),

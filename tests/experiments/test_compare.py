@@ -4,15 +4,17 @@ import subprocess
 import sys
 from math import exp, log, sqrt
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.analysis.pairing import compare_runs, t_interval
-from experiments.analysis.run_points import RunPoint, collect_runs
-from experiments.compare import COLUMNS, OUTCOME_COLUMNS, default_baseline, main
+from experiments.analysis.intervals import estimate, t_interval
+from experiments.analysis.pairing import compare_runs
+from experiments.analysis.run_table import RunPoint, collect_runs
+from experiments.compare import COLUMNS, OUTCOME_COLUMNS, SCALING_COLUMNS, default_baseline, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,40 +48,44 @@ def compare(root: Path, baseline="round_robin", **options):
     return compare_runs(collect_runs([root])[0], baseline=baseline, **options)
 
 
+def rows_of(comparison) -> list[SimpleNamespace]:
+    return [SimpleNamespace(**row) for row in comparison.rows.to_dicts()]
+
+
 def row_of(comparison, policy):
-    return next(row for row in comparison.rows if row.policy == policy)
+    return next(row for row in rows_of(comparison) if row.policy == policy)
 
 
 def test_speedup_is_the_geometric_mean_of_ratios_paired_by_seed(tmp_path):
     row = row_of(compare(make_sweep(tmp_path)), "ilp")
     half = 12.7062 * log(8 / 2) / sqrt(2) / sqrt(2)  # t(1, 0.975) x sd / sqrt(2) of two logs
-    assert row.ratios == (2.0, 8.0)
+    assert row.ratios == [2.0, 8.0]
     assert row.speedup == pytest.approx(4.0)
     assert row.speedup_low == pytest.approx(exp(log(4) - half), rel=1e-4)
     assert row.speedup_high == pytest.approx(exp(log(4) + half), rel=1e-4)
-    assert (row.num_seeds, row.num_pairs, row.makespan_s) == (2, 2, pytest.approx(37.5))
+    assert (row.num_seeds, row.num_pairs, row.time_s) == (2, 2, pytest.approx(37.5))
 
 
 def test_baseline_is_one_by_definition_and_comes_first(tmp_path):
-    rows = compare(make_sweep(tmp_path)).rows
+    rows = rows_of(compare(make_sweep(tmp_path)))
     assert (rows[0].policy, rows[0].speedup, rows[0].speedup_low) == ("round_robin", 1.0, None)
 
 
 def test_single_seed_has_no_interval(tmp_path):
     row = row_of(compare(make_sweep(tmp_path, ratios=(2.0,))), "ilp")
-    assert (row.speedup, row.speedup_low, row.makespan_low_s) == (2.0, None, None)
+    assert (row.speedup, row.speedup_low, row.time_low_s) == (2.0, None, None)
 
 
 def test_metric_can_be_end_to_end(tmp_path):
     row = row_of(compare(make_sweep(tmp_path, ratios=(2.0,)), metric="end_to_end_s"), "ilp")
-    assert (row.makespan_s, row.speedup) == (100.0, 2.0)
+    assert (row.time_s, row.speedup) == (100.0, 2.0)
 
 
 def test_workloads_are_compared_apart(tmp_path):
     for workload, speed in (("a", 2.0), ("b", 4.0)):
         make_run(tmp_path / f"{workload}-rr", "round_robin", 100.0, workload=workload)
         make_run(tmp_path / f"{workload}-ilp", "ilp", 100.0 / speed, workload=workload)
-    rows = [(row.case, row.speedup) for row in compare(tmp_path).rows if row.policy == "ilp"]
+    rows = [(row.case, row.speedup) for row in rows_of(compare(tmp_path)) if row.policy == "ilp"]
     assert rows == [("a", 2.0), ("b", 4.0)]
 
 
@@ -88,8 +94,8 @@ def test_policies_are_named_by_the_settings_that_vary_and_no_others(tmp_path):
     for k in (2, None):
         scheduler = {"_target_": "m.ilp", "max_experts_per_worker": k, "time_limit_s": 10}
         make_run(tmp_path / f"k{k}", "ilp", config={"scheduler": scheduler})
-    policies = {row.policy for row in compare(tmp_path).rows}
-    assert policies == {"round_robin", "ilp max_experts_per_worker=2", "ilp max_experts_per_worker=null"}
+    policies = {row.policy for row in rows_of(compare(tmp_path))}
+    assert policies == {"round_robin", "ilp max_experts_per_worker=2", "ilp"}
 
 
 def test_gates_are_named_with_the_settings_that_tell_them_apart(tmp_path):
@@ -97,7 +103,7 @@ def test_gates_are_named_with_the_settings_that_tell_them_apart(tmp_path):
     for number, (gate, tau) in enumerate(gates):
         config = {"gate": {"_target_": f"m.{gate}"} | ({} if tau is None else {"tau": tau, "seed": 0})}
         make_run(tmp_path / f"rr{number}", "round_robin", gate=gate, config=config)
-    assert {row.policy for row in compare(tmp_path).rows} == {
+    assert {row.policy for row in rows_of(compare(tmp_path))} == {
         "round_robin gate=never", "round_robin gate=majority tau=0.666667", "round_robin gate=majority tau=1",
         "round_robin gate=majority tau=0.66667", "round_robin gate=calibrated tau=0.71",
     }  # fmt: skip
@@ -108,9 +114,9 @@ def test_aggregators_that_differ_are_named(tmp_path):
         config = {"aggregator": {"name": aggregator, "tp_degree": 4, "aaa": aggregator}}
         make_run(tmp_path / aggregator, "round_robin", gate="never", aggregator=aggregator, config=config)
     make_run(tmp_path / "older", "ilp")
-    policies = {row.policy for row in compare(tmp_path).rows}
+    policies = {row.policy for row in rows_of(compare(tmp_path))}
     assert policies == {
-        "round_robin aggregator=tp4 gate=never", "round_robin aggregator=dp4 gate=never", "ilp gate=null"
+        "round_robin aggregator=tp4 gate=never", "round_robin aggregator=dp4 gate=never", "ilp"
     }  # fmt: skip
 
 
@@ -130,7 +136,7 @@ def test_other_machines_are_another_case_named_by_as_few_keys_as_tell(tmp_path):
         hardware = {"hardware": {"name": name, "memory_gib": memory, "aaa": memory}}
         make_run(tmp_path / f"rr-{name}", "round_robin", 100.0, config=hardware)
         make_run(tmp_path / f"ilp-{name}", "ilp", 50.0, config=hardware)
-    assert {row.case for row in compare(tmp_path).rows} == {"w hardware=a100", "w hardware=rtx"}
+    assert {row.case for row in rows_of(compare(tmp_path))} == {"w hardware=a100", "w hardware=rtx"}
 
 
 def test_world_that_differs_between_policies_is_never_paired(tmp_path):
@@ -201,12 +207,13 @@ def test_command_writes_table_csv_and_figure(tmp_path, capsys):
     make_sweep(tmp_path)
     assert main([str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "4.000 [" in printed
+    assert "4.000 (2.000, 8.000)" in printed, "of two seeds both values: their interval says nothing"
     assert printed.startswith((tmp_path / "compare.txt").read_text())
     rows = list(csv.DictReader((tmp_path / "compare.csv").read_text().splitlines()))
-    assert list(rows[0]) == [*COLUMNS, *OUTCOME_COLUMNS]
+    assert list(rows[0]) == list(COLUMNS)
     assert {rows[0][column] for column in OUTCOME_COLUMNS} == {"", "0"}
-    assert not any(word in printed for word in ("accuracy", "skip", "change", "tradeoff"))
+    assert not any(word in printed for word in ("accuracy ", "skip", "change"))
+    assert "tradeoff.png is not drawn: no run knows its accuracy" in printed
     assert not (tmp_path / "tradeoff.png").exists()
     assert [float(row["speedup"]) for row in rows] == pytest.approx([1.0, 4.0])
     assert rows[0]["speedup_low"] == ""
@@ -240,9 +247,12 @@ def test_several_run_folders_are_compared_beside_them(tmp_path):
     assert (tmp_path / "here/there/compare.png").exists()
 
 
-def test_baseline_alone_still_gives_its_table(tmp_path):
+def test_baseline_alone_still_gives_its_table_and_no_figure(tmp_path, capsys):
     make_run(tmp_path / "rr", "round_robin", gpu_idle_frac=None, num_loads=None)
+    (tmp_path / "compare.png").write_bytes(b"of an earlier comparison")
     assert main([str(tmp_path)]) == 0
+    assert "compare.png is not drawn: no policy has a run beside one of round_robin" in capsys.readouterr().out
+    assert not (tmp_path / "compare.png").exists()
 
 
 def test_partial_pairs_and_long_names_are_drawn(tmp_path, capsys):
@@ -308,6 +318,48 @@ def test_interval_matches_the_table_of_student():
     assert t_interval([1.0]) == (None, None)
 
 
+def test_an_interval_is_shown_from_three_values_on_and_never_past_what_is_possible():
+    assert estimate([0.1, 0.9]).shown() is None
+    found = estimate([0.0, 0.1, 0.9])
+    assert found.low < 0
+    assert found.shown(least=0.0) == (0.0, found.high)
+
+
+def test_runs_on_several_numbers_of_gpus_are_compared_with_the_fewest(tmp_path, capsys):
+    for seed in (0, 1, 2):
+        for scheduler, walls in (("round_robin", (800.0, 500.0)), ("ilp", (600.0, 150.0))):
+            for num_workers, wall_s in zip((2, 4), walls, strict=True):
+                make_run(
+                    tmp_path / f"{scheduler}{num_workers}-{seed}", scheduler, wall_s, seed=seed, num_calls=10,
+                    num_workers=num_workers, problem_fingerprint=f"{num_workers}-{seed}",
+                    config={"cluster": {"num_workers": num_workers}},
+                )  # fmt: skip
+    assert main([str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "Across numbers of GPUs: each policy over itself on the fewest" in printed
+    assert "w num_workers=4" in printed, "policies meet on equal machines only"
+    rows = list(csv.DictReader((tmp_path / "scaling.csv").read_text().splitlines()))
+    assert list(rows[0]) == list(SCALING_COLUMNS)
+    found = {(row["policy"], row["num_workers"]): float(row["speedup"]) for row in rows}
+    expected = {("round_robin", "2"): 1.0, ("round_robin", "4"): 1.6, ("ilp", "2"): 1.0, ("ilp", "4"): 4.0}
+    assert found == pytest.approx(expected)
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_does_not_fit_on_a_page_is_not_drawn(tmp_path, capsys):
+    make_run(tmp_path / "rr", "round_robin")
+    for k in range(80):
+        make_run(tmp_path / f"ilp{k}", config={"scheduler": {"max_experts_per_worker": k}})
+    assert main([str(tmp_path)]) == 0
+    assert "compare.png is not drawn: 80 policies do not fit on a page" in capsys.readouterr().out
+    make_run(tmp_path / "few" / "rr", "round_robin")
+    for k in range(60):
+        make_run(tmp_path / "few" / f"ilp{k}", config={"scheduler": {"max_experts_per_worker": k}})
+    assert main([str(tmp_path / "few")]) == 0
+    height = int.from_bytes((tmp_path / "few" / "compare.png").read_bytes()[20:24], "big")
+    assert height <= 9 * 250, "at most a page"
+
+
 @given(st.lists(st.tuples(st.floats(1, 1e4), st.floats(1, 1e4)), min_size=2, max_size=6))
 def test_swapping_policy_and_baseline_inverts_the_speedup(walls):
     runs = [
@@ -315,7 +367,7 @@ def test_swapping_policy_and_baseline_inverts_the_speedup(walls):
             folder=Path(f"{name}{seed}"),
             summary={
                 "workload": "w", "scheduler": name, "seed": seed, "expert_makespan_s": wall_s, "gpu_idle_frac": None,
-                "num_loads": None, "problem_fingerprint": "f",
+                "num_loads": None, "problem_fingerprint": "f", "end_to_end_s": wall_s,
             },
             leaves={"seed": seed},
         )

@@ -27,13 +27,13 @@ from experiments.hardware.engine_sweep import (
 )
 from experiments.hardware.engine_work import Work, terms_of, works_of
 from mosaic.core.cluster import uniform_cluster
+from mosaic.core.engine_options import EngineSettings as SimulatedSettings
+from mosaic.core.engine_options import Order
 from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.results import CallStatus
 from mosaic.engines.engine import Device, EngineSettings
 from sim.cluster.backend import SimBackend
 from sim.engine.engine import Engine
-from sim.engine.engine_settings import EngineSettings as SimulatedSettings
-from sim.engine.engine_settings import Order
 from sim.hardware.curves import Curve
 from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time
@@ -262,7 +262,7 @@ def test_the_simulator_is_told_how_the_engines_schedule():
     )
     on_gpu = EngineSettings(device=Device.GPU, block_size=16, kv_cache_bytes=None, max_num_batched_tokens=1024)
     settings = mirrored_settings(on_gpu, experts)
-    assert (settings.max_num_batched_tokens, settings.block_size, settings.kv_tokens) == (1024, 16, None)
+    assert (settings.max_num_batched_tokens, settings.block_size, settings.kv_cache_tokens) == (1024, 16, None)
 
 
 @pytest.mark.parametrize("field", ["num_rounds", "decode_steps"])

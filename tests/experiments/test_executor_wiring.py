@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-
 from experiments.config.executor_wiring import EngineSetup, Mode, ServerSetup, find_device
 from experiments.config.wiring import compose_config, setup_from
+
 from mosaic.engines.engine import Device
 from tests.experiments.command_line import run_here
 from tests.experiments.test_wiring import TINY_EXPERTS, write_lines

@@ -1,6 +1,7 @@
 import csv
 import re
 from collections.abc import Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 import yaml
 
 from experiments.fit_hardware import main
+from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.workload import ModelShape
+from sim.engine.engine import Engine
 from sim.hardware.hardware import FittedAttention, Hardware, MeasuredAttention, hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 from tests.workloads.test_request_log import make_line, write_log
@@ -154,15 +157,20 @@ def test_per_layer_tables_are_recovered(tmp_path: Path) -> None:
     assert two.dense(256) == pytest.approx(0.278e-3, rel=0.03)
 
 
-def test_several_models_share_a_file_and_sharded_tables_need_an_all_reduce(tmp_path: Path) -> None:
+def test_several_models_share_a_file_and_sharded_tables_need_an_all_reduce(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = write_per_operator(tmp_path / "a")
     second = write_per_operator(tmp_path / "b", tp_degree=2)
     out = tmp_path / "gpu.yaml"
     more = ["--tables", str(second), "--shape", str(SHAPES / "qwen3_32b.yaml")]
     assert fit(first, out, *more) == 2
     assert not out.exists()
-    link = ["--all-reduce-fixed-us", "30", "--all-reduce-bytes-per-s", "1e10", "--all-reduce-source", "assumed"]
-    assert fit(first, out, *more, *link) == 0
+    link = ["--all-reduce-fixed-us", "30", "--all-reduce-bytes-per-s", "1e10", "--all-reduce-source"]
+    assert fit(first, out, *more, *link, "assumed: PCIe") == 2
+    assert not out.exists()
+    assert "the time of a run is a range" in capsys.readouterr().err
+    assert fit(first, out, *more, *link, "published: somewhere") == 0
     hardware = load(out)
     assert [table.name for table in hardware.tables] == ["llama3_8b_tp1", "qwen3_32b_tp2"]
     assert hardware.all_reduce[2](1e6) == pytest.approx(130e-6, rel=1e-3)
@@ -178,27 +186,71 @@ def test_file_says_how_it_was_made_without_machine_paths(tmp_path: Path) -> None
     assert load(out).sources["cpu"] == "assumed: a guess"
 
 
-def test_host_time_is_recovered_from_a_log(tmp_path: Path) -> None:
-    tables, out = write_per_operator(tmp_path / "tables"), tmp_path / "gpu.yaml"
-    assert fit(tables, out, "--cpu-base-s", "0.004") == 0
+def recorded(hardware: Hardware, num_requests: int) -> list[dict[str, Any]]:
+    """Lines of a log: requests of unequal length on an engine of this hardware, all there from the start."""
     shape = ModelShape(**yaml.safe_load(SHAPE.read_text()))
-    time = iteration_time(load(out), shape, 1)
-    first_s = time.mixed_s([(100, 0)], 0, 0)
-    end_s = first_s + time.decode_span_s(1, 101, 10)
-    line = make_line(queued_ts=0.0, scheduled_ts=0.0, first_token_ts=first_s, last_token_ts=end_s)
-    log = write_log(tmp_path, line)
-    assert fit(tables, out, "--log", str(log), "--kv-tokens", "10000") == 0
-    assert load(out).cpu_base_s == pytest.approx(0.004, abs=2e-6)
-    assert load(out).sources["cpu"].startswith("fitted:")
+    settings = EngineOptions(order=Order.MIXED)
+    engine = Engine(
+        iteration_time=iteration_time(hardware, shape, 1), settings=settings, kv_tokens=100_000, context_tokens=4096
+    )
+    served = [engine.submit(i, 60 + i, 20 + 3 * i, 0.0) for i in range(num_requests)]
+    engine.advance_to(float("inf"))
+    return [
+        make_line(
+            str(request.id), input_toks=request.prompt_tokens, output_toks=request.output_tokens, queued_ts=0.0,
+            scheduled_ts=request.admitted_ts, first_token_ts=request.first_token_ts, last_token_ts=request.finished_ts,
+        )
+        for request in served
+    ]  # fmt: skip
 
 
-def test_log_that_no_host_time_explains_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = write_log(tmp_path, make_line(queued_ts=0.0, scheduled_ts=0.0, first_token_ts=1e-6, last_token_ts=2e-6))
+def test_host_time_is_recovered_from_the_steps_of_a_log(tmp_path: Path) -> None:
     tables, out = write_per_operator(tmp_path / "tables"), tmp_path / "gpu.yaml"
+    assert fit(tables, out, "--cpu-base-s", "0.0003") == 0
+    log = write_log(tmp_path, *recorded(load(out), 40))
+    assert fit(tables, out, "--log", str(log), "--kv-tokens", "100000") == 0
+    hardware = load(out)
+    assert hardware.cpu_s(20) == pytest.approx(0.0003, rel=0.05)
+    assert hardware.sources["cpu"].startswith("fitted:")
+
+
+def test_log_with_too_few_steps_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tables, out = write_per_operator(tmp_path / "tables"), tmp_path / "gpu.yaml"
+    assert fit(tables, out) == 0
+    log = write_log(tmp_path, *recorded(load(out), 5))
+    out.unlink()
     assert fit(tables, out, "--log", str(log), "--kv-tokens", "10000") == 2
-    assert "no host time per iteration" in capsys.readouterr().err
+    assert "at least 20 stretches of decode steps must be known" in capsys.readouterr().err
     assert fit(tables, out, "--log", str(log)) == 2
     assert "--kv-tokens must be given with --log" in capsys.readouterr().err
+
+
+def write_skew(folder: Path, streams: float) -> None:
+    """Ratios as if so many pairs of sequence and KV head filled the bandwidth; Llama-3-8B has 8 heads."""
+    rows = []
+    for n, kvs in product((16, 64, 128), (256, 512, 1024)):
+        for nb in (1, 2, 4):
+            behind = max(0.0, streams / 8 - nb) * 3 * kvs if n >= 64 else 0.0
+            mean_us = decode_us(n, kvs + 3 * kvs * nb / n)
+            rows.append(("pure", n, nb, 0, 0, kvs, 4 * kvs, 3 * mean_us, 3 * (mean_us + KV_TOKEN_US * behind)))
+    header = ("regime", "n", "nb", "pc", "kp", "kvs", "kv_big", "t_mean_us", "t_skew_us")
+    write_csv(folder / "tp1" / "skew.csv", header, rows)
+
+
+KV_TOKEN_US = 0.01 / 128
+"""Slope of ``decode_us`` at the largest batch."""
+
+
+def test_streams_are_recovered_from_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tables, out = write_per_operator(tmp_path / "tables"), tmp_path / "gpu.yaml"
+    write_skew(tables, 60.0)
+    assert fit(tables, out) == 0
+    assert load(out).attention_streams == 0
+    assert fit(tables, out, "--num-sms", "188") == 0
+    hardware = load(out)
+    assert (hardware.num_sms, hardware.attention_streams) == (188, pytest.approx(60.0, abs=2.0))
+    assert "error of the rest" in hardware.sources["attention_streams"]
+    assert "held-out error: decodes alone" in capsys.readouterr().out
 
 
 def spoil(path: Path, old: str, new: str) -> None:

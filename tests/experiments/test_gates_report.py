@@ -7,6 +7,7 @@ from joblib import parallel_config
 
 import experiments.studies.gate_trials
 from experiments.figures.gates import Line, Panel, draw_gates
+from experiments.figures.style import png_bytes
 from experiments.gates import COMMAND, make_report
 from experiments.studies.gate_populations import (
     NUM_ADVERSARIAL_OPTIONS,
@@ -241,9 +242,23 @@ def test_the_report_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
         assert {kind: len(lines) for kind, lines in world["calibrations"].items()} == {"plurality": 12, "weighted": 12}
     assert [list(row["promises"]) for row in data["worlds"]["medmcqa"]["published"]] == [["504", "2000", "10000"]] * 2
     assert files["gates.png"].startswith(b"\x89PNG")
+    assert files["gates.pdf"].startswith(b"%PDF")
 
 
 def test_the_figure_is_a_column_wide() -> None:
     line = Line(num_questions=350, confidence="plurality", accepted_pp=(0.5, 1.0, 5.0), skip_frac=(0.0, 0.4, 0.9))
-    png = draw_gates([Panel(name="one", lines=(line,), levels={"all": 0.5})])
-    assert int.from_bytes(png[16:20], "big") == 850
+    figure = draw_gates([Panel(name="one", lines=(line,), levels={"all": 0.5})])
+    assert int.from_bytes(png_bytes(figure)[16:20], "big") == 850
+
+
+def test_lines_on_one_another_are_told_apart_and_a_low_panel_has_its_own_axis() -> None:
+    lines = [
+        Line(num_questions=number, confidence="plurality", accepted_pp=(0.5, 5.0), skip_frac=(0.02, 0.02))
+        for number in (350, 2000, 10_000)
+    ]
+    (axes,) = draw_gates([Panel(name="one", lines=tuple(lines), levels={"all": 0.5})]).axes
+    widths = [line.get_linewidth() for line in axes.lines]
+    assert widths == sorted(widths, reverse=True)
+    assert len(set(widths)) == len({line.get_marker() for line in axes.lines}) == 3
+    assert axes.get_ylim()[1] < 5
+    assert [text.get_text() for text in axes.texts] == ["above: all: 50%"]

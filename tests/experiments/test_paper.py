@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import t as student_t
 
+from experiments.studies.paper_figures import typical_place
 from experiments.studies.paper_report import describe, errors_csv, misses
 from experiments.studies.paper_rows import FITTED, PREDICTED, Row
 from experiments.studies.paper_runs import BENCHMARKS, POOLS, PaperRun, PaperRuns, paper_points, run_all
@@ -142,6 +143,16 @@ def make_run(folder: Path, policy: str, seed: int, **summary: float) -> PaperRun
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text(json.dumps(summary))
     return PaperRun(point=point, folder=folder)
+
+
+def test_the_timeline_is_of_the_seed_nearest_to_the_means(tmp_path: Path) -> None:
+    walls = {"round_robin": (100.0, 200.0, 160.0), "ilp": (100.0, 80.0, 91.0)}
+    runs = [
+        make_run(tmp_path, policy, seed, expert_makespan_s=wall_s)
+        for policy, own in walls.items()
+        for seed, wall_s in enumerate(own)
+    ]
+    assert typical_place(PaperRuns(runs=tuple(runs)), "gpqa") == 2
 
 
 def test_walls_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,14 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+from experiments.analysis.expert_stage import (
+    WorkerTimes,
+    output_tokens_by_expert,
+    slots_by_expert,
+    tokens_by_agreement,
+    worker_times,
+)
+from experiments.analysis.intervals import Estimate
 from experiments.figures.agreement import agreement_rows, density, draw_agreement
 from experiments.figures.data_parallel import data_parallel_rows, draw_data_parallel
 from experiments.figures.lengths import draw_lengths, length_rows
@@ -18,18 +26,11 @@ from experiments.figures.style import (
     PALETTE,
     PUBLISHED_EXPERTS,
     expert_colours,
+    lay_out,
     pdf_bytes,
     png_bytes,
 )
-from experiments.figures.throughput import draw_throughput, spread, throughput_rows
-from experiments.studies.paper_data import (
-    WorkerTimes,
-    output_tokens_by_expert,
-    slots_by_expert,
-    tokens_by_agreement,
-    worker_times,
-)
-from experiments.studies.throughput import Relaxed, ThroughputPoint
+from experiments.figures.throughput import draw_throughput
 from mosaic.core.errors import RunFolderError
 from mosaic.core.workload import AGGREGATE
 from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer
@@ -51,22 +52,13 @@ POLICIES = {"hybrid": {"round robin": TIMES, "data parallel": TIMES[:1]}, "instr
 BUCKETS = {"3:0": [100.0, 200.0, 600.0], "2:1": [300.0, 500.0], "1:1:1": [4000.0]}
 
 
-def make_curve(expert: str, rates: dict[int, float]) -> tuple[ThroughputPoint, ...]:
-    return tuple(
-        ThroughputPoint(
-            expert=expert, shard_size=size, repeat=repeat, relaxed=relaxed, session_s=10.0,
-            output_tok_per_s=rate + repeat + 1000 * (relaxed is Relaxed.BOTH), mean_in_flight=20.0,
-            mean_held_tokens=500.0, tail_frac=0.25, num_preemptions=0, kv_capacity_tokens=128_000, max_num_seqs=256,
-        )
-        for size, rate in rates.items()
-        for repeat in (0, 1)
-        for relaxed in (Relaxed.NOTHING, Relaxed.BOTH)
-    )  # fmt: skip
+def make_curve(rates: dict[int, float]) -> dict[int, Estimate]:
+    return {size: Estimate(rate, 0.9 * rate, 1.1 * rate, 4) for size, rate in rates.items()}
 
 
 CURVES = {
-    "hybrid": {"LlamaR1": make_curve("LlamaR1", {8: 100, 64: 300}), "Gemma": make_curve("Gemma", {8: 90, 64: 310})},
-    "instruct": {"Gemma": make_curve("Gemma", {8: 90, 64: 400})},
+    "hybrid": {"LlamaR1": make_curve({8: 100, 64: 300}), "Gemma": make_curve({8: 90, 64: 310})},
+    "instruct": {"Gemma": make_curve({8: 90, 64: 400})},
 }
 FIGURES = {
     "lengths": lambda: draw_lengths(LENGTHS, PUBLISHED),
@@ -97,6 +89,7 @@ def test_figure_is_one_column_wide_and_equal_figures_are_equal_bytes(name):
 @pytest.mark.parametrize("name", FIGURES)
 def test_nothing_leaves_the_figure(name):
     figure = FIGURES[name]()
+    lay_out(figure)
     drawn = figure.get_tightbbox()
     width, height = figure.get_size_inches()
     assert drawn.x0 >= 0
@@ -152,6 +145,7 @@ def test_lengths_have_a_panel_per_pool_and_their_means_written_and_marked():
     assert [label.get_text() for label in hybrid.get_yticklabels()] == ["LlamaR1", "Gemma"]
     assert hybrid.get_xlim() == instruct.get_xlim()
     assert instruct.get_xlabel() == "output tokens of a call"
+    assert {"middle half", "median", "5 to 95%", "longest", "mean"} <= set(texts(figure)), "all that is drawn is named"
     means = [tuple(line.get_xdata()) for line in hybrid.lines if line.get_marker() == "D"]
     published = [tuple(line.get_xdata()) for line in hybrid.lines if line.get_marker() == "o"]
     assert (means, published) == ([(400.0,), (50.0,)], [(410.0,)])
@@ -181,8 +175,17 @@ def test_skew_draws_shares_of_slots_and_of_the_makespan():
     load, generate = 100 * (0.1 + 1 / 12) / 2, 100 * (0.9 + 11 / 12) / 2
     assert bars(times)[:2] == [pytest.approx((0, load)), pytest.approx((load, generate))]
     assert sum(width for _, width in bars(times)[2:]) == pytest.approx(100)
-    assert {"max/min 6", "max/min 99", "60%", "1%", "share of slots (%)", "share of makespan (%)"} <= set(texts(figure))
-    assert any(text.startswith("idle 29.2% [") for text in texts(figure))
+    assert {
+        "hybrid, max/min 6",
+        "instruct, max/min 99",
+        "60%",
+        "1%",
+        "share of slots (%)",
+        "share of makespan (%)",
+    } <= set(texts(figure))
+    assert "idle 29.2%" in texts(figure), "two seeds have no interval worth showing"
+    three = draw_skew({"hybrid": PoolSkew(slots={"Gemma": 6}, times=(*TIMES, TIMES[0]))})
+    assert any(text.startswith("idle 27.8% [") for text in texts(three))
     assert "idle 25.0%" in texts(figure), "one seed has no interval"
 
 
@@ -217,10 +220,12 @@ def test_data_parallel_bars_add_up_to_the_makespan():
     assert boxes[1] == pytest.approx((15.0, 62.5))
     assert sum(boxes[2]) == pytest.approx(110.0)
     assert sum(boxes[5]) == pytest.approx(100.0)
-    assert {"110 s, idle 30%", "100 s, idle 25%", "seconds per worker, up to the makespan"} <= set(texts(figure))
+    assert {"110 s, idle 30%", "100 s, idle 25%", "time per worker (s)"} <= set(texts(figure))
     assert len(hybrid.containers) > len(instruct.containers)
-    low, high = (data_parallel_rows(POLICIES)[1][place] for place in (6, 7))
-    (interval,) = [line for line in hybrid.collections if line.get_segments()]
+    assert not hybrid.collections, "two seeds have no interval worth showing"
+    three = {"hybrid": {"round robin": (*TIMES, TIMES[1])}}
+    low, high = (data_parallel_rows(three)[1][place] for place in (6, 7))
+    (interval,) = [line for line in draw_data_parallel(three).axes[0].collections if line.get_segments()]
     assert interval.get_segments()[0][:, 0] == pytest.approx([low, high])
 
 
@@ -234,17 +239,16 @@ def test_data_parallel_rows_are_means_per_worker():
         data_parallel_rows({"p": {"q": ()}})
 
 
-def test_throughput_draws_means_of_the_sessions_with_no_limit_relaxed():
+def test_throughput_draws_means_with_their_intervals():
     figure = draw_throughput(CURVES)
     hybrid, instruct = figure.axes
     llama, gemma = hybrid.lines[:2]
     assert list(llama.get_xdata()) == [8, 64]
-    assert list(llama.get_ydata()) == [100.5, 300.5]
+    assert list(llama.get_ydata()) == [100, 300]
     assert (llama.get_color(), gemma.get_color()) == (PALETTE[0], PALETTE[2])
     assert instruct.lines[0].get_color() == PALETTE[2]
     assert (hybrid.get_ylabel(), instruct.get_xlabel()) == ("output tok/s", "shard size (calls of a session)")
-    assert len(throughput_rows(CURVES)) == 1 + 3 * 8
-    assert throughput_rows(CURVES)[0][:3] == ("pool", "expert", "shard_size")
+    assert "95% interval of the mean over sessions" in texts(figure), "what the band is"
 
 
 def test_names_of_close_curves_do_not_overlap():
@@ -254,21 +258,24 @@ def test_names_of_close_curves_do_not_overlap():
     boxes = [Text.get_window_extent(name) for name in names]  # without the line to its curve
     assert len(boxes) == 2
     assert not boxes[0].overlaps(boxes[1])
-    assert spread([1.0, 1.0, 1.0], 0.5, 2.0) == [1.0, 1.5, 2.0]
-    assert spread([2.0, 2.0], 0.5, 2.0) == [1.5, 2.0]
 
 
 def test_agreement_draws_a_violin_and_a_cumulative_share_per_bucket():
     figure = draw_agreement(BUCKETS, {"3:0": 310.0})
     violins, shares = figure.axes
     assert len(violins.collections) == len(shares.lines) == 3
-    assert [label.get_text() for label in violins.get_xticklabels()] == ["3:0", "2:1", "1:1:1"]
+    assert [label.get_text() for label in violins.get_xticklabels()] == [
+        "3:0\n3\n300\n310",
+        "2:1\n2\n400\n",
+        "1:1:1\n1\n4,000\n",
+    ]
     assert list(shares.lines[0].get_xdata()) == [100.0, 200.0, 600.0]
     assert list(shares.lines[0].get_ydata()) == pytest.approx([100 / 3, 200 / 3, 100])
     means = [line.get_ydata()[0] for line in violins.lines if line.get_marker() == "D"]
     assert means == [300.0, 400.0, 4000.0]
-    assert {"questions", "mean", "publ. mean", "310", "4,000", "questions below (%)"} <= set(texts(figure))
-    assert "publ. mean" not in texts(draw_agreement(BUCKETS))
+    assert {"\nquestions\nmean\npubl. mean", "questions below (%)", "published mean"} <= set(texts(figure))
+    assert "\nquestions\nmean" in texts(draw_agreement(BUCKETS))
+    assert "published mean" not in texts(draw_agreement(BUCKETS))
 
 
 def test_agreement_without_questions_in_a_bucket_leaves_it_blank():

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-
 from experiments.config.wiring import compose_config, setup_from
+
 from experiments.measure_profile import main, split_arguments
 from mosaic.planning.profiles import load_profile
 

@@ -3,9 +3,9 @@ from collections.abc import Sequence
 import pytest
 
 from experiments.analysis.replay import replay, replay_errors, replay_table
+from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import Call, CallKey, PROPOSE, Question, Workload
-from sim.engine.engine_settings import EngineSettings, Order
+from mosaic.core.workload import PROPOSE, Call, CallKey, Question, Workload
 
 
 class OneSecondSteps:
@@ -33,7 +33,7 @@ def run(workload: Workload, **settings: int) -> tuple[CallRecord, ...]:
     return replay(
         workload,
         iteration_time=OneSecondSteps(),
-        settings=EngineSettings(order=Order.MIXED, **settings),
+        settings=EngineOptions(order=Order.MIXED, **settings),
         kv_tokens=10_000,
         context_tokens=1000,
     )
@@ -66,7 +66,11 @@ def test_errors_are_relative_to_the_log() -> None:
         if record.first_token_ts is not None and record.finished_ts is not None
     ]
     errors = replay_errors(slower, measured)
-    assert list(errors) == ["mean_latency_s", "mean_tpot_s", "mean_ttft_s", "p99_latency_s", "makespan_s"]
+    assert list(errors) == [
+        "mean_latency_s", "p50_latency_s", "p99_latency_s", "mean_tpot_s", "p50_tpot_s", "mean_ttft_s", "p50_ttft_s",
+        "makespan_s",
+    ]  # fmt: skip
+    assert errors["p50_latency_s"].simulated_s == pytest.approx((5.0 + 3.5) / 2)
     assert errors["mean_latency_s"].measured_s == pytest.approx((4.0 + 2.5) / 2)
     assert errors["mean_latency_s"].error_frac == pytest.approx(1 / 3.25)
     assert errors["mean_ttft_s"].error_frac == pytest.approx(1 / 1.25)

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from experiments.analysis.replay import replay_errors
-from experiments.analysis.replay_report import report_replay
-from experiments.figures.replay import draw_replay, main
+from experiments.figures.replay import draw_replay, main, report_replay
 from mosaic.core.results import RunResult
 from mosaic.report.tables import calls_parquet
 from mosaic.workloads.request_log import load_request_log, measured_records

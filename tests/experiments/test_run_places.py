@@ -20,7 +20,7 @@ NAMED = {"prompt_tokens": 90, "experts": ["SmolLM2", "QwenHalf"], "output_tokens
 
 def lose_a_call(outcome: RunOutcome) -> RunOutcome:
     first, *others = outcome.result.calls
-    return replace(outcome, result=replace(outcome.result, calls=(replace(first, status=CallStatus.FAILED), *others)))
+    return replace(outcome, result=replace(outcome.result, calls=(first._replace(status=CallStatus.FAILED), *others)))
 
 
 def test_calls_without_a_result_have_a_status_of_their_own(tmp_path: Path) -> None:

@@ -2,7 +2,14 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.studies.throughput import Relaxed, ThroughputPoint, size_means, throughput_point, throughput_points
+from experiments.studies.throughput import (
+    Relaxed,
+    ThroughputPoint,
+    size_means,
+    throughput_point,
+    throughput_points,
+    throughput_rows,
+)
 from experiments.studies.throughput_reasons import explain_curve, gain, reason_rows
 from mosaic.core.errors import BackendError
 from tests.run_records import make_failed, make_record, make_session
@@ -66,9 +73,9 @@ def test_an_unfinished_call_is_refused():
 def test_sizes_are_averaged_without_the_relaxed_sessions():
     points = [make_point(8, 100.0), make_point(8, 120.0, repeat=1), make_point(8, 900.0, relaxed=Relaxed.BOTH)]
     (mean,) = size_means(points)
-    assert (mean.output_tok_per_s, mean.num_sessions) == (110.0, 2)
-    assert mean.low_tok_per_s == pytest.approx(110 - 12.706 * 10, rel=1e-3), "t of one degree of freedom"
-    assert size_means(points[:1])[0].low_tok_per_s is None
+    assert (mean.rate.mean, mean.rate.num) == (110.0, 2)
+    assert mean.rate.low == pytest.approx(110 - 12.706 * 10, rel=1e-3), "t of one degree of freedom"
+    assert size_means(points[:1])[0].rate.low is None
 
 
 def test_gain_is_paired_by_session():
@@ -113,7 +120,7 @@ def test_reason_says_where_the_curve_levels_off_and_what_lengths_and_small_shard
     ("overrides", "reason"),
     [
         (("backend.max_num_seqs=16",), "the limit of 16 sequences bounds the batch before the KV cache"),
-        (("backend.kv_tokens=10000",), "the KV cache of 10k tokens"),
+        (("backend.kv_cache_tokens=10000",), "the KV cache of 10k tokens"),
     ],
 )
 def test_the_bound_moves_with_the_limit_that_is_tightened(overrides, reason):
@@ -138,7 +145,7 @@ def test_lengths_and_not_limits_bound_a_shard_that_is_admitted_at_once():
 def test_throughput_grows_with_the_shard_and_sessions_share_no_luck():
     points = measure(sizes=(8, 256))
     small, large = size_means(points)
-    assert large.output_tok_per_s > 2 * small.output_tok_per_s
+    assert large.rate.mean > 2 * small.rate.mean
     plain = [point.output_tok_per_s for point in points if point.relaxed is Relaxed.NOTHING]
     assert len(set(plain)) == len(plain) == 6
     assert measure(sizes=(8, 256)) == points
@@ -171,3 +178,12 @@ def test_rows_hold_one_reason_per_pool_and_expert():
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         throughput_points(**{"overrides": QWEN, "expert": "Qwen", "shard_sizes": (8,), **arguments})
+
+
+def test_rows_hold_every_session_those_with_a_limit_relaxed_among_them() -> None:
+    points = make_curve({8: 90.0, 64: 310.0}, {Relaxed.BOTH: 0.1})
+    head, *rows = throughput_rows({"hybrid": {"A": points}, "instruct": {"A": points[:1]}})
+    assert head[:3] == ("pool", "expert", "shard_size")
+    assert len(rows) == len(points) + 1
+    assert {row[0] for row in rows} == {"hybrid", "instruct"}
+    assert {row[4] for row in rows} == {Relaxed.NOTHING, Relaxed.BOTH}

@@ -66,8 +66,8 @@ def test_both_stages_are_on_one_axis_and_a_gang_takes_all_its_lanes():
 def test_an_aggregator_is_another_figure_than_an_expert_of_the_same_times():
     first = make_small_run().sessions
     gangs = [
-        make_session(3, expert="Z", workers=(0, 1), load=(80.0, 90.0), end_ts=200.0, role=role)
-        for role in (PROPOSE, AGGREGATE)
+        make_session(3, expert="Z", workers=(0, 1), load=(80.0, 90.0), end_ts=200.0, node=node)
+        for node in (PROPOSE, AGGREGATE)
     ]
     proposing, aggregating = (draw((*first, gang), experts=("A", "B", "C", "Z")) for gang in gangs)
     assert proposing != aggregating, "the end of the expert stage is marked"

@@ -18,7 +18,7 @@ from experiments.studies.validation import (
     spread_frac,
     worst_session_error_frac,
 )
-from experiments.studies.validation_report import describe, to_json, to_markdown, verdict
+from experiments.studies.validation_report import bias_lines, describe, figure_points, to_json, to_markdown, verdict
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import PredictedTimes
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
@@ -127,7 +127,7 @@ def test_the_verdict_names_targets_the_machine_and_the_margin():
     text = verdict(compared_plans())
     assert "within 2.4% on average (target 10%: met)" in text
     assert "4 of 4 sessions are within 20% (target all: met)" in text
-    assert "ilp is 47.6% below round_robin's makespan, foretold 45.0% (-2.6 points)" in text
+    assert "ilp is 47.6% below round_robin's makespan, predicted 45.0% below (-2.6 points)" in text
     assert "the workers had 50% of their cores' time" in text
     assert "busy" not in verdict(compared_plans()[:1])
     slow = replace(compare(PLAN, run(2.0, 4.0), [run(2.0, 10.0)]), plan="ilp")
@@ -150,14 +150,35 @@ def test_the_report_has_every_plan_worker_and_session():
 
 
 def test_the_figure_marks_every_session_and_makespan():
-    figure = draw_validation(compared_plans())
+    figure = draw_validation(figure_points(compared_plans()))
     (axes,) = figure.axes
     assert axes.get_xlim() == axes.get_ylim()
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("measured (s)", "simulated (s)")
     marks = {(container.lines[0].get_xdata()[0], container.lines[0].get_ydata()[0]) for container in axes.containers}
     assert {(21.0, 20.0), (11.0, 11.0)} < marks
     assert len(axes.containers) == 6
-    assert png_bytes(figure) == png_bytes(draw_validation(compared_plans()))
+    assert png_bytes(figure) == png_bytes(draw_validation(figure_points(compared_plans())))
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names[:2] == ["round robin", "ILP"]
+    words = [text.get_text() for text in axes.texts]
+    assert words == ["2 of 4 sessions take less time in the simulator\nthan measured; mean error -2.3%"]
+
+
+def test_a_bias_is_said_and_in_what_it_is() -> None:
+    low = replace(compare(PLAN, run(2.0, 8.0), [run(2.0, 10.0)]), plan="ilp", cpu_frac=(0.96,))
+    (line,) = bias_lines([low])
+    assert "2 of 2 sessions take less time in the simulator" in line
+    assert "serving differs by -20.0% and loading by +0.0%" in line
+    assert "had a core for 96% of their time" in line
+    assert line in verdict([low])
+    assert bias_lines(compared_plans()) == []
+
+
+def test_a_plan_that_takes_longer_than_the_baseline_is_above_it() -> None:
+    base, better = compared_plans()
+    worse = replace(compare(PLAN, run(2.0, 40.0), [run(2.0, 38.0)]), plan="ilp")
+    assert "ilp is 90.5% above round_robin's makespan, predicted 110.0% above" in verdict([base, worse])
+    assert "below" in verdict([base, better])
 
 
 @pytest.mark.parametrize(

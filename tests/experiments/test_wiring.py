@@ -10,7 +10,8 @@ import pytest
 
 import mosaic
 from experiments.config.compose import CONF, compose_config
-from experiments.config.job import SITES, Prepared, job_from
+from experiments.config.job import Prepared, job_from
+from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Expert
@@ -20,7 +21,6 @@ from mosaic.planning.costs import AffineCosts, PaperCosts
 from mosaic.planning.profiles import Profile, write_profile
 from mosaic.runtime.planner import NodePlacements
 from mosaic.runtime.sweep import sweep_calls
-from sim.engine.engine_settings import EngineSettings, Order
 from sim.site import SimSite
 from sim.world.world import World
 from tests.calibration_questions import make_question
@@ -133,8 +133,8 @@ def write_calibration(path: Path) -> Path:
     return path
 
 
-def make(*overrides: str, store: Path | None = None) -> Prepared:
-    return job_from(compose_config(list(overrides)), store=store)
+def make(*overrides: str, store: Path | None = None, journal: Path | None = None) -> Prepared:
+    return job_from(compose_config(list(overrides)), journal, store)
 
 
 def site_of(prepared: Prepared) -> SimSite:
@@ -174,15 +174,13 @@ def test_every_pair_of_policies_and_backends_meets(one: str, other: str) -> None
 
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: "-".join(list(point.values())[:6]))
 def test_every_point_composes_and_instantiates(point: dict[str, str], tmp_path: Path) -> None:
-    if point["backend"] not in SITES:
-        pytest.skip(f"backend={point['backend']} is not wired yet")
-    prepared = make(*overrides_of(point, tmp_path))
+    prepared = make(*overrides_of(point, tmp_path), journal=tmp_path / "journal")
     job = prepared.job
     assert job.workload.name == point["workload"]
     assert {worker.gpu.name for worker in job.cluster.workers} == {point["hardware"]}
     assert job.scheduler.name == point["scheduler"]
     assert prepared.runs == (point["backend"] != "none")
-    assert job.site.way == ("simulated" if point["backend"] not in REAL else job.site.way)
+    assert job.site.way == ("measured" if point["backend"] in REAL else "simulated")
     profile = {"profile": None, "num_calls_by_expert": job.workload.num_calls_by_expert}
     assert job.costs(**profile).name == point["costs"]
     if point["aggregator"] == "none":
@@ -231,7 +229,7 @@ def test_the_defaults_are_the_papers_main_run() -> None:
     assert job.costs.func is PaperCosts  # type: ignore[attr-defined]
     assert site.hardware.gpu.name == "a100_80gb"
     assert job.cluster.num_workers == 4
-    assert site.settings == EngineSettings(order=Order.PREFILL_FIRST, max_num_seqs=256)
+    assert site.settings == EngineOptions(order=Order.PREFILL_FIRST, max_num_seqs=256)
     assert (job.profile, job.upper_profile, job.plans, job.has_barrier) == (None, None, (), True)
     assert job.graph.gate == Majority(tau=0.6667)
     expert, degrees = aggregator_of(prepared)

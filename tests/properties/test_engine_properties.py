@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mosaic.core.results import CallStatus, Cancel
 from sim.engine.engine import Engine
-from sim.engine.engine_settings import EngineSettings, Order
+from mosaic.core.engine_options import EngineOptions, Order
 from tests.sim.oracle import LinearTime, Oracle
 from tests.sim.random_runs import committed_times, runs
 
@@ -26,7 +26,7 @@ def sessions(draw):
     max_num_seqs = draw(st.integers(1, 12))
     order = draw(st.sampled_from(list(Order)))
     low = max_num_seqs if order is Order.MIXED else 150
-    engine_settings = EngineSettings(
+    engine_settings = EngineOptions(
         order=order,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=draw(st.one_of(st.none(), st.integers(low, 400))),

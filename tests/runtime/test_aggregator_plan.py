@@ -35,8 +35,7 @@ POOL = (make_expert("A"), make_expert("W", max_replicas=2), make_expert("B"))
 
 def merge_calls(number: int) -> tuple[Call, ...]:
     return tuple(
-        make_call(f"q{i}", expert="W", node=AGGREGATE, after=(CallKey(f"q{i}", PROPOSE, 0),))
-        for i in range(number)
+        make_call(f"q{i}", expert="W", node=AGGREGATE, after=(CallKey(f"q{i}", PROPOSE, 0),)) for i in range(number)
     )
 
 

@@ -24,8 +24,7 @@ from tests.sim.oracle import LinearTime
 
 def merge_calls(number: int) -> tuple[Call, ...]:
     return tuple(
-        make_call(f"q{i}", expert="W", node=AGGREGATE, after=(CallKey(f"q{i}", PROPOSE, 0),))
-        for i in range(number)
+        make_call(f"q{i}", expert="W", node=AGGREGATE, after=(CallKey(f"q{i}", PROPOSE, 0),)) for i in range(number)
     )
 
 

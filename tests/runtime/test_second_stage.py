@@ -88,9 +88,7 @@ def test_a_handover_by_hand() -> None:
         "words": Decision(False, None, None),
     }
     assert (handover.skip_frac, handover.num_too_long) == (4 / 7, 0)
-    assert [call.key for call in handover.calls] == [
-        CallKey(name, AGGREGATE, 0) for name in ("split", "dumb", "words")
-    ]
+    assert [call.key for call in handover.calls] == [CallKey(name, AGGREGATE, 0) for name in ("split", "dumb", "words")]
     assert {call.expert for call in handover.calls} == {"W"}
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mosaic.core.cluster import Cluster
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
 from mosaic.core.realization import Outcome
-from mosaic.core.workload import Call, CallKey, Expert, ModelShape, PROPOSE
+from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ModelShape
 from sim.cluster.backend import SimBackend
-from sim.engine.engine_settings import EngineSettings
 from tests.factories import make_call, make_cluster, make_expert, make_shape
 from tests.sim.oracle import LinearTime
 
@@ -71,7 +71,7 @@ def make_backend(
     *,
     experts: Sequence[Expert] | None = None,
     cluster: Cluster | None = None,
-    settings: EngineSettings | None = None,
+    settings: EngineOptions | None = None,
     hardware: LinearHardware | None = None,
 ) -> SimBackend:
     cluster = cluster or make_cluster(2)
@@ -80,7 +80,7 @@ def make_backend(
         hardware={worker.gpu.name: hardware or LinearHardware() for worker in cluster.workers},
         cluster=cluster,
         outcomes=outcomes,
-        settings=settings or EngineSettings(),
+        settings=settings or EngineOptions(),
         iteration_times=linear_times,
     )
 

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from sim.engine.engine_settings import EngineSettings, Order
+from mosaic.core.engine_options import EngineOptions, Order
 from sim.hardware.iteration_time import IterationTime
+from sim.hardware.length_time import LengthTime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,19 +36,30 @@ class LinearTime:
 
 
 @dataclass(eq=False)
+class Block:
+    """What it holds, if that is known, survives its release until somebody else takes it."""
+
+    content: tuple | None = None
+    users: int = 0
+
+
+@dataclass(eq=False)
 class Seq:
     id: int
     prompt: int
     output: int
     ready: float
+    prefix: object = None
+    prefix_tokens: int = 0
     generated: int = 0
     computed: int = 0
-    blocks: int = 0
+    blocks: list[Block] = field(default_factory=list)
     admitted: float | None = None
     first: float | None = None
     finished: float | None = None
     preemptions: int = 0
     wasted: int = 0
+    cached: int = 0
     decoding: bool = False
 
     @property
@@ -58,13 +70,20 @@ class Seq:
 @dataclass
 class Oracle:
     time: IterationTime
-    settings: EngineSettings
+    settings: EngineOptions
     kv_tokens: int
     context: int
     now: float = 0.0
     num_iterations: int = 0
     waiting: list[Seq] = field(default_factory=list)
     running: list[Seq] = field(default_factory=list)
+    # Beside a time by totals: what lengths add to it.
+    skew: tuple[float, float, int] | None = None
+    """Seconds per token, longest sequences that fill the GPU, least batch of decodes that is not split."""
+    eager: tuple[int, float] | None = None
+    """Longest sequence under CUDA graphs, least seconds of a step without them."""
+    host: tuple[float, float] = (0.0, 0.0)
+    """Host seconds per sequence and per token in the cache of a step."""
 
     def __post_init__(self) -> None:
         self.num_blocks = self.kv_tokens // self.settings.block_size
@@ -72,18 +91,62 @@ class Oracle:
         if watermark_frac is None:
             watermark_frac = 0.01 if self.settings.order is Order.PREFILL_FIRST else 0.0
         self.watermark = int(watermark_frac * self.num_blocks)
-        self.num_free = self.num_blocks
+        self.free = [Block() for _ in range(self.num_blocks)]
+        self.named: dict[tuple, list[Block]] = {}
+
+    @property
+    def num_free(self) -> int:
+        return len(self.free)
 
     def blocks_for(self, num_tokens: int) -> int:
         return (num_tokens + self.settings.block_size - 1) // self.settings.block_size
 
     def take(self, seq: Seq, num_blocks: int) -> None:
-        seq.blocks += num_blocks
-        self.num_free -= num_blocks
-        assert 0 <= self.num_free <= self.num_blocks
+        assert num_blocks <= len(self.free)
+        for _ in range(num_blocks):
+            block = self.free.pop(0)
+            if block.content is not None:
+                self.named[block.content].remove(block)
+            block.content, block.users = None, 1
+            seq.blocks.append(block)
+
+    def release(self, seq: Seq) -> None:
+        behind = []
+        for block in reversed(seq.blocks):
+            block.users -= 1
+            if not block.users:
+                behind.append(block)
+        self.free = [b for b in behind if b.content is None] + self.free + [b for b in behind if b.content is not None]
+        seq.blocks = []
+
+    def content(self, seq: Seq, index: int) -> tuple:
+        shared = (index + 1) * self.settings.block_size <= seq.prefix_tokens
+        return (("prefix", seq.prefix) if shared else ("own", seq.id), index)
+
+    def find(self, seq: Seq) -> list[Block]:
+        found = []
+        for index in range((seq.length - 1) // self.settings.block_size):
+            copies = self.named.get(self.content(seq, index))
+            if not copies:
+                break
+            found.append(copies[0])
+        return found
+
+    def name(self, seq: Seq, num_tokens: int) -> None:
+        if not self.settings.caches_prefixes:
+            return
+        for index in range(num_tokens // self.settings.block_size):
+            block = seq.blocks[index]
+            if block.content is None:
+                block.content = self.content(seq, index)
+                self.named.setdefault(block.content, []).append(block)
 
     def run(self, requests, aborts=()) -> list[Seq]:
-        """Requests are (prompt, output, ready); aborts are (ts, index), each at its time or not at all."""
+        """Run to the end.
+
+        Requests are (prompt, output, ready), and may name a prefix and its tokens; aborts are (ts, index), each at its
+        time or not at all.
+        """
         arriving = sorted((Seq(i, *request) for i, request in enumerate(requests)), key=lambda seq: seq.ready)
         everyone = sorted(arriving, key=lambda seq: seq.id)
         aborts = sorted(aborts)
@@ -110,13 +173,13 @@ class Oracle:
                 place.remove(seq)
         seq.finished = ts
         seq.wasted += seq.computed
-        self.take(seq, -seq.blocks)
+        self.release(seq)
 
     def preempt(self) -> None:
         seq = self.running.pop()
         seq.wasted += seq.computed
         seq.computed = 0
-        self.take(seq, -seq.blocks)
+        self.release(seq)
         seq.preemptions += 1
         seq.decoding = False
         self.waiting.insert(0, seq)
@@ -134,13 +197,14 @@ class Oracle:
             while index < len(self.running):
                 seq = self.running[index]
                 num_new = min(seq.length - seq.computed, budget) if mixed else 1
-                needed = self.blocks_for(seq.computed + num_new) - seq.blocks
+                needed = self.blocks_for(seq.computed + num_new) - len(seq.blocks)
                 while needed > self.num_free and seq in self.running:
                     self.preempt()
                     preempted = True
                 if seq not in self.running:
                     break
                 self.take(seq, needed)
+                self.name(seq, seq.computed + num_new)
                 budget -= num_new
                 work.append((seq, num_new))
                 index += 1
@@ -151,14 +215,28 @@ class Oracle:
     def admit(self, work, budget, *, whole) -> None:
         while self.waiting and len(self.running) < self.settings.max_num_seqs and budget > 0:
             seq = self.waiting[0]
-            num_new = seq.length if whole else min(seq.length, budget)
-            needed = self.blocks_for(num_new)
-            if num_new > budget or self.num_free - needed < self.watermark:
+            found = self.find(seq)
+            cached = len(found) * self.settings.block_size
+            num_new = seq.length - cached if whole else min(seq.length - cached, budget)
+            num_tokens = cached + num_new
+            must_fit = seq.length if self.settings.reserves_sequences else num_tokens
+            in_use = sum(block.users > 0 for block in found)
+            if num_new > budget or self.num_free - self.blocks_for(must_fit) + in_use < self.watermark:
                 return
             self.waiting.pop(0)
             self.running.append(seq)
-            self.take(seq, needed)
-            seq.admitted = self.now if seq.admitted is None else seq.admitted
+            for block in found:
+                if not block.users:
+                    self.free.remove(block)
+                block.users += 1
+            seq.blocks = list(found)
+            seq.computed = cached
+            self.take(seq, self.blocks_for(num_tokens) - len(found))
+            self.name(seq, num_tokens)
+            if seq.admitted is None:
+                seq.admitted, seq.cached = self.now, cached
+            else:
+                seq.wasted -= cached
             budget -= num_new
             work.append((seq, num_new))
 
@@ -166,10 +244,16 @@ class Oracle:
         decodes = [seq for seq, _ in work if seq.decoding]
         chunks = [(num_new, seq.computed) for seq, num_new in work if not seq.decoding]
         kv_tokens = sum(seq.computed + 1 for seq in decodes)
+        lengths = sorted(seq.computed + 1 for seq in decodes)
+        gpu_s = self.skew_s(lengths, beside=bool(chunks))
+        longest = (lengths,) if isinstance(self.time, LengthTime) else ()
         if chunks:
-            self.now += self.time.mixed_s(chunks, len(decodes), kv_tokens)
+            gpu_s += self.time.mixed_s(chunks, len(decodes), kv_tokens, *longest)
         else:
-            self.now += self.time.decode_span_s(len(decodes), kv_tokens, 1)
+            gpu_s += self.time.decode_span_s(len(decodes), kv_tokens, 1, *longest)
+            if self.eager and max(seq.computed + 1 for seq in decodes) > self.eager[0]:
+                gpu_s = max(gpu_s, self.eager[1])
+        self.now += gpu_s + self.host[0] * len(work) + self.host[1] * kv_tokens
         aborted = {index for ts, index in aborts if ts < self.now}
         for seq, num_new in work:
             seq.computed += num_new
@@ -181,4 +265,13 @@ class Oracle:
             if seq.generated == seq.output and seq.id not in aborted:
                 seq.finished = self.now
                 self.running.remove(seq)
-                self.take(seq, -seq.blocks)
+                self.release(seq)
+
+    def skew_s(self, lengths, *, beside) -> float:
+        if self.skew is None or not lengths or (len(lengths) < self.skew[2] and not beside):
+            return 0.0
+        per_token_s, num_longest, _ = self.skew
+        extra = 0.0
+        for rank, length in enumerate(sorted(lengths, reverse=True)):
+            extra += min(1.0, max(0.0, num_longest - rank)) * (max(lengths) - length)
+        return per_token_s * extra

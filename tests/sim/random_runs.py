@@ -7,7 +7,7 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
-from sim.engine.engine_settings import EngineSettings, Order
+from mosaic.core.engine_options import EngineOptions, Order
 from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 from tests.factories import make_call, make_cluster, make_expert, make_shape
@@ -33,7 +33,7 @@ def iteration_times(draw):
 def runs(draw, times=None):
     """A pool, calls with lengths and arrivals, and any plan that serves each call once."""
     num_workers = draw(st.integers(1, 4))
-    engine_settings = EngineSettings(
+    engine_settings = EngineOptions(
         order=draw(st.sampled_from(list(Order))), max_num_seqs=draw(st.sampled_from([1, 3, 20])), kv_tokens=1500
     )
     experts, sessions, lengths, calls = [], [], {}, []

@@ -4,14 +4,14 @@ import pytest
 import simpy
 from hypothesis import example, given
 from hypothesis import strategies as st
+from sim.cluster.processes import wait_until
 
 from mosaic.core.cluster import Cluster, Worker
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, Cancel
 from sim.cluster.backend import SimBackend
-from sim.cluster.processes import wait_until
-from sim.engine.engine_settings import EngineSettings
 from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_mixed_cluster
 from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session, some_calls
 from tests.sim.oracle import LinearTime
@@ -166,7 +166,7 @@ class TestCancelling:
         calls = [*some_calls("A", 1), *some_calls("B", 1, ready_s=10.5), *some_calls("B", 1, start=1, ready_s=12.0)]
         result, records = run(
             {"A0": 4, "B0": 100, "B1": 2}, make_session(0, calls[:1]), make_session(1, calls[1:], workers=(1,)),
-            calls=calls, listener=CancelOn(calls[0].key, calls[1].key), settings=EngineSettings(max_num_seqs=1),
+            calls=calls, listener=CancelOn(calls[0].key, calls[1].key), settings=EngineOptions(max_num_seqs=1),
         )  # fmt: skip
         assert records["B0"].finished_ts == 14.0
         assert (records["B1"].queued_ts, records["B1"].admitted_ts, records["B1"].finished_ts) == (12.0, 14.5, 16.5)
@@ -176,7 +176,7 @@ class TestCancelling:
         calls = some_calls("A", 3)
         _, records = run(
             {"A0": 4, "A1": 100, "A2": 2}, make_session(0, calls), calls=calls,
-            listener=CancelOn(calls[0].key, calls[1].key), settings=EngineSettings(max_num_seqs=2),
+            listener=CancelOn(calls[0].key, calls[1].key), settings=EngineOptions(max_num_seqs=2),
         )  # fmt: skip
         assert records["A1"].finished_ts == 14.0
         assert (records["A2"].admitted_ts, records["A2"].finished_ts) == (14.0, 16.0)
@@ -185,7 +185,7 @@ class TestCancelling:
         calls = some_calls("A", 2)
         result, records = run(
             {"A0": 4, "A1": 100}, make_session(0, calls), calls=calls,
-            listener=CancelOn(calls[0].key, calls[1].key), settings=EngineSettings(max_num_seqs=1),
+            listener=CancelOn(calls[0].key, calls[1].key), settings=EngineOptions(max_num_seqs=1),
         )  # fmt: skip
         record = records["A1"]
         assert (record.queued_ts, record.admitted_ts, record.finished_ts) == (10.0, None, 14.0)
@@ -290,7 +290,7 @@ class TestRefuses:
 
     def test_a_call_that_outgrows_the_kv_cache(self):
         calls = [make_call("q0", prompt_tokens=100)]
-        settings = EngineSettings(kv_tokens=64)
+        settings = EngineOptions(kv_cache_tokens=64)
         with pytest.raises(
             BackendError, match=r"session 0 of 'A', call q0/propose/0: prompt_tokens .* at most 64 .*backend\.kv_tokens"
         ):
@@ -301,7 +301,7 @@ class TestRefuses:
         with pytest.raises(
             BackendError, match=r"session 0 of 'A': backend\.kv_tokens must be at least one block of 16"
         ):
-            self.execute(make_session(0, calls), calls=calls, settings=EngineSettings(kv_tokens=8))
+            self.execute(make_session(0, calls), calls=calls, settings=EngineOptions(kv_cache_tokens=8))
 
     def test_a_model_larger_than_the_gpu(self):
         calls = [make_call("q0")]

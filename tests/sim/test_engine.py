@@ -4,8 +4,8 @@ from math import inf
 
 import pytest
 
+from mosaic.core.engine_options import EngineOptions
 from sim.engine.engine import Engine
-from sim.engine.engine_settings import EngineSettings
 from tests.sim.oracle import LinearTime
 
 ONE_SECOND = LinearTime(base_s=1.0, per_seq_s=0.0, per_kv_token_s=0.0, per_prefill_token_s=0.0, per_prefill_pair_s=0.0)
@@ -14,7 +14,7 @@ ONE_SECOND = LinearTime(base_s=1.0, per_seq_s=0.0, per_kv_token_s=0.0, per_prefi
 def make_engine(*, order="prefill_first", kv_tokens=10_000, time=ONE_SECOND, start_ts=0.0, **settings) -> Engine:
     return Engine(
         iteration_time=time,
-        settings=EngineSettings(order=order, **settings),
+        settings=EngineOptions(order=order, **settings),
         kv_tokens=kv_tokens,
         context_tokens=1000,
         start_ts=start_ts,
@@ -96,7 +96,13 @@ def test_the_request_admitted_last_is_preempted_and_computed_anew():
 
 def test_a_half_prefilled_prompt_is_preempted_first():
     engine = make_engine(
-        order="mixed", kv_tokens=40, block_size=10, watermark_frac=0.0, max_num_seqs=2, max_num_batched_tokens=20
+        order="mixed",
+        kv_tokens=40,
+        block_size=10,
+        max_num_seqs=2,
+        max_num_batched_tokens=20,
+        scheduler_reserve_full_isl=False,
+        enable_prefix_caching=False,
     )
     first, last = engine.submit(0, 10, 12, 0.0), engine.submit(1, 35, 1, 0.0)
     engine.advance_to(inf)

@@ -1,20 +1,20 @@
 import pytest
 
-from sim.engine.engine_settings import EngineSettings, Order
+from mosaic.core.engine_options import EngineOptions, Order
 
 
 def test_the_token_budget_follows_the_order():
-    assert EngineSettings(order=Order.PREFILL_FIRST).batched_tokens(32768) == 32768
-    assert EngineSettings(order=Order.PREFILL_FIRST).batched_tokens(1000) == 2048
-    assert EngineSettings(order=Order.MIXED).batched_tokens(32768) == 2048
-    assert EngineSettings(order="mixed", max_num_batched_tokens=512).batched_tokens(32768) == 512
+    assert EngineOptions(order=Order.PREFILL_FIRST).batched_tokens(32768) == 32768
+    assert EngineOptions(order=Order.PREFILL_FIRST).batched_tokens(1000) == 2048
+    assert EngineOptions(order=Order.MIXED).batched_tokens(32768) == 2048
+    assert EngineOptions(order="mixed", max_num_batched_tokens=512).batched_tokens(32768) == 512
 
 
 def test_the_watermark_follows_the_order():
-    assert EngineSettings(order=Order.PREFILL_FIRST).watermark == 0.01
-    assert EngineSettings(order=Order.MIXED).watermark == 0.0
-    assert EngineSettings(order=Order.MIXED, watermark_frac=0.05).watermark == 0.05
-    assert EngineSettings(order=Order.PREFILL_FIRST, watermark_frac=0.0).watermark == 0.0
+    assert EngineOptions(order=Order.PREFILL_FIRST).watermark == 0.01
+    assert EngineOptions(order=Order.MIXED).watermark == 0.0
+    assert EngineOptions(order=Order.MIXED, watermark_frac=0.05).watermark == 0.05
+    assert EngineOptions(order=Order.PREFILL_FIRST, watermark_frac=0.0).watermark == 0.0
 
 
 @pytest.mark.parametrize(
@@ -36,9 +36,9 @@ def test_the_watermark_follows_the_order():
 )
 def test_bad_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        EngineSettings(**changes)
+        EngineOptions(**changes)
 
 
 def test_numbers_must_be_whole():
     with pytest.raises(TypeError, match=r"max_num_seqs must be a whole number, got 2\.5"):
-        EngineSettings(max_num_seqs=2.5)
+        EngineOptions(max_num_seqs=2.5)

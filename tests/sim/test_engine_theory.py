@@ -5,8 +5,8 @@ from math import ceil, inf, log, sqrt
 
 import pytest
 
+from mosaic.core.engine_options import EngineOptions, Order
 from sim.engine.engine import Engine
-from sim.engine.engine_settings import EngineSettings, Order
 from tests.sim.oracle import LinearTime
 
 STEP_S = 0.01
@@ -30,7 +30,7 @@ def serve(length, *, load, order=Order.PREFILL_FIRST, seed=1):
     rng = random.Random(seed)
     engine = Engine(
         iteration_time=CONSTANT_STEP,
-        settings=EngineSettings(order=order, max_num_seqs=1),
+        settings=EngineOptions(order=order, max_num_seqs=1),
         kv_tokens=100_000,
         context_tokens=100_000,
     )

@@ -2,7 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.engine.kv_cache import KvCache
+from sim.engine.kv_cache import NOTHING, KvCache
+from sim.engine.request import Request
+
+REQUEST = Request(0, 1, 1, 0.0)
 
 
 def make_cache(*, kv_tokens=160, block_size=16, watermark_frac=0.0) -> KvCache:
@@ -21,28 +24,28 @@ def test_a_cache_below_one_block_is_refused():
 def test_an_admission_leaves_the_watermark_free():
     cache = make_cache(watermark_frac=0.25)
     assert (cache.watermark_blocks, cache.max_tokens) == (2, 128)
-    assert not cache.try_admit(129)
+    assert not cache.try_admit(REQUEST, NOTHING, 129, 0)
     assert cache.num_free == 10
-    assert cache.try_admit(128)
+    assert cache.try_admit(REQUEST, NOTHING, 128, 0)
     assert cache.num_free == 2
 
 
 def test_a_chunk_may_use_the_watermark_but_no_more_than_there_is():
     cache = make_cache(watermark_frac=0.25)
-    assert cache.try_admit(100)
-    assert cache.try_extend(100, 60)
+    assert cache.try_admit(REQUEST, NOTHING, 100, 0)
+    assert cache.try_extend(REQUEST, 100, 60)
     assert cache.num_free == 0
-    assert cache.try_extend(155, 5), "the rest of the last block is there already"
-    assert not cache.try_extend(160, 1)
+    assert cache.try_extend(REQUEST, 155, 5), "the rest of the last block is there already"
+    assert not cache.try_extend(REQUEST, 160, 1)
 
 
 def test_a_sequence_that_leaves_gives_back_what_it_took():
     cache = make_cache()
-    cache.try_admit(20)
+    cache.try_admit(REQUEST, NOTHING, 20, 0)
     cache.join(-20)
     cache.grow(0, 13)
     assert cache.num_free == 7
-    cache.leave(13 - 33, 33)
+    cache.leave(REQUEST, 13 - 33, 33)
     assert (cache.num_free, cache.num_growing) == (10, 0)
 
 
@@ -59,7 +62,7 @@ def test_the_histogram_agrees_with_counting_every_sequence(tokens, counter, spar
 
     cache = make_cache(kv_tokens=(used(0) + spare) * block_size, block_size=block_size)
     for count in tokens:
-        assert cache.try_admit(count)
+        assert cache.try_admit(REQUEST, NOTHING, count, 0)
         cache.join(counter - count)
     assert cache.num_free == spare
     assert cache.next_step_blocks(counter) == used(1) - used(0)

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.realization import Outcome
 from mosaic.core.results import Cancel
-from sim.engine.engine_settings import EngineSettings, Order
 from tests.factories import make_call, make_cluster, make_expert, make_shape
 from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session, some_calls
 from tests.sim.random_runs import committed_time, committed_times, runs
@@ -49,7 +49,7 @@ def prefill_run(stem, tp_degree, engine_settings, prompts, *, shape=SHAPES["Llam
 
 def test_the_prefill_rate_is_taken_where_measured_times_dip():
     # Iterations of a size that runs faster per token than powers of two and the budget do.
-    one_by_one = EngineSettings(order=Order.MIXED, max_num_seqs=1)
+    one_by_one = EngineOptions(order=Order.MIXED, max_num_seqs=1)
     bound_s, makespan_s = prefill_run("a100_80gb", 4, one_by_one, [1888] * 300)
     assert 0.95 * makespan_s < bound_s <= makespan_s
 
@@ -58,7 +58,7 @@ def test_the_prefill_rate_is_taken_where_measured_times_dip():
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_no_prefill_beats_the_bound(stem, tp_degree, data):
-    engine_settings = EngineSettings(
+    engine_settings = EngineOptions(
         order=data.draw(st.sampled_from(list(Order))), max_num_seqs=data.draw(st.sampled_from([1, 7, 37, 256]))
     )
     sizes = st.sampled_from(data.draw(st.lists(st.integers(1, 4000), min_size=1, max_size=3)))
@@ -76,7 +76,7 @@ def bound_and_makespan(backend, *sessions, calls, num_workers=2):
 @pytest.mark.parametrize("order", list(Order))
 def test_it_is_met_by_a_call_alone(order):
     calls = [make_call("q0", prompt_tokens=3000, ready_s=2.0)]
-    backend = make_backend(by_key(500), settings=EngineSettings(order=order))
+    backend = make_backend(by_key(500), settings=EngineOptions(order=order))
     bound_s, makespan_s = bound_and_makespan(backend, make_session(0, calls), calls=calls)
     assert bound_s == pytest.approx(makespan_s)
 

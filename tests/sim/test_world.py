@@ -11,7 +11,7 @@ from scipy.stats import kstest
 from mosaic.core.lengths import ClippedLognormal, Empirical
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, Cancel
-from mosaic.core.workload import CallKey, PROPOSE
+from mosaic.core.workload import PROPOSE, CallKey
 from mosaic.planning.schedulers.data_parallel import DataParallel
 from mosaic.planning.schedulers.fifo import Fifo
 from mosaic.planning.schedulers.least_loaded import LeastLoaded

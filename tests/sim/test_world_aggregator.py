@@ -7,10 +7,10 @@ from statistics import fmean
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sim.cluster.preparation import cut_off
 
 from mosaic.core.realization import Outcome
 from mosaic.core.workload import AGGREGATE
-from sim.cluster.preparation import cut_off
 from sim.world.world import World
 from tests.factories import make_call, make_expert
 from tests.sim.answer_worlds import (
@@ -142,7 +142,7 @@ def test_an_aggregators_length_from_nowhere_is_refused(answers) -> None:
     world = make_world(answers=answers, lengths={"G": FINE}, aggregator_lengths={"H": FINE})
     message = (
         r"length distribution for aggregator 'G', got \['H'\]: "
-        r"add workload\.aggregator\.output_tokens or pool\.aggregator\.output_tokens"
+        r"add world\.merged_tokens\.G"
     )
     with pytest.raises(ValueError, match=message):
         world.outcome(aggregate_call())

@@ -8,8 +8,9 @@ from typing import TypeAlias
 from mosaic.core.checks import require
 from mosaic.core.cluster import Worker
 from mosaic.core.errors import InfeasibleError
+from mosaic.core.kv_memory import ACTIVATION_BYTES
 from mosaic.core.workload import Expert, ExpertName
-from mosaic.planning.costs import ACTIVATION_BYTES, Residency
+from mosaic.planning.costs import Residency
 from mosaic.planning.problem import Problem
 
 Place: TypeAlias = tuple[int, ...]

@@ -1,0 +1,53 @@
+"""The one interval of the tree: 95%, by Student's t, of a mean over seeds."""
+
+from collections.abc import Sequence
+from math import exp, inf, log, sqrt
+from typing import NamedTuple, TypeAlias
+
+Interval: TypeAlias = tuple[float, float] | tuple[None, None]
+
+MIN_SHOWN = 3
+"""Values from which an interval is worth showing: t of one degree of freedom spans 12.7 standard errors."""
+
+
+class Estimate(NamedTuple):
+    """A mean with its 95% interval, None for a single value."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    num: int = 1
+
+    def shown(self, least: float = -inf, most: float = inf) -> tuple[float, float] | None:
+        """Cut the interval to what is possible; None where there are too few values to show one."""
+        if self.low is None or self.high is None or self.num < MIN_SHOWN:
+            return None
+        return max(least, self.low), min(most, self.high)
+
+
+def t_interval(values: Sequence[float], num_future: int | None = None) -> Interval:
+    """95% interval of a mean by Student's t; None for fewer than two values.
+
+    With ``num_future`` it is that of the mean of so many further values instead.
+    """
+    n = len(values)
+    if n < 2:
+        return None, None
+    from scipy.special import stdtrit
+
+    center = sum(values) / n
+    variance = sum((value - center) ** 2 for value in values) / (n - 1)
+    half = float(stdtrit(n - 1, 0.975)) * sqrt(variance * (1 / n + (1 / num_future if num_future else 0.0)))
+    return center - half, center + half
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Take mean and interval."""
+    low, high = t_interval(values)
+    return Estimate(sum(values) / len(values), low, high, len(values))
+
+
+def geometric(ratios: Sequence[float]) -> Estimate:
+    """Take the geometric mean of ratios, its interval that of the mean logarithm."""
+    mean, low, high, num = estimate([log(ratio) for ratio in ratios])
+    return Estimate(exp(mean), None if low is None else exp(low), None if high is None else exp(high), num)

@@ -1,0 +1,113 @@
+"""Reads run folders: what a comparison needs of each, and all of them as one table."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mosaic.core.errors import RunFolderError
+from mosaic.report.run_folder import CONFIG, SUMMARY, flatten, is_complete, read_config, read_json
+
+if TYPE_CHECKING:
+    import polars as pl
+
+NEEDED = (
+    "workload", "scheduler", "backend", "gate", "costs", "seed", "num_failed_calls", "expert_makespan_s",
+    "end_to_end_s", "gpu_idle_frac", "num_loads", "problem_fingerprint",
+)  # fmt: skip
+TEXTS = ("workload", "scheduler", "gate", "aggregator", "problem_fingerprint", "skip_frac_source")
+COUNTS = ("seed", "num_workers", "num_calls")
+NUMBERS = (
+    "expert_makespan_s", "end_to_end_s", "gpu_idle_frac", "num_loads", "skip_frac", "accuracy_frac",
+    "always_aggregate_accuracy_frac",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPoint:
+    """One complete run, as far as a comparison looks at it."""
+
+    folder: Path
+    summary: dict[str, Any]
+    leaves: dict[str, Any]
+    """The configuration by dotted key, with the names of costs, backend, gate and aggregator from the summary."""
+
+    @property
+    def workload(self) -> str:
+        return str(self.summary["workload"])
+
+    @property
+    def scheduler(self) -> str:
+        return str(self.summary["scheduler"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.summary["seed"])
+
+
+def run_table(runs: Sequence[RunPoint]) -> "pl.DataFrame":
+    """Lay runs out as a row each; null where a summary is null, or is of an older shape and lacks the key."""
+    import polars as pl
+
+    schema: dict[str, Any] = dict.fromkeys(("folder", *TEXTS), pl.String)
+    schema |= dict.fromkeys(COUNTS, pl.Int64) | dict.fromkeys(NUMBERS, pl.Float64)
+    rows = [
+        {"folder": str(run.folder)} | {name: run.summary.get(name) for name in schema if name != "folder"}
+        for run in runs
+    ]
+    return pl.DataFrame(rows, schema=schema)
+
+
+def collect_runs(folders: Sequence[Path]) -> tuple[list[RunPoint], list[str]]:
+    """Read all runs at or below some folders; return them and, by folder and reason, those left out.
+
+    Raises
+    ------
+    ValueError
+        If a folder does not exist, or no run is complete.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"folder must be an existing multirun or run folder, got '{folder}'")
+    runs, skipped = [], []
+    for folder in dict.fromkeys(run for root in folders for run in _run_folders(root)):
+        try:
+            runs.append(_read_run(folder))
+        except RunFolderError as error:
+            skipped.append(str(error))
+    if not runs:
+        where = ", ".join(f"'{folder}'" for folder in folders)
+        reasons = "".join(f"\n  skipped {reason}" for reason in skipped)
+        raise ValueError(f"no complete run below {where}{reasons}")
+    return runs, skipped
+
+
+def _run_folders(root: Path) -> Iterator[Path]:
+    """Walk down to run folders, and to empty ones, where a run ended before it began."""
+    inner = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if (root / CONFIG).exists() or (root / SUMMARY).exists() or not inner:
+        yield root.resolve()
+        return
+    for path in inner:
+        yield from _run_folders(path)
+
+
+def _read_run(folder: Path) -> RunPoint:
+    here = Path.cwd()
+    name = str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
+    if not is_complete(folder):
+        raise RunFolderError(f"{name}: incomplete, no readable {SUMMARY}")
+    summary = read_json(folder / SUMMARY)
+    missing = [key for key in NEEDED if key not in summary]
+    if missing:
+        raise RunFolderError(f"{name}: {SUMMARY} lacks {', '.join(missing)}")
+    if summary["expert_makespan_s"] is None:
+        raise RunFolderError(f"{name}: planned but not run (backend {summary['backend']})")
+    if summary["num_failed_calls"]:
+        raise RunFolderError(
+            f"{name}: {summary['num_failed_calls']} calls failed, so its makespan compares with nothing"
+        )
+    names = {f"{part}.name": summary[part] for part in ("costs", "backend", "gate")}
+    if summary.get("aggregator") is not None:
+        names["aggregator.name"] = summary["aggregator"]
+    return RunPoint(folder=folder, summary=summary, leaves=flatten(read_config(folder)) | names)

@@ -1,0 +1,132 @@
+"""How many sequences fill the bandwidth of a GPU's decode attention, from batches of unequal lengths.
+
+skew.csv of the per-operator layout has batches of n sequences, nb of which have kv_big tokens and the others kvs,
+beside uniform batches of the same mean. Its times are longer than those of attention.csv, so only ratios are used.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.hardware.operator_tables import TableError, number_rows
+from sim.hardware.hardware import MeasuredAttention
+from sim.hardware.iteration_time import unsplit_seqs
+from sim.hardware.length_time import AttentionSkew
+
+STREAMS = np.arange(8.0, 200.0, 0.5)
+"""Candidates: pairs of sequence and KV head that fill the bandwidth."""
+
+
+class SkewRow(NamedTuple):
+    """An iteration with decodes of two lengths, and how much longer it took than with their mean."""
+
+    chunk: int
+    context: int
+    num_seqs: int
+    num_big: int
+    small: int
+    big: int
+    ratio: float
+
+    @property
+    def mean_tokens(self) -> float:
+        return self.small + (self.big - self.small) * self.num_big / self.num_seqs
+
+
+class SkewFit(NamedTuple):
+    """What was found, and its errors on rows that it was not fitted to: without the model of skew and with it."""
+
+    streams: float
+    errors: dict[str, tuple[float, float]]
+
+
+def read_skew(path: Path) -> list[SkewRow]:
+    """Read skew.csv."""
+    columns = ("pc", "kp", "n", "nb", "kvs", "kv_big", "t_mean_us", "t_skew_us")
+    return [
+        SkewRow(
+            chunk=int(row["pc"]),
+            context=int(row["kp"]),
+            num_seqs=int(row["n"]),
+            num_big=int(row["nb"]),
+            small=int(row["kvs"]),
+            big=int(row["kv_big"]),
+            ratio=row["t_skew_us"] / row["t_mean_us"],
+        )
+        for row in number_rows(path, columns)
+        if row["t_mean_us"] > 0
+    ]
+
+
+def fit_skew(rows: Sequence[SkewRow], attention: MeasuredAttention, num_kv_heads: int, num_sms: int) -> SkewFit:
+    """Fit to the decodes alone of every second length, least absolute error, and judge by the other lengths.
+
+    Raises
+    ------
+    TableError
+        If no batch is too large to be split, so that nothing shows what skew costs.
+    """
+    least = unsplit_seqs(num_sms, num_kv_heads)
+    lengths = sorted({row.small for row in rows})
+    fitted_to = set(lengths[::2])
+    alone = [row for row in rows if not row.chunk]
+    base_s = {row: _uniform_s(row, attention) for row in rows}
+
+    def error(those: Sequence[SkewRow], streams: float) -> float:
+        skew = AttentionSkew(per_kv_token_s=attention.kv_token_s, num_longest=streams / num_kv_heads, min_seqs=least)
+        distances = [abs((1 + _extra_s(row, skew) / base_s[row]) / row.ratio - 1) for row in those]
+        return float(np.mean(distances))
+
+    shown = [row for row in alone if row.small in fitted_to and row.num_seqs >= least]
+    if not shown:
+        raise TableError(f"skew.csv: must have decodes alone of at least {least} sequences, found none")
+    streams = min(map(float, STREAMS), key=lambda candidate: error(shown, candidate))
+    held_out = {
+        "decodes alone": [row for row in alone if row.small not in fitted_to],
+        "decodes alone, batches that are not split": [
+            row for row in alone if row.small not in fitted_to and row.num_seqs >= least
+        ],
+        "decodes beside a prefill": [row for row in rows if row.chunk and row.small not in fitted_to],
+    }
+    nothing = 1e-9
+    errors = {name: (error(those, nothing), error(those, streams)) for name, those in held_out.items() if those}
+    return SkewFit(streams, errors)
+
+
+MEASURED_STREAM_BYTES_PER_S = (1.008e12 / 57.0, 1.792e12 / 59.5)
+"""What one thread block reads: bandwidth over fitted streams, of an RTX 4090 and an RTX PRO 6000."""
+
+
+def derived_streams(memory_bytes_per_s: float, num_sms: int) -> tuple[float, float]:
+    """Derive the streams of a GPU without skew.csv, as a range.
+
+    A stream is one thread block that reads the keys and values of one sequence and one KV head. What it reads a second
+    is bound by latency and not by the GPU's size: 18 to 30e9 bytes on the two GPUs that were measured. So a GPU of more
+    bandwidth needs more of them, but not more than one for each multiprocessor. On an A100 of 80 GB (2.039e12 bytes a
+    second, 108 multiprocessors) these are 68 to 108, or 8 to 14 sequences of 8 KV heads.
+
+    Examples
+    --------
+    >>> [round(streams) for streams in derived_streams(2.039e12, 108)]
+    [68, 108]
+    """
+    slow, fast = MEASURED_STREAM_BYTES_PER_S
+    return min(memory_bytes_per_s / fast, num_sms), min(memory_bytes_per_s / slow, num_sms)
+
+
+def _uniform_s(row: SkewRow, attention: MeasuredAttention) -> float:
+    if not row.chunk:
+        return attention.decode(row.num_seqs, row.mean_tokens)
+    beside_s = attention.beside(row.num_seqs, row.mean_tokens) + attention.beside_per_token_pair_s * (
+        row.num_seqs * row.chunk
+    )
+    return attention.prefill(row.chunk, row.context) + beside_s
+
+
+def _extra_s(row: SkewRow, skew: AttentionSkew) -> float:
+    if not row.chunk and row.num_seqs < skew.min_seqs:
+        return 0.0
+    longest = [row.small] * (row.num_seqs - row.num_big) + [row.big] * row.num_big
+    return skew.step_s(longest[-64:])

@@ -1,0 +1,143 @@
+"""How engines run: the options a vLLM user gives on its command line, for the simulated engine and the real one."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from mosaic.core.checks import require, require_count, require_name, require_number
+
+MIXED_BATCHED_TOKENS = 2048
+"""vLLM's default token budget of an iteration where prefills are chunked."""
+
+
+class Order(StrEnum):
+    """What an iteration may hold."""
+
+    PREFILL_FIRST = "prefill_first"
+    """vLLM 0.7.1 (V0): whole prompts whenever one can be admitted, else one decode step for all."""
+    MIXED = "mixed"
+    """vLLM's V1: decodes first, then chunks of prompts, under one token budget."""
+
+
+class Device(StrEnum):
+    """What a worker is."""
+
+    CPU = "cpu"
+    """A group of cores; a session over several workers is one engine with a thread on each of their cores."""
+    GPU = "gpu"
+    """A GPU; a session over several workers splits the model by tensor parallelism."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoading:
+    """How a real engine loads a checkpoint, of which the simulated one knows nothing."""
+
+    device: Device = Device.GPU
+    dtype: str = "auto"
+    """Of weights and KV cache; auto: the checkpoint's own (not on CPU, where only float32 repeats itself)."""
+    load_format: str = "auto"
+    """dummy: random weights of the checkpoint's shapes; config.json is enough, for timing in replay mode."""
+    enforce_eager: bool = True
+    trust_remote_code: bool = False
+    """Run the Python files that a checkpoint brings along, for models that need them; they may do what you may do."""
+
+    def __post_init__(self) -> None:
+        devices = [device.value for device in Device]
+        require(self.device in devices, "engine.device", f"one of {devices}", self.device)
+        object.__setattr__(self, "device", Device(self.device))
+        require_name(self.dtype, "engine.dtype")
+        formats = ["auto", "dummy"]
+        require(self.load_format in formats, "engine.load_format", f"one of {formats}", self.load_format)
+        if not isinstance(self.trust_remote_code, bool):  # a "false" in quotes would be taken for consent
+            raise TypeError(f"engine.trust_remote_code must be true or false, got {self.trust_remote_code!r}")
+        if self.device is Device.CPU:
+            require(self.dtype != "auto", "engine.dtype", "a type by its name on CPU", self.dtype)
+
+    @property
+    def dummy_weights(self) -> bool:
+        return self.load_format == "dummy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """Limits of one engine; the same for every expert, since real responses follow from them.
+
+    The share of a GPU's memory that an engine takes is its kind's, ``Gpu.memory_utilization_frac``.
+    """
+
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int | None = None
+    """None: the engine's own default, see ``batched_tokens``."""
+    block_size: int = 16
+    """Tokens of a KV block; on CPU a multiple of 32."""
+    kv_cache_tokens: int | None = None
+    """KV capacity of every session; None: what the memory holds."""
+    kv_cache_memory_bytes: int | None = None
+    """The same in bytes on each worker; None: what the model leaves free. At most one of the two is given."""
+    enable_prefix_caching: bool | None = None
+    """Whether blocks keep what they hold until they are used again; None: yes, but for whole prompts (V0)."""
+    order: Order = Order.PREFILL_FIRST
+    """What an iteration holds. A real vLLM does as its version has it; the simulated one must be told."""
+    watermark_frac: float | None = None
+    """Share of the blocks that an admission must leave free (simulated); None: the order's own."""
+    scheduler_reserve_full_isl: bool = True
+    """Whether an admission needs free blocks for the whole sequence and not for its first chunk only (simulated).
+
+    Where prompts stay whole the two are the same.
+    """
+    loading: ModelLoading = field(default_factory=ModelLoading)
+
+    def __post_init__(self) -> None:
+        allowed = [order.value for order in Order]
+        require(self.order in allowed, "engine.order", f"one of {allowed}", self.order)
+        object.__setattr__(self, "order", Order(self.order))
+        if self.watermark_frac is not None:
+            require_number(self.watermark_frac, "engine.watermark_frac", at_least=0)
+            require(self.watermark_frac < 1, "engine.watermark_frac", "below 1", self.watermark_frac)
+        require_count(self.max_num_seqs, "engine.max_num_seqs", at_least=1)
+        require_count(self.block_size, "engine.block_size", at_least=1)
+        for name in ("max_num_batched_tokens", "kv_cache_tokens", "kv_cache_memory_bytes"):
+            if getattr(self, name) is not None:
+                require_count(getattr(self, name), f"engine.{name}", at_least=1)
+        given = (self.kv_cache_tokens, self.kv_cache_memory_bytes)
+        require(None in given, "engine.kv_cache_tokens", "null where kv_cache_memory_bytes is given", given)
+        if self.order is Order.MIXED:
+            # As in vLLM: with fewer tokens than sequences some decodes would have to sit out an iteration.
+            require(
+                self.batched_tokens(1) >= self.max_num_seqs,
+                "engine.max_num_batched_tokens",
+                f"at least max_num_seqs={self.max_num_seqs} when order is mixed",
+                self.batched_tokens(1),
+            )
+        if self.loading.device is Device.CPU:
+            require(self.block_size % 32 == 0, "engine.block_size", "a multiple of 32 on CPU", self.block_size)
+            require(given != (None, None), "engine.kv_cache_memory_bytes", "a number of bytes on CPU", None)
+
+    @property
+    def caches_prefixes(self) -> bool:
+        """Whether prompts start at what blocks still hold of them: V1's default."""
+        if self.enable_prefix_caching is None:
+            return self.order is Order.MIXED
+        return self.enable_prefix_caching
+
+    @property
+    def reserves_sequences(self) -> bool:
+        """Whether blocks for a whole sequence must be free when it is admitted."""
+        return self.scheduler_reserve_full_isl
+
+    @property
+    def watermark(self) -> float:
+        """Share of the blocks that an admission leaves free: V0's block manager keeps 1%, V1's keeps none."""
+        if self.watermark_frac is not None:
+            return self.watermark_frac
+        return 0.0 if self.order is Order.MIXED else 0.01
+
+    def batched_tokens(self, context_tokens: int) -> int:
+        """Token budget of an iteration for a model of this context length.
+
+        By default max(context, 2048) for whole prompts and 2048 for chunks.
+        """
+        if self.max_num_batched_tokens is not None:
+            return self.max_num_batched_tokens
+        if self.order is Order.MIXED:
+            return MIXED_BATCHED_TOKENS
+        return max(context_tokens, MIXED_BATCHED_TOKENS)

@@ -1,0 +1,274 @@
+"""Runs sessions on real engines: commands in, events out, and a journal that survives whatever happens."""
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+from mosaic.core.checks import require_unique
+from mosaic.core.cluster import Cluster
+from mosaic.core.commands import Cancel, Close, Command, Cut, Event, Finished, Move, Open, Started, Submit, Tick
+from mosaic.core.errors import BackendError
+from mosaic.core.plan import Session
+from mosaic.core.realization import Outcome
+from mosaic.core.results import CallRecord, Inputs
+from mosaic.core.workload import CallKey, Expert, ExpertName
+from mosaic.engines.call_specs import Engines, RunContent, ServedExpert
+from mosaic.engines.executor import Executor
+from mosaic.engines.launcher import Launcher
+from mosaic.engines.session_state import CallState, Patience, SessionState
+from mosaic.runtime.command_log import JournalLog
+from mosaic.runtime.journal import hold
+from mosaic.runtime.journal_records import JournalState, read_journal
+
+WAIT_S = 1.0
+"""The watchdog looks this often."""
+
+
+class EngineBackend:
+    """Executes one run on real engines.
+
+    Results are on the disk before anybody hears of them. A run that was interrupted is started again by running it
+    again with the same journal: calls that are there are not run again but told again, in order of time, and the run's
+    clock goes on where it stopped. Calls that failed are tried again.
+
+    Parameters
+    ----------
+    name
+        In summaries.
+    experts, cluster
+        Who answers, and the workers.
+    journal
+        A folder for one run; it is made if need be, and holds the workers' logs too.
+    content
+        What is asked.
+    engines, launcher
+        How to load experts, and where.
+    patience
+        Time limits and retries.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        experts: Sequence[Expert],
+        cluster: Cluster,
+        journal: Path,
+        content: RunContent,
+        engines: Engines,
+        launcher: Launcher,
+        patience: Patience | None = None,
+    ) -> None:
+        require_unique((expert.name for expert in experts), f"{name} backend: expert name")
+        self.log = JournalLog(journal)
+        """Of the run's commands, in the same journal."""
+        self._name = name
+        self._experts = {expert.name: expert for expert in experts}
+        self._cluster = cluster
+        self._journal = Path(journal)
+        self._content = content
+        self._engines = engines
+        self._launcher = launcher
+        self._patience = patience or Patience()
+        self._executor: Executor | None = None
+        self._before = JournalState()
+        self._numbers = count()
+        self._records: dict[CallKey, CallRecord] = {}
+        self._outcomes: dict[CallKey, tuple[ServedExpert, Outcome | None]] = {}
+        """Of every call that was submitted."""
+        self._again: list[tuple[float, int, CallRecord]] = []
+        """Calls that ended before this start and are yet to be told, the earliest first."""
+        self._events: deque[Event] = deque()
+        self._ts = 0.0
+        """The latest instant that anybody was told."""
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def apply(self, command: Command) -> None:
+        """Carry a command out; one that comes too late has no effect.
+
+        Raises
+        ------
+        BackendError
+            If the command names what is not known or cannot be served, or an expert's checkpoint does not pass its
+            checks.
+        """
+        match command:
+            case Open(session=session):
+                self._open(session)
+            case Submit():
+                self._submit(command)
+            case Cancel(key=key):
+                if (call := self._find(key)) is not None:
+                    self._running.calls.cancel(call)
+            case Cut(key=key, tokens=tokens):
+                if tokens < 1:
+                    raise BackendError(f"Cut {key}: tokens must be at least 1, got {tokens}")
+                if (call := self._find(key)) is not None:
+                    self._running.calls.cut(call, tokens)
+            case Move(key=key, session=number):
+                state = self._session(number, f"Move {key}", is_open=True)
+                if (call := self._find(key)) is not None:
+                    self._check_expert(f"Move {key}", call.call.expert, state)
+                    self._running.calls.redirect(call, number)
+            case Close(session=number):
+                self._session(number, "Close").is_closing = True
+
+    def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
+        """Tell what happens; calls are told one by one as they end, whether anybody reacts or not.
+
+        Raises
+        ------
+        BackendError
+            If nothing can happen any more though calls are left and no worker is lost, or if the host or the journal
+            fails. What has finished is kept.
+        KeyboardInterrupt
+            On Ctrl-C, when all processes are gone; it says what is kept. To go on from there, run the same with the
+            same journal.
+        """
+        if self._executor is not None:
+            raise BackendError("a backend serves one run, make a new one for the next")
+        with hold(self._journal) as lock:
+            try:
+                self._begin(lock)
+                yield Started(0.0)
+                yield from self._run(tick_s)
+            except KeyboardInterrupt:
+                self._stop()
+                done = read_journal(self._journal).done_keys & self._outcomes.keys()
+                text = f"stopped; {len(done)} of {len(self._outcomes)} calls are in {self._journal}"
+                raise KeyboardInterrupt(text) from None
+            finally:
+                self._stop()
+
+    def _begin(self, lock: int) -> None:
+        self._before = before = read_journal(self._journal)
+        self._ts = max([before.last_ts, *(action.ts for action in self.log.earlier)])
+        self._launcher.begin(self._journal, lock, self._cluster.num_workers)
+        self._executor = Executor(
+            self._launcher,
+            self._journal,
+            before,
+            start_ts=self._ts,
+            num_workers=self._cluster.num_workers,
+            patience=self._patience,
+            on_end=self._end,
+            tell=self._events.append,
+        )
+
+    def _run(self, tick_s: float | None) -> Generator[Event, None, None]:
+        executor = self._running
+        tick_ts = time.monotonic() + (tick_s or 0.0)
+        while True:
+            while (event := self._next_event()) is not None:
+                self._ts = max(self._ts, event.ts)
+                yield event
+            executor.start()
+            if self._events:
+                continue
+            if executor.is_over:
+                return
+            wait_s = WAIT_S if tick_s is None else min(WAIT_S, max(0.0, tick_ts - time.monotonic()))
+            executor.advance(wait_s, may_act=tick_s is not None)
+            if tick_s is not None and time.monotonic() >= tick_ts:
+                tick_ts = time.monotonic() + tick_s
+                self._events.append(Tick(executor.now()))
+
+    def _next_event(self) -> Event | None:
+        if self._again:
+            ts, _, record = heapq.heappop(self._again)
+            return Finished(ts, record)
+        return self._events.popleft() if self._events else None
+
+    def _stop(self) -> None:
+        if self._executor is not None:
+            self._executor.stop()
+        self.log.close()
+
+    @property
+    def _running(self) -> Executor:
+        assert self._executor is not None, "commands are applied between two events"
+        return self._executor
+
+    def _open(self, session: Session) -> None:
+        label = f"session {session.id} of {session.expert!r}"
+        if session.id in self._running.sessions:
+            raise BackendError(f"{label}: id must be one that no session has")
+        for needed in session.after:
+            self._session(needed, f"{label}: after")
+        expert = self._expert(session.expert, f"session {session.id}")
+        try:
+            workers = self._cluster.select(session.workers)
+        except ValueError as error:
+            raise BackendError(f"{label}: {error}") from error
+        if len({worker.gpu for worker in workers}) > 1:
+            raise BackendError(f"{label}: workers must be of one kind, got {[worker.gpu.name for worker in workers]}")
+        spec = self._engines.spec(replace(expert, tp_degree=len(workers)), workers)
+        self._running.open(session, spec, self._ts)
+
+    def _submit(self, command: Submit) -> None:
+        call, to, label = command.call, command.to, f"call {command.call.key}"
+        served = self._engines.served(self._expert(call.expert, label))
+        if isinstance(to, int):
+            self._check_expert(label, call.expert, self._session(to, label, is_open=True))
+        elif to != call.expert:
+            raise BackendError(f"{label} is for {call.expert!r}, got the queue of {to!r}")
+        present = self._find(call.key) if call.key in self._outcomes else None
+        if present is not None:
+            if not (present.is_moving and isinstance(present.to, int) and self._running.sessions[present.to].has_ended):
+                raise BackendError(f"{label} was submitted and has not ended")
+            self._running.calls.redirect(present, to)  # it was on its way to a session that is lost
+            return
+        waits_for = [key for key in call.after if key in self._outcomes and self._find(key) is not None]
+        if waits_for:
+            raise BackendError(f"{label}: all calls that it comes after must have ended, got {waits_for[0]}")
+        inputs: Inputs = {key: self._records[key] for key in call.after if key in self._records}
+        outcome = self._content.outcome(call, inputs)
+        spec = self._content.spec(call, served, inputs, outcome)
+        self._outcomes[call.key] = served, outcome
+        number = next(self._numbers)
+        record = self._before.done(call.key, spec.fingerprint)
+        if record is not None:
+            self._running.note_end(record)
+            heapq.heappush(self._again, (record.finished_ts or 0.0, number, self._read(record)))
+            return
+        queued_ts = max(call.ready_s, self._ts)
+        rank = command.priority, number
+        self._running.calls.submit(CallState(call=call, spec=replace(spec, queued_ts=queued_ts), to=to, rank=rank))
+
+    def _end(self, record: CallRecord) -> None:
+        read = self._read(record)
+        self._events.append(Finished(record.finished_ts or 0.0, read))
+
+    def _read(self, record: CallRecord) -> CallRecord:
+        served, outcome = self._outcomes[record.key]
+        self._records[record.key] = self._content.read(record, served, outcome)
+        return self._records[record.key]
+
+    def _expert(self, name: ExpertName, label: str) -> Expert:
+        if name not in self._experts:
+            raise BackendError(f"{label}: expert must be one of {sorted(self._experts)}, got {name!r}")
+        return self._experts[name]
+
+    def _session(self, number: int, label: str, *, is_open: bool = False) -> SessionState:
+        state = self._running.sessions.get(number)
+        if state is None or (is_open and state.is_closing):
+            rule = "was opened and not closed" if is_open else "was opened"
+            raise BackendError(f"{label}: session must be one that {rule}, got {number}")
+        return state
+
+    def _find(self, key: CallKey) -> CallState | None:
+        """Find a call; None: it has ended, or is nowhere."""
+        if key not in self._outcomes:
+            raise BackendError(f"command must name a call that was submitted, got {key}")
+        return self._running.calls.get(key)
+
+    def _check_expert(self, label: str, expert: ExpertName, state: SessionState) -> None:
+        if state.session.expert != expert:
+            raise BackendError(f"{label} is for {expert!r}, got session {state.session.id} of {state.session.expert!r}")

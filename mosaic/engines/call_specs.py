@@ -1,0 +1,160 @@
+"""From calls to what engines are asked, with the fingerprint of all that decides a response; and back to answers."""
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Protocol, TypeAlias
+
+from mosaic.answers.extraction import extract_answer
+from mosaic.core.checks import require_count
+from mosaic.core.cluster import Worker
+from mosaic.core.errors import BackendError
+from mosaic.core.realization import Outcome, Outcomes
+from mosaic.core.results import CallRecord, CallStatus, Inputs
+from mosaic.core.workload import Call, CallKey, Expert, Question
+from mosaic.engines.engine import MORE_ROOM, EngineSpec, Prompt
+from mosaic.engines.messages import CallSpec
+
+Prompts: TypeAlias = Callable[[Call, Inputs], Prompt]
+"""Gives what an expert reads for a call, and for what the calls said that it comes after."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedExpert:
+    """An expert as its engines have it, whichever its workers."""
+
+    expert: Expert
+    context_tokens: int
+    vocab_size: int | None
+    """None: not known, so no prompt can be drawn."""
+    decides: tuple[str | int, ...]
+    """What of its engines decides a response."""
+
+    def output_limit(self, prompt_tokens: int) -> int:
+        """Most tokens that a call may write: min(its maximum, context - prompt)."""
+        return min(self.expert.max_output_tokens, self.context_tokens - prompt_tokens)
+
+
+class Engines(Protocol):
+    """Knows the engines of experts: one for each kind of `EngineModule`."""
+
+    def served(self, expert: Expert) -> ServedExpert:
+        """Check that an expert can be served at all.
+
+        Raises
+        ------
+        BackendError
+            If not.
+        """
+
+    def spec(self, expert: Expert, workers: Sequence[Worker]) -> EngineSpec:
+        """Say how to load an expert on some workers, as many as its tensor-parallel degree.
+
+        Raises
+        ------
+        BackendError
+            If it cannot be served there.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContent:
+    """What is asked in a run, and what is read from the responses.
+
+    Equal contents make equal calls the same generation, in whatever plan.
+    """
+
+    prompts: Prompts | None = None
+    """What experts read. None (replay only): random tokens, as many as each call has."""
+    questions: Mapping[str, Question] = field(default_factory=dict)
+    """By id; answers to those in it are read from the responses."""
+    outcomes: Outcomes | None = None
+    """Replay: each call writes exactly as many tokens as here, and its answer is the one given here.
+
+    None: live, the model decides.
+    """
+    root_seed: int = 0
+    """Responses follow from it and the calls' keys."""
+
+    def __post_init__(self) -> None:
+        require_count(self.root_seed, "run content: root_seed")
+        if self.prompts is None and self.outcomes is None:
+            raise ValueError("run content: prompts must be given unless outcomes are replayed, got None")
+
+    def outcome(self, call: Call, inputs: Inputs) -> Outcome | None:
+        """Tell what is to come of a call; None: the model decides."""
+        return None if self.outcomes is None else self.outcomes(call, inputs)
+
+    def spec(self, call: Call, served: ServedExpert, inputs: Inputs, outcome: Outcome | None) -> CallSpec:
+        """Say what an engine is asked for a call.
+
+        Raises
+        ------
+        BackendError
+            If a replayed call's prompt leaves no room in the expert's context.
+        """
+        expert, seed = served.expert, response_seed(self.root_seed, call.key)
+        prompt: Prompt
+        if self.prompts is not None:
+            prompt = self.prompts(call, inputs)
+        elif served.vocab_size is not None:
+            prompt = random_prompt(call, seed, served.vocab_size)
+        else:
+            raise BackendError(f"expert {expert.name}: prompts must be given, its engine's vocabulary is not known")
+        length = None
+        if outcome is not None:
+            num_tokens = call.prompt_tokens if isinstance(prompt, str) else len(prompt)
+            if num_tokens >= served.context_tokens:
+                raise BackendError(
+                    f"call {call.key}: prompt_tokens must be below {expert.name}'s context_tokens of "
+                    f"{served.context_tokens}, got {num_tokens}: {MORE_ROOM}"
+                )
+            length = min(outcome.output_tokens, served.output_limit(num_tokens))
+        decides = [*served.decides, prompt, seed, expert.temperature, expert.max_output_tokens, length]
+        return CallSpec(
+            key=call.key,
+            fingerprint=blake2b(json.dumps(decides).encode(), digest_size=16).hexdigest(),
+            prompt=prompt,
+            prompt_tokens=call.prompt_tokens,
+            seed=seed,
+            temperature=expert.temperature,
+            max_output_tokens=expert.max_output_tokens,
+            output_tokens=length,
+        )
+
+    def read(self, record: CallRecord, served: ServedExpert, outcome: Outcome | None) -> CallRecord:
+        """Read what the model decided to say; in replay the outcome knows, unless the call was cut off before."""
+        if record.status is not CallStatus.FINISHED:
+            return record
+        if outcome is not None:
+            limit = served.output_limit(record.prompt_tokens)
+            if record.output_tokens == outcome.output_tokens < limit:
+                return record._replace(answer=outcome.answer, visible_tokens=outcome.visible_tokens)
+            return record._replace(visible_tokens=None if outcome.visible_tokens is None else 0)
+        question, response = self.questions.get(record.key.question), record.response
+        if question is None or response is None or response.text is None:
+            return record
+        answer = extract_answer(response.text, question, thinking_opened=response.thinking_opened)
+        return record._replace(answer=answer)
+
+
+def response_seed(root_seed: int, key: CallKey) -> int:
+    """Derive a call's seed from the root seed and its key alone: plan, workers and crashes do not change a response.
+
+    Examples
+    --------
+    >>> from mosaic.core.workload import PROPOSE
+    >>> response_seed(0, CallKey("q1", PROPOSE, 0)) == response_seed(0, CallKey("q1", PROPOSE, 1))
+    False
+    """
+    question, node, slot = key
+    digest = blake2b(f"{root_seed}|response|{question}|{node}|{slot}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1  # engines take signed numbers of 64 bits
+
+
+def random_prompt(call: Call, seed: int, vocab_size: int) -> tuple[int, ...]:
+    """Draw a prompt of a call's length, for timing; no two calls share a prefix that a cache could reuse."""
+    draw = random.Random(seed)
+    return tuple(draw.randrange(vocab_size) for _ in range(call.prompt_tokens))

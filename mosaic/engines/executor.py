@@ -1,0 +1,326 @@
+"""Sessions and calls over worker processes: who starts when, who serves what, and what of it is told."""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from mosaic.core.commands import Closed, Event, Idle, Lost, Progress, Ready
+from mosaic.core.errors import BackendError, FatalEngineError
+from mosaic.core.plan import Session
+from mosaic.core.results import CallRecord, CallStatus
+from mosaic.core.workload import ExpertName
+from mosaic.engines.call_book import CallBook
+from mosaic.engines.engine import EngineSpec
+from mosaic.engines.launcher import Launcher
+from mosaic.engines.local_launcher import output_of
+from mosaic.engines.messages import Alive, Exited, Failure, Finish, Returned, Run, Serve
+from mosaic.engines.session_order import is_wanted, may_start, why_stuck
+from mosaic.engines.session_state import MAX_ISOLATED, Patience, Phase, SessionState, Stage, WorkerProcess
+from mosaic.engines.worker_pool import Heard, WorkerPool
+from mosaic.runtime.journal import JournalError
+from mosaic.runtime.journal_records import (
+    ClosedSession,
+    EndedCall,
+    JournalState,
+    OpenedSession,
+    fingerprint_of,
+    read_entries,
+)
+
+_TRY_AGAIN = "correct it and start the same run again: failed calls are tried again"
+OWN_BATCHES = 2
+"""A process gets of its session's calls so many full batches: enough that its engine never runs dry."""
+SHARED_BATCHES = 1.25
+"""And of its expert's queue no more than this, so that sessions which share one end at about the same time."""
+
+
+class Executor:
+    """Runs sessions over worker processes until each has ended or its worker is gone.
+
+    A session starts when those before it on its workers, and those that it follows, have ended. Where its expert
+    is still loaded on the same workers it goes to that process, else to a new one, once the old one is gone. A process
+    that dies, fails or hangs takes its session back to waiting, with the calls that are not on the disk.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        journal: Path,
+        before: JournalState,
+        *,
+        start_ts: float,
+        num_workers: int,
+        patience: Patience,
+        on_end: Callable[[CallRecord], None],
+        tell: Callable[[Event], None],
+    ) -> None:
+        self.sessions: dict[int, SessionState] = {}
+        self.lost: dict[int, str] = {}
+        """Workers that were given up, and why."""
+        self._zero_ts = time.monotonic() - start_ts
+        self._start_ts = start_ts
+        self.calls = CallBook(self.sessions, journal, self.now, self._end_call)
+        self._pool = WorkerPool(launcher, journal, self._zero_ts, patience)
+        self._journal = journal
+        self._state = before
+        self._patience = patience
+        self._on_end = on_end
+        self._tell = tell
+        self._open: list[SessionState] = []
+        """Those that have not ended, in the order in which they were opened."""
+        self._broken: dict[ExpertName, str] = {}
+        self._ended: dict[int, list[CallRecord]] = defaultdict(list)
+        self._free_ts = [start_ts] * num_workers
+        self._busy: set[int] = set()
+        self._num_failed_loads = [0] * num_workers
+        self._must_retry = False
+        """A process could not be started just now."""
+
+    def now(self) -> float:
+        """Seconds on the run's clock."""
+        return time.monotonic() - self._zero_ts
+
+    @property
+    def is_over(self) -> bool:
+        return not self._open and not len(self.calls) and not len(self._pool)
+
+    def open(self, session: Session, spec: EngineSpec, ts: float) -> None:
+        """Let a session wait for its workers; on one that is lost it is lost too."""
+        state = self.sessions[session.id] = SessionState(session=session, spec=spec, opened_ts=ts)
+        if self.lost.keys() & set(session.workers):
+            state.stage = Stage.LOST
+        else:
+            self._open.append(state)
+            self._busy.update(session.workers)
+
+    def start(self) -> None:
+        """Start what can start, end what has nothing to start for, and tell which workers nobody needs any more."""
+        for state in [state for state in self._open if state.stage is Stage.WAITING and state.is_closing]:
+            if not state.has_calls:
+                self._end_session(state, state.end_ts, Stage.OVER)
+        self._must_retry = False
+        for state in may_start(self._open, self.sessions):
+            self._start(state)
+        busy = {worker for state in self._open for worker in state.session.workers}
+        for worker in sorted(self._busy - busy - self.lost.keys()):
+            self._tell(Idle(self.now(), worker))
+        self._busy = busy
+
+    def advance(self, timeout_s: float, *, may_act: bool) -> None:
+        """Hand calls out, then hear what happened; ``may_act``: others may still tell it what to do.
+
+        A ``BackendError`` says that nothing can ever happen again, or that the host or the journal fails.
+        """
+        if self._fail_unservable():
+            return  # which others may want to hear first
+        self._hand_out()
+        for process in self._pool:
+            if process.phase is Phase.IDLE and not is_wanted(process, self._open):
+                self._pool.quit(process)
+        if not may_act and not self._can_move():
+            self._give_in()
+            return
+        wait_s = timeout_s if len(self._pool) or may_act else 0.0
+        now = self.now()
+        queues = [self.calls.queue_of(expert) for expert in self.calls.experts_waited_for()]
+        queues += [state.queue for state in self._open]
+        soon = [ready_s - now for queue in queues if (ready_s := queue.next_ready_s(now)) is not None]
+        for process, message in self._pool.listen(max(0.0, min([wait_s, *soon]))):
+            self._hear(process, message)
+        self._pool.watch()
+
+    def stop(self) -> None:
+        """Leave no process behind."""
+        self._pool.kill_all()
+        self.calls.close()
+
+    def note_end(self, record: CallRecord) -> None:
+        """Count a call among those of its session."""
+        self._ended[record.session].append(record)
+
+    def _start(self, state: SessionState) -> None:
+        """Start a session on workers that are its own now; where another expert is still loaded, wait for its end."""
+        session, workers = state.session, state.session.workers
+        there = [process for process in self._pool if not set(workers).isdisjoint(process.workers)]
+        is_resident = len(there) == 1 and there[0].phase is Phase.IDLE and is_wanted(there[0], self._open)
+        if there and not is_resident:
+            return
+        process = there[0] if is_resident else self._pool.start(state)
+        if process is None:
+            self._must_retry = True
+            return
+        followed = [self.sessions[needed].end_ts for needed in session.after]
+        state.stage, process.session = Stage.RUNNING, state
+        process.one_at_a_time = 0 < state.num_failures == self._patience.max_retries
+        process.begin(Phase.SERVING if is_resident else Phase.LOADING)
+        process.channel.send(
+            Serve(
+                session=session.id,
+                node=session.node,
+                expert=session.expert,
+                workers=workers,
+                load_start_ts=max([state.opened_ts, *(self._free_ts[worker] for worker in workers), *followed]),
+                is_resident=is_resident,
+            )
+        )
+
+    def _fail_unservable(self) -> bool:
+        """End the calls of queues whose sessions broke; says whether there were any."""
+        served = {state.session.expert for state in self._open}
+        queues = {expert: self.calls.queue_of(expert) for expert in self.calls.experts_waited_for()}
+        failing = [expert for expert in queues if expert in self._broken and expert not in served]
+        for expert in failing:
+            self.calls.end(self.calls.waiting_in(queues[expert]), CallStatus.FAILED, self._broken[expert])
+        return bool(failing)
+
+    def _hand_out(self) -> None:
+        """Give processes the calls that they have room for."""
+        for process in self._pool:
+            state = process.session
+            if state is None or state.channel is None:
+                continue
+            batch = state.spec.max_num_seqs
+            is_careful = process.one_at_a_time and bool(state.suspects)
+            room, shared_room = (1, 0) if is_careful else (OWN_BATCHES * batch, math.ceil(SHARED_BATCHES * batch))
+            calls = self.calls.take(state, room, 0 if state.is_closing else shared_room)
+            if calls:
+                state.channel.send(Run(calls))
+            if state.is_closing and not state.has_all and not state.queue and not state.coming:
+                state.has_all = True
+                state.channel.send(Finish())
+
+    def _can_move(self) -> bool:
+        """Whether anything can happen by itself."""
+        if self._must_retry or any(process.phase in (Phase.LOADING, Phase.CLOSING) for process in self._pool):
+            return True
+        for state in self._open:
+            takes_more = not state.is_closing and bool(self.calls.queue_of(state.session.expert))
+            if state.stage is Stage.RUNNING and (state.has_all or state.has_calls or takes_more):
+                return True
+        return False
+
+    def _give_in(self) -> None:
+        """Nothing can happen any more: leave what lost workers would have served, or say what nobody can serve."""
+        if not self.lost:
+            raise BackendError(why_stuck(self._open, self.calls.experts_waited_for()))
+        is_last_try = all(state.is_closing for state in self._open)
+        for state in list(self._open):
+            state.is_closing = True
+            if is_last_try and state.stage is Stage.WAITING:
+                self._lose_session(state)
+        if is_last_try:
+            self.calls.lose_all()
+
+    def _hear(self, process: WorkerProcess, message: Heard) -> None:
+        state = process.session
+        if isinstance(message, Exited):
+            self._lose(process, message)
+        elif isinstance(message, EndedCall):
+            self._end_call(message.record)
+        elif isinstance(message, OpenedSession):
+            self._state.add(message)
+            process.begin(Phase.SERVING)
+            if state is not None:
+                state.channel = process.channel
+            self._tell(Ready(message.start_ts, message.session))
+        elif isinstance(message, ClosedSession):
+            self._state.add(message)
+            process.session = None
+            process.begin(Phase.IDLE)
+            if state is not None:
+                self._end_session(state, message.end_ts, Stage.OVER)
+        elif isinstance(message, Alive):
+            self._tell(Progress(self.now(), message.session, message.tokens))
+        elif isinstance(message, Returned):
+            self.calls.take_back(message)
+        elif isinstance(message, Failure) and message.is_fatal:
+            raise FatalEngineError(message.cause)
+        elif isinstance(message, Failure) and message.is_journal:
+            raise JournalError(message.cause)
+
+    def _end_call(self, record: CallRecord) -> None:
+        if not self.calls.note(record):
+            return  # heard before
+        if record.status is CallStatus.FINISHED:
+            state = self.sessions[record.session]
+            state.num_failures = state.num_isolated = 0
+            for worker in record.workers:
+                self._num_failed_loads[worker] = 0
+            self._pool.note_finish()
+        self._state.add(EndedCall(record))
+        self.note_end(record)
+        self._on_end(record)
+
+    def _lose(self, process: WorkerProcess, exited: Exited) -> None:
+        """Take back what a process that is gone did not finish; what it put on the disk without saying so counts."""
+        state = process.session
+        if state is None:
+            return
+        self._read_rest(process, state)
+        state.stage, state.channel, state.has_all = Stage.WAITING, None, False
+        self._free(state, self.now())
+        held = self.calls.empty_hands(state)
+        state.attempt += 1
+        state.suspects.update(call.spec.key for call in held)
+        if exited.host_died or (state.is_closing and not state.has_calls):
+            return
+        cause = f"{process.cause(exited)}; see {output_of(self._journal, process.workers)}"
+        if process.is_workers_fault:
+            worker = process.workers[0]
+            self._num_failed_loads[worker] += 1
+            if self._num_failed_loads[worker] > self._patience.max_restarts:
+                self._give_up(worker, cause)
+            return
+        state.num_failures += 1
+        if state.num_failures <= self._patience.max_retries:
+            return
+        if process.one_at_a_time and process.phase is Phase.SERVING and state.num_isolated < MAX_ISOLATED:
+            state.num_isolated += 1
+            state.num_failures = 0
+            if len(held) == 1:
+                self.calls.end(held, CallStatus.FAILED, f"{cause}; {_TRY_AGAIN}")
+            return
+        self._break(state, f"{cause}; {_TRY_AGAIN}")
+
+    def _read_rest(self, process: WorkerProcess, state: SessionState) -> None:
+        """Read what a process wrote and did not say; records of earlier starts are older than this one."""
+        for entry in read_entries(self._pool.log_of(process.workers)):
+            record = entry.record if isinstance(entry, EndedCall) else None
+            if record is not None and record.session == state.session.id and record.key in state.hands:
+                call = self.calls.get(record.key)
+                is_new = record.finished_ts is not None and record.finished_ts > self._start_ts
+                if call is not None and is_new and call.spec.fingerprint == fingerprint_of(record):
+                    self._end_call(record)
+
+    def _break(self, state: SessionState, cause: str) -> None:
+        """End a session that fails whatever it serves."""
+        state.broken = self._broken[state.session.expert] = cause
+        self.calls.end(self.calls.waiting_in(state.queue), CallStatus.FAILED, cause)
+        self._end_session(state, state.end_ts, Stage.OVER)
+
+    def _give_up(self, worker: int, cause: str) -> None:
+        """Lose a worker, and all sessions that need it."""
+        self.lost[worker] = cause
+        for state in [state for state in self._open if worker in state.session.workers]:
+            self._lose_session(state)
+        self._tell(Lost(self.now(), worker, cause))
+
+    def _lose_session(self, state: SessionState) -> None:
+        self._end_session(state, state.end_ts, Stage.LOST)
+        self.calls.lose(state)
+
+    def _end_session(self, state: SessionState, end_ts: float, stage: Stage) -> None:
+        """End a session for good, and tell of it if it was ever ready."""
+        state.stage, state.channel = stage, None
+        self._open.remove(state)
+        self._free(state, end_ts)
+        record = self._state.session_record(state.session, self._ended[state.session.id])
+        if record is not None:
+            self._tell(Closed(record.end_ts, record))
+
+    def _free(self, state: SessionState, end_ts: float) -> None:
+        state.end_ts = end_ts
+        for worker in state.session.workers:
+            self._free_ts[worker] = max(self._free_ts[worker], end_ts)

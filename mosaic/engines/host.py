@@ -1,0 +1,110 @@
+"""The host process: imports the engine once, then forks a worker process for each stay of an expert on its workers.
+
+Importing takes seconds and a fork none, so workers come and go at the price of a load; and what a worker process
+took, memory on the GPU included, is free when it is gone. The host itself never uses a device.
+
+    python -m mosaic.engines.host FD
+
+where FD is a socket to the executor. The host ends when the socket closes, and so do its workers.
+"""
+
+import gc
+import importlib
+import os
+import signal
+import socket
+import sys
+import traceback
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import recv_handle
+from typing import cast
+
+from mosaic.engines.engine import EngineModule
+from mosaic.engines.host_process import kill_group
+from mosaic.engines.messages import Fork, Forked, HostFailed, HostReady, Kill, Prepare, Reaped, one_line
+from mosaic.engines.worker import run_worker
+
+
+def run_host(control: Connection) -> None:
+    """Import what engines need, then fork and reap workers until the executor is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prepare = control.recv()
+    assert isinstance(prepare, Prepare)
+    try:
+        module = cast(EngineModule, importlib.import_module(prepare.engine_module))
+        module.prepare(prepare.settings)
+    except Exception as error:
+        traceback.print_exc()
+        control.send(HostFailed(one_line(error)))
+        return
+    gc.collect()
+    gc.freeze()
+    control.send(HostReady())
+    Host(control, module).run()
+
+
+class Host:
+    """Forks workers and reports how they end."""
+
+    def __init__(self, control: Connection, module: EngineModule) -> None:
+        self._control = control
+        self._module = module
+        self._pids: dict[int, int] = {}
+        """By number of the worker process, while it lives."""
+        self._wakeup, wakes = socket.socketpair()
+        self._wakeup.setblocking(False)
+        wakes.setblocking(False)
+        self._wakes = wakes  # kept open for the signal handler
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
+
+    def run(self) -> None:
+        """Handle messages until the executor closes the socket, then kill what is left."""
+        try:
+            while True:
+                ready = wait([self._control, self._wakeup])
+                if self._wakeup in ready:
+                    self._reap()
+                if self._control in ready:
+                    self._handle(self._control.recv())
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            pass  # the executor is gone
+        finally:
+            for pid in self._pids.values():
+                kill_group(pid)
+
+    def _handle(self, message: Fork | Kill) -> None:
+        if isinstance(message, Kill):
+            if message.process in self._pids:
+                kill_group(self._pids[message.process])
+            return
+        link, lock = recv_handle(self._control), recv_handle(self._control)
+        host = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for other in (self._wakeup, self._wakes, self._control):
+                other.close()
+            run_worker(message, Connection(link), self._module, host)
+        # The lock stays open in the worker: while any of them lives, nobody else may write the journal.
+        os.close(link)
+        os.close(lock)
+        self._pids[message.process] = pid
+        self._control.send(Forked(message.process, pid))
+
+    def _reap(self) -> None:
+        with suppress(BlockingIOError):
+            self._wakeup.recv(4096)
+        for process, pid in list(self._pids.items()):
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)  # what the worker started and left behind
+                del self._pids[process]
+                self._control.send(Reaped(process, os.waitstatus_to_exitcode(status)))
+
+
+if __name__ == "__main__":
+    run_host(Connection(int(sys.argv[1])))

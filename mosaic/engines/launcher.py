@@ -1,0 +1,54 @@
+"""How worker processes come about, here or on other machines."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from mosaic.engines.engine import EngineSpec
+from mosaic.engines.messages import Exited, FromWorker, ToWorker
+
+
+class Channel(Protocol):
+    """The link to one worker process, from its start until ``Exited`` is heard."""
+
+    def send(self, message: ToWorker) -> None:
+        """Tell it something; one that is dying is noticed when it exits."""
+
+    def kill(self) -> None:
+        """End it and all it started, at once."""
+
+
+class Launcher(Protocol):
+    """Starts worker processes, which make their engines by one `EngineModule`, and listens to them."""
+
+    @property
+    def num_host_deaths(self) -> int:
+        """How often what starts processes died, and took them with it; it is started again by itself."""
+
+    def begin(self, folder: Path, lock: int, num_workers: int) -> None:
+        """Take up a run.
+
+        Parameters
+        ----------
+        folder
+            Where processes print: ``worker-N.log``, and ``host.log`` for who starts them.
+        lock
+            File descriptor that every process must keep open: nobody else may write the journal while one lives.
+        num_workers
+            Among which this machine is dealt out.
+        """
+
+    def open(self, spec: EngineSpec, workers: tuple[int, ...]) -> Channel | None:
+        """Start a process; None: not now, ask again.
+
+        Raises
+        ------
+        BackendError
+            If no process can be started at all.
+        """
+
+    def listen(self, timeout_s: float) -> Iterator[tuple[Channel, FromWorker | Exited]]:
+        """Wait for news, not longer than that, and tell it."""
+
+    def close(self) -> None:
+        """End whatever was started."""

@@ -1,0 +1,197 @@
+"""What the executor and its processes tell each other; all of it is pickled."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from mosaic.core.workload import CallKey, ExpertName, NodeName
+from mosaic.engines.engine import EngineSpec, Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSpec:
+    """A call with all that its generation needs."""
+
+    key: CallKey
+    fingerprint: str
+    prompt: Prompt
+    prompt_tokens: int
+    """As the call says; the record has what the engine counted."""
+    seed: int
+    temperature: float
+    max_output_tokens: int
+    output_tokens: int | None
+    """Replay: exactly so many; None: the model decides."""
+    queued_ts: float = 0.0
+    """When it arrived, or was submitted."""
+    cut_tokens: int | None = None
+    """It finishes with what it has once it has written so many."""
+    attempt: int = 0
+    generated: tuple[int, ...] = ()
+    """What it wrote in the session before this one."""
+    wasted_tokens: int = 0
+    """Computed there, and to be computed again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """To a new host process: which engines its workers will open."""
+
+    engine_module: str
+    """Name of an `EngineModule`."""
+    settings: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fork:
+    """To the host: start a worker process. Its link and the journal's lock follow as file descriptors."""
+
+    process: int
+    """Number of the worker process, never used twice."""
+    cores: tuple[int, ...]
+    """It is pinned to them; empty: it is not."""
+    gpus: tuple[str, ...]
+    """Of CUDA_VISIBLE_DEVICES; empty: none."""
+    log: Path
+    """Where standard output and error go."""
+
+
+class Kill(NamedTuple):
+    """To the host: end a worker process and all it started, at once."""
+
+    process: int
+
+
+class HostReady(NamedTuple):
+    """From the host: it can fork workers."""
+
+
+class HostFailed(NamedTuple):
+    """From the host: it cannot."""
+
+    cause: str
+
+
+class Forked(NamedTuple):
+    """From the host: a worker process runs."""
+
+    process: int
+    pid: int
+
+
+class Reaped(NamedTuple):
+    """From the host: a worker process is gone."""
+
+    process: int
+    exit_code: int
+    """Negative: the signal that ended it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """To a worker process: load an expert."""
+
+    spec: EngineSpec
+    journal: Path
+    """The log that this process alone writes."""
+    zero_ts: float
+    """The run's zero on the machine's monotonic clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serve:
+    """To a worker process: serve a session on the expert it has loaded."""
+
+    session: int
+    node: NodeName
+    expert: ExpertName
+    workers: tuple[int, ...]
+    load_start_ts: float
+    is_resident: bool
+    """The expert stayed from the session before, so nothing is loaded."""
+
+
+class Run(NamedTuple):
+    """To a worker process: serve calls."""
+
+    calls: tuple[CallSpec, ...]
+
+
+class Abort(NamedTuple):
+    """To a worker process: drop a call that has not finished."""
+
+    key: CallKey
+    is_moved: bool
+    """It is given back, with what it has written, and does not end."""
+
+
+class Limit(NamedTuple):
+    """To a worker process: finish a call once it has written so many tokens."""
+
+    key: CallKey
+    tokens: int
+
+
+class Finish(NamedTuple):
+    """To a worker process: the session has got all its calls, and ends with the last of them."""
+
+
+class Quit(NamedTuple):
+    """To a worker process: no session follows."""
+
+
+class Alive(NamedTuple):
+    """From a worker process: its engine moves."""
+
+    session: int
+    tokens: dict[CallKey, int]
+    """Of its running calls, where the engine can tell."""
+
+
+class Returned(NamedTuple):
+    """From a worker process: a call that goes on elsewhere."""
+
+    session: int
+    key: CallKey
+    generated: tuple[int, ...]
+    num_computed: int
+    """Tokens of prompt and response whose KV entries are lost here."""
+
+
+class Failure(NamedTuple):
+    """From a worker process: it cannot go on; it ends after this."""
+
+    cause: str
+    """One line."""
+    is_worker: bool
+    """The worker itself is broken, another session would fail on it too."""
+    is_journal: bool = False
+    """The journal cannot be written, so the run cannot go on."""
+    is_fatal: bool = False
+    """No call of the run will ever be served, whoever tries."""
+
+
+class Exited(NamedTuple):
+    """From a launcher: a worker process is gone, and all it said was told."""
+
+    exit_code: int
+    """Negative: the signal that ended it."""
+    host_died: bool = False
+    """It had to end with the process that started it."""
+
+
+ToWorker: TypeAlias = Load | Serve | Run | Abort | Limit | Finish | Quit
+FromWorker: TypeAlias = bytes | Alive | Returned | Failure
+"""Bytes are a line of the journal, told as it stands there."""
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Say what an error is in one line of at most so many characters."""
+    text = " ".join(str(error).split())
+    return clipped(f"{type(error).__name__}: {text}" if text else type(error).__name__, limit)
+
+
+def clipped(text: str, limit: int = 300) -> str:
+    """Put a text into one line of at most so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 4] + " ..."

@@ -1,0 +1,48 @@
+"""Which session may start when, by the order in which they were opened; and why none ever will."""
+
+from collections.abc import Mapping, Sequence
+
+from mosaic.engines.session_state import SessionState, Stage, WorkerProcess
+
+
+def may_start(opened: Sequence[SessionState], sessions: Mapping[int, SessionState]) -> list[SessionState]:
+    """List the waiting sessions that have no other before them on their workers, and whose predecessors have ended.
+
+    Parameters
+    ----------
+    opened
+        Those that have not ended, in the order in which they were opened.
+    sessions
+        All, by number.
+    """
+    held: set[int] = set()
+    found = []
+    for state in opened:
+        session = state.session
+        is_followed = all(number in sessions and sessions[number].has_ended for number in session.after)
+        if state.stage is Stage.WAITING and is_followed and held.isdisjoint(session.workers):
+            found.append(state)
+        held.update(session.workers)
+    return found
+
+
+def is_wanted(process: WorkerProcess, opened: Sequence[SessionState]) -> bool:
+    """Whether what comes next on all workers of a process is one session of its expert."""
+    following = [
+        next((state for state in opened if worker in state.session.workers), None) for worker in process.workers
+    ]
+    first = following[0]
+    same = first is not None and first.session.workers == process.workers and first.spec == process.spec
+    return same and all(state is first for state in following)
+
+
+def why_stuck(opened: Sequence[SessionState], experts: Sequence[str]) -> str:
+    """Say why nothing can happen any more, where calls wait in the queues of some experts."""
+    waiting = [state.session.id for state in opened if state.stage is Stage.WAITING]
+    idle = [state.session.id for state in opened if state.stage is Stage.RUNNING]
+    if waiting:
+        others = f"sessions {idle}, which have no calls and are not closed," if idle else "each other"
+        return f"sessions {waiting} wait for {others} and can never start"
+    if experts:
+        return f"calls wait for sessions of {list(experts)}, and none is open"
+    return f"sessions {idle} have no calls and are not closed"

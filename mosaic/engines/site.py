@@ -1,0 +1,255 @@
+"""Real engines as the place where plans run: live, or writing to the lengths of a simulated world."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Protocol
+
+from mosaic.core.cluster import Cluster
+from mosaic.core.errors import BackendError
+from mosaic.core.plan import Plan
+from mosaic.core.realization import Outcomes
+from mosaic.core.results import CallRecord, Inputs
+from mosaic.core.workload import Call, CallKey, Expert, ExpertName, Question, Workload
+from mosaic.engines.backend import EngineBackend
+from mosaic.engines.call_specs import RunContent
+from mosaic.runtime.aggregator_sweep import aggregator_places
+from mosaic.runtime.backend import Backend
+from mosaic.runtime.controller import Controller
+from mosaic.runtime.loop import CommandLog
+from mosaic.runtime.site import Prompts
+from mosaic.runtime.static_plan import execute
+
+
+class BackendMaker(Protocol):
+    """Makes the backend of a run, or of a measurement."""
+
+    def __call__(self, journal: Path, content: RunContent, *, is_measured: bool) -> EngineBackend:
+        """Make it; what is measured may find nothing in a cache, since it asks the same prompts again and again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """The worlds whose lengths and answers calls are to have."""
+
+    run: Outcomes
+    calibration: Outcomes
+    ask: Callable[[Sequence[Call], Inputs], Sequence[CallRecord]]
+    """Says in the calibration world what calls say."""
+    answers_source: str
+
+
+class EngineSite:
+    """Runs on engines that it starts, or on servers; every measurement has a journal of its own.
+
+    Started again over the same journals it goes on where it stopped.
+
+    Parameters
+    ----------
+    name
+        vllm or endpoint.
+    make
+        Makes backends.
+    batch, calibration
+        The batch, and what gives the questions to measure on.
+    cluster
+        The workers.
+    journal
+        Folder of all journals of the run.
+    seed, profile_seed
+        Of the run, and of what is measured.
+    circumstances
+        See ``Site``.
+    prompt_text
+        Writes what every expert reads of a question.
+    num_calibration_questions
+        How many show what a gate leaves.
+    replayed
+        None: live, the models decide.
+    expert_by_worker
+        Where workers keep one expert; None: any expert may be loaded anywhere.
+    opened
+        Keeps what engines need while a run lasts.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        make: BackendMaker,
+        batch: Workload,
+        calibration: Callable[[], Workload],
+        cluster: Cluster,
+        journal: Path,
+        seed: int,
+        profile_seed: int,
+        circumstances: str,
+        prompt_text: Callable[[Question], str],
+        num_calibration_questions: int,
+        replayed: Replayed | None = None,
+        expert_by_worker: Mapping[int, ExpertName] | None = None,
+        opened: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self.name = name
+        self.circumstances = circumstances
+        self.fingerprint = None
+        self._make = make
+        self._batch = batch
+        self._calibration = calibration
+        self._cluster = cluster
+        self._journal = journal
+        self._seed = seed
+        self._profile_seed = profile_seed
+        self._prompt_text = prompt_text
+        self._num_calibration_questions = num_calibration_questions
+        self._replayed = replayed
+        self._expert_by_worker = expert_by_worker
+        self._opened = opened
+        self._run: EngineBackend | None = None
+
+    @property
+    def way(self) -> str:
+        """Live responses are measured."""
+        return "measured" if self._replayed is None else "replayed"
+
+    @property
+    def answers_source(self) -> str:
+        """Measured, unless the answers are those of a simulated world."""
+        return "measured" if self._replayed is None else self._replayed.answers_source
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Keep the process that imports the engines."""
+        with self._opened():
+            yield
+
+    def backend(self, questions: Mapping[str, Question], prompts: Prompts) -> Backend:
+        """Give the backend of the run."""
+        if self._replayed is None:
+            content = RunContent(prompts=prompts, questions=questions, root_seed=self._seed)
+        else:
+            content = RunContent(outcomes=self._replayed.run, root_seed=self._seed)
+        self._run = self._make(self._journal / "run", content, is_measured=False)
+        return self._run
+
+    def command_log(self) -> CommandLog | None:
+        """Give the log in the run's journal."""
+        assert self._run is not None, "the backend is made first"
+        return self._run.log
+
+    def calibration(self, experts: Sequence[ExpertName]) -> Workload:
+        """Give the first calibration questions that ask no other experts; of a replay, the batch."""
+        if self._replayed is not None:
+            return self._batch
+        return first_questions(self._calibration(), self._num_calibration_questions, experts)
+
+    def ask(
+        self,
+        name: str,
+        calls: Sequence[Call],
+        plan: Callable[[], Plan],
+        questions: Mapping[str, Question],
+        prompts: Prompts,
+        earlier: Inputs,
+        controllers: Sequence[Controller],
+    ) -> Sequence[CallRecord]:
+        """Let experts answer calibration questions; those of a replay are simulated."""
+        if self._replayed is not None:
+            return self._replayed.ask(calls, earlier)
+        backend = self.rehearsal(name, questions, prompts, earlier)
+        return execute(plan(), calls, backend, controllers).calls
+
+    def rehearsal(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
+        """Give a backend whose responses no batch shares, even with the same questions."""
+        content = RunContent(
+            prompts=lambda call, inputs: prompts(call, _of(call, inputs, earlier)),
+            questions=questions,
+            root_seed=calibration_seed(self._profile_seed),
+        )
+        if self._replayed is not None:
+            outcomes = self._replayed.calibration
+            content = RunContent(
+                outcomes=lambda call, inputs: outcomes(call, _of(call, inputs, earlier)),
+                root_seed=calibration_seed(self._profile_seed),
+            )
+        return self._make(self._journal / name, content, is_measured=True)
+
+    def sweep(self, name: str, experts: Sequence[Expert]) -> tuple[Backend, Callable[[int], int]]:
+        """Give a backend that asks calibration questions in turn; in a replay prompts are as long as the batch's."""
+        if self._replayed is not None:
+            tokens = [call.prompt_tokens for call in self._batch.calls]
+            return self.rehearsal(name, {}, _no_prompt, {}), lambda number: tokens[number % len(tokens)]
+        asked = self._calibration()
+        texts = [self._prompt_text(question) for question in asked.questions]
+        tokens = prompt_tokens_by_question(asked)
+        prompts: Prompts = lambda call, inputs: texts[sweep_number(call.key) % len(texts)]  # noqa: E731
+        return self.rehearsal(name, {}, prompts, {}), lambda number: tokens[number % len(tokens)]
+
+    def hindsight(self, earlier: Inputs) -> Backend | None:
+        """None: what models really say happens once."""
+        return None
+
+    def places(self, expert: Expert) -> list[tuple[int, ...]]:
+        """List the gangs that the workers make up, or the workers that keep the expert."""
+        if self._expert_by_worker is None:
+            return aggregator_places(expert, self._cluster.num_workers)
+        return [(worker,) for worker, name in self._expert_by_worker.items() if name == expert.name]
+
+    def swept_place(self, expert: Expert, session: int, num_experts: int) -> tuple[int, ...]:
+        """Take turns: workers that are all busy may slow each other down, which is what a run will meet.
+
+        One place further in each round, so that no expert finds itself loaded already.
+        """
+        places = self.places(expert)
+        return places[(session + session // num_experts) % len(places)]
+
+    def lower_bound_s(self, backend: Backend) -> float | None:
+        """None: only a simulation knows the true lengths."""
+        return None
+
+
+def first_questions(workload: Workload, num_questions: int, experts: Sequence[ExpertName]) -> Workload:
+    """Cut a workload down to its first questions, without those that ask other experts.
+
+    Raises
+    ------
+    BackendError
+        If none is left.
+    """
+    others = {call.key.question for call in workload.calls if call.expert not in experts}
+    questions = tuple(question for question in workload.questions if question.id not in others)[:num_questions]
+    kept = {question.id for question in questions}
+    if not questions:
+        raise BackendError(
+            f"workload {workload.name}: calibration questions must ask only experts that are priced, "
+            f"{sorted(experts)}, got none: give profile.aggregator_path, or more questions"
+        )
+    calls = tuple(call for call in workload.calls if call.key.question in kept)
+    return Workload(name=workload.name, questions=questions, calls=calls)
+
+
+def calibration_seed(seed: int) -> int:
+    """Derive the root seed of responses that are measured: no batch shares their luck, even with the same questions."""
+    return int.from_bytes(blake2b(f"{seed}|calibration".encode(), digest_size=6).digest(), "little")
+
+
+def prompt_tokens_by_question(workload: Workload) -> list[int]:
+    """Prompt tokens by question, as its calls have them; a question without calls has its own."""
+    tokens = {call.key.question: call.prompt_tokens for call in workload.calls}
+    return [tokens.get(question.id, question.prompt_tokens) for question in workload.questions]
+
+
+def sweep_number(key: CallKey) -> int:
+    """Read the number of a sweep's call out of its key; see ``mosaic.runtime.sweep.sweep_calls``."""
+    return int(key.question.rpartition("-")[2])
+
+
+def _of(call: Call, inputs: Inputs, earlier: Inputs) -> dict[CallKey, CallRecord]:
+    found = ((key, inputs.get(key) or earlier.get(key)) for key in call.after)
+    return {key: record for key, record in found if record is not None}
+
+
+def _no_prompt(call: Call, inputs: Inputs) -> str:
+    raise AssertionError("a replay asks nothing")

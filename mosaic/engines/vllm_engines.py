@@ -1,0 +1,147 @@
+"""vLLM engines on this machine: checks experts before anything loads them, and says how to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mosaic.core.cluster import Cluster, Worker
+from mosaic.core.engine_options import Device, EngineOptions
+from mosaic.core.errors import BackendError
+from mosaic.core.kv_memory import free_kv_bytes
+from mosaic.core.workload import Expert, ExpertName
+from mosaic.engines.backend import EngineBackend
+from mosaic.engines.call_specs import RunContent, ServedExpert
+from mosaic.engines.checkpoints import Checkpoint, check_checkpoint, check_kv_memory, find_checkpoint, kv_value_bytes
+from mosaic.engines.engine import EngineSpec
+from mosaic.engines.host_process import HostProcess
+from mosaic.engines.local_launcher import LocalLauncher
+from mosaic.engines.session_state import Patience
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmSettings:
+    """What vLLM needs to load a checkpoint."""
+
+    checkpoint: Path
+    with_tokenizer: bool
+    gpu_memory_utilization: float
+    kv_cache_memory_bytes: int | None
+    """On each worker; None: what the GPU has free."""
+    options: EngineOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmEngines:
+    """Engines of equal options."""
+
+    options: EngineOptions
+    with_tokenizer: bool = True
+    """False: prompts are token ids and nobody reads the responses."""
+    checkpoints: Path | None = None
+    """Where checkpoints lie that are not named by path."""
+    _found: dict[ExpertName, Checkpoint] = field(default_factory=dict)
+
+    def served(self, expert: Expert) -> ServedExpert:
+        """Check an expert's checkpoint, once.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be loaded.
+        """
+        loading, checkpoint = self.options.loading, self._checkpoint(expert)
+        if loading.device is Device.CPU and checkpoint.head_dim < 32:
+            raise BackendError(f"expert {expert.name}: head_dim must be at least 32 on CPU, got {checkpoint.head_dim}")
+        context_tokens = min(expert.context_tokens, checkpoint.context_tokens or expert.context_tokens)
+        decides = (
+            checkpoint.fingerprint,
+            context_tokens,
+            loading.dtype,
+            loading.dummy_weights,
+            loading.trust_remote_code,
+        )
+        return ServedExpert(
+            expert=expert, context_tokens=context_tokens, vocab_size=checkpoint.vocab_size, decides=decides
+        )
+
+    def spec(self, expert: Expert, workers: Sequence[Worker]) -> EngineSpec:
+        """Say how to load an expert on some workers.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be loaded, or one of its calls would not fit into the KV cache.
+        """
+        checkpoint, context_tokens = self._checkpoint(expert), self.served(expert).context_tokens
+        gpu, options = workers[0].gpu, self.options
+        num_caches = 1 if options.loading.device is Device.CPU else len(workers)
+        given = options.kv_cache_memory_bytes
+        if options.kv_cache_tokens is not None:
+            value_bytes = kv_value_bytes(options.loading.dtype)
+            given = options.kv_cache_tokens * checkpoint.kv_values_per_token * value_bytes // num_caches
+        weight_bytes = checkpoint.weight_bytes or expert.shape.weight_bytes  # random ones take as much
+        free = free_kv_bytes(gpu, weight_bytes, len(workers)) if given is None else given
+        check_kv_memory(
+            checkpoint,
+            kv_cache_bytes=max(0, free) * num_caches,
+            context_tokens=context_tokens,
+            block_size=options.block_size,
+            dtype=options.loading.dtype,
+        )
+        settings = VllmSettings(
+            checkpoint=checkpoint.path,
+            with_tokenizer=self.with_tokenizer,
+            gpu_memory_utilization=gpu.memory_utilization_frac,
+            kv_cache_memory_bytes=given,
+            options=options,
+        )
+        return EngineSpec(
+            expert=expert.name,
+            num_workers=len(workers),
+            context_tokens=context_tokens,
+            max_num_seqs=options.max_num_seqs,
+            settings=settings,
+        )
+
+    def _checkpoint(self, expert: Expert) -> Checkpoint:
+        if expert.name not in self._found:
+            needed = {"weights": not self.options.loading.dummy_weights, "tokenizer": self.with_tokenizer}
+            path = find_checkpoint(expert.checkpoint, self.checkpoints, **needed)
+            self._found[expert.name] = check_checkpoint(path, **needed)
+        return self._found[expert.name]
+
+
+def make_vllm_backend(
+    *,
+    experts: Sequence[Expert],
+    cluster: Cluster,
+    journal: Path,
+    content: RunContent,
+    options: EngineOptions,
+    host: HostProcess,
+    checkpoints: Path | None = None,
+    patience: Patience | None = None,
+) -> EngineBackend:
+    """Make the backend of one run on vLLM.
+
+    Parameters
+    ----------
+    experts, cluster, journal, content, patience
+        As in `EngineBackend`.
+    options
+        How engines run.
+    host
+        Made with the same options, and kept for several runs.
+    checkpoints
+        Folder of the checkpoints that experts do not name by path.
+    """
+    return EngineBackend(
+        name="vllm",
+        experts=experts,
+        cluster=cluster,
+        journal=journal,
+        content=content,
+        engines=VllmEngines(options=options, with_tokenizer=content.prompts is not None, checkpoints=checkpoints),
+        launcher=LocalLauncher(host, options.loading.device),
+        patience=patience,
+    )

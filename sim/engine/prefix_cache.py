@@ -1,0 +1,159 @@
+"""KV blocks that keep what they hold until they are used again, as in vLLM's V1."""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import TypeAlias
+
+from sim.engine.kv_cache import NOTHING, Found, KvCache, SharedBlock
+from sim.engine.request import Request
+
+Owner: TypeAlias = Request | SharedBlock
+
+
+class PrefixKvCache(KvCache):
+    """Free blocks stand in a queue, and a prompt starts behind those of its blocks that are still in it.
+
+    NOTE: blocks are taken from the front of the queue. A sequence gives its full blocks back tail first and to the
+    end, so of every sequence what survives is a beginning: one number, the length of its run. A block that is not full
+    holds nothing that could be found and goes to the front, so all blank blocks are in front of all runs, and their
+    number is enough. Blocks are taken by counting down ``num_free``; which ones is found out when blocks come back,
+    and what that means for runs when somebody looks for what is left of them.
+    """
+
+    __slots__ = ("_blank", "_copies", "_held", "_num_seen", "_owed", "_runs")
+
+    def __init__(self, *, kv_tokens: int, block_size: int, watermark_frac: float) -> None:
+        super().__init__(kv_tokens=kv_tokens, block_size=block_size, watermark_frac=watermark_frac)
+        self._blank = self.num_blocks
+        self._num_seen = self.num_blocks
+        """Free blocks, as far as it is known which ones they are."""
+        self._owed = 0
+        """Blocks that were taken from the runs but are still in them."""
+        self._runs: OrderedDict[Owner, int] = OrderedDict()
+        """Blocks in the queue behind the blank ones, by whose content they hold."""
+        self._copies: dict[tuple[Hashable, int], list[SharedBlock]] = {}
+        self._held: dict[Request, list[SharedBlock]] = {}
+
+    def find(self, request: Request) -> Found:
+        """Look for what is left of a request; its last token is computed in any case."""
+        self._catch_up()
+        if self._owed:
+            self._settle()
+        shared: list[SharedBlock] = []
+        if request.prefix_tokens:
+            shared = self._shared(request)
+            if len(shared) < self._num_shareable(request):
+                return Found(shared, 0, len(shared) * self.block_size)
+        num_own = self._runs.get(request, 0)
+        return Found(shared, num_own, (len(shared) + num_own) * self.block_size)
+
+    def try_admit(self, request: Request, found: Found, num_tokens: int, whole_tokens: int) -> bool:
+        if found is NOTHING:
+            return super().try_admit(request, found, num_tokens, whole_tokens)
+        shared, num_own, _ = found
+        num_in_use = sum(block.num_users > 0 for block in shared) if shared else 0
+        most_tokens = whole_tokens if whole_tokens > num_tokens else num_tokens
+        if self.num_free + -most_tokens // self.block_size + num_in_use < self.watermark_blocks:
+            return False
+        for block in shared:
+            if not block.num_users:
+                del self._runs[block]
+            block.num_users += 1
+        if num_own:
+            del self._runs[request]
+        num_found = len(shared) + num_own
+        self._num_seen -= num_found - num_in_use
+        self.num_free -= self.blocks(num_tokens) - num_in_use
+        if request.prefix_tokens:
+            self._held[request] = list(shared)
+            self._name(request, num_tokens)
+        return True
+
+    def try_extend(self, request: Request, num_held: int, num_tokens: int) -> bool:
+        is_there = super().try_extend(request, num_held, num_tokens)
+        if is_there and request.prefix_tokens:
+            self._name(request, num_held + num_tokens)
+        return is_there
+
+    def free(self, request: Request, num_tokens: int) -> None:
+        self._catch_up()
+        held = self._held.pop(request) if request.prefix_tokens else None
+        num_own = num_tokens // self.block_size
+        if num_own * self.block_size < num_tokens:
+            self._blank += 1
+            self.num_free += 1
+        if held:
+            num_own -= len(held)
+        if num_own:
+            self._runs[request] = num_own
+        self.num_free += num_own
+        if held:
+            self._release(held)
+        self._num_seen = self.num_free
+
+    def _release(self, held: list[SharedBlock]) -> None:
+        for block in reversed(held):
+            block.num_users -= 1
+            if not block.num_users:
+                self._runs[block] = 1
+                self.num_free += 1
+
+    def unhold(self, num_blocks: int) -> None:
+        self._catch_up()
+        self.num_free += num_blocks
+        self._num_seen = self.num_free
+        self._blank += num_blocks
+
+    def use_up(self) -> None:
+        self._catch_up()
+        self._owed += self.num_free - self._blank
+        self._blank = self.num_free
+
+    def _catch_up(self) -> None:
+        """Take what was counted from the front of the queue."""
+        num_taken = self._num_seen - self.num_free
+        self._num_seen = self.num_free
+        if num_taken <= self._blank:
+            self._blank -= num_taken
+        else:
+            self._owed += num_taken - self._blank
+            self._blank = 0
+
+    def _settle(self) -> None:
+        """Take what is owed from the runs, in order and each from its end."""
+        runs, owed = self._runs, self._owed
+        while owed:
+            owner, length = runs.popitem(last=False)
+            if length > owed:
+                runs[owner] = length - owed
+                runs.move_to_end(owner, last=False)
+                break
+            owed -= length
+            if isinstance(owner, SharedBlock):
+                place = (owner.prefix, owner.index)
+                self._copies[place].remove(owner)
+                if not self._copies[place]:
+                    del self._copies[place]
+        self._owed = 0
+
+    def _num_shareable(self, request: Request) -> int:
+        return request.prefix_tokens // self.block_size
+
+    def _shared(self, request: Request) -> list[SharedBlock]:
+        """Find the blocks of its prefix that somebody has computed."""
+        last = min(self._num_shareable(request), (request.num_tokens - 1) // self.block_size)
+        found = []
+        for index in range(last):
+            copies = self._copies.get((request.prefix, index))
+            if copies is None:
+                break
+            found.append(copies[0])
+        return found
+
+    def _name(self, request: Request, num_tokens: int) -> None:
+        """Let others find the blocks of a prefix as soon as they are in a batch."""
+        held = self._held[request]
+        for index in range(len(held), min(self._num_shareable(request), num_tokens // self.block_size)):
+            block = SharedBlock(request.prefix, index)
+            held.append(block)
+            self._copies.setdefault((request.prefix, index), []).append(block)

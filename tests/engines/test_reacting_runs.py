@@ -1,0 +1,342 @@
+"""Controllers that open sessions, share queues, move, cut and cancel while a run goes on; the engine has no model."""
+
+from dataclasses import replace
+from itertools import count, pairwise
+
+import pytest
+
+from mosaic.core.commands import (
+    Action,
+    Cancel,
+    Close,
+    Closed,
+    Cut,
+    Finished,
+    Idle,
+    Lost,
+    Move,
+    Open,
+    Progress,
+    Ready,
+    Started,
+    Submit,
+    Tick,
+)
+from mosaic.core.errors import BackendError
+from mosaic.core.realization import Outcome
+from mosaic.core.results import CallStatus
+from mosaic.core.workload import AGGREGATE
+from mosaic.engines.session_state import Patience
+from mosaic.runtime.loop import drive
+from mosaic.runtime.replay import Replay
+from tests.engines.executor_runs import (
+    FAKE_ENGINE,
+    IMPATIENT,
+    MoveAll,
+    Runs,
+    Watcher,
+    ended_once,
+    finished_once,
+    make_checkpoint,
+    make_plan,
+    make_session,
+    running_host,
+    some_calls,
+)
+from tests.factories import make_call
+
+A, B = some_calls("A", 30), some_calls("B", 10)
+
+
+@pytest.fixture(scope="module")
+def host():
+    with running_host(FAKE_ENGINE) as running:
+        yield running
+
+
+class Script:
+    """Answers the first event of each kind that it has an answer for."""
+
+    reacts = True
+
+    def __init__(self, *, again=(), **answers) -> None:
+        self.answers = answers
+        self.again = again
+
+    def on(self, event, view):
+        name = type(event).__name__.lower()
+        answer = self.answers.get(name, ()) if name in self.again else self.answers.pop(name, ())
+        return answer(event, view) if callable(answer) else answer
+
+
+def run(executor: Runs, *controllers, num_workers: int = 2, tick_s=None):
+    backend = executor.backend()
+    executor.watcher = Watcher()
+    everybody = [executor.watcher, *controllers]
+    executor.result = drive(backend, everybody, num_workers=num_workers, log=backend.log, tick_s=tick_s)
+    return executor.result
+
+
+def slow(tmp_path, host, tokens: int = 40, **changes) -> Runs:
+    changes.setdefault("prompts", lambda call, inputs: "slow")
+    changes.setdefault("outcomes", lambda call, inputs: Outcome(tokens, "B"))
+    return Runs(tmp_path, host, **changes)
+
+
+def test_sessions_of_an_expert_share_its_queue_and_the_lower_priority_goes_first(tmp_path, host):
+    sessions = [make_session(0, expert="A"), make_session(1, expert="A", workers=(1,))]
+    late, early = A[:20], A[20:]
+    started = [*map(Open, sessions), *(Submit(c, "A", 5) for c in late), *(Submit(c, "A", -1) for c in early)]
+    executor = slow(tmp_path, host)
+    result = run(executor, Script(started=started))
+    finished_once(tmp_path, A)
+    assert {record.session for record in result.calls} == {0, 1}
+    for number in (0, 1):
+        admitted = sorted(
+            (r.admitted_ts, r.key not in {c.key for c in early}) for r in result.calls if r.session == number
+        )
+        assert [is_late for _, is_late in admitted] == sorted(is_late for _, is_late in admitted)
+    assert [session.num_calls > 0 for session in result.sessions] == [True, True]
+
+
+def test_a_session_that_is_opened_for_an_idle_worker_keeps_the_expert_that_is_there(tmp_path, host):
+    started = [Open(make_session(0, expert="A")), *(Submit(call, 0) for call in A[:3]), Close(0), *hold_open()]
+    again = make_session(7, expert="A")
+    script = Script(
+        started=started,
+        idle=lambda event, view: [Open(again), *(Submit(call, 7) for call in A[3:6]), Close(7), Close(1)],
+    )
+    result = run(Runs(tmp_path, host), script)
+    finished_once(tmp_path, [*A[:6], *B[:1]])
+    by_number = {session.session: session for session in result.sessions}
+    assert (by_number[0].load_s > 0, by_number[7].load_s) == (True, 0)
+    assert by_number[7].start_ts >= by_number[0].end_ts
+
+
+def hold_open():
+    """A session on the other worker, so that the run does not end."""
+    return [Open(make_session(1, expert="B", workers=(1,))), Submit(replace(B[0], ready_s=1.0), 1)]
+
+
+def test_prompts_and_outcomes_see_what_a_call_comes_after(tmp_path, host):
+    merged = make_call("q", expert="B", node=AGGREGATE, after=tuple(call.key for call in A[:3]))
+
+    def outcome(call, inputs):
+        if call.key != merged.key:
+            return Outcome(2 + call.prompt_tokens % 2, f"said by {call.key.question}")
+        return Outcome(len(inputs) + 10, "+".join(record.answer for record in inputs.values()))
+
+    def merge(event, view):
+        done = [call.key in view.records for call in A[:3]]
+        return [Submit(merged, 1), Close(1)] if all(done) and merged.key not in view.calls else ()
+
+    started = [Open(make_session(0, expert="A")), Open(make_session(1, expert="B", workers=(1,)))]
+    started += [Submit(call, 0) for call in A[:3]]
+    executor = Runs(tmp_path, host, outcomes=outcome)
+    run(executor, Script(started=started, finished=merge, again=("finished",)))
+    record = executor.records[merged.key]
+    assert (record.output_tokens, record.answer) == (13, "said by A0+said by A1+said by A2")
+    early = [Submit(A[0], 0), Submit(replace(merged, after=(A[0].key,)), 1)]
+    with pytest.raises(BackendError, match="q/aggregate/0: all calls that it comes after must have ended, got A0"):
+        run(Runs(tmp_path, host, outcomes=outcome, journal=tmp_path / "two"), Script(started=[*started[:2], *early]))
+
+
+def test_running_and_waiting_calls_move_and_go_on_where_they_were(tmp_path, host):
+    stayed = slow(tmp_path, host, journal=tmp_path / "stayed")
+    stayed.execute(make_plan(make_session(0, A)), A)
+    executor = slow(tmp_path, host, prompts=lambda call, inputs: "slow" * 9)
+    result = run(executor, MoveAll(expert="A", target=3, calls=A))
+    finished_once(tmp_path, A)
+    assert {key: record.response.token_ids for key, record in executor.records.items()} == stayed.tokens
+    moved = [record for record in result.calls if record.session == 3]
+    carried = [record for record in moved if record.wasted_tokens]
+    assert len(moved) > 16
+    assert 0 < len(carried) <= 8
+    assert all(36 <= record.wasted_tokens < 36 + 40 for record in carried), "prompt and what was written"
+    assert {record.attempt for record in moved} <= {0, 1}
+    assert all(record.attempt == 1 for record in carried)
+    target = next(session for session in result.sessions if session.session == 3)
+    assert all(record.queued_ts >= target.start_ts for record in moved)
+    repeated = run(executor, MoveAll(expert="A", target=3, calls=A))
+    assert repeated.calls == result.calls
+
+
+def test_calls_are_cut_wherever_they_are(tmp_path, host):
+    def cut(event, view):
+        return [Cut(call.key, 12) for call in A] if any(event.tokens.values()) else ()
+
+    started = [Open(make_session(0, expert="A")), Cut(A[29].key, 3)]
+    started[1:1] = [Submit(call, 0) for call in A]
+    executor = slow(tmp_path, host)
+    run(executor, Script(started=started, progress=cut, again=("progress",)))
+    assert executor.records[A[29].key].output_tokens == 3
+    written = [executor.records[call.key].output_tokens for call in A[:29]]
+    assert min(written) == 12
+    assert max(written) < 40
+    for record in executor.records.values():
+        assert (record.status, record.response.finish_reason) == (CallStatus.FINISHED, "cut")
+        assert record.answer is None, "it did not come to its answer"
+    finished_once(tmp_path, A)
+
+
+def test_a_call_that_waits_in_its_experts_queue_is_cancelled_there(tmp_path, host):
+    started = [Submit(A[0], "A"), Submit(A[1], "A"), Cancel(A[1].key), Open(make_session(0, expert="A"))]
+    executor = Runs(tmp_path, host)
+    run(executor, Script(started=started))
+    record = executor.records[A[1].key]
+    assert (record.status, record.session, record.workers) == (CallStatus.CANCELLED, -1, ())
+    ended_once(tmp_path, A[:2])
+
+
+def test_late_commands_have_no_effect(tmp_path, host):
+    def late(event, view):
+        key = event.record.key
+        return [Cancel(key), Cut(key, 1), Move(key, 1), Close(0), Close(0)]
+
+    started = [Open(make_session(0, expert="A")), Open(make_session(1, expert="A", workers=(1,))), Submit(A[0], 0)]
+    executor = Runs(tmp_path, host)
+    run(executor, Script(started=started, finished=late))
+    finished_once(tmp_path, A[:1])
+    assert executor.records[A[0].key].session == 0
+
+
+def test_a_call_that_failed_may_be_submitted_again_and_one_that_finished_is_told_again(tmp_path, host):
+    words = iter(["refuse", "fine", "fine"])
+
+    def again(event, view):
+        return [Submit(A[0], 0)] if event.record.key == A[0].key and next(times) < 2 else ()
+
+    times = count()
+    started = [Open(make_session(0, expert="A")), Submit(A[0], 0), Submit(replace(A[1], ready_s=0.5), 0)]
+    executor = Runs(tmp_path, host, prompts=lambda call, inputs: next(words) if call.key == A[0].key else "x")
+    run(executor, Script(started=started, finished=again, again=("finished",)))
+    told = [event.record.status for event in executor.watcher.all(Finished) if event.record.key == A[0].key]
+    assert told == [CallStatus.FAILED, CallStatus.FINISHED, CallStatus.FINISHED]
+    finished_once(tmp_path, A[:2])
+
+
+def test_calls_of_the_queue_go_back_to_it_when_a_worker_is_lost(tmp_path, host):
+    (make_checkpoint(tmp_path, "A") / "behave").write_text("lose once")
+    sessions = [make_session(0, expert="A"), make_session(1, expert="A", workers=(1,))]
+    executor = Runs(tmp_path, host, patience=Patience(max_restarts=0))
+    result = run(executor, Script(started=[*map(Open, sessions), *(Submit(call, "A") for call in A)]))
+    finished_once(tmp_path, A)
+    (lost,) = executor.watcher.all(Lost)
+    assert {record.workers for record in result.calls} == {(1 - lost.worker,)}
+    assert [event.worker for event in executor.watcher.all(Idle)] == [1 - lost.worker]
+
+
+def test_what_only_lost_workers_could_serve_is_left(tmp_path, host):
+    (make_checkpoint(tmp_path, "A") / "behave").write_text("lose")
+    executor = Runs(tmp_path, host, patience=Patience(max_restarts=0))
+    started = [Open(make_session(0, expert="A")), *(Submit(call, "A") for call in A), *hold_open()]
+    result = run(executor, Script(started=started))
+    assert [record.key for record in result.calls] == [B[0].key]
+    assert [event.record.session for event in executor.watcher.all(Closed)] == [1]
+    events = [type(event) for event in executor.watcher.events if isinstance(event, Lost | Closed | Ready)]
+    assert sorted(kind.__name__ for kind in events) == ["Closed", "Lost", "Ready"]
+
+
+def test_calls_of_a_queue_whose_sessions_break_fail_with_the_cause(tmp_path, host):
+    executor = Runs(tmp_path, host, patience=Patience(max_retries=0), prompts=lambda call, inputs: "raise")
+    result = run(executor, Script(started=[Open(make_session(0, expert="A")), *(Submit(call, "A") for call in A)]))
+    assert {record.status for record in result.calls} == {CallStatus.FAILED}
+    assert len(result.calls) == len(A)
+    assert {executor.error(call).split(";")[0] for call in A} == {"A failed: RuntimeError: the engine broke"}
+
+
+def test_a_session_whose_process_dies_serves_its_queue_on(tmp_path, host):
+    bad = A[5].key
+    executor = Runs(
+        tmp_path, host, patience=IMPATIENT, prompts=lambda call, inputs: "die once slow" if call.key == bad else "x"
+    )
+    run(executor, Script(started=[Open(make_session(0, expert="A")), *(Submit(call, "A") for call in A)]))
+    finished_once(tmp_path, A)
+
+
+def test_ticks_come_while_nothing_else_happens(tmp_path, host):
+    ticks = []
+
+    def tick(event, view):
+        ticks.append(event.ts)
+        return [Open(make_session(0, expert="A"))] if len(ticks) == 3 else ()
+
+    run(Runs(tmp_path, host), Script(started=[Submit(A[0], "A")], tick=tick, again=("tick",)), tick_s=0.05)
+    finished_once(tmp_path, A[:1])
+    assert len(ticks) >= 3
+    assert all(0.02 < after - before < 1.0 for before, after in pairwise(ticks[:2]))
+
+
+OPENED = [Open(make_session(0, expert="A"))]
+
+
+@pytest.mark.parametrize(
+    ("commands", "message"),
+    [
+        ([Open(make_session(0, expert="Z"))], r"session 0: expert must be one of \['A', 'B'\], got 'Z'"),
+        (
+            [Open(make_session(0, expert="A", workers=(2,)))],
+            "session 0 of 'A': worker must be one of 0 .. 1 of .*, got 2",
+        ),
+        ([*OPENED, *OPENED], "session 0 of 'A': id must be one that no session has"),
+        ([Submit(A[0], 3)], "call A0/propose/0: session must be one that was opened and not closed, got 3"),
+        (
+            [*OPENED, Close(0), Submit(A[0], 0)],
+            "A0/propose/0: session must be one that was opened and not closed, got 0",
+        ),
+        ([*OPENED, Submit(B[0], 0)], "call B0/propose/0 is for 'B', got session 0 of 'A'"),
+        ([Submit(B[0], "A")], "call B0/propose/0 is for 'B', got the queue of 'A'"),
+        ([*OPENED, Submit(A[0], 0), Submit(A[0], 0)], "call A0/propose/0 was submitted and has not ended"),
+        ([Cancel(A[0].key)], "command must name a call that was submitted, got A0/propose/0"),
+        ([*OPENED, Submit(A[0], 0), Cut(A[0].key, 0)], "Cut A0/propose/0: tokens must be at least 1, got 0"),
+        ([*OPENED, Submit(A[0], 0), Move(A[0].key, 1)], "Move A0/propose/0: session must be one that was opened and"),
+        ([Close(9)], "Close: session must be one that was opened, got 9"),
+        ([Submit(A[0], "A")], r"calls wait for sessions of \['A'\], and none is open"),
+        (
+            [*OPENED, Open(make_session(1, expert="A")), Submit(A[0], 1)],
+            r"sessions \[1\] wait for sessions \[0\], which have no calls and are not closed, and can never start",
+        ),
+    ],
+)
+def test_commands_that_cannot_be_carried_out_are_refused(tmp_path, host, commands, message):
+    with pytest.raises(BackendError, match=message):
+        run(Runs(tmp_path, host), Script(started=commands))
+
+
+def test_a_log_of_commands_does_the_same_again(tmp_path, host):
+    def react(event, view):
+        if event.record.key == A[0].key:
+            return [Cancel(A[1].key), Open(make_session(5, expert="B", workers=(1,))), Submit(B[0], 5)]
+        return ()
+
+    started = [Open(make_session(0, expert="A")), *(Submit(call, 0) for call in A[:2])]
+    calls = [*A[:2], B[0]]
+
+    def outcome(call, inputs):
+        return Outcome(40 if call.key == A[1].key else 2, "C")
+
+    first = slow(tmp_path, host, outcomes=outcome)
+    result = run(first, Script(started=started, finished=react, again=("finished",)))
+    again = slow(tmp_path, host, outcomes=outcome, journal=tmp_path / "again")
+    repeated = run(again, Replay(result.actions))
+    assert {record.key: (record.status, record.session) for record in repeated.calls} == {
+        record.key: (record.status, record.session) for record in result.calls
+    }
+    assert {action.command for action in repeated.actions} == {action.command for action in result.actions}
+    assert len(calls) == len(result.calls)
+
+
+def test_what_recurs_is_replayed_when_its_time_has_come():
+    key = A[0].key
+    actions = [
+        Action(0.0, "started", Close(0)), Action(2.0, "tick", Cancel(key)), Action(3.0, "idle 1", Close(1)),
+        Action(5.0, "idle 1", Close(2)), Action(5.0, "idle 1", Close(3)),
+    ]  # fmt: skip
+    replay = Replay(actions)
+    assert replay.reacts
+    assert replay.on(Tick(1.0), None) == []
+    assert replay.on(Started(0.0), None) == [Close(0)]
+    assert replay.on(Tick(2.5), None) == [Cancel(key)]
+    assert replay.on(Tick(3.5), None) == []
+    assert [replay.on(Idle(0.1, 1), None) for _ in range(3)] == [[Close(1)], [Close(2), Close(3)], []]
+    assert replay.on(Progress(9.0, 0, {}), None) == []
