@@ -29,18 +29,11 @@ def check_effects(overrides: Sequence[str], config: Mapping[str, Any], job: Job)
 
 def without_effect(config: Mapping[str, Any], job: Job) -> dict[str, str]:
     """List the keys and groups that this run does not use, each with the reason."""
-    return {
-        key: reason
-        for rule in (
-            _unused_aggregators,
-            _unused_gate,
-            _unused_planning,
-            _unused_profile,
-            _unused_workload,
-            _unused_world,
-        )
-        for key, reason in rule(config, job)
-    }
+    rules = (
+        _unused_aggregators, _unused_gate, _unused_planning, _unused_profile, _unused_workload, _unused_world,
+        _unused_engines,
+    )  # fmt: skip
+    return {key: reason for rule in rules for key, reason in rule(config, job)}
 
 
 def _asked(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
