@@ -40,6 +40,7 @@ class Kind(NamedTuple):
 BACKENDS = {"sim": Kind(make_simulator, 100.0, True), "executor": Kind(make_fake_executor, 1.5, False)}
 if has_vllm():
     BACKENDS["vllm"] = Kind(make_vllm_executor, 12.0, False)
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name == "vllm" else []) for name in sorted(BACKENDS)]
 
 
 def true_outcome(call, inputs=None):
@@ -87,7 +88,7 @@ def make_three(name: str, folder: Path) -> Backend:
     return BACKENDS[name].make(true_outcome, experts=experts, cluster=make_cluster(3), folder=folder)
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=NAMES)
 def backend(request, tmp_path) -> Backend:
     return make_three(request.param, tmp_path)
 
@@ -97,13 +98,13 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return {name: tmp_path_factory.mktemp(name) for name in BACKENDS}
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=NAMES)
 def five(request, folders) -> Five:
     """One folder for all tests of a backend: a backend with a journal runs the five sessions once for all of them."""
     return make_five(request.param, folders[request.param])
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=NAMES)
 def fresh_five(request, tmp_path) -> Five:
     return make_five(request.param, tmp_path)
 
@@ -446,7 +447,7 @@ def merged_outcome(call, inputs=None):
     return Outcome(5 + 10 * len(call.after), answer="ABCD"[len(call.after)], visible_tokens=4)
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=NAMES)
 def aggregating(request, tmp_path) -> Backend:
     experts = [make_expert("A"), make_expert("W", tp_degree=4)]
     return BACKENDS[request.param].make(merged_outcome, experts=experts, cluster=make_cluster(4), folder=tmp_path)
@@ -491,12 +492,18 @@ def test_an_aggregator_that_stays_on_its_workers_loads_once(aggregating):
     [
         ([Open(open_ended(0, "Z", 0))], r"expert must be one of .*, got 'Z'"),
         ([Open(open_ended(0, "A", 3))], r"worker must be one of 0 .. 2 of .*, got 3"),
-        ([Open(open_ended(0, "A", 0)), Open(open_ended(0, "A", 1))], "session 0 of 'A': id must be one that no session has"),
+        (
+            [Open(open_ended(0, "A", 0)), Open(open_ended(0, "A", 1))],
+            "session 0 of 'A': id must be one that no session has",
+        ),
         ([Open(replace(open_ended(0, "A", 0), after=(7,)))], "after: session must be one that was opened, got 7"),
         ([Submit(A[0], 7)], "session must be one that was opened and not closed, got 7"),
         ([Open(open_ended(0, "A", 0)), Submit(B[0], 0)], "call B0/propose/0 is for 'B'"),
         ([Submit(B[0], "A")], "call B0/propose/0 is for 'B'"),
-        ([Open(open_ended(0, "A", 0)), Close(0), Submit(A[0], 0)], "session must be one that was opened and not closed, got 0"),
+        (
+            [Open(open_ended(0, "A", 0)), Close(0), Submit(A[0], 0)],
+            "session must be one that was opened and not closed, got 0",
+        ),
         ([Cancel(A[0].key)], "command must name a call that was submitted, got A0/propose/0"),
         ([Close(7)], "session must be one that was opened, got 7"),
         ([Submit(A[0], "A")], r"calls wait for sessions of \['A'\], and none is open"),
