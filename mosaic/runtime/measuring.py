@@ -132,9 +132,7 @@ def sweep_node(
     prompts = prompts_of(graph, rehearsal.questions)
     for expert in node.experts:
         calls = [call for call in rehearsal.calls[node.name] if call.expert == expert.name]
-        if not calls:
-            continue  # No question fits it.
-        for degree in planner.degrees(node.name, expert):
+        for degree in planner.degrees(node.name, expert) if calls else ():  # every question may be too long for it
             shaped = placed(expert, degree)
 
             def measure(name: str, shaped: Expert = shaped, calls: Sequence[Call] = calls) -> ProfileEntry:

@@ -34,6 +34,8 @@ from tests.engines.executor_runs import (
 )
 from tests.factories import make_call
 
+pytestmark = pytest.mark.slow
+
 A, B = some_calls("A", 20), some_calls("B", 20)
 PLAN = make_plan(make_session(0, A), make_session(1, B, workers=(1,)))
 BAD = A[11].key

@@ -24,6 +24,8 @@ from mosaic.report.metrics import summarise
 from mosaic.report.run_folder import flatten
 from tests.factories import make_problem
 
+pytestmark = pytest.mark.slow
+
 PRESETS = preset_names()
 ISSUE = {
     "ablate_k", "ablate_replicas", "ablate_gpus", "ablate_load", "ablate_prediction", "ablate_gate", "ablate_tau",

@@ -18,6 +18,8 @@ from experiments.studies.paper_runs import BENCHMARKS, POOLS, PaperRun, PaperRun
 from experiments.studies.paper_tables import OpenRange, error_table, show, show_error, to_csv, to_markdown, walls_table
 from mosaic.core.errors import RunFolderError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "results" / "paper"
 FIGURES = (

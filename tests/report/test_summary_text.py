@@ -49,10 +49,10 @@ def describe(
 def test_screen_tells_makespan_against_prediction_and_bound():
     text = describe(make_small_run())
     assert "ilp on mmlu_pro: 3 questions, 3 calls, 2 workers (backend sim, costs paper, seed 3)" in text
-    assert "80.0 s   predicted 72.0 s (-10.0%)   lower bound 60.0 s (x 1.333)" in text
+    assert "80.0 s   predicted 72.0 s (10.0% less)   true lower bound 60.0 s (x 1.333)" in text
     assert "25.0% of the workers' time; loading 15.6% in 3 loads" in text
     assert "33 written, 0 per second; 2 preemptions" in text
-    assert "optimal, gap 1.39%, bound 71.0 s, 12 variables, 15 constraints" in text
+    assert "optimal, gap 1.39%, bound of the model 71.0 s, 12 variables, 15 constraints" in text
     assert "python experiments/compare.py results/runs" in text
 
 
@@ -127,12 +127,14 @@ def test_screen_tells_what_the_second_stage_cost_and_gave():
     assert "3 questions, 3 + 1 calls, 2 workers" in text
     assert "25.0% of the workers' time; loading 15.6% in 3 loads" in text, "the expert stage's, as the lanes are"
     assert "makespan  100.0 s end to end, of which the aggregator 20.0 s (predicted 18.0 s)\n" in text
-    assert "experts   80.0 s   predicted 72.0 s (-10.0%)   lower bound 60.0 s (x 1.333)\n" in text
+    assert "experts   80.0 s   predicted 72.0 s (10.0% less)   true lower bound 60.0 s (x 1.333)\n" in text
     assert "gate      majority: 66.7% (fitted) skipped; 1 questions to Z (tp 2)\n" in text
     assert "saved     30.0 s of the 50.0 s that aggregating everything takes\n" in text
     assert "1 questions to Z (tp 2); 3 too long for it\n" in describe_stages(num_too_long=3)
     assert "accuracy  62.50% (its level is fitted), +2.50 pp against aggregating everything\n" in text
-    assert "(predicted 18.0 s by affine costs)\n" in describe_stages(aggregator_costs="affine")
+    assert "aggregator=tp2: priced by affine\n" in describe_stages(aggregator_costs="affine")
+    both = describe_stages(aggregator_scheduler="data_parallel", aggregator_costs="affine")
+    assert "aggregator=tp2: planned by data_parallel, priced by affine\n" in both
 
 
 def test_screen_leaves_out_what_is_not_known_of_the_second_stage():
@@ -199,7 +201,10 @@ def test_run_that_did_nothing_says_so_and_names_failed_calls():
     [
         ({"status": "heuristic", "bound_s": None}, "heuristic (a rule, nothing was solved)"),
         ({"status": "time_limit", "bound_s": None}, "time_limit"),
-        ({"status": "time_limit", "bound_s": 9.0, "gap_frac": None, "num_vars": None}, "time_limit, bound 9.0 s"),
+        (
+            {"status": "time_limit", "bound_s": 9.0, "gap_frac": None, "num_vars": None},
+            "time_limit, bound of the model 9.0 s",
+        ),
     ],
 )
 def test_solver_line_says_only_what_is_known(solve, line):
