@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from mosaic.core.commands import Cancel, Command, Event, Finished, cause_of
+from mosaic.core.commands import Cancel, Command
+from mosaic.core.events import Event, Finished, cause_of
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import CallKey
 from mosaic.runtime.controller import View

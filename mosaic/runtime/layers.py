@@ -3,8 +3,9 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
-from mosaic.core.commands import Close, Command, Event, Finished, Open, Started, Submit
+from mosaic.core.commands import Close, Command, Open, Submit
 from mosaic.core.errors import PlanError
+from mosaic.core.events import Event, Finished, Started
 from mosaic.core.plan import Plan, Session
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import Call, CallKey, NodeName, Question, Workload

@@ -4,7 +4,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
-from mosaic.core.commands import Action, Command, Event, Idle, Joined, Progress, Tick, cause_of
+from mosaic.core.commands import Action, Command
+from mosaic.core.events import Event, Idle, Joined, Progress, Tick, cause_of
 from mosaic.runtime.controller import View
 
 

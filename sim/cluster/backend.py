@@ -9,25 +9,10 @@ import simpy
 
 from mosaic.core.checks import require_unique
 from mosaic.core.cluster import Cluster
-from mosaic.core.commands import (
-    Cancel,
-    Close,
-    Closed,
-    Command,
-    Cut,
-    Event,
-    Finished,
-    Idle,
-    Move,
-    Open,
-    Progress,
-    Ready,
-    Started,
-    Submit,
-    Tick,
-)
+from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Open, Submit
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
+from mosaic.core.events import Closed, Event, Finished, Idle, Progress, Ready, Started, Tick
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcomes
 from mosaic.core.results import CallRecord, Inputs

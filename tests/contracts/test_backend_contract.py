@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
-from mosaic.core.commands import Cancel, Close, Cut, Finished, Idle, Move, Open, Ready, Started, Submit, Tick, cause_of
+from mosaic.core.commands import Cancel, Close, Cut, Move, Open, Submit
 from mosaic.core.errors import BackendError
+from mosaic.core.events import Finished, Idle, Ready, Started, Tick, cause_of
 from mosaic.core.plan import Plan, Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from mosaic.core.commands import Cancel, Lost
+from mosaic.core.commands import Cancel
 from mosaic.core.errors import BackendError
+from mosaic.core.events import Lost
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.engines.host_process import HostProcess

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosaic.core.commands import Cancel, Close, Command, Cut, Finished, Move, Open, Progress, Started, Submit
+from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Open, Submit
+from mosaic.core.events import Finished, Progress, Started
 from mosaic.core.plan import Session
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import CallKey

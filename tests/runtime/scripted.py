@@ -4,20 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mosaic.core.commands import (
-    Action,
-    Close,
-    Closed,
-    Command,
-    Event,
-    Finished,
-    Idle,
-    Lost,
-    Open,
-    Ready,
-    Started,
-    Submit,
-)
+from mosaic.core.commands import Action, Close, Command, Open, Submit
+from mosaic.core.events import Closed, Event, Finished, Idle, Lost, Ready, Started
 from mosaic.core.plan import Session
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import Call, CallKey

@@ -1,6 +1,7 @@
 """What is held back because a call's inputs have not ended, and what happens to it meanwhile."""
 
-from mosaic.core.commands import Cancel, Close, Command, Cut, Finished, Move, Open, Submit
+from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Open, Submit
+from mosaic.core.events import Finished
 from mosaic.core.plan import Session
 from mosaic.core.results import CallStatus
 from mosaic.runtime.controller import View

@@ -2,8 +2,9 @@
 
 import pytest
 
-from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Started, Submit, Tick, cause_of
+from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit
 from mosaic.core.errors import BackendError
+from mosaic.core.events import Started, Tick, cause_of
 from mosaic.core.plan import Session
 from mosaic.core.results import CallStatus
 from mosaic.runtime.loop import drive

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from mosaic.core.commands import Close, Lost, Open, Submit
+from mosaic.core.commands import Close, Open, Submit
 from mosaic.core.errors import BackendError
+from mosaic.core.events import Lost
 from mosaic.planning.ilp.ilp import Ilp
 from mosaic.planning.restricted_costs import WithoutWorkers
 from mosaic.planning.schedulers.data_parallel import DataParallel

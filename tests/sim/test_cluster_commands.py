@@ -2,9 +2,10 @@
 
 import pytest
 
-from mosaic.core.commands import Cancel, Close, Cut, Finished, Move, Open, Progress, Submit, Tick
+from mosaic.core.commands import Cancel, Close, Cut, Move, Open, Submit
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
+from mosaic.core.events import Finished, Progress, Tick
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
