@@ -34,7 +34,8 @@ from mosaic.planning.profiles import Profile, write_profile
 from mosaic.report.display import show_run
 from mosaic.report.provenance import describe_run_conditions
 from mosaic.report.run_folder import begin_run
-from mosaic.runtime.run import Job, measure
+from mosaic.runtime.job import Job
+from mosaic.runtime.run import measure
 from mosaic.runtime.site import Site
 
 

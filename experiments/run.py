@@ -40,9 +40,10 @@ from mosaic.report.metrics import Summary
 from mosaic.report.provenance import describe_run_conditions
 from mosaic.report.run_folder import SUMMARY, begin_run, completed_with, is_complete, read_json, write_run
 from mosaic.report.summary_text import describe_point, describe_run
+from mosaic.runtime.job import Outcome
 from mosaic.runtime.measuring import Show
 from mosaic.runtime.replanning import describe_new_plan
-from mosaic.runtime.run import Outcome, failures
+from mosaic.runtime.run import failures
 
 JOURNAL = "journal"
 """Folder inside a real run's, with what has finished and the workers' logs."""

@@ -38,7 +38,8 @@ from mosaic.engines.site import EngineSite
 from mosaic.planning.plan_file import load_plans, save_plans
 from mosaic.planning.profiles import Profile, load_profile, write_profile
 from mosaic.report.provenance import describe_run_conditions
-from mosaic.runtime.run import Job, measure
+from mosaic.runtime.job import Job
+from mosaic.runtime.run import measure
 from mosaic.runtime.static_plan import execute
 from sim.cluster.backend import SimBackend
 from sim.hardware.hardware import Hardware

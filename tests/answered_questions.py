@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from mosaic.core.results import CallRecord, Inputs
 from mosaic.core.workload import AnswerKind, Call, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
-from mosaic.pipelines.final_answers import Comparisons
+from mosaic.pipelines.final_answers import Comparisons, comparisons
 from mosaic.pipelines.gates.gate import Gate, Majority, Never
 from mosaic.pipelines.node import Node
-from mosaic.runtime.run import comparisons
 from tests.factories import make_call, make_expert
 from tests.run_records import make_failed, make_record
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from mosaic.core.workload import AnswerKind
 from mosaic.pipelines.node import When
+from mosaic.runtime.job import Job
 from mosaic.runtime.planner import NodePlacements
-from mosaic.runtime.run import Job
 
 
 def check_effects(overrides: Sequence[str], config: Mapping[str, Any], job: Job) -> None:

@@ -17,8 +17,8 @@ from mosaic.core.cluster import uniform_cluster
 from mosaic.core.workload import Expert, Workload
 from mosaic.planning.plan_file import load_plans
 from mosaic.planning.profiles import load_profile
+from mosaic.runtime.job import Job
 from mosaic.runtime.planner import CostFactory
-from mosaic.runtime.run import Job
 from mosaic.runtime.store import Store
 from mosaic.runtime.sweep import Sweep
 from sim.site import SimSite

@@ -13,6 +13,7 @@ from mosaic.core.checks import require, require_count, require_name, require_uni
 from mosaic.core.cluster import Cluster
 from mosaic.core.workload import AGGREGATE, Expert, Workload
 from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
+from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.gate import Gate, Never
 from mosaic.pipelines.node import Node
@@ -20,7 +21,6 @@ from mosaic.planning.costs import AffineCosts, fits_memory
 from mosaic.planning.profiles import load_profile
 from mosaic.planning.schedulers.data_parallel import DataParallel
 from mosaic.runtime.planner import NodePlacements, Placement, placed
-from mosaic.runtime.run import comparisons
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import iteration_time
 

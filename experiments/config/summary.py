@@ -13,7 +13,7 @@ from mosaic.pipelines.gates.calibration_answers import encode_calibration_answer
 from mosaic.pipelines.gates.gate import Never
 from mosaic.planning.plan_file import plans_to_json
 from mosaic.report.metrics import StageSummary, Summary, summarise
-from mosaic.runtime.run import Job, Outcome
+from mosaic.runtime.job import Job, Outcome
 
 
 def summary_of(

@@ -7,8 +7,8 @@ from experiments.config.job import simulated
 from mosaic.core.results import CallRecord, Inputs
 from mosaic.core.workload import Call, Expert
 from mosaic.pipelines.gates.gate import Ballot
+from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
-from mosaic.runtime.run import Job
 from sim.cluster.session import cut_off
 from sim.site import SimSite
 from sim.world.answer_model import AnswerModel

@@ -157,15 +157,11 @@ class Executor:
         process.begin(Phase.SERVING if is_resident else Phase.LOADING)
         process.channel.send(
             Serve(
-                session=session.id,
-                node=session.node,
-                expert=session.expert,
-                workers=workers,
+                session=session.id, node=session.node, expert=session.expert, workers=workers,
                 load_start_ts=max([state.opened_ts, *(self._free_ts[worker] for worker in workers), *followed]),
-                is_resident=is_resident or state.spec.is_remote,
-                is_remote=state.spec.is_remote,
+                is_resident=is_resident or state.spec.is_remote, is_remote=state.spec.is_remote,
             )
-        )
+        )  # fmt: skip
 
     def _fail_unservable(self) -> bool:
         """End the calls of queues whose sessions broke; says whether there were any."""
@@ -196,11 +192,11 @@ class Executor:
         """Whether anything can happen by itself."""
         if self._must_retry or any(process.phase in (Phase.LOADING, Phase.CLOSING) for process in self._pool):
             return True
-        for state in self._open:
-            takes_more = not state.is_closing and bool(self.calls.queue_of(state.session.expert))
-            if state.stage is Stage.RUNNING and (state.has_all or state.has_calls or takes_more):
-                return True
-        return False
+        return any(
+            state.has_all or state.has_calls or (not state.is_closing and self.calls.queue_of(state.session.expert))
+            for state in self._open
+            if state.stage is Stage.RUNNING
+        )
 
     def _give_in(self) -> None:
         """Nothing can happen any more: leave what lost workers would have served, or say what nobody can serve."""

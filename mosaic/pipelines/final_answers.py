@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from mosaic.answers.extraction import Comparison
+from mosaic.answers.extraction import Comparison, comparison
 from mosaic.core.workload import AnswerKind
 
 Comparisons = Mapping[AnswerKind, Comparison | None]
@@ -36,3 +36,8 @@ def accuracy_frac(finals: Iterable[FinalAnswer]) -> float | None:
     """Share of right answers among those that can be told; None where none can."""
     known = [final.correct for final in finals if final.correct is not None]
     return sum(known) / len(known) if known else None
+
+
+def comparisons(free_text: Comparison | None = None) -> Comparisons:
+    """Say how answers of each kind compare; free text only by a comparison of the user's own."""
+    return {**{kind: comparison(kind) for kind in AnswerKind}, AnswerKind.TEXT: free_text}

@@ -2,21 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
-from mosaic.answers.extraction import Comparison, comparison
-from mosaic.core.cluster import Cluster
 from mosaic.core.plan import Plan, PredictedTimes
 from mosaic.core.results import CallRecord, CallStatus, RunResult
-from mosaic.core.workload import AnswerKind, CallKey, Expert, NodeName, Workload
-from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
-from mosaic.pipelines.final_answers import Comparisons, FinalAnswer, accuracy_frac
-from mosaic.pipelines.gates.gate import Ballot, Decision, Never
+from mosaic.core.workload import CallKey, Expert, NodeName
+from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
+from mosaic.pipelines.gates.gate import Never
 from mosaic.pipelines.node import Node
 from mosaic.planning.profiles import Profile
-from mosaic.planning.schedulers.base import Scheduler
 from mosaic.runtime.controller import Controller
+from mosaic.runtime.job import AlwaysAggregate, Job, Outcome
 from mosaic.runtime.layers import Flow, Layers, Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.measuring import (
@@ -29,87 +27,14 @@ from mosaic.runtime.measuring import (
     sweep_first_layer,
     sweep_node,
 )
-from mosaic.runtime.planner import CostFactory, NodePlacements, Planned, Planner, placed
+from mosaic.runtime.planner import Planned, Planner, placed
 from mosaic.runtime.replanning import Replanning
-from mosaic.runtime.site import Site
 from mosaic.runtime.static_plan import execute
-from mosaic.runtime.store import Store
-from mosaic.runtime.sweep import Sweep
 
 _Measured = TypeVar("_Measured")
 
 Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
 """Times a step of a run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """All that a run is made of."""
-
-    workload: Workload
-    experts: tuple[Expert, ...]
-    """The pool."""
-    cluster: Cluster
-    graph: CallGraph
-    scheduler: Scheduler
-    costs: CostFactory
-    site: Site
-    sweep: Sweep
-    """How the first layer is measured where no profile is given."""
-    profile: Profile | None = None
-    """Of the first layer; None: measured before the run."""
-    upper_profile: Profile | None = None
-    """Of the nodes above it; None: measured before the run."""
-    placements: Mapping[NodeName, NodePlacements] = field(default_factory=dict)
-    plans: tuple[Plan, ...] = ()
-    """Saved plans, by layer; none: they are made."""
-    has_barrier: bool = True
-    """A layer starts when the one before it has ended."""
-    store: Store | None = None
-    """Where measurements are kept for other runs; None: nowhere."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AlwaysAggregate:
-    """What the same world gives when the gate skips nothing; None: only a simulation could tell."""
-
-    aggregator_s: float | None = None
-    accuracy_frac: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What came of a run."""
-
-    planned: tuple[Planned, ...]
-    """By layer, as far as there was a call to plan."""
-    result: RunResult
-    replans: tuple[tuple[Plan, Mapping[int, str]], ...] = ()
-    """Made because workers were lost, with what was lost."""
-    answers: tuple[FinalAnswer, ...] | None = None
-    """None: the experts' answers are all there is."""
-    ballots: tuple[Ballot, ...] = ()
-    decisions: tuple[Decision, ...] = ()
-    num_too_long: int = 0
-    """Questions that an upper node could not read."""
-    always: AlwaysAggregate = AlwaysAggregate()
-
-    @property
-    def skip_frac(self) -> float | None:
-        """Share of the questions that the gate skips."""
-        if not self.decisions:
-            return None
-        return sum(decision.skip for decision in self.decisions) / len(self.decisions)
-
-
-def comparisons(free_text: Comparison | None = None) -> Comparisons:
-    """Say how answers of each kind compare; free text only by a comparison of the user's own."""
-    return {**{kind: comparison(kind) for kind in AnswerKind}, AnswerKind.TEXT: free_text}
-
-
-def experts_alone() -> CallGraph:
-    """Build the pipeline that only asks the recruited experts."""
-    return mixture_of_agents(None, gate=Never(), compare=comparisons())
 
 
 def plan(job: Job, *, show: Show = show_nothing, step: Step = lambda name: nullcontext()) -> Planned:

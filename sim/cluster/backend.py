@@ -171,8 +171,8 @@ class SimBackend:
         if call.key in self._pending or call.key in self._records:
             raise BackendError(f"Submit: call {call.key} must be new, it was submitted before")
         expert = self._models.expert(call.expert)
-        ended = ((key, self._records.get(key) or self._earlier.get(key)) for key in call.after)
-        inputs = {key: record for key, record in ended if record is not None}
+        known = (self._records.get(key) or self._earlier.get(key) for key in call.after)
+        inputs = {record.key: record for record in known if record is not None}
         true = cut_off(call, expert, self._outcomes(call, inputs))
         pending = self._pending[call.key] = PendingCall(true, max(call.ready_s, self._now))
         if not call.after:
@@ -259,7 +259,7 @@ class SimBackend:
         self._give(pending, there)
 
     def _touch(self, live: SimSession) -> None:
-        """Have a session's next change looked up again, after an engine was told to drop or to cut a call."""
+        """Let a session's engine catch up with the clock, and have its next change looked up again."""
         if live.engine is not None:
             self._finish(live, live.engine.advance_to(self._now))
         self._clock.touch(live)
@@ -311,24 +311,14 @@ class SimBackend:
             self._end(record)
 
     def _feed(self, name: ExpertName) -> None:
-        """Let the sessions of an expert that are up take calls from its queue, the one with the fewest first."""
-        up = [
-            live
-            for live in self._sessions.values()
-            if live.session.expert == name and live.engine is not None and not live.is_closing
-        ]
-        while up:
-            live = min(up, key=lambda live: len(live.calls))
-            room = int(len(live.calls) < self._models.settings.max_num_seqs)
-            taken = self._queues.pop(name, room)
-            if not taken:
-                return
-            live.add(taken[0], self._now)
-            self._clock.touch(live)
+        """Let the sessions of an expert that are up take calls from its queue."""
+        of_expert = (live for live in self._sessions.values() if live.session.expert == name)
+        up = (live for live in of_expert if live.engine is not None and not live.is_closing)
+        for pending, live in self._queues.hand_out(name, up, self._models.settings.max_num_seqs):
+            self._give(pending, live)
 
     def _tell_progress(self) -> None:
         for number, live in self._sessions.items():
             if live.engine is not None:
-                self._finish(live, live.engine.advance_to(self._now))
+                self._touch(live)
                 self._events.append(Progress(self._now, number, live.num_generated()))
-                self._clock.touch(live)

@@ -1,9 +1,10 @@
 """The queues of experts: calls that go to whichever session has room."""
 
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 
 from mosaic.core.workload import ExpertName
-from sim.cluster.session import PendingCall
+from sim.cluster.session import PendingCall, SimSession
 
 
 class Queues:
@@ -18,10 +19,16 @@ class Queues:
         heappush(self._entries.setdefault(pending.true.call.expert, []), (priority, self._num_pushed, pending))
         self._num_pushed += 1
 
-    def pop(self, expert: ExpertName, count: int) -> list[PendingCall]:
-        """Take at most so many calls."""
-        entries = self._entries.get(expert, [])
-        return [heappop(entries)[2] for _ in range(min(count, len(entries)))]
+    def hand_out(
+        self, expert: ExpertName, sessions: Iterable[SimSession], max_num_seqs: int
+    ) -> Iterator[tuple[PendingCall, SimSession]]:
+        """Give calls to sessions with room, as the caller adds them: the one with the fewest is first."""
+        entries, sessions = self._entries.get(expert, []), list(sessions)
+        while entries and sessions:
+            live = min(sessions, key=lambda live: len(live.calls))
+            if len(live.calls) >= max_num_seqs:
+                return
+            yield heappop(entries)[2], live
 
     def remove(self, pending: PendingCall) -> None:
         """Take a call out, wherever it stands."""

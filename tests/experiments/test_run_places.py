@@ -10,7 +10,7 @@ import pytest
 import mosaic
 from experiments.config.compose import folder_name, point_name
 from mosaic.core.results import CallStatus
-from mosaic.runtime.run import Outcome as RunOutcome
+from mosaic.runtime.job import Outcome as RunOutcome
 from tests.experiments.command_line import QUICK, SMALL, run_here, run_point, run_process
 from tests.experiments.test_command_line import read_summary, sweep
 from tests.experiments.test_wiring import write_lines

@@ -11,11 +11,10 @@ from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, Call, CallKey
 from mosaic.pipelines import aggregation
 from mosaic.pipelines.aggregation import aggregator_prompt
 from mosaic.pipelines.call_graph import CallGraph, Step, mixture_of_agents
-from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer, accuracy_frac
+from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer, accuracy_frac, comparisons
 from mosaic.pipelines.gates.gate import Decision, Majority, Never, Unanimous
 from mosaic.pipelines.node import Node, When
 from mosaic.pipelines.prompts import expert_prompt
-from mosaic.runtime.run import comparisons
 from tests.answered_questions import FAILED, answered, ended, make_batch, make_moa, make_question, make_tree
 from tests.factories import make_expert
 

@@ -10,8 +10,8 @@ from mosaic.core.workload import AGGREGATE, Call, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.planning.costs import AffineCosts
 from mosaic.planning.schedulers.round_robin import RoundRobin
+from mosaic.runtime.job import Job
 from mosaic.runtime.planner import NodePlacements, Placement
-from mosaic.runtime.run import Job
 from mosaic.runtime.sweep import Sweep
 from sim.site import SimSite
 from tests.answered_questions import make_moa, make_question

@@ -5,9 +5,9 @@ import pytest
 from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.workload import AGGREGATE
 from mosaic.pipelines.gates.gate import Majority, Never
+from mosaic.runtime.job import Job
 from mosaic.runtime.measuring import even_plan, rehearse, show_nothing, sweep_first_layer, sweep_node
 from mosaic.runtime.planner import Planner
-from mosaic.runtime.run import Job
 from mosaic.runtime.sweep import Sweep
 from tests.answered_questions import make_moa, make_tree
 from tests.factories import make_call, make_cluster, make_entry, make_expert, make_profile

@@ -9,12 +9,13 @@ import mosaic
 from mosaic.core.errors import BackendError, PlanError, ProfileError
 from mosaic.core.results import CallStatus, Response
 from mosaic.core.workload import AGGREGATE, AnswerKind
-from mosaic.pipelines.final_answers import AnswerSource
+from mosaic.pipelines.call_graph import mixture_of_agents
+from mosaic.pipelines.final_answers import AnswerSource, comparisons
 from mosaic.pipelines.gates.gate import Majority, Never, Unanimous
 from mosaic.planning.ilp.ilp import Ilp
 from mosaic.planning.schedulers.round_robin import RoundRobin
 from mosaic.runtime.planner import NodePlacements, Placement
-from mosaic.runtime.run import comparisons, experts_alone, failures
+from mosaic.runtime.run import failures
 from tests.answered_questions import make_moa, make_question, make_tree
 from tests.controllers import Watcher
 from tests.factories import assert_plan_valid, make_entry, make_profile
@@ -133,7 +134,7 @@ def test_the_gate_says_how_many_are_aggregated(gate, num_aggregated: int) -> Non
 
 
 def test_without_an_aggregator_there_are_no_answers() -> None:
-    outcome = mosaic.run(make_job(experts_alone()))
+    outcome = mosaic.run(make_job(mixture_of_agents(None, gate=Never(), compare=comparisons())))
     assert (outcome.answers, outcome.skip_frac, len(outcome.planned)) == (None, None, 1)
 
 

@@ -11,7 +11,7 @@ from experiments.tiny_pool.tokenizer import tiny_tokenizer
 from experiments.tiny_pool.workload import tiny_workload
 from mosaic.core.workload import AnswerKind, Workload
 from mosaic.pipelines.prompts import expert_prompt
-from mosaic.runtime.run import Job
+from mosaic.runtime.job import Job
 from sim.site import SimSite
 from tests.experiments.tiny_pool.small import SCORES, write_scores
 

@@ -1,0 +1,78 @@
+"""What a run is made of, and what comes of it: plain values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from mosaic.core.cluster import Cluster
+from mosaic.core.plan import Plan
+from mosaic.core.results import RunResult
+from mosaic.core.workload import Expert, NodeName, Workload
+from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.final_answers import FinalAnswer
+from mosaic.pipelines.gates.gate import Ballot, Decision
+from mosaic.planning.profiles import Profile
+from mosaic.planning.schedulers.base import Scheduler
+from mosaic.runtime.planner import CostFactory, NodePlacements, Planned
+from mosaic.runtime.site import Site
+from mosaic.runtime.store import Store
+from mosaic.runtime.sweep import Sweep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """All that a run is made of."""
+
+    workload: Workload
+    experts: tuple[Expert, ...]
+    """The pool."""
+    cluster: Cluster
+    graph: CallGraph
+    scheduler: Scheduler
+    costs: CostFactory
+    site: Site
+    sweep: Sweep
+    """How the first layer is measured where no profile is given."""
+    profile: Profile | None = None
+    """Of the first layer; None: measured before the run."""
+    upper_profile: Profile | None = None
+    """Of the nodes above it; None: measured before the run."""
+    placements: Mapping[NodeName, NodePlacements] = field(default_factory=dict)
+    plans: tuple[Plan, ...] = ()
+    """Saved plans, by layer; none: they are made."""
+    has_barrier: bool = True
+    """A layer starts when the one before it has ended."""
+    store: Store | None = None
+    """Where measurements are kept for other runs; None: nowhere."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlwaysAggregate:
+    """What the same world gives when the gate skips nothing; None: only a simulation could tell."""
+
+    aggregator_s: float | None = None
+    accuracy_frac: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a run."""
+
+    planned: tuple[Planned, ...]
+    """By layer, as far as there was a call to plan."""
+    result: RunResult
+    replans: tuple[tuple[Plan, Mapping[int, str]], ...] = ()
+    """Made because workers were lost, with what was lost."""
+    answers: tuple[FinalAnswer, ...] | None = None
+    """None: the experts' answers are all there is."""
+    ballots: tuple[Ballot, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    num_too_long: int = 0
+    """Questions that an upper node could not read."""
+    always: AlwaysAggregate = AlwaysAggregate()
+
+    @property
+    def skip_frac(self) -> float | None:
+        """Share of the questions that the gate skips."""
+        if not self.decisions:
+            return None
+        return sum(decision.skip for decision in self.decisions) / len(self.decisions)
