@@ -231,7 +231,11 @@ ENGINES = [
         "\n".join(["backend.kv_cache_tokens=100", *SMALL, *QUICK]),
         ["prompt_tokens + output_tokens - 1 must be at most 96", "KV blocks", "got "],
     ),
-    Case("less_than_a_block", "\n".join(["backend.kv_cache_tokens=8", *SMALL, *QUICK]), ["kv_tokens must be", "got 8"]),
+    Case(
+        "less_than_a_block",
+        "\n".join(["backend.kv_cache_tokens=8", *SMALL, *QUICK]),
+        ["kv_cache_tokens must be", "got 8"],
+    ),
     Case(
         "unknown_backend",
         "backend.name=tpu",
