@@ -10,11 +10,11 @@ from mosaic.planning.ilp.ilp import Ilp
 from mosaic.planning.ilp.packing import best_packing
 from mosaic.planning.problem import Problem
 from mosaic.planning.schedulers.base import Scheduler
-from mosaic.planning.schedulers.lower_bounds import lower_bound_s
 from mosaic.planning.schedulers.data_parallel import DataParallel
 from mosaic.planning.schedulers.fifo import Fifo
 from mosaic.planning.schedulers.instance import make_instance
 from mosaic.planning.schedulers.least_loaded import LeastLoaded
+from mosaic.planning.schedulers.lower_bounds import lower_bound_s
 from mosaic.planning.schedulers.round_robin import RoundRobin
 from tests.factories import SLOTS, make_paper_problem, make_problem
 
