@@ -204,9 +204,7 @@ class Round(NamedTuple):
     outcome: Outcomes
 
 
-def round_of(
-    group: Group, num_workers: int, settings: EngineOptions, size: SweepSize, number: int, run: str
-) -> Round:
+def round_of(group: Group, num_workers: int, settings: EngineOptions, size: SweepSize, number: int, run: str) -> Round:
     """Put every session on every worker once, behind one that warms the engine up.
 
     NOTE: a worker starts somewhere else in the list than its neighbour, so that no session always meets the same one

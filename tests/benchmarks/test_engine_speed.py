@@ -29,9 +29,7 @@ def test_round_robin_on_6300_calls(benchmark):
     assert len(result.calls) == len(calls) == 6300
     assert sum(record.num_preemptions for record in result.calls) > 1000
     if benchmark.enabled:
-        print(
-            f"\nround robin: {6300 / cpu_seconds(lambda: execute(plan, calls, fresh())):,.0f} calls per CPU second"
-        )
+        print(f"\nround robin: {6300 / cpu_seconds(lambda: execute(plan, calls, fresh())):,.0f} calls per CPU second")
 
 
 class Listening:

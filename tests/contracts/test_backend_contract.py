@@ -512,12 +512,18 @@ def test_an_aggregator_that_stays_on_its_workers_loads_once(kind, aggregating):
     [
         ([Open(open_ended(0, "Z", 0))], r"expert must be one of .*, got 'Z'"),
         ([Open(open_ended(0, "A", 3))], r"worker must be one of 0 .. 2 of .*, got 3"),
-        ([Open(open_ended(0, "A", 0)), Open(open_ended(0, "A", 1))], "session 0 of 'A': id must be one that no session has"),
+        (
+            [Open(open_ended(0, "A", 0)), Open(open_ended(0, "A", 1))],
+            "session 0 of 'A': id must be one that no session has",
+        ),
         ([Open(replace(open_ended(0, "A", 0), after=(7,)))], "after: session must be one that was opened, got 7"),
         ([Submit(A[0], 7)], "session must be one that was opened and not closed, got 7"),
         ([Open(open_ended(0, "A", 0)), Submit(B[0], 0)], "call B0/propose/0 is for 'B'"),
         ([Submit(B[0], "A")], "call B0/propose/0 is for 'B'"),
-        ([Open(open_ended(0, "A", 0)), Close(0), Submit(A[0], 0)], "session must be one that was opened and not closed, got 0"),
+        (
+            [Open(open_ended(0, "A", 0)), Close(0), Submit(A[0], 0)],
+            "session must be one that was opened and not closed, got 0",
+        ),
         ([Cancel(A[0].key)], "command must name a call that was submitted, got A0/propose/0"),
         ([Close(7)], "session must be one that was opened, got 7"),
         ([Submit(A[0], "A")], r"calls wait for sessions of \['A'\], and none is open"),

@@ -1,6 +1,6 @@
 """Runs a configuration with a controller that steals, in a process that tests can kill; answers go to answers.json.
 
-    python -m tests.engines.stealing_run FOLDER OVERRIDES
+python -m tests.engines.stealing_run FOLDER OVERRIDES
 """
 
 import json

@@ -48,7 +48,9 @@ def calls_of(folder: Path, *overrides: str) -> list[dict]:
 
 
 def said(calls: list[dict]) -> list[tuple]:
-    return sorted((call["question"], call["node"], call["slot"], call["output_tokens"], call["answer"]) for call in calls)
+    return sorted(
+        (call["question"], call["node"], call["slot"], call["output_tokens"], call["answer"]) for call in calls
+    )
 
 
 def check_layers(calls: list[dict]) -> None:

@@ -77,7 +77,11 @@ def replaying(hardware, experts, num_workers=2):
 
     def make(outcomes, name):
         return SimBackend(
-            experts=experts, cluster=cluster, hardware={hardware.gpu.name: hardware}, settings=SETTINGS, outcomes=outcomes
+            experts=experts,
+            cluster=cluster,
+            hardware={hardware.gpu.name: hardware},
+            settings=SETTINGS,
+            outcomes=outcomes,
         )
 
     return cluster, make

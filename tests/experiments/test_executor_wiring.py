@@ -1,36 +1,46 @@
 """The real backends' part of the configuration."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from experiments.config.executor_wiring import EngineSetup, Mode, ServerSetup, find_device
-from experiments.config.wiring import compose_config, setup_from
-from mosaic.engines.engine import Device
+from experiments.config.compose import compose_config
+from experiments.config.engines import find_device
+from experiments.config.job import job_from
+from mosaic.core.engine_options import Device
+from mosaic.engines.site import EngineSite
+from mosaic.runtime.run import Job
 from tests.experiments.command_line import run_here
-from tests.experiments.test_wiring import TINY_EXPERTS, write_lines
+from tests.experiments.tiny_pool.small import write_scores
 
 QUESTIONS = [{"id": f"q{i}", "question": f"What is {i} plus 1?", "experts": ["QwenHalf"] * 3} for i in range(3)]
 
 
 @pytest.fixture
 def questions(tmp_path: Path) -> list[str]:
-    return ["workload=file", f"workload.path={write_lines(tmp_path / 'q.jsonl', *QUESTIONS)}", "pool=demo"]
+    path = tmp_path / "q.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in QUESTIONS))
+    return ["workload=file", f"workload.path={path}", "pool=demo"]
 
 
-def executor_of(*overrides: str) -> EngineSetup | ServerSetup | None:
-    return setup_from(compose_config(list(overrides))).executor
+@pytest.fixture
+def job_of(tmp_path: Path):
+    return lambda *overrides: job_from(compose_config(list(overrides)), tmp_path / "journal").job
 
 
-def test_engines_are_live_on_the_devices_that_are_there(questions):
-    made = executor_of(*questions, "cluster=local", "backend=vllm", "backend.device=cpu")
-    assert isinstance(made, EngineSetup)
-    assert (made.mode, made.checkpoints) == (Mode.LIVE, Path("checkpoints"))
-    assert (made.settings.device, made.settings.dtype, made.settings.kv_cache_bytes) == (Device.CPU, "float32", 2**26)
-    on_gpu = executor_of(*questions, "cluster=local", "backend=vllm", "backend.device=gpu")
-    assert (on_gpu.settings.device, on_gpu.settings.dtype, on_gpu.settings.kv_cache_bytes) == (Device.GPU, "auto", None)
-    patient = executor_of(*questions, "cluster=local", "backend=vllm", "backend.patience.max_retries=7")
-    assert patient.patience.max_retries == 7
+def engines_of(job: Job) -> EngineSite:
+    assert isinstance(job.site, EngineSite)
+    return job.site
+
+
+def test_engines_are_live_on_the_devices_that_are_there(questions, job_of):
+    site = engines_of(job_of(*questions, "cluster=local", "backend=vllm", "backend.device=cpu"))
+    loading = site.options.loading
+    assert (site.way, loading.device, loading.dtype) == ("measured", Device.CPU, "float32")
+    assert site.options.kv_cache_memory_bytes == 2**26
+    on_gpu = engines_of(job_of(*questions, "cluster=local", "backend=vllm", "backend.device=gpu")).options
+    assert (on_gpu.loading.device, on_gpu.loading.dtype, on_gpu.kv_cache_memory_bytes) == (Device.GPU, "auto", None)
 
 
 def test_no_device_is_a_gpu_where_all_are_hidden(monkeypatch):
@@ -38,25 +48,24 @@ def test_no_device_is_a_gpu_where_all_are_hidden(monkeypatch):
     assert find_device() is Device.CPU
 
 
-def test_a_simulation_has_no_executor(questions):
-    assert executor_of(*questions) is None
-    assert executor_of(*questions, "backend=none") is None
+def test_a_simulation_has_no_engines(questions, job_of):
+    assert not isinstance(job_of(*questions).site, EngineSite)
+    assert not isinstance(job_of(*questions, "backend=none").site, EngineSite)
 
 
-def test_a_published_workload_is_replayed_and_not_answered():
-    setup = setup_from(compose_config(["backend=vllm", "backend.mode=replay", "backend.engine.dummy_weights=true"]))
-    assert setup.executor.mode is Mode.REPLAY
+def test_a_published_workload_is_replayed_and_not_answered(job_of):
+    site = engines_of(job_of("backend=vllm", "backend.mode=replay", "backend.engine.load_format=dummy"))
+    assert (site.way, site.options.loading.dummy_weights) == ("replayed", True)
 
 
-def test_a_live_run_is_profiled_on_the_calibration_part_where_there_is_one(tmp_path, questions):
-    skills = {expert: {"addition": 3, "digit_sum": 2, "maximum": 1} for expert in TINY_EXPERTS}
-    path = write_lines(tmp_path / "skills.json", skills)
-    tiny = ["workload=tiny_mcq", "pool=tiny", "cluster=local", "backend=vllm", f"workload.profiles={path}"]
-    setup = setup_from(compose_config(tiny))
-    asked = {question.text for question in setup.calibration().questions}
-    assert asked.isdisjoint(question.text for question in setup.workload.questions)
-    own = setup_from(compose_config([*questions, "cluster=local", "backend=vllm"]))
-    assert own.calibration() is own.workload
+def test_a_live_run_is_profiled_on_the_calibration_part_where_there_is_one(tmp_path, questions, job_of):
+    tiny = ["workload=tiny_mcq", "pool=tiny", "cluster=local", "backend=vllm"]
+    job = job_of(*tiny, f"workload.profiles={write_scores(tmp_path)}")
+    asked = {question.text for question in job.site.calibration([expert.name for expert in job.experts]).questions}
+    assert len(asked) > 100
+    assert asked.isdisjoint(question.text for question in job.workload.questions)
+    own = job_of(*questions, "cluster=local", "backend=vllm")
+    assert own.site.calibration(["QwenHalf"]) == own.workload
 
 
 SERVER = "{base_url: http://localhost:8000/v1, expert: QwenHalf, model: m}"
@@ -72,7 +81,7 @@ SERVER = "{base_url: http://localhost:8000/v1, expert: QwenHalf, model: m}"
         ("backend.engine=fast", "backend.engine must be a group of the configuration"),
         ("backend.engine.max_num_seqs=0", "engine.max_num_seqs must be"),
         ("backend.device=cpu backend.engine.block_size=16", "engine.block_size must be a multiple of 32 on CPU"),
-        ("backend.engine.dummy_weights=true", "backend.engine.dummy_weights must be false in live mode"),
+        ("backend.engine.load_format=dummy", "backend.engine.load_format must be auto in live mode"),
         ("backend.patience.max_retries=-1", "patience.max_retries must be"),
         ("+backend.patience.mood=good", "backend.patience got an unexpected keyword argument 'mood'"),
         ("backend.num_calibration_questions=0", "backend.num_calibration_questions must be"),
