@@ -18,8 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from experiments.config.wiring import CONF
-
+from experiments.config.compose import CONF
 from experiments.config.errors import exit_with_message
 from experiments.studies.ablation_sweep import FILES, SUFFIXES, draw_finished
 from mosaic.core.checks import require

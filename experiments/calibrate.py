@@ -1,19 +1,22 @@
 """Fit what the baseline may calibrate, and keep every parameter set that is consistent with it.
 
-    python experiments/calibrate.py            prints the fits and writes results/calibration/parameter_sets.json
+    python experiments/calibrate.py                          writes results/calibration/parameter_sets.json, walls.json
+    python experiments/calibrate.py --sets parameter_sets.json    walls.json alone, from the sets of an earlier fit
 
 MMLU-Pro's four round-robin workers fit four numbers: phi (host time per iteration), sigma of the reasoning lengths, and
 the means of Qwen and Exaone. GLM's mean and the light experts' sigma are assumed; other assumptions, and other splits
 between phi and sigma, that keep all four workers within 5% are kept as further parameter sets. Each set then fits one
-length scale to MedMCQA's and one to GPQA's round-robin wall, for every order of experts that the paper leaves open.
-Nothing here reads a number that must be predicted. The committed values (conf/lengths, conf/workload,
-conf/hardware/a100_80gb.yaml) are the first set.
+length scale to MedMCQA's and one to GPQA's round-robin wall, for every order of experts that the paper leaves open, and
+the ILP is simulated under all of them: walls.json holds the range, which the reproduction sets beside the published
+walls (experiments/paper.py). Nothing here reads a number that must be predicted. The committed values (conf/lengths,
+conf/world, conf/hardware/a100_80gb.yaml) are the first set.
 """
 
 import argparse
 import json
 import sys
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -26,10 +29,12 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
+from experiments.studies.open_range import FittedSet, open_range  # noqa: E402
 from experiments.studies.published import ROUND_ROBIN_WALL_S, ROUND_ROBIN_WORKER_S  # noqa: E402
 from experiments.studies.round_robin_fit import FIT_SEEDS, BaselineSessions, ParameterSet, solve_mean  # noqa: E402
 
-OUT = ROOT / "results" / "calibration" / "parameter_sets.json"
+OUT = ROOT / "results" / "calibration"
+SETS = "parameter_sets.json"
 PUBLISHED_MEANS = {"LlamaR1": 3146.0, "QwenR1": 3734.0, "Gemma": 291.0}
 ASSUMED = {"GLM": 400.0, "light_sigma": 0.8}
 TOLERANCE_FRAC = 0.05
@@ -118,10 +123,8 @@ def describe(sessions: BaselineSessions, parameters: ParameterSet) -> str:
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="calibrate", description="Fit the simulator to the round-robin baseline.")
-    parser.add_argument("--out", type=Path, default=OUT)
-    out = parser.parse_args().out
+def fit_all() -> list[dict[str, Any]]:
+    """Fit every parameter set, and say what was found."""
     sessions = BaselineSessions("mmlu_pro")
     sets = consistent_sets(sessions)
     print(f"MMLU-Pro, published workers {ROUND_ROBIN_WORKER_S} s")
@@ -129,7 +132,7 @@ def main() -> int:
     for parameters in sets:
         print(describe(sessions, parameters))
     rows: list[dict[str, Any]] = [asdict(parameters) for parameters in sets]
-    for workload in ("medmcqa", "gpqa"):
+    for workload in BENCHMARK_SEEDS:
         jobs = (delayed(fit_benchmark)(workload, parameters) for parameters in sets)
         fits = Parallel(n_jobs=-1, return_as="generator")(jobs)
         for row, scales in zip(rows, tqdm(fits, workload, len(rows), disable=not sys.stderr.isatty()), strict=True):
@@ -139,9 +142,39 @@ def main() -> int:
         print(
             f"{workload}: length scale {first:g} (best fit, committed order), {min(every):g} to {max(every):g} in all"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {out}")
+    return rows
+
+
+def fitted_sets(rows: Sequence[Mapping[str, Any]], workload: str) -> list[FittedSet]:
+    """Read the sets with a benchmark's scales."""
+    names = {field.name for field in fields(ParameterSet)}
+    return [
+        FittedSet(ParameterSet(**{name: row[name] for name in names}), tuple(row[f"{workload}_scales"])) for row in rows
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="calibrate", description="Fit the simulator to the round-robin baseline.")
+    parser.add_argument("--sets", type=Path, help=f"{SETS} of an earlier fit: fit nothing, simulate what is left open")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder (default: results/calibration)")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.sets is None:
+        rows = fit_all()
+        (options.out / SETS).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        print(f"written: {options.out / SETS}", flush=True)
+    else:
+        rows = json.loads(options.sets.read_text(encoding="utf-8"))
+    walls = {}
+    for workload in BENCHMARK_SEEDS:
+        walls[workload] = found = open_range(workload, fitted_sets(rows, workload))
+        low, high = found["ilp_range_s"]
+        print(
+            f"{workload}: the ILP takes {found['ilp_makespan_s']:,.0f} s with the committed parameters, {low:,.0f} to "
+            f"{high:,.0f} s over {len(rows)} sets, {len(found['ratios'])} with the ends of their scales"
+        )
+    (options.out / "walls.json").write_text(json.dumps(walls, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {options.out / 'walls.json'}")
     return 0
 
 

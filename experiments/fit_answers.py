@@ -20,10 +20,11 @@ sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
 from joblib import Parallel, delayed  # noqa: E402
 
-from experiments.config.wiring import compose_config, setup_from  # noqa: E402
+from experiments.config.job import simulated  # noqa: E402
 from experiments.studies.aggregator_fit import fit_elasticity, fit_mean, fit_worlds  # noqa: E402
 from experiments.studies.answer_fit import Benchmark, expect, fit_mmlu_pro, fit_questions  # noqa: E402
 from experiments.studies.published import ALWAYS_AGGREGATE_S, FITTED_ANSWERS, FITTED_ELASTICITY_S  # noqa: E402
+from mosaic.core.lengths import ClippedLognormal  # noqa: E402
 from sim.world.answer_model import AnswerModel  # noqa: E402
 
 WORKLOADS = ("mmlu_pro", "medmcqa", "gpqa")
@@ -35,15 +36,14 @@ NUM_ROUNDS = 3
 
 def benchmark(workload: str) -> Benchmark:
     """What a benchmark's expectations depend on."""
-    setup = setup_from(compose_config([f"workload={workload}"]))
-    num_options = setup.workload.questions[0].num_options
+    job, site = simulated([f"workload={workload}"])
+    num_options = job.workload.questions[0].num_options
     assert num_options is not None
-    assert setup.stage is not None
     return Benchmark(
-        slots=setup.workload.num_calls_by_expert,
+        slots=job.workload.num_calls_by_expert,
         num_options=num_options,
-        aggregator=setup.stage.aggregator.expert.name,
-        lengths=setup.lengths,  # type: ignore[arg-type]
+        aggregator=job.graph.upper_nodes[0].experts[0].name,
+        lengths={name: entry for name, entry in site.world.lengths.items() if isinstance(entry, ClippedLognormal)},
     )
 
 

@@ -32,7 +32,7 @@ def execute(path: Path, folder: Path) -> "NotebookNode":
         "PYTHONWARNINGS": "error,ignore::PendingDeprecationWarning:ipykernel.kernelbase",  # how ipykernel 7 shuts down
         "IPYTHONDIR": str(folder / ".ipython"),  # not the user's own profile
     }
-    notebook = nbformat.read(path, as_version=4)
+    notebook: NotebookNode = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     metadata = notebook.metadata.copy()
     client = NotebookClient(
         notebook,
@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("notebooks", type=Path, nargs="*", default=NOTEBOOKS)
     for path in parser.parse_args().notebooks:
         with TemporaryDirectory() as folder:
-            nbformat.write(execute(path, Path(folder)), path)
+            nbformat.write(execute(path, Path(folder)), path)  # type: ignore[no-untyped-call]
         print(f"executed: {path}")
     return 0
 

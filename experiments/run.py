@@ -7,7 +7,6 @@ Prints one screen and leaves a run folder (experiments/README.md: "The run folde
 with the same configuration is not run again.
 """
 
-import json
 import os
 import sys
 import time
@@ -25,20 +24,19 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
 import mosaic
-from experiments.config.compose import CONF, plain, with_input_digests
-from experiments.config.errors import BAD_INPUT, FailedPoint, exit_with_message, explain_error
+from experiments.config.compose import CONF, default_choices, plain, point_name, with_input_digests
+from experiments.config.errors import BAD_INPUT, FailedCalls, FailedPoint, exit_with_message, explain_error
 from experiments.config.job import Prepared, job_from
 from experiments.config.memory import spare_garbage_collector
-from experiments.config.summary import answer_files, upper_summary
+from experiments.config.summary import answer_files, replans_jsonl, summary_of
 from experiments.figures.replay import report_replay
 from experiments.figures.timeline import draw_timeline
 from mosaic.core.action_lines import encode_action
 from mosaic.core.plan import Plan
 from mosaic.core.results import RunResult
 from mosaic.planning.explain import explain
-from mosaic.planning.plan_file import plans_to_json
 from mosaic.report.display import show_run
-from mosaic.report.metrics import Summary, summarise
+from mosaic.report.metrics import Summary
 from mosaic.report.provenance import describe_run_conditions
 from mosaic.report.run_folder import SUMMARY, begin_run, completed_with, is_complete, read_json, write_run
 from mosaic.report.summary_text import describe_point, describe_run
@@ -68,70 +66,133 @@ class Stopwatch:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(config: DictConfig) -> None:
     """Run one point of the configuration."""
-    run = HydraConfig.get()
-    folder = Path(run.runtime.output_dir)
+    run: Any = HydraConfig.get()
+    folder, asked = Path(run.runtime.output_dir), tuple(run.overrides.task)
     if run.mode is not RunMode.MULTIRUN:
         with exit_with_message():
-            run_point(config, folder)
+            num_failed = run_point(config, folder, overrides=asked, also_chosen=also_chosen(run))
+            if num_failed:
+                raise FailedCalls(f"{num_failed} calls")
         return
-    point = os.path.relpath(folder, run.sweep.dir)
+    point = point_name(os.path.relpath(folder, run.sweep.dir))
     try:
-        check_launcher(config, run.launcher)
-        run_point(config, folder, point=point, store=Path(run.sweep.dir) / STORE)
+        check_sweep(config, run)
+        store, again = Path(run.sweep.dir) / STORE, f"hydra.sweep.dir={run.sweep.dir}"
+        num_failed = run_point(config, folder, point=point, store=store, overrides=asked, again=again)
     except BAD_INPUT as error:
         print(f"error: {point}: {explain_error(error)}", file=sys.stderr)
         raise FailedPoint(point) from error
+    if num_failed:
+        raise FailedCalls(point)
 
 
-def check_launcher(config: DictConfig, launcher: DictConfig) -> None:
-    """Check that points on real engines run in turn: side by side they would time each other.
+def check_sweep(config: DictConfig, run: DictConfig) -> None:
+    """Check that points lie in the sweep's folder, and on real engines run in turn: they would time each other.
 
     Raises
     ------
     ValueError
         If they do not.
     """
-    name = config.get("backend", {}).get("name")
-    in_turn = str(launcher.get("_target_", "")).endswith("BasicLauncher")
-    if name in ("vllm", "endpoint") and not in_turn:
-        raise ValueError(f"hydra/launcher must be basic with backend={name}, got {launcher.get('_target_')}")
+    folder, whole = Path(run.runtime.output_dir).resolve(), Path(run.sweep.dir).resolve()
+    if not folder.is_relative_to(whole):
+        with suppress(OSError):  # Hydra has made it
+            folder.rmdir()
+        raise ValueError(f"hydra.sweep.subdir must name a folder in hydra.sweep.dir, got {run.sweep.subdir!r}")
+    name, launcher = config.get("backend", {}).get("name"), run.runtime.choices["hydra/launcher"]
+    if name in ("vllm", "endpoint") and launcher != "basic":
+        raise ValueError(f"hydra/launcher must be basic with backend={name}, got {launcher!r}")
+
+
+def also_chosen(run: DictConfig) -> str:
+    """Name the groups that were chosen by another group's file, and neither by the command line nor by default."""
+    choices = dict(run.runtime.choices)
+    asked = {override.lstrip("+").partition("=")[0] for override in run.overrides.task}
+    return ", ".join(
+        f"{group}={choices[group]}"
+        for group, default in default_choices(choices).items()
+        if group not in asked and choices.get(group) not in (None, default)
+    )
 
 
 def run_command() -> None:
-    """Run what the command line asks for; bad input ends with status 2 and a message."""
+    """Run what the command line asks for; bad input ends with status 2 and a message, calls without a result with 3."""
     # NOTE: otherwise Hydra prints errors its own way, with tracebacks, and ends the process itself.
     with env_override({"HYDRA_FULL_ERROR": "1"}), exit_with_message():
         main()
 
 
-def run_point(config: DictConfig, folder: Path, *, point: str | None = None, store: Path | None = None) -> None:
-    """Run a configuration into a folder, unless that is done already; a folder without a file is not left behind."""
+def run_point(
+    config: DictConfig,
+    folder: Path,
+    *,
+    point: str | None = None,
+    store: Path | None = None,
+    overrides: Sequence[str] = (),
+    again: str | None = None,
+    also_chosen: str = "",
+) -> int:
+    """Run a configuration into a folder, unless that is done already; a folder without a file is not left behind.
+
+    Parameters
+    ----------
+    config
+        What to run.
+    folder
+        Where the run's files go.
+    point
+        Its name in a sweep, which prints a line a point; None: a single run, which prints a screen.
+    store
+        Where the sweep keeps measurements.
+    overrides
+        What the user asked for.
+    again
+        The override that sends the same command to the same folder; None: the folder as a single run's.
+    also_chosen
+        Groups that files of other groups have chosen.
+
+    Returns
+    -------
+    int
+        Calls that have no result.
+    """
     spare_garbage_collector()
     try:
-        run_resolved(plain(config), folder, point=point, store=store)
+        place = again or f"hydra.run.dir={folder}"
+        return run_resolved(plain(config), folder, point, store, overrides, place, also_chosen)
     finally:
         with suppress(OSError):  # it is not empty, or never was made
             folder.rmdir()
 
 
-def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None = None, store: Path | None = None) -> None:
-    """Run a resolved configuration; a sweep prints a line a point, a single run a screen."""
+def run_resolved(
+    config: dict[str, Any],
+    folder: Path,
+    point: str | None = None,
+    store: Path | None = None,
+    overrides: Sequence[str] = (),
+    again: str = "",
+    also_chosen: str = "",
+) -> int:
+    """Run a resolved configuration, as `run_point` says."""
     stamped = with_input_digests(config)
     tries_again = has_failed_calls(folder)
     if completed_with(folder, stamped) and not tries_again:
         print(f"already complete with this configuration: {folder}")
-        return
+        return read_json(folder / SUMMARY)["num_failed_calls"] or 0
     watch = Stopwatch()
     with watch.step("setup"):
-        prepared = job_from(config, folder / JOURNAL, store)
+        prepared = job_from(config, folder / JOURNAL, store, overrides)
     job = prepared.job
     is_real = prepared.runs and job.site.way != "simulated"
     if is_real:
         begin_run(folder, stamped)
-    with resumable(folder, point) if is_real else nullcontext(), job.site.open():
+    if also_chosen and point is None:
+        print(f"also chosen by the files of these groups: {also_chosen}\n")
+    with resumable(folder, again) if is_real else nullcontext(), job.site.open():
         if not prepared.runs:
             explain_only(prepared, folder, stamped, watch, point)
-            return
+            return 0
         outcome = mosaic.run(job, show=displays(is_real), on_replan=tell_replan, step=watch.step)
     summary = summary_of(prepared, config, outcome)
     files = answer_files(prepared, outcome)
@@ -161,15 +222,21 @@ def run_resolved(config: dict[str, Any], folder: Path, *, point: str | None = No
     )
     if point is not None:
         print(describe_point(summary, point))
-        return
+    else:
+        print_screen(prepared, outcome, summary, folder)
+        if replay is not None:
+            print(replay.table)
+    return summary["num_failed_calls"] or 0
+
+
+def print_screen(prepared: Prepared, outcome: Outcome, summary: Summary, folder: Path) -> None:
+    """Say what a single run did."""
     errors = failures(outcome.result)
     print(describe_run(summary, outcome.result, folder, gate_notes=gate_notes(prepared), errors=errors))
     if errors:
         print(f"to try failed calls again: the same command with hydra.run.dir={folder}")
     for plan, lost in outcome.replans:
         print(describe_new_plan(plan, lost))
-    if replay is not None:
-        print(replay.table)
 
 
 def explain_only(
@@ -194,27 +261,6 @@ def explain_only(
     print(f"plan: {folder / 'plan.json'} (run it with plan.path={folder / 'plan.json'})")
 
 
-def summary_of(
-    prepared: Prepared, config: Mapping[str, Any], outcome: Outcome | None, plan: Plan | None = None
-) -> Summary:
-    """Build the contents of summary.json."""
-    job = prepared.job
-    plans = [planned.plan for planned in outcome.planned] if outcome is not None else [plan]
-    assert plans[0] is not None
-    return summarise(
-        [made for made in plans if made is not None],
-        outcome.result if outcome else None,
-        workload=job.workload.name,
-        backend=config["backend"]["name"],
-        gate=job.graph.gate.name if job.graph.upper_nodes else None,
-        costs=plans[0].costs,
-        seed=prepared.seed,
-        num_questions=len(job.workload.questions),
-        experts=[expert.name for expert in job.experts],
-        stage=upper_summary(prepared, outcome) if outcome else None,
-    )
-
-
 def gate_notes(prepared: Prepared) -> Sequence[str]:
     """Say what the gate promises, where there is one."""
     graph = prepared.job.graph
@@ -232,28 +278,15 @@ def has_failed_calls(folder: Path) -> bool:
     return complete and bool(read_json(folder / SUMMARY)["num_failed_calls"])
 
 
-def replans_jsonl(replans: Sequence[tuple[Plan, Mapping[int, str]]]) -> bytes:
-    """Encode new plans, one a line, with the workers that were lost."""
-    lines = ({"lost_workers": lost, "plan": json.loads(plans_to_json([plan]))["layers"][0]} for plan, lost in replans)
-    return "".join(json.dumps(line) + "\n" for line in lines).encode()
-
-
 def tell_replan(plan: Plan, lost: Mapping[int, str]) -> None:
     """Tell of a new plan while the run goes on."""
     print(describe_new_plan(plan, lost), file=sys.stderr)
 
 
-def place_override(folder: Path, point: str | None) -> str:
-    """Name the override that sends a command to the same folder again; a sweep's default has the time in it."""
-    if point is None:
-        return f"hydra.run.dir={folder}"
-    return f"hydra.sweep.dir={folder.parents[len(Path(point).parts) - 1]}"
-
-
 @contextmanager
-def resumable(folder: Path, point: str | None) -> Iterator[None]:
+def resumable(folder: Path, place: str) -> Iterator[None]:
     """Say how a real run that ends early goes on."""
-    again = f"the same command with {place_override(folder, point)}"
+    again = f"the same command with {place}"
     try:
         yield
     except KeyboardInterrupt as stop:

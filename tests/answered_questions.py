@@ -1,10 +1,14 @@
-"""Questions whose calls have been answered, and an aggregator for those that disagree."""
+"""Questions whose calls have been answered, and pipelines for those that disagree."""
 
-from typing import Any
+from collections.abc import Sequence
 
-from mosaic.core.results import CallRecord
-from mosaic.core.workload import AnswerKind, Question, Workload
-from mosaic.runtime.second_stage import Aggregator
+from mosaic.core.results import CallRecord, Inputs
+from mosaic.core.workload import AnswerKind, Call, Question, Workload
+from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
+from mosaic.pipelines.final_answers import Comparisons
+from mosaic.pipelines.gates.gate import Gate, Majority, Never
+from mosaic.pipelines.node import Node
+from mosaic.runtime.run import comparisons
 from tests.factories import make_call, make_expert
 from tests.run_records import make_failed, make_record
 
@@ -12,25 +16,51 @@ FAILED = "(failed)"
 """In a list of answers: the call did not finish."""
 
 
-def make_aggregator(*tp_degrees: int, **changes: Any) -> Aggregator:
-    expert = make_expert("W", max_replicas=3, max_output_tokens=1000)
-    return Aggregator(**{"name": "test", "expert": expert, "tp_degrees": tp_degrees or (4,), **changes})
+def make_moa(
+    gate: Gate | None = None, compare: Comparisons | None = None, *, min_output_tokens: int = 4096
+) -> CallGraph:
+    """Experts, and the aggregator W where most of them do not agree."""
+    return mixture_of_agents(
+        make_expert("W", max_output_tokens=1000),
+        gate=gate or Majority(),
+        compare=compare or comparisons(),
+        min_output_tokens=min_output_tokens,
+    )
 
 
-def make_question(name: str, kind: AnswerKind = AnswerKind.CHOICE, *, prompt_tokens: int = 50) -> Question:
+def make_tree(gate: Gate | None = None) -> CallGraph:
+    """Recruited experts, the mergers M and N, and the aggregator W where the gate does not accept what these say."""
+    mergers = (make_expert("M"), make_expert("N"))
+    nodes = (
+        Node(name="propose"),
+        Node(name="merge", experts=mergers, after=("propose",)),
+        Node(name="final", experts=(make_expert("W"),), after=("merge",), when="unsettled"),
+    )
+    return CallGraph(nodes=nodes, gate=gate or Never(), compare=comparisons())
+
+
+def make_question(
+    name: str, kind: AnswerKind = AnswerKind.CHOICE, *, prompt_tokens: int = 50, **changes: str | None
+) -> Question:
     num_options = 4 if kind is AnswerKind.CHOICE else None
-    return Question(id=name, prompt_tokens=prompt_tokens, answer_kind=kind, num_options=num_options)
+    return Question(id=name, prompt_tokens=prompt_tokens, answer_kind=kind, num_options=num_options, **changes)
 
 
-def make_stage(*answered: tuple[Question, list[str | None]]) -> tuple[Workload, list[CallRecord]]:
-    """A workload whose questions have been answered, by experts A, B, C in turn."""
-    calls, records = [], []
-    for question, answers in answered:
-        for slot, answer in enumerate(answers):
-            call = make_call(question.id, expert="ABC"[slot % 3], slot=slot)
-            made = make_failed if answer == FAILED else make_record
-            calls.append(call)
-            records.append(
-                made(question.id, expert=call.expert, key=call.key, answer=None if answer == FAILED else answer)
-            )
-    return Workload(name="test", questions=tuple(q for q, _ in answered), calls=tuple(calls)), records
+def ended(call: Call, answer: str | None, **changes: object) -> CallRecord:
+    """What became of a call."""
+    made = make_failed if answer == FAILED else make_record
+    said = None if answer == FAILED else answer
+    return made(call.key.question, expert=call.expert, key=call.key, answer=said, **changes)
+
+
+def answered(question: Question, answers: Sequence[str | None]) -> tuple[Question, tuple[Call, ...], Inputs]:
+    """A question, its calls of the first layer, by experts A, B, C in turn, and what became of them."""
+    calls = [make_call(question.id, expert="ABC"[slot % 3], slot=slot) for slot in range(len(answers))]
+    records = [ended(call, answer) for call, answer in zip(calls, answers, strict=True)]
+    return question, tuple(calls), {record.key: record for record in records}
+
+
+def make_batch(*asked: tuple[Question, int]) -> Workload:
+    """Questions with a number of calls each."""
+    calls = tuple(call for question, number in asked for call in answered(question, [None] * number)[1])
+    return Workload(name="test", questions=tuple(question for question, _ in asked), calls=calls)

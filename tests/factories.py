@@ -7,13 +7,13 @@ from mosaic.core.cluster import Cluster, Gpu, Worker, uniform_cluster
 from mosaic.core.plan import Plan
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.workload import (
+    PROPOSE,
     Call,
     CallKey,
     Expert,
     ExpertName,
     Family,
     ModelShape,
-    PROPOSE,
     Question,
     Workload,
 )
@@ -140,6 +140,34 @@ class TableCosts:
         return self.remarks
 
 
+def make_entry(
+    expert: ExpertName = "A",
+    *,
+    tp_degree: int = 1,
+    gpu: str = "gpu",
+    load_s: float = 10.0,
+    fixed_s: float = 5.0,
+    per_call_s: float = 1.0,
+) -> ProfileEntry:
+    """What was measured of an expert: sessions of n calls took ``fixed_s + per_call_s n``."""
+    return ProfileEntry(
+        expert=expert,
+        gpu=gpu,
+        tp_degree=tp_degree,
+        load_s=load_s,
+        fit=SessionFit(
+            fixed_s=fixed_s, per_call_s=per_call_s, min_num_calls=1, max_num_calls=2000, residual_std_frac=0.05
+        ),
+        lengths=LengthPrediction(mean=300.0, max=4096.0, std=200.0),
+        points=(),
+    )
+
+
+def make_profile(*entries: ProfileEntry | ExpertName) -> Profile:
+    made = tuple(make_entry(entry) if isinstance(entry, str) else entry for entry in entries)
+    return Profile(source="test", entries=made)
+
+
 def _by_expert(value: float | Mapping[ExpertName, float], names: Sequence[ExpertName]) -> dict[ExpertName, float]:
     return {name: float(value[name] if isinstance(value, Mapping) else value) for name in names}
 
@@ -201,33 +229,18 @@ def make_paper_problem(benchmark: str, *, costs: str = "paper", hybrid_caps: boo
     """Build the paper's problem of a benchmark on 4 GPUs, with plausible prices."""
     slots = SLOTS[benchmark]
     cluster = make_cluster(4, gpu=make_gpu("a100_80gb"))
-    lengths = LengthPrediction(mean=300.0, max=4096.0, std=200.0)
-    entries = [
-        ProfileEntry(
-            expert=name,
-            gpu="a100_80gb",
-            tp_degree=1,
-            load_s=_PRICES[name][0],
-            fit=SessionFit(
-                fixed_s=_PRICES[name][1],
-                per_call_s=_PRICES[name][2],
-                min_num_calls=1,
-                max_num_calls=2000,
-                residual_std_frac=0.05,
-            ),
-            lengths=lengths,
-            points=(),
-        )
-        for name in slots
-    ]
+    entries = []
+    for name in slots:
+        load_s, fixed_s, per_call_s = _PRICES[name]
+        entries.append(make_entry(name, gpu="a100_80gb", load_s=load_s, fixed_s=fixed_s, per_call_s=per_call_s))
     model = {"paper": PaperCosts, "affine": AffineCosts}[costs]
     caps = {name: None if not hybrid_caps else 4 if name.endswith("R1") else 1 for name in slots}
     return Problem(
         experts=tuple(make_expert(name, max_replicas=caps[name]) for name in slots),
         calls=make_calls(slots),
         cluster=cluster,
-        costs=model(profile=Profile(source="test", entries=tuple(entries)), num_calls_by_expert=slots),
-        lengths=dict.fromkeys(slots, lengths),
+        costs=model(profile=make_profile(*entries), num_calls_by_expert=slots),
+        lengths=dict.fromkeys(slots, entries[0].lengths),
     )
 
 

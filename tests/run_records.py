@@ -3,7 +3,7 @@
 from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
-from mosaic.core.workload import AGGREGATE, CallKey, PROPOSE
+from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer
 from mosaic.report.metrics import StageSummary
 
@@ -126,7 +126,8 @@ def make_two_stage_run() -> RunResult:
 def make_stage_summary(**changes: object) -> StageSummary:
     """The second stage of the small run: two of three questions skipped."""
     values: dict[str, object] = {
-        "aggregator": "tp4", "aggregator_expert": "Z", "aggregator_tp_degree": 2, "num_aggregator_calls": 1,
+        "aggregator": "tp4", "aggregator_expert": "Z", "aggregator_tp_degree": 2,
+        "aggregator_scheduler": "ilp", "num_aggregator_calls": 1,
         "num_too_long": 0, "predicted_aggregator_s": 18.0, "aggregator_costs": "paper", "skip_frac": 2 / 3,
         "skip_frac_source": "fitted",
         "accuracy_frac": 0.625, "always_aggregate_s": 50.0, "always_aggregate_accuracy_frac": 0.6, "gate_report": None,

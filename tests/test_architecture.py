@@ -29,15 +29,10 @@ GATED_WALLS = {870.5, 122.09, 227.73}
 PAPER = ("experiments/studies/paper_rows.py",)
 """What sets the reproduction's numbers beside the published ones."""
 READERS_OF = {
-    "PREDICTED_ILP": {
-        "experiments/walls.py",
-        *PAPER,
-        "experiments/studies/paper_tables.py",
-        "experiments/studies/paper_figures.py",
-    },
-    "GATED_AGGREGATE_S": {"experiments/second_stage.py", *PAPER, "experiments/studies/paper_figures.py"},
-    "ACCURACY_CHANGE_PP": {"experiments/second_stage.py", *PAPER},
-    "END_TO_END_SPEEDUP": {"experiments/second_stage.py", *PAPER},
+    "PREDICTED_ILP": {*PAPER, "experiments/studies/paper_tables.py", "experiments/studies/paper_figures.py"},
+    "GATED_AGGREGATE_S": {*PAPER, "experiments/studies/paper_stage.py", "experiments/studies/paper_figures.py"},
+    "ACCURACY_CHANGE_PP": {*PAPER},
+    "END_TO_END_SPEEDUP": {*PAPER, "experiments/studies/paper_stage.py"},
     "END_TO_END_S": {*PAPER},
     "AGGREGATE_SPEEDUP": {*PAPER},
     "FITTED_ELASTICITY_S": {"experiments/fit_answers.py"},

@@ -11,6 +11,8 @@ from nbclient.exceptions import CellExecutionError
 from experiments.notebooks import NOTEBOOKS, execute
 from tests.test_architecture import GATED_WALLS, MUST_BE_PREDICTED, numbers_in_text
 
+pytestmark = pytest.mark.slow
+
 REFRESH = "if that is right, run `python experiments/notebooks.py` and commit the notebooks"
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -1,6 +1,6 @@
 """What a run checks of its configuration before any work starts, where the values themselves cannot."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from mosaic.core.checks import require, require_name
@@ -15,6 +15,14 @@ def require_section(config: Mapping[str, Any], names: Iterable[str], prefix: str
         value = config.get(name)
         if not isinstance(value, Mapping):
             raise TypeError(f"{prefix}{name} must be a group of the configuration, with keys, got {value!r}")
+
+
+def require_keys(config: Mapping[str, Any], allowed: Collection[str], prefix: str = "") -> None:
+    """Check that a group has no other keys: nothing would read them."""
+    for key in config:
+        if key not in allowed:
+            rule = f"one of {list(allowed)} there" if allowed else "left out: there are none there"
+            raise ValueError(f"{prefix}{key} must be a key of the configuration, {rule}")
 
 
 def require_path(value: object, field: str) -> None:

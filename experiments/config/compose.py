@@ -12,12 +12,42 @@ FILE_KEYS = ("path", "aggregator_path", "profiles", "profile", "calls", "output_
 """Keys that may name a file."""
 
 
+def folder_name(point: str) -> str:
+    """Name the folder of a sweep's point: one folder, whatever paths the point names.
+
+    Examples
+    --------
+    >>> folder_name("workload.path=../mine.jsonl,seed=0")
+    'workload.path=..%2Fmine.jsonl,seed=0'
+    """
+    return point.replace("%", "%25").replace("/", "%2F")
+
+
+def point_name(folder: str) -> str:
+    """Read back what `folder_name` has encoded."""
+    return folder.replace("%2F", "/").replace("%25", "%")
+
+
+OmegaConf.register_new_resolver(
+    "folder_name", folder_name, replace=True
+)  # conf/config.yaml names sweeps' folders by it
+
+
 def compose_config(overrides: list[str]) -> dict[str, Any]:
     """Compose the configuration of a point outside of a Hydra application."""
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return plain(compose("config", overrides))
+
+
+def default_choices(choices: Mapping[str, str]) -> dict[str, str]:
+    """Read which choices of groups conf/config.yaml makes by itself, beside the choices that were made."""
+    import yaml
+
+    entries = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    named = {group: str(name) for entry in entries if isinstance(entry, dict) for group, name in entry.items()}
+    return {group: str(choices[name[2:-1]]) if name.startswith("${") else name for group, name in named.items()}
 
 
 def plain(config: Any) -> dict[str, Any]:

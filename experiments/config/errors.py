@@ -16,11 +16,17 @@ BAD_INPUT = (MosaicError, ValueError, TypeError, OSError, HydraException, OmegaC
 """What ends a command with a message; anything else is our own mistake and keeps its traceback."""
 
 BAD_INPUT_STATUS = 2
+FAILED_CALLS_STATUS = 3
+"""The run is complete, but for calls that have no result."""
 INTERRUPTED_STATUS = 130
 
 
 class FailedPoint(MosaicError):
     """A point of a sweep failed and has said why; the sweep goes on and ends with a status of failure."""
+
+
+class FailedCalls(MosaicError):
+    """Calls of a run have no result, and the run has said so."""
 
 
 @contextmanager
@@ -33,6 +39,8 @@ def exit_with_message(on_interrupt: str = "") -> Iterator[None]:
         yield
     except FailedPoint:
         sys.exit(BAD_INPUT_STATUS)
+    except FailedCalls:
+        sys.exit(FAILED_CALLS_STATUS)
     except BAD_INPUT as error:
         if os.environ.get("MOSAIC_TRACEBACK"):
             raise

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config.checks import check_calls, require_path, require_section
+from experiments.config.checks import check_calls, require_keys, require_path, require_section
 from experiments.config.compose import compose_config
+from experiments.config.effects import check_effects
 from experiments.config.instantiation import call, make
 from experiments.config.pipeline import check_batch, check_upper_profile, pipeline_from
 from experiments.config.sites import Built, Parts, explained_site, simulated_site
@@ -46,6 +47,12 @@ SECTIONS = (
     "pool", "workload", "world", "profile", "backend", "hardware", "cluster", "costs", "scheduler", "plan", "pipeline",
     "gate", "aggregator",
 )  # fmt: skip
+KEYS = {
+    "pool": ("name", "experts", "aggregator"),
+    "profile": ("path", "aggregator_path", "length_error", "seed", "sweep"),
+    "plan": ("path",),
+}
+"""Of the groups that are no arguments of a function."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +69,24 @@ class Prepared:
     """What is reported beside: replay, against a log's own times."""
 
 
-def job_from(config: Mapping[str, Any], journal: Path | None = None, store: Path | None = None) -> Prepared:
-    """Build the values of a run; measurements are kept in a store where one is named.
+def job_from(
+    config: Mapping[str, Any],
+    journal: Path | None = None,
+    store: Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Prepared:
+    """Build the values of a run.
+
+    Parameters
+    ----------
+    config
+        Resolved.
+    journal
+        Where a real run keeps what has finished.
+    store
+        Where measurements are kept; None: nowhere.
+    overrides
+        What a user asked for; what has no effect on the run is refused.
 
     Raises
     ------
@@ -72,6 +95,9 @@ def job_from(config: Mapping[str, Any], journal: Path | None = None, store: Path
     """
     require_count(config.get("seed"), "seed")
     require_section(config, SECTIONS)
+    require_keys(config, ("seed", *SECTIONS))
+    for name, keys in KEYS.items():
+        require_keys(config[name], keys, f"{name}.")
     pool, source, profile, backend = (dict(config[name]) for name in ("pool", "workload", "profile", "backend"))
     require_section(profile, ("sweep",), "profile.")
     require_count(profile.get("seed"), "profile.seed")
@@ -127,14 +153,23 @@ def job_from(config: Mapping[str, Any], journal: Path | None = None, store: Path
         has_barrier=pipeline.has_barrier,
         store=None if store is None else Store(store),
     )
+    check_effects(overrides, config, job)
     return Prepared(job=job, seed=config["seed"], aggregator=pipeline.aggregator, runs=name != "none", report=report)
 
 
 def simulated(overrides: Sequence[str]) -> tuple[Job, SimSite]:
-    """Compose the job of a simulated point, for studies that change it."""
-    job = job_from(compose_config([*overrides])).job
-    assert isinstance(job.site, SimSite)
-    return job, job.site
+    """Compose the job of a simulated point, for studies that change it.
+
+    Raises
+    ------
+    ValueError, TypeError, MosaicError
+        Naming the field, the rule and the value.
+    """
+    prepared = job_from(compose_config([*overrides]))
+    site = prepared.job.site
+    if not (isinstance(site, SimSite) and prepared.runs):
+        raise ValueError(f"overrides must be those of a simulated backend (backend=sim), got {list(overrides)}")
+    return prepared.job, site
 
 
 def _calibration(source: Mapping[str, Any], workload: Workload) -> Workload:

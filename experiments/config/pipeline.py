@@ -6,15 +6,16 @@ from typing import Any, NamedTuple
 
 from hydra.utils import get_method
 
-from experiments.config.checks import check_fit
+from experiments.config.checks import check_fit, require_section
 from experiments.config.instantiation import call, make
 from mosaic.answers.extraction import Comparison
 from mosaic.core.checks import require, require_count, require_name, require_unique
 from mosaic.core.cluster import Cluster
 from mosaic.core.workload import AGGREGATE, Expert, Workload
-from mosaic.pipelines.call_graph import CallGraph, Node, mixture_of_agents
+from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
 from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.gate import Gate, Never
+from mosaic.pipelines.node import Node
 from mosaic.planning.costs import AffineCosts, fits_memory
 from mosaic.planning.profiles import load_profile
 from mosaic.planning.schedulers.data_parallel import DataParallel
@@ -92,6 +93,8 @@ def named_nodes(config: object, experts: Sequence[Expert]) -> tuple[Node, ...]:
     nodes = []
     for name, entry in config.items():
         label = f"pipeline.nodes.{name}"
+        if entry is not None:
+            require_section(config, (name,), "pipeline.nodes.")
         settings = dict(entry or {})
         for key in settings:
             require(key in NODE_KEYS, f"{label}: key", f"one of {list(NODE_KEYS)}", key)
@@ -160,6 +163,8 @@ def _placements(
     require_unique(tp_degrees, "aggregator.tp_degrees")
     for degree in tp_degrees:
         require_count(degree, "aggregator.tp_degrees", at_least=1)
+    if scheduler_by_degree is not None and not isinstance(scheduler_by_degree, Mapping):
+        raise TypeError(f"aggregator.scheduler_by_degree must be a mapping of degrees, got {scheduler_by_degree!r}")
     schedulers = dict(scheduler_by_degree or {})
     for degree, scheduler in schedulers.items():
         require(

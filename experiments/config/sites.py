@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from experiments.config.checks import require_keys
 from experiments.config.instantiation import call
 from experiments.config.world import SimulatedWorld
 from mosaic.core.cluster import Cluster
@@ -54,7 +55,7 @@ def simulated_site(parts: Parts) -> Built:
 
 def explained_site(parts: Parts) -> Built:
     """Build what ``backend=none`` says: the profile of a plan that is only explained is the simulator's."""
-    call(dict, "backend", **parts.config)
+    require_keys(parts.config, (), "backend.")
     return sim_site(parts, EngineOptions()), lambda costs: costs
 
 

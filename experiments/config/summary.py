@@ -1,15 +1,40 @@
-"""What a report says of a run's upper nodes, and the files that come of its answers."""
+"""What summary.json says of a run, and the files that come of its answers."""
 
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from experiments.config.job import Prepared
+from mosaic.core.plan import Plan
 from mosaic.core.results import CallRecord, RunResult
 from mosaic.pipelines.final_answers import accuracy_frac
 from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.calibration_answers import encode_calibration_answers, grade_ballots
 from mosaic.pipelines.gates.gate import Never
-from mosaic.report.metrics import StageSummary
+from mosaic.planning.plan_file import plans_to_json
+from mosaic.report.metrics import StageSummary, Summary, summarise
 from mosaic.runtime.run import Job, Outcome
+
+
+def summary_of(
+    prepared: Prepared, config: Mapping[str, Any], outcome: Outcome | None, plan: Plan | None = None
+) -> Summary:
+    """Build the contents of summary.json."""
+    job = prepared.job
+    plans = [planned.plan for planned in outcome.planned] if outcome is not None else [plan]
+    assert plans[0] is not None
+    return summarise(
+        [made for made in plans if made is not None],
+        outcome.result if outcome else None,
+        workload=job.workload.name,
+        backend=config["backend"]["name"],
+        gate=job.graph.gate.name if job.graph.upper_nodes else None,
+        costs=plans[0].costs,
+        seed=prepared.seed,
+        num_questions=len(job.workload.questions),
+        experts=[expert.name for expert in job.experts],
+        stage=upper_summary(prepared, outcome) if outcome else None,
+    )
 
 
 def upper_summary(prepared: Prepared, outcome: Outcome) -> StageSummary | None:
@@ -83,3 +108,9 @@ def _response_line(record: CallRecord) -> str:
         "error": said.error if said else None,
     }
     return json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def replans_jsonl(replans: Sequence[tuple[Plan, Mapping[int, str]]]) -> bytes:
+    """Encode new plans, one a line, with the workers that were lost."""
+    lines = ({"lost_workers": lost, "plan": json.loads(plans_to_json([plan]))["layers"][0]} for plan, lost in replans)
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()

@@ -80,7 +80,9 @@ def simulated_world(config: Mapping[str, Any]) -> SimulatedWorld:
     answers, visible = answer_model(config.get("answers"))
     return SimulatedWorld(
         lengths=length_distributions(config.get("output_tokens") or {}, length_scale=config.get("length_scale")),
-        merged_lengths={name: length_distribution(entry, expert=name) for name, entry in merged.items()},
+        merged_lengths={
+            name: length_distribution(entry, expert=name, key="world.merged_tokens") for name, entry in merged.items()
+        },
         answers=answers,
         visible_tokens=visible,
     )

@@ -111,8 +111,9 @@ def serve_s(fit: ShapeFit, requests: Sequence[tuple[int, int]], settings: Engine
         context_tokens=fit.context_tokens,
     )
     scalars = terms_of(works, is_start=True)[:NUM_SCALARS]
-    dense_s = sum(work.num_iterations * fit.dense(work.num_tokens) for work in works)
-    return dense_s + sum(getattr(fit, name) * number for name, number in zip(COEFFICIENTS, scalars, strict=True))
+    dense_s: float = sum(work.num_iterations * fit.dense(work.num_tokens) for work in works)
+    scalar_s: float = sum(getattr(fit, name) * number for name, number in zip(COEFFICIENTS, scalars, strict=True))
+    return dense_s + scalar_s
 
 
 def _kv_tokens(settings: EngineOptions, context_tokens: int) -> int:

@@ -41,7 +41,8 @@ def _panel(entry: object) -> Panel:
     if values.get("relative_to") is not None:
         label = "figure.panels: relative_to"
         values["relative_to"] = call(Reference, label, **_mapping(values["relative_to"], label))
-    return call(Panel, "figure.panels", **values)
+    panel: Panel = call(Panel, "figure.panels", **values)
+    return panel
 
 
 def _mapping(value: object, label: str) -> Mapping[str, Any]:

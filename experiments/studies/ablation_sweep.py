@@ -77,7 +77,10 @@ def draw_finished(folder: Path) -> str:
     if not path.is_file():
         raise ValueError(f"folder must hold a sweep's {MULTIRUN}, got '{folder}'")
     config = OmegaConf.load(path)
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{path}: must hold a mapping")
     figure = OmegaConf.select(config, "hydra.callbacks.figure")
     if figure is None:
         raise ValueError(f"folder must hold a sweep with a figure (hydra.callbacks.figure), got '{folder}'")
-    return draw_sweep(config, OmegaConf.to_container(figure), folder)
+    described: Any = OmegaConf.to_container(figure)
+    return draw_sweep(config, described, folder)

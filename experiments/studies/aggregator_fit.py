@@ -6,17 +6,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import brentq
 
-from experiments.config.simulated_execution import even_plan
-from experiments.config.wiring import Setup, compose_config, setup_from
+from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
 from experiments.studies.round_robin_fit import FIT_SEEDS
-from mosaic.core.results import CallRecord, RunResult
+from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.workload import Call
-from mosaic.pipelines.gates.gate import Gate, Majority, Never
 from mosaic.report.metrics import makespan_s
-from mosaic.runtime.second_stage import hand_over
-from sim.cluster.preparation import cut_off
+from mosaic.runtime.measuring import even_plan
+from mosaic.runtime.planner import placed
+from mosaic.runtime.static_plan import execute
 from sim.world.answer_model import AnswerModel
-from sim.world.world import World
 
 NUM_FIT_SEEDS = {"mmlu_pro": 16, "medmcqa": 16, "gpqa": 32}
 LEAST_MEAN, MOST_MEAN_FRAC = 5.0, 0.25
@@ -27,64 +25,32 @@ LEAST_MEAN, MOST_MEAN_FRAC = 5.0, 0.25
 class StageWorld:
     """One world's second stage, whose calls do not depend on how long the aggregator writes."""
 
-    setup: Setup
-    world: World
+    drawn: DrawnAnswers
     every_call: tuple[Call, ...]
     gated_calls: tuple[Call, ...]
 
     def wall_s(self, calls: Sequence[Call], mean: float, model: AnswerModel) -> float:
-        """Simulate the aggregator as one session over four GPUs."""
-        result = self.run(calls, mean, model)
-        wall_s = makespan_s(result.sessions)
+        """Simulate the aggregator as one session over four GPUs, with other lengths than the configured ones."""
+        site, expert = self.drawn.site, placed(self.drawn.aggregator, 4)
+        lengths = site.world.aggregator_lengths[expert.name]
+        assert isinstance(lengths, ClippedLognormal)
+        world = replace(site.world, answers=model, aggregator_lengths={expert.name: replace(lengths, mean=mean)})
+        plan = even_plan(calls, [expert], site, site.cluster.num_workers)
+        wall_s = makespan_s(execute(plan, calls, site.backend_in(world, self.drawn.records)).sessions)
         assert wall_s is not None
         return wall_s
-
-    def run(self, calls: Sequence[Call], mean: float, model: AnswerModel) -> RunResult:
-        """Simulate calls with other lengths than the configured ones."""
-        stage = self.setup.stage
-        assert stage is not None
-        expert = stage.aggregator.shaped(4)
-        lengths = {expert.name: replace(stage.lengths[expert.name], mean=mean)}  # type: ignore[type-var]
-        backend = self.setup.backend(replace(self.world, answers=model, aggregator_lengths=lengths), (expert,))
-        return backend.execute(even_plan(calls, expert, self.setup.cluster.num_workers), calls)
 
 
 def stage_world(workload: str, seed: int, model: AnswerModel) -> StageWorld:
     """Draw the answers of a benchmark's experts and what the gate leaves."""
-    setup = setup_from(compose_config([f"workload={workload}", f"seed={seed}", "gate=majority"]))
-    setup = replace(setup, answers=replace(setup.answers, model=model))
-    stage = setup.stage
-    assert stage is not None
-    world = setup.world()
-    records = drawn_records(setup, world)
-
-    def calls(gate: Gate) -> tuple[Call, ...]:
-        assert stage is not None
-        return hand_over(setup.workload, records, gate, stage.aggregator, stage.compare).calls
-
-    return StageWorld(setup=setup, world=world.after(records), every_call=calls(Never()), gated_calls=calls(Majority()))
-
-
-def drawn_records(setup: Setup, world: World) -> list[CallRecord]:
-    """Draw what the experts' calls say, without running them: no schedule changes it."""
-    pool = {expert.name: expert for expert in setup.experts}
-    records = []
-    for call in setup.workload.calls:
-        job = cut_off(call, pool[call.expert], world.outcome(call))
-        records.append(
-            CallRecord(
-                call.key, call.expert, 0, (0,), call.prompt_tokens, job.output_tokens, 0.0, 0.0, 0.0, 0.0,
-                answer=job.answer, visible_tokens=job.visible_tokens,
-            )
-        )  # fmt: skip
-    return records
+    drawn = draw_answers([f"workload={workload}", f"seed={seed}", "gate=majority"], model)
+    every_call, gated_calls = (drawn.aggregator_calls(skipping=skipping) for skipping in (False, True))
+    return StageWorld(drawn=drawn, every_call=every_call, gated_calls=gated_calls)
 
 
 def fit_mean(worlds: Sequence[StageWorld], model: AnswerModel, always_s: float) -> float:
     """Find the mean at which aggregating every question takes as long as published."""
-    stage = worlds[0].setup.stage
-    assert stage is not None
-    most = MOST_MEAN_FRAC * stage.aggregator.expert.max_output_tokens
+    most = MOST_MEAN_FRAC * worlds[0].drawn.aggregator.max_output_tokens
 
     def error_s(log_mean: float) -> float:
         mean = float(np.exp(log_mean))

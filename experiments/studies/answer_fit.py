@@ -127,7 +127,7 @@ def _aggregator_right(model: AnswerModel, aggregator: ExpertName, q: Array) -> t
     distinct = sum(6 * q[a] * q[b] * q[c] * right_given(a, b, c) for a, b, c in combinations(options, 3))
     distinct = distinct + sum(6 * q[a] * q[b] * silent * right_given(a, b) for a, b in combinations(options, 2))
     distinct = distinct + sum(3 * q[a] * silent**2 * right_given(a) for a in options) + silent**3 * right_given()
-    return unanimous, two, distinct  # type: ignore[return-value]
+    return unanimous, two, distinct
 
 
 def bucket_tokens(model: AnswerModel, benchmark: Benchmark) -> tuple[float, float, float]:
@@ -148,7 +148,8 @@ def bucket_tokens(model: AnswerModel, benchmark: Benchmark) -> tuple[float, floa
             shares[bucket] += count / total * float((weight * (share + silent[bucket])).sum())
             written = share * mean + silent[bucket] * lengths.clip_tokens  # it has no answer as it was cut off
             tokens[bucket] += count / total * float((weight * written).sum())
-    return tuple((tokens / shares).tolist())  # type: ignore[return-value]
+    unanimous, two, distinct = (tokens / shares).tolist()
+    return unanimous, two, distinct
 
 
 def _cut_frac(lengths: ClippedLognormal, loading: float, difficulty: Array) -> Array:

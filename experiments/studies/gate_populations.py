@@ -11,16 +11,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.config.wiring import Setup, compose_config, setup_from
-from experiments.studies.aggregator_fit import drawn_records
+from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
 from mosaic.core.realization import uniform_pair
 from mosaic.core.workload import Call
 from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, grade_ballots
-from mosaic.pipelines.gates.gate import Ballot, Never, Winner, plurality
-from mosaic.runtime.second_stage import hand_over
-from sim.cluster.preparation import cut_off
+from mosaic.pipelines.gates.gate import Ballot, Winner, plurality
+from sim.cluster.session import cut_off
 from sim.world.answer_model import AnswerModel
-from sim.world.world import World
 
 Ints: TypeAlias = NDArray[np.int64]
 Confidence: TypeAlias = Callable[[Ballot], Winner]
@@ -95,33 +92,26 @@ def _slot_of(ballot: Ballot, answer: str | None) -> int | None:
 class Batch:
     """One seed's questions after the expert stage."""
 
-    setup: Setup
-    read: World
-    """The world in which the aggregator reads the responses."""
+    drawn: DrawnAnswers
     ballots: tuple[Ballot, ...]
     calls: tuple[Call, ...]
     """The aggregator's, for every question that it can read."""
 
     def graded(self, aggregator: AnswerModel | None = None) -> list[CalibrationQuestion]:
         """Let the aggregator answer, by the world's model or another one, and grade all answers."""
-        stage = self.setup.stage
-        assert stage is not None
-        world = self.read if aggregator is None else replace(self.read, answers=aggregator)
-        expert = stage.aggregator.expert
-        answers = {call.key.question: cut_off(call, expert, world.outcome(call)).answer for call in self.calls}
-        return grade_ballots(self.ballots, answers, stage.compare)
+        world, records = self.drawn.site.world, self.drawn.records
+        if aggregator is not None:
+            world = replace(world, answers=aggregator)
+        expert = self.drawn.aggregator
+        answers = {call.key.question: cut_off(call, expert, world.outcome(call, records)).answer for call in self.calls}
+        return grade_ballots(self.ballots, answers, self.drawn.job.graph.compare)
 
 
 def draw_batch(workload: str, seed: int, num_questions: int, model: AnswerModel | None = None) -> Batch:
     """Draw the answers of a benchmark's experts to calibration questions, by its own model or another one."""
     part = ["workload.part=calibration", f"workload.num_calibration_questions={num_questions}"]
-    setup = setup_from(compose_config([f"workload={workload}", f"seed={seed}", "gate=never", *part]))
-    stage = setup.stage
-    assert stage is not None
-    world = setup.world() if model is None else replace(setup.world(), answers=model)
-    records = drawn_records(setup, world)
-    handover = hand_over(setup.workload, records, Never(), stage.aggregator, stage.compare)
-    return Batch(setup=setup, read=world.after(records), ballots=handover.ballots, calls=handover.calls)
+    drawn = draw_answers([f"workload={workload}", f"seed={seed}", "gate=never", *part], model)
+    return Batch(drawn=drawn, ballots=drawn.ballots(), calls=drawn.aggregator_calls(skipping=False))
 
 
 def gather(name: str, workload: str, questions: Iterable[CalibrationQuestion]) -> Population:
@@ -219,7 +209,10 @@ def least_harmful_frac(batches: Sequence[Batch], accepted_frac: float) -> float:
         for call, ballot in zip(batch.calls, batch.ballots, strict=True)
         if plurality(ballot).confidence >= 1
     ]
-    lucks = sorted(uniform_pair(batch.read.root_seed, batch.read.stream, call.key)[1] for batch, call, _ in unanimous)
+    lucks = sorted(
+        uniform_pair(batch.drawn.site.world.root_seed, batch.drawn.site.world.stream, call.key)[1]
+        for batch, call, _ in unanimous
+    )
     num_right = sum(plurality(ballot).answer == ballot.question.answer for _, _, ballot in unanimous)
     num_questions = sum(len(batch.ballots) for batch in batches)
     needed = num_right + floor(accepted_frac * num_questions + 1e-9) + 1

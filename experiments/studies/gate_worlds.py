@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from joblib import Parallel, delayed
 
-from experiments.config.wiring import compose_config
+from experiments.config.compose import compose_config
 from experiments.studies.gate_populations import Population, draw_adversarial, draw_population
 from experiments.studies.gate_trials import (
     Trials,

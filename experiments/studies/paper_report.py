@@ -18,10 +18,17 @@ from experiments.studies.paper_tables import (
 
 TITLE_OF_TABLE = {
     "pools": "Three pools on MMLU-Pro's questions (predicted; walls of the last two are not published)",
+    "aggregator_tail": "What the aggregator's stage at tau = 2/3 is made of",
+    "end_to_end_ranges": "End-to-end speedups over all that round robin's wall leaves open",
+    "abilities": "Accuracy change at tau = 2/3 expected with other abilities than the assumed ones, all refitted",
     "table1_accuracy": "Table 1: accuracy and skips",
     "table3_slots": "Table 3: slots per expert",
     "table4_walls": "Table 4: walls of the ILP, seed by seed",
 }
+WITHOUT_ELASTICITY = """\
+The mean length of the aggregator alone, fitted to the wall of every question; nothing in these numbers was fitted at
+tau = 2/3. They were reported before the elasticity was fitted to MMLU-Pro's.
+"""
 HOW_TO_READ = """\
 Every number comes from run folders under `runs/`, written by the same code as `python experiments/run.py`; each
 point is a command line (its folder's `config.yaml` is the resolved one). *simulated* is the mean over seeds, *95%
@@ -65,6 +72,7 @@ def write_report(
     tables: Mapping[str, Table],
     drawings: Mapping[str, Drawing],
     ranges: Mapping[str, OpenRange],
+    inelastic: Sequence[Row],
 ) -> str:
     """Write the page."""
     num_seeds = len(rows[0].values)
@@ -85,6 +93,8 @@ def write_report(
         HOW_TO_READ,
         "## Every number\n",
         to_markdown(error_table(rows)),
+        f"## The aggregator without its elasticity\n\n{WITHOUT_ELASTICITY}",
+        to_markdown(error_table(inelastic)),
         *(f"## {TITLE_OF_TABLE[name]}\n\n{to_markdown(table)}" for name, table in tables.items()),
         "## Figures\n",
         *(
@@ -105,7 +115,7 @@ def _range_note(benchmark: str, left_open: OpenRange, rows: Sequence[Row]) -> st
     return (
         f"{TITLES[benchmark]}'s round robin fits many sets of parameters (and orders of the experts); over all of "
         f"them the ILP's wall is {show(left_open.low_s, 's')} to {show(left_open.high_s, 's')}, and with the committed "
-        f"ones {show(left_open.mean_s, 's')} over more seeds than here (`experiments/walls.py`): published "
+        f"ones {show(left_open.mean_s, 's')} over more seeds than here (`experiments/calibrate.py`): published "
         f"{show(wall.published, 's')} is {place}.\n"
     )
 

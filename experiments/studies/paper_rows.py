@@ -134,7 +134,7 @@ def _worker_rows(runs: PaperRuns) -> list[Row]:
         busy_s_by_worker([session for session in run.sessions if session.node == PROPOSE], run.summary["num_workers"])
         for run in baseline
     ]
-    row = _maker("mmlu_pro")
+    row = row_maker("mmlu_pro")
     rows = [
         row(f"round robin, busy seconds of worker {worker}", "s", published, [seed[worker] for seed in busy], FITTED)
         for worker, published in enumerate(ROUND_ROBIN_WORKER_S)
@@ -145,7 +145,7 @@ def _worker_rows(runs: PaperRuns) -> list[Row]:
 
 def _wall_rows(benchmark: str, runs: PaperRuns) -> list[Row]:
     """Expert stage."""
-    row = _maker(benchmark)
+    row = row_maker(benchmark)
     round_robin, ilp = (summaries(runs.of(benchmark, policy), "expert_makespan_s") for policy in ("round_robin", "ilp"))
     published = PREDICTED_ILP[benchmark]
     wall_kind = FOLLOWS if benchmark == MOSTLY_FITTED else FITTED
@@ -158,7 +158,7 @@ def _wall_rows(benchmark: str, runs: PaperRuns) -> list[Row]:
 
 def _answer_rows(benchmark: str, runs: PaperRuns) -> list[Row]:
     """Skips and accuracy."""
-    row = _maker(benchmark)
+    row = row_maker(benchmark)
     answers, changes = FITTED_ANSWERS[benchmark], ACCURACY_CHANGE_PP[benchmark]
     never, one, two = (runs.of(benchmark, policy) for policy in ("round_robin", "unanimous", "ilp"))
     at_one = FOLLOWS if benchmark == MOSTLY_FITTED else PREDICTED
@@ -176,7 +176,7 @@ def _answer_rows(benchmark: str, runs: PaperRuns) -> list[Row]:
 
 def _end_to_end_rows(benchmark: str, runs: PaperRuns) -> list[Row]:
     """Aggregator and both stages."""
-    row = _maker(benchmark)
+    row = row_maker(benchmark)
     before, after = (runs.of(benchmark, policy) for policy in ("round_robin", "ilp"))
     always, gated = (summaries(part, "aggregator_s") for part in (before, after))
     whole, ours = (summaries(part, "end_to_end_s") for part in (before, after))
@@ -194,7 +194,7 @@ def _end_to_end_rows(benchmark: str, runs: PaperRuns) -> list[Row]:
 
 def _agreement_rows(runs: PaperRuns) -> list[Row]:
     """MMLU-Pro's accuracy and tokens by agreement."""
-    row = _maker("mmlu_pro")
+    row = row_maker("mmlu_pro")
     never, one = (runs.of("mmlu_pro", policy) for policy in ("round_robin", "unanimous"))
     seeds = [tokens_by_agreement(run.folder) for run in never]
     rows = [
@@ -226,7 +226,7 @@ def _rank_correlation(buckets: dict[str, list[float]]) -> float:
     return float(spearmanr(tokens, agreement).statistic)
 
 
-def _maker(benchmark: str) -> Callable[..., Row]:
+def row_maker(benchmark: str) -> Callable[..., Row]:
     """Shorten what the rows of a benchmark share."""
 
     def make(

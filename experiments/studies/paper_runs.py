@@ -1,20 +1,21 @@
 """The runs behind the paper's figures and tables: which points, run in parallel into run folders, and read back."""
 
 import io
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from experiments.config.wiring import compose_config
 from joblib import Parallel, delayed
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from experiments.analysis.run_records import read_sessions
+from experiments.config.compose import compose_config
 from experiments.run import run_point
 from mosaic.core.results import SessionRecord
 from mosaic.report.run_folder import SUMMARY, read_json
@@ -29,7 +30,9 @@ TWO_STAGES = {
     "ilp": ("scheduler=ilp", "gate=majority"),  # MOSAIC at tau = 2/3
     "unanimous": ("scheduler=ilp", "gate=unanimous"),  # MOSAIC at tau = 1
 }
-"""Policies of the benchmarks."""
+"""Policies of the benchmarks; a further one is ``inelastic``, the ILP's with an aggregator without elasticity."""
+ANSWERS = Path(__file__).resolve().parents[2] / "results" / "calibration" / "answers.json"
+"""What experiments/fit_answers.py found."""
 EXPERT_STAGE = {name: (f"scheduler={name}", "aggregator=none") for name in ("round_robin", "data_parallel", "ilp")}
 """Policies of the pools, the expert stage alone."""
 
@@ -85,12 +88,24 @@ def paper_points(num_seeds: int) -> list[Point]:
     for seed in range(num_seeds):
         for workload in BENCHMARKS:
             points += [_point(workload, name, seed, groups) for name, groups in TWO_STAGES.items()]
+            points.append(_point(workload, "inelastic", seed, (*TWO_STAGES["ilp"], *without_elasticity(workload))))
         for pool, workload in POOLS.items():
             # NOTE: the benchmarks' runs hold the hybrid pool's expert stage under round robin and the ILP already.
             known = TWO_STAGES if pool == "hybrid" else ()
             policies = {name: groups for name, groups in EXPERT_STAGE.items() if name not in known}
             points += [_point(workload, name, seed, (*groups, f"pool={pool}")) for name, groups in policies.items()]
     return points
+
+
+@cache
+def without_elasticity(workload: str) -> tuple[str, ...]:
+    """Write the overrides of an aggregator without elasticity, its mean length fitted to the same wall."""
+    fitted = json.loads(ANSWERS.read_text(encoding="utf-8"))["benchmarks"][workload]
+    (aggregator,) = compose_config([f"workload={workload}"])["world"]["merged_tokens"]
+    return (
+        "world.answers.aggregator_elasticity.value=0",
+        f"world.merged_tokens.{aggregator}.mean.value={fitted['aggregator_mean_without_elasticity']}",
+    )
 
 
 def _point(workload: str, policy: str, seed: int, overrides: Sequence[str]) -> Point:

@@ -106,7 +106,7 @@ def pool_table(runs: PaperRuns) -> Table:
         "pool", "slots max/min (published)", "round robin", "idle", "data parallel", "idle", "ILP", "idle",
         "ILP over round robin", "ILP over data parallel",
     )  # fmt: skip
-    lines = [head]
+    lines: list[tuple[str, ...]] = [head]
     for pool, workload in POOLS.items():
         by_policy = {policy: runs.of(workload, policy) for policy in ("round_robin", "data_parallel", "ilp")}
         slots = [count for count in _slots(runs, workload).values() if count]
@@ -153,7 +153,9 @@ def walls_table(runs: PaperRuns, ranges: Mapping[str, OpenRange]) -> Table:
 def accuracy_table(rows: Sequence[Row]) -> Table:
     """Table 1: accuracy and skips."""
     found = {(row.quantity, row.benchmark): row for row in rows}
-    lines = [("benchmark", "tau", "skipped", "", "accuracy when always aggregated", "", "change", "")]
+    lines: list[tuple[str, ...]] = [
+        ("benchmark", "tau", "skipped", "", "accuracy when always aggregated", "", "change", "")
+    ]
     lines.append(("", "", "published", "simulated", "published", "simulated", "published", "simulated"))
     for benchmark, title in TITLES.items():
         for tau in ("1", "2/3"):

@@ -10,13 +10,14 @@ from itertools import combinations
 from typing import TypeAlias
 
 import numpy as np
-from experiments.config.wiring import Setup, compose_config, setup_from
 from scipy.optimize import brentq
 
+from experiments.config.job import simulated
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.lengths import ClippedLognormal, LengthDistribution
 from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.workload import Expert, ExpertName, Family
+from mosaic.runtime.static_plan import execute
 from sim.world.world import World
 
 FIT_SEEDS = tuple(range(1000, 1032))
@@ -62,31 +63,26 @@ class BaselineSessions:
     """Busy seconds of a benchmark's sessions under any parameters, each simulated once."""
 
     def __init__(self, workload: str, seeds: Sequence[int] = FIT_SEEDS) -> None:
-        self.setup: Setup = setup_from(compose_config([f"workload={workload}"]))
+        self.job, self.site = simulated([f"workload={workload}"])
         self.seeds = tuple(seeds)
-        self.experts = {expert.name: expert for expert in self.setup.experts}
-        self.order = tuple(self.setup.workload.num_calls_by_expert)
+        self.experts = {expert.name: expert for expert in self.job.experts}
+        self.order = tuple(self.job.workload.num_calls_by_expert)
         self.session_s = cache(self._session_s)
 
     def _session_s(self, expert: ExpertName, mean: float, sigma: float, cpu_overhead_scale: float) -> np.ndarray:
         """Load and serving seconds of all calls of an expert in one session, per world."""
         reasoning = self.experts[expert].family is Family.REASONING
         seeds = self.seeds if reasoning else self.seeds[:NUM_LIGHT_SEEDS]
-        calls = [call for call in self.setup.workload.calls if call.expert == expert]
-        hardware = replace(self.setup.hardware, cpu_overhead_scale=cpu_overhead_scale)
-        lengths = {expert: _lognormal(mean, sigma, self.experts[expert])}
-        setup = replace(
-            self.setup,
-            hardware=hardware,
-            lengths=lengths,
-            cluster=uniform_cluster(name="one", num_workers=1, gpu=hardware.gpu),
-        )
-        session = Session(
-            id=0, expert=expert, node=calls[0].key.node, workers=(0,), shard=tuple(call.key for call in calls)
-        )
+        calls = [call for call in self.job.workload.calls if call.expert == expert]
+        hardware = replace(self.site.hardware, cpu_overhead_scale=cpu_overhead_scale)
+        alone = uniform_cluster(name="one", num_workers=1, gpu=hardware.gpu)
+        site = replace(self.site, hardware=hardware, cluster=alone)
+        shard = tuple(call.key for call in calls)
+        session = Session(id=0, expert=expert, node=calls[0].key.node, workers=(0,), shard=shard)
         plan = unpriced_plan([session], num_workers=1)
+        lengths = {expert: _lognormal(mean, sigma, self.experts[expert])}
         worlds = [World(lengths=lengths, root_seed=seed) for seed in seeds]
-        ends_s = np.array([setup.backend(world).execute(plan, calls).sessions[0].end_ts for world in worlds])
+        ends_s = np.array([execute(plan, calls, site.backend_in(world)).sessions[0].end_ts for world in worlds])
         return np.resize(ends_s, len(self.seeds))  # repeats the few worlds of a light expert
 
     def busy_s(self, parameters: ParameterSet, expert: ExpertName, scale: float = 1.0) -> np.ndarray:
@@ -96,7 +92,7 @@ class BaselineSessions:
 
     def workers_s(self, parameters: ParameterSet) -> np.ndarray:
         """Mean busy seconds of the workers: expert m on worker m mod N."""
-        busy = np.zeros(self.setup.cluster.num_workers)
+        busy = np.zeros(self.site.cluster.num_workers)
         for index, expert in enumerate(self.order):
             busy[index % len(busy)] += self.busy_s(parameters, expert).mean()
         return busy
@@ -118,7 +114,7 @@ class BaselineSessions:
         table = {name: np.array([self.busy_s(parameters, name, scale) for scale in SCALE_GRID]) for name in self.order}
         committed = self._placement(self.order)
         scales = {committed: self._fit_scale(parameters, wall_s, committed)}
-        for placement in _placements(self.order, self.setup.cluster.num_workers):
+        for placement in _placements(self.order, self.site.cluster.num_workers):
             walls = _mean_wall_s(placement, table)
             if walls[0] < wall_s < walls[-1]:
                 log_scale = np.interp(np.log(wall_s), np.log(walls), np.log(SCALE_GRID))
@@ -139,14 +135,15 @@ class BaselineSessions:
         return float(brentq(miss_s, SCALE_GRID[0], SCALE_GRID[-1], xtol=5e-4))
 
     def _placement(self, order: Sequence[ExpertName]) -> Placement:
-        num_workers = self.setup.cluster.num_workers
+        num_workers = self.site.cluster.num_workers
         return _canonical([order[worker::num_workers] for worker in range(min(num_workers, len(order)))])
 
 
 def _mean_wall_s(placement: Placement, busy_s: Mapping[ExpertName, np.ndarray]) -> np.ndarray:
     """Mean over worlds (the last axis) of the busiest worker's seconds."""
-    wall_s: np.ndarray = np.max(np.stack([sum(busy_s[name] for name in group) for group in placement]), axis=0)
-    return wall_s.mean(axis=-1)
+    walls_s = np.max(np.stack([sum(busy_s[name] for name in group) for group in placement]), axis=0)
+    mean_s: np.ndarray = walls_s.mean(axis=-1)
+    return mean_s
 
 
 def _canonical(groups: Sequence[Sequence[ExpertName]]) -> Placement:
@@ -156,7 +153,7 @@ def _canonical(groups: Sequence[Sequence[ExpertName]]) -> Placement:
 def _placements(experts: Sequence[ExpertName], num_workers: int) -> list[Placement]:
     """All ways in which some order of the experts fills the workers, each once (for up to twice as many experts)."""
     num_pairs = max(0, len(experts) - num_workers)
-    found = {}
+    found: dict[Placement, None] = {}
     for doubled in combinations(combinations(experts, 2), num_pairs):
         names = [name for pair in doubled for name in pair]
         if len(set(names)) == len(names):

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import fmean
 
-from experiments.config.wiring import Setup, compose_config, setup_from
-
 from experiments.analysis.intervals import Estimate, estimate
+from experiments.config.job import simulated
 from mosaic.core.checks import require, require_count
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions
@@ -20,6 +19,8 @@ from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.results import CallRecord, CallStatus, SessionRecord
 from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ExpertName
 from mosaic.planning.costs import kv_capacity_tokens
+from mosaic.runtime.static_plan import execute
+from sim.site import SimSite
 
 SHARD_SIZES = tuple(2**power for power in range(3, 12))
 """Calls of a session, 8 to 2048."""
@@ -116,7 +117,7 @@ def throughput_points(
 class _Bench:
     """An expert with the workers of one session to itself."""
 
-    setup: Setup
+    site: SimSite
     expert: Expert
     prompts: tuple[int, ...]
     """Prompt tokens of the batch's calls, repeated where more are needed."""
@@ -131,50 +132,46 @@ class _Bench:
 
     def serve(self, calls: Sequence[Call], repeat: int, relaxed: Relaxed) -> ThroughputPoint:
         """Run one session with a limit relaxed."""
-        setup = self._relax(relaxed)
-        assert setup.settings is not None
+        site = self._relax(relaxed)
         workers = tuple(range(self.expert.tp_degree))
         shard = tuple(call.key for call in calls)
         session = Session(id=0, expert=self.expert.name, node=PROPOSE, workers=workers, shard=shard)
-        result = setup.backend(setup.calibration_world()).execute(
-            unpriced_plan([session], num_workers=len(workers)), calls
-        )
+        plan = unpriced_plan([session], num_workers=len(workers))
+        result = execute(plan, calls, site.backend_in(site.calibration_world))
         return throughput_point(
             result.sessions[0],
             result.calls,
             repeat=repeat,
             relaxed=relaxed,
-            kv_capacity_tokens=self._kv_tokens(setup.settings),
-            max_num_seqs=setup.settings.max_num_seqs,
+            kv_capacity_tokens=self._kv_tokens(site.settings),
+            max_num_seqs=site.settings.max_num_seqs,
         )
 
     def _kv_tokens(self, settings: EngineOptions) -> int:
-        return settings.kv_cache_tokens or kv_capacity_tokens(self.expert, self.setup.cluster.workers)
+        return settings.kv_cache_tokens or kv_capacity_tokens(self.expert, self.site.cluster.workers)
 
-    def _relax(self, relaxed: Relaxed) -> Setup:
-        settings = self.setup.settings
-        assert settings is not None
+    def _relax(self, relaxed: Relaxed) -> SimSite:
+        settings, world = self.site.settings, self.site.calibration_world
         if relaxed in (Relaxed.SEQUENCES, Relaxed.BOTH):
             settings = replace(settings, max_num_seqs=2 * settings.max_num_seqs)
         if relaxed in (Relaxed.KV_CACHE, Relaxed.BOTH):
-            settings = replace(settings, kv_tokens=2 * self._kv_tokens(settings))
-        lengths = self.setup.lengths
+            settings = replace(settings, kv_cache_tokens=2 * self._kv_tokens(settings))
         if relaxed is Relaxed.LENGTHS:
             name = self.expert.name
-            lengths = {**lengths, name: Empirical(sample=(round(lengths[name].mean),))}
-        return replace(self.setup, settings=settings, lengths=lengths)
+            equal = Empirical(sample=(round(world.lengths[name].mean),))
+            world = replace(world, lengths={**world.lengths, name: equal})
+        return replace(self.site, settings=settings, calibration_world=world)
 
 
 def _bench(overrides: Sequence[str], name: ExpertName) -> _Bench:
     kept = [override for override in overrides if not override.startswith("aggregator=")]
-    setup = setup_from(compose_config([*kept, "aggregator=none"]))
-    require(setup.settings is not None, "throughput: overrides", "a simulated backend (backend=sim)", list(overrides))
-    known = {expert.name: expert for expert in setup.experts}
+    job, site = simulated([*kept, "aggregator=none"])
+    known = {expert.name: expert for expert in job.experts}
     require(name in known, "throughput: expert", f"one of {sorted(known)}", name)
     expert = known[name]
-    alone = uniform_cluster(name="one session", num_workers=expert.tp_degree, gpu=setup.hardware.gpu)
-    prompts = tuple(call.prompt_tokens for call in setup.workload.calls)
-    return _Bench(setup=replace(setup, cluster=alone), expert=expert, prompts=prompts)
+    alone = uniform_cluster(name="one session", num_workers=expert.tp_degree, gpu=site.hardware.gpu)
+    prompts = tuple(call.prompt_tokens for call in job.workload.calls)
+    return _Bench(site=replace(site, cluster=alone), expert=expert, prompts=prompts)
 
 
 def throughput_point(

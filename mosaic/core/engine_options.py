@@ -97,7 +97,8 @@ class EngineOptions:
         require_count(self.block_size, "engine.block_size", at_least=1)
         for name in ("max_num_batched_tokens", "kv_cache_tokens", "kv_cache_memory_bytes"):
             if getattr(self, name) is not None:
-                require_count(getattr(self, name), f"engine.{name}", at_least=1)
+                at_least = self.block_size if name == "kv_cache_tokens" else 1
+                require_count(getattr(self, name), f"engine.{name}", at_least=at_least)
         given = (self.kv_cache_tokens, self.kv_cache_memory_bytes)
         require(None in given, "engine.kv_cache_tokens", "null where kv_cache_memory_bytes is given", given)
         if self.order is Order.MIXED:

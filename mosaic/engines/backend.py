@@ -10,8 +10,9 @@ from pathlib import Path
 
 from mosaic.core.checks import require_unique
 from mosaic.core.cluster import Cluster
-from mosaic.core.commands import Cancel, Close, Command, Cut, Event, Finished, Move, Open, Started, Submit, Tick
+from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Open, Submit
 from mosaic.core.errors import BackendError
+from mosaic.core.events import Event, Finished, Started, Tick
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, Inputs

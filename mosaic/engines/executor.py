@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from mosaic.core.commands import Closed, Event, Idle, Lost, Progress, Ready
 from mosaic.core.errors import BackendError, FatalEngineError
+from mosaic.core.events import Closed, Event, Idle, Lost, Progress, Ready
 from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import ExpertName

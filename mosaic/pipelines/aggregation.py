@@ -76,8 +76,9 @@ def merge_call(
 ) -> Call:
     """Make a call that reads what other calls of its question said.
 
-    It comes after those of them that finished. Its prompt tokens are those of ``aggregator_prompt``: where all texts
-    are counted by their characters never less, and by rounding at most one more per response and copy of the question.
+    It comes after all of them and reads those that finished. Its prompt tokens are those of ``aggregator_prompt``:
+    where all texts are counted by their characters never less, and by rounding at most one more per response and copy
+    of the question.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ def merge_call(
     visible = [tokens for record in records if (tokens := visible_tokens(record)) > 0]
     room = _room(question, len(visible), prompt_limit(expert, min_output_tokens=min_output_tokens))
     prompt_tokens = room.fixed_tokens + sum(shares(visible, room.left_tokens))
-    return Call(key, expert.name, prompt_tokens, after=tuple(record.key for record in records))
+    return Call(key, expert.name, prompt_tokens, after=tuple(record.key for record in read))
 
 
 def visible_tokens(record: CallRecord) -> int:

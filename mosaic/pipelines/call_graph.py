@@ -6,11 +6,10 @@ tree of agents, or several layers, are other graphs.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import NamedTuple
 
 from mosaic.answers.extraction import is_correct
-from mosaic.core.checks import require, require_count, require_name, require_unique
+from mosaic.core.checks import require, require_unique
 from mosaic.core.results import CallRecord, CallStatus, Inputs
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Expert, NodeName, Question, Workload
 from mosaic.pipelines.aggregation import (
@@ -23,47 +22,8 @@ from mosaic.pipelines.aggregation import (
 )
 from mosaic.pipelines.final_answers import AnswerSource, Comparisons, FinalAnswer
 from mosaic.pipelines.gates.gate import Ballot, Decision, Gate, Never, Vote, make_ballot
+from mosaic.pipelines.node import Node, When
 from mosaic.pipelines.prompts import expert_prompt, visible_text
-
-
-class When(StrEnum):
-    """Whether a node's calls are needed."""
-
-    ALWAYS = "always"
-    UNSETTLED = "unsettled"
-    """Where the gate does not accept what the node's inputs agree on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """Calls of one kind: every expert of the node answers each question once, in a slot of its own."""
-
-    name: NodeName
-    experts: tuple[Expert, ...] = ()
-    """One per slot; none: those that the workload has recruited for the question (the first node only)."""
-    after: tuple[NodeName, ...] = ()
-    """Nodes whose responses it reads; none: it reads the question alone."""
-    when: When = When.ALWAYS
-    role: str | None = None
-    """A label for reports; None: the node's name."""
-    min_output_tokens: int = MIN_OUTPUT_TOKENS
-    """Room that a prompt leaves for what is written."""
-
-    def __post_init__(self) -> None:
-        require_name(self.name, "node.name")
-        label = f"node {self.name}"
-        for name in ("experts", "after"):
-            if isinstance(getattr(self, name), str):
-                raise TypeError(f"{label}: {name} must be a list, got {getattr(self, name)!r}")
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        require_unique(self.after, f"{label}: after")
-        require(bool(self.experts or not self.after), f"{label}: experts", "at least one, as it reads others", ())
-        if not isinstance(self.when, When):
-            allowed = [when.value for when in When]
-            require(self.when in allowed, f"{label}: when", f"one of {allowed}", self.when)
-            object.__setattr__(self, "when", When(self.when))
-        require(self.when is When.ALWAYS or bool(self.after), f"{label}: when", "always: it reads nothing", self.when)
-        require_count(self.min_output_tokens, f"{label}: min_output_tokens", at_least=1)
 
 
 class Step(NamedTuple):
@@ -104,6 +64,8 @@ class _Progress(NamedTuple):
     ballot: Ballot | None
     decision: Decision | None
     """Of the last gate that was asked."""
+    is_settled: bool
+    """It accepted what the last node's calls agree on."""
     is_too_long: bool
 
 
@@ -189,17 +151,26 @@ class CallGraph:
         """List the calls behind the first layer that a question needs now and that have not ended."""
         return self._progress(question, first, done).submit
 
+    def vote(self, question: Question, first: Sequence[Call], done: Inputs) -> tuple[Ballot, Decision]:
+        """Give the votes that the last gate saw of a question, or else those of the first layer, and the decision."""
+        return self._vote(question, first, done, self._progress(question, first, done))
+
+    def _vote(
+        self, question: Question, first: Sequence[Call], done: Inputs, progress: _Progress
+    ) -> tuple[Ballot, Decision]:
+        if progress.ballot is not None and progress.decision is not None:
+            return progress.ballot, progress.decision
+        expert_of = {call.key: call.expert for call in first}
+        ballot = self._ballot(question, list(expert_of), expert_of, done)
+        return ballot, Never().decide(ballot)
+
     def end(self, question: Question, first: Sequence[Call], done: Inputs) -> End:
         """Give the final answer of a question whose calls have all ended, with what led to it."""
         progress = self._progress(question, first, done)
-        ballot, decision = progress.ballot, progress.decision
-        if ballot is None or decision is None:
-            expert_of = {call.key: call.expert for call in first}
-            ballot = self._ballot(question, list(expert_of), expert_of, done)
-            decision = Never().decide(ballot)
+        ballot, decision = self._vote(question, first, done, progress)
         ended = [done[key] for key in progress.last if done[key].status is CallStatus.FINISHED]
         answer = ended[0].answer if len(ended) == 1 else decision.answer
-        if len(ended) > 1:
+        if len(ended) > 1 and not progress.is_settled:
             votes = [Vote(record.expert, record.answer) for record in ended]
             answer = Never().decide(make_ballot(question, votes, self.compare[question.answer_kind])).answer
         final = FinalAnswer(
@@ -261,10 +232,11 @@ class CallGraph:
         submit: list[Call] = []
         ballot, decision = None, None
         last: list[CallKey] = []
+        accepted: list[CallKey] = []
         is_too_long = is_waiting = False
         for node in self.nodes:
             if not node.after:
-                keys[node.name] = [call.key for call in first if call.key.node == node.name]
+                keys[node.name] = sorted(call.key for call in first if call.key.node == node.name)
                 continue
             inputs = [key for needed in node.after for key in keys.get(needed, ())]
             keys[node.name] = []
@@ -277,6 +249,7 @@ class CallGraph:
                 ballot = self._ballot(question, inputs, expert_of, done)
                 decision = self.gate.decide(ballot)
                 if decision.skip:
+                    accepted = inputs
                     continue
             calls = list(_calls(node, question, [done[key] for key in inputs]))
             is_too_long = is_too_long or not calls
@@ -284,7 +257,8 @@ class CallGraph:
             expert_of |= {call.key: call.expert for call in calls}
             submit += [call for call in calls if call.key not in done]
         is_over = not (submit or is_waiting) and all(call.key in done for call in first)
-        return _Progress(tuple(submit), is_over, tuple(last), ballot, decision, is_too_long)
+        is_settled = set(accepted) == set(last)
+        return _Progress(tuple(submit), is_over, tuple(last), ballot, decision, is_settled, is_too_long)
 
     def _ballot(
         self, question: Question, keys: Sequence[CallKey], expert_of: Mapping[CallKey, str], done: Inputs

@@ -96,9 +96,11 @@ class Profile:
         for entry in self.entries:
             if (entry.expert, entry.gpu, entry.tp_degree) == (expert, gpu, tp_degree):
                 return entry
+        places = sorted(f"{entry.tp_degree} x {entry.gpu}" for entry in self.entries if entry.expert == expert)
         known = sorted({entry.expert for entry in self.entries})
+        covers = f"it covers it on {', '.join(places)}" if places else f"it covers {known}"
         raise ProfileError(
-            f"profile {self.source!r} has no entry for expert {expert!r} on {tp_degree} x {gpu}; it covers {known}: "
+            f"profile {self.source!r} has no entry for expert {expert!r} on {tp_degree} x {gpu}; {covers}: "
             "run experiments/measure_profile.py for this pool and hardware"
         )
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mosaic.core.commands import Command, Event
+from mosaic.core.commands import Command
+from mosaic.core.events import Event
 from mosaic.core.plan import PredictedTimes
 from mosaic.report.run_status import RunStatus, RunView
 

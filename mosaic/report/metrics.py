@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+from mosaic.core.commands import Submit
 from mosaic.core.plan import Plan, SolveReport
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
 from mosaic.core.workload import CallKey, ExpertName
@@ -205,7 +206,11 @@ def summarise(
     plan = plans[0]
     planned = {key for made in plans for session in made.sessions for key in session.shard}
     if result is not None:
-        planned = {key for key in planned if key.node in result.first_nodes} | {record.key for record in result.calls}
+        # Plans of later layers may be of expected calls: what was submitted is what was needed.
+        commands = [action.command for action in result.actions]
+        submitted = {command.call.key for command in commands if isinstance(command, Submit)}
+        planned = {key for key in planned if key.node in result.first_nodes} | submitted
+        planned |= {record.key for record in result.calls}
     measured = _measured(result, planned, plan.predicted_makespan_s if plan.sessions else None)
     return {
         "workload": workload,

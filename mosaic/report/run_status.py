@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from mosaic.core.commands import Closed, Event, Finished, Lost, Progress, Ready, Started
+from mosaic.core.events import Closed, Event, Finished, Lost, Progress, Ready, Started
 from mosaic.core.plan import PredictedTimes, Session
 from mosaic.core.results import CallRecord, CallStatus, SessionRecord
 from mosaic.core.workload import Call, CallKey, ExpertName

@@ -126,8 +126,7 @@ def _makespan_lines(summary: Summary) -> list[str]:
         return [_row("makespan", _expert_times(summary))]
     stage_s, predicted_s = summary["aggregator_s"], summary["predicted_aggregator_s"]
     text = f"{_seconds(summary['end_to_end_s'])} end to end, of which the aggregator {_seconds(stage_s or 0.0)}"
-    by = "" if summary["aggregator_costs"] in (None, summary["costs"]) else f" by {summary['aggregator_costs']} costs"
-    text += f" (predicted {_seconds(predicted_s)}{by})" if predicted_s else ""
+    text += f" (predicted {_seconds(predicted_s)})" if predicted_s else ""
     return [_row("makespan", text), _row("experts", _expert_times(summary))]
 
 
@@ -142,6 +141,12 @@ def _stage_lines(summary: Summary) -> list[str]:
     if summary["num_too_long"]:
         text += f"; {summary['num_too_long']:,} too long for it"
     lines = [_row("gate", text)]
+    by = {"planned": ("aggregator_scheduler", "scheduler"), "priced": ("aggregator_costs", "costs")}
+    others = [
+        f"{verb} by {summary[key]}" for verb, (key, own) in by.items() if summary[key] not in (None, summary[own])
+    ]
+    if others:
+        lines.append(_row("", f"aggregator={summary['aggregator']}: {', '.join(others)}"))
     always_s = summary["always_aggregate_s"]
     if always_s is not None:
         saved_s = summary["aggregator_saved_s"]
@@ -169,10 +174,16 @@ def _expert_times(summary: Summary) -> str:
     text = _seconds(made)
     predicted, bound = summary["predicted_expert_makespan_s"], summary["expert_lower_bound_s"]
     if predicted is not None:
-        text += f"   predicted {_seconds(predicted)}" + (f" ({predicted / made - 1:+.1%})" if made else "")
+        text += f"   predicted {_seconds(predicted)}" + (f" ({_change(predicted, made)})" if made else "")
     if bound is not None:
-        text += f"   lower bound {_seconds(bound)}" + (f" (x {made / bound:.3f})" if made and bound else "")
+        text += f"   true lower bound {_seconds(bound)}" + (f" (x {made / bound:.3f})" if made and bound else "")
     return text
+
+
+def _change(value: float, reference: float) -> str:
+    """Say by how much a value is off what it is compared with."""
+    share = value / reference - 1
+    return f"{abs(share):.1%} {'less' if share < 0 else 'more'}"
 
 
 def _seconds(value: float | None) -> str:
@@ -229,8 +240,13 @@ def _idle_text(summary: Summary, result: RunResult) -> str:
     if idle is None:
         return "none"
     num_expert_loads = num_loads(replace(result, sessions=expert_sessions(result)))
-    loads = f"loading {load:.1%} in {num_expert_loads} loads"
+    loads = f"loading {load:.1%} in {_loads_text(num_expert_loads, summary['num_loads'])}"
     return f"{idle:.1%} of the workers' time; {loads}   (/ load, # generate, . idle)"
+
+
+def _loads_text(num_expert_loads: int, num_loads: int) -> str:
+    """The expert stage's loads, and the whole run's where it has more."""
+    return f"{num_expert_loads} loads" if num_expert_loads == num_loads else f"{num_expert_loads} of {num_loads} loads"
 
 
 def _tokens_text(summary: Summary) -> str:
@@ -245,4 +261,4 @@ def _solver_text(summary: Summary) -> str:
         return f"{solve['status']} (a rule, nothing was solved)" if solve["status"] == "heuristic" else solve["status"]
     gap = "" if solve["gap_frac"] is None else f", gap {solve['gap_frac']:.2%}"
     size = f", {solve['num_vars']} variables, {solve['num_constraints']} constraints" if solve["num_vars"] else ""
-    return f"{solve['status']}{gap}, bound {_seconds(solve['bound_s'])}{size}"
+    return f"{solve['status']}{gap}, bound of the model {_seconds(solve['bound_s'])}{size}"

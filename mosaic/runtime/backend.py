@@ -3,7 +3,8 @@
 from collections.abc import Generator
 from typing import Protocol
 
-from mosaic.core.commands import Command, Event
+from mosaic.core.commands import Command
+from mosaic.core.events import Event
 
 
 class Backend(Protocol):

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mosaic.core.commands import Close, Closed, Command, Event, Finished, Lost, Move, Open, Submit
+from mosaic.core.commands import Close, Command, Move, Open, Submit
+from mosaic.core.events import Closed, Event, Finished, Lost
 from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord, SessionRecord
 from mosaic.core.workload import Call, CallKey

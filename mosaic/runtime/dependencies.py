@@ -28,7 +28,7 @@ class Dependencies:
             case Move(key=key, session=number) if key in self._held:
                 self._held[key] = Submit(self._held[key].call, number)
             case Cut(key=key) if key in self._held:
-                self._cuts[key] = command
+                self._cuts[key] = min(command, self._cuts.get(key, command), key=lambda cut: cut.tokens)
             case Close(session=number) if self._is_bound_for(number):
                 self._closing.add(number)
             case _:

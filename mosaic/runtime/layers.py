@@ -1,13 +1,14 @@
 """Pipelines as controllers: with a barrier between the layers of calls, or without."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
-from mosaic.core.commands import Close, Command, Event, Finished, Open, Started, Submit
+from mosaic.core.commands import Close, Command, Open, Submit
 from mosaic.core.errors import PlanError
+from mosaic.core.events import Event, Finished, Started
 from mosaic.core.plan import Plan, Session
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import Call, CallKey, ExpertName, NodeName, Question, Workload
+from mosaic.core.workload import Call, CallKey, NodeName, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph, Forecast
 from mosaic.runtime.controller import View
 from mosaic.runtime.planner import Planned, Planner
@@ -113,7 +114,8 @@ class Flow:
     """Submits every call as soon as what it reads has ended: no barrier.
 
     The first layer is planned as with a barrier. Sessions for the layers behind it are planned for the calls that are
-    expected, open behind those of the first on their workers, and take calls from their expert's queue.
+    expected, open behind those before them on their workers, take calls from their expert's queue, and are closed when
+    no more can come. A call that was not expected has a session planned when it comes.
 
     Parameters
     ----------
@@ -136,53 +138,66 @@ class Flow:
         self._planner = planner
         self._expected = expected
         self._on_plan = on_plan
-        self._num_running: Counter[tuple[NodeName, ExpertName]] = Counter()
-        """Calls that have not ended, by node and expert."""
-        self._open: list[tuple[frozenset[NodeName], list[Session]]] = []
-        """By layer behind the first: the nodes before it, and its sessions that are not closed."""
+        layers = questions.graph.layers
+        self._layers = [{node.name for node in layer} for layer in layers]
+        self._depth = {node.name: depth for depth, layer in enumerate(layers) for node in layer}
+        self._opened: dict[int, tuple[int, Session]] = {}
+        """Sessions that take calls from queues, with their layers."""
+        self._num_left = Counter((0, call.expert) for call in questions.first_calls)
+        """Calls that have come up and have not ended, by layer and expert."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Open all sessions at the start; afterwards submit what questions need, and close what gets no more."""
         if isinstance(event, Started):
             return self._begin(view)
-        if not isinstance(event, Finished):
-            return ()
-        key = event.record.key
-        self._questions.note(event.record)
-        self._num_running[key.node, event.record.expert] -= 1
-        needed = [call for call in self._questions.needed(key.question) if call.key not in view.calls]
-        self._num_running.update((call.key.node, call.expert) for call in needed)
-        return [*(Submit(call, call.expert) for call in needed), *self._closed()]
+        return self._go_on(event.record, view) if isinstance(event, Finished) else ()
 
     def _begin(self, view: View) -> Iterator[Command]:
-        first, layers = self._questions.first_calls, self._questions.graph.layers
-        self._num_running.update((call.key.node, call.expert) for call in first)
+        first = self._questions.first_calls
         planned = self._planner.plan(first, view.lost)
         self._on_plan(planned, 0)
         yield from plan_commands(planned.plan, {call.key: call for call in first})
         number = 1 + max(session.id for session in planned.plan.sessions)
-        for level, layer in enumerate(layers[1:], start=1):
-            calls = expected_calls(self._expected, {node.name for node in layer})
-            if not calls:
-                continue
-            planned = self._planner.plan(calls, view.lost)
-            self._on_plan(planned, number)
-            sessions = [opened(session, number) for session in planned.plan.sessions]
-            yield from map(Open, sessions)
-            before = frozenset(node.name for earlier in layers[:level] for node in earlier)
-            self._open.append((before, sessions))
-            number += 1 + max(session.id for session in planned.plan.sessions)
+        for depth, nodes in enumerate(self._layers[1:], start=1):
+            if calls := expected_calls(self._expected, nodes):
+                number = yield from self._open(depth, calls, number, view)
 
-    def _closed(self) -> Iterator[Command]:
-        """Close the sessions of experts whose calls of a layer have all ended, once no more can come up."""
-        running = {place for place, number in self._num_running.items() if number}
-        for before, sessions in self._open:
-            if any(node in before for node, _ in running):
-                return
-            for session in list(sessions):
-                if not any(expert == session.expert for _, expert in running):
-                    sessions.remove(session)
-                    yield Close(session.id)
+    def _go_on(self, record: CallRecord, view: View) -> Iterator[Command]:
+        self._questions.note(record)
+        self._num_left[self._depth[record.key.node], record.expert] -= 1
+        needed = [call for call in self._questions.needed(record.key.question) if call.key not in view.calls]
+        self._num_left.update((self._depth[call.key.node], call.expert) for call in needed)
+        taking = [number for number in self._opened if number not in view.closing and number not in view.ended]
+        served = {(depth, session.expert) for depth, session in map(self._opened.__getitem__, taking)}
+        unserved = [call for call in needed if (self._depth[call.key.node], call.expert) not in served]
+        number = view.next_session()
+        for depth in sorted({self._depth[call.key.node] for call in unserved}):
+            calls = [call for call in unserved if self._depth[call.key.node] == depth]
+            number = yield from self._open(depth, calls, number, view)
+        yield from (Submit(call, call.expert) for call in needed)
+        yield from (Close(number) for number in taking if self._is_over(number))
+
+    def _open(self, depth: int, calls: Sequence[Call], number: int, view: View) -> Generator[Command, None, int]:
+        """Open the sessions that a plan for some calls of a layer has, from this number on; return the next one."""
+        planned = self._planner.plan(calls, view.lost)
+        self._on_plan(planned, number)
+        for session in planned.plan.sessions:
+            numbered = opened(session, number)
+            self._opened[numbered.id] = depth, numbered
+            yield Open(numbered)
+        return 1 + max(self._opened)
+
+    def _is_over(self, number: int) -> bool:
+        """Tell whether a session has nothing to do, and either no more can come or an earlier layer waits behind it."""
+        depth, session = self._opened[number]
+        if self._num_left[depth, session.expert]:
+            return False
+        if not any(left for (other, _), left in self._num_left.items() if other < depth):
+            return True
+        return any(
+            later > number and other < depth and set(behind.workers) & set(session.workers)
+            for later, (other, behind) in self._opened.items()
+        )
 
 
 def expected_calls(expected: Sequence[Forecast], nodes: set[str]) -> tuple[Call, ...]:
@@ -193,7 +208,7 @@ def expected_calls(expected: Sequence[Forecast], nodes: set[str]) -> tuple[Call,
     >>> from mosaic.core.workload import CallKey
     >>> likely = [Forecast(Call(CallKey(f"q{i}", "aggregate", 0), "A", 10), 0.4) for i in range(5)]
     >>> [call.key.question for call in expected_calls(likely, {"aggregate"})]
-    ['q0', 'q2']
+    ['q1', 'q3']
     """
     picked, total = [], 0.5
     for call, probability in expected:

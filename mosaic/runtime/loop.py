@@ -4,7 +4,8 @@ from collections import deque
 from collections.abc import Sequence, Set
 from typing import Protocol
 
-from mosaic.core.commands import Action, Cancel, Close, Command, Cut, Event, Finished, Move, Open, Submit, cause_of
+from mosaic.core.commands import Action, Cancel, Close, Command, Cut, Move, Open, Submit
+from mosaic.core.events import Event, Finished, cause_of
 from mosaic.core.results import RunResult
 from mosaic.core.workload import CallKey
 from mosaic.runtime.backend import Backend

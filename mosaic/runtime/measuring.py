@@ -15,7 +15,8 @@ from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Plan, PredictedTimes, Session, unpriced_plan
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question
-from mosaic.pipelines.call_graph import CallGraph, Node
+from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.node import Node
 from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.planning.schedulers.shards import replica_sessions, split_evenly
 from mosaic.runtime.aggregator_sweep import sweep_aggregator
@@ -131,7 +132,7 @@ def sweep_node(
     prompts = prompts_of(graph, rehearsal.questions)
     for expert in node.experts:
         calls = [call for call in rehearsal.calls[node.name] if call.expert == expert.name]
-        for degree in planner.degrees(node.name, expert):
+        for degree in planner.degrees(node.name, expert) if calls else ():  # every question may be too long for it
             shaped = placed(expert, degree)
 
             def measure(name: str, shaped: Expert = shaped, calls: Sequence[Call] = calls) -> ProfileEntry:

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from mosaic.core.commands import Command, Event, Lost
+from mosaic.core.commands import Command
 from mosaic.core.errors import BackendError, InfeasibleError
+from mosaic.core.events import Event, Lost
 from mosaic.core.plan import Plan
 from mosaic.core.workload import Call
 from mosaic.runtime.controller import View

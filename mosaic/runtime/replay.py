@@ -4,15 +4,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
-from mosaic.core.commands import Action, Command, Event, Progress, Tick, cause_of
+from mosaic.core.commands import Action, Command
+from mosaic.core.events import Event, Idle, Joined, Progress, Tick, cause_of
 from mosaic.runtime.controller import View
 
 
 class Replay:
     """Gives logged commands again, each batch when the event that caused it occurs again.
 
-    It takes the plan's place, since the log has the plan's commands too. Events that come again and again as time
-    passes (ticks, progress) cause theirs when the time has come at which the log has them.
+    It takes the plan's place, since the log has the plan's commands too. Events that come again and again (ticks,
+    progress, idle workers) cause theirs when the time has come at which the log has them.
     """
 
     reacts = True
@@ -29,5 +30,5 @@ class Replay:
 
     def _caused(self, event: Event) -> Iterator[Command]:
         batches = self._batches.get(cause_of(event))
-        if batches and not (isinstance(event, Tick | Progress) and event.ts < batches[0][0]):
+        if batches and not (isinstance(event, Tick | Progress | Idle | Joined) and event.ts < batches[0][0]):
             yield from batches.popleft()[1]

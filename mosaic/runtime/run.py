@@ -10,9 +10,10 @@ from mosaic.core.cluster import Cluster
 from mosaic.core.plan import Plan, PredictedTimes
 from mosaic.core.results import CallRecord, CallStatus, RunResult
 from mosaic.core.workload import AnswerKind, CallKey, Expert, NodeName, Workload
-from mosaic.pipelines.call_graph import CallGraph, Node, mixture_of_agents
+from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
 from mosaic.pipelines.final_answers import Comparisons, FinalAnswer, accuracy_frac
 from mosaic.pipelines.gates.gate import Ballot, Decision, Never
+from mosaic.pipelines.node import Node
 from mosaic.planning.profiles import Profile
 from mosaic.planning.schedulers.base import Scheduler
 from mosaic.runtime.controller import Controller

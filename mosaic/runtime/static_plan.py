@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from mosaic.core.commands import Close, Command, Event, Open, Started, Submit
+from mosaic.core.commands import Close, Command, Open, Submit
 from mosaic.core.errors import BackendError
+from mosaic.core.events import Event, Started
 from mosaic.core.plan import Plan, Session
 from mosaic.core.results import RunResult
 from mosaic.core.workload import Call, CallKey

@@ -52,7 +52,8 @@ def file_workload(
     name
         Of the workload.
     profiles
-        JSON file with skill profiles (`routing.load_skill_profiles`) for the questions without experts.
+        JSON file with skill profiles (`routing.load_skill_profiles`) for the questions without experts; None: there
+        are none.
     num_slots_per_question
         Experts that the router recruits for a question; questions that name their experts keep them.
     template_tokens
@@ -122,6 +123,7 @@ def _recruit(
     """Keep the experts that a row names; let the router recruit for all others in one batch."""
     open_rows = [row for row in rows if row.experts is None]
     if not open_rows:
+        require(profiles is None, "workload.profiles", "null where every line names its experts", profiles)
         return tuple(row.experts or () for row in rows)
     if profiles is None:
         rule = "given, or workload.profiles must name the router's skill profiles"

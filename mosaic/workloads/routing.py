@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from mosaic.core.checks import require, require_count, require_name, require_number
+from mosaic.core.json_file import read_json
 from mosaic.core.workload import CalibrationRecord, ExpertName, Question
-from mosaic.workloads.json_text import parse_json, read_text
 from mosaic.workloads.skill_text import NearestSkill
 
 _STRENGTH_EXPONENT = 2.0
@@ -81,17 +81,14 @@ def load_skill_profiles(path: str | Path) -> SkillProfiles:
 
     Raises
     ------
-    ValueError, TypeError
-        Naming the file, the field, the rule and the value.
+    ValueError
+        Naming the file, the field and the rule.
     """
-    at = f"skill profiles {path}"
-    data = parse_json(read_text(path, f"{at}:"), at)
-    if not isinstance(data, dict):
-        raise TypeError(f"{at}: must be an object of experts, got {type(data).__name__}")
+    scores = read_json(path, dict[str, dict[str, int]], "skill profiles", ValueError)
     try:
-        return SkillProfiles(scores=data)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"{path}: {error}") from None
+        return SkillProfiles(scores=scores)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,56 +2,28 @@
 
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
-from heapq import heappop, heappush, heapreplace
 from math import inf
-from typing import Any, TypeAlias
+from typing import Any
 
 import simpy
 
 from mosaic.core.checks import require_unique
 from mosaic.core.cluster import Cluster
-from mosaic.core.commands import (
-    Cancel,
-    Close,
-    Closed,
-    Command,
-    Cut,
-    Event,
-    Finished,
-    Idle,
-    Move,
-    Open,
-    Progress,
-    Ready,
-    Started,
-    Submit,
-    Tick,
-)
+from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Open, Submit
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
+from mosaic.core.events import Closed, Event, Finished, Idle, Progress, Ready, Started, Tick
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcomes
 from mosaic.core.results import CallRecord, Inputs
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
+from sim.cluster.clock import EngineClock, ProcessGenerator, wait_until
 from sim.cluster.expert_on_gpu import ExpertsOnGpus, IterationTimes, check_hardware
-from sim.cluster.lower_bound import Demand, makespan_lower_bound_s
+from sim.cluster.lower_bound import lower_bound_s
+from sim.cluster.queues import Queues
 from sim.cluster.session import PendingCall, SimSession, TrueCall, cut_off, unanswered
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import iteration_time
-
-ProcessGenerator: TypeAlias = Generator[simpy.Event, Any, None]
-
-
-def wait_until(env: simpy.Environment, ts: float) -> ProcessGenerator:
-    """Wait until the clock shows exactly ``ts``.
-
-    SimPy adds a delay to the clock, and now + (ts - now) may miss ts by a rounding error: enough for two
-    runs of the same plan to differ that pass the same instants with other stops between. From half of the
-    way on the difference of two floats is exact.
-    """
-    while env.now < ts:
-        delay = ts - env.now
-        yield env.timeout(delay if env.now + delay == ts else delay / 2)
 
 
 class SimBackend:
@@ -103,8 +75,7 @@ class SimBackend:
         self._resident: list[tuple[ExpertName, tuple[int, ...]] | None] = [None] * cluster.num_workers
         self._sessions: dict[int, SimSession] = {}
         self._pending: dict[CallKey, PendingCall] = {}
-        self._queues: dict[ExpertName, list[tuple[int, int, PendingCall]]] = {}
-        self._num_queued = 0
+        self._queues = Queues()
         self._records: dict[CallKey, CallRecord] = {}
         self._served: dict[CallKey, TrueCall] = {}
         """First-layer calls that were not cancelled, for the lower bound."""
@@ -112,10 +83,7 @@ class SimBackend:
         self._reacts = False
         self._now = 0.0
         """The run's clock: SimPy's, or where an engine has got to since."""
-        self._touched: dict[SimSession, None] = {}
-        """Sessions whose next change is to be looked up."""
-        self._changes: list[tuple[float, int, SimSession]] = []
-        self._num_changes = 0
+        self._clock = EngineClock()
 
     def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
         """See ``Backend.events``."""
@@ -126,12 +94,14 @@ class SimBackend:
         while True:
             while told:
                 yield told.popleft()
-            if self._touched:
-                self._compose()
+            self._compose()
             env_ts = env.peek()
-            if self._run_engines(min(env_ts, next_tick_ts)):
+            if ran := self._clock.run(min(env_ts, next_tick_ts)):
+                self._now, live, finished = ran
+                self._finish(live, finished)
+                self._clock.touch(live)
                 continue
-            if env_ts == inf and not self._changes:
+            if env_ts == inf and not self._clock.has_changes:
                 break
             if next_tick_ts < env_ts:
                 self._pass_time(next_tick_ts)
@@ -143,52 +113,12 @@ class SimBackend:
                 self._now = env.now
         self._check_end()
 
-    def _run_engines(self, limit_ts: float) -> bool:
-        """Run engines from change to change of their batches, in the order of time, until there is something to hear.
-
-        False if nothing is, before the limit. Changes that a command has made out of date are passed over.
-        """
-        heap = self._changes
-        while heap:
-            ts, number, live = heap[0]
-            if live.change != number:
-                heappop(heap)
-                continue
-            if ts >= limit_ts:
-                return False
-            engine = live.engine
-            assert engine is not None
-            self._now = ts
-            finished = engine.run_event(ts)
-            change_ts = inf if finished else engine.next_event_ts()
-            if change_ts < inf:
-                heapreplace(heap, (change_ts, number, live))
-                continue
-            heappop(heap)
-            self._finish(live, finished)
-            self._touched[live] = None
-            return True
-        return False
-
     def _compose(self) -> None:
-        """Find out when the batches change next of sessions whose engines have finished calls or got commands.
-
-        What was told before has been answered by now, so the next iteration is composed with the answer in it.
-        """
-        if self._queues:
-            for name in dict.fromkeys(live.session.expert for live in self._touched):
-                self._feed(name)
-        touched, self._touched = self._touched, {}
-        for live in touched:
-            engine = live.engine
-            if engine is None:
-                continue
-            change_ts = engine.next_event_ts()
-            self._num_changes += 1
-            live.change = self._num_changes
-            if change_ts < inf:
-                heappush(self._changes, (change_ts, live.change, live))
-            elif live.is_closing:
+        """Let engines that have finished calls or got commands go on; what was told before has been answered by now."""
+        for name in dict.fromkeys(live.session.expert for live in self._clock.touched):
+            self._feed(name)
+        for live in self._clock.compose():
+            if live.is_closing:
                 self._pass_time(self._now)
                 live.drained.succeed()
 
@@ -199,12 +129,11 @@ class SimBackend:
             self._env.run(until=ts)
 
     def _check_end(self) -> None:
-        stuck = [number for number, live in self._sessions.items() if not live.over.triggered]
-        if stuck:
-            raise BackendError(f"plan: sessions {stuck} wait for each other and can never start")
         if self._pending:
             names = sorted({pending.true.call.expert for pending in self._pending.values()})
             raise BackendError(f"calls wait for sessions of {names}, and none is open")
+        if left := [number for number, live in self._sessions.items() if not live.over.triggered]:
+            raise BackendError(f"sessions {left} were never closed")
 
     def apply(self, command: Command) -> None:
         """See ``Backend.apply``."""
@@ -216,7 +145,7 @@ class SimBackend:
             case Close(session=number):
                 live = self._session_of(number, "Close")
                 live.is_closing = True
-                self._touched[live] = None
+                self._clock.touch(live)
             case Cancel(key=key):
                 self._cancel(key)
             case Cut(key=key, tokens=tokens):
@@ -226,16 +155,7 @@ class SimBackend:
 
     def lower_bound_s(self) -> float | None:
         """Bound from below what any schedule needs for the first layer's calls; None without such calls."""
-        groups: dict[ExpertName, list[TrueCall]] = {}
-        for true in self._served.values():
-            groups.setdefault(true.call.expert, []).append(true)
-        if not groups:
-            return None
-        demands = []
-        for name, group in groups.items():
-            expert = self._models.expert(name)
-            demands.append(Demand(group, expert.tp_degree, expert.context_tokens, self._models.everywhere(name)))
-        return makespan_lower_bound_s(demands, self._models.settings, self._num_workers)
+        return lower_bound_s(self._served.values(), self._models, self._num_workers)
 
     def _open(self, session: Session) -> None:
         if session.id in self._sessions:
@@ -262,15 +182,14 @@ class SimBackend:
             return
         if to != call.expert:
             raise BackendError(f"call {call.key} is for {call.expert!r}, got the queue of {to!r}")
-        heappush(self._queues.setdefault(to, []), (priority, self._num_queued, pending))
-        self._num_queued += 1
+        self._queues.push(pending, priority)
         for live in self._sessions.values():
             if live.session.expert == to:
-                self._touched[live] = None
+                self._clock.touch(live)
 
     def _give(self, pending: PendingCall, live: SimSession) -> None:
         live.add(pending, self._now)
-        self._touched[live] = None
+        self._clock.touch(live)
 
     def _open_session(self, number: int, call: Call) -> SimSession:
         live = self._session_of(number, f"call {call.key}", is_open=True)
@@ -304,7 +223,7 @@ class SimBackend:
             live.remove(pending)
             self._touch(live)
         else:
-            self._unqueue(pending)
+            self._queues.remove(pending)
         self._served.pop(key, None)
         self._end(record)
 
@@ -319,9 +238,10 @@ class SimBackend:
                 return
             left = request.output_tokens
             self._touch(live)
-        pending.true = unanswered(pending.true.call, left, pending.true)
-        if key in self._served:
-            self._served[key] = pending.true
+        if left < pending.true.output_tokens:
+            pending.true = unanswered(pending.true.call, left, pending.true)
+            if key in self._served:
+                self._served[key] = pending.true
 
     def _move(self, key: CallKey, number: int) -> None:
         pending = self._find(key)
@@ -329,7 +249,7 @@ class SimBackend:
             return
         there, here = self._open_session(number, pending.true.call), pending.place
         if here is None:
-            self._unqueue(pending)
+            self._queues.remove(pending)
         else:
             if here.engine is not None and not pending.leave_engine(here.engine, self._now):
                 return
@@ -342,16 +262,12 @@ class SimBackend:
         """Have a session's next change looked up again, after an engine was told to drop or to cut a call."""
         if live.engine is not None:
             self._finish(live, live.engine.advance_to(self._now))
-        self._touched[live] = None
-
-    def _unqueue(self, pending: PendingCall) -> None:
-        name = pending.true.call.expert
-        self._queues[name] = sorted(entry for entry in self._queues[name] if entry[2] is not pending)
+        self._clock.touch(live)
 
     def _end(self, record: CallRecord) -> None:
         del self._pending[record.key]
         self._records[record.key] = record
-        self._events.append(Finished(self._now, record))
+        self._events.append(Finished(record.finished_ts or 0.0, record))
 
     def _session(self, live: SimSession) -> ProcessGenerator:
         env, session = self._env, live.session
@@ -381,49 +297,38 @@ class SimBackend:
         self._events.append(Ready(start_ts, session.id))
         if live.is_closing and not self._reacts:
             finished = engine.advance_to(inf)
+            live.engine = None  # It is ahead of the clock: ticks leave it alone.
             yield from wait_until(env, engine.boundary_ts)
             self._finish(live, finished)
         else:
-            self._touched[live] = None
+            self._clock.touch(live)
             yield live.drained
         live.engine = None
         self._events.append(Closed(env.now, live.record(load_start_ts, load_s, start_ts, env.now)))
 
     def _finish(self, live: SimSession, requests: Sequence[Any]) -> None:
         for record in live.finish(requests):
-            del self._pending[record.key]
-            self._records[record.key] = record
-            self._events.append(Finished(record.finished_ts or 0.0, record))
+            self._end(record)
 
     def _feed(self, name: ExpertName) -> None:
         """Let the sessions of an expert that are up take calls from its queue, the one with the fewest first."""
-        queue = self._queues.get(name)
-        if not queue:
-            return
-        most = self._models.settings.max_num_seqs
         up = [
             live
             for live in self._sessions.values()
             if live.session.expert == name and live.engine is not None and not live.is_closing
         ]
-        while queue and up:
+        while up:
             live = min(up, key=lambda live: len(live.calls))
-            if len(live.calls) >= most:
+            room = int(len(live.calls) < self._models.settings.max_num_seqs)
+            taken = self._queues.pop(name, room)
+            if not taken:
                 return
-            live.add(heappop(queue)[2], self._now)
-            self._touched[live] = None
+            live.add(taken[0], self._now)
+            self._clock.touch(live)
 
     def _tell_progress(self) -> None:
-        now = self._now
         for number, live in self._sessions.items():
-            if live.engine is None:
-                continue
-            self._finish(live, live.engine.advance_to(now))
-            running = [pending for pending in live.calls.values() if pending.request is not None]
-            tokens = {
-                pending.true.call.key: live.engine.num_generated(pending.request)
-                for pending in running
-                if pending.request is not None
-            }
-            self._events.append(Progress(now, number, tokens))
-            self._touched[live] = None
+            if live.engine is not None:
+                self._finish(live, live.engine.advance_to(self._now))
+                self._events.append(Progress(self._now, number, live.num_generated()))
+                self._clock.touch(live)

@@ -9,12 +9,13 @@ add. The three rates are minima over batches; where a is taken depends on b, so 
 tried and the better bound wins. Waiting, the rest of a gang and everything else count as free.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
 from mosaic.core.engine_options import EngineOptions, Order
-from sim.cluster.expert_on_gpu import ExpertOnGpu
+from mosaic.core.workload import ExpertName
+from sim.cluster.expert_on_gpu import ExpertOnGpu, ExpertsOnGpus
 from sim.cluster.session import TrueCall
 from sim.hardware.iteration_time import IterationTime
 
@@ -39,6 +40,18 @@ class Rates(NamedTuple):
     decode_s: float
     kv_read_s: float
     prefill_s: float
+
+
+def lower_bound_s(calls: Iterable[TrueCall], models: ExpertsOnGpus, num_workers: int) -> float | None:
+    """Bound the makespan of every plan for some calls; None: there are none."""
+    groups: dict[ExpertName, list[TrueCall]] = {}
+    for true in calls:
+        groups.setdefault(true.call.expert, []).append(true)
+    demands = [
+        Demand(group, models.expert(name).tp_degree, models.expert(name).context_tokens, models.everywhere(name))
+        for name, group in groups.items()
+    ]
+    return makespan_lower_bound_s(demands, models.settings, num_workers) if demands else None
 
 
 def makespan_lower_bound_s(demands: Sequence[Demand], settings: EngineOptions, num_workers: int) -> float:

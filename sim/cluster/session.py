@@ -9,7 +9,7 @@ from mosaic.core.errors import BackendError
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, CallStatus, SessionRecord
-from mosaic.core.workload import Call, Expert
+from mosaic.core.workload import Call, CallKey, Expert
 from sim.cluster.expert_on_gpu import ExpertOnGpu
 from sim.engine.engine import Engine
 from sim.engine.request import Request
@@ -163,6 +163,12 @@ class SimSession:
         """Forget a call that was cancelled or moved."""
         number = next(number for number, other in self.calls.items() if other is pending)
         del self.calls[number]
+
+    def num_generated(self) -> dict[CallKey, int]:
+        """Count the tokens of its calls so far."""
+        assert self.engine is not None
+        running = [(pending.true.call.key, pending.request) for pending in self.calls.values()]
+        return {key: self.engine.num_generated(request) for key, request in running if request is not None}
 
     def finish(self, requests: Sequence[Request]) -> list[CallRecord]:
         """Record finished requests."""

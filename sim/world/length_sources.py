@@ -59,8 +59,10 @@ def length_distributions(
     return {name: entry.scaled(factor) for name, entry in lengths.items()}
 
 
-def length_distribution(config: Config, *, expert: ExpertName) -> LengthDistribution:
+def length_distribution(config: Config, *, expert: ExpertName, key: str = "output_tokens") -> LengthDistribution:
     """Build one expert's distribution from its configuration (the forms are in the module's docstring).
+
+    ``key`` is what errors call the configuration of all experts.
 
     Raises
     ------
@@ -72,7 +74,7 @@ def length_distribution(config: Config, *, expert: ExpertName) -> LengthDistribu
     >>> length_distribution({"sample": [5, 7], "source": "measured"}, expert="Gemma").mean
     6.0
     """
-    label = f"output_tokens.{expert}"
+    label = f"{key}.{expert}"
     if not isinstance(config, Mapping):
         raise TypeError(f"{label} must be a mapping, got {config!r}")
     keys = set(config)

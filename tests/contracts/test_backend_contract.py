@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
-from mosaic.core.commands import Cancel, Close, Cut, Finished, Idle, Move, Open, Ready, Started, Submit, Tick, cause_of
+from mosaic.core.commands import Cancel, Close, Cut, Move, Open, Submit
 from mosaic.core.errors import BackendError
+from mosaic.core.events import Finished, Idle, Ready, Started, Tick, cause_of
 from mosaic.core.plan import Plan, Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
@@ -46,6 +47,7 @@ BACKENDS = {
 }
 if has_vllm():
     BACKENDS["vllm"] = Kind(make_vllm_executor, 12.0, False)
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name == "vllm" else []) for name in sorted(BACKENDS)]
 
 
 def true_outcome(call, inputs=None):
@@ -97,7 +99,7 @@ def make_three(kind: Kind, folder: Path) -> Backend:
     return kind.make(true_outcome, experts=experts, cluster=make_cluster(3), folder=folder)
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=NAMES)
 def kind(request) -> Kind:
     return BACKENDS[request.param]
 
@@ -112,13 +114,13 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return {name: tmp_path_factory.mktemp(name) for name in BACKENDS}
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=NAMES)
 def five(request, folders) -> Five:
     """One folder for all tests of a backend: a backend with a journal runs the five sessions once for all of them."""
     return make_five(request.param, folders[request.param])
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=NAMES)
 def fresh_five(request, tmp_path) -> Five:
     return make_five(request.param, tmp_path)
 

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from mosaic.core.commands import Finished, Lost, Move, Open, Progress, Started, Submit
+from mosaic.core.commands import Move, Open, Submit
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
+from mosaic.core.events import Finished, Lost, Progress, Started
 from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.results import CallRecord, CallStatus, RunResult
 from mosaic.core.workload import Call, CallKey

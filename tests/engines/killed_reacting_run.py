@@ -9,7 +9,8 @@ import sys
 import zlib
 from pathlib import Path
 
-from mosaic.core.commands import Cancel, Cut, Finished, Idle, Move, Open, Progress, Started, Submit
+from mosaic.core.commands import Cancel, Cut, Move, Open, Submit
+from mosaic.core.events import Finished, Idle, Progress, Started
 from mosaic.core.workload import AGGREGATE, Call, CallKey
 from tests.engines.executor_runs import FAKE_ENGINE, Runs, make_session, running_host
 from tests.engines.killed_run import plan_of_four, prompt

@@ -12,7 +12,8 @@ import mosaic
 from experiments.config.compose import compose_config
 from experiments.config.job import job_from
 from experiments.run import JOURNAL
-from mosaic.core.commands import Close, Idle, Move, Open
+from mosaic.core.commands import Close, Move, Open
+from mosaic.core.events import Idle
 from mosaic.core.plan import Session
 from tests.engines.fake_run import fake_hosts
 

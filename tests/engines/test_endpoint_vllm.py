@@ -27,7 +27,10 @@ from mosaic.engines.engine import EngineOptions
 from tests.engines.endpoint_calls import make_request, make_spec, serve
 from tests.engines.tiny_checkpoint import CONTEXT, write_tiny_checkpoint
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
 
 SETTINGS = EngineOptions(max_num_seqs=8, kv_cache_bytes=16 * 2**20)
 TEMPLATE = "<user>{{ messages[0].content }}</user>{% if add_generation_prompt %}<think>{% endif %}"

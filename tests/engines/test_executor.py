@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from mosaic.core.cluster import Gpu, uniform_cluster
-from mosaic.core.commands import Cancel, Closed, Finished, Idle, Progress, Ready, Started, Tick
+from mosaic.core.commands import Cancel
 from mosaic.core.engine_options import EngineOptions, ModelLoading
 from mosaic.core.errors import BackendError
+from mosaic.core.events import Closed, Finished, Idle, Progress, Ready, Started, Tick
 from mosaic.core.kv_memory import ACTIVATION_BYTES, fits_memory
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus

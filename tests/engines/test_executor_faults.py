@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from mosaic.core.commands import Cancel, Lost
+from mosaic.core.commands import Cancel
 from mosaic.core.errors import BackendError
+from mosaic.core.events import Lost
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.engines.host_process import HostProcess
@@ -33,6 +34,8 @@ from tests.engines.executor_runs import (
     some_calls,
 )
 from tests.factories import make_call
+
+pytestmark = pytest.mark.slow
 
 A, B = some_calls("A", 20), some_calls("B", 20)
 PLAN = make_plan(make_session(0, A), make_session(1, B, workers=(1,)))

@@ -18,6 +18,8 @@ from tests.engines.executor_runs import FAKE_ENGINE, ended_once, finished_once, 
 from tests.engines.killed_reacting_run import all_calls
 from tests.engines.killed_run import plan_of_four, run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 NUM_CALLS = 80
 

@@ -5,24 +5,9 @@ from itertools import count, pairwise
 
 import pytest
 
-from mosaic.core.commands import (
-    Action,
-    Cancel,
-    Close,
-    Closed,
-    Cut,
-    Finished,
-    Idle,
-    Lost,
-    Move,
-    Open,
-    Progress,
-    Ready,
-    Started,
-    Submit,
-    Tick,
-)
+from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit
 from mosaic.core.errors import BackendError
+from mosaic.core.events import Closed, Finished, Idle, Lost, Progress, Ready, Started, Tick
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE

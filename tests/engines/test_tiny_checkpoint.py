@@ -32,6 +32,8 @@ from experiments.tiny_pool.training import Training, train
 from experiments.tiny_pool.workload import counted
 from mosaic.pipelines.aggregation import Response
 
+pytestmark = pytest.mark.slow
+
 NUM_QUESTIONS, MAX_OUTPUT_TOKENS, CONTEXT = 24, 48, 512
 QUESTIONS = [counted(question, f"q{i}") for i, question in enumerate(draw_questions(NUM_QUESTIONS, Part.TEST, 0))]
 CALLS = [Call(CallKey(q.id, PROPOSE, 0), "TinySage", len(tiny_tokenizer().chat(q.text or ""))) for q in QUESTIONS]

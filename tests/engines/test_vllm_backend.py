@@ -40,7 +40,7 @@ from tests.engines.killed_run import plan_of_four, prompt
 from tests.engines.tiny_checkpoint import CONFIG, CONTEXT, tiny_expert, write_safetensors, write_tiny_checkpoint
 from tests.factories import make_call
 
-pytestmark = pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
 
 ROOT = Path(__file__).resolve().parents[2]
 A, B = some_calls("A", 24), some_calls("B", 24)
@@ -63,22 +63,6 @@ def shared(tmp_path_factory, host):
     executor = Runs(folder, host)
     result = executor.execute(make_plan(make_session(0, A), make_session(1, B, workers=(1,))), [*A, *B])
     return folder, executor, result
-
-
-def test_a_live_run_records_what_the_engine_did(shared):
-    _, executor, result = shared
-    for record in result.calls:
-        assert record.status is CallStatus.FINISHED
-        assert record.prompt_tokens == len(f"User: question {record.key.question}\n\nAssistant:")
-        assert record.output_tokens == len(record.response.token_ids) == record.visible_tokens
-        reason = "length" if record.output_tokens == 48 and record.response.token_ids[-1] else "stop"
-        assert record.response.finish_reason == reason
-        session = result.sessions[record.session]
-        assert session.start_ts <= record.queued_ts <= record.admitted_ts
-        assert record.admitted_ts <= record.first_token_ts <= record.finished_ts <= session.end_ts
-    reasons = {record.response.finish_reason for record in result.calls}
-    assert reasons == {"length", "stop"}, "the model must end some responses by itself"
-    assert len(set(executor.tokens.values())) == 48, "responses differ from call to call"
 
 
 def test_a_call_says_the_same_alone_in_a_batch_and_in_another_plan(shared, host):

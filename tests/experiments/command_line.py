@@ -1,17 +1,22 @@
-"""Runs experiments/run.py as a user does: in a process of its own or, which is faster, in this one."""
+"""The command as a user calls it, and what tests give it."""
 
+import atexit
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from unittest.mock import patch
 
-from hydra._internal.hydra import Hydra
-
-from experiments.run import run_command
+from experiments.config.compose import compose_config
+from experiments.config.errors import FailedCalls, exit_with_message
+from experiments.config.job import Prepared, job_from
+from experiments.run import run_command, run_resolved
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "experiments" / "run.py"
@@ -38,14 +43,45 @@ class Outcome(NamedTuple):
     err: str
 
 
+@cache
+def store() -> Path:
+    """Give the folder where the tests of a process keep what they have measured."""
+    folder = TemporaryDirectory(prefix="measured-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def prepare(*overrides: str) -> Prepared:
+    """Build what the command runs; a folder may be among the overrides and is left out."""
+    asked = [override for override in overrides if not override.startswith("hydra.run.dir=")]
+    return job_from(compose_config(asked), store=store(), overrides=asked)
+
+
+def run_point(*overrides: str) -> Outcome:
+    """Run a point in this process, without Hydra's command around it; hydra.run.dir=FOLDER is among the overrides."""
+    (folder,) = (override.partition("=")[2] for override in overrides if override.startswith("hydra.run.dir="))
+    asked = [override for override in overrides if not override.startswith("hydra.run.dir=")]
+
+    def run() -> None:
+        with exit_with_message():
+            num_failed = run_resolved(compose_config(asked), Path(folder), store=store(), overrides=asked)
+            if num_failed:
+                raise FailedCalls(f"{num_failed} calls")
+
+    return _watch(run)
+
+
 def run_here(*arguments: str) -> Outcome:
-    """Run the command in this process."""
+    """Run the whole command in this process."""
+    with patch.object(sys, "argv", [str(RUN), *arguments]):
+        return _watch(run_command)
+
+
+def _watch(command: Callable[[], None]) -> Outcome:
     out, err, status = StringIO(), StringIO(), 0
-    # NOTE: Hydra composes everything once more only to look up hydra.mode, which takes half the time of most tests.
-    no_mode = patch.object(Hydra, "get_mode", lambda *_, **__: None)
-    with no_mode, patch.object(sys, "argv", [str(RUN), *arguments]), redirect_stdout(out), redirect_stderr(err):
+    with redirect_stdout(out), redirect_stderr(err):
         try:
-            run_command()
+            command()
         except SystemExit as stop:
             status = int(stop.code or 0)
     return Outcome(status, out.getvalue(), err.getvalue())

@@ -1,7 +1,7 @@
 """Every preset composes, all its points exist, and its figure asks for what runs have."""
 
 import re
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.ablations import preset_names
 from experiments.analysis.ablation import Ablation, Row
 from experiments.analysis.ablation_spec import AblationSpec
-from experiments.config.wiring import CONF, compose_config, setup_from
+from experiments.config.compose import CONF, compose_config
+from experiments.config.job import job_from, simulated
 from experiments.studies.ablation_spec import read_spec
 from experiments.studies.ablation_sweep import point_names
 from experiments.studies.ablation_text import describe_ablation
@@ -23,10 +24,12 @@ from mosaic.report.metrics import summarise
 from mosaic.report.run_folder import flatten
 from tests.factories import make_problem
 
+pytestmark = pytest.mark.slow
+
 PRESETS = preset_names()
 ISSUE = {
     "ablate_k", "ablate_replicas", "ablate_gpus", "ablate_load", "ablate_prediction", "ablate_gate", "ablate_tau",
-    "ablate_fifo", "ablate_order", "ablate_engine_order", "ablate_kv",
+    "ablate_fifo", "ablate_order", "ablate_engine_order", "ablate_kv", "ablate_aggregator",
 }  # fmt: skip
 
 
@@ -91,10 +94,12 @@ def test_every_value_of_a_preset_makes_a_run_that_the_figure_can_place(name: str
     spec, xs, lines = spec_of(name), [], set()
     for overrides in overrides_of(name):
         config = compose_config(overrides)
-        setup = setup_from(config)
-        gate, aggregator = (setup.stage.gate.name, setup.stage.aggregator.name) if setup.stage else (None, None)
-        names = {"gate.name": gate, "aggregator.name": aggregator, "scheduler": setup.scheduler.name}
-        leaves = flatten(config) | names | {"costs": setup.costs.func.__name__.removesuffix("Costs").lower()}
+        prepared = job_from(config)
+        job, aggregator = prepared.job, prepared.aggregator
+        gate = job.graph.gate.name if job.graph.upper_nodes else None
+        names = {"gate.name": gate, "aggregator.name": aggregator, "scheduler": job.scheduler.name}
+        assert isinstance(job.costs, partial)
+        leaves = flatten(config) | names | {"costs": job.costs.func.__name__.removesuffix("Costs").lower()}
         assert spec.x.key in leaves
         xs.append(leaves[spec.x.key])
         found = [line.label for line in spec.lines if line.takes(leaves)]
@@ -121,7 +126,7 @@ def test_the_figure_reads_numbers_of_a_summary(name: str) -> None:
     plan = RoundRobin().plan(make_problem())
     summary: dict[str, Any] = dict(
         summarise(
-            plan, None, workload="w", backend="none", gate=None, costs="paper", seed=0, num_questions=1, experts=[]
+            [plan], None, workload="w", backend="none", gate=None, costs="paper", seed=0, num_questions=1, experts=[]
         )
     )
     assert {panel.key for panel in spec_of(name).panels} <= flatten(summary).keys()
@@ -129,10 +134,10 @@ def test_the_figure_reads_numbers_of_a_summary(name: str) -> None:
 
 @pytest.mark.parametrize("path", sorted((CONF / "policy").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_policy_is_a_scheduler_with_its_options(path: Path) -> None:
-    setup = setup_from(compose_config([f"+policy={path.stem}", "aggregator=none"]))
+    job, _ = simulated([f"+policy={path.stem}", "aggregator=none"])
     expected = {"ilp_affine": "ilp", "ilp_lifted": "ilp", "longest_first": "least_loaded"}.get(path.stem, path.stem)
-    assert setup.scheduler.name == expected
-    assert getattr(setup.scheduler, "longest_first", False) == (path.stem == "longest_first")
+    assert job.scheduler.name == expected
+    assert getattr(job.scheduler, "longest_first", False) == (path.stem == "longest_first")
 
 
 def test_a_preset_says_how_it_is_run_and_the_readme_names_it() -> None:

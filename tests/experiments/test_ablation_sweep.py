@@ -13,6 +13,8 @@ from experiments.ablations import main
 from experiments.studies.ablation_sweep import FILES
 from tests.experiments.command_line import QUICK, RUN, SMALL, run_process
 
+pytestmark = pytest.mark.slow
+
 PRESET = """\
 # @package _global_
 defaults:

@@ -13,15 +13,14 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from experiments.config.stage_wiring import ANSWER_KEYS
-from experiments.config.wiring import compose_config, setup_from
+from experiments.config.job import simulated
+from experiments.config.world import ANSWER_KEYS
 from experiments.fit_answers import ASSUMED_ABILITY, benchmark
-from experiments.studies.aggregator_fit import drawn_records
 from experiments.studies.answer_fit import Benchmark, Expected, bucket_tokens, expect, fit_questions
+from experiments.studies.drawn_answers import draw_answers
 from experiments.studies.published import FITTED_ANSWERS
 from mosaic.core.lengths import ClippedLognormal
-from mosaic.pipelines.gates.gate import Never
-from mosaic.runtime.second_stage import hand_over
+from mosaic.pipelines.gates.gate import plurality
 from sim.world.answer_model import AnswerModel
 from sim.world.world import World
 from tests.factories import make_call
@@ -52,7 +51,7 @@ def made(workload: str) -> Benchmark:
 
 @cache
 def committed_model(workload: str) -> AnswerModel:
-    model = setup_from(compose_config([f"workload={workload}"])).answers.model
+    model = simulated([f"workload={workload}"])[1].world.answers
     assert model is not None
     return model
 
@@ -66,26 +65,22 @@ def expected_of(workload: str) -> Expected:
 def drawn(workload: str) -> tuple[Drawn, ...]:
     """Ask many questions, and the aggregator about each of them."""
     many = [f"workload={workload}", "workload.part=calibration", f"workload.num_calibration_questions={NUM_QUESTIONS}"]
-    setup = setup_from(compose_config(many))
-    assert setup.stage is not None
-    world = setup.world()
-    records = drawn_records(setup, world)
-    handover = hand_over(setup.workload, records, Never(), setup.stage.aggregator, setup.stage.compare)
-    assert len(handover.calls) == NUM_QUESTIONS
-    read = world.after(records)
+    batch = draw_answers(many)
+    calls, ballots = batch.aggregator_calls(skipping=False), batch.ballots()
+    assert len(calls) == NUM_QUESTIONS
     tokens: Counter[str] = Counter()
-    for record in records:
+    for record in batch.records.values():
         tokens[record.key.question] += record.output_tokens
     rows = []
-    for ballot, decision, call in zip(handover.ballots, handover.decisions, handover.calls, strict=True):
+    for ballot, call in zip(ballots, calls, strict=True):
         votes = Counter(vote.answer for vote in ballot.votes if vote.answer is not None)
         gold = ballot.question.answer
         rows.append(
             Drawn(
                 bucket=3 - max(votes.values(), default=1),
-                majority_right=decision.answer == gold,
+                majority_right=plurality(ballot).answer == gold,
                 # Not cut off at its limit: the integral is of what it says.
-                aggregator_right=read.outcome(call).answer == gold,
+                aggregator_right=batch.site.world.outcome(call, batch.records).answer == gold,
                 tokens=tokens[ballot.question.id] / len(ballot.votes),
             )
         )
@@ -155,7 +150,7 @@ def test_responses_that_are_cut_off_are_long_and_have_no_answer() -> None:
         said, written = [], 0
         for slot in range(3):
             expert = experts[3 * i + slot]
-            outcome = world.outcome(make_call(name, expert=expert, slot=slot))
+            outcome = world.outcome(make_call(name, expert=expert, slot=slot), {})
             is_cut = outcome.output_tokens == lengths[expert].clip_tokens
             said.append(f"cut {slot}" if is_cut else outcome.answer)
             written += outcome.output_tokens
@@ -191,8 +186,8 @@ def test_the_configuration_holds_the_fitted_answers(workload: str) -> None:
 
 
 def test_the_configuration_holds_the_fitted_mean_of_the_aggregator(workload: str) -> None:
-    mean = read_yaml("workload", workload)["aggregator"]["output_tokens"]["mean"]
-    assert mean == {"value": FITTED["benchmarks"][workload]["aggregator_mean"], "source": "fitted"}
+    (entry,) = read_yaml("world", workload)["merged_tokens"].values()
+    assert entry["mean"] == {"value": FITTED["benchmarks"][workload]["aggregator_mean"], "source": "fitted"}
 
 
 def test_benchmarks_share_all_but_their_questions() -> None:

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mosaic.pipelines.gates.calibration_answers import load_calibration_answers
-from tests.experiments.command_line import DEMO, QUICK, Outcome, finish_process, run_here, start_process
-from tests.experiments.test_command_line import FILES, contents, read_calls, read_summary
+from tests.experiments.command_line import DEMO, QUICK, Outcome, finish_process, run_here, run_point, start_process
+from tests.experiments.test_command_line import FILES, contents, read_calls, read_plans, read_summary
 
 GPQA = ("workload=gpqa", *QUICK)
 """198 questions, 594 calls."""
@@ -23,12 +23,13 @@ EXPERT_KEYS = (
 STAGE_KEYS = (
     "aggregator", "aggregator_expert", "aggregator_tp_degree", "num_aggregator_calls", "num_too_long",
     "predicted_aggregator_s", "skip_frac", "skip_frac_source", "accuracy_frac", "always_aggregate_s",
-    "always_aggregate_accuracy_frac", "gate_report", "aggregator_costs", "accuracy_change_pp", "aggregator_saved_s",
+    "always_aggregate_accuracy_frac", "gate_report", "aggregator_costs",
+    "aggregator_scheduler", "accuracy_change_pp", "aggregator_saved_s",
 )  # fmt: skip
 
 
 def run_into(folder: Path, *overrides: str) -> Path:
-    outcome = run_here(*overrides, f"hydra.run.dir={folder}")
+    outcome = run_point(*overrides, f"hydra.run.dir={folder}")
     assert outcome.status == 0, outcome.err
     return folder
 
@@ -38,8 +39,8 @@ def read_answers(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["question"]: row for row in pq.read_table(folder / "answers.parquet").to_pylist()}
 
 
-def read_sessions(folder: Path, role: str) -> list[dict[str, Any]]:
-    return [row for row in pq.read_table(folder / "sessions.parquet").to_pylist() if row["role"] == role]
+def read_sessions(folder: Path, node: str) -> list[dict[str, Any]]:
+    return [row for row in pq.read_table(folder / "sessions.parquet").to_pylist() if row["node"] == node]
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +111,14 @@ def test_a_gate_skips_by_its_threshold_and_no_gate_changes_what_was_said(gated: 
 
 def test_the_expert_stage_is_the_same_with_and_without_a_second_stage(gated: Mapping[str, Path]) -> None:
     alone = read_summary(gated["none"])
-    assert {path.name for path in gated["none"].iterdir()} == FILES - {"plan_aggregate.json", "answers.parquet"}
+    assert {path.name for path in gated["none"].iterdir()} == FILES - {"answers.parquet"}
     assert [alone[key] for key in ("gate", "aggregator_s", *STAGE_KEYS)] == [None] * (2 + len(STAGE_KEYS))
     assert alone["end_to_end_s"] == alone["expert_makespan_s"]
     for gate in ("never", "unanimous", "majority"):
         both = read_summary(gated[gate])
         assert {key: both[key] for key in EXPERT_KEYS} == {key: alone[key] for key in EXPERT_KEYS}
         assert both["num_loads"] == alone["num_loads"] + 1
-        assert (gated[gate] / "plan.json").read_bytes() == (gated["none"] / "plan.json").read_bytes()
+        assert read_plans(gated[gate])[:1] == read_plans(gated["none"])
         assert read_calls(gated[gate]) == read_calls(gated["none"])
         assert read_sessions(gated[gate], "propose") == read_sessions(gated["none"], "propose")
 
@@ -129,7 +130,7 @@ def test_the_aggregator_starts_at_the_barrier_and_both_stages_share_a_clock(gate
     assert session["end_ts"] - session["load_start_ts"] == pytest.approx(summary["aggregator_s"])
     assert (session["expert"], session["workers"]) == ("QwenR1", [0, 1, 2, 3])
     assert session["session"] not in {row["session"] for row in read_sessions(gated["majority"], "propose")}
-    plan = json.loads((gated["majority"] / "plan_aggregate.json").read_text())
+    _, plan = read_plans(gated["majority"])
     assert sum(len(planned["shard"]) for planned in plan["sessions"]) == summary["num_aggregator_calls"]
     for row in read_calls(gated["majority"], "aggregate"):
         assert session["start_ts"] <= row["queued_ts"] <= row["finished_ts"] <= session["end_ts"]
@@ -156,7 +157,7 @@ def test_the_aggregator_reads_what_the_experts_showed(gated: Mapping[str, Path])
 
 
 def test_an_aggregator_that_defers_says_what_most_responses_say(tmp_path: Path) -> None:
-    folder = run_into(tmp_path / "run", *GPQA, "gate=never", "workload.answers.deference.value=20")
+    folder = run_into(tmp_path / "run", *GPQA, "gate=never", "world.answers.deference.value=20")
     answered = [row for row in read_answers(folder).values() if row["answer"] is not None and row["confidence"] > 0.6]
     assert len(answered) > 150
     for row in answered:
@@ -200,7 +201,7 @@ def test_the_same_command_in_another_process_leaves_the_same_bytes(tmp_path: Pat
     assert first == second
     assert set(first) == FILES - {"meta.json"} | {"calibration_answers.parquet"}
     steps = json.loads((tmp_path / "run1" / "meta.json").read_text())["wall_s"]
-    assert {"gate", "profile_aggregator", "plan_aggregator", "aggregate"} <= set(steps)
+    assert {"profile", "plan", "profile_upper", "execute", "always_aggregate"} <= set(steps)
 
 
 def test_a_saved_plan_of_the_experts_gives_the_same_two_stages(gated: Mapping[str, Path], tmp_path: Path) -> None:
@@ -245,7 +246,7 @@ def test_only_a_run_that_skips_nothing_leaves_calibration_answers(gated: Mapping
 
 
 def run_gate(folder: Path, *overrides: str) -> tuple[Outcome, dict[str, Any], dict[str, dict[str, Any]]]:
-    outcome = run_here(*GPQA, *overrides, f"hydra.run.dir={folder}")
+    outcome = run_point(*GPQA, *overrides, f"hydra.run.dir={folder}")
     assert outcome.status == 0, outcome.err
     return outcome, read_summary(folder), read_answers(folder)
 
@@ -283,7 +284,7 @@ def test_a_calibrated_gate_with_too_few_questions_skips_nothing_and_says_so(cali
     assert "nothing is skipped" in said
 
     pq.write_table(table, file)
-    again = run_here(*GPQA, *overrides, f"hydra.run.dir={tmp_path / 'run'}")
+    again = run_point(*GPQA, *overrides, f"hydra.run.dir={tmp_path / 'run'}")
     assert again.status == 2
     assert "gate.calibration_sha256" in again.err, "other calibration answers are another configuration"
 
@@ -364,7 +365,7 @@ def test_free_text_goes_to_the_aggregator_unless_a_comparison_is_plugged_in(tmp_
 def test_a_question_too_long_for_the_aggregator_keeps_the_experts_answer_and_is_counted(tmp_path: Path) -> None:
     source = write_questions(tmp_path / "q.jsonl", num=2, prompt_tokens=[1600, 100], answer="B")
     folder = tmp_path / "run"
-    outcome = run_here(*DEMO, source, "gate=never", f"hydra.run.dir={folder}")
+    outcome = run_point(*DEMO, source, "gate=never", f"hydra.run.dir={folder}")
     assert outcome.status == 0, outcome.err
     summary, answers = read_summary(folder), read_answers(folder)
     assert (summary["num_aggregator_calls"], summary["num_too_long"], summary["skip_frac"]) == (1, 1, 0.0)
@@ -380,20 +381,20 @@ def test_a_run_whose_every_question_is_too_long_has_no_second_stage_to_plan(tmp_
     source = write_questions(tmp_path / "q.jsonl", num=1, prompt_tokens=1600, answer="B")
     folder = run_into(tmp_path / "run", *DEMO, source, "gate=never")
     summary = read_summary(folder)
-    assert {path.name for path in folder.iterdir()} == FILES - {"plan_aggregate.json"}
+    assert {path.name for path in folder.iterdir()} == FILES
     assert (summary["num_aggregator_calls"], summary["num_too_long"]) == (0, 1)
     assert (summary["aggregator_s"], summary["aggregator_tp_degree"]) == (None, None)
     assert summary["end_to_end_s"] == summary["expert_makespan_s"]
 
 
 def test_questions_that_all_agree_need_no_aggregator(tmp_path: Path) -> None:
-    sure = ("workload.answers.mean_ability.value=20", "workload.answers.discrimination.value=0")
+    sure = ("world.answers.mean_ability.value=20", "world.answers.discrimination.value=0")
     source = write_questions(tmp_path / "q.jsonl", num=5, question=LISTED, answer="C", output_tokens=50)
-    outcome = run_here(*DEMO, source, *sure, f"hydra.run.dir={tmp_path / 'run'}")
+    outcome = run_point(*DEMO, source, *sure, f"hydra.run.dir={tmp_path / 'run'}")
     assert outcome.status == 0, outcome.err
     summary = read_summary(tmp_path / "run")
     assert (summary["skip_frac"], summary["accuracy_frac"], summary["num_aggregator_calls"]) == (1.0, 1.0, 0)
     assert summary["end_to_end_s"] == summary["expert_makespan_s"]
     assert summary["always_aggregate_s"] > 0
     assert "aggregator 0.0 s" in outcome.out
-    assert not (tmp_path / "run" / "plan_aggregate.json").exists()
+    assert len(read_plans(tmp_path / "run")) == 1

@@ -26,9 +26,9 @@ from experiments.hardware.engine_sweep import (
 )
 from experiments.hardware.engine_work import Work, terms_of, works_of
 from mosaic.core.cluster import uniform_cluster
-from mosaic.core.commands import Closed, Finished
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading, Order
 from mosaic.core.errors import BackendError, DisturbedSweepError
+from mosaic.core.events import Closed, Finished
 from mosaic.core.results import CallStatus
 from mosaic.runtime.static_plan import execute
 from sim.cluster.backend import SimBackend

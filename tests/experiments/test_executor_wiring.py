@@ -1,71 +1,104 @@
 """The real backends' part of the configuration."""
 
-import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from experiments.config.compose import compose_config
-from experiments.config.engines import find_device
-from experiments.config.job import job_from
-from mosaic.core.engine_options import Device
-from mosaic.engines.site import EngineSite
-from mosaic.runtime.run import Job
-from tests.experiments.command_line import run_here
-from tests.experiments.tiny_pool.small import write_scores
+from experiments.config.engines import engine_options, find_device
+from experiments.config.job import Prepared, job_from
+from mosaic.core.engine_options import Device, EngineOptions
+from tests.experiments.command_line import run_point
+from tests.experiments.test_wiring import TINY_EXPERTS, write_lines
 
 QUESTIONS = [{"id": f"q{i}", "question": f"What is {i} plus 1?", "experts": ["QwenHalf"] * 3} for i in range(3)]
 
 
 @pytest.fixture
 def questions(tmp_path: Path) -> list[str]:
-    path = tmp_path / "q.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in QUESTIONS))
-    return ["workload=file", f"workload.path={path}", "pool=demo"]
+    return ["workload=file", f"workload.path={write_lines(tmp_path / 'q.jsonl', *QUESTIONS)}", "pool=demo"]
 
 
-@pytest.fixture
-def job_of(tmp_path: Path):
-    return lambda *overrides: job_from(compose_config(list(overrides)), tmp_path / "journal").job
+def prepare(folder: Path, *overrides: str) -> Prepared:
+    return job_from(compose_config(list(overrides)), folder / "journal", overrides=overrides)
 
 
-def engines_of(job: Job) -> EngineSite:
-    assert isinstance(job.site, EngineSite)
-    return job.site
+def options_of(*overrides: str) -> EngineOptions:
+    return engine_options(compose_config(["backend=vllm", *overrides])["backend"])
 
 
-def test_engines_are_live_on_the_devices_that_are_there(questions, job_of):
-    site = engines_of(job_of(*questions, "cluster=local", "backend=vllm", "backend.device=cpu"))
-    loading = site.options.loading
-    assert (site.way, loading.device, loading.dtype) == ("measured", Device.CPU, "float32")
-    assert site.options.kv_cache_memory_bytes == 2**26
-    on_gpu = engines_of(job_of(*questions, "cluster=local", "backend=vllm", "backend.device=gpu")).options
+def test_engines_run_on_the_devices_that_are_there() -> None:
+    on_cpu, on_gpu = options_of("backend.device=cpu"), options_of("backend.device=gpu")
+    assert (on_cpu.loading.device, on_cpu.loading.dtype, on_cpu.kv_cache_memory_bytes) == (Device.CPU, "float32", 2**26)
     assert (on_gpu.loading.device, on_gpu.loading.dtype, on_gpu.kv_cache_memory_bytes) == (Device.GPU, "auto", None)
 
 
-def test_no_device_is_a_gpu_where_all_are_hidden(monkeypatch):
+def test_settings_reach_the_engines(tmp_path: Path, questions: list[str]) -> None:
+    prepared = prepare(
+        tmp_path, *questions, "cluster=local", "backend=vllm", "backend.device=cpu", "backend.patience.max_retries=7"
+    )
+    assert (prepared.job.site.name, prepared.job.site.way, prepared.runs) == ("vllm", "measured", True)
+    with patch("experiments.config.engines.make_vllm_backend") as made:
+        prepared.job.site.backend({}, lambda call, inputs: "")
+    given = made.call_args.kwargs
+    assert (given["checkpoints"], given["patience"].max_retries) == (Path("checkpoints"), 7)
+    assert given["options"] == options_of("backend.device=cpu")
+
+
+def test_no_device_is_a_gpu_where_all_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert find_device() is Device.CPU
 
 
-def test_a_simulation_has_no_engines(questions, job_of):
-    assert not isinstance(job_of(*questions).site, EngineSite)
-    assert not isinstance(job_of(*questions, "backend=none").site, EngineSite)
+def test_a_simulation_starts_no_engine(tmp_path: Path, questions: list[str]) -> None:
+    assert prepare(tmp_path, *questions).job.site.way == "simulated"
+    explained = prepare(tmp_path, *questions, "backend=none")
+    assert (explained.job.site.way, explained.runs) == ("simulated", False)
 
 
-def test_a_published_workload_is_replayed_and_not_answered(job_of):
-    site = engines_of(job_of("backend=vllm", "backend.mode=replay", "backend.engine.load_format=dummy"))
-    assert (site.way, site.options.loading.dummy_weights) == ("replayed", True)
+def test_a_published_workload_is_replayed_and_not_answered(tmp_path: Path) -> None:
+    site = prepare(tmp_path, "backend=vllm", "backend.mode=replay", "backend.engine.load_format=dummy").job.site
+    assert (site.way, site.answers_source) == ("replayed", "fitted")
 
 
-def test_a_live_run_is_profiled_on_the_calibration_part_where_there_is_one(tmp_path, questions, job_of):
-    tiny = ["workload=tiny_mcq", "pool=tiny", "cluster=local", "backend=vllm"]
-    job = job_of(*tiny, f"workload.profiles={write_scores(tmp_path)}")
-    asked = {question.text for question in job.site.calibration([expert.name for expert in job.experts]).questions}
-    assert len(asked) > 100
+def test_a_live_run_is_profiled_on_the_calibration_part_where_there_is_one(
+    tmp_path: Path, questions: list[str]
+) -> None:
+    skills = {expert: {"addition": 3, "digit_sum": 2, "maximum": 1} for expert in TINY_EXPERTS}
+    path = write_lines(tmp_path / "skills.json", skills)
+    tiny = ["workload=tiny_mcq", "pool=tiny", "cluster=local", "backend=vllm", f"workload.profiles={path}"]
+    job = prepare(tmp_path, *tiny).job
+    asked = {question.text for question in job.site.calibration(TINY_EXPERTS).questions}
     assert asked.isdisjoint(question.text for question in job.workload.questions)
-    own = job_of(*questions, "cluster=local", "backend=vllm")
-    assert own.site.calibration(["QwenHalf"]) == own.workload
+    own = prepare(tmp_path, *questions, "cluster=local", "backend=vllm").job
+    assert {question.id for question in own.site.calibration(["QwenHalf"]).questions} <= {"q0", "q1", "q2"}
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("world.length_scale.value=2", "models really answer"),
+        ("world=gpqa", "models really answer"),
+        ("aggregator=none backend.num_calibration_questions=5", "nothing is aggregated"),
+    ],
+)
+def test_what_a_live_run_does_not_use_is_refused(
+    override: str, reason: str, tmp_path: Path, questions: list[str]
+) -> None:
+    with pytest.raises(ValueError, match=f"must be left out, it has no effect here .{reason}"):
+        prepare(tmp_path, *questions, "cluster=local", "backend=vllm", *override.split())
+
+
+def test_a_folder_of_checkpoints_that_no_expert_needs_is_refused(
+    tmp_path: Path, questions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = [*questions, "cluster=local", "backend=vllm", "pool.experts.QwenHalf.checkpoint=mine/half"]
+    monkeypatch.chdir(tmp_path)
+    assert prepare(tmp_path, *live, "backend.checkpoints=nope").runs
+    (tmp_path / "mine" / "half").mkdir(parents=True)
+    with pytest.raises(ValueError, match="backend.checkpoints must be left out.*path of its own.*=nope"):
+        prepare(tmp_path, *live, "backend.checkpoints=nope")
 
 
 SERVER = "{base_url: http://localhost:8000/v1, expert: QwenHalf, model: m}"
@@ -79,7 +112,7 @@ SERVER = "{base_url: http://localhost:8000/v1, expert: QwenHalf, model: m}"
         ("+backend.tempo=2", "backend: key must be one of ["),
         ("~backend.mode", "backend.mode must be given, got None"),
         ("backend.engine=fast", "backend.engine must be a group of the configuration"),
-        ("backend.engine.max_num_seqs=0", "engine.max_num_seqs must be"),
+        ("backend.engine.max_num_seqs=0", "max_num_seqs must be"),
         ("backend.device=cpu backend.engine.block_size=16", "engine.block_size must be a multiple of 32 on CPU"),
         ("backend.engine.load_format=dummy", "backend.engine.load_format must be auto in live mode"),
         ("backend.patience.max_retries=-1", "patience.max_retries must be"),
@@ -108,15 +141,18 @@ SERVER = "{base_url: http://localhost:8000/v1, expert: QwenHalf, model: m}"
         ),
     ],
 )
-def test_bad_input_names_the_field_the_rule_and_the_value(questions, overrides, complaint):
-    outcome = run_here(*questions, "cluster=local", "backend=vllm", *overrides.split(" "))
+def test_bad_input_names_the_field_the_rule_and_the_value(
+    questions: list[str], overrides: str, complaint: str, tmp_path: Path
+) -> None:
+    where = f"hydra.run.dir={tmp_path / 'run'}"
+    outcome = run_point(*questions, "cluster=local", "backend=vllm", *overrides.split(" "), where)
     assert outcome.status == 2
     assert complaint in outcome.err
     assert "Traceback" not in outcome.err
 
 
-def test_questions_without_a_text_cannot_be_answered():
-    outcome = run_here("backend=vllm")
+def test_questions_without_a_text_cannot_be_answered(tmp_path: Path) -> None:
+    outcome = run_point("backend=vllm", f"hydra.run.dir={tmp_path / 'run'}")
     assert outcome.status == 2
     assert "workload mmlu_pro: question" in outcome.err
     assert "must have a text where models really answer, got None: backend.mode=replay" in outcome.err

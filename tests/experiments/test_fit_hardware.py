@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from experiments.fit_hardware import main
+from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.workload import ModelShape
 from sim.engine.engine import Engine
-from mosaic.core.engine_options import EngineOptions, Order
 from sim.hardware.hardware import FittedAttention, Hardware, MeasuredAttention, hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 from tests.workloads.test_request_log import make_line, write_log

@@ -39,6 +39,8 @@ from mosaic.pipelines.gates.risk_control import betting_p_values
 from mosaic.pipelines.gates.weighted import learn_reliabilities, posterior
 from tests.calibration_questions import make_question
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def gpqa() -> Population:

@@ -6,22 +6,26 @@ from statistics import fmean
 
 import pytest
 
-from experiments.config.wiring import Setup, compose_config, mistaken_lengths, setup_from
+from experiments.config.job import simulated
+from experiments.config.world import mistaken_lengths
 from mosaic.core.lengths import ClippedLognormal
-from mosaic.planning.profiles import write_profile
+from mosaic.core.workload import PROPOSE
+from mosaic.planning.profiles import Profile, write_profile
+from mosaic.runtime.run import measure
+from sim.site import SimSite
 from tests.experiments.command_line import QUICK, SMALL
 
 
-def make_setup(*overrides: str) -> Setup:
-    return setup_from(compose_config(["aggregator=none", *overrides]))
+def make_site(*overrides: str) -> SimSite:
+    return simulated(["aggregator=none", *overrides])[1]
 
 
-def small_setup(*overrides: str) -> Setup:
-    return make_setup(*SMALL, *QUICK, *overrides)
+def small_profile(*overrides: str) -> Profile:
+    return measure(simulated(["aggregator=none", *SMALL, *QUICK, *overrides])[0])[PROPOSE]
 
 
 def test_a_profile_without_an_error_is_the_profile_it_was(tmp_path: Path) -> None:
-    profiles = [small_setup(*extra).profile() for extra in ([], ["profile.length_error=1"])]
+    profiles = [small_profile(*extra) for extra in ([], ["profile.length_error=1"])]
     for number, profile in enumerate(profiles):
         write_profile(profile, tmp_path / f"{number}.json")
     assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()
@@ -30,18 +34,17 @@ def test_a_profile_without_an_error_is_the_profile_it_was(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_length_error_moves_predicted_means_within_its_factor_and_leaves_the_world(seed: int) -> None:
-    right, wrong = (make_setup(f"seed={seed}", f"profile.length_error={error}") for error in (1.0, 2.0))
-    assert wrong.world() == right.world(), "the true lengths stay"
-    factors = [
-        wrong.calibration_world().lengths[name].mean / right.lengths[name].mean for name in sorted(right.lengths)
-    ]
+    right, wrong = (make_site(f"seed={seed}", f"profile.length_error={error}") for error in (1.0, 2.0))
+    assert wrong.world == right.world, "the true lengths stay"
+    true = right.world.lengths
+    factors = [wrong.calibration_world.lengths[name].mean / true[name].mean for name in sorted(true)]
     assert all(0.5 <= factor <= 2 for factor in factors)
     assert len({round(factor, 6) for factor in factors}) == len(factors), "each expert has its own"
     assert min(factors) < 0.9 or max(factors) > 1.1
 
 
 def test_a_length_error_reaches_what_the_scheduler_is_told() -> None:
-    right, wrong = (small_setup(f"profile.length_error={error}").profile() for error in (1.0, 2.0))
+    right, wrong = (small_profile(f"profile.length_error={error}") for error in (1.0, 2.0))
     ratio = sum(wrong.entries[0].output_tokens) / sum(right.entries[0].output_tokens)
     assert ratio != pytest.approx(1.0, rel=0.01)
     assert 0.45 <= ratio <= 2.2
@@ -67,7 +70,7 @@ def test_the_error_of_an_expert_is_log_uniform() -> None:
 )
 def test_a_length_error_is_checked(overrides: list[str], complaint: str) -> None:
     with pytest.raises((ValueError, TypeError), match=complaint):
-        make_setup(*overrides)
+        make_site(*overrides)
 
 
 def test_a_length_error_that_leaves_the_limits_is_refused() -> None:

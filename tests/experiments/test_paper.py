@@ -18,13 +18,18 @@ from experiments.studies.paper_runs import BENCHMARKS, POOLS, PaperRun, PaperRun
 from experiments.studies.paper_tables import OpenRange, error_table, show, show_error, to_csv, to_markdown, walls_table
 from mosaic.core.errors import RunFolderError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "results" / "paper"
 FIGURES = (
     "figure1_lengths", "figure2_skew", "figure3_data_parallel", "figure3_throughput", "figure5_timelines",
     "figure6_end_to_end", "figure7_agreement",
 )  # fmt: skip
-TABLES = ("table1_accuracy", "table3_slots", "table4_walls", "pools", "errors", "figure2_idle")
+TABLES = (
+    "table1_accuracy", "table3_slots", "table4_walls", "pools", "errors", "figure2_idle", "aggregator_tail",
+    "end_to_end_ranges", "abilities",
+)  # fmt: skip
 
 
 def make_row(*values: float, published: float = 10.0, unit: str = "s", kind: str = PREDICTED, runs: int = 1) -> Row:
@@ -119,7 +124,7 @@ def test_points_are_distinct_and_the_first_seed_comes_first() -> None:
     assert [point.seed for point in points] == sorted(point.seed for point in points)
     for benchmark in BENCHMARKS:
         policies = {point.policy for point in points if point.workload == benchmark}
-        assert policies >= {"round_robin", "ilp", "unanimous"}
+        assert policies >= {"round_robin", "ilp", "unanimous", "inelastic"}
     for workload in POOLS.values():
         assert {point.policy for point in points if point.workload == workload} >= {
             "round_robin", "data_parallel", "ilp",

@@ -3,9 +3,9 @@ from collections.abc import Sequence
 import pytest
 
 from experiments.analysis.replay import replay, replay_errors, replay_table
-from mosaic.core.results import CallRecord
-from mosaic.core.workload import Call, CallKey, PROPOSE, Question, Workload
 from mosaic.core.engine_options import EngineOptions, Order
+from mosaic.core.results import CallRecord
+from mosaic.core.workload import PROPOSE, Call, CallKey, Question, Workload
 
 
 class OneSecondSteps:

@@ -26,15 +26,15 @@ def mmlu_pro() -> BaselineSessions:
 
 def committed_set(sessions: BaselineSessions) -> ParameterSet:
     """Read the parameters that conf/ holds."""
-    lengths = sessions.setup.lengths
+    lengths = sessions.site.world.lengths
     assert all(isinstance(entry, ClippedLognormal) for entry in lengths.values())
     sigmas = {
-        family: {lengths[expert.name].sigma for expert in sessions.setup.experts if expert.family is family}  # type: ignore[attr-defined]
+        family: {lengths[expert.name].sigma for expert in sessions.job.experts if expert.family is family}  # type: ignore[attr-defined]
         for family in Family
     }
     (reasoning_sigma,), (light_sigma,) = sigmas[Family.REASONING], sigmas[Family.INSTRUCT]
     return ParameterSet(
-        cpu_overhead_scale=sessions.setup.hardware.cpu_overhead_scale,
+        cpu_overhead_scale=sessions.site.hardware.cpu_overhead_scale,
         reasoning_sigma=reasoning_sigma,
         light_sigma=light_sigma,
         mean_by_expert={name: entry.mean for name, entry in lengths.items()},
@@ -42,9 +42,9 @@ def committed_set(sessions: BaselineSessions) -> ParameterSet:
 
 
 def test_a_set_gives_the_committed_lengths_back(mmlu_pro: BaselineSessions) -> None:
-    assert committed_set(mmlu_pro).lengths(mmlu_pro.setup.experts) == {
+    assert committed_set(mmlu_pro).lengths(mmlu_pro.job.experts) == {
         name: replace(entry, mean_source="assumed", sigma_source="assumed", clip_source="assumed")  # type: ignore[type-var]
-        for name, entry in mmlu_pro.setup.lengths.items()
+        for name, entry in mmlu_pro.site.world.lengths.items()
     }
 
 
@@ -55,7 +55,7 @@ def test_the_committed_parameters_put_round_robins_workers_where_published(mmlu_
 
 
 def test_a_scale_multiplies_every_mean_and_keeps_the_shape(gpqa: BaselineSessions) -> None:
-    lengths = COMMITTED.lengths(gpqa.setup.experts, 0.5)
+    lengths = COMMITTED.lengths(gpqa.job.experts, 0.5)
     assert {name: entry.mean for name, entry in lengths.items()} == {
         name: mean / 2 for name, mean in COMMITTED.mean_by_expert.items()
     }

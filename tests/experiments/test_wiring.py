@@ -5,19 +5,23 @@ from collections.abc import Mapping
 from itertools import combinations, product
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from experiments.config.wiring import CONF, Setup, compose_config, setup_from
+import mosaic
+from experiments.config.compose import CONF, compose_config
+from experiments.config.job import Prepared, job_from
+from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import AnswerKind, CallKey, PROPOSE
+from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Expert
 from mosaic.pipelines.gates.calibration_answers import encode_calibration_answers
 from mosaic.pipelines.gates.gate import Majority
 from mosaic.planning.costs import AffineCosts, PaperCosts
-from mosaic.planning.profiles import write_profile
-from mosaic.runtime.run import run
+from mosaic.planning.profiles import Profile, write_profile
+from mosaic.runtime.planner import NodePlacements
 from mosaic.runtime.sweep import sweep_calls
-from mosaic.core.engine_options import EngineOptions, Order
+from sim.site import SimSite
 from sim.world.world import World
 from tests.calibration_questions import make_question
 
@@ -35,6 +39,7 @@ FITTING = [
 SCHEDULERS, COSTS = ["ilp", "round_robin", "fifo", "least_loaded", "data_parallel"], ["paper", "affine"]
 TINY_EXPERTS = ["TinySage", "TinyOwl", "TinyDart", "TinyFinch", "TinySwift"]
 GATES = ["never", "unanimous", "majority", "weighted", "calibrated"]
+REAL = ("vllm", "endpoint")
 PARTS = {"expert", "questions", "lengths", "answers", "experiment", "policy"}
 """Groups that other groups are made of, and the presets."""
 DEGREES = {"tp4": (4,), "dp4": (1,), "auto": (4, 1)}
@@ -128,14 +133,29 @@ def write_calibration(path: Path) -> Path:
     return path
 
 
-def make_setup(*overrides: str) -> Setup:
-    return setup_from(compose_config(list(overrides)))
+def make(*overrides: str, store: Path | None = None, journal: Path | None = None) -> Prepared:
+    return job_from(compose_config(list(overrides)), journal, store)
+
+
+def site_of(prepared: Prepared) -> SimSite:
+    assert isinstance(prepared.job.site, SimSite)
+    return prepared.job.site
+
+
+def aggregator_of(prepared: Prepared) -> tuple[Expert, tuple[int, ...]]:
+    """Find who merges answers, and at which degrees it may be placed."""
+    (node,) = prepared.job.graph.upper_nodes
+    (expert,) = node.experts
+    options: NodePlacements = prepared.job.placements[AGGREGATE]
+    return expert, tuple(option.tp_degree for option in options.placements)
 
 
 def test_the_points_take_every_choice_of_every_group() -> None:
     groups = {path.name for path in CONF.iterdir() if path.is_dir()} - PARTS
-    assert groups == set(POINTS[0])
-    for group in groups:
+    assert groups == {*POINTS[0], "world", "pipeline"}
+    assert choices("world") == choices("workload"), "each workload has a world, which follows it"
+    assert choices("pipeline") == {"mixture"}
+    for group in POINTS[0]:
         assert {point[group] for point in POINTS} == choices(group), group
 
 
@@ -154,222 +174,258 @@ def test_every_pair_of_policies_and_backends_meets(one: str, other: str) -> None
 
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: "-".join(list(point.values())[:6]))
 def test_every_point_composes_and_instantiates(point: dict[str, str], tmp_path: Path) -> None:
-    setup = make_setup(*overrides_of(point, tmp_path))
-    assert setup.workload.name == point["workload"]
-    assert setup.hardware.gpu.name == point["hardware"]
-    assert {worker.gpu for worker in setup.cluster.workers} == {setup.hardware.gpu}
-    assert setup.scheduler.name == point["scheduler"]
-    assert (setup.settings is not None) == (point["backend"] == "sim")
-    assert (setup.executor is not None) == (point["backend"] in ("vllm", "endpoint"))
-    profile = {"profile": None, "num_calls_by_expert": setup.workload.num_calls_by_expert}
-    assert setup.costs(**profile).name == point["costs"]
+    prepared = make(*overrides_of(point, tmp_path), journal=tmp_path / "journal")
+    job = prepared.job
+    assert job.workload.name == point["workload"]
+    assert {worker.gpu.name for worker in job.cluster.workers} == {point["hardware"]}
+    assert job.scheduler.name == point["scheduler"]
+    assert prepared.runs == (point["backend"] != "none")
+    assert job.site.way == ("measured" if point["backend"] in REAL else "simulated")
+    profile = {"profile": None, "num_calls_by_expert": job.workload.num_calls_by_expert}
+    assert job.costs(**profile).name == point["costs"]
     if point["aggregator"] == "none":
-        assert setup.stage is None
+        assert not job.graph.upper_nodes
+        assert prepared.aggregator is None
     else:
-        assert setup.stage is not None
-        assert (setup.stage.gate.name, setup.stage.aggregator.name) == (point["gate"], point["aggregator"])
-        assert setup.stage.aggregator.expert in setup.experts
-        assert set(setup.stage.lengths) == {setup.stage.aggregator.expert.name}
+        assert (job.graph.gate.name, prepared.aggregator) == (point["gate"], point["aggregator"])
+        expert, degrees = aggregator_of(prepared)
+        assert expert in job.experts
         measured = MEASURED_DEGREES[point["hardware"]]
-        expected = tuple(degree for degree in DEGREES[point["aggregator"]] if degree in measured)
-        assert setup.stage.aggregator.tp_degrees == expected
+        assert degrees == tuple(degree for degree in DEGREES[point["aggregator"]] if degree in measured)
+        if point["backend"] not in REAL:
+            world = site_of(prepared).world
+            assert expert.name in world.aggregator_lengths
 
 
 def test_the_replay_composes(tmp_path: Path) -> None:
     log = write_lines(tmp_path / "log.jsonl", LOG_LINE)
-    setup = make_setup("+experiment=replay", f"workload.path={log}", "hardware=rtxpro6000")
-    assert setup.cluster.num_workers >= 1
-    assert setup.stage is None, "a log holds no questions to aggregate"
+    prepared = make("+experiment=replay", f"workload.path={log}", "hardware=rtxpro6000")
+    assert prepared.job.cluster.num_workers >= 1
+    assert not prepared.job.graph.upper_nodes, "a log holds no questions to aggregate"
+    assert prepared.report == "replay"
 
 
 @pytest.mark.parametrize("workload", PUBLISHED)
 @pytest.mark.parametrize("pool", ["demo", "llama3_8b"])
 def test_a_pool_without_the_experts_called_is_refused(workload: str, pool: str) -> None:
     with pytest.raises(ValueError, match=rf"workload {workload}, call .*: expert must be one of the pool "):
-        make_setup(f"workload={workload}", f"pool={pool}")
+        make(f"workload={workload}", f"pool={pool}", "aggregator=none")
+
+
+def test_a_pool_without_the_workloads_aggregator_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"workload.aggregator must be one of the pool \['llama3_8b'\], got 'QwenR1'"):
+        make("workload=gpqa", "pool=llama3_8b")
 
 
 def test_a_pool_too_large_for_the_gpu_is_refused() -> None:
     with pytest.raises(ValueError, match="expert Gemma must fit into tp_degree=1 x rtx4090"):
-        make_setup("hardware=rtx4090")
+        make("hardware=rtx4090", "aggregator=none")
 
 
 def test_the_defaults_are_the_papers_main_run() -> None:
-    setup = make_setup()
-    assert (setup.workload.name, setup.scheduler.name, setup.seed) == ("mmlu_pro", "ilp", 0)
-    assert setup.costs.func is PaperCosts  # type: ignore[attr-defined]
-    assert setup.hardware.gpu.name == "a100_80gb"
-    assert setup.cluster.num_workers == 4
-    assert setup.settings == EngineOptions(order=Order.PREFILL_FIRST, max_num_seqs=256)
-    assert setup.profile_path is None
-    assert setup.aggregator_profile_path is None
-    assert setup.stage is not None
-    assert setup.stage.gate == Majority(tau=0.6667)
-    assert (setup.stage.aggregator.expert.name, setup.stage.aggregator.tp_degrees) == ("LlamaR1", (4,))
-    assert make_setup("costs=affine").costs.func is AffineCosts  # type: ignore[attr-defined]
+    prepared = make()
+    job, site = prepared.job, site_of(prepared)
+    assert (job.workload.name, job.scheduler.name, prepared.seed) == ("mmlu_pro", "ilp", 0)
+    assert job.costs.func is PaperCosts  # type: ignore[attr-defined]
+    assert site.hardware.gpu.name == "a100_80gb"
+    assert job.cluster.num_workers == 4
+    assert site.settings == EngineOptions(order=Order.PREFILL_FIRST, max_num_seqs=256)
+    assert (job.profile, job.upper_profile, job.plans, job.has_barrier) == (None, None, (), True)
+    assert job.graph.gate == Majority(tau=0.6667)
+    expert, degrees = aggregator_of(prepared)
+    assert (expert.name, degrees) == ("LlamaR1", (4,))
+    assert make("costs=affine").job.costs.func is AffineCosts  # type: ignore[attr-defined]
 
 
 def test_overrides_reach_the_values() -> None:
-    setup = make_setup(
+    prepared = make(
         "workload=gpqa", "cluster.num_workers=2", "seed=3", "profile.seed=9", "profile.sweep.shard_sizes=[4,8]",
         "backend.max_num_seqs=64", "pool.experts.Gemma.max_replicas=4", "scheduler.max_experts_per_worker=3",
         "gate.tau=0.9", "aggregator=dp4", "aggregator.expert=LlamaR1", "aggregator.min_output_tokens=99",
-        "workload.aggregator.output_tokens.mean.value=321", "workload.answers.discrimination.value=1.25",
-        "workload.answers.ability_by_expert.Gemma.value=-0.7", "workload.answers.visible_tokens.value=77",
+        "+world.merged_tokens.LlamaR1={sample: [321], source: assumed}", "world.answers.discrimination.value=1.25",
+        "world.answers.ability_by_expert.Gemma.value=-0.7", "world.answers.visible_tokens.value=77",
     )  # fmt: skip
-    assert setup.cluster.num_workers == 2
-    assert (setup.seed, setup.profile_seed) == (3, 9)
-    assert setup.settings is not None
-    assert setup.settings.max_num_seqs == 64
-    assert {expert.name: expert.max_replicas for expert in setup.experts}["Gemma"] == 4
-    assert setup.scheduler.max_experts_per_worker == 3  # type: ignore[attr-defined]
-    assert setup.sweep.shard_sizes == (4, 8)
-    assert setup.stage is not None
-    assert setup.stage.gate == Majority(tau=0.9)
-    assert (setup.stage.aggregator.expert.name, setup.stage.aggregator.min_output_tokens) == ("LlamaR1", 99)
-    assert setup.stage.lengths["LlamaR1"].mean == 321
-    assert setup.answers.model is not None
-    assert setup.answers.model.discrimination == 1.25
-    assert setup.answers.model.ability_by_expert["Gemma"] == -0.7
-    assert setup.answers.model.source == "fitted"
-    thinking = setup.world().thinking
-    assert thinking == {"LlamaR1": 77, "QwenR1": 77}, "who thinks shows the end of the text only"
+    job, site = prepared.job, site_of(prepared)
+    assert job.cluster.num_workers == 2
+    assert (prepared.seed, site.world.root_seed, site.calibration_world.root_seed) == (3, 3, 9)
+    assert site.settings.max_num_seqs == 64
+    assert {expert.name: expert.max_replicas for expert in job.experts}["Gemma"] == 4
+    assert job.scheduler.max_experts_per_worker == 3  # type: ignore[attr-defined]
+    assert job.sweep.shard_sizes == (4, 8)
+    assert job.graph.gate == Majority(tau=0.9)
+    expert, _ = aggregator_of(prepared)
+    assert (expert.name, job.graph.upper_nodes[0].min_output_tokens) == ("LlamaR1", 99)
+    assert site.world.aggregator_lengths["LlamaR1"].mean == 321
+    assert site.world.answers is not None
+    assert site.world.answers.discrimination == 1.25
+    assert site.world.answers.ability_by_expert["Gemma"] == -0.7
+    assert site.world.answers.source == "fitted"
+    assert site.world.thinking == {"LlamaR1": 77, "QwenR1": 77}, "who thinks shows the end of the text only"
 
 
 @pytest.mark.parametrize(("workload", "expert"), [("mmlu_pro", "LlamaR1"), ("medmcqa", "Exaone"), ("gpqa", "QwenR1")])
 def test_the_aggregator_is_the_workloads(workload: str, expert: str) -> None:
     config = compose_config([f"workload={workload}"])
-    stage = setup_from(config).stage
-    assert stage is not None
-    assert stage.aggregator.expert.name == expert
-    assert stage.lengths[expert].mean == config["workload"]["aggregator"]["output_tokens"]["mean"]["value"]
+    prepared = job_from(config)
+    assert aggregator_of(prepared)[0].name == expert
+    lengths = site_of(prepared).world.aggregator_lengths[expert]
+    assert lengths.mean == config["world"]["merged_tokens"][expert]["mean"]["value"]
 
 
 def test_a_workload_without_an_aggregator_takes_the_pools(tmp_path: Path) -> None:
-    stage = make_setup("workload=medmcqa", "workload.aggregator=null").stage
-    assert stage is not None
-    assert stage.aggregator.expert.name == "LlamaR1"
-    own = small_setup(tmp_path, "workload.aggregator={expert: SmolLM2, output_tokens: {sample: [9], source: measured}}")
-    assert own.stage is not None
-    assert own.stage.aggregator.expert.name == "SmolLM2"
-    assert own.stage.lengths["SmolLM2"].mean == 9
+    assert aggregator_of(make("workload=medmcqa", "workload.aggregator=null"))[0].name == "LlamaR1"
+    own = small(tmp_path, "workload.aggregator=SmolLM2", "+world.merged_tokens.SmolLM2={sample: [9], source: measured}")
+    assert aggregator_of(own)[0].name == "SmolLM2"
+    assert site_of(own).world.aggregator_lengths["SmolLM2"].mean == 9
 
 
 def test_an_aggregator_keeps_the_degrees_that_fit_the_cluster() -> None:
-    stage = make_setup("workload=gpqa", "aggregator=auto", "cluster.num_workers=3").stage
-    assert stage is not None
-    assert stage.aggregator.tp_degrees == (1,)
+    assert aggregator_of(make("workload=gpqa", "aggregator=auto", "cluster.num_workers=3"))[1] == (1,)
 
 
 def test_an_aggregator_that_no_gpu_can_hold_is_refused_before_any_work(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "q.jsonl", {"id": "a", "prompt_tokens": 100, "experts": ["Qwen"]})
     overrides = ("workload=file", f"workload.path={path}", "hardware=rtx4090", "aggregator=dp4")
     with pytest.raises(ValueError, match="expert LlamaR1 must fit into tp_degree=1 x rtx4090"):
-        make_setup(*overrides)
-    assert make_setup(*overrides, "aggregator.expert=Qwen").stage is not None
+        make(*overrides)
+    assert make(*overrides, "aggregator.expert=Qwen").aggregator == "dp4"
 
 
 def test_a_degree_that_the_hardware_was_not_measured_at_is_refused_before_any_work() -> None:
     with pytest.raises(ValueError, match=r"tp_degrees must be degrees that rtxpro6000 was measured at, got \[4\]"):
-        make_setup("workload=gpqa", "hardware=rtxpro6000", "aggregator=tp4")
-    stage = make_setup("workload=gpqa", "hardware=rtxpro6000", "aggregator.tp_degrees=[4,2]").stage
-    assert stage is not None
-    assert stage.aggregator.tp_degrees == (2,)
+        make("workload=gpqa", "hardware=rtxpro6000", "aggregator=tp4")
+    assert aggregator_of(make("workload=gpqa", "hardware=rtxpro6000", "aggregator.tp_degrees=[4,2]"))[1] == (2,)
 
 
 def test_a_gate_is_not_calibrated_on_the_batch_itself(tmp_path: Path) -> None:
     file = tmp_path / "c.parquet"
     file.write_bytes(encode_calibration_answers([make_question("q3"), make_question("other")]))
     with pytest.raises(ValueError, match="gate.calibration must hold other questions than the batch, got 1 of .*'q3'"):
-        small_setup(tmp_path, "gate=calibrated", f"gate.calibration={file}")
-    assert small_setup(tmp_path, "gate=weighted", f"gate.calibration={file}").stage is not None, "it promises nothing"
+        small(tmp_path, "gate=calibrated", f"gate.calibration={file}")
+    assert small(tmp_path, "gate=weighted", f"gate.calibration={file}").job.graph.upper_nodes, "it promises nothing"
 
 
 def test_a_workload_without_an_answer_model_has_lengths_and_no_second_stage(tmp_path: Path) -> None:
-    setup = small_setup(tmp_path, "workload.answers=null", "aggregator=none")
-    assert setup.answers.model is None
-    assert {setup.world().outcome(call).answer for call in setup.workload.calls} == {None}
-    with pytest.raises(
-        ValueError, match="workload.answers must be given where a gate reads simulated answers, got null"
-    ):
-        small_setup(tmp_path, "workload.answers=null")
+    prepared = small(tmp_path, "world.answers=null", "aggregator=none")
+    world = site_of(prepared).world
+    assert world.answers is None
+    assert {world.outcome(call, {}).answer for call in prepared.job.workload.calls} == {None}
+    with pytest.raises(ValueError, match="world.answers must be given where a gate reads simulated answers, got null"):
+        small(tmp_path, "world.answers=null")
 
 
 def test_free_text_is_compared_by_a_function_of_ones_own(tmp_path: Path) -> None:
-    stage = small_setup(tmp_path, "aggregator.comparison=operator.eq").stage
-    assert stage is not None
-    same = stage.compare[AnswerKind.TEXT]
+    same = small(tmp_path, "aggregator.comparison=operator.eq").job.graph.compare[AnswerKind.TEXT]
     assert same is not None
     assert same("a", "a")
     assert not same("a", "b")
-    assert small_setup(tmp_path, "aggregator.comparison=builtins.max").stage is not None, "C says not what it takes"
-    plain = small_setup(tmp_path).stage
-    assert plain is not None
-    assert plain.compare[AnswerKind.TEXT] is None
+    c_function = small(tmp_path, "aggregator.comparison=builtins.max").job.graph.compare[AnswerKind.TEXT]
+    assert c_function is max, "C says not what it takes"
+    assert small(tmp_path).job.graph.compare[AnswerKind.TEXT] is None
 
 
 def test_the_length_scale_is_applied_to_the_workloads_lengths() -> None:
     means = {
-        scale: make_setup("workload=gpqa", f"workload.length_scale.value={scale}").lengths["LlamaR1"].mean
+        scale: site_of(make("workload=gpqa", f"world.length_scale.value={scale}")).world.lengths["LlamaR1"].mean
         for scale in (0.5, 1.0)
     }
     assert means[0.5] == pytest.approx(means[1.0] / 2)
 
 
-def small_setup(folder: Path, *overrides: str) -> Setup:
+NODES = (
+    "pipeline.nodes={propose: null, merge: {experts: [SmolLM2, QwenHalf], after: [propose]}, "
+    "final: {experts: [QwenHalf], after: [merge], when: unsettled, min_output_tokens: 40}}"
+)
+
+
+def test_a_pipeline_of_ones_own_names_its_nodes(tmp_path: Path) -> None:
+    graph = small(tmp_path, NODES, "pipeline.barrier=false", "aggregator=none").job.graph
+    assert [[node.name for node in layer] for layer in graph.layers] == [["propose"], ["merge"], ["final"]]
+    assert [expert.name for expert in graph.nodes[1].experts] == ["SmolLM2", "QwenHalf"]
+    assert graph.nodes[2].min_output_tokens == 40
+
+
+ALONE = ("aggregator=none",)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        ([NODES], "aggregator must be none beside pipeline.nodes"),
+        ([*ALONE, "pipeline.nodes=5"], "pipeline.nodes must be a mapping of nodes, or null, got 5"),
+        ([*ALONE, "pipeline.nodes={a: {expert: x}}"], r"pipeline.nodes.a: key must be one of .*, got 'expert'"),
+        ([*ALONE, "pipeline.nodes={a: {experts: X}}"], "pipeline.nodes.a.experts must be a list of experts"),
+        ([*ALONE, "pipeline.nodes={a: {experts: [X]}}"], "nodes.a.experts must be of the pool .*, got 'X'"),
+        ([*ALONE, "pipeline.nodes={a: 7}"], "pipeline.nodes.a must be a group of the configuration.*, got 7"),
+        (["pipeline.barrier=maybe"], "pipeline.barrier must be true or false, got 'maybe'"),
+        (["+pipeline.width=3"], "pipeline: key must be nodes or barrier, got 'width'"),
+        (["aggregator.scheduler_by_degree={1: best}"], r"by_degree.1 must be one of \['data_parallel'\], got 'best'"),
+        (["aggregator.scheduler_by_degree=best"], "scheduler_by_degree must be a mapping of degrees, got 'best'"),
+        (["aggregator.costs=free"], r"aggregator.costs must be null or one of \['affine'\], got 'free'"),
+    ],
+)
+def test_a_bad_pipeline_is_refused(overrides: list[str], complaint: str, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, TypeError), match=complaint):
+        small(tmp_path, *overrides)
+
+
+def small(folder: Path, *overrides: str, store: Path | None = None) -> Prepared:
     point = {"workload": "file", "pool": "demo", "scheduler": "round_robin"}
-    return make_setup(*overrides_of(point, folder), "profile.sweep.shard_sizes=[2,6]", *overrides)
+    chosen = [*overrides_of(point, folder), "profile.sweep.shard_sizes=[2,6]", *overrides]
+    return make("aggregator=dp4", *chosen, store=store)
 
 
-def test_a_setup_profiles_plans_and_runs(tmp_path: Path) -> None:
-    setup = small_setup(tmp_path)
-    profile = setup.profile()
+def measured(folder: Path, *overrides: str) -> Profile:
+    """Plan, and read the profile that is kept."""
+    store = folder / "-".join(("kept", *(override.replace("/", "_") for override in overrides)))
+    mosaic.plan(small(folder, *overrides, store=store).job)
+    (path,) = store.glob("Profile-*.json")
+    profile: Profile = msgspec.json.decode(path.read_bytes(), type=Profile)
+    return profile
+
+
+def test_a_job_is_measured_planned_and_run(tmp_path: Path) -> None:
+    profile = measured(tmp_path)
     assert [entry.expert for entry in profile.entries] == ["SmolLM2"], "experts without calls need no profile"
     assert profile.source == "simulated sweep of file on a100_80gb, seed 0"
-    _, result = run(
-        setup.workload,
-        experts=setup.experts,
-        cluster=setup.cluster,
-        profile=profile,
-        costs=setup.costs,
-        scheduler=setup.scheduler,
-        backend=setup.backend(setup.world()),
-    )
+    prepared = small(tmp_path, "aggregator=none")
+    result = mosaic.run(prepared.job).result
     assert len(result.calls) == 12
     assert all(record.status is CallStatus.FINISHED for record in result.calls)
-    lengths = setup.lengths["SmolLM2"]
+    lengths = site_of(prepared).world.lengths["SmolLM2"]
     assert isinstance(lengths, ClippedLognormal)
     assert all(record.output_tokens <= lengths.clip_tokens for record in result.calls)
 
 
 def test_calibration_never_sees_the_test_worlds_luck(tmp_path: Path) -> None:
-    setup = small_setup(tmp_path, "profile.seed=0", "seed=0")
-    assert setup.profile() == small_setup(tmp_path, "profile.seed=0", "seed=1").profile()
-    (entry,) = small_setup(tmp_path, "profile.seed=7", "seed=0").profile().entries
-    world = World(lengths=setup.lengths, root_seed=7, stream="calibration", answers=setup.answers.model)
-    calls = [call for shard in sweep_calls(setup.sweep, "SmolLM2", lambda i: 100) for call in shard]
-    assert entry.output_tokens == tuple(sorted(world.outcome(call).output_tokens for call in calls))
-    assert setup.world().stream == "test"
+    assert measured(tmp_path, "profile.seed=0", "seed=0") == measured(tmp_path, "profile.seed=0", "seed=1")
+    (entry,) = measured(tmp_path, "profile.seed=7", "seed=0").entries
+    prepared = small(tmp_path, "profile.seed=7", "seed=0")
+    site = site_of(prepared)
+    world = World(lengths=site.world.lengths, root_seed=7, stream="calibration", answers=site.world.answers)
+    calls = [call for shard in sweep_calls(prepared.job.sweep, "SmolLM2", lambda i: 100) for call in shard]
+    assert entry.output_tokens == tuple(sorted(world.outcome(call, {}).output_tokens for call in calls))
+    assert (site.world.stream, site.calibration_world.stream) == ("test", "calibration")
 
 
 def test_a_saved_profile_takes_the_place_of_the_sweep(tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
-    profile = small_setup(tmp_path).profile()
+    profile = measured(tmp_path)
     write_profile(profile, path)
-    assert small_setup(tmp_path, f"profile.path={path}", "profile.seed=5").profile() == profile
+    assert small(tmp_path, f"profile.path={path}", "profile.seed=5").job.profile == profile
 
 
 def test_recorded_lengths_reach_the_world(tmp_path: Path) -> None:
     log = write_lines(tmp_path / "log.jsonl", LOG_LINE)
-    setup = make_setup("workload=request_log", "pool=llama3_8b", "aggregator=none", f"workload.path={log}")
-    (call,) = setup.workload.calls
+    prepared = make("workload=request_log", "pool=llama3_8b", "aggregator=none", f"workload.path={log}")
+    (call,) = prepared.job.workload.calls
     assert call.key == CallKey(call.key.question, PROPOSE, 0)
-    assert setup.world().outcome(call).output_tokens == 11
+    assert site_of(prepared).world.outcome(call, {}).output_tokens == 11
 
 
 def test_the_load_scale_is_a_key_of_every_hardware() -> None:
-    plain, slow = make_setup("hardware=a100_80gb"), make_setup("hardware.load_scale=2")
-    shape = plain.experts[0].shape
-    assert slow.hardware.load_s(shape, 1) == 2 * plain.hardware.load_s(shape, 1)
+    plain, slow = make("hardware=a100_80gb"), make("hardware.load_scale=2")
+    shape = plain.job.experts[0].shape
+    assert site_of(slow).hardware.load_s(shape, 1) == 2 * site_of(plain).hardware.load_s(shape, 1)
     for hardware in choices("hardware"):
         assert compose_config([f"hardware={hardware}"])["hardware"]["load_scale"] == 1.0

@@ -6,40 +6,34 @@ from hypothesis import strategies as st
 
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.tokens import count_text_tokens
-from mosaic.core.workload import AGGREGATE, AnswerKind, CallKey, PROPOSE, Question
+from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Question
 from mosaic.pipelines.aggregation import (
     CUT_MARKER,
     MIN_RESPONSE_TOKENS,
     Response,
-    aggregator_calls,
     aggregator_prompt,
     fits_context,
+    merge_call,
     prompt_limit,
     shares,
 )
+from tests import run_records
 from tests.factories import make_expert
 
 QUESTION = Question(id="q", prompt_tokens=10, text="q" * 40)
 INF = make_expert("Agg", context_tokens=10**6)
 
 
-def make_record(
-    slot=0, *, question="q", output_tokens=500, visible_tokens=None, status=CallStatus.FINISHED, node=PROPOSE
-) -> CallRecord:
-    return CallRecord(
-        key=CallKey(question, role, slot), expert="A", session=0, workers=(0,), prompt_tokens=10,
-        output_tokens=output_tokens, queued_ts=0.0, admitted_ts=0.0, first_token_ts=0.0, finished_ts=1.0,
-        status=status, visible_tokens=visible_tokens,
-    )  # fmt: skip
+def make_record(slot=0, *, output_tokens=500, **changes) -> CallRecord:
+    return run_records.make_record("q", key=CallKey("q", PROPOSE, slot), output_tokens=output_tokens, **changes)
 
 
 def make_response(text: str, expert: str = "A") -> Response:
     return Response(expert, count_text_tokens(text), text)
 
 
-def call_of(question, records, aggregator=INF, **options):
-    (call,) = aggregator_calls([question], records, aggregator, **options)
-    return call
+def call_of(question, records, aggregator=INF):
+    return merge_call(CallKey("q", AGGREGATE, 0), question, records, aggregator)
 
 
 def reading(tokens: int):
@@ -59,30 +53,12 @@ def test_prompt_tokens_are_scaffold_twice_the_question_and_what_the_responses_sh
     assert call_of(QUESTION, records).prompt_tokens == scaffold_tokens(3) + 2 * 10 + 100 + 70 + 5
 
 
-def test_call_is_the_aggregators_after_the_finished_calls_of_its_question_by_slot():
-    records = (
-        make_record(2), make_record(0, visible_tokens=0), make_record(1, status=CallStatus.FAILED),
-        make_record(0, question="other"), make_record(0, node=AGGREGATE),
-    )  # fmt: skip
-    call = call_of(QUESTION, records)
+def test_call_comes_after_all_that_it_may_read_and_pays_for_what_finished():
+    read = (make_record(0, visible_tokens=0), make_record(1, status=CallStatus.FAILED), make_record(2))
+    call = call_of(QUESTION, read)
     assert (call.key, call.expert) == (CallKey("q", AGGREGATE, 0), "Agg")
-    assert call.after == (CallKey("q", PROPOSE, 0), CallKey("q", PROPOSE, 2))
+    assert call.after == tuple(CallKey("q", PROPOSE, slot) for slot in range(3))
     assert call.prompt_tokens == scaffold_tokens(1) + 20 + 500  # slot 0 wrote nothing but thinking
-
-
-def test_calls_follow_the_order_of_the_questions_and_not_of_the_records():
-    questions = [Question(id=name, prompt_tokens=10) for name in "cab"]
-    records = [
-        make_record(0, question=name, output_tokens=tokens) for name, tokens in zip("abc", (1, 2, 3), strict=True)
-    ]
-    calls = aggregator_calls(questions, records, INF)
-    assert [call.key.question for call in calls] == ["c", "a", "b"]
-    assert [call.prompt_tokens - calls[1].prompt_tokens for call in calls] == [2, 0, 1]
-
-
-def test_two_finished_records_of_a_slot_are_refused():
-    with pytest.raises(ValueError, match="question q: records must hold one finished call per slot"):
-        call_of(QUESTION, [make_record(0), make_record(0)])
 
 
 def test_prompt_leaves_the_smallest_of_reserve_output_limit_and_half_the_context():

@@ -1,16 +1,13 @@
 """The jumping engine against the naive one, over random sessions."""
 
-from itertools import pairwise
-
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from mosaic.core.results import CallStatus, Cancel
-from sim.engine.engine import Engine
 from mosaic.core.engine_options import EngineOptions, Order
+from sim.engine.engine import Engine
 from tests.sim.oracle import LinearTime, Oracle
-from tests.sim.random_runs import committed_times, runs
+from tests.sim.random_runs import committed_times
 
 # Two tensor-parallel degrees: all-reduces on top, weights and KV reads divided.
 TIMES = {
@@ -43,9 +40,9 @@ def sessions(draw):
     return engine_settings, requests, int(tight / 0.89) + block_size, draw(st.sampled_from([1, 4]))
 
 
-def run_oracle(engine_settings, requests, kv_tokens, tp_degree, aborts=()):
+def run_oracle(engine_settings, requests, kv_tokens, tp_degree, aborts=(), cuts=()):
     oracle = Oracle(TIMES[tp_degree], engine_settings, kv_tokens, 200)
-    return oracle, oracle.run(requests, aborts)
+    return oracle, oracle.run(requests, aborts, cuts)
 
 
 def make_engine(engine_settings, kv_tokens, tp_degree):
@@ -121,6 +118,29 @@ def test_aborts_agree_with_the_oracle(session, data):
     assert_same(submitted, seqs)
 
 
+@settings(max_examples=200, deadline=None)
+@given(sessions(), st.data())
+def test_cuts_and_requests_that_are_partly_written_agree_with_the_oracle(session, data):
+    engine_settings, requests, *rest = session
+    requests = [(*request, data.draw(st.integers(0, request[1] - 1))) for request in requests]
+    moments = st.tuples(st.floats(0.0001, 2.0), st.integers(0, len(requests) - 1), st.integers(0, 90))
+    cuts = sorted(data.draw(st.lists(moments, max_size=8)))
+    _, seqs = run_oracle(engine_settings, requests, *rest, cuts=cuts)
+    engine = make_engine(engine_settings, *rest)
+    submitted = [engine.submit(i, *request) for i, request in enumerate(requests)]
+    finished = []
+    for ts, index, tokens in cuts:
+        finished += engine.advance_to(ts)
+        written = engine.num_generated(submitted[index])
+        assert engine.cut(submitted[index], tokens, ts) == (submitted[index] not in finished)
+        assert written <= submitted[index].output_tokens
+    finished += engine.advance_to(float("inf"))
+    assert [request.finished_ts for request in finished] == sorted(request.finished_ts for request in finished)
+    assert_same(submitted, seqs)
+    assert all(request.num_generated == request.output_tokens for request in submitted)
+    event(f"cuts: {any(request.output_tokens < given[1] for request, given in zip(submitted, requests, strict=True))}")
+
+
 @pytest.mark.parametrize(("name", "time"), committed_times())
 @settings(max_examples=20, deadline=None)
 @given(session=sessions())
@@ -131,48 +151,3 @@ def test_measured_tables_agree_with_the_oracle(name, time, session):
     submitted = [engine.submit(i, *request) for i, request in enumerate(requests)]
     engine.advance_to(float("inf"))
     assert_same(submitted, seqs)
-
-
-class Drawn:
-    """Cancels the calls that a table names, when their trigger finishes."""
-
-    def __init__(self, table):
-        self.table, self.heard = table, []
-
-    def on_finish(self, record):
-        self.heard.append(record)
-        return [Cancel(key) for key in self.table.get(record.key, ())]
-
-
-@settings(max_examples=100, deadline=None)
-@given(runs())
-def test_a_listener_that_does_nothing_changes_nothing(run):
-    backend, plan, calls = run
-    listener = Drawn({})
-    assert backend.execute(plan, calls, listener) == backend.execute(plan, calls)
-    instants = [record.finished_ts for record in listener.heard]
-    assert instants == sorted(instants)
-
-
-@settings(max_examples=150, deadline=None)
-@given(runs(), st.data())
-def test_whatever_is_cancelled_the_records_stay_whole(run, data):
-    backend, plan, calls = run
-    keys = st.sampled_from([call.key for call in calls])
-    listener = Drawn(data.draw(st.dictionaries(keys, st.lists(keys, max_size=4), max_size=8)))
-    result = backend.execute(plan, calls, listener)
-    assert sorted(record.key for record in result.calls) == sorted(call.key for call in calls)
-    cancelled = {record.key: record.finished_ts for record in result.calls if record.status is CallStatus.CANCELLED}
-    assert {action.call: action.ts for action in result.actions} == cancelled
-    assert sorted(listener.heard) == sorted(record for record in result.calls if record.key not in cancelled)
-    instants = [record.finished_ts for record in listener.heard]
-    assert instants == sorted(instants)
-    for record in result.calls:
-        moments = [record.queued_ts, record.admitted_ts, record.first_token_ts, record.finished_ts]
-        moments = [moment for moment in moments if moment is not None]
-        assert moments == sorted(moments)
-        assert (record.first_token_ts is None) == (record.output_tokens == 0)
-    for worker in range(result.num_workers):
-        mine = [session for session in result.sessions if worker in session.workers]
-        assert all(a.end_ts <= b.load_start_ts for a, b in pairwise(mine))
-    assert result == backend.execute(plan, calls, Drawn(listener.table))

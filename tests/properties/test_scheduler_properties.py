@@ -14,11 +14,11 @@ from mosaic.planning.ilp.ilp import Ilp
 from mosaic.planning.ilp.packing import best_packing, drop_needless_replicas, level
 from mosaic.planning.ilp.symmetry import find_symmetry, order_blocks
 from mosaic.planning.problem import Problem
-from mosaic.planning.schedulers.lower_bounds import lower_bound_s
 from mosaic.planning.schedulers.data_parallel import DataParallel
 from mosaic.planning.schedulers.fifo import Fifo
 from mosaic.planning.schedulers.instance import Instance, make_instance
 from mosaic.planning.schedulers.least_loaded import LeastLoaded
+from mosaic.planning.schedulers.lower_bounds import lower_bound_s
 from mosaic.planning.schedulers.round_robin import RoundRobin
 from mosaic.planning.schedulers.shards import split_calls
 from tests.factories import assert_plan_valid, make_calls, make_cluster, make_gpu, make_mixed_cluster, make_problem

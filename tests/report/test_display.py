@@ -7,7 +7,7 @@ from io import StringIO
 
 import pytest
 
-from mosaic.core.commands import Ready, Started
+from mosaic.core.events import Ready, Started
 from mosaic.core.plan import PredictedTimes
 from mosaic.report import display
 from mosaic.report.display import Display, LastingStream, repeating, show_run

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mosaic.core.commands import Action, Submit
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import AGGREGATE
 from mosaic.report.metrics import (
@@ -24,6 +25,7 @@ from mosaic.report.metrics import (
     tpot_s,
     ttft_s,
 )
+from tests.factories import make_call
 from tests.run_records import (
     make_failed,
     make_record,
@@ -38,10 +40,10 @@ from tests.run_records import (
 
 KEYS = [
     "workload", "scheduler", "backend", "gate", "costs", "seed", "num_questions", "num_calls", "num_failed_calls",
-    "expert_makespan_s", "aggregator_s", "end_to_end_s", "predicted_expert_makespan_s", "expert_lower_bound_s",
-    "gpu_idle_frac", "gpu_load_frac", "num_loads", "output_tokens", "output_tok_per_s", "num_preemptions",
-    "aggregator", "aggregator_expert", "aggregator_tp_degree", "num_aggregator_calls", "num_too_long",
-    "predicted_aggregator_s", "aggregator_costs",
+    "num_cancelled_calls", "expert_makespan_s", "aggregator_s", "end_to_end_s", "predicted_expert_makespan_s",
+    "expert_lower_bound_s", "gpu_idle_frac", "gpu_load_frac", "num_loads", "output_tokens", "wasted_tokens",
+    "output_tok_per_s", "num_preemptions", "aggregator", "aggregator_expert", "aggregator_tp_degree",
+    "aggregator_scheduler", "num_aggregator_calls", "num_too_long", "predicted_aggregator_s", "aggregator_costs",
     "skip_frac", "skip_frac_source", "accuracy_frac", "always_aggregate_s", "always_aggregate_accuracy_frac",
     "gate_report", "accuracy_change_pp", "aggregator_saved_s", "solve", "num_workers", "experts", "problem_fingerprint",
 ]  # fmt: skip
@@ -51,8 +53,15 @@ STAGE_KEYS = KEYS[KEYS.index("aggregator") : KEYS.index("solve")]
 
 def summarise_run(result: RunResult | None) -> dict[str, object]:
     return summarise(
-        make_small_plan(), result, workload="w", backend="sim", gate=None, costs="paper", seed=3, num_questions=3,
+        [make_small_plan()], result, workload="w", backend="sim", gate=None, costs="paper", seed=3, num_questions=3,
         experts=("A", "B", "C"),
+    )  # fmt: skip
+
+
+def summarise_stages(result: RunResult, **changes: object) -> dict[str, object]:
+    return summarise(
+        [make_small_plan(), make_small_aggregator_plan()], result, workload="w", backend="sim", gate="never",
+        costs="paper", seed=3, num_questions=3, experts=("A", "B", "C", "Z"), stage=make_stage_summary(**changes),
     )  # fmt: skip
 
 
@@ -84,7 +93,7 @@ def test_summary_of_a_plan_that_was_not_run_is_null_and_not_zero():
     assert summary["num_calls"] == 3
     assert summary["predicted_expert_makespan_s"] == 72.0
     measured = KEYS[KEYS.index("num_failed_calls") : KEYS.index("solve")]
-    assert [summary[key] for key in measured if key != "predicted_expert_makespan_s"] == [None] * 26
+    assert {summary[key] for key in measured if key != "predicted_expert_makespan_s"} == {None}
 
 
 def test_run_without_sessions_has_no_makespan_and_no_shares():
@@ -104,14 +113,12 @@ def test_aggregator_time_is_what_follows_the_expert_stage():
 
 def test_summary_of_two_stages_has_the_same_keys_and_counts_the_calls_of_both():
     report = {"threshold": None, "num_certify": 3}
-    summary = summarise(
-        make_small_plan(), make_two_stage_run(), workload="w", backend="sim", gate="calibrated", costs="paper", seed=3,
-        num_questions=3, experts=("A", "B", "C", "Z"), aggregator_plan=make_small_aggregator_plan(),
-        stage=make_stage_summary(gate_report=report, accuracy_frac=None, always_aggregate_accuracy_frac=None),
-    )  # fmt: skip
+    summary = summarise_stages(
+        make_two_stage_run(), gate_report=report, accuracy_frac=None, always_aggregate_accuracy_frac=None
+    )
     assert list(summary) == KEYS
     assert [summary[key] for key in STAGE_KEYS] == [
-        "tp4", "Z", 2, 1, 0, 18.0, "paper", 2 / 3, "fitted", None, 50.0, None, report, None, 30.0
+        "tp4", "Z", 2, "ilp", 1, 0, 18.0, "paper", 2 / 3, "fitted", None, 50.0, None, report, None, 30.0
     ]  # fmt: skip
     assert (summary["num_calls"], summary["num_failed_calls"], summary["output_tokens"]) == (4, 0, 44)
     assert summary["num_loads"] == 4
@@ -120,14 +127,21 @@ def test_summary_of_two_stages_has_the_same_keys_and_counts_the_calls_of_both():
     assert summary["output_tok_per_s"] == pytest.approx(44 / 100)
 
 
-def test_call_that_the_aggregators_plan_dropped_is_a_failed_one():
-    summary = summarise(
-        make_small_plan(), make_small_run(), workload="w", backend="sim", gate="never", costs="paper", seed=3,
-        num_questions=3, experts=("A", "B", "C", "Z"), aggregator_plan=make_small_aggregator_plan(),
-        stage=make_stage_summary(),
-    )  # fmt: skip
-    assert summary["num_failed_calls"] == 1
-    assert summary["aggregator_s"] is None
+def test_call_that_was_submitted_and_has_no_record_is_a_failed_one_and_one_that_was_only_expected_is_none():
+    def failed(*actions: Action) -> tuple[int, int]:
+        summary = summarise_stages(replace(make_small_run(), actions=actions))
+        assert summary["aggregator_s"] is None
+        return summary["num_calls"], summary["num_failed_calls"]
+
+    merged = make_call("q0", expert="Z", node=AGGREGATE)
+    assert failed(Action(80.0, "finished q2/propose/0", Submit(merged, 3))) == (4, 1)
+    assert failed() == (3, 0)
+
+
+def test_cancelled_calls_and_wasted_tokens_are_counted():
+    lost = make_record("q0", status=CallStatus.CANCELLED, wasted_tokens=30)
+    summary = summarise_run(make_result(make_session(), calls=(lost, make_record("q1", wasted_tokens=5))))
+    assert (summary["num_cancelled_calls"], summary["num_failed_calls"], summary["wasted_tokens"]) == (1, 1, 35)
 
 
 def test_failed_calls_are_those_without_a_settled_last_attempt():

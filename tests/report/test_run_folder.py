@@ -1,5 +1,4 @@
 import errno
-import json
 import os
 import resource
 import subprocess
@@ -12,8 +11,8 @@ import pytest
 import yaml
 
 from mosaic.core.errors import MosaicError, RunFolderError
-from mosaic.core.results import Action, RunResult
-from mosaic.planning.plan_file import load_plan
+from mosaic.core.results import RunResult
+from mosaic.planning.plan_file import load_plans
 from mosaic.report.metrics import summarise
 from mosaic.report.run_folder import (
     RUN_FILES,
@@ -27,8 +26,6 @@ from mosaic.report.run_folder import (
 )
 from tests.run_records import (
     SMALL_ANSWERS,
-    make_key,
-    make_result,
     make_small_aggregator_plan,
     make_small_plan,
     make_small_run,
@@ -43,11 +40,11 @@ def write(folder: Path, config=CONFIG, result: RunResult | None = None, **change
     plan = make_small_plan()
     result = make_small_run() if result is None else result
     summary = summarise(
-        plan, result, workload="w", backend="sim", gate=None, costs="paper", seed=0, num_questions=3,
+        [plan], result, workload="w", backend="sim", gate=None, costs="paper", seed=0, num_questions=3,
         experts=("A", "B", "C"),
     )  # fmt: skip
     arguments = {
-        "config": config, "plan": plan, "result": result, "summary": summary, "meta": {"schema_version": 1},
+        "config": config, "plans": [plan], "result": result, "summary": summary, "meta": {"schema_version": 1},
         "files": {"timeline.png": b"png"},
     }  # fmt: skip
     write_run(folder, **(arguments | changes))
@@ -57,13 +54,12 @@ def write_two_stages(folder: Path) -> None:
     """Write a run with all that a second stage leaves, the answers of a calibration run among it."""
     plan, after, result = make_small_plan(), make_small_aggregator_plan(), make_two_stage_run()
     summary = summarise(
-        plan, result, workload="w", backend="sim", gate="never", costs="paper", seed=0, num_questions=3,
-        experts=("A", "B", "C", "Z"), aggregator_plan=after, stage=make_stage_summary(skip_frac=0.0),
+        [plan, after], result, workload="w", backend="sim", gate="never", costs="paper", seed=0, num_questions=3,
+        experts=("A", "B", "C", "Z"), stage=make_stage_summary(skip_frac=0.0),
     )  # fmt: skip
     write_run(
-        folder, config=CONFIG, plan=plan, result=result, summary=summary, meta={"schema_version": 1},
-        files={"timeline.png": b"png", "calibration_answers.parquet": b"graded"}, aggregator_plan=after,
-        answers=SMALL_ANSWERS,
+        folder, config=CONFIG, plans=[plan, after], result=result, summary=summary, meta={"schema_version": 1},
+        files={"timeline.png": b"png", "calibration_answers.parquet": b"graded"}, answers=SMALL_ANSWERS,
     )  # fmt: skip
 
 
@@ -75,7 +71,7 @@ EXPECTED = {
     "config.yaml", "plan.json", "calls.parquet", "sessions.parquet", "summary.json", "timeline.png", "trace.json",
     "meta.json",
 }  # fmt: skip
-EXPECTED_OF_TWO_STAGES = EXPECTED | {"plan_aggregate.json", "answers.parquet", "calibration_answers.parquet"}
+EXPECTED_OF_TWO_STAGES = EXPECTED | {"answers.parquet", "calibration_answers.parquet"}
 
 
 def test_complete_run_leaves_exactly_the_contract_files(tmp_path):
@@ -88,8 +84,8 @@ def test_complete_run_leaves_exactly_the_contract_files(tmp_path):
 def test_run_of_two_stages_leaves_exactly_the_contract_files(tmp_path):
     write_two_stages(tmp_path)
     assert names(tmp_path) == EXPECTED_OF_TWO_STAGES
-    assert load_plan(tmp_path / "plan.json").sessions == make_small_plan().sessions
-    assert load_plan(tmp_path / "plan_aggregate.json").sessions == make_small_aggregator_plan().sessions
+    plans = [make_small_plan(), make_small_aggregator_plan()]
+    assert [plan.sessions for plan in load_plans(tmp_path / "plan.json")] == [plan.sessions for plan in plans]
     assert (tmp_path / "calibration_answers.parquet").read_bytes() == b"graded"
     assert [row["question"] for row in pq.read_table(tmp_path / "answers.parquet").to_pylist()] == ["q0", "q1", "q2"]
     rows = pq.read_table(tmp_path / "calls.parquet").to_pylist()
@@ -117,17 +113,9 @@ def test_equal_runs_are_equal_bytes(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_run_that_reacted_leaves_its_actions(tmp_path):
-    acted = make_result(actions=(Action(2.5, "cancel", make_key("q1", slot=2), "settled"),))
-    write(tmp_path, result=acted)
-    assert json.loads((tmp_path / "actions.jsonl").read_text()) == {
-        "ts": 2.5, "kind": "cancel", "question": "q1", "role": "propose", "slot": 2, "detail": "settled",
-    }  # fmt: skip
-
-
 def test_plan_without_a_run_leaves_no_records(tmp_path):
     plan = make_small_plan()
-    write_run(tmp_path, config=CONFIG, plan=plan, result=None, summary={"seed": 0}, meta={}, files={})
+    write_run(tmp_path, config=CONFIG, plans=[plan], result=None, summary={"seed": 0}, meta={}, files={})
     assert names(tmp_path) == {"config.yaml", "plan.json", "meta.json", "summary.json"}
 
 
@@ -167,7 +155,7 @@ def test_full_disk_is_reported_by_file_and_reason(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(MosaicError, match=r"plan\.json: cannot be written \(File too large\)"):
-            write(tmp_path, plan=replace(make_small_plan(), notes=("x" * 5000,)))
+            write(tmp_path, plans=[replace(make_small_plan(), notes=("x" * 5000,))])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not is_complete(tmp_path)

@@ -1,6 +1,7 @@
 import pytest
 
-from mosaic.core.commands import Close, Idle, Lost, Move, Open, Progress, Ready, Started, Submit
+from mosaic.core.commands import Close, Move, Open, Submit
+from mosaic.core.events import Idle, Lost, Progress, Ready, Started
 from mosaic.core.plan import PredictedTimes, Session
 from mosaic.core.results import CallStatus
 from mosaic.report.run_status import RunStatus, SessionStatus, describe_session

@@ -25,8 +25,8 @@ NOTE = (
 
 def summarise_stages(result: RunResult, *, gate: str = "majority", **changes: object) -> Summary:
     return summarise(
-        make_small_plan(), result, workload="mmlu_pro", backend="sim", gate=gate, costs="paper", seed=3,
-        num_questions=3, experts=("A", "B", "C", "Z"), aggregator_plan=make_small_aggregator_plan(),
+        [make_small_plan(), make_small_aggregator_plan()], result, workload="mmlu_pro", backend="sim", gate=gate,
+        costs="paper", seed=3, num_questions=3, experts=("A", "B", "C", "Z"),
         stage=make_stage_summary(**changes),
     )  # fmt: skip
 
@@ -40,7 +40,7 @@ def describe(
     result: RunResult, folder: str = "results/runs/x", errors: Mapping[str, int] | None = None, **changes: object
 ) -> str:
     summary = summarise(
-        make_small_plan(), result, workload="mmlu_pro", backend="sim", gate=None, costs="paper", seed=3,
+        [make_small_plan()], result, workload="mmlu_pro", backend="sim", gate=None, costs="paper", seed=3,
         num_questions=3, experts=("A", "B", "C"),
     )  # fmt: skip
     return describe_run(summary | changes, result, folder, errors=errors)
@@ -49,10 +49,10 @@ def describe(
 def test_screen_tells_makespan_against_prediction_and_bound():
     text = describe(make_small_run())
     assert "ilp on mmlu_pro: 3 questions, 3 calls, 2 workers (backend sim, costs paper, seed 3)" in text
-    assert "80.0 s   predicted 72.0 s (-10.0%)   lower bound 60.0 s (x 1.333)" in text
+    assert "80.0 s   predicted 72.0 s (10.0% less)   true lower bound 60.0 s (x 1.333)" in text
     assert "25.0% of the workers' time; loading 15.6% in 3 loads" in text
     assert "33 written, 0 per second; 2 preemptions" in text
-    assert "optimal, gap 1.39%, bound 71.0 s, 12 variables, 15 constraints" in text
+    assert "optimal, gap 1.39%, bound of the model 71.0 s, 12 variables, 15 constraints" in text
     assert "python experiments/compare.py results/runs" in text
 
 
@@ -127,12 +127,14 @@ def test_screen_tells_what_the_second_stage_cost_and_gave():
     assert "3 questions, 3 + 1 calls, 2 workers" in text
     assert "25.0% of the workers' time; loading 15.6% in 3 loads" in text, "the expert stage's, as the lanes are"
     assert "makespan  100.0 s end to end, of which the aggregator 20.0 s (predicted 18.0 s)\n" in text
-    assert "experts   80.0 s   predicted 72.0 s (-10.0%)   lower bound 60.0 s (x 1.333)\n" in text
+    assert "experts   80.0 s   predicted 72.0 s (10.0% less)   true lower bound 60.0 s (x 1.333)\n" in text
     assert "gate      majority: 66.7% (fitted) skipped; 1 questions to Z (tp 2)\n" in text
     assert "saved     30.0 s of the 50.0 s that aggregating everything takes\n" in text
     assert "1 questions to Z (tp 2); 3 too long for it\n" in describe_stages(num_too_long=3)
     assert "accuracy  62.50% (its level is fitted), +2.50 pp against aggregating everything\n" in text
-    assert "(predicted 18.0 s by affine costs)\n" in describe_stages(aggregator_costs="affine")
+    assert "aggregator=tp2: priced by affine\n" in describe_stages(aggregator_costs="affine")
+    both = describe_stages(aggregator_scheduler="data_parallel", aggregator_costs="affine")
+    assert "aggregator=tp2: planned by data_parallel, priced by affine\n" in both
 
 
 def test_screen_leaves_out_what_is_not_known_of_the_second_stage():
@@ -150,7 +152,7 @@ def test_screen_leaves_out_what_is_not_known_of_the_second_stage():
 def test_screen_says_that_no_question_was_left_to_the_aggregator():
     run = make_small_run()
     summary = summarise(
-        make_small_plan(), run, workload="mmlu_pro", backend="sim", gate="unanimous", costs="paper", seed=3,
+        [make_small_plan()], run, workload="mmlu_pro", backend="sim", gate="unanimous", costs="paper", seed=3,
         num_questions=3, experts=("A", "B", "C"),
         stage=make_stage_summary(
             aggregator_tp_degree=None, num_aggregator_calls=0, predicted_aggregator_s=0.0, skip_frac=1.0
@@ -199,7 +201,10 @@ def test_run_that_did_nothing_says_so_and_names_failed_calls():
     [
         ({"status": "heuristic", "bound_s": None}, "heuristic (a rule, nothing was solved)"),
         ({"status": "time_limit", "bound_s": None}, "time_limit"),
-        ({"status": "time_limit", "bound_s": 9.0, "gap_frac": None, "num_vars": None}, "time_limit, bound 9.0 s"),
+        (
+            {"status": "time_limit", "bound_s": 9.0, "gap_frac": None, "num_vars": None},
+            "time_limit, bound of the model 9.0 s",
+        ),
     ],
 )
 def test_solver_line_says_only_what_is_known(solve, line):
@@ -209,7 +214,7 @@ def test_solver_line_says_only_what_is_known(solve, line):
 def test_a_point_of_a_sweep_takes_a_line():
     run = make_small_run()
     summary = summarise(
-        make_small_plan(), run, workload="mmlu_pro", backend="sim", gate=None, costs="paper", seed=3,
+        [make_small_plan()], run, workload="mmlu_pro", backend="sim", gate=None, costs="paper", seed=3,
         num_questions=3, experts=("A", "B", "C"),
     )  # fmt: skip
     line = "seed=3: makespan 80.0 s, predicted 72.0 s, idle 25.0%"

@@ -16,13 +16,13 @@ from tests.run_records import (
 )
 
 CALL_COLUMNS = [
-    "question", "role", "slot", "expert", "session", "workers", "prompt_tokens", "predicted_output_tokens",
+    "question", "node", "role", "slot", "expert", "session", "workers", "prompt_tokens", "predicted_output_tokens",
     "output_tokens", "queued_ts", "admitted_ts", "first_token_ts", "finished_ts", "num_preemptions", "attempt",
     "cached_tokens", "wasted_tokens", "status", "answer", "visible_tokens",
 ]  # fmt: skip
 ANSWER_COLUMNS = ["question", "answer", "source", "confidence", "votes", "gold", "correct"]
 SESSION_COLUMNS = [
-    "session", "expert", "role", "workers", "load_start_ts", "load_s", "start_ts", "end_ts", "num_calls",
+    "session", "expert", "node", "workers", "load_start_ts", "load_s", "start_ts", "end_ts", "num_calls",
     "output_tokens", "output_tok_per_s",
 ]  # fmt: skip
 
@@ -37,14 +37,19 @@ def test_calls_have_the_contract_columns_and_one_row_a_record():
     assert table.column_names == CALL_COLUMNS
     assert table.schema.field("workers").type == pa.list_(pa.int32())
     assert table.to_pylist()[2] == {
-        "question": "q2", "role": "propose", "slot": 0, "expert": "C", "session": 2, "workers": [1],
+        "question": "q2", "node": "propose", "role": "propose", "slot": 0, "expert": "C", "session": 2, "workers": [1],
         "prompt_tokens": 100, "predicted_output_tokens": 12.5, "output_tokens": 11, "queued_ts": 1.0,
         "admitted_ts": 2.0, "first_token_ts": 3.0, "finished_ts": 8.0, "num_preemptions": 0, "attempt": 0,
         "cached_tokens": 0, "wasted_tokens": 0, "status": "finished", "answer": "B", "visible_tokens": None,
     }  # fmt: skip
 
 
-def test_prediction_is_that_of_the_calls_role():
+def test_a_role_is_its_nodes_label():
+    rows = read(calls_parquet(make_two_stage_run().calls, {}, {AGGREGATE: "judge"})).to_pylist()
+    assert [(row["node"], row["role"]) for row in rows] == [("propose", "propose")] * 3 + [("aggregate", "judge")]
+
+
+def test_prediction_is_that_of_the_calls_node():
     run = make_two_stage_run()
     plan, after = make_small_plan(), make_small_aggregator_plan()
     one_expert = [record._replace(expert="A", visible_tokens=7) for record in run.calls]
@@ -119,5 +124,5 @@ def test_unreadable_sessions_name_the_file(tmp_path):
 def test_sessions_without_a_column_name_it(tmp_path):
     path = tmp_path / "sessions.parquet"
     pq.write_table(pa.table({"session": [0], "expert": ["A"]}), path)
-    with pytest.raises(RunFolderError, match=r"sessions\.parquet: cannot be read .*role"):
+    with pytest.raises(RunFolderError, match=r"sessions\.parquet: cannot be read .*node"):
         read_sessions(path)

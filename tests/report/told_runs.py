@@ -1,6 +1,7 @@
 """Runs told by hand to whoever watches."""
 
-from mosaic.core.commands import Close, Closed, Finished, Open, Submit
+from mosaic.core.commands import Close, Open, Submit
+from mosaic.core.events import Closed, Finished
 from mosaic.core.plan import Session
 from mosaic.core.results import SessionRecord
 from mosaic.runtime.controller import View

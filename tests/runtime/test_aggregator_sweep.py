@@ -1,23 +1,21 @@
 """What the aggregator costs: waves of replicas, each as long as its longest."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from itertools import pairwise
-from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.errors import BackendError, DisturbedSweepError
-from mosaic.core.plan import Plan
+from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
-from mosaic.core.results import CallStatus, RunResult
-from mosaic.core.workload import AGGREGATE, Call, CallKey, PROPOSE
+from mosaic.core.results import Inputs
+from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
 from mosaic.runtime.aggregator_sweep import MAX_REPEATS, NUM_SWEPT_CALLS, aggregator_places, sweep_aggregator
 from tests.factories import make_call, make_cluster, make_expert
-from tests.run_records import make_record, make_session
+from tests.runtime.scripted import Scripted
 from tests.sim.cluster_runs import make_backend
 from tests.sim.oracle import LinearTime
 
@@ -28,47 +26,26 @@ def merge_calls(number: int) -> tuple[Call, ...]:
     )
 
 
-class Stopwatch:
-    """A backend whose sessions take what a formula says, one wave after the other; it keeps what it was given."""
+def stopwatch(seconds: Callable[[int, int], float] = lambda worker, num_calls: 1.0 + num_calls, **changes) -> Scripted:
+    """Serves in what a formula of the first worker and the number of calls says, and loads in 7 s and the worker's."""
+    return Scripted(
+        load_s=lambda session, num_before: 0.0 if session.after else 7.0 + session.workers[0],
+        serve_s=lambda session, num_calls: seconds(session.workers[0], num_calls),
+        tokens=lambda call, number: 10 + number,
+        **changes,
+    )
 
-    name = "stopwatch"
 
-    def __init__(self, seconds: Callable[[int, int], float], *, num_lost: int = 0) -> None:
-        self.seconds = seconds
-        """Of the first worker and the number of calls."""
-        self.num_lost = num_lost
-        self.plan: Plan
-        self.calls: Sequence[Call]
-
-    dead_workers: ClassVar[dict[int, str]] = {}
-
-    def execute(self, plan, calls, listener=None) -> RunResult:
-        self.plan, self.calls = plan, calls
-        ends: dict[int, float] = {}
-        sessions, records = [], []
-        for session in plan.sessions:
-            start_ts = max((ends[number] for number in session.after), default=0.0)
-            load_s = 7.0 + session.workers[0] if not session.after else 0.0
-            begin_ts = start_ts + load_s
-            ends[session.id] = end_ts = begin_ts + self.seconds(session.workers[0], len(session.shard))
-            made = make_session(session.id, expert="W", load=(start_ts, begin_ts), end_ts=end_ts)
-            sessions.append(replace(made, num_calls=len(session.shard)))
-            records += [
-                make_record(key=key, session=session.id, output_tokens=10 + len(records)) for key in session.shard
-            ]
-        lost = [record._replace(status=CallStatus.FAILED) for record in records[: self.num_lost]]
-        return RunResult(calls=(*lost, *records[self.num_lost :]), sessions=tuple(sessions), num_workers=4)
-
-    def waves(self) -> list[list]:
-        """The sessions by what they wait for."""
-        waves: dict[tuple[int, ...], list] = {}
-        for session in self.plan.sessions:
-            waves.setdefault(session.after, []).append(session)
-        return list(waves.values())
+def waves_of(backend: Scripted) -> list[list[Session]]:
+    """The sessions by what they wait for."""
+    waves: dict[tuple[int, ...], list[Session]] = {}
+    for session in backend.sessions:
+        waves.setdefault(session.after, []).append(session)
+    return list(waves.values())
 
 
 def sweep(number: int, tp_degree: int, *, seconds=lambda worker, num_calls: 1.0 + num_calls, num_workers=4):
-    backend = Stopwatch(seconds)
+    backend = stopwatch(seconds)
     expert = make_expert("W", tp_degree=tp_degree)
     return backend, sweep_aggregator(expert, merge_calls(number), make_cluster(num_workers), backend)
 
@@ -100,7 +77,7 @@ def test_an_aggregator_without_a_place_is_refused(num_workers: int) -> None:
 def test_every_wave_serves_what_it_should(number: int, tp_degree: int) -> None:
     backend, entry = sweep(number, tp_degree)
     num_places = 4 if tp_degree == 1 else 1
-    waves = backend.waves()
+    waves = waves_of(backend)
     served = [Counter(key.question for session in wave for key in session.shard) for wave in waves]
     sizes = [sum(questions.values()) for questions in served]
     # A repeat is a wave of all calls, two of a half and four of a quarter; few calls are copied first.
@@ -129,7 +106,7 @@ def test_each_call_is_served_under_a_key_and_so_with_luck_of_its_own(number: int
     backend, _ = sweep(number, tp_degree)
     keys = [call.key for call in backend.calls]
     assert len(set(keys)) == len(keys)
-    assert sorted(keys) == sorted(key for session in backend.plan.sessions for key in session.shard)
+    assert sorted(keys) == sorted(key for session in backend.sessions for key in session.shard)
     prepared = {call.key.question: call for call in merge_calls(number)}
     for call in backend.calls:
         # It reads what the call it copies reads.
@@ -139,11 +116,11 @@ def test_each_call_is_served_under_a_key_and_so_with_luck_of_its_own(number: int
 
 def test_waves_come_one_after_the_other() -> None:
     backend, _ = sweep(9, 1)
-    waves = backend.waves()
+    waves = waves_of(backend)
     assert waves[0][0].after == ()
     for before, behind in pairwise(waves):
         assert {session.after for session in behind} == {tuple(session.id for session in before)}
-    ids = [session.id for session in backend.plan.sessions]
+    ids = [session.id for session in backend.sessions]
     assert ids == list(range(len(ids)))
 
 
@@ -169,7 +146,11 @@ def test_the_price_of_a_replica_is_that_of_its_wave_the_longest_of_all() -> None
 
 def test_tokens_of_a_wave_are_those_of_all_its_replicas() -> None:
     backend, entry = sweep(17, 1)
-    assert [point.output_tokens for point in entry.points] == [400 * len(wave) for wave in backend.waves()]
+    sizes = [sum(len(session.shard) for session in wave) for wave in waves_of(backend)]
+    starts = [10 + sum(sizes[:number]) for number in range(len(sizes))]
+    assert [point.output_tokens for point in entry.points] == [
+        sum(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)
+    ]
     sample = entry.output_tokens
     assert sample == tuple(sorted(sample))
     assert entry.lengths.mean == pytest.approx(sum(sample) / len(sample))
@@ -178,7 +159,7 @@ def test_tokens_of_a_wave_are_those_of_all_its_replicas() -> None:
 
 @pytest.mark.parametrize("num_lost", [1, 30])
 def test_part_of_a_sweep_is_no_price(num_lost: int) -> None:
-    backend = Stopwatch(lambda worker, num_calls: 1.0, num_lost=num_lost)
+    backend = stopwatch(num_failed=num_lost)
     with pytest.raises(BackendError, match=r"aggregator sweep: every call must finish, \d+ of (\d+) did"):
         sweep_aggregator(make_expert("W"), merge_calls(9), make_cluster(4), backend)
 
@@ -190,7 +171,7 @@ def test_a_sweep_of_nothing_is_refused() -> None:
 
 @pytest.mark.parametrize("tp_degree", [1, 4])
 def test_in_the_simulator_the_longest_call_bounds_its_wave_however_few_share_it(tp_degree: int) -> None:
-    def outcome(call: Call) -> Outcome:
+    def outcome(call: Call, inputs: Inputs) -> Outcome:
         return Outcome(3000 if call.key.question == "q0" else 30, "A")
 
     expert = make_expert("W", tp_degree=tp_degree)
@@ -204,28 +185,13 @@ def test_in_the_simulator_the_longest_call_bounds_its_wave_however_few_share_it(
     assert long == {40 // (4 // tp_degree), 20 // (4 // tp_degree), -(-10 // (4 // tp_degree))}
 
 
-def disturbed(backend, sessions):
-    """The same backend, but some of its sessions were interrupted and tried again."""
-
-    class Interrupted:
-        name = "interrupted"
-        dead_workers: ClassVar[dict[int, str]] = {}
-
-        def execute(self, plan, calls, listener=None) -> RunResult:
-            result = backend.execute(plan, calls, listener)
-            marked = (r._replace(attempt=1) if r.session in sessions else r for r in result.calls)
-            return replace(result, calls=tuple(marked))
-
-    return Interrupted()
-
-
 def test_waves_that_were_interrupted_are_left_out() -> None:
     expert, cluster = make_expert("W"), make_cluster(2)
     calls = [make_call(f"q{i}", expert="W", node=AGGREGATE) for i in range(40)]
-    backend = Stopwatch(lambda worker, num_calls: 10.0 + num_calls)
-    whole = sweep_aggregator(expert, calls, cluster, backend)
-    partly = sweep_aggregator(expert, calls, cluster, disturbed(backend, {0}))
+    whole, partly = (
+        sweep_aggregator(expert, calls, cluster, stopwatch(disturbed=frozenset(sessions))) for sessions in ((), {0})
+    )
     assert len(partly.points) == len(whole.points) - 1
     assert partly.output_tokens == whole.output_tokens, "lengths are what they are"
     with pytest.raises(DisturbedSweepError, match="waves of two sizes must run undisturbed"):
-        sweep_aggregator(expert, calls, cluster, disturbed(backend, set(range(1000))))
+        sweep_aggregator(expert, calls, cluster, stopwatch(disturbed=frozenset(range(1000))))

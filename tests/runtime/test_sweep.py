@@ -1,71 +1,29 @@
 """The sweep behind a profile: which sessions it runs, and what it reads off them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.core.errors import BackendError
-from mosaic.core.plan import Plan
+from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.realization import Outcome
-from mosaic.core.results import CallRecord, CallStatus, Listener, RunResult, SessionRecord
-from mosaic.core.workload import Call
 from mosaic.runtime.sweep import Sweep, run_sweep, sweep_calls
 from tests.factories import make_cluster, make_expert
+from tests.runtime.scripted import Scripted
 from tests.sim.cluster_runs import make_backend
 
 SWEEP = Sweep(shard_sizes=(2, 5), num_repeats=2)
 
 
-@dataclass
-class AffineBackend:
-    """Serves a session of n calls in ``fixed_s + per_call_s n``, loads in 7 s the first time and 9 s after that."""
-
-    fixed_s: float = 20.0
-    per_call_s: float = 3.0
-    unfinished: int = 0
-    name: str = "affine"
-    plan: Plan | None = None
-
-    dead_workers: ClassVar[dict[int, str]] = {}
-
-    def execute(self, plan: Plan, calls: Sequence[Call], listener: Listener | None = None) -> RunResult:
-        self.plan = plan
-        by_key = {call.key: call for call in calls}
-        records, sessions, clock = [], [], 0.0
-        for session in plan.sessions:
-            load_s = 9.0 if any(earlier.expert == session.expert for earlier in sessions) else 7.0
-            start_ts = clock + load_s
-            end_ts = start_ts + self.fixed_s + self.per_call_s * len(session.shard)
-            for key in session.shard:
-                records.append(
-                    CallRecord(
-                        key, session.expert, session.id, session.workers, by_key[key].prompt_tokens,
-                        by_key[key].prompt_tokens + 1, 0.0, start_ts, start_ts, end_ts,
-                    )
-                )  # fmt: skip
-            sessions.append(
-                SessionRecord(
-                    session=session.id,
-                    expert=session.expert,
-                    node=session.node,
-                    workers=session.workers,
-                    load_start_ts=clock,
-                    load_s=load_s,
-                    start_ts=start_ts,
-                    end_ts=end_ts,
-                    num_calls=len(session.shard),
-                    output_tokens=sum(by_key[key].prompt_tokens + 1 for key in session.shard),
-                )
-            )
-            clock = end_ts
-        lost = [record._replace(status=CallStatus.FAILED) for record in records[: self.unfinished]]
-        return RunResult(
-            calls=(*lost, *records[self.unfinished :]), sessions=tuple(sessions), num_workers=plan.num_workers
-        )
+def affine(**changes) -> Scripted:
+    """Serves n calls in 20 + 3 n seconds; loads in 7 s, 9 s twice and 30 s."""
+    return Scripted(
+        load_s=lambda session, num_before: (7.0, 9.0, 9.0, 30.0)[num_before],
+        serve_s=lambda session, num_calls: 20.0 + 3.0 * num_calls,
+        tokens=lambda call, number: call.prompt_tokens + 1,
+        **changes,
+    )
 
 
 def profile_of(backend, *, sweep: Sweep = SWEEP, experts=("A", "B")):
@@ -90,7 +48,7 @@ def test_experts_do_not_share_calibration_calls() -> None:
 
 
 def test_a_sweep_measures_the_law_behind_the_sessions() -> None:
-    backend = AffineBackend()
+    backend = affine()
     profile = profile_of(backend)
     assert profile.source == "by hand"
     assert [entry.expert for entry in profile.entries] == ["A", "B"]
@@ -104,29 +62,28 @@ def test_a_sweep_measures_the_law_behind_the_sessions() -> None:
     assert entry.lengths.max == 114
 
 
-def test_the_longest_load_is_the_price_of_one() -> None:
-    assert profile_of(AffineBackend()).entry("B", "gpu", 1).load_s == 9.0
+def test_the_median_load_is_the_price_of_one() -> None:
+    assert profile_of(affine()).entry("B", "gpu", 1).load_s == 9.0
 
 
 def test_experts_take_turns_so_that_each_session_loads() -> None:
-    backend = AffineBackend()
+    backend = affine()
     profile_of(backend)
-    assert backend.plan is not None
-    assert [session.expert for session in backend.plan.sessions] == list("ABABABAB")
+    assert [session.expert for session in backend.sessions] == list("ABABABAB")
 
 
 def test_a_wide_expert_is_measured_at_its_own_degree() -> None:
-    backend = AffineBackend()
+    backend = affine()
     profile = run_sweep(SWEEP, [make_expert("T", tp_degree=2)], make_cluster(2), backend, lambda i: 9, "wide")
     assert profile.entry("T", "gpu", 2).fit.per_call_s == pytest.approx(3.0)
-    assert backend.plan is not None
-    assert {session.workers for session in backend.plan.sessions} == {(0, 1)}
+    assert {session.workers for session in backend.sessions} == {(0, 1)}
 
 
 def test_the_simulator_runs_a_sweep() -> None:
-    backend = make_backend(lambda call: Outcome(50 + call.prompt_tokens % 7))
-    profile = profile_of(backend)
-    assert profile == profile_of(backend)
+    profile, again = (
+        profile_of(make_backend(lambda call, inputs: Outcome(50 + call.prompt_tokens % 7))) for _ in range(2)
+    )
+    assert profile == again
     for entry in profile.entries:
         assert entry.load_s == 10.0
         assert entry.output_tokens == tuple(sorted(50 + (100 + i) % 7 for i in range(14)))
@@ -135,12 +92,21 @@ def test_the_simulator_runs_a_sweep() -> None:
 
 def test_a_sweep_that_did_not_finish_prices_nothing() -> None:
     with pytest.raises(BackendError, match="profile sweep: every call must finish, 25 of 28 did"):
-        profile_of(AffineBackend(unfinished=3))
+        profile_of(affine(num_failed=3))
+
+
+def test_sessions_that_were_interrupted_price_nothing_and_their_lengths_count() -> None:
+    whole, partly = profile_of(affine()), profile_of(affine(disturbed=frozenset({0, 4})))
+    before, behind = (profile.entry("A", "gpu", 1) for profile in (whole, partly))
+    assert behind.points == before.points[1::2]
+    assert behind.output_tokens == before.output_tokens
+    with pytest.raises(DisturbedSweepError, match="sessions of two shard sizes must run undisturbed, 1 did"):
+        profile_of(affine(disturbed=frozenset({0, 2})))
 
 
 def test_what_the_backend_lacks_ends_the_sweep() -> None:
     with pytest.raises(BackendError, match=r"expert must be one of \['A', 'B', 'T'\], got 'C'"):
-        profile_of(make_backend(lambda call: Outcome(5)), experts=("C",))
+        profile_of(make_backend(lambda call, inputs: Outcome(5)), experts=("C",))
 
 
 @pytest.mark.parametrize(

@@ -64,12 +64,12 @@ def names(number: int) -> list[str]:
 
 def ask(world: World, question: str, *, expert: str = "A", slot: int = 0) -> Outcome:
     """What becomes of an expert's call."""
-    return world.outcome(make_call(question, expert=expert, slot=slot))
+    return world.outcome(make_call(question, expert=expert, slot=slot), {})
 
 
 def aggregate_call(question: str = "q0", *slots: int) -> Call:
-    """The aggregator G's call after the responses of some slots."""
-    after = tuple(CallKey(question, PROPOSE, slot) for slot in slots)
+    """The aggregator G's call after the responses of some slots, the first one unless told otherwise."""
+    after = tuple(CallKey(question, PROPOSE, slot) for slot in slots or (0,))
     return make_call(question, expert="G", node=AGGREGATE, after=after)
 
 

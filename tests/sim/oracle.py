@@ -49,9 +49,9 @@ class Seq:
     prompt: int
     output: int
     ready: float
+    generated: int = 0
     prefix: object = None
     prefix_tokens: int = 0
-    generated: int = 0
     computed: int = 0
     blocks: list[Block] = field(default_factory=list)
     admitted: float | None = None
@@ -75,6 +75,8 @@ class Oracle:
     context: int
     now: float = 0.0
     num_iterations: int = 0
+    cuts: list[tuple[float, int, int]] = field(default_factory=list)
+    everyone: list[Seq] = field(default_factory=list)
     waiting: list[Seq] = field(default_factory=list)
     running: list[Seq] = field(default_factory=list)
     # Beside a time by totals: what lengths add to it.
@@ -141,16 +143,16 @@ class Oracle:
                 block.content = self.content(seq, index)
                 self.named.setdefault(block.content, []).append(block)
 
-    def run(self, requests, aborts=()) -> list[Seq]:
-        """Run to the end.
-
-        Requests are (prompt, output, ready), and may name a prefix and its tokens; aborts are (ts, index), each at its
-        time or not at all.
+    def run(self, requests, aborts=(), cuts=()) -> list[Seq]:
+        """Requests are (prompt, output, ready), and may add what is generated and a prefix with its tokens;
+        aborts are (ts, index), each at its time or not at all; cuts are (ts, index, tokens).
         """
         arriving = sorted((Seq(i, *request) for i, request in enumerate(requests)), key=lambda seq: seq.ready)
         everyone = sorted(arriving, key=lambda seq: seq.id)
         aborts = sorted(aborts)
+        self.everyone, self.cuts = everyone, sorted(cuts)
         while True:
+            self.cut(lambda ts: ts <= self.now)
             while aborts and aborts[0][0] <= self.now:
                 self.abort(everyone[aborts[0][1]], aborts[0][0], arriving)
                 aborts.pop(0)
@@ -174,6 +176,13 @@ class Oracle:
         seq.finished = ts
         seq.wasted += seq.computed
         self.release(seq)
+
+    def cut(self, is_due) -> None:
+        while self.cuts and is_due(self.cuts[0][0]):
+            _, index, tokens = self.cuts.pop(0)
+            seq = self.everyone[index]
+            if seq.finished is None:
+                seq.output = min(seq.output, max(tokens, seq.generated + 1))
 
     def preempt(self) -> None:
         seq = self.running.pop()
@@ -255,6 +264,7 @@ class Oracle:
                 gpu_s = max(gpu_s, self.eager[1])
         self.now += gpu_s + self.host[0] * len(work) + self.host[1] * kv_tokens
         aborted = {index for ts, index in aborts if ts < self.now}
+        self.cut(lambda ts: ts < self.now)
         for seq, num_new in work:
             seq.computed += num_new
             if seq.computed < seq.length:

@@ -1,6 +1,7 @@
 """Random clusters, calls and plans, and the iteration times of the committed hardware."""
 
-from functools import cache
+from collections import defaultdict
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,14 @@ def iteration_times(draw):
 
 
 @st.composite
-def runs(draw, times=None):
-    """A pool, calls with lengths and arrivals, and any plan that serves each call once."""
+def runs(draw, times=None, num_spare=0):
+    """A maker of backends with a pool, calls with lengths and arrivals, and any plan that serves each call once.
+
+    The plan leaves some workers of the cluster alone: the spare ones, behind its own.
+    """
     num_workers = draw(st.integers(1, 4))
     engine_settings = EngineOptions(
-        order=draw(st.sampled_from(list(Order))), max_num_seqs=draw(st.sampled_from([1, 3, 20])), kv_tokens=1500
+        order=draw(st.sampled_from(list(Order))), max_num_seqs=draw(st.sampled_from([1, 3, 20])), kv_cache_tokens=1500
     )
     experts, sessions, lengths, calls = [], [], {}, []
     for name in "ABC"[: draw(st.integers(1, 3))]:
@@ -54,15 +58,16 @@ def runs(draw, times=None):
                 calls.append(call)
                 shard.append(call)
             sessions.append(make_session(len(sessions), shard, workers=range(start, start + tp_degree)))
-    backend = make_backend(
-        by_key(lengths),
+    make = partial(
+        make_backend,
+        by_key(defaultdict(lambda: 40, lengths)),
         experts=experts,
-        cluster=make_cluster(num_workers),
+        cluster=make_cluster(num_workers + num_spare),
         settings=engine_settings,
         hardware=LinearHardware(draw(st.floats(0.0, 10.0)), draw(iteration_times() if times is None else times)),
     )
     order = draw(st.permutations(sessions))
-    return backend, make_plan(*order, num_workers=num_workers), calls
+    return make, make_plan(*order, num_workers=num_workers), calls
 
 
 @cache

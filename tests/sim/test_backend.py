@@ -1,17 +1,24 @@
 """What is particular to the simulated backend; what every backend promises is in tests/contracts."""
 
+from functools import partial
+
 import pytest
 import simpy
 from hypothesis import example, given
 from hypothesis import strategies as st
-from sim.cluster.processes import wait_until
 
 from mosaic.core.cluster import Cluster, Worker
+from mosaic.core.commands import Cancel, Open, Submit
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
+from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
-from mosaic.core.results import CallStatus, Cancel
+from mosaic.core.results import CallStatus
+from mosaic.runtime.loop import drive
+from mosaic.runtime.static_plan import StaticPlan, execute
 from sim.cluster.backend import SimBackend
+from sim.cluster.clock import wait_until
+from tests.controllers import Answers, cancel_on
 from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_mixed_cluster
 from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session, some_calls
 from tests.sim.oracle import LinearTime
@@ -22,24 +29,13 @@ ONE_SECOND = LinearHardware(
 )
 
 
-class CancelOn:
-    """Cancels calls when a given one finishes."""
-
-    def __init__(self, trigger, *keys):
-        self.trigger, self.keys, self.heard = trigger, keys, []
-
-    def on_finish(self, record):
-        self.heard.append(record.key)
-        return [Cancel(key) for key in self.keys] if record.key == self.trigger else []
-
-
 def lengths(table):
-    return lambda call: Outcome(table[call.key.question])
+    return lambda call, inputs: Outcome(table[call.key.question])
 
 
-def run(table, *sessions, calls, listener=None, **changes):
+def run(table, *sessions, calls, controllers=(), **changes):
     backend = make_backend(lengths(table), hardware=ONE_SECOND, **changes)
-    result = backend.execute(make_plan(*sessions), calls, listener)
+    result = execute(make_plan(*sessions), calls, backend, controllers)
     return result, {record.key.question: record for record in result.calls}
 
 
@@ -97,7 +93,7 @@ def test_an_expert_on_other_workers_loads_again():
 def test_outputs_are_clipped_to_what_the_expert_may_write():
     expert = make_expert("A", max_output_tokens=50, context_tokens=120)
     calls = [make_call("q0", prompt_tokens=20), make_call("q1", prompt_tokens=100)]
-    result = make_backend(by_key(10_000), experts=[expert]).execute(make_plan(make_session(0, calls)), calls)
+    result = execute(make_plan(make_session(0, calls)), calls, make_backend(by_key(10_000), experts=[expert]))
     assert {record.key.question: record.output_tokens for record in result.calls} == {"q0": 50, "q1": 20}
 
 
@@ -105,8 +101,8 @@ def cut_at_50(outcome, prompt_tokens=20):
     """The record of one call to an expert that may write 50 tokens in a context of 120."""
     expert = make_expert("A", max_output_tokens=50, context_tokens=120)
     calls = [make_call("q0", prompt_tokens=prompt_tokens)]
-    backend = make_backend(lambda call: outcome, experts=[expert])
-    (record,) = backend.execute(make_plan(make_session(0, calls)), calls).calls
+    backend = make_backend(lambda call, inputs: outcome, experts=[expert])
+    (record,) = execute(make_plan(make_session(0, calls)), calls, backend).calls
     assert record.status is CallStatus.FINISHED
     return record
 
@@ -138,9 +134,9 @@ def test_the_end_of_the_context_cuts_off_too(prompt_tokens, answer):
 
 def test_a_cancelled_response_shows_nothing():
     calls = [*some_calls("A", 1), *some_calls("B", 1)]
-    backend = make_backend(lambda call: Outcome(4 if call.expert == "A" else 100, "B", 3), hardware=ONE_SECOND)
+    backend = make_backend(lambda call, inputs: Outcome(4 if call.expert == "A" else 100, "B", 3), hardware=ONE_SECOND)
     plan = make_plan(make_session(0, calls[:1]), make_session(1, calls[1:], workers=(1,)))
-    result = backend.execute(plan, calls, CancelOn(calls[0].key, calls[1].key))
+    result = execute(plan, calls, backend, [cancel_on(calls[0].key, calls[1].key)])
     shown = {record.key.question: (record.answer, record.visible_tokens) for record in result.calls}
     assert shown == {"A0": ("B", 3), "B0": (None, None)}
 
@@ -148,10 +144,9 @@ def test_a_cancelled_response_shows_nothing():
 class TestCancelling:
     def test_a_running_call_on_another_worker_frees_it_at_once(self):
         calls = [*some_calls("A", 1), *some_calls("B", 1)]
-        listener = CancelOn(calls[0].key, calls[1].key)
         result, records = run(
             {"A0": 4, "B0": 100}, make_session(0, calls[:1]), make_session(1, calls[1:], workers=(1,)), calls=calls,
-            listener=listener,
+            controllers=[cancel_on(calls[0].key, calls[1].key)],
         )  # fmt: skip
         record = records["B0"]
         assert (record.status, record.finished_ts, record.output_tokens) == (CallStatus.CANCELLED, 14.0, 4)
@@ -159,14 +154,13 @@ class TestCancelling:
         assert record.answer is None
         assert [session.end_ts for session in result.sessions] == [14.0, 14.0]
         assert (result.sessions[1].num_calls, result.sessions[1].output_tokens) == (0, 0)
-        assert [(action.ts, action.kind, action.call) for action in result.actions] == [(14.0, "cancel", calls[1].key)]
-        assert listener.heard == [calls[0].key]
+        assert result.actions[-1] == (14.0, f"finished {calls[0].key}", Cancel(calls[1].key))
 
     def test_the_iteration_under_way_on_another_worker_ends_first(self):
         calls = [*some_calls("A", 1), *some_calls("B", 1, ready_s=10.5), *some_calls("B", 1, start=1, ready_s=12.0)]
         result, records = run(
             {"A0": 4, "B0": 100, "B1": 2}, make_session(0, calls[:1]), make_session(1, calls[1:], workers=(1,)),
-            calls=calls, listener=CancelOn(calls[0].key, calls[1].key), settings=EngineOptions(max_num_seqs=1),
+            calls=calls, controllers=[cancel_on(calls[0].key, calls[1].key)], settings=EngineOptions(max_num_seqs=1),
         )  # fmt: skip
         assert records["B0"].finished_ts == 14.0
         assert (records["B1"].queued_ts, records["B1"].admitted_ts, records["B1"].finished_ts) == (12.0, 14.5, 16.5)
@@ -176,7 +170,7 @@ class TestCancelling:
         calls = some_calls("A", 3)
         _, records = run(
             {"A0": 4, "A1": 100, "A2": 2}, make_session(0, calls), calls=calls,
-            listener=CancelOn(calls[0].key, calls[1].key), settings=EngineOptions(max_num_seqs=2),
+            controllers=[cancel_on(calls[0].key, calls[1].key)], settings=EngineOptions(max_num_seqs=2),
         )  # fmt: skip
         assert records["A1"].finished_ts == 14.0
         assert (records["A2"].admitted_ts, records["A2"].finished_ts) == (14.0, 16.0)
@@ -185,7 +179,7 @@ class TestCancelling:
         calls = some_calls("A", 2)
         result, records = run(
             {"A0": 4, "A1": 100}, make_session(0, calls), calls=calls,
-            listener=CancelOn(calls[0].key, calls[1].key), settings=EngineOptions(max_num_seqs=1),
+            controllers=[cancel_on(calls[0].key, calls[1].key)], settings=EngineOptions(max_num_seqs=1),
         )  # fmt: skip
         record = records["A1"]
         assert (record.queued_ts, record.admitted_ts, record.finished_ts) == (10.0, None, 14.0)
@@ -196,7 +190,7 @@ class TestCancelling:
         calls = [*some_calls("A", 1), *some_calls("B", 1, ready_s=13.5)]
         result, records = run(
             {"A0": 4, "B0": 9}, make_session(0, calls[:1]), make_session(1, calls[1:], workers=(1,)), calls=calls,
-            listener=CancelOn(calls[0].key, calls[1].key),
+            controllers=[cancel_on(calls[0].key, calls[1].key)],
         )  # fmt: skip
         record = records["B0"]
         assert (record.admitted_ts, record.first_token_ts, record.finished_ts) == (13.5, None, 14.0)
@@ -208,7 +202,7 @@ class TestCancelling:
         sessions = make_session(0, calls[:2]), make_session(1, calls[2:4]), make_session(2, calls[4:])
         result, records = run(
             {"A0": 3, "A1": 6, "A2": 2, "B0": 5, "B1": 5}, *sessions, calls=calls,
-            listener=CancelOn(calls[0].key, calls[2].key, calls[3].key),
+            controllers=[cancel_on(calls[0].key, calls[2].key, calls[3].key)],
         )  # fmt: skip
         assert [session.session for session in result.sessions] == [0, 2]
         assert result.sessions[1].load_s == 0.0, "A has not left the worker"
@@ -220,7 +214,7 @@ class TestCancelling:
         result, records = run(
             {"A0": 3, "A1": 15, "B0": 4, "B1": 5},
             make_session(0, calls[:1]), make_session(1, calls[1:2]), make_session(2, calls[3:], workers=(1,)),
-            make_session(3, calls[2:3]), calls=calls, listener=CancelOn(calls[3].key, calls[2].key),
+            make_session(3, calls[2:3]), calls=calls, controllers=[cancel_on(calls[3].key, calls[2].key)],
         )  # fmt: skip
         # Worker 0: A until 13, B from 23 to 27, and B1 at once; worker 1: A until 25.
         assert [session.session for session in result.sessions] == [0, 1, 2]
@@ -231,11 +225,10 @@ class TestCancelling:
         result, records = run(
             {"A0": 3, "B0": 4, "B1": 5}, make_session(0, calls[:1]),
             make_session(1, calls[1:], workers=(1,), after=(0,)), calls=calls,
-            listener=CancelOn(calls[0].key, calls[1].key, calls[1].key),
+            controllers=[cancel_on(calls[0].key, calls[1].key, calls[1].key)],
         )  # fmt: skip
         assert [record.key.question for record in result.calls] == ["A0", "B0", "B1"]
         assert (records["B0"].status, records["B1"].finished_ts) == (CallStatus.CANCELLED, 28.0)
-        assert len(result.actions) == 1, "the second time there was nothing left to cancel"
 
     def test_all_of_a_session_that_is_loading(self):
         calls = [*some_calls("A", 1, ready_s=15.0), *some_calls("B", 1)]
@@ -246,7 +239,7 @@ class TestCancelling:
         clock["A1"] = 2
         plan = make_plan(make_session(0, calls[:1]), make_session(2, gate, workers=(1,)), late)
         # Worker 1 serves A1 from 10 to 12 and loads B until 22; A0 finishes at 16.
-        result = backend.execute(plan, [*calls, *gate], CancelOn(calls[0].key, calls[1].key))
+        result = execute(plan, [*calls, *gate], backend, [cancel_on(calls[0].key, calls[1].key)])
         last = result.sessions[-1]
         assert (last.expert, last.load_start_ts, last.start_ts, last.end_ts, last.num_calls) == (
             "B",
@@ -259,29 +252,42 @@ class TestCancelling:
     def test_two_at_the_same_instant_from_two_workers(self):
         calls = [*some_calls("A", 2), *some_calls("B", 2)]
 
-        class Both:
-            def on_finish(self, record):
-                other = {"A0": "B1", "B0": "A1"}.get(record.key.question)
-                return [Cancel(call.key) for call in calls if call.key.question == other]
-
+        both = Answers(
+            {f"finished {calls[0].key}": [Cancel(calls[3].key)], f"finished {calls[2].key}": [Cancel(calls[1].key)]}
+        )
         result, records = run(
             {"A0": 4, "A1": 50, "B0": 4, "B1": 50}, make_session(0, calls[:2]),
-            make_session(1, calls[2:], workers=(1,)), calls=calls, listener=Both(),
+            make_session(1, calls[2:], workers=(1,)), calls=calls, controllers=[both],
         )  # fmt: skip
-        # Worker 0 is heard first and has begun its next iteration when worker 1 is heard.
-        assert [session.end_ts for session in result.sessions] == [15.0, 14.0]
+        # Both are heard before either worker begins its next iteration.
+        assert [session.end_ts for session in result.sessions] == [14.0, 14.0]
         assert records["A1"].finished_ts == records["B1"].finished_ts == 14.0
-        assert len(result.actions) == 2
 
 
 class TestRefuses:
     def execute(self, *sessions, calls, outcomes=None, **changes):
-        return make_backend(outcomes or by_key(5), **changes).execute(make_plan(*sessions), calls)
+        return execute(make_plan(*sessions), calls, make_backend(outcomes or by_key(5), **changes))
 
-    def test_sessions_that_wait_for_each_other(self):
-        calls = some_calls("A", 2)
-        with pytest.raises(BackendError, match=r"sessions \[0, 1\] wait for each other and can never start"):
-            self.execute(make_session(0, calls[:1], after=(1,)), make_session(1, calls[1:]), calls=calls)
+    def test_a_session_that_nobody_closes(self):
+        backend = make_backend(by_key(5))
+        events = backend.events(reacts=True)
+        next(events)
+        backend.apply(Open(Session(id=0, expert="A", workers=(0,))))
+        with pytest.raises(BackendError, match=r"sessions \[0\] were never closed"):
+            list(events)
+
+    def test_a_call_in_a_queue_that_no_session_serves(self):
+        calls = [*some_calls("A", 1), *some_calls("B", 1)]
+        stray = Answers({"started": [Submit(calls[1], "B")]})
+        with pytest.raises(BackendError, match=r"calls wait for sessions of \['B'\], and none is open"):
+            drive(
+                make_backend(by_key(5)),
+                [StaticPlan(make_plan(make_session(0, calls[:1])), calls), stray],
+                num_workers=2,
+            )
+        opened = Answers({"started": [Open(Session(id=0, expert="A", workers=(0,))), Submit(calls[1], "B")]})
+        with pytest.raises(BackendError, match=r"calls wait for sessions of \['B'\], and none is open"):
+            drive(make_backend(by_key(5)), [opened], num_workers=2)
 
     def test_a_prompt_that_fills_the_context(self):
         calls = [make_call("q0", prompt_tokens=8192)]
@@ -292,16 +298,10 @@ class TestRefuses:
         calls = [make_call("q0", prompt_tokens=100)]
         settings = EngineOptions(kv_cache_tokens=64)
         with pytest.raises(
-            BackendError, match=r"session 0 of 'A', call q0/propose/0: prompt_tokens .* at most 64 .*backend\.kv_tokens"
+            BackendError,
+            match=r"session 0 of 'A', call q0/propose/0: prompt_tokens .* at most 64 .*backend\.kv_cache_tokens",
         ):
             self.execute(make_session(0, calls), calls=calls, settings=settings)
-
-    def test_a_kv_cache_below_one_block(self):
-        calls = [make_call("q0")]
-        with pytest.raises(
-            BackendError, match=r"session 0 of 'A': backend\.kv_tokens must be at least one block of 16"
-        ):
-            self.execute(make_session(0, calls), calls=calls, settings=EngineOptions(kv_cache_tokens=8))
 
     def test_a_model_larger_than_the_gpu(self):
         calls = [make_call("q0")]
@@ -314,13 +314,6 @@ class TestRefuses:
         cluster = make_mixed_cluster(make_gpu("old"), make_gpu("new"))
         with pytest.raises(BackendError, match=r"workers must be of one kind, got \['old', 'new'\]"):
             self.execute(make_session(0, calls, workers=(0, 1)), calls=calls, cluster=cluster)
-
-    def test_a_call_that_needs_another_of_the_same_run(self):
-        first = make_call("q0")
-        calls = [first, make_call("q1", after=(first.key,))]
-        with pytest.raises(BackendError, match="call q1/propose/0: after must name calls of an earlier run, got q0"):
-            self.execute(make_session(0, calls), calls=calls)
-        self.execute(make_session(0, calls[1:]), calls=calls[1:])
 
     def test_an_outcome_without_tokens(self):
         calls = [make_call("q0")]
@@ -336,14 +329,16 @@ class TestRefuses:
             make_backend(by_key(1), experts=[make_expert("A"), make_expert("A")])
 
 
-def test_an_error_of_the_listener_reaches_the_caller():
+def test_an_error_of_a_controller_reaches_the_caller():
     class Broken:
-        def on_finish(self, record):
+        reacts = True
+
+        def on(self, event, view):
             raise RuntimeError("out of ink")
 
     calls = some_calls("A", 1)
     with pytest.raises(RuntimeError, match="out of ink"):
-        run({"A0": 3}, make_session(0, calls), calls=calls, listener=Broken())
+        run({"A0": 3}, make_session(0, calls), calls=calls, controllers=[Broken()])
 
 
 def test_each_kind_of_worker_keeps_its_own_time():
@@ -358,10 +353,10 @@ def test_each_kind_of_worker_keeps_its_own_time():
         iteration_times=lambda hardware, shape, tp_degree: hardware.time,
     )
     plan = make_plan(make_session(0, calls[:1]), make_session(1, calls[1:], workers=(1,)))
-    result = backend.execute(plan, calls)
+    result = execute(plan, calls, backend)
     assert [session.load_s for session in result.sessions] == [20.0, 5.0]
     assert result.sessions[0].end_ts > 30.0 > 6.1 > result.sessions[1].end_ts
-    assert 6.0 < result.lower_bound_s < 6.1, "a plan could have put both on the fast one"
+    assert 6.0 < backend.lower_bound_s() < 6.1, "a plan could have put both on the fast one"
 
 
 def test_the_bound_leaves_out_kinds_where_an_expert_cannot_run():
@@ -372,17 +367,19 @@ def test_the_bound_leaves_out_kinds_where_an_expert_cannot_run():
 
     calls = some_calls("A", 1)
     cluster = make_mixed_cluster(make_gpu("known"), make_gpu("unknown"))
-    backend = SimBackend(
+    make = partial(
+        SimBackend,
         experts=[make_expert("A")],
         hardware={"known": LinearHardware(10.0), "unknown": LinearHardware(11.0)},
         cluster=cluster,
         outcomes=by_key(50),
         iteration_times=times,
     )
-    result = backend.execute(make_plan(make_session(0, calls)), calls)
-    assert result.lower_bound_s == pytest.approx(result.sessions[0].end_ts)
+    backend = make()
+    result = execute(make_plan(make_session(0, calls)), calls, backend)
+    assert backend.lower_bound_s() == pytest.approx(result.sessions[0].end_ts)
     with pytest.raises(BackendError, match="session 0 of 'A': not measured"):
-        backend.execute(make_plan(make_session(0, calls, workers=(1,))), calls)
+        execute(make_plan(make_session(0, calls, workers=(1,))), calls, make())
 
 
 def test_the_bound_leaves_out_kinds_with_too_few_workers_for_a_gang():
@@ -395,5 +392,5 @@ def test_the_bound_leaves_out_kinds_with_too_few_workers_for_a_gang():
         outcomes=by_key(50),
         iteration_times=lambda hardware, shape, tp_degree: hardware.time,
     )
-    result = backend.execute(make_plan(make_session(0, calls, workers=(0, 1)), num_workers=3), calls)
-    assert result.lower_bound_s == pytest.approx(result.sessions[0].end_ts)
+    result = execute(make_plan(make_session(0, calls, workers=(0, 1)), num_workers=3), calls, backend)
+    assert backend.lower_bound_s() == pytest.approx(result.sessions[0].end_ts)

@@ -211,6 +211,40 @@ class TestAbort:
         assert times(waiting) == (0.0, 1.0, 3.0, 3.0)
 
 
+class TestCut:
+    def test_it_ends_with_its_last_token_and_makes_room(self):
+        engine = make_engine(max_num_seqs=1)
+        running, waiting = engine.submit(0, 10, 100, 0.0), engine.submit(1, 10, 2, 0.0)
+        assert engine.cut(running, 5, 3.0)
+        engine.advance_to(inf)
+        assert (running.finished_ts, running.num_generated, running.wasted_tokens) == (5.0, 5, 0)
+        assert times(waiting) == (0.0, 5.0, 6.0, 7.0)
+
+    def test_what_it_has_stays_and_the_token_under_way_comes(self):
+        engine = make_engine()
+        request = engine.submit(0, 10, 100, 0.0)
+        assert engine.cut(request, 2, 7.5)
+        assert engine.num_generated(request) == 7
+        assert engine.advance_to(inf) == [request]
+        assert (request.finished_ts, request.num_generated) == (8.0, 8)
+
+    def test_more_than_it_would_write_changes_nothing_and_after_the_end_there_is_nothing_to_cut(self):
+        engine = make_engine()
+        request = engine.submit(0, 10, 4, 0.0)
+        assert engine.cut(request, 9, 1.0)
+        assert engine.advance_to(4.0) == [request]
+        assert not engine.cut(request, 1, 4.0)
+        assert request.num_generated == 4
+
+    def test_what_is_written_elsewhere_is_read_like_the_prompt(self):
+        engine = make_engine(order="mixed", max_num_seqs=4, max_num_batched_tokens=8)
+        request = engine.submit(0, 10, 9, 0.0, 6)
+        assert engine.num_generated(request) == 6
+        engine.advance_to(inf)
+        # Two iterations read 16 tokens, the second of them yields the seventh.
+        assert (times(request), request.num_generated) == ((0.0, 0.0, 2.0, 4.0), 9)
+
+
 class TestRefuses:
     @pytest.mark.parametrize(
         ("prompt", "output", "ready", "message"),

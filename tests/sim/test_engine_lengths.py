@@ -55,7 +55,9 @@ def sessions(draw):
         prefix_tokens = draw(st.sampled_from([0, prompt // 2, prompt]))
         prefix = draw(st.integers(0, 1)) if prefix_tokens else None
         ready = draw(st.integers(0, 12)) * late
-        requests.append((prompt, draw(st.integers(1, longest)), ready, prefix, prefix_tokens))
+        output = draw(st.integers(1, longest))
+        generated = draw(st.sampled_from([0, 0, output // 2]))
+        requests.append((prompt, output, ready, generated, prefix, prefix_tokens))
     longest_call = max(prompt + output for prompt, output, *_ in requests)
     tight = draw(st.integers(longest_call + 2 * block_size, longest_call * 4 + 2 * block_size))
     return engine_settings, requests, int(tight / 0.89) + block_size
@@ -73,7 +75,7 @@ def make_engine(session, lengths):
     )
     engine = Engine(iteration_time=time, settings=engine_settings, kv_tokens=kv_tokens, context_tokens=200)
     submitted = [
-        engine.submit(i, *request[:3], prefix=request[3], prefix_tokens=request[4])
+        engine.submit(i, *request[:4], prefix=request[4], prefix_tokens=request[5])
         for i, request in enumerate(requests)
     ]
     return engine, submitted
@@ -139,7 +141,7 @@ def test_measured_gpus_agree_with_the_oracle(stem, session):
     seqs = Oracle(time, engine_settings, kv_tokens, 200).run(requests)
     engine = Engine(iteration_time=time, settings=engine_settings, kv_tokens=kv_tokens, context_tokens=200)
     submitted = [
-        engine.submit(i, *request[:3], prefix=request[3], prefix_tokens=request[4])
+        engine.submit(i, *request[:4], prefix=request[4], prefix_tokens=request[5])
         for i, request in enumerate(requests)
     ]
     engine.advance_to(inf)

@@ -24,7 +24,7 @@ def test_the_watermark_follows_the_order():
         ({"max_num_seqs": 0}, "max_num_seqs must be at least 1, got 0"),
         ({"block_size": 0}, "block_size must be at least 1, got 0"),
         ({"max_num_batched_tokens": 0}, "max_num_batched_tokens must be at least 1, got 0"),
-        ({"kv_tokens": 0}, "kv_tokens must be at least 1, got 0"),
+        ({"kv_cache_tokens": 15}, "kv_cache_tokens must be at least 16, got 15"),
         ({"watermark_frac": -0.1}, "watermark_frac must be at least 0, got -0.1"),
         ({"watermark_frac": 1}, "watermark_frac must be below 1, got 1"),
         (

@@ -17,7 +17,7 @@ def test_a_part_of_a_block_holds_nothing():
 
 
 def test_a_cache_below_one_block_is_refused():
-    with pytest.raises(ValueError, match=r"kv_tokens must be at least one block of 16 tokens, got 15"):
+    with pytest.raises(ValueError, match=r"kv_cache_tokens must be at least one block of 16 tokens, got 15"):
         make_cache(kv_tokens=15)
 
 

@@ -2,9 +2,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mosaic.core.commands import Cut
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.realization import Outcome
-from mosaic.core.results import Cancel
+from mosaic.runtime.static_plan import execute
+from tests.controllers import Answers, cancel_on
 from tests.factories import make_call, make_cluster, make_expert, make_shape
 from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session, some_calls
 from tests.sim.random_runs import committed_time, committed_times, runs
@@ -13,19 +15,18 @@ from tests.sim.random_runs import committed_time, committed_times, runs
 @settings(max_examples=250, deadline=None)
 @given(runs())
 def test_no_plan_beats_the_bound(run):
-    backend, plan, calls = run
-    result = backend.execute(plan, calls)
-    makespan_s = max(session.end_ts for session in result.sessions)
-    assert 0 < result.lower_bound_s <= makespan_s * (1 + 1e-9)
+    make, plan, calls = run
+    bound_s, makespan_s = bound_and_makespan(make(), *plan.sessions, calls=calls, num_workers=plan.num_workers)
+    assert 0 < bound_s <= makespan_s * (1 + 1e-9)
 
 
 @pytest.mark.parametrize(("name", "time"), committed_times())
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_no_plan_beats_the_bound_on_measured_tables(name, time, data):
-    backend, plan, calls = data.draw(runs(times=st.just(time)))
-    result = backend.execute(plan, calls)
-    assert 0 < result.lower_bound_s <= max(session.end_ts for session in result.sessions) * (1 + 1e-9)
+    make, plan, calls = data.draw(runs(times=st.just(time)))
+    bound_s, makespan_s = bound_and_makespan(make(), *plan.sessions, calls=calls, num_workers=plan.num_workers)
+    assert 0 < bound_s <= makespan_s * (1 + 1e-9)
 
 
 GEMMA = {"num_layers": 42, "num_query_heads": 16, "num_kv_heads": 8, "head_dim": 256}
@@ -68,9 +69,9 @@ def test_no_prefill_beats_the_bound(stem, tp_degree, data):
     assert 0 < bound_s <= makespan_s * (1 + 1e-9)
 
 
-def bound_and_makespan(backend, *sessions, calls, num_workers=2):
-    result = backend.execute(make_plan(*sessions, num_workers=num_workers), calls)
-    return result.lower_bound_s, max(session.end_ts for session in result.sessions)
+def bound_and_makespan(backend, *sessions, calls, num_workers=2, controllers=()):
+    result = execute(make_plan(*sessions, num_workers=num_workers), calls, backend, controllers)
+    return backend.lower_bound_s(), max(session.end_ts for session in result.sessions)
 
 
 @pytest.mark.parametrize("order", list(Order))
@@ -104,12 +105,23 @@ def test_a_gang_counts_for_all_its_workers():
 
 
 def test_calls_that_were_cancelled_are_not_counted():
-    class CancelAll:
-        def on_finish(self, record):
-            return [Cancel(call.key) for call in calls]
+    short, long = calls = [make_call("short"), make_call("long")]
+    (full_s, _), (bound_s, makespan_s) = (
+        bound_and_makespan(
+            make_backend(lambda call, inputs: Outcome(10 if call == short else 4000)),
+            make_session(0, calls),
+            calls=calls,
+            controllers=controllers,
+        )
+        for controllers in ([], [cancel_on(short.key, long.key)])
+    )
+    assert bound_s < makespan_s < full_s
 
-    calls = [make_call("short"), make_call("long")]
-    backend = make_backend(lambda call: Outcome(10 if call.key.question == "short" else 4000))
-    plan = make_plan(make_session(0, calls))
-    full, cut = backend.execute(plan, calls), backend.execute(plan, calls, CancelAll())
-    assert cut.lower_bound_s < max(session.end_ts for session in cut.sessions) < full.lower_bound_s
+
+def test_a_call_that_is_cut_counts_with_what_it_writes():
+    calls = [make_call("q0")]
+    cut = Answers({"started": [Cut(calls[0].key, 40)]})
+    bound_s, makespan_s = bound_and_makespan(
+        make_backend(by_key(4000)), make_session(0, calls), calls=calls, controllers=[cut]
+    )
+    assert bound_s == pytest.approx(makespan_s)

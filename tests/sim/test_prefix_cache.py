@@ -131,4 +131,4 @@ def test_the_orders_differ_in_what_they_do_by_default():
     assert not EngineOptions(order=Order.MIXED, enable_prefix_caching=False).caches_prefixes
     assert not EngineOptions(order=Order.PREFILL_FIRST).caches_prefixes
     with pytest.raises(ValueError, match="enable_prefix_caching must be false unless order is mixed, got True"):
-        EngineOptions(order=Order.PREFILL_FIRST, enable_prefix_caching=True)
+        make_engine(order="prefill_first", enable_prefix_caching=True)

@@ -1,18 +1,19 @@
 """The simulated aggregator: its luck is its own, and its answer and length follow what it reads."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sim.cluster.preparation import cut_off
 
 from mosaic.core.realization import Outcome
-from mosaic.core.workload import AGGREGATE
+from mosaic.core.results import CallRecord, Inputs
+from sim.cluster.session import cut_off
 from sim.world.world import World
-from tests.factories import make_call, make_expert
+from tests.factories import make_expert
 from tests.sim.answer_worlds import (
     FINE,
     aggregate_call,
@@ -27,10 +28,14 @@ from tests.sim.answer_worlds import (
 EAGER = make_model(mean_ability=0.0, deference=1.5, aggregator_elasticity=1.0, aggregator_length_loading=0.5)
 
 
+def by_key(records: Sequence[CallRecord]) -> Inputs:
+    return {record.key: record for record in records}
+
+
 def read(world: World, *answers: str | None, question: str = "q0") -> Outcome:
     """What the aggregator makes of these responses."""
     records = [make_response(question, slot, answer) for slot, answer in enumerate(answers)]
-    return world.after(records).outcome(aggregate_call(question, *range(len(answers))))
+    return world.outcome(aggregate_call(question, *range(len(answers))), by_key(records))
 
 
 def test_an_aggregator_without_deference_ignores_what_it_reads() -> None:
@@ -61,27 +66,19 @@ def test_its_outcome_depends_on_nothing_but_seed_key_and_inputs(
     # Two policies: other calls added, cancelled, asked before and listed in another order.
     world, call = make_world(8, answers=EAGER), aggregate_call("q3", 0, 1, 2)
     inputs = [make_response("q3", slot, answer) for slot, answer in enumerate("BAB")]
-    expected = world.after(inputs).outcome(call)
+    expected = world.outcome(call, by_key(inputs))
     added = [make_response("q4", slot, answer) for slot, answer in enumerate(strangers)]
     # A fourth response of the question that the call does not name, as one that was cancelled.
     added.append(make_response("q3", 3, "A", expert="B"))
     records = [*inputs, *added]
     order.shuffle(records)
-    other = make_world(8, answers=EAGER).after(records)
+    other, given_inputs = make_world(8, answers=EAGER), by_key(records)
     for i in range(others):
-        other.outcome(aggregate_call(f"q{i}", 0))
-    assert other.outcome(call) == expected
+        other.outcome(aggregate_call(f"q{i}", 0), given_inputs)
+    assert other.outcome(call, given_inputs) == expected
     named = list(call.after)
     order.shuffle(named)
-    assert other.outcome(replace(call, after=tuple(named))) == expected
-
-
-def test_a_world_that_is_told_of_responses_stays_as_it_was() -> None:
-    world = make_world(1, answers=EAGER)
-    before = ask(world, "q0")
-    told = world.after([make_response("q0", 0, "A")])
-    assert ask(told, "q0") == ask(world, "q0") == before
-    assert world.seen == {}
+    assert other.outcome(replace(call, after=tuple(named)), given_inputs) == expected
 
 
 def test_unparsable_and_missing_responses_support_nothing() -> None:
@@ -90,7 +87,7 @@ def test_unparsable_and_missing_responses_support_nothing() -> None:
         expected = read(world, "A", "B", question=name)
         assert read(world, "A", "B", None, question=name) == expected
         records = [make_response(name, slot, answer) for slot, answer in enumerate("AB")]
-        assert world.after(records).outcome(aggregate_call(name, 0, 1, 2)) == expected
+        assert world.outcome(aggregate_call(name, 0, 1, 2), by_key(records)) == expected
     alone = [read(world, None, None, None, question=name) for name in names(60)]
     assert alone == [read(world, question=name) for name in names(60)]
     assert alone != [read(world, "A", "A", None, question=name) for name in names(60)]
@@ -99,7 +96,7 @@ def test_unparsable_and_missing_responses_support_nothing() -> None:
 def test_an_expert_that_aggregates_has_other_luck_than_when_it_answers() -> None:
     world = make_world(40, answers=replace(EAGER, deference=0.0), aggregator_lengths={"A": FINE})
     own = [ask(world, name) for name in names(40)]
-    merged = [world.outcome(make_call(name, expert="A", node=AGGREGATE)) for name in names(40)]
+    merged = [world.outcome(replace(aggregate_call(name), expert="A"), {}) for name in names(40)]
     assert all(a.output_tokens != b.output_tokens for a, b in zip(own, merged, strict=True))
     assert any(a.answer != b.answer for a, b in zip(own, merged, strict=True))
 
@@ -145,4 +142,4 @@ def test_an_aggregators_length_from_nowhere_is_refused(answers) -> None:
         r"add world\.merged_tokens\.G"
     )
     with pytest.raises(ValueError, match=message):
-        world.outcome(aggregate_call())
+        world.outcome(aggregate_call(), {})

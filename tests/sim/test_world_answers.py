@@ -53,9 +53,9 @@ def test_answers_without_loading_leave_every_length_as_it_was(root_seed: int) ->
     calls = make_calls({"A": 40, "B": 25})
     bare = World(lengths=LENGTHS, root_seed=root_seed)
     answering = replace(bare, answers=make_model(), questions={f"q{i}": make_choice(f"q{i}") for i in range(30)})
-    outcomes = [answering.outcome(call) for call in calls]
+    outcomes = [answering.outcome(call, {}) for call in calls]
     # Without an answer model there are lengths and nothing else.
-    assert [Outcome(outcome.output_tokens, None, None) for outcome in outcomes] == [bare.outcome(c) for c in calls]
+    assert [Outcome(outcome.output_tokens, None, None) for outcome in outcomes] == [bare.outcome(c, {}) for c in calls]
     assert [outcome.answer is not None for outcome in outcomes] == [i < 30 for i in range(65)]
 
 
@@ -93,7 +93,7 @@ def test_lengths_of_two_questions_are_independent() -> None:
 def test_the_aggregators_lengths_lean_by_their_own_loading(loading: float) -> None:
     answers = make_model(length_loading=0.3, aggregator_length_loading=loading)
     world = make_world(NUM_QUESTIONS, answers=answers)
-    scores = [score(world.outcome(aggregate_call(name))) for name in NAMES]
+    scores = [score(world.outcome(aggregate_call(name), {})) for name in NAMES]
     found = correlation([item_of(world, name).difficulty for name in NAMES], scores)
     assert abs(found - loading) < 4 * (1 - loading**2) / sqrt(NUM_QUESTIONS)
 
@@ -101,8 +101,8 @@ def test_the_aggregators_lengths_lean_by_their_own_loading(loading: float) -> No
 def test_recorded_lengths_take_precedence_over_the_difficulty_too() -> None:
     call = make_call("q0")
     world = make_world(answers=make_model(length_loading=0.9), recorded={call.key: 7})
-    assert world.outcome(call).output_tokens == 7
-    assert world.outcome(call).answer == make_world(answers=make_model()).outcome(call).answer
+    assert world.outcome(call, {}).output_tokens == 7
+    assert world.outcome(call, {}).answer == make_world(answers=make_model()).outcome(call, {}).answer
 
 
 def test_experts_that_think_show_no_more_than_their_visible_tokens() -> None:
@@ -176,7 +176,7 @@ def test_answers_are_options_of_the_question(number: int, num_options: int, expe
     world = make_world(questions={question.id: question}, answers=make_model(mean_ability=-1.0, deference=1.0))
     calls = [make_call(question.id, expert=expert, slot=slot) for slot in range(3)]
     for call in (*calls, aggregate_call(question.id)):
-        assert world.outcome(call).answer in tuple(LETTERS[:num_options])
+        assert world.outcome(call, {}).answer in tuple(LETTERS[:num_options])
 
 
 def test_a_question_that_is_not_known_has_a_difficulty_and_no_answer() -> None:
@@ -184,7 +184,7 @@ def test_a_question_that_is_not_known_has_a_difficulty_and_no_answer() -> None:
     outcome = ask(world, "elsewhere")
     assert outcome.answer is None
     assert ask(world, "elsewhere", slot=1) == outcome, "nothing but the difficulty makes the length"
-    assert world.outcome(aggregate_call("elsewhere")) == outcome
+    assert world.outcome(aggregate_call("elsewhere"), {}) == outcome
 
 
 @pytest.mark.parametrize("change", [{"root_seed": 1}, {"stream": "calibration"}])

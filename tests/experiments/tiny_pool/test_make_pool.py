@@ -21,6 +21,8 @@ from mosaic.engines.checkpoints import CheckpointError, check_checkpoint
 from mosaic.workloads.routing import load_skill_profiles
 from tests.experiments.tiny_pool.small import ROOT
 
+pytestmark = pytest.mark.slow
+
 NAMES = [*(expert.name for expert in EXPERTS), "TinyJudge"]
 SETTINGS = PoolSettings(max_steps=2, num_calibration=6, num_cases=6, num_test=6)
 OTHERS = PoolSettings(max_steps=1, num_calibration=6, num_cases=6, num_test=6)

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.wiring import Setup, compose_config, setup_from
+from experiments.config.job import simulated
 from experiments.tiny_pool.questions import Part, draw_questions
 from experiments.tiny_pool.tokenizer import tiny_tokenizer
 from experiments.tiny_pool.workload import tiny_workload
 from mosaic.core.workload import AnswerKind, Workload
 from mosaic.pipelines.prompts import expert_prompt
+from mosaic.runtime.run import Job
+from sim.site import SimSite
 from tests.experiments.tiny_pool.small import SCORES, write_scores
 
 
@@ -18,9 +20,9 @@ def make_workload(folder: Path, **changes: object) -> Workload:
     return tiny_workload(**{"name": "tiny_mcq", "profiles": write_scores(folder), **changes})  # type: ignore[arg-type]
 
 
-def make_setup(folder: Path, *overrides: str) -> Setup:
+def make_job(folder: Path, *overrides: str) -> tuple[Job, SimSite]:
     fixed = ["workload=tiny_mcq", "pool=tiny", "cluster=local", "aggregator=dp4"]
-    return setup_from(compose_config([*fixed, f"workload.profiles={write_scores(folder)}", *overrides]))
+    return simulated([*fixed, f"workload.profiles={write_scores(folder)}", *overrides])
 
 
 def test_600_questions_make_1800_calls(tmp_path: Path) -> None:
@@ -93,33 +95,31 @@ def test_the_configured_pool_is_the_one_that_is_made(tmp_path: Path) -> None:
     from experiments.tiny_pool.prompts import CONTEXT_TOKENS, JUDGE, MAX_OUTPUT_TOKENS, SHAPE
     from experiments.tiny_pool.responses import EXPERTS
 
-    setup = make_setup(tmp_path)
-    *experts, judge = setup.experts
+    job, _ = make_job(tmp_path)
+    *experts, judge = job.experts
     assert [(expert.name, expert.family) for expert in experts] == [(made.name, made.family) for made in EXPERTS]
-    assert {expert.shape for expert in setup.experts} == {SHAPE}
+    assert {expert.shape for expert in job.experts} == {SHAPE}
     assert {(expert.max_output_tokens, expert.context_tokens) for expert in experts} == {
         (MAX_OUTPUT_TOKENS, CONTEXT_TOKENS)
     }
     assert (judge.name, judge.temperature) == (JUDGE.name, JUDGE.temperature)
     assert (judge.max_output_tokens, judge.context_tokens) == (JUDGE.max_output_tokens, JUDGE.context_tokens)
-    assert {expert.checkpoint for expert in setup.experts} == {
-        f"checkpoints/tiny/{expert.name}" for expert in setup.experts
+    assert {expert.checkpoint for expert in job.experts} == {
+        f"checkpoints/tiny/{expert.name}" for expert in job.experts
     }
     assert {expert.temperature for expert in experts} == {0.7}
 
 
 def test_the_simulator_runs_it(tmp_path: Path) -> None:
-    setup = make_setup(tmp_path, "workload.num_questions=12", "scheduler=round_robin")
-    assert setup.workload.name == "tiny_mcq"
-    assert setup.cluster.num_workers == 2
-    assert setup.stage is not None
-    assert setup.stage.aggregator.expert.name == "TinyJudge"
-    assert set(setup.lengths) == set(SCORES)
-    world = setup.world()
-    outcomes = [world.outcome(call) for call in setup.workload.calls]
+    job, site = make_job(tmp_path, "workload.num_questions=12", "scheduler=round_robin")
+    assert job.workload.name == "tiny_mcq"
+    assert job.cluster.num_workers == 2
+    assert [expert.name for node in job.graph.upper_nodes for expert in node.experts] == ["TinyJudge"]
+    assert set(site.world.lengths) == set(SCORES)
+    outcomes = [site.world.outcome(call, {}) for call in job.workload.calls]
     assert {outcome.answer for outcome in outcomes} <= {"A", "B", "C", "D"}
-    by_name = {expert.name: expert for expert in setup.experts}
+    by_name = {expert.name: expert for expert in job.experts}
     assert all(
         1 <= outcome.output_tokens <= by_name[call.expert].max_output_tokens
-        for call, outcome in zip(setup.workload.calls, outcomes, strict=True)
+        for call, outcome in zip(job.workload.calls, outcomes, strict=True)
     )

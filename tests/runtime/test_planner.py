@@ -1,6 +1,7 @@
-"""The aggregator's plan: the cheaper of its shapes, by the run's scheduler, with every call once."""
+"""Plans of layers: all that a scheduler may know, and of several placements the one predicted to end first."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,28 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.errors import InfeasibleError, PlanError, ProfileError
-from mosaic.core.prediction import LengthPrediction
-from mosaic.core.workload import AGGREGATE, Call, CallKey, PROPOSE
+from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
 from mosaic.planning.costs import AffineCosts, PaperCosts
 from mosaic.planning.ilp.ilp import Ilp
-from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit
 from mosaic.planning.schedulers.data_parallel import DataParallel
 from mosaic.planning.schedulers.fifo import Fifo
 from mosaic.planning.schedulers.least_loaded import LeastLoaded
 from mosaic.planning.schedulers.round_robin import RoundRobin
-from mosaic.runtime.second_stage import plan_aggregator
-from tests.answered_questions import make_aggregator
-from tests.factories import assert_plan_valid, make_call, make_cluster, make_expert, make_gpu
+from mosaic.runtime.planner import NodePlacements, Placement, Planner, placed
+from tests.factories import (
+    assert_plan_valid,
+    make_call,
+    make_calls,
+    make_cluster,
+    make_entry,
+    make_expert,
+    make_gpu,
+    make_profile,
+)
 
-
-def make_entry(tp_degree: int, *, load_s: float, fixed_s: float, per_call_s: float) -> ProfileEntry:
-    fit = SessionFit(fixed_s=fixed_s, per_call_s=per_call_s, min_num_calls=1, max_num_calls=1000, residual_std_frac=0.0)
-    lengths = LengthPrediction(mean=300.0, max=4096.0, std=200.0)
-    return ProfileEntry(expert="W", gpu="gpu", tp_degree=tp_degree, load_s=load_s, fit=fit, lengths=lengths, points=())
-
-
-GANG = make_entry(4, load_s=20.0, fixed_s=0.0, per_call_s=1.0)
-ALONE = make_entry(1, load_s=40.0, fixed_s=50.0, per_call_s=2.0)
+GANG = make_entry("W", tp_degree=4, load_s=20.0, fixed_s=0.0, per_call_s=1.0)
+ALONE = make_entry("W", tp_degree=1, load_s=40.0, fixed_s=50.0, per_call_s=2.0)
 POOL = (make_expert("A"), make_expert("W", max_replicas=2), make_expert("B"))
 
 
@@ -39,23 +39,43 @@ def merge_calls(number: int) -> tuple[Call, ...]:
     )
 
 
-def plan_merging(number: int, *tp_degrees: int, entries=(GANG, ALONE), num_workers: int = 4, **changes: Any):
+def make_planner(*tp_degrees: int, entries=(GANG, ALONE), **changes: Any) -> Planner:
+    """A planner of four workers: the aggregator over several by the run's scheduler, alone on every GPU."""
+    placements = tuple(Placement(tp_degree=d, scheduler=DataParallel() if d == 1 else None) for d in tp_degrees)
+    costs = AffineCosts if len(tp_degrees) > 1 else None
     arguments: dict[str, Any] = {
-        "pool": POOL,
-        "cluster": make_cluster(num_workers),
-        "profile": Profile(source="test", entries=tuple(entries)),
-        "costs": AffineCosts,
+        "experts": POOL,
+        "cluster": make_cluster(4),
         "scheduler": Ilp(),
+        "costs": AffineCosts,
+        "profiles": {PROPOSE: make_profile("A", "B"), AGGREGATE: make_profile(*entries)},
+        "by_node": {AGGREGATE: NodePlacements(placements=placements, costs=costs)},
         **changes,
     }
-    return plan_aggregator(merge_calls(number), make_aggregator(*tp_degrees), **arguments)
+    return Planner(**arguments)
+
+
+def plan_merging(number: int, *tp_degrees: int, **changes: Any):
+    return make_planner(*tp_degrees, **changes).plan(merge_calls(number))
+
+
+def test_an_expert_as_it_is_placed() -> None:
+    # The pool's cap is that of the expert in its own role.
+    expert = POOL[1]
+    alone, gang = placed(expert, 1), placed(expert, 4)
+    assert (alone.tp_degree, alone.max_replicas) == (1, None)
+    assert (gang.tp_degree, gang.max_replicas) == (4, 1)
+    assert replace(gang, tp_degree=1, max_replicas=2) == expert
+    assert make_planner(4, 1).degrees(AGGREGATE, expert) == (4, 1)
+    assert make_planner().degrees(AGGREGATE, expert) == (1,)
 
 
 @pytest.mark.parametrize(("number", "degree", "seconds"), [(8, 4, 20 + 8), (400, 1, 40 + 50 + 200)])
 def test_the_cheaper_of_two_degrees_is_kept(number: int, degree: int, seconds: float) -> None:
     planned = plan_merging(number, 4, 1)
-    assert planned.expert.tp_degree == degree
+    assert planned.problem.expert("W").tp_degree == degree
     assert planned.plan.predicted_makespan_s == pytest.approx(seconds)
+    assert planned.scheduler == (Ilp() if degree == 4 else DataParallel())
     assert_plan_valid(planned.plan, planned.problem)
 
 
@@ -67,8 +87,8 @@ def test_the_cheaper_of_two_degrees_is_kept(number: int, degree: int, seconds: f
 def test_no_degree_is_cheaper_than_the_one_that_is_kept(prices, number: int, degrees) -> None:
     keys = ("load_s", "fixed_s", "per_call_s")
     entries = [
-        make_entry(4, **dict(zip(keys, prices[:3], strict=True))),
-        make_entry(1, **dict(zip(keys, prices[3:], strict=True))),
+        make_entry("W", tp_degree=degree, **dict(zip(keys, given_prices, strict=True)))
+        for degree, given_prices in ((4, prices[:3]), (1, prices[3:]))
     ]
     both, *each = (
         plan_merging(number, *tried, entries=entries, scheduler=RoundRobin()).plan for tried in (degrees, [4], [1])
@@ -100,13 +120,13 @@ def test_alone_it_is_a_replica_on_every_gpu_whatever_the_scheduler_and_its_cap(n
     assert_plan_valid(planned.plan, planned.problem)
 
 
-def test_a_choice_is_priced_by_the_affine_model_and_a_single_degree_as_the_run_is() -> None:
+def test_a_choice_is_priced_by_its_own_model_and_a_single_degree_as_the_run_is() -> None:
     assert plan_merging(8, 4, costs=PaperCosts).plan.costs == "paper"
     assert plan_merging(8, 1, costs=PaperCosts).plan.costs == "paper"
     chosen = plan_merging(8, 4, 1, costs=PaperCosts)
     assert chosen.plan.costs == "affine"
     # tau = (50 + 2 x 8) / 8 on 2 calls would have made the replicas look cheap, at 40 + 16.5 s.
-    assert chosen.expert.tp_degree == 4
+    assert chosen.problem.expert("W").tp_degree == 4
 
 
 def test_the_schedulers_caps_may_name_experts_of_the_pool() -> None:
@@ -117,14 +137,39 @@ def test_the_schedulers_caps_may_name_experts_of_the_pool() -> None:
 
 
 def test_the_problem_knows_the_pool_and_the_aggregator_as_it_is_placed() -> None:
-    planned = plan_merging(8, 4)
-    assert [expert.name for expert in planned.problem.experts] == ["W", "A", "B"]
-    assert planned.problem.expert("W") == planned.expert
-    assert (planned.expert.tp_degree, planned.expert.max_replicas) == (4, 1)
+    problem = plan_merging(8, 4).problem
+    assert [expert.name for expert in problem.experts] == ["W", "A", "B"]
+    assert problem.expert("W") == placed(POOL[1], 4)
+    first = make_planner(4).plan(make_calls({"A": 2, "B": 1})).problem
+    assert first.experts == POOL, "in the first layer each is as the pool has it"
 
 
-def test_a_plan_of_no_calls_is_empty() -> None:
-    assert plan_merging(0, 4, 1).plan.sessions == ()
+def test_costs_are_built_for_the_calls_and_may_carry_options_of_their_own() -> None:
+    calls = make_calls({"A": 3, "B": 2})
+    problem = make_planner(costs=PaperCosts).plan(calls).problem
+    assert problem.costs.num_calls_by_expert == {"A": 3, "B": 2}  # type: ignore[attr-defined]
+    assert (problem.calls, set(problem.lengths)) == (calls, {"A", "B"})
+    assert make_planner(costs=partial(AffineCosts, name="mine")).plan(calls).plan.costs == "mine"
+
+
+def test_nodes_of_a_layer_are_priced_by_the_profiles_of_both() -> None:
+    calls = (make_call("q0", expert="A"), make_call("q0", expert="W", node="other"))
+    profiles = {PROPOSE: make_profile("A"), "other": make_profile(ALONE)}
+    plan = make_planner(profiles=profiles, scheduler=RoundRobin()).plan(calls).plan
+    assert [times.load_s for times in plan.predicted] == [10.0, 40.0]
+
+
+def test_lost_workers_get_nothing() -> None:
+    planned = make_planner(1, scheduler=RoundRobin()).plan(merge_calls(9), lost={0: "unplugged", 2: "on fire"})
+    assert {session.workers for session in planned.plan.sessions} == {(1,), (3,)}
+
+
+def test_a_saved_plan_is_taken_if_it_is_of_these_calls() -> None:
+    planner = make_planner(4)
+    saved = planner.plan(merge_calls(8)).plan
+    assert planner.plan(merge_calls(8), saved=saved).plan is saved
+    with pytest.raises(PlanError):
+        planner.plan(merge_calls(9), saved=saved)
 
 
 def test_what_cannot_be_priced_or_placed_is_refused() -> None:
@@ -133,9 +178,12 @@ def test_what_cannot_be_priced_or_placed_is_refused() -> None:
     with pytest.raises(ProfileError, match=r"no lengths for expert 'W'"):
         plan_merging(8, 4, entries=[])
     with pytest.raises(InfeasibleError, match="spans 4 workers and cluster 'test-x2' has 2"):
-        plan_merging(8, 4, num_workers=2)
+        plan_merging(8, 4, cluster=make_cluster(2))
     with pytest.raises(InfeasibleError, match="expert 'W' fits on no aligned group of 1"):
         plan_merging(8, 1, cluster=make_cluster(4, gpu=make_gpu(memory_gib=16)))
+    message = r"call q0/propose/0: expert must be one of the pool \['A', 'B', 'W'\], got 'Poet'"
+    with pytest.raises(ValueError, match=message):
+        make_planner().plan(make_calls({"Poet": 1}))
 
 
 def test_a_scheduler_that_drops_a_call_is_caught() -> None:

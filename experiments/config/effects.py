@@ -1,0 +1,132 @@
+"""Refuses settings that a user asks for and that this run would not use: ignored, they would be believed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mosaic.core.workload import AnswerKind
+from mosaic.pipelines.node import When
+from mosaic.runtime.planner import NodePlacements
+from mosaic.runtime.run import Job
+
+
+def check_effects(overrides: Sequence[str], config: Mapping[str, Any], job: Job) -> None:
+    """Check that everything a user asked for has an effect.
+
+    Raises
+    ------
+    ValueError
+        Naming the key, its value, and why it has none.
+    """
+    if not overrides:
+        return
+    inert = without_effect(config, job)
+    for key, asked in _asked(overrides):
+        for prefix, reason in inert.items():
+            if key == prefix or key.startswith(f"{prefix}."):
+                raise ValueError(f"{key} must be left out, it has no effect here ({reason}), got {asked!r}")
+
+
+def without_effect(config: Mapping[str, Any], job: Job) -> dict[str, str]:
+    """List the keys and groups that this run does not use, each with the reason."""
+    rules = (
+        _unused_aggregators, _unused_gate, _unused_planning, _unused_profile, _unused_workload, _unused_world,
+        _unused_engines,
+    )  # fmt: skip
+    return {key: reason for rule in rules for key, reason in rule(config, job)}
+
+
+def _asked(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if not override.is_delete():
+            yield override.key_or_group, override.input_line or ""
+
+
+def _unused_aggregators(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
+    aggregator, wanted = config["aggregator"], config["workload"].get("aggregator")
+    if not job.placements:
+        reason = "pipeline.nodes names the experts" if job.graph.upper_nodes else "nothing is aggregated"
+        yield from dict.fromkeys(("workload.aggregator", "pool.aggregator"), reason).items()
+        return
+    if aggregator.get("expert") is not None:
+        reason = f"aggregator.expert={aggregator['expert']} goes before it"
+        yield from dict.fromkeys(("workload.aggregator", "pool.aggregator"), reason).items()
+    elif wanted is not None:
+        yield "pool.aggregator", f"workload.aggregator={wanted} goes before it, and aggregator.expert before both"
+    for options in job.placements.values():
+        degrees = {option.tp_degree for option in options.placements}
+        if len(degrees) == 1:
+            yield "aggregator.costs", f"with tp_degree={degrees.pop()} alone there is no choice to price"
+        for degree in aggregator.get("scheduler_by_degree") or {}:
+            if degree not in {option.tp_degree for option in options.placements}:
+                yield f"aggregator.scheduler_by_degree.{degree}", "it is not placed at this degree"
+    if all(question.answer_kind is not AnswerKind.TEXT for question in job.workload.questions):
+        yield "aggregator.comparison", "no question asks for free text"
+
+
+def _unused_gate(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
+    if not any(node.when is When.UNSETTLED for node in job.graph.nodes):
+        yield "gate", "no node waits for what it decides" if job.graph.upper_nodes else "nothing is aggregated"
+    if not job.graph.upper_nodes:
+        yield "pipeline.barrier", "there is one layer of calls"
+        yield "profile.aggregator_path", "nothing is aggregated"
+
+
+def _unused_planning(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
+    """A saved plan is run as it is; the scheduler plans the layers that it lacks, and what lost workers leave."""
+    left = [node.name for layer in job.graph.layers[len(job.plans) :] for node in layer]
+    options = [job.placements.get(name, NodePlacements()) for name in left]
+    own = [option.scheduler for placed in options for option in placed.placements or ()]
+    is_used = any(not placed.placements for placed in options) or None in own
+    if job.plans and job.site.way == "simulated" and not is_used:
+        yield "scheduler", f"plan.path={config['plan']['path']} is run as it was planned"
+        if all(placed.costs is not None for placed in options):
+            yield "costs", f"plan.path={config['plan']['path']} was priced when it was planned"
+
+
+def _unused_profile(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
+    if job.profile is not None:
+        yield "profile.sweep", f"profile.path={config['profile']['path']} is a sweep's result"
+        if job.upper_profile is not None or not job.graph.upper_nodes:
+            yield "profile.seed", "nothing is measured"
+
+
+def _unused_workload(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
+    workload = config["workload"]
+    if "profiles" in workload and workload["profiles"] is None:
+        for key in ("num_slots_per_question", "seed"):
+            yield f"workload.{key}", "every line names its experts, and workload.profiles no router"
+    if workload.get("part") == "test" and job.site.way == "simulated":
+        yield (
+            "workload.num_calibration_questions",
+            "workload.part=test, and a simulation measures on the batch's questions",
+        )
+
+
+def _unused_world(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
+    """What is said of experts that nobody asks."""
+    merging = {expert.name for node in job.graph.upper_nodes for expert in node.experts}
+    asked = set(job.workload.num_calls_by_expert) | merging
+    world = config["world"]
+    answers = world.get("answers") or {}
+    for prefix, names, used in (
+        ("pool.experts", config["pool"]["experts"], asked),
+        ("world.output_tokens", world.get("output_tokens"), asked),
+        ("world.answers.ability_by_expert", answers.get("ability_by_expert"), asked),
+        ("world.merged_tokens", world.get("merged_tokens"), merging),
+    ):
+        for name in names if isinstance(names, Mapping) else ():
+            if name not in used:
+                yield f"{prefix}.{name}", f"{'no call asks' if used is asked else 'nothing is merged by'} {name}"
+
+
+def _unused_engines(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
+    if job.site.way == "measured":
+        yield "world", "models really answer"
+    if not job.graph.upper_nodes:
+        yield "backend.num_calibration_questions", "nothing is aggregated"
+    asked = {*job.workload.num_calls_by_expert, *(expert.name for expert in job.graph.experts)}
+    if all(Path(expert.checkpoint).is_dir() for expert in job.experts if expert.name in asked):
+        yield "backend.checkpoints", "every expert names its checkpoint by a path of its own"

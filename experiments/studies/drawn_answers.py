@@ -1,0 +1,57 @@
+"""What a simulated world's experts answer, drawn without running them: no schedule changes it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from experiments.config.job import simulated
+from mosaic.core.results import CallRecord, Inputs
+from mosaic.core.workload import Call, Expert
+from mosaic.pipelines.gates.gate import Ballot
+from mosaic.runtime.layers import Questions
+from mosaic.runtime.run import Job
+from sim.cluster.session import cut_off
+from sim.site import SimSite
+from sim.world.answer_model import AnswerModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnAnswers:
+    """A batch after the expert stage."""
+
+    job: Job
+    site: SimSite
+    records: Inputs
+    """Of the experts' calls."""
+    questions: Questions
+
+    @property
+    def aggregator(self) -> Expert:
+        """Who merges the answers."""
+        return self.job.graph.upper_nodes[0].experts[0]
+
+    def aggregator_calls(self, *, skipping: bool) -> tuple[Call, ...]:
+        """List the aggregator's calls: what the gate leaves, or every question that it can read."""
+        return self.questions.calls_of(self.job.graph.upper_nodes[0].name, skipping=skipping)
+
+    def ballots(self) -> tuple[Ballot, ...]:
+        """Count the votes on every question."""
+        return tuple(self.job.graph.vote(*self.questions.of(question.id))[0] for question in self.questions)
+
+
+def draw_answers(overrides: Sequence[str], model: AnswerModel | None = None) -> DrawnAnswers:
+    """Draw what the experts of a configuration say, by its own answer model or another one."""
+    job, site = simulated(overrides)
+    if model is not None:
+        site = replace(site, world=replace(site.world, answers=model))
+    pool = {expert.name: expert for expert in job.experts}
+    questions = Questions(job.workload, job.graph)
+    records = {}
+    for call in questions.first_calls:
+        true = cut_off(call, pool[call.expert], site.world.outcome(call, {}))
+        record = CallRecord(
+            call.key, call.expert, 0, (0,), call.prompt_tokens, true.output_tokens, 0.0, 0.0, 0.0, 0.0,
+            answer=true.answer, visible_tokens=true.visible_tokens,
+        )  # fmt: skip
+        records[call.key] = record
+        questions.note(record)
+    return DrawnAnswers(job=job, site=site, records=records, questions=questions)

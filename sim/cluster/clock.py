@@ -1,0 +1,84 @@
+"""Simulated time: waiting in SimPy, and the engines of runs to which somebody reacts."""
+
+from collections.abc import Generator, Iterator
+from heapq import heappop, heappush, heapreplace
+from math import inf
+from typing import Any, TypeAlias
+
+import simpy
+
+from sim.cluster.session import SimSession
+from sim.engine.request import Request
+
+ProcessGenerator: TypeAlias = Generator[simpy.Event, Any, None]
+
+
+def wait_until(env: simpy.Environment, ts: float) -> ProcessGenerator:
+    """Wait until the clock shows exactly ``ts``.
+
+    SimPy adds a delay to the clock, and now + (ts - now) may miss ts by a rounding error: enough for two
+    runs of the same plan to differ that pass the same instants with other stops between. From half of the
+    way on the difference of two floats is exact.
+    """
+    while env.now < ts:
+        delay = ts - env.now
+        yield env.timeout(delay if env.now + delay == ts else delay / 2)
+
+
+class EngineClock:
+    """Takes engines from one change of their batch to the next, in the order of time.
+
+    An engine whose calls finished, or that was told something, is touched: it goes on when it is composed again.
+    """
+
+    def __init__(self) -> None:
+        self.touched: dict[SimSession, None] = {}
+        self._changes: list[tuple[float, int, SimSession]] = []
+        self._num_changes = 0
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether an engine has anything to do."""
+        return bool(self._changes)
+
+    def touch(self, live: SimSession) -> None:
+        """Have a session's next change looked up again."""
+        self.touched[live] = None
+
+    def compose(self) -> Iterator[SimSession]:
+        """Find out when the batches of touched sessions change next; give those that have nothing left to do."""
+        touched, self.touched = self.touched, {}
+        for live in touched:
+            if live.engine is None:
+                continue
+            change_ts = live.engine.next_event_ts()
+            self._num_changes += 1
+            live.change = self._num_changes
+            if change_ts < inf:
+                heappush(self._changes, (change_ts, live.change, live))
+            else:
+                yield live
+
+    def run(self, limit_ts: float) -> tuple[float, SimSession, list[Request]] | None:
+        """Run engines until one finishes calls or has nothing left; gives when, and these calls.
+
+        None if that is not before the limit. Changes that a command has made out of date are passed over.
+        """
+        heap = self._changes
+        while heap:
+            ts, number, live = heap[0]
+            if live.change != number:
+                heappop(heap)
+                continue
+            if ts >= limit_ts:
+                return None
+            engine = live.engine
+            assert engine is not None
+            finished = engine.run_event(ts)
+            change_ts = inf if finished else engine.next_event_ts()
+            if change_ts < inf:
+                heapreplace(heap, (change_ts, number, live))
+                continue
+            heappop(heap)
+            return ts, live, finished
+        return None

@@ -1,0 +1,226 @@
+"""No key of the configuration is without effect: what this run would not use is refused, with the reason."""
+
+import json
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.config.compose import compose_config
+from experiments.config.effects import without_effect
+from experiments.config.job import Prepared, job_from
+from mosaic.report.run_folder import flatten
+from tests.experiments.command_line import QUICK, SMALL, prepare, run_here, run_point
+from tests.experiments.test_wiring import NODES, overrides_of, write_lines
+
+FEW = (*SMALL, *QUICK)
+GPQA = ("workload=gpqa", *QUICK)
+NAMED = {"id": "a", "question": "Is 7 prime?", "experts": ["SmolLM2", "QwenHalf"]}
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(ValueError, match="must be left out, it has no effect here") as refused:
+        prepare(*overrides)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "asked", "reason"),
+    [
+        (FEW, "pool.aggregator=GLM", "workload.aggregator=LlamaR1 goes before it"),
+        ((*FEW, "aggregator.expert=Qwen"), "pool.aggregator=GLM", "aggregator.expert=Qwen goes before it"),
+        ((*FEW, "aggregator.expert=Qwen"), "workload.aggregator=GLM", "aggregator.expert=Qwen goes before it"),
+        ((*FEW, "aggregator=none"), "workload.aggregator=GLM", "nothing is aggregated"),
+        ((*FEW, "aggregator=none"), "gate=never", "nothing is aggregated"),
+        ((*FEW, "aggregator=none"), "gate.tau=0.5", "nothing is aggregated"),
+        ((*FEW, "aggregator=none"), "pipeline.barrier=false", "there is one layer of calls"),
+        ((*FEW, "aggregator=none"), "profile.aggregator_path=PROFILE", "nothing is aggregated"),
+        (FEW, "aggregator.costs=affine", "with tp_degree=4 alone there is no choice to price"),
+        (FEW, "+aggregator.scheduler_by_degree.2=data_parallel", "it is not placed at this degree"),
+        (FEW, "aggregator.comparison=operator.eq", "no question asks for free text"),
+        (FEW, "workload.num_calibration_questions=9", "workload.part=test"),
+        (FEW, "pool.experts.GLM.max_replicas=3", "no call asks GLM"),
+        (FEW, "world.output_tokens.GLM.mean.value=300", "no call asks GLM"),
+        (FEW, "world.answers.ability_by_expert.GLM.value=1", "no call asks GLM"),
+        (FEW, "+world.merged_tokens.Qwen={sample: [5], source: assumed}", "nothing is merged by Qwen"),
+        ((*SMALL, "profile.path=PROFILE"), "profile.sweep.num_repeats=3", "is a sweep's result"),
+        ((*SMALL, "profile.path=PROFILE", "aggregator=none"), "profile.seed=3", "nothing is measured"),
+    ],
+)
+def test_what_has_no_effect_is_refused(
+    overrides: tuple[str, ...], asked: str, reason: str, measured_profile: Path
+) -> None:
+    wanted = [override.replace("PROFILE", str(measured_profile)) for override in (*overrides, asked)]
+    said = refusal(*wanted)
+    key = asked.lstrip("+").partition("=")[0]
+    assert said.startswith(f"{key} must be left out")
+    assert reason in said
+    assert said.endswith(f"got {wanted[-1]!r}")
+
+
+@pytest.fixture(scope="module")
+def measured_profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mosaic.planning.profiles import Profile, write_profile
+
+    path = tmp_path_factory.mktemp("profile") / "p.json"
+    write_profile(Profile(source="mine", entries=()), path)
+    return path
+
+
+@pytest.mark.parametrize("key", ["num_slots_per_question", "seed"])
+def test_a_router_that_is_not_asked_takes_no_settings(key: str, tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "q.jsonl", NAMED)
+    overrides = ["workload=file", "pool=demo", f"workload.path={path}"]
+    assert f"workload.{key} must be left out" in refusal(*overrides, f"workload.{key}=1")
+    skills = write_lines(tmp_path / "skills.json", {"SmolLM2": {"math": 1}})
+    with pytest.raises(ValueError, match="workload.profiles must be null where every line names its experts, got"):
+        prepare(*overrides, f"workload.profiles={skills}")
+    routed = write_lines(tmp_path / "r.jsonl", {"id": "a", "question": "Is 7 prime?", "skills": ["math"]})
+    fine = prepare(*overrides[:2], f"workload.path={routed}", f"workload.profiles={skills}", f"workload.{key}=2")
+    assert fine.job.workload.num_calls_by_expert["SmolLM2"] == (2 if key == "num_slots_per_question" else 3)
+
+
+@pytest.fixture(scope="module")
+def saved_plans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Plans of the first layer, and of both."""
+    folder = tmp_path_factory.mktemp("plans")
+    for name, backend in (("first", "none"), ("both", "sim")):
+        outcome = run_point(*FEW, "gate=never", f"backend={backend}", f"hydra.run.dir={folder / name}")
+        assert outcome.status == 0, outcome.err
+    return {name: folder / name / "plan.json" for name in ("first", "both")}
+
+
+@pytest.mark.parametrize("asked", ["scheduler=fifo", "scheduler.time_limit_s=3", "costs=affine"])
+def test_a_saved_plan_is_not_planned_again(asked: str, saved_plans: dict[str, Path]) -> None:
+    both = (*FEW, "gate=never", f"plan.path={saved_plans['both']}")
+    assert f"plan.path={saved_plans['both']}" in refusal(*both, asked)
+    first = (*FEW, "gate=never", f"plan.path={saved_plans['first']}")
+    assert prepare(*first, asked).job.plans, "the aggregator's calls are still to be planned"
+    assert "must be left out" in refusal(*first[:-1], "aggregator=none", first[-1], asked).replace("gate ", "")
+
+
+def test_a_plans_scheduler_is_not_used_where_the_aggregator_has_its_own(saved_plans: dict[str, Path]) -> None:
+    overrides = (*FEW, "gate=never", "aggregator=dp4", f"plan.path={saved_plans['first']}")
+    assert "is run as it was planned" in refusal(*overrides, "scheduler=fifo")
+    assert prepare(*overrides, "costs=affine").job.plans, "its calls are priced by the run's costs"
+
+
+def test_a_pipeline_of_ones_own_takes_no_aggregator_of_others(tmp_path: Path) -> None:
+    point = {"workload": "file", "pool": "demo", "scheduler": "round_robin"}
+    overrides = [*overrides_of(point, tmp_path), NODES, "aggregator=none"]
+    assert "pipeline.nodes names the experts" in refusal(*overrides, "pool.aggregator=SmolLM2")
+    assert prepare(*overrides, "gate=never").job.graph.gate.name == "never", "a node waits for it"
+    always = [override.replace("when: unsettled, ", "") for override in overrides]
+    assert "no node waits for what it decides" in refusal(*always, "gate=never")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("+plan.name=x", "plan.name must be a key of the configuration, one of ['path'] there"),
+        ("+profile.size=3", "profile.size must be a key of the configuration, one of ['path',"),
+        ("+pool.output_tokens={}", "pool.output_tokens must be a key of the configuration, one of ['name',"),
+        ("+hardwares=a", "hardwares must be a key of the configuration, one of ['seed', 'pool',"),
+        (
+            "+backend.order=mixed backend=none",
+            "backend.order must be a key of the configuration, left out: there are none",
+        ),
+    ],
+)
+def test_a_key_that_nothing_reads_is_refused(override: str, says: str) -> None:
+    with pytest.raises(ValueError, match="must be a key of the configuration") as refused:
+        prepare(*SMALL, *override.split())
+    assert str(refused.value).startswith(says)
+
+
+def test_what_a_preset_or_a_default_brings_along_is_not_refused() -> None:
+    assert prepare(*FEW, "+policy=ilp_lifted", "aggregator=none").aggregator is None
+    assert prepare(*GPQA, "aggregator=none").job.graph.gate.name == "never"
+
+
+def test_the_command_checks_it_too(tmp_path: Path) -> None:
+    outcome = run_here(*FEW, "pool.aggregator=GLM", f"hydra.run.dir={tmp_path / 'run'}")
+    assert (outcome.status, outcome.out) == (2, "")
+    assert "pool.aggregator must be left out, it has no effect here (workload.aggregator=LlamaR1" in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+LABELS = ("pool.name", "cluster.name")
+"""Names for reports alone."""
+
+
+def leaves_of(config: dict[str, Any]) -> Iterator[str]:
+    """List the keys to change: of experts and of tables that are alike, those of one."""
+    alike = ("QwenR1", "Gemma", "Exaone", "GLM", "Qwen", "llama3_8b_tp2", "llama3_8b_tp4", "llama3_8b_tp8")
+    for key in flatten(config):
+        named = [name for name in alike if f".{name}." in f".{key}."]
+        if not named and not key.endswith("_target_") and key not in LABELS:
+            yield key
+
+
+def changed(value: Any) -> Any:
+    """Give another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1 if value >= 1 else value / 2 + 0.01
+    if isinstance(value, str):
+        return f"{value}x"
+    return "x" if value is None else [*value, "x"] if isinstance(value, list) else {"x": 1}
+
+
+def with_change(config: dict[str, Any], key: str) -> dict[str, Any]:
+    other = deepcopy(config)
+    *path, last = key.split(".")
+    group = other
+    for name in path:
+        group = group[name] if name in group else group[int(name)]  # type: ignore[index]
+    group[last if last in group else int(last)] = changed(flatten(config)[key])  # type: ignore[index]
+    return other
+
+
+def told(value: object) -> str:
+    """Tell two values apart by all that they hold; partial calls and objects without fields by their parts."""
+    if isinstance(value, partial):
+        return f"{value.func!r}{value.args!r}{sorted(value.keywords.items())!r}"
+    if is_dataclass(value):
+        return repr({field.name: told(getattr(value, field.name)) for field in fields(value)})
+    if isinstance(value, dict):
+        return repr({told(key): told(entry) for key, entry in value.items()})
+    if isinstance(value, tuple | list):
+        return repr([told(entry) for entry in value])
+    return repr(getattr(value, "__dict__", None) or value)
+
+
+def content(prepared: Prepared) -> str:
+    return told(prepared)
+
+
+@pytest.mark.parametrize("overrides", [(*FEW, "aggregator=auto"), (*FEW, "aggregator=none", "backend=none")])
+def test_every_leaf_changes_the_run_is_refused_or_is_listed(overrides: tuple[str, ...]) -> None:
+    config = compose_config(list(overrides))
+    prepared = job_from(config)
+    as_it_is, inert = content(prepared), without_effect(config, prepared.job)
+    silent = []
+    for key in leaves_of(config):
+        try:
+            other = content(job_from(with_change(config, key)))
+        except Exception:  # a bad value is refused
+            continue
+        if other == as_it_is and not any(key == name or key.startswith(f"{name}.") for name in inert):
+            silent.append(key)
+    assert silent == []
+
+
+def test_summary_and_screen_say_who_planned_and_priced_the_aggregator(tmp_path: Path) -> None:
+    outcome = run_point(*GPQA, "aggregator=auto", "gate=never", f"hydra.run.dir={tmp_path / 'run'}")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["scheduler"], summary["costs"], summary["aggregator_costs"]) == ("ilp", "paper", "affine")
+    by = "planned by data_parallel, " if summary["aggregator_scheduler"] == "data_parallel" else ""
+    assert f"aggregator=auto: {by}priced by affine\n" in outcome.out
+    alike = run_point(*GPQA, "gate=never", f"hydra.run.dir={tmp_path / 'alike'}")
+    assert "aggregator=tp4: " not in alike.out

@@ -1,0 +1,108 @@
+"""Where a command writes, what it ends with, and what it says was chosen for the user."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+import mosaic
+from experiments.config.compose import folder_name, point_name
+from mosaic.core.results import CallStatus
+from mosaic.runtime.run import Outcome as RunOutcome
+from tests.experiments.command_line import QUICK, SMALL, run_here, run_point, run_process
+from tests.experiments.test_command_line import read_summary, sweep
+from tests.experiments.test_wiring import write_lines
+
+NAMED = {"prompt_tokens": 90, "experts": ["SmolLM2", "QwenHalf"], "output_tokens": 20}
+
+
+def lose_a_call(outcome: RunOutcome) -> RunOutcome:
+    first, *others = outcome.result.calls
+    return replace(outcome, result=replace(outcome.result, calls=(first._replace(status=CallStatus.FAILED), *others)))
+
+
+def test_calls_without_a_result_have_a_status_of_their_own(tmp_path: Path) -> None:
+    run = mosaic.run
+
+    def run_badly(*given: Any, **options: Any) -> RunOutcome:
+        return lose_a_call(run(*given, **options))
+
+    where = f"hydra.run.dir={tmp_path / 'run'}"
+    with patch("mosaic.run", run_badly):
+        outcome = run_here(*SMALL, *QUICK, where)
+        assert outcome.status == 3
+        assert "FAILED    1 calls have no result" in outcome.out
+        assert read_summary(tmp_path / "run")["num_failed_calls"] == 1
+        swept = sweep(tmp_path / "sweep", "seed=0,1", "scheduler=round_robin")
+    assert swept.status == 3
+    assert swept.out.count("FAILED: 1 calls have no result") == 2, "the sweep goes on"
+    again = run_point(*SMALL, *QUICK, where)
+    assert (again.status, again.out[:16]) == (3, "already complete"), "as it was the first time"
+
+
+def test_points_that_name_files_elsewhere_stay_in_the_sweeps_folder_and_apart(tmp_path: Path) -> None:
+    here = tmp_path / "a" / "b"
+    here.mkdir(parents=True)
+    for number, folder in enumerate((tmp_path, tmp_path / "a", here)):
+        write_lines(folder / "q.jsonl", *({"id": f"q{i}", **NAMED} for i in range(number + 1)))
+    before = {path for path in tmp_path.rglob("*") if here not in path.parents}
+    outcome = run_process(
+        "-m", "workload=file", "pool=demo", *QUICK, "aggregator=none", "scheduler=round_robin",
+        "workload.path=../../q.jsonl,../q.jsonl,q.jsonl", "hydra.sweep.dir=sweep", cwd=here,
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    assert {path for path in tmp_path.rglob("*") if here not in path.parents} == before
+    found = {path.parent.name: read_summary(path.parent) for path in (here / "sweep").glob("*/summary.json")}
+    assert sorted(summary["num_questions"] for summary in found.values()) == [1, 2, 3]
+    assert all(".." not in Path(name).parts for name in found)
+    assert "workload.path=../../q.jsonl" in outcome.out, "the screen names the point as it was given"
+
+
+@pytest.mark.parametrize("point", ["workload.path=../a%2F/b", "a/b%2Fc", "%", "x=%252F", "plain,seed=0"])
+def test_a_points_folder_is_one_folder_and_tells_the_point(point: str) -> None:
+    assert "/" not in folder_name(point)
+    assert point_name(folder_name(point)) == point
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [(["hydra.run.dir="], "hydra.run.dir"), (["-m", "seed=0,1", "hydra.sweep.dir="], "hydra.sweep.dir")],
+)
+def test_an_empty_name_of_a_folder_is_refused(
+    overrides: list[str], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run_here(*overrides, *SMALL, *QUICK)
+    assert (outcome.status, outcome.err) == (2, f"error: {key} must be a non-empty string, got ''\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_point_outside_of_the_sweeps_folder_is_refused(tmp_path: Path) -> None:
+    outcome = run_here(
+        "-m", *SMALL, *QUICK, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}", "hydra.sweep.subdir=../${seed}"
+    )
+    assert outcome.status == 2
+    assert "hydra.sweep.subdir must name a folder in hydra.sweep.dir, got '../0'" in outcome.err
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
+
+
+def test_points_on_real_engines_run_in_turn(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "q.jsonl", {"id": "a", **NAMED})
+    outcome = run_here(
+        "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "workload=file", f"workload.path={path}", "pool=demo",
+        "cluster=local", "backend=vllm", "seed=0", f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    )  # fmt: skip
+    assert outcome.status == 2
+    assert "hydra/launcher must be basic with backend=vllm, got 'joblib'" in outcome.err
+
+
+def test_groups_that_another_groups_file_has_chosen_are_named(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "q.jsonl", {"id": "a", **NAMED})
+    local = ("cluster=local", "workload=file", "pool=demo", f"workload.path={path}", *QUICK)
+    outcome = run_here(*local, f"hydra.run.dir={tmp_path / 'run'}")
+    assert outcome.out.startswith("also chosen by the files of these groups: hardware=cpu_core, aggregator=dp4\n")
+    asked = run_here(*local, "aggregator=none", "hardware=cpu_core", f"hydra.run.dir={tmp_path / 'asked'}")
+    assert "also chosen" not in asked.out
+    assert asked.out.startswith("ilp on file")

@@ -1,0 +1,213 @@
+"""The one loop: who hears what, what is done about it, and how an interrupted run goes on."""
+
+import pytest
+
+from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit
+from mosaic.core.errors import BackendError
+from mosaic.core.events import Started, Tick, cause_of
+from mosaic.core.plan import Session
+from mosaic.core.results import CallStatus
+from mosaic.runtime.loop import drive
+from mosaic.runtime.replay import Replay
+from mosaic.runtime.static_plan import StaticPlan, execute
+from tests.controllers import Answers, Watcher
+from tests.factories import make_call
+from tests.runtime.scripted import MemoryLog, Scripted
+from tests.sim.cluster_runs import by_key, make_backend, make_plan, make_session, some_calls
+
+CALLS = some_calls("A", 4)
+A0, A1, A2, A3 = CALLS
+HOME = Session(id=0, expert="A", workers=(0,))
+OTHER = Session(id=1, expert="A", workers=(1,))
+OPEN = [Open(HOME), Open(OTHER)]
+
+
+def run(*controllers, log=None, tokens=50, **options):
+    """Run on two simulated workers; A's calls write more the later they are named."""
+    backend = make_backend(by_key({call.key: tokens * (n + 1) for n, call in enumerate(CALLS)}))
+    return drive(backend, controllers, num_workers=2, log=log, **options)
+
+
+def statuses(result) -> dict[str, str]:
+    return {record.key.question: record.status.value for record in result.calls}
+
+
+def test_sessions_that_nobody_closed_are_closed_with_the_last_call() -> None:
+    result = run(Answers({"started": [*OPEN, Submit(A0, 0), Submit(A1, 1)]}))
+    last = result.calls[-1]
+    assert result.actions[-2:] == (
+        (last.finished_ts, f"finished {A1.key}", Close(0)),
+        (last.finished_ts, f"finished {A1.key}", Close(1)),
+    )
+    assert {session.end_ts for session in result.sessions} == {last.finished_ts}
+
+
+def test_no_session_is_closed_while_a_controller_still_wants_more() -> None:
+    result = run(Answers({"started": [OPEN[0], Submit(A0, 0)], f"finished {A0.key}": [Submit(A1, 0)]}))
+    assert statuses(result) == {"A0": "finished", "A1": "finished"}
+    assert [command for _, _, command in result.actions] == [OPEN[0], Submit(A0, 0), Submit(A1, 0), Close(0)]
+
+
+def test_every_controller_hears_every_event_and_sees_what_those_before_it_did() -> None:
+    seen = []
+
+    class Second(Watcher):
+        def on(self, event, view):
+            seen.append((cause_of(event), len(view.opened), len(view.running), len(view.records)))
+            return super().on(event, view)
+
+    first, second = Watcher(), Second()
+    run(first, Answers({"started": [OPEN[0], Submit(A0, 0)]}), second)
+    assert first.events == second.events
+    assert isinstance(first.events[0], Started)
+    assert [row for row in seen if row[0].startswith(("started", "finished"))] == [
+        ("started", 1, 1, 0), (f"finished {A0.key}", 1, 0, 1),
+    ]  # fmt: skip
+
+
+def test_a_held_call_that_is_cancelled_ends_at_once_and_what_waits_for_it_goes_on() -> None:
+    later = make_call("A1", after=(A0.key,))
+    last = make_call("A2", after=(later.key,))
+    watcher = Watcher()
+    given = [OPEN[0], *(Submit(call, 0) for call in (A0, later, last)), Cancel(later.key), Close(0)]
+    result = run(Answers({"started": given}), watcher)
+    assert statuses(result) == {"A0": "finished", "A1": "cancelled", "A2": "finished"}
+    assert [record.key.question for record in watcher.records] == ["A1", "A0", "A2"]
+    assert next(record for record in result.calls if record.key == later.key).finished_ts == 0.0
+
+
+def test_held_calls_are_moved_and_cut_like_others() -> None:
+    later = [make_call(call.key.question, after=(A0.key,)) for call in (A1, A2)]
+    moved, cut = later
+    given = [*OPEN, Submit(A0, 0), Submit(moved, 0), Submit(cut, 0), Move(moved.key, 1), Cut(cut.key, 7)]
+    records = {record.key: record for record in run(Answers({"started": given})).calls}
+    assert (records[moved.key].session, records[moved.key].attempt) == (1, 0)
+    assert (records[cut.key].session, records[cut.key].output_tokens, records[cut.key].answer) == (0, 7, None)
+    assert all(records[call.key].queued_ts >= records[A0.key].finished_ts for call in later)
+
+
+def test_records_come_by_session_as_they_were_opened_and_by_their_end() -> None:
+    first, second = make_session(7, [A2, A0]), make_session(3, [A3, A1], workers=(1,))
+    result = execute(
+        make_plan(first, second), CALLS, make_backend(by_key({c.key: 9 * (n + 1) for n, c in enumerate(CALLS)}))
+    )
+    assert [record.key.question for record in result.calls] == ["A0", "A2", "A1", "A3"]
+    assert [session.session for session in result.sessions] == [7, 3]
+
+
+def test_calls_of_lost_workers_that_nobody_places_anew_are_missing() -> None:
+    plan = make_plan(make_session(0, [A0]), make_session(1, [A1], workers=(1,)))
+    watcher = Watcher()
+    result = execute(plan, CALLS, Scripted(losses={1: (0, "unplugged")}), [watcher])
+    assert ([record.key for record in result.calls], len(result.sessions)) == ([A0.key], 1)
+
+
+def test_ticks_come_where_somebody_wants_them() -> None:
+    for tick_s, is_told in ((None, False), (3.0, True)):
+        watcher = Watcher()
+        run(Answers({"started": [OPEN[0], Submit(A0, 0)]}), watcher, tick_s=tick_s)
+        assert any(isinstance(event, Tick) for event in watcher.events) == is_told
+
+
+def test_a_command_that_cannot_be_carried_out_ends_the_run() -> None:
+    with pytest.raises(BackendError, match="session must be one that was opened and not closed, got 5"):
+        run(Answers({"started": [Submit(A0, 5)]}))
+
+
+# A run that was interrupted goes on
+
+PLAN = make_plan(make_session(0, [A0, A1]), make_session(1, [A2], workers=(1,)))
+
+
+def planned() -> list:
+    return [*StaticPlan(PLAN, CALLS).on(Started(0.0), None)]
+
+
+def earlier(*commands, cause: str = "tick") -> list[Action]:
+    """The log of the interrupted run: what the plan gave, and what something did that does not come again."""
+    return [Action(0.0, "started", command) for command in planned()] + [Action(5.0, cause, c) for c in commands]
+
+
+def test_commands_are_written_before_they_take_effect() -> None:
+    log = MemoryLog()
+
+    class Checking(Scripted):
+        def apply(self, command) -> None:
+            assert command in [action.command for action in log.written]
+            super().apply(command)
+
+    result = drive(Checking(), [StaticPlan(PLAN, CALLS)], num_workers=2, log=log)
+    assert tuple(log.written) == result.actions
+
+
+def test_what_controllers_give_again_is_not_written_twice_and_what_they_do_not_is_given_as_it_was() -> None:
+    extra = Session(id=2, expert="A", workers=(1,))
+    log = MemoryLog(earlier(Cancel(A1.key), Open(extra), Submit(A3, 2), Close(2)), ended=frozenset({A0.key}))
+    result = run(StaticPlan(PLAN, CALLS), Answers({f"finished {A2.key}": [Cancel(A3.key)]}), log=log)
+    assert statuses(result) == {"A0": "finished", "A1": "cancelled", "A2": "finished", "A3": "cancelled"}
+    assert [action.command for action in log.written] == [Cancel(A3.key)], "what is new"
+    folded = [action for action in result.actions if action.cause == "tick"]
+    assert [action.command for action in folded] == [Cancel(A1.key), Open(extra), Submit(A3, 2), Close(2)]
+    heard_ts = next(record.finished_ts for record in result.calls if record.key == A0.key)
+    assert {action.ts for action in folded} == {heard_ts}, "controllers first hear of all that had ended"
+
+
+def test_what_means_nothing_any_more_is_left_out() -> None:
+    gone = Cancel(make_call("gone").key)
+    past = [
+        Cancel(A0.key),
+        Cut(A0.key, 1),
+        Move(A0.key, 1),
+        Move(A1.key, 0),
+        Submit(A2, 0),
+        Open(OTHER),
+        Close(1),
+        gone,
+    ]
+    log = MemoryLog(earlier(*past), ended=frozenset({A0.key}))
+    result = run(StaticPlan(PLAN, CALLS), log=log)
+    assert statuses(result) == {"A0": "finished", "A1": "finished", "A2": "finished"}
+    assert (log.written, [action.command for action in result.actions]) == ([], planned())
+
+
+def test_moves_and_cuts_of_the_interrupted_run_are_done_again() -> None:
+    kept = Session(id=2, expert="A", workers=(1,))
+    log = MemoryLog(earlier(Open(kept), Move(A1.key, 2), Cut(A1.key, 60)))
+    result = run(StaticPlan(PLAN, CALLS), log=log)
+    record = next(record for record in result.calls if record.key == A1.key)
+    assert (record.session, record.output_tokens, record.status) == (2, 60, CallStatus.FINISHED)
+    assert [action.command for action in log.written] == [Close(2)], "nobody had closed it"
+
+
+# Replay
+
+
+class SecondTime:
+    """Gives commands when an event comes for the second time."""
+
+    reacts = True
+
+    def __init__(self, cause: str, *commands) -> None:
+        self.cause, self.commands, self.num_heard = cause, commands, 0
+
+    def on(self, event, view):
+        self.num_heard += cause_of(event) == self.cause
+        return self.commands if cause_of(event) == self.cause and self.num_heard == 2 else []
+
+
+def serve(number: int, call, *workers: int) -> list:
+    return [Open(Session(id=number, expert="A", workers=workers)), Submit(call, number), Close(number)]
+
+
+def test_what_a_tick_caused_is_done_again_when_its_time_has_come() -> None:
+    started = Answers({"started": [OPEN[0], *(Submit(call, 0) for call in CALLS)]})
+    result = run(started, SecondTime("tick", Cancel(A3.key)), tokens=900, tick_s=11.0)
+    assert statuses(result)["A3"] == "cancelled"
+    assert run(Replay(result.actions), tokens=900, tick_s=11.0) == result
+
+
+def test_what_an_idle_worker_caused_is_done_again_when_it_is_idle_at_that_time() -> None:
+    given = {"started": [*serve(0, A0, 0), *serve(1, A1, 1)], f"finished {A1.key}": serve(2, A2, 0)}
+    result = run(Answers(given), SecondTime("idle 0", *serve(3, A3, 0)))
+    assert [session.session for session in result.sessions] == [0, 1, 2, 3]
+    assert run(Replay(result.actions)) == result
