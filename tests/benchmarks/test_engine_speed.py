@@ -7,10 +7,7 @@ import time
 from math import inf
 
 from mosaic.core.engine_options import EngineOptions
-<<<<<<< HEAD
 from mosaic.runtime.static_plan import execute
-=======
->>>>>>> main
 from sim.engine.engine import Engine
 from tests.sim.cluster_runs import HYBRID_POOL, round_robin_run
 from tests.sim.oracle import LinearTime, Oracle
