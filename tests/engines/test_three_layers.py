@@ -19,7 +19,7 @@ nodes:
   final: {experts: [TinyJudge], after: [merge], when: unsettled, min_output_tokens: 48}
 barrier: true
 """
-POOL = ("TinySage", "TinyOwl", "TinyDart", "TinyFinch", "TinySwift", "TinyJudge")
+POOL = ("TinySage", "TinyOwl", "TinyDart", "TinyFinch", "TinyJudge")
 ENGINES = ("backend=vllm", "backend.device=cpu", "backend.num_calibration_questions=8")
 NUM_QUESTIONS = 16
 
