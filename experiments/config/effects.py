@@ -108,7 +108,7 @@ def _unused_workload(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str,
 def _unused_world(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
     """What is said of experts that nobody asks."""
     merging = {expert.name for node in job.graph.upper_nodes for expert in node.experts}
-    asked = set(job.workload.num_calls_by_expert) | merging
+    asked = {call.expert for call in job.graph.first_calls(job.workload)} | merging
     world = config["world"]
     answers = world.get("answers") or {}
     for prefix, names, used in (

@@ -231,7 +231,8 @@ class RunStatus:
         text += f"{_of(self._ended[number], num_calls)} calls ended in {_duration(serve_s)}"
         text += f" after {_duration(record.load_s)} of loading" if record.load_s >= 0.5 else ""
         tokens = self._tokens[number] - progress.tokens_before
-        return [f"{text}, {_pace(tokens, serve_s)}" if tokens and serve_s > 0 else text]
+        paced_s = record.end_ts - (record.start_ts if progress.start_ts is None else progress.start_ts)
+        return [f"{text}, {_pace(tokens, paced_s)}" if tokens and paced_s > 0 else text]
 
     def _describe_lost(self, worker: int, view: RunView) -> list[str]:
         """Say what was lost with a worker, without the sessions that had not begun."""

@@ -20,7 +20,7 @@ def main(path: Path, core: int) -> None:
     spec, jobs = pickle.loads(path.read_bytes())
     from mosaic.engines.vllm_engine import engine_arguments, prepare
 
-    prepare(spec.settings)
+    prepare(spec.settings.options)
     import torch
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt

@@ -7,6 +7,7 @@ import time
 from math import inf
 
 from mosaic.core.engine_options import EngineOptions
+from mosaic.runtime.static_plan import execute
 from sim.engine.engine import Engine
 from tests.sim.cluster_runs import HYBRID_POOL, round_robin_run
 from tests.sim.oracle import LinearTime, Oracle
@@ -22,24 +23,44 @@ def cpu_seconds(function, rounds=3):
 
 
 def test_round_robin_on_6300_calls(benchmark):
-    """The whole of SimBackend.execute: six sessions shaped like MMLU-Pro's, one of them KV-bound."""
-    backend, plan, calls = round_robin_run()
-    result = benchmark(backend.execute, plan, calls)
+    """The whole of a run: six sessions shaped like MMLU-Pro's, one of them KV-bound."""
+    fresh, plan, calls, _ = round_robin_run()
+    result = benchmark(lambda: execute(plan, calls, fresh()))
     assert len(result.calls) == len(calls) == 6300
     assert sum(record.num_preemptions for record in result.calls) > 1000
     if benchmark.enabled:
-        print(
-            f"\nround robin: {len(calls) / cpu_seconds(lambda: backend.execute(plan, calls)):,.0f} calls per CPU second"
-        )
+        print(f"\nround robin: {6300 / cpu_seconds(lambda: execute(plan, calls, fresh())):,.0f} calls per CPU second")
+
+
+class Listening:
+    """Wants to hear of every single event, and answers none."""
+
+    reacts = True
+
+    def on(self, event, view):
+        return ()
+
+
+def test_reacting_beside_not_reacting(benchmark):
+    """The same run where a controller may answer every event: sessions are no longer drained in one jump."""
+    fresh, plan, calls, _ = round_robin_run()
+
+    def run(*controllers):
+        return execute(plan, calls, fresh(), controllers)
+
+    heard = benchmark.pedantic(run, args=(Listening(),), rounds=1)
+    assert {record.key: record for record in heard.calls} == {record.key: record for record in run().calls}
+    if benchmark.enabled:
+        ratio = cpu_seconds(lambda: run(Listening())) / cpu_seconds(run)
+        print(f"\nreacting: {ratio:.2f} times the CPU seconds of a run that does not react")
 
 
 def test_llama_r1_session_against_the_oracle(benchmark):
     """The named session: LlamaR1's 1,070 calls, KV-bound, prefill first (a dozen of them when nothing is timed)."""
     num_calls = HYBRID_POOL["LlamaR1"][0] if benchmark.enabled else 12
-    _, _, calls = round_robin_run()
-    backend, _, _ = round_robin_run()
+    _, _, calls, outcomes = round_robin_run()
     mine = [call for call in calls if call.expert == "LlamaR1"][:num_calls]
-    requests = [(call.prompt_tokens, min(32000, backend.outcomes(call).output_tokens), 0.0) for call in mine]
+    requests = [(call.prompt_tokens, min(32000, outcomes[call.key].output_tokens), 0.0) for call in mine]
     settings = EngineOptions()
 
     def jump():

@@ -9,16 +9,17 @@ import pickle
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import pytest
-from mosaic.engines.vllm_jobs import JobMaker
 
 from mosaic.core.realization import Outcome, uniform
-from mosaic.engines.engine import EngineOptions
+from mosaic.engines.call_specs import RunContent
 from mosaic.engines.host_process import VLLM_ENGINE
-from tests.engines.executor_runs import has_vllm, make_checkpoint, make_executor, running_host
+from mosaic.engines.vllm_engines import VllmEngines
+from tests.engines.executor_runs import OPTIONS, Runs, has_vllm, make_checkpoint, running_host
 from tests.engines.tiny_checkpoint import tiny_expert
 from tests.factories import make_call, make_cluster
 from tests.sim.cluster_runs import make_plan, make_session
@@ -26,19 +27,19 @@ from tests.sim.cluster_runs import make_plan, make_session
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
 ROOT = Path(__file__).resolve().parents[2]
 NUM_PAIRS, NUM_CALLS = 5, 256
-SETTINGS = EngineOptions(max_num_seqs=64)
+SETTINGS = replace(OPTIONS, max_num_seqs=64)
 
 
-def outcome(call) -> Outcome:
+def outcome(call, inputs) -> Outcome:
     return Outcome(20 + int(200 * uniform(0, "benchmark", call.key)))
 
 
 @contextmanager
 def raw_vllm(folder: Path, expert, calls):
-    maker = JobMaker(settings=SETTINGS, root_seed=0, prompts=None, outcomes=outcome, checkpoints=None)
-    loadable = maker.loadable(expert, make_cluster(1).workers[0].gpu, 1)
+    served, content = VllmEngines(options=SETTINGS, with_tokenizer=False), RunContent(outcomes=outcome)
+    jobs = [content.spec(call, served.served(expert), {}, outcome(call, {})) for call in calls]
     path = folder / "jobs.pickle"
-    path.write_bytes(pickle.dumps((loadable.spec, [maker.job(call, loadable) for call in calls])))
+    path.write_bytes(pickle.dumps((served.spec(expert, make_cluster(1).workers), jobs)))
     core = min(os.sched_getaffinity(0))
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.benchmarks.raw_vllm", str(path), str(core)],
@@ -67,13 +68,13 @@ def test_serving_beside_one_raw_batch(benchmark, tmp_path):
     ours, theirs = [], []
     with running_host(VLLM_ENGINE) as host, raw_vllm(tmp_path, expert, calls) as process:
         for number in range(num_pairs + 1):
-            executor = make_executor(
+            executor = Runs(
                 tmp_path,
                 host,
                 experts=[expert],
                 num_workers=1,
                 outcomes=outcome,
-                settings=SETTINGS,
+                options=SETTINGS,
                 journal=tmp_path / f"run-{number}",
             )
             (session,) = executor.execute(plan, calls).sessions

@@ -45,6 +45,11 @@ def write_inputs(folder: Path, *, num_questions: int = 12, word: str = "") -> li
     ]
 
 
+def without_sweep(inputs: list[str]) -> list[str]:
+    """Leave out what has no effect beside a profile."""
+    return [value for value in inputs if not value.startswith("profile.sweep")]
+
+
 def run_fake(*overrides: str) -> Outcome:
     with fake_hosts:
         return run_here(*overrides)

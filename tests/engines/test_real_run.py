@@ -19,7 +19,7 @@ from experiments.run import JOURNAL
 from mosaic.core.results import CallStatus
 from mosaic.runtime.journal_records import read_journal
 from tests.engines.executor_runs import processes_of
-from tests.engines.fake_run import CHECKPOINTS, fake_hosts, run_fake, write_inputs
+from tests.engines.fake_run import CHECKPOINTS, fake_hosts, run_fake, without_sweep, write_inputs
 from tests.engines.tiny_checkpoint import CONTEXT
 from tests.experiments.command_line import ROOT
 
@@ -121,7 +121,8 @@ def test_what_a_lost_worker_leaves_is_planned_anew(tmp_path):
     # The first engine that loads this expert dies, and its worker counts as lost.
     (tmp_path / "checkpoints" / CHECKPOINTS["QwenHalf"] / "behave").write_text("die once")
     folder = tmp_path / "run"
-    outcome = run_fake(*inputs, "scheduler=round_robin", f"profile.path={profile}", f"hydra.run.dir={folder}")
+    given = [*without_sweep(inputs), f"profile.path={profile}"]
+    outcome = run_fake(*given, "scheduler=round_robin", f"hydra.run.dir={folder}")
     assert outcome.status == 0, outcome.err
     assert summary_of(folder)["num_failed_calls"] == 0
     (line,) = [json.loads(line) for line in (folder / "replans.jsonl").read_text().splitlines()]
@@ -141,7 +142,8 @@ def test_a_run_that_loses_all_workers_says_why_and_keeps_what_is_done(tmp_path):
     behave = tmp_path / "checkpoints" / CHECKPOINTS["QwenHalf"] / "behave"
     behave.write_text("die")
     folder = tmp_path / "run"
-    command = (*inputs, "scheduler=round_robin", f"profile.path={profile}", f"hydra.run.dir={folder}")
+    given = [*without_sweep(inputs), f"profile.path={profile}"]
+    command = (*given, "scheduler=round_robin", f"hydra.run.dir={folder}")
     outcome = run_fake(*command)
     assert outcome.status == 2
     assert "all workers are lost and 12 calls are left (worker 0: the worker process of QwenHalf" in outcome.err
@@ -160,8 +162,7 @@ def test_failed_calls_are_told_and_tried_again(tmp_path):
         profile_command([*inputs, f"out={profile}"])
     behave = tmp_path / "checkpoints" / CHECKPOINTS["QwenHalf"] / "behave"
     behave.write_text("raise")
-    kept = [override for override in inputs if not override.startswith("profile.sweep=")]
-    command = (*kept, f"profile.path={profile}", f"hydra.run.dir={folder}")
+    command = (*without_sweep(inputs), f"profile.path={profile}", f"hydra.run.dir={folder}")
     outcome = run_fake(*command)
     assert outcome.status == 3, outcome.err
     assert summary_of(folder)["num_failed_calls"] == 12

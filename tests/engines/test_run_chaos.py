@@ -17,7 +17,7 @@ from experiments.measure_profile import main as profile_command
 from experiments.run import JOURNAL
 from mosaic.runtime.journal_records import read_journal
 from tests.engines.executor_runs import processes_of
-from tests.engines.fake_run import CHECKPOINTS, fake_hosts, run_fake, write_inputs
+from tests.engines.fake_run import CHECKPOINTS, fake_hosts, run_fake, without_sweep, write_inputs
 from tests.experiments.command_line import ROOT
 
 
@@ -27,7 +27,7 @@ def profiled(folder: Path, **options) -> list[str]:
     experts, aggregator = folder / "experts.json", folder / "aggregator.json"
     with fake_hosts:
         profile_command([*inputs, f"out={experts}", f"aggregator_out={aggregator}"])
-    return [*inputs, f"profile.path={experts}", f"profile.aggregator_path={aggregator}"]
+    return [*without_sweep(inputs), f"profile.path={experts}", f"profile.aggregator_path={aggregator}"]
 
 
 def start(folder: Path, overrides: list[str]) -> subprocess.Popen:

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mosaic.core.cluster import Cluster
@@ -95,8 +95,11 @@ HYBRID_POOL = {  # calls, mean length, sigma, cap, layers (set KV bytes per toke
 }
 
 
-def round_robin_run() -> tuple[SimBackend, Plan, list[Call]]:
-    """Round robin of 6,300 calls on four workers, shaped like MMLU-Pro's: two reasoning experts, one KV-bound."""
+def round_robin_run() -> tuple[Callable[[], SimBackend], Plan, list[Call], dict[CallKey, Outcome]]:
+    """Round robin of 6,300 calls on four workers, shaped like MMLU-Pro's: two reasoning experts, one KV-bound.
+
+    Gives what makes a backend, which serves one run, the plan, its calls and what comes of them.
+    """
     rng = random.Random(0)
     experts, calls, lengths, sessions = [], [], {}, []
     for number, (name, row) in enumerate(HYBRID_POOL.items()):
@@ -108,5 +111,6 @@ def round_robin_run() -> tuple[SimBackend, Plan, list[Call]]:
             lengths[call.key] = Outcome(max(1, int(rng.lognormvariate(math.log(mean) - sigma**2 / 2, sigma))))
         calls += mine
         sessions.append(make_session(number, mine, workers=(number % 4,)))
-    backend = make_backend(lambda call, inputs: lengths[call.key], experts=experts, cluster=make_cluster(4))
-    return backend, make_plan(*sessions, num_workers=4), calls
+    cluster = make_cluster(4)
+    fresh = lambda: make_backend(lambda call, inputs: lengths[call.key], experts=experts, cluster=cluster)  # noqa: E731
+    return fresh, make_plan(*sessions, num_workers=4), calls, lengths
