@@ -97,9 +97,9 @@ class Executor:
 
     def start(self) -> None:
         """Start what can start, end what has nothing to start for, and tell which workers nobody needs any more."""
-        for state in [state for state in self._open if state.stage is Stage.WAITING and state.is_closing]:
-            if not state.has_calls:
-                self._end_session(state, state.end_ts, Stage.OVER)
+        waiting = [state for state in self._open if state.stage is Stage.WAITING]
+        for state in [state for state in waiting if state.is_closing and not state.has_calls]:
+            self._end_session(state, state.end_ts, Stage.OVER)
         self._must_retry = False
         for state in may_start(self._open, self.sessions):
             self._start(state)
@@ -124,8 +124,7 @@ class Executor:
             return
         wait_s = timeout_s if len(self._pool) or may_act else 0.0
         now = self.now()
-        queues = [self.calls.queue_of(expert) for expert in self.calls.experts_waited_for()]
-        queues += [state.queue for state in self._open]
+        queues = [*map(self.calls.queue_of, self.calls.experts_waited_for()), *(state.queue for state in self._open)]
         soon = [ready_s - now for queue in queues if (ready_s := queue.next_ready_s(now)) is not None]
         for process, message in self._pool.listen(max(0.0, min([wait_s, *soon]))):
             self._hear(process, message)
@@ -232,10 +231,8 @@ class Executor:
             self._tell(Progress(self.now(), message.session, message.tokens))
         elif isinstance(message, Returned):
             self.calls.take_back(message)
-        elif isinstance(message, Failure) and message.is_fatal:
-            raise FatalEngineError(message.cause)
-        elif isinstance(message, Failure) and message.is_journal:
-            raise JournalError(message.cause)
+        elif isinstance(message, Failure) and (message.is_fatal or message.is_journal):
+            raise (FatalEngineError if message.is_fatal else JournalError)(message.cause)
 
     def _end_call(self, record: CallRecord) -> None:
         if not self.calls.note(record):
@@ -313,8 +310,7 @@ class Executor:
         state.stage, state.channel = stage, None
         self._open.remove(state)
         self._free(state, end_ts)
-        record = self._state.session_record(state.session, self._ended[state.session.id])
-        if record is not None:
+        if (record := self._state.session_record(state.session, self._ended[state.session.id])) is not None:
             self._tell(Closed(record.end_ts, record))
 
     def _free(self, state: SessionState, end_ts: float) -> None:

@@ -21,7 +21,7 @@ from sim.cluster.clock import EngineClock, ProcessGenerator, wait_until
 from sim.cluster.expert_on_gpu import ExpertsOnGpus, IterationTimes, check_hardware
 from sim.cluster.lower_bound import lower_bound_s
 from sim.cluster.queues import Queues
-from sim.cluster.session import PendingCall, SimSession, TrueCall, cut_off, unanswered
+from sim.cluster.session import PendingCall, SimSession, cut_off, unanswered
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import iteration_time
 
@@ -77,7 +77,7 @@ class SimBackend:
         self._pending: dict[CallKey, PendingCall] = {}
         self._queues = Queues()
         self._records: dict[CallKey, CallRecord] = {}
-        self._served: dict[CallKey, TrueCall] = {}
+        self._served: dict[CallKey, PendingCall] = {}
         """First-layer calls that were not cancelled, for the lower bound."""
         self._events: deque[Event] = deque()
         self._reacts = False
@@ -87,8 +87,7 @@ class SimBackend:
 
     def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
         """See ``Backend.events``."""
-        env, told = self._env, self._events
-        self._reacts = reacts
+        env, told, self._reacts = self._env, self._events, reacts
         next_tick_ts = inf if tick_s is None else tick_s
         told.append(Started(0.0))
         while True:
@@ -155,7 +154,7 @@ class SimBackend:
 
     def lower_bound_s(self) -> float | None:
         """Bound from below what any schedule needs for the first layer's calls; None without such calls."""
-        return lower_bound_s(self._served.values(), self._models, self._num_workers)
+        return lower_bound_s([pending.true for pending in self._served.values()], self._models, self._num_workers)
 
     def _open(self, session: Session) -> None:
         if session.id in self._sessions:
@@ -163,28 +162,26 @@ class SimBackend:
         for needed in session.after:
             self._session_of(needed, f"session {session.id} of {session.expert!r}: after")
         self._pass_time(self._now)
-        live = SimSession(session, self._models.of_session(session), self._env.event(), self._env.event())
-        self._sessions[session.id] = live
+        model = self._models.of_session(session)
+        live = self._sessions[session.id] = SimSession(session, model, self._env.event(), self._env.event())
         self._env.process(self._session(live))
 
     def _submit(self, call: Call, to: int | ExpertName, priority: int) -> None:
         if call.key in self._pending or call.key in self._records:
             raise BackendError(f"Submit: call {call.key} must be new, it was submitted before")
-        expert = self._models.expert(call.expert)
         known = (self._records.get(key) or self._earlier.get(key) for key in call.after)
         inputs = {record.key: record for record in known if record is not None}
-        true = cut_off(call, expert, self._outcomes(call, inputs))
+        true = cut_off(call, self._models.expert(call.expert), self._outcomes(call, inputs))
         pending = self._pending[call.key] = PendingCall(true, max(call.ready_s, self._now))
         if not call.after:
-            self._served[call.key] = true
+            self._served[call.key] = pending
         if isinstance(to, int):
             self._give(pending, self._open_session(to, call))
-            return
-        if to != call.expert:
+        elif to != call.expert:
             raise BackendError(f"call {call.key} is for {call.expert!r}, got the queue of {to!r}")
-        self._queues.push(pending, priority)
-        for live in self._sessions.values():
-            if live.session.expert == to:
+        else:
+            self._queues.push(pending, priority)
+            for live in (live for live in self._sessions.values() if live.session.expert == to):
                 self._clock.touch(live)
 
     def _give(self, pending: PendingCall, live: SimSession) -> None:
@@ -200,8 +197,8 @@ class SimBackend:
     def _session_of(self, number: int, what: str, *, is_open: bool = False) -> SimSession:
         live = self._sessions.get(number)
         if live is None or (is_open and live.is_closing):
-            rule = "was opened and not closed" if is_open else "was opened"
-            raise BackendError(f"{what}: session must be one that {rule}, got {number}")
+            also = " and not closed" if is_open else ""
+            raise BackendError(f"{what}: session must be one that was opened{also}, got {number}")
         return live
 
     def _find(self, key: CallKey) -> PendingCall | None:
@@ -240,8 +237,6 @@ class SimBackend:
             self._touch(live)
         if left < pending.true.output_tokens:
             pending.true = unanswered(pending.true.call, left, pending.true)
-            if key in self._served:
-                self._served[key] = pending.true
 
     def _move(self, key: CallKey, number: int) -> None:
         pending = self._find(key)

@@ -26,7 +26,7 @@ CPU = ModelLoading(device=Device.CPU, dtype="float32")
         (EngineOptions, {"kv_cache_tokens": 0}, "engine.kv_cache_tokens must be at least 1"),
         (
             EngineOptions,
-            {"kv_cache_tokens": 1, "kv_cache_memory_bytes": 1},
+            {"kv_cache_tokens": 16, "kv_cache_memory_bytes": 1},
             "engine.kv_cache_tokens must be null where",
         ),
         (

@@ -1,7 +1,6 @@
 """Requests to an endpoint's engine, and the loop that a worker has around it."""
 
 import time
-from pathlib import Path
 
 from mosaic.engines.engine import EngineSpec, Request
 
@@ -17,9 +16,8 @@ def some_requests(count):
 
 def make_spec(settings):
     return EngineSpec(
-        expert="A", checkpoint=Path("nowhere"), context_tokens=32768, num_workers=1, num_threads=1,
-        with_tokenizer=True, settings=settings,
-    )  # fmt: skip
+        expert="A", context_tokens=32768, num_workers=1, max_num_seqs=256, settings=settings, is_remote=True
+    )
 
 
 def serve(engine, requests, *, until=None, kept=None, limit_s=60):

@@ -14,6 +14,7 @@ from mosaic.engines.endpoint import Api, Endpoint, EndpointPatience, EndpointSet
 from mosaic.engines.endpoint_client import Tries, fault_of
 from mosaic.engines.endpoint_engine import ServerUnreachableError, is_device_lost, open_engine
 from mosaic.engines.endpoint_messages import response_of
+from mosaic.engines.engine import Aborted
 from tests.engines.endpoint_calls import make_request, make_spec, serve, some_requests
 from tests.engines.fake_server import (
     DROP,
@@ -323,7 +324,7 @@ def test_an_aborted_request_is_broken_off_at_once_and_the_others_go_on():
         assert 3 not in served
         gone = engine.abort(3)
         assert server.left.wait(10), "no further step may be needed"
-        assert gone._replace(scheduled_ts=None) == (None, (), None, None)
+        assert gone._replace(scheduled_ts=None) == Aborted(None, (), None, None)
         assert before_ts < gone.scheduled_ts < time.monotonic()
         assert list(engine.step()) == []
         assert serve(engine, [replace(REQUESTS[3], number=30)])[30].error is None
@@ -340,7 +341,7 @@ def test_a_request_can_be_aborted_before_it_was_sent_and_after_it_ended():
 
     with serving(FakeServer("A", behave)) as (server,), opened(server) as engine:
         engine.submit(make_request(30, prompt=(1, 2)))
-        assert engine.abort(30) == (2, (), None, None)
+        assert engine.abort(30) == Aborted(2, (), None, None)
         for request in REQUESTS:
             engine.submit(request)
         while len(server.posts) < 20:

@@ -178,7 +178,7 @@ FILES = [
 ROUTING = [
     jsonl("unrouted_without_profiles", ROUTED, ["TMP/q.jsonl, line 1: experts", "workload.profiles"]),
     routed("profiles_not_json", "{", ["TMP/skills.json: not JSON"]),
-    routed("profiles_without_scores", '{"SmolLM2": 3}', ["SmolLM2 must be a mapping of skills to scores, got 3"]),
+    routed("profiles_without_scores", '{"SmolLM2": 3}', ["skills.json: [...]: Expected `object`, got `int`"]),
     routed("profiles_of_an_unknown_expert", '{"Nobody": {"math": 3}}', ["expert must be one of the pool", "'Nobody'"]),
     routed(
         "no_slots_to_recruit",

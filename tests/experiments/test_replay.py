@@ -83,7 +83,7 @@ def test_errors_are_relative_to_the_log() -> None:
 
 def test_a_request_that_can_never_fit_is_named() -> None:
     with pytest.raises(
-        ValueError, match=r"call r?\S+: prompt_tokens .* at most 10000 .*backend\.kv_tokens.*, got 10010"
+        ValueError, match=r"call r?\S+: prompt_tokens .* at most 10000 .*backend\.kv_cache_tokens.*, got 10010"
     ):
         run(make_log((0.0, 10, 4), (0.0, 10_007, 4)))
 

@@ -44,7 +44,7 @@ def test_report_compares_the_last_attempt_at_each_call(tmp_path: Path) -> None:
     again = [record._replace(attempt=1) for record in measured]
     result = RunResult(calls=(failed, *again), sessions=(), num_workers=1)
     report = report_replay({"path": log, "expert": "A"}, result)
-    assert report.table.count("+0.0%") == 5
+    assert report.table.count("+0.0%") == 8
     assert json.loads(report.files["replay.json"])["mean_ttft_s"]["error_frac"] == 0
     assert report.files["replay.png"].startswith(b"\x89PNG")
 

@@ -125,16 +125,16 @@ def test_screen_of_two_stages_fits_24_lines_of_100_columns(num_workers, notes, e
 def test_screen_tells_what_the_second_stage_cost_and_gave():
     text = describe_stages()
     assert "3 questions, 3 + 1 calls, 2 workers" in text
-    assert "25.0% of the workers' time; loading 15.6% in 3 loads" in text, "the expert stage's, as the lanes are"
+    assert "25.0% of the workers' time; loading 15.6% in 3 of 4 loads" in text, "the expert stage's, as the lanes are"
     assert "makespan  100.0 s end to end, of which the aggregator 20.0 s (predicted 18.0 s)\n" in text
     assert "experts   80.0 s   predicted 72.0 s (10.0% less)   true lower bound 60.0 s (x 1.333)\n" in text
     assert "gate      majority: 66.7% (fitted) skipped; 1 questions to Z (tp 2)\n" in text
     assert "saved     30.0 s of the 50.0 s that aggregating everything takes\n" in text
     assert "1 questions to Z (tp 2); 3 too long for it\n" in describe_stages(num_too_long=3)
     assert "accuracy  62.50% (its level is fitted), +2.50 pp against aggregating everything\n" in text
-    assert "aggregator=tp2: priced by affine\n" in describe_stages(aggregator_costs="affine")
+    assert "aggregator=tp4: priced by affine\n" in describe_stages(aggregator_costs="affine")
     both = describe_stages(aggregator_scheduler="data_parallel", aggregator_costs="affine")
-    assert "aggregator=tp2: planned by data_parallel, priced by affine\n" in both
+    assert "aggregator=tp4: planned by data_parallel, priced by affine\n" in both
 
 
 def test_screen_leaves_out_what_is_not_known_of_the_second_stage():
