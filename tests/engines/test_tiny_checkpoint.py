@@ -13,8 +13,8 @@ from mosaic.engines.call_specs import RunContent
 from mosaic.engines.checkpoints import MANIFEST, check_checkpoint
 from mosaic.engines.host_process import VLLM_ENGINE
 from mosaic.engines.vllm_engines import make_vllm_backend
-from mosaic.pipelines.prompts import expert_prompts
-from mosaic.runtime.run import execute
+from mosaic.pipelines.prompts import expert_prompt
+from mosaic.runtime.static_plan import execute
 from tests.engines.executor_runs import CPU, has_vllm, make_plan, make_session, running_host
 from tests.factories import make_cluster
 
@@ -37,6 +37,7 @@ pytestmark = pytest.mark.slow
 NUM_QUESTIONS, MAX_OUTPUT_TOKENS, CONTEXT = 24, 48, 512
 QUESTIONS = [counted(question, f"q{i}") for i, question in enumerate(draw_questions(NUM_QUESTIONS, Part.TEST, 0))]
 CALLS = [Call(CallKey(q.id, PROPOSE, 0), "TinySage", len(tiny_tokenizer().chat(q.text or ""))) for q in QUESTIONS]
+PROMPTS = {call.key: expert_prompt(question) for call, question in zip(CALLS, QUESTIONS, strict=True)}
 OPTIONS = EngineOptions(max_num_seqs=8, block_size=32, kv_cache_memory_bytes=16 * 2**20, loading=CPU)
 
 
@@ -66,13 +67,13 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
         max_output_tokens=MAX_OUTPUT_TOKENS, context_tokens=CONTEXT,
     )  # fmt: skip
     with running_host(VLLM_ENGINE) as host:
-        prompts = expert_prompts(QUESTIONS)
         backend = make_vllm_backend(
             experts=[expert],
             cluster=make_cluster(2),
             journal=tmp_path_factory.mktemp("run") / "journal",
             content=RunContent(
-                prompts=lambda call, inputs: prompts(call), questions={question.id: question for question in QUESTIONS}
+                prompts=lambda call, inputs: PROMPTS[call.key],
+                questions={question.id: question for question in QUESTIONS},
             ),
             options=OPTIONS,
             host=host,
@@ -83,8 +84,7 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
 
 def test_vllm_writes_what_the_trained_model_writes(checkpoint: Path, served) -> None:
     result, responses = served, {record.key: record.response for record in served.calls}
-    asked = expert_prompts(QUESTIONS)
-    prompts = [tiny_tokenizer().chat(asked(call)) for call in CALLS]
+    prompts = [tiny_tokenizer().chat(PROMPTS[call.key]) for call in CALLS]
     end = tiny_tokenizer().end_id
     expected = generate(load_model(checkpoint), prompts, max_output_tokens=MAX_OUTPUT_TOKENS, end_id=end)
     assert {record.status for record in result.calls} == {CallStatus.FINISHED}
