@@ -151,7 +151,7 @@ def test_all_presets_run_one_after_the_other_and_keep_their_files(
     assert kept == {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf", "csv", "txt")}
     with pytest.raises(SystemExit):
         main(["ablate_nothing"])
-    assert "PRESET must be one of ['ablate_engine_order'" in capsys.readouterr().err
+    assert "PRESET must be one of ['ablate_aggregator'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["ablate_gpus", "hydra.sweep.dir=elsewhere"])
     assert "KEY=VALUE must be one that leaves the sweeps in results/multirun" in capsys.readouterr().err
