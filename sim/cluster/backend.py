@@ -17,7 +17,7 @@ from mosaic.core.plan import Session
 from mosaic.core.realization import Outcomes
 from mosaic.core.results import CallRecord, Inputs
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
-from sim.cluster.clock import EngineClock, ProcessGenerator, wait_until
+from sim.cluster.clock import EngineClock, ProcessGenerator, run_until, wait_until
 from sim.cluster.expert_on_gpu import ExpertsOnGpus, IterationTimes, check_hardware
 from sim.cluster.lower_bound import lower_bound_s
 from sim.cluster.queues import Queues
@@ -124,8 +124,7 @@ class SimBackend:
     def _pass_time(self, ts: float) -> None:
         """Let SimPy's clock catch up with the engines'; nothing of its own is due before."""
         self._now = ts
-        if self._env.now < ts:
-            self._env.run(until=ts)
+        run_until(self._env, ts)
 
     def _check_end(self) -> None:
         if self._pending:

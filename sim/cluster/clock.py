@@ -25,6 +25,13 @@ def wait_until(env: simpy.Environment, ts: float) -> ProcessGenerator:
         yield env.timeout(delay if env.now + delay == ts else delay / 2)
 
 
+def run_until(env: simpy.Environment, ts: float) -> None:
+    """Run until the clock shows exactly ``ts``: SimPy adds a delay here too, see ``wait_until``."""
+    while env.now < ts:
+        delay = ts - env.now
+        env.run(until=ts if env.now + delay == ts else env.now + delay / 2)
+
+
 class EngineClock:
     """Takes engines from one change of their batch to the next, in the order of time.
 
