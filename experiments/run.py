@@ -33,7 +33,6 @@ from experiments.figures.replay import report_replay
 from experiments.figures.timeline import draw_timeline
 from mosaic.core.action_lines import encode_action
 from mosaic.core.plan import Plan
-from mosaic.core.results import RunResult
 from mosaic.planning.explain import explain
 from mosaic.report.display import show_run
 from mosaic.report.metrics import Summary
@@ -195,7 +194,8 @@ def run_resolved(
             explain_only(prepared, folder, stamped, watch, point)
             return 0
         outcome = mosaic.run(job, show=displays(is_real), on_replan=tell_replan, step=watch.step)
-    summary = summary_of(prepared, config, outcome)
+    plans = [planned.plan for planned in outcome.planned]
+    summary = summary_of(prepared, config, plans, outcome)
     files = answer_files(prepared, outcome)
     if outcome.replans:
         files["replans.jsonl"] = replans_jsonl(outcome.replans)
@@ -205,9 +205,13 @@ def run_resolved(
     if prepared.report == "replay":
         replay = report_replay(config["workload"], outcome.result)
         files |= replay.files
-    plans = [planned.plan for planned in outcome.planned]
     with watch.step("draw"):
-        files |= draw(summary, plans[0], outcome.result)
+        files["timeline.png"] = draw_timeline(
+            outcome.result.sessions,
+            num_workers=plans[0].num_workers,
+            experts=summary["experts"],
+            predicted_makespan_s=plans[0].predicted_makespan_s,
+        )
     if tries_again:
         (folder / SUMMARY).unlink()
     write_run(
@@ -245,7 +249,7 @@ def explain_only(
 ) -> None:
     """Plan, and say why the plan looks so."""
     planned = mosaic.plan(prepared.job, step=watch.step)
-    summary = summary_of(prepared, stamped, None, planned.plan)
+    summary = summary_of(prepared, stamped, [planned.plan])
     write_run(
         folder,
         config=stamped,
@@ -296,19 +300,6 @@ def resumable(folder: Path, place: str) -> Iterator[None]:
         if (folder / JOURNAL).exists():
             print(f"what has finished is kept: {again} goes on from there", file=sys.stderr)
         raise
-
-
-def draw(summary: Summary, plan: Plan, result: RunResult | None) -> dict[str, bytes]:
-    """Draw the timeline of what ran."""
-    if result is None:
-        return {}
-    timeline = draw_timeline(
-        result.sessions,
-        num_workers=plan.num_workers,
-        experts=summary["experts"],
-        predicted_makespan_s=plan.predicted_makespan_s,
-    )
-    return {"timeline.png": timeline}
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from nbclient.exceptions import CellExecutionError
 from experiments.notebooks import NOTEBOOKS, execute
 from tests.test_architecture import GATED_WALLS, MUST_BE_PREDICTED, numbers_in_text
 
-pytestmark = pytest.mark.slow
-
 REFRESH = "if that is right, run `python experiments/notebooks.py` and commit the notebooks"
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -38,6 +36,7 @@ def test_there_are_notebooks() -> None:
     assert {path.stem for path in NOTEBOOKS} >= {"tour", "engine_model", "reproduction"}
 
 
+@pytest.mark.slow
 @BY_NAME
 def test_a_notebook_runs_without_warnings_and_shows_what_it_shows_here(path: Path, tmp_path: Path) -> None:
     committed = nbformat.read(path, as_version=4)
@@ -74,6 +73,7 @@ def test_links_lead_to_files_of_the_repository(path: Path) -> None:
     assert [link for link in links if not link.startswith("https://") and not (path.parent / link).is_file()] == []
 
 
+@pytest.mark.slow
 def test_a_warning_ends_a_notebook_and_stderr_is_seen(tmp_path: Path) -> None:
     def notebook_of(source: str) -> Path:
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata=METADATA)

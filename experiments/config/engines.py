@@ -165,7 +165,7 @@ def _site(
         replayed = Replayed(
             run=simulated.world.outcome,
             calibration=simulated.calibration_world.outcome,
-            ask=lambda calls, earlier: simulated.draw(calls, earlier),
+            ask=simulated.draw,
             answers_source=simulated.answers_source,
         )
     if expert_by_worker is not None:

@@ -17,14 +17,12 @@ from mosaic.runtime.job import Job, Outcome
 
 
 def summary_of(
-    prepared: Prepared, config: Mapping[str, Any], outcome: Outcome | None, plan: Plan | None = None
+    prepared: Prepared, config: Mapping[str, Any], plans: Sequence[Plan], outcome: Outcome | None = None
 ) -> Summary:
-    """Build the contents of summary.json."""
+    """Build the contents of summary.json; without an outcome, of a plan that was not run."""
     job = prepared.job
-    plans = [planned.plan for planned in outcome.planned] if outcome is not None else [plan]
-    assert plans[0] is not None
     return summarise(
-        [made for made in plans if made is not None],
+        plans,
         outcome.result if outcome else None,
         workload=job.workload.name,
         backend=config["backend"]["name"],

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from experiments.config.job import simulated
-from mosaic.core.results import CallRecord, Inputs
+from mosaic.core.results import Inputs
 from mosaic.core.workload import Call, Expert
 from mosaic.pipelines.gates.gate import Ballot
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
-from sim.cluster.session import cut_off
-from sim.site import SimSite
+from sim.site import SimSite, draw_records
 from sim.world.answer_model import AnswerModel
 
 
@@ -43,15 +42,10 @@ def draw_answers(overrides: Sequence[str], model: AnswerModel | None = None) -> 
     job, site = simulated(overrides)
     if model is not None:
         site = replace(site, world=replace(site.world, answers=model))
-    pool = {expert.name: expert for expert in job.experts}
     questions = Questions(job.workload, job.graph)
-    records = {}
-    for call in questions.first_calls:
-        true = cut_off(call, pool[call.expert], site.world.outcome(call, {}))
-        record = CallRecord(
-            call.key, call.expert, 0, (0,), call.prompt_tokens, true.output_tokens, 0.0, 0.0, 0.0, 0.0,
-            answer=true.answer, visible_tokens=true.visible_tokens,
-        )  # fmt: skip
-        records[call.key] = record
+    records = {
+        record.key: record for record in draw_records(site.world, questions.first_calls, job.experts, earlier={})
+    }
+    for record in records.values():
         questions.note(record)
     return DrawnAnswers(job=job, site=site, records=records, questions=questions)

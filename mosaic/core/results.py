@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
 from mosaic.core.commands import Action
-from mosaic.core.workload import PROPOSE, CallKey, ExpertName, NodeName
+from mosaic.core.workload import PROPOSE, Call, CallKey, ExpertName, NodeName
 
 
 class CallStatus(StrEnum):
@@ -66,6 +66,11 @@ class CallRecord(NamedTuple):
 
 Inputs: TypeAlias = Mapping[CallKey, CallRecord]
 """What became of the calls that a call comes after."""
+
+
+def inputs_of(call: Call, *known: Inputs) -> dict[CallKey, CallRecord]:
+    """Give what became of the calls that a call comes after, where known; of two that know, the last counts."""
+    return {key: records[key] for key in call.after for records in known if key in records}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

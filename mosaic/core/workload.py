@@ -199,6 +199,11 @@ class Call:
             require_number(self.ready_s, f"call {self.key}: ready_s", at_least=0)
 
 
+def need_each_other(calls: Mapping[CallKey, Call]) -> bool:
+    """Tell whether a call comes after another of them."""
+    return any(key in calls for call in calls.values() for key in call.after)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     """Questions and the calls recruited for them, in arrival order."""

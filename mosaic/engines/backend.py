@@ -15,7 +15,7 @@ from mosaic.core.errors import BackendError
 from mosaic.core.events import Event, Finished, Started, Tick
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
-from mosaic.core.results import CallRecord, Inputs
+from mosaic.core.results import CallRecord, inputs_of
 from mosaic.core.workload import CallKey, Expert, ExpertName
 from mosaic.engines.call_specs import Engines, RunContent, ServedExpert
 from mosaic.engines.executor import Executor
@@ -229,7 +229,7 @@ class EngineBackend:
         waits_for = [key for key in call.after if key in self._outcomes and self._find(key) is not None]
         if waits_for:
             raise BackendError(f"{label}: all calls that it comes after must have ended, got {waits_for[0]}")
-        inputs: Inputs = {key: self._records[key] for key in call.after if key in self._records}
+        inputs = inputs_of(call, self._records)
         outcome = self._content.outcome(call, inputs)
         spec = self._content.spec(call, served, inputs, outcome)
         self._outcomes[call.key] = served, outcome

@@ -19,7 +19,7 @@ def may_start(opened: Sequence[SessionState], sessions: Mapping[int, SessionStat
     found = []
     for state in opened:
         session = state.session
-        is_followed = all(number in sessions and sessions[number].has_ended for number in session.after)
+        is_followed = all(sessions[number].has_ended for number in session.after)
         if state.stage is Stage.WAITING and is_followed and held.isdisjoint(session.workers):
             found.append(state)
         held.update(session.workers)
@@ -41,8 +41,9 @@ def why_stuck(opened: Sequence[SessionState], experts: Sequence[str]) -> str:
     waiting = [state.session.id for state in opened if state.stage is Stage.WAITING]
     idle = [state.session.id for state in opened if state.stage is Stage.RUNNING]
     if waiting:
-        others = f"sessions {idle}, which have no calls and are not closed," if idle else "each other"
-        return f"sessions {waiting} wait for {others} and can never start"
+        return (
+            f"sessions {waiting} wait for sessions {idle}, which have no calls and are not closed, and can never start"
+        )
     if experts:
         return f"calls wait for sessions of {list(experts)}, and none is open"
     return f"sessions {idle} have no calls and are not closed"

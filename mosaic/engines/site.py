@@ -12,7 +12,7 @@ from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import Plan
 from mosaic.core.realization import Outcomes
-from mosaic.core.results import CallRecord, Inputs
+from mosaic.core.results import CallRecord, Inputs, inputs_of
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, Question, Workload
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent
@@ -168,16 +168,17 @@ class EngineSite:
 
     def rehearsal(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
         """Give a backend whose responses no batch shares, even with the same questions."""
-        content = RunContent(
-            prompts=lambda call, inputs: prompts(call, _of(call, inputs, earlier)),
-            questions=questions,
-            root_seed=calibration_seed(self._profile_seed),
-        )
-        if self.replayed is not None:
+        seed = calibration_seed(self._profile_seed)
+        if self.replayed is None:
+            content = RunContent(
+                prompts=lambda call, inputs: prompts(call, inputs_of(call, earlier, inputs)),
+                questions=questions,
+                root_seed=seed,
+            )
+        else:
             outcomes = self.replayed.calibration
             content = RunContent(
-                outcomes=lambda call, inputs: outcomes(call, _of(call, inputs, earlier)),
-                root_seed=calibration_seed(self._profile_seed),
+                outcomes=lambda call, inputs: outcomes(call, inputs_of(call, earlier, inputs)), root_seed=seed
             )
         return self._make(self._journal / name, content, is_measured=True)
 
@@ -253,11 +254,6 @@ def prompt_tokens_by_question(workload: Workload) -> list[int]:
 def sweep_number(key: CallKey) -> int:
     """Read the number of a sweep's call out of its key; see ``mosaic.runtime.sweep.sweep_calls``."""
     return int(key.question.rpartition("-")[2])
-
-
-def _of(call: Call, inputs: Inputs, earlier: Inputs) -> dict[CallKey, CallRecord]:
-    found = ((key, inputs.get(key) or earlier.get(key)) for key in call.after)
-    return {key: record for key, record in found if record is not None}
 
 
 def _no_prompt(call: Call, inputs: Inputs) -> str:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 from mosaic.core.cluster import Cluster
 from mosaic.core.errors import PlanError
 from mosaic.core.plan import Plan, Session
-from mosaic.core.workload import Call, CallKey, Expert, ExpertName
+from mosaic.core.workload import Call, CallKey, Expert, ExpertName, need_each_other
 from mosaic.planning.problem import Problem
 
 _Waits: TypeAlias = dict[Hashable, list[Hashable]]
@@ -100,7 +100,7 @@ def _check_order(sessions: Sequence[Session], calls: Mapping[CallKey, Call]) -> 
     A session waits for the earlier ones of its workers and for those it comes after. That alone cannot lock up, since
     all of them stand earlier in the plan; calls that need calls of later sessions can.
     """
-    if not any(key in calls for call in calls.values() for key in call.after):
+    if not need_each_other(calls):
         return
     waits: _Waits = {}
     last_on: dict[int, int] = {}

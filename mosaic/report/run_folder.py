@@ -99,13 +99,7 @@ def completed_with(folder: str | Path, config: Config) -> bool:
     """
     if not is_complete(folder):
         return False
-    found = read_config(folder)
-    differing = differing_keys(found, _plain(config))
-    if differing:
-        raise RunFolderError(
-            f"{folder}: holds the complete run of another configuration; "
-            f"{_name_differences(found, config, differing)}. Name another folder, or remove this one"
-        )
+    _check_same(folder, config, "complete")
     return True
 
 
@@ -119,16 +113,20 @@ def begin_run(folder: str | Path, config: Config) -> None:
     """
     folder = Path(folder)
     if (folder / CONFIG).exists():
-        found = read_config(folder)
-        differing = differing_keys(found, _plain(config))
-        if differing:
-            raise RunFolderError(
-                f"{folder}: holds the unfinished run of another configuration; "
-                f"{_name_differences(found, config, differing)}. Name another folder, or remove this one"
-            )
+        _check_same(folder, config, "unfinished")
         return
     with _writing(folder):
         _write_file(folder, CONFIG, _yaml(config).encode())
+
+
+def _check_same(folder: str | Path, config: Config, kind: str) -> None:
+    found = read_config(folder)
+    differing = differing_keys(found, _plain(config))
+    if differing:
+        raise RunFolderError(
+            f"{folder}: holds the {kind} run of another configuration; "
+            f"{_name_differences(found, config, differing)}. Name another folder, or remove this one"
+        )
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from mosaic.core.errors import BackendError
 from mosaic.core.events import Event, Started
 from mosaic.core.plan import Plan, Session
 from mosaic.core.results import RunResult
-from mosaic.core.workload import Call, CallKey
+from mosaic.core.workload import Call, CallKey, need_each_other
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller, View
 from mosaic.runtime.loop import CommandLog, drive
@@ -59,7 +59,7 @@ class StaticPlan:
     @property
     def reacts(self) -> bool:
         """Whether a call waits for another of the plan."""
-        return any(key in self._calls for call in self._calls.values() for key in call.after)
+        return need_each_other(self._calls)
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Give all commands at the start."""

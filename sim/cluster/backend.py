@@ -15,7 +15,7 @@ from mosaic.core.errors import BackendError
 from mosaic.core.events import Closed, Event, Finished, Idle, Progress, Ready, Started, Tick
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcomes
-from mosaic.core.results import CallRecord, Inputs
+from mosaic.core.results import CallRecord, Inputs, inputs_of
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from sim.cluster.clock import EngineClock, ProcessGenerator, run_until, wait_until
 from sim.cluster.expert_on_gpu import ExpertsOnGpus, IterationTimes, check_hardware
@@ -168,9 +168,8 @@ class SimBackend:
     def _submit(self, call: Call, to: int | ExpertName, priority: int) -> None:
         if call.key in self._pending or call.key in self._records:
             raise BackendError(f"Submit: call {call.key} must be new, it was submitted before")
-        known = (self._records.get(key) or self._earlier.get(key) for key in call.after)
-        inputs = {record.key: record for record in known if record is not None}
-        true = cut_off(call, self._models.expert(call.expert), self._outcomes(call, inputs))
+        outcome = self._outcomes(call, inputs_of(call, self._earlier, self._records))
+        true = cut_off(call, self._models.expert(call.expert), outcome)
         pending = self._pending[call.key] = PendingCall(true, max(call.ready_s, self._now))
         if not call.after:
             self._served[call.key] = pending

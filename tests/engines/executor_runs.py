@@ -19,7 +19,7 @@ from mosaic.engines.session_state import Patience
 from mosaic.engines.vllm_engines import make_vllm_backend
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.journal_records import JournalState, read_journal
-from mosaic.runtime.run import execute
+from mosaic.runtime.static_plan import execute
 from tests.engines.tiny_checkpoint import tiny_expert, write_tiny_checkpoint
 from tests.factories import make_call, make_cluster
 

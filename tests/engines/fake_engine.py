@@ -38,9 +38,10 @@ def do_as_told(words: str, folder: Path) -> None:
     told = words.split()
     if "once" in told:
         mark = folder / f"done-{'-'.join(told)}"
-        if mark.exists():
+        try:
+            mark.touch(exist_ok=False)  # one process only, of several at once
+        except FileExistsError:
             return
-        mark.touch()
     if "note" in told:
         (folder / f"pid-{os.getpid()}").write_text(json.dumps(sorted(os.sched_getaffinity(0))))
     if "die" in told:

@@ -20,7 +20,7 @@ from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent, random_prompt, response_seed
 from mosaic.engines.local_launcher import LocalLauncher, cores_of_workers, gpus_of_workers
 from mosaic.engines.vllm_engines import VllmEngines
-from mosaic.runtime.run import execute
+from mosaic.runtime.static_plan import execute
 from tests.engines.executor_runs import (
     CPU,
     FAKE_ENGINE,
