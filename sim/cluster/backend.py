@@ -87,20 +87,20 @@ class SimBackend:
 
     def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
         """See ``Backend.events``."""
-        env, told, self._reacts = self._env, self._events, reacts
+        env, clock, told, self._reacts = self._env, self._clock, self._events, reacts
         next_tick_ts = inf if tick_s is None else tick_s
         told.append(Started(0.0))
         while True:
             while told:
                 yield told.popleft()
-            self._compose()
+            if clock.touched:
+                self._compose()
             env_ts = env.peek()
-            if ran := self._clock.run(min(env_ts, next_tick_ts)):
+            if ran := clock.run(env_ts if env_ts < next_tick_ts else next_tick_ts):
                 self._now, live, finished = ran
                 self._finish(live, finished)
-                self._clock.touch(live)
                 continue
-            if env_ts == inf and not self._clock.has_changes:
+            if env_ts == inf and not clock.has_changes:
                 break
             if next_tick_ts < env_ts:
                 self._pass_time(next_tick_ts)
@@ -114,8 +114,9 @@ class SimBackend:
 
     def _compose(self) -> None:
         """Let engines that have finished calls or got commands go on; what was told before has been answered by now."""
-        for name in dict.fromkeys(live.session.expert for live in self._clock.touched):
-            self._feed(name)
+        if self._queues:
+            for name in dict.fromkeys(live.session.expert for live in self._clock.touched):
+                self._feed(name)
         for live in self._clock.compose():
             if live.is_closing:
                 self._pass_time(self._now)

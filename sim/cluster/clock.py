@@ -1,7 +1,7 @@
 """Simulated time: waiting in SimPy, and the engines of runs to which somebody reacts."""
 
-from collections.abc import Generator, Iterator
-from heapq import heappop, heappush, heapreplace
+from collections.abc import Generator
+from heapq import heappop, heappush
 from math import inf
 from typing import Any, TypeAlias
 
@@ -52,9 +52,10 @@ class EngineClock:
         """Have a session's next change looked up again."""
         self.touched[live] = None
 
-    def compose(self) -> Iterator[SimSession]:
+    def compose(self) -> list[SimSession]:
         """Find out when the batches of touched sessions change next; give those that have nothing left to do."""
         touched, self.touched = self.touched, {}
+        idle = []
         for live in touched:
             if live.engine is None:
                 continue
@@ -64,10 +65,11 @@ class EngineClock:
             if change_ts < inf:
                 heappush(self._changes, (change_ts, live.change, live))
             else:
-                yield live
+                idle.append(live)
+        return idle
 
     def run(self, limit_ts: float) -> tuple[float, SimSession, list[Request]] | None:
-        """Run engines until one finishes calls or has nothing left; gives when, and these calls.
+        """Run engines until one finishes calls or has nothing left, which touches it; gives when, and these calls.
 
         None if that is not before the limit. Changes that a command has made out of date are passed over.
         """
@@ -79,13 +81,13 @@ class EngineClock:
                 continue
             if ts >= limit_ts:
                 return None
+            heappop(heap)
+            next_ts = heap[0][0] if heap and heap[0][0] < limit_ts else limit_ts
             engine = live.engine
             assert engine is not None
-            finished = engine.run_event(ts)
-            change_ts = inf if finished else engine.next_event_ts()
-            if change_ts < inf:
-                heapreplace(heap, (change_ts, number, live))
-                continue
-            heappop(heap)
-            return ts, live, finished
+            ts, finished = engine.run_events(ts, next_ts)
+            if finished or ts == inf:
+                self.touched[live] = None
+                return engine.target_ts, live, finished
+            heappush(heap, (ts, number, live))
         return None

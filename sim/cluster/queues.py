@@ -14,6 +14,10 @@ class Queues:
         self._entries: dict[ExpertName, list[tuple[int, int, PendingCall]]] = {}
         self._num_pushed = 0
 
+    def __len__(self) -> int:
+        """Count the experts whose queues hold calls."""
+        return len(self._entries)
+
     def push(self, pending: PendingCall, priority: int) -> None:
         """Add a call to its expert's queue; the lower priority goes first."""
         heappush(self._entries.setdefault(pending.true.call.expert, []), (priority, self._num_pushed, pending))
@@ -28,10 +32,15 @@ class Queues:
             live = min(sessions, key=lambda live: len(live.calls))
             if len(live.calls) >= max_num_seqs:
                 return
-            yield heappop(entries)[2], live
+            pending = heappop(entries)[2]
+            if not entries:
+                del self._entries[expert]
+            yield pending, live
 
     def remove(self, pending: PendingCall) -> None:
         """Take a call out, wherever it stands."""
-        entries = self._entries[pending.true.call.expert]
-        entries[:] = [entry for entry in entries if entry[2] is not pending]
+        expert = pending.true.call.expert
+        entries = self._entries[expert] = [entry for entry in self._entries[expert] if entry[2] is not pending]
         heapify(entries)
+        if not entries:
+            del self._entries[expert]

@@ -54,7 +54,7 @@ class Engine:
         self._batcher = Batcher(
             settings=settings, kv_tokens=kv_tokens, context_tokens=context_tokens, num_longest=num_longest
         )
-        self._target_ts = start_ts
+        self.target_ts = start_ts
         """Up to here the caller has seen everything."""
         self._now = start_ts
         """Start of the next iteration."""
@@ -105,8 +105,8 @@ class Engine:
         if prefix_tokens:
             rule = f"at most prompt_tokens={prompt_tokens}, and 0 without a prefix"
             require(prefix is not None and prefix_tokens <= prompt_tokens, "prefix_tokens", rule, prefix_tokens)
-        if not ready_ts >= self._target_ts:
-            rule = f"at least {self._target_ts}, which has passed"
+        if not ready_ts >= self.target_ts:
+            rule = f"at least {self.target_ts}, which has passed"
             require(False, "ready_ts", rule, ready_ts)
         self._batcher.queue.add(request)
         if not self._batcher.chunks:
@@ -118,25 +118,42 @@ class Engine:
 
         With this the iteration that starts now counts as under way.
         """
-        if self._now > self._target_ts:
+        if self._now > self.target_ts:
             return self._now
         if self._batcher.is_idle:
             arrival_ts = self._batcher.queue.next_arrival_ts
-            if arrival_ts > self._target_ts:
+            if arrival_ts > self.target_ts:
                 return arrival_ts
-            self._now = self._target_ts
+            self._now = self.target_ts
         self._plan_jump()
         return self._jump_end_ts
 
-    def run_event(self, ts: float) -> list[Request]:
-        """Run up to the instant that ``next_event_ts`` gave, nothing having come between, and return what finished."""
-        if self._batch_fixed and self._now < ts:
-            self._commit(self._jump_steps)
-        self._target_ts = ts
-        finished = self._finished
-        if finished:
-            self._finished = []
-        return finished
+    def run_events(self, ts: float, limit_ts: float) -> tuple[float, list[Request]]:
+        """Run from one change to the next until requests finish, or the next change is not before ``limit_ts``.
+
+        Parameters
+        ----------
+        ts
+            The next change, as ``next_event_ts`` gave it, nothing having come between; it may come after the limit.
+        limit_ts
+            When something else may happen.
+
+        Returns
+        -------
+        ts, finished
+            When they finished; or the next change, and nothing.
+        """
+        while True:
+            if self._batch_fixed and self._now < ts:
+                self._commit(self._jump_steps)
+            self.target_ts = ts
+            finished = self._finished
+            if finished:
+                self._finished = []
+                return ts, finished
+            ts = self.next_event_ts()
+            if ts >= limit_ts:
+                return ts, finished
 
     def advance_to(self, ts: float) -> list[Request]:
         """Run up to ``ts`` and return the requests that finished since the last call, in order of finish."""
@@ -182,7 +199,7 @@ class Engine:
         return self._batcher.decoding.num_generated(request)
 
     def _run_to(self, ts: float) -> None:
-        require(ts >= self._target_ts, "engine: ts", f"at least {self._target_ts}, which has passed", ts)
+        require(ts >= self.target_ts, "engine: ts", f"at least {self.target_ts}, which has passed", ts)
         batcher = self._batcher
         while self._now < ts:
             if batcher.is_idle:
@@ -196,7 +213,7 @@ class Engine:
                     self._commit(bisect_right(range(1, self._jump_steps + 1), ts, key=self._end_of))
                 break
             self._commit(self._jump_steps)
-        self._target_ts = ts
+        self.target_ts = ts
 
     def _plan_jump(self) -> None:
         """Fix the batch of the iteration that starts now, and find out how far it goes unchanged."""
