@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from experiments.config.compose import compose_config, with_input_digests
+from experiments.config.compose import as_recorded, compose_config
 from experiments.config.errors import exit_with_message
 from experiments.config.job import job_from
 from experiments.hardware.engine_fit import machine_yaml
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
         rule = "left out unless backend=vllm: only there are engines whose iterations can be timed"
         require(options_of(job.site) is not None, "hardware_out", rule, files["hardware_out"])
     if is_real:
-        begin_run(journal, with_input_digests(config))
+        begin_run(journal, as_recorded(config))
     with job.site.open():
         made = measure_profiles(job, files, is_real=is_real)
         hardware = measure_machine(job, files["hardware_out"]) if "hardware_out" in files else {}

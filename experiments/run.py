@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
 import mosaic
-from experiments.config.compose import CONF, default_choices, plain, point_name, with_input_digests
+from experiments.config.compose import CONF, as_recorded, default_choices, plain, point_name
 from experiments.config.errors import BAD_INPUT, FailedCalls, FailedPoint, exit_with_message, explain_error
 from experiments.config.job import Prepared, job_from
 from experiments.config.memory import spare_garbage_collector
@@ -46,7 +46,6 @@ from mosaic.runtime.run import failures
 
 JOURNAL = "journal"
 """Folder inside a real run's, with what has finished and the workers' logs."""
-STORE = ".measured"
 """Folder inside a sweep's, with what its points have in common: measured once."""
 
 
@@ -77,8 +76,8 @@ def main(config: DictConfig) -> None:
     point = point_name(os.path.relpath(folder, run.sweep.dir))
     try:
         check_sweep(config, run)
-        store, again = Path(run.sweep.dir) / STORE, f"hydra.sweep.dir={run.sweep.dir}"
-        num_failed = run_point(config, folder, point=point, store=store, overrides=asked, again=again)
+        again = f"hydra.sweep.dir={run.sweep.dir}"
+        num_failed = run_point(config, folder, point=point, overrides=asked, again=again)
     except BAD_INPUT as error:
         print(f"error: {point}: {explain_error(error)}", file=sys.stderr)
         raise FailedPoint(point) from error
@@ -127,7 +126,6 @@ def run_point(
     folder: Path,
     *,
     point: str | None = None,
-    store: Path | None = None,
     overrides: Sequence[str] = (),
     again: str | None = None,
     also_chosen: str = "",
@@ -142,8 +140,6 @@ def run_point(
         Where the run's files go.
     point
         Its name in a sweep, which prints a line a point; None: a single run, which prints a screen.
-    store
-        Where the sweep keeps measurements.
     overrides
         What the user asked for.
     again
@@ -159,7 +155,7 @@ def run_point(
     spare_garbage_collector()
     try:
         place = again or f"hydra.run.dir={folder}"
-        return run_resolved(plain(config), folder, point, store, overrides, place, also_chosen)
+        return run_resolved(plain(config), folder, point, overrides, place, also_chosen)
     finally:
         with suppress(OSError):  # it is not empty, or never was made
             folder.rmdir()
@@ -169,20 +165,19 @@ def run_resolved(
     config: dict[str, Any],
     folder: Path,
     point: str | None = None,
-    store: Path | None = None,
     overrides: Sequence[str] = (),
     again: str = "",
     also_chosen: str = "",
 ) -> int:
     """Run a resolved configuration, as `run_point` says."""
-    stamped = with_input_digests(config)
+    stamped = as_recorded(config)
     tries_again = has_failed_calls(folder)
     if completed_with(folder, stamped) and not tries_again:
         print(f"already complete with this configuration: {folder}")
         return read_json(folder / SUMMARY)["num_failed_calls"] or 0
     watch = Stopwatch()
     with watch.step("setup"):
-        prepared = job_from(config, folder / JOURNAL, store, overrides)
+        prepared = job_from(config, folder / JOURNAL, overrides)
     job = prepared.job
     is_real = prepared.runs and job.site.way != "simulated"
     if is_real:

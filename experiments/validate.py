@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
 import mosaic
-from experiments.config.compose import compose_config, with_input_digests
+from experiments.config.compose import as_recorded, compose_config
 from experiments.config.errors import exit_with_message
 from experiments.config.instantiation import make
 from experiments.config.job import job_from
@@ -145,7 +145,7 @@ def check_folder(folder: Path, config: Mapping[str, Any]) -> None:
     ValueError
         If the folder holds runs of another configuration, which would be taken for runs of this one.
     """
-    stamped = with_input_digests({key: value for key, value in config.items() if key != "hardware"})
+    stamped = as_recorded({key: value for key, value in config.items() if key != "hardware"})
     text = json.dumps(stamped, indent=1, sort_keys=True) + "\n"
     kept = folder / "config.json"
     if kept.exists():

@@ -137,7 +137,8 @@ class Walk:
         config, place = compose_arguments(arguments, self.folder)
         self._num_runs += 1
         folder = self.folder / (place or f"results/runs/{self._num_runs}")
-        run_resolved(config, folder, store=self._store)
+        config["profile"]["store"] = str(self._store)
+        run_resolved(config, folder)
         assert (folder / "summary.json").exists()
 
     def _change(self, diff: str) -> None:

@@ -57,11 +57,17 @@ def plain(config: Any) -> dict[str, Any]:
     return resolved
 
 
-def with_input_digests(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the SHA-256 of every file that a configuration names, so that a changed file is another configuration."""
-    stamped: dict[str, Any] = {}
+def as_recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a configuration as a run's folder records it.
+
+    The SHA-256 of every file that it names is added, so that a changed file is another configuration; where
+    measurements are kept is left out, as it decides nothing.
+    """
+    recorded: dict[str, Any] = {}
     for key, value in config.items():
-        stamped[key] = with_input_digests(value) if isinstance(value, Mapping) else value
+        if key == "store":
+            continue
+        recorded[key] = as_recorded(value) if isinstance(value, Mapping) else value
         if key in FILE_KEYS and isinstance(value, str) and Path(value).is_file():
-            stamped[f"{key}_sha256"] = sha256(Path(value).read_bytes()).hexdigest()
-    return stamped
+            recorded[f"{key}_sha256"] = sha256(Path(value).read_bytes()).hexdigest()
+    return recorded

@@ -49,7 +49,7 @@ SECTIONS = (
 )  # fmt: skip
 KEYS = {
     "pool": ("name", "experts", "aggregator"),
-    "profile": ("path", "aggregator_path", "length_error", "seed", "sweep"),
+    "profile": ("path", "aggregator_path", "store", "length_error", "seed", "sweep"),
     "plan": ("path",),
 }
 """Of the groups that are no arguments of a function."""
@@ -72,7 +72,6 @@ class Prepared:
 def job_from(
     config: Mapping[str, Any],
     journal: Path | None = None,
-    store: Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Prepared:
     """Build the values of a run.
@@ -83,8 +82,6 @@ def job_from(
         Resolved.
     journal
         Where a real run keeps what has finished.
-    store
-        Where measurements are kept; None: nowhere.
     overrides
         What a user asked for; what has no effect on the run is refused.
 
@@ -101,7 +98,7 @@ def job_from(
     pool, source, profile, backend = (dict(config[name]) for name in ("pool", "workload", "profile", "backend"))
     require_section(profile, ("sweep",), "profile.")
     require_count(profile.get("seed"), "profile.seed")
-    for key in ("path", "aggregator_path"):
+    for key in ("path", "aggregator_path", "store"):
         require_path(profile.get(key), f"profile.{key}")
     check_length_error(profile)
     require_path(config["plan"].get("path"), "plan.path")
@@ -151,7 +148,7 @@ def job_from(
         placements=pipeline.placements,
         plans=() if plan_path is None else load_plans(plan_path),
         has_barrier=pipeline.has_barrier,
-        store=None if store is None else Store(store),
+        store=None if profile.get("store") is None else Store(Path(profile["store"])),
     )
     check_effects(overrides, config, job)
     return Prepared(job=job, seed=config["seed"], aggregator=pipeline.aggregator, runs=name != "none", report=report)

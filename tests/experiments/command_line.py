@@ -10,7 +10,7 @@ from functools import cache
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from experiments.config.compose import compose_config
@@ -51,10 +51,16 @@ def store() -> Path:
     return Path(folder.name)
 
 
+def keeping(config: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
+    """Let a configuration keep its measurements in a folder, or in that of the process."""
+    config["profile"]["store"] = str(folder or store())
+    return config
+
+
 def prepare(*overrides: str) -> Prepared:
     """Build what the command runs; a folder may be among the overrides and is left out."""
     asked = [override for override in overrides if not override.startswith("hydra.run.dir=")]
-    return job_from(compose_config(asked), store=store(), overrides=asked)
+    return job_from(keeping(compose_config(asked)), overrides=asked)
 
 
 def run_point(*overrides: str) -> Outcome:
@@ -64,7 +70,7 @@ def run_point(*overrides: str) -> Outcome:
 
     def run() -> None:
         with exit_with_message():
-            num_failed = run_resolved(compose_config(asked), Path(folder), store=store(), overrides=asked)
+            num_failed = run_resolved(keeping(compose_config(asked)), Path(folder), overrides=asked)
             if num_failed:
                 raise FailedCalls(f"{num_failed} calls")
 

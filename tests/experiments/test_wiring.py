@@ -134,7 +134,9 @@ def write_calibration(path: Path) -> Path:
 
 
 def make(*overrides: str, store: Path | None = None, journal: Path | None = None) -> Prepared:
-    return job_from(compose_config(list(overrides)), journal, store)
+    config = compose_config(list(overrides))
+    config["profile"]["store"] = None if store is None else str(store)
+    return job_from(config, journal)
 
 
 def site_of(prepared: Prepared) -> SimSite:
