@@ -351,11 +351,15 @@ def test_what_was_cancelled_stays_cancelled_if_its_process_dies_first(tmp_path, 
 def test_an_interrupt_stops_everything_and_says_what_is_kept(tmp_path, host):
     executor = Runs(tmp_path, host, outcomes=lambda call, inputs: Outcome(40), prompts=lambda call, inputs: "slow")
 
+    # A shell's background job ignores Ctrl-C, and so would this process.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def interrupt(record):
         threading.Thread(target=lambda: signal.raise_signal(signal.SIGINT)).start()
 
     with pytest.raises(KeyboardInterrupt, match=r"^stopped; \d+ of 40 calls are in .*journal$"):
         executor.execute(PLAN, [*A, *B], Reactor(interrupt))
+    signal.signal(signal.SIGINT, before)
     assert processes_of(tmp_path / "journal") in ([], [host._process.pid])
     assert 0 < len(journal_of(tmp_path).ended) < 40
     executor.execute(PLAN, [*A, *B])

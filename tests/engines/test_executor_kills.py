@@ -49,10 +49,13 @@ def family(folder: Path, parent: int) -> tuple[list[int], list[int]]:
 
 
 def wait_until_all_are_gone(folder: Path) -> None:
+    """Wait until two looks in a row find nothing: one look may miss a process that has just been started."""
     deadline = time.monotonic() + 30  # on a machine that is busy with others
-    while processes_of(folder) and time.monotonic() < deadline:
+    looks: list[list[int]] = [[-1]]
+    while any(looks[-2:]) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert processes_of(folder) == []
+        looks.append(processes_of(folder))
+    assert looks[-2:] == [[], []]
 
 
 def kill_at_random(folder: Path, kind: tuple[str, ...], seed: int, num_kills: int = 22) -> dict[str, int]:
