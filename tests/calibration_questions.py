@@ -4,6 +4,8 @@ from mosaic.core.workload import AnswerKind, Question
 from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, grade_ballot
 from mosaic.pipelines.gates.gate import Ballot, Vote, make_ballot
 
+SETTING = {"workload": "letters", "answers": "made up", "expert X": "none"}
+
 
 def same(one: str, other: str) -> bool:
     return one == other

@@ -9,12 +9,13 @@ from experiments.config.checks import check_calls, require_keys, require_path, r
 from experiments.config.compose import compose_config
 from experiments.config.effects import check_effects
 from experiments.config.instantiation import call, make
-from experiments.config.pipeline import check_batch, check_upper_profile, pipeline_from
+from experiments.config.pipeline import check_batch, check_calibration, check_upper_profile, pipeline_from
 from experiments.config.sites import Built, Parts, explained_site, simulated_site
 from experiments.config.world import check_length_error, simulated_world
 from mosaic.core.checks import require, require_count, require_unique
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.workload import Expert, Workload
+from mosaic.pipelines.gates.setting import Setting, describe_setting
 from mosaic.planning.plan_file import load_plans
 from mosaic.planning.profiles import load_profile
 from mosaic.runtime.job import Job
@@ -67,6 +68,8 @@ class Prepared:
     """False: the plan is only explained."""
     report: str | None
     """What is reported beside: replay, against a log's own times."""
+    setting: Setting
+    """What its answers are of."""
 
 
 def job_from(
@@ -132,6 +135,14 @@ def job_from(
         journal=journal,
     )
     site, wrap = SITES[name](parts)
+    setting = describe_setting(
+        workload,
+        experts,
+        pipeline.graph.nodes,
+        benchmark=source.get("name", workload.name),
+        answers=site.answers_source,
+    )
+    check_calibration(pipeline.graph, setting)
     costs: CostFactory = make(config["costs"], "costs")
     plan_path = config["plan"].get("path")
     job = Job(
@@ -151,7 +162,14 @@ def job_from(
         store=None if profile.get("store") is None else Store(Path(profile["store"])),
     )
     check_effects(overrides, config, job)
-    return Prepared(job=job, seed=config["seed"], aggregator=pipeline.aggregator, runs=name != "none", report=report)
+    return Prepared(
+        job=job,
+        seed=config["seed"],
+        aggregator=pipeline.aggregator,
+        runs=name != "none",
+        report=report,
+        setting=setting,
+    )
 
 
 def simulated(overrides: Sequence[str]) -> tuple[Job, SimSite]:

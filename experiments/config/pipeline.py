@@ -16,6 +16,8 @@ from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.gate import Gate, Never
+from mosaic.pipelines.gates.setting import ANSWERS, EXPERT, Setting, load_setting, name_differences
+from mosaic.pipelines.gates.weighted import Weighted
 from mosaic.pipelines.node import Node
 from mosaic.planning.costs import AffineCosts, fits_memory
 from mosaic.planning.profiles import load_profile
@@ -117,6 +119,27 @@ def check_batch(graph: CallGraph, workload: Workload) -> None:
             f"gate.calibration must hold other questions than the batch, got {len(shared)} of the batch's own, "
             f"{shared[0]!r} among them: it promises nothing for questions that it was calibrated on. A published "
             "workload gives others with workload.part=calibration gate=never"
+        )
+
+
+def check_calibration(graph: CallGraph, setting: Setting) -> None:
+    """Check that a gate was calibrated on answers of what runs here.
+
+    A promise is of everything in the setting. Weighted votes promise nothing, and read what the experts that run here
+    have answered: other questions and another aggregator teach the same.
+    """
+    if not isinstance(graph.gate, Calibrated | Weighted):
+        return
+    there = load_setting(graph.gate.calibration)
+    if isinstance(graph.gate, Weighted):
+        known = {ANSWERS, *(key for key in setting if key.startswith(EXPERT) and key in there)}
+        there, setting = ({key: one[key] for key in one if key in known} for one in (there, setting))
+    differences = name_differences(there, setting)
+    if differences:
+        raise ValueError(
+            f"gate.calibration must hold answers of what runs here, got {graph.gate.calibration}: {differences}. "
+            f"What gate={graph.gate.name} learned there does not hold here. Make the file again: this command with "
+            "gate=never and other questions (of a published workload: workload.part=calibration)"
         )
 
 

@@ -77,7 +77,7 @@ def answer_files(prepared: Prepared, outcome: Outcome) -> dict[str, bytes]:
         }
         graded = grade_ballots(outcome.ballots, answers, graph.compare)
         if graded:
-            files["calibration_answers.parquet"] = encode_calibration_answers(graded)
+            files["calibration_answers.parquet"] = encode_calibration_answers(graded, prepared.setting)
     return files
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from mosaic.pipelines.gates.calibration_answers import encode_calibration_answers
 from mosaic.report.run_folder import is_complete
-from tests.calibration_questions import make_question
+from tests.calibration_questions import SETTING, make_question
 from tests.experiments.command_line import QUICK, SMALL, run_here, run_point, run_process
 from tests.experiments.test_bad_inputs import LINE, Case, assert_refused, jsonl, write_files
 
@@ -26,7 +26,7 @@ def with_column(content: pa.Table, name: str, values: pa.Array) -> pa.Table:
     return content.set_column(content.column_names.index(name), name, values)
 
 
-GOOD = encode_calibration_answers([make_question(f"c{i}", "AAA" if i % 2 else "AAB") for i in range(40)])
+GOOD = encode_calibration_answers([make_question(f"c{i}", "AAA" if i % 2 else "AAB") for i in range(40)], SETTING)
 ANSWERS = pq.read_table(pa.BufferReader(GOOD))
 TMP_NONE = "gate.calibration=TMP/none.parquet"
 
@@ -106,7 +106,7 @@ GATES = [
     weighted("no_posterior", ["gate.min_posterior must be above 0, got 0"], "min_posterior=0"),
     weighted("posterior_above_one", ["gate.min_posterior must be at most 1, got 1.1"], "min_posterior=1.1"),
 ]
-OWN = encode_calibration_answers([make_question("gpqa-7"), make_question("gpqa-8"), make_question("another")])
+OWN = encode_calibration_answers([make_question(name) for name in ("gpqa-7", "gpqa-8", "another")], SETTING)
 GATES.append(
     Case(
         "calibrated_on_the_batch_itself",
@@ -119,6 +119,22 @@ GATES.append(
         {"c.parquet": OWN},
     )
 )
+GATES += [
+    calibrated(
+        "calibrated_on_something_else",
+        GOOD,
+        [
+            "gate.calibration must hold answers of what runs here, got TMP/c.parquet",
+            "workload is 'letters' there and 'mmlu_pro' here",
+            "Make the file again",
+        ],
+    ),
+    calibrated(
+        "calibration_that_does_not_say_what_it_is_of",
+        parquet(ANSWERS.replace_schema_metadata(None)),
+        ["gate.calibration must say what its answers are of", "got TMP/c.parquet", "Make it again, with gate=never"],
+    ),
+]
 AGGREGATORS = [
     Case(
         "degree_not_measured",

@@ -17,6 +17,7 @@ from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Expert
 from mosaic.pipelines.gates.calibration_answers import encode_calibration_answers
 from mosaic.pipelines.gates.gate import Majority
+from mosaic.pipelines.gates.setting import Setting
 from mosaic.planning.costs import AffineCosts, PaperCosts
 from mosaic.planning.profiles import Profile, write_profile
 from mosaic.runtime.planner import NodePlacements
@@ -122,14 +123,15 @@ def overrides_of(point: Mapping[str, str], folder: Path) -> list[str]:
     if small is not None:
         overrides.append(f"aggregator.expert={small}")
     if point.get("gate") in ("weighted", "calibrated"):
-        overrides.append(f"gate.calibration={write_calibration(folder / 'calibration.parquet')}")
+        setting = make(*overrides, "gate=never", journal=folder / "journal").setting
+        overrides.append(f"gate.calibration={write_calibration(folder / 'calibration.parquet', setting)}")
     return overrides
 
 
-def write_calibration(path: Path) -> Path:
+def write_calibration(path: Path, setting: Setting) -> Path:
     """Write answers to 40 questions, on half of which all experts agree."""
     graded = [make_question(f"c{i}", "AAA" if i % 2 else "AAB") for i in range(40)]
-    path.write_bytes(encode_calibration_answers(graded))
+    path.write_bytes(encode_calibration_answers(graded, setting))
     return path
 
 
@@ -301,10 +303,49 @@ def test_a_degree_that_the_hardware_was_not_measured_at_is_refused_before_any_wo
 
 def test_a_gate_is_not_calibrated_on_the_batch_itself(tmp_path: Path) -> None:
     file = tmp_path / "c.parquet"
-    file.write_bytes(encode_calibration_answers([make_question("q3"), make_question("other")]))
+    file.write_bytes(encode_calibration_answers([make_question("q3"), make_question("other")], small(tmp_path).setting))
     with pytest.raises(ValueError, match="gate.calibration must hold other questions than the batch, got 1 of .*'q3'"):
         small(tmp_path, "gate=calibrated", f"gate.calibration={file}")
     assert small(tmp_path, "gate=weighted", f"gate.calibration={file}").job.graph.upper_nodes, "it promises nothing"
+
+
+GPQA_FILE = ("workload=gpqa", "gate=calibrated")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "differs"),
+    [
+        (["workload=medmcqa"], "workload is 'gpqa' there and 'medmcqa' here; node aggregate is 'QwenR1 after"),
+        (["aggregator.expert=Gemma"], "node aggregate is 'QwenR1 after propose, unsettled' there and 'Gemma after"),
+        (["pool.experts.QwenR1.checkpoint=other"], "expert QwenR1 is .* there and 'other, temperature"),
+        (["pool.experts.Gemma.temperature=0"], "expert Gemma is .* there and .*, temperature 0, "),
+        (["~pool.experts.Qwen"], "expert Qwen is .* there and 'absent' here"),
+    ],
+)
+def test_a_gate_promises_nothing_for_what_it_was_not_calibrated_on(
+    tmp_path: Path, overrides: list[str], differs: str
+) -> None:
+    setting = make("workload=gpqa", "workload.part=calibration", "gate=never").setting
+    file = write_calibration(tmp_path / "c.parquet", setting)
+    with pytest.raises(ValueError, match=f"must hold answers of what runs here, got {file}: {differs}"):
+        make(*GPQA_FILE, f"gate.calibration={file}", *overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides", [["seed=3"], ["cluster.num_workers=2", "aggregator=dp4"], ["scheduler=round_robin", "costs=affine"]]
+)
+def test_a_gate_keeps_its_promise_wherever_the_same_experts_run(tmp_path: Path, overrides: list[str]) -> None:
+    setting = make("workload=gpqa", "workload.part=calibration", "gate=never").setting
+    file = write_calibration(tmp_path / "c.parquet", setting)
+    assert make(*GPQA_FILE, f"gate.calibration={file}", *overrides).job.graph.gate.name == "calibrated"
+
+
+def test_weighted_votes_are_of_the_same_experts_only(tmp_path: Path) -> None:
+    file = write_calibration(tmp_path / "c.parquet", make("workload=gpqa", "gate=never").setting)
+    weighted = ("gate=weighted", f"gate.calibration={file}")
+    assert make("workload=medmcqa", *weighted).job.graph.gate.name == "weighted"
+    with pytest.raises(ValueError, match="what runs here, got .*: expert Gemma is .*What gate=weighted learned there"):
+        make("workload=medmcqa", *weighted, "pool.experts.Gemma.checkpoint=other")
 
 
 def test_a_workload_without_an_answer_model_has_lengths_and_no_second_stage(tmp_path: Path) -> None:

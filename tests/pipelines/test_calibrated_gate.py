@@ -15,14 +15,14 @@ from mosaic.pipelines.gates.calibration_answers import (
 )
 from mosaic.pipelines.gates.gate import Decision
 from mosaic.pipelines.gates.weighted import learn_reliabilities
-from tests.calibration_questions import make_ballot_of, make_question
+from tests.calibration_questions import SETTING, make_ballot_of, make_question
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def save(folder: Path, questions: Sequence[CalibrationQuestion], name: str = "answers") -> Path:
     path = folder / f"{name}.parquet"
-    path.write_bytes(encode_calibration_answers(questions))
+    path.write_bytes(encode_calibration_answers(questions, SETTING))
     return path
 
 

@@ -17,7 +17,7 @@ from mosaic.pipelines.gates.calibration_answers import (
 )
 from mosaic.pipelines.gates.gate import Ballot, Vote, make_ballot
 from mosaic.workloads.routing import profiles_from_calibration
-from tests.calibration_questions import make_question
+from tests.calibration_questions import SETTING, make_question
 
 QUESTIONS = st.lists(
     st.builds(
@@ -35,7 +35,7 @@ QUESTIONS = st.lists(
 
 
 def rows_of_one() -> list[dict[str, object]]:
-    table = pq.read_table(pa.BufferReader(encode_calibration_answers([make_question()])))
+    table = pq.read_table(pa.BufferReader(encode_calibration_answers([make_question()], SETTING)))
     return list(table.to_pylist())
 
 
@@ -52,7 +52,7 @@ def test_the_table_holds_all_that_gates_need(
     tmp_path_factory: pytest.TempPathFactory, questions: list[CalibrationQuestion]
 ) -> None:
     path = tmp_path_factory.mktemp("table") / "answers.parquet"
-    path.write_bytes(encode_calibration_answers(questions))
+    path.write_bytes(encode_calibration_answers(questions, SETTING))
     assert load_calibration_answers(path) == tuple(questions)
 
 
@@ -66,7 +66,7 @@ def test_mathematical_and_free_text_answers_survive(tmp_path: Path) -> None:
         grade_ballot(make_ballot(text, [Vote("X", "a cat"), Vote("Y", "a dog")], None), "a dog", lambda *_: False),
     )
     path = tmp_path / "answers.parquet"
-    path.write_bytes(encode_calibration_answers(questions))
+    path.write_bytes(encode_calibration_answers(questions, SETTING))
     loaded = load_calibration_answers(path)
     assert loaded == questions
     assert [question.ballot.comparable for question in loaded] == [True, False]
@@ -127,7 +127,7 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
 
 def test_an_empty_table_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "answers.parquet"
-    path.write_bytes(encode_calibration_answers([]))
+    path.write_bytes(encode_calibration_answers([], SETTING))
     with pytest.raises(ValueError, match="table must be of at least one row"):
         load_calibration_answers(path)
 

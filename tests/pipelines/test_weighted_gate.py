@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mosaic.pipelines.gates.calibration_answers import encode_calibration_answers
 from mosaic.pipelines.gates.gate import Ballot, Decision, plurality
 from mosaic.pipelines.gates.weighted import Reliabilities, Weighted, learn_reliabilities, posterior
-from tests.calibration_questions import make_ballot_of, make_question
+from tests.calibration_questions import SETTING, make_ballot_of, make_question
 
 RATES = st.floats(min_value=0.02, max_value=0.98)
 
@@ -126,7 +126,8 @@ def test_skill_decides_whose_vote_counts() -> None:
 
 def test_the_gate_skips_from_its_posterior_on(tmp_path: Path) -> None:
     path = tmp_path / "answers.parquet"
-    path.write_bytes(encode_calibration_answers([make_question(f"q{number}", "AAB") for number in range(20)]))
+    questions = [make_question(f"q{number}", "AAB") for number in range(20)]
+    path.write_bytes(encode_calibration_answers(questions, SETTING))
     gate = Weighted(calibration=path)
     ballot = make_ballot_of("ABC")
     answer, probability = posterior(ballot, gate.reliabilities)

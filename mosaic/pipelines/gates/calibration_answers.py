@@ -1,6 +1,7 @@
 """Answers to calibration questions, with what the aggregator made of them: what two of the gates learn from.
 
 One row per (question, slot), written by a run with gate=never, so that every question has the aggregator's answer.
+The table's metadata say what the answers are of (`mosaic.pipelines.gates.setting`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mosaic.core.checks import require, require_name, require_number
 from mosaic.core.workload import AnswerKind, CalibrationRecord, Question
 from mosaic.pipelines.gates.gate import Ballot, Vote, plurality
+from mosaic.pipelines.gates.setting import Setting, encode_setting
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -158,14 +160,14 @@ def router_records(questions: Iterable[CalibrationQuestion]) -> list[Calibration
     ]
 
 
-def encode_calibration_answers(questions: Sequence[CalibrationQuestion]) -> bytes:
+def encode_calibration_answers(questions: Sequence[CalibrationQuestion], setting: Setting) -> bytes:
     """Encode as parquet, one row per (question, slot); the questions' texts and categories are left out."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = [row for question in questions for row in _rows(question)]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), sink)
+    pq.write_table(pa.Table.from_pylist(rows, schema=_schema().with_metadata(encode_setting(setting))), sink)
     return bytes(sink.getvalue())
 
 
