@@ -4,9 +4,10 @@
 
 Runs are paired: a policy and the baseline meet on the same workload, seed and machines, and the speedup is the ratio
 of their times (of the expert stage, or with --metric end_to_end_s of both stages). Whatever has no partner, or did not
-finish, is listed by name. Where gates or aggregators differ, tradeoff.png and tradeoff.csv set accuracy against
-end-to-end time; where a policy was run on several numbers of GPUs, scaling.png and scaling.csv compare it with itself.
-A figure that would say nothing is not drawn, and a sentence says why.
+finish, is listed by name. Runs that were interrupted or lost workers are left out too, unless --disturbed counts them:
+their times are not those of their policy alone. Where gates or aggregators differ, tradeoff.png and tradeoff.csv set
+accuracy against end-to-end time; where a policy was run on several numbers of GPUs, scaling.png and scaling.csv compare
+it with itself. A figure that would say nothing is not drawn, and a sentence says why.
 """
 
 import argparse
@@ -20,11 +21,12 @@ if __package__ in (None, ""):
 
 from experiments.analysis.labels import label_runs
 from experiments.analysis.pairing import ALWAYS, METRICS, NEVER, Comparison, compare_runs, estimate_of
-from experiments.analysis.run_table import RunPoint, collect_runs
+from experiments.analysis.run_table import RunPoint, collect_runs, folder_name
 from experiments.figures.scaling import draw_scaling
 from experiments.figures.speedups import draw_speedups
 from experiments.figures.tradeoff import draw_tradeoff, tradeoff_rows
 from mosaic.core.errors import MosaicError
+from mosaic.report.disturbances import describe_disturbances
 
 if TYPE_CHECKING:
     import polars as pl
@@ -57,13 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare the runs that the command line names; return the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        runs, skipped = collect_runs(options.folders)
+        runs, skipped = collect_runs(options.folders, disturbed=options.disturbed)
         comparison = compare_runs(runs, baseline=options.baseline or default_baseline(runs), metric=options.metric)
         first = options.folders[0]  # beside a run and not into it: a run folder holds one run
         out = options.out or (first.parent if (first / "config.yaml").exists() else first)
         out.mkdir(parents=True, exist_ok=True)
         files, refused = draw_all(comparison)
-        text = describe(comparison, [*refused, *(f"skipped {item}" for item in skipped)])
+        text = describe(comparison, [*refused, *disturbed_notes(runs), *(f"skipped {item}" for item in skipped)])
         for name in ("compare.png", "tradeoff.png", "tradeoff.csv", "scaling.png", "scaling.csv"):
             (out / name).unlink(missing_ok=True)  # of an earlier comparison
         for name, content in ({"compare.txt": text.encode()} | files).items():
@@ -103,8 +105,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--metric", choices=METRICS, default="expert_makespan_s", help="time to compare (default: %(default)s)"
     )
+    parser.add_argument(
+        "--disturbed",
+        action="store_true",
+        help="count runs that were interrupted or lost workers too (default: they are left out)",
+    )
     parser.add_argument("--out", type=Path, help="where the files go (default: the first folder)")
     return parser
+
+
+def disturbed_notes(runs: Sequence[RunPoint]) -> list[str]:
+    """Name the runs whose times are not those of their policy alone."""
+    told = {folder_name(run.folder): describe_disturbances(run.summary) for run in runs}
+    return [f"disturbed, and left in: {name}: {disturbances}" for name, disturbances in told.items() if disturbances]
 
 
 def draw_all(comparison: Comparison) -> tuple[dict[str, bytes], list[str]]:

@@ -206,6 +206,8 @@ def run_resolved(
             num_workers=plans[0].num_workers,
             experts=summary["experts"],
             predicted_makespan_s=plans[0].predicted_makespan_s,
+            resumptions=outcome.result.resumptions,
+            lost_workers=outcome.result.lost_workers,
         )
     if tries_again:
         (folder / SUMMARY).unlink()

@@ -1,8 +1,10 @@
 """Hand-made runs: plans and results of a few sessions, for what is done with a run afterwards."""
 
+from dataclasses import replace
+
 from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
 from mosaic.core.prediction import LengthPrediction
-from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
+from mosaic.core.results import CallRecord, CallStatus, LostWorker, Resumption, RunResult, SessionRecord
 from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer
 from mosaic.report.metrics import StageSummary
@@ -68,6 +70,12 @@ def make_small_run() -> RunResult:
         ),
         lower_bound_s=60.0,
     )
+
+
+def make_disturbed_run() -> RunResult:
+    """The small run, which went on at 20 s after a minute, and lost worker 1 at 45 s."""
+    disturbances = {"resumptions": (Resumption(20.0, 60.0),), "lost_workers": (LostWorker(45.0, 1, "unplugged"),)}
+    return replace(make_small_run(), **disturbances)
 
 
 def make_small_plan(*, scheduler: str = "ilp", lengths: tuple[str, ...] = ("A", "B", "C")) -> Plan:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mosaic.core.errors import RunFolderError
+from mosaic.report.disturbances import describe_disturbances
 from mosaic.report.run_folder import CONFIG, SUMMARY, flatten, is_complete, read_config, read_json
 
 if TYPE_CHECKING:
@@ -58,8 +59,11 @@ def run_table(runs: Sequence[RunPoint]) -> "pl.DataFrame":
     return pl.DataFrame(rows, schema=schema)
 
 
-def collect_runs(folders: Sequence[Path]) -> tuple[list[RunPoint], list[str]]:
+def collect_runs(folders: Sequence[Path], *, disturbed: bool = False) -> tuple[list[RunPoint], list[str]]:
     """Read all runs at or below some folders; return them and, by folder and reason, those left out.
+
+    Runs that were interrupted or lost workers are left out unless ``disturbed``: their times are not those of their
+    policy alone.
 
     Raises
     ------
@@ -72,7 +76,7 @@ def collect_runs(folders: Sequence[Path]) -> tuple[list[RunPoint], list[str]]:
     runs, skipped = [], []
     for folder in dict.fromkeys(run for root in folders for run in _run_folders(root)):
         try:
-            runs.append(_read_run(folder))
+            runs.append(_read_run(folder, disturbed))
         except RunFolderError as error:
             skipped.append(str(error))
     if not runs:
@@ -92,9 +96,14 @@ def _run_folders(root: Path) -> Iterator[Path]:
         yield from _run_folders(path)
 
 
-def _read_run(folder: Path) -> RunPoint:
+def folder_name(folder: Path) -> str:
+    """Name a folder from here, where it lies below."""
     here = Path.cwd()
-    name = str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
+    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
+
+
+def _read_run(folder: Path, disturbed: bool) -> RunPoint:
+    name = folder_name(folder)
     if not is_complete(folder):
         raise RunFolderError(f"{name}: incomplete, no readable {SUMMARY}")
     summary = read_json(folder / SUMMARY)
@@ -106,6 +115,11 @@ def _read_run(folder: Path) -> RunPoint:
     if summary["num_failed_calls"]:
         raise RunFolderError(
             f"{name}: {summary['num_failed_calls']} calls failed, so its makespan compares with nothing"
+        )
+    disturbances = describe_disturbances(summary)
+    if disturbances and not disturbed:
+        raise RunFolderError(
+            f"{name}: {disturbances}, so its times are not its policy's alone; compare.py --disturbed counts it"
         )
     names = {f"{part}.name": summary[part] for part in ("costs", "backend", "gate")}
     if summary.get("aggregator") is not None:

@@ -183,10 +183,14 @@ def load_patch(label: str = "load", edge: str = MUTED) -> "Patch":
 
 def legend_below(figure: "Figure", handles: "Sequence[Artist]", **look: Any) -> "Legend":
     """Draw a legend below everything, in as many columns as find room."""
-    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
-    entry_in = 0.3 + longest * CHAR_IN
-    num_columns = max(1, min(len(handles), int(figure.get_figwidth() / entry_in)))
+    num_columns = num_legend_columns(handles, figure.get_figwidth())
     return figure.legend(handles=list(handles), ncols=num_columns, **({"loc": "outside lower center"} | look))
+
+
+def num_legend_columns(handles: "Sequence[Artist]", width_in: float) -> int:
+    """Count the columns that find room."""
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    return max(1, min(len(handles), int(width_in / (0.3 + longest * CHAR_IN))))
 
 
 @styled()

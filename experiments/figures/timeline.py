@@ -1,7 +1,8 @@
 """The timeline of a run: a lane per worker, load hatched, generate solid, idle blank, makespan marked.
 
 A session that spans several workers is one box over their lanes; where an aggregator runs, the barrier before it is
-marked by the end of the expert stage.
+marked by the end of the expert stage. A run that was interrupted has a dotted line where it went on, and a worker that
+was lost a cross.
 
     python experiments/figures/timeline.py RUN_FOLDER [--out FILE.png]
 
@@ -30,13 +31,14 @@ from experiments.figures.style import (
     legend_below,
     load_patch,
     new_figure,
+    num_legend_columns,
     number_axis,
     png_bytes,
     styled,
     text_colour,
 )
 from mosaic.core.errors import MosaicError
-from mosaic.core.results import SessionRecord
+from mosaic.core.results import LostWorker, Resumption, SessionRecord
 from mosaic.core.workload import AGGREGATE, PROPOSE
 from mosaic.report.run_folder import SUMMARY, read_json
 
@@ -48,6 +50,10 @@ LEFT_IN, RIGHT_IN, AXIS_IN, ROW_IN = 0.43, 0.03, 0.33, 0.11
 """Beside the lanes and below them, and a row of marks or of the legend."""
 BAR = 0.74
 """Height of a bar; a lane is 1 high."""
+RESUMED_LOOK: Mapping[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (0.8, 1.2)), "zorder": 3}
+LOST_LOOK: Mapping[str, Any] = {
+    "color": INK, "linestyle": "none", "marker": "X", "markersize": 6, "markeredgecolor": "white", "zorder": 4,
+}  # fmt: skip
 
 
 @styled()
@@ -57,18 +63,21 @@ def draw_timeline(
     num_workers: int,
     experts: Sequence[str],
     predicted_makespan_s: float | None = None,
+    resumptions: Sequence[Resumption] = (),
+    lost_workers: Sequence[LostWorker] = (),
 ) -> bytes:
     """Draw a run as a PNG of one column's width.
 
     The names of the experts, in the pool's order, fix the colours. The predicted makespan is a thin
     dashed mark where it is known.
     """
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     lane_in = max(0.07, min(0.26, 5.0 / num_workers))
     colours = expert_colours([*experts, *(session.expert for session in sessions)])
     makespan_s = max((session.end_ts for session in sessions), default=0.0)
-    limit_s = max(makespan_s, predicted_makespan_s or 0.0) * 1.015 or 1.0
+    limit_s = max(makespan_s, predicted_makespan_s or 0.0, *(loss.ts for loss in lost_workers)) * 1.015 or 1.0
     inches_per_s = (COLUMN_WIDTH_IN - LEFT_IN - RIGHT_IN) / limit_s
     names = {session.session: _name_in_box(session, inches_per_s, lane_in) for session in sessions}
     marks = _marks(sessions, makespan_s, predicted_makespan_s)
@@ -78,7 +87,13 @@ def draw_timeline(
     handles += [Patch(facecolor=colours[name], label=name) for name in colours if name in present - named]
     if any(session.node != PROPOSE and not names[session.session] for session in sessions):
         handles.append(Patch(facecolor="none", edgecolor=INK, linewidth=0.6, label="aggregator (outlined)"))
-    above_in, below_in = ROW_IN * len(marks) + 0.03, AXIS_IN + ROW_IN * (1 + (len(handles) - 1) // 3)
+    if resumptions:
+        times = f" {len(resumptions)} times" if len(resumptions) > 1 else ""
+        handles.append(Line2D([], [], **RESUMED_LOOK, label=f"resumed{times}"))
+    if lost_workers:
+        handles.append(Line2D([], [], **LOST_LOOK, label="worker lost"))
+    num_rows = -(-len(handles) // num_legend_columns(handles, COLUMN_WIDTH_IN))
+    above_in, below_in = ROW_IN * len(marks) + 0.03, AXIS_IN + ROW_IN * num_rows
     height_in = above_in + num_workers * lane_in + below_in
     figure = new_figure(height_in)
     # NOTE: every run draws this, and to find the places costs as much as a third of the drawing: they are given.
@@ -88,6 +103,9 @@ def draw_timeline(
     draw_lanes(axes, sessions, colours, num_workers, limit_s)
     for session in sessions:
         _label(axes, session, names[session.session], colours[session.expert])
+    for resumption in resumptions:
+        axes.axvline(resumption.ts, **RESUMED_LOOK)
+    axes.plot([loss.ts for loss in lost_workers], [loss.worker for loss in lost_workers], **LOST_LOOK)
     step = max(1, round(0.12 / lane_in))
     axes.set_yticks(range(0, num_workers, step), [f"worker {worker}" for worker in range(0, num_workers, step)])
     axes.set_xlabel("time (s)")
@@ -205,6 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             num_workers=summary["num_workers"],
             experts=summary["experts"],
             predicted_makespan_s=summary["predicted_expert_makespan_s"],
+            resumptions=[Resumption(**one) for one in summary.get("resumptions") or ()],
+            lost_workers=[LostWorker(**loss) for loss in summary.get("lost_workers") or ()],
         )
         out.write_bytes(png)
     except MosaicError as error:

@@ -97,6 +97,23 @@ class SessionRecord:
     """
 
 
+class Resumption(NamedTuple):
+    """A run that had stopped went on. Loads, and calls that were under way, were done again on the run's clock."""
+
+    ts: float
+    """On the run's clock, which stood still since."""
+    pause_s: float | None
+    """Wall seconds since the last thing that was kept. None: not known."""
+
+
+class LostWorker(NamedTuple):
+    """A worker that was gone for good before the run was over."""
+
+    ts: float
+    worker: int
+    cause: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     """Everything a run left behind; partial after a failure."""
@@ -109,5 +126,9 @@ class RunResult:
     """No schedule can serve the first layer's calls at their true lengths in less (None: the backend cannot tell)."""
     actions: tuple[Action, ...] = ()
     """The log of commands."""
+    resumptions: tuple[Resumption, ...] = ()
+    """None: it ran from its start to its end in one go."""
+    lost_workers: tuple[LostWorker, ...] = ()
+    """Since the run last went on."""
     first_nodes: tuple[NodeName, ...] = (PROPOSE,)
     """Nodes of the first layer: their calls need no other's answer."""

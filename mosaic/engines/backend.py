@@ -151,6 +151,7 @@ class EngineBackend:
     def _begin(self, lock: int) -> None:
         self._before = before = read_journal(self._journal)
         self._ts = max([before.last_ts, *(action.ts for action in self.log.earlier)])
+        self.log.note_start(self._ts)
         self._launcher.begin(self._journal, lock, self._cluster.num_workers)
         self._executor = Executor(
             self._launcher,

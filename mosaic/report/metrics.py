@@ -224,6 +224,8 @@ def summarise(
         **measured,
         **(asdict(stage) if stage else dict.fromkeys(_STAGE_KEYS)),
         **_gains(measured, stage),
+        "resumptions": None if result is None else [one._asdict() for one in result.resumptions],
+        "lost_workers": None if result is None else [loss._asdict() for loss in result.lost_workers],
         "solve": _solve(plan.solve),
         "num_workers": plan.num_workers,
         "experts": list(experts),

@@ -7,6 +7,7 @@ from pathlib import Path
 from textwrap import wrap
 
 from mosaic.core.results import RunResult, SessionRecord
+from mosaic.report.disturbances import describe_disturbances
 from mosaic.report.metrics import Summary, busy_s_by_worker, expert_sessions, load_s_by_worker, makespan_s, num_loads
 
 NUM_LINES = 24
@@ -17,6 +18,7 @@ MAX_LANES = 10
 LANE_COLUMNS = 32
 MIN_WORKER_LINES = 2
 MAX_ERROR_LINES = 6
+MAX_DISTURBED_LINES = 3
 
 
 def describe_run(
@@ -40,7 +42,7 @@ def describe_run(
     errors
         Of calls that failed on a real backend: how many ended with each; records do not say.
     """
-    above = [_headline(summary), "", *_makespan_lines(summary)]
+    above = [_headline(summary), "", *_makespan_lines(summary), *_disturbed_lines(summary)]
     below = [
         _row("idle", _idle_text(summary, result)),
         _row("tokens", _tokens_text(summary)),
@@ -75,6 +77,8 @@ def describe_point(summary: Summary, point: str) -> str:
         text += f", end to end {_seconds(summary['end_to_end_s'])}, skipped {_skip_text(summary)}"
     if summary["accuracy_frac"] is not None:
         text += f", accuracy {summary['accuracy_frac']:.1%}"
+    disturbances = describe_disturbances(summary)
+    text += f", DISTURBED: {disturbances}" if disturbances else ""
     num_failed = summary["num_failed_calls"]
     return f"{text}, FAILED: {num_failed:,} calls have no result" if num_failed else text
 
@@ -128,6 +132,16 @@ def _makespan_lines(summary: Summary) -> list[str]:
     text = f"{_seconds(summary['end_to_end_s'])} end to end, of which the aggregator {_seconds(stage_s or 0.0)}"
     text += f" (predicted {_seconds(predicted_s)})" if predicted_s else ""
     return [_row("makespan", text), _row("experts", _expert_times(summary))]
+
+
+def _disturbed_lines(summary: Summary) -> list[str]:
+    """Say that the times above are not the policy's alone."""
+    disturbances = describe_disturbances(summary)
+    if not disturbances:
+        return []
+    text = f"{disturbances}: the times hold what that cost, and compare.py leaves this run out"
+    lines = wrap(text, NUM_COLUMNS - LABEL_COLUMNS, max_lines=MAX_DISTURBED_LINES, placeholder=" ...")
+    return [_row("DISTURBED" if number == 0 else "", line) for number, line in enumerate(lines)]
 
 
 def _stage_lines(summary: Summary) -> list[str]:

@@ -1,14 +1,29 @@
-"""The log of commands: on the disk before any of them takes effect, and read back by who goes on with the run."""
+"""The log of commands: on the disk before any of them takes effect, and read back by who goes on with the run.
 
+Beside it, when the run began and when it went on.
+"""
+
+import time
 from collections.abc import Sequence, Set
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
+
 from mosaic.core.action_lines import decode_action, encode_action
 from mosaic.core.commands import Action
+from mosaic.core.results import Resumption
 from mosaic.core.workload import CallKey
 from mosaic.runtime.journal import Log, frame, read_log
-from mosaic.runtime.journal_records import COMMANDS, read_journal
+from mosaic.runtime.journal_records import COMMANDS, STARTS, read_journal
+
+
+class Start(msgspec.Struct, frozen=True):
+    """A run begins, or goes on."""
+
+    ts: float
+    """The latest instant of the run's clock that was kept; 0: it begins."""
+    unix_s: float
 
 
 class JournalLog:
@@ -27,6 +42,23 @@ class JournalLog:
     def ended(self) -> Set[CallKey]:
         """Calls that ended then and are not run again."""
         return read_journal(self._folder).done_keys
+
+    @property
+    def resumptions(self) -> tuple[Resumption, ...]:
+        """When the run went on after it had stopped."""
+        starts = [msgspec.json.decode(text, type=Start) for text in read_log(self._folder / STARTS).records]
+        return resumptions_of(starts)
+
+    def note_start(self, ts: float) -> None:
+        """Put on the disk that the run begins, or goes on, at this instant of its clock.
+
+        Raises
+        ------
+        JournalError
+            If it cannot be done.
+        """
+        with Log(self._folder / STARTS) as log:
+            log.append([frame(msgspec.json.encode(Start(ts, time.time())))])
 
     def write(self, actions: Sequence[Action]) -> None:
         """Put commands on the disk, all at once.
@@ -47,3 +79,22 @@ class JournalLog:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+
+def resumptions_of(starts: Sequence[Start]) -> tuple[Resumption, ...]:
+    """Tell when a run went on. A start from 0 is a new beginning: of what was done before, nothing was kept.
+
+    Examples
+    --------
+    >>> resumptions_of([Start(0.0, 1000.0), Start(40.0, 1100.0)])
+    (Resumption(ts=40.0, pause_s=60.0),)
+    """
+    before = [None, *starts]
+    return tuple(
+        Resumption(
+            ts=start.ts,
+            pause_s=None if last is None else max(0.0, start.unix_s - last.unix_s - (start.ts - last.ts)),
+        )
+        for last, start in zip(before, starts, strict=False)
+        if start.ts > 0
+    )

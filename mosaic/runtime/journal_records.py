@@ -14,7 +14,8 @@ from mosaic.core.workload import CallKey, ExpertName, NodeName
 from mosaic.runtime.journal import SUFFIX, frame, read_log, unframe
 
 COMMANDS = f"commands{SUFFIX}"
-"""The log of commands, which has records of its own."""
+STARTS = f"starts{SUFFIX}"
+"""The logs of commands and of starts, which have records of their own."""
 
 
 class EndedCall(msgspec.Struct, frozen=True, tag_field="kind", tag="call"):
@@ -137,10 +138,10 @@ def fingerprint_of(record: CallRecord) -> str:
 
 
 def read_journal(folder: Path) -> JournalState:
-    """Read all logs of a journal but that of the commands, in the order of their names."""
+    """Read all logs of a journal but those of commands and starts, in the order of their names."""
     state = JournalState()
     for path in sorted(folder.glob(f"*{SUFFIX}")):
-        if path.name != COMMANDS:
+        if path.name not in (COMMANDS, STARTS):
             for entry in read_entries(path):
                 state.add(entry)
     return state

@@ -5,8 +5,8 @@ from collections.abc import Sequence, Set
 from typing import Protocol
 
 from mosaic.core.commands import Action, Cancel, Close, Command, Cut, Move, Open, Submit
-from mosaic.core.events import Event, Finished, cause_of
-from mosaic.core.results import RunResult
+from mosaic.core.events import Event, Finished, Lost, cause_of
+from mosaic.core.results import LostWorker, Resumption, RunResult
 from mosaic.core.workload import CallKey
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller, View
@@ -23,6 +23,10 @@ class CommandLog(Protocol):
     @property
     def ended(self) -> Set[CallKey]:
         """Calls that ended then: the backend tells of each again, at once, when it is submitted."""
+
+    @property
+    def resumptions(self) -> Sequence[Resumption]:
+        """When the run went on after it had stopped, this time included."""
 
     def write(self, actions: Sequence[Action]) -> None:
         """Put commands on the disk."""
@@ -88,6 +92,7 @@ class _Run:
         self._written = {action.command for action in self._earlier}
         self._actions: list[Action] = []
         self._order: dict[CallKey, int] = {}
+        self._lost: list[LostWorker] = []
 
     @property
     def is_resumed(self) -> bool:
@@ -109,6 +114,8 @@ class _Run:
             self._order.setdefault(event.record.key, len(self._order))
             for command in self._dependencies.release():
                 self._backend.apply(command)
+        elif isinstance(event, Lost):
+            self._lost.append(LostWorker(*event))
         for controller in controllers:
             commands = controller.on(event, self._view)
             if commands:
@@ -129,6 +136,8 @@ class _Run:
             sessions=tuple(record for record in sessions if record is not None),
             num_workers=view.num_workers,
             actions=tuple(self._actions),
+            resumptions=() if self._log is None else tuple(self._log.resumptions),
+            lost_workers=tuple(self._lost),
         )
 
     def _give(self, commands: Sequence[Command], event: Event | str) -> None:

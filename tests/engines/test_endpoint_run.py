@@ -61,6 +61,10 @@ def test_a_server_that_goes_away_leaves_its_calls_to_the_other(tmp_path, servers
     assert outcome.status == 0, outcome.err
     assert gone.is_set()
     assert "lost worker 2 (SmolLM2 at http://127.0.0.1:" in outcome.out
+    assert "DISTURBED lost worker 2 at" in outcome.out
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [loss["worker"] for loss in summary["lost_workers"]] == [2]
+    assert summary["resumptions"] == []
     (line,) = [json.loads(line) for line in (folder / "replans.jsonl").read_text().splitlines()]
     assert {tuple(session["workers"]) for session in line["plan"]["sessions"]} == {(0,)}
     calls = pq.read_table(folder / "calls.parquet").to_pylist()

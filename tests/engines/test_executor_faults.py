@@ -362,8 +362,10 @@ def test_an_interrupt_stops_everything_and_says_what_is_kept(tmp_path, host):
     signal.signal(signal.SIGINT, before)
     assert processes_of(tmp_path / "journal") in ([], [host._process.pid])
     assert 0 < len(journal_of(tmp_path).ended) < 40
-    executor.execute(PLAN, [*A, *B])
+    assert executor.execute(PLAN, [*A, *B]).resumptions[0].pause_s >= 0
     finished_once(tmp_path, [*A, *B])
+    again = executor.execute(PLAN, [*A, *B])
+    assert [0 < one.ts <= again.sessions[-1].end_ts for one in again.resumptions] == [True, True]
 
 
 def test_the_second_of_two_equal_calls_waits_for_its_time(tmp_path, host):

@@ -14,9 +14,9 @@ import pytest
 from mosaic.core.action_lines import decode_action, encode_action
 from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit
 from mosaic.core.plan import Session
-from mosaic.core.results import CallRecord, CallStatus, Response
+from mosaic.core.results import CallRecord, CallStatus, Response, Resumption
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
-from mosaic.runtime import journal
+from mosaic.runtime import command_log, journal
 from mosaic.runtime.command_log import JournalLog
 from mosaic.runtime.journal import JournalError, Log, frame, hold, read_log
 from mosaic.runtime.journal_records import (
@@ -324,3 +324,25 @@ def test_a_log_of_commands_knows_what_ended(tmp_path):
     with Log(tmp_path / "worker-0.journal") as log:
         log.append([to_line(entry) for entry in ENTRIES])
     assert JournalLog(tmp_path).ended == {ENTRIES[0].record.key}
+
+
+def test_a_log_of_commands_knows_when_its_run_went_on(tmp_path, monkeypatch):
+    """It stopped after 40 s of its clock at the latest, and went on 100 s after it had begun."""
+    for ts, unix_s in ((0.0, 1000.0), (40.0, 1100.0), (70.0, 1131.5)):
+        monkeypatch.setattr(command_log.time, "time", lambda unix_s=unix_s: unix_s)
+        JournalLog(tmp_path).note_start(ts)
+    assert JournalLog(tmp_path).resumptions == (Resumption(40.0, 60.0), Resumption(70.0, 1.5))
+    assert read_journal(tmp_path).last_ts == 0.0, "starts are no records of calls"
+
+
+def test_a_run_of_which_nothing_was_kept_begins_anew(tmp_path):
+    log = JournalLog(tmp_path)
+    assert log.resumptions == ()
+    log.note_start(0.0)
+    log.note_start(0.0)
+    assert log.resumptions == ()
+
+
+def test_the_pause_of_an_older_journal_is_not_known(tmp_path):
+    JournalLog(tmp_path).note_start(12.5)
+    assert JournalLog(tmp_path).resumptions == (Resumption(12.5, None),)

@@ -174,6 +174,8 @@ def test_failed_calls_are_told_and_tried_again(tmp_path):
     again = run_fake(*command)
     assert again.status == 0, again.err
     assert summary_of(folder)["num_failed_calls"] == 0
+    assert [one["pause_s"] > 0 for one in summary_of(folder)["resumptions"]] == [True]
+    assert "DISTURBED resumed once (at " in again.out
     assert len(finished_of(folder)) == len(set(finished_of(folder))) == 36
     assert "already complete" in run_fake(*command).out
 

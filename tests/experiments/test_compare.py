@@ -278,6 +278,43 @@ def test_bad_commands_end_with_status_2_and_a_message(tmp_path, capsys):
     assert "cannot be written" in capsys.readouterr().err
 
 
+def rows_in(table: Path, policy: str) -> list[dict[str, str]]:
+    return [row for row in csv.DictReader(table.read_text().splitlines()) if row["policy"] == policy]
+
+
+DISTURBED = {
+    "resumed once (at 9.0 s, after a pause of 60.0 s)": {"resumptions": [{"ts": 9.0, "pause_s": 60.0}]},
+    "lost worker 1 at 3.0 s": {"lost_workers": [{"ts": 3.0, "worker": 1, "cause": "unplugged"}]},
+}
+
+
+@pytest.mark.parametrize("said", DISTURBED)
+def test_times_of_disturbed_runs_are_left_out_unless_asked_for(tmp_path, capsys, said):
+    make_sweep(tmp_path, ratios=(2.0, 2.0))
+    make_run(tmp_path / "rr2", "round_robin", 100.0, seed=2)
+    make_run(tmp_path / "ilp2", "ilp", 400.0, seed=2, **DISTURBED[said])
+
+    assert main([str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert f"ilp2: {said}, so its times are not its policy's alone; compare.py --disturbed counts it" in printed
+    (row,) = rows_in(tmp_path / "compare.csv", "ilp")
+    assert (row["num_seeds"], row["num_pairs"], float(row["speedup"])) == ("2", "2", pytest.approx(2.0))
+
+    assert main([str(tmp_path), "--disturbed"]) == 0
+    printed = capsys.readouterr().out
+    assert f"ilp2: {said}" in printed.split("disturbed, and left in: ")[1]
+    (row,) = rows_in(tmp_path / "compare.csv", "ilp")
+    assert (row["num_seeds"], row["num_pairs"], float(row["speedup"])) == ("3", "3", pytest.approx(1.0))
+
+
+def test_undisturbed_runs_say_nothing_of_it(tmp_path, capsys):
+    make_sweep(tmp_path, resumptions=[], lost_workers=[])
+    assert main([str(tmp_path), "--disturbed"]) == 0
+    printed = capsys.readouterr().out
+    assert "disturbed," not in printed
+    assert "skipped" not in printed
+
+
 def test_a_sweep_is_compared_with_round_robin_that_never_skips_if_it_has_one(tmp_path):
     """So that the command which a run prints works on any sweep."""
 

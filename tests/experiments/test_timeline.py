@@ -6,11 +6,12 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from experiments.figures.style import COLUMN_WIDTH_IN, DPI, PALETTE, expert_colours, text_colour
-from experiments.figures.timeline import BAR, draw_timeline, main
+from experiments.figures.style import COLUMN_WIDTH_IN, DPI, INK, PALETTE, expert_colours, text_colour
+from experiments.figures.timeline import BAR, ROW_IN, draw_timeline, main
+from mosaic.core.results import LostWorker, Resumption
 from mosaic.core.workload import AGGREGATE, PROPOSE
 from tests.report.test_run_folder import write, write_two_stages
-from tests.run_records import make_session, make_small_run, make_two_stage_run
+from tests.run_records import make_disturbed_run, make_session, make_small_run, make_two_stage_run
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -89,6 +90,27 @@ def test_any_number_of_lanes_can_be_drawn(num_workers):
     assert height < 9.0
 
 
+def test_what_disturbed_a_run_is_marked():
+    run = make_disturbed_run()
+    plain, both = draw(run.sessions), draw(run.sessions, resumptions=run.resumptions, lost_workers=run.lost_workers)
+    resumed, lost = draw(run.sessions, resumptions=run.resumptions), draw(run.sessions, lost_workers=run.lost_workers)
+    assert len({plain, both, resumed, lost}) == 4
+    assert resumed != draw(run.sessions, resumptions=[Resumption(30.0, None)])
+    assert lost != draw(run.sessions, lost_workers=[LostWorker(45.0, 0, "unplugged")]), "the cross is in its lane"
+    assert draw(run.sessions, lost_workers=[LostWorker(400.0, 0, "late")]) != lost, "and inside the axis"
+
+
+def test_the_page_has_room_for_every_row_of_the_legend():
+    """A long entry leaves two columns: a third entry takes another row."""
+    tiny = make_session(3, expert="Z", workers=(0, 1), load=(80.0, 80.0), end_ts=80.1, node=AGGREGATE)
+    sessions = (*make_small_run().sessions, tiny)
+    two_rows, three_rows = draw(sessions), draw(sessions, lost_workers=2 * [LostWorker(45.0, 1, "unplugged")])
+    assert share_of(two_rows, INK) > 0
+    assert pixels(three_rows).shape[0] == pixels(two_rows).shape[0]
+    more = draw(sessions, lost_workers=[LostWorker(45.0, 1, "unplugged")], resumptions=[Resumption(20.0, 60.0)])
+    assert pixels(more).shape[0] - pixels(two_rows).shape[0] == pytest.approx(ROW_IN * DPI, abs=1)
+
+
 def test_run_without_sessions_is_an_empty_frame():
     assert pixels(draw(())).shape[1] == round(COLUMN_WIDTH_IN * DPI)
 
@@ -110,6 +132,14 @@ def test_command_draws_a_run_folder_again(tmp_path, capsys):
     assert main([str(tmp_path)]) == 0
     assert (tmp_path / "timeline.png").read_bytes() == draw(make_small_run().sessions, predicted_makespan_s=72.0)
     assert "timeline.png" in capsys.readouterr().out
+
+
+def test_command_draws_what_disturbed_a_run_again(tmp_path):
+    run = make_disturbed_run()
+    write(tmp_path, result=run)
+    assert main([str(tmp_path)]) == 0
+    marks = {"resumptions": run.resumptions, "lost_workers": run.lost_workers, "predicted_makespan_s": 72.0}
+    assert (tmp_path / "timeline.png").read_bytes() == draw(run.sessions, **marks)
 
 
 def test_command_draws_both_stages_again(tmp_path):

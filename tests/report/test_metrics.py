@@ -27,6 +27,7 @@ from mosaic.report.metrics import (
 )
 from tests.factories import make_call
 from tests.run_records import (
+    make_disturbed_run,
     make_failed,
     make_record,
     make_result,
@@ -45,9 +46,10 @@ KEYS = [
     "output_tok_per_s", "num_preemptions", "aggregator", "aggregator_expert", "aggregator_tp_degree",
     "aggregator_scheduler", "num_aggregator_calls", "num_too_long", "predicted_aggregator_s", "aggregator_costs",
     "skip_frac", "skip_frac_source", "accuracy_frac", "always_aggregate_s", "always_aggregate_accuracy_frac",
-    "gate_report", "accuracy_change_pp", "aggregator_saved_s", "solve", "num_workers", "experts", "problem_fingerprint",
+    "gate_report", "accuracy_change_pp", "aggregator_saved_s", "resumptions", "lost_workers", "solve", "num_workers",
+    "experts", "problem_fingerprint",
 ]  # fmt: skip
-STAGE_KEYS = KEYS[KEYS.index("aggregator") : KEYS.index("solve")]
+STAGE_KEYS = KEYS[KEYS.index("aggregator") : KEYS.index("resumptions")]
 """Null in a run without a second stage."""
 
 
@@ -63,6 +65,15 @@ def summarise_stages(result: RunResult, **changes: object) -> dict[str, object]:
         [make_small_plan(), make_small_aggregator_plan()], result, workload="w", backend="sim", gate="never",
         costs="paper", seed=3, num_questions=3, experts=("A", "B", "C", "Z"), stage=make_stage_summary(**changes),
     )  # fmt: skip
+
+
+def test_a_summary_says_what_disturbed_the_run():
+    summary = summarise_run(make_disturbed_run())
+    assert summary["resumptions"] == [{"ts": 20.0, "pause_s": 60.0}]
+    assert summary["lost_workers"] == [{"ts": 45.0, "worker": 1, "cause": "unplugged"}]
+    undisturbed, planned = summarise_run(make_small_run()), summarise_run(None)
+    assert (undisturbed["resumptions"], undisturbed["lost_workers"]) == ([], [])
+    assert (planned["resumptions"], planned["lost_workers"]) == (None, None), "nothing ran"
 
 
 def test_small_run_matches_the_numbers_worked_out_by_hand():

@@ -1,4 +1,5 @@
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -7,6 +8,7 @@ from mosaic.core.workload import AGGREGATE
 from mosaic.report.metrics import Summary, summarise
 from mosaic.report.summary_text import describe_point, describe_run
 from tests.run_records import (
+    make_disturbed_run,
     make_failed,
     make_result,
     make_session,
@@ -56,6 +58,16 @@ def test_screen_tells_makespan_against_prediction_and_bound():
     assert "python experiments/compare.py results/runs" in text
 
 
+def test_screen_and_line_say_what_disturbed_the_run():
+    said = " ".join(describe(make_disturbed_run()).split())
+    assert "DISTURBED resumed once (at 20.0 s, after a pause of 60.0 s) and lost worker 1 at 45.0 s: " in said
+    assert "the times hold what that cost, and compare.py leaves this run out" in said
+    assert "DISTURBED" not in describe(make_small_run())
+    summary = summarise_stages(make_disturbed_run())
+    assert ", DISTURBED: resumed once (at 20.0 s, after a pause of 60.0 s) and lost" in describe_point(summary, "p")
+    assert "DISTURBED" not in describe_point(summarise_stages(make_two_stage_run()), "p")
+
+
 def test_lane_shows_load_generate_and_idle_to_scale():
     lines = describe(make_small_run()).splitlines()
     lane = next(line for line in lines if "worker 1" in line)
@@ -101,6 +113,23 @@ def test_a_long_error_is_shown_in_lines_and_its_files_stay_whole(num_workers):
     endless = describe(make_result(*sessions, num_workers=num_workers), errors={error * 9: 3}, num_failed_calls=3)
     assert len(endless.splitlines()) <= 24
     assert " ...\n" in endless
+
+
+@pytest.mark.parametrize("num_lost", [0, 1, 9])
+@pytest.mark.parametrize("notes", [(), (NOTE,), (NOTE, NOTE)])
+def test_screen_of_a_disturbed_run_fits_24_lines_of_100_columns(num_lost, notes):
+    run = make_two_stage_run()
+    disturbed = make_disturbed_run()
+    run = replace(run, resumptions=3 * disturbed.resumptions, lost_workers=num_lost * disturbed.lost_workers)
+    errors = {"A cannot be loaded: " + 90 * "cause ": 1}
+    text = describe_run(
+        summarise_stages(run) | {"num_failed_calls": 1}, run, "results/runs/x", gate_notes=notes, errors=errors
+    )
+    lines = text.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 100
+    assert sum("worker " in line and "busy" in line for line in lines) >= 1
+    assert "FAILED" in text
 
 
 @pytest.mark.parametrize("errors", [None, {"A cannot be loaded: " + 90 * "cause ": 1}])

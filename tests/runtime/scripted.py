@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from mosaic.core.commands import Action, Close, Command, Open, Submit
 from mosaic.core.events import Closed, Event, Finished, Idle, Lost, Ready, Started
 from mosaic.core.plan import Session
-from mosaic.core.results import CallStatus
+from mosaic.core.results import CallStatus, Resumption
 from mosaic.core.workload import Call, CallKey
 from tests.run_records import make_record, make_session
 
@@ -111,6 +111,7 @@ class MemoryLog:
     earlier: Sequence[Action] = ()
     ended: frozenset[CallKey] = frozenset()
     written: list[Action] = field(default_factory=list)
+    resumptions: Sequence[Resumption] = ()
 
     def write(self, actions: Sequence[Action]) -> None:
         self.written += actions

@@ -6,7 +6,7 @@ from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit
 from mosaic.core.errors import BackendError
 from mosaic.core.events import Started, Tick, cause_of
 from mosaic.core.plan import Session
-from mosaic.core.results import CallStatus
+from mosaic.core.results import CallStatus, LostWorker, Resumption
 from mosaic.runtime.loop import drive
 from mosaic.runtime.replay import Replay
 from mosaic.runtime.static_plan import StaticPlan, execute
@@ -100,6 +100,16 @@ def test_calls_of_lost_workers_that_nobody_places_anew_are_missing() -> None:
     watcher = Watcher()
     result = execute(plan, CALLS, Scripted(losses={1: (0, "unplugged")}), [watcher])
     assert ([record.key for record in result.calls], len(result.sessions)) == ([A0.key], 1)
+
+
+def test_a_result_says_which_workers_were_lost_and_when_the_run_went_on() -> None:
+    plan = make_plan(make_session(0, [A0]), make_session(1, [A1], workers=(1,)), make_session(2, [A2], workers=(1,)))
+    log = MemoryLog(resumptions=[Resumption(3.0, None)])
+    result = execute(plan, CALLS[:3], Scripted(losses={1: (1, "unplugged")}), log=log)
+    assert result.lost_workers == (LostWorker(1.0, 1, "unplugged"),)
+    assert result.resumptions == (Resumption(3.0, None),)
+    undisturbed = execute(plan, CALLS[:3], Scripted())
+    assert (undisturbed.lost_workers, undisturbed.resumptions) == ((), ())
 
 
 def test_ticks_come_where_somebody_wants_them() -> None:
