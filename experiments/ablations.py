@@ -1,11 +1,13 @@
 """Run every ablation, one sweep after the other, and keep each figure with its table and text.
 
     python experiments/ablations.py                          all presets conf/experiment/ablate_*.yaml
+    python experiments/ablations.py --out results/ablations  makes the committed files anew
     python experiments/ablations.py ablate_k ablate_load     some of them
     python experiments/ablations.py ablate_k seed=0,1        with Hydra's overrides, KEY=VALUE
     python experiments/ablations.py --draw results/multirun/ablate_k    draw a finished sweep again
 
-A sweep runs its points in parallel below results/multirun/ and, started again, skips the complete ones.
+A sweep runs its points in parallel below results/multirun/ and, started again, skips the complete ones. What it drew is
+copied into results/multirun/ablations unless --out names another folder.
 """
 
 import argparse
@@ -20,12 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is n
 
 from experiments.config.compose import CONF
 from experiments.config.errors import exit_with_message
+from experiments.config.places import SWEEPS, own_folder
 from experiments.studies.ablation_sweep import FILES, SUFFIXES, draw_finished
 from mosaic.core.checks import require
 
 RUN = Path(__file__).with_name("run.py")
-SWEEPS = Path("results/multirun")
-OUT = Path("results/ablations")
 
 
 def preset_names() -> list[str]:
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--draw", nargs="+", type=Path, metavar="FOLDER", help="draw finished sweeps again, run nothing"
     )
-    parser.add_argument("--out", type=Path, default=OUT, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=own_folder("ablations"), help="folder (default: %(default)s)")
     options = parser.parse_args(arguments)
     with exit_with_message():
         if options.draw:

@@ -1,7 +1,8 @@
 """Fit what the baseline may calibrate, and keep every parameter set that is consistent with it.
 
-    python experiments/calibrate.py                          writes results/calibration/parameter_sets.json, walls.json
-    python experiments/calibrate.py --sets parameter_sets.json    walls.json alone, from the sets of an earlier fit
+    python experiments/calibrate.py                             parameter_sets.json, walls.json: into results/multirun
+    python experiments/calibrate.py --out results/calibration   makes the committed files anew
+    python experiments/calibrate.py --sets parameter_sets.json  walls.json alone, from the sets of an earlier fit
 
 MMLU-Pro's four round-robin workers fit four numbers: phi (host time per iteration), sigma of the reasoning lengths, and
 the means of Qwen and Exaone. GLM's mean and the light experts' sigma are assumed; other assumptions, and other splits
@@ -29,11 +30,11 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
+from experiments.config.places import own_folder  # noqa: E402
 from experiments.studies.open_range import FittedSet, open_range  # noqa: E402
 from experiments.studies.published import ROUND_ROBIN_WALL_S, ROUND_ROBIN_WORKER_S  # noqa: E402
 from experiments.studies.round_robin_fit import FIT_SEEDS, BaselineSessions, ParameterSet, solve_mean  # noqa: E402
 
-OUT = ROOT / "results" / "calibration"
 SETS = "parameter_sets.json"
 PUBLISHED_MEANS = {"LlamaR1": 3146.0, "QwenR1": 3734.0, "Gemma": 291.0}
 ASSUMED = {"GLM": 400.0, "light_sigma": 0.8}
@@ -156,7 +157,7 @@ def fitted_sets(rows: Sequence[Mapping[str, Any]], workload: str) -> list[Fitted
 def main() -> int:
     parser = argparse.ArgumentParser(prog="calibrate", description="Fit the simulator to the round-robin baseline.")
     parser.add_argument("--sets", type=Path, help=f"{SETS} of an earlier fit: fit nothing, simulate what is left open")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder (default: results/calibration)")
+    parser.add_argument("--out", type=Path, default=own_folder("calibrate"), help="folder (default: %(default)s)")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.sets is None:

@@ -1,10 +1,11 @@
 """Fit how the simulated experts and aggregators answer, and how long the aggregators write.
 
-    python experiments/fit_answers.py
+    python experiments/fit_answers.py                            answers.json, into results/multirun/fit_answers
+    python experiments/fit_answers.py --out results/calibration  makes the committed file anew
 
 MMLU-Pro's questions and its aggregator are fitted to the published agreement, accuracy, tokens by agreement and the two
-walls of its aggregator; the other benchmarks get three numbers of their own questions and one mean length. Writes
-results/calibration/answers.json (conf/answers and conf/workload hold the values), takes about 3 minutes on 2 cores.
+walls of its aggregator; the other benchmarks get three numbers of their own questions and one mean length.
+conf/answers and conf/world hold the values. Takes about 4 minutes on 2 cores.
 """
 
 import argparse
@@ -21,12 +22,14 @@ sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 from joblib import Parallel, delayed  # noqa: E402
 
 from experiments.config.job import simulated  # noqa: E402
+from experiments.config.places import own_folder  # noqa: E402
 from experiments.studies.aggregator_fit import fit_elasticity, fit_mean, fit_worlds  # noqa: E402
 from experiments.studies.answer_fit import Benchmark, expect, fit_mmlu_pro, fit_questions  # noqa: E402
 from experiments.studies.published import ALWAYS_AGGREGATE_S, FITTED_ANSWERS, FITTED_ELASTICITY_S  # noqa: E402
 from mosaic.core.lengths import ClippedLognormal  # noqa: E402
 from sim.world.answer_model import AnswerModel  # noqa: E402
 
+FILE = "answers.json"
 WORKLOADS = ("mmlu_pro", "medmcqa", "gpqa")
 ASSUMED_ABILITY = {"LlamaR1": 0.3, "QwenR1": 0.4, "Gemma": -0.1, "Exaone": -0.1, "GLM": -0.3, "Qwen": 0.1}
 """Logits above the mean: reasoning experts are somewhat abler. Not published."""
@@ -91,7 +94,7 @@ def accuracy_sensitivity() -> dict[str, dict[str, list[float]]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="fit_answers", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "calibration" / "answers.json")
+    parser.add_argument("--out", type=Path, default=own_folder("fit_answers"), help="folder (default: %(default)s)")
     options = parser.parse_args()
     models = fit_models(ASSUMED_ABILITY)
     print("answers fitted", flush=True)
@@ -110,8 +113,9 @@ def main() -> int:
             "aggregator_mean_without_elasticity": round(plain, 1),
         }
         print(workload, json.dumps(fitted["benchmarks"][workload]))
-    options.out.write_text(json.dumps(fitted, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {options.out}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / FILE).write_text(json.dumps(fitted, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {options.out / FILE}")
     return 0
 
 

@@ -1,10 +1,11 @@
 """Show that the calibrated gate keeps its promise, what it earns, and what the published thresholds would have needed.
 
-    python experiments/gates.py
+    python experiments/gates.py                            into results/multirun/gates
+    python experiments/gates.py --out results/calibration  makes the committed files anew
 
 Calibration sets are drawn with replacement from large populations of simulated questions, so that the loss of every
-threshold is known exactly. Writes gates.txt, gates.json, gates.png and gates.pdf into results/calibration;
-takes 3 minutes on 2 cores.
+threshold is known exactly. Writes gates.txt, gates.json, gates.png and gates.pdf; takes 3 minutes on
+2 cores.
 """
 
 import argparse
@@ -23,6 +24,7 @@ sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 import numpy as np  # noqa: E402
 from joblib import Parallel, delayed  # noqa: E402
 
+from experiments.config.places import own_folder  # noqa: E402
 from experiments.figures.gates import Line, Panel, draw_gates  # noqa: E402
 from experiments.figures.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.studies.gate_populations import ADVERSARIAL_WORKLOAD  # noqa: E402
@@ -42,7 +44,6 @@ from experiments.studies.gate_worlds import (  # noqa: E402
 from mosaic.pipelines.gates.gate import plurality  # noqa: E402
 
 COMMAND = "python experiments/gates.py"
-FOLDER = ROOT / "results" / "calibration"
 LINE_CHARS = 118
 LEAST_SKIP_FRAC, AT_ACCEPTED_FRAC = 0.3, 0.02
 """What is asked of the gate on MMLU-Pro with the most questions."""
@@ -230,7 +231,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=len(Sizes().seeds), help="worlds that make up each population")
     parser.add_argument("--questions", type=int, default=Sizes().num_questions_per_seed, help="of each seed")
     parser.add_argument("--calibrations", type=int, default=Sizes().num_calibrations, help="of each line of the report")
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--out", type=Path, default=own_folder("gates"), help="folder (default: %(default)s)")
     options = parser.parse_args()
     sizes = Sizes(
         seeds=tuple(range(options.seeds)),

@@ -1,6 +1,7 @@
-"""Execute the notebooks and keep their outputs in them.
+"""Execute the notebooks and keep them with their outputs.
 
-    python experiments/notebooks.py [NOTEBOOK.ipynb ...]      (default: all in notebooks/)
+    python experiments/notebooks.py [NOTEBOOK.ipynb ...]     all in notebooks/, into results/multirun/notebooks
+    python experiments/notebooks.py --out notebooks          makes the committed files anew
 
 Each runs in a fresh kernel, in an empty folder, with warnings as errors. What is written holds no times, versions or
 paths, so that a second execution changes no text.
@@ -9,14 +10,19 @@ paths, so that a second execution changes no text.
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # experiments is not an installed package
+
+from experiments.config.places import own_folder  # noqa: E402
+
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TIMEOUT_S = 120
 """For one cell."""
@@ -47,16 +53,19 @@ def execute(path: Path, folder: Path) -> "NotebookNode":
     return notebook
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Execute the notebooks that the command line names."""
     import nbformat
 
     parser = argparse.ArgumentParser(prog="notebooks", description="Execute the notebooks and keep their outputs.")
     parser.add_argument("notebooks", type=Path, nargs="*", default=NOTEBOOKS)
-    for path in parser.parse_args().notebooks:
+    parser.add_argument("--out", type=Path, default=own_folder("notebooks"), help="folder (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for path in options.notebooks:
         with TemporaryDirectory() as folder:
-            nbformat.write(execute(path, Path(folder)), path)  # type: ignore[no-untyped-call]
-        print(f"executed: {path}")
+            nbformat.write(execute(path, Path(folder)), options.out / path.name)  # type: ignore[no-untyped-call]
+        print(f"executed: {options.out / path.name}")
     return 0
 
 

@@ -1,11 +1,11 @@
 """Reproduce the paper: every figure and table from the simulator, each number beside the published one.
 
-    python experiments/paper.py
+    python experiments/paper.py                        into results/multirun/paper
+    python experiments/paper.py --out results/paper    makes the committed files anew
 
 Runs what is not complete yet into OUT/runs (started again, it goes on where it was), then draws the figures (PNG, PDF,
 the data behind each as CSV) and writes report.md: misses first, then every number with its error, what was fitted and
-what was predicted. Takes about 5 minutes on 2 cores; --seeds 1 takes half a minute and has no intervals, so give it an
---out of its own.
+what was predicted. Takes about 5 minutes on 2 cores; --seeds 1 takes one minute and has no intervals.
 """
 
 import argparse
@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
 from experiments.config.errors import exit_with_message  # noqa: E402
+from experiments.config.places import own_folder  # noqa: E402
 from experiments.figures.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.studies.paper_figures import Drawing, draw_all  # noqa: E402
 from experiments.studies.paper_report import describe, errors_csv, misses, write_report  # noqa: E402
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run, measure, draw and write."""
     parser = argparse.ArgumentParser(prog="paper", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=16, help="worlds per point (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "paper", help="folder (default: results/paper)")
+    parser.add_argument("--out", type=Path, default=own_folder("paper"), help="folder (default: %(default)s)")
     options = parser.parse_args(arguments)
     require_count(options.seeds, "--seeds", at_least=1)
     start = time.perf_counter()

@@ -1,7 +1,7 @@
 """Run the same plans on the simulator and on real engines, and report how well times were foretold.
 
     python experiments/validate.py workload=tiny_mcq pool=tiny cluster=local hardware=cpu_core backend=vllm \\
-        plans=ilp,round_robin,data_parallel repeats=2 out=results/runs/validation
+        plans=ilp,round_robin,data_parallel repeats=2 out=results/multirun/validate
 
 Takes the overrides of run.py. Every call writes as many tokens as in the simulator (replay), so both meet the same
 work. plans are schedulers; each plan is run ``repeats`` times, in turn, so that a machine that changes changes for all.
@@ -25,6 +25,7 @@ from experiments.config.compose import as_recorded, compose_config
 from experiments.config.errors import exit_with_message
 from experiments.config.instantiation import make
 from experiments.config.job import job_from
+from experiments.config.places import own_folder
 from experiments.figures.style import pdf_bytes, png_bytes
 from experiments.figures.validation import draw_validation
 from experiments.hardware.engine_sweep import mirrored_settings
@@ -44,7 +45,7 @@ from mosaic.runtime.static_plan import execute
 from sim.cluster.backend import SimBackend
 from sim.hardware.hardware import Hardware
 
-DEFAULTS = {"plans": "ilp,round_robin,data_parallel", "repeats": "2", "out": "results/runs/validation"}
+DEFAULTS = {"plans": "ilp,round_robin,data_parallel", "repeats": "2", "out": str(own_folder("validate"))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -146,7 +146,7 @@ def test_all_presets_run_one_after_the_other_and_keep_their_files(
     assert [line.split()[:2] for line in out.splitlines()] == [
         ["1/2", "ablate_engine_order"], ["2/2", "ablate_gpus"], ["total", out.split("total")[1].split()[0]],
     ]  # fmt: skip
-    kept = {path.name for path in (tmp_path / "results" / "ablations").iterdir()}
+    kept = {path.name for path in (tmp_path / "results" / "multirun" / "ablations").iterdir()}
     names = ("ablate_engine_order", "ablate_gpus")
     assert kept == {f"{name}.{suffix}" for name in names for suffix in ("png", "pdf", "csv", "txt")}
     with pytest.raises(SystemExit):

@@ -1,0 +1,11 @@
+"""Where commands write when nobody names a place: never into what is committed."""
+
+from pathlib import Path
+
+SWEEPS = Path("results/multirun")
+"""Git ignores it."""
+
+
+def own_folder(command: str) -> Path:
+    """Name the folder of a command's files; committed ones are written where ``--out`` names their folder."""
+    return SWEEPS / command
