@@ -181,7 +181,9 @@ def run_resolved(
     job = prepared.job
     is_real = prepared.runs and job.site.way != "simulated"
     if is_real:
+        goes_on = " (goes on with what has finished)" if (folder / JOURNAL).exists() else ""
         begin_run(folder, stamped)
+        print(f"run folder: {folder}{goes_on}", file=sys.stderr)
     if also_chosen and point is None:
         print(f"also chosen by the files of these groups: {also_chosen}\n")
     with resumable(folder, again) if is_real else nullcontext(), job.site.open():

@@ -200,7 +200,7 @@ def _row(group: "pl.DataFrame") -> dict[str, Any]:
 
     first = group.row(0, named=True)
     known = group.filter(pl.col("accuracy_frac").is_not_null())
-    never_skips = first["gate"] == NEVER  # by definition, whatever the world was fitted to
+    never_skips = first["gate"] in (None, NEVER)  # by definition, whatever the world was fitted to
     change_from = None if never_skips else next((name for name in (NEVER, ALWAYS) if group[name].count()), None)
     changes = group[change_from].drop_nulls().to_list() if change_from else []
     sources = set() if never_skips else set(group["skip_frac_source"].drop_nulls())

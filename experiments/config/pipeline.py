@@ -210,13 +210,13 @@ def _placeable(expert: Expert, tp_degrees: tuple[int, ...], cluster: Cluster, ha
     if not degrees:
         raise ValueError(
             f"aggregator.tp_degrees must be at most cluster.num_workers={cluster.num_workers}, "
-            f"got {list(tp_degrees)}: choose aggregator=dp4, or none for the expert stage alone"
+            f"got {list(tp_degrees)}: choose aggregator=dp, or none for the expert stage alone"
         )
     degrees, untimed = _timed(expert, hardware, degrees)
     if not degrees:
         raise ValueError(
             f"aggregator.tp_degrees must be degrees that {hardware.gpu.name} was measured at, "
-            f"got {list(tp_degrees)} ({untimed}): choose aggregator=dp4"
+            f"got {list(tp_degrees)} ({untimed}): choose aggregator=dp"
         )
     shaped = {degree: placed(expert, degree) for degree in degrees}
     fitting = tuple(degree for degree in degrees if fits_memory(shaped[degree], cluster.workers[:degree]))

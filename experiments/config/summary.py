@@ -32,6 +32,8 @@ def summary_of(
         num_questions=len(job.workload.questions),
         experts=[expert.name for expert in job.experts],
         stage=upper_summary(prepared, outcome) if outcome else None,
+        accuracy_frac=accuracy_frac((outcome.answers if outcome else None) or ()),
+        answers_source=job.site.answers_source,
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
 from mosaic.core.results import CallRecord, SessionRecord
-from mosaic.core.workload import CallKey
+from mosaic.core.workload import CallKey, ExpertName
 
 
 class Started(NamedTuple):
@@ -18,6 +18,18 @@ class Ready(NamedTuple):
 
     ts: float
     session: int
+
+
+class Redone(NamedTuple):
+    """The run goes on after an interruption, and does again some of what it had done."""
+
+    ts: float
+    num_damaged: int
+    """Lines that cannot be read of what was kept."""
+    num_changed: Mapping[ExpertName, int]
+    """Calls that had ended, of experts that are not what they were."""
+    num_outdated: Mapping[ExpertName, int]
+    """Calls that had ended and read something else now."""
 
 
 class Finished(NamedTuple):
@@ -71,7 +83,7 @@ class Tick(NamedTuple):
     ts: float
 
 
-Event: TypeAlias = Started | Ready | Finished | Progress | Closed | Idle | Lost | Joined | Tick
+Event: TypeAlias = Started | Redone | Ready | Finished | Progress | Closed | Idle | Lost | Joined | Tick
 
 
 def cause_of(event: Event) -> str:

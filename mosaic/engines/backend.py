@@ -2,7 +2,7 @@
 
 import heapq
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from itertools import count
@@ -12,12 +12,12 @@ from mosaic.core.checks import require_unique
 from mosaic.core.cluster import Cluster
 from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Open, Submit
 from mosaic.core.errors import BackendError
-from mosaic.core.events import Event, Finished, Started, Tick
+from mosaic.core.events import Event, Finished, Redone, Started, Tick
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, inputs_of
 from mosaic.core.workload import CallKey, Expert, ExpertName
-from mosaic.engines.call_specs import Engines, RunContent, ServedExpert
+from mosaic.engines.call_specs import Engines, RunContent, ServedExpert, is_of_same_engine
 from mosaic.engines.executor import Executor
 from mosaic.engines.launcher import Launcher
 from mosaic.engines.session_state import CallState, Patience, SessionState
@@ -83,6 +83,9 @@ class EngineBackend:
         """Of every call that was submitted."""
         self._again: list[tuple[float, int, CallRecord]] = []
         """Calls that ended before this start and are yet to be told, the earliest first."""
+        self._num_damaged = 0
+        self._num_redone: dict[bool, Counter[ExpertName]] = {True: Counter(), False: Counter()}
+        """Calls that had ended and are run again, by whether their engine is the same; those yet to be told."""
         self._events: deque[Event] = deque()
         self._ts = 0.0
         """The latest instant that anybody was told."""
@@ -150,6 +153,7 @@ class EngineBackend:
 
     def _begin(self, lock: int) -> None:
         self._before = before = read_journal(self._journal)
+        self._num_damaged = before.num_damaged
         self._ts = max([before.last_ts, *(action.ts for action in self.log.earlier)])
         self.log.note_start(self._ts)
         self._launcher.begin(self._journal, lock, self._cluster.num_workers)
@@ -167,9 +171,11 @@ class EngineBackend:
     def _run(self, tick_s: float | None) -> Generator[Event, None, None]:
         executor = self._running
         tick_ts = time.monotonic() + (tick_s or 0.0)
+        told_ts = 0.0
         while True:
-            while (event := self._next_event()) is not None:
-                self._ts = max(self._ts, event.ts)
+            while (event := self._next_event(told_ts)) is not None:
+                told_ts = event.ts
+                self._ts = max(self._ts, told_ts)
                 yield event
             executor.start()
             if self._events:
@@ -182,7 +188,14 @@ class EngineBackend:
                 tick_ts = time.monotonic() + tick_s
                 self._events.append(Tick(executor.now()))
 
-    def _next_event(self) -> Event | None:
+    def _next_event(self, told_ts: float) -> Event | None:
+        changed, outdated = self._num_redone[False], self._num_redone[True]
+        if self._num_damaged or changed or outdated:
+            redone = Redone(told_ts, self._num_damaged, dict(changed), dict(outdated))
+            self._num_damaged = 0
+            changed.clear()
+            outdated.clear()
+            return redone
         if self._again:
             ts, _, record = heapq.heappop(self._again)
             return Finished(ts, record)
@@ -230,6 +243,7 @@ class EngineBackend:
         waits_for = [key for key in call.after if key in self._outcomes and self._find(key) is not None]
         if waits_for:
             raise BackendError(f"{label}: all calls that it comes after must have ended, got {waits_for[0]}")
+        is_new = call.key not in self._outcomes
         inputs = inputs_of(call, self._records)
         outcome = self._content.outcome(call, inputs)
         spec = self._content.spec(call, served, inputs, outcome)
@@ -240,6 +254,9 @@ class EngineBackend:
             self._running.note_end(record)
             heapq.heappush(self._again, (record.finished_ts or 0.0, number, self._read(record)))
             return
+        earlier = self._before.last_fingerprint(call.key)
+        if is_new and earlier is not None:
+            self._num_redone[is_of_same_engine(earlier, spec.fingerprint)][call.expert] += 1
         queued_ts = max(call.ready_s, self._ts)
         rank = command.priority, number
         self._running.calls.submit(CallState(call=call, spec=replace(spec, queued_ts=queued_ts), to=to, rank=rank))

@@ -112,10 +112,10 @@ class RunContent:
                     f"{served.context_tokens}, got {num_tokens}: {MORE_ROOM}"
                 )
             length = min(outcome.output_tokens, served.output_limit(num_tokens))
-        decides = [*served.decides, prompt, seed, expert.temperature, expert.max_output_tokens, length]
+        asked = [prompt, seed, expert.temperature, expert.max_output_tokens, length]
         return CallSpec(
             key=call.key,
-            fingerprint=blake2b(json.dumps(decides).encode(), digest_size=16).hexdigest(),
+            fingerprint=f"{_digest(served.decides)}-{_digest(asked)}",
             prompt=prompt,
             prompt_tokens=call.prompt_tokens,
             seed=seed,
@@ -138,6 +138,21 @@ class RunContent:
             return record
         answer = extract_answer(response.text, question, thinking_opened=response.thinking_opened)
         return record._replace(answer=answer)
+
+
+def is_of_same_engine(fingerprint: str, other: str) -> bool:
+    """Tell whether two responses differ at most in what was asked.
+
+    Examples
+    --------
+    >>> is_of_same_engine("e1-c1", "e1-c2"), is_of_same_engine("e1-c1", "e2-c1")
+    (True, False)
+    """
+    return fingerprint.partition("-")[0] == other.partition("-")[0]
+
+
+def _digest(values: Sequence[object]) -> str:
+    return blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
 
 
 def response_seed(root_seed: int, key: CallKey) -> int:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mosaic.core.commands import Command
-from mosaic.core.events import Event
+from mosaic.core.events import Event, Redone
 from mosaic.core.plan import PredictedTimes
+from mosaic.report.redone import describe_redone
 from mosaic.report.run_status import RunStatus, RunView
 
 if TYPE_CHECKING:
@@ -32,18 +33,30 @@ class Display:
         Told of every event.
     tell
         Told lines for a log.
+    warn
+        Told what a user is to see on a terminal too.
     """
 
     reacts = False
 
-    def __init__(self, status: RunStatus, tell: Callable[[str], object] = lambda line: None) -> None:
+    def __init__(
+        self,
+        status: RunStatus,
+        *,
+        tell: Callable[[str], object] = lambda line: None,
+        warn: Callable[[str], object] = lambda line: None,
+    ) -> None:
         self._status = status
         self._tell = tell
+        self._warn = warn
 
     def on(self, event: Event, view: RunView) -> tuple[Command, ...]:
         """Take an event in."""
         for line in self._status.hear(event, view):
             self._tell(line)
+        if isinstance(event, Redone):
+            for line in describe_redone(event):
+                self._warn(f"{self._status.title}: {line}")
         return ()
 
 
@@ -85,12 +98,13 @@ def show_run(
         screen = _Screen(status, lasting)
         try:
             with repeating(screen.draw, REDRAW_S, first_s=SHORT_S if is_simulated else 0.0):
-                yield (Display(status),)
+                yield (Display(status, warn=screen.warn),)
         finally:
             screen.close()
         return
     with repeating(lambda: lasting.write(f"{status.describe_calls()}\n"), LOG_EVERY_S, first_s=LOG_EVERY_S):
-        yield (Display(status, lambda line: lasting.write(f"{line}\n")),)
+        write = lambda line: lasting.write(f"{line}\n")  # noqa: E731
+        yield (Display(status, tell=write, warn=write),)
 
 
 class _Screen:
@@ -119,6 +133,13 @@ class _Screen:
             lines = [*lines[: room - 1], f"and {len(lines) - room + 1:,} more workers"]
         rows = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
         self._live.update(Group(self._bar, *rows), refresh=True)
+
+    def warn(self, line: str) -> None:
+        """Write a line that stays, above what is drawn."""
+        if self._live is None:
+            self._stream.write(f"{line}\n")
+        else:
+            self._live.console.print(line, markup=False, highlight=False)
 
     def close(self) -> None:
         """Wipe what was drawn."""

@@ -22,7 +22,7 @@ class StageSummary:
     """What summary.json says of the second stage, beside its times."""
 
     aggregator: str | None
-    """The choice: tp4, dp4, auto; None: a pipeline that names its nodes."""
+    """The choice: tp4, dp, auto; None: a pipeline that names its nodes."""
     aggregator_expert: ExpertName
     """Several, of a pipeline with more upper nodes, are joined by +."""
     aggregator_tp_degree: int | None
@@ -37,7 +37,7 @@ class StageSummary:
     """The cost model behind the prediction."""
     skip_frac: float
     skip_frac_source: str
-    """Measured on an engine; in a simulation, whether the agreement of its experts was fitted or assumed."""
+    """Of the experts' agreement: measured on an engine; in a simulation, whether it was fitted or assumed."""
     accuracy_frac: float | None
     always_aggregate_s: float | None
     """What the stage takes when every question is aggregated in the same world; None: not known."""
@@ -197,9 +197,12 @@ def summarise(
     num_questions: int,
     experts: Sequence[ExpertName],
     stage: StageSummary | None = None,
+    accuracy_frac: float | None = None,
+    answers_source: str | None = None,
 ) -> Summary:
     """Build the contents of summary.json.
 
+    Without a second stage the accuracy is that of the experts' majority, and the source that of their answers.
     Without a result (``backend=none``) the measured values are None. The plans are those of the layers, the first
     layer's first. The names of the experts come in the pool's order, which fixes each expert's colour in every figure.
     """
@@ -222,7 +225,7 @@ def summarise(
         "num_questions": num_questions,
         "num_calls": len(planned),
         **measured,
-        **(asdict(stage) if stage else dict.fromkeys(_STAGE_KEYS)),
+        **(asdict(stage) if stage else _without_stage(accuracy_frac, answers_source)),
         **_gains(measured, stage),
         "resumptions": None if result is None else [one._asdict() for one in result.resumptions],
         "lost_workers": None if result is None else [loss._asdict() for loss in result.lost_workers],
@@ -231,6 +234,11 @@ def summarise(
         "experts": list(experts),
         "problem_fingerprint": plan.problem_fingerprint,
     }
+
+
+def _without_stage(accuracy_frac: float | None, answers_source: str | None) -> dict[str, Any]:
+    source = None if accuracy_frac is None else answers_source
+    return dict.fromkeys(_STAGE_KEYS) | {"accuracy_frac": accuracy_frac, "skip_frac_source": source}
 
 
 def _measured(result: RunResult | None, planned: set[CallKey], predicted_s: float | None) -> Mapping[str, Any]:

@@ -147,7 +147,7 @@ def _disturbed_lines(summary: Summary) -> list[str]:
 def _stage_lines(summary: Summary) -> list[str]:
     """What the gate skipped, what that saved and what it did to the accuracy."""
     if summary["skip_frac"] is None:
-        return []
+        return _accuracy_lines(summary, ", of the experts' majority")
     degree = summary["aggregator_tp_degree"]
     text = f"{summary['gate']}: {_skip_text(summary)} skipped"
     if degree is not None:
@@ -168,12 +168,17 @@ def _stage_lines(summary: Summary) -> list[str]:
             _row("saved", f"{_seconds(saved_s)} of the {_seconds(always_s)} that aggregating everything takes")
         )
     accuracy, always = summary["accuracy_frac"], summary["always_aggregate_accuracy_frac"]
-    if accuracy is not None:
-        change = "" if always is None else f", {100 * (accuracy - always):+.2f} pp against aggregating everything"
-        source = summary["skip_frac_source"]
-        level = "" if source == "measured" else f" (its level is {source})"
-        lines.append(_row("accuracy", f"{accuracy:.2%}{level}{change}"))
-    return lines
+    is_known = accuracy is not None and always is not None
+    change = f", {100 * (accuracy - always):+.2f} pp against aggregating everything" if is_known else ""
+    return [*lines, *_accuracy_lines(summary, change)]
+
+
+def _accuracy_lines(summary: Summary, more: str) -> list[str]:
+    accuracy, source = summary["accuracy_frac"], summary["skip_frac_source"]
+    if accuracy is None:
+        return []
+    level = "" if source == "measured" else f" (its level is {source})"
+    return [_row("accuracy", f"{accuracy:.2%}{level}{more}")]
 
 
 def _skip_text(summary: Summary) -> str:

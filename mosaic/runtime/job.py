@@ -63,7 +63,7 @@ class Outcome:
     replans: tuple[tuple[Plan, Mapping[int, str]], ...] = ()
     """Made because workers were lost, with what was lost."""
     answers: tuple[FinalAnswer, ...] | None = None
-    """None: the experts' answers are all there is."""
+    """None: no node reads the experts' answers, and nobody can tell whether their majority is right."""
     ballots: tuple[Ballot, ...] = ()
     decisions: tuple[Decision, ...] = ()
     num_too_long: int = 0

@@ -77,7 +77,11 @@ class JournalState:
     closed: dict[int, list[ClosedSession]] = field(default_factory=lambda: defaultdict(list))
     last_ts: float = 0.0
     """The latest instant that anybody wrote down."""
+    num_damaged: int = 0
+    """Lines that no writer finished, or that changed on the disk."""
     _done: dict[tuple[CallKey, str], CallRecord] = field(default_factory=dict)
+    _last: dict[CallKey, str] = field(default_factory=dict)
+    """The fingerprint under which each was done last."""
 
     def add(self, entry: Entry) -> None:
         """Take note of an entry."""
@@ -87,6 +91,7 @@ class JournalState:
             self.last_ts = max(self.last_ts, record.finished_ts or 0.0)
             if record.status is not CallStatus.FAILED:
                 self._done.setdefault((record.key, fingerprint_of(record)), record)
+                self._last[record.key] = fingerprint_of(record)
         elif isinstance(entry, OpenedSession):
             self.opened[entry.session].append(entry)
             self.last_ts = max(self.last_ts, entry.start_ts)
@@ -98,10 +103,14 @@ class JournalState:
         """Find a call that need not be run: it finished, or was cancelled, and nothing that decides it changed."""
         return self._done.get((key, fingerprint))
 
+    def last_fingerprint(self, key: CallKey) -> str | None:
+        """Tell what decided a call when it was done last; None: it never was."""
+        return self._last.get(key)
+
     @property
     def done_keys(self) -> frozenset[CallKey]:
         """Name the calls that finished or were cancelled."""
-        return frozenset(key for key, _ in self._done)
+        return frozenset(self._last)
 
     def session_record(self, session: Session, calls: Sequence[CallRecord]) -> SessionRecord | None:
         """Describe a session, whose calls that ended these are; None: its engine was never ready.
@@ -142,6 +151,8 @@ def read_journal(folder: Path) -> JournalState:
     state = JournalState()
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         if path.name not in (COMMANDS, STARTS):
-            for entry in read_entries(path):
-                state.add(entry)
+            found = read_log(path)
+            state.num_damaged += found.num_damaged
+            for text in found.records:
+                state.add(_DECODER.decode(text))
     return state

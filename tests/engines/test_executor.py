@@ -11,7 +11,7 @@ from mosaic.core.cluster import Gpu, uniform_cluster
 from mosaic.core.commands import Cancel
 from mosaic.core.engine_options import EngineOptions, ModelLoading
 from mosaic.core.errors import BackendError
-from mosaic.core.events import Closed, Finished, Idle, Progress, Ready, Started, Tick
+from mosaic.core.events import Closed, Finished, Idle, Progress, Ready, Redone, Started, Tick
 from mosaic.core.kv_memory import ACTIVATION_BYTES, fits_memory
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
@@ -37,7 +37,7 @@ from tests.engines.executor_runs import (
     running_host,
     some_calls,
 )
-from tests.engines.tiny_checkpoint import CONTEXT, tiny_expert
+from tests.engines.tiny_checkpoint import CONTEXT, tiny_expert, write_tiny_checkpoint
 from tests.factories import make_call, make_cluster, make_gpu, make_mixed_cluster
 
 A, B = some_calls("A", 20), some_calls("B", 20)
@@ -121,6 +121,30 @@ def test_what_decides_a_response_decides_whether_it_counts(executor, tmp_path, h
     changed = Runs(tmp_path, host, **changes)
     changed.execute(PLAN, [*A, *B])
     assert len(journal_of(tmp_path).ended) == 80
+
+
+def test_what_is_done_again_and_why_is_told(tmp_path, host):
+    Runs(tmp_path, host).execute(PLAN, [*A, *B])
+    again = Runs(tmp_path, host)
+    again.execute(PLAN, [*A, *B])
+    assert again.watcher.all(Redone) == [], "nothing is"
+    write_tiny_checkpoint(tmp_path / "A", seed=99)
+    damage_lines(tmp_path / "journal" / "worker-1.journal", "B3", "B7")
+    again = Runs(tmp_path, host)
+    result = again.execute(PLAN, [*A, *B])
+    assert again.watcher.all(Redone) == [Redone(0.0, 2, {"A": len(A)}, {})]
+    assert left_over([*A, *B], result) == ()
+    assert len(journal_of(tmp_path).ended) == len([*A, *B]) + len(A), "those of the damaged lines took their places"
+    asked = Runs(tmp_path, host, prompts=lambda call, inputs: "another question")
+    asked.execute(PLAN, [*A, *B])
+    assert asked.watcher.all(Redone) == [Redone(0.0, 2, {}, {"A": len(A), "B": len(B)})]
+
+
+def damage_lines(path, *questions):
+    """Change a byte of the lines of some questions."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    hit = [f'"{question}"'.encode() for question in questions]
+    path.write_bytes(b"".join(b"0" + line if any(name in line for name in hit) else line for line in lines))
 
 
 def test_a_batch_size_changes_no_response_and_the_journal_counts(executor, tmp_path, host):

@@ -176,6 +176,9 @@ def test_failed_calls_are_told_and_tried_again(tmp_path):
     assert summary_of(folder)["num_failed_calls"] == 0
     assert [one["pause_s"] > 0 for one in summary_of(folder)["resumptions"]] == [True]
     assert "DISTURBED resumed once (at " in again.out
+    accuracy = sum(row["correct"] for row in answers_of(folder)) / 12
+    assert summary_of(folder)["accuracy_frac"] == accuracy
+    assert f"accuracy  {accuracy:.2%}, of the experts' majority\n" in again.out
     assert len(finished_of(folder)) == len(set(finished_of(folder))) == 36
     assert "already complete" in run_fake(*command).out
 
@@ -242,7 +245,9 @@ def test_an_unfinished_run_is_not_gone_on_with_as_another(tmp_path):
     outcome = run_fake(*broken, "scheduler=round_robin")
     assert outcome.status == 2
     assert "holds the unfinished run of another configuration; scheduler._target_ is" in outcome.err
-    assert run_fake(*broken).status == 0
+    resumed = run_fake(*broken)
+    assert resumed.status == 0
+    assert f"run folder: {folder} (goes on with what has finished)\n" in resumed.err
 
 
 def test_points_on_real_engines_run_in_turn(tmp_path):
@@ -262,6 +267,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 130
+    assert out.startswith(f"run folder: {folder}\n"), "known from the start"
     assert "calls are in" in out
     assert f"hydra.run.dir={folder}" in out
     assert "Traceback" not in out

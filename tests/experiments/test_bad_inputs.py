@@ -411,7 +411,7 @@ def test_a_plan_that_breaks_its_problem_is_refused(
 @pytest.mark.parametrize(
     "override,says",
     [
-        ("cluster.num_workers=3 aggregator=dp4", ["plan is for 4 workers, the cluster has 3"]),
+        ("cluster.num_workers=3 aggregator=dp", ["plan is for 4 workers, the cluster has 3"]),
         ("workload=medmcqa", ["is not a call of this problem; was the plan made for another?"]),
         ("workload.template_tokens=7", ["plan was made for another problem: fingerprint must be"]),
     ],
@@ -453,7 +453,7 @@ def test_a_complete_run_is_not_overwritten_by_another_configuration(tmp_path: Pa
 
 def test_a_bad_point_does_not_stop_a_sweep_and_fails_it(tmp_path: Path) -> None:
     outcome = run_here(
-        "-m", *SMALL, *QUICK, "backend=none", "aggregator=dp4", "cluster.num_workers=0,2",
+        "-m", *SMALL, *QUICK, "backend=none", "aggregator=dp", "cluster.num_workers=0,2",
         f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=${hydra:job.num}",
     )  # fmt: skip
     assert outcome.status == 2

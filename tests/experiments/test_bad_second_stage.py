@@ -139,7 +139,7 @@ AGGREGATORS = [
     Case(
         "degree_not_measured",
         "hardware=rtxpro6000",
-        ["aggregator.tp_degrees must be degrees that rtxpro6000 was measured at, got [4]", "aggregator=dp4"],
+        ["aggregator.tp_degrees must be degrees that rtxpro6000 was measured at, got [4]", "aggregator=dp"],
     ),
     Case("unknown_aggregator", "aggregator=nonsense", ["aggregator must be one of", "'auto'", "got 'nonsense'"]),
     Case("aggregator_taken_away", "~aggregator", ["aggregator must be a group of the configuration", "got None"]),
@@ -148,7 +148,7 @@ AGGREGATORS = [
     Case(
         "degree_above_the_workers",
         "aggregator.tp_degrees=[8]",
-        ["aggregator.tp_degrees must be at most cluster.num_workers=4, got [8]", "aggregator=dp4"],
+        ["aggregator.tp_degrees must be at most cluster.num_workers=4, got [8]", "aggregator=dp"],
     ),
     Case("degree_of_a_number", "aggregator.tp_degrees=4", ["tp_degrees must be a list of whole numbers, got 4"]),
     Case("degree_of_letters", "aggregator.tp_degrees=abc", ["tp_degrees must be a list of whole numbers, got 'abc'"]),
@@ -219,7 +219,7 @@ AGGREGATORS = [
     ),
     Case(
         "aggregator_larger_than_the_gpu",
-        "aggregator=dp4\naggregator.expert=QwenR1\nhardware.memory_gib=30\npool.experts.QwenR1.context_tokens=999999",
+        "aggregator=dp\naggregator.expert=QwenR1\nhardware.memory_gib=30\npool.experts.QwenR1.context_tokens=999999",
         ["expert QwenR1 must fit into tp_degree=1 x a100_80gb", "context_tokens=999999"],
     ),
 ]

@@ -211,7 +211,7 @@ def test_policies_meet_in_the_same_world_and_seeds_differ(tmp_path: Path) -> Non
 
 
 def test_data_parallel_puts_every_expert_on_every_worker(tmp_path: Path) -> None:
-    folder = run_small(tmp_path / "run", "scheduler=data_parallel", "cluster.num_workers=2", "aggregator=dp4")
+    folder = run_small(tmp_path / "run", "scheduler=data_parallel", "cluster.num_workers=2", "aggregator=dp")
     places = {(row["expert"], worker) for row in read_calls(folder) for worker in row["workers"]}
     assert places == {(expert, worker) for expert in ("LlamaR1", "Gemma", "Qwen") for worker in (0, 1)}
 
@@ -416,7 +416,7 @@ def test_a_pool_a_cluster_and_a_slot_table_of_ones_own_take_yaml_and_no_code(way
         where = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]"]
     folder = tmp_path / "run"
     outcome = run_here(
-        *where, "pool=mine", "cluster=pair", "workload=mine", "scheduler=longest", "aggregator=dp4", *QUICK,
+        *where, "pool=mine", "cluster=pair", "workload=mine", "scheduler=longest", "aggregator=dp", *QUICK,
         f"hydra.run.dir={folder}",
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
@@ -438,7 +438,7 @@ def test_help_fits_a_screen_and_lists_the_choices() -> None:
     assert len(outcome.out.splitlines()) <= 30
     for line in (
         "gate: calibrated, majority",
-        "aggregator: auto, dp4",
+        "aggregator: auto, dp",
         "scheduler: data_parallel, fifo, ilp",
         "workload: file, gpqa",
         "pool: demo, hybrid",

@@ -10,7 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from mosaic.pipelines.gates.calibration_answers import load_calibration_answers
-from tests.experiments.command_line import DEMO, QUICK, Outcome, finish_process, run_here, run_point, start_process
+from tests.experiments.command_line import (
+    DEMO,
+    QUICK,
+    SMALL,
+    Outcome,
+    finish_process,
+    run_here,
+    run_point,
+    start_process,
+)
 from tests.experiments.test_command_line import FILES, contents, read_calls, read_plans, read_summary
 
 GPQA = ("workload=gpqa", *QUICK)
@@ -111,8 +120,9 @@ def test_a_gate_skips_by_its_threshold_and_no_gate_changes_what_was_said(gated: 
 
 def test_the_expert_stage_is_the_same_with_and_without_a_second_stage(gated: Mapping[str, Path]) -> None:
     alone = read_summary(gated["none"])
-    assert {path.name for path in gated["none"].iterdir()} == FILES - {"answers.parquet"}
-    assert [alone[key] for key in ("gate", "aggregator_s", *STAGE_KEYS)] == [None] * (2 + len(STAGE_KEYS))
+    assert {path.name for path in gated["none"].iterdir()} == FILES
+    known = {"accuracy_frac", "skip_frac_source"}
+    assert {key for key in ("gate", "aggregator_s", *STAGE_KEYS) if alone[key] is not None} == known
     assert alone["end_to_end_s"] == alone["expert_makespan_s"]
     for gate in ("never", "unanimous", "majority"):
         both = read_summary(gated[gate])
@@ -121,6 +131,27 @@ def test_the_expert_stage_is_the_same_with_and_without_a_second_stage(gated: Map
         assert read_plans(gated[gate])[:1] == read_plans(gated["none"])
         assert read_calls(gated[gate]) == read_calls(gated["none"])
         assert read_sessions(gated[gate], "propose") == read_sessions(gated["none"], "propose")
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 5])
+def test_data_parallel_puts_a_replica_on_every_worker(tmp_path: Path, num_workers: int) -> None:
+    few = (*SMALL, *QUICK, "scheduler=round_robin", "gate=never", f"cluster.num_workers={num_workers}")
+    folder = run_into(tmp_path / "run", *few, "aggregator=dp")
+    places = [session["workers"] for session in read_sessions(folder, "aggregate")]
+    assert places == [[worker] for worker in range(num_workers)]
+
+
+def test_without_an_aggregator_the_accuracy_is_that_of_the_experts_majority(gated: Mapping[str, Path]) -> None:
+    alone, rows = read_summary(gated["none"]), read_answers(gated["none"])
+    assert alone["accuracy_frac"] == sum(row["correct"] for row in rows.values()) / len(rows)
+    assert alone["skip_frac_source"] == "fitted"
+    with_aggregator = read_answers(gated["never"])
+    for question, row in rows.items():
+        assert row["votes"] == with_aggregator[question]["votes"]
+        assert row["source"] == "majority"
+        given = [vote for vote in row["votes"] if vote is not None]
+        assert given.count(row["answer"]) == max(map(given.count, given), default=0)
+        assert row["correct"] == (row["answer"] == row["gold"])
 
 
 def test_the_aggregator_starts_at_the_barrier_and_both_stages_share_a_clock(gated: Mapping[str, Path]) -> None:
@@ -176,18 +207,18 @@ def test_more_slots_that_agree_make_a_shorter_and_a_surer_answer(gated: Mapping[
 
 
 def test_one_session_or_a_replica_per_gpu_and_auto_is_one_of_them(tmp_path: Path) -> None:
-    folders = {name: run_into(tmp_path / name, *GPQA, f"aggregator={name}") for name in ("tp4", "dp4", "auto")}
+    folders = {name: run_into(tmp_path / name, *GPQA, f"aggregator={name}") for name in ("tp4", "dp", "auto")}
     places = {
         name: sorted(row["workers"] for row in read_sessions(folder, "aggregate")) for name, folder in folders.items()
     }
     assert places["tp4"] == [[0, 1, 2, 3]]
-    assert places["dp4"] == [[0], [1], [2], [3]]
+    assert places["dp"] == [[0], [1], [2], [3]]
     summaries = {name: read_summary(folder) for name, folder in folders.items()}
-    assert [summaries[name]["aggregator_tp_degree"] for name in ("tp4", "dp4")] == [4, 1]
-    chosen = {4: "tp4", 1: "dp4"}[summaries["auto"]["aggregator_tp_degree"]]
+    assert [summaries[name]["aggregator_tp_degree"] for name in ("tp4", "dp")] == [4, 1]
+    chosen = {4: "tp4", 1: "dp"}[summaries["auto"]["aggregator_tp_degree"]]
     assert places["auto"] == places[chosen]
     assert summaries["auto"]["aggregator_s"] == pytest.approx(summaries[chosen]["aggregator_s"])
-    assert read_answers(folders["tp4"]) == read_answers(folders["dp4"]) == read_answers(folders["auto"])
+    assert read_answers(folders["tp4"]) == read_answers(folders["dp"]) == read_answers(folders["auto"])
 
 
 def test_the_same_command_in_another_process_leaves_the_same_bytes(tmp_path: Path) -> None:

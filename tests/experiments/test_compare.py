@@ -110,13 +110,13 @@ def test_gates_are_named_with_the_settings_that_tell_them_apart(tmp_path):
 
 
 def test_aggregators_that_differ_are_named(tmp_path):
-    for aggregator in ("tp4", "dp4"):
+    for aggregator in ("tp4", "dp"):
         config = {"aggregator": {"name": aggregator, "tp_degree": 4, "aaa": aggregator}}
         make_run(tmp_path / aggregator, "round_robin", gate="never", aggregator=aggregator, config=config)
     make_run(tmp_path / "older", "ilp")
     policies = {row.policy for row in rows_of(compare(tmp_path))}
     assert policies == {
-        "round_robin aggregator=tp4 gate=never", "round_robin aggregator=dp4 gate=never", "ilp"
+        "round_robin aggregator=tp4 gate=never", "round_robin aggregator=dp gate=never", "ilp"
     }  # fmt: skip
 
 

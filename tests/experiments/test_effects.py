@@ -104,7 +104,7 @@ def test_a_saved_plan_is_not_planned_again(asked: str, saved_plans: dict[str, Pa
 
 
 def test_a_plans_scheduler_is_not_used_where_the_aggregator_has_its_own(saved_plans: dict[str, Path]) -> None:
-    overrides = (*FEW, "gate=never", "aggregator=dp4", f"plan.path={saved_plans['first']}")
+    overrides = (*FEW, "gate=never", "aggregator=dp", f"plan.path={saved_plans['first']}")
     assert "is run as it was planned" in refusal(*overrides, "scheduler=fifo")
     assert prepare(*overrides, "costs=affine").job.plans, "its calls are priced by the run's costs"
 

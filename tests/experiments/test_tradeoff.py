@@ -90,13 +90,13 @@ def test_change_needs_the_same_scheduler_calls_and_world(tmp_path, changes):
 
 
 def test_change_is_taken_under_the_same_aggregator_where_they_disagree(tmp_path):
-    for aggregator, never in (("tp4", 0.60), ("dp4", 0.61)):
+    for aggregator, never in (("tp4", 0.60), ("dp", 0.61)):
         make_gated(tmp_path, f"never-{aggregator}", gate="never", aggregator=aggregator, accuracy_frac=never)
         make_gated(tmp_path, f"majority-{aggregator}", aggregator=aggregator, accuracy_frac=0.62)
     make_gated(tmp_path, "majority-auto", aggregator="auto", accuracy_frac=0.62)
     outcomes = outcomes_of(tmp_path)
     assert outcomes["round_robin aggregator=tp4 gate=majority"].change_pp == pytest.approx(2.0)
-    assert outcomes["round_robin aggregator=dp4 gate=majority"].change_pp == pytest.approx(1.0)
+    assert outcomes["round_robin aggregator=dp gate=majority"].change_pp == pytest.approx(1.0)
     assert outcomes["round_robin aggregator=auto gate=majority"].change_from == ALWAYS  # which never: nobody can tell
 
 

@@ -43,7 +43,7 @@ GATES = ["never", "unanimous", "majority", "weighted", "calibrated"]
 REAL = ("vllm", "endpoint")
 PARTS = {"expert", "questions", "lengths", "answers", "experiment", "policy"}
 """Groups that other groups are made of, and the presets."""
-DEGREES = {"tp4": (4,), "dp4": (1,), "auto": (4, 1)}
+DEGREES = {"tp4": (4,), "dp": (1,), "auto": (4, 1)}
 """Tensor-parallel degrees of each choice of the aggregator."""
 MEASURED_DEGREES = {"a100_80gb": (1, 4), "rtxpro6000": (1, 2), "rtx4090": (1,), "cpu_core": (1,)}
 """At which the hardware's operators were measured, or are computed."""
@@ -54,7 +54,7 @@ SMALL_AGGREGATOR = {("hybrid", "rtx4090"): "Qwen"}
 def choose_aggregator(i: int, pool: str, hardware: str) -> str:
     if pool == "llama3_8b":
         return "none"
-    return list(DEGREES)[i % 3] if hardware == "a100_80gb" else ["dp4", "auto"][i % 2]
+    return list(DEGREES)[i % 3] if hardware == "a100_80gb" else ["dp", "auto"][i % 2]
 
 
 def make_real_points() -> list[dict[str, str]]:
@@ -68,7 +68,7 @@ def make_real_points() -> list[dict[str, str]]:
             "backend": backend,
             "cluster": "local",
             "gate": GATES[i],
-            "aggregator": ["dp4", "auto"][i % 2],
+            "aggregator": ["dp", "auto"][i % 2],
         }
         for backend in ("vllm", "endpoint")
         for i, scheduler in enumerate(SCHEDULERS)
@@ -245,7 +245,7 @@ def test_overrides_reach_the_values() -> None:
     prepared = make(
         "workload=gpqa", "cluster.num_workers=2", "seed=3", "profile.seed=9", "profile.sweep.shard_sizes=[4,8]",
         "backend.max_num_seqs=64", "pool.experts.Gemma.max_replicas=4", "scheduler.max_experts_per_worker=3",
-        "gate.tau=0.9", "aggregator=dp4", "aggregator.expert=LlamaR1", "aggregator.min_output_tokens=99",
+        "gate.tau=0.9", "aggregator=dp", "aggregator.expert=LlamaR1", "aggregator.min_output_tokens=99",
         "+world.merged_tokens.LlamaR1={sample: [321], source: assumed}", "world.answers.discrimination.value=1.25",
         "world.answers.ability_by_expert.Gemma.value=-0.7", "world.answers.visible_tokens.value=77",
     )  # fmt: skip
@@ -289,10 +289,10 @@ def test_an_aggregator_keeps_the_degrees_that_fit_the_cluster() -> None:
 
 def test_an_aggregator_that_no_gpu_can_hold_is_refused_before_any_work(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "q.jsonl", {"id": "a", "prompt_tokens": 100, "experts": ["Qwen"]})
-    overrides = ("workload=file", f"workload.path={path}", "hardware=rtx4090", "aggregator=dp4")
+    overrides = ("workload=file", f"workload.path={path}", "hardware=rtx4090", "aggregator=dp")
     with pytest.raises(ValueError, match="expert LlamaR1 must fit into tp_degree=1 x rtx4090"):
         make(*overrides)
-    assert make(*overrides, "aggregator.expert=Qwen").aggregator == "dp4"
+    assert make(*overrides, "aggregator.expert=Qwen").aggregator == "dp"
 
 
 def test_a_degree_that_the_hardware_was_not_measured_at_is_refused_before_any_work() -> None:
@@ -415,7 +415,7 @@ def test_a_bad_pipeline_is_refused(overrides: list[str], complaint: str, tmp_pat
 def small(folder: Path, *overrides: str, store: Path | None = None) -> Prepared:
     point = {"workload": "file", "pool": "demo", "scheduler": "round_robin"}
     chosen = [*overrides_of(point, folder), "profile.sweep.shard_sizes=[2,6]", *overrides]
-    return make("aggregator=dp4", *chosen, store=store)
+    return make("aggregator=dp", *chosen, store=store)
 
 
 def measured(folder: Path, *overrides: str) -> Profile:

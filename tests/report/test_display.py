@@ -7,7 +7,7 @@ from io import StringIO
 
 import pytest
 
-from mosaic.core.events import Ready, Started
+from mosaic.core.events import Ready, Redone, Started
 from mosaic.core.plan import PredictedTimes
 from mosaic.report import display
 from mosaic.report.display import Display, LastingStream, repeating, show_run
@@ -122,6 +122,20 @@ def test_a_short_simulation_is_not_shown_on_a_terminal(clock):
 
 def test_the_display_never_reacts():
     assert not Display(RunStatus("calls")).reacts
+
+
+@pytest.mark.parametrize("is_drawn", [True, False])
+@pytest.mark.parametrize("stream_kind", [Terminal, StringIO])
+def test_what_is_done_again_is_said_on_a_terminal_and_in_a_log(repeated, clock, stream_kind, is_drawn):
+    stream = stream_kind()
+    with show_run("calls", stream=stream) as controllers:
+        run, calls = start(controllers, clock)
+        if is_drawn:
+            repeated[0][0]()
+        run.tell(Redone(0.0, 0, {"A": 3}, {}))
+        serve(run, calls)
+    said = "calls: A: its checkpoint or its engine's options have changed. Calls that had ended and are run again: 3"
+    assert said in " ".join(screen(stream.getvalue())), "in lines of the terminal's width"
 
 
 def test_a_log_gets_a_line_when_a_session_starts_or_ends_and_one_of_progress_now_and_then(repeated, clock, capsys):

@@ -14,6 +14,7 @@ from mosaic.pipelines.final_answers import AnswerSource, comparisons
 from mosaic.pipelines.gates.gate import Majority, Never, Unanimous
 from mosaic.planning.ilp.ilp import Ilp
 from mosaic.planning.schedulers.round_robin import RoundRobin
+from mosaic.runtime.job import AlwaysAggregate
 from mosaic.runtime.planner import NodePlacements, Placement
 from mosaic.runtime.run import failures
 from tests.answered_questions import make_moa, make_question, make_tree
@@ -133,9 +134,22 @@ def test_the_gate_says_how_many_are_aggregated(gate, num_aggregated: int) -> Non
     )
 
 
-def test_without_an_aggregator_there_are_no_answers() -> None:
-    outcome = mosaic.run(make_job(mixture_of_agents(None, gate=Never(), compare=comparisons())))
-    assert (outcome.answers, outcome.skip_frac, len(outcome.planned)) == (None, None, 1)
+ALONE = mixture_of_agents(None, gate=Never(), compare=comparisons())
+
+
+def test_without_an_aggregator_the_majority_of_the_experts_answers() -> None:
+    outcome = mosaic.run(make_job(ALONE))
+    assert (outcome.skip_frac, len(outcome.planned), outcome.always) == (None, 1, AlwaysAggregate())
+    assert rows(outcome) == {
+        "agreed": ("A", MAJORITY, True), "split": ("A", MAJORITY, False), "dumb": ("D", MAJORITY, True)
+    }  # fmt: skip
+
+
+def test_without_an_aggregator_there_are_no_answers_where_nobody_can_tell_whether_they_are_right() -> None:
+    without_gold = [replace(question, answer=None) for question in make_questions()]
+    assert mosaic.run(make_job(ALONE, questions=tuple(without_gold))).answers is None
+    silent = Told(votes=dict.fromkeys((question.id for question in make_questions()), "---"))
+    assert mosaic.run(make_job(ALONE, world=silent)).answers is None, "its world has lengths only"
 
 
 def test_of_two_placements_the_one_predicted_to_end_first_is_run() -> None:

@@ -21,7 +21,7 @@ def make_workload(folder: Path, **changes: object) -> Workload:
 
 
 def make_job(folder: Path, *overrides: str) -> tuple[Job, SimSite]:
-    fixed = ["workload=tiny_mcq", "pool=tiny", "cluster=local", "aggregator=dp4"]
+    fixed = ["workload=tiny_mcq", "pool=tiny", "cluster=local", "aggregator=dp"]
     return simulated([*fixed, f"workload.profiles={write_scores(folder)}", *overrides])
 
 
