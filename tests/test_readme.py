@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.config import errors
 from experiments.config.compose import CONF
 from tests.readme_blocks import READMES, ROOT, Block, Walk, blocks_of, commands_of, compose_arguments, run_arguments
 
@@ -103,6 +104,25 @@ def headings(path: Path) -> set[str]:
     """List the anchors of a file as GitHub makes them."""
     titles = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
     return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+def test_every_exit_status_is_listed() -> None:
+    rows = re.findall(r"^\| (\d+) \| ", (ROOT / "experiments" / "README.md").read_text(), re.M)
+    known = [value for name, value in vars(errors).items() if name.endswith("_STATUS")]
+    assert list(map(int, rows)) == [0, *known]
+
+
+@pytest.mark.parametrize("path", READMES, ids=name_of)
+def test_words_are_explained_before_they_are_used(path: Path) -> None:
+    text = path.read_text()
+    explained = text.index("## Words" if path == ROOT / "README.md" else "#words") if uses(text) else 0
+    assert not uses(text[:explained])
+
+
+def uses(text: str) -> list[str]:
+    """List the words of a text that README.md explains and nobody can guess."""
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    return re.findall(r"(?<![\w.`=])(?:tau|K|caps?)\b", prose)
 
 
 def test_every_choice_of_a_group_is_listed() -> None:
