@@ -55,7 +55,7 @@ def open_engine(spec: EngineSpec) -> "EndpointEngine":
     require(spec.expert == endpoint.expert, "expert", rule, spec.expert)
     rule = "one: a server is one worker, whatever GPUs it spans; set the expert's tp_degree to 1"
     require(spec.num_workers == 1, f"workers of {spec.expert}", rule, spec.num_workers)
-    engine = EndpointEngine(settings)
+    engine = EndpointEngine(settings, spec.context_tokens)
     try:
         engine.check_server()
     except BaseException:
@@ -85,9 +85,10 @@ class EndpointEngine:
     once it is doubted nothing more is sent, and when every request that it still has failed at least once, all is lost.
     """
 
-    def __init__(self, settings: EndpointSettings) -> None:
+    def __init__(self, settings: EndpointSettings, context_tokens: int) -> None:
         key = settings.endpoint.api_key()
         self._endpoint = settings.endpoint
+        self._context_tokens = context_tokens
         self._calls: dict[int, Call] = {}
         """Those that have not ended, by the number of the request."""
         self._ended: dict[int, tuple[Call, Generation]] = {}
@@ -203,7 +204,7 @@ class EndpointEngine:
                 await self._may_send.wait()
                 content = await self._client.ask(*request_of(call.request, self._endpoint), call)
             try:
-                response = response_of(content, call.request, call, self._endpoint)
+                response = response_of(content, call.request, call, self._endpoint, context_tokens=self._context_tokens)
             except AskError as error:
                 raise AskError(self._client.cause(str(error)), error.fault) from None
         except AskError as error:

@@ -9,8 +9,8 @@ from mosaic.engines.endpoint_client import AskError, Fault, Tries
 from mosaic.engines.engine import Generation, Request
 from mosaic.engines.vllm_engine import PLAIN_TEMPLATE
 
-NOT_WHOLE = ("content_filter", "error", "abort")
-"""Reasons to finish that leave no whole response."""
+WHOLE = ("", "stop", "length", "eos_token", "stop_sequence")
+"""Reasons to finish that leave a whole response: the model ended it, or a limit did. Some servers give none."""
 MAX_TEMPLATE_TOKENS = 16_384
 """A server's template, system prompt included, adds no more to a prompt."""
 
@@ -45,20 +45,23 @@ def request_of(request: Request, endpoint: Endpoint) -> Post:
     return Post("chat/completions", body | {"messages": [{"role": "user", "content": request.prompt}]})
 
 
-def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint) -> Generation:
+def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint, *, context_tokens: int) -> Generation:
     """Read a reply.
+
+    A response is valid if it is a text (an answer, or thinking) that ended by itself or at its limit, and its counts
+    can be true: whole numbers, no more written than was asked for, no more read than the prompt can be, and both
+    together no more than the expert's context. The call of any other has failed.
 
     Raises
     ------
     AskError
-        If it is no completion, cannot be true, or was cut off by anything but its length.
+        If it is not valid.
     """
     written = written_before(request, endpoint)
     try:
         choice, usage = content["choices"][0], content["usage"]
         reason = choice.get("finish_reason") or ""
-        if reason in NOT_WHOLE:
-            raise AskError(f"the server ended the response for {reason}", Fault.PROMPT)
+        _check_whole(reason)
         text = choice["text"] if "text" in choice else _chat_text(choice["message"])
         token_ids = tuple(choice.get("token_ids") or ())
         prompt_tokens, output_tokens = usage["prompt_tokens"], usage["completion_tokens"]
@@ -67,12 +70,7 @@ def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         what = f"the reply is no completion with its token counts ({error!r})"
         raise AskError(what, Fault.UNKNOWN) from None
-    num_bytes = len(request.prompt.encode("utf-8", "replace")) if isinstance(request.prompt, str) else 0
-    _check_count(
-        "prompt_tokens", prompt_tokens, MAX_TEMPLATE_TOKENS + (num_bytes or len(request.prompt) + len(written))
-    )
-    _check_count("cached_tokens", cached_tokens, prompt_tokens)
-    _check_count("completion_tokens", output_tokens, request.max_output_tokens - len(written), at_least=int(text != ""))
+    _check_counts(request, len(written), prompt_tokens, cached_tokens, output_tokens, context_tokens, text)
     if token_ids:
         _check_count("len(token_ids)", len(token_ids), output_tokens, at_least=output_tokens)
     opened = endpoint.opens_thinking and endpoint.api is Api.CHAT and isinstance(request.prompt, str)
@@ -107,11 +105,42 @@ def _chat_text(message: dict[str, Any]) -> str:
     content, thinking = message.get("content"), message.get("reasoning") or message.get("reasoning_content")
     if message.get("refusal") and not content:
         raise AskError(f"the server refused: {message['refusal']}", Fault.PROMPT)
+    for name, part in (("content", content), ("reasoning", thinking)):
+        if part is not None and not isinstance(part, str):
+            raise AskError(f"the reply's {name} must be a text, got {part!r}", Fault.UNKNOWN)
     if thinking:
         return f"<think>{thinking}</think>{content}" if content else f"<think>{thinking}"
     if content is None:
         raise AskError("the reply is empty: its content is null, and there is no reasoning", Fault.UNKNOWN)
     return str(content)
+
+
+def _check_whole(reason: object) -> None:
+    if reason not in WHOLE:
+        fault = Fault.PROMPT if "content_filter" in str(reason) else Fault.UNKNOWN
+        raise AskError(f"the server ended the response for {reason}", fault)
+
+
+def _check_counts(
+    request: Request,
+    num_written: int,
+    prompt_tokens: Any,
+    cached_tokens: object,
+    output_tokens: Any,
+    context_tokens: int,
+    text: str,
+) -> None:
+    prompt = request.prompt
+    num_units = (len(prompt.encode("utf-8", "replace")) if isinstance(prompt, str) else len(prompt)) + num_written
+    _check_count("prompt_tokens", prompt_tokens, MAX_TEMPLATE_TOKENS + num_units)
+    _check_count("cached_tokens", cached_tokens, prompt_tokens)
+    _check_count("completion_tokens", output_tokens, request.max_output_tokens - num_written, at_least=int(text != ""))
+    if prompt_tokens + output_tokens > context_tokens:
+        what = (
+            f"prompt_tokens and completion_tokens must be at most context_tokens={context_tokens} together, got "
+            f"{prompt_tokens} and {output_tokens}; if the server has more context, raise the expert's context_tokens"
+        )
+        raise AskError(f"the reply cannot be true: {what}", Fault.UNKNOWN)
 
 
 def _check_count(name: str, value: object, most: int, at_least: int = 0) -> None:

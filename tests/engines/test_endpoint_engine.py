@@ -36,12 +36,12 @@ ERROR = {"error": {"message": "too\n many"}}
 
 
 @contextmanager
-def opened(server, *, patience=QUICK, max_in_flight=64, **changes):
+def opened(server, *, patience=QUICK, max_in_flight=64, context_tokens=32768, **changes):
     """An engine on a server; changes are those of the endpoint."""
     settings = EndpointSettings(
         endpoint=replace(server.endpoint, **changes), patience=patience, max_in_flight=max_in_flight
     )
-    engine = open_engine(make_spec(settings))
+    engine = open_engine(replace(make_spec(settings), context_tokens=context_tokens))
     try:
         yield engine
     finally:
@@ -186,7 +186,7 @@ def test_a_step_in_which_nothing_ends_is_short_and_submitting_waits_for_nothing(
 def test_thinking_is_told_from_what_is_said(message, opens_thinking, text, visible):
     endpoint = Endpoint(base_url="http://localhost/v1", expert="A", model="m", opens_thinking=opens_thinking)
     content = {"choices": [{"message": message}], "usage": {"prompt_tokens": 1, "completion_tokens": 9}}
-    response = response_of(content, make_request(0), Tries(), endpoint)
+    response = response_of(content, make_request(0), Tries(), endpoint, context_tokens=4096)
     assert (response.text, response.visible_tokens, response.thinking_opened) == (text, visible, opens_thinking)
 
 
@@ -285,10 +285,16 @@ def test_a_call_that_cannot_be_served_fails_alone_with_its_cause(answer, tries, 
         ({"prompt_tokens": 10**6}, "prompt_tokens must be a whole number in 0 .. 16394, got 1000000"),
         ({"prompt_tokens": True}, "prompt_tokens must be a whole number in 0 .. 16394, got True"),
         ({"prompt_tokens_details": {"cached_tokens": 8}}, "cached_tokens must be a whole number in 0 .. 7, got 8"),
+        (
+            {"prompt_tokens": 8189},
+            "prompt_tokens and completion_tokens must be at most context_tokens=8192 together, got 8189 and 4; if the "
+            "server has more context, raise the expert's context_tokens",
+        ),
     ],
 )
 def test_counts_that_cannot_be_true_fail_the_call(reply, cause):
-    responses, _ = ask(lambda body, number: completion(body, **(reply if body["seed"] == 1003 else {})))
+    behave = lambda body, number: completion(body, **(reply if body["seed"] == 1003 else {}))  # noqa: E731
+    responses, _ = ask(behave, context_tokens=8192)
     assert responses.pop(3).error.endswith(f"/v1: the reply cannot be true: {cause}")
     assert {response.error for response in responses.values()} == {None}
 
@@ -298,6 +304,11 @@ def test_counts_that_cannot_be_true_fail_the_call(reply, cause):
     [
         ({"finish_reason": "content_filter"}, "the server ended the response for content_filter"),
         ({"finish_reason": "abort"}, "the server ended the response for abort"),
+        ({"finish_reason": "content_filter: SAFETY"}, "the server ended the response for content_filter: SAFETY"),
+        ({"finish_reason": "tool_calls"}, "the server ended the response for tool_calls"),
+        ({"finish_reason": ["stop"]}, "the server ended the response for ['stop']"),
+        ({"message": {"content": [{"text": "C."}]}}, "the reply's content must be a text, got [{'text': 'C.'}]"),
+        ({"message": {"content": "C.", "reasoning": 5}}, "the reply's reasoning must be a text, got 5"),
         ({"message": {"content": None}}, "the reply is empty: its content is null, and there is no reasoning"),
         ({"message": {"content": None, "refusal": "I cannot."}}, "the server refused: I cannot."),
         ({"message": {"content": "\ud800"}}, no_reply("UnicodeEncodeError(")),
@@ -307,6 +318,18 @@ def test_a_response_that_is_not_whole_is_not_finished(reply, cause):
     responses, _ = ask(lambda body, number: completion(body, **(reply if body["seed"] == 1003 else {})))
     assert f"/v1: {cause}" in responses.pop(3).error
     assert {response.error for response in responses.values()} == {None}
+
+
+@pytest.mark.parametrize("reason", [None, "stop", "length", "eos_token", "stop_sequence"])
+def test_a_response_that_ended_by_itself_or_at_its_limit_is_whole(reason):
+    responses, _ = ask(lambda body, number: completion(body, finish_reason=reason), REQUESTS[:1])
+    assert (responses[0].error, responses[0].finish_reason) == (None, reason or "")
+
+
+def test_a_response_may_fill_the_context_and_no_more():
+    tokens = len(tokens_of(REQUESTS[3].seed))
+    assert ask(None, [REQUESTS[3]], context_tokens=7 + tokens)[0][3].error is None
+    assert "must be at most context_tokens" in ask(None, [REQUESTS[3]], context_tokens=6 + tokens)[0][3].error
 
 
 def test_a_server_that_says_nothing_is_not_waited_for_for_ever():
