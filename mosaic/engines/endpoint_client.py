@@ -16,7 +16,7 @@ from mosaic.engines.endpoint import Endpoint, EndpointPatience
 if TYPE_CHECKING:
     from aiohttp import ClientSession
 
-_AGAIN = (408, 429)
+ASKS_FOR_TIME = (408, 429)
 """Statuses after which the same request may succeed, beside those of 500 and above."""
 _UNSUPPORTED = re.compile(r"support|unknown|unrecogni[sz]ed|permitted", re.IGNORECASE)
 _ABOUT_PROMPT = re.compile(
@@ -25,6 +25,12 @@ _ABOUT_PROMPT = re.compile(
     re.IGNORECASE,
 )
 """Servers have no common code for a prompt that they cannot serve, only words."""
+_ABOUT_ALL = re.compile(
+    r"api.?key|authenticat|model.?not.?found|(invalid|unknown|no such|unsupported) model"
+    r"|\bmodel\b.{0,80}(not exist|not found|not available|no access|deprecated)",
+    re.IGNORECASE,
+)
+"""Nor for a key or a model that no call can be served with."""
 
 
 class Fault(StrEnum):
@@ -144,13 +150,17 @@ def fault_of(status: int, words: str, fields: Collection[str]) -> Fault:
     'format'
     >>> str(fault_of(400, "maximum context length is 512, max_tokens is 48", ["prompt", "max_tokens"]))
     'prompt'
+    >>> str(fault_of(400, "The model gpt-x does not exist", ["prompt"]))
+    'format'
     """
-    if status in _AGAIN or status >= 500:
+    if status in ASKS_FOR_TIME or status >= 500:
         return Fault.PASSING
     if status in (401, 402, 404):
         return Fault.SERVER
     if status == 413 or _ABOUT_PROMPT.search(words):
         return Fault.PROMPT
+    if status in (400, 422) and _ABOUT_ALL.search(words):
+        return Fault.FORMAT
     ours = set(fields) - {"model", "stream", "prompt", "messages"}  # words that are said of much else
     if not _UNSUPPORTED.search(words):
         ours.discard("max_tokens")  # it may be this prompt that leaves no room for so many

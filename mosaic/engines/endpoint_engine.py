@@ -12,20 +12,25 @@ from contextlib import suppress
 from mosaic.core.checks import require
 from mosaic.core.errors import BackendError, FatalEngineError
 from mosaic.engines.endpoint import EndpointSettings
-from mosaic.engines.endpoint_client import AskError, Client, Fault, Tries
+from mosaic.engines.endpoint_advice import what_to_do
+from mosaic.engines.endpoint_client import ASKS_FOR_TIME, AskError, Client, Fault, Tries
 from mosaic.engines.endpoint_messages import request_of, response_of, written_before
 from mosaic.engines.engine import Aborted, EngineSpec, Generation, Request
 
 STEP_S = 0.02
 """A step in which nothing ends takes so long."""
 NUM_REFUSALS = 4
-"""A server that has served no call is doubted after so many refusals, or one call that all its retries did not save."""
+"""A server that has served no call is doubted after so many refusals, or one call that all its retries did not save.
+
+One that has served calls is doubted after so many calls in a row that its errors made fail, all retries included; calls
+that it refuses are then their own matter, and one that asks for time lives.
+"""
 NO_LIST = (404, 405, 501)
 """What servers say that do not list their models."""
 
 
 class ServerUnreachableError(BackendError):
-    """Nobody answers where the server should be, after all retries."""
+    """After all retries nobody answers where the server should be, or nothing but errors comes from there any more."""
 
 
 def prepare(settings: object) -> None:
@@ -81,8 +86,9 @@ class Call(Tries):
 class EndpointEngine:
     """The requests that one server has in its hands; their event loop runs inside of `step`.
 
-    A server that was reached and has served no call may serve none at all, and is not tried with all calls of a run:
-    once it is doubted nothing more is sent, and when every request that it still has failed at least once, all is lost.
+    A server that was reached and serves no call, or no more, is not tried with all calls of a run: once it is doubted
+    nothing more is sent, and when every request that it still has failed at least once, all is lost, or the server is.
+    A call that is served clears it.
     """
 
     def __init__(self, settings: EndpointSettings, context_tokens: int) -> None:
@@ -94,9 +100,10 @@ class EndpointEngine:
         self._ended: dict[int, tuple[Call, Generation]] = {}
         """Those that ended and were not returned yet."""
         self._error: Exception | None = None
-        self._doubt: str | None = None
+        self._doubt: AskError | None = None
         """How the last call failed, while the server is doubted."""
         self._num_refusals = 0
+        """Since it last served a call."""
         self._has_served = False
         self._news = asyncio.Event()
         self._may_send = asyncio.Event()
@@ -138,7 +145,7 @@ class EndpointEngine:
         if self._doubt is not None and all(
             call.num_retries for call in self._calls.values() if call.sent_ts is not None
         ):
-            raise FatalEngineError(f"{self._doubt}; it has served no call")
+            self._give_up(self._doubt)
         if self._error is not None and not self._ended:
             raise self._error
         ended, self._ended = self._ended, {}
@@ -169,8 +176,9 @@ class EndpointEngine:
         except AskError as error:
             if error.status in NO_LIST:
                 return
-            is_away = error.fault is Fault.UNREACHABLE
-            raise (ServerUnreachableError if is_away else FatalEngineError)(str(error)) from None
+            if error.fault is Fault.UNREACHABLE:
+                raise ServerUnreachableError(str(error)) from None
+            raise self._fatal(error) from None
         models = listed.get("data") if isinstance(listed, dict) else None
         names = [model.get("id") for model in models if isinstance(model, dict)] if isinstance(models, list) else []
         if names and self._endpoint.model not in names:
@@ -208,28 +216,44 @@ class EndpointEngine:
             except AskError as error:
                 raise AskError(self._client.cause(str(error)), error.fault) from None
         except AskError as error:
-            self._fail(call, error.fault, str(error))
+            self._fail(call, error)
         except Exception as error:  # a mistake of ours, which must not pass for a server that takes long
             self._error = self._error or error
         else:
-            self._has_served, self._doubt = True, None
+            self._has_served, self._doubt, self._num_refusals = True, None, 0
             self._may_send.set()
             self._end(call, response)
         self._news.set()
 
-    def _fail(self, call: Call, fault: Fault, cause: str) -> None:
+    def _fail(self, call: Call, error: AskError) -> None:
         """Take note of a call that failed for good."""
+        fault = error.fault
         if fault is Fault.UNREACHABLE:
-            self._error = self._error or ServerUnreachableError(cause)
+            self._error = self._error or ServerUnreachableError(str(error))
         elif fault is Fault.SERVER or (fault is Fault.FORMAT and not self._has_served):
-            self._error = self._error or FatalEngineError(cause)
+            self._error = self._error or self._fatal(error)
         else:
-            self._end(call, _failed(call, cause))
-            if not self._has_served and fault is not Fault.PROMPT:
-                self._num_refusals += NUM_REFUSALS if fault is Fault.PASSING else 1
-                if self._num_refusals >= NUM_REFUSALS:
-                    self._doubt = cause
-                    self._may_send.clear()
+            self._end(call, _failed(call, str(error)))
+            self._num_refusals += self._weight(error)
+            if self._num_refusals >= NUM_REFUSALS:
+                self._doubt = error
+                self._may_send.clear()
+
+    def _weight(self, error: AskError) -> int:
+        """Say how much a failure speaks against the server."""
+        if self._has_served:
+            return int(error.fault is Fault.PASSING and error.status not in ASKS_FOR_TIME)
+        return 0 if error.fault is Fault.PROMPT else NUM_REFUSALS if error.fault is Fault.PASSING else 1
+
+    def _give_up(self, doubt: AskError) -> None:
+        """Lose a server that served calls, for which another may stand in; one that served none is set up wrong."""
+        if not self._has_served:
+            raise self._fatal(doubt, "; it has served no call")
+        why = f"{doubt}; the last {self._num_refusals} calls failed with errors of the server, and none was served"
+        self._error = self._error or ServerUnreachableError(why)
+
+    def _fatal(self, error: AskError, more: str = "") -> FatalEngineError:
+        return FatalEngineError(f"{error}{more}; {what_to_do(error, self._endpoint)}")
 
     def _end(self, call: Call, response: Generation) -> None:
         self._calls.pop(response.number, None)

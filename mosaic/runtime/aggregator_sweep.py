@@ -11,16 +11,17 @@ from itertools import count, islice
 
 from mosaic.core.checks import require
 from mosaic.core.cluster import Cluster
-from mosaic.core.errors import BackendError, DisturbedSweepError
+from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.prediction import prediction_from_sample
-from mosaic.core.results import CallStatus, SessionRecord
+from mosaic.core.results import SessionRecord
 from mosaic.core.workload import Call, Expert
 from mosaic.planning.profiles import ProfileEntry, SweepPoint, fit_session
 from mosaic.planning.schedulers.shards import replica_sessions, split_evenly
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.static_plan import execute
+from mosaic.runtime.whole_sweep import WholeSweep
 
 SHARES = (1, 2, 4)
 """Waves serve all calls, a half and a quarter of them."""
@@ -44,7 +45,7 @@ def sweep_aggregator(
     Raises
     ------
     BackendError
-        If a session cannot be run, or left a call unfinished: a price is never fitted to part of a sweep.
+        If a session cannot be run, or a call does not finish: a price is never fitted to part of a sweep.
     DisturbedSweepError
         If sessions that were interrupted leave too few others.
     ValueError
@@ -62,12 +63,11 @@ def sweep_aggregator(
         waves.append(wave)
         served += shard
     sessions = [session for wave in waves for session in wave]
-    result = execute(unpriced_plan(sessions, num_workers=cluster.num_workers), served, backend, controllers)
-    finished = [record for record in result.calls if record.status is CallStatus.FINISHED]
-    if len(finished) != len(served):
-        raise BackendError(f"aggregator sweep: every call must finish, {len(finished)} of {len(served)} did")
+    everybody = (*controllers, WholeSweep("aggregator sweep", len(served)))
+    result = execute(unpriced_plan(sessions, num_workers=cluster.num_workers), served, backend, everybody)
+    assert len(result.calls) == len(served), "all finished"
     # NOTE: a session that was interrupted and tried again took longer than its calls need.
-    disturbed = {record.session for record in finished if record.attempt > 0}
+    disturbed = {record.session for record in result.calls if record.attempt > 0}
     records = {record.session: record for record in result.sessions if record.session not in disturbed}
     points = tuple(
         _point([records[session.id] for session in wave])
@@ -76,7 +76,7 @@ def sweep_aggregator(
     )
     if disturbed and len({point.num_calls for point in points}) < 2:
         raise DisturbedSweepError("aggregator sweep: waves of two sizes must run undisturbed")
-    sample = tuple(sorted(record.output_tokens for record in finished))
+    sample = tuple(sorted(record.output_tokens for record in result.calls))
     return ProfileEntry(
         expert=expert.name,
         gpu=cluster.workers[0].gpu.name,

@@ -7,15 +7,16 @@ from typing import TypeAlias
 
 from mosaic.core.checks import require, require_count, require_unique
 from mosaic.core.cluster import Cluster
-from mosaic.core.errors import BackendError, DisturbedSweepError
+from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.prediction import prediction_from_sample
-from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
+from mosaic.core.results import CallRecord, RunResult, SessionRecord
 from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ExpertName
 from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_session
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.static_plan import execute
+from mosaic.runtime.whole_sweep import WholeSweep
 
 PromptTokens: TypeAlias = Callable[[int], int]
 """Prompt tokens of the i-th calibration call; sources with fewer questions repeat them."""
@@ -79,7 +80,7 @@ def run_sweep(
     Raises
     ------
     BackendError
-        If the backend cannot run a session, or left a call unfinished: a price is never fitted to part of a sweep.
+        If the backend cannot run a session, or a call does not finish: a price is never fitted to part of a sweep.
     DisturbedSweepError
         If sessions that were interrupted leave too few others.
     """
@@ -101,10 +102,9 @@ def run_sweep(
                     shard=tuple(call.key for call in shard),
                 )
             )
-    result = execute(unpriced_plan(sessions, num_workers=cluster.num_workers), calls, backend, controllers)
-    finished = sum(record.status is CallStatus.FINISHED for record in result.calls)
-    if finished != len(calls):
-        raise BackendError(f"profile sweep: every call must finish, {finished} of {len(calls)} did")
+    everybody = (*controllers, WholeSweep("profile sweep", len(calls)))
+    result = execute(unpriced_plan(sessions, num_workers=cluster.num_workers), calls, backend, everybody)
+    assert len(result.calls) == len(calls), "all finished"
     return Profile(source=source, entries=tuple(_entry(expert, cluster, result) for expert in experts))
 
 

@@ -378,20 +378,35 @@ def test_a_request_can_be_aborted_before_it_was_sent_and_after_it_ended():
 
 # What is wrong with the server.
 
+KEY = "the key (none is sent: api_key_env names the environment variable that holds it)"
+CHECK_KEY = f"check {KEY}, which must be allowed to use 'model-A'"
+CHECK_URL = "check base_url, which ends in /v1 on most servers, and model, got 'model-A'"
+CHECK_FORM = f"set is_vllm: false if the server is not vLLM; else check model, got 'model-A', and {KEY}"
+CHECK_SERVER = "look into the server's log, and start again when it serves calls"
+
 
 @pytest.mark.parametrize(
     ("answer", "cause"),
     [
-        ((401, {"error": {"message": "Incorrect API key"}}), "401 Unauthorized: Incorrect API key"),
-        ((403, {"error": {"message": "No access"}}), "403 Forbidden: No access"),
-        ((404, {"detail": "Not Found"}), "404 Not Found: Not Found"),
+        ((401, {"error": {"message": "Incorrect API key"}}), f"401 Unauthorized: Incorrect API key; {CHECK_KEY}"),
+        ((402, b"pay"), "402 Payment Required: pay; check the account that pays for its calls"),
+        ((403, {"error": {"message": "No access"}}), f"403 Forbidden: No access; {CHECK_KEY}"),
+        ((404, {"detail": "Not Found"}), f"404 Not Found: Not Found; {CHECK_URL}"),
+        (
+            (400, {"error": {"message": "The model gpt-x does not exist"}}),
+            f"400 Bad Request: The model gpt-x does not exist; {CHECK_FORM}",
+        ),
+        (
+            (400, {"error": {"message": "Please pass a valid API key."}}),
+            f"400 Bad Request: Please pass a valid API key.; {CHECK_FORM}",
+        ),
         (
             (400, {"error": {"message": "Unrecognized request argument supplied: top_k"}}),
-            "400 Bad Request: Unrecognized request argument supplied: top_k",
+            f"400 Bad Request: Unrecognized request argument supplied: top_k; {CHECK_FORM}",
         ),
         (
             (422, {"error": {"message": "Extra inputs are not permitted", "param": "min_p"}}),
-            "422 Unprocessable Entity: Extra inputs are not permitted",
+            f"422 Unprocessable Entity: Extra inputs are not permitted; {CHECK_FORM}",
         ),
     ],
 )
@@ -434,22 +449,58 @@ def test_a_key_or_a_model_may_be_withdrawn_later(answer, is_fatal):
 
 
 @pytest.mark.parametrize(
-    ("answer", "tries", "cause"),
+    ("answer", "tries", "cause", "advice"),
     [
-        ((500, {"error": "out of order"}), 3, "500 Internal Server Error: out of order (tried 3 times)"),
-        ((429, {"error": "quota"}), 3, "429 Too Many Requests: quota (tried 3 times)"),
-        (DROP, 3, "the connection broke: Server disconnected (tried 3 times)"),
-        ((400, {"error": "no"}), 4, "400 Bad Request: no"),
-        ((200, b"<html>Welcome"), 4, "the reply is no JSON: b'<html>Welcome'"),
+        ((500, {"error": "out of order"}), 3, "500 Internal Server Error: out of order (tried 3 times)", CHECK_SERVER),
+        ((429, {"error": "quota"}), 3, "429 Too Many Requests: quota (tried 3 times)", CHECK_SERVER),
+        (DROP, 3, "the connection broke: Server disconnected (tried 3 times)", CHECK_SERVER),
+        ((400, {"error": "no"}), 4, "400 Bad Request: no", CHECK_FORM),
+        ((200, b"<html>Welcome"), 4, "the reply is no JSON: b'<html>Welcome'", CHECK_URL),
     ],
 )
-def test_a_server_that_serves_nobody_is_not_asked_for_ever(answer, tries, cause):
+def test_a_server_that_serves_nobody_is_not_asked_for_ever(answer, tries, cause, advice):
     message, server = fatal(always(answer), max_in_flight=1)
-    assert message == f"A at http://127.0.0.1:{server.port}/v1: {cause}; it has served no call"
+    assert message == f"A at http://127.0.0.1:{server.port}/v1: {cause}; it has served no call; {advice}"
     assert len(server.posts) == tries
     message, server = fatal(always(answer), max_in_flight=6)
     assert message.startswith(f"A at http://127.0.0.1:{server.port}/v1: {cause}")
     assert len(server.prompts()) <= 6 + 3, "no more than were under way, and those that took the first refusals' place"
+
+
+def ill_after(num_served, answer):
+    """Serve so many posts, then give the same answer to everybody."""
+    served = threading.Semaphore(num_served)
+    return lambda body, number: completion(body) if served.acquire(blocking=False) else answer
+
+
+@pytest.mark.parametrize("max_in_flight", [1, 4])
+def test_a_server_that_serves_nobody_any_more_is_lost(max_in_flight):
+    """Another may stand in for it; none of the calls that it still had is tried for ever."""
+    behave, kept = ill_after(6, (500, {"error": "CUDA error"})), {}
+    with serving(FakeServer("A", behave)) as (server,), opened(server, max_in_flight=max_in_flight) as engine:
+        with pytest.raises(ServerUnreachableError) as raised:
+            serve(engine, some_requests(40), kept=kept)
+        assert is_device_lost(raised.value)
+    assert str(raised.value).startswith(
+        f"A at http://127.0.0.1:{server.port}/v1: 500 Internal Server Error: CUDA error (tried 3 times); the last "
+    )
+    assert sum(response.error is None for response in kept.values()) == 6
+    assert len(server.prompts()) <= 6 + 2 * max(max_in_flight, endpoint_engine.NUM_REFUSALS)
+
+
+@pytest.mark.parametrize("answer", [(429, ERROR), (400, ERROR)])
+def test_a_server_that_served_calls_may_refuse_others_and_ask_for_time(answer):
+    responses, server = ask(ill_after(6, answer), max_in_flight=1)
+    assert sum(response.error is None for response in responses.values()) == 6
+    assert len(server.prompts()) == 20
+
+
+def test_a_call_that_is_served_clears_a_doubt():
+    def behave(body, number):
+        return completion(body) if body["seed"] % 4 == 0 else (500, ERROR)
+
+    responses, _ = ask(behave, max_in_flight=1)
+    assert [number for number, response in responses.items() if response.error is None] == [0, 4, 8, 12, 16]
 
 
 def test_one_bad_call_is_no_bad_server_while_others_are_under_way():
@@ -578,7 +629,10 @@ def test_keys_come_from_the_environment_and_go_nowhere_else(monkeypatch):
         with opened(server, api_key_env="KEY_OF_A") as engine, pytest.raises(FatalEngineError) as raised:
             serve(engine, REQUESTS)
         assert {headers.get("Authorization") for _, _, headers in server.posts} == {"Bearer s3cret"}
-        assert str(raised.value).endswith("401 Unauthorized: Incorrect API key: (key)")
+        assert str(raised.value).endswith(
+            "/v1: 401 Unauthorized: Incorrect API key: (key); check the key in KEY_OF_A, which must be allowed to use "
+            "'model-A'"
+        )
         with opened(other) as engine, pytest.raises(FatalEngineError):
             serve(engine, REQUESTS)
         assert {headers.get("Authorization") for _, _, headers in other.posts} == {None}

@@ -70,3 +70,35 @@ def test_a_server_that_goes_away_leaves_its_calls_to_the_other(tmp_path, servers
     calls = pq.read_table(folder / "calls.parquet").to_pylist()
     assert len({(call["question"], call["slot"]) for call in calls}) == len(calls) == 36
     assert {call["status"] for call in calls} == {"finished"}
+
+
+def test_a_wrong_key_ends_the_run_at_once_with_the_words_of_the_server(tmp_path, servers):
+    for server in servers:
+        server.behave = lambda body, number: (401, {"error": {"message": "Incorrect API key"}})
+    outcome = run_here(*overrides_of(tmp_path, servers), "aggregator=none", f"hydra.run.dir={tmp_path / 'run'}")
+    assert outcome.status == 2
+    last = outcome.err.splitlines()[-1]
+    assert "/v1: 401 Unauthorized: Incorrect API key; check the key (none is sent: api_key_env names" in last
+    assert sum(len(server.posts) for server in servers) <= 2 + 2 + 6, "a session of each server, at most"
+
+
+def test_a_sweep_that_cannot_finish_names_the_cause_and_keeps_what_has_finished(tmp_path, servers):
+    num_served, is_ill = 0, True
+
+    def behave(body, number):
+        nonlocal num_served
+        if is_ill and num_served == 3:
+            return (500, {"error": {"message": "CUDA error"}})
+        num_served += 1
+        return completion(body)
+
+    servers[0].behave = servers[2].behave = behave
+    overrides = [*overrides_of(tmp_path, servers), "aggregator=none", f"hydra.run.dir={tmp_path / 'run'}"]
+    overrides += ["backend.max_in_flight=1", "backend.patience.max_retries=1", "backend.patience.first_wait_s=0.01"]
+    outcome = run_here(*overrides)
+    assert outcome.status == 2
+    assert "profile sweep: every call must finish, " in outcome.err
+    assert "/v1: 500 Internal Server Error: CUDA error (tried 2 times). Correct this" in outcome.err.splitlines()[-1]
+    is_ill = False
+    assert run_here(*overrides).status == 0
+    assert num_served == 8 + 24, "calls of the sweep and of the batch, each once"

@@ -90,9 +90,22 @@ def test_the_simulator_runs_a_sweep() -> None:
         assert entry.fit.residual_std_frac < 0.1
 
 
-def test_a_sweep_that_did_not_finish_prices_nothing() -> None:
-    with pytest.raises(BackendError, match="profile sweep: every call must finish, 25 of 28 did"):
-        profile_of(affine(num_failed=3))
+def test_a_sweep_that_cannot_finish_stops_and_tells_the_first_cause() -> None:
+    backend = affine(num_failed=3)
+    with pytest.raises(BackendError) as raised:
+        profile_of(backend)
+    assert str(raised.value) == (
+        "profile sweep: every call must finish, 0 of 28 did before it stopped: call calibration-A-0 failed: no reason "
+        "is known. Correct this, or give a profile (profile.path, profile.aggregator_path)"
+    )
+    lost = affine(losses={0: (1, "its server is gone")})
+    with pytest.raises(BackendError, match="2 of 28 did before it stopped: worker 0 is lost: its server is gone"):
+        profile_of(lost)
+
+
+def test_a_worker_that_is_lost_when_it_has_nothing_left_stops_no_sweep() -> None:
+    backend = affine(losses={1: (0, "gone")})
+    assert profile_of(backend) == profile_of(affine())
 
 
 def test_sessions_that_were_interrupted_price_nothing_and_their_lengths_count() -> None:
