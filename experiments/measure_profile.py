@@ -92,7 +92,9 @@ def measure_profiles(job: Job, files: Mapping[str, str], *, is_real: bool) -> di
     else:
         job, upper = replace(job, graph=replace(job.graph, nodes=job.graph.layers[0]), has_barrier=True), []
     profiles = measure(
-        job, show=lambda title, predicted: show_run(title, predicted=predicted, is_simulated=not is_real)
+        job,
+        show=lambda title, predicted: show_run(title, predicted=predicted, is_simulated=not is_real),
+        tell=lambda line: print(line, file=sys.stderr, flush=True) if is_real else None,
     )
     made = {"out": profiles[job.graph.first_nodes[0]]}
     if upper:

@@ -190,7 +190,13 @@ def run_resolved(
         if not prepared.runs:
             explain_only(prepared, folder, stamped, watch, point)
             return 0
-        outcome = mosaic.run(job, show=displays(is_real), on_replan=tell_replan, step=watch.step)
+        outcome = mosaic.run(
+            job,
+            show=displays(is_real),
+            on_replan=tell_replan,
+            step=watch.step,
+            tell=tell_line if is_real else lambda line: None,
+        )
     plans = [planned.plan for planned in outcome.planned]
     summary = summary_of(prepared, config, plans, outcome)
     files = answer_files(prepared, outcome)
@@ -285,6 +291,11 @@ def has_failed_calls(folder: Path) -> bool:
 def tell_replan(plan: Plan, lost: Mapping[int, str]) -> None:
     """Tell of a new plan while the run goes on."""
     print(describe_new_plan(plan, lost), file=sys.stderr)
+
+
+def tell_line(line: str) -> None:
+    """Tell what comes before the batch of a real run."""
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mosaic.core.errors import RunFolderError
-from mosaic.core.results import CallRecord, CallStatus, SessionRecord
+from mosaic.core.results import SESSION_COLUMNS, CallRecord, CallStatus, SessionRecord
 from mosaic.core.workload import CallKey
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ def read_table(path: Path, columns: Sequence[str]) -> "pl.DataFrame":
 
 def read_sessions(folder: Path) -> tuple[SessionRecord, ...]:
     """Read all sessions of a run, those of every node."""
-    names = [name for name in SessionRecord.__dataclass_fields__ if name != "cpu_s"]
-    rows = read_table(folder / SESSIONS, names).iter_rows(named=True)
+    rows = read_table(folder / SESSIONS, [*SESSION_COLUMNS]).iter_rows(named=True)
     return tuple(SessionRecord(**{**row, "workers": tuple(row["workers"])}) for row in rows)
 
 

@@ -91,6 +91,9 @@ def _unused_profile(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, 
         yield "profile.sweep", f"profile.path={config['profile']['path']} is a sweep's result"
         if job.upper_profile is not None or not job.graph.upper_nodes:
             yield "profile.seed", "nothing is measured"
+            yield "profile.max_batch_frac", "nothing is measured"
+    if job.site.way == "simulated":
+        yield "profile.max_batch_frac", "only what real engines measure is bounded"
     if job.site.fingerprint is None:
         yield "profile.store", "only simulations keep what they measure"
 

@@ -12,7 +12,7 @@ from experiments.config.instantiation import call, make
 from experiments.config.pipeline import check_batch, check_calibration, check_upper_profile, pipeline_from
 from experiments.config.sites import Built, Parts, explained_site, simulated_site
 from experiments.config.world import check_length_error, simulated_world
-from mosaic.core.checks import require, require_count, require_unique
+from mosaic.core.checks import require, require_count, require_number, require_unique
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.gates.setting import Setting, describe_setting
@@ -50,7 +50,7 @@ SECTIONS = (
 )  # fmt: skip
 KEYS = {
     "pool": ("name", "experts", "aggregator"),
-    "profile": ("path", "aggregator_path", "store", "length_error", "seed", "sweep"),
+    "profile": ("path", "aggregator_path", "store", "length_error", "seed", "max_batch_frac", "sweep"),
     "plan": ("path",),
 }
 """Of the groups that are no arguments of a function."""
@@ -104,6 +104,8 @@ def job_from(
     for key in ("path", "aggregator_path", "store"):
         require_path(profile.get(key), f"profile.{key}")
     check_length_error(profile)
+    if profile.get("max_batch_frac") is not None:
+        require_number(profile["max_batch_frac"], "profile.max_batch_frac", above=0)
     require_path(config["plan"].get("path"), "plan.path")
     experts = _pool(pool)
     hardware = make(config["hardware"], "hardware")
@@ -155,6 +157,7 @@ def job_from(
         site=site,
         sweep=call(Sweep, "profile.sweep", **profile["sweep"]),
         profile=None if profile.get("path") is None else load_profile(profile["path"]),
+        max_batch_frac=profile.get("max_batch_frac"),
         upper_profile=None if profile.get("aggregator_path") is None else load_profile(profile["aggregator_path"]),
         placements=pipeline.placements,
         plans=() if plan_path is None else load_plans(plan_path),

@@ -95,6 +95,14 @@ class SessionRecord:
 
     None: not known, or simulated.
     """
+    num_interruptions: int = 0
+    """Times that it was begun again."""
+
+
+SESSION_COLUMNS = tuple(
+    name for name in SessionRecord.__dataclass_fields__ if name not in ("cpu_s", "num_interruptions")
+)
+"""What tables of sessions hold: the same of a simulation and of real engines."""
 
 
 class Resumption(NamedTuple):

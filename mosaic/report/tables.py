@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mosaic.core.errors import RunFolderError
 from mosaic.core.prediction import LengthPrediction
-from mosaic.core.results import CallRecord, SessionRecord
+from mosaic.core.results import SESSION_COLUMNS, CallRecord, SessionRecord
 from mosaic.core.workload import ExpertName, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer
 from mosaic.report.metrics import session_output_tok_per_s
@@ -48,9 +48,7 @@ def calls_parquet(
 def sessions_parquet(sessions: Sequence[SessionRecord]) -> bytes:
     """Encode sessions.parquet: one row per session, in the order of the result."""
     values: dict[str, Iterable[Any]] = {
-        name: [getattr(session, name) for session in sessions]
-        for name in SessionRecord.__dataclass_fields__
-        if name != "cpu_s"
+        name: [getattr(session, name) for session in sessions] for name in SESSION_COLUMNS
     }
     values["output_tok_per_s"] = [session_output_tok_per_s(session) for session in sessions]
     return _encode(values, _sessions_schema())
@@ -74,9 +72,8 @@ def read_sessions(path: str | Path) -> tuple[SessionRecord, ...]:
     """
     import pyarrow.parquet as pq
 
-    names = [name for name in SessionRecord.__dataclass_fields__ if name != "cpu_s"]
     try:
-        rows = pq.read_table(path, columns=names).to_pylist()
+        rows = pq.read_table(path, columns=[*SESSION_COLUMNS]).to_pylist()
     except (OSError, ValueError) as error:  # NOTE: pyarrow's own errors derive from these two
         raise RunFolderError(f"{path}: cannot be read ({error})") from error
     return tuple(SessionRecord(**{**row, "workers": tuple(row["workers"])}) for row in rows)

@@ -5,7 +5,7 @@ a heavy tail that is far above the mean of one session, so a wave is what is mea
 for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count, islice
 
@@ -36,11 +36,15 @@ def sweep_aggregator(
     backend: Backend,
     places: Sequence[tuple[int, ...]] | None = None,
     controllers: Sequence[Controller] = (),
+    *,
+    max_calls: int | None = None,
+    tell: Callable[[int], object] = lambda num_calls: None,
 ) -> ProfileEntry:
     """Measure the aggregator at its tensor-parallel degree, with as many replicas as its cap and the cluster allow.
 
     ``places`` are the gangs of workers where it may run; None: all that the cluster makes up. ``controllers`` hear the
-    events too.
+    events too. No more than ``max_calls`` are served, but for one wave of each size with four calls a place; ``tell``
+    hears how many.
 
     Raises
     ------
@@ -56,18 +60,19 @@ def sweep_aggregator(
     waves: list[tuple[Session, ...]] = []
     served: list[Call] = []
     barrier: tuple[int, ...] = ()
-    for shard in _shards(calls, len(places)):
+    for shard in _shards(calls, len(places), max_calls):
         parts = split_evenly(len(shard), len(places))
         wave = replica_sessions(shard, places, parts, first_id=sum(map(len, waves)), after=barrier)
         barrier = tuple(session.id for session in wave)
         waves.append(wave)
         served += shard
     sessions = [session for wave in waves for session in wave]
+    tell(len(served))
     everybody = (*controllers, WholeSweep("aggregator sweep", len(served)))
     result = execute(unpriced_plan(sessions, num_workers=cluster.num_workers), served, backend, everybody)
     assert len(result.calls) == len(served), "all finished"
-    # NOTE: a session that was interrupted and tried again took longer than its calls need.
-    disturbed = {record.session for record in result.calls if record.attempt > 0}
+    # NOTE: a session that was interrupted and begun again took longer than its calls need.
+    disturbed = {record.session for record in result.sessions if record.num_interruptions}
     records = {record.session: record for record in result.sessions if record.session not in disturbed}
     points = tuple(
         _point([records[session.id] for session in wave])
@@ -103,11 +108,15 @@ def aggregator_places(expert: Expert, num_workers: int) -> list[tuple[int, ...]]
     return places[: expert.max_replicas]
 
 
-def _shards(calls: Sequence[Call], num_places: int) -> Iterator[list[Call]]:
+def _shards(calls: Sequence[Call], num_places: int, max_calls: int | None) -> Iterator[list[Call]]:
     """Cut waves out of the calls; what is served again has a key, and so luck, of its own."""
     least = num_places * max(SHARES)
+    if max_calls is not None:
+        calls = calls[: max(least, max_calls // len(SHARES))]
     num_copies = -(-least // len(calls))
     num_repeats = min(MAX_REPEATS, -(-NUM_SWEPT_CALLS // (num_copies * len(calls))))
+    if max_calls is not None:
+        num_repeats = min(num_repeats, max(1, max_calls // (len(SHARES) * num_copies * len(calls))))
     slots = count()
     for share in SHARES * num_repeats:
         chosen = list(islice(slots, num_copies))

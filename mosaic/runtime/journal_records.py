@@ -138,6 +138,7 @@ class JournalState:
             num_calls=len(finished),
             output_tokens=sum(call.output_tokens for call in finished),
             cpu_s=sum(cpu_s) if len(cpu_s) == len(opened) else None,
+            num_interruptions=len(opened) - 1,
         )
 
 

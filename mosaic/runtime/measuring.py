@@ -4,6 +4,7 @@ A rehearsal sends calibration questions through the pipeline, so that the length
 that are measured.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -22,14 +23,22 @@ from mosaic.planning.schedulers.shards import replica_sessions, split_evenly
 from mosaic.runtime.aggregator_sweep import sweep_aggregator
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.layers import Questions
+from mosaic.runtime.payback import announcement, first_questions, sweeps_within
 from mosaic.runtime.planner import Planner, placed
 from mosaic.runtime.site import Prompts, Site
 from mosaic.runtime.sweep import Sweep, run_sweep
 
 _Swept = TypeVar("_Swept")
 
+SPARED = "profile.aggregator_path=FILE spares them"
+"""How to do without measuring upper nodes; one that is planned without a barrier is rehearsed all the same."""
+
 Show: TypeAlias = Callable[[str, Mapping[int, PredictedTimes]], AbstractContextManager[Sequence[Controller]]]
 """Gives who shows what goes on, by its name and what is predicted of its sessions (more may come while it lasts)."""
+
+
+Tell: TypeAlias = Callable[[str], object]
+"""Takes a line that somebody in front of the run should read."""
 
 
 def show_nothing(name: str, predicted: Mapping[int, PredictedTimes]) -> AbstractContextManager[Sequence[Controller]]:
@@ -65,16 +74,24 @@ def sweep_first_layer(
     site: Site,
     source: str,
     show: Show,
+    *,
+    max_batch_frac: float | None = None,
+    tell: Tell = lambda line: None,
 ) -> Profile:
-    """Measure the experts that have calls."""
-    called = {call.expert for call in calls}
-    swept = [expert for expert in experts if expert.name in called]
+    """Measure the experts that have calls, each with no more than this share of the calls that it has.
+
+    See ``mosaic.runtime.payback``: None is no bound, and a few calls are measured in any case.
+    """
+    sweeps = sweeps_within(sweep, calls, max_batch_frac)
+    swept = [expert for expert in experts if expert.name in sweeps]
+    num_calls = {expert.name: sweeps[expert.name].num_calls for expert in swept}
 
     def measure(name: str) -> Profile:
         backend, prompt_tokens = site.sweep(name, swept)
+        tell(announcement("profiling", num_calls, "to price sessions", "profile.path=FILE spares them"))
         with show("profiling", {}) as shown:
             return run_sweep(
-                sweep,
+                sweeps,
                 swept,
                 cluster,
                 backend,
@@ -84,10 +101,18 @@ def sweep_first_layer(
                 shown,
             )
 
-    return _again_if_disturbed("profile", measure)
+    return _again_if_disturbed("profile", measure, tell)
 
 
-def rehearse(graph: CallGraph, planner: Planner, site: Site, show: Show) -> Rehearsal:
+def rehearse(
+    graph: CallGraph,
+    planner: Planner,
+    site: Site,
+    show: Show,
+    *,
+    max_questions: int | None = None,
+    tell: Tell = lambda line: None,
+) -> Rehearsal:
     """Send calibration questions through all layers but the last, and see what each upper node gets.
 
     A node that gets nothing there has no typical call; then all questions stand in.
@@ -98,8 +123,13 @@ def rehearse(graph: CallGraph, planner: Planner, site: Site, show: Show) -> Rehe
         The pipeline, who plans its first layer, and where.
     show
         Shows what goes on.
+    max_questions
+        Most questions that are asked; None: as many as the site gives.
+    tell
+        Told how many calls come.
     """
     asked = site.calibration([entry.expert for entry in planner.profiles[graph.first_nodes[0]].entries])
+    asked = first_questions(asked, max_questions)
     known = {question.id: question for question in asked.questions}
     questions = Questions(asked, graph)
     calls: Sequence[Call] = questions.first_calls
@@ -108,6 +138,8 @@ def rehearse(graph: CallGraph, planner: Planner, site: Site, show: Show) -> Rehe
     typical: dict[NodeName, tuple[Call, ...]] = {}
     needed_frac: dict[NodeName, float] = {}
     for number, layer in enumerate(graph.layers[1:]):
+        count = dict(Counter(call.expert for call in calls))
+        tell(announcement("calibrating", count, "to see what the gate leaves", SPARED))
         with show("calibrating", {}) as shown:
             prompts = prompts_of(graph, known)
             said = site.ask(f"calibration_{number}", calls, make, known, prompts, records, shown)
@@ -125,9 +157,22 @@ def rehearse(graph: CallGraph, planner: Planner, site: Site, show: Show) -> Rehe
 
 
 def sweep_node(
-    node: Node, rehearsal: Rehearsal, graph: CallGraph, planner: Planner, site: Site, source: str, show: Show
+    node: Node,
+    rehearsal: Rehearsal,
+    graph: CallGraph,
+    planner: Planner,
+    site: Site,
+    source: str,
+    show: Show,
+    *,
+    max_calls: int | None = None,
+    tell: Tell = lambda line: None,
 ) -> Profile:
-    """Measure a node's experts, at each degree at which they may be placed, on what calibration leaves to it."""
+    """Measure a node's experts, at each degree at which they may be placed, on what calibration leaves to it.
+
+    ``max_calls`` bounds each of these measurements, and ``tell`` is told how many calls come.
+    """
+    what = f"profiling {node.name}"
     entries: list[ProfileEntry] = []
     prompts = prompts_of(graph, rehearsal.questions)
     for expert in node.experts:
@@ -137,10 +182,14 @@ def sweep_node(
 
             def measure(name: str, shaped: Expert = shaped, calls: Sequence[Call] = calls) -> ProfileEntry:
                 backend = site.rehearsal(name, rehearsal.questions, prompts, rehearsal.records)
-                with show(f"profiling {node.name}", {}) as shown:
-                    return sweep_aggregator(shaped, calls, planner.cluster, backend, site.places(shaped), shown)
+                with show(what, {}) as shown:
+                    return sweep_aggregator(
+                        shaped, calls, planner.cluster, backend, site.places(shaped), shown,
+                        max_calls=max_calls,
+                        tell=lambda count: tell(announcement(what, {shaped.name: count}, "to price it", SPARED)),
+                    )  # fmt: skip
 
-            entries.append(_again_if_disturbed(f"profile_{node.name}_{expert.name}_tp{degree}", measure))
+            entries.append(_again_if_disturbed(f"profile_{node.name}_{expert.name}_tp{degree}", measure, tell))
     return Profile(source=source, entries=tuple(entries))
 
 
@@ -161,8 +210,9 @@ def prompts_of(graph: CallGraph, questions: Mapping[str, Question]) -> Prompts:
     return lambda call, inputs: graph.prompt(questions[call.key.question], call, inputs)
 
 
-def _again_if_disturbed(name: str, measure: Callable[[str], _Swept]) -> _Swept:
+def _again_if_disturbed(name: str, measure: Callable[[str], _Swept], tell: Tell) -> _Swept:
     try:
         return measure(name)
-    except DisturbedSweepError:
+    except DisturbedSweepError as error:
+        tell(f"{error}; it is measured once more")
         return measure(f"{name}_again")

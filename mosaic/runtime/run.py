@@ -20,6 +20,7 @@ from mosaic.runtime.loop import drive
 from mosaic.runtime.measuring import (
     Rehearsal,
     Show,
+    Tell,
     even_plan,
     prompts_of,
     rehearse,
@@ -27,6 +28,7 @@ from mosaic.runtime.measuring import (
     sweep_first_layer,
     sweep_node,
 )
+from mosaic.runtime.payback import paid_back
 from mosaic.runtime.planner import Planned, Planner, placed
 from mosaic.runtime.replanning import Replanning
 from mosaic.runtime.static_plan import execute
@@ -37,7 +39,13 @@ Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
 """Times a step of a run."""
 
 
-def plan(job: Job, *, show: Show = show_nothing, step: Step = lambda name: nullcontext()) -> Planned:
+def plan(
+    job: Job,
+    *,
+    show: Show = show_nothing,
+    step: Step = lambda name: nullcontext(),
+    tell: Tell = lambda line: None,
+) -> Planned:
     """Plan the first layer, and measure its experts before where no profile is given.
 
     Raises
@@ -45,22 +53,25 @@ def plan(job: Job, *, show: Show = show_nothing, step: Step = lambda name: nullc
     InfeasibleError, PlanError, ProfileError, BackendError
         If no plan exists, a saved plan is of another batch, or something cannot be measured.
     """
-    return _plan(job, show, step)[1]
+    return _plan(job, show, step, tell)[1]
 
 
-def measure(job: Job, *, show: Show = show_nothing) -> Mapping[NodeName, Profile]:
+def measure(job: Job, *, show: Show = show_nothing, tell: Tell = lambda line: None) -> Mapping[NodeName, Profile]:
     """Measure what a run measures before it begins, or take what is given, by node.
+
+    All that the sweep says is measured, whatever the batch could pay back: profiles are what is asked for.
 
     Raises
     ------
     InfeasibleError, PlanError, ProfileError, BackendError
         If something cannot be measured, or no plan exists for what calibration needs.
     """
-    planner, _ = _plan(job, show, lambda name: nullcontext())
-    return _with_upper_profiles(job, planner, show)[0].profiles
+    job = replace(job, max_batch_frac=None)
+    planner, _ = _plan(job, show, lambda name: nullcontext(), tell)
+    return _with_upper_profiles(job, planner, show, tell)[0].profiles
 
 
-def _plan(job: Job, show: Show, step: Step) -> tuple[Planner, Planned]:
+def _plan(job: Job, show: Show, step: Step, tell: Tell) -> tuple[Planner, Planned]:
     first = job.graph.first_calls(job.workload)
     with step("profile"):
         profile = job.profile
@@ -76,7 +87,17 @@ def _plan(job: Job, show: Show, step: Step) -> tuple[Planner, Planned]:
                     [call.prompt_tokens for call in first],
                 ),
                 Profile,
-                lambda: sweep_first_layer(job.sweep, first, _pool(job), job.cluster, job.site, source, show),
+                lambda: sweep_first_layer(
+                    job.sweep,
+                    first,
+                    _pool(job),
+                    job.cluster,
+                    job.site,
+                    source,
+                    show,
+                    max_batch_frac=_max_batch_frac(job),
+                    tell=tell,
+                ),
             )
     with step("plan"):
         planner = Planner(
@@ -88,6 +109,10 @@ def _plan(job: Job, show: Show, step: Step) -> tuple[Planner, Planned]:
             by_node=job.placements,
         )
         return planner, planner.plan(first, saved=job.plans[0] if job.plans else None)
+
+
+def _max_batch_frac(job: Job) -> float | None:
+    return None if job.site.way == "simulated" else job.max_batch_frac
 
 
 def _stored(
@@ -114,6 +139,7 @@ def run(
     on_replan: Callable[[Plan, Mapping[int, str]], None] = lambda plan, lost: None,
     tick_s: float | None = None,
     step: Step = lambda name: nullcontext(),
+    tell: Tell = lambda line: None,
 ) -> Outcome:
     """Measure what is not given, plan, and run to the end.
 
@@ -131,16 +157,18 @@ def run(
         Seconds between ticks, for controllers that want them.
     step
         Wraps the steps profile, plan, profile_upper, execute, always_aggregate, to time them.
+    tell
+        Told what is measured before the batch, in lines to be read before it is sent.
 
     Raises
     ------
     InfeasibleError, PlanError, ProfileError, BackendError
         If no plan exists, a plan breaks the problem, or the site cannot run it.
     """
-    planner, first = _plan(job, show, step)
+    planner, first = _plan(job, show, step, tell)
     graph, workload, site = job.graph, job.workload, job.site
     with step("profile_upper"):
-        planner, rehearsal = _with_upper_profiles(job, planner, show)
+        planner, rehearsal = _with_upper_profiles(job, planner, show, tell)
     known = {question.id: question for question in workload.questions}
     questions = Questions(workload, graph)
     planned: list[Planned] = []
@@ -176,13 +204,14 @@ def run(
     return replace(outcome, answers=_by_majority(job, outcome.result, questions))
 
 
-def _with_upper_profiles(job: Job, planner: Planner, show: Show) -> tuple[Planner, Rehearsal]:
+def _with_upper_profiles(job: Job, planner: Planner, show: Show, tell: Tell) -> tuple[Planner, Rehearsal]:
     graph, site, given = job.graph, job.site, job.upper_profile
+    most = paid_back(len(job.workload.questions), _max_batch_frac(job))
     upper = graph.upper_nodes
     rehearsal = Rehearsal()
     profiles = dict(planner.profiles)
     if upper and not job.has_barrier:
-        rehearsal = rehearse(graph, planner, site, show)
+        rehearsal = rehearse(graph, planner, site, show, max_questions=most, tell=tell)
     for node in upper:
         if given is not None:
             profiles[node.name] = given
@@ -193,8 +222,8 @@ def _with_upper_profiles(job: Job, planner: Planner, show: Show) -> tuple[Planne
         def measure(node: Node = node, source: str = source) -> Profile:
             nonlocal rehearsal
             if not rehearsal.calls:
-                rehearsal = rehearse(graph, planner, site, show)
-            return sweep_node(node, rehearsal, graph, planner, site, source, show)
+                rehearsal = rehearse(graph, planner, site, show, max_questions=most, tell=tell)
+            return sweep_node(node, rehearsal, graph, planner, site, source, show, max_calls=most, tell=tell)
 
         decided_by = (node.name, _decided_by(graph), job.workload, planner.degrees(node.name, node.experts[0]))
         profiles[node.name] = _stored(job, (source, *decided_by), Profile, measure)

@@ -1,6 +1,6 @@
 """Measures a profile: sessions of several shard sizes on calibration calls, run on a backend."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TypeAlias
@@ -39,6 +39,11 @@ class Sweep:
         require(len(self.shard_sizes) >= 2, "profile.sweep.shard_sizes", "at least two sizes", self.shard_sizes)
         require_count(self.num_repeats, "profile.sweep.num_repeats", at_least=1)
 
+    @property
+    def num_calls(self) -> int:
+        """Of an expert, in all."""
+        return sum(self.shard_sizes) * self.num_repeats
+
 
 def sweep_calls(sweep: Sweep, expert: ExpertName, prompt_tokens: PromptTokens) -> Iterator[tuple[Call, ...]]:
     """List the calibration shards of an expert; every call has a key of its own, so luck is not shared."""
@@ -53,7 +58,7 @@ def sweep_calls(sweep: Sweep, expert: ExpertName, prompt_tokens: PromptTokens) -
 
 
 def run_sweep(
-    sweep: Sweep,
+    sweeps: Mapping[ExpertName, Sweep],
     experts: Sequence[Expert],
     cluster: Cluster,
     backend: Backend,
@@ -62,18 +67,19 @@ def run_sweep(
     workers_of: Callable[[Expert, int], tuple[int, ...]] = lambda expert, session: tuple(range(expert.tp_degree)),
     controllers: Sequence[Controller] = (),
 ) -> Profile:
-    """Run the sweep's sessions one expert after the other and fit their costs.
+    """Run the sessions of sweeps one expert after the other and fit their costs.
 
     Parameters
     ----------
-    sweep, experts, cluster, backend
-        What to run, of whom, where and by whom.
+    sweeps, experts, cluster, backend
+        What to run of each expert, where and by whom.
     prompt_tokens
         Of the calibration calls.
     source
         Where the profile says it comes from.
     workers_of
-        Where an expert is measured, by the number of the session; the first workers unless told otherwise.
+        Where an expert is measured, by the number of the session if all had as many; the first workers unless told
+        otherwise.
     controllers
         Who else hears the events.
 
@@ -86,11 +92,13 @@ def run_sweep(
     """
     sessions: list[Session] = []
     calls: list[Call] = []
-    shards = {expert.name: list(sweep_calls(sweep, expert.name, prompt_tokens)) for expert in experts}
+    shards = {expert.name: list(sweep_calls(sweeps[expert.name], expert.name, prompt_tokens)) for expert in experts}
     # NOTE: sizes outside, experts inside, so that an expert is loaded again for each of its sessions
     # (and its load is measured again) unless it is alone in the pool.
-    for index in range(len(sweep.shard_sizes) * sweep.num_repeats):
-        for expert in experts:
+    for index in range(max(map(len, shards.values()))):
+        for place, expert in enumerate(experts):
+            if index >= len(shards[expert.name]):
+                continue
             shard = shards[expert.name][index]
             calls += shard
             sessions.append(
@@ -98,7 +106,7 @@ def run_sweep(
                     id=len(sessions),
                     expert=expert.name,
                     node=PROPOSE,
-                    workers=workers_of(expert, len(sessions)),
+                    workers=workers_of(expert, index * len(experts) + place),
                     shard=tuple(call.key for call in shard),
                 )
             )
@@ -110,10 +118,10 @@ def run_sweep(
 
 def _entry(expert: Expert, cluster: Cluster, result: RunResult) -> ProfileEntry:
     records: list[CallRecord] = [call for call in result.calls if call.expert == expert.name]
-    # NOTE: a session that was interrupted and tried again took longer than its calls need.
-    disturbed = {call.session for call in records if call.attempt > 0}
+    # NOTE: a session that was interrupted and begun again took longer than its calls need. One whose server wanted a
+    # request twice did not: the batch will meet the same server.
     sessions: list[SessionRecord] = [
-        session for session in result.sessions if session.expert == expert.name and session.session not in disturbed
+        session for session in result.sessions if session.expert == expert.name and not session.num_interruptions
     ]
     sizes = {session.num_calls for session in sessions}
     if len(sizes) < 2:

@@ -82,23 +82,85 @@ def test_a_wrong_key_ends_the_run_at_once_with_the_words_of_the_server(tmp_path,
     assert sum(len(server.posts) for server in servers) <= 2 + 2 + 6, "a session of each server, at most"
 
 
+def questions_for(expert: str, num_questions: int, folder: Path) -> str:
+    """Write questions for one expert; gives the override that reads them."""
+    lines = [
+        {"id": f"q{i}", "question": f"Question {i}? (A) 1 (B) 2", "experts": [expert]} for i in range(num_questions)
+    ]
+    path = folder / "own.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return f"workload.path={path}"
+
+
+def of_one_server(folder: Path, server: FakeServer, num_questions: int = 20) -> list[str]:
+    """The overrides of a run on one server, measured as it is by default."""
+    kept = [value for value in overrides_of(folder, [server]) if not value.startswith("profile.sweep")]
+    name = server.endpoint.expert
+    return [*kept, "aggregator=none", questions_for(name, num_questions, folder), f"hydra.run.dir={folder / 'run'}"]
+
+
 def test_a_sweep_that_cannot_finish_names_the_cause_and_keeps_what_has_finished(tmp_path, servers):
     num_served, is_ill = 0, True
 
     def behave(body, number):
         nonlocal num_served
-        if is_ill and num_served == 3:
+        if is_ill and num_served == 4:
             return (500, {"error": {"message": "CUDA error"}})
         num_served += 1
         return completion(body)
 
-    servers[0].behave = servers[2].behave = behave
-    overrides = [*overrides_of(tmp_path, servers), "aggregator=none", f"hydra.run.dir={tmp_path / 'run'}"]
-    overrides += ["backend.max_in_flight=1", "backend.patience.max_retries=1", "backend.patience.first_wait_s=0.01"]
+    servers[1].behave = behave
+    overrides = [*of_one_server(tmp_path, servers[1]), "backend.max_in_flight=1"]
+    overrides += ["backend.patience.max_retries=1", "backend.patience.first_wait_s=0.01"]
     outcome = run_here(*overrides)
     assert outcome.status == 2
-    assert "profile sweep: every call must finish, " in outcome.err
+    assert (
+        "error: profile sweep: every call must finish, 4 of 8 did before it stopped: call calibration-QwenHalf-4 "
+        "failed: QwenHalf at http://127.0.0.1:"
+    ) in outcome.err
     assert "/v1: 500 Internal Server Error: CUDA error (tried 2 times). Correct this" in outcome.err.splitlines()[-1]
     is_ill = False
     assert run_here(*overrides).status == 0
-    assert num_served == 8 + 24, "calls of the sweep and of the batch, each once"
+    assert num_served == 8 + 20, "calls of the sweep and of the batch, each once"
+
+
+def test_a_run_says_what_it_measures_before_and_measures_no_more_than_the_batch_pays_back(tmp_path, servers):
+    outcome = run_here(*of_one_server(tmp_path, servers[1]))
+    assert outcome.status == 0, outcome.err
+    assert outcome.err.splitlines()[0] == (
+        "profiling: 8 calls that are not the batch (QwenHalf 8), to price sessions; profile.path=FILE spares them"
+    )
+    assert len(servers[1].posts) == 8 + 20
+
+
+def test_a_bound_that_is_lifted_measures_the_whole_sweep(tmp_path, servers):
+    asked = [*of_one_server(tmp_path, servers[1]), "profile.max_batch_frac=null", "profile.sweep.shard_sizes=[4,30]"]
+    outcome = run_here(*asked)
+    assert outcome.status == 0, outcome.err
+    assert len(servers[1].posts) == 2 * 34 + 20
+
+
+def test_requests_that_a_server_wants_twice_are_no_reason_to_measure_again(tmp_path, servers):
+    late: set[int] = set()
+
+    def behave(body, number):
+        if body["seed"] in late:
+            return completion(body)
+        late.add(body["seed"])
+        return (429, {"error": "slow down"}, {"Retry-After": "0"})
+
+    servers[1].behave = behave
+    outcome = run_here(*of_one_server(tmp_path, servers[1]))
+    assert outcome.status == 0, outcome.err
+    assert len(servers[1].posts) == 2 * (8 + 20)
+
+
+def test_upper_nodes_are_measured_within_the_same_bound(tmp_path, servers):
+    outcome = run_here(*overrides_of(tmp_path, servers), f"hydra.run.dir={tmp_path / 'run'}")
+    assert outcome.status == 0, outcome.err
+    told = [line.partition(";")[0] for line in outcome.err.splitlines() if "not the batch" in line]
+    assert told == [
+        "profiling: 16 calls that are not the batch (SmolLM2 8, QwenHalf 8), to price sessions",
+        "calibrating: 24 calls that are not the batch (SmolLM2 16, QwenHalf 8), to see what the gate leaves",
+        "profiling aggregate: 12 calls that are not the batch (QwenHalf 12), to price it",
+    ]

@@ -78,6 +78,7 @@ GROUPS = [
     Case("interpolation_of_nothing", "seed=${nope}", ["seed: Interpolation key 'nope' not found"]),
 ]
 SEEDS = [
+    Case("no_share", "profile.max_batch_frac=0", ["profile.max_batch_frac must be above 0, got 0"]),
     Case("seed_of_letters", "seed=abc", ["seed must be a whole number, got 'abc'"]),
     Case("seed_below_zero", "seed=-1", ["seed must be at least 0, got -1"]),
     Case("seed_between_numbers", "seed=1.5", ["seed must be a whole number, got 1.5"]),

@@ -99,7 +99,8 @@ class Scripted:
                 session.id, expert=session.expert, workers=session.workers, load=(load_ts, start_ts), end_ts=end_ts,
                 node=session.node, output_tokens=output_tokens,
             )  # fmt: skip
-            yield Closed(end_ts, replace(made, num_calls=len(shard)))
+            num_interruptions = int(session.id in self.disturbed)
+            yield Closed(end_ts, replace(made, num_calls=len(shard), num_interruptions=num_interruptions))
             for worker in session.workers:
                 yield Idle(end_ts, worker)
 

@@ -28,7 +28,12 @@ def affine(**changes) -> Scripted:
 
 def profile_of(backend, *, sweep: Sweep = SWEEP, experts=("A", "B")):
     return run_sweep(
-        sweep, [make_expert(name) for name in experts], make_cluster(2), backend, lambda i: 100 + i, "by hand"
+        dict.fromkeys(experts, sweep),
+        [make_expert(name) for name in experts],
+        make_cluster(2),
+        backend,
+        lambda i: 100 + i,
+        "by hand",
     )
 
 
@@ -74,7 +79,7 @@ def test_experts_take_turns_so_that_each_session_loads() -> None:
 
 def test_a_wide_expert_is_measured_at_its_own_degree() -> None:
     backend = affine()
-    profile = run_sweep(SWEEP, [make_expert("T", tp_degree=2)], make_cluster(2), backend, lambda i: 9, "wide")
+    profile = run_sweep({"T": SWEEP}, [make_expert("T", tp_degree=2)], make_cluster(2), backend, lambda i: 9, "wide")
     assert profile.entry("T", "gpu", 2).fit.per_call_s == pytest.approx(3.0)
     assert {session.workers for session in backend.sessions} == {(0, 1)}
 
