@@ -130,13 +130,16 @@ class _Run:
         calls = sorted(
             view.records.values(), key=lambda record: (place.get(record.session, -1), self._order[record.key])
         )
-        sessions = (view.ended.get(number) for number in view.opened)
+        ended = (view.ended.get(number) for number in view.opened)
+        sessions = [record for record in ended if record is not None]
+        end_ts = max((record.end_ts for record in sessions), default=0.0)
+        resumptions = () if self._log is None else self._log.resumptions
         return RunResult(
             calls=tuple(calls),
-            sessions=tuple(record for record in sessions if record is not None),
+            sessions=tuple(sessions),
             num_workers=view.num_workers,
             actions=tuple(self._actions),
-            resumptions=() if self._log is None else tuple(self._log.resumptions),
+            resumptions=tuple(one for one in resumptions if one.ts < end_ts),  # later ones found all done
             lost_workers=tuple(self._lost),
         )
 

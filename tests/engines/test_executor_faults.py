@@ -354,8 +354,11 @@ def test_an_interrupt_stops_everything_and_says_what_is_kept(tmp_path, host):
     # A shell's background job ignores Ctrl-C, and so would this process.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    ctrl_c = threading.Thread(target=lambda: signal.raise_signal(signal.SIGINT))
+
     def interrupt(record):
-        threading.Thread(target=lambda: signal.raise_signal(signal.SIGINT)).start()
+        if not ctrl_c.ident:  # a second one may come while the first is handled
+            ctrl_c.start()
 
     with pytest.raises(KeyboardInterrupt, match=r"^stopped; \d+ of 40 calls are in .*journal$"):
         executor.execute(PLAN, [*A, *B], Reactor(interrupt))
@@ -365,7 +368,7 @@ def test_an_interrupt_stops_everything_and_says_what_is_kept(tmp_path, host):
     assert executor.execute(PLAN, [*A, *B]).resumptions[0].pause_s >= 0
     finished_once(tmp_path, [*A, *B])
     again = executor.execute(PLAN, [*A, *B])
-    assert [0 < one.ts <= again.sessions[-1].end_ts for one in again.resumptions] == [True, True]
+    assert [0 < one.ts <= again.sessions[-1].end_ts for one in again.resumptions] == [True]
 
 
 def test_the_second_of_two_equal_calls_waits_for_its_time(tmp_path, host):

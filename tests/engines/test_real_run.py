@@ -257,6 +257,7 @@ def test_points_on_real_engines_run_in_turn(tmp_path):
     assert not list(tmp_path.rglob("summary.json"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     inputs = write_inputs(tmp_path, num_questions=40, word="slow")
     folder = tmp_path / "run"

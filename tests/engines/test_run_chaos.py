@@ -20,6 +20,8 @@ from tests.engines.executor_runs import processes_of
 from tests.engines.fake_run import CHECKPOINTS, fake_hosts, run_fake, without_sweep, write_inputs
 from tests.experiments.command_line import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def profiled(folder: Path, **options) -> list[str]:
     """Inputs with both profiles, so that a run has nothing to measure."""

@@ -26,6 +26,8 @@ from sim.world.world import World
 from tests.factories import make_call
 from tests.sim.answer_worlds import make_choice
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FITTED = json.loads((ROOT / "results" / "calibration" / "answers.json").read_text(encoding="utf-8"))
 WORKLOADS = tuple(FITTED["benchmarks"])

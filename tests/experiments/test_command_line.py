@@ -270,6 +270,7 @@ def test_points_of_a_sweep_run_in_parallel(tmp_path: Path) -> None:
     assert contents(alone) == contents(folder / "round_robin-1")
 
 
+@pytest.mark.slow
 def test_runs_started_together_do_not_collide(tmp_path: Path) -> None:
     arguments = (*SMALL, *QUICK, "scheduler=round_robin")
     started = [start_process(*arguments, cwd=tmp_path) for _ in range(2)]
@@ -323,6 +324,7 @@ def test_questions_come_from_a_table(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_questions_without_experts_are_routed_alike_in_every_process(tmp_path: Path) -> None:
     skills = ("math", "law", "logic")
     lines = [{"id": f"q{i}", "question": f"Question {i}?", "skills": [skills[i % 3], skills[i % 2]]} for i in range(12)]

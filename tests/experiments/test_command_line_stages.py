@@ -221,6 +221,7 @@ def test_one_session_or_a_replica_per_gpu_and_auto_is_one_of_them(tmp_path: Path
     assert read_answers(folders["tp4"]) == read_answers(folders["dp"]) == read_answers(folders["auto"])
 
 
+@pytest.mark.slow
 def test_the_same_command_in_another_process_leaves_the_same_bytes(tmp_path: Path) -> None:
     started = [
         start_process(*GPQA, "gate=never", "aggregator=auto", f"hydra.run.dir=run{seed}", cwd=tmp_path, hash_seed=seed)

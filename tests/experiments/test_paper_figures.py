@@ -37,6 +37,8 @@ from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer
 from mosaic.report.tables import answers_parquet, calls_parquet, sessions_parquet
 from tests.run_records import make_failed, make_key, make_record, make_session
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 LENGTHS = {"hybrid": {"LlamaR1": [100, 200, 900], "Gemma": [50] * 9}, "instruct": {"Gemma": [60], "Qwen": [40, 80]}}
 PUBLISHED = {"hybrid": {"LlamaR1": 410.0}}

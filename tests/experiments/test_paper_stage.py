@@ -121,6 +121,7 @@ def test_accuracy_changes_are_those_of_the_second_threshold(tmp_path: Path, monk
     ]
 
 
+@pytest.mark.slow
 def test_the_range_is_that_of_the_sets_over_the_committed_one() -> None:
     names = ("LlamaR1", "QwenR1", "Gemma", "Exaone", "GLM", "Qwen")
     parameters = ParameterSet(

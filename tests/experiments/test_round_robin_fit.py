@@ -11,6 +11,8 @@ from experiments.studies.round_robin_fit import FIT_SEEDS, BaselineSessions, Par
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.workload import Family
 
+pytestmark = pytest.mark.slow
+
 COMMITTED = make_set(phi=2.0, sigma=1.1, assumed=ASSUMED)
 
 

@@ -209,6 +209,7 @@ def test_the_simulator_alone_is_not_validated(tmp_path):
         validate.main(["backend=sim", "workload=gpqa", f"out={tmp_path}"])
 
 
+@pytest.mark.slow
 def test_the_command_resumes_and_reports(tmp_path, monkeypatch, capsys):
     """The whole command with an engine that has no model; started again it runs nothing anew."""
     monkeypatch.setattr(engines, "VLLM_ENGINE", FAKE_ENGINE)

@@ -12,6 +12,7 @@ from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_pl
 from tests.sim.random_runs import committed_time, committed_times, runs
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None)
 @given(runs())
 def test_no_plan_beats_the_bound(run):

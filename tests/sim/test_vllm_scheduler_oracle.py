@@ -17,7 +17,7 @@ from sim.engine.engine import Engine
 from tests.sim.oracle import LinearTime
 
 pytest.importorskip("vllm", exc_type=ImportError)
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 NUM_SESSIONS = int(os.environ.get("SCHEDULER_ORACLE_SESSIONS", "200"))
 BLOCK_SIZE = 16
