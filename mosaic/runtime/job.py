@@ -1,7 +1,8 @@
 """What a run is made of, and what comes of it: plain values."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from mosaic.core.cluster import Cluster
 from mosaic.core.plan import Plan
@@ -16,6 +17,15 @@ from mosaic.runtime.planner import CostFactory, NodePlacements, Planned
 from mosaic.runtime.site import Site
 from mosaic.runtime.store import Store
 from mosaic.runtime.sweep import Sweep
+
+_Measured = TypeVar("_Measured")
+
+
+def shape_of(graph: CallGraph) -> list[object]:
+    """List all that decides what a graph asks for, what its gate was calibrated to included."""
+    gate = [getattr(graph.gate, name, None) for name in getattr(graph.gate, "__dataclass_fields__", ())]
+    compare = [(kind, getattr(same, "__qualname__", same)) for kind, same in graph.compare.items()]
+    return [graph.nodes, type(graph.gate).__qualname__, gate, compare]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +58,13 @@ class Job:
     """A layer starts when the one before it has ended."""
     store: Store | None = None
     """Where measurements are kept for other runs; None: nowhere."""
+
+    def kept(self, decided_by: Sequence[object], kind: type[_Measured], measure: Callable[[], _Measured]) -> _Measured:
+        """Measure, or read what the same site has measured of the same."""
+        fingerprint = self.site.fingerprint if self.store is not None else None
+        if self.store is None or fingerprint is None:
+            return measure()
+        return self.store.get((*fingerprint, *decided_by), kind, measure)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

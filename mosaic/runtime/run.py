@@ -6,22 +6,20 @@ from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
 from mosaic.core.plan import Plan, PredictedTimes
-from mosaic.core.results import CallRecord, CallStatus, RunResult
-from mosaic.core.workload import CallKey, Expert, NodeName
-from mosaic.pipelines.call_graph import CallGraph
+from mosaic.core.results import CallStatus, RunResult
+from mosaic.core.workload import Expert, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
-from mosaic.pipelines.gates.gate import Never
 from mosaic.pipelines.node import Node
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.controller import Controller
-from mosaic.runtime.job import AlwaysAggregate, Job, Outcome
+from mosaic.runtime.hindsight import always_aggregate
+from mosaic.runtime.job import Job, Outcome, shape_of
 from mosaic.runtime.layers import Flow, Layers, Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.measuring import (
     Rehearsal,
     Show,
     Tell,
-    even_plan,
     prompts_of,
     rehearse,
     show_nothing,
@@ -29,9 +27,8 @@ from mosaic.runtime.measuring import (
     sweep_node,
 )
 from mosaic.runtime.payback import paid_back
-from mosaic.runtime.planner import Planned, Planner, placed
+from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.replanning import Replanning
-from mosaic.runtime.static_plan import execute
 
 _Measured = TypeVar("_Measured")
 
@@ -77,8 +74,7 @@ def _plan(job: Job, show: Show, step: Step, tell: Tell) -> tuple[Planner, Planne
         profile = job.profile
         if profile is None:
             source = f"{job.site.way} sweep of {job.workload.name} {job.site.circumstances}"
-            profile = _stored(
-                job,
+            profile = job.kept(
                 (
                     "first layer",
                     job.sweep,
@@ -113,16 +109,6 @@ def _plan(job: Job, show: Show, step: Step, tell: Tell) -> tuple[Planner, Planne
 
 def _max_batch_frac(job: Job) -> float | None:
     return None if job.site.way == "simulated" else job.max_batch_frac
-
-
-def _stored(
-    job: Job, decided_by: Sequence[object], kind: type[_Measured], measure: Callable[[], _Measured]
-) -> _Measured:
-    """Measure, or read what the same site has measured of the same."""
-    fingerprint = job.site.fingerprint if job.store is not None else None
-    if job.store is None or fingerprint is None:
-        return measure()
-    return job.store.get((*fingerprint, *decided_by), kind, measure)
 
 
 def _pool(job: Job) -> tuple[Expert, ...]:
@@ -225,23 +211,16 @@ def _with_upper_profiles(job: Job, planner: Planner, show: Show, tell: Tell) -> 
                 rehearsal = rehearse(graph, planner, site, show, max_questions=most, tell=tell)
             return sweep_node(node, rehearsal, graph, planner, site, source, show, max_calls=most, tell=tell)
 
-        decided_by = (node.name, _decided_by(graph), job.workload, planner.degrees(node.name, node.experts[0]))
-        profiles[node.name] = _stored(job, (source, *decided_by), Profile, measure)
+        decided_by = (node.name, shape_of(graph), job.workload, planner.degrees(node.name, node.experts[0]))
+        profiles[node.name] = job.kept((source, *decided_by), Profile, measure)
     return replace(planner, profiles=profiles), rehearsal
-
-
-def _decided_by(graph: CallGraph) -> list[object]:
-    """List all that decides what a graph asks for, what its gate was calibrated to included."""
-    gate = [getattr(graph.gate, name, None) for name in getattr(graph.gate, "__dataclass_fields__", ())]
-    compare = [(kind, getattr(same, "__qualname__", same)) for kind, same in graph.compare.items()]
-    return [graph.nodes, type(graph.gate).__qualname__, gate, compare]
 
 
 def _with_answers(job: Job, planner: Planner, outcome: Outcome, questions: Questions, step: Step) -> Outcome:
     ends = [job.graph.end(*questions.of(question.id)) for question in questions]
     answers = tuple(end.answer for end in ends)
     with step("always_aggregate"):
-        always = _always_aggregate(job, planner, outcome, questions, answers)
+        always = always_aggregate(job, planner, outcome, questions, answers)
     return replace(
         outcome,
         answers=answers,
@@ -258,59 +237,6 @@ def _by_majority(job: Job, result: RunResult, questions: Questions) -> tuple[Fin
         return None  # its world has lengths only
     answers = tuple(job.graph.end(*questions.of(question.id)).answer for question in questions)
     return answers if accuracy_frac(answers) is not None else None
-
-
-def _always_aggregate(
-    job: Job, planner: Planner, outcome: Outcome, questions: Questions, answers: Sequence[FinalAnswer]
-) -> AlwaysAggregate:
-    """Tell what skipping nothing gives in the same world: a gate that never skips has done so already."""
-    if isinstance(job.graph.gate, Never):
-        sessions = outcome.result.sessions
-        ends = [session.end_ts for session in sessions if session.node in job.graph.first_nodes]
-        aggregator_s = max((session.end_ts for session in sessions), default=0.0) - max(ends, default=0.0)
-        return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy_frac(answers))
-    again = Questions(job.workload, job.graph.without_gate())
-    records = {record.key: record for record in outcome.result.calls if record.key.node in job.graph.first_nodes}
-    for record in records.values():
-        again.note(record)
-    layers = [
-        [_as_placed(expert, node.name, planner, outcome) for node in layer for expert in node.experts]
-        for layer in job.graph.layers[1:]
-    ]
-    said = [(record.key, record.answer, record.output_tokens, record.visible_tokens) for record in records.values()]
-    return _stored(
-        job,
-        ("always", _decided_by(job.graph.without_gate()), job.workload, layers, sorted(said)),
-        AlwaysAggregate,
-        lambda: _run_without_gate(job, again, records, layers),
-    )
-
-
-def _run_without_gate(
-    job: Job, again: Questions, records: dict[CallKey, CallRecord], layers: Sequence[Sequence[Expert]]
-) -> AlwaysAggregate:
-    aggregator_s = 0.0
-    for layer, experts in zip(job.graph.layers[1:], layers, strict=True):
-        backend = job.site.hindsight(records)
-        if backend is None:
-            return AlwaysAggregate()
-        calls = [call for node in layer for call in again.calls_of(node.name)]
-        result = execute(even_plan(calls, experts, job.site, job.cluster.num_workers), calls, backend)
-        aggregator_s += max((session.end_ts for session in result.sessions), default=0.0)
-        for record in result.calls:
-            records[record.key] = record
-            again.note(record)
-    accuracy = accuracy_frac(again.graph.end(*again.of(question.id)).answer for question in again)
-    return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy)
-
-
-def _as_placed(expert: Expert, node: NodeName, planner: Planner, outcome: Outcome) -> Expert:
-    """Shape an expert as the run has placed it, or would have."""
-    for planned in outcome.planned:
-        if any(key.node == node for session in planned.plan.sessions for key in session.shard):
-            return planned.problem.expert(expert.name)
-    degrees = planner.degrees(node, expert)
-    return placed(expert, degrees[0]) if node in planner.by_node else expert
 
 
 def failures(result: RunResult) -> dict[str, int]:

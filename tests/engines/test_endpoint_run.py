@@ -127,9 +127,10 @@ def test_a_sweep_that_cannot_finish_names_the_cause_and_keeps_what_has_finished(
 def test_a_run_says_what_it_measures_before_and_measures_no_more_than_the_batch_pays_back(tmp_path, servers):
     outcome = run_here(*of_one_server(tmp_path, servers[1]))
     assert outcome.status == 0, outcome.err
-    assert outcome.err.splitlines()[0] == (
-        "profiling: 8 calls that are not the batch (QwenHalf 8), to price sessions; profile.path=FILE spares them"
-    )
+    assert outcome.err.splitlines()[:2] == [
+        f"run folder: {tmp_path / 'run'}",
+        "profiling: 8 calls that are not the batch (QwenHalf 8), to price sessions; profile.path=FILE spares them",
+    ]
     assert len(servers[1].posts) == 8 + 20
 
 

@@ -332,7 +332,7 @@ def test_a_gate_promises_nothing_for_what_it_was_not_calibrated_on(
 
 
 @pytest.mark.parametrize(
-    "overrides", [["seed=3"], ["cluster.num_workers=2", "aggregator=dp4"], ["scheduler=round_robin", "costs=affine"]]
+    "overrides", [["seed=3"], ["cluster.num_workers=2", "aggregator=dp"], ["scheduler=round_robin", "costs=affine"]]
 )
 def test_a_gate_keeps_its_promise_wherever_the_same_experts_run(tmp_path: Path, overrides: list[str]) -> None:
     setting = make("workload=gpqa", "workload.part=calibration", "gate=never").setting

@@ -1,0 +1,65 @@
+"""What skipping nothing would have given, seen from the end of a run."""
+
+from collections.abc import Sequence
+
+from mosaic.core.results import CallRecord
+from mosaic.core.workload import CallKey, Expert, NodeName
+from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
+from mosaic.pipelines.gates.gate import Never
+from mosaic.runtime.job import AlwaysAggregate, Job, Outcome, shape_of
+from mosaic.runtime.layers import Questions
+from mosaic.runtime.measuring import even_plan
+from mosaic.runtime.planner import Planner, placed
+from mosaic.runtime.static_plan import execute
+
+
+def always_aggregate(
+    job: Job, planner: Planner, outcome: Outcome, questions: Questions, answers: Sequence[FinalAnswer]
+) -> AlwaysAggregate:
+    """Tell what skipping nothing gives in the same world: a gate that never skips has done so already."""
+    if isinstance(job.graph.gate, Never):
+        sessions = outcome.result.sessions
+        ends = [session.end_ts for session in sessions if session.node in job.graph.first_nodes]
+        aggregator_s = max((session.end_ts for session in sessions), default=0.0) - max(ends, default=0.0)
+        return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy_frac(answers))
+    again = Questions(job.workload, job.graph.without_gate())
+    records = {record.key: record for record in outcome.result.calls if record.key.node in job.graph.first_nodes}
+    for record in records.values():
+        again.note(record)
+    layers = [
+        [_as_placed(expert, node.name, planner, outcome) for node in layer for expert in node.experts]
+        for layer in job.graph.layers[1:]
+    ]
+    said = [(record.key, record.answer, record.output_tokens, record.visible_tokens) for record in records.values()]
+    return job.kept(
+        ("always", shape_of(job.graph.without_gate()), job.workload, layers, sorted(said)),
+        AlwaysAggregate,
+        lambda: _run_without_gate(job, again, records, layers),
+    )
+
+
+def _run_without_gate(
+    job: Job, again: Questions, records: dict[CallKey, CallRecord], layers: Sequence[Sequence[Expert]]
+) -> AlwaysAggregate:
+    aggregator_s = 0.0
+    for layer, experts in zip(job.graph.layers[1:], layers, strict=True):
+        backend = job.site.hindsight(records)
+        if backend is None:
+            return AlwaysAggregate()
+        calls = [call for node in layer for call in again.calls_of(node.name)]
+        result = execute(even_plan(calls, experts, job.site, job.cluster.num_workers), calls, backend)
+        aggregator_s += max((session.end_ts for session in result.sessions), default=0.0)
+        for record in result.calls:
+            records[record.key] = record
+            again.note(record)
+    accuracy = accuracy_frac(again.graph.end(*again.of(question.id)).answer for question in again)
+    return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy)
+
+
+def _as_placed(expert: Expert, node: NodeName, planner: Planner, outcome: Outcome) -> Expert:
+    """Shape an expert as the run has placed it, or would have."""
+    for planned in outcome.planned:
+        if any(key.node == node for session in planned.plan.sessions for key in session.shard):
+            return planned.problem.expert(expert.name)
+    degrees = planner.degrees(node, expert)
+    return placed(expert, degrees[0]) if node in planner.by_node else expert
