@@ -70,6 +70,8 @@ Inputs: TypeAlias = Mapping[CallKey, CallRecord]
 
 def inputs_of(call: Call, *known: Inputs) -> dict[CallKey, CallRecord]:
     """Give what became of the calls that a call comes after, where known; of two that know, the last counts."""
+    if not call.after:
+        return {}
     return {key: records[key] for key in call.after for records in known if key in records}
 
 

@@ -32,6 +32,7 @@ class Batcher:
         self._max_num_seqs = settings.max_num_seqs
         self._max_batched_tokens = settings.batched_tokens(context_tokens)
         self._reserves_sequences = settings.reserves_sequences
+        self._caches_prefixes = settings.caches_prefixes
         self._partial: Request | None = None
         """Half-prefilled; there is at most one, and it is the request admitted last."""
 
@@ -81,10 +82,7 @@ class Batcher:
             num_steps = 1 if self.is_mixed else 0
         else:
             self.kv.grow(self.decoding.counter, num_steps)
-        finished: list[Request] = []
-        if num_steps:
-            self.decoding.step(num_steps)
-            finished = self.decoding.pop_finished()
+        finished = self.decoding.step(num_steps) if num_steps else []
         if self.chunks:
             for request, num_tokens in self.chunks:
                 if self._end_chunk(request, num_tokens, now):
@@ -146,31 +144,33 @@ class Batcher:
 
     def _admit(self, budget: int, now: float) -> None:
         """Admit waiting requests, first come first served, while sequences, tokens and blocks last."""
-        waiting, chunks = self.queue.waiting, self.chunks
-        max_num_chunks = self._max_num_seqs - self.kv.num_growing
+        waiting, chunks, kv = self.queue.waiting, self.chunks, self.kv
+        max_num_chunks = self._max_num_seqs - kv.num_growing
+        caches_prefixes, reserves_sequences = self._caches_prefixes, self._reserves_sequences
         while waiting and budget and len(chunks) < max_num_chunks:
             request = waiting[0]
             num_tokens = request.prompt_tokens + request.num_generated
-            whole_tokens = num_tokens if self._reserves_sequences else 0
+            whole_tokens = num_tokens if reserves_sequences else 0
             found, num_cached = NOTHING, 0
-            if request.prefix_tokens or request.num_preemptions:
-                found = self.kv.find(request)
+            if caches_prefixes and (request.prefix_tokens or request.num_preemptions):
+                found = kv.find(request)
                 num_cached = found.num_tokens
                 num_tokens -= num_cached
             if num_tokens > budget:
                 if not self.is_mixed:
                     break
                 num_tokens = budget
-            if not self.kv.try_admit(request, found, num_cached + num_tokens, whole_tokens):
+            if not kv.try_admit(request, found, num_cached + num_tokens, whole_tokens):
                 break
             waiting.popleft()
             budget -= num_tokens
             if request.admitted_ts is None:
                 request.admitted_ts = now
                 request.cached_tokens = num_cached
-            else:
+            elif num_cached:
                 request.wasted_tokens -= num_cached
-            request.num_prefilled = num_cached
+            if num_cached:
+                request.num_prefilled = num_cached
             chunks.append(Chunk(request, num_tokens))
 
     def _preempt_for_next_step(self) -> None:

@@ -60,16 +60,13 @@ class DecodingSet:
             heappop(heap)
         return heap[0] // TICKETS - self.counter
 
-    def step(self, num_steps: int) -> None:
-        """Let every request gain that many tokens; their blocks have been taken."""
-        self.counter += num_steps
+    def step(self, num_steps: int) -> list[Request]:
+        """Let every request gain that many tokens, whose blocks have been taken; remove those whose last one is out."""
+        counter = self.counter = self.counter + num_steps
         self.kv_tokens += num_steps * self.kv.num_growing
-
-    def pop_finished(self) -> list[Request]:
-        """Remove the requests whose last token is out."""
         finished = []
         heap, by_ticket = self._finish_heap, self._by_ticket
-        end = (self.counter + 1) * TICKETS
+        end = (counter + 1) * TICKETS
         while heap and heap[0] < end:
             request = by_ticket.pop(heappop(heap) % TICKETS, None)
             if request is not None:
