@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.analysis.ablation import make_ablation
 from experiments.analysis.run_table import collect_runs
+from experiments.config.compose import folder_name
 from experiments.figures.ablation import draw_ablation
 from experiments.studies.ablation_spec import read_spec
 from experiments.studies.ablation_text import ablation_csv, describe_ablation
@@ -29,11 +30,13 @@ def point_names(config: DictConfig) -> list[str]:
     (points,) = BasicSweeper.split_arguments(overrides, None)
     naming = config.hydra.job.config.override_dirname
     return [
-        get_overrides_dirname(
-            parser.parse_overrides(point),
-            exclude_keys=list(naming.exclude_keys),
-            item_sep=naming.item_sep,
-            kv_sep=naming.kv_sep,
+        folder_name(
+            get_overrides_dirname(
+                parser.parse_overrides(point),
+                exclude_keys=list(naming.exclude_keys),
+                item_sep=naming.item_sep,
+                kv_sep=naming.kv_sep,
+            )
         )
         for point in points
     ]

@@ -104,8 +104,8 @@ def test_a_point_that_fails_is_named_and_the_others_are_drawn(tmp_path: Path) ->
 
 
 def test_only_the_points_of_this_sweep_are_drawn(tmp_path: Path) -> None:
-    """The folder is fixed, so a narrower sweep finds the points of a wider one in it."""
-    given = [*arguments(tmp_path), "scheduler=round_robin", "cluster.num_workers=2"]
+    """The folder is fixed, so a narrower sweep finds the points of a wider one in it, whatever paths they name."""
+    given = [*arguments(tmp_path), "scheduler=round_robin", "cluster.num_workers=2", "profile.store=a/b"]
     assert run_process(*given, cwd=tmp_path).status == 0
     outcome = run_process(*given, "seed=0", cwd=tmp_path)
     assert "1 of 1 points" in outcome.out
