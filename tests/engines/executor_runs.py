@@ -1,6 +1,7 @@
 """Plans on the executor with an engine that has no model, or with vLLM and tiny random ones."""
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -180,6 +181,11 @@ def ended_once(folder: Path, calls: Sequence[Call]) -> dict[CallKey, CallRecord]
     ended = journal_of(folder).ended
     assert sorted(record.key for record in ended) == sorted(call.key for call in calls)
     return {record.key: record for record in ended}
+
+
+def hear_ctrl_c() -> None:
+    """Let a new process be interrupted, even where a shell's background job ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def processes_of(folder: Path) -> list[int]:

@@ -14,7 +14,14 @@ import pytest
 from mosaic.core.commands import Cancel, Cut, Move, Open, Submit
 from mosaic.core.results import CallStatus
 from mosaic.runtime.command_log import JournalLog
-from tests.engines.executor_runs import FAKE_ENGINE, ended_once, finished_once, make_checkpoint, processes_of
+from tests.engines.executor_runs import (
+    FAKE_ENGINE,
+    ended_once,
+    finished_once,
+    hear_ctrl_c,
+    make_checkpoint,
+    processes_of,
+)
 from tests.engines.killed_reacting_run import all_calls
 from tests.engines.killed_run import plan_of_four, run
 
@@ -32,7 +39,9 @@ def start(folder: Path, kind: tuple[str, ...] = PLANNED) -> subprocess.Popen:
     command = [sys.executable, "-m", f"tests.engines.{kind[0]}", str(folder), *kind[1:], str(NUM_CALLS)]
     errors = (folder / "errors.txt").open("ab")
     with errors:
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True, preexec_fn=hear_ctrl_c
+        )
 
 
 def family(folder: Path, parent: int) -> tuple[list[int], list[int]]:

@@ -1,7 +1,6 @@
 """experiments/run.py with backend=vllm from configuration to run folder; the engine has no model."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from experiments.measure_profile import main as profile_command
 from experiments.run import JOURNAL
 from mosaic.core.results import CallStatus
 from mosaic.runtime.journal_records import read_journal
-from tests.engines.executor_runs import processes_of
+from tests.engines.executor_runs import hear_ctrl_c, processes_of
 from tests.engines.fake_run import CHECKPOINTS, fake_hosts, run_fake, without_sweep, write_inputs
 from tests.engines.tiny_checkpoint import CONTEXT
 from tests.experiments.command_line import ROOT
@@ -194,7 +193,13 @@ def start(folder: Path, inputs: list[str]) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=hear_ctrl_c,
     )
+
+
+def num_finished(folder: Path) -> int:
+    """Count the calls that have finished in all that a run measures and does."""
+    return sum(len(finished_of(folder, path.name)) for path in (folder / JOURNAL).glob("*"))
 
 
 @pytest.mark.slow
@@ -203,12 +208,13 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
     assert run_fake(*inputs, f"hydra.run.dir={undisturbed}").status == 0
     rng = random.Random(5)
-    for _ in range(4):
+    for done_frac in (0.1, 0.3, 0.5, 0.8):
         process = start(folder, inputs)
-        deadline = time.monotonic() + 1.0 + 1.5 * rng.random()
-        while time.monotonic() < deadline and process.poll() is None:
+        while num_finished(folder) < done_frac * num_finished(undisturbed) and process.poll() is None:
             time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.2 * rng.random())
+        assert process.poll() is None, "it is still at work"
+        process.kill()
         process.communicate()
         wait_until_gone(folder)
     process = start(folder, inputs)
