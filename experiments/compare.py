@@ -21,7 +21,7 @@ if __package__ in (None, ""):
 
 from experiments.analysis.labels import label_runs
 from experiments.analysis.pairing import ALWAYS, METRICS, NEVER, Comparison, compare_runs, estimate_of
-from experiments.analysis.run_table import RunPoint, collect_runs, folder_name
+from experiments.analysis.run_table import RunPoint, collect_runs, seen_from_here
 from experiments.figures.scaling import draw_scaling
 from experiments.figures.speedups import draw_speedups
 from experiments.figures.tradeoff import draw_tradeoff, tradeoff_rows
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def disturbed_notes(runs: Sequence[RunPoint]) -> list[str]:
     """Name the runs whose times are not those of their policy alone."""
-    told = {folder_name(run.folder): describe_disturbances(run.summary) for run in runs}
+    told = {seen_from_here(run.folder): describe_disturbances(run.summary) for run in runs}
     return [f"disturbed, and left in: {name}: {disturbances}" for name, disturbances in told.items() if disturbances]
 
 

@@ -96,14 +96,14 @@ def _run_folders(root: Path) -> Iterator[Path]:
         yield from _run_folders(path)
 
 
-def folder_name(folder: Path) -> str:
+def seen_from_here(folder: Path) -> str:
     """Name a folder from here, where it lies below."""
     here = Path.cwd()
     return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
 
 
 def _read_run(folder: Path, disturbed: bool) -> RunPoint:
-    name = folder_name(folder)
+    name = seen_from_here(folder)
     if not is_complete(folder):
         raise RunFolderError(f"{name}: incomplete, no readable {SUMMARY}")
     summary = read_json(folder / SUMMARY)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from mosaic.core.plan import Plan, PredictedTimes
 from mosaic.core.results import CallStatus, RunResult
@@ -29,8 +29,6 @@ from mosaic.runtime.measuring import (
 from mosaic.runtime.payback import paid_back
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.replanning import Replanning
-
-_Measured = TypeVar("_Measured")
 
 Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
 """Times a step of a run."""
