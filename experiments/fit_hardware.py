@@ -8,6 +8,7 @@ an iteration is fitted to the decode steps of a recorded run, once all else is k
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,6 +39,8 @@ from sim.hardware.curves import Curve, curve_to_text
 from sim.hardware.hardware import FittedAttention, Hardware, hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 
+SETTINGS = ("unload_s", "cpu_per_kv_token_s", "max_graph_tokens", "eager_layer_s", "flops_per_s", "sampler_per_logit_s")
+"""Of an engine and its host, that operator tables do not have."""
 LOAD_SOURCE = "assumed: 0.4e9 bytes of weights per second, as the 38 to 47 s per session of four A100s suggest"
 
 
@@ -95,6 +98,7 @@ def _fit(options: argparse.Namespace) -> str:
         "load_bytes_per_s": options.load_bytes_per_s,
         "load_fixed_s": 0.0,
         "load_scale": 1.0,
+        "unload_s": 0.0,
         "cpu_base_s": options.cpu_base_s or 0.0,
         "cpu_per_seq_s": 0.0,
         "cpu_overhead_scale": options.cpu_overhead_scale,
@@ -118,6 +122,10 @@ def _fit(options: argparse.Namespace) -> str:
     }
     if options.attention_streams is not None:
         config["sources"]["attention_streams"] = options.attention_streams_source
+    for name, value, source in options.setting:
+        if name not in SETTINGS:
+            raise TableError(f"--setting: NAME must be one of {list(SETTINGS)}, got {name!r}")
+        config[name], config["sources"][name] = _number(name, value), source
     if options.memory_bytes_per_s is not None:
         config["memory_bytes_per_s"] = options.memory_bytes_per_s
         config["sources"]["memory_bytes_per_s"] = options.memory_source
@@ -127,6 +135,13 @@ def _fit(options: argparse.Namespace) -> str:
         _fit_log(config, options)
     hardware_from_config(**{key: value for key, value in config.items() if key != "_target_"})
     return header(_parser(), options) + to_yaml(config)
+
+
+def _number(name: str, value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise TableError(f"--setting {name}: VALUE must be a number, got {value!r}") from None
 
 
 def _add_tables(config: dict[str, Any], folder: Path, shape_path: Path, options: argparse.Namespace) -> None:
@@ -290,6 +305,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-sms", type=int, help="streaming multiprocessors; needed to use skew.csv")
     parser.add_argument("--attention-streams", type=float, help="where no skew.csv shows them")
     parser.add_argument("--attention-streams-source", default="assumed")
+    parser.add_argument(
+        "--setting", nargs=3, action="append", default=[], metavar=("NAME", "VALUE", "SOURCE"),
+        help=f"what no table has, and where it comes from; may be repeated: {', '.join(SETTINGS)}",
+    )  # fmt: skip
     parser.add_argument("--log", type=Path, help="recorded run of the first table's model: fits the host time")
     parser.add_argument("--order", default="mixed", help="the recorded engine's order")
     parser.add_argument("--max-num-seqs", type=int, default=256)

@@ -22,20 +22,18 @@ sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 from experiments.config.errors import exit_with_message  # noqa: E402
 from experiments.config.places import own_folder  # noqa: E402
 from experiments.figures.style import pdf_bytes, png_bytes  # noqa: E402
+from experiments.studies.consistency import LOAD_S, consistency_page, serve_s, simulate_caps  # noqa: E402
+from experiments.studies.fitted_set import FittedSet  # noqa: E402
 from experiments.studies.paper_figures import Drawing, draw_all  # noqa: E402
 from experiments.studies.paper_report import describe, errors_csv, misses, write_report  # noqa: E402
 from experiments.studies.paper_rows import FAR_FRAC, Row, measure_rows  # noqa: E402
-from experiments.studies.paper_runs import ANSWERS, PaperRuns, paper_points, run_all  # noqa: E402
-from experiments.studies.paper_stage import (  # noqa: E402
-    ability_table,
-    end_to_end_ranges,
-    rows_without_elasticity,
-    tail_table,
-)
+from experiments.studies.paper_runs import PaperRuns, paper_points, run_all  # noqa: E402
+from experiments.studies.paper_stage import ability_table, open_ranges, spread_table, tail_table  # noqa: E402
 from experiments.studies.paper_tables import (  # noqa: E402
     OpenRange,
     accuracy_table,
     pool_table,
+    read_csv,
     short_table,
     slots_table,
     to_csv,
@@ -44,7 +42,8 @@ from experiments.studies.paper_tables import (  # noqa: E402
 )
 from mosaic.core.checks import require_count  # noqa: E402
 
-WALLS = ROOT / "results" / "calibration" / "walls.json"
+CALIBRATION = ROOT / "results" / "calibration"
+"""What experiments/calibrate.py, ablate_model.py and fit_answers.py found."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,29 +65,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"in {time.perf_counter() - start:,.0f} s")
 
 
-def ranges_left_open() -> dict[str, OpenRange]:
-    """Read the ILP's walls over every parameter set that matches round robin's (experiments/calibrate.py)."""
-    walls: dict[str, Any] = json.loads(WALLS.read_text(encoding="utf-8"))
-    ends = {benchmark: tuple(found["ilp_range_s"]) for benchmark, found in walls.items()}
-    return {name: OpenRange(low, high, walls[name]["ilp_makespan_s"]) for name, (low, high) in ends.items()}
+def ranges_left_open() -> dict[str, dict[str, OpenRange]]:
+    """Read the stages' walls over every parameter set that matches round robin's, by benchmark and stage."""
+    walls: dict[str, Any] = json.loads((CALIBRATION / "walls.json").read_text(encoding="utf-8"))
+    found: dict[str, dict[str, OpenRange]] = {}
+    for benchmark, stages in walls.items():
+        found[benchmark] = {}
+        for stage in ("expert_s", "aggregator_s"):
+            low_s, high_s = stages[stage]["range"]
+            found[benchmark][stage] = OpenRange(low_s, high_s, stages[stage]["mean"])
+    return found
+
+
+def consistency() -> str:
+    """Argue about the published walls, with the model of the fitted sets."""
+    rows = json.loads((CALIBRATION / "parameter_sets.json").read_text(encoding="utf-8"))
+    sets = [FittedSet.from_json(row) for row in rows]
+    glm_s = LOAD_S + serve_s(sets[0], "mmlu_pro", "GLM", num_shards=1, seed=0)
+    return consistency_page(simulate_caps(sets), glm_s)
 
 
 def paper_files(runs: PaperRuns, rows: Sequence[Row], drawings: Mapping[str, Drawing]) -> dict[str, bytes]:
     """Render every file of the reproduction."""
     ranges = ranges_left_open()
     tables = {
+        "open_ranges": open_ranges(rows, runs, ranges),
+        "spread": spread_table(runs),
+        "model_ablation": read_csv(CALIBRATION / "model_ablation.csv"),
         "aggregator_tail": tail_table(runs),
-        "end_to_end_ranges": end_to_end_ranges(runs, ranges),
-        "abilities": ability_table(ANSWERS),
+        "abilities": ability_table(CALIBRATION / "answers.json"),
         "table1_accuracy": accuracy_table(rows),
         "table3_slots": slots_table(runs),
-        "table4_walls": walls_table(runs, ranges),
+        "table4_walls": walls_table(runs),
         "pools": pool_table(runs),
     }
     text = {
-        "report.md": write_report(rows, tables, drawings, ranges, rows_without_elasticity(runs)),
+        "report.md": write_report(rows, tables, drawings, ranges),
         "errors.csv": errors_csv(rows),
         "errors_short.md": to_markdown(short_table(rows)),
+        "consistency.md": consistency(),
     }
     text |= {f"{name}.csv": to_csv(table) for name, table in tables.items()}
     for name, drawing in drawings.items():

@@ -5,8 +5,9 @@ from typing import Any
 
 from mosaic.core.checks import require, require_name
 from mosaic.core.cluster import Cluster
+from mosaic.core.engine_options import EngineOptions
+from mosaic.core.kv_memory import activation_bytes, describe_need, fits_memory
 from mosaic.core.workload import Expert, Workload
-from mosaic.planning.costs import ACTIVATION_BYTES, fits_memory
 
 
 def require_section(config: Mapping[str, Any], names: Iterable[str], prefix: str = "") -> None:
@@ -31,7 +32,7 @@ def require_path(value: object, field: str) -> None:
         require_name(value, field)
 
 
-def check_calls(workload: Workload, experts: Sequence[Expert], cluster: Cluster) -> None:
+def check_calls(workload: Workload, experts: Sequence[Expert], cluster: Cluster, options: EngineOptions) -> None:
     """Check that the pool has every expert called, that the machines can hold it and that it can take its prompts.
 
     Schedulers and backends check so much themselves; a profile's sweep comes before them, and would complain of
@@ -49,22 +50,21 @@ def check_calls(workload: Workload, experts: Sequence[Expert], cluster: Cluster)
                 f"workload {workload.name}, call {call.key}: prompt_tokens must be {rule}, got {call.prompt_tokens}"
             )
     for name in workload.num_calls_by_expert:
-        check_fit(pool[name], cluster)
+        check_fit(pool[name], cluster, options)
 
 
-def check_fit(expert: Expert, cluster: Cluster) -> None:
+def check_fit(expert: Expert, cluster: Cluster, options: EngineOptions) -> None:
     """Check that an expert's workers can hold it."""
     degree = expert.tp_degree
     label, gpu = f"expert {expert.name}", cluster.workers[0].gpu
     require(degree <= cluster.num_workers, f"{label}: tp_degree", f"at most num_workers={cluster.num_workers}", degree)
-    if fits_memory(expert, cluster.workers[:degree]):
+    if fits_memory(expert, cluster.workers[:degree], options):
         return
     gib = 2.0**30
-    weights = expert.shape.weight_bytes / degree / gib
-    cache = expert.shape.kv_bytes_per_token(degree) * expert.context_tokens / gib
+    activations = activation_bytes(expert, options, degree) / gib
     raise ValueError(
         f"{label} must fit into tp_degree={degree} x {gpu.name}, got {gpu.usable_bytes / gib:.1f} GiB usable on each "
-        f"({gpu.memory_utilization_frac:g} of hardware.memory_gib={gpu.memory_bytes / gib:g}) for {weights:.1f} GiB of "
-        f"weights, {ACTIVATION_BYTES / gib:.1f} GiB of activations and {cache:.1f} GiB of KV cache for one call of "
-        f"context_tokens={expert.context_tokens}"
+        f"({gpu.memory_utilization_frac:g} of hardware.memory_gib={gpu.memory_bytes / gib:g}) for "
+        f"{describe_need(expert)}, beside {activations:.1f} GiB of activations (fewer with a lower "
+        "max_num_batched_tokens or context_tokens)"
     )

@@ -45,15 +45,12 @@ def vllm_site(parts: Parts) -> Built:
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    backend = parts.config
-    groups = ("engine", "patience")
-    _require_keys(backend, ("mode", "device", "checkpoints", "num_calibration_questions", *groups))
-    require_section(backend, groups, "backend.")
+    backend, options = parts.config, parts.options
     modes = [mode.value for mode in Mode]
     require(backend["mode"] in modes, "backend.mode", f"one of {modes}", backend["mode"])
     require_name(backend["checkpoints"], "backend.checkpoints")
     require_count(backend["num_calibration_questions"], "backend.num_calibration_questions", at_least=1)
-    mode, options = Mode(backend["mode"]), engine_options(backend)
+    mode = Mode(backend["mode"])
     rule = "auto in live mode: random weights answer nothing"
     dummy = options.loading.dummy_weights
     require(mode is Mode.REPLAY or not dummy, "backend.engine.load_format", rule, options.loading.load_format)
@@ -111,7 +108,7 @@ def endpoint_site(parts: Parts) -> Built:
     return site, lambda costs: lambda **known: OnServers(costs(**known), expert_by_worker)
 
 
-def engine_options(backend: Mapping[str, Any]) -> EngineOptions:
+def vllm_options(backend: Mapping[str, Any]) -> EngineOptions:
     """Build the engines' options from ``backend.engine`` and ``backend.device``.
 
     Raises
@@ -119,6 +116,9 @@ def engine_options(backend: Mapping[str, Any]) -> EngineOptions:
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
+    groups = ("engine", "patience")
+    _require_keys(backend, ("mode", "device", "checkpoints", "num_calibration_questions", *groups))
+    require_section(backend, groups, "backend.")
     devices = ["auto", *(device.value for device in Device)]
     require(backend["device"] in devices, "backend.device", f"one of {devices}", backend["device"])
     device = find_device() if backend["device"] == "auto" else Device(backend["device"])

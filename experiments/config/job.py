@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from experiments.config.sites import Built, Parts, explained_site, simulated_sit
 from experiments.config.world import check_length_error, simulated_world
 from mosaic.core.checks import require, require_count, require_number, require_unique
 from mosaic.core.cluster import uniform_cluster
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.gates.setting import Setting, describe_setting
 from mosaic.planning.plan_file import load_plans
@@ -31,6 +33,12 @@ def _vllm(parts: Parts) -> Built:
     return vllm_site(parts)
 
 
+def _vllm_options(backend: Mapping[str, Any]) -> EngineOptions:
+    from experiments.config.engines import vllm_options
+
+    return vllm_options(backend)
+
+
 def _endpoint(parts: Parts) -> Built:
     from experiments.config.engines import endpoint_site
 
@@ -44,6 +52,11 @@ SITES: Mapping[str, Callable[[Parts], Built]] = {
     "none": explained_site,
 }
 """By name of the backend: builds its site, and says how it changes costs. Engines are imported where they are used."""
+OPTIONS: Mapping[str, Callable[[Mapping[str, Any]], EngineOptions]] = {
+    "sim": lambda backend: call(EngineOptions, "backend", **backend),
+    "vllm": _vllm_options,
+}
+"""By name of the backend: builds its engines' options; servers and plans that are only explained have the default."""
 SECTIONS = (
     "pool", "workload", "world", "profile", "backend", "hardware", "cluster", "costs", "scheduler", "plan", "pipeline",
     "gate", "aggregator",
@@ -94,8 +107,9 @@ def job_from(
         Naming the field, the rule and the value.
     """
     require_count(config.get("seed"), "seed")
+    require_count(config.get("question_seed"), "question_seed")
     require_section(config, SECTIONS)
-    require_keys(config, ("seed", *SECTIONS))
+    require_keys(config, ("seed", "question_seed", *SECTIONS))
     for name, keys in KEYS.items():
         require_keys(config[name], keys, f"{name}.")
     pool, source, profile, backend = (dict(config[name]) for name in ("pool", "workload", "profile", "backend"))
@@ -115,15 +129,17 @@ def job_from(
     report = source.pop("report", None)
     require(report in (None, "replay"), "workload.report", "null or replay", report)
     workload = make(source, "workload")
-    pipeline = pipeline_from(config, experts, cluster, hardware)
-    check_calls(workload, experts, cluster)
+    name = backend.pop("name", None)
+    require(name in SITES, "backend.name", f"one of {list(SITES)}", name)
+    options = OPTIONS[name](backend) if name in OPTIONS else EngineOptions()
+    pipeline = pipeline_from(config, experts, cluster, hardware, options)
+    check_calls(workload, experts, cluster, options)
     check_batch(pipeline.graph, workload)
     if profile.get("aggregator_path") is not None:
         check_upper_profile(pipeline, profile["aggregator_path"], cluster)
-    name = backend.pop("name", None)
-    require(name in SITES, "backend.name", f"one of {list(SITES)}", name)
     parts = Parts(
         config=backend,
+        options=options,
         workload=workload,
         calibration=lambda: _calibration(source, workload),
         experts=experts,
@@ -153,7 +169,7 @@ def job_from(
         cluster=cluster,
         graph=pipeline.graph,
         scheduler=make(config["scheduler"], "scheduler"),
-        costs=wrap(costs),
+        costs=wrap(partial(costs, options=options)),
         site=site,
         sweep=call(Sweep, "profile.sweep", **profile["sweep"]),
         profile=None if profile.get("path") is None else load_profile(profile["path"]),

@@ -1,6 +1,7 @@
 """The pipeline of a run, from the groups ``pipeline``, ``gate`` and ``aggregator``."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from experiments.config.instantiation import call, make
 from mosaic.answers.extraction import Comparison
 from mosaic.core.checks import require, require_count, require_name, require_unique
 from mosaic.core.cluster import Cluster
+from mosaic.core.engine_options import EngineOptions
+from mosaic.core.kv_memory import fits_memory
 from mosaic.core.workload import AGGREGATE, Expert, Workload
 from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
 from mosaic.pipelines.final_answers import comparisons
@@ -19,7 +22,7 @@ from mosaic.pipelines.gates.gate import Gate, Never
 from mosaic.pipelines.gates.setting import ANSWERS, EXPERT, Setting, load_setting, name_differences
 from mosaic.pipelines.gates.weighted import Weighted
 from mosaic.pipelines.node import Node
-from mosaic.planning.costs import AffineCosts, fits_memory
+from mosaic.planning.costs import AffineCosts
 from mosaic.planning.profiles import load_profile
 from mosaic.planning.schedulers.data_parallel import DataParallel
 from mosaic.runtime.planner import NodePlacements, Placement, placed
@@ -43,7 +46,11 @@ class Pipeline(NamedTuple):
 
 
 def pipeline_from(
-    config: Mapping[str, Any], experts: Sequence[Expert], cluster: Cluster, hardware: Hardware
+    config: Mapping[str, Any],
+    experts: Sequence[Expert],
+    cluster: Cluster,
+    hardware: Hardware,
+    options: EngineOptions,
 ) -> Pipeline:
     """Build the pipeline; aggregator.expert goes before the workload's choice, and that before the pool's.
 
@@ -76,9 +83,10 @@ def pipeline_from(
     expert = _choose(aggregator.pop("expert", None), config, experts)
     min_output_tokens = aggregator.pop("min_output_tokens", None)
     require_count(min_output_tokens, "aggregator.min_output_tokens", at_least=1)
-    options = call(_placements, "aggregator", expert=expert, cluster=cluster, hardware=hardware, **aggregator)
+    make_places = partial(_placements, expert=expert, cluster=cluster, hardware=hardware, options=options)
+    places = call(make_places, "aggregator", **aggregator)
     graph = mixture_of_agents(expert, gate=gate, compare=compare, min_output_tokens=min_output_tokens)
-    return Pipeline(graph, {AGGREGATE: options}, barrier, name)
+    return Pipeline(graph, {AGGREGATE: places}, barrier, name)
 
 
 def named_nodes(config: object, experts: Sequence[Expert]) -> tuple[Node, ...]:
@@ -176,6 +184,7 @@ def _placements(
     expert: Expert,
     cluster: Cluster,
     hardware: Hardware,
+    options: EngineOptions,
     tp_degrees: Sequence[int],
     scheduler_by_degree: Mapping[int, str] | None = None,
     costs: str | None = None,
@@ -194,17 +203,19 @@ def _placements(
             scheduler in SCHEDULERS, f"aggregator.scheduler_by_degree.{degree}", f"one of {list(SCHEDULERS)}", scheduler
         )
     require(costs is None or costs in COSTS, "aggregator.costs", f"null or one of {list(COSTS)}", costs)
-    degrees = _placeable(expert, tuple(tp_degrees), cluster, hardware)
+    degrees = _placeable(expert, tuple(tp_degrees), cluster, hardware, options)
     return NodePlacements(
         placements=tuple(
             Placement(tp_degree=degree, scheduler=SCHEDULERS[schedulers[degree]]() if degree in schedulers else None)
             for degree in degrees
         ),
-        costs=COSTS[costs] if costs is not None and len(degrees) > 1 else None,
+        costs=partial(COSTS[costs], options=options) if costs is not None and len(degrees) > 1 else None,
     )
 
 
-def _placeable(expert: Expert, tp_degrees: tuple[int, ...], cluster: Cluster, hardware: Hardware) -> tuple[int, ...]:
+def _placeable(
+    expert: Expert, tp_degrees: tuple[int, ...], cluster: Cluster, hardware: Hardware, options: EngineOptions
+) -> tuple[int, ...]:
     """List the degrees at which the cluster has the workers, the iteration times and the memory for it."""
     degrees = tuple(degree for degree in tp_degrees if degree <= cluster.num_workers)
     if not degrees:
@@ -219,9 +230,9 @@ def _placeable(expert: Expert, tp_degrees: tuple[int, ...], cluster: Cluster, ha
             f"got {list(tp_degrees)} ({untimed}): choose aggregator=dp"
         )
     shaped = {degree: placed(expert, degree) for degree in degrees}
-    fitting = tuple(degree for degree in degrees if fits_memory(shaped[degree], cluster.workers[:degree]))
+    fitting = tuple(degree for degree in degrees if fits_memory(shaped[degree], cluster.workers[:degree], options))
     if not fitting:
-        check_fit(shaped[max(degrees)], cluster)
+        check_fit(shaped[max(degrees)], cluster, options)
     return fitting
 
 

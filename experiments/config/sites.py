@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from experiments.config.checks import require_keys
-from experiments.config.instantiation import call
 from experiments.config.world import SimulatedWorld
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
@@ -27,6 +26,8 @@ class Parts:
 
     config: Mapping[str, Any]
     """Of the backend, without its name."""
+    options: EngineOptions
+    """Of its engines; the default ones where nobody says."""
     workload: Workload
     calibration: Callable[[], Workload]
     """Gives the workload's calibration part, or its own questions where it has none."""
@@ -50,13 +51,13 @@ class Parts:
 
 def simulated_site(parts: Parts) -> Built:
     """Build what ``backend=sim`` says."""
-    return sim_site(parts, call(EngineOptions, "backend", **parts.config)), lambda costs: costs
+    return sim_site(parts, parts.options), lambda costs: costs
 
 
 def explained_site(parts: Parts) -> Built:
     """Build what ``backend=none`` says: the profile of a plan that is only explained is the simulator's."""
     require_keys(parts.config, (), "backend.")
-    return sim_site(parts, EngineOptions()), lambda costs: costs
+    return sim_site(parts, parts.options), lambda costs: costs
 
 
 def sim_site(parts: Parts, settings: EngineOptions) -> SimSite:

@@ -15,9 +15,9 @@ from sim.world.world import World
 
 ANSWER_KEYS = (
     "mean_ability", "discrimination", "distractor_std", "length_loading", "aggregator_gain", "deference",
-    "aggregator_length_loading", "aggregator_elasticity",
+    "aggregator_length_loading",
 )  # fmt: skip
-KEYS = ("output_tokens", "length_scale", "merged_tokens", "answers")
+KEYS = ("output_tokens", "length_scale", "merged_tokens", "answers", "question_seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,8 @@ class SimulatedWorld:
     """Of experts that merge answers."""
     answers: AnswerModel | None
     """None: calls have lengths only."""
+    question_seed: int = 0
+    """Of the data set's one draw."""
     visible_tokens: int = 0
     """Most that a reasoning expert's response has after its thinking."""
 
@@ -55,6 +57,7 @@ class SimulatedWorld:
         return World(
             lengths=lengths,
             root_seed=seed,
+            question_seed=self.question_seed,
             stream=stream,
             recorded=(workload.output_tokens or {}) if recorded else {},
             answers=self.answers,
@@ -78,12 +81,14 @@ def simulated_world(config: Mapping[str, Any]) -> SimulatedWorld:
     if not isinstance(merged, Mapping):
         raise TypeError(f"world.merged_tokens must be a mapping of experts, got {merged!r}")
     answers, visible = answer_model(config.get("answers"))
+    require_count(config.get("question_seed", 0), "world.question_seed")
     return SimulatedWorld(
         lengths=length_distributions(config.get("output_tokens") or {}, length_scale=config.get("length_scale")),
         merged_lengths={
             name: length_distribution(entry, expert=name, key="world.merged_tokens") for name, entry in merged.items()
         },
         answers=answers,
+        question_seed=config.get("question_seed", 0),
         visible_tokens=visible,
     )
 

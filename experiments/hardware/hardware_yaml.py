@@ -62,7 +62,10 @@ def header(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
         value = getattr(options, action.dest, None)
         if action.dest in (*paired, "help") or value == action.default:
             continue
-        words.append(f"{action.option_strings[0]} {shlex.quote(_portable(action.dest, value))}")
+        if action.dest == "setting":
+            words += [f"{action.option_strings[0]} {shlex.join(entry)}" for entry in value or ()]
+        else:
+            words.append(f"{action.option_strings[0]} {shlex.quote(_portable(action.dest, value))}")
     for folder, shape in zip(options.tables, options.shape, strict=True):
         words.append(f"--tables TABLES/{folder.name} --shape experiments/hardware/shapes/{shape.name}")
     lines = " \\\n#     ".join(words)

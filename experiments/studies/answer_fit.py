@@ -1,13 +1,12 @@
 """What the simulated answers are expected to be, and the fit of their parameters to what may be fitted.
 
-Expectations over questions, by quadrature: Gauss-Hermite over the difficulty, Sobol points over the attractions of the
-wrong options. Slots are drawn independently from the totals, so a question's three experts are three independent draws
-and every expectation follows from the mixture of their answers.
+Expectations over the luck of the answers, on the questions of the simulated data set as they were drawn. A question's
+three experts are taken as independent draws from the totals, so every expectation follows from the mixture of their
+answers.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import combinations, permutations
 
 import numpy as np
@@ -17,11 +16,10 @@ from scipy.stats import norm, qmc
 
 from experiments.studies.published import BUCKET_TOKENS, FITTED_ANSWERS, UNANIMOUS_RIGHT_FRAC, FittedAnswers
 from mosaic.core.lengths import ClippedLognormal
-from mosaic.core.workload import ExpertName
-from sim.world.answer_model import AnswerModel
+from mosaic.core.workload import ExpertName, Question
+from sim.world.answer_model import AnswerModel, possible_answers
 
 Array = NDArray[np.float64]
-NUM_DIFFICULTIES, NUM_ATTRACTIONS = 41, 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,27 +48,46 @@ class Benchmark:
     """What the expectations depend on beside the model."""
 
     slots: Mapping[ExpertName, int]
-    num_options: int
     aggregator: ExpertName
     lengths: Mapping[ExpertName, ClippedLognormal]
+    difficulty: Array
+    """Of each question."""
+    scores: Array
+    """Of the wrong options' attraction, shape (most options - 1, num_questions); -inf where a question has fewer."""
+
+    def mean(self, values: Array) -> float:
+        """Average over the questions."""
+        return float(values.mean())
 
 
-@cache
-def quadrature(num_options: int) -> tuple[Array, Array, Array]:
-    """Difficulties (num_difficulties, 1), their weights, and scores of the wrong options (options - 1, num_points)."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(NUM_DIFFICULTIES)
-    points = norm.ppf(qmc.Sobol(num_options - 1, seed=0).random(NUM_ATTRACTIONS))
-    grid = np.broadcast_to(weights[:, None] / weights.sum() / NUM_ATTRACTIONS, (NUM_DIFFICULTIES, NUM_ATTRACTIONS))
-    return nodes[:, None], grid, points.T
+def draw_items(questions: Sequence[Question], seed: int, stream: str) -> tuple[Array, Array]:
+    """Draw the difficulty of each question and the scores of its wrong options, as the simulated world does."""
+    plain = replace(_PLAIN, distractor_std=1.0)
+    items = [plain.item(question.id, possible_answers(question), seed, stream) for question in questions]
+    scores = np.full((max(len(item.attractions) for item in items), len(items)), -np.inf)
+    for number, item in enumerate(items):
+        scores[: len(item.attractions), number] = np.log(item.attractions)
+    return np.array([item.difficulty for item in items]), scores
+
+
+def even_items(num_options: int, num_questions: int = 4096) -> tuple[Array, Array]:
+    """Spread difficulties and scores evenly: a data set so large that the luck of its draw does not count."""
+    points = norm.ppf(qmc.Sobol(num_options, seed=0).random(num_questions)).T
+    return points[0], points[1:]
+
+
+_PLAIN = AnswerModel(
+    mean_ability=0, discrimination=1, distractor_std=1, length_loading=0, aggregator_gain=0, deference=0,
+    aggregator_length_loading=0,
+)  # fmt: skip
 
 
 def answer_probabilities(model: AnswerModel, benchmark: Benchmark) -> dict[ExpertName, Array]:
-    """Probability of each option by expert, shape (num_options, num_difficulties, num_points); right option first.
+    """Probability of each option by expert, shape (most options, num_questions); right option first.
 
     They sum to less than 1: a response that is cut off at its limit has no answer.
     """
-    difficulty, _, scores = quadrature(benchmark.num_options)
-    wrong = np.exp(model.distractor_std * scores)[:, None, :]
+    difficulty, wrong = benchmark.difficulty, np.exp(model.distractor_std * benchmark.scores)
     probabilities = {}
     for name in benchmark.slots:
         right = np.exp(model.ability(name) - model.discrimination * difficulty)
@@ -88,32 +105,29 @@ def mixture(probabilities: Mapping[ExpertName, Array], slots: Mapping[ExpertName
 
 def expect(model: AnswerModel, benchmark: Benchmark) -> Expected:
     """Integrate over difficulty, attractions and the three answers."""
-    difficulty, weight, _ = quadrature(benchmark.num_options)
     q = mixture(answer_probabilities(model, benchmark), benchmark.slots)
     unanimous, distinct = (q**3).sum(0), 1 - 3 * (q**2).sum(0) + 2 * (q**3).sum(0)
     shares = (unanimous, 1 - unanimous - distinct, distinct)
     majority = (q[0] ** 3, 3 * q[0] ** 2 * (1 - q[0]))
-    aggregator = _aggregator_right(model, benchmark.aggregator, q)
-    mean = [float((weight * share).sum()) for share in shares]
+    aggregator = _aggregator_right(model, benchmark, q)
+    mean = [benchmark.mean(share) for share in shares]
 
     def within(parts: Sequence[Array]) -> tuple[float, ...]:
-        return tuple(float((weight * part).sum()) / share for part, share in zip(parts, mean, strict=False))
+        return tuple(benchmark.mean(part) / share for part, share in zip(parts, mean, strict=False))
 
     return Expected(
         bucket_frac=tuple(mean),
         majority_right_frac=within(majority),
         aggregator_right_frac=within(aggregator),
-        difficulty=within([share * difficulty for share in shares]),
+        difficulty=within([share * benchmark.difficulty for share in shares]),
     )
 
 
-def _aggregator_right(model: AnswerModel, aggregator: ExpertName, q: Array) -> tuple[Array, Array, Array]:
+def _aggregator_right(model: AnswerModel, benchmark: Benchmark, q: Array) -> tuple[Array, Array, Array]:
     """Probability of each bucket together with a right answer of the aggregator, by the votes that it reads."""
-    difficulty, _, scores = quadrature(len(q))
-    right = np.exp(model.ability(aggregator) + model.aggregator_gain - model.discrimination * difficulty)
-    wrong = np.exp(model.distractor_std * scores)[:, None, :]
-    shape = (len(q) - 1, *q.shape[1:])
-    weights = np.concatenate([np.broadcast_to(right, q.shape[1:])[None], np.broadcast_to(wrong, shape)])
+    ability = model.ability(benchmark.aggregator) + model.aggregator_gain
+    right = np.exp(ability - model.discrimination * benchmark.difficulty)
+    weights = np.concatenate([right[None], np.exp(model.distractor_std * benchmark.scores)])
     total, silent, options = weights.sum(0), 1 - q.sum(0), range(len(q))
 
     def right_given(*votes: int) -> Array:
@@ -132,7 +146,7 @@ def _aggregator_right(model: AnswerModel, aggregator: ExpertName, q: Array) -> t
 
 def bucket_tokens(model: AnswerModel, benchmark: Benchmark) -> tuple[float, float, float]:
     """Mean output tokens of a question's calls in 3:0, 2:1 and 1:1:1."""
-    difficulty, weight, _ = quadrature(benchmark.num_options)
+    difficulty = benchmark.difficulty
     own, slots = answer_probabilities(model, benchmark), benchmark.slots
     q = mixture(own, slots)
     squares = (q**2).sum(0)
@@ -145,9 +159,9 @@ def bucket_tokens(model: AnswerModel, benchmark: Benchmark) -> tuple[float, floa
         silent = np.stack([0 * squares, squares, 1 - squares]) * (1 - answered)
         mean = _answered_mean(lengths, model.length_loading, difficulty)
         for bucket, share in enumerate((unanimous, answered - unanimous - distinct, distinct)):
-            shares[bucket] += count / total * float((weight * (share + silent[bucket])).sum())
+            shares[bucket] += count / total * benchmark.mean(share + silent[bucket])
             written = share * mean + silent[bucket] * lengths.clip_tokens  # it has no answer as it was cut off
-            tokens[bucket] += count / total * float((weight * written).sum())
+            tokens[bucket] += count / total * benchmark.mean(written)
     unanimous, two, distinct = (tokens / shares).tolist()
     return unanimous, two, distinct
 

@@ -18,39 +18,37 @@ from experiments.studies.paper_tables import (
 
 TITLE_OF_TABLE = {
     "pools": "Three pools on MMLU-Pro's questions (predicted; walls of the last two are not published)",
+    "open_ranges": "Over all that the fits leave open: caps on the output, streams of attention, orders, light experts",
+    "spread": "Where the spread of the ILP's walls comes from",
+    "model_ablation": "The model, change by change: each row has all those above it, fitted anew",
     "aggregator_tail": "What the aggregator's stage at tau = 2/3 is made of",
-    "end_to_end_ranges": "End-to-end speedups over all that round robin's wall leaves open",
     "abilities": "Accuracy change at tau = 2/3 expected with other abilities than the assumed ones, all refitted",
     "table1_accuracy": "Table 1: accuracy and skips",
     "table3_slots": "Table 3: slots per expert",
     "table4_walls": "Table 4: walls of the ILP, seed by seed",
 }
-WITHOUT_ELASTICITY = """\
-The mean length of the aggregator alone, fitted to the wall of every question; nothing in these numbers was fitted at
-tau = 2/3. They were reported before the elasticity was fitted to MMLU-Pro's.
-"""
 HOW_TO_READ = """\
 Every number comes from run folders under `runs/`, written by the same code as `python experiments/run.py`; each
 point is a command line (its folder's `config.yaml` is the resolved one). *simulated* is the mean over seeds, *95%
 interval* that of the mean. *one run* is the 95% interval of what as many runs would show as were published (one,
 but for the ILP's walls, of which four are): a published value outside of it is a **MISS**. *fitted*: the simulator
 was calibrated on this number, so its error says how well the fit closes and nothing more. *follows from fits*:
-nothing else goes into it. *predicted*: nothing was fitted to it; a part may be, as in MMLU-Pro's end to end the
-aggregator at tau = 2/3. A seed redraws the questions' difficulty as well, so our spread is wider than that of the
-paper's seeds, and intervals are generous. Relative errors for seconds, speedups and tokens; differences for shares,
-accuracies and correlations.
+nothing else goes into it. *predicted*: nothing was fitted to it. A seed draws the luck of a run: how long each call
+writes and what it answers. The questions and the profile are one draw for all seeds, as a data set and a study have
+one; how much other draws move a wall has a table of its own. Relative errors for seconds, speedups and tokens;
+differences for shares, accuracies and correlations.
 """
 WHAT_IS_FITTED = """\
-Expert stage: one factor on the host's overhead per iteration, one spread of the reasoning experts' lengths and two
-mean lengths, to MMLU-Pro's round-robin workers; one scale of all lengths per benchmark to MedMCQA's and GPQA's
-round-robin walls (`experiments/calibrate.py`). Answers: the agreement of the experts, the accuracy when everything
-is aggregated, MMLU-Pro's tokens by agreement, the aggregator's mean length per benchmark to its wall when
-everything is aggregated, and one elasticity to MMLU-Pro's aggregator at tau = 2/3, carried to the others
-(`experiments/fit_answers.py`). In the all-instruct pool one scale of all lengths to the published mean over the pool,
-taken as one over its experts. Fits see other worlds than the seeds here. What is assumed stands in `conf/` with
-`source: assumed` or beside the numbers: above all, which experts meet in one question, the lengths of the instruct
-experts that no number pins down, and in the other two pools the slots between the published ones and the lengths of
-the experts without a published mean.
+Expert stage: the host's time per KV token, one spread of the reasoning experts' lengths and two mean lengths, to
+MMLU-Pro's round-robin workers; a third mean to the published tokens by agreement, which give the mean over all calls;
+one scale of all lengths per benchmark to MedMCQA's and GPQA's round-robin walls; the aggregator's mean length per
+benchmark to its wall when everything is aggregated (`experiments/calibrate.py`). Answers: the agreement of the experts,
+the accuracy when everything is aggregated, and MMLU-Pro's tokens by agreement (`experiments/fit_answers.py`). In the
+all-instruct pool one scale of all lengths to the published mean over the pool, taken as one over its experts. Fits see
+other luck than the seeds here, on the same questions. What is assumed stands in `conf/` with `source: assumed` or
+beside the numbers: above all the output cap (Symbolic-MoE's; the paper has none), which experts meet in one question,
+the spread of the light experts' lengths, and in the other two pools the slots between the published ones and the
+lengths of the experts without a published mean.
 """
 
 
@@ -71,8 +69,7 @@ def write_report(
     rows: Sequence[Row],
     tables: Mapping[str, Table],
     drawings: Mapping[str, Drawing],
-    ranges: Mapping[str, OpenRange],
-    inelastic: Sequence[Row],
+    ranges: Mapping[str, Mapping[str, OpenRange]],
 ) -> str:
     """Write the page."""
     num_seeds = len(rows[0].values)
@@ -88,13 +85,11 @@ def write_report(
         to_markdown(error_table(missed)) if has_intervals else "A single seed has no interval to miss.\n",
         f"## Off by more than {FAR_FRAC:.0%}{', though within what one run may show' if has_intervals else ''}\n",
         to_markdown(error_table(row for row in rows if row.is_far)),
-        *(_range_note(benchmark, left_open, rows) for benchmark, left_open in ranges.items()),
+        *(_range_note(benchmark, by_stage["expert_s"], rows) for benchmark, by_stage in ranges.items()),
         "## How to read this\n",
         HOW_TO_READ,
         "## Every number\n",
         to_markdown(error_table(rows)),
-        f"## The aggregator without its elasticity\n\n{WITHOUT_ELASTICITY}",
-        to_markdown(error_table(inelastic)),
         *(f"## {TITLE_OF_TABLE[name]}\n\n{to_markdown(table)}" for name, table in tables.items()),
         "## Figures\n",
         *(
@@ -113,7 +108,7 @@ def _range_note(benchmark: str, left_open: OpenRange, rows: Sequence[Row]) -> st
     is_inside = left_open.low_s <= wall.published <= left_open.high_s
     place = "inside" if is_inside else "outside, so this is a miss of the model and not of the fit"
     return (
-        f"{TITLES[benchmark]}'s round robin fits many sets of parameters (and orders of the experts); over all of "
+        f"{TITLES[benchmark]}'s round robin fits many sets of parameters (caps, orders, GPUs); over all of "
         f"them the ILP's wall is {show(left_open.low_s, 's')} to {show(left_open.high_s, 's')}, and with the committed "
         f"ones {show(left_open.mean_s, 's')} over more seeds than here (`experiments/calibrate.py`): published "
         f"{show(wall.published, 's')} is {place}.\n"

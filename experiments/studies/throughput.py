@@ -14,11 +14,11 @@ from mosaic.core.checks import require, require_count
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
+from mosaic.core.kv_memory import kv_capacity_tokens
 from mosaic.core.lengths import Empirical
 from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.results import CallRecord, CallStatus, SessionRecord
 from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ExpertName
-from mosaic.planning.costs import kv_capacity_tokens
 from mosaic.runtime.static_plan import execute
 from sim.site import SimSite
 
@@ -148,7 +148,7 @@ class _Bench:
         )
 
     def _kv_tokens(self, settings: EngineOptions) -> int:
-        return settings.kv_cache_tokens or kv_capacity_tokens(self.expert, self.site.cluster.workers)
+        return kv_capacity_tokens(self.expert, self.site.cluster.workers, settings)
 
     def _relax(self, relaxed: Relaxed) -> SimSite:
         settings, world = self.site.settings, self.site.calibration_world

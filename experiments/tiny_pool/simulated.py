@@ -17,7 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from experiments.studies.answer_fit import Benchmark, expect
+from experiments.studies.answer_fit import Benchmark, even_items, expect
 from experiments.tiny_pool.prompts import JUDGE
 from experiments.tiny_pool.questions import NUM_OPTIONS
 from mosaic.core.lengths import ClippedLognormal
@@ -33,11 +33,13 @@ def fit_answers(routed: Mapping[str, Any]) -> AnswerModel:
     """Fit the answers to a pool's table of routed questions."""
     shares = routed["slot_share"]
     abilities = relative_abilities(shares, routed["slots_right"])
+    difficulty, scores = even_items(NUM_OPTIONS)
     benchmark = Benchmark(
         slots={name: round(10_000 * share) for name, share in shares.items()},
-        num_options=NUM_OPTIONS,
         aggregator=JUDGE.name,
         lengths=dict.fromkeys(shares, _NEVER_CUT),
+        difficulty=difficulty,
+        scores=scores,
     )
     wanted = (
         routed["division_share"]["3:0"], routed["division_share"]["1:1:1"], routed["majority_by_division"]["3:0"],

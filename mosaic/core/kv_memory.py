@@ -6,38 +6,70 @@ from mosaic.core.cluster import Gpu, Worker
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert
 
-ACTIVATION_BYTES = 4 * 2**30
-"""Memory kept for activations and CUDA graphs on each GPU.
-
-Assumed: a prefill of 32k tokens through a 7-9B model peaks at about that, and it leaves a Llama-8B on 80 GB the
-427k KV tokens that its engine reports.
-"""
+LOGIT_BYTES = 20
+"""Of one logit when sampling is profiled: in full precision, sorted, the order, and as a probability."""
+CONTEXT_BYTES = 320 * 2**20
+"""Context of the driver, libraries and captured graphs: what one recorded run on 24 GB leaves (41,408 KV tokens)."""
 
 
-def free_kv_bytes(gpu: Gpu, weight_bytes: int, tp_degree: int) -> int:
-    """Count the bytes that weights, split over so many GPUs, leave for the KV cache on each; negative: none."""
-    return gpu.usable_bytes - weight_bytes // tp_degree - ACTIVATION_BYTES
+def activation_bytes(expert: Expert, options: EngineOptions, tp_degree: int = 1) -> int:
+    """Estimate what an engine keeps free on each GPU beside weights and KV cache.
 
-
-def kv_capacity_tokens(expert: Expert, workers: Sequence[Worker], options: EngineOptions | None = None) -> int:
-    """Count the KV tokens that a session holds; at most 0 when the weights do not fit.
+    vLLM measures it by an iteration that is as full as its limits allow, so it follows from them: the widest layer
+    (gate, up and their product, and the hidden state before and after) for every token, and the sampler for every
+    sequence.
 
     Parameters
     ----------
-    expert, workers
-        The session.
+    expert, tp_degree
+        The model, and how many GPUs share its layers; each samples from the whole vocabulary.
     options
-        They may name the capacity; None: it is what the weights leave free.
+        They limit an iteration.
     """
-    if options is not None and options.kv_cache_tokens is not None:
+    shape = expert.shape
+    layer_bytes = (3 * shape.ffn_size // tp_degree + 4 * shape.hidden_size) * shape.bytes_per_value
+    logit_bytes = options.max_num_seqs * shape.vocab_size * LOGIT_BYTES
+    return options.batched_tokens(expert.context_tokens) * layer_bytes + logit_bytes + CONTEXT_BYTES
+
+
+def free_kv_bytes(
+    gpu: Gpu, expert: Expert, options: EngineOptions, tp_degree: int, weight_bytes: int | None = None
+) -> int:
+    """Count the bytes that weights, split over so many GPUs, leave for the KV cache on each; negative: none.
+
+    ``weight_bytes`` are those of a checkpoint that was looked at; None: as the expert's shape says.
+    """
+    weight_bytes = expert.shape.weight_bytes if weight_bytes is None else weight_bytes
+    return gpu.usable_bytes - weight_bytes // tp_degree - activation_bytes(expert, options, tp_degree)
+
+
+def kv_capacity_tokens(expert: Expert, workers: Sequence[Worker], options: EngineOptions) -> int:
+    """Count the KV tokens that a session holds; at most 0 when the weights do not fit.
+
+    The options may name the capacity, or else it is what the weights leave free.
+    """
+    if options.kv_cache_tokens is not None:
         return options.kv_cache_tokens
     tp_degree = len(workers)
-    free = min(free_kv_bytes(worker.gpu, expert.shape.weight_bytes, tp_degree) for worker in workers)
-    if options is not None and options.kv_cache_memory_bytes is not None:
-        free = options.kv_cache_memory_bytes
+    free = options.kv_cache_memory_bytes
+    if free is None:
+        free = min(free_kv_bytes(worker.gpu, expert, options, tp_degree) for worker in workers)
     return free // expert.shape.kv_bytes_per_token(tp_degree)
 
 
-def fits_memory(expert: Expert, workers: Sequence[Worker]) -> bool:
-    """Tell whether an expert can serve its longest call on these workers."""
-    return kv_capacity_tokens(expert, workers) >= expert.context_tokens
+def fits_memory(expert: Expert, workers: Sequence[Worker], options: EngineOptions) -> bool:
+    """Tell whether an expert can serve its longest call on these workers; a capacity that is given is believed."""
+    if options.kv_cache_tokens is not None or options.kv_cache_memory_bytes is not None:
+        return True
+    return kv_capacity_tokens(expert, workers, options) >= expert.context_tokens
+
+
+def describe_need(expert: Expert) -> str:
+    """Say what each GPU of an expert must hold beside activations, for messages."""
+    gib, degree = 2.0**30, expert.tp_degree
+    weights = expert.shape.weight_bytes / degree / gib
+    cache = expert.shape.kv_bytes_per_token(degree) * expert.context_tokens / gib
+    return (
+        f"{weights:.1f} GiB of weights and {cache:.1f} GiB of KV cache for one call of "
+        f"context_tokens={expert.context_tokens}"
+    )

@@ -79,8 +79,9 @@ class VllmEngines:
         if options.kv_cache_tokens is not None:
             value_bytes = kv_value_bytes(options.loading.dtype)
             given = options.kv_cache_tokens * checkpoint.kv_values_per_token * value_bytes // num_caches
-        weight_bytes = checkpoint.weight_bytes or expert.shape.weight_bytes  # random ones take as much
-        free = free_kv_bytes(gpu, weight_bytes, len(workers)) if given is None else given
+        # Without weights of its own it gets random ones of its shape.
+        weight_bytes = checkpoint.weight_bytes or None
+        free = free_kv_bytes(gpu, expert, options, len(workers), weight_bytes) if given is None else given
         check_kv_memory(
             checkpoint,
             kv_cache_bytes=max(0, free) * num_caches,

@@ -2,15 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from mosaic.core.cluster import Worker
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import ProfileError
-from mosaic.core.kv_memory import ACTIVATION_BYTES as ACTIVATION_BYTES
-from mosaic.core.kv_memory import fits_memory as fits_memory
-from mosaic.core.kv_memory import kv_capacity_tokens as kv_capacity_tokens
+from mosaic.core.kv_memory import fits_memory
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.workload import Expert, ExpertName
 from mosaic.planning.profiles import Profile, ProfileEntry
@@ -67,6 +66,8 @@ class _ProfiledCosts(ABC):
     profile: Profile
     num_calls_by_expert: Mapping[ExpertName, int]
     """N_m of the problem."""
+    options: EngineOptions = field(default_factory=EngineOptions)
+    """Of the engines: what they keep free decides what fits."""
 
     def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> float:
         return 0.0 if residency is Residency.RESIDENT else self._entry(expert, workers).load_s
@@ -80,7 +81,7 @@ class _ProfiledCosts(ABC):
         """Split the session price; see ``CostModel.linear_terms``."""
 
     def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
-        return fits_memory(expert, workers)
+        return fits_memory(expert, workers, self.options)
 
     def notes(self) -> Sequence[str]:
         return self.profile.extrapolation_notes(self.num_calls_by_expert)

@@ -15,7 +15,7 @@ from mosaic.planning.restricted_costs import WithoutWorkers
 from mosaic.planning.schedulers.base import Scheduler
 
 CostFactory: TypeAlias = Callable[..., CostModel]
-"""Builds a cost model from the keywords ``profile`` and ``num_calls_by_expert``."""
+"""Builds a cost model from the keywords ``profile`` and ``num_calls_by_expert``, and ``options`` of the engines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from mosaic.core.workload import (
 )
 
 PARTS = ("test", "calibration")
+Key = TypeVar("Key")
 
 
 def slot_table_workload(
@@ -31,7 +33,7 @@ def slot_table_workload(
     template_tokens: int = 150,
     seed: int = 0,
     pool: Collection[ExpertName] | None = None,
-    num_options: int | None = None,
+    num_options: int | Mapping[int, int] | None = None,
     part: str = "test",
     num_calibration_questions: int = 350,
 ) -> Workload:
@@ -62,7 +64,8 @@ def slot_table_workload(
     pool
         Names that slots may use; None: any.
     num_options
-        Options of every question, whose right one is drawn from a third stream; None: answers are not compared.
+        Options of every question, or how many questions have so many; the right one is drawn from a third stream.
+        None: answers are not compared.
     part
         ``test``, or ``calibration``: other questions of the same kind, with the slots in proportion.
     num_calibration_questions
@@ -89,13 +92,11 @@ def slot_table_workload(
     check_slots(slots, num_slots=num_questions * num_slots_per_question, pool=pool)
     require(part in PARTS, "workload.part", f"one of {list(PARTS)}", part)
     require_count(num_calibration_questions, "workload.num_calibration_questions", at_least=1)
-    if num_options is not None:
-        require_count(num_options, "workload.num_options", at_least=2)
-        most = len(OPTION_LETTERS)
-        require(num_options <= most, "workload.num_options", f"at most {most}", num_options)
+    options = _check_options(num_options, num_questions)
     _check_first_seen(first_seen, slots)
     if part == "calibration":
         name, num_questions = f"{name}_calibration", num_calibration_questions
+        options = scaled_slots(options, num_questions)
         slots = scaled_slots(slots, num_questions * num_slots_per_question)
         first_seen = [expert for expert in first_seen if slots[expert]]
     _check_quantiles(prompt_token_quantiles)
@@ -103,7 +104,7 @@ def slot_table_workload(
     lengths_rng, slots_rng, options_rng = (np.random.default_rng(child) for child in streams)
     tokens = draw_question_tokens(prompt_token_quantiles, num_questions, lengths_rng)
     experts = _draw_experts(slots, first_seen, slots_rng)
-    questions = _make_questions(name, tokens, num_options, options_rng)
+    questions = _make_questions(name, tokens, options, options_rng)
     role = PROPOSE
     seats = [(question, slot) for question in questions for slot in range(num_slots_per_question)]
     calls = tuple(
@@ -113,7 +114,22 @@ def slot_table_workload(
     return Workload(name=name, questions=questions, calls=calls)
 
 
-def scaled_slots(slots: Mapping[ExpertName, int], num_slots: int) -> dict[ExpertName, int]:
+def _check_options(num_options: int | Mapping[int, int] | None, num_questions: int) -> dict[int, int]:
+    """Return how many questions have so many options; empty: answers are not compared."""
+    field, most = "workload.num_options", len(OPTION_LETTERS)
+    if num_options is None:
+        return {}
+    options = dict(num_options) if isinstance(num_options, Mapping) else {num_options: num_questions}
+    for number, count in options.items():
+        require_count(number, field, at_least=2)
+        require(number <= most, field, f"at most {most}", number)
+        require_count(count, f"{field}.{number}")
+    total = sum(options.values())
+    require(total == num_questions, f"{field}: sum", f"num_questions = {num_questions}", total)
+    return options
+
+
+def scaled_slots(slots: Mapping[Key, int], num_slots: int) -> dict[Key, int]:
     """Scale a slot table to another total, by largest remainders.
 
     Examples
@@ -139,20 +155,23 @@ def draw_question_tokens(quantiles: Sequence[float], num_questions: int, rng: np
 
 
 def _make_questions(
-    name: str, tokens: Sequence[int], num_options: int | None, rng: np.random.Generator
+    name: str, tokens: Sequence[int], options: Mapping[int, int], rng: np.random.Generator
 ) -> tuple[Question, ...]:
-    if num_options is None:
+    if not options:
         return tuple(Question(id=f"{name}-{i}", prompt_tokens=count) for i, count in enumerate(tokens))
-    right = rng.integers(num_options, size=len(tokens)).tolist()
+    num_options = np.repeat(list(options), list(options.values()))
+    if len(options) > 1:
+        num_options = rng.permutation(num_options)
+    right = rng.integers(num_options).tolist()
     return tuple(
         Question(
             id=f"{name}-{i}",
             prompt_tokens=count,
             answer=OPTION_LETTERS[option],
             answer_kind=AnswerKind.CHOICE,
-            num_options=num_options,
+            num_options=listed,
         )
-        for i, (count, option) in enumerate(zip(tokens, right, strict=True))
+        for i, (count, option, listed) in enumerate(zip(tokens, right, num_options.tolist(), strict=True))
     )
 
 

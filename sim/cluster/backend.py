@@ -279,9 +279,10 @@ class SimBackend:
     def _load_and_serve(self, live: SimSession) -> ProcessGenerator:
         env, session = self._env, live.session
         home = (session.expert, session.workers)
-        stays = all(self._resident[worker] == home for worker in session.workers)
+        if any(self._resident[worker] not in (None, home) for worker in session.workers):
+            yield from wait_until(env, env.now + live.model.unload_s)
         load_start_ts = env.now
-        load_s = 0.0 if stays else live.model.load_s
+        load_s = 0.0 if all(self._resident[worker] == home for worker in session.workers) else live.model.load_s
         yield from wait_until(env, load_start_ts + load_s)
         for worker in session.workers:
             self._resident[worker] = home

@@ -7,9 +7,9 @@ from typing import NamedTuple, TypeAlias
 from mosaic.core.cluster import Cluster, Gpu, Worker
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
+from mosaic.core.kv_memory import kv_capacity_tokens
 from mosaic.core.plan import Session
 from mosaic.core.workload import Expert, ExpertName, ModelShape
-from mosaic.planning.costs import kv_capacity_tokens
 from sim.engine.engine import Engine
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import IterationTime
@@ -23,6 +23,8 @@ class ExpertOnGpu(NamedTuple):
 
     expert: Expert
     load_s: float
+    unload_s: float
+    """To make room for it where another expert was."""
     time: IterationTime
     kv_tokens: int
     """Capacity of its KV cache."""
@@ -104,15 +106,16 @@ class ExpertsOnGpus:
         gpu, degree = workers[0].gpu, len(workers)
         model = self._built.get((expert.name, gpu, degree))
         if model is None:
-            capacity = kv_capacity_tokens(expert, workers)
+            capacity = kv_capacity_tokens(expert, workers, self.settings)
             if capacity < self.settings.block_size:
                 raise ValueError(f"{expert.name} must fit into {degree} x {gpu.name}, KV tokens left: {capacity}")
             hardware = self._hardware[gpu.name]
             model = self._built[expert.name, gpu, degree] = ExpertOnGpu(
                 expert=replace(expert, tp_degree=degree),
                 load_s=hardware.load_s(expert.shape, degree),
+                unload_s=hardware.unload_s,
                 time=self._iteration_times(hardware, expert.shape, degree),
-                kv_tokens=capacity if self.settings.kv_cache_tokens is None else self.settings.kv_cache_tokens,
+                kv_tokens=capacity,
             )
         return model
 

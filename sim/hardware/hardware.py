@@ -95,6 +95,8 @@ class Hardware:
     load_fixed_s: float = 0.0
     load_scale: float = 1.0
     """Multiplies the time of every load: what the rate and the fixed part give is the load cost at 1."""
+    unload_s: float = 0.0
+    """To end a session: from its last token until another expert can load on its workers."""
     cpu_base_s: float = 0.0
     """Host time per iteration: scheduling, inputs, sampling, outputs."""
     cpu_per_seq_s: float = 0.0
@@ -130,6 +132,7 @@ class Hardware:
         require(len(self.tables) > 0, f"{owner}: tables", "at least one", 0)
         require_number(self.load_fixed_s, f"{owner}: load_fixed_s", at_least=0)
         require_number(self.load_scale, f"{owner}: load_scale", at_least=0)
+        require_number(self.unload_s, f"{owner}: unload_s", at_least=0)
         require_number(self.cpu_base_s, f"{owner}: cpu_base_s", at_least=0)
         require_number(self.cpu_per_seq_s, f"{owner}: cpu_per_seq_s", at_least=0)
         require_number(self.cpu_overhead_scale, f"{owner}: cpu_overhead_scale", at_least=0)

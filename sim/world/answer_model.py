@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from math import exp, log, sqrt
+from math import exp, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -64,8 +64,6 @@ class AnswerModel:
     """Utility that a response adds to the option it names, for the aggregator that reads it."""
     aggregator_length_loading: float
     """As ``length_loading``, of the aggregator."""
-    aggregator_elasticity: float = 0.0
-    """Log of output tokens per nat of the aggregator's uncertainty: the entropy of its answer, given what it reads."""
     ability_by_expert: Mapping[ExpertName, float] = field(default_factory=dict)
     """Above the mean; an expert that is not named is average."""
     source: Source = "assumed"
@@ -78,15 +76,15 @@ class AnswerModel:
         }.items():  # fmt: skip
             require_number(value, f"answers.{name}")
             require(abs(value) <= MOST_LOGITS, f"answers.{name}", f"from {-MOST_LOGITS} to {MOST_LOGITS}", value)
-        for name in ("discrimination", "distractor_std", "deference", "aggregator_elasticity"):
+        for name in ("discrimination", "distractor_std", "deference"):
             _require_between(getattr(self, name), f"answers.{name}", MOST_LOGITS)
         for name in ("length_loading", "aggregator_length_loading"):
             _require_between(getattr(self, name), f"answers.{name}", 1)
         require_source(self.source, "answers.source")
 
-    def item(self, question: str, answers: tuple[str, ...], root_seed: int, stream: str) -> Item:
+    def item(self, question: str, answers: tuple[str, ...], seed: int, stream: str) -> Item:
         """Draw a question's difficulty and its wrong answers' attractions from hashed uniform numbers."""
-        uniforms = question_uniforms(root_seed, stream, question, max(1, len(answers)))
+        uniforms = question_uniforms(seed, stream, question, max(1, len(answers)))
         difficulty, *scores = map(_STANDARD_NORMAL.inv_cdf, uniforms)
         return Item(difficulty, answers, tuple(exp(self.distractor_std * score) for score in scores))
 
@@ -95,22 +93,12 @@ class AnswerModel:
         right = exp(self.ability(expert) - self.discrimination * item.difficulty)
         return _pick(item.answers, (right, *item.attractions), u)
 
-    def aggregate(self, item: Item, aggregator: ExpertName, seen: Sequence[str | None], u: float) -> tuple[str, float]:
-        """Map a uniform number to the aggregator's answer, given the answers in the responses that it reads.
-
-        Returns
-        -------
-        tuple
-            The answer, and the factor by which it writes more than where it is certain.
-        """
+    def aggregate(self, item: Item, aggregator: ExpertName, seen: Sequence[str | None], u: float) -> str:
+        """Map a uniform number to the aggregator's answer, given the answers in the responses that it reads."""
         right = exp(self.ability(aggregator) + self.aggregator_gain - self.discrimination * item.difficulty)
         support = (exp(self.deference * seen.count(answer)) for answer in item.answers)
         weights = [weight * boost for weight, boost in zip((right, *item.attractions), support, strict=True)]
-        total = sum(weights)
-        probabilities = [weight / total for weight in weights]
-        # A probability that vanished in rounding adds nothing to an entropy.
-        uncertainty = -sum(share * log(share) for share in probabilities if share > 0)
-        return _pick(item.answers, weights, u), exp(self.aggregator_elasticity * uncertainty)
+        return _pick(item.answers, weights, u)
 
     def ability(self, expert: ExpertName) -> float:
         """An expert's ability."""

@@ -20,6 +20,9 @@ class World:
 
     lengths: Mapping[ExpertName, LengthDistribution]
     root_seed: int
+    """The luck of the run."""
+    question_seed: int = 0
+    """The draw of the questions: a data set is one, whatever the run's luck."""
     stream: str = "test"
     recorded: Mapping[CallKey, int] = field(default_factory=dict)
     """True lengths known from a file or a log; they take precedence over the distributions."""
@@ -44,15 +47,15 @@ class World:
         key = call.key
         luck, choice = uniform_pair(self.root_seed, self.stream, key)
         item = self._item(key.question, self.answers)
-        answer, factor = None, 1.0
+        answer = None
         is_aggregator = bool(call.after)
         loading = self.answers.aggregator_length_loading if is_aggregator else self.answers.length_loading
         if is_aggregator and item.answers:
             seen = [inputs[needed].answer if needed in inputs else None for needed in call.after]
-            answer, factor = self.answers.aggregate(item, call.expert, seen, choice)
+            answer = self.answers.aggregate(item, call.expert, seen, choice)
         elif item.answers:
             answer = self.answers.propose(item, call.expert, choice)
-        length = max(1, round(factor * self._length(call, shift_length(luck, item.difficulty, loading))))
+        length = self._length(call, shift_length(luck, item.difficulty, loading))
         visible = min(length, self.thinking[call.expert]) if call.expert in self.thinking else None
         return Outcome(length, answer, visible)
 
@@ -77,5 +80,5 @@ class World:
         if item is None:
             asked = self.questions.get(question)
             possible = () if asked is None else possible_answers(asked)
-            item = self._items[question] = answers.item(question, possible, self.root_seed, self.stream)
+            item = self._items[question] = answers.item(question, possible, self.question_seed, self.stream)
         return item

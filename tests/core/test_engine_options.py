@@ -4,10 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mosaic.core.cluster import Worker
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading, Order
-from mosaic.core.kv_memory import ACTIVATION_BYTES, free_kv_bytes, kv_capacity_tokens
-from tests.factories import make_expert, make_gpu
 
 CPU = ModelLoading(device=Device.CPU, dtype="float32")
 
@@ -58,14 +55,3 @@ def test_the_order_decides_the_budget_and_the_watermark():
     assert (whole.batched_tokens(8192), whole.batched_tokens(100), mixed.batched_tokens(8192)) == (8192, 2048, 2048)
     assert replace(mixed, max_num_batched_tokens=512).batched_tokens(8192) == 512
     assert EngineOptions(watermark_frac=0.25).watermark == 0.25
-
-
-def test_the_capacity_is_what_is_given_or_what_the_weights_leave():
-    expert, workers = make_expert(), (Worker(0, make_gpu()), Worker(1, make_gpu()))
-    per_token = expert.shape.kv_bytes_per_token(2)
-    free = make_gpu().usable_bytes - expert.shape.weight_bytes // 2 - ACTIVATION_BYTES
-    assert free_kv_bytes(make_gpu(), expert.shape.weight_bytes, 2) == free
-    assert kv_capacity_tokens(expert, workers) == kv_capacity_tokens(expert, workers, EngineOptions())
-    assert kv_capacity_tokens(expert, workers) == free // per_token
-    assert kv_capacity_tokens(expert, workers, EngineOptions(kv_cache_tokens=77)) == 77
-    assert kv_capacity_tokens(expert, workers, EngineOptions(kv_cache_memory_bytes=10 * per_token + 1)) == 10

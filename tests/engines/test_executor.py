@@ -12,7 +12,7 @@ from mosaic.core.commands import Cancel
 from mosaic.core.engine_options import EngineOptions, ModelLoading
 from mosaic.core.errors import BackendError
 from mosaic.core.events import Closed, Finished, Idle, Progress, Ready, Redone, Started, Tick
-from mosaic.core.kv_memory import ACTIVATION_BYTES, fits_memory
+from mosaic.core.kv_memory import activation_bytes, fits_memory
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Question
@@ -381,15 +381,14 @@ def test_what_planning_fits_into_a_gpu_passes_the_check(tmp_path, tp_degree, loa
     if load_format == "auto":
         weight_bytes = (path / "model.safetensors").stat().st_size
         expert = replace(expert, shape=replace(expert.shape, num_parameters=weight_bytes // 4))
-    engines = VllmEngines(
-        options=EngineOptions(loading=ModelLoading(dtype="float32", load_format=load_format)), with_tokenizer=False
-    )
+    options = EngineOptions(loading=ModelLoading(dtype="float32", load_format=load_format))
+    engines = VllmEngines(options=options, with_tokenizer=False)
     cache_bytes = CONTEXT * expert.shape.kv_bytes_per_token(tp_degree)
-    needed_bytes = expert.shape.weight_bytes // tp_degree + ACTIVATION_BYTES + cache_bytes
+    needed_bytes = expert.shape.weight_bytes // tp_degree + activation_bytes(expert, options, tp_degree) + cache_bytes
     for memory_bytes in (needed_bytes, needed_bytes - 1):
         gpu = Gpu(name="gpu", memory_bytes=memory_bytes, memory_utilization_frac=1.0)
         workers = uniform_cluster(name="gpus", num_workers=tp_degree, gpu=gpu).workers
-        fits = fits_memory(expert, workers)
+        fits = fits_memory(expert, workers, options)
         assert fits == (memory_bytes == needed_bytes)
         with nullcontext() if fits else pytest.raises(BackendError, match="one call of 512 tokens needs 1.0 MiB of KV"):
             engines.spec(expert, workers)

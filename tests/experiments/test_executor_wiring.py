@@ -6,7 +6,7 @@ from unittest.mock import patch
 import pytest
 
 from experiments.config.compose import compose_config
-from experiments.config.engines import engine_options, find_device
+from experiments.config.engines import find_device, vllm_options
 from experiments.config.job import Prepared, job_from
 from mosaic.core.engine_options import Device, EngineOptions
 from tests.experiments.command_line import run_point
@@ -25,7 +25,7 @@ def prepare(folder: Path, *overrides: str) -> Prepared:
 
 
 def options_of(*overrides: str) -> EngineOptions:
-    return engine_options(compose_config(["backend=vllm", *overrides])["backend"])
+    return vllm_options(compose_config(["backend=vllm", *overrides])["backend"])
 
 
 def test_engines_run_on_the_devices_that_are_there() -> None:

@@ -8,21 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.cluster import Worker
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import ProfileError
+from mosaic.core.kv_memory import activation_bytes
 from mosaic.core.prediction import LengthPrediction
 from mosaic.planning.costs import (
-    ACTIVATION_BYTES,
     AffineCosts,
     CostModel,
     LinearTerms,
     PaperCosts,
     Residency,
     ShardSummary,
-    fits_memory,
-    kv_capacity_tokens,
 )
 from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit
-from tests.factories import make_cluster, make_expert, make_gpu, make_shape
+from tests.factories import make_cluster, make_expert, make_gpu
 
 WORKER = make_cluster(1).workers
 LENGTHS = LengthPrediction(mean=300, max=4096, std=200)
@@ -123,48 +122,12 @@ def test_notes_say_where_the_sweep_began_and_ended(model: type) -> None:
         assert notes == (f"A: {number} calls, priced by extrapolating a sweep from 10 to 100",)
 
 
-def test_a_llama_8b_on_80_gb_has_the_reported_kv_tokens() -> None:
-    gpu = replace(make_gpu("a100_80gb"), memory_bytes=85_899_345_920)
-    capacity = kv_capacity_tokens(make_expert(), (Worker(0, gpu),))
-    assert capacity == (int(0.9 * 85_899_345_920) - 16_060_000_000 - ACTIVATION_BYTES) // 131_072
-    assert capacity == pytest.approx(427_000, rel=0.02)
-
-
-def test_a_gang_has_the_capacity_of_its_smallest_gpu() -> None:
-    big, small = make_gpu("big", memory_gib=80), make_gpu("small", memory_gib=24)
-    expert = make_expert(tp_degree=2)
-    assert kv_capacity_tokens(expert, (Worker(0, big), Worker(1, small))) == kv_capacity_tokens(
-        expert, (Worker(0, small), Worker(1, small))
-    )
-
-
-@given(num_kv_heads=st.sampled_from([2, 4, 8]), degrees=st.sampled_from([(1, 2), (2, 4), (4, 8)]))
-def test_more_gpus_never_hold_fewer_kv_tokens(num_kv_heads: int, degrees: tuple[int, int]) -> None:
-    expert = make_expert(shape=make_shape(num_kv_heads=num_kv_heads))
-    workers = make_cluster(8).workers
-    few, many = (kv_capacity_tokens(expert, workers[:degree]) for degree in degrees)
-    assert many >= few
-
-
-def test_a_gang_shares_the_weights() -> None:
-    # 16.06 GB of weights: too much for one of these GPUs, half of it on each of two.
-    expert, workers = make_expert(), make_cluster(2, gpu=make_gpu(memory_gib=20)).workers
-    free = workers[0].gpu.usable_bytes - 8_030_000_000 - ACTIVATION_BYTES
-    assert kv_capacity_tokens(expert, workers) == free // (131_072 // 2)
-    assert kv_capacity_tokens(expert, workers[:1]) <= 0
-
-
 @pytest.mark.parametrize("model", MODELS)
-def test_an_expert_fits_where_its_whole_context_does(model: type) -> None:
+def test_an_expert_fits_where_its_whole_context_does_beside_what_its_engine_keeps_free(model: type) -> None:
     expert = make_expert(context_tokens=8192)
-    enough_bytes = expert.shape.weight_bytes + ACTIVATION_BYTES + 8192 * 131_072
-    for memory_bytes, fits in ((enough_bytes, True), (enough_bytes - 1, False)):
-        gpu = replace(make_gpu(), memory_bytes=memory_bytes, memory_utilization_frac=1.0)
-        assert fits_memory(expert, (Worker(0, gpu),)) is fits
-        assert make_costs(model).fits(expert, (Worker(0, gpu),)) is fits
-
-
-def test_weights_larger_than_the_gpu_leave_no_kv_tokens() -> None:
-    workers = make_cluster(1, gpu=make_gpu(memory_gib=12)).workers
-    assert kv_capacity_tokens(make_expert(), workers) <= 0
-    assert not fits_memory(make_expert(), workers)
+    for options in (EngineOptions(), EngineOptions(max_num_seqs=16)):
+        enough_bytes = expert.shape.weight_bytes + activation_bytes(expert, options) + 8192 * 131_072
+        costs = replace(make_costs(model), options=options)  # type: ignore[type-var]
+        for memory_bytes, fits in ((enough_bytes, True), (enough_bytes - 1, False)):
+            gpu = replace(make_gpu(), memory_bytes=memory_bytes, memory_utilization_frac=1.0)
+            assert costs.fits(expert, (Worker(0, gpu),)) is fits

@@ -20,6 +20,7 @@ class LinearHardware:
     """Loads in constant time, steps in linear time."""
 
     load: float = 10.0
+    unload_s: float = 0.0
     time: LinearTime = field(default_factory=LinearTime)
 
     def load_s(self, shape: ModelShape, tp_degree: int) -> float:

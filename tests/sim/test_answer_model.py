@@ -76,11 +76,9 @@ def test_who_is_right_on_a_harder_question_is_right_on_an_easier_one(item: Item,
 
 @given(item=items(), u=UNIFORMS, ability=st.floats(-20, 20), seen=st.lists(st.sampled_from("ABCXYZ"), max_size=4))
 def test_every_answer_is_one_of_the_questions(item: Item, u: float, ability: float, seen: list[str]) -> None:
-    model = make_model(mean_ability=ability, deference=3.0, aggregator_elasticity=2.0)
+    model = make_model(mean_ability=ability, deference=3.0)
     assert model.propose(item, "A", u) in item.answers
-    answer, factor = model.aggregate(item, "G", seen, u)
-    assert answer in item.answers
-    assert factor >= 1.0
+    assert model.aggregate(item, "G", seen, u) in item.answers
 
 
 def test_the_last_uniform_number_falls_to_the_last_answer_although_sums_round() -> None:
@@ -102,26 +100,26 @@ def test_each_response_adds_the_deference_to_the_option_it_names(
     model = make_model(deference=deference, aggregator_gain=0.3)
     utilities = [2.0 + 0.3 - 1.5 * item.difficulty, *map(log, item.attractions)]
     weights = [exp(u + deference * seen.count(answer)) for answer, u in zip(item.answers, utilities, strict=True)]
-    assert_shares(item, [model.aggregate(item, "G", seen, u)[0] for u in GRID], shares(weights))
+    assert_shares(item, [model.aggregate(item, "G", seen, u) for u in GRID], shares(weights))
 
 
 @given(item=items(), u=UNIFORMS, seen=st.lists(st.sampled_from("ABCD"), max_size=4))
 def test_without_deference_an_aggregator_ignores_what_it_reads(item: Item, u: float, seen: list[str]) -> None:
-    model = make_model(aggregator_elasticity=2.0)
+    model = make_model()
     assert model.aggregate(item, "G", seen, u) == model.aggregate(item, "G", [], u)
     # Without a gain either, it is the expert that answers alone.
-    assert model.aggregate(item, "A", seen, u)[0] == model.propose(item, "A", u)
+    assert model.aggregate(item, "A", seen, u) == model.propose(item, "A", u)
 
 
 @given(item=items(), place=st.integers(0, 9), u=st.floats(1e-6, 1 - 1e-6))
 def test_with_huge_deference_an_aggregator_follows_a_unanimous_input(item: Item, place: int, u: float) -> None:
     answer = item.answers[place % len(item.answers)]
-    assert make_model(deference=20.0).aggregate(item, "G", [answer] * 3, u)[0] == answer
+    assert make_model(deference=20.0).aggregate(item, "G", [answer] * 3, u) == answer
 
 
 @given(item=items(), u=UNIFORMS, seen=st.lists(st.sampled_from("AB"), max_size=3), order=st.randoms())
 def test_unparsable_responses_support_nothing_and_the_order_does_not_matter(item, u, seen, order) -> None:
-    model = make_model(deference=2.0, aggregator_elasticity=1.0)
+    model = make_model(deference=2.0)
     expected = model.aggregate(item, "G", seen, u)
     mixed = [*seen, None, None]
     order.shuffle(mixed)
@@ -131,32 +129,8 @@ def test_unparsable_responses_support_nothing_and_the_order_does_not_matter(item
 @given(item=items(), u=UNIFORMS, votes=st.integers(0, 3))
 def test_more_support_for_the_right_option_never_makes_the_aggregator_wrong(item: Item, u: float, votes: int) -> None:
     model, right = make_model(deference=1.0), item.answers[0]
-    if model.aggregate(item, "G", [right] * votes, u)[0] == right:
-        assert model.aggregate(item, "G", [right] * (votes + 1), u)[0] == right
-
-
-def test_the_elasticity_multiplies_by_the_exponential_of_the_entropy() -> None:
-    # Two options of equal utility: the entropy is log 2, and e^(3 log 2) = 8; one vote at deference 1: a logistic.
-    item = Item(0.0, ("A", "B"), (1.0,))
-    model = make_model(mean_ability=0.0, aggregator_elasticity=3.0, deference=1.0)
-    assert model.aggregate(item, "G", [], 0.5)[1] == pytest.approx(8.0)
-    p = 1 / (1 + exp(-1.0))
-    entropy = -p * log(p) - (1 - p) * log(1 - p)
-    assert model.aggregate(item, "G", ["A"], 0.5)[1] == pytest.approx(exp(3.0 * entropy))
-    assert make_model(aggregator_elasticity=0.0).aggregate(item, "G", ["A"], 0.5)[1] == 1.0
-
-
-def test_a_certain_aggregator_writes_no_more() -> None:
-    # The weight of the wrong option is nothing beside that of the right one, down to where it vanishes.
-    item = Item(0.0, ("A", "B"), (1e-320,))
-    model = make_model(aggregator_elasticity=5.0, deference=20.0)
-    assert model.aggregate(item, "G", ["A"] * 3, 0.5) == ("A", 1.0)
-
-
-@given(item=items(), votes=st.integers(0, 3), elasticity=st.floats(0, 3))
-def test_the_factor_is_at_most_that_of_a_guess(item: Item, votes: int, elasticity: float) -> None:
-    _, factor = make_model(aggregator_elasticity=elasticity).aggregate(item, "G", ["A"] * votes, 0.5)
-    assert 1.0 <= factor <= len(item.answers) ** elasticity * (1 + 1e-9)
+    if model.aggregate(item, "G", [right] * votes, u) == right:
+        assert model.aggregate(item, "G", [right] * (votes + 1), u) == right
 
 
 # Questions as the models meet them
@@ -260,13 +234,12 @@ BAD = [
     *(
         (name, -0.1, rf"answers\.{name} must be at least 0, got -0\.1", ValueError)
         for name in (
-            "discrimination", "distractor_std", "deference", "aggregator_elasticity", "length_loading",
-            "aggregator_length_loading",
+            "discrimination", "distractor_std", "deference", "length_loading", "aggregator_length_loading",
         )
     ),
     *(
         (name, 20.5, rf"answers\.{name} must be at most 20, got 20\.5", ValueError)
-        for name in ("discrimination", "distractor_std", "deference", "aggregator_elasticity")
+        for name in ("discrimination", "distractor_std", "deference")
     ),
     ("length_loading", 1.01, r"answers\.length_loading must be at most 1, got 1\.01", ValueError),
     ("aggregator_length_loading", 2, r"answers\.aggregator_length_loading must be at most 1, got 2", ValueError),
@@ -286,7 +259,7 @@ def test_the_largest_parameters_do_not_overflow() -> None:
     # The last uniform numbers lie 8.2 standard deviations out.
     model = make_model(
         mean_ability=20, discrimination=20, distractor_std=20, deference=20, aggregator_gain=20,
-        aggregator_elasticity=20, ability_by_expert={"G": 20},
+        ability_by_expert={"G": 20},
     )  # fmt: skip
     for difficulty in (-8.2, 8.2):
         item = Item(difficulty, tuple("ABC"), (exp(20 * 8.2), exp(-20 * 8.2)))

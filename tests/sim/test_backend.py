@@ -1,5 +1,6 @@
 """What is particular to the simulated backend; what every backend promises is in tests/contracts."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -33,8 +34,8 @@ def lengths(table):
     return lambda call, inputs: Outcome(table[call.key.question])
 
 
-def run(table, *sessions, calls, controllers=(), **changes):
-    backend = make_backend(lengths(table), hardware=ONE_SECOND, **changes)
+def run(table, *sessions, calls, controllers=(), unload_s=0.0, **changes):
+    backend = make_backend(lengths(table), hardware=replace(ONE_SECOND, unload_s=unload_s), **changes)
     result = execute(make_plan(*sessions), calls, backend, controllers)
     return result, {record.key.question: record for record in result.calls}
 
@@ -77,6 +78,19 @@ def test_a_gang_loads_when_its_last_worker_is_free():
         calls=[*short, *long, *gang],
     )
     assert (result.sessions[2].load_start_ts, result.sessions[2].load_s) == (30.0, 5.0)
+
+
+def test_another_expert_is_unloaded_first_and_the_same_one_stays():
+    first, other, again = some_calls("A", 1), some_calls("B", 1), some_calls("B", 1, start=1)
+    result, _ = run(
+        {"A0": 2, "B0": 2, "B1": 2},
+        *(make_session(number, calls) for number, calls in enumerate((first, other, again))),
+        calls=[*first, *other, *again],
+        unload_s=7.0,
+    )
+    assert [(one.load_start_ts, one.load_s, one.end_ts) for one in result.sessions] == [
+        (0.0, 10.0, 12.0), (19.0, 10.0, 31.0), (31.0, 0.0, 33.0)
+    ]  # fmt: skip
 
 
 def test_an_expert_on_other_workers_loads_again():

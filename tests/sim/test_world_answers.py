@@ -187,8 +187,19 @@ def test_a_question_that_is_not_known_has_a_difficulty_and_no_answer() -> None:
     assert world.outcome(aggregate_call("elsewhere"), {}) == outcome
 
 
-@pytest.mark.parametrize("change", [{"root_seed": 1}, {"stream": "calibration"}])
-def test_other_seeds_and_streams_meet_other_questions(change: dict[str, object]) -> None:
+def test_other_luck_meets_the_same_questions() -> None:
+    world = make_world(50, answers=make_model(mean_ability=0.0, length_loading=0.5))
+    other = replace(world, root_seed=1)
+    assert [ask(world, name).answer for name in names(50)] != [ask(other, name).answer for name in names(50)]
+    # A length at full loading is the difficulty and nothing else.
+    hard = [replace(each, answers=make_model(length_loading=1.0)) for each in (world, other)]
+    assert [[ask(each, name).output_tokens for name in names(50)] for each in hard] == 2 * [
+        [ask(hard[0], name).output_tokens for name in names(50)]
+    ]
+
+
+@pytest.mark.parametrize("change", [{"question_seed": 1}, {"stream": "calibration"}])
+def test_other_draws_of_the_questions_and_other_streams_meet_other_questions(change: dict[str, object]) -> None:
     world = make_world(50, answers=make_model(mean_ability=0.0, length_loading=0.5))
     other = replace(world, **change)  # type: ignore[arg-type]
     assert [ask(world, name).answer for name in names(50)] != [ask(other, name).answer for name in names(50)]

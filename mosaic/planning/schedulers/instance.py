@@ -8,7 +8,7 @@ from typing import TypeAlias
 from mosaic.core.checks import require
 from mosaic.core.cluster import Worker
 from mosaic.core.errors import InfeasibleError
-from mosaic.core.kv_memory import ACTIVATION_BYTES
+from mosaic.core.kv_memory import describe_need
 from mosaic.core.workload import Expert, ExpertName
 from mosaic.planning.costs import Residency
 from mosaic.planning.problem import Problem
@@ -98,17 +98,13 @@ def places_for(problem: Problem, expert: Expert) -> tuple[tuple[Worker, ...], ..
             f"expert {expert.name!r} spans {degree} workers and cluster {problem.cluster.name!r} has {len(workers)}: "
             "lower its tp_degree or add workers"
         )
-    gib = 2.0**30
-    weights = expert.shape.weight_bytes / degree / gib
-    cache = expert.shape.kv_bytes_per_token(degree) * expert.context_tokens / gib
     usable = ", ".join(
-        f"{gpu.name} {gpu.usable_bytes / gib:.1f} GiB" for gpu in dict.fromkeys(worker.gpu for worker in workers)
+        f"{gpu.name} {gpu.usable_bytes / 2**30:.1f} GiB" for gpu in dict.fromkeys(worker.gpu for worker in workers)
     )
     raise InfeasibleError(
-        f"expert {expert.name!r} fits on no aligned group of {degree} equal worker(s): each needs {weights:.1f} GiB of "
-        f"weights, {ACTIVATION_BYTES / gib:.1f} GiB of activations and {cache:.1f} GiB of KV cache for one call of "
-        f"{expert.context_tokens} tokens; usable: {usable}. Raise its tp_degree, lower its context_tokens or use a "
-        "larger GPU"
+        f"expert {expert.name!r} fits on no aligned group of {degree} equal worker(s): each needs "
+        f"{describe_need(expert)}, beside activations; usable: {usable}. Raise its tp_degree, lower its context_tokens "
+        "or use a larger GPU"
     )
 
 
