@@ -174,8 +174,9 @@ def _add_per_operator(
         _add_entry(config, f"{model}_tp{profile.tp_degree}", entry)
         path = folder / f"tp{profile.tp_degree}" / "skew.csv"
         if options.num_sms and path.is_file():
-            num_heads = max(1, shape["num_kv_heads"] // profile.tp_degree)
-            _fit_skew(config, fit_skew(read_skew(path), attention, num_heads, options.num_sms), path)
+            heads = {key: max(1, shape[key] // profile.tp_degree) for key in ("num_query_heads", "num_kv_heads")}
+            part = replace(ModelShape(**shape), **heads)
+            _fit_skew(config, fit_skew(read_skew(path), attention, part, options.num_sms), path)
         if profile.tp_degree > 1:
             _link(config, profile.tp_degree, options)
 

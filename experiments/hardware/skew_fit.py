@@ -2,6 +2,10 @@
 
 skew.csv of the per-operator layout has batches of n sequences, nb of which have kv_big tokens and the others kvs,
 beside uniform batches of the same mean. Its times are longer than those of attention.csv, so only ratios are used.
+
+What the model leaves is mostly this: beside a prefill the query heads of a KV head share what they read, until the keys
+and values of one head outgrow the L2 cache (147,000 tokens on an RTX 4090, more than it holds of a whole model).
+Unequal batches then share nothing; equal ones go on sharing as long as their heads happen to stay in step.
 """
 
 from collections.abc import Sequence
@@ -9,8 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from experiments.hardware.operator_tables import TableError, number_rows
+from mosaic.core.workload import ModelShape
 from sim.hardware.hardware import MeasuredAttention
 from sim.hardware.iteration_time import unsplit_seqs
 from sim.hardware.length_time import AttentionSkew
@@ -60,42 +66,55 @@ def read_skew(path: Path) -> list[SkewRow]:
     ]
 
 
-def fit_skew(rows: Sequence[SkewRow], attention: MeasuredAttention, num_kv_heads: int, num_sms: int) -> SkewFit:
-    """Fit to the decodes alone of every second length, least absolute error, and judge by the other lengths.
+def fit_skew(
+    rows: Sequence[SkewRow], attention: MeasuredAttention, shape: ModelShape, num_sms: int, *, held_out: int = 1
+) -> SkewFit:
+    """Fit to every second length, least absolute error, and judge by the other lengths.
+
+    Parameters
+    ----------
+    rows, attention
+        skew.csv, and what was fitted to the tables beside it.
+    shape, num_sms
+        The model as one GPU holds it; the GPU's multiprocessors.
+    held_out
+        1: every second length is held out; 0: the others are.
 
     Raises
     ------
     TableError
         If no batch is too large to be split, so that nothing shows what skew costs.
     """
-    least = unsplit_seqs(num_sms, num_kv_heads)
-    lengths = sorted({row.small for row in rows})
-    fitted_to = set(lengths[::2])
-    alone = [row for row in rows if not row.chunk]
-    base_s = {row: _uniform_s(row, attention) for row in rows}
-
-    def error(those: Sequence[SkewRow], streams: float) -> float:
-        skew = AttentionSkew(per_kv_token_s=attention.kv_token_s, num_longest=streams / num_kv_heads, min_seqs=least)
-        distances = [abs((1 + _extra_s(row, skew) / base_s[row]) / row.ratio - 1) for row in those]
-        return float(np.mean(distances))
-
-    shown = [row for row in alone if row.small in fitted_to and row.num_seqs >= least]
-    if not shown:
+    least = unsplit_seqs(num_sms, shape.num_kv_heads)
+    if all(row.num_seqs < least for row in rows if not row.chunk):
         raise TableError(f"skew.csv: must have decodes alone of at least {least} sequences, found none")
-    streams = min(map(float, STREAMS), key=lambda candidate: error(shown, candidate))
-    held_out = {
-        "decodes alone": [row for row in alone if row.small not in fitted_to],
-        "decodes alone, batches that are not split": [
-            row for row in alone if row.small not in fitted_to and row.num_seqs >= least
-        ],
-        "decodes beside a prefill": [row for row in rows if row.chunk and row.small not in fitted_to],
+    skew = AttentionSkew(
+        block_s=attention.kv_token_s / shape.num_kv_heads,
+        num_sms=num_sms,
+        num_heads=shape.num_query_heads,
+        min_seqs=least,
+    )
+    ratios = np.array([row.ratio for row in rows])
+    per_stream = np.array([_extra_s(row, skew) / _uniform_s(row, attention) for row in rows])
+    lengths = sorted({row.small for row in rows})
+    judged = np.array([lengths.index(row.small) % 2 == held_out for row in rows])
+
+    def error(those: NDArray[np.bool_], streams: float) -> float:
+        return float(np.abs((1 + streams * per_stream[those]) / ratios[those] - 1).mean())
+
+    streams = min(map(float, STREAMS), key=lambda candidate: error(~judged, candidate))
+    alone = np.array([not row.chunk for row in rows])
+    groups = {
+        "all": judged,
+        "decodes alone": judged & alone,
+        "decodes alone, batches that are not split": judged & alone & np.array([r.num_seqs >= least for r in rows]),
+        "decodes beside a prefill": judged & ~alone,
     }
-    nothing = 1e-9
-    errors = {name: (error(those, nothing), error(those, streams)) for name, those in held_out.items() if those}
+    errors = {name: (error(those, 0.0), error(those, streams)) for name, those in groups.items() if those.any()}
     return SkewFit(streams, errors)
 
 
-MEASURED_STREAM_BYTES_PER_S = (1.008e12 / 57.0, 1.792e12 / 59.5)
+MEASURED_STREAM_BYTES_PER_S = (1.008e12 / 54.5, 1.792e12 / 55.0)
 """What one thread block reads: bandwidth over fitted streams, of an RTX 4090 and an RTX PRO 6000."""
 
 
@@ -103,14 +122,14 @@ def derived_streams(memory_bytes_per_s: float, num_sms: int) -> tuple[float, flo
     """Derive the streams of a GPU without skew.csv, as a range.
 
     A stream is one thread block that reads the keys and values of one sequence and one KV head. What it reads a second
-    is bound by latency and not by the GPU's size: 18 to 30e9 bytes on the two GPUs that were measured. So a GPU of more
+    is bound by latency and not by the GPU's size: 18 to 33e9 bytes on the two GPUs that were measured. So a GPU of more
     bandwidth needs more of them, but not more than one for each multiprocessor. On an A100 of 80 GB (2.039e12 bytes a
-    second, 108 multiprocessors) these are 68 to 108, or 8 to 14 sequences of 8 KV heads.
+    second, 108 multiprocessors) these are 63 to 108, or 8 to 14 sequences of 8 KV heads.
 
     Examples
     --------
     >>> [round(streams) for streams in derived_streams(2.039e12, 108)]
-    [68, 108]
+    [63, 108]
     """
     slow, fast = MEASURED_STREAM_BYTES_PER_S
     return min(memory_bytes_per_s / fast, num_sms), min(memory_bytes_per_s / slow, num_sms)
@@ -126,7 +145,7 @@ def _uniform_s(row: SkewRow, attention: MeasuredAttention) -> float:
 
 
 def _extra_s(row: SkewRow, skew: AttentionSkew) -> float:
-    if not row.chunk and row.num_seqs < skew.min_seqs:
-        return 0.0
-    longest = [row.small] * (row.num_seqs - row.num_big) + [row.big] * row.num_big
-    return skew.step_s(longest[-64:])
+    if row.chunk:
+        lengths = [row.small] * (row.num_seqs - row.num_big) + [row.big] * row.num_big
+        return skew.beside_s([(row.chunk, row.context)], row.num_seqs, row.mean_tokens, lengths)
+    return skew.alone_s(row.big, row.mean_tokens) if row.num_seqs >= skew.min_seqs else 0.0

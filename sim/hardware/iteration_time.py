@@ -95,11 +95,13 @@ def _no_host(num_seqs: int) -> float:
 def _skew(hardware: Hardware, table: OperatorTable, shape: ModelShape, decode_scale: float) -> AttentionSkew | None:
     if not hardware.attention_streams:
         return None
-    num_heads = max(1, -(-shape.num_kv_heads // table.tp_degree))
-    num_longest = hardware.attention_streams / num_heads
-    min_seqs = unsplit_seqs(hardware.num_sms, num_heads, _graph_sizes(hardware.graph_max_seqs))
-    per_token_s = table.attention.kv_token_s * decode_scale
-    return AttentionSkew(per_kv_token_s=per_token_s, num_longest=num_longest, min_seqs=min_seqs)
+    num_kv_heads = max(1, -(-shape.num_kv_heads // table.tp_degree))
+    return AttentionSkew(
+        block_s=table.attention.kv_token_s * decode_scale * hardware.attention_streams / num_kv_heads,
+        num_sms=hardware.num_sms,
+        num_heads=-(-shape.num_query_heads // table.tp_degree),
+        min_seqs=unsplit_seqs(hardware.num_sms, num_kv_heads, _graph_sizes(hardware.graph_max_seqs)),
+    )
 
 
 def unsplit_seqs(num_sms: int, num_kv_heads: int, graph_sizes: Sequence[int] = ()) -> int:

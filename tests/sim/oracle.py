@@ -80,8 +80,8 @@ class Oracle:
     waiting: list[Seq] = field(default_factory=list)
     running: list[Seq] = field(default_factory=list)
     # Beside a time by totals: what lengths add to it.
-    skew: tuple[float, float, int] | None = None
-    """Seconds per token, longest sequences that fill the GPU, least batch of decodes that is not split."""
+    skew: tuple[float, int, int, int] | None = None
+    """Seconds per token of a thread block, blocks at a time, heads, least batch of decodes that is not split."""
     eager: tuple[int, float] | None = None
     """Longest sequence under CUDA graphs, least seconds of a step without them."""
     host: tuple[float, float] = (0.0, 0.0)
@@ -254,12 +254,12 @@ class Oracle:
         chunks = [(num_new, seq.computed) for seq, num_new in work if not seq.decoding]
         kv_tokens = sum(seq.computed + 1 for seq in decodes)
         lengths = sorted(seq.computed + 1 for seq in decodes)
-        gpu_s = self.skew_s(lengths, beside=bool(chunks))
         longest = (lengths,) if isinstance(self.time, LengthTime) else ()
         if chunks:
-            gpu_s += self.time.mixed_s(chunks, len(decodes), kv_tokens, *longest)
+            gpu_s = self.time.mixed_s(chunks, len(decodes), kv_tokens, *longest)
+            gpu_s = max(gpu_s / 2, gpu_s + self.skew_s(lengths, chunks))
         else:
-            gpu_s += self.time.decode_span_s(len(decodes), kv_tokens, 1, *longest)
+            gpu_s = self.skew_s(lengths, chunks) + self.time.decode_span_s(len(decodes), kv_tokens, 1, *longest)
             if self.eager and max(seq.computed + 1 for seq in decodes) > self.eager[0]:
                 gpu_s = max(gpu_s, self.eager[1])
         self.now += gpu_s + self.host[0] * len(work) + self.host[1] * kv_tokens
@@ -277,11 +277,24 @@ class Oracle:
                 self.running.remove(seq)
                 self.release(seq)
 
-    def skew_s(self, lengths, *, beside) -> float:
-        if self.skew is None or not lengths or (len(lengths) < self.skew[2] and not beside):
+    def skew_s(self, lengths, chunks) -> float:
+        if self.skew is None or not lengths or (len(lengths) < self.skew[3] and not chunks):
             return 0.0
-        per_token_s, num_longest, _ = self.skew
-        extra = 0.0
-        for rank, length in enumerate(sorted(lengths, reverse=True)):
-            extra += min(1.0, max(0.0, num_longest - rank)) * (max(lengths) - length)
-        return per_token_s * extra
+        block_s, num_slots, num_heads, _ = self.skew
+        mean = sum(lengths) / len(lengths)
+        if not chunks:
+            return block_s * (max(lengths) - mean) * 2 / 3
+        tiles = [cached + row + 1 for new, cached in chunks for row in range(new) if row % 64 == 63 or row == new - 1]
+        if (len(tiles) + len(lengths)) * num_heads > 5 * num_slots:
+            return block_s * (max(*lengths, *tiles) - max(mean, *tiles))
+        equal = makespan(tiles + [mean] * len(lengths), num_heads, num_slots)
+        return block_s * (makespan(tiles + lengths, num_heads, num_slots) - equal)
+
+
+def makespan(lengths, num_heads: int, num_slots: int) -> float:
+    """Give each block of each head to the slot that is free first."""
+    free = [0.0] * num_slots
+    for _ in range(num_heads):
+        for length in lengths:
+            free[free.index(min(free))] += length
+    return max(free)
