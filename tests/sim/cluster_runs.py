@@ -20,8 +20,8 @@ class LinearHardware:
     """Loads in constant time, steps in linear time."""
 
     load: float = 10.0
-    unload_s: float = 0.0
     time: LinearTime = field(default_factory=LinearTime)
+    unload_s: float = 0.0
 
     def load_s(self, shape: ModelShape, tp_degree: int) -> float:
         return self.load / tp_degree
