@@ -5,13 +5,18 @@ engine replays the session and counts.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mosaic.core.checks import require_count
 from mosaic.core.engine_options import EngineOptions
 from sim.engine.engine import Engine
+from sim.hardware.iteration_time import graph_sizes, padded_seqs, unsplit_seqs
+from sim.hardware.length_time import MAX_WAVES, AttentionSkew, LengthTime
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -19,6 +24,37 @@ DENSE_KNOTS = (0, 4, 16, 64, 256, 1024)
 """Between these numbers of tokens the operators of an iteration cost the same for each token."""
 NUM_SCALARS = 8
 """Coefficients before those of the dense operators: of a session, and of what `Work` counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processor:
+    """What a worker computes with, as far as the price of a batch depends on it."""
+
+    num_sms: int = 0
+    """Streaming multiprocessors of a GPU, cores of a CPU; 0: not known, so unequal lengths cost nothing."""
+    graph_max_seqs: int = 0
+    """Decode batches up to this size are padded to sizes that are captured as CUDA graphs; 0: none is."""
+
+    def __post_init__(self) -> None:
+        require_count(self.num_sms, "processor: num_sms")
+        require_count(self.graph_max_seqs, "processor: graph_max_seqs")
+
+    def skew(self, streams: float, num_query_heads: int, num_kv_heads: int) -> AttentionSkew | None:
+        """Say what unequal lengths cost, in tokens read; None: nothing.
+
+        Parameters
+        ----------
+        streams
+            Pairs of sequence and KV head that read at the full bandwidth together.
+        num_query_heads, num_kv_heads
+            Of the model on one worker.
+        """
+        if streams <= num_kv_heads:  # one sequence reads at the full bandwidth
+            return None
+        least = unsplit_seqs(self.num_sms, num_kv_heads, graph_sizes(self.graph_max_seqs))
+        return AttentionSkew(
+            block_s=streams / num_kv_heads, num_sms=self.num_sms, num_heads=num_query_heads, min_seqs=least
+        )
 
 
 class Work(NamedTuple):
@@ -37,38 +73,56 @@ class Work(NamedTuple):
     token_pairs: int
     """c (c + 2 p) of every chunk of c tokens behind p others."""
     num_tokens: int
-    """Of each iteration."""
+    """Of each iteration, as padded."""
+    longest: tuple[int, ...] = ()
+    """Tokens that decodes of the first iteration read of the longest sequences, in rising order."""
+    chunks: tuple[tuple[int, int], ...] = ()
+    """Of prompts: tokens, and tokens before them."""
 
 
-class _Counter:
+class _Counter(LengthTime):
     """An iteration time that prices every iteration at one second and keeps what was in it.
 
     NOTE: the engine asks for the time of a jump once where all requests are there from the start, so every question
     is a stretch of iterations that then happens.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, processor: Processor) -> None:
         self.works: list[Work] = []
+        self.num_longest = MAX_WAVES * processor.num_sms  # no skew looks at more
+        self._captured = graph_sizes(processor.graph_max_seqs)
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int, longest: Sequence[int] = ()) -> float:
         kv_sum = num_steps * kv_tokens + num_seqs * num_steps * (num_steps - 1) // 2
-        self.works.append(Work(num_steps, num_seqs, 0, 0, kv_sum, 0, 0, num_seqs))
+        num_tokens = padded_seqs(num_seqs, self._captured)
+        self.works.append(Work(num_steps, num_seqs, 0, 0, kv_sum, 0, 0, num_tokens, tuple(longest)))
         return float(num_steps)
 
-    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: int) -> float:
+    def mixed_s(
+        self,
+        chunks: Sequence[tuple[int, int]],
+        num_decodes: int,
+        decode_kv_tokens: int,
+        longest: Sequence[int] = (),
+    ) -> float:
         pairs = sum(tokens * (tokens + 2 * context) for tokens, context in chunks)
         started = sum(context == 0 for _, context in chunks)
         num_tokens = num_decodes + sum(tokens for tokens, _ in chunks)
         num_seqs = num_decodes + len(chunks)
-        self.works.append(Work(1, num_seqs, 1, started, 0, decode_kv_tokens, pairs, num_tokens))
+        self.works.append(Work(1, num_seqs, 1, started, 0, decode_kv_tokens, pairs, num_tokens, tuple(longest), tuple(chunks)))
         return 1.0
 
 
 def works_of(
-    requests: Sequence[tuple[int, int]], settings: EngineOptions, *, kv_tokens: int, context_tokens: int
+    requests: Sequence[tuple[int, int]],
+    settings: EngineOptions,
+    *,
+    kv_tokens: int,
+    context_tokens: int,
+    processor: Processor | None = None,
 ) -> list[Work]:
     """Replay a session and list the stretches of equal iterations that it consists of."""
-    counter = _Counter()
+    counter = _Counter(processor or Processor())
     engine = Engine(iteration_time=counter, settings=settings, kv_tokens=kv_tokens, context_tokens=context_tokens)
     for number, (prompt_tokens, output_tokens) in enumerate(requests):
         engine.submit(number, prompt_tokens, output_tokens, 0.0)
@@ -76,15 +130,37 @@ def works_of(
     return counter.works
 
 
-def terms_of(works: Sequence[Work], *, is_start: bool) -> Floats:
-    """Sum what a linear price needs to know of stretches: shape (NUM_SCALARS + len(DENSE_KNOTS),)."""
+def terms_of(works: Sequence[Work], *, is_start: bool, skew: AttentionSkew | None = None) -> Floats:
+    """Sum what a linear price needs to know of stretches: shape (NUM_SCALARS + len(DENSE_KNOTS),).
+
+    NOTE: what decodes wait for their longest sequences is priced like tokens that they read, see ``AttentionSkew``.
+    """
     total = np.zeros(NUM_SCALARS + len(DENSE_KNOTS))
     total[0] = is_start
     for work in works:
         steps = work.num_iterations
-        total[1:NUM_SCALARS] += (steps, steps * work.num_seqs, *work[2:-1])
+        total[1:NUM_SCALARS] += (
+            steps, steps * work.num_seqs, work.num_prefills, work.num_requests, work.kv_tokens + _waited(work, skew),
+            work.kv_tokens_beside, work.token_pairs,
+        )  # fmt: skip
         total[NUM_SCALARS:] += steps * ramps(work.num_tokens)
     return total
+
+
+def _waited(work: Work, skew: AttentionSkew | None) -> float:
+    """Count the tokens that could have been read while the longest were."""
+    return 0.0 if skew is None else skew.block_s * _waited_blocks(work, replace(skew, block_s=1.0))
+
+
+@cache
+def _waited_blocks(work: Work, skew: AttentionSkew) -> float:
+    if not work.longest or (work.num_seqs < skew.min_seqs and not work.chunks):
+        return 0.0
+    if not work.chunks:
+        first_tokens = work.kv_tokens / work.num_iterations - work.num_seqs * (work.num_iterations - 1) / 2
+        return work.num_iterations * skew.alone_s(work.longest[-1], first_tokens / work.num_seqs)
+    num_decodes = work.num_seqs - len(work.chunks)
+    return skew.beside_s(work.chunks, num_decodes, work.kv_tokens_beside / num_decodes, work.longest)
 
 
 def ramps(num_tokens: int) -> Floats:

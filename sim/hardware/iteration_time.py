@@ -62,7 +62,7 @@ def iteration_time(hardware: Hardware, shape: ModelShape, tp_degree: int) -> Ite
         num_all_reduces=2 * shape.num_layers,
         bytes_per_token=shape.hidden_size * shape.bytes_per_value,
         cpu_s=hardware.cpu_s,
-        graph_sizes=_graph_sizes(hardware.graph_max_seqs),
+        captured=graph_sizes(hardware.graph_max_seqs),
     )
     skew = _skew(hardware, table, shape, scales.decode)
     eager = None
@@ -100,11 +100,11 @@ def _skew(hardware: Hardware, table: OperatorTable, shape: ModelShape, decode_sc
         block_s=table.attention.kv_token_s * decode_scale * hardware.attention_streams / num_kv_heads,
         num_sms=hardware.num_sms,
         num_heads=-(-shape.num_query_heads // table.tp_degree),
-        min_seqs=unsplit_seqs(hardware.num_sms, num_kv_heads, _graph_sizes(hardware.graph_max_seqs)),
+        min_seqs=unsplit_seqs(hardware.num_sms, num_kv_heads, graph_sizes(hardware.graph_max_seqs)),
     )
 
 
-def unsplit_seqs(num_sms: int, num_kv_heads: int, graph_sizes: Sequence[int] = ()) -> int:
+def unsplit_seqs(num_sms: int, num_kv_heads: int, captured: Sequence[int] = ()) -> int:
     """Find the least decode batch that FlashAttention does not split along its tokens.
 
     That is once sequences (padded as captured) x KV heads reach 0.8 of two thread blocks per multiprocessor.
@@ -115,10 +115,10 @@ def unsplit_seqs(num_sms: int, num_kv_heads: int, graph_sizes: Sequence[int] = (
     (26, 25)
     """
     needed = ceil(0.8 * 2 * num_sms / num_kv_heads)
-    place = bisect_left(graph_sizes, needed)
-    if place == len(graph_sizes):
+    place = bisect_left(captured, needed)
+    if place == len(captured):
         return needed
-    return graph_sizes[place - 1] + 1 if place else 1
+    return captured[place - 1] + 1 if place else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +161,20 @@ def _derived_head(hardware: Hardware, shape: ModelShape, tp_degree: int) -> Curv
     return Curve(knots, tuple(max(reading_s, n * product_s) + n * per_seq_s for n in knots))
 
 
-def _graph_sizes(max_seqs: int) -> tuple[int, ...]:
+def graph_sizes(max_seqs: int) -> tuple[int, ...]:
     """Batch sizes that vLLM captures."""
     return tuple(size for size in (1, 2, 4, *range(8, max_seqs + 1, 8)) if size <= max_seqs)
+
+
+def padded_seqs(num_seqs: int, captured: Sequence[int]) -> int:
+    """Pad a decode batch to a captured size; one beyond the largest runs as it is.
+
+    Examples
+    --------
+    >>> padded_seqs(9, (1, 2, 4, 8, 16)), padded_seqs(17, (1, 2, 4, 8, 16))
+    (16, 17)
+    """
+    return captured[bisect_left(captured, num_seqs)] if captured and num_seqs <= captured[-1] else num_seqs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +188,7 @@ class _BatchTime:
     num_all_reduces: int
     bytes_per_token: int
     cpu_s: Callable[[int], float]
-    graph_sizes: tuple[int, ...]
+    captured: tuple[int, ...]
 
     def __call__(self, num_tokens: int, num_seqs: int) -> float:
         seconds = self.dense(num_tokens) + self.head(num_seqs) + self.cpu_s(num_seqs)
@@ -189,9 +200,7 @@ class _BatchTime:
 
     def decode(self, num_seqs: int) -> float:
         """One decode step, whose batch is padded to a captured size."""
-        sizes = self.graph_sizes
-        padded = sizes[bisect_left(sizes, num_seqs)] if sizes and num_seqs <= sizes[-1] else num_seqs
-        return self(padded, num_seqs)
+        return self(padded_seqs(num_seqs, self.captured), num_seqs)
 
 
 class FittedTime:

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 import experiments.validate as validate
-from experiments.hardware.engine_sweep import SweepSize, fit_machine, mirrored_settings
+from experiments.hardware.engine_sweep import fit_machine, mirrored_settings
+from experiments.hardware.sweep_sessions import SweepSize
 from mosaic.engines.host_process import VLLM_ENGINE
 from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time

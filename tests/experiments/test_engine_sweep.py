@@ -6,85 +6,21 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments.hardware.engine_fit import (
-    MeasuredSession,
-    ShapeFit,
-    fit_loads,
-    fit_shape,
-    hardware_config,
-    machine_yaml,
-)
-from experiments.hardware.engine_sweep import (
-    WARM_UP,
-    SweepSize,
-    batches_of,
-    fit_machine,
-    groups_of,
-    measured_sessions,
-    mirrored_settings,
-    typical,
-)
-from experiments.hardware.engine_work import Work, terms_of, works_of
-from mosaic.core.cluster import uniform_cluster
+from experiments.hardware.engine_fit import MeasuredSession, MeasuredShape, fit_loads, fit_shapes
+from experiments.hardware.engine_sweep import fit_machine, mirrored_settings
+from experiments.hardware.engine_work import Processor, Work, terms_of, works_of
+from experiments.hardware.machine_config import hardware_config, machine_yaml
+from experiments.hardware.sweep_round import groups_of, measured_sessions, round_of, typical
+from experiments.hardware.sweep_sessions import WARM_UP, SweepSize, batches_of
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading, Order
 from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.events import Closed, Finished
 from mosaic.core.results import CallStatus
 from mosaic.runtime.static_plan import execute
-from sim.cluster.backend import SimBackend
-from sim.engine.engine import Engine
 from sim.hardware.curves import Curve
-from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time
+from tests.experiments.known_machine import SETTINGS, SHAPE, TRUE, built, fit, machine, replaying, session_s
 from tests.factories import make_expert, make_gpu, make_shape
-
-SETTINGS = EngineOptions(
-    order=Order.MIXED, max_num_seqs=16, max_num_batched_tokens=4096, block_size=32,
-    kv_cache_tokens=65536, enable_prefix_caching=False,
-)  # fmt: skip
-SHAPE = make_shape(
-    num_parameters=400_000, num_layers=2, hidden_size=128, ffn_size=256, num_query_heads=4, num_kv_heads=4,
-    head_dim=32, vocab_size=448, bytes_per_value=4,
-)  # fmt: skip
-TRUE = ShapeFit(
-    shape=SHAPE,
-    tp_degree=1,
-    context_tokens=512,
-    base_s=1.5e-3,
-    per_seq_s=5e-5,
-    per_session_s=0.0,
-    per_request_s=2e-4,
-    per_prefill_s=1e-3,
-    per_kv_token_s=3e-7,
-    per_kv_token_beside_s=6e-7,
-    per_token_pair_s=4e-8,
-    dense=Curve((0.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 2048.0), (0.0, 1e-4, 2e-4, 5e-4, 3e-3, 1e-2, 2e-2)),
-    mape={},
-)
-
-
-def built(config):
-    return hardware_from_config(**{key: value for key, value in config.items() if key != "_target_"})
-
-
-def machine(*fits, loads=(2.0, None)):
-    return built(hardware_config(fits, loads, name="machine", memory_gib=8.0, source="a test"))
-
-
-def replaying(hardware, experts, num_workers=2):
-    """A machine whose true coefficients are known: the simulator in the place of engines."""
-    cluster = uniform_cluster(name="machine", num_workers=num_workers, gpu=hardware.gpu)
-
-    def make(outcomes, name):
-        return SimBackend(
-            experts=experts,
-            cluster=cluster,
-            hardware={hardware.gpu.name: hardware},
-            settings=SETTINGS,
-            outcomes=outcomes,
-        )
-
-    return cluster, make
 
 
 class Changed:
@@ -106,20 +42,6 @@ def with_cpu_s(make, cpu_s):
         return event._replace(record=replace(event.record, cpu_s=cpu_s(name, event.record.session)))
 
     return lambda outcomes, name: Changed(make(outcomes, name), lambda event: tell(event, name))
-
-
-def fit(hardware, experts, **changes):
-    cluster, make = replaying(hardware, experts)
-    known = {"settings": SETTINGS, "name": "again", "memory_gib": 8.0, "source": "a test", "size": SweepSize()}
-    return fit_machine(experts, cluster, make, **{**known, **changes})
-
-
-def session_s(hardware, shape, requests):
-    time = iteration_time(hardware, shape, 1)
-    engine = Engine(iteration_time=time, settings=SETTINGS, kv_tokens=65536, context_tokens=512)
-    for number, (prompt, output) in enumerate(requests):
-        engine.submit(number, prompt, output, 0.0)
-    return max(request.finished_ts for request in engine.advance_to(float("inf")))
 
 
 MIXTURES = [
@@ -173,25 +95,34 @@ def test_shapes_have_tables_of_their_own_and_one_host():
     assert session_s(again, large, MIXTURES[0]) > 1.5 * session_s(again, SHAPE, MIXTURES[0])
 
 
+def fitted(sessions):
+    measured = MeasuredShape(
+        shape=SHAPE, tp_degree=1, context_tokens=512, settings=SETTINGS, sessions=tuple(sessions)
+    )  # fmt: skip
+    (found,), skew = fit_shapes([measured], Processor())
+    assert skew is None, "nothing is known of how many sequences are read at once"
+    return found
+
+
 def true_sessions():
     hardware = machine(TRUE)
     size = SweepSize()
     for batch in batches_of(512, SETTINGS, size):
         seconds = session_s(hardware, SHAPE, batch)
         first = session_s(hardware, SHAPE, [(prompt, 1) for prompt, _ in batch[: SETTINGS.max_num_seqs]])
-        yield MeasuredSession(requests=batch, serve_s=seconds, first_token_s=first, last_token_s=seconds)
+        yield MeasuredSession(requests=batch, serve_s=seconds, prompts_read_s=first, last_token_s=seconds)
 
 
 def test_disturbed_sessions_do_not_move_the_fit():
     """One of five repeats of each session takes three times as long: a mean would follow, by 40%."""
     sessions = 5 * list(true_sessions())
     assert len(sessions) % 25 != 0, "else the same ones are disturbed in every repeat"
-    quiet = fit_shape(SHAPE, 1, 512, SETTINGS, sessions)
+    quiet = fitted(sessions)
     disturbed = [
         replace(session, serve_s=3 * session.serve_s, last_token_s=3 * session.serve_s) if i % 5 == 0 else session
         for i, session in enumerate(sessions)
     ]
-    noisy = fit_shape(SHAPE, 1, 512, SETTINGS, disturbed)
+    noisy = fitted(disturbed)
     assert noisy.base_s == pytest.approx(quiet.base_s, rel=0.05)
     assert noisy.dense(64) + 64 * noisy.per_seq_s == pytest.approx(quiet.dense(64) + 64 * quiet.per_seq_s, rel=0.05)
     assert quiet.mape["long_stretches"] < 0.01 < noisy.mape["long_stretches"]
@@ -200,7 +131,7 @@ def test_disturbed_sessions_do_not_move_the_fit():
 def test_processor_time_counts_where_it_is_known():
     by_clock = [replace(session, serve_s=2 * session.serve_s) for session in true_sessions()]
     by_cpu = [replace(session, cpu_s=session.serve_s / 2) for session in by_clock]
-    found = fit_shape(SHAPE, 1, 512, SETTINGS, by_cpu)
+    found = fitted(by_cpu)
     assert found.base_s == pytest.approx(TRUE.base_s, rel=0.1)
 
 
@@ -299,14 +230,12 @@ def test_a_session_without_records_is_not_measured():
     gpu = make_gpu()
     assert gpu.name == "gpu"
     with pytest.raises(ValueError, match="measured session: requests must be at least one"):
-        MeasuredSession(requests=(), serve_s=1.0, first_token_s=0.5, last_token_s=1.0)
+        MeasuredSession(requests=(), serve_s=1.0, prompts_read_s=0.5, last_token_s=1.0)
 
 
 def test_warm_up_sessions_are_left_out():
     expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
     cluster, make = replaying(machine(TRUE), [expert])
-    from experiments.hardware.engine_sweep import round_of
-
     content = round_of(groups_of([expert])[0], 2, SETTINGS, SweepSize(), 0, "run")
     result = execute(content.plan, content.calls, make(content.outcome, "run"))
     measured = measured_sessions(result, content.batches, by_cpu=False)
@@ -317,10 +246,10 @@ def test_warm_up_sessions_are_left_out():
 def test_of_repeats_the_median_counts():
     batch = ((8, 8),)
     repeats = [
-        MeasuredSession(requests=batch, serve_s=9.0, first_token_s=1.0, last_token_s=9.0, cpu_s=cpu_s)
+        MeasuredSession(requests=batch, serve_s=9.0, prompts_read_s=1.0, last_token_s=9.0, cpu_s=cpu_s)
         for cpu_s in (4.0, 1.0, 9.0, 2.0, 3.0)
     ]
-    other = MeasuredSession(requests=((9, 9),), serve_s=9.0, first_token_s=1.0, last_token_s=9.0, cpu_s=7.0)
+    other = MeasuredSession(requests=((9, 9),), serve_s=9.0, prompts_read_s=1.0, last_token_s=9.0, cpu_s=7.0)
     assert [session.cpu_s for session in typical([*repeats, other])] == [3.0, 7.0]
 
 
