@@ -87,11 +87,18 @@ def replay_errors(records: Sequence[CallRecord], measured: Sequence[CallRecord])
     """
     simulated_keys, measured_keys = {record.key for record in records}, {record.key for record in measured}
     require(simulated_keys == measured_keys, "replay: calls", "those of the log", len(simulated_keys ^ measured_keys))
-    simulated, real = _metrics(records), _metrics(measured)
+    simulated, real = replay_metrics(records), replay_metrics(measured)
     return {name: ReplayError(simulated_s=simulated[name], measured_s=real[name]) for name in simulated}
 
 
-def _metrics(records: Sequence[CallRecord]) -> dict[str, float]:
+def replay_metrics(records: Sequence[CallRecord]) -> dict[str, float]:
+    """Summarise records in seconds; latencies and makespan count from arrival.
+
+    Raises
+    ------
+    ValueError
+        If a metric is undefined.
+    """
     summary: Mapping[str, float | None] = latency_summary(records)
     finished = [record for record in records if record.status is CallStatus.FINISHED]
     of_each = {"latency_s": latency_s, "tpot_s": tpot_s, "ttft_s": ttft_s}

@@ -214,8 +214,8 @@ def _stretches(measured: MeasuredShape, processor: Processor) -> list[_Stretch]:
     """Cut sessions into stretches, each of which is an equation.
 
     NOTE: a session whose requests are all running before any ends has two, before and after the last first token; the
-    second is decodes alone. Where processor time is known it has one, and counts by that time: on a worker with a core
-    to itself that is the time by the clock, and waiting for a core that others use does not lengthen it.
+    second is decodes alone. Where processor time is known sessions count by it, shared out as the clock says: on a
+    worker with a core to itself both are the same, and waiting for a core that others use lengthens the clock's alone.
     """
     settings, context_tokens = measured.settings, measured.context_tokens
     kv_tokens = _kv_tokens(settings, context_tokens)
@@ -230,11 +230,12 @@ def _stretches(measured: MeasuredShape, processor: Processor) -> list[_Stretch]:
                 )
             )
         num_read = 1 + max(place for place, work in enumerate(works) if work.num_prefills)
-        if len(session.requests) > settings.max_num_seqs or num_read == len(works) or session.cpu_s is not None:
-            found.append(_Stretch(works, True, session.serve_s if session.cpu_s is None else session.cpu_s))
+        share = 1.0 if session.cpu_s is None else session.cpu_s / session.serve_s
+        if len(session.requests) > settings.max_num_seqs or num_read == len(works):
+            found.append(_Stretch(works, True, share * session.serve_s))
         else:
-            found.append(_Stretch(works[:num_read], True, session.prompts_read_s))
-            found.append(_Stretch(works[num_read:], False, session.last_token_s - session.prompts_read_s))
+            found.append(_Stretch(works[:num_read], True, share * session.prompts_read_s))
+            found.append(_Stretch(works[num_read:], False, share * (session.last_token_s - session.prompts_read_s)))
     return found
 
 

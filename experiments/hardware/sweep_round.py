@@ -74,9 +74,10 @@ def measure_round(
     """
     # Over several workers a session has several threads, whose seconds add up to more than the clock's.
     alone = by_cpu and group.tp_degree == 1
+    listed = batches_of(group.context_tokens, settings, size)
     for again in range(MAX_TRIES):
         name = f"{run}-{again}"
-        content = round_of(group, cluster.num_workers, settings, size, number, name)
+        content = round_of(group, cluster.num_workers, listed, number, name)
         result = execute(content.plan, content.calls, make_backend(content.outcome, name))
         if is_undisturbed(result, by_cpu=alone):
             break
@@ -84,11 +85,7 @@ def measure_round(
         raise DisturbedSweepError("engine sweep: sessions fail again and again, so that no time can be taken")
     return MeasuredRound(
         sessions=tuple(measured_sessions(result, content.batches, by_cpu=alone)),
-        ready_s=tuple(
-            session.load_s + session.end_ts - session.start_ts
-            for session in result.sessions
-            if content.batches[session.session] == WARM_UP
-        ),
+        ready_s=ready_s(result, content.batches),
     )
 
 
@@ -102,13 +99,12 @@ class Round(NamedTuple):
     outcome: Outcomes
 
 
-def round_of(group: Group, num_workers: int, settings: EngineOptions, size: SweepSize, number: int, run: str) -> Round:
-    """Put every session on every worker once, behind one that warms the engine up.
+def round_of(group: Group, num_workers: int, listed: Sequence[Batch], number: int, run: str) -> Round:
+    """Put every batch on every worker once, as a session, behind one that warms the engine up.
 
     NOTE: a worker starts somewhere else in the list than its neighbour, so that no session always meets the same one
     beside it.
     """
-    listed = batches_of(group.context_tokens, settings, size)
     degree = group.tp_degree
     gangs = [tuple(range(first, first + degree)) for first in range(0, num_workers - degree + 1, degree)]
     sessions: list[Session] = []
@@ -155,6 +151,15 @@ def measured_sessions(result: RunResult, batches: Mapping[int, Batch], *, by_cpu
         for session in result.sessions
         if batches[session.session] != WARM_UP
     ]
+
+
+def ready_s(result: RunResult, batches: Mapping[int, Batch]) -> tuple[float, ...]:
+    """Say how long each engine took from the start of its load until it was warm."""
+    return tuple(
+        session.load_s + session.end_ts - session.start_ts
+        for session in result.sessions
+        if batches[session.session] == WARM_UP
+    )
 
 
 def is_undisturbed(result: RunResult, *, by_cpu: bool) -> bool:

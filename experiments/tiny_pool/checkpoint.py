@@ -10,11 +10,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-
+from experiments.tiny_pool.fast_tokenizer import write_tokenizer
 from experiments.tiny_pool.model import NORM_EPSILON, ROPE_THETA, TinyModel
 from experiments.tiny_pool.prompts import SHAPE
-from experiments.tiny_pool.tokenizer import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS, TinyTokenizer, any_of
+from experiments.tiny_pool.tokenizer import TinyTokenizer
 from mosaic.core.errors import BackendError
 from mosaic.engines.checkpoints import MANIFEST as CHECKSUMS
 from mosaic.engines.checkpoints import check_checkpoint, write_manifest
@@ -47,8 +46,7 @@ def write_checkpoint(
         _write_json(draft / "config.json", _config(tokenizer, context_tokens))
         special = {"eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
         _write_json(draft / "generation_config.json", special)
-        fast_tokenizer(tokenizer).save(str(draft / "tokenizer.json"))
-        _write_json(draft / "tokenizer_config.json", _tokenizer_config(context_tokens))
+        write_tokenizer(draft, tokenizer, context_tokens)
         _write_json(draft / MANIFEST, manifest)
         write_manifest(draft)
 
@@ -97,34 +95,6 @@ def remove_unfinished(pool: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
 
 
-def fast_tokenizer(tokenizer: TinyTokenizer) -> Tokenizer:
-    """Make the tokenizer that Hugging Face's libraries load: phrases first, single bytes for all else."""
-    letters = _byte_letters()
-    vocabulary = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
-    vocabulary |= {letters[byte]: len(SPECIAL_TOKENS) + byte for byte in range(256)}
-    for word in tokenizer.words:
-        vocabulary["".join(letters[byte] for byte in word.encode())] = len(vocabulary)
-    fast = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
-    fast.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(any_of(tokenizer.words)), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    fast.decoder = decoders.ByteLevel()
-    spare = range(len(vocabulary), SHAPE.vocab_size)
-    named = [*SPECIAL_TOKENS, *(f"<|spare_{number}|>" for number in spare)]
-    fast.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in named])
-    return fast
-
-
-def _byte_letters() -> dict[int, str]:
-    """Return the letter that byte-level tokenizers write for each byte: itself where it can be printed."""
-    printed = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printed]
-    return {byte: chr(byte) for byte in printed} | {byte: chr(256 + place) for place, byte in enumerate(others)}
-
-
 def _config(tokenizer: TinyTokenizer, context_tokens: int) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -147,17 +117,6 @@ def _config(tokenizer: TinyTokenizer, context_tokens: int) -> dict[str, Any]:
         "rope_parameters": {"rope_theta": ROPE_THETA, "rope_type": "default"},
         "tie_word_embeddings": SHAPE.tied_embeddings,
         "vocab_size": SHAPE.vocab_size,
-    }
-
-
-def _tokenizer_config(context_tokens: int) -> dict[str, Any]:
-    return {
-        "chat_template": CHAT_TEMPLATE,
-        "clean_up_tokenization_spaces": False,
-        "eos_token": END,
-        "model_max_length": context_tokens,
-        "pad_token": PAD,
-        "tokenizer_class": "PreTrainedTokenizerFast",
     }
 
 

@@ -127,6 +127,12 @@ class VllmEngine:
         """What another engine had written: it is part of the prompt here."""
         self._thinking_opened: set[int] = set()
 
+    @property
+    def kv_cache_tokens(self) -> int:
+        """Capacity of the KV cache that it found room for when it was loaded."""
+        tokens: int = self._engine.vllm_config.cache_config.kv_cache_size_tokens
+        return tokens
+
     def submit(self, request: Request) -> None:
         """Queue a request.
 

@@ -21,7 +21,8 @@ from tests.factories import make_cluster
 if not has_vllm():
     pytest.skip("vLLM is not installed", allow_module_level=True)
 
-from experiments.tiny_pool.checkpoint import fast_tokenizer, load_model, write_checkpoint
+from experiments.tiny_pool.checkpoint import load_model, write_checkpoint
+from experiments.tiny_pool.fast_tokenizer import fast_tokenizer
 from experiments.tiny_pool.lessons import expert_lessons
 from experiments.tiny_pool.model import TinyModel, generate
 from experiments.tiny_pool.prompts import JUDGE, SHAPE, judge_prompt

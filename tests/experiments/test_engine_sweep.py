@@ -129,7 +129,15 @@ def test_disturbed_sessions_do_not_move_the_fit():
 
 
 def test_processor_time_counts_where_it_is_known():
-    by_clock = [replace(session, serve_s=2 * session.serve_s) for session in true_sessions()]
+    by_clock = [
+        replace(
+            session,
+            serve_s=2 * session.serve_s,
+            prompts_read_s=2 * session.prompts_read_s,
+            last_token_s=2 * session.last_token_s,
+        )
+        for session in true_sessions()
+    ]
     by_cpu = [replace(session, cpu_s=session.serve_s / 2) for session in by_clock]
     found = fitted(by_cpu)
     assert found.base_s == pytest.approx(TRUE.base_s, rel=0.1)
@@ -236,7 +244,7 @@ def test_a_session_without_records_is_not_measured():
 def test_warm_up_sessions_are_left_out():
     expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
     cluster, make = replaying(machine(TRUE), [expert])
-    content = round_of(groups_of([expert])[0], 2, SETTINGS, SweepSize(), 0, "run")
+    content = round_of(groups_of([expert])[0], 2, batches_of(512, SETTINGS, SweepSize()), 0, "run")
     result = execute(content.plan, content.calls, make(content.outcome, "run"))
     measured = measured_sessions(result, content.batches, by_cpu=False)
     assert len(measured) == len(result.sessions) - cluster.num_workers

@@ -1,0 +1,260 @@
+"""The steps that measure a machine, those first that a file cannot do without.
+
+Device, engines, a round of every shape and a batch of every shape to validate; then more rounds, more batches.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from experiments.hardware.engine_fit import MeasuredSession
+from experiments.hardware.engine_sweep import fit_rounds, mirrored_settings
+from experiments.hardware.engine_work import Processor
+from experiments.hardware.kept_steps import KeptSteps
+from experiments.hardware.machine_recipe import HOST_SHAPE, Recipe
+from experiments.hardware.replayed_batch import BatchRun, draw_batch, run_batch, run_from_json, run_to_json
+from experiments.hardware.sweep_round import MeasuredRound, groups_of, measure_round
+from mosaic.core.cluster import Cluster, Gpu, uniform_cluster
+from mosaic.core.engine_options import Device, EngineOptions
+from mosaic.core.errors import BackendError
+from mosaic.core.realization import Outcomes
+from mosaic.core.workload import Expert, ExpertName
+from mosaic.engines.call_specs import RunContent
+from mosaic.engines.host_process import HostProcess
+from mosaic.engines.local_launcher import cores_of_workers
+from mosaic.engines.vllm_engines import VllmEngines, make_vllm_backend
+from mosaic.engines.vllm_probe import DeviceFacts, EngineFacts, device_facts, engine_facts
+from mosaic.runtime.backend import Backend
+
+
+class Machine(Protocol):
+    """What is measured."""
+
+    num_workers: int
+
+    def device(self) -> DeviceFacts:
+        """Say what its workers drive."""
+
+    def engine(self, expert: Expert, cluster: Cluster) -> EngineFacts:
+        """Load an engine once and say what it is."""
+
+    def backend(self, experts: Sequence[Expert], cluster: Cluster, outcomes: Outcomes, run: str) -> Backend:
+        """Make a backend that replays outcomes, for a run of this name."""
+
+
+class VllmMachine:
+    """The machine in front of you, with vLLM on one GPU or on every core of its CPU.
+
+    Parameters
+    ----------
+    options
+        How engines run.
+    host
+        Made with the same options, kept for all runs.
+    folder
+        Of logs and journals.
+    """
+
+    def __init__(self, options: EngineOptions, host: HostProcess, folder: Path) -> None:
+        self.num_workers = 1 if options.loading.device is Device.GPU else sum(map(len, cores_of_workers(1)))
+        self._options = options
+        self._host = host
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def device(self) -> DeviceFacts:
+        return device_facts(self._options.loading.device, self._folder / "probe.log")
+
+    def engine(self, expert: Expert, cluster: Cluster) -> EngineFacts:
+        engines = VllmEngines(options=self._options, with_tokenizer=False)
+        return engine_facts(engines.spec(expert, cluster.workers[:1]), self._folder / "probe.log")
+
+    def backend(self, experts: Sequence[Expert], cluster: Cluster, outcomes: Outcomes, run: str) -> Backend:
+        journal = self._folder / run
+        shutil.rmtree(journal, ignore_errors=True)  # of a run that was interrupted: its times would count the pause
+        return make_vllm_backend(
+            experts=experts,
+            cluster=cluster,
+            journal=journal,
+            content=RunContent(outcomes=outcomes),
+            options=self._options,
+            host=self._host,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredMachine:
+    """All that steps found, or that was found before."""
+
+    device: DeviceFacts
+    cluster: Cluster
+    engines: Mapping[ExpertName, EngineFacts]
+    rounds: Mapping[ExpertName, tuple[MeasuredRound, ...]]
+    replays: Mapping[ExpertName, tuple[BatchRun, ...]]
+
+
+def measure_machine(recipe: Recipe, experts: Sequence[Expert], machine: Machine, steps: KeptSteps) -> MeasuredMachine:
+    """Take the steps that there is time for.
+
+    Raises
+    ------
+    BackendError
+        If there was too little for a file, or the machine failed.
+    """
+    known = steps.obtain("device", "device", lambda: asdict(machine.device()))
+    device = DeviceFacts(**_required(known, steps))
+    gpu = Gpu(name=device_slug(device.name), memory_bytes=device.memory_bytes)
+    cluster = uniform_cluster(name="measured", num_workers=machine.num_workers, gpu=gpu)
+    engines = {}
+    for expert in experts:
+        known = steps.obtain(f"engine-{expert.name}", "engine", _of_engine(machine, expert, cluster))
+        engines[expert.name] = EngineFacts(**_required(known, steps))
+    found = _Repeated(recipe, machine, cluster, engines, steps)
+    for number in range(max(recipe.sweep.num_rounds, recipe.num_replays)):
+        for expert in experts:
+            if number < recipe.sweep.num_rounds:
+                found.sweep(expert, number)
+        for expert in experts:
+            if number < recipe.num_replays and expert.name != HOST_SHAPE:
+                found.replay(expert, number)
+    for expert in experts:
+        if not found.rounds[expert.name]:
+            raise BackendError(_too_little(steps))
+    return MeasuredMachine(
+        device=device,
+        cluster=cluster,
+        engines=engines,
+        rounds={name: tuple(rounds) for name, rounds in found.rounds.items()},
+        replays={name: tuple(runs) for name, runs in found.replays.items()},
+    )
+
+
+class _Repeated:
+    """What is measured several times."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        machine: Machine,
+        cluster: Cluster,
+        engines: Mapping[ExpertName, EngineFacts],
+        steps: KeptSteps,
+    ) -> None:
+        self.rounds: dict[ExpertName, list[MeasuredRound]] = {name: [] for name in engines}
+        self.replays: dict[ExpertName, list[BatchRun]] = {name: [] for name in engines if name != HOST_SHAPE}
+        self._recipe = recipe
+        self._machine = machine
+        self._cluster = cluster
+        self._engines = engines
+        self._steps = steps
+
+    def sweep(self, expert: Expert, number: int) -> None:
+        name = f"round-{expert.name}-{number}"
+
+        def measure() -> Mapping[str, Any]:
+            (group,) = groups_of([expert])
+            settings = settings_of(self._recipe, expert, self._engines[expert.name])
+            by_cpu = self._recipe.by_cpu
+            size = self._recipe.sweep
+            return asdict(
+                measure_round(group, self._cluster, self._make(expert), settings, size, number, name, by_cpu=by_cpu)
+            )
+
+        kept = self._steps.obtain(name, f"round-{expert.name}", measure)
+        if kept is not None:
+            self.rounds[expert.name].append(_round_from_json(kept))
+
+    def replay(self, expert: Expert, number: int) -> None:
+        name = f"replay-{expert.name}-{number}"
+
+        def measure() -> Mapping[str, Any]:
+            (group,) = groups_of([expert])
+            batch = draw_batch(self._recipe.batch, self._recipe.context_tokens)
+            return run_to_json(run_batch(group, self._cluster, self._make(expert), batch, name))
+
+        kept = self._steps.obtain(name, f"replay-{expert.name}", measure)
+        if kept is not None:
+            self.replays[expert.name].append(run_from_json(kept))
+
+    def _make(self, expert: Expert) -> Callable[[Outcomes, str], Backend]:
+        return lambda outcomes, run: self._machine.backend([expert], self._cluster, outcomes, run)
+
+
+def fit_measured(
+    recipe: Recipe, experts: Sequence[Expert], measured: MeasuredMachine, *, name: str, source: str
+) -> dict[str, Any]:
+    """Fit the conf/hardware file; ``source`` says what engine it was."""
+    num_rounds = sorted({len(rounds) for rounds in measured.rounds.values()})
+    clock = "by processor time, medians of repeats, loads by the clock" if recipe.by_cpu else "by the clock"
+    many = " to ".join(map(str, dict.fromkeys((num_rounds[0], num_rounds[-1]))))
+    workers = measured.cluster.num_workers
+    conditions = f"{source} on {measured.device.name}; {workers} workers busy at once, {many} rounds, {clock}"
+    capacities = [f"{name} {facts.kv_cache_tokens}" for name, facts in measured.engines.items()]
+    return fit_rounds(
+        [
+            (group, settings_of(recipe, expert, measured.engines[expert.name]), measured.rounds[expert.name])
+            for expert in experts
+            for group in groups_of([expert])
+        ],
+        name=name,
+        memory_gib=round(measured.device.memory_bytes / 2**30, 3),
+        source=conditions,
+        processor=Processor(num_sms=measured.device.num_sms, graph_max_seqs=recipe.graph_max_seqs),
+        more_sources={
+            "memory_gib": "measured: what the device says",
+            "load": f"measured: {conditions}; random weights, so reading real ones from a disk comes on top",
+            "kv_cache_tokens": f"{_kv_source(recipe)}: {', '.join(capacities)}",
+        },
+    )
+
+
+def settings_of(recipe: Recipe, expert: Expert, facts: EngineFacts) -> EngineOptions:
+    """Say how the simulator is to schedule: as the real engines do, with the KV cache that they were found to have."""
+    known = replace(recipe.options, kv_cache_tokens=facts.kv_cache_tokens, kv_cache_memory_bytes=None)
+    return mirrored_settings(known, [expert])
+
+
+def device_slug(name: str) -> str:
+    """Make a name for files of a device's.
+
+    Examples
+    --------
+    >>> device_slug("NVIDIA H100 80GB HBM3")
+    'nvidia_h100_80gb_hbm3'
+    """
+    words = "".join(letter.lower() if letter.isalnum() and letter.isascii() else " " for letter in name).split()
+    return "_".join(words) or "device"
+
+
+def _kv_source(recipe: Recipe) -> str:
+    options = recipe.options
+    if options.kv_cache_memory_bytes is not None:
+        return "given"
+    return f"measured at max_num_seqs={options.max_num_seqs}, max_num_batched_tokens={options.max_num_batched_tokens}"
+
+
+def _of_engine(machine: Machine, expert: Expert, cluster: Cluster) -> Callable[[], Mapping[str, Any]]:
+    return lambda: asdict(machine.engine(expert, cluster))
+
+
+def _round_from_json(kept: Mapping[str, Any]) -> MeasuredRound:
+    sessions = tuple(
+        MeasuredSession(**{**session, "requests": tuple(map(tuple, session["requests"]))})
+        for session in kept["sessions"]
+    )
+    return MeasuredRound(sessions=sessions, ready_s=tuple(kept["ready_s"]))
+
+
+def _required(known: dict[str, Any] | None, steps: KeptSteps) -> dict[str, Any]:
+    if known is None:
+        raise BackendError(_too_little(steps))
+    return known
+
+
+def _too_little(steps: KeptSteps) -> str:
+    return (
+        f"minutes must leave time for a round of every shape, missing {', '.join(steps.missing)}; what is done is "
+        "kept, and the same command goes on"
+    )

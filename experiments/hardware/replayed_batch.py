@@ -1,0 +1,189 @@
+"""One batch of known lengths, on real engines and on the simulator: what validates a machine's fresh file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+
+from experiments.analysis.replay import replay_metrics
+from experiments.hardware.sweep_round import Group, MakeBackend, is_undisturbed, ready_s, round_of
+from experiments.hardware.sweep_sessions import WARM_UP, Batch
+from mosaic.core.checks import require, require_count
+from mosaic.core.cluster import Cluster
+from mosaic.core.engine_options import EngineOptions
+from mosaic.core.errors import BackendError
+from mosaic.core.results import CallRecord, CallStatus, RunResult
+from mosaic.core.workload import PROPOSE, CallKey
+from mosaic.runtime.static_plan import execute
+from sim.cluster.backend import SimBackend
+from sim.hardware.hardware import Hardware
+
+SPREAD = 0.8
+"""Standard deviation of the logarithm of lengths: the longest tenth has three times the median."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSize:
+    """Lengths of a batch."""
+
+    num_requests: int
+    prompt_tokens: int
+    """Mean."""
+    output_tokens: int
+    """Mean."""
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            require_count(getattr(self, name), f"batch: {name}", at_least=1)
+
+
+def draw_batch(size: BatchSize, context_tokens: int, seed: int = 0) -> Batch:
+    """Draw lengths, lognormal; a prompt has half of the context at most, and the response what is left."""
+    rng = np.random.default_rng(seed)
+    draws = rng.lognormal(-(SPREAD**2) / 2, SPREAD, (size.num_requests, 2))
+    prompts = np.clip(np.round(size.prompt_tokens * draws[:, 0]), 1, context_tokens // 2).astype(int)
+    outputs = np.clip(np.round(size.output_tokens * draws[:, 1]), 1, context_tokens // 2 - 1).astype(int)
+    return tuple(zip(prompts.tolist(), outputs.tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRun:
+    """What a batch took; instants are seconds since its session began."""
+
+    records: tuple[CallRecord, ...]
+    ready_s: float
+    """From the start of the load until the engine was warm; the median of the workers."""
+    cpu_frac: float | None
+    """Share of the batch's time for which the workers had a processor; None: not known."""
+
+    def metrics(self, share: float = 1.0) -> dict[str, float]:
+        """Summarise all workers together, each of which served the batch; ``share`` multiplies what serving took."""
+        served = {name: share * seconds for name, seconds in replay_metrics(self.records).items()}
+        return {"ready_s": self.ready_s, **served}
+
+
+def run_batch(group: Group, cluster: Cluster, make_backend: MakeBackend, batch: Batch, run: str) -> BatchRun:
+    """Serve the batch on every worker at once, by an engine that was loaded and warmed up for it.
+
+    Raises
+    ------
+    BackendError
+        If a call failed, or the run was disturbed.
+    """
+    content = round_of(group, cluster.num_workers, [batch], 0, run)
+    result = execute(content.plan, content.calls, make_backend(content.outcome, run))
+    if not is_undisturbed(result, by_cpu=False):
+        raise BackendError("replayed batch: a session was interrupted, so that no time can be taken")
+    return _of_batch(result, content.batches)
+
+
+def foretell_batch(
+    group: Group, cluster: Cluster, hardware: Hardware, settings: EngineOptions, batch: Batch
+) -> BatchRun:
+    """Serve it on the simulator, on engines that schedule like the real ones."""
+    return run_batch(
+        group,
+        cluster,
+        lambda outcomes, name: SimBackend(
+            experts=group.experts,
+            cluster=cluster,
+            hardware={cluster.workers[0].gpu.name: hardware},
+            settings=settings,
+            outcomes=outcomes,
+        ),
+        batch,
+        "foretold",
+    )
+
+
+def _of_batch(result: RunResult, batches: Mapping[int, Batch]) -> BatchRun:
+    sessions = {session.session: session for session in result.sessions if batches[session.session] != WARM_UP}
+    records = []
+    for record in result.calls:
+        if record.session not in sessions:
+            continue
+        start_ts = sessions[record.session].start_ts
+        if record.status is not CallStatus.FINISHED or record.first_token_ts is None or record.finished_ts is None:
+            raise BackendError(f"replayed batch: every call must finish, {record.key} did not")
+        records.append(
+            record._replace(
+                queued_ts=0.0,
+                admitted_ts=None if record.admitted_ts is None else record.admitted_ts - start_ts,
+                first_token_ts=record.first_token_ts - start_ts,
+                finished_ts=record.finished_ts - start_ts,
+                response=None,
+            )
+        )
+    served_s = sum(session.end_ts - session.start_ts for session in sessions.values())
+    known = [session.cpu_s for session in sessions.values() if session.cpu_s is not None]
+    return BatchRun(
+        records=tuple(records),
+        ready_s=median(ready_s(result, batches)),
+        cpu_frac=sum(known) / served_s if len(known) == len(sessions) else None,
+    )
+
+
+def run_to_json(run: BatchRun) -> dict[str, Any]:
+    """Keep what metrics follow from."""
+    names = ("session", "prompt_tokens", "output_tokens", "admitted_ts", "first_token_ts", "finished_ts",
+             "num_preemptions")  # fmt: skip
+    return {
+        "ready_s": run.ready_s,
+        "cpu_frac": run.cpu_frac,
+        "columns": names,
+        "calls": [[getattr(record, name) for name in names] for record in run.records],
+    }
+
+
+def run_from_json(kept: Mapping[str, Any]) -> BatchRun:
+    """Read what ``run_to_json`` wrote; calls are numbered, and their expert and worker are not kept."""
+    records = tuple(
+        CallRecord(
+            key=CallKey(str(number), PROPOSE, 0), expert="kept", workers=(), queued_ts=0.0,
+            **dict(zip(kept["columns"], values, strict=True)),
+        )
+        for number, values in enumerate(kept["calls"])
+    )  # fmt: skip
+    return BatchRun(records=records, ready_s=kept["ready_s"], cpu_frac=kept["cpu_frac"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricForetold:
+    """A metric as the simulator foretold it, and as every repeat measured it, in seconds."""
+
+    name: str
+    simulated_s: float
+    measured_s: tuple[float, ...]
+
+    @property
+    def mean_s(self) -> float:
+        """Of the repeats."""
+        return fmean(self.measured_s)
+
+    @property
+    def error_frac(self) -> float:
+        """Positive where too much was foretold."""
+        return self.simulated_s / self.mean_s - 1
+
+    @property
+    def repeat_frac(self) -> float | None:
+        """Largest distance of a repeat from the mean of all, below which an error says nothing; None: one run only."""
+        if len(self.measured_s) < 2:
+            return None
+        return max(abs(value / self.mean_s - 1) for value in self.measured_s)
+
+
+def compare_batch(foretold: BatchRun, measured: Sequence[BatchRun], *, by_cpu: bool) -> list[MetricForetold]:
+    """Put every metric of a foretold batch beside those that were measured.
+
+    ``by_cpu``: where workers are cores a batch counts by processor time, shared out as the clock says, like what the
+    file was fitted to; else by the clock.
+    """
+    require(len(measured) > 0, "replayed batch: measured runs", "at least one", 0)
+    real = [run.metrics(run.cpu_frac if by_cpu and run.cpu_frac is not None else 1.0) for run in measured]
+    return [
+        MetricForetold(name=name, simulated_s=value, measured_s=tuple(each[name] for each in real))
+        for name, value in foretold.metrics().items()
+    ]

