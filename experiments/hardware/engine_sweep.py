@@ -12,7 +12,7 @@ from typing import Any
 from experiments.hardware.engine_fit import MeasuredShape, ShapeFit, fit_loads, fit_shapes, serve_s
 from experiments.hardware.engine_work import Processor
 from experiments.hardware.machine_config import hardware_config
-from experiments.hardware.sweep_round import Group, MakeBackend, MeasuredRound, groups_of, measure_round, typical
+from experiments.hardware.sweep_round import Group, MakeBackend, MeasuredRound, groups_of, measure_round
 from experiments.hardware.sweep_sessions import WARM_UP, SweepSize
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading, Order
@@ -75,7 +75,7 @@ def fit_machine(
         ]
         for place, group in enumerate(groups)
     ]
-    clock = "by the clock" if not by_cpu else "by processor time, medians of repeats, loads by the clock"
+    clock = "by the clock" if not by_cpu else "by processor time, loads by the clock"
     return fit_rounds(
         [(group, settings, those) for group, those in zip(groups, rounds, strict=True)],
         name=name,
@@ -114,15 +114,12 @@ def fit_rounds(
 
 
 def _measured_shape(group: Group, settings: EngineOptions, rounds: Sequence[MeasuredRound]) -> MeasuredShape:
-    sessions = [session for each in rounds for session in each.sessions]
-    if all(session.cpu_s is not None for session in sessions):
-        sessions = typical(sessions)
     return MeasuredShape(
         shape=group.shape,
         tp_degree=group.tp_degree,
         context_tokens=group.context_tokens,
         settings=settings,
-        sessions=tuple(sessions),
+        sessions=tuple(session for each in rounds for session in each.sessions),
     )
 
 

@@ -187,7 +187,7 @@ def fit_measured(
 ) -> dict[str, Any]:
     """Fit the conf/hardware file; ``source`` says what engine it was."""
     num_rounds = sorted({len(rounds) for rounds in measured.rounds.values()})
-    clock = "by processor time, medians of repeats, loads by the clock" if recipe.by_cpu else "by the clock"
+    clock = "by processor time, loads by the clock" if recipe.by_cpu else "by the clock"
     many = " to ".join(map(str, dict.fromkeys((num_rounds[0], num_rounds[-1]))))
     workers = measured.cluster.num_workers
     conditions = f"{source} on {measured.device.name}; {workers} workers busy at once, {many} rounds, {clock}"

@@ -166,13 +166,3 @@ def is_undisturbed(result: RunResult, *, by_cpu: bool) -> bool:
     """Tell whether no session was interrupted and tried again, which would be measured with what that cost."""
     known = not by_cpu or all(session.cpu_s is not None for session in result.sessions)
     return known and not any(call.attempt for call in result.calls)
-
-
-def typical(measured: Sequence[MeasuredSession]) -> list[MeasuredSession]:
-    """Keep of each session's repeats the one of median processor time: what runs will meet, not the best case."""
-    repeats: dict[Batch, list[MeasuredSession]] = {}
-    for session in measured:
-        repeats.setdefault(session.requests, []).append(session)
-    return [
-        sorted(those, key=lambda session: session.cpu_s or 0.0)[(len(those) - 1) // 2] for those in repeats.values()
-    ]

@@ -10,7 +10,7 @@ from experiments.hardware.engine_fit import MeasuredSession, MeasuredShape, fit_
 from experiments.hardware.engine_sweep import fit_machine, mirrored_settings
 from experiments.hardware.engine_work import Processor, Work, terms_of, works_of
 from experiments.hardware.machine_config import hardware_config, machine_yaml
-from experiments.hardware.sweep_round import groups_of, measured_sessions, round_of, typical
+from experiments.hardware.sweep_round import groups_of, measured_sessions, round_of
 from experiments.hardware.sweep_sessions import WARM_UP, SweepSize, batches_of
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading, Order
 from mosaic.core.errors import BackendError, DisturbedSweepError
@@ -252,13 +252,11 @@ def test_warm_up_sessions_are_left_out():
 
 
 def test_of_repeats_the_median_counts():
-    batch = ((8, 8),)
-    repeats = [
-        MeasuredSession(requests=batch, serve_s=9.0, prompts_read_s=1.0, last_token_s=9.0, cpu_s=cpu_s)
-        for cpu_s in (4.0, 1.0, 9.0, 2.0, 3.0)
-    ]
-    other = MeasuredSession(requests=((9, 9),), serve_s=9.0, prompts_read_s=1.0, last_token_s=9.0, cpu_s=7.0)
-    assert [session.cpu_s for session in typical([*repeats, other])] == [3.0, 7.0]
+    """A third of all repeats took twice as long, and a third half as long again: what runs will meet is between."""
+    factors = (1.0, 2.0, 1.5)
+    repeats = [replace(session, cpu_s=factor * session.serve_s) for session in true_sessions() for factor in factors]
+    found = fitted(repeats)
+    assert found.base_s == pytest.approx(1.5 * TRUE.base_s, rel=0.1)
 
 
 def test_a_session_over_several_workers_counts_by_the_clock():

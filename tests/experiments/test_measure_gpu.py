@@ -113,10 +113,8 @@ def test_the_file_says_what_the_machine_is(done):
     for table in known.tables:
         assert hardware.load_s(table.shape, 1) == pytest.approx(known.load_s(table.shape, 1), rel=0.05)
     assert f"small {KV_TOKENS}" in hardware.sources["kv_cache_tokens"]
-    text = (done / "known_gpu_16.yaml").read_text()
-    assert text.startswith("# Measured by\n#   python experiments/measure_gpu.py --minutes 10\n"), (
-        "and no folder of here"
-    )
+    head = "# Measured by\n#   python experiments/measure_gpu.py --minutes 10\n"
+    assert (done / "known_gpu_16.yaml").read_text().startswith(head), "and no folder of here"
 
 
 def test_what_was_measured_is_not_measured_again(done):
@@ -164,7 +162,7 @@ def test_more_rounds_may_be_asked_for_and_nothing_else(done):
         (["--requests=0"], "batch: num_requests must be at least 1, got 0"),
         (["--context-tokens=8"], "context_tokens must be at least 64, got 8"),
         (["--max-num-seqs=0"], "engine.max_num_seqs must be at least 1, got 0"),
-        (["--name=My GPU"], "name must be lower-case letters, digits and underscores, got 'My GPU'"),
+        (["--name=My GPU"], "name must be lower-case words joined by _, got 'My GPU'"),
     ],
 )
 def test_bad_input_is_refused_before_anything_starts(tmp_path, arguments, message):

@@ -1,0 +1,81 @@
+"""experiments/measure_gpu.py on real vLLM: what CI has is cores of a CPU, and all else is what a GPU would meet."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from experiments.hardware.dummy_checkpoint import read_shape, write_dummy_checkpoint
+from experiments.measure_gpu import main
+from experiments.tiny_pool.tokenizer import tiny_tokenizer
+from sim.hardware.hardware import hardware_from_config
+from sim.hardware.iteration_time import iteration_time
+from tests.engines.executor_runs import has_vllm
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
+
+SMALL = ["--device=cpu", "--rounds=1", "--requests=24", "--max-num-seqs=8", "--context-tokens=512", "--name=cores"]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measured") / "out"
+    main([*SMALL, "--minutes=10", f"--out={folder}"])
+    return folder
+
+
+def hardware_of(out):
+    config = yaml.safe_load((out / "cores.yaml").read_text())
+    return hardware_from_config(**{key: value for key, value in config.items() if key != "_target_"})
+
+
+def test_the_measured_file_prices_more_work_higher(out):
+    hardware = hardware_of(out)
+    tiny, small = (iteration_time(hardware, replace(read_shape(name), bytes_per_value=4), 1) for name in
+                   ("tiny", "small"))  # fmt: skip
+    assert 0 < hardware.cpu_base_s <= tiny.decode_span_s(1, 100, 1) < small.decode_span_s(1, 100, 1) < 1
+    assert small.decode_span_s(1, 100, 1) < small.decode_span_s(8, 800, 1)
+    assert small.mixed_s([(32, 0)], 0, 0) < small.mixed_s([(256, 0)], 0, 0)
+    assert all(hardware.load_s(table.shape, 1) > 0 for table in hardware.tables)
+    assert "random weights" in hardware.sources["load"]
+
+
+def test_the_file_foretells_a_batch_on_the_same_cores(out):
+    """A fit to nothing would be off by far more; what CI's machine does beside it may cost as much as this allows."""
+    small = json.loads((out / "report.json").read_text())["shapes"]["small"]
+    assert small["num_requests"] == 24
+    token_bytes = replace(read_shape("small"), bytes_per_value=4).kv_bytes_per_token()
+    assert small["kv_cache_tokens"] == 256 * 2**20 // token_bytes, "as much as was given"
+    for name in ("makespan_s", "mean_latency_s", "mean_tpot_s"):
+        metric = small["metrics"][name]
+        assert len(metric["measured_s"]) == 2
+        assert all(value > 0 for value in metric["measured_s"])
+        assert abs(metric["error_frac"]) < 0.5, (name, metric)
+
+
+def test_started_again_it_measures_nothing(out):
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    main([*SMALL, "--minutes=0", f"--out={out}"])
+    after = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed <= {"cores.yaml", "report.md", "report.json"}
+    assert yaml.safe_load(before["cores.yaml"]) == yaml.safe_load(after["cores.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("name", "num_parameters"),
+    [("llama3_8b", 8_030_261_248), ("qwen2_5_7b", 7_615_616_512 - 28 * (28 + 2 * 4) * 128)],
+)
+def test_a_dummy_checkpoint_is_a_model_of_its_shape(tmp_path, name, num_parameters):
+    """By Hugging Face's own count; Qwen's has no bias here."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    write_dummy_checkpoint(tmp_path, read_shape(name), 16384)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
+    assert sum(values.numel() for values in model.parameters()) == num_parameters
+    tokenizer, text = AutoTokenizer.from_pretrained(tmp_path), "What is 7 times 6?"
+    assert tokenizer.encode(text) == tiny_tokenizer().encode(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
