@@ -5,8 +5,8 @@
 Real vLLM runs models of real shapes with random weights, so nothing is downloaded. A sweep of sessions shows iteration
 times by batch, context and unequal lengths, prefill, KV capacity, load and the host's time; then a batch of known
 lengths is run and foretold by the fresh file. Every step is kept as soon as it is done: the same command goes on where
-it stopped, and with --minutes 0 it only fits what is there. Without a GPU it measures cores of the CPU, small shapes on
-them.
+it stopped, and with --minutes 0 it only fits what is there. Without a GPU it measures the cores of a CPU, on a small
+shape.
 """
 
 import argparse
@@ -47,6 +47,9 @@ from mosaic.report.provenance import describe_run_conditions
 from sim.hardware.hardware import Hardware, hardware_from_config
 from sim.hardware.memory import kv_capacity_tokens
 
+STEPS = "steps"
+"""Folder of what was measured."""
+
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, fit, validate and report; the arguments are those of the command line."""
@@ -86,7 +89,7 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
     """
     text = json.dumps(recipe.identity, indent=1) + "\n"
     kept = folder / "recipe.json"
-    if kept.exists():
+    if kept.exists() and any((folder / STEPS).glob("*.json")):
         rule = f"a folder without measurements of another recipe, which {kept} is of"
         require(kept.read_text(encoding="utf-8") == text, "out", rule, str(folder))
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +101,7 @@ def measure(
 ) -> None:
     """Measure a machine into a folder, fit its file, and report how well that foretells."""
     experts = recipe.experts(out / "checkpoints")
-    steps = KeptSteps(out / "steps", budget_s=60 * minutes, tell=lambda line: print(line, file=sys.stderr, flush=True))
+    steps = KeptSteps(out / STEPS, budget_s=60 * minutes, tell=lambda line: print(line, file=sys.stderr, flush=True))
     measured = measure_machine(recipe, experts, machine, steps)
     name = device_slug(measured.device.name) if name is None else name
     config = fit_measured(recipe, experts, measured, name=name, source=engine_version())

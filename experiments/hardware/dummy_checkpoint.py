@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,13 @@ def read_shape(name: str) -> ModelShape:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"shape must be a YAML file, got {name!r}") from error
-    rule = f"one that gives {', '.join(ModelShape.__dataclass_fields__)}"
-    require(
-        isinstance(fields, Mapping) and fields.keys() <= ModelShape.__dataclass_fields__.keys(), "shape", rule, name
+    known_fields = ModelShape.__dataclass_fields__
+    needed = {key for key, field in known_fields.items() if field.default is MISSING}
+    rule = (
+        f"a file that gives {', '.join(sorted(needed))}; {', '.join(sorted(known_fields.keys() - needed))} if need be"
     )
+    is_complete = isinstance(fields, Mapping) and needed <= fields.keys() <= known_fields.keys()
+    require(is_complete, "shape", rule, name)
     return ModelShape(**fields)
 
 

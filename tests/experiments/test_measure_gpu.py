@@ -169,3 +169,17 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path, arguments, messag
     with pytest.raises(ValueError, match=message):
         main([f"--out={tmp_path / 'out'}", "--device=cpu", *arguments])
     assert not (tmp_path / "out" / "steps").exists()
+
+
+@pytest.mark.parametrize("text", ["num_layers: 2", "- 1", "num_layers: [", "name: x"])
+def test_a_shape_is_complete_or_refused(tmp_path, text):
+    (tmp_path / "shape.yaml").write_text(text)
+    with pytest.raises(ValueError, match="shape must be a (YAML )?file"):
+        main([f"--out={tmp_path / 'out'}", "--device=cpu", f"--shape={tmp_path / 'shape.yaml'}"])
+
+
+def test_a_folder_in_which_nothing_was_measured_takes_another_recipe(tmp_path):
+    out = f"--out={tmp_path / 'out'}"
+    for arguments in ([], ["--max-num-seqs=8"]):
+        with pytest.raises(BackendError, match="missing device"):
+            main([out, "--device=cpu", "--minutes=0", *arguments])
