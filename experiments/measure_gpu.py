@@ -112,7 +112,7 @@ def measure(
     report = MachineReport(
         name=name,
         command=command,
-        conditions=(*sorted({table.source for table in hardware.tables}), *hardware.sources.values()),
+        conditions=tuple(f"{part}: {source}" for part, source in hardware.sources.items()),
         shapes=tuple(
             report_shape(recipe, expert, measured, hardware) for expert in experts if expert.name != HOST_SHAPE
         ),
