@@ -40,12 +40,13 @@ from experiments.hardware.machine_steps import (
 from experiments.hardware.replayed_batch import compare_batch, draw_batch, foretell_batch
 from experiments.hardware.sweep_round import groups_of
 from mosaic.core.checks import require, require_number
+from mosaic.core.cluster import Worker
 from mosaic.core.engine_options import Device
+from mosaic.core.kv_memory import kv_capacity_tokens
 from mosaic.core.workload import Expert
 from mosaic.engines.host_process import HostProcess
 from mosaic.report.provenance import describe_run_conditions
 from sim.hardware.hardware import Hardware, hardware_from_config
-from sim.hardware.memory import kv_capacity_tokens
 
 STEPS = "steps"
 """Folder of what was measured."""
@@ -139,14 +140,7 @@ def report_shape(recipe: Recipe, expert: Expert, measured: MeasuredMachine, hard
         metrics=tuple(compare_batch(foretold, runs, by_cpu=recipe.by_cpu)) if runs else (),
         cpu_frac=fmean(fracs) if fracs and recipe.by_cpu else None,
         kv_cache_tokens=facts.kv_cache_tokens,
-        foretold_kv_cache_tokens=None
-        if is_given
-        else kv_capacity_tokens(
-            hardware.gpu,
-            expert.shape,
-            batched_tokens=settings.batched_tokens(recipe.context_tokens),
-            max_num_seqs=settings.max_num_seqs,
-        ),
+        foretold_kv_cache_tokens=None if is_given else kv_capacity_tokens(expert, [Worker(0, hardware.gpu)], settings),
         fit_errors=dict(hardware.table_for(expert.shape, 1).mape),
     )
 

@@ -77,7 +77,7 @@ class Work(NamedTuple):
     longest: tuple[int, ...] = ()
     """Tokens that decodes of the first iteration read of the longest sequences, in rising order."""
     chunks: tuple[tuple[int, int], ...] = ()
-    """Of prompts: tokens, and tokens before them."""
+    """Of prompts beside decodes whose lengths matter: tokens, and tokens before them."""
 
 
 class _Counter(LengthTime):
@@ -109,7 +109,8 @@ class _Counter(LengthTime):
         started = sum(context == 0 for _, context in chunks)
         num_tokens = num_decodes + sum(tokens for tokens, _ in chunks)
         num_seqs = num_decodes + len(chunks)
-        self.works.append(Work(1, num_seqs, 1, started, 0, decode_kv_tokens, pairs, num_tokens, tuple(longest), tuple(chunks)))
+        read = (tuple(longest), tuple(chunks)) if longest else ()
+        self.works.append(Work(1, num_seqs, 1, started, 0, decode_kv_tokens, pairs, num_tokens, *read))
         return 1.0
 
 

@@ -10,14 +10,23 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import yaml
 
 from experiments.config.job import simulated
 from experiments.config.world import ANSWER_KEYS
 from experiments.fit_answers import ASSUMED_ABILITY, benchmark
-from experiments.studies.answer_fit import Benchmark, Expected, bucket_tokens, expect, fit_questions
-from experiments.studies.drawn_answers import draw_answers
+from experiments.studies.answer_fit import (
+    Benchmark,
+    Expected,
+    bucket_tokens,
+    draw_items,
+    even_items,
+    expect,
+    fit_questions,
+)
+from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
 from experiments.studies.published import FITTED_ANSWERS
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.pipelines.gates.gate import plurality
@@ -59,15 +68,28 @@ def committed_model(workload: str) -> AnswerModel:
 
 
 @cache
+def many(workload: str) -> Benchmark:
+    """The benchmark on the questions that are drawn here."""
+    batch = batch_of(workload)
+    difficulty, scores = draw_items(batch.job.workload.questions, 0, "test")
+    return replace(made(workload), difficulty=difficulty, scores=scores)
+
+
+@cache
 def expected_of(workload: str) -> Expected:
-    return expect(committed_model(workload), made(workload))
+    return expect(committed_model(workload), many(workload))
+
+
+@cache
+def batch_of(workload: str) -> DrawnAnswers:
+    part = ["workload.part=calibration", f"workload.num_calibration_questions={NUM_QUESTIONS}"]
+    return draw_answers([f"workload={workload}", *part])
 
 
 @cache
 def drawn(workload: str) -> tuple[Drawn, ...]:
     """Ask many questions, and the aggregator about each of them."""
-    many = [f"workload={workload}", "workload.part=calibration", f"workload.num_calibration_questions={NUM_QUESTIONS}"]
-    batch = draw_answers(many)
+    batch = batch_of(workload)
     calls, ballots = batch.aggregator_calls(skipping=False), batch.ballots()
     assert len(calls) == NUM_QUESTIONS
     tokens: Counter[str] = Counter()
@@ -128,7 +150,7 @@ def test_the_accuracy_changes_as_much_when_buckets_are_skipped(workload: str, nu
 
 
 def test_calls_write_as_much_in_every_bucket(workload: str) -> None:
-    expected = bucket_tokens(committed_model(workload), made(workload))
+    expected = bucket_tokens(committed_model(workload), many(workload))
     assert expected[0] < expected[1] < expected[2]
     for bucket, mean in enumerate(expected):
         tokens = [row.tokens for row in drawn(workload) if row.bucket == bucket]
@@ -142,9 +164,10 @@ def test_responses_that_are_cut_off_are_long_and_have_no_answer() -> None:
         "B": ClippedLognormal(mean=800, sigma=1.2, clip_tokens=2000),
     }
     model = replace(committed_model("gpqa"), ability_by_expert={"A": 0.3, "B": -0.3})
-    small = Benchmark(slots={"A": 2, "B": 1}, num_options=4, aggregator="A", lengths=lengths)
     names = [f"q{i}" for i in range(NUM_QUESTIONS)]
     questions = {name: make_choice(name) for name in names}
+    difficulty, scores = draw_items(tuple(questions.values()), 0, "test")
+    small = Benchmark(slots={"A": 2, "B": 1}, aggregator="A", lengths=lengths, difficulty=difficulty, scores=scores)
     world = World(lengths=lengths, root_seed=0, answers=model, questions=questions)
     experts, num_cut = random.Random(0).choices("AAB", k=3 * NUM_QUESTIONS), 0
     tokens: list[list[float]] = [[], [], []]
@@ -168,7 +191,7 @@ def test_responses_that_are_cut_off_are_long_and_have_no_answer() -> None:
 
 
 def test_the_committed_values_meet_what_they_were_fitted_to(workload: str) -> None:
-    target, expected = FITTED_ANSWERS[workload], expected_of(workload)
+    target, expected = FITTED_ANSWERS[workload], expect(committed_model(workload), made(workload))
     assert expected.bucket_frac[0] == pytest.approx(target.unanimous_frac, abs=1e-3)
     assert expected.bucket_frac[2] == pytest.approx(target.distinct_frac, abs=1e-3)
     assert expected.always_accuracy_frac == pytest.approx(target.always_accuracy_frac, abs=1e-3)
@@ -182,14 +205,19 @@ def test_the_configuration_holds_the_fitted_answers(workload: str) -> None:
     config = read_yaml("answers", workload)
     found = {key: config[key]["value"] for key in ANSWER_KEYS}
     assert found == FITTED["benchmarks"][workload]["answers"]
-    assert found["aggregator_elasticity"] == FITTED["elasticity"]
     assert {name: entry["value"] for name, entry in config["ability_by_expert"].items()} == ASSUMED_ABILITY
     assert {entry["source"] for entry in config["ability_by_expert"].values()} == {"assumed"}
 
 
-def test_the_configuration_holds_the_fitted_mean_of_the_aggregator(workload: str) -> None:
-    (entry,) = read_yaml("world", workload)["merged_tokens"].values()
-    assert entry["mean"] == {"value": FITTED["benchmarks"][workload]["aggregator_mean"], "source": "fitted"}
+def test_evenly_spread_items_are_a_large_data_set() -> None:
+    difficulty, scores = even_items(4)
+    assert (len(difficulty), scores.shape) == (4096, (3, 4096))
+    assert (difficulty.mean(), difficulty.std()) == pytest.approx((0.0, 1.0), abs=0.01)
+
+
+def test_questions_with_fewer_options_have_no_score_for_the_others() -> None:
+    _, scores = draw_items([make_choice("a", num_options=3), make_choice("b", num_options=5)], 0, "test")
+    assert np.isneginf(scores).tolist() == [[False, False], [False, False], [True, False], [True, False]]
 
 
 def test_benchmarks_share_all_but_their_questions() -> None:

@@ -1,25 +1,21 @@
-"""The aggregator's stage in the reproduction: predicted without its elasticity, its tail, and what is left open."""
+"""The aggregator's stage in the reproduction: its tail, and what the fits leave open."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from experiments.config.job import simulated
-from experiments.studies.open_range import FittedSet, open_range, wall_s
-from experiments.studies.paper_rows import PREDICTED
-from experiments.studies.paper_runs import PaperRun, PaperRuns, paper_points, without_elasticity
+from experiments.studies.paper_rows import PREDICTED, row_maker
+from experiments.studies.paper_runs import PaperRun, PaperRuns, paper_points
 from experiments.studies.paper_stage import (
     ability_table,
-    end_to_end_ranges,
     longest_alone_s,
-    rows_without_elasticity,
+    open_ranges,
+    spread_table,
     tail_of,
     tail_table,
 )
 from experiments.studies.paper_tables import OpenRange
-from experiments.studies.published import END_TO_END_SPEEDUP, GATED_AGGREGATE_S
-from experiments.studies.round_robin_fit import ParameterSet
 from mosaic.core.workload import AGGREGATE
 from mosaic.report.tables import calls_parquet, sessions_parquet
 from tests.run_records import make_key, make_record, make_session
@@ -43,8 +39,9 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PaperRuns:
         for seed in (0, 1)
     ]
     made += [
-        make_run(tmp_path, "inelastic", seed, aggregator_s=200.0 + 10 * seed, end_to_end_s=1200.0 + 110 * seed)
-        for seed in (0, 1)
+        make_run(tmp_path, policy, seed, expert_makespan_s=wall_s)
+        for policy, walls in (("ilp_questions", (900.0, 1200.0)), ("ilp_profile", (1000.0, 1000.0)))
+        for seed, wall_s in enumerate(walls)
     ]
     return PaperRuns(runs=tuple(made))
 
@@ -60,25 +57,6 @@ def write_tail(run: PaperRun) -> None:
     (run.folder / "calls.parquet").write_bytes(calls_parquet(calls, {}))
     sessions = [make_session(node=AGGREGATE, load=(100.0, 1.0), end_ts=150.0), make_session(session=1)]
     (run.folder / "sessions.parquet").write_bytes(sessions_parquet(sessions))
-
-
-def test_numbers_without_the_elasticity_are_predicted_and_paired_by_seed(runs: PaperRuns) -> None:
-    gated, speedup = rows_without_elasticity(runs)
-    assert (gated.published, gated.values) == (GATED_AGGREGATE_S["gpqa"], (200.0, 210.0))
-    assert speedup.published == END_TO_END_SPEEDUP["gpqa"]
-    assert speedup.values == (2350 / 1200, 2350 / 1310)
-    assert gated.kind == speedup.kind == PREDICTED
-
-
-def test_without_the_elasticity_the_aggregator_writes_as_much_whatever_it_reads() -> None:
-    _, elastic = simulated(["workload=gpqa"])
-    _, plain = simulated(["workload=gpqa", *without_elasticity("gpqa")])
-    assert elastic.world.answers is not None
-    assert plain.world.answers is not None
-    assert plain.world.answers.aggregator_elasticity == 0 < elastic.world.answers.aggregator_elasticity
-    (name,) = (name for name, entry in plain.world.aggregator_lengths.items() if entry is not plain.world.lengths[name])
-    assert plain.world.aggregator_lengths[name].mean > elastic.world.aggregator_lengths[name].mean
-    assert plain.world.lengths == elastic.world.lengths, "the experts' own lengths stay"
 
 
 def test_the_tail_is_what_runs_when_a_twentieth_of_the_calls_is_left(runs: PaperRuns) -> None:
@@ -100,14 +78,27 @@ def test_the_tails_table_says_what_one_response_alone_takes(runs: PaperRuns) -> 
     assert row[4:] == (f"{seconds:.1f} s (31,268 tokens)", f"{seconds / 230:.0%}")
 
 
-def test_end_to_end_ranges_over_what_round_robin_leaves_open(runs: PaperRuns) -> None:
-    published = END_TO_END_SPEEDUP["gpqa"]
-    _, row = end_to_end_ranges(runs, {"gpqa": OpenRange(500.0, 600.0, 500.0)})
-    low, high = 2350 / (1.2 * 1050 + 230), 2350 / (1050 + 230)
-    assert row[:3] == ("GPQA", f"{published:.2f}x", f"{low:.2f}x to {high:.2f}x")
-    assert row[3] == f"MISS: {high / published - 1:+.1%}"
-    _, row = end_to_end_ranges(runs, {"gpqa": OpenRange(250.0, 600.0, 500.0)})
-    assert row[3] == "inside"
+def test_ranges_are_over_all_sets_and_say_what_is_outside(runs: PaperRuns) -> None:
+    row = row_maker("gpqa")
+    rows = [
+        row("ILP, expert stage", "s", 923.0, [1000.0, 1100.0], PREDICTED),
+        row("aggregator at tau = 2/3", "s", 228.0, [220.0, 240.0], PREDICTED),
+        row("end to end, speedup", "x", 2.34, [2.0, 1.7], PREDICTED),
+    ]
+    walls = {"gpqa": {"expert_s": OpenRange(950.0, 1100.0, 1050.0), "aggregator_s": OpenRange(200.0, 250.0, 230.0)}}
+    _, expert, aggregator, whole = open_ranges(rows, runs, walls)
+    assert expert == ("ILP, expert stage", "GPQA", "923.0 s", "1,050 s", "950.0 s to 1,100 s", "MISS: +2.9%")
+    assert aggregator[2:] == ("228.0 s", "230.0 s", "200.0 s to 250.0 s", "inside")
+    low, high = 2350 / 1350, 2350 / 1150
+    assert whole[3:5] == (f"{2350 / 1280:.2f}x", f"{low:.2f}x to {high:.2f}x")
+    assert whole[5] == f"MISS: {high / 2.34 - 1:+.1%}"
+
+
+def test_the_spread_of_walls_by_what_is_drawn_anew(runs: PaperRuns) -> None:
+    _, row = spread_table(runs)
+    assert row[0] == "GPQA"
+    assert row[1].endswith("of 923 s")
+    assert row[2:] == ("6.7% of 1,050 s", "20.2% of 1,050 s", "0.0% of 1,000 s")
 
 
 def test_accuracy_changes_are_those_of_the_second_threshold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,20 +110,3 @@ def test_accuracy_changes_are_those_of_the_second_threshold(tmp_path: Path, monk
         ("abilities multiplied by", "0", "2"),
         ("GPQA", "-1.50 pp", "+0.25 pp"),
     ]
-
-
-@pytest.mark.slow
-def test_the_range_is_that_of_the_sets_over_the_committed_one() -> None:
-    names = ("LlamaR1", "QwenR1", "Gemma", "Exaone", "GLM", "Qwen")
-    parameters = ParameterSet(
-        cpu_overhead_scale=2.0, reasoning_sigma=1.0, light_sigma=0.8, mean_by_expert=dict.fromkeys(names, 500.0)
-    )
-    sets = [FittedSet(parameters, (1.0,)), FittedSet(parameters, (1.5, 2.0, 1.2))]
-    found = open_range("gpqa", sets, num_seeds=2, num_set_seeds=1)
-    mean = (wall_s("gpqa", 0) + wall_s("gpqa", 1)) / 2
-    assert found["ilp_makespan_s"] == pytest.approx(mean)
-    assert found["scales"] == [1.0, 1.5, 1.2, 2.0], "a set's first scale, and the ends"
-    walls = [wall_s("gpqa", 0, parameters, scale) for scale in found["scales"]]
-    assert found["ratios"] == pytest.approx([wall / walls[0] for wall in walls])
-    assert found["ratios"][0] == 1 < found["ratios"][3]
-    assert found["ilp_range_s"] == pytest.approx([mean, mean * found["ratios"][3]])

@@ -81,14 +81,17 @@ def test_graphs_pad_what_a_step_computes():
 
 
 def test_what_steps_wait_for_counts_as_tokens_read():
-    skew = AttentionSkew(per_kv_token_s=1.0, num_longest=2.0, min_seqs=3)
-    decode = Work(10, 3, 0, 0, 500, 0, 0, 3, (10, 20, 50))
-    beside = Work(1, 3, 1, 1, 0, 80, 9, 5, (20, 50))
+    skew = AttentionSkew(block_s=2.0, num_sms=4, num_heads=1, min_seqs=3)
+    decode = Work(10, 3, 0, 0, 10 * 80 + 3 * 45, 0, 0, 3, (10, 20, 50))
+    beside = Work(1, 3, 1, 1, 0, 70, 9, 5, (20, 50), ((3, 0),))
     small = Work(10, 2, 0, 0, 500, 0, 0, 2, (20, 50))
-    behind = 2 * 50 - (20 + 50)
     read = [terms_of([work], is_start=False, skew=skew)[5] for work in (decode, beside, small)]
-    assert read == [500 + 10 * behind, behind, 500], "small batches are split, those beside a prompt never"
-    assert terms_of([decode], is_start=False)[5] == 500
+    alone, together = skew.alone_s(50, 80 / 3), skew.beside_s([(3, 0)], 2, 35.0, (20, 50))
+    assert read == pytest.approx([935 + 10 * alone, together, 500]), (
+        "small batches are split, those beside a prompt never"
+    )
+    assert together > 0
+    assert terms_of([decode], is_start=False)[5] == 935
 
 
 def test_long_and_unequal_batches_fit_into_memory_and_time():
