@@ -14,8 +14,16 @@ class Order(StrEnum):
 
     PREFILL_FIRST = "prefill_first"
     """vLLM 0.7.1 (V0): whole prompts whenever one can be admitted, else one decode step for all."""
+    CHUNKED = "chunked"
+    """vLLM 0.7.1 (V0) with chunked prefill, its default beyond 32k of context: decodes first, then chunks of prompts,
+    under one token budget; without prefix caching, and with a watermark."""
     MIXED = "mixed"
-    """vLLM's V1: decodes first, then chunks of prompts, under one token budget."""
+    """vLLM's V1: as ``CHUNKED``, with prefix caching and without a watermark."""
+
+    @property
+    def chunks_prompts(self) -> bool:
+        """Whether decodes and chunks of prompts share an iteration."""
+        return self is not Order.PREFILL_FIRST
 
 
 class Device(StrEnum):
@@ -101,12 +109,12 @@ class EngineOptions:
                 require_count(getattr(self, name), f"engine.{name}", at_least=at_least)
         given = (self.kv_cache_tokens, self.kv_cache_memory_bytes)
         require(None in given, "engine.kv_cache_tokens", "null where kv_cache_memory_bytes is given", given)
-        if self.order is Order.MIXED:
+        if self.order.chunks_prompts:
             # As in vLLM: with fewer tokens than sequences some decodes would have to sit out an iteration.
             require(
                 self.batched_tokens(1) >= self.max_num_seqs,
                 "engine.max_num_batched_tokens",
-                f"at least max_num_seqs={self.max_num_seqs} when order is mixed",
+                f"at least max_num_seqs={self.max_num_seqs} when order is {self.order}",
                 self.batched_tokens(1),
             )
         if self.loading.device is Device.CPU:
@@ -139,6 +147,6 @@ class EngineOptions:
         """
         if self.max_num_batched_tokens is not None:
             return self.max_num_batched_tokens
-        if self.order is Order.MIXED:
+        if self.order.chunks_prompts:
             return MIXED_BATCHED_TOKENS
         return max(context_tokens, MIXED_BATCHED_TOKENS)

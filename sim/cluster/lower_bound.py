@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from mosaic.core.engine_options import EngineOptions, Order
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import ExpertName
 from sim.cluster.expert_on_gpu import ExpertOnGpu, ExpertsOnGpus
 from sim.cluster.session import TrueCall
@@ -101,7 +101,7 @@ def least_rates(place: ExpertOnGpu, settings: EngineOptions, context_tokens: int
             (s - read_s * kv) / (sum(tokens for tokens, _ in chunks) + num_decodes)
             for s, (chunks, num_decodes, kv) in zip(mixes_s, mixes, strict=True)
         )
-        if settings.order is Order.MIXED:
+        if settings.order.chunks_prompts:
             # Tokens of both kinds share an iteration, so they share one rate.
             decode_s = prefill_s = min(decode_s, prefill_s)
         yield Rates(max(0.0, decode_s), read_s, max(0.0, prefill_s))
@@ -124,7 +124,7 @@ def _prefill_batches(
     """Iterations with prompts of equal size, one or many; in mixed order also with decodes beside them."""
     max_seqs = settings.max_num_seqs
     sizes = {budget, *_cheapest_sizes(time, budget)}
-    beside = {0, max_seqs // 2, max_seqs - 1} if settings.order is Order.MIXED else {0}
+    beside = {0, max_seqs // 2, max_seqs - 1} if settings.order.chunks_prompts else {0}
     for num_tokens in sorted(sizes):
         for num_decodes in sorted(beside):
             left = num_tokens - num_decodes
@@ -193,6 +193,6 @@ def _company_frac(place: ExpertOnGpu, settings: EngineOptions) -> float:
             for num_seqs in (2, 4, 8, 16, 32, 64, settings.max_num_seqs)
             if num_seqs <= settings.max_num_seqs
         ]
-        if settings.order is Order.MIXED:
+        if settings.order.chunks_prompts:
             fracs.append(time.mixed_s([(1, 0)], 1, tokens) / alone_s)
     return min(fracs)

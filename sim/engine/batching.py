@@ -20,7 +20,7 @@ class Batcher:
         # V0 evicts by last use and by length, and ran without it by default.
         is_allowed = not settings.caches_prefixes or settings.order is Order.MIXED
         require(is_allowed, "engine.enable_prefix_caching", "false unless order is mixed", True)
-        self.is_mixed = settings.order is Order.MIXED
+        self.is_mixed = settings.order.chunks_prompts
         self.queue = RequestQueue()
         cache = PrefixKvCache if settings.caches_prefixes else KvCache
         self.kv = cache(kv_tokens=kv_tokens, block_size=settings.block_size, watermark_frac=settings.watermark)

@@ -55,3 +55,8 @@ def test_the_order_decides_the_budget_and_the_watermark():
     assert (whole.batched_tokens(8192), whole.batched_tokens(100), mixed.batched_tokens(8192)) == (8192, 2048, 2048)
     assert replace(mixed, max_num_batched_tokens=512).batched_tokens(8192) == 512
     assert EngineOptions(watermark_frac=0.25).watermark == 0.25
+
+
+def test_chunks_of_v0_take_none_of_v1s_semantics():
+    chunked = EngineOptions(order=Order.CHUNKED)
+    assert (chunked.watermark, chunked.caches_prefixes, chunked.batched_tokens(8192)) == (0.01, False, 2048)

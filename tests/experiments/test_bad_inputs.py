@@ -215,7 +215,9 @@ COSTS = [
     Case("sweep_of_no_repeats", "profile.sweep.num_repeats=0", ["num_repeats must be at least 1, got 0"]),
 ]  # fmt: skip
 ENGINES = [
-    Case("unknown_order", "backend.order=foo", ["order must be one of ['prefill_first', 'mixed'], got 'foo'"]),
+    Case(
+        "unknown_order", "backend.order=foo", ["order must be one of ['prefill_first', 'chunked', 'mixed'], got 'foo'"]
+    ),
     Case("no_sequences", "backend.max_num_seqs=0", ["max_num_seqs must be at least 1, got 0"]),
     Case(
         "few_batched_tokens",

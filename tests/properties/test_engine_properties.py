@@ -22,7 +22,7 @@ def sessions(draw):
     block_size = draw(st.sampled_from([1, 3, 16]))
     max_num_seqs = draw(st.integers(1, 12))
     order = draw(st.sampled_from(list(Order)))
-    low = max_num_seqs if order is Order.MIXED else 150
+    low = max_num_seqs if order.chunks_prompts else 150
     engine_settings = EngineOptions(
         order=order,
         max_num_seqs=max_num_seqs,

@@ -91,7 +91,7 @@ class Oracle:
         self.num_blocks = self.kv_tokens // self.settings.block_size
         watermark_frac = self.settings.watermark_frac
         if watermark_frac is None:
-            watermark_frac = 0.01 if self.settings.order is Order.PREFILL_FIRST else 0.0
+            watermark_frac = 0.0 if self.settings.order is Order.MIXED else 0.01
         self.watermark = int(watermark_frac * self.num_blocks)
         self.free = [Block() for _ in range(self.num_blocks)]
         self.named: dict[tuple, list[Block]] = {}
@@ -195,7 +195,7 @@ class Oracle:
 
     def iterate(self, aborts) -> None:
         self.num_iterations += 1
-        mixed = self.settings.order is Order.MIXED
+        mixed = self.settings.order.chunks_prompts
         budget = self.settings.batched_tokens(self.context)
         work: list[tuple[Seq, int]] = []
         if not mixed:

@@ -25,7 +25,7 @@ def times(request):
     return (request.queued_ts, request.admitted_ts, request.first_token_ts, request.finished_ts)
 
 
-@pytest.mark.parametrize("order", ["prefill_first", "mixed"])
+@pytest.mark.parametrize("order", ["prefill_first", "chunked", "mixed"])
 def test_a_lone_request_prefills_once_and_decodes_the_rest(order):
     engine = make_engine(order=order, start_ts=5.0)
     request = engine.submit(7, 10, 4, 5.0)
@@ -34,7 +34,7 @@ def test_a_lone_request_prefills_once_and_decodes_the_rest(order):
     assert (request.id, request.num_generated, request.wasted_tokens) == (7, 4, 0)
 
 
-@pytest.mark.parametrize("order", ["prefill_first", "mixed"])
+@pytest.mark.parametrize("order", ["prefill_first", "chunked", "mixed"])
 def test_one_token_comes_out_of_the_prefill(order):
     engine = make_engine(order=order)
     request = engine.submit(0, 10, 1, 0.0)

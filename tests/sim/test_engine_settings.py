@@ -20,7 +20,7 @@ def test_the_watermark_follows_the_order():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"order": "v2"}, r"order must be one of \['prefill_first', 'mixed'\], got 'v2'"),
+        ({"order": "v2"}, r"order must be one of \['prefill_first', 'chunked', 'mixed'\], got 'v2'"),
         ({"max_num_seqs": 0}, "max_num_seqs must be at least 1, got 0"),
         ({"block_size": 0}, "block_size must be at least 1, got 0"),
         ({"max_num_batched_tokens": 0}, "max_num_batched_tokens must be at least 1, got 0"),

@@ -128,6 +128,7 @@ def test_prefixes_must_be_part_of_a_prompt():
 
 def test_the_orders_differ_in_what_they_do_by_default():
     assert EngineOptions(order=Order.MIXED).caches_prefixes
+    assert not EngineOptions(order=Order.CHUNKED).caches_prefixes
     assert not EngineOptions(order=Order.MIXED, enable_prefix_caching=False).caches_prefixes
     assert not EngineOptions(order=Order.PREFILL_FIRST).caches_prefixes
     with pytest.raises(ValueError, match="enable_prefix_caching must be false unless order is mixed, got True"):
