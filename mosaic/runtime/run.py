@@ -32,6 +32,8 @@ from mosaic.runtime.replanning import Replanning
 
 Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
 """Times a step of a run."""
+MANY_WORKERS = 100
+"""From so many on a plan may take long enough to be announced."""
 
 
 def plan(
@@ -93,6 +95,8 @@ def _plan(job: Job, show: Show, step: Step, tell: Tell) -> tuple[Planner, Planne
                     tell=tell,
                 ),
             )
+    if job.cluster.num_workers >= MANY_WORKERS and not job.plans:
+        tell(f"planning: {job.scheduler.name}, {len(first):,} calls on {job.cluster.num_workers:,} workers")
     with step("plan"):
         planner = Planner(
             experts=_pool(job),
@@ -142,7 +146,7 @@ def run(
     step
         Wraps the steps profile, plan, profile_upper, execute, always_aggregate, to time them.
     tell
-        Told what is measured before the batch, in lines to be read before it is sent.
+        Told what is measured before the batch, and what takes its time to plan, in lines to be read before.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Jobs on the simulator whose calls say what a table has."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mosaic.core.realization import Outcome
@@ -23,7 +23,7 @@ VOTES = {"agreed": "AAA", "split": "ABC", "dumb": "D--"}
 SAID = {"agreed": "B", "split": "C"}
 """What the aggregator says; nothing to the others."""
 GOLD = {"agreed": "A", "split": "C", "dumb": "D"}
-HARDWARE = committed_hardware("a100_80gb")
+HARDWARE = replace(committed_hardware("a100_80gb"), unload_s=0.0)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mosaic.runtime.planner import NodePlacements, Placement
 from mosaic.runtime.run import failures
 from tests.answered_questions import make_moa, make_question, make_tree
 from tests.controllers import Watcher
-from tests.factories import assert_plan_valid, make_entry, make_profile
+from tests.factories import assert_plan_valid, make_cluster, make_entry, make_profile
 from tests.run_records import make_failed, make_result
 from tests.runtime.jobs import HARDWARE, Told, make_job, make_questions
 
@@ -87,6 +87,13 @@ def test_steps_are_timed_and_shown_in_order_and_controllers_hear_the_run_alone(h
     # Sessions of all layers, as they are numbered in the run.
     assert steps.predicted.keys() == {session.session for session in outcome.result.sessions}
     assert rows(outcome) == BY_HAND
+
+
+def test_a_plan_for_many_workers_is_announced() -> None:
+    for num_workers, lines in ((4, []), (100, ["planning: round_robin, 9 calls on 100 workers"])):
+        told: list[str] = []
+        mosaic.plan(make_job(cluster=make_cluster(num_workers, gpu=HARDWARE.gpu)), tell=told.append)
+        assert [line for line in told if line.startswith("planning")] == lines
 
 
 def test_a_plan_is_that_of_the_runs_first_layer() -> None:
