@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaic.core.workload import AnswerKind
+from mosaic.pipelines.gates.gate import Majority, Never, Unanimous
 from mosaic.pipelines.node import When
 from mosaic.runtime.job import Job
 from mosaic.runtime.planner import NodePlacements
@@ -67,8 +68,13 @@ def _unused_aggregators(config: Mapping[str, Any], job: Job) -> Iterator[tuple[s
 
 
 def _unused_gate(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
+    gate = job.graph.gate
     if not any(node.when is When.UNSETTLED for node in job.graph.nodes):
-        yield "gate", "no node waits for what it decides" if job.graph.upper_nodes else "nothing is aggregated"
+        reason = "no node waits for what it decides" if job.graph.upper_nodes else "nothing is aggregated"
+        yield "gate", reason
+        yield from [("pipeline.quorum", reason)] if job.has_quorum else ()
+    elif job.has_quorum and (isinstance(gate, Never | Unanimous) or (isinstance(gate, Majority) and gate.tau == 1)):
+        yield "pipeline.quorum", f"gate={gate.name} is never settled before all calls of a question have ended"
     if not job.graph.upper_nodes:
         yield "pipeline.barrier", "there is one layer of calls"
         yield "profile.aggregator_path", "nothing is aggregated"

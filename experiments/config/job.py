@@ -178,6 +178,7 @@ def job_from(
         placements=pipeline.placements,
         plans=() if plan_path is None else load_plans(plan_path),
         has_barrier=pipeline.has_barrier,
+        has_quorum=pipeline.has_quorum,
         store=None if profile.get("store") is None else Store(Path(profile["store"])),
     )
     check_effects(overrides, config, job)

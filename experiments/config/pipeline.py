@@ -32,6 +32,7 @@ from sim.hardware.iteration_time import iteration_time
 SCHEDULERS = {"data_parallel": DataParallel}
 """Of a node's placement, beside the run's own."""
 COSTS = {"affine": AffineCosts}
+PIPELINE_KEYS = ("nodes", "barrier", "quorum")
 NODE_KEYS = ("experts", "after", "when", "role", "min_output_tokens")
 
 
@@ -41,6 +42,7 @@ class Pipeline(NamedTuple):
     graph: CallGraph
     placements: Mapping[str, NodePlacements]
     has_barrier: bool
+    has_quorum: bool
     aggregator: str | None
     """Name of the choice; None: the pipeline names its nodes, or has none beside the experts."""
 
@@ -61,10 +63,11 @@ def pipeline_from(
     """
     settings = dict(config["pipeline"])
     for key in settings:
-        require(key in ("nodes", "barrier"), "pipeline: key", "nodes or barrier", key)
-    barrier = settings.get("barrier")
-    if not isinstance(barrier, bool):
-        raise TypeError(f"pipeline.barrier must be true or false, got {barrier!r}")
+        require(key in PIPELINE_KEYS, "pipeline: key", f"one of {list(PIPELINE_KEYS)}", key)
+    for key in ("barrier", "quorum"):
+        if not isinstance(settings.get(key), bool):
+            raise TypeError(f"pipeline.{key} must be true or false, got {settings.get(key)!r}")
+    barrier, quorum = settings["barrier"], settings["quorum"]
     aggregator = dict(config["aggregator"])
     name = aggregator.pop("name", None)
     require_name(name, "aggregator.name")
@@ -74,10 +77,10 @@ def pipeline_from(
         graph = CallGraph(
             nodes=named_nodes(settings["nodes"], experts), gate=make(config["gate"], "gate"), compare=comparisons()
         )
-        return Pipeline(graph, {}, barrier, None)
+        return Pipeline(graph, {}, barrier, quorum, None)
     if name == "none":
         require(not aggregator, "aggregator", "without settings where its name is none", config["aggregator"])
-        return Pipeline(mixture_of_agents(None, gate=Never(), compare=comparisons()), {}, barrier, None)
+        return Pipeline(mixture_of_agents(None, gate=Never(), compare=comparisons()), {}, barrier, quorum, None)
     gate: Gate = make(config["gate"], "gate")
     compare = comparisons(_comparison(aggregator.pop("comparison", None)))
     expert = _choose(aggregator.pop("expert", None), config, experts)
@@ -86,7 +89,7 @@ def pipeline_from(
     make_places = partial(_placements, expert=expert, cluster=cluster, hardware=hardware, options=options)
     places = call(make_places, "aggregator", **aggregator)
     graph = mixture_of_agents(expert, gate=gate, compare=compare, min_output_tokens=min_output_tokens)
-    return Pipeline(graph, {AGGREGATE: places}, barrier, name)
+    return Pipeline(graph, {AGGREGATE: places}, barrier, quorum, name)
 
 
 def named_nodes(config: object, experts: Sequence[Expert]) -> tuple[Node, ...]:

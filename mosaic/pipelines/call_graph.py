@@ -4,26 +4,20 @@ The paper's Mixture-of-Agents is two nodes: the recruited experts, and an aggreg
 tree of agents, or several layers, are other graphs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from mosaic.answers.extraction import is_correct
 from mosaic.core.checks import require, require_unique
-from mosaic.core.results import CallRecord, CallStatus, Inputs
+from mosaic.core.results import CallStatus, Inputs
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Expert, NodeName, Question, Workload
-from mosaic.pipelines.aggregation import (
-    MIN_OUTPUT_TOKENS,
-    Response,
-    aggregator_prompt,
-    fits_context,
-    merge_call,
-    visible_tokens,
-)
+from mosaic.pipelines.aggregation import MIN_OUTPUT_TOKENS, Response, aggregator_prompt, visible_tokens
 from mosaic.pipelines.final_answers import AnswerSource, Comparisons, FinalAnswer
 from mosaic.pipelines.gates.gate import Ballot, Decision, Gate, Never, Vote, make_ballot
-from mosaic.pipelines.node import Node, When
+from mosaic.pipelines.node import Node, When, node_calls
 from mosaic.pipelines.prompts import expert_prompt, visible_text
+from mosaic.pipelines.quorum import needless_calls, said
 
 
 class Step(NamedTuple):
@@ -31,6 +25,7 @@ class Step(NamedTuple):
 
     submit: tuple[Call, ...] = ()
     cancel: tuple[CallKey, ...] = ()
+    """Calls that have not ended and whose answers no longer matter; who does not cancel them waits for them."""
     answer: FinalAnswer | None = None
     """None: calls are still to come."""
 
@@ -144,12 +139,16 @@ class CallGraph:
         """
         progress = self._progress(question, first, done)
         if not progress.is_over:
-            return Step(submit=progress.submit)
+            return Step(submit=progress.submit, cancel=self.needless(question, first, done))
         return Step(answer=self.end(question, first, done).answer)
 
     def needed(self, question: Question, first: Sequence[Call], done: Inputs) -> tuple[Call, ...]:
         """List the calls behind the first layer that a question needs now and that have not ended."""
         return self._progress(question, first, done).submit
+
+    def needless(self, question: Question, first: Sequence[Call], done: Inputs) -> tuple[CallKey, ...]:
+        """List the calls of a question that have not ended and whose answers no longer matter: an early quorum."""
+        return needless_calls(self.nodes, self.gate, self.compare, question, first, done)
 
     def vote(self, question: Question, first: Sequence[Call], done: Inputs) -> tuple[Ballot, Decision]:
         """Give the votes that the last gate saw of a question, or else those of the first layer, and the decision."""
@@ -251,7 +250,7 @@ class CallGraph:
                 if decision.skip:
                     accepted = inputs
                     continue
-            calls = list(_calls(node, question, [done[key] for key in inputs]))
+            calls = list(node_calls(node, question, [done[key] for key in inputs]))
             is_too_long = is_too_long or not calls
             keys[node.name] = last = [call.key for call in calls]
             expert_of |= {call.key: call.expert for call in calls}
@@ -263,7 +262,7 @@ class CallGraph:
     def _ballot(
         self, question: Question, keys: Sequence[CallKey], expert_of: Mapping[CallKey, str], done: Inputs
     ) -> Ballot:
-        votes = [Vote(expert_of[key], _vote(done.get(key))) for key in sorted(keys, key=lambda key: key.slot)]
+        votes = [Vote(expert_of[key], said(done.get(key))) for key in sorted(keys, key=lambda key: key.slot)]
         return make_ballot(question, votes, self.compare[question.answer_kind])
 
 
@@ -287,14 +286,3 @@ def mixture_of_agents(
             )
         )
     return CallGraph(nodes=tuple(nodes), gate=gate, compare=compare)
-
-
-def _calls(node: Node, question: Question, read: Sequence[CallRecord]) -> Iterator[Call]:
-    for slot, expert in enumerate(node.experts):
-        if fits_context(question, expert, len(read), min_output_tokens=node.min_output_tokens):
-            key = CallKey(question.id, node.name, slot)
-            yield merge_call(key, question, read, expert, min_output_tokens=node.min_output_tokens)
-
-
-def _vote(record: CallRecord | None) -> str | None:
-    return record.answer if record is not None and record.status is CallStatus.FINISHED else None

@@ -1,11 +1,13 @@
 """A node of a call graph: who answers, after whom, and when."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from mosaic.core.checks import require, require_count, require_name, require_unique
-from mosaic.core.workload import Expert, NodeName
-from mosaic.pipelines.aggregation import MIN_OUTPUT_TOKENS
+from mosaic.core.results import CallRecord
+from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question
+from mosaic.pipelines.aggregation import MIN_OUTPUT_TOKENS, fits_context, merge_call
 
 
 class When(StrEnum):
@@ -46,3 +48,11 @@ class Node:
             object.__setattr__(self, "when", When(self.when))
         require(self.when is When.ALWAYS or bool(self.after), f"{label}: when", "always: it reads nothing", self.when)
         require_count(self.min_output_tokens, f"{label}: min_output_tokens", at_least=1)
+
+
+def node_calls(node: Node, question: Question, read: Sequence[CallRecord]) -> Iterator[Call]:
+    """Make the calls of a node that reads others, without those of experts that cannot read so much."""
+    for slot, expert in enumerate(node.experts):
+        if fits_context(question, expert, len(read), min_output_tokens=node.min_output_tokens):
+            key = CallKey(question.id, node.name, slot)
+            yield merge_call(key, question, read, expert, min_output_tokens=node.min_output_tokens)

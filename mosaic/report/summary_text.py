@@ -271,7 +271,8 @@ def _loads_text(num_expert_loads: int, num_loads: int) -> str:
 def _tokens_text(summary: Summary) -> str:
     rate = summary["output_tok_per_s"]
     text = f"{summary['output_tokens']:,} written" + ("" if rate is None else f", {rate:,.0f} per second")
-    return f"{text}; {summary['num_preemptions']:,} preemptions"
+    cancelled = f"; {summary['num_cancelled_calls']:,} calls cancelled" if summary["num_cancelled_calls"] else ""
+    return f"{text}; {summary['num_preemptions']:,} preemptions{cancelled}"
 
 
 def _solver_text(summary: Summary) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mosaic.core.results import CallRecord
+from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import CallKey, Expert, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
 from mosaic.pipelines.gates.gate import Never
@@ -24,6 +24,13 @@ def always_aggregate(
         return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy_frac(answers))
     again = Questions(job.workload, job.graph.without_gate())
     records = {record.key: record for record in outcome.result.calls if record.key.node in job.graph.first_nodes}
+    cancelled = [call for call in questions.first_calls if _is_cancelled(records.get(call.key))]
+    if cancelled:
+        backend = job.site.hindsight({})
+        if backend is None:
+            return AlwaysAggregate()
+        plan = even_plan(cancelled, job.experts, job.site, job.cluster.num_workers)
+        records |= {record.key: record for record in execute(plan, cancelled, backend).calls}
     for record in records.values():
         again.note(record)
     layers = [
@@ -63,3 +70,7 @@ def _as_placed(expert: Expert, node: NodeName, planner: Planner, outcome: Outcom
             return planned.problem.expert(expert.name)
     degrees = planner.degrees(node, expert)
     return placed(expert, degrees[0]) if node in planner.by_node else expert
+
+
+def _is_cancelled(record: CallRecord | None) -> bool:
+    return record is not None and record.status is CallStatus.CANCELLED

@@ -56,6 +56,8 @@ class Job:
     """Saved plans, by layer; none: they are made."""
     has_barrier: bool = True
     """A layer starts when the one before it has ended."""
+    has_quorum: bool = False
+    """Calls are cancelled as soon as the gate is settled without them, and plans expect that."""
     store: Store | None = None
     """Where measurements are kept for other runs; None: nowhere."""
 

@@ -48,6 +48,10 @@ class Questions:
         """List the calls that a question needs now."""
         return self.graph.needed(*self.of(question))
 
+    def needless(self, question: str) -> tuple[CallKey, ...]:
+        """List the calls of a question that have not ended and no longer matter."""
+        return self.graph.needless(*self.of(question))
+
 
 class Layers:
     """Plans and runs a layer of calls when the one before it has ended: the paper's barrier.

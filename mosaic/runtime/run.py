@@ -28,6 +28,7 @@ from mosaic.runtime.measuring import (
 )
 from mosaic.runtime.payback import paid_back
 from mosaic.runtime.planner import Planned, Planner
+from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replanning import Replanning
 
 Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
@@ -181,7 +182,7 @@ def run(
     with step("execute"), show("calls", predicted) as shown:
         backend = site.backend(known, prompts_of(graph, known))
         log = site.command_log()
-        everybody = [pipeline, *controllers, *shown]
+        everybody = [pipeline, *([Quorum(questions)] if job.has_quorum else ()), *controllers, *shown]
         if site.way != "simulated":
             everybody.insert(1, Replanning(lambda calls, lost: planner.plan(calls, lost).plan, note_replan))
         result = drive(backend, everybody, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)

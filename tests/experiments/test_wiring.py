@@ -235,6 +235,7 @@ def test_the_defaults_are_the_papers_main_run() -> None:
     assert job.cluster.num_workers == 4
     assert site.settings == EngineOptions(order=Order.PREFILL_FIRST, max_num_seqs=256)
     assert (job.profile, job.upper_profile, job.plans, job.has_barrier) == (None, None, (), True)
+    assert not job.has_quorum
     assert job.graph.gate == Majority(tau=0.6667)
     expert, degrees = aggregator_of(prepared)
     assert (expert.name, degrees) == ("LlamaR1", (4,))
@@ -388,6 +389,10 @@ def test_a_pipeline_of_ones_own_names_its_nodes(tmp_path: Path) -> None:
     assert graph.nodes[2].min_output_tokens == 40
 
 
+def test_an_early_quorum_is_one_key(tmp_path: Path) -> None:
+    assert small(tmp_path, "pipeline.quorum=true").job.has_quorum
+
+
 ALONE = ("aggregator=none",)
 
 
@@ -401,7 +406,8 @@ ALONE = ("aggregator=none",)
         ([*ALONE, "pipeline.nodes={a: {experts: [X]}}"], "nodes.a.experts must be of the pool .*, got 'X'"),
         ([*ALONE, "pipeline.nodes={a: 7}"], "pipeline.nodes.a must be a group of the configuration.*, got 7"),
         (["pipeline.barrier=maybe"], "pipeline.barrier must be true or false, got 'maybe'"),
-        (["+pipeline.width=3"], "pipeline: key must be nodes or barrier, got 'width'"),
+        (["pipeline.quorum=2"], "pipeline.quorum must be true or false, got 2"),
+        (["+pipeline.width=3"], r"pipeline: key must be one of .*, got 'width'"),
         (["aggregator.scheduler_by_degree={1: best}"], r"by_degree.1 must be one of \['data_parallel'\], got 'best'"),
         (["aggregator.scheduler_by_degree=best"], "scheduler_by_degree must be a mapping of degrees, got 'best'"),
         (["aggregator.costs=free"], r"aggregator.costs must be null or one of \['affine'\], got 'free'"),

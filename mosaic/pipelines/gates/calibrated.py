@@ -10,7 +10,16 @@ import numpy as np
 
 from mosaic.core.checks import require, require_count, require_number
 from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, load_calibration_answers, split_calibration
-from mosaic.pipelines.gates.gate import Ballot, Decision, Winner, decide_at, plurality
+from mosaic.pipelines.gates.gate import (
+    Ballot,
+    Decision,
+    PartialBallot,
+    Winner,
+    decide_at,
+    plurality,
+    settled_at,
+    settled_whatever_comes,
+)
 from mosaic.pipelines.gates.risk_control import ThresholdChoice, choose_threshold, smallest_promise_frac
 from mosaic.pipelines.gates.weighted import Reliabilities, learn_reliabilities, posterior
 
@@ -98,6 +107,11 @@ class Calibrated:
 
     def decide(self, ballot: Ballot) -> Decision:
         return decide_at(ballot, self.winner(ballot), self.choice.threshold)
+
+    def settled(self, partial: PartialBallot) -> Decision | None:
+        if self.reliabilities is None:
+            return settled_at(partial, self.choice.threshold)
+        return settled_whatever_comes(partial, self.decide)
 
     def notes(self) -> Sequence[str]:
         accepted = f"a loss of at most {100 * self.accepted_loss_frac:.4g} pp"

@@ -10,7 +10,8 @@ MOSAIC, arXiv 2606.03014, equation 11 and algorithm 1.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import NamedTuple, Protocol
 
 from mosaic.core.checks import require, require_number
@@ -18,6 +19,9 @@ from mosaic.core.workload import ExpertName, Question
 
 TAU_TOLERANCE = 1e-3
 """How far below tau a fraction may lie: 2/3 written as 0.6667 or 0.667 in a file still means 2/3."""
+
+MAX_TRIED = 1000
+"""Ways in which missing votes may come out that are tried."""
 
 
 class Vote(NamedTuple):
@@ -41,6 +45,16 @@ class Ballot:
     def __post_init__(self) -> None:
         object.__setattr__(self, "votes", tuple(self.votes))
         require(len(self.votes) > 0, f"ballot of {self.question.id}: votes", "at least one vote", self.votes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartialBallot:
+    """A question's answers so far. A vote that is missing is not one that cannot be parsed: it may yet say anything."""
+
+    ballot: Ballot
+    """All votes, a missing one as if it were unparsable, which is one of the ways in which it may come out."""
+    missing: tuple[int, ...]
+    """Places of the votes that may still come out in any way, in order."""
 
 
 class Winner(NamedTuple):
@@ -71,6 +85,12 @@ class Gate(Protocol):
 
     def decide(self, ballot: Ballot) -> Decision:
         """Decide whether the aggregator may be skipped."""
+
+    def settled(self, partial: PartialBallot) -> Decision | None:
+        """Skip as soon as nothing that is missing can change that, or the answer; None: it may, or does not skip.
+
+        Its confidence is then what the missing votes leave at least.
+        """
 
     def notes(self) -> Sequence[str]:
         """Say what a reader should know of the gate itself: what it promises, or why it refuses to skip."""
@@ -128,6 +148,51 @@ def decide_at(ballot: Ballot, winner: Winner, threshold: float | None) -> Decisi
     return Decision(skip, *winner)
 
 
+def settled_at(partial: PartialBallot, threshold: float | None) -> Decision | None:
+    """Tell whether the plurality skips with one answer however the missing votes come out.
+
+    NOTE: nothing is worse for an answer than all missing votes agreeing on one other, the strongest or a new one.
+    What they add to the answer itself only helps it.
+    """
+    ballot, missing = partial.ballot, partial.missing
+    decision = decide_at(ballot, plurality(ballot), threshold)
+    if not decision.skip:
+        return None
+    if not missing:
+        return decision
+    places: dict[str, list[int]] = {}
+    for place, vote in enumerate(ballot.votes):
+        if vote.answer is not None:
+            places.setdefault(vote.answer, []).append(place)
+    assert decision.answer is not None, "it is skipped"
+    mine = places.pop(decision.answer)
+    rivals = [sorted((*others, *missing)) for others in (*places.values(), ())]
+    return decision if all((len(rival), -rival[0]) < (len(mine), -mine[0]) for rival in rivals) else None
+
+
+def settled_whatever_comes(partial: PartialBallot, decide: Callable[[Ballot], Decision]) -> Decision | None:
+    """Tell the same for any way to decide, by trying all ways in which the missing votes may come out.
+
+    Where they are too many to try nothing is settled: the question waits for another vote.
+    """
+    ballot, missing = partial.ballot, partial.missing
+    decision = decide(ballot)
+    if not decision.skip:
+        return None
+    seen = dict.fromkeys(vote.answer for vote in ballot.votes if vote.answer is not None)
+    options = [None, *seen, *(f"(other {number})" for number in range(len(missing)))]
+    if len(options) ** len(missing) > MAX_TRIED:
+        return None
+    for said in product(options, repeat=len(missing)):
+        votes = list(ballot.votes)
+        for place, answer in zip(missing, said, strict=True):
+            votes[place] = votes[place]._replace(answer=answer)
+        other = decide(replace(ballot, votes=tuple(votes)))
+        if not other.skip or other.answer != decision.answer:
+            return None
+    return decision
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Never:
     """Aggregates every question; still reports what the slots agreed on."""
@@ -136,6 +201,9 @@ class Never:
 
     def decide(self, ballot: Ballot) -> Decision:
         return decide_at(ballot, plurality(ballot), None)
+
+    def settled(self, partial: PartialBallot) -> Decision | None:
+        return None
 
     def notes(self) -> Sequence[str]:
         return ()
@@ -149,6 +217,9 @@ class Unanimous:
 
     def decide(self, ballot: Ballot) -> Decision:
         return decide_at(ballot, plurality(ballot), 1.0)
+
+    def settled(self, partial: PartialBallot) -> Decision | None:
+        return settled_at(partial, 1.0)
 
     def notes(self) -> Sequence[str]:
         return ()
@@ -168,6 +239,9 @@ class Majority:
 
     def decide(self, ballot: Ballot) -> Decision:
         return decide_at(ballot, plurality(ballot), self.tau - TAU_TOLERANCE)
+
+    def settled(self, partial: PartialBallot) -> Decision | None:
+        return settled_at(partial, self.tau - TAU_TOLERANCE)
 
     def notes(self) -> Sequence[str]:
         return ()

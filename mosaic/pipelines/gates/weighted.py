@@ -9,7 +9,7 @@ from pathlib import Path
 from mosaic.core.checks import require, require_count, require_number
 from mosaic.core.workload import ExpertName
 from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, load_calibration_answers
-from mosaic.pipelines.gates.gate import Ballot, Decision, Winner, decide_at
+from mosaic.pipelines.gates.gate import Ballot, Decision, PartialBallot, Winner, decide_at, settled_whatever_comes
 
 _SKILL_PRIOR_ANSWERS = 10.0
 """Assumed: the expert's overall accuracy counts as much as this many answers on each skill."""
@@ -108,6 +108,9 @@ class Weighted:
 
     def decide(self, ballot: Ballot) -> Decision:
         return decide_at(ballot, posterior(ballot, self.reliabilities, self.num_open_options), self.min_posterior)
+
+    def settled(self, partial: PartialBallot) -> Decision | None:
+        return settled_whatever_comes(partial, self.decide)
 
     def notes(self) -> Sequence[str]:
         known = ", ".join(f"{expert} {rate:.2f}" for expert, rate in self.reliabilities.overall.items())

@@ -1,0 +1,85 @@
+"""Early quorum: which calls of a question no longer matter, because every gate that reads them is settled without them.
+
+References
+----------
+EMS, arXiv 2604.02863, has the rule for a vote that nothing follows.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import eq
+
+from mosaic.core.results import CallRecord, CallStatus, Inputs
+from mosaic.core.workload import Call, CallKey, ExpertName, NodeName, Question
+from mosaic.pipelines.final_answers import Comparisons
+from mosaic.pipelines.gates.gate import Gate, PartialBallot, Vote, make_ballot
+from mosaic.pipelines.node import Node, When, node_calls
+
+
+def needless_calls(
+    nodes: Sequence[Node], gate: Gate, compare: Comparisons, question: Question, first: Sequence[Call], done: Inputs
+) -> tuple[CallKey, ...]:
+    """List the calls that have not ended and that nobody reads: whatever they say, the final answer is the same.
+
+    A node needs what it reads, unless it is left out where its gate accepts its inputs, and the gate is settled. The
+    calls of a question that goes on are all needed: the next node reads them.
+
+    Parameters
+    ----------
+    nodes, gate, compare
+        Of the call graph.
+    question, first, done
+        As in ``CallGraph.step``.
+    """
+    keys_of: dict[NodeName, list[CallKey] | None] = {}
+    expert_of = {call.key: call.expert for call in first}
+    needed: set[CallKey] = set()
+    settled: set[CallKey] = set()
+
+    def is_settled(keys: Sequence[CallKey]) -> bool:
+        return gate.settled(partial_ballot(question, keys, expert_of, done, compare[question.answer_kind])) is not None
+
+    for node in nodes:
+        if not node.after:
+            keys_of[node.name] = sorted(call.key for call in first if call.key.node == node.name)
+            continue
+        before = [keys_of[name] for name in node.after]
+        inputs = [key for keys in before for key in keys or ()]
+        is_known = None not in before  # else a node before it may yet have calls
+        if is_known and not inputs:
+            keys_of[node.name] = []  # what it would read was not needed
+        elif is_known and node.when is When.UNSETTLED and is_settled(inputs):
+            keys_of[node.name] = []
+            settled.update(inputs)
+        else:
+            needed.update(inputs)
+            keys_of[node.name] = None
+            if is_known and all(key in done for key in inputs):
+                calls = list(node_calls(node, question, [done[key] for key in inputs]))
+                keys_of[node.name] = [call.key for call in calls]
+                expert_of |= {call.key: call.expert for call in calls}
+    return tuple(sorted(key for key in settled - needed if key not in done))
+
+
+def partial_ballot(
+    question: Question,
+    keys: Sequence[CallKey],
+    expert_of: Mapping[CallKey, ExpertName],
+    done: Inputs,
+    same: Callable[[str, str], bool] | None,
+) -> PartialBallot:
+    """Collect the votes of calls by slot, as far as they have ended.
+
+    NOTE: answers that compare by more than their text are grouped from the lowest slot on, under what that one wrote.
+    A vote behind a missing one may find another group in the end, so it counts as missing too.
+    """
+    ordered = sorted(keys, key=lambda key: key.slot)
+    missing = [place for place, key in enumerate(ordered) if key not in done]
+    if missing and same is not eq:
+        missing = list(range(missing[0], len(ordered)))
+    votes = [Vote(expert_of[key], None if place in missing else said(done[key])) for place, key in enumerate(ordered)]
+    return PartialBallot(ballot=make_ballot(question, votes, same), missing=tuple(missing))
+
+
+def said(record: CallRecord | None) -> str | None:
+    """Give the vote of a call that has ended; one that did not finish has none."""
+    return record.answer if record is not None and record.status is CallStatus.FINISHED else None

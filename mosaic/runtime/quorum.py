@@ -1,0 +1,37 @@
+"""Early quorum as a controller: it cancels calls whose answers no longer matter."""
+
+from collections.abc import Iterable, Iterator
+
+from mosaic.core.commands import Cancel, Command
+from mosaic.core.events import Event, Finished, Lost
+from mosaic.core.workload import CallKey
+from mosaic.runtime.controller import View
+from mosaic.runtime.layers import Questions
+
+
+class Quorum:
+    """Cancels a question's calls, wherever they wait or run, as soon as its gate is settled without them.
+
+    It stands behind who places the calls of lost workers anew: those are cancelled again.
+    """
+
+    reacts = True
+
+    def __init__(self, questions: Questions) -> None:
+        self._questions = questions
+        self._needless: dict[CallKey, None] = {}
+
+    def on(self, event: Event, view: View) -> Iterable[Command]:
+        """Look again at the question of a call that has ended."""
+        if isinstance(event, Finished):
+            self._questions.note(event.record)
+            return list(self._settle(event.record.key.question, view))
+        if isinstance(event, Lost):
+            return [Cancel(key) for key in self._needless if key in view.running]
+        return ()
+
+    def _settle(self, question: str, view: View) -> Iterator[Command]:
+        for key in self._questions.needless(question):
+            if key in view.running and key not in self._needless:
+                self._needless[key] = None
+                yield Cancel(key)

@@ -1,0 +1,152 @@
+"""Early quorum on the simulator: what is cancelled, what that costs, and that the answers are the same."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mosaic
+from mosaic.core.commands import Cancel
+from mosaic.core.events import Finished, Lost
+from mosaic.core.realization import Outcome
+from mosaic.core.results import CallStatus, RunResult
+from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
+from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.gates.gate import Majority, Never
+from mosaic.report.metrics import num_cancelled, wasted_tokens
+from mosaic.runtime.controller import View
+from mosaic.runtime.layers import Flow, Layers, Questions
+from mosaic.runtime.loop import drive
+from mosaic.runtime.quorum import Quorum
+from mosaic.runtime.replay import Replay
+from tests.answered_questions import make_moa, make_tree
+from tests.factories import make_cluster
+from tests.run_records import make_record
+from tests.runtime.jobs import Told, make_job
+from tests.runtime.planners import make_planner
+from tests.runtime.test_layers import batch_of
+from tests.sim.cluster_runs import make_backend
+
+
+class Course(NamedTuple):
+    graph: CallGraph
+    num_questions: int
+    says: dict[CallKey, str | None]
+    lengths: dict[CallKey, int]
+    num_workers: int
+    has_barrier: bool
+
+
+@st.composite
+def courses(draw) -> Course:
+    graph = draw(st.sampled_from([make_moa(Majority(tau=0.5)), make_moa(Majority()), make_tree(Majority(tau=0.5))]))
+    num_questions = draw(st.integers(1, 6))
+    keys = [
+        CallKey(f"q{i}", node, slot)
+        for i in range(num_questions)
+        for node, n in ((PROPOSE, 4), ("merge", 2), ("final", 1), (AGGREGATE, 1))
+        for slot in range(n)
+    ]
+    return Course(
+        graph,
+        num_questions,
+        {key: draw(st.sampled_from(["A", "A", "B", None])) for key in keys},
+        {key: draw(st.integers(1, 200)) for key in keys},
+        draw(st.integers(1, 3)),
+        draw(st.booleans()),
+    )
+
+
+def run(course: Course, *, has_quorum: bool) -> tuple[RunResult, Questions]:
+    batch, graph = batch_of(course.num_questions), course.graph
+    planner, questions = make_planner(graph, num_workers=course.num_workers), Questions(batch, graph)
+    expected = graph.forecast(batch, {}, dict.fromkeys(("merge", "final", AGGREGATE), 300))
+    layers = Layers(questions, planner) if course.has_barrier else Flow(questions, planner, expected)
+    controllers = [layers, Quorum(questions)] if has_quorum else [layers]
+    return drive(backend_of(course, planner), controllers, num_workers=course.num_workers), questions
+
+
+def backend_of(course: Course, planner=None):
+    planner = planner or make_planner(course.graph, num_workers=course.num_workers)
+    return make_backend(
+        lambda call, inputs: Outcome(course.lengths[call.key], course.says[call.key]),
+        experts=planner.experts,
+        cluster=make_cluster(course.num_workers),
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(courses())
+def test_answers_are_the_same_and_no_call_is_lost_or_answered_twice(course: Course) -> None:
+    alone, questions = run(course, has_quorum=False)
+    early, settled = run(course, has_quorum=True)
+    for question in questions:
+        one, other = (of.graph.end(*of.of(question.id)).answer for of in (questions, settled))
+        assert (one.answer, one.source) == (other.answer, other.source)
+    keys = [record.key for record in early.calls]
+    assert len(keys) == len(set(keys))
+    assert set(keys) == {record.key for record in alone.calls}
+    finished = {record.key: record for record in early.calls if record.status is CallStatus.FINISHED}
+    cancelled = {record.key: record for record in early.calls if record.status is CallStatus.CANCELLED}
+    assert len(finished) + len(cancelled) == len(keys)
+    assert cancelled.keys() == {a.command.key for a in early.actions if isinstance(a.command, Cancel)}
+    for record in alone.calls:
+        if record.key in finished:
+            same = finished[record.key]
+            assert (same.answer, same.prompt_tokens, same.output_tokens) == (
+                record.answer, record.prompt_tokens, record.output_tokens,
+            )  # fmt: skip
+    again = drive(backend_of(course), [Replay(early.actions)], num_workers=course.num_workers)
+    assert again == early
+
+
+def test_the_third_call_is_cancelled_while_it_runs_and_counts_as_cancelled() -> None:
+    keys = {question: [CallKey(question, PROPOSE, slot) for slot in range(4)] for question in ("q0", "q1")}
+    says = dict.fromkeys(keys["q0"], "A") | dict(zip(keys["q1"], "ABCD", strict=True))
+    says |= {CallKey(question, AGGREGATE, 0): "B" for question in keys}
+    lengths = {key: 1000 if key.slot == 3 and key.question == "q0" else 20 for key in says}
+    course = Course(make_moa(Majority(tau=0.75)), 2, says, lengths, 2, True)
+    early, questions = run(course, has_quorum=True)
+    alone, _ = run(course, has_quorum=False)
+    (record,) = [record for record in early.calls if record.status is CallStatus.CANCELLED]
+    last_ts = max(r.finished_ts for r in early.calls if r.key in keys["q0"][:3])
+    assert (record.key, record.finished_ts) == (keys["q0"][3], last_ts)
+    assert 0 < record.output_tokens < 1000
+    assert record.wasted_tokens >= record.output_tokens, "its prompt was read in vain too"
+    assert (num_cancelled(early), wasted_tokens(early)) == (1, record.wasted_tokens)
+    assert max(s.end_ts for s in early.sessions) < max(s.end_ts for s in alone.sessions)
+    assert questions.graph.end(*questions.of("q0")).answer.answer == "A"
+
+
+def test_it_looks_at_calls_that_end_and_cancels_anew_what_a_lost_worker_gave_back() -> None:
+    batch = batch_of(1, 3)
+    questions, view = Questions(batch, make_moa()), View(2)
+    calls = {call.key: call for call in questions.first_calls}
+    one, two, three = calls
+    view.calls, view.running = dict(calls), dict(calls)
+    quorum = Quorum(questions)
+    assert quorum.reacts
+    assert list(quorum.on(Lost(0.5, 0, "unplugged"), view)) == []
+    given = []
+    for key in (one, two):
+        event = Finished(1.0, make_record("q0", key=key, answer="A"))
+        view.observe(event)
+        given += quorum.on(event, view)
+    assert given == [Cancel(three)]
+    assert list(quorum.on(Lost(2.0, 1, "unplugged"), view)) == [Cancel(three)]
+    view.observe(Finished(3.0, make_record("q0", key=three, answer="B")))
+    assert list(quorum.on(Lost(4.0, 1, "unplugged"), view)) == []
+
+
+@pytest.mark.parametrize("has_barrier", [True, False])
+def test_a_job_with_a_quorum_answers_alike_and_knows_what_aggregating_everything_gives(has_barrier: bool) -> None:
+    world = Told(votes={"agreed": "AAA", "split": "ABC", "dumb": "D--"})
+    job = make_job(world=world, has_barrier=has_barrier)
+    plain, early = mosaic.run(job), mosaic.run(replace(job, has_quorum=True))
+    assert [answer[:3] for answer in early.answers] == [answer[:3] for answer in plain.answers]
+    assert early.always == plain.always
+    assert early.skip_frac == plain.skip_frac
+    with_never = mosaic.run(replace(job, has_quorum=True, graph=make_moa(Never())))
+    assert num_cancelled(with_never.result) == 0
