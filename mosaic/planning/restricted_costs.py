@@ -1,4 +1,4 @@
-"""Cost models that leave workers out: lost ones, and those whose server holds another expert."""
+"""Cost models that change another: they leave out workers that are lost, or whose server holds another expert."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from mosaic.planning.costs import CostModel, LinearTerms, Residency, ShardSummar
 
 
 @dataclass(frozen=True, slots=True)
-class _Wrapped:
+class Wrapped:
     """The prices of another cost model."""
 
     costs: CostModel
@@ -36,7 +36,7 @@ class _Wrapped:
 
 
 @dataclass(frozen=True, slots=True)
-class WithoutWorkers(_Wrapped):
+class WithoutWorkers(Wrapped):
     """Nothing fits on workers that are gone."""
 
     lost: Collection[int]
@@ -46,7 +46,7 @@ class WithoutWorkers(_Wrapped):
 
 
 @dataclass(frozen=True, slots=True)
-class OnServers(_Wrapped):
+class OnServers(Wrapped):
     """An expert runs where a server holds it, and there it is loaded."""
 
     expert_by_worker: Mapping[int, ExpertName]

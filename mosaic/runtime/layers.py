@@ -127,6 +127,8 @@ class Flow:
         As in ``Layers``.
     expected
         The calls that the batch is expected to need.
+    plan
+        Of the first layer; None: it is made.
     """
 
     reacts = True
@@ -137,11 +139,13 @@ class Flow:
         planner: Planner,
         expected: Sequence[Forecast],
         on_plan: Callable[[Planned, int], None] = lambda planned, first_session: None,
+        plan: Plan | None = None,
     ) -> None:
         self._questions = questions
         self._planner = planner
         self._expected = expected
         self._on_plan = on_plan
+        self._plan = plan
         layers = questions.graph.layers
         self._layers = [{node.name for node in layer} for layer in layers]
         self._depth = {node.name: depth for depth, layer in enumerate(layers) for node in layer}
@@ -158,7 +162,7 @@ class Flow:
 
     def _begin(self, view: View) -> Iterator[Command]:
         first = self._questions.first_calls
-        planned = self._planner.plan(first, view.lost)
+        planned = self._planner.plan(first, view.lost, saved=None if view.lost else self._plan)
         self._on_plan(planned, 0)
         yield from plan_commands(planned.plan, {call.key: call for call in first})
         number = 1 + max(session.id for session in planned.plan.sessions)

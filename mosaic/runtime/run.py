@@ -8,8 +8,10 @@ from typing import TypeAlias
 from mosaic.core.plan import Plan, PredictedTimes
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import Expert, NodeName
+from mosaic.pipelines.agreement import Agreement
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
 from mosaic.pipelines.node import Node
+from mosaic.planning.expected_calls import plan_expected
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.hindsight import always_aggregate
@@ -64,12 +66,13 @@ def measure(job: Job, *, show: Show = show_nothing, tell: Tell = lambda line: No
     InfeasibleError, PlanError, ProfileError, BackendError
         If something cannot be measured, or no plan exists for what calibration needs.
     """
-    job = replace(job, max_batch_frac=None)
-    planner, _ = _plan(job, show, lambda name: nullcontext(), tell)
-    return _with_upper_profiles(job, planner, show, tell)[0].profiles
+    job = replace(job, max_batch_frac=None, has_quorum=False)
+    planner, _, rehearsal = _plan(job, show, lambda name: nullcontext(), tell)
+    return _with_upper_profiles(job, planner, rehearsal, show, tell)[0].profiles
 
 
-def _plan(job: Job, show: Show, step: Step, tell: Tell) -> tuple[Planner, Planned]:
+def _plan(job: Job, show: Show, step: Step, tell: Tell) -> tuple[Planner, Planned, Rehearsal]:
+    """Measure and plan the first layer; where a plan expects cancelled calls, after a rehearsal."""
     first = job.graph.first_calls(job.workload)
     with step("profile"):
         profile = job.profile
@@ -107,11 +110,23 @@ def _plan(job: Job, show: Show, step: Step, tell: Tell) -> tuple[Planner, Planne
             profiles=dict.fromkeys(job.graph.first_nodes, profile),
             by_node=job.placements,
         )
-        return planner, planner.plan(first, saved=job.plans[0] if job.plans else None)
+        planned = planner.plan(first, saved=job.plans[0] if job.plans else None)
+        rehearsal = Rehearsal()
+        if job.has_quorum and job.graph.upper_nodes and not job.plans:
+            rehearsal = rehearse(job.graph, planner, job.site, show, max_questions=_most_rehearsed(job), tell=tell)
+            agreement = Agreement(job.graph, rehearsal.questions, rehearsal.records.values())
+            if agreement.is_ever_settled:
+                expected = plan_expected(planned.scheduler, planned.problem, agreement.settled_frac)
+                planned = planner.plan(first, saved=expected)
+        return planner, planned, rehearsal
 
 
 def _max_batch_frac(job: Job) -> float | None:
     return None if job.site.way == "simulated" else job.max_batch_frac
+
+
+def _most_rehearsed(job: Job) -> int | None:
+    return paid_back(len(job.workload.questions), _max_batch_frac(job))
 
 
 def _pool(job: Job) -> tuple[Expert, ...]:
@@ -154,10 +169,10 @@ def run(
     InfeasibleError, PlanError, ProfileError, BackendError
         If no plan exists, a plan breaks the problem, or the site cannot run it.
     """
-    planner, first = _plan(job, show, step, tell)
+    planner, first, rehearsal = _plan(job, show, step, tell)
     graph, workload, site = job.graph, job.workload, job.site
     with step("profile_upper"):
-        planner, rehearsal = _with_upper_profiles(job, planner, show, tell)
+        planner, rehearsal = _with_upper_profiles(job, planner, rehearsal, show, tell)
     known = {question.id: question for question in workload.questions}
     questions = Questions(workload, graph)
     planned: list[Planned] = []
@@ -178,7 +193,7 @@ def run(
         pipeline: Controller = Layers(questions, planner, (first.plan, *job.plans[1:]), note_plan)
     else:
         expected = graph.forecast(workload, rehearsal.needed_frac, rehearsal.prompt_tokens())
-        pipeline = Flow(questions, planner, expected, note_plan)
+        pipeline = Flow(questions, planner, expected, note_plan, first.plan)
     with step("execute"), show("calls", predicted) as shown:
         backend = site.backend(known, prompts_of(graph, known))
         log = site.command_log()
@@ -193,13 +208,14 @@ def run(
     return replace(outcome, answers=_by_majority(job, outcome.result, questions))
 
 
-def _with_upper_profiles(job: Job, planner: Planner, show: Show, tell: Tell) -> tuple[Planner, Rehearsal]:
+def _with_upper_profiles(
+    job: Job, planner: Planner, rehearsal: Rehearsal, show: Show, tell: Tell
+) -> tuple[Planner, Rehearsal]:
     graph, site, given = job.graph, job.site, job.upper_profile
-    most = paid_back(len(job.workload.questions), _max_batch_frac(job))
+    most = _most_rehearsed(job)
     upper = graph.upper_nodes
-    rehearsal = Rehearsal()
     profiles = dict(planner.profiles)
-    if upper and not job.has_barrier:
+    if upper and not job.has_barrier and not rehearsal.calls:
         rehearsal = rehearse(graph, planner, site, show, max_questions=most, tell=tell)
     for node in upper:
         if given is not None:

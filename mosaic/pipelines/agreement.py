@@ -1,0 +1,67 @@
+"""How often calibration questions are settled early: what a plan may expect of an early quorum."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, islice
+from typing import TypeAlias
+
+from mosaic.core.results import CallRecord
+from mosaic.core.workload import Call, CallKey, ExpertName, Question
+from mosaic.pipelines.call_graph import CallGraph
+
+_Seen: TypeAlias = tuple[tuple[ExpertName, ...] | int, int]
+"""Who has voted, in the order of their names, or how many; and how many votes are missing."""
+
+MAX_SUBSETS = 50
+"""Of the votes of a question, of each size: more would say little more."""
+PRIOR_QUESTIONS = 10.0
+"""Assumed: what is seen of all experts counts as much as so many votes of those asked about."""
+
+
+class Agreement:
+    """Counts how often the votes of some experts settle a question while others are missing.
+
+    Parameters
+    ----------
+    graph
+        Whose gates are to be settled.
+    questions, records
+        Of calibration, questions by id; nothing of the batch's answers.
+    """
+
+    def __init__(self, graph: CallGraph, questions: Mapping[str, Question], records: Iterable[CallRecord]) -> None:
+        self._num_seen: Counter[_Seen] = Counter()
+        self._num_settled: Counter[_Seen] = Counter()
+        asked: dict[str, dict[CallKey, CallRecord]] = defaultdict(dict)
+        for record in records:
+            if record.key.node in graph.first_nodes:
+                asked[record.key.question][record.key] = record
+        for name, done in asked.items():
+            self._count(graph, questions[name], done)
+
+    @property
+    def is_ever_settled(self) -> bool:
+        """Whether any question was."""
+        return any(self._num_settled.values())
+
+    def settled_frac(self, experts: Sequence[ExpertName], num_missing: int) -> float:
+        """Estimate how often a question is settled by the votes of these experts, with so many votes missing."""
+        of_size: _Seen = len(experts), num_missing
+        of_experts: _Seen = tuple(sorted(experts)), num_missing
+        if not self._num_seen[of_size]:
+            return 0.0
+        prior = PRIOR_QUESTIONS * self._num_settled[of_size] / self._num_seen[of_size]
+        return (self._num_settled[of_experts] + prior) / (self._num_seen[of_experts] + PRIOR_QUESTIONS)
+
+    def _count(self, graph: CallGraph, question: Question, done: Mapping[CallKey, CallRecord]) -> None:
+        first = [Call(record.key, record.expert, record.prompt_tokens) for record in done.values()]
+        for size in range(1, len(first)):
+            for calls in islice(combinations(first, size), MAX_SUBSETS):
+                is_settled = bool(graph.needless(question, first, {call.key: done[call.key] for call in calls}))
+                num_missing = len(first) - size
+                seen: tuple[_Seen, _Seen] = (
+                    (tuple(sorted(call.expert for call in calls)), num_missing),
+                    (size, num_missing),
+                )
+                self._num_seen.update(seen)
+                self._num_settled.update(seen if is_settled else ())

@@ -1,0 +1,157 @@
+"""Plans for runs in which some calls are cancelled: those that are expected to run are priced, light experts go first.
+
+NOTE: the idea. Which of a question's calls is cancelled follows from which of them end first, and so from the plan,
+whose prices follow from what is cancelled. The loop goes from prices to a plan and from its times to the share of each
+expert's calls that runs, until the shares stay, and keeps the plan that then ends first. How often some votes settle a
+question comes from calibration questions. When a call ends is forecast crudely: at any moment of its session alike.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from random import Random
+from typing import NamedTuple, TypeAlias
+
+from mosaic.core.cluster import Worker
+from mosaic.core.plan import Plan, PredictedTimes, Session
+from mosaic.core.workload import CallKey, Expert, ExpertName
+from mosaic.planning.costs import LinearTerms, ShardSummary
+from mosaic.planning.problem import Problem
+from mosaic.planning.restricted_costs import Wrapped
+from mosaic.planning.schedulers.base import PredictedTimeline, Scheduler
+
+SettledFrac: TypeAlias = Callable[[Sequence[ExpertName], int], float]
+"""Tells how often a question is settled by the votes of some experts, with so many votes missing."""
+
+MAX_ROUNDS = 5
+"""Of plan and prices. Shares that still move then go back and forth between plans that end almost together."""
+NUM_TIMINGS = 3
+"""Of a plan: what is cancelled shortens sessions, and so moves what ends first."""
+SHARE_TOLERANCE = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedCalls(Wrapped):
+    """Of each expert's calls only a share is expected to run."""
+
+    run_frac_by_expert: Mapping[ExpertName, float]
+
+    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> float:
+        terms = self.linear_terms(expert, workers)
+        return terms.fixed_s + terms.per_call_s * shard.num_calls if shard.num_calls else 0.0
+
+    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
+        terms = self.costs.linear_terms(expert, workers)
+        return terms._replace(per_call_s=terms.per_call_s * self.run_frac_by_expert.get(expert.name, 1.0))
+
+
+class _Forecast(NamedTuple):
+    """Sessions with what is expected of them."""
+
+    sessions: tuple[Session, ...]
+    times: tuple[PredictedTimes, ...]
+    run_frac_by_expert: Mapping[ExpertName, float]
+
+    @property
+    def makespan_s(self) -> float:
+        return max((times.end_s for times in self.times), default=0.0)
+
+
+def plan_expected(scheduler: Scheduler, problem: Problem, settled_frac: SettledFrac) -> Plan:
+    """Plan the calls of a first layer, most of which run, and some of which are cancelled.
+
+    All of them are in the plan: its prices and its predictions are of those that are expected to run.
+
+    Raises
+    ------
+    InfeasibleError
+        As the scheduler does.
+    """
+    shares: Mapping[ExpertName, float] = {}
+    best: tuple[Plan, _Forecast] | None = None
+    for _ in range(MAX_ROUNDS):
+        plan = scheduler.plan(replace(problem, costs=ExpectedCalls(problem.costs, shares)))
+        orders = (plan.sessions, light_first(problem, plan.sessions))
+        found = min((_forecast(problem, order, settled_frac) for order in orders), key=lambda made: made.makespan_s)
+        if best is None or found.makespan_s < best[1].makespan_s:
+            best = plan, found
+        if all(
+            abs(share - shares.get(name, 1.0)) < SHARE_TOLERANCE for name, share in found.run_frac_by_expert.items()
+        ):
+            break
+        shares = found.run_frac_by_expert
+    assert best is not None, "there is a first round"
+    plan, found = best
+    named = ", ".join(f"{name} {share:.0%}" for name, share in found.run_frac_by_expert.items())
+    return replace(
+        plan,
+        sessions=found.sessions,
+        predicted=found.times,
+        lower_bound_s=min(plan.lower_bound_s, found.makespan_s),
+        notes=(*plan.notes, f"early quorum: priced for the calls that are expected to run ({named})"),
+    )
+
+
+def light_first(problem: Problem, sessions: Sequence[Session]) -> tuple[Session, ...]:
+    """Order sessions by the price of a call, so that votes come in before the expensive calls begin.
+
+    Sessions that wait for others, span several workers or serve calls that come later stay in their order.
+    """
+    bound = any(session.after or len(session.workers) > 1 for session in sessions)
+    if bound or any(call.ready_s > 0 for call in problem.calls):
+        return tuple(sessions)
+
+    def per_call_s(session: Session) -> float:
+        workers = problem.cluster.select(session.workers)
+        return problem.costs.linear_terms(problem.expert(session.expert), workers).per_call_s
+
+    ordered = sorted(sessions, key=per_call_s)
+    return tuple(replace(session, id=number) for number, session in enumerate(ordered))
+
+
+def _forecast(problem: Problem, sessions: Sequence[Session], settled_frac: SettledFrac) -> _Forecast:
+    run_frac: Mapping[CallKey, float] = {call.key: 1.0 for call in problem.calls}
+    for _ in range(NUM_TIMINGS):
+        times = _times(problem, sessions, run_frac)
+        run_frac = run_fracs(problem, sessions, times, settled_frac)
+    times = _times(problem, sessions, run_frac)
+    shares = {
+        name: sum(run_frac[call.key] for call in calls) / len(calls)
+        for name, calls in problem.calls_by_expert().items()
+    }
+    return _Forecast(tuple(sessions), times, shares)
+
+
+def _times(
+    problem: Problem, sessions: Sequence[Session], run_frac: Mapping[CallKey, float]
+) -> tuple[PredictedTimes, ...]:
+    timeline = PredictedTimeline(problem)
+    expected = (max(1, round(sum(run_frac[key] for key in session.shard))) for session in sessions)
+    return tuple(
+        timeline.append(replace(session, shard=session.shard[:number]))
+        for session, number in zip(sessions, expected, strict=True)
+    )
+
+
+def run_fracs(
+    problem: Problem, sessions: Sequence[Session], times: Sequence[PredictedTimes], settled_frac: SettledFrac
+) -> dict[CallKey, float]:
+    """Forecast the probability that each call runs: the calls of its question that end before it do not settle it.
+
+    A call that is under way when its question is settled counts as one that does not run.
+    """
+    rng = Random(0)  # the same moments for every plan that is compared
+    moment = {call.key: rng.random() for call in problem.calls}
+    ends_s: dict[CallKey, float] = {}
+    for session, (ready_s, end_s) in zip(sessions, ((t.start_s + t.load_s, t.end_s) for t in times), strict=True):
+        ends_s |= {key: ready_s + (end_s - ready_s) * moment[key] for key in session.shard}
+    by_question = sorted(problem.calls, key=lambda call: (call.key.question, ends_s[call.key]))
+    fracs: dict[CallKey, float] = {}
+    for _, group in groupby(by_question, lambda call: call.key.question):
+        calls = list(group)
+        names = [call.expert for call in calls]
+        fracs |= {
+            call.key: 1.0 - settled_frac(names[:place], len(names) - place) if place else 1.0
+            for place, call in enumerate(calls)
+        }
+    return fracs
