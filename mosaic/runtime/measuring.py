@@ -31,7 +31,7 @@ from mosaic.runtime.sweep import Sweep, run_sweep
 _Swept = TypeVar("_Swept")
 
 SPARED = "profile.aggregator_path=FILE spares them"
-"""How to do without measuring upper nodes; one that is planned without a barrier is rehearsed all the same."""
+"""How to do without measuring upper nodes; without a barrier, or for a quorum, they are rehearsed all the same."""
 
 Show: TypeAlias = Callable[[str, Mapping[int, PredictedTimes]], AbstractContextManager[Sequence[Controller]]]
 """Gives who shows what goes on, by its name and what is predicted of its sessions (more may come while it lasts)."""

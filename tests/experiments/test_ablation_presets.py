@@ -30,6 +30,7 @@ PRESETS = preset_names()
 ISSUE = {
     "ablate_k", "ablate_replicas", "ablate_gpus", "ablate_load", "ablate_prediction", "ablate_gate", "ablate_tau",
     "ablate_fifo", "ablate_order", "ablate_engine_order", "ablate_kv", "ablate_aggregator",
+    "ablate_quorum",
 }  # fmt: skip
 
 
@@ -135,8 +136,12 @@ def test_the_figure_reads_numbers_of_a_summary(name: str) -> None:
 @pytest.mark.parametrize("path", sorted((CONF / "policy").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_policy_is_a_scheduler_with_its_options(path: Path) -> None:
     job, _ = simulated([f"+policy={path.stem}", "aggregator=none"])
-    expected = {"ilp_affine": "ilp", "ilp_lifted": "ilp", "longest_first": "least_loaded"}.get(path.stem, path.stem)
-    assert job.scheduler.name == expected
+    schedulers = {
+        "ilp_affine": "ilp", "ilp_lifted": "ilp", "longest_first": "least_loaded",
+        "baseline": "round_robin", "paper": "ilp", "quorum": "ilp",
+    }  # fmt: skip
+    assert job.scheduler.name == schedulers.get(path.stem, path.stem)
+    assert job.has_quorum == (path.stem == "quorum")
     assert getattr(job.scheduler, "longest_first", False) == (path.stem == "longest_first")
 
 
