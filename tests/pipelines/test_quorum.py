@@ -14,7 +14,6 @@ from mosaic.pipelines.final_answers import FinalAnswer, comparisons
 from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.calibration_answers import encode_calibration_answers
 from mosaic.pipelines.gates.gate import (
-    Ballot,
     Gate,
     Majority,
     Never,
@@ -82,8 +81,9 @@ def test_what_cannot_be_compared_or_tried_is_never_settled() -> None:
     assert settled_whatever_comes(many, Majority(tau=0.5).decide) is None
 
 
-def question_and_gates(tmp_path_factory) -> list[Gate]:
-    """Gates of every kind, taught that X is mostly right and Y rarely."""
+@pytest.fixture(scope="module")
+def gates(tmp_path_factory) -> list[Gate]:
+    """Gates of every kind, some of them taught on questions that X and Y mostly get right."""
     path = tmp_path_factory.mktemp("gates") / "calibration.parquet"
     said = [calibrated(f"c{i}", "AAB" if i % 4 else "BAA", gold="A" if i % 5 else "B") for i in range(400)]
     path.write_bytes(encode_calibration_answers(said, SETTING))
@@ -98,11 +98,6 @@ def question_and_gates(tmp_path_factory) -> list[Gate]:
         Calibrated(**promise),
         Calibrated(**promise, confidence="weighted"),
     ]
-
-
-@pytest.fixture(scope="module")
-def gates(tmp_path_factory) -> list[Gate]:
-    return question_and_gates(tmp_path_factory)
 
 
 def test_weighted_votes_are_settled_too(gates) -> None:
@@ -135,6 +130,15 @@ GRAPHS = {
             Node(name="propose"),
             Node(name="big", experts=(make_expert("M"),), after=("propose",), when="unsettled"),
             Node(name="last", experts=(make_expert("N"),), after=("propose", "big"), when="unsettled"),
+        ),
+        gate=gate,
+        compare=comparisons(),
+    ),
+    "read twice": lambda gate: CallGraph(
+        nodes=(
+            Node(name="propose"),
+            Node(name="aggregate", experts=(make_expert("W"),), after=("propose",), when="unsettled"),
+            Node(name="last", experts=(make_expert("N"),), after=("propose",)),
         ),
         gate=gate,
         compare=comparisons(),
@@ -219,12 +223,9 @@ def test_the_third_call_is_needless_when_two_agree_and_every_call_is_needed_unti
 
 def test_what_another_node_reads_is_needed() -> None:
     question, first, done = answered(make_question("q"), ["A", "A", "B"])
-    graph = GRAPHS["cascade"](Majority())
     both = {call.key: done[call.key] for call in first[:2]}
-    assert graph.needless(question, first, both) == (first[2].key,)
-    last = Node(name="reader", experts=(make_expert("O"),), after=("propose",))
-    read = CallGraph(nodes=(*graph.nodes, last), gate=Majority(), compare=comparisons())
-    assert read.needless(question, first, both) == ()
+    assert GRAPHS["cascade"](Majority()).needless(question, first, both) == (first[2].key,)
+    assert GRAPHS["read twice"](Majority()).needless(question, first, both) == ()
 
 
 def test_answers_with_more_than_one_form_are_settled_from_the_lowest_slot_on() -> None:
@@ -237,5 +238,4 @@ def test_answers_with_more_than_one_form_are_settled_from_the_lowest_slot_on() -
 
 
 def test_a_ballot_with_no_vote_is_nothing_to_settle() -> None:
-    assert isinstance(partial("???").ballot, Ballot)
     assert Majority(tau=0.01).settled(partial("???")) is None
