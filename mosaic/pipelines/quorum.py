@@ -32,6 +32,7 @@ def needless_calls(
     """
     keys_of: dict[NodeName, list[CallKey] | None] = {}
     expert_of = {call.key: call.expert for call in first}
+    read = {name for node in nodes for name in node.after}
     needed: set[CallKey] = set()
     settled: set[CallKey] = set()
 
@@ -45,6 +46,8 @@ def needless_calls(
         before = [keys_of[name] for name in node.after]
         inputs = [key for keys in before for key in keys or ()]
         is_known = None not in before  # else a node before it may yet have calls
+        if is_known and node.name not in read and all(key in done for key in inputs):
+            continue  # nothing is left to cancel before it, and nothing reads it
         if is_known and not inputs:
             keys_of[node.name] = []  # what it would read was not needed
         elif is_known and node.when is When.UNSETTLED and is_settled(inputs):

@@ -6,21 +6,21 @@ expert's calls that runs, until the shares stay, and keeps the plan that then en
 question comes from calibration questions. When a call ends is forecast crudely: at any moment of its session alike.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from functools import cache
 from random import Random
 from typing import NamedTuple, TypeAlias
 
 from mosaic.core.cluster import Worker
 from mosaic.core.plan import Plan, PredictedTimes, Session
-from mosaic.core.workload import CallKey, Expert, ExpertName
+from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.planning.costs import LinearTerms, ShardSummary
 from mosaic.planning.problem import Problem
 from mosaic.planning.restricted_costs import Wrapped
 from mosaic.planning.schedulers.base import PredictedTimeline, Scheduler
 
-SettledFrac: TypeAlias = Callable[[Sequence[ExpertName], int], float]
+SettledFrac: TypeAlias = Callable[[tuple[ExpertName, ...], int], float]
 """Tells how often a question is settled by the votes of some experts, with so many votes missing."""
 
 MAX_ROUNDS = 5
@@ -67,6 +67,7 @@ def plan_expected(scheduler: Scheduler, problem: Problem, settled_frac: SettledF
     InfeasibleError
         As the scheduler does.
     """
+    settled_frac = cache(settled_frac)
     shares: Mapping[ExpertName, float] = {}
     best: tuple[Plan, _Forecast] | None = None
     for _ in range(MAX_ROUNDS):
@@ -145,13 +146,19 @@ def run_fracs(
     ends_s: dict[CallKey, float] = {}
     for session, (ready_s, end_s) in zip(sessions, ((t.start_s + t.load_s, t.end_s) for t in times), strict=True):
         ends_s |= {key: ready_s + (end_s - ready_s) * moment[key] for key in session.shard}
-    by_question = sorted(problem.calls, key=lambda call: (call.key.question, ends_s[call.key]))
     fracs: dict[CallKey, float] = {}
-    for _, group in groupby(by_question, lambda call: call.key.question):
-        calls = list(group)
-        names = [call.expert for call in calls]
-        fracs |= {
-            call.key: 1.0 - settled_frac(names[:place], len(names) - place) if place else 1.0
-            for place, call in enumerate(calls)
-        }
+    for calls in calls_by_question(problem.calls):
+        ordered = sorted(calls, key=lambda call: ends_s[call.key])
+        names = tuple(call.expert for call in ordered)
+        fracs[ordered[0].key] = 1.0
+        for place in range(1, len(names)):
+            fracs[ordered[place].key] = 1.0 - settled_frac(names[:place], len(names) - place)
     return fracs
+
+
+def calls_by_question(calls: Sequence[Call]) -> Iterable[list[Call]]:
+    """Group calls by question, in the order in which these first come."""
+    groups: dict[str, list[Call]] = {}
+    for call in calls:
+        groups.setdefault(call.key.question, []).append(call)
+    return groups.values()

@@ -25,7 +25,8 @@ class Quorum:
         """Look again at the question of a call that has ended."""
         if isinstance(event, Finished):
             self._questions.note(event.record)
-            return list(self._settle(event.record.key.question, view))
+            key = event.record.key
+            return () if key in self._needless else list(self._settle(key.question, view))
         if isinstance(event, Lost):
             return [Cancel(key) for key in self._needless if key in view.running]
         return ()
