@@ -25,7 +25,7 @@ FIT_SEEDS = tuple(range(1000, 1032))
 """Luck that the fits see; the reports see other."""
 NUM_LIGHT_SEEDS = 4
 """Simulated for instruct experts, whose sessions vary little from one to the next."""
-SCALE_GRID = tuple(float(scale) for scale in np.geomspace(0.25, 3.0, 8))
+SCALE_GRID = tuple(float(scale) for scale in np.geomspace(0.12, 3.0, 9))
 """Length scales at which sessions are simulated; between them walls are interpolated."""
 NUM_ROUNDS = 2
 """The light experts' means shift the reasoning experts' fit a little, and it theirs."""
