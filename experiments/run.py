@@ -28,6 +28,7 @@ from experiments.config.compose import CONF, as_recorded, default_choices, plain
 from experiments.config.errors import BAD_INPUT, FailedCalls, FailedPoint, exit_with_message, explain_error
 from experiments.config.job import Prepared, job_from
 from experiments.config.memory import spare_garbage_collector
+from experiments.config.single import compose_single
 from experiments.config.summary import answer_files, replans_jsonl, summary_of
 from experiments.figures.replay import report_replay
 from experiments.figures.timeline import draw_timeline
@@ -46,7 +47,6 @@ from mosaic.runtime.run import failures
 
 JOURNAL = "journal"
 """Folder inside a real run's, with what has finished and the workers' logs."""
-"""Folder inside a sweep's, with what its points have in common: measured once."""
 
 
 class Stopwatch:
@@ -118,7 +118,8 @@ def run_command() -> None:
     """Run what the command line asks for; bad input ends with status 2 and a message, calls without a result with 3."""
     # NOTE: otherwise Hydra prints errors its own way, with tracebacks, and ends the process itself.
     with env_override({"HYDRA_FULL_ERROR": "1"}), exit_with_message():
-        main()
+        config = compose_single(sys.argv[1:])
+        main() if config is None else main(config)
 
 
 def run_point(
