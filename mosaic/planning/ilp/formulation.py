@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
 
-import pyomo.environ as pyo
+import pyomo.core as pyo  # pyomo.environ would load twice as much: what reads data, and solvers by name
 from pyomo.contrib.appsi.base import Results, TerminationCondition
 from pyomo.contrib.appsi.solvers.highs import Highs
 
