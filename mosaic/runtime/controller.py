@@ -36,10 +36,12 @@ class View:
 
     def observe(self, event: Event) -> None:
         """Take note of an event."""
-        self.ts = max(self.ts, event.ts)
+        if event.ts > self.ts:
+            self.ts = event.ts
         if isinstance(event, Finished):
-            self.running.pop(event.record.key, None)
-            self.records[event.record.key] = event.record
+            record = event.record
+            self.running.pop(record.key, None)
+            self.records[record.key] = record
         elif isinstance(event, Closed):
             self.ended[event.record.session] = event.record
         elif isinstance(event, Lost):
@@ -51,8 +53,8 @@ class View:
     def expect(self, command: Command) -> None:
         """Take note of a command."""
         if isinstance(command, Submit):
-            key = command.call.key
-            self.calls[key] = self.running[key] = command.call
+            call, key = command.call, command.call.key
+            self.calls[key] = self.running[key] = call
             self.place[key] = command.to
         elif isinstance(command, Open):
             self.opened[command.session.id] = command.session

@@ -1,6 +1,6 @@
 """Holds back commands for calls whose inputs have not ended, so that backends get only what can be served."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Submit
 from mosaic.core.results import CallRecord, CallStatus
@@ -54,8 +54,11 @@ class Dependencies:
             status=CallStatus.CANCELLED,
         )
 
-    def release(self) -> Iterator[Command]:
+    def release(self) -> Iterable[Command]:
         """Give what can be carried out after a call has ended."""
+        return self._released() if self._held or self._closing else ()
+
+    def _released(self) -> Iterator[Command]:
         for key, submit in list(self._held.items()):
             if self._is_early(submit):
                 continue

@@ -91,7 +91,6 @@ class _Run:
         self._earlier: Sequence[Action] = () if log is None else log.earlier
         self._written = {action.command for action in self._earlier}
         self._actions: list[Action] = []
-        self._order: dict[CallKey, int] = {}
         self._lost: list[LostWorker] = []
 
     @property
@@ -100,36 +99,34 @@ class _Run:
 
     def hear(self, event: Event, controllers: Sequence[Controller]) -> None:
         """Let every controller answer an event, and carry the answers out."""
-        self._events.append(event)
-        while self._events:
-            self._answer(self._events.popleft(), controllers)
-        view = self._view
+        view, events = self._view, self._events
+        self._answer(event, controllers)
+        while events:
+            self._answer(events.popleft(), controllers)
         if not view.running:
             unclosed = [Close(n) for n in view.opened if n not in view.closing and n not in view.ended]
             self._give(unclosed, event)
 
     def _answer(self, event: Event, controllers: Sequence[Controller]) -> None:
-        self._view.observe(event)
+        view = self._view
+        view.observe(event)
         if isinstance(event, Finished):
-            self._order.setdefault(event.record.key, len(self._order))
             for command in self._dependencies.release():
                 self._backend.apply(command)
         elif isinstance(event, Lost):
             self._lost.append(LostWorker(*event))
         for controller in controllers:
-            commands = controller.on(event, self._view)
+            commands = controller.on(event, view)
             if commands:
                 self._give(list(commands), event)
-        if self._earlier and not self._log_ended() & self._view.running.keys():
+        if self._earlier and not self._log_ended() & view.running.keys():
             self._fold_in()
 
     def result(self) -> RunResult:
-        """Put the run together, call records by session."""
+        """Put the run together, call records by session and then in the order in which they came."""
         view = self._view
         place = {number: index for index, number in enumerate(view.opened)}
-        calls = sorted(
-            view.records.values(), key=lambda record: (place.get(record.session, -1), self._order[record.key])
-        )
+        calls = sorted(view.records.values(), key=lambda record: place.get(record.session, -1))
         ended = (view.ended.get(number) for number in view.opened)
         sessions = [record for record in ended if record is not None]
         end_ts = max((record.end_ts for record in sessions), default=0.0)
@@ -146,15 +143,14 @@ class _Run:
     def _give(self, commands: Sequence[Command], event: Event | str) -> None:
         if not commands:
             return
-        cause = event if isinstance(event, str) else cause_of(event)
-        given = [Action(self._view.ts, cause, command) for command in commands]
+        view, apply = self._view, self._backend.apply
+        ts, cause = view.ts, event if isinstance(event, str) else cause_of(event)
+        given = [Action(ts, cause, command) for command in commands]
         if self._log is not None:
             self._log.write([action for action in given if action.command not in self._written])
-        view, apply = self._view, self._backend.apply
-        for action in given:
-            view.expect(action.command)
-        for action in given:
-            command = action.command
+        for command in commands:
+            view.expect(command)
+        for command in commands:
             if isinstance(command, Submit) and not command.call.after:
                 apply(command)
                 continue

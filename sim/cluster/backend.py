@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from math import inf
-from typing import Any
 
 import simpy
 
@@ -98,7 +97,7 @@ class SimBackend:
             env_ts = env.peek()
             if ran := clock.run(env_ts if env_ts < next_tick_ts else next_tick_ts):
                 self._now, live, finished = ran
-                self._finish(live, finished)
+                self._end(live.finish(finished))
                 continue
             if env_ts == inf and not clock.has_changes:
                 break
@@ -129,7 +128,7 @@ class SimBackend:
 
     def _check_end(self) -> None:
         if self._pending:
-            names = sorted({pending.true.call.expert for pending in self._pending.values()})
+            names = sorted({pending.call.expert for pending in self._pending.values()})
             raise BackendError(f"calls wait for sessions of {names}, and none is open")
         if left := [number for number, live in self._sessions.items() if not live.over.triggered]:
             raise BackendError(f"sessions {left} were never closed")
@@ -154,7 +153,8 @@ class SimBackend:
 
     def lower_bound_s(self) -> float | None:
         """Bound from below what any schedule needs for the first layer's calls; None without such calls."""
-        return lower_bound_s([pending.true for pending in self._served.values()], self._models, self._num_workers)
+        jobs = [(pending.call, pending.outcome.output_tokens) for pending in self._served.values()]
+        return lower_bound_s(jobs, self._models, self._num_workers)
 
     def _open(self, session: Session) -> None:
         if session.id in self._sessions:
@@ -167,17 +167,18 @@ class SimBackend:
         self._env.process(self._session(live))
 
     def _submit(self, call: Call, to: int | ExpertName, priority: int) -> None:
-        if call.key in self._pending or call.key in self._records:
-            raise BackendError(f"Submit: call {call.key} must be new, it was submitted before")
+        key, now = call.key, self._now
+        if key in self._pending or key in self._records:
+            raise BackendError(f"Submit: call {key} must be new, it was submitted before")
         outcome = self._outcomes(call, inputs_of(call, self._earlier, self._records))
-        true = cut_off(call, self._models.expert(call.expert), outcome)
-        pending = self._pending[call.key] = PendingCall(true, max(call.ready_s, self._now))
+        outcome = cut_off(call, self._models.expert(call.expert), outcome)
+        pending = self._pending[key] = PendingCall(call, outcome, now if call.ready_s < now else call.ready_s)
         if not call.after:
-            self._served[call.key] = pending
+            self._served[key] = pending
         if isinstance(to, int):
             self._give(pending, self._open_session(to, call))
         elif to != call.expert:
-            raise BackendError(f"call {call.key} is for {call.expert!r}, got the queue of {to!r}")
+            raise BackendError(f"call {key} is for {call.expert!r}, got the queue of {to!r}")
         else:
             self._queues.push(pending, priority)
             for live in (live for live in self._sessions.values() if live.session.expert == to):
@@ -185,19 +186,22 @@ class SimBackend:
 
     def _give(self, pending: PendingCall, live: SimSession) -> None:
         live.add(pending, self._now)
-        self._clock.touch(live)
+        if live.engine is not None:
+            self._clock.touch(live)
 
     def _open_session(self, number: int, call: Call) -> SimSession:
-        live = self._session_of(number, f"call {call.key}", is_open=True)
+        live = self._sessions.get(number)
+        if live is None or live.is_closing:
+            rule = "one that was opened and not closed"
+            raise BackendError(f"call {call.key}: session must be {rule}, got {number}")
         if live.session.expert != call.expert:
             raise BackendError(f"session {number} of {live.session.expert!r}: call {call.key} is for {call.expert!r}")
         return live
 
-    def _session_of(self, number: int, what: str, *, is_open: bool = False) -> SimSession:
+    def _session_of(self, number: int, what: str) -> SimSession:
         live = self._sessions.get(number)
-        if live is None or (is_open and live.is_closing):
-            also = " and not closed" if is_open else ""
-            raise BackendError(f"{what}: session must be one that was opened{also}, got {number}")
+        if live is None:
+            raise BackendError(f"{what}: session must be one that was opened, got {number}")
         return live
 
     def _find(self, key: CallKey) -> PendingCall | None:
@@ -221,11 +225,11 @@ class SimBackend:
         else:
             self._queues.remove(pending)
         self._served.pop(key, None)
-        self._end(record)
+        self._end([record])
 
     def _cut(self, key: CallKey, tokens: int) -> None:
         pending = self._find(key)
-        if pending is None or tokens >= pending.true.output_tokens:
+        if pending is None or tokens >= pending.outcome.output_tokens:
             return
         request, live = pending.request, pending.place
         left = max(tokens, pending.generated + 1)
@@ -234,14 +238,14 @@ class SimBackend:
                 return
             left = request.output_tokens
             self._touch(live)
-        if left < pending.true.output_tokens:
-            pending.true = unanswered(pending.true.call, left, pending.true)
+        if left < pending.outcome.output_tokens:
+            pending.outcome = unanswered(pending.outcome, left)
 
     def _move(self, key: CallKey, number: int) -> None:
         pending = self._find(key)
         if pending is None or (pending.place is not None and pending.place.session.id == number):
             return
-        there, here = self._open_session(number, pending.true.call), pending.place
+        there, here = self._open_session(number, pending.call), pending.place
         if here is None:
             self._queues.remove(pending)
         else:
@@ -255,13 +259,14 @@ class SimBackend:
     def _touch(self, live: SimSession) -> None:
         """Let a session's engine catch up with the clock, and have its next change looked up again."""
         if live.engine is not None:
-            self._finish(live, live.engine.advance_to(self._now))
+            self._end(live.finish(live.engine.advance_to(self._now)))
         self._clock.touch(live)
 
-    def _end(self, record: CallRecord) -> None:
-        del self._pending[record.key]
-        self._records[record.key] = record
-        self._events.append(Finished(record.finished_ts or 0.0, record))
+    def _end(self, ended: Sequence[CallRecord]) -> None:
+        for record in ended:
+            del self._pending[record.key]
+            self._records[record.key] = record
+            self._events.append(Finished(record.finished_ts or 0.0, record))
 
     def _session(self, live: SimSession) -> ProcessGenerator:
         env, session = self._env, live.session
@@ -294,16 +299,12 @@ class SimBackend:
             finished = engine.advance_to(inf)
             live.engine = None  # It is ahead of the clock: ticks leave it alone.
             yield from wait_until(env, engine.boundary_ts)
-            self._finish(live, finished)
+            self._end(live.finish(finished))
         else:
             self._clock.touch(live)
             yield live.drained
         live.engine = None
         self._events.append(Closed(env.now, live.record(load_start_ts, load_s, start_ts, env.now)))
-
-    def _finish(self, live: SimSession, requests: Sequence[Any]) -> None:
-        for record in live.finish(requests):
-            self._end(record)
 
     def _feed(self, name: ExpertName) -> None:
         """Let the sessions of an expert that are up take calls from its queue."""

@@ -54,18 +54,18 @@ class EngineClock:
 
     def compose(self) -> list[SimSession]:
         """Find out when the batches of touched sessions change next; give those that have nothing left to do."""
-        touched, self.touched = self.touched, {}
         idle = []
-        for live in touched:
-            if live.engine is None:
+        for live in self.touched:
+            engine = live.engine
+            if engine is None:
                 continue
-            change_ts = live.engine.next_event_ts()
-            self._num_changes += 1
-            live.change = self._num_changes
+            change_ts = engine.next_event_ts()
+            live.change = self._num_changes = self._num_changes + 1
             if change_ts < inf:
                 heappush(self._changes, (change_ts, live.change, live))
             else:
                 idle.append(live)
+        self.touched.clear()
         return idle
 
     def run(self, limit_ts: float) -> tuple[float, SimSession, list[Request]] | None:

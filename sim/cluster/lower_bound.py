@@ -11,12 +11,11 @@ tried and the better bound wins. Waiting, the rest of a gang and everything else
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from mosaic.core.engine_options import EngineOptions
-from mosaic.core.workload import ExpertName
+from mosaic.core.workload import Call, ExpertName
 from sim.cluster.expert_on_gpu import ExpertOnGpu, ExpertsOnGpus
-from sim.cluster.session import TrueCall
 from sim.hardware.iteration_time import IterationTime
 
 # Prompts are seldom cut exactly as at the points where the prefill rate is taken.
@@ -25,10 +24,14 @@ _TOKENS_PER_SEQ = (1, 64, 512, 2048, 8192, 32768)
 """Lengths at which decode steps are looked at."""
 
 
+Job: TypeAlias = tuple[Call, int]
+"""A call, and the tokens that it really writes."""
+
+
 class Demand(NamedTuple):
     """The calls of one expert, and where it could run."""
 
-    jobs: Sequence[TrueCall]
+    jobs: Sequence[Job]
     tp_degree: int
     context_tokens: int
     places: Sequence[ExpertOnGpu]
@@ -42,11 +45,11 @@ class Rates(NamedTuple):
     prefill_s: float
 
 
-def lower_bound_s(calls: Iterable[TrueCall], models: ExpertsOnGpus, num_workers: int) -> float | None:
+def lower_bound_s(jobs: Iterable[Job], models: ExpertsOnGpus, num_workers: int) -> float | None:
     """Bound the makespan of every plan for some calls; None: there are none."""
-    groups: dict[ExpertName, list[TrueCall]] = {}
-    for true in calls:
-        groups.setdefault(true.call.expert, []).append(true)
+    groups: dict[ExpertName, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job[0].expert, []).append(job)
     demands = [
         Demand(group, models.expert(name).tp_degree, models.expert(name).context_tokens, models.everywhere(name))
         for name, group in groups.items()
@@ -73,7 +76,7 @@ def makespan_lower_bound_s(demands: Sequence[Demand], settings: EngineOptions, n
 
 def _work_s(demand: Demand, place: ExpertOnGpu, settings: EngineOptions) -> float:
     prompts = decoded = reads = 0
-    for call, output_tokens, *_ in demand.jobs:
+    for call, output_tokens in demand.jobs:
         steps = output_tokens - 1
         prompts += call.prompt_tokens
         decoded += steps
@@ -166,11 +169,11 @@ def _sizes(budget: int) -> tuple[int, ...]:
 def _alone_s(demand: Demand, place: ExpertOnGpu, settings: EngineOptions) -> float:
     """Time the call with the most tokens to write, and the one that arrives last, as if nothing else ran."""
     jobs = demand.jobs
-    longest = max(jobs, key=lambda job: (job.output_tokens, job.call.prompt_tokens))
-    candidates = {longest, max(jobs, key=lambda job: job.call.ready_s)}
+    longest = max(jobs, key=lambda job: (job[1], job[0].prompt_tokens))
+    candidates = {longest, max(jobs, key=lambda job: job[0].ready_s)}
     budget = settings.batched_tokens(demand.context_tokens)
     alone_s = 0.0
-    for call, output_tokens, *_ in candidates:
+    for call, output_tokens in candidates:
         done, serve_s = 0, 0.0
         while done < call.prompt_tokens:
             size = min(call.prompt_tokens - done, budget)

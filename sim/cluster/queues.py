@@ -20,7 +20,7 @@ class Queues:
 
     def push(self, pending: PendingCall, priority: int) -> None:
         """Add a call to its expert's queue; the lower priority goes first."""
-        heappush(self._entries.setdefault(pending.true.call.expert, []), (priority, self._num_pushed, pending))
+        heappush(self._entries.setdefault(pending.call.expert, []), (priority, self._num_pushed, pending))
         self._num_pushed += 1
 
     def hand_out(
@@ -39,7 +39,7 @@ class Queues:
 
     def remove(self, pending: PendingCall) -> None:
         """Take a call out, wherever it stands."""
-        expert = pending.true.call.expert
+        expert = pending.call.expert
         entries = self._entries[expert] = [entry for entry in self._entries[expert] if entry[2] is not pending]
         heapify(entries)
         if not entries:

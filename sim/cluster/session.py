@@ -1,7 +1,6 @@
 """Calls and sessions of the simulated cluster while they last."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import simpy
 
@@ -15,16 +14,7 @@ from sim.engine.engine import Engine
 from sim.engine.request import Request
 
 
-class TrueCall(NamedTuple):
-    """A call with what will really happen to it."""
-
-    call: Call
-    output_tokens: int
-    answer: str | None
-    visible_tokens: int | None = None
-
-
-def cut_off(call: Call, expert: Expert, outcome: Outcome) -> TrueCall:
+def cut_off(call: Call, expert: Expert, outcome: Outcome) -> Outcome:
     """Cut a response off at its expert's limit; one that reaches the limit never came to its answer.
 
     Raises
@@ -38,31 +28,30 @@ def cut_off(call: Call, expert: Expert, outcome: Outcome) -> TrueCall:
             f"call {call.key}: prompt_tokens must be below {expert.name}'s context of {expert.context_tokens}, "
             f"got {call.prompt_tokens}"
         )
-    return TrueCall(call, *outcome) if outcome.output_tokens < limit else unanswered(call, limit, outcome)
+    return outcome if outcome.output_tokens < limit else unanswered(outcome, limit)
 
 
-def unanswered(call: Call, output_tokens: int, outcome: Outcome | TrueCall) -> TrueCall:
+def unanswered(outcome: Outcome, output_tokens: int) -> Outcome:
     """Describe a response that ends before its answer; where thinking does not count as visible, it was thinking."""
-    return TrueCall(call, output_tokens, None, None if outcome.visible_tokens is None else 0)
+    return Outcome(output_tokens, None, None if outcome.visible_tokens is None else 0)
 
 
 class PendingCall:
-    """A call that has been submitted and has not ended."""
+    """A call that has been submitted and has not ended, with what will really happen to it."""
 
-    __slots__ = ("admitted_ts", "attempt", "first_token_ts", "generated", "num_preemptions", "place", "queued_ts",
-                 "request", "true", "wasted_tokens")  # fmt: skip
+    place: "SimSession | None" = None
+    """None: it waits in its expert's queue."""
+    request: Request | None = None
+    """None: no engine has it."""
+    # What a move leaves behind:
+    generated = num_preemptions = wasted_tokens = attempt = 0
+    admitted_ts: float | None = None
+    first_token_ts: float | None = None
 
-    def __init__(self, true: TrueCall, queued_ts: float) -> None:
-        self.true = true
+    def __init__(self, call: Call, outcome: Outcome, queued_ts: float) -> None:
+        self.call = call
+        self.outcome = outcome
         self.queued_ts = queued_ts
-        self.place: SimSession | None = None
-        """None: it waits in its expert's queue."""
-        self.request: Request | None = None
-        """None: no engine has it."""
-        # What a move leaves behind:
-        self.generated = self.num_preemptions = self.wasted_tokens = self.attempt = 0
-        self.admitted_ts: float | None = None
-        self.first_token_ts: float | None = None
 
     def leave_engine(self, engine: Engine, now: float) -> bool:
         """Take the call out of its engine, to go on elsewhere; False if it has just finished."""
@@ -89,11 +78,11 @@ class PendingCall:
             first_token_ts = None  # It came out of the iteration under way, after nobody wanted it any more.
         session = self.place
         return CallRecord(
-            key=self.true.call.key,
-            expert=self.true.call.expert,
+            key=self.call.key,
+            expert=self.call.expert,
             session=-1 if session is None else session.session.id,
             workers=() if session is None else session.session.workers,
-            prompt_tokens=self.true.call.prompt_tokens,
+            prompt_tokens=self.call.prompt_tokens,
             output_tokens=0 if first_token_ts is None else self.generated,
             queued_ts=min(self.queued_ts, now),
             admitted_ts=self.admitted_ts if started or self.attempt else None,
@@ -147,7 +136,7 @@ class SimSession:
             self._submit(number, pending, engine, now)
 
     def _submit(self, number: int, pending: PendingCall, engine: Engine, now: float) -> None:
-        call, output_tokens = pending.true.call, pending.true.output_tokens
+        call, output_tokens = pending.call, pending.outcome.output_tokens
         ready_ts = now if call.ready_s < now else call.ready_s
         try:
             request = engine.submit(number, call.prompt_tokens, output_tokens, ready_ts, pending.generated)
@@ -167,7 +156,7 @@ class SimSession:
     def num_generated(self) -> dict[CallKey, int]:
         """Count the tokens of its calls so far."""
         assert self.engine is not None
-        running = [(pending.true.call.key, pending.request) for pending in self.calls.values()]
+        running = [(pending.call.key, pending.request) for pending in self.calls.values()]
         return {key: self.engine.num_generated(request) for key, request in running if request is not None}
 
     def finish(self, requests: Sequence[Request]) -> list[CallRecord]:
@@ -177,7 +166,7 @@ class SimSession:
         records = []
         for request in requests:
             pending = self.calls.pop(request.id)
-            call, _, answer, visible_tokens = pending.true
+            call, (_, answer, visible_tokens) = pending.call, pending.outcome
             output_tokens = request.output_tokens
             self._output_tokens += output_tokens
             if pending.attempt:
@@ -195,7 +184,7 @@ class SimSession:
         return records
 
     def _after_moves(self, pending: PendingCall, request: Request) -> CallRecord:
-        call, _, answer, visible_tokens = pending.true
+        call, (_, answer, visible_tokens) = pending.call, pending.outcome
         return CallRecord(
             key=call.key,
             expert=self.session.expert,

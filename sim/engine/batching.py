@@ -33,6 +33,9 @@ class Batcher:
         self._max_batched_tokens = settings.batched_tokens(context_tokens)
         self._reserves_sequences = settings.reserves_sequences
         self._caches_prefixes = settings.caches_prefixes
+        fits = self.kv.max_tokens
+        self._most_tokens = fits if self.is_mixed else min(fits, self._max_batched_tokens)
+        """Of one sequence: an iteration must be able to compute it anew, in mixed order in chunks."""
         self._partial: Request | None = None
         """Half-prefilled; there is at most one, and it is the request admitted last."""
 
@@ -55,7 +58,7 @@ class Batcher:
         """
         prompt_tokens, output_tokens = request.prompt_tokens, request.output_tokens
         num_tokens = prompt_tokens + output_tokens - 1  # The last token is never fed back.
-        limit = self.kv.max_tokens if self.is_mixed else min(self.kv.max_tokens, self._max_batched_tokens)
+        limit = self._most_tokens
         if prompt_tokens >= 1 <= output_tokens and num_tokens <= limit:
             return
         require(prompt_tokens >= 1, "prompt_tokens", "at least 1", prompt_tokens)
@@ -67,27 +70,32 @@ class Batcher:
 
     def compose(self, now: float) -> None:
         """Fix the batch of the iteration that starts now."""
-        self.queue.let_arrive(now)
+        queue = self.queue
+        if queue.next_arrival_ts <= now:
+            queue.let_arrive(now)
         self.preempted = False
         if self.is_mixed:
             self._compose_mixed(now)
-        elif self.queue.waiting and self.kv.num_growing < self._max_num_seqs:
-            self._admit(self._max_batched_tokens, now)
-        if not self.chunks:
+        elif queue.waiting and self.kv.num_growing < self._max_num_seqs:
+            first = queue.waiting[0]
+            if self.kv.would_fit(first.prompt_tokens + first.num_generated, 0):
+                self._admit(self._max_batched_tokens, now)
+        kv = self.kv
+        if not self.chunks and kv.next_step_blocks(self.decoding.counter) > kv.num_free:
             self._preempt_for_next_step()
 
     def complete(self, num_steps: int, now: float) -> list[Request]:
         """End the iteration with chunks, or that many decode steps; return who is finished."""
-        if self.chunks:
-            num_steps = 1 if self.is_mixed else 0
-        else:
-            self.kv.grow(self.decoding.counter, num_steps)
-        finished = self.decoding.step(num_steps) if num_steps else []
-        if self.chunks:
-            for request, num_tokens in self.chunks:
+        decoding, chunks = self.decoding, self.chunks
+        if chunks:
+            finished = decoding.step(1) if self.is_mixed else []
+            for request, num_tokens in chunks:
                 if self._end_chunk(request, num_tokens, now):
                     finished.append(request)
-            self.chunks.clear()
+            chunks.clear()
+        else:
+            self.kv.grow(decoding.counter, num_steps)
+            finished = decoding.step(num_steps)
         for request in finished:
             request.finished_ts = now
         return finished
@@ -139,7 +147,7 @@ class Batcher:
         if not self.kv.try_extend(request, request.num_prefilled, num_tokens):
             self._preempt_last()
             return 0
-        self.chunks.append(Chunk(request, num_tokens))
+        self.chunks.append((request, num_tokens))
         return num_tokens
 
     def _admit(self, budget: int, now: float) -> None:
@@ -171,7 +179,7 @@ class Batcher:
                 request.wasted_tokens -= num_cached
             if num_cached:
                 request.num_prefilled = num_cached
-            chunks.append(Chunk(request, num_tokens))
+            chunks.append((request, num_tokens))
 
     def _preempt_for_next_step(self) -> None:
         while self.kv.next_step_blocks(self.decoding.counter) > self.kv.num_free:
@@ -198,17 +206,18 @@ class Batcher:
     def _end_chunk(self, request: Request, num_tokens: int, now: float) -> bool:
         """Take in what a chunk computed; True if that finishes the request."""
         num_tokens += request.num_prefilled
-        if num_tokens < request.prompt_tokens + request.num_generated:
+        num_generated = request.num_generated
+        if num_tokens < request.prompt_tokens + num_generated:
             request.num_prefilled = num_tokens
             self._partial = request
             return False
         if request is self._partial:
             self._partial = None
         request.num_prefilled = 0
-        request.num_generated += 1
+        num_generated = request.num_generated = num_generated + 1
         if request.first_token_ts is None:
             request.first_token_ts = now
-        if request.num_generated < request.output_tokens:
+        if num_generated < request.output_tokens:
             self.decoding.join(request, num_tokens)
             return False
         self.kv.free(request, num_tokens)

@@ -38,15 +38,16 @@ class DecodingSet:
 
     def join(self, request: Request, num_tokens: int) -> None:
         """Add a request that has ``num_tokens`` in the cache and has generated one more."""
+        counter = self.counter
         ticket = request.ticket = self._num_tickets
         self._num_tickets = ticket + 1
-        request.finish_step = self.counter + request.output_tokens - request.num_generated
+        finish_step = request.finish_step = counter + request.output_tokens - request.num_generated
         self._by_ticket[ticket] = request
-        heappush(self._finish_heap, request.finish_step * TICKETS + ticket)
-        self.kv.join(self.counter - num_tokens)
+        heappush(self._finish_heap, finish_step * TICKETS + ticket)
+        self.kv.join(counter - num_tokens)
         self.kv_tokens += num_tokens
         if self._num_longest:
-            insort(self._starts, num_tokens - self.counter)
+            insort(self._starts, num_tokens - counter)
 
     def longest(self) -> list[int]:
         """Tokens that the next step reads of the longest sequences, in rising order."""

@@ -101,15 +101,16 @@ class Engine:
         request = Request(
             request_id, prompt_tokens, output_tokens, ready_ts, prefix, prefix_tokens, num_generated=num_generated
         )
-        self._batcher.check(request)
+        batcher = self._batcher
+        batcher.check(request)
         if prefix_tokens:
             rule = f"at most prompt_tokens={prompt_tokens}, and 0 without a prefix"
             require(prefix is not None and prefix_tokens <= prompt_tokens, "prefix_tokens", rule, prefix_tokens)
         if not ready_ts >= self.target_ts:
             rule = f"at least {self.target_ts}, which has passed"
             require(False, "ready_ts", rule, ready_ts)
-        self._batcher.queue.add(request)
-        if not self._batcher.chunks:
+        batcher.queue.add(request)
+        if not batcher.chunks:
             self._jump_steps = 0  # The arrival may end the jump early.
         return request
 
@@ -120,7 +121,7 @@ class Engine:
         """
         if self._now > self.target_ts:
             return self._now
-        if self._batcher.is_idle:
+        if not self._batcher.kv.num_growing and self._batcher.is_idle:
             arrival_ts = self._batcher.queue.next_arrival_ts
             if arrival_ts > self.target_ts:
                 return arrival_ts
@@ -200,9 +201,9 @@ class Engine:
 
     def _run_to(self, ts: float) -> None:
         require(ts >= self.target_ts, "engine: ts", f"at least {self.target_ts}, which has passed", ts)
-        batcher = self._batcher
+        batcher, kv = self._batcher, self._batcher.kv
         while self._now < ts:
-            if batcher.is_idle:
+            if not kv.num_growing and batcher.is_idle:
                 arrival_ts = batcher.queue.next_arrival_ts
                 if arrival_ts >= ts:
                     break
@@ -248,16 +249,18 @@ class Engine:
         steps = batcher.kv.steps_that_fit(decoding.counter, limit)
         if self._length_time is not None:
             self._longest = decoding.longest()
-        self._jump_end_ts = self._end_of(steps)
+        end_ts = self._end_of(steps)
         arrival_ts = batcher.queue.next_arrival_ts
-        if arrival_ts < self._jump_end_ts and batcher.would_admit:
+        if arrival_ts < end_ts and batcher.would_admit:
             steps = bisect_left(range(1, steps + 1), arrival_ts, key=self._end_of) + 1
-            self._jump_end_ts = self._end_of(steps)
+            end_ts = self._end_of(steps)
+        self._jump_end_ts = end_ts
         self._jump_steps = steps
 
     def _end_of(self, steps: int) -> float:
-        num_seqs = self._batcher.kv.num_growing
-        kv_tokens = self._batcher.decoding.kv_tokens + num_seqs
+        decoding = self._batcher.decoding
+        num_seqs = decoding.kv.num_growing
+        kv_tokens = decoding.kv_tokens + num_seqs
         if self._length_time is None:
             return self._now + self._time.decode_span_s(num_seqs, kv_tokens, steps)
         return self._now + self._length_time.decode_span_s(num_seqs, kv_tokens, steps, self._longest)

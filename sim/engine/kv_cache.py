@@ -120,16 +120,18 @@ class KvCache:
 
     def join(self, phase: int) -> None:
         """Let a sequence grow with the others."""
-        phase %= self.block_size
-        self._phases[phase] += 1
-        self._phases[phase + self.block_size] += 1
+        phases, block_size = self._phases, self.block_size
+        phase %= block_size
+        phases[phase] += 1
+        phases[phase + block_size] += 1
         self.num_growing += 1
 
     def leave(self, request: Request, phase: int, num_tokens: int) -> None:
         """Stop a sequence's growth and give its blocks back."""
-        phase %= self.block_size
-        self._phases[phase] -= 1
-        self._phases[phase + self.block_size] -= 1
+        phases, block_size = self._phases, self.block_size
+        phase %= block_size
+        phases[phase] -= 1
+        phases[phase + block_size] -= 1
         self.num_growing -= 1
         self.free(request, num_tokens)
 
@@ -154,6 +156,7 @@ class KvCache:
 
     def grow(self, counter: int, num_steps: int) -> None:
         """Take the blocks of the decode steps after ``counter``."""
-        cycles, rest = divmod(num_steps, self.block_size)
-        first = counter % self.block_size
+        block_size = self.block_size
+        cycles, rest = divmod(num_steps, block_size)
+        first = counter % block_size
         self.num_free -= cycles * self.num_growing + sum(self._phases[first : first + rest])

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TypeAlias
 
 
 @dataclass(slots=True, eq=False)
@@ -47,8 +47,5 @@ class Request:
         return self.prompt_tokens + self.num_generated
 
 
-class Chunk(NamedTuple):
-    """Part of a prompt that one iteration computes."""
-
-    request: Request
-    num_tokens: int
+Chunk: TypeAlias = tuple[Request, int]
+"""Part of a prompt that one iteration computes, in tokens."""

@@ -1,41 +1,49 @@
 """Requests that an engine has not admitted: those still to arrive, and those that wait in line."""
 
+from bisect import bisect_right, insort
 from collections import deque
-from heapq import heapify, heappop, heappush
 from math import inf
 
 from sim.engine.request import Request
 
 
+def _arrival_ts(request: Request) -> float:
+    return request.queued_ts
+
+
 class RequestQueue:
     """First come, first served; who is preempted comes back to the front."""
 
-    __slots__ = ("_arriving", "_num_added", "waiting")
+    __slots__ = ("_arriving", "next_arrival_ts", "waiting")
 
     def __init__(self) -> None:
         self.waiting: deque[Request] = deque()
-        self._arriving: list[tuple[float, int, Request]] = []
-        self._num_added = 0
-
-    @property
-    def next_arrival_ts(self) -> float:
+        self.next_arrival_ts = inf
         """When the next request arrives; infinite if none is to come."""
-        return self._arriving[0][0] if self._arriving else inf
+        self._arriving: list[Request] = []
+        """In the order in which they arrive."""
 
     def add(self, request: Request) -> None:
         """Expect a request at its ``queued_ts``; of two at the same instant the one added first is first."""
-        heappush(self._arriving, (request.queued_ts, self._num_added, request))
-        self._num_added += 1
+        arriving = self._arriving
+        if arriving and request.queued_ts < arriving[-1].queued_ts:
+            insort(arriving, request, key=_arrival_ts)
+        else:
+            arriving.append(request)
+        self.next_arrival_ts = arriving[0].queued_ts
 
     def let_arrive(self, now: float) -> None:
         """Put those that have arrived in line."""
-        while self._arriving and self._arriving[0][0] <= now:
-            self.waiting.append(heappop(self._arriving)[2])
+        arriving = self._arriving
+        num_here = bisect_right(arriving, now, key=_arrival_ts)
+        self.waiting += arriving[:num_here]
+        del arriving[:num_here]
+        self.next_arrival_ts = arriving[0].queued_ts if arriving else inf
 
     def remove(self, request: Request) -> None:
         """Take out a request, in line or not."""
         if request in self.waiting:
             self.waiting.remove(request)
         else:
-            self._arriving = [entry for entry in self._arriving if entry[2] is not request]
-            heapify(self._arriving)
+            self._arriving.remove(request)
+            self.next_arrival_ts = self._arriving[0].queued_ts if self._arriving else inf
