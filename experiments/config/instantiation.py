@@ -6,7 +6,11 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from experiments.config.compose import FILE_KEYS
 from mosaic.core.checks import require_name
+
+MOST_KEPT = 32
+_kept: dict[str, Any] = {}
 
 
 def make(config: Mapping[str, Any], label: str) -> Any:
@@ -20,6 +24,21 @@ def make(config: Mapping[str, Any], label: str) -> Any:
             reason = " ".join(str(cause).split())
             raise ValueError(f"{label}._target_ must be importable, got {config['_target_']!r} ({reason})") from error
         raise _labelled(cause, label) from error
+
+
+def make_once(config: Mapping[str, Any], label: str) -> Any:
+    """Make a value that never changes, or give the one that an equal group has made: points of a sweep share it.
+
+    A group that names a file is made anew: the file may have changed.
+    """
+    if _names_a_file(config):
+        return make(config, label)
+    key = f"{label}: {config!r}"
+    if key not in _kept:
+        if len(_kept) == MOST_KEPT:
+            del _kept[next(iter(_kept))]
+        _kept[key] = make(config, label)
+    return _kept[key]
 
 
 def call(function: Callable[..., Any], label: str, /, **values: Any) -> Any:
@@ -36,3 +55,10 @@ def _labelled(error: BaseException, label: str) -> BaseException:
     if isinstance(error, TypeError) and found:
         return TypeError(f"{label} {complaint}")
     return error
+
+
+def _names_a_file(config: Mapping[str, Any]) -> bool:
+    return any(
+        _names_a_file(value) if isinstance(value, Mapping) else key in FILE_KEYS and isinstance(value, str)
+        for key, value in config.items()
+    )

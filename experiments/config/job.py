@@ -9,7 +9,7 @@ from typing import Any
 from experiments.config.checks import check_calls, require_keys, require_path, require_section
 from experiments.config.compose import compose_config
 from experiments.config.effects import check_effects
-from experiments.config.instantiation import call, make
+from experiments.config.instantiation import call, make, make_once
 from experiments.config.pipeline import check_batch, check_calibration, check_upper_profile, pipeline_from
 from experiments.config.sites import Built, Parts, explained_site, simulated_site
 from experiments.config.world import check_length_error, simulated_world
@@ -122,13 +122,13 @@ def job_from(
         require_number(profile["max_batch_frac"], "profile.max_batch_frac", above=0)
     require_path(config["plan"].get("path"), "plan.path")
     experts = _pool(pool)
-    hardware = make(config["hardware"], "hardware")
+    hardware = make_once(config["hardware"], "hardware")
     cluster = call(uniform_cluster, "cluster", **config["cluster"], gpu=hardware.gpu)
     world = simulated_world(config["world"])
     source.pop("aggregator", None)
     report = source.pop("report", None)
     require(report in (None, "replay"), "workload.report", "null or replay", report)
-    workload = make(source, "workload")
+    workload = make_once(source, "workload")
     name = backend.pop("name", None)
     require(name in SITES, "backend.name", f"one of {list(SITES)}", name)
     options = OPTIONS[name](backend) if name in OPTIONS else EngineOptions()
@@ -211,14 +211,14 @@ def _calibration(source: Mapping[str, Any], workload: Workload) -> Workload:
     """Make the workload again from its calibration part; one without parts lends its own questions."""
     if source.get("part") != "test":
         return workload
-    calibration: Workload = make({**source, "part": "calibration"}, "workload")
+    calibration: Workload = make_once({**source, "part": "calibration"}, "workload")
     return calibration
 
 
 def _pool(pool: Mapping[str, Any]) -> tuple[Expert, ...]:
     require_section(pool, ("experts",), "pool.")
     require_section(pool["experts"], pool["experts"], "pool.experts.")
-    made = {key: make(entry, f"pool.experts.{key}") for key, entry in pool["experts"].items()}
+    made = {key: make_once(entry, f"pool.experts.{key}") for key, entry in pool["experts"].items()}
     for key, expert in made.items():
         if not isinstance(expert, Expert):
             raise TypeError(f"pool.experts.{key}._target_ must make a mosaic.core.Expert, got {expert!r}")

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import get_overrides_dirname
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.analysis.ablation import make_ablation
 from experiments.analysis.run_table import collect_runs
 from experiments.config.compose import folder_name
+from experiments.config.sharing import override_dirname, points_of
 from experiments.figures.ablation import draw_ablation
 from experiments.studies.ablation_spec import read_spec
 from experiments.studies.ablation_text import ablation_csv, describe_ablation
@@ -26,20 +25,9 @@ def point_names(config: DictConfig) -> list[str]:
     """Name the folders of a sweep's points, as conf/config.yaml has Hydra name them."""
     params = [f"{key}={value}" for key, value in config.hydra.sweeper.params.items()]
     parser = OverridesParser.create()
-    overrides = parser.parse_overrides([*params, *config.hydra.overrides.task])
-    (points,) = BasicSweeper.split_arguments(overrides, None)
-    naming = config.hydra.job.config.override_dirname
-    return [
-        folder_name(
-            get_overrides_dirname(
-                parser.parse_overrides(point),
-                exclude_keys=list(naming.exclude_keys),
-                item_sep=naming.item_sep,
-                kv_sep=naming.kv_sep,
-            )
-        )
-        for point in points
-    ]
+    points = points_of(parser.parse_overrides([*params, *config.hydra.overrides.task]))
+    naming = config.hydra.job.config
+    return [folder_name(override_dirname(parser.parse_overrides(point), naming)) for point in points]
 
 
 def draw_sweep(config: DictConfig, figure: Mapping[str, Any], folder: Path) -> str:

@@ -20,6 +20,8 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._digests: dict[int, tuple[object, str]] = {}
+        """Of values, by identity: several measurements of a run are decided by the same workload and worlds."""
 
     def get(self, decided_by: Sequence[object], kind: type[_Measured], measure: Callable[[], _Measured]) -> _Measured:
         """Read what the same values have decided before, or measure it.
@@ -27,13 +29,14 @@ class Store:
         Parameters
         ----------
         decided_by
-            All that decides the measurement, with the code that takes it; told apart by ``repr``.
+            All that decides the measurement, with the code that takes it; told apart by ``repr``. Values stay as they
+            are while the store is in use.
         kind
             Of what is measured: a dataclass.
         measure
             Measures it.
         """
-        key = sha256("\n".join(map(repr, decided_by)).encode()).hexdigest()[:32]
+        key = sha256("\n".join(map(self._digest, decided_by)).encode()).hexdigest()[:32]
         path = self._folder / f"{kind.__name__}-{key}.json"
         with suppress(OSError, msgspec.DecodeError):
             return msgspec.json.decode(path.read_bytes(), type=kind)
@@ -44,6 +47,11 @@ class Store:
             part.write_bytes(msgspec.json.encode(measured))
             part.replace(path)
         return measured
+
+    def _digest(self, value: object) -> str:
+        if id(value) not in self._digests:
+            self._digests[id(value)] = value, sha256(repr(value).encode()).hexdigest()
+        return self._digests[id(value)][1]
 
 
 def digest_of(folders: Sequence[Path]) -> str:

@@ -1,0 +1,116 @@
+"""Composes what the points of a sweep have in common once: Hydra composes every point twice, from its files on."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import product
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.plugins.config_source import ConfigSource
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+MOST_KEPT = 16
+"""Choices of groups whose configurations a process keeps."""
+_composed: dict[tuple[str, ...], DictConfig] = {}
+
+
+class SharedComposition(Callback):
+    """Lets the points of a sweep share what their choices of groups give (conf/config.yaml hooks it into Hydra)."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        _composed.clear()
+        hydra.config_loader = SharingLoader(hydra.config_loader)
+
+
+class SharingLoader(ConfigLoader):
+    """Composes each choice of groups once a process, and a point by setting its values in a copy.
+
+    A point that asks for more than groups and values of keys (``+key=1``, ``~key``) is composed by Hydra's own loader,
+    and so is one that cannot be composed: its message is Hydra's.
+    """
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        self._loader = loader
+        self._groups = set(loader.list_groups(""))
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        overrides = OverridesParser.create(self).parse_overrides([*sweep_overrides])
+        values = [override for override in overrides if not self._is_of_group(override)]
+        if all(map(_sets_a_value, values)):
+            chosen = [_line(override) for override in overrides if self._is_of_group(override)]
+            with suppress(HydraException, OmegaConfBaseException):
+                config = self._compose(master_config, chosen)
+                for override in values:
+                    OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+                config.hydra.overrides.task = [_line(override) for override in overrides]
+                config.hydra.job.override_dirname = override_dirname(overrides, config.hydra.job.config)
+                return config
+        return self._loader.load_sweep_config(master_config, sweep_overrides)
+
+    def _is_of_group(self, override: Override) -> bool:
+        return "/" in override.key_or_group or override.key_or_group in self._groups
+
+    def _compose(self, master_config: DictConfig, chosen: list[str]) -> DictConfig:
+        key = (*master_config.hydra.overrides.hydra, *chosen)
+        if key not in _composed:
+            if len(_composed) == MOST_KEPT:
+                del _composed[next(iter(_composed))]
+            _composed[key] = self._loader.load_sweep_config(master_config, chosen)
+        return copy.deepcopy(_composed[key])
+
+    def load_configuration(self, *arguments: Any, **options: Any) -> DictConfig:
+        return self._loader.load_configuration(*arguments, **options)
+
+    def get_search_path(self) -> ConfigSearchPath:
+        return self._loader.get_search_path()
+
+    def get_sources(self) -> list[ConfigSource]:
+        return self._loader.get_sources()
+
+    def list_groups(self, parent_name: str) -> list[str]:
+        return self._loader.list_groups(parent_name)
+
+    def get_group_options(self, *arguments: Any, **options: Any) -> list[str]:
+        return self._loader.get_group_options(*arguments, **options)
+
+    def compute_defaults_list(self, *arguments: Any, **options: Any) -> Any:
+        return self._loader.compute_defaults_list(*arguments, **options)
+
+
+def override_dirname(overrides: Iterable[Override], settings: Any) -> str:
+    """Name a point by its overrides, as ``hydra.job.override_dirname`` does by these settings of hydra.job.config."""
+    naming = settings.override_dirname
+    lines = sorted(_line(override) for override in overrides if override.key_or_group not in naming.exclude_keys)
+    name: str = naming.item_sep.join(lines).replace("=", naming.kv_sep)
+    return name
+
+
+def points_of(overrides: Sequence[Override]) -> list[list[str]]:
+    """List the points of a sweep, in the order in which Hydra's basic sweeper runs them."""
+    axes: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        swept = override.is_sweep_override()
+        values = override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
+        axes[key] = [f"{key}={value}" for value in values]
+    return [list(point) for point in product(*axes.values())]
+
+
+def _sets_a_value(override: Override) -> bool:
+    adds = override.is_add() or override.is_force_add() or override.is_delete()
+    return not (adds or override.package or override.is_hydra_override() or override.is_sweep_override())
+
+
+def _line(override: Override) -> str:
+    assert override.input_line is not None, "it was parsed"
+    return override.input_line
