@@ -11,9 +11,10 @@ draws it again from a run folder; run.py draws it while writing one.
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -50,6 +51,8 @@ LEFT_IN, RIGHT_IN, AXIS_IN, ROW_IN = 0.43, 0.03, 0.33, 0.11
 """Beside the lanes and below them, and a row of marks or of the legend."""
 BAR = 0.74
 """Height of a bar; a lane is 1 high."""
+Box: TypeAlias = tuple[tuple[float, float], ...]
+"""Its corners."""
 RESUMED_LOOK: Mapping[str, Any] = {"color": INK, "linewidth": 1.1, "linestyle": (0, (0.8, 1.2)), "zorder": 3}
 LOST_LOOK: Mapping[str, Any] = {
     "color": INK, "linestyle": "none", "marker": "X", "markersize": 6, "markeredgecolor": "white", "zorder": 4,
@@ -119,7 +122,9 @@ def draw_lanes(
     axes: "Axes", sessions: Sequence[SessionRecord], colours: Mapping[str, str], num_workers: int, limit_s: float
 ) -> None:
     """Draw all bars as few collections; an artist per bar would cost a second for long runs."""
-    from matplotlib.collections import PolyCollection
+    import numpy as np
+    from matplotlib.collections import PathCollection, PolyCollection
+    from matplotlib.path import Path as Outline
 
     bar_axis(axes, [str(worker) for worker in range(num_workers)])
     axes.set_xlim(0, limit_s)
@@ -129,14 +134,28 @@ def draw_lanes(
     serves = [_box(session.start_ts, session.end_ts, lanes) for session, lanes in bars]
     waits = [_box(session.load_start_ts, session.start_ts, lanes) for session, lanes in loads]
     inside, around = ([colours[session.expert] for session, _ in own] for own in (bars, loads))
-    # NOTE: a collection has one colour of hatches, and each that has hatches costs as much as a hundred boxes.
-    drawn: tuple[tuple[Any, dict[str, Any]], ...] = (
-        (serves, {"facecolors": inside, "edgecolors": "white", "linewidths": 0.25}),
-        (waits, {"facecolors": "white", "edgecolors": MUTED, "hatch": LOAD_HATCH, "linewidths": 0.4}),
-        (waits, {"facecolors": "none", "edgecolors": around, "linewidths": 0.7}),
-    )
-    for boxes, look in drawn:
-        axes.add_collection(PolyCollection(boxes, zorder=2, **look), autolim=False)
+    # NOTE: every outline that has hatches costs as much as a hundred boxes, so boxes that cannot touch make up one.
+    outlines = [Outline.make_compound_path_from_polys(np.array(boxes)) for boxes in _apart(waits, loads)]
+    for collection in (
+        PolyCollection(serves, facecolors=inside, edgecolors="white", linewidths=0.25, zorder=2),
+        PathCollection(outlines, facecolors="white", edgecolors=MUTED, hatch=LOAD_HATCH, linewidths=0.4, zorder=2),
+        PolyCollection(waits, facecolors="none", edgecolors=around, linewidths=0.7, zorder=2),
+    ):
+        axes.add_collection(collection, autolim=False)
+
+
+def _apart(boxes: Sequence[Box], bars: Sequence[tuple[SessionRecord, tuple[int, int]]]) -> list[list[Box]]:
+    """Group boxes so that no two of a group share a lane; those that do stay in their order."""
+    groups: list[list[Box]] = []
+    num_drawn: Counter[int] = Counter()
+    for box, (_, (first, last)) in zip(boxes, bars, strict=True):
+        lanes = range(first, last + 1)
+        turn = max(num_drawn[lane] for lane in lanes)
+        num_drawn |= Counter(dict.fromkeys(lanes, turn + 1))
+        if turn == len(groups):
+            groups.append([])
+        groups[turn].append(box)
+    return groups
 
 
 def _lanes(session: SessionRecord) -> list[tuple[int, int]]:
@@ -150,7 +169,7 @@ def _lanes(session: SessionRecord) -> list[tuple[int, int]]:
     return runs
 
 
-def _box(start_ts: float, end_ts: float, lanes: tuple[int, int]) -> tuple[tuple[float, float], ...]:
+def _box(start_ts: float, end_ts: float, lanes: tuple[int, int]) -> Box:
     low, high = lanes[0] - BAR / 2, lanes[1] + BAR / 2
     return (start_ts, low), (end_ts, low), (end_ts, high), (start_ts, high)
 
