@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def commit(repository: Path) -> str | None:
     return done.stdout.strip() or None
 
 
+@cache  # a sweep's points are described in one process
 def _version(package: str) -> str | None:
     try:
         return version(package)
