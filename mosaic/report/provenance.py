@@ -29,7 +29,17 @@ def describe_run_conditions(*, wall_s_by_step: Mapping[str, float], solver_s: fl
     """
     return {
         "schema_version": SCHEMA_VERSION,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        **_process_conditions(PACKAGES),
+        "wall_s": dict(wall_s_by_step),
+        "solver_s": solver_s,
+    }
+
+
+@cache
+def _process_conditions(packages: tuple[str, ...]) -> Mapping[str, Any]:
+    """Collect what stays while a process lasts: it runs the code that was there when it began."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "commit": commit(Path(__file__).resolve().parents[2]),
         "machine": {
             "system": platform.system(),
@@ -37,8 +47,6 @@ def describe_run_conditions(*, wall_s_by_step: Mapping[str, float], solver_s: fl
             "architecture": platform.machine(),
             "num_cpus": os.cpu_count(),
         },
-        "wall_s": dict(wall_s_by_step),
-        "solver_s": solver_s,
     }
 
 
@@ -57,7 +65,6 @@ def commit(repository: Path) -> str | None:
     return done.stdout.strip() or None
 
 
-@cache  # a sweep's points are described in one process
 def _version(package: str) -> str | None:
     try:
         return version(package)
