@@ -135,7 +135,7 @@ def draw_lanes(
     waits = [_box(session.load_start_ts, session.start_ts, lanes) for session, lanes in loads]
     inside, around = ([colours[session.expert] for session, _ in own] for own in (bars, loads))
     # NOTE: every outline that has hatches costs as much as a hundred boxes, so boxes that cannot touch make up one.
-    outlines = [Outline.make_compound_path_from_polys(np.array(boxes)) for boxes in _apart(waits, loads)]
+    outlines = [Outline.make_compound_path_from_polys(np.array(boxes)) for boxes in apart(waits, loads)]
     for collection in (
         PolyCollection(serves, facecolors=inside, edgecolors="white", linewidths=0.25, zorder=2),
         PathCollection(outlines, facecolors="white", edgecolors=MUTED, hatch=LOAD_HATCH, linewidths=0.4, zorder=2),
@@ -144,7 +144,7 @@ def draw_lanes(
         axes.add_collection(collection, autolim=False)
 
 
-def _apart(boxes: Sequence[Box], bars: Sequence[tuple[SessionRecord, tuple[int, int]]]) -> list[list[Box]]:
+def apart(boxes: Sequence[Box], bars: Sequence[tuple[SessionRecord, tuple[int, int]]]) -> list[list[Box]]:
     """Group boxes so that no two of a group share a lane; those that do stay in their order."""
     groups: list[list[Box]] = []
     num_drawn: Counter[int] = Counter()

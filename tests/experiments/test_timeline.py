@@ -7,7 +7,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from experiments.figures.style import COLUMN_WIDTH_IN, DPI, INK, PALETTE, expert_colours, text_colour
-from experiments.figures.timeline import BAR, ROW_IN, draw_timeline, main
+from experiments.figures.timeline import BAR, ROW_IN, apart, draw_timeline, main
 from mosaic.core.results import LostWorker, Resumption
 from mosaic.core.workload import AGGREGATE, PROPOSE
 from tests.report.test_run_folder import write, write_two_stages
@@ -171,3 +171,11 @@ def test_command_names_a_figure_that_cannot_be_written(tmp_path, capsys):
     write(tmp_path)
     assert main([str(tmp_path), "--out", str(Path("no-such-folder") / "x.png")]) == 2
     assert "x.png: cannot be written" in capsys.readouterr().err
+
+
+def test_loads_are_outlined_together_where_no_two_share_a_lane():
+    sessions = [make_session(number, workers=(number % 2,)) for number in range(4)]
+    gang = make_session(4, expert="Z", workers=(0, 1))
+    bars = [(session, (session.workers[0], session.workers[-1])) for session in [*sessions, gang]]
+    boxes = [((float(number), 0.0),) for number in range(5)]
+    assert apart(boxes, bars) == [boxes[:2], boxes[2:4], boxes[4:]]

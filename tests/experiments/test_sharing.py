@@ -1,0 +1,76 @@
+"""A sweep composes what its points share once, and each point is what Hydra would have composed."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from experiments.config.compose import CONF
+from experiments.config.sharing import SharingLoader, points_of
+
+POINTS = [
+    ["seed=0", "scheduler=ilp", "workload=gpqa"],
+    ["scheduler=ilp", "workload=gpqa", "seed=3"],
+    ["scheduler=fifo", "scheduler.window_questions=50", "workload.seed=1"],
+    ["scheduler.max_replicas=2", "profile.sweep.shard_sizes=[64,128]"],
+    ["seed=1", "+pool.experts.LlamaR1.note=x"],
+    ["~world.merged_tokens.LlamaR1", "seed=2"],
+    ["+policy=ilp_lifted", "seed=2"],
+]
+
+
+@pytest.fixture
+def loaders():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        master = compose("config", ["hydra.sweep.dir=somewhere"], return_hydra_config=True)
+        loader = GlobalHydra.instance().config_loader()
+        yield master, loader, SharingLoader(loader)
+
+
+def test_every_point_is_what_hydra_composes_from_its_files(loaders) -> None:
+    master, loader, sharing = loaders
+    for point in [*POINTS, *POINTS]:
+        ours, hydras = (each.load_sweep_config(master, point) for each in (sharing, loader))
+        assert OmegaConf.to_container(ours) == OmegaConf.to_container(hydras)
+
+
+def test_a_choice_of_groups_is_composed_once(loaders, monkeypatch) -> None:
+    master, loader, sharing = loaders
+    composed = []
+    original = loader.load_sweep_config
+    monkeypatch.setattr(loader, "load_sweep_config", lambda *given: composed.append(given[1]) or original(*given))
+    for seed in range(100, 104):
+        for scheduler in ("round_robin", "least_loaded"):
+            sharing.load_sweep_config(master, [f"scheduler={scheduler}", "cluster.num_workers=3", f"seed={seed}"])
+    assert composed == [["scheduler=round_robin"], ["scheduler=least_loaded"]]
+
+
+def test_points_share_no_values(loaders) -> None:
+    master, _, sharing = loaders
+    first = sharing.load_sweep_config(master, ["seed=1", "scheduler.max_replicas=2"])
+    second = sharing.load_sweep_config(master, ["seed=2"])
+    assert (first.seed, second.seed) == (1, 2)
+    assert first.scheduler.max_replicas == 2 != second.scheduler.max_replicas
+
+
+@pytest.mark.parametrize("point", [["scheduler=none_such"], ["sceduler.max_replicas=1"], ["seed=1", "pool=x"]])
+def test_what_cannot_be_composed_is_told_in_hydras_words(loaders, point) -> None:
+    master, loader, sharing = loaders
+    messages = []
+    for each in (loader, sharing):
+        with pytest.raises(HydraException) as error:
+            each.load_sweep_config(master, point)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+def test_points_are_listed_as_hydra_runs_them() -> None:
+    overrides = OverridesParser.create().parse_overrides(["a=1,2", "b=x", "c=range(0,2)", "+d='p,q'"])
+    assert points_of(overrides) == [
+        ["a=1", "b=x", "c=0", "+d='p,q'"],
+        ["a=1", "b=x", "c=1", "+d='p,q'"],
+        ["a=2", "b=x", "c=0", "+d='p,q'"],
+        ["a=2", "b=x", "c=1", "+d='p,q'"],
+    ]
