@@ -36,10 +36,8 @@ class SimBackend:
 
     Parameters
     ----------
-    experts, cluster
-        Who answers, and the workers.
-    hardware
-        By name of the GPU.
+    experts, cluster, hardware
+        Who answers, the workers, and the hardware by name of the GPU.
     outcomes
         What would really happen to a call.
     settings
@@ -66,12 +64,12 @@ class SimBackend:
         require_unique((expert.name for expert in experts), "sim backend: expert name")
         check_hardware(cluster, hardware)
         self._models = ExpertsOnGpus(experts, hardware, cluster, settings or EngineOptions(), iteration_times)
-        self._num_workers = cluster.num_workers
         self._outcomes = outcomes
         self._earlier: Inputs = earlier or {}
         self._env = simpy.Environment()
         self._workers = [simpy.Resource(self._env) for _ in cluster.workers]
-        self._resident: list[tuple[ExpertName, tuple[int, ...]] | None] = [None] * cluster.num_workers
+        held = ("", ()) if earlier else None  # what the calls before ran on is still there
+        self._resident: list[tuple[ExpertName, tuple[int, ...]] | None] = [held] * cluster.num_workers
         self._sessions: dict[int, SimSession] = {}
         self._pending: dict[CallKey, PendingCall] = {}
         self._queues = Queues()
@@ -154,7 +152,7 @@ class SimBackend:
     def lower_bound_s(self) -> float | None:
         """Bound from below what any schedule needs for the first layer's calls; None without such calls."""
         jobs = [(pending.call, pending.outcome.output_tokens) for pending in self._served.values()]
-        return lower_bound_s(jobs, self._models, self._num_workers)
+        return lower_bound_s(jobs, self._models, len(self._workers))
 
     def _open(self, session: Session) -> None:
         if session.id in self._sessions:

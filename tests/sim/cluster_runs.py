@@ -9,6 +9,7 @@ from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
 from mosaic.core.realization import Outcome
+from mosaic.core.results import Inputs
 from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ModelShape
 from sim.cluster.backend import SimBackend
 from tests.factories import make_call, make_cluster, make_expert, make_shape
@@ -74,6 +75,7 @@ def make_backend(
     cluster: Cluster | None = None,
     settings: EngineOptions | None = None,
     hardware: LinearHardware | None = None,
+    earlier: Inputs | None = None,
 ) -> SimBackend:
     cluster = cluster or make_cluster(2)
     return SimBackend(
@@ -83,6 +85,7 @@ def make_backend(
         outcomes=outcomes,
         settings=settings or EngineOptions(),
         iteration_times=linear_times,
+        earlier=earlier,
     )
 
 

@@ -21,6 +21,7 @@ from sim.cluster.backend import SimBackend
 from sim.cluster.clock import wait_until
 from tests.controllers import Answers, cancel_on
 from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_mixed_cluster
+from tests.run_records import make_record
 from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session, some_calls
 from tests.sim.oracle import LinearTime
 
@@ -91,6 +92,14 @@ def test_another_expert_is_unloaded_first_and_the_same_one_stays():
     assert [(one.load_start_ts, one.load_s, one.end_ts) for one in result.sessions] == [
         (0.0, 10.0, 12.0), (19.0, 10.0, 31.0), (31.0, 0.0, 33.0)
     ]  # fmt: skip
+
+
+def test_what_served_the_calls_before_is_unloaded_first():
+    calls = some_calls("A", 1)
+    key = some_calls("B", 1)[0].key
+    for earlier, load_start_ts in (({}, 0.0), ({key: make_record("B0")}, 7.0)):
+        result, _ = run({"A0": 2}, make_session(0, calls), calls=calls, unload_s=7.0, earlier=earlier)
+        assert result.sessions[0].load_start_ts == load_start_ts
 
 
 def test_an_expert_on_other_workers_loads_again():
