@@ -227,7 +227,7 @@ The model cannot be right for all three, whatever its constants: fitted to round
 parallel's wall, or both. The cap is therefore a dimension of the ranges in [report.md](report.md), and no cap was
 chosen by how well a prediction comes out.
 
-Smaller differences in the paper itself: two of MedMCQA's walls under "within 6%" are
-{apart[0]:.0f} and {apart[1]:.0f} s; light experts write "about 200" tokens where Figure 1 has 291 and the instruct pool's mean is 518; Figure 7 has 1,024 where
-the text has 1,064; at rho = 0.2 the text allows one replica where equation 8 gives four.
+Smaller differences in the paper itself: two of MedMCQA's walls under "within 6%" are {apart[0]:.0f} and
+{apart[1]:.0f} s; light experts write "about 200" tokens where Figure 1 has 291 and the instruct pool's mean is 518;
+Figure 7 has 1,024 where the text has 1,064; at rho = 0.2 the text allows one replica where equation 8 gives four.
 """

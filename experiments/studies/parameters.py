@@ -53,7 +53,7 @@ class ParameterSet:
         merged
             The aggregator and the mean of what it writes; None: as committed.
         """
-        found = [f"hardware.{key}={'null' if value is None else value!r}" for key, value in self.engine.items()]
+        found = [f"hardware.{key}={'null' if value is None else f'{value!r}'}" for key, value in self.engine.items()]
         found += [f"pool.experts.{name}.max_output_tokens={self.output_cap}" for name in REASONING]
         for name, mean in self.mean_by_expert.items():
             found += self._lognormal(f"world.output_tokens.{name}", name, mean)

@@ -64,8 +64,8 @@ def slot_table_workload(
     pool
         Names that slots may use; None: any.
     num_options
-        Options of every question, or how many questions have so many; the right one is drawn from a third stream.
-        None: answers are not compared.
+        Options of every question, or by number of options the questions that have so many, in proportion; the right one
+        is drawn from a third stream. None: answers are not compared.
     part
         ``test``, or ``calibration``: other questions of the same kind, with the slots in proportion.
     num_calibration_questions
@@ -124,9 +124,8 @@ def _check_options(num_options: int | Mapping[int, int] | None, num_questions: i
         require_count(number, field, at_least=2)
         require(number <= most, field, f"at most {most}", number)
         require_count(count, f"{field}.{number}")
-    total = sum(options.values())
-    require(total == num_questions, f"{field}: sum", f"num_questions = {num_questions}", total)
-    return options
+    require(sum(options.values()) > 0, f"{field}: sum", "at least 1", 0)
+    return scaled_slots(options, num_questions)
 
 
 def scaled_slots(slots: Mapping[Key, int], num_slots: int) -> dict[Key, int]:

@@ -129,7 +129,7 @@ def test_a_pipeline_of_ones_own_takes_no_aggregator_of_others(tmp_path: Path) ->
         ("+plan.name=x", "plan.name must be a key of the configuration, one of ['path'] there"),
         ("+profile.size=3", "profile.size must be a key of the configuration, one of ['path',"),
         ("+pool.output_tokens={}", "pool.output_tokens must be a key of the configuration, one of ['name',"),
-        ("+hardwares=a", "hardwares must be a key of the configuration, one of ['seed', 'pool',"),
+        ("+hardwares=a", "hardwares must be a key of the configuration, one of ['seed', 'question_seed', 'pool',"),
         (
             "+backend.order=mixed backend=none",
             "backend.order must be a key of the configuration, left out: there are none",
@@ -184,7 +184,9 @@ def with_change(config: dict[str, Any], key: str) -> dict[str, Any]:
     group = other
     for name in path:
         group = group[name] if name in group else group[int(name)]  # type: ignore[index]
-    group[last if last in group else int(last)] = changed(flatten(config)[key])  # type: ignore[index]
+    value = flatten(config)[key]
+    # Of the few questions here, one more in thousands would be none.
+    group[last if last in group else int(last)] = value + 3000 if "num_options." in key else changed(value)  # type: ignore[index]
     return other
 
 

@@ -67,6 +67,14 @@ def test_a_set_as_overrides_is_the_set(sets: list[FittedSet]) -> None:
     assert site.world.aggregator_lengths["Exaone"].mean == fitted.merged_means["medmcqa"]
 
 
+def test_what_the_engine_does_not_do_is_null() -> None:
+    assert COMMITTED.with_engine(max_graph_tokens=None).overrides()[:3] == [
+        f"hardware.attention_streams={COMMITTED.engine['attention_streams']}",
+        f"hardware.cpu_per_kv_token_s={COMMITTED.engine['cpu_per_kv_token_s']}",
+        "hardware.max_graph_tokens=null",
+    ]
+
+
 def test_luck_alone_or_questions_and_profile_too() -> None:
     assert COMMITTED.seeds(3) == ["seed=3"]
     assert replace(COMMITTED, questions_differ=True).seeds(3) == ["seed=3", "question_seed=3", "profile.seed=3"]

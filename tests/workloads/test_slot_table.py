@@ -45,6 +45,15 @@ def test_the_right_option_is_each_of_them_equally_often(num_options: int) -> Non
     assert chisquare([counts[letter] for letter in OPTION_LETTERS[:num_options]]).pvalue > 1e-3
 
 
+def test_questions_may_differ_in_how_many_options_they_have() -> None:
+    questions = make_table(**MANY, num_options={3: 1, 10: 2}).questions
+    counts = Counter(question.num_options for question in questions)
+    assert counts[3] + counts[10] == len(questions)
+    assert abs(counts[10] - 2 * counts[3]) <= 2, "in proportion"
+    assert all(question.answer in OPTION_LETTERS[: question.num_options] for question in questions)
+    assert {question.num_options for question in questions[: len(questions) // 3]} == {3, 10}, "in random order"
+
+
 def test_options_shift_neither_lengths_nor_experts() -> None:
     plain, four, ten = (make_table(**MANY, seed=3, num_options=number) for number in (None, 4, 10))
     assert shape(plain) == shape(four) == shape(ten)
@@ -123,6 +132,9 @@ def test_scaled_slots_have_the_total_and_keep_the_proportions(counts: list[int],
         ({"num_calibration_questions": 1.5}, r"workload\.num_calibration_questions must be a whole number, got 1\.5"),
         ({"num_options": 1}, r"workload\.num_options must be at least 2, got 1"),
         ({"num_options": 27}, r"workload\.num_options must be at most 26, got 27"),
+        ({"num_options": {4: 0}}, r"workload\.num_options: sum must be at least 1, got 0"),
+        ({"num_options": {1: 5}}, r"workload\.num_options must be at least 2, got 1"),
+        ({"num_options": {4: -5}}, r"workload\.num_options\.4 must be at least 0, got -5"),
         ({"num_options": "4"}, r"workload\.num_options must be a whole number, got '4'"),
         ({"slots": ["A"]}, r"workload\.slots must be a mapping of experts to counts, got \['A'\]"),
         ({"pool": ["A"]}, r"workload\.slots: expert must be one of the pool \['A'\], got 'B'"),
