@@ -61,7 +61,7 @@ def pipeline_from(
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    settings = dict(config["pipeline"])
+    settings = {"quorum": False, **config["pipeline"]}
     for key in settings:
         require(key in PIPELINE_KEYS, "pipeline: key", f"one of {list(PIPELINE_KEYS)}", key)
     for key in ("barrier", "quorum"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from mosaic.pipelines.gates.calibration_answers import load_calibration_answers
 from tests.experiments.command_line import (
@@ -156,9 +157,10 @@ def test_without_an_aggregator_the_accuracy_is_that_of_the_experts_majority(gate
 
 def test_the_aggregator_starts_at_the_barrier_and_both_stages_share_a_clock(gated: Mapping[str, Path]) -> None:
     summary, (session,) = read_summary(gated["majority"]), read_sessions(gated["majority"], "aggregate")
-    assert session["load_start_ts"] == summary["expert_makespan_s"]
+    unload_s = yaml.safe_load((gated["majority"] / "config.yaml").read_text())["hardware"]["unload_s"]
+    assert session["load_start_ts"] == summary["expert_makespan_s"] + unload_s
     assert session["end_ts"] == summary["end_to_end_s"]
-    assert session["end_ts"] - session["load_start_ts"] == pytest.approx(summary["aggregator_s"])
+    assert session["end_ts"] - session["load_start_ts"] == pytest.approx(summary["aggregator_s"] - unload_s)
     assert (session["expert"], session["workers"]) == ("QwenR1", [0, 1, 2, 3])
     assert session["session"] not in {row["session"] for row in read_sessions(gated["majority"], "propose")}
     _, plan = read_plans(gated["majority"])

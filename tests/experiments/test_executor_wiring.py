@@ -25,7 +25,8 @@ def prepare(folder: Path, *overrides: str) -> Prepared:
 
 
 def options_of(*overrides: str) -> EngineOptions:
-    return vllm_options(compose_config(["backend=vllm", *overrides])["backend"])
+    backend = compose_config(["backend=vllm", *overrides])["backend"]
+    return vllm_options({key: value for key, value in backend.items() if key != "name"})
 
 
 def test_engines_run_on_the_devices_that_are_there() -> None:

@@ -264,6 +264,4 @@ def test_the_largest_parameters_do_not_overflow() -> None:
     for difficulty in (-8.2, 8.2):
         item = Item(difficulty, tuple("ABC"), (exp(20 * 8.2), exp(-20 * 8.2)))
         for seen in ([], ["A"] * 5, ["B"] * 5):
-            answer, factor = model.aggregate(item, "G", seen, 0.5)
-            assert answer in "ABC"
-            assert 1.0 <= factor < 3.001**20
+            assert model.aggregate(item, "G", seen, 0.5) in "ABC"
