@@ -72,7 +72,7 @@ def check_layers(calls: list[dict]) -> None:
 
 
 def test_the_simulator_runs_three_layers(inputs, tmp_path):
-    calls = calls_of(tmp_path / "run", *inputs, "seed=2")
+    calls = calls_of(tmp_path / "run", *inputs, "seed=2", "question_seed=2")
     check_layers(calls)
 
 
@@ -88,7 +88,7 @@ def test_engines_run_three_layers_whatever_the_plan(inputs, tmp_path, monkeypatc
 @pytest.mark.slow
 @pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
 def test_vllm_writes_three_layers_to_the_simulators_lengths(inputs, tmp_path):
-    simulated = calls_of(tmp_path / "simulated", *inputs, "seed=2")
-    replayed = calls_of(tmp_path / "replayed", *inputs, *ENGINES, "backend.mode=replay", "seed=2")
+    simulated = calls_of(tmp_path / "simulated", *inputs, "seed=2", "question_seed=2")
+    replayed = calls_of(tmp_path / "replayed", *inputs, *ENGINES, "backend.mode=replay", "seed=2", "question_seed=2")
     check_layers(replayed)
     assert said(replayed) == said(simulated)
