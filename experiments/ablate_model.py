@@ -26,14 +26,14 @@ COMMITTED = ROOT / "results" / "calibration" / SETS
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="ablate_model", description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=8, help="luck of the runs, by row (default: %(default)s)")
-    parser.add_argument("--fit-seeds", type=int, default=12, help="luck that fits see (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=6, help="luck of the runs, by row (default: %(default)s)")
+    parser.add_argument("--fit-seeds", type=int, default=6, help="luck that fits see (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=own_folder("ablate_model"), help="folder (default: %(default)s)")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     first = FittedSet.from_json(json.loads(COMMITTED.read_text(encoding="utf-8"))[0])
     rows = ablate(first.parameters, num_fit_seeds=options.fit_seeds, num_seeds=options.seeds)
-    table = ablation_table(rows)
+    table = ablation_table(rows, num_fit_seeds=options.fit_seeds, num_seeds=options.seeds)
     (options.out / "model_ablation.csv").write_text(to_csv(table), encoding="utf-8")
     print(to_markdown(table))
     print(f"written: {options.out / 'model_ablation.csv'}")

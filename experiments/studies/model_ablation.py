@@ -115,9 +115,9 @@ def _ablated(
     return Ablated(label, fitted, walls)
 
 
-def ablation_table(rows: Sequence[Ablated]) -> list[tuple[str, ...]]:
+def ablation_table(rows: Sequence[Ablated], *, num_fit_seeds: int, num_seeds: int) -> list[tuple[str, ...]]:
     """Write the rows beside the published walls; relative errors of what is predicted in brackets."""
-    head = ["the model", "fitted: host", "sigma"]
+    head = [f"the model ({num_fit_seeds} seeds to fit, {num_seeds} to run)", "fitted: host", "sigma"]
     first = ["published", "", ""]
     for name in BENCHMARKS:
         title = TITLES[name]

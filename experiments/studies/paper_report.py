@@ -20,7 +20,7 @@ TITLE_OF_TABLE = {
     "pools": "Three pools on MMLU-Pro's questions (predicted; walls of the last two are not published)",
     "open_ranges": "Over all that the fits leave open: caps on the output, streams of attention, orders, light experts",
     "spread": "Where the spread of the ILP's walls comes from",
-    "model_ablation": "The model, change by change: each row has all those above it, fitted anew",
+    "model_ablation": "The model, change by change: each row has all those above it, fitted anew with few seeds",
     "aggregator_tail": "What the aggregator's stage at tau = 2/3 is made of",
     "abilities": "Accuracy change at tau = 2/3 expected with other abilities than the assumed ones, all refitted",
     "table1_accuracy": "Table 1: accuracy and skips",
