@@ -212,8 +212,9 @@ part of that worker, by the model), all with their loads, so f is {low:,.0f} to 
 them. At K = 2 there are two reasoning sessions more, which pay a load and f again: f is at most {ilp:,.0f} s, if no
 worker ever idles.
 
-GPQA's answers are longer and its shards are smaller (143 calls, against 268 and 357), so its f should be the larger
-one. Published it is the smaller one, by a factor of {factor:.1f} or more.
+GPQA's answers are longer and its shards are smaller (143 calls, against 268 and 357), which alone would make its f
+the larger one; published it is the smaller one, by a factor of {factor:.1f} or more. How much smaller it can be depends on the
+cap, which cuts GPQA's tail first, so the model is asked.
 
 ## The same in the model
 
