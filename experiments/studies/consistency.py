@@ -213,8 +213,8 @@ them. At K = 2 there are two reasoning sessions more, which pay a load and f aga
 worker ever idles.
 
 GPQA's answers are longer and its shards are smaller (143 calls, against 268 and 357), which alone would make its f
-the larger one; published it is the smaller one, by a factor of {factor:.1f} or more. How much smaller it can be depends on the
-cap, which cuts GPQA's tail first, so the model is asked.
+the larger one; published it is the smaller one, by a factor of {factor:.1f} or more. How much smaller it can be
+depends on the cap, which cuts GPQA's tail first, so the model is asked.
 
 ## The same in the model
 
