@@ -5,7 +5,7 @@
 
 Runs what is not complete yet into OUT/runs (started again, it goes on where it was), then draws the figures (PNG, PDF,
 the data behind each as CSV) and writes report.md: misses first, then every number with its error, what was fitted and
-what was predicted. Takes about 5 minutes on 2 cores; --seeds 1 takes one minute and has no intervals.
+what was predicted. Takes about 7 minutes on 2 cores; --seeds 1 takes two minutes and has no intervals.
 """
 
 import argparse
