@@ -100,7 +100,7 @@ def test_every_value_of_a_preset_makes_a_run_that_the_figure_can_place(name: str
         gate = job.graph.gate.name if job.graph.upper_nodes else None
         names = {"gate.name": gate, "aggregator.name": aggregator, "scheduler": job.scheduler.name}
         assert isinstance(job.costs, partial)
-        leaves = flatten(config) | names | {"costs": job.costs.func.__name__.removesuffix("Costs").lower()}
+        leaves = flatten(config) | names | {"costs": job.costs.func.func.__name__.removesuffix("Costs").lower()}
         assert spec.x.key in leaves
         xs.append(leaves[spec.x.key])
         found = [line.label for line in spec.lines if line.takes(leaves)]

@@ -15,7 +15,7 @@ from experiments.studies.paper_figures import typical_place
 from experiments.studies.paper_report import describe, errors_csv, misses
 from experiments.studies.paper_rows import FITTED, PREDICTED, Row
 from experiments.studies.paper_runs import BENCHMARKS, POOLS, PaperRun, PaperRuns, paper_points, run_all
-from experiments.studies.paper_tables import OpenRange, error_table, show, show_error, to_csv, to_markdown, walls_table
+from experiments.studies.paper_tables import error_table, show, show_error, to_csv, to_markdown, walls_table
 from mosaic.core.errors import RunFolderError
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ FIGURES = (
 )  # fmt: skip
 TABLES = (
     "table1_accuracy", "table3_slots", "table4_walls", "pools", "errors", "figure2_idle", "aggregator_tail",
-    "end_to_end_ranges", "abilities",
+    "open_ranges", "spread", "model_ablation", "abilities",
 )  # fmt: skip
 
 
@@ -165,9 +165,9 @@ def test_walls_by_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = PaperRuns(
         runs=tuple(make_run(tmp_path, "ilp", seed, expert_makespan_s=900.0 + 100 * seed) for seed in (0, 1))
     )
-    head, published, simulated = walls_table(runs, {"gpqa": OpenRange(800.0, 1200.0, 1000.0)})
+    head, published, simulated = walls_table(runs)
     assert len(head) == len(published) == len(simulated)
-    assert simulated == ("", "simulated", "900, 1,000", "950", "71 (7.4%)", "800 to 1,200")
+    assert simulated == ("", "simulated", "900, 1,000", "950", "71 (7.4%)")
     assert published[:2] == ("GPQA", "published")
 
 
@@ -188,7 +188,7 @@ def test_one_command_leaves_every_figure_and_table(one_seed: tuple[Path, str]) -
     folder, shown = one_seed
     assert re.match(r"53 published numbers, one seed and so no interval: [1-9]\d* off by more than 10%\n", shown)
     expected = {f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf", "csv")}
-    expected |= {f"{name}.csv" for name in TABLES} | {"report.md", "errors_short.md"}
+    expected |= {f"{name}.csv" for name in TABLES} | {"report.md", "errors_short.md", "consistency.md"}
     assert {path.name for path in folder.iterdir()} == expected | {"runs"}
     for name in FIGURES:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -204,7 +204,7 @@ def test_the_report_holds_every_number_and_links_every_figure(one_seed: tuple[Pa
     assert set(re.findall(r"\]\((\w+)\.png\)", report)) == set(FIGURES)
     assert "## Misses: not known from one seed\n\nA single seed has no interval to miss." in report
     far = report.split("## Off by more than 10%\n")[1].split("## How to read this")[0]
-    assert "| end to end, ILP and tau = 2/3 | GPQA |" in far
+    assert "| ILP, expert stage | GPQA |" in far
 
 
 def test_only_what_a_fit_read_is_called_fitted(one_seed: tuple[Path, str]) -> None:
