@@ -49,6 +49,10 @@ class DecodingSet:
         if self._num_longest:
             insort(self._starts, num_tokens - counter)
 
+    def longest_one(self) -> list[int]:
+        """Tokens that the next step reads of the longest sequence, as a list of one; empty: nobody asks for it."""
+        return [self._starts[-1] + self.counter + 1] if self._starts else []
+
     def longest(self) -> list[int]:
         """Tokens that the next step reads of the longest sequences, in rising order."""
         counter = self.counter + 1

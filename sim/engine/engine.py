@@ -49,7 +49,7 @@ class Engine:
         self._time = iteration_time
         self._length_time = iteration_time if isinstance(iteration_time, LengthTime) else None
         self._longest: list[int] = []
-        """Lengths of the longest sequences in the iteration that starts at _now, where they matter."""
+        """Length of the longest sequence in the iteration that starts at _now, where it matters."""
         num_longest = self._length_time.num_longest if self._length_time else 0
         self._batcher = Batcher(
             settings=settings, kv_tokens=kv_tokens, context_tokens=context_tokens, num_longest=num_longest
@@ -248,7 +248,7 @@ class Engine:
         limit = 1 if batcher.preempted else decoding.steps_to_finish()
         steps = batcher.kv.steps_that_fit(decoding.counter, limit)
         if self._length_time is not None:
-            self._longest = decoding.longest()
+            self._longest = decoding.longest_one()
         end_ts = self._end_of(steps)
         arrival_ts = batcher.queue.next_arrival_ts
         if arrival_ts < end_ts and batcher.would_admit:

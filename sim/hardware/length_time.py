@@ -138,25 +138,30 @@ class LengthTime:
         num_seqs, kv_tokens, num_steps
             As for ``IterationTime``.
         longest
-            Tokens that the first step reads of the longest sequences, in rising order.
+            Tokens that the first step reads of the longest sequence, the last of those that are given.
         """
         kv_sum = num_steps * kv_tokens + num_seqs * num_steps * (num_steps - 1) // 2
         host_s = num_steps * self._host_s(num_seqs) + self._host_per_kv_token_s * kv_sum
         skew, eager, skew_s = self._skew, self._eager, 0.0
         if skew is not None and longest and num_seqs >= skew.min_seqs:
             skew_s = skew.alone_s(longest[-1], kv_tokens / num_seqs)
-        if eager is None or not longest:
-            return host_s + self._gpu.decode_span_s(num_seqs, kv_tokens, num_steps) + num_steps * skew_s
+        gpu_s, rest_s = self._gpu.decode_span_s, 0.0
+        if eager is None or not longest or longest[-1] + num_steps - 1 <= eager.max_graph_tokens:
+            return host_s + gpu_s(num_seqs, kv_tokens, num_steps) + num_steps * skew_s
 
         def step_s(step: int) -> float:
-            return self._gpu.decode_span_s(num_seqs, kv_tokens + step * num_seqs, 1) + skew_s
+            return gpu_s(num_seqs, kv_tokens + step * num_seqs, 1) + skew_s
 
-        num_graphs = min(num_steps, max(0, eager.max_graph_tokens - longest[-1] + 1))
-        # Steps get slower, so those that wait for launches come first.
-        first = bisect_left(range(num_steps), eager.launch_s, lo=num_graphs, key=step_s)
-        gpu_s = self._gpu.decode_span_s(num_seqs, kv_tokens, num_graphs) + num_graphs * skew_s
-        rest_s = self._gpu.decode_span_s(num_seqs, kv_tokens + first * num_seqs, num_steps - first)
-        return host_s + gpu_s + (first - num_graphs) * eager.launch_s + rest_s + (num_steps - first) * skew_s
+        num_graphs = max(0, eager.max_graph_tokens - longest[-1] + 1)
+        if step_s(num_graphs) >= eager.launch_s:  # steps get slower, so none of them waits for launches
+            return host_s + gpu_s(num_seqs, kv_tokens, num_steps) + num_steps * skew_s
+        first = num_steps
+        if step_s(num_steps - 1) >= eager.launch_s:
+            first = bisect_left(range(num_steps), eager.launch_s, lo=num_graphs, key=step_s)
+            rest_s = gpu_s(num_seqs, kv_tokens + first * num_seqs, num_steps - first)
+        rest_s += (first - num_graphs) * eager.launch_s
+        graphs_s = gpu_s(num_seqs, kv_tokens, num_graphs) if num_graphs else 0.0
+        return host_s + graphs_s + rest_s + (num_graphs + num_steps - first) * skew_s
 
     def mixed_s(
         self,
