@@ -41,7 +41,7 @@ class StageWorld:
 def stage_world(workload: str, seed: int, overrides: Sequence[str] = ()) -> StageWorld:
     """Draw the answers of a benchmark's experts."""
     drawn = draw_answers([f"workload={workload}", f"seed={seed}", "gate=never", *overrides])
-    return StageWorld(drawn=drawn, calls=drawn.aggregator_calls(skipping=False))
+    return StageWorld(drawn=drawn, calls=drawn.aggregator_calls())
 
 
 def fit_mean(worlds: Sequence[StageWorld], always_s: float) -> float:

@@ -60,10 +60,16 @@ class Benchmark:
         return float(values.mean())
 
 
+_PLAIN = AnswerModel(
+    mean_ability=0, discrimination=1, distractor_std=1, length_loading=0, aggregator_gain=0, deference=0,
+    aggregator_length_loading=0,
+)  # fmt: skip
+"""Its attractions are the exponentials of the scores themselves."""
+
+
 def draw_items(questions: Sequence[Question], seed: int, stream: str) -> tuple[Array, Array]:
     """Draw the difficulty of each question and the scores of its wrong options, as the simulated world does."""
-    plain = replace(_PLAIN, distractor_std=1.0)
-    items = [plain.item(question.id, possible_answers(question), seed, stream) for question in questions]
+    items = [_PLAIN.item(question.id, possible_answers(question), seed, stream) for question in questions]
     scores = np.full((max(len(item.attractions) for item in items), len(items)), -np.inf)
     for number, item in enumerate(items):
         scores[: len(item.attractions), number] = np.log(item.attractions)
@@ -74,12 +80,6 @@ def even_items(num_options: int, num_questions: int = 4096) -> tuple[Array, Arra
     """Spread difficulties and scores evenly: a data set so large that the luck of its draw does not count."""
     points = norm.ppf(qmc.Sobol(num_options, seed=0).random(num_questions)).T
     return points[0], points[1:]
-
-
-_PLAIN = AnswerModel(
-    mean_ability=0, discrimination=1, distractor_std=1, length_loading=0, aggregator_gain=0, deference=0,
-    aggregator_length_loading=0,
-)  # fmt: skip
 
 
 def answer_probabilities(model: AnswerModel, benchmark: Benchmark) -> dict[ExpertName, Array]:

@@ -19,7 +19,6 @@ from experiments.studies.published import (
     ROUND_ROBIN_WALL_S,
     ROUND_ROBIN_WORKER_S,
 )
-from mosaic.core.cluster import uniform_cluster
 from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.workload import ExpertName
 from mosaic.runtime.static_plan import execute
@@ -79,10 +78,8 @@ def lone_call_s(fitted: FittedSet) -> float:
     job, site = simulated(["workload=gpqa", *fitted.overrides("gpqa")])
     call = next(call for call in job.workload.calls if call.expert == "LlamaR1")
     session = Session(id=0, expert="LlamaR1", node=call.key.node, workers=(0,), shard=(call.key,))
-    one = uniform_cluster(name="one", num_workers=1, gpu=site.hardware.gpu)
     world = World(lengths={}, root_seed=0, recorded={call.key: fitted.parameters.output_cap})
-    backend = site.backend_in(world)
-    record = execute(unpriced_plan([session], num_workers=one.num_workers), [call], backend).sessions[0]
+    record = execute(unpriced_plan([session], num_workers=1), [call], site.backend_in(world)).sessions[0]
     return record.end_ts - record.start_ts
 
 

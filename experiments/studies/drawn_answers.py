@@ -28,9 +28,9 @@ class DrawnAnswers:
         """Who merges the answers."""
         return self.job.graph.upper_nodes[0].experts[0]
 
-    def aggregator_calls(self, *, skipping: bool) -> tuple[Call, ...]:
-        """List the aggregator's calls: what the gate leaves, or every question that it can read."""
-        return self.questions.calls_of(self.job.graph.upper_nodes[0].name, skipping=skipping)
+    def aggregator_calls(self) -> tuple[Call, ...]:
+        """List the aggregator's calls for every question that it can read."""
+        return self.questions.calls_of(self.job.graph.upper_nodes[0].name, skipping=False)
 
     def ballots(self) -> tuple[Ballot, ...]:
         """Count the votes on every question."""

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import mosaic
 from experiments.config.job import simulated
 from experiments.studies.aggregator_fit import fit_mean, stage_world
+from experiments.studies.paper_runs import BENCHMARKS
 from experiments.studies.parameters import ParameterSet
 from experiments.studies.published import AGGREGATORS, ALWAYS_AGGREGATE_S, ROUND_ROBIN_WALL_S
 from experiments.studies.round_robin_fit import FIT_SEEDS, BaselineSessions, fit_mmlu_pro
 from mosaic.report.metrics import expert_sessions, makespan_s
 
-BENCHMARKS = ("mmlu_pro", "medmcqa", "gpqa")
 NUM_SEEDS_FACTOR = {"mmlu_pro": 1, "medmcqa": 1, "gpqa": 2}
 """GPQA's wall is one session of 429 heavy-tailed calls: it takes twice the luck for the same certainty."""
 

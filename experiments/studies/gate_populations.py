@@ -111,7 +111,7 @@ def draw_batch(workload: str, seed: int, num_questions: int, model: AnswerModel 
     """Draw the answers of a benchmark's experts to calibration questions, by its own model or another one."""
     part = ["workload.part=calibration", f"workload.num_calibration_questions={num_questions}"]
     drawn = draw_answers([f"workload={workload}", f"seed={seed}", f"question_seed={seed}", "gate=never", *part], model)
-    return Batch(drawn=drawn, ballots=drawn.ballots(), calls=drawn.aggregator_calls(skipping=False))
+    return Batch(drawn=drawn, ballots=drawn.ballots(), calls=drawn.aggregator_calls())
 
 
 def gather(name: str, workload: str, questions: Iterable[CalibrationQuestion]) -> Population:

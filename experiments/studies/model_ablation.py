@@ -11,8 +11,8 @@ from typing import NamedTuple
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-from experiments.studies.fitted_set import BENCHMARKS, FittedSet, Walls, fit_set, mean_walls, predict
-from experiments.studies.paper_runs import TITLES, TWO_STAGES
+from experiments.studies.fitted_set import FittedSet, Walls, fit_set, mean_walls, predict
+from experiments.studies.paper_runs import BENCHMARKS, TITLES, TWO_STAGES
 from experiments.studies.parameters import ParameterSet
 from experiments.studies.published import GATED_AGGREGATE_S, PREDICTED_ILP, PUBLISHED_MEANS, ROUND_ROBIN_WALL_S
 

@@ -104,8 +104,8 @@ def open_ranges(rows: Sequence[Row], runs: PaperRuns, walls: Mapping[str, Mappin
 
 
 def _range_line(row: Row, mean: float, low: float, high: float) -> tuple[str, ...]:
-    error = row.published / min(max(row.published, low), high)
-    verdict = "inside" if error == 1 else f"MISS: {1 / error - 1:+.1%}"
+    error = min(max(row.published, low), high) / row.published - 1
+    verdict = f"MISS: {error:+.1%}" if error else "inside"
     shown = (show(row.published, row.unit), show(mean, row.unit), f"{show(low, row.unit)} to {show(high, row.unit)}")
     return row.quantity, TITLES[row.benchmark], *shown, verdict
 

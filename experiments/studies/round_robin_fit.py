@@ -69,8 +69,8 @@ class BaselineSessions:
         plan = unpriced_plan([session], num_workers=1)
         ends_s = []
         for seed in self.seeds if reasons else self.seeds[:NUM_LIGHT_SEEDS]:
-            world = replace(self.site.world, lengths={expert: lengths}, root_seed=seed)
-            world = replace(world, question_seed=seed if questions_differ else world.question_seed)
+            question_seed = seed if questions_differ else self.site.world.question_seed
+            world = replace(self.site.world, lengths={expert: lengths}, root_seed=seed, question_seed=question_seed)
             ends_s.append(execute(plan, calls, site.backend_in(world)).sessions[0].end_ts)
         return np.resize(ends_s, len(self.seeds))  # repeats the few of a light expert
 

@@ -90,7 +90,7 @@ def batch_of(workload: str) -> DrawnAnswers:
 def drawn(workload: str) -> tuple[Drawn, ...]:
     """Ask many questions, and the aggregator about each of them."""
     batch = batch_of(workload)
-    calls, ballots = batch.aggregator_calls(skipping=False), batch.ballots()
+    calls, ballots = batch.aggregator_calls(), batch.ballots()
     assert len(calls) == NUM_QUESTIONS
     tokens: Counter[str] = Counter()
     for record in batch.records.values():
