@@ -41,6 +41,8 @@ class PendingCall:
 
     place: "SimSession | None" = None
     """None: it waits in its expert's queue."""
+    number = -1
+    """In its session."""
     request: Request | None = None
     """None: no engine has it."""
     # What a move leaves behind:
@@ -124,7 +126,8 @@ class SimSession:
             If it can never fit into the engine.
         """
         pending.place = self
-        number, self._num_calls = self._num_calls, self._num_calls + 1
+        number = pending.number = self._num_calls
+        self._num_calls += 1
         self.calls[number] = pending
         if self.engine is not None:
             self._submit(number, pending, self.engine, now)
@@ -150,8 +153,7 @@ class SimSession:
 
     def remove(self, pending: PendingCall) -> None:
         """Forget a call that was cancelled or moved."""
-        number = next(number for number, other in self.calls.items() if other is pending)
-        del self.calls[number]
+        del self.calls[pending.number]
 
     def num_generated(self) -> dict[CallKey, int]:
         """Count the tokens of its calls so far."""
