@@ -74,13 +74,14 @@ class Batcher:
         if queue.next_arrival_ts <= now:
             queue.let_arrive(now)
         self.preempted = False
+        kv = self.kv
         if self.is_mixed:
             self._compose_mixed(now)
-        elif queue.waiting and self.kv.num_growing < self._max_num_seqs:
+            return
+        if queue.waiting and kv.num_growing < self._max_num_seqs:
             first = queue.waiting[0]
-            if self.kv.would_fit(first.prompt_tokens + first.num_generated, 0):
+            if kv.would_fit(first.prompt_tokens + first.num_generated, 0):
                 self._admit(self._max_batched_tokens, now)
-        kv = self.kv
         if not self.chunks and kv.next_step_blocks(self.decoding.counter) > kv.num_free:
             self._preempt_for_next_step()
 
@@ -116,9 +117,10 @@ class Batcher:
             self.decoding.cut(request, request_tokens)
 
     def _compose_mixed(self, now: float) -> None:
-        self._preempt_for_next_step()
         step_blocks = self.kv.next_step_blocks(self.decoding.counter)
-        admits = not self.preempted and self._could_admit(step_blocks)
+        if step_blocks > self.kv.num_free:
+            step_blocks = self._preempt_for_next_step()
+        admits = not self.preempted and bool(self.queue.waiting) and self._could_admit(step_blocks)
         if self._partial is None and not admits:
             return
         budget = self._max_batched_tokens - self.kv.num_growing
@@ -133,11 +135,10 @@ class Batcher:
             self.kv.unhold(step_blocks)
 
     def _could_admit(self, step_blocks: int) -> bool:
-        """Tell whether it makes sense to try, beside decodes that take so many blocks; most often it does not."""
-        waiting = self.queue.waiting
-        if not waiting or self.kv.num_growing >= self._max_num_seqs:
+        """Tell whether it makes sense to try the first that waits, beside decodes that take so many blocks."""
+        if self.kv.num_growing >= self._max_num_seqs:
             return False
-        request = waiting[0]
+        request = self.queue.waiting[0]
         if not self._reserves_sequences or request.prefix_tokens:
             return True
         return self.kv.would_fit(request.prompt_tokens + request.num_generated, step_blocks)
@@ -181,10 +182,13 @@ class Batcher:
                 request.num_prefilled = num_cached
             chunks.append((request, num_tokens))
 
-    def _preempt_for_next_step(self) -> None:
-        while self.kv.next_step_blocks(self.decoding.counter) > self.kv.num_free:
-            self.kv.use_up()
+    def _preempt_for_next_step(self) -> int:
+        """Preempt until the next step's blocks are free, and count them."""
+        kv, counter = self.kv, self.decoding.counter
+        while (step_blocks := kv.next_step_blocks(counter)) > kv.num_free:
+            kv.use_up()
             self._preempt_last()
+        return step_blocks
 
     def _preempt_last(self) -> None:
         """Send the request admitted last back to the front of the queue, to be computed anew."""

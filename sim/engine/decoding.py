@@ -54,9 +54,11 @@ class DecodingSet:
         return [self._starts[-1] + self.counter + 1] if self._starts else []
 
     def longest(self) -> list[int]:
-        """Tokens that the next step reads of the longest sequences, in rising order."""
-        counter = self.counter + 1
-        return [start + counter for start in self._starts[-self._num_longest :]] if self._num_longest else []
+        """Tokens that the next step reads of all sequences, in rising order; of many, of the longest alone."""
+        counter, starts = self.counter + 1, self._starts
+        if len(starts) >= self._num_longest:
+            starts = starts[-1:]
+        return [start + counter for start in starts]
 
     def steps_to_finish(self) -> int:
         """Count the steps to the next finish."""

@@ -26,9 +26,11 @@ class Curve:
         """Read the curve; never below 0, where the first segment would lead beyond its measurements."""
         if len(self.knots) == 1:
             return self.values_s[0]
-        i = segment(self.knots, x)
-        low, high = self.values_s[i], self.values_s[i + 1]
-        return max(0.0, low + (high - low) * (x - self.knots[i]) / (self.knots[i + 1] - self.knots[i]))
+        knots = self.knots
+        i = bisect_right(knots, x, 1, len(knots) - 1)
+        low, high, knot = self.values_s[i - 1], self.values_s[i], knots[i - 1]
+        seconds = low + (high - low) * (x - knot) / (knots[i] - knot)
+        return seconds if seconds > 0.0 else 0.0
 
     def scaled(self, factor: float) -> "Curve":
         """Multiply every value."""
@@ -64,13 +66,16 @@ class Grid:
 
     def __call__(self, y: float, x: float) -> float:
         """Read the grid at a row and a column coordinate; never below 0."""
-        i, j = segment(self.rows, y), segment(self.columns, x)
-        across = (x - self.columns[j]) / (self.columns[j + 1] - self.columns[j])
-        down = (y - self.rows[i]) / (self.rows[i + 1] - self.rows[i])
-        upper, lower = self.values_s[i], self.values_s[i + 1]
-        top = upper[j] + (upper[j + 1] - upper[j]) * across
-        bottom = lower[j] + (lower[j + 1] - lower[j]) * across
-        return max(0.0, top + (bottom - top) * down)
+        rows, columns = self.rows, self.columns
+        i = bisect_right(rows, y, 1, len(rows) - 1)
+        j = bisect_right(columns, x, 1, len(columns) - 1)
+        left, above = columns[j - 1], rows[i - 1]
+        across, down = (x - left) / (columns[j] - left), (y - above) / (rows[i] - above)
+        upper, lower = self.values_s[i - 1], self.values_s[i]
+        top = upper[j - 1] + (upper[j] - upper[j - 1]) * across
+        bottom = lower[j - 1] + (lower[j] - lower[j - 1]) * across
+        seconds = top + (bottom - top) * down
+        return seconds if seconds > 0.0 else 0.0
 
     def scaled(self, factor: float) -> "Grid":
         """Multiply every value."""
@@ -79,7 +84,7 @@ class Grid:
 
 def segment(knots: Sequence[float], x: float) -> int:
     """Find the segment that holds x, the first or the last one where x lies outside; needs two knots."""
-    return min(max(bisect_right(knots, x) - 1, 0), len(knots) - 2)
+    return bisect_right(knots, x, 1, len(knots) - 1) - 1
 
 
 def require_increasing(values: Sequence[float], field: str) -> None:

@@ -72,8 +72,14 @@ def iteration_time(hardware: Hardware, shape: ModelShape, tp_degree: int) -> Ite
     if skew is None and eager is None and not hardware.cpu_per_kv_token_s:
         return _by_totals(batch, table, shape, scales)
     gpu = _by_totals(replace(batch, cpu_s=_no_host), table, shape, scales)
-    per_kv_token_s = hardware.cpu_overhead_scale * hardware.cpu_per_kv_token_s
-    return LengthTime(gpu, hardware.cpu_s, host_per_kv_token_s=per_kv_token_s, skew=skew, eager=eager)
+    return LengthTime(
+        gpu,
+        host_base_s=hardware.cpu_overhead_scale * hardware.cpu_base_s,
+        host_per_seq_s=hardware.cpu_overhead_scale * hardware.cpu_per_seq_s,
+        host_per_kv_token_s=hardware.cpu_overhead_scale * hardware.cpu_per_kv_token_s,
+        skew=skew,
+        eager=eager,
+    )
 
 
 def _by_totals(batch: "_BatchTime", table: OperatorTable, shape: ModelShape, scales: "_Scales") -> IterationTime:
@@ -276,14 +282,14 @@ class MeasuredTime:
         mean_tokens = kv_tokens / num_seqs
         place = segment(knots, mean_tokens)
         seconds, left = num_steps * step_s, num_steps
-        while left:
-            steps = left if place >= last else min(left, max(0, ceil(knots[place + 1] - mean_tokens)))
-            first_s = values_s[place] + slopes_s[place] * (mean_tokens - knots[place])
-            seconds += steps * (first_s + slopes_s[place] * (steps - 1) / 2)
+        while place < last and left > knots[place + 1] - mean_tokens:
+            steps = max(0, ceil(knots[place + 1] - mean_tokens))
+            middle_s = values_s[place] + slopes_s[place] * (mean_tokens - knots[place] + (steps - 1) / 2)
+            seconds += steps * middle_s
             left -= steps
             mean_tokens += steps
             place += 1
-        return seconds
+        return seconds + left * (values_s[place] + slopes_s[place] * (mean_tokens - knots[place] + (left - 1) / 2))
 
     def _add_row(self, num_seqs: int) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
         """Interpolate the decode grid at a batch size, once."""

@@ -1,10 +1,10 @@
 """Iteration time that knows how long the longest sequences are, and not only how many tokens are read."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
-from math import ceil
+from math import ceil, inf
 from typing import Protocol
 
 from mosaic.core.checks import require_count, require_number
@@ -69,10 +69,10 @@ class AttentionSkew:
 
         A tile of a chunk reads all tokens before it, as long as a decode of that length would: it hides shorter ones.
         """
-        num_tiles = sum(ceil(tokens / TILE_TOKENS) for tokens, _ in chunks)
-        if (num_decodes + num_tiles) * self.num_heads > MAX_WAVES * self.num_sms:
-            hidden = max(mean_tokens, *(tokens + context for tokens, context in chunks))
-            return self.block_s * max(0.0, longest[-1] - hidden)
+        if self._blurs(chunks, num_decodes):
+            for tokens, context in chunks:
+                mean_tokens = max(mean_tokens, tokens + context)
+            return self.block_s * max(0.0, longest[-1] - mean_tokens)
         tiles = [
             context + min(end, tokens)
             for tokens, context in chunks
@@ -80,6 +80,14 @@ class AttentionSkew:
         ]
         equal = self._makespan([*tiles, *[mean_tokens] * num_decodes])
         return self.block_s * (self._makespan([*tiles, *longest]) - equal)
+
+    def _blurs(self, chunks: Sequence[tuple[int, int]], num_decodes: int) -> bool:
+        """Tell whether there are too many thread blocks to schedule them one by one."""
+        most = MAX_WAVES * self.num_sms // self.num_heads
+        num_tiles = len(chunks)
+        if num_decodes + num_tiles <= most:
+            num_tiles = sum(ceil(tokens / TILE_TOKENS) for tokens, _ in chunks)
+        return num_decodes + num_tiles > most
 
     def _makespan(self, tokens: Sequence[float]) -> float:
         """Hand out the blocks of all heads, one after the other, to the multiprocessor that is free first."""
@@ -111,22 +119,42 @@ class LengthTime:
     Without lengths all are taken for equal.
     """
 
-    __slots__ = ("_eager", "_gpu", "_host_per_kv_token_s", "_host_s", "_skew", "num_longest")
+    __slots__ = (
+        "_base_s",
+        "_busy_tokens",
+        "_eager",
+        "_gpu",
+        "_graph_tokens",
+        "_idle_s",
+        "_per_kv_token_s",
+        "_per_seq_s",
+        "_skew",
+        "_unsplit_seqs",
+        "num_longest",
+    )
 
     def __init__(
         self,
         gpu: GpuTime,
-        host_s: Callable[[int], float],
         *,
+        host_base_s: float = 0.0,
+        host_per_seq_s: float = 0.0,
         host_per_kv_token_s: float = 0.0,
         skew: AttentionSkew | None = None,
         eager: EagerDecode | None = None,
     ) -> None:
         self._gpu = gpu
-        self._host_s = host_s
-        self._host_per_kv_token_s = host_per_kv_token_s
+        self._base_s = host_base_s
+        self._per_seq_s = host_per_seq_s
+        self._per_kv_token_s = host_per_kv_token_s
         self._skew = skew
+        self._unsplit_seqs = skew.min_seqs if skew else inf
+        self._idle_s = skew.alone_s(1, 0.0) if skew else 0.0
         self._eager = eager
+        self._graph_tokens = eager.max_graph_tokens + 1 if eager else inf
+        """Steps that read a sequence of so many tokens are eager."""
+        self._busy_tokens: dict[int, int] = {}
+        """Per batch size, tokens to read that are known to take longer than the launches."""
         self.num_longest = max(skew.num_longest if skew else 0, 1 if eager else 0)
         """How many of the longest lengths it wants to be told."""
 
@@ -140,28 +168,33 @@ class LengthTime:
         longest
             Tokens that the first step reads of the longest sequence, the last of those that are given.
         """
-        kv_sum = num_steps * kv_tokens + num_seqs * num_steps * (num_steps - 1) // 2
-        host_s = num_steps * self._host_s(num_seqs) + self._host_per_kv_token_s * kv_sum
-        skew, eager, skew_s = self._skew, self._eager, 0.0
-        if skew is not None and longest and num_seqs >= skew.min_seqs:
-            skew_s = skew.alone_s(longest[-1], kv_tokens / num_seqs)
-        gpu_s, rest_s = self._gpu.decode_span_s, 0.0
-        if eager is None or not longest or longest[-1] + num_steps - 1 <= eager.max_graph_tokens:
-            return host_s + gpu_s(num_seqs, kv_tokens, num_steps) + num_steps * skew_s
+        step_s = self._base_s + self._per_seq_s * num_seqs
+        step_s += self._per_kv_token_s * (kv_tokens + num_seqs * (num_steps - 1) / 2)
+        launches_s = 0.0
+        if longest:
+            most_tokens, skew_s = longest[-1], 0.0
+            if num_seqs >= self._unsplit_seqs:
+                skew_s = self._idle_s * (most_tokens - kv_tokens / num_seqs)
+                step_s += skew_s
+            if most_tokens + num_steps > self._graph_tokens and kv_tokens < self._busy_tokens.get(num_seqs, inf):
+                launches_s = self._launches_s(num_seqs, kv_tokens, num_steps, most_tokens, skew_s)
+        return self._gpu.decode_span_s(num_seqs, kv_tokens, num_steps) + num_steps * step_s + launches_s
 
-        def step_s(step: int) -> float:
-            return gpu_s(num_seqs, kv_tokens + step * num_seqs, 1) + skew_s
-
-        num_graphs = max(0, eager.max_graph_tokens - longest[-1] + 1)
-        if step_s(num_graphs) >= eager.launch_s:  # steps get slower, so none of them waits for launches
-            return host_s + gpu_s(num_seqs, kv_tokens, num_steps) + num_steps * skew_s
-        first = num_steps
-        if step_s(num_steps - 1) >= eager.launch_s:
-            first = bisect_left(range(num_steps), eager.launch_s, lo=num_graphs, key=step_s)
-            rest_s = gpu_s(num_seqs, kv_tokens + first * num_seqs, num_steps - first)
-        rest_s += (first - num_graphs) * eager.launch_s
-        graphs_s = gpu_s(num_seqs, kv_tokens, num_graphs) if num_graphs else 0.0
-        return host_s + graphs_s + rest_s + (num_graphs + num_steps - first) * skew_s
+    def _launches_s(self, num_seqs: int, kv_tokens: int, num_steps: int, most_tokens: int, skew_s: float) -> float:
+        """Price what steps of a span wait for launches: they get slower, so only the first without graphs do."""
+        assert self._eager is not None, "asked for where there is a limit"
+        gpu_s, launch_s = self._gpu.decode_span_s, self._eager.launch_s - skew_s
+        num_graphs = max(0, self._eager.max_graph_tokens - most_tokens + 1)
+        kv_tokens += num_graphs * num_seqs
+        first_s = gpu_s(num_seqs, kv_tokens, 1)
+        if first_s >= launch_s:
+            if first_s >= self._eager.launch_s:
+                self._busy_tokens[num_seqs] = kv_tokens
+            return 0.0
+        num_eager = num_steps - num_graphs
+        steps = range(num_eager)
+        waits = bisect_left(steps, launch_s, key=lambda step: gpu_s(num_seqs, kv_tokens + step * num_seqs, 1))
+        return waits * launch_s - gpu_s(num_seqs, kv_tokens, waits)
 
     def mixed_s(
         self,
@@ -176,5 +209,5 @@ class LengthTime:
             skew_s = self._skew.beside_s(chunks, num_decodes, decode_kv_tokens / num_decodes, longest)
             # Equal lengths leave at most half of their waves idle.
             seconds = max(seconds / 2, seconds + skew_s)
-        host_s = self._host_s(num_decodes + len(chunks)) + self._host_per_kv_token_s * decode_kv_tokens
-        return seconds + host_s
+        host_s = self._base_s + self._per_seq_s * (num_decodes + len(chunks))
+        return seconds + host_s + self._per_kv_token_s * decode_kv_tokens

@@ -68,7 +68,7 @@ def make_engine(session, lengths):
     skew, eager, host = lengths
     time = LengthTime(
         TIME,
-        lambda num_seqs: host[0] * num_seqs,
+        host_per_seq_s=host[0],
         host_per_kv_token_s=host[1],
         skew=skew and AttentionSkew(block_s=skew[0], num_sms=skew[1], num_heads=skew[2], min_seqs=skew[3]),
         eager=eager and EagerDecode(max_graph_tokens=eager[0], launch_s=eager[1]),

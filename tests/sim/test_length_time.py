@@ -69,7 +69,7 @@ def test_unequal_lengths_fill_what_equal_ones_leave_idle():
     assert skew.beside_s([(1, 0)], 3, 6.0, [2, 8, 8]) == pytest.approx(1e-9 * (10 - 12))
     plain, slow = make_time(), AttentionSkew(block_s=1.0, num_sms=2, num_heads=1)
     equal_s = plain.mixed_s([(1, 0)], 3, 18)
-    assert LengthTime(plain, lambda _: 0.0, skew=slow).mixed_s([(1, 0)], 3, 18, [2, 8, 8]) == equal_s / 2
+    assert LengthTime(plain, skew=slow).mixed_s([(1, 0)], 3, 18, [2, 8, 8]) == equal_s / 2
 
 
 def test_many_waves_blur():
