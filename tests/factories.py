@@ -22,6 +22,10 @@ from mosaic.planning.plan_check import check_plan
 from mosaic.planning.problem import Problem
 from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit
 from mosaic.planning.schedulers.base import predict_times
+from mosaic.planning.session_model import Request, Served
+
+LENGTH_SAMPLE = (100, 200, 300, 600)
+"""Output tokens of calibration calls."""
 
 
 def make_gpu(name: str = "gpu", *, memory_gib: float = 80.0) -> Gpu:
@@ -140,6 +144,24 @@ class TableCosts:
         return self.remarks
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlottedSessions:
+    """Sessions in which a few requests run at once, each for a time per token written, in the order given."""
+
+    num_slots: int = 2
+    token_s: float = 1e-3
+
+    def serve(self, expert: Expert, requests: Sequence[Request], workers: Sequence[Worker]) -> tuple[Served, ...]:
+        free_s = [0.0] * self.num_slots
+        served = []
+        for request in requests:
+            slot = min(range(self.num_slots), key=lambda slot: free_s[slot])
+            begun_s = free_s[slot]
+            free_s[slot] += self.token_s * request.output_tokens / len(workers)
+            served.append(Served(begun_s, free_s[slot]))
+        return tuple(served)
+
+
 def make_entry(
     expert: ExpertName = "A",
     *,
@@ -205,6 +227,8 @@ def make_problem(
             remarks=remarks,
         ),
         lengths={name: LengthPrediction(mean=300.0, max=4096.0, std=200.0) for name in names},
+        length_samples=dict.fromkeys(names, LENGTH_SAMPLE),
+        session_model=SlottedSessions(),
     )
 
 
@@ -241,6 +265,8 @@ def make_paper_problem(benchmark: str, *, costs: str = "paper", hybrid_caps: boo
         cluster=cluster,
         costs=model(profile=make_profile(*entries), num_calls_by_expert=slots),
         lengths=dict.fromkeys(slots, entries[0].lengths),
+        length_samples=dict.fromkeys(slots, LENGTH_SAMPLE),
+        session_model=SlottedSessions(num_slots=256, token_s=0.03),
     )
 
 

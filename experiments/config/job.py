@@ -24,6 +24,7 @@ from mosaic.runtime.job import Job
 from mosaic.runtime.planner import CostFactory
 from mosaic.runtime.store import Store
 from mosaic.runtime.sweep import Sweep
+from sim.cluster.session_times import SimulatedSessions
 from sim.site import SimSite
 
 
@@ -179,6 +180,7 @@ def job_from(
         plans=() if plan_path is None else load_plans(plan_path),
         has_barrier=pipeline.has_barrier,
         has_quorum=pipeline.has_quorum,
+        session_model=SimulatedSessions({hardware.gpu.name: hardware}, cluster, options),
         store=None if profile.get("store") is None else Store(Path(profile["store"])),
     )
     check_effects(overrides, config, job)

@@ -46,7 +46,11 @@ PUBLISHED_EXPERTS = (
 )  # fmt: skip
 """The paper's experts; each has the colour at its place in the palette, in every pool."""
 SCHEDULER_COLOURS = dict(
-    zip(("ilp", "fifo", "data_parallel", "round_robin", "least_loaded"), (*PALETTE[:4], PALETTE[5]), strict=True)
+    zip(
+        ("ilp", "fifo", "data_parallel", "round_robin", "least_loaded", "sampled_greedy"),
+        (*PALETTE[:4], *PALETTE[5:7]),
+        strict=True,
+    )
 )
 DASHES = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")

@@ -6,7 +6,7 @@ from mosaic.planning.plan_check import check_plan
 from mosaic.planning.plan_file import load_plans, save_plans
 from mosaic.planning.problem import Problem
 from mosaic.planning.profiles import Profile, load_profile
-from mosaic.planning.schedulers import DataParallel, Fifo, LeastLoaded, RoundRobin, Scheduler
+from mosaic.planning.schedulers import DataParallel, Fifo, LeastLoaded, RoundRobin, SampledGreedy, Scheduler
 
 __all__ = [
     "AffineCosts",
@@ -19,6 +19,7 @@ __all__ = [
     "Problem",
     "Profile",
     "RoundRobin",
+    "SampledGreedy",
     "Scheduler",
     "check_plan",
     "load_plans",

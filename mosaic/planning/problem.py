@@ -1,7 +1,7 @@
 """All a policy may know: experts, calls with predicted lengths, cluster, costs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 from mosaic.core.checks import require_unique
@@ -9,6 +9,7 @@ from mosaic.core.cluster import Cluster, Worker
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.workload import Call, Expert, ExpertName
 from mosaic.planning.costs import CostModel, ShardSummary
+from mosaic.planning.session_model import SessionModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,10 @@ class Problem:
     cluster: Cluster
     costs: CostModel
     lengths: Mapping[ExpertName, LengthPrediction]
+    length_samples: Mapping[ExpertName, tuple[int, ...]] = field(default_factory=dict)
+    """Output tokens of calibration calls, behind the predictions; empty where a profile kept none."""
+    session_model: SessionModel | None = None
+    """Prices sessions by their iterations; None: nobody can, and closed forms are all there is."""
 
     def __post_init__(self) -> None:
         require_unique((expert.name for expert in self.experts), "problem: expert name")

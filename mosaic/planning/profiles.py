@@ -112,6 +112,10 @@ class Profile:
         known = sorted({entry.expert for entry in self.entries})
         raise ProfileError(f"profile {self.source!r} has no lengths for expert {expert!r}; it covers {known}")
 
+    def length_sample(self, expert: ExpertName) -> tuple[int, ...]:
+        """List the lengths that were measured of an expert; empty if the profile kept none."""
+        return next((entry.output_tokens for entry in self.entries if entry.expert == expert), ())
+
     def extrapolation_notes(self, num_calls_by_expert: Mapping[ExpertName, int]) -> tuple[str, ...]:
         """Say which experts have fewer calls than the smallest shard of the sweep, or more than the largest."""
         return tuple(

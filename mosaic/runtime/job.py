@@ -13,6 +13,7 @@ from mosaic.pipelines.final_answers import FinalAnswer
 from mosaic.pipelines.gates.gate import Ballot, Decision
 from mosaic.planning.profiles import Profile
 from mosaic.planning.schedulers.base import Scheduler
+from mosaic.planning.session_model import SessionModel
 from mosaic.runtime.planner import CostFactory, NodePlacements, Planned
 from mosaic.runtime.site import Site
 from mosaic.runtime.store import Store
@@ -58,6 +59,8 @@ class Job:
     """A layer starts when the one before it has ended."""
     has_quorum: bool = False
     """Calls are cancelled as soon as the gate is settled without them, and plans expect that."""
+    session_model: SessionModel | None = None
+    """For schedulers that price sessions by their iterations; None: there is no model of the machines."""
     store: Store | None = None
     """Where measurements are kept for other runs; None: nowhere."""
 

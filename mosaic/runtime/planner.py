@@ -13,6 +13,7 @@ from mosaic.planning.problem import Problem
 from mosaic.planning.profiles import Profile
 from mosaic.planning.restricted_costs import WithoutWorkers
 from mosaic.planning.schedulers.base import Scheduler
+from mosaic.planning.session_model import SessionModel
 
 CostFactory: TypeAlias = Callable[..., CostModel]
 """Builds a cost model from the keywords ``profile`` and ``num_calls_by_expert``, and ``options`` of the engines."""
@@ -58,6 +59,7 @@ class Planner:
     profiles: Mapping[NodeName, Profile]
     """What was measured, by node."""
     by_node: Mapping[NodeName, NodePlacements] = field(default_factory=dict)
+    session_model: SessionModel | None = None
 
     def plan(self, calls: Sequence[Call], lost: Mapping[int, str] | None = None, saved: Plan | None = None) -> Planned:
         """Plan calls of one layer on the workers that are not lost, or take a plan that was saved for them.
@@ -126,6 +128,8 @@ class Planner:
             cluster=self.cluster,
             costs=costs(profile=profile, num_calls_by_expert=num_calls),
             lengths={name: profile.lengths(name) for name in num_calls if name in pool},
+            length_samples={name: profile.length_sample(name) for name in num_calls if name in pool},
+            session_model=self.session_model,
         )
 
     def _profile(self, calls: Sequence[Call]) -> Profile:

@@ -109,6 +109,7 @@ def _plan(job: Job, show: Show, step: Step, tell: Tell) -> tuple[Planner, Planne
             costs=job.costs,
             profiles=dict.fromkeys(job.graph.first_nodes, profile),
             by_node=job.placements,
+            session_model=job.session_model,
         )
         planned = planner.plan(first, saved=job.plans[0] if job.plans else None)
         rehearsal = Rehearsal()

@@ -74,7 +74,7 @@ class ExpertsOnGpus:
             expert, workers = self.expert(session.expert), self._cluster.select(session.workers)
             if len({worker.gpu for worker in workers}) > 1:
                 raise BackendError(f"workers must be of one kind, got {[worker.gpu.name for worker in workers]}")
-            return self._build(expert, workers)
+            return self.on(expert, workers)
         except (ValueError, BackendError) as error:
             raise BackendError(f"{label}: {error}") from error
 
@@ -87,7 +87,7 @@ class ExpertsOnGpus:
             if len(workers) < expert.tp_degree:
                 continue
             try:
-                found.append(self._build(expert, workers))
+                found.append(self.on(expert, workers))
             except ValueError:
                 continue  # It cannot run there, so no plan can use it.
         return found
@@ -102,7 +102,14 @@ class ExpertsOnGpus:
             start_ts=start_ts,
         )
 
-    def _build(self, expert: Expert, workers: Sequence[Worker]) -> ExpertOnGpu:
+    def on(self, expert: Expert, workers: Sequence[Worker]) -> ExpertOnGpu:
+        """Give an expert on workers of one kind, at a tensor-parallel degree of their number.
+
+        Raises
+        ------
+        ValueError
+            If they cannot hold it.
+        """
         gpu, degree = workers[0].gpu, len(workers)
         model = self._built.get((expert.name, gpu, degree))
         if model is None:

@@ -21,7 +21,7 @@ from tests.factories import (
 )
 
 CONF = Path(__file__).parents[2] / "conf" / "scheduler"
-NAMES = ("data_parallel", "fifo", "ilp", "least_loaded", "round_robin")
+NAMES = ("data_parallel", "fifo", "ilp", "least_loaded", "round_robin", "sampled_greedy")
 
 
 def build(name: str) -> Scheduler:

@@ -49,7 +49,7 @@ SUMMARY_KEYS = {
 SUBDIR = "hydra.sweep.subdir=${hydra:runtime.choices.scheduler}-${seed}"
 """Short names for the points of a sweep, in place of all that they override."""
 
-SCHEDULERS = ("ilp", "round_robin", "fifo", "least_loaded", "data_parallel")
+SCHEDULERS = ("ilp", "round_robin", "fifo", "least_loaded", "data_parallel", "sampled_greedy")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

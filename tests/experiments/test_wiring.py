@@ -37,7 +37,8 @@ FITTING = [
     *product(["mmlu_pro_instruct"], ["instruct"], ["a100_80gb", "rtxpro6000"]),
 ]
 """Workload, pool and hardware that go together."""
-SCHEDULERS, COSTS = ["ilp", "round_robin", "fifo", "least_loaded", "data_parallel"], ["paper", "affine"]
+SCHEDULERS = ["ilp", "round_robin", "fifo", "least_loaded", "data_parallel", "sampled_greedy"]
+COSTS = ["paper", "affine"]
 TINY_EXPERTS = ["TinySage", "TinyOwl", "TinyDart", "TinyFinch", "TinySwift"]
 GATES = ["never", "unanimous", "majority", "weighted", "calibrated"]
 REAL = ("vllm", "endpoint")
@@ -67,7 +68,7 @@ def make_real_points() -> list[dict[str, str]]:
             "costs": COSTS[i % 2],
             "backend": backend,
             "cluster": "local",
-            "gate": GATES[i],
+            "gate": GATES[i % 5],
             "aggregator": ["dp", "auto"][i % 2],
         }
         for backend in ("vllm", "endpoint")
@@ -80,7 +81,7 @@ POINTS = [
         "workload": workload,
         "pool": pool,
         "hardware": hardware,
-        "scheduler": SCHEDULERS[i % 5],
+        "scheduler": SCHEDULERS[(i + i // 6) % 6],
         "costs": COSTS[i % 2],
         "backend": ["sim", "sim", "none"][i % 3],
         "cluster": "a100x4",

@@ -5,5 +5,6 @@ from mosaic.planning.schedulers.data_parallel import DataParallel
 from mosaic.planning.schedulers.fifo import Fifo
 from mosaic.planning.schedulers.least_loaded import LeastLoaded
 from mosaic.planning.schedulers.round_robin import RoundRobin
+from mosaic.planning.schedulers.sampled_greedy import SampledGreedy
 
-__all__ = ["DataParallel", "Fifo", "LeastLoaded", "RoundRobin", "Scheduler"]
+__all__ = ["DataParallel", "Fifo", "LeastLoaded", "RoundRobin", "SampledGreedy", "Scheduler"]

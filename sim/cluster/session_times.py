@@ -1,0 +1,37 @@
+"""Simulated sessions as a cost model for schedulers: lengths come from them, never from the world."""
+
+from collections.abc import Mapping, Sequence
+from math import inf
+
+from mosaic.core.cluster import Cluster, Worker
+from mosaic.core.engine_options import EngineOptions
+from mosaic.core.workload import Expert
+from mosaic.planning.session_model import Request, Served
+from sim.cluster.expert_on_gpu import ExpertsOnGpus, IterationTimes
+from sim.hardware.hardware import Hardware
+from sim.hardware.iteration_time import iteration_time
+
+
+class SimulatedSessions:
+    """Steps the engine of one session over requests of given lengths; see ``SessionModel``.
+
+    It knows hardware and engine options, and nothing of what calls would really write.
+    """
+
+    def __init__(
+        self,
+        hardware: Mapping[str, Hardware],
+        cluster: Cluster,
+        settings: EngineOptions,
+        iteration_times: IterationTimes = iteration_time,
+    ) -> None:
+        self._models = ExpertsOnGpus((), hardware, cluster, settings, iteration_times)
+
+    def serve(self, expert: Expert, requests: Sequence[Request], workers: Sequence[Worker]) -> tuple[Served, ...]:
+        engine = self._models.engine(self._models.on(expert, workers), 0.0)
+        running = [
+            engine.submit(number, request.prompt_tokens, request.output_tokens, 0.0)
+            for number, request in enumerate(requests)
+        ]
+        engine.advance_to(inf)
+        return tuple(Served(request.admitted_ts or 0.0, request.finished_ts or 0.0) for request in running)
