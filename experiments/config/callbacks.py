@@ -6,6 +6,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.errors import exit_with_message
+from mosaic.bundled import command_line
 from mosaic.core.checks import require_name
 
 
@@ -30,4 +31,4 @@ class SweepHint(Callback):
     """Names the command that compares the points (conf/config.yaml hooks it into Hydra)."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        print(f"compare: python experiments/compare.py {config.hydra.sweep.dir}")
+        print(f"compare: {command_line('compare')} {config.hydra.sweep.dir}")

@@ -1,0 +1,100 @@
+"""The wheel, in an empty environment and away from the checkout."""
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mosaic import __version__
+from mosaic.bundled import BUNDLE, command_line
+from tests.readme_blocks import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def call(*command: object, cwd: Path) -> str:
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def tracked_files() -> Sequence[str]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build from a copy: a build leaves folders behind."""
+    copy = tmp_path_factory.mktemp("build")
+    for name in tracked_files():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes((ROOT / name).read_bytes())
+    call(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", "dist", ".", cwd=copy)
+    (built,) = (copy / "dist").glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("environment")
+    call(sys.executable, "-m", "venv", folder, cwd=folder)
+    call(folder / "bin" / "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel, cwd=folder)
+    return folder
+
+
+def test_nothing_but_mosaic_stands_in_site_packages(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].partition("-")[0] for name in names} == {"mosaic", "mosaic_moa"}
+    assert "mosaic/py.typed" in names
+
+
+def test_the_wheel_has_every_file_of_the_bundle(wheel: Path) -> None:
+    bundled = {name.removeprefix("mosaic/bundled/") for name in zipfile.ZipFile(wheel).namelist()}
+    wanted = {name for name in tracked_files() if name.split("/")[0] in ("sim", "experiments", "conf")}
+    assert {name for name in wanted if not name.endswith("README.md")} <= bundled
+
+
+def test_the_command_plans_runs_sweeps_and_compares(environment: Path, tmp_path: Path) -> None:
+    mosaic = environment / "bin" / "mosaic"
+    assert call(mosaic, "--version", cwd=tmp_path).startswith("mosaic 0.")
+    assert "ilp on gpqa" in call(mosaic, "run", "workload=gpqa", "hydra.run.dir=one", cwd=tmp_path)
+    assert (tmp_path / "one" / "summary.json").exists()
+    points = ["scheduler=round_robin,least_loaded", "hydra.sweep.dir=many", "workload=gpqa"]
+    said = call(mosaic, "run", "-m", "hydra/launcher=joblib", *points, cwd=tmp_path)
+    assert "compare: mosaic compare many" in said.splitlines()
+    assert "least_loaded" in call(mosaic, "compare", "many", cwd=tmp_path)
+
+
+def test_a_wheel_and_a_checkout_run_alike(environment: Path, tmp_path: Path) -> None:
+    point = ["workload=gpqa", "scheduler=round_robin"]
+    call(environment / "bin" / "mosaic", "run", *point, "hydra.run.dir=wheel", cwd=tmp_path)
+    call(sys.executable, ROOT / "experiments" / "run.py", *point, "hydra.run.dir=checkout", cwd=tmp_path)
+    for name in ("summary.json", "plan.json", "calls.parquet", "config.yaml"):
+        assert (tmp_path / "wheel" / name).read_bytes() == (tmp_path / "checkout" / name).read_bytes(), name
+
+
+def test_python_finds_the_simulator(environment: Path, tmp_path: Path) -> None:
+    code = "import mosaic.bundled; mosaic.bundled.make_importable(); import sim; print(sim.__file__)"
+    found = call(environment / "bin" / "python", "-c", code, cwd=tmp_path)
+    assert "site-packages/mosaic/bundled/sim" in found
+
+
+def test_bad_input_ends_with_a_line_and_status_2(environment: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [str(environment / "bin" / "mosaic"), "run", "workload=nothing"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: workload must be one of")
+
+
+def test_a_checkout_bundles_itself() -> None:
+    assert BUNDLE == ROOT
+    assert command_line("compare") == "python experiments/compare.py"
+    assert __version__
