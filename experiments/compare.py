@@ -65,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = options.out or (first.parent if (first / "config.yaml").exists() else first)
         out.mkdir(parents=True, exist_ok=True)
         files, refused = draw_all(comparison)
-        text = describe(comparison, [*refused, *disturbed_notes(runs), *(f"skipped {item}" for item in skipped)])
+        text = describe(
+            comparison, [*refused, *disturbed_notes(runs), *pilot_notes(runs), *(f"skipped {item}" for item in skipped)]
+        )
         for name in ("compare.png", "tradeoff.png", "tradeoff.csv", "scaling.png", "scaling.csv"):
             (out / name).unlink(missing_ok=True)  # of an earlier comparison
         for name, content in ({"compare.txt": text.encode()} | files).items():
@@ -118,6 +120,19 @@ def disturbed_notes(runs: Sequence[RunPoint]) -> list[str]:
     """Name the runs whose times are not those of their policy alone."""
     told = {seen_from_here(run.folder): describe_disturbances(run.summary) for run in runs}
     return [f"disturbed, and left in: {name}: {disturbances}" for name, disturbances in told.items() if disturbances]
+
+
+def pilot_notes(runs: Sequence[RunPoint]) -> list[str]:
+    """Say what the times of runs leave out that asked some of their calls before they planned the others."""
+    pilots = [pilot for run in runs if (pilot := run.summary.get("pilot"))]
+    if not pilots:
+        return []
+    times = sorted(pilot["pilot_s"] for pilot in pilots)
+    num_calls = sorted(pilot["num_calls"] for pilot in pilots)
+    return [
+        f"{len(pilots)} of {len(runs)} runs asked {num_calls[0]:,} to {num_calls[-1]:,} of their calls before their "
+        f"plan, in a pilot: their times leave it out, {times[0]:,.1f} to {times[-1]:,.1f} s, and are of the other calls"
+    ]
 
 
 def draw_all(comparison: Comparison) -> tuple[dict[str, bytes], list[str]]:

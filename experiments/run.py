@@ -217,6 +217,7 @@ def run_resolved(
             predicted_makespan_s=plans[0].predicted_makespan_s,
             resumptions=outcome.result.resumptions,
             lost_workers=outcome.result.lost_workers,
+            pilot_s=summary.get("pilot", {}).get("end_ts", 0.0),
         )
     if tries_again:
         (folder / SUMMARY).unlink()

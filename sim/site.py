@@ -101,8 +101,10 @@ class SimSite:
         """What the answer model's agreement rests on."""
         return self.world.answers.source if self.world.answers else "assumed"
 
-    def backend(self, questions: Mapping[str, Question], prompts: Prompts) -> Backend:
-        """Give the backend of the run."""
+    def backend(
+        self, questions: Mapping[str, Question], prompts: Prompts, *, name: str = "run", after: Sequence[str] = ()
+    ) -> Backend:
+        """Give the backend of the run; stages before it are simulated again, and give the same."""
         return self.backend_in(self.world)
 
     def backend_in(self, world: World, earlier: Inputs | None = None) -> SimBackend:

@@ -8,6 +8,7 @@ from mosaic.core.workload import AnswerKind
 from mosaic.pipelines.gates.gate import Majority, Never, Unanimous
 from mosaic.pipelines.node import When
 from mosaic.runtime.job import Job
+from mosaic.runtime.pilot import why_not
 from mosaic.runtime.planner import NodePlacements
 
 
@@ -94,14 +95,22 @@ def _unused_planning(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str,
 
 def _unused_profile(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
     if job.profile is not None:
-        yield "profile.sweep", f"profile.path={config['profile']['path']} is a sweep's result"
+        yield from dict.fromkeys(
+            ("profile.sweep", "profile.source"), f"profile.path={config['profile']['path']} is a sweep's result"
+        ).items()
         if job.upper_profile is not None or not job.graph.upper_nodes:
             yield "profile.seed", "nothing is measured"
             yield "profile.max_batch_frac", "nothing is measured"
-    if job.site.way == "simulated":
+    if job.site.way == "simulated" and not _has_pilot(job):
         yield "profile.max_batch_frac", "only what real engines measure is bounded"
+    if _has_pilot(job) and not job.graph.upper_nodes:
+        yield "profile.seed", "the batch's own calls are measured"
     if job.site.fingerprint is None:
         yield "profile.store", "only simulations keep what they measure"
+
+
+def _has_pilot(job: Job) -> bool:
+    return job.profile is None and why_not(job, job.graph.first_calls(job.workload)) is None
 
 
 def _unused_workload(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
@@ -138,6 +147,8 @@ def _unused_engines(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, 
         yield "world", "models really answer"
     if not job.graph.upper_nodes:
         yield "backend.num_calibration_questions", "nothing is aggregated"
+    elif _has_pilot(job):
+        yield "backend.num_calibration_questions", "the batch's own questions show what the gate leaves"
     asked = {*job.workload.num_calls_by_expert, *(expert.name for expert in job.graph.experts)}
     if all(Path(expert.checkpoint).is_dir() for expert in job.experts if expert.name in asked):
         yield "backend.checkpoints", "every expert names its checkpoint by a path of its own"

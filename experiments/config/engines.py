@@ -1,7 +1,7 @@
 """The real backends' part of the configuration: engines, servers, and how patient to be with them."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from enum import StrEnum
@@ -57,7 +57,7 @@ def vllm_site(parts: Parts) -> Built:
     patience: Patience = call(Patience, "backend.patience", **backend["patience"])
     host = HostProcess(options, VLLM_ENGINE)
 
-    def make(journal: Path, content: RunContent, *, is_measured: bool) -> EngineBackend:
+    def make(journal: Path, content: RunContent, *, is_measured: bool, earlier: Sequence[Path] = ()) -> EngineBackend:
         return make_vllm_backend(
             experts=parts.experts,
             cluster=parts.cluster,
@@ -67,6 +67,7 @@ def vllm_site(parts: Parts) -> Built:
             host=host,
             checkpoints=Path(backend["checkpoints"]),
             patience=patience,
+            earlier=earlier,
         )
 
     site = _site(parts, "vllm", make, host, mode, backend["num_calibration_questions"], options=options)
@@ -92,7 +93,7 @@ def endpoint_site(parts: Parts) -> Built:
     host = HostProcess(EndpointSettings(endpoint=endpoints[0], patience=patience), ENDPOINT_ENGINE)
     expert_by_worker = {worker: endpoint.expert for worker, endpoint in enumerate(endpoints)}
 
-    def make(journal: Path, content: RunContent, *, is_measured: bool) -> EngineBackend:
+    def make(journal: Path, content: RunContent, *, is_measured: bool, earlier: Sequence[Path] = ()) -> EngineBackend:
         return EngineBackend(
             name="endpoint",
             experts=parts.experts,
@@ -102,6 +103,7 @@ def endpoint_site(parts: Parts) -> Built:
             engines=engines,
             launcher=LocalLauncher(host, None),
             patience=Patience(stall_timeout_s=_longest_silence_s(patience)),
+            earlier=earlier,
         )
 
     site = _site(parts, "endpoint", make, host, Mode.LIVE, backend["num_calibration_questions"], expert_by_worker)

@@ -20,7 +20,7 @@ from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.gates.setting import Setting, describe_setting
 from mosaic.planning.plan_file import load_plans
 from mosaic.planning.profiles import load_profile
-from mosaic.runtime.job import Job
+from mosaic.runtime.job import Job, ProfileSource
 from mosaic.runtime.planner import CostFactory
 from mosaic.runtime.store import Store
 from mosaic.runtime.sweep import Sweep
@@ -64,7 +64,7 @@ SECTIONS = (
 )  # fmt: skip
 KEYS = {
     "pool": ("name", "experts", "aggregator"),
-    "profile": ("path", "aggregator_path", "store", "length_error", "seed", "max_batch_frac", "sweep"),
+    "profile": ("path", "aggregator_path", "store", "length_error", "seed", "source", "max_batch_frac", "sweep"),
     "plan": ("path",),
 }
 """Of the groups that are no arguments of a function."""
@@ -121,6 +121,8 @@ def job_from(
     check_length_error(profile)
     if profile.get("max_batch_frac") is not None:
         require_number(profile["max_batch_frac"], "profile.max_batch_frac", above=0)
+    sources = [source.value for source in ProfileSource]
+    require(profile.get("source") in sources, "profile.source", f"one of {sources}", profile.get("source"))
     require_path(config["plan"].get("path"), "plan.path")
     experts = _pool(pool)
     hardware = make_once(config["hardware"], "hardware")
@@ -174,6 +176,7 @@ def job_from(
         site=site,
         sweep=call(Sweep, "profile.sweep", **profile["sweep"]),
         profile=None if profile.get("path") is None else load_profile(profile["path"]),
+        profile_source=ProfileSource(profile["source"]),
         max_batch_frac=profile.get("max_batch_frac"),
         upper_profile=None if profile.get("aggregator_path") is None else load_profile(profile["aggregator_path"]),
         placements=pipeline.placements,

@@ -68,11 +68,12 @@ def draw_timeline(
     predicted_makespan_s: float | None = None,
     resumptions: Sequence[Resumption] = (),
     lost_workers: Sequence[LostWorker] = (),
+    pilot_s: float = 0.0,
 ) -> bytes:
     """Draw a run as a PNG of one column's width.
 
     The names of the experts, in the pool's order, fix the colours. The predicted makespan is a thin
-    dashed mark where it is known.
+    dashed mark where it is known. Makespans are counted from the end of a pilot, which is marked too.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -80,10 +81,11 @@ def draw_timeline(
     lane_in = max(0.07, min(0.26, 5.0 / num_workers))
     colours = expert_colours([*experts, *(session.expert for session in sessions)])
     makespan_s = max((session.end_ts for session in sessions), default=0.0)
-    limit_s = max(makespan_s, predicted_makespan_s or 0.0, *(loss.ts for loss in lost_workers)) * 1.015 or 1.0
+    predicted_ts = pilot_s + (predicted_makespan_s or 0.0)
+    limit_s = max(makespan_s, predicted_ts, *(loss.ts for loss in lost_workers)) * 1.015 or 1.0
     inches_per_s = (COLUMN_WIDTH_IN - LEFT_IN - RIGHT_IN) / limit_s
     names = {session.session: _name_in_box(session, inches_per_s, lane_in) for session in sessions}
-    marks = _marks(sessions, makespan_s, predicted_makespan_s)
+    marks = _marks(sessions, makespan_s, predicted_makespan_s, pilot_s)
     named = {session.expert for session in sessions if names[session.session]}
     handles: list[Artist] = [load_patch()]
     present = {session.expert for session in sessions}
@@ -200,19 +202,21 @@ def _label(axes: "Axes", session: SessionRecord, name: str | None, colour: str) 
 
 
 def _marks(
-    sessions: Sequence[SessionRecord], makespan_s: float, predicted_s: float | None
+    sessions: Sequence[SessionRecord], makespan_s: float, predicted_s: float | None, pilot_s: float
 ) -> list[tuple[float, str, bool]]:
     """List instants to mark from the lowest row up: seconds, words, and whether it is a prediction only."""
     ends = [session.end_ts for session in sessions if session.node == PROPOSE]
     has_stages = bool(ends) and len(ends) < len(sessions)
     marks = []
     if predicted_s is not None:
-        marks.append((predicted_s, f"{'experts ' if has_stages else ''}predicted {predicted_s:,.4g} s", True))
+        marks.append((pilot_s + predicted_s, f"{'experts ' if has_stages else ''}predicted {predicted_s:,.4g} s", True))
     if sessions:
         what = "end to end" if has_stages else "makespan"
-        marks.append((makespan_s, f"{what} {makespan_s:,.4g} s", False))
+        marks.append((makespan_s, f"{what} {makespan_s - pilot_s:,.4g} s", False))
     if has_stages:
-        marks.append((max(ends), f"experts {max(ends):,.4g} s", False))
+        marks.append((max(ends), f"experts {max(ends) - pilot_s:,.4g} s", False))
+    if pilot_s:
+        marks.append((pilot_s, f"pilot {pilot_s:,.4g} s", False))
     return marks
 
 
@@ -244,6 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             predicted_makespan_s=summary["predicted_expert_makespan_s"],
             resumptions=[Resumption(**one) for one in summary.get("resumptions") or ()],
             lost_workers=[LostWorker(**loss) for loss in summary.get("lost_workers") or ()],
+            pilot_s=summary.get("pilot", {}).get("end_ts", 0.0),
         )
         out.write_bytes(png)
     except MosaicError as error:

@@ -1,7 +1,7 @@
 """What happened: one record per call and per session, the same from every backend."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
@@ -140,5 +140,14 @@ class RunResult:
     """None: it ran from its start to its end in one go."""
     lost_workers: tuple[LostWorker, ...] = ()
     """Since the run last went on."""
+    num_pilot_sessions: int = 0
+    """The first sessions, which ran before the plan, to price it."""
     first_nodes: tuple[NodeName, ...] = (PROPOSE,)
     """Nodes of the first layer: their calls need no other's answer."""
+
+    def after_pilot(self) -> "RunResult":
+        """Give what the run did after its plan."""
+        if not self.num_pilot_sessions:
+            return self
+        is_later = lambda record: not 0 <= record.session < self.num_pilot_sessions  # noqa: E731
+        return replace(self, calls=tuple(filter(is_later, self.calls)), sessions=tuple(filter(is_later, self.sessions)))

@@ -50,6 +50,8 @@ class EngineBackend:
         How to load experts, and where.
     patience
         Time limits and retries.
+    earlier
+        Journals of what was run before this run and is part of it: a pilot. The run's clock goes on from theirs.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class EngineBackend:
         engines: Engines,
         launcher: Launcher,
         patience: Patience | None = None,
+        earlier: Sequence[Path] = (),
     ) -> None:
         require_unique((expert.name for expert in experts), f"{name} backend: expert name")
         self.log = JournalLog(journal)
@@ -71,6 +74,7 @@ class EngineBackend:
         self._experts = {expert.name: expert for expert in experts}
         self._cluster = cluster
         self._journal = Path(journal)
+        self._earlier = tuple(map(Path, earlier))
         self._content = content
         self._engines = engines
         self._launcher = launcher
@@ -152,10 +156,11 @@ class EngineBackend:
                 self._stop()
 
     def _begin(self, lock: int) -> None:
-        self._before = before = read_journal(self._journal)
+        first_ts = read_journal(*self._earlier).last_ts
+        self._before = before = read_journal(*self._earlier, self._journal)
         self._num_damaged = before.num_damaged
         self._ts = max([before.last_ts, *(action.ts for action in self.log.earlier)])
-        self.log.note_start(self._ts)
+        self.log.note_start(self._ts, first_ts)
         self._launcher.begin(self._journal, lock, self._cluster.num_workers)
         self._executor = Executor(
             self._launcher,

@@ -27,8 +27,13 @@ from mosaic.runtime.static_plan import execute
 class BackendMaker(Protocol):
     """Makes the backend of a run, or of a measurement."""
 
-    def __call__(self, journal: Path, content: RunContent, *, is_measured: bool) -> EngineBackend:
-        """Make it; what is measured may find nothing in a cache, since it asks the same prompts again and again."""
+    def __call__(
+        self, journal: Path, content: RunContent, *, is_measured: bool, earlier: Sequence[Path] = ()
+    ) -> EngineBackend:
+        """Make it; what is measured may find nothing in a cache, since it asks the same prompts again and again.
+
+        ``earlier`` are the journals that it goes on from.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,17 +135,20 @@ class EngineSite:
         with self._opened():
             yield
 
-    def backend(self, questions: Mapping[str, Question], prompts: Prompts) -> Backend:
-        """Give the backend of the run."""
+    def backend(
+        self, questions: Mapping[str, Question], prompts: Prompts, *, name: str = "run", after: Sequence[str] = ()
+    ) -> Backend:
+        """Give the backend of the run, or of a stage of its pilot: all ask the same in the same way."""
         if self.replayed is None:
             content = RunContent(prompts=prompts, questions=questions, root_seed=self._seed)
         else:
             content = RunContent(outcomes=self.replayed.run, root_seed=self._seed)
-        self._run = self._make(self._journal / "run", content, is_measured=False)
+        earlier = [self._journal / stage for stage in after]
+        self._run = self._make(self._journal / name, content, is_measured=False, earlier=earlier)
         return self._run
 
     def command_log(self) -> CommandLog | None:
-        """Give the log in the run's journal."""
+        """Give the log in the journal of the run, or of the stage that was begun last."""
         assert self._run is not None, "the backend is made first"
         return self._run.log
 

@@ -122,12 +122,13 @@ def make_vllm_backend(
     host: HostProcess,
     checkpoints: Path | None = None,
     patience: Patience | None = None,
+    earlier: Sequence[Path] = (),
 ) -> EngineBackend:
     """Make the backend of one run on vLLM.
 
     Parameters
     ----------
-    experts, cluster, journal, content, patience
+    experts, cluster, journal, content, patience, earlier
         As in `EngineBackend`.
     options
         How engines run.
@@ -145,4 +146,5 @@ def make_vllm_backend(
         engines=VllmEngines(options=options, with_tokenizer=content.prompts is not None, checkpoints=checkpoints),
         launcher=LocalLauncher(host, options.loading.device),
         patience=patience,
+        earlier=earlier,
     )

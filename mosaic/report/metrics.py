@@ -1,7 +1,8 @@
 """Pure functions of a run's records: what it took, how busy the workers were, what the calls saw.
 
-Missing is None, never 0. Shares are of N x expert makespan, and a worker is busy from the start of a
-session's load to the session's end, so loading counts as busy.
+Missing is None, never 0. Times, loads, rates and shares are of what a run did after its plan; what its pilot took is
+apart. Shares are of N x expert makespan, and a worker is busy from the start of a session's load to its end, so that
+loading counts as busy.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -225,6 +226,7 @@ def summarise(
         "num_questions": num_questions,
         "num_calls": len(planned),
         **measured,
+        **({} if result is None else _pilot(result)),
         **(asdict(stage) if stage else _without_stage(accuracy_frac, answers_source)),
         **_gains(measured, stage),
         "resumptions": None if result is None else [one._asdict() for one in result.resumptions],
@@ -234,6 +236,21 @@ def summarise(
         "experts": list(experts),
         "problem_fingerprint": plan.problem_fingerprint,
     }
+
+
+def _pilot(result: RunResult) -> dict[str, Any]:
+    """What the run did before its plan, with calls of its own; empty: nothing."""
+    sessions = [session for session in result.sessions if session.session < result.num_pilot_sessions]
+    if not sessions:
+        return {}
+    pilot = {
+        "num_calls": sum(record.session < result.num_pilot_sessions for record in result.calls),
+        "num_sessions": len(sessions),
+        "end_ts": max(session.end_ts for session in sessions),
+        "pilot_s": makespan_s(sessions),
+        "with_pilot_s": makespan_s(result.sessions),
+    }
+    return {"pilot": pilot}
 
 
 def _without_stage(accuracy_frac: float | None, answers_source: str | None) -> dict[str, Any]:
@@ -249,16 +266,16 @@ def _measured(result: RunResult | None, planned: set[CallKey], predicted_s: floa
     )  # fmt: skip
     if result is None:
         return {**dict.fromkeys(keys), "predicted_expert_makespan_s": predicted_s}
-    experts_s = makespan_s(expert_sessions(result))
-    total_s = makespan_s(result.sessions)
+    timed = result.after_pilot()
+    experts_s = makespan_s(expert_sessions(timed))
+    total_s = makespan_s(timed.sessions)
     aggregator_s = None
-    if experts_s is not None and total_s is not None and len(expert_sessions(result)) < len(result.sessions):
+    if experts_s is not None and total_s is not None and len(expert_sessions(timed)) < len(timed.sessions):
         aggregator_s = total_s - experts_s
-    tokens = output_tokens(result)
     values = (
         _num_failed(result, planned), num_cancelled(result), experts_s, aggregator_s, total_s, predicted_s,
-        result.lower_bound_s, gpu_idle_frac(result), gpu_load_frac(result), num_loads(result), tokens,
-        wasted_tokens(result), tokens / total_s if total_s else None, num_preemptions(result),
+        result.lower_bound_s, gpu_idle_frac(timed), gpu_load_frac(timed), num_loads(timed), output_tokens(result),
+        wasted_tokens(result), output_tokens(timed) / total_s if total_s else None, num_preemptions(result),
     )  # fmt: skip
     return dict(zip(keys, values, strict=True))
 

@@ -9,7 +9,14 @@ from textwrap import wrap
 from mosaic.bundled import command_line
 from mosaic.core.results import RunResult, SessionRecord
 from mosaic.report.disturbances import describe_disturbances
-from mosaic.report.metrics import Summary, busy_s_by_worker, expert_sessions, load_s_by_worker, makespan_s, num_loads
+from mosaic.report.metrics import (
+    Summary,
+    busy_s_by_worker,
+    expert_sessions,
+    load_s_by_worker,
+    makespan_s,
+    num_loads,
+)
 
 NUM_LINES = 24
 NUM_COLUMNS = 100
@@ -43,7 +50,8 @@ def describe_run(
     errors
         Of calls that failed on a real backend: how many ended with each; records do not say.
     """
-    above = [_headline(summary), "", *_makespan_lines(summary), *_disturbed_lines(summary)]
+    result = result.after_pilot()
+    above = [_headline(summary), "", *_makespan_lines(summary), *_pilot_lines(summary), *_disturbed_lines(summary)]
     below = [
         _row("idle", _idle_text(summary, result)),
         _row("tokens", _tokens_text(summary)),
@@ -74,6 +82,7 @@ def describe_point(summary: Summary, point: str) -> str:
     made = "not run" if made_s is None else f"{name} {_seconds(made_s)}"
     text = f"{point}: {made}, predicted {_seconds(predicted_s)}"
     text += "" if idle is None else f", idle {idle:.1%}"
+    text += f", pilot before {_seconds(summary['pilot']['pilot_s'])}" if summary.get("pilot") else ""
     if summary["skip_frac"] is not None:
         text += f", end to end {_seconds(summary['end_to_end_s'])}, skipped {_skip_text(summary)}"
     if summary["accuracy_frac"] is not None:
@@ -133,6 +142,15 @@ def _makespan_lines(summary: Summary) -> list[str]:
     text = f"{_seconds(summary['end_to_end_s'])} end to end, of which the aggregator {_seconds(stage_s or 0.0)}"
     text += f" (predicted {_seconds(predicted_s)})" if predicted_s else ""
     return [_row("makespan", text), _row("experts", _expert_times(summary))]
+
+
+def _pilot_lines(summary: Summary) -> list[str]:
+    """Say what came before the plan, which the times above leave out."""
+    pilot = summary.get("pilot")
+    if pilot is None:
+        return []
+    text = f"{_seconds(pilot['pilot_s'])} before, with {pilot['num_calls']:,} of these calls, to plan the others; "
+    return [_row("pilot", f"{text}{_seconds(pilot['with_pilot_s'])} with it")]
 
 
 def _disturbed_lines(summary: Summary) -> list[str]:

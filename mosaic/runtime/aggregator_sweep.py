@@ -14,7 +14,7 @@ from mosaic.core.cluster import Cluster
 from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.prediction import prediction_from_sample
-from mosaic.core.results import SessionRecord
+from mosaic.core.results import RunResult, SessionRecord
 from mosaic.core.workload import Call, Expert
 from mosaic.planning.profiles import ProfileEntry, SweepPoint, fit_session
 from mosaic.planning.schedulers.shards import replica_sessions, split_evenly
@@ -57,20 +57,38 @@ def sweep_aggregator(
     """
     require(len(calls) > 0, "aggregator sweep: calls", "at least one call", 0)
     places = aggregator_places(expert, cluster.num_workers) if places is None else places
-    waves: list[tuple[Session, ...]] = []
-    served: list[Call] = []
-    barrier: tuple[int, ...] = ()
-    for shard in _shards(calls, len(places), max_calls):
-        parts = split_evenly(len(shard), len(places))
-        wave = replica_sessions(shard, places, parts, first_id=sum(map(len, waves)), after=barrier)
-        barrier = tuple(session.id for session in wave)
-        waves.append(wave)
-        served += shard
+    shards = list(_shards(calls, len(places), max_calls))
+    waves, served = waves_of(shards, places), [call for shard in shards for call in shard]
     sessions = [session for wave in waves for session in wave]
     tell(len(served))
     everybody = (*controllers, WholeSweep("aggregator sweep", len(served)))
     result = execute(unpriced_plan(sessions, num_workers=cluster.num_workers), served, backend, everybody)
     assert len(result.calls) == len(served), "all finished"
+    return entry_of_waves(expert, cluster, waves, result)
+
+
+def waves_of(shards: Sequence[Sequence[Call]], places: Sequence[tuple[int, ...]]) -> list[tuple[Session, ...]]:
+    """Spread each shard evenly over all places; a wave starts when the one before it has ended."""
+    waves: list[tuple[Session, ...]] = []
+    barrier: tuple[int, ...] = ()
+    for shard in shards:
+        parts = split_evenly(len(shard), len(places))
+        wave = replica_sessions(shard, places, parts, first_id=sum(map(len, waves)), after=barrier)
+        barrier = tuple(session.id for session in wave)
+        waves.append(wave)
+    return waves
+
+
+def entry_of_waves(
+    expert: Expert, cluster: Cluster, waves: Sequence[Sequence[Session]], result: RunResult
+) -> ProfileEntry:
+    """Fit a replica's costs to waves.
+
+    Raises
+    ------
+    DisturbedSweepError
+        If sessions that were interrupted leave waves of fewer than two sizes.
+    """
     # NOTE: a session that was interrupted and begun again took longer than its calls need.
     disturbed = {record.session for record in result.sessions if record.num_interruptions}
     records = {record.session: record for record in result.sessions if record.session not in disturbed}
@@ -121,6 +139,8 @@ def _shards(calls: Sequence[Call], num_places: int, max_calls: int | None) -> It
     for share in SHARES * num_repeats:
         chosen = list(islice(slots, num_copies))
         copies = [replace(call, key=call.key._replace(slot=slot)) for slot in chosen for call in calls]
+        if max_calls is not None:
+            copies = copies[: max(least, max_calls // len(SHARES))]
         for part in range(share):
             yield copies[part::share]
 

@@ -24,6 +24,8 @@ class Start(msgspec.Struct, frozen=True):
     ts: float
     """The latest instant of the run's clock that was kept; 0: it begins."""
     unix_s: float
+    first_ts: float = 0.0
+    """Where the run's clock stood when it began: at the end of its pilot, which has a journal of its own."""
 
 
 class JournalLog:
@@ -49,8 +51,8 @@ class JournalLog:
         starts = [msgspec.json.decode(text, type=Start) for text in read_log(self._folder / STARTS).records]
         return resumptions_of(starts)
 
-    def note_start(self, ts: float) -> None:
-        """Put on the disk that the run begins, or goes on, at this instant of its clock.
+    def note_start(self, ts: float, first_ts: float = 0.0) -> None:
+        """Put on the disk that the run begins, or goes on, at this instant of its clock, which began at ``first_ts``.
 
         Raises
         ------
@@ -58,7 +60,7 @@ class JournalLog:
             If it cannot be done.
         """
         with Log(self._folder / STARTS) as log:
-            log.append([frame(msgspec.json.encode(Start(ts, time.time())))])
+            log.append([frame(msgspec.json.encode(Start(ts, time.time(), first_ts)))])
 
     def write(self, actions: Sequence[Action]) -> None:
         """Put commands on the disk, all at once.
@@ -82,7 +84,7 @@ class JournalLog:
 
 
 def resumptions_of(starts: Sequence[Start]) -> tuple[Resumption, ...]:
-    """Tell when a run went on. A start from 0 is a new beginning: of what was done before, nothing was kept.
+    """Tell when a run went on. A start from where it began is a new one: of what was done before, nothing was kept.
 
     Examples
     --------
@@ -96,5 +98,5 @@ def resumptions_of(starts: Sequence[Start]) -> tuple[Resumption, ...]:
             pause_s=None if last is None else max(0.0, start.unix_s - last.unix_s - (start.ts - last.ts)),
         )
         for last, start in zip(before, starts, strict=False)
-        if start.ts > 0
+        if start.ts > start.first_ts
     )

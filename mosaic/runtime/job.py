@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TypeVar
 
 from mosaic.core.cluster import Cluster
@@ -20,6 +21,17 @@ from mosaic.runtime.store import Store
 from mosaic.runtime.sweep import Sweep
 
 _Measured = TypeVar("_Measured")
+
+
+class ProfileSource(StrEnum):
+    """Which calls tell what experts cost, where no profile is given."""
+
+    AUTO = "auto"
+    """Where models really answer, the batch's own, as far as their answers can be kept; else those of calibration."""
+    BATCH = "batch"
+    """The batch's own: a pilot, whose answers are the batch's."""
+    CALIBRATION = "calibration"
+    """Of other questions, or of the batch's with other luck: nothing of them is kept."""
 
 
 def shape_of(graph: CallGraph) -> list[object]:
@@ -45,6 +57,8 @@ class Job:
     """How the first layer is measured where no profile is given."""
     profile: Profile | None = None
     """Of the first layer; None: measured before the run."""
+    profile_source: ProfileSource = ProfileSource.AUTO
+    """What is measured where no profile is given."""
     max_batch_frac: float | None = None
     """Real engines measure no more calls of an expert before the batch than this share of those that it has there.
 

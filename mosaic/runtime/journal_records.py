@@ -147,10 +147,10 @@ def fingerprint_of(record: CallRecord) -> str:
     return "" if record.response is None else record.response.fingerprint
 
 
-def read_journal(folder: Path) -> JournalState:
-    """Read all logs of a journal but those of commands and starts, in the order of their names."""
+def read_journal(*folders: Path) -> JournalState:
+    """Read all logs of journals but those of commands and starts, in the order of their names."""
     state = JournalState()
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
+    for path in (path for folder in folders for path in sorted(folder.glob(f"*{SUFFIX}"))):
         if path.name not in (COMMANDS, STARTS):
             found = read_log(path)
             state.num_damaged += found.num_damaged

@@ -11,6 +11,7 @@ from mosaic.core.results import CallRecord
 from mosaic.core.workload import Call, CallKey, NodeName, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph, Forecast
 from mosaic.runtime.controller import View
+from mosaic.runtime.pilot import InTurn
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.static_plan import opened, plan_commands
 
@@ -67,6 +68,8 @@ class Layers:
         calls that have come up, and made anew elsewhere.
     on_plan
         Told of each plan, and of the number that its session 0 has in the run, before it runs.
+    pilot
+        Runs before the first layer, which is then what it has left.
     """
 
     reacts = False
@@ -77,11 +80,13 @@ class Layers:
         planner: Planner,
         plans: Sequence[Plan] = (),
         on_plan: Callable[[Planned, int], None] = lambda planned, first_session: None,
+        pilot: InTurn | None = None,
     ) -> None:
         self._questions = questions
         self._planner = planner
         self._saved = list(plans)
         self._on_plan = on_plan
+        self._pilot = pilot
         self._num_layers = 0
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
@@ -90,11 +95,14 @@ class Layers:
             self._questions.note(event.record)
             if view.running or self._num_layers == len(self._questions.graph.layers):
                 return ()
-            calls = [call for question in self._questions for call in self._questions.needed(question.id)]
-        elif isinstance(event, Started):
+        elif not isinstance(event, Started):
+            return ()
+        if self._pilot is not None and self._pilot.is_left:
+            return self._pilot.on(event, view)
+        if self._num_layers == 0:
             calls = list(self._questions.first_calls)
         else:
-            return ()
+            calls = [call for question in self._questions for call in self._questions.needed(question.id)]
         calls = [call for call in calls if call.key not in view.calls]
         return self._begin(calls, view) if calls else ()
 

@@ -15,7 +15,7 @@ from mosaic.core.cluster import Cluster
 from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Plan, PredictedTimes, Session, unpriced_plan
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question
+from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.node import Node
 from mosaic.planning.profiles import Profile, ProfileEntry
@@ -110,6 +110,8 @@ def rehearse(
     site: Site,
     show: Show,
     *,
+    asked: Workload | None = None,
+    answered: Mapping[CallKey, CallRecord] | None = None,
     max_questions: int | None = None,
     tell: Tell = lambda line: None,
 ) -> Rehearsal:
@@ -123,26 +125,35 @@ def rehearse(
         The pipeline, who plans its first layer, and where.
     show
         Shows what goes on.
+    asked
+        Which questions; None: those of calibration.
+    answered
+        What is known of their calls, of a pilot: these are not sent.
     max_questions
         Most questions that are asked; None: as many as the site gives.
     tell
         Told how many calls come.
     """
-    asked = site.calibration([entry.expert for entry in planner.profiles[graph.first_nodes[0]].entries])
-    asked = first_questions(asked, max_questions)
+    if asked is None:
+        asked = site.calibration([entry.expert for entry in planner.profiles[graph.first_nodes[0]].entries])
+        asked = first_questions(asked, max_questions)
     known = {question.id: question for question in asked.questions}
     questions = Questions(asked, graph)
     calls: Sequence[Call] = questions.first_calls
     make: Callable[[], Plan] = lambda: planner.plan(questions.first_calls).plan  # noqa: E731
     records: dict[CallKey, CallRecord] = {}
+    known_before = answered or {}
     typical: dict[NodeName, tuple[Call, ...]] = {}
     needed_frac: dict[NodeName, float] = {}
     for number, layer in enumerate(graph.layers[1:]):
-        count = dict(Counter(call.expert for call in calls))
-        tell(announcement("calibrating", count, "to see what the gate leaves", SPARED))
-        with show("calibrating", {}) as shown:
-            prompts = prompts_of(graph, known)
-            said = site.ask(f"calibration_{number}", calls, make, known, prompts, records, shown)
+        said = [known_before[call.key] for call in calls if call.key in known_before]
+        calls = [call for call in calls if call.key not in known_before]
+        if calls:
+            count = dict(Counter(call.expert for call in calls))
+            tell(announcement("calibrating", count, "to see what the gate leaves", SPARED))
+            with show("calibrating", {}) as shown:
+                prompts = prompts_of(graph, known)
+                said += site.ask(f"calibration_{number}", calls, make, known, prompts, records, shown)
         for record in said:
             records[record.key] = record
             questions.note(record)
@@ -152,7 +163,8 @@ def rehearse(
             typical[node.name] = mine or questions.calls_of(node.name, skipping=False)
         calls = [call for node in layer for call in typical[node.name]]
         experts = [expert for node in layer for expert in node.experts]
-        make = partial(even_plan, calls, experts, site, planner.cluster.num_workers)
+        left = [call for call in calls if call.key not in known_before]
+        make = partial(even_plan, left, experts, site, planner.cluster.num_workers)
     return Rehearsal(questions=known, records=records, calls=typical, needed_frac=needed_frac)
 
 

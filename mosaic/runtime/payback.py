@@ -68,3 +68,16 @@ def announcement(what: str, num_calls: Mapping[ExpertName, int], why: str, inste
     """
     listed = ", ".join(f"{expert} {count:,}" for expert, count in num_calls.items())
     return f"{what}: {sum(num_calls.values()):,} calls that are not the batch ({listed}), {why}; {instead}"
+
+
+def pilot_announcement(what: str, num_calls: Mapping[ExpertName, int], num_batch_calls: int) -> str:
+    """Say how many calls of the batch are sent before it is planned, and why they cost nothing.
+
+    Examples
+    --------
+    >>> pilot_announcement("pilot", {"Qwen": 120, "GLM": 60}, 1800)
+    "pilot: 180 of the batch's own 1,800 calls (Qwen 120, GLM 60), to price the others; their answers are kept"
+    """
+    listed = ", ".join(f"{expert} {count:,}" for expert, count in num_calls.items())
+    own = f"{sum(num_calls.values()):,} of the batch's own {num_batch_calls:,} calls ({listed})"
+    return f"{what}: {own}, to price the others; their answers are kept"

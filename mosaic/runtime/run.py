@@ -1,42 +1,30 @@
 """From a workload to answers: measure, plan, run. What a run is made of comes in as plain values."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import TypeAlias
 
 from mosaic.core.plan import Plan, PredictedTimes
 from mosaic.core.results import CallStatus, RunResult
-from mosaic.core.workload import Expert, NodeName
-from mosaic.pipelines.agreement import Agreement
+from mosaic.core.workload import NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
-from mosaic.pipelines.node import Node
-from mosaic.planning.expected_calls import plan_expected
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.hindsight import always_aggregate
-from mosaic.runtime.job import Job, Outcome, shape_of
+from mosaic.runtime.job import Job, Outcome, ProfileSource
 from mosaic.runtime.layers import Flow, Layers, Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.measuring import (
-    Rehearsal,
     Show,
     Tell,
     prompts_of,
-    rehearse,
     show_nothing,
-    sweep_first_layer,
-    sweep_node,
 )
-from mosaic.runtime.payback import paid_back
+from mosaic.runtime.pilot import InTurn
 from mosaic.runtime.planner import Planned, Planner
+from mosaic.runtime.preparing import Begun, Step, prepare, price_upper_nodes
 from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replanning import Replanning
-
-Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
-"""Times a step of a run."""
-MANY_WORKERS = 100
-"""From so many on a plan may take long enough to be announced."""
 
 
 def plan(
@@ -53,7 +41,7 @@ def plan(
     InfeasibleError, PlanError, ProfileError, BackendError
         If no plan exists, a saved plan is of another batch, or something cannot be measured.
     """
-    return _plan(job, show, step, tell)[1]
+    return prepare(job, show, step, tell).planned
 
 
 def measure(job: Job, *, show: Show = show_nothing, tell: Tell = lambda line: None) -> Mapping[NodeName, Profile]:
@@ -66,74 +54,9 @@ def measure(job: Job, *, show: Show = show_nothing, tell: Tell = lambda line: No
     InfeasibleError, PlanError, ProfileError, BackendError
         If something cannot be measured, or no plan exists for what calibration needs.
     """
-    job = replace(job, max_batch_frac=None, has_quorum=False)
-    planner, _, rehearsal = _plan(job, show, lambda name: nullcontext(), tell)
-    return _with_upper_profiles(job, planner, rehearsal, show, tell)[0].profiles
-
-
-def _plan(job: Job, show: Show, step: Step, tell: Tell) -> tuple[Planner, Planned, Rehearsal]:
-    """Measure and plan the first layer; where a plan expects cancelled calls, after a rehearsal."""
-    first = job.graph.first_calls(job.workload)
-    with step("profile"):
-        profile = job.profile
-        if profile is None:
-            source = f"{job.site.way} sweep of {job.workload.name} {job.site.circumstances}"
-            profile = job.kept(
-                (
-                    "first layer",
-                    job.sweep,
-                    source,
-                    [call.expert for call in first],
-                    [call.prompt_tokens for call in first],
-                ),
-                Profile,
-                lambda: sweep_first_layer(
-                    job.sweep,
-                    first,
-                    _pool(job),
-                    job.cluster,
-                    job.site,
-                    source,
-                    show,
-                    max_batch_frac=_max_batch_frac(job),
-                    tell=tell,
-                ),
-            )
-    if job.cluster.num_workers >= MANY_WORKERS and not job.plans:
-        tell(f"planning: {job.scheduler.name}, {len(first):,} calls on {job.cluster.num_workers:,} workers")
-    with step("plan"):
-        planner = Planner(
-            experts=_pool(job),
-            cluster=job.cluster,
-            scheduler=job.scheduler,
-            costs=job.costs,
-            profiles=dict.fromkeys(job.graph.first_nodes, profile),
-            by_node=job.placements,
-            session_model=job.session_model,
-        )
-        planned = planner.plan(first, saved=job.plans[0] if job.plans else None)
-        rehearsal = Rehearsal()
-        if job.has_quorum and job.graph.upper_nodes and not job.plans:
-            rehearsal = rehearse(job.graph, planner, job.site, show, max_questions=_most_rehearsed(job), tell=tell)
-            agreement = Agreement(job.graph, rehearsal.questions, rehearsal.records.values())
-            if agreement.is_ever_settled:
-                expected = plan_expected(planned.scheduler, planned.problem, agreement.settled_frac)
-                planned = planner.plan(first, saved=expected)
-        return planner, planned, rehearsal
-
-
-def _max_batch_frac(job: Job) -> float | None:
-    return None if job.site.way == "simulated" else job.max_batch_frac
-
-
-def _most_rehearsed(job: Job) -> int | None:
-    return paid_back(len(job.workload.questions), _max_batch_frac(job))
-
-
-def _pool(job: Job) -> tuple[Expert, ...]:
-    """Give the pool, and experts that only the graph names."""
-    known = {expert.name for expert in job.experts}
-    return (*job.experts, *(expert for expert in job.graph.experts if expert.name not in known))
+    job = replace(job, max_batch_frac=None, has_quorum=False, profile_source=ProfileSource.CALIBRATION)
+    begun = prepare(job, show, lambda name: nullcontext(), tell)
+    return price_upper_nodes(job, begun, show, tell).planner.profiles
 
 
 def run(
@@ -170,10 +93,11 @@ def run(
     InfeasibleError, PlanError, ProfileError, BackendError
         If no plan exists, a plan breaks the problem, or the site cannot run it.
     """
-    planner, first, rehearsal = _plan(job, show, step, tell)
+    begun = prepare(job, show, step, tell)
     graph, workload, site = job.graph, job.workload, job.site
     with step("profile_upper"):
-        planner, rehearsal = _with_upper_profiles(job, planner, rehearsal, show, tell)
+        begun = price_upper_nodes(job, begun, show, tell)
+    planner, pilot = begun.planner, begun.pilot
     known = {question.id: question for question in workload.questions}
     questions = Questions(workload, graph)
     planned: list[Planned] = []
@@ -190,50 +114,30 @@ def run(
         for session, times in zip(made.plan.sessions, made.plan.predicted, strict=True):
             predicted[session.id + first_session] = times
 
-    if job.has_barrier:
-        pipeline: Controller = Layers(questions, planner, (first.plan, *job.plans[1:]), note_plan)
-    else:
-        expected = graph.forecast(workload, rehearsal.needed_frac, rehearsal.prompt_tokens())
-        pipeline = Flow(questions, planner, expected, note_plan, first.plan)
+    pipeline = _pipeline(job, begun, questions, note_plan)
     with step("execute"), show("calls", predicted) as shown:
-        backend = site.backend(known, prompts_of(graph, known))
+        backend = site.backend(known, prompts_of(graph, known), after=pilot.names)
         log = site.command_log()
         everybody = [pipeline, *([Quorum(questions)] if job.has_quorum else ()), *controllers, *shown]
         if site.way != "simulated":
             everybody.insert(1, Replanning(lambda calls, lost: planner.plan(calls, lost).plan, note_replan))
         result = drive(backend, everybody, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
-        result = replace(result, lower_bound_s=site.lower_bound_s(backend), first_nodes=graph.first_nodes)
+        result = replace(result, first_nodes=graph.first_nodes, num_pilot_sessions=pilot.num_sessions)
+        if not pilot.stages:  # it bounds the whole layer
+            result = replace(result, lower_bound_s=site.lower_bound_s(backend))
     outcome = Outcome(planned=tuple(planned), result=result, replans=tuple(replans))
     if graph.upper_nodes:
         return _with_answers(job, planner, outcome, questions, step)
     return replace(outcome, answers=_by_majority(job, outcome.result, questions))
 
 
-def _with_upper_profiles(
-    job: Job, planner: Planner, rehearsal: Rehearsal, show: Show, tell: Tell
-) -> tuple[Planner, Rehearsal]:
-    graph, site, given = job.graph, job.site, job.upper_profile
-    most = _most_rehearsed(job)
-    upper = graph.upper_nodes
-    profiles = dict(planner.profiles)
-    if upper and not job.has_barrier and not rehearsal.calls:
-        rehearsal = rehearse(graph, planner, site, show, max_questions=most, tell=tell)
-    for node in upper:
-        if given is not None:
-            profiles[node.name] = given
-            continue
-        what = f"{node.name} of {job.workload.name} after gate={graph.gate.name}"
-        source = f"{site.way} {what} {site.circumstances}"
-
-        def measure(node: Node = node, source: str = source) -> Profile:
-            nonlocal rehearsal
-            if not rehearsal.calls:
-                rehearsal = rehearse(graph, planner, site, show, max_questions=most, tell=tell)
-            return sweep_node(node, rehearsal, graph, planner, site, source, show, max_calls=most, tell=tell)
-
-        decided_by = (node.name, shape_of(graph), job.workload, planner.degrees(node.name, node.experts[0]))
-        profiles[node.name] = job.kept((source, *decided_by), Profile, measure)
-    return replace(planner, profiles=profiles), rehearsal
+def _pipeline(job: Job, begun: Begun, questions: Questions, note_plan: Callable[[Planned, int], None]) -> Controller:
+    plan = begun.planned.plan
+    if job.has_barrier:
+        return Layers(questions, begun.planner, (plan, *job.plans[1:]), note_plan, InTurn(begun.pilot.stages))
+    rehearsal = begun.rehearsal
+    expected = job.graph.forecast(job.workload, rehearsal.needed_frac, rehearsal.prompt_tokens())
+    return Flow(questions, begun.planner, expected, note_plan, plan)
 
 
 def _with_answers(job: Job, planner: Planner, outcome: Outcome, questions: Questions, step: Step) -> Outcome:

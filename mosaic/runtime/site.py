@@ -45,11 +45,23 @@ class Site(Protocol):
     def answers_source(self) -> str:
         """Where the agreement of the experts comes from: measured, fitted or assumed."""
 
-    def backend(self, questions: Mapping[str, Question], prompts: Prompts) -> Backend:
-        """Give the backend of the run."""
+    def backend(
+        self, questions: Mapping[str, Question], prompts: Prompts, *, name: str = "run", after: Sequence[str] = ()
+    ) -> Backend:
+        """Give the backend of the run, or of a stage of its pilot.
+
+        Parameters
+        ----------
+        questions, prompts
+            What is asked.
+        name
+            Of the run, or of the stage.
+        after
+            Stages before it. It goes on with their clock, and what has finished in them is told and not run again.
+        """
 
     def command_log(self) -> CommandLog | None:
-        """Give the log of the run's commands; None: it cannot be interrupted and go on."""
+        """Give the log of commands of the backend that was given last; None: it cannot be interrupted and go on."""
 
     def calibration(self, experts: Sequence[ExpertName]) -> Workload:
         """Give the questions that show what a gate leaves: others than the batch's, or the batch with other luck.

@@ -113,10 +113,17 @@ def run_sweep(
     everybody = (*controllers, WholeSweep("profile sweep", len(calls)))
     result = execute(unpriced_plan(sessions, num_workers=cluster.num_workers), calls, backend, everybody)
     assert len(result.calls) == len(calls), "all finished"
-    return Profile(source=source, entries=tuple(_entry(expert, cluster, result) for expert in experts))
+    return Profile(source=source, entries=tuple(entry_of(expert, cluster, result) for expert in experts))
 
 
-def _entry(expert: Expert, cluster: Cluster, result: RunResult) -> ProfileEntry:
+def entry_of(expert: Expert, cluster: Cluster, result: RunResult) -> ProfileEntry:
+    """Fit an expert's costs to its sessions.
+
+    Raises
+    ------
+    DisturbedSweepError
+        If sessions that were interrupted leave fewer than two sizes.
+    """
     records: list[CallRecord] = [call for call in result.calls if call.expert == expert.name]
     # NOTE: a session that was interrupted and begun again took longer than its calls need. One whose server wanted a
     # request twice did not: the batch will meet the same server.

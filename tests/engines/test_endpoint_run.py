@@ -12,6 +12,8 @@ from tests.engines.fake_run import write_inputs
 from tests.engines.fake_server import FakeServer, completion
 from tests.experiments.command_line import run_here
 
+CALIBRATION = "profile.source=calibration"
+
 
 @pytest.fixture
 def servers():
@@ -54,7 +56,7 @@ def test_a_server_that_goes_away_leaves_its_calls_to_the_other(tmp_path, servers
         return None if gone.is_set() else completion(body)
 
     folder = tmp_path / "run"
-    overrides = [*overrides_of(tmp_path, servers), "aggregator=none", "scheduler=data_parallel"]
+    overrides = [*overrides_of(tmp_path, servers), CALIBRATION, "aggregator=none", "scheduler=data_parallel"]
     overrides += ["backend.max_in_flight=2", "backend.patience.max_retries=1", "backend.patience.first_wait_s=0.01"]
     servers[2].behave = behave
     outcome = run_here(*overrides, f"hydra.run.dir={folder}")
@@ -110,7 +112,7 @@ def test_a_sweep_that_cannot_finish_names_the_cause_and_keeps_what_has_finished(
         return completion(body)
 
     servers[1].behave = behave
-    overrides = [*of_one_server(tmp_path, servers[1]), "backend.max_in_flight=1"]
+    overrides = [*of_one_server(tmp_path, servers[1]), CALIBRATION, "backend.max_in_flight=1"]
     overrides += ["backend.patience.max_retries=1", "backend.patience.first_wait_s=0.01"]
     outcome = run_here(*overrides)
     assert outcome.status == 2
@@ -129,9 +131,42 @@ def test_a_run_says_what_it_measures_before_and_measures_no_more_than_the_batch_
     assert outcome.status == 0, outcome.err
     assert outcome.err.splitlines()[:2] == [
         f"run folder: {tmp_path / 'run'}",
+        "pilot: 8 of the batch's own 20 calls (QwenHalf 8), to price the others; their answers are kept",
+    ]
+    assert len(servers[1].posts) == 20
+
+
+def test_calibration_says_what_it_asks_beside_the_batch(tmp_path, servers):
+    outcome = run_here(*of_one_server(tmp_path, servers[1]), CALIBRATION)
+    assert outcome.status == 0, outcome.err
+    assert outcome.err.splitlines()[:2] == [
+        f"run folder: {tmp_path / 'run'}",
         "profiling: 8 calls that are not the batch (QwenHalf 8), to price sessions; profile.path=FILE spares them",
     ]
     assert len(servers[1].posts) == 8 + 20
+
+
+def test_a_pilot_whose_calls_only_fail_stops_with_the_words_of_the_server_and_goes_on_later(tmp_path, servers):
+    num_served, is_ill = 0, True
+
+    def behave(body, number):
+        nonlocal num_served
+        if is_ill and num_served == 3:
+            return (500, {"error": {"message": "CUDA error"}})
+        num_served += 1
+        return completion(body)
+
+    servers[1].behave = behave
+    overrides = [*of_one_server(tmp_path, servers[1]), "backend.max_in_flight=1"]
+    overrides += ["backend.patience.max_retries=1", "backend.patience.first_wait_s=0.01"]
+    outcome = run_here(*overrides)
+    assert outcome.status == 2
+    assert "error: pilot: 3 calls finished, and then 4 failed in a row, the first was q" in outcome.err
+    assert "500 Internal Server Error: CUDA error" in outcome.err.splitlines()[-1]
+    assert len(servers[1].posts) <= 3 + 2 * 5, "and no more of the batch"
+    is_ill = False
+    assert run_here(*overrides).status == 0
+    assert num_served == 20, "each call of the batch once"
 
 
 def test_a_bound_that_is_lifted_measures_the_whole_sweep(tmp_path, servers):
@@ -153,11 +188,11 @@ def test_requests_that_a_server_wants_twice_are_no_reason_to_measure_again(tmp_p
     servers[1].behave = behave
     outcome = run_here(*of_one_server(tmp_path, servers[1]))
     assert outcome.status == 0, outcome.err
-    assert len(servers[1].posts) == 2 * (8 + 20)
+    assert len(servers[1].posts) == 2 * 20
 
 
 def test_upper_nodes_are_measured_within_the_same_bound(tmp_path, servers):
-    outcome = run_here(*overrides_of(tmp_path, servers), f"hydra.run.dir={tmp_path / 'run'}")
+    outcome = run_here(*overrides_of(tmp_path, servers), CALIBRATION, f"hydra.run.dir={tmp_path / 'run'}")
     assert outcome.status == 0, outcome.err
     told = [line.partition(";")[0] for line in outcome.err.splitlines() if "not the batch" in line]
     assert told == [

@@ -20,7 +20,7 @@ nodes:
 barrier: true
 """
 POOL = ("TinySage", "TinyOwl", "TinyDart", "TinyFinch", "TinyJudge")
-ENGINES = ("backend=vllm", "backend.device=cpu", "backend.num_calibration_questions=8")
+ENGINES = ("backend=vllm", "backend.device=cpu")
 NUM_QUESTIONS = 16
 
 

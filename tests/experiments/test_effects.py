@@ -53,6 +53,7 @@ def refusal(*overrides: str) -> str:
         (FEW, "+world.merged_tokens.Qwen={sample: [5], source: assumed}", "nothing is merged by Qwen"),
         (FEW, "profile.max_batch_frac=0.5", "only what real engines measure is bounded"),
         ((*SMALL, "profile.path=PROFILE"), "profile.sweep.num_repeats=3", "is a sweep's result"),
+        ((*SMALL, "profile.path=PROFILE"), "profile.source=calibration", "is a sweep's result"),
         ((*SMALL, "profile.path=PROFILE", "aggregator=none"), "profile.seed=3", "nothing is measured"),
     ],
 )

@@ -1,0 +1,257 @@
+"""A pilot: calls of the batch itself, answered before the plan, which they price.
+
+What a call says depends on the seed and its key, and not on the plan, so nothing is asked twice: a pilot's answers are
+the batch's. The pilot comes first on the run's clock and in its journal, and the plan is for the calls that are left.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+
+from mosaic.core.commands import Command
+from mosaic.core.errors import BackendError
+from mosaic.core.events import Event, Finished, Started
+from mosaic.core.plan import Plan, Session, unpriced_plan
+from mosaic.core.results import CallRecord, CallStatus, RunResult
+from mosaic.core.workload import Call, CallKey, Expert, ExpertName, Workload
+from mosaic.planning.profiles import Profile
+from mosaic.runtime.controller import Controller, View
+from mosaic.runtime.job import Job, ProfileSource
+from mosaic.runtime.loop import drive
+from mosaic.runtime.payback import paid_back, sweeps_within
+from mosaic.runtime.site import Prompts, Site
+from mosaic.runtime.static_plan import plan_commands
+from mosaic.runtime.sweep import entry_of
+
+SHARES = 1 + 2 + 4
+"""Three sessions of an expert serve a seventh, two and four of its calls: the points that a line needs."""
+MAX_FAILURES = 4
+"""A pilot stops where so many calls fail in a row: its batch would fare no better."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Sessions that run before the plan, one stage after the other."""
+
+    name: str
+    """Of its journal."""
+    plan: Plan
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pilot:
+    """What a pilot asked, and what came of it."""
+
+    stages: tuple[Stage, ...] = ()
+    """None: nothing of the batch was asked before it was planned."""
+    records: Mapping[CallKey, CallRecord] = field(default_factory=dict)
+    """Of the calls that finished. Those that failed are planned with the batch."""
+
+    @property
+    def num_sessions(self) -> int:
+        """They are the run's first."""
+        return sum(len(stage.plan.sessions) for stage in self.stages)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the journals that hold it."""
+        return tuple(stage.name for stage in self.stages)
+
+    def whole_questions(self, workload: Workload, first_calls: Sequence[Call]) -> Workload:
+        """Cut the batch down to the questions whose calls of the first layer have all finished here."""
+        open_ = {call.key.question for call in first_calls if call.key not in self.records}
+        questions = tuple(question for question in workload.questions if question.id not in open_)
+        kept = {question.id for question in questions}
+        calls = tuple(call for call in workload.calls if call.key.question in kept)
+        return Workload(name=workload.name, questions=questions, calls=calls)
+
+
+class InTurn:
+    """A controller that runs the stages of a pilot one after the other; those that have ended are told, not run."""
+
+    reacts = True
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._stages = list(stages)
+
+    @property
+    def is_left(self) -> bool:
+        """Whether a stage has yet to begin."""
+        return bool(self._stages)
+
+    def on(self, event: Event, view: View) -> Iterable[Command]:
+        """Begin the next stage when no call of the one before it is left."""
+        if view.running or not self._stages or not isinstance(event, Started | Finished):
+            return ()
+        stage = self._stages.pop(0)
+        return plan_commands(stage.plan, {call.key: call for call in stage.calls}, view.next_session())
+
+
+class Watch:
+    """A controller that stops a pilot in which calls only fail, with what the first of them said."""
+
+    reacts = False
+
+    def __init__(self) -> None:
+        self._failed: list[CallRecord] = []
+        """Since a call finished."""
+        self._num_finished = 0
+
+    def on(self, event: Event, view: View) -> tuple[Command, ...]:
+        """Count how calls end.
+
+        Raises
+        ------
+        BackendError
+            If too many fail.
+        """
+        if isinstance(event, Finished) and event.record.status is CallStatus.FINISHED:
+            self._num_finished += 1
+            self._failed.clear()
+        elif isinstance(event, Finished):
+            self._failed.append(event.record)
+            if len(self._failed) == MAX_FAILURES:
+                first = self._failed[0]
+                why = first.response.error if first.response is not None else None
+                raise BackendError(
+                    f"pilot: {self._num_finished} calls finished, and then {MAX_FAILURES} failed in a row, the first "
+                    f"was {first.key.question} of {first.expert}: {why or 'no reason is known'}"
+                )
+        return ()
+
+
+def why_not(job: Job, first_calls: Sequence[Call]) -> str | None:
+    """Say why the batch's own calls cannot be the measurement, or are not to be; None: they can."""
+    if job.profile_source is ProfileSource.CALIBRATION:
+        return "profile.source=calibration"
+    if job.profile_source is ProfileSource.AUTO and job.site.way != "measured":
+        return f"what is {job.site.way} is not asked of a model that answers"
+    if job.plans:
+        return "a saved plan places every call of the batch"
+    if job.has_quorum:
+        return "a quorum cancels calls that a pilot would have asked"
+    if not job.has_barrier:
+        return "without a barrier the calls of all layers are planned at the start"
+    asked = Counter(call.expert for call in first_calls)
+    for expert, num_calls in wanted_calls(job, first_calls).items():
+        if asked[expert] < num_calls:
+            return f"a price of {expert} takes {num_calls:,} calls, and the batch has {asked[expert]:,} for it"
+    if len(choose_calls(job, first_calls)) == len(first_calls):
+        return f"a pilot would take all of the batch's {len(first_calls):,} calls"
+    return None
+
+
+def wanted_calls(job: Job, first_calls: Sequence[Call]) -> dict[ExpertName, int]:
+    """Say how many calls of each expert price it: a share of those that it has, and no more than the sweep's."""
+    return {
+        expert: sweep.num_calls for expert, sweep in sweeps_within(job.sweep, first_calls, job.max_batch_frac).items()
+    }
+
+
+def choose_calls(job: Job, first_calls: Sequence[Call], taken: Iterable[CallKey] = ()) -> tuple[Call, ...]:
+    """Choose the calls of a pilot.
+
+    Questions are taken by a hash of their ids, so that a batch in order of subjects gives a fair sample, fixed before
+    any answer. First whole questions, which show what a gate leaves; then single calls of experts that they ask too
+    rarely.
+
+    Parameters
+    ----------
+    job, first_calls
+        The batch.
+    taken
+        Calls that were asked before.
+    """
+    wanted = Counter(wanted_calls(job, first_calls))
+    num_whole = paid_back(len(job.workload.questions), job.max_batch_frac) or max(wanted.values())
+    left = set(taken)
+    by_question: dict[str, list[Call]] = {}
+    for call in first_calls:
+        if call.key not in left:
+            by_question.setdefault(call.key.question, []).append(call)
+    order = sorted(by_question, key=lambda name: blake2b(f"pilot|{name}".encode(), digest_size=8).digest())
+    chosen = [call for question in order[:num_whole] for call in by_question[question]]
+    wanted -= Counter(call.expert for call in chosen)
+    for call in (call for question in order[num_whole:] for call in by_question[question]):
+        if wanted[call.expert] > 0:
+            wanted[call.expert] -= 1
+            chosen.append(call)
+    return tuple(chosen)
+
+
+def thirds(num_calls: int) -> tuple[int, ...]:
+    """Cut calls into three sessions, each twice the one before.
+
+    Examples
+    --------
+    >>> thirds(8), thirds(70)
+    ((1, 2, 5), (10, 20, 40))
+    """
+    small, middle = num_calls // SHARES, 2 * num_calls // SHARES
+    return small, middle, num_calls - small - middle
+
+
+def pilot_sessions(calls: Sequence[Call], experts: Sequence[Expert], site: Site) -> tuple[Session, ...]:
+    """Cut an expert's calls into three sessions; workers take turns.
+
+    Sizes outside, experts inside, as in a sweep: an expert is loaded for each of its sessions, as in a batch.
+    """
+    by_expert: dict[ExpertName, list[Call]] = {}
+    for call in calls:
+        by_expert.setdefault(call.expert, []).append(call)
+    asked = [expert for expert in experts if expert.name in by_expert]
+    sessions: list[Session] = []
+    for index in range(3):
+        for expert in asked:
+            mine = by_expert[expert.name]
+            sizes = thirds(len(mine))
+            shard = mine[sum(sizes[:index]) :][: sizes[index]]
+            places = site.places(replace(expert, max_replicas=None))
+            number = len(sessions)
+            place = places[(number + number // len(asked)) % len(places)]
+            keys = tuple(call.key for call in shard)
+            sessions.append(Session(id=number, expert=expert.name, node=shard[0].key.node, workers=place, shard=keys))
+    return tuple(sessions)
+
+
+def run_stage(job: Job, prompts: Prompts, pilot: Pilot, stage: Stage, shown: Sequence[Controller]) -> RunResult:
+    """Run the next stage of a pilot, on the clock and in the world of the run."""
+    site, known = job.site, {question.id: question for question in job.workload.questions}
+    backend = site.backend(known, prompts, name=stage.name, after=pilot.names)
+    everybody: tuple[Controller, ...] = (InTurn((*pilot.stages, stage)), Watch(), *shown)
+    return drive(backend, everybody, num_workers=job.cluster.num_workers, log=site.command_log())
+
+
+def with_stage(pilot: Pilot, stage: Stage, result: RunResult) -> Pilot:
+    """Add a stage that has run; its calls that failed are not of the pilot any more."""
+    records = {record.key: record for record in result.calls if record.status is CallStatus.FINISHED}
+    sessions = tuple(
+        replace(session, shard=tuple(key for key in session.shard if key in records)) for session in stage.plan.sessions
+    )
+    calls = tuple(call for call in stage.calls if call.key in records)
+    kept = replace(stage, plan=replace(stage.plan, sessions=sessions), calls=calls)
+    return replace(pilot, stages=(*pilot.stages, kept), records=records)
+
+
+def first_stage(job: Job, calls: Sequence[Call], experts: Sequence[Expert], name: str) -> Stage:
+    """Make a stage of calls of the first layer."""
+    plan = unpriced_plan(pilot_sessions(calls, experts, job.site), num_workers=job.cluster.num_workers)
+    return Stage(name=name, plan=plan, calls=tuple(calls))
+
+
+def profile_of(job: Job, experts: Sequence[Expert], result: RunResult, source: str) -> Profile:
+    """Price the experts of a pilot's first layer.
+
+    Raises
+    ------
+    DisturbedSweepError
+        If an expert's sessions were interrupted, or its calls failed, so that fewer than two sizes are left.
+    """
+    finished = tuple(record for record in result.calls if record.status is CallStatus.FINISHED)
+    served = tuple(session for session in result.sessions if session.num_calls)
+    asked = {record.expert for record in result.calls}
+    whole = replace(result, calls=finished, sessions=served)
+    entries = [entry_of(expert, job.cluster, whole) for expert in experts if expert.name in asked]
+    return Profile(source=source, entries=tuple(entries))

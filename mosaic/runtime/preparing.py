@@ -1,0 +1,162 @@
+"""Before a run: measures what is not given, and plans the first layer."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias
+
+from mosaic.core.workload import Call, Expert
+from mosaic.pipelines.agreement import Agreement
+from mosaic.pipelines.node import Node
+from mosaic.planning.expected_calls import plan_expected
+from mosaic.planning.profiles import Profile
+from mosaic.runtime.job import Job, ProfileSource, shape_of
+from mosaic.runtime.measuring import Rehearsal, Show, Tell, rehearse, sweep_first_layer, sweep_node
+from mosaic.runtime.payback import paid_back
+from mosaic.runtime.pilot import Pilot, why_not
+from mosaic.runtime.piloting import pilot_first_layer, pilot_node, questions_of
+from mosaic.runtime.planner import Planned, Planner
+
+Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
+"""Times a step of a run."""
+MANY_WORKERS = 100
+"""From so many on a plan may take long enough to be announced."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A run before its first layer: what was measured and planned of it."""
+
+    planner: Planner
+    planned: Planned
+    pilot: Pilot
+    rehearsal: Rehearsal
+
+
+def prepare(job: Job, show: Show, step: Step, tell: Tell) -> Begun:
+    """Measure and plan the first layer, or what a pilot leaves; where a plan expects cancelled calls, rehearse."""
+    first = job.graph.first_calls(job.workload)
+    with step("profile"):
+        pilot, profile = _first_profile(job, first, show, tell)
+        first = tuple(call for call in first if call.key not in pilot.records)
+    if job.cluster.num_workers >= MANY_WORKERS and not job.plans:
+        tell(f"planning: {job.scheduler.name}, {len(first):,} calls on {job.cluster.num_workers:,} workers")
+    with step("plan"):
+        planner = Planner(
+            experts=_pool(job),
+            cluster=job.cluster,
+            scheduler=job.scheduler,
+            costs=job.costs,
+            profiles=dict.fromkeys(job.graph.first_nodes, profile),
+            by_node=job.placements,
+            session_model=job.session_model,
+        )
+        planned = planner.plan(first, saved=job.plans[0] if job.plans else None)
+        rehearsal = Rehearsal()
+        if job.has_quorum and job.graph.upper_nodes and not job.plans:
+            rehearsal = rehearse(job.graph, planner, job.site, show, max_questions=_most_rehearsed(job), tell=tell)
+            agreement = Agreement(job.graph, rehearsal.questions, rehearsal.records.values())
+            if agreement.is_ever_settled:
+                expected = plan_expected(planned.scheduler, planned.problem, agreement.settled_frac)
+                planned = planner.plan(first, saved=expected)
+        return Begun(planner=planner, planned=planned, pilot=pilot, rehearsal=rehearsal)
+
+
+def _first_profile(job: Job, first: Sequence[Call], show: Show, tell: Tell) -> tuple[Pilot, Profile]:
+    """Price the first layer by the batch's own calls, by others, or by what is given."""
+    pilot = Pilot()
+    if job.profile is not None:
+        return pilot, job.profile
+    reason = why_not(job, first)
+    if reason is None:
+        source = f"{job.site.way} pilot of {job.workload.name} {job.site.circumstances}"
+        pilot, profile = pilot_first_layer(job, first, _pool(job), source, show, tell)
+        if profile is not None:
+            return pilot, profile
+    elif job.profile_source is ProfileSource.BATCH:
+        raise ValueError(f"profile.source must be auto or calibration here, got 'batch': {reason}")
+    elif job.profile_source is ProfileSource.AUTO:
+        tell(f"none of the batch's own calls are measured: {reason}")
+    source = f"{job.site.way} sweep of {job.workload.name} {job.site.circumstances}"
+    asked = [call.expert for call in first], [call.prompt_tokens for call in first]
+    sweep = partial(sweep_first_layer, job.sweep, first, _pool(job), job.cluster, job.site, source, show)
+    most = _max_batch_frac(job)
+    return pilot, job.kept(
+        ("first layer", job.sweep, source, *asked), Profile, lambda: sweep(max_batch_frac=most, tell=tell)
+    )
+
+
+def _max_batch_frac(job: Job) -> float | None:
+    return None if job.site.way == "simulated" else job.max_batch_frac
+
+
+def _most_rehearsed(job: Job) -> int | None:
+    return paid_back(len(job.workload.questions), _max_batch_frac(job))
+
+
+def _pool(job: Job) -> tuple[Expert, ...]:
+    """Give the pool, and experts that only the graph names."""
+    known = {expert.name for expert in job.experts}
+    return (*job.experts, *(expert for expert in job.graph.experts if expert.name not in known))
+
+
+def price_upper_nodes(job: Job, begun: Begun, show: Show, tell: Tell) -> Begun:
+    """Measure the nodes that read others, where no profile of them is given.
+
+    Raises
+    ------
+    InfeasibleError, ProfileError, BackendError
+        If something cannot be measured, or no plan exists for what calibration needs.
+    """
+    graph, site, given = job.graph, job.site, job.upper_profile
+    planner, rehearsal = begun.planner, begun.rehearsal
+    if begun.pilot.stages and given is None:
+        return _with_piloted_profiles(job, begun, show, tell)
+    most = _most_rehearsed(job)
+    upper = graph.upper_nodes
+    profiles = dict(planner.profiles)
+    if upper and not job.has_barrier and not rehearsal.calls:
+        rehearsal = rehearse(graph, planner, site, show, max_questions=most, tell=tell)
+    for node in upper:
+        if given is not None:
+            profiles[node.name] = given
+            continue
+        what = f"{node.name} of {job.workload.name} after gate={graph.gate.name}"
+        source = f"{site.way} {what} {site.circumstances}"
+
+        def measure(node: Node = node, source: str = source) -> Profile:
+            nonlocal rehearsal
+            if not rehearsal.calls:
+                rehearsal = rehearse(graph, planner, site, show, max_questions=most, tell=tell)
+            return sweep_node(node, rehearsal, graph, planner, site, source, show, max_calls=most, tell=tell)
+
+        decided_by = (node.name, shape_of(graph), job.workload, planner.degrees(node.name, node.experts[0]))
+        profiles[node.name] = job.kept((source, *decided_by), Profile, measure)
+    return replace(begun, planner=replace(planner, profiles=profiles), rehearsal=rehearsal)
+
+
+def _with_piloted_profiles(job: Job, begun: Begun, show: Show, tell: Tell) -> Begun:
+    """Price upper nodes by calls that the pilot's questions need of them; by others' where these are too few."""
+    graph, site, planner, pilot = job.graph, job.site, begun.planner, begun.pilot
+    asked, questions = questions_of(job, pilot, graph.first_calls(job.workload))
+    profiles = dict(planner.profiles)
+    rehearsal = begun.rehearsal
+    for node in graph.upper_nodes:
+        source = f"{site.way} {node.name} of {job.workload.name} after gate={graph.gate.name} {site.circumstances}"
+        found: Profile | str = "one below it was not asked"
+        if not rehearsal.calls:
+            pilot, found = pilot_node(job, node, planner, pilot, questions, source, show, tell)
+        if isinstance(found, str):
+            tell(f"{node.name} is not priced by the batch's own calls: {found}")
+            if not rehearsal.calls:
+                known = asked if asked.questions else None
+                most = _most_rehearsed(job)
+                rehearsal = rehearse(
+                    graph, planner, site, show, asked=known, answered=pilot.records, max_questions=most, tell=tell
+                )
+            expected = round(rehearsal.needed_frac[node.name] * len(job.workload.questions))
+            most = paid_back(expected, job.max_batch_frac)
+            found = sweep_node(node, rehearsal, graph, planner, site, source, show, max_calls=most, tell=tell)
+        profiles[node.name] = found
+    return replace(begun, planner=replace(planner, profiles=profiles), pilot=pilot, rehearsal=rehearsal)

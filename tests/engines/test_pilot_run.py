@@ -1,0 +1,117 @@
+"""Pilots on engines: no call is asked twice, whatever ends the run in between."""
+
+import random
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from experiments.run import JOURNAL
+from mosaic.runtime.journal_records import read_journal
+from tests.engines.executor_runs import has_vllm, processes_of
+from tests.engines.fake_run import CHECKPOINTS, run_fake, write_inputs
+from tests.engines.test_real_run import answers_of, num_finished, start, summary_of, wait_until_gone
+from tests.experiments.command_line import ROOT, run_here
+
+TINY = ROOT / "checkpoints" / "tiny"
+CALIBRATION = "profile.source=calibration"
+
+
+def calls_of(folder: Path) -> dict[tuple, tuple]:
+    rows = pq.read_table(folder / "calls.parquet").to_pylist()
+    calls = {(row["question"], row["node"], row["slot"]): row for row in rows}
+    assert len(calls) == len(rows), "none is answered twice"
+    return {key: (row["expert"], row["output_tokens"], row["answer"]) for key, row in calls.items()}
+
+
+def num_sent(folder: Path) -> int:
+    """Count the calls that ended in all journals of a run, of the batch or not."""
+    return sum(len(read_journal(path).ended) for path in (folder / JOURNAL).iterdir())
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> list[str]:
+    return write_inputs(tmp_path_factory.mktemp("inputs"), num_questions=40)
+
+
+def test_no_more_is_sent_than_the_batch_has_and_the_responses_are_those_of_a_run_without(inputs, tmp_path):
+    own, others = tmp_path / "own", tmp_path / "others"
+    for folder, overrides in ((own, ("aggregator=none",)), (others, ("aggregator=none", CALIBRATION))):
+        outcome = run_fake(*inputs, *overrides, f"hydra.run.dir={folder}")
+        assert outcome.status == 0, outcome.err
+    assert num_sent(own) == len(calls_of(own)) == 120
+    assert num_sent(others) == 120 + 16
+    assert calls_of(own) == calls_of(others)
+    assert (own / "responses.jsonl").read_text() == (others / "responses.jsonl").read_text()
+    assert answers_of(own) == answers_of(others)
+
+
+def test_the_makespan_leaves_the_pilot_out_and_says_so(inputs, tmp_path):
+    outcome = run_fake(*inputs, f"hydra.run.dir={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    summary = summary_of(tmp_path)
+    pilot = summary["pilot"]
+    sessions = pq.read_table(tmp_path / "sessions.parquet").to_pylist()
+    first, later = sessions[: pilot["num_sessions"]], sessions[pilot["num_sessions"] :]
+    assert pilot["end_ts"] == max(session["end_ts"] for session in first)
+    assert pilot["end_ts"] <= min(session["load_start_ts"] for session in later)
+    start_ts = min(session["load_start_ts"] for session in later)
+    assert summary["end_to_end_s"] == max(session["end_ts"] for session in later) - start_ts
+    assert summary["end_to_end_s"] < pilot["with_pilot_s"]
+    assert summary["resumptions"] == [], "a pilot is no interruption"
+    assert f"before, with {pilot['num_calls']} of these calls" in outcome.out
+    assert "of the batch's own 120 calls (SmolLM2 " in outcome.err
+    assert "to price the others; their answers are kept" in outcome.err
+
+
+def test_calls_that_fail_in_the_pilot_are_planned_with_the_batch(tmp_path):
+    inputs = [*write_inputs(tmp_path, num_questions=40), "aggregator=none", "backend.patience.max_retries=0"]
+    folder = tmp_path / "run"
+    (tmp_path / "checkpoints" / CHECKPOINTS["QwenHalf"] / "behave").write_text("raise once")
+    outcome = run_fake(*inputs, f"hydra.run.dir={folder}")
+    assert outcome.status == 0, outcome.err
+    assert summary_of(folder)["num_failed_calls"] == 0
+    assert len(calls_of(folder)) == 120
+
+
+@pytest.mark.slow
+def test_a_pilot_that_is_killed_goes_on_and_ends_as_if_it_never_was(tmp_path):
+    inputs = write_inputs(tmp_path, num_questions=40, word="slow")
+    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
+    assert run_fake(*inputs, f"hydra.run.dir={undisturbed}").status == 0
+    num_piloted = len(read_journal(undisturbed / JOURNAL / "pilot_0").ended)
+    rng = random.Random(3)
+    for num_done in (1, num_piloted // 2, num_piloted + 30):
+        process = start(folder, inputs)
+        while num_finished(folder) < num_done and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(0.05 * rng.random())
+        assert process.poll() is None, "it is still at work"
+        process.kill()
+        process.communicate()
+        wait_until_gone(folder)
+    out, _ = (process := start(folder, inputs)).communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert calls_of(folder) == calls_of(undisturbed)
+    assert answers_of(folder) == answers_of(undisturbed)
+    assert (folder / "responses.jsonl").read_text() == (undisturbed / "responses.jsonl").read_text()
+    own = [path for path in (folder / JOURNAL).iterdir() if path.name == "run" or path.name.startswith("pilot")]
+    done = [record.key for path in own for record in read_journal(path).ended if record.status == "finished"]
+    assert len(done) == len(set(done)) == len(calls_of(folder))
+    assert not processes_of(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
+@pytest.mark.skipif(not TINY.exists(), reason="the tiny pool is not there: python experiments/make_pool.py")
+def test_on_real_vllm_a_pilot_asks_each_call_once_and_changes_no_response(tmp_path):
+    common = ("workload=tiny_mcq", "pool=tiny", "cluster=local", "backend=vllm", "workload.num_questions=150")
+    own, others = tmp_path / "own", tmp_path / "others"
+    for folder, overrides in ((own, ()), (others, (CALIBRATION,))):
+        outcome = run_here(*common, "aggregator=none", *overrides, f"hydra.run.dir={folder}")
+        assert outcome.status == 0, outcome.err
+    assert num_sent(own) == len(calls_of(own)) == 450
+    assert num_sent(others) > 450
+    assert calls_of(own) == calls_of(others)
+    assert (own / "responses.jsonl").read_text() == (others / "responses.jsonl").read_text()

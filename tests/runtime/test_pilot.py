@@ -1,0 +1,161 @@
+"""Pilots: calls of the batch itself, answered before the plan which they price."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mosaic
+from mosaic.core.errors import BackendError
+from mosaic.core.events import Finished
+from mosaic.core.results import CallStatus, Response
+from mosaic.core.workload import AGGREGATE
+from mosaic.pipelines.call_graph import mixture_of_agents
+from mosaic.pipelines.final_answers import comparisons
+from mosaic.pipelines.gates.gate import Never
+from mosaic.runtime.controller import View
+from mosaic.runtime.job import Job, ProfileSource
+from mosaic.runtime.pilot import Watch, choose_calls, thirds, wanted_calls, why_not
+from mosaic.runtime.sweep import Sweep
+from tests.answered_questions import make_moa, make_question
+from tests.run_records import make_failed, make_record
+from tests.runtime.jobs import Told, make_job
+
+NUM_QUESTIONS = 60
+QUESTIONS = tuple(make_question(f"q{number}", answer="A", prompt_tokens=50) for number in range(NUM_QUESTIONS))
+WORLD = Told(
+    votes={question.id: ("ABC" if number % 2 else "AAB") for number, question in enumerate(QUESTIONS)},
+    said=dict.fromkeys((question.id for question in QUESTIONS), "A"),
+)
+
+
+def make_batch(**changes) -> Job:
+    given = {"max_batch_frac": 0.25, "profile_source": ProfileSource.BATCH, "sweep": Sweep(shard_sizes=(20, 60))}
+    return make_job(questions=QUESTIONS, world=WORLD, **(given | changes))
+
+
+def first_calls(job: Job):
+    return job.graph.first_calls(job.workload)
+
+
+def said(outcome) -> dict:
+    return {
+        record.key: (record.output_tokens, record.answer, record.status, record.expert)
+        for record in outcome.result.calls
+    }
+
+
+@pytest.mark.parametrize("graph", [None, mixture_of_agents(None, gate=Never(), compare=comparisons())])
+def test_a_run_with_a_pilot_asks_each_call_once_and_gets_the_same_answers(graph) -> None:
+    with_pilot = mosaic.run(make_batch(graph=graph))
+    without = mosaic.run(make_batch(graph=graph, profile_source=ProfileSource.CALIBRATION))
+    assert len(with_pilot.result.calls) == len(said(with_pilot)), "each once"
+    assert said(with_pilot) == said(without)
+    assert with_pilot.answers == without.answers
+    assert with_pilot.result.num_pilot_sessions > 0 == without.result.num_pilot_sessions
+
+
+def test_the_plan_is_for_the_calls_that_the_pilot_leaves() -> None:
+    outcome = mosaic.run(make_batch())
+    result, plan = outcome.result, outcome.planned[0].plan
+    pilot = {record.key for record in result.calls if record.session < result.num_pilot_sessions}
+    planned = {key for session in plan.sessions for key in session.shard}
+    assert not pilot & planned
+    assert pilot | planned >= {call.key for call in outcome.planned[0].problem.calls}
+    assert len(outcome.planned[0].problem.calls) == 180 - len({key for key in pilot if key.node != AGGREGATE})
+
+
+def test_the_pilot_comes_first_on_one_clock_and_the_batch_starts_at_its_end() -> None:
+    result = mosaic.run(make_batch()).result
+    pilot = [session for session in result.sessions if session.session < result.num_pilot_sessions]
+    later = result.after_pilot().sessions
+    assert len(pilot) + len(later) == len(result.sessions)
+    assert max(session.end_ts for session in pilot) <= min(session.load_start_ts for session in later)
+
+
+def test_upper_nodes_are_priced_by_calls_that_the_pilots_questions_need() -> None:
+    told: list[str] = []
+    outcome = mosaic.run(make_batch(), tell=told.append)
+    pilot = [record for record in outcome.result.calls if record.session < outcome.result.num_pilot_sessions]
+    assert Counter(record.key.node for record in pilot)[AGGREGATE] >= 7
+    assert [line.split(":")[0] for line in told] == ["pilot", "pilot of aggregate"]
+    assert "45 of the batch's own 180 calls (A 15, B 15, C 15)" in told[0]
+
+
+def test_where_too_few_need_an_upper_node_others_price_it_and_the_reason_is_told() -> None:
+    told: list[str] = []
+    agreed = Told(votes=dict.fromkeys(WORLD.votes, "AAA") | {"q1": "ABC"}, said=WORLD.said)
+    job = make_job(
+        questions=QUESTIONS, world=agreed, max_batch_frac=0.25, profile_source=ProfileSource.BATCH,
+        sweep=Sweep(shard_sizes=(20, 60)),
+    )  # fmt: skip
+    outcome = mosaic.run(job, tell=told.append)
+    assert told[1].startswith("aggregate is not priced by the batch's own calls: of the pilot's questions ")
+    assert told[1].endswith("need W, and its price takes 7")
+    assert "calls that are not the batch" in told[2]
+    assert said(outcome) == said(mosaic.run(replace(job, profile_source=ProfileSource.CALIBRATION)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"has_quorum": True}, "a quorum cancels calls"),
+        ({"has_barrier": False}, "without a barrier"),
+        ({"max_batch_frac": None, "sweep": Sweep(shard_sizes=(40, 80))}, "takes 120 calls, and the batch has 60"),
+        ({"max_batch_frac": 1.0}, "a pilot would take all"),
+        ({"profile_source": ProfileSource.CALIBRATION}, "profile.source=calibration"),
+        ({"profile_source": ProfileSource.AUTO}, "what is simulated is not asked"),
+    ],
+)
+def test_why_the_batchs_own_calls_are_not_measured(changes, reason: str) -> None:
+    job = make_batch(**changes)
+    assert reason in why_not(job, first_calls(job))
+    if job.profile_source is ProfileSource.BATCH:
+        with pytest.raises(ValueError, match="profile.source must be auto or calibration here, got 'batch'"):
+            mosaic.run(job)
+
+
+def test_a_saved_plan_leaves_no_pilot() -> None:
+    job = make_batch()
+    saved = mosaic.run(replace(job, profile_source=ProfileSource.CALIBRATION)).planned[0].plan
+    assert "a saved plan places every call" in why_not(replace(job, plans=(saved,)), first_calls(job))
+
+
+@given(st.floats(0.01, 0.9))
+def test_a_pilot_has_enough_of_each_expert_and_whole_questions(frac: float) -> None:
+    job = make_batch(graph=make_moa(), max_batch_frac=frac)
+    calls = first_calls(job)
+    chosen = choose_calls(job, calls)
+    assert len(set(chosen)) == len(chosen)
+    assert set(chosen) <= set(calls)
+    counts = Counter(call.expert for call in chosen)
+    assert all(counts[expert] >= num_calls for expert, num_calls in wanted_calls(job, calls).items())
+    whole = Counter(call.key.question for call in chosen)
+    assert sum(count == 3 for count in whole.values()) >= min(NUM_QUESTIONS, max(8, int(frac * NUM_QUESTIONS)))
+    again = choose_calls(job, calls, {call.key for call in chosen})
+    assert not set(again) & set(chosen)
+
+
+@given(st.integers(7, 10_000))
+def test_three_sessions_of_two_sizes_serve_all(num_calls: int) -> None:
+    sizes = thirds(num_calls)
+    assert sum(sizes) == num_calls
+    assert 0 < sizes[0] < sizes[1] < sizes[2]
+
+
+def test_a_pilot_in_which_calls_only_fail_stops_with_the_first_words() -> None:
+    watch, view = Watch(), View(1)
+    failed = make_failed("q1")._replace(response=Response(error="no such model"))
+    for _ in range(3):
+        assert watch.on(Finished(1.0, failed), view) == ()
+    with pytest.raises(BackendError, match="0 calls finished, and then 4 failed in a row.*no such model"):
+        watch.on(Finished(1.0, failed), view)
+
+
+def test_a_pilot_goes_on_past_single_failures() -> None:
+    watch, view = Watch(), View(1)
+    for number in range(20):
+        record = make_record(f"q{number}")
+        watch.on(Finished(1.0, record._replace(status=CallStatus.FAILED) if number % 3 == 0 else record), view)
