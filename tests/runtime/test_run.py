@@ -236,5 +236,5 @@ def test_errors_of_failed_calls_are_counted() -> None:
 
 
 def test_the_package_offers_its_functions() -> None:
-    assert mosaic.__all__ == ["Job", "plan", "run"]
+    assert mosaic.__all__ == ["Job", "__version__", "plan", "run"]
     assert callable(mosaic.plan)
