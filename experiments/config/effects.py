@@ -115,7 +115,7 @@ def _has_pilot(job: Job) -> bool:
 
 def _unused_workload(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
     workload = config["workload"]
-    if "profiles" in workload and workload["profiles"] is None:
+    if "profiles" in workload and workload["profiles"] is None and workload.get("experts") is None:
         for key in ("num_slots_per_question", "seed"):
             yield f"workload.{key}", "every line names its experts, and workload.profiles no router"
     if workload.get("part") == "test" and job.site.way == "simulated":

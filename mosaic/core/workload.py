@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
+from mosaic.core.chat import Message, Sampling
 from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
+from mosaic.core.tokens import count_text_tokens
 
 ExpertName: TypeAlias = str
 NodeName: TypeAlias = str
@@ -152,6 +154,10 @@ class Question:
     answer_kind: AnswerKind = AnswerKind.TEXT
     num_options: int | None = None
     """Of a multiple-choice question: its options are A, B, C and so on; None for any other kind."""
+    context: tuple[Message, ...] = ()
+    """What was said before it, the system's message included."""
+    sampling: Sampling | None = None
+    """Of all its calls; None: as the experts sample."""
 
     def __post_init__(self) -> None:
         require_name(self.id, "question.id")
@@ -166,6 +172,12 @@ class Question:
         if isinstance(self.skills, str):
             raise TypeError(f"question {self.id}: skills must be a sequence of names, got {self.skills!r}")
         object.__setattr__(self, "skills", tuple(self.skills))
+        object.__setattr__(self, "context", tuple(self.context))
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of what was said before it."""
+        return sum(count_text_tokens(message.content) for message in self.context)
 
     def _check_options(self) -> None:
         label = f"question {self.id}: num_options"

@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import Protocol, TypeAlias
 
 from mosaic.answers.extraction import extract_answer
+from mosaic.core.chat import Chat, Sampling
 from mosaic.core.checks import require_count
 from mosaic.core.cluster import Worker
 from mosaic.core.errors import BackendError
@@ -75,6 +76,8 @@ class RunContent:
 
     None: live, the model decides.
     """
+    sampling: Callable[[CallKey], Sampling | None] | None = None
+    """How calls are sampled; None: as their questions say."""
     root_seed: int = 0
     """Responses follow from it and the calls' keys."""
 
@@ -95,7 +98,8 @@ class RunContent:
         BackendError
             If a replayed call's prompt leaves no room in the expert's context.
         """
-        expert, seed = served.expert, response_seed(self.root_seed, call.key)
+        expert, asked_for = served.expert, self._sampling(call.key)
+        seed = response_seed(self.root_seed if asked_for.seed is None else asked_for.seed, call.key)
         prompt: Prompt
         if self.prompts is not None:
             prompt = self.prompts(call, inputs)
@@ -105,24 +109,36 @@ class RunContent:
             raise BackendError(f"expert {expert.name}: prompts must be given, its engine's vocabulary is not known")
         length = None
         if outcome is not None:
-            num_tokens = call.prompt_tokens if isinstance(prompt, str) else len(prompt)
+            num_tokens = len(prompt) if isinstance(prompt, tuple) else call.prompt_tokens
             if num_tokens >= served.context_tokens:
                 raise BackendError(
                     f"call {call.key}: prompt_tokens must be below {expert.name}'s context_tokens of "
                     f"{served.context_tokens}, got {num_tokens}: {MORE_ROOM}"
                 )
             length = min(outcome.output_tokens, served.output_limit(num_tokens))
-        asked = [prompt, seed, expert.temperature, expert.max_output_tokens, length]
+        temperature = expert.temperature if asked_for.temperature is None else asked_for.temperature
+        most = min(expert.max_output_tokens, asked_for.max_output_tokens or expert.max_output_tokens)
+        asked: list[object] = [prompt.messages if isinstance(prompt, Chat) else prompt, seed, temperature, most, length]
+        if asked_for.engine_values:
+            asked.append(asked_for.engine_values)
         return CallSpec(
             key=call.key,
             fingerprint=f"{_digest(served.decides)}-{_digest(asked)}",
             prompt=prompt,
             prompt_tokens=call.prompt_tokens,
             seed=seed,
-            temperature=expert.temperature,
-            max_output_tokens=expert.max_output_tokens,
+            temperature=temperature,
+            max_output_tokens=most,
             output_tokens=length,
+            sampling=asked_for if asked_for.engine_values else None,
         )
+
+    def _sampling(self, key: CallKey) -> Sampling:
+        """Find what a call's request asks of sampling; a replay samples as the experts do."""
+        if self.sampling is not None:
+            return self.sampling(key) or Sampling()
+        question = self.questions.get(key.question)
+        return Sampling() if question is None or question.sampling is None else question.sampling
 
     def read(self, record: CallRecord, served: ServedExpert, outcome: Outcome | None) -> CallRecord:
         """Read what the model decided to say; in replay the outcome knows, unless the call was cut off before."""

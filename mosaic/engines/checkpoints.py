@@ -93,7 +93,7 @@ def check_checkpoint(path: Path, *, weights: bool = True, tokenizer: bool = True
     CheckpointError
         Naming the file and what is wrong with it.
     """
-    config = _read_config(path)
+    config = read_config(path)
     files = _weight_files(path) if weights else ()
     if tokenizer and not any(all(_has_content(path / name) for name in group) for group in TOKENIZERS):
         raise CheckpointError(
@@ -150,16 +150,30 @@ def write_manifest(path: Path) -> Path:
     return manifest
 
 
-def _read_config(path: Path) -> Mapping[str, Any]:
+def read_config(path: Path) -> Mapping[str, Any]:
+    """Read a checkpoint's config.json.
+
+    Raises
+    ------
+    CheckpointError
+        If it is not there, or is none of a model.
+    """
     if not path.is_dir():
         raise CheckpointError(f"checkpoint {path}: no such folder")
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     if not config.get("architectures"):
         raise CheckpointError(f"checkpoint {path / 'config.json'}: must name the model's architectures")
     return config
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def read_json(path: Path) -> Mapping[str, Any]:
+    """Read a JSON object of a checkpoint.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is not there or holds none.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -190,7 +204,7 @@ def _whole(path: Path, config: Mapping[str, Any], name: str) -> int:
 def _weight_files(path: Path) -> tuple[Path, ...]:
     index = path / INDEX
     if index.exists():
-        places = _read_json(index).get("weight_map")
+        places = read_json(index).get("weight_map")
         if not isinstance(places, dict) or not places:
             raise CheckpointError(f"checkpoint {index}: weight_map must name the file of each tensor")
         files = tuple(path / name for name in sorted(set(places.values())))

@@ -159,7 +159,7 @@ class EndpointEngine:
         self._ended.pop(number, None)
         prompt = call.request.prompt
         return Aborted(
-            prompt_tokens=None if isinstance(prompt, str) else len(prompt),
+            prompt_tokens=len(prompt) if isinstance(prompt, tuple) else None,
             token_ids=(),
             scheduled_ts=call.sent_ts,
             first_token_ts=None,

@@ -7,7 +7,7 @@ from mosaic.answers.response_text import without_thinking
 from mosaic.engines.endpoint import Api, Endpoint
 from mosaic.engines.endpoint_client import AskError, Fault, Tries
 from mosaic.engines.engine import Generation, Request
-from mosaic.engines.vllm_engine import PLAIN_TEMPLATE
+from mosaic.engines.vllm_engine import messages_of, plain_text
 
 WHOLE = ("", "stop", "length", "eos_token", "stop_sequence")
 """Reasons to finish that leave a whole response: the model ended it, or a limit did. Some servers give none."""
@@ -38,11 +38,13 @@ def request_of(request: Request, endpoint: Endpoint) -> Post:
     }
     if endpoint.is_vllm:
         body |= {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
-    if not isinstance(request.prompt, str):
+    if request.sampling is not None:
+        body |= request.sampling.engine_values
+    if isinstance(request.prompt, tuple):
         return Post("completions", body | {"prompt": [*request.prompt, *written]})
     if endpoint.api is Api.COMPLETIONS:
-        return Post("completions", body | {"prompt": PLAIN_TEMPLATE.format(prompt=request.prompt)})
-    return Post("chat/completions", body | {"messages": [{"role": "user", "content": request.prompt}]})
+        return Post("completions", body | {"prompt": plain_text(request.prompt)})
+    return Post("chat/completions", body | {"messages": messages_of(request.prompt)})
 
 
 def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint, *, context_tokens: int) -> Generation:
@@ -73,7 +75,7 @@ def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint
     _check_counts(request, len(written), prompt_tokens, cached_tokens, output_tokens, context_tokens, text)
     if token_ids:
         _check_count("len(token_ids)", len(token_ids), output_tokens, at_least=output_tokens)
-    opened = endpoint.opens_thinking and endpoint.api is Api.CHAT and isinstance(request.prompt, str)
+    opened = endpoint.opens_thinking and endpoint.api is Api.CHAT and not isinstance(request.prompt, tuple)
     visible = without_thinking(text, thinking_opened=opened)
     # Where a part of the text is thinking, only the server's tokenizer could count the rest.
     visible_tokens = output_tokens if visible == text else None if visible else 0
@@ -97,7 +99,7 @@ def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint
 
 def written_before(request: Request, endpoint: Endpoint) -> tuple[int, ...]:
     """Give the tokens that a server can go on from: a chat starts over, and token ids must come back as such."""
-    return request.generated if endpoint.is_vllm and not isinstance(request.prompt, str) else ()
+    return request.generated if endpoint.is_vllm and isinstance(request.prompt, tuple) else ()
 
 
 def _chat_text(message: dict[str, Any]) -> str:
@@ -131,7 +133,11 @@ def _check_counts(
     text: str,
 ) -> None:
     prompt = request.prompt
-    num_units = (len(prompt.encode("utf-8", "replace")) if isinstance(prompt, str) else len(prompt)) + num_written
+    num_units = num_written + (
+        len(prompt)
+        if isinstance(prompt, tuple)
+        else sum(len(message["content"].encode("utf-8", "replace")) for message in messages_of(prompt))
+    )
     _check_count("prompt_tokens", prompt_tokens, MAX_TEMPLATE_TOKENS + num_units)
     _check_count("cached_tokens", cached_tokens, prompt_tokens)
     _check_count("completion_tokens", output_tokens, request.max_output_tokens - num_written, at_least=int(text != ""))

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from mosaic.core.chat import Chat, Sampling
 from mosaic.core.workload import ExpertName
 
-Prompt: TypeAlias = str | tuple[int, ...]
-"""What an expert reads: a text, which the chat template of its checkpoint wraps, or token ids as they are."""
+Prompt: TypeAlias = str | Chat | tuple[int, ...]
+"""What an expert reads: a text or messages, which its checkpoint's chat template wraps, or token ids as they are."""
 MORE_ROOM = "shorten the prompt, or raise context_tokens as far as the checkpoint allows"
 """What to do about a prompt that is too long for its expert."""
 
@@ -43,6 +44,8 @@ class Request:
     """Replay: write exactly so many in all, whatever they are."""
     generated: tuple[int, ...] = ()
     """What another engine has written already, to go on from."""
+    sampling: Sampling | None = None
+    """What is asked beside temperature, seed and limit, which stand above; None: nothing."""
 
 
 class Generation(NamedTuple):

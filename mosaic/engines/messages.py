@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from mosaic.core.chat import Sampling
 from mosaic.core.workload import CallKey, ExpertName, NodeName
 from mosaic.engines.engine import EngineSpec, Prompt
 
@@ -31,6 +32,8 @@ class CallSpec:
     """What it wrote in the session before this one."""
     wasted_tokens: int = 0
     """Computed there, and to be computed again."""
+    sampling: Sampling | None = None
+    """What the request asks beside temperature, seed and limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

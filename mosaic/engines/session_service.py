@@ -120,6 +120,7 @@ class SessionService:
             max_output_tokens=most,
             output_tokens=None if exactly is None else min(exactly, most),
             generated=call.generated,
+            sampling=call.sampling,
         )
         try:
             self._engine.submit(request)

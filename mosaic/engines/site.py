@@ -7,6 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
+from mosaic.core.chat import in_context
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
@@ -196,10 +197,16 @@ class EngineSite:
             tokens = [call.prompt_tokens for call in self._batch.calls]
             return self.rehearsal(name, {}, _no_prompt, {}), lambda number: tokens[number % len(tokens)]
         asked = self._calibration()
-        texts = [self._prompt_text(question) for question in asked.questions]
+        texts = [in_context(question.context, self._prompt_text(question)) for question in asked.questions]
         tokens = prompt_tokens_by_question(asked)
         prompts: Prompts = lambda call, inputs: texts[sweep_number(call.key) % len(texts)]  # noqa: E731
-        return self.rehearsal(name, {}, prompts, {}), lambda number: tokens[number % len(tokens)]
+        content = RunContent(
+            prompts=prompts,
+            sampling=lambda key: asked.questions[sweep_number(key) % len(texts)].sampling,
+            root_seed=calibration_seed(self._profile_seed),
+        )
+        backend = self._make(self._journal / name, content, is_measured=True)
+        return backend, lambda number: tokens[number % len(tokens)]
 
     def replaying(self, outcomes: Outcomes, name: str) -> Backend:
         """Give a backend whose calls write as many random tokens as they are told, for a measurement of this name."""

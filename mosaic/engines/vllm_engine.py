@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mosaic.answers.response_text import without_thinking
+from mosaic.core.chat import Chat
 from mosaic.core.engine_options import Device, EngineOptions
 from mosaic.engines.engine import MORE_ROOM, Aborted, EngineSpec, Generation, Request
 
@@ -25,8 +26,6 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
-PLAIN_TEMPLATE = "User: {prompt}\n\nAssistant:"
-"""For checkpoints without a chat template."""
 _DEVICE_LOST = re.compile(r"CUDA error|CUDA driver|No CUDA GPUs|NVML|device-side|uncorrectable ECC", re.IGNORECASE)
 
 
@@ -202,15 +201,17 @@ class VllmEngine:
 
     def _tokens(self, request: Request) -> tuple[list[int], bool]:
         """Turn a prompt into tokens, and say whether it ends inside thinking."""
-        if not isinstance(request.prompt, str):
+        if isinstance(request.prompt, tuple):
             return list(request.prompt), False
         if self._tokenizer is None:
             raise ValueError("prompt must be token ids where no tokenizer is loaded, got a text")
         if not getattr(self._tokenizer, "chat_template", None):
-            return self._tokenizer.encode(PLAIN_TEMPLATE.format(prompt=request.prompt)), False
-        text = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": request.prompt}], add_generation_prompt=True, tokenize=False
-        )
+            return self._tokenizer.encode(plain_text(request.prompt)), False
+        messages = messages_of(request.prompt)
+        try:
+            text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template says in its own words which roles it takes
+            raise ValueError(f"messages must be what {self._expert}'s chat template takes ({error})") from error
         # The template wrote the special tokens already.
         return self._tokenizer.encode(text, add_special_tokens=False), opens_thinking(text)
 
@@ -227,6 +228,7 @@ class VllmEngine:
             ignore_eos=exactly is not None,
             detokenize=self._tokenizer is not None,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            **({} if request.sampling is None else request.sampling.engine_values),
         )
 
     def _generation(self, output: Any) -> Generation:
@@ -256,6 +258,23 @@ class VllmEngine:
         if visible == text or self._tokenizer is None:
             return output_tokens
         return len(self._tokenizer.encode(visible, add_special_tokens=False))
+
+
+def messages_of(prompt: str | Chat) -> list[dict[str, str]]:
+    """Give a prompt as the messages of a chat."""
+    return prompt.as_dicts if isinstance(prompt, Chat) else [{"role": "user", "content": prompt}]
+
+
+def plain_text(prompt: str | Chat) -> str:
+    """Write a prompt for checkpoints without a chat template.
+
+    Examples
+    --------
+    >>> plain_text("Is 7 prime?")
+    'User: Is 7 prime?\\n\\nAssistant:'
+    """
+    said = [f"{message['role'].capitalize()}: {message['content']}" for message in messages_of(prompt)]
+    return "\n\n".join([*said, "Assistant:"])
 
 
 def opens_thinking(prompt: str) -> bool:

@@ -171,7 +171,8 @@ def _room(question: Question, num_responses: int, limit: int) -> _Room:
 
 
 def _fixed_tokens(question: Question, num_responses: int, num_copies: int) -> int:
-    return _scaffold_tokens(question.answer_kind, num_responses, num_copies) + num_copies * question.prompt_tokens
+    scaffold = _scaffold_tokens(question.answer_kind, num_responses, num_copies)
+    return scaffold + question.context_tokens + num_copies * question.prompt_tokens
 
 
 @cache

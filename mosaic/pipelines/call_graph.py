@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from mosaic.answers.extraction import is_correct
+from mosaic.core.chat import Chat, in_context
 from mosaic.core.checks import require, require_unique
 from mosaic.core.results import CallStatus, Inputs
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Expert, NodeName, Question, Workload
@@ -183,8 +184,8 @@ class CallGraph:
         )
         return End(final, ballot, decision, progress.is_too_long)
 
-    def prompt(self, question: Question, call: Call, inputs: Inputs) -> str:
-        """Write what an expert reads for a call.
+    def prompt(self, question: Question, call: Call, inputs: Inputs) -> str | Chat:
+        """Write what an expert reads for a call, behind what was said before the question.
 
         Raises
         ------
@@ -192,12 +193,13 @@ class CallGraph:
             If a text is absent, or does not fit.
         """
         if not call.after:
-            return expert_prompt(question)
+            return in_context(question.context, expert_prompt(question))
         node = self.node(call.key.node)
         expert = next(expert for expert in node.experts if expert.name == call.expert)
         records = [inputs[key] for key in call.after if key in inputs and inputs[key].status is CallStatus.FINISHED]
         read = [Response(record.expert, visible_tokens(record), visible_text(record)) for record in records]
-        return aggregator_prompt(question, read, expert, min_output_tokens=node.min_output_tokens)
+        text = aggregator_prompt(question, read, expert, min_output_tokens=node.min_output_tokens)
+        return in_context(question.context, text)
 
     def node(self, name: NodeName) -> Node:
         """Find a node."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
+from mosaic.core.chat import Chat
 from mosaic.core.plan import Plan
 from mosaic.core.results import CallRecord, Inputs
 from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
@@ -11,7 +12,7 @@ from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.loop import CommandLog
 
-Prompts: TypeAlias = Callable[[Call, Inputs], str]
+Prompts: TypeAlias = Callable[[Call, Inputs], str | Chat]
 """Gives what an expert reads for a call, from what the calls said that it comes after."""
 
 

@@ -76,7 +76,14 @@ def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if text.lstrip().startswith("["):
         raise TypeError(f"{path}: must have an object a line, got an array; lists are read from .json files")
     # NOTE: split at newlines only; str.splitlines would also split at separators inside a string.
-    for number, line in enumerate(text.split("\n"), start=1):
+    lines = text.split("\n")
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             at = f"{path}, line {number}"
-            yield at, json_object(parse_json(line, at), at)
+            try:
+                value = parse_json(line, at)
+            except ValueError as error:
+                if number < len(lines):
+                    raise
+                raise ValueError(f"{error}; the line has no end: is the file still being written?") from error
+            yield at, json_object(value, at)

@@ -3,20 +3,26 @@
 import ast
 import csv
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+from mosaic.core.chat import Message, Sampling
 from mosaic.core.checks import require, require_count, require_name
 from mosaic.core.workload import ExpertName
+from mosaic.workloads.chat_rows import LINE_KEYS, is_batch_line, read_batch_line, read_messages
 from mosaic.workloads.json_text import json_lines, json_object, parse_json, read_text
 
 RowLengths: TypeAlias = int | tuple[int, ...] | Mapping[ExpertName, int]
 """Output tokens of a row: the same for all slots, one per slot, or one per expert."""
 
 KEYS = ("id", "question", "experts", "answer", "category", "skills", "prompt_tokens", "output_tokens")
+STAND_INS = ("prompt", "messages")
+"""What may stand for the question."""
+BESIDE = ("experts", "answer", "category", "skills")
+"""What may stand beside a line of OpenAI's batch format."""
 TABLE_COLUMNS = {"answer": "gold_answer", "skills": "keywords", "experts": "solvers"}
 """Symbolic-MoE's names for ours."""
 
@@ -36,6 +42,8 @@ class Row:
     skills: tuple[str, ...]
     prompt_tokens: int | None = None
     output_tokens: RowLengths | None = None
+    context: tuple[Message, ...] = ()
+    sampling: Sampling | None = None
 
 
 def read_rows(path: str | Path) -> tuple[Row, ...]:
@@ -46,7 +54,7 @@ def read_rows(path: str | Path) -> tuple[Row, ...]:
     ValueError, TypeError
         Naming the file, the line or row, the field, the rule and the value.
     """
-    readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".json": _json_rows}
+    readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".json": _json_rows, ".parquet": _parquet_rows}
     suffix = Path(path).suffix.lower()
     require(suffix in readers, "workload.path", f"a file ending in one of {list(readers)}", str(path))
     rows = tuple(readers[suffix](path))
@@ -55,7 +63,49 @@ def read_rows(path: str | Path) -> tuple[Row, ...]:
 
 
 def _jsonl_rows(path: str | Path) -> Iterator[Row]:
-    return (_row(entry, at) for at, entry in json_lines(path))
+    for number, (at, entry) in enumerate(json_lines(path), start=1):
+        yield _batch_row(entry, number, at) if is_batch_line(entry) else _plain_row(entry, number, at)
+
+
+def _batch_row(entry: Mapping[str, Any], number: int, at: str) -> Row:
+    """Read a line of OpenAI's batch format; our own keys for what it has no word for may stand beside."""
+    asked = read_batch_line(entry, at)
+    beside = {key: value for key, value in entry.items() if key not in LINE_KEYS}
+    for key in beside:
+        require(key in BESIDE, f"{at}: key", f"one of {[*LINE_KEYS, *BESIDE]}", key)
+    name = entry.get("custom_id")
+    given = {"custom_id": f"row-{number}" if name is None else name, "question": asked.question, **beside}
+    return replace(_row(given, at, {"id": "custom_id"}), context=asked.context, sampling=asked.sampling)
+
+
+def _plain_row(entry: Mapping[str, Any], number: int, at: str) -> Row:
+    """Read an object of our keys, where a prompt or messages may stand for the question."""
+    stand_ins = [key for key in ("question", "prompt", "messages") if entry.get(key) is not None]
+    require(len(stand_ins) < 2, f"{at}: question", "given once, as question, prompt or messages", stand_ins)
+    entry = {"id": f"row-{number}"} | {key: value for key, value in entry.items() if key != "id" or value is not None}
+    if stand_ins == ["messages"]:
+        question, context = read_messages(entry.pop("messages"), f"{at}: messages")
+        return replace(_row(entry | {"question": question}, at), context=context)
+    if stand_ins == ["prompt"]:
+        entry["question"] = entry.pop("prompt")
+    return _row(entry, at)
+
+
+def _parquet_rows(path: str | Path) -> Iterator[Row]:
+    """Read a table with our columns; others are ignored."""
+    import pyarrow.parquet as pq
+    from pyarrow.lib import ArrowException
+
+    try:
+        table = pq.read_table(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"workload.path must be a readable file, got {str(path)!r} ({reason})") from error
+    except ArrowException as error:
+        raise ValueError(f"workload.path must be a parquet file, got {str(path)!r} ({error})") from error
+    for number, entry in enumerate(table.to_pylist(), start=1):
+        known = {key: entry[key] for key in entry if key in (*KEYS, *STAND_INS)}
+        yield _plain_row(known, number, f"{path}, row {number}")
 
 
 def _json_rows(path: str | Path) -> Iterator[Row]:
@@ -79,14 +129,19 @@ def _csv_rows(path: str | Path) -> Iterator[Row]:
     reader = csv.DictReader(StringIO(read_text(path), newline=""), strict=True)
     try:
         columns = reader.fieldnames or ()
-        require("question" in columns, f"{path}: columns", "a superset of ['question']", list(columns))
+        of_table = not set(columns).isdisjoint(TABLE_COLUMNS.values())
+        names = TABLE_COLUMNS if of_table else {}
+        question = "prompt" if "prompt" in columns and "question" not in columns else "question"
+        require(question in columns, f"{path}: columns", "a superset of ['question']", list(columns))
         for number, record in enumerate(reader, start=1):
             at = f"{path}, row {number}"
             if None in record or None in record.values():
                 raise ValueError(f"{at}: must have {len(columns)} columns, like the header")
-            texts = {key: record.get(key) for key in ("question", "gold_answer", "category")}
-            lists = {key: _parse_list(record, key, at) for key in ("keywords", "solvers") if record.get(key)}
-            yield _row({"id": f"row-{number}", **texts, **lists}, at, TABLE_COLUMNS)
+            texts = {names.get(key, key): record.get(names.get(key, key)) for key in ("answer", "category")}
+            wanted = [names.get(key, key) for key in ("skills", "experts")]
+            lists = {key: _parse_list(record, key, at) for key in wanted if record.get(key)}
+            name = None if of_table else record.get("id")
+            yield _row({"id": name or f"row-{number}", "question": record[question], **texts, **lists}, at, names)
     except csv.Error as error:
         raise ValueError(f"{path}, after line {reader.line_num}: must be CSV ({error})") from error
 

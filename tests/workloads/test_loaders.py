@@ -238,7 +238,7 @@ def test_questions_of_all_kinds_meet_in_one_table(tmp_path: Path) -> None:
             r"line 2: 'question' must be text without lone surrogates, got 'x\\ud83d'",
         ),
         ('{"id": "b", "skills": ["\\udc00"]}', r"line 2: 'skills' must be text without lone surrogates, got '\\udc00'"),
-        ({"question": "x"}, r"line 2: id must be given"),
+        ({"id": "", "question": "x"}, r"line 2: id must be a non-empty string"),
         ({"id": 1.5, "question": "x"}, r"line 2: id must be a string, got 1\.5"),
         ({"id": "a", "question": "x", "experts": ["A"]}, r"line 2: id must be unique, got 'a', which .*line 1 has too"),
         ({"id": "b"}, r"line 2: question must be given, or prompt_tokens"),

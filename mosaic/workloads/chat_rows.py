@@ -1,0 +1,128 @@
+"""Requests as OpenAI's interface writes them: a line of a batch file, messages, sampling."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mosaic.core.chat import ROLES, Message, Sampling
+from mosaic.core.checks import require, require_name
+
+URLS = ("/v1/chat/completions", "/v1/completions")
+LINE_KEYS = ("custom_id", "method", "url", "body")
+BODY_KEYS = ("model", "messages", "prompt")
+SAMPLING_KEYS = {
+    "temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p", "seed": "seed", "stop": "stop",
+    "max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens",
+    "presence_penalty": "presence_penalty", "frequency_penalty": "frequency_penalty",
+    "repetition_penalty": "repetition_penalty",
+}  # fmt: skip
+"""OpenAI's and vLLM's names for ours."""
+WITHOUT_EFFECT = ("metadata", "user", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+"""What decides no answer."""
+OFF = {
+    "n": 1, "stream": False, "logprobs": False, "echo": False, "tools": [], "logit_bias": {},
+    "response_format": {"type": "text"},
+}  # fmt: skip
+"""What several models' answers cannot be merged with, by the value that switches it off."""
+
+
+class Asked(NamedTuple):
+    """What a request asks."""
+
+    question: str
+    """The last message, or the prompt."""
+    context: tuple[Message, ...]
+    """The messages before it."""
+    sampling: Sampling | None
+
+
+def is_batch_line(entry: Mapping[str, Any]) -> bool:
+    """Tell whether an object is a line of a batch file."""
+    return "custom_id" in entry or "body" in entry
+
+
+def read_batch_line(entry: Mapping[str, Any], at: str) -> Asked:
+    """Read what a line of a batch file asks; who answers is not its model's matter but the pool's.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the place, the field, the rule and the value.
+    """
+    method, url, body = entry.get("method", "POST"), entry.get("url", URLS[0]), entry.get("body")
+    require(method == "POST", f"{at}: method", "POST", method)
+    require(url in URLS, f"{at}: url", f"one of {list(URLS)}", url)
+    if not isinstance(body, Mapping):
+        raise TypeError(f"{at}: body must be an object with messages, got {body!r}")
+    allowed = (*BODY_KEYS, *SAMPLING_KEYS, *WITHOUT_EFFECT, *OFF)
+    for key, value in body.items():
+        require(key in allowed, f"{at}: body: key", f"one of {sorted(allowed)}", key)
+        if key in OFF and value is not None:
+            rule = f"left out or {OFF[key]!r}, as a final answer is one text of several models"
+            require(value == OFF[key], f"{at}: body.{key}", rule, value)
+    sampling = read_sampling(body, f"{at}: body.")
+    if url == URLS[1]:
+        require("messages" not in body, f"{at}: body.messages", f"left out for {url}", "messages")
+        require_name(body.get("prompt"), f"{at}: body.prompt")
+        return Asked(body["prompt"], (), sampling)
+    require("prompt" not in body, f"{at}: body.prompt", f"left out for {url}", "a prompt")
+    return Asked(*read_messages(body.get("messages"), f"{at}: body.messages"), sampling)
+
+
+def read_messages(messages: object, field: str) -> tuple[str, tuple[Message, ...]]:
+    """Read a chat: the last message of a user is the question, and the others are said before it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the field, the rule and the value.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise TypeError(f"{field} must be a list with at least one message, got {messages!r}")
+    read = tuple(_message(message, f"{field}[{number}]") for number, message in enumerate(messages))
+    require(
+        read[-1].role == "user",
+        f"{field}[{len(read) - 1}].role",
+        "user: the last message is the question",
+        read[-1].role,
+    )
+    return read[-1].content, read[:-1]
+
+
+def _message(message: object, field: str) -> Message:
+    if not isinstance(message, Mapping):
+        raise TypeError(f"{field} must be an object with role and content, got {message!r}")
+    role, content = message.get("role"), message.get("content")
+    require(role in ROLES, f"{field}.role", f"one of {list(ROLES)}", role)
+    for key in message:
+        require(key in ("role", "content", "name"), f"{field}: key", "role, content or name", key)
+    if isinstance(content, list):
+        for part in content:
+            kind = part.get("type") if isinstance(part, Mapping) else part
+            require(kind == "text", f"{field}.content: type of a part", "text", kind)
+        content = "".join(str(part.get("text", "")) for part in content)
+    require_name(content, f"{field}.content")
+    return Message(str(role), str(content))
+
+
+def read_sampling(body: Mapping[str, Any], label: str) -> Sampling | None:
+    """Read how a request is to be sampled; None: it says nothing of it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the field, the rule and the value.
+    """
+    values: dict[str, Any] = {}
+    for key, name in SAMPLING_KEYS.items():
+        if body.get(key) is not None:
+            require(name not in values, f"{label}{key}", "given under one name", body[key])
+            values[name] = body[key]
+    stop = values.get("stop")
+    if stop is not None:
+        values["stop"] = (stop,) if isinstance(stop, str) else stop
+        if not isinstance(values["stop"], tuple | list):
+            raise TypeError(f"{label}stop must be a text or a list of texts, got {stop!r}")
+    try:
+        return Sampling(**values) if values else None
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{label}{error}") from error
