@@ -1,11 +1,15 @@
 """The command `mosaic`: one subcommand for each thing that a user does."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from click.exceptions import Abort, ClickException
 
 from mosaic import __version__
+
+BAD_INPUT_STATUS, INTERRUPTED_STATUS = 2, 130
 
 app = typer.Typer(
     name="mosaic",
@@ -50,6 +54,59 @@ def compare(context: typer.Context) -> None:
     raise typer.Exit(compare_command(context.args))
 
 
+@app.command(context_settings={"allow_interspersed_args": True})
+def batch(
+    file: Annotated[
+        Path, typer.Argument(help="Questions: .jsonl (OpenAI's batch format too), .csv, .json or .parquet.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="As for `mosaic run`: pool=tiny, profile.path=FILE, ...")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option(help="Checkpoints A,B,C by folder or Hugging Face name, or a LiteLLM model_list file.")
+    ] = None,
+    aggregator: Annotated[
+        str | None, typer.Option(help="Who merges: one of them, another checkpoint, or none. The largest by default.")
+    ] = None,
+    per_question: Annotated[int | None, typer.Option(help="Models that answer each question: 3.", min=1)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="All GPUs, or 2 groups of cores where there is none.", min=1)
+    ] = None,
+    checkpoints: Annotated[str, typer.Option(help="Where checkpoints lie that are not named by path.")] = "checkpoints",
+    price: Annotated[float | None, typer.Option(help="Dollars for a worker and an hour.", min=0)] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder of the journal: FILE with the suffix .mosaic.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the output: that of FILE.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics there; 0: anywhere.")] = None,
+) -> None:
+    """Answer a file of questions; the same command goes on after any interruption.
+
+    Exit status: 0 complete, 2 bad input, 4 complete with errors, 130 stopped.
+    """
+    from experiments.batch import places_of, run_batch
+    from experiments.config.batch import BatchRequest
+    from experiments.config.errors import exit_with_message
+
+    request = BatchRequest(
+        path=file,
+        models=models,
+        aggregator=aggregator,
+        per_question=per_question,
+        workers=workers,
+        checkpoints=checkpoints,
+        overrides=tuple(overrides or ()),
+    )
+    with exit_with_message():
+        status = run_batch(request, places_of(file, work, out), price_per_hour=price, metrics_port=metrics_port)
+    raise typer.Exit(status)
+
+
 def main() -> None:
-    """Run what the command line asks for."""
-    app()
+    """Run what the command line asks for; a bad option ends with a line and status 2, as any other bad input."""
+    try:
+        status = app(standalone_mode=False)
+    except ClickException as error:
+        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
+        sys.exit(BAD_INPUT_STATUS)
+    except Abort:
+        sys.exit(INTERRUPTED_STATUS)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -67,6 +67,7 @@ def show_run(
     predicted: Mapping[int, PredictedTimes] | None = None,
     is_simulated: bool = False,
     stream: TextIO | None = None,
+    more: Callable[[], str] = lambda: "",
 ) -> Iterator[tuple[Display, ...]]:
     """Show a run; gives the controllers that do so, none where nothing can be shown or a log would only be noise.
 
@@ -84,6 +85,8 @@ def show_run(
         Whether the run's clock is simulated; then a log gets nothing, and a terminal only what takes its time.
     stream
         Where to; None: stderr.
+    more
+        Says what else is known now, in a line; empty: nothing.
     """
     stream = sys.stderr if stream is None else stream
     if stream is None or stream.closed:
@@ -95,14 +98,18 @@ def show_run(
         return
     status, lasting = RunStatus(title, predicted=predicted, is_simulated=is_simulated), LastingStream(stream)
     if is_terminal:
-        screen = _Screen(status, lasting)
+        screen = _Screen(status, lasting, more)
         try:
             with repeating(screen.draw, REDRAW_S, first_s=SHORT_S if is_simulated else 0.0):
                 yield (Display(status, warn=screen.warn),)
         finally:
             screen.close()
         return
-    with repeating(lambda: lasting.write(f"{status.describe_calls()}\n"), LOG_EVERY_S, first_s=LOG_EVERY_S):
+
+    def describe() -> str:
+        return ", ".join(part for part in (status.describe_calls(), more()) if part)
+
+    with repeating(lambda: lasting.write(f"{describe()}\n"), LOG_EVERY_S, first_s=LOG_EVERY_S):
         write = lambda line: lasting.write(f"{line}\n")  # noqa: E731
         yield (Display(status, tell=write, warn=write),)
 
@@ -110,8 +117,9 @@ def show_run(
 class _Screen:
     """Draws a bar of all calls, and a line per worker as far as they fit."""
 
-    def __init__(self, status: RunStatus, stream: "LastingStream") -> None:
+    def __init__(self, status: RunStatus, stream: "LastingStream", more: Callable[[], str]) -> None:
         self._status = status
+        self._more = more
         self._stream = stream
         self._live: Live | None = None
 
@@ -127,7 +135,7 @@ class _Screen:
         speed = self._bar.tasks[0].speed
         rate = f"{speed:,.1f} calls/s" if speed else ""
         self._bar.update(self._task, completed=status.num_ended, total=status.num_calls or None, rate=rate)
-        lines = status.describe_workers()
+        lines = [*([line] if (line := self._more()) else []), *status.describe_workers()]
         room = max(1, self._live.console.size.height - 2)
         if len(lines) > room:
             lines = [*lines[: room - 1], f"and {len(lines) - room + 1:,} more workers"]

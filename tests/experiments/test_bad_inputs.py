@@ -161,7 +161,7 @@ FILES = [
     ),
     jsonl("lengths_for_other_slots", LINE[:-2] + ', "output_tokens": [5]}', ["must be a list of 2", "[5]"]),
     jsonl("duplicate_id", LINE + LINE, ["TMP/q.jsonl, line 2: id must be unique, got 'a'"]),
-    jsonl("no_id", '{"question": "x"}', ["line 1: id must be given"]),
+    jsonl("empty_id", LINE.replace('"a"', '""', 1), ["line 1: id must be a non-empty string"]),
     jsonl("unknown_key_in_a_line", LINE[:-2] + ', "expert": 1}', ["line 1: key must be one of", "got 'expert'"]),
     jsonl("unknown_expert_in_a_line", LINE.replace("QwenHalf", "Nobody"), ["call a/propose/1: expert", "got 'Nobody'"]),
     jsonl("no_experts_in_a_list", LINE.replace('"SmolLM2", "QwenHalf"', ""), ["experts must be a list with at least"]),

@@ -1,0 +1,218 @@
+"""Answer a file of questions by several models, and write OpenAI's batch output.
+
+    mosaic batch questions.jsonl --models A,B,C
+    mosaic batch questions.jsonl pool=tiny              any override of `mosaic run` beside
+
+Finished questions stand in questions.partial.jsonl as they come, and in the end all of them in questions.out.jsonl and
+questions.errors.jsonl, in the order of the input. The same command goes on after any interruption.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
+
+import mosaic
+from experiments.config.batch import BatchRequest, batch_config
+from experiments.config.compose import as_recorded
+from experiments.config.job import Prepared, job_from
+from experiments.config.memory import spare_garbage_collector
+from experiments.config.summary import answer_files, replans_jsonl, summary_of
+from mosaic.core.errors import RunFolderError
+from mosaic.report.answer_stream import AnswerStream
+from mosaic.report.batch_files import BatchPaths, Finished, finish, paths_of
+from mosaic.report.batch_lines import LineWriter
+from mosaic.report.display import show_run
+from mosaic.report.finish_forecast import FinishForecast
+from mosaic.report.prometheus import RunMetrics, serving
+from mosaic.report.provenance import describe_run_conditions
+from mosaic.report.run_folder import SUMMARY, begin_run, completed_with, write_run
+from mosaic.runtime.controller import Controller
+from mosaic.runtime.job import Outcome
+from mosaic.runtime.replanning import describe_new_plan
+
+JOURNAL = "journal"
+BEGUN = "begun.json"
+COMPLETE_STATUS = 0
+ERRORS_STATUS = 4
+"""All questions have ended, and some without a text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where a batch keeps what."""
+
+    files: BatchPaths
+    work: Path
+    """Its run folder, with the journal."""
+
+
+def places_of(path: Path, work: Path | None, out: Path | None) -> Places:
+    """Name a batch's places: beside its file, where nobody says otherwise."""
+    return Places(files=paths_of(path, out), work=path.with_suffix(".mosaic") if work is None else work)
+
+
+def run_batch(
+    request: BatchRequest, places: Places, *, price_per_hour: float | None = None, metrics_port: int | None = None
+) -> int:
+    """Run a batch to its end, or what is left of it; gives the exit status.
+
+    Raises
+    ------
+    ValueError, TypeError, MosaicError, OSError
+        If the input is bad, or the batch cannot be run.
+    """
+    spare_garbage_collector()
+    config = batch_config(request)
+    stamped = as_recorded(config)
+    if completed_with(places.work, stamped) and places.files.out.exists() and not _num_errors(places.files):
+        say(f"already complete: {places.files.out}")
+        return COMPLETE_STATUS
+    prepared = job_from(config, places.work / JOURNAL, request.overrides)
+    if prepared.job.site.way != "measured":
+        raise ValueError(f"backend.name must be vllm or endpoint in a batch, got {config['backend']['name']!r}")
+    check_writable(places.files.out.parent)
+    begin_run(places.work, stamped)
+    writer = LineWriter(graph=prepared.job.graph, created=begun(places.work))
+    stream = AnswerStream(prepared.job.workload, writer, places.files.partial)
+    metrics = RunMetrics()
+    start = time.monotonic()
+    with serving(metrics, metrics_port) as port, stoppable(request), prepared.job.site.open():
+        if port is not None:
+            say(f"metrics: http://localhost:{port}/metrics")
+        outcome = execute(prepared, stream, metrics, price_per_hour)
+    wall_s = time.monotonic() - start
+    ended = finish(places.files, stream.file, stream.questions)
+    leave_run_folder(places.work, prepared, config, stamped, outcome)
+    print(describe(request.path, places, outcome, ended))
+    if price_per_hour is not None:
+        print(f"  cost      {cost(wall_s, prepared.job.cluster.num_workers, price_per_hour)} for {wall_s:,.0f} s")
+    return ERRORS_STATUS if ended.num_errors else COMPLETE_STATUS
+
+
+def execute(prepared: Prepared, stream: AnswerStream, metrics: RunMetrics, price_per_hour: float | None) -> Outcome:
+    """Run the job, with what follows it."""
+    forecast, start = FinishForecast(), time.monotonic()
+    num_workers = prepared.job.cluster.num_workers
+
+    def news(title: str) -> str:
+        elapsed_s = time.monotonic() - start
+        parts = [f"questions {stream.num_ended:,} of {stream.num_questions:,}"] if title == "calls" else []
+        foreseen = forecast.forecast() if title == "calls" else None
+        if foreseen is not None:
+            parts.append(f"calls so far end at {foreseen.p50_s:,.0f} s (P50), {foreseen.p90_s:,.0f} s (P90)")
+        if price_per_hour is not None:
+            parts.append(f"cost {cost(elapsed_s, num_workers, price_per_hour)}")
+        return ", ".join(parts)
+
+    def show(title: str, predicted: Mapping[int, Any]) -> AbstractContextManager[tuple[Controller, ...]]:
+        return show_run(title, predicted=predicted, more=partial(news, title))
+
+    return mosaic.run(
+        prepared.job,
+        controllers=[stream, forecast, metrics],
+        show=show,
+        on_replan=lambda plan, lost: say(describe_new_plan(plan, lost)),
+        tell=say,
+    )
+
+
+def leave_run_folder(
+    folder: Path, prepared: Prepared, config: Mapping[str, Any], stamped: dict[str, Any], outcome: Outcome
+) -> None:
+    """Leave a run folder, as experiments/run.py does, but for its figure."""
+    plans = [planned.plan for planned in outcome.planned]
+    files = answer_files(prepared, outcome)
+    if outcome.replans:
+        files["replans.jsonl"] = replans_jsonl(outcome.replans)
+    (folder / SUMMARY).unlink(missing_ok=True)
+    write_run(
+        folder,
+        config=stamped,
+        plans=plans,
+        result=outcome.result,
+        summary=summary_of(prepared, config, plans, outcome),
+        meta=describe_run_conditions(wall_s_by_step={}, solver_s=plans[0].solve.wall_s),
+        files=files,
+        answers=outcome.answers,
+        roles={node.name: node.role or node.name for node in prepared.job.graph.nodes},
+    )
+
+
+def describe(path: Path, places: Places, outcome: Outcome, ended: Finished) -> str:
+    """Say in a few lines what came of a batch."""
+    seconds = max((session.end_ts for session in outcome.result.sessions), default=0.0)
+    calls = outcome.result.calls
+    tokens = sum(record.output_tokens for record in calls)
+    skipped = "" if outcome.skip_frac is None else f", {outcome.skip_frac:.1%} of the questions without the aggregator"
+    lines = [
+        f"{path.name}: {ended.num_answered:,} questions answered, {ended.num_errors:,} errors",
+        f"  calls     {len(calls):,} calls, {tokens:,} tokens written{skipped}",
+        f"  time      {seconds:,.1f} s on {outcome.result.num_workers} workers, what was measured before left out",
+        f"  output    {places.files.out}",
+    ]
+    if ended.num_errors:
+        lines.append(f"  errors    {places.files.errors} (the same command tries them again)")
+    if outcome.skip_frac:
+        lines.append(f"  promise   mosaic audit {places.files.out}")
+    return "\n".join(lines)
+
+
+def cost(seconds: float, num_workers: int, price_per_hour: float) -> str:
+    """Say what so many seconds cost, idle or not, at a price for a worker and an hour."""
+    return f"${seconds * num_workers * price_per_hour / 3600:,.2f}"
+
+
+def begun(folder: Path) -> int:
+    """Read when a batch began, in seconds since 1970, or write it down; SOURCE_DATE_EPOCH sets it, as for builds."""
+    path = folder / BEGUN
+    if not path.exists():
+        created = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
+        path.write_text(json.dumps({"created": created}), encoding="utf-8")
+    return int(json.loads(path.read_text(encoding="utf-8"))["created"])
+
+
+def check_writable(folder: Path) -> None:
+    """Check before any work that files can be written."""
+    probe = folder / f".mosaic-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be written ({error.strerror}); --out names another folder") from error
+
+
+@contextmanager
+def stoppable(request: BatchRequest) -> Iterator[None]:
+    """Let SIGTERM stop a batch as Ctrl-C does, and say how it goes on."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        said = f"{stopped or 'stopped'}. The same command goes on with {request.path.name}"
+        raise KeyboardInterrupt(said) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _num_errors(files: BatchPaths) -> int:
+    return len(files.errors.read_bytes().splitlines()) if files.errors.exists() else 0
+
+
+def say(line: str) -> None:
+    """Tell what goes on, beside the results."""
+    print(line, file=sys.stderr, flush=True)
