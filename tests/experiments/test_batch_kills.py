@@ -1,0 +1,101 @@
+"""`mosaic batch` killed twenty times, its driver and its workers: nothing is lost, nothing doubled."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from mosaic.core.results import CallStatus
+from mosaic.runtime.journal_records import read_journal
+from tests.engines.executor_runs import hear_ctrl_c
+from tests.engines.fake_batch import batch_line, question, write_batch, write_models
+from tests.engines.test_run_chaos import workers_of
+from tests.experiments.command_line import ROOT
+
+pytestmark = pytest.mark.slow
+
+NUM_QUESTIONS, NUM_KILLS = 300, 20
+PATIENT = ("backend.engine.max_num_seqs=2", "backend.patience.max_retries=50", "backend.patience.max_restarts=50")
+
+
+def start(*words: object) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.engines.fake_batch", "batch", *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SOURCE_DATE_EPOCH": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=hear_ctrl_c,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> None:
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+
+
+def num_ended(folder: Path) -> int:
+    return len(read_journal(folder / "questions.mosaic" / "journal" / "run").ended)
+
+
+def test_a_batch_that_is_killed_twenty_times_ends_as_if_it_never_was(tmp_path: Path) -> None:
+    models = write_models(tmp_path)
+    folders = tmp_path / "undisturbed", tmp_path / "killed"
+    for folder in folders:
+        folder.mkdir()
+        write_batch(folder, [batch_line(number, question(number, "slow")) for number in range(NUM_QUESTIONS)])
+    words = [[folder / "questions.jsonl", *models, *PATIENT] for folder in folders]
+    finish(start(*words[0]))
+    draw, killed, folder = random.Random(0), Counter[str](), folders[1]
+    process = start(*words[1])
+    while killed.total() < NUM_KILLS:
+        enough = num_ended(folder) + draw.randint(0, 12)
+        while process.poll() is None and num_ended(folder) < enough:
+            time.sleep(0.01)
+        time.sleep(0.3 * draw.random())
+        assert process.poll() is None, f"it ended after {killed}"
+        workers = workers_of(folder / "questions.mosaic")
+        if workers and draw.random() < 0.5:
+            with suppress(ProcessLookupError):
+                os.kill(draw.choice(workers), signal.SIGKILL)
+                killed["worker"] += 1
+            continue
+        process.kill()
+        process.communicate()
+        killed["driver"] += 1
+        process = start(*words[1])
+    finish(process)
+    print(dict(killed))
+    assert min(killed["driver"], killed["worker"]) >= 5
+    ended = read_journal(folder / "questions.mosaic" / "journal" / "run").ended
+    finished = Counter(record.key for record in ended if record.status is CallStatus.FINISHED)
+    assert set(finished.values()) == {1}
+    for name in ("questions.out.jsonl", "questions.errors.jsonl"):
+        assert (folders[0] / name).read_bytes() == (folder / name).read_bytes()
+    lines = [json.loads(line) for line in (folder / "questions.out.jsonl").read_text().splitlines()]
+    assert [line["custom_id"] for line in lines] == [f"q{number}" for number in range(NUM_QUESTIONS)]
+
+
+def test_ctrl_c_and_a_scheduler_s_signal_stop_with_status_130_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    models = write_models(tmp_path)
+    path = write_batch(tmp_path, [batch_line(number, question(number, "slow")) for number in range(60)])
+    for number, sent in enumerate((signal.SIGINT, signal.SIGTERM)):
+        process = start(path, *models, *PATIENT)
+        while num_ended(tmp_path) < 40 * (number + 1):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(sent)
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 130, out
+        assert "The same command goes on with questions.jsonl" in out
+        assert "Traceback" not in out
+    finish(start(path, *models, *PATIENT))
