@@ -62,9 +62,10 @@ class SolveReport:
     bound_s: float | None = None
     gap_frac: float | None = None
     num_vars: int | None = None
+    """Of the program; None where it was not built."""
     num_constraints: int | None = None
     wall_s: float | None = field(default=None, compare=False)
-    """Solver seconds: reported in meta.json, never in the plan file; None for a rule or a loaded plan."""
+    """Seconds of solving, packing included: in meta.json, never in the plan file; None for a rule or a loaded plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,9 +87,10 @@ def _outcome(plan: Plan) -> list[str]:
         lines.append("Nothing was solved: the policy is a fixed rule")
     else:
         gap = "unknown" if solve.gap_frac is None else f"{solve.gap_frac * 100:.4f}%"
+        size = f", {solve.num_vars} variables, {solve.num_constraints} constraints" if solve.num_vars else ""
         lines.append(
             f"Solver: {solve.status.value}, objective {_seconds(solve.objective_s)}, bound {_seconds(solve.bound_s)}, "
-            f"gap {gap}, {solve.num_vars} variables, {solve.num_constraints} constraints"
+            f"gap {gap}{size}"
         )
     return lines
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from math import inf
 from random import Random
 from subprocess import run
 
@@ -12,10 +13,14 @@ import pytest
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import Plan, SolveStatus
 from mosaic.planning.costs import Residency
-from mosaic.planning.ilp import formulation, ilp
+from mosaic.planning.ilp import formulation, solve
+from mosaic.planning.ilp.alike import alike_workers
 from mosaic.planning.ilp.formulation import Solution, build_model, solve_model
-from mosaic.planning.ilp.ilp import Ilp, solve_instance
+from mosaic.planning.ilp.ilp import Ilp
 from mosaic.planning.ilp.packing import best_packing, drop_needless_replicas, level, pack
+from mosaic.planning.ilp.pattern_bound import pattern_bound_s
+from mosaic.planning.ilp.solve import solve_instance
+from mosaic.planning.ilp.subset_bound import subset_bound_s
 from mosaic.planning.ilp.symmetry import find_symmetry, order_blocks
 from mosaic.planning.problem import Problem
 from mosaic.planning.schedulers.instance import Instance, make_instance
@@ -102,6 +107,9 @@ def test_equals_brute_force_on_200_tiny_instances(block: int) -> None:
         assert plan.predicted_makespan_s == pytest.approx(expected_s, rel=1e-6), seed
         assert plan.solve.objective_s == pytest.approx(expected_s, rel=1e-6), seed
         assert_plan_valid(plan, problem)
+        workers = alike_workers(make_instance(problem, max_experts_per_worker=most_per_worker))
+        for raise_s in (subset_bound_s, pattern_bound_s) if workers else ():
+            assert raise_s(workers, low_s=0.0, high_s=3 * expected_s, until_ts=inf) <= expected_s * (1 + 1e-9), seed
 
 
 def replicas(plan: Plan) -> dict[str, int]:
@@ -242,7 +250,7 @@ def hard_instance(num_experts: int = 24, num_workers: int = 16) -> Instance:
 def test_time_limit_with_an_incumbent_is_a_plan_with_a_gap() -> None:
     solved = solve_instance(hard_instance(), time_limit_s=1e-4)
     counts, report, bound_s = solved.counts, solved.report, solved.lower_bound_s
-    assert solved.notes == ("the solver stopped early: maxTimeLimit",)
+    assert solved.notes == ("too little time to build the program: packed, bounded in closed form",)
     assert report.status is SolveStatus.TIME_LIMIT
     assert [sum(row) for row in counts] == list(hard_instance().num_calls)
     assert report.objective_s is not None
@@ -265,7 +273,7 @@ def test_warm_start_reaches_the_solver() -> None:
 
 
 def test_time_limit_without_an_incumbent_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ilp, "best_packing", lambda _: None)
+    monkeypatch.setattr(solve, "best_packing", lambda _, **__: None)
     with pytest.raises(InfeasibleError, match=r"no placement found in time_limit_s=0\.0001 under K=3"):
         solve_instance(hard_instance(), time_limit_s=1e-4)
 
@@ -275,9 +283,10 @@ def test_incumbent_that_the_solver_does_not_confirm_is_not_called_optimal(monkey
         counts=None, finished=False, termination="error", bound_s=None, num_vars=1, num_constraints=1, wall_s=0.0
     )
     monkeypatch.setattr("mosaic.planning.ilp.formulation.solve_model", lambda *_, **__: nothing)
-    solved = solve_instance(hard_instance(), time_limit_s=1.0)
+    instance = make_instance(make_problem({"A": 100, "B": 2}, max_replicas={"A": 2, "B": 1}))
+    solved = solve_instance(instance, time_limit_s=0.5)
     assert solved.report.status is SolveStatus.TIME_LIMIT
-    assert solved.notes == ("the solver stopped early: error",)
+    assert solved.notes[0] == "the solver stopped early: error"
 
 
 @pytest.mark.parametrize(("excess_frac", "refuted"), [(0.0, False), (5e-7, False), (2e-6, True), (0.5, True)])

@@ -1,6 +1,7 @@
 """What holds for every problem: bounds, dominance, symmetry."""
 
 from itertools import permutations
+from math import inf
 from typing import Any
 from unittest.mock import patch
 
@@ -9,9 +10,14 @@ from hypothesis import strategies as st
 
 from mosaic.core.plan import Plan, SolveStatus
 from mosaic.planning.ilp import formulation
+from mosaic.planning.ilp.alike import alike_workers
 from mosaic.planning.ilp.formulation import Solution, solve_model
+from mosaic.planning.ilp.group_search import GroupSearch
+from mosaic.planning.ilp.groups import place_groups
 from mosaic.planning.ilp.ilp import Ilp
 from mosaic.planning.ilp.packing import best_packing, drop_needless_replicas, level
+from mosaic.planning.ilp.pattern_bound import pattern_bound_s
+from mosaic.planning.ilp.subset_bound import subset_bound_s
 from mosaic.planning.ilp.symmetry import find_symmetry, order_blocks
 from mosaic.planning.problem import Problem
 from mosaic.planning.schedulers.data_parallel import DataParallel
@@ -122,6 +128,25 @@ def test_solver_bound_is_never_above_the_objective_nor_below_the_closed_form(pro
     assert closed_form_s <= most_s
     assert max(closed_form_s, solution.bound_s) <= plan.solve.bound_s * TOLERANCE + 1e-6
     assert plan.predicted_makespan_s <= plan.solve.objective_s * TOLERANCE + 1e-9
+
+
+@quick
+@given(problems(gangs=False, mixed=False))
+def test_equal_workers_aggregated_agree_with_the_program(problem: Problem) -> None:
+    instance = make_instance(problem)
+    workers = alike_workers(instance)
+    optimum_s = Ilp().plan(problem).solve.objective_s
+    assert workers is not None
+    assert optimum_s is not None
+    low_s, slack_s = lower_bound_s(instance, k_applies=True), 1e-6 * max(1.0, optimum_s)
+    for raise_s in (subset_bound_s, pattern_bound_s):
+        # From a makespan that no plan is near, so that the bisection asks about many that can be met.
+        assert low_s <= raise_s(workers, low_s=low_s, high_s=3 * optimum_s, until_ts=inf) <= optimum_s + slack_s
+    found = GroupSearch(workers, target_s=low_s, seed=0).run(300, until_ts=inf)
+    counts = place_groups(workers, found.groups)
+    if counts is not None:
+        assert [sum(row) for row in counts] == list(instance.num_calls)
+        assert instance.makespan_s(counts) >= optimum_s - slack_s
 
 
 @quick

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from heapq import heapify, heapreplace
 from math import floor, inf
+from time import monotonic
 
 from mosaic.planning.schedulers.instance import Counts, Instance
 from mosaic.planning.schedulers.lower_bounds import lower_bound_s
@@ -15,12 +16,17 @@ LOOSEST_TARGET_FRAC = 0.5
 """Targets reach this far above the lower bound, most of them close to it; looser ones only leave workers idle."""
 
 
-def best_packing(instance: Instance) -> Counts | None:
-    """Return the shortest of the placements packed at several targets; None if slots defeat all of them."""
+def best_packing(instance: Instance, *, until_ts: float = inf) -> Counts | None:
+    """Return the shortest of the placements packed at several targets; None if slots defeat all of them.
+
+    After an instant of the monotonic clock it takes what there is, and goes on only if that is nothing.
+    """
     bound_s = lower_bound_s(instance, k_applies=True)
     best: Counts | None = None
     best_s = inf
     for step in range(NUM_TARGETS):
+        if best is not None and monotonic() > until_ts:
+            break
         packed = pack(instance, bound_s * (1 + LOOSEST_TARGET_FRAC * (step / NUM_TARGETS) ** 3))
         if packed is None:
             continue

@@ -1,0 +1,282 @@
+"""A lower bound from patterns: what one of many equal workers may serve, chosen by column generation.
+
+NOTE: at a given makespan C a plan gives every worker a pattern: at most K experts with a share of calls each,
+loads and shares together within C. The linear program below asks how many patterns are needed to serve all
+calls; where that is more than there are workers, no plan ends by C (Gilmore and Gomory's bound for cutting stock). It
+is tightened by modes: an expert on exactly r workers gives each of them at least what the r - 1 others, full,
+leave over, so few replicas mean large shares and idle time beside them. Every mode has patterns of its own, and the
+program mixes modes of an expert only as whole modes.
+
+Duals that are not quite feasible still prove something: divided by the worth of the best pattern they are. The
+bound is computed so, from duals and prices alone, and does not rely on the solver's tolerances.
+
+References
+----------
+P. C. Gilmore, R. E. Gomory, A linear programming approach to the cutting-stock problem, 1961.
+A. A. Farley, A note on bounding a class of linear programming problems, including cutting stock problems, 1990.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mosaic.planning.ilp.alike import AlikeWorkers
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
+
+MAX_PATTERN_EXPERTS = 3
+"""Patterns are listed by the set of their experts: more than triples are too many."""
+MAX_PATTERNS = 1_500_000
+NUM_MODES = 3
+"""An expert's modes: its least number of replicas, one more, and two more or any number above."""
+NUM_COLUMNS = 40
+"""Patterns added in one round, of each number of experts."""
+PRECISION_FRAC = 1e-4
+MARGIN_FRAC = 1e-7
+"""By how much the patterns must exceed the workers to refute a makespan: more than rounding can."""
+UNSERVED_COST = 50.0
+"""Workers that a mode costs when it is not served: the program is feasible from its first round on."""
+
+
+def pattern_bound_s(workers: AlikeWorkers, *, low_s: float, high_s: float, until_ts: float) -> float:
+    """Raise a lower bound on the makespan by bisection, as far as patterns refute makespans.
+
+    Parameters
+    ----------
+    workers
+        The instance.
+    low_s, high_s
+        A lower bound and a makespan that is reached, seconds.
+    until_ts
+        When to end, on the monotonic clock.
+
+    Returns
+    -------
+    The bound, seconds; ``low_s`` where there are too many patterns to list.
+    """
+    if workers.max_experts_per_worker > MAX_PATTERN_EXPERTS:
+        return low_s
+    while high_s - low_s > PRECISION_FRAC * high_s and monotonic() < until_ts:
+        middle_s = (low_s + high_s) / 2
+        refuted = _is_refuted(workers, middle_s, until_ts)
+        if refuted is None:
+            break
+        if refuted:
+            low_s = middle_s
+        else:
+            high_s = middle_s
+    return low_s
+
+
+def _is_refuted(workers: AlikeWorkers, makespan_s: float, until_ts: float) -> bool | None:
+    """Tell whether patterns refute a makespan; None if there are too many patterns or no time is left."""
+    modes = _list_modes(workers, makespan_s)
+    if modes is None:
+        return True
+    patterns = _list_patterns(modes, makespan_s, workers.max_experts_per_worker)
+    if patterns is None:
+        return None
+    master = _Master(modes)
+    enough = workers.num_workers * (1 + MARGIN_FRAC)
+    while monotonic() < until_ts:
+        num_patterns, worth_of_share, worth_of_replica = master.solve()
+        if num_patterns <= workers.num_workers:
+            return False
+        best, columns = _price(modes, patterns, worth_of_share, worth_of_replica)
+        if _bound(modes, worth_of_share, worth_of_replica, best) > enough:
+            return True
+        if best <= 1 + MARGIN_FRAC / 10:
+            return False
+        for column in columns:
+            master.add(column)
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Modes:
+    """Experts by the number of their replicas; arrays have one entry a mode, times in seconds."""
+
+    expert: Ints
+    replicas: Ints
+    is_open: NDArray[np.bool_]
+    """True where more replicas are the same mode."""
+    setup_s: Floats
+    per_call_s: Floats
+    serving_s: Floats
+    """All calls of the expert."""
+    least_s: Floats
+    """Of a share."""
+    spare_s: Floats
+    """Between the least and the largest share."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Patterns:
+    """Sets of modes that fit on one worker, all of the same size."""
+
+    modes: Ints
+    """Shape ``(num_patterns, num_experts of a pattern)``."""
+    room_s: Floats
+    """What least shares and loads leave of the makespan."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """One pattern with its shares, seconds of serving by mode."""
+
+    modes: Ints
+    shares_s: Floats
+
+
+def _list_modes(workers: AlikeWorkers, makespan_s: float) -> _Modes | None:
+    """List the modes of all experts; None if one of them cannot meet the makespan at all."""
+    rows: list[tuple[int, int, int, int, int]] = []
+    for m, num_calls in enumerate(workers.num_calls):
+        most = workers.calls_within(m, makespan_s)
+        cap = min(workers.max_replicas[m], num_calls)
+        first = -(-num_calls // most) if most else cap + 1
+        if first > cap:
+            return None
+        for replicas in range(first, min(cap, first + NUM_MODES - 1) + 1):
+            is_open = replicas == first + NUM_MODES - 1 and replicas < cap
+            least = 1 if is_open else max(1, num_calls - (replicas - 1) * most)
+            rows.append((m, replicas, is_open, least, min(most, num_calls - replicas + 1)))
+    expert, replicas_of, open_modes, least_calls, most_calls = np.array(rows, dtype=np.int64).T
+    per_call_s = np.array(workers.per_call_s)[expert]
+    return _Modes(
+        expert=expert,
+        replicas=replicas_of,
+        is_open=open_modes.astype(bool),
+        setup_s=np.array(workers.setup_s)[expert],
+        per_call_s=per_call_s,
+        serving_s=np.array(workers.serving_s)[expert],
+        least_s=least_calls * per_call_s,
+        spare_s=np.maximum(most_calls - least_calls, 0) * per_call_s,
+    )
+
+
+def _list_patterns(modes: _Modes, makespan_s: float, most_experts: int) -> list[_Patterns] | None:
+    """List the sets of modes whose loads and least shares fit; None if there are too many."""
+    taken_s = modes.setup_s + modes.least_s
+    ceiling_s = makespan_s * (1 + 1e-9)
+    listed: list[_Patterns] = []
+    sets = np.arange(len(taken_s))[:, None]
+    for size in range(1, most_experts + 1):
+        if size > 1:
+            sets = _extend(sets, modes, taken_s, ceiling_s)
+        if sum(len(patterns.modes) for patterns in listed) + len(sets) > MAX_PATTERNS:
+            return None
+        if len(sets):
+            room_s = np.maximum(makespan_s - taken_s[sets].sum(axis=1), 0.0)
+            listed.append(_Patterns(sets, room_s))
+    return listed
+
+
+def _extend(sets: Ints, modes: _Modes, taken_s: Floats, ceiling_s: float) -> Ints:
+    """Add a mode of another expert to every set, after all that it has, where that fits."""
+    larger = [sets[:0, [0] * (sets.shape[1] + 1)]]
+    total_s = taken_s[sets].sum(axis=1)
+    for mode in range(1, len(taken_s)):
+        here = sets[(sets[:, -1] < mode) & (total_s + taken_s[mode] <= ceiling_s)]
+        here = here[(modes.expert[here] != modes.expert[mode]).all(axis=1)]
+        larger.append(np.column_stack([here, np.full(len(here), mode)]))
+        if sum(map(len, larger)) > MAX_PATTERNS:
+            break
+    return np.concatenate(larger)
+
+
+def _price(
+    modes: _Modes, listed: Sequence[_Patterns], worth_of_share: Floats, worth_of_replica: Floats
+) -> tuple[float, list[_Column]]:
+    """Find the worth of the best pattern, and good ones of each size with the shares that make them so.
+
+    A set's best shares fill the room in order of worth per second; where only one share can vary, it is whole calls.
+    """
+    base = worth_of_replica + worth_of_share * modes.least_s
+    rank = np.argsort(np.argsort(-worth_of_share))
+    best, columns = -np.inf, []
+    for patterns in listed:
+        order = np.argsort(rank[patterns.modes], axis=1)
+        sets = np.take_along_axis(patterns.modes, order, axis=1)
+        room_s = patterns.room_s
+        is_single = (modes.spare_s[sets] > 0).sum(axis=1) == 1
+        worth = base[sets].sum(axis=1)
+        shares_s = modes.least_s[sets]
+        for position in range(sets.shape[1]):
+            mode = sets[:, position]
+            more_s = np.where(worth_of_share[mode] > 0, np.minimum(room_s, modes.spare_s[mode]), 0.0)
+            per_call_s = np.maximum(modes.per_call_s[mode], 1e-300)
+            whole_s = np.minimum(np.floor(more_s / per_call_s * (1 + 1e-12) + 1e-9) * per_call_s, modes.spare_s[mode])
+            more_s = np.where(is_single, whole_s, more_s)
+            worth += worth_of_share[mode] * more_s
+            shares_s[:, position] += more_s
+            room_s = room_s - more_s
+        best = max(best, float(worth.max()))
+        most = min(NUM_COLUMNS, len(worth))
+        chosen = np.argpartition(-worth, most - 1)[:most]
+        columns += [_Column(sets[i], shares_s[i]) for i in chosen if worth[i] > 1]
+    return best, columns
+
+
+def _bound(modes: _Modes, worth_of_share: Floats, worth_of_replica: Floats, best: float) -> float:
+    """Bound the number of patterns from below by duals, scaled until no pattern is worth more than one worker."""
+    if best <= 0:
+        return 0.0
+    worth = worth_of_share * modes.serving_s + worth_of_replica * modes.replicas
+    least = np.full(int(modes.expert.max()) + 1, np.inf)
+    np.minimum.at(least, modes.expert, worth)
+    return float(least.sum()) / best
+
+
+class _Master:
+    """The linear program over the patterns so far, in HiGHS.
+
+    Rows: a mode's shares serve its expert's calls as far as the mode is chosen; it has its number of replicas as far;
+    an expert's modes are chosen to one in all. Minimised is the number of patterns.
+    """
+
+    def __init__(self, modes: _Modes) -> None:
+        import highspy  # here, since the other schedulers need none of it
+
+        self._modes = modes
+        self._num_modes = len(modes.expert)
+        self._highs: Any = highspy.Highs()  # type: ignore[no-untyped-call]
+        self._highs.setOptionValue("output_flag", False)
+        self._highs.setOptionValue("threads", 1)
+        infinity = self._infinity = float(highspy.kHighsInf)
+        for _ in range(self._num_modes):
+            self._highs.addRow(0.0, infinity, 0, [], [])
+        for is_open in modes.is_open:
+            self._highs.addRow(0.0, infinity if is_open else 0.0, 0, [], [])
+        for _ in range(int(modes.expert.max()) + 1):
+            self._highs.addRow(1.0, 1.0, 0, [], [])
+        for mode in range(self._num_modes):
+            chosen = [-modes.serving_s[mode], -float(modes.replicas[mode]), 1.0]
+            self._column(0.0, [mode, self._num_modes + mode, 2 * self._num_modes + modes.expert[mode]], chosen)
+            self._column(UNSERVED_COST, [mode], [max(modes.serving_s[mode], 1.0)])
+            self._column(UNSERVED_COST, [self._num_modes + mode], [1.0])
+            self._column(UNSERVED_COST, [self._num_modes + mode], [-1.0])
+
+    def add(self, column: _Column) -> None:
+        """Offer one more pattern."""
+        rows = np.concatenate([column.modes, column.modes + self._num_modes])
+        self._column(1.0, rows, np.concatenate([column.shares_s, np.ones(len(column.modes))]))
+
+    def solve(self) -> tuple[float, Floats, Floats]:
+        """Solve; return the number of patterns, and what a second of share and a replica of each mode are worth."""
+        self._highs.run()
+        duals = np.array(self._highs.getSolution().row_dual)
+        worth_of_share = np.maximum(duals[: self._num_modes], 0.0)
+        worth_of_replica = duals[self._num_modes : 2 * self._num_modes]
+        worth_of_replica = np.where(self._modes.is_open, np.maximum(worth_of_replica, 0.0), worth_of_replica)
+        return float(self._highs.getInfo().objective_function_value), worth_of_share, worth_of_replica
+
+    def _column(self, cost: float, rows: Sequence[int] | Ints, values: Sequence[float] | Floats) -> None:
+        self._highs.addCol(
+            cost, 0.0, self._infinity, len(rows), np.array(rows, dtype=np.int32), np.array(values, dtype=np.float64)
+        )
