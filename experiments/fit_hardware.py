@@ -39,7 +39,10 @@ from sim.hardware.curves import Curve, curve_to_text
 from sim.hardware.hardware import FittedAttention, Hardware, hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 
-SETTINGS = ("unload_s", "cpu_per_kv_token_s", "max_graph_tokens", "eager_layer_s", "flops_per_s", "sampler_per_logit_s")
+SETTINGS = (
+    "unload_s", "cpu_per_kv_token_s", "max_graph_tokens", "eager_layer_s", "flops_per_s", "sampler_per_logit_s",
+    "host_link_bytes_per_s",
+)  # fmt: skip
 """Of an engine and its host, that operator tables do not have."""
 LOAD_SOURCE = "assumed: 0.4e9 bytes of weights per second, as the 38 to 47 s per session of four A100s suggest"
 
@@ -111,6 +114,7 @@ def _fit(options: argparse.Namespace) -> str:
         "eager_layer_s": 0.0,
         "flops_per_s": None,
         "sampler_per_logit_s": 0.0,
+        "host_link_bytes_per_s": None,
         "sources": {
             "load": options.load_source,
             "cpu": options.cpu_source if options.cpu_base_s is not None else "not measured: 0",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from mosaic.core.cluster import Cluster, Gpu, Worker, uniform_cluster
 from mosaic.core.plan import Plan
 from mosaic.core.prediction import LengthPrediction
+from mosaic.core.sparse_kv import SparseKv
 from mosaic.core.workload import (
     PROPOSE,
     Call,
@@ -64,6 +65,7 @@ def make_expert(
     max_output_tokens: int = 4096,
     context_tokens: int = 8192,
     shape: ModelShape | None = None,
+    kv: SparseKv | None = None,
 ) -> Expert:
     return Expert(
         name=name,
@@ -74,6 +76,7 @@ def make_expert(
         context_tokens=context_tokens,
         tp_degree=tp_degree,
         max_replicas=max_replicas,
+        kv=kv,
     )
 
 

@@ -7,6 +7,7 @@ from mosaic.core.checks import require, require_name
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.kv_memory import activation_bytes, describe_need, fits_memory
+from mosaic.core.sparse_kv import check_sparse_kv
 from mosaic.core.workload import Expert, Workload
 
 
@@ -54,7 +55,8 @@ def check_calls(workload: Workload, experts: Sequence[Expert], cluster: Cluster,
 
 
 def check_fit(expert: Expert, cluster: Cluster, options: EngineOptions) -> None:
-    """Check that an expert's workers can hold it."""
+    """Check that an expert's workers can hold it, and that its engine can keep its KV cache as it asks for."""
+    check_sparse_kv(expert.name, expert.kv, options)
     degree = expert.tp_degree
     label, gpu = f"expert {expert.name}", cluster.workers[0].gpu
     require(degree <= cluster.num_workers, f"{label}: tp_degree", f"at most num_workers={cluster.num_workers}", degree)

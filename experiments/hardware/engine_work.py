@@ -92,8 +92,8 @@ class _Counter(LengthTime):
         self.num_longest = MAX_WAVES * processor.num_sms  # no skew looks at more
         self._captured = graph_sizes(processor.graph_max_seqs)
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int, longest: Sequence[int] = ()) -> float:
-        kv_sum = num_steps * kv_tokens + num_seqs * num_steps * (num_steps - 1) // 2
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
+        kv_sum = num_steps * int(kv_tokens) + num_seqs * num_steps * (num_steps - 1) // 2
         num_tokens = padded_seqs(num_seqs, self._captured)
         self.works.append(Work(num_steps, num_seqs, 0, 0, kv_sum, 0, 0, num_tokens, tuple(longest)))
         return float(num_steps)
@@ -102,7 +102,7 @@ class _Counter(LengthTime):
         self,
         chunks: Sequence[tuple[int, int]],
         num_decodes: int,
-        decode_kv_tokens: int,
+        decode_kv_tokens: float,
         longest: Sequence[int] = (),
     ) -> float:
         pairs = sum(tokens * (tokens + 2 * context) for tokens, context in chunks)
@@ -110,7 +110,7 @@ class _Counter(LengthTime):
         num_tokens = num_decodes + sum(tokens for tokens, _ in chunks)
         num_seqs = num_decodes + len(chunks)
         read = (tuple(longest), tuple(chunks)) if longest else ()
-        self.works.append(Work(1, num_seqs, 1, started, 0, decode_kv_tokens, pairs, num_tokens, *read))
+        self.works.append(Work(1, num_seqs, 1, started, 0, int(decode_kv_tokens), pairs, num_tokens, *read))
         return 1.0
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 from mosaic.core.chat import Message, Sampling
 from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
+from mosaic.core.sparse_kv import SparseKv
 from mosaic.core.tokens import count_text_tokens
 
 ExpertName: TypeAlias = str
@@ -96,10 +97,13 @@ class ModelShape:
         """Parameters outside the embedding and the LM head: those every token passes through in the layers."""
         return self.num_parameters - self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
 
+    def num_kv_heads_on_worker(self, tp_degree: int = 1) -> int:
+        """KV heads of all layers on *each* worker; they are replicated when a layer has fewer than the degree."""
+        return self.num_layers * max(1, -(-self.num_kv_heads // tp_degree))
+
     def kv_bytes_per_token(self, tp_degree: int = 1) -> int:
-        """KV cache bytes per token on *each* worker; heads are replicated when fewer than the degree."""
-        heads = max(1, -(-self.num_kv_heads // tp_degree))
-        return 2 * self.num_layers * heads * self.head_dim * self.bytes_per_value
+        """KV cache bytes per token on *each* worker."""
+        return 2 * self.num_kv_heads_on_worker(tp_degree) * self.head_dim * self.bytes_per_value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +121,8 @@ class Expert:
     """Workers that one session spans."""
     max_replicas: int | None = None
     """Replica cap; null: equation 8 of the paper."""
+    kv: SparseKv | None = None
+    """A sparse KV cache, or its settings by name; null: all of it is kept and read."""
 
     def __post_init__(self) -> None:
         require_name(self.name, "expert.name")
@@ -133,6 +139,10 @@ class Expert:
         require_count(self.tp_degree, f"expert {self.name}: tp_degree", at_least=1)
         if self.max_replicas is not None:
             require_count(self.max_replicas, f"expert {self.name}: max_replicas", at_least=1)
+        if isinstance(self.kv, Mapping):
+            object.__setattr__(self, "kv", SparseKv(**self.kv))
+        if not isinstance(self.kv, SparseKv | None):
+            raise TypeError(f"expert {self.name}: kv must be a SparseKv, its settings or null, got {self.kv!r}")
 
     def output_limit(self, prompt_tokens: int) -> int:
         """Most tokens a call may write: min(its maximum, context - prompt)."""

@@ -9,10 +9,14 @@ from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.kv_memory import kv_capacity_tokens
 from mosaic.core.plan import Session
+from mosaic.core.sparse_kv import check_sparse_kv
 from mosaic.core.workload import Expert, ExpertName, ModelShape
 from sim.engine.engine import Engine
+from sim.engine.sparse_engine import SparseEngine
+from sim.engine.sparse_kv_cache import PageSizes
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import IterationTime
+from sim.hardware.sparse_time import SparseTime, sparse_time
 
 IterationTimes: TypeAlias = Callable[[Hardware, ModelShape, int], IterationTime]
 """Builds the iteration time of a model on a kind of GPU at a tensor-parallel degree."""
@@ -94,11 +98,22 @@ class ExpertsOnGpus:
 
     def engine(self, model: ExpertOnGpu, start_ts: float) -> Engine:
         """Build the engine of a session that is up at an instant."""
+        expert, time = model.expert, model.time
+        if isinstance(time, SparseTime):
+            assert expert.kv is not None, "its time was built for it"
+            return SparseEngine(
+                iteration_time=time,
+                settings=self.settings,
+                kv_tokens=model.kv_tokens,
+                context_tokens=expert.context_tokens,
+                sizes=PageSizes.of(expert.kv, expert.shape.num_kv_heads_on_worker(expert.tp_degree)),
+                start_ts=start_ts,
+            )
         return Engine(
-            iteration_time=model.time,
+            iteration_time=time,
             settings=self.settings,
             kv_tokens=model.kv_tokens,
-            context_tokens=model.expert.context_tokens,
+            context_tokens=expert.context_tokens,
             start_ts=start_ts,
         )
 
@@ -116,12 +131,16 @@ class ExpertsOnGpus:
             capacity = kv_capacity_tokens(expert, workers, self.settings)
             if capacity < self.settings.block_size:
                 raise ValueError(f"{expert.name} must fit into {degree} x {gpu.name}, KV tokens left: {capacity}")
+            check_sparse_kv(expert.name, expert.kv, self.settings)
             hardware = self._hardware[gpu.name]
+            time = self._iteration_times(hardware, expert.shape, degree)
+            if expert.kv is not None:
+                time = sparse_time(time, expert, degree, hardware)
             model = self._built[expert.name, gpu, degree] = ExpertOnGpu(
                 expert=replace(expert, tp_degree=degree),
                 load_s=hardware.load_s(expert.shape, degree),
                 unload_s=hardware.unload_s,
-                time=self._iteration_times(hardware, expert.shape, degree),
+                time=time,
                 kv_tokens=capacity,
             )
         return model

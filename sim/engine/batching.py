@@ -16,15 +16,26 @@ class Batcher:
     of all decoding requests; in mixed order both. ``complete`` tells it that the iteration has ended.
     """
 
-    def __init__(self, *, settings: EngineOptions, kv_tokens: int, context_tokens: int, num_longest: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        settings: EngineOptions,
+        kv_tokens: int,
+        context_tokens: int,
+        num_longest: int = 0,
+        decoding: DecodingSet | None = None,
+    ) -> None:
         # V0 evicts by last use and by length, and ran without it by default.
         is_allowed = not settings.caches_prefixes or settings.order is Order.MIXED
         require(is_allowed, "engine.enable_prefix_caching", "false unless order is mixed", True)
         self.is_mixed = settings.order.chunks_prompts
         self.queue = RequestQueue()
-        cache = PrefixKvCache if settings.caches_prefixes else KvCache
-        self.kv = cache(kv_tokens=kv_tokens, block_size=settings.block_size, watermark_frac=settings.watermark)
-        self.decoding = DecodingSet(self.kv, num_longest)
+        if decoding is None:
+            cache = PrefixKvCache if settings.caches_prefixes else KvCache
+            kv = cache(kv_tokens=kv_tokens, block_size=settings.block_size, watermark_frac=settings.watermark)
+            decoding = DecodingSet(kv, num_longest)
+        self.decoding = decoding
+        self.kv = decoding.kv
         self.chunks: list[Chunk] = []
         """Of the iteration that was composed last, until it is complete."""
         self.preempted = False

@@ -121,6 +121,8 @@ class Hardware:
     attention_streams: float = 0.0
     """Pairs of sequence and KV head that read at the full bandwidth together, one thread block each; see
     ``sim.hardware.length_time.AttentionSkew``. 0: length skew costs nothing."""
+    host_link_bytes_per_s: float | None = None
+    """From the host's memory to a GPU, each way; a sparse KV cache needs it."""
     all_reduce: Mapping[int, Curve] = field(default_factory=dict)
     """One all-reduce by bytes of the message, per tensor-parallel degree."""
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -142,7 +144,7 @@ class Hardware:
         if self.max_graph_tokens is not None:
             require_count(self.max_graph_tokens, f"{owner}: max_graph_tokens", at_least=1)
         require_count(self.num_sms, f"{owner}: num_sms", at_least=1 if self.attention_streams else 0)
-        for name in ("load_bytes_per_s", "memory_bytes_per_s", "flops_per_s"):
+        for name in ("load_bytes_per_s", "memory_bytes_per_s", "flops_per_s", "host_link_bytes_per_s"):
             if getattr(self, name) is not None:
                 require_number(getattr(self, name), f"{owner}: {name}", above=0)
         for table in self.tables:

@@ -15,7 +15,7 @@ from sim.hardware.length_time import AttentionSkew, EagerDecode, LengthTime
 class IterationTime(Protocol):
     """Time of an engine's iterations for one model on one kind of GPU at one tensor-parallel degree."""
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int) -> float:
         """Time of consecutive pure decode iterations over an unchanged batch.
 
         Parameters
@@ -24,12 +24,13 @@ class IterationTime(Protocol):
             Running sequences B, each of which gains one token per step.
         kv_tokens
             Tokens that the attention of the *first* step reads, summed over the sequences (the token
-            being computed included); every step reads ``num_seqs`` more than the one before.
+            being computed included; a fraction where a mean is read); every step reads ``num_seqs`` more than the one
+            before.
         num_steps
             Number of steps k.
         """
 
-    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: int) -> float:
+    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: float) -> float:
         """Time of one iteration that prefills chunks, with or without decodes beside them.
 
         Parameters
@@ -230,7 +231,7 @@ class FittedTime:
         self._prefill_scale = prefill_scale
         self._step_s: list[float] = [0.0]
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int) -> float:
         try:
             step_s = self._step_s[num_seqs]
         except IndexError:
@@ -245,7 +246,7 @@ class FittedTime:
             self._step_s.append(self._batch.decode(size) + fixed_s + per_seq_s * size)
         return self._step_s[num_seqs]
 
-    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: int) -> float:
+    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: float) -> float:
         num_tokens, prefill_s = num_decodes, 0.0
         per_token_s, per_pair_s = self._attention.prefill_per_token_s, self._attention.prefill_per_token_pair_s
         for tokens, context in chunks:
@@ -274,7 +275,7 @@ class MeasuredTime:
         self._launch_s = self._prefill.values_s[0][0]
         self._rows: dict[int, tuple[float, tuple[float, ...], tuple[float, ...]]] = {}
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int) -> float:
         step_s, values_s, slopes_s = self._rows.get(num_seqs) or self._add_row(num_seqs)
         knots = self._decode.columns
         last = len(slopes_s) - 1
@@ -299,7 +300,7 @@ class MeasuredTime:
         self._rows[num_seqs] = (self._batch.decode(num_seqs), values_s, slopes_s)
         return self._rows[num_seqs]
 
-    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: int) -> float:
+    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: float) -> float:
         num_tokens, longest, attention_s = num_decodes, 0, 0.0
         for tokens, context in chunks:
             num_tokens += tokens

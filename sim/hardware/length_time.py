@@ -13,9 +13,9 @@ from mosaic.core.checks import require_count, require_number
 class GpuTime(Protocol):
     """Time of iterations by totals, without the host's; see ``sim.hardware.iteration_time``."""
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int) -> float: ...
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int) -> float: ...
 
-    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: int) -> float: ...
+    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: float) -> float: ...
 
 
 TILE_TOKENS = 64
@@ -153,12 +153,12 @@ class LengthTime:
         self._eager = eager
         self._graph_tokens = eager.max_graph_tokens + 1 if eager else inf
         """Steps that read a sequence of so many tokens are eager."""
-        self._busy_tokens: dict[int, int] = {}
+        self._busy_tokens: dict[int, float] = {}
         """Per batch size, tokens to read that are known to take longer than the launches."""
         self.num_longest = max(skew.num_longest if skew else 0, 1 if eager else 0)
         """How many of the longest lengths it wants to be told."""
 
-    def decode_span_s(self, num_seqs: int, kv_tokens: int, num_steps: int, longest: Sequence[int] = ()) -> float:
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
         """Time of consecutive decode steps over an unchanged batch.
 
         Parameters
@@ -180,7 +180,7 @@ class LengthTime:
                 launches_s = self._launches_s(num_seqs, kv_tokens, num_steps, most_tokens, skew_s)
         return self._gpu.decode_span_s(num_seqs, kv_tokens, num_steps) + num_steps * step_s + launches_s
 
-    def _launches_s(self, num_seqs: int, kv_tokens: int, num_steps: int, most_tokens: int, skew_s: float) -> float:
+    def _launches_s(self, num_seqs: int, kv_tokens: float, num_steps: int, most_tokens: int, skew_s: float) -> float:
         """Price what steps of a span wait for launches: they get slower, so only the first without graphs do."""
         assert self._eager is not None, "asked for where there is a limit"
         gpu_s, launch_s = self._gpu.decode_span_s, self._eager.launch_s - skew_s
@@ -196,11 +196,23 @@ class LengthTime:
         waits = bisect_left(steps, launch_s, key=lambda step: gpu_s(num_seqs, kv_tokens + step * num_seqs, 1))
         return waits * launch_s - gpu_s(num_seqs, kv_tokens, waits)
 
+    @property
+    def max_graph_tokens(self) -> int | None:
+        """Longest sequence of a step with CUDA graphs; None: there is no limit."""
+        return self._eager.max_graph_tokens if self._eager else None
+
+    def step_s(self, num_seqs: int, read_tokens: float, kv_tokens: float, longest: float) -> float:
+        """Time of a decode step whose attention reads a part of the cache; the host handles all of it."""
+        gpu_s = self._gpu.decode_span_s(num_seqs, read_tokens, 1)
+        if self._eager is not None and longest > self._eager.max_graph_tokens:
+            gpu_s = max(gpu_s, self._eager.launch_s)
+        return gpu_s + self._base_s + self._per_seq_s * num_seqs + self._per_kv_token_s * kv_tokens
+
     def mixed_s(
         self,
         chunks: Sequence[tuple[int, int]],
         num_decodes: int,
-        decode_kv_tokens: int,
+        decode_kv_tokens: float,
         longest: Sequence[int] = (),
     ) -> float:
         """Time of an iteration that prefills chunks; the kernel for prefills never splits the decodes beside them."""

@@ -126,6 +126,26 @@ LIMITS = [
 ]
 MACHINES = [
     Case(
+        "sparse_kv_with_prefix_caching",
+        "backend.order=mixed\npool.experts.LlamaR1.kv={policy: flexicache}",
+        ["engine.enable_prefix_caching must be false with expert LlamaR1's kv=flexicache"],
+    ),
+    Case(
+        "sparse_kv_by_another_name",
+        "pool.experts.LlamaR1.kv={policy: magic}",
+        ["expert.kv: policy must be one of ['flexicache'], got 'magic'"],
+    ),
+    Case(
+        "sparse_kv_with_an_unknown_key",
+        "pool.experts.LlamaR1.kv={budget: 64}",
+        ["pool.experts.LlamaR1", "budget"],
+    ),
+    Case(
+        "sparse_kv_without_a_link",
+        "pool.experts.LlamaR1.kv={policy: flexicache}\nhardware.host_link_bytes_per_s=null",
+        ["hardware a100_80gb: host_link_bytes_per_s must be given for expert LlamaR1's kv=flexicache, got null"],
+    ),
+    Case(
         "model_larger_than_the_gpu",
         "hardware.memory_gib=10",
         ["expert Gemma must fit", "hardware.memory_gib=10", "17.2 GiB of weights", "context_tokens=8192"],

@@ -23,6 +23,7 @@ class LinearHardware:
     load: float = 10.0
     time: LinearTime = field(default_factory=LinearTime)
     unload_s: float = 0.0
+    host_link_bytes_per_s: float = 1e9
 
     def load_s(self, shape: ModelShape, tp_degree: int) -> float:
         return self.load / tp_degree

@@ -100,7 +100,7 @@ class Oracle:
     def num_free(self) -> int:
         return len(self.free)
 
-    def blocks_for(self, num_tokens: int) -> int:
+    def blocks_for(self, num_tokens: int, *, decoding: bool = False) -> int:
         return (num_tokens + self.settings.block_size - 1) // self.settings.block_size
 
     def take(self, seq: Seq, num_blocks: int) -> None:
@@ -206,7 +206,7 @@ class Oracle:
             while index < len(self.running):
                 seq = self.running[index]
                 num_new = min(seq.length - seq.computed, budget) if mixed else 1
-                needed = self.blocks_for(seq.computed + num_new) - len(seq.blocks)
+                needed = self.blocks_for(seq.computed + num_new, decoding=seq.decoding) - len(seq.blocks)
                 while needed > self.num_free and seq in self.running:
                     self.preempt()
                     preempted = True
@@ -252,17 +252,7 @@ class Oracle:
     def compute(self, work, aborts) -> None:
         decodes = [seq for seq, _ in work if seq.decoding]
         chunks = [(num_new, seq.computed) for seq, num_new in work if not seq.decoding]
-        kv_tokens = sum(seq.computed + 1 for seq in decodes)
-        lengths = sorted(seq.computed + 1 for seq in decodes)
-        longest = (lengths,) if isinstance(self.time, LengthTime) else ()
-        if chunks:
-            gpu_s = self.time.mixed_s(chunks, len(decodes), kv_tokens, *longest)
-            gpu_s = max(gpu_s / 2, gpu_s + self.skew_s(lengths, chunks))
-        else:
-            gpu_s = self.skew_s(lengths, chunks) + self.time.decode_span_s(len(decodes), kv_tokens, 1, *longest)
-            if self.eager and max(seq.computed + 1 for seq in decodes) > self.eager[0]:
-                gpu_s = max(gpu_s, self.eager[1])
-        self.now += gpu_s + self.host[0] * len(work) + self.host[1] * kv_tokens
+        self.now += self.seconds(decodes, chunks)
         aborted = {index for ts, index in aborts if ts < self.now}
         self.cut(lambda ts: ts < self.now)
         for seq, num_new in work:
@@ -276,6 +266,19 @@ class Oracle:
                 seq.finished = self.now
                 self.running.remove(seq)
                 self.release(seq)
+
+    def seconds(self, decodes, chunks) -> float:
+        kv_tokens = sum(seq.computed + 1 for seq in decodes)
+        lengths = sorted(seq.computed + 1 for seq in decodes)
+        longest = (lengths,) if isinstance(self.time, LengthTime) else ()
+        if chunks:
+            gpu_s = self.time.mixed_s(chunks, len(decodes), kv_tokens, *longest)
+            gpu_s = max(gpu_s / 2, gpu_s + self.skew_s(lengths, chunks))
+        else:
+            gpu_s = self.skew_s(lengths, chunks) + self.time.decode_span_s(len(decodes), kv_tokens, 1, *longest)
+            if self.eager and max(seq.computed + 1 for seq in decodes) > self.eager[0]:
+                gpu_s = max(gpu_s, self.eager[1])
+        return gpu_s + self.host[0] * (len(decodes) + len(chunks)) + self.host[1] * kv_tokens
 
     def skew_s(self, lengths, chunks) -> float:
         if self.skew is None or not lengths or (len(lengths) < self.skew[3] and not chunks):

@@ -1,6 +1,7 @@
 """Random clusters, calls and plans, and the iteration times of the committed hardware."""
 
 from collections import defaultdict
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -31,19 +32,23 @@ def iteration_times(draw):
 
 
 @st.composite
-def runs(draw, times=None, num_spare=0):
+def runs(draw, times=None, num_spare=0, kv=None):
     """A maker of backends with a pool, calls with lengths and arrivals, and any plan that serves each call once.
 
     The plan leaves some workers of the cluster alone: the spare ones, behind its own.
     """
     num_workers = draw(st.integers(1, 4))
     engine_settings = EngineOptions(
-        order=draw(st.sampled_from(list(Order))), max_num_seqs=draw(st.sampled_from([1, 3, 20])), kv_cache_tokens=1500
+        order=draw(st.sampled_from(list(Order))),
+        max_num_seqs=draw(st.sampled_from([1, 3, 20])),
+        kv_cache_tokens=1500 if kv is None else 1700,
     )
+    if kv is not None:
+        engine_settings = replace(engine_settings, enable_prefix_caching=False)
     experts, sessions, lengths, calls = [], [], {}, []
     for name in "ABC"[: draw(st.integers(1, 3))]:
         tp_degree = draw(st.integers(1, min(2, num_workers)))
-        experts.append(make_expert(name, tp_degree=tp_degree, max_output_tokens=900, max_replicas=1))
+        experts.append(make_expert(name, tp_degree=tp_degree, max_output_tokens=900, max_replicas=1, kv=kv))
         for _ in range(draw(st.integers(1, 2))):
             start = draw(st.integers(0, num_workers - tp_degree))
             shard = []

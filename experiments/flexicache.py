@@ -1,0 +1,75 @@
+"""A sparse KV cache: what it gives on a GPU, and what it does to a model.
+
+    python experiments/flexicache.py throughput                             report, table and figure
+    python experiments/flexicache.py throughput --hardware-out conf/hardware/h100_94gb.yaml
+
+All write into results/multirun/flexicache unless --out names a folder.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # experiments is not an installed package
+
+from experiments.config.places import own_folder  # noqa: E402
+from experiments.figures.style import pdf_bytes, png_bytes  # noqa: E402
+from experiments.hardware.hardware_yaml import to_yaml  # noqa: E402
+from experiments.studies.paper_tables import to_csv  # noqa: E402
+from experiments.studies.sparse_throughput import (  # noqa: E402
+    ATTENTION_FRAC,
+    all_rows,
+    hardware_config,
+    llama,
+)
+from experiments.studies.sparse_throughput_report import figure, report, table_of  # noqa: E402
+from mosaic.core.engine_options import Order  # noqa: E402
+from mosaic.core.sparse_kv import SparseKv  # noqa: E402
+
+HARDWARE_HEADER = """\
+# Written by
+#   python experiments/flexicache.py throughput --hardware-out conf/hardware/h100_94gb.yaml
+# Derived from a data sheet and fitted to published throughput of plain vLLM: no H100 was measured.
+# In microseconds: curves are count:time.
+"""
+
+
+def throughput(options: argparse.Namespace) -> None:
+    """Fit an H100 to plain vLLM and predict FlexiCache on it."""
+    kv = SparseKv()
+    rows = all_rows(kv)
+    drawn = figure(rows)
+    _write(options.out / "throughput.md", report(rows, kv).encode())
+    _write(options.out / "throughput.csv", to_csv(table_of(rows)).encode())
+    _write(options.out / "throughput.png", png_bytes(drawn))
+    _write(options.out / "throughput.pdf", pdf_bytes(drawn))
+    if options.hardware_out:
+        chosen = next(row for row in rows if (row.order, row.attention_frac) == (Order.PREFILL_FIRST, ATTENTION_FRAC))
+        config: dict[str, Any] = {"_target_": "sim.hardware.hardware_from_config"}
+        config |= hardware_config(chosen.fit, ATTENTION_FRAC, llama().shape)
+        _write(options.hardware_out, (HARDWARE_HEADER + to_yaml(config)).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    print(f"written: {path}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="flexicache", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    found = commands.add_parser("throughput", help=throughput.__doc__)
+    found.set_defaults(run=throughput)
+    found.add_argument("--hardware-out", type=Path, help="file of conf/hardware to write the fitted GPU to")
+    for command in commands.choices.values():
+        command.add_argument("--out", type=Path, default=own_folder("flexicache"), help="folder (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    options.run(options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Iteration time of an expert with a sparse KV cache: what is read, what comes over the link, who pauses."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mosaic.core.sparse_kv import SparseKv
+from mosaic.core.workload import Expert
+from sim.hardware.hardware import Hardware
+from sim.hardware.iteration_time import IterationTime
+from sim.hardware.length_time import LengthTime
+
+
+class SparseBatch(NamedTuple):
+    """Sequences of a decode step, as far as its time depends on them; tokens include the one being computed."""
+
+    num_seqs: int
+    num_long: int
+    """Of them read in part."""
+    kv_tokens: float
+    """Tokens of all sequences, wherever they are."""
+    short_tokens: float
+    """Tokens of those that are read in full."""
+    longest: float
+    """Tokens of the longest sequence; 0 where nobody asks for it."""
+
+    def after(self, num_steps: float) -> "SparseBatch":
+        """Let so many steps pass in which nobody leaves."""
+        num_seqs, num_long, kv_tokens, short_tokens, longest = self
+        return SparseBatch(
+            num_seqs,
+            num_long,
+            kv_tokens + num_steps * num_seqs,
+            short_tokens + num_steps * (num_seqs - num_long),
+            longest + num_steps if longest else 0,
+        )
+
+
+class SparseTime:
+    """Time of the iterations of one model with a sparse KV cache on one kind of GPU.
+
+    NOTE: rankings of stable heads are spread over the steps. A request that ranks sits out the next step while its
+    promoted pages come, and joins the one after it, so long sequences take ``rerank_every + 1`` steps for
+    ``rerank_every`` tokens: what they read comes later, and the part of a step that does not depend on the batch comes
+    more often. Where the link is too slow for that, it sets the pace. Pages go to the host in the other direction,
+    beside the step; a prompt's go while it is read. The engine advances all sequences by one token per step, so a step
+    here is the time in which each gains one.
+
+    Reads of long sequences are nearly equal, so attention waits for no longest one.
+    """
+
+    def __init__(self, time: IterationTime, kv: SparseKv, *, kv_bytes: int, context_tokens: int, link_s: float) -> None:
+        self._time = time
+        self._length_time = time if isinstance(time, LengthTime) else None
+        self.num_longest = min(1, self._length_time.num_longest) if self._length_time else 0
+        self._every = kv.rerank_every
+        self._long_read = kv.long_read_tokens()
+        self._scored = kv.scored_tokens_per_token()
+        self._least_read_frac = min(1.0, (kv.budget_tokens + self._scored * context_tokens) / context_tokens)
+        stable_s = (1 - kv.unstable_frac) * kv_bytes * link_s
+        self._promote_s = kv.promoted_frac * kv.budget_tokens * stable_s
+        self._offload_s = stable_s
+        """Of a token."""
+
+    def read_tokens(self, batch: SparseBatch) -> float:
+        """Tokens that the attention of a step reads, those that scoring costs included, were nobody to pause."""
+        long_tokens = batch.kv_tokens - batch.short_tokens
+        return batch.short_tokens + batch.num_long * self._long_read + self._scored * long_tokens
+
+    def promoted_s(self, batch: SparseBatch) -> float:
+        """Seconds of the link per step for the pages that come back."""
+        return batch.num_long * self._promote_s / self._every
+
+    def span_s(self, batch: SparseBatch, num_steps: int) -> float:
+        """Time of consecutive decode steps over an unchanged batch in which nobody turns long.
+
+        Reads grow evenly, so the middle step is the mean one where time is linear in them.
+        """
+        limit = self._length_time.max_graph_tokens if self._length_time else None
+        if limit is not None and batch.longest <= limit < batch.longest + num_steps - 1:
+            num_graphs = int(limit - batch.longest) + 1
+            later = batch.after(num_graphs)
+            return self._span_s(batch, num_graphs) + self._span_s(later, num_steps - num_graphs)
+        return self._span_s(batch, num_steps)
+
+    def _span_s(self, batch: SparseBatch, num_steps: int) -> float:
+        return num_steps * self._step_s(batch.after((num_steps - 1) / 2)) if num_steps else 0.0
+
+    def _step_s(self, batch: SparseBatch) -> float:
+        reads = self.read_tokens(batch)
+        seconds = self._plain_step_s(batch.num_seqs, reads, batch) + self._pauses_s(batch)
+        return max(seconds, self.promoted_s(batch), batch.num_long * self._offload_s)
+
+    def _pauses_s(self, batch: SparseBatch) -> float:
+        """Price what pauses add: who pauses reads its tokens a step later, and the rest of a step is done once more."""
+        if not batch.num_long:
+            return 0.0
+        return batch.num_long / (batch.num_seqs * self._every) * self._plain_step_s(1, 1.0, batch)
+
+    def _plain_step_s(self, num_seqs: int, reads: float, batch: SparseBatch) -> float:
+        if self._length_time is not None:
+            return self._length_time.step_s(num_seqs, reads, batch.kv_tokens, batch.longest)
+        return self._time.decode_span_s(num_seqs, reads, 1)
+
+    def mixed_sparse_s(self, chunks: Sequence[tuple[int, int]], batch: SparseBatch) -> float:
+        """Time of an iteration that reads chunks of prompts, with or without decodes beside them."""
+        num_tokens = sum(tokens for tokens, _ in chunks)
+        reads = self.read_tokens(batch) if batch.num_seqs else 0.0
+        seconds = self._time.mixed_s(chunks, batch.num_seqs, reads)
+        seconds += self._pauses_s(batch)
+        return max(seconds, self.promoted_s(batch), num_tokens * self._offload_s)
+
+    def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int) -> float:
+        """Bound the time of steps of which only totals are known: a token costs least in the longest sequence."""
+        return self._time.decode_span_s(num_seqs, kv_tokens * self._least_read_frac, num_steps)
+
+    def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: float) -> float:
+        """Bound the time of an iteration of which only totals are known."""
+        return self._time.mixed_s(chunks, num_decodes, decode_kv_tokens * self._least_read_frac)
+
+
+def sparse_time(time: IterationTime, expert: Expert, tp_degree: int, hardware: Hardware) -> SparseTime:
+    """Build the time of an expert with a sparse KV cache from its time with a full one.
+
+    Raises
+    ------
+    ValueError
+        If nobody knows how fast the GPU's link to the host is.
+    """
+    assert expert.kv is not None, "asked for where there is one"
+    link = hardware.host_link_bytes_per_s
+    if link is None:
+        rule = f"given for expert {expert.name}'s kv={expert.kv.policy}"
+        raise ValueError(f"hardware {hardware.gpu.name}: host_link_bytes_per_s must be {rule}, got null")
+    kv_bytes = expert.shape.kv_bytes_per_token(tp_degree)
+    context_tokens = expert.context_tokens
+    return SparseTime(time, expert.kv, kv_bytes=kv_bytes, context_tokens=context_tokens, link_s=1 / link)
