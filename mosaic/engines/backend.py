@@ -68,7 +68,7 @@ class EngineBackend:
         earlier: Sequence[Path] = (),
     ) -> None:
         require_unique((expert.name for expert in experts), f"{name} backend: expert name")
-        self.log = JournalLog(journal)
+        self.log = JournalLog(journal, earlier)
         """Of the run's commands, in the same journal."""
         self._name = name
         self._experts = {expert.name: expert for expert in experts}

@@ -31,8 +31,10 @@ class Start(msgspec.Struct, frozen=True):
 class JournalLog:
     """Writes a run's commands beside what became of them; whoever runs the backend holds the journal meanwhile."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, before: Sequence[Path] = ()) -> None:
         self._folder = folder
+        self._before = before
+        """Journals of what came before the run: its pilot's."""
         self._log: Log | None = None
 
     @cached_property
@@ -43,7 +45,7 @@ class JournalLog:
     @cached_property
     def ended(self) -> Set[CallKey]:
         """Calls that ended then and are not run again."""
-        return read_journal(self._folder).done_keys
+        return frozenset().union(*(read_journal(folder).done_keys for folder in (*self._before, self._folder)))
 
     @property
     def resumptions(self) -> tuple[Resumption, ...]:

@@ -16,6 +16,8 @@ from tests.engines.fake_batch import NAMES, batch_line, question, run_mosaic, wr
 from tests.engines.fake_run import run_fake
 
 NUM_QUESTIONS = 24
+PLAN_ALL = ("profile.source=calibration",)
+"""The plan is of all calls, so that another command can run it too."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def done(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("done")
     path = write_batch(folder, [batch_line(number) for number in range(NUM_QUESTIONS)])
-    outcome = run_mosaic("batch", path, *models, "--price", "2")
+    outcome = run_mosaic("batch", path, *models, *PLAN_ALL, "--price", "2")
     assert outcome.status == 0, outcome.err
     assert f"{NUM_QUESTIONS} questions answered, 0 errors" in outcome.out
     assert "cost" in outcome.out
@@ -98,7 +100,7 @@ def test_run_py_answers_the_same_with_the_same_plan(done: Path, models: list[str
         "workload.experts=[Ada,Bob,Cyd]", "pool=named", "cluster=local", "costs=affine", "backend=vllm",
         "backend.device=cpu", f"plan.path={done / 'questions.mosaic' / 'plan.json'}",
         f"hydra.run.dir={tmp_path / 'run'}",
-        "profile.sweep={shard_sizes: [2, 4], num_repeats: 1}", "profile.max_batch_frac=0.01",
+        "profile.sweep={shard_sizes: [2, 4], num_repeats: 1}", "profile.max_batch_frac=0.01", *PLAN_ALL,
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     there, here = (
@@ -109,7 +111,7 @@ def test_run_py_answers_the_same_with_the_same_plan(done: Path, models: list[str
 
 def test_a_complete_batch_is_not_run_again(done: Path, models: list[str]) -> None:
     before = (done / "questions.out.jsonl").read_bytes()
-    outcome = run_mosaic("batch", done / "questions.jsonl", *models)
+    outcome = run_mosaic("batch", done / "questions.jsonl", *models, *PLAN_ALL)
     assert (outcome.status, outcome.out) == (0, "")
     assert "already complete" in outcome.err
     assert (done / "questions.out.jsonl").read_bytes() == before
@@ -119,9 +121,22 @@ def test_output_that_was_removed_is_written_again_without_a_call(done: Path, mod
     out, journal = done / "questions.out.jsonl", done / "questions.mosaic" / "journal" / "run"
     before, num_calls = out.read_bytes(), len(read_journal(journal).ended)
     out.unlink()
-    assert run_mosaic("batch", done / "questions.jsonl", *models).status == 0
+    assert run_mosaic("batch", done / "questions.jsonl", *models, *PLAN_ALL).status == 0
     assert out.read_bytes() == before
     assert len(read_journal(journal).ended) == num_calls
+
+
+def test_a_batch_is_measured_on_its_own_calls_and_goes_on_from_them(models: list[str], tmp_path: Path) -> None:
+    path = write_batch(tmp_path, [batch_line(number) for number in range(60)])
+    assert run_mosaic("batch", path, *models).status == 0
+    journals = sorted((tmp_path / "questions.mosaic" / "journal").iterdir())
+    assert "pilot_0" in [journal.name for journal in journals]
+    out = tmp_path / "questions.out.jsonl"
+    before, num_calls = out.read_bytes(), [len(read_journal(journal).ended) for journal in journals]
+    out.unlink()
+    assert run_mosaic("batch", path, *models).status == 0
+    assert out.read_bytes() == before
+    assert [len(read_journal(journal).ended) for journal in journals] == num_calls
 
 
 def test_a_question_without_a_text_goes_to_the_errors_and_is_tried_again(models: list[str], tmp_path: Path) -> None:
