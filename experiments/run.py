@@ -203,7 +203,7 @@ def run_resolved(
     files = answer_files(prepared, outcome)
     if outcome.replans:
         files["replans.jsonl"] = replans_jsonl(outcome.replans)
-    if outcome.replans or job.has_quorum or not job.has_barrier:
+    if outcome.replans or job.has_quorum or job.graph.budgets or not job.has_barrier:
         files["actions.jsonl"] = b"".join(encode_action(action) + b"\n" for action in outcome.result.actions)
     replay = None
     if prepared.report == "replay":
@@ -274,9 +274,11 @@ def explain_only(
 
 
 def gate_notes(prepared: Prepared) -> Sequence[str]:
-    """Say what the gate promises, where there is one."""
-    graph = prepared.job.graph
-    return graph.gate.notes() if graph.upper_nodes else ()
+    """Say what the gate promises, where there is one; with budgets the promise is of both."""
+    graph, choice = prepared.job.graph, prepared.budgets
+    if choice is None:
+        return graph.gate.notes() if graph.upper_nodes else ()
+    return choice.notes()
 
 
 def displays(is_real: bool) -> Show:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaic.core.workload import AnswerKind
+from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.gate import Majority, Never, Unanimous
 from mosaic.pipelines.node import When
 from mosaic.runtime.job import Job
@@ -32,8 +33,8 @@ def check_effects(overrides: Sequence[str], config: Mapping[str, Any], job: Job)
 def without_effect(config: Mapping[str, Any], job: Job) -> dict[str, str]:
     """List the keys and groups that this run does not use, each with the reason."""
     rules = (
-        _unused_aggregators, _unused_gate, _unused_planning, _unused_profile, _unused_workload, _unused_world,
-        _unused_engines,
+        _unused_aggregators, _unused_gate, _unused_budgets, _unused_planning, _unused_profile, _unused_workload,
+        _unused_world, _unused_engines,
     )  # fmt: skip
     return {key: reason for rule in rules for key, reason in rule(config, job)}
 
@@ -79,6 +80,21 @@ def _unused_gate(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str
     if not job.graph.upper_nodes:
         yield "pipeline.barrier", "there is one layer of calls"
         yield "profile.aggregator_path", "nothing is aggregated"
+
+
+def _unused_budgets(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
+    settings = config["pipeline"]
+    if settings.get("budgets") is None and settings.get("hedge") is None:
+        yield "pipeline.promise", "pipeline.budgets and pipeline.hedge are null"
+    elif isinstance(job.graph.gate, Calibrated):
+        yield "pipeline.promise", "gate=calibrated says what is promised, and on which questions"
+    if settings.get("leave_one_out") and not isinstance(job.graph.gate, Never):
+        yield (
+            "pipeline.leave_one_out",
+            f"only gate=never writes calibration answers, and the gate is {job.graph.gate.name}",
+        )
+    if not job.graph.upper_nodes:
+        yield "pipeline.leave_one_out", "nothing is aggregated"
 
 
 def _unused_planning(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:

@@ -6,17 +6,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiments.config.budgets import budgeted
 from experiments.config.checks import check_calls, require_keys, require_path, require_section
 from experiments.config.compose import compose_config
 from experiments.config.effects import check_effects
 from experiments.config.instantiation import call, make, make_once
-from experiments.config.pipeline import check_batch, check_calibration, check_upper_profile, pipeline_from
+from experiments.config.pipeline import (
+    check_batch,
+    check_calibration,
+    check_other_questions,
+    check_same_setting,
+    check_upper_profile,
+    pipeline_from,
+)  # fmt: skip
 from experiments.config.sites import Built, Parts, explained_site, simulated_site
 from experiments.config.world import check_length_error, simulated_world
 from mosaic.core.checks import require, require_count, require_number, require_unique
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
+from mosaic.pipelines.gates.budget_choice import BudgetChoice
 from mosaic.pipelines.gates.setting import Setting, describe_setting
 from mosaic.planning.plan_file import load_plans
 from mosaic.planning.profiles import load_profile
@@ -84,6 +93,8 @@ class Prepared:
     """What is reported beside: replay, against a log's own times."""
     setting: Setting
     """What its answers are of."""
+    budgets: BudgetChoice | None = None
+    """What was chosen, where budgets or a hedge are asked for."""
 
 
 def job_from(
@@ -138,6 +149,10 @@ def job_from(
     pipeline = pipeline_from(config, experts, cluster, hardware, options)
     check_calls(workload, experts, cluster, options)
     check_batch(pipeline.graph, workload)
+    graph, calibration = budgeted(pipeline.graph, config["pipeline"], experts, workload, cluster, options)
+    pipeline = pipeline._replace(graph=graph)
+    if calibration is not None:
+        check_other_questions("pipeline.promise.calibration", calibration.question_ids, workload)
     if profile.get("aggregator_path") is not None:
         check_upper_profile(pipeline, profile["aggregator_path"], cluster)
     parts = Parts(
@@ -164,6 +179,8 @@ def job_from(
         answers=site.answers_source,
     )
     check_calibration(pipeline.graph, setting)
+    if calibration is not None:
+        check_same_setting("pipeline.promise.calibration", calibration.path, setting)
     costs: CostFactory = make(config["costs"], "costs")
     plan_path = config["plan"].get("path")
     job = Job(
@@ -194,6 +211,7 @@ def job_from(
         runs=name != "none",
         report=report,
         setting=setting,
+        budgets=None if calibration is None else calibration.choice,
     )
 
 

@@ -32,7 +32,7 @@ from sim.hardware.iteration_time import iteration_time
 SCHEDULERS = {"data_parallel": DataParallel}
 """Of a node's placement, beside the run's own."""
 COSTS = {"affine": AffineCosts}
-PIPELINE_KEYS = ("nodes", "barrier", "quorum")
+PIPELINE_KEYS = ("nodes", "barrier", "quorum", "budgets", "hedge", "promise", "leave_one_out")
 NODE_KEYS = ("experts", "after", "when", "role", "min_output_tokens")
 
 
@@ -61,10 +61,10 @@ def pipeline_from(
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    settings = {"quorum": False, **config["pipeline"]}
+    settings = {"quorum": False, "leave_one_out": False, **config["pipeline"]}
     for key in settings:
         require(key in PIPELINE_KEYS, "pipeline: key", f"one of {list(PIPELINE_KEYS)}", key)
-    for key in ("barrier", "quorum"):
+    for key in ("barrier", "quorum", "leave_one_out"):
         if not isinstance(settings.get(key), bool):
             raise TypeError(f"pipeline.{key} must be true or false, got {settings.get(key)!r}")
     barrier, quorum = settings["barrier"], settings["quorum"]
@@ -88,7 +88,13 @@ def pipeline_from(
     require_count(min_output_tokens, "aggregator.min_output_tokens", at_least=1)
     make_places = partial(_placements, expert=expert, cluster=cluster, hardware=hardware, options=options)
     places = call(make_places, "aggregator", **aggregator)
-    graph = mixture_of_agents(expert, gate=gate, compare=compare, min_output_tokens=min_output_tokens)
+    graph = mixture_of_agents(
+        expert,
+        gate=gate,
+        compare=compare,
+        min_output_tokens=min_output_tokens,
+        leaves_one_out=settings["leave_one_out"],
+    )
     return Pipeline(graph, {AGGREGATE: places}, barrier, quorum, name)
 
 
@@ -122,12 +128,16 @@ def named_nodes(config: object, experts: Sequence[Expert]) -> tuple[Node, ...]:
 
 def check_batch(graph: CallGraph, workload: Workload) -> None:
     """Check that a gate which promises something was not calibrated on the batch's own questions."""
-    if not isinstance(graph.gate, Calibrated):
-        return
-    shared = [question.id for question in workload.questions if question.id in graph.gate.question_ids]
+    if isinstance(graph.gate, Calibrated):
+        check_other_questions("gate.calibration", graph.gate.question_ids, workload)
+
+
+def check_other_questions(key: str, calibration_ids: frozenset[str], workload: Workload) -> None:
+    """Check that what promises something was not calibrated on the batch's own questions."""
+    shared = [question.id for question in workload.questions if question.id in calibration_ids]
     if shared:
         raise ValueError(
-            f"gate.calibration must hold other questions than the batch, got {len(shared)} of the batch's own, "
+            f"{key} must hold other questions than the batch, got {len(shared)} of the batch's own, "
             f"{shared[0]!r} among them: it promises nothing for questions that it was calibrated on. A published "
             "workload gives others with workload.part=calibration gate=never"
         )
@@ -151,6 +161,15 @@ def check_calibration(graph: CallGraph, setting: Setting) -> None:
             f"gate.calibration must hold answers of what runs here, got {graph.gate.calibration}: {differences}. "
             f"What gate={graph.gate.name} learned there does not hold here. Make the file again: this command with "
             "gate=never and other questions (of a published workload: workload.part=calibration)"
+        )
+
+
+def check_same_setting(key: str, path: str, setting: Setting) -> None:
+    """Check that what promises something was calibrated on answers of what runs here."""
+    if differences := name_differences(load_setting(path), setting):
+        raise ValueError(
+            f"{key} must hold answers of what runs here, got {path}: {differences}. What was learned there does not "
+            "hold here. Make it again: this command with gate=never pipeline.leave_one_out=true and other questions"
         )
 
 

@@ -6,11 +6,13 @@ from typing import Any
 
 from experiments.config.job import Prepared
 from mosaic.core.plan import Plan
-from mosaic.core.results import CallRecord, RunResult
-from mosaic.pipelines.final_answers import accuracy_frac
+from mosaic.core.results import CallRecord, CallStatus, RunResult
+from mosaic.pipelines.final_answers import Comparisons, accuracy_frac
 from mosaic.pipelines.gates.calibrated import Calibrated
-from mosaic.pipelines.gates.calibration_answers import encode_calibration_answers, grade_ballots
+from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, grade_ballots, with_observed
+from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
 from mosaic.pipelines.gates.gate import Never
+from mosaic.pipelines.node import Node
 from mosaic.planning.plan_file import plans_to_json
 from mosaic.report.metrics import StageSummary, Summary, summarise
 from mosaic.runtime.job import Job, Outcome
@@ -59,8 +61,18 @@ def upper_summary(prepared: Prepared, outcome: Outcome) -> StageSummary | None:
         accuracy_frac=accuracy_frac(outcome.answers or ()),
         always_aggregate_s=always.aggregator_s,
         always_aggregate_accuracy_frac=always.accuracy_frac,
-        gate_report=graph.gate.report() if isinstance(graph.gate, Calibrated) else None,
+        gate_report=gate_report(prepared, outcome),
     )
+
+
+def gate_report(prepared: Prepared, outcome: Outcome) -> Mapping[str, Any] | None:
+    """List the numbers behind what the gate promises, and behind budgets; None: nothing is promised."""
+    gate, choice = prepared.job.graph.gate, prepared.budgets
+    report = gate.report() if isinstance(gate, Calibrated) else None
+    if choice is None:
+        return report
+    num_cut = sum(record.status is CallStatus.CUT for record in outcome.result.calls)
+    return {**(report or {}), "budgets": {**choice.report(), "num_cut_calls": num_cut}}
 
 
 def answer_files(prepared: Prepared, outcome: Outcome) -> dict[str, bytes]:
@@ -70,17 +82,41 @@ def answer_files(prepared: Prepared, outcome: Outcome) -> dict[str, bytes]:
     if any(response.text is not None or response.error is not None for response in said):
         files["responses.jsonl"] = responses_jsonl(prepared.job, outcome.result)
     graph = prepared.job.graph
-    if isinstance(graph.gate, Never) and graph.upper_nodes:
-        last = graph.upper_nodes[-1].name
+    if isinstance(graph.gate, Never) and graph.upper_nodes and not graph.budgets:
+        last = graph.upper_nodes[-1]
         answers = {
             record.key.question: record.answer
             for record in outcome.result.calls
-            if record.key.node == last and record.status == "finished"
+            if record.key.node == last.name and record.key.slot < len(last.experts) and record.status == "finished"
         }
         graded = grade_ballots(outcome.ballots, answers, graph.compare)
+        if last.leaves_one_out:
+            graded = observed(graded, outcome.result.calls, last, graph.compare)
         if graded:
             files["calibration_answers.parquet"] = encode_calibration_answers(graded, prepared.setting)
     return files
+
+
+def observed(
+    graded: Sequence[CalibrationQuestion], records: Sequence[CallRecord], last: Node, compare: Comparisons
+) -> list[CalibrationQuestion]:
+    """Add what was seen beside the answers, to the questions all of whose calls have finished."""
+    first: dict[str, dict[int, CallRecord]] = {}
+    upper: dict[str, dict[int, CallRecord]] = {}
+    for record in records:
+        if record.status is CallStatus.FINISHED:
+            of_node = upper if record.key.node == last.name else first
+            of_node.setdefault(record.key.question, {})[record.key.slot] = record
+    seen = []
+    for question in graded:
+        slots = range(len(question.ballot.votes))
+        votes, merged = first.get(question.id, {}), upper[question.id]
+        same = compare[question.ballot.question.answer_kind]
+        if same is not None and len(votes) == len(slots) and len(merged) == 1 + len(slots):
+            left_out = [merged[1 + slot] for slot in slots]
+            question = with_observed(question, [votes[slot] for slot in slots], merged[0], left_out, same)
+        seen.append(question)
+    return seen
 
 
 def responses_jsonl(job: Job, result: RunResult) -> bytes:

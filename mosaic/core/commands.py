@@ -37,7 +37,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Let a call write at most so many tokens in all; it then finishes with what it has."""
+    """Let a call write at most so many tokens in all; one that would write more is cut there, without an answer."""
 
     key: CallKey
     tokens: int

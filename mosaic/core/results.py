@@ -15,6 +15,12 @@ class CallStatus(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    CUT = "cut"
+    """It had written as much as it may before it came to its answer: it has none, and nobody reads it."""
+
+
+SERVED = frozenset({CallStatus.FINISHED, CallStatus.CUT})
+"""Of calls whose tokens an engine wrote for a run that wanted them."""
 
 
 class Response(NamedTuple):

@@ -142,6 +142,8 @@ class RunContent:
 
     def read(self, record: CallRecord, served: ServedExpert, outcome: Outcome | None) -> CallRecord:
         """Read what the model decided to say; in replay the outcome knows, unless the call was cut off before."""
+        if record.status is CallStatus.CUT and outcome is not None:
+            return record._replace(visible_tokens=None if outcome.visible_tokens is None else 0)
         if record.status is not CallStatus.FINISHED:
             return record
         if outcome is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from mosaic.core.errors import BackendError, FatalEngineError
 from mosaic.core.events import Closed, Event, Idle, Lost, Progress, Ready
 from mosaic.core.plan import Session
-from mosaic.core.results import CallRecord, CallStatus
+from mosaic.core.results import SERVED, CallRecord, CallStatus
 from mosaic.core.workload import ExpertName
 from mosaic.engines.call_book import CallBook
 from mosaic.engines.engine import EngineSpec
@@ -237,7 +237,7 @@ class Executor:
     def _end_call(self, record: CallRecord) -> None:
         if not self.calls.note(record):
             return  # heard before
-        if record.status is CallStatus.FINISHED:
+        if record.status in SERVED:
             state = self.sessions[record.session]
             state.num_failures = state.num_isolated = 0
             for worker in record.workers:

@@ -135,10 +135,13 @@ class SessionService:
     def _finish(self, generation: Generation) -> None:
         call, limit = self._running.pop(generation.number), self._limits.pop(generation.number, None)
         output_tokens = len(generation.token_ids) if generation.output_tokens is None else generation.output_tokens
-        is_cut = limit is not None and output_tokens >= limit and generation.finish_reason == "length"
+        is_whole = call.output_tokens is not None and output_tokens >= call.output_tokens
+        is_cut = limit is not None and limit <= output_tokens < call.max_output_tokens
+        is_cut = is_cut and generation.finish_reason == "length" and not is_whole
+        status = CallStatus.CUT if is_cut else CallStatus.FINISHED
         self._end(
             call,
-            CallStatus.FINISHED if generation.error is None else CallStatus.FAILED,
+            status if generation.error is None else CallStatus.FAILED,
             generation.last_token_ts - self._zero_ts,
             Response(
                 text=generation.text,
@@ -165,7 +168,7 @@ class SessionService:
             if written.get(number, 0) >= limit:
                 call = self._running[number]
                 gone = self._drop(number)
-                self._end_early(call, CallStatus.FINISHED, gone, call.wasted_tokens)
+                self._end_early(call, CallStatus.CUT, gone, call.wasted_tokens)
 
     def _abort(self, number: int, is_moved: bool) -> None:
         call = self._running[number]
@@ -183,9 +186,9 @@ class SessionService:
         return self._engine.abort(number)
 
     def _end_early(self, call: CallSpec, status: CallStatus, gone: Aborted, wasted_tokens: int) -> None:
-        """End a call that was aborted; only one that counts keeps what it said."""
+        """End a call that was aborted; only one that was cut keeps what it said."""
         response, visible_tokens = Response(fingerprint=call.fingerprint), None
-        if status is CallStatus.FINISHED:
+        if status is CallStatus.CUT:
             visible_tokens = gone.visible_tokens
             response = Response(gone.text, gone.token_ids, CUT, gone.thinking_opened, None, call.fingerprint)
         self._end(

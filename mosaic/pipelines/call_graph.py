@@ -11,9 +11,10 @@ from typing import NamedTuple
 from mosaic.answers.extraction import is_correct
 from mosaic.core.chat import Chat, in_context
 from mosaic.core.checks import require, require_unique
-from mosaic.core.results import CallStatus, Inputs
+from mosaic.core.results import CallRecord, CallStatus, Inputs
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Expert, NodeName, Question, Workload
 from mosaic.pipelines.aggregation import MIN_OUTPUT_TOKENS, Response, aggregator_prompt, visible_tokens
+from mosaic.pipelines.budgets import Budgets
 from mosaic.pipelines.final_answers import AnswerSource, Comparisons, FinalAnswer
 from mosaic.pipelines.gates.gate import Ballot, Decision, Gate, Never, Vote, make_ballot
 from mosaic.pipelines.node import Node, When, node_calls
@@ -74,6 +75,7 @@ class CallGraph:
     gate: Gate = field(default_factory=Never)
     compare: Comparisons
     """How answers compare."""
+    budgets: Budgets = field(default_factory=Budgets)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", tuple(self.nodes))
@@ -112,8 +114,12 @@ class CallGraph:
         return tuple({expert.name: expert for node in self.nodes for expert in node.experts}.values())
 
     def without_gate(self) -> "CallGraph":
-        """Return the graph in which every question goes all the way."""
-        return replace(self, gate=Never())
+        """Return the graph in which every question goes all the way, and every call."""
+        return replace(self, gate=Never(), budgets=Budgets())
+
+    def deciding(self) -> "CallGraph":
+        """Return the graph without the calls that decide nothing."""
+        return replace(self, nodes=tuple(replace(node, leaves_one_out=False) for node in self.nodes))
 
     def first_calls(self, workload: Workload) -> tuple[Call, ...]:
         """List the calls of the first layer: those recruited, and those of nodes that name their experts."""
@@ -252,17 +258,40 @@ class CallGraph:
                 if decision.skip:
                     accepted = inputs
                     continue
-            calls = list(node_calls(node, question, [done[key] for key in inputs]))
+            late = self._late_call(question, inputs, expert_of, done)
+            if late is not None and node.when is When.UNSETTLED:
+                ballot = self._ballot(question, inputs, expert_of, {**done, late: None})
+                decision = self.gate.decide(ballot)
+            calls = list(node_calls(node, question, [done[key] for key in inputs if key != late]))
             is_too_long = is_too_long or not calls
-            keys[node.name] = last = [call.key for call in calls]
+            last = [call.key for call in calls if call.key.slot < len(node.experts)]
+            keys[node.name] = [call.key for call in calls]
             expert_of |= {call.key: call.expert for call in calls}
             submit += [call for call in calls if call.key not in done]
         is_over = not (submit or is_waiting) and all(call.key in done for call in first)
         is_settled = set(accepted) == set(last)
         return _Progress(tuple(submit), is_over, tuple(last), ballot, decision, is_settled, is_too_long)
 
-    def _ballot(
+    def late_first_call(self, question: Question, first: Sequence[Call], done: Inputs) -> CallKey | None:
+        """Find the call of a question's first layer that is not waited for past its hedge."""
+        expert_of = {call.key: call.expert for call in first}
+        return self._late_call(question, sorted(expert_of), expert_of, done)
+
+    def _late_call(
         self, question: Question, keys: Sequence[CallKey], expert_of: Mapping[CallKey, str], done: Inputs
+    ) -> CallKey | None:
+        """Find the call that is not waited for past its hedge, as the others leave open what the gate says."""
+        key = self.budgets.late_candidate(keys, expert_of, done)
+        if key is None or self.gate.decide(self._ballot(question, keys, expert_of, {**done, key: None})).skip:
+            return None
+        return key
+
+    def _ballot(
+        self,
+        question: Question,
+        keys: Sequence[CallKey],
+        expert_of: Mapping[CallKey, str],
+        done: Mapping[CallKey, CallRecord | None],
     ) -> Ballot:
         votes = [Vote(expert_of[key], said(done.get(key))) for key in sorted(keys, key=lambda key: key.slot)]
         return make_ballot(question, votes, self.compare[question.answer_kind])
@@ -274,6 +303,7 @@ def mixture_of_agents(
     gate: Gate,
     compare: Comparisons,
     min_output_tokens: int = MIN_OUTPUT_TOKENS,
+    leaves_one_out: bool = False,
 ) -> CallGraph:
     """Build the paper's pipeline: recruited experts, and where the gate does not skip an aggregator (None: never)."""
     nodes = [Node(name=PROPOSE)]
@@ -285,6 +315,7 @@ def mixture_of_agents(
                 after=(PROPOSE,),
                 when=When.UNSETTLED,
                 min_output_tokens=min_output_tokens,
+                leaves_one_out=leaves_one_out,
             )
         )
     return CallGraph(nodes=tuple(nodes), gate=gate, compare=compare)

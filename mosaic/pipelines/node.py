@@ -32,6 +32,8 @@ class Node:
     """A label for reports; None: the node's name."""
     min_output_tokens: int = MIN_OUTPUT_TOKENS
     """Room that a prompt leaves for what is written."""
+    leaves_one_out: bool = False
+    """Its experts also answer without each of the responses in turn: calls that teach, and decide nothing."""
 
     def __post_init__(self) -> None:
         require_name(self.name, "node.name")
@@ -51,8 +53,16 @@ class Node:
 
 
 def node_calls(node: Node, question: Question, read: Sequence[CallRecord]) -> Iterator[Call]:
-    """Make the calls of a node that reads others, without those of experts that cannot read so much."""
-    for slot, expert in enumerate(node.experts):
-        if fits_context(question, expert, len(read), min_output_tokens=node.min_output_tokens):
-            key = CallKey(question.id, node.name, slot)
-            yield merge_call(key, question, read, expert, min_output_tokens=node.min_output_tokens)
+    """Make the calls of a node that reads others, without those of experts that cannot read so much.
+
+    Where it leaves one out, the calls without the first response have the slots behind those of the node's experts,
+    and so on.
+    """
+    rounds = [list(read)]
+    if node.leaves_one_out:
+        rounds += [[record for record in read if record is not left_out] for left_out in read]
+    for number, records in enumerate(rounds):
+        for slot, expert in enumerate(node.experts, start=number * len(node.experts)):
+            if fits_context(question, expert, len(records), min_output_tokens=node.min_output_tokens):
+                key = CallKey(question.id, node.name, slot)
+                yield merge_call(key, question, records, expert, min_output_tokens=node.min_output_tokens)

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from mosaic.core.commands import Submit
 from mosaic.core.plan import Plan, SolveReport
-from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
+from mosaic.core.results import SERVED, CallRecord, CallStatus, RunResult, SessionRecord
 from mosaic.core.workload import CallKey, ExpertName
 
 Summary: TypeAlias = dict[str, Any]
@@ -109,8 +109,8 @@ def num_loads(result: RunResult) -> int:
 
 
 def output_tokens(result: RunResult) -> int:
-    """Tokens of the calls that finished; what a failed or cancelled call wrote is not output."""
-    return sum(record.output_tokens for record in result.calls if record.status is CallStatus.FINISHED)
+    """Tokens of the calls that finished or were cut; what a failed or cancelled call wrote is not output."""
+    return sum(record.output_tokens for record in result.calls if record.status in SERVED)
 
 
 def num_preemptions(result: RunResult) -> int:
@@ -175,8 +175,8 @@ def quantile(values: Iterable[float | None], q: float) -> float | None:
 
 
 def latency_summary(records: Sequence[CallRecord]) -> dict[str, float | None]:
-    """Means of TTFT, TPOT and latency and the 99% quantile of latency, over the finished calls."""
-    finished = [record for record in records if record.status is CallStatus.FINISHED]
+    """Means of TTFT, TPOT and latency and the 99% quantile of latency, over the calls that finished or were cut."""
+    finished = [record for record in records if record.status in SERVED]
     latencies = [latency_s(record) for record in finished]
     return {
         "mean_ttft_s": mean(map(ttft_s, finished)),

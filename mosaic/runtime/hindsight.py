@@ -17,20 +17,20 @@ def always_aggregate(
     job: Job, planner: Planner, outcome: Outcome, questions: Questions, answers: Sequence[FinalAnswer]
 ) -> AlwaysAggregate:
     """Tell what skipping nothing gives in the same world: a gate that never skips has done so already."""
-    if isinstance(job.graph.gate, Never):
+    if isinstance(job.graph.gate, Never) and not job.graph.budgets:
         sessions = outcome.result.sessions
         ends = [session.end_ts for session in sessions if session.node in job.graph.first_nodes]
         aggregator_s = max((session.end_ts for session in sessions), default=0.0) - max(ends, default=0.0)
         return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy_frac(answers))
     again = Questions(job.workload, job.graph.without_gate())
     records = {record.key: record for record in outcome.result.calls if record.key.node in job.graph.first_nodes}
-    cancelled = [call for call in questions.first_calls if _is_cancelled(records.get(call.key))]
-    if cancelled:
+    stopped = [call for call in questions.first_calls if _is_stopped(records.get(call.key))]
+    if stopped:
         backend = job.site.hindsight({})
         if backend is None:
             return AlwaysAggregate()
-        plan = even_plan(cancelled, job.experts, job.site, job.cluster.num_workers)
-        records |= {record.key: record for record in execute(plan, cancelled, backend).calls}
+        plan = even_plan(stopped, job.experts, job.site, job.cluster.num_workers)
+        records |= {record.key: record for record in execute(plan, stopped, backend).calls}
     for record in records.values():
         again.note(record)
     layers = [
@@ -72,5 +72,5 @@ def _as_placed(expert: Expert, node: NodeName, planner: Planner, outcome: Outcom
     return placed(expert, degrees[0]) if node in planner.by_node else expert
 
 
-def _is_cancelled(record: CallRecord | None) -> bool:
-    return record is not None and record.status is CallStatus.CANCELLED
+def _is_stopped(record: CallRecord | None) -> bool:
+    return record is not None and record.status in (CallStatus.CANCELLED, CallStatus.CUT)

@@ -38,7 +38,7 @@ def shape_of(graph: CallGraph) -> list[object]:
     """List all that decides what a graph asks for, what its gate was calibrated to included."""
     gate = [getattr(graph.gate, name, None) for name in getattr(graph.gate, "__dataclass_fields__", ())]
     compare = [(kind, getattr(same, "__qualname__", same)) for kind, same in graph.compare.items()]
-    return [graph.nodes, type(graph.gate).__qualname__, gate, compare]
+    return [graph.nodes, type(graph.gate).__qualname__, gate, compare, graph.budgets]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

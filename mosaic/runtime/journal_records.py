@@ -9,7 +9,7 @@ from typing import TypeAlias
 import msgspec
 
 from mosaic.core.plan import Session
-from mosaic.core.results import CallRecord, CallStatus, SessionRecord
+from mosaic.core.results import SERVED, CallRecord, CallStatus, SessionRecord
 from mosaic.core.workload import CallKey, ExpertName, NodeName
 from mosaic.runtime.journal import SUFFIX, frame, read_log, unframe
 
@@ -100,7 +100,7 @@ class JournalState:
             self.last_ts = max(self.last_ts, entry.end_ts)
 
     def done(self, key: CallKey, fingerprint: str) -> CallRecord | None:
-        """Find a call that need not be run: it finished, or was cancelled, and nothing that decides it changed."""
+        """Find a call that need not be run: it ended and did not fail, and nothing that decides it changed."""
         return self._done.get((key, fingerprint))
 
     def last_fingerprint(self, key: CallKey) -> str | None:
@@ -109,7 +109,7 @@ class JournalState:
 
     @property
     def done_keys(self) -> frozenset[CallKey]:
-        """Name the calls that finished or were cancelled."""
+        """Name the calls that ended and did not fail."""
         return frozenset(self._last)
 
     def session_record(self, session: Session, calls: Sequence[CallRecord]) -> SessionRecord | None:
@@ -123,7 +123,7 @@ class JournalState:
         if not opened:
             return None
         closed = self.closed.get(session.id, [])
-        finished = [call for call in calls if call.status is CallStatus.FINISHED]
+        finished = [call for call in calls if call.status in SERVED]
         ends = [entry.start_ts for entry in opened] + [entry.end_ts for entry in closed]
         cpu_s = [entry.cpu_s for entry in closed if entry.cpu_s is not None]
         return SessionRecord(

@@ -49,6 +49,10 @@ class Questions:
         """List the calls that a question needs now."""
         return self.graph.needed(*self.of(question))
 
+    def late_call(self, question: str) -> CallKey | None:
+        """Find the call of a question that is not waited for past its hedge."""
+        return self.graph.late_first_call(*self.of(question))
+
     def needless(self, question: str) -> tuple[CallKey, ...]:
         """List the calls of a question that have not ended and no longer matter."""
         return self.graph.needless(*self.of(question))

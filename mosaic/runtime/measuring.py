@@ -14,13 +14,15 @@ from typing import TypeAlias, TypeVar
 from mosaic.core.cluster import Cluster
 from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Plan, PredictedTimes, Session, unpriced_plan
-from mosaic.core.results import CallRecord
+from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question, Workload
+from mosaic.pipelines.budgets import NO_BUDGETS, Budgets, cut_record
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.node import Node
 from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.planning.schedulers.shards import replica_sessions, split_evenly
 from mosaic.runtime.aggregator_sweep import sweep_aggregator
+from mosaic.runtime.budgets import Cuts
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.payback import announcement, first_questions, sweeps_within
@@ -75,12 +77,14 @@ def sweep_first_layer(
     source: str,
     show: Show,
     *,
+    budgets: Budgets = NO_BUDGETS,
     max_batch_frac: float | None = None,
     tell: Tell = lambda line: None,
 ) -> Profile:
     """Measure the experts that have calls, each with no more than this share of the calls that it has.
 
-    See ``mosaic.runtime.payback``: None is no bound, and a few calls are measured in any case.
+    See ``mosaic.runtime.payback``: None is no bound, and a few calls are measured in any case. Calls are cut as those
+    of the batch are: so prices are of what is written within the budgets.
     """
     sweeps = sweeps_within(sweep, calls, max_batch_frac)
     swept = [expert for expert in experts if expert.name in sweeps]
@@ -98,7 +102,7 @@ def sweep_first_layer(
                 prompt_tokens,
                 source,
                 lambda expert, session: site.swept_place(expert, session, len(swept)),
-                shown,
+                (Cuts(budgets), *shown),
             )
 
     return _again_if_disturbed("profile", measure, tell)
@@ -134,6 +138,7 @@ def rehearse(
     tell
         Told how many calls come.
     """
+    graph = graph.deciding()
     if asked is None:
         asked = site.calibration([entry.expert for entry in planner.profiles[graph.first_nodes[0]].entries])
         asked = first_questions(asked, max_questions)
@@ -153,10 +158,15 @@ def rehearse(
             tell(announcement("calibrating", count, "to see what the gate leaves", SPARED))
             with show("calibrating", {}) as shown:
                 prompts = prompts_of(graph, known)
-                said += site.ask(f"calibration_{number}", calls, make, known, prompts, records, shown)
+                everybody = (Cuts(graph.budgets), *shown)
+                said += site.ask(f"calibration_{number}", calls, make, known, prompts, records, everybody)
         for record in said:
-            records[record.key] = record
-            questions.note(record)
+            records[record.key] = cut_record(record, graph.budgets)
+            questions.note(records[record.key])
+        for question in known if number == 0 else ():
+            if (late := questions.late_call(question)) is not None:
+                records[late] = records[late]._replace(status=CallStatus.CUT, answer=None)
+                questions.note(records[late])
         for node in layer:
             mine = questions.calls_of(node.name)
             needed_frac[node.name] = len({call.key.question for call in mine}) / len(known)
@@ -196,7 +206,7 @@ def sweep_node(
                 backend = site.rehearsal(name, rehearsal.questions, prompts, rehearsal.records)
                 with show(what, {}) as shown:
                     return sweep_aggregator(
-                        shaped, calls, planner.cluster, backend, site.places(shaped), shown,
+                        shaped, calls, planner.cluster, backend, site.places(shaped), (Cuts(graph.budgets), *shown),
                         max_calls=max_calls,
                         tell=lambda count: tell(announcement(what, {shaped.name: count}, "to price it", SPARED)),
                     )  # fmt: skip

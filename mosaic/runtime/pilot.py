@@ -132,6 +132,10 @@ def why_not(job: Job, first_calls: Sequence[Call]) -> str | None:
         return "a saved plan places every call of the batch"
     if job.has_quorum:
         return "a quorum cancels calls that a pilot would have asked"
+    if job.graph.budgets:
+        return "calls have budgets that a pilot would not keep"
+    if any(node.leaves_one_out for node in job.graph.nodes):
+        return "the aggregator also answers without each response"
     if not job.has_barrier:
         return "without a barrier the calls of all layers are planned at the start"
     asked = Counter(call.expert for call in first_calls)

@@ -81,9 +81,11 @@ def _first_profile(job: Job, first: Sequence[Call], show: Show, tell: Tell) -> t
     source = f"{job.site.way} sweep of {job.workload.name} {job.site.circumstances}"
     asked = [call.expert for call in first], [call.prompt_tokens for call in first]
     sweep = partial(sweep_first_layer, job.sweep, first, _pool(job), job.cluster, job.site, source, show)
-    most = _max_batch_frac(job)
+    most, budgets = _max_batch_frac(job), job.graph.budgets
     return pilot, job.kept(
-        ("first layer", job.sweep, source, *asked), Profile, lambda: sweep(max_batch_frac=most, tell=tell)
+        ("first layer", job.sweep, source, budgets, *asked),
+        Profile,
+        lambda: sweep(budgets=budgets, max_batch_frac=most, tell=tell),
     )
 
 

@@ -9,6 +9,7 @@ from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
 from mosaic.planning.profiles import Profile
+from mosaic.runtime.budgets import budget_controllers
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.hindsight import always_aggregate
 from mosaic.runtime.job import Job, Outcome, ProfileSource
@@ -118,7 +119,8 @@ def run(
     with step("execute"), show("calls", predicted) as shown:
         backend = site.backend(known, prompts_of(graph, known), after=pilot.names)
         log = site.command_log()
-        everybody = [pipeline, *([Quorum(questions)] if job.has_quorum else ()), *controllers, *shown]
+        quorum = [Quorum(questions)] if job.has_quorum else []
+        everybody = [pipeline, *budget_controllers(questions), *quorum, *controllers, *shown]
         if site.way != "simulated":
             everybody.insert(1, Replanning(lambda calls, lost: planner.plan(calls, lost).plan, note_replan))
         result = drive(backend, everybody, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)

@@ -3,7 +3,7 @@
 from mosaic.core.commands import Command
 from mosaic.core.errors import BackendError
 from mosaic.core.events import Event, Finished, Lost
-from mosaic.core.results import CallStatus
+from mosaic.core.results import SERVED
 from mosaic.runtime.controller import View
 
 
@@ -38,7 +38,7 @@ class WholeSweep:
         """
         if isinstance(event, Finished):
             record = event.record
-            if record.status is not CallStatus.FINISHED:
+            if record.status not in SERVED:
                 why = record.response.error if record.response is not None else None
                 raise self._stopped(f"call {record.key.question} {record.status}: {why or 'no reason is known'}")
             self._num_finished += 1

@@ -14,7 +14,7 @@ from mosaic.core.errors import BackendError
 from mosaic.core.events import Closed, Event, Finished, Idle, Progress, Ready, Started, Tick
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcomes
-from mosaic.core.results import CallRecord, Inputs, inputs_of
+from mosaic.core.results import CallRecord, CallStatus, Inputs, inputs_of
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from sim.cluster.clock import EngineClock, ProcessGenerator, run_until, wait_until
 from sim.cluster.expert_on_gpu import ExpertsOnGpus, IterationTimes, check_hardware
@@ -238,6 +238,7 @@ class SimBackend:
             self._touch(live)
         if left < pending.outcome.output_tokens:
             pending.outcome = unanswered(pending.outcome, left)
+            pending.status = CallStatus.CUT
 
     def _move(self, key: CallKey, number: int) -> None:
         pending = self._find(key)

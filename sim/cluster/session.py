@@ -47,6 +47,8 @@ class PendingCall:
     """None: no engine has it."""
     # What a move leaves behind:
     generated = num_preemptions = wasted_tokens = attempt = 0
+    status = CallStatus.FINISHED
+    """What it ends with."""
     admitted_ts: float | None = None
     first_token_ts: float | None = None
 
@@ -164,7 +166,6 @@ class SimSession:
     def finish(self, requests: Sequence[Request]) -> list[CallRecord]:
         """Record finished requests."""
         session_id, expert, workers = self.session.id, self.session.expert, self.session.workers
-        finished = CallStatus.FINISHED
         records = []
         for request in requests:
             pending = self.calls.pop(request.id)
@@ -178,7 +179,7 @@ class SimSession:
                 CallRecord(
                     call.key, expert, session_id, workers, call.prompt_tokens, output_tokens,
                     request.queued_ts, request.admitted_ts, request.first_token_ts, request.finished_ts,
-                    request.num_preemptions, 0, request.cached_tokens, request.wasted_tokens, finished, answer,
+                    request.num_preemptions, 0, request.cached_tokens, request.wasted_tokens, pending.status, answer,
                     visible_tokens,
                 )
             )  # fmt: skip
@@ -202,6 +203,7 @@ class SimSession:
             attempt=pending.attempt,
             cached_tokens=request.cached_tokens,
             wasted_tokens=pending.wasted_tokens + request.wasted_tokens,
+            status=pending.status,
             answer=answer,
             visible_tokens=visible_tokens,
         )

@@ -398,7 +398,7 @@ def test_moving_and_cutting_what_has_ended_does_nothing(backend):
     )  # fmt: skip
 
 
-def test_a_call_that_is_cut_finishes_with_what_it_has(backend):
+def test_a_call_that_is_cut_has_no_answer(backend):
     longest = max(A, key=lambda call: true_outcome(call).output_tokens)
     assert true_outcome(longest).output_tokens > 10
     result = drive_three(
@@ -406,7 +406,7 @@ def test_a_call_that_is_cut_finishes_with_what_it_has(backend):
         Answers({"started": [Open(open_ended(0, "A", 0)), Submit(longest, 0), Cut(longest.key, 5)]}),
     )
     (record,) = result.calls
-    assert (record.status, record.answer) == (CallStatus.FINISHED, None)
+    assert (record.status, record.answer) == (CallStatus.CUT, None)
     assert 5 <= record.output_tokens <= 7
 
 

@@ -11,7 +11,7 @@ from mosaic.core.commands import Move, Open, Submit
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
 from mosaic.core.events import Finished, Lost, Progress, Started
 from mosaic.core.plan import Plan, Session, unpriced_plan
-from mosaic.core.results import CallRecord, CallStatus, RunResult
+from mosaic.core.results import SERVED, CallRecord, RunResult
 from mosaic.core.workload import Call, CallKey
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent
@@ -170,8 +170,8 @@ def journal_of(folder: Path) -> JournalState:
 
 
 def finished_once(folder: Path, calls: Sequence[Call]) -> dict[CallKey, CallRecord]:
-    """Check that each call's finish is in the journal exactly once, and return them."""
-    finished = [record for record in journal_of(folder).ended if record.status is CallStatus.FINISHED]
+    """Check that each call was served, to its end or until it was cut, exactly once in the journal, and return them."""
+    finished = [record for record in journal_of(folder).ended if record.status in SERVED]
     assert sorted(record.key for record in finished) == sorted(call.key for call in calls)
     return {record.key: record for record in finished}
 

@@ -156,7 +156,7 @@ def test_calls_are_cut_wherever_they_are(tmp_path, host):
     assert min(written) == 12
     assert max(written) < 40
     for record in executor.records.values():
-        assert (record.status, record.response.finish_reason) == (CallStatus.FINISHED, "cut")
+        assert (record.status, record.response.finish_reason) == (CallStatus.CUT, "cut")
         assert record.answer is None, "it did not come to its answer"
     finished_once(tmp_path, A)
 

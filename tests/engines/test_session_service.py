@@ -136,7 +136,7 @@ def test_a_call_is_cut_once_it_has_written_so_many_tokens():
     assert {slot: (record.output_tokens, record.response.finish_reason) for slot, record in records.items()} == {
         0: (10, "cut"), 1: (5, "stop"), 2: (7, "cut"),
     }  # fmt: skip
-    assert {record.status for record in records.values()} == {CallStatus.FINISHED}
+    assert [records[slot].status for slot in range(3)] == [CallStatus.CUT, CallStatus.FINISHED, CallStatus.CUT]
     assert records[0].response.text.endswith(".")
     assert len(records[0].response.token_ids) == 10
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mosaic.pipelines.gates.calibration_answers import encode_calibration_answers
+from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
 from mosaic.report.run_folder import is_complete
 from tests.calibration_questions import SETTING, make_question
 from tests.experiments.command_line import QUICK, SMALL, run_here, run_point, run_process

@@ -15,7 +15,7 @@ from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Expert
-from mosaic.pipelines.gates.calibration_answers import encode_calibration_answers
+from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
 from mosaic.pipelines.gates.gate import Majority
 from mosaic.pipelines.gates.setting import Setting
 from mosaic.planning.costs import AffineCosts, PaperCosts

@@ -7,12 +7,8 @@ import pytest
 import yaml
 
 from mosaic.pipelines.gates.calibrated import Calibrated, plurality_thresholds
-from mosaic.pipelines.gates.calibration_answers import (
-    CalibrationQuestion,
-    encode_calibration_answers,
-    load_calibration_answers,
-    split_calibration,
-)
+from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, split_calibration
+from mosaic.pipelines.gates.calibration_file import encode_calibration_answers, load_calibration_answers
 from mosaic.pipelines.gates.gate import Decision
 from mosaic.pipelines.gates.weighted import learn_reliabilities
 from tests.calibration_questions import SETTING, make_ballot_of, make_question

@@ -12,7 +12,7 @@ from mosaic.core.workload import AnswerKind, Call, CallKey, Question
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import FinalAnswer, comparisons
 from mosaic.pipelines.gates.calibrated import Calibrated
-from mosaic.pipelines.gates.calibration_answers import encode_calibration_answers
+from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
 from mosaic.pipelines.gates.gate import (
     Gate,
     Majority,

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mosaic.core.workload import AGGREGATE, PROPOSE, Expert, Question, Workload
-from mosaic.pipelines.gates.calibration_answers import encode_calibration_answers
+from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
 from mosaic.pipelines.gates.setting import Setting, describe_setting, load_setting, name_differences
 from mosaic.pipelines.node import Node, When
 from tests.calibration_questions import make_question

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.pipelines.gates.calibration_answers import encode_calibration_answers
+from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
 from mosaic.pipelines.gates.gate import Ballot, Decision, plurality
 from mosaic.pipelines.gates.weighted import Reliabilities, Weighted, learn_reliabilities, posterior
 from tests.calibration_questions import SETTING, make_ballot_of, make_question

@@ -185,7 +185,7 @@ def test_moves_and_cuts_of_the_interrupted_run_are_done_again() -> None:
     log = MemoryLog(earlier(Open(kept), Move(A1.key, 2), Cut(A1.key, 60)))
     result = run(StaticPlan(PLAN, CALLS), log=log)
     record = next(record for record in result.calls if record.key == A1.key)
-    assert (record.session, record.output_tokens, record.status) == (2, 60, CallStatus.FINISHED)
+    assert (record.session, record.output_tokens, record.status) == (2, 60, CallStatus.CUT)
     assert [action.command for action in log.written] == [Close(2)], "nobody had closed it"
 
 

@@ -107,13 +107,14 @@ class TestCut:
     @pytest.mark.parametrize("tokens", [1, 5, 8])
     def test_before_it_starts(self, tokens):
         record = self.cut(tokens)
-        assert (record.output_tokens, record.finished_ts, record.status) == (tokens, 10.0 + tokens, CallStatus.FINISHED)
+        assert (record.output_tokens, record.finished_ts, record.status) == (tokens, 10.0 + tokens, CallStatus.CUT)
         assert (record.answer, record.visible_tokens) == (None, 0), "it never came to its answer"
 
     @pytest.mark.parametrize("tokens", [9, 90])
     def test_one_that_would_write_no_more_keeps_its_answer(self, tokens):
         record = self.cut(tokens)
         assert (record.output_tokens, record.answer, record.visible_tokens) == (9, "B", 3)
+        assert record.status is CallStatus.FINISHED
 
     @pytest.mark.parametrize(("tokens", "written"), [(2, 5), (4, 5), (7, 7)])
     def test_while_it_runs_it_writes_one_token_more_at_least(self, tokens, written):

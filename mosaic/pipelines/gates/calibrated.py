@@ -1,6 +1,7 @@
 """A gate whose loss is promised: the user states what they accept, calibration questions pick the threshold."""
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from mosaic.core.checks import require, require_count, require_number
-from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, load_calibration_answers, split_calibration
+from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, split_calibration
+from mosaic.pipelines.gates.calibration_file import load_calibration_answers
 from mosaic.pipelines.gates.gate import (
     Ballot,
     Decision,
@@ -98,6 +100,12 @@ class Calibrated:
             ("question_ids", frozenset(question.id for question in questions)),
         ):  # fmt: skip
             object.__setattr__(self, name, value)
+
+    def at(self, threshold: float | None) -> "Calibrated":
+        """Return the gate at a threshold that was chosen together with something else."""
+        gate = copy(self)
+        object.__setattr__(gate, "choice", self.choice._replace(threshold=threshold))
+        return gate
 
     def winner(self, ballot: Ballot) -> Winner:
         """Find the gate's answer and its confidence."""

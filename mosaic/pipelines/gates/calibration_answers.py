@@ -1,30 +1,36 @@
 """Answers to calibration questions, with what the aggregator made of them: what two of the gates learn from.
 
-One row per (question, slot), written by a run with gate=never, so that every question has the aggregator's answer.
-The table's metadata say what the answers are of (`mosaic.pipelines.gates.setting`).
+A run with gate=never gives them, so that every question has the aggregator's answer.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
-from mosaic.core.checks import require, require_name, require_number
-from mosaic.core.workload import AnswerKind, CalibrationRecord, Question
-from mosaic.pipelines.gates.gate import Ballot, Vote, plurality
-from mosaic.pipelines.gates.setting import Setting, encode_setting
+from mosaic.core.checks import require, require_number
+from mosaic.core.results import CallRecord
+from mosaic.core.workload import AnswerKind, CalibrationRecord
+from mosaic.pipelines.gates.gate import Ballot, plurality
 
-if TYPE_CHECKING:
-    import pyarrow as pa
 
-_OF_SLOT = ("slot", "expert", "answer", "correct")
-_OF_QUESTION = (
-    "question", "aggregator_answer", "aggregator_correct", "comparable", "gold", "answer_kind", "num_options",
-    "skills", "prompt_tokens",
-)  # fmt: skip
-"""Columns that all rows of a question repeat."""
-_MAY_BE_NULL = frozenset({"answer", "aggregator_answer", "gold", "num_options"})
+class LeftOut(NamedTuple):
+    """What the aggregator answered without the response of one slot."""
+
+    answer: str | None
+    """None: unparsable."""
+    correct: bool
+    output_tokens: int
+
+
+class Observed(NamedTuple):
+    """How long the calls of a question were, and what leaving one response out makes of it."""
+
+    vote_tokens: tuple[int, ...]
+    """In the order of the ballot's votes."""
+    aggregator_tokens: int
+    left_out: tuple[LeftOut, ...]
+    """In the order of the ballot's votes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +43,8 @@ class CalibrationQuestion:
     aggregator_answer: str | None
     """None: unparsable."""
     aggregator_correct: bool
+    observed: Observed | None = None
+    """None: the run did not leave out one response after the other."""
 
     def __post_init__(self) -> None:
         label = f"calibration question {self.ballot.question.id}"
@@ -91,7 +99,7 @@ def grade_ballot(
         raise ValueError(f"question {ballot.question.id}: answer must be given for a calibration question, got None")
 
     def right(answer: str | None) -> bool:
-        return answer is not None and (answer == gold or same(answer, gold))
+        return is_right(answer, gold, same)
 
     return CalibrationQuestion(
         ballot=ballot,
@@ -99,6 +107,29 @@ def grade_ballot(
         aggregator_answer=aggregator_answer,
         aggregator_correct=right(aggregator_answer),
     )
+
+
+def is_right(answer: str | None, gold: str, same: Callable[[str, str], bool]) -> bool:
+    """Tell whether an answer is the right one; an unparsable one never is."""
+    return answer is not None and (answer == gold or same(answer, gold))
+
+
+def with_observed(
+    graded: CalibrationQuestion,
+    votes: Sequence[CallRecord],
+    aggregator: CallRecord,
+    left_out: Sequence[CallRecord],
+    same: Callable[[str, str], bool],
+) -> CalibrationQuestion:
+    """Add lengths, and the aggregator's answers without each of the responses in turn, by slot."""
+    gold = graded.ballot.question.answer
+    assert gold is not None, "it was graded"
+    observed = Observed(
+        tuple(record.output_tokens for record in votes),
+        aggregator.output_tokens,
+        tuple(LeftOut(record.answer, is_right(record.answer, gold, same), record.output_tokens) for record in left_out),
+    )
+    return replace(graded, observed=observed)
 
 
 def grade_ballots(
@@ -158,128 +189,3 @@ def router_records(questions: Iterable[CalibrationQuestion]) -> list[Calibration
         for question in questions
         for vote, correct in zip(question.ballot.votes, question.vote_correct, strict=True)
     ]
-
-
-def encode_calibration_answers(questions: Sequence[CalibrationQuestion], setting: Setting) -> bytes:
-    """Encode as parquet, one row per (question, slot); the questions' texts and categories are left out."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [row for question in questions for row in _rows(question)]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_schema().with_metadata(encode_setting(setting))), sink)
-    return bytes(sink.getvalue())
-
-
-def _rows(graded: CalibrationQuestion) -> list[dict[str, Any]]:
-    question = graded.ballot.question
-    shared = {
-        "question": question.id,
-        "aggregator_answer": graded.aggregator_answer,
-        "aggregator_correct": graded.aggregator_correct,
-        "comparable": graded.ballot.comparable,
-        "gold": question.answer,
-        "answer_kind": question.answer_kind.value,
-        "num_options": question.num_options,
-        "skills": list(question.skills),
-        "prompt_tokens": question.prompt_tokens,
-    }
-    votes = zip(graded.ballot.votes, graded.vote_correct, strict=True)
-    return [
-        {**shared, "slot": slot, "expert": vote.expert, "answer": vote.answer, "correct": correct}
-        for slot, (vote, correct) in enumerate(votes)
-    ]
-
-
-def load_calibration_answers(path: str | Path) -> tuple[CalibrationQuestion, ...]:
-    """Read the table back, questions in first-seen order.
-
-    Raises
-    ------
-    ValueError, TypeError
-        Naming the file, and the question or column, the rule and the value.
-    """
-    if not isinstance(path, Path):
-        require_name(path, "gate.calibration")
-    at = f"calibration answers {path}"
-    try:
-        by_question: dict[str, list[dict[str, Any]]] = {}
-        for row in _read_rows(path):
-            _require_given(row)
-            by_question.setdefault(row["question"], []).append(row)
-        require(len(by_question) > 0, "table", "of at least one row", 0)
-        return tuple(_question(rows) for rows in by_question.values())
-    except OSError as error:
-        raise ValueError(f"{at}: must be a readable file ({error.strerror or error})") from error
-    except TypeError as error:
-        raise TypeError(f"{at}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{at}: {error}") from error
-
-
-def _read_rows(path: str | Path) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            missing = [name for name in _schema().names if name not in names]
-            require(not missing, "columns", f"a superset of {_schema().names}, {missing} are missing", names)
-            table = file.read(columns=_schema().names).select(_schema().names).cast(_schema())
-            rows: list[dict[str, Any]] = table.to_pylist()
-            return rows
-    except pa.ArrowException as error:
-        raise ValueError(f"must be a parquet table of calibration answers ({error})") from error
-
-
-def _require_given(row: Mapping[str, Any]) -> None:
-    """Check that nothing is null that must be known."""
-    for name, value in row.items():
-        rule = "given"
-        if name == "aggregator_correct":
-            rule = "given (let the run aggregate every question: gate=never)"
-        require(value is not None or name in _MAY_BE_NULL, f"question {row['question']}: {name}", rule, value)
-
-
-def _question(rows: list[dict[str, Any]]) -> CalibrationQuestion:
-    """Rebuild a question from its rows."""
-    first = rows[0]
-    label = f"question {first['question']}"
-    for row in rows:
-        for name in _OF_QUESTION:
-            require(row[name] == first[name], f"{label}: {name}", f"{first[name]!r} in all of its rows", row[name])
-    rows = sorted(rows, key=lambda row: int(row["slot"]))
-    slots = [row["slot"] for row in rows]
-    require(slots == list(range(len(rows))), f"{label}: slots", "0, 1, 2 and so on, each once", slots)
-    question = Question(
-        id=first["question"],
-        prompt_tokens=first["prompt_tokens"],
-        answer=first["gold"],
-        skills=tuple(first["skills"]),
-        answer_kind=first["answer_kind"],
-        num_options=first["num_options"],
-    )
-    votes = tuple(Vote(row["expert"], row["answer"]) for row in rows)
-    return CalibrationQuestion(
-        ballot=Ballot(question=question, votes=votes, comparable=first["comparable"]),
-        vote_correct=tuple(row["correct"] for row in rows),
-        aggregator_answer=first["aggregator_answer"],
-        aggregator_correct=first["aggregator_correct"],
-    )
-
-
-def _schema() -> "pa.Schema":
-    import pyarrow as pa
-
-    types = {
-        "slot": pa.int32(),
-        "correct": pa.bool_(),
-        "aggregator_correct": pa.bool_(),
-        "comparable": pa.bool_(),
-        "num_options": pa.int32(),
-        "skills": pa.list_(pa.string()),
-        "prompt_tokens": pa.int64(),
-    }
-    # NOTE: no column is declared free of nulls: a null is reported with its question, not by the cast.
-    return pa.schema([pa.field(name, types.get(name, pa.string())) for name in (*_OF_QUESTION, *_OF_SLOT)])

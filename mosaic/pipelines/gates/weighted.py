@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mosaic.core.checks import require, require_count, require_number
 from mosaic.core.workload import ExpertName
-from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, load_calibration_answers
+from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion
+from mosaic.pipelines.gates.calibration_file import load_calibration_answers
 from mosaic.pipelines.gates.gate import Ballot, Decision, PartialBallot, Winner, decide_at, settled_whatever_comes
 
 _SKILL_PRIOR_ANSWERS = 10.0

@@ -1,0 +1,163 @@
+"""What a gate with budgets may lose on calibration questions, whatever the schedule, as arrays."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mosaic.pipelines.budgets import LEAST_HEDGED
+from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion
+from mosaic.pipelines.gates.gate import Ballot, Winner
+
+NO_LIMIT = np.iinfo(np.int64).max
+
+
+class Setting(NamedTuple):
+    """A threshold of a gate, and budgets of tokens that are the same for all experts; None: no budget."""
+
+    threshold: float | None
+    """From which confidence on the gate's answer is accepted; None: every question is aggregated."""
+    propose_tokens: int | None = None
+    aggregate_tokens: int | None = None
+    hedge_tokens: int | None = None
+
+    @property
+    def has_budgets(self) -> bool:
+        """Whether anything is cut or hedged."""
+        return self[1:] != (None, None, None)
+
+
+class _Ends(NamedTuple):
+    """How questions end, shape (num_questions,) each."""
+
+    column: NDArray[np.int64]
+    """Whose response is left out: 0 none, 1 that of slot 0 and so on."""
+    is_read: NDArray[np.bool_]
+    """The aggregator reads the responses."""
+    is_late: NDArray[np.bool_]
+    """The response that is left out is a late call's."""
+    is_right: NDArray[np.bool_]
+    """Whichever way it comes out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LossTable:
+    """Calibration questions, and what leaving out each response makes of them; column 0 leaves out none."""
+
+    tokens: NDArray[np.int64]
+    """Of the proposals, shape (num_questions, num_slots); 0 where a question has no such slot."""
+    num_slots: NDArray[np.int64]
+    """Of each question, shape (num_questions,)."""
+    confidence: NDArray[np.float64]
+    """Of the gate's answer without one vote, shape (num_questions, 1 + num_slots); -1: there is no answer."""
+    vote_right: NDArray[np.bool_]
+    """Whether it is right, of the same shape."""
+    read_right: NDArray[np.bool_]
+    """Whether the aggregator is right without one response, of the same shape."""
+    read_tokens: NDArray[np.int64]
+    """What it writes then, of the same shape."""
+
+    def __len__(self) -> int:
+        return len(self.num_slots)
+
+    def take(self, places: NDArray[Any]) -> "LossTable":
+        """Take some questions, or the same one more than once."""
+        return LossTable(**{field.name: getattr(self, field.name)[places] for field in fields(self)})
+
+    def losses(self, setting: Setting) -> NDArray[np.int8]:
+        """Compute what each question loses at most against always aggregating whole responses: -1, 0 or 1."""
+        return self.read_right[:, 0].astype(np.int8) - self._ends(setting).is_right.astype(np.int8)
+
+    def written_tokens(self, setting: Setting) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Estimate what each question writes in all, and one call after the other, with an early quorum."""
+        _, propose, aggregate, hedge = setting
+        ends = self._ends(setting)
+        rows = np.arange(len(self))
+        propose_tokens = np.minimum(self.tokens, _limit(propose))
+        late = np.flatnonzero(ends.is_late)
+        slots = ends.column[late] - 1
+        propose_tokens[late, slots] = np.minimum(propose_tokens[late, slots], _limit(hedge))
+        longest = propose_tokens.argmax(axis=1)
+        spared = np.flatnonzero(self._accepts(setting.threshold)[rows, 1 + longest])
+        others = propose_tokens.copy()
+        others[rows, longest] = 0
+        propose_tokens[spared, longest[spared]] = others[spared].max(axis=1)
+        read = np.minimum(self.read_tokens[rows, ends.column], _limit(aggregate)) * ends.is_read
+        return propose_tokens.sum(axis=1) + read, propose_tokens.max(axis=1) + read
+
+    def _accepts(self, threshold: float | None) -> NDArray[np.bool_]:
+        accepted: NDArray[np.bool_] = self.confidence >= (np.inf if threshold is None else threshold)
+        return accepted
+
+    def _ends(self, setting: Setting) -> _Ends:
+        threshold, propose, aggregate, hedge = setting
+        rows, accepts = np.arange(len(self)), self._accepts(threshold)
+        after_read = np.where(self.read_tokens > _limit(aggregate), self.vote_right, self.read_right)
+        cut = self.tokens > _limit(propose)
+        num_cut = cut.sum(axis=1)
+        column = np.where(num_cut == 1, 1 + cut.argmax(axis=1), 0)
+        is_read = ~accepts[rows, column]
+        is_right = np.where(is_read, after_read[rows, column], self.vote_right[rows, column])
+        # What the aggregator makes of fewer responses than all but one is not known: it counts as wrong.
+        is_read |= num_cut > 1
+        is_right &= num_cut <= 1
+        over = (self.tokens > _limit(hedge)) | cut
+        of_one = 1 + over.argmax(axis=1)
+        is_late = (over.sum(axis=1) == 1) & (self.num_slots >= LEAST_HEDGED) & ~accepts[rows, of_one]
+        is_late &= hedge is not None
+        may_count = (num_cut == 0) & accepts[:, 0]
+        late_right = after_read[rows, of_one] & (~may_count | self.vote_right[:, 0])
+        return _Ends(
+            column=np.where(is_late, of_one, column),
+            is_read=is_read | is_late,
+            is_late=is_late,
+            is_right=np.where(is_late, late_right, is_right),
+        )
+
+
+def loss_table(questions: Sequence[CalibrationQuestion], winner: Callable[[Ballot], Winner]) -> LossTable:
+    """Tabulate questions of which lengths, and answers without each response, were observed.
+
+    Parameters
+    ----------
+    questions
+        In the order of the table.
+    winner
+        The answer that the gate would return to a ballot, and its confidence.
+    """
+    most = max(len(question.ballot.votes) for question in questions)
+    shape = len(questions), 1 + most
+    table = LossTable(
+        tokens=np.zeros((len(questions), most), dtype=np.int64),
+        num_slots=np.array([len(question.ballot.votes) for question in questions], dtype=np.int64),
+        confidence=np.full(shape, -1.0),
+        vote_right=np.zeros(shape, dtype=np.bool_),
+        read_right=np.zeros(shape, dtype=np.bool_),
+        read_tokens=np.zeros(shape, dtype=np.int64),
+    )
+    for row, question in enumerate(questions):
+        seen = question.observed
+        assert seen is not None, "its lengths are known"
+        table.tokens[row, : len(seen.vote_tokens)] = seen.vote_tokens
+        reads = [(question.aggregator_correct, seen.aggregator_tokens), *((one[1], one[2]) for one in seen.left_out)]
+        for column, (is_right, tokens) in enumerate(reads):
+            answer, confidence = winner(_without(question.ballot, column - 1))
+            table.confidence[row, column] = -1.0 if answer is None else confidence
+            table.vote_right[row, column] = question.answer_correct(answer)
+            table.read_right[row, column] = is_right
+            table.read_tokens[row, column] = tokens
+    return table
+
+
+def _without(ballot: Ballot, slot: int) -> Ballot:
+    if slot < 0:
+        return ballot
+    votes = list(ballot.votes)
+    votes[slot] = votes[slot]._replace(answer=None)
+    return replace(ballot, votes=tuple(votes))
+
+
+def _limit(tokens: int | None) -> int:
+    return NO_LIMIT if tokens is None else tokens

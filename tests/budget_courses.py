@@ -1,0 +1,110 @@
+"""Batches of questions whose calls are cut and hedged, with all that could be known of them."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from hypothesis import strategies as st
+
+from mosaic.core.realization import Outcome
+from mosaic.core.results import CallStatus, Inputs, RunResult
+from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
+from mosaic.pipelines.budgets import Budgets
+from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, LeftOut, Observed, grade_ballot
+from mosaic.pipelines.gates.gate import Majority, Never, Unanimous, Vote, make_ballot
+from mosaic.pipelines.gates.loss_table import Setting
+from mosaic.runtime.budgets import budget_controllers
+from mosaic.runtime.layers import Flow, Layers, Questions
+from mosaic.runtime.loop import drive
+from mosaic.runtime.quorum import Quorum
+from tests.answered_questions import make_moa, make_question
+from tests.factories import make_cluster
+from tests.runtime.planners import make_planner
+from tests.runtime.test_layers import batch_of
+from tests.sim.cluster_runs import make_backend
+
+SLOTS = range(3)
+GATES = {None: Never(), 1.0: Unanimous(), 2 / 3 - 1e-3: Majority()}
+"""By threshold."""
+
+
+class Course(NamedTuple):
+    """What every call would write and say, and how the batch is run."""
+
+    setting: Setting
+    votes: Mapping[CallKey, str | None]
+    read: Mapping[tuple[str, frozenset[int]], tuple[int, str | None]]
+    """What the aggregator writes and says, by the slots that it reads."""
+    lengths: Mapping[CallKey, int]
+    num_questions: int
+    num_workers: int = 2
+    has_barrier: bool = True
+    has_quorum: bool = False
+
+    @property
+    def graph(self) -> CallGraph:
+        threshold, propose, aggregate, hedge = self.setting
+        cuts = {PROPOSE: dict.fromkeys("ABC", propose or 0), AGGREGATE: {"W": aggregate or 0}}
+        named = {node: limits for node, limits in cuts.items() if all(limits.values())}
+        budgets = Budgets(cut_tokens=named, hedge_tokens=dict.fromkeys("ABC", hedge) if hedge else {})
+        graph = make_moa(GATES[threshold])
+        return CallGraph(nodes=graph.nodes, gate=graph.gate, compare=graph.compare, budgets=budgets)
+
+    def outcome(self, call: Call, inputs: Inputs) -> Outcome:
+        if not call.after:
+            return Outcome(self.lengths[call.key], self.votes[call.key])
+        slots = frozenset(key.slot for key in call.after if inputs[key].status is CallStatus.FINISHED)
+        return Outcome(*self.read[call.key.question, slots])
+
+    def questions(self) -> list[CalibrationQuestion]:
+        """Give what a calibration would know of the batch."""
+        found = []
+        for name in (f"q{i}" for i in range(self.num_questions)):
+            keys = [CallKey(name, PROPOSE, slot) for slot in SLOTS]
+            question = make_question(name, answer="A")
+            votes = [Vote("ABC"[key.slot], self.votes[key]) for key in keys]
+            tokens, answer = self.read[name, frozenset(SLOTS)]
+            without = [self.read[name, frozenset(SLOTS) - {slot}] for slot in SLOTS]
+            graded = grade_ballot(make_ballot(question, votes, str.__eq__), answer, str.__eq__)
+            seen = Observed(
+                tuple(self.lengths[key] for key in keys),
+                tokens,
+                tuple(LeftOut(said, said == "A", written) for written, said in without),
+            )
+            found.append(CalibrationQuestion(**{
+                name: getattr(graded, name) for name in ("ballot", "vote_correct", "aggregator_answer")
+            }, aggregator_correct=graded.aggregator_correct, observed=seen))  # fmt: skip
+        return found
+
+    def run(self) -> tuple[RunResult, Questions]:
+        """Run it on the simulator."""
+        graph, batch = self.graph, batch_of(self.num_questions, 3)
+        planner, questions = make_planner(graph, "ABC", num_workers=self.num_workers), Questions(batch, graph)
+        expected = graph.forecast(batch, {}, {AGGREGATE: 300})
+        layers = Layers(questions, planner) if self.has_barrier else Flow(questions, planner, expected)
+        quorum = [Quorum(questions)] if self.has_quorum else []
+        backend = make_backend(self.outcome, experts=planner.experts, cluster=make_cluster(self.num_workers))
+        controllers = [layers, *budget_controllers(questions), *quorum]
+        return drive(backend, controllers, num_workers=self.num_workers), questions
+
+
+@st.composite
+def courses(draw: st.DrawFn) -> Course:
+    num_questions = draw(st.integers(1, 5))
+    names = [f"q{i}" for i in range(num_questions)]
+    keys = [CallKey(name, PROPOSE, slot) for name in names for slot in SLOTS]
+    subsets = [frozenset(slot for slot in SLOTS if mask >> slot & 1) for mask in range(8)]
+    answers, tokens = st.sampled_from(["A", "A", "B", None]), st.integers(1, 200)
+    limits = st.none() | st.integers(1, 200)
+    propose, aggregate, hedge = draw(limits), draw(limits), draw(limits)
+    setting = Setting(draw(st.sampled_from(list(GATES))), propose, aggregate, hedge)
+    return Course(
+        setting,
+        {key: draw(answers) for key in keys},
+        {(name, slots): (draw(tokens), draw(answers)) for name in names for slots in subsets},
+        {key: draw(tokens) for key in keys},
+        num_questions,
+        draw(st.integers(1, 3)),
+        draw(st.booleans()),
+        draw(st.booleans()),
+    )

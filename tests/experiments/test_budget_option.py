@@ -1,0 +1,135 @@
+"""Budgets and the hedge, from calibration answers to the run folder; simulated."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from mosaic.core.action_lines import decode_action
+from mosaic.core.commands import Cut
+from mosaic.pipelines.gates.calibration_file import load_calibration_answers
+from tests.experiments.command_line import QUICK, prepare, run_point
+
+FEW = ("workload=gpqa", "cluster.num_workers=2", "aggregator=dp", *QUICK)
+LESSONS = (*FEW, "gate=never", "workload.part=calibration", "workload.num_calibration_questions=600")
+BOTH = ("pipeline.budgets=calibrated", "pipeline.hedge=calibrated")
+ACCEPTED = 0.1
+
+
+def run_into(folder: Path, *overrides: str) -> Path:
+    outcome = run_point(*overrides, f"hydra.run.dir={folder}")
+    assert outcome.status == 0, outcome.err
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lessons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = run_into(tmp_path_factory.mktemp("lessons"), *LESSONS, "pipeline.leave_one_out=true")
+    return folder / "calibration_answers.parquet"
+
+
+def promise(path: Path) -> tuple[str, ...]:
+    return f"pipeline.promise.calibration={path}", f"pipeline.promise.accepted_loss_frac={ACCEPTED}"
+
+
+def summary_of(folder: Path) -> dict:
+    found: dict = json.loads((folder / "summary.json").read_text())
+    return found
+
+
+def statuses(folder: Path) -> dict[tuple[str, str, int], str]:
+    rows = pq.read_table(folder / "calls.parquet").to_pylist()
+    return {(row["question"], row["node"], row["slot"]): row["status"] for row in rows}
+
+
+def test_calibration_answers_hold_lengths_and_what_each_response_was_worth(lessons: Path) -> None:
+    questions = load_calibration_answers(lessons)
+    assert len(questions) == 600
+    for question in questions:
+        seen = question.observed
+        assert seen is not None
+        assert len(seen.vote_tokens) == len(seen.left_out) == 3
+        assert {
+            left_out.correct for left_out in seen.left_out if left_out.answer == question.ballot.question.answer
+        } <= {True}
+    rights = [sum(one.correct for one in question.observed.left_out) for question in questions if question.observed]
+    assert 0 < sum(rights) < 3 * len(questions)
+
+
+@pytest.mark.parametrize("gate", [("gate=never",), ("gate=unanimous",), ("gate=majority", "pipeline.quorum=true")])
+def test_calls_are_cut_where_the_promise_allows(tmp_path: Path, lessons: Path, gate: tuple[str, ...]) -> None:
+    folder = run_into(tmp_path / "run", *FEW, *gate, *BOTH, *promise(lessons))
+    summary = summary_of(folder)
+    report = summary["gate_report"]["budgets"]
+    cut = [key for key, status in statuses(folder).items() if status == "cut"]
+    assert report["num_cut_calls"] == len(cut) > 0
+    assert (report["accepted_loss_frac"], report["risk_frac"]) == (ACCEPTED, 0.05)
+    assert report["promise_frac"] <= ACCEPTED
+    assert summary["num_failed_calls"] == 0
+    commands = [decode_action(line).command for line in (folder / "actions.jsonl").read_bytes().splitlines()]
+    assert {str(command.key) for command in commands if isinstance(command, Cut)} >= {
+        "/".join(map(str, k)) for k in cut
+    }
+    again = run_into(tmp_path / "again", *FEW, *gate, *BOTH, *promise(lessons))
+    assert (again / "calls.parquet").read_bytes() == (folder / "calls.parquet").read_bytes()
+
+
+def test_a_calibrated_gate_and_budgets_are_promised_together(tmp_path: Path, lessons: Path) -> None:
+    gate = ("gate=calibrated", f"gate.calibration={lessons}", f"gate.accepted_loss_frac={ACCEPTED}")
+    folder = run_into(tmp_path / "run", *FEW, *gate, *BOTH)
+    report = summary_of(folder)["gate_report"]
+    assert report["threshold"] == report["budgets"]["threshold"]
+    assert report["budgets"]["num_cut_calls"] > 0
+    with pytest.raises(ValueError, match="gate=calibrated says what is promised"):
+        prepare(*FEW, *gate, *BOTH, "pipeline.promise.risk_frac=0.1")
+
+
+def test_what_cannot_be_promised_is_left_out_and_the_screen_says_so(tmp_path: Path, lessons: Path) -> None:
+    few = f"pipeline.promise.calibration={lessons}", "pipeline.promise.accepted_loss_frac=0.0001"
+    outcome = run_point(*FEW, *BOTH, *few, f"hydra.run.dir={tmp_path / 'run'}")
+    assert outcome.status == 0, outcome.err
+    assert "cannot promise" in outcome.out
+    assert set(statuses(tmp_path / "run").values()) == {"finished"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((), "pipeline.promise.calibration must name calibration answers"),
+        (("pipeline.budgets=yes",), "pipeline.budgets must be null or calibrated, got 'yes'"),
+        (("aggregator=none",), "pipeline.budgets must be null where nothing is aggregated"),
+        (("pipeline.promise.risk_frac=0",), "pipeline.promise.risk_frac must be above 0, got 0"),
+        (("pipeline.promise.fit_frac=1",), "pipeline.promise.fit_frac must be below 1, got 1"),
+        (("pipeline.promise=3",), "pipeline.promise must be a group with keys"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_said_before_any_work(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        prepare(*FEW, *BOTH, *(("pipeline.promise.calibration=x",) if "promise" in str(overrides) else ()), *overrides)
+
+
+def test_answers_of_the_batch_or_of_something_else_are_refused(tmp_path: Path, lessons: Path) -> None:
+    whole = run_into(tmp_path / "plain", *FEW, "gate=never") / "calibration_answers.parquet"
+    with pytest.raises(
+        ValueError, match="198 of 198 questions lack them: make it again, with pipeline.leave_one_out=true"
+    ):
+        prepare(*FEW, *BOTH, *promise(whole))
+    own = run_into(tmp_path / "own", *FEW, "gate=never", "pipeline.leave_one_out=true") / "calibration_answers.parquet"
+    with pytest.raises(ValueError, match=r"calibration must hold other questions than the batch, got 198"):
+        prepare(*FEW, *BOTH, *promise(own))
+    with pytest.raises(ValueError, match="pipeline.promise.calibration must hold answers of what runs here"):
+        prepare(*FEW, *BOTH, *promise(lessons), "pool.experts.LlamaR1.temperature=0.5")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("pipeline.promise.risk_frac=0.1",), "pipeline.budgets and pipeline.hedge are null"),
+        (("pipeline.leave_one_out=true",), "only gate=never writes calibration answers, and the gate is majority"),
+        (("aggregator=none", "pipeline.leave_one_out=true"), "nothing is aggregated"),
+    ],
+)
+def test_what_has_no_effect_is_refused(overrides: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare(*FEW, *overrides)
