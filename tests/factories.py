@@ -140,6 +140,9 @@ class TableCosts:
             slowdown * self.fixed_s_by_expert[expert.name], slowdown * self.per_call_s_by_expert[expert.name]
         )
 
+    def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
+        return (self.linear_terms(expert, workers),)
+
     def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
         return all((expert.name, worker.gpu.name) not in self.misfits for worker in workers)
 

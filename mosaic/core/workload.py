@@ -1,7 +1,7 @@
 """The batch: questions, the experts that may answer them, and the calls to make."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
@@ -123,6 +123,8 @@ class Expert:
     """Replica cap; null: equation 8 of the paper."""
     kv: SparseKv | None = None
     """A sparse KV cache, or its settings by name; null: all of it is kept and read."""
+    tp_degrees: tuple[int, ...] = ()
+    """Other tensor-parallel degrees that ``scheduler=flexible`` may choose; they are measured too."""
 
     def __post_init__(self) -> None:
         require_name(self.name, "expert.name")
@@ -143,6 +145,16 @@ class Expert:
             object.__setattr__(self, "kv", SparseKv(**self.kv))
         if not isinstance(self.kv, SparseKv | None):
             raise TypeError(f"expert {self.name}: kv must be a SparseKv, its settings or null, got {self.kv!r}")
+        if not isinstance(self.tp_degrees, Sequence) or isinstance(self.tp_degrees, str):
+            raise TypeError(f"expert {self.name}: tp_degrees must be a list of whole numbers, got {self.tp_degrees!r}")
+        object.__setattr__(self, "tp_degrees", tuple(self.tp_degrees))
+        for degree in self.tp_degrees:
+            require_count(degree, f"expert {self.name}: tp_degrees", at_least=1)
+
+    @property
+    def possible_degrees(self) -> tuple[int, ...]:
+        """Its own tensor-parallel degree and the others that may be chosen."""
+        return tuple(dict.fromkeys((self.tp_degree, *self.tp_degrees)))
 
     def output_limit(self, prompt_tokens: int) -> int:
         """Most tokens a call may write: min(its maximum, context - prompt)."""

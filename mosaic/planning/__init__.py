@@ -1,7 +1,7 @@
 """What policies know (problem, profiles, costs) and the policies that turn it into a plan."""
 
-from mosaic.planning.costs import AffineCosts, CostModel, PaperCosts
-from mosaic.planning.ilp import Ilp
+from mosaic.planning.costs import AffineCosts, CostModel, PaperCosts, PiecewiseCosts
+from mosaic.planning.ilp import Flexible, Ilp
 from mosaic.planning.plan_check import check_plan
 from mosaic.planning.plan_file import load_plans, save_plans
 from mosaic.planning.problem import Problem
@@ -13,9 +13,11 @@ __all__ = [
     "CostModel",
     "DataParallel",
     "Fifo",
+    "Flexible",
     "Ilp",
     "LeastLoaded",
     "PaperCosts",
+    "PiecewiseCosts",
     "Problem",
     "Profile",
     "RoundRobin",

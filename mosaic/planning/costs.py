@@ -12,7 +12,7 @@ from mosaic.core.errors import ProfileError
 from mosaic.core.kv_memory import fits_memory
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.workload import Expert, ExpertName
-from mosaic.planning.profiles import Profile, ProfileEntry
+from mosaic.planning.profiles import Profile, ProfileEntry, convex_pieces
 
 
 class Residency(StrEnum):
@@ -36,6 +36,11 @@ class LinearTerms(NamedTuple):
     per_call_s: float
 
 
+def price_s(pieces: Sequence[LinearTerms], num_calls: int) -> float:
+    """Price a session by the highest of its affine prices; 0 without calls."""
+    return max(piece.fixed_s + piece.per_call_s * num_calls for piece in pieces) if num_calls else 0.0
+
+
 class CostModel(Protocol):
     """Prices sessions for the schedulers."""
 
@@ -50,7 +55,13 @@ class CostModel(Protocol):
         """Predict the seconds to serve a shard once the expert is loaded; 0 for an empty shard."""
 
     def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
-        """Split the session price into a part paid per session and a part paid per call."""
+        """Split the session price into a part paid per session and a part paid per call.
+
+        Where the price is not affine these are terms that no session is cheaper than.
+        """
+
+    def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
+        """List affine prices of which a session costs the highest: one where the price is affine."""
 
     def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
         """Tell whether weights and one full-length call fit into the workers' memory."""
@@ -73,12 +84,14 @@ class _ProfiledCosts(ABC):
         return 0.0 if residency is Residency.RESIDENT else self._entry(expert, workers).load_s
 
     def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> float:
-        terms = self.linear_terms(expert, workers)
-        return terms.fixed_s + terms.per_call_s * shard.num_calls if shard.num_calls else 0.0
+        return price_s(self.pieces(expert, workers), shard.num_calls)
 
     @abstractmethod
     def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
         """Split the session price; see ``CostModel.linear_terms``."""
+
+    def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
+        return (self.linear_terms(expert, workers),)
 
     def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
         return fits_memory(expert, workers, self.options)
@@ -120,3 +133,24 @@ class AffineCosts(_ProfiledCosts):
     def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
         fit = self._entry(expert, workers).fit
         return LinearTerms(fit.fixed_s, fit.per_call_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PiecewiseCosts(_ProfiledCosts):
+    """A convex piecewise-linear price through the means of the sweep's shard sizes.
+
+    A small shard lasts as long as its longest answer, a large one as long as the batch takes to work it off: one affine
+    price is too high between the two or too low at an end. Where measured times are not convex, it is the greatest
+    convex price that is nowhere above them.
+    """
+
+    name: str = "piecewise"
+
+    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
+        return [piece for piece in self.pieces(expert, workers) if piece.fixed_s >= 0][-1]
+
+    def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
+        points = self._entry(expert, workers).points
+        if not points:
+            raise ProfileError(f"costs=piecewise: the profile must keep the points of {expert.name!r}, got none")
+        return tuple(LinearTerms(*piece) for piece in convex_pieces(points))

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 from mosaic.core.cluster import Worker
 from mosaic.core.plan import Plan, PredictedTimes, Session
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
-from mosaic.planning.costs import LinearTerms, ShardSummary
+from mosaic.planning.costs import LinearTerms, ShardSummary, price_s
 from mosaic.planning.problem import Problem
 from mosaic.planning.restricted_costs import Wrapped
 from mosaic.planning.schedulers.base import PredictedTimeline, Scheduler
@@ -37,11 +37,15 @@ class ExpectedCalls(Wrapped):
     run_frac_by_expert: Mapping[ExpertName, float]
 
     def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> float:
-        terms = self.linear_terms(expert, workers)
-        return terms.fixed_s + terms.per_call_s * shard.num_calls if shard.num_calls else 0.0
+        return price_s(self.pieces(expert, workers), shard.num_calls)
 
     def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
-        terms = self.costs.linear_terms(expert, workers)
+        return self._expected(expert, self.costs.linear_terms(expert, workers))
+
+    def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
+        return tuple(self._expected(expert, piece) for piece in self.costs.pieces(expert, workers))
+
+    def _expected(self, expert: Expert, terms: LinearTerms) -> LinearTerms:
         return terms._replace(per_call_s=terms.per_call_s * self.run_frac_by_expert.get(expert.name, 1.0))
 
 

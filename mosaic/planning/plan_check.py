@@ -68,9 +68,10 @@ def _check_place(session: Session, experts: Mapping[ExpertName, Expert], cluster
     label = f"plan session {session.id}"
     if session.expert not in experts:
         raise PlanError(f"{label}: expert must be one of {sorted(experts)}, got {session.expert!r}")
-    tp_degree = experts[session.expert].tp_degree
-    if len(session.workers) != tp_degree:
-        raise PlanError(f"{label}: {session.expert} spans {tp_degree} workers, got {session.workers}")
+    degrees = experts[session.expert].possible_degrees
+    if len(session.workers) not in degrees:
+        spans = " or ".join(str(degree) for degree in degrees)
+        raise PlanError(f"{label}: {session.expert} spans {spans} workers, got {session.workers}")
     for worker in session.workers:
         if not 0 <= worker < cluster.num_workers:
             raise PlanError(f"{label}: workers must be in 0 .. {cluster.num_workers - 1}, got {worker}")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -159,6 +160,42 @@ def fit_session(points: Sequence[SweepPoint]) -> SessionFit:
         max_num_calls=sizes[-1],
         residual_std_frac=spread,
     )
+
+
+def convex_pieces(points: Sequence[SweepPoint]) -> tuple[tuple[float, float], ...]:
+    """Fit a convex session cost that rises: the greatest such one that is nowhere above the mean of a shard size.
+
+    Returns
+    -------
+    Seconds per session and per call of each piece, slopes rising; the highest of them is the price. The first has no
+    negative part per session: below the smallest shard the price falls to it, or to 0 in proportion to the calls.
+
+    Examples
+    --------
+    >>> sizes = {10: 100.0, 20: 110.0, 40: 200.0}
+    >>> convex_pieces([SweepPoint(num_calls=n, session_s=s, output_tokens=1) for n, s in sizes.items()])
+    ((90.0, 1.0), (20.0, 4.5))
+    """
+    by_size: dict[int, list[float]] = {}
+    for point in points:
+        by_size.setdefault(point.num_calls, []).append(point.session_s)
+    means = sorted((size, sum(times) / len(times)) for size, times in by_size.items())
+    hull: list[tuple[int, float]] = []
+    for number, (size, _) in enumerate(means):
+        seconds = min(seconds for _, seconds in means[number:])  # a larger shard may have been the shorter one
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], (size, seconds)):
+            hull.pop()
+        hull.append((size, seconds))
+    slopes = [_slope(left, right) for left, right in pairwise(hull)]
+    pieces = [(seconds - slope * size, slope) for (size, seconds), slope in zip(hull, slopes, strict=False)]
+    if not pieces or pieces[0][0] < 0:
+        size, seconds = hull[0]
+        pieces.insert(0, (0.0, seconds / size))
+    return tuple(pieces)
+
+
+def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:
+    return (right[1] - left[1]) / (right[0] - left[0])
 
 
 def profile_to_json(profile: Profile) -> str:

@@ -28,6 +28,9 @@ class Wrapped:
     def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
         return self.costs.linear_terms(expert, workers)
 
+    def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
+        return self.costs.pieces(expert, workers)
+
     def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
         return self.costs.fits(expert, workers)
 

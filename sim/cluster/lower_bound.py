@@ -47,14 +47,19 @@ class Rates(NamedTuple):
 
 def lower_bound_s(jobs: Iterable[Job], models: ExpertsOnGpus, num_workers: int) -> float | None:
     """Bound the makespan of every plan for some calls; None: there are none."""
+    demands = demands_of(jobs, models)
+    return makespan_lower_bound_s(demands, models.settings, num_workers) if demands else None
+
+
+def demands_of(jobs: Iterable[Job], models: ExpertsOnGpus) -> list[Demand]:
+    """Group calls by expert, with where each could run."""
     groups: dict[ExpertName, list[Job]] = {}
     for job in jobs:
         groups.setdefault(job[0].expert, []).append(job)
-    demands = [
+    return [
         Demand(group, models.expert(name).tp_degree, models.expert(name).context_tokens, models.everywhere(name))
         for name, group in groups.items()
     ]
-    return makespan_lower_bound_s(demands, models.settings, num_workers) if demands else None
 
 
 def makespan_lower_bound_s(demands: Sequence[Demand], settings: EngineOptions, num_workers: int) -> float:
@@ -68,8 +73,8 @@ def makespan_lower_bound_s(demands: Sequence[Demand], settings: EngineOptions, n
     for demand in demands:
         load_s = min(place.load_s for place in demand.places)
         work_s = min(_work_s(demand, place, settings) for place in demand.places)
-        alone_s = min(_alone_s(demand, place, settings) for place in demand.places)
-        bound_s = max(bound_s, alone_s, load_s + work_s / (num_workers // demand.tp_degree))
+        longest_s = min(_longest_alone_s(demand, place, settings) for place in demand.places)
+        bound_s = max(bound_s, longest_s, load_s + work_s / (num_workers // demand.tp_degree))
         busy_s += (load_s + work_s) * demand.tp_degree
     return max(bound_s, busy_s / num_workers)
 
@@ -93,8 +98,7 @@ def least_rates(place: ExpertOnGpu, settings: EngineOptions, context_tokens: int
     time, max_seqs = place.time, settings.max_num_seqs
     decodes = list(_decode_batches(max_seqs, place.kv_tokens))
     steps_s = [time.decode_span_s(num_seqs, kv_tokens, 1) for num_seqs, kv_tokens in decodes]
-    mixes = list(_prefill_batches(time, settings, settings.batched_tokens(context_tokens)))
-    mixes_s = [time.mixed_s(*mix) for mix in mixes]
+    mixes, mixes_s = _prefills(place, settings, context_tokens)
     most_read = max(max_seqs, place.kv_tokens)
     slope_s = time.decode_span_s(max_seqs, most_read, 1) - time.decode_span_s(max_seqs, max_seqs, 1)
     slope_s = max(0.0, slope_s) / max(1, most_read - max_seqs)
@@ -108,6 +112,21 @@ def least_rates(place: ExpertOnGpu, settings: EngineOptions, context_tokens: int
             # Tokens of both kinds share an iteration, so they share one rate.
             decode_s = prefill_s = min(decode_s, prefill_s)
         yield Rates(max(0.0, decode_s), read_s, max(0.0, prefill_s))
+
+
+def prefill_rate_s(place: ExpertOnGpu, settings: EngineOptions, context_tokens: int) -> float:
+    """Take the least seconds per prompt token where prompts have iterations of their own."""
+    mixes, mixes_s = _prefills(place, settings, context_tokens)
+    return _BETWEEN_POINTS_FRAC * min(
+        s / sum(tokens for tokens, _ in chunks) for s, (chunks, _, _) in zip(mixes_s, mixes, strict=True)
+    )
+
+
+def _prefills(
+    place: ExpertOnGpu, settings: EngineOptions, context_tokens: int
+) -> tuple[list[tuple[list[tuple[int, int]], int, int]], list[float]]:
+    mixes = list(_prefill_batches(place.time, settings, settings.batched_tokens(context_tokens)))
+    return mixes, [place.time.mixed_s(*mix) for mix in mixes]
 
 
 def _decode_batches(max_num_seqs: int, max_kv_tokens: int) -> Iterator[tuple[int, int]]:
@@ -166,26 +185,38 @@ def _sizes(budget: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-def _alone_s(demand: Demand, place: ExpertOnGpu, settings: EngineOptions) -> float:
+def _longest_alone_s(demand: Demand, place: ExpertOnGpu, settings: EngineOptions) -> float:
     """Time the call with the most tokens to write, and the one that arrives last, as if nothing else ran."""
     jobs = demand.jobs
     longest = max(jobs, key=lambda job: (job[1], job[0].prompt_tokens))
-    candidates = {longest, max(jobs, key=lambda job: job[0].ready_s)}
-    budget = settings.batched_tokens(demand.context_tokens)
-    alone_s = 0.0
-    for call, output_tokens in candidates:
-        done, serve_s = 0, 0.0
-        while done < call.prompt_tokens:
-            size = min(call.prompt_tokens - done, budget)
-            serve_s += place.time.mixed_s([(size, done)], 0, 0)
-            done += size
-        if output_tokens > 1:
-            serve_s += place.time.decode_span_s(1, call.prompt_tokens + 1, output_tokens - 1)
-        alone_s = max(alone_s, max(place.load_s, call.ready_s) + serve_s * _company_frac(place, settings))
-    return alone_s
+    last = max(jobs, key=lambda job: job[0].ready_s)
+    frac = company_frac(place, settings)
+    return max(alone_s(job, demand.context_tokens, place, settings, frac) for job in {longest, last})
 
 
-def _company_frac(place: ExpertOnGpu, settings: EngineOptions) -> float:
+def alone_s(
+    job: Job,
+    context_tokens: int,
+    place: ExpertOnGpu,
+    settings: EngineOptions,
+    company_frac: float,
+    load_s: float | None = None,
+) -> float:
+    """Time a call behind its expert's load, or another time before, as if nothing else ran."""
+    call, output_tokens = job
+    budget = settings.batched_tokens(context_tokens)
+    done, serve_s = 0, 0.0
+    while done < call.prompt_tokens:
+        size = min(call.prompt_tokens - done, budget)
+        serve_s += place.time.mixed_s([(size, done)], 0, 0)
+        done += size
+    if output_tokens > 1:
+        serve_s += place.time.decode_span_s(1, call.prompt_tokens + 1, output_tokens - 1)
+    begun_s = max(place.load_s if load_s is None else load_s, call.ready_s)
+    return begun_s + serve_s * company_frac
+
+
+def company_frac(place: ExpertOnGpu, settings: EngineOptions) -> float:
     """Least time of a step in company relative to a step alone: below 1 where noisy tables are not monotone."""
     time = place.time
     fracs = [1.0]

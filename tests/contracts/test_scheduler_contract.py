@@ -21,7 +21,9 @@ from tests.factories import (
 )
 
 CONF = Path(__file__).parents[2] / "conf" / "scheduler"
-NAMES = ("data_parallel", "fifo", "ilp", "least_loaded", "round_robin", "sampled_greedy")
+NAMES = (
+    "data_parallel", "fifo", "flexible", "ilp", "least_loaded", "robust", "round_robin", "sampled_greedy",
+)  # fmt: skip
 
 
 def build(name: str) -> Scheduler:

@@ -49,7 +49,9 @@ SUMMARY_KEYS = {
 SUBDIR = "hydra.sweep.subdir=${hydra:runtime.choices.scheduler}-${seed}"
 """Short names for the points of a sweep, in place of all that they override."""
 
-SCHEDULERS = ("ilp", "round_robin", "fifo", "least_loaded", "data_parallel", "sampled_greedy")
+SCHEDULERS = (
+    "ilp", "round_robin", "fifo", "least_loaded", "data_parallel", "sampled_greedy", "flexible", "robust",
+)  # fmt: skip
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -441,7 +443,7 @@ def test_help_fits_a_screen_and_lists_the_choices() -> None:
     for line in (
         "gate: calibrated, majority",
         "aggregator: auto, dp",
-        "scheduler: data_parallel, fifo, ilp",
+        "scheduler: data_parallel, fifo, flexible, ilp",
         "workload: file, gpqa",
         "pool: demo, hybrid",
         "plan.path",

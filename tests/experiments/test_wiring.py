@@ -37,8 +37,10 @@ FITTING = [
     *product(["mmlu_pro_instruct"], ["instruct"], ["a100_80gb", "rtxpro6000"]),
 ]
 """Workload, pool and hardware that go together."""
-SCHEDULERS = ["ilp", "round_robin", "fifo", "least_loaded", "data_parallel", "sampled_greedy"]
-COSTS = ["paper", "affine"]
+SCHEDULERS = [
+    "ilp", "round_robin", "fifo", "least_loaded", "data_parallel", "sampled_greedy", "flexible", "robust",
+]  # fmt: skip
+COSTS = ["paper", "affine", "piecewise"]
 TINY_EXPERTS = ["TinySage", "TinyOwl", "TinyDart", "TinyFinch", "TinySwift"]
 GATES = ["never", "unanimous", "majority", "weighted", "calibrated"]
 REAL = ("vllm", "endpoint")
@@ -65,7 +67,7 @@ def make_real_points() -> list[dict[str, str]]:
             "pool": "tiny",
             "hardware": "cpu_core",
             "scheduler": scheduler,
-            "costs": COSTS[i % 2],
+            "costs": COSTS[(i + 2) % 3],
             "backend": backend,
             "cluster": "local",
             "gate": GATES[i % 5],
@@ -81,9 +83,9 @@ POINTS = [
         "workload": workload,
         "pool": pool,
         "hardware": hardware,
-        "scheduler": SCHEDULERS[(i + i // 6) % 6],
-        "costs": COSTS[i % 2],
-        "backend": ["sim", "sim", "none"][i % 3],
+        "scheduler": SCHEDULERS[i % 8],
+        "costs": COSTS[(i + 2 * (i // 8)) % 3],
+        "backend": ["sim", "none"][i // 8 % 2],
         "cluster": "a100x4",
         "gate": GATES[i % 5],
         "aggregator": choose_aggregator(i, pool, hardware),

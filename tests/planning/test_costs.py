@@ -17,10 +17,11 @@ from mosaic.planning.costs import (
     CostModel,
     LinearTerms,
     PaperCosts,
+    PiecewiseCosts,
     Residency,
     ShardSummary,
 )
-from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit
+from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit, SweepPoint
 from tests.factories import make_cluster, make_expert, make_gpu
 
 WORKER = make_cluster(1).workers
@@ -131,3 +132,29 @@ def test_an_expert_fits_where_its_whole_context_does_beside_what_its_engine_keep
         for memory_bytes, fits in ((enough_bytes, True), (enough_bytes - 1, False)):
             gpu = replace(make_gpu(), memory_bytes=memory_bytes, memory_utilization_frac=1.0)
             assert costs.fits(expert, (Worker(0, gpu),)) is fits
+
+
+def piecewise_costs(times: Mapping[int, float]) -> CostModel:
+    points = tuple(SweepPoint(num_calls=n, session_s=s, output_tokens=1) for n, s in times.items())
+    entry = replace(make_costs().profile.entries[0], points=points)  # type: ignore[attr-defined]
+    return PiecewiseCosts(profile=Profile(source="test", entries=(entry,)), num_calls_by_expert={"A": 200})
+
+
+def test_a_piecewise_price_goes_through_the_measured_sizes() -> None:
+    costs = piecewise_costs({10: 100.0, 20: 110.0, 40: 200.0})
+    assert [session_s(costs, n) for n in (10, 15, 20, 30, 40, 60)] == [100, 105, 110, 155, 200, 290]
+    assert session_s(costs, 0) == 0
+    assert session_s(costs, 1) == 91
+
+
+def test_linear_terms_of_a_piecewise_price_are_never_above_it() -> None:
+    costs = piecewise_costs({10: 100.0, 20: 110.0, 40: 400.0})
+    terms = costs.linear_terms(make_expert("A"), WORKER)
+    assert terms == LinearTerms(90.0, 1.0), "the steeper piece has a negative part per session"
+    for n in (1, 10, 20, 40, 80):
+        assert terms.fixed_s + terms.per_call_s * n <= session_s(costs, n)
+
+
+def test_a_piecewise_price_needs_the_sweeps_points() -> None:
+    with pytest.raises(ProfileError, match="costs=piecewise: the profile must keep the points of 'A', got none"):
+        session_s(make_costs(PiecewiseCosts), 5)

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from mosaic.planning.profiles import (
     ProfileEntry,
     SessionFit,
     SweepPoint,
+    convex_pieces,
     fit_session,
     load_profile,
     profile_to_json,
@@ -232,3 +234,34 @@ def test_a_fit_without_a_key_names_it(tmp_path: Path, key: str) -> None:
     path.write_text(json.dumps(data))
     with pytest.raises(ProfileError, match=rf"json: entries\[0\]\.fit: Object missing required field `{key}`$"):
         load_profile(path)
+
+
+def sweep_points(times: Mapping[int, float]) -> list[SweepPoint]:
+    return [SweepPoint(num_calls=size, session_s=seconds, output_tokens=1) for size, seconds in times.items()]
+
+
+@given(st.dictionaries(st.integers(1, 1000), st.floats(0.1, 1000), min_size=1, max_size=6))
+def test_convex_pieces_rise_and_are_nowhere_above_what_was_measured(times: dict[int, float]) -> None:
+    pieces = convex_pieces(sweep_points(times))
+    slopes = [slope for _, slope in pieces]
+    assert slopes == sorted(slopes)
+    assert min(slopes) >= 0
+    assert pieces[0][0] >= 0
+    for size, seconds in times.items():
+        assert max(fixed + slope * size for fixed, slope in pieces) <= seconds * (1 + 1e-9)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 100), st.floats(0, 10)), min_size=1, max_size=3),
+    st.lists(st.integers(1, 500), min_size=2, max_size=6, unique=True),
+)
+def test_convex_times_are_met_exactly(lines: list[tuple[float, float]], sizes: list[int]) -> None:
+    times = {size: 1.0 + max(fixed + slope * size for fixed, slope in lines) for size in sizes}
+    pieces = convex_pieces(sweep_points(times))
+    for size, seconds in times.items():
+        assert max(fixed + slope * size for fixed, slope in pieces) == pytest.approx(seconds)
+
+
+def test_repeats_of_a_size_count_by_their_mean() -> None:
+    points = sweep_points({10: 90.0, 20: 130.0}) + sweep_points({10: 110.0})
+    assert convex_pieces(points) == ((70.0, 3.0),)

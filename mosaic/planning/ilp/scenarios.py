@@ -1,0 +1,134 @@
+"""What sessions might cost: scenarios of lengths that differ from the prediction, drawn from what calibration knows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+
+from mosaic.core.checks import require, require_count, require_number
+from mosaic.core.cluster import Worker
+from mosaic.core.errors import ProfileError
+from mosaic.core.workload import Call, Expert
+from mosaic.planning.costs import LinearTerms
+from mosaic.planning.ilp.choices import Choices, Pieces
+from mosaic.planning.problem import Problem
+from mosaic.planning.profiles import SweepPoint, convex_pieces
+from mosaic.planning.session_model import Request
+
+MAX_LEVELS = 7
+"""Most different factors on an expert's mean length: sessions are priced once for each."""
+SHARES = (1, 2, 4, 8)
+"""Sessions of all calls of an expert, a half, a quarter and an eighth of them are priced; others lie between."""
+
+
+class Prices(StrEnum):
+    """Where the prices of sessions come from."""
+
+    COSTS = "costs"
+    """The cost model; in a scenario all but the load is multiplied by the factor on the mean length."""
+    ITERATIONS = "iterations"
+    """Stepping a session's iterations over sampled lengths, the longest of all the expert's calls among them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uncertainty:
+    """What a plan should hold up against."""
+
+    num_scenarios: int = 1
+    """1: the prediction is taken at its word."""
+    length_error: float = 1.0
+    """e: each expert's true mean length may be off by a factor between 1/e and e, log-uniform."""
+    quantile: float | None = None
+    """The mean makespan of the worst 1 - quantile of the scenarios counts; None: the mean of all."""
+    prices: Prices = Prices.COSTS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_count(self.num_scenarios, "scheduler.num_scenarios", at_least=1)
+        require_number(self.length_error, "scheduler.length_error", at_least=1)
+        require_count(self.seed, "scheduler.seed")
+        if self.quantile is not None:
+            require_number(self.quantile, "scheduler.quantile", above=0)
+            require(self.quantile < 1, "scheduler.quantile", "below 1", self.quantile)
+        if not isinstance(self.prices, Prices):
+            allowed = [prices.value for prices in Prices]
+            require(self.prices in allowed, "scheduler.prices", f"one of {allowed}", self.prices)
+            object.__setattr__(self, "prices", Prices(self.prices))
+        rule = "above 1 where length_error or quantile is given: one scenario is the prediction itself"
+        given = self.length_error > 1 or self.quantile is not None
+        require(self.num_scenarios > 1 or not given, "scheduler.num_scenarios", rule, self.num_scenarios)
+
+    def scenarios(self, problem: Problem, choices: Choices) -> tuple[tuple[Pieces, ...], ...]:
+        """Price every option in every scenario.
+
+        A scenario gives each expert a factor on its mean length. With ``prices=iterations`` it also has its luck: each
+        factor goes with lengths of its own, drawn from the calibration lengths.
+
+        Returns
+        -------
+        Shape ``(num_scenarios, num_options)``.
+
+        Raises
+        ------
+        ValueError, ProfileError
+            If there is no model of iterations or an expert has no calibration lengths, where these are asked for.
+        """
+        levels = [self._levels(name) for name in choices.names]
+        known: dict[tuple[int, str, int, int], Pieces] = {}
+
+        def price(number: int, scenario: int) -> Pieces:
+            option = choices.options[number]
+            level = levels[option.expert][scenario]
+            if self.prices is Prices.COSTS:
+                factor = self._factor(level)
+                return tuple(LinearTerms(factor * fixed_s, factor * call_s) for fixed_s, call_s in option.pieces)
+            workers = problem.cluster.select(option.workers)
+            key = (option.expert, workers[0].gpu.name, len(workers), level)
+            if key not in known:
+                known[key] = self._iterations(problem, choices.names[option.expert], workers, level)
+            return known[key]
+
+        options = range(len(choices.options))
+        return tuple(tuple(price(o, s) for o in options) for s in range(self.num_scenarios))
+
+    @property
+    def num_levels(self) -> int:
+        """Count the different factors."""
+        return 1 if self.length_error == 1 and self.prices is Prices.COSTS else min(MAX_LEVELS, self.num_scenarios)
+
+    def _levels(self, name: str) -> list[int]:
+        """Give an expert a level for each scenario: all equally often, in random order."""
+        levels = [scenario % self.num_levels for scenario in range(self.num_scenarios)]
+        Random(f"{self.seed}|{name}").shuffle(levels)
+        return levels
+
+    def _factor(self, level: int) -> float:
+        return float(self.length_error ** (2 * (level + 0.5) / self.num_levels - 1))
+
+    def _iterations(self, problem: Problem, name: str, workers: Sequence[Worker], level: int) -> Pieces:
+        expert, calls = problem.expert(name), problem.calls_by_expert()[name]
+        requests = self._requests(expert, calls, problem.length_samples.get(name, ()), level)
+        model = problem.session_model
+        require(model is not None, "scheduler.prices=iterations: session model", "one that steps iterations", model)
+        assert model is not None
+        longest = max(range(len(requests)), key=lambda i: requests[i].output_tokens)
+        points = []
+        for size in dict.fromkeys(max(1, len(requests) // share) for share in SHARES):
+            shard = [requests[i * len(requests) // size] for i in range(size - 1)] + [requests[longest]]
+            served = model.serve(expert, shard, workers)
+            seconds = max(max(call.finished_s for call in served), 1e-9)
+            points.append(SweepPoint(num_calls=size, session_s=seconds, output_tokens=0))
+        return tuple(LinearTerms(*piece) for piece in convex_pieces(points))
+
+    def _requests(self, expert: Expert, calls: Sequence[Call], sample: Sequence[int], level: int) -> list[Request]:
+        if not sample:
+            name = expert.name
+            raise ProfileError(f"scheduler.prices=iterations: the profile must keep lengths of {name!r}, got none")
+        rng, factor = Random(f"{self.seed}|{expert.name}|{level}"), self._factor(level)
+        return [
+            Request(
+                call.prompt_tokens,
+                max(1, min(round(factor * rng.choice(sample)), expert.output_limit(call.prompt_tokens))),
+            )
+            for call in calls
+        ]
