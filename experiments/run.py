@@ -203,7 +203,7 @@ def run_resolved(
     files = answer_files(prepared, outcome)
     if outcome.replans:
         files["replans.jsonl"] = replans_jsonl(outcome.replans)
-    if outcome.replans or job.has_quorum or job.graph.budgets or not job.has_barrier:
+    if outcome.replans or job.reacts:
         files["actions.jsonl"] = b"".join(encode_action(action) + b"\n" for action in outcome.result.actions)
     replay = None
     if prepared.report == "replay":

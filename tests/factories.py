@@ -24,6 +24,7 @@ from mosaic.planning.problem import Problem
 from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit
 from mosaic.planning.schedulers.base import predict_times
 from mosaic.planning.session_model import Request, Served
+from mosaic.planning.speeds import Speed
 
 LENGTH_SAMPLE = (100, 200, 300, 600)
 """Output tokens of calibration calls."""
@@ -188,6 +189,8 @@ def make_entry(
         ),
         lengths=LengthPrediction(mean=300.0, max=4096.0, std=200.0),
         points=(),
+        output_tokens=tuple(range(10, 210, 10)),
+        speed=Speed(base_s=0.01, per_seq_s=0.001, per_kv_s=1e-7, read_s=1e-5),
     )
 
 

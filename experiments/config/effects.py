@@ -77,8 +77,11 @@ def _unused_gate(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str
         yield from [("pipeline.quorum", reason)] if job.has_quorum else ()
     elif job.has_quorum and (isinstance(gate, Never | Unanimous) or (isinstance(gate, Majority) and gate.tau == 1)):
         yield "pipeline.quorum", f"gate={gate.name} is never settled before all calls of a question have ended"
+    if job.has_overlap and job.graph.upper_nodes:
+        yield "pipeline.barrier", "pipeline.overlap=true has none"
     if not job.graph.upper_nodes:
         yield "pipeline.barrier", "there is one layer of calls"
+        yield "pipeline.overlap", "there is one layer of calls"
         yield "profile.aggregator_path", "nothing is aggregated"
 
 

@@ -199,7 +199,9 @@ def job_from(
         placements=pipeline.placements,
         plans=() if plan_path is None else load_plans(plan_path),
         has_barrier=pipeline.has_barrier,
-        has_quorum=pipeline.has_quorum,
+        has_quorum="quorum" in pipeline.reactions,
+        has_overlap="overlap" in pipeline.reactions,
+        has_moves="moves" in pipeline.reactions,
         session_model=SimulatedSessions({hardware.gpu.name: hardware}, cluster, options),
         store=None if profile.get("store") is None else Store(Path(profile["store"])),
     )

@@ -32,7 +32,8 @@ from sim.hardware.iteration_time import iteration_time
 SCHEDULERS = {"data_parallel": DataParallel}
 """Of a node's placement, beside the run's own."""
 COSTS = {"affine": AffineCosts}
-PIPELINE_KEYS = ("nodes", "barrier", "quorum", "budgets", "hedge", "promise", "leave_one_out")
+REACTIONS = ("quorum", "overlap", "moves")
+PIPELINE_KEYS = ("nodes", "barrier", *REACTIONS, "budgets", "hedge", "promise", "leave_one_out")
 NODE_KEYS = ("experts", "after", "when", "role", "min_output_tokens")
 
 
@@ -42,7 +43,8 @@ class Pipeline(NamedTuple):
     graph: CallGraph
     placements: Mapping[str, NodePlacements]
     has_barrier: bool
-    has_quorum: bool
+    reactions: frozenset[str]
+    """Which of ``REACTIONS`` are on."""
     aggregator: str | None
     """Name of the choice; None: the pipeline names its nodes, or has none beside the experts."""
 
@@ -61,13 +63,13 @@ def pipeline_from(
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    settings = {"quorum": False, "leave_one_out": False, **config["pipeline"]}
+    settings = {**dict.fromkeys(REACTIONS, False), "leave_one_out": False, **config["pipeline"]}
     for key in settings:
         require(key in PIPELINE_KEYS, "pipeline: key", f"one of {list(PIPELINE_KEYS)}", key)
-    for key in ("barrier", "quorum", "leave_one_out"):
+    for key in ("barrier", *REACTIONS, "leave_one_out"):
         if not isinstance(settings.get(key), bool):
             raise TypeError(f"pipeline.{key} must be true or false, got {settings.get(key)!r}")
-    barrier, quorum = settings["barrier"], settings["quorum"]
+    barrier, reactions = settings["barrier"], frozenset(key for key in REACTIONS if settings[key])
     aggregator = dict(config["aggregator"])
     name = aggregator.pop("name", None)
     require_name(name, "aggregator.name")
@@ -77,10 +79,10 @@ def pipeline_from(
         graph = CallGraph(
             nodes=named_nodes(settings["nodes"], experts), gate=make(config["gate"], "gate"), compare=comparisons()
         )
-        return Pipeline(graph, {}, barrier, quorum, None)
+        return Pipeline(graph, {}, barrier, reactions, None)
     if name == "none":
         require(not aggregator, "aggregator", "without settings where its name is none", config["aggregator"])
-        return Pipeline(mixture_of_agents(None, gate=Never(), compare=comparisons()), {}, barrier, quorum, None)
+        return Pipeline(mixture_of_agents(None, gate=Never(), compare=comparisons()), {}, barrier, reactions, None)
     gate: Gate = make(config["gate"], "gate")
     compare = comparisons(_comparison(aggregator.pop("comparison", None)))
     expert = _choose(aggregator.pop("expert", None), config, experts)
@@ -95,7 +97,7 @@ def pipeline_from(
         min_output_tokens=min_output_tokens,
         leaves_one_out=settings["leave_one_out"],
     )
-    return Pipeline(graph, {AGGREGATE: places}, barrier, quorum, name)
+    return Pipeline(graph, {AGGREGATE: places}, barrier, reactions, name)
 
 
 def named_nodes(config: object, experts: Sequence[Expert]) -> tuple[Node, ...]:

@@ -47,14 +47,16 @@ def upper_summary(prepared: Prepared, outcome: Outcome) -> StageSummary | None:
     planned = outcome.planned[1:]
     degrees = {len(session.workers) for made in planned for session in made.plan.sessions}
     always = outcome.always
+    predicted_s = sum(made.plan.predicted_makespan_s for made in planned)
+    num_calls = sum(record.key.node not in graph.first_nodes for record in outcome.result.calls)
     return StageSummary(
         aggregator=prepared.aggregator,
         aggregator_expert="+".join(dict.fromkeys(e.name for node in graph.upper_nodes for e in node.experts)),
         aggregator_tp_degree=degrees.pop() if len(degrees) == 1 else None,
         aggregator_scheduler="+".join(dict.fromkeys(made.plan.scheduler for made in planned)) or None,
         aggregator_costs="+".join(dict.fromkeys(made.plan.costs for made in planned)) or None,
-        predicted_aggregator_s=sum(made.plan.predicted_makespan_s for made in planned),
-        num_aggregator_calls=sum(record.key.node not in graph.first_nodes for record in outcome.result.calls),
+        predicted_aggregator_s=predicted_s if planned or not num_calls else None,
+        num_aggregator_calls=num_calls,
         num_too_long=outcome.num_too_long,
         skip_frac=outcome.skip_frac or 0.0,
         skip_frac_source=prepared.job.site.answers_source,

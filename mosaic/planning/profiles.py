@@ -13,6 +13,7 @@ from mosaic.core.errors import ProfileError
 from mosaic.core.json_file import read_json
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.workload import ExpertName
+from mosaic.planning.speeds import Speed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,8 @@ class ProfileEntry:
     points: tuple[SweepPoint, ...]
     output_tokens: tuple[int, ...] = ()
     """The sample of lengths behind the prediction."""
+    speed: Speed | None = None
+    """Of its engine; None: not known, as in profiles that were kept before it was measured."""
 
     def __post_init__(self) -> None:
         require_name(self.expert, "profile entry: expert")

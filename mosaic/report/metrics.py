@@ -5,7 +5,7 @@ apart. Shares are of N x expert makespan, and a worker is busy from the start of
 loading counts as busy.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -63,22 +63,37 @@ def expert_sessions(result: RunResult) -> tuple[SessionRecord, ...]:
     return tuple(session for session in result.sessions if session.node in result.first_nodes)
 
 
+def expert_makespan_s(result: RunResult) -> float | None:
+    """First start to the end of the first layer's sessions, or of its calls where sessions serve other layers too."""
+    sessions = expert_sessions(result)
+    if {session.session for session in sessions}.isdisjoint(record.session for record in _upper_calls(result)):
+        return makespan_s(sessions)
+    ends = [record.finished_ts or 0.0 for record in result.calls if record.key.node in result.first_nodes]
+    return max(ends) - min(session.load_start_ts for session in sessions)
+
+
+def _upper_calls(result: RunResult) -> list[CallRecord]:
+    return [record for record in result.calls if record.key.node not in result.first_nodes]
+
+
 def busy_s_by_worker(sessions: Iterable[SessionRecord], num_workers: int) -> tuple[float, ...]:
     """Seconds each worker spends loading or serving."""
-    busy_s = [0.0] * num_workers
-    for session in sessions:
-        for worker in session.workers:
-            busy_s[worker] += session.end_ts - session.load_start_ts
-    return tuple(busy_s)
+    return _by_worker(sessions, num_workers, lambda session: session.end_ts - session.load_start_ts)
 
 
 def load_s_by_worker(sessions: Iterable[SessionRecord], num_workers: int) -> tuple[float, ...]:
     """Seconds each worker spends loading."""
-    load_s = [0.0] * num_workers
+    return _by_worker(sessions, num_workers, lambda session: session.load_s)
+
+
+def _by_worker(
+    sessions: Iterable[SessionRecord], num_workers: int, seconds: Callable[[SessionRecord], float]
+) -> tuple[float, ...]:
+    sums = [0.0] * num_workers
     for session in sessions:
         for worker in session.workers:
-            load_s[worker] += session.load_s
-    return tuple(load_s)
+            sums[worker] += seconds(session)
+    return tuple(sums)
 
 
 def gpu_idle_frac(result: RunResult) -> float | None:
@@ -267,10 +282,9 @@ def _measured(result: RunResult | None, planned: set[CallKey], predicted_s: floa
     if result is None:
         return {**dict.fromkeys(keys), "predicted_expert_makespan_s": predicted_s}
     timed = result.after_pilot()
-    experts_s = makespan_s(expert_sessions(timed))
-    total_s = makespan_s(timed.sessions)
-    aggregator_s = None
-    if experts_s is not None and total_s is not None and len(expert_sessions(timed)) < len(timed.sessions):
+    experts_s, total_s, aggregator_s = expert_makespan_s(timed), makespan_s(timed.sessions), None
+    is_staged = len(expert_sessions(timed)) < len(timed.sessions) or bool(_upper_calls(timed))
+    if experts_s is not None and total_s is not None and is_staged:
         aggregator_s = total_s - experts_s
     values = (
         _num_failed(result, planned), num_cancelled(result), experts_s, aggregator_s, total_s, predicted_s,
@@ -301,10 +315,5 @@ def _num_failed(result: RunResult, planned: set[CallKey]) -> int:
 
 def _solve(solve: SolveReport) -> dict[str, Any]:
     """Drop the solver's seconds, which differ between equal runs: they belong to meta.json."""
-    return {
-        "status": solve.status.value,
-        "gap_frac": solve.gap_frac,
-        "bound_s": solve.bound_s,
-        "num_vars": solve.num_vars,
-        "num_constraints": solve.num_constraints,
-    }
+    names = ("gap_frac", "bound_s", "num_vars", "num_constraints")
+    return {"status": solve.status.value} | {name: getattr(solve, name) for name in names}

@@ -20,6 +20,7 @@ from mosaic.planning.profiles import ProfileEntry, SweepPoint, fit_session
 from mosaic.planning.schedulers.shards import replica_sessions, split_evenly
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
+from mosaic.runtime.speed_fit import fit_speed
 from mosaic.runtime.static_plan import execute
 from mosaic.runtime.whole_sweep import WholeSweep
 
@@ -109,6 +110,7 @@ def entry_of_waves(
         lengths=prediction_from_sample(sample),
         points=points,
         output_tokens=sample,
+        speed=fit_speed([record for record in result.calls if record.session not in disturbed]),
     )
 
 

@@ -1,7 +1,9 @@
 """What a run may be steered by, and what it may know."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from typing import Protocol
 
 from mosaic.core.commands import Close, Command, Move, Open, Submit
@@ -23,6 +25,8 @@ class View:
     """Those of them that have not ended."""
     place: dict[CallKey, int | str] = field(default_factory=dict)
     """The session, or the expert's queue, that each was last submitted or moved to."""
+    held: defaultdict[int | str, dict[CallKey, Call]] = field(default_factory=lambda: defaultdict(dict))
+    """The running calls by that place."""
     records: dict[CallKey, CallRecord] = field(default_factory=dict)
     """Those that have."""
     opened: dict[int, Session] = field(default_factory=dict)
@@ -41,6 +45,8 @@ class View:
         if isinstance(event, Finished):
             record = event.record
             self.running.pop(record.key, None)
+            if record.key in self.place:
+                self.held[self.place[record.key]].pop(record.key, None)
             self.records[record.key] = record
         elif isinstance(event, Closed):
             self.ended[event.record.session] = event.record
@@ -53,15 +59,29 @@ class View:
     def expect(self, command: Command) -> None:
         """Take note of a command."""
         if isinstance(command, Submit):
-            call, key = command.call, command.call.key
-            self.calls[key] = self.running[key] = call
-            self.place[key] = command.to
+            call, key, to = command.call, command.call.key, command.to
+            if key in self.running:
+                self.held[self.place[key]].pop(key, None)
+            self.calls[key] = self.running[key] = self.held[to][key] = call
+            self.place[key] = to
         elif isinstance(command, Open):
             self.opened[command.session.id] = command.session
         elif isinstance(command, Close):
             self.closing.add(command.session)
         elif isinstance(command, Move) and command.key in self.running:
+            self.held[command.session][command.key] = self.held[self.place[command.key]].pop(command.key)
             self.place[command.key] = command.session
+
+    def is_open(self, number: int) -> bool:
+        """Tell whether a session takes calls."""
+        return number in self.opened and number not in self.closing and number not in self.ended
+
+    def behind(self, number: int) -> list[int]:
+        """List the sessions that wait for workers of this one, and have not ended."""
+        mine = set(self.opened[number].workers)
+        later = (other for other in self.opened if other not in self.ended)
+        found = list(dropwhile(lambda other: other != number, later))[1:]
+        return [other for other in found if not mine.isdisjoint(self.opened[other].workers)]
 
     def next_session(self) -> int:
         """Give a number that no session has."""

@@ -20,6 +20,9 @@ def always_aggregate(
     if isinstance(job.graph.gate, Never) and not job.graph.budgets:
         sessions = outcome.result.sessions
         ends = [session.end_ts for session in sessions if session.node in job.graph.first_nodes]
+        if job.has_overlap:  # sessions of the first layer serve others too
+            first = [record for record in outcome.result.calls if record.key.node in job.graph.first_nodes]
+            ends = [record.finished_ts or 0.0 for record in first]
         aggregator_s = max((session.end_ts for session in sessions), default=0.0) - max(ends, default=0.0)
         return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy_frac(answers))
     again = Questions(job.workload, job.graph.without_gate())

@@ -73,10 +73,19 @@ class Job:
     """A layer starts when the one before it has ended."""
     has_quorum: bool = False
     """Calls are cancelled as soon as the gate is settled without them, and plans expect that."""
+    has_overlap: bool = False
+    """Calls of upper layers join sessions of their expert, or start where a worker is free: no barrier."""
+    has_moves: bool = False
+    """Calls go to other workers while they wait or run, where that is predicted to end earlier."""
     session_model: SessionModel | None = None
     """For schedulers that price sessions by their iterations; None: there is no model of the machines."""
     store: Store | None = None
     """Where measurements are kept for other runs; None: nowhere."""
+
+    @property
+    def reacts(self) -> bool:
+        """Whether anything of the pipeline answers single events, so that its commands are worth keeping."""
+        return self.has_quorum or self.has_overlap or self.has_moves or bool(self.graph.budgets) or not self.has_barrier
 
     def kept(self, decided_by: Sequence[object], kind: type[_Measured], measure: Callable[[], _Measured]) -> _Measured:
         """Measure, or read what the same site has measured of the same."""

@@ -74,6 +74,8 @@ class Layers:
         Told of each plan, and of the number that its session 0 has in the run, before it runs.
     pilot
         Runs before the first layer, which is then what it has left.
+    closes
+        Whether sessions are closed at once; else somebody closes them later.
     """
 
     reacts = False
@@ -85,7 +87,10 @@ class Layers:
         plans: Sequence[Plan] = (),
         on_plan: Callable[[Planned, int], None] = lambda planned, first_session: None,
         pilot: InTurn | None = None,
+        *,
+        closes: bool = True,
     ) -> None:
+        self._closes = closes
         self._questions = questions
         self._planner = planner
         self._saved = list(plans)
@@ -114,7 +119,8 @@ class Layers:
         planned = self._plan(calls, view)
         self._num_layers += 1
         self._on_plan(planned, view.next_session())
-        return plan_commands(planned.plan, {call.key: call for call in calls}, view.next_session())
+        named = {call.key: call for call in calls}
+        return plan_commands(planned.plan, named, view.next_session(), closes=self._closes)
 
     def _plan(self, calls: Sequence[Call], view: View) -> Planned:
         if self._saved and not view.lost:

@@ -132,6 +132,8 @@ def why_not(job: Job, first_calls: Sequence[Call]) -> str | None:
         return "a saved plan places every call of the batch"
     if job.has_quorum:
         return "a quorum cancels calls that a pilot would have asked"
+    if job.has_overlap or job.has_moves:
+        return "calls of all layers go where there is room from the start"
     if job.graph.budgets:
         return "calls have budgets that a pilot would not keep"
     if any(node.leaves_one_out for node in job.graph.nodes):

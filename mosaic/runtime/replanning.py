@@ -1,6 +1,6 @@
 """Plans anew, on the other workers and at once, what a lost worker leaves."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from mosaic.core.commands import Command
 from mosaic.core.errors import BackendError, InfeasibleError
@@ -48,14 +48,22 @@ class Replanning:
         causes = "; ".join(f"worker {worker}: {cause}" for worker, cause in sorted(view.lost.items()))
         if len(view.lost) == view.num_workers:
             raise BackendError(f"all workers are lost and {len(view.running)} calls are left ({causes})")
-        try:
-            plan = self._plan(left, view.lost)
-        except InfeasibleError as error:
-            raise BackendError(
-                f"{len(left)} calls are left that no plan serves without the workers that are lost ({causes}): {error}"
-            ) from error
-        self._on_plan(plan, view.lost)
-        return plan_commands(plan, {call.key: call for call in left}, view.next_session())
+        return list(self._again(left, view, causes))
+
+    def _again(self, left: Sequence[Call], view: View, causes: str) -> Iterator[Command]:
+        number = view.next_session()
+        for node in dict.fromkeys(call.key.node for call in left):  # nodes are placed each in its way
+            calls = [call for call in left if call.key.node == node]
+            try:
+                plan = self._plan(calls, view.lost)
+            except InfeasibleError as error:
+                raise BackendError(
+                    f"{len(left)} calls are left that no plan serves without the workers that are lost "
+                    f"({causes}): {error}"
+                ) from error
+            self._on_plan(plan, view.lost)
+            yield from plan_commands(plan, {call.key: call for call in calls}, number)
+            number += 1 + max(session.id for session in plan.sessions)
 
 
 def describe_new_plan(plan: Plan, lost: Mapping[int, str]) -> str:

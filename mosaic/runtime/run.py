@@ -9,11 +9,12 @@ from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.budgets import budget_controllers
+from mosaic.runtime.cast import cast, tick_s_of
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.hindsight import always_aggregate
 from mosaic.runtime.job import Job, Outcome, ProfileSource
-from mosaic.runtime.layers import Flow, Layers, Questions
+from mosaic.runtime.joining import plan_joined
+from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.measuring import (
     Show,
@@ -21,11 +22,8 @@ from mosaic.runtime.measuring import (
     prompts_of,
     show_nothing,
 )
-from mosaic.runtime.pilot import InTurn
 from mosaic.runtime.planner import Planned, Planner
-from mosaic.runtime.preparing import Begun, Step, prepare, price_upper_nodes
-from mosaic.runtime.quorum import Quorum
-from mosaic.runtime.replanning import Replanning
+from mosaic.runtime.preparing import Step, prepare, price_upper_nodes
 
 
 def plan(
@@ -98,6 +96,8 @@ def run(
     graph, workload, site = job.graph, job.workload, job.site
     with step("profile_upper"):
         begun = price_upper_nodes(job, begun, show, tell)
+    if job.has_overlap:
+        begun = plan_joined(job, begun)
     planner, pilot = begun.planner, begun.pilot
     known = {question.id: question for question in workload.questions}
     questions = Questions(workload, graph)
@@ -115,14 +115,11 @@ def run(
         for session, times in zip(made.plan.sessions, made.plan.predicted, strict=True):
             predicted[session.id + first_session] = times
 
-    pipeline = _pipeline(job, begun, questions, note_plan)
     with step("execute"), show("calls", predicted) as shown:
         backend = site.backend(known, prompts_of(graph, known), after=pilot.names)
         log = site.command_log()
-        quorum = [Quorum(questions)] if job.has_quorum else []
-        everybody = [pipeline, *budget_controllers(questions), *quorum, *controllers, *shown]
-        if site.way != "simulated":
-            everybody.insert(1, Replanning(lambda calls, lost: planner.plan(calls, lost).plan, note_replan))
+        everybody = cast(job, begun, questions, note_plan, note_replan, [*controllers, *shown])
+        tick_s = tick_s_of(job, begun.planned.plan) if tick_s is None else tick_s
         result = drive(backend, everybody, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
         result = replace(result, first_nodes=graph.first_nodes, num_pilot_sessions=pilot.num_sessions)
         if not pilot.stages:  # it bounds the whole layer
@@ -131,15 +128,6 @@ def run(
     if graph.upper_nodes:
         return _with_answers(job, planner, outcome, questions, step)
     return replace(outcome, answers=_by_majority(job, outcome.result, questions))
-
-
-def _pipeline(job: Job, begun: Begun, questions: Questions, note_plan: Callable[[Planned, int], None]) -> Controller:
-    plan = begun.planned.plan
-    if job.has_barrier:
-        return Layers(questions, begun.planner, (plan, *job.plans[1:]), note_plan, InTurn(begun.pilot.stages))
-    rehearsal = begun.rehearsal
-    expected = job.graph.forecast(job.workload, rehearsal.needed_frac, rehearsal.prompt_tokens())
-    return Flow(questions, begun.planner, expected, note_plan, plan)
 
 
 def _with_answers(job: Job, planner: Planner, outcome: Outcome, questions: Questions, step: Step) -> Outcome:

@@ -14,7 +14,9 @@ from mosaic.runtime.controller import Controller, View
 from mosaic.runtime.loop import CommandLog, drive
 
 
-def plan_commands(plan: Plan, calls: Mapping[CallKey, Call], first_session: int = 0) -> Iterator[Command]:
+def plan_commands(
+    plan: Plan, calls: Mapping[CallKey, Call], first_session: int = 0, *, closes: bool = True
+) -> Iterator[Command]:
     """Open each session of a plan, submit its calls and close it; the plan's session numbers are counted from one.
 
     Parameters
@@ -23,6 +25,8 @@ def plan_commands(plan: Plan, calls: Mapping[CallKey, Call], first_session: int 
         What to run; the plan may serve calls that another plan has served in part.
     first_session
         Number of the plan's session 0 in the run.
+    closes
+        Whether sessions are closed at once; else somebody closes them later.
 
     Raises
     ------
@@ -36,7 +40,8 @@ def plan_commands(plan: Plan, calls: Mapping[CallKey, Call], first_session: int 
             if key not in calls:
                 raise BackendError(f"plan session {session.id}: call {key} is not one of the calls")
             yield Submit(calls[key], number)
-        yield Close(number)
+        if closes:
+            yield Close(number)
 
 
 def opened(session: Session, first_session: int) -> Session:

@@ -15,6 +15,7 @@ from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ExpertName
 from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_session
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
+from mosaic.runtime.speed_fit import fit_speed
 from mosaic.runtime.static_plan import execute
 from mosaic.runtime.whole_sweep import WholeSweep
 
@@ -153,6 +154,7 @@ def entry_of(expert: Expert, cluster: Cluster, result: RunResult) -> ProfileEntr
         lengths=prediction_from_sample(sample),
         points=points,
         output_tokens=sample,
+        speed=fit_speed([record for record in records if record.session in {one.session for one in sessions}]),
     )
 
 

@@ -1,0 +1,107 @@
+"""What is left of calls under way, by what was measured: lengths given what is written, and seconds of a session.
+
+NOTE: the idea. A call that has written g tokens writes on as the calls of the sample did that wrote more than g. Each
+call of a session is given a few lengths of these, at quantiles that are spread evenly over its calls, and the session
+is played through in closed form: n calls under way take an iteration of n, until the shortest has ended. The mean over
+the draws knows of the tail that a mean length hides.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mosaic.planning.speeds import Floats, Speed
+
+MIN_DRAWS, MAX_DRAWS, NUM_DRAWN = 4, 64, 256
+"""So many lengths are drawn for a session in all, where that is no fewer or more of each call."""
+GOLDEN = 0.6180339887498949
+"""Its multiples are spread evenly over 0..1, however many there are."""
+BEYOND_FRAC = 0.1
+"""A call that has written more than any of the sample goes on for such a share of the longest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """The sample of an expert's lengths."""
+
+    sample: tuple[int, ...]
+    _sorted: Floats = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.sample:
+            raise ValueError("lengths: sample must hold at least one length, got none")
+        object.__setattr__(self, "_sorted", np.sort(np.array(self.sample, dtype=float)))
+
+    def left(self, written: Floats, quantiles: Floats) -> Floats:
+        """Give the tokens that calls write on, at quantiles of those of the sample that wrote more.
+
+        Examples
+        --------
+        >>> Lengths((10, 20, 30)).left(np.array([0.0, 10.0, 25.0, 40.0]), np.array([0.0, 0.9, 0.5, 0.5])).tolist()
+        [10.0, 20.0, 5.0, 3.0]
+        """
+        known = self._sorted
+        first = np.searchsorted(known, written, side="right")
+        num_longer = len(known) - first
+        place = np.minimum(first + (quantiles * num_longer).astype(int), len(known) - 1)
+        return np.where(num_longer > 0, known[place] - written, BEYOND_FRAC * known[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Underway:
+    """A call that has not ended, as far as it is known."""
+
+    lengths: Lengths
+    written: int
+    prompt_tokens: int
+
+
+def drain_s(calls: Sequence[Underway], speed: Speed, head_start_s: float = 0.0) -> float:
+    """Predict the seconds until the last of some calls has ended, all of them under way now.
+
+    Parameters
+    ----------
+    calls
+        What is left to do.
+    speed
+        Of the engine that serves them, which reads first what no engine has read yet.
+    head_start_s
+        For so long each of them has gone on elsewhere, as if it were alone.
+
+    Examples
+    --------
+    >>> slow = Speed(base_s=1.0, per_seq_s=0.5, per_kv_s=0.0, read_s=0.0)
+    >>> drain_s([Underway(Lengths((10,)), 0, 5), Underway(Lengths((30,)), 0, 5)], slow)
+    50.0
+    """
+    if not calls:
+        return 0.0
+    left = draws_left(calls)
+    if head_start_s:
+        left = np.maximum(left - head_start_s / speed.step_s(1), 0.0)
+    context = np.array([call.prompt_tokens + call.written for call in calls], dtype=float)
+    order = np.argsort(left, axis=1)
+    ends = np.take_along_axis(left, order, axis=1)
+    steps = np.diff(ends, axis=1, prepend=0.0)
+    num_seqs = np.arange(len(calls), 0, -1)
+    written = ends - steps / 2  # by each call since now, halfway between two ends
+    kv_tokens = np.cumsum(context[order][:, ::-1], axis=1)[:, ::-1] + num_seqs * written
+    step_s = speed.base_s + speed.per_seq_s * num_seqs + speed.per_kv_s * kv_tokens
+    return float((steps * step_s).sum(axis=1).mean())
+
+
+def draws_left(calls: Sequence[Underway]) -> Floats:
+    """Draw what calls write on: an array of (number of draws, number of calls) tokens."""
+    num_draws = min(max(NUM_DRAWN // len(calls), MIN_DRAWS), MAX_DRAWS)
+    left = np.zeros((num_draws, len(calls)))
+    shifts = np.arange(num_draws)[:, None] / num_draws
+    kinds: dict[int, list[int]] = {}
+    for place, call in enumerate(calls):
+        kinds.setdefault(id(call.lengths), []).append(place)
+    for places in kinds.values():
+        written = np.array([calls[place].written for place in places], dtype=float)
+        ranks = np.argsort(np.argsort(written, kind="stable"), kind="stable")
+        quantiles = ((ranks + 0.5) * GOLDEN + shifts) % 1.0
+        left[:, places] = calls[places[0]].lengths.left(np.broadcast_to(written, quantiles.shape), quantiles)
+    return left

@@ -1,0 +1,155 @@
+"""Moves: workers that are free take calls over, waiting or running, where that is predicted to end earlier."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from mosaic.core.commands import Command, Move, Open
+from mosaic.core.events import Event, Idle, Ready, Tick
+from mosaic.core.plan import Session
+from mosaic.core.workload import Call, CallKey
+from mosaic.runtime.controller import View
+from mosaic.runtime.overlap import free_workers
+from mosaic.runtime.prospects import Outlook, Prospects, Stay
+
+GAIN_FRAC = 0.05
+"""A move has to earn such a share of what is predicted without it: predictions are no better than that."""
+GAIN_OF_LOAD_FRAC = 0.25
+"""Opening a session has to earn such a share of its load besides."""
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 1.0)
+"""Of a session's calls, how many may go: the best of these is taken."""
+MAX_MOVES = 3
+"""Of a call once it has written something."""
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """Calls that would go from a session to another, and what that earns."""
+
+    gain_s: float
+    source: Stay
+    keys: tuple[CallKey, ...]
+
+
+class Moves:
+    """Levels sessions of one expert, and opens another where a free worker can take over enough of its calls.
+
+    What counts is when the workers of a session are done with it and with what waits behind it. Calls that no engine
+    has begun go first, and then those that have written least: the other engine has to read what they have. A session
+    is opened while its calls go on where they are, and takes them when it is up, if that still pays then. Where an
+    engine does not count tokens its calls stay, but for those of sessions that are not up yet.
+    """
+
+    reacts = True
+
+    def __init__(self, prospects: Prospects) -> None:
+        self._prospects = prospects
+        self._num_moves: Counter[CallKey] = Counter()
+
+    def on(self, event: Event, view: View) -> Iterable[Command]:
+        """Look at everything anew when time has passed, a worker is idle or a session is up."""
+        if not isinstance(event, Tick | Idle | Ready) or not view.running:
+            return ()
+        outlook = self._prospects.outlook(view)
+        moves = list(self._level(outlook, view))
+        return moves or list(self._take_over(outlook, view))
+
+    def _level(self, outlook: Outlook, view: View) -> Iterator[Command]:
+        """Move calls between the sessions of each expert, from the one that ends last to the one that ends first."""
+        by_expert: dict[str, list[Stay]] = {}
+        for stay in outlook.stays:
+            by_expert.setdefault(stay.session.expert, []).append(stay)
+        for stays in by_expert.values():
+            targets = [stay for stay in stays if stay.is_up and view.is_open(stay.session.id)]
+            if not targets or len(stays) < 2:
+                continue
+            target = min(targets, key=lambda stay: self._done_s(stay, outlook))
+            others = [stay for stay in stays if stay is not target and stay.calls]
+            source = max(others, key=lambda stay: self._done_s(stay, outlook), default=None)
+            if source is None:
+                continue
+            offer = self._best(
+                source, target.session, list(target.calls.values()), 0.0, outlook, outlook.behind_s(target)
+            )
+            if offer is not None and offer.gain_s > GAIN_FRAC * self._done_s(source, outlook):
+                yield from self._give(offer, target.session.id)
+
+    def _take_over(self, outlook: Outlook, view: View) -> Iterator[Command]:
+        """Open a session on a free worker, for the calls of another that waits longest for its end."""
+        free = free_workers(view)
+        if not free:
+            return
+        coming = {stay.session.expert for stay in outlook.stays if not stay.is_up and not stay.calls}
+        sources = [stay for stay in outlook.stays if stay.calls and stay.session.expert not in coming]
+        for source in sorted(sources, key=lambda stay: -self._done_s(stay, outlook)):
+            expert = source.session.expert
+            places = [(self._prospects.load_s(expert, (worker,)), worker) for worker in free]
+            load_s, worker = min(places)
+            if self._prospects.measured.speed(expert, (worker,)) is None:
+                continue
+            session = Session(id=view.next_session(), expert=expert, node=source.session.node, workers=(worker,))
+            offer = self._best(source, session, [], load_s, outlook, 0.0)
+            least_s = GAIN_FRAC * self._done_s(source, outlook) + GAIN_OF_LOAD_FRAC * load_s
+            if offer is not None and offer.gain_s > least_s:
+                yield Open(session)
+                return
+
+    def _best(
+        self,
+        source: Stay,
+        there: Session,
+        present: Sequence[Call],
+        ready_s: float,
+        outlook: Outlook,
+        behind_there_s: float,
+    ) -> _Offer | None:
+        """Find how many calls of a session would best be served in another, which is ready in some seconds."""
+        calls = self._movable(source)
+        drain_s, behind_s = self._prospects.drain_s, outlook.behind_s(source)
+        before_s = max(
+            self._done_s(source, outlook),
+            behind_there_s + ready_s + drain_s(present, there.expert, there.workers),
+        )
+        best: _Offer | None = None
+        for number in sorted({max(1, round(share * len(calls))) for share in SHARES} if calls else ()):
+            going = calls[:number]
+            keys = {call.key for call in going}
+            staying = [call for key, call in source.calls.items() if key not in keys]
+            here_s = source.before_s
+            if staying:
+                here_s = source.ready_s + drain_s(staying, source.session.expert, source.session.workers)
+            head_start_s = max(0.0, ready_s - source.ready_s)
+            there_s = ready_s + drain_s([*present, *going], there.expert, there.workers, head_start_s)
+            there_s += self._reading_s(going, there)
+            gain_s = before_s - max(here_s + behind_s, there_s + behind_there_s)
+            if best is None or gain_s > best.gain_s:
+                best = _Offer(gain_s, source, tuple(call.key for call in going))
+        return best
+
+    def _movable(self, source: Stay) -> list[Call]:
+        """List calls that may go, those first that cost least to move."""
+        written = self._prospects.written
+        if source.is_up and source.session.id not in self._prospects.told:
+            return []
+        calls = [
+            call for key, call in source.calls.items() if not written.get(key, 0) or self._num_moves[key] < MAX_MOVES
+        ]
+        return sorted(calls, key=lambda call: written.get(call.key, 0))
+
+    def _reading_s(self, calls: Sequence[Call], there: Session) -> float:
+        """Price what another engine has to read again."""
+        speed = self._prospects.measured.speed(there.expert, there.workers)
+        written = self._prospects.written
+        again = [call.prompt_tokens + written[call.key] for call in calls if written.get(call.key, 0)]
+        return 0.0 if speed is None else speed.read_s * sum(again)
+
+    def _give(self, offer: _Offer, number: int) -> Iterator[Command]:
+        for key in offer.keys:
+            if self._prospects.written.get(key, 0):
+                self._num_moves[key] += 1
+            yield Move(key, number)
+
+    @staticmethod
+    def _done_s(stay: Stay, outlook: Outlook) -> float:
+        """When the workers of a session are done with it, and with what waits behind it."""
+        return stay.end_s + outlook.behind_s(stay)

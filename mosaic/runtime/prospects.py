@@ -1,0 +1,179 @@
+"""What is predicted of a run under way: when each session is up, and when its calls have ended."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from mosaic.core.cluster import Cluster
+from mosaic.core.commands import Command
+from mosaic.core.events import Closed, Event, Finished, Progress, Ready
+from mosaic.core.plan import Session
+from mosaic.core.workload import Call, CallKey, ExpertName, NodeName
+from mosaic.planning.profiles import Profile, ProfileEntry
+from mosaic.planning.remaining import Lengths, Underway, drain_s
+from mosaic.planning.speeds import Speed
+from mosaic.runtime.controller import View
+
+
+class Measured:
+    """What profiles tell of the rest of a run: lengths by node, speeds and loads by place."""
+
+    def __init__(self, profiles: Mapping[NodeName, Profile], cluster: Cluster) -> None:
+        self._profiles = profiles
+        self._cluster = cluster
+        self._lengths: dict[tuple[NodeName, ExpertName], Lengths] = {}
+        self._entries: dict[tuple[ExpertName, str, int], ProfileEntry] = {}
+        for profile in profiles.values():
+            for entry in profile.entries:
+                self._entries.setdefault((entry.expert, entry.gpu, entry.tp_degree), entry)
+
+    def lengths(self, call: Call) -> Lengths:
+        """Give the sample of lengths of a call's node and expert."""
+        place = call.key.node, call.expert
+        if place not in self._lengths:
+            entries = self._profiles[call.key.node].entries
+            sample = next(entry.output_tokens for entry in entries if entry.expert == call.expert)
+            self._lengths[place] = Lengths(sample)
+        return self._lengths[place]
+
+    def speed(self, expert: ExpertName, workers: Sequence[int]) -> Speed | None:
+        """Give the speed of an expert on some workers; None: it was not measured there."""
+        entry = self._entry(expert, workers)
+        return None if entry is None else entry.speed
+
+    def load_s(self, expert: ExpertName, workers: Sequence[int]) -> float | None:
+        """Give the seconds of a load; None: it was not measured there."""
+        entry = self._entry(expert, workers)
+        return None if entry is None else entry.load_s
+
+    def _entry(self, expert: ExpertName, workers: Sequence[int]) -> ProfileEntry | None:
+        return self._entries.get((expert, self._cluster.workers[workers[0]].gpu.name, len(workers)))
+
+
+@dataclass(frozen=True)
+class Stay:
+    """A session that has not ended, with what is predicted of it, in seconds from now."""
+
+    session: Session
+    is_up: bool
+    calls: Mapping[CallKey, Call]
+    ready_s: float
+    """When it serves."""
+    serve_s: float
+    """What its calls take then."""
+    before_s: float = 0.0
+    """When its workers are free for it."""
+
+    @property
+    def end_s(self) -> float:
+        return self.ready_s + self.serve_s if self.calls else self.before_s
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """All sessions that have not ended, in the order in which they were opened."""
+
+    stays: tuple[Stay, ...]
+
+    @cached_property
+    def end_s_by_worker(self) -> dict[int, float]:
+        """When the last session of each worker has served its calls."""
+        return {worker: stay.end_s for stay in self.stays for worker in stay.session.workers}
+
+    def behind_s(self, stay: Stay) -> float:
+        """Tell how long the sessions that wait behind one take after it."""
+        return max(self.end_s_by_worker[worker] for worker in stay.session.workers) - stay.end_s
+
+    @property
+    def end_s(self) -> float:
+        return max(self.end_s_by_worker.values(), default=0.0)
+
+
+class Prospects:
+    """Hears what happens, gives no commands, and predicts from it; it stands before all who ask it."""
+
+    reacts = True
+
+    def __init__(self, measured: Measured) -> None:
+        self.measured = measured
+        self.up: set[int] = set()
+        """Sessions that serve, or have served."""
+        self.written: dict[CallKey, int] = {}
+        """Tokens of running calls, as last heard."""
+        self.told: set[int] = set()
+        """Sessions whose engines count tokens."""
+        self._free_ts: dict[int, float] = {}
+        self._first_seen_ts: dict[int, float] = {}
+        self._resident: dict[int, tuple[ExpertName, tuple[int, ...]]] = {}
+        """What each worker last loaded."""
+
+    def on(self, event: Event, view: View) -> Iterable[Command]:
+        """Take note of an event."""
+        if isinstance(event, Finished):
+            self.written.pop(event.record.key, None)
+        elif isinstance(event, Progress):
+            self.written.update(event.tokens)
+            if event.tokens:
+                self.told.add(event.session)
+        elif isinstance(event, Ready):
+            self.up.add(event.session)
+            session = view.opened[event.session]
+            self._resident |= dict.fromkeys(session.workers, (session.expert, session.workers))
+        elif isinstance(event, Closed):
+            self._free_ts |= dict.fromkeys(event.record.workers, event.ts)
+        return ()
+
+    def outlook(self, view: View) -> Outlook:
+        """Predict all sessions that have not ended."""
+        free_s: dict[int, float] = {}
+        resident = dict(self._resident)
+        stays = []
+        for number, session in view.opened.items():
+            if number in view.ended:
+                continue
+            calls, workers = view.held[number], session.workers
+            before_s = max(free_s.get(worker, 0.0) for worker in workers)
+            waits = any(worker in free_s for worker in workers)
+            load_s = 0.0 if number in self.up else self._load_left_s(session, resident, view, waits)
+            ready_s = before_s + load_s
+            serve_s = self.drain_s(calls.values(), session.expert, workers)
+            stay = Stay(session, number in self.up, calls, ready_s, serve_s, before_s)
+            stays.append(stay)
+            if calls or number in self.up:
+                resident |= dict.fromkeys(workers, (session.expert, workers))
+            free_s |= dict.fromkeys(workers, stay.end_s)
+        return Outlook(tuple(stays))
+
+    def drain_s(
+        self, calls: Iterable[Call], expert: ExpertName, workers: Sequence[int], head_start_s: float = 0.0
+    ) -> float:
+        """Predict the seconds in which an expert serves the rest of some calls."""
+        speed = self.measured.speed(expert, workers)
+        rest = [self.underway(call) for call in calls]
+        if not rest or speed is None:
+            return 0.0
+        unread = sum(call.prompt_tokens for call in rest if not call.written)
+        return speed.read_s * unread + drain_s(rest, speed, head_start_s)
+
+    def underway(self, call: Call) -> Underway:
+        """Say how far a call is."""
+        return Underway(self.measured.lengths(call), self.written.get(call.key, 0), call.prompt_tokens)
+
+    def load_s(self, expert: ExpertName, workers: tuple[int, ...]) -> float:
+        """Predict what it takes to have an expert on workers that are free now."""
+        if all(self._resident.get(worker) == (expert, workers) for worker in workers):
+            return 0.0
+        return self.measured.load_s(expert, workers) or 0.0
+
+    def _load_left_s(
+        self, session: Session, resident: Mapping[int, tuple[ExpertName, tuple[int, ...]]], view: View, waits: bool
+    ) -> float:
+        home = session.expert, session.workers
+        if all(resident.get(worker) == home for worker in session.workers):
+            return 0.0
+        load_s = self.measured.load_s(session.expert, session.workers) or 0.0
+        if waits:
+            return load_s
+        begun_ts = self._first_seen_ts.setdefault(session.id, view.ts)
+        free_ts = max(self._free_ts.get(worker, 0.0) for worker in session.workers)
+        return max(0.0, load_s - (view.ts - max(begun_ts, free_ts)))
