@@ -86,7 +86,11 @@ def run_batch(
     stream = AnswerStream(prepared.job.workload, writer, places.files.partial)
     metrics = RunMetrics()
     start = time.monotonic()
-    with serving(metrics, metrics_port) as port, stoppable(request), prepared.job.site.open():
+    with (
+        serving(metrics, metrics_port) as port,
+        stoppable(f"The same command goes on with {request.path.name}"),
+        prepared.job.site.open(),
+    ):
         if port is not None:
             say(f"metrics: http://localhost:{port}/metrics")
         outcome = execute(prepared, stream, metrics, price_per_hour)
@@ -193,7 +197,7 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def stoppable(request: BatchRequest) -> Iterator[None]:
+def stoppable(how: str) -> Iterator[None]:
     """Let SIGTERM stop a batch as Ctrl-C does, and say how it goes on."""
 
     def stop(number: int, frame: object) -> None:
@@ -203,8 +207,7 @@ def stoppable(request: BatchRequest) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stopped:
-        said = f"{stopped or 'stopped'}. The same command goes on with {request.path.name}"
-        raise KeyboardInterrupt(said) from None
+        raise KeyboardInterrupt(f"{stopped or 'stopped'}. {how}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
 

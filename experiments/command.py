@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from click.exceptions import Abort, ClickException
 
 from mosaic import __version__
 
@@ -100,13 +99,38 @@ def batch(
     raise typer.Exit(status)
 
 
+@app.command()
+def audit(
+    out: Annotated[Path, typer.Argument(help="What mosaic batch wrote: NAME.out.jsonl.")],
+    until: Annotated[str | None, typer.Option(help="Go on until no more than this share would change: 2%.")] = None,
+    sample: Annotated[int, typer.Option(help="Questions of the first look; each look doubles them.", min=1)] = 100,
+    most: Annotated[int | None, typer.Option(help="Questions that may be asked in all.", min=1)] = None,
+    work: Annotated[Path | None, typer.Option(help="The batch's folder: NAME.mosaic.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print numbers only.")] = False,
+) -> None:
+    """Say how many skipped questions would have another answer, had they been aggregated: a promise without gold.
+
+    Exit status: 0 done, 2 bad input, 5 --until was not reached, 130 stopped.
+    """
+    from experiments.audit import Wanted, read_share, run_audit
+    from experiments.config.errors import exit_with_message
+
+    with exit_with_message():
+        wanted = Wanted(until_frac=None if until is None else read_share(until), sample=sample, most=most)
+        status = run_audit(out, work, wanted, as_json)
+    raise typer.Exit(status)
+
+
 def main() -> None:
     """Run what the command line asks for; a bad option ends with a line and status 2, as any other bad input."""
     try:
         status = app(standalone_mode=False)
-    except ClickException as error:
-        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
-        sys.exit(BAD_INPUT_STATUS)
-    except Abort:
+    except typer.Abort:
         sys.exit(INTERRUPTED_STATUS)
+    except Exception as error:
+        say = getattr(error, "format_message", None)  # of Typer's own errors, whose class has no public name
+        if say is None:
+            raise
+        print(f"error: {' '.join(say().split())}", file=sys.stderr)
+        sys.exit(BAD_INPUT_STATUS)
     sys.exit(status if isinstance(status, int) else 0)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mosaic.core.results import CallStatus
+from mosaic.core.results import CallRecord, CallStatus
 from mosaic.runtime.journal_records import read_journal
 from tests.engines.executor_runs import hear_ctrl_c
 from tests.engines.fake_batch import batch_line, question, write_batch, write_models
@@ -43,8 +43,15 @@ def finish(process: "subprocess.Popen[str]") -> None:
     assert process.returncode == 0, out
 
 
+def ended_calls(folder: Path) -> list[CallRecord]:
+    """List what ended of the batch, its pilot included."""
+    journals = sorted((folder / "questions.mosaic" / "journal").glob("*"))
+    own = [path for path in journals if path.name == "run" or path.name.startswith("pilot")]
+    return [record for path in own for record in read_journal(path).ended]
+
+
 def num_ended(folder: Path) -> int:
-    return len(read_journal(folder / "questions.mosaic" / "journal" / "run").ended)
+    return len(ended_calls(folder))
 
 
 def test_a_batch_that_is_killed_twenty_times_ends_as_if_it_never_was(tmp_path: Path) -> None:
@@ -76,8 +83,7 @@ def test_a_batch_that_is_killed_twenty_times_ends_as_if_it_never_was(tmp_path: P
     finish(process)
     print(dict(killed))
     assert min(killed["driver"], killed["worker"]) >= 5
-    ended = read_journal(folder / "questions.mosaic" / "journal" / "run").ended
-    finished = Counter(record.key for record in ended if record.status is CallStatus.FINISHED)
+    finished = Counter(record.key for record in ended_calls(folder) if record.status is CallStatus.FINISHED)
     assert set(finished.values()) == {1}
     for name in ("questions.out.jsonl", "questions.errors.jsonl"):
         assert (folders[0] / name).read_bytes() == (folder / name).read_bytes()
