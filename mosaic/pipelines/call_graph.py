@@ -191,13 +191,7 @@ class CallGraph:
         return End(final, ballot, decision, progress.is_too_long)
 
     def prompt(self, question: Question, call: Call, inputs: Inputs) -> str | Chat:
-        """Write what an expert reads for a call, behind what was said before the question.
-
-        Raises
-        ------
-        ValueError
-            If a text is absent, or does not fit.
-        """
+        """Write what an expert reads, behind what was said before; ``ValueError``: a text is absent or does not fit."""
         if not call.after:
             return in_context(question.context, expert_prompt(question))
         node = self.node(call.key.node)
