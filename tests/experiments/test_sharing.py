@@ -1,5 +1,7 @@
 """A sweep composes what its points share once, and each point is what Hydra would have composed."""
 
+import pickle
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -45,6 +47,15 @@ def test_a_choice_of_groups_is_composed_once(loaders, monkeypatch) -> None:
         for scheduler in ("round_robin", "least_loaded"):
             sharing.load_sweep_config(master, [f"scheduler={scheduler}", "cluster.num_workers=3", f"seed={seed}"])
     assert composed == [["scheduler=round_robin"], ["scheduler=least_loaded"]]
+
+
+def test_a_worker_need_not_compose_what_the_sweep_has_composed(loaders, monkeypatch) -> None:
+    master, loader, sharing = loaders
+    point = ["scheduler=round_robin", "seed=1"]
+    here = sharing.load_sweep_config(master, point)
+    monkeypatch.setattr(type(loader), "load_sweep_config", None)
+    there = pickle.loads(pickle.dumps(sharing)).load_sweep_config(master, point)
+    assert OmegaConf.to_container(there) == OmegaConf.to_container(here)
 
 
 def test_points_share_no_values(loaders) -> None:
