@@ -50,8 +50,8 @@ class End(NamedTuple):
     """A node was left out because its expert cannot read so much."""
 
 
-class _Progress(NamedTuple):
-    """How far a question is."""
+class Progress(NamedTuple):
+    """How far a question is: all that follows from what has ended of its calls."""
 
     submit: tuple[Call, ...]
     """Calls that are needed and have not ended."""
@@ -144,14 +144,10 @@ class CallGraph:
         done
             What became of its calls that have ended.
         """
-        progress = self._progress(question, first, done)
+        progress = self.progress(question, first, done)
         if not progress.is_over:
             return Step(submit=progress.submit, cancel=self.needless(question, first, done))
-        return Step(answer=self.end(question, first, done).answer)
-
-    def needed(self, question: Question, first: Sequence[Call], done: Inputs) -> tuple[Call, ...]:
-        """List the calls behind the first layer that a question needs now and that have not ended."""
-        return self._progress(question, first, done).submit
+        return Step(answer=self.end(question, first, done, progress).answer)
 
     def needless(self, question: Question, first: Sequence[Call], done: Inputs) -> tuple[CallKey, ...]:
         """List the calls of a question that have not ended and whose answers no longer matter: an early quorum."""
@@ -159,10 +155,10 @@ class CallGraph:
 
     def vote(self, question: Question, first: Sequence[Call], done: Inputs) -> tuple[Ballot, Decision]:
         """Give the votes that the last gate saw of a question, or else those of the first layer, and the decision."""
-        return self._vote(question, first, done, self._progress(question, first, done))
+        return self._vote(question, first, done, self.progress(question, first, done))
 
     def _vote(
-        self, question: Question, first: Sequence[Call], done: Inputs, progress: _Progress
+        self, question: Question, first: Sequence[Call], done: Inputs, progress: Progress
     ) -> tuple[Ballot, Decision]:
         if progress.ballot is not None and progress.decision is not None:
             return progress.ballot, progress.decision
@@ -170,9 +166,9 @@ class CallGraph:
         ballot = self._ballot(question, list(expert_of), expert_of, done)
         return ballot, Never().decide(ballot)
 
-    def end(self, question: Question, first: Sequence[Call], done: Inputs) -> End:
-        """Give the final answer of a question whose calls have all ended, with what led to it."""
-        progress = self._progress(question, first, done)
+    def end(self, question: Question, first: Sequence[Call], done: Inputs, progress: Progress | None = None) -> End:
+        """Give the final answer of a question whose calls have all ended; who knows its progress gives it too."""
+        progress = progress or self.progress(question, first, done)
         ballot, decision = self._vote(question, first, done, progress)
         ended = [done[key] for key in progress.last if done[key].status is CallStatus.FINISHED]
         answer = ended[0].answer if len(ended) == 1 else decision.answer
@@ -227,7 +223,8 @@ class CallGraph:
         ]
         return (*sure, *likely)
 
-    def _progress(self, question: Question, first: Sequence[Call], done: Inputs) -> _Progress:
+    def progress(self, question: Question, first: Sequence[Call], done: Inputs) -> Progress:
+        """Tell how far a question is: which calls it needs now, and what gates have said."""
         keys: dict[NodeName, list[CallKey]] = {}
         expert_of = {call.key: call.expert for call in first}
         submit: list[Call] = []
@@ -264,7 +261,7 @@ class CallGraph:
             submit += [call for call in calls if call.key not in done]
         is_over = not (submit or is_waiting) and all(call.key in done for call in first)
         is_settled = set(accepted) == set(last)
-        return _Progress(tuple(submit), is_over, tuple(last), ballot, decision, is_settled, is_too_long)
+        return Progress(tuple(submit), is_over, tuple(last), ballot, decision, is_settled, is_too_long)
 
     def late_first_call(self, question: Question, first: Sequence[Call], done: Inputs) -> CallKey | None:
         """Find the call of a question's first layer that is not waited for past its hedge."""

@@ -62,7 +62,7 @@ def _run_without_gate(
         for record in result.calls:
             records[record.key] = record
             again.note(record)
-    accuracy = accuracy_frac(again.graph.end(*again.of(question.id)).answer for question in again)
+    accuracy = accuracy_frac(end.answer for end in again.ends())
     return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy)
 
 

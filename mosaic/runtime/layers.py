@@ -9,7 +9,7 @@ from mosaic.core.events import Event, Finished, Started
 from mosaic.core.plan import Plan, Session
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import Call, CallKey, NodeName, Question, Workload
-from mosaic.pipelines.call_graph import CallGraph, Forecast
+from mosaic.pipelines.call_graph import CallGraph, End, Forecast, Progress
 from mosaic.runtime.controller import View
 from mosaic.runtime.pilot import InTurn
 from mosaic.runtime.planner import Planned, Planner
@@ -27,6 +27,8 @@ class Questions:
         for call in self.first_calls:
             self._first[call.key.question].append(call)
         self._done: dict[str, dict[CallKey, CallRecord]] = defaultdict(dict)
+        self._progress: dict[str, Progress] = {}
+        """As far as it was asked for since a call of the question has ended: votes are counted once."""
 
     def __iter__(self) -> Iterator[Question]:
         """Go over the questions that have calls, in the order of the workload."""
@@ -34,7 +36,9 @@ class Questions:
 
     def note(self, record: CallRecord) -> None:
         """Take note of a call that has ended."""
-        self._done[record.key.question][record.key] = record
+        question = record.key.question
+        self._done[question][record.key] = record
+        self._progress.pop(question, None)
 
     def of(self, question: str) -> tuple[Question, Sequence[Call], Mapping[CallKey, CallRecord]]:
         """Give a question, its calls of the first layer and what has ended of its calls."""
@@ -42,12 +46,21 @@ class Questions:
 
     def calls_of(self, node: NodeName, *, skipping: bool = True) -> tuple[Call, ...]:
         """List the calls of a node that questions need now, or would need if the gate skipped nothing."""
-        graph = self.graph if skipping else self.graph.without_gate()
-        return tuple(call for question in self for call in graph.needed(*self.of(question.id)) if call.key.node == node)
+        ungated = self.graph.without_gate()
+        needed = (
+            self.needed(question.id) if skipping else ungated.progress(*self.of(question.id)).submit
+            for question in self
+        )
+        return tuple(call for calls in needed for call in calls if call.key.node == node)
 
     def needed(self, question: str) -> tuple[Call, ...]:
-        """List the calls that a question needs now."""
-        return self.graph.needed(*self.of(question))
+        """List the calls behind the first layer that a question needs now and that have not ended."""
+        return self._progress_of(question).submit
+
+    def ends(self) -> list[End]:
+        """Give how every question has ended."""
+        graph = self.graph
+        return [graph.end(*self.of(question.id), self._progress_of(question.id)) for question in self]
 
     def late_call(self, question: str) -> CallKey | None:
         """Find the call of a question that is not waited for past its hedge."""
@@ -56,6 +69,12 @@ class Questions:
     def needless(self, question: str) -> tuple[CallKey, ...]:
         """List the calls of a question that have not ended and no longer matter."""
         return self.graph.needless(*self.of(question))
+
+    def _progress_of(self, question: str) -> Progress:
+        progress = self._progress.get(question)
+        if progress is None:
+            progress = self._progress[question] = self.graph.progress(*self.of(question))
+        return progress
 
 
 class Layers:

@@ -131,7 +131,7 @@ def run(
 
 
 def _with_answers(job: Job, planner: Planner, outcome: Outcome, questions: Questions, step: Step) -> Outcome:
-    ends = [job.graph.end(*questions.of(question.id)) for question in questions]
+    ends = questions.ends()
     answers = tuple(end.answer for end in ends)
     with step("always_aggregate"):
         always = always_aggregate(job, planner, outcome, questions, answers)
@@ -149,7 +149,7 @@ def _by_majority(job: Job, result: RunResult, questions: Questions) -> tuple[Fin
     """Let the experts' majority answer where nobody reads them; None: nobody can tell whether it is right."""
     if job.site.way != "measured" and all(record.answer is None for record in result.calls):
         return None  # its world has lengths only
-    answers = tuple(job.graph.end(*questions.of(question.id)).answer for question in questions)
+    answers = tuple(end.answer for end in questions.ends())
     return answers if accuracy_frac(answers) is not None else None
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from operator import eq
 from typing import NamedTuple, Protocol
 
 from mosaic.core.checks import require, require_number
@@ -109,8 +110,8 @@ def make_ballot(question: Question, votes: Sequence[Vote], same: Callable[[str, 
     >>> [vote.answer for vote in ballot.votes]
     ['0.5', '0.5', None]
     """
-    if same is None:
-        return Ballot(question=question, votes=tuple(votes), comparable=False)
+    if same is None or same is eq:  # equal texts are the same text: nothing to put in its place
+        return Ballot(question=question, votes=tuple(votes), comparable=same is not None)
     groups: list[list[str]] = []
     grouped: list[Vote] = []
     for vote in votes:
