@@ -85,16 +85,20 @@ class SimSite:
 
     @property
     def fingerprint(self) -> tuple[object, ...] | None:
-        """The machines, both worlds and the code."""
+        """The machines, the calibration world and the code: runs of any luck share what was measured."""
         return (
             *code_digest(),
             self.experts,
             self.cluster,
             self.hardware,
             self.settings,
-            self.world,
             self.calibration_world,
         )
+
+    @property
+    def truth(self) -> World:
+        """The world that the run meets."""
+        return self.world
 
     @property
     def answers_source(self) -> str:

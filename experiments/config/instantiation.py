@@ -1,13 +1,15 @@
 """Makes values from groups of the configuration, with errors that name the group."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from experiments.config.compose import FILE_KEYS
 from mosaic.core.checks import require_name
+
+_Made = TypeVar("_Made")
 
 MOST_KEPT = 32
 _kept: dict[str, Any] = {}
@@ -27,18 +29,24 @@ def make(config: Mapping[str, Any], label: str) -> Any:
 
 
 def make_once(config: Mapping[str, Any], label: str) -> Any:
-    """Make a value that never changes, or give the one that an equal group has made: points of a sweep share it.
+    """Make a value that never changes, or give the one that an equal group has made: points of a sweep share it."""
+    return once(config, label, lambda: make(config, label))
 
-    A group that names a file is made anew: the file may have changed.
+
+def once(config: Mapping[str, Any], label: str, build: Callable[[], _Made]) -> _Made:
+    """Build a value that never changes from a group, or give the one that was built from an equal group.
+
+    Of a group that names a file it is built anew: the file may have changed.
     """
     if _names_a_file(config):
-        return make(config, label)
+        return build()
     key = f"{label}: {config!r}"
     if key not in _kept:
         if len(_kept) == MOST_KEPT:
             del _kept[next(iter(_kept))]
-        _kept[key] = make(config, label)
-    return _kept[key]
+        _kept[key] = build()
+    built: _Made = _kept[key]
+    return built
 
 
 def call(function: Callable[..., Any], label: str, /, **values: Any) -> Any:

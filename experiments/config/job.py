@@ -10,7 +10,7 @@ from experiments.config.budgets import budgeted
 from experiments.config.checks import check_calls, require_keys, require_path, require_section
 from experiments.config.compose import compose_config
 from experiments.config.effects import check_effects
-from experiments.config.instantiation import call, make, make_once
+from experiments.config.instantiation import call, make, make_once, once
 from experiments.config.pipeline import (
     check_batch,
     check_calibration,
@@ -138,7 +138,7 @@ def job_from(
     experts = _pool(pool)
     hardware = make_once(config["hardware"], "hardware")
     cluster = call(uniform_cluster, "cluster", **config["cluster"], gpu=hardware.gpu)
-    world = simulated_world(config["world"])
+    world = once(config["world"], "world", lambda: simulated_world(config["world"]))
     source.pop("aggregator", None)
     report = source.pop("report", None)
     require(report in (None, "replay"), "workload.report", "null or replay", report)

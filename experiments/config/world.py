@@ -1,7 +1,7 @@
 """What only a simulation knows, from the group ``world``: true lengths and answers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.config.checks import require_section
@@ -17,6 +17,8 @@ ANSWER_KEYS = (
     "mean_ability", "discrimination", "distractor_std", "length_loading", "aggregator_gain", "deference",
     "aggregator_length_loading",
 )  # fmt: skip
+MOST_WORLDS = 12
+"""That are kept with what was drawn in them, so that points of a sweep share it."""
 KEYS = ("output_tokens", "length_scale", "merged_tokens", "answers", "question_seed")
 
 
@@ -33,38 +35,42 @@ class SimulatedWorld:
     """Of the data set's one draw."""
     visible_tokens: int = 0
     """Most that a reasoning expert's response has after its thinking."""
+    _worlds: dict[tuple[object, ...], tuple[Workload, World]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def test(self, workload: Workload, experts: tuple[Expert, ...], seed: int) -> World:
         """Give the world that a run meets."""
-        return self._world(workload, experts, "test", seed, self.lengths, recorded=True)
+        return self._world(workload, experts, "test", seed)
 
     def calibration(self, workload: Workload, experts: tuple[Expert, ...], seed: int, length_error: float) -> World:
         """Give a world of other luck and the same distributions, or of means that are off if an error is asked for."""
-        lengths = mistaken_lengths(self.lengths, length_error, seed=seed)
-        return self._world(workload, experts, "calibration", seed, lengths, recorded=False)
+        return self._world(workload, experts, "calibration", seed, length_error)
 
     def _world(
-        self,
-        workload: Workload,
-        experts: tuple[Expert, ...],
-        stream: str,
-        seed: int,
-        lengths: Mapping[ExpertName, LengthDistribution],
-        *,
-        recorded: bool,
+        self, workload: Workload, experts: tuple[Expert, ...], stream: str, seed: int, length_error: float = 1.0
     ) -> World:
-        reasoning = (expert.name for expert in experts if expert.family is Family.REASONING)
-        return World(
-            lengths=lengths,
-            root_seed=seed,
-            question_seed=self.question_seed,
-            stream=stream,
-            recorded=(workload.output_tokens or {}) if recorded else {},
-            answers=self.answers,
-            questions={question.id: question for question in workload.questions},
-            aggregator_lengths={**self.lengths, **self.merged_lengths},
-            thinking=dict.fromkeys(reasoning, self.visible_tokens),
-        )
+        reasoning = tuple(expert.name for expert in experts if expert.family is Family.REASONING)
+        key = (id(workload), reasoning, stream, seed, length_error)  # the workload is kept, and with it its id
+        if key not in self._worlds:
+            if len(self._worlds) == MOST_WORLDS:
+                del self._worlds[next(iter(self._worlds))]
+            is_test = stream == "test"
+            self._worlds[key] = (
+                workload,
+                World(
+                    lengths=mistaken_lengths(self.lengths, length_error, seed=seed),
+                    root_seed=seed,
+                    question_seed=self.question_seed,
+                    stream=stream,
+                    recorded=(workload.output_tokens or {}) if is_test else {},
+                    answers=self.answers,
+                    questions={question.id: question for question in workload.questions},
+                    aggregator_lengths={**self.lengths, **self.merged_lengths},
+                    thinking=dict.fromkeys(reasoning, self.visible_tokens),
+                ),
+            )
+        return self._worlds[key][1]
 
 
 def simulated_world(config: Mapping[str, Any]) -> SimulatedWorld:

@@ -106,6 +106,7 @@ class EngineSite:
         self.options = options
         self.circumstances = circumstances
         self.fingerprint = None
+        self.truth = None
         self._make = make
         self._batch = batch
         self._calibration = calibration

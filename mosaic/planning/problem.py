@@ -26,6 +26,8 @@ class Problem:
     """Output tokens of calibration calls, behind the predictions; empty where a profile kept none."""
     session_model: SessionModel | None = None
     """Prices sessions by their iterations; None: nobody can, and closed forms are all there is."""
+    _fingerprint: list[str] = field(init=False, repr=False, compare=False, default_factory=list)
+    """Once it was asked for: a plan carries it, and is checked by it."""
 
     def __post_init__(self) -> None:
         require_unique((expert.name for expert in self.experts), "problem: expert name")
@@ -74,11 +76,9 @@ class Problem:
 
     def fingerprint(self) -> str:
         """Hash what a plan must match: the calls with their experts, the experts' sizes and the cluster."""
-        digest = sha256()
-        for worker in self.cluster.workers:
-            digest.update(f"w{worker.id}|{worker.gpu.name}|{worker.gpu.usable_bytes}\n".encode())
-        for expert in self.experts:
-            digest.update(f"e{expert.name}|{expert.tp_degree}|{expert.shape.num_parameters}\n".encode())
-        for call in self.calls:
-            digest.update(f"c{call.key}|{call.expert}|{call.prompt_tokens}|{call.ready_s}\n".encode())
-        return digest.hexdigest()[:16]
+        if not self._fingerprint:
+            lines = [f"w{worker.id}|{worker.gpu.name}|{worker.gpu.usable_bytes}\n" for worker in self.cluster.workers]
+            lines += [f"e{expert.name}|{expert.tp_degree}|{expert.shape.num_parameters}\n" for expert in self.experts]
+            lines += [f"c{call.key}|{call.expert}|{call.prompt_tokens}|{call.ready_s}\n" for call in self.calls]
+            self._fingerprint.append(sha256("".join(lines).encode()).hexdigest()[:16])
+        return self._fingerprint[0]

@@ -25,8 +25,8 @@ def always_aggregate(
             ends = [record.finished_ts or 0.0 for record in first]
         aggregator_s = max((session.end_ts for session in sessions), default=0.0) - max(ends, default=0.0)
         return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy_frac(answers))
-    again = Questions(job.workload, job.graph.without_gate())
-    records = {record.key: record for record in outcome.result.calls if record.key.node in job.graph.first_nodes}
+    first_nodes = job.graph.first_nodes
+    records = {record.key: record for record in outcome.result.calls if record.key.node in first_nodes}
     stopped = [call for call in questions.first_calls if _is_stopped(records.get(call.key))]
     if stopped:
         backend = job.site.hindsight({})
@@ -34,23 +34,26 @@ def always_aggregate(
             return AlwaysAggregate()
         plan = even_plan(stopped, job.experts, job.site, job.cluster.num_workers)
         records |= {record.key: record for record in execute(plan, stopped, backend).calls}
-    for record in records.values():
-        again.note(record)
     layers = [
         [_as_placed(expert, node.name, planner, outcome) for node in layer for expert in node.experts]
         for layer in job.graph.layers[1:]
     ]
-    said = [(record.key, record.answer, record.output_tokens, record.visible_tokens) for record in records.values()]
+    said = sorted(
+        (*record.key, record.answer, record.output_tokens, record.visible_tokens) for record in records.values()
+    )
     return job.kept(
-        ("always", shape_of(job.graph.without_gate()), job.workload, layers, sorted(said)),
+        ("always", job.site.truth, shape_of(job.graph.without_gate()), job.workload, layers, said),
         AlwaysAggregate,
-        lambda: _run_without_gate(job, again, records, layers),
+        lambda: _run_without_gate(job, records, layers),
     )
 
 
 def _run_without_gate(
-    job: Job, again: Questions, records: dict[CallKey, CallRecord], layers: Sequence[Sequence[Expert]]
+    job: Job, records: dict[CallKey, CallRecord], layers: Sequence[Sequence[Expert]]
 ) -> AlwaysAggregate:
+    again = Questions(job.workload, job.graph.without_gate())
+    for record in records.values():
+        again.note(record)
     aggregator_s = 0.0
     for layer, experts in zip(job.graph.layers[1:], layers, strict=True):
         backend = job.site.hindsight(records)

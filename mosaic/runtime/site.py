@@ -40,7 +40,11 @@ class Site(Protocol):
 
     @property
     def fingerprint(self) -> tuple[object, ...] | None:
-        """All that decides what is measured here, beside the calls; None: a measurement may come out differently."""
+        """All that decides what is measured here before a run, beside the calls; None: it may come out differently."""
+
+    @property
+    def truth(self) -> object:
+        """What decides how a run's calls come out, whoever plans it; None: only its engines know."""
 
     @property
     def answers_source(self) -> str:

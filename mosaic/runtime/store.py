@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import is_dataclass
 from hashlib import sha256
 from os import getpid
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import TypeVar
 import msgspec
 
 _Measured = TypeVar("_Measured")
+
+MOST_KEPT = 32
+_digests: dict[int, tuple[object, str]] = {}
+"""Of dataclasses, by identity: many measurements are decided by the same workload and worlds."""
 
 
 class Store:
@@ -20,8 +25,6 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._digests: dict[int, tuple[object, str]] = {}
-        """Of values, by identity: several measurements of a run are decided by the same workload and worlds."""
 
     def get(self, decided_by: Sequence[object], kind: type[_Measured], measure: Callable[[], _Measured]) -> _Measured:
         """Read what the same values have decided before, or measure it.
@@ -29,14 +32,14 @@ class Store:
         Parameters
         ----------
         decided_by
-            All that decides the measurement, with the code that takes it; told apart by ``repr``. Values stay as they
-            are while the store is in use.
+            All that decides the measurement, with the code that takes it; told apart by ``repr``. Dataclasses stay as
+            they are.
         kind
             Of what is measured: a dataclass.
         measure
             Measures it.
         """
-        key = sha256("\n".join(map(self._digest, decided_by)).encode()).hexdigest()[:32]
+        key = sha256("\n".join(map(_digest, decided_by)).encode()).hexdigest()[:32]
         path = self._folder / f"{kind.__name__}-{key}.json"
         with suppress(OSError, msgspec.DecodeError):
             return msgspec.json.decode(path.read_bytes(), type=kind)
@@ -48,10 +51,15 @@ class Store:
             part.replace(path)
         return measured
 
-    def _digest(self, value: object) -> str:
-        if id(value) not in self._digests:
-            self._digests[id(value)] = value, sha256(repr(value).encode()).hexdigest()
-        return self._digests[id(value)][1]
+
+def _digest(value: object) -> str:
+    if not is_dataclass(value):
+        return sha256(repr(value).encode()).hexdigest()
+    if id(value) not in _digests:
+        if len(_digests) == MOST_KEPT:
+            del _digests[next(iter(_digests))]
+        _digests[id(value)] = value, sha256(repr(value).encode()).hexdigest()
+    return _digests[id(value)][1]
 
 
 def digest_of(folders: Sequence[Path]) -> str:

@@ -17,12 +17,11 @@ from mosaic.core.realization import Outcomes
 from mosaic.core.results import CallRecord, CallStatus, Inputs, inputs_of
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from sim.cluster.clock import EngineClock, ProcessGenerator, run_until, wait_until
-from sim.cluster.expert_on_gpu import ExpertsOnGpus, IterationTimes, check_hardware
+from sim.cluster.expert_on_gpu import ExpertsOnGpus, IterationTimes, check_hardware, shared_iteration_time
 from sim.cluster.lower_bound import lower_bound_s
 from sim.cluster.queues import Queues
 from sim.cluster.session import PendingCall, SimSession, cut_off, unanswered
 from sim.hardware.hardware import Hardware
-from sim.hardware.iteration_time import iteration_time
 
 
 class SimBackend:
@@ -58,7 +57,7 @@ class SimBackend:
         cluster: Cluster,
         outcomes: Outcomes,
         settings: EngineOptions | None = None,
-        iteration_times: IterationTimes = iteration_time,
+        iteration_times: IterationTimes = shared_iteration_time,
         earlier: Inputs | None = None,
     ) -> None:
         require_unique((expert.name for expert in experts), "sim backend: expert name")

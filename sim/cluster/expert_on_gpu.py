@@ -15,11 +15,23 @@ from sim.engine.engine import Engine
 from sim.engine.sparse_engine import SparseEngine
 from sim.engine.sparse_kv_cache import PageSizes
 from sim.hardware.hardware import Hardware
-from sim.hardware.iteration_time import IterationTime
+from sim.hardware.iteration_time import IterationTime, iteration_time
 from sim.hardware.sparse_time import SparseTime, sparse_time
 
 IterationTimes: TypeAlias = Callable[[Hardware, ModelShape, int], IterationTime]
 """Builds the iteration time of a model on a kind of GPU at a tensor-parallel degree."""
+MOST_KEPT = 128
+_kept: dict[tuple[int, ModelShape, int], tuple[Hardware, IterationTime]] = {}
+
+
+def shared_iteration_time(hardware: Hardware, shape: ModelShape, tp_degree: int) -> IterationTime:
+    """Give one iteration time to all backends on the same hardware: it never changes, and keeps what it tabulates."""
+    key = (id(hardware), shape, tp_degree)  # kept beside it, so that no other hardware gets its id
+    if key not in _kept:
+        if len(_kept) == MOST_KEPT:
+            del _kept[next(iter(_kept))]
+        _kept[key] = hardware, iteration_time(hardware, shape, tp_degree)
+    return _kept[key][1]
 
 
 class ExpertOnGpu(NamedTuple):

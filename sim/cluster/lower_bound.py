@@ -10,7 +10,7 @@ tried and the better bound wins. Waiting, the rest of a gang and everything else
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple, TypeAlias
 
 from mosaic.core.engine_options import EngineOptions
@@ -93,7 +93,8 @@ def _work_s(demand: Demand, place: ExpertOnGpu, settings: EngineOptions) -> floa
     )
 
 
-def least_rates(place: ExpertOnGpu, settings: EngineOptions, context_tokens: int) -> Iterator[Rates]:
+@lru_cache(maxsize=256)
+def least_rates(place: ExpertOnGpu, settings: EngineOptions, context_tokens: int) -> tuple[Rates, ...]:
     """Take the minima over batches, for two rates of KV reads: none, and the slope at the largest batch."""
     time, max_seqs = place.time, settings.max_num_seqs
     decodes = list(_decode_batches(max_seqs, place.kv_tokens))
@@ -102,6 +103,7 @@ def least_rates(place: ExpertOnGpu, settings: EngineOptions, context_tokens: int
     most_read = max(max_seqs, place.kv_tokens)
     slope_s = time.decode_span_s(max_seqs, most_read, 1) - time.decode_span_s(max_seqs, max_seqs, 1)
     slope_s = max(0.0, slope_s) / max(1, most_read - max_seqs)
+    rates = []
     for read_s in {0.0: None, slope_s: None}:
         decode_s = min((s - read_s * kv) / num_seqs for s, (num_seqs, kv) in zip(steps_s, decodes, strict=True))
         prefill_s = _BETWEEN_POINTS_FRAC * min(
@@ -111,7 +113,8 @@ def least_rates(place: ExpertOnGpu, settings: EngineOptions, context_tokens: int
         if settings.order.chunks_prompts:
             # Tokens of both kinds share an iteration, so they share one rate.
             decode_s = prefill_s = min(decode_s, prefill_s)
-        yield Rates(max(0.0, decode_s), read_s, max(0.0, prefill_s))
+        rates.append(Rates(max(0.0, decode_s), read_s, max(0.0, prefill_s)))
+    return tuple(rates)
 
 
 def prefill_rate_s(place: ExpertOnGpu, settings: EngineOptions, context_tokens: int) -> float:
@@ -216,6 +219,7 @@ def alone_s(
     return begun_s + serve_s * company_frac
 
 
+@lru_cache(maxsize=256)
 def company_frac(place: ExpertOnGpu, settings: EngineOptions) -> float:
     """Least time of a step in company relative to a step alone: below 1 where noisy tables are not monotone."""
     time = place.time

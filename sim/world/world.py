@@ -9,6 +9,8 @@ from mosaic.core.results import Inputs
 from mosaic.core.workload import Call, CallKey, ExpertName, Question
 from sim.world.answer_model import AnswerModel, Item, possible_answers, shift_length
 
+_NOT_DRAWN = "", Outcome(0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
@@ -33,6 +35,10 @@ class World:
     thinking: Mapping[ExpertName, int] = field(default_factory=dict)
     """Most visible tokens of the experts that think before they answer; all that others write is visible."""
     _items: dict[str, Item] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _drawn: dict[CallKey, tuple[ExpertName, Outcome]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+    """Outcomes of calls that read no other's: runs in one world share them."""
 
     def outcome(self, call: Call, inputs: Inputs) -> Outcome:
         """Look up or draw the outcome of a call, which reads what the calls said that it comes after.
@@ -42,6 +48,15 @@ class World:
         ValueError
             If the call's length is neither recorded nor has its expert a distribution.
         """
+        if call.after:
+            return self._draw(call, inputs)
+        expert, outcome = self._drawn.get(call.key, _NOT_DRAWN)
+        if expert != call.expert:
+            outcome = self._draw(call, inputs)
+            self._drawn[call.key] = call.expert, outcome
+        return outcome
+
+    def _draw(self, call: Call, inputs: Inputs) -> Outcome:
         if self.answers is None:
             return Outcome(self._length(call, uniform(self.root_seed, self.stream, call.key)))
         key = call.key
