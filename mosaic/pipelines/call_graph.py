@@ -6,6 +6,7 @@ tree of agents, or several layers, are other graphs.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import NamedTuple
 
 from mosaic.answers.extraction import is_correct
@@ -240,7 +241,7 @@ class CallGraph:
             keys[node.name] = []
             if not inputs:
                 continue  # what it would read was not needed
-            if not all(key in done for key in inputs):
+            if not all(map(done.__contains__, inputs)):
                 is_waiting = True
                 continue
             if node.when is When.UNSETTLED:
@@ -284,7 +285,7 @@ class CallGraph:
         expert_of: Mapping[CallKey, str],
         done: Mapping[CallKey, CallRecord | None],
     ) -> Ballot:
-        votes = [Vote(expert_of[key], said(done.get(key))) for key in sorted(keys, key=lambda key: key.slot)]
+        votes = [Vote(expert_of[key], said(done.get(key))) for key in sorted(keys, key=attrgetter("slot"))]
         return make_ballot(question, votes, self.compare[question.answer_kind])
 
 

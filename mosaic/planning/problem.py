@@ -79,6 +79,8 @@ class Problem:
         if not self._fingerprint:
             lines = [f"w{worker.id}|{worker.gpu.name}|{worker.gpu.usable_bytes}\n" for worker in self.cluster.workers]
             lines += [f"e{expert.name}|{expert.tp_degree}|{expert.shape.num_parameters}\n" for expert in self.experts]
-            lines += [f"c{call.key}|{call.expert}|{call.prompt_tokens}|{call.ready_s}\n" for call in self.calls]
+            for call in self.calls:
+                question, node, slot = call.key
+                lines.append(f"c{question}/{node}/{slot}|{call.expert}|{call.prompt_tokens}|{call.ready_s}\n")
             self._fingerprint.append(sha256("".join(lines).encode()).hexdigest()[:16])
         return self._fingerprint[0]

@@ -53,14 +53,14 @@ def _pipeline(
     prospects: Prospects,
     note_plan: Callable[[Planned, int], None],
 ) -> Controller:
-    plan, planner, rehearsal = begun.planned.plan, begun.planner, begun.rehearsal
+    first, planner, rehearsal = begun.planned, begun.planner, begun.rehearsal
     if job.has_overlap:
-        return Overlap(questions, planner, prospects, plan, note_plan)
+        return Overlap(questions, planner, prospects, first.plan, note_plan)
     if job.has_barrier:
-        plans, pilot = (plan, *job.plans[1:]), InTurn(begun.pilot.stages)
-        return Layers(questions, planner, plans, note_plan, pilot, closes=not job.has_moves)
+        pilot = InTurn(begun.pilot.stages)
+        return Layers(questions, planner, job.plans[1:], note_plan, pilot, first, closes=not job.has_moves)
     expected = job.graph.forecast(job.workload, rehearsal.needed_frac, rehearsal.prompt_tokens())
-    return Flow(questions, planner, expected, note_plan, plan)
+    return Flow(questions, planner, expected, note_plan, first)
 
 
 def tick_s_of(job: Job, first: Plan) -> float | None:

@@ -95,6 +95,9 @@ class Layers:
         Runs before the first layer, which is then what it has left.
     closes
         Whether sessions are closed at once; else somebody closes them later.
+    first
+        The first layer, planned already: the saved plans are then of those behind it. It is planned anew where other
+        calls are left.
     """
 
     reacts = False
@@ -106,6 +109,7 @@ class Layers:
         plans: Sequence[Plan] = (),
         on_plan: Callable[[Planned, int], None] = lambda planned, first_session: None,
         pilot: InTurn | None = None,
+        first: Planned | None = None,
         *,
         closes: bool = True,
     ) -> None:
@@ -115,6 +119,7 @@ class Layers:
         self._saved = list(plans)
         self._on_plan = on_plan
         self._pilot = pilot
+        self._first = first
         self._num_layers = 0
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
@@ -142,6 +147,10 @@ class Layers:
         return plan_commands(planned.plan, named, view.next_session(), closes=self._closes)
 
     def _plan(self, calls: Sequence[Call], view: View) -> Planned:
+        first, self._first = self._first, None
+        if first is not None:
+            is_of_these = not view.lost and first.problem.calls == tuple(calls)
+            return first if is_of_these else self._planner.plan(calls, view.lost)
         if self._saved and not view.lost:
             try:
                 return self._planner.plan(calls, saved=self._saved.pop(0))
@@ -164,8 +173,8 @@ class Flow:
         As in ``Layers``.
     expected
         The calls that the batch is expected to need.
-    plan
-        Of the first layer; None: it is made.
+    first
+        The first layer, planned already; None: it is planned at the start.
     """
 
     reacts = True
@@ -176,13 +185,13 @@ class Flow:
         planner: Planner,
         expected: Sequence[Forecast],
         on_plan: Callable[[Planned, int], None] = lambda planned, first_session: None,
-        plan: Plan | None = None,
+        first: Planned | None = None,
     ) -> None:
         self._questions = questions
         self._planner = planner
         self._expected = expected
         self._on_plan = on_plan
-        self._plan = plan
+        self._first = first
         layers = questions.graph.layers
         self._layers = [{node.name for node in layer} for layer in layers]
         self._depth = {node.name: depth for depth, layer in enumerate(layers) for node in layer}
@@ -199,7 +208,7 @@ class Flow:
 
     def _begin(self, view: View) -> Iterator[Command]:
         first = self._questions.first_calls
-        planned = self._planner.plan(first, view.lost, saved=None if view.lost else self._plan)
+        planned = self._first if self._first and not view.lost else self._planner.plan(first, view.lost)
         self._on_plan(planned, 0)
         yield from plan_commands(planned.plan, {call.key: call for call in first})
         number = 1 + max(session.id for session in planned.plan.sessions)

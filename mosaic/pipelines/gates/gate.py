@@ -8,7 +8,6 @@ References
 MOSAIC, arXiv 2606.03014, equation 11 and algorithm 1.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -45,7 +44,8 @@ class Ballot:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "votes", tuple(self.votes))
-        require(len(self.votes) > 0, f"ballot of {self.question.id}: votes", "at least one vote", self.votes)
+        if not self.votes:
+            require(False, f"ballot of {self.question.id}: votes", "at least one vote", self.votes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,11 +134,11 @@ def plurality(ballot: Ballot) -> Winner:
 
     The share is of all k slots, unparsable ones included; if none is parsable there is no answer and the share is 0.
     """
-    counts = Counter(vote.answer for vote in ballot.votes if vote.answer is not None)
-    if not counts or not ballot.comparable:
+    answers = [vote.answer for vote in ballot.votes]
+    winner = max(answers, key=lambda answer: 0 if answer is None else answers.count(answer))  # the first of equals
+    if winner is None or not ballot.comparable:
         return Winner(None, 0.0)
-    answer, count = max(counts.items(), key=lambda item: item[1])  # the first of equals: dicts keep slot order
-    return Winner(answer, count / len(ballot.votes))
+    return Winner(winner, answers.count(winner) / len(answers))
 
 
 def decide_at(ballot: Ballot, winner: Winner, threshold: float | None) -> Decision:
