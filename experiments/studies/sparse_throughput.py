@@ -108,6 +108,7 @@ def hardware_config(fit: Fit, attention_frac: float, shape: ModelShape) -> dict[
         "memory_gib": MEMORY_GIB,
         "memory_utilization_frac": 0.9,
         "load_bytes_per_s": 4e8,
+        "load_scale": 1.0,
         "cpu_base_s": float(f"{fit.host_s:.4g}"),
         "memory_bytes_per_s": MEMORY_BYTES_PER_S,
         "graph_max_seqs": 256,
