@@ -71,9 +71,17 @@ def slow(tmp_path, host, tokens: int = 40, **changes) -> Runs:
 def test_sessions_of_an_expert_share_its_queue_and_the_lower_priority_goes_first(tmp_path, host):
     sessions = [make_session(0, expert="A"), make_session(1, expert="A", workers=(1,))]
     late, early = A[:20], A[20:]
-    started = [*map(Open, sessions), *(Submit(c, "A", 5) for c in late), *(Submit(c, "A", -1) for c in early)]
+    calls = [*(Submit(c, "A", 5) for c in late), *(Submit(c, "A", -1) for c in early[2:])]
+    started = [*map(Open, sessions), Submit(early[0], 0), Submit(early[1], 1)]
+    up = []
+
+    def ready(event, view):
+        """Submit once both are up: on a busy machine one of them may come long before the other."""
+        up.append(event)
+        return calls if len(up) == len(sessions) else ()
+
     executor = slow(tmp_path, host)
-    result = run(executor, Script(started=started))
+    result = run(executor, Script(again=("ready",), started=started, ready=ready))
     finished_once(tmp_path, A)
     assert {record.session for record in result.calls} == {0, 1}
     for number in (0, 1):
