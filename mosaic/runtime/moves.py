@@ -45,6 +45,8 @@ class Moves:
     def __init__(self, prospects: Prospects) -> None:
         self._prospects = prospects
         self._num_moves: Counter[CallKey] = Counter()
+        self._opened_ts: dict[int, float] = {}
+        """When it last opened a session on each worker: no more than one an instant."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Look at everything anew when time has passed, a worker is idle or a session is up."""
@@ -65,25 +67,26 @@ class Moves:
                 continue
             target = min(targets, key=lambda stay: self._done_s(stay, outlook))
             others = [stay for stay in stays if stay is not target and stay.calls]
-            source = max(others, key=lambda stay: self._done_s(stay, outlook), default=None)
-            if source is None:
-                continue
-            offer = self._best(
-                source, target.session, list(target.calls.values()), 0.0, outlook, outlook.behind_s(target)
-            )
-            if offer is not None and offer.gain_s > GAIN_FRAC * self._done_s(source, outlook):
-                yield from self._give(offer, target.session.id)
+            present = list(target.calls.values())
+            for source in sorted(others, key=lambda stay: -self._done_s(stay, outlook)):
+                offer = self._best(source, target.session, present, 0.0, outlook, outlook.behind_s(target))
+                if offer is not None and offer.gain_s > GAIN_FRAC * self._done_s(source, outlook):
+                    yield from self._give(offer, target.session.id)
+                    break
 
     def _take_over(self, outlook: Outlook, view: View) -> Iterator[Command]:
         """Open a session on a free worker, for the calls of another that waits longest for its end."""
-        free = free_workers(view)
+        free = [worker for worker in free_workers(view) if self._opened_ts.get(worker) != view.ts]
         if not free:
             return
         coming = {stay.session.expert for stay in outlook.stays if not stay.is_up and not stay.calls}
         sources = [stay for stay in outlook.stays if stay.calls and stay.session.expert not in coming]
         for source in sorted(sources, key=lambda stay: -self._done_s(stay, outlook)):
             expert = source.session.expert
-            places = [(self._prospects.load_s(expert, (worker,)), worker) for worker in free]
+            there = {stay.session.workers for stay in outlook.stays if stay.session.expert == expert}
+            places = [(self._prospects.load_s(expert, (w,)), w) for w in free if (w,) not in there]
+            if not places:
+                continue
             load_s, worker = min(places)
             if self._prospects.measured.speed(expert, (worker,)) is None:
                 continue
@@ -91,6 +94,7 @@ class Moves:
             offer = self._best(source, session, [], load_s, outlook, 0.0)
             least_s = GAIN_FRAC * self._done_s(source, outlook) + GAIN_OF_LOAD_FRAC * load_s
             if offer is not None and offer.gain_s > least_s:
+                self._opened_ts[worker] = view.ts
                 yield Open(session)
                 return
 

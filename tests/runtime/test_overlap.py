@@ -1,39 +1,50 @@
 """Overlapped aggregation and moves on the simulator: the same answers, every call once, and what it earns."""
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mosaic
+from mosaic.core.events import Started
+from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE
 from mosaic.runtime.keeping import Keeping
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
+from mosaic.runtime.moves import Moves
 from mosaic.runtime.overlap import Overlap
 from mosaic.runtime.prospects import Measured, Prospects
 from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replay import Replay
+from mosaic.runtime.static_plan import plan_commands
 from tests.answered_questions import make_moa
+from tests.factories import make_call, make_cluster, make_entry, make_expert, make_profile
 from tests.runtime.jobs import Told, make_job
 from tests.runtime.planners import make_planner
 from tests.runtime.test_layers import batch_of
 from tests.runtime.test_quorum_controller import Course, backend_of, courses, run
+from tests.sim.cluster_runs import make_backend, make_plan, make_session
 
 STATUSES = (CallStatus.FINISHED, CallStatus.CANCELLED)
 
 
-def run_overlapped(course: Course, *, has_quorum: bool) -> tuple[RunResult, Questions]:
+def run_overlapped(course: Course, *, has_quorum: bool, has_moves: bool = False) -> tuple[RunResult, Questions]:
     batch, graph = batch_of(course.num_questions), course.graph
     planner, questions = make_planner(graph, num_workers=course.num_workers), Questions(batch, graph)
+    if has_moves:  # and every load pays
+        names = [expert.name for expert in planner.experts]
+        profile = make_profile(*(make_entry(name, load_s=0.0) for name in names))
+        planner = replace(planner, profiles={node.name: profile for node in graph.nodes})
     prospects = Prospects(Measured(planner.profiles, planner.cluster))
     first = planner.plan(questions.first_calls).plan
     controllers = [prospects, Overlap(questions, planner, prospects, first)]
-    controllers += [*([Quorum(questions)] if has_quorum else ()), Keeping()]
-    return drive(backend_of(course, planner), controllers, num_workers=course.num_workers), questions
+    controllers += [*([Quorum(questions)] if has_quorum else ()), *([Moves(prospects)] if has_moves else ()), Keeping()]
+    tick_s = 0.7 if has_moves else None
+    return drive(backend_of(course, planner), controllers, num_workers=course.num_workers, tick_s=tick_s), questions
 
 
 def answers_of(questions: Questions) -> list[tuple]:
@@ -57,13 +68,16 @@ def assert_same(alone: RunResult, other: RunResult) -> None:
 
 
 @settings(max_examples=80, deadline=None)
-@given(courses(), st.booleans())
-def test_answers_are_those_behind_a_barrier_and_no_call_is_lost_or_answered_twice(course, has_quorum) -> None:
+@given(courses(), st.booleans(), st.booleans())
+def test_answers_are_those_behind_a_barrier_and_no_call_is_lost_or_answered_twice(
+    course, has_quorum, has_moves
+) -> None:
     alone, questions = run(course, has_quorum=False)
-    result, overlapped = run_overlapped(course, has_quorum=has_quorum)
+    result, overlapped = run_overlapped(course, has_quorum=has_quorum, has_moves=has_moves)
     assert answers_of(overlapped) == answers_of(questions)
     assert_same(alone, result)
-    assert drive(backend_of(course), [Replay(result.actions)], num_workers=course.num_workers) == result
+    if not has_moves:  # ticks come at no event that the log could name
+        assert drive(backend_of(course), [Replay(result.actions)], num_workers=course.num_workers) == result
 
 
 def test_an_aggregation_joins_its_experts_session_while_others_still_answer() -> None:
@@ -87,6 +101,40 @@ def test_an_aggregation_joins_its_experts_session_while_others_still_answer() ->
 def test_a_job_answers_alike_with_each_combination_of_reactions(tau: float) -> None:
     job = make_job(make_moa(replace(make_moa().gate, tau=tau)))
     plain = mosaic.run(job)
-    for has_quorum in (False, True):
-        outcome = mosaic.run(replace(job, has_quorum=has_quorum, has_overlap=True))
+    for has_quorum, has_overlap, has_moves in product((False, True), repeat=3):
+        outcome = mosaic.run(replace(job, has_quorum=has_quorum, has_overlap=has_overlap, has_moves=has_moves))
         assert [answer[:3] for answer in outcome.answers] == [answer[:3] for answer in plain.answers]
+
+
+def test_a_free_worker_takes_calls_over_and_the_run_ends_earlier() -> None:
+    """All calls are planned on one of two workers; the other loads their expert too, and gets half of what is left."""
+    calls = [make_call(f"q{i}", expert="A") for i in range(40)]
+    plan = make_plan(make_session(0, calls), num_workers=2)
+    known = replace(make_entry("A", load_s=40.0), output_tokens=(4000,) * 3)
+    ends = []
+    for moves in (False, True):
+        backend = make_backend(
+            lambda call, inputs: Outcome(4000, "A"), experts=[make_expert("A")], cluster=make_cluster(2)
+        )
+        prospects = Prospects(Measured({PROPOSE: make_profile(known)}, make_cluster(2)))
+        steering = [prospects, *([Moves(prospects)] if moves else ()), Keeping()]
+        result = drive(backend, [Unclosed(plan, calls), *steering], num_workers=2, tick_s=1.0)
+        assert sorted(record.key for record in result.calls) == sorted(call.key for call in calls)
+        assert {record.workers for record in result.calls} == ({(0,), (1,)} if moves else {(0,)})
+        moved = [record for record in result.calls if record.attempt]
+        assert all(record.wasted_tokens > record.prompt_tokens for record in moved), "the other engine read it again"
+        assert bool(moved) == moves
+        ends.append(max(record.finished_ts for record in result.calls))
+    assert ends[1] < 0.9 * ends[0]
+
+
+class Unclosed:
+    """Opens a plan's sessions and submits its calls; others close them."""
+
+    reacts = True
+
+    def __init__(self, plan, calls) -> None:
+        self.plan, self.calls = plan, {call.key: call for call in calls}
+
+    def on(self, event, view):
+        return plan_commands(self.plan, self.calls, closes=False) if isinstance(event, Started) else ()
