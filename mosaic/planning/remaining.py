@@ -13,7 +13,7 @@ import numpy as np
 
 from mosaic.planning.speeds import Floats, Speed
 
-MIN_DRAWS, MAX_DRAWS, NUM_DRAWN = 4, 64, 256
+MIN_DRAWS, MAX_DRAWS, NUM_DRAWN = 4, 16, 128
 """So many lengths are drawn for a session in all, where that is no fewer or more of each call."""
 GOLDEN = 0.6180339887498949
 """Its multiples are spread evenly over 0..1, however many there are."""

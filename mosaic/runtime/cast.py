@@ -17,7 +17,7 @@ from mosaic.runtime.prospects import Measured, Prospects
 from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replanning import Replanning
 
-NUM_TICKS, MIN_TICK_S = 100, 0.5
+NUM_TICKS, MIN_TICK_S = 40, 0.5
 """Moves are looked at so many times in a predicted expert stage, and no more often than this."""
 
 
@@ -33,6 +33,7 @@ def cast(
     planner = begun.planner
     prospects = Prospects(Measured(planner.profiles, job.cluster))
     keeps = job.has_overlap or job.has_moves
+    awaited = {expert.name for node in job.graph.upper_nodes for expert in node.experts}
     replanning = Replanning(lambda calls, lost: planner.plan(calls, lost).plan, note_replan)
     return [
         *([prospects] if keeps else ()),
@@ -41,7 +42,7 @@ def cast(
         *budget_controllers(questions),
         *([Quorum(questions)] if job.has_quorum else ()),
         *others,
-        *([Moves(prospects)] if job.has_moves else ()),
+        *([Moves(prospects, awaited if job.has_overlap else ())] if job.has_moves else ()),
         *([Keeping()] if keeps else ()),
     ]
 

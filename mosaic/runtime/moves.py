@@ -1,13 +1,13 @@
 """Moves: workers that are free take calls over, waiting or running, where that is predicted to end earlier."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mosaic.core.commands import Command, Move, Open
 from mosaic.core.events import Event, Idle, Ready, Tick
 from mosaic.core.plan import Session
-from mosaic.core.workload import Call, CallKey
+from mosaic.core.workload import Call, CallKey, ExpertName
 from mosaic.runtime.controller import View
 from mosaic.runtime.overlap import free_workers
 from mosaic.runtime.prospects import Outlook, Prospects, Stay
@@ -38,12 +38,20 @@ class Moves:
     has begun go first, and then those that have written least: the other engine has to read what they have. A session
     is opened while its calls go on where they are, and takes them when it is up, if that still pays then. Where an
     engine does not count tokens its calls stay, but for those of sessions that are not up yet.
+
+    Parameters
+    ----------
+    prospects
+        What is predicted.
+    awaited
+        Experts whose calls come while the first layer runs: of each, one session stays.
     """
 
     reacts = True
 
-    def __init__(self, prospects: Prospects) -> None:
+    def __init__(self, prospects: Prospects, awaited: Collection[ExpertName] = ()) -> None:
         self._prospects = prospects
+        self._awaited = awaited
         self._num_moves: Counter[CallKey] = Counter()
         self._opened_ts: dict[int, float] = {}
         """When it last opened a session on each worker: no more than one an instant."""
@@ -69,14 +77,18 @@ class Moves:
             others = [stay for stay in stays if stay is not target and stay.calls]
             present = list(target.calls.values())
             for source in sorted(others, key=lambda stay: -self._done_s(stay, outlook)):
+                least_s = GAIN_FRAC * self._done_s(source, outlook)
+                if self._done_s(source, outlook) - self._done_s(target, outlook) <= least_s:
+                    break  # it cannot earn more than what they are apart
                 offer = self._best(source, target.session, present, 0.0, outlook, outlook.behind_s(target))
-                if offer is not None and offer.gain_s > GAIN_FRAC * self._done_s(source, outlook):
+                if offer is not None and offer.gain_s > least_s:
                     yield from self._give(offer, target.session.id)
                     break
 
     def _take_over(self, outlook: Outlook, view: View) -> Iterator[Command]:
         """Open a session on a free worker, for the calls of another that waits longest for its end."""
-        free = [worker for worker in free_workers(view) if self._opened_ts.get(worker) != view.ts]
+        kept = self._kept_workers(view)
+        free = [w for w in free_workers(view) if w not in kept and self._opened_ts.get(w) != view.ts]
         if not free:
             return
         coming = {stay.session.expert for stay in outlook.stays if not stay.is_up and not stay.calls}
@@ -97,6 +109,16 @@ class Moves:
                 self._opened_ts[worker] = view.ts
                 yield Open(session)
                 return
+
+    def _kept_workers(self, view: View) -> set[int]:
+        """List the workers of the only session of an expert whose calls are awaited."""
+        if all(call.after for call in view.running.values()):
+            return set()
+        homes: dict[ExpertName, list[Session]] = {}
+        for number, session in view.opened.items():
+            if session.expert in self._awaited and view.is_open(number):
+                homes.setdefault(session.expert, []).append(session)
+        return {worker for sessions in homes.values() if len(sessions) == 1 for worker in sessions[0].workers}
 
     def _best(
         self,

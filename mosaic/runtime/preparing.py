@@ -9,7 +9,7 @@ from typing import TypeAlias
 from mosaic.core.workload import Call, Expert
 from mosaic.pipelines.agreement import Agreement
 from mosaic.pipelines.node import Node
-from mosaic.planning.expected_calls import SettledFrac, plan_expected
+from mosaic.planning.expected_calls import plan_expected
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.job import Job, ProfileSource, shape_of
 from mosaic.runtime.measuring import Rehearsal, Show, Tell, rehearse, sweep_first_layer, sweep_node
@@ -32,8 +32,6 @@ class Begun:
     planned: Planned
     pilot: Pilot
     rehearsal: Rehearsal
-    settled_frac: SettledFrac | None = None
-    """How often some votes settle a question; None: no call is expected to be cancelled."""
 
 
 def prepare(job: Job, show: Show, step: Step, tell: Tell) -> Begun:
@@ -55,15 +53,14 @@ def prepare(job: Job, show: Show, step: Step, tell: Tell) -> Begun:
             session_model=job.session_model,
         )
         planned = planner.plan(first, saved=job.plans[0] if job.plans else None)
-        rehearsal, settled_frac = Rehearsal(), None
+        rehearsal = Rehearsal()
         if job.has_quorum and job.graph.upper_nodes and not job.plans:
             rehearsal = rehearse(job.graph, planner, job.site, show, max_questions=_most_rehearsed(job), tell=tell)
             agreement = Agreement(job.graph, rehearsal.questions, rehearsal.records.values())
             if agreement.is_ever_settled:
-                settled_frac = agreement.settled_frac
-                expected = plan_expected(planned.scheduler, planned.problem, settled_frac)
+                expected = plan_expected(planned.scheduler, planned.problem, agreement.settled_frac)
                 planned = planner.plan(first, saved=expected)
-        return Begun(planner=planner, planned=planned, pilot=pilot, rehearsal=rehearsal, settled_frac=settled_frac)
+        return Begun(planner=planner, planned=planned, pilot=pilot, rehearsal=rehearsal)
 
 
 def _first_profile(job: Job, first: Sequence[Call], show: Show, tell: Tell) -> tuple[Pilot, Profile]:
@@ -121,7 +118,7 @@ def price_upper_nodes(job: Job, begun: Begun, show: Show, tell: Tell) -> Begun:
     most = _most_rehearsed(job)
     upper = graph.upper_nodes
     profiles = dict(planner.profiles)
-    if upper and (job.has_overlap or not job.has_barrier) and not rehearsal.calls:
+    if upper and not job.has_barrier and not rehearsal.calls:
         rehearsal = rehearse(graph, planner, site, show, max_questions=most, tell=tell)
     for node in upper:
         if given is not None:

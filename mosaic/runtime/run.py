@@ -13,7 +13,6 @@ from mosaic.runtime.cast import cast, tick_s_of
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.hindsight import always_aggregate
 from mosaic.runtime.job import Job, Outcome, ProfileSource
-from mosaic.runtime.joining import plan_joined
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.measuring import (
@@ -96,8 +95,6 @@ def run(
     graph, workload, site = job.graph, job.workload, job.site
     with step("profile_upper"):
         begun = price_upper_nodes(job, begun, show, tell)
-    if job.has_overlap:
-        begun = plan_joined(job, begun)
     planner, pilot = begun.planner, begun.pilot
     known = {question.id: question for question in workload.questions}
     questions = Questions(workload, graph)

@@ -56,12 +56,6 @@ def test_answers_and_what_is_counted_are_those_without(plain: Path, tmp_path: Pa
     assert any(isinstance(action.command, Move) for action in actions) <= ("pipeline.moves=true" in chosen)
 
 
-def test_its_plan_is_priced_with_the_aggregations_that_join(tmp_path: Path) -> None:
-    folder = run_into(tmp_path / "joined", "pipeline.overlap=true", "aggregator.expert=LlamaR1")
-    notes = json.loads((folder / "plan.json").read_text())["layers"][0]["notes"]
-    assert any("aggregations that are expected to join (LlamaR1" in note for note in notes)
-
-
 def test_without_an_aggregator_there_is_nothing_to_overlap(tmp_path: Path) -> None:
     outcome = run_point(*SMALL, *QUICK, "aggregator=none", "pipeline.overlap=true", f"hydra.run.dir={tmp_path}")
     assert outcome.status == 2
