@@ -46,7 +46,6 @@ def vllm_site(parts: Parts) -> Built:
         Naming the key, the rule and the value.
     """
     backend, options = parts.config, parts.options
-    _require_full_kv(parts, "vllm")
     modes = [mode.value for mode in Mode]
     require(backend["mode"] in modes, "backend.mode", f"one of {modes}", backend["mode"])
     require_name(backend["checkpoints"], "backend.checkpoints")
@@ -84,7 +83,9 @@ def endpoint_site(parts: Parts) -> Built:
         Naming the key, the rule and the value.
     """
     backend = parts.config
-    _require_full_kv(parts, "endpoint")
+    for expert in parts.experts:
+        kv = expert.kv and expert.kv.policy.value
+        require(expert.kv is None, f"expert {expert.name}: kv", "null: servers keep their KV cache as they do", kv)
     _require_keys(backend, ("endpoints", "max_in_flight", "num_calibration_questions", "patience"))
     require_section(backend, ("patience",), "backend.")
     require_count(backend["max_in_flight"], "backend.max_in_flight", at_least=1)
@@ -215,12 +216,6 @@ def _endpoints(config: object, parts: Parts) -> tuple[Endpoint, ...]:
 def _longest_silence_s(patience: EndpointPatience) -> float:
     """How long a worker may finish no step: its engine steps while its server is silent."""
     return patience.reply_timeout_s + patience.max_wait_s
-
-
-def _require_full_kv(parts: Parts, name: str) -> None:
-    for expert in parts.experts:
-        kv = expert.kv and expert.kv.policy
-        require(expert.kv is None, f"expert {expert.name}: kv", f"null with backend={name}", kv)
 
 
 def _require_keys(backend: Mapping[str, Any], keys: tuple[str, ...]) -> None:

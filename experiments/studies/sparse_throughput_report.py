@@ -57,7 +57,7 @@ def report(rows: Sequence[Row], kv: SparseKv) -> str:
         Made by `python experiments/flexicache.py throughput --out results/flexicache`. Simulated; no H100 ran. Two
         numbers are fitted, both to the published column of plain vLLM: the share of peak arithmetic in prefill and
         the host's time per step. Nothing is fitted to FlexiCache's column. Assumed, as unpublished: prompts uniform
-        on {low:,} to {high:,} tokens ({NUM_REQUESTS} at once, means of {len(SEEDS)} draws), {kv.promoted_frac:g} of
+        on {low:,} to {high:,} tokens ({NUM_REQUESTS} at once, means of {len(SEEDS)} draws), {kv.promoted:g} of
         the best pages promoted at a ranking (the middle of the published range), {HOST_LINK_BYTES_PER_S / 1e9:g}
         GB/s to the host, the share of peak bandwidth in decode attention, and the engine (the authors' fork may run
         vLLM's V0 or V1). Tokens per second count prompts and outputs."""

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from mosaic.core.checks import require, require_count, require_number
+from mosaic.core.checks import require, require_count, require_name, require_number
 from mosaic.core.engine_options import EngineOptions
 
 PAGE_TOKENS = 16
 """Tokens of a page, FlexiCache's; a page also has a summary, the least and the largest of its keys."""
+PROMOTED_FRAC = 0.29
+"""The middle of what is published, 0.23 to 0.35."""
 
 
 class KvPolicy(StrEnum):
@@ -38,8 +40,10 @@ class SparseKv:
     """Steps from one ranking of a stable head to the next."""
     unstable_frac: float = 0.25
     """Share of the KV heads, of all layers, that are unstable."""
-    promoted_frac: float = 0.29
-    """Share of its best pages that a stable head has to fetch at a ranking; published: 0.23 to 0.35."""
+    promoted_frac: float | None = None
+    """Share of its best pages that a stable head has to fetch at a ranking, in simulation; null: PROMOTED_FRAC."""
+    heads: str | None = None
+    """File of the unstable heads, for real engines; null: at equal distances over the model."""
 
     def __post_init__(self) -> None:
         allowed = [policy.value for policy in KvPolicy]
@@ -48,8 +52,17 @@ class SparseKv:
         require_count(self.budget_pages, "expert.kv: budget_pages", at_least=1)
         require_count(self.rerank_every, "expert.kv: rerank_every", at_least=1)
         for name in ("unstable_frac", "promoted_frac"):
-            require_number(getattr(self, name), f"expert.kv: {name}", at_least=0)
-            require(getattr(self, name) <= 1, f"expert.kv: {name}", "at most 1", getattr(self, name))
+            value = getattr(self, name)
+            if value is not None:
+                require_number(value, f"expert.kv: {name}", at_least=0)
+                require(value <= 1, f"expert.kv: {name}", "at most 1", value)
+        if self.heads is not None:
+            require_name(self.heads, "expert.kv: heads")
+
+    @property
+    def promoted(self) -> float:
+        """Share of the best pages that a ranking of a stable head fetches."""
+        return PROMOTED_FRAC if self.promoted_frac is None else self.promoted_frac
 
     @property
     def budget_tokens(self) -> int:

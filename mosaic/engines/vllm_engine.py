@@ -12,6 +12,7 @@ from mosaic.answers.response_text import without_thinking
 from mosaic.core.chat import Chat
 from mosaic.core.engine_options import Device, EngineOptions
 from mosaic.engines.engine import MORE_ROOM, Aborted, EngineSpec, Generation, Request
+from mosaic.engines.sparse_attention import install, uninstall
 
 CPU_ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",  # compiling the sampler took 16 s of the first batch
@@ -61,6 +62,7 @@ def open_engine(spec: EngineSpec) -> "VllmEngine":
     loading = spec.settings.options.loading
     if loading.device is Device.CPU:
         torch.set_num_threads(len(os.sched_getaffinity(0)))  # the cores that it is pinned to
+    _keep_kv(spec)
     try:
         llm = LLM(**engine_arguments(spec))
     except ValueError as error:
@@ -71,6 +73,15 @@ def open_engine(spec: EngineSpec) -> "VllmEngine":
             f"first: {spec.settings.checkpoint}), got {loading.trust_remote_code}"
         ) from error
     return VllmEngine(llm, spec)
+
+
+def _keep_kv(spec: EngineSpec) -> None:
+    """Let the engine keep its KV cache as its expert asks for."""
+    kv, unstable = spec.settings.kv, spec.settings.unstable
+    if kv is None:
+        uninstall()
+    else:
+        install(kv, unstable)
 
 
 def engine_arguments(spec: EngineSpec) -> dict[str, Any]:

@@ -1,18 +1,21 @@
 """vLLM engines on this machine: checks experts before anything loads them, and says how to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mosaic.core.checks import require
 from mosaic.core.cluster import Cluster, Worker
 from mosaic.core.engine_options import Device, EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.kv_memory import free_kv_bytes
+from mosaic.core.sparse_kv import SparseKv, check_sparse_kv
 from mosaic.core.workload import Expert, ExpertName
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent, ServedExpert
 from mosaic.engines.checkpoints import Checkpoint, check_checkpoint, check_kv_memory, find_checkpoint, kv_value_bytes
 from mosaic.engines.engine import EngineSpec
+from mosaic.engines.head_lists import UnstableHeads, read_heads, spread_heads
 from mosaic.engines.host_process import HostProcess
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.session_state import Patience
@@ -28,6 +31,9 @@ class VllmSettings:
     kv_cache_memory_bytes: int | None
     """On each worker; None: what the GPU has free."""
     options: EngineOptions
+    kv: SparseKv | None = None
+    unstable: UnstableHeads | None = None
+    """Given with ``kv``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +59,13 @@ class VllmEngines:
         if loading.device is Device.CPU and checkpoint.head_dim < 32:
             raise BackendError(f"expert {expert.name}: head_dim must be at least 32 on CPU, got {checkpoint.head_dim}")
         context_tokens = min(expert.context_tokens, checkpoint.context_tokens or expert.context_tokens)
-        decides = (
+        decides: tuple[str | int, ...] = (
             checkpoint.fingerprint,
             context_tokens,
             loading.dtype,
             loading.dummy_weights,
             loading.trust_remote_code,
+            *_sparse_parts(expert, self._unstable(expert)),
         )
         return ServedExpert(
             expert=expert, context_tokens=context_tokens, vocab_size=checkpoint.vocab_size, decides=decides
@@ -95,6 +102,8 @@ class VllmEngines:
             gpu_memory_utilization=gpu.memory_utilization_frac,
             kv_cache_memory_bytes=given,
             options=options,
+            kv=expert.kv,
+            unstable=self._unstable(expert),
         )
         return EngineSpec(
             expert=expert.name,
@@ -104,12 +113,39 @@ class VllmEngines:
             settings=settings,
         )
 
+    def _unstable(self, expert: Expert) -> UnstableHeads | None:
+        """Find the unstable heads of an expert with a sparse KV cache.
+
+        Raises
+        ------
+        ValueError
+            If real engines cannot keep it so.
+        """
+        kv, owner, shape = expert.kv, f"expert {expert.name}: kv", expert.shape
+        if kv is None:
+            return None
+        check_sparse_kv(expert.name, kv, self.options)
+        require(self.options.loading.device is Device.CPU, owner, "null on GPUs: real vLLM has it on CPU", kv.policy.value)
+        require(
+            kv.promoted_frac is None, f"{owner}.promoted_frac", "null on real engines: it is counted", kv.promoted_frac
+        )
+        if kv.heads is None:
+            return spread_heads(kv, shape.num_layers, shape.num_kv_heads)
+        return read_heads(Path(kv.heads), kv, shape.num_layers, shape.num_kv_heads)
+
     def _checkpoint(self, expert: Expert) -> Checkpoint:
         if expert.name not in self._found:
             needed = {"weights": not self.options.loading.dummy_weights, "tokenizer": self.with_tokenizer}
             path = find_checkpoint(expert.checkpoint, self.checkpoints, **needed)
             self._found[expert.name] = check_checkpoint(path, **needed)
         return self._found[expert.name]
+
+
+def _sparse_parts(expert: Expert, unstable: UnstableHeads | None) -> tuple[str, ...]:
+    """Say what of a sparse KV cache decides a response; nothing without one, so that old journals stay valid."""
+    if expert.kv is None or unstable is None:
+        return ()
+    return repr(replace(expert.kv, heads=None)), repr(unstable.pairs)
 
 
 def make_vllm_backend(

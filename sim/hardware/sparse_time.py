@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mosaic.core.checks import require
 from mosaic.core.sparse_kv import SparseKv
 from mosaic.core.workload import Expert
 from sim.hardware.hardware import Hardware
@@ -57,7 +58,7 @@ class SparseTime:
         self._scored = kv.scored_tokens_per_token()
         self._least_read_frac = min(1.0, (kv.budget_tokens + self._scored * context_tokens) / context_tokens)
         stable_s = (1 - kv.unstable_frac) * kv_bytes * link_s
-        self._promote_s = kv.promoted_frac * kv.budget_tokens * stable_s
+        self._promote_s = kv.promoted * kv.budget_tokens * stable_s
         self._offload_s = stable_s
         """Of a token."""
 
@@ -127,6 +128,8 @@ def sparse_time(time: IterationTime, expert: Expert, tp_degree: int, hardware: H
         If nobody knows how fast the GPU's link to the host is.
     """
     assert expert.kv is not None, "asked for where there is one"
+    rule = "null in simulation, which knows how many heads are unstable and not which"
+    require(expert.kv.heads is None, f"expert {expert.name}: kv.heads", rule, expert.kv.heads)
     link = hardware.host_link_bytes_per_s
     if link is None:
         rule = f"given for expert {expert.name}'s kv={expert.kv.policy}"

@@ -63,7 +63,7 @@ class SparseOracle(Oracle):
         long_reads = sum(self.read_tokens(seq) for seq in decodes if self.is_long(seq))
         short_reads = sum(self.read_tokens(seq) for seq in decodes if not self.is_long(seq))
         stable_s = (1 - self.kv.unstable_frac) * self.kv_bytes * self.link_s
-        link_s = num_long / every * self.kv.promoted_frac * 16 * self.kv.budget_pages * stable_s
+        link_s = num_long / every * self.kv.promoted * 16 * self.kv.budget_pages * stable_s
         num_seqs, reads = len(decodes), long_reads + short_reads
         pauses_s = num_long / num_seqs / every * self.time.decode_span_s(1, 1, 1) if num_long else 0.0
         if chunks:
