@@ -125,7 +125,8 @@ class VllmEngines:
         if kv is None:
             return None
         check_sparse_kv(expert.name, kv, self.options)
-        require(self.options.loading.device is Device.CPU, owner, "null on GPUs: real vLLM has it on CPU", kv.policy.value)
+        on_cpu = self.options.loading.device is Device.CPU
+        require(on_cpu, owner, "null on GPUs: real vLLM has it on CPU", kv.policy.value)
         require(
             kv.promoted_frac is None, f"{owner}.promoted_frac", "null on real engines: it is counted", kv.promoted_frac
         )
