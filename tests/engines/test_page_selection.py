@@ -67,7 +67,7 @@ def test_a_request_reads_over_its_steps_what_a_text_at_once_reads():
 @pytest.mark.parametrize(
     ("device", "kv", "message"),
     [
-        ("gpu", {}, "expert A: kv must be null on GPUs: real vLLM has it on CPU, got flexicache"),
+        ("gpu", {}, "expert A: kv must be null on GPUs: real vLLM has it on CPU, got 'flexicache'"),
         ("cpu", {"promoted_frac": 0.3}, "expert A: kv.promoted_frac must be null on real engines: it is counted"),
         ("cached", {}, "engine.enable_prefix_caching must be false with expert A's kv=flexicache"),
     ],
