@@ -4,7 +4,10 @@
     python experiments/plans.py --only wrong_means     one of them
     python experiments/plans.py --out results/plans    makes the committed tables anew
 
-wrong_means: true mean lengths off by independent factors, robust plans against the paper's. Takes about 20 minutes.
+wrong_means: true mean lengths off by independent factors, robust plans against the paper's.
+cases: tensor-parallel degrees chosen by the program, and unlike GPUs, each against the plan without.
+bounds: the true lower bounds, the peer and the paper's program, side by side.
+They take about 15 minutes on 2 cores.
 """
 
 import argparse
@@ -17,6 +20,8 @@ sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
 from experiments.config.places import own_folder  # noqa: E402
 from experiments.studies.paper_tables import Table, to_csv, to_markdown  # noqa: E402
+from experiments.studies.plan_bounds import bounds_table, chains_table  # noqa: E402
+from experiments.studies.plan_cases import cases_table, run_cases  # noqa: E402
 from experiments.studies.wrong_means import draws_table, run_draws, wrong_means_table  # noqa: E402
 
 
@@ -28,7 +33,23 @@ def wrong_means(options: argparse.Namespace) -> Mapping[str, Table]:
     return {"wrong_means": wrong_means_table(draws), "wrong_means_draws": draws_table(draws)}
 
 
-STUDIES: Mapping[str, Callable[[argparse.Namespace], Mapping[str, Table]]] = {"wrong_means": wrong_means}
+def bounds(options: argparse.Namespace) -> Mapping[str, Table]:
+    return {"bounds": bounds_table(options.seeds), "chains": chains_table()}
+
+
+def cases(options: argparse.Namespace) -> Mapping[str, Table]:
+    outcomes = []
+    for outcome in run_cases(options.seeds):
+        outcomes.append(outcome)
+        print(f"{outcome.case}, {outcome.workload}, {outcome.side}", file=sys.stderr, flush=True)
+    return {"cases": cases_table(outcomes)}
+
+
+STUDIES: Mapping[str, Callable[[argparse.Namespace], Mapping[str, Table]]] = {
+    "wrong_means": wrong_means,
+    "cases": cases,
+    "bounds": bounds,
+}
 """By name; each gives tables by the name of their file, the first of them to be shown."""
 
 
@@ -37,6 +58,7 @@ def main() -> int:
     parser.add_argument("--only", choices=STUDIES, help="one study (default: all)")
     parser.add_argument("--draws", type=int, default=50, help="worlds of wrong means (default: %(default)s)")
     parser.add_argument("--error", type=float, default=2.0, help="most that a mean is off (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=10, help="of cases and bounds (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=own_folder("plans"), help="folder (default: %(default)s)")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -58,17 +58,20 @@ def draw_records(world: World, calls: Sequence[Call], experts: Sequence[Expert],
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimSite:
-    """Simulated workers of one kind."""
+    """Simulated workers."""
 
     experts: tuple[Expert, ...]
     cluster: Cluster
     hardware: Hardware
+    """Of the first worker."""
     batch: Workload
     world: World
     """That the run meets."""
     calibration_world: World
     """The same distributions and other luck, or means that are off where an error is asked for."""
     settings: EngineOptions = field(default_factory=EngineOptions)
+    more_hardware: tuple[Hardware, ...] = ()
+    """Of workers of other kinds."""
     luck: str = ""
     """Says of the calibration world what a profile's source should tell."""
     name: str = "sim"
@@ -81,7 +84,8 @@ class SimSite:
     @property
     def circumstances(self) -> str:
         """On what, and with which luck, profiles are measured."""
-        return f"on {self.hardware.gpu.name}{self.luck}"
+        kinds = ", ".join(hardware.gpu.name for hardware in (self.hardware, *self.more_hardware))
+        return f"on {kinds}{self.luck}"
 
     @property
     def fingerprint(self) -> tuple[object, ...] | None:
@@ -91,6 +95,7 @@ class SimSite:
             self.experts,
             self.cluster,
             self.hardware,
+            self.more_hardware,
             self.settings,
             self.calibration_world,
         )
@@ -116,7 +121,7 @@ class SimSite:
         return SimBackend(
             experts=self.experts,
             cluster=self.cluster,
-            hardware={self.hardware.gpu.name: self.hardware},
+            hardware={hardware.gpu.name: hardware for hardware in (self.hardware, *self.more_hardware)},
             settings=self.settings,
             outcomes=world.outcome,
             earlier=earlier,

@@ -60,7 +60,8 @@ def check_fit(expert: Expert, cluster: Cluster, options: EngineOptions) -> None:
     degree = expert.tp_degree
     label, gpu = f"expert {expert.name}", cluster.workers[0].gpu
     require(degree <= cluster.num_workers, f"{label}: tp_degree", f"at most num_workers={cluster.num_workers}", degree)
-    if fits_memory(expert, cluster.workers[:degree], options):
+    kinds = {worker.gpu: [other for other in cluster.workers if other.gpu == worker.gpu] for worker in cluster.workers}
+    if any(len(alike) >= degree and fits_memory(expert, alike[:degree], options) for alike in kinds.values()):
         return
     gib = 2.0**30
     activations = activation_bytes(expert, options, degree) / gib

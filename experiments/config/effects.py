@@ -4,10 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.config.machines import has_kinds
 from mosaic.core.workload import AnswerKind
 from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.gate import Majority, Never, Unanimous
 from mosaic.pipelines.node import When
+from mosaic.planning import Flexible
 from mosaic.runtime.job import Job
 from mosaic.runtime.pilot import why_not
 from mosaic.runtime.planner import NodePlacements
@@ -33,8 +35,8 @@ def check_effects(overrides: Sequence[str], config: Mapping[str, Any], job: Job)
 def without_effect(config: Mapping[str, Any], job: Job) -> dict[str, str]:
     """List the keys and groups that this run does not use, each with the reason."""
     rules = (
-        _unused_aggregators, _unused_gate, _unused_budgets, _unused_planning, _unused_profile, _unused_workload,
-        _unused_world, _unused_engines,
+        _unused_machines, _unused_aggregators, _unused_gate, _unused_budgets, _unused_planning, _unused_profile,
+        _unused_workload, _unused_world, _unused_engines,
     )  # fmt: skip
     return {key: reason for rule in rules for key, reason in rule(config, job)}
 
@@ -45,6 +47,16 @@ def _asked(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if not override.is_delete():
             yield override.key_or_group, override.input_line or ""
+
+
+def _unused_machines(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
+    if has_kinds(config):
+        yield "hardware", f"cluster={config['cluster']['name']} names the kinds of its workers"
+    if isinstance(job.scheduler, Flexible):
+        return
+    for name, entry in config["pool"]["experts"].items():
+        if entry.get("tp_degrees"):
+            yield f"pool.experts.{name}.tp_degrees", f"scheduler={job.scheduler.name} takes an expert's own degree"
 
 
 def _unused_aggregators(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:

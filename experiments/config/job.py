@@ -11,6 +11,7 @@ from experiments.config.checks import check_calls, require_keys, require_path, r
 from experiments.config.compose import compose_config
 from experiments.config.effects import check_effects
 from experiments.config.instantiation import call, make, make_once, once
+from experiments.config.machines import machines
 from experiments.config.pipeline import (
     check_batch,
     check_calibration,
@@ -22,7 +23,6 @@ from experiments.config.pipeline import (
 from experiments.config.sites import Built, Parts, explained_site, simulated_site
 from experiments.config.world import check_length_error, simulated_world
 from mosaic.core.checks import require, require_count, require_number, require_unique
-from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.gates.budget_choice import BudgetChoice
@@ -136,8 +136,9 @@ def job_from(
     require(profile.get("source") in sources, "profile.source", f"one of {sources}", profile.get("source"))
     require_path(config["plan"].get("path"), "plan.path")
     experts = _pool(pool)
-    hardware = make_once(config["hardware"], "hardware")
-    cluster = call(uniform_cluster, "cluster", **config["cluster"], gpu=hardware.gpu)
+    cluster, (hardware, *more) = machines(config)
+    rule = "none on a cluster of several kinds: it is measured on workers of one kind"
+    require(not more or config["aggregator"].get("name") == "none", "aggregator", rule, config["aggregator"]["name"])
     world = once(config["world"], "world", lambda: simulated_world(config["world"]))
     source.pop("aggregator", None)
     report = source.pop("report", None)
@@ -163,6 +164,7 @@ def job_from(
         experts=experts,
         cluster=cluster,
         hardware=hardware,
+        more_hardware=tuple(more),
         graph=pipeline.graph,
         world=world,
         seed=config["seed"],
@@ -202,7 +204,7 @@ def job_from(
         has_quorum="quorum" in pipeline.reactions,
         has_overlap="overlap" in pipeline.reactions,
         has_moves="moves" in pipeline.reactions,
-        session_model=SimulatedSessions({hardware.gpu.name: hardware}, cluster, options),
+        session_model=SimulatedSessions({kind.gpu.name: kind for kind in (hardware, *more)}, cluster, options),
         store=None if profile.get("store") is None else Store(Path(profile["store"])),
     )
     check_effects(overrides, config, job)

@@ -34,12 +34,15 @@ class Parts:
     experts: tuple[Expert, ...]
     cluster: Cluster
     hardware: Hardware
+    """Of the first worker."""
     graph: CallGraph
     world: SimulatedWorld
     seed: int
     profile_seed: int
     length_error: float
     journal: Path | None
+    more_hardware: tuple[Hardware, ...] = ()
+    """Of workers of other kinds."""
     """Where a real run keeps what has finished."""
 
     @property
@@ -78,6 +81,7 @@ def sim_site(parts: Parts, settings: EngineOptions) -> SimSite:
         experts=experts,
         cluster=parts.cluster,
         hardware=parts.hardware,
+        more_hardware=parts.more_hardware,
         batch=parts.workload,
         world=parts.world.test(parts.workload, experts, parts.seed),
         calibration_world=parts.world.calibration(parts.workload, experts, parts.profile_seed, parts.length_error),

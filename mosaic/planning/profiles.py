@@ -122,13 +122,14 @@ class Profile:
 
     def extrapolation_notes(self, num_calls_by_expert: Mapping[ExpertName, int]) -> tuple[str, ...]:
         """Say which experts have fewer calls than the smallest shard of the sweep, or more than the largest."""
-        return tuple(
+        notes = (
             f"{entry.expert}: {num_calls:,} calls, priced by extrapolating a sweep from {entry.fit.min_num_calls:,} to "
             f"{entry.fit.max_num_calls:,}"
             for entry in self.entries
             if (num_calls := num_calls_by_expert.get(entry.expert, 0))
             and not entry.fit.min_num_calls <= num_calls <= entry.fit.max_num_calls
         )
+        return tuple(dict.fromkeys(notes))  # the same of every place where an expert was measured
 
 
 def fit_session(points: Sequence[SweepPoint]) -> SessionFit:

@@ -27,6 +27,7 @@ from mosaic.runtime.controller import Controller
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.payback import announcement, first_questions, sweeps_within
 from mosaic.runtime.planner import Planner, placed
+from mosaic.runtime.shapes import Fits, is_plain, sweep_shapes
 from mosaic.runtime.site import Prompts, Site
 from mosaic.runtime.sweep import Sweep, run_sweep
 
@@ -79,16 +80,22 @@ def sweep_first_layer(
     *,
     budgets: Budgets = NO_BUDGETS,
     max_batch_frac: float | None = None,
+    fits: Fits | None = None,
     tell: Tell = lambda line: None,
 ) -> Profile:
     """Measure the experts that have calls, each with no more than this share of the calls that it has.
 
     See ``mosaic.runtime.payback``: None is no bound, and a few calls are measured in any case. Calls are cut as those
-    of the batch are: so prices are of what is written within the budgets.
+    of the batch are: so prices are of what is written within the budgets. Where ``fits`` tells what workers can hold,
+    experts are measured at each of their degrees and on each kind of GPU.
     """
     sweeps = sweeps_within(sweep, calls, max_batch_frac)
     swept = [expert for expert in experts if expert.name in sweeps]
     num_calls = {expert.name: sweeps[expert.name].num_calls for expert in swept}
+    if fits is not None and not is_plain(swept, cluster):
+        tell(announcement("profiling", num_calls, "in each shape, to price sessions", "profile.path=FILE spares them"))
+        with show("profiling", {}) as shown:
+            return sweep_shapes(sweeps, swept, cluster, site, source, fits, budgets, shown)
 
     def measure(name: str) -> Profile:
         backend, prompt_tokens = site.sweep(name, swept)

@@ -82,10 +82,11 @@ def _first_profile(job: Job, first: Sequence[Call], show: Show, tell: Tell) -> t
     asked = [call.expert for call in first], [call.prompt_tokens for call in first]
     sweep = partial(sweep_first_layer, job.sweep, first, _pool(job), job.cluster, job.site, source, show)
     most, budgets = _max_batch_frac(job), job.graph.budgets
+    fits = job.costs(profile=Profile(source="none yet", entries=()), num_calls_by_expert={}).fits
     return pilot, job.kept(
         ("first layer", job.sweep, source, budgets, *asked),
         Profile,
-        lambda: sweep(budgets=budgets, max_batch_frac=most, tell=tell),
+        lambda: sweep(budgets=budgets, max_batch_frac=most, fits=fits, tell=tell),
     )
 
 

@@ -147,7 +147,7 @@ def entry_of(expert: Expert, cluster: Cluster, result: RunResult) -> ProfileEntr
     sample = tuple(sorted(record.output_tokens for record in records))
     return ProfileEntry(
         expert=expert.name,
-        gpu=cluster.workers[0].gpu.name,
+        gpu=cluster.select(sessions[0].workers)[0].gpu.name,
         tp_degree=expert.tp_degree,
         load_s=typical_load_s(result.sessions, expert.name),
         fit=fit_session(points),
