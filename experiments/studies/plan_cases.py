@@ -114,7 +114,7 @@ def cases_table(outcomes: Sequence[Outcome]) -> Table:
         "expert stage s",
         "against the first",
         "95% interval",
-        "memory, most",
+        "memory at least",
         "sessions",
     )
     rows = []
