@@ -157,7 +157,21 @@ def wanted_calls(job: Job, first_calls: Sequence[Call]) -> dict[ExpertName, int]
 
 
 def choose_calls(job: Job, first_calls: Sequence[Call], taken: Iterable[CallKey] = ()) -> tuple[Call, ...]:
-    """Choose the calls of a pilot.
+    """Choose the calls of a job's pilot; see `choose`."""
+    wanted = wanted_calls(job, first_calls)
+    num_whole = paid_back(len(job.workload.questions), job.max_batch_frac) or max(wanted.values())
+    return choose(first_calls, wanted, num_whole, taken)
+
+
+def choose(
+    first_calls: Sequence[Call],
+    wanted: Mapping[ExpertName, int],
+    num_whole: int,
+    taken: Iterable[CallKey] = (),
+    *,
+    seed: int = 0,
+) -> tuple[Call, ...]:
+    """Choose calls of a batch for a pilot.
 
     Questions are taken by a hash of their ids, so that a batch in order of subjects gives a fair sample, fixed before
     any answer. First whole questions, which show what a gate leaves; then single calls of experts that they ask too
@@ -165,24 +179,28 @@ def choose_calls(job: Job, first_calls: Sequence[Call], taken: Iterable[CallKey]
 
     Parameters
     ----------
-    job, first_calls
-        The batch.
+    first_calls
+        Of the batch.
+    wanted
+        How many of each expert, at least.
+    num_whole
+        Questions that are asked whole.
     taken
         Calls that were asked before.
+    seed
+        Of the order.
     """
-    wanted = Counter(wanted_calls(job, first_calls))
-    num_whole = paid_back(len(job.workload.questions), job.max_batch_frac) or max(wanted.values())
     left = set(taken)
     by_question: dict[str, list[Call]] = {}
     for call in first_calls:
         if call.key not in left:
             by_question.setdefault(call.key.question, []).append(call)
-    order = sorted(by_question, key=lambda name: blake2b(f"pilot|{name}".encode(), digest_size=8).digest())
+    order = sorted(by_question, key=lambda name: blake2b(f"pilot|{seed}|{name}".encode(), digest_size=8).digest())
     chosen = [call for question in order[:num_whole] for call in by_question[question]]
-    wanted -= Counter(call.expert for call in chosen)
+    lacking = Counter(wanted) - Counter(call.expert for call in chosen)
     for call in (call for question in order[num_whole:] for call in by_question[question]):
-        if wanted[call.expert] > 0:
-            wanted[call.expert] -= 1
+        if lacking[call.expert] > 0:
+            lacking[call.expert] -= 1
             chosen.append(call)
     return tuple(chosen)
 
@@ -214,6 +232,8 @@ def pilot_sessions(calls: Sequence[Call], experts: Sequence[Expert], site: Site)
             mine = by_expert[expert.name]
             sizes = thirds(len(mine))
             shard = mine[sum(sizes[:index]) :][: sizes[index]]
+            if not shard:
+                continue
             places = site.places(replace(expert, max_replicas=None))
             number = len(sessions)
             place = places[(number + number // len(asked)) % len(places)]

@@ -26,6 +26,7 @@ class SimulatedSessions:
         iteration_times: IterationTimes = iteration_time,
     ) -> None:
         self._models = ExpertsOnGpus((), hardware, cluster, settings, iteration_times)
+        self._workers = cluster.workers
 
     def serve(self, expert: Expert, requests: Sequence[Request], workers: Sequence[Worker]) -> tuple[Served, ...]:
         engine = self._models.engine(self._models.on(expert, workers), 0.0)
@@ -35,3 +36,11 @@ class SimulatedSessions:
         ]
         engine.advance_to(inf)
         return tuple(Served(request.admitted_ts or 0.0, request.finished_ts or 0.0) for request in running)
+
+    def load_s(self, expert: Expert, num_workers: int) -> float:
+        """Seconds from idle workers to a ready engine, over so many of the first worker's kind."""
+        return self._models.on(expert, self._workers[:num_workers]).load_s
+
+    def unload_s(self, expert: Expert, num_workers: int) -> float:
+        """Seconds to make room for it where another expert was."""
+        return self._models.on(expert, self._workers[:num_workers]).unload_s

@@ -1,0 +1,188 @@
+"""Quote a batch: how long, how much, on how many GPUs.
+
+    python experiments/quote.py workload=mmlu_pro
+    python experiments/quote.py --deadline 40min --price a100_80gb=1.89 --explain workload=mmlu_pro aggregator=auto
+    python experiments/quote.py --gpus 1-4 --kind a100_80gb --kind rtx4090 --prices PRICES.json --json workload=gpqa
+
+Takes the overrides of run.py. A pilot asks some of the batch's own calls where the batch would run (backend=vllm,
+servers, or the simulation), and keeps their answers in the folder's journal: the same command goes on there and asks
+nothing twice. The pilot's lengths then go through the simulator, for each number of GPUs of each kind.
+Exit status 5: nothing meets the deadline.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
+
+from experiments.config.compose import as_recorded, compose_config
+from experiments.config.errors import exit_with_message
+from experiments.config.job import job_from
+from experiments.config.places import own_folder
+from mosaic.core.checks import require
+from mosaic.core.cluster import uniform_cluster
+from mosaic.quote import Asked, Kind, Quotation, ask, describe, quote
+from mosaic.quote.forecast import Factors, Simulator
+from mosaic.quote.measured import factors_of, hardware_error
+from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
+from mosaic.report.display import show_run
+from mosaic.report.run_folder import begin_run
+from mosaic.runtime.job import Job
+from sim.cluster.session_times import SimulatedSessions
+from sim.site import SimSite
+
+NOT_IN_TIME = 5
+"""Exit status: nothing meets the deadline."""
+MAX_GPUS = 64
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Quote what the command line asks for; return the exit status."""
+    options, overrides = _parser().parse_known_args(arguments)
+    for override in overrides:
+        require("=" in override and not override.startswith("--"), "argument", "an option or an override", override)
+    prices = prices_from(options.prices, options.price)
+    deadline_s = None if options.deadline is None else parse_duration_s(options.deadline)
+    made = quote_batch(
+        overrides,
+        sizes=parse_sizes(options.gpus),
+        kinds=options.kind,
+        prices=prices,
+        deadline_s=deadline_s,
+        per_expert=options.pilot,
+        folder=options.folder,
+    )
+    print(json.dumps(made.to_json(), indent=1) if options.json else describe(made, explain=options.explain), end="")
+    return NOT_IN_TIME if made.cheapest is None else 0
+
+
+def quote_batch(
+    overrides: Sequence[str],
+    *,
+    sizes: Sequence[int] = tuple(range(1, 9)),
+    kinds: Sequence[str] = (),
+    prices: Mapping[str, Price] | None = None,
+    deadline_s: float | None = None,
+    per_expert: int = 128,
+    folder: Path | None = None,
+) -> Quotation:
+    """Run a batch's pilot, or go on with it, and quote the rest.
+
+    Parameters
+    ----------
+    overrides
+        Of run.py: the batch, and where its pilot runs.
+    sizes, kinds
+        Numbers of GPUs, and their kinds (files of conf/hardware); none: the kind of the run.
+    prices, deadline_s
+        See ``mosaic.quote.quote``.
+    per_expert
+        Calls of the pilot an expert, on average.
+    folder
+        Of the journal; None: one below results/multirun/quote, named by the workload and the backend.
+
+    Raises
+    ------
+    ValueError, TypeError, MosaicError
+        If something is wrong with the input, or the pilot cannot run.
+    """
+    config = compose_config([*overrides])
+    backend = config["backend"]["name"]
+    require(backend != "none", "backend.name", "one that answers: sim, vllm or endpoint", backend)
+    place = folder or own_folder("quote") / f"{config['workload']['name']}_{backend}"
+    prepared = job_from(config, place / "journal", overrides)
+    job, is_real = prepared.job, prepared.job.site.way != "simulated"
+    if is_real:
+        begin_run(place, as_recorded(config))
+    tell = (lambda line: print(line, file=sys.stderr, flush=True)) if is_real else (lambda line: None)
+    with job.site.open():
+        show = lambda title, predicted: show_run(title, predicted=predicted, is_simulated=not is_real)  # noqa: E731
+        asked = ask(job, per_expert, show=show, tell=tell)
+    named: list[str | None] = [*dict.fromkeys(kinds)] or [None]
+    return quote(
+        job,
+        asked,
+        [kind_of(job, asked, overrides, name, max(sizes), is_real=is_real) for name in named],
+        sizes,
+        prices=prices,
+        deadline_s=deadline_s,
+    )
+
+
+def kind_of(
+    job: Job, asked: Asked, overrides: Sequence[str], name: str | None, max_gpus: int, *, is_real: bool
+) -> Kind:
+    """Prepare a kind of GPU; the pilot's own kind runs as fast as the pilot did."""
+    own = job.cluster.workers[0].gpu.name
+    others = [override for override in overrides if not override.startswith(("hardware=", "backend"))]
+    chosen = [f"hardware={name}"] if name is not None else [o for o in overrides if o.startswith("hardware=")]
+    simulated = job_from(compose_config([*others, *chosen, "backend=sim"])).job
+    site = simulated.site
+    assert isinstance(site, SimSite), "backend=sim"
+    gpu = site.hardware.gpu
+    experts = {expert.name: expert for expert in (*job.graph.experts, *job.experts)}
+    degrees = [expert.tp_degree for expert in experts.values()]
+    cluster = uniform_cluster(name="quote", num_workers=max(max_gpus, *degrees), gpu=gpu)
+    sessions = SimulatedSessions({gpu.name: site.hardware}, cluster, site.settings)
+    factors = Factors()
+    if is_real and gpu.name == own:
+        plain = Simulator(experts=experts, sessions=sessions, loads=sessions)
+        factors = factors_of(asked, plain, cluster)
+    error, source = hardware_error(gpu.name, is_simulated=not is_real, is_measured=is_real and gpu.name == own)
+    simulator = Simulator(experts=experts, sessions=sessions, loads=sessions, factors=factors)
+    return Kind(gpu=gpu, simulator=simulator, hardware_error=error, hardware_source=source)
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Read numbers of GPUs.
+
+    Raises
+    ------
+    ValueError
+        If they are not some.
+
+    Examples
+    --------
+    >>> parse_sizes("1-3,8")
+    (1, 2, 3, 8)
+    """
+    sizes: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.partition("-")
+        is_number = low.strip().isdigit() and (not dash or high.strip().isdigit())
+        bounds = (int(low), int(high) if dash else int(low)) if is_number else (0, 0)
+        rule = f"numbers or ranges from 1 to {MAX_GPUS}, as 1-8 or 1,2,4"
+        require(1 <= bounds[0] <= bounds[1] <= MAX_GPUS, "gpus", rule, text)
+        sizes += range(bounds[0], bounds[1] + 1)
+    return tuple(dict.fromkeys(sizes))
+
+
+def prices_from(path: Path | None, said: Sequence[str]) -> dict[str, Price]:
+    """Put prices together: those of the command line go before those of the file."""
+    prices = {} if path is None else load_prices(path)
+    return prices | dict(map(parse_price, said))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="quote", description="Quote a batch: how long, how much, on how many GPUs.", allow_abbrev=False
+    )
+    parser.add_argument("--gpus", default="1-8", help="numbers of GPUs, as 1-8 or 1,2,4 (default: %(default)s)")
+    parser.add_argument("--kind", action="append", default=[], help="a file of conf/hardware; may be repeated")
+    parser.add_argument("--price", action="append", default=[], metavar="KIND=DOLLARS", help="an hour of one GPU")
+    parser.add_argument("--prices", type=Path, help="JSON with the prices of kinds, each with its date")
+    parser.add_argument("--deadline", help="from now: seconds, or with min, h or d")
+    parser.add_argument("--pilot", type=int, default=128, help="calls an expert, on average (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="of the pilot's journal (default: results/multirun/quote/...)")
+    parser.add_argument("--explain", action="store_true", help="say what dominates, and what is unknown")
+    parser.add_argument("--json", action="store_true", help="the quote as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    with exit_with_message():
+        status = main()
+    sys.exit(status)

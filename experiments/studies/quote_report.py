@@ -1,0 +1,122 @@
+"""What the study of quotes found: how far P50 is off, how often the truth lies under P90, and the calibration."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from math import exp, log
+from statistics import fmean
+
+from experiments.studies.quote_pilots import Row
+from mosaic.quote.interval import Calibration, Interval, calibrate, interval, score_of, widened
+
+MAIN_GPUS = 4
+"""Of the simulated workloads; the tiny pool's pilots run on the machine's two workers."""
+
+
+def score(row: Row) -> float:
+    """Say by how many spreads a truth lies above the middle of what was foretold."""
+    return score_of(row.truth_s, row.central_s, widened(row.spread))
+
+
+def without(rows: Sequence[Row], workload: str) -> Calibration:
+    """Calibrate on all other workloads: a quote has never seen its own."""
+    return calibrate([score(row) for row in rows if row.workload != workload], f"all workloads but {workload}")
+
+
+def quoted(row: Row, rows: Sequence[Row]) -> Interval:
+    """Give P50 and P90 as a quote would that is calibrated on the other workloads."""
+    return interval(row.central_s, row.spread, without(rows, row.workload))
+
+
+def main_rows(rows: Sequence[Row], per_expert: int) -> list[Row]:
+    """Pick one row a pilot: four GPUs, or the workers that there are."""
+    return [row for row in rows if row.per_expert == per_expert and row.num_gpus == _gpus(row)]
+
+
+def _gpus(row: Row) -> int:
+    return 2 if row.workload == "tiny_mcq" else MAIN_GPUS
+
+
+def _table(rows: Sequence[Row], fitted_on: Sequence[Row], name: str) -> str:
+    ends = [quoted(row, fitted_on) for row in rows]
+    errors = [end.p50_s / row.truth_s - 1 for row, end in zip(rows, ends, strict=True)]
+    under = fmean(row.truth_s <= end.p90_s for row, end in zip(rows, ends, strict=True))
+    bias = exp(fmean(map(_log_ratio, rows, ends))) - 1
+    affine = fmean(abs(row.affine_s / row.truth_experts_s - 1) for row in rows)
+    error = fmean(map(abs, errors))
+    width = fmean(end.p90_s / end.p50_s - 1 for end in ends)
+    return f"| {name} | {len(rows)} | {under:.1%} | {bias:+.1%} | {error:.1%} | {width:.0%} | {affine:.0%} |"
+
+
+def _log_ratio(row: Row, end: Interval) -> float:
+    return log(end.p50_s / row.truth_s)
+
+
+HEAD = (
+    "| pilots | number | truth under P90 | bias of P50 | error of P50 | P90 above P50 | error of the affine profile |\n"
+    "| --- | --- | --- | --- | --- | --- | --- |"
+)
+
+
+def report(rows: Sequence[Row], command: str) -> str:
+    """Write the study as text."""
+    sizes = sorted({row.per_expert for row in rows}, reverse=True)
+    final = calibrate([score(row) for row in rows], "all pilots")
+    lines = [
+        "# Quotes against what batches took",
+        "",
+        f"    {command}",
+        "",
+        "A pilot asks some of a batch's calls, the quote foretells the rest, and the quote's plan is then run: in the",
+        "simulated world that the pilot was asked in, or on real vLLM (the tiny pool, processor time, experts alone).",
+        "A calibration is always of the other workloads. Error is the mean of the absolute ones, bias the geometric",
+        "mean of P50 over the truth. The affine profile is that of the pilot's own sessions, for the plan's experts.",
+        "",
+    ]
+    for size in sizes:
+        mine = main_rows(rows, size)
+        if not mine:
+            continue
+        shown = f"{size} calls an expert"
+        lines += [f"## {shown}, {MAIN_GPUS} GPUs (tiny_mcq: 2 workers)", "", HEAD]
+        lines += [_table([r for r in mine if r.workload == name], rows, name) for name in _workloads(mine)]
+        lines += [_table(mine, rows, "**all**"), ""]
+    lines += ["## All numbers of GPUs", "", HEAD]
+    for size in sizes:
+        for gpus in sorted({row.num_gpus for row in rows}):
+            some = [row for row in rows if (row.per_expert, row.num_gpus) == (size, gpus)]
+            if some:
+                lines.append(_table(some, rows, f"{size} calls an expert, {gpus} GPUs"))
+    lines += [
+        "",
+        f"Calibration of all {len(rows)} rows, as `mosaic/quote/interval.py` has it: median score "
+        f"{final.median_score:.3f}, 90% score {final.p90_score:.3f}.",
+        "",
+        "![Truth against the quoted interval](quotes.png)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _workloads(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.workload for row in rows))
+
+
+def rows_csv(rows: Sequence[Row]) -> str:
+    """Write rows as a table."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: round(v, 4) if isinstance(v, float) else v for name, v in asdict(row).items()})
+    return out.getvalue()
+
+
+def read_rows(text: str) -> list[Row]:
+    """Read rows that `rows_csv` wrote."""
+    kinds: dict[str, Callable[[str], object]] = {"workload": str}
+    whole = {"seed", "per_expert", "num_pilot_calls", "num_calls", "num_gpus"}
+    return [
+        Row(**{k: kinds.get(k, int if k in whole else float)(v) for k, v in line.items()})  # type: ignore[arg-type]
+        for line in csv.DictReader(io.StringIO(text))
+    ]

@@ -1,0 +1,168 @@
+"""Runs a quote's pilot: real calls of the batch, in the journal of its run, on engines or in a simulation."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from mosaic.core.plan import Session, unpriced_plan
+from mosaic.core.results import CallRecord, RunResult
+from mosaic.core.workload import Call, CallKey, Expert
+from mosaic.pipelines.node import Node
+from mosaic.quote.allocation import first_share, num_pilot_calls, second_share
+from mosaic.quote.draws import Batch
+from mosaic.quote.sample import PilotQuestion, PilotSample
+from mosaic.runtime.job import Job
+from mosaic.runtime.layers import Questions
+from mosaic.runtime.measuring import Show, Tell, even_plan, prompts_of, show_nothing
+from mosaic.runtime.payback import pilot_announcement
+from mosaic.runtime.pilot import Pilot, Stage, first_stage, run_stage, with_stage
+from mosaic.runtime.planner import NodePlacements, placed
+from mosaic.runtime.site import Site
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a quote's pilot asked of a batch, and what is left."""
+
+    pilot: Pilot
+    sample: PilotSample
+    batch: Batch
+    result: RunResult
+    """Of the pilot's sessions and calls."""
+
+    @property
+    def records(self) -> Mapping[CallKey, CallRecord]:
+        """Of the calls that finished."""
+        return self.pilot.records
+
+
+def ask(
+    job: Job, per_expert: int, *, seed: int = 0, show: Show = show_nothing, tell: Tell = lambda line: None
+) -> Asked:
+    """Ask some of a batch's calls: whole questions, then those that say most, then what an aggregator has to read.
+
+    Parameters
+    ----------
+    job
+        The batch, and where its pilot runs.
+    per_expert
+        Calls an expert, on average.
+    seed
+        Of the order in which questions are taken.
+    show, tell
+        See ``mosaic.run``.
+
+    Raises
+    ------
+    ValueError
+        If the pipeline has more than experts and one aggregator.
+    BackendError
+        If calls fail in a row.
+    """
+    node = upper_node(job)
+    first_calls = job.graph.first_calls(job.workload)
+    experts = {expert.name: expert for expert in (*job.graph.experts, *job.experts)}
+    num_calls = num_pilot_calls(first_calls, per_expert)
+    run = _Pilot(job, len(first_calls), show, tell)
+    run.stage(first_stage(job, first_share(first_calls, num_calls, seed=seed), list(experts.values()), "quote_0"))
+    asked = {key: record.output_tokens for key, record in run.pilot.records.items()}
+    if more := second_share(first_calls, asked, num_calls, seed=seed):
+        sessions = one_session_each(more, list(experts.values()), job.site)
+        plan = unpriced_plan(sessions, num_workers=job.cluster.num_workers)
+        run.stage(Stage(name="quote_1", plan=plan, calls=more))
+    whole = run.pilot.whole_questions(job.workload, first_calls)
+    questions = Questions(whole, job.graph)
+    for call in questions.first_calls:
+        questions.note(run.pilot.records[call.key])
+    merges = questions.calls_of(node.name) if node is not None else ()
+    if node is not None and merges:
+        merging = placed(node.experts[0], pilot_degree(job, node))
+        plan = even_plan(merges, [merging], job.site, job.cluster.num_workers)
+        run.stage(Stage(name="quote_2", plan=plan, calls=merges))
+    return _asked(job, node, first_calls, {question.id for question in whole.questions}, run)
+
+
+def upper_node(job: Job) -> Node | None:
+    """Find the aggregator's node.
+
+    Raises
+    ------
+    ValueError
+        If there are others.
+    """
+    nodes = job.graph.upper_nodes
+    if len(nodes) > 1 or any(len(node.experts) > 1 for node in nodes):
+        raise ValueError(
+            f"a quote takes experts and at most one aggregator, got the nodes {[node.name for node in nodes]}"
+        )
+    return nodes[0] if nodes else None
+
+
+def pilot_degree(job: Job, node: Node) -> int:
+    """Say over how many workers the aggregator answers in the pilot."""
+    options = job.placements.get(node.name, NodePlacements()).placements
+    return options[0].tp_degree if options else node.experts[0].tp_degree
+
+
+def one_session_each(calls: Sequence[Call], experts: Sequence[Expert], site: Site) -> tuple[Session, ...]:
+    """Give each expert one session with all of its calls; workers take turns, and the longest come first."""
+    counts = Counter(call.expert for call in calls)
+    pool = {expert.name: expert for expert in experts}
+    sessions = []
+    for number, (name, _) in enumerate(counts.most_common()):
+        places = site.places(replace(pool[name], max_replicas=None))
+        own = [call for call in calls if call.expert == name]
+        shard = tuple(call.key for call in own)
+        node = own[0].key.node
+        sessions.append(Session(id=number, expert=name, node=node, workers=places[number % len(places)], shard=shard))
+    return tuple(sessions)
+
+
+class _Pilot:
+    """A pilot under way."""
+
+    def __init__(self, job: Job, num_calls: int, show: Show, tell: Tell) -> None:
+        self._job = job
+        self._num_calls = num_calls
+        self._show = show
+        self._tell = tell
+        self._prompts = prompts_of(job.graph, {question.id: question for question in job.workload.questions})
+        self.pilot = Pilot()
+        self.result: RunResult | None = None
+
+    def stage(self, stage: Stage) -> None:
+        """Run the next stage."""
+        counts = Counter(call.expert for call in stage.calls)
+        self._tell(pilot_announcement("quote", counts, self._num_calls))
+        with self._show("quote", {}) as shown:
+            self.result = run_stage(self._job, self._prompts, self.pilot, stage, shown)
+        self.pilot = with_stage(self.pilot, stage, self.result)
+
+
+def _asked(job: Job, node: Node | None, first_calls: Sequence[Call], whole: set[str], run: _Pilot) -> Asked:
+    records = run.pilot.records
+    left = tuple(call for call in first_calls if call.key not in records)
+    lengths: dict[str, dict[str, tuple[int, ...]]] = {}
+    merged: dict[str, tuple[tuple[int, int], ...]] = {}
+    first_keys = {call.key for call in first_calls}
+    for key, record in records.items():
+        if key in first_keys:
+            own = lengths.setdefault(key.question, {})
+            own[record.expert] = (*own.get(record.expert, ()), record.output_tokens)
+        else:
+            pair = record.prompt_tokens, record.output_tokens
+            merged[key.question] = (*merged.get(key.question, ()), pair)
+    questions = tuple(
+        PilotQuestion(output_tokens=own, is_whole=name in whole, merged=merged.get(name, ()))
+        for name, own in lengths.items()
+    )
+    options = () if node is None else job.placements.get(node.name, NodePlacements()).placements
+    degrees = tuple(option.tp_degree for option in options)
+    batch = Batch(
+        calls=left,
+        num_open_questions=len({call.key.question for call in first_calls} - whole),
+        aggregator=None if node is None else node.experts[0],
+        aggregator_degrees=tuple(sorted({1, *degrees})),
+    )
+    assert run.result is not None, "a stage has run"
+    return Asked(pilot=run.pilot, sample=PilotSample(questions=questions), batch=batch, result=run.result)

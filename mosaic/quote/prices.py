@@ -1,0 +1,93 @@
+"""What an hour of a GPU costs: said on the command line, or in a file with the date of each price."""
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import msgspec
+
+from mosaic.core.checks import require, require_name, require_number
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Of one GPU of a kind."""
+
+    dollars_per_hour: float
+    as_of: date | None = None
+    """None: said on the command line, and so of today."""
+
+    def __post_init__(self) -> None:
+        require_number(self.dollars_per_hour, "price: dollars_per_hour", at_least=0)
+
+
+def parse_price(text: str) -> tuple[str, Price]:
+    """Read a price as the command line has it.
+
+    Raises
+    ------
+    ValueError
+        If it is not one.
+
+    Examples
+    --------
+    >>> parse_price("a100_80gb=1.89")
+    ('a100_80gb', Price(dollars_per_hour=1.89, as_of=None))
+    """
+    kind, equals, value = text.partition("=")
+    try:
+        amount = float(value)
+    except ValueError:
+        amount = -1.0
+    require(bool(kind and equals) and 0 <= amount < float("inf"), "price", "KIND=DOLLARS_PER_HOUR", text)
+    return kind, Price(amount)
+
+
+def load_prices(path: str | Path) -> dict[str, Price]:
+    """Read a file of prices, JSON: {"a100_80gb": {"dollars_per_hour": 1.89, "as_of": "2026-11-01"}, ...}.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read, or a price lacks its date.
+    """
+    require_name(str(path), "prices")
+    try:
+        prices = msgspec.json.decode(Path(path).read_bytes(), type=dict[str, Price])
+    except OSError as error:
+        raise ValueError(f"prices must be a file that can be read, got {path} ({error.strerror})") from error
+    except msgspec.DecodeError as error:
+        raise ValueError(
+            f'prices must be JSON of the form {{"KIND": {{"dollars_per_hour": 1.89, "as_of": "2026-11-01"}}}}, '
+            f"got {path} ({error})"
+        ) from error
+    for kind, price in prices.items():
+        require(price.as_of is not None, f"prices: {kind}.as_of", "the date of the price, as 2026-11-01", None)
+    return prices
+
+
+def parse_duration_s(text: str) -> float:
+    """Read a duration: seconds, or with s, min, h or d.
+
+    Raises
+    ------
+    ValueError
+        If it is not one.
+
+    Examples
+    --------
+    >>> parse_duration_s("90"), parse_duration_s("45min"), parse_duration_s("1.5h"), parse_duration_s("2d")
+    (90.0, 2700.0, 5400.0, 172800.0)
+    """
+    units = {"min": 60.0, "h": 3600.0, "d": 86400.0, "m": 60.0, "s": 1.0}
+    number, scale = text.strip(), 1.0
+    for unit, seconds in units.items():
+        if number.endswith(unit):
+            number, scale = number.removesuffix(unit).strip(), seconds
+            break
+    try:
+        value = float(number) * scale
+    except ValueError:
+        value = -1.0
+    require(0 < value < float("inf"), "duration", "seconds above 0, or with s, min, h or d", text)
+    return value

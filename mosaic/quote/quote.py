@@ -1,0 +1,177 @@
+"""From a pilot to a quote: plans for each number of GPUs of each kind, in all worlds that the pilot leaves possible."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from mosaic.core.cluster import Cluster, Gpu, uniform_cluster
+from mosaic.core.errors import InfeasibleError
+from mosaic.planning.profiles import Profile
+from mosaic.planning.schedulers.base import Scheduler
+from mosaic.planning.schedulers.data_parallel import DataParallel
+from mosaic.planning.schedulers.round_robin import RoundRobin
+from mosaic.quote.asking import Asked
+from mosaic.quote.draws import Batch, Draw, draw_worlds
+from mosaic.quote.forecast import Simulator
+from mosaic.quote.interval import CALIBRATION, Calibration, interval
+from mosaic.quote.offers import foretell, simulated_profile
+from mosaic.quote.prices import Price
+from mosaic.quote.quotation import Offer, Quotation
+from mosaic.runtime.job import Job
+from mosaic.runtime.planner import Planned, Planner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A kind of GPU that a quote is asked for."""
+
+    gpu: Gpu
+    simulator: Simulator
+    hardware_error: float
+    """Standard deviation of the logarithm of real over simulated seconds."""
+    hardware_source: str
+    """Where that was measured, or that it was not."""
+
+
+def quote(
+    job: Job,
+    asked: Asked,
+    kinds: Sequence[Kind],
+    sizes: Sequence[int],
+    *,
+    prices: Mapping[str, Price] | None = None,
+    deadline_s: float | None = None,
+    calibration: Calibration = CALIBRATION,
+    seed: int = 0,
+) -> Quotation:
+    """Quote what is left of a batch after its pilot.
+
+    Parameters
+    ----------
+    job
+        The batch, with the scheduler and the costs that plan it.
+    asked
+        Its pilot.
+    kinds, sizes
+        GPUs, and how many.
+    prices
+        By kind; dollars for an hour of one GPU.
+    deadline_s
+        Seconds from now.
+    calibration
+        Of the bootstrap.
+    seed
+        Of the worlds that are drawn.
+
+    Raises
+    ------
+    InfeasibleError
+        If no number of GPUs holds a plan.
+    """
+    offers: list[Offer] = []
+    notes: list[str] = []
+    for kind in kinds:
+        made = [*_offers(job, asked, kind, sizes, prices or {}, calibration, seed, notes)]
+        offers += made
+        notes.append(f"hardware {kind.gpu.name}: {kind.hardware_source}")
+    if not offers:
+        raise InfeasibleError(f"quote: no plan exists for any number of GPUs: {'; '.join(notes)}")
+    busy = _busy_frac(asked, kinds[0], seed)
+    notes.append(f"calibrated: {calibration.source}")
+    return Quotation(
+        workload=job.workload.name,
+        num_calls=len(job.graph.first_calls(job.workload)),
+        num_pilot_calls=len(job.graph.first_calls(job.workload)) - len(asked.batch.calls),
+        num_expected_merges=asked.batch.num_open_questions * asked.sample.needed_frac,
+        offers=tuple(offers),
+        deadline_s=deadline_s,
+        notes=tuple(notes),
+        busy_frac=busy,
+        prices={kind.gpu.name: prices[kind.gpu.name] for kind in kinds if prices and kind.gpu.name in prices},
+    )
+
+
+def _offers(
+    job: Job,
+    asked: Asked,
+    kind: Kind,
+    sizes: Sequence[int],
+    prices: Mapping[str, Price],
+    calibration: Calibration,
+    seed: int,
+    notes: list[str],
+) -> Sequence[Offer]:
+    batch, simulator, name = asked.batch, kind.simulator, kind.gpu.name
+    central, others = draw_worlds(batch, asked.sample, simulator.experts, seed=seed)
+    of_size = partial(uniform_cluster, name="quote", gpu=kind.gpu)
+    largest = of_size(num_workers=max(max(sizes), max(expert.tp_degree for expert in job.experts)))
+    profile = simulated_profile(asked.sample, central[0], batch, simulator, largest)
+    offers = []
+    for size in sizes:
+        cluster = of_size(num_workers=size)
+        try:
+            planned = plan_for(job, batch, profile, cluster, job.scheduler)
+        except InfeasibleError as error:
+            notes.append(f"{size} x {name}: {error}")
+            continue
+        main = foretell(planned.plan, batch, simulator, cluster, central, others)
+        span = interval(main.central_s, main.spread, calibration, kind.hardware_error)
+        shift = span.p50_s / main.central_s
+        baselines = [
+            foretell(plan_for(job, batch, profile, cluster, scheduler).plan, batch, simulator, cluster, central[:1], ())
+            for scheduler in (RoundRobin(), DataParallel())
+        ]
+        price = prices.get(name)
+        offers.append(
+            Offer(
+                kind=name,
+                num_gpus=size,
+                p50_s=span.p50_s,
+                p90_s=span.p90_s,
+                round_robin_p50_s=baselines[0].central_s * shift,
+                data_parallel_p50_s=baselines[1].central_s * shift,
+                aggregator_s=main.merge_s * shift,
+                load_frac=main.load_frac,
+                pilot_spread=main.spread,
+                hardware_error=kind.hardware_error,
+                dollars_per_hour=None if price is None else price.dollars_per_hour,
+            )
+        )
+    return offers
+
+
+def plan_for(job: Job, batch: Batch, profile: Profile, cluster: Cluster, scheduler: Scheduler) -> Planned:
+    """Plan what is left of a batch on a cluster.
+
+    Raises
+    ------
+    InfeasibleError
+        If no plan exists.
+    """
+    planner = Planner(
+        experts=job.experts,
+        cluster=cluster,
+        scheduler=scheduler,
+        costs=job.costs,
+        profiles=dict.fromkeys(job.graph.first_nodes, profile),
+        session_model=job.session_model,
+    )
+    return planner.plan(batch.calls)
+
+
+def _busy_frac(asked: Asked, kind: Kind, seed: int) -> dict[str, float]:
+    """Say which share of the serving seconds each expert takes, with one copy of each."""
+    simulator, batch = kind.simulator, asked.batch
+    world: Draw = draw_worlds(batch, asked.sample, simulator.experts, seed=seed)[0][0]
+    busy_s: defaultdict[str, float] = defaultdict(float)
+    for name in dict.fromkeys(call.expert for call in batch.calls):
+        expert = simulator.experts[name]
+        cluster = uniform_cluster(name="quote", num_workers=expert.tp_degree, gpu=kind.gpu)
+        requests = [world.requests[call.key] for call in batch.calls if call.expert == name]
+        busy_s[name] += simulator.serve_s(expert, requests, cluster, expert.tp_degree) * expert.tp_degree
+    if batch.aggregator is not None and world.merged:
+        cluster = uniform_cluster(name="quote", num_workers=1, gpu=kind.gpu)
+        busy_s[f"{batch.aggregator.name} (aggregator)"] += simulator.serve_s(batch.aggregator, world.merged, cluster, 1)
+    total_s = sum(busy_s.values())
+    return {name: seconds / total_s for name, seconds in busy_s.items()}

@@ -1,0 +1,222 @@
+"""Quotes: samples, worlds, plans simulated without a clock, intervals, prices, and the command."""
+
+import json
+from datetime import date
+from random import Random
+from statistics import fmean
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments.config.job import simulated
+from experiments.quote import NOT_IN_TIME, main, parse_sizes
+from mosaic.core.workload import PROPOSE, Call, CallKey
+from mosaic.planning.session_model import Request
+from mosaic.quote import ask
+from mosaic.quote.allocation import num_pilot_calls, second_share
+from mosaic.quote.forecast import Factors, Simulator
+from mosaic.quote.interval import Calibration, calibrate, conformal_quantile, interval, spread_of, widened
+from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
+from mosaic.quote.quotation import Offer, Quotation, describe
+from mosaic.quote.sample import PilotQuestion, PilotSample, draw_lengths
+from mosaic.quote.tail import lengths_of
+from mosaic.runtime.static_plan import execute
+from sim.cluster.session_times import SimulatedSessions
+from tests.factories import make_expert
+
+SMALL = ("workload=gpqa", "aggregator=none", "profile.store=null")
+
+
+def make_offer(num_gpus: int, p50_s: float, **changes) -> Offer:
+    given = {
+        "kind": "a100", "num_gpus": num_gpus, "p50_s": p50_s, "p90_s": 1.5 * p50_s, "round_robin_p50_s": p50_s,
+        "data_parallel_p50_s": p50_s, "aggregator_s": 0.0, "load_frac": 0.1, "pilot_spread": 0.1,
+        "hardware_error": 0.0,
+    }  # fmt: skip
+    return Offer(**(given | changes))
+
+
+def make_quotation(*offers: Offer, **changes) -> Quotation:
+    given = {"workload": "w", "num_calls": 100, "num_pilot_calls": 10, "num_expected_merges": 0.0, "offers": offers}
+    return Quotation(**(given | changes))
+
+
+@pytest.mark.parametrize("scheduler", ["ilp", "round_robin", "data_parallel"])
+def test_a_plan_takes_as_long_as_in_the_simulator(scheduler: str) -> None:
+    job, site = simulated([*SMALL, f"scheduler={scheduler}"])
+    import mosaic
+
+    planned = mosaic.plan(job)
+    result = execute(planned.plan, job.workload.calls, site.backend_in(site.world))
+    requests = {r.key: Request(r.prompt_tokens, r.output_tokens) for r in result.calls}
+    sessions = SimulatedSessions({site.hardware.gpu.name: site.hardware}, job.cluster, site.settings)
+    simulator = Simulator(experts={e.name: e for e in job.experts}, sessions=sessions, loads=sessions)
+    end_s = max(session.end_ts for session in result.sessions)
+    assert simulator.plan_s(planned.plan, requests, job.cluster) == pytest.approx(end_s)
+    slower = Simulator(
+        experts=simulator.experts, sessions=sessions, loads=sessions, factors=Factors(load=2.0, serve=2.0)
+    )
+    assert slower.plan_s(planned.plan, requests, job.cluster) == pytest.approx(2 * end_s)
+
+
+def test_a_pilot_asks_the_batchs_own_calls_and_its_answers_are_those_of_the_batch() -> None:
+    job, site = simulated(["workload=gpqa", "profile.store=null"])
+    asked = ask(job, 20)
+    first = job.graph.first_calls(job.workload)
+    done = {key for key in asked.records if key.node == PROPOSE}
+    assert len(done) + len(asked.batch.calls) == len(first)
+    assert len(done) == pytest.approx(num_pilot_calls(first, 20), abs=12)
+    for call in first:
+        if call.key in done:
+            true = min(site.world.outcome(call, {}).output_tokens, site.experts[0].max_output_tokens)
+            assert asked.records[call.key].output_tokens <= true
+    merged = [key for key in asked.records if key.node != PROPOSE]
+    assert len(merged) == len(asked.sample.merged)
+    assert 0 < asked.sample.needed_frac < 1
+
+
+@given(st.lists(st.integers(1, 4000), min_size=1, max_size=80), st.floats(0.0, 0.999), st.floats(0.0, 0.999))
+def test_lengths_are_quantiles_within_the_limit(values: list[int], low: float, high: float) -> None:
+    lengths = lengths_of(values, 4096)
+    low, high = sorted((low, high))
+    assert 1 <= lengths.at(low) <= lengths.at(high) <= 4096
+
+
+def test_the_tail_of_a_lognormal_is_found_beyond_its_sample() -> None:
+    draw = Random(3)
+    sample = [round(draw.lognormvariate(6, 0.8)) for _ in range(200)]
+    lengths = lengths_of(sample, 100_000)
+    true = 403.4 * 2.718281828 ** (0.8 * 2.878)  # the quantile 0.998
+    assert lengths.at(0.998) == pytest.approx(true, rel=0.25)
+
+
+def test_what_was_cut_off_keeps_its_share() -> None:
+    lengths = lengths_of([100] * 90 + [1000] * 10, 1000)
+    assert [lengths.at((i + 0.5) / 100) for i in (0, 89, 90, 99)] == [100, 100, 1000, 1000]
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 300), st.integers(0, 5))
+def test_balanced_lengths_have_the_samples_mean_where_nothing_is_smoothed(num_calls: int, seed: int) -> None:
+    sample = PilotSample(questions=(PilotQuestion(output_tokens={"A": (10, 20, 30, 40)}),))
+    calls = [Call(CallKey(f"q{i}", PROPOSE, 0), "A", 5) for i in range(4 * num_calls)]
+    drawn = draw_lengths(sample, calls, {"A": make_expert("A")}, Random(seed), balanced=True)
+    assert fmean(drawn.values()) == 25
+
+
+def test_a_resampled_pilot_keeps_an_expert_that_nobody_drew() -> None:
+    questions = [PilotQuestion(output_tokens={"A": (1,)}) for _ in range(50)]
+    sample = PilotSample(questions=(*questions, PilotQuestion(output_tokens={"B": (7,)})))
+    for seed in range(20):
+        assert set(sample.resampled(Random(seed)).by_expert) == {"A", "B"}
+
+
+def test_the_rest_of_a_pilot_goes_where_lengths_spread() -> None:
+    calls = [Call(CallKey(f"q{i}", PROPOSE, slot), "AB"[slot], 5) for i in range(200) for slot in range(2)]
+    asked = {
+        call.key: (100 * (1 + int(call.key.question[1:]) % 9) if call.expert == "A" else 50) for call in calls[:40]
+    }
+    more = second_share(calls, asked, 100)
+    assert len(more) == 60
+    assert {call.expert for call in more} == {"A"}
+    assert not {call.key for call in more} & set(asked)
+
+
+@given(st.lists(st.floats(-3, 3), min_size=9, max_size=200), st.floats(0.5, 0.95))
+def test_a_conformal_quantile_covers_its_share_of_the_scores(scores: list[float], share: float) -> None:
+    found = conformal_quantile(scores, share)
+    assert sum(score <= found for score in scores) >= min(len(scores), share * len(scores))
+
+
+def test_conformal_intervals_keep_their_promise_on_fresh_scores() -> None:
+    draw, covered = Random(1), 0
+    for _ in range(2000):
+        scores = [draw.gauss(0, 1) ** 2 for _ in range(40)]
+        covered += draw.gauss(0, 1) ** 2 <= conformal_quantile(scores, 0.9)
+    assert 0.88 < covered / 2000 < 0.93, "at least 90%, and no more than one in 41 above"
+
+
+def test_an_interval_by_hand() -> None:
+    known = Calibration(0.0, 1.0, "by hand")
+    span = interval(100.0, 0.0, known)
+    assert span.p50_s == pytest.approx(100.0)
+    assert span.p90_s == pytest.approx(100.0 * 2.718281828 ** widened(0.0))
+    assert interval(100.0, 0.2, known, 0.3).p90_s > interval(100.0, 0.2, known).p90_s > span.p90_s
+    assert spread_of([1.0, 1.0]) == 0
+    shifted = calibrate([0.5, 0.5, 0.5], "test")
+    assert interval(100.0, 0.2, shifted).p50_s > 100
+
+
+def test_prices_are_read_and_a_file_must_date_them(tmp_path) -> None:
+    assert parse_price("h100=2.5") == ("h100", Price(2.5))
+    for bad in ("h100", "=3", "h100=-1", "h100=x"):
+        with pytest.raises(ValueError, match="price must be KIND=DOLLARS_PER_HOUR"):
+            parse_price(bad)
+    path = tmp_path / "prices.json"
+    path.write_text('{"h100": {"dollars_per_hour": 2.5, "as_of": "2026-11-01"}}')
+    assert load_prices(path) == {"h100": Price(2.5, date(2026, 11, 1))}
+    path.write_text('{"h100": {"dollars_per_hour": 2.5}}')
+    with pytest.raises(ValueError, match="h100.as_of must be the date"):
+        load_prices(path)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="prices must be JSON"):
+        load_prices(path)
+    for bad in ("", "soon", "-3h", "0"):
+        with pytest.raises(ValueError, match="duration must be"):
+            parse_duration_s(bad)
+
+
+def test_numbers_of_gpus_are_read() -> None:
+    assert parse_sizes("1-3,8,2") == (1, 2, 3, 8)
+    for bad in ("", "0-2", "3-1", "a", "1-65"):
+        with pytest.raises(ValueError, match="gpus must be"):
+            parse_sizes(bad)
+
+
+def test_the_cheapest_in_time_is_by_price_or_by_gpu_hours() -> None:
+    slow, fast = make_offer(1, 1000.0), make_offer(4, 400.0)
+    assert make_quotation(slow, fast).cheapest == slow
+    assert make_quotation(slow, fast, deadline_s=700.0).cheapest == fast
+    assert make_quotation(slow, fast, deadline_s=100.0).cheapest is None
+    dear, cheap = make_offer(1, 1000.0, dollars_per_hour=9.0), make_offer(4, 400.0, dollars_per_hour=1.0)
+    assert make_quotation(dear, cheap).cheapest == cheap
+    assert "nothing meets the deadline of 1:40 min" in describe(make_quotation(slow, fast, deadline_s=100.0))
+
+
+def test_the_command_quotes_as_text_and_as_json(capsys) -> None:
+    arguments = ["--gpus", "2,4", "--pilot", "20", *SMALL]
+    assert main([*arguments, "--explain", "--price", "a100_80gb=2"]) == 0
+    text = capsys.readouterr().out
+    assert "2 x a100_80gb" in text
+    assert "who dominates: " in text
+    assert "price of a100_80gb: $2 an hour, as given" in text
+    assert main([*arguments, "--json", "--deadline", "1s"]) == NOT_IN_TIME
+    found = json.loads(capsys.readouterr().out)
+    assert found["cheapest"] is None
+    assert [offer["num_gpus"] for offer in found["offers"]] == [2, 4]
+    for offer in found["offers"]:
+        assert 0 < offer["p50_s"] < offer["p90_s"]
+        assert offer["p50_dollars"] is None
+        assert offer["p50_gpu_hours"] == pytest.approx(offer["num_gpus"] * offer["p50_s"] / 3600)
+
+
+def test_the_same_pilot_gives_the_same_quote() -> None:
+    from experiments.quote import quote_batch
+
+    made = [quote_batch(SMALL, sizes=(2,), per_expert=20).to_json() for _ in range(2)]
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--gpus", "0"], "gpus must be"),
+        (["--nope"], "argument must be an option or an override, got '--nope'"),
+        (["backend=none"], "backend.name must be one that answers"),
+        (["--deadline", "never"], "duration must be"),
+    ],
+)
+def test_bad_input_is_refused_in_a_line(arguments, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        main([*arguments])
