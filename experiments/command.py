@@ -53,6 +53,17 @@ def compare(context: typer.Context) -> None:
     raise typer.Exit(compare_command(context.args))
 
 
+@app.command(context_settings=PASSED_ON)
+def quote(context: typer.Context) -> None:
+    """Say how long a batch takes, and what it costs, on how many GPUs: mosaic quote --help."""
+    from experiments.config.errors import exit_with_message
+    from experiments.quote import main as quote_command
+
+    with exit_with_message():
+        status = quote_command(context.args)
+    raise typer.Exit(status)
+
+
 @app.command(context_settings={"allow_interspersed_args": True})
 def batch(
     file: Annotated[

@@ -141,7 +141,7 @@ def _explanation(quotation: Quotation) -> Sequence[str]:
     lines = ["who dominates: " + ", ".join(f"{name} {share:.0%}" for name, share in busy) + " of the serving seconds"]
     for kind in dict.fromkeys(offer.kind for offer in quotation.offers):
         own = [offer for offer in quotation.offers if offer.kind == kind]
-        earned = [f"{later.num_gpus}: {duration(before.p50_s - later.p50_s)}" for before, later in pairwise(own)]
+        earned = [f"{later.num_gpus}: {_gain(before.p50_s - later.p50_s)}" for before, later in pairwise(own)]
         if earned:
             lines.append(f"what a further {kind} earns: {', '.join(earned)}")
     first = quotation.offers[0]
@@ -154,6 +154,10 @@ def _explanation(quotation: Quotation) -> Sequence[str]:
         dated = "as given" if price.as_of is None else f"of {price.as_of.isoformat()}"
         lines.append(f"price of {kind}: ${price.dollars_per_hour:g} an hour, {dated}")
     return lines
+
+
+def _gain(seconds: float) -> str:
+    return f"{'-' if seconds < 0 else ''}{duration(abs(seconds))}"
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,65 @@
+"""The study of quotes: its rows, what it says of them, and what it draws."""
+
+from dataclasses import replace
+
+import pytest
+
+from experiments.figures.quotes import Quoted, draw_quotes
+from experiments.studies.quote_pilots import Row, simulated_rows
+from experiments.studies.quote_report import main_rows, quoted, read_rows, report, rows_csv, without
+
+ROW = Row(
+    workload="a", seed=0, per_expert=128, num_pilot_calls=20, num_calls=100, num_gpus=4, central_s=100.0, spread=0.1,
+    truth_s=100.0, affine_s=150.0, truth_experts_s=100.0,
+)  # fmt: skip
+
+
+def rows_of(*workloads: str) -> list[Row]:
+    return [
+        replace(ROW, workload=name, seed=seed, truth_s=100.0 + 2.0 * (seed - 5))
+        for name in workloads
+        for seed in range(11)
+    ]
+
+
+def test_rows_are_read_as_they_were_written() -> None:
+    rows = rows_of("a", "b")
+    assert read_rows(rows_csv(rows)) == rows
+
+
+def test_a_workload_is_calibrated_on_the_others_alone() -> None:
+    rows = rows_of("a", "b")
+    strange = [replace(row, workload="c", truth_s=1000.0) for row in rows[:11]]
+    assert without([*rows, *strange], "c") == replace_source(without(rows, "c"), "all workloads but c")
+    assert quoted(strange[0], [*rows, *strange]).p90_s < 1000
+    assert without([*rows, *strange], "a").p90_score > without(rows, "a").p90_score
+
+
+def replace_source(calibration, source):
+    return type(calibration)(calibration.median_score, calibration.p90_score, source)
+
+
+def test_the_report_counts_by_hand() -> None:
+    text = report(rows_of("a", "b"), "command")
+    line = next(line for line in text.splitlines() if line.startswith("| **all**"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1] == "22"
+    assert float(cells[2].rstrip("%")) >= 90
+    assert cells[6] == "50%"
+    assert len(main_rows(rows_of("a"), 128)) == 11
+    assert main_rows([replace(ROW, num_gpus=8)], 128) == []
+
+
+def test_a_simulated_pilot_gives_a_row_for_each_number_of_gpus() -> None:
+    rows = list(simulated_rows("gpqa", 0, 20, (2, 4)))
+    assert [row.num_gpus for row in rows] == [2, 4]
+    for row in rows:
+        assert row.num_pilot_calls == pytest.approx(80, abs=10)
+        assert row.central_s == pytest.approx(row.truth_s, rel=1.5)
+        assert row.truth_experts_s <= row.truth_s
+        assert row.spread > 0
+
+
+def test_quotes_are_drawn_by_workload() -> None:
+    pilots = [Quoted(name, 100.0, 150.0, truth) for name in ("a", "b") for truth in (90.0, 160.0)]
+    assert draw_quotes(pilots).startswith(b"\x89PNG")
