@@ -1,8 +1,8 @@
 """Quote batches whose truth is known, and see how far quotes are off and what calibrates them.
 
-    python experiments/quote_study.py --out results/quote            # 8 seeds of five simulated workloads, an hour
-    python experiments/quote_study.py --measured 8 --out results/quote  # and the tiny pool on real vLLM
-    python experiments/quote_study.py --again --out results/quote    # the report and the figure, from pilots.csv
+    python experiments/quote_study.py --measured 1 --out results/quote  # 8 seeds of five workloads, and the tiny pool
+    python experiments/quote_study.py --gpus 1,2,4,8 --per-expert 64,128  # every size, into results/multirun/quote_study
+    python experiments/quote_study.py --again --out results/quote  # the report and the figure, from pilots.csv
 
 Writes pilots.csv (a row a pilot and number of GPUs; those that are there are not made again), report.md and quotes.png.
 """
@@ -17,10 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is n
 from experiments.config.errors import exit_with_message
 from experiments.config.places import own_folder
 from experiments.figures.quotes import Quoted, draw_quotes
+from experiments.quote import parse_sizes
 from experiments.studies.quote_pilots import POOLS, Row, measured_row, simulated_rows
 from experiments.studies.quote_report import main_rows, quoted, read_rows, report, rows_csv
-
-PER_EXPERT = (128, 64)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,12 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     table = out / "pilots.csv"
     rows = read_rows(table.read_text(encoding="utf-8")) if table.exists() else []
-    for made in [] if options.again else _missing(rows, options.seeds, options.measured, out):
+    for made in [] if options.again else _missing(rows, options):
         rows += made
         table.write_text(rows_csv(rows), encoding="utf-8")
         print(f"{made[0].workload} seed {made[0].seed}, {made[0].per_expert} calls an expert", flush=True)
-    (out / "report.md").write_text(report(rows, "python experiments/quote_study.py --out results/quote"), "utf-8")
-    pilots = [Quoted(row.workload, *_span(row, rows), row.truth_s) for row in main_rows(rows, PER_EXPERT[0])]
+    (out / "report.md").write_text(
+        report(rows, "python experiments/quote_study.py --measured 1 --out results/quote"), "utf-8"
+    )
+    pilots = [
+        Quoted(row.workload, *_span(row, rows), row.truth_s)
+        for row in main_rows(rows, max(row.per_expert for row in rows))
+    ]
     (out / "quotes.png").write_bytes(draw_quotes(pilots))
     print(out / "report.md")
 
@@ -45,22 +49,24 @@ def _span(row: Row, rows: Sequence[Row]) -> tuple[float, float]:
     return span.p50_s, span.p90_s
 
 
-def _missing(rows: Sequence[Row], num_seeds: int, num_measured: int, out: Path) -> Iterator[list[Row]]:
+def _missing(rows: Sequence[Row], options: argparse.Namespace) -> Iterator[list[Row]]:
     done = {(row.workload, row.seed, row.per_expert) for row in rows}
-    for seed in range(num_seeds):
-        for per_expert in PER_EXPERT:
+    numbers = [int(number) for number in options.per_expert.split(",")]
+    for seed in range(options.seeds):
+        for per_expert in numbers:
             for workload in POOLS:
                 if (workload, seed, per_expert) not in done:
-                    yield list(simulated_rows(workload, seed, per_expert))
-    for seed in range(num_measured):
-        if ("tiny_mcq", seed, PER_EXPERT[0]) not in done:
-            journal = own_folder("quote_study") / f"tiny_{seed}"
-            yield [measured_row(seed, PER_EXPERT[0], journal)]
+                    yield list(simulated_rows(workload, seed, per_expert, parse_sizes(options.gpus)))
+    for seed in range(options.measured):
+        if ("tiny_mcq", seed, numbers[0]) not in done:
+            yield [measured_row(seed, numbers[0], own_folder("quote_study") / f"tiny_{seed}")]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="quote_study", description="Quote batches whose truth is known.")
     parser.add_argument("--seeds", type=int, default=8, help="of each simulated workload (default: %(default)s)")
+    parser.add_argument("--gpus", default="4", help="numbers of GPUs, as 1,2,4,8 (default: %(default)s)")
+    parser.add_argument("--per-expert", default="128", help="sizes of pilots, as 64,128 (default: %(default)s)")
     parser.add_argument("--measured", type=int, default=0, help="pilots of the tiny pool on real vLLM")
     parser.add_argument("--again", action="store_true", help="only write the report and the figure again")
     parser.add_argument("--out", type=Path, help="folder (default: results/multirun/quote_study)")

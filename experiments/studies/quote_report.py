@@ -49,6 +49,20 @@ def _table(rows: Sequence[Row], fitted_on: Sequence[Row], name: str) -> str:
     return f"| {name} | {len(rows)} | {under:.1%} | {bias:+.1%} | {error:.1%} | {width:.0%} | {affine:.0%} |"
 
 
+def _targets(rows: Sequence[Row], fitted_on: Sequence[Row]) -> str:
+    """Say what was asked of quotes, and whether it is met."""
+    ends = [quoted(row, fitted_on) for row in rows]
+    under = fmean(row.truth_s <= end.p90_s for row, end in zip(rows, ends, strict=True))
+    bias = exp(fmean(map(_log_ratio, rows, ends))) - 1
+    error = fmean(abs(end.p50_s / row.truth_s - 1) for row, end in zip(rows, ends, strict=True))
+    asked = {
+        f"the truth lies under P90 in 85% to 95% of the pilots: {under:.1%}": 0.85 <= under <= 0.95,
+        f"P50's bias is under 5%: {bias:+.1%}": abs(bias) < 0.05,
+        f"P50's error is at most 12%: {error:.1%}": error <= 0.12,
+    }
+    return "\n".join(f"- {text} ({'met' if is_met else 'MISSED'})" for text, is_met in asked.items())
+
+
 def _log_ratio(row: Row, end: Interval) -> float:
     return log(end.p50_s / row.truth_s)
 
@@ -81,7 +95,7 @@ def report(rows: Sequence[Row], command: str) -> str:
         shown = f"{size} calls an expert"
         lines += [f"## {shown}, {MAIN_GPUS} GPUs (tiny_mcq: 2 workers)", "", HEAD]
         lines += [_table([r for r in mine if r.workload == name], rows, name) for name in _workloads(mine)]
-        lines += [_table(mine, rows, "**all**"), ""]
+        lines += [_table(mine, rows, "**all**"), "", _targets(mine, rows), ""]
     lines += ["## All numbers of GPUs", "", HEAD]
     for size in sizes:
         for gpus in sorted({row.num_gpus for row in rows}):

@@ -26,7 +26,7 @@ from tests.runtime.jobs import Told, make_job
 NUM_QUESTIONS = 60
 QUESTIONS = tuple(make_question(f"q{number}", answer="A", prompt_tokens=50) for number in range(NUM_QUESTIONS))
 WORLD = Told(
-    votes={question.id: ("ABC" if number % 2 else "AAB") for number, question in enumerate(QUESTIONS)},
+    votes={question.id: ("ABC" if number % 4 else "AAB") for number, question in enumerate(QUESTIONS)},
     said=dict.fromkeys((question.id for question in QUESTIONS), "A"),
 )
 
