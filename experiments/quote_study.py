@@ -1,7 +1,7 @@
 """Quote batches whose truth is known, and see how far quotes are off and what calibrates them.
 
     python experiments/quote_study.py --measured 1 --out results/quote  # 8 seeds of five workloads, and the tiny pool
-    python experiments/quote_study.py --gpus 1,2,4,8 --per-expert 64,128  # every size, into results/multirun/quote_study
+    python experiments/quote_study.py --gpus 1,2,4,8 --per-expert 64,128  # more sizes, into results/multirun
     python experiments/quote_study.py --again --out results/quote  # the report and the figure, from pilots.csv
 
 Writes pilots.csv (a row a pilot and number of GPUs; those that are there are not made again), report.md and quotes.png.

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 from experiments.figures.style import COLUMN_WIDTH_IN, INK, MUTED, bar_axis, legend_below, new_figure, png_bytes, styled
 
-DOT: Mapping[str, Any] = {"color": INK, "marker": "o", "linestyle": "none", "markersize": 2.6}
+DOT: Mapping[str, Any] = {
+    "color": INK, "marker": "o", "linestyle": "none", "markersize": 3.0, "markeredgecolor": INK, "markeredgewidth": 0.6,
+}  # fmt: skip
 
 
 class Quoted(NamedTuple):
@@ -34,7 +36,7 @@ def draw_quotes(pilots: Sequence[Quoted]) -> bytes:
             is_under = pilot.truth_s <= pilot.p90_s
             axes.plot([1, pilot.p90_s / pilot.p50_s], [row, row], color=MUTED, linewidth=1.2, zorder=1)
             face = INK if is_under else "white"
-            axes.plot(pilot.truth_s / pilot.p50_s, row, "o", color=INK, markerfacecolor=face, markersize=2.6, zorder=2)
+            axes.plot(pilot.truth_s / pilot.p50_s, row, **DOT, markerfacecolor=face, zorder=2)
             row += 1
         row += 1
     bar_axis(axes, labels)
