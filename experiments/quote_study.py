@@ -1,6 +1,6 @@
 """Quote batches whose truth is known, and see how far quotes are off and what calibrates them.
 
-    python experiments/quote_study.py --measured 1 --out results/quote  # 8 seeds of five workloads, and the tiny pool
+    python experiments/quote_study.py --measured 2 --out results/quote  # 8 seeds of five workloads, and the tiny pool
     python experiments/quote_study.py --gpus 1,2,4,8 --per-expert 64,128  # more sizes, into results/multirun
     python experiments/quote_study.py --again --out results/quote  # the report and the figure, from pilots.csv
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table.write_text(rows_csv(rows), encoding="utf-8")
         print(f"{made[0].workload} seed {made[0].seed}, {made[0].per_expert} calls an expert", flush=True)
     (out / "report.md").write_text(
-        report(rows, "python experiments/quote_study.py --measured 1 --out results/quote"), "utf-8"
+        report(rows, "python experiments/quote_study.py --measured 2 --out results/quote"), "utf-8"
     )
     pilots = [
         Quoted(row.workload, *_span(row, rows), row.truth_s)

@@ -18,6 +18,8 @@ BAD_INPUT = (MosaicError, ValueError, TypeError, OSError, HydraException, OmegaC
 BAD_INPUT_STATUS = 2
 FAILED_CALLS_STATUS = 3
 """The run is complete, but for calls that have no result."""
+NOT_IN_TIME_STATUS = 5
+"""Of a quote: nothing meets the deadline."""
 INTERRUPTED_STATUS = 130
 
 
