@@ -79,7 +79,7 @@ def run_batch(
         return COMPLETE_STATUS
     prepared = job_from(config, places.work / JOURNAL, request.overrides)
     if prepared.job.site.way != "measured":
-        raise ValueError(f"backend.name must be vllm or endpoint in a batch, got {config['backend']['name']!r}")
+        raise ValueError(f"backend.mode must be live in a batch, got {config['backend']['mode']!r}")
     check_writable(places.files.out.parent)
     begin_run(places.work, stamped)
     writer = LineWriter(graph=prepared.job.graph, created=begun(places.work))
@@ -161,7 +161,7 @@ def describe(path: Path, places: Places, outcome: Outcome, ended: Finished) -> s
     lines = [
         f"{path.name}: {ended.num_answered:,} questions answered, {ended.num_errors:,} errors",
         f"  calls     {len(calls):,} calls, {tokens:,} tokens written{skipped}",
-        f"  time      {seconds:,.1f} s on {outcome.result.num_workers} workers, what was measured before left out",
+        f"  time      {seconds:,.1f} s on {outcome.result.num_workers} workers",
         f"  output    {places.files.out}",
     ]
     if ended.num_errors:

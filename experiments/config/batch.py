@@ -64,7 +64,10 @@ def batch_config(request: BatchRequest) -> dict[str, Any]:
     workload = config["workload"]
     if workload.get("path") == PLACEHOLDER:
         workload |= {"path": str(request.path), "name": request.path.stem}
-    config["backend"].setdefault("checkpoints", request.checkpoints)
+    name = config["backend"]["name"]
+    require(name in ("vllm", "endpoint"), "backend.name", "vllm or endpoint in a batch", name)
+    if name == "vllm" and "backend.checkpoints" not in asked:
+        config["backend"]["checkpoints"] = request.checkpoints
     if named:
         config["pool"] = pool_of(named, request)
     elif request.aggregator not in (None, "none"):

@@ -1,0 +1,189 @@
+"""Thirty files and commands of the kind people have, and what `mosaic batch` makes of each: done, or one clear line."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from experiments.config import batch as batch_config_module
+from experiments.config.batch import Gpu, find_gpus, named_models
+from mosaic.core.engine_options import Device
+from tests.engines.fake_batch import NAMES, batch_line, run_mosaic, write_models
+
+TEXT = "Is it?\nOptions:\n(A) 1\n(B) 2"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+class Case(NamedTuple):
+    """A file, and what is said of it; none: it is answered, with so many lines."""
+
+    name: str
+    content: bytes
+    said: str | None = None
+    file: str = "questions.jsonl"
+    options: tuple[str, ...] = ()
+    num_lines: int = 4
+
+
+def lines(*entries: object, end: str = "\n") -> bytes:
+    return "".join((entry if isinstance(entry, str) else json.dumps(entry)) + end for entry in entries).encode()
+
+
+BATCH = [batch_line(number) for number in range(4)]
+PLAIN = [{"question": f"{number} {TEXT}"} for number in range(4)]
+CSV = "id,question\n" + "".join(f'q{number},"{number} {TEXT}"\n' for number in range(4))
+
+
+def changed(**body: Any) -> bytes:
+    return lines(*BATCH[:3], batch_line(3, **body))
+
+
+CASES = [
+    Case("openai_batch", lines(*BATCH)),
+    Case("byte_order_mark", b"\xef\xbb\xbf" + lines(*BATCH)),
+    Case("windows_line_ends", lines(*BATCH, end="\r\n")),
+    Case("empty_lines", lines(*BATCH, end="\n\n")),
+    Case("no_newline_at_the_end", lines(*BATCH).rstrip()),
+    Case("ids_that_are_missing", lines(*PLAIN)),
+    Case("prompts_alone", lines(*({"prompt": entry["question"]} for entry in PLAIN))),
+    Case("chats_alone", lines(*({"messages": entry["body"]["messages"]} for entry in BATCH))),
+    Case("csv", CSV.encode(), file="questions.csv"),
+    Case("csv_of_a_spreadsheet", b"\xef\xbb\xbf" + CSV.replace("\n", "\r\n").encode(), file="questions.csv"),
+    Case("json_list", json.dumps(PLAIN).encode(), file="questions.json"),
+    Case("other_letters", lines(*(batch_line(number, f"\u00bfQu\u00e9? {TEXT}") for number in range(4)))),
+    Case("one_question", lines(BATCH[0]), num_lines=1),
+    Case("duplicate_ids", lines(*BATCH, BATCH[0]), "line 5: id must be unique, got 'q0', which"),
+    Case("empty_file", b"", "must be a file with at least one question, got 'none'"),
+    Case("still_being_written", lines(*BATCH)[:-30], "line 4: must be JSON"),
+    Case("utf_16", lines(*BATCH).decode().encode("utf-16"), "must be UTF-8 text"),
+    Case("not_json", b"What is this?\n", "line 1: must be JSON, got 'What is this?'"),
+    Case("other_suffix", lines(*BATCH), "must be a file ending in one of ['.jsonl', '.csv', '.json'", file="q.txt"),
+    Case("embeddings", lines({**BATCH[0], "url": "/v1/embeddings"}), "line 1: url must be one of"),
+    Case("several_answers", changed(n=4), "line 4: body.n must be left out or 1"),
+    Case("tools", changed(tools=[{"type": "function"}]), "line 4: body.tools must be left out or []"),
+    Case("image", changed(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "must be text"),
+    Case("hot", changed(temperature=9), "line 4: body.temperature must be at most 2, got 9"),
+    Case("too_long", lines(batch_line(0, "x " * 9000 + TEXT)), "prompt_tokens must be below context_tokens=4096"),
+    Case("table_without_questions", b"a,b\n1,2\n", "columns must be a superset of ['question']", file="q.csv"),
+    Case("no_parquet", b"PAR0", "must be a parquet file", file="q.parquet"),
+    Case("unknown_model", lines(*BATCH), "checkpoint Nobody: no such folder", options=("--models", "Nobody")),
+    Case("model_twice", lines(*BATCH), "--models: last part of a name must be unique", options=("--models", "a/X,b/X")),
+    Case("unknown_key", lines(*BATCH), "gates must be a key", options=("gates=never",)),
+    Case("unknown_choice", lines(*BATCH), "gate must be one of", options=("gate=maybe",)),
+    Case("simulated", lines(*BATCH), "backend.name must be vllm or endpoint in a batch", options=("backend=sim",)),
+    Case("unknown_option", lines(*BATCH), "No such option", options=("--speed", "9")),
+    Case("word_for_a_number", lines(*BATCH), "error: ", options=("--workers", "many")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_file_is_answered_or_refused_in_a_line(case: Case, models: list[str], tmp_path: Path) -> None:
+    path = tmp_path / case.file
+    path.write_bytes(case.content)
+    if case.name == "simulated":
+        models = [option for option in models if not option.startswith(("backend.", "profile.max"))]
+    outcome = run_mosaic("batch", path, *models, *case.options)
+    if case.said is None:
+        assert outcome.status == 0, outcome.err
+        assert len((tmp_path / "questions.out.jsonl").read_text().splitlines()) == case.num_lines
+        return
+    assert outcome.status == 2
+    assert case.said in outcome.err
+    assert outcome.err.count("\n") == 1, "one line"
+    assert outcome.err.startswith("error: ")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [case.file], "nothing is left behind"
+
+
+def test_parquet_is_answered(models: list[str], tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(PLAIN), tmp_path / "q.parquet")
+    assert run_mosaic("batch", tmp_path / "q.parquet", *models).status == 0
+
+
+def test_a_file_that_is_not_there(models: list[str], tmp_path: Path) -> None:
+    outcome = run_mosaic("batch", tmp_path / "nothing.jsonl", *models)
+    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
+    assert "FILE must be a file with questions, got" in outcome.err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(models: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_bytes(lines(*BATCH))
+    tmp_path.chmod(0o500)
+    outcome = run_mosaic("batch", path, *models)
+    tmp_path.chmod(0o700)
+    assert outcome.status == 2
+    assert "cannot be written (Permission denied); --out names another folder" in outcome.err
+
+
+def test_an_output_folder_that_is_a_file(models: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_bytes(lines(*BATCH))
+    outcome = run_mosaic("batch", path, *models, "--out", path)
+    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
+    assert "cannot be written" in outcome.err
+
+
+def test_a_port_that_is_taken(models: list[str], tmp_path: Path) -> None:
+    import socket
+
+    path = tmp_path / "questions.jsonl"
+    path.write_bytes(lines(*BATCH))
+    with socket.create_server(("", 0)) as server:
+        outcome = run_mosaic("batch", path, *models, "--metrics-port", server.getsockname()[1])
+    assert outcome.status == 2
+    assert "Address already in use" in outcome.err
+
+
+def test_without_a_gpu_cores_are_used_and_with_some_all_of_them() -> None:
+    with patch.object(batch_config_module, "find_device", return_value=Device.CPU):
+        assert batch_config_module._hardware(set(), None) == []
+        assert batch_config_module._hardware(set(), 3) == ["cluster.num_workers=3"]
+    cards = [Gpu("NVIDIA A100-SXM4-80GB", 80.0), Gpu("NVIDIA A100-SXM4-80GB", 79.6)]
+    with (
+        patch.object(batch_config_module, "find_device", return_value=Device.GPU),
+        patch.object(batch_config_module, "find_gpus", return_value=cards),
+    ):
+        told = ["cluster.num_workers=2", "hardware=a100_80gb", "hardware.memory_gib=79.6"]
+        assert batch_config_module._hardware(set(), None) == told
+        assert batch_config_module._hardware({"hardware"}, None) == []
+
+
+def test_gpus_are_read_from_the_driver(tmp_path: Path) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA H100, 81559'\necho 'NVIDIA H100, 81559'\n")
+    tool.chmod(0o755)
+    with patch.dict(os.environ, {"PATH": f"{tmp_path}:/bin:/usr/bin"}):
+        assert [(gpu.name, round(gpu.memory_gib)) for gpu in find_gpus()] == [("NVIDIA H100", 80)] * 2
+    with patch.dict(os.environ, {"PATH": str(tmp_path / "nowhere")}):
+        assert find_gpus() == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("model_list: 3", "must be a LiteLLM file"),
+        ("a: [", "must be a LiteLLM file"),
+        ("model_list: [{model_name: a, litellm_params: {model: x, api_base: http://h}}]", "api_base must be left out"),
+        (
+            "model_list: [{model_name: a, litellm_params: {model: x}}, {model_name: a, litellm_params: {model: y}}]",
+            "twice",
+        ),
+    ],
+)
+def test_a_bad_list_of_models_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "models.yaml").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        named_models(str(tmp_path / "models.yaml"))
+    with pytest.raises(ValueError, match="--models must be a readable file"):
+        named_models(str(tmp_path / "none.yaml"))
+    assert len(NAMES) == 4
