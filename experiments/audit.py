@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is n
 
 from experiments.batch import JOURNAL, stoppable
 from experiments.config.compose import as_recorded
+from experiments.config.errors import NOT_REACHED_STATUS
 from experiments.config.job import job_from
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
@@ -32,8 +33,6 @@ from mosaic.runtime.job import Job
 from mosaic.runtime.journal_records import read_journal
 
 OUT_SUFFIX = ".out.jsonl"
-NOT_REACHED_STATUS = 5
-"""The audit holds, and what --until asks for was not reached."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is n
 import mosaic
 from experiments.config.batch import BatchRequest, batch_config
 from experiments.config.compose import as_recorded
+from experiments.config.errors import UNANSWERED_STATUS
 from experiments.config.job import Prepared, job_from
 from experiments.config.memory import spare_garbage_collector
 from experiments.config.summary import answer_files, replans_jsonl, summary_of
@@ -42,9 +43,6 @@ from mosaic.runtime.replanning import describe_new_plan
 
 JOURNAL = "journal"
 BEGUN = "begun.json"
-COMPLETE_STATUS = 0
-ERRORS_STATUS = 4
-"""All questions have ended, and some without a text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +74,7 @@ def run_batch(
     stamped = as_recorded(config)
     if completed_with(places.work, stamped) and places.files.out.exists() and not _num_errors(places.files):
         say(f"already complete: {places.files.out}")
-        return COMPLETE_STATUS
+        return 0
     prepared = job_from(config, places.work / JOURNAL, request.overrides)
     if prepared.job.site.way != "measured":
         raise ValueError(f"backend.mode must be live in a batch, got {config['backend']['mode']!r}")
@@ -100,7 +98,7 @@ def run_batch(
     print(describe(request.path, places, outcome, ended))
     if price_per_hour is not None:
         print(f"  cost      {cost(wall_s, prepared.job.cluster.num_workers, price_per_hour)} for {wall_s:,.0f} s")
-    return ERRORS_STATUS if ended.num_errors else COMPLETE_STATUS
+    return UNANSWERED_STATUS if ended.num_errors else 0
 
 
 def execute(prepared: Prepared, stream: AnswerStream, metrics: RunMetrics, price_per_hour: float | None) -> Outcome:

@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
+from experiments.config.errors import BAD_INPUT_STATUS, INTERRUPTED_STATUS
 from mosaic import __version__
-
-BAD_INPUT_STATUS, INTERRUPTED_STATUS = 2, 130
 
 app = typer.Typer(
     name="mosaic",

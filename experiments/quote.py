@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
 from experiments.config.compose import as_recorded, compose_config
-from experiments.config.errors import NOT_IN_TIME_STATUS, exit_with_message
+from experiments.config.errors import NOT_REACHED_STATUS, exit_with_message
 from experiments.config.job import job_from
 from experiments.config.places import own_folder
 from mosaic.core.checks import require
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder=options.folder,
     )
     print(json.dumps(made.to_json(), indent=1) if options.json else describe(made, explain=options.explain), end="")
-    return NOT_IN_TIME_STATUS if made.cheapest is None else 0
+    return NOT_REACHED_STATUS if made.cheapest is None else 0
 
 
 def quote_batch(

@@ -18,8 +18,10 @@ BAD_INPUT = (MosaicError, ValueError, TypeError, OSError, HydraException, OmegaC
 BAD_INPUT_STATUS = 2
 FAILED_CALLS_STATUS = 3
 """The run is complete, but for calls that have no result."""
-NOT_IN_TIME_STATUS = 5
-"""Of a quote: nothing meets the deadline."""
+UNANSWERED_STATUS = 4
+"""A batch is complete, but for questions without a text."""
+NOT_REACHED_STATUS = 5
+"""What was asked for is out of reach: the deadline of a quote, the bound of an audit, which holds all the same."""
 INTERRUPTED_STATUS = 130
 
 

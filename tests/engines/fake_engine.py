@@ -17,6 +17,8 @@ from mosaic.engines.engine import Aborted, Generation
 from mosaic.runtime import journal
 
 STEP_S = 0.0005
+LONG_TOKENS = 400
+"""Of a response to a prompt with the word ``long``, each a word of its text."""
 
 
 def prepare(settings) -> None:
@@ -88,7 +90,8 @@ class FakeEngine:
         for number, (request, scheduled_ts, first_ts, tokens) in list(self.running.items()):
             tokens.append((request.seed >> len(tokens)) % 256)
             self.running[number][2] = first_ts or time.monotonic()
-            length = min(request.output_tokens or 1 + request.seed % 20, request.max_output_tokens)
+            wanted = LONG_TOKENS if "long" in request.prompt else 1 + request.seed % 20
+            length = min(request.output_tokens or wanted, request.max_output_tokens)
             if len(tokens) == length:
                 if isinstance(request.prompt, str):
                     do_as_told(request.prompt, self.spec.settings.checkpoint)
@@ -115,6 +118,8 @@ class FakeEngine:
 
     def text(self, request) -> str | None:
         if self.spec.settings.with_tokenizer:
+            if "long" in request.prompt:
+                return f"{'word ' * LONG_TOKENS}The answer is {'ABCD'[request.seed % 4]}."
             return f"<think>A or B?</think>The answer is {'ABCD'[request.seed % 4]}."
         return None
 

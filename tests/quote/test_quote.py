@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.config.errors import NOT_IN_TIME_STATUS
+from experiments.config.errors import NOT_REACHED_STATUS
 from experiments.config.job import simulated
 from experiments.quote import main, parse_sizes
 from mosaic.core.workload import PROPOSE, Call, CallKey
@@ -192,7 +192,7 @@ def test_the_command_quotes_as_text_and_as_json(capsys) -> None:
     assert "2 x a100_80gb" in text
     assert "who dominates: " in text
     assert "price of a100_80gb: $2 an hour, as given" in text
-    assert main([*arguments, "--json", "--deadline", "1s"]) == NOT_IN_TIME_STATUS
+    assert main([*arguments, "--json", "--deadline", "1s"]) == NOT_REACHED_STATUS
     found = json.loads(capsys.readouterr().out)
     assert found["cheapest"] is None
     assert [offer["num_gpus"] for offer in found["offers"]] == [2, 4]

@@ -1,0 +1,40 @@
+"""Ten thousand questions in the driver of `mosaic batch`."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.engines.fake_batch import batch_line, question, write_batch, write_models
+from tests.experiments.command_line import ROOT
+
+MOST_MIB = 500
+MEASURED = """
+import resource, sys
+from tests.engines.fake_batch import fake_hosts, main
+with fake_hosts:
+    try:
+        main()
+    finally:
+        print("driver", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "MiB")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["", "long"])
+def test_ten_thousand_questions_fit_into_the_driver(word: str, tmp_path: Path) -> None:
+    """With responses of ten tokens, and of 400."""
+    models = write_models(tmp_path)
+    path = write_batch(tmp_path, [batch_line(number, question(number, word)) for number in range(10_000)])
+    command = [sys.executable, "-c", MEASURED, "batch", str(path), *models]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "10,000 questions answered, 0 errors" in done.stdout
+    found = re.search(r"driver (\d+) MiB", done.stdout)
+    assert found is not None
+    print(word or "short", found[0])
+    assert int(found[1]) < MOST_MIB

