@@ -82,7 +82,7 @@ def test_a_batch_beside_run_batch_once_a_model(tmp_path: Path) -> None:
         asked = write_calls(tmp_path, lines, expert)
         theirs_s += run(
             [
-                sys.executable, "-m", "vllm.entrypoints.cli.main", "run-batch", "-i", asked, "-o", f"{expert}.out",
+                sys.executable, "-m", "vllm.entrypoints.openai.run_batch", "-i", asked, "-o", f"{expert}.out",
                 "--model", TINY / expert, "--served-model-name", expert, "--dtype", "float32", "--enforce-eager",
                 "--max-num-seqs", "64",
             ],
