@@ -12,7 +12,7 @@ from tests.engines.fake_batch import batch_line, question, write_batch, write_mo
 from tests.experiments.command_line import ROOT
 
 MOST_MIB = {"": 500, "long": 600}
-"""By the questions' word. Wanted are 500; responses of 400 tokens take 546, as the driver keeps the ids of their tokens."""
+"""By word. Wanted are 500; responses of 400 tokens take 546, as the driver keeps the ids of their tokens."""
 MEASURED = """
 import resource, sys
 from tests.engines.fake_batch import fake_hosts, main
