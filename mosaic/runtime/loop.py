@@ -172,8 +172,11 @@ class _Run:
         worker) may not come again in the same way: it is done as it was.
         """
         actions, self._earlier = self._earlier, ()
+        opened = [action.command.session for action in actions if isinstance(action.command, Open)]
+        # numbers that a controller has given to other sessions than the last time
+        others = {session.id for session in opened if self._view.opened.get(session.id, session) != session}
         for action in actions:
-            if self._still_means_something(action.command):
+            if session_of(action.command) not in others and self._still_means_something(action.command):
                 self._give([action.command], action.cause)
 
     def _still_means_something(self, command: Command) -> bool:
@@ -190,3 +193,15 @@ class _Run:
                 return key in view.running and number in view.opened and number not in view.closing
             case Close(session=number):
                 return number in view.opened and number not in view.closing
+
+
+def session_of(command: Command) -> int | None:
+    """Give the session that a command names; None: it names none."""
+    match command:
+        case Open(session=session):
+            return session.id
+        case Submit(to=to):
+            return to if isinstance(to, int) else None
+        case Move(session=number) | Close(session=number):
+            return number
+    return None

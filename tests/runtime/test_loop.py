@@ -189,6 +189,15 @@ def test_moves_and_cuts_of_the_interrupted_run_are_done_again() -> None:
     assert [action.command for action in log.written] == [Close(2)], "nobody had closed it"
 
 
+def test_a_number_that_now_names_another_session_takes_nothing_from_the_log() -> None:
+    log = MemoryLog(earlier(Open(Session(id=2, expert="B", workers=(1,))), Move(A1.key, 2), Close(2)))
+    now = Session(id=2, expert="A", workers=(0,))
+    result = run(StaticPlan(PLAN, CALLS), Answers({"started": [Open(now), Submit(A3, 2)]}), log=log)
+    placed = {record.key: record.session for record in result.calls}
+    assert (placed[A1.key], placed[A3.key]) == (0, 2)
+    assert [action.command for action in result.actions].count(Move(A1.key, 2)) == 0
+
+
 # Replay
 
 
