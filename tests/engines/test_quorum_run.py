@@ -19,6 +19,7 @@ from tests.experiments.command_line import ROOT, run_here
 pytestmark = pytest.mark.slow
 TINY = ROOT / "checkpoints" / "tiny"
 QUORUM = "pipeline.quorum=true"
+OVERLAP = ("pipeline.overlap=true", "pipeline.moves=true")
 
 
 def calls_of(folder: Path) -> dict[tuple, dict]:
@@ -67,8 +68,9 @@ def test_on_real_vllm_third_calls_are_cancelled_and_all_else_is_as_without(tmp_p
         assert len({row["answer"] for row in others} - {None}) == 1, "two agreed"
 
 
-def test_a_run_with_a_quorum_that_is_killed_ends_with_the_same_answers(tmp_path):
-    inputs = [*write_inputs(tmp_path, num_questions=24, word="slow"), QUORUM]
+@pytest.mark.parametrize("reactions", [[QUORUM], [QUORUM, *OVERLAP]], ids=["quorum", "all"])
+def test_a_run_with_reactions_that_is_killed_ends_with_the_same_answers(tmp_path, reactions):
+    inputs = [*write_inputs(tmp_path, num_questions=24, word="slow"), *reactions]
     undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
     assert (outcome := run_fake(*inputs, f"hydra.run.dir={undisturbed}")).status == 0, outcome.err
     assert cancelled_of(undisturbed)
