@@ -57,7 +57,10 @@ class AnswerModel:
     distractor_std: float
     """Standard deviation of the wrong options' attraction."""
     length_loading: float
-    """Correlation of a call's (normal) length score with its question's difficulty. A length's mean does not change."""
+    """Correlation of a call's (normal) length score with its question's difficulty. A length's mean does not change.
+
+    Below 0 hard questions are answered in short, so that long answers are right more often.
+    """
     aggregator_gain: float
     """What an expert is abler by when it aggregates than when it answers alone."""
     deference: float
@@ -79,7 +82,7 @@ class AnswerModel:
         for name in ("discrimination", "distractor_std", "deference"):
             _require_between(getattr(self, name), f"answers.{name}", MOST_LOGITS)
         for name in ("length_loading", "aggregator_length_loading"):
-            _require_between(getattr(self, name), f"answers.{name}", 1)
+            _require_between(getattr(self, name), f"answers.{name}", 1, least=-1)
         require_source(self.source, "answers.source")
 
     def item(self, question: str, answers: tuple[str, ...], seed: int, stream: str) -> Item:
@@ -105,8 +108,8 @@ class AnswerModel:
         return self.mean_ability + self.ability_by_expert.get(expert, 0.0)
 
 
-def _require_between(value: float, field: str, most: float) -> None:
-    require_number(value, field, at_least=0)
+def _require_between(value: float, field: str, most: float, *, least: float = 0) -> None:
+    require_number(value, field, at_least=least)
     require(value <= most, field, f"at most {most}", value)
 
 

@@ -1,9 +1,12 @@
 """Every preset composes, all its points exist, and its figure asks for what runs have."""
 
+import atexit
 import re
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -22,6 +25,7 @@ from experiments.studies.ablation_text import describe_ablation
 from mosaic.planning.schedulers.round_robin import RoundRobin
 from mosaic.report.metrics import summarise
 from mosaic.report.run_folder import flatten
+from tests.experiments.command_line import QUICK, run_point
 from tests.factories import make_problem
 
 pytestmark = pytest.mark.slow
@@ -30,8 +34,29 @@ PRESETS = preset_names()
 ISSUE = {
     "ablate_k", "ablate_replicas", "ablate_gpus", "ablate_load", "ablate_prediction", "ablate_gate", "ablate_tau",
     "ablate_fifo", "ablate_order", "ablate_engine_order", "ablate_kv", "ablate_aggregator",
-    "ablate_quorum", "ablate_reactions",
+    "ablate_quorum", "ablate_reactions", "ablate_budgets",
 }  # fmt: skip
+
+
+LEARNING = {"budgets": "gate", "baseline_budgets": "pipeline.promise"}
+"""Policies that learn from calibration questions, and where they name them."""
+
+
+@cache
+def lessons_of(benchmark: str) -> Path:
+    """Make a few calibration answers of a benchmark."""
+    folder = Path(mkdtemp(prefix="lessons-"))
+    atexit.register(rmtree, folder)
+    few = "workload.num_calibration_questions=60"
+    overrides = (f"workload={benchmark}", "workload.part=calibration", few, "gate=never", "pipeline.leave_one_out=true")
+    outcome = run_point(*overrides, *QUICK, f"hydra.run.dir={folder}")
+    assert outcome.status == 0, outcome.err
+    return folder / "calibration_answers.parquet"
+
+
+def lessons(benchmark: str, policy: str) -> list[str]:
+    """Say what a learning policy learns from."""
+    return [f"workload={benchmark}", f"{LEARNING[policy]}.calibration={lessons_of(benchmark)}"]
 
 
 @cache
@@ -94,7 +119,9 @@ def test_every_point_has_a_folder_that_any_file_system_takes(name: str) -> None:
 def test_every_value_of_a_preset_makes_a_run_that_the_figure_can_place(name: str) -> None:
     spec, xs, lines = spec_of(name), [], set()
     for overrides in overrides_of(name):
-        config = compose_config(overrides)
+        policy = next((value.partition("=")[2] for value in overrides if value.startswith("+policy=")), "")
+        benchmark = next((value.partition("=")[2] for value in overrides if value.startswith("workload=")), "")
+        config = compose_config([*overrides, *(lessons(benchmark, policy)[1:] if policy in LEARNING else ())])
         prepared = job_from(config)
         job, aggregator = prepared.job, prepared.aggregator
         gate = job.graph.gate.name if job.graph.upper_nodes else None
@@ -135,13 +162,15 @@ def test_the_figure_reads_numbers_of_a_summary(name: str) -> None:
 
 @pytest.mark.parametrize("path", sorted((CONF / "policy").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_policy_is_a_scheduler_with_its_options(path: Path) -> None:
-    job, _ = simulated([f"+policy={path.stem}", "aggregator=none"])
+    more = lessons("gpqa", path.stem) if path.stem in LEARNING else ["aggregator=none"]
+    job, _ = simulated([f"+policy={path.stem}", *more])
     schedulers = {
         "ilp_affine": "ilp", "ilp_lifted": "ilp", "longest_first": "least_loaded",
         "baseline": "round_robin", "paper": "ilp", "quorum": "ilp",
+        "budgets": "ilp", "baseline_budgets": "round_robin", "overlap": "ilp", "reactions": "ilp",
     }  # fmt: skip
     assert job.scheduler.name == schedulers.get(path.stem, path.stem)
-    assert job.has_quorum == (path.stem == "quorum")
+    assert job.has_quorum == (path.stem in ("quorum", "budgets", "overlap", "reactions"))
     assert getattr(job.scheduler, "longest_first", False) == (path.stem == "longest_first")
 
 

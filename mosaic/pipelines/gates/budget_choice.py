@@ -14,11 +14,12 @@ Laufer-Goldshtein, Fisch, Barzilay and Jaakkola, "Efficiently controlling multip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mosaic.pipelines.gates.loss_table import LossTable, Setting
+from mosaic.pipelines.gates.loss_table import Setting
 from mosaic.pipelines.gates.risk_control import betting_p_values, smallest_promise_frac
 
 LEVELS = tuple(round(2 ** (exponent / 2)) for exponent in range(30, 7, -1))
@@ -27,8 +28,23 @@ AGGREGATE_SHARE = 2
 """An aggregation may write so many times less than a proposal: a chain of the two is bounded."""
 HEDGE_SHARES = (1, 2, 4, 8, 16)
 """And so may a call that is hedged, each of them."""
+FULL_STEP = 3.0
+"""Assumed: a decode step of a full batch takes so many times that of the few sequences that are left at the end."""
 LEAST_GAIN_FRAC = 0.02
 """Of the steps: a path with steps smaller than this only offers more chances to fail."""
+
+
+class Questions(Protocol):
+    """Calibration questions, as ``LossTable`` has them."""
+
+    def __len__(self) -> int:
+        """Count them."""
+
+    def losses(self, setting: Setting) -> NDArray[np.int8]:
+        """Compute what each loses at most."""
+
+    def written_tokens(self, setting: Setting) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Estimate what each writes in all, and one call after the other."""
 
 
 class Kinds(NamedTuple):
@@ -111,7 +127,7 @@ def settings_of(thresholds: Sequence[float | None], kinds: Kinds, *, is_gate_cho
 
 
 def path_of(
-    fit: LossTable, settings: Sequence[Setting], batch: Batch, accepted_loss_frac: float
+    fit: Questions, settings: Sequence[Setting], batch: Batch, accepted_loss_frac: float
 ) -> tuple[Setting, ...]:
     """Order settings from safe to fast, without those that are beaten in both.
 
@@ -134,7 +150,7 @@ def path_of(
 
 
 def choose_budgets(
-    certify: LossTable, path: Sequence[Setting], *, accepted_loss_frac: float, risk_frac: float
+    certify: Questions, path: Sequence[Setting], *, accepted_loss_frac: float, risk_frac: float
 ) -> BudgetChoice:
     """Walk a path as far as it can be promised.
 
@@ -147,6 +163,22 @@ def choose_budgets(
     accepted_loss_frac, risk_frac
         Mean loss to be promised against always aggregating, and the probability that the promise is broken.
     """
+    taken, tests = walk(certify, path, accepted_loss_frac, risk_frac)
+    told = taken or (tests[0].setting if tests else None)
+    return BudgetChoice(
+        setting=taken,
+        num_certify=len(certify),
+        accepted_loss_frac=accepted_loss_frac,
+        risk_frac=risk_frac,
+        promise_frac=None if told is None else smallest_promise_frac(certify.losses(told), risk_frac),
+        tests=tests,
+    )
+
+
+def walk(
+    certify: Questions, path: Sequence[Setting], accepted_loss_frac: float, risk_frac: float
+) -> tuple[Setting | None, tuple[SettingTest, ...]]:
+    """Test the settings of a path up to the first that fails; gives the last that passed, and all tests."""
     tests: list[SettingTest] = []
     taken: Setting | None = None
     for setting in path:
@@ -155,19 +187,11 @@ def choose_budgets(
         if tests[-1].p_value > risk_frac:
             break
         taken = setting
-    told = taken or (tests[0].setting if tests else None)
-    return BudgetChoice(
-        setting=taken,
-        num_certify=len(certify),
-        accepted_loss_frac=accepted_loss_frac,
-        risk_frac=risk_frac,
-        promise_frac=None if told is None else smallest_promise_frac(certify.losses(told), risk_frac),
-        tests=tuple(tests),
-    )
+    return taken, tuple(tests)
 
 
-def steps(table: LossTable, setting: Setting, batch: Batch) -> float:
+def steps(table: Questions, setting: Setting, batch: Batch) -> float:
     """Estimate the decode steps of a batch: those of engines that are full, and those of its longest chain."""
     written, chain = table.written_tokens(setting)
     longest = float(np.quantile(chain, 1 - 1 / batch.num_questions))
-    return batch.num_questions * float(written.mean()) / batch.num_running + longest
+    return FULL_STEP * batch.num_questions * float(written.mean()) / batch.num_running + longest
