@@ -85,14 +85,14 @@ def heads(options: argparse.Namespace) -> None:
 def quality(options: argparse.Namespace) -> None:
     """Score texts with budgets of pages; a table that is there is continued."""
     from experiments.kv_heads.report import quality_figure, quality_report
-    from experiments.kv_heads.study import SCORED_TOKENS, load_heads, read_qualities, score_texts
+    from experiments.kv_heads.study import NUM_TEXTS, SCORED_TOKENS, load_heads, read_qualities, score_texts
 
     table = options.out / "quality.csv"
     table.parent.mkdir(parents=True, exist_ok=True)
     score_texts(options.checkpoint, load_heads(options.heads), table)
     rows = read_qualities(table)
     drawn = quality_figure(rows)
-    _write(options.out / "quality.md", quality_report(rows, SCORED_TOKENS).encode())
+    _write(options.out / "quality.md", quality_report(rows, NUM_TEXTS, SCORED_TOKENS).encode())
     _write(options.out / "quality.png", png_bytes(drawn))
     _write(options.out / "quality.pdf", pdf_bytes(drawn))
 

@@ -49,12 +49,12 @@ def heads_report(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def quality_report(rows: Sequence[Quality], scored_tokens: int) -> str:
+def quality_report(rows: Sequence[Quality], num_texts: int, scored_tokens: int) -> str:
     """Say what budgets cost, and whether the profiled heads are the ones to protect."""
     texts = {row.text for row in rows}
     about = f"""
-        {len(texts)} texts that no profile has seen, {scored_tokens} tokens of each scored behind a prompt,
-        teacher-forced; means over texts with 95% intervals. Protected as unstable: the profiled heads, or as
+        {len(texts)} of {num_texts} texts that no profile has seen, {scored_tokens} tokens of each scored behind a
+        prompt, teacher-forced; means over texts with 95% intervals. Protected as unstable: the profiled heads, or as
         many drawn at random anew for each text. Agreement: tokens whose most likely one is that of the dense
         model."""
     lines = ["## Quality by budget", "", *_wrapped(about), ""]

@@ -121,6 +121,7 @@ def test_a_study_is_written_read_and_continued(checkpoint, tmp_path, monkeypatch
     assert {row["agreement_frac"] for row in rows if row["protected"] == "dense"} == {"1"}
     text = (tmp_path / "out" / "quality.md").read_text()
     assert text.startswith("## Quality by budget")
+    assert "6 of 6 texts" in text
     kept = "\n".join(table.read_text().splitlines()[: 1 + 3 * 5]) + "\n"
     whole = table.read_text()
     table.write_text(kept)
