@@ -13,6 +13,8 @@ from mosaic.planning.ilp.subset_bound import subset_bound_s
 from mosaic.planning.schedulers.instance import Counts, Instance
 
 FIRST_MOVES_PER_EXPERT = 4000
+AIM_FRAC = 0.5
+"""How much of the gap the next search is to close."""
 BOUND_TIME_FRAC = 0.5
 """Share of the time after the first search that bounds may take."""
 
@@ -37,7 +39,7 @@ def solve_alike(instance: Instance, workers: AlikeWorkers, bracket: Bracket, *, 
     moves_per_s = inf
     while bracket.finish_s > bracket.bound_s and (begin_ts := monotonic()) < until_ts:
         num_moves = int(min(num_moves, moves_per_s * (until_ts - begin_ts)))
-        found = GroupSearch(workers, target_s=bracket.bound_s, seed=seed).run(num_moves, until_ts=until_ts)
+        found = GroupSearch(workers, target_s=_target_s(bracket), seed=seed).run(num_moves, until_ts=until_ts)
         moves_per_s = max(found.num_moves, 1) / max(monotonic() - begin_ts, 1e-9)
         counts = place_groups(workers, found.groups)
         if counts is not None:
@@ -51,6 +53,13 @@ def solve_alike(instance: Instance, workers: AlikeWorkers, bracket: Bracket, *, 
             bracket = _raise_bound(workers, bracket, until_ts=monotonic() + BOUND_TIME_FRAC * (until_ts - monotonic()))
         num_moves, seed = 2 * num_moves, seed + 1
     return bracket
+
+
+def _target_s(bracket: Bracket) -> float:
+    """Aim a little below the best placement: a search is at its best where few groups are late."""
+    if bracket.counts is None:
+        return bracket.bound_s
+    return bracket.finish_s - AIM_FRAC * (bracket.finish_s - bracket.bound_s)
 
 
 def _better(instance: Instance, bracket: Bracket, counts: Counts) -> Bracket:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import exp
 from random import Random
 from time import monotonic
+from typing import NamedTuple, TypeAlias
 
 from mosaic.planning.ilp.alike import AlikeWorkers
 from mosaic.planning.ilp.groups import Group
@@ -12,8 +13,8 @@ from mosaic.planning.ilp.groups import Group
 MOVES_BETWEEN_CHECKS = 256
 LATE_FIRST_FRAC = 0.4
 """Share of moves that start from a group which ends after the target."""
-SWAP_FRAC, MOVE_FRAC, CARRY_FRAC, GROW_FRAC = 0.62, 0.2, 0.1, 0.05
-"""Shares of the kinds of moves; the rest divides two groups anew."""
+SWAP_FRAC, MOVE_FRAC, CARRY_FRAC = 0.62, 0.2, 0.1
+"""Shares of moves that swap two experts, move one, or move one and a worker; the rest divides two groups anew."""
 FIRST_STEP_FRAC, LAST_STEP_FRAC = 0.02, 0.0003
 """Temperatures: by how much a worker may become late, relative to the target, and be accepted easily."""
 FORBIDDEN_FRAC = 1e4
@@ -30,34 +31,54 @@ class Found:
     num_moves: int
 
 
+Sums: TypeAlias = tuple[int, float, int, int]
+"""All that a group's end depends on: workers, seconds of its experts whole, experts, and the largest expert."""
+
+
+class _Move(NamedTuple):
+    """What would become of two groups, by number."""
+
+    a: int
+    sums_a: Sums
+    b: int
+    sums_b: Sums
+    moved: Sequence[int]
+    """Experts that change sides."""
+
+
 class GroupSearch:
     """Moves experts and workers between groups, at random, and accepts what makes groups less late.
 
     The energy of a partition is the sum over its groups of n (T - target)^2, where n is the number of workers and T
-    the ideal end of a group that ends after the target.
+    the ideal end of a group that ends after the target. Experts are numbered by size here, the largest first, so
+    that a group's largest is its least number; ``num_experts`` stands for none.
     """
 
     def __init__(self, workers: AlikeWorkers, *, target_s: float, seed: int) -> None:
-        self._whole_s, self._serving_s = workers.whole_s, workers.serving_s
-        self._setup_s, self._max_replicas = workers.setup_s, workers.max_replicas
+        self._ranked = sorted(range(workers.num_experts), key=lambda m: -workers.serving_s[m])
+        self._whole_s = [workers.whole_s[m] for m in self._ranked]
+        # Whole calls leave half a call's time unused on each worker, on average.
+        self._further_s = [*(workers.setup_s[m] + workers.per_call_s[m] / 2 for m in self._ranked), 0.0]
+        self._caps = [*(workers.max_replicas[m] for m in self._ranked), workers.num_workers]
+        self._num_experts, self._num_workers = workers.num_experts, workers.num_workers
         self._most = workers.max_experts_per_worker
-        self._num_experts = workers.num_experts
         self._target_s = target_s
         self._forbidden_s = FORBIDDEN_FRAC * max(target_s, sum(workers.whole_s))
         self._random = Random(seed)
-        self._groups = self._greedy(workers.num_workers)
-        self._home = [0] * workers.num_experts
-        for number, (experts, _) in enumerate(self._groups):
-            for m in experts:
-                self._home[m] = number
+        self._experts: list[list[int]] = [[] for _ in range(self._num_workers)]
+        self._sums: list[Sums] = [(0, 0.0, 0, self._num_experts)] * self._num_workers
+        self._home = [0] * self._num_experts
+        self._fill([workers.serving_s[m] for m in self._ranked])
 
     def run(self, num_moves: int, *, until_ts: float) -> Found:
         """Make so many moves while it cools down, but end at an instant of the monotonic clock."""
-        groups, random = self._groups, self._random.random
-        finish_s = [self._finish_s(*group) for group in groups]
-        energy = [self._energy(group, end_s) for group, end_s in zip(groups, finish_s, strict=True)]
-        best, best_s, move = tuple(groups), max(finish_s), 0
-        heat = cooling = 0.0
+        random, finish, target_s = self._random.random, self._finish_s, self._target_s
+        finish_s = [finish(*sums) for sums in self._sums]
+        energy = [
+            (sums[0] or 1) * max(end_s - target_s, 0.0) ** 2 for sums, end_s in zip(self._sums, finish_s, strict=True)
+        ]
+        best, best_s, move = self._groups(), max(finish_s), 0
+        heat = 0.0
         late: list[int] = []
         for move in range(num_moves):
             if move % MOVES_BETWEEN_CHECKS == 0:
@@ -65,111 +86,132 @@ class GroupSearch:
                 if not late or monotonic() > until_ts:
                     break
                 cooling = (LAST_STEP_FRAC / FIRST_STEP_FRAC) ** (2 * move / num_moves)
-                heat = (FIRST_STEP_FRAC * self._target_s) ** 2 * cooling + 1e-300
+                heat = (FIRST_STEP_FRAC * target_s) ** 2 * cooling + 1e-300
             proposed = self._propose(late)
             if proposed is None:
                 continue
-            a, group_a, b, group_b = proposed
-            end_a_s, end_b_s = self._finish_s(*group_a), self._finish_s(*group_b)
-            energy_a, energy_b = self._energy(group_a, end_a_s), self._energy(group_b, end_b_s)
+            a, sums_a, b, sums_b, _ = proposed
+            end_a_s, end_b_s = finish(*sums_a), finish(*sums_b)
+            energy_a = (sums_a[0] or 1) * (end_a_s - target_s) ** 2 if end_a_s > target_s else 0.0
+            energy_b = (sums_b[0] or 1) * (end_b_s - target_s) ** 2 if end_b_s > target_s else 0.0
             worse = energy_a + energy_b - energy[a] - energy[b]
             if worse > 0 and random() >= exp(-worse / heat):
                 continue
-            groups[a], groups[b] = group_a, group_b
+            self._take(proposed)
             energy[a], energy[b] = energy_a, energy_b
             finish_s[a], finish_s[b] = end_a_s, end_b_s
-            for m in group_a[0]:
-                self._home[m] = a
-            for m in group_b[0]:
-                self._home[m] = b
             if end_a_s < best_s > end_b_s and max(finish_s) < best_s:
-                best, best_s = tuple(groups), max(finish_s)
+                best, best_s = self._groups(), max(finish_s)
         return Found(tuple(group for group in best if group[0] or group[1]), best_s, move)
 
-    def _propose(self, late: Sequence[int]) -> tuple[int, Group, int, Group] | None:
-        """Draw a move: two groups by number, and what would become of them."""
-        random, groups = self._random.random, self._groups
-        m = -1
-        if random() < LATE_FIRST_FRAC:
-            a = late[int(random() * len(late))]
-            if groups[a][0]:
-                m = groups[a][0][int(random() * len(groups[a][0]))]
-        if m < 0:
-            m = int(random() * self._num_experts)
-        a = self._home[m]
+    def _propose(self, late: Sequence[int]) -> _Move | None:
+        """Draw a move, most often from a group that is late; None if it would change nothing."""
+        random = self._random.random
+        m = int(random() * self._num_experts)
+        if random() < LATE_FIRST_FRAC and (experts := self._experts[late[int(random() * len(late))]]):
+            m = experts[int(random() * len(experts))]
         kind = random()
         if kind < SWAP_FRAC:
-            other = int(random() * self._num_experts)
-            b = self._home[other]
-            if a == b:
-                return None
-            (experts_a, num_a), (experts_b, num_b) = groups[a], groups[b]
-            return (
-                a,
-                (tuple([other if x == m else x for x in experts_a]), num_a),
-                b,
-                (tuple([m if x == other else x for x in experts_b]), num_b),
-            )
-        b = int(random() * len(groups))
+            return self._swap(m, int(random() * self._num_experts))
+        a, b = self._home[m], int(random() * self._num_workers)
         if a == b:
             return None
-        (experts_a, num_a), (experts_b, num_b) = groups[a], groups[b]
         kind -= SWAP_FRAC
+        if kind < MOVE_FRAC:
+            return self._move(m, a, b, 0)
         if kind < MOVE_FRAC + CARRY_FRAC:
-            step = 0 if kind < MOVE_FRAC else 1 if kind < MOVE_FRAC + CARRY_FRAC / 2 else -1
-            if num_a < step or num_b < -step:
-                return None
-            return a, (tuple([x for x in experts_a if x != m]), num_a - step), b, ((*experts_b, m), num_b + step)
-        if kind < MOVE_FRAC + CARRY_FRAC + GROW_FRAC:
-            return (a, (experts_a, num_a + 1), b, (experts_b, num_b - 1)) if num_b else None
+            return self._move(m, a, b, 1 if kind < MOVE_FRAC + CARRY_FRAC / 2 else -1)
         return self._divide(a, b)
 
-    def _divide(self, a: int, b: int) -> tuple[int, Group, int, Group]:
+    def _swap(self, m: int, other: int) -> _Move | None:
+        a, b = self._home[m], self._home[other]
+        if a == b:
+            return None
+        (num_a, total_a, size_a, _), (num_b, total_b, size_b, _) = self._sums[a], self._sums[b]
+        more_s = self._whole_s[other] - self._whole_s[m]
+        sums_a = (num_a, total_a + more_s, size_a, min(other, self._largest_but(a, m)))
+        return _Move(a, sums_a, b, (num_b, total_b - more_s, size_b, min(m, self._largest_but(b, other))), (m, other))
+
+    def _move(self, m: int, a: int, b: int, num_workers: int) -> _Move | None:
+        """Move an expert from its group to another, and workers with it or against it."""
+        (num_a, total_a, size_a, _), (num_b, total_b, size_b, largest_b) = self._sums[a], self._sums[b]
+        if num_a < num_workers or num_b < -num_workers:
+            return None
+        whole_s = self._whole_s[m]
+        sums_a = (num_a - num_workers, total_a - whole_s, size_a - 1, self._largest_but(a, m))
+        return _Move(a, sums_a, b, (num_b + num_workers, total_b + whole_s, size_b + 1, min(largest_b, m)), (m,))
+
+    def _divide(self, a: int, b: int) -> _Move:
         """Pool two groups, of which one may be empty, and divide their workers and experts at random."""
         random = self._random.random
-        pool, num = self._groups[a][0] + self._groups[b][0], self._groups[a][1] + self._groups[b][1]
+        num = self._sums[a][0] + self._sums[b][0]
         num_a = int(random() * (num + 1))
-        sides: tuple[list[int], list[int]] = ([], [])
+        pool = self._experts[a] + self._experts[b]
+        here: list[int] = []
+        there: list[int] = []
+        moved: list[int] = []
         for m in pool:
-            sides[random() * num >= num_a].append(m)
-        return a, (tuple(sides[0]), num_a), b, (tuple(sides[1]), num - num_a)
+            stays = random() * num < num_a
+            (here if stays else there).append(m)
+            if stays is not (self._home[m] == a):
+                moved.append(m)
+        return _Move(a, self._sum(num_a, here), b, self._sum(num - num_a, there), moved)
 
-    def _finish_s(self, experts: tuple[int, ...], num_workers: int) -> float:
+    def _take(self, move: _Move) -> None:
+        self._sums[move.a], self._sums[move.b] = move.sums_a, move.sums_b
+        for m in move.moved:
+            home = self._home[m]
+            self._experts[home].remove(m)
+            self._home[m] = move.b if home == move.a else move.a
+            self._experts[self._home[m]].append(m)
+
+    def _largest_but(self, group: int, m: int) -> int:
+        largest = self._sums[group][3]
+        if largest != m:
+            return largest
+        return min([x for x in self._experts[group] if x != m], default=self._num_experts)
+
+    def _sum(self, num_workers: int, experts: Sequence[int]) -> Sums:
+        total_s = sum([self._whole_s[m] for m in experts])
+        return num_workers, total_s, len(experts), min(experts, default=self._num_experts)
+
+    def _finish_s(self, num_workers: int, total_s: float, size: int, largest: int) -> float:
         """Compute when a group ideally ends (see ``groups``); late where K or a cap forbids it."""
-        if not experts:
-            return 0.0
-        whole_s = self._whole_s
         if num_workers == 1:
-            return sum([whole_s[m] for m in experts]) if len(experts) <= self._most else self._forbidden_s
-        if not num_workers or len(experts) > (self._most - 1) * num_workers + 1:
+            return total_s if size <= self._most else self._forbidden_s
+        if not size:
+            return 0.0
+        if size > (self._most - 1) * num_workers + 1 or self._caps[largest] < num_workers or not num_workers:
             return self._forbidden_s
-        largest = max(experts, key=self._serving_s.__getitem__)
-        if self._max_replicas[largest] < num_workers:
-            return self._forbidden_s
-        return (sum([whole_s[m] for m in experts]) + (num_workers - 1) * self._setup_s[largest]) / num_workers
+        return (total_s + (num_workers - 1) * self._further_s[largest]) / num_workers
 
-    def _energy(self, group: Group, finish_s: float) -> float:
-        late_s = finish_s - self._target_s
-        return (group[1] or 1) * late_s * late_s if late_s > 0 else 0.0
-
-    def _greedy(self, num_workers: int) -> list[Group]:
+    def _fill(self, serving_s: Sequence[float]) -> None:
         """Start with long experts on about as many workers as they need, and each other where it ends first."""
-        ranked = sorted(range(self._num_experts), key=lambda m: -self._whole_s[m])
-        long = [m for m in ranked if self._whole_s[m] > self._target_s and self._max_replicas[m] > 1][:num_workers]
-        sizes = []
+        long = [m for m in range(self._num_experts) if self._whole_s[m] > self._target_s and self._caps[m] > 1]
+        long, sizes = long[: self._num_workers], []
         for m in long:
-            wanted = self._serving_s[m] / max(self._target_s - self._setup_s[m], 1e-9) + self._random.random()
-            sizes.append(max(1, min(self._max_replicas[m], num_workers, int(wanted))))
-        while sum(sizes) > num_workers:
-            shrunk = max(
-                range(len(long)), key=lambda j: (sizes[j] > 1, sizes[j] * self._target_s - self._serving_s[long[j]])
-            )
-            sizes[shrunk] -= 1
-        groups: list[Group] = [((m,), size) for m, size in zip(long, sizes, strict=True)]
-        groups += [((), 1)] * (num_workers - sum(sizes))
-        for m in ranked:
-            if m in long:
-                continue
-            best = min(range(len(groups)), key=lambda j: self._finish_s((*groups[j][0], m), groups[j][1]))
-            groups[best] = ((*groups[best][0], m), groups[best][1])
-        return groups + [((), 0)] * (num_workers - len(groups))
+            wanted = serving_s[m] / max(self._target_s - self._further_s[m], 1e-9) + self._random.random()
+            sizes.append(max(1, min(self._caps[m], self._num_workers, int(wanted))))
+        while sum(sizes) > self._num_workers:
+            spare_s = [(size > 1, size * self._target_s - serving_s[m]) for m, size in zip(long, sizes, strict=True)]
+            sizes[spare_s.index(max(spare_s))] -= 1
+        groups = [(size, [m]) for m, size in zip(long, sizes, strict=True)]
+        groups += [(1, []) for _ in range(self._num_workers - sum(sizes))]
+        sums = [self._sum(size, experts) for size, experts in groups]
+        for m in sorted(set(range(self._num_experts)) - set(long)):
+            more_s = self._whole_s[m]
+            grown = [(num, total_s + more_s, size + 1, min(top, m)) for num, total_s, size, top in sums]
+            ends_s = [self._finish_s(*one) for one in grown]
+            chosen = ends_s.index(min(ends_s))
+            sums[chosen] = grown[chosen]
+            groups[chosen][1].append(m)
+        for number, (_, experts) in enumerate(groups):
+            self._experts[number], self._sums[number] = experts, sums[number]
+            for m in experts:
+                self._home[m] = number
+
+    def _groups(self) -> tuple[Group, ...]:
+        return tuple(
+            (tuple(self._ranked[m] for m in experts), sums[0])
+            for experts, sums in zip(self._experts, self._sums, strict=True)
+        )

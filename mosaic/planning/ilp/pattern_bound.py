@@ -37,6 +37,10 @@ NUM_MODES = 3
 NUM_COLUMNS = 40
 """Patterns added in one round, of each number of experts."""
 PRECISION_FRAC = 1e-4
+STEP_FRAC = 0.9
+"""How far the next makespan goes towards the one at which patterns would be enough."""
+CONVERGED_FRAC = 1e-5
+"""Gap between the patterns of a program and the bound on them at which no more are looked for."""
 MARGIN_FRAC = 1e-7
 """By how much the patterns must exceed the workers to refute a makespan: more than rounding can."""
 UNSERVED_COST = 50.0
@@ -44,7 +48,7 @@ UNSERVED_COST = 50.0
 
 
 def pattern_bound_s(workers: AlikeWorkers, *, low_s: float, high_s: float, until_ts: float) -> float:
-    """Raise a lower bound on the makespan by bisection, as far as patterns refute makespans.
+    """Raise a lower bound on the makespan as far as patterns refute makespans.
 
     Parameters
     ----------
@@ -61,37 +65,38 @@ def pattern_bound_s(workers: AlikeWorkers, *, low_s: float, high_s: float, until
     """
     if workers.max_experts_per_worker > MAX_PATTERN_EXPERTS:
         return low_s
-    while high_s - low_s > PRECISION_FRAC * high_s and monotonic() < until_ts:
-        middle_s = (low_s + high_s) / 2
-        refuted = _is_refuted(workers, middle_s, until_ts)
-        if refuted is None:
+    asked_s = low_s
+    while high_s - asked_s > PRECISION_FRAC * high_s and monotonic() < until_ts:
+        needed = _least_patterns(workers, asked_s, until_ts)
+        if needed is None:
             break
-        if refuted:
-            low_s = middle_s
+        excess_frac = needed / workers.num_workers - 1
+        if excess_frac > MARGIN_FRAC:
+            low_s = asked_s
+            # The work hardly changes with the makespan, so patterns are needed about in inverse proportion to it.
+            asked_s = min(low_s * (1 + max(STEP_FRAC * excess_frac, PRECISION_FRAC)), (low_s + high_s) / 2)
         else:
-            high_s = middle_s
+            high_s = asked_s
+            asked_s = (low_s + high_s) / 2
     return low_s
 
 
-def _is_refuted(workers: AlikeWorkers, makespan_s: float, until_ts: float) -> bool | None:
-    """Tell whether patterns refute a makespan; None if there are too many patterns or no time is left."""
+def _least_patterns(workers: AlikeWorkers, makespan_s: float, until_ts: float) -> float | None:
+    """Bound the number of patterns that a makespan needs; None if they are too many to list or no time is left."""
     modes = _list_modes(workers, makespan_s)
     if modes is None:
-        return True
+        return 2.0 * workers.num_workers
     patterns = _list_patterns(modes, makespan_s, workers.max_experts_per_worker)
     if patterns is None:
         return None
     master = _Master(modes)
-    enough = workers.num_workers * (1 + MARGIN_FRAC)
+    proved = 0.0
     while monotonic() < until_ts:
         num_patterns, worth_of_share, worth_of_replica = master.solve()
-        if num_patterns <= workers.num_workers:
-            return False
         best, columns = _price(modes, patterns, worth_of_share, worth_of_replica)
-        if _bound(modes, worth_of_share, worth_of_replica, best) > enough:
-            return True
-        if best <= 1 + MARGIN_FRAC / 10:
-            return False
+        proved = max(proved, _bound(modes, worth_of_share, worth_of_replica, best))
+        if num_patterns <= workers.num_workers or num_patterns - proved <= CONVERGED_FRAC * num_patterns or not columns:
+            return proved
         for column in columns:
             master.add(column)
     return None
@@ -198,11 +203,11 @@ def _price(
     A set's best shares fill the room in order of worth per second; where only one share can vary, it is whole calls.
     """
     base = worth_of_replica + worth_of_share * modes.least_s
-    rank = np.argsort(np.argsort(-worth_of_share))
+    by_worth = np.argsort(-worth_of_share)
+    rank = np.argsort(by_worth)
     best, columns = -np.inf, []
     for patterns in listed:
-        order = np.argsort(rank[patterns.modes], axis=1)
-        sets = np.take_along_axis(patterns.modes, order, axis=1)
+        sets = by_worth[np.sort(rank[patterns.modes], axis=1)]
         room_s = patterns.room_s
         is_single = (modes.spare_s[sets] > 0).sum(axis=1) == 1
         worth = base[sets].sum(axis=1)
