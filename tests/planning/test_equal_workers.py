@@ -1,6 +1,8 @@
 """Equal workers without a variable for each: groups, bounds and their search against the program and brute force."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from math import inf
 from random import Random
 from time import monotonic
@@ -50,6 +52,15 @@ def assert_keeps_limits(instance: Instance, counts: Counts) -> None:
         assert sum(part > 0 for part in row) <= cap
     for worker in range(instance.num_workers):
         assert sum(row[worker] > 0 for row in counts) <= instance.max_experts_per_worker
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Count looks at the clock in place of seconds, so that what is reached does not depend on the machine."""
+    looks = count()
+    for module in ("aggregate", "group_search", "packing", "pattern_bound", "solve", "subset_bound"):
+        monkeypatch.setattr(f"mosaic.planning.ilp.{module}.monotonic", lambda: float(next(looks)))
+    return looks
 
 
 def test_unlike_prices_places_or_gangs_are_not_equal_workers() -> None:
@@ -129,7 +140,8 @@ def test_search_keeps_every_expert_and_worker_and_gets_what_it_says(seed: int) -
     assert sorted(m for experts, _ in found.groups for m in experts) == list(range(12))
     assert sum(num_workers for _, num_workers in found.groups) <= 8
     ends_s = [ideal_finish_s(workers, experts, num_workers) for experts, num_workers in found.groups]
-    assert max(ends_s) == pytest.approx(found.finish_s)
+    # The search adds half a call for each further worker of a group.
+    assert 0.995 * found.finish_s <= max(ends_s) <= found.finish_s * (1 + 1e-9)
     counts = place_groups(workers, found.groups)
     assert counts is not None
     assert_keeps_limits(instance, counts)
@@ -144,23 +156,25 @@ def test_search_is_the_same_for_a_seed() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.usefixtures("clock")
 def test_brackets_of_middling_instances_are_narrow_and_sound(seed: int) -> None:
     instance = random_instance(seed, 12, 8)
     closed_form_s = lower_bound_s(instance, k_applies=True)
-    bracket = solve_alike(instance, alike(instance), Bracket(None, inf, closed_form_s), until_ts=monotonic() + 1.5)
+    bracket = solve_alike(instance, alike(instance), Bracket(None, inf, closed_form_s), until_ts=800)
     assert bracket.counts is not None
     assert_keeps_limits(instance, bracket.counts)
     assert closed_form_s <= bracket.bound_s <= bracket.finish_s == instance.makespan_s(bracket.counts)
     assert bracket.finish_s - bracket.bound_s < 0.02 * bracket.finish_s
 
 
+@pytest.mark.usefixtures("clock")
 def test_larger_instances_are_solved_without_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the program is not for 384 pairs of expert and worker")
 
     monkeypatch.setattr("mosaic.planning.ilp.formulation.build_model", refuse)
     instance = random_instance(7, 24, 16)
-    solved = solve_instance(instance, time_limit_s=1.0)
+    solved = solve_instance(instance, time_limit_s=600)
     assert solved.report.status is SolveStatus.TIME_LIMIT
     assert solved.report.num_vars is None
     assert solved.notes == ("16 equal workers: placed by a search over groups, bounded by subsets or patterns",)

@@ -163,7 +163,8 @@ def solve_model(
         _set_start(model, instance, start)
     wall_s = 0.0
     for presolve in ("choose", "off"):
-        results = _run_highs(model, warm=start is not None, time_limit_s=time_limit_s, presolve=presolve, seed=seed)
+        left_s = max(time_limit_s - wall_s, 0.0)
+        results = _run_highs(model, warm=start is not None, time_limit_s=left_s, presolve=presolve, seed=seed)
         wall_s += results.wallclock_time
         if results.termination_condition in ANSWERS:
             break

@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 
 OPTIMAL_GAP_FRAC = 1e-6
 FEW_OPTIONS = 64
-"""Pairs of an expert and a place up to which the program is tried first, in half of the time: it proves optima."""
-SEARCH_TIME_FRAC = 0.5
-"""Share of the time that the search over groups gets where the program comes after it."""
+"""Pairs of an expert and a place up to which the program is tried first: it proves optima."""
+FIRST_FRAC = 0.8
+"""Share of the time for the program where it comes first and the search after it."""
+SEARCH_FRAC = 0.5
+"""Share of the time for the search where the program comes after it."""
+KEPT_FRAC = 0.98
+"""Share of the time limit that is used: solvers look at their clocks now and then only."""
 BUILD_S_PER_OPTION = 1e-4
 """Seconds that building the program is expected to take at most, for each pair of an expert and a place."""
 
@@ -70,7 +74,7 @@ def solve_instance(instance: Instance, *, time_limit_s: float) -> SolvedInstance
         If no placement obeys K and the caps, or none was found in time.
     """
     begin_ts = monotonic()
-    until_ts = begin_ts + time_limit_s
+    until_ts = begin_ts + KEPT_FRAC * time_limit_s
     if not instance.num_experts:
         nothing = SolveReport(status=SolveStatus.OPTIMAL, objective_s=0.0, bound_s=0.0, gap_frac=0.0)
         return SolvedInstance(counts=(), report=nothing, lower_bound_s=0.0)
@@ -94,14 +98,14 @@ def _solve_equal_workers(
     instance: Instance, workers: AlikeWorkers, progress: _Progress, *, begin_ts: float, until_ts: float
 ) -> _Progress:
     """Choose what equal workers are solved by: the program first, last or not at all."""
-    half_ts = (begin_ts + until_ts) / 2
     is_small = sum(len(places) for places in instance.places) <= FEW_OPTIONS
     if is_small:
-        progress = _run_program(instance, progress, until_ts=half_ts)
+        progress = _run_program(instance, progress, until_ts=begin_ts + FIRST_FRAC * (until_ts - begin_ts))
         if progress.bracket.counts is None or (progress.solution and progress.solution.finished):
             return progress
     few_experts = workers.num_experts <= MAX_EXPERTS and not is_small
-    bracket = solve_alike(instance, workers, progress.bracket, until_ts=half_ts if few_experts else until_ts)
+    search_ts = begin_ts + SEARCH_FRAC * (until_ts - begin_ts) if few_experts else until_ts
+    bracket = solve_alike(instance, workers, progress.bracket, until_ts=search_ts)
     if bracket != progress.bracket:
         note = f"{workers.num_workers} equal workers: placed by a search over groups, bounded by subsets or patterns"
         progress = replace(progress, bracket=bracket, notes=(*progress.notes, note))
