@@ -9,7 +9,8 @@ CP-SAT runs in a process of its own, by a Python that has OR-Tools (it wants ano
 
 Without --cp-sat only mosaic's solver runs. --problems FOLDER adds the files placement_*.json in there. Solvers take
 turns, each alone, on 20 drawn problems of every size; each outcome is kept as soon as it is there (outcomes.jsonl), and
-the same command goes on where it stopped. Writes outcomes.jsonl and solver.md; takes 70 minutes on 2 cores.
+the same command goes on where it stopped: remove that file to measure anew. Writes outcomes.jsonl and solver.md; takes
+70 minutes on 2 cores.
 """
 
 import argparse
