@@ -74,7 +74,9 @@ def pattern_bound_s(workers: AlikeWorkers, *, low_s: float, high_s: float, until
         if excess_frac > MARGIN_FRAC:
             low_s = asked_s
             # The work hardly changes with the makespan, so patterns are needed about in inverse proportion to it.
-            asked_s = min(low_s * (1 + max(STEP_FRAC * excess_frac, PRECISION_FRAC)), (low_s + high_s) / 2)
+            near_s = low_s * (1 + max(STEP_FRAC * excess_frac, PRECISION_FRAC))
+            asked_s = (low_s + high_s) / 2
+            asked_s = min(asked_s, near_s) if near_s > low_s else asked_s
         else:
             high_s = asked_s
             asked_s = (low_s + high_s) / 2
