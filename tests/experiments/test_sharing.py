@@ -1,6 +1,7 @@
 """A sweep composes what its points share once, and each point is what Hydra would have composed."""
 
-import pickle
+import subprocess
+import sys
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -49,13 +50,32 @@ def test_a_choice_of_groups_is_composed_once(loaders, monkeypatch) -> None:
     assert composed == [["scheduler=round_robin"], ["scheduler=least_loaded"]]
 
 
-def test_a_worker_need_not_compose_what_the_sweep_has_composed(loaders, monkeypatch) -> None:
-    master, loader, sharing = loaders
-    point = ["scheduler=round_robin", "seed=1"]
+IN_A_PROCESS_OF_ITS_OWN = """
+import pickle
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from experiments.config.compose import CONF
+from experiments.config.sharing import SharingLoader
+
+with initialize_config_dir(str(CONF), version_base="1.3"):
+    master = compose("config", ["hydra.sweep.dir=somewhere"], return_hydra_config=True)
+    loader = GlobalHydra.instance().config_loader()
+    sharing, point = SharingLoader(loader), ["scheduler=round_robin", "seed=1"]
     here = sharing.load_sweep_config(master, point)
-    monkeypatch.setattr(type(loader), "load_sweep_config", None)
-    there = pickle.loads(pickle.dumps(sharing)).load_sweep_config(master, point)
+    sent = pickle.dumps(sharing)
+    type(loader).load_sweep_config = None
+    there = pickle.loads(sent).load_sweep_config(master, point)
     assert OmegaConf.to_container(there) == OmegaConf.to_container(here)
+"""
+"""Where nobody has imported Hydra's plugins anew: what a loader is made of is then not pickled."""
+
+
+def test_a_worker_need_not_compose_what_the_sweep_has_composed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN], cwd=CONF.parent, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_points_share_no_values(loaders) -> None:

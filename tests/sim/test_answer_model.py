@@ -233,10 +233,9 @@ BAD = [
     ("aggregator_gain", -21, r"answers\.aggregator_gain must be from -20 to 20, got -21", ValueError),
     *(
         (name, -0.1, rf"answers\.{name} must be at least 0, got -0\.1", ValueError)
-        for name in (
-            "discrimination", "distractor_std", "deference", "length_loading", "aggregator_length_loading",
-        )
+        for name in ("discrimination", "distractor_std", "deference")
     ),
+    ("length_loading", -1.1, r"answers\.length_loading must be at least -1, got -1\.1", ValueError),
     *(
         (name, 20.5, rf"answers\.{name} must be at most 20, got 20\.5", ValueError)
         for name in ("discrimination", "distractor_std", "deference")
