@@ -87,6 +87,7 @@ def test_a_server_gets_messages_and_sampling():
     assert plain.body["prompt"] == plain_text(CHAT) == "System: Be brief.\n\nUser: Is 7 prime?\n\nAssistant:"
 
 
+@pytest.mark.slow
 def test_vllm_gets_messages_and_sampling():
     pytest.importorskip("vllm")
     engine = VllmEngine.__new__(VllmEngine)

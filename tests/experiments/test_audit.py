@@ -43,6 +43,7 @@ def num_asked(out: Path) -> int:
     return sum(len(read_journal(path).ended) for path in journals)
 
 
+@pytest.mark.slow
 def test_an_audit_of_all_knows_the_truth_and_a_sample_bounds_it(done: Path, unskipped: dict[str, str]) -> None:
     kept = {name: about for name, about in answers_of(done).items() if about["skipped_aggregator"]}
     truth = sum(unskipped[name] != about["answer"] for name, about in kept.items())

@@ -139,6 +139,7 @@ def test_a_batch_is_measured_on_its_own_calls_and_goes_on_from_them(models: list
     assert [len(read_journal(journal).ended) for journal in journals] == num_calls
 
 
+@pytest.mark.slow
 def test_a_question_without_a_text_goes_to_the_errors_and_is_tried_again(models: list[str], tmp_path: Path) -> None:
     lines = [batch_line(number) for number in range(12)]
     lines[10] = batch_line(10, text="refuse\nOptions:\n(A) 1\n(B) 2")  # behind those that are measured
@@ -156,6 +157,7 @@ def test_a_question_without_a_text_goes_to_the_errors_and_is_tried_again(models:
     assert num_tries < again <= num_tries + 4, "the failed calls and no other"
 
 
+@pytest.mark.slow
 def test_another_file_under_the_same_name_is_refused(models: list[str], tmp_path: Path) -> None:
     path = write_batch(tmp_path, [batch_line(number) for number in range(4)])
     assert run_mosaic("batch", path, *models).status == 0
@@ -189,6 +191,7 @@ def test_models_may_come_from_a_litellm_file(models: list[str], tmp_path: Path) 
     assert {vote["expert"] for vote in votes[0]} == {"ada", "bob", "cyd"}
 
 
+@pytest.mark.slow
 def test_metrics_have_vllm_s_names(models: list[str], tmp_path: Path) -> None:
     path = write_batch(tmp_path, [batch_line(number, question(number, "slow")) for number in range(30)])
     seen: list[str] = []

@@ -85,7 +85,17 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+FAST = ("openai_batch", "csv")
+"""Of the files that are answered; each takes some seconds."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=[pytest.mark.slow] if not case.said and case.name not in FAST else [])
+        for case in CASES
+    ],
+)
 def test_a_file_is_answered_or_refused_in_a_line(case: Case, models: list[str], tmp_path: Path) -> None:
     path = tmp_path / case.file
     path.write_bytes(case.content)
