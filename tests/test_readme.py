@@ -41,7 +41,12 @@ def walk(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in READMES if any(b.marker == "run" for b in blocks_of(path))], ids=name_of
+    "path",
+    [
+        pytest.param(path, id=name_of(path), marks=[] if path == ROOT / "README.md" else [pytest.mark.slow])
+        for path in READMES
+        if any(b.marker == "run" for b in blocks_of(path))
+    ],
 )
 def test_examples_run(walk: Walk, path: Path) -> None:
     for block in blocks_of(path):

@@ -76,7 +76,8 @@ def test_the_simulator_runs_three_layers(inputs, tmp_path):
     check_layers(calls)
 
 
-@pytest.mark.parametrize("scheduler", [pytest.param("ilp", marks=pytest.mark.slow), "round_robin"])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["ilp", "round_robin"])
 def test_engines_run_three_layers_whatever_the_plan(inputs, tmp_path, monkeypatch, scheduler):
     monkeypatch.setattr(engines, "VLLM_ENGINE", FAKE_ENGINE)
     calls = calls_of(tmp_path / "run", *inputs, *ENGINES, f"scheduler={scheduler}")

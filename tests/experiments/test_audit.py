@@ -59,6 +59,7 @@ def test_an_audit_of_all_knows_the_truth_and_a_sample_bounds_it(done: Path, unsk
     assert num_asked(done) == len(kept), "what was asked before is not asked again"
 
 
+@pytest.mark.slow
 def test_an_audit_goes_on_until_its_bound_is_good_enough(done: Path) -> None:
     said = run_mosaic("audit", done, "--sample", "5", "--until", "99%")
     assert said.status == 0, said.err

@@ -260,6 +260,7 @@ def test_a_sweep_of_plans_prints_that_nothing_ran(tmp_path: Path) -> None:
     assert "round_robin-3: not run, predicted" in outcome.out
 
 
+@pytest.mark.slow
 def test_points_of_a_sweep_run_in_parallel(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     outcome = run_process(

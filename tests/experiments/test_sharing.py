@@ -32,6 +32,7 @@ def loaders():
         yield master, loader, SharingLoader(loader)
 
 
+@pytest.mark.slow
 def test_every_point_is_what_hydra_composes_from_its_files(loaders) -> None:
     master, loader, sharing = loaders
     for point in [*POINTS, *POINTS]:

@@ -101,6 +101,7 @@ def test_every_wave_serves_what_it_should(number: int, tp_degree: int) -> None:
     assert len(entry.output_tokens) == sum(sizes)
 
 
+@pytest.mark.slow
 @given(number=st.integers(1, 40), tp_degree=st.sampled_from([1, 2, 4]))
 def test_each_call_is_served_under_a_key_and_so_with_luck_of_its_own(number: int, tp_degree: int) -> None:
     backend, _ = sweep(number, tp_degree)
