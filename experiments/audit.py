@@ -16,7 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from experiments.batch import JOURNAL, stoppable
+from experiments.batch import stoppable
+from experiments.config.batch import JOURNAL
 from experiments.config.compose import as_recorded
 from experiments.config.errors import NOT_REACHED_STATUS
 from experiments.config.job import job_from
@@ -109,7 +110,7 @@ def _without_digests(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def first_layer(journal: Path, job: Job) -> dict[CallKey, CallRecord]:
     """Read what the experts said, whichever of the batch's journals holds it."""
-    own = [path for path in sorted(journal.iterdir()) if path.name == "run" or path.name.startswith("pilot")]
+    own = [path for path in sorted(journal.iterdir()) if path.name == "run" or path.name.startswith(("pilot", "quote"))]
     first = set(job.graph.first_nodes)
     return {
         record.key: record

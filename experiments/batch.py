@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
 import mosaic
-from experiments.config.batch import BatchRequest, batch_config
+from experiments.config.asked import asked_before
+from experiments.config.batch import JOURNAL, BatchRequest, batch_config, work_folder
 from experiments.config.compose import as_recorded
 from experiments.config.errors import UNANSWERED_STATUS
 from experiments.config.job import Prepared, job_from
@@ -41,7 +42,6 @@ from mosaic.runtime.controller import Controller
 from mosaic.runtime.job import Outcome
 from mosaic.runtime.replanning import describe_new_plan
 
-JOURNAL = "journal"
 BEGUN = "begun.json"
 
 
@@ -56,7 +56,7 @@ class Places:
 
 def places_of(path: Path, work: Path | None, out: Path | None) -> Places:
     """Name a batch's places: beside its file, where nobody says otherwise."""
-    return Places(files=paths_of(path, out), work=path.with_suffix(".mosaic") if work is None else work)
+    return Places(files=paths_of(path, out), work=work_folder(path) if work is None else work)
 
 
 def run_batch(
@@ -80,6 +80,7 @@ def run_batch(
         raise ValueError(f"backend.mode must be live in a batch, got {config['backend']['mode']!r}")
     check_writable(places.files.out.parent)
     begin_run(places.work, stamped)
+    prepared = replace(prepared, job=replace(prepared.job, asked=asked_before(places.work)))
     writer = LineWriter(graph=prepared.job.graph, created=begun(places.work))
     stream = AnswerStream(prepared.job.workload, writer, places.files.partial)
     metrics = RunMetrics()
@@ -103,7 +104,8 @@ def run_batch(
 
 def execute(prepared: Prepared, stream: AnswerStream, metrics: RunMetrics, price_per_hour: float | None) -> Outcome:
     """Run the job, with what follows it."""
-    forecast, start = FinishForecast(), time.monotonic()
+    limits = {expert.name: expert.max_output_tokens for expert in prepared.job.experts}
+    forecast, start = FinishForecast(limits), time.monotonic()
     num_workers = prepared.job.cluster.num_workers
 
     def news(title: str) -> str:

@@ -81,6 +81,10 @@ def batch(
     workers: Annotated[
         int | None, typer.Option(help="All GPUs, or 2 groups of cores where there is none.", min=1)
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(help="Where: ray (the cluster of this machine), or ray://HEAD. Here by default."),
+    ] = None,
     checkpoints: Annotated[str, typer.Option(help="Where checkpoints lie that are not named by path.")] = "checkpoints",
     price: Annotated[float | None, typer.Option(help="Dollars for a worker and an hour.", min=0)] = None,
     work: Annotated[Path | None, typer.Option(help="Folder of the journal: FILE with the suffix .mosaic.")] = None,
@@ -101,6 +105,7 @@ def batch(
         aggregator=aggregator,
         per_question=per_question,
         workers=workers,
+        on=on,
         checkpoints=checkpoints,
         overrides=tuple(overrides or ()),
     )

@@ -30,7 +30,7 @@ from experiments.hardware.machine_config import machine_yaml
 from mosaic.core.checks import require
 from mosaic.core.engine_options import Device, EngineOptions
 from mosaic.engines.site import EngineSite
-from mosaic.planning.profiles import Profile, write_profile
+from mosaic.planning.profiles import Profile, ProfileEntry, write_profile
 from mosaic.report.display import show_run
 from mosaic.report.provenance import describe_run_conditions
 from mosaic.report.run_folder import begin_run
@@ -98,8 +98,12 @@ def measure_profiles(job: Job, files: Mapping[str, str], *, is_real: bool) -> di
     )
     made = {"out": profiles[job.graph.first_nodes[0]]}
     if upper:
-        entries = tuple(entry for name in upper for entry in profiles[name].entries)
-        made["aggregator_out"] = replace(profiles[upper[0]], entries=entries)
+        # NOTE: an expert that several nodes ask has the price of the first of them.
+        entries: dict[tuple[str, str, int], ProfileEntry] = {}
+        for name in upper:
+            for entry in profiles[name].entries:
+                entries.setdefault((entry.expert, entry.gpu, entry.tp_degree), entry)
+        made["aggregator_out"] = replace(profiles[upper[0]], entries=tuple(entries.values()))
     return made
 
 

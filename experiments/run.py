@@ -277,7 +277,7 @@ def gate_notes(prepared: Prepared) -> Sequence[str]:
     """Say what the gate promises, where there is one; with budgets the promise is of both."""
     graph, choice = prepared.job.graph, prepared.budgets
     if choice is None:
-        return graph.gate.notes() if graph.upper_nodes else ()
+        return graph.decider.notes() if graph.upper_nodes else ()
     return choice.notes()
 
 

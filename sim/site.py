@@ -20,6 +20,8 @@ from mosaic.runtime.loop import CommandLog
 from mosaic.runtime.site import Prompts
 from mosaic.runtime.store import digest_of
 from sim.cluster.backend import SimBackend
+from sim.cluster.gpu_use import GpuUse, Keep
+from sim.cluster.kept_loads import KeptLoads
 from sim.cluster.session import cut_off
 from sim.hardware.hardware import Hardware
 from sim.world.world import World
@@ -51,6 +53,7 @@ def draw_records(world: World, calls: Sequence[Call], experts: Sequence[Expert],
                 finished_ts=None,
                 answer=true.answer,
                 visible_tokens=true.visible_tokens,
+                confidence=true.confidence,
             )
         )
     return records
@@ -72,6 +75,8 @@ class SimSite:
     settings: EngineOptions = field(default_factory=EngineOptions)
     more_hardware: tuple[Hardware, ...] = ()
     """Of workers of other kinds."""
+    use: GpuUse = field(default_factory=GpuUse)
+    """What sessions share."""
     luck: str = ""
     """Says of the calibration world what a profile's source should tell."""
     name: str = "sim"
@@ -97,6 +102,7 @@ class SimSite:
             self.hardware,
             self.more_hardware,
             self.settings,
+            self.use,
             self.calibration_world,
         )
 
@@ -111,12 +117,18 @@ class SimSite:
         return self.world.answers.source if self.world.answers else "assumed"
 
     def backend(
-        self, questions: Mapping[str, Question], prompts: Prompts, *, name: str = "run", after: Sequence[str] = ()
+        self,
+        questions: Mapping[str, Question],
+        prompts: Prompts,
+        *,
+        name: str = "run",
+        after: Sequence[str] = (),
+        prefixes: Prompts | None = None,
     ) -> Backend:
         """Give the backend of the run; stages before it are simulated again, and give the same."""
         return self.backend_in(self.world)
 
-    def backend_in(self, world: World, earlier: Inputs | None = None) -> SimBackend:
+    def backend_in(self, world: World, earlier: Inputs | None = None, use: GpuUse | None = None) -> SimBackend:
         """Give a backend in a world, in which some calls have ended before."""
         return SimBackend(
             experts=self.experts,
@@ -125,7 +137,16 @@ class SimSite:
             settings=self.settings,
             outcomes=world.outcome,
             earlier=earlier,
+            use=use or self.use,
         )
+
+    @property
+    def host_loads(self) -> KeptLoads | None:
+        """Give what loads take where the host keeps something; None: it keeps nothing."""
+        if self.use.keep is Keep.NOTHING:
+            return None
+        hardware = {hardware.gpu.name: hardware for hardware in (self.hardware, *self.more_hardware)}
+        return KeptLoads(hardware, self.cluster, self.settings, self.use)
 
     def command_log(self) -> CommandLog | None:
         """None: a simulation is started anew."""
@@ -154,15 +175,18 @@ class SimSite:
 
     def rehearsal(self, name: str, questions: Mapping[str, Question], prompts: Prompts, earlier: Inputs) -> Backend:
         """Give a backend in the calibration world."""
-        return self.backend_in(self.calibration_world, earlier)
+        return self.backend_in(self.calibration_world, earlier, self.use.one_at_a_time)
 
     def sweep(self, name: str, experts: Sequence[Expert]) -> tuple[Backend, Callable[[int], int]]:
         """Give a backend in the calibration world.
 
-        Prompts are visible to a scheduler, so the sweep's calls repeat the batch's own.
+        Prompts are visible to a scheduler, so the sweep's calls repeat the batch's own. Every load is cold; sessions
+        have the memory that they will have, and no turns to wait for.
         """
         tokens = [call.prompt_tokens for call in self.batch.calls]
-        return self.backend_in(self.calibration_world), lambda number: tokens[number % len(tokens)]
+        return self.backend_in(self.calibration_world, use=self.use.one_at_a_time), lambda number: tokens[
+            number % len(tokens)
+        ]
 
     def hindsight(self, earlier: Inputs) -> Backend | None:
         """Give a backend in the world of the run."""

@@ -19,7 +19,7 @@ CORE = ("mosaic", "sim")
 CODE = (*CORE, "experiments")
 LAZY = (
     "vllm", "torch", "pyomo", "highspy", "matplotlib", "pyarrow", "scipy", "hydra", "omegaconf", "math_verify", "sympy",
-    "aiohttp",
+    "aiohttp", "ray",
 )  # fmt: skip
 """What ``import mosaic`` and a simulated run must not need."""
 MUST_BE_PREDICTED = {1557, 1601, 1668, 1637, 526, 585, 551, 527, 925, 945, 896}
@@ -111,14 +111,14 @@ def test_imports_are_absolute() -> None:
     assert [f"{path}:{found.line}" for path in ALL_FILES for found in imports(path) if found.level] == []
 
 
-def test_vllm_and_torch_are_imported_inside_functions() -> None:
+def test_vllm_torch_and_ray_are_imported_inside_functions() -> None:
     eager = [
         f"{path}:{node.lineno}"
         for path in files("mosaic")
         for node in tree(path).body
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
-        if name.split(".")[0] in ("vllm", "torch")
+        if name.split(".")[0] in ("vllm", "torch", "ray")
     ]
     assert eager == []
 

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from experiments.analysis.run_table import RunPoint
 
-POLICY_GROUPS = ("scheduler", "costs", "plan", "gate", "aggregator", "pipeline", "profile")
+POLICY_GROUPS = ("scheduler", "costs", "plan", "gate", "exit", "aggregator", "pipeline", "topology", "profile")
 """Groups that a policy may choose. All others make the world in which policies meet."""
-SECOND_STAGE = ("gate", "aggregator", "pipeline")
+SECOND_STAGE = ("gate", "exit", "aggregator", "pipeline", "topology")
 CLUSTER = "cluster"
 
 

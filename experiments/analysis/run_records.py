@@ -41,7 +41,7 @@ def read_sessions(folder: Path) -> tuple[SessionRecord, ...]:
 
 def read_calls(folder: Path) -> tuple[CallRecord, ...]:
     """Read all calls of a run, without what real engines said."""
-    names = [name for name in CallRecord._fields if name not in ("key", "response")]
+    names = [name for name in CallRecord._fields if name not in ("key", "response", "confidence")]
     rows = read_table(folder / CALLS, ["question", "node", "slot", *names]).iter_rows(named=True)
     try:
         return tuple(

@@ -14,6 +14,7 @@ from mosaic.core.checks import require, require_unique
 from mosaic.core.engine_options import Device
 from mosaic.engines.named_models import expert_of_checkpoint
 
+JOURNAL = "journal"
 MODELS = "mosaic.engines.named_models.expert_of_checkpoint"
 PLACEHOLDER = "batch"
 KNOWN_GPUS = {"A100": "a100_80gb", "4090": "rtx4090", "PRO 6000": "rtxpro6000"}
@@ -40,9 +41,16 @@ class BatchRequest:
     per_question: int | None = None
     """Models that answer each question; None: three, or all where there are fewer."""
     workers: int | None = None
-    """None: every GPU, or two of the machine's cores."""
+    """None: every GPU, or two of the machine's cores; on a Ray cluster as many as there is room for."""
+    on: str | None = None
+    """``ray``, or ``ray://HEAD``: the machines of a Ray cluster; None: this one."""
     checkpoints: str = "checkpoints"
     overrides: tuple[str, ...] = ()
+
+
+def work_folder(path: Path) -> Path:
+    """Name the folder of a batch's journal, beside its file."""
+    return path.with_suffix(".mosaic")
 
 
 def batch_config(request: BatchRequest) -> dict[str, Any]:
@@ -56,7 +64,10 @@ def batch_config(request: BatchRequest) -> dict[str, Any]:
     require(request.path.is_file(), "FILE", "a file with questions", str(request.path))
     named = {} if request.models is None else named_models(request.models)
     asked = {override.lstrip("+~").partition("=")[0] for override in request.overrides}
-    given = [*DEFAULTS, *_hardware(asked, request.workers)]
+    defaults = [line for line in DEFAULTS if request.on is None or not line.startswith("cluster=")]
+    given = [*defaults, *(_hardware(asked, request.workers) if request.on is None else _on_ray(request, asked))]
+    if not any(key == "policy" or key.startswith("pipeline") for key in asked):
+        given.append("pipeline.replan=true")
     if named or request.aggregator is not None:
         given.append("aggregator=none" if request.aggregator == "none" else "aggregator=dp")
     kept = [line for line in given if line.partition("=")[0] not in asked]
@@ -164,6 +175,26 @@ def _hardware(asked: set[str], workers: int | None) -> list[str]:
     known = next((file for part, file in KNOWN_GPUS.items() if part in gpus[0].name), "a100_80gb")
     memory_gib = min(gpu.memory_gib for gpu in gpus)
     return [*lines, f"hardware={known}", f"hardware.memory_gib={memory_gib:.1f}"]
+
+
+def _on_ray(request: BatchRequest, asked: set[str]) -> list[str]:
+    """Take the machines of a Ray cluster; their kind of GPU is what Ray says, as far as nobody else does."""
+    from mosaic.engines.ray_cluster import accelerator_of
+
+    on = str(request.on)
+    require(on == "ray" or on.startswith("ray://"), "--on", "ray or ray://HEAD", on)
+    require("cluster" not in asked, "cluster", "left out beside --on", "cluster=...")
+    address = "auto" if on == "ray" else on
+    lines = ["cluster=ray", f"cluster.address={address}"]
+    lines += [f"cluster.num_workers={request.workers}"] if request.workers else []
+    if "hardware" in asked:
+        return lines
+    kind = accelerator_of(address)
+    if kind is None:
+        return [*lines, "hardware=cpu_core"]
+    known = next((file for part, file in KNOWN_GPUS.items() if part in kind), None)
+    require(known is not None, "hardware", f"given: no file of ours is of the cluster's {kind}", None)
+    return [*lines, f"hardware={known}"]
 
 
 def find_gpus() -> Sequence[Gpu]:

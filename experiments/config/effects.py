@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.config.machines import has_kinds
+from experiments.config.machines import has_kinds, is_ray
+from experiments.config.topology import seats_aggregator
 from mosaic.core.workload import AnswerKind
 from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.gate import Majority, Never, Unanimous
@@ -35,8 +36,8 @@ def check_effects(overrides: Sequence[str], config: Mapping[str, Any], job: Job)
 def without_effect(config: Mapping[str, Any], job: Job) -> dict[str, str]:
     """List the keys and groups that this run does not use, each with the reason."""
     rules = (
-        _unused_machines, _unused_aggregators, _unused_gate, _unused_budgets, _unused_planning, _unused_profile,
-        _unused_workload, _unused_world, _unused_engines,
+        _unused_machines, _unused_topology, _unused_aggregators, _unused_gate, _unused_budgets, _unused_planning,
+        _unused_profile, _unused_workload, _unused_world, _unused_engines, _unused_kv,
     )  # fmt: skip
     return {key: reason for rule in rules for key, reason in rule(config, job)}
 
@@ -52,15 +53,60 @@ def _asked(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _unused_machines(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
     if has_kinds(config):
         yield "hardware", f"cluster={config['cluster']['name']} names the kinds of its workers"
-    if isinstance(job.scheduler, Flexible):
-        return
+    if is_ray(config) and config["backend"]["name"] != "vllm":
+        reason = f"backend={config['backend']['name']} starts no engine in the cluster"
+        yield from dict.fromkeys(("cluster.address", "cluster.cpus_per_worker"), reason).items()
+    chooses = isinstance(job.scheduler, Flexible)
+    keep = config["backend"].get("keep", "nothing")
+    if keep == "nothing":
+        yield "hardware.host", "backend.keep is nothing"
+    elif keep == "weights":
+        reason = "backend.keep=weights lets no engine sleep"
+        yield from dict.fromkeys(("hardware.host.sleep_fixed_s", "hardware.host.asleep_gpu_gib"), reason).items()
     for name, entry in config["pool"]["experts"].items():
-        if entry.get("tp_degrees"):
+        if entry.get("tp_degrees") and not (chooses or job.has_tail):
             yield f"pool.experts.{name}.tp_degrees", f"scheduler={job.scheduler.name} takes an expert's own degree"
+        if entry.get("kv_variants") and not chooses:
+            yield f"pool.experts.{name}.kv_variants", f"scheduler={job.scheduler.name} takes an expert's own KV cache"
+
+
+def _unused_kv(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
+    asked = {call.expert for call in job.graph.first_calls(job.workload)}
+    experts = [expert for expert in job.experts if expert.name in asked]
+    variants = {variant.budget_tokens for expert in experts for variant in expert.kv_variants}
+    if isinstance(job.scheduler, Flexible):
+        if not variants:
+            yield "scheduler.accepted_kv_loss_frac", "no expert that is asked has kv_variants"
+        elif not job.scheduler.accepted_kv_loss_frac:
+            for expert in experts:
+                yield (
+                    f"pool.experts.{expert.name}.kv_variants",
+                    "scheduler.accepted_kv_loss_frac=0 accepts none of them",
+                )
+    budgets = variants | {expert.kv_budget_tokens for expert in experts}
+    losses = {int(budget) for budget in (config["world"].get("answers") or {}).get("kv_loss_frac") or {}}
+    for budget in losses - budgets:
+        key = "world.answers.kv_loss_frac" + (f".{budget}" if budgets & losses else "")
+        yield key, f"no expert that is asked may have a KV budget of {budget} tokens"
+
+
+def _unused_topology(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
+    topology = config["topology"]
+    if topology.get("layers") is None:
+        yield "topology.min_output_tokens", "topology.layers is null"
+        return
+    reason = f"topology={topology.get('name')} names who answers and who merges"
+    if config["aggregator"].get("name") != "none":
+        yield "aggregator", reason
+    yield from dict.fromkeys(("workload.num_slots_per_question", "pipeline.leave_one_out"), reason).items()
 
 
 def _unused_aggregators(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
     aggregator, wanted = config["aggregator"], config["workload"].get("aggregator")
+    if seats_aggregator(config["topology"]):
+        if wanted is not None:
+            yield "pool.aggregator", f"workload.aggregator={wanted} goes before it"
+        return
     if not job.placements:
         reason = "pipeline.nodes names the experts" if job.graph.upper_nodes else "nothing is aggregated"
         yield from dict.fromkeys(("workload.aggregator", "pool.aggregator"), reason).items()
@@ -83,6 +129,12 @@ def _unused_aggregators(config: Mapping[str, Any], job: Job) -> Iterator[tuple[s
 
 def _unused_gate(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
     gate = job.graph.gate
+    if job.graph.exit is not None and config["pipeline"].get("quorum") is False:
+        yield "pipeline.quorum", f"exit={job.graph.exit.name} cancels calls itself"
+    if not job.graph.upper_nodes:
+        yield "exit", "nobody reads what the experts answer"
+    elif config["exit"].get("similarity") == "answers":
+        yield "exit.embedder", "answers are compared, not texts"
     if not any(node.when is When.UNSETTLED for node in job.graph.nodes):
         reason = "no node waits for what it decides" if job.graph.upper_nodes else "nothing is aggregated"
         yield "gate", reason
@@ -91,10 +143,21 @@ def _unused_gate(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str
         yield "pipeline.quorum", f"gate={gate.name} is never settled before all calls of a question have ended"
     if job.has_overlap and job.graph.upper_nodes:
         yield "pipeline.barrier", "pipeline.overlap=true has none"
+    if job.has_tail and not job.has_moves:
+        yield "pipeline.tail", "pipeline.moves is false"
+    if job.has_forecast:
+        yield from _unused_forecast(config, job)
     if not job.graph.upper_nodes:
         yield "pipeline.barrier", "there is one layer of calls"
         yield "pipeline.overlap", "there is one layer of calls"
         yield "profile.aggregator_path", "nothing is aggregated"
+
+
+def _unused_forecast(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
+    if job.has_overlap:
+        yield "pipeline.forecast", "pipeline.overlap=true places upper layers by what is free"
+    elif job.has_barrier:
+        yield "pipeline.forecast", "pipeline.barrier=true plans a layer when the one before it has ended"
 
 
 def _unused_budgets(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:

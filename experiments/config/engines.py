@@ -1,27 +1,35 @@
 """The real backends' part of the configuration: engines, servers, and how patient to be with them."""
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments.config.checks import require_section
 from experiments.config.instantiation import call
+from experiments.config.machines import RaySettings
 from experiments.config.sites import Built, Parts, sim_site
 from mosaic.core.checks import require, require_count, require_name
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
+from mosaic.core.workload import Expert
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent
+from mosaic.engines.checkpoints import find_checkpoint
 from mosaic.engines.endpoint import Endpoint, EndpointPatience, EndpointSettings
 from mosaic.engines.endpoint_engines import ENDPOINT_ENGINE, EndpointEngines
 from mosaic.engines.host_process import VLLM_ENGINE, HostProcess
 from mosaic.engines.local_launcher import LocalLauncher
+from mosaic.engines.ray_cluster import RayCluster
+from mosaic.engines.ray_machines import Room
 from mosaic.engines.session_state import Patience
 from mosaic.engines.site import EngineSite, Replayed
-from mosaic.engines.vllm_engines import make_vllm_backend
+from mosaic.engines.token_embeddings import TokenEmbeddings
+from mosaic.engines.vllm_engines import VllmEngines, make_vllm_backend
 from mosaic.pipelines.prompts import check_texts, expert_prompt
 from mosaic.planning.restricted_costs import OnServers
 
@@ -55,6 +63,8 @@ def vllm_site(parts: Parts) -> Built:
     dummy = options.loading.dummy_weights
     require(mode is Mode.REPLAY or not dummy, "backend.engine.load_format", rule, options.loading.load_format)
     patience: Patience = call(Patience, "backend.patience", **backend["patience"])
+    if parts.ray is not None:
+        return _vllm_on_ray(parts, parts.ray, mode, patience), lambda costs: costs
     host = HostProcess(options, VLLM_ENGINE)
 
     def make(journal: Path, content: RunContent, *, is_measured: bool, earlier: Sequence[Path] = ()) -> EngineBackend:
@@ -62,7 +72,7 @@ def vllm_site(parts: Parts) -> Built:
             experts=parts.experts,
             cluster=parts.cluster,
             journal=journal,
-            content=content,
+            content=replace(content, with_confidence=_asks_confidence(parts)),
             options=replace(options, enable_prefix_caching=False) if is_measured else options,
             host=host,
             checkpoints=Path(backend["checkpoints"]),
@@ -70,8 +80,67 @@ def vllm_site(parts: Parts) -> Built:
             earlier=earlier,
         )
 
-    site = _site(parts, "vllm", make, host, mode, backend["num_calibration_questions"], options=options)
+    opened = partial(closing, host)
+    site = _site(parts, "vllm", make, opened, mode, backend["num_calibration_questions"], options=options)
     return site, lambda costs: costs
+
+
+def _asks_confidence(parts: Parts) -> bool:
+    """Tell whether responses are to say how probable their tokens were."""
+    asked, early = parts.config["confidence"], parts.graph.exit
+    if not isinstance(asked, bool):
+        raise TypeError(f"backend.confidence must be true or false, got {asked!r}")
+    return asked or (early is not None and early.reads_confidence)
+
+
+def _vllm_on_ray(parts: Parts, ray: RaySettings, mode: Mode, patience: Patience) -> EngineSite:
+    """Build what ``backend=vllm cluster=ray`` says."""
+    backend, options = parts.config, parts.options
+    engines = VllmEngines(options=options, with_tokenizer=mode is Mode.LIVE, checkpoints=Path(backend["checkpoints"]))
+    asked = {*parts.workload.num_calls_by_expert, *(expert.name for expert in parts.graph.experts)}
+    cluster = RayCluster(
+        ray.address,
+        Room(device=options.loading.device, cpus_per_worker=ray.cpus_per_worker),
+        ray.host_sizes,
+        options,
+        wanted=lambda: engines.wanted([expert for expert in parts.experts if expert.name in asked]),
+        tell=lambda line: print(line, file=sys.stderr, flush=True),
+        engine_module=VLLM_ENGINE,
+    )
+
+    def make(journal: Path, content: RunContent, *, is_measured: bool, earlier: Sequence[Path] = ()) -> EngineBackend:
+        measured = replace(engines, options=replace(options, enable_prefix_caching=False))
+        return EngineBackend(
+            name="vllm",
+            experts=parts.experts,
+            cluster=parts.cluster,
+            journal=journal,
+            content=replace(content, with_confidence=_asks_confidence(parts)),
+            engines=measured if is_measured else engines,
+            launcher=cluster.launcher(),
+            patience=patience,
+            earlier=earlier,
+        )
+
+    return _site(parts, "vllm", make, cluster.open, mode, backend["num_calibration_questions"], options=options)
+
+
+def embed_by(backend: Mapping[str, Any], options: EngineOptions) -> Callable[[Expert], TokenEmbeddings]:
+    """Give what embeds texts by an expert's checkpoint.
+
+    Raises
+    ------
+    CheckpointError, ValueError
+        If there is none, or nothing is written.
+    """
+    rule = "answers where nothing is written (backend.mode=replay)"
+    require(backend.get("mode") == Mode.LIVE, "exit.similarity", rule, "embeddings")
+
+    def embed(expert: Expert) -> TokenEmbeddings:
+        found = find_checkpoint(expert.checkpoint, Path(backend["checkpoints"]), weights=True, tokenizer=True)
+        return TokenEmbeddings(found, expert.context_tokens, options)
+
+    return embed
 
 
 def endpoint_site(parts: Parts) -> Built:
@@ -82,10 +151,13 @@ def endpoint_site(parts: Parts) -> Built:
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    backend = parts.config
+    backend, early = parts.config, parts.graph.exit
+    if early is not None:
+        require(not early.reads_confidence, "exit", "one that reads no confidence: servers are not asked", early.name)
     for expert in parts.experts:
-        kv = expert.kv and expert.kv.policy.value
+        kv, variants = expert.kv and expert.kv.policy.value, [one.budget_tokens for one in expert.kv_variants]
         require(expert.kv is None, f"expert {expert.name}: kv", "null: servers keep their KV cache as they do", kv)
+        require(not variants, f"expert {expert.name}: kv_variants", "empty: servers keep their KV cache", variants)
     _require_keys(backend, ("endpoints", "max_in_flight", "num_calibration_questions", "patience"))
     require_section(backend, ("patience",), "backend.")
     require_count(backend["max_in_flight"], "backend.max_in_flight", at_least=1)
@@ -109,7 +181,8 @@ def endpoint_site(parts: Parts) -> Built:
             earlier=earlier,
         )
 
-    site = _site(parts, "endpoint", make, host, Mode.LIVE, backend["num_calibration_questions"], expert_by_worker)
+    opened = partial(closing, host)
+    site = _site(parts, "endpoint", make, opened, Mode.LIVE, backend["num_calibration_questions"], expert_by_worker)
     return site, lambda costs: lambda **known: OnServers(costs(**known), expert_by_worker)
 
 
@@ -122,7 +195,7 @@ def vllm_options(backend: Mapping[str, Any]) -> EngineOptions:
         Naming the key, the rule and the value.
     """
     groups = ("engine", "patience")
-    _require_keys(backend, ("mode", "device", "checkpoints", "num_calibration_questions", *groups))
+    _require_keys(backend, ("mode", "device", "checkpoints", "confidence", "num_calibration_questions", *groups))
     require_section(backend, groups, "backend.")
     devices = ["auto", *(device.value for device in Device)]
     require(backend["device"] in devices, "backend.device", f"one of {devices}", backend["device"])
@@ -154,7 +227,7 @@ def _site(
     parts: Parts,
     name: str,
     make: Callable[..., EngineBackend],
-    host: HostProcess,
+    opened: Callable[[], AbstractContextManager[object]],
     mode: Mode,
     num_calibration_questions: int,
     expert_by_worker: Mapping[int, str] | None = None,
@@ -193,7 +266,7 @@ def _site(
         num_calibration_questions=num_calibration_questions,
         replayed=replayed,
         expert_by_worker=expert_by_worker,
-        opened=lambda: closing(host),
+        opened=opened,
         options=options,
     )
 

@@ -1,7 +1,7 @@
 """Turns a resolved Hydra configuration into the plain values of a run."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from experiments.config.budgets import budgeted
 from experiments.config.checks import check_calls, require_keys, require_path, require_section
 from experiments.config.compose import compose_config
 from experiments.config.effects import check_effects
+from experiments.config.exits import asks_embeddings, exit_from, no_embeddings
 from experiments.config.instantiation import call, make, make_once, once
-from experiments.config.machines import machines
+from experiments.config.machines import RaySettings, asked_of_ray, is_ray, machines
 from experiments.config.pipeline import (
     check_batch,
     check_calibration,
@@ -20,13 +21,16 @@ from experiments.config.pipeline import (
     check_upper_profile,
     pipeline_from,
 )  # fmt: skip
-from experiments.config.sites import Built, Parts, explained_site, simulated_site
+from experiments.config.prefill import check_prefill_ahead
+from experiments.config.sites import Built, Parts, engine_options, explained_site, simulated_site
 from experiments.config.world import check_length_error, simulated_world
 from mosaic.core.checks import require, require_count, require_number, require_unique
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
+from mosaic.pipelines.exits.faster_moa import Embed
 from mosaic.pipelines.gates.budget_choice import BudgetChoice
 from mosaic.pipelines.gates.setting import Setting, describe_setting
+from mosaic.pipelines.read_ahead import ReadAhead
 from mosaic.planning.plan_file import load_plans
 from mosaic.planning.profiles import load_profile
 from mosaic.runtime.job import Job, ProfileSource
@@ -49,6 +53,12 @@ def _vllm_options(backend: Mapping[str, Any]) -> EngineOptions:
     return vllm_options(backend)
 
 
+def _vllm_embeddings(backend: Mapping[str, Any], options: EngineOptions) -> Callable[[Expert], Embed]:
+    from experiments.config.engines import embed_by
+
+    return embed_by(backend, options)
+
+
 def _endpoint(parts: Parts) -> Built:
     from experiments.config.engines import endpoint_site
 
@@ -63,13 +73,15 @@ SITES: Mapping[str, Callable[[Parts], Built]] = {
 }
 """By name of the backend: builds its site, and says how it changes costs. Engines are imported where they are used."""
 OPTIONS: Mapping[str, Callable[[Mapping[str, Any]], EngineOptions]] = {
-    "sim": lambda backend: call(EngineOptions, "backend", **backend),
+    "sim": engine_options,
     "vllm": _vllm_options,
 }
 """By name of the backend: builds its engines' options; servers and plans that are only explained have the default."""
+EMBEDDINGS = {"vllm": _vllm_embeddings}
+"""By name of the backend: gives what embeds texts that were written."""
 SECTIONS = (
     "pool", "workload", "world", "profile", "backend", "hardware", "cluster", "costs", "scheduler", "plan", "pipeline",
-    "gate", "aggregator",
+    "topology", "exit", "gate", "aggregator",
 )  # fmt: skip
 KEYS = {
     "pool": ("name", "experts", "aggregator"),
@@ -118,6 +130,7 @@ def job_from(
     ValueError, TypeError, MosaicError
         Naming the field, the rule and the value.
     """
+    config = asked_of_ray(config)
     require_count(config.get("seed"), "seed")
     require_count(config.get("question_seed"), "question_seed")
     require_section(config, SECTIONS)
@@ -138,7 +151,8 @@ def job_from(
     experts = _pool(pool)
     cluster, (hardware, *more) = machines(config)
     rule = "none on a cluster of several kinds: it is measured on workers of one kind"
-    require(not more or config["aggregator"].get("name") == "none", "aggregator", rule, config["aggregator"]["name"])
+    is_merged = config["aggregator"].get("name") != "none" and config["topology"].get("layers") is None
+    require(not (more and is_merged), "aggregator", rule, config["aggregator"].get("name"))
     world = once(config["world"], "world", lambda: simulated_world(config["world"]))
     source.pop("aggregator", None)
     report = source.pop("report", None)
@@ -147,10 +161,18 @@ def job_from(
     name = backend.pop("name", None)
     require(name in SITES, "backend.name", f"one of {list(SITES)}", name)
     options = OPTIONS[name](backend) if name in OPTIONS else EngineOptions()
-    pipeline = pipeline_from(config, experts, cluster, hardware, options)
+    pipeline = pipeline_from(config, experts, cluster, hardware, options, workload)
+    embed_by = EMBEDDINGS[name](backend, options) if name in EMBEDDINGS and asks_embeddings(config["exit"]) else None
+    is_flat = config["topology"].get("layers") is None
+    early = exit_from(config["exit"], experts, embed_by or no_embeddings, is_flat=is_flat)
+    if pipeline.graph.upper_nodes:
+        pipeline = pipeline._replace(graph=replace(pipeline.graph, exit=early))
     check_calls(workload, experts, cluster, options)
     check_batch(pipeline.graph, workload)
     graph, calibration = budgeted(pipeline.graph, config["pipeline"], experts, workload, cluster, options)
+    if "prefill_ahead" in pipeline.reactions:
+        check_prefill_ahead(pipeline, name, options)
+        graph = replace(graph, read_ahead=ReadAhead())
     pipeline = pipeline._replace(graph=graph)
     if calibration is not None:
         check_other_questions("pipeline.promise.calibration", calibration.question_ids, workload)
@@ -171,6 +193,7 @@ def job_from(
         profile_seed=profile["seed"],
         length_error=profile["length_error"],
         journal=journal,
+        ray=RaySettings(**config["cluster"]) if is_ray(config) else None,
     )
     site, wrap = SITES[name](parts)
     setting = describe_setting(
@@ -182,7 +205,8 @@ def job_from(
     )
     check_calibration(pipeline.graph, setting)
     if calibration is not None:
-        check_same_setting("pipeline.promise.calibration", calibration.path, setting)
+        again = "gate=never pipeline.leave_one_out=true"
+        check_same_setting("pipeline.promise.calibration", calibration.path, setting, again)
     costs: CostFactory = make(config["costs"], "costs")
     plan_path = config["plan"].get("path")
     job = Job(
@@ -204,7 +228,11 @@ def job_from(
         has_quorum="quorum" in pipeline.reactions,
         has_overlap="overlap" in pipeline.reactions,
         has_moves="moves" in pipeline.reactions,
+        has_forecast="forecast" in pipeline.reactions,
+        has_replan="replan" in pipeline.reactions,
+        has_tail="tail" in pipeline.reactions,
         session_model=SimulatedSessions({kind.gpu.name: kind for kind in (hardware, *more)}, cluster, options),
+        host_loads=site.host_loads if isinstance(site, SimSite) else None,
         store=None if profile.get("store") is None else Store(Path(profile["store"])),
     )
     check_effects(overrides, config, job)

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 from hydra.utils import get_method
 
 from experiments.config.checks import check_fit, require_section
+from experiments.config.exits import calibrated_gate
 from experiments.config.instantiation import call, make
+from experiments.config.topology import topology_nodes
 from mosaic.answers.extraction import Comparison
 from mosaic.core.checks import require, require_count, require_name, require_unique
 from mosaic.core.cluster import Cluster
@@ -32,7 +34,7 @@ from sim.hardware.iteration_time import iteration_time
 SCHEDULERS = {"data_parallel": DataParallel}
 """Of a node's placement, beside the run's own."""
 COSTS = {"affine": AffineCosts}
-REACTIONS = ("quorum", "overlap", "moves")
+REACTIONS = ("quorum", "overlap", "moves", "tail", "prefill_ahead", "forecast", "replan")
 PIPELINE_KEYS = ("nodes", "barrier", *REACTIONS, "budgets", "hedge", "promise", "leave_one_out")
 NODE_KEYS = ("experts", "after", "when", "role", "min_output_tokens")
 
@@ -55,6 +57,7 @@ def pipeline_from(
     cluster: Cluster,
     hardware: Hardware,
     options: EngineOptions,
+    workload: Workload,
 ) -> Pipeline:
     """Build the pipeline; aggregator.expert goes before the workload's choice, and that before the pool's.
 
@@ -70,9 +73,17 @@ def pipeline_from(
         if not isinstance(settings.get(key), bool):
             raise TypeError(f"pipeline.{key} must be true or false, got {settings.get(key)!r}")
     barrier, reactions = settings["barrier"], frozenset(key for key in REACTIONS if settings[key])
+    rule = "false without a barrier, and beside pipeline.quorum, pipeline.overlap or pipeline.moves"
+    require("replan" not in reactions or (barrier and len(reactions) == 1), "pipeline.replan", rule, True)
     aggregator = dict(config["aggregator"])
     name = aggregator.pop("name", None)
     require_name(name, "aggregator.name")
+    named = partial(_named_aggregator, None, config, experts)
+    layers = topology_nodes(config["topology"], experts, workload, named)
+    if layers is not None:
+        rule = f"null beside topology={config['topology'].get('name')}, which has nodes of its own"
+        require(settings.get("nodes") is None, "pipeline.nodes", rule, settings["nodes"])
+        return Pipeline(CallGraph(nodes=layers, compare=comparisons()), {}, barrier, reactions, None)
     if settings.get("nodes") is not None:
         rule = "none beside pipeline.nodes: name the aggregator as a node"
         require(name == "none", "aggregator", rule, name)
@@ -129,7 +140,10 @@ def named_nodes(config: object, experts: Sequence[Expert]) -> tuple[Node, ...]:
 
 
 def check_batch(graph: CallGraph, workload: Workload) -> None:
-    """Check that a gate which promises something was not calibrated on the batch's own questions."""
+    """Check that a gate or an exit which promises something was not calibrated on the batch's own questions."""
+    promised = calibrated_gate(graph.exit)
+    if promised is not None:
+        check_other_questions("exit.calibration", promised.question_ids, workload)
     if isinstance(graph.gate, Calibrated):
         check_other_questions("gate.calibration", graph.gate.question_ids, workload)
 
@@ -151,6 +165,9 @@ def check_calibration(graph: CallGraph, setting: Setting) -> None:
     A promise is of everything in the setting. Weighted votes promise nothing, and read what the experts that run here
     have answered: other questions and another aggregator teach the same.
     """
+    promised = calibrated_gate(graph.exit)
+    if promised is not None:
+        check_same_setting("exit.calibration", str(promised.calibration), setting, "exit=never gate=never")
     if not isinstance(graph.gate, Calibrated | Weighted):
         return
     there = load_setting(graph.gate.calibration)
@@ -166,12 +183,12 @@ def check_calibration(graph: CallGraph, setting: Setting) -> None:
         )
 
 
-def check_same_setting(key: str, path: str, setting: Setting) -> None:
+def check_same_setting(key: str, path: str, setting: Setting, again: str) -> None:
     """Check that what promises something was calibrated on answers of what runs here."""
     if differences := name_differences(load_setting(path), setting):
         raise ValueError(
             f"{key} must hold answers of what runs here, got {path}: {differences}. What was learned there does not "
-            "hold here. Make it again: this command with gate=never pipeline.leave_one_out=true and other questions"
+            f"hold here. Make it again: this command with {again} and other questions"
         )
 
 
@@ -185,8 +202,8 @@ def check_upper_profile(pipeline: Pipeline, path: str, cluster: Cluster) -> None
                 profile.entry(expert.name, cluster.workers[0].gpu.name, degree)
 
 
-def _choose(name: str | None, config: Mapping[str, Any], experts: Sequence[Expert]) -> Expert:
-    """Find the aggregator in the pool."""
+def _named_aggregator(name: str | None, config: Mapping[str, Any], experts: Sequence[Expert]) -> Expert | None:
+    """Find the aggregator in the pool; None: nobody names one."""
     choices = {
         "aggregator.expert": name,
         "workload.aggregator": config["workload"].get("aggregator"),
@@ -197,10 +214,17 @@ def _choose(name: str | None, config: Mapping[str, Any], experts: Sequence[Exper
         if wanted is not None:
             require(wanted in names, field, f"one of the pool {names}", wanted)
             return experts[names.index(wanted)]
-    raise ValueError(
-        "aggregator.expert must be given, or workload.aggregator or pool.aggregator, got none of them: "
-        "add one, or run the expert stage alone with aggregator=none"
-    )
+    return None
+
+
+def _choose(name: str | None, config: Mapping[str, Any], experts: Sequence[Expert]) -> Expert:
+    chosen = _named_aggregator(name, config, experts)
+    if chosen is None:
+        raise ValueError(
+            "aggregator.expert must be given, or workload.aggregator or pool.aggregator, got none of them: "
+            "add one, or run the expert stage alone with aggregator=none"
+        )
+    return chosen
 
 
 def _placements(

@@ -63,11 +63,14 @@ class SharingLoader(ConfigLoader):
 
     def _compose(self, master_config: DictConfig, chosen: list[str]) -> DictConfig:
         key = (*master_config.hydra.overrides.hydra, *chosen)
-        if key not in self._composed:
-            if len(self._composed) == MOST_KEPT:
+        if key in self._composed:
+            kept: DictConfig = pickle.loads(self._composed[key])
+            return kept
+        composed = self._loader.load_sweep_config(master_config, chosen)
+        with suppress(pickle.PicklingError):  # in a launcher's worker a plugin's class may not be the one of its module
+            self._composed[key] = pickle.dumps(composed)
+            if len(self._composed) > MOST_KEPT:
                 del self._composed[next(iter(self._composed))]
-            self._composed[key] = pickle.dumps(self._loader.load_sweep_config(master_config, chosen))
-        composed: DictConfig = pickle.loads(self._composed[key])
         return composed
 
     def load_configuration(self, *arguments: Any, **options: Any) -> DictConfig:

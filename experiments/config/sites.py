@@ -1,21 +1,26 @@
 """The simulator's site from the configuration, and what every site is built from."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from experiments.config.checks import require_keys
+from experiments.config.instantiation import call
+from experiments.config.machines import RaySettings
 from experiments.config.world import SimulatedWorld
+from mosaic.core.checks import require
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.runtime.planner import CostFactory
 from mosaic.runtime.site import Site
+from sim.cluster.gpu_use import GpuUse, Keep
 from sim.hardware.hardware import Hardware
 from sim.site import SimSite
 
+USE_KEYS = ("keep", "load_ahead_gib", "experts_per_gpu")
 Built: TypeAlias = tuple[Site, Callable[[CostFactory], CostFactory]]
 """A site, and how it changes the cost model."""
 
@@ -41,9 +46,11 @@ class Parts:
     profile_seed: int
     length_error: float
     journal: Path | None
+    """Where a real run keeps what has finished."""
     more_hardware: tuple[Hardware, ...] = ()
     """Of workers of other kinds."""
-    """Where a real run keeps what has finished."""
+    ray: RaySettings | None = None
+    """Where the workers are those of a Ray cluster."""
 
     @property
     def luck(self) -> str:
@@ -55,6 +62,20 @@ class Parts:
 def simulated_site(parts: Parts) -> Built:
     """Build what ``backend=sim`` says."""
     return sim_site(parts, parts.options), lambda costs: costs
+
+
+def gpu_use(backend: Mapping[str, Any]) -> GpuUse:
+    """Build what sessions share from the keys of ``backend=sim`` that its engines know nothing of."""
+    use: GpuUse = call(GpuUse, "backend", **{key: value for key, value in backend.items() if key in USE_KEYS})
+    return use
+
+
+def engine_options(backend: Mapping[str, Any]) -> EngineOptions:
+    """Build the options of the simulated engines."""
+    options: EngineOptions = call(
+        EngineOptions, "backend", **{key: value for key, value in backend.items() if key not in USE_KEYS}
+    )
+    return options
 
 
 def explained_site(parts: Parts) -> Built:
@@ -77,14 +98,24 @@ def sim_site(parts: Parts, settings: EngineOptions) -> SimSite:
             "add one of conf/answers, or run the expert stage alone with aggregator=none"
         )
     experts = parts.experts
+    world = parts.world.test(parts.workload, experts, parts.seed)
+    calibration_world = parts.world.calibration(parts.workload, experts, parts.profile_seed, parts.length_error)
+    if parts.graph.exit is not None and parts.graph.exit.reads_confidence:
+        world, calibration_world = (replace(each, tells_confidence=True) for each in (world, calibration_world))
+    use = gpu_use(parts.config)
+    if use.keep is not Keep.NOTHING:
+        for kind in (parts.hardware, *parts.more_hardware):
+            rule = "given with a host_link_bytes_per_s where backend.keep is weights or engines"
+            require(kind.host is not None and kind.host_link_bytes_per_s is not None, "hardware.host", rule, kind.host)
     return SimSite(
         experts=experts,
         cluster=parts.cluster,
         hardware=parts.hardware,
         more_hardware=parts.more_hardware,
         batch=parts.workload,
-        world=parts.world.test(parts.workload, experts, parts.seed),
-        calibration_world=parts.world.calibration(parts.workload, experts, parts.profile_seed, parts.length_error),
+        world=world,
+        calibration_world=calibration_world,
         settings=settings,
+        use=use,
         luck=parts.luck,
     )

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.config.exits import calibrated_gate
 from experiments.config.job import Prepared
 from mosaic.core.plan import Plan
 from mosaic.core.results import CallRecord, CallStatus, RunResult
@@ -11,7 +12,6 @@ from mosaic.pipelines.final_answers import Comparisons, accuracy_frac
 from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, grade_ballots, with_observed
 from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
-from mosaic.pipelines.gates.gate import Never
 from mosaic.pipelines.node import Node
 from mosaic.planning.plan_file import plans_to_json
 from mosaic.report.metrics import StageSummary, Summary, summarise
@@ -28,7 +28,7 @@ def summary_of(
         outcome.result if outcome else None,
         workload=job.workload.name,
         backend=config["backend"]["name"],
-        gate=job.graph.gate.name if job.graph.upper_nodes else None,
+        gate=job.graph.decider.name if job.graph.upper_nodes else None,
         costs=plans[0].costs,
         seed=prepared.seed,
         num_questions=len(job.workload.questions),
@@ -69,7 +69,8 @@ def upper_summary(prepared: Prepared, outcome: Outcome) -> StageSummary | None:
 
 def gate_report(prepared: Prepared, outcome: Outcome) -> Mapping[str, Any] | None:
     """List the numbers behind what the gate promises, and behind budgets; None: nothing is promised."""
-    gate, choice = prepared.job.graph.gate, prepared.budgets
+    graph, choice = prepared.job.graph, prepared.budgets
+    gate = calibrated_gate(graph.exit) or graph.gate
     report = gate.report() if isinstance(gate, Calibrated) else None
     if choice is None:
         return report
@@ -84,7 +85,7 @@ def answer_files(prepared: Prepared, outcome: Outcome) -> dict[str, bytes]:
     if any(response.text is not None or response.error is not None for response in said):
         files["responses.jsonl"] = responses_jsonl(prepared.job, outcome.result)
     graph = prepared.job.graph
-    if isinstance(graph.gate, Never) and graph.upper_nodes and not graph.budgets:
+    if graph.asks_everybody and graph.upper_nodes:
         last = graph.upper_nodes[-1]
         answers = {
             record.key.question: record.answer
@@ -145,6 +146,8 @@ def _response_line(record: CallRecord) -> str:
         "text": said.text if said else None,
         "error": said.error if said else None,
     }
+    if record.confidence is not None:
+        line["confidence"] = record.confidence
     return json.dumps(line, ensure_ascii=False) + "\n"
 
 

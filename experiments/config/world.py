@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.config.checks import require_section
-from mosaic.core.checks import require, require_count, require_number
+from mosaic.core.checks import require, require_count, require_number, require_unique
+from mosaic.core.kv_variants import budget_of
 from mosaic.core.lengths import LengthDistribution
 from mosaic.core.realization import question_uniforms
 from mosaic.core.workload import Expert, ExpertName, Family, Workload
@@ -115,7 +116,7 @@ def answer_model(config: Mapping[str, Any] | None) -> tuple[AnswerModel | None, 
     for key in keys:
         require(key in config, f"world.answers.{key}", "given, or world.answers null", None)
     for key in config:
-        require(key in keys, "world.answers: key", f"one of {list(keys)}", key)
+        require(key in (*keys, "kv_loss_frac"), "world.answers: key", f"one of {[*keys, 'kv_loss_frac']}", key)
     values = {key: declared_parameter(config[key], f"world.answers.{key}") for key in ANSWER_KEYS}
     require_section(config, ("ability_by_expert",), "world.answers.")
     abilities = {
@@ -128,11 +129,21 @@ def answer_model(config: Mapping[str, Any] | None) -> tuple[AnswerModel | None, 
         model = AnswerModel(
             **{key: value for key, (value, _) in values.items()},
             ability_by_expert=abilities,
+            kv_loss_frac=_kv_losses(config.get("kv_loss_frac") or {}),
             source=values["mean_ability"][1],
         )
     except ValueError as error:
         raise ValueError(f"world.{error}") from error
     return model, visible
+
+
+def _kv_losses(config: object) -> dict[int, float]:
+    """Read the share of right answers that is lost, by KV budget in tokens."""
+    key = "world.answers.kv_loss_frac"
+    if not isinstance(config, Mapping):
+        raise TypeError(f"{key} must be a mapping of KV budgets in tokens, got {config!r}")
+    require_unique((budget_of(budget, key) for budget in config), key)
+    return {budget_of(budget, key): declared_parameter(entry, f"{key}.{budget}")[0] for budget, entry in config.items()}
 
 
 def check_length_error(profile: Mapping[str, Any]) -> None:

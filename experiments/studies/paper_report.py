@@ -35,8 +35,8 @@ but for the ILP's walls, of which four are): a published value outside of it is 
 was calibrated on this number, so its error says how well the fit closes and nothing more. *follows from fits*:
 nothing else goes into it. *predicted*: nothing was fitted to it. A seed draws the luck of a run: how long each call
 writes and what it answers. The questions and the profile are one draw for all seeds, as a data set and a study have
-one; how much other draws move a wall has a table of its own. Relative errors for seconds, speedups and tokens;
-differences for shares, accuracies and correlations.
+one; how much other draws move a wall has a table of its own. GPQA, the smallest, has four times the seeds. Relative
+errors for seconds, speedups and tokens; differences for shares, accuracies and correlations.
 """
 WHAT_IS_FITTED = """\
 Expert stage: the host's time per KV token, one spread of the reasoning experts' lengths and two mean lengths, to

@@ -120,11 +120,8 @@ def affine_s(job: Job, asked: Asked, plan: Plan, simulator: Simulator, cluster: 
         if done.num_calls and done.node in job.graph.first_nodes:
             sizes[done.expert].add(done.num_calls)
     priced = [expert for expert in job.experts if len(sizes[expert.name]) > 1]
-    first = [record for record in asked.result.calls if record.key.node in job.graph.first_nodes]
-    served = tuple(session for session in asked.result.sessions if session.node in job.graph.first_nodes)
-    result = RunResult(calls=tuple(first), sessions=served, num_workers=asked.result.num_workers)
     counts = {name: sum(call.expert == name for call in asked.batch.calls) for name in simulator.experts}
-    costs = AffineCosts(profile=profile_of(job, priced, result, "pilot"), num_calls_by_expert=counts)
+    costs = AffineCosts(profile=profile_of(job, priced, asked.pilot, "pilot"), num_calls_by_expert=counts)
     free_s = [0.0] * plan.num_workers
     for session in plan.sessions:
         expert, workers = simulator.experts[session.expert], [cluster.workers[w] for w in session.workers]

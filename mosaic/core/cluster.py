@@ -1,5 +1,6 @@
 """The machines: workers and the kind of GPU each drives."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
@@ -37,6 +38,21 @@ class Worker:
 
     id: int
     gpu: Gpu
+    host: int = 0
+    """Number of the machine that it is in; no session spans two."""
+
+    @property
+    def place(self) -> str:
+        """For messages."""
+        return f"{self.gpu.name} in host {self.host}"
+
+
+GANG_RULE = "of one kind and in one host"
+
+
+def may_be_gang(workers: Sequence[Worker]) -> bool:
+    """Tell whether a session may span some workers: they are of one kind and in one machine."""
+    return len({(worker.gpu, worker.host) for worker in workers}) == 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,4 +91,10 @@ class Cluster:
 def uniform_cluster(*, name: str, num_workers: int, gpu: Gpu) -> Cluster:
     """Build a cluster of equal workers."""
     require_count(num_workers, f"cluster {name}: num_workers", at_least=1)
-    return Cluster(name=name, workers=tuple(Worker(worker, gpu) for worker in range(num_workers)))
+    return cluster_of_hosts(name=name, host_sizes=(num_workers,), gpu=gpu)
+
+
+def cluster_of_hosts(*, name: str, host_sizes: Sequence[int], gpu: Gpu) -> Cluster:
+    """Build a cluster of equal workers in several machines, so many in each; they are numbered machine by machine."""
+    hosts = [host for host, size in enumerate(host_sizes) for _ in range(size)]
+    return Cluster(name=name, workers=tuple(Worker(worker, gpu, host) for worker, host in enumerate(hosts)))

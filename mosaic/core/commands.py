@@ -58,7 +58,22 @@ class Close:
     session: int
 
 
-Command: TypeAlias = Open | Submit | Cancel | Cut | Move | Close
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Compute the beginning of a call's prompt ahead of the call, so that it starts where that ends.
+
+    It takes the place of an earlier one of the same call, and the call itself takes its place. Without effect where
+    the session is not up, or gets no more calls.
+    """
+
+    call: Call
+    """With the tokens of the beginning, and after all calls that it is going to read, in the order of its prompt."""
+    session: int
+    num_read: int
+    """So many of them, the first ones, have ended and stand in the beginning."""
+
+
+Command: TypeAlias = Open | Submit | Cancel | Cut | Move | Close | Prefill
 
 
 class Action(NamedTuple):

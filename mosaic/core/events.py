@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
 
-from mosaic.core.results import CallRecord, SessionRecord
+from mosaic.core.results import CallRecord, PrefillRecord, SessionRecord
 from mosaic.core.workload import CallKey, ExpertName
 
 
@@ -39,6 +39,13 @@ class Finished(NamedTuple):
     record: CallRecord
 
 
+class Prefilled(NamedTuple):
+    """The beginning of a prompt was prefilled ahead of its call, or was to be and is not any more."""
+
+    ts: float
+    record: PrefillRecord
+
+
 class Progress(NamedTuple):
     """How far the running calls of a session are."""
 
@@ -63,11 +70,16 @@ class Idle(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A worker is gone for good. What its sessions had not ended is nowhere until it is submitted again."""
+    """A worker is gone, for good unless it joins again.
+
+    What its sessions had not ended is nowhere until it is submitted again.
+    """
 
     ts: float
     worker: int
     cause: str
+    num_more: int = 0
+    """Workers that are lost at the same instant and told next: what all of them leave is planned anew at once."""
 
 
 class Joined(NamedTuple):
@@ -83,7 +95,7 @@ class Tick(NamedTuple):
     ts: float
 
 
-Event: TypeAlias = Started | Redone | Ready | Finished | Progress | Closed | Idle | Lost | Joined | Tick
+Event: TypeAlias = Started | Redone | Ready | Finished | Prefilled | Progress | Closed | Idle | Lost | Joined | Tick
 
 
 def cause_of(event: Event) -> str:
@@ -96,7 +108,7 @@ def cause_of(event: Event) -> str:
     """
     kind = type(event).__name__.lower()
     match event:
-        case Finished(record=record):
+        case Finished(record=record) | Prefilled(record=record):
             return f"{kind} {record.key}"
         case Closed(record=record):
             return f"{kind} {record.session}"

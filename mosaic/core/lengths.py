@@ -3,13 +3,10 @@
 from dataclasses import dataclass, field
 from math import ceil, erf, exp, log, sqrt
 from statistics import NormalDist, fmean, pstdev
-from typing import Literal, Protocol, TypeAlias, get_args
+from typing import Protocol
 
 from mosaic.core.checks import require, require_count, require_number
-
-Source: TypeAlias = Literal["published", "fitted", "assumed", "measured"]
-"""Where a number comes from: a paper, a fit to its baseline, nobody, or an engine."""
-SOURCES: tuple[Source, ...] = get_args(Source)
+from mosaic.core.source import Source, require_source
 
 _STANDARD_NORMAL = NormalDist()
 
@@ -141,11 +138,6 @@ class Empirical:
         """Multiply every length, which scales the mean up to rounding."""
         require_number(factor, "length scale", above=0)
         return Empirical(sample=tuple(max(1, round(tokens * factor)) for tokens in self.sample), source=self.source)
-
-
-def require_source(value: object, field_name: str) -> None:
-    """Check a declared source."""
-    require(value in SOURCES, field_name, f"one of {list(SOURCES)}", value)
 
 
 def require_uniform(u: float) -> None:

@@ -1,6 +1,6 @@
 """What would really happen to a call. Imported by backends and sim only: schedulers see predictions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from struct import Struct
 from typing import NamedTuple, TypeAlias
@@ -23,6 +23,16 @@ class Outcome(NamedTuple):
     answer: str | None = None
     visible_tokens: int | None = None
     """Of the response without its thinking; None: the whole response."""
+    confidence: float | None = None
+    """Probability with which the expert gives this answer; None: nobody asks."""
+    sparse_answers: Mapping[int, str] | None = None
+    """By KV budget in tokens, what it answers where that makes a difference."""
+
+    def with_kv_budget(self, budget_tokens: int | None) -> "Outcome":
+        """Give the outcome where attention reads no more than a budget of tokens; None: all of them."""
+        if budget_tokens is None or not self.sparse_answers or budget_tokens not in self.sparse_answers:
+            return self
+        return self._replace(answer=self.sparse_answers[budget_tokens])
 
 
 def uniform(root_seed: int, stream: str, key: CallKey) -> float:

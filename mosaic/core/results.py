@@ -29,6 +29,7 @@ class Response(NamedTuple):
     text: str | None = None
     """None: without a tokenizer there is no text."""
     token_ids: tuple[int, ...] = ()
+    """In a journal; the records of a run's result have none."""
     finish_reason: str | None = None
     """As the engine says: stop, or length where the limit cut the response off."""
     thinking_opened: bool = False
@@ -68,6 +69,25 @@ class CallRecord(NamedTuple):
     visible_tokens: int | None = None
     """Tokens of the response without its thinking, which is what an aggregator reads; None: not known."""
     response: Response | None = None
+    confidence: float | None = None
+    """Geometric mean of the probabilities of the response's tokens, 0 to 1; simulated, the probability with which its
+    expert gives this answer. None: nobody asked for it, or the engine cannot tell."""
+
+
+class PrefillRecord(NamedTuple):
+    """The beginning of a prompt that was prefilled ahead of its call, or was dropped before it was whole."""
+
+    key: CallKey
+    expert: ExpertName
+    session: int
+    prompt_tokens: int
+    """Of the beginning."""
+    cached_tokens: int
+    """Of these, found in the KV cache."""
+    computed_tokens: int
+    """Of these, computed: what it cost the engine."""
+    queued_ts: float
+    finished_ts: float
 
 
 Inputs: TypeAlias = Mapping[CallKey, CallRecord]
@@ -146,6 +166,8 @@ class RunResult:
     """None: it ran from its start to its end in one go."""
     lost_workers: tuple[LostWorker, ...] = ()
     """Since the run last went on."""
+    prefills: tuple[PrefillRecord, ...] = ()
+    """Work ahead of calls; none of it is an answer."""
     num_pilot_sessions: int = 0
     """The first sessions, which ran before the plan, to price it."""
     first_nodes: tuple[NodeName, ...] = (PROPOSE,)

@@ -9,18 +9,20 @@ from itertools import count
 from pathlib import Path
 
 from mosaic.core.checks import require_unique
-from mosaic.core.cluster import Cluster
-from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Open, Submit
+from mosaic.core.cluster import GANG_RULE, Cluster, may_be_gang
+from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Open, Prefill, Submit
 from mosaic.core.errors import BackendError
-from mosaic.core.events import Event, Finished, Redone, Started, Tick
+from mosaic.core.events import Event, Finished, Prefilled, Redone, Started, Tick
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
-from mosaic.core.results import CallRecord, inputs_of
+from mosaic.core.results import CallRecord, PrefillRecord, inputs_of
 from mosaic.core.workload import CallKey, Expert, ExpertName
 from mosaic.engines.call_specs import Engines, RunContent, ServedExpert, is_of_same_engine
 from mosaic.engines.executor import Executor
 from mosaic.engines.launcher import Launcher
+from mosaic.engines.messages import Ahead
 from mosaic.engines.session_state import CallState, Patience, SessionState
+from mosaic.engines.worker_book import WorkerBook
 from mosaic.runtime.command_log import JournalLog
 from mosaic.runtime.journal import hold
 from mosaic.runtime.journal_records import JournalState, read_journal
@@ -70,6 +72,8 @@ class EngineBackend:
         require_unique((expert.name for expert in experts), f"{name} backend: expert name")
         self.log = JournalLog(journal, earlier)
         """Of the run's commands, in the same journal."""
+        self.lost: dict[int, str] = {}
+        """Workers that are given up, and why; runs that share it try none of them again."""
         self._name = name
         self._experts = {expert.name: expert for expert in experts}
         self._cluster = cluster
@@ -85,8 +89,8 @@ class EngineBackend:
         self._records: dict[CallKey, CallRecord] = {}
         self._outcomes: dict[CallKey, tuple[ServedExpert, Outcome | None]] = {}
         """Of every call that was submitted."""
-        self._again: list[tuple[float, int, CallRecord]] = []
-        """Calls that ended before this start and are yet to be told, the earliest first."""
+        self._again: list[tuple[float, int, CallRecord | PrefillRecord]] = []
+        """Calls and prefills that ended before this start and are yet to be told, the earliest first."""
         self._num_damaged = 0
         self._num_redone: dict[bool, Counter[ExpertName]] = {True: Counter(), False: Counter()}
         """Calls that had ended and are run again, by whether their engine is the same; those yet to be told."""
@@ -127,6 +131,8 @@ class EngineBackend:
                     self._running.calls.redirect(call, number)
             case Close(session=number):
                 self._session(number, "Close").is_closing = True
+            case Prefill():
+                self._prefill(command)
 
     def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
         """Tell what happens; calls are told one by one as they end, whether anybody reacts or not.
@@ -146,6 +152,7 @@ class EngineBackend:
             try:
                 self._begin(lock)
                 yield Started(0.0)
+                yield from self._workers.losses()
                 yield from self._run(tick_s)
             except KeyboardInterrupt:
                 self._stop()
@@ -159,15 +166,18 @@ class EngineBackend:
         first_ts = read_journal(*self._earlier).last_ts
         self._before = before = read_journal(*self._earlier, self._journal)
         self._num_damaged = before.num_damaged
+        for record in before.prefills:
+            heapq.heappush(self._again, (record.finished_ts, next(self._numbers), record))
         self._ts = max([before.last_ts, *(action.ts for action in self.log.earlier)])
         self.log.note_start(self._ts, first_ts)
         self._launcher.begin(self._journal, lock, self._cluster.num_workers)
+        self._workers = WorkerBook(self._cluster.num_workers, self._ts, self.lost, self._launcher.changes())
         self._executor = Executor(
             self._launcher,
             self._journal,
             before,
             start_ts=self._ts,
-            num_workers=self._cluster.num_workers,
+            workers=self._workers,
             patience=self._patience,
             on_end=self._end,
             tell=self._events.append,
@@ -203,7 +213,7 @@ class EngineBackend:
             return redone
         if self._again:
             ts, _, record = heapq.heappop(self._again)
-            return Finished(ts, record)
+            return Finished(ts, record) if isinstance(record, CallRecord) else Prefilled(ts, record)
         return self._events.popleft() if self._events else None
 
     def _stop(self) -> None:
@@ -224,21 +234,25 @@ class EngineBackend:
             self._session(needed, f"{label}: after")
         expert = self._expert(session.expert, f"session {session.id}")
         try:
+            expert = expert.with_kv_budget(session.kv_budget_tokens)
             workers = self._cluster.select(session.workers)
         except ValueError as error:
             raise BackendError(f"{label}: {error}") from error
-        if len({worker.gpu for worker in workers}) > 1:
-            raise BackendError(f"{label}: workers must be of one kind, got {[worker.gpu.name for worker in workers]}")
+        if not may_be_gang(workers):
+            raise BackendError(f"{label}: workers must be {GANG_RULE}, got {[worker.place for worker in workers]}")
         spec = self._engines.spec(replace(expert, tp_degree=len(workers)), workers)
         self._running.open(session, spec, self._ts)
 
     def _submit(self, command: Submit) -> None:
         call, to, label = command.call, command.to, f"call {command.call.key}"
-        served = self._engines.served(self._expert(call.expert, label))
+        expert = self._expert(call.expert, label)
         if isinstance(to, int):
-            self._check_expert(label, call.expert, self._session(to, label, is_open=True))
+            state = self._session(to, label, is_open=True)
+            self._check_expert(label, call.expert, state)
+            expert = expert.with_kv_budget(state.session.kv_budget_tokens)
         elif to != call.expert:
             raise BackendError(f"{label} is for {call.expert!r}, got the queue of {to!r}")
+        served = self._engines.served(expert)
         present = self._find(call.key) if call.key in self._outcomes else None
         if present is not None:
             if not (present.is_moving and isinstance(present.to, int) and self._running.sessions[present.to].has_ended):
@@ -250,9 +264,8 @@ class EngineBackend:
             raise BackendError(f"{label}: all calls that it comes after must have ended, got {waits_for[0]}")
         is_new = call.key not in self._outcomes
         inputs = inputs_of(call, self._records)
-        outcome = self._content.outcome(call, inputs)
-        spec = self._content.spec(call, served, inputs, outcome)
-        self._outcomes[call.key] = served, outcome
+        self._outcomes[call.key] = served, self._content.outcome(call, inputs, expert.kv_budget_tokens)
+        spec = self._content.spec(call, served, inputs, self._outcomes[call.key][1])
         number = next(self._numbers)
         record = self._before.done(call.key, spec.fingerprint)
         if record is not None:
@@ -262,18 +275,26 @@ class EngineBackend:
         earlier = self._before.last_fingerprint(call.key)
         if is_new and earlier is not None:
             self._num_redone[is_of_same_engine(earlier, spec.fingerprint)][call.expert] += 1
-        queued_ts = max(call.ready_s, self._ts)
-        rank = command.priority, number
-        self._running.calls.submit(CallState(call=call, spec=replace(spec, queued_ts=queued_ts), to=to, rank=rank))
+        spec = replace(spec, queued_ts=max(call.ready_s, self._ts))
+        self._running.calls.submit(CallState(call=call, spec=spec, to=to, rank=(command.priority, number)))
+
+    def _prefill(self, command: Prefill) -> None:
+        call, label = command.call, f"prefill of call {command.call.key}"
+        state = self._session(command.session, label)
+        self._check_expert(label, call.expert, state)
+        if state.channel is None or state.is_closing or call.key in self._outcomes:
+            return
+        inputs = inputs_of(replace(call, after=call.after[: command.num_read]), self._records)
+        spec = self._content.prefill(call, self._engines.served(self._experts[call.expert]), inputs)
+        if spec is not None:
+            state.channel.send(Ahead(spec))
 
     def _end(self, record: CallRecord) -> None:
-        read = self._read(record)
-        self._events.append(Finished(record.finished_ts or 0.0, read))
+        self._events.append(Finished(record.finished_ts or 0.0, self._read(record)))
 
     def _read(self, record: CallRecord) -> CallRecord:
-        served, outcome = self._outcomes[record.key]
-        self._records[record.key] = self._content.read(record, served, outcome)
-        return self._records[record.key]
+        read = self._records[record.key] = self._content.read(record, *self._outcomes[record.key])
+        return read
 
     def _expert(self, name: ExpertName, label: str) -> Expert:
         if name not in self._experts:

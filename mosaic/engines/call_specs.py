@@ -69,6 +69,9 @@ class RunContent:
 
     prompts: Prompts | None = None
     """What experts read. None (replay only): random tokens, as many as each call has."""
+    prefixes: Prompts | None = None
+    """What the prompts of calls begin with, as far as the calls tell it that have ended. None: nobody knows, unless
+    prompts are random tokens: these begin with what shorter ones are."""
     questions: Mapping[str, Question] = field(default_factory=dict)
     """By id; answers to those in it are read from the responses."""
     outcomes: Outcomes | None = None
@@ -80,15 +83,17 @@ class RunContent:
     """How calls are sampled; None: as their questions say."""
     root_seed: int = 0
     """Responses follow from it and the calls' keys."""
+    with_confidence: bool = False
+    """Engines tell how probable the tokens of each response were."""
 
     def __post_init__(self) -> None:
         require_count(self.root_seed, "run content: root_seed")
         if self.prompts is None and self.outcomes is None:
             raise ValueError("run content: prompts must be given unless outcomes are replayed, got None")
 
-    def outcome(self, call: Call, inputs: Inputs) -> Outcome | None:
-        """Tell what is to come of a call; None: the model decides."""
-        return None if self.outcomes is None else self.outcomes(call, inputs)
+    def outcome(self, call: Call, inputs: Inputs, kv_budget_tokens: int | None = None) -> Outcome | None:
+        """Tell what is to come of a call where so much of the KV cache is read; None: the model decides."""
+        return None if self.outcomes is None else self.outcomes(call, inputs).with_kv_budget(kv_budget_tokens)
 
     def spec(self, call: Call, served: ServedExpert, inputs: Inputs, outcome: Outcome | None) -> CallSpec:
         """Say what an engine is asked for a call.
@@ -121,6 +126,8 @@ class RunContent:
         asked: list[object] = [prompt.messages if isinstance(prompt, Chat) else prompt, seed, temperature, most, length]
         if asked_for.engine_values:
             asked.append(asked_for.engine_values)
+        if self.with_confidence:
+            asked.append("with confidence")  # a journal without it would not do
         return CallSpec(
             key=call.key,
             fingerprint=f"{_digest(served.decides)}-{_digest(asked)}",
@@ -131,6 +138,29 @@ class RunContent:
             max_output_tokens=most,
             output_tokens=length,
             sampling=asked_for if asked_for.engine_values else None,
+            with_confidence=self.with_confidence,
+        )
+
+    def prefill(self, call: Call, served: ServedExpert, inputs: Inputs) -> CallSpec | None:
+        """Say what an engine is asked to prefill ahead of a call; None: it is not known."""
+        expert, asked_for = served.expert, self._sampling(call.key)
+        seed = response_seed(self.root_seed if asked_for.seed is None else asked_for.seed, call.key)
+        prompt: Prompt
+        if self.prefixes is not None:
+            prompt = self.prefixes(call, inputs)
+        elif self.prompts is None and served.vocab_size is not None:
+            prompt = random_prompt(call, seed, served.vocab_size)
+        else:
+            return None
+        return CallSpec(
+            key=call.key,
+            fingerprint="",
+            prompt=prompt,
+            prompt_tokens=call.prompt_tokens,
+            seed=seed,
+            temperature=expert.temperature,
+            max_output_tokens=1,
+            output_tokens=None,
         )
 
     def _sampling(self, key: CallKey) -> Sampling:

@@ -120,6 +120,7 @@ class EndpointEngine:
         ValueError
             If it asks for what servers do not do, or for nothing.
         """
+        require(not request.is_beginning, "prompt", "whole: servers wrap it in a template", request.prompt)
         rule = "None: servers do not write to length"
         require(request.output_tokens is None, "output_tokens", rule, request.output_tokens)
         require(request.prompt != (), "prompt", "at least one token", request.prompt)

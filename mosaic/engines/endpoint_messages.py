@@ -7,7 +7,7 @@ from mosaic.answers.response_text import without_thinking
 from mosaic.engines.endpoint import Api, Endpoint
 from mosaic.engines.endpoint_client import AskError, Fault, Tries
 from mosaic.engines.engine import Generation, Request
-from mosaic.engines.vllm_engine import messages_of, plain_text
+from mosaic.engines.prompt_text import messages_of, plain_text
 
 WHOLE = ("", "stop", "length", "eos_token", "stop_sequence")
 """Reasons to finish that leave a whole response: the model ended it, or a limit did. Some servers give none."""

@@ -44,8 +44,12 @@ class Request:
     """Replay: write exactly so many in all, whatever they are."""
     generated: tuple[int, ...] = ()
     """What another engine has written already, to go on from."""
+    is_beginning: bool = False
+    """The prompt goes on behind its last message, which is not whole: nothing that a template writes follows it."""
     sampling: Sampling | None = None
     """What is asked beside temperature, seed and limit, which stand above; None: nothing."""
+    with_confidence: bool = False
+    """Tell how probable its tokens were."""
 
 
 class Generation(NamedTuple):
@@ -74,6 +78,8 @@ class Generation(NamedTuple):
     """The call failed for this reason, in one line."""
     num_retries: int = 0
     """Tries that failed before the one that counts."""
+    confidence: float | None = None
+    """Geometric mean of the probabilities of the tokens that this engine wrote; None: not asked for, or not known."""
 
 
 class Aborted(NamedTuple):

@@ -1,13 +1,12 @@
 """Sessions and calls over worker processes: who starts when, who serves what, and what of it is told."""
 
-import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mosaic.core.errors import BackendError, FatalEngineError
-from mosaic.core.events import Closed, Event, Idle, Lost, Progress, Ready
+from mosaic.core.events import Closed, Event, Idle, Joined, Lost, Prefilled, Progress, Ready
 from mosaic.core.plan import Session
 from mosaic.core.results import SERVED, CallRecord, CallStatus
 from mosaic.core.workload import ExpertName
@@ -15,14 +14,16 @@ from mosaic.engines.call_book import CallBook
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.launcher import Launcher
 from mosaic.engines.local_launcher import output_of
-from mosaic.engines.messages import Alive, Exited, Failure, Finish, Returned, Run, Serve
+from mosaic.engines.messages import Alive, Exited, Failure, Finish, Gone, Returned, Run, Serve
 from mosaic.engines.session_order import is_wanted, may_start, why_stuck
 from mosaic.engines.session_state import MAX_ISOLATED, Patience, Phase, SessionState, Stage, WorkerProcess
+from mosaic.engines.worker_book import WorkerBook
 from mosaic.engines.worker_pool import Heard, WorkerPool
 from mosaic.runtime.journal import JournalError
 from mosaic.runtime.journal_records import (
     ClosedSession,
     EndedCall,
+    EndedPrefill,
     JournalState,
     OpenedSession,
     fingerprint_of,
@@ -30,10 +31,6 @@ from mosaic.runtime.journal_records import (
 )
 
 _TRY_AGAIN = "correct it and start the same run again: failed calls are tried again"
-OWN_BATCHES = 2
-"""A process gets of its session's calls so many full batches: enough that its engine never runs dry."""
-SHARED_BATCHES = 1.25
-"""And of its expert's queue no more than this, so that sessions which share one end at about the same time."""
 
 
 class Executor:
@@ -51,32 +48,26 @@ class Executor:
         before: JournalState,
         *,
         start_ts: float,
-        num_workers: int,
+        workers: WorkerBook,
         patience: Patience,
         on_end: Callable[[CallRecord], None],
         tell: Callable[[Event], None],
     ) -> None:
         self.sessions: dict[int, SessionState] = {}
-        self.lost: dict[int, str] = {}
-        """Workers that were given up, and why."""
         self._zero_ts = time.monotonic() - start_ts
         self._start_ts = start_ts
         self.calls = CallBook(self.sessions, journal, self.now, self._end_call)
         self._pool = WorkerPool(launcher, journal, self._zero_ts, patience)
+        self._workers = workers
         self._journal = journal
         self._state = before
         self._patience = patience
         self._on_end = on_end
         self._tell = tell
-        self._open: list[SessionState] = []
-        """Those that have not ended, in the order in which they were opened."""
+        self._open: list[SessionState] = []  # those that have not ended, in the order in which they were opened
         self._broken: dict[ExpertName, str] = {}
         self._ended: dict[int, list[CallRecord]] = defaultdict(list)
-        self._free_ts = [start_ts] * num_workers
-        self._busy: set[int] = set()
-        self._num_failed_loads = [0] * num_workers
-        self._must_retry = False
-        """A process could not be started just now."""
+        self._must_retry = False  # a process could not be started just now
 
     def now(self) -> float:
         """Seconds on the run's clock."""
@@ -89,11 +80,11 @@ class Executor:
     def open(self, session: Session, spec: EngineSpec, ts: float) -> None:
         """Let a session wait for its workers; on one that is lost it is lost too."""
         state = self.sessions[session.id] = SessionState(session=session, spec=spec, opened_ts=ts)
-        if self.lost.keys() & set(session.workers):
-            state.stage = Stage.LOST
-        else:
+        if self._workers.are_there(session.workers):
             self._open.append(state)
-            self._busy.update(session.workers)
+            self._workers.take(session.workers)
+        else:
+            state.stage = Stage.LOST
 
     def start(self) -> None:
         """Start what can start, end what has nothing to start for, and tell which workers nobody needs any more."""
@@ -104,9 +95,17 @@ class Executor:
         for state in may_start(self._open, self.sessions):
             self._start(state)
         busy = {worker for state in self._open for worker in state.session.workers}
-        for worker in sorted(self._busy - busy - self.lost.keys()):
+        for worker in self._workers.idle(busy):
             self._tell(Idle(self.now(), worker))
-        self._busy = busy
+
+    def look_at_workers(self) -> None:
+        """Lose workers that have gone, and take up those that have come."""
+        for change in self._pool.changes():
+            if isinstance(change, Gone):
+                self._give_up(change.workers, change.cause)
+                continue
+            for worker in self._workers.bring_back(change.workers, self.now()):
+                self._tell(Joined(self.now(), worker))
 
     def advance(self, timeout_s: float, *, may_act: bool) -> None:
         """Hand calls out, then hear what happened; ``may_act``: others may still tell it what to do.
@@ -128,6 +127,7 @@ class Executor:
         soon = [ready_s - now for queue in queues if (ready_s := queue.next_ready_s(now)) is not None]
         for process, message in self._pool.listen(max(0.0, min([wait_s, *soon]))):
             self._hear(process, message)
+        self.look_at_workers()
         self._pool.watch()
 
     def stop(self) -> None:
@@ -157,7 +157,7 @@ class Executor:
         process.channel.send(
             Serve(
                 session=session.id, node=session.node, expert=session.expert, workers=workers,
-                load_start_ts=max([state.opened_ts, *(self._free_ts[worker] for worker in workers), *followed]),
+                load_start_ts=max([state.opened_ts, self._workers.free_ts(workers), *followed]),
                 is_resident=is_resident or state.spec.is_remote, is_remote=state.spec.is_remote,
             )
         )  # fmt: skip
@@ -177,9 +177,7 @@ class Executor:
             state = process.session
             if state is None or state.channel is None:
                 continue
-            batch = state.spec.max_num_seqs
-            is_careful = process.one_at_a_time and bool(state.suspects)
-            room, shared_room = (1, 0) if is_careful else (OWN_BATCHES * batch, math.ceil(SHARED_BATCHES * batch))
+            room, shared_room = process.room
             calls = self.calls.take(state, room, 0 if state.is_closing else shared_room)
             if calls:
                 state.channel.send(Run(calls))
@@ -199,7 +197,7 @@ class Executor:
 
     def _give_in(self) -> None:
         """Nothing can happen any more: leave what lost workers would have served, or say what nobody can serve."""
-        if not self.lost:
+        if not self._workers.lost:
             raise BackendError(why_stuck(self._open, self.calls.experts_waited_for()))
         is_last_try = all(state.is_closing for state in self._open)
         for state in list(self._open):
@@ -215,6 +213,8 @@ class Executor:
             self._lose(process, message)
         elif isinstance(message, EndedCall):
             self._end_call(message.record)
+        elif isinstance(message, EndedPrefill):
+            self._tell(Prefilled(message.record.finished_ts, message.record))
         elif isinstance(message, OpenedSession):
             self._state.add(message)
             process.begin(Phase.SERVING)
@@ -240,10 +240,9 @@ class Executor:
         if record.status in SERVED:
             state = self.sessions[record.session]
             state.num_failures = state.num_isolated = 0
-            for worker in record.workers:
-                self._num_failed_loads[worker] = 0
+            self._workers.note_served(record.workers)
             self._pool.note_finish()
-        self._state.add(EndedCall(record))
+        record = self._state.note(record)
         self.note_end(record)
         self._on_end(record)
 
@@ -254,7 +253,8 @@ class Executor:
             return
         self._read_rest(process, state)
         state.stage, state.channel, state.has_all = Stage.WAITING, None, False
-        self._free(state, self.now())
+        state.end_ts = self.now()
+        self._workers.free(state.session.workers, state.end_ts)
         held = self.calls.empty_hands(state)
         state.attempt += 1
         state.suspects.update(call.spec.key for call in held)
@@ -262,10 +262,8 @@ class Executor:
             return
         cause = f"{process.cause(exited)}; see {output_of(self._journal, process.workers)}"
         if process.is_workers_fault:
-            worker = process.workers[0]
-            self._num_failed_loads[worker] += 1
-            if self._num_failed_loads[worker] > self._patience.max_restarts:
-                self._give_up(worker, cause)
+            if self._workers.note_failed_load(process.workers[0]) > self._patience.max_restarts:
+                self._give_up(process.workers, cause)
             return
         state.num_failures += 1
         if state.num_failures <= self._patience.max_retries:
@@ -294,12 +292,14 @@ class Executor:
         self.calls.end(self.calls.waiting_in(state.queue), CallStatus.FAILED, cause)
         self._end_session(state, state.end_ts, Stage.OVER)
 
-    def _give_up(self, worker: int, cause: str) -> None:
-        """Lose a worker, and all sessions that need it."""
-        self.lost[worker] = cause
-        for state in [state for state in self._open if worker in state.session.workers]:
+    def _give_up(self, workers: Sequence[int], cause: str) -> None:
+        """Lose workers, and all sessions that need any of them."""
+        new = [worker for worker in workers if worker not in self._workers.lost]
+        self._workers.lost |= dict.fromkeys(new, cause)
+        for state in [state for state in self._open if not self._workers.are_there(state.session.workers)]:
             self._lose_session(state)
-        self._tell(Lost(self.now(), worker, cause))
+        for num_told, worker in enumerate(new, start=1):
+            self._tell(Lost(self.now(), worker, cause, num_more=len(new) - num_told))
 
     def _lose_session(self, state: SessionState) -> None:
         self._end_session(state, state.end_ts, Stage.LOST)
@@ -309,11 +309,7 @@ class Executor:
         """End a session for good, and tell of it if it was ever ready."""
         state.stage, state.channel = stage, None
         self._open.remove(state)
-        self._free(state, end_ts)
+        state.end_ts = end_ts
+        self._workers.free(state.session.workers, end_ts)
         if (record := self._state.session_record(state.session, self._ended[state.session.id])) is not None:
             self._tell(Closed(record.end_ts, record))
-
-    def _free(self, state: SessionState, end_ts: float) -> None:
-        state.end_ts = end_ts
-        for worker in state.session.workers:
-            self._free_ts[worker] = max(self._free_ts[worker], end_ts)

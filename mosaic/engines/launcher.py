@@ -1,11 +1,11 @@
 """How worker processes come about, here or on other machines."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from mosaic.engines.engine import EngineSpec
-from mosaic.engines.messages import Exited, FromWorker, ToWorker
+from mosaic.engines.messages import Exited, FromWorker, Gone, There, ToWorker
 
 
 class Channel(Protocol):
@@ -49,6 +49,9 @@ class Launcher(Protocol):
 
     def listen(self, timeout_s: float) -> Iterator[tuple[Channel, FromWorker | Exited]]:
         """Wait for news, not longer than that, and tell it."""
+
+    def changes(self) -> Sequence[Gone | There]:
+        """Tell which workers have gone and come since it was last asked; at first, which are not there."""
 
     def close(self) -> None:
         """End whatever was started."""

@@ -1,7 +1,7 @@
 """Worker processes of this machine: forked from one host process, and dealt its cores and GPUs."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -9,9 +9,7 @@ from pathlib import Path
 from mosaic.core.engine_options import Device
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.host_process import HostProcess, kill_group
-from mosaic.engines.messages import Exited, Forked, FromWorker, Reaped, ToWorker
-
-_KILLED = -9
+from mosaic.engines.messages import HOST_DIED, Exited, Forked, FromWorker, Gone, Reaped, There, ToWorker
 
 
 class LocalChannel:
@@ -48,11 +46,16 @@ class LocalLauncher:
     device
         What workers are: each process gets the cores of its workers, and on GPUs these too. None: neither, since
         the engines are elsewhere.
+    interrupt
+        What arrives there ends a wait for news.
     """
 
-    def __init__(self, host: HostProcess, device: Device | None = Device.GPU) -> None:
+    def __init__(
+        self, host: HostProcess, device: Device | None = Device.GPU, interrupt: Connection | None = None
+    ) -> None:
         self._host = host
         self._device = device
+        self._interrupt = interrupt
         self._folder = Path()
         self._lock = -1
         self._num_workers = 0
@@ -88,8 +91,11 @@ class LocalLauncher:
     def listen(self, timeout_s: float) -> Iterator[tuple[LocalChannel, FromWorker | Exited]]:
         control = self._host.control
         by_link = {channel.link: channel for channel in self._channels.values() if channel.link is not None}
-        for ready in wait([*by_link, *([control] if control is not None else [])], timeout=timeout_s):
-            if ready is control:
+        others = [link for link in (control, self._interrupt) if link is not None]
+        for ready in wait([*by_link, *others], timeout=timeout_s):
+            if ready is self._interrupt:
+                self._interrupt.recv_bytes()
+            elif ready is control:
                 self._hear_host(control)
             elif isinstance(ready, Connection):
                 yield from self._hear(by_link[ready], ready)
@@ -97,6 +103,10 @@ class LocalLauncher:
             if channel.link is None and channel.exited is not None:
                 del self._channels[channel.number]
                 yield channel, channel.exited
+
+    def changes(self) -> Sequence[Gone | There]:
+        """None: its workers are cores and GPUs of this machine."""
+        return ()
 
     def close(self) -> None:
         self._host.close()
@@ -127,7 +137,7 @@ class LocalLauncher:
         """Reap the host; the kernel ends its workers, and what they started is ended here."""
         self._host.close()
         for channel in self._channels.values():
-            channel.exited = channel.exited or Exited(_KILLED, host_died=True)
+            channel.exited = channel.exited or HOST_DIED
             if channel.pid is not None:
                 kill_group(channel.pid)
         self._num_host_deaths += 1

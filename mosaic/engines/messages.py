@@ -34,6 +34,7 @@ class CallSpec:
     """Computed there, and to be computed again."""
     sampling: Sampling | None = None
     """What the request asks beside temperature, seed and limit."""
+    with_confidence: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,8 +96,8 @@ class Load:
     """To a worker process: load an expert."""
 
     spec: EngineSpec
-    journal: Path
-    """The log that this process alone writes."""
+    journal: Path | None
+    """The log that this process alone writes; None: who hears it writes it, on another machine."""
     zero_ts: float
     """The run's zero on the machine's monotonic clock."""
 
@@ -120,6 +121,13 @@ class Run(NamedTuple):
     """To a worker process: serve calls."""
 
     calls: tuple[CallSpec, ...]
+
+
+class Ahead(NamedTuple):
+    """To a worker process: prefill the beginning of a call's prompt, in the place of an earlier one of the call."""
+
+    call: CallSpec
+    """With the beginning as its prompt, and one token to write."""
 
 
 class Abort(NamedTuple):
@@ -185,7 +193,23 @@ class Exited(NamedTuple):
     """It had to end with the process that started it."""
 
 
-ToWorker: TypeAlias = Load | Serve | Run | Abort | Limit | Finish | Quit
+HOST_DIED = Exited(-9, host_died=True)
+
+
+class Gone(NamedTuple):
+    """From a launcher: workers are not there, and what was loaded on them is lost."""
+
+    workers: tuple[int, ...]
+    cause: str
+
+
+class There(NamedTuple):
+    """From a launcher: workers are there, again or for the first time."""
+
+    workers: tuple[int, ...]
+
+
+ToWorker: TypeAlias = Load | Serve | Run | Ahead | Abort | Limit | Finish | Quit
 FromWorker: TypeAlias = bytes | Alive | Returned | Failure
 """Bytes are a line of the journal, told as it stands there."""
 

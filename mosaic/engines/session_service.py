@@ -2,15 +2,27 @@
 
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from mosaic.core.results import CallRecord, CallStatus, Response
+from mosaic.core.results import CallRecord, CallStatus, PrefillRecord, Response
 from mosaic.core.workload import CallKey
 from mosaic.engines.engine import Aborted, Engine, Generation, Request
-from mosaic.engines.messages import Abort, Alive, CallSpec, Finish, FromWorker, Limit, Returned, Run, Serve, ToWorker
-from mosaic.runtime.journal_records import ClosedSession, EndedCall, Entry, OpenedSession
+from mosaic.engines.messages import (
+    Abort,
+    Ahead,
+    Alive,
+    CallSpec,
+    Finish,
+    FromWorker,
+    Limit,
+    Returned,
+    Run,
+    Serve,
+    ToWorker,
+)
+from mosaic.runtime.journal_records import ClosedSession, EndedCall, EndedPrefill, Entry, OpenedSession
 
 HEARTBEAT_S = 0.5
 """A worker whose engine moves says so this often."""
@@ -36,6 +48,8 @@ class SessionService:
         self._zero_ts = zero_ts
         self._running: dict[int, CallSpec] = {}
         self._limits: dict[int, int] = {}
+        self._ahead: dict[int, tuple[CallSpec, float]] = {}
+        """Prefills under way, with when they came."""
         self._inbox = select.poll()  # the link's own poll costs a tenth of a millisecond, at every step
         self._inbox.register(link, select.POLLIN)
         self._start_ts = 0.0
@@ -61,12 +75,13 @@ class SessionService:
         )
         while self._running or not self._has_all:
             self._listen()
-            if self._running:
+            if self._running or self._ahead:
                 for generation in self._engine.step():
                     self._finish(generation)
             if self._limits:
                 self._cut()
             self._show_life()
+        self._drop_ahead(list(self._ahead))
         cpu_s = None if serve.is_remote else time.process_time() - spent_cpu_s
         self._tell(ClosedSession(session=serve.session, end_ts=self._now(), cpu_s=cpu_s))
 
@@ -79,7 +94,7 @@ class SessionService:
 
     def _listen(self) -> None:
         """Take messages; where nothing runs, wait for them."""
-        idle_s = 0.0 if self._running else HEARTBEAT_S
+        idle_s = 0.0 if self._running or self._ahead else HEARTBEAT_S
         while not self._has_all and self._inbox.poll(1000 * idle_s):
             self._handle(self._link.recv())
             idle_s = 0.0
@@ -90,6 +105,8 @@ class SessionService:
         if isinstance(message, Run):
             for call in message.calls:
                 self._submit(call)
+        elif isinstance(message, Ahead):
+            self._prefill(message.call)
         elif isinstance(message, Finish):
             self._has_all = True
         elif isinstance(message, Abort | Limit):
@@ -103,7 +120,51 @@ class SessionService:
         else:
             raise AssertionError(f"no message for a session under way: {message!r}")
 
+    def _prefill(self, call: CallSpec) -> None:
+        """Have the beginning of a prompt computed, where the engine can."""
+        self._drop_ahead([number for number, (other, _) in self._ahead.items() if other.key == call.key])
+        number = self._next_number
+        self._next_number += 1
+        try:
+            self._engine.submit(
+                Request(
+                    number=number,
+                    prompt=call.prompt,
+                    seed=call.seed,
+                    temperature=call.temperature,
+                    max_output_tokens=1,
+                    is_beginning=True,
+                )
+            )
+        except ValueError:
+            return  # the call itself says why, when it comes
+        self._ahead[number] = call, self._now()
+
+    def _drop_ahead(self, numbers: Sequence[int]) -> None:
+        """Stop prefills; of those that had been started nobody knows how far they were, so they count as whole."""
+        for number in numbers:
+            gone = self._engine.abort(number)
+            num_read = 0 if gone.scheduled_ts is None else gone.prompt_tokens or 0
+            self._end_prefill(number, self._now(), gone.prompt_tokens, 0, num_read)
+
+    def _end_prefill(
+        self, number: int, ts: float, prompt_tokens: int | None, cached_tokens: int, computed_tokens: int
+    ) -> None:
+        call, queued_ts = self._ahead.pop(number)
+        record = PrefillRecord(
+            key=call.key,
+            expert=self._serve.expert,
+            session=self._serve.session,
+            prompt_tokens=call.prompt_tokens if prompt_tokens is None else prompt_tokens,
+            cached_tokens=cached_tokens,
+            computed_tokens=computed_tokens,
+            queued_ts=queued_ts,
+            finished_ts=ts,
+        )
+        self._tell(EndedPrefill(record))
+
     def _submit(self, call: CallSpec) -> None:
+        self._drop_ahead([number for number, (other, _) in self._ahead.items() if other.key == call.key])
         number, limit = self._next_number, call.cut_tokens
         self._next_number += 1
         most = (
@@ -121,6 +182,7 @@ class SessionService:
             output_tokens=None if exactly is None else min(exactly, most),
             generated=call.generated,
             sampling=call.sampling,
+            with_confidence=call.with_confidence,
         )
         try:
             self._engine.submit(request)
@@ -133,6 +195,10 @@ class SessionService:
             self._limits[number] = limit
 
     def _finish(self, generation: Generation) -> None:
+        if generation.number in self._ahead:
+            read, cached = generation.prompt_tokens or 0, generation.cached_tokens
+            self._end_prefill(generation.number, generation.last_token_ts - self._zero_ts, read, cached, read - cached)
+            return
         call, limit = self._running.pop(generation.number), self._limits.pop(generation.number, None)
         output_tokens = len(generation.token_ids) if generation.output_tokens is None else generation.output_tokens
         is_whole = call.output_tokens is not None and output_tokens >= call.output_tokens
@@ -159,6 +225,7 @@ class SessionService:
             num_preemptions=generation.num_preemptions,
             cached_tokens=generation.cached_tokens,
             visible_tokens=generation.visible_tokens,
+            confidence=generation.confidence,
         )
 
     def _cut(self) -> None:

@@ -1,5 +1,6 @@
 """The executor's view of what runs: calls and sessions on their way, and the worker processes that serve them."""
 
+import math
 import signal
 import time
 from dataclasses import dataclass, field
@@ -39,6 +40,10 @@ class Patience:
         require_count(self.max_restarts, "patience.max_restarts")
 
 
+OWN_BATCHES = 2
+"""A process gets of its session's calls so many full batches: enough that its engine never runs dry."""
+SHARED_BATCHES = 1.25
+"""And of its expert's queue no more than this, so that sessions which share one end at about the same time."""
 MAX_ISOLATED = 3
 """So many calls in a row that break their session: it is not the calls."""
 
@@ -141,6 +146,14 @@ class WorkerProcess:
     failure: Failure | None = None
     hung: str | None = None
     """Why it was killed."""
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """How many calls it may have at once, and with how many it gets none of its expert's queue."""
+        if self.one_at_a_time and self.session is not None and self.session.suspects:
+            return 1, 0
+        batch = self.spec.max_num_seqs
+        return OWN_BATCHES * batch, math.ceil(SHARED_BATCHES * batch)
 
     def begin(self, phase: Phase) -> None:
         """Enter a phase; its time limit counts from now."""

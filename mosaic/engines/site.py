@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mosaic.core.chat import in_context
-from mosaic.core.cluster import Cluster
+from mosaic.core.cluster import Cluster, may_be_gang
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import Plan
@@ -120,6 +120,8 @@ class EngineSite:
         self._expert_by_worker = expert_by_worker
         self._opened = opened
         self._run: EngineBackend | None = None
+        self._lost: dict[int, str] = {}
+        """Workers that any measurement, or the run, has given up."""
 
     @property
     def way(self) -> str:
@@ -138,16 +140,29 @@ class EngineSite:
             yield
 
     def backend(
-        self, questions: Mapping[str, Question], prompts: Prompts, *, name: str = "run", after: Sequence[str] = ()
+        self,
+        questions: Mapping[str, Question],
+        prompts: Prompts,
+        *,
+        name: str = "run",
+        after: Sequence[str] = (),
+        prefixes: Prompts | None = None,
     ) -> Backend:
         """Give the backend of the run, or of a stage of its pilot: all ask the same in the same way."""
         if self.replayed is None:
-            content = RunContent(prompts=prompts, questions=questions, root_seed=self._seed)
+            content = RunContent(prompts=prompts, prefixes=prefixes, questions=questions, root_seed=self._seed)
         else:
             content = RunContent(outcomes=self.replayed.run, root_seed=self._seed)
         earlier = [self._journal / stage for stage in after]
-        self._run = self._make(self._journal / name, content, is_measured=False, earlier=earlier)
+        self._run = self._begun(name, content, is_measured=False, earlier=earlier)
         return self._run
+
+    def _begun(
+        self, name: str, content: RunContent, *, is_measured: bool, earlier: Sequence[Path] = ()
+    ) -> EngineBackend:
+        backend = self._make(self._journal / name, content, is_measured=is_measured, earlier=earlier)
+        backend.lost = self._lost
+        return backend
 
     def command_log(self) -> CommandLog | None:
         """Give the log in the journal of the run, or of the stage that was begun last."""
@@ -190,7 +205,7 @@ class EngineSite:
             content = RunContent(
                 outcomes=lambda call, inputs: outcomes(call, inputs_of(call, earlier, inputs)), root_seed=seed
             )
-        return self._make(self._journal / name, content, is_measured=True)
+        return self._begun(name, content, is_measured=True)
 
     def sweep(self, name: str, experts: Sequence[Expert]) -> tuple[Backend, Callable[[int], int]]:
         """Give a backend that asks calibration questions in turn; in a replay prompts are as long as the batch's."""
@@ -206,22 +221,28 @@ class EngineSite:
             sampling=lambda key: asked.questions[sweep_number(key) % len(texts)].sampling,
             root_seed=calibration_seed(self._profile_seed),
         )
-        backend = self._make(self._journal / name, content, is_measured=True)
+        backend = self._begun(name, content, is_measured=True)
         return backend, lambda number: tokens[number % len(tokens)]
 
     def replaying(self, outcomes: Outcomes, name: str) -> Backend:
         """Give a backend whose calls write as many random tokens as they are told, for a measurement of this name."""
-        return self._make(self._journal / name, RunContent(outcomes=outcomes), is_measured=True)
+        return self._begun(name, RunContent(outcomes=outcomes), is_measured=True)
 
     def hindsight(self, earlier: Inputs) -> Backend | None:
         """None: what models really say happens once."""
         return None
 
     def places(self, expert: Expert) -> list[tuple[int, ...]]:
-        """List the gangs that the workers make up, or the workers that keep the expert."""
+        """List the gangs that the workers make up, or the workers that keep the expert; none that is lost, if it can.
+
+        A worker that was lost while something was measured is not tried again.
+        """
         if self._expert_by_worker is None:
-            return aggregator_places(expert, self._cluster.num_workers)
-        return [(worker,) for worker, name in self._expert_by_worker.items() if name == expert.name]
+            all_places = aggregator_places(expert, self._cluster.num_workers)
+            places = [place for place in all_places if may_be_gang(self._cluster.select(place))]
+        else:
+            places = [(worker,) for worker, name in self._expert_by_worker.items() if name == expert.name]
+        return [place for place in places if self._lost.keys().isdisjoint(place)] or places
 
     def swept_place(self, expert: Expert, session: int, num_experts: int) -> tuple[int, ...]:
         """Take turns: workers that are all busy may slow each other down, which is what a run will meet.

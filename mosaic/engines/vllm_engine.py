@@ -6,12 +6,14 @@ Measured with vLLM 0.32 on CPU; the paths for GPUs follow the same interface.
 import os
 import re
 from collections.abc import Mapping, Sequence
+from math import exp
 from typing import Any
 
 from mosaic.answers.response_text import without_thinking
 from mosaic.core.chat import Chat
 from mosaic.core.engine_options import Device, EngineOptions
 from mosaic.engines.engine import MORE_ROOM, Aborted, EngineSpec, Generation, Request
+from mosaic.engines.prompt_text import beginning_of, messages_of, opens_thinking, plain_text
 from mosaic.engines.sparse_attention import install, uninstall
 
 CPU_ENVIRONMENT = {
@@ -217,14 +219,25 @@ class VllmEngine:
         if self._tokenizer is None:
             raise ValueError("prompt must be token ids where no tokenizer is loaded, got a text")
         if not getattr(self._tokenizer, "chat_template", None):
-            return self._tokenizer.encode(plain_text(request.prompt)), False
+            text = plain_text(request.prompt)
+            if request.is_beginning:
+                return self._beginning(text, request.prompt, add_special_tokens=True), False
+            return self._tokenizer.encode(text), False
         messages = messages_of(request.prompt)
         try:
             text = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         except Exception as error:  # a template says in its own words which roles it takes
             raise ValueError(f"messages must be what {self._expert}'s chat template takes ({error})") from error
         # The template wrote the special tokens already.
+        if request.is_beginning:
+            return self._beginning(text, request.prompt, add_special_tokens=False), False
         return self._tokenizer.encode(text, add_special_tokens=False), opens_thinking(text)
+
+    def _beginning(self, text: str, prompt: str | Chat, *, add_special_tokens: bool) -> list[int]:
+        """Turn a prompt into tokens up to where its last message ends; the last one may come out otherwise there."""
+        assert self._tokenizer is not None, "the prompt is a text"
+        tokens: list[int] = self._tokenizer.encode(beginning_of(text, prompt), add_special_tokens=add_special_tokens)
+        return tokens[:-1]
 
     def _sampling(self, request: Request, limit: int) -> Any:
         from vllm import SamplingParams
@@ -239,6 +252,7 @@ class VllmEngine:
             ignore_eos=exactly is not None,
             detokenize=self._tokenizer is not None,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            logprobs=0 if request.with_confidence else None,  # of the sampled tokens alone
             **({} if request.sampling is None else request.sampling.engine_values),
         )
 
@@ -262,6 +276,7 @@ class VllmEngine:
             last_token_ts=stats.last_token_ts,
             visible_tokens=None if text is None else self._visible(text, len(token_ids), opened),
             thinking_opened=opened,
+            confidence=confidence_of(completion.cumulative_logprob, len(completion.token_ids)),
         )
 
     def _visible(self, text: str, output_tokens: int, opened: bool) -> int:
@@ -271,32 +286,12 @@ class VllmEngine:
         return len(self._tokenizer.encode(visible, add_special_tokens=False))
 
 
-def messages_of(prompt: str | Chat) -> list[dict[str, str]]:
-    """Give a prompt as the messages of a chat."""
-    return prompt.as_dicts if isinstance(prompt, Chat) else [{"role": "user", "content": prompt}]
-
-
-def plain_text(prompt: str | Chat) -> str:
-    """Write a prompt for checkpoints without a chat template.
+def confidence_of(sum_of_logs: float | None, num_tokens: int) -> float | None:
+    """Give the geometric mean of the probabilities of some tokens from the sum of their logarithms.
 
     Examples
     --------
-    >>> plain_text("Is 7 prime?")
-    'User: Is 7 prime?\\n\\nAssistant:'
+    >>> confidence_of(-2.0, 2) == exp(-1), confidence_of(None, 2), confidence_of(0.0, 0)
+    (True, None, None)
     """
-    said = [f"{message['role'].capitalize()}: {message['content']}" for message in messages_of(prompt)]
-    return "\n\n".join([*said, "Assistant:"])
-
-
-def opens_thinking(prompt: str) -> bool:
-    """Say whether what follows a prompt is thinking, because its last line opens the tag.
-
-    Examples
-    --------
-    >>> opens_thinking("<|Assistant|><think>")
-    True
-    >>> opens_thinking("Do you know <think>?\\nAssistant:")
-    False
-    """
-    last_line = prompt.rstrip().rpartition("\n")[2]
-    return not without_thinking(last_line + " x").endswith("x")
+    return None if sum_of_logs is None or num_tokens == 0 else exp(min(0.0, sum_of_logs) / num_tokens)

@@ -18,6 +18,7 @@ from mosaic.engines.engine import EngineSpec
 from mosaic.engines.head_lists import UnstableHeads, read_heads, spread_heads
 from mosaic.engines.host_process import HostProcess
 from mosaic.engines.local_launcher import LocalLauncher
+from mosaic.engines.machine_messages import WantedCheckpoint
 from mosaic.engines.session_state import Patience
 
 
@@ -111,6 +112,28 @@ class VllmEngines:
             context_tokens=context_tokens,
             max_num_seqs=options.max_num_seqs,
             settings=settings,
+        )
+
+    def wanted(self, experts: Sequence[Expert]) -> tuple[WantedCheckpoint, ...]:
+        """Say which checkpoints another machine must have to serve some experts.
+
+        Raises
+        ------
+        CheckpointError
+            If this machine has not all of them.
+        """
+        found = [(expert, self._checkpoint(expert)) for expert in experts]
+        return tuple(
+            WantedCheckpoint(
+                expert=expert.name,
+                name=expert.checkpoint,
+                folder=self.checkpoints,
+                path=checkpoint.path,
+                fingerprint=checkpoint.fingerprint,
+                weights=not self.options.loading.dummy_weights,
+                tokenizer=self.with_tokenizer,
+            )
+            for expert, checkpoint in found
         )
 
     def _unstable(self, expert: Expert) -> UnstableHeads | None:

@@ -72,7 +72,7 @@ def _serve_link(link: Connection, module: EngineModule) -> None:
     assert isinstance(load, Load)
     message = link.recv()
     try:
-        log = Log(load.journal)
+        log = None if load.journal is None else Log(load.journal)
         engine = module.open_engine(load.spec)
     except Exception as error:
         traceback.print_exc()
@@ -105,10 +105,11 @@ def _cause(error: Exception, what: str) -> str:
 class Reporter:
     """Puts what ends on the disk and then tells the executor, in a thread of its own.
 
-    What it is told while a sync is under way goes to the disk with the next one, all at once.
+    What it is told while a sync is under way goes to the disk with the next one, all at once. Without a log it only
+    tells, and who hears it puts it on the disk.
     """
 
-    def __init__(self, log: Log, link: Connection) -> None:
+    def __init__(self, log: Log | None, link: Connection) -> None:
         self._log = log
         self._link = link
         self._queue: SimpleQueue[FromWorker | Entry | None] = SimpleQueue()
@@ -142,7 +143,7 @@ class Reporter:
         # An entry is told as it stands in the journal: it is turned into bytes once.
         said = [to_line(message) if isinstance(message, Entry) else message for message in messages]
         lines = [line for line in said if isinstance(line, bytes)]
-        if lines:
+        if lines and self._log is not None:
             self._log.append(lines)
         self._link.send(said)
 

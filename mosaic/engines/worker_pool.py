@@ -1,14 +1,14 @@
 """The worker processes of a run: started, listened to, watched, and never left behind."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
 from mosaic.core.errors import BackendError
 from mosaic.engines.launcher import Channel, Launcher
-from mosaic.engines.messages import Alive, Exited, Failure, Load, Quit, Returned
+from mosaic.engines.messages import Alive, Exited, Failure, Gone, Load, Quit, Returned, There
 from mosaic.engines.session_state import Patience, Phase, SessionState, WorkerProcess
 from mosaic.runtime.journal import SUFFIX
 from mosaic.runtime.journal_records import Entry, from_line
@@ -71,6 +71,10 @@ class WorkerPool:
                 del self._processes[channel]
             yield process, from_line(message) if isinstance(message, bytes) else message
         self._check_host()
+
+    def changes(self) -> Sequence[Gone | There]:
+        """Tell which workers have gone and come since it was last asked."""
+        return self._launcher.changes()
 
     def watch(self) -> None:
         """Kill processes that said nothing for too long."""

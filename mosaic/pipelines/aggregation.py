@@ -10,12 +10,16 @@ The context rule. A prompt takes at most ``prompt_limit`` tokens, so that the ag
 5. A response longer than its share loses its beginning behind ``CUT_MARKER`` and keeps its end, where its final answer
    stands.
 
+Where prompts are prefilled ahead of time (``mosaic.pipelines.read_ahead``) a beginning must not depend on what comes
+behind it: each response that may come has a place, ``num_places`` in all, and in 4 a share of its own, an equal part of
+the room for all of them. What one does not use is left over, and one that is longer is cut by 5.
+
 Responses of failed calls, and those with nothing left beside their thinking, are left out, and the others are numbered
 without a gap; where none is left the aggregator answers alone. Tokens of texts are estimated from their characters
 (``count_text_tokens``) unless a record knows them; the engine's chat markers are not counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -73,6 +77,7 @@ def merge_call(
     expert: Expert,
     *,
     min_output_tokens: int = MIN_OUTPUT_TOKENS,
+    num_places: int | None = None,
 ) -> Call:
     """Make a call that reads what other calls of its question said.
 
@@ -88,16 +93,17 @@ def merge_call(
         What became of the calls that it may read.
     min_output_tokens
         Room to leave for what it writes (``prompt_limit``).
+    num_places
+        Responses that have a share of their own; None: those that are there share the room.
 
     Raises
     ------
     ValueError
         If the question does not fit (``fits_context``).
     """
-    records = [record for record in read if record.status is CallStatus.FINISHED]
-    visible = [tokens for record in records if (tokens := visible_tokens(record)) > 0]
-    room = _room(question, len(visible), prompt_limit(expert, min_output_tokens=min_output_tokens))
-    prompt_tokens = room.fixed_tokens + sum(shares(visible, room.left_tokens))
+    visible = [tokens for record in finished(read) if (tokens := visible_tokens(record)) > 0]
+    room = _room(question, len(visible), prompt_limit(expert, min_output_tokens=min_output_tokens), num_places)
+    prompt_tokens = room.fixed_tokens + sum(_given(visible, room, num_places))
     return Call(key, expert.name, prompt_tokens, after=tuple(record.key for record in read))
 
 
@@ -112,8 +118,13 @@ def aggregator_prompt(
     aggregator: Expert,
     *,
     min_output_tokens: int = MIN_OUTPUT_TOKENS,
+    num_places: int | None = None,
+    is_whole: bool = True,
 ) -> str:
     """Write what the aggregator reads: instructions, the question, the responses, the question again.
+
+    ``num_places`` as in ``merge_call``. One that is not whole ends behind its last response: with places every longer
+    one begins with it.
 
     Raises
     ------
@@ -126,10 +137,32 @@ def aggregator_prompt(
         if response.text is None:
             raise ValueError(f"question {question.id}: text of response {number} must be there, got None")
     kept = [(tokens, text.strip()) for _, tokens, text in responses if tokens > 0 and text is not None and text.strip()]
-    room = _room(question, len(kept), prompt_limit(aggregator, min_output_tokens=min_output_tokens))
-    given = shares([tokens for tokens, _ in kept], room.left_tokens)
+    room = _room(question, len(kept), prompt_limit(aggregator, min_output_tokens=min_output_tokens), num_places)
+    given = _given([tokens for tokens, _ in kept], room, num_places)
     texts = [_cut(text, tokens, share) for (tokens, text), share in zip(kept, given, strict=True)]
+    if not is_whole:
+        return _begin(question.text, texts)
     return _write(question.answer_kind, question.text, texts, room.num_copies)
+
+
+def begin_tokens(
+    question: Question,
+    read: Sequence[CallRecord],
+    expert: Expert,
+    *,
+    min_output_tokens: int = MIN_OUTPUT_TOKENS,
+    num_places: int,
+) -> int:
+    """Count the tokens of a prompt as far as its first responses tell it, as ``merge_call`` counts them."""
+    visible = [tokens for record in finished(read) if (tokens := visible_tokens(record)) > 0]
+    room = _room(question, len(visible), prompt_limit(expert, min_output_tokens=min_output_tokens), num_places)
+    scaffold = count_text_tokens(_begin("", [""] * len(visible)))
+    return scaffold + question.context_tokens + question.prompt_tokens + sum(_given(visible, room, num_places))
+
+
+def finished(records: Iterable[CallRecord]) -> list[CallRecord]:
+    """Give those that can be read."""
+    return [record for record in records if record.status is CallStatus.FINISHED]
 
 
 def prompt_limit(aggregator: Expert, *, min_output_tokens: int = MIN_OUTPUT_TOKENS) -> int:
@@ -154,7 +187,18 @@ def fits_context(
     return _fixed_tokens(question, num_responses, 1) + num_responses * MIN_RESPONSE_TOKENS <= limit
 
 
-def _room(question: Question, num_responses: int, limit: int) -> _Room:
+def _given(tokens: Sequence[int], room: _Room, num_places: int | None) -> Sequence[int]:
+    """Say how much of each response is read."""
+    if num_places is None:
+        return shares(tokens, room.left_tokens)
+    return [min(length, room.left_tokens // max(1, num_places)) for length in tokens]
+
+
+def _room(question: Question, num_responses: int, limit: int, num_places: int | None = None) -> _Room:
+    """Divide a prompt; with places it is that of so many responses, of which some may not be there."""
+    if num_places is not None:
+        num_copies, _, left = _room(question, num_places, limit)
+        return _Room(num_copies, _fixed_tokens(question, num_responses, num_copies if num_responses else 1), left)
     least = num_responses * MIN_RESPONSE_TOKENS
     num_copies = 2 if num_responses else 1  # nothing stands between two copies without a response
     fixed = _fixed_tokens(question, num_responses, num_copies)
@@ -213,9 +257,16 @@ def _cut(text: str, tokens: int, share: int) -> str:
 
 
 def _write(kind: AnswerKind, question: str, responses: Sequence[str], num_copies: int) -> str:
-    stated = f"Question:\n{question}\n\n"
     if not responses:
-        return f"{_ALONE}{stated}{FORM[kind]}"
-    answers = "".join(f"Response {number}:\n{text}\n\n" for number, text in enumerate(responses, start=1))
+        return f"{_ALONE}{_stated(question)}{FORM[kind]}"
     again = f"The question again:\n{question}\n\n" if num_copies == 2 else ""
-    return f"{_COMPARE}{stated}{answers}{again}{FORM[kind]}"
+    return f"{_begin(question, responses)}{again}{FORM[kind]}"
+
+
+def _begin(question: str, responses: Sequence[str]) -> str:
+    answers = "".join(f"Response {number}:\n{text}\n\n" for number, text in enumerate(responses, start=1))
+    return f"{_COMPARE}{_stated(question)}{answers}"
+
+
+def _stated(question: str) -> str:
+    return f"Question:\n{question}\n\n"

@@ -4,10 +4,9 @@ The paper's Mixture-of-Agents is two nodes: the recruited experts, and an aggreg
 tree of agents, or several layers, are other graphs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import NamedTuple
 
 from mosaic.answers.extraction import is_correct
 from mosaic.core.chat import Chat, in_context
@@ -16,55 +15,15 @@ from mosaic.core.results import CallRecord, CallStatus, Inputs
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Expert, NodeName, Question, Workload
 from mosaic.pipelines.aggregation import MIN_OUTPUT_TOKENS, Response, aggregator_prompt, visible_tokens
 from mosaic.pipelines.budgets import Budgets
+from mosaic.pipelines.exits.course import Course, check_alone, course
+from mosaic.pipelines.exits.exit import Exit
 from mosaic.pipelines.final_answers import AnswerSource, Comparisons, FinalAnswer
 from mosaic.pipelines.gates.gate import Ballot, Decision, Gate, Never, Vote, make_ballot
 from mosaic.pipelines.node import Node, When, node_calls
 from mosaic.pipelines.prompts import expert_prompt, visible_text
-from mosaic.pipelines.quorum import needless_calls, said
-
-
-class Step(NamedTuple):
-    """What a question needs now."""
-
-    submit: tuple[Call, ...] = ()
-    cancel: tuple[CallKey, ...] = ()
-    """Calls that have not ended and whose answers no longer matter; who does not cancel them waits for them."""
-    answer: FinalAnswer | None = None
-    """None: calls are still to come."""
-
-
-class Forecast(NamedTuple):
-    """A call that a question is expected to need."""
-
-    call: Call
-    probability: float
-
-
-class End(NamedTuple):
-    """How a question ended."""
-
-    answer: FinalAnswer
-    ballot: Ballot
-    """What the last gate saw; without one, the votes of the first layer."""
-    decision: Decision
-    is_too_long: bool
-    """A node was left out because its expert cannot read so much."""
-
-
-class Progress(NamedTuple):
-    """How far a question is: all that follows from what has ended of its calls."""
-
-    submit: tuple[Call, ...]
-    """Calls that are needed and have not ended."""
-    is_over: bool
-    last: tuple[CallKey, ...]
-    """Calls of the last node that ran behind the first layer."""
-    ballot: Ballot | None
-    decision: Decision | None
-    """Of the last gate that was asked."""
-    is_settled: bool
-    """It accepted what the last node's calls agree on."""
-    is_too_long: bool
+from mosaic.pipelines.quorum import needless_calls, partial_ballot, said
+from mosaic.pipelines.read_ahead import Opening, ReadAhead, openings
+from mosaic.pipelines.steps import End, Forecast, Progress, Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +36,10 @@ class CallGraph:
     compare: Comparisons
     """How answers compare."""
     budgets: Budgets = field(default_factory=Budgets)
+    read_ahead: ReadAhead | None = None
+    """How prompts are laid out to be prefilled ahead of time; None: they are not."""
+    exit: Exit | None = None
+    """When agents that have ended are enough; None: never."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", tuple(self.nodes))
@@ -88,6 +51,8 @@ class CallGraph:
                 require(needed in known, f"node {node.name}: after", f"of the nodes before it, {sorted(known)}", needed)
             known.add(node.name)
         require(not self.nodes[0].after, f"node {self.nodes[0].name}: after", "empty, as it is the first", "others")
+        if self.exit is not None:
+            check_alone(self.exit.name, self.nodes, self.gate, self.budgets)
 
     @property
     def first_nodes(self) -> tuple[NodeName, ...]:
@@ -116,7 +81,17 @@ class CallGraph:
 
     def without_gate(self) -> "CallGraph":
         """Return the graph in which every question goes all the way, and every call."""
-        return replace(self, gate=Never(), budgets=Budgets())
+        return replace(self, gate=Never(), budgets=Budgets(), exit=None)
+
+    @property
+    def decider(self) -> Gate | Exit:
+        """Who says where no more answers are needed."""
+        return self.exit or self.gate
+
+    @property
+    def asks_everybody(self) -> bool:
+        """Whether nothing leaves a call out, or cuts one."""
+        return isinstance(self.gate, Never) and not self.budgets and self.exit is None
 
     def deciding(self) -> "CallGraph":
         """Return the graph without the calls that decide nothing."""
@@ -152,7 +127,14 @@ class CallGraph:
 
     def needless(self, question: Question, first: Sequence[Call], done: Inputs) -> tuple[CallKey, ...]:
         """List the calls of a question that have not ended and whose answers no longer matter: an early quorum."""
-        return needless_calls(self.nodes, self.gate, self.compare, question, first, done)
+        if self.exit is not None:
+            return self.course(question, first, done).needless
+        return needless_calls(self.nodes, self._is_settled, question, first, done)
+
+    def openings(self, question: Question, first: Sequence[Call], done: Inputs) -> Iterator[Opening]:
+        """Give the beginnings of prompts that can be prefilled before the rest is known; nothing reads ahead: none."""
+        if self.read_ahead is not None:
+            yield from openings(self.nodes, self._is_settled, self.read_ahead, question, first, done)
 
     def vote(self, question: Question, first: Sequence[Call], done: Inputs) -> tuple[Ballot, Decision]:
         """Give the votes that the last gate saw of a question, or else those of the first layer, and the decision."""
@@ -187,15 +169,20 @@ class CallGraph:
         )
         return End(final, ballot, decision, progress.is_too_long)
 
-    def prompt(self, question: Question, call: Call, inputs: Inputs) -> str | Chat:
-        """Write what an expert reads, behind what was said before; ``ValueError``: a text is absent or does not fit."""
+    def prompt(self, question: Question, call: Call, inputs: Inputs, *, is_whole: bool = True) -> str | Chat:
+        """Write what an expert reads, behind what was said before; ``ValueError``: a text is absent or does not fit.
+
+        One that is not whole is a beginning: as far as the calls tell it that are there.
+        """
         if not call.after:
             return in_context(question.context, expert_prompt(question))
         node = self.node(call.key.node)
         expert = next(expert for expert in node.experts if expert.name == call.expert)
         records = [inputs[key] for key in call.after if key in inputs and inputs[key].status is CallStatus.FINISHED]
         read = [Response(record.expert, visible_tokens(record), visible_text(record)) for record in records]
-        text = aggregator_prompt(question, read, expert, min_output_tokens=node.min_output_tokens)
+        places = None if self.read_ahead is None else len(call.after)
+        least = node.min_output_tokens
+        text = aggregator_prompt(question, read, expert, min_output_tokens=least, num_places=places, is_whole=is_whole)
         return in_context(question.context, text)
 
     def node(self, name: NodeName) -> Node:
@@ -226,7 +213,9 @@ class CallGraph:
 
     def progress(self, question: Question, first: Sequence[Call], done: Inputs) -> Progress:
         """Tell how far a question is: which calls it needs now, and what gates have said."""
-        keys: dict[NodeName, list[CallKey]] = {}
+        if self.exit is not None:
+            return self.course(question, first, done).progress
+        keys: dict[NodeName, list[CallKey] | None] = {}
         expert_of = {call.key: call.expert for call in first}
         submit: list[Call] = []
         ballot, decision = None, None
@@ -237,13 +226,15 @@ class CallGraph:
             if not node.after:
                 keys[node.name] = sorted(call.key for call in first if call.key.node == node.name)
                 continue
-            inputs = [key for needed in node.after for key in keys.get(needed, ())]
+            before = [keys[needed] for needed in node.after]
+            inputs = [key for some in before for key in some or ()]
+            if None in before or not all(map(done.__contains__, inputs)):
+                keys[node.name] = None  # nobody knows yet which calls it has
+                is_waiting = True
+                continue
             keys[node.name] = []
             if not inputs:
                 continue  # what it would read was not needed
-            if not all(map(done.__contains__, inputs)):
-                is_waiting = True
-                continue
             if node.when is When.UNSETTLED:
                 ballot = self._ballot(question, inputs, expert_of, done)
                 decision = self.gate.decide(ballot)
@@ -254,15 +245,21 @@ class CallGraph:
             if late is not None and node.when is When.UNSETTLED:
                 ballot = self._ballot(question, inputs, expert_of, {**done, late: None})
                 decision = self.gate.decide(ballot)
-            calls = list(node_calls(node, question, [done[key] for key in inputs if key != late]))
+            order = inputs if self.read_ahead is None else self.read_ahead.ordered(inputs, expert_of)
+            read = [done[key] for key in order if key != late]
+            calls = list(node_calls(node, question, read, has_places=self.read_ahead is not None))
             is_too_long = is_too_long or not calls
             last = [call.key for call in calls if call.key.slot < len(node.experts)]
             keys[node.name] = [call.key for call in calls]
             expert_of |= {call.key: call.expert for call in calls}
             submit += [call for call in calls if call.key not in done]
         is_over = not (submit or is_waiting) and all(call.key in done for call in first)
-        is_settled = set(accepted) == set(last)
-        return Progress(tuple(submit), is_over, tuple(last), ballot, decision, is_settled, is_too_long)
+        return Progress(tuple(submit), is_over, tuple(last), ballot, decision, set(accepted) == set(last), is_too_long)
+
+    def course(self, question: Question, first: Sequence[Call], done: Inputs) -> Course:
+        """Tell how a question goes on under an early exit, which there must be."""
+        assert self.exit is not None, "asked before"
+        return course(self.nodes, self.exit, self.compare[question.answer_kind], self.read_ahead, question, first, done)
 
     def late_first_call(self, question: Question, first: Sequence[Call], done: Inputs) -> CallKey | None:
         """Find the call of a question's first layer that is not waited for past its hedge."""
@@ -279,6 +276,13 @@ class CallGraph:
         if key is None or self.gate.decide(self._ballot(question, keys, expert_of, {**done, key: None})).skip:
             return None
         return key
+
+    def _is_settled(
+        self, question: Question, keys: Sequence[CallKey], expert_of: Mapping[CallKey, str], done: Inputs
+    ) -> bool:
+        """Tell whether the gate accepts some calls, whatever those say that have not ended."""
+        partial = partial_ballot(question, keys, expert_of, done, self.compare[question.answer_kind])
+        return self.gate.settled(partial) is not None
 
     def _ballot(
         self,

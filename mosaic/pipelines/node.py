@@ -52,8 +52,12 @@ class Node:
         require_count(self.min_output_tokens, f"{label}: min_output_tokens", at_least=1)
 
 
-def node_calls(node: Node, question: Question, read: Sequence[CallRecord]) -> Iterator[Call]:
+def node_calls(
+    node: Node, question: Question, read: Sequence[CallRecord], *, has_places: bool = False
+) -> Iterator[Call]:
     """Make the calls of a node that reads others, without those of experts that cannot read so much.
+
+    With places each response has a share of its own, see ``mosaic.pipelines.aggregation``.
 
     Where it leaves one out, the calls without the first response have the slots behind those of the node's experts,
     and so on.
@@ -65,4 +69,7 @@ def node_calls(node: Node, question: Question, read: Sequence[CallRecord]) -> It
         for slot, expert in enumerate(node.experts, start=number * len(node.experts)):
             if fits_context(question, expert, len(records), min_output_tokens=node.min_output_tokens):
                 key = CallKey(question.id, node.name, slot)
-                yield merge_call(key, question, records, expert, min_output_tokens=node.min_output_tokens)
+                yield merge_call(
+                    key, question, records, expert,
+                    min_output_tokens=node.min_output_tokens, num_places=len(records) if has_places else None,
+                )  # fmt: skip

@@ -6,17 +6,20 @@ EMS, arXiv 2604.02863, has the rule for a vote that nothing follows.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import eq
+from operator import attrgetter, eq
+from typing import TypeAlias
 
 from mosaic.core.results import CallRecord, CallStatus, Inputs
 from mosaic.core.workload import Call, CallKey, ExpertName, NodeName, Question
-from mosaic.pipelines.final_answers import Comparisons
-from mosaic.pipelines.gates.gate import Gate, PartialBallot, Vote, make_ballot
+from mosaic.pipelines.gates.gate import PartialBallot, Vote, make_ballot
 from mosaic.pipelines.node import Node, When, node_calls
+
+IsSettled: TypeAlias = Callable[[Question, Sequence[CallKey], Mapping[CallKey, ExpertName], Inputs], bool]
+"""Tells whether a gate accepts some calls, whatever those say that have not ended."""
 
 
 def needless_calls(
-    nodes: Sequence[Node], gate: Gate, compare: Comparisons, question: Question, first: Sequence[Call], done: Inputs
+    nodes: Sequence[Node], is_settled: IsSettled, question: Question, first: Sequence[Call], done: Inputs
 ) -> tuple[CallKey, ...]:
     """List the calls that have not ended and that nobody reads: whatever they say, the final answer is the same.
 
@@ -25,7 +28,7 @@ def needless_calls(
 
     Parameters
     ----------
-    nodes, gate, compare
+    nodes, is_settled
         Of the call graph.
     question, first, done
         As in ``CallGraph.step``.
@@ -36,31 +39,29 @@ def needless_calls(
     needed: set[CallKey] = set()
     settled: set[CallKey] = set()
 
-    def is_settled(keys: Sequence[CallKey]) -> bool:
-        return gate.settled(partial_ballot(question, keys, expert_of, done, compare[question.answer_kind])) is not None
-
     for node in nodes:
         if not node.after:
-            keys_of[node.name] = sorted(call.key for call in first if call.key.node == node.name)
+            keys_of[node.name] = sorted([call.key for call in first if call.key.node == node.name])
             continue
         before = [keys_of[name] for name in node.after]
         inputs = [key for keys in before for key in keys or ()]
         is_known = None not in before  # else a node before it may yet have calls
-        if is_known and node.name not in read and all(key in done for key in inputs):
+        has_all = is_known and all(map(done.__contains__, inputs))
+        if has_all and node.name not in read:
             continue  # nothing is left to cancel before it, and nothing reads it
         if is_known and not inputs:
             keys_of[node.name] = []  # what it would read was not needed
-        elif is_known and node.when is When.UNSETTLED and is_settled(inputs):
+        elif is_known and node.when is When.UNSETTLED and is_settled(question, inputs, expert_of, done):
             keys_of[node.name] = []
             settled.update(inputs)
         else:
             needed.update(inputs)
             keys_of[node.name] = None
-            if is_known and all(key in done for key in inputs):
+            if has_all:
                 calls = list(node_calls(node, question, [done[key] for key in inputs]))
                 keys_of[node.name] = [call.key for call in calls]
                 expert_of |= {call.key: call.expert for call in calls}
-    return tuple(sorted(key for key in settled - needed if key not in done))
+    return tuple(sorted(key for key in settled - needed if key not in done)) if settled else ()
 
 
 def partial_ballot(
@@ -75,12 +76,16 @@ def partial_ballot(
     NOTE: answers that compare by more than their text are grouped from the lowest slot on, under what that one wrote.
     A vote behind a missing one may find another group in the end, so it counts as missing too.
     """
-    ordered = sorted(keys, key=lambda key: key.slot)
+    ordered = sorted(keys, key=attrgetter("slot"))
     missing = [place for place, key in enumerate(ordered) if key not in done]
-    if missing and same is not eq:
-        missing = list(range(missing[0], len(ordered)))
-    votes = [Vote(expert_of[key], None if place in missing else said(done[key])) for place, key in enumerate(ordered)]
-    return PartialBallot(ballot=make_ballot(question, votes, same), missing=tuple(missing))
+    num_read = missing[0] if missing and same is not eq else len(ordered)
+    votes = [
+        Vote(expert_of[key], said(done.get(key)) if place < num_read else None) for place, key in enumerate(ordered)
+    ]
+    return PartialBallot(
+        ballot=make_ballot(question, votes, same),
+        missing=tuple(missing if num_read == len(ordered) else range(num_read, len(ordered))),
+    )
 
 
 def said(record: CallRecord | None) -> str | None:

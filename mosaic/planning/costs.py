@@ -19,6 +19,11 @@ class Residency(StrEnum):
     """Where an expert's weights are when a session opens."""
 
     COLD = "cold"
+    """On disk."""
+    HOST = "host"
+    """In the host's memory, where it keeps them; else this is as cold."""
+    ASLEEP = "asleep"
+    """In the host's memory with an engine on the same workers, where engines sleep; else as above."""
     RESIDENT = "resident"
 
 
@@ -100,7 +105,7 @@ class _ProfiledCosts(ABC):
         return self.profile.extrapolation_notes(self.num_calls_by_expert)
 
     def _entry(self, expert: Expert, workers: Sequence[Worker]) -> ProfileEntry:
-        return self.profile.entry(expert.name, workers[0].gpu.name, len(workers))
+        return self.profile.entry(expert.name, workers[0].gpu.name, len(workers), expert.kv_budget_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

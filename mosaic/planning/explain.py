@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from mosaic.core.plan import Plan, SolveStatus
-from mosaic.planning.costs import Residency
 from mosaic.planning.problem import Problem
 from mosaic.planning.schedulers.instance import make_instance
 
@@ -40,7 +39,7 @@ def _expert_rows(plan: Plan, problem: Problem) -> list[tuple[str, ...]]:
     for m, name in enumerate(instance.names):
         expert = problem.expert(name)
         gang = problem.cluster.select(instance.places[m][0])
-        load_s = problem.costs.load_s(expert, gang, Residency.COLD)
+        load_s = problem.costs.load_s(expert, gang, problem.held.anywhere(name))
         run_s = problem.costs.session_s(expert, problem.summary(name, instance.num_calls[m]), gang)
         shards: dict[tuple[int, ...], int] = {}
         for session in plan.sessions:
@@ -69,7 +68,10 @@ def _worker_rows(plan: Plan) -> list[tuple[str, ...]]:
         for session, times in zip(plan.sessions, plan.predicted, strict=True):
             if worker in session.workers:
                 busy_s += times.end_s - times.start_s
-                stays.append(f"{session.expert} {times.load_s:.0f} + {times.end_s - times.start_s - times.load_s:.0f}")
+                kv = "" if session.kv_budget_tokens is None else f" (KV {session.kv_budget_tokens:,})"
+                stays.append(
+                    f"{session.expert}{kv} {times.load_s:.0f} + {times.end_s - times.start_s - times.load_s:.0f}"
+                )
         idle_s = plan.predicted_makespan_s - busy_s
         rows.append((str(worker), f"{busy_s:.1f}", f"{idle_s:.1f}", _shorten(stays) or "none"))
     return rows

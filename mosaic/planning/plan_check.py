@@ -4,7 +4,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import TypeAlias
 
-from mosaic.core.cluster import Cluster
+from mosaic.core.cluster import GANG_RULE, Cluster, may_be_gang
 from mosaic.core.errors import PlanError
 from mosaic.core.plan import Plan, Session
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, need_each_other
@@ -72,12 +72,16 @@ def _check_place(session: Session, experts: Mapping[ExpertName, Expert], cluster
     if len(session.workers) not in degrees:
         spans = " or ".join(str(degree) for degree in degrees)
         raise PlanError(f"{label}: {session.expert} spans {spans} workers, got {session.workers}")
+    try:
+        experts[session.expert].with_kv_budget(session.kv_budget_tokens)
+    except ValueError as error:
+        raise PlanError(f"{label}: {error}") from None
     for worker in session.workers:
         if not 0 <= worker < cluster.num_workers:
             raise PlanError(f"{label}: workers must be in 0 .. {cluster.num_workers - 1}, got {worker}")
-    gpus = [worker.gpu for worker in cluster.select(session.workers)]
-    if len(set(gpus)) > 1:
-        raise PlanError(f"{label}: workers must be of one kind, got {[gpu.name for gpu in gpus]}")
+    gang = cluster.select(session.workers)
+    if not may_be_gang(gang):
+        raise PlanError(f"{label}: workers must be {GANG_RULE}, got {[worker.place for worker in gang]}")
 
 
 def _check_shard(session: Session, calls: Mapping[CallKey, Call], served: set[CallKey]) -> None:

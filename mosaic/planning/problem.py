@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 
 from mosaic.core.checks import require_unique
-from mosaic.core.cluster import Cluster, Worker
+from mosaic.core.cluster import Cluster, Worker, may_be_gang
+from mosaic.core.plan import Session
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.workload import Call, Expert, ExpertName
 from mosaic.planning.costs import CostModel, ShardSummary
+from mosaic.planning.held import Held
 from mosaic.planning.session_model import SessionModel
 
 
@@ -24,6 +26,8 @@ class Problem:
     lengths: Mapping[ExpertName, LengthPrediction]
     length_samples: Mapping[ExpertName, tuple[int, ...]] = field(default_factory=dict)
     """Output tokens of calibration calls, behind the predictions; empty where a profile kept none."""
+    held: Held = field(default_factory=Held)
+    """What sessions before have left on the cluster."""
     session_model: SessionModel | None = None
     """Prices sessions by their iterations; None: nobody can, and closed forms are all there is."""
     _fingerprint: list[str] = field(init=False, repr=False, compare=False, default_factory=list)
@@ -51,6 +55,10 @@ class Problem:
                 return expert
         raise ValueError(f"expert must be one of {[expert.name for expert in self.experts]}, got {name!r}")
 
+    def session_expert(self, session: Session) -> Expert:
+        """Find a session's expert, with the KV cache that the session chose."""
+        return self.expert(session.expert).with_kv_budget(session.kv_budget_tokens)
+
     def calls_by_expert(self) -> dict[ExpertName, list[Call]]:
         """Group the calls; experts in the order in which the query stream first names them, none without calls."""
         groups: dict[ExpertName, list[Call]] = {}
@@ -65,14 +73,12 @@ class Problem:
     def gangs(self, expert: Expert) -> tuple[tuple[Worker, ...], ...]:
         """List the places where an expert can run: aligned groups of as many workers as its tensor-parallel size.
 
-        Groups never straddle two kinds of GPU, and a group where the model does not fit is left out.
+        Groups never straddle two kinds of GPU or two hosts, and a group where the model does not fit is left out.
         """
         workers = self.cluster.workers
         size = expert.tp_degree
         groups = (workers[start : start + size] for start in range(0, len(workers) - size + 1, size))
-        return tuple(
-            group for group in groups if len({worker.gpu for worker in group}) == 1 and self.costs.fits(expert, group)
-        )
+        return tuple(group for group in groups if may_be_gang(group) and self.costs.fits(expert, group))
 
     def fingerprint(self) -> str:
         """Hash what a plan must match: the calls with their experts, the experts' sizes and the cluster."""

@@ -69,12 +69,19 @@ class ProfileEntry:
     """The sample of lengths behind the prediction."""
     speed: Speed | None = None
     """Of its engine; None: not known, as in profiles that were kept before it was measured."""
+    kv_budget_tokens: int | None = None
+    """Of the sparse KV cache that it was measured with; None: the full cache."""
 
     def __post_init__(self) -> None:
         require_name(self.expert, "profile entry: expert")
         require_name(self.gpu, f"profile entry {self.expert}: gpu")
         require_count(self.tp_degree, f"profile entry {self.expert}: tp_degree", at_least=1)
         require_number(self.load_s, f"profile entry {self.expert}: load_s", at_least=0)
+
+    @property
+    def place(self) -> tuple[ExpertName, str, int, int | None]:
+        """What it is known by."""
+        return self.expert, self.gpu, self.tp_degree, self.kv_budget_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +93,11 @@ class Profile:
 
     def __post_init__(self) -> None:
         require_name(self.source, "profile: source")
-        places = ((entry.expert, entry.gpu, entry.tp_degree) for entry in self.entries)
-        require_unique(places, f"profile {self.source!r}: expert, gpu and tp_degree of an entry")
+        places = (entry.place for entry in self.entries)
+        require_unique(places, f"profile {self.source!r}: expert, gpu, tp_degree and kv_budget_tokens of an entry")
 
-    def entry(self, expert: ExpertName, gpu: str, tp_degree: int) -> ProfileEntry:
-        """Look up an expert.
+    def entry(self, expert: ExpertName, gpu: str, tp_degree: int, kv_budget_tokens: int | None = None) -> ProfileEntry:
+        """Look up an expert, with its full KV cache or a sparse one.
 
         Raises
         ------
@@ -98,13 +105,18 @@ class Profile:
             If the sweep did not cover it; a missing measurement is never replaced by a default.
         """
         for entry in self.entries:
-            if (entry.expert, entry.gpu, entry.tp_degree) == (expert, gpu, tp_degree):
+            if entry.place == (expert, gpu, tp_degree, kv_budget_tokens):
                 return entry
-        places = sorted(f"{entry.tp_degree} x {entry.gpu}" for entry in self.entries if entry.expert == expert)
+        places = sorted(
+            f"{entry.tp_degree} x {entry.gpu}{_with_kv(entry.kv_budget_tokens)}"
+            for entry in self.entries
+            if entry.expert == expert
+        )
         known = sorted({entry.expert for entry in self.entries})
         covers = f"it covers it on {', '.join(places)}" if places else f"it covers {known}"
         raise ProfileError(
-            f"profile {self.source!r} has no entry for expert {expert!r} on {tp_degree} x {gpu}; {covers}: "
+            f"profile {self.source!r} has no entry for expert {expert!r} on {tp_degree} x {gpu}"
+            f"{_with_kv(kv_budget_tokens)}; {covers}: "
             "run experiments/measure_profile.py for this pool and hardware"
         )
 
@@ -130,6 +142,10 @@ class Profile:
             and not entry.fit.min_num_calls <= num_calls <= entry.fit.max_num_calls
         )
         return tuple(dict.fromkeys(notes))  # the same of every place where an expert was measured
+
+
+def _with_kv(budget_tokens: int | None) -> str:
+    return "" if budget_tokens is None else f" with a KV budget of {budget_tokens:,} tokens"
 
 
 def fit_session(points: Sequence[SweepPoint]) -> SessionFit:
@@ -203,8 +219,12 @@ def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:
 
 
 def profile_to_json(profile: Profile) -> str:
-    """Serialise a profile; keys sorted, so equal profiles are equal bytes."""
-    return json.dumps(msgspec.to_builtins(profile), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    """Serialise a profile; keys sorted, so equal profiles are equal bytes. A full KV cache goes without saying."""
+    values = msgspec.to_builtins(profile)
+    for entry in values["entries"]:
+        if entry["kv_budget_tokens"] is None:
+            del entry["kv_budget_tokens"]
+    return json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def write_profile(profile: Profile, path: str | Path) -> None:

@@ -50,14 +50,15 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Underway:
-    """A call that has not ended, as far as it is known."""
+    """Calls that have not ended, as far as they are known: arrays, as they are looked at over and over."""
 
-    lengths: Lengths
-    written: int
-    prompt_tokens: int
+    samples: Sequence[tuple[Lengths, Sequence[int]]]
+    """Samples of lengths, each with the places of its calls."""
+    written: Floats
+    prompt_tokens: Floats
 
 
-def drain_s(calls: Sequence[Underway], speed: Speed, head_start_s: float = 0.0) -> float:
+def drain_s(calls: Underway, speed: Speed, head_start_s: float = 0.0) -> float:
     """Predict the seconds until the last of some calls has ended, all of them under way now.
 
     Parameters
@@ -72,36 +73,35 @@ def drain_s(calls: Sequence[Underway], speed: Speed, head_start_s: float = 0.0) 
     Examples
     --------
     >>> slow = Speed(base_s=1.0, per_seq_s=0.5, per_kv_s=0.0, read_s=0.0)
-    >>> drain_s([Underway(Lengths((10,)), 0, 5), Underway(Lengths((30,)), 0, 5)], slow)
+    >>> two = Underway([(Lengths((10,)), [0]), (Lengths((30,)), [1])], np.zeros(2), np.full(2, 5.0))
+    >>> drain_s(two, slow)
     50.0
     """
-    if not calls:
+    if not len(calls.written):
         return 0.0
     left = draws_left(calls)
     if head_start_s:
         left = np.maximum(left - head_start_s / speed.step_s(1), 0.0)
-    context = np.array([call.prompt_tokens + call.written for call in calls], dtype=float)
+    context = calls.prompt_tokens + calls.written
     order = np.argsort(left, axis=1)
     ends = np.take_along_axis(left, order, axis=1)
     steps = np.diff(ends, axis=1, prepend=0.0)
-    num_seqs = np.arange(len(calls), 0, -1)
+    num_seqs = np.arange(len(context), 0, -1)
     written = ends - steps / 2  # by each call since now, halfway between two ends
     kv_tokens = np.cumsum(context[order][:, ::-1], axis=1)[:, ::-1] + num_seqs * written
     step_s = speed.base_s + speed.per_seq_s * num_seqs + speed.per_kv_s * kv_tokens
     return float((steps * step_s).sum(axis=1).mean())
 
 
-def draws_left(calls: Sequence[Underway]) -> Floats:
+def draws_left(calls: Underway) -> Floats:
     """Draw what calls write on: an array of (number of draws, number of calls) tokens."""
-    num_draws = min(max(NUM_DRAWN // len(calls), MIN_DRAWS), MAX_DRAWS)
-    left = np.zeros((num_draws, len(calls)))
+    num_calls = len(calls.written)
+    num_draws = min(max(NUM_DRAWN // num_calls, MIN_DRAWS), MAX_DRAWS)
+    left = np.zeros((num_draws, num_calls))
     shifts = np.arange(num_draws)[:, None] / num_draws
-    kinds: dict[int, list[int]] = {}
-    for place, call in enumerate(calls):
-        kinds.setdefault(id(call.lengths), []).append(place)
-    for places in kinds.values():
-        written = np.array([calls[place].written for place in places], dtype=float)
+    for lengths, places in calls.samples:
+        written = calls.written[places]
         ranks = np.argsort(np.argsort(written, kind="stable"), kind="stable")
         quantiles = ((ranks + 0.5) * GOLDEN + shifts) % 1.0
-        left[:, places] = calls[places[0]].lengths.left(np.broadcast_to(written, quantiles.shape), quantiles)
+        left[:, places] = lengths.left(np.broadcast_to(written, quantiles.shape), quantiles)
     return left

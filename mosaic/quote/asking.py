@@ -1,23 +1,29 @@
 """Runs a quote's pilot: real calls of the batch, in the journal of its run, on engines or in a simulation."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import TypeAlias
 
-from mosaic.core.plan import Session, unpriced_plan
+from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.results import CallRecord, RunResult
 from mosaic.core.workload import Call, CallKey, Expert
 from mosaic.pipelines.node import Node
 from mosaic.quote.allocation import first_share, num_pilot_calls, second_share
 from mosaic.quote.draws import Batch
 from mosaic.quote.sample import PilotQuestion, PilotSample
+from mosaic.runtime.aggregator_sweep import waves_of
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.measuring import Show, Tell, even_plan, prompts_of, show_nothing
 from mosaic.runtime.payback import pilot_announcement
-from mosaic.runtime.pilot import Pilot, Stage, first_stage, run_stage, with_stage
+from mosaic.runtime.pilot import SHARES, Pilot, Stage, first_stage, run_stage, thirds, with_stage
 from mosaic.runtime.planner import NodePlacements, placed
 from mosaic.runtime.site import Site
+from mosaic.runtime.taking_over import stage_name
+
+Keep: TypeAlias = Callable[[Sequence[Plan]], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +43,13 @@ class Asked:
 
 
 def ask(
-    job: Job, per_expert: int, *, seed: int = 0, show: Show = show_nothing, tell: Tell = lambda line: None
+    job: Job,
+    per_expert: int,
+    *,
+    seed: int = 0,
+    show: Show = show_nothing,
+    tell: Tell = lambda line: None,
+    keep: Keep = lambda plans: None,
 ) -> Asked:
     """Ask some of a batch's calls: whole questions, then those that say most, then what an aggregator has to read.
 
@@ -51,6 +63,8 @@ def ask(
         Of the order in which questions are taken.
     show, tell
         See ``mosaic.run``.
+    keep
+        Given the plans of all stages before each of them runs, for ``Job.asked``: the batch goes on from them.
 
     Raises
     ------
@@ -63,13 +77,13 @@ def ask(
     first_calls = job.graph.first_calls(job.workload)
     experts = {expert.name: expert for expert in (*job.graph.experts, *job.experts)}
     num_calls = num_pilot_calls(first_calls, per_expert)
-    run = _Pilot(job, len(first_calls), show, tell)
-    run.stage(first_stage(job, first_share(first_calls, num_calls, seed=seed), list(experts.values()), "quote_0"))
+    run = _Pilot(job, len(first_calls), show, tell, keep)
+    run.stage(first_stage(job, first_share(first_calls, num_calls, seed=seed), list(experts.values()), stage_name(0)))
     asked = {key: record.output_tokens for key, record in run.pilot.records.items()}
     if more := second_share(first_calls, asked, num_calls, seed=seed):
         sessions = one_session_each(more, list(experts.values()), job.site)
         plan = unpriced_plan(sessions, num_workers=job.cluster.num_workers)
-        run.stage(Stage(name="quote_1", plan=plan, calls=more))
+        run.stage(Stage(name=run.next_name, plan=plan, calls=more))
     whole = run.pilot.whole_questions(job.workload, first_calls)
     questions = Questions(whole, job.graph)
     for call in questions.first_calls:
@@ -77,9 +91,18 @@ def ask(
     merges = questions.calls_of(node.name) if node is not None else ()
     if node is not None and merges:
         merging = placed(node.experts[0], pilot_degree(job, node))
-        plan = even_plan(merges, [merging], job.site, job.cluster.num_workers)
-        run.stage(Stage(name="quote_2", plan=plan, calls=merges))
+        run.stage(Stage(name=run.next_name, plan=merging_plan(merges, merging, job), calls=merges))
     return _asked(job, node, first_calls, {question.id for question in whole.questions}, run)
+
+
+def merging_plan(merges: Sequence[Call], expert: Expert, job: Job) -> Plan:
+    """Spread merges over all places, in waves of three sizes where they are enough: these price the aggregator."""
+    places, num_workers = job.site.places(expert), job.cluster.num_workers
+    if len(merges) < SHARES * len(places):
+        return even_plan(merges, [expert], job.site, num_workers)
+    bounds = pairwise(accumulate(thirds(len(merges)), initial=0))
+    waves = waves_of([merges[low:high] for low, high in bounds], places)
+    return unpriced_plan([session for wave in waves for session in wave], num_workers=num_workers)
 
 
 def upper_node(job: Job) -> Node | None:
@@ -121,17 +144,24 @@ def one_session_each(calls: Sequence[Call], experts: Sequence[Expert], site: Sit
 class _Pilot:
     """A pilot under way."""
 
-    def __init__(self, job: Job, num_calls: int, show: Show, tell: Tell) -> None:
+    def __init__(self, job: Job, num_calls: int, show: Show, tell: Tell, keep: Keep) -> None:
         self._job = job
         self._num_calls = num_calls
         self._show = show
         self._tell = tell
+        self._keep = keep
         self._prompts = prompts_of(job.graph, {question.id: question for question in job.workload.questions})
         self.pilot = Pilot()
         self.result: RunResult | None = None
 
+    @property
+    def next_name(self) -> str:
+        """Of the stage that comes."""
+        return stage_name(len(self.pilot.stages))
+
     def stage(self, stage: Stage) -> None:
         """Run the next stage."""
+        self._keep([*(done.plan for done in self.pilot.stages), stage.plan])
         counts = Counter(call.expert for call in stage.calls)
         self._tell(pilot_announcement("quote", counts, self._num_calls))
         with self._show("quote", {}) as shown:

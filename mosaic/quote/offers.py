@@ -102,4 +102,5 @@ def _entry(
         lengths=prediction_from_sample(sample),
         points=points,
         output_tokens=sample,
+        kv_budget_tokens=expert.kv_budget_tokens,
     )

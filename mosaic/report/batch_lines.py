@@ -8,9 +8,10 @@ from typing import Any
 
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import Call, CallKey, Question
-from mosaic.pipelines.call_graph import CallGraph, End
+from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import AnswerSource
 from mosaic.pipelines.prompts import visible_text
+from mosaic.pipelines.steps import End
 
 MODEL = "mosaic"
 """Who answered, as a client reads it: the pool."""

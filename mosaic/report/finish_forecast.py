@@ -3,17 +3,24 @@
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import exp, inf, log, sqrt
+from statistics import NormalDist, fmean, pstdev
 from typing import NamedTuple
 
 from mosaic.core.commands import Command
 from mosaic.core.events import Closed, Event, Finished, Progress, Ready
-from mosaic.core.results import CallStatus
+from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import CallKey, ExpertName
 from mosaic.report.run_status import RunView
 
 MIN_LENGTHS = 5
 """Calls of an expert that must have ended before anything is said of the others."""
-NUM_DRAWS = 100
+NUM_DRAWS = 40
+NUM_STEPS = 20
+"""Of the fit of lengths."""
+NORMAL = NormalDist()
+FAST = 0.9
+"""Quantile of the speeds of calls that is that of those which write when few others do."""
 MAX_DRAWN = 200
 """Calls of a session that are drawn one by one; of more, the mean of so many counts for all."""
 
@@ -28,15 +35,22 @@ class Forecast(NamedTuple):
 class FinishForecast:
     """A controller that answers nothing and knows what has ended so far.
 
-    Of each expert it resamples the lengths of calls that have ended, first as many as there are (what is not known of
-    the mean) and then one for each call that is left. A worker serves its sessions in turn, each at the pace of its
-    expert so far, with the load that was seen or foretold. The gate's work is not known before it comes up, so the
-    forecast is of the calls that were submitted. It is no promise: a few calls that run on alone are not priced.
+    Of each expert it resamples the calls that have ended and those that write, and fits lengths to them: the first to
+    end are the short ones, and a call that runs will write more than it has. A worker serves its sessions in turn, each
+    at the pace of its expert so far, or as long as its longest call takes alone, with the load that was seen or
+    foretold. The gate's work is not known before it comes up, so the forecast is of the calls that were submitted.
+
+    Parameters
+    ----------
+    limits
+        The most tokens that each expert may write.
     """
 
     reacts = False
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Mapping[ExpertName, int] | None = None) -> None:
+        self._limits = limits or {}
+        self._speeds: dict[ExpertName, list[float]] = defaultdict(list)
         self._view: RunView | None = None
         self._ts = 0.0
         self._lengths: dict[ExpertName, list[int]] = defaultdict(list)
@@ -53,6 +67,7 @@ class FinishForecast:
                 self._ready_ts[number] = ts
             case Finished(record=record) if record.status is CallStatus.FINISHED:
                 self._lengths[record.expert].append(record.output_tokens)
+                self._note_speed(record)
                 if record.session in self._ready_ts:
                     self._tokens[record.session] += record.output_tokens
             case Progress(session=number, tokens=tokens):
@@ -63,6 +78,11 @@ class FinishForecast:
             case _:
                 pass
         return ()
+
+    def _note_speed(self, record: CallRecord) -> None:
+        start_ts = record.admitted_ts if record.first_token_ts is None else record.first_token_ts
+        if start_ts is not None and record.finished_ts is not None and record.finished_ts > start_ts:
+            self._speeds[record.expert].append(record.output_tokens / (record.finished_ts - start_ts))
 
     def forecast(self, now_s: float | None = None) -> Forecast | None:
         """Say when all calls that were submitted have ended; None: too little is known of an expert."""
@@ -113,20 +133,86 @@ class FinishForecast:
         draw: random.Random,
     ) -> float:
         free: dict[int, float] = defaultdict(lambda: now_s)
+        tails = {expert: self._resampled_tail(expert, view, draw) for expert in {view.opened[n].expert for n in left}}
         for number, num_left in left.items():
             session, pace = view.opened[number], paces[number]
             assert pace is not None, "told before"
-            tokens = _draw_sum(self._lengths[session.expert], num_left, draw)
-            tokens = max(0.0, tokens - sum(self._running.get(number, {}).values()))
+            tail, written = tails[session.expert], [*self._running.get(number, {}).values()]
+            rest = [tail.drawn(draw, tokens) - tokens for tokens in written]
+            num_drawn = min(max(0, num_left - len(rest)), MAX_DRAWN)
+            waiting = [tail.drawn(draw, 0.0) for _ in range(num_drawn)]
+            scale = (num_left - len(rest)) / num_drawn if num_drawn else 0.0
+            tokens = sum(rest) + scale * sum(waiting)
             load_s = 0.0 if number in self._ready_ts else self._load_s.get(session.expert, 0.0)
-            end = max(free[worker] for worker in session.workers) + load_s + tokens / pace
+            alone_s = max((max(rest, default=0.0), max(waiting, default=0.0))) / self._speed(session.expert)
+            end = max(free[worker] for worker in session.workers) + load_s + max(tokens / pace, alone_s)
             for worker in session.workers:
                 free[worker] = end
         return max(free.values(), default=now_s)
 
+    def _speed(self, expert: ExpertName) -> float:
+        """Tokens a second of one call: what the longest takes, however few are left beside it."""
+        known = sorted(self._speeds[expert])
+        return known[int(FAST * len(known))] if known else inf
 
-def _draw_sum(lengths: Sequence[int], num_calls: int, draw: random.Random) -> float:
-    """Draw the sum of so many lengths, what is not known of their distribution included."""
-    known = draw.choices(lengths, k=min(len(lengths), MAX_DRAWN))
-    num_drawn = min(num_calls, MAX_DRAWN)
-    return sum(draw.choices(known, k=num_drawn)) * num_calls / num_drawn
+    def _resampled_tail(self, expert: ExpertName, view: RunView, draw: random.Random) -> "LogNormal":
+        """Fit lengths to a resample of the calls that have ended, or still write."""
+        running = [
+            tokens
+            for number, own in self._running.items()
+            if view.opened[number].expert == expert
+            for tokens in own.values()
+            if tokens
+        ]
+        both = [(tokens, True) for tokens in self._lengths[expert]] + [(tokens, False) for tokens in running]
+        drawn = draw.choices(both, k=min(len(both), MAX_DRAWN))
+        return fit_log_normal(
+            [tokens for tokens, ended in drawn if ended] or self._lengths[expert],
+            [tokens for tokens, ended in drawn if not ended],
+            self._limits.get(expert, inf),
+        )
+
+
+class LogNormal(NamedTuple):
+    """Lengths of an expert's calls, up to its limit."""
+
+    mean_log: float
+    std_log: float
+    limit: float
+
+    def drawn(self, draw: random.Random, written: float) -> float:
+        """Draw the length of a call that has written so much."""
+        least = NORMAL.cdf((log(written) - self.mean_log) / self.std_log) if written > 0 else 0.0
+        share = min(least + draw.random() * (1 - least), 1 - 1e-9)
+        tokens = exp(self.mean_log + self.std_log * NORMAL.inv_cdf(max(share, 1e-9)))
+        return max(written, min(tokens, self.limit))
+
+
+def fit_log_normal(ended: Sequence[int], running: Sequence[int], limit: float = inf) -> LogNormal:
+    """Fit lengths to calls that have ended, and to what running calls have written so far: they will write more.
+
+    References
+    ----------
+    Dempster, Laird, Rubin, Maximum likelihood from incomplete data via the EM algorithm, 1977, section 4.2: a censored
+    normal sample.
+
+    Examples
+    --------
+    >>> fit_log_normal([100, 200, 400], [])[0] < fit_log_normal([100, 200, 400], [900] * 9)[0]
+    True
+    """
+    logs, floors = [log(max(1, tokens)) for tokens in ended], [log(max(1, tokens)) for tokens in running]
+    # NOTE: what was cut at the limit would have gone on
+    floors += [value for value in logs if value >= log(limit) - 1e-9]
+    logs = [value for value in logs if value < log(limit) - 1e-9] or logs
+    mean, std = fmean(logs), max(pstdev(logs), 0.1)
+    for _ in range(NUM_STEPS):
+        first, second = list(logs), [value**2 for value in logs]
+        for floor in floors:
+            z = (floor - mean) / std
+            hazard = NORMAL.pdf(z) / max(1.0 - NORMAL.cdf(z), 1e-12) if z < 6 else z
+            first.append(mean + std * hazard)
+            second.append(mean**2 + std**2 * (1 + z * hazard) + 2 * mean * std * hazard)
+        mean = fmean(first)
+        std = sqrt(max(fmean(second) - mean**2, 0.01))
+    return LogNormal(mean, std, limit)

@@ -1,11 +1,10 @@
 """Pure functions of a run's records: what it took, how busy the workers were, what the calls saw.
 
-Missing is None, never 0. Times, loads, rates and shares are of what a run did after its plan; what its pilot took is
-apart. Shares are of N x expert makespan, and a worker is busy from the start of a session's load to its end, so that
-loading counts as busy.
+Missing is None, never 0. All is of what a run did after its plan; what its pilot took is apart. Shares are of N x
+expert makespan, and a worker is busy from the start of a session's load to its end, so that loading counts as busy.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
@@ -13,6 +12,7 @@ from mosaic.core.commands import Submit
 from mosaic.core.plan import Plan, SolveReport
 from mosaic.core.results import SERVED, CallRecord, CallStatus, RunResult, SessionRecord
 from mosaic.core.workload import CallKey, ExpertName
+from mosaic.report.prefills import prefill_report
 
 Summary: TypeAlias = dict[str, Any]
 """Contents of summary.json, keys in a fixed order."""
@@ -77,22 +77,21 @@ def _upper_calls(result: RunResult) -> list[CallRecord]:
 
 
 def busy_s_by_worker(sessions: Iterable[SessionRecord], num_workers: int) -> tuple[float, ...]:
-    """Seconds each worker spends loading or serving."""
-    return _by_worker(sessions, num_workers, lambda session: session.end_ts - session.load_start_ts)
+    """Seconds each worker spends loading or serving, whether for one session or for several beside each other."""
+    busy_s, reached_ts = [0.0] * num_workers, [0.0] * num_workers
+    for session in sorted(sessions, key=lambda session: session.load_start_ts):
+        for worker in session.workers:
+            busy_s[worker] += max(0.0, session.end_ts - max(session.load_start_ts, reached_ts[worker]))
+            reached_ts[worker] = max(reached_ts[worker], session.end_ts)
+    return tuple(busy_s)
 
 
 def load_s_by_worker(sessions: Iterable[SessionRecord], num_workers: int) -> tuple[float, ...]:
     """Seconds each worker spends loading."""
-    return _by_worker(sessions, num_workers, lambda session: session.load_s)
-
-
-def _by_worker(
-    sessions: Iterable[SessionRecord], num_workers: int, seconds: Callable[[SessionRecord], float]
-) -> tuple[float, ...]:
     sums = [0.0] * num_workers
     for session in sessions:
         for worker in session.workers:
-            sums[worker] += seconds(session)
+            sums[worker] += session.load_s
     return tuple(sums)
 
 
@@ -241,7 +240,7 @@ def summarise(
         "num_questions": num_questions,
         "num_calls": len(planned),
         **measured,
-        **({} if result is None else _pilot(result)),
+        **({} if result is None else {**_pilot(result), **prefill_report(result)}),
         **(asdict(stage) if stage else _without_stage(accuracy_frac, answers_source)),
         **_gains(measured, stage),
         "resumptions": None if result is None else [one._asdict() for one in result.resumptions],

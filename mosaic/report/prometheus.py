@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from mosaic.core.commands import Command
-from mosaic.core.events import Event, Finished, Lost, Progress
+from mosaic.core.events import Event, Finished, Joined, Lost, Progress
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import ExpertName
 from mosaic.report.run_status import RunView
@@ -48,6 +48,8 @@ class RunMetrics:
             self._running[event.session] = len(event.tokens)
         elif isinstance(event, Lost):
             self._counts["mosaic:lost_workers"][""] += 1
+        elif isinstance(event, Joined):
+            self._counts["mosaic:lost_workers"][""] -= 1
         return ()
 
     def text(self) -> str:

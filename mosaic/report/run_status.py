@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from mosaic.core.events import Closed, Event, Finished, Lost, Progress, Ready, Started
+from mosaic.core.events import Closed, Event, Finished, Joined, Lost, Progress, Ready, Started
 from mosaic.core.plan import PredictedTimes, Session
 from mosaic.core.results import CallRecord, CallStatus, SessionRecord
 from mosaic.core.workload import Call, CallKey, ExpertName
@@ -163,6 +163,8 @@ class RunStatus:
                 progress.num_before, progress.tokens_before = self._ended[number], self._tokens[number]
             case Closed(ts=ts, record=closed):
                 lines += [*self._describe_end(closed, view), *self._start_sessions(ts, view)]
+            case Joined(worker=worker):
+                lines.append(f"worker {worker}: joined")
             case Lost(ts=ts, worker=worker, cause=cause):
                 lines += [f"worker {worker}: lost: {cause}", *self._describe_lost(worker, view)]
                 lines += self._start_sessions(ts, view)

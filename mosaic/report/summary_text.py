@@ -170,7 +170,9 @@ def _stage_lines(summary: Summary) -> list[str]:
     degree = summary["aggregator_tp_degree"]
     text = f"{summary['gate']}: {_skip_text(summary)} skipped"
     if degree is not None:
-        text += f"; {summary['num_aggregator_calls']:,} questions to {summary['aggregator_expert']} (tp {degree})"
+        num_calls = summary["num_aggregator_calls"]
+        what = "questions" if num_calls <= summary["num_questions"] else "calls"
+        text += f"; {num_calls:,} {what} to {summary['aggregator_expert']} (tp {degree})"
     if summary["num_too_long"]:
         text += f"; {summary['num_too_long']:,} too long for it"
     lines = [_row("gate", text)]

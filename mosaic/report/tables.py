@@ -32,6 +32,7 @@ def calls_parquet(
     columns = list(zip(*records, strict=True)) or [()] * len(CallRecord._fields)
     values: dict[str, Iterable[Any]] = dict(zip(CallRecord._fields, columns, strict=True))
     values.pop("response")
+    values.pop("confidence")
     keys = values.pop("key")
     questions, nodes, slots = list(zip(*keys, strict=True)) or ((), (), ())
     values |= {

@@ -5,6 +5,7 @@ a heavy tail that is far above the mean of one session, so a wave is what is mea
 for.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import count, islice
@@ -15,7 +16,7 @@ from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.prediction import prediction_from_sample
 from mosaic.core.results import RunResult, SessionRecord
-from mosaic.core.workload import Call, Expert
+from mosaic.core.workload import Call, Expert, NodeName
 from mosaic.planning.profiles import ProfileEntry, SweepPoint, fit_session
 from mosaic.planning.schedulers.shards import replica_sessions, split_evenly
 from mosaic.runtime.backend import Backend
@@ -111,6 +112,7 @@ def entry_of_waves(
         points=points,
         output_tokens=sample,
         speed=fit_speed([record for record in result.calls if record.session not in disturbed]),
+        kv_budget_tokens=expert.kv_budget_tokens,
     )
 
 
@@ -137,14 +139,27 @@ def _shards(calls: Sequence[Call], num_places: int, max_calls: int | None) -> It
     num_repeats = min(MAX_REPEATS, -(-NUM_SWEPT_CALLS // (num_copies * len(calls))))
     if max_calls is not None:
         num_repeats = min(num_repeats, max(1, max_calls // (len(SHARES) * num_copies * len(calls))))
-    slots = count()
+    copies_made = count()
+    ranked = list(_ranked(calls))
+    width = 1 + max(rank for rank, _ in ranked)
     for share in SHARES * num_repeats:
-        chosen = list(islice(slots, num_copies))
-        copies = [replace(call, key=call.key._replace(slot=slot)) for slot in chosen for call in calls]
+        chosen = list(islice(copies_made, num_copies))
+        copies = [
+            replace(call, key=call.key._replace(slot=copy * width + rank)) for copy in chosen for rank, call in ranked
+        ]
         if max_calls is not None:
             copies = copies[: max(least, max_calls // len(SHARES))]
         for part in range(share):
             yield copies[part::share]
+
+
+def _ranked(calls: Sequence[Call]) -> Iterator[tuple[int, Call]]:
+    """Number the calls of each question: an expert may have several slots of a node."""
+    seen: Counter[tuple[str, NodeName]] = Counter()
+    for call in calls:
+        place = call.key.question, call.key.node
+        yield seen[place], call
+        seen[place] += 1
 
 
 def _point(wave: Sequence[SessionRecord]) -> SweepPoint:

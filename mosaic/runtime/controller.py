@@ -1,13 +1,13 @@
 """What a run may be steered by, and what it may know."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import dropwhile
 from typing import Protocol
 
 from mosaic.core.commands import Close, Command, Move, Open, Submit
-from mosaic.core.events import Closed, Event, Finished, Lost
+from mosaic.core.events import Closed, Event, Finished, Joined, Lost
 from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord, SessionRecord
 from mosaic.core.workload import Call, CallKey
@@ -55,6 +55,8 @@ class View:
             for number, session in self.opened.items():
                 if event.worker in session.workers:
                     self.ended.setdefault(number, None)
+        elif isinstance(event, Joined):
+            self.lost.pop(event.worker, None)
 
     def expect(self, command: Command) -> None:
         """Take note of a command."""
@@ -87,9 +89,9 @@ class View:
         """Give a number that no session has."""
         return 1 + max(self.opened, default=-1)
 
-    def left_by(self, worker: int) -> tuple[Call, ...]:
-        """List the calls of a worker's sessions that have not ended."""
-        sessions = {number for number, session in self.opened.items() if worker in session.workers}
+    def left_by(self, workers: Collection[int]) -> tuple[Call, ...]:
+        """List the calls that have not ended of the sessions of some workers."""
+        sessions = {number for number, session in self.opened.items() if not set(workers).isdisjoint(session.workers)}
         return tuple(call for key, call in self.running.items() if self.place[key] in sessions)
 
 

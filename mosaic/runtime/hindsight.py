@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import CallKey, Expert, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
-from mosaic.pipelines.gates.gate import Never
 from mosaic.runtime.job import AlwaysAggregate, Job, Outcome, shape_of
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.measuring import even_plan
@@ -17,7 +16,7 @@ def always_aggregate(
     job: Job, planner: Planner, outcome: Outcome, questions: Questions, answers: Sequence[FinalAnswer]
 ) -> AlwaysAggregate:
     """Tell what skipping nothing gives in the same world: a gate that never skips has done so already."""
-    if isinstance(job.graph.gate, Never) and not job.graph.budgets:
+    if job.graph.asks_everybody:
         sessions = outcome.result.sessions
         ends = [session.end_ts for session in sessions if session.node in job.graph.first_nodes]
         if job.has_overlap:  # sessions of the first layer serve others too

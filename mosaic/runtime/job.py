@@ -12,6 +12,7 @@ from mosaic.core.workload import Expert, NodeName, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import FinalAnswer
 from mosaic.pipelines.gates.gate import Ballot, Decision
+from mosaic.planning.held import HostLoads
 from mosaic.planning.profiles import Profile
 from mosaic.planning.schedulers.base import Scheduler
 from mosaic.planning.session_model import SessionModel
@@ -35,10 +36,16 @@ class ProfileSource(StrEnum):
 
 
 def shape_of(graph: CallGraph) -> list[object]:
-    """List all that decides what a graph asks for, what its gate was calibrated to included."""
-    gate = [getattr(graph.gate, name, None) for name in getattr(graph.gate, "__dataclass_fields__", ())]
+    """List all that decides what a graph asks for, what its gate or exit was calibrated to included."""
+    rule = graph.decider
+    values = [*_values(rule), *_values(getattr(rule, "gate", None))]  # an exit may hold a gate
     compare = [(kind, getattr(same, "__qualname__", same)) for kind, same in graph.compare.items()]
-    return [graph.nodes, type(graph.gate).__qualname__, gate, compare, graph.budgets]
+    ahead = [] if graph.read_ahead is None else [graph.read_ahead]
+    return [graph.nodes, type(rule).__qualname__, values, compare, graph.budgets, *ahead]
+
+
+def _values(rule: object) -> list[object]:
+    return [getattr(rule, name, None) for name in getattr(rule, "__dataclass_fields__", ())]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,23 +76,49 @@ class Job:
     placements: Mapping[NodeName, NodePlacements] = field(default_factory=dict)
     plans: tuple[Plan, ...] = ()
     """Saved plans, by layer; none: they are made."""
+    asked: tuple[Plan, ...] = ()
+    """Of the stages in which a quote has asked calls of the batch before, with the same journal."""
     has_barrier: bool = True
     """A layer starts when the one before it has ended."""
     has_quorum: bool = False
     """Calls are cancelled as soon as the gate is settled without them, and plans expect that."""
     has_overlap: bool = False
     """Calls of upper layers join sessions of their expert, or start where a worker is free: no barrier."""
+    has_forecast: bool = False
+    """Without a barrier: plans of all layers follow each other, and experts stay on the workers that hold them."""
     has_moves: bool = False
     """Calls go to other workers while they wait or run, where that is predicted to end earlier."""
+    has_replan: bool = False
+    """Calls that have not begun are planned anew where the lengths that come in contradict the plan."""
+    has_tail: bool = False
+    """Calls that move may go to sessions over several free workers."""
     session_model: SessionModel | None = None
     """For schedulers that price sessions by their iterations; None: there is no model of the machines."""
+    host_loads: HostLoads | None = None
+    """Loads that need no disk; None: the host keeps nothing of experts."""
     store: Store | None = None
     """Where measurements are kept for other runs; None: nowhere."""
+
+    def __post_init__(self) -> None:
+        named = [expert.name for expert in self.experts if expert.kv_variants]
+        if named and (self.has_overlap or self.has_moves):
+            which = "overlap" if self.has_overlap else "moves"
+            raise ValueError(
+                f"pipeline.{which} must be false with kv_variants, which {', '.join(named)} have: "
+                "a call that another session takes would change its KV cache on the way"
+            )
 
     @property
     def reacts(self) -> bool:
         """Whether anything of the pipeline answers single events, so that its commands are worth keeping."""
-        return self.has_quorum or self.has_overlap or self.has_moves or bool(self.graph.budgets) or not self.has_barrier
+        return (
+            self.has_quorum
+            or self.has_overlap
+            or self.has_moves
+            or self.has_replan
+            or bool(self.graph.budgets)
+            or not self.has_barrier
+        )
 
     def kept(self, decided_by: Sequence[object], kind: type[_Measured], measure: Callable[[], _Measured]) -> _Measured:
         """Measure, or read what the same site has measured of the same."""

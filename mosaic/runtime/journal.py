@@ -49,16 +49,22 @@ def unframe(line: bytes) -> bytes | None:
     return text if checksum == b"%08x" % zlib.crc32(text) else None
 
 
+def lines_of(path: Path) -> Iterator[bytes | None]:
+    """Go over a log's records, one in memory at a time; None: a line that is not whole. No file, no records."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            yield unframe(line) if line.endswith(b"\n") else None
+
+
 def read_log(path: Path) -> Contents:
     """Read a log as far as it is whole; a file that does not exist holds nothing."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return Contents([], 0)
-    unfinished = lines.pop()
-    decoded = [unframe(line) for line in lines]
+    decoded = list(lines_of(path))
     records = [record for record in decoded if record is not None]
-    return Contents(records, len(decoded) - len(records) + bool(unfinished))
+    return Contents(records, len(decoded) - len(records))
 
 
 class Log:

@@ -1,7 +1,7 @@
-"""The records of a journal: a call that ended, a session that opened, a session that closed."""
+"""The records of a journal: a call that ended, a prefill ahead of one, a session that opened, one that closed."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -9,9 +9,9 @@ from typing import TypeAlias
 import msgspec
 
 from mosaic.core.plan import Session
-from mosaic.core.results import SERVED, CallRecord, CallStatus, SessionRecord
+from mosaic.core.results import SERVED, CallRecord, CallStatus, PrefillRecord, SessionRecord
 from mosaic.core.workload import CallKey, ExpertName, NodeName
-from mosaic.runtime.journal import SUFFIX, frame, read_log, unframe
+from mosaic.runtime.journal import SUFFIX, frame, lines_of, unframe
 
 COMMANDS = f"commands{SUFFIX}"
 STARTS = f"starts{SUFFIX}"
@@ -23,6 +23,12 @@ class EndedCall(msgspec.Struct, frozen=True, tag_field="kind", tag="call"):
 
     record: CallRecord
     """Without its answer, which is read from the response again."""
+
+
+class EndedPrefill(msgspec.Struct, frozen=True, tag_field="kind", tag="prefill"):
+    """The beginning of a prompt, prefilled ahead of its call."""
+
+    record: PrefillRecord
 
 
 class OpenedSession(msgspec.Struct, frozen=True, tag_field="kind", tag="opened"):
@@ -46,7 +52,7 @@ class ClosedSession(msgspec.Struct, frozen=True, tag_field="kind", tag="closed")
     """Processor time from the load's start to the end; None: not known, the engine is a server's."""
 
 
-Entry: TypeAlias = EndedCall | OpenedSession | ClosedSession
+Entry: TypeAlias = EndedCall | EndedPrefill | OpenedSession | ClosedSession
 _DECODER: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
 _ENCODER = msgspec.json.Encoder()
 
@@ -63,16 +69,24 @@ def from_line(line: bytes) -> Entry:
     return _DECODER.decode(text)
 
 
-def read_entries(path: Path) -> list[Entry]:
-    """Read a log as far as it is whole."""
-    return [_DECODER.decode(text) for text in read_log(path).records]
+def read_entries(path: Path) -> Iterator[Entry]:
+    """Go over a log as far as it is whole."""
+    return (_DECODER.decode(text) for text in lines_of(path) if text is not None)
+
+
+def without_token_ids(record: CallRecord) -> CallRecord:
+    """Give a record as the driver keeps it: a batch's token ids would take gigabytes, and the journal has them."""
+    if record.response is None or not record.response.token_ids:
+        return record
+    return record._replace(response=record.response._replace(token_ids=()))
 
 
 @dataclass(slots=True)
 class JournalState:
-    """What a journal holds, and what is added to it while a run goes on."""
+    """What a journal holds but for token ids, and what is added to it while a run goes on."""
 
     ended: list[CallRecord] = field(default_factory=list)
+    prefills: list[PrefillRecord] = field(default_factory=list)
     opened: dict[int, list[OpenedSession]] = field(default_factory=lambda: defaultdict(list))
     closed: dict[int, list[ClosedSession]] = field(default_factory=lambda: defaultdict(list))
     last_ts: float = 0.0
@@ -86,18 +100,26 @@ class JournalState:
     def add(self, entry: Entry) -> None:
         """Take note of an entry."""
         if isinstance(entry, EndedCall):
-            record = entry.record
-            self.ended.append(record)
-            self.last_ts = max(self.last_ts, record.finished_ts or 0.0)
-            if record.status is not CallStatus.FAILED:
-                self._done.setdefault((record.key, fingerprint_of(record)), record)
-                self._last[record.key] = fingerprint_of(record)
+            self.note(entry.record)
+        elif isinstance(entry, EndedPrefill):
+            self.prefills.append(entry.record)
+            self.last_ts = max(self.last_ts, entry.record.finished_ts)
         elif isinstance(entry, OpenedSession):
             self.opened[entry.session].append(entry)
             self.last_ts = max(self.last_ts, entry.start_ts)
         else:
             self.closed[entry.session].append(entry)
             self.last_ts = max(self.last_ts, entry.end_ts)
+
+    def note(self, record: CallRecord) -> CallRecord:
+        """Take note of a call that ended; gives its record as it is kept."""
+        kept = without_token_ids(record)
+        self.ended.append(kept)
+        self.last_ts = max(self.last_ts, kept.finished_ts or 0.0)
+        if kept.status is not CallStatus.FAILED:
+            self._done.setdefault((kept.key, fingerprint_of(kept)), kept)
+            self._last[kept.key] = fingerprint_of(kept)
+        return kept
 
     def done(self, key: CallKey, fingerprint: str) -> CallRecord | None:
         """Find a call that need not be run: it ended and did not fail, and nothing that decides it changed."""
@@ -152,8 +174,9 @@ def read_journal(*folders: Path) -> JournalState:
     state = JournalState()
     for path in (path for folder in folders for path in sorted(folder.glob(f"*{SUFFIX}"))):
         if path.name not in (COMMANDS, STARTS):
-            found = read_log(path)
-            state.num_damaged += found.num_damaged
-            for text in found.records:
-                state.add(_DECODER.decode(text))
+            for text in lines_of(path):
+                if text is None:
+                    state.num_damaged += 1
+                else:
+                    state.add(_DECODER.decode(text))
     return state

@@ -2,15 +2,20 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from mosaic.core.commands import Close, Command, Open, Submit
 from mosaic.core.errors import PlanError
 from mosaic.core.events import Event, Finished, Started
 from mosaic.core.plan import Plan, Session
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import Call, CallKey, NodeName, Question, Workload
-from mosaic.pipelines.call_graph import CallGraph, End, Forecast, Progress
+from mosaic.core.workload import Call, CallKey, ExpertName, NodeName, Question, Workload
+from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.read_ahead import Opening
+from mosaic.pipelines.steps import End, Forecast, Progress, expected_calls
+from mosaic.planning.staying import stay
 from mosaic.runtime.controller import View
+from mosaic.runtime.left import left_behind
 from mosaic.runtime.pilot import InTurn
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.static_plan import opened, plan_commands
@@ -22,13 +27,15 @@ class Questions:
     def __init__(self, workload: Workload, graph: CallGraph) -> None:
         self.graph = graph
         self.first_calls = graph.first_calls(workload)
+        self._has_one_root = len(graph.first_nodes) == 1
         self._questions = {question.id: question for question in workload.questions}
         self._first: dict[str, list[Call]] = defaultdict(list)
         for call in self.first_calls:
             self._first[call.key.question].append(call)
         self._done: dict[str, dict[CallKey, CallRecord]] = defaultdict(dict)
         self._progress: dict[str, Progress] = {}
-        """As far as it was asked for since a call of the question has ended: votes are counted once."""
+        self._needless: dict[str, tuple[CallKey, ...]] = {}
+        """Both as far as asked for since a call of the question has ended: votes are counted once."""
 
     def __iter__(self) -> Iterator[Question]:
         """Go over the questions that have calls, in the order of the workload."""
@@ -37,8 +44,11 @@ class Questions:
     def note(self, record: CallRecord) -> None:
         """Take note of a call that has ended."""
         question = record.key.question
+        if self._done[question].get(record.key) is record:
+            return  # another controller has noted it
         self._done[question][record.key] = record
         self._progress.pop(question, None)
+        self._needless.pop(question, None)
 
     def of(self, question: str) -> tuple[Question, Sequence[Call], Mapping[CallKey, CallRecord]]:
         """Give a question, its calls of the first layer and what has ended of its calls."""
@@ -55,6 +65,8 @@ class Questions:
 
     def needed(self, question: str) -> tuple[Call, ...]:
         """List the calls behind the first layer that a question needs now and that have not ended."""
+        if self._has_one_root and self.graph.exit is None and len(self._done[question]) < len(self._first[question]):
+            return ()  # every call behind them comes after all of them
         return self._progress_of(question).submit
 
     def ends(self) -> list[End]:
@@ -62,19 +74,33 @@ class Questions:
         graph = self.graph
         return [graph.end(*self.of(question.id), self._progress_of(question.id)) for question in self]
 
+    def openings(self, question: str) -> Iterator[Opening]:
+        """Give the beginnings of a question's prompts, as far as the calls tell it that have ended."""
+        return self.graph.openings(*self.of(question))
+
     def late_call(self, question: str) -> CallKey | None:
         """Find the call of a question that is not waited for past its hedge."""
         return self.graph.late_first_call(*self.of(question))
 
     def needless(self, question: str) -> tuple[CallKey, ...]:
         """List the calls of a question that have not ended and no longer matter."""
-        return self.graph.needless(*self.of(question))
+        if question not in self._needless:
+            self._look(question)
+        if question not in self._needless:
+            self._needless[question] = self.graph.needless(*self.of(question))
+        return self._needless[question]
 
     def _progress_of(self, question: str) -> Progress:
-        progress = self._progress.get(question)
-        if progress is None:
-            progress = self._progress[question] = self.graph.progress(*self.of(question))
-        return progress
+        if question not in self._progress:
+            self._look(question)
+        if question not in self._progress:
+            self._progress[question] = self.graph.progress(*self.of(question))
+        return self._progress[question]
+
+    def _look(self, question: str) -> None:
+        """Under an early exit, tell how far a question is and what is needless of it: both are found together."""
+        if self.graph.exit is not None:
+            self._progress[question], self._needless[question] = self.graph.course(*self.of(question))
 
 
 class Layers:
@@ -147,17 +173,18 @@ class Layers:
         return plan_commands(planned.plan, named, view.next_session(), closes=self._closes)
 
     def _plan(self, calls: Sequence[Call], view: View) -> Planned:
+        held = left_behind(view)
         first, self._first = self._first, None
         if first is not None:
             is_of_these = not view.lost and first.problem.calls == tuple(calls)
-            return first if is_of_these else self._planner.plan(calls, view.lost)
+            return first if is_of_these else self._planner.plan(calls, view.lost, held=held)
         if self._saved and not view.lost:
             try:
-                return self._planner.plan(calls, saved=self._saved.pop(0))
+                return self._planner.plan(calls, saved=self._saved.pop(0), held=held)
             except PlanError:
                 if not view.opened:
                     raise
-        return self._planner.plan(calls, view.lost)
+        return self._planner.plan(calls, view.lost, held=held)
 
 
 class Flow:
@@ -175,6 +202,10 @@ class Flow:
         The calls that the batch is expected to need.
     first
         The first layer, planned already; None: it is planned at the start.
+    home
+        The session that a call goes to, and not to its expert's queue; None: there is none.
+    stays
+        Whether experts that are asked again stay where they are loaded (``mosaic.planning.staying``).
     """
 
     reacts = True
@@ -186,7 +217,14 @@ class Flow:
         expected: Sequence[Forecast],
         on_plan: Callable[[Planned, int], None] = lambda planned, first_session: None,
         first: Planned | None = None,
+        home: Callable[[Call, View], int | None] = lambda call, view: None,
+        *,
+        stays: bool = False,
     ) -> None:
+        self._home = home
+        self._stays = stays
+        self._resident: dict[int, ExpertName] = {}
+        """By worker: the expert of the last session that was opened on it."""
         self._questions = questions
         self._planner = planner
         self._expected = expected
@@ -208,7 +246,10 @@ class Flow:
 
     def _begin(self, view: View) -> Iterator[Command]:
         first = self._questions.first_calls
-        planned = self._first if self._first and not view.lost else self._planner.plan(first, view.lost)
+        planned = self._first
+        if planned is None or view.lost:
+            planned = self._planner.plan(first, view.lost, held=left_behind(view))
+        planned = self._settled(planned, 0, view)
         self._on_plan(planned, 0)
         yield from plan_commands(planned.plan, {call.key: call for call in first})
         number = 1 + max(session.id for session in planned.plan.sessions)
@@ -228,18 +269,31 @@ class Flow:
         for depth in sorted({self._depth[call.key.node] for call in unserved}):
             calls = [call for call in unserved if self._depth[call.key.node] == depth]
             number = yield from self._open(depth, calls, number, view)
-        yield from (Submit(call, call.expert) for call in needed)
+        for call in needed:
+            home = self._home(call, view)
+            yield Submit(call, call.expert if home is None else home)
         yield from (Close(number) for number in taking if self._is_over(number))
 
     def _open(self, depth: int, calls: Sequence[Call], number: int, view: View) -> Generator[Command, None, int]:
         """Open the sessions that a plan for some calls of a layer has, from this number on; return the next one."""
-        planned = self._planner.plan(calls, view.lost)
+        planned = self._planner.plan(calls, view.lost, held=left_behind(view))
+        planned = self._settled(planned, depth, view)
         self._on_plan(planned, number)
         for session in planned.plan.sessions:
             numbered = opened(session, number)
             self._opened[numbered.id] = depth, numbered
             yield Open(numbered)
         return 1 + max(self._opened)
+
+    def _settled(self, planned: Planned, depth: int, view: View) -> Planned:
+        """Let experts stay where they are loaded, if that is wanted."""
+        if not self._stays:
+            return planned
+        above = self._layers[depth + 1] if depth + 1 < len(self._layers) else set()
+        later = Counter(call.expert for call in expected_calls(self._expected, above))
+        plan = stay(planned.plan, planned.problem, resident=self._resident, num_later=later, lost=view.lost)
+        self._resident |= {worker: session.expert for session in plan.sessions for worker in session.workers}
+        return replace(planned, plan=plan)
 
     def _is_over(self, number: int) -> bool:
         """Tell whether a session has nothing to do, and either no more can come or an earlier layer waits behind it."""
@@ -252,22 +306,3 @@ class Flow:
             later > number and other < depth and set(behind.workers) & set(session.workers)
             for later, (other, behind) in self._opened.items()
         )
-
-
-def expected_calls(expected: Sequence[Forecast], nodes: set[str]) -> tuple[Call, ...]:
-    """Pick as many calls of some nodes as are expected: one whenever the probabilities add up to the next whole number.
-
-    Examples
-    --------
-    >>> from mosaic.core.workload import CallKey
-    >>> likely = [Forecast(Call(CallKey(f"q{i}", "aggregate", 0), "A", 10), 0.4) for i in range(5)]
-    >>> [call.key.question for call in expected_calls(likely, {"aggregate"})]
-    ['q1', 'q3']
-    """
-    picked, total = [], 0.5
-    for call, probability in expected:
-        if call.key.node in nodes:
-            whole, total = int(total), total + probability
-            if int(total) > whole:
-                picked.append(call)
-    return tuple(picked)

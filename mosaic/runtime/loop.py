@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Sequence, Set
 from typing import Protocol
 
-from mosaic.core.commands import Action, Cancel, Close, Command, Cut, Move, Open, Submit
-from mosaic.core.events import Event, Finished, Lost, cause_of
-from mosaic.core.results import LostWorker, Resumption, RunResult
+from mosaic.core.commands import Action, Cancel, Close, Command, Cut, Move, Open, Prefill, Submit
+from mosaic.core.events import Event, Finished, Lost, Prefilled, cause_of
+from mosaic.core.results import LostWorker, PrefillRecord, Resumption, RunResult
 from mosaic.core.workload import CallKey
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller, View
@@ -89,9 +89,12 @@ class _Run:
         self._events: deque[Event] = deque()
         self._log = log
         self._earlier: Sequence[Action] = () if log is None else log.earlier
+        self._untold: set[CallKey] = set()
+        """Calls that ended before the run went on, were submitted again and are yet to be told."""
         self._written = {action.command for action in self._earlier}
         self._actions: list[Action] = []
         self._lost: list[LostWorker] = []
+        self._prefills: list[PrefillRecord] = []
 
     @property
     def is_resumed(self) -> bool:
@@ -111,15 +114,18 @@ class _Run:
         view = self._view
         view.observe(event)
         if isinstance(event, Finished):
+            self._untold.discard(event.record.key)
             for command in self._dependencies.release():
                 self._backend.apply(command)
         elif isinstance(event, Lost):
-            self._lost.append(LostWorker(*event))
+            self._lost.append(LostWorker(event.ts, event.worker, event.cause))
+        elif isinstance(event, Prefilled):
+            self._prefills.append(event.record)
         for controller in controllers:
             commands = controller.on(event, view)
             if commands:
                 self._give(list(commands), event)
-        if self._earlier and not self._log_ended() & view.running.keys():
+        if self._earlier and not self._untold:
             self._fold_in()
 
     def result(self) -> RunResult:
@@ -138,6 +144,7 @@ class _Run:
             actions=tuple(self._actions),
             resumptions=tuple(one for one in resumptions if one.ts < end_ts),  # later ones found all done
             lost_workers=tuple(self._lost),
+            prefills=tuple(self._prefills),
         )
 
     def _give(self, commands: Sequence[Command], event: Event | str) -> None:
@@ -148,8 +155,11 @@ class _Run:
         given = [Action(ts, cause, command) for command in commands]
         if self._log is not None:
             self._log.write([action for action in given if action.command not in self._written])
+        ended = self._log.ended if self._log is not None and self._earlier else frozenset()
         for command in commands:
             view.expect(command)
+            if isinstance(command, Submit) and command.call.key in ended:
+                self._untold.add(command.call.key)
         for command in commands:
             if isinstance(command, Submit) and not command.call.after:
                 apply(command)
@@ -161,9 +171,6 @@ class _Run:
             for admitted in self._dependencies.admit(command):
                 apply(admitted)
         self._actions += given
-
-    def _log_ended(self) -> Set[CallKey]:
-        return self._log.ended if self._log is not None else frozenset()
 
     def _fold_in(self) -> None:
         """Give the commands of the interrupted run that no controller gave anew, as far as they still mean something.
@@ -193,6 +200,8 @@ class _Run:
                 return key in view.running and number in view.opened and number not in view.closing
             case Close(session=number):
                 return number in view.opened and number not in view.closing
+            case Prefill():
+                return False  # what it computed is gone with its engine
 
 
 def session_of(command: Command) -> int | None:
@@ -202,6 +211,6 @@ def session_of(command: Command) -> int | None:
             return session.id
         case Submit(to=to):
             return to if isinstance(to, int) else None
-        case Move(session=number) | Close(session=number):
+        case Move(session=number) | Close(session=number) | Prefill(session=number):
             return number
     return None

@@ -204,7 +204,7 @@ def sweep_node(
     what = f"profiling {node.name}"
     entries: list[ProfileEntry] = []
     prompts = prompts_of(graph, rehearsal.questions)
-    for expert in node.experts:
+    for expert in dict.fromkeys(node.experts):
         calls = [call for call in rehearsal.calls[node.name] if call.expert == expert.name]
         for degree in planner.degrees(node.name, expert) if calls else ():  # every question may be too long for it
             shaped = placed(expert, degree)
@@ -223,9 +223,9 @@ def sweep_node(
 
 
 def even_plan(calls: Sequence[Call], experts: Sequence[Expert], site: Site, num_workers: int) -> Plan:
-    """Spread calls evenly over as many replicas as each expert may have, by no price."""
+    """Spread calls evenly over as many replicas as each expert may have, by no price; experts may be named twice."""
     sessions: list[Session] = []
-    for expert in experts:
+    for expert in {expert.name: expert for expert in experts}.values():
         mine = [call for call in calls if call.expert == expert.name]
         if mine:
             places = site.places(expert)
@@ -234,9 +234,9 @@ def even_plan(calls: Sequence[Call], experts: Sequence[Expert], site: Site, num_
     return unpriced_plan(sessions, num_workers=num_workers)
 
 
-def prompts_of(graph: CallGraph, questions: Mapping[str, Question]) -> Prompts:
-    """Write the prompts of a graph's calls."""
-    return lambda call, inputs: graph.prompt(questions[call.key.question], call, inputs)
+def prompts_of(graph: CallGraph, questions: Mapping[str, Question], *, is_whole: bool = True) -> Prompts:
+    """Write the prompts of a graph's calls, or their beginnings."""
+    return lambda call, inputs: graph.prompt(questions[call.key.question], call, inputs, is_whole=is_whole)
 
 
 def _again_if_disturbed(name: str, measure: Callable[[str], _Swept], tell: Tell) -> _Swept:

@@ -2,10 +2,10 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mosaic.core.commands import Command, Move, Open
-from mosaic.core.events import Event, Idle, Ready, Tick
+from mosaic.core.events import Event, Idle, Joined, Ready, Tick
 from mosaic.core.plan import Session
 from mosaic.core.workload import Call, CallKey, ExpertName
 from mosaic.runtime.controller import View
@@ -45,20 +45,26 @@ class Moves:
         What is predicted.
     awaited
         Experts whose calls come while the first layer runs: of each, one session stays.
+    spans_workers
+        Whether a session may span several free workers, at the degrees that were measured of its expert: the last few
+        calls end earlier there.
     """
 
     reacts = True
 
-    def __init__(self, prospects: Prospects, awaited: Collection[ExpertName] = ()) -> None:
+    def __init__(
+        self, prospects: Prospects, awaited: Collection[ExpertName] = (), *, spans_workers: bool = False
+    ) -> None:
         self._prospects = prospects
         self._awaited = awaited
+        self._spans_workers = spans_workers
         self._num_moves: Counter[CallKey] = Counter()
         self._opened_ts: dict[int, float] = {}
         """When it last opened a session on each worker: no more than one an instant."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Look at everything anew when time has passed, a worker is idle or a session is up."""
-        if not isinstance(event, Tick | Idle | Ready) or not view.running:
+        """Look at everything anew when time has passed, a worker is idle or has joined, or a session is up."""
+        if not isinstance(event, Tick | Idle | Ready | Joined) or not view.running:
             return ()
         outlook = self._prospects.outlook(view)
         moves = list(self._level(outlook, view))
@@ -94,21 +100,30 @@ class Moves:
         coming = {stay.session.expert for stay in outlook.stays if not stay.is_up and not stay.calls}
         sources = [stay for stay in outlook.stays if stay.calls and stay.session.expert not in coming]
         for source in sorted(sources, key=lambda stay: -self._done_s(stay, outlook)):
-            expert = source.session.expert
-            there = {stay.session.workers for stay in outlook.stays if stay.session.expert == expert}
-            places = [(self._prospects.load_s(expert, (w,)), w) for w in free if (w,) not in there]
-            if not places:
-                continue
-            load_s, worker = min(places)
-            if self._prospects.measured.speed(expert, (worker,)) is None:
-                continue
-            session = Session(id=view.next_session(), expert=expert, node=source.session.node, workers=(worker,))
-            offer = self._best(source, session, [], load_s, outlook, 0.0)
-            least_s = GAIN_FRAC * self._done_s(source, outlook) + GAIN_OF_LOAD_FRAC * load_s
-            if offer is not None and offer.gain_s > least_s:
-                self._opened_ts[worker] = view.ts
+            offers = []
+            for load_s, workers in self._places(source.session.expert, free, outlook):
+                session = replace(source.session, id=view.next_session(), workers=workers, shard=(), after=())
+                offer = self._best(source, session, [], load_s, outlook, 0.0)
+                least_s = GAIN_FRAC * self._done_s(source, outlook) + GAIN_OF_LOAD_FRAC * load_s
+                if offer is not None and offer.gain_s > least_s:
+                    offers.append((offer.gain_s, session))
+            if offers:
+                session = max(offers, key=lambda offer: offer[0])[1]
+                self._opened_ts |= dict.fromkeys(session.workers, view.ts)
                 yield Open(session)
                 return
+
+    def _places(
+        self, expert: ExpertName, free: Sequence[int], outlook: Outlook
+    ) -> Iterator[tuple[float, tuple[int, ...]]]:
+        """List where an expert could go on free workers, and how long that takes, the quickest of each degree."""
+        measured, load_s = self._prospects.measured, self._prospects.load_s
+        there = {stay.session.workers for stay in outlook.stays if stay.session.expert == expert}
+        for degree in measured.degrees(expert) if self._spans_workers else (1,):
+            gangs = measured.gangs(degree, set(free))
+            places = [(load_s(expert, gang), gang) for gang in gangs if gang not in there]
+            if places and measured.speed(expert, min(places)[1]) is not None:
+                yield min(places)
 
     def _kept_workers(self, view: View) -> set[int]:
         """List the workers of the only session of an expert whose calls are awaited."""

@@ -8,6 +8,7 @@ from mosaic.core.plan import Plan, Session
 from mosaic.core.workload import Call, CallKey, ExpertName
 from mosaic.runtime.controller import View
 from mosaic.runtime.layers import Questions
+from mosaic.runtime.left import left_behind
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.static_plan import plan_commands
@@ -32,6 +33,8 @@ class Overlap:
         Of the first layer.
     on_plan
         As in ``Layers``.
+    home
+        As in ``Flow``.
     """
 
     reacts = True
@@ -43,11 +46,14 @@ class Overlap:
         prospects: Prospects,
         plan: Plan,
         on_plan: Callable[[Planned, int], None] = lambda planned, first_session: None,
+        home: Callable[[Call, View], int | None] = lambda call, view: None,
     ) -> None:
+        self._home = home
         self._questions = questions
         self._planner = planner
         self._prospects = prospects
         self._plan = plan
+        self._depth = {node.name: depth for depth, layer in enumerate(questions.graph.layers) for node in layer}
         self._on_plan = on_plan
         self._waiting: dict[CallKey, Call] = {}
         """Calls that could run and have no session."""
@@ -62,15 +68,19 @@ class Overlap:
         return [*self._start_early(view)] if self._waiting and isinstance(event, Idle | Ready) else ()
 
     def _begin(self, calls: Sequence[Call], view: View, plan: Plan | None = None) -> Iterator[Command]:
-        planned = self._planner.plan(calls, view.lost, saved=None if view.lost else plan)
+        planned = self._planner.plan(calls, view.lost, None if view.lost else plan, left_behind(view))
         self._on_plan(planned, view.next_session())
         yield from plan_commands(planned.plan, {call.key: call for call in calls}, view.next_session(), closes=False)
 
     def _go_on(self, question: str, view: View) -> Iterator[Command]:
+        if self._waiting and self._questions.graph.exit is not None:
+            for key in self._questions.needless(question):
+                self._waiting.pop(key, None)
         for call in self._questions.needed(question):
             if call.key in view.calls or call.key in self._waiting:
                 continue
-            number = self._session_for(call.expert, view)
+            home = self._home(call, view)
+            number = self._session_for(call.expert, view) if home is None else home
             if number is None:
                 self._waiting[call.key] = call
             else:
@@ -80,9 +90,11 @@ class Overlap:
         if view.running:
             yield from self._start_early(view)
             return
-        calls = list(self._waiting.values())
-        self._waiting.clear()
-        yield from self._begin([call for call in calls if call.key.node == calls[0].key.node], view)
+        lowest = min(self._depth[key.node] for key in self._waiting)
+        calls = [call for key, call in self._waiting.items() if self._depth[key.node] == lowest]
+        for call in calls:
+            del self._waiting[call.key]
+        yield from self._begin(calls, view)
 
     def _session_for(self, expert: ExpertName, view: View) -> int | None:
         """Find the session of an expert that is up, or will be, and has the fewest calls."""

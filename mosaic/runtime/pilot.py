@@ -13,7 +13,7 @@ from mosaic.core.commands import Command
 from mosaic.core.errors import BackendError
 from mosaic.core.events import Event, Finished, Started
 from mosaic.core.plan import Plan, Session, unpriced_plan
-from mosaic.core.results import CallRecord, CallStatus, RunResult
+from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, Workload
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.controller import Controller, View
@@ -48,6 +48,8 @@ class Pilot:
     """None: nothing of the batch was asked before it was planned."""
     records: Mapping[CallKey, CallRecord] = field(default_factory=dict)
     """Of the calls that finished. Those that failed are planned with the batch."""
+    sessions: tuple[SessionRecord, ...] = ()
+    """Of all stages."""
 
     @property
     def num_sessions(self) -> int:
@@ -128,24 +130,36 @@ def why_not(job: Job, first_calls: Sequence[Call]) -> str | None:
         return "profile.source=calibration"
     if job.profile_source is ProfileSource.AUTO and job.site.way != "measured":
         return f"what is {job.site.way} is not asked of a model that answers"
-    if job.plans:
-        return "a saved plan places every call of the batch"
-    if job.has_quorum:
-        return "a quorum cancels calls that a pilot would have asked"
-    if job.has_overlap or job.has_moves:
-        return "calls of all layers go where there is room from the start"
-    if job.graph.budgets:
-        return "calls have budgets that a pilot would not keep"
-    if any(node.leaves_one_out for node in job.graph.nodes):
-        return "the aggregator also answers without each response"
-    if not job.has_barrier:
-        return "without a barrier the calls of all layers are planned at the start"
+    reason = why_not_kept(job)
+    if reason is not None:
+        return reason
     asked = Counter(call.expert for call in first_calls)
     for expert, num_calls in wanted_calls(job, first_calls).items():
         if asked[expert] < num_calls:
             return f"a price of {expert} takes {num_calls:,} calls, and the batch has {asked[expert]:,} for it"
     if len(choose_calls(job, first_calls)) == len(first_calls):
         return f"a pilot would take all of the batch's {len(first_calls):,} calls"
+    return None
+
+
+def why_not_kept(job: Job) -> str | None:
+    """Say why answers of a pilot could not be the batch's; None: they can."""
+    if job.plans:
+        return "a saved plan places every call of the batch"
+    if job.has_quorum:
+        return "a quorum cancels calls that a pilot would have asked"
+    if job.graph.exit is not None:
+        return "an early exit cancels calls that a pilot would have asked"
+    if job.has_overlap or job.has_moves:
+        return "calls of all layers go where there is room from the start"
+    if job.graph.budgets:
+        return "calls have budgets that a pilot would not keep"
+    if any(node.leaves_one_out for node in job.graph.nodes):
+        return "the aggregator also answers without each response"
+    if any(expert.kv_variants for expert in job.experts):
+        return "experts are measured with every KV cache that a plan may choose"
+    if not job.has_barrier:
+        return "without a barrier the calls of all layers are planned at the start"
     return None
 
 
@@ -258,7 +272,7 @@ def with_stage(pilot: Pilot, stage: Stage, result: RunResult) -> Pilot:
     )
     calls = tuple(call for call in stage.calls if call.key in records)
     kept = replace(stage, plan=replace(stage.plan, sessions=sessions), calls=calls)
-    return replace(pilot, stages=(*pilot.stages, kept), records=records)
+    return replace(pilot, stages=(*pilot.stages, kept), records=records, sessions=result.sessions)
 
 
 def first_stage(job: Job, calls: Sequence[Call], experts: Sequence[Expert], name: str) -> Stage:
@@ -267,17 +281,18 @@ def first_stage(job: Job, calls: Sequence[Call], experts: Sequence[Expert], name
     return Stage(name=name, plan=plan, calls=tuple(calls))
 
 
-def profile_of(job: Job, experts: Sequence[Expert], result: RunResult, source: str) -> Profile:
-    """Price the experts of a pilot's first layer.
+def profile_of(job: Job, experts: Sequence[Expert], pilot: Pilot, source: str) -> Profile:
+    """Price the experts of the first layer by what a pilot asked of them.
 
     Raises
     ------
     DisturbedSweepError
         If an expert's sessions were interrupted, or its calls failed, so that fewer than two sizes are left.
     """
-    finished = tuple(record for record in result.calls if record.status is CallStatus.FINISHED)
-    served = tuple(session for session in result.sessions if session.num_calls)
-    asked = {record.expert for record in result.calls}
-    whole = replace(result, calls=finished, sessions=served)
+    first = set(job.graph.first_nodes)
+    finished = tuple(record for record in pilot.records.values() if record.key.node in first)
+    served = tuple(session for session in pilot.sessions if session.num_calls and session.node in first)
+    asked = {record.expert for record in finished}
+    whole = RunResult(calls=finished, sessions=served, num_workers=job.cluster.num_workers)
     entries = [entry_of(expert, job.cluster, whole) for expert in experts if expert.name in asked]
     return Profile(source=source, entries=tuple(entries))

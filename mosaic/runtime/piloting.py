@@ -35,18 +35,24 @@ MAX_TRIES = 2
 
 
 def pilot_first_layer(
-    job: Job, first_calls: Sequence[Call], experts: Sequence[Expert], source: str, show: Show, tell: Tell
+    job: Job,
+    first_calls: Sequence[Call],
+    experts: Sequence[Expert],
+    source: str,
+    show: Show,
+    tell: Tell,
+    pilot: Pilot,
 ) -> tuple[Pilot, Profile | None]:
     """Ask some of the batch's calls, and price the experts by them.
 
-    The profile is None where sessions were disturbed too often: what was answered is kept all the same.
+    The profile is None where sessions were disturbed too often: what was answered is kept all the same. ``pilot`` is
+    what was asked before.
 
     Raises
     ------
     BackendError
         If calls fail and none finish.
     """
-    pilot = Pilot()
     for number in range(MAX_TRIES):
         calls = choose_calls(job, first_calls, pilot.records)
         stage = first_stage(job, calls, experts, f"pilot_{number}")
@@ -55,7 +61,7 @@ def pilot_first_layer(
             result = run_stage(job, _prompts(job), pilot, stage, shown)
         pilot = with_stage(pilot, stage, result)
         try:
-            return pilot, profile_of(job, experts, result, source)
+            return pilot, profile_of(job, experts, pilot, source)
         except DisturbedSweepError as error:
             tell(f"{error}; {'more calls of the batch are asked' if number + 1 < MAX_TRIES else 'it is given up'}")
         if len(pilot.records) + len(calls) >= len(first_calls):
@@ -78,12 +84,12 @@ def pilot_node(
     needed = questions.calls_of(node.name)
     places = {
         (expert.name, degree): job.site.places(placed(expert, degree))
-        for expert in node.experts
+        for expert in dict.fromkeys(node.experts)
         for degree in planner.degrees(node.name, expert)
     }
     entries: list[ProfileEntry] = []
     shares: list[tuple[Expert, list[Call]]] = []
-    for expert in node.experts:
+    for expert in dict.fromkeys(node.experts):
         mine = [call for call in needed if call.expert == expert.name]
         degrees = planner.degrees(node.name, expert)
         least = sum(SHARES * len(places[expert.name, degree]) for degree in degrees)
@@ -126,9 +132,11 @@ def _own(result: RunResult, first_session: int, calls: Sequence[Call]) -> RunRes
 def questions_of(job: Job, pilot: Pilot, first_calls: Sequence[Call]) -> tuple[Workload, Questions]:
     """Give the questions that the pilot answered whole, on their way through the pipeline."""
     whole = pilot.whole_questions(job.workload, first_calls)
+    kept = {question.id for question in whole.questions}
     questions = Questions(whole, job.graph)
-    for call in questions.first_calls:
-        questions.note(pilot.records[call.key])
+    for key, record in pilot.records.items():
+        if key.question in kept:
+            questions.note(record)
     return whole, questions
 
 

@@ -8,6 +8,7 @@ from mosaic.core.cluster import Cluster
 from mosaic.core.plan import Plan
 from mosaic.core.workload import Call, Expert, ExpertName, NodeName
 from mosaic.planning.costs import CostModel
+from mosaic.planning.held import Held, HostLoads, WithHost
 from mosaic.planning.plan_check import check_plan
 from mosaic.planning.problem import Problem
 from mosaic.planning.profiles import Profile
@@ -60,9 +61,19 @@ class Planner:
     """What was measured, by node."""
     by_node: Mapping[NodeName, NodePlacements] = field(default_factory=dict)
     session_model: SessionModel | None = None
+    host_loads: HostLoads | None = None
+    """Where the host keeps weights or engines; None: it keeps nothing."""
 
-    def plan(self, calls: Sequence[Call], lost: Mapping[int, str] | None = None, saved: Plan | None = None) -> Planned:
+    def plan(
+        self,
+        calls: Sequence[Call],
+        lost: Mapping[int, str] | None = None,
+        saved: Plan | None = None,
+        held: Held | None = None,
+    ) -> Planned:
         """Plan calls of one layer on the workers that are not lost, or take a plan that was saved for them.
+
+        What is held from before counts where the host keeps something.
 
         Raises
         ------
@@ -77,7 +88,7 @@ class Planner:
         options = self.by_node.get(node, NodePlacements())
         costs = options.costs or self.costs
         choices: Sequence[Placement | None] = options.placements or (None,)
-        plans = [self._plan(calls, choice, costs, lost or {}, saved) for choice in choices]
+        plans = [self._plan(calls, choice, costs, lost or {}, saved, held) for choice in choices]
         return min(plans, key=lambda planned: planned.plan.predicted_makespan_s)
 
     def _plan(
@@ -87,8 +98,12 @@ class Planner:
         costs: CostFactory,
         lost: Mapping[int, str],
         saved: Plan | None,
+        held: Held | None,
     ) -> Planned:
         problem = self.problem(calls, placement, costs)
+        if self.host_loads is not None:
+            kept = WithHost(problem.costs, self.host_loads)
+            problem = replace(problem, costs=kept, held=held or Held())
         if lost:
             problem = replace(problem, costs=WithoutWorkers(problem.costs, frozenset(lost)))
         scheduler = placement.scheduler if placement is not None and placement.scheduler else self.scheduler
@@ -119,6 +134,8 @@ class Planner:
         for call in calls:
             num_calls[call.expert] = num_calls.get(call.expert, 0) + 1
         pool = {expert.name: expert for expert in self.experts}
+        if any(call.after for call in calls):  # what reads other calls is served with the full KV cache
+            pool = {name: replace(expert, kv_variants=()) for name, expert in pool.items()}
         if placement is not None:
             pool |= {name: placed(pool[name], placement.tp_degree) for name in num_calls if name in pool}
             pool = {**{name: pool[name] for name in num_calls if name in pool}, **pool}
@@ -139,9 +156,7 @@ class Planner:
         first = self.profiles[next(iter(nodes))]
         if len(profiles) == 1:
             return first
-        entries = {
-            (entry.expert, entry.gpu, entry.tp_degree): entry for node in nodes for entry in self.profiles[node].entries
-        }
+        entries = {entry.place: entry for node in nodes for entry in self.profiles[node].entries}
         return Profile(source=first.source, entries=tuple(entries.values()))
 
 

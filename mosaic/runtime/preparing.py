@@ -6,17 +6,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
-from mosaic.core.workload import Call, Expert
+from mosaic.core.errors import DisturbedSweepError
+from mosaic.core.workload import Call, Expert, NodeName
 from mosaic.pipelines.agreement import Agreement
+from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.node import Node
 from mosaic.planning.expected_calls import plan_expected
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.job import Job, ProfileSource, shape_of
 from mosaic.runtime.measuring import Rehearsal, Show, Tell, rehearse, sweep_first_layer, sweep_node
 from mosaic.runtime.payback import paid_back
-from mosaic.runtime.pilot import Pilot, why_not
+from mosaic.runtime.pilot import Pilot, profile_of, why_not
 from mosaic.runtime.piloting import pilot_first_layer, pilot_node, questions_of
 from mosaic.runtime.planner import Planned, Planner
+from mosaic.runtime.taking_over import node_profile, take_over, why_not_taken
 
 Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
 """Times a step of a run."""
@@ -51,6 +54,7 @@ def prepare(job: Job, show: Show, step: Step, tell: Tell) -> Begun:
             profiles=dict.fromkeys(job.graph.first_nodes, profile),
             by_node=job.placements,
             session_model=job.session_model,
+            host_loads=job.host_loads,
         )
         planned = planner.plan(first, saved=job.plans[0] if job.plans else None)
         rehearsal = Rehearsal()
@@ -65,13 +69,18 @@ def prepare(job: Job, show: Show, step: Step, tell: Tell) -> Begun:
 
 def _first_profile(job: Job, first: Sequence[Call], show: Show, tell: Tell) -> tuple[Pilot, Profile]:
     """Price the first layer by the batch's own calls, by others, or by what is given."""
-    pilot = Pilot()
+    pilot = _quoted(job, first, show, tell)
     if job.profile is not None:
         return pilot, job.profile
-    reason = why_not(job, first)
+    source = f"{job.site.way} pilot of {job.workload.name} {job.site.circumstances}"
+    if pilot.stages:
+        try:
+            return pilot, profile_of(job, _pool(job), pilot, source)
+        except DisturbedSweepError as error:
+            tell(f"the quote does not price the batch: {error}")
+    reason = why_not(job, [call for call in first if call.key not in pilot.records])
     if reason is None:
-        source = f"{job.site.way} pilot of {job.workload.name} {job.site.circumstances}"
-        pilot, profile = pilot_first_layer(job, first, _pool(job), source, show, tell)
+        pilot, profile = pilot_first_layer(job, first, _pool(job), source, show, tell, pilot)
         if profile is not None:
             return pilot, profile
     elif job.profile_source is ProfileSource.BATCH:
@@ -88,6 +97,18 @@ def _first_profile(job: Job, first: Sequence[Call], show: Show, tell: Tell) -> t
         Profile,
         lambda: sweep(budgets=budgets, max_batch_frac=most, fits=fits, tell=tell),
     )
+
+
+def _quoted(job: Job, first: Sequence[Call], show: Show, tell: Tell) -> Pilot:
+    """Take over what a quote has asked."""
+    if not job.asked:
+        return Pilot()
+    if (reason := why_not_taken(job, first)) is not None:
+        tell(f"quote: its answers are not taken over: {reason}")
+        return Pilot()
+    pilot = take_over(job, first, show)
+    tell(f"quote: {len(pilot.records):,} calls of the batch were asked before, and are not asked again")
+    return pilot
 
 
 def _max_batch_frac(job: Job) -> float | None:
@@ -121,9 +142,10 @@ def price_upper_nodes(job: Job, begun: Begun, show: Show, tell: Tell) -> Begun:
     profiles = dict(planner.profiles)
     if upper and not job.has_barrier and not rehearsal.calls:
         rehearsal = rehearse(graph, planner, site, show, max_questions=most, tell=tell)
+    models = models_of(graph)
     for node in upper:
-        if given is not None:
-            profiles[node.name] = given
+        if given is not None or models[node.name] != node.name:
+            profiles[node.name] = given or profiles[models[node.name]]
             continue
         what = f"{node.name} of {job.workload.name} after gate={graph.gate.name}"
         source = f"{site.way} {what} {site.circumstances}"
@@ -139,16 +161,41 @@ def price_upper_nodes(job: Job, begun: Begun, show: Show, tell: Tell) -> Begun:
     return replace(begun, planner=replace(planner, profiles=profiles), rehearsal=rehearsal)
 
 
+def models_of(graph: CallGraph) -> dict[NodeName, NodeName]:
+    """Give by upper node the first of its layer that is measured for it: who is asked the same way costs as much.
+
+    These are nodes of the same experts, that read as many responses and run under the same condition.
+    """
+    first: dict[object, NodeName] = {}
+    num_read = {node.name: len(node.experts) for node in graph.nodes}
+    return {
+        node.name: first.setdefault(
+            (depth, node.experts, sum(map(num_read.__getitem__, node.after)), node.when, node.min_output_tokens),
+            node.name,
+        )
+        for depth, layer in enumerate(graph.layers)
+        for node in layer
+        if node.after
+    }
+
+
 def _with_piloted_profiles(job: Job, begun: Begun, show: Show, tell: Tell) -> Begun:
     """Price upper nodes by calls that the pilot's questions need of them; by others' where these are too few."""
     graph, site, planner, pilot = job.graph, job.site, begun.planner, begun.pilot
     asked, questions = questions_of(job, pilot, graph.first_calls(job.workload))
     profiles = dict(planner.profiles)
     rehearsal = begun.rehearsal
+    models = models_of(graph)
     for node in graph.upper_nodes:
+        if models[node.name] != node.name:
+            profiles[node.name] = profiles[models[node.name]]
+            continue
         source = f"{site.way} {node.name} of {job.workload.name} after gate={graph.gate.name} {site.circumstances}"
         found: Profile | str = "one below it was not asked"
-        if not rehearsal.calls:
+        quoted = node_profile(job, node, planner.degrees(node.name, node.experts[0]), pilot, source)
+        if quoted is not None:
+            found = quoted
+        elif not rehearsal.calls:
             pilot, found = pilot_node(job, node, planner, pilot, questions, source, show, tell)
         if isinstance(found, str):
             tell(f"{node.name} is not priced by the batch's own calls: {found}")

@@ -1,14 +1,18 @@
 """What is predicted of a run under way: when each session is up, and when its calls have ended."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from mosaic.core.cluster import Cluster
+import numpy as np
+
+from mosaic.core.cluster import Cluster, may_be_gang
 from mosaic.core.commands import Command
-from mosaic.core.events import Closed, Event, Finished, Progress, Ready
+from mosaic.core.events import Closed, Event, Finished, Joined, Progress, Ready
 from mosaic.core.plan import Session
-from mosaic.core.workload import Call, CallKey, ExpertName, NodeName
+from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName
+from mosaic.planning.costs import Residency
+from mosaic.planning.held import Held, HostLoads
 from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.planning.remaining import Lengths, Underway, drain_s
 from mosaic.planning.speeds import Speed
@@ -18,14 +22,26 @@ from mosaic.runtime.controller import View
 class Measured:
     """What profiles tell of the rest of a run: lengths by node, speeds and loads by place."""
 
-    def __init__(self, profiles: Mapping[NodeName, Profile], cluster: Cluster) -> None:
+    def __init__(
+        self,
+        profiles: Mapping[NodeName, Profile],
+        cluster: Cluster,
+        experts: Sequence[Expert] = (),
+        host_loads: HostLoads | None = None,
+    ) -> None:
         self._profiles = profiles
         self._cluster = cluster
+        self._experts = {expert.name: expert for expert in experts}
+        self._host_loads = host_loads
         self._lengths: dict[tuple[NodeName, ExpertName], Lengths] = {}
         self._entries: dict[tuple[ExpertName, str, int], ProfileEntry] = {}
         for profile in profiles.values():
             for entry in profile.entries:
                 self._entries.setdefault((entry.expert, entry.gpu, entry.tp_degree), entry)
+
+    def by(self, profiles: Mapping[NodeName, Profile]) -> "Measured":
+        """Give what other profiles tell of the same machines."""
+        return Measured(profiles, self._cluster, tuple(self._experts.values()), self._host_loads)
 
     def lengths(self, call: Call) -> Lengths:
         """Give the sample of lengths of a call's node and expert."""
@@ -41,10 +57,29 @@ class Measured:
         entry = self._entry(expert, workers)
         return None if entry is None else entry.speed
 
-    def load_s(self, expert: ExpertName, workers: Sequence[int]) -> float | None:
-        """Give the seconds of a load; None: it was not measured there."""
-        entry = self._entry(expert, workers)
-        return None if entry is None else entry.load_s
+    def load_s(self, expert: ExpertName, workers: tuple[int, ...], held: Held) -> float | None:
+        """Give the seconds of a load, by what is held; None: it was not measured there."""
+        residency, entry = held.residency(expert, workers), self._entry(expert, workers)
+        if residency is Residency.RESIDENT:
+            return 0.0
+        seconds = None
+        if self._host_loads is not None and residency is not Residency.COLD and expert in self._experts:
+            seconds = self._host_loads.load_s(self._experts[expert], self._cluster.select(workers), residency)
+        return seconds if seconds is not None or entry is None else entry.load_s
+
+    def degrees(self, expert: ExpertName) -> tuple[int, ...]:
+        """List the tensor-parallel degrees at which an expert was measured."""
+        return tuple(sorted({degree for name, _, degree in self._entries if name == expert}))
+
+    def gangs(self, degree: int, free: Collection[int]) -> list[tuple[int, ...]]:
+        """List the aligned groups of free workers that a session of a degree could span."""
+        workers = self._cluster.workers
+        groups = (workers[start : start + degree] for start in range(0, len(workers) - degree + 1, degree))
+        return [
+            tuple(worker.id for worker in group)
+            for group in groups
+            if all(worker.id in free for worker in group) and may_be_gang(group)
+        ]
 
     def _entry(self, expert: ExpertName, workers: Sequence[int]) -> ProfileEntry | None:
         return self._entries.get((expert, self._cluster.workers[workers[0]].gpu.name, len(workers)))
@@ -104,8 +139,8 @@ class Prospects:
         """Sessions whose engines count tokens."""
         self._free_ts: dict[int, float] = {}
         self._first_seen_ts: dict[int, float] = {}
-        self._resident: dict[int, tuple[ExpertName, tuple[int, ...]]] = {}
-        """What each worker last loaded."""
+        self._held = Held()
+        """What sessions that were up have left."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Take note of an event."""
@@ -118,15 +153,22 @@ class Prospects:
         elif isinstance(event, Ready):
             self.up.add(event.session)
             session = view.opened[event.session]
-            self._resident |= dict.fromkeys(session.workers, (session.expert, session.workers))
+            self._held = self._held.after(session.expert, session.workers)
         elif isinstance(event, Closed):
             self._free_ts |= dict.fromkeys(event.record.workers, event.ts)
+        elif isinstance(event, Joined):
+            self._held = self._held.without(event.worker)
         return ()
+
+    @property
+    def held(self) -> Held:
+        """What sessions have left so far."""
+        return self._held
 
     def outlook(self, view: View) -> Outlook:
         """Predict all sessions that have not ended."""
         free_s: dict[int, float] = {}
-        resident = dict(self._resident)
+        held = self._held
         stays = []
         for number, session in view.opened.items():
             if number in view.ended:
@@ -134,13 +176,13 @@ class Prospects:
             calls, workers = view.held[number], session.workers
             before_s = max(free_s.get(worker, 0.0) for worker in workers)
             waits = any(worker in free_s for worker in workers)
-            load_s = 0.0 if number in self.up else self._load_left_s(session, resident, view, waits)
+            load_s = 0.0 if number in self.up else self._load_left_s(session, held, view, waits)
             ready_s = before_s + load_s
             serve_s = self.drain_s(calls.values(), session.expert, workers)
             stay = Stay(session, number in self.up, calls, ready_s, serve_s, before_s)
             stays.append(stay)
             if calls or number in self.up:
-                resident |= dict.fromkeys(workers, (session.expert, workers))
+                held = held.after(session.expert, workers)
             free_s |= dict.fromkeys(workers, stay.end_s)
         return Outlook(tuple(stays))
 
@@ -148,31 +190,26 @@ class Prospects:
         self, calls: Iterable[Call], expert: ExpertName, workers: Sequence[int], head_start_s: float = 0.0
     ) -> float:
         """Predict the seconds in which an expert serves the rest of some calls."""
-        speed = self.measured.speed(expert, workers)
-        rest = [self.underway(call) for call in calls]
-        if not rest or speed is None:
+        calls, speed = list(calls), self.measured.speed(expert, workers)
+        if not calls or speed is None:
             return 0.0
-        unread = sum(call.prompt_tokens for call in rest if not call.written)
-        return speed.read_s * unread + drain_s(rest, speed, head_start_s)
-
-    def underway(self, call: Call) -> Underway:
-        """Say how far a call is."""
-        return Underway(self.measured.lengths(call), self.written.get(call.key, 0), call.prompt_tokens)
+        written = [self.written.get(call.key, 0) for call in calls]
+        prompt_tokens = [call.prompt_tokens for call in calls]
+        places: dict[NodeName, list[int]] = {}
+        for place, call in enumerate(calls):
+            places.setdefault(call.key.node, []).append(place)
+        samples = [(self.measured.lengths(calls[own[0]]), own) for own in places.values()]
+        underway = Underway(samples, np.array(written, dtype=float), np.array(prompt_tokens, dtype=float))
+        unread = sum(tokens for tokens, done in zip(prompt_tokens, written, strict=True) if not done)
+        return speed.read_s * unread + drain_s(underway, speed, head_start_s)
 
     def load_s(self, expert: ExpertName, workers: tuple[int, ...]) -> float:
         """Predict what it takes to have an expert on workers that are free now."""
-        if all(self._resident.get(worker) == (expert, workers) for worker in workers):
-            return 0.0
-        return self.measured.load_s(expert, workers) or 0.0
+        return self.measured.load_s(expert, workers, self._held) or 0.0
 
-    def _load_left_s(
-        self, session: Session, resident: Mapping[int, tuple[ExpertName, tuple[int, ...]]], view: View, waits: bool
-    ) -> float:
-        home = session.expert, session.workers
-        if all(resident.get(worker) == home for worker in session.workers):
-            return 0.0
-        load_s = self.measured.load_s(session.expert, session.workers) or 0.0
-        if waits:
+    def _load_left_s(self, session: Session, held: Held, view: View, waits: bool) -> float:
+        load_s = self.measured.load_s(session.expert, session.workers, held) or 0.0
+        if waits or not load_s:
             return load_s
         begun_ts = self._first_seen_ts.setdefault(session.id, view.ts)
         free_ts = max(self._free_ts.get(worker, 0.0) for worker in session.workers)

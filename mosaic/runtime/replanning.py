@@ -12,7 +12,7 @@ from mosaic.runtime.static_plan import plan_commands
 
 
 class Replanning:
-    """Answers the loss of a worker with a new plan for the calls that its sessions had not ended.
+    """Answers the loss of workers with a new plan for the calls that their sessions had not ended.
 
     Parameters
     ----------
@@ -40,9 +40,9 @@ class Replanning:
         BackendError
             If no plan serves what is left, with what became of the workers.
         """
-        if not isinstance(event, Lost):
-            return ()
-        left = view.left_by(event.worker)
+        if not isinstance(event, Lost) or event.num_more:
+            return ()  # the others that are lost with it must not be planned on
+        left = view.left_by(view.lost)
         if not left:
             return ()
         causes = "; ".join(f"worker {worker}: {cause}" for worker, cause in sorted(view.lost.items()))
@@ -67,7 +67,9 @@ class Replanning:
 
 
 def describe_new_plan(plan: Plan, lost: Mapping[int, str]) -> str:
-    """Say in a line what was lost and what is done about it."""
+    """Say in a line what was lost, or that lengths contradicted the plan, and what is done about it."""
     named = ", ".join(f"worker {worker} ({cause})" for worker, cause in sorted(lost.items()))
     num_calls = sum(len(session.shard) for session in plan.sessions)
+    if not lost:
+        return f"lengths contradict the plan: {num_calls:,} calls planned anew in {len(plan.sessions)} sessions"
     return f"lost {named}: {num_calls:,} calls planned anew in {len(plan.sessions)} sessions on the other workers"

@@ -22,6 +22,7 @@ from mosaic.runtime.measuring import (
     show_nothing,
 )
 from mosaic.runtime.planner import Planned, Planner
+from mosaic.runtime.prefill_ahead import in_order_of_length
 from mosaic.runtime.preparing import Step, prepare, price_upper_nodes
 
 
@@ -96,6 +97,8 @@ def run(
     with step("profile_upper"):
         begun = price_upper_nodes(job, begun, show, tell)
     planner, pilot = begun.planner, begun.pilot
+    job = replace(job, graph=in_order_of_length(graph, planner.profiles))
+    graph = job.graph
     known = {question.id: question for question in workload.questions}
     questions = Questions(workload, graph)
     planned: list[Planned] = []
@@ -113,7 +116,8 @@ def run(
             predicted[session.id + first_session] = times
 
     with step("execute"), show("calls", predicted) as shown:
-        backend = site.backend(known, prompts_of(graph, known), after=pilot.names)
+        prefixes = None if graph.read_ahead is None else prompts_of(graph, known, is_whole=False)
+        backend = site.backend(known, prompts_of(graph, known), after=pilot.names, prefixes=prefixes)
         log = site.command_log()
         everybody = cast(job, begun, questions, note_plan, note_replan, [*controllers, *shown])
         tick_s = tick_s_of(job, begun.planned.plan) if tick_s is None else tick_s

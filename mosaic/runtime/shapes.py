@@ -1,11 +1,11 @@
-"""Measures experts at the other degrees that they may have, and on the other kinds of GPU of a cluster."""
+"""Measures experts at the other degrees and with the KV caches that they may have, on each kind of GPU of a cluster."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
-from mosaic.core.cluster import Cluster, Worker
+from mosaic.core.cluster import Cluster, Worker, may_be_gang
 from mosaic.core.workload import Expert, ExpertName
 from mosaic.pipelines.budgets import Budgets
 from mosaic.planning.profiles import Profile, ProfileEntry
@@ -20,20 +20,24 @@ Fits: TypeAlias = Callable[[Expert, Sequence[Worker]], bool]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Experts that are measured in one sweep: at one degree, on one gang of workers of one kind."""
+    """Experts that are measured in one sweep: at one degree, with one KV budget, on one gang of workers of one kind."""
 
     gang: tuple[Worker, ...]
     experts: tuple[Expert, ...]
+    kv_budget_tokens: int | None = None
+    """Of their ``kv_variants``; None: with their own KV cache."""
 
     @property
     def name(self) -> str:
         """Of its sweep."""
-        return f"profile_{self.gang[0].gpu.name}_tp{len(self.gang)}"
+        kv = "" if self.kv_budget_tokens is None else f"_kv{self.kv_budget_tokens}"
+        return f"profile_{self.gang[0].gpu.name}_tp{len(self.gang)}{kv}"
 
 
 def is_plain(experts: Sequence[Expert], cluster: Cluster) -> bool:
-    """Tell whether every expert has one shape: one degree, on workers of one kind."""
-    return len({worker.gpu for worker in cluster.workers}) == 1 and not any(expert.tp_degrees for expert in experts)
+    """Tell whether every expert has one shape: one degree and one KV cache, on workers of one kind."""
+    may_choose = any(expert.tp_degrees or expert.kv_variants for expert in experts)
+    return len({worker.gpu for worker in cluster.workers}) == 1 and not may_choose
 
 
 def shapes(experts: Sequence[Expert], cluster: Cluster, fits: Fits) -> Iterator[Shape]:
@@ -42,12 +46,16 @@ def shapes(experts: Sequence[Expert], cluster: Cluster, fits: Fits) -> Iterator[
     degrees = sorted({degree for expert in experts for degree in expert.possible_degrees})
     for degree in degrees:
         gangs = (workers[start : start + degree] for start in range(0, len(workers) - degree + 1, degree))
-        first = {gang[0].gpu: gang for gang in reversed([g for g in gangs if len({worker.gpu for worker in g}) == 1])}
+        first = {gang[0].gpu: gang for gang in reversed([gang for gang in gangs if may_be_gang(gang)])}
         for gang in first.values():
             shaped = (replace(expert, tp_degree=degree) for expert in experts if degree in expert.possible_degrees)
             held = tuple(expert for expert in shaped if fits(expert, gang))
             if held:
                 yield Shape(tuple(gang), held)
+            budgets = sorted({one.budget_tokens for expert in held for one in expert.kv_variants}, reverse=True)
+            for budget in budgets:
+                sparse = [e for e in held if any(one.budget_tokens == budget for one in e.kv_variants)]
+                yield Shape(tuple(gang), tuple(expert.with_kv_budget(budget) for expert in sparse), budget)
 
 
 def sweep_shapes(
@@ -74,8 +82,9 @@ def sweep_shapes(
         mine = {expert.name: sweeps[expert.name] for expert in shape.experts}
         where = partial(_one_place, place)
         profile = run_sweep(
-            mine, shape.experts, cluster, backend, prompt_tokens, source, where, (Cuts(budgets), *controllers)
-        )
+            mine, shape.experts, cluster, backend, prompt_tokens, source, where, (Cuts(budgets), *controllers),
+            kv_budget_tokens=shape.kv_budget_tokens,
+        )  # fmt: skip
         entries += profile.entries
     return Profile(source=source, entries=tuple(entries))
 

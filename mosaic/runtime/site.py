@@ -51,7 +51,13 @@ class Site(Protocol):
         """Where the agreement of the experts comes from: measured, fitted or assumed."""
 
     def backend(
-        self, questions: Mapping[str, Question], prompts: Prompts, *, name: str = "run", after: Sequence[str] = ()
+        self,
+        questions: Mapping[str, Question],
+        prompts: Prompts,
+        *,
+        name: str = "run",
+        after: Sequence[str] = (),
+        prefixes: Prompts | None = None,
     ) -> Backend:
         """Give the backend of the run, or of a stage of its pilot.
 
@@ -63,6 +69,8 @@ class Site(Protocol):
             Of the run, or of the stage.
         after
             Stages before it. It goes on with their clock, and what has finished in them is told and not run again.
+        prefixes
+            What prompts begin with, where they are prefilled ahead of time.
         """
 
     def command_log(self) -> CommandLog | None:

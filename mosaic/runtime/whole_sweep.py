@@ -42,7 +42,7 @@ class WholeSweep:
                 why = record.response.error if record.response is not None else None
                 raise self._stopped(f"call {record.key.question} {record.status}: {why or 'no reason is known'}")
             self._num_finished += 1
-        elif isinstance(event, Lost) and view.left_by(event.worker):
+        elif isinstance(event, Lost) and view.left_by({event.worker}):
             raise self._stopped(f"worker {event.worker} is lost: {event.cause}")
         return ()
 

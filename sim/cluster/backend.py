@@ -8,19 +8,25 @@ import simpy
 
 from mosaic.core.checks import require_unique
 from mosaic.core.cluster import Cluster
-from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Open, Submit
+from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Open, Prefill, Submit
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
-from mosaic.core.events import Closed, Event, Finished, Idle, Progress, Ready, Started, Tick
+from mosaic.core.events import Closed, Event, Finished, Idle, Prefilled, Progress, Ready, Started, Tick
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcomes
-from mosaic.core.results import CallRecord, CallStatus, Inputs, inputs_of
+from mosaic.core.results import CallRecord, Inputs, inputs_of
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from sim.cluster.clock import EngineClock, ProcessGenerator, run_until, wait_until
 from sim.cluster.expert_on_gpu import ExpertsOnGpus, IterationTimes, check_hardware, shared_iteration_time
+from sim.cluster.gpu_use import GpuUse
+from sim.cluster.gpus import Gpus, Room
+from sim.cluster.host_memory import Holding
 from sim.cluster.lower_bound import lower_bound_s
+from sim.cluster.prefills import Prefills
 from sim.cluster.queues import Queues
-from sim.cluster.session import PendingCall, SimSession, cut_off, unanswered
+from sim.cluster.session import PendingCall, SimSession, cut_off
+from sim.cluster.session_table import check_all_ended, session_named, session_of, sessions_of
+from sim.engine.engine import Engine
 from sim.hardware.hardware import Hardware
 
 
@@ -29,9 +35,8 @@ class SimBackend:
 
     A session process asks for all its workers when it is opened, so each worker serves its sessions in the order in
     which they were opened and gangs cannot wait for each other. It then waits for the sessions it follows, loads,
-    serves calls through the engine until it is closed, and releases its workers. Commands are applied between two
-    steps of the clock, so what answers an event takes effect at the event's instant. Where controllers react, engines
-    go from one change of their batch to the next in the order of time; SimPy has the waiting and the loads.
+    serves calls through the engine until it is closed, and releases its workers. Commands are applied between two steps
+    of the clock. Where controllers react, engines go from change to change in the order of time, or run ahead.
 
     Parameters
     ----------
@@ -45,6 +50,8 @@ class SimBackend:
         Builds the iteration time of a model on a kind of GPU at a tensor-parallel degree.
     earlier
         What became, in another run, of calls that those of this one come after.
+    use
+        What sessions share.
     """
 
     name = "sim"
@@ -59,27 +66,31 @@ class SimBackend:
         settings: EngineOptions | None = None,
         iteration_times: IterationTimes = shared_iteration_time,
         earlier: Inputs | None = None,
+        use: GpuUse | None = None,
     ) -> None:
         require_unique((expert.name for expert in experts), "sim backend: expert name")
         check_hardware(cluster, hardware)
-        self._models = ExpertsOnGpus(experts, hardware, cluster, settings or EngineOptions(), iteration_times)
+        self._models = ExpertsOnGpus(experts, hardware, cluster, settings or EngineOptions(), iteration_times, use)
         self._outcomes = outcomes
         self._earlier: Inputs = earlier or {}
         self._env = simpy.Environment()
-        self._workers = [simpy.Resource(self._env) for _ in cluster.workers]
-        held = ("", ()) if earlier else None  # what the calls before ran on is still there
-        self._resident: list[tuple[ExpertName, tuple[int, ...]] | None] = [held] * cluster.num_workers
+        self._num_workers, self._use = cluster.num_workers, use or GpuUse()
+        held = ("", (), None) if earlier else None  # what the calls before ran on is still there
+        self._gpus = Gpus(self._env, cluster, self._use, hardware[cluster.workers[0].gpu.name].host, held)
         self._sessions: dict[int, SimSession] = {}
         self._pending: dict[CallKey, PendingCall] = {}
         self._queues = Queues()
         self._records: dict[CallKey, CallRecord] = {}
         self._served: dict[CallKey, PendingCall] = {}
-        """First-layer calls that were not cancelled, for the lower bound."""
+        """Of the first layer, not cancelled: for the lower bound."""
         self._events: deque[Event] = deque()
         self._reacts = False
         self._now = 0.0
         """The run's clock: SimPy's, or where an engine has got to since."""
         self._clock = EngineClock()
+        self._prefills = Prefills(
+            self._steer, self._touch, lambda record: self._events.append(Prefilled(record.finished_ts, record))
+        )
 
     def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
         """See ``Backend.events``."""
@@ -95,6 +106,8 @@ class SimBackend:
             if ran := clock.run(env_ts if env_ts < next_tick_ts else next_tick_ts):
                 self._now, live, finished = ran
                 self._end(live.finish(finished))
+                if self._queues:
+                    clock.touch(live)  # it may have room now
                 continue
             if env_ts == inf and not clock.has_changes:
                 break
@@ -106,13 +119,17 @@ class SimBackend:
             else:
                 env.step()
                 self._now = env.now
-        self._check_end()
+        check_all_ended([*self._pending.values()], self._sessions)
 
     def _compose(self) -> None:
         """Let engines that have finished calls or got commands go on; what was told before has been answered by now."""
         if self._queues:
             for name in dict.fromkeys(live.session.expert for live in self._clock.touched):
                 self._feed(name)
+        if self._use.experts_per_gpu > 1:
+            for live, pace in self._gpus.paces(self._clock.touched):
+                self._touch(live)
+                live.set_pace(pace, self._now)
         for live in self._clock.compose():
             if live.is_closing:
                 self._pass_time(self._now)
@@ -123,13 +140,6 @@ class SimBackend:
         self._now = ts
         run_until(self._env, ts)
 
-    def _check_end(self) -> None:
-        if self._pending:
-            names = sorted({pending.call.expert for pending in self._pending.values()})
-            raise BackendError(f"calls wait for sessions of {names}, and none is open")
-        if left := [number for number, live in self._sessions.items() if not live.over.triggered]:
-            raise BackendError(f"sessions {left} were never closed")
-
     def apply(self, command: Command) -> None:
         """See ``Backend.apply``."""
         match command:
@@ -138,8 +148,9 @@ class SimBackend:
             case Open(session=session):
                 self._open(session)
             case Close(session=number):
-                live = self._session_of(number, "Close")
+                live = session_named(self._sessions, number, "Close")
                 live.is_closing = True
+                self._prefills.stop_all(live, self._now)
                 self._clock.touch(live)
             case Cancel(key=key):
                 self._cancel(key)
@@ -147,62 +158,69 @@ class SimBackend:
                 self._cut(key, tokens)
             case Move(key=key, session=number):
                 self._move(key, number)
+            case Prefill(call=call, session=number):
+                live = session_of(self._sessions, number, call)
+                if call.key not in self._pending and call.key not in self._records:
+                    self._steer(live)
+                    self._prefills.start(command, live, self._now)
 
     def lower_bound_s(self) -> float | None:
         """Bound from below what any schedule needs for the first layer's calls; None without such calls."""
         jobs = [(pending.call, pending.outcome.output_tokens) for pending in self._served.values()]
-        return lower_bound_s(jobs, self._models, len(self._workers))
+        if self._use.num_slots > 1:
+            return None  # it counts loads and work one after the other
+        return lower_bound_s(jobs, self._models, self._num_workers)
+
+    @property
+    def holdings(self) -> Sequence[Holding]:
+        """What was held of the GPUs' memory and the host's, and when."""
+        return self._gpus.holdings
 
     def _open(self, session: Session) -> None:
         if session.id in self._sessions:
             raise BackendError(f"session {session.id} of {session.expert!r}: id must be one that no session has")
         for needed in session.after:
-            self._session_of(needed, f"session {session.id} of {session.expert!r}: after")
+            session_named(self._sessions, needed, f"session {session.id} of {session.expert!r}: after")
         self._pass_time(self._now)
-        model = self._models.of_session(session)
-        live = self._sessions[session.id] = SimSession(session, model, self._env.event(), self._env.event())
-        self._env.process(self._session(live))
+        model, env = self._models.of_session(session), self._env
+        live = self._sessions[session.id] = SimSession(session, model, env.event(), env.event())
+        env.process(self._session(live))
 
     def _submit(self, call: Call, to: int | ExpertName, priority: int) -> None:
         key, now = call.key, self._now
         if key in self._pending or key in self._records:
             raise BackendError(f"Submit: call {key} must be new, it was submitted before")
-        outcome = self._outcomes(call, inputs_of(call, self._earlier, self._records))
-        outcome = cut_off(call, self._models.expert(call.expert), outcome)
+        live = self._sessions.get(to) if isinstance(to, int) else None
+        expert = self._models.expert(call.expert) if live is None else live.model.expert
+        outcome = cut_off(call, expert, self._outcomes(call, inputs_of(call, self._earlier, self._records)))
         pending = self._pending[key] = PendingCall(call, outcome, now if call.ready_s < now else call.ready_s)
         if not call.after:
             self._served[key] = pending
+        else:
+            self._prefills.stop(key, now)
+            self._prefills.name_prefix(pending)
         if isinstance(to, int):
-            self._give(pending, self._open_session(to, call))
+            self._give(pending, session_of(self._sessions, to, call, is_open=True))
         elif to != call.expert:
             raise BackendError(f"call {key} is for {call.expert!r}, got the queue of {to!r}")
         else:
             self._queues.push(pending, priority)
-            for live in (live for live in self._sessions.values() if live.session.expert == to):
+            for live in sessions_of(self._sessions, to):
                 self._clock.touch(live)
 
     def _give(self, pending: PendingCall, live: SimSession) -> None:
+        self._steer(live)
         live.add(pending, self._now)
-        if live.engine is not None:
-            self._clock.touch(live)
+        self._clock.touch(live)
 
-    def _open_session(self, number: int, call: Call) -> SimSession:
-        live = self._sessions.get(number)
-        if live is None or live.is_closing:
-            rule = "one that was opened and not closed"
-            raise BackendError(f"call {call.key}: session must be {rule}, got {number}")
-        if live.session.expert != call.expert:
-            raise BackendError(f"session {number} of {live.session.expert!r}: call {call.key} is for {call.expert!r}")
-        return live
-
-    def _session_of(self, number: int, what: str) -> SimSession:
-        live = self._sessions.get(number)
-        if live is None:
-            raise BackendError(f"{what}: session must be one that was opened, got {number}")
-        return live
+    def _steer(self, live: SimSession) -> Engine | None:
+        """Give the engine of a session that is to be told something; from now on it goes with the clock."""
+        if live.lookahead is not None:
+            live.go_back(self._models.engine(live.model, live.start_ts), self._now)
+        return live.engine
 
     def _find(self, key: CallKey) -> PendingCall | None:
-        """Find a call that has not ended; None: it has."""
+        """Find a call; None: it has ended."""
         pending = self._pending.get(key)
         if pending is None and key not in self._records:
             raise BackendError(f"command must name a call that was submitted, got {key}")
@@ -213,14 +231,14 @@ class SimBackend:
         if pending is None:
             return
         live = pending.place
-        record = pending.cancelled(None if live is None else live.engine, self._now)
+        record = pending.cancelled(None if live is None else self._steer(live), self._now)
         if record is None:
             return
-        if live is not None:
+        if live is None:
+            self._queues.remove(pending)
+        else:
             live.remove(pending)
             self._touch(live)
-        else:
-            self._queues.remove(pending)
         self._served.pop(key, None)
         self._end([record])
 
@@ -228,26 +246,19 @@ class SimBackend:
         pending = self._find(key)
         if pending is None or tokens >= pending.outcome.output_tokens:
             return
-        request, live = pending.request, pending.place
-        left = max(tokens, pending.generated + 1)
-        if request is not None and live is not None and live.engine is not None:
-            if not live.engine.cut(request, left, self._now):
-                return
-            left = request.output_tokens
+        live = pending.place
+        if pending.cut(None if live is None else self._steer(live), tokens, self._now) and live is not None:
             self._touch(live)
-        if left < pending.outcome.output_tokens:
-            pending.outcome = unanswered(pending.outcome, left)
-            pending.status = CallStatus.CUT
 
     def _move(self, key: CallKey, number: int) -> None:
         pending = self._find(key)
         if pending is None or (pending.place is not None and pending.place.session.id == number):
             return
-        there, here = self._open_session(number, pending.call), pending.place
+        there, here = session_of(self._sessions, number, pending.call, is_open=True), pending.place
         if here is None:
             self._queues.remove(pending)
         else:
-            if here.engine is not None and not pending.leave_engine(here.engine, self._now):
+            if not pending.leave_engine(self._steer(here), self._now):
                 return
             here.remove(pending)
             self._touch(here)
@@ -256,8 +267,9 @@ class SimBackend:
 
     def _touch(self, live: SimSession) -> None:
         """Let a session's engine catch up with the clock, and have its next change looked up again."""
-        if live.engine is not None:
-            self._end(live.finish(live.engine.advance_to(self._now)))
+        engine = self._steer(live)
+        if engine is not None:
+            self._end(live.finish(engine.advance_to(self._now)))
         self._clock.touch(live)
 
     def _end(self, ended: Sequence[CallRecord]) -> None:
@@ -268,46 +280,35 @@ class SimBackend:
 
     def _session(self, live: SimSession) -> ProcessGenerator:
         env, session = self._env, live.session
-        turns = [self._workers[worker].request() for worker in session.workers]
-        yield env.all_of([*turns, *(self._sessions[needed].over for needed in session.after)])
+        room = self._gpus.ask(live)
+        yield env.all_of([*room.requests, *(self._sessions[needed].over for needed in session.after)])
         if live.calls or not live.is_closing:
-            yield from self._load_and_serve(live)
+            yield from self._load_and_serve(live, room)
         live.over.succeed()
-        for worker, turn in zip(session.workers, turns, strict=True):
-            resource = self._workers[worker]
-            resource.release(turn)
-            if not resource.users and not resource.queue:
-                self._events.append(Idle(env.now, worker))
+        self._events.extend(Idle(env.now, worker) for worker in self._gpus.leave(live, room))
 
-    def _load_and_serve(self, live: SimSession) -> ProcessGenerator:
+    def _load_and_serve(self, live: SimSession, room: Room) -> ProcessGenerator:
         env, session = self._env, live.session
-        home = (session.expert, session.workers)
-        if any(self._resident[worker] not in (None, home) for worker in session.workers):
-            yield from wait_until(env, env.now + live.model.unload_s)
-        load_start_ts = env.now
-        load_s = 0.0 if all(self._resident[worker] == home for worker in session.workers) else live.model.load_s
-        yield from wait_until(env, load_start_ts + load_s)
-        for worker in session.workers:
-            self._resident[worker] = home
-        start_ts = env.now
-        engine = self._models.engine(live.model, start_ts)
+        load_start_ts, load_s = yield from self._gpus.bring_up(live, room)
+        engine = self._models.engine(live.model, start_ts := env.now)
         live.start(engine, start_ts)
         self._events.append(Ready(start_ts, session.id))
-        if live.is_closing and not self._reacts:
+        if live.is_closing and not self._reacts and self._use.experts_per_gpu == 1:
             finished = engine.advance_to(inf)
             live.engine = None  # It is ahead of the clock: ticks leave it alone.
             yield from wait_until(env, engine.boundary_ts)
             self._end(live.finish(finished))
         else:
+            if self._use.experts_per_gpu == 1:  # nobody changes its pace
+                live.look_ahead()
             self._clock.touch(live)
             yield live.drained
-        live.engine = None
+        live.engine = live.lookahead = None
         self._events.append(Closed(env.now, live.record(load_start_ts, load_s, start_ts, env.now)))
 
     def _feed(self, name: ExpertName) -> None:
         """Let the sessions of an expert that are up take calls from its queue."""
-        of_expert = (live for live in self._sessions.values() if live.session.expert == name)
-        up = (live for live in of_expert if live.engine is not None and not live.is_closing)
+        up = (live for live in sessions_of(self._sessions, name) if live.takes_calls)
         for pending, live in self._queues.hand_out(name, up, self._models.settings.max_num_seqs):
             self._give(pending, live)
 

@@ -7,10 +7,11 @@ from typing import NamedTuple, TypeAlias
 from mosaic.core.cluster import Cluster, Gpu, Worker
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
-from mosaic.core.kv_memory import kv_capacity_tokens
+from mosaic.core.kv_memory import CONTEXT_BYTES, activation_bytes, fits_memory, kv_capacity_tokens
 from mosaic.core.plan import Session
-from mosaic.core.sparse_kv import check_sparse_kv
+from mosaic.core.sparse_kv import SparseKv, check_sparse_kv
 from mosaic.core.workload import Expert, ExpertName, ModelShape
+from sim.cluster.gpu_use import GpuUse, Keep
 from sim.engine.engine import Engine
 from sim.engine.sparse_engine import SparseEngine
 from sim.engine.sparse_kv_cache import PageSizes
@@ -44,6 +45,16 @@ class ExpertOnGpu(NamedTuple):
     time: IterationTime
     kv_tokens: int
     """Capacity of its KV cache."""
+    held_bytes: int
+    """What its engine holds on each GPU; where the KV capacity is given by hand, weights and activations alone."""
+    ahead_bytes: int
+    """What it holds there while it has weights and no KV cache."""
+    num_slots: int = 1
+    """Of each GPU's."""
+    warm_load_s: float = 0.0
+    """A load where the weights are in the host's memory."""
+    sleep_s: float = 0.0
+    """To put its engine to sleep, or to wake it."""
 
 
 class ExpertsOnGpus:
@@ -56,13 +67,15 @@ class ExpertsOnGpus:
         cluster: Cluster,
         settings: EngineOptions,
         iteration_times: IterationTimes,
+        use: GpuUse | None = None,
     ) -> None:
         self.settings = settings
         self._experts = {expert.name: expert for expert in experts}
         self._hardware = hardware
         self._cluster = cluster
         self._iteration_times = iteration_times
-        self._built: dict[tuple[ExpertName, Gpu, int], ExpertOnGpu] = {}
+        self._use = use or GpuUse()
+        self._built: dict[tuple[ExpertName, Gpu, int, SparseKv | None], ExpertOnGpu] = {}
 
     def expert(self, name: ExpertName) -> Expert:
         """Find an expert.
@@ -87,7 +100,8 @@ class ExpertsOnGpus:
         """
         label = f"session {session.id} of {session.expert!r}"
         try:
-            expert, workers = self.expert(session.expert), self._cluster.select(session.workers)
+            expert = self.expert(session.expert).with_kv_budget(session.kv_budget_tokens)
+            workers = self._cluster.select(session.workers)
             if len({worker.gpu for worker in workers}) > 1:
                 raise BackendError(f"workers must be of one kind, got {[worker.gpu.name for worker in workers]}")
             return self.on(expert, workers)
@@ -95,8 +109,10 @@ class ExpertsOnGpus:
             raise BackendError(f"{label}: {error}") from error
 
     def everywhere(self, name: ExpertName) -> list[ExpertOnGpu]:
-        """List an expert on every kind of GPU that can hold it, at its own tensor-parallel degree."""
-        return self.of_expert(self._experts[name])
+        """List an expert on every kind of GPU that can hold it, at its own degree, with each of its KV caches."""
+        expert = self._experts[name]
+        variants = [expert.with_kv_budget(variant.budget_tokens) for variant in expert.kv_variants]
+        return [model for one in (expert, *variants) for model in self.of_expert(one)]
 
     def of_expert(self, expert: Expert) -> list[ExpertOnGpu]:
         """List an expert that need not be of the pool on every kind of GPU that can hold it, at its degree."""
@@ -141,9 +157,11 @@ class ExpertsOnGpus:
             If they cannot hold it.
         """
         gpu, degree = workers[0].gpu, len(workers)
-        model = self._built.get((expert.name, gpu, degree))
+        key = (expert.name, gpu, degree, expert.kv)
+        model = self._built.get(key)
         if model is None:
-            capacity = kv_capacity_tokens(expert, workers, self.settings)
+            share, num_slots = self._share(expert, workers)
+            capacity = kv_capacity_tokens(expert, share, self.settings)
             if capacity < self.settings.block_size:
                 raise ValueError(f"{expert.name} must fit into {degree} x {gpu.name}, KV tokens left: {capacity}")
             check_sparse_kv(expert.name, expert.kv, self.settings)
@@ -151,14 +169,55 @@ class ExpertsOnGpus:
             time = self._iteration_times(hardware, expert.shape, degree)
             if expert.kv is not None:
                 time = sparse_time(time, expert, degree, hardware)
-            model = self._built[expert.name, gpu, degree] = ExpertOnGpu(
+            model = ExpertOnGpu(
                 expert=replace(expert, tp_degree=degree),
                 load_s=hardware.load_s(expert.shape, degree),
                 unload_s=hardware.unload_s,
                 time=time,
                 kv_tokens=capacity,
+                **self._memory(expert, share, capacity),
+                num_slots=num_slots,
             )
+            if self._use.keep is not Keep.NOTHING:
+                model = _kept_by(hardware, model)
+            self._built[key] = model
         return model
+
+    def _share(self, expert: Expert, workers: Sequence[Worker]) -> tuple[list[Worker], int]:
+        """Give the workers as a session of an expert sees them, and how many slots of each it takes.
+
+        It takes one where its share holds a call of full length, and all that loads ahead fits into what is kept free.
+        """
+        use, settings = self._use, self.settings
+        share = [Worker(worker.id, use.share_of(worker.gpu)) for worker in workers]
+        if use.num_slots == 1:
+            return share, 1
+        fits = len(workers) == 1 and fits_memory(expert, share, settings)
+        if use.ahead_bytes:
+            fits = fits and self._memory(expert, share, 0)["ahead_bytes"] <= use.ahead_bytes
+        return (share if fits else list(workers)), (1 if fits and not use.is_alone else use.num_slots)
+
+    def _memory(self, expert: Expert, workers: Sequence[Worker], kv_tokens: int) -> dict[str, int]:
+        degree, settings = len(workers), self.settings
+        weights = expert.shape.weight_bytes // degree + activation_bytes(expert, settings, degree)
+        is_given = settings.kv_cache_tokens is not None or settings.kv_cache_memory_bytes is not None
+        kv_bytes = 0 if is_given else kv_tokens * expert.shape.kv_bytes_per_token(degree)
+        return {"held_bytes": weights + kv_bytes, "ahead_bytes": expert.shape.weight_bytes // degree + CONTEXT_BYTES}
+
+
+def _kept_by(hardware: Hardware, model: ExpertOnGpu) -> ExpertOnGpu:
+    """Add what loads take where the host keeps something.
+
+    Raises
+    ------
+    ValueError
+        If nothing is known of the host.
+    """
+    host, link, owner = hardware.host, hardware.host_link_bytes_per_s, f"hardware {hardware.gpu.name}"
+    if host is None or link is None:
+        raise ValueError(f"{owner}: host and host_link_bytes_per_s must be given where backend.keep is, got none")
+    shape, degree = model.expert.shape, model.expert.tp_degree
+    return model._replace(warm_load_s=min(model.load_s, host.load_s(shape)), sleep_s=host.sleep_s(shape, degree, link))
 
 
 def check_hardware(cluster: Cluster, names: Iterable[str]) -> None:

@@ -1,6 +1,6 @@
 """Calls and sessions of the simulated cluster while they last."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import simpy
 
@@ -10,12 +10,16 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, CallStatus, SessionRecord
 from mosaic.core.workload import Call, CallKey, Expert
 from sim.cluster.expert_on_gpu import ExpertOnGpu
+from sim.cluster.lookahead import Lookahead
 from sim.engine.engine import Engine
 from sim.engine.request import Request
 
+PREFILL = -1
+"""What engines name the requests of prefills; no call's number is negative."""
+
 
 def cut_off(call: Call, expert: Expert, outcome: Outcome) -> Outcome:
-    """Cut a response off at its expert's limit; one that reaches the limit never came to its answer.
+    """Give what an expert says with its KV cache, cut off at its limit: what reaches it never came to its answer.
 
     Raises
     ------
@@ -28,12 +32,14 @@ def cut_off(call: Call, expert: Expert, outcome: Outcome) -> Outcome:
             f"call {call.key}: prompt_tokens must be below {expert.name}'s context of {expert.context_tokens}, "
             f"got {call.prompt_tokens}"
         )
-    return outcome if outcome.output_tokens < limit else unanswered(outcome, limit)
+    return (
+        outcome.with_kv_budget(expert.kv_budget_tokens) if outcome.output_tokens < limit else unanswered(outcome, limit)
+    )
 
 
 def unanswered(outcome: Outcome, output_tokens: int) -> Outcome:
     """Describe a response that ends before its answer; where thinking does not count as visible, it was thinking."""
-    return Outcome(output_tokens, None, None if outcome.visible_tokens is None else 0)
+    return Outcome(output_tokens, None, None if outcome.visible_tokens is None else 0, outcome.confidence)
 
 
 class PendingCall:
@@ -51,16 +57,19 @@ class PendingCall:
     """What it ends with."""
     admitted_ts: float | None = None
     first_token_ts: float | None = None
+    # What was prefilled ahead of it:
+    prefix: Hashable = None
+    prefix_tokens = 0
 
     def __init__(self, call: Call, outcome: Outcome, queued_ts: float) -> None:
         self.call = call
         self.outcome = outcome
         self.queued_ts = queued_ts
 
-    def leave_engine(self, engine: Engine, now: float) -> bool:
+    def leave_engine(self, engine: Engine | None, now: float) -> bool:
         """Take the call out of its engine, to go on elsewhere; False if it has just finished."""
         request = self.request
-        if request is None:
+        if request is None or engine is None:
             return True
         if not engine.abort(request, now):
             return False
@@ -72,10 +81,22 @@ class PendingCall:
         self.first_token_ts = request.first_token_ts if self.first_token_ts is None else self.first_token_ts
         return True
 
+    def cut(self, engine: Engine | None, tokens: int, now: float) -> bool:
+        """Let the call write at most so many tokens, or one more than it has; False if it has just finished."""
+        left = max(tokens, self.generated + 1)
+        if engine is not None and self.request is not None:
+            if not engine.cut(self.request, left, now):
+                return False
+            left = self.request.output_tokens
+        if left < self.outcome.output_tokens:
+            self.outcome = unanswered(self.outcome, left)
+            self.status = CallStatus.CUT
+        return True
+
     def cancelled(self, engine: Engine | None, now: float) -> CallRecord | None:
         """Record the call as cancelled; None if it has just finished."""
         started = self.request is not None
-        if engine is not None and not self.leave_engine(engine, now):
+        if not self.leave_engine(engine, now):
             return None
         first_token_ts = self.first_token_ts
         if first_token_ts is not None and first_token_ts > now:
@@ -110,14 +131,29 @@ class SimSession:
         self.is_closing = False
         self.engine: Engine | None = None
         """None: not up yet, or not any more."""
+        self.start_ts = 0.0
+        """When it came up."""
+        self.lookahead: Lookahead | None = None
+        """None: its engine is not up, or goes with the clock."""
         self.drained = drained
         """Triggered when it is closed and has no call left."""
+        self.pace = 1
+        """How many engines take turns on its GPU."""
         self.change = -1
         """Number of its engine's next change of batch, of all that were looked up."""
         self.calls: dict[int, PendingCall] = {}
         """Those that it has, by their number in the session."""
+        self.on_prefilled: Callable[[Request], None] | None = None
+        """Told of requests that were prefills."""
         self._num_calls = 0
+        self._first: tuple[PendingCall, ...] = ()
+        """Those that the engine had when it came up."""
         self._num_finished = self._output_tokens = 0
+
+    @property
+    def takes_calls(self) -> bool:
+        """Whether it serves and has not been closed."""
+        return self.engine is not None and not self.is_closing
 
     def add(self, pending: PendingCall, now: float) -> None:
         """Take a call.
@@ -136,15 +172,48 @@ class SimSession:
 
     def start(self, engine: Engine, now: float) -> None:
         """Bring the engine up and give it what is there."""
-        self.engine = engine
+        self.engine, self.start_ts = engine, now
         for number, pending in self.calls.items():
             self._submit(number, pending, engine, now)
+
+    def look_ahead(self) -> None:
+        """Let the engine, which has just come up, run ahead of the clock."""
+        assert self.engine is not None
+        self.lookahead = Lookahead(self.engine, self.start_ts)
+        self._first = tuple(self.calls.values())
+
+    def go_back(self, engine: Engine, now: float) -> None:
+        """Take another engine, which has not begun, in place of the one that has run ahead."""
+        assert self.lookahead is not None
+        for pending in self._first:
+            request = pending.request
+            assert request is not None
+            if request.admitted_ts is None:
+                engine.take_over(request)
+            else:
+                self._submit(pending.number, pending, engine, request.queued_ts)
+        self.lookahead.repeat(engine, now)
+        self.engine, self.lookahead, self._first = engine, None, ()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether its engine has anything to do."""
+        return self.engine is not None and bool(self.calls)
+
+    def set_pace(self, pace: int, now: float) -> None:
+        """Let its engine take turns with so many, itself included."""
+        assert self.engine is not None
+        self.pace = pace
+        self.engine.set_pace(pace, now)
 
     def _submit(self, number: int, pending: PendingCall, engine: Engine, now: float) -> None:
         call, output_tokens = pending.call, pending.outcome.output_tokens
         ready_ts = now if call.ready_s < now else call.ready_s
         try:
-            request = engine.submit(number, call.prompt_tokens, output_tokens, ready_ts, pending.generated)
+            request = engine.submit(
+                number, call.prompt_tokens, output_tokens, ready_ts, pending.generated,
+                prefix=pending.prefix, prefix_tokens=pending.prefix_tokens,
+            )  # fmt: skip
         except ValueError as error:
             raise BackendError(
                 f"session {self.session.id} of {self.session.expert!r}, call {call.key}: {error}"
@@ -168,8 +237,11 @@ class SimSession:
         session_id, expert, workers = self.session.id, self.session.expert, self.session.workers
         records = []
         for request in requests:
+            if request.id == PREFILL and self.on_prefilled is not None:
+                self.on_prefilled(request)
+                continue
             pending = self.calls.pop(request.id)
-            call, (_, answer, visible_tokens) = pending.call, pending.outcome
+            call, (_, answer, visible_tokens, confidence, _) = pending.call, pending.outcome
             output_tokens = request.output_tokens
             self._output_tokens += output_tokens
             if pending.attempt:
@@ -180,14 +252,14 @@ class SimSession:
                     call.key, expert, session_id, workers, call.prompt_tokens, output_tokens,
                     request.queued_ts, request.admitted_ts, request.first_token_ts, request.finished_ts,
                     request.num_preemptions, 0, request.cached_tokens, request.wasted_tokens, pending.status, answer,
-                    visible_tokens,
+                    visible_tokens, None, confidence,
                 )
             )  # fmt: skip
         self._num_finished += len(records)
         return records
 
     def _after_moves(self, pending: PendingCall, request: Request) -> CallRecord:
-        call, (_, answer, visible_tokens) = pending.call, pending.outcome
+        call, (_, answer, visible_tokens, confidence, _) = pending.call, pending.outcome
         return CallRecord(
             key=call.key,
             expert=self.session.expert,
@@ -206,6 +278,7 @@ class SimSession:
             status=pending.status,
             answer=answer,
             visible_tokens=visible_tokens,
+            confidence=confidence,
         )
 
     def record(self, load_start_ts: float, load_s: float, start_ts: float, end_ts: float) -> SessionRecord:

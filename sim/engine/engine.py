@@ -64,6 +64,7 @@ class Engine:
         self._jump_steps = 0
         """0: not planned."""
         self._jump_end_ts = 0.0
+        self._pace = 1
 
     @property
     def boundary_ts(self) -> float:
@@ -113,6 +114,10 @@ class Engine:
         if not batcher.chunks:
             self._jump_steps = 0  # The arrival may end the jump early.
         return request
+
+    def take_over(self, request: Request) -> None:
+        """Queue a request as it is that another engine of the same kind has queued and not begun."""
+        self._batcher.queue.add(request)
 
     def next_event_ts(self) -> float:
         """Next instant at which anything may change, counting on no new submission; infinite when nothing is left.
@@ -195,6 +200,15 @@ class Engine:
             self._jump_steps = 0  # It may finish before the jump ends.
         return True
 
+    def set_pace(self, pace: int, ts: float) -> None:
+        """Let every iteration take so many times as long from ``ts`` on; the one under way is not touched."""
+        self._run_to(ts)
+        if self._now < ts and (self._batch_fixed or not self._batcher.is_idle):
+            self._plan_jump()
+            self._commit(1)
+        self._jump_steps = 0
+        self._pace = pace
+
     def num_generated(self, request: Request) -> int:
         """Count the tokens that a request has written."""
         return self._batcher.decoding.num_generated(request)
@@ -239,7 +253,7 @@ class Engine:
         else:
             longest = batcher.decoding.longest() if num_decodes else []
             seconds = self._length_time.mixed_s(chunks, num_decodes, kv_read, longest)
-        self._jump_end_ts = self._now + seconds
+        self._jump_end_ts = self._now + self._pace * seconds
         self._jump_steps = 1
 
     def _plan_decode(self) -> None:
@@ -262,8 +276,8 @@ class Engine:
         num_seqs = decoding.kv.num_growing
         kv_tokens = decoding.kv_tokens + num_seqs
         if self._length_time is None:
-            return self._now + self._time.decode_span_s(num_seqs, kv_tokens, steps)
-        return self._now + self._length_time.decode_span_s(num_seqs, kv_tokens, steps, self._longest)
+            return self._now + self._pace * self._time.decode_span_s(num_seqs, kv_tokens, steps)
+        return self._now + self._pace * self._length_time.decode_span_s(num_seqs, kv_tokens, steps, self._longest)
 
     def _commit(self, steps: int) -> None:
         """Complete the planned iteration, or that many steps of the planned jump."""

@@ -48,8 +48,8 @@ class SparseEngine(Engine):
     def _plan_prefill(self) -> None:
         chunks = [(num_tokens, request.num_prefilled) for request, num_tokens in self._batcher.chunks]
         beside = self._decoding.batch() if self._batcher.is_mixed else _NOBODY
-        self._jump_end_ts = self._now + self._sparse_time.mixed_sparse_s(chunks, beside)
+        self._jump_end_ts = self._now + self._pace * self._sparse_time.mixed_sparse_s(chunks, beside)
         self._jump_steps = 1
 
     def _end_of(self, steps: int) -> float:
-        return self._now + self._sparse_time.span_s(self._decoding.batch(), steps)
+        return self._now + self._pace * self._sparse_time.span_s(self._decoding.batch(), steps)

@@ -9,6 +9,7 @@ from mosaic.core.checks import require, require_count, require_name, require_num
 from mosaic.core.cluster import Gpu
 from mosaic.core.workload import ModelShape
 from sim.hardware.curves import Curve, Grid, curve_from_text, grid_from_text
+from sim.hardware.host import Host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +126,8 @@ class Hardware:
     """From the host's memory to a GPU, each way; a sparse KV cache needs it."""
     all_reduce: Mapping[int, Curve] = field(default_factory=dict)
     """One all-reduce by bytes of the message, per tensor-parallel degree."""
+    host: Host | None = None
+    """What is assumed of the machine around it; engines that sleep need it, and weights that stay in its memory."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where the settings above come from: published, measured, fitted or assumed."""
 
@@ -198,6 +201,7 @@ def hardware_from_config(
     tables: Mapping[str, Mapping[str, Any]],
     memory_utilization_frac: float = 0.9,
     all_reduce_us: Mapping[int | str, str] | None = None,
+    host: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Hardware:
     """Build a kind of GPU from the plain values of conf/hardware.
@@ -211,6 +215,8 @@ def hardware_from_config(
         (see ``curve_from_text`` and ``grid_from_text``).
     all_reduce_us
         By tensor-parallel degree: microseconds by bytes, as text.
+    host
+        The fields of ``Host``.
     settings
         The other fields of ``Hardware``.
 
@@ -229,7 +235,8 @@ def hardware_from_config(
         for degree, text in (all_reduce_us or {}).items()
     }
     built = tuple(_table(f"hardware {name}: tables.{key}", key, entry) for key, entry in tables.items())
-    return Hardware(gpu=gpu, tables=built, all_reduce=curves, **settings)
+    known = None if host is None else Host(**host)
+    return Hardware(gpu=gpu, tables=built, all_reduce=curves, host=known, **settings)
 
 
 _COEFFICIENTS = {

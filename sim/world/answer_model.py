@@ -20,9 +20,9 @@ from math import exp, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
-from mosaic.core.checks import require, require_number
-from mosaic.core.lengths import Source, require_source
+from mosaic.core.checks import require, require_count, require_number
 from mosaic.core.realization import question_uniforms
+from mosaic.core.source import Source, require_source
 from mosaic.core.workload import OPTION_LETTERS, ExpertName, Question
 
 NUM_UNLISTED_OPTIONS = 10
@@ -69,6 +69,8 @@ class AnswerModel:
     """As ``length_loading``, of the aggregator."""
     ability_by_expert: Mapping[ExpertName, float] = field(default_factory=dict)
     """Above the mean; an expert that is not named is average."""
+    kv_loss_frac: Mapping[int, float] = field(default_factory=dict)
+    """By KV budget in tokens, the share of right answers that are lost where a proposal outgrows the budget."""
     source: Source = "assumed"
     """Of the shares of agreement that the model gives."""
 
@@ -83,6 +85,9 @@ class AnswerModel:
             _require_between(getattr(self, name), f"answers.{name}", MOST_LOGITS)
         for name in ("length_loading", "aggregator_length_loading"):
             _require_between(getattr(self, name), f"answers.{name}", 1, least=-1)
+        for budget, lost in self.kv_loss_frac.items():
+            require_count(budget, "answers.kv_loss_frac: budget in tokens", at_least=1)
+            _require_between(lost, f"answers.kv_loss_frac.{budget}", 1)
         require_source(self.source, "answers.source")
 
     def item(self, question: str, answers: tuple[str, ...], seed: int, stream: str) -> Item:
@@ -96,12 +101,35 @@ class AnswerModel:
         right = exp(self.ability(expert) - self.discrimination * item.difficulty)
         return _pick(item.answers, (right, *item.attractions), u)
 
+    def propose_sparse(self, item: Item, expert: ExpertName, u: float, num_tokens: int) -> dict[int, str]:
+        """Map the uniform number of a right answer to the wrong ones that it becomes, by KV budget in tokens.
+
+        A sequence within the budget is read in full. Of longer ones each right answer is lost with the same
+        probability, to a wrong one in proportion to its attraction; wrong answers stay what they are.
+        """
+        right = exp(self.ability(expert) - self.discrimination * item.difficulty)
+        right_frac = right / (right + sum(item.attractions))
+        found = {}
+        for budget, lost_frac in self.kv_loss_frac.items():
+            kept_frac = right_frac * (1 - lost_frac)
+            if num_tokens > budget and len(item.answers) > 1 and kept_frac <= u < right_frac:
+                found[budget] = _pick(item.answers[1:], item.attractions, (u - kept_frac) / (right_frac - kept_frac))
+        return found
+
     def aggregate(self, item: Item, aggregator: ExpertName, seen: Sequence[str | None], u: float) -> str:
         """Map a uniform number to the aggregator's answer, given the answers in the responses that it reads."""
         right = exp(self.ability(aggregator) + self.aggregator_gain - self.discrimination * item.difficulty)
         support = (exp(self.deference * seen.count(answer)) for answer in item.answers)
         weights = [weight * boost for weight, boost in zip((right, *item.attractions), support, strict=True)]
         return _pick(item.answers, weights, u)
+
+    def probability(self, item: Item, expert: ExpertName, answer: str, seen: Sequence[str | None] | None) -> float:
+        """Tell with which probability an expert gives this answer; ``seen``: as in ``aggregate``, None: it proposes."""
+        ability = self.ability(expert) + (0.0 if seen is None else self.aggregator_gain)
+        weights = (exp(ability - self.discrimination * item.difficulty), *item.attractions)
+        support = [exp(self.deference * (seen or ()).count(one)) for one in item.answers]
+        boosted = [weight * boost for weight, boost in zip(weights, support, strict=True)]
+        return boosted[item.answers.index(answer)] / sum(boosted)
 
     def ability(self, expert: ExpertName) -> float:
         """An expert's ability."""

@@ -34,6 +34,8 @@ class World:
     aggregator_lengths: Mapping[ExpertName, LengthDistribution] = field(default_factory=dict)
     thinking: Mapping[ExpertName, int] = field(default_factory=dict)
     """Most visible tokens of the experts that think before they answer; all that others write is visible."""
+    tells_confidence: bool = False
+    """Calls tell how probable their answer was. Assumed: a real confidence is of the tokens, not of the answer."""
     _items: dict[str, Item] = field(init=False, repr=False, compare=False, default_factory=dict)
     _drawn: dict[CallKey, tuple[ExpertName, Outcome]] = field(
         init=False, repr=False, compare=False, default_factory=dict
@@ -62,7 +64,8 @@ class World:
         key = call.key
         luck, choice = uniform_pair(self.root_seed, self.stream, key)
         item = self._item(key.question, self.answers)
-        answer = None
+        answer: str | None = None
+        seen: list[str | None] | None = None
         is_aggregator = bool(call.after)
         loading = self.answers.aggregator_length_loading if is_aggregator else self.answers.length_loading
         if is_aggregator and item.answers:
@@ -72,7 +75,13 @@ class World:
             answer = self.answers.propose(item, call.expert, choice)
         length = self._length(call, shift_length(luck, item.difficulty, loading))
         visible = min(length, self.thinking[call.expert]) if call.expert in self.thinking else None
-        return Outcome(length, answer, visible)
+        confidence, sparse = None, None
+        if self.tells_confidence and answer is not None:
+            confidence = self.answers.probability(item, call.expert, answer, seen)
+        if self.answers.kv_loss_frac and item.answers and not is_aggregator:
+            num_tokens = call.prompt_tokens + length
+            sparse = self.answers.propose_sparse(item, call.expert, choice, num_tokens) or None
+        return Outcome(length, answer, visible, confidence, sparse)
 
     def _length(self, call: Call, u: float) -> int:
         recorded = self.recorded.get(call.key)

@@ -42,7 +42,7 @@ class Listening:
 
 
 def test_reacting_beside_not_reacting(benchmark):
-    """The same run where a controller may answer every event: sessions are no longer drained in one jump."""
+    """The same run where a controller hears every event in its turn and may answer it; the aim is 1.15."""
     fresh, plan, calls, _ = round_robin_run()
 
     def run(*controllers):
@@ -51,8 +51,9 @@ def test_reacting_beside_not_reacting(benchmark):
     heard = benchmark.pedantic(run, args=(Listening(),), rounds=1)
     assert {record.key: record for record in heard.calls} == {record.key: record for record in run().calls}
     if benchmark.enabled:
-        ratio = cpu_seconds(lambda: run(Listening())) / cpu_seconds(run)
-        print(f"\nreacting: {ratio:.2f} times the CPU seconds of a run that does not react")
+        pairs = [(cpu_seconds(lambda: run(Listening()), 1), cpu_seconds(run, 1)) for _ in range(7)]
+        ratio = min(heard for heard, _ in pairs) / min(alone for _, alone in pairs)
+        print(f"\nlistening: {ratio:.2f} times the CPU seconds of a run that does not react; the aim is at most 1.15")
 
 
 def test_llama_r1_session_against_the_oracle(benchmark):

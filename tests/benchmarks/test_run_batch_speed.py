@@ -18,9 +18,8 @@ from experiments.config.compose import compose_config
 from experiments.config.job import job_from
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_batch import batch_line, write_batch
-from tests.experiments.command_line import ROOT
+from tests.experiments.command_line import ROOT, TINY
 
-TINY = ROOT / "checkpoints" / "tiny"
 NUM_QUESTIONS = 600
 CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",

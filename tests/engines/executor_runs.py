@@ -19,7 +19,8 @@ from mosaic.engines.host_process import HostProcess, host_process
 from mosaic.engines.session_state import Patience
 from mosaic.engines.vllm_engines import make_vllm_backend
 from mosaic.runtime.controller import Controller
-from mosaic.runtime.journal_records import JournalState, read_journal
+from mosaic.runtime.journal import SUFFIX
+from mosaic.runtime.journal_records import COMMANDS, STARTS, EndedCall, JournalState, read_entries, read_journal
 from mosaic.runtime.static_plan import execute
 from tests.engines.tiny_checkpoint import tiny_expert, write_tiny_checkpoint
 from tests.factories import make_call, make_cluster
@@ -142,7 +143,12 @@ class Runs:
 
     @property
     def records(self) -> dict[CallKey, CallRecord]:
-        return {record.key: record for record in self.result.calls}
+        """Of the result's calls, with the token ids that only the journal keeps."""
+        said = {(record.key, record.finished_ts): record.response for record in ended_in(self.journal)}
+        return {
+            record.key: record._replace(response=said.get((record.key, record.finished_ts), record.response))
+            for record in self.result.calls
+        }
 
     @property
     def tokens(self) -> dict[CallKey, tuple[int, ...]]:
@@ -165,20 +171,26 @@ def make_checkpoint(folder: Path, name: str) -> Path:
     return path
 
 
+def ended_in(journal: Path) -> list[CallRecord]:
+    """List what has ended by a journal, token ids included."""
+    logs = (path for path in sorted(journal.glob(f"*{SUFFIX}")) if path.name not in (COMMANDS, STARTS))
+    return [entry.record for path in logs for entry in read_entries(path) if isinstance(entry, EndedCall)]
+
+
 def journal_of(folder: Path) -> JournalState:
     return read_journal(folder / "journal")
 
 
 def finished_once(folder: Path, calls: Sequence[Call]) -> dict[CallKey, CallRecord]:
     """Check that each call was served, to its end or until it was cut, exactly once in the journal, and return them."""
-    finished = [record for record in journal_of(folder).ended if record.status in SERVED]
+    finished = [record for record in ended_in(folder / "journal") if record.status in SERVED]
     assert sorted(record.key for record in finished) == sorted(call.key for call in calls)
     return {record.key: record for record in finished}
 
 
 def ended_once(folder: Path, calls: Sequence[Call]) -> dict[CallKey, CallRecord]:
     """Check that each call's end, whichever, is in the journal exactly once, and return them."""
-    ended = journal_of(folder).ended
+    ended = ended_in(folder / "journal")
     assert sorted(record.key for record in ended) == sorted(call.key for call in calls)
     return {record.key: record for record in ended}
 

@@ -1,6 +1,5 @@
 """Budgets and the hedge on engines: on the tiny pool's real vLLM, and where a run with them is killed and goes on."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,9 @@ from mosaic.core.commands import Cut
 from mosaic.runtime.journal_records import read_journal
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_run import run_fake, write_inputs
-from tests.engines.test_quorum_run import TINY, calls_of, final, responses_of
-from tests.engines.test_real_run import num_finished, start, summary_of, wait_until_gone
-from tests.experiments.command_line import run_here
+from tests.engines.interrupted_run import go_on, kill_after
+from tests.experiments.command_line import TINY, run_here
+from tests.run_tables import calls_of, final, num_finished, responses_of, summary_of
 
 pytestmark = pytest.mark.slow
 BOTH = ("gate=unanimous", "pipeline.budgets=calibrated", "pipeline.hedge=calibrated")
@@ -75,15 +74,8 @@ def test_a_run_with_budgets_that_is_killed_goes_on_and_cuts_no_call_twice(tmp_pa
     assert (outcome := run_fake(*inputs, f"hydra.run.dir={undisturbed}")).status == 0, outcome.err
     check_cut(undisturbed, plain)
     for done_frac in (0.3, 0.7):
-        process = start(folder, inputs)
-        while num_finished(folder) < done_frac * num_finished(undisturbed) and process.poll() is None:
-            time.sleep(0.02)
-        process.kill()
-        process.communicate()
-        wait_until_gone(folder)
-    process = start(folder, inputs)
-    out, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, out
+        kill_after(folder, inputs, done_frac * num_finished(undisturbed))
+    go_on(folder, inputs)
     check_cut(folder, plain)
     assert final(folder) == final(undisturbed)
     ended = [record.key for record in read_journal(folder / JOURNAL / "run").ended]

@@ -28,6 +28,7 @@ from mosaic.runtime.journal_records import (
     read_entries,
     read_journal,
     to_line,
+    without_token_ids,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,7 +242,7 @@ def test_entries_survive_the_disk(tmp_path, entry):
     assert from_line(to_line(entry)) == entry
     with Log(tmp_path / "a.journal") as log:
         log.append([to_line(entry)])
-    assert read_entries(tmp_path / "a.journal") == [entry]
+    assert list(read_entries(tmp_path / "a.journal")) == [entry]
 
 
 def state_of(*entries) -> JournalState:
@@ -251,11 +252,21 @@ def state_of(*entries) -> JournalState:
     return state
 
 
+def test_a_state_keeps_all_but_token_ids(tmp_path):
+    record = ENTRIES[0].record
+    assert record.response.token_ids
+    kept = state_of(ENTRIES[0]).ended[0]
+    assert kept.response.token_ids == ()
+    assert kept._replace(response=record.response) == record
+    assert kept.response._replace(token_ids=record.response.token_ids) == record.response
+    assert without_token_ids(kept) is kept
+
+
 def test_a_state_knows_what_is_done_and_the_last_instant():
     state = state_of(*ENTRIES)
     assert state.last_ts == 7.5
     assert state.done_keys == {ENTRIES[0].record.key}
-    assert state.done(ENTRIES[0].record.key, "f") == ENTRIES[0].record
+    assert state.done(ENTRIES[0].record.key, "f") == without_token_ids(ENTRIES[0].record)
     assert state.done(ENTRIES[0].record.key, "changed") is None
     assert state.done(ENTRIES[1].record.key, "g") is None, "it failed"
     assert JournalState().last_ts == 0.0

@@ -1,7 +1,6 @@
 """Pilots on engines: no call is asked twice, whatever ends the run in between."""
 
 import random
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,18 +10,15 @@ from experiments.run import JOURNAL
 from mosaic.runtime.journal_records import read_journal
 from tests.engines.executor_runs import has_vllm, processes_of
 from tests.engines.fake_run import CHECKPOINTS, run_fake, write_inputs
-from tests.engines.test_real_run import answers_of, num_finished, start, summary_of, wait_until_gone
-from tests.experiments.command_line import ROOT, run_here
+from tests.engines.interrupted_run import go_on, kill_after
+from tests.experiments.command_line import TINY, run_here
+from tests.run_tables import answers_of, calls_of, summary_of
 
-TINY = ROOT / "checkpoints" / "tiny"
 CALIBRATION = "profile.source=calibration"
 
 
-def calls_of(folder: Path) -> dict[tuple, tuple]:
-    rows = pq.read_table(folder / "calls.parquet").to_pylist()
-    calls = {(row["question"], row["node"], row["slot"]): row for row in rows}
-    assert len(calls) == len(rows), "none is answered twice"
-    return {key: (row["expert"], row["output_tokens"], row["answer"]) for key, row in calls.items()}
+def told_of(folder: Path) -> dict[tuple, tuple]:
+    return {key: (row["expert"], row["output_tokens"], row["answer"]) for key, row in calls_of(folder).items()}
 
 
 def num_sent(folder: Path) -> int:
@@ -42,7 +38,7 @@ def test_no_more_is_sent_than_the_batch_has_and_the_responses_are_those_of_a_run
         assert outcome.status == 0, outcome.err
     assert num_sent(own) == len(calls_of(own)) == 120
     assert num_sent(others) == 120 + 16
-    assert calls_of(own) == calls_of(others)
+    assert told_of(own) == told_of(others)
     assert (own / "responses.jsonl").read_text() == (others / "responses.jsonl").read_text()
     assert answers_of(own) == answers_of(others)
 
@@ -83,17 +79,9 @@ def test_a_pilot_that_is_killed_goes_on_and_ends_as_if_it_never_was(tmp_path):
     num_piloted = len(read_journal(undisturbed / JOURNAL / "pilot_0").ended)
     rng = random.Random(3)
     for num_done in (1, num_piloted // 2, num_piloted + 30):
-        process = start(folder, inputs)
-        while num_finished(folder) < num_done and process.poll() is None:
-            time.sleep(0.02)
-        time.sleep(0.05 * rng.random())
-        assert process.poll() is None, "it is still at work"
-        process.kill()
-        process.communicate()
-        wait_until_gone(folder)
-    out, _ = (process := start(folder, inputs)).communicate(timeout=120)
-    assert process.returncode == 0, out
-    assert calls_of(folder) == calls_of(undisturbed)
+        kill_after(folder, inputs, num_done, 0.05 * rng.random())
+    go_on(folder, inputs)
+    assert told_of(folder) == told_of(undisturbed)
     assert answers_of(folder) == answers_of(undisturbed)
     assert (folder / "responses.jsonl").read_text() == (undisturbed / "responses.jsonl").read_text()
     own = [path for path in (folder / JOURNAL).iterdir() if path.name == "run" or path.name.startswith("pilot")]
@@ -113,5 +101,5 @@ def test_on_real_vllm_a_pilot_asks_each_call_once_and_changes_no_response(tmp_pa
         assert outcome.status == 0, outcome.err
     assert num_sent(own) == len(calls_of(own)) == 450
     assert num_sent(others) > 450
-    assert calls_of(own) == calls_of(others)
+    assert told_of(own) == told_of(others)
     assert (own / "responses.jsonl").read_text() == (others / "responses.jsonl").read_text()

@@ -1,41 +1,20 @@
 """Early quorum on engines: on the tiny pool's real vLLM, and where a run with it is killed and goes on."""
 
-import json
-import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
-from experiments.run import JOURNAL
 from mosaic.core.action_lines import decode_action
 from mosaic.core.commands import Cancel
-from mosaic.runtime.journal_records import read_journal
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_run import run_fake, write_inputs
-from tests.engines.test_real_run import answers_of, num_finished, start, summary_of, wait_until_gone
-from tests.experiments.command_line import ROOT, run_here
+from tests.engines.interrupted_run import go_on, kill_after
+from tests.experiments.command_line import TINY, run_here
+from tests.run_tables import calls_of, final, finished_of, num_finished, responses_of, summary_of
 
 pytestmark = pytest.mark.slow
-TINY = ROOT / "checkpoints" / "tiny"
 QUORUM = "pipeline.quorum=true"
 OVERLAP = ("pipeline.overlap=true", "pipeline.moves=true")
-
-
-def calls_of(folder: Path) -> dict[tuple, dict]:
-    rows = pq.read_table(folder / "calls.parquet").to_pylist()
-    calls = {(row["question"], row["node"], row["slot"]): row for row in rows}
-    assert len(calls) == len(rows), "none is answered twice"
-    return calls
-
-
-def responses_of(folder: Path) -> dict[tuple, str]:
-    lines = [json.loads(line) for line in (folder / "responses.jsonl").read_text().splitlines()]
-    return {(line["question"], line["node"], line["slot"]): line["text"] for line in lines}
-
-
-def final(folder: Path) -> list[tuple]:
-    return [(row["question"], row["answer"], row["source"], row["correct"]) for row in answers_of(folder)]
 
 
 def cancelled_of(folder: Path) -> set[tuple]:
@@ -75,17 +54,10 @@ def test_a_run_with_reactions_that_is_killed_ends_with_the_same_answers(tmp_path
     assert (outcome := run_fake(*inputs, f"hydra.run.dir={undisturbed}")).status == 0, outcome.err
     assert cancelled_of(undisturbed)
     for done_frac in (0.3, 0.7):
-        process = start(folder, inputs)
-        while num_finished(folder) < done_frac * num_finished(undisturbed) and process.poll() is None:
-            time.sleep(0.02)
-        process.kill()
-        process.communicate()
-        wait_until_gone(folder)
-    process = start(folder, inputs)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, out
+        kill_after(folder, inputs, done_frac * num_finished(undisturbed))
+    go_on(folder, inputs)
     assert final(folder) == final(undisturbed)
     assert calls_of(folder).keys() == calls_of(undisturbed).keys()
     assert summary_of(folder)["num_failed_calls"] == 0
-    finished = [record.key for record in read_journal(folder / JOURNAL / "run").ended if record.status == "finished"]
+    finished = finished_of(folder)
     assert len(finished) == len(set(finished))

@@ -3,7 +3,6 @@
 import json
 import random
 import signal
-import subprocess
 import sys
 import time
 from io import StringIO
@@ -15,12 +14,11 @@ import pytest
 
 from experiments.measure_profile import main as profile_command
 from experiments.run import JOURNAL
-from mosaic.core.results import CallStatus
-from mosaic.runtime.journal_records import read_journal
-from tests.engines.executor_runs import hear_ctrl_c, processes_of
+from tests.engines.executor_runs import processes_of
 from tests.engines.fake_run import CHECKPOINTS, fake_hosts, run_fake, without_sweep, write_inputs
+from tests.engines.interrupted_run import go_on, kill_after, start, wait_until_gone
 from tests.engines.tiny_checkpoint import CONTEXT
-from tests.experiments.command_line import ROOT
+from tests.run_tables import answers_of, finished_of, num_finished, summary_of
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +32,6 @@ def done(inputs, tmp_path_factory) -> Path:
     outcome = run_fake(*inputs, f"hydra.run.dir={folder}")
     assert outcome.status == 0, outcome.err
     return folder
-
-
-def summary_of(folder: Path) -> dict:
-    return json.loads((folder / "summary.json").read_text())
-
-
-def answers_of(folder: Path) -> list:
-    return pq.read_table(folder / "answers.parquet").to_pylist()
-
-
-def finished_of(folder: Path, what: str = "run") -> list:
-    ended = read_journal(folder / JOURNAL / what).ended
-    return [record.key for record in ended if record.status is CallStatus.FINISHED]
 
 
 def test_a_run_folder_has_the_same_shape_as_a_simulated_one(inputs, done, tmp_path):
@@ -186,22 +171,6 @@ def flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def start(folder: Path, inputs: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.engines.fake_run", *inputs, f"hydra.run.dir={folder}"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=hear_ctrl_c,
-    )
-
-
-def num_finished(folder: Path) -> int:
-    """Count the calls that have finished in all that a run measures and does."""
-    return sum(len(finished_of(folder, path.name)) for path in (folder / JOURNAL).glob("*"))
-
-
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
     inputs = [*write_inputs(tmp_path, num_questions=24, word="slow"), "profile.source=calibration"]
@@ -209,17 +178,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
     assert run_fake(*inputs, f"hydra.run.dir={undisturbed}").status == 0
     rng = random.Random(5)
     for done_frac in (0.1, 0.3, 0.5, 0.8):
-        process = start(folder, inputs)
-        while num_finished(folder) < done_frac * num_finished(undisturbed) and process.poll() is None:
-            time.sleep(0.02)
-        time.sleep(0.2 * rng.random())
-        assert process.poll() is None, "it is still at work"
-        process.kill()
-        process.communicate()
-        wait_until_gone(folder)
-    process = start(folder, inputs)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, out
+        kill_after(folder, inputs, done_frac * num_finished(undisturbed), 0.2 * rng.random())
+    go_on(folder, inputs)
     assert answers_of(folder) == answers_of(undisturbed)
     assert (folder / "responses.jsonl").read_text() == (undisturbed / "responses.jsonl").read_text()
     measured = {path.name for path in (undisturbed / JOURNAL).iterdir()}
@@ -229,15 +189,6 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
         assert len(finished) == len(set(finished))
         assert set(finished) == set(finished_of(undisturbed, what))
     assert not processes_of(folder)
-
-
-def wait_until_gone(folder: Path) -> None:
-    """Workers end by themselves when nobody is there to hear them."""
-    for _ in range(100):
-        if not processes_of(folder):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"processes outlived their run: {processes_of(folder)}")
 
 
 def test_an_unfinished_run_is_not_gone_on_with_as_another(tmp_path):

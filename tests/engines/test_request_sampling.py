@@ -10,7 +10,8 @@ from mosaic.engines.call_specs import RunContent, ServedExpert
 from mosaic.engines.endpoint import Endpoint
 from mosaic.engines.endpoint_messages import request_of
 from mosaic.engines.engine import Request
-from mosaic.engines.vllm_engine import VllmEngine, plain_text
+from mosaic.engines.prompt_text import plain_text
+from mosaic.engines.vllm_engine import VllmEngine
 from tests.factories import make_expert
 
 CHAT = Chat((Message("system", "Be brief."), Message("user", "Is 7 prime?")))

@@ -12,8 +12,9 @@ from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import PROPOSE, CallKey
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.messages import Abort, Alive, CallSpec, Finish, Limit, Returned, Run, Serve
+from mosaic.engines.prompt_text import opens_thinking
 from mosaic.engines.session_service import SessionService
-from mosaic.engines.vllm_engine import engine_arguments, is_device_lost, opens_thinking
+from mosaic.engines.vllm_engine import engine_arguments, is_device_lost
 from mosaic.engines.vllm_engines import VllmSettings
 from mosaic.engines.worker import Reporter
 from mosaic.runtime.journal import Log
@@ -193,7 +194,7 @@ def test_what_is_told_is_on_the_disk_before(tmp_path):
     while len(heard) < len(said):
         heard += ours.recv()
         entries = [from_line(line) for line in heard if isinstance(line, bytes)]
-        on_disk = read_entries(path)
+        on_disk = list(read_entries(path))
         assert all(entry in on_disk for entry in entries)
     reporter.finish()
     assert [from_line(line) if isinstance(line, bytes) else line for line in heard] == said

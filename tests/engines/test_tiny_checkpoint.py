@@ -15,7 +15,7 @@ from mosaic.engines.host_process import VLLM_ENGINE
 from mosaic.engines.vllm_engines import make_vllm_backend
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.runtime.static_plan import execute
-from tests.engines.executor_runs import CPU, has_vllm, make_plan, make_session, running_host
+from tests.engines.executor_runs import CPU, ended_in, has_vllm, make_plan, make_session, running_host
 from tests.factories import make_cluster
 
 if not has_vllm():
@@ -68,10 +68,11 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
         max_output_tokens=MAX_OUTPUT_TOKENS, context_tokens=CONTEXT,
     )  # fmt: skip
     with running_host(VLLM_ENGINE) as host:
+        journal = tmp_path_factory.mktemp("run") / "journal"
         backend = make_vllm_backend(
             experts=[expert],
             cluster=make_cluster(2),
-            journal=tmp_path_factory.mktemp("run") / "journal",
+            journal=journal,
             content=RunContent(
                 prompts=lambda call, inputs: PROMPTS[call.key],
                 questions={question.id: question for question in QUESTIONS},
@@ -80,11 +81,12 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
             host=host,
         )
         plan = make_plan(make_session(0, CALLS[:10]), make_session(1, CALLS[10:], workers=(1,)))
-        return execute(plan, CALLS, backend)
+        result = execute(plan, CALLS, backend)
+        return result, {record.key: record.response for record in ended_in(journal)}
 
 
 def test_vllm_writes_what_the_trained_model_writes(checkpoint: Path, served) -> None:
-    result, responses = served, {record.key: record.response for record in served.calls}
+    result, responses = served
     prompts = [tiny_tokenizer().chat(PROMPTS[call.key]) for call in CALLS]
     end = tiny_tokenizer().end_id
     expected = generate(load_model(checkpoint), prompts, max_output_tokens=MAX_OUTPUT_TOKENS, end_id=end)

@@ -20,6 +20,8 @@ from experiments.run import run_command, run_resolved
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "experiments" / "run.py"
+TINY = ROOT / "checkpoints" / "tiny"
+"""The pool that experiments/make_pool.py trains."""
 
 SMALL = (
     "workload.num_questions=10",

@@ -34,11 +34,11 @@ PRESETS = preset_names()
 ISSUE = {
     "ablate_k", "ablate_replicas", "ablate_gpus", "ablate_load", "ablate_prediction", "ablate_gate", "ablate_tau",
     "ablate_fifo", "ablate_order", "ablate_engine_order", "ablate_kv", "ablate_aggregator",
-    "ablate_quorum", "ablate_reactions", "ablate_budgets",
+    "ablate_quorum", "ablate_best",
 }  # fmt: skip
 
 
-LEARNING = {"budgets": "gate", "baseline_budgets": "pipeline.promise"}
+LEARNING = {"budgets": "gate", "best": "gate", "baseline_budgets": "pipeline.promise"}
 """Policies that learn from calibration questions, and where they name them."""
 
 
@@ -168,9 +168,10 @@ def test_a_policy_is_a_scheduler_with_its_options(path: Path) -> None:
         "ilp_affine": "ilp", "ilp_lifted": "ilp", "longest_first": "least_loaded",
         "baseline": "round_robin", "paper": "ilp", "quorum": "ilp",
         "budgets": "ilp", "baseline_budgets": "round_robin", "overlap": "ilp", "reactions": "ilp",
+        "best": "ilp", "ems": "round_robin", "kv_plans": "flexible",
     }  # fmt: skip
     assert job.scheduler.name == schedulers.get(path.stem, path.stem)
-    assert job.has_quorum == (path.stem in ("quorum", "budgets", "overlap", "reactions"))
+    assert job.has_quorum == (path.stem in ("quorum", "budgets", "overlap", "reactions", "best", "ems"))
     assert getattr(job.scheduler, "longest_first", False) == (path.stem == "longest_first")
 
 

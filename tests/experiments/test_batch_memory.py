@@ -11,8 +11,7 @@ import pytest
 from tests.engines.fake_batch import batch_line, question, write_batch, write_models
 from tests.experiments.command_line import ROOT
 
-MOST_MIB = {"": 500, "long": 600}
-"""By word. Wanted are 500; responses of 400 tokens take 546, as the driver keeps the ids of their tokens."""
+MOST_MIB = 500
 MEASURED = """
 import pathlib, sys
 from tests.engines.fake_batch import fake_hosts, main
@@ -26,7 +25,7 @@ with fake_hosts:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("word", MOST_MIB)
+@pytest.mark.parametrize("word", ["", "long"])
 def test_ten_thousand_questions_fit_into_the_driver(word: str, tmp_path: Path) -> None:
     """With responses of ten tokens, and of 400."""
     models = write_models(tmp_path)
@@ -39,4 +38,4 @@ def test_ten_thousand_questions_fit_into_the_driver(word: str, tmp_path: Path) -
     found = re.search(r"driver (\d+) MiB", done.stdout)
     assert found is not None
     print(word or "short", found[0])
-    assert int(found[1]) < MOST_MIB[word]
+    assert int(found[1]) < MOST_MIB

@@ -1,6 +1,5 @@
 """Budgets and the hedge, from calibration answers to the run folder; simulated."""
 
-import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,6 +9,7 @@ from mosaic.core.action_lines import decode_action
 from mosaic.core.commands import Cut
 from mosaic.pipelines.gates.calibration_file import load_calibration_answers
 from tests.experiments.command_line import QUICK, prepare, run_point
+from tests.run_tables import summary_of
 
 FEW = ("workload=gpqa", "cluster.num_workers=2", "aggregator=dp", *QUICK)
 LESSONS = (*FEW, "gate=never", "workload.part=calibration", "workload.num_calibration_questions=600")
@@ -31,11 +31,6 @@ def lessons(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def promise(path: Path) -> tuple[str, ...]:
     return f"pipeline.promise.calibration={path}", f"pipeline.promise.accepted_loss_frac={ACCEPTED}"
-
-
-def summary_of(folder: Path) -> dict:
-    found: dict = json.loads((folder / "summary.json").read_text())
-    return found
 
 
 def statuses(folder: Path) -> dict[tuple[str, str, int], str]:

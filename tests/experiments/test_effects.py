@@ -52,9 +52,19 @@ def refusal(*overrides: str) -> str:
         (FEW, "world.answers.ability_by_expert.GLM.value=1", "no call asks GLM"),
         (FEW, "+world.merged_tokens.Qwen={sample: [5], source: assumed}", "nothing is merged by Qwen"),
         (FEW, "profile.max_batch_frac=0.5", "only what real engines measure is bounded"),
+        (FEW, "hardware.host.memory_gib=8", "backend.keep is nothing"),
+        ((*FEW, "backend.keep=weights"), "hardware.host.sleep_fixed_s=2", "lets no engine sleep"),
         ((*SMALL, "profile.path=PROFILE"), "profile.sweep.num_repeats=3", "is a sweep's result"),
         ((*SMALL, "profile.path=PROFILE"), "profile.source=calibration", "is a sweep's result"),
         ((*SMALL, "profile.path=PROFILE", "aggregator=none"), "profile.seed=3", "nothing is measured"),
+        (FEW, "pipeline.forecast=true", "pipeline.barrier=true plans a layer when the one before it has ended"),
+        ((*FEW, "pipeline.overlap=true"), "pipeline.forecast=true", "places upper layers by what is free"),
+        (FEW, "topology.min_output_tokens=9", "topology.layers is null"),
+        ((*FEW, "topology=tree"), "aggregator=dp", "topology=tree names who answers and who merges"),
+        ((*FEW, "topology=tree"), "pipeline.leave_one_out=true", "topology=tree names who answers and who merges"),
+        ((*FEW, "topology=tree"), "gate=unanimous", "no node waits for what it decides"),
+        ((*FEW, "topology=tree"), "pool.aggregator=GLM", "workload.aggregator=LlamaR1 goes before it"),
+        ((*FEW, "topology=tree", "topology.layers=[3,[Qwen]]"), "workload.aggregator=GLM", "names the experts"),
     ],
 )
 def test_what_has_no_effect_is_refused(
@@ -155,7 +165,7 @@ def test_the_command_checks_it_too(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-LABELS = ("pool.name", "cluster.name")
+LABELS = ("pool.name", "cluster.name", "topology.name")
 """Names for reports alone."""
 
 
@@ -208,7 +218,9 @@ def content(prepared: Prepared) -> str:
     return told(prepared)
 
 
-@pytest.mark.parametrize("overrides", [(*FEW, "aggregator=auto"), (*FEW, "aggregator=none", "backend=none")])
+@pytest.mark.parametrize(
+    "overrides", [(*FEW, "aggregator=auto"), (*FEW, "aggregator=none", "backend=none"), (*FEW, "topology=tree")]
+)
 def test_every_leaf_changes_the_run_is_refused_or_is_listed(overrides: tuple[str, ...]) -> None:
     config = compose_config(list(overrides))
     prepared = job_from(config)

@@ -1,11 +1,17 @@
 """Clusters of one kind of GPU and of several, from the configuration."""
 
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
 import pytest
 
+from experiments.config.batch import BatchRequest, batch_config
 from experiments.config.compose import compose_config
 from experiments.config.job import job_from
 from experiments.studies.plan_cases import most_kv_tokens, most_memory_frac
 from mosaic.core.engine_options import EngineOptions
+from mosaic.core.errors import BackendError
 from mosaic.planning import Flexible
 from sim.site import SimSite
 from tests.factories import make_cluster, make_expert, make_gpu
@@ -51,6 +57,86 @@ def test_what_makes_no_sense_is_refused(asked: str, message: str) -> None:
 def test_an_aggregator_is_refused_on_several_kinds() -> None:
     with pytest.raises(ValueError, match="aggregator must be none on a cluster of several kinds"):
         built("cluster=a100x2_rtx4090x4", "workload=gpqa")
+
+
+ON_RAY = ("cluster=ray", "workload=gpqa")
+
+
+def test_a_simulation_takes_a_ray_cluster_of_so_many_workers() -> None:
+    job = built(*ON_RAY, "cluster.num_workers=3")
+    assert [(worker.id, worker.host) for worker in job.cluster.workers] == [(0, 0), (1, 0), (2, 0)]
+    assert list(job.placements) == ["aggregate"], "aggregator=dp comes along"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ((), "cluster.num_workers must be given where nobody asks the cluster, backend=sim, got None"),
+        (("cluster.num_workers=0",), "cluster.num_workers must be at least 1, got 0"),
+        (("cluster.num_workers=2", "cluster.cpus_per_worker=0"), "cluster.cpus_per_worker must be"),
+        (("cluster.num_workers=2", "cluster.address=there:1"), "cluster.address must be left out, .* starts no engine"),
+        (("cluster.num_workers=2", "+cluster.size=4"), "cluster.*size"),
+    ],
+)
+def test_what_a_ray_cluster_cannot_be_is_refused(asked: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        built(*ON_RAY, *asked)
+
+
+def test_engines_on_ray_need_ray_and_a_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"id": "q", "question": "Why?", "experts": ["SmolLM2"]}\n')
+    asked = [
+        "cluster=ray",
+        "backend=vllm",
+        "hardware=cpu_core",
+        "workload=file",
+        f"workload.path={questions}",
+        "pool=demo",
+    ]
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(BackendError, match=r"Ray is not installed here: pip install -e '.\[ray\]'"):
+        job_from(compose_config([*asked, f"workload.path={questions}"]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("on", "kind", "overrides", "address", "hardware"),
+    [
+        ("ray", None, [], "auto", "cpu_core"),
+        ("ray://head", "A100-80G", [], "ray://head", "a100_80gb"),
+        ("ray", "H100", ["hardware=rtx4090"], "auto", "rtx4090"),
+    ],
+)
+def test_a_batch_on_ray_has_the_hardware_of_its_cluster(
+    on: str, kind: str | None, overrides: list[str], address: str, hardware: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"id": "q", "question": "Why?"}\n')
+    request = BatchRequest(path=file, on=on, workers=5, overrides=(*overrides, "pool=demo"))
+    with patch("mosaic.engines.ray_cluster.accelerator_of", lambda address: kind):
+        config = batch_config(request)
+    cluster = config["cluster"]
+    assert (cluster["name"], cluster["address"], cluster["num_workers"]) == ("ray", address, 5)
+    assert config["hardware"]["gpu_name" if "gpu_name" in config["hardware"] else "name"] == hardware
+
+
+@pytest.mark.parametrize(
+    ("on", "overrides", "message"),
+    [
+        ("slurm", [], "--on must be ray or ray://HEAD, got 'slurm'"),
+        ("ray", ["cluster=local"], "cluster must be left out beside --on"),
+        ("ray", [], "hardware must be given: no file of ours is of the cluster's H100"),
+    ],
+)
+def test_what_a_batch_cannot_run_on_is_refused(on: str, overrides: list[str], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"id": "q", "question": "Why?"}\n')
+    request = BatchRequest(path=file, on=on, overrides=(*overrides, "pool=demo"))
+    with (
+        patch("mosaic.engines.ray_cluster.accelerator_of", lambda address: "H100"),
+        pytest.raises(ValueError, match=message),
+    ):
+        batch_config(request)
 
 
 def test_degrees_that_nobody_chooses_are_refused() -> None:

@@ -1,28 +1,17 @@
 """The options pipeline.overlap and pipeline.moves, from the command line to the run folder; simulated."""
 
-import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from mosaic.core.action_lines import decode_action
 from mosaic.core.commands import Move
 from tests.experiments.command_line import QUICK, SMALL, run_point
+from tests.run_tables import rows, summary_of
 
 FEW = (*SMALL, *QUICK, "cluster.num_workers=2", "aggregator=dp")
 REACTIONS = ("pipeline.quorum=true", "pipeline.overlap=true", "pipeline.moves=true")
 SAME = ("num_calls", "skip_frac", "accuracy_frac", "num_aggregator_calls", "accuracy_change_pp", "always_aggregate_s")
-
-
-def rows(folder: Path, name: str) -> list[dict]:
-    found: list[dict] = pq.read_table(folder / f"{name}.parquet").to_pylist()
-    return found
-
-
-def summary_of(folder: Path) -> dict:
-    found: dict = json.loads((folder / "summary.json").read_text())
-    return found
 
 
 @pytest.fixture(scope="module")

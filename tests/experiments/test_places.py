@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [path for path in sorted((ROOT / "experiments").glob("*.py")) if '"--out"' in path.read_text()]
-IGNORED = [line for line in (ROOT / ".gitignore").read_text().splitlines() if line.endswith("/")]
+IGNORED = [
+    line for line in (ROOT / ".gitignore").read_text().splitlines() if line.endswith("/") or line == "checkpoints"
+]
 
 
 def default_out(command: Path, monkeypatch: pytest.MonkeyPatch) -> Path | None:

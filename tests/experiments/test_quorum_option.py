@@ -3,12 +3,12 @@
 import json
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from mosaic.core.action_lines import decode_action
 from mosaic.core.commands import Cancel
 from tests.experiments.command_line import QUICK, SMALL, run_point
+from tests.run_tables import rows, summary_of
 
 FEW = (*SMALL, *QUICK, "cluster.num_workers=2", "aggregator=dp")
 
@@ -25,16 +25,6 @@ def run_into(folder: Path, *overrides: str) -> Path:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("quorum")
     return run_into(root / "plain"), run_into(root / "early", "pipeline.quorum=true")
-
-
-def rows(folder: Path, name: str) -> list[dict]:
-    found: list[dict] = pq.read_table(folder / f"{name}.parquet").to_pylist()
-    return found
-
-
-def summary_of(folder: Path) -> dict:
-    found: dict = json.loads((folder / "summary.json").read_text())
-    return found
 
 
 def plans_of(folder: Path) -> list[dict]:

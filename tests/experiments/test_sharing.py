@@ -1,5 +1,6 @@
 """A sweep composes what its points share once, and each point is what Hydra would have composed."""
 
+import pickle
 import subprocess
 import sys
 
@@ -77,6 +78,20 @@ def test_a_worker_need_not_compose_what_the_sweep_has_composed() -> None:
         [sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN], cwd=CONF.parent, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_worker_composes_what_was_not_sent_to_it(loaders, monkeypatch) -> None:
+    """More choices than are kept; and what a worker composes cannot always be pickled there."""
+    master, loader, sharing = loaders
+
+    def refuse(_: object) -> bytes:
+        raise pickle.PicklingError("not the same object")
+
+    monkeypatch.setattr("experiments.config.sharing.pickle.dumps", refuse)
+    point = ["seed=0", "scheduler=round_robin"]
+    for _ in range(2):
+        ours, hydras = (each.load_sweep_config(master, point) for each in (sharing, loader))
+        assert OmegaConf.to_container(ours) == OmegaConf.to_container(hydras)
 
 
 def test_points_share_no_values(loaders) -> None:

@@ -45,8 +45,8 @@ COSTS = ["paper", "affine", "piecewise"]
 TINY_EXPERTS = ["TinySage", "TinyOwl", "TinyDart", "TinyFinch", "TinySwift"]
 GATES = ["never", "unanimous", "majority", "weighted", "calibrated"]
 REAL = ("vllm", "endpoint")
-UNLIKE = {"a100x2_rtx4090x4"}
-"""Clusters that bring their hardware along: test_machines.py."""
+UNLIKE = {"a100x2_rtx4090x4", "ray"}
+"""Clusters with hardware or hosts of their own: tests of machines and of Ray."""
 PARTS = {"expert", "questions", "lengths", "answers", "experiment", "policy"}
 """Groups that other groups are made of, and the presets."""
 DEGREES = {"tp4": (4,), "dp": (1,), "auto": (4, 1)}
@@ -162,7 +162,7 @@ def aggregator_of(prepared: Prepared) -> tuple[Expert, tuple[int, ...]]:
 
 def test_the_points_take_every_choice_of_every_group() -> None:
     groups = {path.name for path in CONF.iterdir() if path.is_dir()} - PARTS
-    assert groups == {*POINTS[0], "world", "pipeline"}
+    assert groups == {*POINTS[0], "world", "pipeline", "topology", "exit"}
     assert choices("world") == choices("workload"), "each workload has a world, which follows it"
     assert choices("pipeline") == {"mixture"}
     for group in POINTS[0]:

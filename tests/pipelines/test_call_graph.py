@@ -10,11 +10,12 @@ from mosaic.core.results import CallStatus, Inputs, Response
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, Call, CallKey
 from mosaic.pipelines import aggregation
 from mosaic.pipelines.aggregation import aggregator_prompt
-from mosaic.pipelines.call_graph import CallGraph, Step, mixture_of_agents
+from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
 from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer, accuracy_frac, comparisons
 from mosaic.pipelines.gates.gate import Decision, Majority, Never, Unanimous
 from mosaic.pipelines.node import Node, When
 from mosaic.pipelines.prompts import expert_prompt
+from mosaic.pipelines.steps import Step
 from tests.answered_questions import FAILED, answered, ended, make_batch, make_moa, make_question, make_tree
 from tests.factories import make_expert
 
@@ -37,6 +38,32 @@ def needed(graph: CallGraph, *asked) -> list[Call]:
 def after(done: Inputs, call: Call, answer: str | None, **changes: object) -> Inputs:
     """What has ended, with one call more."""
     return {**done, call.key: ended(call, answer, **changes)}
+
+
+def test_a_node_waits_for_every_node_that_it_reads_also_for_those_without_calls_yet() -> None:
+    """Two agents read a part of the first layer each; the one who reads both waits for the slower part."""
+    merger, writer = make_expert("M"), make_expert("W")
+    graph = CallGraph(
+        nodes=(
+            Node(name="fast", experts=(make_expert("A"),)),
+            Node(name="slow", experts=(make_expert("B"),)),
+            Node(name="left", experts=(merger,), after=("fast",)),
+            Node(name="right", experts=(merger,), after=("slow",)),
+            Node(name="last", experts=(writer,), after=("left", "right")),
+        ),
+        compare=comparisons(),
+    )
+    question = make_question("q")
+    first = [Call(CallKey("q", "fast", 0), "A", 50), Call(CallKey("q", "slow", 0), "B", 50)]
+    done: Inputs = {first[0].key: ended(first[0], "A")}
+    (left,) = graph.progress(question, first, done).submit
+    done = {**done, left.key: ended(left, "A")}
+    progress = graph.progress(question, first, done)
+    assert (progress.submit, progress.is_over) == ((), False)
+    done = {**done, first[1].key: ended(first[1], "B")}
+    (right,) = graph.progress(question, first, done).submit
+    (last,) = graph.progress(question, first, {**done, right.key: ended(right, "B")}).submit
+    assert last.after == (left.key, right.key)
 
 
 # Mixture of agents

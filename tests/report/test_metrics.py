@@ -253,3 +253,9 @@ def test_relabelling_workers_changes_no_share(result):
     assert sorted(busy_s_by_worker(turned.sessions, turned.num_workers)) == pytest.approx(
         sorted(busy_s_by_worker(result.sessions, result.num_workers))
     )
+
+
+def test_a_worker_is_busy_once_while_sessions_load_or_serve_beside_each_other() -> None:
+    first, second = make_session(0, load=(0.0, 1.0), end_ts=10.0), make_session(1, load=(4.0, 5.0), end_ts=12.0)
+    apart = make_session(2, load=(20.0, 20.5), end_ts=21.0)
+    assert busy_s_by_worker([first, second, apart], 1) == (13.0,)

@@ -15,10 +15,11 @@ from mosaic.core.errors import PlanError
 from mosaic.core.realization import Outcome
 from mosaic.core.results import RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Workload
-from mosaic.pipelines.call_graph import CallGraph, Forecast
+from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import AnswerSource
 from mosaic.pipelines.gates.gate import Majority, Never
-from mosaic.runtime.layers import Flow, Layers, Questions, expected_calls
+from mosaic.pipelines.steps import Forecast, expected_calls
+from mosaic.runtime.layers import Flow, Layers, Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.planner import Planned
 from tests.answered_questions import make_batch, make_moa, make_question, make_tree
@@ -58,6 +59,7 @@ def run_graph(
     num_workers: int = 2,
     expected: tuple[Forecast, ...] | None = None,
     plans=(),
+    stays: bool = False,
 ) -> Run:
     """Run a pipeline whose calls say what a table has: without a barrier where expected calls are given."""
     planner = make_planner(graph, num_workers=num_workers)
@@ -73,7 +75,8 @@ def run_graph(
         planned.append((made, first_session))
 
     has_barrier = expected is None
-    pipeline = Layers(questions, planner, plans, told) if has_barrier else Flow(questions, planner, expected, told)
+    free = Flow(questions, planner, expected or (), told, stays=stays)
+    pipeline = Layers(questions, planner, plans, told) if has_barrier else free
     return Run(drive(backend, [pipeline], num_workers=num_workers), questions, planned)
 
 
@@ -144,12 +147,12 @@ def test_with_a_barrier_each_layer_waits_for_the_one_before(case: Case, num_work
 
 
 @settings(max_examples=100, deadline=None)
-@given(cases(), st.integers(1, 3), st.sampled_from([0.0, 0.2, 1.0]), st.sampled_from([0.0, 0.05, 1.0]))
-def test_without_a_barrier_calls_start_when_what_they_read_has_ended(case, num_workers, merged, final) -> None:
+@given(cases(), st.integers(1, 3), st.sampled_from([0.0, 0.2, 1.0]), st.sampled_from([0.0, 0.05, 1.0]), st.booleans())
+def test_without_a_barrier_calls_start_when_what_they_read_has_ended(case, num_workers, merged, final, stays) -> None:
     """Whatever was expected: what was not has a session planned when it comes."""
     graph = make_tree(Majority())
     expected = graph.forecast(case.batch, {"merge": merged, "final": final}, {"merge": 300, "final": 300})
-    run = run_graph(graph, case.batch, case.says, num_workers=num_workers, expected=expected)
+    run = run_graph(graph, case.batch, case.says, num_workers=num_workers, expected=expected, stays=stays)
     assert_just_what_is_needed(run, case)
 
 

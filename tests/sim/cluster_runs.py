@@ -5,14 +5,16 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mosaic.core.cluster import Cluster
+from mosaic.core.cluster import Cluster, Gpu
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
 from mosaic.core.realization import Outcome
 from mosaic.core.results import Inputs
 from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ModelShape
 from sim.cluster.backend import SimBackend
-from tests.factories import make_call, make_cluster, make_expert, make_shape
+from sim.cluster.gpu_use import GpuUse
+from sim.hardware.host import Host
+from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_shape
 from tests.sim.oracle import LinearTime
 
 
@@ -24,6 +26,8 @@ class LinearHardware:
     time: LinearTime = field(default_factory=LinearTime)
     unload_s: float = 0.0
     host_link_bytes_per_s: float = 1e9
+    host: Host | None = None
+    gpu: Gpu = field(default_factory=make_gpu)
 
     def load_s(self, shape: ModelShape, tp_degree: int) -> float:
         return self.load / tp_degree
@@ -77,6 +81,8 @@ def make_backend(
     settings: EngineOptions | None = None,
     hardware: LinearHardware | None = None,
     earlier: Inputs | None = None,
+    use: GpuUse | None = None,
+    iteration_times: Callable[..., LinearTime] = linear_times,
 ) -> SimBackend:
     cluster = cluster or make_cluster(2)
     return SimBackend(
@@ -85,8 +91,9 @@ def make_backend(
         cluster=cluster,
         outcomes=outcomes,
         settings=settings or EngineOptions(),
-        iteration_times=linear_times,
+        iteration_times=iteration_times,
         earlier=earlier,
+        use=use,
     )
 
 

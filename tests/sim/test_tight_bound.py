@@ -23,7 +23,7 @@ from tests.sim.random_runs import committed_times, runs
 
 def bounds_and_makespan(backend, sessions, calls, num_workers):
     result = execute(make_plan(*sessions, num_workers=num_workers), calls, backend)
-    num_workers = len(backend._workers)  # a plan may leave some alone
+    num_workers = backend._num_workers  # a plan may leave some alone
     bounds = run_bounds(result, backend._models, num_workers)
     assert bounds.plain_s <= backend.lower_bound_s() * (1 + 1e-12), "which also knows when calls arrive"
     return bounds, max(session.end_ts for session in result.sessions)

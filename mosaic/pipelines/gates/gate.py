@@ -43,7 +43,8 @@ class Ballot:
     """False: free text with no comparison; never skipped."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "votes", tuple(self.votes))
+        if not isinstance(self.votes, tuple):
+            object.__setattr__(self, "votes", tuple(self.votes))
         if not self.votes:
             require(False, f"ballot of {self.question.id}: votes", "at least one vote", self.votes)
 
@@ -135,10 +136,11 @@ def plurality(ballot: Ballot) -> Winner:
     The share is of all k slots, unparsable ones included; if none is parsable there is no answer and the share is 0.
     """
     answers = [vote.answer for vote in ballot.votes]
-    winner = max(answers, key=lambda answer: 0 if answer is None else answers.count(answer))  # the first of equals
-    if winner is None or not ballot.comparable:
-        return Winner(None, 0.0)
-    return Winner(winner, answers.count(winner) / len(answers))
+    winner, most = None, 0
+    for answer in answers if ballot.comparable else ():
+        if answer is not None and (number := answers.count(answer)) > most:  # the first of equals
+            winner, most = answer, number
+    return Winner(winner, most / len(answers))
 
 
 def decide_at(ballot: Ballot, winner: Winner, threshold: float | None) -> Decision:

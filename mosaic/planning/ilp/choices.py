@@ -1,12 +1,14 @@
-"""What the flexible program chooses among: every expert at every degree on every gang of workers where it fits."""
+"""What the flexible program chooses among: every expert, at every degree and with every KV cache, where it fits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
-from mosaic.core.workload import ExpertName
-from mosaic.planning.costs import LinearTerms, Residency, price_s
+from mosaic.core.cluster import Worker
+from mosaic.core.kv_variants import KvVariant
+from mosaic.core.workload import Expert, ExpertName
+from mosaic.planning.costs import LinearTerms, price_s
 from mosaic.planning.problem import Problem
 from mosaic.planning.schedulers.instance import Place, places_for
 
@@ -24,6 +26,13 @@ class Option:
     load_s: float
     pieces: Pieces
     """Affine prices; the session costs the highest."""
+    variant: KvVariant | None = None
+    """Its KV cache; None: the expert's own."""
+
+    @property
+    def kv_loss_frac(self) -> float:
+        """Share of its right answers that its KV cache is believed to cost."""
+        return 0.0 if self.variant is None else self.variant.accuracy_cost_frac
 
     def session_s(self, num_calls: int, pieces: Pieces | None = None) -> float:
         """Price the session, load included, by these prices or its own; 0 without calls."""
@@ -49,6 +58,22 @@ class Choices:
     num_workers: int
     max_experts_per_worker: int | None
     """K; None: as many as pay for themselves."""
+    accepted_kv_loss_frac: float = 0.0
+    """Most that the calls' KV losses may come to, the mean over all calls."""
+
+    @property
+    def most_lost_calls(self) -> float:
+        """The accepted loss in calls."""
+        return self.accepted_kv_loss_frac * sum(self.num_calls)
+
+    @cached_property
+    def has_variants(self) -> bool:
+        """Whether any session may choose its KV cache."""
+        return any(option.variant is not None for option in self.options)
+
+    def kv_loss_frac(self, counts: Mapping[int, int]) -> float:
+        """Give the mean KV loss over all calls, by the calls of each option that is used."""
+        return sum(self.options[o].kv_loss_frac * number for o, number in counts.items()) / sum(self.num_calls)
 
     @cached_property
     def of_expert(self) -> tuple[tuple[int, ...], ...]:
@@ -99,8 +124,11 @@ def make_choices(
     *,
     max_replicas: int | Mapping[ExpertName, int] | None = None,
     max_experts_per_worker: int | None = None,
+    accepted_kv_loss_frac: float = 0.0,
 ) -> Choices:
-    """Price every expert that has calls wherever it fits, at each degree that it may have.
+    """Price every expert that has calls wherever it fits, at each degree and with each KV cache that it may have.
+
+    Variants of the KV cache are left out where no loss is accepted.
 
     Raises
     ------
@@ -115,15 +143,8 @@ def make_choices(
         gangs = [(shape, gang) for shape in shapes for gang in problem.gangs(shape)]
         if not gangs:
             places_for(problem, expert)  # says why
-        options += [
-            Option(
-                expert=m,
-                workers=tuple(worker.id for worker in gang),
-                load_s=problem.costs.load_s(shape, gang, Residency.COLD),
-                pieces=tuple(problem.costs.pieces(shape, gang)),
-            )
-            for shape, gang in gangs
-        ]
+        variants = expert.kv_variants if accepted_kv_loss_frac > 0 else ()
+        options += [_option(problem, m, shape, gang, variant) for variant in (None, *variants) for shape, gang in gangs]
     caps = max_replicas if isinstance(max_replicas, Mapping) else dict.fromkeys(num_calls, max_replicas)
     return Choices(
         names=tuple(num_calls),
@@ -132,4 +153,16 @@ def make_choices(
         max_replicas=tuple(caps.get(name) for name in num_calls),
         num_workers=problem.cluster.num_workers,
         max_experts_per_worker=max_experts_per_worker,
+        accepted_kv_loss_frac=accepted_kv_loss_frac,
+    )
+
+
+def _option(problem: Problem, number: int, expert: Expert, gang: Sequence[Worker], variant: KvVariant | None) -> Option:
+    expert = expert.with_kv_budget(None if variant is None else variant.budget_tokens)
+    return Option(
+        expert=number,
+        workers=tuple(worker.id for worker in gang),
+        load_s=problem.costs.load_s(expert, gang, problem.held.anywhere(expert.name)),
+        pieces=tuple(problem.costs.pieces(expert, gang)),
+        variant=variant,
     )

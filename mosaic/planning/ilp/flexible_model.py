@@ -33,7 +33,7 @@ class FlexibleSolution:
 def build_model(
     choices: Choices, scenarios: Sequence[Sequence[Pieces]], uncertainty: Uncertainty, longest_s: Sequence[float]
 ) -> pyo.ConcreteModel:
-    """State equations 4 to 10 of the paper for options of any degree, piecewise prices and scenarios of lengths.
+    """State equations 4 to 10 of the paper for options of any degree and KV cache, piecewise prices and scenarios.
 
     NOTE: a session costs the highest of its affine prices, so its seconds are a variable above all of them. The
     objective is the mean makespan over the scenarios, or the mean of the worst of them:
@@ -63,6 +63,7 @@ def build_model(
     )
     model.makespan_s = pyo.Var(model.SCENARIOS, bounds=lambda _, s: (0, longest_s[s] * (1 + SLACK_FRAC)))
     _add_expert_rules(model, choices)
+    _add_kv_rule(model, choices)
     _add_worker_rules(model, choices, scenarios)
     _add_objective(model, uncertainty, max(longest_s))
     return model
@@ -85,6 +86,16 @@ def _add_expert_rules(model: pyo.ConcreteModel, choices: Choices) -> None:
         return pyo.inequality(1, replicas, choices.max_replicas[m] or len(choices.of_expert[m]))
 
     model.replicas_within_cap = pyo.Constraint(model.EXPERTS, doc="equation 7", rule=replica_limits)
+
+
+def _add_kv_rule(model: pyo.ConcreteModel, choices: Choices) -> None:
+    """Bound what sparse KV caches are believed to cost, in calls whose right answer is lost."""
+    lossy = [o for o, option in enumerate(choices.options) if option.kv_loss_frac]
+    if lossy:
+        lost = pyo.quicksum(choices.options[o].kv_loss_frac * model.num_calls[o] for o in lossy)
+        model.kv_loss_within_accepted = pyo.Constraint(
+            expr=lost <= choices.most_lost_calls, doc="not in the paper: accepted_kv_loss_frac of all calls"
+        )
 
 
 def _add_worker_rules(model: pyo.ConcreteModel, choices: Choices, scenarios: Sequence[Sequence[Pieces]]) -> None:

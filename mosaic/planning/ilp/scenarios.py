@@ -74,7 +74,7 @@ class Uncertainty:
             If there is no model of iterations or an expert has no calibration lengths, where these are asked for.
         """
         levels = [self._levels(name) for name in choices.names]
-        known: dict[tuple[int, str, int, int], Pieces] = {}
+        known: dict[tuple[object, ...], Pieces] = {}
 
         def price(number: int, scenario: int) -> Pieces:
             option = choices.options[number]
@@ -83,9 +83,11 @@ class Uncertainty:
                 factor = self._factor(level)
                 return tuple(LinearTerms(factor * fixed_s, factor * call_s) for fixed_s, call_s in option.pieces)
             workers = problem.cluster.select(option.workers)
-            key = (option.expert, workers[0].gpu.name, len(workers), level)
+            budget = None if option.variant is None else option.variant.budget_tokens
+            key = (option.expert, workers[0].gpu.name, len(workers), level, budget)
             if key not in known:
-                known[key] = self._iterations(problem, choices.names[option.expert], workers, level)
+                expert = problem.expert(choices.names[option.expert]).with_kv_budget(budget)
+                known[key] = self._iterations(problem, expert, workers, level)
             return known[key]
 
         options = range(len(choices.options))
@@ -105,9 +107,9 @@ class Uncertainty:
     def _factor(self, level: int) -> float:
         return float(self.length_error ** (2 * (level + 0.5) / self.num_levels - 1))
 
-    def _iterations(self, problem: Problem, name: str, workers: Sequence[Worker], level: int) -> Pieces:
-        expert, calls = problem.expert(name), problem.calls_by_expert()[name]
-        requests = self._requests(expert, calls, problem.length_samples.get(name, ()), level)
+    def _iterations(self, problem: Problem, expert: Expert, workers: Sequence[Worker], level: int) -> Pieces:
+        calls, sample = problem.calls_by_expert()[expert.name], problem.length_samples.get(expert.name, ())
+        requests = self._requests(expert, calls, sample, level)
         model = problem.session_model
         require(model is not None, "scheduler.prices=iterations: session model", "one that steps iterations", model)
         assert model is not None

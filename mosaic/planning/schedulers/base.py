@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
-from mosaic.planning.costs import Residency
+from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus, home_of
 from mosaic.planning.problem import Problem
 
 
@@ -28,13 +27,14 @@ class Scheduler(Protocol):
 class PredictedTimeline:
     """Prices sessions one after the other: each starts when its workers and its predecessors are done.
 
-    An expert that its workers served last is still resident and loads in no time.
+    An expert that its workers served last is still resident and loads in no time; one that was loaded before may come
+    out of the host's memory, as the costs have it.
     """
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._free_s = [0.0] * problem.cluster.num_workers
-        self._home_by_worker: dict[int, tuple[str, tuple[int, ...]]] = {}
+        self._held = problem.held
         self._end_s_by_session: dict[int, float] = {}
 
     def free_s(self, workers: Sequence[int]) -> float:
@@ -44,18 +44,16 @@ class PredictedTimeline:
     def append(self, session: Session) -> PredictedTimes:
         """Price the next session of the total order."""
         problem = self._problem
-        expert = problem.expert(session.expert)
+        expert = problem.session_expert(session)
         workers = problem.cluster.select(session.workers)
         start_s = max([self.free_s(session.workers), *(self._end_s_by_session[needed] for needed in session.after)])
-        home = (session.expert, session.workers)
-        stays = all(self._home_by_worker.get(worker) == home for worker in session.workers)
-        residency = Residency.RESIDENT if stays else Residency.COLD
+        residency = self._held.residency(*home_of(session))
         load_s = problem.costs.load_s(expert, workers, residency)
         serve_s = problem.costs.session_s(expert, problem.summary(session.expert, len(session.shard)), workers)
         end_s = start_s + load_s + serve_s
         for worker in session.workers:
             self._free_s[worker] = end_s
-            self._home_by_worker[worker] = home
+        self._held = self._held.after(*home_of(session))
         self._end_s_by_session[session.id] = end_s
         return PredictedTimes(start_s, load_s, end_s)
 

@@ -10,7 +10,6 @@ from mosaic.core.cluster import Worker
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.kv_memory import describe_need
 from mosaic.core.workload import Expert, ExpertName
-from mosaic.planning.costs import Residency
 from mosaic.planning.problem import Problem
 
 Place: TypeAlias = tuple[int, ...]
@@ -167,7 +166,7 @@ def make_instance(
 
 def _price(problem: Problem, expert: Expert, gang: Sequence[Worker]) -> tuple[float, float]:
     terms = problem.costs.linear_terms(expert, gang)
-    return problem.costs.load_s(expert, gang, Residency.COLD) + terms.fixed_s, terms.per_call_s
+    return problem.costs.load_s(expert, gang, problem.held.anywhere(expert.name)) + terms.fixed_s, terms.per_call_s
 
 
 def _cap(
@@ -183,7 +182,7 @@ def _cap(
     session_s, load_s = min(
         (
             problem.costs.session_s(expert, summary, gang),
-            problem.costs.load_s(expert, gang, Residency.COLD),
+            problem.costs.load_s(expert, gang, problem.held.anywhere(expert.name)),
         )
         for gang in {gang[0].gpu: gang for gang in gangs}.values()
     )

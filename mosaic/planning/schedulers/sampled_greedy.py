@@ -236,11 +236,9 @@ class _Stages:
     def _session(self, expert: int, place: Place, shard: Shard, now_s: float) -> _Planned:
         stays = all(self.home.get(worker) == (expert, place) for worker in place)
         workers = self.problem.cluster.select(place)
-        load_s = self.problem.costs.load_s(
-            self.problem.expert(self.instance.names[expert]),
-            workers,
-            Residency.RESIDENT if stays else Residency.COLD,
-        )
+        name = self.instance.names[expert]
+        residency = Residency.RESIDENT if stays else self.problem.held.anywhere(name)
+        load_s = self.problem.costs.load_s(self.problem.expert(name), workers, residency)
         return _Planned(expert, place, now_s + load_s, shard, self._serve(expert, place, shard))
 
     def _shortened(self, session: _Planned, shard: Shard) -> _Planned:

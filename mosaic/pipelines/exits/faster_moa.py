@@ -1,0 +1,238 @@
+"""The rule that Faster-MoA published: agents are cancelled by a draw whose odds follow from confidence and similarity.
+
+NOTE: after each agent i that has ended, with l, j, k over those that have:
+
+    C_l = exp(mean log p of the tokens of l)                         its confidence
+    C   = sqrt(mean of C_l^2)
+    P   = sum of C_j C_k Sim(j, k) / sum of C_j C_k, over pairs j <= k
+    B   = 1 - |P - tau| / tau,  tau = 0.7
+    Q   = sqrt(C B)                                                  the others are cancelled with this probability
+
+As printed, the pairs of P hold the diagonal, where Sim is 1, and Q is a root in the prose and a power of tau in the
+algorithm: both are options. Sim(j, k) is the cosine, under the Frobenius product, of U_j and U_k: U = T'T scaled to a
+correlation matrix, T the embeddings of a response's tokens, shape (num_tokens, embedding_size).
+
+References
+----------
+Faster-MoA, arXiv 2512.18126.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import blake2b
+from itertools import combinations
+from math import sqrt
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mosaic.core.checks import require, require_count, require_number
+from mosaic.core.results import CallRecord
+from mosaic.core.workload import CallKey
+from mosaic.pipelines.exits.agreed import checked_order
+from mosaic.pipelines.exits.exit import Meeting, Order, Scope, Verdict
+
+Floats: TypeAlias = NDArray[np.floating[Any]]
+Embed: TypeAlias = Callable[[str], Floats]
+"""Gives the embeddings of a text's tokens, T, shape (num_tokens, embedding_size)."""
+
+
+class Similarity(StrEnum):
+    """What two responses are compared by."""
+
+    ANSWERS = "answers"
+    """1 where they give the same answer, else 0: all that a simulation can know, and no embedding is needed."""
+    EMBEDDINGS = "embeddings"
+    """As published, with a model of the pool in the place of the paper's embedding model."""
+
+
+class Exponent(StrEnum):
+    """Which power of C B is Q."""
+
+    SQRT = "sqrt"
+    """1/2, as in the paper's prose."""
+    TAU = "tau"
+    """tau, as in its algorithm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FasterMoa:
+    """Cancels by the published rule; who reads the agents reads those that count by then."""
+
+    seed: int
+    """The run's: the draws are hashed from it and the keys of the calls."""
+    tau: float = 0.7
+    diagonal: bool = True
+    """Whether P averages the similarity of a response to itself too."""
+    exponent: Exponent = Exponent.SQRT
+    similarity: Similarity = Similarity.ANSWERS
+    order: Order = Order.FINISH
+    embed: Embed | None = None
+    """Given with similarity=embeddings."""
+    name: str = "faster_moa"
+
+    def __post_init__(self) -> None:
+        require_count(self.seed, "exit.seed")
+        require_number(self.tau, "exit.tau", above=0)
+        require(self.tau <= 1, "exit.tau", "at most 1", self.tau)
+        if not isinstance(self.diagonal, bool):
+            raise TypeError(f"exit.diagonal must be true or false, got {self.diagonal!r}")
+        for name, kind in (("exponent", Exponent), ("similarity", Similarity)):
+            allowed = [one.value for one in kind]
+            require(getattr(self, name) in allowed, f"exit.{name}", f"one of {allowed}", getattr(self, name))
+            object.__setattr__(self, name, kind(getattr(self, name)))
+        object.__setattr__(self, "order", checked_order(self.order))
+        given = self.embed is not None
+        needed = self.similarity is Similarity.EMBEDDINGS
+        require(given == needed, "exit.embed", f"{'given' if needed else 'null'} with {self.similarity}", self.embed)
+
+    @property
+    def scope(self) -> Scope:
+        return Scope.NODE
+
+    @property
+    def reads_confidence(self) -> bool:
+        return True
+
+    def judge(self, meeting: Meeting) -> Verdict | None:
+        """Draw after each agent that has ended, but for the last, behind which there is nobody to cancel.
+
+        Raises
+        ------
+        ValueError
+            If nobody said how probable a response's tokens were.
+        """
+        confidences: list[float] = []
+        similar: list[list[float]] = []
+        heard: list[tuple[CallRecord, Any]] = []
+        answers = [vote.answer for vote in meeting.ballot().ballot.votes]
+        for number, place in enumerate(meeting.order[: len(meeting.agents) - 1], start=1):
+            record = meeting.record(place)
+            if record is None:
+                continue  # a call that failed has said nothing
+            thing = answers[place] if self.embed is None else token_correlation(self.embed(_text_of(record)))
+            similar.append([self._similarity(thing, other) for _, other in heard])
+            heard.append((record, thing))
+            confidences.append(_confidence_of(record))
+            odds = exit_probability(confidences, similar, tau=self.tau, diagonal=self.diagonal, exponent=self.exponent)
+            if draw(self.seed, record.key) < odds:
+                return Verdict(meeting.order[:number])
+        return None
+
+    def _similarity(self, one: Any, other: Any) -> float:
+        if self.embed is None:
+            return float(one is not None and one == other)
+        return frobenius_cosine(one, other)
+
+    def notes(self) -> Sequence[str]:
+        by = "same answer" if self.embed is None else "token embeddings"
+        pairs = "with" if self.diagonal else "without"
+        return (f"Faster-MoA's rule: tau {self.tau:g}, {pairs} the diagonal, exponent {self.exponent}, Sim by {by}",)
+
+
+def exit_probability(
+    confidences: Sequence[float],
+    similar: Sequence[Sequence[float]],
+    *,
+    tau: float = 0.7,
+    diagonal: bool = True,
+    exponent: Exponent = Exponent.SQRT,
+) -> float:
+    """Compute Q.
+
+    Parameters
+    ----------
+    confidences
+        C_l of the agents that have ended, 0 to 1.
+    similar
+        Row k has Sim(k, j) for all j < k.
+    tau, diagonal, exponent
+        As in ``FasterMoa``.
+
+    Returns
+    -------
+    float
+        0 to 1; 0 where there is no pair, or all confidences are 0.
+
+    Examples
+    --------
+    Two agents of equal confidence have P = (2 + Sim) / 3, so that the rule as printed rewards disagreement:
+
+    >>> [round(exit_probability([0.9, 0.9], [[], [sim]]), 3) for sim in (0.0, 0.1, 0.5, 1.0)]
+    [0.926, 0.949, 0.854, 0.717]
+    """
+    diagonal_weights = [confidence**2 for confidence in confidences] if diagonal else []
+    pairs = [(confidences[j] * confidences[k], similar[k][j]) for j, k in combinations(range(len(confidences)), 2)]
+    total = sum(diagonal_weights) + sum(weight for weight, _ in pairs)
+    if total <= 0:
+        return 0.0
+    mean_similarity = (sum(diagonal_weights) + sum(weight * sim for weight, sim in pairs)) / total
+    confidence = sqrt(sum(one**2 for one in confidences) / len(confidences))
+    balance = 1 - abs(mean_similarity - tau) / tau
+    product = max(0.0, confidence * balance)
+    return min(1.0, sqrt(product) if exponent is Exponent.SQRT else product**tau)
+
+
+def draw(seed: int, key: CallKey) -> float:
+    """Draw a number in [0, 1) behind a call: it depends on nothing but the seed and the call's key.
+
+    Examples
+    --------
+    >>> draw(0, CallKey("q", "layer_1", 0)) == draw(0, CallKey("q", "layer_1", 1))
+    False
+    """
+    question, node, slot = key
+    digest = blake2b(f"{seed}|early exit|{question}|{node}|{slot}".encode(), digest_size=6).digest()
+    return int.from_bytes(digest, "big") / 2**48
+
+
+def token_correlation(embeddings: Floats) -> Floats:
+    """Scale T'T to a correlation matrix: U_ab = (T'T)_ab / sqrt((T'T)_aa (T'T)_bb).
+
+    Parameters
+    ----------
+    embeddings
+        T, shape (num_tokens, embedding_size).
+
+    Examples
+    --------
+    >>> token_correlation(np.array([[1.0, 2.0], [3.0, 4.0]])).round(3).tolist()
+    [[1.0, 0.99], [0.99, 1.0]]
+    """
+    gram = embeddings.T @ embeddings
+    size = np.sqrt(np.diag(gram))
+    scale: Floats = np.where(size > 0, size, 1.0)
+    correlation: Floats = gram / np.outer(scale, scale)
+    return correlation
+
+
+def frobenius_cosine(one: Floats, other: Floats) -> float:
+    """Compute the cosine of two matrices under the Frobenius product, -1 to 1.
+
+    Examples
+    --------
+    >>> one, other = np.eye(2), np.array([[0.0, 1.0], [1.0, 0.0]])
+    >>> round(frobenius_cosine(one, one), 3), frobenius_cosine(one, other)
+    (1.0, 0.0)
+    """
+    size = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return 0.0 if size == 0 else float(np.clip(np.vdot(one, other) / size, -1.0, 1.0))
+
+
+def _confidence_of(record: CallRecord) -> float:
+    if record.confidence is None:
+        raise ValueError(
+            f"exit=faster_moa: the confidence of {record.key.question}, {record.key.node}, slot {record.key.slot} must "
+            "be known, got None: its engine did not tell how probable its tokens were"
+        )
+    return record.confidence
+
+
+def _text_of(record: CallRecord) -> str:
+    if record.response is None or record.response.text is None:
+        raise ValueError(
+            f"exit.similarity must be answers where calls have no texts, got embeddings ({record.key.question})"
+        )
+    return record.response.text

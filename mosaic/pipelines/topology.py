@@ -1,0 +1,105 @@
+"""Layers of agents as nodes of a call graph: a tree, where each reads some of the layer below, or all read all.
+
+References
+----------
+Faster-MoA, arXiv 2512.18126: 9-3-1 with three precursors each, against 9-9-1 where all read all.
+"""
+
+from collections.abc import Sequence
+
+from mosaic.core.checks import require, require_count
+from mosaic.core.workload import Expert, NodeName
+from mosaic.pipelines.aggregation import MIN_OUTPUT_TOKENS
+from mosaic.pipelines.node import Node
+
+
+def layered_nodes(
+    layers: Sequence[Sequence[Expert]],
+    fan_in: Sequence[int | None],
+    *,
+    min_output_tokens: int = MIN_OUTPUT_TOKENS,
+) -> tuple[Node, ...]:
+    """Build the nodes of layers of agents.
+
+    Agents who read the same and are read by the same make one node; its role is its layer. So an agent of an upper
+    layer can start when those that it reads have ended, whatever the others of the layer below do.
+
+    Parameters
+    ----------
+    layers
+        Who sits where, from those that read the question alone to those whose answer is final.
+    fan_in
+        By upper layer: how many neighbours of the layer below each agent reads, its own; None: all.
+    min_output_tokens
+        Room that prompts of upper layers leave for what is written.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a layer is empty, or a fan-in does not divide the layer below among its readers.
+
+    Examples
+    --------
+    >>> from mosaic.core.workload import ModelShape
+    >>> shape = ModelShape(num_parameters=10, num_layers=1, hidden_size=1, ffn_size=1, num_query_heads=1,
+    ...                    num_kv_heads=1, head_dim=1, vocab_size=1)
+    >>> agent = Expert(name="A", checkpoint="a", shape=shape, family="instruct")
+    >>> for node in layered_nodes([[agent] * 4, [agent] * 2, [agent]], [2, None]):
+    ...     print(node.name, len(node.experts), *node.after)
+    layer_1_1 2
+    layer_1_2 2
+    layer_2_1 1 layer_1_1
+    layer_2_2 1 layer_1_2
+    layer_3 1 layer_2_1 layer_2_2
+    """
+    require(len(layers) > 0, "topology.layers", "at least one layer", len(layers))
+    rule = "a number by upper layer, one fewer than there are layers"
+    require(len(fan_in) == len(layers) - 1, "topology.fan_in", rule, list(fan_in))
+    for depth, experts in enumerate(layers):
+        require(len(experts) > 0, f"topology.layers: layer {depth + 1}", "at least one agent", 0)
+    for depth, width in enumerate(fan_in, start=1):
+        if width is not None:
+            _require_division(depth, width, len(layers[depth - 1]), len(layers[depth]))
+    if fan_in and len(layers[-1]) > 1:  # one node is the last, and its agents vote
+        require(fan_in[-1] is None, "topology.fan_in", "null for a last layer of several agents", fan_in[-1])
+    nodes: list[Node] = []
+    below: list[NodeName] = []
+    for depth, experts in enumerate(layers):
+        reads, is_read = (None, *fan_in)[depth], (*fan_in, None)[depth]
+        size = 1 if reads is not None else is_read or len(experts)
+        names = _names(depth, len(experts) // size)
+        for place, name in enumerate(names):
+            read = below if reads is None else below[place * reads : (place + 1) * reads]
+            nodes.append(
+                Node(
+                    name=name,
+                    experts=tuple(experts[place * size : (place + 1) * size]),
+                    after=tuple(dict.fromkeys(read)),
+                    role=f"layer_{depth + 1}",
+                    min_output_tokens=min_output_tokens,
+                )
+            )
+        below = [name for name in names for _ in range(size)]
+    return tuple(nodes)
+
+
+def in_turn(experts: Sequence[Expert], num_agents: int) -> tuple[Expert, ...]:
+    """Seat experts one after the other, and from the first again.
+
+    Examples
+    --------
+    >>> in_turn("ABC", 5)
+    ('A', 'B', 'C', 'A', 'B')
+    """
+    return tuple(experts[place % len(experts)] for place in range(num_agents))
+
+
+def _names(depth: int, num_nodes: int) -> list[NodeName]:
+    name = f"layer_{depth + 1}"
+    return [name] if num_nodes == 1 else [f"{name}_{place + 1}" for place in range(num_nodes)]
+
+
+def _require_division(depth: int, width: int, num_below: int, num_agents: int) -> None:
+    require_count(width, "topology.fan_in", at_least=1)
+    rule = f"such that the {num_agents} agents of layer {depth + 1} read the {num_below} below them, each its own"
+    require(width * num_agents == num_below, "topology.fan_in", rule, width)

@@ -1,0 +1,76 @@
+"""Prefill ahead of time as a controller: prompts grow in engines that are up while the calls they quote still run."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from mosaic.core.commands import Command, Prefill
+from mosaic.core.events import Event, Finished, Ready
+from mosaic.core.workload import Call, ExpertName, NodeName
+from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.read_ahead import ReadAhead
+from mosaic.planning.profiles import Profile
+from mosaic.runtime.controller import View
+from mosaic.runtime.layers import Questions
+
+
+class PrefillAhead:
+    """Has the prompt of a call prefilled slot by slot, in a session of its expert that is up, while others still run.
+
+    Whenever a call of a question has ended, the prompts that are to quote it are as long as the calls in front of
+    their order (``ReadAhead``) tell. What has grown is prefilled; the call itself is then sent to the session that has
+    read its beginning. Where no session of the expert is up nothing happens. It stands behind the pipeline, which has
+    submitted by then what is ready.
+
+    References
+    ----------
+    Faster-MoA, arXiv 2512.18126, overlaps prefill and decode by such prefill-only requests.
+    """
+
+    reacts = True
+
+    def __init__(self, questions: Questions) -> None:
+        self._questions = questions
+        self._up: set[int] = set()
+        self._homes: dict[tuple[str, NodeName, ExpertName], tuple[int, int]] = {}
+        """The session that reads for an expert's calls of a node, and how many inputs of the question it has read."""
+
+    def on(self, event: Event, view: View) -> Iterable[Command]:
+        """Look again at the question of a call that has ended."""
+        if isinstance(event, Ready):
+            self._up.add(event.session)
+        elif isinstance(event, Finished):
+            self._questions.note(event.record)
+            return list(self._read_on(event.record.key.question, view))
+        return ()
+
+    def home(self, call: Call, view: View) -> int | None:
+        """Give the session that has read the beginning of a call, as long as it takes calls."""
+        number, _ = self._homes.get((call.key.question, call.key.node, call.expert), (None, 0))
+        return number if number is not None and view.is_open(number) else None
+
+    def _read_on(self, question: str, view: View) -> Iterator[Command]:
+        for call, num_read in self._questions.openings(question):
+            place = call.key.question, call.key.node, call.expert
+            number = self.home(call, view)
+            if number is None:
+                number = self._session_for(call.expert, view)
+            elif self._homes[place][1] >= num_read:
+                continue
+            if number is not None:
+                self._homes[place] = number, num_read
+                yield Prefill(call, number, num_read)
+
+    def _session_for(self, expert: ExpertName, view: View) -> int | None:
+        """Find the session of an expert that is up and has the fewest calls."""
+        numbers = [n for n in sorted(self._up) if view.is_open(n) and view.opened[n].expert == expert]
+        return min(numbers, key=lambda n: len(view.held[n]), default=None)
+
+
+def in_order_of_length(graph: CallGraph, profiles: Mapping[NodeName, Profile]) -> CallGraph:
+    """Let a graph that reads ahead read the calls first that are predicted to be the shortest."""
+    if graph.read_ahead is None:
+        return graph
+    means = {
+        node: {entry.expert: entry.lengths.mean for entry in profile.entries} for node, profile in profiles.items()
+    }
+    return replace(graph, read_ahead=ReadAhead(mean_output_tokens=means))

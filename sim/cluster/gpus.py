@@ -1,0 +1,231 @@
+"""The GPUs of a simulated run: whose turn it is, which engines are on them, and what bringing another up takes."""
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import simpy
+
+from mosaic.core.cluster import Cluster
+from mosaic.core.plan import Home, home_of
+from sim.cluster.clock import wait_until
+from sim.cluster.expert_on_gpu import ExpertOnGpu
+from sim.cluster.gpu_use import GpuUse, Keep
+from sim.cluster.host_memory import Asleep, Holding, HostMemory, Weights
+from sim.cluster.session import SimSession
+from sim.hardware.host import Host
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """Memory of a worker for one engine."""
+
+    worker: int
+    home: Home | None
+    """The engine that is there, whether a session uses it or not."""
+    model: ExpertOnGpu | None = None
+    """Of that engine; None: nothing is known of it."""
+    owner: SimSession | None = None
+    free_ts: float = 0.0
+    """When the engine before has left its memory."""
+    holding: Holding | None = None
+
+    def is_left(self, home: Home) -> bool:
+        """Whether an engine is there that no session of it uses; another copy may serve one beside it."""
+        return self.home == home and (self.owner is None or home_of(self.owner.session) != home)
+
+
+@dataclass(slots=True)
+class Room:
+    """What a session asks for and has of its workers."""
+
+    requests: list[simpy.resources.resource.Request]
+    turns: list[simpy.resources.resource.Request]
+    """To serve, where another may have memory beside it; none where nobody may, or all serve together."""
+    slots: list[Slot] = field(default_factory=list)
+
+
+class Load(NamedTuple):
+    """When a load began, and what it took."""
+
+    start_ts: float
+    load_s: float
+
+
+Loading: TypeAlias = Generator[simpy.Event, Any, Load]
+
+
+class Gpus:
+    """Workers with slots for engines, and the host behind them.
+
+    NOTE: a session asks for slots on all its workers, and for its turn, when it is opened. Requests are served in the
+    order in which sessions were opened, so gangs cannot wait for each other. The engine of a session that has ended
+    stays until a slot is wanted for another; then it ends, or is put to sleep.
+
+    Parameters
+    ----------
+    env, cluster
+        The clock and the workers.
+    use
+        How sessions share them.
+    host
+        What keeps weights and engines; None: nothing does.
+    held
+        What is on every worker at the start.
+    """
+
+    def __init__(
+        self, env: simpy.Environment, cluster: Cluster, use: GpuUse, host: Host | None, held: Home | None
+    ) -> None:
+        self._env = env
+        self._use = use
+        self._rooms = [simpy.Resource(env, use.num_slots) for _ in cluster.workers]
+        self._turns = [simpy.Resource(env) for _ in cluster.workers] if use.ahead_bytes else []
+        self._slots = [[Slot(worker.id, held) for _ in range(use.num_slots)] for worker in cluster.workers]
+        self._host: HostMemory | None = None
+        if host is not None and use.keep is not Keep.NOTHING:
+            spare = [worker.gpu.memory_bytes - worker.gpu.usable_bytes for worker in cluster.workers]
+            self._host = HostMemory(host.memory_bytes, host.asleep_gpu_bytes, spare)
+        self._holdings: list[Holding] = []
+
+    @property
+    def holdings(self) -> Sequence[Holding]:
+        """All memory that was held, by the time it was first."""
+        return [*self._holdings, *(self._host.holdings if self._host else ())]
+
+    def ask(self, live: SimSession) -> Room:
+        """Ask for room for a session that is opened."""
+        workers = live.session.workers
+        requests = [self._rooms[worker].request() for worker in workers for _ in range(live.model.num_slots)]
+        return Room(requests, [self._turns[worker].request() for worker in workers] if self._turns else [])
+
+    def leave(self, live: SimSession, room: Room) -> Iterator[int]:
+        """Give a session's room back; tells the workers that are idle then."""
+        for slot in room.slots:
+            slot.owner = None
+        others = {slot.owner for worker in live.session.workers for slot in self._slots[worker]}
+        if self._turns and any(other and home_of(other.session) != home_of(live.session) for other in others):
+            self._end_engines(room.slots, live)  # whoever has loaded beside it wants the rest of its memory
+        for number, worker in enumerate(live.session.workers):
+            for request in room.requests[number * live.model.num_slots : (number + 1) * live.model.num_slots]:
+                self._rooms[worker].release(request)
+            if room.turns and room.turns[number].triggered:
+                self._turns[worker].release(room.turns[number])
+            elif room.turns:
+                room.turns[number].cancel()
+            if not self._rooms[worker].users and not self._rooms[worker].queue:
+                yield worker
+
+    def paces(self, touched: Iterable[SimSession]) -> list[tuple[SimSession, int]]:
+        """List the sessions with calls whose pace changes, beside some that have begun or ended calls.
+
+        Engines on a GPU take turns, iteration by iteration: each of n with calls takes n times as long.
+        """
+        changed: dict[SimSession, int] = {}
+        for worker in dict.fromkeys(worker for live in touched for worker in live.session.workers):
+            busy = {slot.owner: None for slot in self._slots[worker] if slot.owner and slot.owner.is_busy}
+            changed |= {live: len(busy) for live in busy if live.pace != len(busy)}
+        return list(changed.items())
+
+    def bring_up(self, live: SimSession, room: Room) -> Loading:
+        """Load a session's expert where it is not there, and wait for its turn; returns the load."""
+        home, workers = home_of(live.session), live.session.workers
+        has_turn = not room.turns
+        if not has_turn and any(slot.owner and home_of(slot.owner.session) == home for slot in self._slots[workers[0]]):
+            yield self._env.all_of(room.turns)  # the session before has the same engine, and leaves it
+            has_turn = True
+        self._take(live, room)
+        load = Load(self._env.now, 0.0)
+        if any(slot.home != home for slot in room.slots):
+            load = yield from self._load(live, room)
+        if not has_turn:
+            yield self._env.all_of(room.turns)
+            beside = [slot for worker in workers for slot in self._slots[worker]]
+            yield from wait_until(self._env, max(slot.free_ts for slot in beside))
+        self._hold(live, room, live.model.held_bytes)
+        return load
+
+    def _take(self, live: SimSession, room: Room) -> None:
+        """Choose slots: those that have the engine, or else empty ones."""
+        home = home_of(live.session)
+        for worker in live.session.workers:
+            free = [slot for slot in self._slots[worker] if slot.owner is None]
+            free.sort(key=lambda slot: (slot.home != home, slot.home is not None))
+            taken = free[: live.model.num_slots]
+            room.slots += taken
+            for slot in taken:
+                slot.owner = live
+
+    def _load(self, live: SimSession, room: Room) -> Loading:
+        env, home = self._env, home_of(live.session)
+        gone = list(room.slots)
+        if self._turns:  # an engine that is left beside it would have all the memory
+            mine = [slot for worker in live.session.workers for slot in self._slots[worker]]
+            gone += [slot for slot in mine if slot.owner is None]
+        self._end_engines([slot for slot in gone if slot.home != home], live)
+        yield from wait_until(env, max(slot.free_ts for slot in room.slots))
+        start_ts = env.now
+        self._hold(live, room, live.model.ahead_bytes if self._turns else live.model.held_bytes)
+        asleep, weights = Asleep(home), Weights(live.session.expert)
+        entry = next((entry for entry in (asleep, weights) if self._host and entry in self._host), None)
+        load_s = self._load_s(live, entry)
+        if self._host is not None:
+            if entry is None:
+                num_bytes = live.model.expert.shape.weight_bytes
+                self._host.keep(weights, num_bytes, start_ts, start_ts + load_s)
+            else:
+                self._host.read(entry)
+        yield from wait_until(env, start_ts + load_s)
+        if self._host is not None and entry is not None:
+            self._host.end_read(entry)
+            if entry is asleep:
+                self._host.drop(entry, env.now)
+        for slot in room.slots:
+            slot.home, slot.model = home, live.model
+        return Load(start_ts, load_s)
+
+    def _load_s(self, live: SimSession, entry: Asleep | Weights | None) -> float:
+        """Tell what a load takes that begins now, by where the weights are; those under way are waited for."""
+        model = live.model
+        if entry is None or self._host is None:
+            return model.load_s
+        left_s = max(0.0, self._host.ready_ts[entry] - self._env.now)
+        return left_s + model.sleep_s if isinstance(entry, Asleep) else max(left_s, model.warm_load_s)
+
+    def _end_engines(self, slots: Sequence[Slot], live: SimSession) -> None:
+        """End the engines of some slots, or put them to sleep, from now on; ``live`` is why."""
+        for home in dict.fromkeys(slot.home for slot in slots if slot.home is not None):
+            mine = [slot for slot in slots if slot.home == home]
+            there = [slot for worker in home[1] for slot in self._slots[worker] if slot.is_left(home)]
+            seconds = self._sleep_s(home, there)
+            if seconds is None:
+                seconds = live.model.unload_s
+            is_partial = self._host is None and self._use.num_slots == 1
+            for slot in mine if is_partial else {id(slot): slot for slot in (*mine, *there)}.values():
+                slot.home = None
+                slot.free_ts = self._env.now + seconds
+                if slot.holding is not None:
+                    slot.holding.end_ts = slot.free_ts
+                    slot.holding = None
+
+    def _sleep_s(self, home: Home, there: Sequence[Slot]) -> float | None:
+        """Put a whole engine to sleep, and tell how long that takes; None: it cannot."""
+        model = there[0].model if there else None
+        if self._host is None or self._use.keep is not Keep.ENGINES or model is None:
+            return None
+        if len(there) < len(home[1]) * model.num_slots:
+            return None
+        now = self._env.now
+        is_kept = self._host.keep(Asleep(home), model.expert.shape.weight_bytes, now, now + model.sleep_s)
+        return model.sleep_s if is_kept else None
+
+    def _hold(self, live: SimSession, room: Room, num_bytes: int) -> None:
+        """Note that a session's memory on each worker is so much from now on."""
+        num_bytes //= live.model.num_slots
+        for slot in room.slots:
+            if slot.holding is not None and slot.holding.num_bytes == num_bytes:
+                continue
+            if slot.holding is not None:
+                slot.holding.end_ts = self._env.now
+            slot.holding = Holding(slot.worker, "engine", live.session.expert, num_bytes, self._env.now)
+            self._holdings.append(slot.holding)

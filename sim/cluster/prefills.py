@@ -1,0 +1,121 @@
+"""Beginnings of prompts that simulated engines prefill ahead of their calls, by the blocks of their prefix caches."""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+from mosaic.core.commands import Prefill
+from mosaic.core.errors import BackendError
+from mosaic.core.results import PrefillRecord
+from mosaic.core.workload import Call, CallKey, ExpertName
+from sim.cluster.session import PREFILL, PendingCall, SimSession
+from sim.engine.engine import Engine
+from sim.engine.request import Request
+
+PromptName: TypeAlias = tuple[str, str]
+"""Question and node: its slots read the same."""
+
+
+class _Under(NamedTuple):
+    """A prefill under way."""
+
+    call: Call
+    live: SimSession
+
+
+class Prefills:
+    """Knows what is prefilled ahead of calls, in all sessions, and which prompts begin with it.
+
+    Parameters
+    ----------
+    steer
+        Gives the engine of a session that is to be told something; None: it has none.
+    touch
+        Told of sessions whose engines were told something.
+    tell
+        Told what became of each.
+    """
+
+    def __init__(
+        self,
+        steer: Callable[[SimSession], Engine | None],
+        touch: Callable[[SimSession], None],
+        tell: Callable[[PrefillRecord], None],
+    ) -> None:
+        self._steer = steer
+        self._touch = touch
+        self._tell = tell
+        self._under_way: dict[Request, _Under] = {}
+        self._last: dict[CallKey, Request] = {}
+        """By call, the last that was queued."""
+        self._begun: dict[tuple[PromptName, ExpertName], tuple[tuple[CallKey, ...], int]] = {}
+        """What the longest beginning of a prompt reads, and its tokens."""
+
+    def start(self, command: Prefill, live: SimSession, now: float) -> None:
+        """Queue a prefill in the place of an earlier one of the call, where the session is up and gets calls.
+
+        Raises
+        ------
+        BackendError
+            If it can never fit into the engine.
+        """
+        call = command.call
+        self.stop(call.key, now)
+        engine = None if live.is_closing else self._steer(live)
+        if engine is None:
+            return
+        tokens, name = call.prompt_tokens, prompt_name(call)
+        try:
+            request = engine.submit(PREFILL, tokens, 1, now, prefix=name, prefix_tokens=tokens)
+        except ValueError as error:
+            raise BackendError(f"session {live.session.id}, prefill of call {call.key}: {error}") from error
+        self._begun[name, call.expert] = call.after[: command.num_read], tokens
+        self._last[call.key] = request
+        self._under_way[request] = _Under(call, live)
+        live.on_prefilled = self._finish
+        self._touch(live)
+
+    def stop(self, key: CallKey, now: float) -> None:
+        """Drop the prefill of a call where one is under way."""
+        request = self._last.pop(key, None)
+        under = None if request is None else self._under_way.get(request)
+        if request is None or under is None or under.live.engine is None:
+            return
+        if under.live.engine.abort(request, now):  # else it has just finished
+            self._end(request, request.wasted_tokens, now)
+            self._touch(under.live)
+
+    def stop_all(self, live: SimSession, now: float) -> None:
+        """Drop all prefills of a session."""
+        for key in [under.call.key for under in self._under_way.values() if under.live is live]:
+            self.stop(key, now)
+
+    def name_prefix(self, pending: PendingCall) -> None:
+        """Let a call's prompt begin with what was prefilled of it, if it reads the same."""
+        call, name = pending.call, prompt_name(pending.call)
+        read, tokens = self._begun.get((name, call.expert), ((), 0))
+        if tokens and call.after[: len(read)] == read:
+            pending.prefix, pending.prefix_tokens = name, min(tokens, call.prompt_tokens)
+
+    def _finish(self, request: Request) -> None:
+        self._end(request, request.prompt_tokens, request.finished_ts or 0.0)
+
+    def _end(self, request: Request, num_held: int, ts: float) -> None:
+        """Tell of a prefill that is over, with the tokens of it that the engine held in the end."""
+        call, live = self._under_way.pop(request)
+        self._tell(
+            PrefillRecord(
+                key=call.key,
+                expert=call.expert,
+                session=live.session.id,
+                prompt_tokens=call.prompt_tokens,
+                cached_tokens=request.cached_tokens,
+                computed_tokens=max(0, num_held - request.cached_tokens),
+                queued_ts=request.queued_ts,
+                finished_ts=ts,
+            )
+        )
+
+
+def prompt_name(call: Call) -> PromptName:
+    """Name what a call reads."""
+    return call.key.question, call.key.node

@@ -1,0 +1,261 @@
+"""Runs over several machines, which are threads here: they come, go, and lack what a run needs."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from mosaic.core.cluster import cluster_of_hosts
+from mosaic.core.commands import Close, Move, Open
+from mosaic.core.errors import BackendError
+from mosaic.core.events import Closed, Joined, Lost, Ready, Started
+from mosaic.engines.checkpoints import check_checkpoint
+from mosaic.engines.machine_launcher import ABSENT, MachineLauncher
+from mosaic.engines.machine_messages import Pass, WantedCheckpoint
+from mosaic.engines.messages import Load
+from mosaic.runtime.replanning import Replanning
+from tests.engines.executor_runs import (
+    IMPATIENT,
+    Reactor,
+    Runs,
+    finished_once,
+    make_checkpoint,
+    make_plan,
+    make_session,
+    running_host,
+    some_calls,
+)
+from tests.engines.here_machines import FAKE_ENGINE, HereMachines, MachineRuns, open_fleet
+from tests.factories import make_gpu
+
+
+def on_first(num_workers: int):
+    """Plan what is left, an expert a session, on the first workers that are there."""
+    made = []
+
+    def plan(calls, lost):
+        there = [worker for worker in range(num_workers) if worker not in lost]
+        names = sorted({call.expert for call in calls})
+        shards = [[call for call in calls if call.expert == name] for name in names]
+        sessions = [make_session(i, shard, workers=(there[i % len(there)],)) for i, shard in enumerate(shards)]
+        made.append((len(calls), dict(lost)))
+        return make_plan(*sessions, num_workers=num_workers)
+
+    return plan, made
+
+
+def at(num_calls: int, do):
+    """Do something once, when so many calls have ended."""
+    seen = []
+
+    def react(record):
+        seen.append(record)
+        if len(seen) == num_calls:
+            do()
+
+    return Reactor(react)
+
+
+def responses(runs):
+    return {key: (record.response, record.output_tokens) for key, record in runs.records.items()}
+
+
+@pytest.fixture
+def fleets():
+    opened = []
+
+    def open_(machines, *args):
+        opened.append(open_fleet(machines, *args))
+        return opened[-1]
+
+    yield open_
+    for fleet in opened:
+        fleet.close()
+
+
+def test_machines_say_what_this_one_says(tmp_path, fleets) -> None:
+    calls = [*some_calls("A", 20), *some_calls("B", 20)]
+    plan = make_plan(make_session(0, calls[:20]), make_session(1, calls[20:], workers=(1,)))
+    there = MachineRuns(tmp_path / "there", fleets(HereMachines({"a": 1, "b": 1})))
+    result = there.execute(plan, calls)
+    with running_host(FAKE_ENGINE) as host:
+        here = Runs(tmp_path / "here", host)
+        here.execute(plan, calls)
+    assert responses(there) == responses(here)
+    finished_once(tmp_path / "there", calls)
+    assert [session.workers for session in result.sessions] == [(0,), (1,)]
+
+
+def test_workers_of_a_lost_machine_are_planned_around_at_once_and_together(tmp_path, fleets) -> None:
+    machines = HereMachines({"a": 1, "b": 2})
+    calls = [*some_calls("A", 300), *some_calls("B", 40), *some_calls("C", 40)]
+    plan = make_plan(
+        make_session(0, calls[:300]),
+        make_session(1, calls[300:340], workers=(1,)),
+        make_session(2, calls[340:], workers=(2,)),
+        num_workers=3,
+    )
+    runs = MachineRuns(tmp_path, fleets(machines), names="ABC", num_workers=3)
+    replan, made = on_first(3)
+    runs.execute(plan, calls, Replanning(replan), at(8, lambda: machines.unplug("b")))
+    finished_once(tmp_path, calls)
+    assert runs.lost == dict.fromkeys((1, 2), "machine b is gone")
+    assert [sorted(lost) for _, lost in made] == [[1, 2]] * len(made), "never planned on what goes at the same instant"
+    assert len(made) == 1
+    lost_at = next(i for i, event in enumerate(runs.watcher.events) if isinstance(event, Lost))
+    own_end = next(i for i, e in enumerate(runs.watcher.events) if isinstance(e, Closed) and e.record.session == 0)
+    assert lost_at < own_end, "the session that goes on elsewhere is not waited for"
+
+
+class UseJoined:
+    """Gives a worker that joins half of the calls that are left."""
+
+    reacts = True
+
+    def on(self, event, view):
+        if not isinstance(event, Joined):
+            return ()
+        keys = [key for key, call in view.running.items() if call.expert == "A"][::2]
+        number = view.next_session()
+        session = make_session(number, expert="A", workers=(event.worker,))
+        return [Open(session), *(Move(key, number) for key in keys), Close(number)]
+
+
+def test_a_machine_that_joins_is_used(tmp_path, fleets) -> None:
+    machines = HereMachines({"a": 1})
+    runs = MachineRuns(tmp_path, fleets(machines, 2))
+    calls = some_calls("A", 1500)
+    join = at(8, lambda: machines.rooms.update(b=1))
+    runs.execute(make_plan(make_session(0, calls)), calls, UseJoined(), join)
+    assert runs.lost == {1: ABSENT}, "it is not there from the start"
+    assert [event.worker for event in runs.watcher.all(Joined)] == [1]
+    by_worker = Counter(record.workers for record in finished_once(tmp_path, calls).values())
+    assert by_worker[1,] > 0
+    assert by_worker[0,] > 0
+
+
+def test_a_machine_that_comes_back_serves_its_workers_again(tmp_path, fleets) -> None:
+    machines = HereMachines({"a": 1, "b": 1})
+    runs = MachineRuns(tmp_path, fleets(machines))
+    calls = [*some_calls("A", 1500), *some_calls("B", 20)]
+    plan = make_plan(make_session(0, calls[:1500]), make_session(1, calls[1500:], workers=(1,)))
+    unplug = at(4, lambda: machines.unplug("b"))
+
+    class PlugIn:
+        reacts = False
+
+        def on(self, event, view):
+            if isinstance(event, Lost):
+                machines.rooms["b2"] = 1
+            return ()
+
+    runs.execute(plan, calls, UseJoined(), Replanning(on_first(2)[0]), unplug, PlugIn())
+    finished_once(tmp_path, calls)
+    kinds = [type(event) for event in runs.watcher.events if isinstance(event, Lost | Joined)]
+    assert kinds == [Lost, Joined]
+
+
+def test_what_one_run_lost_the_next_one_leaves_alone(tmp_path) -> None:
+    calls = [*some_calls("A", 6), *some_calls("B", 6)]
+    plan = make_plan(make_session(0, calls[:6]), make_session(1, calls[6:], workers=(1,)))
+    with running_host(FAKE_ENGINE) as host:
+        runs = Runs(tmp_path, host, patience=IMPATIENT)
+        replan, made = on_first(2)
+        backend = runs.backend()
+        backend.lost = {1: "it broke in the pilot"}
+        runs.backend = lambda: backend
+        runs.execute(plan, calls, Replanning(replan))
+    finished_once(tmp_path, calls)
+    assert made == [(6, {1: "it broke in the pilot"})]
+    assert [type(event) for event in runs.watcher.events[:2]] == [Started, Lost]
+    assert {event.session for event in runs.watcher.all(Ready)} == {0, 2}, "nothing was tried there"
+
+
+def test_a_fleet_says_of_all_machines_what_they_lack(tmp_path) -> None:
+    path = make_checkpoint(tmp_path, "A")
+    wanted = WantedCheckpoint(
+        expert="A", name=str(path), folder=None, path=path, fingerprint="another", weights=True, tokenizer=True
+    )
+    machines = HereMachines(
+        {"a": 1, "b": 1, "c": 1},
+        checkpoints=(wanted, replace(wanted, expert="B", name="nowhere/B", path=tmp_path / "B")),
+        versions={"Python": "2.7"},
+    )
+    machines.broken["c"] = "starts no agent in 60 s"
+    with pytest.raises(BackendError) as raised:
+        open_fleet(machines)
+    text = str(raised.value)
+    assert "a has Python 3." in text
+    assert ", and the driver 2.7" in text
+    assert f"has another A in {path.resolve()} than the driver in {path}" in text
+    assert "cannot load B: checkpoint nowhere/B: no such folder" in text
+    assert "b has Python" in text
+    assert "c starts no agent in 60 s" in text
+
+
+def test_a_machine_finds_its_own_copy_of_a_checkpoint(tmp_path, fleets) -> None:
+    here, there = make_checkpoint(tmp_path / "here", "A"), make_checkpoint(tmp_path / "there", "A")
+    fingerprint = check_checkpoint(there).fingerprint
+    wanted = WantedCheckpoint(
+        expert="A", name=str(there), folder=None, path=here, fingerprint=fingerprint, weights=True, tokenizer=True
+    )
+    (there / "behave").write_text("note")
+    runs = MachineRuns(tmp_path / "here", fleets(HereMachines({"a": 1}, checkpoints=(wanted,))), num_workers=1)
+    calls = some_calls("A", 2)
+    runs.execute(make_plan(make_session(0, calls), num_workers=1), calls)
+    assert list(there.glob("pid-*")), "the copy in the machine's own folder was loaded"
+    assert not list(here.glob("pid-*"))
+
+
+def test_a_machine_that_came_and_cannot_serve_is_told(tmp_path, fleets) -> None:
+    machines, told = HereMachines({"a": 1}), []
+    machines.broken["b"] = "has not {'CPU': 1.0} free"
+    runs = MachineRuns(tmp_path, fleets(machines, 2, told.append))
+    calls = some_calls("A", 1500)
+    runs.execute(make_plan(make_session(0, calls)), calls, at(4, lambda: machines.rooms.update(b=1)))
+    assert told == ["b has not {'CPU': 1.0} free"]
+    assert not runs.watcher.all(Joined)
+
+
+def test_instants_of_a_machine_are_on_its_own_clock(tmp_path, fleets) -> None:
+    machines = HereMachines({"a": 1, "b": 1})
+    machines.ahead_s["b"] = 1000.0
+    launcher = MachineLauncher(fleets(machines))
+    launcher.begin(tmp_path, -1, 2)
+    told = {name: [] for name in "ab"}
+    for name, machine in machines.started.items():
+        machine.tell = told[name].extend
+    for worker in (0, 1):
+        channel = launcher.open("any spec", (worker,))
+        channel.send(Load(spec="any spec", journal=tmp_path / f"worker-{worker}.journal", zero_ts=50.0))
+    list(launcher.listen(0.0))
+    loads = {name: [o.message for o in orders if isinstance(o, Pass)] for name, orders in told.items()}
+    assert [load.zero_ts for load in loads["a"]] == [50.0]
+    assert [load.zero_ts for load in loads["b"]] == [1050.0]
+    assert [load.journal for name in "ab" for load in loads[name]] == [None, None], "the driver writes"
+
+
+def test_what_a_process_printed_comes_along(tmp_path, fleets) -> None:
+    (make_checkpoint(tmp_path, "A") / "behave").write_text("print")
+    runs = MachineRuns(tmp_path, fleets(HereMachines({"a": 1})), num_workers=1)
+    calls = some_calls("A", 2)
+    runs.execute(make_plan(make_session(0, calls), num_workers=1), calls)
+    assert (tmp_path / "journal" / "worker-0.log").read_text() == (
+        "--- on a\nsaid by the engine\ncomplained by the engine\n"
+    )
+
+
+def test_a_call_that_kills_its_process_is_found_on_a_machine_too(tmp_path, fleets) -> None:
+    calls = some_calls("A", 8)
+    prompts = lambda call, inputs: "die" if call is calls[3] else "well"  # noqa: E731
+    runs = MachineRuns(tmp_path, fleets(HereMachines({"a": 1})), num_workers=1, prompts=prompts)
+    runs.execute(make_plan(make_session(0, calls), num_workers=1), calls)
+    assert [call.key for call in calls if runs.records[call.key].response.error] == [calls[3].key]
+
+
+def test_a_gang_stays_in_one_host(tmp_path, fleets) -> None:
+    cluster = cluster_of_hosts(name="two", host_sizes=(1, 1), gpu=make_gpu())
+    runs = MachineRuns(tmp_path, fleets(HereMachines({"a": 1, "b": 1})), cluster=cluster)
+    calls = some_calls("A", 2)
+    with pytest.raises(BackendError, match="workers must be of one kind and in one host"):
+        runs.execute(make_plan(make_session(0, calls, workers=(0, 1))), calls)

@@ -1,0 +1,173 @@
+"""Runs on a Ray cluster whose nodes are emulated on this machine: nodes are killed, come and join."""
+
+import json
+import os
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mosaic.core.engine_options import Device
+from mosaic.core.errors import BackendError
+from mosaic.core.events import Joined, Lost
+from mosaic.engines.host_process import VLLM_ENGINE
+from mosaic.engines.machine_agent import installed_versions
+from mosaic.engines.machine_messages import WantedCheckpoint
+from mosaic.runtime.replanning import Replanning
+from tests.engines.executor_runs import (
+    FAKE_ENGINE,
+    OPTIONS,
+    Runs,
+    finished_once,
+    has_vllm,
+    make_checkpoint,
+    make_plan,
+    make_session,
+    running_host,
+    some_calls,
+)
+from tests.engines.fake_batch import batch_line, run_mosaic, write_batch, write_models
+from tests.engines.here_machines import MachineRuns
+from tests.engines.ray_nodes import emulated_nodes, has_ray
+from tests.engines.test_host_machines import UseJoined, at, on_first, responses
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not has_ray(), reason="Ray is not installed"),
+    pytest.mark.filterwarnings("ignore"),  # Ray's own
+]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        with emulated_nodes("a", "b", "c") as running:
+            yield running
+
+
+@contextmanager
+def on_ray(nodes, sizes, *, engine_module=FAKE_ENGINE, wanted=()):
+    from mosaic.engines.ray_cluster import RayCluster
+    from mosaic.engines.ray_machines import Room
+
+    room, told = Room(device=Device.CPU, cpus_per_worker=1), []
+    cluster = RayCluster(nodes.address, room, sizes, OPTIONS, lambda: wanted, told.append, engine_module)
+    with cluster.open():
+        yield cluster
+
+
+def test_three_nodes_one_killed_and_one_joining(tmp_path, nodes) -> None:
+    calls = [*some_calls("A", 4000), *some_calls("B", 1000), *some_calls("C", 1000)]
+    plan = make_plan(
+        make_session(0, calls[:4000]),
+        make_session(1, calls[4000:5000], workers=(1,)),
+        make_session(2, calls[5000:], workers=(2,)),
+        num_workers=3,
+    )
+    killed = []
+
+    def kill() -> None:
+        nodes.kill("c")
+        nodes.add("d", wait=False)
+        killed.append(time.monotonic())
+
+    class Watch:
+        reacts = False
+        lost_s = None
+
+        def on(self, event, view):
+            if isinstance(event, Lost):
+                self.lost_s = time.monotonic() - killed[0]
+            return ()
+
+    watch = Watch()
+    with on_ray(nodes, (1, 1, 1)) as cluster:
+        there = MachineRuns(tmp_path / "there", cluster, names="ABC", num_workers=3)
+        there.execute(plan, calls, UseJoined(), Replanning(on_first(3)[0]), at(900, kill), watch)
+    ended = finished_once(tmp_path / "there", calls)
+    (lost,) = there.watcher.all(Lost)
+    assert "is gone" in lost.cause
+    assert lost.cause.startswith("machine ")
+    assert watch.lost_s < 20
+    (joined,) = there.watcher.all(Joined)
+    assert joined.worker == lost.worker
+    late = [record for record in ended.values() if record.finished_ts > joined.ts]
+    assert any(record.workers == (joined.worker,) for record in late), "who joins gets calls"
+    with running_host(FAKE_ENGINE) as host:
+        here = Runs(tmp_path / "here", host, names="ABC", num_workers=3)
+        here.execute(plan, calls)
+    assert responses(there) == responses(here)
+
+
+@pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
+def test_real_vllm_on_two_nodes_of_which_one_is_killed(tmp_path, nodes) -> None:
+    calls = [*some_calls("A", 60), *some_calls("B", 300)]
+    plan = make_plan(make_session(0, calls[:60]), make_session(1, calls[60:], workers=(1,)))
+    with on_ray(nodes, (1, 1), engine_module=VLLM_ENGINE) as cluster:
+        there = MachineRuns(tmp_path / "there", cluster)
+        cluster.launcher().begin(tmp_path, -1, 2)
+        by_node = {machine.id: worker for worker, machine in cluster.launcher().machines.items()}
+        victim = next(one for one, node in nodes.nodes.items() if by_node.get(node.node_id) == 1)
+        there.execute(plan, calls, Replanning(on_first(2)[0]), at(90, lambda: nodes.kill(victim)))
+    finished_once(tmp_path / "there", calls)
+    assert list(there.lost) == [1]
+    with running_host(VLLM_ENGINE) as host:
+        here = Runs(tmp_path / "here", host)
+        here.execute(plan, calls)
+    assert there.tokens == here.tokens
+    texts = {key: record.response.text for key, record in here.records.items()}
+    assert {key: record.response.text for key, record in there.records.items()} == texts
+    nodes.add(victim)
+
+
+def test_a_machine_that_is_gone_is_not_counted(nodes) -> None:
+    from mosaic.engines.ray_cluster import hosts_of
+    from mosaic.engines.ray_machines import Room
+
+    room = Room(device=Device.CPU, cpus_per_worker=1)
+    before = len(hosts_of(nodes.address, room, None))
+    nodes.add("e")
+    assert len(hosts_of(nodes.address, room, None)) == before + 1
+    nodes.kill("e")
+    assert len(hosts_of(nodes.address, room, None)) == before, "Ray itself notices after many seconds"
+
+
+def test_a_batch_runs_on_the_cluster_as_it_does_here(tmp_path, nodes) -> None:
+    models = write_models(tmp_path)
+    file = write_batch(tmp_path, [batch_line(number) for number in range(24)])
+    there = tmp_path / "there"
+    address = ["cluster=ray", f"cluster.address={nodes.address}", "cluster.num_workers=2", "hardware=cpu_core"]
+    told = run_mosaic("batch", file, *models, "--out", there, "--work", there / "work", *address)
+    assert told.status == 0, told.err
+    here = run_mosaic("batch", file, *models, "--out", tmp_path / "here", "--work", tmp_path / "here" / "work")
+    assert here.status == 0, here.err
+    texts = [
+        [json.loads(line)["response"]["body"]["choices"] for line in (folder / "questions.out.jsonl").open()]
+        for folder in (there, tmp_path / "here")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_what_is_missing_is_said_within_seconds(tmp_path, nodes) -> None:
+    from mosaic.engines.ray_cluster import hosts_of
+    from mosaic.engines.ray_machines import Room
+
+    start = time.monotonic()
+    with pytest.raises(BackendError, match=r"no Ray cluster at ray://localhost:1: .*refused.*ray start --head"):
+        hosts_of("ray://localhost:1", Room(device=Device.CPU, cpus_per_worker=1), None)
+    with pytest.raises(BackendError, match=r"no machine of the Ray cluster has room .* \{'CPU': 1, 'GPU': 1.0\}"):
+        hosts_of(nodes.address, Room(device=Device.GPU, cpus_per_worker=1), None)
+    path = make_checkpoint(tmp_path, "A")
+    wanted = WantedCheckpoint(
+        expert="A", name=f"{path}-gone", folder=None, path=path, fingerprint="", weights=True, tokenizer=True
+    )
+    with (
+        pytest.raises(BackendError, match="cannot load A: checkpoint .*-gone: no such folder"),
+        on_ray(nodes, (1,), wanted=(wanted,)),
+    ):
+        pass
+    assert "ray" in installed_versions()
+    assert time.monotonic() - start < 30

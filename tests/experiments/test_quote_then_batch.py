@@ -1,0 +1,139 @@
+"""`mosaic quote FILE` and then `mosaic batch FILE`: each call of the batch is asked once."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mosaic.core.results import CallStatus
+from mosaic.runtime.journal_records import read_journal
+from tests.engines.executor_runs import hear_ctrl_c
+from tests.engines.fake_batch import batch_line, question, run_mosaic, write_batch, write_models
+from tests.experiments.command_line import ROOT
+
+NUM_QUESTIONS = 300
+PILOT = ("--pilot", "120")
+PATIENT = ("backend.engine.max_num_seqs=2",)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+def write_questions(folder: Path, word: str = "") -> Path:
+    folder.mkdir()
+    return write_batch(folder, [batch_line(number, question(number, word)) for number in range(NUM_QUESTIONS)])
+
+
+def asked(path: Path) -> Counter[object]:
+    """Count how often each call of the batch finished, in whichever of its journals."""
+    journals = (path.with_suffix(".mosaic") / "journal").iterdir()
+    own = [journal for journal in journals if journal.name == "run" or journal.name.startswith(("pilot", "quote"))]
+    ended = [record for journal in own for record in read_journal(journal).ended]
+    return Counter(record.key for record in ended if record.status is CallStatus.FINISHED)
+
+
+def texts(path: Path) -> dict[str, object]:
+    """Give what was answered, by question, without when."""
+    lines = map(json.loads, path.with_name("questions.out.jsonl").read_text().splitlines())
+    return {line["custom_id"]: line["response"]["body"] | {"created": 0} for line in lines}
+
+
+@pytest.fixture(scope="module")
+def alone(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A batch without a quote."""
+    path = write_questions(tmp_path_factory.mktemp("alone") / "batch")
+    assert run_mosaic("batch", path, *models).status == 0
+    return path
+
+
+def test_a_batch_goes_on_from_its_quote(models: list[str], alone: Path, tmp_path: Path) -> None:
+    path = write_questions(tmp_path / "quoted")
+    quoted = run_mosaic("quote", path, *models, *PILOT, "--gpus", "1,2", "--kind", "a100_80gb", "--json")
+    assert quoted.status == 0, quoted.err
+    before = asked(path)
+    assert json.loads(quoted.out)["num_pilot_calls"] == sum(key.node == "propose" for key in before) >= 350
+    assert {key.node for key in before} == {"propose", "aggregate"}, "merges too are of the batch"
+    done = run_mosaic("batch", path, *models)
+    assert done.status == 0, done.err
+    assert f"quote: {len(before):,} calls of the batch were asked before, and are not asked again" in done.err
+    assert "pilot: " not in done.err, "the quote's sessions price the batch"
+    assert "profiling" not in done.err
+    assert "calibrating" not in done.err
+    counts = asked(path)
+    assert before.keys() < counts.keys()
+    assert set(counts.values()) == {1}
+    assert counts.keys() == asked(alone).keys()
+    assert texts(path) == texts(alone)
+    again = run_mosaic("quote", path, *models, *PILOT, "--gpus", "1,2", "--kind", "a100_80gb", "--json")
+    assert again.out == quoted.out, "it is told from the journal"
+    assert asked(path) == counts
+
+
+def test_a_quote_may_come_from_a_smaller_machine(models: list[str], alone: Path, tmp_path: Path) -> None:
+    path = write_questions(tmp_path / "quoted")
+    assert run_mosaic("quote", path, *models, *PILOT, "--workers", "1", "--kind", "a100_80gb").status == 0
+    before = asked(path)
+    done = run_mosaic("batch", path, *models, "--workers", "3")
+    assert done.status == 0, done.err
+    assert f"quote: {len(before):,} calls of the batch were asked before" in done.err
+    assert set(asked(path).values()) == {1}
+    assert texts(path) == texts(alone)
+
+
+def test_answers_of_a_larger_machine_are_asked_again_and_that_is_said(models: list[str], tmp_path: Path) -> None:
+    path = write_questions(tmp_path / "quoted")
+    assert run_mosaic("quote", path, *models, *PILOT, "--workers", "2", "--kind", "a100_80gb").status == 0
+    done = run_mosaic("batch", path, *models, "--workers", "1")
+    assert done.status == 0, done.err
+    assert "its answers are not taken over: it was asked on 2 workers, and the batch has 1" in done.err
+
+
+def test_a_quote_comes_before_its_batch(models: list[str], alone: Path) -> None:
+    refused = run_mosaic("quote", alone, *models, *PILOT)
+    assert refused.status == 2
+    assert "its batch has begun, and a quote comes before; --work names another folder" in refused.err
+
+
+@pytest.mark.slow
+def test_a_quote_and_a_batch_that_are_killed_ask_each_call_once(models: list[str], tmp_path: Path) -> None:
+    paths = [write_questions(tmp_path / name, "slow") for name in ("undisturbed", "killed")]
+    quote, batch = (*models, *PATIENT, *PILOT, "--kind", "a100_80gb"), (*models, *PATIENT)
+    for command, words in (("quote", quote), ("batch", batch)):
+        assert run_mosaic(command, paths[0], *words).status == 0
+    num_quoted = sum(
+        len(read_journal(folder).ended)
+        for folder in (paths[0].with_suffix(".mosaic") / "journal").iterdir()
+        if folder.name.startswith("quote")
+    )
+    kill_after("quote", [paths[1], *quote], paths[1], 10)
+    kill_after("quote", [paths[1], *quote], paths[1], num_quoted // 2)
+    kill_after("batch", [paths[1], *batch], paths[1], num_quoted // 2 + 5)  # the batch ends what the quote began
+    kill_after("batch", [paths[1], *batch], paths[1], num_quoted + 40)
+    done = run_mosaic("batch", paths[1], *batch)
+    assert done.status == 0, done.err
+    counts = asked(paths[1])
+    assert set(counts.values()) == {1}
+    assert counts.keys() == asked(paths[0]).keys()
+    assert texts(paths[1]) == texts(paths[0])
+
+
+def kill_after(command: str, words: list[object], path: Path, num_calls: int) -> None:
+    """Start a command, and kill its process when so many calls of the batch have ended."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.engines.fake_batch", command, *map(str, words)],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=hear_ctrl_c,
+    )  # fmt: skip
+    journal = path.with_suffix(".mosaic") / "journal"
+    while not journal.exists() or asked(path).total() < num_calls:
+        assert process.poll() is None, process.stdout.read().decode()
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()

@@ -1,0 +1,248 @@
+"""Early exit: who is asked, who is cancelled, and that what comes of a question does not depend on the schedule."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mosaic.core.results import CallRecord, CallStatus
+from mosaic.core.workload import AnswerKind, Call, CallKey, Question
+from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.exits import Agreed, AgreedAtRisk, Exit, FasterMoa, Order, calibrated_exit
+from mosaic.pipelines.final_answers import AnswerSource, comparisons
+from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
+from mosaic.pipelines.gates.gate import Majority
+from mosaic.pipelines.node import Node
+from mosaic.pipelines.steps import End
+from tests.answered_questions import FAILED, ended, make_question
+from tests.calibration_questions import SETTING
+from tests.calibration_questions import make_question as calibrated
+from tests.factories import make_expert
+
+W, M = make_expert("W"), make_expert("M")
+
+
+def leaves(name: str, number: int) -> Node:
+    return Node(name=name, experts=tuple(make_expert("ABC"[slot % 3]) for slot in range(number)))
+
+
+SHAPES = {
+    "flat": (leaves("propose", 3), Node(name="last", experts=(W,), after=("propose",))),
+    "tree": (
+        *(leaves(f"leaf_{one}", 3) for one in range(3)),
+        *(Node(name=f"mid_{one}", experts=(M,), after=(f"leaf_{one}",)) for one in range(3)),
+        Node(name="last", experts=(W,), after=("mid_0", "mid_1", "mid_2")),
+    ),
+    "all to all": (
+        leaves("low", 5),
+        Node(name="high", experts=(M,) * 5, after=("low",)),
+        Node(name="last", experts=(W,), after=("high",)),
+    ),
+    "read twice": (
+        leaves("propose", 3),
+        Node(name="mid", experts=(M,), after=("propose",)),
+        Node(name="last", experts=(W,), after=("propose", "mid")),
+    ),
+}
+LETTERS = ["A", "B", None, FAILED]
+MATH = ["1/2", "0.5", "75%", "75", "0.75", None, FAILED]
+
+
+class Course(NamedTuple):
+    """A question on its way: what calls would say, in which order they end, and which cannot be stopped in time."""
+
+    question: Question
+    says: dict[CallKey, tuple[str | None, float]]
+    order: list[CallKey]
+    late: set[CallKey]
+
+
+class Came(NamedTuple):
+    """What came of it."""
+
+    end: End
+    calls: dict[CallKey, Call]
+    num_cancelled: int
+
+
+def graph_of(shape: str, rule: Exit | None) -> CallGraph:
+    return CallGraph(nodes=SHAPES[shape], compare=comparisons(), exit=rule)
+
+
+def first_of(graph: CallGraph, question: Question) -> list[Call]:
+    return [
+        Call(CallKey(question.id, node.name, slot), expert.name, 50)
+        for node in graph.layers[0]
+        for slot, expert in enumerate(node.experts)
+    ]
+
+
+@st.composite
+def courses(draw, shape: str, kinds: Sequence[AnswerKind] = tuple(AnswerKind)) -> Course:
+    kind = draw(st.sampled_from(kinds))
+    question = make_question("q", kind, answer="A")
+    keys = [CallKey("q", node.name, slot) for node in SHAPES[shape] for slot in range(len(node.experts))]
+    said = st.sampled_from(MATH if kind is AnswerKind.MATH else LETTERS)
+    says = {key: (draw(said), draw(st.floats(0.05, 1.0))) for key in keys}
+    late = {key for key in keys if draw(st.integers(0, 3)) == 0}
+    return Course(question, says, draw(st.permutations(keys)), late)
+
+
+def run(graph: CallGraph, course: Course, order: Sequence[CallKey], *, cancels: bool) -> Came:
+    """Go through a question, call by call."""
+    first = first_of(graph, course.question)
+    calls = {call.key: call for call in first}
+    done: dict[CallKey, CallRecord] = {}
+    num_cancelled = 0
+    while True:
+        step = graph.step(course.question, first, done)
+        assert not {call.key for call in step.submit} & set(step.cancel)
+        calls |= {call.key: call for call in step.submit}
+        waiting = [key for key in order if key in calls and key not in done]
+        if not waiting:
+            assert step.answer is not None, "it waits for nobody"
+            return Came(graph.end(course.question, first, done), calls, num_cancelled)
+        stopped = [key for key in step.cancel if cancels and key in calls and key not in course.late]
+        for key in stopped:
+            done[key] = ended(calls[key], "wasted")._replace(status=CallStatus.CANCELLED)
+        num_cancelled += len(stopped)
+        if not stopped:
+            answer, confidence = course.says[waiting[0]]
+            done[waiting[0]] = ended(calls[waiting[0]], answer)._replace(confidence=confidence)
+
+
+RULES = {
+    "agreement": lambda order: Agreed(order=order),
+    "unanimous": lambda order: Agreed(tau=1, order=order),
+    "at risk": lambda order: AgreedAtRisk(gate=Majority(), order=order),
+    "faster_moa": lambda order: FasterMoa(seed=3, order=order),
+    "without diagonal": lambda order: FasterMoa(seed=3, diagonal=False, exponent="tau", order=order),
+}
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data(), st.sampled_from(sorted(SHAPES)), st.sampled_from(sorted(RULES)), st.booleans())
+def test_in_the_order_of_slots_what_comes_of_a_question_does_not_depend_on_the_schedule(
+    data, shape: str, rule: str, cancels: bool
+) -> None:
+    course = data.draw(courses(shape))
+    graph = graph_of(shape, RULES[rule](Order.SLOT))
+    one = run(graph, course, course.order, cancels=cancels)
+    other = run(graph, course, sorted(course.says), cancels=not cancels)
+    kept = [(came.end.answer.answer, came.end.answer.source, came.end.decision.skip) for came in (one, other)]
+    assert kept[0] == kept[1], "the confidence alone may differ: it is what missing votes leave at least"
+    last = {key: call for key, call in one.calls.items() if key.node == "last"}
+    assert last == {key: call for key, call in other.calls.items() if key.node == "last"}
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data(), st.sampled_from(sorted(SHAPES)), st.sampled_from(["agreement", "unanimous", "at risk"]))
+def test_what_agents_agree_on_is_the_same_in_either_order_and_sooner_known_as_they_finish(data, shape, rule) -> None:
+    course = data.draw(courses(shape, [AnswerKind.CHOICE]))  # others may be written in another way
+    by_slot, as_they_finish = (
+        run(graph_of(shape, RULES[rule](order)), course, course.order, cancels=True) for order in Order
+    )
+    assert by_slot.end.answer.answer == as_they_finish.end.answer.answer
+    assert len(by_slot.calls) - by_slot.num_cancelled >= len(as_they_finish.calls) - as_they_finish.num_cancelled
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.sampled_from(sorted(SHAPES)), st.sampled_from(sorted(RULES)), st.sampled_from(list(Order)))
+def test_nobody_asks_or_reads_more_than_where_everybody_answers(data, shape: str, rule: str, order: Order) -> None:
+    course = data.draw(courses(shape))
+    came = run(graph_of(shape, RULES[rule](order)), course, course.order, cancels=True)
+    whole = run(graph_of(shape, None), course, course.order, cancels=True)
+    assert whole.num_cancelled == 0
+    assert set(came.calls) <= set(whole.calls)
+    assert (came.end.answer.source is AnswerSource.MAJORITY) >= came.end.decision.skip
+
+
+def agreed(shape: str, says: dict[str, str], rule: Exit | None = None) -> tuple[End, set[str], int]:
+    """Let all agents of a node give an answer, by slot; the end, the nodes that were asked, and how many were cut."""
+    question = make_question("q", answer="A")
+    keys = [CallKey("q", node.name, slot) for node in SHAPES[shape] for slot in range(len(node.experts))]
+    course = Course(question, {key: (says[key.node][key.slot], 0.9) for key in keys}, keys, set())
+    came = run(graph_of(shape, rule or Agreed()), course, keys, cancels=True)
+    return came.end, {key.node for key in came.calls}, came.num_cancelled
+
+
+def test_a_successor_whose_inputs_agree_is_left_out_and_so_is_all_above_it_where_that_settles_the_answer() -> None:
+    says = {"leaf_0": "AAB", "leaf_1": "BAA", "leaf_2": "ABB", "mid_0": "B", "mid_1": "B", "mid_2": "B", "last": "B"}
+    end, asked, num_cancelled = agreed("tree", says)
+    assert (end.answer.answer, end.answer.source, end.decision.skip) == ("A", AnswerSource.MAJORITY, True)
+    assert asked == {"leaf_0", "leaf_1", "leaf_2"}
+    assert num_cancelled == 1 + 0 + 3, "the third of the first leaf, and the whole third leaf"
+
+
+def test_upper_layers_are_asked_where_the_successors_differ() -> None:
+    says = {"leaf_0": "AAB", "leaf_1": "ABC", "leaf_2": "BBB", "mid_0": "D", "mid_1": "C", "mid_2": "D", "last": "C"}
+    end, asked, _ = agreed("tree", says)
+    assert (end.answer.answer, end.answer.source) == ("C", AnswerSource.AGGREGATOR)
+    assert asked == {"leaf_0", "leaf_1", "leaf_2", "mid_1", "last"}
+    assert [vote.answer for vote in end.ballot.votes] == ["A", "C", "B"]
+
+
+def test_the_last_agent_reads_the_response_that_stands_for_a_successor_that_was_left_out() -> None:
+    graph = graph_of("tree", Agreed())
+    question = make_question("q", answer="A")
+    says = {"leaf_0": "BAA", "leaf_1": "ABC", "leaf_2": "BBB", "mid_1": "C"}
+    keys = [CallKey("q", name, slot) for name, answers in says.items() for slot in range(len(answers))]
+    first = first_of(graph, question)
+    done: dict[CallKey, CallRecord] = {}
+    calls = {call.key: call for call in first}
+    for key in keys:
+        calls |= {call.key: call for call in graph.step(question, first, done).submit}
+        if key in calls:
+            done[key] = ended(calls[key], says[key.node][key.slot])
+    (last,) = graph.step(question, first, done).submit
+    assert last.after == (CallKey("q", "leaf_0", 1), CallKey("q", "mid_1", 0), CallKey("q", "leaf_2", 0))
+
+
+def test_at_risk_the_whole_first_layer_decides() -> None:
+    says = {"leaf_0": "AAA", "leaf_1": "AAB", "leaf_2": "ABB", "mid_0": "B", "mid_1": "B", "mid_2": "B", "last": "B"}
+    end, asked, num_cancelled = agreed("tree", says, AgreedAtRisk(gate=Majority()))
+    assert (end.answer.answer, end.decision.skip) == ("A", True)
+    assert num_cancelled == 4, "six of nine are settled with the seventh: two leaves, and two that read others"
+    assert asked <= {"leaf_0", "leaf_1", "leaf_2", "mid_0", "mid_1"}
+    no_vote = {**says, "leaf_2": "BBB"}
+    end, asked, num_cancelled = agreed("tree", no_vote, AgreedAtRisk(gate=Majority()))
+    assert (end.answer.answer, end.answer.source, num_cancelled) == ("B", AnswerSource.AGGREGATOR, 0)
+
+
+def test_a_calibrated_exit_promises_what_its_gate_does_and_names_its_own_keys(tmp_path) -> None:
+    path = tmp_path / "answers.parquet"
+    said = [calibrated(f"c{i}", "AAB" if i % 2 else "AAA", gold="A") for i in range(600)]
+    path.write_bytes(encode_calibration_answers(said, SETTING))
+    values = {"calibration": path, "accepted_loss_frac": 0.05, "risk_frac": 0.05, "fit_frac": 0.3}
+    made = calibrated_exit(**values)
+    assert made.gate.choice.threshold is not None
+    assert made.gate.choice.threshold <= 2 / 3
+    assert "promises a loss of at most 5 pp" in made.notes()[0]
+    with pytest.raises(ValueError, match=r"exit\.risk_frac must be below 1, got 2"):
+        calibrated_exit(**{**values, "risk_frac": 2})
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Agreed(tau=0.5), r"exit\.tau must be .*above 0\.5.*, got 0\.5"),
+        (lambda: Agreed(tau=1.5), r"exit\.tau must be at most 1, got 1\.5"),
+        (lambda: Agreed(order="random"), r"exit\.order must be one of \['slot', 'finish'\], got 'random'"),
+        (lambda: FasterMoa(seed=-1), r"exit\.seed must be .*, got -1"),
+        (lambda: FasterMoa(seed=0, tau=0), r"exit\.tau must be .*, got 0"),
+        (lambda: FasterMoa(seed=0, exponent="cube"), r"exit\.exponent must be one of \['sqrt', 'tau'\], got 'cube'"),
+        (lambda: FasterMoa(seed=0, similarity="embeddings"), r"exit\.embed must be given with embeddings, got None"),
+    ],
+)
+def test_a_wrong_value_is_named(build, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_one_rule_decides_who_is_asked() -> None:
+    asks = (SHAPES["flat"][0], Node(name="last", experts=(W,), after=("propose",), when="unsettled"))
+    with pytest.raises(ValueError, match="exit=agreement: gate must be never: .*, got 'majority'"):
+        CallGraph(nodes=asks, gate=Majority(), compare=comparisons(), exit=Agreed())
+    assert CallGraph(nodes=asks, compare=comparisons(), exit=Agreed()).without_gate().exit is None

@@ -1,0 +1,130 @@
+"""Faster-MoA's rule: its formula against one written from the paper, and what it draws."""
+
+from math import exp, log, prod, sqrt
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mosaic.core.results import Response
+from mosaic.core.workload import CallKey
+from mosaic.pipelines.exits import FasterMoa, Meeting
+from mosaic.pipelines.exits.exit import Agent, ended_in
+from mosaic.pipelines.exits.faster_moa import (
+    Exponent,
+    draw,
+    exit_probability,
+    frobenius_cosine,
+    token_correlation,
+)
+from mosaic.pipelines.final_answers import comparisons
+from tests.answered_questions import answered, make_question
+
+UNIT = st.floats(0.01, 1.0)
+
+
+def published(token_logs: list[list[float]], sims: np.ndarray, tau: float, diagonal: bool, power: float) -> float:
+    """Q from the tokens' log-probabilities and the whole matrix of similarities, as the paper writes it."""
+    each = [prod(exp(one) for one in logs) ** (1 / len(logs)) for logs in token_logs]
+    certainty = sqrt(np.mean(np.square(each)))
+    weights, total = 0.0, 0.0
+    for k in range(len(each)):
+        for j in range(k + 1 if diagonal else k):
+            weights += each[j] * each[k]
+            total += each[j] * each[k] * sims[j, k]
+    if weights == 0:
+        return 0.0
+    balance = 1 - abs(total / weights - tau) / tau
+    return max(0.0, certainty * balance) ** power
+
+
+@given(st.data(), st.integers(1, 5), st.booleans(), st.floats(0.3, 1.0), st.sampled_from(list(Exponent)))
+def test_q_is_the_published_formula(data, number: int, diagonal: bool, tau: float, exponent: Exponent) -> None:
+    logs = [[log(data.draw(UNIT)) for _ in range(data.draw(st.integers(1, 4)))] for _ in range(number)]
+    sims = np.eye(number)
+    for k in range(number):
+        for j in range(k):
+            sims[j, k] = sims[k, j] = data.draw(st.floats(-1, 1))
+    confidences = [exp(float(np.mean(one))) for one in logs]
+    found = exit_probability(
+        confidences, [list(sims[k, :k]) for k in range(number)], tau=tau, diagonal=diagonal, exponent=exponent
+    )
+    power = 0.5 if exponent is Exponent.SQRT else tau
+    assert found == pytest.approx(published(logs, sims, tau, diagonal, power), abs=1e-9)
+    assert 0 <= found <= 1
+
+
+def test_read_literally_it_rewards_disagreement_and_stops_after_one_agent_three_times_in_four() -> None:
+    q = [exit_probability([1.0, 1.0], [[], [sim]]) for sim in np.linspace(0, 1, 101)]
+    assert np.argmax(q) == 10
+    assert q[0] > q[100]
+    assert exit_probability([1.0], [[]]) == pytest.approx(sqrt(1 - 0.3 / 0.7))
+    without = [exit_probability([1.0, 1.0], [[], [sim]], diagonal=False) for sim in (0.0, 0.7, 1.0)]
+    assert without == pytest.approx([0.0, 1.0, sqrt(1 - 0.3 / 0.7)])
+    assert exit_probability([1.0], [[]], diagonal=False) == 0
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(2, 4), st.integers(0, 99))
+def test_token_correlations_compare_texts_of_any_length(one: int, other: int, size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    u, v = (token_correlation(rng.normal(size=(tokens, size))) for tokens in (one, other))
+    assert np.allclose(np.diag(u), 1)
+    assert np.allclose(u, u.T)
+    assert frobenius_cosine(u, u) == pytest.approx(1)
+    assert frobenius_cosine(u, v) == frobenius_cosine(v, u)
+    assert -1 <= frobenius_cosine(u, v) <= 1
+    assert frobenius_cosine(u, 3 * v) == pytest.approx(frobenius_cosine(u, v))
+
+
+def meeting(answers: str, rule: FasterMoa, *, confidence: float | None = 0.95, ended: int = 3) -> Meeting:
+    question, first, done = answered(make_question("q"), list(answers))
+    done = {
+        key: record._replace(confidence=confidence, response=Response(f"It is {record.answer}."))
+        for key, record in list(done.items())[:ended]
+    }
+    agents = tuple(Agent(call.expert, call.key, call.key in done) for call in first)
+    order = ended_in(rule.order, agents, done)
+    return Meeting(question=question, agents=agents, order=order, done=done, same=comparisons()[question.answer_kind])
+
+
+def test_draws_follow_the_seed_and_the_key_and_stop_at_the_first_agent_that_is_enough() -> None:
+    keys = [CallKey("q", "propose", slot) for slot in range(2)]
+    odds = [exit_probability([0.95], [[]]), exit_probability([0.95, 0.95], [[], [1.0]])]
+    seen = set()
+    for seed in range(40):
+        rule = FasterMoa(seed=seed)
+        verdict = rule.judge(meeting("AAB", rule))
+        stops = [draw(seed, key) < one for key, one in zip(keys, odds, strict=True)]
+        wanted = stops.index(True) + 1 if any(stops) else None
+        assert (None if verdict is None else len(verdict.read)) == wanted
+        assert verdict is None or verdict.decision is None
+        seen.add(wanted)
+        early = rule.judge(meeting("AAB", rule, ended=1))
+        assert (early is None) == (wanted != 1)
+    assert seen == {1, 2, None}
+
+
+def test_behind_the_last_agent_there_is_nobody_to_cancel() -> None:
+    rule = FasterMoa(seed=0, diagonal=False, tau=1.0)  # P = 1 = tau: Q = 1 where two agree
+    assert rule.judge(meeting("AA", rule, confidence=1.0, ended=2)) is None
+    assert rule.judge(meeting("AAB", rule, confidence=1.0)).read == (0, 1)
+    assert rule.judge(meeting("ABA", rule, confidence=1.0)) is None
+
+
+def test_texts_are_compared_where_somebody_embeds_them() -> None:
+    heard = []
+
+    def embed(text: str) -> np.ndarray:
+        heard.append(text)
+        return np.array([[1.0, 2.0]])
+
+    rule = FasterMoa(seed=0, diagonal=False, tau=1.0, similarity="embeddings", embed=embed)
+    assert rule.judge(meeting("ABC", rule, confidence=1.0)).read == (0, 1)
+    assert heard == ["It is A.", "It is B."]
+
+
+def test_without_a_confidence_the_rule_says_whose() -> None:
+    rule = FasterMoa(seed=0)
+    with pytest.raises(ValueError, match="the confidence of q, propose, slot 0 must be known, got None"):
+        rule.judge(meeting("AAB", rule, confidence=None))

@@ -1,0 +1,49 @@
+"""What tests read from the folder of a run."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from experiments.run import JOURNAL
+from mosaic.core.results import CallStatus
+from mosaic.runtime.journal_records import read_journal
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def rows(folder: Path, name: str) -> list[dict]:
+    return pq.read_table(folder / f"{name}.parquet").to_pylist()
+
+
+def answers_of(folder: Path) -> list[dict]:
+    return rows(folder, "answers")
+
+
+def final(folder: Path) -> list[tuple]:
+    return [(row["question"], row["answer"], row["source"], row["correct"]) for row in answers_of(folder)]
+
+
+def calls_of(folder: Path) -> dict[tuple, dict]:
+    table = rows(folder, "calls")
+    calls = {(row["question"], row["node"], row["slot"]): row for row in table}
+    assert len(calls) == len(table), "none is answered twice"
+    return calls
+
+
+def responses_of(folder: Path) -> dict[tuple, str]:
+    lines = [json.loads(line) for line in (folder / "responses.jsonl").read_text().splitlines()]
+    return {(line["question"], line["node"], line["slot"]): line["text"] for line in lines}
+
+
+def finished_of(folder: Path, what: str = "run") -> list:
+    """Keys of the calls that finished, from a run's journal."""
+    ended = read_journal(folder / JOURNAL / what).ended
+    return [record.key for record in ended if record.status is CallStatus.FINISHED]
+
+
+def num_finished(folder: Path) -> int:
+    """Count the calls that have finished in all that a run measures and does."""
+    return sum(len(finished_of(folder, path.name)) for path in (folder / JOURNAL).glob("*"))
