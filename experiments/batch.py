@@ -145,7 +145,7 @@ def leave_run_folder(
         plans=plans,
         result=outcome.result,
         summary=summary_of(prepared, config, plans, outcome),
-        meta=describe_run_conditions(wall_s_by_step={}, solver_s=plans[0].solve.wall_s),
+        meta=describe_run_conditions(wall_s_by_step={}, solver_s=plans[0].solve.wall_s, reacting_s=outcome.reacting_s),
         files=files,
         answers=outcome.answers,
         roles={node.name: node.role or node.name for node in prepared.job.graph.nodes},

@@ -63,9 +63,16 @@ def tiny_lines(found: Mapping[str, Any]) -> list[str]:
         for name, row in found["replayed"].items()
     ]
     lines += ["", "== Real runs, one per rule, with the aggregator; agents in the order of their slots"]
-    lines += ["  rule             calls finished  cancelled  last agent left out  accuracy (%)          change (pp)"]
+    told_by = (
+        "Controllers: the wall time in which the driver made up its mind, the pipeline's share included, of the run."
+    )
+    lines += wrap(told_by, LINE_CHARS)
+    lines += [
+        "  rule             calls finished  cancelled  last agent left out  reacting  accuracy (%)          change (pp)"
+    ]
     lines += [
         f"  {name:<15}  {row['num_finished']:14,}  {row['num_cancelled']:9,}  {row['skip_frac']:19.1%}  "
+        f"{row['reacting_frac']:8.2%}  "
         f"{told(row['accuracy']):<20}  {told(row['change'])}"
         for name, row in found["online"].items()
     ]
@@ -168,8 +175,8 @@ def main() -> int:
     tiny.add_argument("--online", nargs="*", default=[], help="NAME=FOLDER of real runs with an exit")
     tiny.set_defaults(report=report_tiny)
     worlds = parts.add_parser("worlds", help="simulated worlds, and whether promises are kept")
-    worlds.add_argument("--seeds", type=int, default=4, help="of each world")
-    worlds.add_argument("--questions", type=int, default=40, help="of each seed, to compare rules")
+    worlds.add_argument("--seeds", type=int, default=8, help="of each world")
+    worlds.add_argument("--questions", type=int, default=250, help="of each seed, to compare rules")
     worlds.add_argument("--drawn", type=int, default=400, help="of each seed, to draw calibrations from")
     worlds.add_argument("--calibrations", type=int, default=2_000, help="of each line")
     worlds.set_defaults(report=report_worlds)

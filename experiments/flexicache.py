@@ -18,10 +18,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
-from experiments.config.places import own_folder  # noqa: E402
+from experiments.config.places import own_folder, write_file  # noqa: E402
 from experiments.figures.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.hardware.hardware_yaml import to_yaml  # noqa: E402
 from experiments.studies.paper_tables import to_csv  # noqa: E402
+from experiments.studies.rows import rows_csv  # noqa: E402
 from experiments.studies.sparse_sessions import SparseSession, sessions_report, sparse_sessions  # noqa: E402
 from experiments.studies.sparse_throughput import (  # noqa: E402
     ATTENTION_FRAC,
@@ -46,22 +47,22 @@ def throughput(options: argparse.Namespace) -> None:
     kv = SparseKv()
     rows = all_rows(kv)
     drawn = figure(rows)
-    _write(options.out / "throughput.md", report(rows, kv).encode())
-    _write(options.out / "throughput.csv", to_csv(table_of(rows)).encode())
-    _write(options.out / "throughput.png", png_bytes(drawn))
-    _write(options.out / "throughput.pdf", pdf_bytes(drawn))
+    write_file(options.out / "throughput.md", report(rows, kv))
+    write_file(options.out / "throughput.csv", to_csv(table_of(rows)))
+    write_file(options.out / "throughput.png", png_bytes(drawn))
+    write_file(options.out / "throughput.pdf", pdf_bytes(drawn))
     if options.hardware_out:
         chosen = next(row for row in rows if (row.order, row.attention_frac) == (Order.PREFILL_FIRST, ATTENTION_FRAC))
         config: dict[str, Any] = {"_target_": "sim.hardware.hardware_from_config"}
         config |= hardware_config(chosen.fit, ATTENTION_FRAC, llama().shape)
-        _write(options.hardware_out, (HARDWARE_HEADER + to_yaml(config)).encode())
+        write_file(options.hardware_out, HARDWARE_HEADER + to_yaml(config))
 
 
 def sessions(options: argparse.Namespace) -> None:
     """Simulate sessions of the reasoning experts with a full and a sparse KV cache."""
     found = sparse_sessions()
-    _write(options.out / "sessions.csv", to_csv([SparseSession._fields, *found]).encode())
-    _write(options.out / "sessions.md", sessions_report(found).encode())
+    write_file(options.out / "sessions.csv", rows_csv(SparseSession, found))
+    write_file(options.out / "sessions.md", sessions_report(found))
 
 
 def checkpoint(options: argparse.Namespace) -> None:
@@ -79,7 +80,7 @@ def heads(options: argparse.Namespace) -> None:
 
     options.out.mkdir(parents=True, exist_ok=True)
     profile_sets(options.checkpoint, options.out)
-    _write(options.out / "heads.md", heads_report(read_heads_found(options.out / "heads.json")).encode())
+    write_file(options.out / "heads.md", heads_report(read_heads_found(options.out / "heads.json")))
 
 
 def quality(options: argparse.Namespace) -> None:
@@ -92,15 +93,9 @@ def quality(options: argparse.Namespace) -> None:
     score_texts(options.checkpoint, load_heads(options.heads), table)
     rows = read_qualities(table)
     drawn = quality_figure(rows)
-    _write(options.out / "quality.md", quality_report(rows, NUM_TEXTS, SCORED_TOKENS).encode())
-    _write(options.out / "quality.png", png_bytes(drawn))
-    _write(options.out / "quality.pdf", pdf_bytes(drawn))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    print(f"written: {path}")
+    write_file(options.out / "quality.md", quality_report(rows, NUM_TEXTS, SCORED_TOKENS))
+    write_file(options.out / "quality.png", png_bytes(drawn))
+    write_file(options.out / "quality.pdf", pdf_bytes(drawn))
 
 
 def main(arguments: list[str] | None = None) -> int:

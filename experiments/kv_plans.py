@@ -14,35 +14,29 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
-from experiments.config.places import own_folder  # noqa: E402
+from experiments.config.places import own_folder, write_file  # noqa: E402
 from experiments.figures.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.studies.kv_monitor import Seen, watch  # noqa: E402
 from experiments.studies.kv_plans import POLICIES, ExpertRun, PlanRun, PlanShape, prepare, run_plans, shape_of_plan  # noqa: E402
 from experiments.studies.kv_plans_report import WATCHED, figure, read_tables, report  # noqa: E402
-from experiments.studies.paper_tables import to_csv  # noqa: E402
+from experiments.studies.rows import rows_csv  # noqa: E402
 
 
 def study(folder: Path, num_seeds: int) -> None:
     """Plan, run and watch, and write what comes of it as tables."""
     policies = {policy: prepare(policy) for policy in POLICIES}
     shapes = [shape_of_plan(policy, prepared) for policy, prepared in policies.items()]
-    _write(folder / "plans.csv", to_csv([PlanShape._fields, *shapes]).encode())
+    write_file(folder / "plans.csv", rows_csv(PlanShape, shapes))
     seen = watch(policies[WATCHED].plan, num_seeds)
-    _write(folder / "monitor.csv", to_csv([Seen._fields, *seen]).encode())
+    write_file(folder / "monitor.csv", rows_csv(Seen, seen))
     runs: list[PlanRun] = []
     experts: list[ExpertRun] = []
     for run, by_expert in run_plans(policies, num_seeds):
         runs.append(run)
         experts += by_expert
         print(f"{run.policy}, seed {run.seed}: {run.expert_stage_s:.1f} s", file=sys.stderr, flush=True)
-    _write(folder / "runs.csv", to_csv([PlanRun._fields, *runs]).encode())
-    _write(folder / "experts.csv", to_csv([ExpertRun._fields, *experts]).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    print(f"written: {path}")
+    write_file(folder / "runs.csv", rows_csv(PlanRun, runs))
+    write_file(folder / "experts.csv", rows_csv(ExpertRun, experts))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,9 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
         study(options.out, options.seeds)
     tables = read_tables(options.out)
     drawn = figure(tables)
-    _write(options.out / "kv_plans.md", report(tables).encode())
-    _write(options.out / "kv_plans.png", png_bytes(drawn))
-    _write(options.out / "kv_plans.pdf", pdf_bytes(drawn))
+    write_file(options.out / "kv_plans.md", report(tables))
+    write_file(options.out / "kv_plans.png", png_bytes(drawn))
+    write_file(options.out / "kv_plans.pdf", pdf_bytes(drawn))
     return 0
 
 

@@ -19,8 +19,8 @@ from tempfile import mkdtemp
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
-from experiments.config.places import own_folder  # noqa: E402
-from experiments.studies.paper_tables import to_csv  # noqa: E402
+from experiments.config.places import own_folder, write_file  # noqa: E402
+from experiments.studies.rows import rows_csv  # noqa: E402
 
 REAL = "real.json"
 
@@ -36,9 +36,9 @@ def simulate(options: argparse.Namespace) -> None:
         load_rows,
     )
 
-    _write(options.out / "batch.csv", to_csv([BatchRow._fields, *batch_rows()]).encode())
-    _write(options.out / "load.csv", to_csv([LoadRow._fields, *load_rows()]).encode())
-    _write(options.out / "layer.csv", to_csv([LayerRow._fields, *layer_rows()]).encode())
+    write_file(options.out / "batch.csv", rows_csv(BatchRow, batch_rows()))
+    write_file(options.out / "load.csv", rows_csv(LoadRow, load_rows()))
+    write_file(options.out / "layer.csv", rows_csv(LayerRow, layer_rows()))
     report(options)
 
 
@@ -52,7 +52,7 @@ def real(options: argparse.Namespace) -> None:
         pairs = measure_pairs(folder, options.pairs, write_dummy_checkpoint)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    _write(options.out / REAL, (json.dumps([asdict(pair) for pair in pairs], indent=1) + "\n").encode())
+    write_file(options.out / REAL, (json.dumps([asdict(pair) for pair in pairs], indent=1) + "\n"))
     report(options)
 
 
@@ -61,17 +61,11 @@ def report(options: argparse.Namespace) -> None:
     from experiments.figures.style import pdf_bytes, png_bytes
     from experiments.studies.read_ahead_report import figure_of, report_of
 
-    _write(options.out / "prefill_ahead.md", report_of(options.out).encode())
+    write_file(options.out / "prefill_ahead.md", report_of(options.out))
     drawn = figure_of(options.out)
     if drawn is not None:
-        _write(options.out / "prefill_ahead.png", png_bytes(drawn))
-        _write(options.out / "prefill_ahead.pdf", pdf_bytes(drawn))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    print(f"written: {path}")
+        write_file(options.out / "prefill_ahead.png", png_bytes(drawn))
+        write_file(options.out / "prefill_ahead.pdf", pdf_bytes(drawn))
 
 
 def main(arguments: list[str] | None = None) -> int:

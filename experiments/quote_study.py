@@ -19,7 +19,8 @@ from experiments.config.places import own_folder
 from experiments.figures.quotes import Quoted, draw_quotes
 from experiments.quote import parse_sizes
 from experiments.studies.quote_pilots import POOLS, Row, measured_row, simulated_rows
-from experiments.studies.quote_report import main_rows, quoted, read_rows, report, rows_csv
+from experiments.studies.quote_report import main_rows, quoted, report
+from experiments.studies.rows import read_rows, rows_csv
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,10 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = options.out or own_folder("quote_study")
     out.mkdir(parents=True, exist_ok=True)
     table = out / "pilots.csv"
-    rows = read_rows(table.read_text(encoding="utf-8")) if table.exists() else []
+    rows = read_rows(table, Row)
     for made in [] if options.again else _missing(rows, options):
         rows += made
-        table.write_text(rows_csv(rows), encoding="utf-8")
+        table.write_text(rows_csv(Row, rows), encoding="utf-8")
         print(f"{made[0].workload} seed {made[0].seed}, {made[0].per_expert} calls an expert", flush=True)
     (out / "report.md").write_text(
         report(rows, "python experiments/quote_study.py --measured 2 --out results/quote"), "utf-8"

@@ -227,7 +227,9 @@ def run_resolved(
         plans=plans,
         result=outcome.result,
         summary=summary,
-        meta=describe_run_conditions(wall_s_by_step=watch.wall_s_by_step, solver_s=plans[0].solve.wall_s),
+        meta=describe_run_conditions(
+            wall_s_by_step=watch.wall_s_by_step, solver_s=plans[0].solve.wall_s, reacting_s=outcome.reacting_s
+        ),
         files=files,
         answers=outcome.answers,
         roles={node.name: node.role or node.name for node in job.graph.nodes},

@@ -17,8 +17,9 @@ from experiments.config.errors import exit_with_message
 from experiments.config.places import own_folder
 from experiments.figures.saved import draw_saved
 from experiments.figures.style import png_bytes
+from experiments.studies.rows import read_rows, rows_csv
 from experiments.studies.tree_report import bars, report
-from experiments.studies.tree_runs import STAGES, points, read_rows, rows_csv, run_point
+from experiments.studies.tree_runs import STAGES, Row, points, run_point
 
 COMMAND = "python experiments/trees.py --out results/trees"
 
@@ -29,13 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     table = out / "runs.csv"
-    rows = read_rows(table.read_text(encoding="utf-8")) if table.exists() else []
+    rows = read_rows(table, Row)
     done = {(row.point, row.seed) for row in rows}
     for point in points([int(number) for number in options.gpus.split(",")]):
         left = [seed for seed in range(options.seeds) if (point, seed) not in done]
         rows += run_point(point, left)
         if left:
-            table.write_text(rows_csv(rows), encoding="utf-8")
+            table.write_text(rows_csv(Row, rows), encoding="utf-8")
             print(f"{point.kind}: {point.name}, {point.num_gpus} GPUs, prefix sharing {point.shares}", flush=True)
     (out / "trees.md").write_text(report(rows, COMMAND), encoding="utf-8")
     (out / "trees.png").write_bytes(

@@ -1,4 +1,4 @@
-"""Where commands write when nobody names a place: never into what is committed."""
+"""Where commands write; when nobody names a place, never into what is committed."""
 
 from pathlib import Path
 
@@ -9,3 +9,10 @@ SWEEPS = Path("results/multirun")
 def own_folder(command: str) -> Path:
     """Name the folder of a command's files; committed ones are written where ``--out`` names their folder."""
     return SWEEPS / command
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file of a command, and say so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    print(f"written: {path}")

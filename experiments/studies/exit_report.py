@@ -1,5 +1,6 @@
 """What the report on early exits is made of."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,7 +121,9 @@ def online_rows(never: Path, online: Mapping[str, Path]) -> dict[str, dict[str, 
         right = answers(folder)
         calls = [row for row in pq.read_table(folder / "calls.parquet").to_pylist() if _decides(row)]
         skipped = len(right) - len({row["question"] for row in calls if row["node"] == "aggregate"})
+        conditions, summary = (json.loads((folder / file).read_text()) for file in ("meta.json", "summary.json"))
         rows[name] = {
+            "reacting_frac": conditions["reacting_s"] / summary["makespan_s"],
             "num_finished": sum(row["status"] == "finished" for row in calls),
             "num_cancelled": sum(row["status"] == "cancelled" for row in calls),
             "output_tokens": sum(row["output_tokens"] for row in calls),

@@ -2,17 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from experiments.analysis.intervals import Estimate, estimate
 from experiments.studies.kv_monitor import Seen, Sight, fall, sights
 from experiments.studies.kv_plans import PAPER, ExpertRun, PlanRun, PlanShape
-from experiments.studies.paper_tables import Table, read_csv, to_markdown
+from experiments.studies.paper_tables import Table, to_markdown
+from experiments.studies.rows import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Row = TypeVar("Row")
 WATCHED = "0.5% accepted"
 """The plan under which the monitor is looked at: all reasoning calls are sparse."""
 NUM_QUESTIONS = 2100
@@ -37,13 +37,6 @@ def read_tables(folder: Path) -> Tables:
         read_rows(folder / "experts.csv", ExpertRun),
         read_rows(folder / "monitor.csv", Seen),
     )
-
-
-def read_rows(path: Path, kind: type[Row]) -> list[Row]:
-    """Read a table into the named tuples that it was written from."""
-    head, *lines = read_csv(path)
-    types: dict[str, Any] = kind.__annotations__
-    return [kind(*(types[name](cell) for name, cell in zip(head, line, strict=True))) for line in lines]
 
 
 def against(tables: Tables, policy: str, measured: str, base: str = PAPER) -> Estimate:

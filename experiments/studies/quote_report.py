@@ -1,9 +1,6 @@
 """What the study of quotes found: how far P50 is off, how often the truth lies under P90, and the calibration."""
 
-import csv
-import io
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Sequence
 from math import exp, log
 from statistics import fmean
 
@@ -114,23 +111,3 @@ def report(rows: Sequence[Row], command: str) -> str:
 
 def _workloads(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row.workload for row in rows))
-
-
-def rows_csv(rows: Sequence[Row]) -> str:
-    """Write rows as a table."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: round(v, 4) if isinstance(v, float) else v for name, v in asdict(row).items()})
-    return out.getvalue()
-
-
-def read_rows(text: str) -> list[Row]:
-    """Read rows that `rows_csv` wrote."""
-    kinds: dict[str, Callable[[str], object]] = {"workload": str}
-    whole = {"seed", "per_expert", "num_pilot_calls", "num_calls", "num_gpus"}
-    return [
-        Row(**{k: kinds.get(k, int if k in whole else float)(v) for k, v in line.items()})  # type: ignore[arg-type]
-        for line in csv.DictReader(io.StringIO(text))
-    ]

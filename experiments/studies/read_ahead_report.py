@@ -4,10 +4,9 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from experiments.figures.prefill_ahead import Curve, draw_prefill_ahead
-from experiments.studies.paper_tables import read_csv
 from experiments.studies.read_ahead_real import NUM_TEXTS, SHAPES
 from experiments.studies.read_ahead_runs import AHEAD, AHEAD_SHORTEST, CHUNKED, MAX_TEXT_TOKENS, TWO_ENGINES, Scene
 from experiments.studies.read_ahead_study import (
@@ -19,6 +18,7 @@ from experiments.studies.read_ahead_study import (
     LayerRow,
     LoadRow,
 )
+from experiments.studies.rows import read_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,27 +29,12 @@ PUBLISHED_OTHER_FRAC = 0.10
 """About, from chunked prefill or data parallelism."""
 MOST_REAL_FRAC = 0.25
 MAIN = "a100_80gb"
-_Row = TypeVar("_Row", bound=NamedTuple)
-
-
-def rows_of(path: Path, kind: type[_Row]) -> list[_Row]:
-    """Read a table that ``simulate`` wrote; there is none: no rows."""
-    if not path.is_file():
-        return []
-    types = [kind.__annotations__[name] for name in kind._fields]
-    return [
-        kind(*(_cell(cell, type_) for cell, type_ in zip(cells, types, strict=True))) for cells in read_csv(path)[1:]
-    ]
-
-
-def _cell(cell: object, type_: Any) -> Any:
-    return cell == "True" if type_ is bool else type_(cell)
 
 
 def report_of(folder: Path) -> str:
     """Write what was found; a part that was not run is left out."""
-    layers = rows_of(folder / "layer.csv", LayerRow)
-    loads, batches = rows_of(folder / "load.csv", LoadRow), rows_of(folder / "batch.csv", BatchRow)
+    layers = read_rows(folder / "layer.csv", LayerRow)
+    loads, batches = read_rows(folder / "load.csv", LoadRow), read_rows(folder / "batch.csv", BatchRow)
     real = json.loads((folder / "real.json").read_text()) if (folder / "real.json").is_file() else []
     parts = [*_head(layers, real)]
     parts += [*_layer_part(layers)] if layers else []
@@ -215,7 +200,7 @@ def name_of_rate(per_s: float) -> str:
 
 def figure_of(folder: Path) -> "Figure | None":
     """Draw one layer alone beside what a load changes; None: they were not simulated."""
-    layers, loads = rows_of(folder / "layer.csv", LayerRow), rows_of(folder / "load.csv", LoadRow)
+    layers, loads = read_rows(folder / "layer.csv", LayerRow), read_rows(folder / "load.csv", LoadRow)
     if not layers or not loads:
         return None
     curves = []

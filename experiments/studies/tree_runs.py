@@ -1,11 +1,8 @@
 """Trees of agents against all-to-all on few GPUs: what is run, and what comes of it."""
 
-import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from io import StringIO
+from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any
 
 from experiments.analysis.intervals import Estimate, estimate
 from experiments.config.compose import compose_config
@@ -113,34 +110,11 @@ def _row(point: Point, seed: int, job: Job) -> Row:
     return Row(
         **asdict(point),
         seed=seed,
-        end_to_end_s=max(session.end_ts for session in outcome.result.sessions),
+        end_to_end_s=round(max(session.end_ts for session in outcome.result.sessions), 3),
         accuracy_frac=found,
         num_loads=sum(session.load_s > 0 for session in outcome.result.sessions),
         num_calls=sum(record.status == "finished" for record in outcome.result.calls),
     )
-
-
-def rows_csv(rows: Iterable[Row]) -> str:
-    """Write a row a run."""
-    text = StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({**asdict(row), "end_to_end_s": f"{row.end_to_end_s:.3f}"})
-    return text.getvalue()
-
-
-def read_rows(text: str) -> list[Row]:
-    """Read what ``rows_csv`` wrote."""
-    return [Row(**{key: _read(key, value) for key, value in line.items()}) for line in csv.DictReader(StringIO(text))]
-
-
-def _read(key: str, value: str) -> Any:
-    if key in ("kind", "name"):
-        return value
-    if key == "shares":
-        return value == "True"
-    return float(value) if key in ("end_to_end_s", "accuracy_frac") else int(value)
 
 
 class Times:

@@ -17,7 +17,9 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def describe_run_conditions(*, wall_s_by_step: Mapping[str, float], solver_s: float | None) -> dict[str, Any]:
+def describe_run_conditions(
+    *, wall_s_by_step: Mapping[str, float], solver_s: float | None, reacting_s: float | None = None
+) -> dict[str, Any]:
     """Collect the contents of meta.json.
 
     Parameters
@@ -26,12 +28,15 @@ def describe_run_conditions(*, wall_s_by_step: Mapping[str, float], solver_s: fl
         Seconds of the steps of this command, such as plan, execute and draw.
     solver_s
         Seconds inside the solver; None where nothing was solved.
+    reacting_s
+        Seconds in which the controllers of a real run made up their minds.
     """
     return {
         "schema_version": SCHEMA_VERSION,
         **_process_conditions(PACKAGES),
         "wall_s": dict(wall_s_by_step),
         "solver_s": solver_s,
+        "reacting_s": reacting_s,
     }
 
 

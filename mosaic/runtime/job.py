@@ -152,6 +152,8 @@ class Outcome:
     num_too_long: int = 0
     """Questions that an upper node could not read."""
     always: AlwaysAggregate = AlwaysAggregate()
+    reacting_s: float | None = None
+    """Wall seconds in which controllers made up their minds; None: a simulation, whose clock stands still meanwhile."""
 
     @property
     def skip_frac(self) -> float | None:

@@ -24,6 +24,7 @@ from mosaic.runtime.measuring import (
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.prefill_ahead import in_order_of_length
 from mosaic.runtime.preparing import Step, prepare, price_upper_nodes
+from mosaic.runtime.timed import Timed
 
 
 def plan(
@@ -121,11 +122,13 @@ def run(
         log = site.command_log()
         everybody = cast(job, begun, questions, note_plan, note_replan, [*controllers, *shown])
         tick_s = tick_s_of(job, begun.planned.plan) if tick_s is None else tick_s
-        result = drive(backend, everybody, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
+        timed = [Timed(one) for one in everybody] if site.way != "simulated" else []
+        result = drive(backend, timed or everybody, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
         result = replace(result, first_nodes=graph.first_nodes, num_pilot_sessions=pilot.num_sessions)
         if not pilot.stages:  # it bounds the whole layer
             result = replace(result, lower_bound_s=site.lower_bound_s(backend))
-    outcome = Outcome(planned=tuple(planned), result=result, replans=tuple(replans))
+    reacting_s = sum(one.total_s for one in timed) if timed else None
+    outcome = Outcome(planned=tuple(planned), result=result, replans=tuple(replans), reacting_s=reacting_s)
     if graph.upper_nodes:
         return _with_answers(job, planner, outcome, questions, step)
     return replace(outcome, answers=_by_majority(job, outcome.result, questions))

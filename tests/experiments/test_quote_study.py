@@ -6,7 +6,8 @@ import pytest
 
 from experiments.figures.quotes import Quoted, draw_quotes
 from experiments.studies.quote_pilots import Row, simulated_rows
-from experiments.studies.quote_report import main_rows, quoted, read_rows, report, rows_csv, without
+from experiments.studies.quote_report import main_rows, quoted, report, without
+from experiments.studies.rows import read_rows, rows_csv
 
 ROW = Row(
     workload="a", seed=0, per_expert=128, num_pilot_calls=20, num_calls=100, num_gpus=4, central_s=100.0, spread=0.1,
@@ -22,9 +23,17 @@ def rows_of(*workloads: str) -> list[Row]:
     ]
 
 
-def test_rows_are_read_as_they_were_written() -> None:
+def test_rows_are_read_as_they_were_written(tmp_path) -> None:
     rows = rows_of("a", "b")
-    assert read_rows(rows_csv(rows)) == rows
+    (tmp_path / "pilots.csv").write_text(rows_csv(Row, rows))
+    assert read_rows(tmp_path / "pilots.csv", Row) == rows
+
+
+def test_rows_of_another_kind_are_refused(tmp_path) -> None:
+    (tmp_path / "pilots.csv").write_text("workload,seed\ngpqa,1\n")
+    with pytest.raises(ValueError, match=r"pilots.csv: columns must be workload, .* got workload, seed"):
+        read_rows(tmp_path / "pilots.csv", Row)
+    assert read_rows(tmp_path / "none.csv", Row) == []
 
 
 def test_a_workload_is_calibrated_on_the_others_alone() -> None:

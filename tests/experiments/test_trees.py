@@ -6,8 +6,9 @@ from experiments.config.compose import compose_config
 from experiments.config.job import job_from
 from experiments.figures.saved import draw_saved
 from experiments.figures.style import png_bytes
+from experiments.studies.rows import read_rows, rows_csv
 from experiments.studies.tree_report import PUBLISHED, bars, report, stages_of
-from experiments.studies.tree_runs import STAGES, Point, Row, Times, points, read_rows, rows_csv
+from experiments.studies.tree_runs import STAGES, Point, Row, Times, points
 
 GPUS = (1, 6)
 TAKEN_S = {"all to all": 100.0, "tree": 60.0, "no barrier": 50.0, "overlap": 55.0, "prefill ahead": 50.0, "exit": 40.0}
@@ -25,9 +26,10 @@ def make_rows(num_seeds: int = 3) -> list[Row]:
     ]  # fmt: skip
 
 
-def test_rows_survive_their_file() -> None:
+def test_rows_survive_their_file(tmp_path) -> None:
     rows = make_rows()
-    assert read_rows(rows_csv(rows)) == rows
+    (tmp_path / "runs.csv").write_text(rows_csv(Row, rows))
+    assert read_rows(tmp_path / "runs.csv", Row) == rows
 
 
 @pytest.mark.slow

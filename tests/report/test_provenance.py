@@ -9,11 +9,11 @@ def git(folder, *arguments):
 
 
 def test_conditions_name_versions_machine_and_seconds():
-    conditions = describe_run_conditions(wall_s_by_step={"plan": 0.1}, solver_s=0.05)
-    assert list(conditions) == ["schema_version", "versions", "commit", "machine", "wall_s", "solver_s"]
+    conditions = describe_run_conditions(wall_s_by_step={"plan": 0.1}, solver_s=0.05, reacting_s=0.5)
+    assert list(conditions) == ["schema_version", "versions", "commit", "machine", "wall_s", "solver_s", "reacting_s"]
     assert conditions["versions"]["numpy"].count(".") >= 1
     assert conditions["machine"]["num_cpus"] >= 1
-    assert (conditions["wall_s"], conditions["solver_s"]) == ({"plan": 0.1}, 0.05)
+    assert (conditions["wall_s"], conditions["solver_s"], conditions["reacting_s"]) == ({"plan": 0.1}, 0.05, 0.5)
 
 
 def test_package_that_is_not_installed_has_no_version(monkeypatch):
