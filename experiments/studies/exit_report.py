@@ -123,7 +123,7 @@ def online_rows(never: Path, online: Mapping[str, Path]) -> dict[str, dict[str, 
         skipped = len(right) - len({row["question"] for row in calls if row["node"] == "aggregate"})
         conditions, summary = (json.loads((folder / file).read_text()) for file in ("meta.json", "summary.json"))
         rows[name] = {
-            "reacting_frac": conditions["reacting_s"] / summary["makespan_s"],
+            "reacting_frac": conditions["reacting_s"] / summary["end_to_end_s"],
             "num_finished": sum(row["status"] == "finished" for row in calls),
             "num_cancelled": sum(row["status"] == "cancelled" for row in calls),
             "output_tokens": sum(row["output_tokens"] for row in calls),
