@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.config.budgets import budgeted
+from experiments.config.budgets import Calibration, budgeted
 from experiments.config.checks import check_calls, require_keys, require_path, require_section
 from experiments.config.compose import compose_config
 from experiments.config.effects import check_effects
@@ -14,6 +14,7 @@ from experiments.config.exits import asks_embeddings, exit_from, no_embeddings
 from experiments.config.instantiation import call, make, make_once, once
 from experiments.config.machines import RaySettings, asked_of_ray, is_ray, machines
 from experiments.config.pipeline import (
+    Pipeline,
     check_batch,
     check_calibration,
     check_other_questions,
@@ -25,6 +26,7 @@ from experiments.config.prefill import check_prefill_ahead
 from experiments.config.sites import Built, Parts, engine_options, explained_site, simulated_site
 from experiments.config.world import check_length_error, simulated_world
 from mosaic.core.checks import require, require_count, require_number, require_unique
+from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.exits.faster_moa import Embed
@@ -131,23 +133,8 @@ def job_from(
         Naming the field, the rule and the value.
     """
     config = asked_of_ray(config)
-    require_count(config.get("seed"), "seed")
-    require_count(config.get("question_seed"), "question_seed")
-    require_section(config, SECTIONS)
-    require_keys(config, ("seed", "question_seed", *SECTIONS))
-    for name, keys in KEYS.items():
-        require_keys(config[name], keys, f"{name}.")
+    _check_shape(config)
     pool, source, profile, backend = (dict(config[name]) for name in ("pool", "workload", "profile", "backend"))
-    require_section(profile, ("sweep",), "profile.")
-    require_count(profile.get("seed"), "profile.seed")
-    for key in ("path", "aggregator_path", "store"):
-        require_path(profile.get(key), f"profile.{key}")
-    check_length_error(profile)
-    if profile.get("max_batch_frac") is not None:
-        require_number(profile["max_batch_frac"], "profile.max_batch_frac", above=0)
-    sources = [source.value for source in ProfileSource]
-    require(profile.get("source") in sources, "profile.source", f"one of {sources}", profile.get("source"))
-    require_path(config["plan"].get("path"), "plan.path")
     experts = _pool(pool)
     cluster, (hardware, *more) = machines(config)
     rule = "none on a cluster of several kinds: it is measured on workers of one kind"
@@ -162,20 +149,8 @@ def job_from(
     require(name in SITES, "backend.name", f"one of {list(SITES)}", name)
     options = OPTIONS[name](backend) if name in OPTIONS else EngineOptions()
     pipeline = pipeline_from(config, experts, cluster, hardware, options, workload)
-    embed_by = EMBEDDINGS[name](backend, options) if name in EMBEDDINGS and asks_embeddings(config["exit"]) else None
-    is_flat = config["topology"].get("layers") is None
-    early = exit_from(config["exit"], experts, embed_by or no_embeddings, is_flat=is_flat)
-    if pipeline.graph.upper_nodes:
-        pipeline = pipeline._replace(graph=replace(pipeline.graph, exit=early))
     check_calls(workload, experts, cluster, options)
-    check_batch(pipeline.graph, workload)
-    graph, calibration = budgeted(pipeline.graph, config["pipeline"], experts, workload, cluster, options)
-    if "prefill_ahead" in pipeline.reactions:
-        check_prefill_ahead(pipeline, name, options)
-        graph = replace(graph, read_ahead=ReadAhead())
-    pipeline = pipeline._replace(graph=graph)
-    if calibration is not None:
-        check_other_questions("pipeline.promise.calibration", calibration.question_ids, workload)
+    pipeline, calibration = _steered(config, pipeline, experts, workload, cluster, options)
     if profile.get("aggregator_path") is not None:
         check_upper_profile(pipeline, profile["aggregator_path"], cluster)
     parts = Parts(
@@ -245,6 +220,53 @@ def job_from(
         setting=setting,
         budgets=None if calibration is None else calibration.choice,
     )
+
+
+def _check_shape(config: Mapping[str, Any]) -> None:
+    """Check that sections and keys are there and no others, and the values that no constructor checks."""
+    require_count(config.get("seed"), "seed")
+    require_count(config.get("question_seed"), "question_seed")
+    require_section(config, SECTIONS)
+    require_keys(config, ("seed", "question_seed", *SECTIONS))
+    for name, keys in KEYS.items():
+        require_keys(config[name], keys, f"{name}.")
+    profile = config["profile"]
+    require_section(profile, ("sweep",), "profile.")
+    require_count(profile.get("seed"), "profile.seed")
+    for key in ("path", "aggregator_path", "store"):
+        require_path(profile.get(key), f"profile.{key}")
+    check_length_error(profile)
+    if profile.get("max_batch_frac") is not None:
+        require_number(profile["max_batch_frac"], "profile.max_batch_frac", above=0)
+    sources = [source.value for source in ProfileSource]
+    require(profile.get("source") in sources, "profile.source", f"one of {sources}", profile.get("source"))
+    require_path(config["plan"].get("path"), "plan.path")
+
+
+def _steered(
+    config: Mapping[str, Any],
+    pipeline: Pipeline,
+    experts: tuple[Expert, ...],
+    workload: Workload,
+    cluster: Cluster,
+    options: EngineOptions,
+) -> tuple[Pipeline, Calibration | None]:
+    """Add what decides while a batch runs: early exit, budgets, and prompts that are laid out to be prefilled ahead."""
+    backend = config["backend"]
+    name, graph = backend["name"], pipeline.graph
+    embed_by = EMBEDDINGS[name](backend, options) if name in EMBEDDINGS and asks_embeddings(config["exit"]) else None
+    is_flat = config["topology"].get("layers") is None
+    early = exit_from(config["exit"], experts, embed_by or no_embeddings, is_flat=is_flat)
+    if graph.upper_nodes:
+        graph = replace(graph, exit=early)
+    check_batch(graph, workload)
+    graph, calibration = budgeted(graph, config["pipeline"], experts, workload, cluster, options)
+    if "prefill_ahead" in pipeline.reactions:
+        check_prefill_ahead(pipeline, name, options)
+        graph = replace(graph, read_ahead=ReadAhead())
+    if calibration is not None:
+        check_other_questions("pipeline.promise.calibration", calibration.question_ids, workload)
+    return pipeline._replace(graph=graph), calibration
 
 
 def simulated(overrides: Sequence[str]) -> tuple[Job, SimSite]:

@@ -113,8 +113,8 @@ def sights(seen: Sequence[Seen], num_questions: int) -> list[Sight]:
         fresh = sqrt(mean * (1 - mean) / num_questions)
         for compared, std in (("the long-run share, new questions", fresh), ("the same questions", sqrt(2) * luck)):
             least = (ALARM_Z + POWER_Z) * std
-            loss = _loss_at(seen, watched, least)
-            falls = None if loss is None else _fall_at(seen, "accuracy_frac", loss)
+            loss = _at([(fallen, loss) for loss, fallen in _curve(seen, watched)], least)
+            falls = None if loss is None else _at(_curve(seen, "accuracy_frac"), loss)
             found.append(Sight(watched, compared, std, least, loss, falls))
     return found
 
@@ -129,18 +129,9 @@ def _curve(seen: Sequence[Seen], measured: str) -> list[tuple[float, float]]:
     return [(loss, estimate(fall(seen, measured, loss)).mean) for loss in sorted({one.loss_frac for one in seen})]
 
 
-def _loss_at(seen: Sequence[Seen], measured: str, least: float) -> float | None:
-    """Interpolate the loss at which a share has fallen so far."""
-    curve = _curve(seen, measured)
-    for (low, before), (high, after) in pairwise(curve):
-        if before <= least <= after:
-            return low + (high - low) * (least - before) / (after - before)
-    return None
-
-
-def _fall_at(seen: Sequence[Seen], measured: str, loss: float) -> float | None:
-    curve = _curve(seen, measured)
-    for (low, before), (high, after) in pairwise(curve):
-        if low <= loss <= high:
-            return before + (after - before) * (loss - low) / (high - low)
+def _at(points: Sequence[tuple[float, float]], x: float) -> float | None:
+    """Interpolate between points in their order; None where none spans x."""
+    for (low, before), (high, after) in pairwise(points):
+        if low <= x <= high:
+            return before + (after - before) * (x - low) / (high - low)
     return None

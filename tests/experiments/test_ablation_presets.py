@@ -38,7 +38,7 @@ ISSUE = {
 }  # fmt: skip
 
 
-LEARNING = {"budgets": "gate", "best": "gate", "baseline_budgets": "pipeline.promise"}
+LEARNING = {"budgets": "gate", "best": "gate", "best_2pp": "gate", "baseline_budgets": "pipeline.promise"}
 """Policies that learn from calibration questions, and where they name them."""
 
 
@@ -168,10 +168,11 @@ def test_a_policy_is_a_scheduler_with_its_options(path: Path) -> None:
         "ilp_affine": "ilp", "ilp_lifted": "ilp", "longest_first": "least_loaded",
         "baseline": "round_robin", "paper": "ilp", "quorum": "ilp",
         "budgets": "ilp", "baseline_budgets": "round_robin", "overlap": "ilp", "reactions": "ilp",
-        "best": "ilp", "ems": "round_robin", "kv_plans": "flexible",
+        "best": "ilp", "best_2pp": "ilp", "ems": "round_robin", "kv_plans": "flexible", "unanimous": "ilp",
     }  # fmt: skip
     assert job.scheduler.name == schedulers.get(path.stem, path.stem)
-    assert job.has_quorum == (path.stem in ("quorum", "budgets", "overlap", "reactions", "best", "ems"))
+    quorum = ("quorum", "budgets", "overlap", "reactions", "best", "best_2pp", "ems")
+    assert job.has_quorum == (path.stem in quorum)
     assert getattr(job.scheduler, "longest_first", False) == (path.stem == "longest_first")
 
 
