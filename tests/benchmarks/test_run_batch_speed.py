@@ -28,6 +28,7 @@ CPU = {
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed"),
     pytest.mark.skipif(not TINY.exists(), reason="the tiny pool is not there: python experiments/make_pool.py"),
 ]
