@@ -77,6 +77,6 @@ def _draw_aucs(axes: "Axes", aucs: Sequence[Bar]) -> None:
         axes.plot(one.value, row, color=INK, marker="o", markersize=3.5, linestyle="none")
     bar_axis(axes, [one.label for one in aucs])
     axes.set_ylim(len(aucs) - 0.5, -0.5)
-    axes.set_xlim(0.1, 1)
+    axes.set_xlim(0, 1)
     axes.set_title("tiny pool, after two agents")
     axes.set_xlabel("AUC for 'the exit is right'")
