@@ -51,6 +51,7 @@ def test_a_batch_beside_run_batch_once_a_model(tmp_path: Path, benchmark: Benchm
     ours_s = run([sys.executable, "-m", "mosaic", "batch", "questions.jsonl", "pool=tiny"], tmp_path)
     calls = pq.read_table(tmp_path / "questions.mosaic" / "calls.parquet").to_pylist()
     theirs_s, experts = 0.0, list(dict.fromkeys(call["expert"] for call in calls))
+    experts = experts if benchmark.enabled else experts[:1]  # each takes a start of vLLM
     for expert in experts:
         mine = [call for call in calls if call["expert"] == expert]
         lines = [
@@ -82,7 +83,8 @@ def test_a_batch_beside_run_batch_once_a_model(tmp_path: Path, benchmark: Benchm
         assert len(answered) == len(mine)
         failed = [line["error"] or line["response"] for line in answered if line["response"]["status_code"] != 200]
         assert not failed, failed[0]
-    print(
-        f"\n{len(texts)} questions, {len(calls)} calls: mosaic batch {ours_s:.0f} s, vllm run-batch {len(experts)} "
-        f"times in a row {theirs_s:.0f} s, ratio {theirs_s / ours_s:.2f}"
-    )
+    if benchmark.enabled:
+        print(
+            f"\n{len(texts)} questions, {len(calls)} calls: mosaic batch {ours_s:.0f} s, vllm run-batch {len(experts)} "
+            f"times in a row {theirs_s:.0f} s, ratio {theirs_s / ours_s:.2f}"
+        )
