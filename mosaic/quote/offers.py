@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, log
-from statistics import fmean
+from statistics import fmean, median
 
 from mosaic.core.cluster import Cluster
 from mosaic.core.plan import Plan
@@ -25,7 +24,7 @@ class Foretold:
     """A plan's time, before it is calibrated."""
 
     central_s: float
-    """Geometric mean over worlds of the pilot's own lengths."""
+    """Median over worlds of the pilot's own lengths."""
     spread: float
     """Standard deviation of its logarithm over resampled pilots."""
     merge_s: float
@@ -43,7 +42,7 @@ def foretell(
         simulator.plan_s(plan, draw.requests, cluster) + merge for draw, merge in zip(central, merges, strict=True)
     ]
     elsewhere = [total_s(plan, batch, simulator, cluster, draw) for draw in others]
-    central_s = exp(fmean(map(log, times)))
+    central_s = median(times)
     loads_s = sum(
         simulator.loads.load_s(simulator.experts[session.expert], len(session.workers)) * len(session.workers)
         for session in plan.sessions

@@ -7,7 +7,10 @@ from random import Random
 
 from mosaic.core.checks import require
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
-from mosaic.quote.tail import lengths_of
+from mosaic.quote.tail import Lengths, fit_lengths
+
+MERGED = "(merged)"
+"""Stands for the aggregator beside the experts' names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,57 +70,81 @@ class PilotSample:
         return PilotSample(questions=tuple(drawn))
 
 
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """The lengths behind a sample."""
+
+    by_expert: Mapping[ExpertName, Lengths]
+    merged: Lengths | None
+    """Of the aggregator; None: it was not asked."""
+
+
+def lengths_behind(
+    sample: PilotSample, experts: Mapping[ExpertName, Expert], aggregator: Expert | None = None
+) -> Behind:
+    """Fit the lengths behind a sample: those of its experts, and what the aggregator writes."""
+    samples = {name: (lengths, experts[name].max_output_tokens) for name, lengths in sample.by_expert.items()}
+    kin = {name: experts[name].family for name in samples}
+    merged = tuple(output_tokens for _, output_tokens in sample.merged)
+    if aggregator is None or not merged:
+        return Behind(fit_lengths(samples, kin), None)
+    samples[MERGED], kin[MERGED] = (merged, aggregator.max_output_tokens), aggregator.family
+    fitted = fit_lengths(samples, kin)
+    return Behind(fitted, fitted.pop(MERGED))
+
+
 def draw_lengths(
-    sample: PilotSample, calls: Sequence[Call], experts: Mapping[ExpertName, Expert], draw: Random, *, balanced: bool
+    lengths: Mapping[ExpertName, Lengths],
+    calls: Sequence[Call],
+    draw: Random,
+    offsets: Mapping[str, float] | None = None,
 ) -> dict[CallKey, int]:
-    """Give calls lengths, by those of a sample.
+    """Give calls lengths.
 
     Parameters
     ----------
-    sample, calls, experts
-        Whose lengths, and what gets them.
+    lengths, calls
+        Of experts, and what gets them.
     draw
         Of the order, and of the lengths themselves.
-    balanced
-        An expert's calls get quantiles at equal steps: what the sample says, without further luck. Otherwise each call
-        draws for itself.
+    offsets
+        By expert, in 0..1: its calls get quantiles from equal steps, so far into each step, and the luck of a world is
+        in its longest calls alone. None: each call draws for itself.
 
     Raises
     ------
     ValueError
-        If the sample has no call of an expert.
+        If the lengths of an expert are not known.
     """
     keys: defaultdict[ExpertName, list[CallKey]] = defaultdict(list)
     for call in calls:
         keys[call.expert].append(call.key)
-    lengths: dict[CallKey, int] = {}
+    drawn: dict[CallKey, int] = {}
     for name, own in keys.items():
-        known = sample.by_expert.get(name)
-        if not known:
+        if name not in lengths:
             raise ValueError(f"pilot sample must have calls of every expert that is left, got none of {name!r}")
-        behind = lengths_of(known, experts[name].max_output_tokens)
-        lengths |= zip(own, map(behind.at, _places(len(own), draw, balanced)), strict=True)
-    return lengths
+        places = _places(len(own), draw, None if offsets is None else offsets[name])
+        drawn |= zip(own, map(lengths[name].at, places), strict=True)
+    return drawn
 
 
-def _places(num: int, draw: Random, balanced: bool) -> list[float]:
-    if not balanced:
+def _places(num: int, draw: Random, offset: float | None) -> list[float]:
+    if offset is None:
         return [draw.random() for _ in range(num)]
-    places = [(place + 0.5) / num for place in range(num)]
+    places = [(place + offset) / num for place in range(num)]
     draw.shuffle(places)
     return places
 
 
 def draw_merged(
-    sample: PilotSample, num_questions: int, limit: int, draw: Random, *, balanced: bool
+    sample: PilotSample, lengths: Lengths | None, num_questions: int, draw: Random, offset: float | None = None
 ) -> list[tuple[int, int]]:
     """Give questions that were not asked whole the calls of the aggregator that they will need; see `draw_lengths`."""
     known, frac = sample.merged, sample.needed_frac
-    if not known or not frac:
+    if lengths is None or not frac:
         return []
     each = len(known) / max(1, sum(bool(question.merged) for question in sample.questions))
-    num_needed = num_questions * frac if balanced else sum(draw.random() < frac for _ in range(num_questions))
+    num_needed = num_questions * frac if offset is not None else sum(draw.random() < frac for _ in range(num_questions))
     num_calls = round(num_needed * each)
-    behind = lengths_of([output_tokens for _, output_tokens in known], limit)
     prompts = draw.choices([prompt_tokens for prompt_tokens, _ in known], k=num_calls)
-    return list(zip(prompts, map(behind.at, _places(num_calls, draw, balanced)), strict=True))
+    return list(zip(prompts, map(lengths.at, _places(num_calls, draw, offset)), strict=True))

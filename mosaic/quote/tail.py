@@ -1,19 +1,22 @@
-"""The lengths behind a sample: itself in its lower half, smoothed above, where a batch meets longer calls than it."""
+"""The lengths behind samples: themselves in their lower half, smoothed above, where a batch meets longer calls."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from statistics import NormalDist, fmean
 
 from mosaic.core.checks import require
+from mosaic.quote.censored import Censored, drawn_together, fit_normal
 
 UPPER = 0.5
 """From this quantile on a sample is smoothed."""
 MIN_SAMPLE = 8
-"""A smaller sample is taken as it is."""
+"""A smaller sample says nothing of its tail: it gets that of its kin, or of all others."""
+SAME = 1.5
+"""Standard errors by which the slope of an upper half may differ from that of its sample."""
 AT_LIMIT = 0.98
-"""A call that wrote so much of what it may was cut off: such calls are counted, and no tail is fitted to them."""
+"""A call that wrote so much of what it may was cut off: how long it would have been is not known."""
 _NORMAL = NormalDist()
 
 
@@ -22,65 +25,110 @@ class Lengths:
     """Output tokens by quantile.
 
     A batch has several times the calls of its pilot, and its longest calls are longer than the pilot's, which decide
-    when a session ends. The logarithms of the upper half are a line over normal quantiles (a lognormal tail, fitted by
-    weighted least squares to the sample's own order), and not the sample, whose mean hangs on its few longest calls.
-    What was cut off at the limit keeps its share.
+    when a session ends. The upper half is a lognormal tail, and not the sample, whose mean hangs on its longest calls.
     """
 
     sample: tuple[int, ...]
     """Sorted, without what was cut off."""
     cut_frac: float
     limit: int
-    location: float
-    scale: float
-    """Of the logarithms' line; 0: nothing is smoothed."""
+    location: float = 0.0
+    scale: float = 0.0
+    """Of the logarithms' normal distribution; 0: nothing is smoothed."""
+    over_frac: float = 0.0
+    """Share of that distribution beyond the limit."""
 
     def at(self, u: float) -> int:
         """Give a quantile."""
         free = 1.0 - self.cut_frac
-        if u >= free:
+        if u >= free or not self.sample:
             return self.limit
         u /= free
         if u < UPPER or self.scale <= 0:
             return self.sample[min(len(self.sample) - 1, int(u * len(self.sample)))]
-        smooth = exp(self.location + self.scale * _NORMAL.inv_cdf(min(u, 1 - 1e-9)))
+        place = min(max(u * (1.0 - self.over_frac), 1e-9), 1 - 1e-9)
+        smooth = exp(self.location + self.scale * _NORMAL.inv_cdf(place))
         return max(self.sample[int(UPPER * len(self.sample))], min(self.limit, round(smooth)))
 
 
 def lengths_of(sample: Sequence[int], limit: int) -> Lengths:
-    """Fit the lengths behind a sample of calls that may write so many tokens.
-
-    Raises
-    ------
-    ValueError
-        If the sample is empty.
+    """Fit the lengths behind one sample of calls that may write so many tokens; see `fit_lengths`.
 
     Examples
     --------
     >>> lengths_of([5, 5, 5, 5], 100).at(0.99)
     5
     """
+    return fit_lengths({"": (sample, limit)}, {"": ""})[""]
+
+
+def fit_lengths(samples: Mapping[str, tuple[Sequence[int], int]], kin: Mapping[str, str]) -> dict[str, Lengths]:
+    """Fit the lengths behind samples of calls, each with the most tokens that a call may write.
+
+    A tail is fitted to a sample by likelihood, with calls that were cut off as longer than the limit: to the whole
+    sample, or to its upper half where that has a slope of its own. The slope is what a sample says least well, and a
+    batch's longest calls hang on it, so that slopes of kin are drawn together by as much as chance explains how they
+    differ.
+
+    Parameters
+    ----------
+    samples
+        Lengths and the limit, by name.
+    kin
+        By name: which samples have tails alike.
+
+    Raises
+    ------
+    ValueError
+        If a sample is empty.
+    """
+    tails = {name: _tail(sample, limit) for name, (sample, limit) in samples.items()}
+    slopes = {name: tail.log_slope for name, tail in tails.items() if tail.log_slope is not None}
+    if not slopes:
+        return {name: tail.smoothed(None) for name, tail in tails.items()}
+    drawn, middles = drawn_together(slopes, {name: tails[name].values.log_scale_variance for name in slopes}, kin)
+    middle = fmean(middles.values())
+    few = {name: middles.get(kin[name], middle) for name, tail in tails.items() if len(tail.sample) < MIN_SAMPLE}
+    return {name: tail.smoothed((drawn | few).get(name)) for name, tail in tails.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    """A sample, sorted, and how many more were cut off at the limit."""
+
+    sample: tuple[int, ...]
+    num_cut: int
+    limit: int
+    values: Censored
+    """Logarithms to which the tail is fitted."""
+    log_slope: float | None
+    """Logarithm of the tail's scale; None: the sample is too small, or all the same."""
+
+    def smoothed(self, log_scale: float | None) -> Lengths:
+        """Give the tail this slope; None: there is nothing to smooth."""
+        cut_frac = self.num_cut / (self.num_cut + len(self.sample))
+        if log_scale is None or not self.sample:
+            return Lengths(self.sample, cut_frac, self.limit)
+        location, scale = fit_normal(self.values, exp(log_scale))
+        over_frac = 1 - _NORMAL.cdf((log(self.limit) - location) / scale)
+        # NOTE: calls in a loop are cut off more often than a tail says, and a few calls say little of a rare event.
+        return Lengths(self.sample, (cut_frac + over_frac) / 2, self.limit, location, scale, over_frac)
+
+
+def _tail(sample: Sequence[int], limit: int) -> _Tail:
     require(len(sample) > 0, "lengths: sample", "at least one call", 0)
-    values = sorted(sample)
-    first_cut = bisect_left(values, AT_LIMIT * limit)
-    free, cut_frac = tuple(values[:first_cut]), 1 - first_cut / len(values)
-    if not free:
-        return Lengths(tuple(values), 1.0, limit, 0.0, 0.0)
-    location, scale = _upper_line(free)
-    return Lengths(free, cut_frac, limit, location, scale)
-
-
-def _upper_line(free: Sequence[int]) -> tuple[float, float]:
-    num = len(free)
-    if num < MIN_SAMPLE:
-        return 0.0, 0.0
-    shares = [(place + 0.5) / num for place in range(int(UPPER * num), num)]
-    x = [_NORMAL.inv_cdf(share) for share in shares]
-    y = [log(max(1, tokens)) for tokens in free[-len(shares) :]]
-    # NOTE: an order statistic's variance is p (1 - p) / pdf^2: the longest call says little, and has most leverage.
-    weights = [_NORMAL.pdf(z) ** 2 / (share * (1 - share)) for z, share in zip(x, shares, strict=True)]
-    mean_x, mean_y = fmean(x, weights), fmean(y, weights)
-    apart = [weight * (z - mean_x) for weight, z in zip(weights, x, strict=True)]
-    along = sum(weight * (z - mean_x) for weight, z in zip(apart, x, strict=True))
-    scale = sum(weight * (value - mean_y) for weight, value in zip(apart, y, strict=True)) / along
-    return mean_y - scale * mean_x, scale
+    tokens = sorted(sample)
+    num_cut = len(tokens) - bisect_left(tokens, AT_LIMIT * limit)
+    free = tuple(tokens[: len(tokens) - num_cut])
+    logs = [log(max(1, value)) for value in free]
+    whole, half = (Censored(logs[low:], low, num_cut, log(limit)) for low in (0, int(UPPER * len(logs))))
+    if len(free) < MIN_SAMPLE:
+        return _Tail(free, num_cut, limit, whole, None)
+    scales = [fit_normal(values)[1] for values in (whole, half)]
+    if min(scales) <= 0:
+        return _Tail(free, num_cut, limit, half, None)
+    slopes = [log(scale) - values.log_scale_bias for scale, values in zip(scales, (whole, half), strict=True)]
+    # NOTE: Hausman, 1978: an efficient estimate differs from a cautious one by as much as their variances differ.
+    apart = half.log_scale_variance - whole.log_scale_variance
+    is_same = (slopes[1] - slopes[0]) ** 2 <= SAME**2 * apart
+    return _Tail(free, num_cut, limit, *((whole, slopes[0]) if is_same else (half, slopes[1])))

@@ -16,12 +16,13 @@ from mosaic.core.workload import PROPOSE, Call, CallKey
 from mosaic.planning.session_model import Request
 from mosaic.quote import ask
 from mosaic.quote.allocation import num_pilot_calls, second_share
+from mosaic.quote.draws import Batch, draw_worlds
 from mosaic.quote.forecast import Factors, Simulator
 from mosaic.quote.interval import Calibration, calibrate, conformal_quantile, interval, spread_of, widened
 from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
 from mosaic.quote.quotation import Offer, Quotation, describe
 from mosaic.quote.sample import PilotQuestion, PilotSample, draw_lengths
-from mosaic.quote.tail import lengths_of
+from mosaic.quote.tail import fit_lengths, lengths_of
 from mosaic.runtime.static_plan import execute
 from sim.cluster.session_times import SimulatedSessions
 from tests.factories import make_expert
@@ -97,13 +98,71 @@ def test_what_was_cut_off_keeps_its_share() -> None:
     assert [lengths.at((i + 0.5) / 100) for i in (0, 89, 90, 99)] == [100, 100, 1000, 1000]
 
 
+def lognormal(num: int, location: float, scale: float, seed: int) -> list[int]:
+    draw = Random(seed)
+    return [round(draw.lognormvariate(location, scale)) for _ in range(num)]
+
+
+def test_a_small_sample_has_the_tail_of_its_kin() -> None:
+    samples = {"A": lognormal(300, 6, 0.8, 1), "B": lognormal(300, 6, 0.3, 2), "C": lognormal(5, 6, 0.8, 3)}
+    fitted = fit_lengths({name: (own, 10**6) for name, own in samples.items()}, {"A": "x", "B": "y", "C": "x"})
+    assert fitted["C"].scale == pytest.approx(fitted["A"].scale)
+    assert fitted["B"].scale == pytest.approx(0.3, rel=0.2)
+    alone = fit_lengths({name: (own, 10**6) for name, own in samples.items()}, {"A": "x", "B": "y", "C": "z"})
+    assert fitted["B"].scale < alone["C"].scale < fitted["A"].scale
+
+
+def test_slopes_of_kin_are_nearer_to_the_truth_together() -> None:
+    apart = together = 0.0
+    for seed in range(20):
+        samples = {name: (lognormal(20, 6, 0.8, 10 * seed + place), 10**6) for place, name in enumerate("ABCDEF")}
+        fitted = fit_lengths(samples, dict.fromkeys(samples, ""))
+        together += sum((lengths.scale - 0.8) ** 2 for lengths in fitted.values())
+        apart += sum((lengths_of(*sample).scale - 0.8) ** 2 for sample in samples.values())
+    assert together < 0.6 * apart
+
+
+def test_an_expert_that_always_writes_the_same_is_not_smoothed_by_others() -> None:
+    fitted = fit_lengths({"A": ([7] * 50, 100), "B": (lognormal(50, 4, 0.8, 1), 10**6)}, {"A": "", "B": ""})
+    assert [fitted["A"].at(u) for u in (0.0, 0.5, 0.999)] == [7, 7, 7]
+
+
+def test_a_tail_is_that_of_the_upper_half_where_it_differs_from_the_lower() -> None:
+    sample = sorted(lognormal(800, 6, 0.8, 1))
+    lengths = lengths_of([3] * 400 + sample[400:], 10**6)
+    true = sorted(lognormal(100_000, 6, 0.8, 3))[99_000]
+    assert lengths.at(0.99) == pytest.approx(true, rel=0.15)
+
+
+def test_the_share_that_is_cut_off_is_halfway_between_the_tails_and_the_counted() -> None:
+    sample = [min(tokens, 1500) for tokens in lognormal(60, 6, 0.6, 1)]
+    lengths = lengths_of(sample, 1500)
+    counted = sum(tokens >= 1500 for tokens in sample) / 60
+    assert lengths.cut_frac == pytest.approx((counted + lengths.over_frac) / 2)
+    assert 0 < lengths.over_frac < 0.1
+    assert lengths.at(1 - lengths.cut_frac / 2) == 1500
+
+
 @settings(max_examples=25)
-@given(st.integers(1, 300), st.integers(0, 5))
-def test_balanced_lengths_have_the_samples_mean_where_nothing_is_smoothed(num_calls: int, seed: int) -> None:
-    sample = PilotSample(questions=(PilotQuestion(output_tokens={"A": (10, 20, 30, 40)}),))
+@given(st.integers(1, 300), st.integers(0, 5), st.floats(0, 0.999))
+def test_balanced_lengths_have_the_samples_mean_where_nothing_is_smoothed(
+    num_calls: int, seed: int, offset: float
+) -> None:
     calls = [Call(CallKey(f"q{i}", PROPOSE, 0), "A", 5) for i in range(4 * num_calls)]
-    drawn = draw_lengths(sample, calls, {"A": make_expert("A")}, Random(seed), balanced=True)
+    drawn = draw_lengths({"A": lengths_of((10, 20, 30, 40), 100)}, calls, Random(seed), {"A": offset})
     assert fmean(drawn.values()) == 25
+
+
+def test_the_longest_calls_of_central_worlds_come_from_all_parts_of_their_step() -> None:
+    lengths = lognormal(400, 6, 0.8, 4)
+    sample = PilotSample(questions=tuple(PilotQuestion(output_tokens={"A": (own,)}) for own in lengths))
+    batch = Batch(calls=tuple(Call(CallKey(f"q{i}", PROPOSE, 0), "A", 5) for i in range(100)), num_open_questions=100)
+    central, others = draw_worlds(batch, sample, {"A": make_expert("A")}, num_central=4, num_bootstrap=2)
+    assert (len(central), len(others)) == (4, 2)
+    longest = sorted(max(request.output_tokens for request in world.requests.values()) for world in central)
+    behind = lengths_of(lengths, make_expert("A").max_output_tokens)
+    bounds = [behind.at(0.99 + 0.01 * part / 4) for part in range(5)]
+    assert all(low <= own <= high for low, own, high in zip(bounds, longest, bounds[1:], strict=False))
 
 
 def test_a_resampled_pilot_keeps_an_expert_that_nobody_drew() -> None:
