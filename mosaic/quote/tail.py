@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, lgamma, log
 from statistics import NormalDist, fmean
 
 from mosaic.core.checks import require
@@ -13,8 +13,10 @@ UPPER = 0.5
 """From this quantile on a sample is smoothed."""
 MIN_SAMPLE = 8
 """A smaller sample says nothing of its tail: it gets that of its kin, or of all others."""
-SAME = 1.5
+SAME = 2.5
 """Standard errors by which the slope of an upper half may differ from that of its sample."""
+CHANCE = 0.001
+"""Where the tail gives so many calls at the limit a smaller probability, they were in a loop, and their share stays."""
 AT_LIMIT = 0.98
 """A call that wrote so much of what it may was cut off: how long it would have been is not known."""
 _NORMAL = NormalDist()
@@ -66,7 +68,8 @@ def fit_lengths(samples: Mapping[str, tuple[Sequence[int], int]], kin: Mapping[s
     """Fit the lengths behind samples of calls, each with the most tokens that a call may write.
 
     A tail is fitted to a sample by likelihood, with calls that were cut off as longer than the limit: to the whole
-    sample, or to its upper half where that has a slope of its own. The slope is what a sample says least well, and a
+    sample, or to its upper half where that has a slope of its own. Models in a loop are cut off more often than a tail
+    explains: their calls are counted, and left out of the fit. The slope is what a sample says least well, and a
     batch's longest calls hang on it, so that slopes of kin are drawn together by as much as chance explains how they
     differ.
 
@@ -101,18 +104,20 @@ class _Tail:
     limit: int
     values: Censored
     """Logarithms to which the tail is fitted."""
-    log_slope: float | None
+    log_slope: float | None = None
     """Logarithm of the tail's scale; None: the sample is too small, or all the same."""
+    has_loops: bool = False
+    """More was cut off than the tail explains, so that what was cut off says nothing of the tail."""
 
     def smoothed(self, log_scale: float | None) -> Lengths:
         """Give the tail this slope; None: there is nothing to smooth."""
-        cut_frac = self.num_cut / (self.num_cut + len(self.sample))
+        counted_frac = self.num_cut / (self.num_cut + len(self.sample))
         if log_scale is None or not self.sample:
-            return Lengths(self.sample, cut_frac, self.limit)
+            return Lengths(self.sample, counted_frac, self.limit)
         location, scale = fit_normal(self.values, exp(log_scale))
-        over_frac = 1 - _NORMAL.cdf((log(self.limit) - location) / scale)
-        # NOTE: calls in a loop are cut off more often than a tail says, and a few calls say little of a rare event.
-        return Lengths(self.sample, (cut_frac + over_frac) / 2, self.limit, location, scale, over_frac)
+        over_frac = _beyond(self.limit, location, scale)
+        cut_frac = counted_frac if self.has_loops else over_frac
+        return Lengths(self.sample, cut_frac, self.limit, location, scale, over_frac)
 
 
 def _tail(sample: Sequence[int], limit: int) -> _Tail:
@@ -121,14 +126,34 @@ def _tail(sample: Sequence[int], limit: int) -> _Tail:
     num_cut = len(tokens) - bisect_left(tokens, AT_LIMIT * limit)
     free = tuple(tokens[: len(tokens) - num_cut])
     logs = [log(max(1, value)) for value in free]
+    values, slope = _fitted_to(logs, 0, limit)
+    if slope is None:
+        return _Tail(free, num_cut, limit, Censored(logs, 0, num_cut, log(limit)))
+    expected = len(tokens) * _beyond(limit, *fit_normal(values, exp(slope)))
+    if num_cut and _chance_of(num_cut, expected) < CHANCE:
+        return _Tail(free, num_cut, limit, values, slope, has_loops=True)
+    return _Tail(free, num_cut, limit, *_fitted_to(logs, num_cut, limit))
+
+
+def _fitted_to(logs: Sequence[float], num_cut: int, limit: int) -> tuple[Censored, float | None]:
+    """Choose what a tail is fitted to, the whole or the upper half; give the logarithm of its scale too."""
     whole, half = (Censored(logs[low:], low, num_cut, log(limit)) for low in (0, int(UPPER * len(logs))))
-    if len(free) < MIN_SAMPLE:
-        return _Tail(free, num_cut, limit, whole, None)
+    if len(logs) < MIN_SAMPLE:
+        return whole, None
     scales = [fit_normal(values)[1] for values in (whole, half)]
     if min(scales) <= 0:
-        return _Tail(free, num_cut, limit, half, None)
+        return half, None
     slopes = [log(scale) - values.log_scale_bias for scale, values in zip(scales, (whole, half), strict=True)]
     # NOTE: Hausman, 1978: an efficient estimate differs from a cautious one by as much as their variances differ.
     apart = half.log_scale_variance - whole.log_scale_variance
-    is_same = (slopes[1] - slopes[0]) ** 2 <= SAME**2 * apart
-    return _Tail(free, num_cut, limit, *((whole, slopes[0]) if is_same else (half, slopes[1])))
+    return (whole, slopes[0]) if (slopes[1] - slopes[0]) ** 2 <= SAME**2 * apart else (half, slopes[1])
+
+
+def _beyond(limit: int, location: float, scale: float) -> float:
+    return _NORMAL.cdf((location - log(limit)) / scale)
+
+
+def _chance_of(num: int, expected: float) -> float:
+    """Give the probability of so many rare events or more, by Poisson's law."""
+    rate = max(expected, 1e-300)
+    return 1 - sum(exp(fewer * log(rate) - rate - lgamma(fewer + 1)) for fewer in range(num))

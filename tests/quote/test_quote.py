@@ -134,13 +134,19 @@ def test_a_tail_is_that_of_the_upper_half_where_it_differs_from_the_lower() -> N
     assert lengths.at(0.99) == pytest.approx(true, rel=0.15)
 
 
-def test_the_share_that_is_cut_off_is_halfway_between_the_tails_and_the_counted() -> None:
-    sample = [min(tokens, 1500) for tokens in lognormal(60, 6, 0.6, 1)]
+def test_what_the_tail_explains_is_cut_off_by_its_share() -> None:
+    sample = [min(tokens, 1500) for tokens in lognormal(200, 6, 0.6, 1)]
     lengths = lengths_of(sample, 1500)
-    counted = sum(tokens >= 1500 for tokens in sample) / 60
-    assert lengths.cut_frac == pytest.approx((counted + lengths.over_frac) / 2)
-    assert 0 < lengths.over_frac < 0.1
+    assert lengths.cut_frac == lengths.over_frac == pytest.approx(0.0143, abs=0.01)
     assert lengths.at(1 - lengths.cut_frac / 2) == 1500
+
+
+def test_loops_are_counted_and_leave_the_tail_as_it_is() -> None:
+    sample = lognormal(190, 5, 0.5, 1)
+    lengths = lengths_of([*sample, *[4096] * 10], 4096)
+    assert lengths.cut_frac == pytest.approx(0.05)
+    assert lengths.scale == pytest.approx(lengths_of(sample, 4096).scale)
+    assert lengths_of([*sample, *[4096] * 400], 4096).cut_frac == pytest.approx(400 / 590)
 
 
 @settings(max_examples=25)
