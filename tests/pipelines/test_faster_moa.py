@@ -122,6 +122,9 @@ def test_texts_are_compared_where_somebody_embeds_them() -> None:
     rule = FasterMoa(seed=0, diagonal=False, tau=1.0, similarity="embeddings", embed=embed)
     assert rule.judge(meeting("ABC", rule, confidence=1.0)).read == (0, 1)
     assert heard == ["It is A.", "It is B."]
+    heard.clear()
+    rule.judge(meeting("ABC", rule, ended=1))
+    assert heard == [], "one agent is compared with nobody"
 
 
 def test_without_a_confidence_the_rule_says_whose() -> None:

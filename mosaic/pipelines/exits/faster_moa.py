@@ -20,6 +20,7 @@ Faster-MoA, arXiv 2512.18126.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from hashlib import blake2b
 from itertools import combinations
 from math import sqrt
@@ -106,25 +107,34 @@ class FasterMoa:
         """
         confidences: list[float] = []
         similar: list[list[float]] = []
-        heard: list[tuple[CallRecord, Any]] = []
-        answers = [vote.answer for vote in meeting.ballot().ballot.votes]
+        heard: list[int] = []
+        compare = self._comparison(meeting)
         for number, place in enumerate(meeting.order[: len(meeting.agents) - 1], start=1):
             record = meeting.record(place)
             if record is None:
                 continue  # a call that failed has said nothing
-            thing = answers[place] if self.embed is None else token_correlation(self.embed(_text_of(record)))
-            similar.append([self._similarity(thing, other) for _, other in heard])
-            heard.append((record, thing))
+            similar.append([compare(other, place) for other in heard])
+            heard.append(place)
             confidences.append(_confidence_of(record))
             odds = exit_probability(confidences, similar, tau=self.tau, diagonal=self.diagonal, exponent=self.exponent)
             if draw(self.seed, record.key) < odds:
                 return Verdict(meeting.order[:number])
         return None
 
-    def _similarity(self, one: Any, other: Any) -> float:
+    def _comparison(self, meeting: Meeting) -> Callable[[int, int], float]:
+        """Give the similarity of two agents; texts are embedded when they are compared, and often none are."""
         if self.embed is None:
-            return float(one is not None and one == other)
-        return frobenius_cosine(one, other)
+            answers = [vote.answer for vote in meeting.ballot().ballot.votes]
+            return lambda one, other: float(answers[one] is not None and answers[one] == answers[other])
+        embed = self.embed
+
+        @cache
+        def correlation(place: int) -> Floats:
+            record = meeting.record(place)
+            assert record is not None, "it has said something"
+            return token_correlation(embed(_text_of(record)))
+
+        return lambda one, other: frobenius_cosine(correlation(one), correlation(other))
 
     def notes(self) -> Sequence[str]:
         by = "same answer" if self.embed is None else "token embeddings"
