@@ -31,8 +31,8 @@ PLOT_IN = 2.3
 """Width of the axes, about, for what has room below them."""
 MAX_LABEL_CHARS = 14
 MAX_Y_LABEL_CHARS = 22
-BESIDE = 0.12
-"""Distance of markers that stand side by side, of that of two categories."""
+BESIDE, ALL_BESIDE = 0.12, 0.84
+"""Distance of markers that stand side by side, of that of two categories, and the most that all of them take."""
 Looks = Mapping[str, Mapping[str, Any]]
 
 
@@ -76,7 +76,7 @@ def _draw_panel(axes: "Axes", ablation: Ablation, panel: Panel, looks: Looks) ->
     lines, axis = ablation.lines_of(panel), ablation.spec.x
     for number, line in enumerate(lines):
         rows = ablation.rows_of(panel, line)
-        shift = 0.0 if axis.is_numeric else BESIDE * (number - (len(lines) - 1) / 2)
+        shift = 0.0 if axis.is_numeric else min(BESIDE, ALL_BESIDE / len(lines)) * (number - (len(lines) - 1) / 2)
         places = [_place(ablation, row) + shift for row in rows]
         _draw_intervals(axes, rows, places, looks[line]["color"], axis)
         axes.plot(
