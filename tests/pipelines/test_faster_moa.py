@@ -125,6 +125,8 @@ def test_texts_are_compared_where_somebody_embeds_them() -> None:
     heard.clear()
     rule.judge(meeting("ABC", rule, ended=1))
     assert heard == [], "one agent is compared with nobody"
+    rule.load()
+    assert heard == ["ready"], "a model that embeds is loaded before it is needed"
 
 
 def test_without_a_confidence_the_rule_says_whose() -> None:

@@ -34,6 +34,9 @@ class Agreed:
     def reads_confidence(self) -> bool:
         return False
 
+    def load(self) -> None:
+        """Have nothing to load."""
+
     def judge(self, meeting: Meeting) -> Verdict | None:
         return accept_settled(self._gate, meeting)
 
@@ -63,6 +66,9 @@ class AgreedAtRisk:
     @property
     def reads_confidence(self) -> bool:
         return False
+
+    def load(self) -> None:
+        """Have nothing to load."""
 
     def judge(self, meeting: Meeting) -> Verdict | None:
         return accept_settled(self.gate, meeting)

@@ -109,6 +109,9 @@ class Exit(Protocol):
     def reads_confidence(self) -> bool:
         """Whether it needs to know how probable the tokens of each response were."""
 
+    def load(self) -> None:
+        """Load what it judges by, before the run's clock starts."""
+
     def judge(self, meeting: Meeting) -> Verdict | None:
         """Find the first agents that are enough; None: the others are needed.
 

@@ -97,6 +97,11 @@ class FasterMoa:
     def reads_confidence(self) -> bool:
         return True
 
+    def load(self) -> None:
+        """Embed a word, so that the model that embeds is there when the first texts come."""
+        if self.embed is not None:
+            self.embed("ready")
+
     def judge(self, meeting: Meeting) -> Verdict | None:
         """Draw after each agent that has ended, but for the last, behind which there is nobody to cancel.
 
