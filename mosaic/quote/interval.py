@@ -1,30 +1,55 @@
 """From simulated draws to P50 and P90: a spread by bootstrap, calibrated on pilots whose truth is known."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, exp, log, sqrt
-from statistics import fmean, median
+from statistics import fmean
+from typing import NamedTuple
 
 from mosaic.core.checks import require, require_number
+
+
+class Known(NamedTuple):
+    """A pilot whose truth is known."""
+
+    truth_s: float
+    central_s: float
+    spread: float
+
+    @property
+    def error(self) -> float:
+        """Logarithm of the truth over what was foretold."""
+        return log(self.truth_s / self.central_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """What pilots with known truth showed of the bootstrap.
 
-    A score is (log truth - log central) / spread. Its median corrects a bias, its upper quantile is how many spreads
-    P90 lies above the centre.
+    NOTE: a plan is chosen as the shortest of many by the same forecast that says how long it takes, which is too short
+    then; and the wider a pilot's spread, the more a forecast hangs on tails, which come out too long. The logarithm of
+    the truth over the forecast is therefore shifted by a line in the spread.
     """
 
-    median_score: float
+    shift: float
+    """Of the logarithm, at spread 0."""
+    shift_per_spread: float
+    spreads: tuple[float, float]
+    """Narrowest and widest of the pilots: beyond them the shift is that of the nearest."""
     p90_score: float
+    """How many widened spreads P90 lies above P50."""
     source: str
 
     def __post_init__(self) -> None:
-        require_number(self.median_score, "calibration: median_score")
+        require_number(self.shift, "calibration: shift")
+        require_number(self.shift_per_spread, "calibration: shift_per_spread")
         require_number(self.p90_score, "calibration: p90_score")
-        rule = f"at least median_score={self.median_score}"
-        require(self.p90_score >= self.median_score, "calibration: p90_score", rule, self.p90_score)
+        require(self.p90_score >= 0, "calibration: p90_score", "at least 0", self.p90_score)
+
+    def shift_at(self, spread: float) -> float:
+        """Give the shift of a pilot with this spread."""
+        narrowest, widest = self.spreads
+        return self.shift + self.shift_per_spread * min(max(spread, narrowest), widest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +79,24 @@ def conformal_quantile(scores: Sequence[float], share: float) -> float:
     return sorted(scores)[place - 1]
 
 
-def calibrate(scores: Sequence[float], source: str, share: float = 0.9) -> Calibration:
-    """Read a calibration off the scores of pilots whose truth is known."""
-    middle = median(scores)
-    return Calibration(middle, max(middle, conformal_quantile(scores, share)), source)
+def calibrate(pilots: Sequence[Known], source: str, share: float = 0.9) -> Calibration:
+    """Fit the line by least squares, each pilot weighed by its widened spread, and read P90's score off what is left.
+
+    Raises
+    ------
+    ValueError
+        If there is no pilot.
+    """
+    require(len(pilots) > 0, "calibrate: pilots", "at least one", 0)
+    weights = [widened(pilot.spread) ** -2 for pilot in pilots]
+    spreads, errors = [pilot.spread for pilot in pilots], [pilot.error for pilot in pilots]
+    spread, error = fmean(spreads, weights), fmean(errors, weights)
+    apart = fmean([(one - spread) ** 2 for one in spreads], weights)
+    together = fmean([(x - spread) * (y - error) for x, y in zip(spreads, errors, strict=True)], weights)
+    slope = together / apart if apart > 1e-9 else 0.0
+    line = Calibration(error - slope * spread, slope, (min(spreads), max(spreads)), 0.0, source)
+    scores = [(pilot.error - line.shift_at(pilot.spread)) / widened(pilot.spread) for pilot in pilots]
+    return replace(line, p90_score=max(0.0, conformal_quantile(scores, share)))
 
 
 def spread_of(draws_s: Sequence[float]) -> float:
@@ -71,11 +110,6 @@ def spread_of(draws_s: Sequence[float]) -> float:
 def widened(spread: float) -> float:
     """Add what a bootstrap cannot see: a pilot that met no long call by luck would think itself sure."""
     return sqrt(spread**2 + UNSEEN**2)
-
-
-def score_of(truth_s: float, central_s: float, spread: float) -> float:
-    """Say by how many spreads a truth lies above what was foretold."""
-    return (log(truth_s) - log(central_s)) / spread
 
 
 def interval(central_s: float, spread: float, calibration: Calibration, hardware_error: float = 0.0) -> Interval:
@@ -93,9 +127,8 @@ def interval(central_s: float, spread: float, calibration: Calibration, hardware
         Standard deviation of the logarithm of real over simulated seconds, where it was measured; it adds to the
         spread in squares.
     """
-    unit = widened(spread)
-    middle = log(central_s) + calibration.median_score * unit
-    above = (calibration.p90_score - calibration.median_score) * unit
+    middle = log(central_s) + calibration.shift_at(spread)
+    above = calibration.p90_score * widened(spread)
     return Interval(exp(middle), exp(middle + sqrt(above**2 + (NORMAL_P90 * hardware_error) ** 2)))
 
 
@@ -103,5 +136,5 @@ UNSEEN = 0.1
 """Spread of the logarithm that is added, in squares, to every bootstrap's."""
 NORMAL_P90 = 1.2816
 """Of the standard normal distribution."""
-CALIBRATION = Calibration(-0.084, 1.032, "62 pilots of six workloads, results/quote/report.md")
+CALIBRATION = Calibration(0.118, -1.096, (0.02, 0.4), 0.832, "62 pilots of six workloads, results/quote/report.md")
 """Of `experiments/quote_study.py`."""

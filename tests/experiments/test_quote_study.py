@@ -45,7 +45,7 @@ def test_a_workload_is_calibrated_on_the_others_alone() -> None:
 
 
 def replace_source(calibration, source):
-    return type(calibration)(calibration.median_score, calibration.p90_score, source)
+    return replace(calibration, source=source)
 
 
 def test_the_report_counts_by_hand() -> None:

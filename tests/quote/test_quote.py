@@ -2,6 +2,7 @@
 
 import json
 from datetime import date
+from math import exp
 from random import Random
 from statistics import fmean
 
@@ -18,7 +19,7 @@ from mosaic.quote import ask
 from mosaic.quote.allocation import num_pilot_calls, second_share
 from mosaic.quote.draws import Batch, draw_worlds
 from mosaic.quote.forecast import Factors, Simulator
-from mosaic.quote.interval import Calibration, calibrate, conformal_quantile, interval, spread_of, widened
+from mosaic.quote.interval import Calibration, Known, calibrate, conformal_quantile, interval, spread_of, widened
 from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
 from mosaic.quote.quotation import Offer, Quotation, describe
 from mosaic.quote.sample import PilotQuestion, PilotSample, draw_lengths
@@ -204,14 +205,31 @@ def test_conformal_intervals_keep_their_promise_on_fresh_scores() -> None:
 
 
 def test_an_interval_by_hand() -> None:
-    known = Calibration(0.0, 1.0, "by hand")
+    known = Calibration(0.0, 0.0, (0.0, 1.0), 1.0, "by hand")
     span = interval(100.0, 0.0, known)
     assert span.p50_s == pytest.approx(100.0)
     assert span.p90_s == pytest.approx(100.0 * 2.718281828 ** widened(0.0))
     assert interval(100.0, 0.2, known, 0.3).p90_s > interval(100.0, 0.2, known).p90_s > span.p90_s
     assert spread_of([1.0, 1.0]) == 0
-    shifted = calibrate([0.5, 0.5, 0.5], "test")
-    assert interval(100.0, 0.2, shifted).p50_s > 100
+    with pytest.raises(ValueError, match="p90_score must be at least 0, got -1"):
+        Calibration(0.0, 0.0, (0.0, 1.0), -1.0, "by hand")
+
+
+def test_a_calibration_is_a_line_in_the_spread_that_ends_where_the_pilots_do() -> None:
+    def pilot(spread: float, error: float) -> Known:
+        return Known(100.0 * exp(error), 100.0, spread)
+
+    straight = calibrate([pilot(spread, 0.1 - spread) for spread in (0.1, 0.2, 0.4)], "test")
+    assert (straight.shift, straight.shift_per_spread) == pytest.approx((0.1, -1.0))
+    assert straight.p90_score == pytest.approx(0.0, abs=1e-9)
+    assert interval(100.0, 0.3, straight).p50_s == pytest.approx(100.0 * exp(-0.2))
+    assert interval(100.0, 2.0, straight).p50_s == pytest.approx(100.0 * exp(-0.3)), "no pilot was wider than 0.4"
+    assert interval(100.0, 0.0, straight).p50_s == pytest.approx(100.0), "none narrower than 0.1"
+    alike = calibrate([pilot(0.2, error) for error in (0.4, 0.5, 0.6)], "test")
+    assert (alike.shift, alike.shift_per_spread) == pytest.approx((0.5, 0.0))
+    assert alike.p90_score == pytest.approx(0.1 / widened(0.2))
+    with pytest.raises(ValueError, match="calibrate: pilots must be at least one"):
+        calibrate([], "test")
 
 
 def test_prices_are_read_and_a_file_must_date_them(tmp_path) -> None:
