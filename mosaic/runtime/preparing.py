@@ -39,6 +39,8 @@ class Begun:
 
 def prepare(job: Job, show: Show, step: Step, tell: Tell) -> Begun:
     """Measure and plan the first layer, or what a pilot leaves; where a plan expects cancelled calls, rehearse."""
+    if job.graph.exit is not None:
+        job.graph.exit.load()
     first = job.graph.first_calls(job.workload)
     with step("profile"):
         pilot, profile = _first_profile(job, first, show, tell)

@@ -116,8 +116,6 @@ def run(
         for session, times in zip(made.plan.sessions, made.plan.predicted, strict=True):
             predicted[session.id + first_session] = times
 
-    if graph.exit is not None:
-        graph.exit.load()
     with step("execute"), show("calls", predicted) as shown:
         prefixes = None if graph.read_ahead is None else prompts_of(graph, known, is_whole=False)
         backend = site.backend(known, prompts_of(graph, known), after=pilot.names, prefixes=prefixes)
