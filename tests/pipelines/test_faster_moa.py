@@ -16,6 +16,7 @@ from mosaic.pipelines.exits.faster_moa import (
     draw,
     exit_probability,
     frobenius_cosine,
+    probability_range,
     token_correlation,
 )
 from mosaic.pipelines.final_answers import comparisons
@@ -65,6 +66,20 @@ def test_read_literally_it_rewards_disagreement_and_stops_after_one_agent_three_
     assert exit_probability([1.0], [[]], diagonal=False) == 0
 
 
+@given(st.data(), st.integers(1, 4), st.booleans(), st.floats(0.3, 1.0), st.sampled_from(list(Exponent)))
+def test_q_is_bounded_before_texts_are_compared(data, number: int, diagonal: bool, tau: float, exponent) -> None:
+    def probability(similarity) -> float:
+        similar = [[similarity() for _ in range(k)] for k in range(number)]
+        return exit_probability(confidences, similar, tau=tau, diagonal=diagonal, exponent=exponent)
+
+    confidences = data.draw(st.lists(UNIT, min_size=number, max_size=number))
+    least, most = probability_range(confidences, tau=tau, diagonal=diagonal, exponent=exponent)
+    assert least - 1e-12 <= probability(lambda: data.draw(st.floats(0, 1))) <= most + 1e-12
+    assert least == pytest.approx(min(probability(lambda: 0.0), probability(lambda: 1.0)))
+    anywhere = [probability(lambda sim=sim: sim) for sim in np.linspace(0, 1, 1001)]
+    assert most == pytest.approx(max(anywhere), abs=0.05), "somewhere it is reached"
+
+
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(2, 4), st.integers(0, 99))
 def test_token_correlations_compare_texts_of_any_length(one: int, other: int, size: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -73,7 +88,7 @@ def test_token_correlations_compare_texts_of_any_length(one: int, other: int, si
     assert np.allclose(u, u.T)
     assert frobenius_cosine(u, u) == pytest.approx(1)
     assert frobenius_cosine(u, v) == frobenius_cosine(v, u)
-    assert -1 <= frobenius_cosine(u, v) <= 1
+    assert -1e-12 <= frobenius_cosine(u, v) <= 1, "both are positive semidefinite"
     assert frobenius_cosine(u, 3 * v) == pytest.approx(frobenius_cosine(u, v))
 
 
@@ -127,6 +142,20 @@ def test_texts_are_compared_where_somebody_embeds_them() -> None:
     assert heard == [], "one agent is compared with nobody"
     rule.load()
     assert heard == ["ready"], "a model that embeds is loaded before it is needed"
+
+
+def test_texts_are_embedded_only_where_they_decide() -> None:
+    heard = []
+
+    def embed(text: str) -> np.ndarray:
+        heard.append(text)
+        return np.array([[1.0, 2.0]])  # all alike, so that Sim is 1 as by answers
+
+    for seed in range(200):
+        texts = FasterMoa(seed=seed, similarity="embeddings", embed=embed)
+        answers = FasterMoa(seed=seed)
+        assert texts.judge(meeting("AAA", texts)) == answers.judge(meeting("AAA", answers))
+    assert 0 < len(heard) < 200
 
 
 def test_without_a_confidence_the_rule_says_whose() -> None:

@@ -111,18 +111,22 @@ class FasterMoa:
             If nobody said how probable a response's tokens were.
         """
         confidences: list[float] = []
-        similar: list[list[float]] = []
         heard: list[int] = []
         compare = self._comparison(meeting)
         for number, place in enumerate(meeting.order[: len(meeting.agents) - 1], start=1):
             record = meeting.record(place)
             if record is None:
                 continue  # a call that failed has said nothing
-            similar.append([compare(other, place) for other in heard])
             heard.append(place)
             confidences.append(_confidence_of(record))
-            odds = exit_probability(confidences, similar, tau=self.tau, diagonal=self.diagonal, exponent=self.exponent)
-            if draw(self.seed, record.key) < odds:
+            drawn = draw(self.seed, record.key)
+            least, most = probability_range(confidences, tau=self.tau, diagonal=self.diagonal, exponent=self.exponent)
+            if least <= drawn < most:  # else texts need not be embedded to know
+                similar = [[compare(other, one) for other in heard[:k]] for k, one in enumerate(heard)]
+                least = exit_probability(
+                    confidences, similar, tau=self.tau, diagonal=self.diagonal, exponent=self.exponent
+                )
+            if drawn < least:
                 return Verdict(meeting.order[:number])
         return None
 
@@ -178,12 +182,39 @@ def exit_probability(
     >>> [round(exit_probability([0.9, 0.9], [[], [sim]]), 3) for sim in (0.0, 0.1, 0.5, 1.0)]
     [0.926, 0.949, 0.854, 0.717]
     """
-    diagonal_weights = [confidence**2 for confidence in confidences] if diagonal else []
-    pairs = [(confidences[j] * confidences[k], similar[k][j]) for j, k in combinations(range(len(confidences)), 2)]
-    total = sum(diagonal_weights) + sum(weight for weight, _ in pairs)
-    if total <= 0:
-        return 0.0
-    mean_similarity = (sum(diagonal_weights) + sum(weight * sim for weight, sim in pairs)) / total
+    mean_similarity = _mean_similarity(confidences, lambda j, k: similar[k][j], diagonal=diagonal)
+    return 0.0 if mean_similarity is None else _probability(confidences, mean_similarity, tau, exponent)
+
+
+def probability_range(
+    confidences: Sequence[float], *, tau: float = 0.7, diagonal: bool = True, exponent: Exponent = Exponent.SQRT
+) -> tuple[float, float]:
+    """Bound Q, whatever was said: Sim lies between 0 and 1, and Q falls on both sides of P = tau.
+
+    Examples
+    --------
+    >>> [round(odds, 3) for odds in probability_range([0.9, 0.9])]
+    [0.717, 0.949]
+    """
+    unlike = _mean_similarity(confidences, lambda j, k: 0.0, diagonal=diagonal)
+    alike = _mean_similarity(confidences, lambda j, k: 1.0, diagonal=diagonal)
+    if unlike is None or alike is None:
+        return 0.0, 0.0
+    odds = [_probability(confidences, one, tau, exponent) for one in (unlike, min(max(tau, unlike), alike), alike)]
+    return min(odds), max(odds)
+
+
+def _mean_similarity(
+    confidences: Sequence[float], similarity: Callable[[int, int], float], *, diagonal: bool
+) -> float | None:
+    """Compute P; None: there is no pair, or all confidences are 0."""
+    own = sum(confidence**2 for confidence in confidences) if diagonal else 0.0
+    pairs = [(confidences[j] * confidences[k], similarity(j, k)) for j, k in combinations(range(len(confidences)), 2)]
+    total = own + sum(weight for weight, _ in pairs)
+    return (own + sum(weight * sim for weight, sim in pairs)) / total if total > 0 else None
+
+
+def _probability(confidences: Sequence[float], mean_similarity: float, tau: float, exponent: Exponent) -> float:
     confidence = sqrt(sum(one**2 for one in confidences) / len(confidences))
     balance = 1 - abs(mean_similarity - tau) / tau
     product = max(0.0, confidence * balance)
