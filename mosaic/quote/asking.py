@@ -18,7 +18,7 @@ from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.measuring import Show, Tell, even_plan, prompts_of, show_nothing
 from mosaic.runtime.payback import pilot_announcement
-from mosaic.runtime.pilot import SHARES, Pilot, Stage, first_stage, run_stage, thirds, with_stage
+from mosaic.runtime.pilot import Pilot, Stage, first_stage, priced_places, run_stage, thirds, with_stage
 from mosaic.runtime.planner import NodePlacements, placed
 from mosaic.runtime.site import Site
 from mosaic.runtime.taking_over import stage_name
@@ -96,9 +96,10 @@ def ask(
 
 
 def merging_plan(merges: Sequence[Call], expert: Expert, job: Job) -> Plan:
-    """Spread merges over all places, in waves of three sizes where they are enough: these price the aggregator."""
-    places, num_workers = job.site.places(expert), job.cluster.num_workers
-    if len(merges) < SHARES * len(places):
+    """Spread merges over places, in waves of three sizes where they are enough: these price the aggregator."""
+    num_workers = job.cluster.num_workers
+    places = priced_places(len(merges), job.site.places(expert))
+    if not places:
         return even_plan(merges, [expert], job.site, num_workers)
     bounds = pairwise(accumulate(thirds(len(merges)), initial=0))
     waves = waves_of([merges[low:high] for low, high in bounds], places)

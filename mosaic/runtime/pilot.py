@@ -231,6 +231,17 @@ def thirds(num_calls: int) -> tuple[int, ...]:
     return small, middle, num_calls - small - middle
 
 
+def priced_places(num_calls: int, places: Sequence[tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
+    """Give as many places as so many calls price, each in three sessions; none: they are too few.
+
+    Examples
+    --------
+    >>> priced_places(6, [(0,), (1,)]), priced_places(11, [(0,), (1,)]), priced_places(99, [(0,), (1,)])
+    ([], [(0,)], [(0,), (1,)])
+    """
+    return places[: num_calls // SHARES]
+
+
 def pilot_sessions(calls: Sequence[Call], experts: Sequence[Expert], site: Site) -> tuple[Session, ...]:
     """Cut an expert's calls into three sessions; workers take turns.
 

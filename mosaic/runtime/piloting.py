@@ -22,6 +22,7 @@ from mosaic.runtime.pilot import (
     Stage,
     choose_calls,
     first_stage,
+    priced_places,
     profile_of,
     run_stage,
     thirds,
@@ -92,13 +93,14 @@ def pilot_node(
     for expert in dict.fromkeys(node.experts):
         mine = [call for call in needed if call.expert == expert.name]
         degrees = planner.degrees(node.name, expert)
-        least = sum(SHARES * len(places[expert.name, degree]) for degree in degrees)
+        least = SHARES * len(degrees)
         if len(mine) < least:
             return pilot, f"of the pilot's questions {len(mine)} need {expert.name}, and its price takes {least}"
         shares += [(placed(expert, degree), mine[turn :: len(degrees)]) for turn, degree in enumerate(degrees)]
     for expert, calls in shares:
         bounds = pairwise(accumulate(thirds(len(calls)), initial=0))
-        waves = waves_of([calls[low:high] for low, high in bounds], places[expert.name, expert.tp_degree])
+        where = priced_places(len(calls), places[expert.name, expert.tp_degree])
+        waves = waves_of([calls[low:high] for low, high in bounds], where)
         sessions = [session for wave in waves for session in wave]
         name = f"pilot_{node.name}_{expert.name}_tp{expert.tp_degree}"
         plan = unpriced_plan(sessions, num_workers=job.cluster.num_workers)
