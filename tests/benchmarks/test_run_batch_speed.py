@@ -28,6 +28,7 @@ CPU = {
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed"),
     needs_tiny_pool,
 ]

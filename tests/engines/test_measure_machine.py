@@ -13,7 +13,7 @@ from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 from tests.engines.executor_runs import has_vllm
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
 
 SMALL = ["--device=cpu", "--rounds=1", "--requests=24", "--max-num-seqs=8", "--context-tokens=512", "--name=cores"]
 

@@ -34,6 +34,7 @@ from tests.engines.test_host_machines import UseJoined, at, on_first, responses
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.skipif(not has_ray(), reason="Ray is not installed"),
     pytest.mark.filterwarnings("ignore"),  # Ray's own
 ]

@@ -16,7 +16,7 @@ from tests.engines.tiny_checkpoint import tiny_expert
 from tests.engines.validation_runs import small_validation
 from tests.factories import make_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
 
 
 def test_calls_finish_in_the_order_that_the_simulator_foretells(tmp_path):
