@@ -24,7 +24,7 @@ from tests.engines.tiny_checkpoint import tiny_expert
 from tests.factories import make_call, make_cluster
 from tests.sim.cluster_runs import make_plan, make_session
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
 ROOT = Path(__file__).resolve().parents[2]
 NUM_PAIRS, NUM_CALLS = 5, 256
 SETTINGS = replace(OPTIONS, max_num_seqs=64)

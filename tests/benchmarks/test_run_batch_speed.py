@@ -28,7 +28,6 @@ CPU = {
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.alone,
     pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed"),
     needs_tiny_pool,
 ]
