@@ -5,6 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from scipy.optimize import nnls
+
 from experiments.config.compose import compose_config
 from experiments.config.job import job_from, simulated
 from mosaic.core.cluster import Cluster, uniform_cluster
@@ -38,7 +41,9 @@ POOLS = {
     "mmlu_pro_reasoning": "reasoning",
 }
 """Simulated workloads, and who answers them."""
-TINY = ("workload=tiny_mcq", "pool=tiny", "cluster=local", "aggregator=none")
+MEASURED = "tiny_mcq"
+"""The workload that real vLLM answers."""
+TINY = (f"workload={MEASURED}", "pool=tiny", "cluster=local", "aggregator=none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +149,8 @@ def measured_row(seed: int, per_expert: int, folder: Path) -> Row:
     with job.site.open():
         asked = ask(job, per_expert, seed=seed)
         plain, _ = _simulator(job, site, job.cluster.num_workers)
-        factor = processor_factor(asked, plain, job.cluster)
-        simulator, cluster = _simulator(job, site, job.cluster.num_workers, Factors(factor, factor))
+        factors = processor_factors(asked, plain, job.cluster)
+        simulator, cluster = _simulator(job, site, job.cluster.num_workers, factors)
         central, others = draw_worlds(asked.batch, asked.sample, simulator.experts, seed=seed)
         profile = simulated_profile(asked.sample, central[0], asked.batch, simulator, cluster)
         planned = plan_for(job, asked.batch, profile, job.cluster, job.scheduler)
@@ -153,7 +158,7 @@ def measured_row(seed: int, per_expert: int, folder: Path) -> Row:
         result = _run(job, asked, planned.plan, profile_planner(job, profile))
     truth_s = processor_makespan_s(result)
     return Row(
-        workload="tiny_mcq",
+        workload=MEASURED,
         seed=seed,
         per_expert=per_expert,
         num_pilot_calls=len(asked.records),
@@ -193,17 +198,21 @@ def processor_makespan_s(result: RunResult) -> float:
     return max(busy_s)
 
 
-def processor_factor(asked: Asked, simulator: Simulator, cluster: Cluster) -> float:
-    """Say by how much the pilot's sessions took more processor time than simulated seconds, loads included."""
+def processor_factors(asked: Asked, simulator: Simulator, cluster: Cluster) -> Factors:
+    """Fit by how much the pilot's loads and its serving took more processor time than simulated seconds.
+
+    A session's processor time is known as a whole: its two parts are told apart by least squares over sessions.
+    """
     requests: defaultdict[int, list[Request]] = defaultdict(list)
     for record in asked.result.calls:
         requests[record.session].append(Request(record.prompt_tokens, record.output_tokens))
-    real_s = foretold_s = 0.0
+    foretold_s, real_s = [], []
     for session in asked.result.sessions:
         if session.num_interruptions or session.cpu_s is None:
             continue
         expert, degree = simulator.experts[session.expert], len(session.workers)
-        real_s += session.cpu_s
-        foretold_s += simulator.serve_s(expert, requests[session.session], cluster, degree)
-        foretold_s += simulator.loads.load_s(expert, degree) if session.load_s > 0 else 0.0
-    return real_s / foretold_s
+        load_s = simulator.loads.load_s(expert, degree) if session.load_s > 0 else 0.0
+        foretold_s.append((load_s, simulator.serve_s(expert, requests[session.session], cluster, degree)))
+        real_s.append(session.cpu_s)
+    (load, serve), _ = nnls(np.array(foretold_s), np.array(real_s))
+    return Factors(load=float(load), serve=float(serve))

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from math import exp, log
 from statistics import fmean
 
-from experiments.studies.quote_pilots import Row
+from experiments.studies.quote_pilots import MEASURED, Row
 from mosaic.quote.interval import Calibration, Interval, Known, calibrate, interval
+from mosaic.quote.measured import REPEATS
 
 MAIN_GPUS = 4
 """Of the simulated workloads; the tiny pool's pilots run on the machine's two workers."""
@@ -23,7 +24,8 @@ def without(rows: Sequence[Row], workload: str) -> Calibration:
 
 def quoted(row: Row, rows: Sequence[Row]) -> Interval:
     """Give P50 and P90 as a quote would that is calibrated on the other workloads."""
-    return interval(row.central_s, row.spread, without(rows, row.workload))
+    error = REPEATS[0] if row.workload == MEASURED else 0.0
+    return interval(row.central_s, row.spread, without(rows, row.workload), error)
 
 
 def main_rows(rows: Sequence[Row], per_expert: int) -> list[Row]:
@@ -32,7 +34,7 @@ def main_rows(rows: Sequence[Row], per_expert: int) -> list[Row]:
 
 
 def _gpus(row: Row) -> int:
-    return 2 if row.workload == "tiny_mcq" else MAIN_GPUS
+    return 2 if row.workload == MEASURED else MAIN_GPUS
 
 
 def _table(rows: Sequence[Row], fitted_on: Sequence[Row], name: str) -> str:
