@@ -1,6 +1,6 @@
 """Quote batches whose truth is known, and see how far quotes are off and what calibrates them.
 
-    python experiments/quote_study.py --measured 2 --out results/quote  # 12 seeds of five workloads, and the tiny pool
+    python experiments/quote_study.py --measured 8 --out results/quote  # 16 seeds of five workloads, and the tiny pool
     python experiments/quote_study.py --gpus 1,2,4,8 --per-expert 64,128  # more sizes, into results/multirun
     python experiments/quote_study.py --again --out results/quote  # the report and the figure, from pilots.csv
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table.write_text(rows_csv(Row, rows), encoding="utf-8")
         print(f"{made[0].workload} seed {made[0].seed}, {made[0].per_expert} calls an expert", flush=True)
     (out / "report.md").write_text(
-        report(rows, "python experiments/quote_study.py --measured 2 --out results/quote"), "utf-8"
+        report(rows, "python experiments/quote_study.py --measured 8 --out results/quote"), "utf-8"
     )
     pilots = [
         Quoted(row.workload, *_span(row, rows), row.truth_s)
@@ -65,7 +65,7 @@ def _missing(rows: Sequence[Row], options: argparse.Namespace) -> Iterator[list[
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="quote_study", description="Quote batches whose truth is known.")
-    parser.add_argument("--seeds", type=int, default=12, help="of each simulated workload (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=16, help="of each simulated workload (default: %(default)s)")
     parser.add_argument("--gpus", default="4", help="numbers of GPUs, as 1,2,4,8 (default: %(default)s)")
     parser.add_argument("--per-expert", default="128", help="sizes of pilots, as 64,128 (default: %(default)s)")
     parser.add_argument("--measured", type=int, default=0, help="pilots of the tiny pool on real vLLM")

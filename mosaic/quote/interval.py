@@ -136,5 +136,5 @@ UNSEEN = 0.1
 """Spread of the logarithm that is added, in squares, to every bootstrap's."""
 NORMAL_P90 = 1.2816
 """Of the standard normal distribution."""
-CALIBRATION = Calibration(0.118, -1.096, (0.02, 0.4), 0.832, "62 pilots of six workloads, results/quote/report.md")
+CALIBRATION = Calibration(0.059, -0.578, (0.012, 0.364), 1.089, "88 pilots of six workloads, results/quote/report.md")
 """Of `experiments/quote_study.py`."""
