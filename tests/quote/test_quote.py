@@ -17,6 +17,7 @@ from mosaic.core.workload import PROPOSE, Call, CallKey
 from mosaic.planning.session_model import Request
 from mosaic.quote import ask
 from mosaic.quote.allocation import num_pilot_calls, second_share
+from mosaic.quote.asking import merging_plan
 from mosaic.quote.draws import Batch, draw_worlds
 from mosaic.quote.forecast import Factors, Simulator
 from mosaic.quote.interval import Calibration, Known, calibrate, conformal_quantile, interval, spread_of, widened
@@ -77,6 +78,26 @@ def test_a_pilot_asks_the_batchs_own_calls_and_its_answers_are_those_of_the_batc
     merged = [key for key in asked.records if key.node != PROPOSE]
     assert len(merged) == len(asked.sample.merged)
     assert 0 < asked.sample.needed_frac < 1
+
+
+@pytest.mark.parametrize(
+    ("num_merges", "sizes"),
+    [
+        (6, [(2, 2, 1, 1)]),
+        (11, [(1,), (3,), (7,)]),
+        (15, [(1, 1), (2, 2), (5, 4)]),
+        (28, [(1, 1, 1, 1), (2, 2, 2, 2), (4, 4, 4, 4)]),
+    ],
+)
+def test_as_many_places_merge_as_the_merges_price(num_merges: int, sizes: list[tuple[int, ...]]) -> None:
+    job, _ = simulated([*SMALL, "scheduler=round_robin"])
+    (expert, *_), cluster = job.experts, job.cluster
+    assert len(job.site.places(expert)) == cluster.num_workers == 4
+    merges = [call for call in job.workload.calls if call.expert == expert.name][:num_merges]
+    waves: dict[tuple[int, ...], list[int]] = {}
+    for session in merging_plan(merges, expert, job).sessions:
+        waves.setdefault(session.after, []).append(len(session.shard))
+    assert [tuple(sorted(wave, reverse=True)) for wave in waves.values()] == sizes
 
 
 @given(st.lists(st.integers(1, 4000), min_size=1, max_size=80), st.floats(0.0, 0.999), st.floats(0.0, 0.999))
