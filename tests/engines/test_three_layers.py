@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments.config import engines
+from mosaic.report.run_folder import read_json
 from tests.engines.executor_runs import FAKE_ENGINE, has_vllm
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 from tests.experiments.command_line import run_here
@@ -53,8 +54,10 @@ def said(calls: list[dict]) -> list[tuple]:
     )
 
 
-def check_layers(calls: list[dict]) -> None:
-    """Four propose, two merge, and where these two differ a third node has the last word."""
+def check_layers(folder: Path) -> None:
+    """Four propose, two merge, and where these two differ a third node has the last word; a pilot comes before."""
+    calls = pq.read_table(folder / "calls.parquet").to_pylist()
+    num_pilot_sessions = read_json(folder / "summary.json").get("pilot", {}).get("num_sessions", 0)
     assert {call["status"] for call in calls} == {"finished"}
     answers = defaultdict(list)
     for call in calls:
@@ -67,13 +70,14 @@ def check_layers(calls: list[dict]) -> None:
     assert {question for question, node in answers if node == "final"} == unsettled
     assert 0 < len(unsettled) < NUM_QUESTIONS
     for before, behind in (("propose", "merge"), ("merge", "final")):
-        last_ts = max(call["finished_ts"] for call in calls if call["node"] == before)
-        assert last_ts <= min(call["queued_ts"] for call in calls if call["node"] == behind)
+        batch = [call for call in calls if call["session"] >= num_pilot_sessions]
+        last_ts = max(call["finished_ts"] for call in batch if call["node"] == before)
+        assert last_ts <= min(call["queued_ts"] for call in batch if call["node"] == behind)
 
 
 def test_the_simulator_runs_three_layers(inputs, tmp_path):
-    calls = calls_of(tmp_path / "run", *inputs, "seed=2", "question_seed=2")
-    check_layers(calls)
+    calls_of(tmp_path / "run", *inputs, "seed=2", "question_seed=2")
+    check_layers(tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -81,7 +85,7 @@ def test_the_simulator_runs_three_layers(inputs, tmp_path):
 def test_engines_run_three_layers_whatever_the_plan(inputs, tmp_path, monkeypatch, scheduler):
     monkeypatch.setattr(engines, "VLLM_ENGINE", FAKE_ENGINE)
     calls = calls_of(tmp_path / "run", *inputs, *ENGINES, f"scheduler={scheduler}")
-    check_layers(calls)
+    check_layers(tmp_path / "run")
     free = calls_of(tmp_path / "free", *inputs, *ENGINES, "pipeline.barrier=false")
     assert said(free) == said(calls)
 
@@ -91,5 +95,5 @@ def test_engines_run_three_layers_whatever_the_plan(inputs, tmp_path, monkeypatc
 def test_vllm_writes_three_layers_to_the_simulators_lengths(inputs, tmp_path):
     simulated = calls_of(tmp_path / "simulated", *inputs, "seed=2", "question_seed=2")
     replayed = calls_of(tmp_path / "replayed", *inputs, *ENGINES, "backend.mode=replay", "seed=2", "question_seed=2")
-    check_layers(replayed)
+    check_layers(tmp_path / "replayed")
     assert said(replayed) == said(simulated)
