@@ -234,6 +234,16 @@ def test_cap_of_an_unknown_expert_is_refused() -> None:
         Ilp(max_replicas={"C": 1}).plan(make_problem())
 
 
+def test_workers_on_which_nothing_fits_do_not_count_for_k() -> None:
+    cluster = make_mixed_cluster(make_gpu("small"), make_gpu("large"))
+    misfits = [(name, "small") for name in "ABC"]
+    plan = Ilp().plan(make_problem(dict.fromkeys("ABC", 4), cluster=cluster, misfits=misfits))
+    assert {session.workers for session in plan.sessions} == {(1,)}
+    assert plan.notes[0].startswith("at most K=3 experts per worker")
+    others = Ilp().plan(make_problem(dict.fromkeys("ABCD", 4), cluster=cluster, misfits=misfits))
+    assert others.notes[0].startswith("at most K=3 experts per worker"), "D fits on both, and helps no other"
+
+
 def hard_instance(num_experts: int = 24, num_workers: int = 16) -> Instance:
     """Draw a synthetic problem that HiGHS cannot close in milliseconds."""
     random = Random(7)

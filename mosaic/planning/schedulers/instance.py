@@ -123,7 +123,8 @@ def make_instance(
         One cap for all experts, or caps by name that override the experts' own; None: the experts' own caps,
         and equation 8 for experts without one.
     max_experts_per_worker
-        K; None: max(2, ceil(workers wanted / workers)), the least that can be feasible but never below 2.
+        K; None: max(2, ceil(workers wanted / workers)), the least that can be feasible but never below 2. Workers on
+        which an expert fits are counted, and not those that were lost.
 
     Raises
     ------
@@ -150,7 +151,6 @@ def make_instance(
         per_call_s.append(tuple(prices[gang[0].gpu][1] for gang in gangs))
         override = max_replicas.get(name) if isinstance(max_replicas, Mapping) else max_replicas
         caps.append(_cap(problem, expert, gangs, number, override))
-    wanted = sum(len(options[0]) for options in places)
     return Instance(
         names=tuple(num_calls),
         num_calls=tuple(num_calls.values()),
@@ -160,8 +160,18 @@ def make_instance(
         max_replicas=tuple(cap for cap, _ in caps),
         cap_reasons=tuple(reason for _, reason in caps),
         num_workers=problem.cluster.num_workers,
-        max_experts_per_worker=max_experts_per_worker or max(2, -(-wanted // problem.cluster.num_workers)),
+        max_experts_per_worker=max_experts_per_worker or max(2, _least_slots(places)),
     )
+
+
+def _least_slots(places: Sequence[Sequence[Place]]) -> int:
+    """Count the experts that the busiest worker must hold: those that fit on the same workers only share these."""
+    reach = [frozenset(worker for gang in options for worker in gang) for options in places]
+    wanted = [
+        (sum(len(options[0]) for options, mine in zip(places, reach, strict=True) if mine <= workers), len(workers))
+        for workers in {*reach, frozenset[int]().union(*reach)}
+    ]
+    return max((-(-num_wanted // num_workers) for num_wanted, num_workers in wanted if num_workers), default=0)
 
 
 def _price(problem: Problem, expert: Expert, gang: Sequence[Worker]) -> tuple[float, float]:
