@@ -1,0 +1,60 @@
+"""`mosaic batch` on a Ray cluster whose nodes are killed and come again, and whose driver is killed."""
+
+import os
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mosaic.core.results import CallStatus
+from tests.engines.fake_batch import batch_line, question, write_batch, write_models
+from tests.engines.ray_nodes import emulated_nodes, has_ray
+from tests.experiments.command_line import ROOT
+from tests.experiments.test_batch_kills import PATIENT, ended_calls, finish, num_ended, start
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not has_ray(), reason="Ray is not installed"),
+    pytest.mark.filterwarnings("ignore"),  # Ray's own
+]
+NUM_QUESTIONS, NUM_KILLS = 200, 6
+
+
+def test_a_batch_whose_nodes_and_driver_are_killed_ends_as_if_they_never_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    models = write_models(tmp_path)
+    folders = tmp_path / "undisturbed", tmp_path / "killed"
+    for folder in folders:
+        folder.mkdir()
+        write_batch(folder, [batch_line(number, question(number, "slow")) for number in range(NUM_QUESTIONS)])
+    draw, killed, folder = random.Random(0), Counter[str](), folders[1]
+    with emulated_nodes("a", "b") as nodes:
+        there = ["cluster=ray", f"cluster.address={nodes.address}", "cluster.num_workers=2", "hardware=cpu_core"]
+        words = [[folder / "questions.jsonl", *models, *PATIENT, *there] for folder in folders]
+        finish(start(*words[0]))
+        process = start(*words[1])
+        while killed.total() < NUM_KILLS:
+            enough = num_ended(folder) + draw.randint(1, 20)
+            while process.poll() is None and num_ended(folder) < enough:
+                time.sleep(0.02)
+            assert process.poll() is None, f"it ended after {killed}: {process.communicate()[0]}"
+            if killed.total() % 2:
+                process.kill()
+                process.communicate()
+                killed["driver"] += 1
+                process = start(*words[1])
+            else:
+                victim = draw.choice(sorted(nodes.nodes))
+                nodes.kill(victim)
+                killed["node"] += 1
+                nodes.add(victim)
+        finish(process)
+    print(dict(killed))
+    finished = Counter(record.key for record in ended_calls(folder) if record.status is CallStatus.FINISHED)
+    assert set(finished.values()) == {1}
+    for name in ("questions.out.jsonl", "questions.errors.jsonl"):
+        assert (folders[0] / name).read_bytes() == (folder / name).read_bytes()
