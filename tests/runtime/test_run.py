@@ -10,6 +10,7 @@ from mosaic.core.errors import BackendError, PlanError, ProfileError
 from mosaic.core.results import CallStatus, Response
 from mosaic.core.workload import AGGREGATE, AnswerKind
 from mosaic.pipelines.call_graph import mixture_of_agents
+from mosaic.pipelines.exits import Agreed
 from mosaic.pipelines.final_answers import AnswerSource, comparisons
 from mosaic.pipelines.gates.gate import Majority, Never, Unanimous
 from mosaic.planning.ilp.ilp import Ilp
@@ -22,6 +23,16 @@ from tests.controllers import Watcher
 from tests.factories import assert_plan_valid, make_cluster, make_entry, make_profile
 from tests.run_records import make_failed, make_result
 from tests.runtime.jobs import HARDWARE, Told, make_job, make_questions
+
+
+class Loading(Agreed):
+    """Says when it is loaded."""
+
+    def load(self) -> None:
+        LOADED.append(self.name)
+
+
+LOADED: list[str] = []
 
 
 class Steps:
@@ -238,3 +249,17 @@ def test_errors_of_failed_calls_are_counted() -> None:
 def test_the_package_offers_its_functions() -> None:
     assert mosaic.__all__ == ["Job", "__version__", "plan", "run"]
     assert callable(mosaic.plan)
+
+
+def test_what_an_exit_judges_by_is_loaded_before_anything_is_measured() -> None:
+    steps = Steps()
+    LOADED.clear()
+
+    @contextmanager
+    def step(name: str):
+        steps.seen += [f"loaded {one}" for one in LOADED] + [name]
+        LOADED.clear()
+        yield
+
+    mosaic.run(make_job(replace(make_moa(Never()), exit=Loading())), step=step)
+    assert steps.seen[:2] == ["loaded agreement", "profile"]
