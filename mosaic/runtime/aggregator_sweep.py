@@ -91,15 +91,12 @@ def entry_of_waves(
     DisturbedSweepError
         If sessions that were interrupted leave waves of fewer than two sizes.
     """
-    # NOTE: a session that was interrupted and begun again took longer than its calls need.
-    disturbed = {record.session for record in result.sessions if record.num_interruptions}
-    records = {record.session: record for record in result.sessions if record.session not in disturbed}
-    points = tuple(
-        _point([records[session.id] for session in wave])
-        for wave in waves
-        if not any(session.id in disturbed for session in wave)
-    )
-    if disturbed and len({point.num_calls for point in points}) < 2:
+    # NOTE: a session that was interrupted and begun again took longer than its calls need; one whose worker was lost
+    # has no record.
+    records = {record.session: record for record in result.sessions if not record.num_interruptions}
+    whole = [wave for wave in waves if all(session.id in records for session in wave)]
+    points = tuple(_point([records[session.id] for session in wave]) for wave in whole)
+    if len(whole) < len(waves) and len({point.num_calls for point in points}) < 2:
         raise DisturbedSweepError("aggregator sweep: waves of two sizes must run undisturbed")
     sample = tuple(sorted(record.output_tokens for record in result.calls))
     return ProfileEntry(
@@ -111,7 +108,7 @@ def entry_of_waves(
         lengths=prediction_from_sample(sample),
         points=points,
         output_tokens=sample,
-        speed=fit_speed([record for record in result.calls if record.session not in disturbed]),
+        speed=fit_speed([record for record in result.calls if record.session in records]),
         kv_budget_tokens=expert.kv_budget_tokens,
     )
 

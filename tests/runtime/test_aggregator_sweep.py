@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,8 +14,16 @@ from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import Inputs
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
-from mosaic.runtime.aggregator_sweep import MAX_REPEATS, NUM_SWEPT_CALLS, aggregator_places, sweep_aggregator
+from mosaic.runtime import aggregator_sweep
+from mosaic.runtime.aggregator_sweep import (
+    MAX_REPEATS,
+    NUM_SWEPT_CALLS,
+    aggregator_places,
+    entry_of_waves,
+    sweep_aggregator,
+)
 from tests.factories import make_call, make_cluster, make_expert
+from tests.run_records import make_record, make_result, make_session
 from tests.runtime.scripted import Scripted
 from tests.sim.cluster_runs import make_backend
 from tests.sim.oracle import LinearTime
@@ -196,3 +205,20 @@ def test_waves_that_were_interrupted_are_left_out() -> None:
     assert partly.output_tokens == whole.output_tokens, "lengths are what they are"
     with pytest.raises(DisturbedSweepError, match="waves of two sizes must run undisturbed"):
         sweep_aggregator(expert, calls, cluster, stopwatch(disturbed=frozenset(range(1000))))
+
+
+def test_waves_whose_workers_were_lost_are_left_out() -> None:
+    expert, cluster = make_expert("W"), make_cluster(2)
+    waves = aggregator_sweep.waves_of([merge_calls(2), merge_calls(4), merge_calls(8)], [(0,), (1,)])
+    calls = [make_record(key=key, session=session.id) for wave in waves for session in wave for key in session.shard]
+    records = [
+        replace(make_session(session.id, end_ts=20.0 + len(session.shard)), num_calls=len(session.shard))
+        for wave in waves
+        for session in wave
+    ]
+    result = make_result(*records, calls=tuple(calls))
+    lost = replace(result, sessions=result.sessions[:-1])
+    assert [point.num_calls for point in entry_of_waves(expert, cluster, waves, result).points] == [1, 2, 4]
+    assert [point.num_calls for point in entry_of_waves(expert, cluster, waves, lost).points] == [1, 2]
+    with pytest.raises(DisturbedSweepError, match="waves of two sizes must run undisturbed"):
+        entry_of_waves(expert, cluster, waves, replace(result, sessions=result.sessions[:2]))
