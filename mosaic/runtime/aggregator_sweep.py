@@ -89,7 +89,7 @@ def entry_of_waves(
     Raises
     ------
     DisturbedSweepError
-        If sessions that were interrupted leave waves of fewer than two sizes.
+        If sessions that were interrupted or lost leave waves of fewer than two sizes.
     """
     # NOTE: a session that was interrupted and begun again took longer than its calls need; one whose worker was lost
     # has no record.

@@ -14,7 +14,6 @@ from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import Inputs
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
-from mosaic.runtime import aggregator_sweep
 from mosaic.runtime.aggregator_sweep import (
     MAX_REPEATS,
     NUM_SWEPT_CALLS,
@@ -22,6 +21,7 @@ from mosaic.runtime.aggregator_sweep import (
     entry_of_waves,
     sweep_aggregator,
 )
+from mosaic.runtime.aggregator_sweep import waves_of as make_waves
 from tests.factories import make_call, make_cluster, make_expert
 from tests.run_records import make_record, make_result, make_session
 from tests.runtime.scripted import Scripted
@@ -209,7 +209,7 @@ def test_waves_that_were_interrupted_are_left_out() -> None:
 
 def test_waves_whose_workers_were_lost_are_left_out() -> None:
     expert, cluster = make_expert("W"), make_cluster(2)
-    waves = aggregator_sweep.waves_of([merge_calls(2), merge_calls(4), merge_calls(8)], [(0,), (1,)])
+    waves = make_waves([merge_calls(2), merge_calls(4), merge_calls(8)], [(0,), (1,)])
     calls = [make_record(key=key, session=session.id) for wave in waves for session in wave for key in session.shard]
     records = [
         replace(make_session(session.id, end_ts=20.0 + len(session.shard)), num_calls=len(session.shard))

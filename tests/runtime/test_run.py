@@ -25,16 +25,6 @@ from tests.run_records import make_failed, make_result
 from tests.runtime.jobs import HARDWARE, Told, make_job, make_questions
 
 
-class Loading(Agreed):
-    """Says when it is loaded."""
-
-    def load(self) -> None:
-        LOADED.append(self.name)
-
-
-LOADED: list[str] = []
-
-
 class Steps:
     """Remembers what was timed and shown, in order."""
 
@@ -253,13 +243,10 @@ def test_the_package_offers_its_functions() -> None:
 
 def test_what_an_exit_judges_by_is_loaded_before_anything_is_measured() -> None:
     steps = Steps()
-    LOADED.clear()
 
-    @contextmanager
-    def step(name: str):
-        steps.seen += [f"loaded {one}" for one in LOADED] + [name]
-        LOADED.clear()
-        yield
+    class Loading(Agreed):
+        def load(self) -> None:
+            steps.seen.append("loads the exit")
 
-    mosaic.run(make_job(replace(make_moa(Never()), exit=Loading())), step=step)
-    assert steps.seen[:2] == ["loaded agreement", "profile"]
+    mosaic.run(make_job(replace(make_moa(Never()), exit=Loading())), step=steps.step)
+    assert steps.seen[:2] == ["loads the exit", "profile"]
