@@ -10,7 +10,7 @@ from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.workload import Call
 from mosaic.report.metrics import makespan_s
-from mosaic.runtime.measuring import even_plan
+from mosaic.runtime.even_plan import even_plan
 from mosaic.runtime.planner import placed
 from mosaic.runtime.static_plan import execute
 

@@ -14,7 +14,7 @@ from experiments.studies.paper_tables import OpenRange, Table, show
 from experiments.studies.published import PREDICTED_ILP
 from mosaic.core.workload import AGGREGATE, Call, CallKey
 from mosaic.report.metrics import makespan_s
-from mosaic.runtime.measuring import even_plan
+from mosaic.runtime.even_plan import even_plan
 from mosaic.runtime.planner import placed
 from mosaic.runtime.static_plan import execute
 from sim.world.world import World

@@ -27,7 +27,8 @@ from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Layers, Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.measuring import prompts_of
-from mosaic.runtime.pilot import InTurn, profile_of
+from mosaic.runtime.pilot import profile_of
+from mosaic.runtime.pilot_stages import InTurn
 from mosaic.runtime.planner import Planner
 from sim.cluster.session_times import SimulatedSessions
 from sim.site import SimSite, draw_records

@@ -30,6 +30,8 @@ from mosaic.runtime.journal_records import (
     read_entries,
 )
 
+RETRY_S = 0.1
+"""So soon a process that could not be started is tried again."""
 _TRY_AGAIN = "correct it and start the same run again: failed calls are tried again"
 
 
@@ -121,7 +123,7 @@ class Executor:
         if not may_act and not self._can_move():
             self._give_in()
             return
-        wait_s = timeout_s if len(self._pool) or may_act else 0.0
+        wait_s = timeout_s if len(self._pool) or may_act else RETRY_S if self._must_retry else 0.0
         now = self.now()
         queues = [*map(self.calls.queue_of, self.calls.experts_waited_for()), *(state.queue for state in self._open)]
         soon = [ready_s - now for queue in queues if (ready_s := queue.next_ready_s(now)) is not None]

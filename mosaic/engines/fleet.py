@@ -90,7 +90,13 @@ class Source(Protocol):
     """Where machines come from."""
 
     def find(self) -> Sequence[Found]:
-        """List those that are there now, always in the same order."""
+        """List those that are there now, always in the same order.
+
+        Raises
+        ------
+        BackendError
+            If it cannot be told now.
+        """
 
     def start(self, found: Found, num_workers: int) -> Machine:
         """Start an agent.
@@ -130,15 +136,15 @@ class Fleet:
         Of machines.
     group_sizes
         Workers of each host; a machine holds those of one, or of several.
-    on_refused
+    tell
         Told why a machine that came later cannot serve; it is tried again after a while.
     """
 
     def __init__(
-        self, source: Source, group_sizes: Sequence[int], on_refused: Callable[[str], None] = lambda line: None
+        self, source: Source, group_sizes: Sequence[int], tell: Callable[[str], None] = lambda line: None
     ) -> None:
         self._source = source
-        self._on_refused = on_refused
+        self.tell = tell
         self._berths = Berths(group_sizes)
         self.machines: dict[int, Machine] = {}
         """By worker, as far as the driver has heard."""
@@ -157,19 +163,20 @@ class Fleet:
         return bool(self._held)
 
     def open(self) -> None:
-        """Start an agent on each machine that is needed.
+        """Start an agent on each machine that is needed; those that are gone before it is up are absent.
 
         Raises
         ------
         BackendError
-            If a machine cannot serve, with all that is missing on all of them.
+            If a machine cannot serve, with all that is missing on all of them, or none is left.
         """
         found = self._source.find()
         placed = [(one, self._berths.take(one.id, one.num_workers)) for one in found]
         wanted = [(one, workers) for one, workers in placed if workers]
         with ThreadPoolExecutor(max(1, len(wanted))) as pool:
             lines = list(pool.map(lambda pair: self._start(*pair), wanted))
-        problems = [line for line in lines if line is not None]
+        refused = [(one, line) for (one, _), line in zip(wanted, lines, strict=True) if line is not None]
+        problems = [line for one, line in refused if not self._held or one.answers()]
         if problems:
             self.close()
             raise BackendError("machines cannot serve: " + "; ".join(problems))
@@ -276,7 +283,11 @@ class Fleet:
                     self._lose(machine, f"machine {found.name} is gone")
             if not self._berths.vacant:
                 continue
-            for one in self._source.find():
+            try:
+                there = self._source.find()
+            except BackendError:  # it is asked again soon; machines that are gone are noticed by others
+                continue
+            for one in there:
                 with self._lock:
                     may_try = time.monotonic() > self._refused.get(one.id, 0.0)
                     is_new = not self._berths.holds(one.id) and may_try
@@ -287,4 +298,4 @@ class Fleet:
     def _take_in(self, found: Found, workers: tuple[int, ...]) -> None:
         why = self._start(found, workers)
         if why is not None and not self._closing.is_set():
-            self._on_refused(why)
+            self.tell(why)

@@ -1,5 +1,6 @@
 """Worker processes on several machines; what they say is on the driver's disk before anybody hears of it."""
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +16,8 @@ from mosaic.engines.messages import HOST_DIED, Exited, FromWorker, Gone, Load, T
 from mosaic.runtime.journal import Log
 
 ABSENT = "no machine is there for it"
+COME_BACK_S = 300.0
+"""So long a run without any machine waits for one."""
 
 
 class MachineChannel:
@@ -58,6 +61,9 @@ class MachineLauncher:
         self._orders: defaultdict[str, list[Order]] = defaultdict(list)
         """By machine, until they are told all at once."""
         self._changes: list[Gone | There] = []
+        self._missed: Gone | None = None
+        """Workers of the last machine that went: a run cannot do without, and waits for another."""
+        self._missed_until_s = 0.0
         self._num_host_deaths: dict[str, int] = {}
 
     @property
@@ -75,7 +81,7 @@ class MachineLauncher:
         for _, happening in self._fleet.hear(0.0):
             self._note_change(happening)
         if absent := self._fleet.absent():
-            self._changes.append(Gone(absent, ABSENT))
+            self._miss(absent, ABSENT)
 
     def open(self, spec: EngineSpec, workers: tuple[int, ...]) -> MachineChannel | None:
         machine = self._fleet.machines.get(workers[0])
@@ -99,6 +105,8 @@ class MachineLauncher:
                     yield self._exit(channel, HOST_DIED)
 
     def changes(self) -> Sequence[Gone | There]:
+        if self._missed is not None and time.monotonic() > self._missed_until_s:
+            self._give_up_missed()
         changes, self._changes = self._changes, []
         return changes
 
@@ -115,8 +123,28 @@ class MachineLauncher:
     def _note_change(self, happening: Happening) -> None:
         if isinstance(happening, Came):
             self._changes.append(There(happening.workers))
+            self._give_up_missed()
         elif isinstance(happening, Went):
-            self._changes.append(Gone(happening.workers, happening.cause))
+            self._miss(happening.workers, happening.cause)
+
+    def _miss(self, workers: Sequence[int], cause: str) -> None:
+        """Give workers up, unless there are no others: their sessions then wait for a machine to come."""
+        if self._fleet.machines:
+            self._changes.append(Gone(tuple(workers), cause))
+            return
+        if self._missed is None:
+            self._missed_until_s = time.monotonic() + COME_BACK_S
+            self._fleet.tell(f"no machine is left ({cause}): waiting {COME_BACK_S:g} s for one")
+            self._missed = Gone(tuple(workers), cause)
+        else:
+            self._missed = Gone(tuple({*self._missed.workers, *workers}), self._missed.cause)
+
+    def _give_up_missed(self) -> None:
+        """Give up those that no machine that came serves."""
+        if self._missed is not None:
+            left = tuple(worker for worker in self._missed.workers if worker not in self._fleet.machines)
+            self._changes += [Gone(left, self._missed.cause)] if left else []
+            self._missed = None
 
     def _hear(self, news: News) -> Iterator[tuple[MachineChannel, FromWorker | Exited]]:
         """Put the journal's lines on the disk, then tell them and all else in order."""

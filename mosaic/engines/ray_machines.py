@@ -4,6 +4,7 @@ Ray places, watches and carries messages; what is served and kept is ours. It is
 """
 
 import logging
+import os
 import pickle
 import socket
 from collections.abc import Callable, Sequence
@@ -70,10 +71,20 @@ class RayMachines:
         self._setup = setup
 
     def find(self) -> Sequence[Found]:
-        """List the machines that have room for a worker, in the order of their names."""
-        import ray
+        """List the machines that have room for a worker, in the order of their names.
 
-        alive = [node for node in ray.nodes() if node["Alive"]]
+        Raises
+        ------
+        BackendError
+            If the cluster cannot be asked.
+        """
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            alive = [node for node in ray.nodes() if node["Alive"]]
+        except (RayError, ConnectionError, RuntimeError) as error:
+            raise BackendError(f"the Ray cluster does not list its machines: {_last_line(error)}") from error
         # From outside of the cluster its machines cannot be reached.
         may_knock = not ray.util.client.ray.is_connected()
         found = [
@@ -103,9 +114,9 @@ class RayMachines:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         assert self._setup is not None, "an agent needs to know what it serves"
-        bundle = self._room.bundle(num_workers)
-        group = placement_group([bundle], "STRICT_PACK", bundle_label_selector=[{"ray.io/node-id": found.id}])
+        bundle, group = self._room.bundle(num_workers), None
         try:
+            group = placement_group([bundle], "STRICT_PACK", bundle_label_selector=[{"ray.io/node-id": found.id}])
             if not group.wait(PLACE_S):
                 free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
                 raise BackendError(f"has not {bundle} free, others use it (free in the cluster: {free})")
@@ -116,14 +127,13 @@ class RayMachines:
             )
             actor = placed.remote(self._setup, num_workers)
             ray.get(actor.clock_s.remote(), timeout=BEGIN_S)
-        except GetTimeoutError as error:
-            remove_placement_group(group)
-            raise BackendError(f"starts no agent in {BEGIN_S:g} s") from error
-        except RayError as error:
-            remove_placement_group(group)
-            raise BackendError(f"cannot start an agent: {_last_line(error)}") from error
-        except BaseException:
-            remove_placement_group(group)
+        except BaseException as error:
+            with suppress(Exception):
+                remove_placement_group(group)
+            if isinstance(error, GetTimeoutError):
+                raise BackendError(f"starts no agent in {BEGIN_S:g} s") from error
+            if isinstance(error, RayError):
+                raise BackendError(f"cannot start an agent: {_last_line(error)}") from error
             raise
         return RayMachine(found, actor, group)
 
@@ -206,6 +216,9 @@ def connect(address: str) -> None:
     BackendError
         Saying what is missing.
     """
+    # A thread that still asks after the job has left the cluster must not connect again by itself: Ray would start a
+    # cluster of its own here, and a connection that is made at the same time breaks.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     try:
         import ray
     except ImportError as error:

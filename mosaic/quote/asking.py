@@ -14,11 +14,13 @@ from mosaic.quote.allocation import first_share, num_pilot_calls, second_share
 from mosaic.quote.draws import Batch
 from mosaic.quote.sample import PilotQuestion, PilotSample
 from mosaic.runtime.aggregator_sweep import waves_of
+from mosaic.runtime.even_plan import even_plan
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
-from mosaic.runtime.measuring import Show, Tell, even_plan, prompts_of, show_nothing
+from mosaic.runtime.measuring import Show, Tell, prompts_of, show_nothing
 from mosaic.runtime.payback import pilot_announcement
-from mosaic.runtime.pilot import Pilot, Stage, first_stage, priced_places, run_stage, thirds, with_stage
+from mosaic.runtime.pilot import first_stage, priced_places, thirds
+from mosaic.runtime.pilot_stages import Pilot, Stage, run_stage, with_stage
 from mosaic.runtime.planner import NodePlacements, placed
 from mosaic.runtime.site import Site
 from mosaic.runtime.taking_over import stage_name
@@ -166,7 +168,7 @@ class _Pilot:
         counts = Counter(call.expert for call in stage.calls)
         self._tell(pilot_announcement("quote", counts, self._num_calls))
         with self._show("quote", {}) as shown:
-            self.result = run_stage(self._job, self._prompts, self.pilot, stage, shown)
+            self.result, stage = run_stage(self._job, self._prompts, self.pilot, stage, shown)
         self.pilot = with_stage(self.pilot, stage, self.result)
 
 

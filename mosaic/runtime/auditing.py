@@ -6,9 +6,10 @@ from typing import NamedTuple
 from mosaic.answers.extraction import extract_answer
 from mosaic.core.results import CallRecord, CallStatus, inputs_of
 from mosaic.core.workload import CallKey, Question, Workload
+from mosaic.runtime.even_plan import even_plan
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
-from mosaic.runtime.measuring import Show, even_plan, prompts_of, show_nothing
+from mosaic.runtime.measuring import Show, prompts_of, show_nothing
 from mosaic.runtime.static_plan import execute
 
 JOURNAL = "audit"

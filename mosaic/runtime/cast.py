@@ -11,7 +11,7 @@ from mosaic.runtime.keeping import Keeping
 from mosaic.runtime.layers import Flow, Layers, Questions
 from mosaic.runtime.moves import Moves
 from mosaic.runtime.overlap import Overlap
-from mosaic.runtime.pilot import InTurn
+from mosaic.runtime.pilot_stages import InTurn
 from mosaic.runtime.planner import Planned
 from mosaic.runtime.prefill_ahead import PrefillAhead
 from mosaic.runtime.preparing import Begun

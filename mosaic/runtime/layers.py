@@ -16,7 +16,7 @@ from mosaic.pipelines.steps import End, Forecast, Progress, expected_calls
 from mosaic.planning.staying import stay
 from mosaic.runtime.controller import View
 from mosaic.runtime.left import left_behind
-from mosaic.runtime.pilot import InTurn
+from mosaic.runtime.pilot_stages import InTurn
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.static_plan import opened, plan_commands
 

@@ -13,17 +13,17 @@ from typing import TypeAlias, TypeVar
 
 from mosaic.core.cluster import Cluster
 from mosaic.core.errors import DisturbedSweepError
-from mosaic.core.plan import Plan, PredictedTimes, Session, unpriced_plan
+from mosaic.core.plan import Plan, PredictedTimes
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question, Workload
 from mosaic.pipelines.budgets import NO_BUDGETS, Budgets, cut_record
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.node import Node
 from mosaic.planning.profiles import Profile, ProfileEntry
-from mosaic.planning.schedulers.shards import replica_sessions, split_evenly
 from mosaic.runtime.aggregator_sweep import sweep_aggregator
 from mosaic.runtime.budgets import Cuts
 from mosaic.runtime.controller import Controller
+from mosaic.runtime.even_plan import even_plan, spread_anew
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.payback import announcement, first_questions, sweeps_within
 from mosaic.runtime.planner import Planner, placed
@@ -32,6 +32,8 @@ from mosaic.runtime.site import Prompts, Site
 from mosaic.runtime.sweep import Sweep, run_sweep
 
 _Swept = TypeVar("_Swept")
+MAX_TRIES = 3
+"""Of a sweep whose workers are lost or disturbed; the next goes without those that are lost."""
 
 SPARED = "profile.aggregator_path=FILE spares them"
 """How to do without measuring upper nodes; without a barrier, or for a quorum, they are rehearsed all the same."""
@@ -165,7 +167,8 @@ def rehearse(
             tell(announcement("calibrating", count, "to see what the gate leaves", SPARED))
             with show("calibrating", {}) as shown:
                 prompts = prompts_of(graph, known)
-                everybody = (Cuts(graph.budgets), *shown)
+                anew = spread_anew([*planner.experts, *graph.experts], site, planner.cluster.num_workers)
+                everybody: tuple[Controller, ...] = (Cuts(graph.budgets), anew, *shown)
                 said += site.ask(f"calibration_{number}", calls, make, known, prompts, records, everybody)
         for record in said:
             records[record.key] = cut_record(record, graph.budgets)
@@ -179,9 +182,8 @@ def rehearse(
             needed_frac[node.name] = len({call.key.question for call in mine}) / len(known)
             typical[node.name] = mine or questions.calls_of(node.name, skipping=False)
         calls = [call for node in layer for call in typical[node.name]]
-        experts = [expert for node in layer for expert in node.experts]
         left = [call for call in calls if call.key not in known_before]
-        make = partial(even_plan, left, experts, site, planner.cluster.num_workers)
+        make = partial(even_plan, left, graph.experts, site, planner.cluster.num_workers)
     return Rehearsal(questions=known, records=records, calls=typical, needed_frac=needed_frac)
 
 
@@ -222,26 +224,15 @@ def sweep_node(
     return Profile(source=source, entries=tuple(entries))
 
 
-def even_plan(calls: Sequence[Call], experts: Sequence[Expert], site: Site, num_workers: int) -> Plan:
-    """Spread calls evenly over as many replicas as each expert may have, by no price; experts may be named twice."""
-    sessions: list[Session] = []
-    for expert in {expert.name: expert for expert in experts}.values():
-        mine = [call for call in calls if call.expert == expert.name]
-        if mine:
-            places = site.places(expert)
-            parts = split_evenly(len(mine), len(places))
-            sessions += replica_sessions(mine, places, parts, first_id=len(sessions))
-    return unpriced_plan(sessions, num_workers=num_workers)
-
-
 def prompts_of(graph: CallGraph, questions: Mapping[str, Question], *, is_whole: bool = True) -> Prompts:
     """Write the prompts of a graph's calls, or their beginnings."""
     return lambda call, inputs: graph.prompt(questions[call.key.question], call, inputs, is_whole=is_whole)
 
 
 def _again_if_disturbed(name: str, measure: Callable[[str], _Swept], tell: Tell) -> _Swept:
-    try:
-        return measure(name)
-    except DisturbedSweepError as error:
-        tell(f"{error}; it is measured once more")
-        return measure(f"{name}_again")
+    for number in range(1, MAX_TRIES):
+        try:
+            return measure(name if number == 1 else f"{name}_{number}")
+        except DisturbedSweepError as error:
+            tell(f"{error}; it is measured once more")
+    return measure(f"{name}_{MAX_TRIES}")

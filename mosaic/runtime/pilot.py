@@ -6,122 +6,21 @@ the batch's. The pilot comes first on the run's clock and in its journal, and th
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from hashlib import blake2b
 
-from mosaic.core.commands import Command
-from mosaic.core.errors import BackendError
-from mosaic.core.events import Event, Finished, Started
-from mosaic.core.plan import Plan, Session, unpriced_plan
-from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
-from mosaic.core.workload import Call, CallKey, Expert, ExpertName, Workload
+from mosaic.core.plan import Session, unpriced_plan
+from mosaic.core.results import RunResult
+from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.controller import Controller, View
 from mosaic.runtime.job import Job, ProfileSource
-from mosaic.runtime.loop import drive
 from mosaic.runtime.payback import paid_back, sweeps_within
-from mosaic.runtime.site import Prompts, Site
-from mosaic.runtime.static_plan import plan_commands
+from mosaic.runtime.pilot_stages import Pilot, Stage
+from mosaic.runtime.site import Site
 from mosaic.runtime.sweep import entry_of
 
 SHARES = 1 + 2 + 4
 """Three sessions of an expert serve a seventh, two and four of its calls: the points that a line needs."""
-MAX_FAILURES = 4
-"""A pilot stops where so many calls fail in a row: its batch would fare no better."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """Sessions that run before the plan, one stage after the other."""
-
-    name: str
-    """Of its journal."""
-    plan: Plan
-    calls: tuple[Call, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pilot:
-    """What a pilot asked, and what came of it."""
-
-    stages: tuple[Stage, ...] = ()
-    """None: nothing of the batch was asked before it was planned."""
-    records: Mapping[CallKey, CallRecord] = field(default_factory=dict)
-    """Of the calls that finished. Those that failed are planned with the batch."""
-    sessions: tuple[SessionRecord, ...] = ()
-    """Of all stages."""
-
-    @property
-    def num_sessions(self) -> int:
-        """They are the run's first."""
-        return sum(len(stage.plan.sessions) for stage in self.stages)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the journals that hold it."""
-        return tuple(stage.name for stage in self.stages)
-
-    def whole_questions(self, workload: Workload, first_calls: Sequence[Call]) -> Workload:
-        """Cut the batch down to the questions whose calls of the first layer have all finished here."""
-        open_ = {call.key.question for call in first_calls if call.key not in self.records}
-        questions = tuple(question for question in workload.questions if question.id not in open_)
-        kept = {question.id for question in questions}
-        calls = tuple(call for call in workload.calls if call.key.question in kept)
-        return Workload(name=workload.name, questions=questions, calls=calls)
-
-
-class InTurn:
-    """A controller that runs the stages of a pilot one after the other; those that have ended are told, not run."""
-
-    reacts = True
-
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self._stages = list(stages)
-
-    @property
-    def is_left(self) -> bool:
-        """Whether a stage has yet to begin."""
-        return bool(self._stages)
-
-    def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Begin the next stage when no call of the one before it is left."""
-        if view.running or not self._stages or not isinstance(event, Started | Finished):
-            return ()
-        stage = self._stages.pop(0)
-        return plan_commands(stage.plan, {call.key: call for call in stage.calls}, view.next_session())
-
-
-class Watch:
-    """A controller that stops a pilot in which calls only fail, with what the first of them said."""
-
-    reacts = False
-
-    def __init__(self) -> None:
-        self._failed: list[CallRecord] = []
-        """Since a call finished."""
-        self._num_finished = 0
-
-    def on(self, event: Event, view: View) -> tuple[Command, ...]:
-        """Count how calls end.
-
-        Raises
-        ------
-        BackendError
-            If too many fail.
-        """
-        if isinstance(event, Finished) and event.record.status is CallStatus.FINISHED:
-            self._num_finished += 1
-            self._failed.clear()
-        elif isinstance(event, Finished):
-            self._failed.append(event.record)
-            if len(self._failed) == MAX_FAILURES:
-                first = self._failed[0]
-                why = first.response.error if first.response is not None else None
-                raise BackendError(
-                    f"pilot: {self._num_finished} calls finished, and then {MAX_FAILURES} failed in a row, the first "
-                    f"was {first.key.question} of {first.expert}: {why or 'no reason is known'}"
-                )
-        return ()
 
 
 def why_not(job: Job, first_calls: Sequence[Call]) -> str | None:
@@ -265,25 +164,6 @@ def pilot_sessions(calls: Sequence[Call], experts: Sequence[Expert], site: Site)
             keys = tuple(call.key for call in shard)
             sessions.append(Session(id=number, expert=expert.name, node=shard[0].key.node, workers=place, shard=keys))
     return tuple(sessions)
-
-
-def run_stage(job: Job, prompts: Prompts, pilot: Pilot, stage: Stage, shown: Sequence[Controller]) -> RunResult:
-    """Run the next stage of a pilot, on the clock and in the world of the run."""
-    site, known = job.site, {question.id: question for question in job.workload.questions}
-    backend = site.backend(known, prompts, name=stage.name, after=pilot.names)
-    everybody: tuple[Controller, ...] = (InTurn((*pilot.stages, stage)), Watch(), *shown)
-    return drive(backend, everybody, num_workers=job.cluster.num_workers, log=site.command_log())
-
-
-def with_stage(pilot: Pilot, stage: Stage, result: RunResult) -> Pilot:
-    """Add a stage that has run; its calls that failed are not of the pilot any more."""
-    records = {record.key: record for record in result.calls if record.status is CallStatus.FINISHED}
-    sessions = tuple(
-        replace(session, shard=tuple(key for key in session.shard if key in records)) for session in stage.plan.sessions
-    )
-    calls = tuple(call for call in stage.calls if call.key in records)
-    kept = replace(stage, plan=replace(stage.plan, sessions=sessions), calls=calls)
-    return replace(pilot, stages=(*pilot.stages, kept), records=records, sessions=result.sessions)
 
 
 def first_stage(job: Job, calls: Sequence[Call], experts: Sequence[Expert], name: str) -> Stage:

@@ -16,18 +16,8 @@ from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.measuring import Show, Tell, prompts_of
 from mosaic.runtime.payback import pilot_announcement
-from mosaic.runtime.pilot import (
-    SHARES,
-    Pilot,
-    Stage,
-    choose_calls,
-    first_stage,
-    priced_places,
-    profile_of,
-    run_stage,
-    thirds,
-    with_stage,
-)
+from mosaic.runtime.pilot import SHARES, choose_calls, first_stage, priced_places, profile_of, thirds
+from mosaic.runtime.pilot_stages import Pilot, Stage, run_stage, was_begun, with_stage
 from mosaic.runtime.planner import Planner, placed
 from mosaic.runtime.site import Prompts
 
@@ -54,20 +44,24 @@ def pilot_first_layer(
     BackendError
         If calls fail and none finish.
     """
+    profile: Profile | None = None
     for number in range(MAX_TRIES):
         calls = choose_calls(job, first_calls, pilot.records)
         stage = first_stage(job, calls, experts, f"pilot_{number}")
         tell(pilot_announcement("pilot", Counter(call.expert for call in calls), len(first_calls)))
         with show("pilot", {}) as shown:
-            result = run_stage(job, _prompts(job), pilot, stage, shown)
+            result, stage = run_stage(job, _prompts(job), pilot, stage, shown)
         pilot = with_stage(pilot, stage, result)
         try:
-            return pilot, profile_of(job, experts, pilot, source)
+            profile = profile_of(job, experts, pilot, source)
+            if not was_begun(job, _prompts(job), pilot, f"pilot_{number + 1}"):  # what it asked is not asked twice
+                return pilot, profile
         except DisturbedSweepError as error:
+            profile = None
             tell(f"{error}; {'more calls of the batch are asked' if number + 1 < MAX_TRIES else 'it is given up'}")
         if len(pilot.records) + len(calls) >= len(first_calls):
             break
-    return pilot, None
+    return pilot, profile
 
 
 def pilot_node(
@@ -108,7 +102,7 @@ def pilot_node(
         tell(pilot_announcement(f"pilot of {node.name}", Counter(call.expert for call in calls), len(needed)))
         first = pilot.num_sessions
         with show(f"pilot of {node.name}", {}) as shown:
-            result = run_stage(job, _prompts(job), pilot, stage, shown)
+            result, stage = run_stage(job, _prompts(job), pilot, stage, shown)
         pilot = with_stage(pilot, stage, result)
         for call in calls:
             if call.key in pilot.records:

@@ -16,7 +16,8 @@ from mosaic.planning.profiles import Profile
 from mosaic.runtime.job import Job, ProfileSource, shape_of
 from mosaic.runtime.measuring import Rehearsal, Show, Tell, rehearse, sweep_first_layer, sweep_node
 from mosaic.runtime.payback import paid_back
-from mosaic.runtime.pilot import Pilot, profile_of, why_not
+from mosaic.runtime.pilot import profile_of, why_not
+from mosaic.runtime.pilot_stages import Pilot
 from mosaic.runtime.piloting import pilot_first_layer, pilot_node, questions_of
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.taking_over import node_profile, take_over, why_not_taken

@@ -17,7 +17,8 @@ from mosaic.runtime.aggregator_sweep import entry_of_waves
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.measuring import Show, prompts_of
-from mosaic.runtime.pilot import Pilot, Stage, run_stage, why_not_kept, with_stage
+from mosaic.runtime.pilot import why_not_kept
+from mosaic.runtime.pilot_stages import Pilot, Stage, run_stage, with_stage
 from mosaic.runtime.planner import placed
 
 
@@ -58,7 +59,8 @@ def take_over(job: Job, first_calls: Sequence[Call], show: Show) -> Pilot:
         mine = tuple(calls[key] for session in sessions for key in session.shard)
         stage = Stage(name=stage_name(number), plan=replace(plan, sessions=sessions), calls=mine)
         with show("quote", {}) as shown:
-            pilot = with_stage(pilot, stage, run_stage(job, prompts, pilot, stage, shown))
+            result, stage = run_stage(job, prompts, pilot, stage, shown)
+        pilot = with_stage(pilot, stage, result)
     return pilot
 
 

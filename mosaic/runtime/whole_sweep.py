@@ -1,7 +1,7 @@
 """Ends a measurement that can price nothing any more."""
 
 from mosaic.core.commands import Command
-from mosaic.core.errors import BackendError
+from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.events import Event, Finished, Lost
 from mosaic.core.results import SERVED
 from mosaic.runtime.controller import View
@@ -34,21 +34,25 @@ class WholeSweep:
         Raises
         ------
         BackendError
-            If a call did not finish, or never will.
+            If a call did not finish.
+        DisturbedSweepError
+            If a call never will since its worker is lost: on the others it may.
         """
         if isinstance(event, Finished):
             record = event.record
             if record.status not in SERVED:
                 why = record.response.error if record.response is not None else None
-                raise self._stopped(f"call {record.key.question} {record.status}: {why or 'no reason is known'}")
+                raise BackendError(
+                    self._stopped(f"call {record.key.question} {record.status}: {why or 'no reason is known'}")
+                )
             self._num_finished += 1
         elif isinstance(event, Lost) and view.left_by({event.worker}):
-            raise self._stopped(f"worker {event.worker} is lost: {event.cause}")
+            raise DisturbedSweepError(self._stopped(f"worker {event.worker} is lost: {event.cause}"))
         return ()
 
-    def _stopped(self, why: str) -> BackendError:
+    def _stopped(self, why: str) -> str:
         did = f"{self._num_finished} of {self._num_calls} did"
-        return BackendError(
+        return (
             f"{self._name}: every call must finish, {did} before it stopped: {why}. "
             "Correct this, or give a profile (profile.path, profile.aggregator_path)"
         )

@@ -58,13 +58,19 @@ class HereMachines:
         self.rooms = dict(rooms)
         self.started: dict[str, HereMachine] = {}
         self.broken: dict[str, str] = {}
+        self.doors: dict[str, tuple[str, int]] = {}
+        self.num_deaf = 0
+        """So many times it cannot be told which machines are there."""
         self.ahead_s: dict[str, float] = {}
         self.setup = AgentSetup(
             settings=OPTIONS, engine_module=engine_module, device=Device.CPU, **({"versions": {}} | setup)
         )
 
     def find(self):
-        return [Found(name, name, room) for name, room in sorted(self.rooms.items())]
+        if self.num_deaf:
+            self.num_deaf -= 1
+            raise BackendError("does not list its machines")
+        return [Found(name, name, room, self.doors.get(name)) for name, room in sorted(self.rooms.items())]
 
     def start(self, found: Found, num_workers: int) -> HereMachine:
         if found.id in self.broken:
@@ -101,7 +107,7 @@ class MachineRuns(Runs):
         )
 
 
-def open_fleet(machines: HereMachines, num_workers: int | None = None, on_refused=lambda line: None) -> Fleet:
-    fleet = Fleet(machines, group_sizes([one.num_workers for one in machines.find()], num_workers), on_refused)
+def open_fleet(machines: HereMachines, num_workers: int | None = None, tell=lambda line: None) -> Fleet:
+    fleet = Fleet(machines, group_sizes([one.num_workers for one in machines.find()], num_workers), tell)
     fleet.open()
     return fleet

@@ -1,5 +1,7 @@
 """Runs over several machines, which are threads here: they come, go, and lack what a run needs."""
 
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -191,6 +193,70 @@ def test_a_fleet_says_of_all_machines_what_they_lack(tmp_path) -> None:
     assert "cannot load B: checkpoint nowhere/B: no such folder" in text
     assert "b has Python" in text
     assert "c starts no agent in 60 s" in text
+
+
+def test_a_machine_that_goes_while_its_agent_starts_is_absent(fleets) -> None:
+    machines = HereMachines({"a": 1, "b": 1})
+    machines.broken["b"] = "cannot start an agent: its node is dead"
+    machines.doors["b"] = ("localhost", 1)  # nobody listens there any more
+    fleet = fleets(machines)
+    fleet.hear(1.0)
+    assert fleet.absent() == (1,)
+    machines.broken["a"] = "cannot start an agent: its node is dead"
+    with pytest.raises(BackendError, match="machines cannot serve: a cannot start .*; b cannot start"):
+        open_fleet(machines)
+
+
+def test_a_cluster_that_cannot_be_asked_for_a_while_is_asked_again(fleets) -> None:
+    machines = HereMachines({"a": 1})
+    fleet = fleets(machines, 2)
+    machines.num_deaf = 2
+    machines.rooms["b"] = 1
+    end = time.monotonic() + 30
+    while fleet.absent() and time.monotonic() < end:
+        fleet.hear(1.0)
+    assert machines.num_deaf == 0
+    assert not fleet.absent()
+
+
+@pytest.mark.parametrize("when", ["in the run", "before it"])
+def test_a_run_without_any_machine_waits_for_one(tmp_path, fleets, when) -> None:
+    machines, told = HereMachines({"a": 1, "b": 1}), []
+    fleet = fleets(machines, 2, told.append)
+    runs = MachineRuns(tmp_path, fleet)
+    calls = [*some_calls("A", 300), *some_calls("B", 300)]
+    plan = make_plan(make_session(0, calls[:300]), make_session(1, calls[300:], workers=(1,)))
+    come = threading.Timer(2.0, lambda: machines.rooms.update(c=1))
+
+    def unplug_all() -> None:
+        machines.unplug("a")
+        machines.unplug("b")
+        come.start()
+
+    if when == "before it":
+        while fleet.absent():
+            fleet.hear(1.0)
+        unplug_all()
+        while len(fleet.absent()) < 2:
+            fleet.hear(1.0)
+    replan, made = on_first(2)
+    runs.execute(plan, calls, Replanning(replan), at(8, unplug_all if when == "in the run" else lambda: None))
+    finished_once(tmp_path, calls)
+    assert len(made) == 1, "for the worker that no machine serves now"
+    assert len(runs.lost) == 1
+    assert ["no machine is left" in line for line in told] == [True]
+
+
+def test_a_run_does_not_wait_for_ever(tmp_path, fleets, monkeypatch) -> None:
+    monkeypatch.setattr("mosaic.engines.machine_launcher.COME_BACK_S", 0.5)
+    machines = HereMachines({"a": 1})
+    runs = MachineRuns(tmp_path, fleets(machines), num_workers=1)
+    calls = some_calls("A", 300)
+    with pytest.raises(BackendError, match="all workers are lost and .* calls are left .*machine a is gone"):
+        runs.execute(
+            make_plan(make_session(0, calls), num_workers=1), calls, Replanning(on_first(1)[0]),
+            at(8, lambda: machines.unplug("a")),
+        )  # fmt: skip
 
 
 def test_a_machine_finds_its_own_copy_of_a_checkpoint(tmp_path, fleets) -> None:

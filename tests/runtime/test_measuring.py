@@ -2,12 +2,14 @@
 
 import pytest
 
-from mosaic.core.errors import DisturbedSweepError
+from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.workload import AGGREGATE
 from mosaic.pipelines.gates.gate import Majority, Never
+from mosaic.runtime.even_plan import even_plan
 from mosaic.runtime.job import Job
-from mosaic.runtime.measuring import even_plan, rehearse, show_nothing, sweep_first_layer, sweep_node
+from mosaic.runtime.measuring import rehearse, show_nothing, sweep_first_layer, sweep_node
 from mosaic.runtime.planner import Planner
+from mosaic.runtime.static_plan import execute
 from mosaic.runtime.sweep import Sweep
 from tests.answered_questions import make_moa, make_tree
 from tests.factories import make_call, make_cluster, make_entry, make_expert, make_profile
@@ -112,9 +114,40 @@ def test_only_experts_with_calls_are_measured_where_the_site_says() -> None:
     assert site.names == ["profile"]
 
 
-def test_a_disturbed_measurement_is_made_once_more_and_no_more() -> None:
-    site = Shaky(1)
+def test_a_disturbed_measurement_is_made_twice_more_and_no_more() -> None:
+    site = Shaky(2)
     assert sweep_on(site) == sweep_on(Shaky(0))
-    assert site.names == ["profile", "profile_again"]
+    assert site.names == ["profile", "profile_2", "profile_3"]
     with pytest.raises(DisturbedSweepError):
-        sweep_on(Shaky(2))
+        sweep_on(Shaky(3))
+
+
+class Broken:
+    """Asks on workers of which one is lost before it has served anything."""
+
+    def __init__(self, site) -> None:
+        self.site, self.lost, self.backends = site, set(), []
+
+    def __getattr__(self, name):
+        return getattr(self.site, name)
+
+    def places(self, expert):
+        return [(worker,) for worker in range(2) if worker not in self.lost]
+
+    def ask(self, name, calls, plan, questions, prompts, earlier, controllers):
+        self.backends.append(Scripted(losses={1: (0, "its node is gone")}))
+        self.lost.add(1)
+        said = self.site.ask(name, calls, plan, questions, prompts, earlier, controllers)
+        served = {record.key for record in execute(plan(), calls, self.backends[-1], controllers).calls}
+        return [record for record in said if record.key in served]
+
+
+def test_a_rehearsal_goes_on_without_the_workers_that_are_lost() -> None:
+    job = make_job(make_tree(Majority()), placements={})
+    site = Broken(job.site)
+    rehearsal = rehearse(job.graph, planner_of(job), site, show_nothing)  # type: ignore[arg-type]
+    assert rehearsal == rehearse_job(job)
+    assert any(session.workers == (1,) for session in site.backends[0].sessions)
+    site.places = lambda expert: [(1,)]
+    with pytest.raises(BackendError, match=r"worker 1: its node is gone\): no place is left for"):
+        rehearse(job.graph, planner_of(job), site, show_nothing)  # type: ignore[arg-type]

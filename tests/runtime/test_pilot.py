@@ -17,11 +17,13 @@ from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.gates.gate import Never
 from mosaic.runtime.controller import View
 from mosaic.runtime.job import Job, ProfileSource
-from mosaic.runtime.pilot import Watch, choose_calls, thirds, wanted_calls, why_not
+from mosaic.runtime.pilot import choose_calls, first_stage, thirds, wanted_calls, why_not
+from mosaic.runtime.pilot_stages import Pilot, Watch, run_stage, with_stage
 from mosaic.runtime.sweep import Sweep
 from tests.answered_questions import make_moa, make_question
 from tests.run_records import make_failed, make_record
 from tests.runtime.jobs import Told, make_job
+from tests.runtime.scripted import Scripted
 
 NUM_QUESTIONS = 60
 QUESTIONS = tuple(make_question(f"q{number}", answer="A", prompt_tokens=50) for number in range(NUM_QUESTIONS))
@@ -121,6 +123,51 @@ def test_a_saved_plan_leaves_no_pilot() -> None:
     job = make_batch()
     saved = mosaic.run(replace(job, profile_source=ProfileSource.CALIBRATION)).planned[0].plan
     assert "a saved plan places every call" in why_not(replace(job, plans=(saved,)), first_calls(job))
+
+
+class Losing:
+    """A site on which workers are lost, after so many sessions."""
+
+    def __init__(self, site, losses) -> None:
+        self.site, self.losses = site, losses
+
+    def __getattr__(self, name):
+        return getattr(self.site, name)
+
+    def places(self, expert):
+        return [(0,), (2,), (3,)]
+
+    def backend(self, questions, prompts, *, name, after):
+        return Scripted(losses=self.losses)
+
+
+def test_a_stage_ends_with_all_its_calls_and_says_which_sessions_served_them() -> None:
+    job = make_batch()
+    calls = choose_calls(job, first_calls(job))
+    stage = first_stage(job, calls, job.experts, "pilot_0")
+    assert {session.workers for session in stage.plan.sessions} >= {(1,)}
+    losing = replace(job, site=Losing(job.site, {1: (1, "its node is gone")}))
+    result, ran = run_stage(losing, lambda call, inputs: "", Pilot(), stage, ())
+    assert {record.key for record in result.calls} == {call.key for call in calls}
+    assert len(ran.plan.sessions) > len(stage.plan.sessions), "others took over"
+    assert [session.id for session in ran.plan.sessions] == list(range(len(ran.plan.sessions)))
+    served = {key: session.id for session in ran.plan.sessions for key in session.shard}
+    assert served == {record.key: record.session for record in result.calls}
+    pilot = with_stage(Pilot(), ran, result)
+    more = first_stage(job, choose_calls(job, first_calls(job), pilot.records), job.experts, "pilot_1")
+    again, behind = run_stage(replace(job, site=Losing(job.site, {})), lambda call, inputs: "", pilot, more, ())
+    assert behind.plan.sessions == more.plan.sessions
+    asked = {key for session in more.plan.sessions for key in session.shard}
+    assert {record.key for record in again.calls if record.session >= pilot.num_sessions} == asked
+    assert {record.key: record.session for record in again.calls if record.key not in asked} == served
+
+
+def test_a_stage_that_no_worker_serves_is_an_error() -> None:
+    job = make_batch()
+    stage = first_stage(job, choose_calls(job, first_calls(job)), job.experts, "pilot_0")
+    losing = replace(job, site=Losing(job.site, dict.fromkeys(range(4), (0, "gone"))))
+    with pytest.raises(BackendError, match="without the workers that are lost|all workers are lost"):
+        run_stage(losing, lambda call, inputs: "", Pilot(), stage, ())
 
 
 @given(st.floats(0.01, 0.9))
