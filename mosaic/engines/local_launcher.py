@@ -68,9 +68,10 @@ class LocalLauncher:
 
     def begin(self, folder: Path, lock: int, num_workers: int) -> None:
         self._folder, self._lock, self._num_workers = folder, lock, num_workers
+        self._start_host()  # what it imports takes seconds that are no run's
 
     def open(self, spec: EngineSpec, workers: tuple[int, ...]) -> LocalChannel | None:
-        self._host.start(self._folder / "host.log")
+        self._start_host()
         cores: set[int] = set()
         gpus: tuple[str, ...] = ()
         if self._device is not None:
@@ -87,6 +88,9 @@ class LocalLauncher:
             return None
         self._channels[number] = LocalChannel(self._host, number, link)
         return self._channels[number]
+
+    def _start_host(self) -> None:
+        self._host.start(self._folder / "host.log")
 
     def listen(self, timeout_s: float) -> Iterator[tuple[LocalChannel, FromWorker | Exited]]:
         control = self._host.control

@@ -91,21 +91,23 @@ class FakeEngine:
             tokens.append((request.seed >> len(tokens)) % 256)
             self.running[number][2] = first_ts or time.monotonic()
             wanted = LONG_TOKENS if "long" in request.prompt else 1 + request.seed % 20
-            length = min(request.output_tokens or wanted, request.max_output_tokens)
-            if len(tokens) == length:
+            wanted = request.output_tokens or wanted
+            if len(tokens) == min(wanted, request.max_output_tokens):
                 if isinstance(request.prompt, str):
                     do_as_told(request.prompt, self.spec.settings.checkpoint)
                 del self.running[number]
-                finished.append(self.response(request, scheduled_ts, first_ts or time.monotonic(), tokens))
+                says_when = request.output_tokens is None and len(tokens) == wanted
+                reason = "length" if len(tokens) == request.max_output_tokens and not says_when else "stop"
+                finished.append(self.response(request, scheduled_ts, first_ts or time.monotonic(), tokens, reason))
         return finished
 
-    def response(self, request, scheduled_ts, first_ts, tokens) -> Generation:
+    def response(self, request, scheduled_ts, first_ts, tokens, reason) -> Generation:
         text = self.text(request)
         return Generation(
             number=request.number,
             token_ids=tuple(tokens),
             text=text,
-            finish_reason="length" if len(tokens) == request.max_output_tokens else "stop",
+            finish_reason=reason,
             prompt_tokens=len(request.prompt),
             cached_tokens=0,
             num_preemptions=0,

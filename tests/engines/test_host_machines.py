@@ -242,8 +242,8 @@ def test_a_run_without_any_machine_waits_for_one(tmp_path, fleets, when) -> None
     replan, made = on_first(2)
     runs.execute(plan, calls, Replanning(replan), at(8, unplug_all if when == "in the run" else lambda: None))
     finished_once(tmp_path, calls)
-    assert len(made) == 1, "for the worker that no machine serves now"
-    assert len(runs.lost) == 1
+    assert len(made[-1][1]) == 1, "for the worker that no machine serves now"
+    assert len(made) <= 2, "once more if the machines were heard to go one by one"
     assert ["no machine is left" in line for line in told] == [True]
 
 

@@ -5,7 +5,6 @@ import random
 import signal
 import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,8 @@ pytestmark = [
     pytest.mark.skipif(not has_ray(), reason="Ray is not installed"),
     pytest.mark.filterwarnings("ignore"),  # Ray's own
 ]
-NUM_QUESTIONS, NUM_KILLS = 400, 20
+NUM_QUESTIONS = 400
+KILLS = {"driver": 6, "worker": 7, "node": 7}
 
 
 def workers_of(folder: Path) -> list[int]:
@@ -48,29 +48,28 @@ def test_a_batch_on_ray_that_is_killed_twenty_times_ends_as_if_it_never_was(
         words = [[folder / "questions.jsonl", *models, *PATIENT, *there] for folder in folders]
         finish(start(*words[0]))
         process = start(*words[1])
-        while killed.total() < NUM_KILLS:
+        kinds = draw.sample(list(KILLS), k=20, counts=KILLS.values())
+        while kinds:
             enough = num_ended(folder) + draw.randint(1, 20)
             while process.poll() is None and num_ended(folder) < enough:
                 time.sleep(0.02)
             assert process.poll() is None, f"it ended after {killed}: {process.communicate()[0]}"
-            kind = draw.choice(("driver", "worker", "node"))
-            if kind == "driver":
+            if (kind := kinds[-1]) == "driver":
                 process.kill()
                 process.communicate()
                 process = start(*words[1])
             elif kind == "worker":
-                with suppress(ProcessLookupError, IndexError):
+                try:
                     os.kill(draw.choice(workers_of(tmp_path)), signal.SIGKILL)
-                    killed[kind] += 1
-                continue
+                except (ProcessLookupError, IndexError):  # none serves now
+                    continue
             else:
                 victim = draw.choice(sorted(nodes.nodes))
                 nodes.kill(victim)
                 nodes.add(victim)
-            killed[kind] += 1
+            killed[kinds.pop()] += 1
         finish(process)
     print(dict(killed))
-    assert min(killed[kind] for kind in ("driver", "worker", "node")) >= 4
     finished = Counter(record.key for record in ended_calls(folder) if record.status is CallStatus.FINISHED)
     assert set(finished.values()) == {1}
     for name in ("questions.out.jsonl", "questions.errors.jsonl"):
