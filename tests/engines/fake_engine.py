@@ -19,6 +19,8 @@ from mosaic.runtime import journal
 STEP_S = 0.0005
 LONG_TOKENS = 400
 """Of a response to a prompt with the word ``long``, each a word of its text."""
+HOLD_S = 60.0
+"""So long at most the last calls wait for a file ``hold`` beside the weights to go."""
 
 
 def prepare(settings) -> None:
@@ -81,6 +83,8 @@ class FakeEngine:
     def step(self):
         time.sleep(STEP_S)
         now = time.monotonic()
+        if not self.waiting and self.is_held(now):
+            return []
         while self.waiting and len(self.running) < self.spec.max_num_seqs:
             request = self.waiting.pop(0)
             self.running[request.number] = [request, now, None, list(request.generated)]
@@ -100,6 +104,10 @@ class FakeEngine:
                 reason = "length" if len(tokens) == request.max_output_tokens and not says_when else "stop"
                 finished.append(self.response(request, scheduled_ts, first_ts or time.monotonic(), tokens, reason))
         return finished
+
+    def is_held(self, now) -> bool:
+        since_s = min((scheduled_ts for _, scheduled_ts, *_ in self.running.values()), default=-HOLD_S)
+        return now < since_s + HOLD_S and (self.spec.settings.checkpoint / "hold").exists()
 
     def response(self, request, scheduled_ts, first_ts, tokens, reason) -> Generation:
         text = self.text(request)

@@ -110,15 +110,23 @@ def test_workers_of_a_lost_machine_are_planned_around_at_once_and_together(tmp_p
 
 
 class UseJoined:
-    """Gives a worker that joins half of the calls that are left."""
+    """Gives a worker that joins half of the calls that are left, of which the last ones wait for it."""
 
     reacts = True
 
+    def __init__(self, folder) -> None:
+        self.hold = folder / "A" / "hold"
+        self.hold.touch()
+        self.numbers = set()
+
     def on(self, event, view):
+        if isinstance(event, Ready) and event.session in self.numbers:
+            self.hold.unlink(missing_ok=True)
         if not isinstance(event, Joined):
             return ()
         keys = [key for key, call in view.running.items() if call.expert == "A"][::2]
         number = view.next_session()
+        self.numbers.add(number)
         session = make_session(number, expert="A", workers=(event.worker,))
         return [Open(session), *(Move(key, number) for key in keys), Close(number)]
 
@@ -126,9 +134,9 @@ class UseJoined:
 def test_a_machine_that_joins_is_used(tmp_path, fleets) -> None:
     machines = HereMachines({"a": 1})
     runs = MachineRuns(tmp_path, fleets(machines, 2))
-    calls = some_calls("A", 1500)
+    calls = some_calls("A", 200)
     join = at(8, lambda: machines.rooms.update(b=1))
-    runs.execute(make_plan(make_session(0, calls)), calls, UseJoined(), join)
+    runs.execute(make_plan(make_session(0, calls)), calls, UseJoined(tmp_path), join)
     assert runs.lost == {1: ABSENT}, "it is not there from the start"
     assert [event.worker for event in runs.watcher.all(Joined)] == [1]
     by_worker = Counter(record.workers for record in finished_once(tmp_path, calls).values())
@@ -139,8 +147,8 @@ def test_a_machine_that_joins_is_used(tmp_path, fleets) -> None:
 def test_a_machine_that_comes_back_serves_its_workers_again(tmp_path, fleets) -> None:
     machines = HereMachines({"a": 1, "b": 1})
     runs = MachineRuns(tmp_path, fleets(machines))
-    calls = [*some_calls("A", 1500), *some_calls("B", 20)]
-    plan = make_plan(make_session(0, calls[:1500]), make_session(1, calls[1500:], workers=(1,)))
+    calls = [*some_calls("A", 200), *some_calls("B", 20)]
+    plan = make_plan(make_session(0, calls[:200]), make_session(1, calls[200:], workers=(1,)))
     unplug = at(4, lambda: machines.unplug("b"))
 
     class PlugIn:
@@ -151,7 +159,7 @@ def test_a_machine_that_comes_back_serves_its_workers_again(tmp_path, fleets) ->
                 machines.rooms["b2"] = 1
             return ()
 
-    runs.execute(plan, calls, UseJoined(), Replanning(on_first(2)[0]), unplug, PlugIn())
+    runs.execute(plan, calls, UseJoined(tmp_path), Replanning(on_first(2)[0]), unplug, PlugIn())
     finished_once(tmp_path, calls)
     kinds = [type(event) for event in runs.watcher.events if isinstance(event, Lost | Joined)]
     assert kinds == [Lost, Joined]
