@@ -69,7 +69,7 @@ def write_run(
     if result is not None:
         contents["calls.parquet"] = calls_parquet(result.calls, lengths, roles)
         contents["sessions.parquet"] = sessions_parquet(result.sessions)
-        contents["trace.json"] = trace_json(result).encode()
+        contents["trace.json"] = trace_json(result)
     assert files.keys() <= set(RUN_FILES)
     contents |= files
     contents["meta.json"] = _json(meta)
