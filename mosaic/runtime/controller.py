@@ -43,11 +43,12 @@ class View:
         if event.ts > self.ts:
             self.ts = event.ts
         if isinstance(event, Finished):
-            record = event.record
-            self.running.pop(record.key, None)
-            if record.key in self.place:
-                self.held[self.place[record.key]].pop(record.key, None)
-            self.records[record.key] = record
+            record, key = event.record, event.record.key
+            self.running.pop(key, None)
+            place = self.place.get(key)
+            if place is not None:
+                self.held[place].pop(key, None)
+            self.records[key] = record
         elif isinstance(event, Closed):
             self.ended[event.record.session] = event.record
         elif isinstance(event, Lost):

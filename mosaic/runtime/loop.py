@@ -114,7 +114,8 @@ class _Run:
         view = self._view
         view.observe(event)
         if isinstance(event, Finished):
-            self._untold.discard(event.record.key)
+            if self._untold:
+                self._untold.discard(event.record.key)
             for command in self._dependencies.release():
                 self._backend.apply(command)
         elif isinstance(event, Lost):

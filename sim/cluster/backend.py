@@ -94,7 +94,7 @@ class SimBackend:
 
     def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
         """See ``Backend.events``."""
-        env, clock, told, self._reacts = self._env, self._clock, self._events, reacts
+        env, clock, told, queued, self._reacts = self._env, self._clock, self._events, self._queues.entries, reacts
         next_tick_ts = inf if tick_s is None else tick_s
         told.append(Started(0.0))
         while True:
@@ -106,7 +106,7 @@ class SimBackend:
             if ran := clock.run(env_ts if env_ts < next_tick_ts else next_tick_ts):
                 self._now, live, finished = ran
                 self._end(live.finish(finished))
-                if self._queues:
+                if queued:
                     clock.touch(live)  # it may have room now
                 continue
             if env_ts == inf and not clock.has_changes:
@@ -273,10 +273,12 @@ class SimBackend:
         self._clock.touch(live)
 
     def _end(self, ended: Sequence[CallRecord]) -> None:
+        pending, records, tell = self._pending, self._records, self._events.append
         for record in ended:
-            del self._pending[record.key]
-            self._records[record.key] = record
-            self._events.append(Finished(record.finished_ts or 0.0, record))
+            key = record.key
+            del pending[key]
+            records[key] = record
+            tell(Finished(record.finished_ts or 0.0, record))
 
     def _session(self, live: SimSession) -> ProcessGenerator:
         env, session = self._env, live.session

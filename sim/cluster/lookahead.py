@@ -48,11 +48,5 @@ class Lookahead:
                 engine.run_events(ts, now)
 
     def _run(self) -> None:
-        engine, coming = self._engine, self._coming
-        ts = engine.next_event_ts()
-        while len(coming) < self._num_ahead and ts < inf:
-            ts, finished = engine.run_events(ts, inf)
-            if finished:
-                coming.append((ts, finished))
-                ts = engine.next_event_ts()
+        self._coming.extend(self._engine.run_ahead(self._num_ahead))
         self._num_ahead = min(2 * self._num_ahead, MOST)

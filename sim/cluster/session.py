@@ -125,6 +125,7 @@ class SimSession:
 
     def __init__(self, session: Session, model: ExpertOnGpu, over: simpy.Event, drained: simpy.Event) -> None:
         self.session = session
+        self._named = (session.id, session.expert, session.workers)
         self.model = model
         self.over = over
         """Triggered when it has left its workers."""
@@ -234,7 +235,7 @@ class SimSession:
 
     def finish(self, requests: Sequence[Request]) -> list[CallRecord]:
         """Record finished requests."""
-        session_id, expert, workers = self.session.id, self.session.expert, self.session.workers
+        number, expert, workers = self._named
         records = []
         for request in requests:
             if request.id == PREFILL and self.on_prefilled is not None:
@@ -249,7 +250,7 @@ class SimSession:
                 continue
             records.append(
                 CallRecord(
-                    call.key, expert, session_id, workers, call.prompt_tokens, output_tokens,
+                    call.key, expert, number, workers, call.prompt_tokens, output_tokens,
                     request.queued_ts, request.admitted_ts, request.first_token_ts, request.finished_ts,
                     request.num_preemptions, 0, request.cached_tokens, request.wasted_tokens, pending.status, answer,
                     visible_tokens, None, confidence,
