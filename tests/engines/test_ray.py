@@ -87,7 +87,7 @@ def test_three_nodes_one_killed_and_one_joining(tmp_path, nodes) -> None:
     watch = Watch()
     with on_ray(nodes, (1, 1, 1)) as cluster:
         there = MachineRuns(tmp_path / "there", cluster, names="ABC", num_workers=3)
-        there.execute(plan, calls, UseJoined(), Replanning(on_first(3)[0]), at(900, kill), watch)
+        there.execute(plan, calls, UseJoined(tmp_path / "there"), Replanning(on_first(3)[0]), at(900, kill), watch)
     ended = finished_once(tmp_path / "there", calls)
     (lost,) = there.watcher.all(Lost)
     assert "is gone" in lost.cause
