@@ -273,12 +273,10 @@ class SimBackend:
         self._clock.touch(live)
 
     def _end(self, ended: Sequence[CallRecord]) -> None:
-        pending, records, tell = self._pending, self._records, self._events.append
         for record in ended:
-            key = record.key
-            del pending[key]
-            records[key] = record
-            tell(Finished(record.finished_ts or 0.0, record))
+            del self._pending[record.key]
+            self._records[record.key] = record
+            self._events.append(Finished(record.finished_ts or 0.0, record))
 
     def _session(self, live: SimSession) -> ProcessGenerator:
         env, session = self._env, live.session

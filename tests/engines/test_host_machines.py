@@ -215,6 +215,7 @@ def test_a_machine_that_goes_while_its_agent_starts_is_absent(fleets) -> None:
         open_fleet(machines)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_cannot_be_asked_for_a_while_is_asked_again(fleets) -> None:
     machines = HereMachines({"a": 1})
     fleet = fleets(machines, 2)
@@ -227,6 +228,7 @@ def test_a_cluster_that_cannot_be_asked_for_a_while_is_asked_again(fleets) -> No
     assert not fleet.absent()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["in the run", "before it"])
 def test_a_run_without_any_machine_waits_for_one(tmp_path, fleets, when) -> None:
     machines, told = HereMachines({"a": 1, "b": 1}), []

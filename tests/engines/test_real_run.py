@@ -118,6 +118,7 @@ def test_what_a_lost_worker_leaves_is_planned_anew(tmp_path):
     assert {worker for call in calls for worker in call["workers"]} == {0}
 
 
+@pytest.mark.slow
 def test_a_run_that_loses_all_workers_says_why_and_keeps_what_is_done(tmp_path):
     inputs = [*write_inputs(tmp_path), "aggregator=none", "backend.patience.max_restarts=0"]
     profile = tmp_path / "profile.json"
@@ -138,6 +139,7 @@ def test_a_run_that_loses_all_workers_says_why_and_keeps_what_is_done(tmp_path):
     assert len(finished_of(folder)) == 36
 
 
+@pytest.mark.slow
 def test_failed_calls_are_told_and_tried_again(tmp_path):
     inputs = [*write_inputs(tmp_path), "aggregator=none", "backend.patience.max_retries=0"]
     folder = tmp_path / "run"

@@ -143,6 +143,7 @@ def test_the_default_run_leaves_the_files_of_the_contract(default_run: tuple[Pat
     assert (folder / "timeline.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_same_command_in_another_process_leaves_the_same_bytes(
     default_run: tuple[Path, Outcome], tmp_path: Path
 ) -> None:

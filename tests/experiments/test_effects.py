@@ -218,6 +218,7 @@ def content(prepared: Prepared) -> str:
     return told(prepared)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides", [(*FEW, "aggregator=auto"), (*FEW, "aggregator=none", "backend=none"), (*FEW, "topology=tree")]
 )

@@ -76,6 +76,7 @@ def test_a_batch_goes_on_from_its_quote(models: list[str], alone: Path, tmp_path
     assert asked(path) == counts
 
 
+@pytest.mark.slow
 def test_a_quote_may_come_from_a_smaller_machine(models: list[str], alone: Path, tmp_path: Path) -> None:
     path = write_questions(tmp_path / "quoted")
     assert run_mosaic("quote", path, *models, *PILOT, "--workers", "1", "--kind", "a100_80gb").status == 0
@@ -87,6 +88,7 @@ def test_a_quote_may_come_from_a_smaller_machine(models: list[str], alone: Path,
     assert texts(path) == texts(alone)
 
 
+@pytest.mark.slow
 def test_answers_of_a_larger_machine_are_asked_again_and_that_is_said(models: list[str], tmp_path: Path) -> None:
     path = write_questions(tmp_path / "quoted")
     assert run_mosaic("quote", path, *models, *PILOT, "--workers", "2", "--kind", "a100_80gb").status == 0

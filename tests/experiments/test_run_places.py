@@ -42,6 +42,7 @@ def test_calls_without_a_result_have_a_status_of_their_own(tmp_path: Path) -> No
     assert (again.status, again.out[:16]) == (3, "already complete"), "as it was the first time"
 
 
+@pytest.mark.slow
 def test_points_that_name_files_elsewhere_stay_in_the_sweeps_folder_and_apart(tmp_path: Path) -> None:
     here = tmp_path / "a" / "b"
     here.mkdir(parents=True)

@@ -94,6 +94,7 @@ def assert_same(submitted, seqs):
             assert same, (ours, mine, real, seq)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(sessions(), lengths_matter())
 def test_a_session_drained_at_once_agrees_with_the_oracle(session, lengths):
