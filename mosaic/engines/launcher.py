@@ -25,7 +25,7 @@ class Launcher(Protocol):
     def num_host_deaths(self) -> int:
         """How often what starts processes died, and took them with it; it is started again by itself."""
 
-    def begin(self, folder: Path, lock: int, num_workers: int) -> None:
+    def begin(self, folder: Path, lock: int, num_workers: int, *, is_new: bool) -> None:
         """Take up a run.
 
         Parameters
@@ -36,6 +36,8 @@ class Launcher(Protocol):
             File descriptor that every process must keep open: nobody else may write the journal while one lives.
         num_workers
             Among which this machine is dealt out.
+        is_new
+            Nothing of the run is done yet: what will be needed is got ready now, which is no time of the run's.
         """
 
     def open(self, spec: EngineSpec, workers: tuple[int, ...]) -> Channel | None:

@@ -66,9 +66,10 @@ class LocalLauncher:
     def num_host_deaths(self) -> int:
         return self._num_host_deaths
 
-    def begin(self, folder: Path, lock: int, num_workers: int) -> None:
+    def begin(self, folder: Path, lock: int, num_workers: int, *, is_new: bool) -> None:
         self._folder, self._lock, self._num_workers = folder, lock, num_workers
-        self._start_host()  # what it imports takes seconds that are no run's
+        if is_new:  # one that goes on may have nothing left to do, and then needs no engine
+            self._start_host()
 
     def open(self, spec: EngineSpec, workers: tuple[int, ...]) -> LocalChannel | None:
         self._start_host()

@@ -53,7 +53,7 @@ class MachineAgent:
         self._folder = Path(tempfile.mkdtemp(prefix="mosaic-"))
         interrupt, self._interrupt = Pipe(duplex=False)
         self._launcher = LocalLauncher(HostProcess(setup.settings, setup.engine_module), setup.device, interrupt)
-        self._launcher.begin(self._folder, os.open(os.devnull, os.O_RDONLY), num_workers)
+        self._num_workers = num_workers
         self._channels: dict[int, LocalChannel] = {}
         self._workers: dict[int, tuple[int, ...]] = {}
         self._read_bytes: dict[Path, int] = {}
@@ -64,14 +64,20 @@ class MachineAgent:
         self._thread.start()
 
     def problems(self) -> list[str]:
-        """Say what this machine lacks, each in a line; nothing: it can serve."""
+        """Say what this machine lacks, each in a line; nothing: it can serve, and its host process runs."""
         there = installed_versions()
         found = [
             f"has {name} {there.get(name, 'not at all')}, and the driver {wanted}"
             for name, wanted in self._setup.versions.items()
             if there.get(name) != wanted
         ]
-        return found + [line for line in map(self._find, self._setup.checkpoints) if line is not None]
+        found += [line for line in map(self._find, self._setup.checkpoints) if line is not None]
+        if not found:
+            try:
+                self._launcher.begin(self._folder, os.open(os.devnull, os.O_RDONLY), self._num_workers, is_new=True)
+            except BackendError as error:
+                found.append(str(error))
+        return found
 
     def clock_s(self) -> float:
         """Read the machine's monotonic clock."""

@@ -203,6 +203,11 @@ def test_a_fleet_says_of_all_machines_what_they_lack(tmp_path) -> None:
     assert "c starts no agent in 60 s" in text
 
 
+def test_a_fleet_says_which_machine_cannot_import_its_engine() -> None:
+    with pytest.raises(BackendError, match="a the engine cannot be imported: ModuleNotFoundError: .*no_such_engine"):
+        open_fleet(HereMachines({"a": 1}, engine_module="tests.engines.no_such_engine"))
+
+
 def test_a_machine_that_goes_while_its_agent_starts_is_absent(fleets) -> None:
     machines = HereMachines({"a": 1, "b": 1})
     machines.broken["b"] = "cannot start an agent: its node is dead"
@@ -297,7 +302,7 @@ def test_instants_of_a_machine_are_on_its_own_clock(tmp_path, fleets) -> None:
     machines = HereMachines({"a": 1, "b": 1})
     machines.ahead_s["b"] = 1000.0
     launcher = MachineLauncher(fleets(machines))
-    launcher.begin(tmp_path, -1, 2)
+    launcher.begin(tmp_path, -1, 2, is_new=True)
     told = {name: [] for name in "ab"}
     for name, machine in machines.started.items():
         machine.tell = told[name].extend

@@ -19,6 +19,7 @@ from experiments.tiny_pool.responses import EXPERTS
 from experiments.tiny_pool.trials import sign_test
 from mosaic.engines.checkpoints import CheckpointError, check_checkpoint
 from mosaic.workloads.routing import load_skill_profiles
+from tests.engines.executor_runs import hear_ctrl_c
 from tests.experiments.tiny_pool.small import ROOT
 
 pytestmark = pytest.mark.slow
@@ -121,7 +122,13 @@ def test_bad_settings_are_named(changes: dict[str, object], said: str) -> None:
 def test_an_interrupt_says_how_to_go_on_and_leaves_no_process(tmp_path: Path) -> None:
     command = [sys.executable, "experiments/make_pool.py", "--out", str(tmp_path / "pool"), "--max-steps", "400"]
     making = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=hear_ctrl_c,
     )
     assert making.stdout is not None
     assert "step 50 of 400" in making.stdout.readline()
