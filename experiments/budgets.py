@@ -3,7 +3,7 @@
     python experiments/budgets.py                            into results/multirun/budgets
     python experiments/budgets.py --out results/calibration  makes the committed files anew
 
-Writes budgets.txt and budgets.json; takes a quarter of an hour on 2 cores.
+Writes budgets.txt and budgets.json; takes 6 to 15 minutes on 2 cores.
 """
 
 import argparse

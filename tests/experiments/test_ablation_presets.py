@@ -34,7 +34,7 @@ PRESETS = preset_names()
 ISSUE = {
     "ablate_k", "ablate_replicas", "ablate_gpus", "ablate_load", "ablate_prediction", "ablate_gate", "ablate_tau",
     "ablate_fifo", "ablate_order", "ablate_engine_order", "ablate_kv", "ablate_aggregator",
-    "ablate_quorum", "ablate_best",
+    "ablate_quorum", "ablate_best", "ablate_sharing",
 }  # fmt: skip
 
 
