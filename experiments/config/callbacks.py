@@ -32,13 +32,3 @@ class SweepHint(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         print(f"compare: {command_line('compare')} {config.hydra.sweep.dir}")
-
-
-class EndedWorkers(Callback):
-    """Ends joblib's processes with their sweep: to give all of their memory back one by one takes them a second."""
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        if config.hydra.runtime.choices["hydra/launcher"] == "joblib":
-            from joblib.externals.loky import get_reusable_executor
-
-            get_reusable_executor(reuse=True).shutdown(kill_workers=True)

@@ -14,7 +14,7 @@ from experiments.config.callbacks import NamedFolders
 from experiments.config.compose import CONF
 from experiments.config.errors import BAD_INPUT
 
-CALLBACKS = {"folders", "sweep_hint", "workers", "composition"}
+CALLBACKS = {"folders", "sweep_hint", "composition"}
 """Of conf/config.yaml. Of these a single run heeds what folders says at its start."""
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from mosaic.core.commands import Submit
 from mosaic.core.plan import Plan, SolveReport
 from mosaic.core.results import SERVED, CallRecord, CallStatus, RunResult, SessionRecord
-from mosaic.core.workload import CallKey, ExpertName
+from mosaic.core.workload import ExpertName
 from mosaic.report.prefills import prefill_report
 
 Summary: TypeAlias = dict[str, Any]
@@ -229,7 +229,7 @@ def summarise(
         submitted = {command.call.key for command in commands if isinstance(command, Submit)}
         planned = {key for key in planned if key.node in result.first_nodes} | submitted
         planned |= {record.key for record in result.calls}
-    measured = _measured(result, planned, plan.predicted_makespan_s if plan.sessions else None)
+    measured = _measured(result, len(planned), plan.predicted_makespan_s if plan.sessions else None)
     return {
         "workload": workload,
         "scheduler": plan.scheduler,
@@ -272,7 +272,7 @@ def _without_stage(accuracy_frac: float | None, answers_source: str | None) -> d
     return dict.fromkeys(_STAGE_KEYS) | {"accuracy_frac": accuracy_frac, "skip_frac_source": source}
 
 
-def _measured(result: RunResult | None, planned: set[CallKey], predicted_s: float | None) -> Mapping[str, Any]:
+def _measured(result: RunResult | None, num_planned: int, predicted_s: float | None) -> Mapping[str, Any]:
     keys = (
         "num_failed_calls", "num_cancelled_calls", "expert_makespan_s", "aggregator_s", "end_to_end_s",
         "predicted_expert_makespan_s", "expert_lower_bound_s", "gpu_idle_frac", "gpu_load_frac", "num_loads",
@@ -286,7 +286,7 @@ def _measured(result: RunResult | None, planned: set[CallKey], predicted_s: floa
     if experts_s is not None and total_s is not None and is_staged:
         aggregator_s = total_s - experts_s
     values = (
-        _num_failed(result, planned), num_cancelled(result), experts_s, aggregator_s, total_s, predicted_s,
+        _num_failed(result, num_planned), num_cancelled(result), experts_s, aggregator_s, total_s, predicted_s,
         result.lower_bound_s, gpu_idle_frac(timed), gpu_load_frac(timed), num_loads(timed), output_tokens(result),
         wasted_tokens(result), output_tokens(timed) / total_s if total_s else None, num_preemptions(result),
     )  # fmt: skip
@@ -306,10 +306,9 @@ def _gains(measured: Mapping[str, Any], stage: StageSummary | None) -> dict[str,
     return gains
 
 
-def _num_failed(result: RunResult, planned: set[CallKey]) -> int:
+def _num_failed(result: RunResult, num_planned: int) -> int:
     """Count planned calls that neither finished nor were cancelled, those without a record among them."""
-    settled = {record.key for record in result.calls if record.status is not CallStatus.FAILED}
-    return len((planned | {record.key for record in result.calls}) - settled)
+    return num_planned - sum(record.status is not CallStatus.FAILED for record in result.calls)
 
 
 def _solve(solve: SolveReport) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import msgspec
+
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import CallKey, Expert, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
@@ -41,7 +43,7 @@ def always_aggregate(
         (*record.key, record.answer, record.output_tokens, record.visible_tokens) for record in records.values()
     )
     return job.kept(
-        ("always", job.site.truth, shape_of(job.graph.without_gate()), job.workload, layers, said),
+        ("always", job.site.truth, shape_of(job.graph.without_gate()), job.workload, layers, msgspec.json.encode(said)),
         AlwaysAggregate,
         lambda: _run_without_gate(job, records, layers),
     )

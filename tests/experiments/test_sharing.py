@@ -3,13 +3,14 @@
 import pickle
 import subprocess
 import sys
+from copy import deepcopy
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.compose import CONF
 from experiments.config.sharing import SharingLoader, points_of
@@ -30,7 +31,7 @@ def loaders():
     with initialize_config_dir(str(CONF), version_base="1.3"):
         master = compose("config", ["hydra.sweep.dir=somewhere"], return_hydra_config=True)
         loader = GlobalHydra.instance().config_loader()
-        yield master, loader, SharingLoader(loader)
+        yield master, deepcopy(loader), SharingLoader(loader)
 
 
 @pytest.mark.slow
@@ -42,14 +43,27 @@ def test_every_point_is_what_hydra_composes_from_its_files(loaders) -> None:
 
 
 def test_a_choice_of_groups_is_composed_once(loaders, monkeypatch) -> None:
-    master, loader, sharing = loaders
+    master, _, sharing = loaders
     composed = []
-    original = loader.load_sweep_config
-    monkeypatch.setattr(loader, "load_sweep_config", lambda *given: composed.append(given[1]) or original(*given))
+    original = sharing._loader.load_sweep_config
+    monkeypatch.setattr(
+        sharing._loader, "load_sweep_config", lambda *given: composed.append(given[1]) or original(*given)
+    )
     for seed in range(100, 104):
         for scheduler in ("round_robin", "least_loaded"):
             sharing.load_sweep_config(master, [f"scheduler={scheduler}", "cluster.num_workers=3", f"seed={seed}"])
     assert composed == [["scheduler=round_robin"], ["scheduler=least_loaded"]]
+
+
+def test_a_file_is_read_once(loaders, monkeypatch) -> None:
+    master, _, sharing = loaders
+    read = []
+    files = next(type(source) for source in sharing.get_sources() if source.scheme() == "file")
+    original = files.load_config
+    monkeypatch.setattr(files, "load_config", lambda self, path: read.append(path) or original(self, path))
+    for scheduler in ("fifo", "data_parallel"):
+        sharing.load_sweep_config(master, [f"scheduler={scheduler}"])
+    assert len(read) == len(set(read)) > 20
 
 
 IN_A_PROCESS_OF_ITS_OWN = """
@@ -84,8 +98,12 @@ def test_a_worker_composes_what_was_not_sent_to_it(loaders, monkeypatch) -> None
     """More choices than are kept; and what a worker composes cannot always be pickled there."""
     master, loader, sharing = loaders
 
-    def refuse(_: object) -> bytes:
-        raise pickle.PicklingError("not the same object")
+    dumps = pickle.dumps
+
+    def refuse(config: DictConfig) -> bytes:
+        if "runtime" in config.get("hydra", {}):  # composed: it holds values of plugins' classes
+            raise pickle.PicklingError("not the same object")
+        return dumps(config)
 
     monkeypatch.setattr("experiments.config.sharing.pickle.dumps", refuse)
     point = ["seed=0", "scheduler=round_robin"]
