@@ -43,7 +43,8 @@ class SharingLoader(ConfigLoader):
         self._loader = loader
         self._groups = set(loader.list_groups(""))
         for source in loader.get_sources():
-            vars(source)["load_config"] = KeptFiles(source)
+            if source.scheme() == "file":
+                vars(source)["load_config"] = KeptFiles(source)
         self._composed: dict[tuple[str, ...], bytes] = {}
         """Pickled: to read that costs an eighth of a deep copy."""
 

@@ -169,8 +169,8 @@ class EngineBackend:
         for record in before.prefills:
             heapq.heappush(self._again, (record.finished_ts, next(self._numbers), record))
         self._ts = max([before.last_ts, *(action.ts for action in self.log.earlier)])
-        self.log.note_start(self._ts, first_ts)
         self._launcher.begin(self._journal, lock, self._cluster.num_workers, is_new=not before.done_keys)
+        self.log.note_start(self._ts, first_ts)
         self._workers = WorkerBook(self._cluster.num_workers, self._ts, self.lost, self._launcher.changes())
         self._executor = Executor(
             self._launcher,

@@ -137,7 +137,7 @@ class Fleet:
     group_sizes
         Workers of each host; a machine holds those of one, or of several.
     tell
-        Told why a machine that came later cannot serve; it is tried again after a while.
+        Told why a machine that came later cannot serve, which is tried again after a while, and that none is left.
     """
 
     def __init__(
@@ -236,6 +236,7 @@ class Fleet:
                 return self._refuse(found, ", ".join(problems))
             self.offsets[machine.id] = machine.clock()
         except MachineLostError as error:
+            machine.end()
             return self._refuse(found, str(error))
         with self._lock:
             if self._closing.is_set():

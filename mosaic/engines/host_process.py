@@ -59,19 +59,20 @@ class HostProcess:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-            self._control = Connection(ours.detach())
+            control = Connection(ours.detach())
         try:
-            self._control.send(Prepare(engine_module=self.engine_module, settings=self.settings))
-            answer = self._control.recv()
+            control.send(Prepare(engine_module=self.engine_module, settings=self.settings))
+            answer = control.recv()
             if isinstance(answer, HostFailed):
                 raise BackendError(f"the engine cannot be imported: {answer.cause}; {INSTALL}; see {log}")
             assert isinstance(answer, HostReady)
-        except (EOFError, OSError) as error:
+        except BaseException as error:
+            control.close()
             self.close()
-            raise BackendError(f"the host process ended while it started; see {log}") from error
-        except BaseException:
-            self.close()
+            if isinstance(error, EOFError | OSError):
+                raise BackendError(f"the host process ended while it started; see {log}") from error
             raise
+        self._control = control  # not before: another thread may listen there
 
     def fork(self, cores: tuple[int, ...], gpus: tuple[str, ...], log: Path, lock: int) -> tuple[int, Connection]:
         """Ask for a worker process that holds the journal's lock; gives its number and the link to it."""

@@ -38,6 +38,11 @@ class Launcher(Protocol):
             Among which this machine is dealt out.
         is_new
             Nothing of the run is done yet: what will be needed is got ready now, which is no time of the run's.
+
+        Raises
+        ------
+        BackendError
+            If what is needed now cannot be had.
         """
 
     def open(self, spec: EngineSpec, workers: tuple[int, ...]) -> Channel | None:

@@ -31,7 +31,7 @@ class RayCluster:
     wanted
         Gives the checkpoints that every machine must have.
     tell
-        Told why a machine that came later cannot serve.
+        Told why a machine that came later cannot serve, and that none is left.
     engine_module
         Name of an `EngineModule`.
     """

@@ -28,6 +28,8 @@ PLACE_S = 10.0
 """Resources that are free are given in less time."""
 BEGIN_S = 60.0
 """A process that imports what the agent needs is up in this time."""
+READY_S = 300.0
+"""It has looked at its checkpoints and imported the engine in this time."""
 ASK_S = 30.0
 NEWS = "news"
 """What is waited for beside all else that an agent is asked."""
@@ -155,7 +157,7 @@ class RayMachine:
         self._group = group
 
     def problems(self) -> Sequence[str]:
-        problems: Sequence[str] = self._ask(self._actor.problems.remote, ASK_S)
+        problems: Sequence[str] = self._ask(self._actor.problems.remote, READY_S)
         return problems
 
     def clock(self) -> Offset:

@@ -12,6 +12,7 @@ class Queues:
 
     def __init__(self) -> None:
         self.entries: dict[ExpertName, list[tuple[int, int, PendingCall]]] = {}
+        """By expert, those that hold calls; one dictionary for good, which the backend looks at."""
         self._num_pushed = 0
 
     def __len__(self) -> int:

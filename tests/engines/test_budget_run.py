@@ -11,7 +11,7 @@ from mosaic.runtime.journal_records import read_journal
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_run import run_fake, write_inputs
 from tests.engines.interrupted_run import go_on, kill_after
-from tests.experiments.command_line import TINY, run_here
+from tests.experiments.command_line import TINY, run_here, simulated_profiles
 from tests.run_tables import calls_of, final, num_finished, responses_of, summary_of
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,8 @@ def check_cut(folder: Path, undisturbed: Path) -> None:
 @pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
 @pytest.mark.skipif(not TINY.exists(), reason="the tiny pool is not there: python experiments/make_pool.py")
 def test_on_real_vllm_calls_are_cut_and_hedged_and_whole_ones_are_as_without(tmp_path):
-    common = ("workload=tiny_mcq", "pool=tiny", "cluster=local", "backend=vllm", "workload.num_questions=100")
+    common = ["workload=tiny_mcq", "pool=tiny", "cluster=local", "workload.num_questions=100"]
+    common += [*simulated_profiles(tmp_path, *common)[:1], "backend=vllm"]
     plain, lessons, cut = tmp_path / "plain", tmp_path / "lessons", tmp_path / "cut"
     for folder, overrides in (
         (lessons, (*LESSONS, "workload.part=calibration")),

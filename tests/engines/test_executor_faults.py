@@ -17,6 +17,7 @@ from mosaic.engines.messages import one_line
 from mosaic.engines.session_state import Patience
 from mosaic.runtime.journal import JournalError, hold
 from mosaic.runtime.replanning import Replanning
+from tests.engines import slow_import_engine
 from tests.engines.executor_runs import (
     FAKE_ENGINE,
     IMPATIENT,
@@ -322,6 +323,15 @@ def test_a_host_that_cannot_start_says_why(tmp_path, module, message):
     host = HostProcess(OPTIONS, module)
     with pytest.raises(BackendError, match=message):
         Runs(tmp_path, host).execute(PLAN, [*A, *B])
+    assert host.control is None
+
+
+def test_what_the_host_imports_is_no_time_of_the_run_and_a_finished_run_imports_nothing(tmp_path):
+    host = HostProcess(OPTIONS, slow_import_engine.__name__)
+    result = Runs(tmp_path, host).execute(PLAN, [*A, *B])
+    host.close()
+    assert min(session.load_start_ts for session in result.sessions) < slow_import_engine.IMPORT_S / 2
+    assert Runs(tmp_path, host).execute(PLAN, [*A, *B]).calls == result.calls
     assert host.control is None
 
 

@@ -10,7 +10,7 @@ from mosaic.core.commands import Cancel
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_run import run_fake, write_inputs
 from tests.engines.interrupted_run import go_on, kill_after
-from tests.experiments.command_line import TINY, run_here
+from tests.experiments.command_line import TINY, run_here, simulated_profiles
 from tests.run_tables import calls_of, final, finished_of, num_finished, responses_of, summary_of
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,8 @@ def cancelled_of(folder: Path) -> set[tuple]:
 @pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")
 @pytest.mark.skipif(not TINY.exists(), reason="the tiny pool is not there: python experiments/make_pool.py")
 def test_on_real_vllm_third_calls_are_cancelled_and_all_else_is_as_without(tmp_path):
-    common = ("workload=tiny_mcq", "pool=tiny", "cluster=local", "backend=vllm", "workload.num_questions=150")
+    common = ["workload=tiny_mcq", "pool=tiny", "cluster=local", "workload.num_questions=150"]
+    common += [*simulated_profiles(tmp_path, *common), "backend=vllm"]
     plain, early = tmp_path / "plain", tmp_path / "early"
     for folder, overrides in ((plain, ()), (early, (QUORUM,))):
         outcome = run_here(*common, *overrides, f"hydra.run.dir={folder}")

@@ -48,28 +48,30 @@ def test_a_batch_on_ray_that_is_killed_twenty_times_ends_as_if_it_never_was(
         words = [[folder / "questions.jsonl", *models, *PATIENT, *there] for folder in folders]
         finish(start(*words[0]))
         process = start(*words[1])
-        kinds = draw.sample(list(KILLS), k=20, counts=KILLS.values())
-        while kinds:
-            enough = num_ended(folder) + draw.randint(1, 20)
-            while process.poll() is None and num_ended(folder) < enough:
-                time.sleep(0.02)
-            assert process.poll() is None, f"it ended after {killed}: {process.communicate()[0]}"
-            if (kind := kinds[-1]) == "driver":
-                process.kill()
-                process.communicate()
-                process = start(*words[1])
-            elif kind == "worker":
-                try:
-                    os.kill(draw.choice(workers_of(tmp_path)), signal.SIGKILL)
-                except (ProcessLookupError, IndexError):  # none serves now
-                    continue
-            else:
-                victim = draw.choice(sorted(nodes.nodes))
-                nodes.kill(victim)
-                nodes.add(victim)
-            killed[kinds.pop()] += 1
-        finish(process)
-    print(dict(killed))
+        try:
+            kinds = draw.sample(list(KILLS), k=20, counts=KILLS.values())
+            while kinds:
+                enough = num_ended(folder) + draw.randint(1, 20)
+                while process.poll() is None and num_ended(folder) < enough:
+                    time.sleep(0.02)
+                assert process.poll() is None, f"it ended after {killed}: {process.communicate()[0]}"
+                if (kind := kinds[-1]) == "driver":
+                    process.kill()
+                    process.communicate()
+                    process = start(*words[1])
+                elif kind == "worker":
+                    try:
+                        os.kill(draw.choice(workers_of(tmp_path)), signal.SIGKILL)
+                    except (ProcessLookupError, IndexError):  # none serves now
+                        continue
+                else:
+                    victim = draw.choice(sorted(nodes.nodes))
+                    nodes.kill(victim)
+                    nodes.add(victim)
+                killed[kinds.pop()] += 1
+            finish(process)
+        finally:
+            process.kill()
     finished = Counter(record.key for record in ended_calls(folder) if record.status is CallStatus.FINISHED)
     assert set(finished.values()) == {1}
     for name in ("questions.out.jsonl", "questions.errors.jsonl"):

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.measure_profile import main as profile_command
 from experiments.studies.tree_runs import ALL_STAY
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_run import run_fake, write_inputs
 from tests.engines.interrupted_run import go_on, kill_after, start
 from tests.engines.test_run_chaos import workers_of
-from tests.experiments.command_line import TINY, run_here
+from tests.experiments.command_line import TINY, run_here, simulated_profiles
 from tests.run_tables import answers_of, calls_of, final, finished_of, num_finished, responses_of, summary_of
 
 pytestmark = pytest.mark.slow
@@ -48,15 +47,11 @@ def upper_layers_read(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def profiles(tmp_path_factory) -> dict[str, list[str]]:
     """Prices from the simulator: a run on engines then has nothing to measure."""
-    made = {}
-    for topology in SEATS:
-        folder = tmp_path_factory.mktemp(topology)
-        files = {"profile.path": folder / "experts.json", "profile.aggregator_path": folder / "upper.json"}
-        sweep = "profile.sweep={shard_sizes: [8, 16], num_repeats: 1}"
-        written = (f"{key}={path}" for key, path in zip(("out", "aggregator_out"), files.values(), strict=True))
-        profile_command([*COMMON, f"topology={topology}", *ALL_STAY, sweep, *written])
-        made[topology] = [f"{key}={path}" for key, path in files.items()]
-    return made
+    folders = {topology: tmp_path_factory.mktemp(topology) for topology in SEATS}
+    return {
+        topology: simulated_profiles(folder, *COMMON, f"topology={topology}", *ALL_STAY)
+        for topology, folder in folders.items()
+    }
 
 
 @pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")

@@ -16,6 +16,7 @@ from unittest.mock import patch
 from experiments.config.compose import compose_config
 from experiments.config.errors import FailedCalls, exit_with_message
 from experiments.config.job import Prepared, job_from
+from experiments.measure_profile import main as measure_profile
 from experiments.run import run_command, run_resolved
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +84,15 @@ def run_here(*arguments: str) -> Outcome:
     """Run the whole command in this process."""
     with patch.object(sys, "argv", [str(RUN), *arguments]):
         return _watch(run_command)
+
+
+def simulated_profiles(folder: Path, *inputs: str) -> list[str]:
+    """Measure experts and aggregator on the simulator: a run on engines that is given this has nothing to measure."""
+    files = {"profile.path": folder / "experts.json", "profile.aggregator_path": folder / "upper.json"}
+    sweep = "profile.sweep={shard_sizes: [8, 16], num_repeats: 1}"
+    written = (f"{key}={path}" for key, path in zip(("out", "aggregator_out"), files.values(), strict=True))
+    measure_profile([*inputs, sweep, *written])
+    return [f"{key}={path}" for key, path in files.items()]
 
 
 def _watch(command: Callable[[], None]) -> Outcome:

@@ -13,7 +13,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.compose import CONF
-from experiments.config.sharing import SharingLoader, points_of
+from experiments.config.sharing import MOST_KEPT, SharingLoader, points_of
+from tests.experiments.command_line import run_process
 
 POINTS = [
     ["seed=0", "scheduler=ilp", "workload=gpqa"],
@@ -110,6 +111,17 @@ def test_a_worker_composes_what_was_not_sent_to_it(loaders, monkeypatch) -> None
     for _ in range(2):
         ours, hydras = (each.load_sweep_config(master, point) for each in (sharing, loader))
         assert OmegaConf.to_container(ours) == OmegaConf.to_container(hydras)
+
+
+@pytest.mark.slow
+def test_joblibs_workers_compose_what_was_not_sent_to_them(tmp_path) -> None:
+    schedulers = "ilp,round_robin,least_loaded,data_parallel,fifo,sampled_greedy"
+    points = (f"scheduler={schedulers}", "workload=mmlu_pro,medmcqa,gpqa")
+    outcome = run_process(
+        "-m", "hydra/launcher=joblib", f"hydra.sweep.dir={tmp_path}", "backend=none", *points, cwd=tmp_path
+    )
+    assert outcome.status == 0, outcome.err
+    assert len(list(tmp_path.glob("*/summary.json"))) == 18 > MOST_KEPT
 
 
 def test_points_share_no_values(loaders) -> None:
