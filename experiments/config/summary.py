@@ -1,7 +1,8 @@
 """What summary.json says of a run, and the files that come of its answers."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from experiments.config.exits import calibrated_gate
@@ -15,6 +16,7 @@ from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
 from mosaic.pipelines.node import Node
 from mosaic.planning.plan_file import plans_to_json
 from mosaic.report.metrics import StageSummary, Summary, summarise
+from mosaic.report.run_folder import Content
 from mosaic.runtime.job import Job, Outcome
 
 
@@ -78,12 +80,12 @@ def gate_report(prepared: Prepared, outcome: Outcome) -> Mapping[str, Any] | Non
     return {**(report or {}), "budgets": {**choice.report(), "num_cut_calls": num_cut}}
 
 
-def answer_files(prepared: Prepared, outcome: Outcome) -> dict[str, bytes]:
+def answer_files(prepared: Prepared, outcome: Outcome) -> dict[str, Content]:
     """Encode the texts of real responses, and of a run that skipped nothing the graded answers that calibrate gates."""
-    files: dict[str, bytes] = {}
+    files: dict[str, Content] = {}
     said = (record.response for record in outcome.result.calls if record.response is not None)
     if any(response.text is not None or response.error is not None for response in said):
-        files["responses.jsonl"] = responses_jsonl(prepared.job, outcome.result)
+        files["responses.jsonl"] = partial(responses_jsonl, prepared.job, outcome.result)
     graph = prepared.job.graph
     if graph.asks_everybody and graph.upper_nodes:
         last = graph.upper_nodes[-1]
@@ -122,18 +124,18 @@ def observed(
     return seen
 
 
-def responses_jsonl(job: Job, result: RunResult) -> bytes:
-    """Write what was said, a line a call, in the order of the workload: when and where something ran is no matter."""
+def responses_jsonl(job: Job, result: RunResult) -> Iterator[bytes]:
+    """Tell what was said, a line a call, in the order of the workload: when and where something ran is no matter."""
     questions = {question.id: place for place, question in enumerate(job.workload.questions)}
     nodes = {node.name: place for place, node in enumerate(job.graph.nodes)}
 
     def place(record: CallRecord) -> tuple[int, int, int]:
         return nodes.get(record.key.node, len(nodes)), questions[record.key.question], record.key.slot
 
-    return "".join(map(_response_line, sorted(result.calls, key=place))).encode()
+    return map(_response_line, sorted(result.calls, key=place))
 
 
-def _response_line(record: CallRecord) -> str:
+def _response_line(record: CallRecord) -> bytes:
     said = record.response
     line = {
         "question": record.key.question,
@@ -148,7 +150,7 @@ def _response_line(record: CallRecord) -> str:
     }
     if record.confidence is not None:
         line["confidence"] = record.confidence
-    return json.dumps(line, ensure_ascii=False) + "\n"
+    return f"{json.dumps(line, ensure_ascii=False)}\n".encode()
 
 
 def replans_jsonl(replans: Sequence[tuple[Plan, Mapping[int, str]]]) -> bytes:

@@ -7,7 +7,7 @@ flushed to disk and then renamed. A crash, a kill or a full disk leaves a folder
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,6 +34,8 @@ RUN_FILES = (
 )  # fmt: skip
 """Every file of the contract, in the order of writing."""
 _TEMPORARY = ".{}.part"
+Content: TypeAlias = bytes | Callable[[], Iterable[bytes]]
+"""Of a file, or what gives it line by line."""
 
 
 def write_run(
@@ -44,7 +46,7 @@ def write_run(
     result: RunResult | None,
     summary: Summary,
     meta: Mapping[str, Any],
-    files: Mapping[str, bytes],
+    files: Mapping[str, Content],
     answers: Sequence[FinalAnswer] | None = None,
     roles: Mapping[NodeName, str] | None = None,
 ) -> None:
@@ -52,7 +54,7 @@ def write_run(
 
     Without a result, where a plan was made and not run, there are no records to write. What experiments
     make of the run (timeline.png; of a replay, its errors and figure) comes as bytes by file name, and so does
-    calibration_answers.parquet.
+    calibration_answers.parquet; what takes much memory (responses.jsonl) is made while it is written.
 
     Raises
     ------
@@ -60,9 +62,9 @@ def write_run(
         If the folder holds a complete run, or a file cannot be written; the folder is then incomplete.
     """
     folder = Path(folder)
-    # NOTE: everything is encoded before the first file is touched, so that a bug in a record
+    # NOTE: what is held as bytes is encoded before the first file is touched, so that a bug in a record
     # cannot be mistaken for a disk problem.
-    contents = {"plan.json": plans_to_json(plans).encode()}
+    contents: dict[str, Content] = {"plan.json": plans_to_json(plans).encode()}
     lengths = {key.node: plan.lengths for plan in plans for session in plan.sessions for key in session.shard[:1]}
     if answers is not None:
         contents["answers.parquet"] = answers_parquet(answers)
@@ -260,11 +262,11 @@ def _start(folder: Path, config: Config) -> None:
     _write_file(folder, CONFIG, text.encode())
 
 
-def _write_file(folder: Path, name: str, content: bytes) -> None:
+def _write_file(folder: Path, name: str, content: Content) -> None:
     temporary = folder / _TEMPORARY.format(name)
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            file.writelines(content() if callable(content) else (content,))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, folder / name)

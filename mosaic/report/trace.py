@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, TypeAlias
 
 import msgspec
@@ -16,7 +17,7 @@ def trace_json(result: RunResult) -> bytes:
 
     The counter stands in for a span per call, which would take ten times the space.
     """
-    events = [*_names(result), *_spans(result), *_counters(result)]
+    events = chain(_names(result), _spans(result), _counters(result))
     lines = b",\n".join(map(msgspec.json.Encoder().encode, events))
     return b'{"displayTimeUnit":"ms","traceEvents":[\n' + lines + b"\n]}\n"
 
