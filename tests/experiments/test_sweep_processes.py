@@ -2,7 +2,7 @@
 
 import gc
 
-from experiments.config.memory import spare_garbage_collector
+from experiments.config.memory import FULL_EVERY, spare_garbage_collector
 
 
 class Knot:
@@ -18,17 +18,18 @@ class Knot:
         Knot.num_left -= 1
 
 
-def test_a_runs_cycles_are_gone_when_the_next_begins() -> None:
+def test_a_runs_cycles_are_gone_when_the_next_begins_and_what_outlived_it_some_runs_later() -> None:
     before = gc.get_threshold()
     try:
-        for _ in range(2):  # what is there now is there for good
-            spare_garbage_collector()
+        spare_garbage_collector()
         config = Knot()
         spare_garbage_collector()
         kept = [Knot() for _ in range(1000)]
         del kept, config
         assert Knot.num_left == 1001, "no collection in a run so short"
-        spare_garbage_collector()
+        for _ in range(FULL_EVERY):
+            spare_garbage_collector()
+            assert Knot.num_left <= 1
         assert Knot.num_left == 0
     finally:
         gc.unfreeze()
