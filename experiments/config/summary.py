@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from experiments.config.exits import calibrated_gate
@@ -85,7 +84,7 @@ def answer_files(prepared: Prepared, outcome: Outcome) -> dict[str, Content]:
     files: dict[str, Content] = {}
     said = (record.response for record in outcome.result.calls if record.response is not None)
     if any(response.text is not None or response.error is not None for response in said):
-        files["responses.jsonl"] = partial(responses_jsonl, prepared.job, outcome.result)
+        files["responses.jsonl"] = responses_jsonl(prepared.job, outcome.result)
     graph = prepared.job.graph
     if graph.asks_everybody and graph.upper_nodes:
         last = graph.upper_nodes[-1]

@@ -7,7 +7,7 @@ flushed to disk and then renamed. A crash, a kill or a full disk leaves a folder
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -34,8 +34,8 @@ RUN_FILES = (
 )  # fmt: skip
 """Every file of the contract, in the order of writing."""
 _TEMPORARY = ".{}.part"
-Content: TypeAlias = bytes | Callable[[], Iterable[bytes]]
-"""Of a file, or what gives it line by line."""
+Content: TypeAlias = bytes | Iterator[bytes]
+"""Of a file, whole or line by line."""
 
 
 def write_run(
@@ -266,7 +266,7 @@ def _write_file(folder: Path, name: str, content: Content) -> None:
     temporary = folder / _TEMPORARY.format(name)
     try:
         with temporary.open("wb") as file:
-            file.writelines(content() if callable(content) else (content,))
+            file.writelines((content,) if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, folder / name)
