@@ -10,7 +10,8 @@ affirms. Two letters in one declaration, or a letter beyond the options, are no 
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import NamedTuple
 
 from mosaic.answers import choice_cues as cues
@@ -22,7 +23,9 @@ _BOLD_LETTER = re.compile(r"(?:\*\*|__)\s*[(\[]?([A-Za-z])(?:[)\].:]+(?=[\s*])|(
 _QUOTED_LETTER = re.compile(
     r"[\[{<\"'\u201c\u2018\u00ab\u300c\u3010\u3014]\s*([A-Za-z])\s*[\]}>\"'\u201d\u2019\u00bb\u300d\u3011\u3015]"
 )
-_MARKUP = re.compile(r"\\(?:left|right|displaystyle|q?quad|[()\[\],;!])|\*+|__|`+|\$+|^[ \t]*[#>]+", re.MULTILINE)
+_MARKUP = re.compile(
+    r"(?=[\\*_`$#> \t])(?:\\(?:left|right|displaystyle|q?quad|[()\[\],;!])|\*+|__|`+|\$+|^[ \t]*[#>]+)", re.MULTILINE
+)
 _TAG = re.compile(r"<(/?)([A-Za-z]\w{1,20})>")
 _CYRILLIC_AND_GREEK = "\u0410\u0412\u0421\u0415\u041d\u0406\u0408\u0391\u0392\u0395\u0397\u0399"
 _LOOK_ALIKE = str.maketrans(_CYRILLIC_AND_GREEK, "ABCEHIJABEHI")
@@ -63,7 +66,8 @@ def _plain_text(visible: str) -> str:
     in Latin letters; before a word in its own script it is that script's preposition, and stays.
     """
     text = unicodedata.normalize("NFKC", plain_characters(visible))
-    text = _LONE_LOOK_ALIKE.sub(lambda match: match[0].translate(_LOOK_ALIKE), text)
+    if not text.isascii():
+        text = _LONE_LOOK_ALIKE.sub(lambda match: match[0].translate(_LOOK_ALIKE), text)
     for _ in range(4):
         text = _WRAPPED.sub(r"\1", text)
     for box in reversed(boxes(text)):
@@ -73,16 +77,20 @@ def _plain_text(visible: str) -> str:
 
 
 def _declared(text: str) -> Declared | None:
-    strong = max([*_stated(text), *_letter_first(text)], key=lambda found: found.end, default=None)
-    weak = max(_concluded(text), key=lambda found: found.end, default=None)
+    strong = _last([*_stated(text), *_letter_first(text)])
     if strong is None:
-        return weak
+        return _last(_concluded(text))
     doubt = strong.end if strong.letter is None else doubted(text, strong.end)
     if doubt is None:
         return strong
+    weak = _last(_concluded(text))
     if weak and weak.end > doubt:
         return weak
     return Declared(strong.end, None) if retracted(text, strong.end) else strong
+
+
+def _last(found: Iterable[Declared]) -> Declared | None:
+    return max(found, key=attrgetter("end"), default=None)
 
 
 def _stated(text: str) -> Iterator[Declared]:

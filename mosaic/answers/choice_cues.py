@@ -1,4 +1,8 @@
-"""The phrases around an option's letter: which of them declare it, and which only mention it."""
+"""The phrases around an option's letter: which of them declare it, and which only mention it.
+
+NOTE: where a pattern begins by asking for one of a few characters, these are what its alternatives begin with. It
+changes nothing that is found, and most places of a long text are passed over in half the time or less.
+"""
 
 import re
 
@@ -33,7 +37,8 @@ FILL = re.compile(
 )
 """What may stand between a cue and its letter."""
 WEAK = re.compile(
-    r"\b(?:so|thus|therefore|hence|consequently|leav(?:es|ing)(?: us)?(?: with)?(?: only)?|(?:must|has to) be"
+    r"\b(?=[acghilmnopstw])"
+    r"(?:so|thus|therefore|hence|consequently|leav(?:es|ing)(?: us)?(?: with)?(?: only)?|(?:must|has to) be"
     r"|(?:go|going|went) (?:with|for)|choos(?:e|ing)|pick|select|opt for|(?:it|this|that|which) is|it's"
     r"|i(?:'d| would) (?:say|guess)|inclined to say|guess is|i\.e\.|namely|conclude|(?:listed|given) (?:as|in|by)"
     r"|(?:correspond|point|amount)(?:s|ing)? to|match(?:es|ing)?|consistent with)(?=[\s,:(])",
@@ -44,6 +49,7 @@ _ADVERBS = r"(?:(?:\w+ly|indeed|therefore|thus|hence|then)\s+)*"
 _NAMED = r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+\(?|\()"
 _NOT_SECOND = r"(?<!or )(?<![A-Z)] and )"
 DECLARED = re.compile(
+    rf"(?=[A-Zaco(])"
     rf"(?:{_NOT_SECOND}{_NAMED}(?P<marked>[A-Za-z])(?![\w'])[.):]*\s(?:(?!\b(?:is|are|not|[A-Z])\b)[^.\n]){{0,60}}?"
     rf"|(?<![\w']){_NOT_SECOND}(?P<bare>[A-Z])\s+)"
     rf"\b(?:is|remains|seems|appears to be|(?:would|must|has to) be)\s+{_ADVERBS}(?:the|our|my)\s+"
@@ -51,7 +57,7 @@ DECLARED = re.compile(
 )
 """The letter, and then that it is the answer."""
 CORRECT = re.compile(
-    rf"(?:{_NAMED}(?P<marked>[A-Z])\)?[.:]?|(?<![\w'.])(?P<bare>[A-Z]))(?:\s+is\s+{_ADVERBS}"
+    rf"(?=[A-Zaco(])(?:{_NAMED}(?P<marked>[A-Z])\)?[.:]?|(?<![\w'.])(?P<bare>[A-Z]))(?:\s+is\s+{_ADVERBS}"
     r"(?:correct|right|true|(?:the )?(?:best|most \w+))\b|\s+(?:best|correctly|accurately)\s+\w+"
     r"|(?<=\bonly [A-Z])\s+(?!is\b|was\b)[a-z]+s\b|(?:\u9009?\u9879)?\u6b63\u786e)"
 )
