@@ -42,7 +42,7 @@ class Lengths:
         [10.0, 20.0, 5.0, 3.0]
         """
         known = self._sorted
-        first = np.searchsorted(known, written, side="right")
+        first = known.searchsorted(written, side="right")
         num_longer = len(known) - first
         place = np.minimum(first + (quantiles * num_longer).astype(int), len(known) - 1)
         return np.where(num_longer > 0, known[place] - written, BEYOND_FRAC * known[-1])
@@ -83,12 +83,13 @@ def drain_s(calls: Underway, speed: Speed, head_start_s: float = 0.0) -> float:
     if head_start_s:
         left = np.maximum(left - head_start_s / speed.step_s(1), 0.0)
     context = calls.prompt_tokens + calls.written
-    order = np.argsort(left, axis=1)
-    ends = np.take_along_axis(left, order, axis=1)
-    steps = np.diff(ends, axis=1, prepend=0.0)
+    order = left.argsort(axis=1)
+    ends = np.sort(left, axis=1)
+    steps = ends.copy()
+    steps[:, 1:] -= ends[:, :-1]
     num_seqs = np.arange(len(context), 0, -1)
     written = ends - steps / 2  # by each call since now, halfway between two ends
-    kv_tokens = np.cumsum(context[order][:, ::-1], axis=1)[:, ::-1] + num_seqs * written
+    kv_tokens = context[order[:, ::-1]].cumsum(axis=1)[:, ::-1] + num_seqs * written
     step_s = speed.base_s + speed.per_seq_s * num_seqs + speed.per_kv_s * kv_tokens
     return float((steps * step_s).sum(axis=1).mean())
 
@@ -101,7 +102,7 @@ def draws_left(calls: Underway) -> Floats:
     shifts = np.arange(num_draws)[:, None] / num_draws
     for lengths, places in calls.samples:
         written = calls.written[places]
-        ranks = np.argsort(np.argsort(written, kind="stable"), kind="stable")
-        quantiles = ((ranks + 0.5) * GOLDEN + shifts) % 1.0
-        left[:, places] = lengths.left(np.broadcast_to(written, quantiles.shape), quantiles)
+        ranks = np.empty(len(written))
+        ranks[written.argsort(kind="stable")] = np.arange(len(written))
+        left[:, places] = lengths.left(written, ((ranks + 0.5) * GOLDEN + shifts) % 1.0)
     return left

@@ -193,15 +193,15 @@ class Prospects:
         calls, speed = list(calls), self.measured.speed(expert, workers)
         if not calls or speed is None:
             return 0.0
-        written = [self.written.get(call.key, 0) for call in calls]
-        prompt_tokens = [call.prompt_tokens for call in calls]
+        keys, told = [call.key for call in calls], self.written
         places: dict[NodeName, list[int]] = {}
-        for place, call in enumerate(calls):
-            places.setdefault(call.key.node, []).append(place)
+        for place, key in enumerate(keys):
+            places.setdefault(key.node, []).append(place)
         samples = [(self.measured.lengths(calls[own[0]]), own) for own in places.values()]
-        underway = Underway(samples, np.array(written, dtype=float), np.array(prompt_tokens, dtype=float))
-        unread = sum(tokens for tokens, done in zip(prompt_tokens, written, strict=True) if not done)
-        return speed.read_s * unread + drain_s(underway, speed, head_start_s)
+        written = np.array([told.get(key, 0) for key in keys], dtype=float)
+        prompt_tokens = np.array([call.prompt_tokens for call in calls], dtype=float)
+        unread_s = speed.read_s * float(prompt_tokens[written == 0].sum())
+        return unread_s + drain_s(Underway(samples, written, prompt_tokens), speed, head_start_s)
 
     def load_s(self, expert: ExpertName, workers: tuple[int, ...]) -> float:
         """Predict what it takes to have an expert on workers that are free now."""
