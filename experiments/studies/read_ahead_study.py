@@ -11,7 +11,6 @@ from experiments.studies.read_ahead_runs import (
     AHEAD,
     AHEAD_SHORTEST,
     CHUNKED,
-    METHODS,
     TWO_ENGINES,
     WHOLE,
     Measured,
@@ -160,8 +159,3 @@ def _three(found: Estimate) -> tuple[float, float, float]:
     assert found.low is not None, "there is more than one seed"
     assert found.high is not None, "there is more than one seed"
     return found.mean, found.low, found.high
-
-
-def names_of_methods() -> tuple[str, ...]:
-    """Name all methods, the baseline first."""
-    return tuple(method.name for method in METHODS)

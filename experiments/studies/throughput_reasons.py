@@ -1,6 +1,6 @@
 """Why an expert's throughput depends on the shard size as it does: one sentence, made of what was measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 from experiments.analysis.intervals import Estimate, estimate
@@ -52,12 +52,6 @@ def explain_curve(points: Sequence[ThroughputPoint]) -> str:
     if small is not None:
         clauses.append(_small(points, small, max(mean.rate.mean for mean in means)))
     return "; ".join(clauses) + "."
-
-
-def reason_rows(curves: Mapping[str, Mapping[str, Sequence[ThroughputPoint]]]) -> list[tuple[str, str, str]]:
-    """The reason for every curve, by pool and expert, with a head."""
-    rows = [(pool, name, explain_curve(points)) for pool, by_name in curves.items() for name, points in by_name.items()]
-    return [("pool", "expert", "reason"), *rows]
 
 
 def _growth(means: Sequence[SizeMean]) -> str:

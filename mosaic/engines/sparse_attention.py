@@ -32,11 +32,6 @@ class SparseCounts:
     """Best pages at those rankings, the first of a request not among them."""
 
     @property
-    def held_frac(self) -> float:
-        """Share of the pages that are on the GPU, over steps."""
-        return self.held_pages / self.all_pages if self.all_pages else 1.0
-
-    @property
     def promoted_frac(self) -> float:
         """Share of the best pages that a ranking fetches."""
         return self.promoted_pages / self.ranked_pages if self.ranked_pages else 0.0

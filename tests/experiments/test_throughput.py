@@ -10,7 +10,7 @@ from experiments.studies.throughput import (
     throughput_points,
     throughput_rows,
 )
-from experiments.studies.throughput_reasons import explain_curve, gain, reason_rows
+from experiments.studies.throughput_reasons import explain_curve, gain
 from mosaic.core.errors import BackendError
 from tests.run_records import make_failed, make_record, make_session
 
@@ -156,13 +156,6 @@ def test_small_shards_are_repeated_until_they_have_enough_calls():
     assert [(point.shard_size, point.repeat) for point in points if point.relaxed is Relaxed.NOTHING] == [
         (8, 0), (8, 1), (8, 2), (16, 0),
     ]  # fmt: skip
-
-
-def test_rows_hold_one_reason_per_pool_and_expert():
-    curve = make_curve({128: 100.0, 256: 200.0}, {})
-    head, row = reason_rows({"pool": {"A": curve}})
-    assert head == ("pool", "expert", "reason")
-    assert row == ("pool", "A", explain_curve(curve))
 
 
 @pytest.mark.parametrize(
