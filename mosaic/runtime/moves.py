@@ -81,13 +81,13 @@ class Moves:
                 continue
             target = min(targets, key=lambda stay: self._done_s(stay, outlook))
             others = [stay for stay in stays if stay is not target and stay.calls]
-            present = list(target.calls.values())
+            there = replace(target, ready_s=0.0)
             for source in sorted(others, key=lambda stay: -self._done_s(stay, outlook)):
                 least_s = GAIN_FRAC * self._done_s(source, outlook)
                 if self._done_s(source, outlook) - self._done_s(target, outlook) <= least_s:
                     break  # it cannot earn more than what they are apart
-                offer = self._best(source, target.session, present, 0.0, outlook, outlook.behind_s(target))
-                if offer is not None and offer.gain_s > least_s:
+                offer = self._best(source, there, outlook, outlook.behind_s(target), least_s)
+                if offer is not None:
                     yield from self._give(offer, target.session.id)
                     break
 
@@ -103,9 +103,10 @@ class Moves:
             offers = []
             for load_s, workers in self._places(source.session.expert, free, outlook):
                 session = replace(source.session, id=view.next_session(), workers=workers, shard=(), after=())
-                offer = self._best(source, session, [], load_s, outlook, 0.0)
                 least_s = GAIN_FRAC * self._done_s(source, outlook) + GAIN_OF_LOAD_FRAC * load_s
-                if offer is not None and offer.gain_s > least_s:
+                there = Stay(session, is_up=False, calls={}, ready_s=load_s, serve_s=0.0)
+                offer = self._best(source, there, outlook, 0.0, least_s)
+                if offer is not None:
                     offers.append((offer.gain_s, session))
             if offers:
                 session = max(offers, key=lambda offer: offer[0])[1]
@@ -136,22 +137,14 @@ class Moves:
         return {worker for sessions in homes.values() if len(sessions) == 1 for worker in sessions[0].workers}
 
     def _best(
-        self,
-        source: Stay,
-        there: Session,
-        present: Sequence[Call],
-        ready_s: float,
-        outlook: Outlook,
-        behind_there_s: float,
+        self, source: Stay, there: Stay, outlook: Outlook, behind_there_s: float, least_s: float
     ) -> _Offer | None:
-        """Find how many calls of a session would best be served in another, which is ready in some seconds."""
-        calls = self._movable(source)
+        """Find how many calls of a session would best be served in another; None: no number earns more than asked."""
+        calls, present = self._movable(source), there.calls.values()
         drain_s, behind_s = self._prospects.drain_s, outlook.behind_s(source)
-        before_s = max(
-            self._done_s(source, outlook),
-            behind_there_s + ready_s + drain_s(present, there.expert, there.workers),
-        )
-        best: _Offer | None = None
+        before_s = max(self._done_s(source, outlook), behind_there_s + there.ready_s + there.serve_s)
+        head_start_s = max(0.0, there.ready_s - source.ready_s)
+        best, best_s = None, least_s
         for number in sorted({max(1, round(share * len(calls))) for share in SHARES} if calls else ()):
             going = calls[:number]
             keys = {call.key for call in going}
@@ -159,12 +152,14 @@ class Moves:
             here_s = source.before_s
             if staying:
                 here_s = source.ready_s + drain_s(staying, source.session.expert, source.session.workers)
-            head_start_s = max(0.0, ready_s - source.ready_s)
-            there_s = ready_s + drain_s([*present, *going], there.expert, there.workers, head_start_s)
-            there_s += self._reading_s(going, there)
+            if before_s - (here_s + behind_s) <= best_s:
+                continue  # however soon the others end there
+            session = there.session
+            there_s = there.ready_s + drain_s([*present, *going], session.expert, session.workers, head_start_s)
+            there_s += self._reading_s(going, session)
             gain_s = before_s - max(here_s + behind_s, there_s + behind_there_s)
-            if best is None or gain_s > best.gain_s:
-                best = _Offer(gain_s, source, tuple(call.key for call in going))
+            if gain_s > best_s:
+                best, best_s = _Offer(gain_s, source, tuple(call.key for call in going)), gain_s
         return best
 
     def _movable(self, source: Stay) -> list[Call]:
