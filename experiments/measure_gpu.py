@@ -4,7 +4,7 @@
 
 Real vLLM runs models of real shapes with random weights, so nothing is downloaded. A sweep of sessions shows iteration
 times by batch, context and unequal lengths, prefill, KV capacity, load and the host's time; then a batch of known
-lengths is run and foretold by the fresh file. Every step is kept as soon as it is done: the same command goes on where
+lengths is run and predicted by the fresh file. Every step is kept as soon as it is done: the same command goes on where
 it stopped, and with --minutes 0 it only fits what is there. Without a GPU it measures the cores of a CPU, on a small
 shape.
 """
@@ -37,7 +37,7 @@ from experiments.hardware.machine_steps import (
     measure_machine,
     settings_of,
 )
-from experiments.hardware.replayed_batch import compare_batch, draw_batch, foretell_batch
+from experiments.hardware.replayed_batch import compare_batch, draw_batch, predict_batch
 from experiments.hardware.sweep_round import groups_of
 from mosaic.core.checks import require, require_number
 from mosaic.core.cluster import Worker
@@ -100,7 +100,7 @@ def check_folder(folder: Path, recipe: Recipe) -> None:
 def measure(
     out: Path, recipe: Recipe, machine: Machine, *, minutes: float, name: str | None, arguments: Sequence[str]
 ) -> None:
-    """Measure a machine into a folder, fit its file, and report how well that foretells."""
+    """Measure a machine into a folder, fit its file, and report how well that predicts."""
     experts = recipe.experts(out / "checkpoints")
     steps = KeptSteps(out / STEPS, budget_s=60 * minutes, tell=lambda line: print(line, file=sys.stderr, flush=True))
     measured = measure_machine(recipe, experts, machine, steps)
@@ -126,21 +126,21 @@ def measure(
 
 
 def report_shape(recipe: Recipe, expert: Expert, measured: MeasuredMachine, hardware: Hardware) -> ShapeReport:
-    """Foretell a shape's batch and put it beside what was measured."""
+    """Predict a shape's batch and put it beside what was measured."""
     facts, runs = measured.engines[expert.name], measured.replays[expert.name]
     settings = settings_of(recipe, expert, facts)
     batch = draw_batch(recipe.batch, recipe.context_tokens)
     (group,) = groups_of([expert])
-    foretold = foretell_batch(group, measured.cluster, hardware, settings, batch)
+    predicted = predict_batch(group, measured.cluster, hardware, settings, batch)
     fracs = [run.cpu_frac for run in runs if run.cpu_frac is not None]
     is_given = recipe.options.kv_cache_memory_bytes is not None
     return ShapeReport(
         shape=expert.name,
         num_requests=len(batch),
-        metrics=tuple(compare_batch(foretold, runs, by_cpu=recipe.by_cpu)) if runs else (),
+        metrics=tuple(compare_batch(predicted, runs, by_cpu=recipe.by_cpu)) if runs else (),
         cpu_frac=fmean(fracs) if fracs and recipe.by_cpu else None,
         kv_cache_tokens=facts.kv_cache_tokens,
-        foretold_kv_cache_tokens=None if is_given else kv_capacity_tokens(expert, [Worker(0, hardware.gpu)], settings),
+        predicted_kv_cache_tokens=None if is_given else kv_capacity_tokens(expert, [Worker(0, hardware.gpu)], settings),
         fit_errors=dict(hardware.table_for(expert.shape, 1).mape),
     )
 

@@ -1,4 +1,4 @@
-"""Run the same plans on the simulator and on real engines, and report how well times were foretold.
+"""Run the same plans on the simulator and on real engines, and report how well times were predicted.
 
     python experiments/validate.py workload=tiny_mcq pool=tiny cluster=local hardware=cpu_core backend=vllm \\
         plans=ilp,round_robin,data_parallel repeats=2 out=results/multirun/validate
@@ -29,7 +29,7 @@ from experiments.config.places import own_folder
 from experiments.figures.style import pdf_bytes, png_bytes
 from experiments.figures.validation import draw_validation
 from experiments.hardware.engine_sweep import mirrored_settings
-from experiments.studies.validation import PlanForetold, compare
+from experiments.studies.validation import ComparedPlan, compare
 from experiments.studies.validation_report import describe, figure_points, to_json, to_markdown
 from mosaic.core.checks import require, require_count, require_unique
 from mosaic.core.errors import DisturbedSweepError
@@ -233,7 +233,7 @@ def cpu_frac(run: RunResult) -> float | None:
 
 
 def write_report(
-    asked: Validation, job: Job, hardware: Hardware, profile: Profile, compared: Sequence[PlanForetold]
+    asked: Validation, job: Job, hardware: Hardware, profile: Profile, compared: Sequence[ComparedPlan]
 ) -> None:
     """Write the report, the numbers and the figure."""
     conditions = [
@@ -243,7 +243,7 @@ def write_report(
         f"session costs: {profile.source}",
         _machine(),
     ]
-    title = f"Foretold and measured: {job.workload.name} on {hardware.gpu.name}"
+    title = f"Predicted and measured: {job.workload.name} on {hardware.gpu.name}"
     figure = draw_validation(figure_points(compared))
     files: dict[str, Any] = {
         "validation.png": png_bytes(figure),

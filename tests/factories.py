@@ -280,7 +280,7 @@ def make_paper_problem(benchmark: str, *, costs: str = "paper", hybrid_caps: boo
 
 
 def assert_plan_valid(plan: Plan, problem: Problem) -> None:
-    """Every call once, on workers that fit; no worker overlaps; predictions follow the order and obey the bound."""
+    """Every call once, on workers that fit; no worker overlaps; predictions follow the order and keep the bound."""
     check_plan(plan, problem)
     assert plan.predicted == predict_times(problem, plan.sessions)
     places = {expert.name: {tuple(w.id for w in gang) for gang in problem.gangs(expert)} for expert in problem.experts}

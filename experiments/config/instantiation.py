@@ -58,10 +58,10 @@ def call(function: Callable[..., Any], label: str, /, **values: Any) -> Any:
 
 
 def _labelled(error: BaseException, label: str) -> BaseException:
-    """Name the group in Python's own complaint about arguments, which names a function that a user never sees."""
-    _, found, complaint = str(error).partition("() ")
+    """Name the group in Python's own message about arguments, which names a function that a user never sees."""
+    _, found, problem = str(error).partition("() ")
     if isinstance(error, TypeError) and found:
-        return TypeError(f"{label} {complaint}")
+        return TypeError(f"{label} {problem}")
     return error
 
 

@@ -1,10 +1,10 @@
-"""What a measured machine's file foretells of a batch, beside what the batch took."""
+"""What a measured machine's file predicts of a batch, beside what the batch took."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.hardware.replayed_batch import MetricForetold
+from experiments.hardware.replayed_batch import ComparedMetric
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,12 +13,12 @@ class ShapeReport:
 
     shape: str
     num_requests: int
-    metrics: tuple[MetricForetold, ...]
+    metrics: tuple[ComparedMetric, ...]
     """Empty: the batch was not run."""
     cpu_frac: float | None
     """Share of the batch's time for which workers had a processor, and by which it counts; None: by the clock."""
     kv_cache_tokens: int
-    foretold_kv_cache_tokens: int | None
+    predicted_kv_cache_tokens: int | None
     """By the simulator's arithmetic; None: the cache was given its size."""
     fit_errors: dict[str, float]
 
@@ -35,17 +35,17 @@ class MachineReport:
     """Steps that there was no time for."""
 
 
-def metric_table(metrics: Sequence[MetricForetold]) -> str:
-    """Lay out foretold beside measured.
+def metric_table(metrics: Sequence[ComparedMetric]) -> str:
+    """Lay out predicted beside measured.
 
     Examples
     --------
-    >>> print(metric_table([MetricForetold(name="makespan_s", simulated_s=1.1, measured_s=(0.9, 1.1))]))
-    | metric | foretold s | measured s | error | repeats |
+    >>> print(metric_table([ComparedMetric(name="makespan_s", simulated_s=1.1, measured_s=(0.9, 1.1))]))
+    | metric | predicted s | measured s | error | repeats |
     | --- | ---: | ---: | ---: | ---: |
     | makespan_s | 1.1000 | 1.0000 | +10.0% | 10.0% |
     """
-    lines = ["| metric | foretold s | measured s | error | repeats |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = ["| metric | predicted s | measured s | error | repeats |", "| --- | ---: | ---: | ---: | ---: |"]
     for metric in metrics:
         repeats = "" if metric.repeat_frac is None else f"{100 * metric.repeat_frac:.1f}%"
         numbers = f"{metric.simulated_s:.4f} | {metric.mean_s:.4f} | {100 * metric.error_frac:+.1f}%"
@@ -55,7 +55,7 @@ def metric_table(metrics: Sequence[MetricForetold]) -> str:
 
 def report_markdown(report: MachineReport) -> str:
     """Write the report; the screen shows the same."""
-    parts = [f"# Foretold and measured: {report.name}", f"    {report.command}"]
+    parts = [f"# Predicted and measured: {report.name}", f"    {report.command}"]
     parts.append("\n".join(f"- {line}" for line in report.conditions))
     for shape in report.shapes:
         parts += [f"## {shape.shape}", _facts(shape)]
@@ -80,12 +80,12 @@ def report_json(report: MachineReport) -> dict[str, Any]:
             shape.shape: {
                 "num_requests": shape.num_requests,
                 "kv_cache_tokens": shape.kv_cache_tokens,
-                "foretold_kv_cache_tokens": shape.foretold_kv_cache_tokens,
+                "predicted_kv_cache_tokens": shape.predicted_kv_cache_tokens,
                 "cpu_frac": shape.cpu_frac,
                 "fit_errors": shape.fit_errors,
                 "metrics": {
                     metric.name: {
-                        "foretold_s": metric.simulated_s,
+                        "predicted_s": metric.simulated_s,
                         "measured_s": list(metric.measured_s),
                         "error_frac": metric.error_frac,
                     }
@@ -101,12 +101,12 @@ def _facts(shape: ShapeReport) -> str:
     facts = [f"{shape.num_requests} requests at once"]
     errors = ", ".join(f"{name.replace('_', ' ')} {100 * error:.1f}%" for name, error in shape.fit_errors.items())
     facts.append(f"mean error of the fit: {errors}")
-    if shape.foretold_kv_cache_tokens is None:
+    if shape.predicted_kv_cache_tokens is None:
         facts.append(f"KV cache of {shape.kv_cache_tokens} tokens, as given")
     else:
-        error = shape.foretold_kv_cache_tokens / shape.kv_cache_tokens - 1
+        error = shape.predicted_kv_cache_tokens / shape.kv_cache_tokens - 1
         facts.append(
-            f"KV cache: {shape.foretold_kv_cache_tokens} tokens foretold, {shape.kv_cache_tokens} measured "
+            f"KV cache: {shape.predicted_kv_cache_tokens} tokens predicted, {shape.kv_cache_tokens} measured "
             f"({100 * error:+.1f}%)"
         )
     if shape.cpu_frac is not None:

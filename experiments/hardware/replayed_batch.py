@@ -79,7 +79,7 @@ def run_batch(group: Group, cluster: Cluster, make_backend: MakeBackend, batch: 
     return _of_batch(result, content.batches)
 
 
-def foretell_batch(
+def predict_batch(
     group: Group, cluster: Cluster, hardware: Hardware, settings: EngineOptions, batch: Batch
 ) -> BatchRun:
     """Serve it on the simulator, on engines that schedule like the real ones."""
@@ -94,7 +94,7 @@ def foretell_batch(
             outcomes=outcomes,
         ),
         batch,
-        "foretold",
+        "predicted",
     )
 
 
@@ -150,8 +150,8 @@ def run_from_json(kept: Mapping[str, Any]) -> BatchRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MetricForetold:
-    """A metric as the simulator foretold it, and as every repeat measured it, in seconds."""
+class ComparedMetric:
+    """A metric as the simulator predicted it, and as every repeat measured it, in seconds."""
 
     name: str
     simulated_s: float
@@ -164,7 +164,7 @@ class MetricForetold:
 
     @property
     def error_frac(self) -> float:
-        """Positive where too much was foretold."""
+        """Positive where too much was predicted."""
         return self.simulated_s / self.mean_s - 1
 
     @property
@@ -175,8 +175,8 @@ class MetricForetold:
         return max(abs(value / self.mean_s - 1) for value in self.measured_s)
 
 
-def compare_batch(foretold: BatchRun, measured: Sequence[BatchRun], *, by_cpu: bool) -> list[MetricForetold]:
-    """Put every metric of a foretold batch beside those that were measured.
+def compare_batch(predicted: BatchRun, measured: Sequence[BatchRun], *, by_cpu: bool) -> list[ComparedMetric]:
+    """Put every metric of a predicted batch beside those that were measured.
 
     ``by_cpu``: where workers are cores a batch counts by processor time, shared out as the clock says, like what the
     file was fitted to; else by the clock.
@@ -184,6 +184,6 @@ def compare_batch(foretold: BatchRun, measured: Sequence[BatchRun], *, by_cpu: b
     require(len(measured) > 0, "replayed batch: measured runs", "at least one", 0)
     real = [run.metrics(run.cpu_frac if by_cpu and run.cpu_frac is not None else 1.0) for run in measured]
     return [
-        MetricForetold(name=name, simulated_s=value, measured_s=tuple(each[name] for each in real))
-        for name, value in foretold.metrics().items()
+        ComparedMetric(name=name, simulated_s=value, measured_s=tuple(each[name] for each in real))
+        for name, value in predicted.metrics().items()
     ]

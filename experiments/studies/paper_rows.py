@@ -93,7 +93,7 @@ class Row:
 
     @property
     def is_far(self) -> bool:
-        """Whether the simulator is off by more than a tenth and no interval says it is a miss: luck may hide it."""
+        """Whether the simulator is off by more than a tenth and no interval says it is a miss: noise may hide it."""
         return not self.is_miss and self.unit in RELATIVE and abs(self.error) > FAR_FRAC
 
     @property

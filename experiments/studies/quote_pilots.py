@@ -1,4 +1,4 @@
-"""Pilots whose truth is known: what a quote foretold of a batch, and what the batch then took."""
+"""Pilots whose truth is known: what a quote predicted of a batch, and what the batch then took."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from mosaic.planning.session_model import Request
 from mosaic.quote import Asked, ask
 from mosaic.quote.draws import Draw, draw_worlds
 from mosaic.quote.forecast import Factors, Simulator
-from mosaic.quote.offers import foretell, simulated_profile, total_s
+from mosaic.quote.offers import plan_time, simulated_profile, total_s
 from mosaic.quote.quote import plan_for
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Layers, Questions
@@ -79,7 +79,7 @@ def simulated_rows(workload: str, seed: int, per_expert: int, sizes: Sequence[in
             plan = plan_for(job, asked.batch, profile, own, job.scheduler).plan
         except InfeasibleError:
             continue
-        found = foretell(plan, asked.batch, simulator, own, central, others)
+        found = plan_time(plan, asked.batch, simulator, own, central, others)
         yield Row(
             workload=workload,
             seed=seed,
@@ -155,7 +155,7 @@ def measured_row(seed: int, per_expert: int, folder: Path) -> Row:
         central, others = draw_worlds(asked.batch, asked.sample, simulator.experts, seed=seed)
         profile = simulated_profile(asked.sample, central[0], asked.batch, simulator, cluster)
         planned = plan_for(job, asked.batch, profile, job.cluster, job.scheduler)
-        found = foretell(planned.plan, asked.batch, simulator, job.cluster, central, others)
+        found = plan_time(planned.plan, asked.batch, simulator, job.cluster, central, others)
         result = _run(job, asked, planned.plan, profile_planner(job, profile))
     truth_s = processor_makespan_s(result)
     return Row(
@@ -207,13 +207,13 @@ def processor_factors(asked: Asked, simulator: Simulator, cluster: Cluster) -> F
     requests: defaultdict[int, list[Request]] = defaultdict(list)
     for record in asked.result.calls:
         requests[record.session].append(Request(record.prompt_tokens, record.output_tokens))
-    foretold_s, real_s = [], []
+    predicted_s, real_s = [], []
     for session in asked.result.sessions:
         if session.num_interruptions or session.cpu_s is None:
             continue
         expert, degree = simulator.experts[session.expert], len(session.workers)
         load_s = simulator.loads.load_s(expert, degree) if session.load_s > 0 else 0.0
-        foretold_s.append((load_s, simulator.serve_s(expert, requests[session.session], cluster, degree)))
+        predicted_s.append((load_s, simulator.serve_s(expert, requests[session.session], cluster, degree)))
         real_s.append(session.cpu_s)
-    (load, serve), _ = nnls(np.array(foretold_s), np.array(real_s))
+    (load, serve), _ = nnls(np.array(predicted_s), np.array(real_s))
     return Factors(load=float(load), serve=float(serve))

@@ -82,7 +82,7 @@ def report(rows: Sequence[Row], command: str) -> str:
         "",
         f"    {command}",
         "",
-        "A pilot asks some of a batch's calls, the quote foretells the rest, and the quote's plan is then run: in the",
+        "A pilot asks some of a batch's calls, the quote predicts the rest, and the quote's plan is then run: in the",
         "simulated world that the pilot was asked in, or on real vLLM (the tiny pool, processor time, experts alone).",
         "A calibration is always of the other workloads. Error is the mean of the absolute ones, bias the geometric",
         "mean of P50 over the truth. The affine profile is that of the pilot's own sessions, for the plan's experts.",

@@ -1,4 +1,4 @@
-"""How well times were foretold: simulated against measured sessions, workers, makespans and orders of finish.
+"""How well times were predicted: simulated against measured sessions, workers, makespans and orders of finish.
 
 Everything here is a pure function of run results; ``experiments/validate.py`` makes them.
 """
@@ -21,8 +21,8 @@ SESSION_TARGET_FRAC = 0.20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Foretold:
-    """A duration as it was foretold, and as every repeat measured it, in seconds."""
+class ComparedTime:
+    """A duration as it was predicted, and as every repeat measured it, in seconds."""
 
     simulated_s: float
     planned_s: float
@@ -36,7 +36,7 @@ class Foretold:
 
     @property
     def error_frac(self) -> float:
-        """Of the simulator; positive where it foretold too much."""
+        """Of the simulator; positive where it predicted too much."""
         return self.simulated_s / self.mean_s - 1 if self.mean_s else 0.0
 
     @property
@@ -46,21 +46,21 @@ class Foretold:
 
     @property
     def spread_frac(self) -> float | None:
-        """Mean error of foretelling a repeat by the mean of the others; None: there is one only."""
+        """Mean error of predicting a repeat by the mean of the others; None: there is one only."""
         return spread_frac(self.measured_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SessionForetold:
+class ComparedSession:
     """A session: its load, its serving, and both together."""
 
     session: int
     expert: str
     workers: tuple[int, ...]
     num_calls: int
-    load: Foretold
-    serve: Foretold
-    whole: Foretold
+    load: ComparedTime
+    serve: ComparedTime
+    whole: ComparedTime
     order_tau: float | None
     """Kendall's tau-b of the order in which its calls finish, simulated and measured; None: one order only."""
     repeat_tau: float | None
@@ -68,20 +68,20 @@ class SessionForetold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanForetold:
+class ComparedPlan:
     """A plan's run."""
 
     plan: str
-    sessions: tuple[SessionForetold, ...]
-    workers: tuple[Foretold, ...]
+    sessions: tuple[ComparedSession, ...]
+    workers: tuple[ComparedTime, ...]
     """The instant at which each has done its last session."""
-    makespan: Foretold
+    makespan: ComparedTime
     cpu_frac: tuple[float, ...] = ()
     """Of each repeat: CPU seconds of the sessions over their wall seconds; below 1 the machine did other things too."""
 
 
 def spread_frac(values: Sequence[float]) -> float | None:
-    """Mean absolute relative error of foretelling each value by the mean of the others; None below two values.
+    """Mean absolute relative error of predicting each value by the mean of the others; None below two values.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def spread_frac(values: Sequence[float]) -> float | None:
     return fmean(abs((total - value) / (len(values) - 1) / value - 1) for value in values)
 
 
-def compare(plan: Plan, simulated: RunResult, measured: Sequence[RunResult]) -> PlanForetold:
+def compare(plan: Plan, simulated: RunResult, measured: Sequence[RunResult]) -> ComparedPlan:
     """Put a plan's simulated run beside its measured ones.
 
     Raises
@@ -110,40 +110,40 @@ def compare(plan: Plan, simulated: RunResult, measured: Sequence[RunResult]) -> 
         require(finished == calls, "validation: finished calls of a run", rule, len(finished))
     sessions = tuple(_compare_session(plan, place, simulated, measured) for place in range(len(plan.sessions)))
     workers = tuple(
-        Foretold(
+        ComparedTime(
             simulated_s=_end_s(simulated, worker),
             planned_s=_planned_end_s(plan, worker),
             measured_s=tuple(_end_s(run, worker) for run in measured),
         )
         for worker in range(plan.num_workers)
     )
-    makespan = Foretold(
+    makespan = ComparedTime(
         simulated_s=makespan_s(simulated.sessions) or 0.0,
         planned_s=plan.predicted_makespan_s,
         measured_s=tuple(makespan_s(run.sessions) or 0.0 for run in measured),
     )
-    return PlanForetold(plan=plan.scheduler, sessions=sessions, workers=workers, makespan=makespan)
+    return ComparedPlan(plan=plan.scheduler, sessions=sessions, workers=workers, makespan=makespan)
 
 
-def _compare_session(plan: Plan, place: int, simulated: RunResult, measured: Sequence[RunResult]) -> SessionForetold:
+def _compare_session(plan: Plan, place: int, simulated: RunResult, measured: Sequence[RunResult]) -> ComparedSession:
     session, expected = plan.sessions[place], plan.predicted[place]
     again = _record(simulated, session.id)
     real = [_record(run, session.id) for run in measured]
-    load = Foretold(
+    load = ComparedTime(
         simulated_s=again.load_s, planned_s=expected.load_s, measured_s=tuple(record.load_s for record in real)
     )
-    serve = Foretold(
+    serve = ComparedTime(
         simulated_s=again.end_ts - again.start_ts,
         planned_s=expected.end_s - expected.start_s - expected.load_s,
         measured_s=tuple(record.end_ts - record.start_ts for record in real),
     )
-    whole = Foretold(
+    whole = ComparedTime(
         simulated_s=load.simulated_s + serve.simulated_s,
         planned_s=load.planned_s + serve.planned_s,
         measured_s=tuple(sum(parts) for parts in zip(load.measured_s, serve.measured_s, strict=True)),
     )
     orders = [_finishes(run, session.shard) for run in (simulated, *measured)]
-    return SessionForetold(
+    return ComparedSession(
         session=session.id,
         expert=session.expert,
         workers=session.workers,
@@ -201,17 +201,17 @@ def mean_of(values: Iterable[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def mean_makespan_error_frac(plans: Sequence[PlanForetold]) -> float:
+def mean_makespan_error_frac(plans: Sequence[ComparedPlan]) -> float:
     """Mean absolute error of the simulated makespans."""
     return fmean(abs(plan.makespan.error_frac) for plan in plans)
 
 
-def worst_session_error_frac(plans: Sequence[PlanForetold]) -> float:
+def worst_session_error_frac(plans: Sequence[ComparedPlan]) -> float:
     """Largest absolute error of a session, load and serving together."""
     return max(abs(session.whole.error_frac) for plan in plans for session in plan.sessions)
 
 
-def margins(plans: Sequence[PlanForetold], baseline: str) -> dict[str, tuple[float, float]]:
+def margins(plans: Sequence[ComparedPlan], baseline: str) -> dict[str, tuple[float, float]]:
     """By how much each plan's makespan is below the baseline's: simulated and measured, as fractions of it."""
     base = next((plan.makespan for plan in plans if plan.plan == baseline), None)
     if base is None:

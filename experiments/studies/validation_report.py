@@ -9,8 +9,8 @@ from experiments.figures.validation import Point
 from experiments.studies.validation import (
     MAKESPAN_TARGET_FRAC,
     SESSION_TARGET_FRAC,
-    Foretold,
-    PlanForetold,
+    ComparedPlan,
+    ComparedTime,
     margins,
     mean_makespan_error_frac,
     mean_of,
@@ -27,7 +27,7 @@ BUSY_CPU_FRAC = 0.9
 Row = tuple[str, ...]
 
 
-def describe(plans: Sequence[PlanForetold]) -> str:
+def describe(plans: Sequence[ComparedPlan]) -> str:
     """Lay out a validation as one screen."""
     blocks = [
         _table(("plan", *_MAKESPAN_HEAD), [_makespan_row(plan) for plan in plans]),
@@ -37,14 +37,14 @@ def describe(plans: Sequence[PlanForetold]) -> str:
     return "\n\n".join(blocks)
 
 
-def verdict(plans: Sequence[PlanForetold]) -> str:
+def verdict(plans: Sequence[ComparedPlan]) -> str:
     """Say in words how the targets were met, and whether the machine was quiet enough to tell."""
     makespan, session = mean_makespan_error_frac(plans), worst_session_error_frac(plans)
     sessions = [each for plan in plans for each in plan.sessions]
     within = sum(abs(each.whole.error_frac) <= SESSION_TARGET_FRAC for each in sessions)
     spread = mean_of(plan.makespan.spread_frac for plan in plans)
     lines = [
-        f"Makespans are foretold within {makespan:.1%} on average (target {MAKESPAN_TARGET_FRAC:.0%}: "
+        f"Makespans are predicted within {makespan:.1%} on average (target {MAKESPAN_TARGET_FRAC:.0%}: "
         f"{_met(makespan <= MAKESPAN_TARGET_FRAC)}); a repeat of the same plan differs by {_percent(spread)}.",
         f"{within} of {len(sessions)} sessions are within {SESSION_TARGET_FRAC:.0%} (target all: "
         f"{_met(within == len(sessions))}); the worst is off by {session:.1%}.",
@@ -68,7 +68,7 @@ def _side(margin_frac: float) -> str:
     return f"{abs(margin_frac):.1%} {'below' if margin_frac >= 0 else 'above'}"
 
 
-def bias_lines(plans: Sequence[PlanForetold]) -> list[str]:
+def bias_lines(plans: Sequence[ComparedPlan]) -> list[str]:
     """Say whether the simulator errs to one side, and in what: nothing where sessions lie on both sides."""
     sessions = [each for plan in plans for each in plan.sessions]
     below = sum(each.whole.error_frac < 0 for each in sessions)
@@ -85,12 +85,12 @@ def bias_lines(plans: Sequence[PlanForetold]) -> list[str]:
     ]
 
 
-def _total_error_frac(times: Sequence[Foretold]) -> float:
+def _total_error_frac(times: Sequence[ComparedTime]) -> float:
     measured_s = sum(each.mean_s for each in times)
     return sum(each.simulated_s for each in times) / measured_s - 1 if measured_s else 0.0
 
 
-def figure_points(plans: Sequence[PlanForetold]) -> list[Point]:
+def figure_points(plans: Sequence[ComparedPlan]) -> list[Point]:
     """List what the figure shows: every session, load and serving together, and every makespan."""
     return [
         Point(plan.plan, is_makespan, times.simulated_s, times.measured_s)
@@ -99,7 +99,7 @@ def figure_points(plans: Sequence[PlanForetold]) -> list[Point]:
     ]
 
 
-def to_markdown(plans: Sequence[PlanForetold], *, title: str, command: str, conditions: Sequence[str]) -> str:
+def to_markdown(plans: Sequence[ComparedPlan], *, title: str, command: str, conditions: Sequence[str]) -> str:
     """Write the report: verdict, makespans, workers, sessions."""
     parts = [
         f"# {title}",
@@ -110,14 +110,14 @@ def to_markdown(plans: Sequence[PlanForetold], *, title: str, command: str, cond
         "## Makespans",
         _markdown(("plan", *_MAKESPAN_HEAD), [_makespan_row(plan) for plan in plans]),
         "`error` is the simulator's, `planned error` that of the session costs which the schedulers plan with. "
-        "`repeat` is the mean error of foretelling a repeat by the others: no model can do better. `cpu` is the share "
+        "`repeat` is the mean error of predicting a repeat by the others: no model can do better. `cpu` is the share "
         "of their wall time for which the workers had a core, in the run where it was least.",
         "## Workers",
-        _markdown(("plan", "worker", *_FORETOLD_HEAD), _worker_rows(plans)),
+        _markdown(("plan", "worker", *_PREDICTED_HEAD), _worker_rows(plans)),
         "## Sessions",
         _markdown(("plan", *_SESSION_HEAD), [_sessions_row(plan) for plan in plans]),
         _markdown(
-            ("plan", "session", "expert", "calls", "part", *_FORETOLD_HEAD, "order tau", "repeat tau"),
+            ("plan", "session", "expert", "calls", "part", *_PREDICTED_HEAD, "order tau", "repeat tau"),
             [row for plan in plans for row in _session_rows(plan)],
         ),
         "`order tau` is Kendall's rank correlation (tau-b) between the orders in which a session's calls finish, "
@@ -126,7 +126,7 @@ def to_markdown(plans: Sequence[PlanForetold], *, title: str, command: str, cond
     return "\n\n".join(parts) + "\n"
 
 
-def to_json(plans: Sequence[PlanForetold], *, command: str, conditions: Sequence[str]) -> str:
+def to_json(plans: Sequence[ComparedPlan], *, command: str, conditions: Sequence[str]) -> str:
     """Write all numbers."""
     summary: dict[str, Any] = {
         "command": command,
@@ -143,7 +143,7 @@ def to_json(plans: Sequence[PlanForetold], *, command: str, conditions: Sequence
     return json.dumps(summary, indent=1) + "\n"
 
 
-def _with_errors(values: dict[str, Any], plan: PlanForetold) -> Mapping[str, Any]:
+def _with_errors(values: dict[str, Any], plan: ComparedPlan) -> Mapping[str, Any]:
     """Add what follows from the times, for readers that do not compute."""
     values["makespan"] |= _errors(plan.makespan)
     for kept, session in zip(values["sessions"], plan.sessions, strict=True):
@@ -154,7 +154,7 @@ def _with_errors(values: dict[str, Any], plan: PlanForetold) -> Mapping[str, Any
     return values
 
 
-def _errors(times: Foretold) -> dict[str, float | None]:
+def _errors(times: ComparedTime) -> dict[str, float | None]:
     return {
         "error_frac": times.error_frac,
         "planned_error_frac": times.planned_error_frac,
@@ -162,12 +162,12 @@ def _errors(times: Foretold) -> dict[str, float | None]:
     }
 
 
-_FORETOLD_HEAD = ("measured s", "simulated s", "error", "planned s", "planned error", "repeat")
-_MAKESPAN_HEAD = (*_FORETOLD_HEAD, "cpu")
+_PREDICTED_HEAD = ("measured s", "simulated s", "error", "planned s", "planned error", "repeat")
+_MAKESPAN_HEAD = (*_PREDICTED_HEAD, "cpu")
 _SESSION_HEAD = ("sessions", "mean error", "worst", "loads", "serving", "repeat", "order tau", "repeat tau")
 
 
-def _foretold(times: Foretold) -> Row:
+def _predicted(times: ComparedTime) -> Row:
     return (
         f"{times.mean_s:.2f}",
         f"{times.simulated_s:.2f}",
@@ -178,18 +178,18 @@ def _foretold(times: Foretold) -> Row:
     )
 
 
-def _makespan_row(plan: PlanForetold) -> Row:
+def _makespan_row(plan: ComparedPlan) -> Row:
     cpu = f"{min(plan.cpu_frac):.0%}" if plan.cpu_frac else "-"
-    return (plan.plan, *_foretold(plan.makespan), cpu)
+    return (plan.plan, *_predicted(plan.makespan), cpu)
 
 
-def _worker_rows(plans: Sequence[PlanForetold]) -> list[Row]:
+def _worker_rows(plans: Sequence[ComparedPlan]) -> list[Row]:
     return [
-        (plan.plan, str(number), *_foretold(worker)) for plan in plans for number, worker in enumerate(plan.workers)
+        (plan.plan, str(number), *_predicted(worker)) for plan in plans for number, worker in enumerate(plan.workers)
     ]
 
 
-def _sessions_row(plan: PlanForetold) -> Row:
+def _sessions_row(plan: ComparedPlan) -> Row:
     errors = [abs(session.whole.error_frac) for session in plan.sessions]
     loads = [session.load for session in plan.sessions if session.load.mean_s > 0]
     return (
@@ -205,13 +205,13 @@ def _sessions_row(plan: PlanForetold) -> Row:
     )
 
 
-def _session_rows(plan: PlanForetold) -> list[Row]:
+def _session_rows(plan: ComparedPlan) -> list[Row]:
     rows = []
     for session in plan.sessions:
         head = (plan.plan, str(session.session), session.expert, str(session.num_calls))
-        rows.append((*head, "load", *_foretold(session.load), "", ""))
+        rows.append((*head, "load", *_predicted(session.load), "", ""))
         tails = _tau(session.order_tau), _tau(session.repeat_tau)
-        rows.append((*head, "serve", *_foretold(session.serve), *tails))
+        rows.append((*head, "serve", *_predicted(session.serve), *tails))
     return rows
 
 

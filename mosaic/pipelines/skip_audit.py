@@ -106,7 +106,7 @@ def _log_choose(total: int, chosen: NDArray[np.int64]) -> Floats:
 
 
 def num_to_reach(audit: SkipAudit, bound_frac: float) -> int | None:
-    """Foretell how many audited questions a bound takes if changes go on as so far; None: all would not do.
+    """Predict how many audited questions a bound takes if changes go on as so far; None: all would not do.
 
     Not even one change seen so far counts as a third of one, as often as not.
     """

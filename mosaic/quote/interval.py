@@ -18,7 +18,7 @@ class Known(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Logarithm of the truth over what was foretold."""
+        """Logarithm of the truth over what was predicted."""
         return log(self.truth_s / self.central_s)
 
 

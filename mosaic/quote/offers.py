@@ -20,7 +20,7 @@ SHARES = (8, 2, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Foretold:
+class PlanTime:
     """A plan's time, before it is calibrated."""
 
     central_s: float
@@ -33,9 +33,9 @@ class Foretold:
     """Share of the workers' time in which they load an expert."""
 
 
-def foretell(
+def plan_time(
     plan: Plan, batch: Batch, simulator: Simulator, cluster: Cluster, central: Sequence[Draw], others: Sequence[Draw]
-) -> Foretold:
+) -> PlanTime:
     """Simulate a plan in all worlds."""
     merges = [_merge_s(batch, draw, simulator, cluster) for draw in central]
     times = [
@@ -47,7 +47,7 @@ def foretell(
         simulator.loads.load_s(simulator.experts[session.expert], len(session.workers)) * len(session.workers)
         for session in plan.sessions
     )
-    return Foretold(
+    return PlanTime(
         central_s=central_s,
         spread=spread_of(elsewhere) if len(elsewhere) > 1 else 0.0,
         merge_s=fmean(merges),

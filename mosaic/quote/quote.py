@@ -16,7 +16,7 @@ from mosaic.quote.asking import Asked
 from mosaic.quote.draws import Batch, Draw, draw_worlds
 from mosaic.quote.forecast import Simulator
 from mosaic.quote.interval import CALIBRATION, Calibration, interval
-from mosaic.quote.offers import foretell, simulated_profile
+from mosaic.quote.offers import plan_time, simulated_profile
 from mosaic.quote.prices import Price
 from mosaic.quote.quotation import Offer, Quotation
 from mosaic.runtime.job import Job
@@ -119,11 +119,13 @@ def _offers(
         except InfeasibleError as error:
             notes.append(f"{size} x {name}: {error}")
             continue
-        main = foretell(planned.plan, batch, simulator, cluster, central, others)
+        main = plan_time(planned.plan, batch, simulator, cluster, central, others)
         span = interval(main.central_s, main.spread, calibration, kind.hardware_error)
         shift = span.p50_s / main.central_s
         baselines = [
-            foretell(plan_for(job, batch, profile, cluster, scheduler).plan, batch, simulator, cluster, central[:1], ())
+            plan_time(
+                plan_for(job, batch, profile, cluster, scheduler).plan, batch, simulator, cluster, central[:1], ()
+            )
             for scheduler in (RoundRobin(), DataParallel())
         ]
         price = prices.get(name)

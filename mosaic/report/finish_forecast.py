@@ -38,7 +38,7 @@ class FinishForecast:
     Of each expert it resamples the calls that have ended and those that write, and fits lengths to them: the first to
     end are the short ones, and a call that runs will write more than it has. A worker serves its sessions in turn, each
     at the pace of its expert so far, or as long as its longest call takes alone, with the load that was seen or
-    foretold. The gate's work is not known before it comes up, so the forecast is of the calls that were submitted.
+    predicted. The gate's work is not known before it comes up, so the forecast is of the calls that were submitted.
 
     Parameters
     ----------

@@ -41,7 +41,7 @@ def test_the_measured_file_prices_more_work_higher(out):
     assert "random weights" in hardware.sources["load"]
 
 
-def test_the_file_foretells_a_batch_on_the_same_cores(out):
+def test_the_file_predicts_a_batch_on_the_same_cores(out):
     """A fit to nothing would be off by far more; what CI's machine does beside it may cost as much as this allows."""
     small = json.loads((out / "report.json").read_text())["shapes"]["small"]
     assert small["num_requests"] == 24

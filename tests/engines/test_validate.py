@@ -19,7 +19,7 @@ from tests.factories import make_cluster
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
 
 
-def test_calls_finish_in_the_order_that_the_simulator_foretells(tmp_path):
+def test_calls_finish_in_the_order_that_the_simulator_predicts(tmp_path):
     validate.main(small_validation(tmp_path))
     plans = json.loads((tmp_path / "out" / "validation.json").read_text())["plans"]
     sessions = [session for plan in plans for session in plan["sessions"]]

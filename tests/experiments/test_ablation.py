@@ -96,7 +96,7 @@ def test_lists_are_categories(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "message"),
     [
         ({"x": {"key": "kk", "label": "K"}}, "figure.x.key must be a key of the configuration, got 'kk'"),
         ({"panels": [{"key": "makespan", "label": "s"}]}, "number of summary.json, one of .*'expert_makespan_s'.*got"),
@@ -109,14 +109,14 @@ def test_lists_are_categories(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_description_that_does_not_fit_the_runs_is_refused(
-    changes: dict[str, Any], complaint: str, tmp_path: Path
+    changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=message):
         ablation_of(tmp_path, **changes)
 
 
 @pytest.mark.parametrize(
-    ("changes", "complaint"),
+    ("changes", "message"),
     [
         ({"tittle": "x"}, r"figure: keys must be \['about', 'finding', 'lines', 'panels', 'title', 'x'\]"),
         ({"title": ""}, "figure.title must be a non-empty string"),
@@ -133,8 +133,8 @@ def test_a_description_that_does_not_fit_the_runs_is_refused(
         ({"lines": {"a": 1}}, "figure.lines.a must be a mapping, got 1"),
     ],
 )
-def test_a_bad_description_is_named(changes: dict[str, Any], complaint: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=complaint):
+def test_a_bad_description_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
         make_spec(**changes)
     assert make_spec().x.key == figure_config()["x"]["key"]
 

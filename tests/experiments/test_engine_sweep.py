@@ -68,7 +68,7 @@ def test_what_a_session_held_prices_it_as_the_simulator_does():
         assert terms @ coefficients == pytest.approx(session_s(hardware, SHAPE, requests), rel=0.01)
 
 
-def test_a_fit_foretells_sessions_that_it_has_not_seen():
+def test_a_fit_predicts_sessions_that_it_has_not_seen():
     expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
     hardware = machine(TRUE)
     again = built(fit(hardware, [expert]))

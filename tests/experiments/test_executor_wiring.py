@@ -106,7 +106,7 @@ SERVER = "{base_url: http://localhost:8000/v1, expert: QwenHalf, model: m}"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "complaint"),
+    ("overrides", "message"),
     [
         ("backend.mode=dream", "backend.mode must be one of ['live', 'replay'], got 'dream'"),
         ("backend.device=tpu", "backend.device must be one of ['auto', 'cpu', 'gpu'], got 'tpu'"),
@@ -143,12 +143,12 @@ SERVER = "{base_url: http://localhost:8000/v1, expert: QwenHalf, model: m}"
     ],
 )
 def test_bad_input_names_the_field_the_rule_and_the_value(
-    questions: list[str], overrides: str, complaint: str, tmp_path: Path
+    questions: list[str], overrides: str, message: str, tmp_path: Path
 ) -> None:
     where = f"hydra.run.dir={tmp_path / 'run'}"
     outcome = run_point(*questions, "cluster=local", "backend=vllm", *overrides.split(" "), where)
     assert outcome.status == 2
-    assert complaint in outcome.err
+    assert message in outcome.err
     assert "Traceback" not in outcome.err
 
 

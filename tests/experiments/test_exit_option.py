@@ -40,7 +40,7 @@ def test_the_default_is_never_in_the_papers_pipeline_and_agreement_elsewhere() -
 
 
 @pytest.mark.parametrize(
-    ("overrides", "complaint"),
+    ("overrides", "message"),
     [
         (["exit=agreement", "gate=majority"], "exit=agreement: gate must be never"),
         (["exit=agreement", "exit.tau=0.4"], r"exit\.tau must be .*above 0\.5.*, got 0\.4"),
@@ -55,8 +55,8 @@ def test_the_default_is_never_in_the_papers_pipeline_and_agreement_elsewhere() -
         (["exit=calibrated", "exit.calibration=none.parquet"], "none.parquet"),
     ],
 )
-def test_a_bad_exit_is_refused(overrides: list[str], complaint: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=complaint):
+def test_a_bad_exit_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
         prepare(*FEW, *overrides)
 
 

@@ -61,15 +61,15 @@ def test_the_error_of_an_expert_is_log_uniform() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "complaint"),
+    ("overrides", "message"),
     [
         (["profile.length_error=0.9"], "profile.length_error must be at least 1, got 0.9"),
         (["profile.length_error=much"], "profile.length_error must be a number, got 'much'"),
         (["profile.length_error=1.5", "profile.path=x.json"], "length_error must be 1 where profile.path='x.json'"),
     ],
 )
-def test_a_length_error_is_checked(overrides: list[str], complaint: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=complaint):
+def test_a_length_error_is_checked(overrides: list[str], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
         make_site(*overrides)
 
 

@@ -93,14 +93,14 @@ def hardware_of(folder: Path):
     return built(yaml.safe_load((folder / "known_gpu_16.yaml").read_text()))
 
 
-def test_the_file_foretells_the_batch_that_it_was_not_fitted_to(done):
+def test_the_file_predicts_the_batch_that_it_was_not_fitted_to(done):
     report = json.loads((done / "report.json").read_text())
     metrics = report["shapes"]["small"]["metrics"]
     assert set(metrics) >= {
         "makespan_s", "mean_latency_s", "p50_latency_s", "p99_latency_s", "mean_tpot_s", "mean_ttft_s", "ready_s",
     }  # fmt: skip
     assert {name: metric["error_frac"] for name, metric in metrics.items() if abs(metric["error_frac"]) > 0.02} == {}
-    assert metrics["makespan_s"]["measured_s"][0] > 1, "a batch worth foretelling"
+    assert metrics["makespan_s"]["measured_s"][0] > 1, "a batch worth predicting"
     assert report["missing"] == []
 
 

@@ -45,7 +45,7 @@ def test_the_default_is_flat() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "complaint"),
+    ("overrides", "message"),
     [
         (
             ["topology.layers=[9,3,1]", "topology.fan_in=4"],
@@ -68,8 +68,8 @@ def test_the_default_is_flat() -> None:
         (["topology=tree", "pipeline.budgets=calibrated"], "pipeline.budgets"),
     ],
 )
-def test_a_bad_topology_is_refused(overrides: list[str], complaint: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=complaint):
+def test_a_bad_topology_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
         prepare(*FEW, *overrides)
 
 

@@ -1,4 +1,4 @@
-"""Foretold against measured: errors with the right sign, targets, reports that say what was found."""
+"""Predicted against measured: errors with the right sign, targets, reports that say what was found."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from experiments.config import engines
 from experiments.figures.style import png_bytes
 from experiments.figures.validation import draw_validation
 from experiments.studies.validation import (
-    Foretold,
+    ComparedTime,
     compare,
     kendall_tau,
     margins,
@@ -57,7 +57,7 @@ def run(load_s, serve_s, *, order=(0, 1, 2, 3)):
     return RunResult(calls=tuple(calls), sessions=sessions, num_workers=2)
 
 
-def test_errors_are_of_the_foretold_and_signed():
+def test_errors_are_of_the_predicted_and_signed():
     compared = compare(PLAN, run(1.0, 9.0), [run(2.0, 8.0), run(2.0, 12.0)])
     first, second = compared.sessions
     assert first.load.error_frac == pytest.approx(-0.5)
@@ -85,7 +85,7 @@ def test_the_order_of_finishes_is_compared_within_a_session():
     assert swapped.sessions[0].repeat_tau is None
 
 
-def test_the_repeats_foretell_each_other():
+def test_the_repeats_predict_each_other():
     assert spread_frac([2.0]) is None
     assert spread_frac([2.0, 2.0, 2.0]) == 0.0
     assert spread_frac([1.0, 2.0]) == pytest.approx((1.0 + 0.5) / 2)
@@ -93,7 +93,7 @@ def test_the_repeats_foretell_each_other():
 
 
 def test_a_session_that_needed_no_load_has_no_error_of_it():
-    resident = Foretold(simulated_s=0.0, planned_s=0.0, measured_s=(0.0, 0.0))
+    resident = ComparedTime(simulated_s=0.0, planned_s=0.0, measured_s=(0.0, 0.0))
     assert (resident.error_frac, resident.planned_error_frac) == (0.0, 0.0)
 
 
@@ -117,7 +117,7 @@ def compared_plans():
     return [base, better]
 
 
-def test_the_margin_below_the_baseline_is_foretold_and_measured():
+def test_the_margin_below_the_baseline_is_predicted_and_measured():
     (simulated, measured) = margins(compared_plans(), "round_robin")["ilp"]
     assert simulated == pytest.approx(1 - 11 / 20)
     assert measured == pytest.approx(1 - 11 / 21)

@@ -404,7 +404,7 @@ ALONE = ("aggregator=none",)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "complaint"),
+    ("overrides", "message"),
     [
         ([NODES], "aggregator must be none beside pipeline.nodes"),
         ([*ALONE, "pipeline.nodes=5"], "pipeline.nodes must be a mapping of nodes, or null, got 5"),
@@ -420,8 +420,8 @@ ALONE = ("aggregator=none",)
         (["aggregator.costs=free"], r"aggregator.costs must be null or one of \['affine'\], got 'free'"),
     ],
 )
-def test_a_bad_pipeline_is_refused(overrides: list[str], complaint: str, tmp_path: Path) -> None:
-    with pytest.raises((ValueError, TypeError), match=complaint):
+def test_a_bad_pipeline_is_refused(overrides: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
         small(tmp_path, *overrides)
 
 

@@ -126,7 +126,7 @@ def test_a_successors_prompt_grows_with_what_its_precursors_wrote() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "fan_in", "complaint"),
+    ("sizes", "fan_in", "message"),
     [
         ([], [], "topology.layers must be at least one layer, got 0"),
         ([3, 0], [None], "layer 2 must be at least one agent, got 0"),
@@ -137,6 +137,6 @@ def test_a_successors_prompt_grows_with_what_its_precursors_wrote() -> None:
         ([3, 1], ["x"], "topology.fan_in must be a whole number"),
     ],
 )
-def test_bad_layers_are_refused(sizes: list[int], fan_in: list[int | None], complaint: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=complaint):
+def test_bad_layers_are_refused(sizes: list[int], fan_in: list[int | None], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
         built((sizes, fan_in))

@@ -30,7 +30,7 @@ class Asked:
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
 def test_the_calls_that_end_last_are_foreseen(share: float) -> None:
-    """The calls that have ended are the short ones: resampled alone they foretold 143 to 300 s of 1,030."""
+    """The calls that have ended are the short ones: resampled alone they predicted 143 to 300 s of 1,030."""
     job, _ = simulated(["workload=gpqa", "aggregator=none", "costs=affine", "profile.store=null"])
     forecast = FinishForecast({expert.name: expert.max_output_tokens for expert in job.experts})
     asked = Asked(forecast, share * len(job.workload.calls))
