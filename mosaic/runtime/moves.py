@@ -27,7 +27,6 @@ class _Offer:
     """Calls that would go from a session to another, and what that earns."""
 
     gain_s: float
-    source: Stay
     keys: tuple[CallKey, ...]
 
 
@@ -81,7 +80,7 @@ class Moves:
                 continue
             target = min(targets, key=lambda stay: self._done_s(stay, outlook))
             others = [stay for stay in stays if stay is not target and stay.calls]
-            there = replace(target, ready_s=0.0)
+            there = replace(target, ready_s=0.0)  # it is up, whatever else its workers serve
             for source in sorted(others, key=lambda stay: -self._done_s(stay, outlook)):
                 least_s = GAIN_FRAC * self._done_s(source, outlook)
                 if self._done_s(source, outlook) - self._done_s(target, outlook) <= least_s:
@@ -159,7 +158,7 @@ class Moves:
             there_s += self._reading_s(going, session)
             gain_s = before_s - max(here_s + behind_s, there_s + behind_there_s)
             if gain_s > best_s:
-                best, best_s = _Offer(gain_s, source, tuple(call.key for call in going)), gain_s
+                best, best_s = _Offer(gain_s, tuple(call.key for call in going)), gain_s
         return best
 
     def _movable(self, source: Stay) -> list[Call]:

@@ -193,12 +193,12 @@ class Prospects:
         calls, speed = list(calls), self.measured.speed(expert, workers)
         if not calls or speed is None:
             return 0.0
-        keys, told = [call.key for call in calls], self.written
+        keys = [call.key for call in calls]
         places: dict[NodeName, list[int]] = {}
         for place, key in enumerate(keys):
             places.setdefault(key.node, []).append(place)
         samples = [(self.measured.lengths(calls[own[0]]), own) for own in places.values()]
-        written = np.array([told.get(key, 0) for key in keys], dtype=float)
+        written = np.array([self.written.get(key, 0) for key in keys], dtype=float)
         prompt_tokens = np.array([call.prompt_tokens for call in calls], dtype=float)
         unread_s = speed.read_s * float(prompt_tokens[written == 0].sum())
         return unread_s + drain_s(Underway(samples, written, prompt_tokens), speed, head_start_s)
