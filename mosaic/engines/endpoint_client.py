@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 ASKS_FOR_TIME = (408, 429)
 """Statuses after which the same request may succeed, beside those of 500 and above."""
+MASK = "(key)"
+MIN_KEY_CHARACTERS = 12
+"""Shorter keys are placeholders such as EMPTY, and words that responses may hold."""
 _UNSUPPORTED = re.compile(r"support|unknown|unrecogni[sz]ed|permitted", re.IGNORECASE)
 _ABOUT_PROMPT = re.compile(
     r"context.?(length|window|size)|(model|input) length|\b(prompt|input|request)\b.{0,60}\btoo (long|large)"
@@ -102,14 +105,26 @@ class Client:
 
     def cause(self, what: str) -> str:
         """Say what is wrong with which server, in one line and without its key."""
-        if self._key is not None:
-            what = what.replace(self._key, "(key)")
-        line = " ".join(f"{self._endpoint.expert} at {self._endpoint.base_url}: {what}".split())
+        told = self._without_key(what)
+        line = " ".join(f"{self._endpoint.expert} at {self._endpoint.base_url}: {told}".split())
         return line if len(line) <= 300 else f"{line[:296]} ..."
 
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
+
+    def _without_key(self, text: str) -> str:
+        return text if self._key is None else text.replace(self._key, MASK)
+
+    def _masked(self, reply: Any) -> Any:
+        """Take the key out of a reply that echoes it: journals and output files are shared."""
+        if self._key is None or len(self._key) < MIN_KEY_CHARACTERS:
+            return reply
+        if isinstance(reply, str):
+            return self._without_key(reply)
+        if isinstance(reply, dict):
+            return {name: self._masked(value) for name, value in reply.items()}
+        return [self._masked(value) for value in reply] if isinstance(reply, list) else reply
 
     async def _try(self, path: str, body: dict[str, Any] | None) -> Any:
         import aiohttp
@@ -129,9 +144,10 @@ class Client:
             raise AskError(self.cause(f"the connection broke: {_reason(error)}"), Fault.PASSING) from None
         if 200 <= reply.status < 300:
             try:
-                return json.loads(content)
+                return self._masked(json.loads(content))
             except (ValueError, RecursionError):
-                raise AskError(self.cause(f"the reply is no JSON: {content[:80]!r}"), Fault.UNKNOWN) from None
+                start = self._without_key(repr(content[:1000]))[:83]
+                raise AskError(self.cause(f"the reply is no JSON: {start}"), Fault.UNKNOWN) from None
         text = content.decode("utf-8", "replace")
         raise AskError(
             self.cause(f"{reply.status} {reply.reason}: {_message(text)}"),

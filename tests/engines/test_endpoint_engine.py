@@ -614,6 +614,43 @@ def test_a_server_that_refuses_its_list_is_refused(models, cause):
         assert server.posts == []
 
 
+ECHOED = "sk-0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"content": f"{ECHOED} is yours. The answer is B."}, "(key) is yours. The answer is B."),
+        (
+            {"content": "The answer is B.", "reasoning": f"I got {ECHOED}."},
+            "<think>I got (key).</think>The answer is B.",
+        ),
+        ({"content": "x" * 70 + ECHOED}, "x" * 70 + "(key)"),
+    ],
+)
+def test_a_key_that_a_server_echoes_is_in_no_response(monkeypatch, message, said):
+    monkeypatch.setenv("KEY_OF_A", ECHOED)
+    served = lambda body, number: completion(body, message={"role": "assistant"} | message)  # noqa: E731
+    with serving(FakeServer("A", served)) as (server,), opened(server, api_key_env="KEY_OF_A") as engine:
+        assert {response.text for response in serve(engine, REQUESTS).values()} == {said}
+
+
+def test_a_key_that_a_server_echoes_in_a_reply_that_is_no_json_is_in_no_error(monkeypatch):
+    monkeypatch.setenv("KEY_OF_A", ECHOED)
+    first = first_time(REQUESTS[0].prompt, (200, b"x" * 70 + ECHOED.encode()))
+    with serving(FakeServer("A", first)) as (server,), opened(server, api_key_env="KEY_OF_A") as engine:
+        error = serve(engine, REQUESTS)[REQUESTS[0].number].error
+    assert "no JSON" in error
+    assert ECHOED[:6] not in error
+
+
+def test_a_key_that_is_a_placeholder_may_be_part_of_a_response(monkeypatch):
+    monkeypatch.setenv("KEY_OF_A", "EMPTY")
+    served = lambda body, number: completion(body, message={"content": "The set is EMPTY."})  # noqa: E731
+    with serving(FakeServer("A", served)) as (server,), opened(server, api_key_env="KEY_OF_A") as engine:
+        assert {response.text for response in serve(engine, REQUESTS).values()} == {"The set is EMPTY."}
+
+
 def test_keys_come_from_the_environment_and_go_nowhere_else(monkeypatch):
     monkeypatch.delenv("KEY_OF_A", raising=False)
     behave = always((401, {"error": {"message": "Incorrect API key: s3cret"}}))
