@@ -207,7 +207,7 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
         places = read_json(index).get("weight_map")
         if not isinstance(places, dict) or not places:
             raise CheckpointError(f"checkpoint {index}: weight_map must name the file of each tensor")
-        files = tuple(path / name for name in sorted(set(places.values())))
+        files = tuple(path / name for name in sorted({_own_name(index, name) for name in places.values()}))
         missing = [file.name for file in files if not file.exists()]
         if missing:
             raise CheckpointError(f"checkpoint {path}: {len(missing)} of {len(files)} shards are missing: {missing}")
@@ -241,7 +241,7 @@ def _check_manifest(path: Path, *, weights: bool) -> Mapping[str, str]:
         digest, separator, name = line.partition("  ")
         if not separator or len(digest) != 64:
             raise CheckpointError(f"checkpoint {manifest}: lines must be a SHA-256 digest and a name, got {line!r}")
-        digests[name] = digest
+        digests[_own_name(manifest, name)] = digest
     for name, digest in digests.items():
         if name.endswith(".safetensors") and not weights:
             continue
@@ -252,6 +252,13 @@ def _check_manifest(path: Path, *, weights: bool) -> Mapping[str, str]:
                 f"checkpoint {path / name}: its bytes are not those of {MANIFEST}; fetch or copy it again"
             )
     return digests
+
+
+def _own_name(file: Path, name: str) -> str:
+    """Check that a file of a checkpoint names another one beside it, and nothing elsewhere on this machine."""
+    if not isinstance(name, str) or name != Path(name).name or name in ("", ".."):
+        raise CheckpointError(f"checkpoint {file}: must name files beside it, got {name!r}")
+    return name
 
 
 def _has_content(file: Path) -> bool:

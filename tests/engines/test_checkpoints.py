@@ -205,6 +205,17 @@ def flip_a_byte(file: Path) -> None:
     file.write_bytes(bytes(data))
 
 
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "/dev/zero", "..", ""])
+def test_an_index_and_a_manifest_name_files_beside_them_only(tiny, name):
+    (tiny / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(CheckpointError, match="must name files beside it"):
+        check_checkpoint(tiny)
+    (tiny / INDEX).unlink()
+    (tiny / MANIFEST).write_text(f"{'0' * 64}  {name}\n")
+    with pytest.raises(CheckpointError, match="must name files beside it"):
+        check_checkpoint(tiny)
+
+
 def test_flipped_bytes_are_found_where_there_is_a_manifest(tiny):
     flip_a_byte(tiny / "model.safetensors")
     assert check_checkpoint(tiny), "nothing tells it without a manifest"
