@@ -35,7 +35,7 @@ from mosaic.report.batch_files import BatchPaths, Finished, finish, paths_of
 from mosaic.report.batch_lines import LineWriter
 from mosaic.report.display import show_run
 from mosaic.report.finish_forecast import FinishForecast
-from mosaic.report.prometheus import RunMetrics, serving
+from mosaic.report.prometheus import LOOPBACK, RunMetrics, serving
 from mosaic.report.provenance import describe_run_conditions
 from mosaic.report.run_folder import SUMMARY, begin_run, completed_with, write_run
 from mosaic.runtime.controller import Controller
@@ -60,7 +60,12 @@ def places_of(path: Path, work: Path | None, out: Path | None) -> Places:
 
 
 def run_batch(
-    request: BatchRequest, places: Places, *, price_per_hour: float | None = None, metrics_port: int | None = None
+    request: BatchRequest,
+    places: Places,
+    *,
+    price_per_hour: float | None = None,
+    metrics_port: int | None = None,
+    metrics_host: str = LOOPBACK,
 ) -> int:
     """Run a batch to its end, or what is left of it; gives the exit status.
 
@@ -86,12 +91,12 @@ def run_batch(
     metrics = RunMetrics()
     start = time.monotonic()
     with (
-        serving(metrics, metrics_port) as port,
+        serving(metrics, metrics_port, metrics_host) as port,
         stoppable(f"The same command goes on with {request.path.name}"),
         prepared.job.site.open(),
     ):
         if port is not None:
-            say(f"metrics: http://localhost:{port}/metrics")
+            say(f"metrics: http://{metrics_host}:{port}/metrics")
         outcome = execute(prepared, stream, metrics, price_per_hour)
     wall_s = time.monotonic() - start
     ended = finish(places.files, stream.file, stream.questions)

@@ -8,6 +8,7 @@ import typer
 
 from experiments.config.errors import BAD_INPUT_STATUS, INTERRUPTED_STATUS
 from mosaic import __version__
+from mosaic.core.printable import printable
 
 app = typer.Typer(
     name="mosaic",
@@ -89,7 +90,12 @@ def batch(
     price: Annotated[float | None, typer.Option(help="Dollars for a worker and an hour.", min=0)] = None,
     work: Annotated[Path | None, typer.Option(help="Folder of the journal: FILE with the suffix .mosaic.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the output: that of FILE.")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Serve Prometheus metrics there; 0: anywhere.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics on this port; 0: a free one.")
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address to serve metrics on; 0.0.0.0: every one of this machine.")
+    ] = "127.0.0.1",
 ) -> None:
     """Answer a file of questions; the same command goes on after any interruption.
 
@@ -110,7 +116,13 @@ def batch(
         overrides=tuple(overrides or ()),
     )
     with exit_with_message():
-        status = run_batch(request, places_of(file, work, out), price_per_hour=price, metrics_port=metrics_port)
+        status = run_batch(
+            request,
+            places_of(file, work, out),
+            price_per_hour=price,
+            metrics_port=metrics_port,
+            metrics_host=metrics_host,
+        )
     raise typer.Exit(status)
 
 
@@ -146,6 +158,6 @@ def main() -> None:
         say = getattr(error, "format_message", None)  # of Typer's own errors, whose class has no public name
         if say is None:
             raise
-        print(f"error: {' '.join(say().split())}", file=sys.stderr)
+        print(printable(f"error: {' '.join(say().split())}"), file=sys.stderr)
         sys.exit(BAD_INPUT_STATUS)
     sys.exit(status if isinstance(status, int) else 0)

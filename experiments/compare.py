@@ -26,6 +26,7 @@ from experiments.figures.scaling import draw_scaling
 from experiments.figures.speedups import draw_speedups
 from experiments.figures.tradeoff import draw_tradeoff, tradeoff_rows
 from mosaic.core.errors import MosaicError
+from mosaic.core.printable import printable, printable_output
 from mosaic.report.disturbances import describe_disturbances
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ CHANGE_NOTES = {
 Cells = Sequence[Sequence[str]]
 
 
+@printable_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare the runs that the command line names; return the exit status."""
     options = _parser().parse_args(arguments)
@@ -65,9 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = options.out or (first.parent if (first / "config.yaml").exists() else first)
         out.mkdir(parents=True, exist_ok=True)
         files, refused = draw_all(comparison)
-        text = describe(
-            comparison, [*refused, *disturbed_notes(runs), *pilot_notes(runs), *(f"skipped {item}" for item in skipped)]
-        )
+        notes = [*refused, *disturbed_notes(runs), *pilot_notes(runs), *(f"skipped {item}" for item in skipped)]
+        text = printable(describe(comparison, notes))
         for name in ("compare.png", "tradeoff.png", "tradeoff.csv", "scaling.png", "scaling.csv"):
             (out / name).unlink(missing_ok=True)  # of an earlier comparison
         for name, content in ({"compare.txt": text.encode()} | files).items():

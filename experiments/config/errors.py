@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mosaic.core.errors import MosaicError
+from mosaic.core.printable import printable_output
 
 BAD_INPUT = (MosaicError, ValueError, TypeError, OSError, HydraException, OmegaConfBaseException)
 """What ends a command with a message; anything else is our own mistake and keeps its traceback."""
@@ -37,23 +38,24 @@ class FailedCalls(MosaicError):
 def exit_with_message(on_interrupt: str = "") -> Iterator[None]:
     """Turn bad input into a message on stderr and an exit; MOSAIC_TRACEBACK=1 shows where it came from.
 
-    ``on_interrupt`` is what to say after Ctrl-C.
+    All that is printed meanwhile is printable. ``on_interrupt`` is what to say after Ctrl-C.
     """
-    try:
-        yield
-    except FailedPoint:
-        sys.exit(BAD_INPUT_STATUS)
-    except FailedCalls:
-        sys.exit(FAILED_CALLS_STATUS)
-    except BAD_INPUT as error:
-        if os.environ.get("MOSAIC_TRACEBACK"):
-            raise
-        print(f"error: {explain_error(error)}", file=sys.stderr)
-        sys.exit(BAD_INPUT_STATUS)
-    except KeyboardInterrupt as stop:
-        said = ". ".join(part for part in (str(stop), on_interrupt) if part)
-        print(f"interrupted: {said}" if said else "interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED_STATUS)
+    with printable_output():
+        try:
+            yield
+        except FailedPoint:
+            sys.exit(BAD_INPUT_STATUS)
+        except FailedCalls:
+            sys.exit(FAILED_CALLS_STATUS)
+        except BAD_INPUT as error:
+            if os.environ.get("MOSAIC_TRACEBACK"):
+                raise
+            print(f"error: {explain_error(error)}", file=sys.stderr)
+            sys.exit(BAD_INPUT_STATUS)
+        except KeyboardInterrupt as stop:
+            said = ". ".join(part for part in (str(stop), on_interrupt) if part)
+            print(f"interrupted: {said}" if said else "interrupted", file=sys.stderr)
+            sys.exit(INTERRUPTED_STATUS)
 
 
 def explain_error(error: BaseException) -> str:

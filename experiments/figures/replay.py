@@ -17,6 +17,7 @@ from experiments.analysis.replay import replay_errors, replay_table
 from experiments.analysis.run_records import read_calls
 from experiments.figures.style import DASH, MUTED, PALETTE, SMALL_PT, new_figure, number_axis, png_bytes, styled
 from mosaic.core.errors import MosaicError
+from mosaic.core.printable import printable_output
 from mosaic.core.results import CallRecord, RunResult
 from mosaic.report.metrics import latency_s, mean, quantile, ttft_s
 from mosaic.report.run_folder import read_config
@@ -100,6 +101,7 @@ def _note(pairs: Sequence[tuple[float, float]]) -> str:
     return f"mean {100 * (again / real - 1):+.1f}%\n90% within {spread:.2g} s"
 
 
+@printable_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the errors of a run folder that replayed a log, and draw its figure; return the exit status."""
     parser = argparse.ArgumentParser(prog="replay", description="Compare a replayed request log with its own times.")

@@ -39,6 +39,7 @@ from experiments.figures.style import (
     text_colour,
 )
 from mosaic.core.errors import MosaicError
+from mosaic.core.printable import printable_output
 from mosaic.core.results import LostWorker, Resumption, SessionRecord
 from mosaic.core.workload import AGGREGATE, PROPOSE
 from mosaic.report.run_folder import SUMMARY, read_json
@@ -231,6 +232,7 @@ def _draw_mark(axes: "Axes", at_s: float, text: str, is_predicted: bool, row: in
     )  # fmt: skip
 
 
+@printable_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the timeline of a run folder; return the exit status."""
     parser = argparse.ArgumentParser(prog="timeline", description="Draw the timeline of a run folder.")

@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import NoReturn
 
 from mosaic.core.errors import FatalEngineError, MosaicError
+from mosaic.core.printable import printable_output
 from mosaic.engines.engine import EngineModule
 from mosaic.engines.messages import Failure, Fork, FromWorker, Load, Quit, Serve, one_line
 from mosaic.engines.session_service import SessionService
@@ -38,6 +39,7 @@ def die_with_parent(parent: int) -> None:
             os._exit(1)  # it ended before the kernel was asked
 
 
+@printable_output()
 def run_worker(fork: Fork, link: Connection, module: EngineModule, host: int) -> NoReturn:
     """Be a worker process from its fork to its end; ``host`` is the process that forked it."""
     status = 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from mosaic.core.commands import Command
 from mosaic.core.events import Event, Redone
 from mosaic.core.plan import PredictedTimes
+from mosaic.core.printable import PrintableStream, printable
 from mosaic.report.redone import describe_redone
 from mosaic.report.run_status import RunStatus, RunView
 
@@ -96,9 +97,9 @@ def show_run(
     if is_simulated and not is_terminal:
         yield ()
         return
-    status, lasting = RunStatus(title, predicted=predicted, is_simulated=is_simulated), LastingStream(stream)
+    status = RunStatus(title, predicted=predicted, is_simulated=is_simulated)
     if is_terminal:
-        screen = _Screen(status, lasting, more)
+        screen = _Screen(status, LastingStream(getattr(stream, "terminal", stream)), more)
         try:
             with repeating(screen.draw, REDRAW_S, first_s=SHORT_S if is_simulated else 0.0):
                 yield (Display(status, warn=screen.warn),)
@@ -109,6 +110,7 @@ def show_run(
     def describe() -> str:
         return ", ".join(part for part in (status.describe_calls(), more()) if part)
 
+    lasting = LastingStream(PrintableStream(stream))
     with repeating(lambda: lasting.write(f"{describe()}\n"), LOG_EVERY_S, first_s=LOG_EVERY_S):
         write = lambda line: lasting.write(f"{line}\n")  # noqa: E731
         yield (Display(status, tell=write, warn=write),)
@@ -139,15 +141,15 @@ class _Screen:
         room = max(1, self._live.console.size.height - 2)
         if len(lines) > room:
             lines = [*lines[: room - 1], f"and {len(lines) - room + 1:,} more workers"]
-        rows = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
+        rows = [Text(printable(line), no_wrap=True, overflow="ellipsis") for line in lines]
         self._live.update(Group(self._bar, *rows), refresh=True)
 
     def warn(self, line: str) -> None:
         """Write a line that stays, above what is drawn."""
         if self._live is None:
-            self._stream.write(f"{line}\n")
+            self._stream.write(f"{printable(line)}\n")
         else:
-            self._live.console.print(line, markup=False, highlight=False)
+            self._live.console.print(printable(line), markup=False, highlight=False)
 
     def close(self) -> None:
         """Wipe what was drawn."""
@@ -178,9 +180,10 @@ class _Screen:
             console=console,
             auto_refresh=False,
         )
-        self._task = self._bar.add_task(self._status.title, total=None, rate="")
+        self._task = self._bar.add_task(printable(self._status.title), total=None, rate="")
         self._live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
         self._live.start()
+        sys.stderr = PrintableStream(sys.stderr)  # rich has put its own there, until it stops
 
 
 @contextmanager
@@ -206,7 +209,7 @@ def repeating(act: Callable[[], object], every_s: float, *, first_s: float) -> I
 class LastingStream:
     """Writes to a stream as long as it takes it: a terminal that was closed, or a full disk, must not end a run."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | PrintableStream) -> None:
         self._stream = stream
         self._is_broken = False
 

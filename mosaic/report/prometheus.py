@@ -12,6 +12,7 @@ from mosaic.core.results import CallStatus
 from mosaic.core.workload import ExpertName
 from mosaic.report.run_status import RunView
 
+LOOPBACK = "127.0.0.1"
 TYPES = {
     "vllm:num_requests_running": "gauge",
     "vllm:num_requests_waiting": "gauge",
@@ -80,13 +81,15 @@ def _escaped(text: str) -> str:
 
 
 @contextmanager
-def serving(metrics: RunMetrics, port: int | None) -> Iterator[int | None]:
+def serving(metrics: RunMetrics, port: int | None, host: str = LOOPBACK) -> Iterator[int | None]:
     """Serve the counts at /metrics while a run lasts; gives the port, of which 0 lets the system choose.
+
+    Nobody but this machine reads them, unless ``host`` is an address that others reach.
 
     Raises
     ------
     OSError
-        If the port is taken.
+        If the port is taken, or the address is none of this machine's.
     """
     if port is None:
         yield None
@@ -104,7 +107,7 @@ def serving(metrics: RunMetrics, port: int | None) -> Iterator[int | None]:
         def log_message(self, *_: object) -> None:
             """Say nothing on stderr."""
 
-    server = ThreadingHTTPServer(("", port), Handler)
+    server = ThreadingHTTPServer((host, port), Handler)
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
     thread.start()
     try:

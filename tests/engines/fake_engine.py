@@ -61,7 +61,7 @@ def do_as_told(words: str, folder: Path) -> None:
     if "full" in told:
         journal.os.pwrite = full_disk
     if "print" in told:
-        print("said by the engine", flush=True)
+        print("said by \x1b[1mthe engine", flush=True)
         print("complained by the engine", file=sys.stderr, flush=True)
 
 

@@ -335,7 +335,8 @@ def test_a_session_that_broke_off_is_ready_again(tmp_path, host):
 def test_what_an_engine_prints_is_in_its_workers_log(tmp_path, host, capfd):
     (make_checkpoint(tmp_path, "B") / "behave").write_text("print")
     Runs(tmp_path, host).execute(PLAN, [*A, *B])
-    assert (tmp_path / "journal" / "worker-1.log").read_text() == "said by the engine\ncomplained by the engine\n"
+    log = "said by \\x1b[1mthe engine\ncomplained by the engine\n"
+    assert (tmp_path / "journal" / "worker-1.log").read_text() == log, "with control characters written out"
     assert (tmp_path / "journal" / "worker-0.log").read_text() == ""
     assert capfd.readouterr() == ("", "")
 

@@ -322,7 +322,7 @@ def test_what_a_process_printed_comes_along(tmp_path, fleets) -> None:
     calls = some_calls("A", 2)
     runs.execute(make_plan(make_session(0, calls), num_workers=1), calls)
     assert (tmp_path / "journal" / "worker-0.log").read_text() == (
-        "--- on a\nsaid by the engine\ncomplained by the engine\n"
+        "--- on a\nsaid by \\x1b[1mthe engine\ncomplained by the engine\n"
     )
 
 

@@ -202,6 +202,7 @@ def test_metrics_have_vllm_s_names(models: list[str], tmp_path: Path) -> None:
             for line in text.splitlines():
                 if line.startswith("metrics: "):
                     self.url = line.removeprefix("metrics: ")
+                    assert self.url.startswith("http://127.0.0.2:")
                 if line.startswith("worker") and "calls ended" in line:
                     seen.append(urllib.request.urlopen(self.url, timeout=5).read().decode())
             return len(text)
@@ -210,7 +211,8 @@ def test_metrics_have_vllm_s_names(models: list[str], tmp_path: Path) -> None:
         patch("sys.stderr", Listening()),
         patch("tests.engines.fake_batch.redirect_stderr", lambda stream: patch("os.sep", "/")),
     ):
-        assert run_mosaic("batch", path, *models, "--metrics-port", "0").status == 0
+        host = ("--metrics-host", "127.0.0.2")
+        assert run_mosaic("batch", path, *models, "--metrics-port", "0", *host).status == 0
     assert "# TYPE vllm:num_requests_running gauge" in seen[-1]
     last = dict(line.rsplit(" ", 1) for line in seen[-1].splitlines() if not line.startswith("#"))
     assert sum(int(count) for name, count in last.items() if name.startswith("vllm:request_success_total")) > 60

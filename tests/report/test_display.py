@@ -9,6 +9,7 @@ import pytest
 
 from mosaic.core.events import Ready, Redone, Started
 from mosaic.core.plan import PredictedTimes
+from mosaic.core.printable import printable_output
 from mosaic.report import display
 from mosaic.report.display import Display, LastingStream, repeating, show_run
 from mosaic.report.run_status import RunStatus
@@ -136,6 +137,21 @@ def test_what_is_done_again_is_said_on_a_terminal_and_in_a_log(repeated, clock, 
         serve(run, calls)
     said = "calls: A: its checkpoint or its engine's options have changed. Calls that had ended and are run again: 3"
     assert said in " ".join(screen(stream.getvalue())), "in lines of the terminal's width"
+
+
+@pytest.mark.parametrize("stream_kind", [Terminal, StringIO])
+def test_names_and_what_is_said_steer_neither_a_terminal_nor_a_log(repeated, clock, monkeypatch, stream_kind):
+    stream = stream_kind()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with printable_output(), show_run("calls\x1b[91m", more=lambda: "more\x1b[92m") as controllers:
+        run, calls = start(controllers, clock)
+        repeated[0][0]()
+        run.tell(Redone(0.0, 0, {"A\x1b[93m": 3}, {}))
+        print("a server said \x1b[94m", file=sys.stderr)
+        serve(run, calls)
+    for number in (91, 92, 93, 94):
+        assert f"\x1b[{number}m" not in stream.getvalue()
+        assert f"\\x1b[{number}m" in stream.getvalue()
 
 
 def test_a_log_gets_a_line_when_a_session_starts_or_ends_and_one_of_progress_now_and_then(repeated, clock, capsys):

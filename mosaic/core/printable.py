@@ -1,0 +1,56 @@
+"""Text of servers, models and files on screens and in logs: it may be read there, and steers no terminal."""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, TextIO
+
+_STEERS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls beside line ends and tabs
+    r"\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # hide or reorder text
+    r"\U000e0000-\U000e007f\ud800-\udfff]"  # tags, and halves of pairs, which no stream can encode
+)
+
+
+def printable(text: str) -> str:
+    r"""Write out the characters that control a terminal, and those that hide or reorder text; lines stay lines.
+
+    Examples
+    --------
+    >>> print(printable("\x1b]0;title\x07 and \x1b[2J"))
+    \x1b]0;title\x07 and \x1b[2J
+    """
+    return _STEERS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class PrintableStream:
+    """Passes printable text on to a stream.
+
+    Parameters
+    ----------
+    stream
+        Where the text goes; `terminal` gives it to what draws there itself.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.terminal = stream
+
+    def write(self, text: str) -> int:
+        self.terminal.write(printable(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.terminal, name)
+
+
+@contextmanager
+def printable_output() -> Iterator[None]:
+    """Let all that this process prints be printable."""
+    out, err = (stream and PrintableStream(stream) for stream in (sys.stdout, sys.stderr))
+    with redirect_stdout(out), redirect_stderr(err):
+        yield
