@@ -21,6 +21,7 @@ from experiments.config.batch import JOURNAL
 from experiments.config.compose import as_recorded
 from experiments.config.errors import NOT_REACHED_STATUS
 from experiments.config.job import job_from
+from experiments.config.received import check_received
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
 from mosaic.core.results import CallRecord, CallStatus
@@ -28,7 +29,7 @@ from mosaic.core.workload import AnswerKind, CallKey
 from mosaic.pipelines.skip_audit import SkipAudit, audit_order, num_to_reach
 from mosaic.report.batch_files import read_lines
 from mosaic.report.display import show_run
-from mosaic.report.run_folder import differing_keys, read_config
+from mosaic.report.run_folder import CONFIG, differing_keys, read_config
 from mosaic.runtime.auditing import answer_unskipped
 from mosaic.runtime.job import Job
 from mosaic.runtime.journal_records import read_journal
@@ -47,6 +48,8 @@ class Wanted:
     most: int | None = None
     """Questions that may be asked in all; None: all that were skipped."""
     risk: float = 0.05
+    overrides: tuple[str, ...] = ()
+    """Code, clusters and keys that the batch's configuration names: the folder alone decides on none."""
 
 
 def run_audit(out: Path, work: Path | None, wanted: Wanted, as_json: bool = False) -> int:
@@ -62,7 +65,7 @@ def run_audit(out: Path, work: Path | None, wanted: Wanted, as_json: bool = Fals
     folder = out.with_name(f"{out.name.removesuffix(OUT_SUFFIX)}.mosaic") if work is None else work
     kept = {line["custom_id"]: line["response"]["body"]["mosaic"] for line in lines}
     skipped = [name for name, about in kept.items() if about["skipped_aggregator"]]
-    job, seed = read_job(folder)
+    job, seed = read_job(folder, wanted.overrides)
     if not skipped:
         print(f"{out.name}: nothing to audit, no question skipped the aggregator{why_none(job)}")
         return 0
@@ -83,15 +86,16 @@ def run_audit(out: Path, work: Path | None, wanted: Wanted, as_json: bool = Fals
     return 0 if reached else NOT_REACHED_STATUS
 
 
-def read_job(folder: Path) -> tuple[Job, str]:
+def read_job(folder: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
     """Make a batch's job again, from its run folder; gives the seed of its audit too, the digest of its input.
 
     Raises
     ------
-    RunFolderError
-        If a file that it names has changed since.
+    RunFolderError, ValueError
+        If a file that it names has changed since, or it names code that the command line does not.
     """
     recorded = read_config(folder)
+    check_received(recorded, overrides, folder / CONFIG)
     config = _without_digests(recorded)
     differing = differing_keys(recorded, as_recorded(config))
     if differing:

@@ -129,6 +129,10 @@ def batch(
 @app.command()
 def audit(
     out: Annotated[Path, typer.Argument(help="What mosaic batch wrote: NAME.out.jsonl.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Code of your own and servers with keys, as the batch had them: aggregator.comparison=..."),
+    ] = None,
     until: Annotated[str | None, typer.Option(help="Go on until no more than this share would change: 2%.")] = None,
     sample: Annotated[int, typer.Option(help="Questions of the first look; each look doubles them.", min=1)] = 100,
     most: Annotated[int | None, typer.Option(help="Questions that may be asked in all.", min=1)] = None,
@@ -143,7 +147,12 @@ def audit(
     from experiments.config.errors import exit_with_message
 
     with exit_with_message():
-        wanted = Wanted(until_frac=None if until is None else read_share(until), sample=sample, most=most)
+        wanted = Wanted(
+            until_frac=None if until is None else read_share(until),
+            sample=sample,
+            most=most,
+            overrides=tuple(overrides or ()),
+        )
         status = run_audit(out, work, wanted, as_json)
     raise typer.Exit(status)
 

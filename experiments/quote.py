@@ -31,6 +31,7 @@ from experiments.config.places import own_folder
 from mosaic.core.checks import require
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions
+from mosaic.core.file_names import file_name
 from mosaic.quote import Asked, Kind, Quotation, ask, describe, quote
 from mosaic.quote.forecast import Factors, Simulator
 from mosaic.quote.measured import factors_of, hardware_error
@@ -104,7 +105,7 @@ def quote_batch(
     config = compose_config([*overrides]) if request is None else batch_config(request)
     backend = config["backend"]["name"]
     require(backend != "none", "backend.name", "one that answers: sim, vllm or endpoint", backend)
-    place, work = folder or own_folder("quote") / f"{config['workload']['name']}_{backend}", None
+    place, work = folder or own_folder("quote") / file_name(f"{config['workload']['name']}_{backend}"), None
     if request is not None:
         work = folder or work_folder(request.path)
         check_not_begun(work)

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
 import mosaic
-from experiments.config.compose import CONF, as_recorded, default_choices, plain, point_name
+from experiments.config.compose import CONF, as_recorded, default_choices, plain
 from experiments.config.errors import BAD_INPUT, FailedCalls, FailedPoint, exit_with_message, explain_error
 from experiments.config.job import Prepared, job_from
 from experiments.config.memory import spare_garbage_collector
@@ -33,7 +33,10 @@ from experiments.config.summary import answer_files, replans_jsonl, summary_of
 from experiments.figures.replay import report_replay
 from experiments.figures.timeline import draw_timeline
 from mosaic.core.action_lines import encode_action
+from mosaic.core.checks import require
+from mosaic.core.file_names import from_file_name
 from mosaic.core.plan import Plan
+from mosaic.core.printable import printable
 from mosaic.planning.explain import explain
 from mosaic.report.display import show_run
 from mosaic.report.metrics import Summary
@@ -73,13 +76,13 @@ def main(config: DictConfig) -> None:
             if num_failed:
                 raise FailedCalls(f"{num_failed} calls")
         return
-    point = point_name(os.path.relpath(folder, run.sweep.dir))
+    point = from_file_name(os.path.relpath(folder, run.sweep.dir))
     try:
         check_sweep(config, run)
         again = f"hydra.sweep.dir={run.sweep.dir}"
         num_failed = run_point(config, folder, point=point, overrides=asked, again=again)
     except BAD_INPUT as error:
-        print(f"error: {point}: {explain_error(error)}", file=sys.stderr)
+        print(printable(f"error: {point}: {explain_error(error)}"), file=sys.stderr)
         raise FailedPoint(point) from error
     if num_failed:
         raise FailedCalls(point)
@@ -118,6 +121,8 @@ def run_command() -> None:
     """Run what the command line asks for; bad input ends with status 2 and a message, calls without a result with 3."""
     # NOTE: otherwise Hydra prints errors its own way, with tracebacks, and ends the process itself.
     with env_override({"HYDRA_FULL_ERROR": "1"}), exit_with_message():
+        rerun = [argument for argument in sys.argv[1:] if argument.startswith("--e")]  # Hydra takes abbreviations too
+        require(not rerun, "--experimental-rerun", "left out: it runs whatever code its file names", rerun)
         config = compose_single(sys.argv[1:])
         main() if config is None else main(config)
 

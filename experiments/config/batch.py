@@ -128,6 +128,7 @@ def _litellm_models(path: Path) -> dict[str, str]:
             "left out: models are loaded here; for servers that are running give backend=endpoint and backend.endpoints"
         )
         require(served is None, f"{path}, {name}: api_base", rule, served)
+        require(str(name).isprintable(), f"{path}: model_name", "text of one line, without control characters", name)
     require_unique((name for name, _ in pairs), f"{path}: model_name")
     return {name: _without_provider(model) for name, model in pairs}
 

@@ -7,30 +7,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from mosaic.core.file_names import file_name
+
 CONF = Path(__file__).resolve().parents[2] / "conf"
 FILE_KEYS = ("path", "aggregator_path", "profiles", "profile", "calls", "output_tokens", "calibration")
 """Keys that may name a file."""
 
 
-def folder_name(point: str) -> str:
-    """Name the folder of a sweep's point: one folder, whatever paths the point names.
-
-    Examples
-    --------
-    >>> folder_name("workload.path=../mine.jsonl,seed=0")
-    'workload.path=..%2Fmine.jsonl,seed=0'
-    """
-    return point.replace("%", "%25").replace("/", "%2F")
-
-
-def point_name(folder: str) -> str:
-    """Read back what `folder_name` has encoded."""
-    return folder.replace("%2F", "/").replace("%25", "%")
-
-
-OmegaConf.register_new_resolver(
-    "folder_name", folder_name, replace=True
-)  # conf/config.yaml names sweeps' folders by it
+OmegaConf.register_new_resolver("file_name", file_name, replace=True)  # conf/config.yaml names sweeps' folders by it
 
 
 def compose_config(overrides: list[str]) -> dict[str, Any]:

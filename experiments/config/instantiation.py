@@ -1,31 +1,64 @@
 """Makes values from groups of the configuration, with errors that name the group."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-
 from experiments.config.compose import FILE_KEYS
-from mosaic.core.checks import require_name
+from mosaic.core.checks import require, require_name
 
 _Made = TypeVar("_Made")
 
+TARGET, PARTIAL = "_target_", "_partial_"
 MOST_KEPT = 32
 _kept: dict[str, Any] = {}
 
 
 def make(config: Mapping[str, Any], label: str) -> Any:
-    """Instantiate a group, showing the cause of a failure and not Hydra's way to it."""
-    require_name(config.get("_target_"), f"{label}._target_")
+    """Call what a group names with the group's other values; groups below it are made first.
+
+    Values stay as they are. Hydra's own ``instantiate`` would resolve ``${...}`` in them once more, and names of
+    models and of files are data.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the group, where what it names cannot be imported or called with these values.
+    """
+    target = import_callable(config.get(TARGET), f"{label}.{TARGET}")
+    values = {
+        key: _make_below(value, f"{label}.{key}") for key, value in config.items() if key not in (TARGET, PARTIAL)
+    }
+    return partial(target, **values) if config.get(PARTIAL) else call(target, label, **values)
+
+
+def _make_below(value: Any, label: str) -> Any:
+    if isinstance(value, Mapping):
+        if TARGET in value:
+            return make(value, label)
+        return {key: _make_below(entry, f"{label}.{key}") for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_make_below(entry, f"{label}[{number}]") for number, entry in enumerate(value)]
+    return value
+
+
+def import_callable(path: Any, field: str) -> Callable[..., Any]:
+    """Import what the user names by its dotted path.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If it cannot be imported, or called.
+    """
+    require_name(path, field)
     try:
-        return instantiate(config, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, ImportError | AttributeError):
-            reason = " ".join(str(cause).split())
-            raise ValueError(f"{label}._target_ must be importable, got {config['_target_']!r} ({reason})") from error
-        raise _labelled(cause, label) from error
+        found: Callable[..., Any] = resolve_name(path)
+    except Exception as error:  # a module of the user's own may raise anything
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{field} must be importable, got {path!r} ({reason})") from error
+    require(callable(found), field, "something that can be called", path)
+    return found
 
 
 def make_once(config: Mapping[str, Any], label: str) -> Any:

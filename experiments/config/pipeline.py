@@ -5,11 +5,9 @@ from functools import partial
 from inspect import signature
 from typing import Any, NamedTuple
 
-from hydra.utils import get_method
-
 from experiments.config.checks import check_fit, require_section
 from experiments.config.exits import calibrated_gate
-from experiments.config.instantiation import call, make
+from experiments.config.instantiation import call, import_callable, make
 from experiments.config.topology import topology_nodes
 from mosaic.answers.extraction import Comparison
 from mosaic.core.checks import require, require_count, require_name, require_unique
@@ -299,12 +297,7 @@ def _timed(expert: Expert, hardware: Hardware, degrees: Sequence[int]) -> tuple[
 def _comparison(path: str | None) -> Comparison | None:
     if path is None:
         return None
-    require_name(path, "aggregator.comparison")
-    try:
-        found: Comparison = get_method(path)
-    except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"aggregator.comparison must be importable, got {path!r} ({reason})") from error
+    found: Comparison = import_callable(path, "aggregator.comparison")
     try:
         signature(found).bind("one answer", "another")
     except TypeError as error:

@@ -9,11 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.analysis.ablation import make_ablation
 from experiments.analysis.run_table import collect_runs
-from experiments.config.compose import folder_name
 from experiments.config.sharing import override_dirname, points_of
 from experiments.figures.ablation import draw_ablation
 from experiments.studies.ablation_spec import read_spec
 from experiments.studies.ablation_text import ablation_csv, describe_ablation
+from mosaic.core.file_names import file_name
 
 MULTIRUN = "multirun.yaml"
 """Hydra's own record of a sweep: the configuration before the points' overrides."""
@@ -27,7 +27,7 @@ def point_names(config: DictConfig) -> list[str]:
     parser = OverridesParser.create()
     points = points_of(parser.parse_overrides([*params, *config.hydra.overrides.task]))
     naming = config.hydra.job.config
-    return [folder_name(override_dirname(parser.parse_overrides(point), naming)) for point in points]
+    return [file_name(override_dirname(parser.parse_overrides(point), naming)) for point in points]
 
 
 def draw_sweep(config: DictConfig, figure: Mapping[str, Any], folder: Path) -> str:

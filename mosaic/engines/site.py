@@ -11,6 +11,7 @@ from mosaic.core.chat import in_context
 from mosaic.core.cluster import Cluster, may_be_gang
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
+from mosaic.core.file_names import file_name
 from mosaic.core.plan import Plan
 from mosaic.core.realization import Outcomes
 from mosaic.core.results import CallRecord, Inputs, inputs_of
@@ -153,14 +154,14 @@ class EngineSite:
             content = RunContent(prompts=prompts, prefixes=prefixes, questions=questions, root_seed=self._seed)
         else:
             content = RunContent(outcomes=self.replayed.run, root_seed=self._seed)
-        earlier = [self._journal / stage for stage in after]
+        earlier = [self._journal / file_name(stage) for stage in after]
         self._run = self._begun(name, content, is_measured=False, earlier=earlier)
         return self._run
 
     def _begun(
         self, name: str, content: RunContent, *, is_measured: bool, earlier: Sequence[Path] = ()
     ) -> EngineBackend:
-        backend = self._make(self._journal / name, content, is_measured=is_measured, earlier=earlier)
+        backend = self._make(self._journal / file_name(name), content, is_measured=is_measured, earlier=earlier)
         backend.lost = self._lost
         return backend
 

@@ -166,7 +166,11 @@ AGGREGATORS = [
         "aggregator.comparison=no.such.function",
         ["aggregator.comparison must be importable, got 'no.such.function'", "No module named 'no'"],
     ),
-    Case("comparison_not_called", "aggregator.comparison=math.pi", ["comparison must be importable, got 'math.pi'"]),
+    Case(
+        "comparison_not_called",
+        "aggregator.comparison=math.pi",
+        ["comparison must be something that can be called, got 'math.pi'"],
+    ),
     Case("comparison_of_a_number", "aggregator.comparison=5", ["aggregator.comparison must be a string, got 5"]),
     Case(
         "comparison_of_one_answer",

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 
 import mosaic
-from experiments.config.compose import folder_name, point_name
+from mosaic.core.file_names import file_name, from_file_name
 from mosaic.core.results import CallStatus
 from mosaic.runtime.job import Outcome as RunOutcome
 from tests.experiments.command_line import QUICK, SMALL, run_here, run_point, run_process
@@ -61,10 +61,11 @@ def test_points_that_name_files_elsewhere_stay_in_the_sweeps_folder_and_apart(tm
     assert "workload.path=../../q.jsonl" in outcome.out, "the screen names the point as it was given"
 
 
-@pytest.mark.parametrize("point", ["workload.path=../a%2F/b", "a/b%2Fc", "%", "x=%252F", "plain,seed=0"])
+@pytest.mark.parametrize("point", ["workload.path=../a%2F/b", "a/b%2Fc", "%", "x=%252F", "plain,seed=0", "..", "a\nb"])
 def test_a_points_folder_is_one_folder_and_tells_the_point(point: str) -> None:
-    assert "/" not in folder_name(point)
-    assert point_name(folder_name(point)) == point
+    assert "/" not in file_name(point)
+    assert file_name(point) not in (".", "..")
+    assert from_file_name(file_name(point)) == point
 
 
 @pytest.mark.parametrize(
