@@ -30,6 +30,7 @@ from experiments.config.job import Prepared, job_from
 from experiments.config.memory import spare_garbage_collector
 from experiments.config.summary import answer_files, replans_jsonl, summary_of
 from mosaic.core.errors import RunFolderError
+from mosaic.quote import best_plan
 from mosaic.report.answer_stream import AnswerStream
 from mosaic.report.batch_files import BatchPaths, Finished, finish, paths_of
 from mosaic.report.batch_lines import LineWriter
@@ -85,7 +86,8 @@ def run_batch(
         raise ValueError(f"backend.mode must be live in a batch, got {config['backend']['mode']!r}")
     check_writable(places.files.out.parent)
     begin_run(places.work, stamped)
-    prepared = replace(prepared, job=replace(prepared.job, asked=asked_before(places.work)))
+    choose = None if config["backend"]["name"] == "endpoint" else best_plan  # servers have nothing to place
+    prepared = replace(prepared, job=replace(prepared.job, asked=asked_before(places.work), choose_plan=choose))
     writer = LineWriter(graph=prepared.job.graph, created=begun(places.work))
     stream = AnswerStream(prepared.job.workload, writer, places.files.partial)
     metrics = RunMetrics()

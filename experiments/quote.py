@@ -34,7 +34,7 @@ from mosaic.core.engine_options import EngineOptions
 from mosaic.core.file_names import file_name
 from mosaic.quote import Asked, Kind, Quotation, ask, describe, quote
 from mosaic.quote.forecast import Factors, Simulator
-from mosaic.quote.measured import factors_of, hardware_error
+from mosaic.quote.measured import hardware_error, load_factor, serve_factor
 from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
 from mosaic.report.display import show_run
 from mosaic.report.run_folder import begin_run
@@ -155,7 +155,7 @@ def kind_of(
     factors = Factors()
     if is_real and gpu.name == own:
         plain = Simulator(experts=experts, sessions=sessions, loads=sessions)
-        factors = factors_of(asked, plain, cluster)
+        factors = Factors(load=load_factor(asked.pilot, plain), serve=serve_factor(asked.pilot, plain, cluster))
     error, source = hardware_error(gpu.name, is_simulated=not is_real, is_measured=is_real and gpu.name == own)
     simulator = Simulator(experts=experts, sessions=sessions, loads=sessions, factors=factors)
     return Kind(gpu=gpu, simulator=simulator, hardware_error=error, hardware_source=source)

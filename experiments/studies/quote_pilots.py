@@ -16,13 +16,12 @@ from mosaic.core.plan import Plan
 from mosaic.core.results import CallRecord, RunResult
 from mosaic.core.workload import CallKey
 from mosaic.planning.costs import AffineCosts
-from mosaic.planning.profiles import Profile
 from mosaic.planning.session_model import Request
 from mosaic.quote import Asked, ask
 from mosaic.quote.draws import Draw, draw_worlds
 from mosaic.quote.forecast import Factors, Simulator
 from mosaic.quote.offers import plan_time, simulated_profile, total_s
-from mosaic.quote.quote import plan_for
+from mosaic.quote.quote import planner_for, plans_for
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Layers, Questions
 from mosaic.runtime.loop import drive
@@ -57,6 +56,8 @@ class Row:
     num_pilot_calls: int
     num_calls: int
     num_gpus: int
+    plan: str
+    """The best of those that the quote simulated."""
     central_s: float
     spread: float
     truth_s: float
@@ -76,9 +77,10 @@ def simulated_rows(workload: str, seed: int, per_expert: int, sizes: Sequence[in
     for size in sizes:
         own = uniform_cluster(name="quote", num_workers=size, gpu=site.hardware.gpu)
         try:
-            plan = plan_for(job, asked.batch, profile, own, job.scheduler).plan
+            best = plans_for(job, asked.batch, profile, simulator, own, central)[0]
         except InfeasibleError:
             continue
+        plan = best.planned.plan
         found = plan_time(plan, asked.batch, simulator, own, central, others)
         yield Row(
             workload=workload,
@@ -87,6 +89,7 @@ def simulated_rows(workload: str, seed: int, per_expert: int, sizes: Sequence[in
             num_pilot_calls=len(job.graph.first_calls(job.workload)) - len(asked.batch.calls),
             num_calls=len(job.graph.first_calls(job.workload)),
             num_gpus=size,
+            plan=best.name,
             central_s=found.central_s,
             spread=found.spread,
             truth_s=total_s(plan, asked.batch, simulator, own, truth),
@@ -154,9 +157,10 @@ def measured_row(seed: int, per_expert: int, folder: Path) -> Row:
         simulator, cluster = _simulator(job, site, job.cluster.num_workers, factors)
         central, others = draw_worlds(asked.batch, asked.sample, simulator.experts, seed=seed)
         profile = simulated_profile(asked.sample, central[0], asked.batch, simulator, cluster)
-        planned = plan_for(job, asked.batch, profile, job.cluster, job.scheduler)
-        found = plan_time(planned.plan, asked.batch, simulator, job.cluster, central, others)
-        result = _run(job, asked, planned.plan, profile_planner(job, profile))
+        best = plans_for(job, asked.batch, profile, simulator, job.cluster, central)[0]
+        plan = best.planned.plan
+        found = plan_time(plan, asked.batch, simulator, job.cluster, central, others)
+        result = _run(job, asked, plan, planner_for(job, profile, job.cluster))
     truth_s = processor_makespan_s(result)
     return Row(
         workload=MEASURED,
@@ -165,19 +169,12 @@ def measured_row(seed: int, per_expert: int, folder: Path) -> Row:
         num_pilot_calls=len(asked.records),
         num_calls=len(job.workload.calls),
         num_gpus=job.cluster.num_workers,
+        plan=best.name,
         central_s=found.central_s,
         spread=found.spread,
         truth_s=truth_s,
-        affine_s=affine_s(job, asked, planned.plan, simulator, job.cluster),
+        affine_s=affine_s(job, asked, plan, simulator, job.cluster),
         truth_experts_s=truth_s,
-    )
-
-
-def profile_planner(job: Job, profile: Profile) -> Planner:
-    """Plan with a quote's profile."""
-    profiles = dict.fromkeys(job.graph.first_nodes, profile)
-    return Planner(
-        experts=job.experts, cluster=job.cluster, scheduler=job.scheduler, costs=job.costs, profiles=profiles
     )
 
 

@@ -1,11 +1,13 @@
 """How far the machine's seconds are from simulated ones: by the pilot's own sessions, or by what was validated."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 from mosaic.core.cluster import Cluster
+from mosaic.core.results import SessionRecord
 from mosaic.planning.session_model import Request
-from mosaic.quote.asking import Asked
-from mosaic.quote.forecast import Factors, Simulator
+from mosaic.quote.forecast import Simulator
+from mosaic.runtime.pilot_stages import Pilot
 
 VALIDATED: Mapping[str, tuple[float, str]] = {
     "cpu_core": (0.082, "results/validation: makespans of three plans on real vLLM, off by 11.0%, 3.6% and 8.3%"),
@@ -34,24 +36,30 @@ def hardware_error(kind: str, *, is_simulated: bool, is_measured: bool) -> tuple
     return REPEATS if is_measured else VALIDATED.get(kind, NOT_VALIDATED)
 
 
-def factors_of(asked: Asked, simulator: Simulator, cluster: Cluster) -> Factors:
-    """Say by how much the pilot's sessions took longer than simulated ones, loads and serving apart.
+def load_factor(pilot: Pilot, simulator: Simulator) -> float:
+    """Say by how much the pilot's loads took longer than simulated ones; engines that were loaded already say nothing.
 
-    Sessions that were interrupted, and engines that were loaded already, say nothing.
+    1: nothing was loaded.
     """
-    requests: dict[int, list[Request]] = {}
-    for record in asked.result.calls:
-        requests.setdefault(record.session, []).append(Request(record.prompt_tokens, record.output_tokens))
-    serve_s, load_s = [0.0, 0.0], [0.0, 0.0]
-    for session in asked.result.sessions:
-        if session.num_interruptions or session.session not in requests:
-            continue
-        expert, degree = simulator.experts[session.expert], len(session.workers)
-        serve_s[0] += session.end_ts - session.start_ts
-        serve_s[1] += simulator.serve_s(expert, requests[session.session], cluster, degree)
-        if session.load_s > 0:
-            load_s[0] += session.load_s
-            load_s[1] += simulator.loads.load_s(expert, degree)
-    return Factors(
-        load=load_s[0] / load_s[1] if load_s[1] else 1.0, serve=serve_s[0] / serve_s[1] if serve_s[1] else 1.0
+    loaded = [session for session in _undisturbed(pilot) if session.load_s > 0]
+    simulated_s = sum(
+        simulator.loads.load_s(simulator.experts[session.expert], len(session.workers)) for session in loaded
     )
+    return sum(session.load_s for session in loaded) / simulated_s if simulated_s else 1.0
+
+
+def serve_factor(pilot: Pilot, simulator: Simulator, cluster: Cluster) -> float:
+    """Say by how much the pilot's sessions served longer than simulated ones; 1: there were none."""
+    requests = defaultdict[int, list[Request]](list)
+    for record in pilot.records.values():
+        requests[record.session].append(Request(record.prompt_tokens, record.output_tokens))
+    served = [session for session in _undisturbed(pilot) if session.session in requests]
+    simulated_s = sum(
+        simulator.serve_s(simulator.experts[session.expert], requests[session.session], cluster, len(session.workers))
+        for session in served
+    )
+    return sum(session.end_ts - session.start_ts for session in served) / simulated_s if simulated_s else 1.0
+
+
+def _undisturbed(pilot: Pilot) -> list[SessionRecord]:
+    return [session for session in pilot.sessions if session.num_calls and not session.num_interruptions]

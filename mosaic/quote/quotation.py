@@ -16,11 +16,13 @@ class Offer:
 
     kind: str
     num_gpus: int
+    plan: str
+    """The best of the plans that were simulated."""
     p50_s: float
     p90_s: float
     """The batch ends no later with a probability of 90%, by pilots whose truth is known."""
-    round_robin_p50_s: float
-    data_parallel_p50_s: float
+    p50_s_by_plan: Mapping[str, float]
+    """Of all of them, the best first; one that has no place for an expert is missing."""
     aggregator_s: float
     load_frac: float
     pilot_spread: float
@@ -107,21 +109,26 @@ def describe(quotation: Quotation, *, explain: bool = False) -> str:
     lines = [
         f"quote for {quotation.workload}: {left:,} calls{merges} are left, {quotation.num_pilot_calls:,} were asked",
         "",
-        f"{'GPUs':<18}{'P50':>10}{'P90':>10}{'GPU-hours':>11}{'price':>10}{'round robin':>13}{'data parallel':>15}",
+        f"{'GPUs':<18}{'P50':>10}{'P90':>10}{'GPU-hours':>11}{'price':>10}{'round robin':>13}{'data parallel':>15}"
+        "  plan",
     ]
     best = quotation.cheapest
     for offer in quotation.offers:
         price = "-" if offer.p50_dollars is None else f"${offer.p50_dollars:,.2f}"
         lines.append(
             f"{f'{offer.num_gpus} x {offer.kind}':<18}{duration(offer.p50_s):>10}{duration(offer.p90_s):>10}"
-            f"{offer.p50_gpu_hours:>11.2f}{price:>10}{duration(offer.round_robin_p50_s):>13}"
-            f"{duration(offer.data_parallel_p50_s):>15}{'  <' if offer == best else ''}"
+            f"{offer.p50_gpu_hours:>11.2f}{price:>10}{_p50(offer, 'round_robin'):>13}"
+            f"{_p50(offer, 'data_parallel'):>15}  {offer.plan}{'  <' if offer == best else ''}"
         )
     lines += ["", _verdict(quotation, best)]
     if explain:
         lines += ["", *_explanation(quotation)]
     lines += [*quotation.notes] if explain else []
     return "\n".join(lines) + "\n"
+
+
+def _p50(offer: Offer, plan: str) -> str:
+    return duration(offer.p50_s_by_plan[plan]) if plan in offer.p50_s_by_plan else "-"
 
 
 def _verdict(quotation: Quotation, best: Offer | None) -> str:

@@ -7,12 +7,11 @@ from functools import partial
 
 from mosaic.core.cluster import Cluster, Gpu, uniform_cluster
 from mosaic.core.errors import InfeasibleError
+from mosaic.core.plan import Plan
 from mosaic.planning.ilp.ilp import Ilp
 from mosaic.planning.profiles import Profile
-from mosaic.planning.schedulers.base import Scheduler
-from mosaic.planning.schedulers.data_parallel import DataParallel
-from mosaic.planning.schedulers.round_robin import RoundRobin
 from mosaic.quote.asking import Asked
+from mosaic.quote.best import Tried, try_plans
 from mosaic.quote.draws import Batch, Draw, draw_worlds
 from mosaic.quote.forecast import Simulator
 from mosaic.quote.interval import CALIBRATION, Calibration, interval
@@ -20,7 +19,7 @@ from mosaic.quote.offers import plan_time, simulated_profile
 from mosaic.quote.prices import Price
 from mosaic.quote.quotation import Offer, Quotation
 from mosaic.runtime.job import Job
-from mosaic.runtime.planner import Planned, Planner
+from mosaic.runtime.planner import Planner
 
 PLAN_LIMIT_S = 0.5
 """For each plan behind a quote: to prove optima for eight numbers of GPUs takes longer than to simulate them."""
@@ -115,31 +114,25 @@ def _offers(
     for size in sizes:
         cluster = of_size(num_workers=size)
         try:
-            planned = plan_for(job, batch, profile, cluster, job.scheduler)
+            tried = plans_for(job, batch, profile, simulator, cluster, central)
         except InfeasibleError as error:
             notes.append(f"{size} x {name}: {error}")
             continue
-        main = plan_time(planned.plan, batch, simulator, cluster, central, others)
-        span = interval(main.central_s, main.spread, calibration, kind.hardware_error)
-        shift = span.p50_s / main.central_s
-        baselines = [
-            plan_time(
-                plan_for(job, batch, profile, cluster, scheduler).plan, batch, simulator, cluster, central[:1], ()
-            )
-            for scheduler in (RoundRobin(), DataParallel())
-        ]
+        best = plan_time(tried[0].planned.plan, batch, simulator, cluster, central, others)
+        span = interval(best.central_s, best.spread, calibration, kind.hardware_error)
+        shift = span.p50_s / best.central_s
         price = prices.get(name)
         offers.append(
             Offer(
                 kind=name,
                 num_gpus=size,
+                plan=tried[0].name,
                 p50_s=span.p50_s,
                 p90_s=span.p90_s,
-                round_robin_p50_s=baselines[0].central_s * shift,
-                data_parallel_p50_s=baselines[1].central_s * shift,
-                aggregator_s=main.merge_s * shift,
-                load_frac=main.load_frac,
-                pilot_spread=main.spread,
+                p50_s_by_plan={one.name: one.seconds * shift for one in tried},
+                aggregator_s=best.merge_s * shift,
+                load_frac=best.load_frac,
+                pilot_spread=best.spread,
                 hardware_error=kind.hardware_error,
                 dollars_per_hour=None if price is None else price.dollars_per_hour,
             )
@@ -147,17 +140,29 @@ def _offers(
     return offers
 
 
-def plan_for(job: Job, batch: Batch, profile: Profile, cluster: Cluster, scheduler: Scheduler) -> Planned:
-    """Plan what is left of a batch on a cluster; the ILP gets half a second.
+def plans_for(
+    job: Job, batch: Batch, profile: Profile, simulator: Simulator, cluster: Cluster, central: Sequence[Draw]
+) -> tuple[Tried, ...]:
+    """Plan what is left of a batch on a cluster in every way that there is, the best first.
 
     Raises
     ------
     InfeasibleError
         If no plan exists.
     """
+
+    def seconds_of(plan: Plan) -> float:
+        return plan_time(plan, batch, simulator, cluster, central, ()).central_s
+
+    return try_plans(planner_for(job, profile, cluster), batch.calls, profile, seconds_of)
+
+
+def planner_for(job: Job, profile: Profile, cluster: Cluster) -> Planner:
+    """Plan with a quote's profile on a cluster; the ILP gets half a second."""
+    scheduler = job.scheduler
     if isinstance(scheduler, Ilp):
         scheduler = replace(scheduler, time_limit_s=min(scheduler.time_limit_s, PLAN_LIMIT_S))
-    planner = Planner(
+    return Planner(
         experts=job.experts,
         cluster=cluster,
         scheduler=scheduler,
@@ -165,7 +170,6 @@ def plan_for(job: Job, batch: Batch, profile: Profile, cluster: Cluster, schedul
         profiles=dict.fromkeys(job.graph.first_nodes, profile),
         session_model=job.session_model,
     )
-    return planner.plan(batch.calls)
 
 
 def _busy_frac(asked: Asked, kind: Kind, seed: int) -> dict[str, float]:

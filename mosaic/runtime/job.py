@@ -78,6 +78,8 @@ class Job:
     """Saved plans, by layer; none: they are made."""
     asked: tuple[Plan, ...] = ()
     """Of the stages in which a quote has asked calls of the batch before, with the same journal."""
+    choose_plan: Callable[..., Planned] | None = None
+    """Makes the first layer's plan of a planner, calls, the pilot and who is told; None: the scheduler does."""
     has_barrier: bool = True
     """A layer starts when the one before it has ended."""
     has_quorum: bool = False

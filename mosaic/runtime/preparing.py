@@ -59,7 +59,10 @@ def prepare(job: Job, show: Show, step: Step, tell: Tell) -> Begun:
             session_model=job.session_model,
             host_loads=job.host_loads,
         )
-        planned = planner.plan(first, saved=job.plans[0] if job.plans else None)
+        if job.choose_plan is None or job.plans:
+            planned = planner.plan(first, saved=job.plans[0] if job.plans else None)
+        else:
+            planned = job.choose_plan(planner, first, pilot, tell)
         rehearsal = Rehearsal()
         if job.has_quorum and job.graph.upper_nodes and not job.plans:
             rehearsal = rehearse(job.graph, planner, job.site, show, max_questions=_most_rehearsed(job), tell=tell)
