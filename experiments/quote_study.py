@@ -1,6 +1,6 @@
 """Quote batches whose truth is known, and see how far quotes are off and what calibrates them.
 
-    python experiments/quote_study.py --measured 8 --out results/quote  # 16 seeds of five workloads, and the tiny pool
+    python experiments/quote_study.py --measured 8 --out results/quote  # 36 seeds of five workloads, and the tiny pool
     python experiments/quote_study.py --gpus 1,2,4,8 --per-expert 64,128  # more sizes, into results/multirun
     python experiments/quote_study.py --again --out results/quote  # the report and the figure, from pilots.csv
 
@@ -19,7 +19,7 @@ from experiments.config.places import own_folder
 from experiments.figures.quotes import Quoted, draw_quotes
 from experiments.quote import parse_sizes
 from experiments.studies.quote_pilots import POOLS, Row, measured_row, simulated_rows
-from experiments.studies.quote_report import main_rows, quoted, report
+from experiments.studies.quote_report import quoted_p90_s, report, split_seeds
 from experiments.studies.rows import read_rows, rows_csv
 
 
@@ -37,17 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (out / "report.md").write_text(
         report(rows, "python experiments/quote_study.py --measured 8 --out results/quote"), "utf-8"
     )
-    pilots = [
-        Quoted(row.workload, *_span(row, rows), row.truth_s)
-        for row in main_rows(rows, max(row.per_expert for row in rows))
-    ]
-    (out / "quotes.png").write_bytes(draw_quotes(pilots))
+    early, late = split_seeds(rows, max(row.per_expert for row in rows))
+    if early and late:
+        pilots = [Quoted(row.workload, row.central_s, quoted_p90_s(row, early), row.truth_s) for row in late]
+        (out / "quotes.png").write_bytes(draw_quotes(pilots))
     print(out / "report.md")
-
-
-def _span(row: Row, rows: Sequence[Row]) -> tuple[float, float]:
-    span = quoted(row, rows)
-    return span.p50_s, span.p90_s
 
 
 def _missing(rows: Sequence[Row], options: argparse.Namespace) -> Iterator[list[Row]]:
@@ -65,7 +59,7 @@ def _missing(rows: Sequence[Row], options: argparse.Namespace) -> Iterator[list[
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="quote_study", description="Quote batches whose truth is known.")
-    parser.add_argument("--seeds", type=int, default=16, help="of each simulated workload (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=36, help="of each simulated workload (default: %(default)s)")
     parser.add_argument("--gpus", default="4", help="numbers of GPUs, as 1,2,4,8 (default: %(default)s)")
     parser.add_argument("--per-expert", default="128", help="sizes of pilots, as 64,128 (default: %(default)s)")
     parser.add_argument("--measured", type=int, default=0, help="pilots of the tiny pool on real vLLM")

@@ -1,21 +1,25 @@
-"""What the study of quotes found: how far P50 is off, how often the truth lies under P90, and the calibration."""
+"""What the study of quotes found: coverage of P90 on workloads and seeds left out, and errors of P50."""
 
 from collections.abc import Sequence
 from math import exp, log
 from statistics import fmean
 
 from experiments.studies.quote_pilots import MEASURED, Row
-from mosaic.quote.interval import Calibration, Interval, Known, calibrate, interval
+from mosaic.quote.interval import UNSEEN, Calibration, Known, calibrate, p90_of
 from mosaic.quote.measured import REPEATS
 
-NUM_FIRST_SEEDS = 12
+NUM_FIRST_SEEDS = 16
+"""The form of the calibration was chosen on these; on later ones nothing was."""
+AIM = (0.85, 0.95)
+"""Share of pilots whose truth lies under P90."""
 MAIN_GPUS = 4
 """Of the simulated workloads; the tiny pool's pilots run on the machine's two workers."""
 
 
 def calibration_of(rows: Sequence[Row], source: str) -> Calibration:
-    """Calibrate on pilots."""
-    return calibrate([Known(row.truth_s, row.central_s, row.spread) for row in rows], source)
+    """Calibrate on simulated pilots: what real machines add to their error, a quote adds by itself."""
+    known = [Known(row.truth_s, row.central_s, row.spread) for row in rows if row.workload != MEASURED]
+    return calibrate(known, source)
 
 
 def without(rows: Sequence[Row], workload: str) -> Calibration:
@@ -23,10 +27,21 @@ def without(rows: Sequence[Row], workload: str) -> Calibration:
     return calibration_of([row for row in rows if row.workload != workload], f"all workloads but {workload}")
 
 
-def quoted(row: Row, rows: Sequence[Row]) -> Interval:
-    """Give P50 and P90 as a quote would that is calibrated on the other workloads."""
+def quoted_p90_s(row: Row, rows: Sequence[Row]) -> float:
+    """Give P90 as a quote would that is calibrated on the other workloads of these rows."""
     error = REPEATS[0] if row.workload == MEASURED else 0.0
-    return interval(row.central_s, row.spread, without(rows, row.workload), error)
+    return p90_of(row.central_s, row.spread, without(rows, row.workload), error)
+
+
+def coverage(rows: Sequence[Row], learned_on: Sequence[Row]) -> float:
+    """Give the share of pilots whose truth lies under P90, each calibrated on other workloads."""
+    return fmean(row.truth_s <= quoted_p90_s(row, learned_on) for row in rows)
+
+
+def split_seeds(rows: Sequence[Row], per_expert: int) -> tuple[list[Row], list[Row]]:
+    """Split simulated pilots into those that are learned from, and those of later seeds."""
+    own = [row for row in main_rows(rows, per_expert) if row.workload != MEASURED]
+    return [row for row in own if row.seed < NUM_FIRST_SEEDS], [row for row in own if row.seed >= NUM_FIRST_SEEDS]
 
 
 def main_rows(rows: Sequence[Row], per_expert: int) -> list[Row]:
@@ -38,86 +53,96 @@ def _gpus(row: Row) -> int:
     return 2 if row.workload == MEASURED else MAIN_GPUS
 
 
-def _table(rows: Sequence[Row], fitted_on: Sequence[Row], name: str) -> str:
-    ends = [quoted(row, fitted_on) for row in rows]
-    errors = [end.p50_s / row.truth_s - 1 for row, end in zip(rows, ends, strict=True)]
-    under = fmean(row.truth_s <= end.p90_s for row, end in zip(rows, ends, strict=True))
-    bias = exp(fmean(map(_log_ratio, rows, ends))) - 1
-    affine = fmean(abs(row.affine_s / row.truth_experts_s - 1) for row in rows)
-    error = fmean(map(abs, errors))
-    width = fmean(end.p90_s / end.p50_s - 1 for end in ends)
-    return f"| {name} | {len(rows)} | {under:.1%} | {bias:+.1%} | {error:.1%} | {width:.0%} | {affine:.0%} |"
-
-
-def _targets(rows: Sequence[Row], fitted_on: Sequence[Row]) -> str:
-    """Say what was asked of quotes, and whether it is met."""
-    ends = [quoted(row, fitted_on) for row in rows]
-    under = fmean(row.truth_s <= end.p90_s for row, end in zip(rows, ends, strict=True))
-    bias = exp(fmean(map(_log_ratio, rows, ends))) - 1
-    error = fmean(abs(end.p50_s / row.truth_s - 1) for row, end in zip(rows, ends, strict=True))
-    asked = {
-        f"the truth lies under P90 in 85% to 95% of the pilots: {under:.1%}": 0.85 <= under <= 0.95,
-        f"P50's bias is under 5%: {bias:+.1%} over all, where workloads' own cancel": abs(bias) < 0.05,
-        f"P50's error is at most 12%: {error:.1%}": error <= 0.12,
-    }
-    return "\n".join(f"- {text} ({'met' if is_met else 'MISSED'})" for text, is_met in asked.items())
-
-
-def _log_ratio(row: Row, end: Interval) -> float:
-    return log(end.p50_s / row.truth_s)
-
-
 HEAD = (
     "| pilots | number | truth under P90 | bias of P50 | error of P50 | P90 above P50 | error of the affine profile |\n"
     "| --- | --- | --- | --- | --- | --- | --- |"
 )
 
 
+def _line(rows: Sequence[Row], learned_on: Sequence[Row], name: str) -> str:
+    affine = fmean(abs(row.affine_s / row.truth_experts_s - 1) for row in rows)
+    width = fmean(quoted_p90_s(row, learned_on) / row.central_s - 1 for row in rows)
+    return (
+        f"| {name} | {len(rows)} | {coverage(rows, learned_on):.1%} | {_bias(rows):+.1%} | {_error(rows):.1%} "
+        f"| {width:.0%} | {affine:.0%} |"
+    )
+
+
+def _lines(rows: Sequence[Row], learned_on: Sequence[Row]) -> list[str]:
+    names = dict.fromkeys(row.workload for row in rows)
+    by_name = [_line([row for row in rows if row.workload == name], learned_on, name) for name in names]
+    return [HEAD, *by_name, _line(rows, learned_on, "**all**")]
+
+
+def _bias(rows: Sequence[Row]) -> float:
+    return exp(fmean(log(row.central_s / row.truth_s) for row in rows)) - 1
+
+
+def _error(rows: Sequence[Row]) -> float:
+    return fmean(abs(row.central_s / row.truth_s - 1) for row in rows)
+
+
+def _headline(rows: Sequence[Row], per_expert: int) -> list[str]:
+    early, late = split_seeds(rows, per_expert)
+    if not late or not early:
+        return []
+    found = coverage(late, early)
+    low, high = AIM
+    aims = {
+        f"the truth lies under P90 in {low:.0%} to {high:.0%}: {found:.1%}": low <= found <= high,
+        f"P50's bias is under 5%: {_bias(late):+.1%} over all, where workloads' own cancel": abs(_bias(late)) < 0.05,
+        f"P50's error is at most 12%: {_error(late):.1%}": _error(late) <= 0.12,
+    }
+    return [
+        f"**On workloads and seeds that were left out the truth lies under P90 in {found:.1%} of {len(late)} pilots.**",
+        "",
+        f"P90 of each workload is learned from the first {NUM_FIRST_SEEDS} seeds of the others, and scored on its",
+        f"later seeds; {per_expert} calls an expert, {MAIN_GPUS} GPUs.",
+        "",
+        *_lines(late, early),
+        "",
+        *(f"- {text} ({'met' if is_met else 'MISSED'})" for text, is_met in aims.items()),
+        "",
+    ]
+
+
 def report(rows: Sequence[Row], command: str) -> str:
     """Write the study as text."""
     sizes = sorted({row.per_expert for row in rows}, reverse=True)
-    final = calibration_of(rows, "all pilots")
+    final = calibration_of(main_rows(rows, sizes[0]), "all pilots")
     lines = [
         "# Quotes against what batches took",
         "",
         f"    {command}",
         "",
-        "A pilot asks some of a batch's calls, the quote predicts the rest, and the quote's plan is then run: in the",
-        "simulated world that the pilot was asked in, or on real vLLM (the tiny pool, processor time, experts alone).",
-        "A calibration is always of the other workloads. Error is the mean of the absolute ones, bias the geometric",
-        "mean of P50 over the truth. The affine profile is that of the pilot's own sessions, for the plan's experts.",
+        *_headline(rows, sizes[0]),
+        "A pilot asks some of a batch's calls, the quote predicts the rest, and the quote's plan, the best of those",
+        "that it simulated, is then run: in the simulated world that the pilot was asked in, or on real vLLM",
+        "(tiny_mcq: processor time, experts alone). Error is the mean of the absolute ones, bias the geometric mean of P50 over",
+        "the truth. The affine profile is that of the pilot's own sessions, for the plan's experts.",
         "",
     ]
     for size in sizes:
         mine = main_rows(rows, size)
-        if not mine:
-            continue
-        shown = f"{size} calls an expert"
-        lines += [f"## {shown}, {MAIN_GPUS} GPUs (tiny_mcq: 2 workers)", "", HEAD]
-        lines += [_table([r for r in mine if r.workload == name], rows, name) for name in _workloads(mine)]
-        lines += [_table(mine, rows, "**all**"), "", _targets(mine, rows), ""]
-    lines += ["## All numbers of GPUs", "", HEAD]
-    for size in sizes:
-        for gpus in sorted({row.num_gpus for row in rows}):
-            some = [row for row in rows if (row.per_expert, row.num_gpus) == (size, gpus)]
-            if some:
-                lines.append(_table(some, rows, f"{size} calls an expert, {gpus} GPUs"))
-    late = [row for row in rows if row.seed >= NUM_FIRST_SEEDS]
-    if late:
-        early = [row for row in rows if row.seed < NUM_FIRST_SEEDS]
-        head = HEAD.replace("| pilots |", f"| calibrated on the first {NUM_FIRST_SEEDS} seeds |")
-        lines += ["", "## Seeds on which nothing was chosen", "", head, _table(late, early, "the others")]
+        if mine:
+            title = f"## All pilots of {size} calls an expert, {MAIN_GPUS} GPUs (tiny_mcq: 2 workers)"
+            lines += [title, "", "P90 is learned from all seeds of the other workloads.", "", *_lines(mine, mine), ""]
+    others = [row for row in rows if row.workload != MEASURED and row.num_gpus != MAIN_GPUS]
+    if others:
+        lines += ["## Other numbers of GPUs", "", HEAD]
+        for size, num in sorted({(row.per_expert, row.num_gpus) for row in others}):
+            some = [row for row in others if (row.per_expert, row.num_gpus) == (size, num)]
+            lines.append(_line(some, main_rows(rows, size), f"{size} calls an expert, {num} GPUs"))
+        lines.append("")
+    plans = [row.plan for row in rows if row.workload != MEASURED]
+    named = ", ".join(f"{name} {plans.count(name)}" for name in sorted(set(plans)))
     lines += [
+        "## What `mosaic/quote/interval.py` has",
         "",
-        f"Calibration of all {len(rows)} rows, as `mosaic/quote/interval.py` has it: the logarithm of the truth over",
-        f"the forecast is {final.shift:+.3f} {final.shift_per_spread:+.3f} times the spread, which was",
-        f"{final.spreads[0]:.3f} to {final.spreads[1]:.3f}; P90 lies {final.p90_score:.3f} widened spreads above P50.",
-        f"That a line is fitted, and not a number, was chosen on the first {NUM_FIRST_SEEDS} seeds.",
+        f"P90 lies {final.p90_score:.3f} widened spreads of the logarithm above P50, by all simulated pilots; a spread",
+        f"is widened by {UNSEEN:g}, in squares. That P50 is not shifted, and {UNSEEN:g}, were chosen on the first",
+        f"{NUM_FIRST_SEEDS} seeds, each workload scored by what the others taught. The plans: {named}.",
         "",
         "![Truth against the quoted interval](quotes.png)",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _workloads(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row.workload for row in rows))

@@ -1,12 +1,17 @@
-"""From simulated draws to P50 and P90: a spread by bootstrap, calibrated on pilots whose truth is known."""
+"""From simulated draws to P90: a spread by bootstrap, calibrated on pilots whose truth is known."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, exp, log, sqrt
 from statistics import fmean
 from typing import NamedTuple
 
 from mosaic.core.checks import require, require_number
+
+UNSEEN = 0.2
+"""Spread of the logarithm that is added, in squares, to every bootstrap's."""
+NORMAL_P90 = 1.2816
+"""Of the standard normal distribution."""
 
 
 class Known(NamedTuple):
@@ -24,40 +29,18 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What pilots with known truth showed of the bootstrap.
+    """How far above P50 nine of ten pilots with known truth ended."""
 
-    NOTE: a plan is chosen as the shortest of many by the same forecast that says how long it takes, which is too short
-    then; and the wider a pilot's spread, the more a forecast hangs on tails, which come out too long. The logarithm of
-    the truth over the forecast is therefore shifted by a line in the spread.
-    """
-
-    shift: float
-    """Of the logarithm, at spread 0."""
-    shift_per_spread: float
-    spreads: tuple[float, float]
-    """Narrowest and widest of the pilots: beyond them the shift is that of the nearest."""
     p90_score: float
-    """How many widened spreads P90 lies above P50."""
+    """In widened spreads."""
     source: str
 
     def __post_init__(self) -> None:
-        require_number(self.shift, "calibration: shift")
-        require_number(self.shift_per_spread, "calibration: shift_per_spread")
-        require_number(self.p90_score, "calibration: p90_score")
-        require(self.p90_score >= 0, "calibration: p90_score", "at least 0", self.p90_score)
-
-    def shift_at(self, spread: float) -> float:
-        """Give the shift of a pilot with this spread."""
-        narrowest, widest = self.spreads
-        return self.shift + self.shift_per_spread * min(max(spread, narrowest), widest)
+        require_number(self.p90_score, "calibration: p90_score", at_least=0)
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """Seconds."""
-
-    p50_s: float
-    p90_s: float
+CALIBRATION = Calibration(0.9, "180 simulated pilots of five workloads, results/quote/report.md")
+"""By `experiments/quote_study.py`; UNSEEN was chosen on its first 16 seeds."""
 
 
 def conformal_quantile(scores: Sequence[float], share: float) -> float:
@@ -80,23 +63,18 @@ def conformal_quantile(scores: Sequence[float], share: float) -> float:
 
 
 def calibrate(pilots: Sequence[Known], source: str, share: float = 0.9) -> Calibration:
-    """Fit the line by least squares, each pilot weighed by its widened spread, and read P90's score off what is left.
+    """Read the score of P90 off pilots.
+
+    NOTE: P50 stays what the pilot's own lengths give. Workloads differ in the sign of its bias, so that a shift learned
+    on others makes it no better for a workload that none of them is.
 
     Raises
     ------
     ValueError
         If there is no pilot.
     """
-    require(len(pilots) > 0, "calibrate: pilots", "at least one", 0)
-    weights = [widened(pilot.spread) ** -2 for pilot in pilots]
-    spreads, errors = [pilot.spread for pilot in pilots], [pilot.error for pilot in pilots]
-    spread, error = fmean(spreads, weights), fmean(errors, weights)
-    apart = fmean([(one - spread) ** 2 for one in spreads], weights)
-    together = fmean([(x - spread) * (y - error) for x, y in zip(spreads, errors, strict=True)], weights)
-    slope = together / apart if apart > 1e-9 else 0.0
-    line = Calibration(error - slope * spread, slope, (min(spreads), max(spreads)), 0.0, source)
-    scores = [(pilot.error - line.shift_at(pilot.spread)) / widened(pilot.spread) for pilot in pilots]
-    return replace(line, p90_score=max(0.0, conformal_quantile(scores, share)))
+    scores = [pilot.error / widened(pilot.spread) for pilot in pilots]
+    return Calibration(max(0.0, conformal_quantile(scores, share)), source)
 
 
 def spread_of(draws_s: Sequence[float]) -> float:
@@ -112,12 +90,12 @@ def widened(spread: float) -> float:
     return sqrt(spread**2 + UNSEEN**2)
 
 
-def interval(central_s: float, spread: float, calibration: Calibration, hardware_error: float = 0.0) -> Interval:
-    """Put P50 and P90 together.
+def p90_of(p50_s: float, spread: float, calibration: Calibration, hardware_error: float = 0.0) -> float:
+    """Say when nine of ten batches have ended, in seconds.
 
     Parameters
     ----------
-    central_s
+    p50_s
         What the pilot's own lengths give.
     spread
         Of the logarithm of the time, by bootstrap.
@@ -127,14 +105,5 @@ def interval(central_s: float, spread: float, calibration: Calibration, hardware
         Standard deviation of the logarithm of real over simulated seconds, where it was measured; it adds to the
         spread in squares.
     """
-    middle = log(central_s) + calibration.shift_at(spread)
     above = calibration.p90_score * widened(spread)
-    return Interval(exp(middle), exp(middle + sqrt(above**2 + (NORMAL_P90 * hardware_error) ** 2)))
-
-
-UNSEEN = 0.1
-"""Spread of the logarithm that is added, in squares, to every bootstrap's."""
-NORMAL_P90 = 1.2816
-"""Of the standard normal distribution."""
-CALIBRATION = Calibration(0.059, -0.578, (0.012, 0.364), 1.089, "88 pilots of six workloads, results/quote/report.md")
-"""Of `experiments/quote_study.py`."""
+    return p50_s * exp(sqrt(above**2 + (NORMAL_P90 * hardware_error) ** 2))

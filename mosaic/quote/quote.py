@@ -14,7 +14,7 @@ from mosaic.quote.asking import Asked
 from mosaic.quote.best import Tried, try_plans
 from mosaic.quote.draws import Batch, Draw, draw_worlds
 from mosaic.quote.forecast import Simulator
-from mosaic.quote.interval import CALIBRATION, Calibration, interval
+from mosaic.quote.interval import CALIBRATION, Calibration, p90_of
 from mosaic.quote.offers import plan_time, simulated_profile
 from mosaic.quote.prices import Price
 from mosaic.quote.quotation import Offer, Quotation
@@ -119,18 +119,16 @@ def _offers(
             notes.append(f"{size} x {name}: {error}")
             continue
         best = plan_time(tried[0].planned.plan, batch, simulator, cluster, central, others)
-        span = interval(best.central_s, best.spread, calibration, kind.hardware_error)
-        shift = span.p50_s / best.central_s
         price = prices.get(name)
         offers.append(
             Offer(
                 kind=name,
                 num_gpus=size,
                 plan=tried[0].name,
-                p50_s=span.p50_s,
-                p90_s=span.p90_s,
-                p50_s_by_plan={one.name: one.seconds * shift for one in tried},
-                aggregator_s=best.merge_s * shift,
+                p50_s=best.central_s,
+                p90_s=p90_of(best.central_s, best.spread, calibration, kind.hardware_error),
+                p50_s_by_plan={one.name: one.seconds for one in tried},
+                aggregator_s=best.merge_s,
                 load_frac=best.load_frac,
                 pilot_spread=best.spread,
                 hardware_error=kind.hardware_error,

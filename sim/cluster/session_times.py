@@ -1,6 +1,7 @@
 """Simulated sessions as a cost model for schedulers: lengths come from them, never from the world."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import inf
 
 from mosaic.core.cluster import Cluster, Worker
@@ -15,7 +16,8 @@ from sim.hardware.iteration_time import iteration_time
 class SimulatedSessions:
     """Steps the engine of one session over requests of given lengths; see ``SessionModel``.
 
-    It knows hardware and engine options, and nothing of what calls would really write.
+    It knows hardware and engine options, and nothing of what calls would really write, or of which prompts begin alike:
+    real engines that keep prefixes are stepped without.
     """
 
     def __init__(
@@ -25,7 +27,8 @@ class SimulatedSessions:
         settings: EngineOptions,
         iteration_times: IterationTimes = iteration_time,
     ) -> None:
-        self._models = ExpertsOnGpus((), hardware, cluster, settings, iteration_times)
+        plain = replace(settings, enable_prefix_caching=False)
+        self._models = ExpertsOnGpus((), hardware, cluster, plain, iteration_times)
         self._workers = cluster.workers
 
     def serve(self, expert: Expert, requests: Sequence[Request], workers: Sequence[Worker]) -> tuple[Served, ...]:

@@ -6,12 +6,23 @@ import pytest
 
 from experiments.figures.quotes import Quoted, draw_quotes
 from experiments.studies.quote_pilots import Row, simulated_rows
-from experiments.studies.quote_report import main_rows, quoted, report, without
+from experiments.studies.quote_report import (
+    AIM,
+    calibration_of,
+    coverage,
+    main_rows,
+    quoted_p90_s,
+    report,
+    split_seeds,
+    without,
+)
 from experiments.studies.rows import read_rows, rows_csv
+from mosaic.quote.interval import CALIBRATION
+from tests.experiments.command_line import ROOT
 
 ROW = Row(
-    workload="a", seed=0, per_expert=128, num_pilot_calls=20, num_calls=100, num_gpus=4, central_s=100.0, spread=0.1,
-    truth_s=100.0, affine_s=150.0, truth_experts_s=100.0,
+    workload="a", seed=0, per_expert=128, num_pilot_calls=20, num_calls=100, num_gpus=4, plan="ilp (paper)",
+    central_s=100.0, spread=0.1, truth_s=100.0, affine_s=150.0, truth_experts_s=100.0,
 )  # fmt: skip
 
 
@@ -40,12 +51,30 @@ def test_a_workload_is_calibrated_on_the_others_alone() -> None:
     rows = rows_of("a", "b")
     strange = [replace(row, workload="c", truth_s=1000.0) for row in rows[:11]]
     assert without([*rows, *strange], "c") == replace_source(without(rows, "c"), "all workloads but c")
-    assert quoted(strange[0], [*rows, *strange]).p90_s < 1000
+    assert quoted_p90_s(strange[0], [*rows, *strange]) < 1000
     assert without([*rows, *strange], "a").p90_score > without(rows, "a").p90_score
 
 
 def replace_source(calibration, source):
     return replace(calibration, source=source)
+
+
+def test_real_pilots_are_scored_and_teach_nothing() -> None:
+    rows = rows_of("a", "b")
+    real = [replace(row, workload="tiny_mcq", num_gpus=2, truth_s=500.0) for row in rows[:11]]
+    assert calibration_of([*rows, *real], "x") == calibration_of(rows, "x")
+    assert quoted_p90_s(real[0], [*rows, *real]) > quoted_p90_s(replace(real[0], workload="c"), rows)
+
+
+def test_the_headline_is_of_workloads_and_seeds_that_were_left_out() -> None:
+    early = rows_of("a", "b")
+    late = [replace(row, seed=row.seed + 16, truth_s=100.0 if row.seed < 8 else 1000.0) for row in early]
+    assert split_seeds([*early, *late], 128) == (early, late)
+    assert coverage(late, early) == pytest.approx(8 / 11)
+    text = report([*early, *late], "command")
+    assert "workloads and seeds that were left out the truth lies under P90 in 72.7% of 22 pilots." in text
+    assert "the truth lies under P90 in 85% to 95%: 72.7% (MISSED)" in text
+    assert text.index("72.7%") < text.index("All pilots")
 
 
 def test_the_report_counts_by_hand() -> None:
@@ -57,6 +86,14 @@ def test_the_report_counts_by_hand() -> None:
     assert cells[6] == "50%"
     assert len(main_rows(rows_of("a"), 128)) == 11
     assert main_rows([replace(ROW, num_gpus=8)], 128) == []
+
+
+def test_quotes_promise_what_the_committed_pilots_showed() -> None:
+    rows = read_rows(ROOT / "results" / "quote" / "pilots.csv", Row)
+    early, late = split_seeds(rows, 128)
+    assert len(late) >= 50
+    assert AIM[0] <= coverage(late, early) <= AIM[1]
+    assert calibration_of(main_rows(rows, 128), "all").p90_score == pytest.approx(CALIBRATION.p90_score, abs=5e-4)
 
 
 def test_a_simulated_pilot_gives_a_row_for_each_number_of_gpus() -> None:

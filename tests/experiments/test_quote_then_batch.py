@@ -53,6 +53,20 @@ def alone(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def chosen(path: Path) -> str:
+    """Give the line that a batch's plan keeps of why it was taken."""
+    work = path.with_suffix(".mosaic")
+    notes = json.loads((work / "plan.json").read_text())["layers"][0]["notes"]
+    [line] = [note for note in notes if note.startswith("plan: ")]
+    assert line.startswith(f"plan: {json.loads((work / 'summary.json').read_text())['scheduler']}")
+    assert all(name in line for name in ("ilp (affine)", "ilp (piecewise)", "round_robin", "data_parallel"))
+    return line
+
+
+def test_a_batch_without_a_quote_takes_the_best_plan_too(alone: Path) -> None:
+    assert ", predicted " in chosen(alone)
+
+
 def test_a_batch_goes_on_from_its_quote(models: list[str], alone: Path, tmp_path: Path) -> None:
     path = write_questions(tmp_path / "quoted")
     quoted = run_mosaic("quote", path, *models, *PILOT, "--gpus", "1,2", "--kind", "a100_80gb", "--json")
@@ -66,6 +80,7 @@ def test_a_batch_goes_on_from_its_quote(models: list[str], alone: Path, tmp_path
     assert "pilot: " not in done.err, "the quote's sessions price the batch"
     assert "profiling" not in done.err
     assert "calibrating" not in done.err
+    assert chosen(path) in done.err
     counts = asked(path)
     assert before.keys() < counts.keys()
     assert set(counts.values()) == {1}

@@ -20,7 +20,7 @@ from mosaic.quote.allocation import num_pilot_calls, second_share
 from mosaic.quote.asking import merging_plan
 from mosaic.quote.draws import Batch, draw_worlds
 from mosaic.quote.forecast import Factors, Simulator
-from mosaic.quote.interval import Calibration, Known, calibrate, conformal_quantile, interval, spread_of, widened
+from mosaic.quote.interval import Calibration, Known, calibrate, conformal_quantile, p90_of, spread_of, widened
 from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
 from mosaic.quote.quotation import Offer, Quotation, describe
 from mosaic.quote.sample import PilotQuestion, PilotSample, draw_lengths
@@ -34,9 +34,9 @@ SMALL = ("workload=gpqa", "aggregator=none", "profile.store=null")
 
 def make_offer(num_gpus: int, p50_s: float, **changes) -> Offer:
     given = {
-        "kind": "a100", "num_gpus": num_gpus, "p50_s": p50_s, "p90_s": 1.5 * p50_s, "round_robin_p50_s": p50_s,
-        "data_parallel_p50_s": p50_s, "aggregator_s": 0.0, "load_frac": 0.1, "pilot_spread": 0.1,
-        "hardware_error": 0.0,
+        "kind": "a100", "num_gpus": num_gpus, "p50_s": p50_s, "p90_s": 1.5 * p50_s, "plan": "ilp (affine)",
+        "p50_s_by_plan": {"ilp (affine)": p50_s, "round_robin": p50_s}, "aggregator_s": 0.0, "load_frac": 0.1,
+        "pilot_spread": 0.1, "hardware_error": 0.0,
     }  # fmt: skip
     return Offer(**(given | changes))
 
@@ -225,32 +225,27 @@ def test_conformal_intervals_keep_their_promise_on_fresh_scores() -> None:
     assert 0.88 < covered / 2000 < 0.93, "at least 90%, and no more than one in 41 above"
 
 
-def test_an_interval_by_hand() -> None:
-    known = Calibration(0.0, 0.0, (0.0, 1.0), 1.0, "by hand")
-    span = interval(100.0, 0.0, known)
-    assert span.p50_s == pytest.approx(100.0)
-    assert span.p90_s == pytest.approx(100.0 * 2.718281828 ** widened(0.0))
-    assert interval(100.0, 0.2, known, 0.3).p90_s > interval(100.0, 0.2, known).p90_s > span.p90_s
+def test_a_p90_by_hand() -> None:
+    known = Calibration(1.0, "by hand")
+    assert p90_of(100.0, 0.0, known) == pytest.approx(100.0 * exp(widened(0.0)))
+    assert p90_of(100.0, 0.2, known, 0.3) > p90_of(100.0, 0.2, known) > p90_of(100.0, 0.0, known)
     assert spread_of([1.0, 1.0]) == 0
     with pytest.raises(ValueError, match="p90_score must be at least 0, got -1"):
-        Calibration(0.0, 0.0, (0.0, 1.0), -1.0, "by hand")
+        Calibration(-1.0, "by hand")
 
 
-def test_a_calibration_is_a_line_in_the_spread_that_ends_where_the_pilots_do() -> None:
-    def pilot(spread: float, error: float) -> Known:
-        return Known(100.0 * exp(error), 100.0, spread)
-
-    straight = calibrate([pilot(spread, 0.1 - spread) for spread in (0.1, 0.2, 0.4)], "test")
-    assert (straight.shift, straight.shift_per_spread) == pytest.approx((0.1, -1.0))
-    assert straight.p90_score == pytest.approx(0.0, abs=1e-9)
-    assert interval(100.0, 0.3, straight).p50_s == pytest.approx(100.0 * exp(-0.2))
-    assert interval(100.0, 2.0, straight).p50_s == pytest.approx(100.0 * exp(-0.3)), "no pilot was wider than 0.4"
-    assert interval(100.0, 0.0, straight).p50_s == pytest.approx(100.0), "none narrower than 0.1"
-    alike = calibrate([pilot(0.2, error) for error in (0.4, 0.5, 0.6)], "test")
-    assert (alike.shift, alike.shift_per_spread) == pytest.approx((0.5, 0.0))
-    assert alike.p90_score == pytest.approx(0.1 / widened(0.2))
-    with pytest.raises(ValueError, match="calibrate: pilots must be at least one"):
+def test_a_calibration_is_a_share_of_the_pilots_in_widened_spreads() -> None:
+    pilots = [Known(100.0 * exp(error), 100.0, 0.2) for error in (-0.3, 0.1, 0.2, 0.4)]
+    assert calibrate(pilots, "test").p90_score == pytest.approx(0.4 / widened(0.2))
+    assert calibrate(pilots, "test", share=0.5).p90_score == pytest.approx(0.2 / widened(0.2))
+    assert calibrate(pilots[:1], "test").p90_score == 0, "P90 is never below P50"
+    with pytest.raises(ValueError, match="at least one"):
         calibrate([], "test")
+
+
+def test_a_row_names_its_plan_and_leaves_out_a_baseline_without_one() -> None:
+    [line] = [line for line in describe(make_quotation(make_offer(4, 400.0))).splitlines() if line.startswith("4 x")]
+    assert line.split()[-5:] == ["min", "-", "ilp", "(affine)", "<"]
 
 
 def test_prices_are_read_and_a_file_must_date_them(tmp_path) -> None:
