@@ -1,6 +1,6 @@
 """Quote batches whose truth is known, and see how far quotes are off and what calibrates them.
 
-    python experiments/quote_study.py --measured 8 --out results/quote  # 36 seeds of five workloads, and the tiny pool
+    python experiments/quote_study.py --measured 8 --out results/quote  # 52 seeds of five workloads, and the tiny pool
     python experiments/quote_study.py --gpus 1,2,4,8 --per-expert 64,128  # more sizes, into results/multirun
     python experiments/quote_study.py --again --out results/quote  # the report and the figure, from pilots.csv
 
@@ -59,7 +59,7 @@ def _missing(rows: Sequence[Row], options: argparse.Namespace) -> Iterator[list[
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="quote_study", description="Quote batches whose truth is known.")
-    parser.add_argument("--seeds", type=int, default=36, help="of each simulated workload (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=52, help="of each simulated workload (default: %(default)s)")
     parser.add_argument("--gpus", default="4", help="numbers of GPUs, as 1,2,4,8 (default: %(default)s)")
     parser.add_argument("--per-expert", default="128", help="sizes of pilots, as 64,128 (default: %(default)s)")
     parser.add_argument("--measured", type=int, default=0, help="pilots of the tiny pool on real vLLM")

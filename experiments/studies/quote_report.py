@@ -8,8 +8,8 @@ from experiments.studies.quote_pilots import MEASURED, Row
 from mosaic.quote.interval import UNSEEN, Calibration, Known, calibrate, p90_of
 from mosaic.quote.measured import REPEATS
 
-NUM_FIRST_SEEDS = 16
-"""The form of the calibration was chosen on these; on later ones nothing was."""
+NUM_FIRST_SEEDS = 36
+"""P90 is learned from these, and its form was chosen on them; on later ones nothing was."""
 AIM = (0.85, 0.95)
 """Share of pilots whose truth lies under P90."""
 MAIN_GPUS = 4
@@ -118,8 +118,8 @@ def report(rows: Sequence[Row], command: str) -> str:
         *_headline(rows, sizes[0]),
         "A pilot asks some of a batch's calls, the quote predicts the rest, and the quote's plan, the best of those",
         "that it simulated, is then run: in the simulated world that the pilot was asked in, or on real vLLM",
-        "(tiny_mcq: processor time, experts alone). Error is the mean of the absolute ones, bias the geometric mean of P50 over",
-        "the truth. The affine profile is that of the pilot's own sessions, for the plan's experts.",
+        "(tiny_mcq: processor time, experts alone). Error is the mean of the absolute ones, bias the geometric",
+        "mean of P50 over the truth. The affine profile is that of the pilot's sessions, for the plan's experts.",
         "",
     ]
     for size in sizes:
@@ -140,8 +140,10 @@ def report(rows: Sequence[Row], command: str) -> str:
         "## What `mosaic/quote/interval.py` has",
         "",
         f"P90 lies {final.p90_score:.3f} widened spreads of the logarithm above P50, by all simulated pilots; a spread",
-        f"is widened by {UNSEEN:g}, in squares. That P50 is not shifted, and {UNSEEN:g}, were chosen on the first",
-        f"{NUM_FIRST_SEEDS} seeds, each workload scored by what the others taught. The plans: {named}.",
+        f"is widened by {UNSEEN:g}, in squares. That P50 is not shifted, and {UNSEEN:g}, were chosen on seeds 0 to 15,",
+        "each workload scored by what the others taught. Learned from these alone, P90 held in 84.0% of the pilots of",
+        "seeds 16 to 35 (medmcqa 65%: its time hangs on the longest of few calls); they are learned from since.",
+        f"The plans: {named}.",
         "",
         "![Truth against the quoted interval](quotes.png)",
     ]

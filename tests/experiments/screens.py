@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 NUMBER = re.compile(r"(?<![A-Za-z])\d[\d.,:]*(?: (?:s|min|h)\b)?")
 """With its unit: a duration that is another may be told in minutes."""
+PLAN = re.compile(r"(ilp \(\w+\)|round_robin|data_parallel)$")
 
 
 class Screen(NamedTuple):
@@ -23,5 +24,6 @@ def screens_of(path: Path) -> list[Screen]:
 
 
 def masked(lines: Sequence[str]) -> list[str]:
-    """Give lines without numbers, without the width of columns, and without the mark of a row that numbers choose."""
-    return [" ".join(NUMBER.sub("#", line).split()).removesuffix(" <") for line in lines]
+    """Give lines without numbers, without the width of columns, and without what numbers choose: plan and mark."""
+    shown = (" ".join(NUMBER.sub("#", line).split()).removesuffix(" <") for line in lines)
+    return [PLAN.sub("PLAN", line) for line in shown]

@@ -8,6 +8,7 @@ from experiments.figures.quotes import Quoted, draw_quotes
 from experiments.studies.quote_pilots import Row, simulated_rows
 from experiments.studies.quote_report import (
     AIM,
+    NUM_FIRST_SEEDS,
     calibration_of,
     coverage,
     main_rows,
@@ -68,7 +69,7 @@ def test_real_pilots_are_scored_and_teach_nothing() -> None:
 
 def test_the_headline_is_of_workloads_and_seeds_that_were_left_out() -> None:
     early = rows_of("a", "b")
-    late = [replace(row, seed=row.seed + 16, truth_s=100.0 if row.seed < 8 else 1000.0) for row in early]
+    late = [replace(row, seed=row.seed + NUM_FIRST_SEEDS, truth_s=100.0 if row.seed < 8 else 1000.0) for row in early]
     assert split_seeds([*early, *late], 128) == (early, late)
     assert coverage(late, early) == pytest.approx(8 / 11)
     text = report([*early, *late], "command")

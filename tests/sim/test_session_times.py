@@ -33,3 +33,16 @@ def test_a_session_takes_as_long_as_on_the_simulated_cluster() -> None:
     for call, times in zip(calls, served, strict=True):
         assert abs(up_ts + times.finished_s - ends[call.key]) < 1e-6
         assert 0 <= times.admitted_s < times.finished_s
+
+
+def test_engines_that_keep_prefixes_are_stepped_without() -> None:
+    hardware = committed_hardware("a100_80gb")
+    cluster = make_cluster(1, gpu=hardware.gpu)
+    requests = [Request(100, 20)] * 3
+    served = [
+        SimulatedSessions({hardware.gpu.name: hardware}, cluster, EngineOptions(enable_prefix_caching=is_kept)).serve(
+            make_expert("A"), requests, cluster.workers
+        )
+        for is_kept in (True, False)
+    ]  # in prefill-first order a simulated engine keeps none, and a real one that does has to be planned for
+    assert served[0] == served[1]
