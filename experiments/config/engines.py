@@ -3,10 +3,9 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ def vllm_site(parts: Parts) -> Built:
         return _vllm_on_ray(parts, parts.ray, mode, patience), lambda costs: costs
     host = HostProcess(options, VLLM_ENGINE)
 
-    def make(journal: Path, content: RunContent, *, is_measured: bool, earlier: Sequence[Path] = ()) -> EngineBackend:
+    def make(journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
         return make_vllm_backend(
             experts=parts.experts,
             cluster=parts.cluster,
@@ -77,11 +76,10 @@ def vllm_site(parts: Parts) -> Built:
             host=host,
             checkpoints=Path(backend["checkpoints"]),
             patience=patience,
-            earlier=earlier,
+            **journals,
         )
 
-    opened = partial(closing, host)
-    site = _site(parts, "vllm", make, opened, mode, backend["num_calibration_questions"], options=options)
+    site = _site(parts, "vllm", make, host.kept, mode, backend["num_calibration_questions"], options=options)
     return site, lambda costs: costs
 
 
@@ -108,7 +106,7 @@ def _vllm_on_ray(parts: Parts, ray: RaySettings, mode: Mode, patience: Patience)
         engine_module=VLLM_ENGINE,
     )
 
-    def make(journal: Path, content: RunContent, *, is_measured: bool, earlier: Sequence[Path] = ()) -> EngineBackend:
+    def make(journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
         measured = replace(engines, options=replace(options, enable_prefix_caching=False))
         return EngineBackend(
             name="vllm",
@@ -119,10 +117,11 @@ def _vllm_on_ray(parts: Parts, ray: RaySettings, mode: Mode, patience: Patience)
             engines=measured if is_measured else engines,
             launcher=cluster.launcher(),
             patience=patience,
-            earlier=earlier,
+            **journals,
         )
 
-    return _site(parts, "vllm", make, cluster.open, mode, backend["num_calibration_questions"], options=options)
+    opened = lambda lock: cluster.open()  # noqa: E731 - machines do not write the journal
+    return _site(parts, "vllm", make, opened, mode, backend["num_calibration_questions"], options=options)
 
 
 def embed_by(backend: Mapping[str, Any], options: EngineOptions) -> Callable[[Expert], TokenEmbeddings]:
@@ -168,7 +167,7 @@ def endpoint_site(parts: Parts) -> Built:
     host = HostProcess(EndpointSettings(endpoint=endpoints[0], patience=patience), ENDPOINT_ENGINE)
     expert_by_worker = {worker: endpoint.expert for worker, endpoint in enumerate(endpoints)}
 
-    def make(journal: Path, content: RunContent, *, is_measured: bool, earlier: Sequence[Path] = ()) -> EngineBackend:
+    def make(journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
         return EngineBackend(
             name="endpoint",
             experts=parts.experts,
@@ -178,11 +177,10 @@ def endpoint_site(parts: Parts) -> Built:
             engines=engines,
             launcher=LocalLauncher(host, None),
             patience=Patience(stall_timeout_s=_longest_silence_s(patience)),
-            earlier=earlier,
+            **journals,
         )
 
-    opened = partial(closing, host)
-    site = _site(parts, "endpoint", make, opened, Mode.LIVE, backend["num_calibration_questions"], expert_by_worker)
+    site = _site(parts, "endpoint", make, host.kept, Mode.LIVE, backend["num_calibration_questions"], expert_by_worker)
     return site, lambda costs: lambda **known: OnServers(costs(**known), expert_by_worker)
 
 
@@ -227,7 +225,7 @@ def _site(
     parts: Parts,
     name: str,
     make: Callable[..., EngineBackend],
-    opened: Callable[[], AbstractContextManager[object]],
+    opened: Callable[[int], AbstractContextManager[object]],
     mode: Mode,
     num_calibration_questions: int,
     expert_by_worker: Mapping[int, str] | None = None,

@@ -24,7 +24,7 @@ from mosaic.engines.messages import Ahead
 from mosaic.engines.session_state import CallState, Patience, SessionState
 from mosaic.engines.worker_book import WorkerBook
 from mosaic.runtime.command_log import JournalLog
-from mosaic.runtime.journal import hold
+from mosaic.runtime.journal import JournalError
 from mosaic.runtime.journal_records import JournalState, read_journal
 
 WAIT_S = 1.0
@@ -54,6 +54,9 @@ class EngineBackend:
         Time limits and retries.
     earlier
         Journals of what was run before this run and is part of it: a pilot. The run's clock goes on from theirs.
+    others
+        Journals of the same batch by an earlier start, whose sessions mean nothing here. Calls that ended there are not
+        run again either: they are told as those of the session that they are submitted to.
     """
 
     def __init__(
@@ -68,9 +71,10 @@ class EngineBackend:
         launcher: Launcher,
         patience: Patience | None = None,
         earlier: Sequence[Path] = (),
+        others: Sequence[Path] = (),
     ) -> None:
         require_unique((expert.name for expert in experts), f"{name} backend: expert name")
-        self.log = JournalLog(journal, earlier)
+        self.log = JournalLog(journal, (*earlier, *others))
         """Of the run's commands, in the same journal."""
         self.lost: dict[int, str] = {}
         """Workers that are given up, and why; runs that share it try none of them again."""
@@ -79,12 +83,15 @@ class EngineBackend:
         self._cluster = cluster
         self._journal = Path(journal)
         self._earlier = tuple(map(Path, earlier))
+        self._others = tuple(map(Path, others))
         self._content = content
         self._engines = engines
         self._launcher = launcher
         self._patience = patience or Patience()
         self._executor: Executor | None = None
         self._before = JournalState()
+        self._elsewhere = JournalState()
+        """What the other journals hold."""
         self._numbers = count()
         self._records: dict[CallKey, CallRecord] = {}
         self._outcomes: dict[CallKey, tuple[ServedExpert, Outcome | None]] = {}
@@ -148,28 +155,33 @@ class EngineBackend:
         """
         if self._executor is not None:
             raise BackendError("a backend serves one run, make a new one for the next")
-        with hold(self._journal) as lock:
-            try:
-                self._begin(lock)
-                yield Started(0.0)
-                yield from self._workers.losses()
-                yield from self._run(tick_s)
-            except KeyboardInterrupt:
-                self._stop()
-                done = read_journal(self._journal).done_keys & self._outcomes.keys()
-                text = f"stopped; {len(done)} of {len(self._outcomes)} calls are in {self._journal}"
-                raise KeyboardInterrupt(text) from None
-            finally:
-                self._stop()
+        try:
+            self._begin()
+            yield Started(0.0)
+            yield from self._workers.losses()
+            yield from self._run(tick_s)
+        except KeyboardInterrupt:
+            self._stop()
+            done = read_journal(self._journal).done_keys & self._outcomes.keys()
+            text = f"stopped; {len(done)} of {len(self._outcomes)} calls are in {self._journal}"
+            raise KeyboardInterrupt(text) from None
+        finally:
+            self._stop()
 
-    def _begin(self, lock: int) -> None:
+    def _begin(self) -> None:
+        try:
+            self._journal.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise JournalError(f"journal {self._journal} cannot be made: {error.strerror}") from error
         first_ts = read_journal(*self._earlier).last_ts
+        own = read_journal(self._journal)
         self._before = before = read_journal(*self._earlier, self._journal)
-        self._num_damaged = before.num_damaged
-        for record in before.prefills:
+        self._num_damaged = own.num_damaged
+        self._elsewhere = read_journal(*self._others)
+        for record in own.prefills:
             heapq.heappush(self._again, (record.finished_ts, next(self._numbers), record))
-        self._ts = max([before.last_ts, *(action.ts for action in self.log.earlier)])
-        self._launcher.begin(self._journal, lock, self._cluster.num_workers, is_new=not before.done_keys)
+        self._ts = max([before.last_ts, self._elsewhere.last_ts, *(action.ts for action in self.log.earlier)])
+        self._launcher.begin(self._journal, self._cluster.num_workers, is_new=not before.done_keys)
         self.log.note_start(self._ts, first_ts)
         self._workers = WorkerBook(self._cluster.num_workers, self._ts, self.lost, self._launcher.changes())
         self._executor = Executor(
@@ -267,16 +279,27 @@ class EngineBackend:
         self._outcomes[call.key] = served, self._content.outcome(call, inputs, expert.kv_budget_tokens)
         spec = self._content.spec(call, served, inputs, self._outcomes[call.key][1])
         number = next(self._numbers)
-        record = self._before.done(call.key, spec.fingerprint)
+        record = self._done(call.key, spec.fingerprint, to)
         if record is not None:
             self._running.note_end(record)
             heapq.heappush(self._again, (record.finished_ts or 0.0, number, self._read(record)))
             return
-        earlier = self._before.last_fingerprint(call.key)
+        earlier = self._before.last_fingerprint(call.key) or self._elsewhere.last_fingerprint(call.key)
         if is_new and earlier is not None:
             self._num_redone[is_of_same_engine(earlier, spec.fingerprint)][call.expert] += 1
         spec = replace(spec, queued_ts=max(call.ready_s, self._ts))
         self._running.calls.submit(CallState(call=call, spec=spec, to=to, rank=(command.priority, number)))
+
+    def _done(self, key: CallKey, fingerprint: str, to: int | ExpertName) -> CallRecord | None:
+        """Find a call that need not be run, in a session of this run: numbers of an earlier start may mean others."""
+        record = self._before.done(key, fingerprint)
+        if record is not None:
+            state = self._running.sessions.get(record.session)
+            if state is None or (state.session.expert, state.session.workers) == (record.expert, record.workers):
+                return record
+        else:
+            record = self._elsewhere.done(key, fingerprint)
+        return record._replace(session=to) if record is not None and isinstance(to, int) else record
 
     def _prefill(self, command: Prefill) -> None:
         call, label = command.call, f"prefill of call {command.call.key}"

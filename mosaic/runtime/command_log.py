@@ -25,7 +25,7 @@ class Start(msgspec.Struct, frozen=True):
     """The latest instant of the run's clock that was kept; 0: it begins."""
     unix_s: float
     first_ts: float = 0.0
-    """Where the run's clock stood when it began: at the end of its pilot, which has a journal of its own."""
+    """At the first start: where the run's clock stood, at the end of its pilot, which has a journal of its own."""
 
 
 class JournalLog:
@@ -100,5 +100,5 @@ def resumptions_of(starts: Sequence[Start]) -> tuple[Resumption, ...]:
             pause_s=None if last is None else max(0.0, start.unix_s - last.unix_s - (start.ts - last.ts)),
         )
         for last, start in zip(before, starts, strict=False)
-        if start.ts > start.first_ts
+        if start.ts > starts[0].first_ts
     )

@@ -6,23 +6,20 @@ network file systems, where SQLite's write-ahead log does not; and a full disk l
 append is cut off again. A record is a line: the CRC-32 of its JSON text, a space, the text.
 
 Exactly once follows from the order of things. A call is run only if no record holds its result, the records are read
-only when every process that could still write one is gone (``hold``), and a call's finish is told to others only
-when its record is on the disk.
+only when every process that could still write one is gone (``run_lock.hold``), and a call's finish is told to others
+only when its record is on the disk.
 """
 
-import fcntl
 import os
-import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 from mosaic.core.errors import BackendError
 
-LOCK_NAME = "lock"
 SUFFIX = ".journal"
 
 
@@ -127,44 +124,6 @@ class Log:
                 return start + found + 1
             end = start
         return 0
-
-
-@contextmanager
-def hold(folder: Path, *, patience_s: float = 10.0) -> Iterator[int]:
-    """Make a journal's folder and hold it alone; gives the lock's file descriptor.
-
-    The lock belongs to the open file, so every process that inherits or is sent the descriptor holds it too, and it is
-    free only when the last of them is gone: who holds the journal of a killed run knows that none of its
-    processes can still write. ``patience_s`` is how long to wait for those that are about to end.
-
-    Raises
-    ------
-    JournalError
-        If the folder cannot be made, or others hold it all the while.
-    """
-    path = folder / LOCK_NAME
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise _cannot("opened", folder, error) from error
-    try:
-        deadline = time.monotonic() + patience_s
-        while not _lock(lock):
-            if time.monotonic() >= deadline:
-                raise JournalError(f"journal {folder}: another run is using it; end that run or name another folder")
-            time.sleep(0.05)  # flock has no wait with a limit
-        yield lock
-    finally:
-        os.close(lock)
-
-
-def _lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _sync_folder(folder: Path) -> None:
