@@ -12,27 +12,23 @@ only when its record is on the disk.
 
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import TypeVar
+
+import msgspec
 
 from mosaic.core.errors import BackendError
+
+_Record = TypeVar("_Record")
 
 SUFFIX = ".journal"
 
 
 class JournalError(BackendError):
     """A journal cannot be written or is in use; no run can go on without it."""
-
-
-class Contents(NamedTuple):
-    """What a log holds."""
-
-    records: list[bytes]
-    num_damaged: int
-    """Lines that no writer finished, or that changed on the disk: what they held is run again."""
 
 
 def frame(text: bytes) -> bytes:
@@ -57,11 +53,19 @@ def lines_of(path: Path) -> Iterator[bytes | None]:
             yield unframe(line) if line.endswith(b"\n") else None
 
 
-def read_log(path: Path) -> Contents:
-    """Read a log as far as it is whole; a file that does not exist holds nothing."""
-    decoded = list(lines_of(path))
-    records = [record for record in decoded if record is not None]
-    return Contents(records, len(decoded) - len(records))
+def decoded(path: Path, decode: Callable[[bytes], _Record]) -> Iterator[_Record | None]:
+    """Go over a log's records and decode each; None: a line that is not whole.
+
+    Raises
+    ------
+    JournalError
+        If a whole line holds what nobody of this version wrote.
+    """
+    for text in lines_of(path):
+        try:
+            yield None if text is None else decode(text)
+        except msgspec.DecodeError as error:
+            raise JournalError(f"journal {path}: holds a record of another version ({error}); remove it") from error
 
 
 class Log:

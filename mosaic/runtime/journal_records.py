@@ -11,7 +11,7 @@ import msgspec
 from mosaic.core.plan import Session
 from mosaic.core.results import SERVED, CallRecord, CallStatus, PrefillRecord, SessionRecord
 from mosaic.core.workload import CallKey, ExpertName, NodeName
-from mosaic.runtime.journal import SUFFIX, frame, lines_of, unframe
+from mosaic.runtime.journal import SUFFIX, decoded, frame, unframe
 
 COMMANDS = f"commands{SUFFIX}"
 STARTS = f"starts{SUFFIX}"
@@ -71,7 +71,7 @@ def from_line(line: bytes) -> Entry:
 
 def read_entries(path: Path) -> Iterator[Entry]:
     """Go over a log as far as it is whole."""
-    return (_DECODER.decode(text) for text in lines_of(path) if text is not None)
+    return (entry for entry in decoded(path, _DECODER.decode) if entry is not None)
 
 
 def without_token_ids(record: CallRecord) -> CallRecord:
@@ -190,9 +190,9 @@ def read_journal(*folders: Path) -> JournalState:
     state = JournalState()
     for path in (path for folder in folders for path in sorted(folder.glob(f"*{SUFFIX}"))):
         if path.name not in (COMMANDS, STARTS):
-            for text in lines_of(path):
-                if text is None:
+            for entry in decoded(path, _DECODER.decode):
+                if entry is None:
                     state.num_damaged += 1
                 else:
-                    state.add(_DECODER.decode(text))
+                    state.add(entry)
     return state
