@@ -97,7 +97,8 @@ def check_output(out: Path, folder: Path) -> None:
     """
     summary = read_json(folder / SUMMARY)
     outputs = summary.get("outputs") if isinstance(summary, dict) else None
-    if not isinstance(outputs, dict) or digest_of(out) not in outputs.values():
+    written = [digest for name, digest in (outputs or {}).items() if name.endswith(OUT_SUFFIX)]
+    if digest_of(out) not in written:
         raise RunFolderError(
             f"{out}: is not what the run in {folder} wrote; `mosaic batch` writes its output again, "
             "--work names another run's folder"

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,8 +103,9 @@ def run_batch(
         stream = AnswerStream(prepared.job.workload, writer, places.files.partial)
         if port is not None:
             say(f"metrics: http://{metrics_host}:{port}/metrics")
-        outcome = execute(prepared, stream, metrics, price_per_hour)
-        ended = finish(places.files, stream.file, stream.questions)
+        with closing(stream):
+            outcome = execute(prepared, stream, metrics, price_per_hour)
+            ended = finish(places.files, stream.file, stream.questions)
         leave_run_folder(places, prepared, config, stamped, outcome)
         places.files.partial.unlink(missing_ok=True)
     wall_s = time.monotonic() - start

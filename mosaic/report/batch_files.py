@@ -109,7 +109,6 @@ def finish(paths: BatchPaths, partial: PartialFile, questions: Sequence[str]) ->
         raise RunFolderError(f"{paths.partial}: {len(missing)} questions have not ended, {missing[0]!r} among them")
     num_errors = write_whole(paths.errors, partial, questions, is_error)
     num_answered = write_whole(paths.out, partial, questions, lambda line: not is_error(line))
-    partial.close()
     return Finished(num_answered, num_errors)
 
 
