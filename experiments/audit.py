@@ -119,7 +119,10 @@ def read_job(folder: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
     differing = differing_keys(recorded, as_recorded(config))
     if differing:
         raise RunFolderError(f"{folder}: {differing[0]}: the file is no longer what the batch read; bring it back")
-    job = job_from(config, folder / JOURNAL).job
+    try:
+        job = job_from(config, folder / JOURNAL).job
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(f"{folder / CONFIG}: {error}") from error
     return job, str(recorded["workload"].get("path_sha256", job.workload.name))
 
 

@@ -5,6 +5,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -18,14 +19,15 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, PrefillRecord, inputs_of
 from mosaic.core.workload import CallKey, Expert, ExpertName
 from mosaic.engines.call_specs import Engines, RunContent, ServedExpert, is_of_same_engine
+from mosaic.engines.earlier_work import EarlierWork
 from mosaic.engines.executor import Executor
 from mosaic.engines.launcher import Launcher
 from mosaic.engines.messages import Ahead
 from mosaic.engines.session_state import CallState, Patience, SessionState
 from mosaic.engines.worker_book import WorkerBook
 from mosaic.runtime.command_log import JournalLog
-from mosaic.runtime.journal import JournalError
-from mosaic.runtime.journal_records import JournalState, read_journal
+from mosaic.runtime.journal import make_folder
+from mosaic.runtime.journal_records import read_journal
 
 WAIT_S = 1.0
 """The watchdog looks this often."""
@@ -52,11 +54,8 @@ class EngineBackend:
         How to load experts, and where.
     patience
         Time limits and retries.
-    earlier
-        Journals of what was run before this run and is part of it: a pilot. The run's clock goes on from theirs.
-    others
-        Journals of the same batch by an earlier start, whose sessions mean nothing here. Calls that ended there are not
-        run again either: they are told as those of the session that they are submitted to.
+    earlier, others
+        Journals of what was run before: see `EarlierWork`. The run's clock goes on from theirs.
     """
 
     def __init__(
@@ -82,16 +81,12 @@ class EngineBackend:
         self._experts = {expert.name: expert for expert in experts}
         self._cluster = cluster
         self._journal = Path(journal)
-        self._earlier = tuple(map(Path, earlier))
-        self._others = tuple(map(Path, others))
+        self._read_work = partial(EarlierWork, self._journal, earlier, others)
         self._content = content
         self._engines = engines
         self._launcher = launcher
         self._patience = patience or Patience()
         self._executor: Executor | None = None
-        self._before = JournalState()
-        self._elsewhere = JournalState()
-        """What the other journals hold."""
         self._numbers = count()
         self._records: dict[CallKey, CallRecord] = {}
         self._outcomes: dict[CallKey, tuple[ServedExpert, Outcome | None]] = {}
@@ -169,25 +164,19 @@ class EngineBackend:
             self._stop()
 
     def _begin(self) -> None:
-        try:
-            self._journal.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise JournalError(f"journal {self._journal} cannot be made: {error.strerror}") from error
-        first_ts = read_journal(*self._earlier).last_ts
-        own = read_journal(self._journal)
-        self._before = before = read_journal(*self._earlier, self._journal)
-        self._num_damaged = own.num_damaged
-        self._elsewhere = read_journal(*self._others)
-        for record in own.prefills:
+        make_folder(self._journal)
+        self._work = work = self._read_work()
+        self._num_damaged = work.num_damaged
+        for record in work.prefills:
             heapq.heappush(self._again, (record.finished_ts, next(self._numbers), record))
-        self._ts = max([before.last_ts, self._elsewhere.last_ts, *(action.ts for action in self.log.earlier)])
-        self._launcher.begin(self._journal, self._cluster.num_workers, is_new=not before.done_keys)
-        self.log.note_start(self._ts, first_ts)
+        self._ts = max([work.last_ts, *(action.ts for action in self.log.earlier)])
+        self._launcher.begin(self._journal, self._cluster.num_workers, is_new=not work.state.done_keys)
+        self.log.note_start(self._ts, work.first_ts)
         self._workers = WorkerBook(self._cluster.num_workers, self._ts, self.lost, self._launcher.changes())
         self._executor = Executor(
             self._launcher,
             self._journal,
-            before,
+            work.state,
             start_ts=self._ts,
             workers=self._workers,
             patience=self._patience,
@@ -279,27 +268,16 @@ class EngineBackend:
         self._outcomes[call.key] = served, self._content.outcome(call, inputs, expert.kv_budget_tokens)
         spec = self._content.spec(call, served, inputs, self._outcomes[call.key][1])
         number = next(self._numbers)
-        record = self._done(call.key, spec.fingerprint, to)
+        record = self._work.done(call.key, spec.fingerprint, to, self._running.sessions)
         if record is not None:
             self._running.note_end(record)
             heapq.heappush(self._again, (record.finished_ts or 0.0, number, self._read(record)))
             return
-        earlier = self._before.last_fingerprint(call.key) or self._elsewhere.last_fingerprint(call.key)
+        earlier = self._work.last_fingerprint(call.key)
         if is_new and earlier is not None:
             self._num_redone[is_of_same_engine(earlier, spec.fingerprint)][call.expert] += 1
         spec = replace(spec, queued_ts=max(call.ready_s, self._ts))
         self._running.calls.submit(CallState(call=call, spec=spec, to=to, rank=(command.priority, number)))
-
-    def _done(self, key: CallKey, fingerprint: str, to: int | ExpertName) -> CallRecord | None:
-        """Find a call that need not be run, in a session of this run: numbers of an earlier start may mean others."""
-        record = self._before.done(key, fingerprint)
-        if record is not None:
-            state = self._running.sessions.get(record.session)
-            if state is None or (state.session.expert, state.session.workers) == (record.expert, record.workers):
-                return record
-        else:
-            record = self._elsewhere.done(key, fingerprint)
-        return record._replace(session=to) if record is not None and isinstance(to, int) else record
 
     def _prefill(self, command: Prefill) -> None:
         call, label = command.call, f"prefill of call {command.call.key}"

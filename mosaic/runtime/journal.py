@@ -31,6 +31,20 @@ class JournalError(BackendError):
     """A journal cannot be written or is in use; no run can go on without it."""
 
 
+def make_folder(folder: Path) -> None:
+    """Make a journal's folder, unless it is there.
+
+    Raises
+    ------
+    JournalError
+        If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot("opened", folder, error) from error
+
+
 def frame(text: bytes) -> bytes:
     """Make a record's JSON text, of one line, a line that can prove it is whole."""
     return b"%08x %s\n" % (zlib.crc32(text), text)
