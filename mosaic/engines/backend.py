@@ -93,7 +93,6 @@ class EngineBackend:
         """Of every call that was submitted."""
         self._again: list[tuple[float, int, CallRecord | PrefillRecord]] = []
         """Calls and prefills that ended before this start and are yet to be told, the earliest first."""
-        self._num_damaged = 0
         self._num_redone: dict[bool, Counter[ExpertName]] = {True: Counter(), False: Counter()}
         """Calls that had ended and are run again, by whether their engine is the same; those yet to be told."""
         self._events: deque[Event] = deque()
