@@ -179,7 +179,7 @@ def run_resolved(
     tries_again = is_blank(folder) or has_failed_calls(folder)
     if not tries_again and completed_with(folder, stamped):
         print(f"already complete with this configuration: {folder}")
-        return read_json(folder / SUMMARY)["num_failed_calls"] or 0
+        return read_json(folder / SUMMARY).get("num_failed_calls") or 0
     watch = Stopwatch()
     with watch.step("setup"):
         prepared = job_from(config, folder / JOURNAL, overrides)
@@ -310,7 +310,7 @@ def displays(is_real: bool) -> Show:
 def has_failed_calls(folder: Path) -> bool:
     """Tell whether a real run is complete but for calls that failed, which are then tried again."""
     complete = (folder / JOURNAL).exists() and is_complete(folder)
-    return complete and bool(read_json(folder / SUMMARY)["num_failed_calls"])
+    return complete and bool(read_json(folder / SUMMARY).get("num_failed_calls"))
 
 
 def tell_replan(plan: Plan, lost: Mapping[int, str]) -> None:

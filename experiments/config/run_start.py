@@ -9,7 +9,7 @@ from typing import Any
 from experiments.config.places import JOURNAL
 from mosaic.core.errors import RunFolderError
 from mosaic.core.results import SERVED
-from mosaic.report.run_folder import CONFIG, SUMMARY, begin_run, is_complete, read_config
+from mosaic.report.run_folder import CONFIG, SUMMARY, begin_run, is_complete, read_config, read_json
 from mosaic.runtime.journal_records import read_journal
 
 QUESTIONS_DIGEST = "workload.path_sha256"
@@ -38,7 +38,7 @@ def begin(
         begin_run(folder, recorded, may_differ=may_differ)
     except RunFolderError:
         journal = folder / JOURNAL if journal is None else journal
-        if not (folder / CONFIG).exists() or has_answers(journal):
+        if not (folder / CONFIG).exists() or not is_blank(folder, journal):
             raise
         for path in _journals(journal):
             shutil.rmtree(path)
@@ -47,15 +47,12 @@ def begin(
         begin_run(folder, recorded)
 
 
-def is_blank(folder: Path) -> bool:
-    """Tell whether nothing has been answered in a folder; a complete run without a journal is a simulation's."""
-    journal = folder / JOURNAL
-    return (journal.is_dir() or not is_complete(folder)) and not has_answers(journal)
-
-
-def has_answers(journal: Path) -> bool:
-    """Tell whether any call has been answered, of the batch or of a measurement."""
-    return any(record.status in SERVED for path in _journals(journal) for record in read_journal(path).ended)
+def is_blank(folder: Path, journal: Path | None = None) -> bool:
+    """Tell whether nothing has been answered in a folder; of a complete run, calls must have failed besides."""
+    if is_complete(folder) and not read_json(folder / SUMMARY).get("num_failed_calls"):
+        return False
+    journals = _journals(folder / JOURNAL if journal is None else journal)
+    return not any(record.status in SERVED for path in journals for record in read_journal(path).ended)
 
 
 def _journals(folder: Path) -> list[Path]:
