@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
 from experiments.config.places import own_folder, write_file  # noqa: E402
-from experiments.figures.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.hardware.hardware_yaml import to_yaml  # noqa: E402
+from experiments.lab.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.studies.paper_tables import to_csv  # noqa: E402
 from experiments.studies.rows import rows_csv  # noqa: E402
 from experiments.studies.sparse_sessions import SparseSession, sessions_report, sparse_sessions  # noqa: E402

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
 from experiments.config.places import own_folder, write_file  # noqa: E402
-from experiments.figures.style import pdf_bytes, png_bytes  # noqa: E402
+from experiments.lab.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.studies.kv_monitor import Seen, watch  # noqa: E402
 from experiments.studies.kv_plans import POLICIES, ExpertRun, PlanRun, PlanShape, prepare, run_plans, shape_of_plan  # noqa: E402
 from experiments.studies.kv_plans_report import WATCHED, figure, read_tables, report  # noqa: E402

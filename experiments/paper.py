@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
 from experiments.config.errors import exit_with_message  # noqa: E402
 from experiments.config.places import own_folder  # noqa: E402
-from experiments.figures.style import pdf_bytes, png_bytes  # noqa: E402
+from experiments.lab.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.studies.consistency import LOAD_S, NUM_SEEDS, consistency_page, serve_s, simulate_caps  # noqa: E402
 from experiments.studies.fitted_set import FittedSet  # noqa: E402
 from experiments.studies.paper_figures import Drawing, draw_all  # noqa: E402

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.analysis.ablation_spec import AblationSpec, Line, Panel
-from experiments.analysis.intervals import Estimate, estimate
 from experiments.analysis.run_table import RunPoint
+from experiments.lab.estimate import Estimate, estimate
 from mosaic.core.checks import require
 from mosaic.report.run_folder import flatten
 

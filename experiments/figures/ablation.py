@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.analysis.ablation import Ablation, Row
 from experiments.analysis.ablation_spec import Axis, Panel
-from experiments.analysis.intervals import MIN_SHOWN
 from experiments.figures.end_labels import label_ends
-from experiments.figures.style import (
+from experiments.lab.estimate import MIN_SHOWN
+from experiments.lab.style import (
     CHAR_IN,
     COLUMN_WIDTH_IN,
     MUTED,

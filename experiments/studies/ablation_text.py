@@ -8,7 +8,7 @@ from textwrap import wrap
 
 from experiments.analysis.ablation import Ablation, Row
 from experiments.analysis.ablation_spec import Axis, Panel
-from experiments.analysis.intervals import Estimate, estimate
+from experiments.lab.estimate import Estimate, estimate
 
 COLUMNS = ("line", "x", "measure", "relative_to", "num_seeds", "mean", "low_95", "high_95")
 PERCENT = 100

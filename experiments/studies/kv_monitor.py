@@ -10,8 +10,8 @@ from itertools import pairwise
 from math import sqrt
 from typing import NamedTuple
 
-from experiments.analysis.intervals import estimate
 from experiments.config.job import simulated
+from experiments.lab.estimate import estimate
 from mosaic.core.plan import Plan
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import CallKey

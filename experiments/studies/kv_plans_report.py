@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiments.analysis.intervals import Estimate, estimate
+from experiments.lab.estimate import Estimate, estimate
 from experiments.studies.kv_monitor import Seen, Sight, fall, sights
 from experiments.studies.kv_plans import PAPER, ExpertRun, PlanRun, PlanShape
 from experiments.studies.paper_tables import Table, to_markdown

@@ -12,7 +12,6 @@ from experiments.analysis.expert_stage import (
     tokens_by_agreement,
     worker_times,
 )
-from experiments.analysis.intervals import estimate
 from experiments.figures.agreement import agreement_rows, draw_agreement
 from experiments.figures.data_parallel import data_parallel_rows, draw_data_parallel
 from experiments.figures.end_to_end import Bar, draw_end_to_end, end_to_end_rows
@@ -20,6 +19,7 @@ from experiments.figures.lengths import draw_lengths, length_rows
 from experiments.figures.skew import PoolSkew, draw_skew, slot_rows, worker_rows
 from experiments.figures.throughput import draw_throughput
 from experiments.figures.timelines import draw_timelines, timeline_rows
+from experiments.lab.estimate import estimate
 from experiments.studies.paper_runs import POOLS, TITLES, PaperRun, PaperRuns
 from experiments.studies.published import (
     ALWAYS_AGGREGATE_S,

@@ -5,8 +5,8 @@ from math import inf
 from typing import NamedTuple
 
 import mosaic
-from experiments.analysis.intervals import Estimate, estimate
 from experiments.config.job import simulated
+from experiments.lab.estimate import Estimate, estimate
 from experiments.studies.read_ahead_runs import (
     AHEAD,
     AHEAD_SHORTEST,

@@ -12,7 +12,7 @@ from experiments.analysis.ablation import Ablation, make_ablation
 from experiments.analysis.run_table import collect_runs
 from experiments.figures.ablation import draw_ablation, tick_labels
 from experiments.figures.end_labels import spread
-from experiments.figures.style import SCHEDULER_COLOURS, line_looks
+from experiments.lab.style import SCHEDULER_COLOURS, line_looks
 from experiments.studies.ablation_text import ablation_csv, describe_ablation
 from tests.experiments.ablation_runs import figure_config, make_points, make_run, make_spec
 

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 
-from experiments.analysis.intervals import t_interval
 from experiments.analysis.pairing import ALWAYS, NEVER, compare_runs
 from experiments.analysis.run_table import collect_runs
 from experiments.compare import TRADEOFF_COLUMNS, main
 from experiments.figures.tradeoff import draw_tradeoff, tradeoff_rows
+from experiments.lab.estimate import t_interval
 from tests.experiments.test_compare import make_run
 
 GATES = {"never": (0.0, 400.0), "majority": (0.8, 250.0)}
