@@ -58,7 +58,8 @@ def default_choices(choices: Mapping[str, str]) -> dict[str, str]:
 def plain(config: Any) -> dict[str, Any]:
     """Resolve a Hydra configuration into plain dictionaries and lists."""
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    resolved.pop("hydra", None)
+    for part in ("hydra", "study"):  # how a preset is run, and what its study shows, are no part of a run
+        resolved.pop(part, None)
     return resolved
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from joblib import Parallel, delayed
+
 from experiments.config.compose import compose_config
 from experiments.config.job import job_from
 from experiments.lab.style import pdf_bytes, png_bytes
@@ -47,6 +49,8 @@ class Sweep:
     measure: Callable[[Point, int], Row]
     """Return the measured columns of a point with a seed."""
     num_seeds: int = 1
+    in_turn: bool = False
+    """Rows are measured one after the other: they take times of the machine itself."""
 
     def __post_init__(self) -> None:
         require_unique((repr(dict(point.labels)) for point in self.points), "study: labels of points")
@@ -90,24 +94,38 @@ def run_sweep(sweep: Sweep, path: Path, num_seeds: int, show: Callable[[str], No
     num_seeds
         Seeds 0 to num_seeds - 1 of each point.
     show
-        Receives a line of progress for each point that was measured.
+        Receives a line of progress after each point.
 
     Raises
     ------
     ValueError
         If the file has other labels.
     """
-    keys = [*sweep.points[0].labels, SEED]
-    table = read_table(path, keys)
-    done = set() if table is None else set(table.select(keys).rows())
-    for number, point in enumerate(sweep.points, start=1):
-        lacking = [seed for seed in range(num_seeds) if (*point.labels.values(), seed) not in done]
-        for seed in lacking:
-            append_row(path, {**point.labels, SEED: seed, **sweep.measure(point, seed)})
-        if lacking:
+    table = read_table(path, key_types(sweep))
+    done = set() if table is None else set(table.select(list(key_types(sweep))).rows())
+    lacking = [
+        (point, seed)
+        for point in sweep.points
+        for seed in range(num_seeds)
+        if (*point.labels.values(), seed) not in done
+    ]
+    measured = Parallel(1 if sweep.in_turn else -1, return_as="generator")(
+        delayed(sweep.measure)(point, seed) for point, seed in lacking
+    )
+    for number, ((point, seed), row) in enumerate(zip(lacking, measured, strict=True), start=1):
+        append_row(path, {**point.labels, SEED: seed, **row})
+        if number == len(lacking) or point is not lacking[number][0]:
             labels = ", ".join(f"{name}={value}" for name, value in point.labels.items())
-            show(f"{path.stem} {number}/{len(sweep.points)}: {labels}")
+            show(f"{path.stem} {number}/{len(lacking)}: {labels}")
     return sorted_table(sweep, path)
+
+
+def key_types(sweep: Sweep) -> "dict[str, pl.DataType]":
+    """Return the types of the columns that tell rows apart."""
+    import polars as pl
+
+    labels = pl.DataFrame([{**point.labels, SEED: 0} for point in sweep.points], infer_schema_length=None)
+    return dict(labels.schema)
 
 
 def sorted_table(sweep: Sweep, path: Path) -> "pl.DataFrame":
@@ -120,7 +138,7 @@ def sorted_table(sweep: Sweep, path: Path) -> "pl.DataFrame":
     """
     import polars as pl
 
-    table = read_table(path, [*sweep.points[0].labels, SEED])
+    table = read_table(path, key_types(sweep))
     if table is None:
         raise ValueError(f"{path}: there is nothing to draw: run the study first")
     labels = pl.DataFrame([dict(point.labels) for point in sweep.points], infer_schema_length=None)

@@ -35,8 +35,10 @@ def write_table(path: Path, table: "pl.DataFrame") -> None:
     replace_file(path, table.write_csv().encode())
 
 
-def read_table(path: Path, keys: Sequence[str]) -> "pl.DataFrame | None":
-    """Read a CSV file; None where there is none. A last line that a kill has cut short does not count.
+def read_table(path: Path, keys: "Mapping[str, pl.DataType]") -> "pl.DataFrame | None":
+    """Read a CSV file whose first columns have these types; None: there is none.
+
+    A last line that a kill has cut short does not count.
 
     Raises
     ------
@@ -53,7 +55,7 @@ def read_table(path: Path, keys: Sequence[str]) -> "pl.DataFrame | None":
         return None
     if whole != path.read_bytes():
         replace_file(path, whole)
-    table = pl.read_csv(BytesIO(whole), infer_schema_length=None)
+    table = pl.read_csv(BytesIO(whole), infer_schema_length=None, schema_overrides=keys)
     found = table.columns[: len(keys)]
     if found != list(keys):
         raise ValueError(f"{path}: first columns must be {', '.join(keys)}, got {', '.join(found)}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from experiments.lab.plots import draw
+from experiments.lab.plots import Panel, draw
 from experiments.lab.study import Point, Row, Study, Sweep, Tables, on_jobs
 from experiments.lab.tables import beside, markdown, means, wide
 from mosaic.pipelines.final_answers import accuracy_frac
@@ -120,11 +120,10 @@ def report(tables: Tables) -> str:
 
 def figure(tables: Tables) -> "Figure":
     """Draw what each stage saves."""
-    return draw(
-        [row for row in compare_stages(tables) if row["name"] != "all to all"], "num_gpus", "saved", "name", "shares",
-        x_label="GPUs", y_label="time saved of all to all (%)", lines=SAVING,
-        titles={False: "without prefix sharing", True: "with prefix sharing"},
-    )  # fmt: skip
+    titles = {False: "without prefix sharing", True: "with prefix sharing"}
+    panels = {shares: Panel(label="time saved of all to all (%)", title=title) for shares, title in titles.items()}
+    rows = compare_stages(tables)
+    return draw(rows, "num_gpus", "saved", "name", "shares", x_label="GPUs", panels=panels, lines=SAVING)
 
 
 PAGE = f"""\

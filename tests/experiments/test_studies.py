@@ -7,11 +7,12 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from experiments.lab.preset import preset_names
 from experiments.lab.study import run_study
 from experiments.study import find_studies, load_study
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-COMMITTED = {"trees": "trees"}
+COMMITTED = {"trees": "trees"} | dict.fromkeys(preset_names(), "ablations")
 """Folder below results/ of each study."""
 
 

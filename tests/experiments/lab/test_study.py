@@ -32,7 +32,7 @@ def make_study(scale: Scale, points: tuple[Point, ...] = POINTS, num_seeds: int 
                      taken=pl.col("taken_s"), speedup=pl.col("taken_s_base") / pl.col("taken_s"))  # fmt: skip
         return markdown(wide(rows, ["num_gpus"], "name", "{speedup:.1f}x"), {"num_gpus": "GPUs"})
 
-    sweep = Sweep(points=points, measure=scale, num_seeds=num_seeds)
+    sweep = Sweep(points=points, measure=scale, num_seeds=num_seeds, in_turn=True)
     return Study(name="scale", about="", title="Scale", tables={"runs": sweep}, report=report)
 
 
