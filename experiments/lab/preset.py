@@ -175,7 +175,7 @@ def average(preset: Preset, runs: "pl.DataFrame") -> list[dict[str, Any]]:
     """Average each panel's number over seeds: rows of panel, line and x, in the preset's order."""
     import polars as pl
 
-    runs = runs.with_columns(pl.col("x").cast(pl.String))
+    runs = runs.with_columns(pl.Series("x", [preset.x.show(x) for x in runs["x"]], pl.String))
     named = [name.label for name in preset.x.names]
     xs = [x for x in named if x in runs["x"]] or runs["x"].unique(maintain_order=True).to_list()
     order = pl.DataFrame([{"line": line, "x": x} for x in xs for line in preset.lines], orient="row")
