@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 from mosaic.core.file_names import file_name
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+MOST_KEPT = 256
+"""Choices of groups whose compositions a process keeps."""
 FILE_KEYS = ("path", "aggregator_path", "profiles", "profile", "calls", "output_tokens", "calibration")
 """Keys that may name a file."""
 
@@ -43,7 +45,7 @@ def _shared_loader() -> "tuple[SharingLoader, DictConfig]":
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         master = compose("config", [], return_hydra_config=True)
-        return SharingLoader(GlobalHydra.instance().config_loader()), master
+        return SharingLoader(GlobalHydra.instance().config_loader(), MOST_KEPT), master
 
 
 def default_choices(choices: Mapping[str, str]) -> dict[str, str]:
