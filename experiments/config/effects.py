@@ -66,28 +66,16 @@ def _unused_machines(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str,
     for name, entry in config["pool"]["experts"].items():
         if entry.get("tp_degrees") and not (chooses or job.has_tail):
             yield f"pool.experts.{name}.tp_degrees", f"scheduler={job.scheduler.name} takes an expert's own degree"
-        if entry.get("kv_variants") and not chooses:
-            yield f"pool.experts.{name}.kv_variants", f"scheduler={job.scheduler.name} takes an expert's own KV cache"
 
 
 def _unused_kv(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
     asked = {call.expert for call in job.graph.first_calls(job.workload)}
     experts = [expert for expert in job.experts if expert.name in asked]
-    variants = {variant.budget_tokens for expert in experts for variant in expert.kv_variants}
-    if isinstance(job.scheduler, Flexible):
-        if not variants:
-            yield "scheduler.accepted_kv_loss_frac", "no expert that is asked has kv_variants"
-        elif not job.scheduler.accepted_kv_loss_frac:
-            for expert in experts:
-                yield (
-                    f"pool.experts.{expert.name}.kv_variants",
-                    "scheduler.accepted_kv_loss_frac=0 accepts none of them",
-                )
-    budgets = variants | {expert.kv_budget_tokens for expert in experts}
+    budgets = {expert.kv_budget_tokens for expert in experts}
     losses = {int(budget) for budget in (config["world"].get("answers") or {}).get("kv_loss_frac") or {}}
     for budget in losses - budgets:
         key = "world.answers.kv_loss_frac" + (f".{budget}" if budgets & losses else "")
-        yield key, f"no expert that is asked may have a KV budget of {budget} tokens"
+        yield key, f"no expert that is asked has a KV budget of {budget} tokens"
 
 
 def _unused_topology(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:

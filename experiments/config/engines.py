@@ -154,9 +154,8 @@ def endpoint_site(parts: Parts) -> Built:
     if early is not None:
         require(not early.reads_confidence, "exit", "one that reads no confidence: servers are not asked", early.name)
     for expert in parts.experts:
-        kv, variants = expert.kv and expert.kv.policy.value, [one.budget_tokens for one in expert.kv_variants]
+        kv = expert.kv and expert.kv.policy.value
         require(expert.kv is None, f"expert {expert.name}: kv", "null: servers keep their KV cache as they do", kv)
-        require(not variants, f"expert {expert.name}: kv_variants", "empty: servers keep their KV cache", variants)
     _require_keys(backend, ("endpoints", "max_in_flight", "num_calibration_questions", "patience"))
     require_section(backend, ("patience",), "backend.")
     require_count(backend["max_in_flight"], "backend.max_in_flight", at_least=1)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from mosaic.core.checks import require, require_number, require_unique
 from mosaic.core.prediction import LengthPrediction
@@ -24,8 +24,6 @@ class Session:
     """The calls that a plan gives it; one that is opened while a run goes on may have none yet."""
     after: tuple[int, ...] = ()
     """Sessions that must have ended before this one loads."""
-    kv_budget_tokens: int | None = None
-    """Which of the expert's ``kv_variants`` it runs with; None: with its own KV cache."""
 
     def __post_init__(self) -> None:
         label = f"session {self.id} of {self.expert!r}"
@@ -33,19 +31,13 @@ class Session:
         require_unique(self.workers, f"{label}: workers")
 
 
-Home: TypeAlias = tuple[ExpertName, tuple[int, ...], int | None]
+Home: TypeAlias = tuple[ExpertName, tuple[int, ...]]
 """What is loaded where: a session of the same home finds its expert still there."""
 
 
 def home_of(session: Session) -> Home:
     """Tell what a session leaves on its workers."""
-    return session.expert, session.workers, session.kv_budget_tokens
-
-
-def leave_out_unset(session: dict[str, Any]) -> None:
-    """Drop from a session's plain values the choice that was not made: JSON without it stays as it was."""
-    if session["kv_budget_tokens"] is None:
-        del session["kv_budget_tokens"]
+    return session.expert, session.workers
 
 
 @dataclass(frozen=True, slots=True)

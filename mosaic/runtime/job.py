@@ -101,15 +101,6 @@ class Job:
     store: Store | None = None
     """Where measurements are kept for other runs; None: nowhere."""
 
-    def __post_init__(self) -> None:
-        named = [expert.name for expert in self.experts if expert.kv_variants]
-        if named and (self.has_overlap or self.has_moves):
-            which = "overlap" if self.has_overlap else "moves"
-            raise ValueError(
-                f"pipeline.{which} must be false with kv_variants, which {', '.join(named)} have: "
-                "a call that another session takes would change its KV cache on the way"
-            )
-
     @property
     def reacts(self) -> bool:
         """Whether anything of the pipeline answers single events, so that its commands are worth keeping."""
