@@ -64,7 +64,7 @@ def _unused_machines(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str,
         reason = "backend.keep=weights lets no engine sleep"
         yield from dict.fromkeys(("hardware.host.sleep_fixed_s", "hardware.host.asleep_gpu_gib"), reason).items()
     for name, entry in config["pool"]["experts"].items():
-        if entry.get("tp_degrees") and not (chooses or job.has_tail):
+        if entry.get("tp_degrees") and not chooses:
             yield f"pool.experts.{name}.tp_degrees", f"scheduler={job.scheduler.name} takes an expert's own degree"
 
 
@@ -131,8 +131,6 @@ def _unused_gate(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str
         yield "pipeline.quorum", f"gate={gate.name} is never settled before all calls of a question have ended"
     if job.has_overlap and job.graph.upper_nodes:
         yield "pipeline.barrier", "pipeline.overlap=true has none"
-    if job.has_tail and not job.has_moves:
-        yield "pipeline.tail", "pipeline.moves is false"
     if job.has_forecast:
         yield from _unused_forecast(config, job)
     if not job.graph.upper_nodes:

@@ -205,7 +205,6 @@ def job_from(
         has_moves="moves" in pipeline.reactions,
         has_forecast="forecast" in pipeline.reactions,
         has_replan="replan" in pipeline.reactions,
-        has_tail="tail" in pipeline.reactions,
         session_model=SimulatedSessions({kind.gpu.name: kind for kind in (hardware, *more)}, cluster, options),
         host_loads=site.host_loads if isinstance(site, SimSite) else None,
         store=None if profile.get("store") is None else Store(Path(profile["store"])),

@@ -67,7 +67,7 @@ def _revising(
 
 def _moves(job: Job, prospects: Prospects) -> Moves:
     awaited = {expert.name for node in job.graph.upper_nodes for expert in node.experts}
-    return Moves(prospects, awaited if job.has_overlap else (), spans_workers=job.has_tail)
+    return Moves(prospects, awaited if job.has_overlap else ())
 
 
 def _pipeline(

@@ -92,8 +92,6 @@ class Job:
     """Calls go to other workers while they wait or run, where that is predicted to end earlier."""
     has_replan: bool = False
     """Calls that have not begun are planned anew where the lengths that come in contradict the plan."""
-    has_tail: bool = False
-    """Calls that move may go to sessions over several free workers."""
     session_model: SessionModel | None = None
     """For schedulers that price sessions by their iterations; None: there is no model of the machines."""
     host_loads: HostLoads | None = None
