@@ -141,7 +141,7 @@ def leave_run_folder(
     folder: Path, prepared: Prepared, config: Mapping[str, Any], stamped: dict[str, Any], outcome: Outcome
 ) -> None:
     """Leave a run folder, as experiments/run.py does, but for its figure."""
-    plans = [planned.plan for planned in outcome.planned]
+    plans = outcome.plans
     files = answer_files(prepared, outcome)
     if outcome.replans:
         files["replans.jsonl"] = replans_jsonl(outcome.replans)

@@ -1,7 +1,7 @@
 """What to do about a server that serves no call."""
 
 from mosaic.engines.endpoint import Endpoint
-from mosaic.engines.endpoint_client import AskError, Fault
+from mosaic.engines.endpoint_faults import AskError, Fault
 
 
 def what_to_do(error: AskError, endpoint: Endpoint) -> str:
