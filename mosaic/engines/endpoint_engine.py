@@ -5,7 +5,6 @@ scheduled when its request is sent, which includes its wait in the server's queu
 """
 
 import asyncio
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -79,6 +78,8 @@ class Call(Tries):
         super().__init__()
         self.request = request
         self.task: asyncio.Task[None] | None = None
+        self.is_second = False
+        """All its retries failed once, and the server served others."""
 
 
 class Held(NamedTuple):
@@ -92,10 +93,10 @@ class EndpointEngine:
     """The requests that one server has in its hands; their event loop runs inside of `step`.
 
     A call that the server's errors made fail, all retries included, is held until it is known who did it: when the
-    server serves another that was sent after it, the call has failed alone. A server that serves none is not tried
-    with all calls of a run: once it is doubted nothing more is sent, and when every request that it still has failed
-    at least once, an error says so. What had not ended, held calls included, is then for other servers, or for this
-    one when it is well.
+    server serves another that was sent after it, the call is tried anew, and then fails alone. A server that serves
+    none is not tried with all calls of a run: once it is doubted nothing more is sent, and when every request that it
+    still has failed at least once, an error says so. What had not ended, held calls included, is then for other
+    servers, or for this one when it is well.
     """
 
     def __init__(self, settings: EndpointSettings, context_tokens: int, *, has_served: bool = False) -> None:
@@ -245,9 +246,8 @@ class EndpointEngine:
         self._served_ts = max(self._served_ts, call.sent_ts or 0.0)
         for number, (error, since_ts) in list(self._held.items()):
             if since_ts <= self._served_ts:
-                held = self._calls[number]
                 del self._held[number]
-                self._end(held, failed(held.request, held, str(error)))
+                self._blame(self._calls[number], error)
         if len(self._held) < NUM_REFUSALS:
             self._doubt = None
             self._may_send.set()
@@ -262,7 +262,7 @@ class EndpointEngine:
         elif fault in (Fault.PASSING, Fault.ELSEWHERE, Fault.INVALID):
             since_ts = (call.sent_ts if fault is Fault.INVALID else call.failed_ts) or 0.0
             if since_ts <= self._served_ts:
-                self._end(call, failed(call.request, call, str(error)))
+                self._blame(call, error)
                 return
             self._held[call.request.number] = Held(error, since_ts)
             if len(self._held) >= NUM_REFUSALS or not (has_served or fault is Fault.INVALID):
@@ -274,6 +274,14 @@ class EndpointEngine:
                 self._doubt = error
         if self._doubt is not None:
             self._may_send.clear()
+
+    def _blame(self, call: Call, error: AskError) -> None:
+        """Fail a call alone; first try it anew, as the server may have been ill and be well again."""
+        if error.fault is Fault.INVALID or call.is_second:
+            self._end(call, failed(call.request, call, str(error)))
+            return
+        call.is_second, call.num_failures, call.failed_ts = True, 0, None
+        call.task = self._loop.create_task(self._serve(call))
 
     def _judge(self) -> None:
         """Give up a server that serves none of its calls; one that served none before is set up wrong."""

@@ -3,6 +3,9 @@
 from mosaic.engines.messages import Failure
 from mosaic.engines.session_state import MAX_ISOLATED, Patience, SessionState
 
+NUM_TIMES = 3
+"""A call fails alone when its server has failed so often in a row, the last time with this call alone."""
+
 
 def note_outage(state: SessionState, failure: Failure, patience: Patience, now: float) -> bool:
     """Let a session wait before its server is tried again; False: it is not waited for any longer.
@@ -21,11 +24,11 @@ def note_outage(state: SessionState, failure: Failure, patience: Patience, now: 
 
 
 def is_by_a_call(state: SessionState, failure: Failure, num_held: int) -> bool:
-    """Say whether the only call that a server had is why it failed, as it did before in company; see ``note_outage``.
+    """Say whether the only call that a server had is why it failed, as it did before.
 
     After some such calls in a row it is not the calls.
     """
-    if failure.is_worker or num_held != 1 or state.num_failures < 2 or state.num_isolated >= MAX_ISOLATED:
+    if failure.is_worker or num_held != 1 or state.num_failures < NUM_TIMES or state.num_isolated >= MAX_ISOLATED:
         return False
     state.num_isolated += 1
     return True

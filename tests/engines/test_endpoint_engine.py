@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from mosaic.core.errors import BackendError, FatalEngineError
+from mosaic.core.errors import BackendError, FatalEngineError, OutageError
 from mosaic.engines import endpoint_engine
 from mosaic.engines.endpoint import Api, Endpoint, EndpointPatience, EndpointSettings, endpoint_by_expert
-from mosaic.engines.endpoint_client import Tries, fault_of
-from mosaic.engines.endpoint_engine import ServerUnreachableError, is_device_lost, open_engine
+from mosaic.engines.endpoint_client import Tries
+from mosaic.engines.endpoint_engine import is_device_lost, open_engine
+from mosaic.engines.endpoint_faults import fault_of
 from mosaic.engines.endpoint_messages import response_of
 from mosaic.engines.engine import Aborted
 from tests.engines.endpoint_calls import make_request, make_spec, serve, some_requests
@@ -478,7 +479,7 @@ def test_a_server_that_serves_nobody_any_more_is_lost(max_in_flight):
     """Another may stand in for it; none of the calls that it still had is tried for ever."""
     behave, kept = ill_after(6, (500, {"error": "CUDA error"})), {}
     with serving(FakeServer("A", behave)) as (server,), opened(server, max_in_flight=max_in_flight) as engine:
-        with pytest.raises(ServerUnreachableError) as raised:
+        with pytest.raises(OutageError) as raised:
             serve(engine, some_requests(40), kept=kept)
         assert is_device_lost(raised.value)
     assert str(raised.value).startswith(
@@ -552,7 +553,7 @@ def test_refusals_are_told_apart_by_what_they_name():
 def test_a_server_that_is_down_is_named_when_it_is_opened():
     with serving(FakeServer("A")) as (server,):
         pass
-    with pytest.raises(ServerUnreachableError) as raised, opened(server):
+    with pytest.raises(OutageError) as raised, opened(server):
         pass
     assert str(raised.value) == (
         f"A at http://127.0.0.1:{server.port}/v1: cannot be reached: Connection refused; is the server running? "
@@ -576,10 +577,10 @@ def test_a_server_that_goes_away_is_lost_and_what_it_served_is_kept():
 
     server, kept = FakeServer("A", behave), {}
     with opened(server, max_in_flight=2) as engine:
-        with pytest.raises(ServerUnreachableError) as raised:
+        with pytest.raises(OutageError) as raised:
             serve(engine, REQUESTS, kept=kept)
         assert is_device_lost(raised.value)
-        with pytest.raises(ServerUnreachableError):
+        with pytest.raises(OutageError):
             engine.step()
     assert str(raised.value).endswith("cannot be reached: Connection refused; is the server running? (tried 3 times)")
     assert sorted(kept) == [0, 1, *range(3, 10)]
