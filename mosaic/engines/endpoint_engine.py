@@ -6,7 +6,7 @@ scheduled when its request is sent, which includes its wait in the server's queu
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import NamedTuple
 
 from mosaic.core.checks import require
@@ -223,7 +223,7 @@ class EndpointEngine:
     async def _serve(self, call: Call) -> None:
         """See a call through to its end."""
         try:
-            async with self._slots:
+            async with nullcontext() if call.is_second else self._slots:  # it does not queue behind the others again
                 await self._may_send.wait()
                 content = await self._client.ask(*request_of(call.request, self._endpoint), call)
             try:
@@ -281,6 +281,7 @@ class EndpointEngine:
             self._end(call, failed(call.request, call, str(error)))
             return
         call.is_second, call.num_failures, call.failed_ts = True, 0, None
+        call.num_retries += 1
         call.task = self._loop.create_task(self._serve(call))
 
     def _judge(self) -> None:
