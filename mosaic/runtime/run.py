@@ -104,12 +104,11 @@ def run(
     if job.site.expert_by_server is not None:
         return _run_on_servers(job, job.site.expert_by_server, controllers, show, tick_s, step)
     begun = prepare(job, show, step, tell)
-    graph, workload, site = job.graph, job.workload, job.site
     with step("profile_upper"):
         begun = price_upper_nodes(job, begun, show, tell)
     planner, pilot = begun.planner, begun.pilot
-    job = replace(job, graph=in_order_of_length(graph, planner.profiles))
-    graph = job.graph
+    job = replace(job, graph=in_order_of_length(job.graph, planner.profiles))
+    graph, workload, site = job.graph, job.workload, job.site
     known = {question.id: question for question in workload.questions}
     questions = Questions(workload, graph)
     planned: list[Planned] = []
@@ -138,13 +137,8 @@ def run(
         if not pilot.stages:  # it bounds the whole layer
             result = replace(result, lower_bound_s=site.lower_bound_s(backend))
     reacting_s = sum(one.total_s for one in timed) if timed else None
-    outcome = Outcome(
-        planned=tuple(planned),
-        plans=tuple(made.plan for made in planned),
-        result=result,
-        replans=tuple(replans),
-        reacting_s=reacting_s,
-    )
+    plans = tuple(made.plan for made in planned)
+    outcome = Outcome(planned=tuple(planned), plans=plans, result=result, replans=tuple(replans), reacting_s=reacting_s)
     return _with_answers(job, planner, outcome, questions, step)
 
 

@@ -13,6 +13,7 @@ from experiments.config.compose import compose_config
 from experiments.config.job import job_from
 from experiments.quote import quote_batch
 from mosaic.runtime.run import measure
+from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 from tests.engines.fake_run import write_inputs
 from tests.engines.fake_server import FakeServer, completion
 from tests.experiments.command_line import run_here
@@ -178,3 +179,20 @@ def of_one_server(folder: Path, server: FakeServer, num_questions: int = 20) -> 
     kept = overrides_of(folder, [server])
     name = server.endpoint.expert
     return [*kept, "aggregator=none", questions_for(name, num_questions, folder), f"hydra.run.dir={folder / 'run'}"]
+
+
+def test_a_batch_on_servers_sends_its_own_calls_and_goes_on_where_one_failed(tmp_path, servers):
+    refusal = [(401, {"error": {"message": "Incorrect API key"}})]
+    servers[1].behave = lambda body, number: refusal[0] if refusal else completion(body)
+    kept = [value for value in overrides_of(tmp_path, servers) if not value.startswith("workload")]
+    path = write_batch(tmp_path, [batch_line(number) for number in range(10)])
+    command = ["batch", path, "--aggregator", "none", "--per-question", "1", *kept]
+    outcome = run_mosaic(*command)
+    assert outcome.status == 4, outcome.err
+    num_served = sum(len(server.posts) for server in (servers[0], servers[2]))
+    assert num_served > 0
+    refusal.clear()
+    servers[1].posts.clear()
+    outcome = run_mosaic(*command)
+    assert outcome.status == 0, outcome.err
+    assert num_posts(servers) == 10
