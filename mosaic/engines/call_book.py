@@ -89,7 +89,7 @@ class CallBook:
         if call.holder is not None and not call.is_moving:
             self._tell_holder(call, Limit(call.spec.key, tokens))
 
-    def take(self, state: SessionState, room: int, shared_room: int) -> tuple[CallSpec, ...]:
+    def take(self, state: SessionState, room: int, shared_room: float) -> tuple[CallSpec, ...]:
         """Give a session's process the calls that come next, its own first and then its expert's.
 
         It has at most ``room`` then, and gets none of its expert's where it has ``shared_room``.

@@ -16,7 +16,7 @@ from mosaic.engines.launcher import Launcher
 from mosaic.engines.local_launcher import output_of
 from mosaic.engines.messages import Alive, Exited, Failure, Finish, Gone, Returned, Run, Serve
 from mosaic.engines.outages import is_by_a_call, note_outage
-from mosaic.engines.session_order import can_move, is_wanted, may_start, next_changes, why_stuck
+from mosaic.engines.session_order import can_move, fair_share, is_wanted, may_start, next_changes, why_stuck
 from mosaic.engines.session_state import MAX_ISOLATED, CallState, Patience, Phase, SessionState, Stage, WorkerProcess
 from mosaic.engines.worker_book import WorkerBook
 from mosaic.engines.worker_pool import Heard, WorkerPool
@@ -180,7 +180,8 @@ class Executor:
             if state is None or state.channel is None:
                 continue
             room, shared_room = process.room
-            calls = self.calls.take(state, room, 0 if state.is_closing else shared_room)
+            share = fair_share(state, self._open, self.calls.queue_of(state.session.expert), self.now())
+            calls = self.calls.take(state, room, 0 if state.is_closing else min(share, shared_room))
             if calls:
                 state.channel.send(Run(calls))
             if state.is_closing and not state.has_all and not state.queue and not state.coming:

@@ -1,6 +1,7 @@
 """Which session may start when, by the order in which they were opened; and why none ever will."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import ceil, inf
 
 from mosaic.core.workload import ExpertName
 from mosaic.engines.call_queue import CallQueue
@@ -55,6 +56,14 @@ def can_move(
         for state in opened
         if state.stage is Stage.RUNNING or state.is_paused(now)
     )
+
+
+def fair_share(state: SessionState, opened: Sequence[SessionState], queue: CallQueue, now: float) -> float:
+    """Say how many calls a server may have, so that those of its expert are as loaded as each other."""
+    if not state.spec.is_remote:
+        return inf
+    others = [one for one in opened if one.session.expert == state.session.expert and not one.is_paused(now)]
+    return ceil((len(queue) + sum(len(one.hands) for one in others)) / len(others))
 
 
 def next_changes(opened: Sequence[SessionState], queues: Iterable[CallQueue], now: float) -> list[float]:

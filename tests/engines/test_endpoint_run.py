@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def test_both_stages_run_on_servers(tmp_path, servers):
     assert summary["predicted_expert_makespan_s"] is None
     calls = calls_of(folder)
     held = {0: "SmolLM2", 1: "QwenHalf", 2: "SmolLM2"}
+    served = Counter(worker for call in calls if call["role"] == "propose" for worker in call["workers"])
+    assert max(served[0], served[2]) <= 15, "24 calls, two servers"
     assert {(worker, call["expert"]) for call in calls for worker in call["workers"]} <= set(held.items())
     assert {call["role"] for call in calls} == {"propose", "aggregate"}
     asked = servers[1].prompts()
@@ -186,7 +189,8 @@ def test_a_batch_on_servers_sends_its_own_calls_and_goes_on_where_one_failed(tmp
     servers[1].behave = lambda body, number: refusal[0] if refusal else completion(body)
     kept = [value for value in overrides_of(tmp_path, servers) if not value.startswith("workload")]
     path = write_batch(tmp_path, [batch_line(number) for number in range(10)])
-    command = ["batch", path, "--aggregator", "none", "--per-question", "1", *kept]
+    experts = "workload.experts=[SmolLM2,QwenHalf]"
+    command = ["batch", path, "--aggregator", "none", "--per-question", "1", *kept, experts]
     outcome = run_mosaic(*command)
     assert outcome.status == 4, outcome.err
     num_served = sum(len(server.posts) for server in (servers[0], servers[2]))
