@@ -195,7 +195,8 @@ class Client:
             why = f"its certificate is refused: {error.certificate_error}; SSL_CERT_FILE names those that are trusted"
             return why, Fault.REFUSED
         if isinstance(error, aiohttp.ClientSSLError):
-            return f"it does not speak TLS as https wants: {_reason(error)}; is it http://?", Fault.REFUSED
+            why = getattr(error.os_error, "reason", None) or _reason(error)
+            return f"it does not speak TLS as https wants: {why}; is it http://?", Fault.REFUSED
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             return f"cannot be reached: {_reason(error)}; is the server running?", Fault.UNREACHABLE
         if isinstance(error, TimeoutError):
