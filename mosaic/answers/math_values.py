@@ -11,7 +11,7 @@ is bounded by the size of numbers, and no clock decides.
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
@@ -78,29 +78,32 @@ class Values:
         self._work_us = 0
         self._known: dict[tuple[Expression, int, int], Value | None] = {}
 
-    def pairs(self, one: Expression, other: Expression) -> list[tuple[Value, Value, _Precision]]:
-        """Evaluate two expressions wherever both can be; empty: at too few points to tell."""
-        found: list[tuple[Value, Value, _Precision]] = []
-        num_sampled = max(1, len(self._points) - _NUM_INTEGER_POINTS)
-        for place in range(len(self._points)):
-            if place >= num_sampled and len(found) >= _MIN_POINTS:
-                break
-            for precision in _PRECISIONS:
-                first, second = self._value(one, place, precision), self._value(other, place, precision)
-                if first is not None and second is not None:
-                    found.append((first, second, precision))
-                    break
-        return found if len(found) >= min(_MIN_POINTS, len(self._points)) else []
-
     def are_equal(self, one: Expression, other: Expression, slack: Fraction = Fraction(0)) -> bool:
         """Whether two expressions are equal, up to less than the slack."""
-        pairs = self.pairs(one, other)
-        return bool(pairs) and all(_are_close(x, y, precision, slack) for x, y, precision in pairs)
+        num_equal = 0
+        for first, second, precision in self._pairs(one, other):
+            if not _are_close(first, second, precision, slack):
+                return False
+            num_equal += 1
+        return num_equal >= min(_MIN_POINTS, len(self._points)) and self._work_us <= _MAX_WORK_US
 
     def exact_ratio(self, one: Expression, other: Expression) -> Fraction | None:
         """Return the ratio of two expressions at a point where both are rational and neither is zero."""
-        exact = (x / y for x, y, _ in self.pairs(one, other) if _is_exact(x, y) and x and y)
+        exact = (x / y for x, y, _ in self._pairs(one, other) if _is_exact(x, y) and x and y)
         return next(exact, None)
+
+    def _pairs(self, one: Expression, other: Expression) -> Iterator[tuple[Value, Value, _Precision]]:
+        """Evaluate two expressions wherever both can be, at integers only if other points are too few."""
+        num_found = 0
+        for place in range(len(self._points)):
+            if num_found >= _MIN_POINTS and place >= len(self._points) - _NUM_INTEGER_POINTS:
+                return
+            for precision in _PRECISIONS:
+                first, second = self._value(one, place, precision), self._value(other, place, precision)
+                if first is not None and second is not None:
+                    num_found += 1
+                    yield first, second, precision
+                    break
 
     def _value(self, expression: Expression, place: int, precision: _Precision) -> Value | None:
         key = (expression, place, precision.bits)

@@ -189,7 +189,7 @@ def digits(value: sympy.Expr) -> sympy.Expr:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(ALIKE, st.booleans())
 def test_what_sympy_proves_unequal_is_not_equal(pair: tuple[Drawn, Drawn], is_latex: bool) -> None:
     one, other = pair
