@@ -17,22 +17,22 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
 from experiments.batch import stoppable
-from experiments.config.batch import JOURNAL
 from experiments.config.compose import as_recorded
 from experiments.config.errors import NOT_REACHED_STATUS
 from experiments.config.job import job_from
+from experiments.config.places import JOURNAL
 from experiments.config.received import check_received
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import AnswerKind, CallKey
 from mosaic.pipelines.skip_audit import SkipAudit, audit_order, num_to_reach
-from mosaic.report.batch_files import read_lines
+from mosaic.report.batch_files import digest_of, read_lines
 from mosaic.report.display import show_run
-from mosaic.report.run_folder import CONFIG, differing_keys, read_config
+from mosaic.report.run_folder import CONFIG, SUMMARY, differing_keys, read_config, read_json
 from mosaic.runtime.auditing import answer_unskipped
 from mosaic.runtime.job import Job
-from mosaic.runtime.journal_records import read_journal
+from mosaic.runtime.journal_records import own_journals, read_journal
 
 OUT_SUFFIX = ".out.jsonl"
 
@@ -61,19 +61,20 @@ def run_audit(out: Path, work: Path | None, wanted: Wanted, as_json: bool = Fals
         If it cannot be audited.
     """
     require(out.name.endswith(OUT_SUFFIX), "OUT", f"a file that mosaic batch wrote, NAME{OUT_SUFFIX}", str(out))
-    lines = read_lines(out)
     folder = out.with_name(f"{out.name.removesuffix(OUT_SUFFIX)}.mosaic") if work is None else work
+    lines = read_lines(out)
     kept = {line["custom_id"]: line["response"]["body"]["mosaic"] for line in lines}
     skipped = [name for name, about in kept.items() if about["skipped_aggregator"]]
     job, seed = read_job(folder, wanted.overrides)
+    check_output(out, folder)
     if not skipped:
         print(f"{out.name}: nothing to audit, no question skipped the aggregator{why_none(job)}")
         return 0
     order = audit_order(skipped, seed)[: wanted.most]
     answers = {name: kept[name]["answer"] for name in skipped}
-    done = first_layer(folder / JOURNAL, job)
     audit = SkipAudit(num_skipped=len(skipped), risk=wanted.risk)
     with stoppable(f"mosaic audit goes on with {out.name}"), job.site.open():
+        done = first_layer(folder / JOURNAL, job)
         while True:
             number = min(len(order), max(wanted.sample, 2 * audit.num_audited))
             changes = changed(job, order[:number], done, answers)
@@ -84,6 +85,24 @@ def run_audit(out: Path, work: Path | None, wanted: Wanted, as_json: bool = Fals
             print(progress(audit), file=sys.stderr, flush=True)
     print(json.dumps(as_dict(audit)) if as_json else describe(out, len(kept), audit, wanted))
     return 0 if reached else NOT_REACHED_STATUS
+
+
+def check_output(out: Path, folder: Path) -> None:
+    """Check that an output file is as the run in a folder wrote it.
+
+    Raises
+    ------
+    RunFolderError
+        If it is not, or the run is not complete.
+    """
+    summary = read_json(folder / SUMMARY)
+    outputs = summary.get("outputs") if isinstance(summary, dict) else None
+    written = [digest for name, digest in (outputs or {}).items() if name.endswith(OUT_SUFFIX)]
+    if digest_of(out) not in written:
+        raise RunFolderError(
+            f"{out}: is not what the run in {folder} wrote; `mosaic batch` writes its output again, "
+            "--work names another run's folder"
+        )
 
 
 def read_job(folder: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
@@ -100,7 +119,10 @@ def read_job(folder: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
     differing = differing_keys(recorded, as_recorded(config))
     if differing:
         raise RunFolderError(f"{folder}: {differing[0]}: the file is no longer what the batch read; bring it back")
-    job = job_from(config, folder / JOURNAL).job
+    try:
+        job = job_from(config, folder / JOURNAL).job
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(f"{folder / CONFIG}: {error}") from error
     return job, str(recorded["workload"].get("path_sha256", job.workload.name))
 
 
@@ -113,13 +135,12 @@ def _without_digests(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_layer(journal: Path, job: Job) -> dict[CallKey, CallRecord]:
-    """Read what the experts said, whichever of the batch's journals holds it."""
-    own = [path for path in sorted(journal.iterdir()) if path.name == "run" or path.name.startswith(("pilot", "quote"))]
+    """Read what the experts said last, whichever of the batch's journals holds it."""
     first = set(job.graph.first_nodes)
+    ended = read_journal(*own_journals(journal, "run", "pilot", "quote")).ended
     return {
         record.key: record
-        for path in own
-        for record in read_journal(path).ended
+        for record in sorted(ended, key=lambda record: record.finished_ts or 0.0)
         if record.status is CallStatus.FINISHED and record.key.node in first
     }
 

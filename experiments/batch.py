@@ -7,13 +7,12 @@ Finished questions stand in questions.partial.jsonl as they come, and in the end
 questions.errors.jsonl, in the order of the input. The same command goes on after any interruption.
 """
 
-import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,27 +22,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is n
 
 import mosaic
 from experiments.config.asked import asked_before
-from experiments.config.batch import JOURNAL, BatchRequest, batch_config, work_folder
+from experiments.config.batch import BatchRequest, batch_config, work_folder
 from experiments.config.compose import as_recorded
 from experiments.config.errors import UNANSWERED_STATUS
 from experiments.config.job import Prepared, job_from
 from experiments.config.memory import spare_garbage_collector
+from experiments.config.places import JOURNAL
+from experiments.config.run_start import begin, grown_keys, is_blank
 from experiments.config.summary import answer_files, replans_jsonl, summary_of
+from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
 from mosaic.quote import best_plan
 from mosaic.report.answer_stream import AnswerStream
-from mosaic.report.batch_files import BatchPaths, Finished, finish, paths_of
+from mosaic.report.batch_files import BatchPaths, Finished, digests, finish, paths_of
 from mosaic.report.batch_lines import LineWriter
+from mosaic.report.batch_start import check_outputs, start_batch
 from mosaic.report.display import show_run
 from mosaic.report.finish_forecast import FinishForecast
 from mosaic.report.prometheus import LOOPBACK, RunMetrics, serving
 from mosaic.report.provenance import describe_run_conditions
-from mosaic.report.run_folder import SUMMARY, begin_run, completed_with, write_run
+from mosaic.report.run_folder import SUMMARY, completed_with, read_json, write_run
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.job import Outcome
 from mosaic.runtime.replanning import describe_new_plan
-
-BEGUN = "begun.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,31 +79,36 @@ def run_batch(
     spare_garbage_collector()
     config = batch_config(request)
     stamped = as_recorded(config)
-    if completed_with(places.work, stamped) and places.files.out.exists() and not _num_errors(places.files):
+    grown = grown_keys(places.work, stamped)
+    if is_done(places, stamped, grown):
         say(f"already complete: {places.files.out}")
         return 0
     prepared = job_from(config, places.work / JOURNAL, request.overrides)
     if prepared.job.site.way != "measured":
         raise ValueError(f"backend.mode must be live in a batch, got {config['backend']['mode']!r}")
+    now = batch_time()
+    check_outputs(places.work, places.files)
     check_writable(places.files.out.parent)
-    begin_run(places.work, stamped)
     choose = None if config["backend"]["name"] == "endpoint" else best_plan  # servers have nothing to place
-    prepared = replace(prepared, job=replace(prepared.job, asked=asked_before(places.work), choose_plan=choose))
-    writer = LineWriter(graph=prepared.job.graph, created=begun(places.work))
-    stream = AnswerStream(prepared.job.workload, writer, places.files.partial)
-    metrics = RunMetrics()
-    start = time.monotonic()
+    metrics, start = RunMetrics(), time.monotonic()
     with (
-        serving(metrics, metrics_port, metrics_host) as port,
         stoppable(f"The same command goes on with {request.path.name}"),
         prepared.job.site.open(),
+        serving(metrics, metrics_port, metrics_host) as port,
     ):
+        begin(places.work, stamped, may_differ=grown)
+        created = start_batch(places.work, places.files, now).created
+        prepared = replace(prepared, job=replace(prepared.job, asked=asked_before(places.work), choose_plan=choose))
+        writer = LineWriter(graph=prepared.job.graph, created=created)
+        stream = AnswerStream(prepared.job.workload, writer, places.files.partial)
         if port is not None:
             say(f"metrics: http://{metrics_host}:{port}/metrics")
-        outcome = execute(prepared, stream, metrics, price_per_hour)
+        with closing(stream):
+            outcome = execute(prepared, stream, metrics, price_per_hour)
+            ended = finish(places.files, stream.file, stream.questions)
+        leave_run_folder(places, prepared, config, stamped, outcome)
+        places.files.partial.unlink(missing_ok=True)
     wall_s = time.monotonic() - start
-    ended = finish(places.files, stream.file, stream.questions)
-    leave_run_folder(places.work, prepared, config, stamped, outcome)
     print(describe(request.path, places, outcome, ended))
     if price_per_hour is not None:
         print(f"  cost      {cost(wall_s, prepared.job.cluster.num_workers, price_per_hour)} for {wall_s:,.0f} s")
@@ -137,11 +143,24 @@ def execute(prepared: Prepared, stream: AnswerStream, metrics: RunMetrics, price
     )
 
 
+def is_done(places: Places, stamped: dict[str, Any], grown: Sequence[str]) -> bool:
+    """Tell whether a batch is complete without an error, and its output files are as it wrote them.
+
+    Raises
+    ------
+    RunFolderError
+        If its folder holds answers of another configuration.
+    """
+    if grown or is_blank(places.work) or not completed_with(places.work, stamped):
+        return False
+    return not _num_errors(places.files) and read_json(places.work / SUMMARY).get("outputs") == digests(places.files)
+
+
 def leave_run_folder(
-    folder: Path, prepared: Prepared, config: Mapping[str, Any], stamped: dict[str, Any], outcome: Outcome
+    places: Places, prepared: Prepared, config: Mapping[str, Any], stamped: dict[str, Any], outcome: Outcome
 ) -> None:
-    """Leave a run folder, as experiments/run.py does, but for its figure."""
-    plans = outcome.plans
+    """Leave a run folder, as experiments/run.py does, but for its figure; its summary speaks for the output files."""
+    folder, plans = places.work, outcome.plans
     files = answer_files(prepared, outcome)
     if outcome.replans:
         files["replans.jsonl"] = replans_jsonl(outcome.replans)
@@ -151,7 +170,7 @@ def leave_run_folder(
         config=stamped,
         plans=plans,
         result=outcome.result,
-        summary=summary_of(prepared, config, plans, outcome),
+        summary=summary_of(prepared, config, plans, outcome) | {"outputs": digests(places.files)},
         meta=describe_run_conditions(wall_s_by_step={}, solver_s=plans[0].solve.wall_s, reacting_s=outcome.reacting_s),
         files=files,
         answers=outcome.answers,
@@ -183,13 +202,11 @@ def cost(seconds: float, num_workers: int, price_per_hour: float) -> str:
     return f"${seconds * num_workers * price_per_hour / 3600:,.2f}"
 
 
-def begun(folder: Path) -> int:
-    """Read when a batch began, in seconds since 1970, or write it down; SOURCE_DATE_EPOCH sets it, as for builds."""
-    path = folder / BEGUN
-    if not path.exists():
-        created = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
-        path.write_text(json.dumps({"created": created}), encoding="utf-8")
-    return int(json.loads(path.read_text(encoding="utf-8"))["created"])
+def batch_time() -> int:
+    """Say what time it is for a batch, in seconds since 1970; SOURCE_DATE_EPOCH sets it, as for builds."""
+    given = os.environ.get("SOURCE_DATE_EPOCH") or str(int(time.time()))
+    require(given.isdecimal(), "SOURCE_DATE_EPOCH", "whole seconds since 1970", given)
+    return int(given)
 
 
 def check_writable(folder: Path) -> None:

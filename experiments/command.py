@@ -99,7 +99,7 @@ def batch(
 ) -> None:
     """Answer a file of questions; the same command goes on after any interruption.
 
-    Exit status: 0 complete, 2 bad input, 4 complete with errors, 130 stopped.
+    Exit status: 0 complete, 2 bad input, 4 complete with errors, 6 it is running already, 130 stopped.
     """
     from experiments.batch import places_of, run_batch
     from experiments.config.batch import BatchRequest
@@ -166,7 +166,10 @@ def main() -> None:
     except Exception as error:
         say = getattr(error, "format_message", None)  # of Typer's own errors, whose class has no public name
         if say is None:
-            raise
+            from experiments.config.errors import exit_with_message
+
+            with exit_with_message():
+                raise
         print(printable(f"error: {' '.join(say().split())}"), file=sys.stderr)
         sys.exit(BAD_INPUT_STATUS)
     sys.exit(status if isinstance(status, int) else 0)

@@ -63,9 +63,9 @@ def main(arguments: list[str]) -> None:
     if "hardware_out" in files:
         rule = "left out unless backend=vllm: only there are engines whose iterations can be timed"
         require(options_of(job.site) is not None, "hardware_out", rule, files["hardware_out"])
-    if is_real:
-        begin_run(journal, as_recorded(config))
     with job.site.open():
+        if is_real:
+            begin_run(journal, as_recorded(config))
         made = measure_profiles(job, files, is_real=is_real)
         hardware = measure_machine(job, files["hardware_out"]) if "hardware_out" in files else {}
     if "hardware_out" in files:

@@ -22,12 +22,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
 from experiments.config.asked import QUOTE, check_not_begun, keep_plans
-from experiments.config.batch import JOURNAL, BatchRequest, batch_config, work_folder
+from experiments.config.batch import BatchRequest, batch_config, work_folder
 from experiments.config.compose import as_recorded, compose_config
 from experiments.config.errors import NOT_REACHED_STATUS, exit_with_message
 from experiments.config.job import job_from
 from experiments.config.machines import machines
-from experiments.config.places import own_folder
+from experiments.config.places import JOURNAL, own_folder
+from experiments.config.run_start import begin
 from mosaic.core.checks import require
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions
@@ -37,7 +38,6 @@ from mosaic.quote.forecast import Factors, Simulator
 from mosaic.quote.measured import hardware_error, load_factor, serve_factor
 from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
 from mosaic.report.display import show_run
-from mosaic.report.run_folder import begin_run
 from mosaic.runtime.job import Job
 from sim.cluster.session_times import SimulatedSessions
 
@@ -113,10 +113,12 @@ def quote_batch(
         place = work / QUOTE
     prepared = job_from(config, (work or place) / JOURNAL, overrides)
     job, is_real = prepared.job, prepared.job.site.way != "simulated"
-    if is_real:
-        begin_run(place, as_recorded(config) | {"quote": {"calls_per_expert": per_expert}})
     tell = (lambda line: print(line, file=sys.stderr, flush=True)) if is_real else (lambda line: None)
     with job.site.open():
+        if work is not None:
+            check_not_begun(work)
+        if is_real:
+            begin(place, as_recorded(config) | {"quote": {"calls_per_expert": per_expert}}, (work or place) / JOURNAL)
         show = lambda title, predicted: show_run(title, predicted=predicted, is_simulated=not is_real)  # noqa: E731
         asked = ask(
             job, per_expert, show=show, tell=tell, keep=lambda plans: keep_plans(place, plans) if work else None

@@ -28,6 +28,8 @@ from experiments.config.compose import CONF, as_recorded, default_choices, plain
 from experiments.config.errors import BAD_INPUT, FailedCalls, FailedPoint, exit_with_message, explain_error
 from experiments.config.job import Prepared, job_from
 from experiments.config.memory import spare_garbage_collector
+from experiments.config.places import JOURNAL
+from experiments.config.run_start import begin, is_blank
 from experiments.config.single import compose_single
 from experiments.config.summary import answer_files, replans_jsonl, summary_of
 from experiments.figures.replay import report_replay
@@ -41,15 +43,12 @@ from mosaic.planning.explain import explain
 from mosaic.report.display import show_run
 from mosaic.report.metrics import Summary
 from mosaic.report.provenance import describe_run_conditions
-from mosaic.report.run_folder import SUMMARY, begin_run, completed_with, is_complete, read_json, write_run
+from mosaic.report.run_folder import SUMMARY, completed_with, is_complete, read_json, write_run
 from mosaic.report.summary_text import describe_point, describe_run
 from mosaic.runtime.job import Outcome
 from mosaic.runtime.measuring import Show
 from mosaic.runtime.replanning import describe_new_plan
 from mosaic.runtime.run import failures
-
-JOURNAL = "journal"
-"""Folder inside a real run's, with what has finished and the workers' logs."""
 
 
 class Stopwatch:
@@ -177,32 +176,49 @@ def run_resolved(
 ) -> int:
     """Run a resolved configuration, as `run_point` says."""
     stamped = as_recorded(config)
-    tries_again = has_failed_calls(folder)
-    if completed_with(folder, stamped) and not tries_again:
+    tries_again = is_blank(folder) or has_failed_calls(folder)
+    if not tries_again and completed_with(folder, stamped):
         print(f"already complete with this configuration: {folder}")
-        return read_json(folder / SUMMARY)["num_failed_calls"] or 0
+        return read_json(folder / SUMMARY).get("num_failed_calls") or 0
     watch = Stopwatch()
     with watch.step("setup"):
         prepared = job_from(config, folder / JOURNAL, overrides)
     job = prepared.job
     is_real = prepared.runs and job.site.way != "simulated"
-    if is_real:
-        goes_on = " (goes on with what has finished)" if (folder / JOURNAL).exists() else ""
-        begin_run(folder, stamped)
-        print(f"run folder: {folder}{goes_on}", file=sys.stderr)
+    goes_on = " (goes on with what has finished)" if (folder / JOURNAL).exists() else ""
     if also_chosen and point is None:
         print(f"also chosen by the files of these groups: {also_chosen}\n")
-    with resumable(folder, again) if is_real else nullcontext(), job.site.open():
+    with job.site.open():
         if not prepared.runs:
             explain_only(prepared, folder, stamped, watch, point)
             return 0
-        outcome = mosaic.run(
-            job,
-            show=displays(is_real),
-            on_replan=tell_replan,
-            step=watch.step,
-            tell=tell_line if is_real else lambda line: None,
-        )
+        if is_real:
+            begin(folder, stamped)
+            print(f"run folder: {folder}{goes_on}", file=sys.stderr)
+        with resumable(folder, again) if is_real else nullcontext():
+            outcome = mosaic.run(
+                job,
+                show=displays(is_real),
+                on_replan=tell_replan,
+                step=watch.step,
+                tell=tell_line if is_real else lambda line: None,
+            )
+        if tries_again:
+            (folder / SUMMARY).unlink(missing_ok=True)
+        return leave(prepared, config, stamped, folder, outcome, watch, point)
+
+
+def leave(
+    prepared: Prepared,
+    config: dict[str, Any],
+    stamped: dict[str, Any],
+    folder: Path,
+    outcome: Outcome,
+    watch: Stopwatch,
+    point: str | None,
+) -> int:
+    """Write a run's files and print what it did; gives the number of its calls without a result."""
+    job = prepared.job
     plans = outcome.plans
     summary = summary_of(prepared, config, plans, outcome)
     files = answer_files(prepared, outcome)
@@ -224,8 +240,6 @@ def run_resolved(
             lost_workers=outcome.result.lost_workers,
             pilot_s=summary.get("pilot", {}).get("end_ts", 0.0),
         )
-    if tries_again:
-        (folder / SUMMARY).unlink()
     write_run(
         folder,
         config=stamped,
@@ -296,7 +310,7 @@ def displays(is_real: bool) -> Show:
 def has_failed_calls(folder: Path) -> bool:
     """Tell whether a real run is complete but for calls that failed, which are then tried again."""
     complete = (folder / JOURNAL).exists() and is_complete(folder)
-    return complete and bool(read_json(folder / SUMMARY)["num_failed_calls"])
+    return complete and bool(read_json(folder / SUMMARY).get("num_failed_calls"))
 
 
 def tell_replan(plan: Plan, lost: Mapping[int, str]) -> None:

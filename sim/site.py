@@ -152,6 +152,10 @@ class SimSite:
         hardware = {hardware.gpu.name: hardware for hardware in (self.hardware, *self.more_hardware)}
         return KeptLoads(hardware, self.cluster, self.settings, self.use)
 
+    def has_begun(self, name: str) -> bool:
+        """Never: a simulation is started anew."""
+        return False
+
     def command_log(self) -> CommandLog | None:
         """None: a simulation is started anew."""
         return None

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE = ("mosaic", "sim")
 CODE = (*CORE, "experiments")
 LAZY = (
-    "vllm", "torch", "pyomo", "highspy", "matplotlib", "pyarrow", "scipy", "hydra", "omegaconf", "math_verify", "sympy",
+    "vllm", "torch", "pyomo", "highspy", "matplotlib", "pyarrow", "scipy", "hydra", "omegaconf", "sympy", "mpmath",
     "aiohttp", "ray",
 )  # fmt: skip
 """What ``import mosaic`` and a simulated run must not need."""

@@ -3,14 +3,14 @@
 A batch that begins takes what is there then; a quote that comes later would change what it goes on from.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.config.batch import JOURNAL
+from experiments.config.places import JOURNAL
 from mosaic.core.errors import RunFolderError
 from mosaic.core.plan import Plan
 from mosaic.planning.plan_file import load_plans, plans_to_json
+from mosaic.report.run_folder import write_file
 
 QUOTE = "quote"
 """A quote's folder in that of its batch."""
@@ -21,7 +21,7 @@ ASKED = "asked.json"
 
 def keep_plans(folder: Path, plans: Sequence[Plan]) -> None:
     """Keep the plans of all stages so far, before the last of them runs."""
-    _write_whole(folder / STAGES, plans_to_json(plans))
+    write_file(folder, STAGES, plans_to_json(plans).encode())
 
 
 def asked_before(work: Path) -> tuple[Plan, ...]:
@@ -36,7 +36,7 @@ def asked_before(work: Path) -> tuple[Plan, ...]:
     if not asked.exists():
         if has_begun(work) or not stages.exists():
             return ()
-        _write_whole(asked, stages.read_text(encoding="utf-8"))
+        write_file(work, ASKED, stages.read_bytes())
     return load_plans(asked)
 
 
@@ -55,10 +55,4 @@ def check_not_begun(work: Path) -> None:
 def has_begun(work: Path) -> bool:
     """Tell whether a batch has asked anything of its own."""
     journal = work / JOURNAL
-    return journal.is_dir() and any(not path.name.startswith(f"{QUOTE}_") for path in journal.iterdir())
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    return any(path.is_dir() and not path.name.startswith(f"{QUOTE}_") for path in journal.glob("*"))

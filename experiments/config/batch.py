@@ -14,7 +14,6 @@ from mosaic.core.checks import require, require_unique
 from mosaic.core.engine_options import Device
 from mosaic.engines.named_models import expert_of_checkpoint
 
-JOURNAL = "journal"
 MODELS = "mosaic.engines.named_models.expert_of_checkpoint"
 PLACEHOLDER = "batch"
 KNOWN_GPUS = {"A100": "a100_80gb", "4090": "rtx4090", "PRO 6000": "rtxpro6000"}

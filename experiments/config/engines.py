@@ -3,10 +3,9 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ def vllm_site(parts: Parts) -> EngineSite:
         return _vllm_on_ray(parts, parts.ray, mode, patience)
     host = HostProcess(options, VLLM_ENGINE)
 
-    def make(journal: Path, content: RunContent, *, is_measured: bool, earlier: Sequence[Path] = ()) -> EngineBackend:
+    def make(journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
         return make_vllm_backend(
             experts=parts.experts,
             cluster=parts.cluster,
@@ -76,11 +75,10 @@ def vllm_site(parts: Parts) -> EngineSite:
             host=host,
             checkpoints=Path(backend["checkpoints"]),
             patience=patience,
-            earlier=earlier,
+            **journals,
         )
 
-    opened = partial(closing, host)
-    return _site(parts, "vllm", make, opened, mode, backend["num_calibration_questions"], options=options)
+    return _site(parts, "vllm", make, host.kept, mode, backend["num_calibration_questions"], options=options)
 
 
 def _asks_confidence(parts: Parts) -> bool:
@@ -106,7 +104,7 @@ def _vllm_on_ray(parts: Parts, ray: RaySettings, mode: Mode, patience: Patience)
         engine_module=VLLM_ENGINE,
     )
 
-    def make(journal: Path, content: RunContent, *, is_measured: bool, earlier: Sequence[Path] = ()) -> EngineBackend:
+    def make(journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
         measured = replace(engines, options=replace(options, enable_prefix_caching=False))
         return EngineBackend(
             name="vllm",
@@ -117,10 +115,11 @@ def _vllm_on_ray(parts: Parts, ray: RaySettings, mode: Mode, patience: Patience)
             engines=measured if is_measured else engines,
             launcher=cluster.launcher(),
             patience=patience,
-            earlier=earlier,
+            **journals,
         )
 
-    return _site(parts, "vllm", make, cluster.open, mode, backend["num_calibration_questions"], options=options)
+    opened = lambda lock: cluster.open()  # noqa: E731 - machines do not write the journal
+    return _site(parts, "vllm", make, opened, mode, backend["num_calibration_questions"], options=options)
 
 
 def embed_by(backend: Mapping[str, Any], options: EngineOptions) -> Callable[[Expert], TokenEmbeddings]:
@@ -165,7 +164,7 @@ def endpoint_site(parts: Parts) -> EngineSite:
     host = HostProcess(EndpointSettings(endpoint=endpoints[0], patience=patience), ENDPOINT_ENGINE)
     expert_by_server = {worker: endpoint.expert for worker, endpoint in enumerate(endpoints)}
 
-    def make(journal: Path, content: RunContent, *, is_measured: bool, earlier: Sequence[Path] = ()) -> EngineBackend:
+    def make(journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
         return EngineBackend(
             name="endpoint",
             experts=parts.experts,
@@ -180,11 +179,10 @@ def endpoint_site(parts: Parts) -> EngineSite:
                 first_pause_s=patience.first_wait_s,
                 max_pause_s=patience.max_wait_s,
             ),
-            earlier=earlier,
+            **journals,
         )
 
-    opened = partial(closing, host)
-    return _site(parts, "endpoint", make, opened, Mode.LIVE, 0, expert_by_server)
+    return _site(parts, "endpoint", make, host.kept, Mode.LIVE, 0, expert_by_server)
 
 
 def vllm_options(backend: Mapping[str, Any]) -> EngineOptions:
@@ -228,7 +226,7 @@ def _site(
     parts: Parts,
     name: str,
     make: Callable[..., EngineBackend],
-    opened: Callable[[], AbstractContextManager[object]],
+    opened: Callable[[int], AbstractContextManager[object]],
     mode: Mode,
     num_calibration_questions: int,
     expert_by_server: Mapping[int, str] | None = None,

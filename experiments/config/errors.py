@@ -2,19 +2,21 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import ENAMETOOLONG
+from pathlib import Path
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from mosaic.core.errors import MosaicError
+from mosaic.core.errors import InUseError, MosaicError
 from mosaic.core.printable import printable_output
 
 BAD_INPUT = (MosaicError, ValueError, TypeError, OSError, HydraException, OmegaConfBaseException)
-"""What ends a command with a message; anything else is our own mistake and keeps its traceback."""
+"""What ends a command with a message that names the field or the file; anything else is our own mistake."""
 
 BAD_INPUT_STATUS = 2
 FAILED_CALLS_STATUS = 3
@@ -23,6 +25,10 @@ UNANSWERED_STATUS = 4
 """A batch is complete, but for questions without a text."""
 NOT_REACHED_STATUS = 5
 """What was asked for is out of reach: the deadline of a quote, the bound of an audit, which holds all the same."""
+IN_USE_STATUS = 6
+"""Another command is at work in the folder, and goes on."""
+MISTAKE_STATUS = 1
+"""Something that should not happen: our own mistake."""
 INTERRUPTED_STATUS = 130
 
 
@@ -36,7 +42,7 @@ class FailedCalls(MosaicError):
 
 @contextmanager
 def exit_with_message(on_interrupt: str = "") -> Iterator[None]:
-    """Turn bad input into a message on stderr and an exit; MOSAIC_TRACEBACK=1 shows where it came from.
+    """Turn an error into a message on stderr and an exit; MOSAIC_TRACEBACK=1 shows where it came from.
 
     All that is printed meanwhile is printable. ``on_interrupt`` is what to say after Ctrl-C.
     """
@@ -47,15 +53,22 @@ def exit_with_message(on_interrupt: str = "") -> Iterator[None]:
             sys.exit(BAD_INPUT_STATUS)
         except FailedCalls:
             sys.exit(FAILED_CALLS_STATUS)
-        except BAD_INPUT as error:
+        except Exception as error:
             if os.environ.get("MOSAIC_TRACEBACK"):
                 raise
             print(f"error: {explain_error(error)}", file=sys.stderr)
-            sys.exit(BAD_INPUT_STATUS)
+            sys.exit(status_of(error))
         except KeyboardInterrupt as stop:
             said = ". ".join(part for part in (str(stop), on_interrupt) if part)
             print(f"interrupted: {said}" if said else "interrupted", file=sys.stderr)
             sys.exit(INTERRUPTED_STATUS)
+
+
+def status_of(error: Exception) -> int:
+    """Give the exit status of a command that ended with an error."""
+    if isinstance(error, InUseError):
+        return IN_USE_STATUS
+    return BAD_INPUT_STATUS if isinstance(error, BAD_INPUT) else MISTAKE_STATUS
 
 
 def explain_error(error: BaseException) -> str:
@@ -78,7 +91,17 @@ def explain_error(error: BaseException) -> str:
         return f"folder must have a shorter name, got {error.filename!r}: {give}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: cannot be used ({error.strerror})"
+    if not isinstance(error, BAD_INPUT):
+        return _explain_mistake(error)
     return str(error)
+
+
+def _explain_mistake(error: BaseException) -> str:
+    """Say where our own mistake is, in a line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"a mistake of mosaic's own ({said}{place}): MOSAIC_TRACEBACK=1 shows more, please report it"
 
 
 def _explain_composition(error: ConfigCompositionException) -> str:

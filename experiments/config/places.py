@@ -4,6 +4,8 @@ from pathlib import Path
 
 SWEEPS = Path("results/multirun")
 """Git ignores it."""
+JOURNAL = "journal"
+"""Folder inside a real run's, with what has finished, the workers' logs and the run's lock."""
 
 
 def own_folder(command: str) -> Path:

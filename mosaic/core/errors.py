@@ -38,5 +38,9 @@ class ProfileError(MosaicError):
     """A profile lacks an entry that pricing needs."""
 
 
+class InUseError(MosaicError):
+    """Another command works in the folder; it is not disturbed."""
+
+
 class RunFolderError(MosaicError):
     """A run folder cannot be written or read, or holds the results of another configuration."""

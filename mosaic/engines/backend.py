@@ -5,6 +5,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -18,14 +19,15 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, PrefillRecord, inputs_of
 from mosaic.core.workload import CallKey, Expert, ExpertName
 from mosaic.engines.call_specs import Engines, RunContent, ServedExpert, is_of_same_engine
+from mosaic.engines.earlier_work import EarlierWork
 from mosaic.engines.executor import Executor
 from mosaic.engines.launcher import Launcher
 from mosaic.engines.messages import Ahead
 from mosaic.engines.session_state import CallState, Patience, SessionState
 from mosaic.engines.worker_book import WorkerBook
 from mosaic.runtime.command_log import JournalLog
-from mosaic.runtime.journal import hold
-from mosaic.runtime.journal_records import JournalState, read_journal
+from mosaic.runtime.journal import make_folder
+from mosaic.runtime.journal_records import read_journal
 
 WAIT_S = 1.0
 """The watchdog looks this often."""
@@ -52,8 +54,8 @@ class EngineBackend:
         How to load experts, and where.
     patience
         Time limits and retries.
-    earlier
-        Journals of what was run before this run and is part of it: a pilot. The run's clock goes on from theirs.
+    earlier, others
+        Journals of what was run before: see `EarlierWork`. The run's clock goes on from theirs.
     """
 
     def __init__(
@@ -68,9 +70,10 @@ class EngineBackend:
         launcher: Launcher,
         patience: Patience | None = None,
         earlier: Sequence[Path] = (),
+        others: Sequence[Path] = (),
     ) -> None:
         require_unique((expert.name for expert in experts), f"{name} backend: expert name")
-        self.log = JournalLog(journal, earlier)
+        self.log = JournalLog(journal, (*earlier, *others))
         """Of the run's commands, in the same journal."""
         self.lost: dict[int, str] = {}
         """Workers that are given up, and why; runs that share it try none of them again."""
@@ -78,20 +81,18 @@ class EngineBackend:
         self._experts = {expert.name: expert for expert in experts}
         self._cluster = cluster
         self._journal = Path(journal)
-        self._earlier = tuple(map(Path, earlier))
+        self._read_work = partial(EarlierWork, self._journal, earlier, others)
         self._content = content
         self._engines = engines
         self._launcher = launcher
         self._patience = patience or Patience()
         self._executor: Executor | None = None
-        self._before = JournalState()
         self._numbers = count()
         self._records: dict[CallKey, CallRecord] = {}
         self._outcomes: dict[CallKey, tuple[ServedExpert, Outcome | None]] = {}
         """Of every call that was submitted."""
         self._again: list[tuple[float, int, CallRecord | PrefillRecord]] = []
         """Calls and prefills that ended before this start and are yet to be told, the earliest first."""
-        self._num_damaged = 0
         self._num_redone: dict[bool, Counter[ExpertName]] = {True: Counter(), False: Counter()}
         """Calls that had ended and are run again, by whether their engine is the same; those yet to be told."""
         self._events: deque[Event] = deque()
@@ -148,34 +149,33 @@ class EngineBackend:
         """
         if self._executor is not None:
             raise BackendError("a backend serves one run, make a new one for the next")
-        with hold(self._journal) as lock:
-            try:
-                self._begin(lock)
-                yield Started(0.0)
-                yield from self._workers.losses()
-                yield from self._run(tick_s)
-            except KeyboardInterrupt:
-                self._stop()
-                done = read_journal(self._journal).done_keys & self._outcomes.keys()
-                text = f"stopped; {len(done)} of {len(self._outcomes)} calls are in {self._journal}"
-                raise KeyboardInterrupt(text) from None
-            finally:
-                self._stop()
+        try:
+            self._begin()
+            yield Started(0.0)
+            yield from self._workers.losses()
+            yield from self._run(tick_s)
+        except KeyboardInterrupt:
+            self._stop()
+            done = read_journal(self._journal).done_keys & self._outcomes.keys()
+            text = f"stopped; {len(done)} of {len(self._outcomes)} calls are in {self._journal}"
+            raise KeyboardInterrupt(text) from None
+        finally:
+            self._stop()
 
-    def _begin(self, lock: int) -> None:
-        first_ts = read_journal(*self._earlier).last_ts
-        self._before = before = read_journal(*self._earlier, self._journal)
-        self._num_damaged = before.num_damaged
-        for record in before.prefills:
+    def _begin(self) -> None:
+        make_folder(self._journal)
+        self._work = work = self._read_work()
+        self._num_damaged = work.num_damaged
+        for record in work.prefills:
             heapq.heappush(self._again, (record.finished_ts, next(self._numbers), record))
-        self._ts = max([before.last_ts, *(action.ts for action in self.log.earlier)])
-        self._launcher.begin(self._journal, lock, self._cluster.num_workers, is_new=not before.done_keys)
-        self.log.note_start(self._ts, first_ts)
+        self._ts = max([work.last_ts, *(action.ts for action in self.log.earlier)])
+        self._launcher.begin(self._journal, self._cluster.num_workers, is_new=not work.state.done_keys)
+        self.log.note_start(self._ts, work.first_ts)
         self._workers = WorkerBook(self._cluster.num_workers, self._ts, self.lost, self._launcher.changes())
         self._executor = Executor(
             self._launcher,
             self._journal,
-            before,
+            work.state,
             start_ts=self._ts,
             workers=self._workers,
             patience=self._patience,
@@ -267,12 +267,12 @@ class EngineBackend:
         self._outcomes[call.key] = served, self._content.outcome(call, inputs, expert.kv_budget_tokens)
         spec = self._content.spec(call, served, inputs, self._outcomes[call.key][1])
         number = next(self._numbers)
-        record = self._before.done(call.key, spec.fingerprint)
+        record = self._work.done(call.key, spec.fingerprint, to, self._running.sessions)
         if record is not None:
             self._running.note_end(record)
             heapq.heappush(self._again, (record.finished_ts or 0.0, number, self._read(record)))
             return
-        earlier = self._before.last_fingerprint(call.key)
+        earlier = self._work.last_fingerprint(call.key)
         if is_new and earlier is not None:
             self._num_redone[is_of_same_engine(earlier, spec.fingerprint)][call.expert] += 1
         spec = replace(spec, queued_ts=max(call.ready_s, self._ts))

@@ -79,7 +79,8 @@ class Host:
             if message.process in self._pids:
                 kill_group(self._pids[message.process])
             return
-        link, lock = recv_handle(self._control), recv_handle(self._control)
+        link = recv_handle(self._control)
+        lock = recv_handle(self._control) if message.has_lock else None
         host = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -89,8 +90,9 @@ class Host:
                 other.close()
             run_worker(message, Connection(link), self._module, host)
         # The lock stays open in the worker: while any of them lives, nobody else may write the journal.
-        os.close(link)
-        os.close(lock)
+        for handle in (link, lock):
+            if handle is not None:
+                os.close(handle)
         self._pids[message.process] = pid
         self._control.send(Forked(message.process, pid))
 

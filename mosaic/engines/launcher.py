@@ -25,15 +25,13 @@ class Launcher(Protocol):
     def num_host_deaths(self) -> int:
         """How often what starts processes died, and took them with it; it is started again by itself."""
 
-    def begin(self, folder: Path, lock: int, num_workers: int, *, is_new: bool) -> None:
+    def begin(self, folder: Path, num_workers: int, *, is_new: bool) -> None:
         """Take up a run.
 
         Parameters
         ----------
         folder
             Where processes print: ``worker-N.log``, and ``host.log`` for who starts them.
-        lock
-            File descriptor that every process must keep open: nobody else may write the journal while one lives.
         num_workers
             Among which this machine is dealt out.
         is_new

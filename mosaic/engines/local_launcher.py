@@ -57,7 +57,6 @@ class LocalLauncher:
         self._device = device
         self._interrupt = interrupt
         self._folder = Path()
-        self._lock = -1
         self._num_workers = 0
         self._channels: dict[int, LocalChannel] = {}
         self._num_host_deaths = 0
@@ -66,8 +65,8 @@ class LocalLauncher:
     def num_host_deaths(self) -> int:
         return self._num_host_deaths
 
-    def begin(self, folder: Path, lock: int, num_workers: int, *, is_new: bool) -> None:
-        self._folder, self._lock, self._num_workers = folder, lock, num_workers
+    def begin(self, folder: Path, num_workers: int, *, is_new: bool) -> None:
+        self._folder, self._num_workers = folder, num_workers
         if is_new:  # one that goes on may have nothing left to do, and then needs no engine
             self._start_host()
 
@@ -81,9 +80,8 @@ class LocalLauncher:
         if self._device is Device.GPU:
             gpus = tuple(gpus_of_workers(self._num_workers)[worker] for worker in workers)
         try:
-            number, link = self._host.fork(
-                cores=tuple(sorted(cores)), gpus=gpus, log=output_of(self._folder, workers), lock=self._lock
-            )
+            log = output_of(self._folder, workers)
+            number, link = self._host.fork(cores=tuple(sorted(cores)), gpus=gpus, log=log)
         except OSError:
             self._lose_host()
             return None

@@ -74,7 +74,7 @@ class MachineAgent:
         found += [line for line in map(self._find, self._setup.checkpoints) if line is not None]
         if not found:
             try:
-                self._launcher.begin(self._folder, os.open(os.devnull, os.O_RDONLY), self._num_workers, is_new=True)
+                self._launcher.begin(self._folder, self._num_workers, is_new=True)
             except BackendError as error:
                 found.append(str(error))
         return found

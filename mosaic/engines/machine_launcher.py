@@ -75,8 +75,8 @@ class MachineLauncher:
     def num_host_deaths(self) -> int:
         return sum(self._num_host_deaths.values())
 
-    def begin(self, folder: Path, lock: int, num_workers: int, *, is_new: bool) -> None:
-        """Take up a run; the lock is the driver's, who alone writes the journal."""
+    def begin(self, folder: Path, num_workers: int, *, is_new: bool) -> None:
+        """Take up a run."""
         self._folder = folder
         for _, happening in self._fleet.hear(0.0):
             self._note_change(happening)

@@ -48,7 +48,7 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fork:
-    """To the host: start a worker process. Its link and the journal's lock follow as file descriptors."""
+    """To the host: start a worker process. Its link follows as a file descriptor, and the run's lock if it has one."""
 
     process: int
     """Number of the worker process, never used twice."""
@@ -58,6 +58,7 @@ class Fork:
     """Of CUDA_VISIBLE_DEVICES; empty: none."""
     log: Path
     """Where standard output and error go."""
+    has_lock: bool
 
 
 class Kill(NamedTuple):

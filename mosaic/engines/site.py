@@ -21,7 +21,9 @@ from mosaic.engines.call_specs import RunContent
 from mosaic.runtime.aggregator_sweep import aggregator_places
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
+from mosaic.runtime.journal_records import own_journals
 from mosaic.runtime.loop import CommandLog
+from mosaic.runtime.run_lock import hold
 from mosaic.runtime.site import Prompts
 from mosaic.runtime.static_plan import execute
 
@@ -30,11 +32,11 @@ class BackendMaker(Protocol):
     """Makes the backend of a run, or of a measurement."""
 
     def __call__(
-        self, journal: Path, content: RunContent, *, is_measured: bool, earlier: Sequence[Path] = ()
+        self, journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]
     ) -> EngineBackend:
         """Make it; what is measured may find nothing in a cache, since it asks the same prompts again and again.
 
-        ``earlier`` are the journals that it goes on from.
+        ``journals`` are those that it goes on from, ``earlier`` and ``others``.
         """
 
 
@@ -79,7 +81,7 @@ class EngineSite:
     expert_by_server
         See ``Site``.
     opened
-        Keeps what engines need while a run lasts.
+        Keeps what engines need while a run lasts; their processes hold the run's lock too, which is given.
     options
         Of engines that the site starts; None: they are others'.
     """
@@ -100,7 +102,7 @@ class EngineSite:
         num_calibration_questions: int = 0,
         replayed: Replayed | None = None,
         expert_by_server: Mapping[int, ExpertName] | None = None,
-        opened: Callable[[], AbstractContextManager[object]] = nullcontext,
+        opened: Callable[[int], AbstractContextManager[object]] = nullcontext,
         options: EngineOptions | None = None,
     ) -> None:
         self.name = name
@@ -136,8 +138,14 @@ class EngineSite:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Keep the process that imports the engines."""
-        with self._opened():
+        """Hold the run's lock, for all its stages, and keep the process that imports the engines.
+
+        Raises
+        ------
+        InUseError
+            If another command works there.
+        """
+        with hold(self._journal) as lock, self._opened(lock):
             yield
 
     def backend(
@@ -149,21 +157,29 @@ class EngineSite:
         after: Sequence[str] = (),
         prefixes: Prompts | None = None,
     ) -> Backend:
-        """Give the backend of the run, or of a stage of its pilot: all ask the same in the same way."""
+        """Give the backend of the run, or of a stage of its pilot: all ask the same in the same way.
+
+        What an earlier start has answered in whichever stage counts, also where this start has other stages.
+        """
         if self.replayed is None:
             content = RunContent(prompts=prompts, prefixes=prefixes, questions=questions, root_seed=self._seed)
         else:
             content = RunContent(outcomes=self.replayed.run, root_seed=self._seed)
+        kinds = ("run", "pilot")
+        own = own_journals(self._journal, *kinds) if name.startswith(kinds) else []
         earlier = [self._journal / file_name(stage) for stage in after]
-        self._run = self._begun(name, content, is_measured=False, earlier=earlier)
+        others = [path for path in own if path not in (self._journal / file_name(name), *earlier)]
+        self._run = self._begun(name, content, is_measured=False, earlier=earlier, others=others)
         return self._run
 
-    def _begun(
-        self, name: str, content: RunContent, *, is_measured: bool, earlier: Sequence[Path] = ()
-    ) -> EngineBackend:
-        backend = self._make(self._journal / file_name(name), content, is_measured=is_measured, earlier=earlier)
+    def _begun(self, name: str, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
+        backend = self._make(self._journal / file_name(name), content, is_measured=is_measured, **journals)
         backend.lost = self._lost
         return backend
+
+    def has_begun(self, name: str) -> bool:
+        """Tell whether a stage or measurement of this name has a journal."""
+        return (self._journal / file_name(name)).is_dir()
 
     def command_log(self) -> CommandLog | None:
         """Give the log in the journal of the run, or of the stage that was begun last."""

@@ -183,12 +183,13 @@ def make_vllm_backend(
     checkpoints: Path | None = None,
     patience: Patience | None = None,
     earlier: Sequence[Path] = (),
+    others: Sequence[Path] = (),
 ) -> EngineBackend:
     """Make the backend of one run on vLLM.
 
     Parameters
     ----------
-    experts, cluster, journal, content, patience, earlier
+    experts, cluster, journal, content, patience, earlier, others
         As in `EngineBackend`.
     options
         How engines run.
@@ -207,4 +208,5 @@ def make_vllm_backend(
         launcher=LocalLauncher(host, options.loading.device),
         patience=patience,
         earlier=earlier,
+        others=others,
     )

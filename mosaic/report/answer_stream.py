@@ -34,6 +34,11 @@ class AnswerStream:
         assert self._file is not None, "the run has begun"
         return self._file
 
+    def close(self) -> None:
+        """Close the file, if the run has begun."""
+        if self._file is not None:
+            self._file.close()
+
     @property
     def num_questions(self) -> int:
         """All of the batch."""

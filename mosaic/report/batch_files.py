@@ -2,12 +2,13 @@
 
 While the batch runs, ``NAME.partial.jsonl`` gets a line for each finished question. A run that goes on keeps the lines
 that are there; a question that is answered anew gets another line, and the last one counts. In the end
-``NAME.out.jsonl`` and ``NAME.errors.jsonl`` are put in place whole.
+``NAME.out.jsonl`` and ``NAME.errors.jsonl`` are put in place whole, and the run's summary keeps their digests.
 """
 
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -96,7 +97,7 @@ class PartialFile:
 
 
 def finish(paths: BatchPaths, partial: PartialFile, questions: Sequence[str]) -> Finished:
-    """Put the final files in place, in the order of the questions, and remove the partial one.
+    """Put the final files in place, in the order of the questions; the partial one stays until all else is written.
 
     Raises
     ------
@@ -108,9 +109,18 @@ def finish(paths: BatchPaths, partial: PartialFile, questions: Sequence[str]) ->
         raise RunFolderError(f"{paths.partial}: {len(missing)} questions have not ended, {missing[0]!r} among them")
     num_errors = write_whole(paths.errors, partial, questions, is_error)
     num_answered = write_whole(paths.out, partial, questions, lambda line: not is_error(line))
-    partial.close()
-    paths.partial.unlink(missing_ok=True)
     return Finished(num_answered, num_errors)
+
+
+def digests(paths: BatchPaths) -> dict[str, str]:
+    """Give the SHA-256 of a batch's final files by name, as far as they are there."""
+    return {path.name: digest_of(path) for path in (paths.out, paths.errors) if path.is_file()}
+
+
+def digest_of(path: Path) -> str:
+    """Give the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(path: Path, partial: PartialFile, questions: Iterable[str], wanted: Callable[[bytes], bool]) -> int:

@@ -7,7 +7,7 @@ flushed to disk and then renamed. A crash, a kill or a full disk leaves a folder
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,6 +33,12 @@ RUN_FILES = (
     "replay.json", "replay.png", "meta.json", SUMMARY,
 )  # fmt: skip
 """Every file of the contract, in the order of writing."""
+PRACTICAL_KEYS = frozenset(
+    {
+        "base_url", "api_key_env", "max_in_flight", "max_requests_per_min", "max_tokens_per_min", "price", "patience",
+    }
+)  # fmt: skip
+"""Keys that decide no answer: where a server is, its key, how much it gets at once, its price, and how long to wait."""
 _TEMPORARY = ".{}.part"
 Content: TypeAlias = bytes | Iterator[bytes]
 """Of a file, whole or line by line."""
@@ -80,7 +86,7 @@ def write_run(
         _start(folder, config)
         for name in RUN_FILES:
             if name in contents:
-                _write_file(folder, name, contents[name])
+                write_file(folder, name, contents[name])
 
 
 def is_complete(folder: str | Path) -> bool:
@@ -105,8 +111,15 @@ def completed_with(folder: str | Path, config: Config) -> bool:
     return True
 
 
-def begin_run(folder: str | Path, config: Config) -> None:
+def begin_run(folder: str | Path, config: Config, *, may_differ: Collection[str] = ()) -> None:
     """Write config.yaml at the start of a run that keeps what it has finished, so that only the same run goes on.
+
+    Parameters
+    ----------
+    folder, config
+        Of the run.
+    may_differ
+        Dotted keys that may differ from what the folder has: the run is then not complete any more.
 
     Raises
     ------
@@ -114,16 +127,21 @@ def begin_run(folder: str | Path, config: Config) -> None:
         If the folder holds the unfinished run of another configuration, whose times would be taken for this one's.
     """
     folder = Path(folder)
-    if (folder / CONFIG).exists():
-        _check_same(folder, config, "unfinished")
+    is_there = (folder / CONFIG).exists()
+    if is_there:
+        _check_same(folder, config, "unfinished", may_differ)
+    if is_there and read_config(folder) == _plain(config):
         return
     with _writing(folder):
-        _write_file(folder, CONFIG, _yaml(config).encode())
+        if may_differ:
+            (folder / SUMMARY).unlink(missing_ok=True)
+        write_file(folder, CONFIG, _yaml(config).encode())
 
 
-def _check_same(folder: str | Path, config: Config, kind: str) -> None:
+def _check_same(folder: str | Path, config: Config, kind: str, may_differ: Collection[str] = ()) -> None:
     found = read_config(folder)
-    differing = differing_keys(found, _plain(config))
+    keys = differing_keys(_without_practical(found), _without_practical(_plain(config)))
+    differing = tuple(key for key in keys if key not in may_differ)
     if differing:
         raise RunFolderError(
             f"{folder}: holds the {kind} run of another configuration; "
@@ -190,6 +208,13 @@ def differing_keys(left: Config, right: Config) -> tuple[str, ...]:
     """Dotted keys in which two configurations differ, sorted; a missing key differs from any value."""
     a, b = flatten(left), flatten(right)
     return tuple(sorted(key for key in a.keys() | b.keys() if repr(a.get(key, ...)) != repr(b.get(key, ...))))
+
+
+def _without_practical(value: Any) -> Any:
+    """Leave out of a configuration what decides no answer."""
+    if isinstance(value, Mapping):
+        return {key: _without_practical(item) for key, item in value.items() if key not in PRACTICAL_KEYS}
+    return [_without_practical(item) for item in value] if isinstance(value, list) else value
 
 
 def _name_differences(found: Config, wanted: Config, keys: tuple[str, ...]) -> str:
@@ -259,10 +284,17 @@ def _start(folder: Path, config: Config) -> None:
             (folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise RunFolderError(f"{folder / name}: cannot be replaced ({error.strerror})") from error
-    _write_file(folder, CONFIG, text.encode())
+    write_file(folder, CONFIG, text.encode())
 
 
-def _write_file(folder: Path, name: str, content: Content) -> None:
+def write_file(folder: Path, name: str, content: Content) -> None:
+    """Write a file of a run folder whole, or not at all.
+
+    Raises
+    ------
+    RunFolderError
+        If it cannot be written; what was there before is there still.
+    """
     temporary = folder / _TEMPORARY.format(name)
     try:
         with temporary.open("wb") as file:

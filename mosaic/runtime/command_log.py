@@ -14,7 +14,7 @@ from mosaic.core.action_lines import decode_action, encode_action
 from mosaic.core.commands import Action
 from mosaic.core.results import Resumption
 from mosaic.core.workload import CallKey
-from mosaic.runtime.journal import Log, frame, read_log
+from mosaic.runtime.journal import Log, decoded, frame
 from mosaic.runtime.journal_records import COMMANDS, STARTS, read_journal
 
 
@@ -25,7 +25,10 @@ class Start(msgspec.Struct, frozen=True):
     """The latest instant of the run's clock that was kept; 0: it begins."""
     unix_s: float
     first_ts: float = 0.0
-    """Where the run's clock stood when it began: at the end of its pilot, which has a journal of its own."""
+    """At the first start: where the run's clock stood, at the end of its pilot, which has a journal of its own."""
+
+
+_START: msgspec.json.Decoder[Start] = msgspec.json.Decoder(Start)
 
 
 class JournalLog:
@@ -40,7 +43,7 @@ class JournalLog:
     @cached_property
     def earlier(self) -> Sequence[Action]:
         """Commands of the run that was interrupted, and now goes on."""
-        return [decode_action(text) for text in read_log(self._folder / COMMANDS).records]
+        return [action for action in decoded(self._folder / COMMANDS, decode_action) if action is not None]
 
     @cached_property
     def ended(self) -> Set[CallKey]:
@@ -50,8 +53,8 @@ class JournalLog:
     @property
     def resumptions(self) -> tuple[Resumption, ...]:
         """When the run went on after it had stopped."""
-        starts = [msgspec.json.decode(text, type=Start) for text in read_log(self._folder / STARTS).records]
-        return resumptions_of(starts)
+        starts = decoded(self._folder / STARTS, _START.decode)
+        return resumptions_of([start for start in starts if start is not None])
 
     def note_start(self, ts: float, first_ts: float = 0.0) -> None:
         """Put on the disk that the run begins, or goes on, at this instant of its clock, which began at ``first_ts``.
@@ -100,5 +103,5 @@ def resumptions_of(starts: Sequence[Start]) -> tuple[Resumption, ...]:
             pause_s=None if last is None else max(0.0, start.unix_s - last.unix_s - (start.ts - last.ts)),
         )
         for last, start in zip(before, starts, strict=False)
-        if start.ts > start.first_ts
+        if start.ts > starts[0].first_ts
     )

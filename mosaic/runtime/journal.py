@@ -6,23 +6,24 @@ network file systems, where SQLite's write-ahead log does not; and a full disk l
 append is cut off again. A record is a line: the CRC-32 of its JSON text, a space, the text.
 
 Exactly once follows from the order of things. A call is run only if no record holds its result, the records are read
-only when every process that could still write one is gone (``hold``), and a call's finish is told to others only
-when its record is on the disk.
+only when every process that could still write one is gone (``run_lock.hold``), and a call's finish is told to others
+only when its record is on the disk.
 """
 
-import fcntl
 import os
-import time
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import TypeVar
+
+import msgspec
 
 from mosaic.core.errors import BackendError
 
-LOCK_NAME = "lock"
+_Record = TypeVar("_Record")
+
 SUFFIX = ".journal"
 
 
@@ -30,12 +31,18 @@ class JournalError(BackendError):
     """A journal cannot be written or is in use; no run can go on without it."""
 
 
-class Contents(NamedTuple):
-    """What a log holds."""
+def make_folder(folder: Path) -> None:
+    """Make a journal's folder, unless it is there.
 
-    records: list[bytes]
-    num_damaged: int
-    """Lines that no writer finished, or that changed on the disk: what they held is run again."""
+    Raises
+    ------
+    JournalError
+        If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot("opened", folder, error) from error
 
 
 def frame(text: bytes) -> bytes:
@@ -60,11 +67,19 @@ def lines_of(path: Path) -> Iterator[bytes | None]:
             yield unframe(line) if line.endswith(b"\n") else None
 
 
-def read_log(path: Path) -> Contents:
-    """Read a log as far as it is whole; a file that does not exist holds nothing."""
-    decoded = list(lines_of(path))
-    records = [record for record in decoded if record is not None]
-    return Contents(records, len(decoded) - len(records))
+def decoded(path: Path, decode: Callable[[bytes], _Record]) -> Iterator[_Record | None]:
+    """Go over a log's records and decode each; None: a line that is not whole.
+
+    Raises
+    ------
+    JournalError
+        If a whole line holds what nobody of this version wrote.
+    """
+    for text in lines_of(path):
+        try:
+            yield None if text is None else decode(text)
+        except msgspec.DecodeError as error:
+            raise JournalError(f"journal {path}: holds a record of another version ({error}); remove it") from error
 
 
 class Log:
@@ -127,44 +142,6 @@ class Log:
                 return start + found + 1
             end = start
         return 0
-
-
-@contextmanager
-def hold(folder: Path, *, patience_s: float = 10.0) -> Iterator[int]:
-    """Make a journal's folder and hold it alone; gives the lock's file descriptor.
-
-    The lock belongs to the open file, so every process that inherits or is sent the descriptor holds it too, and it is
-    free only when the last of them is gone: who holds the journal of a killed run knows that none of its
-    processes can still write. ``patience_s`` is how long to wait for those that are about to end.
-
-    Raises
-    ------
-    JournalError
-        If the folder cannot be made, or others hold it all the while.
-    """
-    path = folder / LOCK_NAME
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise _cannot("opened", folder, error) from error
-    try:
-        deadline = time.monotonic() + patience_s
-        while not _lock(lock):
-            if time.monotonic() >= deadline:
-                raise JournalError(f"journal {folder}: another run is using it; end that run or name another folder")
-            time.sleep(0.05)  # flock has no wait with a limit
-        yield lock
-    finally:
-        os.close(lock)
-
-
-def _lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _sync_folder(folder: Path) -> None:

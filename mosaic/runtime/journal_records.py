@@ -11,7 +11,7 @@ import msgspec
 from mosaic.core.plan import Session
 from mosaic.core.results import SERVED, CallRecord, CallStatus, PrefillRecord, SessionRecord
 from mosaic.core.workload import CallKey, ExpertName, NodeName
-from mosaic.runtime.journal import SUFFIX, frame, lines_of, unframe
+from mosaic.runtime.journal import SUFFIX, decoded, frame, unframe
 
 COMMANDS = f"commands{SUFFIX}"
 STARTS = f"starts{SUFFIX}"
@@ -71,7 +71,7 @@ def from_line(line: bytes) -> Entry:
 
 def read_entries(path: Path) -> Iterator[Entry]:
     """Go over a log as far as it is whole."""
-    return (_DECODER.decode(text) for text in lines_of(path) if text is not None)
+    return (entry for entry in decoded(path, _DECODER.decode) if entry is not None)
 
 
 def without_token_ids(record: CallRecord) -> CallRecord:
@@ -96,6 +96,10 @@ class JournalState:
     _done: dict[tuple[CallKey, str], CallRecord] = field(default_factory=dict)
     _last: dict[CallKey, str] = field(default_factory=dict)
     """The fingerprint under which each was done last."""
+    _served: dict[tuple[int, ExpertName, tuple[int, ...]], set[CallKey]] = field(
+        default_factory=lambda: defaultdict(set)
+    )
+    """Calls by the session that served them, with its expert and workers."""
 
     def add(self, entry: Entry) -> None:
         """Take note of an entry."""
@@ -119,6 +123,8 @@ class JournalState:
         if kept.status is not CallStatus.FAILED:
             self._done.setdefault((kept.key, fingerprint_of(kept)), kept)
             self._last[kept.key] = fingerprint_of(kept)
+        if kept.status in SERVED:
+            self._served[kept.session, kept.expert, kept.workers].add(kept.key)
         return kept
 
     def done(self, key: CallKey, fingerprint: str) -> CallRecord | None:
@@ -138,7 +144,8 @@ class JournalState:
         """Describe a session, whose calls that ended these are; None: its engine was never ready.
 
         One that was interrupted has one record: from the load of its first attempt to the end of its last, the loads
-        of the others inside.
+        of the others inside. One that served other calls in an earlier start counts as interrupted once: its time is
+        not that of these calls.
         """
         place = session.expert, session.workers
         opened = [entry for entry in self.opened.get(session.id, ()) if (entry.expert, entry.workers) == place]
@@ -146,6 +153,7 @@ class JournalState:
             return None
         closed = self.closed.get(session.id, [])
         finished = [call for call in calls if call.status in SERVED]
+        has_served_others = self._served.get((session.id, *place), set()) != {call.key for call in finished}
         ends = [entry.start_ts for entry in opened] + [entry.end_ts for entry in closed]
         cpu_s = [entry.cpu_s for entry in closed if entry.cpu_s is not None]
         return SessionRecord(
@@ -160,7 +168,7 @@ class JournalState:
             num_calls=len(finished),
             output_tokens=sum(call.output_tokens for call in finished),
             cpu_s=sum(cpu_s) if len(cpu_s) == len(opened) else None,
-            num_interruptions=len(opened) - 1,
+            num_interruptions=len(opened) - 1 + has_served_others,
         )
 
 
@@ -169,14 +177,22 @@ def fingerprint_of(record: CallRecord) -> str:
     return "" if record.response is None else record.response.fingerprint
 
 
+def own_journals(folder: Path, *kinds: str) -> list[Path]:
+    """List the journals in a run's folder of journals that hold the batch's own calls, by how their names begin.
+
+    ``run`` is the run itself, ``pilot`` its pilot's stages, ``quote`` those of a quote; the others are measurements.
+    """
+    return sorted(path for path in folder.glob("*") if path.is_dir() and path.name.startswith(kinds))
+
+
 def read_journal(*folders: Path) -> JournalState:
     """Read all logs of journals but those of commands and starts, in the order of their names."""
     state = JournalState()
     for path in (path for folder in folders for path in sorted(folder.glob(f"*{SUFFIX}"))):
         if path.name not in (COMMANDS, STARTS):
-            for text in lines_of(path):
-                if text is None:
+            for entry in decoded(path, _DECODER.decode):
+                if entry is None:
                     state.num_damaged += 1
                 else:
-                    state.add(_DECODER.decode(text))
+                    state.add(entry)
     return state

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import TypeAlias, TypeVar
 
 from mosaic.core.cluster import Cluster
@@ -33,7 +34,7 @@ from mosaic.runtime.sweep import Sweep, run_sweep
 
 _Swept = TypeVar("_Swept")
 MAX_TRIES = 3
-"""Of a sweep whose workers are lost or disturbed; the next goes without those that are lost."""
+"""Of a sweep whose workers are lost or disturbed, in one start; the next goes without those that are lost."""
 
 SPARED = "profile.aggregator_path=FILE spares them"
 """How to do without measuring upper nodes; without a barrier, or for a quorum, they are rehearsed all the same."""
@@ -114,7 +115,7 @@ def sweep_first_layer(
                 (Cuts(budgets), *shown),
             )
 
-    return _again_if_disturbed("profile", measure, tell)
+    return _again_if_disturbed("profile", measure, site, tell)
 
 
 def rehearse(
@@ -220,7 +221,7 @@ def sweep_node(
                         tell=lambda count: tell(announcement(what, {shaped.name: count}, "to price it", SPARED)),
                     )  # fmt: skip
 
-            entries.append(_again_if_disturbed(f"profile_{node.name}_{expert.name}_tp{degree}", measure, tell))
+            entries.append(_again_if_disturbed(f"profile_{node.name}_{expert.name}_tp{degree}", measure, site, tell))
     return Profile(source=source, entries=tuple(entries))
 
 
@@ -229,10 +230,16 @@ def prompts_of(graph: CallGraph, questions: Mapping[str, Question], *, is_whole:
     return lambda call, inputs: graph.prompt(questions[call.key.question], call, inputs, is_whole=is_whole)
 
 
-def _again_if_disturbed(name: str, measure: Callable[[str], _Swept], tell: Tell) -> _Swept:
-    for number in range(1, MAX_TRIES):
+def _again_if_disturbed(name: str, measure: Callable[[str], _Swept], site: Site, tell: Tell) -> _Swept:
+    """Measure until it is undisturbed; those that earlier starts began do not count as tries of this one."""
+    num_tries = 0
+    for number in count(1):
+        this = name if number == 1 else f"{name}_{number}"
+        num_tries += not site.has_begun(this)
         try:
-            return measure(name if number == 1 else f"{name}_{number}")
+            return measure(this)
         except DisturbedSweepError as error:
+            if num_tries >= MAX_TRIES:
+                raise
             tell(f"{error}; it is measured once more")
-    return measure(f"{name}_{MAX_TRIES}")
+    raise AssertionError("a count does not end")

@@ -13,7 +13,6 @@ from mosaic.core.events import Event, Finished, Started
 from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
 from mosaic.core.workload import Call, CallKey, Workload
-from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller, View
 from mosaic.runtime.even_plan import spread_anew
 from mosaic.runtime.job import Job
@@ -130,16 +129,10 @@ def run_stage(
     experts = [*job.experts, *job.graph.experts]
     anew = spread_anew(experts, job.site, job.cluster.num_workers)
     everybody: tuple[Controller, ...] = (in_turn, anew, Watch(), *shown)
-    backend = _backend(job, prompts, pilot, stage.name)
+    known = {question.id: question for question in job.workload.questions}
+    backend = job.site.backend(known, prompts, name=stage.name, after=pilot.names)
     result = drive(backend, everybody, num_workers=job.cluster.num_workers, log=job.site.command_log())
     return result, _as_it_ran(stage, pilot.num_sessions, in_turn.opened, result)
-
-
-def was_begun(job: Job, prompts: Prompts, pilot: Pilot, name: str) -> bool:
-    """Tell whether a stage of this name was begun, by a run over the same journals that was interrupted."""
-    _backend(job, prompts, pilot, name)
-    log = job.site.command_log()
-    return log is not None and bool(log.earlier)
 
 
 def with_stage(pilot: Pilot, stage: Stage, result: RunResult) -> Pilot:
@@ -151,11 +144,6 @@ def with_stage(pilot: Pilot, stage: Stage, result: RunResult) -> Pilot:
     calls = tuple(call for call in stage.calls if call.key in records)
     kept = replace(stage, plan=replace(stage.plan, sessions=sessions), calls=calls)
     return replace(pilot, stages=(*pilot.stages, kept), records=records, sessions=result.sessions)
-
-
-def _backend(job: Job, prompts: Prompts, pilot: Pilot, name: str) -> Backend:
-    known = {question.id: question for question in job.workload.questions}
-    return job.site.backend(known, prompts, name=name, after=pilot.names)
 
 
 def _as_it_ran(stage: Stage, first: int, opened: Mapping[int, Session], result: RunResult) -> Stage:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise
 
 from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import unpriced_plan
@@ -17,12 +17,12 @@ from mosaic.runtime.layers import Questions
 from mosaic.runtime.measuring import Show, Tell, prompts_of
 from mosaic.runtime.payback import pilot_announcement
 from mosaic.runtime.pilot import SHARES, choose_calls, first_stage, priced_places, profile_of, thirds
-from mosaic.runtime.pilot_stages import Pilot, Stage, run_stage, was_begun, with_stage
+from mosaic.runtime.pilot_stages import Pilot, Stage, run_stage, with_stage
 from mosaic.runtime.planner import Planner, placed
 from mosaic.runtime.site import Prompts
 
 MAX_TRIES = 2
-"""Where an expert's sessions were disturbed, more calls of the batch are asked, so often in all."""
+"""Where an expert's sessions were disturbed, more calls of the batch are asked; stages that a start begins in all."""
 
 
 def pilot_first_layer(
@@ -45,20 +45,26 @@ def pilot_first_layer(
         If calls fail and none finish.
     """
     profile: Profile | None = None
-    for number in range(MAX_TRIES):
+    num_tries = 0
+    for number in count():
+        name = f"pilot_{number}"
+        num_tries += not job.site.has_begun(name)
         calls = choose_calls(job, first_calls, pilot.records)
-        stage = first_stage(job, calls, experts, f"pilot_{number}")
+        stage = first_stage(job, calls, experts, name)
         tell(pilot_announcement("pilot", Counter(call.expert for call in calls), len(first_calls)))
         with show("pilot", {}) as shown:
             result, stage = run_stage(job, _prompts(job), pilot, stage, shown)
         pilot = with_stage(pilot, stage, result)
         try:
             profile = profile_of(job, experts, pilot, source)
-            if not was_begun(job, _prompts(job), pilot, f"pilot_{number + 1}"):  # what it asked is not asked twice
-                return pilot, profile
+            if not job.site.has_begun(f"pilot_{number + 1}"):  # what it asked is not asked twice
+                break
         except DisturbedSweepError as error:
             profile = None
-            tell(f"{error}; {'more calls of the batch are asked' if number + 1 < MAX_TRIES else 'it is given up'}")
+            is_over = num_tries >= MAX_TRIES
+            tell(f"{error}; {'it is given up' if is_over else 'more calls of the batch are asked'}")
+            if is_over:
+                break
         if len(pilot.records) + len(calls) >= len(first_calls):
             break
     return pilot, profile

@@ -77,6 +77,9 @@ class Site(Protocol):
             What prompts begin with, where they are prefilled ahead of time.
         """
 
+    def has_begun(self, name: str) -> bool:
+        """Tell whether an earlier start began a stage or a measurement of this name."""
+
     def command_log(self) -> CommandLog | None:
         """Give the log of commands of the backend that was given last; None: it cannot be interrupted and go on."""
 

@@ -2,7 +2,8 @@
 
 A prompt is a list of words. ``die``, ``hang``, ``raise`` and ``lose`` (the device) happen at the step that would
 finish the request, ``slow`` makes each of its steps take 10 ms more; with ``once`` they happen the first time only.
-What a checkpoint's file ``behave`` says happens when the expert is loaded.
+What a checkpoint's file ``behave`` says happens when the expert is loaded; a number in its file ``voice`` changes the
+answers.
 """
 
 import errno
@@ -72,6 +73,8 @@ def full_disk(file, data, at):
 class FakeEngine:
     def __init__(self, spec) -> None:
         self.spec = spec
+        voice = spec.settings.checkpoint / "voice"
+        self.voice = int(voice.read_text()) if voice.exists() else 0
         self.running = {}
         self.waiting = []
 
@@ -129,8 +132,8 @@ class FakeEngine:
     def text(self, request) -> str | None:
         if self.spec.settings.with_tokenizer:
             if "long" in request.prompt:
-                return f"{'word ' * LONG_TOKENS}The answer is {'ABCD'[request.seed % 4]}."
-            return f"<think>A or B?</think>The answer is {'ABCD'[request.seed % 4]}."
+                return f"{'word ' * LONG_TOKENS}The answer is {'ABCD'[(request.seed + self.voice) % 4]}."
+            return f"<think>A or B?</think>The answer is {'ABCD'[(request.seed + self.voice) % 4]}."
         return None
 
     def progress(self) -> dict[int, int]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from mosaic.runtime.journal import Log, frame, hold
+from mosaic.runtime.journal import Log, frame
+from mosaic.runtime.run_lock import hold
 
 
 def write(folder: Path, first: int) -> None:

@@ -15,7 +15,7 @@ from mosaic.core.results import CallStatus
 from mosaic.engines.host_process import HostProcess
 from mosaic.engines.messages import one_line
 from mosaic.engines.session_state import Patience
-from mosaic.runtime.journal import JournalError, hold
+from mosaic.runtime.journal import JournalError
 from mosaic.runtime.replanning import Replanning
 from tests.engines import slow_import_engine
 from tests.engines.executor_runs import (
@@ -236,13 +236,6 @@ def test_a_full_disk_stops_the_run_and_a_new_start_goes_on(tmp_path, host):
     (tmp_path / "A" / "behave").unlink()
     executor.execute(PLAN, [*A, *B])
     finished_once(tmp_path, [*A, *B])
-
-
-def test_a_journal_in_use_is_refused(tmp_path, host, monkeypatch):
-    monkeypatch.setattr("mosaic.engines.backend.hold", lambda folder: hold(folder, patience_s=0.1))
-    executor = Runs(tmp_path, host)
-    with hold(tmp_path / "journal"), pytest.raises(JournalError, match="another run is using it"):
-        executor.execute(PLAN, [*A, *B])
 
 
 class Killer(Reactor):

@@ -302,7 +302,7 @@ def test_instants_of_a_machine_are_on_its_own_clock(tmp_path, fleets) -> None:
     machines = HereMachines({"a": 1, "b": 1})
     machines.ahead_s["b"] = 1000.0
     launcher = MachineLauncher(fleets(machines))
-    launcher.begin(tmp_path, -1, 2, is_new=True)
+    launcher.begin(tmp_path, 2, is_new=True)
     told = {name: [] for name in "ab"}
     for name, machine in machines.started.items():
         machine.tell = told[name].extend

@@ -109,7 +109,7 @@ def test_real_vllm_on_two_nodes_of_which_one_is_killed(tmp_path, nodes) -> None:
     plan = make_plan(make_session(0, calls[:60]), make_session(1, calls[60:], workers=(1,)))
     with on_ray(nodes, (1, 1), engine_module=VLLM_ENGINE) as cluster:
         there = MachineRuns(tmp_path / "there", cluster)
-        cluster.launcher().begin(tmp_path, -1, 2, is_new=True)
+        cluster.launcher().begin(tmp_path, 2, is_new=True)
         by_node = {machine.id: worker for worker, machine in cluster.launcher().machines.items()}
         victim = next(one for one, node in nodes.nodes.items() if by_node.get(node.node_id) == 1)
         there.execute(plan, calls, Replanning(on_first(2)[0]), at(90, lambda: nodes.kill(victim)))

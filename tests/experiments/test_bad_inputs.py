@@ -491,7 +491,8 @@ def test_a_traceback_is_shown_to_those_who_ask(monkeypatch: pytest.MonkeyPatch, 
         run_point("seed=-1", f"hydra.run.dir={tmp_path / 'run'}")
 
 
-def test_our_own_mistakes_keep_their_traceback() -> None:
+def test_our_own_mistakes_too_show_their_traceback_to_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOSAIC_TRACEBACK", "1")
     with pytest.raises(KeyError), exit_with_message():
         raise KeyError("ours")
 

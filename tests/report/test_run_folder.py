@@ -16,6 +16,7 @@ from mosaic.planning.plan_file import load_plans
 from mosaic.report.metrics import summarise
 from mosaic.report.run_folder import (
     RUN_FILES,
+    begin_run,
     completed_with,
     differing_keys,
     flatten,
@@ -256,3 +257,33 @@ def test_differences_see_types_missing_keys_and_nested_values():
     assert differing_keys({"a": 1, "b": {"c": None}}, {"a": 1.0, "b": {}}) == ("a", "b", "b.c")
     assert differing_keys({"a": float("nan")}, {"a": float("nan")}) == ()
     assert flatten({"a": {"b": {"c": 1}}, "d": []}) == {"a.b.c": 1, "d": []}
+
+
+SERVERS = {
+    "backend": {
+        "max_in_flight": 4,
+        "patience": {"max_retries": 4},
+        "endpoints": [{"base_url": "http://a:1/v1", "api_key_env": None, "model": "m", "expert": "E"}],
+    }
+}
+
+
+def moved(**changes: object) -> dict:
+    backend = SERVERS["backend"]
+    return {"backend": {**backend, "max_in_flight": 9, "endpoints": [{**backend["endpoints"][0], **changes}]}}
+
+
+def test_where_a_server_is_and_how_it_is_used_is_no_other_configuration(tmp_path):
+    begin_run(tmp_path, SERVERS)
+    there = moved(base_url="https://b:2/v1", api_key_env="KEY")
+    begin_run(tmp_path, there)
+    assert read_config(tmp_path) == there, "an audit finds the server where it is now"
+    with pytest.raises(RunFolderError, match="unfinished run of another configuration"):
+        begin_run(tmp_path, moved(model="other"))
+
+
+def test_a_key_that_may_differ_makes_a_complete_run_incomplete(tmp_path):
+    write(tmp_path, config={"workload": {"path_sha256": "a"}})
+    begin_run(tmp_path, {"workload": {"path_sha256": "b"}}, may_differ=("workload.path_sha256",))
+    assert read_config(tmp_path) == {"workload": {"path_sha256": "b"}}
+    assert not is_complete(tmp_path)

@@ -1,5 +1,7 @@
 """What is measured before a run: experts by a sweep, upper nodes on what a rehearsal leaves to them."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from mosaic.core.errors import BackendError, DisturbedSweepError
@@ -90,8 +92,8 @@ def test_calls_are_spread_evenly_over_replicas_where_there_is_no_price() -> None
 class Shaky:
     """A site whose first backends have sessions that are interrupted."""
 
-    def __init__(self, num_disturbed: int) -> None:
-        self.num_disturbed, self.names = num_disturbed, []
+    def __init__(self, num_disturbed: int, begun: Sequence[str] = ()) -> None:
+        self.num_disturbed, self.names, self.begun = num_disturbed, [], begun
 
     def sweep(self, name, experts):
         self.names.append(name)
@@ -100,6 +102,9 @@ class Shaky:
 
     def swept_place(self, expert, session, num_experts):
         return (session % 2,)
+
+    def has_begun(self, name):
+        return name in self.begun
 
 
 def sweep_on(site: Shaky):
@@ -120,6 +125,12 @@ def test_a_disturbed_measurement_is_made_twice_more_and_no_more() -> None:
     assert site.names == ["profile", "profile_2", "profile_3"]
     with pytest.raises(DisturbedSweepError):
         sweep_on(Shaky(3))
+
+
+def test_measurements_that_earlier_starts_began_are_no_tries_of_this_one() -> None:
+    site = Shaky(4, begun=("profile", "profile_2", "profile_3"))
+    assert sweep_on(site) == sweep_on(Shaky(0))
+    assert site.names == ["profile", "profile_2", "profile_3", "profile_4", "profile_5"]
 
 
 class Broken:

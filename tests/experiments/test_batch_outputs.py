@@ -1,0 +1,99 @@
+"""Outputs belong to their run: what is damaged is written again, and what is another's is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mosaic.report.run_folder import SUMMARY, read_json
+from mosaic.runtime.journal_records import own_journals, read_journal
+from tests.engines.fake_batch import batch_line, run_mosaic, write_batch, write_models
+
+NUM_QUESTIONS = 8
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def done(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = write_batch(tmp_path_factory.mktemp("done"), [batch_line(number) for number in range(NUM_QUESTIONS)])
+    assert run_mosaic("batch", path, *models).status == 0
+    return path
+
+
+def num_ended(path: Path) -> int:
+    return len(read_journal(*own_journals(path.with_suffix(".mosaic") / "journal", "run", "pilot")).ended)
+
+
+@pytest.mark.parametrize("damage", [lambda text: b"", lambda text: text[:-30], lambda text: b"of somebody else\n"])
+def test_a_damaged_output_is_refused_by_an_audit_and_written_again(done: Path, models: list[str], damage) -> None:
+    out = done.with_name("questions.out.jsonl")
+    before, num_before = out.read_bytes(), num_ended(done)
+    out.write_bytes(damage(before))
+    audited = run_mosaic("audit", out)
+    assert (audited.status, audited.err.count("\n")) == (2, 1)
+    assert str(out) in audited.err
+    outcome = run_mosaic("batch", done, *models)
+    assert outcome.status == 0, outcome.err
+    assert "already complete" not in outcome.err
+    assert (out.read_bytes(), num_ended(done)) == (before, num_before), "without a call"
+    assert "already complete" in run_mosaic("batch", done, *models).err
+
+
+def test_an_audit_refuses_the_output_of_another_run(done: Path, tmp_path: Path) -> None:
+    text = done.with_name("questions.out.jsonl").read_text()
+    other = tmp_path / "other.out.jsonl"
+    other.write_text(text.replace('"answer": "A"', '"answer": "B"'))
+    audited = run_mosaic("audit", other, "--work", done.with_suffix(".mosaic"))
+    assert (audited.status, audited.err.count("\n")) == (2, 1)
+    assert "is not what the run in" in audited.err
+    other.write_text(text)
+    assert "is not what the run in" not in run_mosaic("audit", other, "--work", done.with_suffix(".mosaic")).err
+
+
+def test_two_commands_do_not_share_an_output_name(done: Path, models: list[str], tmp_path: Path) -> None:
+    path = write_batch(tmp_path, [batch_line(number) for number in range(2)])
+    before = done.with_name("questions.out.jsonl").read_bytes()
+    for out in (done.parent, tmp_path / "none"):
+        outcome = run_mosaic("batch", path, *models, "--out", out, "--work", tmp_path / "work")
+        if out == done.parent:
+            assert (outcome.status, outcome.err.count("\n")) == (2, 1)
+            assert "questions.out.jsonl: is there already, and not of the run in" in outcome.err
+            assert not (tmp_path / "work").exists()
+    assert outcome.status == 0, outcome.err
+    assert done.with_name("questions.out.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "begun.json", "summary.json", "asked.json", "plan.json", "calls.parquet"]
+)
+def test_a_damaged_file_of_the_folder_is_written_again_or_named(
+    name: str, text: bytes, done: Path, models: list[str], tmp_path: Path
+) -> None:
+    work = done.with_suffix(".mosaic")
+    file, out = work / name, done.with_name("questions.out.jsonl")
+    before = file.read_bytes() if file.exists() else None
+    try:
+        file.write_bytes(text)
+        for command in (["batch", done, *models], ["audit", out]):
+            outcome = run_mosaic(*command)
+            assert "Traceback" not in outcome.err
+            assert "mistake" not in outcome.err
+            if outcome.status:
+                assert outcome.status == 2, outcome.err
+                assert str(work) in outcome.err
+    finally:
+        if before is None:
+            file.unlink(missing_ok=True)
+        else:
+            file.write_bytes(before)
+
+
+def test_the_summary_has_the_digests_of_both_outputs(done: Path) -> None:
+    outputs = read_json(done.with_suffix(".mosaic") / SUMMARY)["outputs"]
+    assert sorted(outputs) == ["questions.errors.jsonl", "questions.out.jsonl"]
+    assert len(json.dumps(outputs)) > 2 * 64
