@@ -237,7 +237,7 @@ def test_the_defaults_are_the_papers_main_run() -> None:
     prepared = make()
     job, site = prepared.job, site_of(prepared)
     assert (job.workload.name, job.scheduler.name, prepared.seed) == ("mmlu_pro", "ilp", 0)
-    assert job.costs.func.func is PaperCosts  # type: ignore[attr-defined]
+    assert job.costs.func is PaperCosts  # type: ignore[attr-defined]
     assert site.hardware.gpu.name == "a100_80gb"
     assert job.cluster.num_workers == 4
     assert site.settings == EngineOptions(order=Order.PREFILL_FIRST, max_num_seqs=256)
@@ -246,7 +246,7 @@ def test_the_defaults_are_the_papers_main_run() -> None:
     assert job.graph.gate == Majority(tau=0.6667)
     expert, degrees = aggregator_of(prepared)
     assert (expert.name, degrees) == ("LlamaR1", (4,))
-    assert make("costs=affine").job.costs.func.func is AffineCosts  # type: ignore[attr-defined]
+    assert make("costs=affine").job.costs.func is AffineCosts  # type: ignore[attr-defined]
 
 
 def test_overrides_reach_the_values() -> None:
