@@ -160,8 +160,7 @@ def leave_run_folder(
     places: Places, prepared: Prepared, config: Mapping[str, Any], stamped: dict[str, Any], outcome: Outcome
 ) -> None:
     """Leave a run folder, as experiments/run.py does, but for its figure; its summary speaks for the output files."""
-    folder = places.work
-    plans = [planned.plan for planned in outcome.planned]
+    folder, plans = places.work, outcome.plans
     files = answer_files(prepared, outcome)
     if outcome.replans:
         files["replans.jsonl"] = replans_jsonl(outcome.replans)

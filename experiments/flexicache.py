@@ -1,7 +1,7 @@
 """A sparse KV cache: what it gives on a GPU, and what it does to a model.
 
     python experiments/flexicache.py throughput                             report, table and figure
-    python experiments/flexicache.py throughput --hardware-out conf/hardware/h100_94gb.yaml
+    python experiments/flexicache.py throughput --hardware-out conf/hardware/flexicache_h100.yaml
     python experiments/flexicache.py checkpoint MODEL.gguf CHECKPOINT       a GGUF file as a checkpoint (extra: gguf)
     python experiments/flexicache.py heads CHECKPOINT                       which KV heads are unstable, and how much so
     python experiments/flexicache.py quality CHECKPOINT --heads heads.json  what a budget of pages costs, text by text
@@ -33,8 +33,10 @@ from mosaic.core.sparse_kv import SparseKv  # noqa: E402
 
 HARDWARE_HEADER = """\
 # Written by
-#   python experiments/flexicache.py throughput --hardware-out conf/hardware/h100_94gb.yaml
-# Derived from a data sheet and fitted to published throughput of plain vLLM: no H100 was measured.
+#   python experiments/flexicache.py throughput --hardware-out conf/hardware/flexicache_h100.yaml
+# The GPU of FlexiCache's study (results/flexicache), and of nothing else. No H100 was measured: its times are derived
+# from a data sheet, and the host time of a step is fitted to the throughput that FlexiCache's authors published for
+# plain vLLM. Ordinary vLLM takes much less: measure your own H100 with experiments/measure_gpu.py.
 # In microseconds: curves are count:time.
 """
 

@@ -37,7 +37,7 @@ def without_effect(config: Mapping[str, Any], job: Job) -> dict[str, str]:
     """List the keys and groups that this run does not use, each with the reason."""
     rules = (
         _unused_machines, _unused_topology, _unused_aggregators, _unused_gate, _unused_budgets, _unused_planning,
-        _unused_profile, _unused_workload, _unused_world, _unused_engines, _unused_kv,
+        _unused_profile, _unused_workload, _unused_world, _unused_engines, _unused_kv, _unused_on_servers,
     )  # fmt: skip
     return {key: reason for rule in rules for key, reason in rule(config, job)}
 
@@ -187,6 +187,16 @@ def _unused_profile(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, 
         yield "profile.seed", "the batch's own calls are measured"
     if job.site.fingerprint is None:
         yield "profile.store", "only simulations keep what they measure"
+
+
+def _unused_on_servers(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
+    """Experts are where their servers are."""
+    if job.site.expert_by_server is None:
+        return
+    reason = f"backend={config['backend']['name']} sends each call to a server of its expert as soon as it can be made"
+    reactions = ("barrier", "overlap", "forecast", "moves", "replan")
+    keys = ("scheduler", "costs", "plan", "profile", *(f"pipeline.{name}" for name in reactions))
+    yield from dict.fromkeys(keys, reason).items()
 
 
 def _has_pilot(job: Job) -> bool:

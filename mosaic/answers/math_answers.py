@@ -8,6 +8,7 @@ takes back ("wait, I made an error") makes way for what is stated after it.
 import re
 from typing import NamedTuple
 
+from mosaic.answers.math_units import end_of_words
 from mosaic.answers.response_text import ANSWER, IS, boxes, plain_characters, retracted
 
 _CUE = re.compile(ANSWER, re.IGNORECASE)
@@ -26,10 +27,19 @@ _SPAN = re.compile(
     re.DOTALL,
 )
 _ATOM = (
-    r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+|sqrt\([^()\n]{1,40}\)|\u221a\(?\w+\)?"
-    r"|\u03c0|pi\b|[\u00b2\u00b3])"
+    r"(?:0[xX][0-9a-fA-F]+|(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+"
+    r"|sqrt\([^()\n]{1,40}\)|\u221a\(?\w+\)?|\u03c0|pi\b|[\u00b2\u00b3])"
 )
-_FORMULA = re.compile(rf"(?<![\w.])[-\u2212]?{_ATOM}(?:(?:\s?[-+*/^\u00d7\u00b7\u2212]\s?|\s?){_ATOM})*(?:\s?\\?%)?")
+_FORMULA = re.compile(
+    rf"(?<![\w.])[-\u2212]?{_ATOM}(?:(?:\s?(?:\*\*|[-+*/^\u00d7\u00b7\u2212])\s?|\s?){_ATOM})*(?:\s?\\?%)?"
+)
+_TOKEN = r"(?:[\w^+/.{}\\-]|\*\*|\((?:[^()\s]|\([^()\s]*\))*\))+"
+_REST = re.compile(
+    rf"(?!(?:st|nd|rd|th)\b)(?=[A-Za-z^]|_[\d{{]|\\[A-Za-z]){_TOKEN}"
+    rf"(?:\s[-+*/^]\s(?=\S*\d|[A-Za-z]\b){_TOKEN})*(?<![-+/.])"
+)
+"""What goes on behind a number without a space: the number alone would be another answer."""
+_BOLD = re.compile(r"(?<![\w)])\*\*|\*\*(?![\w(-])")
 _LIST_MARKER = re.compile(
     r"^[^\S\n]*(?:#+ *)?\**(?:step|case|part)? *\(?\d{1,2}(?:[.):]|\*\*)+(?=\s)", re.IGNORECASE | re.MULTILINE
 )
@@ -37,7 +47,7 @@ _GROUP = re.compile(r"\s*[(\[{][^\n]{1,80}[)\]}]\s*$")
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$|\*)|[\n\u3002]")
 _EQUALS = re.compile(r"(?<![<>!:\\])=")
 _NAME = re.compile(r"[^\W\d_]{2,}")
-FUNCTIONS = frozenset({"sqrt", "pi", "sin", "cos", "tan", "log", "ln", "exp"})
+FUNCTIONS = frozenset({"sqrt", "pi", "sin", "cos", "tan", "log", "ln", "exp", "mod"})
 """Words that are part of a formula."""
 _CUT_OFF = re.compile(
     r"(?:(?:[^\W\d_]{2,}[\s,]+){3}[^\W\d_]+|[-+*/=,(]|\b(?:and|then|that|the|of|to|so|is|we|which|with|for|a|by|in|as|get))\s*$",
@@ -61,7 +71,7 @@ def math_expression(visible: str) -> str | None:
     >>> math_expression(r"First \boxed{2}, and then \boxed{\frac{\sqrt{2}}{2}}.")
     '\\frac{\\sqrt{2}}{2}'
     >>> math_expression("The answer is $x = 5$ cm.")
-    '5'
+    '5 cm'
     """
     text = plain_characters(visible)
     found = boxes(text)
@@ -96,12 +106,25 @@ def _announced(text: str) -> Announced | None:
 def _first_expression(behind: str) -> str | None:
     sentence = _SENTENCE_END.split(behind, maxsplit=1)[0]
     if span := _SPAN.match(behind) or _SPAN.search(sentence):
-        return _result(_content(span))
-    plain = _result(sentence.replace("*", " ") if "**" in sentence else sentence)
+        unit = behind[span.end() : end_of_words(behind, span.end())]
+        return f"{_result(_content(span))}{unit}"
+    plain = _result(_BOLD.sub(" ", sentence))
     if _GROUP.match(plain) or (plain and {*_NAME.findall(plain.lower())} <= FUNCTIONS and len(plain) <= 60):
         return plain
-    formula = _FORMULA.search(plain.rpartition(" is ")[2]) or _FORMULA.search(plain)
-    return formula[0].strip() if formula else None
+    last = plain.rpartition(" is ")[2]
+    return _formula(last) or _formula(plain)
+
+
+def _formula(plain: str) -> str | None:
+    """Read the first formula of a sentence, with its scale and unit."""
+    found = _FORMULA.search(plain)
+    return _whole(plain, found) if found else None
+
+
+def _whole(text: str, formula: re.Match[str]) -> str:
+    """Return a formula with what belongs to it: no leading number of a longer one, and no number without its unit."""
+    rest = _REST.match(text, formula.end())
+    return text[formula.start() : end_of_words(text, rest.end() if rest else formula.end())].strip()
 
 
 def _content(span: re.Match[str]) -> str:
@@ -120,7 +143,10 @@ def _last_formula(text: str) -> str | None:
         return None
     text = _LIST_MARKER.sub(lambda marker: " " * len(marker[0]), text)
     spans = [span for span in _SPAN.finditer(text) if re.search(r"\d|\\pi", _content(span))]
-    formulas = _FORMULA.findall(text, spans[-1].end() if spans else 0)
+    formulas = list(_FORMULA.finditer(text, spans[-1].end() if spans else 0))
     if formulas:
-        return str(formulas[-1]).strip()
-    return _result(_content(spans[-1])) if spans else None
+        return _whole(text, formulas[-1])
+    if not spans:
+        return None
+    end = spans[-1].end()
+    return f"{_result(_content(spans[-1]))}{text[end : end_of_words(text, end)]}"

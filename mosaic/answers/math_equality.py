@@ -1,132 +1,129 @@
-"""Says whether two mathematical answers are equal: numbers by exact arithmetic, everything else by math-verify.
+"""Says whether two mathematical answers are equal.
 
-NOTE: a computer algebra system may run for ever, or eat all memory, on an answer as short as 9^(9^(9^9)). math-verify
-guards itself by an alarm signal, which works in the main thread of a process only, and not inside one long operation on
-big integers. So it runs in a process of its own (`math_judge`), which is started at the first question that
-plain arithmetic cannot settle, asked with a time limit, and killed when it exceeds that. What could not be shown to be
-equal counts as different: agreement must be proven, since it is what skips an aggregator.
+NOTE: an answer is parsed whole or not at all (`math_parser`); what is not parsed equals its own text only. Expressions
+are equal if their values are (`math_values`), exactly or to thousands of bits; what cannot be evaluated, and what could
+not be shown to be equal, counts as different: agreement must be proven, since it is what skips an aggregator.
 
-Equality of answers is not transitive: 75% equals both 75 (the question asked for a percentage) and 0.75.
+Equality of answers is not transitive. 75% equals both 75 (the question asked for a percentage) and 0.75; '2 hours'
+equals '120 minutes', and '2' where the question names the unit; 'x = 5' equals '5'.
 """
 
 import re
-from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
-from typing import NamedTuple
 
-from mosaic.answers.math_judge import ask
+from mosaic.answers.math_parser import parse
+from mosaic.answers.math_text import tidy
+from mosaic.answers.math_tree import Answer, Expression, Group, Operation, Quantity, Relation, is_name, variables
+from mosaic.answers.math_values import Values
 
-MAX_CHARACTERS = 300
-"""Longer answers are no answers, and are compared as text only."""
-_MIN_DIGITS = 6
-"""A decimal written to so many significant digits stands for any number that it rounds or is cut from."""
-_MAX_EXPONENT = 400
-_UNICODE = str.maketrans({
-    "\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u03c0": r"\pi ", "\u00b2": "^{2}",
-    "\u00b3": "^{3}", "\u00b0": "", "\u221e": r"\infty ", "\u2264": r"\le ", "\u2265": r"\ge ", "\u00f7": "/",
-    "\u222a": r"\cup ",
-})  # fmt: skip
-_WORD = r"(?!(?:or|and|to|sin|cos|tan|log|ln|exp|mod|choose)\b)[A-Za-z]"
-_REWRITES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\(?:left|right|displaystyle|[,;!:> ])|\$|\\[()\[\]]|~", ""),
-        (r"\{,\}", ","),
-        (r"\\[dtc]frac\b", r"\\frac"),
-        (r"\\frac\s*(\d)\s*(\d)(?!\d)", r"\\frac{\1}{\2}"),
-        (r"^([-+]?)\\frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}$", r"\1\2/\3"),
-        (r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|\\circ\b", ""),
-        (r"\\%", "%"),
-        (r"\u221a\s*\(([^()]*)\)|(?<!\\)\bsqrt\(([^()]*)\)", r"\\sqrt{\1\2}"),
-        (r"\u221a\s*(\w+)", r"\\sqrt{\1}"),
-        (r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi "),
-        (r"(?<=.)\s*\\(?:text|mathrm|textrm|operatorname)\s*\{[^{}]*\}(?:\s*\^\s*\{?-?\d\}?)?\s*$", ""),
-        (r"^\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}$", r"\1"),
-        (rf"(?<=\d)\s+(?:{_WORD}{{2,}}|[mgsklh])(?:[\s/]+{_WORD}[0-9^]*)*\s*$", ""),
-        (r"^[\u20ac\u00a3]|[\u20ac\u00a3]$", ""),
-        (r"\.\s*$", ""),
-    )
-)
-_NUMBER = re.compile(
-    r"(?P<mantissa>[-+]?(?=\.?\d)(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?)"
-    r"(?:(?:[eE]|\s*(?:\\times|\\cdot|\*|x)\s*10\s*\^\s*\{?\s*)(?P<power>[-+]?\d{1,4})\s*\}?)?(?P<percent>\s*%)?"
-)
-_QUOTIENT = re.compile(r"[-+]?\d{1,40}\s*/\s*0*[1-9]\d{0,39}")
-_NAMED = re.compile(r"(?P<name>[^=<>]{1,30}?)(?<![<>!:])=(?P<value>[^=]+)")
+_PERCENT = (Fraction(1), Fraction(1, 100))
+_UNORDERED = ({",", "{}"}, {"union"})
 _FORMULA = re.compile(r"\d|[\\^_+*/=<>(\[{|-]|^[A-Za-z]$")
-
-
-class Number(NamedTuple):
-    """A number as an answer writes it."""
-
-    value: Fraction
-    slack: Fraction
-    """How far off its last digit lets it be; 0: exact."""
-    percent: bool
+"""Without any of these a text is prose."""
 
 
 def same_value(one: str, other: str) -> bool:
-    r"""Say whether two answers are the same number or expression; units are not compared.
+    r"""Say whether two answers are the same number, expression, quantity, or group of them.
 
     Examples
     --------
-    >>> same_value(r"\frac{3}{4}", "0.75"), same_value("1,234", "1234"), same_value("3", "4")
+    >>> same_value(r"\frac{3}{4}", "0.75"), same_value("1,234", "1234"), same_value("2**10", "2**11")
+    (True, True, False)
+    >>> same_value("5 million", "5,000,000"), same_value("2 hours", "120 minutes"), same_value("2 hours", "2 minutes")
     (True, True, False)
     """
     first, second = sorted((tidy(one), tidy(other)))
-    if first == second:
-        return True
-    numbers = number(first), number(second)
-    if numbers[0] is not None and numbers[1] is not None:
-        return _same_number(numbers[0], numbers[1])
-    if max(len(first), len(second)) > MAX_CHARACTERS or not (_FORMULA.search(first) and _FORMULA.search(second)):
-        return False
-    return _proven(first, second)
-
-
-def tidy(expression: str) -> str:
-    """Write an answer in one form: no markup, no unit, no name in front of an equals sign, single spaces."""
-    text = expression.strip().translate(_UNICODE)
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text).strip()
-    named = _NAMED.fullmatch(text)
-    if named and not re.search(r"[\d*/]", re.sub(r"_\{?\d+\}?", "", named["name"])):
-        text = named["value"].strip()
-    return re.sub(r"\s+", " ", text)
-
-
-def number(text: str) -> Number | None:
-    """Read a plain number: whole, decimal, scientific, a fraction, or one of these as a percentage."""
-    if len(text) > MAX_CHARACTERS:
-        return None
-    if _QUOTIENT.fullmatch(text):
-        return Number(Fraction("".join(text.split())), Fraction(0), percent=False)
-    found = _NUMBER.fullmatch(text)
-    power = int(found["power"] or 0) if found else 0
-    if found is None or abs(power) > _MAX_EXPONENT:
-        return None
-    mantissa = Decimal(found["mantissa"].replace(",", ""))
-    _, digits, last = mantissa.as_tuple()
-    assert isinstance(last, int), "finite"
-    scale = Fraction(10) ** power
-    exact = "." not in found["mantissa"] or len(digits) < _MIN_DIGITS
-    slack = Fraction(0) if exact else Fraction(10) ** last * scale
-    return Number(Fraction(mantissa) * scale, slack, percent=bool(found["percent"]))
-
-
-def _same_number(one: Number, other: Number) -> bool:
-    if _close(one, other):
-        return True
-    one, other = (Number(x.value / 100, x.slack / 100, percent=False) if x.percent else x for x in (one, other))
-    return _close(one, other)
-
-
-def _close(one: Number, other: Number) -> bool:
-    gap = abs(one.value - other.value)
-    return gap == 0 or gap < max(one.slack, other.slack)
+    return first == second or (bool(_FORMULA.search(first) and _FORMULA.search(second)) and _compared(first, second))
 
 
 @lru_cache(maxsize=4096)
-def _proven(first: str, second: str) -> bool:
-    return ask(first, second)
+def _compared(first: str, second: str) -> bool:
+    one, other = parse(first), parse(second)
+    return one is not None and other is not None and _same(one, other, Values(variables(one) | variables(other)))
+
+
+def _same(one: Answer, other: Answer, values: Values) -> bool:
+    if one == other:
+        return True
+    if isinstance(one, Relation) and isinstance(other, Relation):
+        return _same_relation(one, other, values)
+    if isinstance(one, Relation):
+        return _is_value_of(one, other, values)
+    if isinstance(other, Relation):
+        return _is_value_of(other, one, values)
+    if isinstance(one, Quantity) and isinstance(other, Quantity):
+        return _same_quantity(one, other, values)
+    return isinstance(one, Group) and isinstance(other, Group) and _same_group(one, other, values)
+
+
+def _is_value_of(relation: Relation, value: Answer, values: Values) -> bool:
+    """Whether a relation only names the value: 'x = 5' says 5, and 'x = 2 + 3 = 5' too."""
+    name, *sides = relation.sides
+    return relation.sign == "=" and is_name(name) and all(_same(side, value, values) for side in sides)
+
+
+def _same_relation(one: Relation, other: Relation, values: Values) -> bool:
+    if one.sign != other.sign or len(one.sides) != len(other.sides):
+        return False
+    if all(_same(*pair, values) for pair in zip(one.sides, other.sides, strict=True)):
+        return True
+    first, second = _difference(one), _difference(other)
+    if first is None or second is None or not variables(one):
+        return False
+    is_equation = one.sign in ("=", "!=")
+    factors = {Fraction(1), values.exact_ratio(first, second)} | ({Fraction(-1)} if is_equation else set())
+    return any(
+        values.are_equal(first, Operation("*", (factor, second)))
+        for factor in factors
+        if factor is not None and (factor > 0 or is_equation)
+    )
+
+
+def _difference(relation: Relation) -> Expression | None:
+    """Return the left side less the right one; None: they are no plain expressions."""
+    left, right = relation.sides[0], relation.sides[-1]
+    if len(relation.sides) != 2 or not (isinstance(left, Quantity) and isinstance(right, Quantity)):
+        return None
+    if left.unit or right.unit or left.is_percent or right.is_percent:
+        return None
+    return Operation("+", (left.amount, Operation("*", (Fraction(-1), right.amount))))
+
+
+def _same_quantity(one: Quantity, other: Quantity, values: Values) -> bool:
+    if one.is_percent != other.is_percent:
+        percent, plain = (one, other) if one.is_percent else (other, one)
+        return plain.unit is None and any(_same_amount(percent, plain, scale, values) for scale in _PERCENT)
+    if one.unit is None or other.unit is None:  # the question names it
+        return _same_amount(one, other, Fraction(1), values)
+    if one.unit.dimensions != other.unit.dimensions:
+        return False
+    return _same_amount(one, other, one.unit.factor / other.unit.factor, values)
+
+
+def _same_amount(one: Quantity, other: Quantity, scale: Fraction, values: Values) -> bool:
+    """Whether one amount times the scale is the other."""
+    slack = max(one.slack * scale, other.slack)
+    return values.are_equal(Operation("*", (one.amount, scale)), other.amount, slack)
+
+
+def _same_group(one: Group, other: Group, values: Values) -> bool:
+    if len(one.items) != len(other.items):
+        return False
+    kinds = {one.kind, other.kind}
+    if any(kinds <= unordered for unordered in _UNORDERED):
+        return _same_items(one.items, other.items, values)
+    if len(kinds) == 1 or kinds == {",", "()"}:
+        return all(_same(*pair, values) for pair in zip(one.items, other.items, strict=True))
+    return False
+
+
+def _same_items(one: tuple[Answer, ...], other: tuple[Answer, ...], values: Values) -> bool:
+    """Whether each item of one has its own equal among the other's."""
+    left = list(other)
+    for item in one:
+        found = next((place for place, candidate in enumerate(left) if _same(item, candidate, values)), None)
+        if found is None:
+            return False
+        del left[found]
+    return True

@@ -31,6 +31,9 @@ class Session:
         require_unique(self.workers, f"{label}: workers")
 
 
+UNPRICED = "none"
+"""The costs of a plan without prices."""
+
 Home: TypeAlias = tuple[ExpertName, tuple[int, ...]]
 """What is loaded where: a session of the same home finds its expert still there."""
 
@@ -111,6 +114,11 @@ class Plan:
         )
 
     @property
+    def is_priced(self) -> bool:
+        """Whether its times are predictions, and not zeros."""
+        return self.costs != UNPRICED
+
+    @property
     def predicted_makespan_s(self) -> float:
         """Predicted end of the last session."""
         return max((times.end_s for times in self.predicted), default=0.0)
@@ -121,10 +129,10 @@ class Plan:
 
 
 def unpriced_plan(sessions: Sequence[Session], *, num_workers: int) -> Plan:
-    """Wrap sessions that measure costs, and so come before any price, into a plan that a backend can run."""
+    """Wrap sessions that nobody has priced into a plan that a backend can run: servers', or those that measure."""
     return Plan(
         scheduler="none",
-        costs="none",
+        costs=UNPRICED,
         problem_fingerprint="none",
         num_workers=num_workers,
         sessions=tuple(sessions),

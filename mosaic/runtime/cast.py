@@ -19,6 +19,7 @@ from mosaic.runtime.prospects import Measured, Prospects
 from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replanning import Replanning
 from mosaic.runtime.revising import Revising
+from mosaic.runtime.servers import Servers
 
 NUM_TICKS, MIN_TICK_S = 40, 0.5
 """Moves and new plans are looked at so many times in a predicted expert stage, and no more often than this."""
@@ -56,6 +57,15 @@ def cast(
         *([moves] if job.has_moves else [Joining(moves)] if is_real else ()),
         *([Keeping()] if keeps else ()),
     ]
+
+
+def controllers_on_servers(
+    job: Job, questions: Questions, plan: Plan, others: Sequence[Controller] = ()
+) -> list[Controller]:
+    """List the controllers of a run on servers: nothing can be moved or planned anew there."""
+    cancels = job.has_quorum or job.graph.exit is not None
+    quorum = [Quorum(questions)] if cancels else []
+    return [Servers(questions, plan), *budget_controllers(questions), *quorum, *others]
 
 
 def _revising(

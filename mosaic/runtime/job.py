@@ -132,7 +132,9 @@ class Outcome:
     """What came of a run."""
 
     planned: tuple[Planned, ...]
-    """By layer, as far as there was a call to plan."""
+    """By layer, as far as there was a call to plan; none on servers."""
+    plans: tuple[Plan, ...]
+    """Their plans; on servers one, which says what ran where and predicts nothing."""
     result: RunResult
     replans: tuple[tuple[Plan, Mapping[int, str]], ...] = ()
     """Made because workers were lost, with what was lost."""

@@ -3,7 +3,9 @@
 import re
 
 from mosaic.answers.math_answers import FUNCTIONS
-from mosaic.answers.math_equality import number, tidy
+from mosaic.answers.math_parser import parse
+from mosaic.answers.math_text import tidy
+from mosaic.answers.math_tree import Quantity, Relation, variables
 from mosaic.core.checks import require
 from mosaic.core.workload import OPTION_LETTERS, AnswerKind
 
@@ -14,6 +16,8 @@ _AT_LINE_START = re.compile(r"^[^\S\n]*([A-Z])[.)]\s+(?=\S)", re.MULTILINE)
 _ONLY_NAMED = re.compile(r"(?:and|or)\b|[&,;]")
 """What follows an option that another one's text names: '(D) Both (A) and (B)'."""
 _LETTER = re.compile(r"(?:[Oo]ption )?(?:\(?([A-Z])[.):]?|\(([a-z])\)|([a-z])[.)]?)")
+_COUNTED = re.compile(r"(?P<number>.*\d)\s+(?!(?:or|and|to)\b)[A-Za-z]{2,}")
+"""A number and what it counts."""
 _MIN_OPTIONS = 4
 """Of a question whose gold is a letter and whose options are not in its text."""
 _NAME = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
@@ -102,6 +106,9 @@ def _gold_letter(gold: str, options: list[str]) -> str | None:
 def _is_mathematical(gold: str) -> bool:
     """Whether gold is a number or a formula; no algebra is needed to see that."""
     text = tidy(gold)
-    if number(text) is not None:
+    counted = _COUNTED.fullmatch(text)
+    found = parse(counted["number"] if counted else text)
+    value = found.sides[-1] if isinstance(found, Relation) else found
+    if isinstance(value, Quantity) and not variables(value):
         return True
     return bool(_OPERATOR.search(text)) and {*_NAME.findall(re.sub(r"\\[A-Za-z]+", " ", text))} <= FUNCTIONS

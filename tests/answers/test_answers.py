@@ -1,12 +1,5 @@
 """Answers of responses: the collection in `responses/`, hand-made traps, and what must hold of any text."""
 
-import io
-import logging
-import os
-import resource
-import runpy
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +9,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosaic.answers import math_judge
 from mosaic.answers.extraction import comparison, extract_answer, is_correct, without_thinking
-from mosaic.answers.math_equality import number, same_value
+from mosaic.answers.math_equality import same_value
 from mosaic.answers.response_text import boxes
-from mosaic.core.errors import MosaicError
 from mosaic.core.workload import OPTION_LETTERS, AnswerKind, Question
 
 RESPONSES = Path(__file__).parent / "responses"
@@ -127,58 +118,17 @@ def test_letters_count_only_where_they_answer(text: str, letter: str | None) -> 
         ("\\boxed{3}. Wait, I made a mistake, as", None), ("Answer: as follows.\n\nx is\n\n$y = 7$", "7"),
         ("This cannot be determined from the 2 facts.", None), ("no numbers here.", None), ("answer", None),
         ("Step 1: add.\nStep 2: done.", None), ("The answer is a = 1, b = 2", "a = 1, b = 2"),
-        ("The answer is $5$, see \\boxed{5", "5"), ("", None),
+        ("The answer is $5$, see \\boxed{5", "5"), ("", None), ("The answer is **2**.", "2"),
+        ("The answer is 2**10.", "2**10"), ("The answer is 2**10 as the tree has ten levels.", "2**10"),
+        ("The answer is 2^(n(n-1)/2) for all n > 3.", "2^(n(n-1)/2)"), ("The answer is 0xFF in this notation.", "0xFF"),
+        ("The answer is 5 million.", "5 million"), ("So we sold about 5 billion shares.", "5 billion"),
+        ("The answer is $2$ hours, not less.", "2 hours"), ("It takes 90 km/h to get there.", "90 km/h"),
+        ("The answer is 101_2 in the notation of the task.", "101_2"), ("The answer is 7 mod 3.", "7 mod 3"),
+        ("The answer is 3x + 2 for every x.", "3x + 2"), ("She finished on the 5th of May.", "5"),
     ],
 )  # fmt: skip
 def test_expressions_are_taken_from_where_they_are_announced(text: str, expression: str | None) -> None:
     assert extract_answer(text, MATH) == expression
-
-
-@pytest.mark.parametrize(
-    "one, other",
-    [
-        ("3/4", "0.75"), ("3/4", r"\frac{3}{4}"), (r"\dfrac34", "0.75"), ("-1/2", r"-\frac{1}{2}"), ("1,234", "1234"),
-        ("1{,}234", "1234.0"), ("75%", "0.75"), (r"75\%", "75"), ("75%", r"75 \%"), ("42 cm", "42"),
-        ("$42$", "42"), (r"110^\circ", "110"), ("x = 5", "5"), (r"3 \times 10^{8}\text{ m/s}", "3e8"),
-        ("\u22122", "-2"), ("2\u221a3", r"2\sqrt{3}"), (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"),
-        ("(x+1)^2", "x^2 + 2x + 1"), (r"\{1, 2\}", r"\{2, 1\}"), ("pi/2", r"\frac{\pi}{2}"), (r"\text{none}", "none"),
-    ],
-)  # fmt: skip
-def test_equal_forms_are_equal(one: str, other: str) -> None:
-    assert same_value(one, other)
-    assert same_value(other, one)
-
-
-@pytest.mark.parametrize(
-    "one, other",
-    [
-        ("3/4", "0.76"), ("1", "2"), ("0.33", "1/3"), ("100000000001", "100000000002"), ("(1, 2)", "(2, 1)"),
-        ("5", "-5"), ("2 sin x", "2 cos x"), ("x+1", "x+2"), ("Paris", "London"), ("Paris", "7"), ("5", "5.00001"),
-        ("2 or 3", "2"), ("[0, 1)", "[0, 1]"), ("75%", "0.76"), ("1/0", "2/0"), ("1e999", "1e998"), (".", "1"),
-        ("1" * 400, "x" * 400), ("1" * 301, "1" * 302),
-    ],
-)  # fmt: skip
-def test_different_values_are_different(one: str, other: str) -> None:
-    assert not same_value(one, other)
-    assert not same_value(other, one)
-
-
-def test_a_decimal_of_six_digits_stands_for_what_it_is_cut_from() -> None:
-    assert same_value("0.666666", "2/3")
-    assert same_value("0.666667", "2/3")
-    assert same_value("66.6667%", "2/3")
-    assert not same_value("0.66667", "2/3")
-
-
-def test_plain_numbers_need_no_algebra() -> None:
-    code = (
-        "import sys\nfrom mosaic.answers import math_judge\nfrom mosaic.answers.extraction import comparison\n"
-        "from mosaic.core.workload import AnswerKind\nsame = comparison(AnswerKind.MATH)\n"
-        "assert same('33', '033') and not same('33', '34') and same('3/4', '0.75')\n"
-        "print(math_judge._judge_of.cache_info().currsize, 'sympy' in sys.modules, 'math_verify' in sys.modules)"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.split() == ["0", "False", "False"]
 
 
 def test_the_kind_decides_the_comparison() -> None:
@@ -196,71 +146,6 @@ def test_correct_is_what_equals_gold() -> None:
     assert is_correct(None, choice(gold="B"), same) is False
     assert is_correct("B", choice(), same) is None
     assert is_correct("B", make_question(AnswerKind.TEXT, gold="B"), None) is None
-
-
-class TestJudge:
-    def test_a_question_beyond_the_limit_is_unproven_and_the_next_one_is_answered(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        judge = math_judge.Judge()
-        monkeypatch.setattr(math_judge, "TIME_LIMIT_S", 0.2)
-        assert not judge.ask("9^{9^{9^9}}", "8^{8^{8^8}}")
-        assert judge._process is None
-        monkeypatch.setattr(math_judge, "TIME_LIMIT_S", 60.0)
-        assert judge.ask("x+x", "2x")
-        judge.close()
-
-    def test_a_dead_process_leaves_one_question_unproven(self) -> None:
-        judge = math_judge.Judge()
-        assert judge.ask("x+x", "2x")
-        assert judge._process is not None
-        judge._process.kill()
-        judge._process.wait()
-        assert not judge.ask("x+x", "2x")
-        assert judge.ask("x+x", "2x")
-        judge.close()
-        judge.close()
-
-    def test_a_forked_child_leaves_its_parents_process_alone(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        judge = math_judge.Judge()
-        assert judge.ask("x+x", "2x")
-        process = judge._process
-        assert process is not None
-        with monkeypatch.context() as child:
-            child.setattr(os, "getpid", lambda: -1)
-            judge.close()
-        assert process.poll() is None
-        judge.close()
-        assert process.poll() is not None
-
-    def test_a_missing_package_is_an_error_and_no_verdict(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        (tmp_path / "math_verify.py").write_text("raise ImportError")
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        with pytest.raises(MosaicError, match="math-verify does not start"):
-            math_judge.Judge().ask("x+x", "2x")
-
-    def test_the_program_answers_line_by_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        limits: list[int] = []
-        monkeypatch.setattr(resource, "setrlimit", lambda kind, _: limits.append(kind))
-        monkeypatch.setattr(logging, "disable", lambda _: None)
-        questions = '["x+x", "2x"]\n["x", "y"]\n["\\\\frac{", "("]\n[1, 2]\n'
-        monkeypatch.setattr(sys, "stdin", io.StringIO(questions))
-        monkeypatch.setattr(sys, "stdout", replies := io.StringIO())
-        runpy.run_path(math_judge.__file__, run_name="__main__")
-        assert replies.getvalue().split() == ["ready", "true", "false", "false", "false"]
-        assert limits == [resource.RLIMIT_AS, *[resource.RLIMIT_CPU] * 4]
-
-    def test_a_failure_of_the_algebra_is_no_verdict_of_equality(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(first: str, second: str) -> bool:
-            raise ZeroDivisionError(first, second)
-
-        monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: None)
-        monkeypatch.setattr(logging, "disable", lambda level: None)
-        monkeypatch.setattr(math_judge, "equivalent", fail)
-        math_judge.serve(io.StringIO('["x", "y"]\n'), replies := io.StringIO())
-        assert replies.getvalue().split() == ["ready", "false"]
 
 
 PIECES = st.sampled_from([
@@ -327,9 +212,7 @@ def test_decimals_equal_their_fractions(digits: int, places: int) -> None:
     latex = f"{'-' if digits < 0 else ''}\\frac{{{abs(digits)}}}{{{10**places}}}"
     assert same_value(decimal, latex)
     assert same_value(latex, decimal)
-    found = number(f"{digits:,}")
-    assert found is not None
-    assert found.value == digits
+    assert same_value(f"{digits:,}", str(digits))
 
 
 @settings(max_examples=25, deadline=None)

@@ -53,10 +53,29 @@ def test_the_committed_table_keeps_the_limits(committed):
 
 def test_the_committed_hardware_is_the_fit_and_says_where_each_number_is_from(committed):
     line = next(line for line in committed if (line["order"], line["attention_frac"]) == ("prefill_first", "0.7"))
-    config = yaml.safe_load((CONF / "hardware" / "h100_94gb.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load((CONF / "hardware" / "flexicache_h100.yaml").read_text(encoding="utf-8"))
     assert config.pop("_target_") == "sim.hardware.hardware_from_config"
     shape = llama().shape
     assert config == hardware_config(row_of(line).fit, ATTENTION_FRAC, shape)
+
+
+def test_only_flexicaches_study_uses_its_gpu():
+    """Its host time is that of FlexiCache's authors, and not ordinary vLLM's."""
+    paths = [
+        path for folder in ("conf", "experiments", "mosaic", "sim") for path in (CONF.parent / folder).rglob("*.*")
+    ]
+    users = {
+        path.relative_to(CONF.parent).as_posix()
+        for path in paths
+        if path.suffix in (".py", ".yaml") and "flexicache_h100" in path.read_text(encoding="utf-8")
+    }
+    assert users == {
+        "conf/hardware/flexicache_h100.yaml",
+        "experiments/config/errors.py",
+        "experiments/flexicache.py",
+        "experiments/studies/sparse_throughput.py",
+        "experiments/studies/sparse_throughput_report.py",
+    }
 
 
 def test_the_committed_throughput_is_what_the_simulator_gives(committed):

@@ -194,6 +194,16 @@ def final_of(asked, said: str | None = None, graph: CallGraph | None = None) -> 
     return answer
 
 
+def test_experts_who_answer_different_powers_do_not_agree_and_neither_is_right() -> None:
+    graph, asked = make_moa(Unanimous()), answered(make_question("q", MATH, answer="2**13"), ["2**10", "2**11"])
+    (call,) = graph.step(*asked).submit
+    assert call.key.node == AGGREGATE
+    answer = graph.step(*asked[:2], after(asked[2], call, "2^{10}")).answer
+    assert answer is not None
+    assert (answer.source, answer.correct) == (AnswerSource.AGGREGATOR, False)
+    assert accuracy_frac([answer]) == 0
+
+
 def test_final_answers_by_hand() -> None:
     settled = answered(make_question("q", answer="A"), ["A", "A", "B"])
     split = answered(make_question("q", answer="A"), ["A", "B", None])
