@@ -96,12 +96,12 @@ def test_the_batchs_calls_are_sent_and_no_other(num_questions, tmp_path, servers
 
 @pytest.mark.parametrize("answer", [(502, b"<html>"), (401, {"error": "no"}), (404, b"gone"), (200, b"<html>")])
 def test_a_server_that_turns_bad_leaves_its_calls_to_the_other(answer, tmp_path, servers):
-    servers[2].behave = lambda body, number: completion(body) if len(servers[2].posts) <= 5 else answer
+    servers[2].behave = lambda body, number: completion(body) if len(servers[2].posts) <= 1 else answer
     folder = tmp_path / "run"
     overrides = [*overrides_of(tmp_path, servers), "aggregator=none", "backend.max_in_flight=2", *QUICK]
     outcome = run_here(*overrides, f"hydra.run.dir={folder}")
     assert outcome.status == 0, outcome.err
-    assert len(servers[2].posts) > 5
+    assert len(servers[2].posts) > 1
     assert {call["status"] for call in calls_of(folder)} == {"finished"}
 
 
