@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.analysis.run_records import ANSWERS, CALLS, SESSIONS, read_sessions, read_table
+from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require, require_number
 from mosaic.core.errors import RunFolderError
 from mosaic.core.results import CallStatus
@@ -51,12 +52,12 @@ class WorkerTimes:
     @property
     def idle_frac(self) -> float:
         """Share of N x makespan."""
-        return sum(self.idle_s) / (len(self.load_s) * self.makespan_s)
+        return add_in_order(self.idle_s) / (len(self.load_s) * self.makespan_s)
 
     @property
     def load_frac(self) -> float:
         """Share of N x makespan."""
-        return sum(self.load_s) / (len(self.load_s) * self.makespan_s)
+        return add_in_order(self.load_s) / (len(self.load_s) * self.makespan_s)
 
 
 def output_tokens_by_expert(folder: Path) -> dict[ExpertName, list[int]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.config.exits import calibrated_gate
 from experiments.config.job import Prepared
+from mosaic.core.addition import add_in_order
 from mosaic.core.plan import Plan
 from mosaic.core.results import CallRecord, CallStatus, RunResult
 from mosaic.pipelines.final_answers import Comparisons, accuracy_frac
@@ -48,7 +49,7 @@ def upper_summary(prepared: Prepared, outcome: Outcome) -> StageSummary | None:
     planned = outcome.planned[1:]
     degrees = {len(session.workers) for made in planned for session in made.plan.sessions}
     always = outcome.always
-    predicted_s = sum(made.plan.predicted_makespan_s for made in planned)
+    predicted_s = add_in_order(made.plan.predicted_makespan_s for made in planned)
     num_calls = sum(record.key.node not in graph.first_nodes for record in outcome.result.calls)
     return StageSummary(
         aggregator=prepared.aggregator,

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from math import exp, inf, log, sqrt
 from typing import NamedTuple, TypeAlias
 
+from mosaic.core.addition import add_in_order
+
 Interval: TypeAlias = tuple[float, float] | tuple[None, None]
 
 MIN_SHOWN = 3
@@ -46,8 +48,8 @@ def t_interval(values: Sequence[float], num_future: int | None = None) -> Interv
         return None, None
     from scipy.special import stdtrit
 
-    center = sum(values) / n
-    variance = sum((value - center) ** 2 for value in values) / (n - 1)
+    center = add_in_order(values) / n
+    variance = add_in_order((value - center) ** 2 for value in values) / (n - 1)
     half = float(stdtrit(n - 1, 0.975)) * sqrt(variance * (1 / n + (1 / num_future if num_future else 0.0)))
     return center - half, center + half
 
@@ -55,7 +57,7 @@ def t_interval(values: Sequence[float], num_future: int | None = None) -> Interv
 def estimate(values: Sequence[float]) -> Estimate:
     """Take mean and interval."""
     low, high = t_interval(values)
-    return Estimate(sum(values) / len(values), low, high, len(values))
+    return Estimate(add_in_order(values) / len(values), low, high, len(values))
 
 
 def geometric(ratios: Sequence[float]) -> Estimate:

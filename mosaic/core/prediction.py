@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require, require_number
 
 
@@ -32,5 +33,5 @@ def prediction_from_sample(lengths: Sequence[int]) -> LengthPrediction:
     """
     require(len(lengths) > 0, "length sample", "non-empty", list(lengths))
     mean = sum(lengths) / len(lengths)
-    variance = sum((length - mean) ** 2 for length in lengths) / len(lengths)
+    variance = add_in_order((length - mean) ** 2 for length in lengths) / len(lengths)
     return LengthPrediction(mean=mean, max=float(max(lengths)), std=sqrt(variance))

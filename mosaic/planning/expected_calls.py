@@ -12,6 +12,7 @@ from functools import cache
 from random import Random
 from typing import NamedTuple, TypeAlias
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.cluster import Worker
 from mosaic.core.plan import Plan, PredictedTimes, Session
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
@@ -121,7 +122,7 @@ def _forecast(problem: Problem, sessions: Sequence[Session], settled_frac: Settl
         run_frac = run_fracs(problem, sessions, times, settled_frac)
     times = _times(problem, sessions, run_frac)
     shares = {
-        name: sum(run_frac[call.key] for call in calls) / len(calls)
+        name: add_in_order(run_frac[call.key] for call in calls) / len(calls)
         for name, calls in problem.calls_by_expert().items()
     }
     return _Forecast(tuple(sessions), times, shares)
@@ -131,7 +132,7 @@ def _times(
     problem: Problem, sessions: Sequence[Session], run_frac: Mapping[CallKey, float]
 ) -> tuple[PredictedTimes, ...]:
     timeline = PredictedTimeline(problem)
-    expected = (max(1, round(sum(run_frac[key] for key in session.shard))) for session in sessions)
+    expected = (max(1, round(add_in_order(run_frac[key] for key in session.shard))) for session in sessions)
     return tuple(
         timeline.append(replace(session, shard=session.shard[:number]))
         for session, number in zip(sessions, expected, strict=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
 from mosaic.core.errors import ProfileError
 from mosaic.core.json_file import read_json
@@ -160,19 +161,21 @@ def fit_session(points: Sequence[SweepPoint]) -> SessionFit:
     require(len(sizes) >= 2, "profile sweep: shard sizes", "at least two different sizes", sizes)
     # NOTE: minimise sum (1 - (a + b n) / T)^2, i.e. ordinary least squares with weights 1 / T^2.
     weights = [1.0 / point.session_s**2 for point in points]
-    total = sum(weights)
-    mean_n = sum(w * p.num_calls for w, p in zip(weights, points, strict=True)) / total
-    mean_s = sum(w * p.session_s for w, p in zip(weights, points, strict=True)) / total
-    var_n = sum(w * (p.num_calls - mean_n) ** 2 for w, p in zip(weights, points, strict=True))
-    cov = sum(w * (p.num_calls - mean_n) * (p.session_s - mean_s) for w, p in zip(weights, points, strict=True))
+    total = add_in_order(weights)
+    mean_n = add_in_order(w * p.num_calls for w, p in zip(weights, points, strict=True)) / total
+    mean_s = add_in_order(w * p.session_s for w, p in zip(weights, points, strict=True)) / total
+    var_n = add_in_order(w * (p.num_calls - mean_n) ** 2 for w, p in zip(weights, points, strict=True))
+    cov = add_in_order(
+        w * (p.num_calls - mean_n) * (p.session_s - mean_s) for w, p in zip(weights, points, strict=True)
+    )
     slope = max(0.0, cov / var_n)
     fixed = mean_s - slope * mean_n
     if fixed < 0:
         fixed = 0.0
-        slope = sum(w * p.num_calls * p.session_s for w, p in zip(weights, points, strict=True))
-        slope /= sum(w * p.num_calls**2 for w, p in zip(weights, points, strict=True))
+        slope = add_in_order(w * p.num_calls * p.session_s for w, p in zip(weights, points, strict=True))
+        slope /= add_in_order(w * p.num_calls**2 for w, p in zip(weights, points, strict=True))
     residuals = [(fixed + slope * p.num_calls) / p.session_s - 1 for p in points]
-    spread = (sum(r * r for r in residuals) / len(residuals)) ** 0.5
+    spread = (add_in_order(r * r for r in residuals) / len(residuals)) ** 0.5
     return SessionFit(
         fixed_s=fixed,
         per_call_s=slope,
@@ -199,7 +202,7 @@ def convex_pieces(points: Sequence[SweepPoint]) -> tuple[tuple[float, float], ..
     by_size: dict[int, list[float]] = {}
     for point in points:
         by_size.setdefault(point.num_calls, []).append(point.session_s)
-    means = sorted((size, sum(times) / len(times)) for size, times in by_size.items())
+    means = sorted((size, add_in_order(times) / len(times)) for size, times in by_size.items())
     hull: list[tuple[int, float]] = []
     for number, (size, _) in enumerate(means):
         seconds = min(seconds for _, seconds in means[number:])  # a larger shard may have been the shorter one

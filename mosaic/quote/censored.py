@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from math import sqrt
 from statistics import NormalDist, fmean
 
+from mosaic.core.addition import add_in_order, weighted_mean
+
 _NORMAL = NormalDist()
 _STEPS, _STILL = 100, 1e-6
 """Of the fit, and by how little its last one moves where it ends sooner."""
@@ -28,7 +30,7 @@ class Censored:
     def __post_init__(self) -> None:
         middle = fmean(self.known) if self.known else self.bound
         object.__setattr__(self, "middle", middle)
-        object.__setattr__(self, "squares", sum((value - middle) ** 2 for value in self.known))
+        object.__setattr__(self, "squares", add_in_order((value - middle) ** 2 for value in self.known))
 
     @property
     def log_scale_variance(self) -> float:
@@ -121,13 +123,15 @@ def drawn_together(
     surplus = room = 0.0
     for group in groups.values():
         weights = [1 / variances[name] for name in group]
-        middle = fmean([values[name] for name in group], weights)
-        surplus += sum((values[name] - middle) ** 2 / variances[name] for name in group) - (len(group) - 1)
-        room += sum(weights) - sum(weight**2 for weight in weights) / sum(weights)
+        middle = weighted_mean([values[name] for name in group], weights)
+        surplus += add_in_order((values[name] - middle) ** 2 / variances[name] for name in group) - (len(group) - 1)
+        room += add_in_order(weights) - add_in_order(weight**2 for weight in weights) / add_in_order(weights)
     between = max(0.0, surplus / room) if len(values) > len(groups) else 0.0
     drawn, middles = {}, {}
     for its_kin, group in groups.items():
-        middles[its_kin] = fmean([values[name] for name in group], [1 / (variances[name] + between) for name in group])
+        middles[its_kin] = weighted_mean(
+            [values[name] for name in group], [1 / (variances[name] + between) for name in group]
+        )
         for name in group:
             share = between / (between + variances[name])
             drawn[name] = share * values[name] + (1 - share) * middles[its_kin]

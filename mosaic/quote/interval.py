@@ -6,6 +6,7 @@ from math import ceil, exp, log, sqrt
 from statistics import fmean
 from typing import NamedTuple
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require, require_number
 
 UNSEEN = 0.2
@@ -82,7 +83,7 @@ def spread_of(draws_s: Sequence[float]) -> float:
     require(len(draws_s) >= 2, "spread: draws", "at least two", len(draws_s))
     logs = [log(value) for value in draws_s]
     middle = fmean(logs)
-    return sqrt(sum((value - middle) ** 2 for value in logs) / (len(logs) - 1))
+    return sqrt(add_in_order((value - middle) ** 2 for value in logs) / (len(logs) - 1))
 
 
 def widened(spread: float) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.cluster import Cluster
 from mosaic.core.plan import Plan
 from mosaic.core.prediction import prediction_from_sample
@@ -43,7 +44,7 @@ def plan_time(
     ]
     elsewhere = [total_s(plan, batch, simulator, cluster, draw) for draw in others]
     central_s = median(times)
-    loads_s = sum(
+    loads_s = add_in_order(
         simulator.loads.load_s(simulator.experts[session.expert], len(session.workers)) * len(session.workers)
         for session in plan.sessions
     )

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.cluster import Cluster, Gpu, uniform_cluster
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import Plan
@@ -183,5 +184,5 @@ def _busy_frac(asked: Asked, kind: Kind, seed: int) -> dict[str, float]:
     if batch.aggregator is not None and world.merged:
         cluster = uniform_cluster(name="quote", num_workers=1, gpu=kind.gpu)
         busy_s[f"{batch.aggregator.name} (aggregator)"] += simulator.serve_s(batch.aggregator, world.merged, cluster, 1)
-    total_s = sum(busy_s.values())
+    total_s = add_in_order(busy_s.values())
     return {name: seconds / total_s for name, seconds in busy_s.items()}

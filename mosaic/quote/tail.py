@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import exp, lgamma, log
 from statistics import NormalDist, fmean
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require
 from mosaic.quote.censored import Censored, drawn_together, fit_normal
 
@@ -156,4 +157,4 @@ def _beyond(limit: int, location: float, scale: float) -> float:
 def _chance_of(num: int, expected: float) -> float:
     """Give the probability of so many rare events or more, by Poisson's law."""
     rate = max(expected, 1e-300)
-    return 1 - sum(exp(fewer * log(rate) - rate - lgamma(fewer + 1)) for fewer in range(num))
+    return 1 - add_in_order(exp(fewer * log(rate) - rate - lgamma(fewer + 1)) for fewer in range(num))

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mosaic.core.addition import add_in_order
+
 
 def describe_disturbances(summary: Mapping[str, Any]) -> str:
     """Say what disturbed a run, by its summary.json; empty: nothing, or an older version wrote it and did not say.
@@ -23,7 +25,7 @@ def describe_disturbances(summary: Mapping[str, Any]) -> str:
 def _resumptions(resumed: Sequence[Mapping[str, Any]]) -> str:
     pauses = [one["pause_s"] for one in resumed]
     unknown = any(pause is None for pause in pauses)
-    after = "after a pause that is not known" if unknown else f"after a pause of {sum(pauses):,.1f} s"
+    after = "after a pause that is not known" if unknown else f"after a pause of {add_in_order(pauses):,.1f} s"
     if len(resumed) == 1:
         return f"once (at {resumed[0]['ts']:,.1f} s, {after})"
     return f"{len(resumed)} times (the last at {resumed[-1]['ts']:,.1f} s, {after}{'' if unknown else ' in all'})"

@@ -7,6 +7,7 @@ from math import exp, inf, log, sqrt
 from statistics import NormalDist, fmean, pstdev
 from typing import NamedTuple
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.commands import Command
 from mosaic.core.events import Closed, Event, Finished, Progress, Ready
 from mosaic.core.results import CallRecord, CallStatus
@@ -125,7 +126,7 @@ class FinishForecast:
         same = [n for n in self._ready_ts if view.opened[n].expert == expert]
         mine = [number] if number in self._ready_ts and self._written(number) else same
         tokens = sum(self._written(n) for n in mine)
-        seconds = sum(self._end_ts(n, view) - self._ready_ts[n] for n in mine)
+        seconds = add_in_order(self._end_ts(n, view) - self._ready_ts[n] for n in mine)
         return tokens / seconds if tokens and seconds > 0 else None
 
     def _written(self, number: int) -> int:
@@ -153,7 +154,7 @@ class FinishForecast:
             num_drawn = min(max(0, num_left - len(rest)), MAX_DRAWN)
             waiting = [tail.drawn(draw, 0.0) for _ in range(num_drawn)]
             scale = (num_left - len(rest)) / num_drawn if num_drawn else 0.0
-            tokens = sum(rest) + scale * sum(waiting)
+            tokens = add_in_order(rest) + scale * add_in_order(waiting)
             load_s = 0.0 if number in self._ready_ts else self._load_s.get(session.expert, 0.0)
             alone_s = max((max(rest, default=0.0), max(waiting, default=0.0))) / self._speed(session.expert)
             end = max(free[worker] for worker in session.workers) + load_s + max(tokens / pace, alone_s)

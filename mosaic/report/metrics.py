@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.commands import Submit
 from mosaic.core.plan import Plan, SolveReport
 from mosaic.core.results import SERVED, CallRecord, CallStatus, RunResult, SessionRecord
@@ -102,14 +103,14 @@ def gpu_idle_frac(result: RunResult) -> float | None:
     if total_s is None:
         return None
     # NOTE: busy spans are sums of differences, so rounding can bring the share just below 0.
-    return max(0.0, 1.0 - sum(busy_s_by_worker(sessions, result.num_workers)) / total_s)
+    return max(0.0, 1.0 - add_in_order(busy_s_by_worker(sessions, result.num_workers)) / total_s)
 
 
 def gpu_load_frac(result: RunResult) -> float | None:
     """Share of N x expert makespan in which workers load an expert; None when nothing ran."""
     sessions = expert_sessions(result)
     total_s = _gpu_seconds(sessions, result.num_workers)
-    return None if total_s is None else sum(load_s_by_worker(sessions, result.num_workers)) / total_s
+    return None if total_s is None else add_in_order(load_s_by_worker(sessions, result.num_workers)) / total_s
 
 
 def _gpu_seconds(sessions: Sequence[SessionRecord], num_workers: int) -> float | None:
@@ -168,7 +169,7 @@ def latency_s(record: CallRecord) -> float | None:
 def mean(values: Iterable[float | None]) -> float | None:
     """Mean of what is known; None when nothing is."""
     known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    return add_in_order(known) / len(known) if known else None
 
 
 def quantile(values: Iterable[float | None], q: float) -> float | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from textwrap import wrap
 
 from mosaic.bundled import command_line
+from mosaic.core.addition import add_in_order
 from mosaic.core.results import RunResult, SessionRecord
 from mosaic.report.disturbances import describe_disturbances
 from mosaic.report.metrics import (
@@ -257,8 +258,8 @@ def _lane(sessions: Sequence[SessionRecord], start_ts: float, span_s: float) -> 
     columns = []
     for column in range(LANE_COLUMNS):
         low = start_ts + column * width_s
-        load_s = sum(_overlap_s(s.load_start_ts, s.start_ts, low, low + width_s) for s in sessions)
-        serve_s = sum(_overlap_s(s.start_ts, s.end_ts, low, low + width_s) for s in sessions)
+        load_s = add_in_order(_overlap_s(s.load_start_ts, s.start_ts, low, low + width_s) for s in sessions)
+        serve_s = add_in_order(_overlap_s(s.start_ts, s.end_ts, low, low + width_s) for s in sessions)
         shares = (("#", serve_s), ("/", load_s), (".", width_s - serve_s - load_s))
         columns.append(max(shares, key=lambda share: share[1])[0])
     return "".join(columns)

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.plan import Session
 from mosaic.core.results import SERVED, CallRecord, CallStatus, PrefillRecord, SessionRecord
 from mosaic.core.workload import CallKey, ExpertName, NodeName
@@ -167,7 +168,7 @@ class JournalState:
             end_ts=max([*ends, *(call.finished_ts for call in calls if call.finished_ts is not None)]),
             num_calls=len(finished),
             output_tokens=sum(call.output_tokens for call in finished),
-            cpu_s=sum(cpu_s) if len(cpu_s) == len(opened) else None,
+            cpu_s=add_in_order(cpu_s) if len(cpu_s) == len(opened) else None,
             num_interruptions=len(opened) - 1 + has_served_others,
         )
 

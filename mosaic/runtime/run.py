@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require
 from mosaic.core.plan import Plan, PredictedTimes
 from mosaic.core.results import CallStatus, RunResult
@@ -136,7 +137,7 @@ def run(
         result = replace(result, first_nodes=graph.first_nodes, num_pilot_sessions=pilot.num_sessions)
         if not pilot.stages:  # it bounds the whole layer
             result = replace(result, lower_bound_s=site.lower_bound_s(backend))
-    reacting_s = sum(one.total_s for one in timed) if timed else None
+    reacting_s = add_in_order(one.total_s for one in timed) if timed else None
     plans = tuple(made.plan for made in planned)
     outcome = Outcome(planned=tuple(planned), plans=plans, result=result, replans=tuple(replans), reacting_s=reacting_s)
     return _with_answers(job, planner, outcome, questions, step)
@@ -160,7 +161,7 @@ def _run_on_servers(
         log = job.site.command_log()
         result = drive(backend, timed, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
     result = replace(result, first_nodes=job.graph.first_nodes)
-    reacting_s = sum(one.total_s for one in timed)
+    reacting_s = add_in_order(one.total_s for one in timed)
     outcome = Outcome(planned=(), plans=(plan,), result=result, reacting_s=reacting_s)
     return _with_answers(job, None, outcome, questions, step)
 

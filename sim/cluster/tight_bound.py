@@ -17,6 +17,7 @@ alone; and all work of both layers has to find room.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.results import RunResult
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
@@ -74,7 +75,7 @@ def chain_lower_bound_s(
         load_s = min(place.load_s for place in demand.places) * demand.tp_degree
         loads_s[name] = min(loads_s.get(name, load_s), load_s)
         busy_s += min(session_work_s(demand, place, settings) for place in demand.places) * demand.tp_degree
-    return max(bound_s, (busy_s + sum(loads_s.values())) / num_workers)
+    return max(bound_s, (busy_s + add_in_order(loads_s.values())) / num_workers)
 
 
 def session_work_s(demand: Demand, place: ExpertOnGpu, settings: EngineOptions) -> float:

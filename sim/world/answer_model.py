@@ -20,6 +20,7 @@ from math import exp, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require, require_count, require_number
 from mosaic.core.realization import question_uniforms
 from mosaic.core.source import Source, require_source
@@ -108,7 +109,7 @@ class AnswerModel:
         probability, to a wrong one in proportion to its attraction; wrong answers stay what they are.
         """
         right = exp(self.ability(expert) - self.discrimination * item.difficulty)
-        right_frac = right / (right + sum(item.attractions))
+        right_frac = right / (right + add_in_order(item.attractions))
         found = {}
         for budget, lost_frac in self.kv_loss_frac.items():
             kept_frac = right_frac * (1 - lost_frac)
@@ -129,7 +130,7 @@ class AnswerModel:
         weights = (exp(ability - self.discrimination * item.difficulty), *item.attractions)
         support = [exp(self.deference * (seen or ()).count(one)) for one in item.answers]
         boosted = [weight * boost for weight, boost in zip(weights, support, strict=True)]
-        return boosted[item.answers.index(answer)] / sum(boosted)
+        return boosted[item.answers.index(answer)] / add_in_order(boosted)
 
     def ability(self, expert: ExpertName) -> float:
         """An expert's ability."""
@@ -171,7 +172,7 @@ def possible_answers(question: Question) -> tuple[str, ...]:
 
 def _pick(answers: Sequence[str], weights: Sequence[float], u: float) -> str:
     """Pick in proportion to the weights; the first uniform numbers fall to the first answer."""
-    if u * sum(weights) < weights[0]:
+    if u * add_in_order(weights) < weights[0]:
         return answers[0]
     bounds = list(accumulate(weights))
     # The product can round up to the last bound, hence the limit.

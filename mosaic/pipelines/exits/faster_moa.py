@@ -29,6 +29,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require, require_count, require_number
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import CallKey
@@ -208,14 +209,14 @@ def _mean_similarity(
     confidences: Sequence[float], similarity: Callable[[int, int], float], *, diagonal: bool
 ) -> float | None:
     """Compute P; None: there is no pair, or all confidences are 0."""
-    own = sum(confidence**2 for confidence in confidences) if diagonal else 0.0
+    own = add_in_order(confidence**2 for confidence in confidences) if diagonal else 0.0
     pairs = [(confidences[j] * confidences[k], similarity(j, k)) for j, k in combinations(range(len(confidences)), 2)]
-    total = own + sum(weight for weight, _ in pairs)
-    return (own + sum(weight * sim for weight, sim in pairs)) / total if total > 0 else None
+    total = own + add_in_order(weight for weight, _ in pairs)
+    return (own + add_in_order(weight * sim for weight, sim in pairs)) / total if total > 0 else None
 
 
 def _probability(confidences: Sequence[float], mean_similarity: float, tau: float, exponent: Exponent) -> float:
-    confidence = sqrt(sum(one**2 for one in confidences) / len(confidences))
+    confidence = sqrt(add_in_order(one**2 for one in confidences) / len(confidences))
     balance = 1 - abs(mean_similarity - tau) / tau
     product = max(0.0, confidence * balance)
     return min(1.0, sqrt(product) if exponent is Exponent.SQRT else product**tau)

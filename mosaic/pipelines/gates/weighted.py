@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import exp, log
 from pathlib import Path
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require, require_count, require_number
 from mosaic.core.workload import ExpertName
 from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion
@@ -26,7 +27,7 @@ class Reliabilities:
     def accuracy_frac(self, expert: ExpertName, skills: Sequence[str]) -> float | None:
         """Average over the skills that the expert was seen with, or its overall accuracy; None: never seen."""
         known = [value for skill in skills if (value := self.by_skill.get(expert, {}).get(skill)) is not None]
-        return sum(known) / len(known) if known else self.overall.get(expert)
+        return add_in_order(known) / len(known) if known else self.overall.get(expert)
 
 
 def learn_reliabilities(questions: Iterable[CalibrationQuestion]) -> Reliabilities:
@@ -77,7 +78,7 @@ def posterior(ballot: Ballot, reliabilities: Reliabilities, num_open_options: in
         if accuracy is not None:
             log_odds[answer] += log(accuracy * (num_options - 1) / (1 - accuracy))
     best = max(log_odds, key=log_odds.__getitem__)  # the first of equals, which is that of the lowest slot
-    others = sum(exp(odds - log_odds[best]) for odds in log_odds.values())
+    others = add_in_order(exp(odds - log_odds[best]) for odds in log_odds.values())
     unvoted = num_options - len(answers)
     return Winner(best, 1 / (others + (unvoted * exp(-log_odds[best]) if unvoted else 0.0)))
 

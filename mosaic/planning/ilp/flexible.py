@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require_count, require_number
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import Plan, Session, SolveReport, SolveStatus
@@ -179,7 +180,7 @@ def _within_limits(choices: Choices, counts: Mapping[int, int]) -> bool:
 
 def _longest_s(choices: Choices, prices: Sequence[Pieces]) -> float:
     """Seconds that no sensible placement exceeds: every expert whole, at its dearest place, one after the other."""
-    return sum(
+    return add_in_order(
         max(choices.options[o].session_s(choices.num_calls[m], prices[o]) for o in mine)
         for m, mine in enumerate(choices.of_expert)
     )

@@ -7,6 +7,7 @@ import pyomo.core as pyo
 from pyomo.contrib.appsi.base import TerminationCondition
 from pyomo.contrib.appsi.solvers.highs import Highs
 
+from mosaic.core.addition import add_in_order
 from mosaic.planning.costs import price_s
 from mosaic.planning.ilp.choices import Choices, Pieces
 from mosaic.planning.ilp.scenarios import Uncertainty
@@ -150,7 +151,7 @@ def _add_objective(model: pyo.ConcreteModel, uncertainty: Uncertainty, longest_s
 def risk_s(makespans_s: Sequence[float], quantile: float | None) -> float:
     """Compute the objective: the mean of the makespans, or of the worst 1 - quantile of them."""
     if quantile is None:
-        return sum(makespans_s) / len(makespans_s)
+        return add_in_order(makespans_s) / len(makespans_s)
     left = (1 - quantile) * len(makespans_s)
     total_s = 0.0
     for seconds in sorted(makespans_s, reverse=True):

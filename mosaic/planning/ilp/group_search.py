@@ -7,6 +7,7 @@ from random import Random
 from time import monotonic
 from typing import NamedTuple, TypeAlias
 
+from mosaic.core.addition import add_in_order
 from mosaic.planning.ilp.alike import AlikeWorkers
 from mosaic.planning.ilp.groups import Group
 
@@ -63,7 +64,7 @@ class GroupSearch:
         self._num_experts, self._num_workers = workers.num_experts, workers.num_workers
         self._most = workers.max_experts_per_worker
         self._target_s = target_s
-        self._forbidden_s = FORBIDDEN_FRAC * max(target_s, sum(workers.whole_s))
+        self._forbidden_s = FORBIDDEN_FRAC * max(target_s, add_in_order(workers.whole_s))
         self._random = Random(seed)
         self._experts: list[list[int]] = [[] for _ in range(self._num_workers)]
         self._sums: list[Sums] = [(0, 0.0, 0, self._num_experts)] * self._num_workers
@@ -172,7 +173,7 @@ class GroupSearch:
         return min([x for x in self._experts[group] if x != m], default=self._num_experts)
 
     def _sum(self, num_workers: int, experts: Sequence[int]) -> Sums:
-        total_s = sum([self._whole_s[m] for m in experts])
+        total_s = add_in_order([self._whole_s[m] for m in experts])
         return num_workers, total_s, len(experts), min(experts, default=self._num_experts)
 
     def _finish_s(self, num_workers: int, total_s: float, size: int, largest: int) -> float:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeAlias
 
+from mosaic.core.addition import add_in_order
 from mosaic.planning.ilp.alike import AlikeWorkers
 from mosaic.planning.schedulers.instance import Counts
 
@@ -73,7 +74,7 @@ def ideal_finish_s(workers: AlikeWorkers, experts: Sequence[int], num_workers: i
     if not experts:
         return 0.0
     largest = max(experts, key=workers.serving_s.__getitem__)
-    total_s = sum(workers.whole_s[m] for m in experts) + (num_workers - 1) * workers.setup_s[largest]
+    total_s = add_in_order(workers.whole_s[m] for m in experts) + (num_workers - 1) * workers.setup_s[largest]
     return total_s / num_workers
 
 

@@ -5,6 +5,7 @@ from heapq import heapify, heapreplace
 from math import floor, inf
 from time import monotonic
 
+from mosaic.core.addition import add_in_order
 from mosaic.planning.schedulers.instance import Counts, Instance
 from mosaic.planning.schedulers.lower_bounds import lower_bound_s
 
@@ -120,12 +121,12 @@ def level(instance: Instance, counts: Counts) -> Counts:
     split = [m for m, places in enumerate(used) if len(places) > 1]
     best, best_s = counts, max(busy_s, default=0.0)
     for _ in range(MAX_SWEEPS if split else 0):
-        before_s = sum(seconds * seconds for seconds in busy_s)
+        before_s = add_in_order(seconds * seconds for seconds in busy_s)
         for m in split:
             _level_expert(instance, m, used[m], rows[m], busy_s)
         if max(busy_s) < best_s:
             best, best_s = tuple(tuple(row) for row in rows), max(busy_s)
-        if sum(seconds * seconds for seconds in busy_s) > before_s * (1 - 1e-9):
+        if add_in_order(seconds * seconds for seconds in busy_s) > before_s * (1 - 1e-9):
             break
     return best
 

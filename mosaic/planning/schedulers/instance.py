@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import floor
 from typing import TypeAlias
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require
 from mosaic.core.cluster import Worker
 from mosaic.core.errors import InfeasibleError
@@ -62,7 +63,7 @@ class Instance:
     @property
     def longest_s(self) -> float:
         """Seconds that no sensible placement exceeds: every expert whole, at its dearest place, one after the other."""
-        return sum(
+        return add_in_order(
             max(self.session_s(m, p, number) for p in range(len(self.places[m])))
             for m, number in enumerate(self.num_calls)
         )

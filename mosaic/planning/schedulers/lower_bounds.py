@@ -3,6 +3,7 @@
 from dataclasses import replace
 from math import inf
 
+from mosaic.core.addition import add_in_order
 from mosaic.planning.schedulers.instance import Instance
 
 RELATIVE_PRECISION = 1e-9
@@ -66,7 +67,7 @@ def lower_bound_s(instance: Instance, *, k_applies: bool = False) -> float:
     if not instance.num_experts:
         return 0.0
     low_s = 0.0
-    high_s = sum(
+    high_s = add_in_order(
         min(setup) + min(per_call) * number
         for setup, per_call, number in zip(instance.setup_s, instance.per_call_s, instance.num_calls, strict=True)
     ) * max(len(places[0]) for places in instance.places)
