@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
-
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from typing import TYPE_CHECKING, Any
 
 from experiments.tiny_pool.prompts import SHAPE
 from experiments.tiny_pool.tokenizer import CHAT_TEMPLATE, END, PAD, SPECIAL_TOKENS, TinyTokenizer, any_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def write_tokenizer(folder: Path, tokenizer: TinyTokenizer, context_tokens: int) -> None:
@@ -17,8 +18,11 @@ def write_tokenizer(folder: Path, tokenizer: TinyTokenizer, context_tokens: int)
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-def fast_tokenizer(tokenizer: TinyTokenizer) -> Tokenizer:
+def fast_tokenizer(tokenizer: TinyTokenizer) -> "Tokenizer":
     """Make the tokenizer that Hugging Face's libraries load: phrases first, single bytes for all else."""
+    # The extras of vLLM bring this package: what only imports this module does without.
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
     letters = _byte_letters()
     vocabulary = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
     vocabulary |= {letters[byte]: len(SPECIAL_TOKENS) + byte for byte in range(256)}

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,19 @@ def test_one_version_everywhere() -> None:
     newest = re.search(r"^## (\d[\d.]*)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert newest is not None
     assert newest[1] == version
+
+
+def test_every_extra_that_a_requirement_names_is_one_of_the_pinned_version() -> None:
+    extras = PROJECT["optional-dependencies"]
+    for line in (*PROJECT["dependencies"], *(line for lines in extras.values() for line in lines)):
+        named = re.match(r"([\w-]+)\[([^]]+)\]", line)
+        if named is None:
+            continue
+        try:
+            provided = metadata(named[1]).get_all("Provides-Extra") or []
+        except PackageNotFoundError:
+            continue  # of an extra that is not installed here
+        assert set(named[2].split(",")) <= set(provided), f"pip warns of {line}"
 
 
 def test_ci_runs_what_the_readme_says_on_every_python() -> None:
