@@ -22,13 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is n
 
 import mosaic
 from experiments.config.asked import asked_before
-from experiments.config.batch import BatchRequest, batch_config, work_folder
+from experiments.config.batch import BatchRequest, batch_config, runs_vllm_here, work_folder
 from experiments.config.compose import as_recorded
 from experiments.config.errors import UNANSWERED_STATUS
 from experiments.config.job import Prepared, job_from
 from experiments.config.memory import spare_garbage_collector
 from experiments.config.places import JOURNAL
 from experiments.config.run_start import begin, grown_keys, is_blank
+from experiments.config.start import check_start, naming_all_problems
 from experiments.config.summary import answer_files, replans_jsonl, summary_of
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
@@ -77,18 +78,21 @@ def run_batch(
         If the input is bad, or the batch cannot be run.
     """
     spare_garbage_collector()
-    config = batch_config(request)
-    stamped = as_recorded(config)
-    grown = grown_keys(places.work, stamped)
-    if is_done(places, stamped, grown):
-        say(f"already complete: {places.files.out}")
-        return 0
-    prepared = job_from(config, places.work / JOURNAL, request.overrides)
+    folders = (places.work, places.files.out.parent)
+    with naming_all_problems(folders, is_here=runs_vllm_here(request)):
+        config = batch_config(request)
+        stamped = as_recorded(config)
+        grown = grown_keys(places.work, stamped)
+        if is_done(places, stamped, grown):
+            say(f"already complete: {places.files.out}")
+            return 0
+        prepared = job_from(config, places.work / JOURNAL, request.overrides)
     if prepared.job.site.way != "measured":
         raise ValueError(f"backend.mode must be live in a batch, got {config['backend']['mode']!r}")
     now = batch_time()
     check_outputs(places.work, places.files)
     check_writable(places.files.out.parent)
+    check_start(prepared.job, folders)
     choose = None if config["backend"]["name"] == "endpoint" else best_plan  # servers have nothing to place
     metrics, start = RunMetrics(), time.monotonic()
     with (

@@ -114,6 +114,10 @@ def quote_batch(
     prepared = job_from(config, (work or place) / JOURNAL, overrides)
     job, is_real = prepared.job, prepared.job.site.way != "simulated"
     tell = (lambda line: print(line, file=sys.stderr, flush=True)) if is_real else (lambda line: None)
+    if is_real:
+        from experiments.config.start import check_start  # with engines, which a simulated pilot does without
+
+        check_start(job, [place])
     with job.site.open():
         if work is not None:
             check_not_begun(work)

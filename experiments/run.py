@@ -188,6 +188,10 @@ def run_resolved(
     goes_on = " (goes on with what has finished)" if (folder / JOURNAL).exists() else ""
     if also_chosen and point is None:
         print(f"also chosen by the files of these groups: {also_chosen}\n")
+    if is_real:
+        from experiments.config.start import check_start  # with engines, which a simulated run does without
+
+        check_start(job, [folder])
     with job.site.open():
         if not prepared.runs:
             explain_only(prepared, folder, stamped, watch, point)

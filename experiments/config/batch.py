@@ -12,6 +12,8 @@ from experiments.config.compose import compose_config
 from experiments.config.engines import find_device
 from mosaic.core.checks import require, require_unique
 from mosaic.core.engine_options import Device
+from mosaic.core.workload import Expert
+from mosaic.engines.checkpoints import CheckpointError
 from mosaic.engines.named_models import expert_of_checkpoint
 
 MODELS = "mosaic.engines.named_models.expert_of_checkpoint"
@@ -52,6 +54,12 @@ def work_folder(path: Path) -> Path:
     return path.with_suffix(".mosaic")
 
 
+def runs_vllm_here(request: BatchRequest) -> bool:
+    """Tell whether a batch loads its models on this machine: neither on others, nor are servers asked."""
+    elsewhere = [name for name in request.overrides if name.startswith(("backend=", "cluster=ray"))]
+    return request.on is None and set(elsewhere) <= {"backend=vllm"}
+
+
 def batch_config(request: BatchRequest) -> dict[str, Any]:
     """Compose the configuration of a batch.
 
@@ -61,8 +69,10 @@ def batch_config(request: BatchRequest) -> dict[str, Any]:
         Naming the option, the rule and the value.
     """
     require(request.path.is_file(), "FILE", "a file with questions", str(request.path))
-    named = {} if request.models is None else named_models(request.models)
     asked = {override.lstrip("+~").partition("=")[0] for override in request.overrides}
+    rule = "names of checkpoints, A,B,C, or left out beside pool=NAME"
+    require(request.models is not None or "pool" in asked, "--models", rule, None)
+    named = {} if request.models is None else named_models(request.models)
     defaults = [line for line in DEFAULTS if request.on is None or not line.startswith("cluster=")]
     given = [*defaults, *(_hardware(asked, request.workers) if request.on is None else _on_ray(request, asked))]
     if not any(key == "policy" or key.startswith("pipeline") for key in asked):
@@ -138,18 +148,36 @@ def _without_provider(model: str) -> str:
 
 
 def pool_of(named: Mapping[str, str], request: BatchRequest) -> dict[str, Any]:
-    """Make a pool of checkpoints; each is read once here, to find the largest."""
+    """Make a pool of checkpoints; each is read once here, to find the largest.
+
+    Raises
+    ------
+    CheckpointError
+        With a line for each that cannot be read.
+    """
     experts = {name: _entry(name, checkpoint, request) for name, checkpoint in named.items()}
     aggregator = request.aggregator
-    if aggregator is None:
-        made = [expert_of_checkpoint(**_arguments(entry)) for entry in experts.values()]
-        aggregator = max(made, key=lambda expert: expert.shape.num_parameters).name
-    elif aggregator != "none" and aggregator not in experts:
-        name = Path(aggregator).name
+    if aggregator not in (None, "none") and aggregator not in experts:
+        name = Path(str(aggregator)).name
         require(name not in experts, "--aggregator", "another name than those of --models", aggregator)
-        experts[name] = _entry(name, aggregator, request)
+        experts[name] = _entry(name, str(aggregator), request)
         aggregator = name
+    made = _read_all(experts)
+    if aggregator is None:
+        aggregator = max(made, key=lambda expert: expert.shape.num_parameters).name
     return {"name": "models", "aggregator": None if aggregator == "none" else aggregator, "experts": experts}
+
+
+def _read_all(entries: Mapping[str, Mapping[str, Any]]) -> list[Expert]:
+    made, found = [], []
+    for entry in entries.values():
+        try:
+            made.append(expert_of_checkpoint(**_arguments(entry)))
+        except CheckpointError as error:
+            found.append(str(error))
+    if found:
+        raise CheckpointError("\n".join(found))
+    return made
 
 
 def _entry(name: str, checkpoint: str, request: BatchRequest) -> dict[str, Any]:

@@ -33,6 +33,10 @@ def require_path(value: object, field: str) -> None:
         require_name(value, field)
 
 
+class TooLongError(ValueError):
+    """Prompts do not fit into the contexts of those that read them."""
+
+
 def check_calls(workload: Workload, experts: Sequence[Expert], cluster: Cluster, options: EngineOptions) -> None:
     """Check that the pool has every expert called, that the machines can hold it and that it can take its prompts.
 
@@ -40,6 +44,7 @@ def check_calls(workload: Workload, experts: Sequence[Expert], cluster: Cluster,
     calibration calls that nobody has asked for.
     """
     pool = {expert.name: expert for expert in experts}
+    too_long: list[str] = []
     for call in workload.calls:
         if call.expert not in pool:
             rule = f"one of the pool {list(pool)}"
@@ -47,9 +52,11 @@ def check_calls(workload: Workload, experts: Sequence[Expert], cluster: Cluster,
         context = pool[call.expert].context_tokens
         if call.prompt_tokens >= context:
             rule = f"below context_tokens={context} of {call.expert}"
-            raise ValueError(
-                f"workload {workload.name}, call {call.key}: prompt_tokens must be {rule}, got {call.prompt_tokens}"
-            )
+            what = f"workload {workload.name}, call {call.key}: prompt_tokens must be {rule}, got {call.prompt_tokens}"
+            too_long.append(what)
+    if too_long:
+        others = f", and {len(too_long) - 1:,} other calls are too long too" if len(too_long) > 1 else ""
+        raise TooLongError(too_long[0] + others)
     for name in workload.num_calls_by_expert:
         check_fit(pool[name], cluster, options)
 

@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments.config.checks import require_section
 from experiments.config.instantiation import call
 from experiments.config.machines import RaySettings
+from experiments.config.problems import called_experts, key_problems, loading_problems
 from experiments.config.sites import Parts, sim_site
 from mosaic.core.checks import require, require_count, require_name
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
@@ -21,7 +23,8 @@ from mosaic.engines.call_specs import RunContent
 from mosaic.engines.checkpoints import find_checkpoint
 from mosaic.engines.endpoint import Endpoint, EndpointPatience, EndpointSettings
 from mosaic.engines.endpoint_engines import ENDPOINT_ENGINE, EndpointEngines
-from mosaic.engines.host_process import VLLM_ENGINE, HostProcess
+from mosaic.engines.host_process import VLLM_ENGINE as VLLM_ENGINE
+from mosaic.engines.host_process import HostProcess
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.ray_cluster import RayCluster
 from mosaic.engines.ray_machines import Room
@@ -78,7 +81,13 @@ def vllm_site(parts: Parts) -> EngineSite:
             **journals,
         )
 
-    return _site(parts, "vllm", make, host.kept, mode, backend["num_calibration_questions"], options=options)
+    engines = VllmEngines(options=options, with_tokenizer=mode is Mode.LIVE, checkpoints=Path(backend["checkpoints"]))
+
+    def problems(is_failing: bool) -> Sequence[str]:
+        found = loading_problems(parts, engines)
+        return (*host.problems(is_kept=not (found or is_failing)), *found)
+
+    return _site(parts, "vllm", make, host.kept, mode, options=options, problems=problems)
 
 
 def _asks_confidence(parts: Parts) -> bool:
@@ -93,7 +102,7 @@ def _vllm_on_ray(parts: Parts, ray: RaySettings, mode: Mode, patience: Patience)
     """Build what ``backend=vllm cluster=ray`` says."""
     backend, options = parts.config, parts.options
     engines = VllmEngines(options=options, with_tokenizer=mode is Mode.LIVE, checkpoints=Path(backend["checkpoints"]))
-    asked = {*parts.workload.num_calls_by_expert, *(expert.name for expert in parts.graph.experts)}
+    asked = {expert.name for expert in called_experts(parts)}
     cluster = RayCluster(
         ray.address,
         Room(device=options.loading.device, cpus_per_worker=ray.cpus_per_worker),
@@ -119,7 +128,8 @@ def _vllm_on_ray(parts: Parts, ray: RaySettings, mode: Mode, patience: Patience)
         )
 
     opened = lambda lock: cluster.open()  # noqa: E731 - machines do not write the journal
-    return _site(parts, "vllm", make, opened, mode, backend["num_calibration_questions"], options=options)
+    problems = partial(loading_problems, parts, engines)
+    return _site(parts, "vllm", make, opened, mode, options=options, problems=problems)
 
 
 def embed_by(backend: Mapping[str, Any], options: EngineOptions) -> Callable[[Expert], TokenEmbeddings]:
@@ -181,7 +191,8 @@ def endpoint_site(parts: Parts) -> EngineSite:
             **journals,
         )
 
-    return _site(parts, "endpoint", make, host.kept, Mode.LIVE, 0, expert_by_server)
+    problems = partial(key_problems, endpoints)
+    return _site(parts, "endpoint", make, host.kept, Mode.LIVE, expert_by_server, problems=problems)
 
 
 def vllm_options(backend: Mapping[str, Any]) -> EngineOptions:
@@ -227,9 +238,10 @@ def _site(
     make: Callable[..., EngineBackend],
     opened: Callable[[int], AbstractContextManager[object]],
     mode: Mode,
-    num_calibration_questions: int,
     expert_by_server: Mapping[int, str] | None = None,
     options: EngineOptions | None = None,
+    *,
+    problems: Callable[[bool], Sequence[str]],
 ) -> EngineSite:
     if mode is Mode.LIVE:
         check_texts(parts.workload)
@@ -261,11 +273,12 @@ def _site(
         profile_seed=parts.profile_seed,
         circumstances=f"on {parts.hardware.gpu.name}{parts.luck}",
         prompt_text=expert_prompt,
-        num_calibration_questions=num_calibration_questions,
+        num_calibration_questions=parts.config.get("num_calibration_questions", 0),
         replayed=replayed,
         expert_by_server=expert_by_server,
         opened=opened,
         options=options,
+        problems=problems,
     )
 
 

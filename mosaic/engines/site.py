@@ -84,6 +84,9 @@ class EngineSite:
         Keeps what engines need while a run lasts; their processes hold the run's lock too, which is given.
     options
         Of engines that the site starts; None: they are others'.
+    problems
+        Says all that keeps the engines from starting, without a run folder. Given whether anything else does: then no
+        engine stays.
     """
 
     def __init__(
@@ -104,9 +107,11 @@ class EngineSite:
         expert_by_server: Mapping[int, ExpertName] | None = None,
         opened: Callable[[int], AbstractContextManager[object]] = nullcontext,
         options: EngineOptions | None = None,
+        problems: Callable[[bool], Sequence[str]],
     ) -> None:
         self.name = name
         self.options = options
+        self.problems = problems
         self.circumstances = circumstances
         self.fingerprint = None
         self.truth = None

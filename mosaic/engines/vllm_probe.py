@@ -16,7 +16,7 @@ from typing import TypeVar
 from mosaic.core.engine_options import Device
 from mosaic.core.errors import BackendError
 from mosaic.engines.engine import EngineSpec
-from mosaic.engines.host_process import INSTALL
+from mosaic.engines.host_process import import_advice
 from mosaic.engines.messages import one_line
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ def _in_own_process(ask: Callable[[], T], log: Path, what: str) -> T:
     except BrokenProcessPool as error:
         raise BackendError(f"{what}: the process that was to find out died; see {log}") from error
     if isinstance(answer, str):
-        raise BackendError(f"{what}: {answer}; {INSTALL}; see {log}")
+        raise BackendError(f"{what}: {answer}; {import_advice(answer)}; see {log}")
     return answer
 
 
