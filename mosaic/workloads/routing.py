@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require, require_count, require_name, require_number
 from mosaic.core.json_file import read_json
 from mosaic.core.workload import CalibrationRecord, ExpertName, Question
@@ -149,7 +150,7 @@ def global_strengths(profiles: SkillProfiles) -> dict[ExpertName, float]:
     if min(totals.values()) <= 0:
         totals = _shifted_to_positive(totals)
     powers = {expert: total**_STRENGTH_EXPONENT for expert, total in totals.items()}
-    norm = sum(powers.values())
+    norm = add_in_order(powers.values())
     return {expert: power / norm for expert, power in powers.items()}
 
 

@@ -5,6 +5,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from http import HTTPStatus
 
 import pytest
 
@@ -444,7 +445,7 @@ CHECK_SERVER = "look into the server's log, and start again when it serves calls
         ),
         (
             (422, {"error": {"message": "Extra inputs are not permitted", "param": "min_p"}}),
-            f"422 Unprocessable Entity: Extra inputs are not permitted; {CHECK_FORM}",
+            f"422 {HTTPStatus(422).phrase}: Extra inputs are not permitted; {CHECK_FORM}",
         ),
     ],
 )

@@ -21,6 +21,8 @@ from sim.cluster.backend import SimBackend
 from sim.hardware.curves import Curve
 from tests.experiments.known_machine import TRUE, built
 
+pytest.importorskip("tokenizers", reason="checkpoints are written with tokenizers, which the extras of vLLM bring")
+
 RECIPE = recipe_for(
     Device.GPU, shapes=["small"], num_rounds=1, num_requests=60, max_num_seqs=32, context_tokens=4096
 )  # fmt: skip
