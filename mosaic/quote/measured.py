@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.cluster import Cluster
 from mosaic.core.results import SessionRecord
 from mosaic.planning.session_model import Request
@@ -42,10 +43,10 @@ def load_factor(pilot: Pilot, simulator: Simulator) -> float:
     1: nothing was loaded.
     """
     loaded = [session for session in _undisturbed(pilot) if session.load_s > 0]
-    simulated_s = sum(
+    simulated_s = add_in_order(
         simulator.loads.load_s(simulator.experts[session.expert], len(session.workers)) for session in loaded
     )
-    return sum(session.load_s for session in loaded) / simulated_s if simulated_s else 1.0
+    return add_in_order(session.load_s for session in loaded) / simulated_s if simulated_s else 1.0
 
 
 def serve_factor(pilot: Pilot, simulator: Simulator, cluster: Cluster) -> float:
@@ -54,11 +55,11 @@ def serve_factor(pilot: Pilot, simulator: Simulator, cluster: Cluster) -> float:
     for record in pilot.records.values():
         requests[record.session].append(Request(record.prompt_tokens, record.output_tokens))
     served = [session for session in _undisturbed(pilot) if session.session in requests]
-    simulated_s = sum(
+    simulated_s = add_in_order(
         simulator.serve_s(simulator.experts[session.expert], requests[session.session], cluster, len(session.workers))
         for session in served
     )
-    return sum(session.end_ts - session.start_ts for session in served) / simulated_s if simulated_s else 1.0
+    return add_in_order(session.end_ts - session.start_ts for session in served) / simulated_s if simulated_s else 1.0
 
 
 def _undisturbed(pilot: Pilot) -> list[SessionRecord]:
