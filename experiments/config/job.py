@@ -259,6 +259,10 @@ def _steered(
     early = exit_from(config["exit"], experts, embed_by or no_embeddings, is_flat=is_flat)
     if graph.upper_nodes:
         graph = replace(graph, exit=early)
+    if config["pipeline"].get("count_tokens") and graph.upper_nodes:
+        readers = {node.name for node in graph.layers[1]}
+        nodes = tuple(replace(node, counts_tokens=node.name in readers) for node in graph.nodes)
+        graph = replace(graph, nodes=nodes)
     check_batch(graph, workload)
     graph, calibration = budgeted(graph, config["pipeline"], experts, workload, cluster, options)
     if "prefill_ahead" in pipeline.reactions:

@@ -414,7 +414,7 @@ def test_a_question_too_long_for_the_aggregator_keeps_the_experts_answer_and_is_
     summary, answers = read_summary(folder), read_answers(folder)
     assert (summary["num_aggregator_calls"], summary["num_too_long"], summary["skip_frac"]) == (1, 1, 0.0)
     assert "1 questions to QwenHalf (tp 4); 1 too long for it" in outcome.out
-    assert [answers[name]["source"] for name in ("q0", "q1")] == ["majority", "aggregator"]
+    assert [answers[name]["source"] for name in ("q0", "q1")] == ["not_aggregated", "aggregator"]
     votes = Counter(answers["q0"]["votes"]).most_common(1)
     assert answers["q0"]["answer"] == votes[0][0]
     graded = load_calibration_answers(folder / "calibration_answers.parquet")
