@@ -28,6 +28,7 @@ from experiments.config.errors import UNANSWERED_STATUS
 from experiments.config.job import Prepared, job_from
 from experiments.config.memory import spare_garbage_collector
 from experiments.config.places import JOURNAL
+from experiments.config.promise import Promise, gate_notes, promise_of
 from experiments.config.run_start import begin, grown_keys, is_blank
 from experiments.config.summary import answer_files, replans_jsonl, summary_of
 from mosaic.core.checks import require
@@ -106,10 +107,11 @@ def run_batch(
         with closing(stream):
             outcome = execute(prepared, stream, metrics, price_per_hour)
             ended = finish(places.files, stream.file, stream.questions)
-        leave_run_folder(places, prepared, config, stamped, outcome, ended)
+        promise = promise_of(prepared, outcome)
+        leave_run_folder(places, prepared, config, stamped, outcome, ended, promise)
         places.files.partial.unlink(missing_ok=True)
     wall_s = time.monotonic() - start
-    print(describe(request.path, places, outcome, ended))
+    print(describe(request.path, places, outcome, ended, gate_notes(prepared, promise)))
     if price_per_hour is not None:
         print(f"  cost      {cost(wall_s, prepared.job.cluster.num_workers, price_per_hour)} for {wall_s:,.0f} s")
     return UNANSWERED_STATUS if ended.num_unanswered else 0
@@ -163,6 +165,7 @@ def leave_run_folder(
     stamped: dict[str, Any],
     outcome: Outcome,
     ended: Finished,
+    promise: Promise | None,
 ) -> None:
     """Leave a run folder, as experiments/run.py does, but for its figure.
 
@@ -179,7 +182,9 @@ def leave_run_folder(
         config=stamped,
         plans=plans,
         result=outcome.result,
-        summary=summary_of(prepared, config, plans, outcome) | ended._asdict() | {"outputs": digests(places.files)},
+        summary=summary_of(prepared, config, plans, outcome, promise)
+        | ended._asdict()
+        | {"outputs": digests(places.files)},
         meta=describe_run_conditions(wall_s_by_step={}, solver_s=plans[0].solve.wall_s, reacting_s=outcome.reacting_s),
         files=files,
         answers=outcome.answers,
@@ -187,7 +192,7 @@ def leave_run_folder(
     )
 
 
-def describe(path: Path, places: Places, outcome: Outcome, ended: Finished) -> str:
+def describe(path: Path, places: Places, outcome: Outcome, ended: Finished, notes: Sequence[str]) -> str:
     """Say in a few lines how a batch ended."""
     seconds = max((session.end_ts for session in outcome.result.sessions), default=0.0)
     calls = outcome.result.calls
@@ -208,6 +213,7 @@ def describe(path: Path, places: Places, outcome: Outcome, ended: Finished) -> s
         lines.append("  FAILED    questions that could not be aggregated have one expert's text")
     if ended.num_unanswered:
         lines.append(f"  errors    {places.files.errors} (the same command tries them again)")
+    lines += [f"  gate      {note}" for note in notes]
     if outcome.skip_frac:
         lines.append(f"  promise   mosaic audit {places.files.out}")
     return "\n".join(lines)

@@ -30,7 +30,6 @@ from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.exits.faster_moa import Embed
-from mosaic.pipelines.gates.budget_choice import BudgetChoice
 from mosaic.pipelines.gates.setting import Setting, describe_setting
 from mosaic.pipelines.read_ahead import ReadAhead
 from mosaic.planning.plan_file import load_plans
@@ -107,8 +106,8 @@ class Prepared:
     """What is reported beside: replay, against a log's own times."""
     setting: Setting
     """What its answers are of."""
-    budgets: BudgetChoice | None = None
-    """What was chosen, where budgets or a hedge are asked for."""
+    calibration: Calibration | None = None
+    """Of budgets and hedge, where they are asked for: what was chosen, and on what."""
 
 
 def job_from(
@@ -218,7 +217,7 @@ def job_from(
         runs=name != "none",
         report=report,
         setting=setting,
-        budgets=None if calibration is None else calibration.choice,
+        calibration=calibration,
     )
 
 
