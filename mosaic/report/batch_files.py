@@ -2,8 +2,8 @@
 
 While the batch runs, ``NAME.partial.jsonl`` gets a line for each finished question. A run that goes on keeps the lines
 that are there; a question that is answered anew gets another line, and the last one counts. In the end
-``NAME.out.jsonl`` and ``NAME.errors.jsonl`` are put in place whole, and the run's summary keeps their digests: what has a
-response stands in the first, what has an error in the second, and a question that could not be aggregated in both.
+``NAME.out.jsonl`` and ``NAME.errors.jsonl`` are put in place whole, and the run's summary keeps their digests: what has
+a response stands in the first, what has an error in the second, and a question that was not aggregated in both.
 """
 
 import json

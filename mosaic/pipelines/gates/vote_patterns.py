@@ -5,9 +5,9 @@ batch. So all of them are dealt anew to the two, many times, and the share of de
 least as much as those seen is the p-value: below 1% the questions count as different.
 
 What is compared must be known on both sides. A call that budgets cut, and one that they may call late, has no vote that
-can be relied on: it counts as missing on both. Where calls are cancelled whose votes no longer matter (a quorum, an exit), questions that the gate
-could decide without one of their votes, or that have such a call, are one class on both sides: who belongs to it
-follows from what the calls say, and not from when they ended.
+can be relied on: it counts as missing on both. Where calls are cancelled whose votes no longer matter (a quorum, an
+exit), questions that the gate could decide without one of their votes, or that have such a call, are one class on both
+sides: who belongs to it follows from what the calls say, and not from when they ended.
 
 A test of votes sees no shift that leaves them as they are: experts that agree as often and are wrong more often, or
 another aggregator. Only a simulation, or an audit, shows what is lost then.
