@@ -36,8 +36,6 @@ MIN_RESPONSE_TOKENS = 64
 """A response is cut to no less: a marker and a sentence with the final answer."""
 MIN_OUTPUT_TOKENS = 4096
 """Room that a prompt leaves for what the aggregator writes, unless told otherwise."""
-TEMPLATE_TOKENS = 32
-"""Assumed: what a chat template adds to a prompt, which says nothing of how many tokens a text takes."""
 
 _COMPARE = """\
 Several models were asked the question below, and their responses follow it. Each may be wrong, and so may all of them \
@@ -112,24 +110,26 @@ def merge_call(
 
 
 def as_counted(
-    question: Question, read: Sequence[CallRecord], aggregator: Expert, *, min_output_tokens: int = MIN_OUTPUT_TOKENS
+    question: Question,
+    read: Sequence[CallRecord],
+    aggregator: Expert,
+    *,
+    text_rate: float,
+    min_output_tokens: int = MIN_OUTPUT_TOKENS,
 ) -> Question:
     """Return a question with as many tokens as engines counted for it, where its estimate is lower.
 
-    ``read`` are calls that read the question and nothing else, but for a template. The instructions are taken to need
-    more tokens in the same proportion. What fits by estimates still fits: responses keep ``MIN_RESPONSE_TOKENS`` each.
+    ``read`` are calls that read the question and nothing else, but for a template; ``text_rate`` is how many tokens a
+    text takes for each that is estimated, which the instructions are taken to do too. What fits by estimates still
+    fits: responses keep ``MIN_RESPONSE_TOKENS`` each.
     """
-    responses = finished(read)
-    estimated = question.context_tokens + question.prompt_tokens
-    counted = max((record.prompt_tokens for record in responses), default=0)
-    if counted <= estimated:
-        return question
-    scaffold = _scaffold_tokens(question.answer_kind, len(responses), 1)
-    more = ceil(scaffold * max(0.0, counted / (estimated + TEMPLATE_TOKENS) - 1))
+    num_responses = len(finished(read))
+    counted = max((record.prompt_tokens for record in finished(read)), default=0) - question.context_tokens
+    scaffold = _scaffold_tokens(question.answer_kind, num_responses, 1)
     limit = prompt_limit(aggregator, min_output_tokens=min_output_tokens)
-    most = limit - scaffold - question.context_tokens - len(responses) * MIN_RESPONSE_TOKENS
-    tokens = min(counted - question.context_tokens + more, most)
-    return replace(question, prompt_tokens=max(question.prompt_tokens, tokens))
+    most = limit - scaffold - question.context_tokens - num_responses * MIN_RESPONSE_TOKENS
+    tokens = max(question.prompt_tokens, counted) + ceil(scaffold * max(0.0, text_rate - 1))
+    return replace(question, prompt_tokens=max(question.prompt_tokens, min(tokens, most)))
 
 
 def cut_experts(

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from mosaic.core.checks import require, require_count, require_name, require_unique
 from mosaic.core.results import CallRecord, Inputs
+from mosaic.core.tokens import CHARACTERS_PER_TOKEN, count_text_tokens
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName, Question
 from mosaic.pipelines.aggregation import (
     MIN_OUTPUT_TOKENS,
@@ -132,4 +133,13 @@ def _read_by(node: Node, call: Call, inputs: Inputs) -> tuple[Expert, list[CallR
 def _sized(node: Node, question: Question, read: Sequence[CallRecord], expert: Expert, has_places: bool) -> Question:
     if has_places or not node.counts_tokens:
         return question
-    return as_counted(question, read, expert, min_output_tokens=node.min_output_tokens)
+    rate = _text_rate(read)
+    return as_counted(question, read, expert, text_rate=rate, min_output_tokens=node.min_output_tokens)
+
+
+def _text_rate(read: Sequence[CallRecord]) -> float:
+    """Compare the tokens that engines counted in responses with the estimate from their characters; none: 1."""
+    texts = [(record.visible_tokens, visible_text(record) or "") for record in finished(read)]
+    known = [(tokens, count_text_tokens(text)) for tokens, text in texts if tokens is not None]
+    estimated = sum(tokens for _, tokens in known)
+    return min(CHARACTERS_PER_TOKEN, sum(tokens for tokens, _ in known) / estimated) if estimated else 1.0

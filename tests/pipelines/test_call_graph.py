@@ -220,6 +220,18 @@ def test_final_answers_by_hand() -> None:
     assert (failed.answer, failed.source, failed.correct) == ("A", AnswerSource.NOT_AGGREGATED, True)
 
 
+@pytest.mark.parametrize("is_failed", [False, True])
+def test_a_gate_that_accepts_one_node_does_not_excuse_another_that_failed(is_failed: bool) -> None:
+    nodes = (
+        Node(name="propose"),
+        Node(name="check", experts=(make_expert("M"),), after=("propose",), when=When.UNSETTLED),
+        Node(name="last", experts=(make_expert("W"),), after=("propose",)),
+    )
+    graph = CallGraph(nodes=nodes, gate=Majority(), compare=comparisons())
+    final = final_of(answered(make_question("q"), ["A", "A", "A"]), FAILED if is_failed else "B", graph)
+    assert final.source is (AnswerSource.NOT_AGGREGATED if is_failed else AnswerSource.AGGREGATOR)
+
+
 def test_without_an_aggregator_the_majority_answers() -> None:
     alone = mixture_of_agents(None, gate=Never(), compare=comparisons())
     final = final_of(answered(make_question("q", answer="B"), ["A", "B", "B"]), graph=alone)
