@@ -171,8 +171,7 @@ def leave_run_folder(
 
     Its summary counts how questions ended, and speaks for the output files.
     """
-    folder = places.work
-    plans = [planned.plan for planned in outcome.planned]
+    folder, plans = places.work, outcome.plans
     files = answer_files(prepared, outcome)
     if outcome.replans:
         files["replans.jsonl"] = replans_jsonl(outcome.replans)

@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         runs, skipped = collect_runs(options.folders, disturbed=options.disturbed)
-        comparison = compare_runs(runs, baseline=options.baseline or default_baseline(runs), metric=options.metric)
+        baseline, metric = options.baseline or default_baseline(runs), options.metric or default_metric(runs)
+        comparison = compare_runs(runs, baseline=baseline, metric=metric)
         first = options.folders[0]  # beside a run and not into it: a run folder holds one run
         out = options.out or (first.parent if (first / "config.yaml").exists() else first)
         out.mkdir(parents=True, exist_ok=True)
@@ -97,6 +98,11 @@ def default_baseline(runs: Sequence[RunPoint]) -> str:
     return scheduler if len({policy for _, policy in own}) == 1 else min(own)[1]
 
 
+def default_metric(runs: Sequence[RunPoint]) -> str:
+    """Choose the time to compare: end to end where an aggregator runs, which is all that a gate can shorten."""
+    return "end_to_end_s" if any(run.summary.get("aggregator") is not None for run in runs) else "expert_makespan_s"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="compare", description="Compare run folders, paired by seed.")
     parser.add_argument("folders", type=Path, nargs="+", help="multirun folders or run folders, searched for runs")
@@ -106,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         "(default: round_robin where it was run, with gate=never where gates differ)",
     )
     parser.add_argument(
-        "--metric", choices=METRICS, default="expert_makespan_s", help="time to compare (default: %(default)s)"
+        "--metric",
+        choices=METRICS,
+        help="time to compare (default: end_to_end_s where an aggregator runs, else expert_makespan_s)",
     )
     parser.add_argument(
         "--disturbed",

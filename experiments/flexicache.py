@@ -1,8 +1,7 @@
 """A sparse KV cache: what it gives on a GPU, and what it does to a model.
 
     python experiments/flexicache.py throughput                             report, table and figure
-    python experiments/flexicache.py throughput --hardware-out conf/hardware/h100_94gb.yaml
-    python experiments/flexicache.py sessions                               what it gives the reasoning experts
+    python experiments/flexicache.py throughput --hardware-out conf/hardware/flexicache_h100.yaml
     python experiments/flexicache.py checkpoint MODEL.gguf CHECKPOINT       a GGUF file as a checkpoint (extra: gguf)
     python experiments/flexicache.py heads CHECKPOINT                       which KV heads are unstable, and how much so
     python experiments/flexicache.py quality CHECKPOINT --heads heads.json  what a budget of pages costs, text by text
@@ -19,11 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
 from experiments.config.places import own_folder, write_file  # noqa: E402
-from experiments.figures.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.hardware.hardware_yaml import to_yaml  # noqa: E402
+from experiments.lab.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.studies.paper_tables import to_csv  # noqa: E402
-from experiments.studies.rows import rows_csv  # noqa: E402
-from experiments.studies.sparse_sessions import SparseSession, sessions_report, sparse_sessions  # noqa: E402
 from experiments.studies.sparse_throughput import (  # noqa: E402
     ATTENTION_FRAC,
     all_rows,
@@ -36,8 +33,10 @@ from mosaic.core.sparse_kv import SparseKv  # noqa: E402
 
 HARDWARE_HEADER = """\
 # Written by
-#   python experiments/flexicache.py throughput --hardware-out conf/hardware/h100_94gb.yaml
-# Derived from a data sheet and fitted to published throughput of plain vLLM: no H100 was measured.
+#   python experiments/flexicache.py throughput --hardware-out conf/hardware/flexicache_h100.yaml
+# The GPU of FlexiCache's study (results/flexicache), and of nothing else. No H100 was measured: its times are derived
+# from a data sheet, and the host time of a step is fitted to the throughput that FlexiCache's authors published for
+# plain vLLM. Ordinary vLLM takes much less: measure your own H100 with experiments/measure_gpu.py.
 # In microseconds: curves are count:time.
 """
 
@@ -56,13 +55,6 @@ def throughput(options: argparse.Namespace) -> None:
         config: dict[str, Any] = {"_target_": "sim.hardware.hardware_from_config"}
         config |= hardware_config(chosen.fit, ATTENTION_FRAC, llama().shape)
         write_file(options.hardware_out, HARDWARE_HEADER + to_yaml(config))
-
-
-def sessions(options: argparse.Namespace) -> None:
-    """Simulate sessions of the reasoning experts with a full and a sparse KV cache."""
-    found = sparse_sessions()
-    write_file(options.out / "sessions.csv", rows_csv(SparseSession, found))
-    write_file(options.out / "sessions.md", sessions_report(found))
 
 
 def checkpoint(options: argparse.Namespace) -> None:
@@ -104,7 +96,6 @@ def main(arguments: list[str] | None = None) -> int:
     found = commands.add_parser("throughput", help=throughput.__doc__)
     found.set_defaults(run=throughput)
     found.add_argument("--hardware-out", type=Path, help="file of conf/hardware to write the fitted GPU to")
-    commands.add_parser("sessions", help=sessions.__doc__).set_defaults(run=sessions)
     found = commands.add_parser("checkpoint", help=checkpoint.__doc__)
     found.set_defaults(run=checkpoint)
     found.add_argument("file", type=Path, help="GGUF file")

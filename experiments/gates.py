@@ -26,7 +26,7 @@ from joblib import Parallel, delayed  # noqa: E402
 
 from experiments.config.places import own_folder  # noqa: E402
 from experiments.figures.gates import Line, Panel, draw_gates  # noqa: E402
-from experiments.figures.style import pdf_bytes, png_bytes  # noqa: E402
+from experiments.lab.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.studies.gate_populations import ADVERSARIAL_WORKLOAD  # noqa: E402
 from experiments.studies.gate_trials import FIT_FRAC, MAX_CERTIFY, NUM_PER_GROUP, RISK_FRAC, Trials, broken_limit  # noqa: E402
 from experiments.studies.gate_worlds import (  # noqa: E402

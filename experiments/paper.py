@@ -21,9 +21,7 @@ sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
 from experiments.config.errors import exit_with_message  # noqa: E402
 from experiments.config.places import own_folder  # noqa: E402
-from experiments.figures.style import pdf_bytes, png_bytes  # noqa: E402
-from experiments.studies.consistency import LOAD_S, NUM_SEEDS, consistency_page, serve_s, simulate_caps  # noqa: E402
-from experiments.studies.fitted_set import FittedSet  # noqa: E402
+from experiments.lab.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.studies.paper_figures import Drawing, draw_all  # noqa: E402
 from experiments.studies.paper_report import describe, errors_csv, misses, write_report  # noqa: E402
 from experiments.studies.paper_rows import FAR_FRAC, Row, measure_rows  # noqa: E402
@@ -43,7 +41,7 @@ from experiments.studies.paper_tables import (  # noqa: E402
 from mosaic.core.checks import require_count  # noqa: E402
 
 CALIBRATION = ROOT / "results" / "calibration"
-"""What experiments/calibrate.py, ablate_model.py and fit_answers.py found."""
+"""What experiments/calibrate.py and fit_answers.py found, and what each change of the engine model did."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,14 +75,6 @@ def ranges_left_open() -> dict[str, dict[str, OpenRange]]:
     return found
 
 
-def consistency(num_seeds: int) -> str:
-    """Argue about the published walls, with the model of the fitted sets."""
-    rows = json.loads((CALIBRATION / "parameter_sets.json").read_text(encoding="utf-8"))
-    sets = [FittedSet.from_json(row) for row in rows]
-    glm_s = LOAD_S + serve_s(sets[0], "mmlu_pro", "GLM", num_shards=1, seed=0)
-    return consistency_page(simulate_caps(sets, num_seeds), glm_s)
-
-
 def paper_files(runs: PaperRuns, rows: Sequence[Row], drawings: Mapping[str, Drawing]) -> dict[str, bytes]:
     """Render every file of the reproduction."""
     ranges = ranges_left_open()
@@ -103,7 +93,6 @@ def paper_files(runs: PaperRuns, rows: Sequence[Row], drawings: Mapping[str, Dra
         "report.md": write_report(rows, tables, drawings, ranges),
         "errors.csv": errors_csv(rows),
         "errors_short.md": to_markdown(short_table(rows)),
-        "consistency.md": consistency(min(NUM_SEEDS, len(rows[0].values))),
     }
     text |= {f"{name}.csv": to_csv(table) for name, table in tables.items()}
     for name, drawing in drawings.items():

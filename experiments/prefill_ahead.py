@@ -58,7 +58,7 @@ def real(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Write the report and the figure of what is there."""
-    from experiments.figures.style import pdf_bytes, png_bytes
+    from experiments.lab.style import pdf_bytes, png_bytes
     from experiments.studies.read_ahead_report import figure_of, report_of
 
     write_file(options.out / "prefill_ahead.md", report_of(options.out))

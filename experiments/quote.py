@@ -6,9 +6,9 @@
     python experiments/quote.py --gpus 1-4 --kind a100_80gb --kind rtx4090 --prices PRICES.json --json workload=gpqa
 
 Takes the overrides of run.py, or a file of questions with the options of `mosaic batch`, which then goes on from the
-pilot's answers. A pilot asks some of the batch's own calls where the batch would run (backend=vllm,
-servers, or the simulation), and keeps their answers in the folder's journal: the same command goes on there and asks
-nothing twice. The pilot's lengths then go through the simulator, for each number of GPUs of each kind.
+pilot's answers. A pilot asks some of the batch's own calls where the batch would run (backend=vllm or the
+simulation), and keeps their answers in the folder's journal: the same command goes on there and asks nothing twice.
+The pilot's lengths then go through the simulator, for each number of GPUs of each kind.
 Exit status 5: nothing meets the deadline.
 """
 
@@ -104,7 +104,8 @@ def quote_batch(
     """
     config = compose_config([*overrides]) if request is None else batch_config(request)
     backend = config["backend"]["name"]
-    require(backend != "none", "backend.name", "one that answers: sim, vllm or endpoint", backend)
+    rule = "sim or vllm in a quote, which is of GPUs that it could take: on servers nothing is measured"
+    require(backend in ("sim", "vllm"), "backend.name", rule, backend)
     place, work = folder or own_folder("quote") / file_name(f"{config['workload']['name']}_{backend}"), None
     if request is not None:
         work = folder or work_folder(request.path)

@@ -220,7 +220,7 @@ def leave(
 ) -> int:
     """Write a run's files and print what it did; gives the number of its calls without a result."""
     job = prepared.job
-    plans = [planned.plan for planned in outcome.planned]
+    plans = outcome.plans
     promise = promise_of(prepared, outcome)
     summary = summary_of(prepared, config, plans, outcome, promise)
     files = answer_files(prepared, outcome)
@@ -237,7 +237,7 @@ def leave(
             outcome.result.sessions,
             num_workers=plans[0].num_workers,
             experts=summary["experts"],
-            predicted_makespan_s=plans[0].predicted_makespan_s,
+            predicted_makespan_s=summary["predicted_expert_makespan_s"],
             resumptions=outcome.result.resumptions,
             lost_workers=outcome.result.lost_workers,
             pilot_s=summary.get("pilot", {}).get("end_ts", 0.0),

@@ -26,9 +26,9 @@ from experiments.config.errors import exit_with_message
 from experiments.config.instantiation import make
 from experiments.config.job import job_from
 from experiments.config.places import own_folder
-from experiments.figures.style import pdf_bytes, png_bytes
 from experiments.figures.validation import draw_validation
 from experiments.hardware.engine_sweep import mirrored_settings
+from experiments.lab.style import pdf_bytes, png_bytes
 from experiments.studies.validation import ComparedPlan, compare
 from experiments.studies.validation_report import describe, figure_points, to_json, to_markdown
 from mosaic.core.checks import require, require_count, require_unique

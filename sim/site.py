@@ -93,6 +93,10 @@ class SimSite:
         return f"on {kinds}{self.luck}"
 
     @property
+    def expert_by_server(self) -> None:
+        """None: any expert may be loaded anywhere."""
+
+    @property
     def fingerprint(self) -> tuple[object, ...] | None:
         """The machines, the calibration world and the code: runs of any luck share what was measured."""
         return (

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.analysis.intervals import Estimate, estimate, geometric
-from experiments.analysis.intervals import t_interval as t_interval  # second_stage.py takes it from here
 from experiments.analysis.labels import label_runs
 from experiments.analysis.run_table import RunPoint, run_table
+from experiments.lab.estimate import Estimate, estimate, geometric
+from experiments.lab.estimate import t_interval as t_interval  # second_stage.py takes it from here
 
 if TYPE_CHECKING:
     import polars as pl

@@ -56,8 +56,7 @@ def check_calls(workload: Workload, experts: Sequence[Expert], cluster: Cluster,
 
 def check_fit(expert: Expert, cluster: Cluster, options: EngineOptions) -> None:
     """Check that an expert's workers can hold it, and that its engine can keep its KV cache as it asks for."""
-    for kv in (expert.kv, *(variant.kv for variant in expert.kv_variants)):
-        check_sparse_kv(expert.name, kv, options)
+    check_sparse_kv(expert.name, expert.kv, options)
     degree = expert.tp_degree
     label, gpu = f"expert {expert.name}", cluster.workers[0].gpu
     require(degree <= cluster.num_workers, f"{label}: tp_degree", f"at most num_workers={cluster.num_workers}", degree)

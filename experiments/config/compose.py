@@ -1,15 +1,21 @@
 """Configurations as plain dictionaries."""
 
 from collections.abc import Mapping
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+if TYPE_CHECKING:
+    from experiments.config.sharing import SharingLoader
 
 from mosaic.core.file_names import file_name
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+MOST_KEPT = 256
+"""Choices of groups whose compositions a process keeps."""
 FILE_KEYS = ("path", "aggregator_path", "profiles", "profile", "calls", "output_tokens", "calibration")
 """Keys that may name a file."""
 
@@ -18,11 +24,28 @@ OmegaConf.register_new_resolver("file_name", file_name, replace=True)  # conf/co
 
 
 def compose_config(overrides: list[str]) -> dict[str, Any]:
-    """Compose the configuration of a point outside of a Hydra application."""
+    """Compose the configuration of a point outside of a Hydra application.
+
+    Each choice of groups is composed once per process; a point's values are set in a copy of it.
+    """
+    loader, master = _shared_loader()
+    config = loader.load_sweep_config(master, overrides)
+    with open_dict(config):
+        del config["hydra"]
+    return plain(config)
+
+
+@cache
+def _shared_loader() -> "tuple[SharingLoader, DictConfig]":
+    """Make the process's loader of conf/, and the configuration that all points start from."""
     from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from experiments.config.sharing import SharingLoader
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return plain(compose("config", overrides))
+        master = compose("config", [], return_hydra_config=True)
+        return SharingLoader(GlobalHydra.instance().config_loader(), MOST_KEPT), master
 
 
 def default_choices(choices: Mapping[str, str]) -> dict[str, str]:
@@ -37,7 +60,8 @@ def default_choices(choices: Mapping[str, str]) -> dict[str, str]:
 def plain(config: Any) -> dict[str, Any]:
     """Resolve a Hydra configuration into plain dictionaries and lists."""
     resolved: dict[str, Any] = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
-    resolved.pop("hydra", None)
+    for part in ("hydra", "study"):  # how a preset is run, and what its study shows, are no part of a run
+        resolved.pop(part, None)
     return resolved
 
 

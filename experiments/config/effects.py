@@ -37,7 +37,7 @@ def without_effect(config: Mapping[str, Any], job: Job) -> dict[str, str]:
     """List the keys and groups that this run does not use, each with the reason."""
     rules = (
         _unused_machines, _unused_topology, _unused_aggregators, _unused_gate, _unused_budgets, _unused_planning,
-        _unused_profile, _unused_workload, _unused_world, _unused_engines, _unused_kv,
+        _unused_profile, _unused_workload, _unused_world, _unused_engines, _unused_kv, _unused_on_servers,
     )  # fmt: skip
     return {key: reason for rule in rules for key, reason in rule(config, job)}
 
@@ -64,30 +64,18 @@ def _unused_machines(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str,
         reason = "backend.keep=weights lets no engine sleep"
         yield from dict.fromkeys(("hardware.host.sleep_fixed_s", "hardware.host.asleep_gpu_gib"), reason).items()
     for name, entry in config["pool"]["experts"].items():
-        if entry.get("tp_degrees") and not (chooses or job.has_tail):
+        if entry.get("tp_degrees") and not chooses:
             yield f"pool.experts.{name}.tp_degrees", f"scheduler={job.scheduler.name} takes an expert's own degree"
-        if entry.get("kv_variants") and not chooses:
-            yield f"pool.experts.{name}.kv_variants", f"scheduler={job.scheduler.name} takes an expert's own KV cache"
 
 
 def _unused_kv(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
     asked = {call.expert for call in job.graph.first_calls(job.workload)}
     experts = [expert for expert in job.experts if expert.name in asked]
-    variants = {variant.budget_tokens for expert in experts for variant in expert.kv_variants}
-    if isinstance(job.scheduler, Flexible):
-        if not variants:
-            yield "scheduler.accepted_kv_loss_frac", "no expert that is asked has kv_variants"
-        elif not job.scheduler.accepted_kv_loss_frac:
-            for expert in experts:
-                yield (
-                    f"pool.experts.{expert.name}.kv_variants",
-                    "scheduler.accepted_kv_loss_frac=0 accepts none of them",
-                )
-    budgets = variants | {expert.kv_budget_tokens for expert in experts}
+    budgets = {expert.kv_budget_tokens for expert in experts}
     losses = {int(budget) for budget in (config["world"].get("answers") or {}).get("kv_loss_frac") or {}}
     for budget in losses - budgets:
         key = "world.answers.kv_loss_frac" + (f".{budget}" if budgets & losses else "")
-        yield key, f"no expert that is asked may have a KV budget of {budget} tokens"
+        yield key, f"no expert that is asked has a KV budget of {budget} tokens"
 
 
 def _unused_topology(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
@@ -143,8 +131,6 @@ def _unused_gate(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str
         yield "pipeline.quorum", f"gate={gate.name} is never settled before all calls of a question have ended"
     if job.has_overlap and job.graph.upper_nodes:
         yield "pipeline.barrier", "pipeline.overlap=true has none"
-    if job.has_tail and not job.has_moves:
-        yield "pipeline.tail", "pipeline.moves is false"
     if job.has_forecast:
         yield from _unused_forecast(config, job)
     if not job.graph.upper_nodes:
@@ -201,6 +187,16 @@ def _unused_profile(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, 
         yield "profile.seed", "the batch's own calls are measured"
     if job.site.fingerprint is None:
         yield "profile.store", "only simulations keep what they measure"
+
+
+def _unused_on_servers(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
+    """Experts are where their servers are."""
+    if job.site.expert_by_server is None:
+        return
+    reason = f"backend={config['backend']['name']} sends each call to a server of its expert as soon as it can be made"
+    reactions = ("barrier", "overlap", "forecast", "moves", "replan")
+    keys = ("scheduler", "costs", "plan", "profile", *(f"pipeline.{name}" for name in reactions))
+    yield from dict.fromkeys(keys, reason).items()
 
 
 def _has_pilot(job: Job) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from experiments.config.checks import require_section
 from experiments.config.instantiation import call
 from experiments.config.machines import RaySettings
-from experiments.config.sites import Built, Parts, sim_site
+from experiments.config.sites import Parts, sim_site
 from mosaic.core.checks import require, require_count, require_name
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
 from mosaic.core.workload import Expert
@@ -30,7 +30,6 @@ from mosaic.engines.site import EngineSite, Replayed
 from mosaic.engines.token_embeddings import TokenEmbeddings
 from mosaic.engines.vllm_engines import VllmEngines, make_vllm_backend
 from mosaic.pipelines.prompts import check_texts, expert_prompt
-from mosaic.planning.restricted_costs import OnServers
 
 CPU_KV_CACHE_BYTES = 64 * 2**20
 
@@ -44,7 +43,7 @@ class Mode(StrEnum):
     """The model writes as many tokens as the simulated world says, and the world says what they mean."""
 
 
-def vllm_site(parts: Parts) -> Built:
+def vllm_site(parts: Parts) -> EngineSite:
     """Build what ``backend=vllm`` says.
 
     Raises
@@ -63,7 +62,7 @@ def vllm_site(parts: Parts) -> Built:
     require(mode is Mode.REPLAY or not dummy, "backend.engine.load_format", rule, options.loading.load_format)
     patience: Patience = call(Patience, "backend.patience", **backend["patience"])
     if parts.ray is not None:
-        return _vllm_on_ray(parts, parts.ray, mode, patience), lambda costs: costs
+        return _vllm_on_ray(parts, parts.ray, mode, patience)
     host = HostProcess(options, VLLM_ENGINE)
 
     def make(journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
@@ -79,8 +78,7 @@ def vllm_site(parts: Parts) -> Built:
             **journals,
         )
 
-    site = _site(parts, "vllm", make, host.kept, mode, backend["num_calibration_questions"], options=options)
-    return site, lambda costs: costs
+    return _site(parts, "vllm", make, host.kept, mode, backend["num_calibration_questions"], options=options)
 
 
 def _asks_confidence(parts: Parts) -> bool:
@@ -142,8 +140,8 @@ def embed_by(backend: Mapping[str, Any], options: EngineOptions) -> Callable[[Ex
     return embed
 
 
-def endpoint_site(parts: Parts) -> Built:
-    """Build what ``backend=endpoint`` says: live only, servers do not write to length.
+def endpoint_site(parts: Parts) -> EngineSite:
+    """Build what ``backend=endpoint`` says: live only, servers do not write to length, and nothing is measured.
 
     Raises
     ------
@@ -154,18 +152,16 @@ def endpoint_site(parts: Parts) -> Built:
     if early is not None:
         require(not early.reads_confidence, "exit", "one that reads no confidence: servers are not asked", early.name)
     for expert in parts.experts:
-        kv, variants = expert.kv and expert.kv.policy.value, [one.budget_tokens for one in expert.kv_variants]
+        kv = expert.kv and expert.kv.policy.value
         require(expert.kv is None, f"expert {expert.name}: kv", "null: servers keep their KV cache as they do", kv)
-        require(not variants, f"expert {expert.name}: kv_variants", "empty: servers keep their KV cache", variants)
-    _require_keys(backend, ("endpoints", "max_in_flight", "num_calibration_questions", "patience"))
+    _require_keys(backend, ("endpoints", "max_in_flight", "patience"))
     require_section(backend, ("patience",), "backend.")
     require_count(backend["max_in_flight"], "backend.max_in_flight", at_least=1)
-    require_count(backend["num_calibration_questions"], "backend.num_calibration_questions", at_least=1)
     endpoints = _endpoints(backend["endpoints"], parts)
     patience: EndpointPatience = call(EndpointPatience, "backend.patience", **backend["patience"])
     engines = EndpointEngines(endpoints=endpoints, patience=patience, max_in_flight=backend["max_in_flight"])
     host = HostProcess(EndpointSettings(endpoint=endpoints[0], patience=patience), ENDPOINT_ENGINE)
-    expert_by_worker = {worker: endpoint.expert for worker, endpoint in enumerate(endpoints)}
+    expert_by_server = {worker: endpoint.expert for worker, endpoint in enumerate(endpoints)}
 
     def make(journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
         return EngineBackend(
@@ -176,12 +172,16 @@ def endpoint_site(parts: Parts) -> Built:
             content=content,
             engines=engines,
             launcher=LocalLauncher(host, None),
-            patience=Patience(stall_timeout_s=_longest_silence_s(patience)),
+            patience=Patience(
+                stall_timeout_s=_longest_silence_s(patience),
+                outage_timeout_s=patience.outage_timeout_s,
+                first_pause_s=patience.first_wait_s,
+                max_pause_s=patience.max_wait_s,
+            ),
             **journals,
         )
 
-    site = _site(parts, "endpoint", make, host.kept, Mode.LIVE, backend["num_calibration_questions"], expert_by_worker)
-    return site, lambda costs: lambda **known: OnServers(costs(**known), expert_by_worker)
+    return _site(parts, "endpoint", make, host.kept, Mode.LIVE, 0, expert_by_server)
 
 
 def vllm_options(backend: Mapping[str, Any]) -> EngineOptions:
@@ -228,7 +228,7 @@ def _site(
     opened: Callable[[int], AbstractContextManager[object]],
     mode: Mode,
     num_calibration_questions: int,
-    expert_by_worker: Mapping[int, str] | None = None,
+    expert_by_server: Mapping[int, str] | None = None,
     options: EngineOptions | None = None,
 ) -> EngineSite:
     if mode is Mode.LIVE:
@@ -244,8 +244,8 @@ def _site(
             ask=simulated.draw,
             answers_source=simulated.answers_source,
         )
-    if expert_by_worker is not None:
-        served = sorted(set(expert_by_worker.values()))
+    if expert_by_server is not None:
+        served = sorted(set(expert_by_server.values()))
         rule = f"servers of every expert that is called; they serve {served}"
         for expert in (*parts.workload.num_calls_by_expert, *(expert.name for expert in parts.graph.experts)):
             require(expert in served, "backend.endpoints", rule, expert)
@@ -263,7 +263,7 @@ def _site(
         prompt_text=expert_prompt,
         num_calibration_questions=num_calibration_questions,
         replayed=replayed,
-        expert_by_worker=expert_by_worker,
+        expert_by_server=expert_by_server,
         opened=opened,
         options=options,
     )

@@ -30,6 +30,8 @@ IN_USE_STATUS = 6
 MISTAKE_STATUS = 1
 """Something that should not happen: our own mistake."""
 INTERRUPTED_STATUS = 130
+RENAMED_CHOICES = {"hardware/h100_94gb": "flexicache_h100"}
+"""Choices of a group that are called otherwise than in the version before."""
 
 
 class FailedPoint(MosaicError):
@@ -75,6 +77,8 @@ def explain_error(error: BaseException) -> str:
     """Say what is wrong in our words where Hydra's or the system's leave out the field, the rule or the value."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        if new_name := RENAMED_CHOICES.get(error.missing_cfg_file):
+            return f"{group}={name} is now called {group}={new_name}"
         return f"{group} must be one of {sorted(error.options)}, got {name!r}"
     if isinstance(error, OverrideParseException):
         return f"override must be KEY=VALUE in Hydra's grammar, got {error.override!r} ({str(error).splitlines()[0]})"

@@ -23,7 +23,7 @@ from experiments.config.pipeline import (
     pipeline_from,
 )  # fmt: skip
 from experiments.config.prefill import check_prefill_ahead
-from experiments.config.sites import Built, Parts, engine_options, explained_site, simulated_site
+from experiments.config.sites import Parts, engine_options, explained_site, simulated_site
 from experiments.config.world import check_length_error, simulated_world
 from mosaic.core.checks import require, require_count, require_number, require_unique
 from mosaic.core.cluster import Cluster
@@ -36,13 +36,14 @@ from mosaic.planning.plan_file import load_plans
 from mosaic.planning.profiles import load_profile
 from mosaic.runtime.job import Job, ProfileSource
 from mosaic.runtime.planner import CostFactory
+from mosaic.runtime.site import Site
 from mosaic.runtime.store import Store
 from mosaic.runtime.sweep import Sweep
 from sim.cluster.session_times import SimulatedSessions
 from sim.site import SimSite
 
 
-def _vllm(parts: Parts) -> Built:
+def _vllm(parts: Parts) -> Site:
     from experiments.config.engines import vllm_site
 
     return vllm_site(parts)
@@ -60,19 +61,19 @@ def _vllm_embeddings(backend: Mapping[str, Any], options: EngineOptions) -> Call
     return embed_by(backend, options)
 
 
-def _endpoint(parts: Parts) -> Built:
+def _endpoint(parts: Parts) -> Site:
     from experiments.config.engines import endpoint_site
 
     return endpoint_site(parts)
 
 
-SITES: Mapping[str, Callable[[Parts], Built]] = {
+SITES: Mapping[str, Callable[[Parts], Site]] = {
     "sim": simulated_site,
     "vllm": _vllm,
     "endpoint": _endpoint,
     "none": explained_site,
 }
-"""By name of the backend: builds its site, and says how it changes costs. Engines are imported where they are used."""
+"""By name of the backend: builds its site. Engines are imported where they are used."""
 OPTIONS: Mapping[str, Callable[[Mapping[str, Any]], EngineOptions]] = {
     "sim": engine_options,
     "vllm": _vllm_options,
@@ -169,7 +170,7 @@ def job_from(
         journal=journal,
         ray=RaySettings(**config["cluster"]) if is_ray(config) else None,
     )
-    site, wrap = SITES[name](parts)
+    site = SITES[name](parts)
     setting = describe_setting(
         workload,
         experts,
@@ -189,7 +190,7 @@ def job_from(
         cluster=cluster,
         graph=pipeline.graph,
         scheduler=make(config["scheduler"], "scheduler"),
-        costs=wrap(partial(costs, options=options)),
+        costs=partial(costs, options=options),
         site=site,
         sweep=call(Sweep, "profile.sweep", **profile["sweep"]),
         profile=None if profile.get("path") is None else load_profile(profile["path"]),
@@ -204,7 +205,6 @@ def job_from(
         has_moves="moves" in pipeline.reactions,
         has_forecast="forecast" in pipeline.reactions,
         has_replan="replan" in pipeline.reactions,
-        has_tail="tail" in pipeline.reactions,
         session_model=SimulatedSessions({kind.gpu.name: kind for kind in (hardware, *more)}, cluster, options),
         host_loads=site.host_loads if isinstance(site, SimSite) else None,
         store=None if profile.get("store") is None else Store(Path(profile["store"])),

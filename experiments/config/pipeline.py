@@ -32,7 +32,7 @@ from sim.hardware.iteration_time import iteration_time
 SCHEDULERS = {"data_parallel": DataParallel}
 """Of a node's placement, beside the run's own."""
 COSTS = {"affine": AffineCosts}
-REACTIONS = ("quorum", "overlap", "moves", "tail", "prefill_ahead", "forecast", "replan")
+REACTIONS = ("quorum", "overlap", "moves", "prefill_ahead", "forecast", "replan")
 SWITCHES = ("leave_one_out", "count_tokens")
 PIPELINE_KEYS = ("nodes", "barrier", *REACTIONS, "budgets", "hedge", "promise", *SWITCHES)
 NODE_KEYS = ("experts", "after", "when", "role", "min_output_tokens")

@@ -39,8 +39,8 @@ class SharingLoader(ConfigLoader):
     and so is one that cannot be composed: its message is Hydra's.
     """
 
-    def __init__(self, loader: ConfigLoader) -> None:
-        self._loader = loader
+    def __init__(self, loader: ConfigLoader, most_kept: int = MOST_KEPT) -> None:
+        self._loader, self._most_kept = loader, most_kept
         self._groups = set(loader.list_groups(""))
         for source in loader.get_sources():
             if source.scheme() == "file":
@@ -73,7 +73,7 @@ class SharingLoader(ConfigLoader):
         composed = self._loader.load_sweep_config(master_config, chosen)
         with suppress(pickle.PicklingError):  # in a launcher's worker a plugin's class may not be the one of its module
             self._composed[key] = pickle.dumps(composed)
-            if len(self._composed) > MOST_KEPT:
+            if len(self._composed) > self._most_kept:
                 del self._composed[next(iter(self._composed))]
         return composed
 

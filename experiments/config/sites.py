@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from experiments.config.checks import require_keys
 from experiments.config.instantiation import call
@@ -14,15 +14,11 @@ from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.call_graph import CallGraph
-from mosaic.runtime.planner import CostFactory
-from mosaic.runtime.site import Site
 from sim.cluster.gpu_use import GpuUse, Keep
 from sim.hardware.hardware import Hardware
 from sim.site import SimSite
 
 USE_KEYS = ("keep", "load_ahead_gib", "experts_per_gpu")
-Built: TypeAlias = tuple[Site, Callable[[CostFactory], CostFactory]]
-"""A site, and how it changes the cost model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +55,9 @@ class Parts:
         return f", seed {self.profile_seed}{error}"
 
 
-def simulated_site(parts: Parts) -> Built:
+def simulated_site(parts: Parts) -> SimSite:
     """Build what ``backend=sim`` says."""
-    return sim_site(parts, parts.options), lambda costs: costs
+    return sim_site(parts, parts.options)
 
 
 def gpu_use(backend: Mapping[str, Any]) -> GpuUse:
@@ -78,10 +74,10 @@ def engine_options(backend: Mapping[str, Any]) -> EngineOptions:
     return options
 
 
-def explained_site(parts: Parts) -> Built:
+def explained_site(parts: Parts) -> SimSite:
     """Build what ``backend=none`` says: the profile of a plan that is only explained is the simulator's."""
     require_keys(parts.config, (), "backend.")
-    return sim_site(parts, parts.options), lambda costs: costs
+    return sim_site(parts, parts.options)
 
 
 def sim_site(parts: Parts, settings: EngineOptions) -> SimSite:

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.config.checks import require_section
-from mosaic.core.checks import require, require_count, require_number, require_unique
-from mosaic.core.kv_variants import budget_of
+from mosaic.core.checks import require, require_count, require_number
 from mosaic.core.lengths import LengthDistribution
 from mosaic.core.realization import question_uniforms
 from mosaic.core.workload import Expert, ExpertName, Family, Workload
@@ -142,8 +141,10 @@ def _kv_losses(config: object) -> dict[int, float]:
     key = "world.answers.kv_loss_frac"
     if not isinstance(config, Mapping):
         raise TypeError(f"{key} must be a mapping of KV budgets in tokens, got {config!r}")
-    require_unique((budget_of(budget, key) for budget in config), key)
-    return {budget_of(budget, key): declared_parameter(entry, f"{key}.{budget}")[0] for budget, entry in config.items()}
+    # NOTE: overrides by a dotted name make a text of a number.
+    named = {int(name) if str(name).isdecimal() else name: entry for name, entry in config.items()}
+    require(len(named) == len(config), key, "such that each budget is given once", list(config))
+    return {budget: declared_parameter(entry, f"{key}.{budget}")[0] for budget, entry in named.items()}
 
 
 def check_length_error(profile: Mapping[str, Any]) -> None:

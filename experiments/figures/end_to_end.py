@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiments.figures.style import (
+from experiments.lab.style import (
     INK,
     MUTED,
     PALETTE,

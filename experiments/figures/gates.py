@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.figures.style import (
+from experiments.lab.style import (
     COLUMN_WIDTH_IN,
     INK,
     MARKERS,

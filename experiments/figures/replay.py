@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from experiments.analysis.replay import replay_errors, replay_table
 from experiments.analysis.run_records import read_calls
-from experiments.figures.style import DASH, MUTED, PALETTE, SMALL_PT, new_figure, number_axis, png_bytes, styled
+from experiments.lab.style import DASH, MUTED, PALETTE, SMALL_PT, new_figure, number_axis, png_bytes, styled
 from mosaic.core.errors import MosaicError
 from mosaic.core.printable import printable_output
 from mosaic.core.results import CallRecord, RunResult

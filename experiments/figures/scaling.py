@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from experiments.analysis.pairing import METRICS, estimate_of
-from experiments.figures.style import (
+from experiments.lab.style import (
     INK,
     fixed_axis,
     legend_below,

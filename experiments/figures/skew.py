@@ -6,8 +6,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from experiments.analysis.expert_stage import WorkerTimes
-from experiments.analysis.intervals import Estimate, estimate
-from experiments.figures.style import (
+from experiments.figures.worker_bars import bar_handles, draw_bar
+from experiments.lab.estimate import Estimate, estimate
+from experiments.lab.style import (
     bar_axis,
     beside,
     expert_colours,
@@ -16,7 +17,6 @@ from experiments.figures.style import (
     number_axis,
     styled,
 )
-from experiments.figures.worker_bars import bar_handles, draw_bar
 from mosaic.core.checks import require
 
 if TYPE_CHECKING:

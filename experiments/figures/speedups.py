@@ -5,7 +5,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from experiments.analysis.pairing import METRICS, Comparison, estimate_of
-from experiments.figures.style import (
+from experiments.lab.style import (
     COLUMN_WIDTH_IN,
     INK,
     MUTED,

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from experiments.analysis.intervals import Estimate
 from experiments.figures.end_labels import label_ends
-from experiments.figures.style import (
+from experiments.lab.estimate import Estimate
+from experiments.lab.style import (
     MUTED,
     expert_colours,
     fixed_axis,

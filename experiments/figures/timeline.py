@@ -20,7 +20,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from experiments.analysis.run_records import read_sessions
-from experiments.figures.style import (
+from experiments.lab.style import (
     COLUMN_WIDTH_IN,
     DASH,
     INK,

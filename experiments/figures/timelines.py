@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from experiments.figures.style import (
+from experiments.figures.timeline import draw_lanes
+from experiments.lab.style import (
     INK,
     expert_colours,
     legend_below,
@@ -11,7 +12,6 @@ from experiments.figures.style import (
     new_figure,
     styled,
 )
-from experiments.figures.timeline import draw_lanes
 from mosaic.core.results import SessionRecord
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from experiments.analysis.pairing import estimate_of
-from experiments.figures.style import (
+from experiments.lab.style import (
     CHAR_IN,
     COLUMN_WIDTH_IN,
     MARKERS,

@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from experiments.analysis.intervals import Estimate, estimate
 from experiments.figures.kv_quality import draw_kv_quality
 from experiments.kv_heads.quality import DENSE, PROFILED, RANDOM, Quality
+from experiments.lab.estimate import Estimate, estimate
 from experiments.studies.published_sparse_kv import PROMOTED_FRAC, UNSTABLE_OVERLAP_FRAC
 
 if TYPE_CHECKING:

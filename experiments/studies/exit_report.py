@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.analysis.intervals import estimate
 from experiments.config.engines import CPU_KV_CACHE_BYTES
+from experiments.lab.estimate import estimate
 from experiments.studies.exit_replay import (
     Estimate,
     Floats,

@@ -13,8 +13,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from experiments.analysis.expert_stage import AGREEMENT_BUCKETS, tokens_by_agreement
-from experiments.analysis.intervals import Interval, t_interval
 from experiments.analysis.run_records import ANSWERS, read_table
+from experiments.lab.estimate import Interval, t_interval
 from experiments.studies.paper_runs import BENCHMARKS, PaperRun, PaperRuns
 from experiments.studies.published import (
     ACCURACY_CHANGE_PP,

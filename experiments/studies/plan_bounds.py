@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from experiments.analysis.intervals import estimate
 from experiments.config.job import simulated
+from experiments.lab.estimate import estimate
 from experiments.studies.paper_runs import BENCHMARKS, TITLES
 from experiments.studies.paper_tables import Table
 from experiments.studies.plan_runs import CERTAIN, PAPER, PEER, ROUND_ROBIN, expert_stage, planned, profile_of

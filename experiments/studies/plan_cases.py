@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from experiments.analysis.intervals import estimate
+from experiments.lab.estimate import estimate
 from experiments.studies.paper_tables import Table
 from experiments.studies.plan_runs import CERTAIN, PAPER, Policy, expert_stage, planned, profile_of
 from mosaic.core.cluster import Cluster

@@ -28,7 +28,6 @@ PUBLISHED_FRAC, TOLERANCE_FRAC = 0.274, 0.05
 PUBLISHED_OTHER_FRAC = 0.10
 """About, from chunked prefill or data parallelism."""
 MOST_REAL_FRAC = 0.25
-MAIN = "a100_80gb"
 
 
 def report_of(folder: Path) -> str:
@@ -86,23 +85,23 @@ def _layer_part(layers: Sequence[LayerRow]) -> Iterator[str]:
         "texts are read in the order of their slots, as Faster-MoA reads them. `shortest first`: as if lengths were "
         "predicted exactly, the most that any prediction could give. Not published, and so assumed: the output length, "
         "how many texts a call reads, and how many calls an engine serves; hence the sweep. Prompts of one engine "
-        "share nothing. The H100's times are derived from its data sheet.",
+        "share nothing.",
     )
     places = dict.fromkeys((row.fan_in, row.num_readers) for row in layers)
     for fan_in, num_readers in places:
         mine = [row for row in layers if (row.fan_in, row.num_readers) == (fan_in, num_readers)]
         methods = list(dict.fromkeys(row.method for row in mine))
         yield from ("", f"{fan_in} texts a call, {num_readers} call{'s' * (num_readers > 1)} on the engine:", "")
-        yield f"| GPU | fixed_tokens | {' | '.join(methods)} |"
-        yield f"| --- | --- |{' --- |' * len(methods)}"
-        for hardware, tokens in dict.fromkeys((row.hardware, row.output_tokens) for row in mine):
+        yield f"| fixed_tokens | {' | '.join(methods)} |"
+        yield f"| --- |{' --- |' * len(methods)}"
+        for tokens in dict.fromkeys(row.output_tokens for row in mine):
             cells = [
                 _percent(row)
                 for method in methods
                 for row in mine
-                if (row.hardware, row.output_tokens, row.method) == (hardware, tokens, method)
+                if (row.output_tokens, row.method) == (tokens, method)
             ]
-            yield f"| {hardware} | {tokens} | {' | '.join(cells)} |"
+            yield f"| {tokens} | {' | '.join(cells)} |"
     inside = [row for row in _of(layers, AHEAD.name) if abs(row.saved_frac - PUBLISHED_FRAC) <= TOLERANCE_FRAC]
     named = [f"{row.fan_in} texts and {row.num_readers} calls at {row.output_tokens} tokens" for row in inside]
     yield from ("", f"Within 5 points of the published maximum: {'; '.join(named) or 'none'}.")
@@ -178,7 +177,7 @@ def _ratios(real: Sequence[dict[str, Any]]) -> Iterator[tuple[int, float]]:
 
 
 def _of(layers: Sequence[LayerRow], method: str) -> list[LayerRow]:
-    return [row for row in layers if (row.hardware, row.method) == (MAIN, method)]
+    return [row for row in layers if row.method == method]
 
 
 def _saved(row: LayerRow) -> float:

@@ -44,7 +44,6 @@ READER = "reader"
 class Scene:
     """Who reads what, how often."""
 
-    hardware: str = "a100_80gb"
     fan_in: int = 3
     """Texts that a call reads."""
     num_readers: int = 1
@@ -133,7 +132,7 @@ def _run(scene: Scene, method: Method, questions: Questions, lengths: dict[CallK
     names = [_writer(scene, slot) for slot in range(scene.fan_in)]
     placed = [*names, *[READER] * (method.num_engines - names.count(READER))]
     sessions = [Session(id=number, expert=name, workers=(number,)) for number, name in enumerate(placed)]
-    hardware = hardware_named(scene.hardware)
+    hardware = a100()
     experts = [expert_named(name) for name in dict.fromkeys(placed)]
     backend = SimBackend(
         experts=experts,
@@ -187,8 +186,8 @@ def expert_named(name: str) -> Expert:
 
 
 @cache
-def hardware_named(name: str) -> Hardware:
-    """Find a kind of GPU in conf/hardware."""
-    hardware = make(compose_config([f"hardware={name}"])["hardware"], "hardware")
+def a100() -> Hardware:
+    """Build the GPU of all scenes."""
+    hardware = make(compose_config(["hardware=a100_80gb"])["hardware"], "hardware")
     assert isinstance(hardware, Hardware)
     return hardware

@@ -5,8 +5,8 @@ from math import inf
 from typing import NamedTuple
 
 import mosaic
-from experiments.analysis.intervals import Estimate, estimate
 from experiments.config.job import simulated
+from experiments.lab.estimate import Estimate, estimate
 from experiments.studies.read_ahead_runs import (
     AHEAD,
     AHEAD_SHORTEST,
@@ -38,7 +38,6 @@ METRICS = ("end_to_end_s", "expert_makespan_s")
 class LayerRow(NamedTuple):
     """The time that a method saves of one layer's, against whole prompts on one engine; means and 95% intervals."""
 
-    hardware: str
     fan_in: int
     num_readers: int
     output_tokens: int
@@ -81,8 +80,6 @@ def layer_rows(seeds: Sequence[int] = SEEDS, shapes: Sequence[tuple[int, int]] =
     for fan_in, num_readers in shapes:
         for tokens in OUTPUT_TOKENS:
             yield from _layer(Scene(fan_in=fan_in, num_readers=num_readers, output_tokens=tokens), seeds)
-        if num_readers == 1:
-            yield from _layer(Scene(hardware="h100_94gb", fan_in=fan_in), seeds)
 
 
 def _layer(scene: Scene, seeds: Sequence[int]) -> Iterator[LayerRow]:
@@ -92,7 +89,7 @@ def _layer(scene: Scene, seeds: Sequence[int]) -> Iterator[LayerRow]:
             continue  # one call has one engine
         mine = [measure(scene, method, seed).layer_s for seed in seeds]
         saved = estimate([1 - one / other for one, other in zip(mine, base, strict=True)])
-        place = scene.hardware, scene.fan_in, scene.num_readers, scene.output_tokens
+        place = scene.fan_in, scene.num_readers, scene.output_tokens
         yield LayerRow(*place, method.name, sum(mine) / len(mine), *_three(saved))
 
 

@@ -104,7 +104,7 @@ def hardware_config(fit: Fit, attention_frac: float, shape: ModelShape) -> dict[
     kv_bytes = shape.kv_bytes_per_token() / shape.num_layers
     fitted = "fitted to plain vLLM's published throughput by experiments/flexicache.py throughput"
     return {
-        "name": "h100_94gb",
+        "name": "flexicache_h100",
         "memory_gib": MEMORY_GIB,
         "memory_utilization_frac": 0.9,
         "load_bytes_per_s": 4e8,

@@ -77,7 +77,8 @@ def report(rows: Sequence[Row], kv: SparseKv) -> str:
         f"|{' --- |' * 8}",
         *(_line(row) for row in rows),
         "",
-        f"`conf/hardware/h100_94gb.yaml` holds the fit with prefill first and {ATTENTION_FRAC:g} of the bandwidth.",
+        "`conf/hardware/flexicache_h100.yaml` holds the fit with prefill first and "
+        f"{ATTENTION_FRAC:g} of the bandwidth.",
         "",
         f"## KV memory saved at {SAVED_AT_TOKENS:,} tokens",
         "",

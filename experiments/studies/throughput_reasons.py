@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from experiments.analysis.intervals import Estimate, estimate
+from experiments.lab.estimate import Estimate, estimate
 from experiments.studies.throughput import SMALL_SHARD, Relaxed, SizeMean, ThroughputPoint, size_means
 
 LEVEL_FRAC = 0.95

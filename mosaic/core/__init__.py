@@ -2,7 +2,6 @@
 
 from mosaic.core.cluster import Cluster, Gpu, Worker, uniform_cluster
 from mosaic.core.errors import BackendError, InfeasibleError, MosaicError, PlanError, ProfileError
-from mosaic.core.kv_variants import KvVariant
 from mosaic.core.plan import Plan, Session
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
 from mosaic.core.sparse_kv import SparseKv
@@ -20,7 +19,6 @@ __all__ = [
     "Family",
     "Gpu",
     "InfeasibleError",
-    "KvVariant",
     "ModelShape",
     "MosaicError",
     "Plan",

@@ -3,7 +3,6 @@
 import msgspec
 
 from mosaic.core.commands import Action, Cancel, Close, Command, Cut, Move, Open, Prefill, Submit
-from mosaic.core.plan import leave_out_unset
 
 _COMMANDS: tuple[type[Command], ...] = (Open, Submit, Cancel, Cut, Move, Close, Prefill)
 _KINDS = {cls.__name__.lower(): cls for cls in _COMMANDS}
@@ -13,8 +12,6 @@ def encode_action(action: Action) -> bytes:
     """Write an action as a JSON text of one line: its instant, its cause, the kind of command and its fields."""
     command = action.command
     fields = msgspec.to_builtins(command)
-    if isinstance(command, Open):
-        leave_out_unset(fields["session"])
     return msgspec.json.encode(
         {"ts": action.ts, "cause": action.cause, "kind": type(command).__name__.lower(), **fields}
     )

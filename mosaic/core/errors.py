@@ -18,7 +18,16 @@ class BackendError(MosaicError):
 
 
 class FatalEngineError(BackendError):
-    """An engine met what no other try and no other call will heal, such as a bad key: the run must stop and say so."""
+    """An engine met what no other try and no other call will heal, such as a bad key: its worker serves nothing."""
+
+
+class OutageError(BackendError):
+    """A server does not serve now and may serve later; others can serve its calls meanwhile."""
+
+    def __init__(self, cause: str, wait_s: float = 0.0) -> None:
+        super().__init__(cause)
+        self.wait_s = wait_s
+        """The server asks for so much time."""
 
 
 class DisturbedSweepError(BackendError):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from mosaic.core.checks import require, require_number, require_unique
 from mosaic.core.prediction import LengthPrediction
@@ -24,8 +24,6 @@ class Session:
     """The calls that a plan gives it; one that is opened while a run goes on may have none yet."""
     after: tuple[int, ...] = ()
     """Sessions that must have ended before this one loads."""
-    kv_budget_tokens: int | None = None
-    """Which of the expert's ``kv_variants`` it runs with; None: with its own KV cache."""
 
     def __post_init__(self) -> None:
         label = f"session {self.id} of {self.expert!r}"
@@ -33,19 +31,16 @@ class Session:
         require_unique(self.workers, f"{label}: workers")
 
 
-Home: TypeAlias = tuple[ExpertName, tuple[int, ...], int | None]
+UNPRICED = "none"
+"""The costs of a plan without prices."""
+
+Home: TypeAlias = tuple[ExpertName, tuple[int, ...]]
 """What is loaded where: a session of the same home finds its expert still there."""
 
 
 def home_of(session: Session) -> Home:
     """Tell what a session leaves on its workers."""
-    return session.expert, session.workers, session.kv_budget_tokens
-
-
-def leave_out_unset(session: dict[str, Any]) -> None:
-    """Drop from a session's plain values the choice that was not made: JSON without it stays as it was."""
-    if session["kv_budget_tokens"] is None:
-        del session["kv_budget_tokens"]
+    return session.expert, session.workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +114,11 @@ class Plan:
         )
 
     @property
+    def is_priced(self) -> bool:
+        """Whether its times are predictions, and not zeros."""
+        return self.costs != UNPRICED
+
+    @property
     def predicted_makespan_s(self) -> float:
         """Predicted end of the last session."""
         return max((times.end_s for times in self.predicted), default=0.0)
@@ -129,10 +129,10 @@ class Plan:
 
 
 def unpriced_plan(sessions: Sequence[Session], *, num_workers: int) -> Plan:
-    """Wrap sessions that measure costs, and so come before any price, into a plan that a backend can run."""
+    """Wrap sessions that nobody has priced into a plan that a backend can run: servers', or those that measure."""
     return Plan(
         scheduler="none",
-        costs="none",
+        costs=UNPRICED,
         problem_fingerprint="none",
         num_workers=num_workers,
         sessions=tuple(sessions),

@@ -2,13 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
 from mosaic.core.chat import Message, Sampling
 from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
-from mosaic.core.kv_variants import KvVariant, checked_variants, find_variant
 from mosaic.core.sparse_kv import SparseKv
 from mosaic.core.tokens import count_text_tokens
 
@@ -126,8 +125,6 @@ class Expert:
     """A sparse KV cache, or its settings by name; null: all of it is kept and read."""
     tp_degrees: tuple[int, ...] = ()
     """Other tensor-parallel degrees that ``scheduler=flexible`` may choose; they are measured too."""
-    kv_variants: tuple[KvVariant, ...] = ()
-    """Sparse KV caches, or their settings by budget, that it may choose for a session; they are measured too."""
 
     def __post_init__(self) -> None:
         require_name(self.name, "expert.name")
@@ -153,7 +150,6 @@ class Expert:
         object.__setattr__(self, "tp_degrees", tuple(self.tp_degrees))
         for degree in self.tp_degrees:
             require_count(degree, f"expert {self.name}: tp_degrees", at_least=1)
-        object.__setattr__(self, "kv_variants", checked_variants(f"expert {self.name}", self.kv_variants, self.kv))
 
     @property
     def possible_degrees(self) -> tuple[int, ...]:
@@ -164,19 +160,6 @@ class Expert:
     def kv_budget_tokens(self) -> int | None:
         """Tokens that a head reads of a long sequence; None: all of them."""
         return None if self.kv is None else self.kv.budget_tokens
-
-    def with_kv_budget(self, budget_tokens: int | None) -> "Expert":
-        """Return the expert as a session has it that chose one of its variants; None: as it is.
-
-        Raises
-        ------
-        ValueError
-            If there is no such variant.
-        """
-        if budget_tokens is None or budget_tokens == self.kv_budget_tokens:
-            return self
-        kv = find_variant(f"expert {self.name}", self.kv_variants, budget_tokens).kv
-        return replace(self, kv=kv, kv_variants=())
 
     def output_limit(self, prompt_tokens: int) -> int:
         """Most tokens a call may write: min(its maximum, context - prompt)."""

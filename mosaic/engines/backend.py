@@ -234,7 +234,6 @@ class EngineBackend:
             self._session(needed, f"{label}: after")
         expert = self._expert(session.expert, f"session {session.id}")
         try:
-            expert = expert.with_kv_budget(session.kv_budget_tokens)
             workers = self._cluster.select(session.workers)
         except ValueError as error:
             raise BackendError(f"{label}: {error}") from error
@@ -249,7 +248,6 @@ class EngineBackend:
         if isinstance(to, int):
             state = self._session(to, label, is_open=True)
             self._check_expert(label, call.expert, state)
-            expert = expert.with_kv_budget(state.session.kv_budget_tokens)
         elif to != call.expert:
             raise BackendError(f"{label} is for {call.expert!r}, got the queue of {to!r}")
         served = self._engines.served(expert)

@@ -89,7 +89,7 @@ class CallBook:
         if call.holder is not None and not call.is_moving:
             self._tell_holder(call, Limit(call.spec.key, tokens))
 
-    def take(self, state: SessionState, room: int, shared_room: int) -> tuple[CallSpec, ...]:
+    def take(self, state: SessionState, room: int, shared_room: float) -> tuple[CallSpec, ...]:
         """Give a session's process the calls that come next, its own first and then its expert's.
 
         It has at most ``room`` then, and gets none of its expert's where it has ``shared_room``.
@@ -121,17 +121,23 @@ class CallBook:
         self._release(call)
 
     def empty_hands(self, state: SessionState) -> list[CallState]:
-        """Take all calls from a process that is gone; gives those that wait in its session's queue again."""
+        """Take all calls from a process that is gone; gives those that wait again, in their order.
+
+        They wait for its session; what was sent to an expert's queue may be served by the expert's other servers.
+        """
         held = sorted((self._calls[key] for key in state.hands), key=lambda call: call.rank)
         state.hands.clear()
         kept = []
         for call in held:
             if call.is_cancelled or call.is_moving:
                 self._release(call)
+                continue
+            kept.append(call)
+            if state.spec.is_remote and isinstance(call.to, str):
+                self._release(call)
             else:
                 call.holder, call.queue = None, state.queue
                 state.queue.add(call.spec.key, call.rank, call.call.ready_s)
-                kept.append(call)
         return kept
 
     def waiting_in(self, queue: CallQueue) -> list[CallState]:

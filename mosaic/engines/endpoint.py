@@ -39,6 +39,10 @@ class Endpoint:
     """The chat template opens the think tag, so responses start inside thinking; a server does not say so."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the server's key; None: it wants none."""
+    max_requests_per_min: int | None = None
+    """Most requests that it gets in any minute, retries included; None: no limit."""
+    max_tokens_per_min: int | None = None
+    """Most tokens that it reads and writes in any minute; None: no limit."""
 
     def __post_init__(self) -> None:
         label = f"endpoint of {self.expert!r}"
@@ -55,6 +59,9 @@ class Endpoint:
             rule = "the name of an environment variable, and not a key itself"
             # The value is not repeated: who wrote a key there should not find it in a log too.
             require(str(self.api_key_env).isidentifier(), f"{label}: api_key_env", rule, "...")
+        for name in ("max_requests_per_min", "max_tokens_per_min"):
+            if getattr(self, name) is not None:
+                require_count(getattr(self, name), f"{label}: {name}", at_least=1)
 
     def api_key(self) -> str | None:
         """Read the server's key.
@@ -84,34 +91,37 @@ class Endpoint:
 class EndpointPatience:
     """How long a server may take, and how often what failed is tried again.
 
-    Tried again are requests that get 408, 429 or 5xx, a broken connection or no reply in time; others fail at once.
+    Tried again are requests that get 408 or 5xx, a broken connection or no reply in time; others fail at once. After
+    429, and wherever a server names a time (Retry-After), nothing is sent before, and no retry is counted.
     """
 
     connect_timeout_s: float = 10.0
     reply_timeout_s: float = 900.0
-    """A server may be silent so long, with a request in its hands: its queue and the whole generation."""
+    """A whole reply may take so long: the server's queue, the generation, and the transfer to its last byte."""
     max_retries: int = 4
     """Of each call."""
     first_wait_s: float = 0.5
-    """Before the first retry; it doubles with each. A server that names another time (Retry-After) is given it."""
+    """Before the first retry; it doubles with each."""
     max_wait_s: float = 30.0
-    """The longest wait, whatever the server says."""
+    """The longest wait that nobody asked for. A server that wants more time gives its calls to others meanwhile."""
+    outage_timeout_s: float = 1800.0
+    """A server that has served calls, and serves no more, is waited for so long."""
 
     def __post_init__(self) -> None:
-        for name in ("connect_timeout_s", "reply_timeout_s", "first_wait_s", "max_wait_s"):
+        for name in ("connect_timeout_s", "reply_timeout_s", "first_wait_s", "max_wait_s", "outage_timeout_s"):
             require_number(getattr(self, name), f"patience.{name}", above=0)
         require_count(self.max_retries, "patience.max_retries")
 
-    def wait_s(self, num_retries: int, asked_s: float | None) -> float:
+    def wait_s(self, num_retries: int) -> float:
         """How long to wait after so many retries.
 
         Examples
         --------
         >>> patience = EndpointPatience(first_wait_s=0.5, max_wait_s=3)
-        >>> [patience.wait_s(number, None) for number in range(4)], patience.wait_s(0, 2.0), patience.wait_s(0, 99.0)
-        ([0.5, 1.0, 2.0, 3], 2.0, 3)
+        >>> [patience.wait_s(number) for number in range(4)]
+        [0.5, 1.0, 2.0, 3]
         """
-        return min(self.max_wait_s, self.first_wait_s * 2.0**num_retries if asked_s is None else asked_s)
+        return min(self.max_wait_s, self.first_wait_s * 2.0**num_retries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

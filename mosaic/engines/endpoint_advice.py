@@ -1,7 +1,7 @@
 """What to do about a server that serves no call."""
 
 from mosaic.engines.endpoint import Endpoint
-from mosaic.engines.endpoint_client import AskError, Fault
+from mosaic.engines.endpoint_faults import AskError, Fault
 
 
 def what_to_do(error: AskError, endpoint: Endpoint) -> str:
@@ -9,6 +9,8 @@ def what_to_do(error: AskError, endpoint: Endpoint) -> str:
     model, key = f"model, got {endpoint.model!r}", _key_of(endpoint)
     if error.status in (401, 403):
         return f"check {key}, which must be allowed to use {endpoint.model!r}"
+    if error.fault is Fault.REFUSED and error.status is None:
+        return "check base_url"
     if error.status == 402:
         return "check the account that pays for its calls"
     if error.fault is Fault.FORMAT or error.status in (400, 422):

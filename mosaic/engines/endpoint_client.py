@@ -1,85 +1,69 @@
-"""Asks one server, again where that may help, and says whom a failure concerns."""
+"""Sends requests to one server, again where that may help."""
 
 import asyncio
 import errno
 import json
 import os
-import re
 import time
-from collections.abc import Collection
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from mosaic.engines.endpoint import Endpoint, EndpointPatience
+from mosaic.engines.endpoint_faults import AskError, Fault, fault_of, message_of, seconds_of
+from mosaic.engines.endpoint_pace import Pace
 
 if TYPE_CHECKING:
-    from aiohttp import ClientSession
+    from aiohttp import ClientResponse, ClientSession
 
-ASKS_FOR_TIME = (408, 429)
-"""Statuses after which the same request may succeed, beside those of 500 and above."""
 MASK = "(key)"
 MIN_KEY_CHARACTERS = 12
 """Shorter keys are placeholders such as EMPTY, and words that responses may hold."""
-_UNSUPPORTED = re.compile(r"support|unknown|unrecogni[sz]ed|permitted", re.IGNORECASE)
-_ABOUT_PROMPT = re.compile(
-    r"context.?(length|window|size)|(model|input) length|\b(prompt|input|request)\b.{0,60}\btoo (long|large)"
-    r"|input token count|out of vocabulary|max_tokens must be at least 1|content.?(filter|management|policy)",
-    re.IGNORECASE,
-)
-"""Servers have no common code for a prompt that they cannot serve, only words."""
-_ABOUT_ALL = re.compile(
-    r"api.?key|authenticat|model.?not.?found|(invalid|unknown|no such|unsupported) model"
-    r"|\bmodel\b.{0,80}(not exist|not found|not available|no access|deprecated)",
-    re.IGNORECASE,
-)
-"""Nor for a key or a model that no call can be served with."""
-
-
-class Fault(StrEnum):
-    """Whom a failure concerns."""
-
-    PASSING = "passing"
-    """The same request may succeed later."""
-    UNREACHABLE = "unreachable"
-    """Likewise, but nobody answered."""
-    PROMPT = "prompt"
-    """This call alone: the server does not serve its prompt."""
-    FORMAT = "format"
-    """Every call that is asked for in this form, unless others were served."""
-    SERVER = "server"
-    """Every call: the key, the URL or the model is wrong."""
-    UNKNOWN = "unknown"
-
-
-class AskError(Exception):
-    """The server does not serve a request; the cause is one line that names expert and URL."""
-
-    def __init__(self, cause: str, fault: Fault, *, status: int | None = None, asked_s: float | None = None) -> None:
-        super().__init__(cause)
-        self.fault = fault
-        self.status = status
-        self.asked_s = asked_s
-        """The wait that the server asked for."""
+MAX_BYTES = 2**20
+BYTES_PER_TOKEN = 1024
+"""A reply has no more bytes than the first and so many for each token that was asked for: no vocabulary has more."""
+MAX_LIST_BYTES = 2**24
+"""Of a list of models."""
 
 
 @dataclass(slots=True)
 class Tries:
-    """What became of a request so far."""
+    """The tries of a request so far."""
 
     sent_ts: float | None = None
-    """When the last try was sent, on the machine's monotonic clock."""
+    """When the last one was sent, on the machine's monotonic clock."""
+    failed_ts: float | None = None
+    """When the first one failed that was to be tried again."""
     num_retries: int = 0
+    num_failures: int = 0
+    """Tries that failed, without those after which the server asked for time."""
 
 
 class Client:
     """A server with its key; made inside of the event loop that it is used in."""
 
-    def __init__(self, endpoint: Endpoint, patience: EndpointPatience, key: str | None) -> None:
+    def __init__(self, endpoint: Endpoint, patience: EndpointPatience, key: str | None, *, has_served: bool) -> None:
+        self.has_served = has_served
+        """Whether it is known to serve calls: then what answers for it may pass."""
         self._endpoint = endpoint
         self._patience = patience
         self._key = key
         self._session = _open_session(patience, key)
+        self._pace = Pace(endpoint)
+        self._pause_end_ts = 0.0
+        self._num_pauses = 0
+        self._first_pause_ts: float | None = None
+        """Of those since it last served a call."""
+
+    async def list_models(self) -> Any:
+        """Get the list of models; a server that has served calls is tried once, and again by whoever waits for it.
+
+        Raises
+        ------
+        AskError
+            If it does not come.
+        """
+        tries = Tries(num_failures=self._patience.max_retries if self.has_served else 0)
+        return await self.ask("models", None, tries)
 
     async def ask(self, path: str, body: dict[str, Any] | None, tries: Tries) -> Any:
         """Get a path, or post a body to it, with as many tries as patience allows; gives the JSON of the reply.
@@ -90,18 +74,59 @@ class Client:
             When trying again is no use or was to no avail.
         """
         while True:
-            tries.sent_ts = time.monotonic()
+            while (pause_s := self._pause_end_ts - time.monotonic()) > 0:
+                await asyncio.sleep(pause_s)
             try:
-                return await self._try(path, body)
+                return await self._paced(path, body, tries)
             except AskError as error:
-                if error.fault not in (Fault.PASSING, Fault.UNREACHABLE):
-                    raise
-                if tries.num_retries == self._patience.max_retries:
-                    tried = f" (tried {tries.num_retries + 1} times)" if tries.num_retries else ""
-                    raise AskError(f"{error}{tried}", error.fault, status=error.status) from None
-                wait_s = self._patience.wait_s(tries.num_retries, error.asked_s)
+                if error.fault is Fault.THROTTLED:
+                    self._pause(error)
+                else:
+                    await self._wait_after(error, tries)
             tries.num_retries += 1
-            await asyncio.sleep(wait_s)
+
+    def note_served(self) -> None:
+        """Take note that it serves calls: pauses grow from the beginning again."""
+        self.has_served, self._num_pauses, self._first_pause_ts = True, 0, None
+
+    async def _paced(self, path: str, body: dict[str, Any] | None, tries: Tries) -> Any:
+        if body is None:
+            return await self._try(path, None, MAX_LIST_BYTES)
+        most = body["max_tokens"]
+        sent = await self._pace.admit(most + len(json.dumps(body)) // 4)
+        tries.sent_ts = time.monotonic()
+        content = await self._try(path, body, MAX_BYTES + BYTES_PER_TOKEN * most)
+        usage = content.get("usage") if isinstance(content, dict) else None
+        counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
+        self._pace.settle(sent, sum(count for count in counts if isinstance(count, int)))
+        return content
+
+    async def _wait_after(self, error: AskError, tries: Tries) -> None:
+        """Wait before the next try, if there is one."""
+        tries.failed_ts = tries.failed_ts or time.monotonic()
+        retried = {Fault.PASSING, Fault.UNREACHABLE} | ({Fault.ELSEWHERE} if self.has_served else set())
+        if error.fault not in retried:
+            raise error
+        if tries.num_failures >= self._patience.max_retries:
+            tried = f" (tried {tries.num_retries + 1} times)" if tries.num_retries else ""
+            raise AskError(f"{error}{tried}", error.fault, status=error.status) from None
+        wait_s = self._patience.wait_s(tries.num_failures)
+        tries.num_failures += 1
+        await asyncio.sleep(wait_s)
+
+    def _pause(self, error: AskError) -> None:
+        """Send nothing before the time that the server wants; a long one is for others to wait for."""
+        now = time.monotonic()
+        if self._first_pause_ts is None:
+            self._first_pause_ts = now
+        wait_s = error.asked_s
+        if wait_s is None and self._pause_end_ts <= now:
+            wait_s = self._patience.wait_s(self._num_pauses)
+            self._num_pauses += 1
+        self._pause_end_ts = max(self._pause_end_ts, now + (wait_s or 0.0))
+        if self._pause_end_ts - self._first_pause_ts > self._patience.max_wait_s:
+            left_s = self._pause_end_ts - now
+            raise AskError(str(error), Fault.THROTTLED, status=error.status, asked_s=left_s) from None
 
     def cause(self, what: str) -> str:
         """Say what is wrong with which server, in one line and without its key."""
@@ -126,63 +151,57 @@ class Client:
             return {name: self._masked(value) for name, value in reply.items()}
         return [self._masked(value) for value in reply] if isinstance(reply, list) else reply
 
-    async def _try(self, path: str, body: dict[str, Any] | None) -> Any:
+    async def _try(self, path: str, body: dict[str, Any] | None, max_bytes: int) -> Any:
         import aiohttp
 
         method, data = ("GET", None) if body is None else ("POST", json.dumps(body).encode())
         url = f"{self._endpoint.base_url}/{path}"
         try:
             async with self._session.request(method, url, data=data, allow_redirects=False) as reply:
-                content = await reply.read()
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            why = f"cannot be reached: {_reason(error)}; is the server running?"
-            raise AskError(self.cause(why), Fault.UNREACHABLE) from None
-        except TimeoutError:
-            why = f"no reply in {self._patience.reply_timeout_s:g} s"
-            raise AskError(self.cause(why), Fault.PASSING) from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise AskError(self.cause(f"the connection broke: {_reason(error)}"), Fault.PASSING) from None
+                content = await _read(reply, max_bytes)
+        except (aiohttp.ClientError, OSError) as error:  # a timeout is one of these too
+            cause, fault = self._broken(error)
+            raise AskError(self.cause(cause), fault) from None
+        if content is None and reply.status < 300:
+            raise AskError(self.cause(f"the reply has more than {max_bytes:,} bytes"), Fault.INVALID)
         if 200 <= reply.status < 300:
             try:
-                return self._masked(json.loads(content))
+                return self._masked(json.loads(content or b""))
             except (ValueError, RecursionError):
-                start = self._without_key(repr(content[:1000]))[:83]
-                raise AskError(self.cause(f"the reply is no JSON: {start}"), Fault.UNKNOWN) from None
-        text = content.decode("utf-8", "replace")
+                begin = (content or b"").lstrip()[:1000]
+                fault = Fault.PASSING if begin[:1] == b"{" else Fault.ELSEWHERE  # half of one, or a page
+                start = self._without_key(repr(begin))[:83]
+                raise AskError(self.cause(f"the reply is no JSON: {start}"), fault) from None
+        text = (content or b"").decode("utf-8", "replace")
+        words = f"it redirects to {reply.headers.get('Location')}" if reply.status < 400 else message_of(text)
+        asked_s = seconds_of(reply.headers.get("Retry-After"))
         raise AskError(
-            self.cause(f"{reply.status} {reply.reason}: {_message(text)}"),
-            fault_of(reply.status, text, body or ()),
+            self.cause(f"{reply.status} {reply.reason}: {words}"),
+            Fault.THROTTLED
+            if reply.status == 503 and asked_s is not None
+            else fault_of(reply.status, text, body or ()),
             status=reply.status,
-            asked_s=_seconds(reply.headers.get("Retry-After")),
+            asked_s=asked_s,
         )
 
+    def _broken(self, error: Exception) -> tuple[str, Fault]:
+        """Say why no reply came, and whom it concerns."""
+        import aiohttp
 
-def fault_of(status: int, words: str, fields: Collection[str]) -> Fault:
-    """Say whom a server's refusal concerns, from its words and the fields that it was asked with.
-
-    Examples
-    --------
-    >>> str(fault_of(400, "Unrecognized request argument: top_k", ["prompt", "top_k"]))
-    'format'
-    >>> str(fault_of(400, "maximum context length is 512, max_tokens is 48", ["prompt", "max_tokens"]))
-    'prompt'
-    >>> str(fault_of(400, "The model gpt-x does not exist", ["prompt"]))
-    'format'
-    """
-    if status in ASKS_FOR_TIME or status >= 500:
-        return Fault.PASSING
-    if status in (401, 402, 404):
-        return Fault.SERVER
-    if status == 413 or _ABOUT_PROMPT.search(words):
-        return Fault.PROMPT
-    if status in (400, 422) and _ABOUT_ALL.search(words):
-        return Fault.FORMAT
-    ours = set(fields) - {"model", "stream", "prompt", "messages"}  # words that are said of much else
-    if not _UNSUPPORTED.search(words):
-        ours.discard("max_tokens")  # it may be this prompt that leaves no room for so many
-    if status == 403 or (status in (400, 422) and any(re.search(rf"\b{field}\b", words) for field in ours)):
-        return Fault.FORMAT
-    return Fault.UNKNOWN
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            why = "no file descriptors are left here (ulimit -n): lower backend.max_in_flight, or raise the limit"
+            return why, Fault.PASSING
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            why = f"its certificate is refused: {error.certificate_error}; SSL_CERT_FILE names those that are trusted"
+            return why, Fault.REFUSED
+        if isinstance(error, aiohttp.ClientSSLError):
+            why = getattr(error.os_error, "reason", None) or _reason(error)
+            return f"it does not speak TLS as https wants: {why}; is it http://?", Fault.REFUSED
+        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+            return f"cannot be reached: {_reason(error)}; is the server running?", Fault.UNREACHABLE
+        if isinstance(error, TimeoutError):
+            return f"no whole reply in {self._patience.reply_timeout_s:g} s", Fault.PASSING
+        return f"the connection broke: {_reason(error)}", Fault.PASSING
 
 
 def _open_session(patience: EndpointPatience, key: str | None) -> "ClientSession":
@@ -197,9 +216,19 @@ def _open_session(patience: EndpointPatience, key: str | None) -> "ClientSession
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=headers,
         timeout=aiohttp.ClientTimeout(
-            total=None, connect=patience.connect_timeout_s, sock_read=patience.reply_timeout_s
+            total=patience.reply_timeout_s, connect=min(patience.connect_timeout_s, patience.reply_timeout_s)
         ),
     )
+
+
+async def _read(reply: "ClientResponse", max_bytes: int) -> bytes | None:
+    """Read a reply to its end; None: it is too large."""
+    content = bytearray()
+    async for chunk in reply.content.iter_chunked(2**16):
+        content += chunk
+        if len(content) > max_bytes:
+            return None
+    return bytes(content)
 
 
 def _reason(error: Exception) -> str:
@@ -207,21 +236,3 @@ def _reason(error: Exception) -> str:
     if isinstance(number, int) and number in errno.errorcode:
         return os.strerror(number)  # the event loop has longer words for it
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def _message(text: str) -> str:
-    """Find what a server says about an error, in the forms that servers give it."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    if isinstance(content, dict):
-        content = content.get("error", content)
-    if isinstance(content, dict):
-        content = content.get("message", content.get("detail", content))
-    return str(content)
-
-
-def _seconds(value: str | None) -> float | None:
-    """Read Retry-After; a date counts as nothing."""
-    return float(value) if value is not None and value.strip().isdecimal() else None

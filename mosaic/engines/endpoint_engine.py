@@ -5,16 +5,17 @@ scheduled when its request is sent, which includes its wait in the server's queu
 """
 
 import asyncio
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from typing import NamedTuple
 
 from mosaic.core.checks import require
-from mosaic.core.errors import BackendError, FatalEngineError
+from mosaic.core.errors import BackendError, FatalEngineError, OutageError
 from mosaic.engines.endpoint import EndpointSettings
 from mosaic.engines.endpoint_advice import what_to_do
-from mosaic.engines.endpoint_client import ASKS_FOR_TIME, AskError, Client, Fault, Tries
-from mosaic.engines.endpoint_messages import request_of, response_of, written_before
+from mosaic.engines.endpoint_client import Client, Tries
+from mosaic.engines.endpoint_faults import NO_SERVER, AskError, Fault
+from mosaic.engines.endpoint_messages import failed, request_of, response_of, written_before
 from mosaic.engines.engine import Aborted, EngineSpec, Generation, Request
 
 STEP_S = 0.02
@@ -23,14 +24,10 @@ NUM_REFUSALS = 4
 """A server that has served no call is doubted after so many refusals, or one call that all its retries did not save.
 
 One that has served calls is doubted after so many calls in a row that its errors made fail, all retries included; calls
-that it refuses are then their own matter, and one that asks for time lives.
+that it refuses are then their own matter.
 """
 NO_LIST = (404, 405, 501)
 """What servers say that do not list their models."""
-
-
-class ServerUnreachableError(BackendError):
-    """After all retries nobody answers where the server should be, or nothing but errors comes from there any more."""
 
 
 def prepare(settings: object) -> None:
@@ -47,8 +44,8 @@ def open_engine(spec: EngineSpec) -> "EndpointEngine":
     ------
     ValueError
         If the server is another expert's, or has to be several workers.
-    ServerUnreachableError
-        If nobody answers.
+    OutageError
+        If nobody answers, or the server asks for time.
     FatalEngineError
         If key, URL or model are wrong. A server that does not list its models passes.
     """
@@ -60,7 +57,7 @@ def open_engine(spec: EngineSpec) -> "EndpointEngine":
     require(spec.expert == endpoint.expert, "expert", rule, spec.expert)
     rule = "one: a server is one worker, whatever GPUs it spans; set the expert's tp_degree to 1"
     require(spec.num_workers == 1, f"workers of {spec.expert}", rule, spec.num_workers)
-    engine = EndpointEngine(settings, spec.context_tokens)
+    engine = EndpointEngine(settings, spec.context_tokens, has_served=spec.has_served)
     try:
         engine.check_server()
     except BaseException:
@@ -70,8 +67,8 @@ def open_engine(spec: EngineSpec) -> "EndpointEngine":
 
 
 def is_device_lost(error: Exception) -> bool:
-    """Say whether the server is gone, so that its calls must be served elsewhere."""
-    return isinstance(error, ServerUnreachableError)
+    """Say whether it is the server that does not serve, whatever it is sent."""
+    return isinstance(error, OutageError)
 
 
 class Call(Tries):
@@ -81,17 +78,28 @@ class Call(Tries):
         super().__init__()
         self.request = request
         self.task: asyncio.Task[None] | None = None
+        self.is_second = False
+        """All its retries failed once, and the server served others."""
+
+
+class Held(NamedTuple):
+    """How a call failed; the server did it, unless it serves another that was sent after this instant."""
+
+    error: AskError
+    since_ts: float
 
 
 class EndpointEngine:
     """The requests that one server has in its hands; their event loop runs inside of `step`.
 
-    A server that was reached and serves no call, or no more, is not tried with all calls of a run: once it is doubted
-    nothing more is sent, and when every request that it still has failed at least once, all is lost, or the server is.
-    A call that is served clears it.
+    A call that the server's errors made fail, all retries included, is held until it is known who did it: when the
+    server serves another that was sent after it, the call is tried anew, and then fails alone. A server that serves
+    none is not tried with all calls of a run: once it is doubted nothing more is sent, and when every request that it
+    still has failed at least once, an error says so. What had not ended, held calls included, is then for other
+    servers, or for this one when it is well.
     """
 
-    def __init__(self, settings: EndpointSettings, context_tokens: int) -> None:
+    def __init__(self, settings: EndpointSettings, context_tokens: int, *, has_served: bool = False) -> None:
         key = settings.endpoint.api_key()
         self._endpoint = settings.endpoint
         self._context_tokens = context_tokens
@@ -99,18 +107,21 @@ class EndpointEngine:
         """Those that have not ended, by the number of the request."""
         self._ended: dict[int, tuple[Call, Generation]] = {}
         """Those that ended and were not returned yet."""
+        self._held: dict[int, Held] = {}
+        """Calls that failed and have not ended: perhaps the server did it."""
+        self._served_ts = 0.0
+        """When the latest of the calls that it served was sent."""
         self._error: Exception | None = None
         self._doubt: AskError | None = None
         """How the last call failed, while the server is doubted."""
         self._num_refusals = 0
-        """Since it last served a call."""
-        self._has_served = False
+        """Before it serves its first call."""
         self._news = asyncio.Event()
         self._may_send = asyncio.Event()
         self._may_send.set()
         self._slots = asyncio.Semaphore(settings.max_in_flight)
         self._loop = asyncio.new_event_loop()
-        self._client = self._loop.run_until_complete(_open_client(settings, key))
+        self._client = self._loop.run_until_complete(_open_client(settings, key, has_served))
 
     def submit(self, request: Request) -> None:
         """Take a request, which is sent in the next step.
@@ -136,17 +147,17 @@ class EndpointEngine:
 
         Raises
         ------
-        ServerUnreachableError
-            If nobody answers any more.
+        OutageError
+            If it serves no calls now, whatever it is sent.
+        BackendError
+            If it serves no calls now, and one of them may have done it.
         FatalEngineError
             If no call will ever be served.
         """
         if self._error is None:
             self._loop.run_until_complete(self._wait())
-        if self._doubt is not None and all(
-            call.num_retries for call in self._calls.values() if call.sent_ts is not None
-        ):
-            self._give_up(self._doubt)
+        if self._error is None:
+            self._judge()
         if self._error is not None and not self._ended:
             raise self._error
         ended, self._ended = self._ended, {}
@@ -155,6 +166,7 @@ class EndpointEngine:
     def abort(self, number: int) -> Aborted:
         """Break a request off: a server that sees its connection close drops it."""
         call = self._calls[number] if number in self._calls else self._ended[number][0]
+        self._held.pop(number, None)
         self._break_off([call])
         self._calls.pop(number, None)
         self._ended.pop(number, None)
@@ -173,12 +185,14 @@ class EndpointEngine:
     def check_server(self) -> None:
         """Ask for the list of models; see `open_engine`."""
         try:
-            listed = self._loop.run_until_complete(self._client.ask("models", None, Tries()))
+            listed = self._loop.run_until_complete(self._client.list_models())
         except AskError as error:
             if error.status in NO_LIST:
                 return
-            if error.fault is Fault.UNREACHABLE:
-                raise ServerUnreachableError(str(error)) from None
+            is_away = error.fault in (Fault.UNREACHABLE, Fault.THROTTLED)
+            is_refused = error.fault in (Fault.REFUSED, Fault.FORMAT)
+            if is_away or (self._client.has_served and not is_refused):
+                raise OutageError(str(error), error.asked_s or 0.0) from None
             raise self._fatal(error) from None
         models = listed.get("data") if isinstance(listed, dict) else None
         names = [model.get("id") for model in models if isinstance(model, dict)] if isinstance(models, list) else []
@@ -209,7 +223,7 @@ class EndpointEngine:
     async def _serve(self, call: Call) -> None:
         """See a call through to its end."""
         try:
-            async with self._slots:
+            async with nullcontext() if call.is_second else self._slots:  # it does not queue behind the others again
                 await self._may_send.wait()
                 content = await self._client.ask(*request_of(call.request, self._endpoint), call)
             try:
@@ -221,37 +235,69 @@ class EndpointEngine:
         except Exception as error:  # a mistake of ours, which must not pass for a server that takes long
             self._error = self._error or error
         else:
-            self._has_served, self._doubt, self._num_refusals = True, None, 0
-            self._may_send.set()
+            self._note_served(call)
             self._end(call, response)
         self._news.set()
 
+    def _note_served(self, call: Call) -> None:
+        """Clear the server of held calls; one that was sent before them says nothing of what came after."""
+        self._client.note_served()
+        self._num_refusals = 0
+        self._served_ts = max(self._served_ts, call.sent_ts or 0.0)
+        for number, (error, since_ts) in list(self._held.items()):
+            if since_ts <= self._served_ts:
+                del self._held[number]
+                self._blame(self._calls[number], error)
+        if len(self._held) < NUM_REFUSALS:
+            self._doubt = None
+            self._may_send.set()
+
     def _fail(self, call: Call, error: AskError) -> None:
-        """Take note of a call that failed for good."""
-        fault = error.fault
-        if fault is Fault.UNREACHABLE:
-            self._error = self._error or ServerUnreachableError(str(error))
-        elif fault is Fault.SERVER or (fault is Fault.FORMAT and not self._has_served):
+        """Take note of a call that failed for good, or of what it says of the server."""
+        fault, has_served = error.fault, self._client.has_served
+        if fault in (Fault.UNREACHABLE, Fault.THROTTLED):
+            self._error = self._error or OutageError(str(error), error.asked_s or 0.0)
+        elif fault is Fault.REFUSED or (not has_served and (fault is Fault.FORMAT or error.status == 404)):
             self._error = self._error or self._fatal(error)
+        elif fault in (Fault.PASSING, Fault.ELSEWHERE, Fault.INVALID):
+            since_ts = (call.sent_ts if fault is Fault.INVALID else call.failed_ts) or 0.0
+            if since_ts <= self._served_ts:
+                self._blame(call, error)
+                return
+            self._held[call.request.number] = Held(error, since_ts)
+            if len(self._held) >= NUM_REFUSALS or not (has_served or fault is Fault.INVALID):
+                self._doubt = error
         else:
-            self._end(call, _failed(call, str(error)))
-            self._num_refusals += self._weight(error)
+            self._end(call, failed(call.request, call, str(error)))
+            self._num_refusals += int(not has_served and fault is not Fault.PROMPT)
             if self._num_refusals >= NUM_REFUSALS:
                 self._doubt = error
-                self._may_send.clear()
+        if self._doubt is not None:
+            self._may_send.clear()
 
-    def _weight(self, error: AskError) -> int:
-        """Say how much a failure speaks against the server."""
-        if self._has_served:
-            return int(error.fault is Fault.PASSING and error.status not in ASKS_FOR_TIME)
-        return 0 if error.fault is Fault.PROMPT else NUM_REFUSALS if error.fault is Fault.PASSING else 1
+    def _blame(self, call: Call, error: AskError) -> None:
+        """Fail a call alone; first try it anew, as the server may have been ill and be well again."""
+        if error.fault is Fault.INVALID or call.is_second:
+            self._end(call, failed(call.request, call, str(error)))
+            return
+        call.is_second, call.num_failures, call.failed_ts = True, 0, None
+        call.num_retries += 1
+        call.task = self._loop.create_task(self._serve(call))
 
-    def _give_up(self, doubt: AskError) -> None:
-        """Lose a server that served calls, for which another may stand in; one that served none is set up wrong."""
-        if not self._has_served:
-            raise self._fatal(doubt, "; it has served no call")
-        why = f"{doubt}; the last {self._num_refusals} calls failed with errors of the server, and none was served"
-        self._error = self._error or ServerUnreachableError(why)
+    def _judge(self) -> None:
+        """Give up a server that serves none of its calls; one that served none before is set up wrong."""
+        doubt, held = self._doubt, self._held
+        if doubt is None and held and held.keys() == self._calls.keys():
+            doubt = next(iter(held.values())).error  # no other call is left that could clear it
+        sent = [call for call in self._calls.values() if call.sent_ts is not None]
+        if doubt is None or not all(call.failed_ts is not None or call.request.number in held for call in sent):
+            return
+        if not self._client.has_served:
+            self._error = self._fatal(doubt, "; it has served no call")
+        elif doubt.fault is Fault.ELSEWHERE or doubt.status in NO_SERVER:
+            self._error = OutageError(str(doubt))
+        else:
+            self._error = BackendError(str(doubt))
 
     def _fatal(self, error: AskError, more: str = "") -> FatalEngineError:
         return FatalEngineError(f"{error}{more}; {what_to_do(error, self._endpoint)}")
@@ -261,28 +307,8 @@ class EndpointEngine:
         self._ended[response.number] = (call, response)
 
 
-def _failed(call: Call, cause: str) -> Generation:
-    return Generation(
-        number=call.request.number,
-        token_ids=(),
-        text=None,
-        finish_reason="",
-        prompt_tokens=None,
-        cached_tokens=0,
-        num_preemptions=0,
-        scheduled_ts=call.sent_ts,
-        first_token_ts=None,
-        last_token_ts=time.monotonic(),
-        visible_tokens=None,
-        thinking_opened=False,
-        error=cause,
-        num_retries=call.num_retries,
-        output_tokens=0,
-    )
-
-
-async def _open_client(settings: EndpointSettings, key: str | None) -> Client:
-    return Client(settings.endpoint, settings.patience, key)
+async def _open_client(settings: EndpointSettings, key: str | None, has_served: bool) -> Client:
+    return Client(settings.endpoint, settings.patience, key, has_served=has_served)
 
 
 async def _wait_for(tasks: Sequence[asyncio.Task[None]]) -> None:

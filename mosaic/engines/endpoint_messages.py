@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from mosaic.answers.response_text import without_thinking
 from mosaic.engines.endpoint import Api, Endpoint
-from mosaic.engines.endpoint_client import AskError, Fault, Tries
+from mosaic.engines.endpoint_client import BYTES_PER_TOKEN, Tries
+from mosaic.engines.endpoint_faults import AskError, Fault
 from mosaic.engines.engine import Generation, Request
 from mosaic.engines.prompt_text import messages_of, plain_text
 
@@ -60,6 +61,8 @@ def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint
         If it is not valid.
     """
     written = written_before(request, endpoint)
+    if isinstance(content, dict):
+        _check_model(content.get("model"), endpoint.model)
     try:
         choice, usage = content["choices"][0], content["usage"]
         reason = choice.get("finish_reason") or ""
@@ -71,7 +74,7 @@ def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint
         text.encode()  # half of a surrogate pair could not be written down
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         what = f"the reply is no completion with its token counts ({error!r})"
-        raise AskError(what, Fault.UNKNOWN) from None
+        raise AskError(what, Fault.INVALID) from None
     _check_counts(request, len(written), prompt_tokens, cached_tokens, output_tokens, context_tokens, text)
     if token_ids:
         _check_count("len(token_ids)", len(token_ids), output_tokens, at_least=output_tokens)
@@ -97,6 +100,27 @@ def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint
     )
 
 
+def failed(request: Request, tries: Tries, cause: str) -> Generation:
+    """Give the outcome of a call that is not served."""
+    return Generation(
+        number=request.number,
+        token_ids=(),
+        text=None,
+        finish_reason="",
+        prompt_tokens=None,
+        cached_tokens=0,
+        num_preemptions=0,
+        scheduled_ts=tries.sent_ts,
+        first_token_ts=None,
+        last_token_ts=time.monotonic(),
+        visible_tokens=None,
+        thinking_opened=False,
+        error=cause,
+        num_retries=tries.num_retries,
+        output_tokens=0,
+    )
+
+
 def written_before(request: Request, endpoint: Endpoint) -> tuple[int, ...]:
     """Give the tokens that a server can go on from: a chat starts over, and token ids must come back as such."""
     return request.generated if endpoint.is_vllm and isinstance(request.prompt, tuple) else ()
@@ -109,18 +133,28 @@ def _chat_text(message: dict[str, Any]) -> str:
         raise AskError(f"the server refused: {message['refusal']}", Fault.PROMPT)
     for name, part in (("content", content), ("reasoning", thinking)):
         if part is not None and not isinstance(part, str):
-            raise AskError(f"the reply's {name} must be a text, got {part!r}", Fault.UNKNOWN)
+            raise AskError(f"the reply's {name} must be a text, got {part!r}", Fault.INVALID)
     if thinking:
         return f"<think>{thinking}</think>{content}" if content else f"<think>{thinking}"
     if content is None:
-        raise AskError("the reply is empty: its content is null, and there is no reasoning", Fault.UNKNOWN)
+        raise AskError("the reply is empty: its content is null, and there is no reasoning", Fault.INVALID)
     return str(content)
 
 
 def _check_whole(reason: object) -> None:
     if reason not in WHOLE:
-        fault = Fault.PROMPT if "content_filter" in str(reason) else Fault.UNKNOWN
+        fault = Fault.PROMPT if "content_filter" in str(reason) else Fault.INVALID
         raise AskError(f"the server ended the response for {reason}", fault)
+
+
+def _check_model(said: object, asked: str) -> None:
+    """Check that the model answers that was asked for: servers may add a version to its name, or folders before it."""
+    if not isinstance(said, str) or not said:
+        return  # some do not say it
+    short, own = said.lower().rpartition("/")[2], asked.lower().rpartition("/")[2]
+    if short != own and not short.startswith((f"{own}-", f"{own}@", f"{own}:")):
+        what = f"the reply is of model {said!r}, and {asked!r} was asked for; if it is the expert, set model to it"
+        raise AskError(what, Fault.INVALID)
 
 
 def _check_counts(
@@ -141,15 +175,19 @@ def _check_counts(
     _check_count("prompt_tokens", prompt_tokens, MAX_TEMPLATE_TOKENS + num_units)
     _check_count("cached_tokens", cached_tokens, prompt_tokens)
     _check_count("completion_tokens", output_tokens, request.max_output_tokens - num_written, at_least=int(text != ""))
+    num_bytes = len(text.encode())
+    if num_bytes > BYTES_PER_TOKEN * output_tokens:
+        what = f"{output_tokens} completion_tokens are no {num_bytes:,} bytes of text"
+        raise AskError(f"the reply cannot be true: {what}", Fault.INVALID)
     if prompt_tokens + output_tokens > context_tokens:
         what = (
             f"prompt_tokens and completion_tokens must be at most context_tokens={context_tokens} together, got "
             f"{prompt_tokens} and {output_tokens}; if the server has more context, raise the expert's context_tokens"
         )
-        raise AskError(f"the reply cannot be true: {what}", Fault.UNKNOWN)
+        raise AskError(f"the reply cannot be true: {what}", Fault.INVALID)
 
 
 def _check_count(name: str, value: object, most: int, at_least: int = 0) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= most:
         what = f"the reply cannot be true: {name} must be a whole number in {at_least} .. {most}, got {value!r}"
-        raise AskError(what, Fault.UNKNOWN)
+        raise AskError(what, Fault.INVALID)

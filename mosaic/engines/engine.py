@@ -1,7 +1,7 @@
 """What a worker process asks of an engine, and the plain values that go in and out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from mosaic.core.chat import Chat, Sampling
@@ -27,6 +27,8 @@ class EngineSpec:
     """What the engine's module understands."""
     is_remote: bool = False
     """The model is a server's: nothing is loaded here, and nobody knows what it computes."""
+    has_served: bool = field(default=False, compare=False)
+    """It is known to serve calls, so what stops it may pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

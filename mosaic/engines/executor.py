@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mosaic.core.errors import BackendError, FatalEngineError
+from mosaic.core.errors import BackendError
 from mosaic.core.events import Closed, Event, Idle, Joined, Lost, Prefilled, Progress, Ready
 from mosaic.core.plan import Session
 from mosaic.core.results import SERVED, CallRecord, CallStatus
@@ -15,8 +15,9 @@ from mosaic.engines.engine import EngineSpec
 from mosaic.engines.launcher import Launcher
 from mosaic.engines.local_launcher import output_of
 from mosaic.engines.messages import Alive, Exited, Failure, Finish, Gone, Returned, Run, Serve
-from mosaic.engines.session_order import is_wanted, may_start, why_stuck
-from mosaic.engines.session_state import MAX_ISOLATED, Patience, Phase, SessionState, Stage, WorkerProcess
+from mosaic.engines.outages import is_by_a_call, note_outage
+from mosaic.engines.session_order import can_move, fair_share, is_wanted, may_start, next_changes, why_stuck
+from mosaic.engines.session_state import MAX_ISOLATED, CallState, Patience, Phase, SessionState, Stage, WorkerProcess
 from mosaic.engines.worker_book import WorkerBook
 from mosaic.engines.worker_pool import Heard, WorkerPool
 from mosaic.runtime.journal import JournalError
@@ -94,7 +95,7 @@ class Executor:
         for state in [state for state in waiting if state.is_closing and not state.has_calls]:
             self._end_session(state, state.end_ts, Stage.OVER)
         self._must_retry = False
-        for state in may_start(self._open, self.sessions):
+        for state in may_start(self._open, self.sessions, self.now()):
             self._start(state)
         busy = {worker for state in self._open for worker in state.session.workers}
         for worker in self._workers.idle(busy):
@@ -120,14 +121,14 @@ class Executor:
         for process in self._pool:
             if process.phase is Phase.IDLE and not is_wanted(process, self._open):
                 self._pool.quit(process)
-        if not may_act and not self._can_move():
+        now, queue_of = self.now(), self.calls.queue_of
+        if not (may_act or self._must_retry or can_move(self._open, self._pool, queue_of, now)):
             self._give_in()
             return
-        wait_s = timeout_s if len(self._pool) or may_act else RETRY_S if self._must_retry else 0.0
-        now = self.now()
-        queues = [*map(self.calls.queue_of, self.calls.experts_waited_for()), *(state.queue for state in self._open)]
-        soon = [ready_s - now for queue in queues if (ready_s := queue.next_ready_s(now)) is not None]
-        for process, message in self._pool.listen(max(0.0, min([wait_s, *soon]))):
+        queues = map(queue_of, self.calls.experts_waited_for())
+        changes_s = [ts - now for ts in next_changes(self._open, queues, now)]
+        wait_s = timeout_s if len(self._pool) or may_act or changes_s else RETRY_S if self._must_retry else 0.0
+        for process, message in self._pool.listen(max(0.0, min([wait_s, *changes_s]))):
             self._hear(process, message)
         self.look_at_workers()
         self._pool.watch()
@@ -166,11 +167,10 @@ class Executor:
 
     def _fail_unservable(self) -> bool:
         """End the calls of queues whose sessions broke; says whether there were any."""
-        served = {state.session.expert for state in self._open}
-        queues = {expert: self.calls.queue_of(expert) for expert in self.calls.experts_waited_for()}
-        failing = [expert for expert in queues if expert in self._broken and expert not in served]
+        unserved = self._broken.keys() - {state.session.expert for state in self._open}
+        failing = [expert for expert in self.calls.experts_waited_for() if expert in unserved]
         for expert in failing:
-            self.calls.end(self.calls.waiting_in(queues[expert]), CallStatus.FAILED, self._broken[expert])
+            self.calls.end(self.calls.waiting_in(self.calls.queue_of(expert)), CallStatus.FAILED, self._broken[expert])
         return bool(failing)
 
     def _hand_out(self) -> None:
@@ -180,22 +180,13 @@ class Executor:
             if state is None or state.channel is None:
                 continue
             room, shared_room = process.room
-            calls = self.calls.take(state, room, 0 if state.is_closing else shared_room)
+            share = fair_share(state, self._open, self.calls.queue_of(state.session.expert), self.now())
+            calls = self.calls.take(state, room, 0 if state.is_closing else min(share, shared_room))
             if calls:
                 state.channel.send(Run(calls))
             if state.is_closing and not state.has_all and not state.queue and not state.coming:
                 state.has_all = True
                 state.channel.send(Finish())
-
-    def _can_move(self) -> bool:
-        """Whether anything can happen by itself."""
-        if self._must_retry or any(process.phase in (Phase.LOADING, Phase.CLOSING) for process in self._pool):
-            return True
-        return any(
-            state.has_all or state.has_calls or (not state.is_closing and self.calls.queue_of(state.session.expert))
-            for state in self._open
-            if state.stage is Stage.RUNNING
-        )
 
     def _give_in(self) -> None:
         """Nothing can happen any more: leave what lost workers would have served, or say what nobody can serve."""
@@ -233,15 +224,15 @@ class Executor:
             self._tell(Progress(self.now(), message.session, message.tokens))
         elif isinstance(message, Returned):
             self.calls.take_back(message)
-        elif isinstance(message, Failure) and (message.is_fatal or message.is_journal):
-            raise (FatalEngineError if message.is_fatal else JournalError)(message.cause)
+        elif isinstance(message, Failure) and message.is_journal:
+            raise JournalError(message.cause)
 
     def _end_call(self, record: CallRecord) -> None:
         if not self.calls.note(record):
             return  # heard before
         if record.status in SERVED:
             state = self.sessions[record.session]
-            state.num_failures = state.num_isolated = 0
+            state.note_served()
             self._workers.note_served(record.workers)
             self._pool.note_finish()
         record = self._state.note(record)
@@ -262,6 +253,9 @@ class Executor:
         state.suspects.update(call.spec.key for call in held)
         if exited.host_died or (state.is_closing and not state.has_calls):
             return
+        if state.spec.is_remote and process.failure is not None:
+            self._wait_for_server(state, process.failure, held)
+            return
         cause = f"{process.cause(exited)}; see {output_of(self._journal, process.workers)}"
         if process.is_workers_fault:
             if self._workers.note_failed_load(process.workers[0]) > self._patience.max_restarts:
@@ -277,6 +271,14 @@ class Executor:
                 self.calls.end(held, CallStatus.FAILED, f"{cause}; {_TRY_AGAIN}")
             return
         self._break(state, f"{cause}; {_TRY_AGAIN}")
+
+    def _wait_for_server(self, state: SessionState, failure: Failure, held: Sequence[CallState]) -> None:
+        """Try a server that serves nothing again later, or give it up; others of its expert serve meanwhile."""
+        if not note_outage(state, failure, self._patience, self.now()):
+            self._broken[state.session.expert] = failure.cause
+            self._give_up(state.session.workers, failure.cause)
+        elif is_by_a_call(state, failure, len(held)):
+            self.calls.end(held, CallStatus.FAILED, failure.cause)
 
     def _read_rest(self, process: WorkerProcess, state: SessionState) -> None:
         """Read what a process wrote and did not say; records of earlier starts are older than this one."""

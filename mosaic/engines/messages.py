@@ -182,7 +182,9 @@ class Failure(NamedTuple):
     is_journal: bool = False
     """The journal cannot be written, so the run cannot go on."""
     is_fatal: bool = False
-    """No call of the run will ever be served, whoever tries."""
+    """No call will ever be served there, however often it is tried."""
+    wait_s: float = 0.0
+    """It is not to be tried before this time has passed."""
 
 
 class Exited(NamedTuple):

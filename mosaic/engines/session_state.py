@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from mosaic.core.checks import require_count, require_number
@@ -32,9 +32,15 @@ class Patience:
     """
     max_restarts: int = 2
     """Times that a worker may fail to load anything, likewise, before it is given up; for the host the same."""
+    outage_timeout_s: float = 1800.0
+    """A server that has served calls, and serves no more, is waited for so long."""
+    first_pause_s: float = 0.5
+    """Before it is tried again; the pause doubles each time."""
+    max_pause_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("load_timeout_s", "stall_timeout_s", "close_timeout_s"):
+        pauses = ("outage_timeout_s", "first_pause_s", "max_pause_s")
+        for name in ("load_timeout_s", "stall_timeout_s", "close_timeout_s", *pauses):
             require_number(getattr(self, name), f"patience.{name}", above=0)
         require_count(self.max_retries, "patience.max_retries")
         require_count(self.max_restarts, "patience.max_restarts")
@@ -109,10 +115,25 @@ class SessionState:
     """Why it is not tried again: it fails what it is sent."""
     end_ts: float = 0.0
     """Of the last that happened in it."""
+    ill_ts: float | None = None
+    """Since when its server serves nothing; None: it serves."""
+    resume_ts: float = 0.0
+    """It is not tried again before."""
 
     @property
     def has_calls(self) -> bool:
         return bool(self.hands or self.queue or self.coming)
+
+    def note_served(self) -> None:
+        """Take note that it has served a call: failures are counted anew."""
+        self.num_failures = self.num_isolated = 0
+        self.ill_ts = None
+        if not self.spec.has_served:
+            self.spec = replace(self.spec, has_served=True)
+
+    def is_paused(self, now: float) -> bool:
+        """Whether its server is left alone for a while."""
+        return self.stage is Stage.WAITING and self.resume_ts > now
 
     @property
     def has_ended(self) -> bool:
@@ -150,7 +171,10 @@ class WorkerProcess:
     @property
     def room(self) -> tuple[int, int]:
         """How many calls it may have at once, and with how many it gets none of its expert's queue."""
-        if self.one_at_a_time and self.session is not None and self.session.suspects:
+        session = self.session
+        if session is not None and session.ill_ts is not None:
+            return 1, 1  # until its server has served a call
+        if self.one_at_a_time and session is not None and session.suspects and not self.spec.is_remote:
             return 1, 0
         batch = self.spec.max_num_seqs
         return OWN_BATCHES * batch, math.ceil(SHARED_BATCHES * batch)

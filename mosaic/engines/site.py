@@ -75,11 +75,11 @@ class EngineSite:
     prompt_text
         Writes what every expert reads of a question.
     num_calibration_questions
-        How many show what a gate leaves.
+        How many show what a gate leaves; on servers nothing asks for them.
     replayed
         None: live, the models decide.
-    expert_by_worker
-        Where workers keep one expert; None: any expert may be loaded anywhere.
+    expert_by_server
+        See ``Site``.
     opened
         Keeps what engines need while a run lasts; their processes hold the run's lock too, which is given.
     options
@@ -99,9 +99,9 @@ class EngineSite:
         profile_seed: int,
         circumstances: str,
         prompt_text: Callable[[Question], str],
-        num_calibration_questions: int,
+        num_calibration_questions: int = 0,
         replayed: Replayed | None = None,
-        expert_by_worker: Mapping[int, ExpertName] | None = None,
+        expert_by_server: Mapping[int, ExpertName] | None = None,
         opened: Callable[[int], AbstractContextManager[object]] = nullcontext,
         options: EngineOptions | None = None,
     ) -> None:
@@ -120,7 +120,7 @@ class EngineSite:
         self._prompt_text = prompt_text
         self._num_calibration_questions = num_calibration_questions
         self.replayed = replayed
-        self._expert_by_worker = expert_by_worker
+        self.expert_by_server = expert_by_server
         self._opened = opened
         self._run: EngineBackend | None = None
         self._lost: dict[int, str] = {}
@@ -250,15 +250,12 @@ class EngineSite:
         return None
 
     def places(self, expert: Expert) -> list[tuple[int, ...]]:
-        """List the gangs that the workers make up, or the workers that keep the expert; none that is lost, if it can.
+        """List the gangs that the workers make up; none that is lost, if it can.
 
         A worker that was lost while something was measured is not tried again.
         """
-        if self._expert_by_worker is None:
-            all_places = aggregator_places(expert, self._cluster.num_workers)
-            places = [place for place in all_places if may_be_gang(self._cluster.select(place))]
-        else:
-            places = [(worker,) for worker, name in self._expert_by_worker.items() if name == expert.name]
+        all_places = aggregator_places(expert, self._cluster.num_workers)
+        places = [place for place in all_places if may_be_gang(self._cluster.select(place))]
         return [place for place in places if self._lost.keys().isdisjoint(place)] or places
 
     def swept_place(self, expert: Expert, session: int, num_experts: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NoReturn
 
-from mosaic.core.errors import FatalEngineError, MosaicError
+from mosaic.core.errors import FatalEngineError, MosaicError, OutageError
 from mosaic.core.printable import printable_output
 from mosaic.engines.engine import EngineModule
 from mosaic.engines.messages import Failure, Fork, FromWorker, Load, Quit, Serve, one_line
@@ -78,9 +78,7 @@ def _serve_link(link: Connection, module: EngineModule) -> None:
         engine = module.open_engine(load.spec)
     except Exception as error:
         traceback.print_exc()
-        is_journal, is_fatal = isinstance(error, JournalError), isinstance(error, FatalEngineError)
-        cause = _cause(error, f"{load.spec.expert} cannot be loaded")
-        link.send([Failure(cause, module.is_device_lost(error), is_journal, is_fatal)])
+        link.send([_failure(error, f"{load.spec.expert} cannot be loaded", module)])
         return
     reporter = Reporter(log, link)
     try:
@@ -92,16 +90,21 @@ def _serve_link(link: Connection, module: EngineModule) -> None:
         raise
     except Exception as error:
         traceback.print_exc()
-        cause = _cause(error, f"{load.spec.expert} failed")
-        reporter.tell(Failure(cause, module.is_device_lost(error), is_fatal=isinstance(error, FatalEngineError)))
+        reporter.tell(_failure(error, f"{load.spec.expert} failed", module))
     reporter.finish()
     if load.spec.num_workers == 1:
         _leave(0)  # the kernel frees all at once, where taking an engine apart takes a second
 
 
-def _cause(error: Exception, what: str) -> str:
+def _failure(error: Exception, what: str, module: EngineModule) -> Failure:
     """Say what went wrong; errors of this project say it themselves."""
-    return str(error) if isinstance(error, MosaicError) else f"{what}: {one_line(error)}"
+    return Failure(
+        str(error) if isinstance(error, MosaicError) else f"{what}: {one_line(error)}",
+        module.is_device_lost(error),
+        is_journal=isinstance(error, JournalError),
+        is_fatal=isinstance(error, FatalEngineError),
+        wait_s=error.wait_s if isinstance(error, OutageError) else 0.0,
+    )
 
 
 class Reporter:

@@ -108,7 +108,7 @@ def light_first(problem: Problem, sessions: Sequence[Session]) -> tuple[Session,
 
     def per_call_s(session: Session) -> float:
         workers = problem.cluster.select(session.workers)
-        return problem.costs.linear_terms(problem.session_expert(session), workers).per_call_s
+        return problem.costs.linear_terms(problem.expert(session.expert), workers).per_call_s
 
     ordered = sorted(sessions, key=per_call_s)
     return tuple(replace(session, id=number) for number, session in enumerate(ordered))

@@ -68,10 +68,7 @@ def _worker_rows(plan: Plan) -> list[tuple[str, ...]]:
         for session, times in zip(plan.sessions, plan.predicted, strict=True):
             if worker in session.workers:
                 busy_s += times.end_s - times.start_s
-                kv = "" if session.kv_budget_tokens is None else f" (KV {session.kv_budget_tokens:,})"
-                stays.append(
-                    f"{session.expert}{kv} {times.load_s:.0f} + {times.end_s - times.start_s - times.load_s:.0f}"
-                )
+                stays.append(f"{session.expert} {times.load_s:.0f} + {times.end_s - times.start_s - times.load_s:.0f}")
         idle_s = plan.predicted_makespan_s - busy_s
         rows.append((str(worker), f"{busy_s:.1f}", f"{idle_s:.1f}", _shorten(stays) or "none"))
     return rows

@@ -20,9 +20,9 @@ class Held:
     engines: frozenset[Home] = frozenset()
     """All that were up."""
 
-    def residency(self, expert: ExpertName, workers: tuple[int, ...], kv_budget_tokens: int | None = None) -> Residency:
+    def residency(self, expert: ExpertName, workers: tuple[int, ...]) -> Residency:
         """Say where an expert's weights are, as seen from some workers."""
-        home = expert, workers, kv_budget_tokens
+        home = expert, workers
         if all(self.resident.get(worker) == home for worker in workers):
             return Residency.RESIDENT
         if home in self.engines:
@@ -33,9 +33,9 @@ class Held:
         """Say where an expert's weights are at least, whatever the workers."""
         return Residency.HOST if any(name == expert for name, *_ in self.engines) else Residency.COLD
 
-    def after(self, expert: ExpertName, workers: tuple[int, ...], kv_budget_tokens: int | None = None) -> "Held":
+    def after(self, expert: ExpertName, workers: tuple[int, ...]) -> "Held":
         """Give what is held once an expert has been brought up on some workers."""
-        home = expert, workers, kv_budget_tokens
+        home = expert, workers
         return Held({**self.resident, **dict.fromkeys(workers, home)}, self.engines | {home})
 
     def without(self, worker: int) -> "Held":

@@ -72,10 +72,6 @@ def _check_place(session: Session, experts: Mapping[ExpertName, Expert], cluster
     if len(session.workers) not in degrees:
         spans = " or ".join(str(degree) for degree in degrees)
         raise PlanError(f"{label}: {session.expert} spans {spans} workers, got {session.workers}")
-    try:
-        experts[session.expert].with_kv_budget(session.kv_budget_tokens)
-    except ValueError as error:
-        raise PlanError(f"{label}: {error}") from None
     for worker in session.workers:
         if not 0 <= worker < cluster.num_workers:
             raise PlanError(f"{label}: workers must be in 0 .. {cluster.num_workers - 1}, got {worker}")

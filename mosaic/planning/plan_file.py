@@ -10,7 +10,7 @@ import msgspec
 from mosaic.core.checks import require
 from mosaic.core.errors import PlanError
 from mosaic.core.json_file import read_json
-from mosaic.core.plan import Plan, leave_out_unset
+from mosaic.core.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,6 @@ def plans_to_json(plans: Sequence[Plan]) -> str:
     layers = [msgspec.to_builtins(plan) for plan in plans]
     for layer in layers:
         del layer["solve"]["wall_s"]
-        for session in layer["sessions"]:
-            leave_out_unset(session)
     lines = ",\n".join(json.dumps(layer, allow_nan=False, sort_keys=True) for layer in layers)
     return f'{{"layers": [\n{lines}\n]}}\n'
 

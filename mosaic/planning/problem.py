@@ -6,7 +6,6 @@ from hashlib import sha256
 
 from mosaic.core.checks import require_unique
 from mosaic.core.cluster import Cluster, Worker, may_be_gang
-from mosaic.core.plan import Session
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.workload import Call, Expert, ExpertName
 from mosaic.planning.costs import CostModel, ShardSummary
@@ -54,10 +53,6 @@ class Problem:
             if expert.name == name:
                 return expert
         raise ValueError(f"expert must be one of {[expert.name for expert in self.experts]}, got {name!r}")
-
-    def session_expert(self, session: Session) -> Expert:
-        """Find a session's expert, with the KV cache that the session chose."""
-        return self.expert(session.expert).with_kv_budget(session.kv_budget_tokens)
 
     def calls_by_expert(self) -> dict[ExpertName, list[Call]]:
         """Group the calls; experts in the order in which the query stream first names them, none without calls."""

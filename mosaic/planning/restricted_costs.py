@@ -1,10 +1,10 @@
-"""Cost models that change another: they leave out workers that are lost, or whose server holds another expert."""
+"""Cost models that change another: they leave out workers that are lost."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from mosaic.core.cluster import Worker
-from mosaic.core.workload import Expert, ExpertName
+from mosaic.core.workload import Expert
 from mosaic.planning.costs import CostModel, LinearTerms, Residency, ShardSummary
 
 
@@ -46,16 +46,3 @@ class WithoutWorkers(Wrapped):
 
     def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
         return not any(worker.id in self.lost for worker in workers) and self.costs.fits(expert, workers)
-
-
-@dataclass(frozen=True, slots=True)
-class OnServers(Wrapped):
-    """An expert runs where a server holds it, and there it is loaded."""
-
-    expert_by_worker: Mapping[int, ExpertName]
-
-    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> float:
-        return 0.0
-
-    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
-        return all(self.expert_by_worker[worker.id] == expert.name for worker in workers)

@@ -103,9 +103,20 @@ class FinishForecast:
 
     def _calls_left(self, view: RunView) -> dict[int, int]:
         counts: dict[int, int] = defaultdict(int)
+        queued: dict[ExpertName, int] = defaultdict(int)
         for key, place in list(view.place.items()):
-            if key not in view.records and isinstance(place, int) and place not in view.ended:
+            if key in view.records:
+                continue
+            if isinstance(place, str):
+                queued[place] += 1
+            elif place not in view.ended:
                 counts[place] += 1
+        for expert, count in queued.items():
+            sharing = [
+                n for n, session in list(view.opened.items()) if session.expert == expert and n not in view.ended
+            ]
+            for turn, number in enumerate(sharing):
+                counts[number] += (count + turn) // len(sharing)
         return {number: counts[number] for number in list(view.opened) if counts[number]}
 
     def _pace(self, number: int, view: RunView) -> float | None:

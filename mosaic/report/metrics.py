@@ -229,7 +229,7 @@ def summarise(
         submitted = {command.call.key for command in commands if isinstance(command, Submit)}
         planned = {key for key in planned if key.node in result.first_nodes} | submitted
         planned |= {record.key for record in result.calls}
-    measured = _measured(result, len(planned), plan.predicted_makespan_s if plan.sessions else None)
+    measured = _measured(result, len(planned), plan.predicted_makespan_s if plan.sessions and plan.is_priced else None)
     return {
         "workload": workload,
         "scheduler": plan.scheduler,

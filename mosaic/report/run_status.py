@@ -220,8 +220,8 @@ class RunStatus:
     def _describe_start(self, session: Session, view: RunView) -> str:
         num_calls = sum(place == session.id for place in view.place.values())
         left = num_calls - self._ended[session.id]
-        calls = f"{left:,} calls" if left == num_calls else f"{left:,} of {num_calls:,} calls that are left"
-        return f"{_name(session.workers)}: loading {session.expert} (session {session.id}, {calls})"
+        calls = f", {left:,} calls" if left == num_calls else f", {left:,} of {num_calls:,} calls that are left"
+        return f"{_name(session.workers)}: loading {session.expert} (session {session.id}{calls if num_calls else ''})"
 
     def _describe_end(self, record: SessionRecord, view: RunView) -> list[str]:
         number, serve_s = record.session, record.end_ts - record.start_ts

@@ -19,6 +19,7 @@ from mosaic.runtime.prospects import Measured, Prospects
 from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replanning import Replanning
 from mosaic.runtime.revising import Revising
+from mosaic.runtime.servers import Servers
 
 NUM_TICKS, MIN_TICK_S = 40, 0.5
 """Moves and new plans are looked at so many times in a predicted expert stage, and no more often than this."""
@@ -58,6 +59,15 @@ def cast(
     ]
 
 
+def controllers_on_servers(
+    job: Job, questions: Questions, plan: Plan, others: Sequence[Controller] = ()
+) -> list[Controller]:
+    """List the controllers of a run on servers: nothing can be moved or planned anew there."""
+    cancels = job.has_quorum or job.graph.exit is not None
+    quorum = [Quorum(questions)] if cancels else []
+    return [Servers(questions, plan), *budget_controllers(questions), *quorum, *others]
+
+
 def _revising(
     job: Job, begun: Begun, prospects: Prospects, note_replan: Callable[[Plan, Mapping[int, str]], None]
 ) -> Revising:
@@ -67,7 +77,7 @@ def _revising(
 
 def _moves(job: Job, prospects: Prospects) -> Moves:
     awaited = {expert.name for node in job.graph.upper_nodes for expert in node.experts}
-    return Moves(prospects, awaited if job.has_overlap else (), spans_workers=job.has_tail)
+    return Moves(prospects, awaited if job.has_overlap else ())
 
 
 def _pipeline(

@@ -15,17 +15,22 @@ from mosaic.runtime.static_plan import execute
 
 
 def always_aggregate(
-    job: Job, planner: Planner, outcome: Outcome, questions: Questions, answers: Sequence[FinalAnswer]
+    job: Job, planner: Planner | None, outcome: Outcome, questions: Questions, answers: Sequence[FinalAnswer]
 ) -> AlwaysAggregate:
-    """Tell what skipping nothing gives in the same world: a gate that never skips has done so already."""
+    """Tell what skipping nothing gives in the same world: a gate that never skips has done so already.
+
+    Without a planner the run was on servers, where nothing can be tried again.
+    """
     if job.graph.asks_everybody:
         sessions = outcome.result.sessions
         ends = [session.end_ts for session in sessions if session.node in job.graph.first_nodes]
-        if job.has_overlap:  # sessions of the first layer serve others too
+        if job.has_overlap or planner is None:  # sessions of the first layer serve others too
             first = [record for record in outcome.result.calls if record.key.node in job.graph.first_nodes]
             ends = [record.finished_ts or 0.0 for record in first]
         aggregator_s = max((session.end_ts for session in sessions), default=0.0) - max(ends, default=0.0)
         return AlwaysAggregate(aggregator_s=aggregator_s, accuracy_frac=accuracy_frac(answers))
+    if planner is None:
+        return AlwaysAggregate()
     first_nodes = job.graph.first_nodes
     records = {record.key: record for record in outcome.result.calls if record.key.node in first_nodes}
     stopped = [call for call in questions.first_calls if _is_stopped(records.get(call.key))]

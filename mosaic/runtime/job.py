@@ -92,23 +92,12 @@ class Job:
     """Calls go to other workers while they wait or run, where that is predicted to end earlier."""
     has_replan: bool = False
     """Calls that have not begun are planned anew where the lengths that come in contradict the plan."""
-    has_tail: bool = False
-    """Calls that move may go to sessions over several free workers."""
     session_model: SessionModel | None = None
     """For schedulers that price sessions by their iterations; None: there is no model of the machines."""
     host_loads: HostLoads | None = None
     """Loads that need no disk; None: the host keeps nothing of experts."""
     store: Store | None = None
     """Where measurements are kept for other runs; None: nowhere."""
-
-    def __post_init__(self) -> None:
-        named = [expert.name for expert in self.experts if expert.kv_variants]
-        if named and (self.has_overlap or self.has_moves):
-            which = "overlap" if self.has_overlap else "moves"
-            raise ValueError(
-                f"pipeline.{which} must be false with kv_variants, which {', '.join(named)} have: "
-                "a call that another session takes would change its KV cache on the way"
-            )
 
     @property
     def reacts(self) -> bool:
@@ -143,7 +132,9 @@ class Outcome:
     """What came of a run."""
 
     planned: tuple[Planned, ...]
-    """By layer, as far as there was a call to plan."""
+    """By layer, as far as there was a call to plan; none on servers."""
+    plans: tuple[Plan, ...]
+    """Their plans; on servers one, which says what ran where and predicts nothing."""
     result: RunResult
     replans: tuple[tuple[Plan, Mapping[int, str]], ...] = ()
     """Made because workers were lost, with what was lost."""

@@ -44,19 +44,13 @@ class Moves:
         What is predicted.
     awaited
         Experts whose calls come while the first layer runs: of each, one session stays.
-    spans_workers
-        Whether a session may span several free workers, at the degrees that were measured of its expert: the last few
-        calls end earlier there.
     """
 
     reacts = True
 
-    def __init__(
-        self, prospects: Prospects, awaited: Collection[ExpertName] = (), *, spans_workers: bool = False
-    ) -> None:
+    def __init__(self, prospects: Prospects, awaited: Collection[ExpertName] = ()) -> None:
         self._prospects = prospects
         self._awaited = awaited
-        self._spans_workers = spans_workers
         self._num_moves: Counter[CallKey] = Counter()
         self._opened_ts: dict[int, float] = {}
         """When it last opened a session on each worker: no more than one an instant."""
@@ -99,31 +93,26 @@ class Moves:
         coming = {stay.session.expert for stay in outlook.stays if not stay.is_up and not stay.calls}
         sources = [stay for stay in outlook.stays if stay.calls and stay.session.expert not in coming]
         for source in sorted(sources, key=lambda stay: -self._done_s(stay, outlook)):
-            offers = []
-            for load_s, workers in self._places(source.session.expert, free, outlook):
-                session = replace(source.session, id=view.next_session(), workers=workers, shard=(), after=())
-                least_s = GAIN_FRAC * self._done_s(source, outlook) + GAIN_OF_LOAD_FRAC * load_s
-                there = Stay(session, is_up=False, calls={}, ready_s=load_s, serve_s=0.0)
-                offer = self._best(source, there, outlook, 0.0, least_s)
-                if offer is not None:
-                    offers.append((offer.gain_s, session))
-            if offers:
-                session = max(offers, key=lambda offer: offer[0])[1]
+            place = self._place(source.session.expert, free, outlook)
+            if place is None:
+                continue
+            load_s, workers = place
+            session = replace(source.session, id=view.next_session(), workers=workers, shard=(), after=())
+            least_s = GAIN_FRAC * self._done_s(source, outlook) + GAIN_OF_LOAD_FRAC * load_s
+            there = Stay(session, is_up=False, calls={}, ready_s=load_s, serve_s=0.0)
+            if self._best(source, there, outlook, 0.0, least_s) is not None:
                 self._opened_ts |= dict.fromkeys(session.workers, view.ts)
                 yield Open(session)
                 return
 
-    def _places(
-        self, expert: ExpertName, free: Sequence[int], outlook: Outlook
-    ) -> Iterator[tuple[float, tuple[int, ...]]]:
-        """List where an expert could go on free workers, and how long that takes, the quickest of each degree."""
-        measured, load_s = self._prospects.measured, self._prospects.load_s
+    def _place(self, expert: ExpertName, free: Sequence[int], outlook: Outlook) -> tuple[float, tuple[int, ...]] | None:
+        """Find the free worker where an expert is loaded soonest, and its load in seconds; None: it may go nowhere."""
+        measured = self._prospects.measured
         there = {stay.session.workers for stay in outlook.stays if stay.session.expert == expert}
-        for degree in measured.degrees(expert) if self._spans_workers else (1,):
-            gangs = measured.gangs(degree, set(free))
-            places = [(load_s(expert, gang), gang) for gang in gangs if gang not in there]
-            if places and measured.speed(expert, min(places)[1]) is not None:
-                yield min(places)
+        places = [(self._prospects.load_s(expert, (worker,)), (worker,)) for worker in free if (worker,) not in there]
+        if not places or measured.speed(expert, min(places)[1]) is None:
+            return None
+        return min(places)
 
     def _kept_workers(self, view: View) -> set[int]:
         """List the workers of the only session of an expert whose calls are awaited."""

@@ -55,8 +55,6 @@ def why_not_kept(job: Job) -> str | None:
         return "calls have budgets that a pilot would not keep"
     if any(node.leaves_one_out for node in job.graph.nodes):
         return "the aggregator also answers without each response"
-    if any(expert.kv_variants for expert in job.experts):
-        return "experts are measured with every KV cache that a plan may choose"
     if not job.has_barrier:
         return "without a barrier the calls of all layers are planned at the start"
     return None

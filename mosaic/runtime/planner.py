@@ -134,8 +134,6 @@ class Planner:
         for call in calls:
             num_calls[call.expert] = num_calls.get(call.expert, 0) + 1
         pool = {expert.name: expert for expert in self.experts}
-        if any(call.after for call in calls):  # what reads other calls is served with the full KV cache
-            pool = {name: replace(expert, kv_variants=()) for name, expert in pool.items()}
         if placement is not None:
             pool |= {name: placed(pool[name], placement.tp_degree) for name in num_calls if name in pool}
             pool = {**{name: pool[name] for name in num_calls if name in pool}, **pool}

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
+from mosaic.core.checks import require
 from mosaic.core.plan import Plan, PredictedTimes
 from mosaic.core.results import CallStatus, RunResult
-from mosaic.core.workload import NodeName
+from mosaic.core.workload import ExpertName, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.cast import cast, tick_s_of
+from mosaic.runtime.cast import cast, controllers_on_servers, tick_s_of
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.hindsight import always_aggregate
 from mosaic.runtime.job import Job, Outcome, ProfileSource
@@ -24,6 +25,7 @@ from mosaic.runtime.measuring import (
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.prefill_ahead import in_order_of_length
 from mosaic.runtime.preparing import Step, prepare, price_upper_nodes
+from mosaic.runtime.servers import plan_of_servers
 from mosaic.runtime.timed import Timed
 
 
@@ -38,9 +40,12 @@ def plan(
 
     Raises
     ------
+    ValueError
+        If the job runs on servers, which nothing is placed on.
     InfeasibleError, PlanError, ProfileError, BackendError
         If no plan exists, a saved plan is of another batch, or something cannot be measured.
     """
+    _require_workers(job)
     return prepare(job, show, step, tell).planned
 
 
@@ -51,9 +56,12 @@ def measure(job: Job, *, show: Show = show_nothing, tell: Tell = lambda line: No
 
     Raises
     ------
+    ValueError
+        If the job runs on servers, of which nothing is measured.
     InfeasibleError, PlanError, ProfileError, BackendError
         If something cannot be measured, or no plan exists for what calibration needs.
     """
+    _require_workers(job)
     job = replace(job, max_batch_frac=None, has_quorum=False, profile_source=ProfileSource.CALIBRATION)
     begun = prepare(job, show, lambda name: nullcontext(), tell)
     return price_upper_nodes(job, begun, show, tell).planner.profiles
@@ -69,7 +77,7 @@ def run(
     step: Step = lambda name: nullcontext(),
     tell: Tell = lambda line: None,
 ) -> Outcome:
-    """Measure what is not given, plan, and run to the end.
+    """Measure what is not given, plan, and run to the end; on servers, only run.
 
     Parameters
     ----------
@@ -93,13 +101,14 @@ def run(
     InfeasibleError, PlanError, ProfileError, BackendError
         If no plan exists, a plan breaks the problem, or the site cannot run it.
     """
+    if job.site.expert_by_server is not None:
+        return _run_on_servers(job, job.site.expert_by_server, controllers, show, tick_s, step)
     begun = prepare(job, show, step, tell)
-    graph, workload, site = job.graph, job.workload, job.site
     with step("profile_upper"):
         begun = price_upper_nodes(job, begun, show, tell)
     planner, pilot = begun.planner, begun.pilot
-    job = replace(job, graph=in_order_of_length(graph, planner.profiles))
-    graph = job.graph
+    job = replace(job, graph=in_order_of_length(job.graph, planner.profiles))
+    graph, workload, site = job.graph, job.workload, job.site
     known = {question.id: question for question in workload.questions}
     questions = Questions(workload, graph)
     planned: list[Planned] = []
@@ -128,13 +137,42 @@ def run(
         if not pilot.stages:  # it bounds the whole layer
             result = replace(result, lower_bound_s=site.lower_bound_s(backend))
     reacting_s = sum(one.total_s for one in timed) if timed else None
-    outcome = Outcome(planned=tuple(planned), result=result, replans=tuple(replans), reacting_s=reacting_s)
-    if graph.upper_nodes:
-        return _with_answers(job, planner, outcome, questions, step)
-    return replace(outcome, answers=_by_majority(job, outcome.result, questions))
+    plans = tuple(made.plan for made in planned)
+    outcome = Outcome(planned=tuple(planned), plans=plans, result=result, replans=tuple(replans), reacting_s=reacting_s)
+    return _with_answers(job, planner, outcome, questions, step)
 
 
-def _with_answers(job: Job, planner: Planner, outcome: Outcome, questions: Questions, step: Step) -> Outcome:
+def _run_on_servers(
+    job: Job,
+    expert_by_server: Mapping[int, ExpertName],
+    others: Sequence[Controller],
+    show: Show,
+    tick_s: float | None,
+    step: Step,
+) -> Outcome:
+    """Send the batch's calls, and nothing else, from the start."""
+    known = {question.id: question for question in job.workload.questions}
+    questions = Questions(job.workload, job.graph)
+    plan = plan_of_servers(questions, expert_by_server)
+    with step("execute"), show("calls", {}) as shown:
+        backend = job.site.backend(known, prompts_of(job.graph, known))
+        timed = [Timed(one) for one in controllers_on_servers(job, questions, plan, [*others, *shown])]
+        log = job.site.command_log()
+        result = drive(backend, timed, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
+    result = replace(result, first_nodes=job.graph.first_nodes)
+    reacting_s = sum(one.total_s for one in timed)
+    outcome = Outcome(planned=(), plans=(plan,), result=result, reacting_s=reacting_s)
+    return _with_answers(job, None, outcome, questions, step)
+
+
+def _require_workers(job: Job) -> None:
+    rule = "one that places experts: servers have theirs, and mosaic.run sends them the batch's calls"
+    require(job.site.expert_by_server is None, "job.site", rule, job.site.name)
+
+
+def _with_answers(job: Job, planner: Planner | None, outcome: Outcome, questions: Questions, step: Step) -> Outcome:
+    if not job.graph.upper_nodes:
+        return replace(outcome, answers=_by_majority(job, outcome.result, questions))
     ends = questions.ends()
     answers = tuple(end.answer for end in ends)
     with step("always_aggregate"):

@@ -1,4 +1,4 @@
-"""Measures experts at the other degrees and with the KV caches that they may have, on each kind of GPU of a cluster."""
+"""Measures experts at the other degrees that they may have, on each kind of GPU of a cluster."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,23 +20,20 @@ Fits: TypeAlias = Callable[[Expert, Sequence[Worker]], bool]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Experts that are measured in one sweep: at one degree, with one KV budget, on one gang of workers of one kind."""
+    """Experts that are measured in one sweep: at one degree, on one gang of workers of one kind."""
 
     gang: tuple[Worker, ...]
     experts: tuple[Expert, ...]
-    kv_budget_tokens: int | None = None
-    """Of their ``kv_variants``; None: with their own KV cache."""
 
     @property
     def name(self) -> str:
         """Of its sweep."""
-        kv = "" if self.kv_budget_tokens is None else f"_kv{self.kv_budget_tokens}"
-        return f"profile_{self.gang[0].gpu.name}_tp{len(self.gang)}{kv}"
+        return f"profile_{self.gang[0].gpu.name}_tp{len(self.gang)}"
 
 
 def is_plain(experts: Sequence[Expert], cluster: Cluster) -> bool:
-    """Tell whether every expert has one shape: one degree and one KV cache, on workers of one kind."""
-    may_choose = any(expert.tp_degrees or expert.kv_variants for expert in experts)
+    """Tell whether every expert has one shape: one degree, on workers of one kind."""
+    may_choose = any(expert.tp_degrees for expert in experts)
     return len({worker.gpu for worker in cluster.workers}) == 1 and not may_choose
 
 
@@ -52,10 +49,6 @@ def shapes(experts: Sequence[Expert], cluster: Cluster, fits: Fits) -> Iterator[
             held = tuple(expert for expert in shaped if fits(expert, gang))
             if held:
                 yield Shape(tuple(gang), held)
-            budgets = sorted({one.budget_tokens for expert in held for one in expert.kv_variants}, reverse=True)
-            for budget in budgets:
-                sparse = [e for e in held if any(one.budget_tokens == budget for one in e.kv_variants)]
-                yield Shape(tuple(gang), tuple(expert.with_kv_budget(budget) for expert in sparse), budget)
 
 
 def sweep_shapes(
@@ -82,9 +75,8 @@ def sweep_shapes(
         mine = {expert.name: sweeps[expert.name] for expert in shape.experts}
         where = partial(_one_place, place)
         profile = run_sweep(
-            mine, shape.experts, cluster, backend, prompt_tokens, source, where, (Cuts(budgets), *controllers),
-            kv_budget_tokens=shape.kv_budget_tokens,
-        )  # fmt: skip
+            mine, shape.experts, cluster, backend, prompt_tokens, source, where, (Cuts(budgets), *controllers)
+        )
         entries += profile.entries
     return Profile(source=source, entries=tuple(entries))
 

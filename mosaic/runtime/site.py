@@ -31,6 +31,10 @@ class Site(Protocol):
     def way(self) -> str:
         """How what comes from it came about: simulated, measured or replayed."""
 
+    @property
+    def expert_by_server(self) -> Mapping[int, ExpertName] | None:
+        """The expert of each worker, where workers are servers; None: any expert may be loaded anywhere."""
+
     def open(self) -> AbstractContextManager[None]:
         """Keep what the place needs while a run lasts."""
 

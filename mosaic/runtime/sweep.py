@@ -67,7 +67,6 @@ def run_sweep(
     source: str,
     workers_of: Callable[[Expert, int], tuple[int, ...]] = lambda expert, session: tuple(range(expert.tp_degree)),
     controllers: Sequence[Controller] = (),
-    kv_budget_tokens: int | None = None,
 ) -> Profile:
     """Run the sessions of sweeps one expert after the other and fit their costs.
 
@@ -84,8 +83,6 @@ def run_sweep(
         otherwise.
     controllers
         Who else hears the events.
-    kv_budget_tokens
-        Which of the experts' KV variants is measured; None: their own KV caches.
 
     Raises
     ------
@@ -112,7 +109,6 @@ def run_sweep(
                     node=PROPOSE,
                     workers=workers_of(expert, index * len(experts) + place),
                     shard=tuple(call.key for call in shard),
-                    kv_budget_tokens=kv_budget_tokens,
                 )
             )
     everybody = (*controllers, WholeSweep("profile sweep", len(calls)))

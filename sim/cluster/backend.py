@@ -75,7 +75,7 @@ class SimBackend:
         self._earlier: Inputs = earlier or {}
         self._env = simpy.Environment()
         self._num_workers, self._use = cluster.num_workers, use or GpuUse()
-        held = ("", (), None) if earlier else None  # what the calls before ran on is still there
+        held = ("", ()) if earlier else None  # what the calls before ran on is still there
         self._gpus = Gpus(self._env, cluster, self._use, hardware[cluster.workers[0].gpu.name].host, held)
         self._sessions: dict[int, SimSession] = {}
         self._pending: dict[CallKey, PendingCall] = {}

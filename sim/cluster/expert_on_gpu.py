@@ -100,7 +100,7 @@ class ExpertsOnGpus:
         """
         label = f"session {session.id} of {session.expert!r}"
         try:
-            expert = self.expert(session.expert).with_kv_budget(session.kv_budget_tokens)
+            expert = self.expert(session.expert)
             workers = self._cluster.select(session.workers)
             if len({worker.gpu for worker in workers}) > 1:
                 raise BackendError(f"workers must be of one kind, got {[worker.gpu.name for worker in workers]}")
@@ -109,10 +109,8 @@ class ExpertsOnGpus:
             raise BackendError(f"{label}: {error}") from error
 
     def everywhere(self, name: ExpertName) -> list[ExpertOnGpu]:
-        """List an expert on every kind of GPU that can hold it, at its own degree, with each of its KV caches."""
-        expert = self._experts[name]
-        variants = [expert.with_kv_budget(variant.budget_tokens) for variant in expert.kv_variants]
-        return [model for one in (expert, *variants) for model in self.of_expert(one)]
+        """List an expert on every kind of GPU that can hold it, at its own degree."""
+        return self.of_expert(self._experts[name])
 
     def of_expert(self, expert: Expert) -> list[ExpertOnGpu]:
         """List an expert that need not be of the pool on every kind of GPU that can hold it, at its degree."""

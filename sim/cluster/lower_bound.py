@@ -97,10 +97,11 @@ def _work_s(demand: Demand, place: ExpertOnGpu, settings: EngineOptions) -> floa
 def least_rates(place: ExpertOnGpu, settings: EngineOptions, context_tokens: int) -> tuple[Rates, ...]:
     """Take the minima over batches, for two rates of KV reads: none, and the slope at the largest batch."""
     time, max_seqs = place.time, settings.max_num_seqs
-    decodes = list(_decode_batches(max_seqs, place.kv_tokens))
+    # With a sparse KV cache a batch has more tokens than the GPU holds: the others are on the host.
+    most_read = max(max_seqs, place.kv_tokens if place.expert.kv is None else max_seqs * context_tokens)
+    decodes = list(_decode_batches(max_seqs, most_read))
     steps_s = [time.decode_span_s(num_seqs, kv_tokens, 1) for num_seqs, kv_tokens in decodes]
     mixes, mixes_s = _prefills(place, settings, context_tokens)
-    most_read = max(max_seqs, place.kv_tokens)
     slope_s = time.decode_span_s(max_seqs, most_read, 1) - time.decode_span_s(max_seqs, max_seqs, 1)
     slope_s = max(0.0, slope_s) / max(1, most_read - max_seqs)
     rates = []

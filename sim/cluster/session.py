@@ -98,9 +98,6 @@ class PendingCall:
         started = self.request is not None
         if not self.leave_engine(engine, now):
             return None
-        first_token_ts = self.first_token_ts
-        if first_token_ts is not None and first_token_ts > now:
-            first_token_ts = None  # It came out of the iteration under way, after nobody wanted it any more.
         session = self.place
         return CallRecord(
             key=self.call.key,
@@ -108,10 +105,10 @@ class PendingCall:
             session=-1 if session is None else session.session.id,
             workers=() if session is None else session.session.workers,
             prompt_tokens=self.call.prompt_tokens,
-            output_tokens=0 if first_token_ts is None else self.generated,
+            output_tokens=self.generated,
             queued_ts=min(self.queued_ts, now),
             admitted_ts=self.admitted_ts if started or self.attempt else None,
-            first_token_ts=first_token_ts,
+            first_token_ts=self.first_token_ts,
             finished_ts=now,
             num_preemptions=self.num_preemptions,
             attempt=self.attempt,

@@ -193,7 +193,8 @@ class Engine:
     def abort(self, request: Request, ts: float) -> bool:
         """Drop a request at ``ts``; False if it had finished by then.
 
-        The iteration under way at ``ts`` completes with it, as nobody can stop a running kernel.
+        The iteration under way at ``ts`` completes with it, as nobody can stop a running kernel. Its token counts as
+        written, unless it is the first or the last one: that comes after ``ts``.
         """
         self._run_to(ts)
         if request.finished_ts is not None and request.finished_ts <= ts:
@@ -206,6 +207,11 @@ class Engine:
         else:
             self._finished.remove(request)
             request.wasted_tokens += request.num_tokens - 1
+        is_first = request.first_token_ts is not None and request.first_token_ts > ts
+        if is_first:
+            request.first_token_ts = None
+        if is_first or request.finished_ts is not None:
+            request.num_generated -= 1
         request.finished_ts = ts
         return True
 

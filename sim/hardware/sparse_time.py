@@ -111,8 +111,11 @@ class SparseTime:
         return max(seconds, self.promoted_s(batch), num_tokens * self._offload_s)
 
     def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int) -> float:
-        """Bound the time of steps of which only totals are known: a token costs least in the longest sequence."""
-        return self._time.decode_span_s(num_seqs, kv_tokens * self._least_read_frac, num_steps)
+        """Bound the time of steps of which only totals are known.
+
+        A token costs least in the longest sequence, and no step takes less than the first one.
+        """
+        return num_steps * self._time.decode_span_s(num_seqs, kv_tokens * self._least_read_frac, 1)
 
     def mixed_s(self, chunks: Sequence[tuple[int, int]], num_decodes: int, decode_kv_tokens: float) -> float:
         """Bound the time of an iteration of which only totals are known."""

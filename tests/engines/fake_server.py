@@ -81,6 +81,8 @@ class FakeServer:
 
     def __init__(self, name, behave=None):
         self.posts, self.in_flight, self.most_in_flight = [], 0, 0
+        self.first_ts = None
+        """When its first post came."""
         self.models = {"object": "list", "data": [{"id": f"model-{name}"}]}
         """What it says of its models: a reply, or a status with a message."""
         self.left = threading.Event()
@@ -114,6 +116,7 @@ def handler_of(server):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with server.lock:
                 number = server.prompts()[prompt_of(body)]
+                server.first_ts = server.first_ts or time.monotonic()
                 server.posts.append((self.path, body, dict(self.headers)))
                 server.in_flight += 1
                 server.most_in_flight = max(server.most_in_flight, server.in_flight)

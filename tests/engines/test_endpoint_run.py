@@ -1,18 +1,23 @@
 """experiments/run.py with backend=endpoint: servers that are running already, one an expert."""
 
 import json
-import threading
+import time
+from collections import Counter
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+import mosaic
+from experiments.config.compose import compose_config
+from experiments.config.job import job_from
+from experiments.quote import quote_batch
+from mosaic.runtime.run import measure
+from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 from tests.engines.fake_run import write_inputs
 from tests.engines.fake_server import FakeServer, completion
 from tests.experiments.command_line import run_here
-
-CALIBRATION = "profile.source=calibration"
 
 
 @pytest.fixture
@@ -26,62 +31,8 @@ def overrides_of(folder: Path, servers: list[FakeServer]) -> list[str]:
         f"{{base_url:'{server.endpoint.base_url}',expert:{server.endpoint.expert},model:{server.endpoint.model}}}"
         for server in servers
     )
-    kept = [value for value in write_inputs(folder) if not value.startswith("backend")]
+    kept = [value for value in write_inputs(folder) if not value.startswith(("backend", "profile"))]
     return [*kept, "backend=endpoint", f"backend.endpoints=[{listed}]", f"cluster.num_workers={len(servers)}"]
-
-
-@pytest.mark.parametrize("scheduler", ["ilp", "data_parallel"])
-def test_both_stages_run_on_servers(tmp_path, servers, scheduler):
-    folder = tmp_path / "run"
-    outcome = run_here(*overrides_of(tmp_path, servers), f"scheduler={scheduler}", f"hydra.run.dir={folder}")
-    assert outcome.status == 0, outcome.err
-    summary = json.loads((folder / "summary.json").read_text())
-    assert (summary["backend"], summary["num_loads"], summary["num_failed_calls"]) == ("endpoint", 0, 0)
-    assert summary["skip_frac_source"] == "measured"
-    calls = pq.read_table(folder / "calls.parquet").to_pylist()
-    held = {0: "SmolLM2", 1: "QwenHalf", 2: "SmolLM2"}
-    assert {(worker, call["expert"]) for call in calls for worker in call["workers"]} <= set(held.items())
-    assert {call["role"] for call in calls} == {"propose", "aggregate"}
-    asked = servers[1].prompts()
-    assert any(prompt.startswith("Several models were asked") for prompt in asked), "the aggregator's server"
-
-
-def test_a_server_that_goes_away_leaves_its_calls_to_the_other(tmp_path, servers):
-    gone = threading.Event()
-
-    def behave(body, number):
-        if not gone.is_set() and len(servers[2].posts) > 10:  # past the sweep, which asks the first server of an expert
-            gone.set()
-            servers[2].close()
-        return None if gone.is_set() else completion(body)
-
-    folder = tmp_path / "run"
-    overrides = [*overrides_of(tmp_path, servers), CALIBRATION, "aggregator=none", "scheduler=data_parallel"]
-    overrides += ["backend.max_in_flight=2", "backend.patience.max_retries=1", "backend.patience.first_wait_s=0.01"]
-    servers[2].behave = behave
-    outcome = run_here(*overrides, f"hydra.run.dir={folder}")
-    assert outcome.status == 0, outcome.err
-    assert gone.is_set()
-    assert "lost worker 2 (SmolLM2 at http://127.0.0.1:" in outcome.out
-    assert "DISTURBED lost worker 2 at" in outcome.out
-    summary = json.loads((folder / "summary.json").read_text())
-    assert [loss["worker"] for loss in summary["lost_workers"]] == [2]
-    assert summary["resumptions"] == []
-    (line,) = [json.loads(line) for line in (folder / "replans.jsonl").read_text().splitlines()]
-    assert {tuple(session["workers"]) for session in line["plan"]["sessions"]} == {(0,)}
-    calls = pq.read_table(folder / "calls.parquet").to_pylist()
-    assert len({(call["question"], call["slot"]) for call in calls}) == len(calls) == 36
-    assert {call["status"] for call in calls} == {"finished"}
-
-
-def test_a_wrong_key_ends_the_run_at_once_with_the_words_of_the_server(tmp_path, servers):
-    for server in servers:
-        server.behave = lambda body, number: (401, {"error": {"message": "Incorrect API key"}})
-    outcome = run_here(*overrides_of(tmp_path, servers), "aggregator=none", f"hydra.run.dir={tmp_path / 'run'}")
-    assert outcome.status == 2
-    last = outcome.err.splitlines()[-1]
-    assert "/v1: 401 Unauthorized: Incorrect API key; check the key (none is sent: api_key_env names" in last
-    assert sum(len(server.posts) for server in servers) <= 2 + 2 + 6, "a session of each server, at most"
 
 
 def questions_for(expert: str, num_questions: int, folder: Path) -> str:
@@ -94,109 +45,158 @@ def questions_for(expert: str, num_questions: int, folder: Path) -> str:
     return f"workload.path={path}"
 
 
+QUICK = [
+    "backend.patience.max_retries=1",
+    "backend.patience.first_wait_s=0.01",
+    "backend.patience.max_wait_s=0.2",
+    "backend.patience.outage_timeout_s=5",
+]
+
+
+def num_posts(servers: list[FakeServer]) -> int:
+    return sum(len(server.posts) for server in servers)
+
+
+def calls_of(folder: Path) -> list[dict]:
+    return pq.read_table(folder / "calls.parquet").to_pylist()
+
+
+def test_both_stages_run_on_servers(tmp_path, servers):
+    folder = tmp_path / "run"
+    outcome = run_here(*overrides_of(tmp_path, servers), f"hydra.run.dir={folder}")
+    assert outcome.status == 0, outcome.err
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["backend"], summary["num_loads"], summary["num_failed_calls"]) == ("endpoint", 0, 0)
+    assert (summary["scheduler"], summary["costs"], summary["skip_frac_source"]) == ("servers", "none", "measured")
+    assert summary["predicted_expert_makespan_s"] is None
+    calls = calls_of(folder)
+    held = {0: "SmolLM2", 1: "QwenHalf", 2: "SmolLM2"}
+    served = Counter(worker for call in calls if call["role"] == "propose" for worker in call["workers"])
+    assert max(served[0], served[2]) <= 15, "24 calls, two servers"
+    assert {(worker, call["expert"]) for call in calls for worker in call["workers"]} <= set(held.items())
+    assert {call["role"] for call in calls} == {"propose", "aggregate"}
+    asked = servers[1].prompts()
+    assert any(prompt.startswith("Several models were asked") for prompt in asked), "the aggregator's server"
+
+
+@pytest.mark.parametrize("num_questions", [10, 200])
+def test_the_batchs_calls_are_sent_and_no_other(num_questions, tmp_path, servers):
+    """What a paid server bills: three answers a question, and a merge where they differ."""
+    inputs = [value for value in overrides_of(tmp_path, servers) if not value.startswith("workload.path")]
+    write_inputs(tmp_path, num_questions=num_questions)
+    outcome = run_here(*inputs, f"workload.path={tmp_path / 'questions.jsonl'}", f"hydra.run.dir={tmp_path / 'run'}")
+    assert outcome.status == 0, outcome.err
+    calls = calls_of(tmp_path / "run")
+    assert sum(call["role"] == "propose" for call in calls) == 3 * num_questions
+    assert num_posts(servers) == len(calls) <= 4 * num_questions
+    assert {call["status"] for call in calls} == {"finished"}
+    assert "not the batch" not in outcome.err
+    assert "pilot" not in outcome.err
+
+
+@pytest.mark.parametrize("answer", [(502, b"<html>"), (401, {"error": "no"}), (404, b"gone"), (200, b"<html>")])
+def test_a_server_that_turns_bad_leaves_its_calls_to_the_other(answer, tmp_path, servers):
+    servers[2].behave = lambda body, number: completion(body) if len(servers[2].posts) <= 1 else answer
+    folder = tmp_path / "run"
+    overrides = [*overrides_of(tmp_path, servers), "aggregator=none", "backend.max_in_flight=2", *QUICK]
+    outcome = run_here(*overrides, f"hydra.run.dir={folder}")
+    assert outcome.status == 0, outcome.err
+    assert len(servers[2].posts) > 1
+    assert {call["status"] for call in calls_of(folder)} == {"finished"}
+
+
+def test_a_server_that_goes_away_for_a_while_is_waited_for(tmp_path, servers):
+    server = servers[1]
+    bad_until = []
+
+    def behave(body, number):
+        if len(server.posts) == 6:
+            bad_until.append(time.monotonic() + 0.6)
+        return (503, b"loading") if bad_until and time.monotonic() < bad_until[0] else completion(body)
+
+    server.behave = behave
+    outcome = run_here(*of_one_server(tmp_path, server), "backend.max_in_flight=2", *QUICK)
+    assert outcome.status == 0, outcome.err
+    assert {call["status"] for call in calls_of(tmp_path / "run")} == {"finished"}
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["lost_workers"] == []
+
+
+def test_an_expert_whose_server_refuses_ends_alone_and_is_tried_again_later(tmp_path, servers):
+    refusal = [(401, {"error": {"message": "Incorrect API key"}})]
+    servers[1].behave = lambda body, number: refusal[0] if refusal else completion(body)
+    overrides = [*overrides_of(tmp_path, servers), "aggregator=none", *QUICK, f"hydra.run.dir={tmp_path / 'run'}"]
+    outcome = run_here(*overrides)
+    assert outcome.status == 3, "calls without a result"
+    assert "12 calls have no result" in outcome.out
+    assert "401 Unauthorized: Incorrect API key; check" in " ".join(outcome.out.split())
+    statuses = {(call["expert"], call["status"]) for call in calls_of(tmp_path / "run")}
+    assert statuses == {("SmolLM2", "finished"), ("QwenHalf", "failed")}
+    refusal.clear()
+    assert run_here(*overrides).status == 0
+    assert sum(map(len, (servers[0].posts, servers[2].posts))) == 24, "nothing that was served is asked again"
+
+
+def test_a_run_that_no_server_serves_ends_with_their_words(tmp_path, servers):
+    for server in servers:
+        server.behave = lambda body, number: (401, {"error": {"message": "Incorrect API key"}})
+    outcome = run_here(*overrides_of(tmp_path, servers), "aggregator=none", f"hydra.run.dir={tmp_path / 'run'}")
+    assert outcome.status == 2
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith("error: no server serves any call: ")
+    assert last.count("/v1: 401 Unauthorized: Incorrect API key; check the key (none is sent: api_key_env names") == 3
+
+
+@pytest.mark.parametrize(
+    "override", ["scheduler=fifo", "costs=affine", "profile.source=batch", "pipeline.moves=true", "plan.path=x.json"]
+)
+def test_what_servers_have_no_use_for_is_refused(override, tmp_path, servers):
+    if override.startswith("plan"):
+        (tmp_path / "x.json").write_text("{}")
+    outcome = run_here(*overrides_of(tmp_path, servers), override, f"hydra.run.dir={tmp_path / 'run'}")
+    assert outcome.status == 2
+    if not override.startswith("plan"):
+        assert "must be left out, it has no effect here (backend=endpoint sends each call" in outcome.err
+
+
+def test_a_calibrated_gate_takes_a_saved_file_and_asks_nothing(tmp_path, servers):
+    overrides = [*overrides_of(tmp_path, servers), f"hydra.run.dir={tmp_path / 'run'}"]
+    outcome = run_here(*overrides, "gate=calibrated")
+    assert outcome.status == 2
+    assert "gate.calibration must be given" in outcome.err
+    assert num_posts(servers) == 0
+
+
+def test_nothing_is_quoted_or_planned_on_servers(tmp_path, servers):
+    overrides = [*overrides_of(tmp_path, servers), "aggregator=none"]
+    with pytest.raises(ValueError, match="backend.name must be sim or vllm in a quote.*got 'endpoint'"):
+        quote_batch(overrides, folder=tmp_path / "quote")
+    job = job_from(compose_config(overrides), tmp_path / "journal").job
+    for use in (mosaic.plan, measure):
+        with pytest.raises(ValueError, match="job.site must be one that places experts.*got 'endpoint'"):
+            use(job)
+    assert num_posts(servers) == 0
+
+
 def of_one_server(folder: Path, server: FakeServer, num_questions: int = 20) -> list[str]:
-    """The overrides of a run on one server, measured as it is by default."""
-    kept = [value for value in overrides_of(folder, [server]) if not value.startswith("profile.sweep")]
+    """The overrides of a run on one server."""
+    kept = overrides_of(folder, [server])
     name = server.endpoint.expert
     return [*kept, "aggregator=none", questions_for(name, num_questions, folder), f"hydra.run.dir={folder / 'run'}"]
 
 
-def test_a_sweep_that_cannot_finish_names_the_cause_and_keeps_what_has_finished(tmp_path, servers):
-    num_served, is_ill = 0, True
-
-    def behave(body, number):
-        nonlocal num_served
-        if is_ill and num_served == 4:
-            return (500, {"error": {"message": "CUDA error"}})
-        num_served += 1
-        return completion(body)
-
-    servers[1].behave = behave
-    overrides = [*of_one_server(tmp_path, servers[1]), CALIBRATION, "backend.max_in_flight=1"]
-    overrides += ["backend.patience.max_retries=1", "backend.patience.first_wait_s=0.01"]
-    outcome = run_here(*overrides)
-    assert outcome.status == 2
-    assert (
-        "error: profile sweep: every call must finish, 4 of 8 did before it stopped: call calibration-QwenHalf-4 "
-        "failed: QwenHalf at http://127.0.0.1:"
-    ) in outcome.err
-    assert "/v1: 500 Internal Server Error: CUDA error (tried 2 times). Correct this" in outcome.err.splitlines()[-1]
-    is_ill = False
-    assert run_here(*overrides).status == 0
-    assert num_served == 8 + 20, "calls of the sweep and of the batch, each once"
-
-
-def test_a_run_says_what_it_measures_before_and_measures_no_more_than_the_batch_pays_back(tmp_path, servers):
-    outcome = run_here(*of_one_server(tmp_path, servers[1]))
+def test_a_batch_on_servers_sends_its_own_calls_and_goes_on_where_one_failed(tmp_path, servers):
+    refusal = [(401, {"error": {"message": "Incorrect API key"}})]
+    servers[1].behave = lambda body, number: refusal[0] if refusal else completion(body)
+    kept = [value for value in overrides_of(tmp_path, servers) if not value.startswith("workload")]
+    path = write_batch(tmp_path, [batch_line(number) for number in range(10)])
+    experts = "workload.experts=[SmolLM2,QwenHalf]"
+    command = ["batch", path, "--aggregator", "none", "--per-question", "1", *kept, experts]
+    outcome = run_mosaic(*command)
+    assert outcome.status == 4, outcome.err
+    num_served = sum(len(server.posts) for server in (servers[0], servers[2]))
+    assert num_served > 0
+    refusal.clear()
+    servers[1].posts.clear()
+    outcome = run_mosaic(*command)
     assert outcome.status == 0, outcome.err
-    assert outcome.err.splitlines()[:2] == [
-        f"run folder: {tmp_path / 'run'}",
-        "pilot: 8 of the batch's own 20 calls (QwenHalf 8), to price the others; their answers are kept",
-    ]
-    assert len(servers[1].posts) == 20
-
-
-def test_calibration_says_what_it_asks_beside_the_batch(tmp_path, servers):
-    outcome = run_here(*of_one_server(tmp_path, servers[1]), CALIBRATION)
-    assert outcome.status == 0, outcome.err
-    assert outcome.err.splitlines()[:2] == [
-        f"run folder: {tmp_path / 'run'}",
-        "profiling: 8 calls that are not the batch (QwenHalf 8), to price sessions; profile.path=FILE spares them",
-    ]
-    assert len(servers[1].posts) == 8 + 20
-
-
-def test_a_pilot_whose_calls_only_fail_stops_with_the_words_of_the_server_and_goes_on_later(tmp_path, servers):
-    num_served, is_ill = 0, True
-
-    def behave(body, number):
-        nonlocal num_served
-        if is_ill and num_served == 3:
-            return (500, {"error": {"message": "CUDA error"}})
-        num_served += 1
-        return completion(body)
-
-    servers[1].behave = behave
-    overrides = [*of_one_server(tmp_path, servers[1]), "backend.max_in_flight=1"]
-    overrides += ["backend.patience.max_retries=1", "backend.patience.first_wait_s=0.01"]
-    outcome = run_here(*overrides)
-    assert outcome.status == 2
-    assert "error: pilot: 3 calls finished, and then 4 failed in a row, the first was q" in outcome.err
-    assert "500 Internal Server Error: CUDA error" in outcome.err.splitlines()[-1]
-    assert len(servers[1].posts) <= 3 + 2 * 5, "and no more of the batch"
-    is_ill = False
-    assert run_here(*overrides).status == 0
-    assert num_served == 20, "each call of the batch once"
-
-
-def test_a_bound_that_is_lifted_measures_the_whole_sweep(tmp_path, servers):
-    asked = [*of_one_server(tmp_path, servers[1]), "profile.max_batch_frac=null", "profile.sweep.shard_sizes=[4,30]"]
-    outcome = run_here(*asked)
-    assert outcome.status == 0, outcome.err
-    assert len(servers[1].posts) == 2 * 34 + 20
-
-
-def test_requests_that_a_server_wants_twice_are_no_reason_to_measure_again(tmp_path, servers):
-    late: set[int] = set()
-
-    def behave(body, number):
-        if body["seed"] in late:
-            return completion(body)
-        late.add(body["seed"])
-        return (429, {"error": "slow down"}, {"Retry-After": "0"})
-
-    servers[1].behave = behave
-    outcome = run_here(*of_one_server(tmp_path, servers[1]))
-    assert outcome.status == 0, outcome.err
-    assert len(servers[1].posts) == 2 * 20
-
-
-def test_upper_nodes_are_measured_within_the_same_bound(tmp_path, servers):
-    outcome = run_here(*overrides_of(tmp_path, servers), CALIBRATION, f"hydra.run.dir={tmp_path / 'run'}")
-    assert outcome.status == 0, outcome.err
-    told = [line.partition(";")[0] for line in outcome.err.splitlines() if "not the batch" in line]
-    assert told == [
-        "profiling: 16 calls that are not the batch (SmolLM2 8, QwenHalf 8), to price sessions",
-        "calibrating: 24 calls that are not the batch (SmolLM2 16, QwenHalf 8), to see what the gate leaves",
-        "profiling aggregate: 12 calls that are not the batch (QwenHalf 12), to price it",
-    ]
+    assert num_posts(servers) == 10

@@ -19,10 +19,10 @@ from urllib.request import urlopen
 
 import pytest
 
-from mosaic.core.errors import FatalEngineError
+from mosaic.core.errors import FatalEngineError, OutageError
 from mosaic.engines import vllm_engine
 from mosaic.engines.endpoint import Endpoint, EndpointPatience, EndpointSettings
-from mosaic.engines.endpoint_engine import ServerUnreachableError, is_device_lost, open_engine
+from mosaic.engines.endpoint_engine import is_device_lost, open_engine
 from mosaic.engines.vllm_engines import VllmSettings
 from tests.engines.endpoint_calls import make_request, make_spec, serve
 from tests.engines.executor_runs import OPTIONS
@@ -218,7 +218,7 @@ def test_a_server_that_is_killed_is_lost(server):
     with opened(server, max_in_flight=4) as engine:
         kept = serve(engine, requests_of(question), until=1)
         end_group(process)
-        with pytest.raises(ServerUnreachableError) as raised:
+        with pytest.raises(OutageError) as raised:
             serve(engine, [], until=16, kept=kept)
     assert is_device_lost(raised.value)
     assert str(raised.value).startswith(f"A at {endpoint.base_url}: cannot be reached: Connection refused")

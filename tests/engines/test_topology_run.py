@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.studies.tree_runs import ALL_STAY
+from experiments.studies.trees import ALL_STAY
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_run import run_fake, write_inputs
 from tests.engines.interrupted_run import go_on, kill_after, start

@@ -63,6 +63,7 @@ def log(name: str, changes: Mapping[str, Any], says: Sequence[str]) -> Case:
 GROUPS = [
     Case("unknown_scheduler", "scheduler=foo", ["scheduler must be one of", "'ilp'", "'round_robin'", "got 'foo'"]),
     Case("unknown_workload", "workload=mmlu", ["workload must be one of", "'mmlu_pro'", "got 'mmlu'"]),
+    Case("renamed_hardware", "hardware=h100_94gb", ["hardware=h100_94gb is now called hardware=flexicache_h100"]),
     Case("unknown_costs", "costs=free", ["costs must be one of ['affine', 'paper', 'piecewise'], got 'free'"]),
     Case("unknown_cluster", "cluster=h100x8", ["cluster must be one of", "got 'h100x8'"]),
     Case("unknown_key", "scheduler.foo=1", ["scheduler.foo must be a key", "'max_replicas'"]),

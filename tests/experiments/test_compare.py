@@ -11,10 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.analysis.intervals import estimate, t_interval
 from experiments.analysis.pairing import compare_runs
 from experiments.analysis.run_table import RunPoint, collect_runs
 from experiments.compare import COLUMNS, OUTCOME_COLUMNS, SCALING_COLUMNS, default_baseline, main
+from experiments.lab.estimate import estimate, t_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 

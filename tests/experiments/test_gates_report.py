@@ -7,8 +7,8 @@ from joblib import parallel_config
 
 import experiments.studies.gate_trials
 from experiments.figures.gates import Line, Panel, draw_gates
-from experiments.figures.style import png_bytes
 from experiments.gates import COMMAND, make_report
+from experiments.lab.style import png_bytes
 from experiments.studies.gate_populations import (
     NUM_ADVERSARIAL_OPTIONS,
     Population,

@@ -188,7 +188,7 @@ def test_one_command_leaves_every_figure_and_table(one_seed: tuple[Path, str]) -
     folder, shown = one_seed
     assert re.match(r"53 published numbers, one seed and so no interval: [1-9]\d* off by more than 10%\n", shown)
     expected = {f"{name}.{kind}" for name in FIGURES for kind in ("png", "pdf", "csv")}
-    expected |= {f"{name}.csv" for name in TABLES} | {"report.md", "errors_short.md", "consistency.md"}
+    expected |= {f"{name}.csv" for name in TABLES} | {"report.md", "errors_short.md"}
     assert {path.name for path in folder.iterdir()} == expected | {"runs"}
     for name in FIGURES:
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -16,12 +16,13 @@ from experiments.analysis.expert_stage import (
     tokens_by_agreement,
     worker_times,
 )
-from experiments.analysis.intervals import Estimate
 from experiments.figures.agreement import agreement_rows, density, draw_agreement
 from experiments.figures.data_parallel import data_parallel_rows, draw_data_parallel
 from experiments.figures.lengths import draw_lengths, length_rows
 from experiments.figures.skew import PoolSkew, draw_skew, slot_rows, worker_rows
-from experiments.figures.style import (
+from experiments.figures.throughput import draw_throughput
+from experiments.lab.estimate import Estimate
+from experiments.lab.style import (
     COLUMN_WIDTH_IN,
     PALETTE,
     PUBLISHED_EXPERTS,
@@ -30,7 +31,6 @@ from experiments.figures.style import (
     pdf_bytes,
     png_bytes,
 )
-from experiments.figures.throughput import draw_throughput
 from mosaic.core.errors import RunFolderError
 from mosaic.core.workload import AGGREGATE
 from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer
@@ -114,7 +114,7 @@ def test_pdf_embeds_its_text_as_truetype(name):
 
 def test_pdf_is_the_same_in_another_process():
     code = (
-        "from experiments.figures.style import new_figure, pdf_bytes; from hashlib import sha256; f = new_figure(1.0);"
+        "from experiments.lab.style import new_figure, pdf_bytes; from hashlib import sha256; f = new_figure(1.0);"
         "f.text(0.5, 0.5, 'tokens (s)'); print(sha256(pdf_bytes(f)).hexdigest())"
     )
     runs = [

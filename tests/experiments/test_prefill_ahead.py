@@ -79,7 +79,7 @@ def test_prompts_of_the_real_measurement_have_the_tokens_that_are_wanted(tmp_pat
 
 def test_the_report_names_hits_and_misses(tmp_path: Path):
     rows = [
-        LayerRow("a100_80gb", 3, 1, tokens, method, 1.0, saved, saved - 0.01, saved + 0.01)
+        LayerRow(3, 1, tokens, method, 1.0, saved, saved - 0.01, saved + 0.01)
         for tokens, method, saved in (
             (16, AHEAD.name, 0.25), (16, AHEAD_SHORTEST.name, 0.5), (16, CHUNKED.name, 0.01),
             (64, AHEAD.name, 0.1), (64, AHEAD_SHORTEST.name, 0.2), (64, CHUNKED.name, 0.0),

@@ -8,7 +8,6 @@ import yaml
 from experiments.config.compose import CONF
 from experiments.studies import sparse_throughput
 from experiments.studies.published_sparse_kv import FLEXICACHE_TOK_PER_S, OUTPUT_TOKENS, VLLM_TOK_PER_S
-from experiments.studies.sparse_sessions import SparseSession, sessions_report, sparse_sessions
 from experiments.studies.sparse_throughput import (
     ATTENTION_FRAC,
     Fit,
@@ -54,10 +53,29 @@ def test_the_committed_table_keeps_the_limits(committed):
 
 def test_the_committed_hardware_is_the_fit_and_says_where_each_number_is_from(committed):
     line = next(line for line in committed if (line["order"], line["attention_frac"]) == ("prefill_first", "0.7"))
-    config = yaml.safe_load((CONF / "hardware" / "h100_94gb.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load((CONF / "hardware" / "flexicache_h100.yaml").read_text(encoding="utf-8"))
     assert config.pop("_target_") == "sim.hardware.hardware_from_config"
     shape = llama().shape
     assert config == hardware_config(row_of(line).fit, ATTENTION_FRAC, shape)
+
+
+def test_only_flexicaches_study_uses_its_gpu():
+    """Its host time is that of FlexiCache's authors, and not ordinary vLLM's."""
+    paths = [
+        path for folder in ("conf", "experiments", "mosaic", "sim") for path in (CONF.parent / folder).rglob("*.*")
+    ]
+    users = {
+        path.relative_to(CONF.parent).as_posix()
+        for path in paths
+        if path.suffix in (".py", ".yaml") and "flexicache_h100" in path.read_text(encoding="utf-8")
+    }
+    assert users == {
+        "conf/hardware/flexicache_h100.yaml",
+        "experiments/config/errors.py",
+        "experiments/flexicache.py",
+        "experiments/studies/sparse_throughput.py",
+        "experiments/studies/sparse_throughput_report.py",
+    }
 
 
 def test_the_committed_throughput_is_what_the_simulator_gives(committed):
@@ -92,22 +110,3 @@ def test_memory_saved_is_what_is_not_resident():
     saved = memory_saved_frac(SparseKv(unstable_frac=1.0), 20_000)
     assert saved["keys and values alone"] == 0
     assert saved["with the summaries of all pages"] == -1 / 16
-
-
-def test_sessions_are_compared_with_the_full_cache_of_the_same_calls():
-    sessions = [
-        SparseSession("A", 10, None, 100.0, 3),
-        SparseSession("A", 20, None, 300.0, 9),
-        SparseSession("A", 10, 64, 50.0, 0),
-    ]
-    lines = sessions_report(sessions).splitlines()
-    assert "| A | 10 | full | 100 | x 1.00 | 3 |" in lines
-    assert "| A | 10 | 1,024 | 50 | x 2.00 | 0 |" in lines
-
-
-@pytest.mark.slow
-def test_the_committed_sessions_are_what_the_simulator_gives():
-    with (TABLE.parent / "sessions.csv").open(encoding="utf-8", newline="") as file:
-        committed = [tuple(line.values()) for line in csv.DictReader(file)]
-    found = [tuple("" if cell is None else str(cell) for cell in row) for row in sparse_sessions()]
-    assert found == committed

@@ -6,8 +6,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from experiments.figures.style import COLUMN_WIDTH_IN, DPI, INK, PALETTE, expert_colours, text_colour
 from experiments.figures.timeline import BAR, ROW_IN, apart, draw_timeline, main
+from experiments.lab.style import COLUMN_WIDTH_IN, DPI, INK, PALETTE, expert_colours, text_colour
 from mosaic.core.results import LostWorker, Resumption
 from mosaic.core.workload import AGGREGATE, PROPOSE
 from tests.report.test_run_folder import write, write_two_stages

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 
-from experiments.analysis.intervals import t_interval
 from experiments.analysis.pairing import ALWAYS, NEVER, compare_runs
 from experiments.analysis.run_table import collect_runs
-from experiments.compare import TRADEOFF_COLUMNS, main
+from experiments.compare import TRADEOFF_COLUMNS, default_metric, main
 from experiments.figures.tradeoff import draw_tradeoff, tradeoff_rows
+from experiments.lab.estimate import t_interval
 from tests.experiments.test_compare import make_run
 
 GATES = {"never": (0.0, 400.0), "majority": (0.8, 250.0)}
@@ -139,8 +139,9 @@ def test_a_sweep_whose_gates_agree_has_no_tradeoff_and_says_why(tmp_path, capsys
 
 def test_command_writes_the_tradeoff_and_the_columns_of_the_second_stage(tmp_path, capsys):
     make_pairs(tmp_path)
-    assert main([str(tmp_path), "--metric", "end_to_end_s", "--baseline", "round_robin gate=never"]) == 0
+    assert main([str(tmp_path)]) == 0
     printed = capsys.readouterr().out
+    assert printed.startswith("speedup over round_robin gate=never, end to end: ")
     line = next(line for line in printed.splitlines() if "gate=majority" in line)
     for word in ("80.0% fitted", "60.50%", "-0.50 (-2.00, +1.00)", "1.600"):
         assert word in line
@@ -155,6 +156,23 @@ def test_command_writes_the_tradeoff_and_the_columns_of_the_second_stage(tmp_pat
     assert rows[0]["change_pp"] == ""
     wide = list(csv.DictReader((tmp_path / "compare.csv").read_text().splitlines()))
     assert [row["accuracy_frac"] for row in wide] == [row["accuracy_frac"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("aggregators", "metric"),
+    [((None, None), "expert_makespan_s"), (("tp4", "tp4"), "end_to_end_s"), (("tp4", None), "end_to_end_s")],
+)
+def test_times_are_end_to_end_where_an_aggregator_runs(tmp_path, aggregators, metric):
+    for number, aggregator in enumerate(aggregators):
+        make_run(tmp_path / str(number), aggregator=aggregator, config={"aggregator": {"name": aggregator}})
+    assert default_metric(collect_runs([tmp_path])[0]) == metric
+
+
+def test_the_expert_stage_can_still_be_named(tmp_path, capsys):
+    make_pairs(tmp_path)
+    assert main([str(tmp_path), "--metric", "expert_makespan_s"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "gate=majority" in line)
+    assert "1.000" in line, "a gate changes nothing of it"
 
 
 def test_change_against_always_aggregating_is_marked(tmp_path, capsys):

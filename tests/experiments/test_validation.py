@@ -8,8 +8,8 @@ import pytest
 
 import experiments.validate as validate
 from experiments.config import engines
-from experiments.figures.style import png_bytes
 from experiments.figures.validation import draw_validation
+from experiments.lab.style import png_bytes
 from experiments.studies.validation import (
     ComparedTime,
     compare,

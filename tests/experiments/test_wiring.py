@@ -35,7 +35,7 @@ FITTING = [
     *product(["file", "request_log"], ["llama3_8b"], ["a100_80gb", "rtxpro6000"]),
     *product(["mmlu_pro_reasoning"], ["reasoning"], ["a100_80gb", "rtxpro6000"]),
     *product(["mmlu_pro_instruct"], ["instruct"], ["a100_80gb", "rtxpro6000"]),
-    ("request_log", "llama3_8b", "h100_94gb"),
+    ("request_log", "llama3_8b", "flexicache_h100"),
 ]
 """Workload, pool and hardware that go together."""
 SCHEDULERS = [
@@ -51,7 +51,13 @@ PARTS = {"expert", "questions", "lengths", "answers", "experiment", "policy"}
 """Groups that other groups are made of, and the presets."""
 DEGREES = {"tp4": (4,), "dp": (1,), "auto": (4, 1)}
 """Tensor-parallel degrees of each choice of the aggregator."""
-MEASURED_DEGREES = {"a100_80gb": (1, 4), "rtxpro6000": (1, 2), "rtx4090": (1,), "h100_94gb": (1,), "cpu_core": (1,)}
+MEASURED_DEGREES = {
+    "a100_80gb": (1, 4),
+    "rtxpro6000": (1, 2),
+    "rtx4090": (1,),
+    "flexicache_h100": (1,),
+    "cpu_core": (1,),
+}
 """At which the hardware's operators were measured, or are computed."""
 SMALL_AGGREGATOR = {("hybrid", "rtx4090"): "Qwen"}
 """Where the pool's own aggregator has no room on the GPU."""
@@ -237,7 +243,7 @@ def test_the_defaults_are_the_papers_main_run() -> None:
     prepared = make()
     job, site = prepared.job, site_of(prepared)
     assert (job.workload.name, job.scheduler.name, prepared.seed) == ("mmlu_pro", "ilp", 0)
-    assert job.costs.func.func is PaperCosts  # type: ignore[attr-defined]
+    assert job.costs.func is PaperCosts  # type: ignore[attr-defined]
     assert site.hardware.gpu.name == "a100_80gb"
     assert job.cluster.num_workers == 4
     assert site.settings == EngineOptions(order=Order.PREFILL_FIRST, max_num_seqs=256)
@@ -246,7 +252,7 @@ def test_the_defaults_are_the_papers_main_run() -> None:
     assert job.graph.gate == Majority(tau=0.6667)
     expert, degrees = aggregator_of(prepared)
     assert (expert.name, degrees) == ("LlamaR1", (4,))
-    assert make("costs=affine").job.costs.func.func is AffineCosts  # type: ignore[attr-defined]
+    assert make("costs=affine").job.costs.func is AffineCosts  # type: ignore[attr-defined]
 
 
 def test_overrides_reach_the_values() -> None:

@@ -113,6 +113,10 @@ def test_aborts_agree_with_the_oracle(session, data):
         finished += engine.advance_to(ts)
         aborted = engine.abort(submitted[index], ts)
         assert aborted == (index not in {request.id for request in finished})
+        if aborted:
+            request = submitted[index]
+            assert request.first_token_ts is None or request.first_token_ts <= request.finished_ts == ts
+            assert request.num_generated < request.output_tokens, "one that goes on elsewhere has tokens to write"
     finished += engine.advance_to(float("inf"))
     assert [request.finished_ts for request in finished] == sorted(request.finished_ts for request in finished)
     assert_same(submitted, seqs)

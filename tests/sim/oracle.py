@@ -173,6 +173,11 @@ class Oracle:
         for place in (self.waiting, self.running, arriving):
             if seq in place:
                 place.remove(seq)
+        if seq.first is not None and seq.first > ts:
+            seq.first = None
+            seq.generated -= 1
+        elif seq.generated == seq.output:
+            seq.generated -= 1
         seq.finished = ts
         seq.wasted += seq.computed
         self.release(seq)

@@ -77,6 +77,23 @@ class TestMove:
         )  # fmt: skip
         assert record.wasted_tokens == (100 + 4 - 1) + (100 + 9 - 1)
 
+    def test_a_call_whose_prompt_is_being_read_leaves_without_its_first_token(self):
+        """Alone it is read sooner than beside three others, whose iteration goes on until after its end."""
+        submits = [opened(0), opened(1), *(Submit(call, 0) for call in CALLS)]
+        leave = Answers({"tick": [Cancel(A0.key), Cancel(A1.key), Move(A2.key, 1)]})
+        backend = make_backend(lambda call, inputs: Outcome(1))
+        result = drive(backend, [Answers({"started": submits}), leave], num_workers=2, tick_s=10.001)
+        moved, stayed = (next(r for r in result.calls if r.key == call.key) for call in (A2, A3))
+        assert (moved.status, moved.session, moved.output_tokens) == (CallStatus.FINISHED, 1, 1)
+        assert 10.001 < moved.first_token_ts == moved.finished_ts < stayed.first_token_ts
+
+    @pytest.mark.parametrize("tick_s", [11.5, 12.5])
+    def test_a_call_whose_last_token_is_under_way_has_yet_to_write_it(self, tick_s):
+        """With all of its tokens it would be too long for an iteration of the other session."""
+        table = {"started": [opened(0), opened(1), Submit(A0, 0)], "tick": [Move(A0.key, 1)]}
+        _, records = run({"A0": int(tick_s) - 9}, table, tick_s=tick_s, max_num_batched_tokens=100 + int(tick_s) - 10)
+        assert (records["A0"].output_tokens, records["A0"].finished_ts) == (int(tick_s) - 9, tick_s + 1)
+
     def test_to_its_own_session_or_after_its_end_nothing_happens(self):
         table = {
             "started": [opened(0), opened(1), Submit(A0, 0), Move(A0.key, 0)],

@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from mosaic.runtime.static_plan import execute
 from tests.controllers import Answers, cancel_on
 from tests.factories import make_call, make_cluster, make_expert, make_shape
 from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session, some_calls
+from tests.sim.oracle import LinearTime
 from tests.sim.random_runs import committed_time, committed_times, runs
 
 
@@ -22,12 +25,60 @@ def test_no_plan_beats_the_bound(run):
     assert 0 < bound_s <= makespan_s * (1 + 1e-9)
 
 
-@settings(max_examples=60, deadline=None)
-@given(runs(kv=SparseKv(budget_pages=4)))
-def test_no_plan_beats_the_bound_where_long_sequences_are_read_in_part(run):
-    make, plan, calls = run
+SPARSE = st.builds(
+    SparseKv,
+    budget_pages=st.sampled_from([1, 4, 64]),
+    rerank_every=st.sampled_from([1, 16]),
+    unstable_frac=st.sampled_from([0.0, 0.25, 1.0]),
+    promoted_frac=st.sampled_from([0.0, None]),
+)
+SPARSE_TIMES = [pytest.param(None, id="linear"), *(pytest.param(p.values[1], id=p.id) for p in committed_times())]
+
+
+@pytest.mark.parametrize("time", SPARSE_TIMES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_no_plan_beats_the_bound_where_long_sequences_are_read_in_part(time, data):
+    times = None if time is None else st.just(time)
+    make, plan, calls = data.draw(runs(times=times, kv=data.draw(SPARSE)))
     bound_s, makespan_s = bound_and_makespan(make(), *plan.sessions, calls=calls, num_workers=plan.num_workers)
     assert 0 < bound_s <= makespan_s * (1 + 1e-9)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saturating(LinearTime):
+    """From so many tokens on, a step that reads more takes no longer."""
+
+    most_tokens: float = 8.8
+
+    def decode_span_s(self, num_seqs, kv_tokens, num_steps):
+        return num_steps * LinearTime.decode_span_s(self, num_seqs, min(kv_tokens, self.most_tokens), 1)
+
+
+SHORT_STEPS = {"base_s": 1e-6, "per_seq_s": 0.0, "per_kv_token_s": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("kv", "num_calls", "time"),
+    [
+        pytest.param(
+            SparseKv(budget_pages=4), 1, LinearTime(base_s=0.03125, per_kv_token_s=8e-6), id="reads grow in part only"
+        ),
+        pytest.param(
+            SparseKv(budget_pages=1, unstable_frac=0.0), 20, Saturating(**SHORT_STEPS), id="most tokens are on the host"
+        ),
+    ],
+)
+def test_a_sparse_kv_cache_is_bounded_by_what_is_read_of_it(kv, num_calls, time):
+    calls = some_calls("A", num_calls)
+    backend = make_backend(
+        by_key(900),
+        experts=[make_expert("A", kv=kv)],
+        settings=EngineOptions(max_num_seqs=num_calls, kv_cache_tokens=1500),
+        hardware=LinearHardware(0.0, time),
+    )
+    bound_s, makespan_s = bound_and_makespan(backend, make_session(0, calls), calls=calls)
+    assert 0 < bound_s <= makespan_s
 
 
 @pytest.mark.parametrize(("name", "time"), committed_times())

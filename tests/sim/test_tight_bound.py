@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.realization import Outcome
+from mosaic.core.sparse_kv import SparseKv
 from mosaic.core.workload import CallKey
 from mosaic.runtime.run import run
 from mosaic.runtime.static_plan import execute
@@ -29,10 +30,11 @@ def bounds_and_makespan(backend, sessions, calls, num_workers):
     return bounds, max(session.end_ts for session in result.sessions)
 
 
-@settings(max_examples=60, deadline=None)
-@given(runs())
-def test_no_plan_beats_the_tight_bound(run):
-    make, plan, calls = run
+@pytest.mark.parametrize("kv", [None, SparseKv(budget_pages=4)], ids=["full", "sparse"])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_no_plan_beats_the_tight_bound(kv, data):
+    make, plan, calls = data.draw(runs(kv=kv))
     bounds, makespan_s = bounds_and_makespan(make(), plan.sessions, calls, plan.num_workers)
     assert bounds.plain_s <= bounds.expert_s <= makespan_s * (1 + 1e-9)
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.analysis.question_stats import main as question_stats
 from mosaic.core.workload import PROPOSE, AnswerKind, CallKey, Workload
-from mosaic.workloads.loaders import count_text_tokens, file_tokens, file_workload
+from mosaic.workloads.loaders import count_text_tokens, file_workload
 from mosaic.workloads.slot_table import draw_question_tokens, slot_table_workload
 
 SLOTS = {"A": 5, "B": 3, "C": 1, "D": 0}
@@ -379,23 +378,3 @@ def test_unusable_paths_are_named(tmp_path: Path) -> None:
 
 
 # Question statistics
-
-
-def test_question_stats_print_a_grid_that_a_slot_table_takes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import yaml
-
-    path = write(tmp_path, "q.json", [{"question": "x" * 4 * (i + 1)} for i in range(201)])
-    assert file_tokens(path) == tuple(range(1, 202))
-    assert question_stats([str(path)]) == 0
-    printed = capsys.readouterr().out
-    assert "# Mean 101.00; drawn back from this grid 101.00 (+0.0%)." in printed
-    quantiles = yaml.safe_load(printed)["prompt_token_quantiles"]
-    assert quantiles == list(range(1, 202, 2))
-    assert len(make_table(prompt_token_quantiles=quantiles).questions) == 3
-
-
-def test_question_stats_refuse_an_unreadable_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert question_stats(["none.json"]) == 2
-    assert "question_stats: workload.path must be a readable file, got 'none.json'" in capsys.readouterr().err

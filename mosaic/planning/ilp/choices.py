@@ -1,4 +1,4 @@
-"""What the flexible program chooses among: every expert, at every degree and with every KV cache, where it fits."""
+"""What the flexible program chooses among: every expert, at every degree, where it fits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import TypeAlias
 
 from mosaic.core.cluster import Worker
-from mosaic.core.kv_variants import KvVariant
 from mosaic.core.workload import Expert, ExpertName
 from mosaic.planning.costs import LinearTerms, price_s
 from mosaic.planning.problem import Problem
@@ -26,13 +25,6 @@ class Option:
     load_s: float
     pieces: Pieces
     """Affine prices; the session costs the highest."""
-    variant: KvVariant | None = None
-    """Its KV cache; None: the expert's own."""
-
-    @property
-    def kv_loss_frac(self) -> float:
-        """Share of its right answers that its KV cache is believed to cost."""
-        return 0.0 if self.variant is None else self.variant.accuracy_cost_frac
 
     def session_s(self, num_calls: int, pieces: Pieces | None = None) -> float:
         """Price the session, load included, by these prices or its own; 0 without calls."""
@@ -58,22 +50,6 @@ class Choices:
     num_workers: int
     max_experts_per_worker: int | None
     """K; None: as many as pay for themselves."""
-    accepted_kv_loss_frac: float = 0.0
-    """Most that the calls' KV losses may come to, the mean over all calls."""
-
-    @property
-    def most_lost_calls(self) -> float:
-        """The accepted loss in calls."""
-        return self.accepted_kv_loss_frac * sum(self.num_calls)
-
-    @cached_property
-    def has_variants(self) -> bool:
-        """Whether any session may choose its KV cache."""
-        return any(option.variant is not None for option in self.options)
-
-    def kv_loss_frac(self, counts: Mapping[int, int]) -> float:
-        """Give the mean KV loss over all calls, by the calls of each option that is used."""
-        return sum(self.options[o].kv_loss_frac * number for o, number in counts.items()) / sum(self.num_calls)
 
     @cached_property
     def of_expert(self) -> tuple[tuple[int, ...], ...]:
@@ -124,11 +100,8 @@ def make_choices(
     *,
     max_replicas: int | Mapping[ExpertName, int] | None = None,
     max_experts_per_worker: int | None = None,
-    accepted_kv_loss_frac: float = 0.0,
 ) -> Choices:
-    """Price every expert that has calls wherever it fits, at each degree and with each KV cache that it may have.
-
-    Variants of the KV cache are left out where no loss is accepted.
+    """Price every expert that has calls wherever it fits, at each degree that it may have.
 
     Raises
     ------
@@ -143,8 +116,7 @@ def make_choices(
         gangs = [(shape, gang) for shape in shapes for gang in problem.gangs(shape)]
         if not gangs:
             places_for(problem, expert)  # says why
-        variants = expert.kv_variants if accepted_kv_loss_frac > 0 else ()
-        options += [_option(problem, m, shape, gang, variant) for variant in (None, *variants) for shape, gang in gangs]
+        options += [_option(problem, m, shape, gang) for shape, gang in gangs]
     caps = max_replicas if isinstance(max_replicas, Mapping) else dict.fromkeys(num_calls, max_replicas)
     return Choices(
         names=tuple(num_calls),
@@ -153,16 +125,13 @@ def make_choices(
         max_replicas=tuple(caps.get(name) for name in num_calls),
         num_workers=problem.cluster.num_workers,
         max_experts_per_worker=max_experts_per_worker,
-        accepted_kv_loss_frac=accepted_kv_loss_frac,
     )
 
 
-def _option(problem: Problem, number: int, expert: Expert, gang: Sequence[Worker], variant: KvVariant | None) -> Option:
-    expert = expert.with_kv_budget(None if variant is None else variant.budget_tokens)
+def _option(problem: Problem, number: int, expert: Expert, gang: Sequence[Worker]) -> Option:
     return Option(
         expert=number,
         workers=tuple(worker.id for worker in gang),
         load_s=problem.costs.load_s(expert, gang, problem.held.anywhere(expert.name)),
         pieces=tuple(problem.costs.pieces(expert, gang)),
-        variant=variant,
     )

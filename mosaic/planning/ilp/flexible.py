@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mosaic.core.checks import require, require_count, require_number
+from mosaic.core.checks import require_count, require_number
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import Plan, Session, SolveReport, SolveStatus
 from mosaic.core.workload import ExpertName
 from mosaic.planning.ilp.choices import Choices, Pieces, make_choices
-from mosaic.planning.ilp.kv_notes import kv_notes
 from mosaic.planning.ilp.packing import best_packing
 from mosaic.planning.ilp.scenarios import Prices, Uncertainty
 from mosaic.planning.problem import Problem
@@ -29,9 +28,6 @@ class Flexible:
     (``costs=piecewise``). With scenarios the plan is made for predictions that are wrong: its mean makespan over them
     is least, or the mean of the worst of them.
 
-    Where a loss of accuracy is accepted, each session of an expert with ``kv_variants`` may take one of these sparse KV
-    caches: the costs that they declare, weighted by the share of all calls that they serve, stay within it.
-
     References
     ----------
     MOSAIC, arXiv 2606.03014.
@@ -41,8 +37,6 @@ class Flexible:
     """K; None: the program chooses."""
     max_replicas: int | Mapping[ExpertName, int] | None = None
     """One cap for all or caps by expert; None: the program chooses."""
-    accepted_kv_loss_frac: float = 0.0
-    """Most that sparse KV caches may cost, as the share of right answers lost, the mean over all calls; 0: none."""
     num_scenarios: int = 1
     length_error: float = 1.0
     quantile: float | None = None
@@ -63,9 +57,6 @@ class Flexible:
                     require_count(cap, f"scheduler.{key}: cap of {expert}", at_least=1)
             elif value is not None:
                 require_count(value, f"scheduler.{key}", at_least=1)
-        require_number(self.accepted_kv_loss_frac, "scheduler.accepted_kv_loss_frac", at_least=0)
-        rule = "at most 1: the share of right answers"
-        require(self.accepted_kv_loss_frac <= 1, "scheduler.accepted_kv_loss_frac", rule, self.accepted_kv_loss_frac)
         require_number(self.gap_frac, "scheduler.gap_frac", at_least=0)
         require_number(self.time_limit_s, "scheduler.time_limit_s", above=0)
         _ = self.uncertainty
@@ -87,7 +78,6 @@ class Flexible:
             problem,
             max_replicas=self.max_replicas,
             max_experts_per_worker=self.max_experts_per_worker,
-            accepted_kv_loss_frac=self.accepted_kv_loss_frac,
         )
         if not choices.names:
             nothing = SolveReport(status=SolveStatus.OPTIMAL, objective_s=0.0, bound_s=0.0, gap_frac=0.0)
@@ -129,10 +119,9 @@ class Flexible:
 
         found = [counts for counts in (solution.counts, start) if counts is not None]
         if not found:
-            accepted = f" and accepted_kv_loss_frac={self.accepted_kv_loss_frac:g}" if choices.has_variants else ""
             raise InfeasibleError(
                 f"no placement of {len(choices.names)} experts on {choices.num_workers} workers with "
-                f"K={choices.max_experts_per_worker}{accepted} ({solution.termination}): raise max_experts_per_worker, "
+                f"K={choices.max_experts_per_worker} ({solution.termination}): raise max_experts_per_worker, "
                 f"max_replicas or time_limit_s={self.time_limit_s:g}"
             )
         counts = min(found, key=objective_s)
@@ -157,8 +146,7 @@ class Flexible:
         packed = best_packing(instance)
         if packed is None:
             return None
-        own = [(o, option) for o, option in enumerate(choices.options) if option.variant is None]
-        options = {(option.expert, option.workers): o for o, option in own}
+        options = {(option.expert, option.workers): o for o, option in enumerate(choices.options)}
         start = {
             options[m, place]: number
             for m, row in enumerate(packed)
@@ -177,7 +165,7 @@ class Flexible:
         for m, name in enumerate(choices.names):
             degrees = [len(choices.options[o].workers) for o in choices.of_expert[m] if o in counts]
             notes.append(f"{name}: {len(degrees)} session(s) over {sorted(degrees)} worker(s)")
-        return [*notes, *kv_notes(choices, counts)]
+        return notes
 
 
 def _within_limits(choices: Choices, counts: Mapping[int, int]) -> bool:
@@ -206,9 +194,6 @@ def _sessions(problem: Problem, choices: Choices, counts: Mapping[int, int]) -> 
         places = [choices.options[o].workers for o in used]
         sessions = replica_sessions(calls_by_expert[name], places, [counts[o] for o in used], first_id=0)
         for o, session in zip(used, sessions, strict=True):
-            variant = choices.options[o].variant
-            if variant is not None:
-                session = replace(session, kv_budget_tokens=variant.budget_tokens)
             keyed.append(((-len(session.workers), choices.options[o].session_s(counts[o]), m, o), session))
     keyed.sort(key=lambda pair: pair[0])
     return [replace(session, id=number) for number, (_, session) in enumerate(keyed)]

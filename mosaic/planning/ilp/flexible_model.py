@@ -63,7 +63,6 @@ def build_model(
     )
     model.makespan_s = pyo.Var(model.SCENARIOS, bounds=lambda _, s: (0, longest_s[s] * (1 + SLACK_FRAC)))
     _add_expert_rules(model, choices)
-    _add_kv_rule(model, choices)
     _add_worker_rules(model, choices, scenarios)
     _add_objective(model, uncertainty, max(longest_s))
     return model
@@ -86,16 +85,6 @@ def _add_expert_rules(model: pyo.ConcreteModel, choices: Choices) -> None:
         return pyo.inequality(1, replicas, choices.max_replicas[m] or len(choices.of_expert[m]))
 
     model.replicas_within_cap = pyo.Constraint(model.EXPERTS, doc="equation 7", rule=replica_limits)
-
-
-def _add_kv_rule(model: pyo.ConcreteModel, choices: Choices) -> None:
-    """Bound what sparse KV caches are believed to cost, in calls whose right answer is lost."""
-    lossy = [o for o, option in enumerate(choices.options) if option.kv_loss_frac]
-    if lossy:
-        lost = pyo.quicksum(choices.options[o].kv_loss_frac * model.num_calls[o] for o in lossy)
-        model.kv_loss_within_accepted = pyo.Constraint(
-            expr=lost <= choices.most_lost_calls, doc="not in the paper: accepted_kv_loss_frac of all calls"
-        )
 
 
 def _add_worker_rules(model: pyo.ConcreteModel, choices: Choices, scenarios: Sequence[Sequence[Pieces]]) -> None:

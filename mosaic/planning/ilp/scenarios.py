@@ -83,10 +83,9 @@ class Uncertainty:
                 factor = self._factor(level)
                 return tuple(LinearTerms(factor * fixed_s, factor * call_s) for fixed_s, call_s in option.pieces)
             workers = problem.cluster.select(option.workers)
-            budget = None if option.variant is None else option.variant.budget_tokens
-            key = (option.expert, workers[0].gpu.name, len(workers), level, budget)
+            key = (option.expert, workers[0].gpu.name, len(workers), level)
             if key not in known:
-                expert = problem.expert(choices.names[option.expert]).with_kv_budget(budget)
+                expert = problem.expert(choices.names[option.expert])
                 known[key] = self._iterations(problem, expert, workers, level)
             return known[key]
 

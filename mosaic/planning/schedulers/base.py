@@ -44,7 +44,7 @@ class PredictedTimeline:
     def append(self, session: Session) -> PredictedTimes:
         """Price the next session of the total order."""
         problem = self._problem
-        expert = problem.session_expert(session)
+        expert = problem.expert(session.expert)
         workers = problem.cluster.select(session.workers)
         start_s = max([self.free_s(session.workers), *(self._end_s_by_session[needed] for needed in session.after)])
         residency = self._held.residency(*home_of(session))

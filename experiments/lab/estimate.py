@@ -1,4 +1,4 @@
-"""The one interval of the tree: 95%, by Student's t, of a mean over seeds."""
+"""A mean over seeds with its 95% interval by Student's t: the one interval of all studies."""
 
 from collections.abc import Sequence
 from math import exp, inf, log, sqrt
@@ -11,12 +11,23 @@ MIN_SHOWN = 3
 
 
 class Estimate(NamedTuple):
-    """A mean with its 95% interval, None for a single value."""
+    """A mean with its 95% interval, None for a single value.
+
+    Examples
+    --------
+    >>> f"{Estimate(0.5, 0.42, 0.58, 10):.1%} of {Estimate(1234.5):,.0f} s"
+    '50.0% [42.0%, 58.0%] of 1,234 s'
+    """
 
     mean: float
     low: float | None = None
     high: float | None = None
     num: int = 1
+
+    def __format__(self, form: str) -> str:
+        """Write the mean, and its interval where one is worth showing, each in this form."""
+        ends = self.shown()
+        return f"{self.mean:{form}}" + ("" if ends is None else f" [{ends[0]:{form}}, {ends[1]:{form}}]")
 
     def shown(self, least: float = -inf, most: float = inf) -> tuple[float, float] | None:
         """Cut the interval to what is possible; None where there are too few values to show one."""

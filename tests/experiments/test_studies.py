@@ -1,0 +1,56 @@
+"""Every study: its committed page follows from its committed tables, and a row measured anew is the committed one."""
+
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from experiments.lab.preset import preset_names
+from experiments.lab.study import run_study
+from experiments.study import find_studies, load_study
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+COMMITTED = {"trees": "trees"} | dict.fromkeys(preset_names(), "ablations")
+"""Folder below results/ of each study."""
+
+
+def test_every_study_is_committed_and_says_what_it_is_about() -> None:
+    assert set(find_studies()) == set(COMMITTED)
+    for name in COMMITTED:
+        study = load_study(name)
+        assert study.name == name
+        assert study.about.endswith(".")
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_the_committed_page_follows_from_the_committed_tables(name, tmp_path) -> None:
+    study, committed = load_study(name), RESULTS / COMMITTED[name]
+    for table in study.tables:
+        shutil.copy(committed / f"{table}.csv", tmp_path)
+    run_study(study, tmp_path, draw_only=True, show=lambda line: None)
+    for file in (f"{name}.md", *(f"{table}.csv" for table in study.tables)):
+        assert (tmp_path / file).read_text() == (committed / file).read_text()
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_figures_show_the_values_of_the_tables(name) -> None:
+    study, committed = load_study(name), RESULTS / COMMITTED[name]
+    tables = {table: pl.read_csv(committed / f"{table}.csv", infer_schema_length=None) for table in study.tables}
+    for draw in study.figures.values():
+        axes = draw(tables).axes
+        assert all(each.get_xlabel() for each in axes)
+        assert axes[0].get_ylabel()
+        assert all(each.has_data() for each in axes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMITTED)
+def test_a_row_measured_anew_is_the_committed_one(name) -> None:
+    study, committed = load_study(name), RESULTS / COMMITTED[name]
+    for table, sweep in study.tables.items():
+        point = sweep.points[0]
+        found = pl.DataFrame([{**point.labels, "seed": 0, **sweep.measure(point, 0)}])
+        kept = pl.read_csv(committed / f"{table}.csv", infer_schema_length=None).head(1)
+        assert_frame_equal(found, kept, check_dtypes=False, rel_tol=1e-9)
