@@ -28,6 +28,7 @@ from experiments.config.errors import UNANSWERED_STATUS
 from experiments.config.job import Prepared, job_from
 from experiments.config.memory import spare_garbage_collector
 from experiments.config.places import JOURNAL
+from experiments.config.promise import Promise, gate_notes, promise_of
 from experiments.config.run_start import begin, grown_keys, is_blank
 from experiments.config.start import check_start, naming_all_problems
 from experiments.config.summary import answer_files, replans_jsonl, summary_of
@@ -110,13 +111,14 @@ def run_batch(
         with closing(stream):
             outcome = execute(prepared, stream, metrics, price_per_hour)
             ended = finish(places.files, stream.file, stream.questions)
-        leave_run_folder(places, prepared, config, stamped, outcome)
+        promise = promise_of(prepared, outcome)
+        leave_run_folder(places, prepared, config, stamped, outcome, ended, promise)
         places.files.partial.unlink(missing_ok=True)
     wall_s = time.monotonic() - start
-    print(describe(request.path, places, outcome, ended))
+    print(describe(request.path, places, outcome, ended, gate_notes(prepared, promise)))
     if price_per_hour is not None:
         print(f"  cost      {cost(wall_s, prepared.job.cluster.num_workers, price_per_hour)} for {wall_s:,.0f} s")
-    return UNANSWERED_STATUS if ended.num_errors else 0
+    return UNANSWERED_STATUS if ended.num_unanswered else 0
 
 
 def execute(prepared: Prepared, stream: AnswerStream, metrics: RunMetrics, price_per_hour: float | None) -> Outcome:
@@ -161,9 +163,18 @@ def is_done(places: Places, stamped: dict[str, Any], grown: Sequence[str]) -> bo
 
 
 def leave_run_folder(
-    places: Places, prepared: Prepared, config: Mapping[str, Any], stamped: dict[str, Any], outcome: Outcome
+    places: Places,
+    prepared: Prepared,
+    config: Mapping[str, Any],
+    stamped: dict[str, Any],
+    outcome: Outcome,
+    ended: Finished,
+    promise: Promise | None,
 ) -> None:
-    """Leave a run folder, as experiments/run.py does, but for its figure; its summary speaks for the output files."""
+    """Leave a run folder, as experiments/run.py does, but for its figure.
+
+    Its summary counts how questions ended, and speaks for the output files.
+    """
     folder, plans = places.work, outcome.plans
     files = answer_files(prepared, outcome)
     if outcome.replans:
@@ -174,7 +185,9 @@ def leave_run_folder(
         config=stamped,
         plans=plans,
         result=outcome.result,
-        summary=summary_of(prepared, config, plans, outcome) | {"outputs": digests(places.files)},
+        summary=summary_of(prepared, config, plans, outcome, promise)
+        | ended._asdict()
+        | {"outputs": digests(places.files)},
         meta=describe_run_conditions(wall_s_by_step={}, solver_s=plans[0].solve.wall_s, reacting_s=outcome.reacting_s),
         files=files,
         answers=outcome.answers,
@@ -182,20 +195,28 @@ def leave_run_folder(
     )
 
 
-def describe(path: Path, places: Places, outcome: Outcome, ended: Finished) -> str:
-    """Say in a few lines what came of a batch."""
+def describe(path: Path, places: Places, outcome: Outcome, ended: Finished, notes: Sequence[str]) -> str:
+    """Say in a few lines how a batch ended."""
     seconds = max((session.end_ts for session in outcome.result.sessions), default=0.0)
     calls = outcome.result.calls
     tokens = sum(record.output_tokens for record in calls)
     skipped = "" if outcome.skip_frac is None else f", {outcome.skip_frac:.1%} of the questions without the aggregator"
+    lost = f", {ended.num_not_aggregated:,} not aggregated" if ended.num_not_aggregated else ""
     lines = [
-        f"{path.name}: {ended.num_answered:,} questions answered, {ended.num_errors:,} errors",
+        f"{path.name}: {ended.num_answered:,} questions answered{lost}, {ended.num_errors:,} errors",
         f"  calls     {len(calls):,} calls, {tokens:,} tokens written{skipped}",
         f"  time      {seconds:,.1f} s on {outcome.result.num_workers} workers",
         f"  output    {places.files.out}",
     ]
-    if ended.num_errors:
+    if ended.num_cut_to_fit:
+        lines.append(
+            f"  cut       {ended.num_cut_to_fit:,} questions: the aggregator has read the end of some responses alone"
+        )
+    if ended.num_not_aggregated:
+        lines.append("  FAILED    questions that could not be aggregated have one expert's text")
+    if ended.num_unanswered:
         lines.append(f"  errors    {places.files.errors} (the same command tries them again)")
+    lines += [f"  gate      {note}" for note in notes]
     if outcome.skip_frac:
         lines.append(f"  promise   mosaic audit {places.files.out}")
     return "\n".join(lines)

@@ -29,6 +29,7 @@ from experiments.config.errors import BAD_INPUT, FailedCalls, FailedPoint, exit_
 from experiments.config.job import Prepared, job_from
 from experiments.config.memory import spare_garbage_collector
 from experiments.config.places import JOURNAL
+from experiments.config.promise import gate_notes, promise_of
 from experiments.config.run_start import begin, is_blank
 from experiments.config.single import compose_single
 from experiments.config.summary import answer_files, replans_jsonl, summary_of
@@ -224,7 +225,8 @@ def leave(
     """Write a run's files and print what it did; gives the number of its calls without a result."""
     job = prepared.job
     plans = outcome.plans
-    summary = summary_of(prepared, config, plans, outcome)
+    promise = promise_of(prepared, outcome)
+    summary = summary_of(prepared, config, plans, outcome, promise)
     files = answer_files(prepared, outcome)
     if outcome.replans:
         files["replans.jsonl"] = replans_jsonl(outcome.replans)
@@ -260,16 +262,16 @@ def leave(
     if point is not None:
         print(describe_point(summary, point))
     else:
-        print_screen(prepared, outcome, summary, folder)
+        print_screen(outcome, summary, folder, gate_notes(prepared, promise))
         if replay is not None:
             print(replay.table)
     return summary["num_failed_calls"] or 0
 
 
-def print_screen(prepared: Prepared, outcome: Outcome, summary: Summary, folder: Path) -> None:
+def print_screen(outcome: Outcome, summary: Summary, folder: Path, notes: Sequence[str]) -> None:
     """Say what a single run did."""
     errors = failures(outcome.result)
-    print(describe_run(summary, outcome.result, folder, gate_notes=gate_notes(prepared), errors=errors))
+    print(describe_run(summary, outcome.result, folder, gate_notes=notes, errors=errors))
     if errors:
         print(f"to try failed calls again: the same command with hydra.run.dir={folder}")
     for plan, lost in outcome.replans:
@@ -296,14 +298,6 @@ def explain_only(
         return
     print(explain(planned.plan, planned.problem))
     print(f"plan: {folder / 'plan.json'} (run it with plan.path={folder / 'plan.json'})")
-
-
-def gate_notes(prepared: Prepared) -> Sequence[str]:
-    """Say what the gate promises, where there is one; with budgets the promise is of both."""
-    graph, choice = prepared.job.graph, prepared.budgets
-    if choice is None:
-        return graph.decider.notes() if graph.upper_nodes else ()
-    return choice.notes()
 
 
 def displays(is_real: bool) -> Show:

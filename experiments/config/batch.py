@@ -81,6 +81,7 @@ def batch_config(request: BatchRequest) -> dict[str, Any]:
         given.append("aggregator=none" if request.aggregator == "none" else "aggregator=dp")
     kept = [line for line in given if line.partition("=")[0] not in asked]
     config = compose_config([*kept, *request.overrides])
+    config["pipeline"]["count_tokens"] = True  # a merge that does not fit is cut further, and not left out
     workload = config["workload"]
     if workload.get("path") == PLACEHOLDER:
         workload |= {"path": str(request.path), "name": request.path.stem}

@@ -22,7 +22,7 @@ BAD_INPUT_STATUS = 2
 FAILED_CALLS_STATUS = 3
 """The run is complete, but for calls that have no result."""
 UNANSWERED_STATUS = 4
-"""A batch is complete, but for questions without a text."""
+"""A batch is complete, but for questions without a text, or with one expert's for what could not be aggregated."""
 NOT_REACHED_STATUS = 5
 """What was asked for is out of reach: the deadline of a quote, the bound of an audit, which holds all the same."""
 IN_USE_STATUS = 6

@@ -30,7 +30,6 @@ from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.exits.faster_moa import Embed
-from mosaic.pipelines.gates.budget_choice import BudgetChoice
 from mosaic.pipelines.gates.setting import Setting, describe_setting
 from mosaic.pipelines.read_ahead import ReadAhead
 from mosaic.planning.plan_file import load_plans
@@ -108,8 +107,8 @@ class Prepared:
     """What is reported beside: replay, against a log's own times."""
     setting: Setting
     """What its answers are of."""
-    budgets: BudgetChoice | None = None
-    """What was chosen, where budgets or a hedge are asked for."""
+    calibration: Calibration | None = None
+    """Of budgets and hedge, where they are asked for: what was chosen, and on what."""
 
 
 def job_from(
@@ -218,7 +217,7 @@ def job_from(
         runs=name != "none",
         report=report,
         setting=setting,
-        budgets=None if calibration is None else calibration.choice,
+        calibration=calibration,
     )
 
 
@@ -259,6 +258,10 @@ def _steered(
     early = exit_from(config["exit"], experts, embed_by or no_embeddings, is_flat=is_flat)
     if graph.upper_nodes:
         graph = replace(graph, exit=early)
+    if config["pipeline"].get("count_tokens") and graph.upper_nodes:
+        readers = {node.name for node in graph.layers[1]}
+        nodes = tuple(replace(node, counts_tokens=node.name in readers) for node in graph.nodes)
+        graph = replace(graph, nodes=nodes)
     check_batch(graph, workload)
     graph, calibration = budgeted(graph, config["pipeline"], experts, workload, cluster, options)
     if "prefill_ahead" in pipeline.reactions:

@@ -33,7 +33,8 @@ SCHEDULERS = {"data_parallel": DataParallel}
 """Of a node's placement, beside the run's own."""
 COSTS = {"affine": AffineCosts}
 REACTIONS = ("quorum", "overlap", "moves", "prefill_ahead", "forecast", "replan")
-PIPELINE_KEYS = ("nodes", "barrier", *REACTIONS, "budgets", "hedge", "promise", "leave_one_out")
+SWITCHES = ("leave_one_out", "count_tokens")
+PIPELINE_KEYS = ("nodes", "barrier", *REACTIONS, "budgets", "hedge", "promise", *SWITCHES)
 NODE_KEYS = ("experts", "after", "when", "role", "min_output_tokens")
 
 
@@ -64,10 +65,10 @@ def pipeline_from(
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    settings = {**dict.fromkeys(REACTIONS, False), "leave_one_out": False, **config["pipeline"]}
+    settings = dict.fromkeys((*REACTIONS, *SWITCHES), False) | dict(config["pipeline"])
     for key in settings:
         require(key in PIPELINE_KEYS, "pipeline: key", f"one of {list(PIPELINE_KEYS)}", key)
-    for key in ("barrier", *REACTIONS, "leave_one_out"):
+    for key in ("barrier", *REACTIONS, *SWITCHES):
         if not isinstance(settings.get(key), bool):
             raise TypeError(f"pipeline.{key} must be true or false, got {settings.get(key)!r}")
     barrier, reactions = settings["barrier"], frozenset(key for key in REACTIONS if settings[key])

@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.config.exits import calibrated_gate
 from experiments.config.job import Prepared
+from experiments.config.promise import Promise
 from mosaic.core.addition import add_in_order
 from mosaic.core.plan import Plan
 from mosaic.core.results import CallRecord, CallStatus, RunResult
@@ -21,7 +22,11 @@ from mosaic.runtime.job import Job, Outcome
 
 
 def summary_of(
-    prepared: Prepared, config: Mapping[str, Any], plans: Sequence[Plan], outcome: Outcome | None = None
+    prepared: Prepared,
+    config: Mapping[str, Any],
+    plans: Sequence[Plan],
+    outcome: Outcome | None = None,
+    promise: Promise | None = None,
 ) -> Summary:
     """Build the contents of summary.json; without an outcome, of a plan that was not run."""
     job = prepared.job
@@ -35,13 +40,13 @@ def summary_of(
         seed=prepared.seed,
         num_questions=len(job.workload.questions),
         experts=[expert.name for expert in job.experts],
-        stage=upper_summary(prepared, outcome) if outcome else None,
+        stage=upper_summary(prepared, outcome, promise) if outcome else None,
         accuracy_frac=accuracy_frac((outcome.answers if outcome else None) or ()),
         answers_source=job.site.answers_source,
     )
 
 
-def upper_summary(prepared: Prepared, outcome: Outcome) -> StageSummary | None:
+def upper_summary(prepared: Prepared, outcome: Outcome, promise: Promise | None) -> StageSummary | None:
     """Say what summary.json holds of the nodes that read others; None: there are none."""
     graph = prepared.job.graph
     if not graph.upper_nodes:
@@ -65,19 +70,19 @@ def upper_summary(prepared: Prepared, outcome: Outcome) -> StageSummary | None:
         accuracy_frac=accuracy_frac(outcome.answers or ()),
         always_aggregate_s=always.aggregator_s,
         always_aggregate_accuracy_frac=always.accuracy_frac,
-        gate_report=gate_report(prepared, outcome),
+        gate_report=gate_report(prepared, outcome, promise),
     )
 
 
-def gate_report(prepared: Prepared, outcome: Outcome) -> Mapping[str, Any] | None:
-    """List the numbers behind what the gate promises, and behind budgets; None: nothing is promised."""
-    graph, choice = prepared.job.graph, prepared.budgets
+def gate_report(prepared: Prepared, outcome: Outcome, promise: Promise | None) -> Mapping[str, Any] | None:
+    """List the numbers behind what gate and budgets promise, and whether it holds; None: there is nothing of it."""
+    graph, calibration = prepared.job.graph, prepared.calibration
     gate = calibrated_gate(graph.exit) or graph.gate
     report = gate.report() if isinstance(gate, Calibrated) else None
-    if choice is None:
-        return report
-    num_cut = sum(record.status is CallStatus.CUT for record in outcome.result.calls)
-    return {**(report or {}), "budgets": {**choice.report(), "num_cut_calls": num_cut}}
+    if calibration is not None:
+        num_cut = sum(record.status is CallStatus.CUT for record in outcome.result.calls)
+        report = {**(report or {}), "budgets": {**calibration.choice.report(), "num_cut_calls": num_cut}}
+    return report if report is None or promise is None else {**report, "promise": promise.report()}
 
 
 def answer_files(prepared: Prepared, outcome: Outcome) -> dict[str, Content]:

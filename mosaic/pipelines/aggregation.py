@@ -16,11 +16,14 @@ the room for all of them. What one does not use is left over, and one that is lo
 
 Responses of failed calls, and those with nothing left beside their thinking, are left out, and the others are numbered
 without a gap; where none is left the aggregator answers alone. Tokens of texts are estimated from their characters
-(``count_text_tokens``) unless a record knows them; the engine's chat markers are not counted.
+(``count_text_tokens``) unless a record knows them; the engine's chat markers are not counted. Where that is too little,
+``as_counted`` takes what engines counted for the question: the prompt is then cut further, the longest response first.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
+from math import ceil
 from typing import NamedTuple
 
 from mosaic.core.checks import require_count
@@ -101,10 +104,45 @@ def merge_call(
     ValueError
         If the question does not fit (``fits_context``).
     """
-    visible = [tokens for record in finished(read) if (tokens := visible_tokens(record)) > 0]
-    room = _room(question, len(visible), prompt_limit(expert, min_output_tokens=min_output_tokens), num_places)
-    prompt_tokens = room.fixed_tokens + sum(_given(visible, room, num_places))
+    _, room, given = _layout(question, read, expert, min_output_tokens, num_places)
+    prompt_tokens = room.fixed_tokens + sum(given)
     return Call(key, expert.name, prompt_tokens, after=tuple(record.key for record in read))
+
+
+def as_counted(
+    question: Question,
+    read: Sequence[CallRecord],
+    aggregator: Expert,
+    *,
+    text_rate: float,
+    min_output_tokens: int = MIN_OUTPUT_TOKENS,
+) -> Question:
+    """Return a question with as many tokens as engines counted for it, where its estimate is lower.
+
+    ``read`` are calls that read the question and nothing else, but for a template; ``text_rate`` is how many tokens a
+    text takes for each that is estimated, which the instructions are taken to do too. What fits by estimates still
+    fits: responses keep ``MIN_RESPONSE_TOKENS`` each.
+    """
+    num_responses = len(finished(read))
+    counted = max((record.prompt_tokens for record in finished(read)), default=0) - question.context_tokens
+    scaffold = _scaffold_tokens(question.answer_kind, num_responses, 1)
+    limit = prompt_limit(aggregator, min_output_tokens=min_output_tokens)
+    most = limit - scaffold - question.context_tokens - num_responses * MIN_RESPONSE_TOKENS
+    tokens = max(question.prompt_tokens, counted) + ceil(scaffold * max(0.0, text_rate - 1))
+    return replace(question, prompt_tokens=max(question.prompt_tokens, min(tokens, most)))
+
+
+def cut_experts(
+    question: Question,
+    read: Sequence[CallRecord],
+    expert: Expert,
+    *,
+    min_output_tokens: int = MIN_OUTPUT_TOKENS,
+    num_places: int | None = None,
+) -> tuple[ExpertName, ...]:
+    """Name the experts whose responses lose their beginning in a prompt; parameters as of ``merge_call``."""
+    records, _, given = _layout(question, read, expert, min_output_tokens, num_places)
+    return tuple(one.expert for one, share in zip(records, given, strict=True) if share < visible_tokens(one))
 
 
 def visible_tokens(record: CallRecord) -> int:
@@ -154,10 +192,9 @@ def begin_tokens(
     num_places: int,
 ) -> int:
     """Count the tokens of a prompt as far as its first responses tell it, as ``merge_call`` counts them."""
-    visible = [tokens for record in finished(read) if (tokens := visible_tokens(record)) > 0]
-    room = _room(question, len(visible), prompt_limit(expert, min_output_tokens=min_output_tokens), num_places)
-    scaffold = count_text_tokens(_begin("", [""] * len(visible)))
-    return scaffold + question.context_tokens + question.prompt_tokens + sum(_given(visible, room, num_places))
+    records, _, given = _layout(question, read, expert, min_output_tokens, num_places)
+    scaffold = count_text_tokens(_begin("", [""] * len(records)))
+    return scaffold + question.context_tokens + question.prompt_tokens + sum(given)
 
 
 def finished(records: Iterable[CallRecord]) -> list[CallRecord]:
@@ -185,6 +222,15 @@ def fits_context(
     require_count(num_responses, "num_responses")
     limit = prompt_limit(aggregator, min_output_tokens=min_output_tokens)
     return _fixed_tokens(question, num_responses, 1) + num_responses * MIN_RESPONSE_TOKENS <= limit
+
+
+def _layout(
+    question: Question, read: Sequence[CallRecord], expert: Expert, min_output_tokens: int, num_places: int | None
+) -> tuple[list[CallRecord], _Room, Sequence[int]]:
+    """List the responses that are read, how the prompt is divided, and how much of each response is read."""
+    records = [record for record in finished(read) if visible_tokens(record) > 0]
+    room = _room(question, len(records), prompt_limit(expert, min_output_tokens=min_output_tokens), num_places)
+    return records, room, _given([visible_tokens(record) for record in records], room, num_places)
 
 
 def _given(tokens: Sequence[int], room: _Room, num_places: int | None) -> Sequence[int]:

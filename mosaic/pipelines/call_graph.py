@@ -13,14 +13,14 @@ from mosaic.core.chat import Chat, in_context
 from mosaic.core.checks import require, require_unique
 from mosaic.core.results import CallRecord, CallStatus, Inputs
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Expert, NodeName, Question, Workload
-from mosaic.pipelines.aggregation import MIN_OUTPUT_TOKENS, Response, aggregator_prompt, visible_tokens
+from mosaic.pipelines.aggregation import MIN_OUTPUT_TOKENS
 from mosaic.pipelines.budgets import Budgets
 from mosaic.pipelines.exits.course import Course, check_alone, course
 from mosaic.pipelines.exits.exit import Exit
-from mosaic.pipelines.final_answers import AnswerSource, Comparisons, FinalAnswer
+from mosaic.pipelines.final_answers import Comparisons, FinalAnswer
 from mosaic.pipelines.gates.gate import Ballot, Decision, Gate, Never, Vote, make_ballot
-from mosaic.pipelines.node import Node, When, node_calls
-from mosaic.pipelines.prompts import expert_prompt, visible_text
+from mosaic.pipelines.node import Node, When, node_calls, node_prompt
+from mosaic.pipelines.prompts import expert_prompt
 from mosaic.pipelines.quorum import needless_calls, partial_ballot, said
 from mosaic.pipelines.read_ahead import Opening, ReadAhead, openings
 from mosaic.pipelines.steps import End, Forecast, Progress, Step
@@ -161,7 +161,7 @@ class CallGraph:
         final = FinalAnswer(
             question=question.id,
             answer=answer,
-            source=AnswerSource.AGGREGATOR if ended else AnswerSource.MAJORITY,
+            source=progress.source(decision, done),
             confidence=decision.confidence,
             votes=tuple(vote.answer for vote in ballot.votes),
             gold=question.answer,
@@ -176,13 +176,8 @@ class CallGraph:
         """
         if not call.after:
             return in_context(question.context, expert_prompt(question))
-        node = self.node(call.key.node)
-        expert = next(expert for expert in node.experts if expert.name == call.expert)
-        records = [inputs[key] for key in call.after if key in inputs and inputs[key].status is CallStatus.FINISHED]
-        read = [Response(record.expert, visible_tokens(record), visible_text(record)) for record in records]
-        places = None if self.read_ahead is None else len(call.after)
-        least = node.min_output_tokens
-        text = aggregator_prompt(question, read, expert, min_output_tokens=least, num_places=places, is_whole=is_whole)
+        node, has_places = self.node(call.key.node), self.read_ahead is not None
+        text = node_prompt(node, question, call, inputs, has_places=has_places, is_whole=is_whole)
         return in_context(question.context, text)
 
     def node(self, name: NodeName) -> Node:
@@ -217,7 +212,7 @@ class CallGraph:
             return self.course(question, first, done).progress
         keys: dict[NodeName, list[CallKey] | None] = {}
         expert_of = {call.key: call.expert for call in first}
-        submit: list[Call] = []
+        merges: list[Call] = []
         ballot, decision = None, None
         last: list[CallKey] = []
         accepted: list[CallKey] = []
@@ -252,9 +247,11 @@ class CallGraph:
             last = [call.key for call in calls if call.key.slot < len(node.experts)]
             keys[node.name] = [call.key for call in calls]
             expert_of |= {call.key: call.expert for call in calls}
-            submit += [call for call in calls if call.key not in done]
+            merges += calls
+        submit = tuple(call for call in merges if call.key not in done)
         is_over = not (submit or is_waiting) and all(call.key in done for call in first)
-        return Progress(tuple(submit), is_over, tuple(last), ballot, decision, set(accepted) == set(last), is_too_long)
+        is_settled = set(accepted) == set(last)
+        return Progress(tuple(merges), submit, is_over, tuple(last), ballot, decision, is_settled, is_too_long)
 
     def course(self, question: Question, first: Sequence[Call], done: Inputs) -> Course:
         """Tell how a question goes on under an early exit, which there must be."""

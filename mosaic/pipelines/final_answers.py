@@ -17,6 +17,8 @@ class AnswerSource(StrEnum):
     MAJORITY = "majority"
     """The gate's choice among the experts' answers."""
     AGGREGATOR = "aggregator"
+    NOT_AGGREGATED = "not_aggregated"
+    """As ``MAJORITY``, but the question was to be aggregated and could not be: no answer that anybody stands for."""
 
 
 class FinalAnswer(NamedTuple):

@@ -5,9 +5,21 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from mosaic.core.checks import require, require_count, require_name, require_unique
-from mosaic.core.results import CallRecord
-from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question
-from mosaic.pipelines.aggregation import MIN_OUTPUT_TOKENS, fits_context, merge_call
+from mosaic.core.results import CallRecord, Inputs
+from mosaic.core.tokens import CHARACTERS_PER_TOKEN, count_text_tokens
+from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName, Question
+from mosaic.pipelines.aggregation import (
+    MIN_OUTPUT_TOKENS,
+    Response,
+    aggregator_prompt,
+    as_counted,
+    cut_experts,
+    finished,
+    fits_context,
+    merge_call,
+    visible_tokens,
+)
+from mosaic.pipelines.prompts import visible_text
 
 
 class When(StrEnum):
@@ -32,6 +44,9 @@ class Node:
     """A label for reports; None: the node's name."""
     min_output_tokens: int = MIN_OUTPUT_TOKENS
     """Room that a prompt leaves for what is written."""
+    counts_tokens: bool = False
+    """Prompts are laid out by the tokens that engines counted in the calls that it reads, which are then of the first
+    layer, instead of by estimates alone. Not where prompts are prefilled ahead: a beginning is laid out before."""
     leaves_one_out: bool = False
     """Its experts also answer without each of the responses in turn: calls that teach, and decide nothing."""
 
@@ -70,6 +85,61 @@ def node_calls(
             if fits_context(question, expert, len(records), min_output_tokens=node.min_output_tokens):
                 key = CallKey(question.id, node.name, slot)
                 yield merge_call(
-                    key, question, records, expert,
+                    key, _sized(node, question, records, expert, has_places), records, expert,
                     min_output_tokens=node.min_output_tokens, num_places=len(records) if has_places else None,
                 )  # fmt: skip
+
+
+def node_prompt(
+    node: Node, question: Question, call: Call, inputs: Inputs, *, has_places: bool = False, is_whole: bool = True
+) -> str:
+    """Write what a call of a node that reads others reads, as `node_calls` has sized it.
+
+    Raises
+    ------
+    ValueError
+        If a text is absent, or the question does not fit.
+    """
+    expert, records = _read_by(node, call, inputs)
+    return aggregator_prompt(
+        _sized(node, question, records, expert, has_places),
+        [Response(record.expert, visible_tokens(record), visible_text(record)) for record in records],
+        expert,
+        min_output_tokens=node.min_output_tokens,
+        num_places=len(call.after) if has_places else None,
+        is_whole=is_whole,
+    )
+
+
+def cut_for(
+    node: Node, question: Question, call: Call, inputs: Inputs, *, has_places: bool = False
+) -> tuple[ExpertName, ...]:
+    """Name the experts of whose responses a call of a node reads the end alone, by slot."""
+    expert, records = _read_by(node, call, inputs)
+    return cut_experts(
+        _sized(node, question, records, expert, has_places),
+        records,
+        expert,
+        min_output_tokens=node.min_output_tokens,
+        num_places=len(call.after) if has_places else None,
+    )
+
+
+def _read_by(node: Node, call: Call, inputs: Inputs) -> tuple[Expert, list[CallRecord]]:
+    expert = next(expert for expert in node.experts if expert.name == call.expert)
+    return expert, finished(inputs[key] for key in call.after if key in inputs)
+
+
+def _sized(node: Node, question: Question, read: Sequence[CallRecord], expert: Expert, has_places: bool) -> Question:
+    if has_places or not node.counts_tokens:
+        return question
+    rate = _text_rate(read)
+    return as_counted(question, read, expert, text_rate=rate, min_output_tokens=node.min_output_tokens)
+
+
+def _text_rate(read: Sequence[CallRecord]) -> float:
+    """Compare the tokens that engines counted in responses with the estimate from their characters; none: 1."""
+    texts = [(record.visible_tokens, visible_text(record) or "") for record in finished(read)]
+    known = [(tokens, count_text_tokens(text)) for tokens, text in texts if tokens is not None]
+    estimated = sum(tokens for _, tokens in known)
+    return min(CHARACTERS_PER_TOKEN, sum(tokens for tokens, _ in known) / estimated) if estimated else 1.0

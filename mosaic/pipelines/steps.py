@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mosaic.core.results import CallStatus, Inputs
 from mosaic.core.workload import Call, CallKey
-from mosaic.pipelines.final_answers import FinalAnswer
+from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer
 from mosaic.pipelines.gates.gate import Ballot, Decision
 
 
@@ -39,6 +40,8 @@ class End(NamedTuple):
 class Progress(NamedTuple):
     """How far a question is: all that follows from what has ended of its calls."""
 
+    merges: tuple[Call, ...]
+    """Calls behind the first layer, whether they have ended or not."""
     submit: tuple[Call, ...]
     """Calls that are needed and have not ended."""
     is_over: bool
@@ -50,6 +53,15 @@ class Progress(NamedTuple):
     is_settled: bool
     """It accepted what the last node's calls agree on."""
     is_too_long: bool
+
+    def source(self, decision: Decision, done: Inputs) -> AnswerSource:
+        """Tell who gives the final answer of a question that is over."""
+        statuses = {done[key].status for key in self.last}
+        if CallStatus.FINISHED in statuses:
+            return AnswerSource.AGGREGATOR
+        if CallStatus.FAILED in statuses or (self.is_too_long and not decision.skip):
+            return AnswerSource.NOT_AGGREGATED
+        return AnswerSource.MAJORITY
 
 
 def expected_calls(expected: Sequence[Forecast], nodes: set[str]) -> tuple[Call, ...]:

@@ -26,7 +26,6 @@ class AnswerStream:
             self._first.setdefault(call.key.question, []).append(call)
         self._done: dict[str, dict[CallKey, CallRecord]] = {}
         self.num_ended = 0
-        self.num_errors = 0
 
     @property
     def file(self) -> PartialFile:
@@ -62,6 +61,5 @@ class AnswerStream:
                 line = self._writer.line(question, first, done)
                 self.file.add(name, encode_line(line))
                 self.num_ended += 1
-                self.num_errors += line["response"] is None
                 del self._done[name]
         return ()

@@ -2,7 +2,8 @@
 
 While the batch runs, ``NAME.partial.jsonl`` gets a line for each finished question. A run that goes on keeps the lines
 that are there; a question that is answered anew gets another line, and the last one counts. In the end
-``NAME.out.jsonl`` and ``NAME.errors.jsonl`` are put in place whole, and the run's summary keeps their digests.
+``NAME.out.jsonl`` and ``NAME.errors.jsonl`` are put in place whole, and the run's summary keeps their digests: what has
+a response stands in the first, what has an error in the second, and a question that was not aggregated in both.
 """
 
 import json
@@ -27,7 +28,17 @@ class Finished(NamedTuple):
     """How many questions ended which way."""
 
     num_answered: int
+    num_not_aggregated: int
+    """One expert's text stands for what was to be merged: no answer, and an error."""
     num_errors: int
+    """Of questions without a text."""
+    num_cut_to_fit: int
+    """Answered, and the aggregator has read the end alone of some responses."""
+
+    @property
+    def num_unanswered(self) -> int:
+        """How many stand in the errors file."""
+        return self.num_not_aggregated + self.num_errors
 
 
 def paths_of(path: Path, folder: Path | None = None) -> BatchPaths:
@@ -107,9 +118,12 @@ def finish(paths: BatchPaths, partial: PartialFile, questions: Sequence[str]) ->
     missing = [question for question in questions if partial.read(question) is None]
     if missing:
         raise RunFolderError(f"{paths.partial}: {len(missing)} questions have not ended, {missing[0]!r} among them")
-    num_errors = write_whole(paths.errors, partial, questions, is_error)
-    num_answered = write_whole(paths.out, partial, questions, lambda line: not is_error(line))
-    return Finished(num_answered, num_errors)
+    in_errors = write_whole(paths.errors, partial, questions, has_error)
+    in_out = write_whole(paths.out, partial, questions, has_response)
+    num_cut_to_fit = sum(is_cut(partial.read(question) or b"") for question in questions)
+    num_errors = len(questions) - in_out
+    num_not_aggregated = in_errors - num_errors
+    return Finished(in_out - num_not_aggregated, num_not_aggregated, num_errors, num_cut_to_fit)
 
 
 def digests(paths: BatchPaths) -> dict[str, str]:
@@ -141,9 +155,19 @@ def write_whole(path: Path, partial: PartialFile, questions: Iterable[str], want
     return num_lines
 
 
-def is_error(line: bytes) -> bool:
-    """Tell whether a line holds no response."""
-    return json.loads(line)["response"] is None
+def has_error(line: bytes) -> bool:
+    """Tell whether a question has no text, or one that nobody has merged."""
+    return json.loads(line)["error"] is not None
+
+
+def has_response(line: bytes) -> bool:
+    """Tell whether a question has a text."""
+    return json.loads(line)["response"] is not None
+
+
+def is_cut(line: bytes) -> bool:
+    """Tell whether the aggregator has read the end alone of some responses."""
+    return has_response(line) and bool(json.loads(line)["response"]["body"]["mosaic"]["cut_responses"])
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

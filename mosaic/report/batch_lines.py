@@ -8,13 +8,17 @@ from typing import Any
 
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import Call, CallKey, Question
+from mosaic.pipelines.aggregation import prompt_limit
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import AnswerSource
+from mosaic.pipelines.node import cut_for
 from mosaic.pipelines.prompts import visible_text
-from mosaic.pipelines.steps import End
+from mosaic.pipelines.steps import End, Progress
 
 MODEL = "mosaic"
 """Who answered, as a client reads it: the pool."""
+NO_ANSWER, NOT_AGGREGATED = "no_answer", "not_aggregated"
+"""Codes of errors: no call left a text; or one expert's text stands for those that were to be merged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,15 +30,16 @@ class LineWriter:
     """Seconds since 1970 when the batch began: the same however often it is interrupted."""
 
     def line(self, question: Question, first: Sequence[Call], done: Mapping[CallKey, CallRecord]) -> dict[str, Any]:
-        """Write the result of a question: the text that counts, or the error where no call left one."""
-        end = self.graph.end(question, first, done)
+        """Write the result of a question: the text that counts, an error, or both where it was not aggregated."""
+        progress = self.graph.progress(question, first, done)
+        end = self.graph.end(question, first, done, progress)
         records = [done[key] for key in sorted(done, key=self._place)]
         said = self._chosen(question, end, records)
         text = None if said is None else visible_text(said)
         number = blake2b(question.id.encode(), digest_size=12).hexdigest()
         line: dict[str, Any] = {"id": f"batch_req_{number}", "custom_id": question.id, "response": None, "error": None}
         if said is None or text is None:
-            return line | {"error": {"code": "no_answer", "message": _why(records)}}
+            return line | {"error": {"code": NO_ANSWER, "message": _why(records)}}
         body = {
             "id": f"chatcmpl-{number}",
             "object": "chat.completion",
@@ -49,9 +54,36 @@ class LineWriter:
                 }
             ],
             "usage": usage_of(records),
-            "mosaic": self._about(end, said, records),
+            "mosaic": self._about(end, said, records) | {"cut_responses": self._cut(question, progress, done)},
         }
+        if end.answer.source is AnswerSource.NOT_AGGREGATED:
+            line["error"] = {"code": NOT_AGGREGATED, "message": self._why_not_aggregated(records)}
         return line | {"response": {"status_code": 200, "request_id": f"req_{number}", "body": body}}
+
+    def _cut(self, question: Question, progress: Progress, done: Mapping[CallKey, CallRecord]) -> list[str]:
+        """Name the experts of whose responses an aggregator has read the end alone, as its context is too short."""
+        has_places = self.graph.read_ahead is not None
+        read = (
+            cut_for(self.graph.node(call.key.node), question, call, done, has_places=has_places)
+            for call in progress.merges
+            if done[call.key].status is CallStatus.FINISHED
+        )
+        return list(dict.fromkeys(name for names in read for name in names))
+
+    def _why_not_aggregated(self, records: Sequence[CallRecord]) -> str:
+        """Say why nobody merged the responses: the error of the call that was to do it, or that it was not sent."""
+        node = self.graph.upper_nodes[-1]
+        merges = [record for record in records if record.key.node not in self.graph.first_nodes]
+        if any(record.status is CallStatus.FAILED for record in merges):
+            return _why(merges)
+        limits = [
+            f"{expert.name} can read {prompt_limit(expert, min_output_tokens=node.min_output_tokens):,} tokens"
+            for expert in node.experts
+        ]
+        return (
+            f"the question and its responses do not fit: {', '.join(limits)}; take an aggregator with more context, or "
+            "leave less room for its answer (aggregator.min_output_tokens)"
+        )
 
     def _place(self, key: CallKey) -> tuple[int, int]:
         names = [node.name for node in self.graph.nodes]

@@ -88,6 +88,9 @@ def describe_point(summary: Summary, point: str) -> str:
         text += f", end to end {_seconds(summary['end_to_end_s'])}, skipped {_skip_text(summary)}"
     if summary["accuracy_frac"] is not None:
         text += f", accuracy {summary['accuracy_frac']:.1%}"
+    promise = (summary["gate_report"] or {}).get("promise", {})
+    text += ", promise WITHDRAWN" if promise.get("is_withdrawn") else ""
+    text += ", promise BROKEN" if promise.get("is_broken") else ""
     disturbances = describe_disturbances(summary)
     text += f", DISTURBED: {disturbances}" if disturbances else ""
     num_failed = summary["num_failed_calls"]
@@ -192,7 +195,16 @@ def _stage_lines(summary: Summary) -> list[str]:
     accuracy, always = summary["accuracy_frac"], summary["always_aggregate_accuracy_frac"]
     is_known = accuracy is not None and always is not None
     change = f", {100 * (accuracy - always):+.2f} pp against aggregating everything" if is_known else ""
-    return [*lines, *_accuracy_lines(summary, change)]
+    return [*lines, *_accuracy_lines(summary, change), *_broken_lines(summary)]
+
+
+def _broken_lines(summary: Summary) -> list[str]:
+    """Say that more accuracy was lost than was promised, where a simulation can tell."""
+    promise = (summary["gate_report"] or {}).get("promise", {})
+    if not promise.get("is_broken"):
+        return []
+    lost, accepted = (100 * promise[key] for key in ("lost_frac", "accepted_loss_frac"))
+    return [_row("BROKEN", f"the promise of at most {accepted:.4g} pp: this batch lost {lost:.2f} pp")]
 
 
 def _accuracy_lines(summary: Summary, more: str) -> list[str]:

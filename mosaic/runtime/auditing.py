@@ -6,6 +6,7 @@ from typing import NamedTuple
 from mosaic.answers.extraction import extract_answer
 from mosaic.core.results import CallRecord, CallStatus, inputs_of
 from mosaic.core.workload import CallKey, Question, Workload
+from mosaic.pipelines.final_answers import AnswerSource
 from mosaic.runtime.even_plan import even_plan
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
@@ -21,7 +22,7 @@ class Unskipped(NamedTuple):
 
     answer: str | None
     has_failed: bool
-    """A call of it failed, so that nobody knows."""
+    """A call of it failed, or was too long to be sent, so that nobody knows."""
 
 
 def answer_unskipped(
@@ -77,9 +78,10 @@ def answer_unskipped(
         for key, record in records.items()
         if key.node not in first and record.status is not CallStatus.FINISHED
     }
+    answers = [graph.end(*questions.of(question.id)).answer for question in questions]
     return {
-        question.id: Unskipped(graph.end(*questions.of(question.id)).answer.answer, question.id in failed)
-        for question in questions
+        final.question: Unskipped(final.answer, final.question in failed or final.source is AnswerSource.NOT_AGGREGATED)
+        for final in answers
     }
 
 

@@ -3,7 +3,7 @@
 A prompt is a list of words. ``die``, ``hang``, ``raise`` and ``lose`` (the device) happen at the step that would
 finish the request, ``slow`` makes each of its steps take 10 ms more; with ``once`` they happen the first time only.
 What a checkpoint's file ``behave`` says happens when the expert is loaded; a number in its file ``voice`` changes the
-answers.
+answers. A prompt with ``narrow`` takes a token a character, as its response does, and must fit the context.
 """
 
 import errno
@@ -81,6 +81,8 @@ class FakeEngine:
     def submit(self, request) -> None:
         if "refuse" in request.prompt:
             raise ValueError("prompt must be one that the engine likes")
+        if "narrow" in request.prompt and len(request.prompt) >= self.spec.context_tokens:
+            raise ValueError(f"prompt must leave room in {self.spec.context_tokens}, got {len(request.prompt)}")
         self.waiting.append(request)
 
     def step(self):
@@ -114,6 +116,7 @@ class FakeEngine:
 
     def response(self, request, scheduled_ts, first_ts, tokens, reason) -> Generation:
         text = self.text(request)
+        num_visible = len(text or "") if "narrow" in request.prompt else min(4, len(tokens))
         return Generation(
             number=request.number,
             token_ids=tuple(tokens),
@@ -125,7 +128,7 @@ class FakeEngine:
             scheduled_ts=scheduled_ts,
             first_token_ts=first_ts,
             last_token_ts=time.monotonic(),
-            visible_tokens=None if text is None else min(4, len(tokens)),
+            visible_tokens=None if text is None else num_visible,
             thinking_opened=False,
         )
 

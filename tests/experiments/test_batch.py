@@ -19,6 +19,7 @@ from tests.experiments.tiny_batch import read_completions
 NUM_QUESTIONS = 24
 PLAN_ALL = ("profile.source=calibration",)
 """The plan is of all calls, so that another command can run it too."""
+READ = {"body": {"mosaic": {"cut_responses": ["Ada"]}}}
 
 
 @pytest.fixture(scope="module")
@@ -221,8 +222,8 @@ def test_metrics_have_vllm_s_names(models: list[str], tmp_path: Path) -> None:
 def test_the_partial_file_keeps_whole_lines_and_takes_the_last_of_a_question(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     one, other, two = (
-        json.dumps({"custom_id": name, "response": value}).encode() + b"\n"
-        for name, value in (("a", None), ("a", 1), ("b", 2))
+        json.dumps({"custom_id": name, "response": value, "error": error}).encode() + b"\n"
+        for name, value, error in (("a", None, 1), ("a", READ, 1), ("b", READ, None))
     )
     path.write_bytes(one + two[:9])
     partial = PartialFile(path)
@@ -236,9 +237,10 @@ def test_the_partial_file_keeps_whole_lines_and_takes_the_last_of_a_question(tmp
     again = PartialFile(path)
     assert [again.read(name) for name in "abc"] == [other, two, None]
     files = BatchPaths(tmp_path / "o.jsonl", tmp_path / "e.jsonl", path)
-    assert finish(files, again, ["b", "a"]) == (2, 0)
+    assert finish(files, again, ["b", "a"]) == (1, 1, 0, 2)
     again.close()
     assert files.out.read_bytes() == two + other
+    assert files.errors.read_bytes() == other, "it could not be aggregated"
 
 
 def test_a_batch_s_files_stand_beside_it(tmp_path: Path) -> None:

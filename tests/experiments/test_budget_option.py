@@ -60,6 +60,7 @@ def test_calls_are_cut_where_the_promise_allows(tmp_path: Path, lessons: Path, g
     cut = [key for key, status in statuses(folder).items() if status == "cut"]
     assert report["num_cut_calls"] == len(cut) > 0
     assert (report["accepted_loss_frac"], report["risk_frac"]) == (ACCEPTED, 0.05)
+    assert summary["gate_report"]["promise"]["is_withdrawn"] is False, "the same world"
     assert report["promise_frac"] <= ACCEPTED
     assert summary["num_failed_calls"] == 0
     commands = [decode_action(line).command for line in (folder / "actions.jsonl").read_bytes().splitlines()]
@@ -76,6 +77,9 @@ def test_a_calibrated_gate_and_budgets_are_promised_together(tmp_path: Path, les
     report = summary_of(folder)["gate_report"]
     assert report["threshold"] == report["budgets"]["threshold"]
     assert report["budgets"]["num_cut_calls"] > 0
+    shifted = run_into(tmp_path / "shifted", *FEW, *gate, *BOTH, "world.answers.mean_ability.value=5")
+    withdrawn = [summary_of(run)["gate_report"]["promise"]["is_withdrawn"] for run in (folder, shifted)]
+    assert withdrawn == [False, True]
     with pytest.raises(ValueError, match="gate=calibrated says what is promised"):
         prepare(*FEW, *gate, *BOTH, "pipeline.promise.risk_frac=0.1")
 

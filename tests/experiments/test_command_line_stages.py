@@ -305,6 +305,35 @@ def test_a_calibrated_gate_skips_by_what_it_promises(calibration: Path, tmp_path
     assert len(outcome.out.splitlines()) <= 24
 
 
+@pytest.mark.parametrize("shared", [(), ("pipeline.quorum=true",)])
+def test_a_promise_holds_in_the_world_of_its_calibration_and_is_withdrawn_in_another(
+    calibration: Path, tmp_path: Path, shared: tuple[str, ...]
+) -> None:
+    file = calibration / "calibration_answers.parquet"
+    gate = ("gate=calibrated", f"gate.calibration={file}", "gate.accepted_loss_frac=0.05", *shared)
+    same, summary, _ = run_gate(tmp_path / "same", *gate)
+    assert summary["gate_report"]["promise"]["is_withdrawn"] is False
+    assert "promises a loss of at most 5 pp" in " ".join(same.out.split())
+    shifted, summary, _ = run_gate(tmp_path / "shifted", *gate, "world.answers.mean_ability.value=5")
+    promise = summary["gate_report"]["promise"]
+    assert promise["is_withdrawn"] is True
+    assert promise["p_value"] < 0.01
+    assert sum(promise["batch_votes"].values()) == 198
+    assert "promise WITHDRAWN: the votes differ" in " ".join(shifted.out.split())
+    assert "promises" not in shifted.out
+
+
+def test_a_broken_promise_has_a_line_of_its_own(calibration: Path, tmp_path: Path) -> None:
+    file = calibration / "calibration_answers.parquet"
+    gate = ("gate=calibrated", f"gate.calibration={file}", "gate.accepted_loss_frac=0.05")
+    outcome, summary, _ = run_gate(tmp_path / "run", *gate, "world.answers.aggregator_gain.value=2")
+    promise = summary["gate_report"]["promise"]
+    assert (promise["is_withdrawn"], promise["is_broken"]) == (False, True), "the votes are the same there"
+    assert promise["lost_frac"] == pytest.approx(-summary["accuracy_change_pp"] / 100)
+    lost = f"{100 * promise['lost_frac']:.2f} pp"
+    assert f"  BROKEN    the promise of at most 5 pp: this batch lost {lost}" in outcome.out.splitlines()
+
+
 def test_a_promise_does_not_hold_for_another_benchmark(calibration: Path, tmp_path: Path) -> None:
     file = calibration / "calibration_answers.parquet"
     overrides = ("gate=calibrated", f"gate.calibration={file}", "gate.accepted_loss_frac=0.02")
@@ -414,7 +443,7 @@ def test_a_question_too_long_for_the_aggregator_keeps_the_experts_answer_and_is_
     summary, answers = read_summary(folder), read_answers(folder)
     assert (summary["num_aggregator_calls"], summary["num_too_long"], summary["skip_frac"]) == (1, 1, 0.0)
     assert "1 questions to QwenHalf (tp 4); 1 too long for it" in outcome.out
-    assert [answers[name]["source"] for name in ("q0", "q1")] == ["majority", "aggregator"]
+    assert [answers[name]["source"] for name in ("q0", "q1")] == ["not_aggregated", "aggregator"]
     votes = Counter(answers["q0"]["votes"]).most_common(1)
     assert answers["q0"]["answer"] == votes[0][0]
     graded = load_calibration_answers(folder / "calibration_answers.parquet")

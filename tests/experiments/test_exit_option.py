@@ -110,5 +110,11 @@ def test_a_calibrated_exit_learns_from_a_run_without_one_and_refuses_its_own_que
     assert summary["gate"] == "calibrated"
     assert summary["gate_report"]["threshold"] is not None
     assert summary["skip_frac"] > 0
+    shifted = run_into(
+        tmp_path / "shifted", *TREE, "exit=calibrated", learned, "exit.accepted_loss_frac=0.3",
+        "world.answers.mean_ability.value=-2", "world.answers.distractor_std.value=0.1",
+    )  # fmt: skip
+    promises = [summary_of(folder)["gate_report"]["promise"] for folder in (run, shifted)]
+    assert [promise["is_withdrawn"] for promise in promises] == [False, True]
     with pytest.raises(ValueError, match="exit.calibration must hold answers of what runs here"):
         prepare(*TREE, "topology=all_to_all", "exit=calibrated", learned)

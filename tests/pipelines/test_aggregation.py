@@ -12,6 +12,8 @@ from mosaic.pipelines.aggregation import (
     MIN_RESPONSE_TOKENS,
     Response,
     aggregator_prompt,
+    as_counted,
+    cut_experts,
     fits_context,
     merge_call,
     prompt_limit,
@@ -212,3 +214,36 @@ def test_shares_do_not_depend_on_the_order(tokens, budget):
 def test_budget_below_zero_is_refused():
     with pytest.raises(ValueError, match="budget must be at least 0, got -1"):
         shares([1], -1)
+
+
+@pytest.mark.parametrize("question_characters", [40, 300, 900, 1500])
+@pytest.mark.parametrize("lengths", [(200, 200, 200), (3000, 100, 100), (2000, 2000, 2000)])
+def test_what_engines_counted_makes_a_prompt_fit_where_every_character_is_a_token(question_characters, lengths):
+    text = "q" * question_characters
+    question = Question(id="q", prompt_tokens=count_text_tokens(text), text=text)
+    experts = [
+        run_records.make_record(
+            "q",
+            expert=name,
+            key=CallKey("q", PROPOSE, slot),
+            prompt_tokens=question_characters + 20,
+            visible_tokens=length,
+        )
+        for slot, (name, length) in enumerate(zip("ABC", lengths, strict=True))
+    ]
+    aggregator = make_expert("Agg", context_tokens=4000, max_output_tokens=100)
+    counted = as_counted(question, experts, aggregator, text_rate=4)
+    responses = [Response(record.expert, record.visible_tokens, "r" * record.visible_tokens) for record in experts]
+    assert len(aggregator_prompt(counted, responses, aggregator)) < 4000
+    cut = cut_experts(counted, experts, aggregator)
+    assert set(cut) <= {name for name, length in zip("ABC", lengths, strict=True) if length == max(lengths)}
+
+
+def test_counts_change_nothing_where_estimates_suffice_and_never_keep_out_what_fits():
+    record = make_record(0, visible_tokens=50, prompt_tokens=10)
+    assert as_counted(QUESTION, [record], INF, text_rate=0.9) == QUESTION
+    narrow = reading(scaffold_tokens(1) + 10 + MIN_RESPONSE_TOKENS)
+    assert fits_context(QUESTION, narrow, 1)
+    huge = as_counted(QUESTION, [record._replace(prompt_tokens=10**6)], narrow, text_rate=1)
+    assert fits_context(huge, narrow, 1)
+    assert call_of(huge, [record], narrow).prompt_tokens <= prompt_limit(narrow)

@@ -132,7 +132,7 @@ def test_a_question_that_does_not_fit_keeps_the_gates_answer() -> None:
     assert decision == Decision(False, "B", pytest.approx(2 / 3)), "it was not the gate that left it out"
     answer = graph.step(*long).answer
     assert answer is not None
-    assert (answer.answer, answer.source) == ("B", AnswerSource.MAJORITY)
+    assert (answer.answer, answer.source) == ("B", AnswerSource.NOT_AGGREGATED)
     # Less room for what is written leaves more for the question.
     assert len(needed(make_moa(Never(), min_output_tokens=600), long)) == 1
 
@@ -217,7 +217,19 @@ def test_final_answers_by_hand() -> None:
     )  # fmt: skip
     silent, failed = final_of(split, None), final_of(split, FAILED)
     assert (silent.answer, silent.source, silent.correct) == (None, AnswerSource.AGGREGATOR, False), "it has answered"
-    assert (failed.answer, failed.source, failed.correct) == ("A", AnswerSource.MAJORITY, True)
+    assert (failed.answer, failed.source, failed.correct) == ("A", AnswerSource.NOT_AGGREGATED, True)
+
+
+@pytest.mark.parametrize("is_failed", [False, True])
+def test_a_gate_that_accepts_one_node_does_not_excuse_another_that_failed(is_failed: bool) -> None:
+    nodes = (
+        Node(name="propose"),
+        Node(name="check", experts=(make_expert("M"),), after=("propose",), when=When.UNSETTLED),
+        Node(name="last", experts=(make_expert("W"),), after=("propose",)),
+    )
+    graph = CallGraph(nodes=nodes, gate=Majority(), compare=comparisons())
+    final = final_of(answered(make_question("q"), ["A", "A", "A"]), FAILED if is_failed else "B", graph)
+    assert final.source is (AnswerSource.NOT_AGGREGATED if is_failed else AnswerSource.AGGREGATOR)
 
 
 def test_without_an_aggregator_the_majority_answers() -> None:
@@ -305,7 +317,7 @@ def walk(graph: CallGraph, votes: str, says: Mapping[str, str | None]) -> tuple[
     [
         ("AA", None, "A", AnswerSource.AGGREGATOR),
         ("AB", "C", "C", AnswerSource.AGGREGATOR),
-        ("AB", FAILED, "A", AnswerSource.MAJORITY),
+        ("AB", FAILED, "A", AnswerSource.NOT_AGGREGATED),
     ],
 )
 def test_a_gate_before_the_last_of_three_layers_sees_what_the_mergers_say(merged, final, answer, source) -> None:

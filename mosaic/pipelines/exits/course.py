@@ -110,6 +110,7 @@ def course(
         ballot, decision = whole.meeting(rule, done).ballot().ballot, verdict.decision
     is_accepted = decision is not None and decision.skip
     progress = Progress(
+        merges=tuple(call for stand in stands.values() for call in stand.calls),
         submit=submit,
         is_over=not submit and not is_waiting and all(call.key in done for call in first),
         last=() if is_accepted else tuple(call.key for call in last.calls),
