@@ -16,7 +16,7 @@ from experiments.quote import quote_batch
 from mosaic.runtime.run import measure
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 from tests.engines.fake_run import write_inputs
-from tests.engines.fake_server import FakeServer, completion
+from tests.engines.fake_server import FakeServer, completion, slow
 from tests.experiments.command_line import run_here
 
 
@@ -96,6 +96,7 @@ def test_the_batchs_calls_are_sent_and_no_other(num_questions, tmp_path, servers
 
 @pytest.mark.parametrize("answer", [(502, b"<html>"), (401, {"error": "no"}), (404, b"gone"), (200, b"<html>")])
 def test_a_server_that_turns_bad_leaves_its_calls_to_the_other(answer, tmp_path, servers):
+    servers[0].behave = slow(0.05)  # so that its first calls are under way when the other one is up
     servers[2].behave = lambda body, number: completion(body) if len(servers[2].posts) <= 1 else answer
     folder = tmp_path / "run"
     overrides = [*overrides_of(tmp_path, servers), "aggregator=none", "backend.max_in_flight=2", *QUICK]
