@@ -73,6 +73,18 @@ def test_the_engine_agrees_with_the_oracle_wherever_it_stops(session, stops):
     event(f"preempts: {any(seq.preemptions for seq in seqs)}, turns long: {turns}, link: {rest[-1] > 0}")
 
 
+def test_the_watermark_is_a_share_of_units_and_not_of_blocks():
+    """15 blocks have none at 1%, their 960 units have 9: the third prompt waits longer for its admission."""
+    options = EngineOptions(max_num_seqs=3, enable_prefix_caching=False)
+    kv = SparseKv(budget_pages=1, rerank_every=1, unstable_frac=1.0)
+    requests = [(1, 84, 0.0411), (40, 75, 0.1507), (40, 42, 0.1507)]
+    seqs = make_oracle(options, kv, 240, 0.0).run(requests)
+    engine = make_engine(options, kv, 240, 0.0)
+    submitted = [engine.submit(i, *request) for i, request in enumerate(requests)]
+    engine.advance_to(float("inf"))
+    assert_same(submitted, seqs)
+
+
 @settings(max_examples=80, deadline=None)
 @given(sessions(), st.data())
 def test_aborts_and_cuts_agree_with_the_oracle(session, data):

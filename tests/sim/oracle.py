@@ -89,10 +89,10 @@ class Oracle:
 
     def __post_init__(self) -> None:
         self.num_blocks = self.kv_tokens // self.settings.block_size
-        watermark_frac = self.settings.watermark_frac
-        if watermark_frac is None:
-            watermark_frac = 0.0 if self.settings.order is Order.MIXED else 0.01
-        self.watermark = int(watermark_frac * self.num_blocks)
+        self.watermark_frac = self.settings.watermark_frac
+        if self.watermark_frac is None:
+            self.watermark_frac = 0.0 if self.settings.order is Order.MIXED else 0.01
+        self.watermark = int(self.watermark_frac * self.num_blocks)
         self.free = [Block() for _ in range(self.num_blocks)]
         self.named: dict[tuple, list[Block]] = {}
 

@@ -16,9 +16,7 @@ class SparseOracle(Oracle):
     def __post_init__(self) -> None:
         super().__post_init__()
         num_units = self.kv_tokens // 16 * 16 * self.num_heads
-        self.watermark = int((self.watermark / self.num_blocks if self.num_blocks else 0) * num_units)
-        if self.settings.watermark_frac is not None:
-            self.watermark = int(self.settings.watermark_frac * num_units)
+        self.watermark = int(self.watermark_frac * num_units)
         self.free = [Block() for _ in range(num_units)]
 
     def blocks_for(self, num_tokens: int, *, decoding: bool = False) -> int:
