@@ -47,7 +47,7 @@ class UndecidedError(Exception):
 
 @lru_cache(maxsize=2)
 def _arithmetic(bits: int) -> Any:
-    from mpmath.ctx_mp import MPContext  # type: ignore[import-untyped]
+    from mpmath.ctx_mp import MPContext
 
     context = MPContext()
     context.prec = bits

@@ -20,7 +20,7 @@ from tests.experiments.command_line import ROOT
 pytestmark = pytest.mark.slow
 
 NAMES = ("python3.11", "python3.12", "python3.13")
-NEEDED = "import sys, hydra, highspy, pyomo, math_verify, polars, msgspec; print(*sys.version_info[:2])"
+NEEDED = "import sys, hydra, highspy, pyomo, mpmath, polars, msgspec; print(*sys.version_info[:2])"
 RUNS = {
     name: ("experiments/run.py", *words, "hydra.run.dir=run")
     for name, words in {
