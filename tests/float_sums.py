@@ -9,9 +9,9 @@ GUARDED = ("mosaic.", "sim.", "experiments.config.", "experiments.analysis.")
 _plain_sum = builtins.sum
 
 
-def guarded_sum(values: Any, /, start: Any = 0) -> Any:
-    """Add as ever, unless a guarded module adds floats."""
-    total = _plain_sum(values, start)
+def guarded_sum(iterable: Any, /, start: Any = 0) -> Any:
+    """Add, unless a guarded module adds floats; torch compares the signature with that of the built-in function."""
+    total = _plain_sum(iterable, start)
     if isinstance(total, float):
         caller = sys._getframe(1).f_globals["__name__"]
         assert not caller.startswith(GUARDED), f"{caller}: floats are added by mosaic.core.addition.add_in_order"

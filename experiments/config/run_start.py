@@ -48,10 +48,11 @@ def begin(
 
 
 def is_blank(folder: Path, journal: Path | None = None) -> bool:
-    """Tell whether nothing has been answered in a folder; of a complete run, calls must have failed besides."""
-    if is_complete(folder) and not read_json(folder / SUMMARY).get("num_failed_calls"):
+    """Tell whether nothing has been answered in a folder; of a complete run on engines, calls must have failed."""
+    journal = folder / JOURNAL if journal is None else journal
+    if is_complete(folder) and not (journal.exists() and read_json(folder / SUMMARY).get("num_failed_calls")):
         return False
-    journals = _journals(folder / JOURNAL if journal is None else journal)
+    journals = _journals(journal)
     return not any(record.status in SERVED for path in journals for record in read_journal(path).ended)
 
 

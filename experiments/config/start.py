@@ -8,6 +8,7 @@ from pathlib import Path
 from experiments.config import engines
 from experiments.config.checks import TooLongError
 from experiments.config.compose import compose_config
+from experiments.config.places import JOURNAL
 from experiments.config.run_start import is_blank
 from mosaic.core.errors import BackendError
 from mosaic.engines.checkpoints import CheckpointError
@@ -15,6 +16,7 @@ from mosaic.engines.host_process import HostProcess
 from mosaic.engines.site import EngineSite
 from mosaic.report.run_folder import CONFIG
 from mosaic.runtime.job import Job
+from mosaic.runtime.run_lock import is_held
 
 LEAST_BYTES = 64 * 2**20
 CALL_BYTES = 16 * 2**10
@@ -48,12 +50,15 @@ def naming_all_problems(folders: Sequence[Path], *, is_here: bool) -> Iterator[N
 def check_start(job: Job, folders: Sequence[Path]) -> None:
     """Check a run on real engines that has no answer yet, before it makes its folder; all that it lacks is one error.
 
+    Where another command works in the folder nothing is started: the lock says so.
+
     Raises
     ------
     BackendError
         Naming all that is missing.
     """
-    if isinstance(job.site, EngineSite) and not has_begun(folders):
+    is_new = not has_begun(folders) and not is_held(folders[0] / JOURNAL)
+    if isinstance(job.site, EngineSite) and is_new:
         on_disk = _disk_problems(folders, len(job.workload.calls))
         _refuse([*job.site.problems(bool(on_disk)), *on_disk])
 

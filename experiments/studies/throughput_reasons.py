@@ -24,6 +24,9 @@ class Gain(Estimate):
         percent = round(100 * self.mean)
         return f"{percent:+d}%" if percent else "no change"
 
+    def __format__(self, form: str) -> str:
+        return str(self)
+
 
 def gain(points: Sequence[ThroughputPoint], relaxed: Relaxed, shard_size: int) -> Gain:
     """Compare an expert's sessions of a size with and without a limit, pair by pair.

@@ -52,6 +52,18 @@ def hold(folder: Path, *, patience_s: float = 10.0) -> Iterator[int]:
         os.close(lock)
 
 
+def is_held(folder: Path) -> bool:
+    """Tell whether another command works in a folder, which is not made for that."""
+    try:
+        lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return not _lock(lock)
+    finally:
+        os.close(lock)
+
+
 def _lock(file: int) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

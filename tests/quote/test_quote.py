@@ -313,7 +313,7 @@ def test_the_same_pilot_gives_the_same_quote() -> None:
     [
         (["--gpus", "0"], "gpus must be"),
         (["--nope"], "argument must be an option or an override, got '--nope'"),
-        (["backend=none"], "backend.name must be one that answers"),
+        (["backend=none"], "backend.name must be sim or vllm in a quote"),
         (["--deadline", "never"], "duration must be"),
     ],
 )
