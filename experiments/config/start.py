@@ -8,7 +8,6 @@ from pathlib import Path
 from experiments.config import engines
 from experiments.config.checks import TooLongError
 from experiments.config.compose import compose_config
-from experiments.config.places import JOURNAL
 from experiments.config.run_start import is_blank
 from mosaic.core.errors import BackendError
 from mosaic.engines.checkpoints import CheckpointError
@@ -16,7 +15,6 @@ from mosaic.engines.host_process import HostProcess
 from mosaic.engines.site import EngineSite
 from mosaic.report.run_folder import CONFIG
 from mosaic.runtime.job import Job
-from mosaic.runtime.run_lock import is_held
 
 LEAST_BYTES = 64 * 2**20
 CALL_BYTES = 16 * 2**10
@@ -57,8 +55,7 @@ def check_start(job: Job, folders: Sequence[Path]) -> None:
     BackendError
         Naming all that is missing.
     """
-    is_new = not has_begun(folders) and not is_held(folders[0] / JOURNAL)
-    if isinstance(job.site, EngineSite) and is_new:
+    if isinstance(job.site, EngineSite) and not has_begun(folders) and not job.site.is_in_use:
         on_disk = _disk_problems(folders, len(job.workload.calls))
         _refuse([*job.site.problems(bool(on_disk)), *on_disk])
 

@@ -23,7 +23,7 @@ from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.journal_records import own_journals
 from mosaic.runtime.loop import CommandLog
-from mosaic.runtime.run_lock import hold
+from mosaic.runtime.run_lock import hold, is_held
 from mosaic.runtime.site import Prompts
 from mosaic.runtime.static_plan import execute
 
@@ -140,6 +140,11 @@ class EngineSite:
     def answers_source(self) -> str:
         """Measured, unless the answers are those of a simulated world."""
         return "measured" if self.replayed is None else self.replayed.answers_source
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether another command works there now."""
+        return is_held(self._journal)
 
     @contextmanager
     def open(self) -> Iterator[None]:
