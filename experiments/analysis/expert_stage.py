@@ -46,7 +46,7 @@ class WorkerTimes:
     def idle_s(self) -> tuple[float, ...]:
         """By worker."""
         # NOTE: busy spans are sums of differences, so rounding can bring the rest just below 0.
-        busy_s = map(sum, zip(self.load_s, self.generate_s, strict=True))
+        busy_s = map(add_in_order, zip(self.load_s, self.generate_s, strict=True))
         return tuple(max(0.0, self.makespan_s - seconds) for seconds in busy_s)
 
     @property

@@ -185,7 +185,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
     assert answers_of(folder) == answers_of(undisturbed)
     assert (folder / "responses.jsonl").read_text() == (undisturbed / "responses.jsonl").read_text()
     measured = {path.name for path in (undisturbed / JOURNAL).iterdir()}
-    assert measured == {"profile", "calibration_0", "profile_aggregate_QwenHalf_tp1", "run"}
+    assert measured == {"lock", "profile", "calibration_0", "profile_aggregate_QwenHalf_tp1", "run"}
     for what in measured - {"profile_aggregate_QwenHalf_tp1"}:
         finished = finished_of(folder, what)
         assert len(finished) == len(set(finished))
@@ -227,7 +227,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert out.startswith(f"run folder: {folder}\n"), "known from the start"
+    assert f"\nrun folder: {folder}\n" in out, "known from the start"
     assert "calls are in" in out
     assert f"hydra.run.dir={folder}" in out
     assert "Traceback" not in out

@@ -161,7 +161,7 @@ def test_a_question_without_a_text_goes_to_the_errors_and_is_tried_again(models:
 def test_another_file_under_the_same_name_is_refused(models: list[str], tmp_path: Path) -> None:
     path = write_batch(tmp_path, [batch_line(number) for number in range(4)])
     assert run_mosaic("batch", path, *models).status == 0
-    write_batch(tmp_path, [batch_line(number) for number in range(5)])
+    write_batch(tmp_path, [batch_line(number) for number in range(1, 6)])
     outcome = run_mosaic("batch", path, *models)
     assert outcome.status == 2
     assert "workload.path_sha256 is" in outcome.err
