@@ -16,7 +16,7 @@ from experiments.quote import quote_batch
 from mosaic.runtime.run import measure
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 from tests.engines.fake_run import write_inputs
-from tests.engines.fake_server import FakeServer, completion, slow
+from tests.engines.fake_server import FakeServer, completion
 from tests.experiments.command_line import run_here
 
 
@@ -61,9 +61,25 @@ def calls_of(folder: Path) -> list[dict]:
     return pq.read_table(folder / "calls.parquet").to_pylist()
 
 
+def once_both_serve(server: FakeServer, other: FakeServer) -> None:
+    """Let a server answer when the other one has got a call too, and then take as long as that one."""
+
+    def behave(body, number):
+        deadline = time.monotonic() + 30
+        while not other.posts and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        return completion(body)
+
+    server.behave = behave
+
+
 def test_both_stages_run_on_servers(tmp_path, servers):
     folder = tmp_path / "run"
-    outcome = run_here(*overrides_of(tmp_path, servers), f"hydra.run.dir={folder}")
+    once_both_serve(servers[0], servers[2])
+    once_both_serve(servers[2], servers[0])
+    overrides = [*overrides_of(tmp_path, servers), "backend.max_in_flight=2"]
+    outcome = run_here(*overrides, f"hydra.run.dir={folder}")
     assert outcome.status == 0, outcome.err
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["backend"], summary["num_loads"], summary["num_failed_calls"]) == ("endpoint", 0, 0)
@@ -96,7 +112,7 @@ def test_the_batchs_calls_are_sent_and_no_other(num_questions, tmp_path, servers
 
 @pytest.mark.parametrize("answer", [(502, b"<html>"), (401, {"error": "no"}), (404, b"gone"), (200, b"<html>")])
 def test_a_server_that_turns_bad_leaves_its_calls_to_the_other(answer, tmp_path, servers):
-    servers[0].behave = slow(0.05)  # so that its first calls are under way when the other one is up
+    once_both_serve(servers[0], servers[2])
     servers[2].behave = lambda body, number: completion(body) if len(servers[2].posts) <= 1 else answer
     folder = tmp_path / "run"
     overrides = [*overrides_of(tmp_path, servers), "aggregator=none", "backend.max_in_flight=2", *QUICK]
