@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 from experiments.lab.estimate import Estimate
 from experiments.lab.style import (
     COLUMN_WIDTH_IN,
-    DASHES,
     INK,
-    MARKERS,
     PAGE_WIDTH_IN,
     SMALL_PT,
     bar_axis,
-    colour,
     legend_below,
+    line_looks,
     log_axis,
     new_figure,
     number_axis,
@@ -142,15 +140,6 @@ def draw_rows(
         axes.set_xlabel(shown.label)
     _name_lines(figure, looks)
     return figure
-
-
-def line_looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Choose colour, dash and marker of each line."""
-    looks = {}
-    for number, name in enumerate(names):
-        dash, marker = DASHES[number % len(DASHES)], MARKERS[number % len(MARKERS)]
-        looks[name] = {"color": colour(number), "linestyle": dash, "marker": marker}
-    return looks
 
 
 def _draw_means(

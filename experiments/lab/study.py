@@ -10,8 +10,9 @@ from joblib import Parallel, delayed
 from experiments.config.compose import compose_config
 from experiments.config.job import job_from
 from experiments.lab.style import pdf_bytes, png_bytes
-from experiments.lab.tables import append_row, read_table, replace_file, write_table
+from experiments.lab.tables import append_row, read_table, write_table
 from mosaic.core.checks import require_unique
+from mosaic.report.run_folder import write_file
 from mosaic.runtime.job import Job
 
 if TYPE_CHECKING:
@@ -101,8 +102,9 @@ def run_sweep(sweep: Sweep, path: Path, num_seeds: int, show: Callable[[str], No
     ValueError
         If the file has other labels.
     """
-    table = read_table(path, key_types(sweep))
-    done = set() if table is None else set(table.select(list(key_types(sweep))).rows())
+    keys = key_types(sweep)
+    table = read_table(path, keys)
+    done = set() if table is None else set(table.select(*keys).rows())
     lacking = [
         (point, seed)
         for point in sweep.points
@@ -142,9 +144,8 @@ def sorted_table(sweep: Sweep, path: Path) -> "pl.DataFrame":
     if table is None:
         raise ValueError(f"{path}: there is nothing to draw: run the study first")
     labels = pl.DataFrame([dict(point.labels) for point in sweep.points], infer_schema_length=None)
-    table = labels.join(table, on=labels.columns, maintain_order="left")
     places = labels.with_row_index("place")
-    table = table.join(places, on=labels.columns).sort("place", SEED).drop("place")
+    table = places.join(table, on=labels.columns).sort("place", SEED).drop("place")
     write_table(path, table)
     return table
 
@@ -175,11 +176,11 @@ def run_study(
         tables[name] = sorted_table(sweep, path) if draw_only else run_sweep(sweep, path, seeds, show)
     for name, draw in study.figures.items():
         figure = draw(tables)
-        replace_file(out / f"{name}.png", png_bytes(figure))
-        replace_file(out / f"{name}.pdf", pdf_bytes(figure))
+        write_file(out, f"{name}.png", png_bytes(figure))
+        write_file(out, f"{name}.pdf", pdf_bytes(figure))
     counts = sorted({table[SEED].n_unique() for table in tables.values()})
     seeds_text = f"{counts[-1]} seed{'s' if counts[-1] > 1 else ''}"
     head = f"# {study.title}\n\n`python experiments/study.py {study.name}`, {seeds_text}.\n\n"
     page = out / f"{study.name}.md"
-    replace_file(page, (head + study.report(tables)).encode())
+    write_file(out, page.name, (head + study.report(tables)).encode())
     show(str(page))

@@ -119,8 +119,9 @@ def scheduler_colours(names: Sequence[str]) -> dict[str, str]:
     return SCHEDULER_COLOURS | {name: colour(6 + place) for place, name in enumerate(others)}
 
 
-def line_looks(names: Sequence[str], schedulers: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Choose colour, dash and marker of lines: colours by scheduler, where the lines differ in it."""
+def line_looks(names: Sequence[str], schedulers: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Choose colour, dash and marker of lines: colours by scheduler, where these are given and differ."""
+    schedulers = schedulers or [""] * len(names)
     by_scheduler = len(set(schedulers)) > 1 or (len(names) == 1 and schedulers[0] in SCHEDULER_COLOURS)
     colours = scheduler_colours(schedulers)
     looks: dict[str, dict[str, Any]] = {}

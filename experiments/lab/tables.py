@@ -6,19 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.lab.estimate import estimate
+from mosaic.report.run_folder import write_file
 
 if TYPE_CHECKING:
     import polars as pl
 
 BASE = "_base"
 """Ending of the columns that `beside` adds."""
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file in one step: it is whole, or as it was."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
@@ -32,7 +26,7 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 def write_table(path: Path, table: "pl.DataFrame") -> None:
     """Replace a CSV file in one step."""
-    replace_file(path, table.write_csv().encode())
+    write_file(path.parent, path.name, table.write_csv().encode())
 
 
 def read_table(path: Path, keys: "Mapping[str, pl.DataType]") -> "pl.DataFrame | None":
@@ -54,7 +48,7 @@ def read_table(path: Path, keys: "Mapping[str, pl.DataType]") -> "pl.DataFrame |
         path.unlink()
         return None
     if whole != path.read_bytes():
-        replace_file(path, whole)
+        write_file(path.parent, path.name, whole)
     table = pl.read_csv(BytesIO(whole), infer_schema_length=None, schema_overrides=keys)
     found = table.columns[: len(keys)]
     if found != list(keys):

@@ -16,10 +16,6 @@ ROUND_ROBIN_WALL_S = {"mmlu_pro": 2635.0, "medmcqa": 804.5, "gpqa": 2348.0}
 """Expert-stage makespan under round robin. MedMCQA's and GPQA's fit one length scale each."""
 
 
-DATA_PARALLEL_REASONING_S = (1870.0, 1960.0)
-"""MMLU-Pro, data parallel: LlamaR1 and QwenR1 together, on all four workers; least and most that the timeline shows."""
-
-
 class PredictedWalls(NamedTuple):
     """Published expert-stage makespans of the ILP, never fitted to."""
 

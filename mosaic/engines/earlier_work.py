@@ -23,13 +23,14 @@ class EarlierWork:
     """
 
     def __init__(self, journal: Path, earlier: Sequence[Path] = (), others: Sequence[Path] = ()) -> None:
-        own = read_journal(journal)
-        self.num_damaged = own.num_damaged
-        self.prefills: Sequence[PrefillRecord] = own.prefills
-        self.state = read_journal(*earlier, journal)
-        """Of the run so far; what happens now is added to it."""
-        self.first_ts = read_journal(*earlier).last_ts
+        state = read_journal(*earlier)
+        num_damaged, num_prefills = state.num_damaged, len(state.prefills)
+        self.first_ts = state.last_ts
         """When the run began, on its own clock."""
+        self.state = read_journal(journal, state=state)
+        """Of the run so far; what happens now is added to it."""
+        self.num_damaged = state.num_damaged - num_damaged
+        self.prefills: Sequence[PrefillRecord] = state.prefills[num_prefills:]
         self._others = read_journal(*others)
         self.last_ts = max(self.state.last_ts, self._others.last_ts)
 

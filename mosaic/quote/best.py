@@ -108,9 +108,9 @@ def best_plan(planner: Planner, calls: Sequence[Call], pilot: Pilot, tell: Tell)
     tried = try_plans(
         planner, calls, priced, lambda plan: median(simulator.plan_s(plan, one.requests, cluster) for one in worlds)
     )
-    tell(describe_choice(tried))
-    plan = tried[0].planned.plan
-    return replace(tried[0].planned, plan=replace(plan, notes=(*plan.notes, describe_choice(tried))))
+    choice, best = describe_choice(tried), tried[0].planned
+    tell(choice)
+    return replace(best, plan=replace(best.plan, notes=(*best.plan.notes, choice)))
 
 
 def describe_choice(tried: Sequence[Tried]) -> str:

@@ -186,9 +186,12 @@ def own_journals(folder: Path, *kinds: str) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.is_dir() and path.name.startswith(kinds))
 
 
-def read_journal(*folders: Path) -> JournalState:
-    """Read all logs of journals but those of commands and starts, in the order of their names."""
-    state = JournalState()
+def read_journal(*folders: Path, state: JournalState | None = None) -> JournalState:
+    """Read all logs of journals but those of commands and starts, in the order of their names.
+
+    They are added to ``state``, where one is given.
+    """
+    state = JournalState() if state is None else state
     for path in (path for folder in folders for path in sorted(folder.glob(f"*{SUFFIX}"))):
         if path.name not in (COMMANDS, STARTS):
             for entry in decoded(path, _DECODER.decode):

@@ -1,12 +1,12 @@
 """What is predicted of a run under way: when each session is up, and when its calls have ended."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from mosaic.core.cluster import Cluster, may_be_gang
+from mosaic.core.cluster import Cluster
 from mosaic.core.commands import Command
 from mosaic.core.events import Closed, Event, Finished, Joined, Progress, Ready
 from mosaic.core.plan import Session
@@ -66,20 +66,6 @@ class Measured:
         if self._host_loads is not None and residency is not Residency.COLD and expert in self._experts:
             seconds = self._host_loads.load_s(self._experts[expert], self._cluster.select(workers), residency)
         return seconds if seconds is not None or entry is None else entry.load_s
-
-    def degrees(self, expert: ExpertName) -> tuple[int, ...]:
-        """List the tensor-parallel degrees at which an expert was measured."""
-        return tuple(sorted({degree for name, _, degree in self._entries if name == expert}))
-
-    def gangs(self, degree: int, free: Collection[int]) -> list[tuple[int, ...]]:
-        """List the aligned groups of free workers that a session of a degree could span."""
-        workers = self._cluster.workers
-        groups = (workers[start : start + degree] for start in range(0, len(workers) - degree + 1, degree))
-        return [
-            tuple(worker.id for worker in group)
-            for group in groups
-            if all(worker.id in free for worker in group) and may_be_gang(group)
-        ]
 
     def _entry(self, expert: ExpertName, workers: Sequence[int]) -> ProfileEntry | None:
         return self._entries.get((expert, self._cluster.workers[workers[0]].gpu.name, len(workers)))

@@ -33,11 +33,6 @@ from mosaic.workloads.question_kind import question_kind
 from mosaic.workloads.routing import Router, load_skill_profiles
 
 
-def file_tokens(path: str | Path) -> tuple[int, ...]:
-    """Count the tokens of every question of a file, without any prompt template."""
-    return tuple(_question_tokens(row) for row in read_rows(path))
-
-
 def file_workload(
     *,
     path: str | Path,
