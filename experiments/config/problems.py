@@ -1,4 +1,4 @@
-"""What keeps engines and servers from starting, as far as it can be told before they start."""
+"""What keeps engines and servers from starting, found before they start."""
 
 from collections.abc import Sequence
 

@@ -30,7 +30,7 @@ from mosaic.pipelines.quorum import said
 from mosaic.runtime.job import Outcome
 
 WHOLE = (CallStatus.FINISHED, CallStatus.FAILED)
-"""How calls end that nobody stopped."""
+"""How calls end that were not stopped."""
 NUM_NAMED = 3
 """Patterns whose shares a withdrawn promise names."""
 
@@ -45,7 +45,7 @@ class Promise(NamedTuple):
 
     @property
     def is_broken(self) -> bool | None:
-        """Whether the batch lost more than was promised; None: nobody knows."""
+        """Whether the batch lost more than was promised; None: not known."""
         return None if self.lost_frac is None else self.lost_frac > self.accepted_loss_frac
 
     def report(self) -> dict[str, Any]:

@@ -129,7 +129,7 @@ class Plan:
 
 
 def unpriced_plan(sessions: Sequence[Session], *, num_workers: int) -> Plan:
-    """Wrap sessions that nobody has priced into a plan that a backend can run: servers', or those that measure."""
+    """Wrap sessions without prices into a plan that a backend can run: servers', or those that measure."""
     return Plan(
         scheduler="none",
         costs=UNPRICED,

@@ -103,7 +103,7 @@ class EndpointPatience:
     first_wait_s: float = 0.5
     """Before the first retry; it doubles with each."""
     max_wait_s: float = 30.0
-    """The longest wait that nobody asked for. A server that wants more time gives its calls to others meanwhile."""
+    """The longest pause where the server names no time. One that wants more time gives its calls to others."""
     outage_timeout_s: float = 1800.0
     """A server that has served calls, and serves no more, is waited for so long."""
 

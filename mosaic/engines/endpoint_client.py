@@ -20,7 +20,7 @@ MIN_KEY_CHARACTERS = 12
 """Shorter keys are placeholders such as EMPTY, and words that responses may hold."""
 MAX_BYTES = 2**20
 BYTES_PER_TOKEN = 1024
-"""A reply has no more bytes than the first and so many for each token that was asked for: no vocabulary has more."""
+"""A reply has no more bytes than the first and so many for each token that was requested: no vocabulary has more."""
 MAX_LIST_BYTES = 2**24
 """Of a list of models."""
 

@@ -45,7 +45,7 @@ def open_engine(spec: EngineSpec) -> "EndpointEngine":
     ValueError
         If the server is another expert's, or has to be several workers.
     OutageError
-        If nobody answers, or the server asks for time.
+        If there is no answer, or the server asks for time.
     FatalEngineError
         If key, URL or model are wrong. A server that does not list its models passes.
     """

@@ -127,7 +127,7 @@ def finish(paths: BatchPaths, partial: PartialFile, questions: Sequence[str]) ->
 
 
 def digests(paths: BatchPaths) -> dict[str, str]:
-    """Give the SHA-256 of a batch's final files by name, as far as they are there."""
+    """Give the SHA-256 of a batch's final files that exist, by name."""
     return {path.name: digest_of(path) for path in (paths.out, paths.errors) if path.is_file()}
 
 
@@ -156,7 +156,7 @@ def write_whole(path: Path, partial: PartialFile, questions: Iterable[str], want
 
 
 def has_error(line: bytes) -> bool:
-    """Tell whether a question has no text, or one that nobody has merged."""
+    """Tell whether a question has no text, or one that was not merged."""
     return json.loads(line)["error"] is not None
 
 

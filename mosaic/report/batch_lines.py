@@ -71,7 +71,7 @@ class LineWriter:
         return list(dict.fromkeys(name for names in read for name in names))
 
     def _why_not_aggregated(self, records: Sequence[CallRecord]) -> str:
-        """Say why nobody merged the responses: the error of the call that was to do it, or that it was not sent."""
+        """Say why the responses were not merged: the error of the call that was to do it, or that it was not sent."""
         node = self.graph.upper_nodes[-1]
         merges = [record for record in records if record.key.node not in self.graph.first_nodes]
         if any(record.status is CallStatus.FAILED for record in merges):

@@ -22,7 +22,7 @@ class Unskipped(NamedTuple):
 
     answer: str | None
     has_failed: bool
-    """A call of it failed, or was too long to be sent, so that nobody knows."""
+    """A call of it failed, or was too long to be sent, so that it is not known."""
 
 
 def answer_unskipped(

@@ -132,7 +132,7 @@ class Outcome:
     """What came of a run."""
 
     planned: tuple[Planned, ...]
-    """By layer, as far as there was a call to plan; none on servers."""
+    """By layer that had a call to plan; none on servers."""
     plans: tuple[Plan, ...]
     """Their plans; on servers one, which says what ran where and predicts nothing."""
     result: RunResult

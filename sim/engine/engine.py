@@ -193,7 +193,7 @@ class Engine:
     def abort(self, request: Request, ts: float) -> bool:
         """Drop a request at ``ts``; False if it had finished by then.
 
-        The iteration under way at ``ts`` completes with it, as nobody can stop a running kernel. Its token counts as
+        The iteration under way at ``ts`` completes with it, as a running kernel cannot be stopped. Its token counts as
         written, unless it is the first or the last one: that comes after ``ts``.
         """
         self._run_to(ts)
