@@ -70,6 +70,10 @@ class BadServer:
         self.port = self.listener.sockets[0].getsockname()[1]
 
     async def stop_listening(self):
+        # NOTE: asyncio leaves the transport of a connection open that it has accepted when its listener is closed.
+        for sock in self.listener.sockets:
+            self.loop.remove_reader(sock.fileno())
+        await asyncio.sleep(0.05)
         self.listener.close()
 
     def is_bad(self) -> bool:
