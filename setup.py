@@ -7,8 +7,8 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-FOLDERS = ("sim", "experiments", "conf")
-SUFFIXES = (".py", ".yaml", ".mplstyle")
+FOLDERS = ("sim", "conf")
+SUFFIXES = (".py", ".yaml")
 
 
 def bundled_files() -> Iterator[Path]:

@@ -19,7 +19,6 @@ sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
 from joblib import Parallel, delayed  # noqa: E402
 
-from experiments.config.places import own_folder  # noqa: E402
 from experiments.studies.budget_worlds import (  # noqa: E402
     ACCEPTED_FRAC,
     BENCHMARKS,
@@ -31,6 +30,7 @@ from experiments.studies.budget_worlds import (  # noqa: E402
 )
 from experiments.studies.gate_populations import ADVERSARIAL_WORKLOAD  # noqa: E402
 from experiments.studies.gate_trials import RISK_FRAC  # noqa: E402
+from mosaic.config.places import own_folder  # noqa: E402
 
 COMMAND = "python experiments/budgets.py"
 UNINFORMATIVE = "agreement uninformative"

@@ -28,11 +28,11 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
-from experiments.config.places import own_folder  # noqa: E402
 from experiments.studies.fitted_set import FittedSet, fit_set, mean_walls, predict  # noqa: E402
 from experiments.studies.paper_runs import BENCHMARKS, TWO_STAGES  # noqa: E402
 from experiments.studies.parameters import ParameterSet  # noqa: E402
 from experiments.studies.published import PUBLISHED_MEANS  # noqa: E402
+from mosaic.config.places import own_folder  # noqa: E402
 
 SETS = "parameter_sets.json"
 COMMITTED = ParameterSet(

@@ -18,7 +18,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
-from experiments.config.places import own_folder  # noqa: E402
 from experiments.figures.exits import Bar, Point, draw_exits  # noqa: E402
 from experiments.studies.exit_report import (  # noqa: E402
     WorldRule,
@@ -29,6 +28,7 @@ from experiments.studies.exit_report import (  # noqa: E402
     world_rows,
 )
 from experiments.studies.gate_trials import broken_limit  # noqa: E402
+from mosaic.config.places import own_folder  # noqa: E402
 
 COMMAND = "python experiments/exits.py"
 LINE_CHARS = 118

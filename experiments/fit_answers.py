@@ -20,10 +20,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
-from experiments.config.job import simulated  # noqa: E402
-from experiments.config.places import own_folder  # noqa: E402
 from experiments.studies.answer_fit import Benchmark, draw_items, expect, fit_mmlu_pro, fit_questions  # noqa: E402
 from experiments.studies.published import FITTED_ANSWERS  # noqa: E402
+from mosaic.config.job import simulated  # noqa: E402
+from mosaic.config.places import own_folder  # noqa: E402
 from mosaic.core.lengths import ClippedLognormal  # noqa: E402
 from sim.world.answer_model import AnswerModel  # noqa: E402
 

@@ -20,9 +20,9 @@ import yaml
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from experiments.analysis.replay import replay, replay_errors, replay_table
 from experiments.hardware.hardware_yaml import attention_config, curve_block, header, to_yaml
 from experiments.hardware.host_fit import fit_host, stretches
+from experiments.hardware.log_replay import replay
 from experiments.hardware.operator_tables import (
     TableError,
     is_per_operator,
@@ -34,6 +34,7 @@ from experiments.hardware.skew_fit import SkewFit, fit_skew, read_skew
 from experiments.hardware.table_fits import fit_attention, fit_cpu, fit_curve, fit_measured_attention
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import ModelShape
+from mosaic.report.replay import replay_errors, replay_table
 from mosaic.workloads.request_log import load_request_log, measured_records
 from sim.hardware.curves import Curve, curve_to_text
 from sim.hardware.hardware import FittedAttention, Hardware, hardware_from_config

@@ -17,9 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
-from experiments.config.places import own_folder, write_file  # noqa: E402
 from experiments.hardware.hardware_yaml import to_yaml  # noqa: E402
-from experiments.lab.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.studies.paper_tables import to_csv  # noqa: E402
 from experiments.studies.sparse_throughput import (  # noqa: E402
     ATTENTION_FRAC,
@@ -28,8 +26,10 @@ from experiments.studies.sparse_throughput import (  # noqa: E402
     llama,
 )
 from experiments.studies.sparse_throughput_report import figure, report, table_of  # noqa: E402
+from mosaic.config.places import own_folder, write_file  # noqa: E402
 from mosaic.core.engine_options import Order  # noqa: E402
 from mosaic.core.sparse_kv import SparseKv  # noqa: E402
+from mosaic.figures.style import pdf_bytes, png_bytes  # noqa: E402
 
 HARDWARE_HEADER = """\
 # Written by

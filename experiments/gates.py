@@ -24,9 +24,7 @@ sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 import numpy as np  # noqa: E402
 from joblib import Parallel, delayed  # noqa: E402
 
-from experiments.config.places import own_folder  # noqa: E402
 from experiments.figures.gates import Line, Panel, draw_gates  # noqa: E402
-from experiments.lab.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.studies.gate_populations import ADVERSARIAL_WORKLOAD  # noqa: E402
 from experiments.studies.gate_trials import FIT_FRAC, MAX_CERTIFY, NUM_PER_GROUP, RISK_FRAC, Trials, broken_limit  # noqa: E402
 from experiments.studies.gate_worlds import (  # noqa: E402
@@ -41,6 +39,8 @@ from experiments.studies.gate_worlds import (  # noqa: E402
     describe_published,
     simulate_worlds,
 )
+from mosaic.config.places import own_folder  # noqa: E402
+from mosaic.figures.style import pdf_bytes, png_bytes  # noqa: E402
 from mosaic.pipelines.gates.gate import plurality  # noqa: E402
 
 COMMAND = "python experiments/gates.py"

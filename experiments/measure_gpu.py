@@ -21,9 +21,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from experiments.config.engines import find_device
-from experiments.config.errors import exit_with_message
-from experiments.config.places import own_folder
 from experiments.hardware.kept_steps import KeptSteps
 from experiments.hardware.machine_config import machine_yaml
 from experiments.hardware.machine_recipe import HOST_SHAPE, Recipe, recipe_for
@@ -39,6 +36,9 @@ from experiments.hardware.machine_steps import (
 )
 from experiments.hardware.replayed_batch import compare_batch, draw_batch, predict_batch
 from experiments.hardware.sweep_round import groups_of
+from mosaic.config.engines import find_device
+from mosaic.config.errors import exit_with_message
+from mosaic.config.places import own_folder
 from mosaic.core.checks import require, require_number
 from mosaic.core.cluster import Worker
 from mosaic.core.engine_options import Device

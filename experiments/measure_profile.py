@@ -22,11 +22,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from experiments.config.compose import as_recorded, compose_config
-from experiments.config.errors import exit_with_message
-from experiments.config.job import job_from
 from experiments.hardware.engine_sweep import fit_machine, mirrored_settings
 from experiments.hardware.machine_config import machine_yaml
+from mosaic.config.compose import as_recorded, compose_config
+from mosaic.config.errors import exit_with_message
+from mosaic.config.job import job_from
 from mosaic.core.checks import require
 from mosaic.core.engine_options import Device, EngineOptions
 from mosaic.engines.site import EngineSite

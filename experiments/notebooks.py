@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
-from experiments.config.places import own_folder  # noqa: E402
+from mosaic.config.places import own_folder  # noqa: E402
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode

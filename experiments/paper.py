@@ -19,9 +19,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
-from experiments.config.errors import exit_with_message  # noqa: E402
-from experiments.config.places import own_folder  # noqa: E402
-from experiments.lab.style import pdf_bytes, png_bytes  # noqa: E402
 from experiments.studies.paper_figures import Drawing, draw_all  # noqa: E402
 from experiments.studies.paper_report import describe, errors_csv, misses, write_report  # noqa: E402
 from experiments.studies.paper_rows import FAR_FRAC, Row, measure_rows  # noqa: E402
@@ -38,7 +35,10 @@ from experiments.studies.paper_tables import (  # noqa: E402
     to_markdown,
     walls_table,
 )
+from mosaic.config.errors import exit_with_message  # noqa: E402
+from mosaic.config.places import own_folder  # noqa: E402
 from mosaic.core.checks import require_count  # noqa: E402
+from mosaic.figures.style import pdf_bytes, png_bytes  # noqa: E402
 
 CALIBRATION = ROOT / "results" / "calibration"
 """What experiments/calibrate.py and fit_answers.py found, and what each change of the engine model did."""

@@ -19,8 +19,8 @@ from tempfile import mkdtemp
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
-from experiments.config.places import own_folder, write_file  # noqa: E402
 from experiments.studies.rows import rows_csv  # noqa: E402
+from mosaic.config.places import own_folder, write_file  # noqa: E402
 
 REAL = "real.json"
 
@@ -58,8 +58,8 @@ def real(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Write the report and the figure of what is there."""
-    from experiments.lab.style import pdf_bytes, png_bytes
     from experiments.studies.read_ahead_report import figure_of, report_of
+    from mosaic.figures.style import pdf_bytes, png_bytes
 
     write_file(options.out / "prefill_ahead.md", report_of(options.out))
     drawn = figure_of(options.out)

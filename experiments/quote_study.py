@@ -14,13 +14,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
-from experiments.config.errors import exit_with_message
-from experiments.config.places import own_folder
 from experiments.figures.quotes import Quoted, draw_quotes
-from experiments.quote import parse_sizes
 from experiments.studies.quote_pilots import POOLS, Row, measured_row, simulated_rows
 from experiments.studies.quote_report import quoted_p90_s, report, split_seeds
 from experiments.studies.rows import read_rows, rows_csv
+from mosaic.commands.quote import parse_sizes
+from mosaic.config.errors import exit_with_message
+from mosaic.config.places import own_folder
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

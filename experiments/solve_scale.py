@@ -21,7 +21,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
-from experiments.config.places import own_folder  # noqa: E402
 from experiments.studies.placement_instances import PlacementProblem, draw_problem, read_problem  # noqa: E402
 from experiments.studies.solver_scale import (  # noqa: E402
     CP_SAT,
@@ -36,6 +35,7 @@ from experiments.studies.solver_scale import (  # noqa: E402
     solve_by_mosaic,
     table_lines,
 )
+from mosaic.config.places import own_folder  # noqa: E402
 
 COMMAND = "python experiments/solve_scale.py"
 NUM_CP_SAT_THREADS = 2

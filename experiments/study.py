@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is n
 
 import typer
 
-from experiments.config.errors import exit_with_message
-from experiments.config.places import own_folder
 from experiments.lab.preset import preset_names, preset_study
 from experiments.lab.study import Study, run_study
+from mosaic.config.errors import exit_with_message
+from mosaic.config.places import own_folder
 from mosaic.core.checks import require
 
 STUDIES = Path(__file__).with_name("studies")

@@ -21,21 +21,21 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
 import mosaic
-from experiments.config.compose import as_recorded, compose_config
-from experiments.config.errors import exit_with_message
-from experiments.config.instantiation import make
-from experiments.config.job import job_from
-from experiments.config.places import own_folder
 from experiments.figures.validation import draw_validation
 from experiments.hardware.engine_sweep import mirrored_settings
-from experiments.lab.style import pdf_bytes, png_bytes
 from experiments.studies.validation import ComparedPlan, compare
 from experiments.studies.validation_report import describe, figure_points, to_json, to_markdown
+from mosaic.config.compose import as_recorded, compose_config
+from mosaic.config.errors import exit_with_message
+from mosaic.config.instantiation import make
+from mosaic.config.job import job_from
+from mosaic.config.places import own_folder
 from mosaic.core.checks import require, require_count, require_unique
 from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Plan
 from mosaic.core.results import RunResult
 from mosaic.engines.site import EngineSite
+from mosaic.figures.style import pdf_bytes, png_bytes
 from mosaic.planning.plan_file import load_plans, save_plans
 from mosaic.planning.profiles import Profile, load_profile, write_profile
 from mosaic.report.provenance import describe_run_conditions

@@ -1,6 +1,4 @@
-"""The command `mosaic`: a door to the commands in experiments/."""
-
-from importlib import import_module
+"""The command `mosaic`."""
 
 from mosaic.bundled import make_importable
 
@@ -8,7 +6,9 @@ from mosaic.bundled import make_importable
 def main() -> None:
     """Run what the command line asks for."""
     make_importable()
-    import_module("experiments.command").main()
+    from mosaic.commands.app import main as run_app
+
+    run_app()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import builtins
 import sys
 from typing import Any
 
-GUARDED = ("mosaic.", "sim.", "experiments.config.", "experiments.analysis.")
+GUARDED = ("mosaic.", "sim.")
 """Modules by which plans, calls, screens and summaries are made."""
 _plain_sum = builtins.sum
 

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_dir
 
-from experiments.config.compose import CONF, plain
-from experiments.run import run_resolved
+from mosaic.commands.run import run_resolved
+from mosaic.config.compose import CONF, plain
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = sorted(path for path in ROOT.glob("**/README.md") if ".venv" not in path.parts)

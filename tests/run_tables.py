@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from experiments.run import JOURNAL
+from mosaic.commands.run import JOURNAL
 from mosaic.core.results import CallStatus
 from mosaic.runtime.journal_records import read_journal
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config import errors
-from experiments.config.compose import CONF
+from mosaic.config import errors
+from mosaic.config.compose import CONF
 from tests.readme_blocks import READMES, ROOT, Block, Walk, blocks_of, commands_of, compose_arguments, run_arguments
 
 BLOCKS = [(path, block) for path in READMES for block in blocks_of(path)]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.analysis.run_records import ANSWERS, CALLS, SESSIONS, read_sessions, read_table
 from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require, require_number
 from mosaic.core.errors import RunFolderError
@@ -14,6 +13,7 @@ from mosaic.core.results import CallStatus
 from mosaic.core.workload import PROPOSE, ExpertName
 from mosaic.report.metrics import busy_s_by_worker, load_s_by_worker, makespan_s
 from mosaic.report.run_folder import SUMMARY, read_json
+from mosaic.report.run_records import ANSWERS, CALLS, SESSIONS, read_sessions, read_table
 
 if TYPE_CHECKING:
     import polars as pl

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from experiments.lab.style import INK, MUTED, SMALL_PT, legend_below, new_figure, styled
+from mosaic.figures.style import INK, MUTED, SMALL_PT, legend_below, new_figure, styled
 from mosaic.report.metrics import quantile
 
 if TYPE_CHECKING:

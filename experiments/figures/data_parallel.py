@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from experiments.analysis.expert_stage import WorkerTimes
 from experiments.figures.worker_bars import bar_handles, draw_bar
-from experiments.lab.estimate import Estimate, estimate
-from experiments.lab.style import INK, bar_axis, beside, legend_below, new_figure, number_axis, styled
+from mosaic.comparison.estimate import Estimate, estimate
+from mosaic.figures.style import INK, bar_axis, beside, legend_below, new_figure, number_axis, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

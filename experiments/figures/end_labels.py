@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from experiments.lab.style import INK, SMALL_PT
+from mosaic.figures.style import INK, SMALL_PT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

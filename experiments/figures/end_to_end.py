@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from experiments.lab.style import (
+from mosaic.figures.style import (
     INK,
     MUTED,
     PALETTE,

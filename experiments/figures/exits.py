@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.lab.style import (
+from mosaic.figures.style import (
     INK,
     MARKERS,
     MUTED,

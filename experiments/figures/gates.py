@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.lab.style import (
+from mosaic.figures.style import (
     COLUMN_WIDTH_IN,
     INK,
     MARKERS,

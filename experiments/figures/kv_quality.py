@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from experiments.lab.estimate import Estimate
-from experiments.lab.style import MARKERS, PALETTE, fixed_axis, legend_below, new_figure, styled
+from mosaic.comparison.estimate import Estimate
+from mosaic.figures.style import MARKERS, PALETTE, fixed_axis, legend_below, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

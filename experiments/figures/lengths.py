@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from experiments.lab.style import (
+from mosaic.figures.style import (
     INK,
     MUTED,
     SMALL_PT,

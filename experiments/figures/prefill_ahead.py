@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiments.lab.style import DASH, INK, MUTED, PAGE_WIDTH_IN, PALETTE, fixed_axis, new_figure, styled
+from mosaic.figures.style import DASH, INK, MUTED, PAGE_WIDTH_IN, PALETTE, fixed_axis, new_figure, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.lab.style import COLUMN_WIDTH_IN, INK, MUTED, bar_axis, legend_below, new_figure, png_bytes, styled
+from mosaic.figures.style import COLUMN_WIDTH_IN, INK, MUTED, bar_axis, legend_below, new_figure, png_bytes, styled
 
 DOT: Mapping[str, Any] = {
     "color": INK, "marker": "o", "linestyle": "none", "markersize": 3.0, "markeredgecolor": INK, "markeredgewidth": 0.6,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from experiments.analysis.expert_stage import WorkerTimes
 from experiments.figures.worker_bars import bar_handles, draw_bar
-from experiments.lab.estimate import Estimate, estimate
-from experiments.lab.style import (
+from mosaic.comparison.estimate import Estimate, estimate
+from mosaic.core.checks import require
+from mosaic.figures.style import (
     bar_axis,
     beside,
     expert_colours,
@@ -17,7 +18,6 @@ from experiments.lab.style import (
     number_axis,
     styled,
 )
-from mosaic.core.checks import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

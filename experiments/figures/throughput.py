@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 from experiments.figures.end_labels import label_ends
-from experiments.lab.estimate import Estimate
-from experiments.lab.style import (
+from mosaic.comparison.estimate import Estimate
+from mosaic.figures.style import (
     MUTED,
     expert_colours,
     fixed_axis,

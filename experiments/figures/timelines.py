@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from experiments.figures.timeline import draw_lanes
-from experiments.lab.style import (
+from mosaic.core.results import SessionRecord
+from mosaic.figures.style import (
     INK,
     expert_colours,
     legend_below,
@@ -12,7 +12,7 @@ from experiments.lab.style import (
     new_figure,
     styled,
 )
-from mosaic.core.results import SessionRecord
+from mosaic.figures.timeline import draw_lanes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

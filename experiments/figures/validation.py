@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from experiments.lab.style import (
+from mosaic.figures.style import (
     DASH,
     INK,
     MARKERS,

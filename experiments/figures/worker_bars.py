@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.lab.style import LOAD_HATCH, MUTED, load_patch
+from mosaic.figures.style import LOAD_HATCH, MUTED, load_patch
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments.analysis.replay import replay_metrics
 from experiments.hardware.sweep_round import Group, MakeBackend, is_undisturbed, ready_s, round_of
 from experiments.hardware.sweep_sessions import WARM_UP, Batch
 from mosaic.core.checks import require, require_count
@@ -16,6 +15,7 @@ from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.results import CallRecord, CallStatus, RunResult
 from mosaic.core.workload import PROPOSE, CallKey
+from mosaic.report.replay import replay_metrics
 from mosaic.runtime.static_plan import execute
 from sim.cluster.backend import SimBackend
 from sim.hardware.hardware import Hardware

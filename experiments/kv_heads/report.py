@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.figures.kv_quality import draw_kv_quality
 from experiments.kv_heads.quality import DENSE, PROFILED, RANDOM, Quality
-from experiments.lab.estimate import Estimate, estimate
 from experiments.studies.published_sparse_kv import PROMOTED_FRAC, UNSTABLE_OVERLAP_FRAC
+from mosaic.comparison.estimate import Estimate, estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

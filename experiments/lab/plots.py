@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from experiments.lab.estimate import Estimate
-from experiments.lab.style import (
+from mosaic.comparison.estimate import Estimate
+from mosaic.figures.style import (
     COLUMN_WIDTH_IN,
     INK,
     PAGE_WIDTH_IN,

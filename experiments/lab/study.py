@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from joblib import Parallel, delayed
 
-from experiments.config.compose import compose_config
-from experiments.config.job import job_from
-from experiments.lab.style import pdf_bytes, png_bytes
 from experiments.lab.tables import append_row, read_table, write_table
+from mosaic.config.compose import compose_config
+from mosaic.config.job import job_from
 from mosaic.core.checks import require_unique
+from mosaic.figures.style import pdf_bytes, png_bytes
 from mosaic.report.run_folder import write_file
 from mosaic.runtime.job import Job
 

@@ -5,7 +5,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.lab.estimate import estimate
+from mosaic.comparison.estimate import estimate
 from mosaic.report.run_folder import write_file
 
 if TYPE_CHECKING:

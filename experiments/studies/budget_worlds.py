@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.config.job import simulated
 from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
 from experiments.studies.gate_populations import (
     ADVERSARIAL_WORKLOAD,
@@ -17,6 +16,7 @@ from experiments.studies.gate_populations import (
     least_harmful_frac,
 )
 from experiments.studies.gate_trials import NUM_PER_GROUP, RISK_FRAC, broken_limit, certify_places
+from mosaic.config.job import simulated
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import Question
 from mosaic.pipelines.gates.budget_choice import Batch, Kinds, path_of, settings_of, steps, walk

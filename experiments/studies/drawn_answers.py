@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from experiments.config.job import simulated
+from mosaic.config.job import simulated
 from mosaic.core.results import Inputs
 from mosaic.core.workload import Call, Expert
 from mosaic.pipelines.gates.gate import Ballot

@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.config.engines import CPU_KV_CACHE_BYTES
-from experiments.lab.estimate import estimate
 from experiments.studies.exit_replay import (
     Estimate,
     Floats,
@@ -33,6 +31,8 @@ from experiments.studies.exit_worlds import (
 )
 from experiments.studies.gate_populations import Population
 from experiments.studies.gate_trials import simulate_calibrations
+from mosaic.comparison.estimate import estimate
+from mosaic.config.engines import CPU_KV_CACHE_BYTES
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
 from mosaic.engines.token_embeddings import TokenEmbeddings
 from mosaic.pipelines.exits import Agreed, Exit, FasterMoa, Order

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.config.job import simulated
 from experiments.studies.gate_populations import (
     ADVERSARIAL_WORKLOAD,
     NUM_ADVERSARIAL_OPTIONS,
@@ -18,6 +17,7 @@ from experiments.studies.gate_populations import (
     gather,
     indifferent_aggregator,
 )
+from mosaic.config.job import simulated
 from mosaic.core.realization import uniform_pair
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import Call, CallKey, Question

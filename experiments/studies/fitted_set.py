@@ -6,12 +6,12 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import mosaic
-from experiments.config.job import simulated
 from experiments.studies.aggregator_fit import fit_mean, stage_world
 from experiments.studies.paper_runs import BENCHMARKS
 from experiments.studies.parameters import ParameterSet
 from experiments.studies.published import AGGREGATORS, ALWAYS_AGGREGATE_S, ROUND_ROBIN_WALL_S
 from experiments.studies.round_robin_fit import FIT_SEEDS, BaselineSessions, fit_mmlu_pro
+from mosaic.config.job import simulated
 from mosaic.report.metrics import expert_sessions, makespan_s
 
 NUM_SEEDS_FACTOR = {"mmlu_pro": 1, "medmcqa": 1, "gpqa": 2}

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 from joblib import Parallel, delayed
 
-from experiments.config.compose import compose_config
 from experiments.studies.gate_populations import Population, draw_adversarial, draw_population
 from experiments.studies.gate_trials import (
     Trials,
@@ -14,6 +13,7 @@ from experiments.studies.gate_trials import (
     simulate_calibrations,
     thresholds_of,
 )
+from mosaic.config.compose import compose_config
 from mosaic.pipelines.gates.calibrated import ConfidenceKind
 from mosaic.pipelines.gates.gate import plurality
 

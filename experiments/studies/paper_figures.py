@@ -19,7 +19,6 @@ from experiments.figures.lengths import draw_lengths, length_rows
 from experiments.figures.skew import PoolSkew, draw_skew, slot_rows, worker_rows
 from experiments.figures.throughput import draw_throughput
 from experiments.figures.timelines import draw_timelines, timeline_rows
-from experiments.lab.estimate import estimate
 from experiments.studies.paper_runs import POOLS, TITLES, PaperRun, PaperRuns
 from experiments.studies.published import (
     ALWAYS_AGGREGATE_S,
@@ -31,6 +30,7 @@ from experiments.studies.published import (
 )
 from experiments.studies.throughput import ThroughputPoint, size_means, throughput_points, throughput_rows
 from experiments.studies.throughput_reasons import explain_curve
+from mosaic.comparison.estimate import estimate
 from mosaic.core.workload import PROPOSE
 
 if TYPE_CHECKING:

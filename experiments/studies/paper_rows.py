@@ -13,8 +13,6 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from experiments.analysis.expert_stage import AGREEMENT_BUCKETS, tokens_by_agreement
-from experiments.analysis.run_records import ANSWERS, read_table
-from experiments.lab.estimate import Interval, t_interval
 from experiments.studies.paper_runs import BENCHMARKS, PaperRun, PaperRuns
 from experiments.studies.published import (
     ACCURACY_CHANGE_PP,
@@ -32,8 +30,10 @@ from experiments.studies.published import (
     ROUND_ROBIN_WORKER_S,
     UNANIMOUS_RIGHT_FRAC,
 )
+from mosaic.comparison.estimate import Interval, t_interval
 from mosaic.core.workload import PROPOSE
 from mosaic.report.metrics import busy_s_by_worker
+from mosaic.report.run_records import ANSWERS, read_table
 
 Kind: TypeAlias = Literal["fitted", "follows from fits", "predicted"]
 Unit: TypeAlias = Literal["s", "x", "tokens", "frac", "pp", "rho"]

@@ -13,11 +13,11 @@ from joblib import Parallel, delayed
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from experiments.analysis.run_records import read_sessions
-from experiments.config.compose import compose_config
-from experiments.run import run_point
+from mosaic.commands.run import run_point
+from mosaic.config.compose import compose_config
 from mosaic.core.results import SessionRecord
 from mosaic.report.run_folder import SUMMARY, read_json
+from mosaic.report.run_records import read_sessions
 
 BENCHMARKS = ("mmlu_pro", "medmcqa", "gpqa")
 TITLES = {"mmlu_pro": "MMLU-Pro", "medmcqa": "MedMCQA", "gpqa": "GPQA"}

@@ -7,11 +7,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from experiments.config.job import simulated
 from experiments.studies.paper_rows import Row, summaries
 from experiments.studies.paper_runs import OTHER_DRAWS, TITLES, PaperRun, PaperRuns
 from experiments.studies.paper_tables import OpenRange, Table, show
 from experiments.studies.published import PREDICTED_ILP
+from mosaic.config.job import simulated
 from mosaic.core.workload import AGGREGATE, Call, CallKey
 from mosaic.report.metrics import makespan_s
 from mosaic.runtime.even_plan import even_plan

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.analysis.expert_stage import slots_by_expert
-from experiments.lab.estimate import t_interval
 from experiments.studies.paper_rows import PREDICTED, Row, Unit, ratios, summaries
 from experiments.studies.paper_runs import POOLS, TITLES, PaperRuns
 from experiments.studies.published import POPULARITY_RATIO, PREDICTED_ILP
+from mosaic.comparison.estimate import t_interval
 
 SHORT = (
     "round robin, expert stage", "ILP, expert stage", "ILP, speedup of the expert stage", "skipped at tau = 1",

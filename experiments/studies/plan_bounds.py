@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from experiments.config.job import simulated
-from experiments.lab.estimate import estimate
 from experiments.studies.paper_runs import BENCHMARKS, TITLES
 from experiments.studies.paper_tables import Table
 from experiments.studies.plan_runs import CERTAIN, PAPER, PEER, ROUND_ROBIN, expert_stage, planned, profile_of
+from mosaic.comparison.estimate import estimate
+from mosaic.config.job import simulated
 from mosaic.runtime.run import run
 from mosaic.runtime.static_plan import execute
 from sim.cluster.expert_on_gpu import ExpertsOnGpus

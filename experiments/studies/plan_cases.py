@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from experiments.lab.estimate import estimate
 from experiments.studies.paper_tables import Table
 from experiments.studies.plan_runs import CERTAIN, PAPER, Policy, expert_stage, planned, profile_of
+from mosaic.comparison.estimate import estimate
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.kv_memory import activation_bytes, free_kv_bytes

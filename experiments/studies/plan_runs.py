@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 
-from experiments.config.job import simulated
+from mosaic.config.job import simulated
 from mosaic.core.plan import Plan
 from mosaic.core.realization import question_uniforms
 from mosaic.core.workload import ExpertName

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import nnls
 
-from experiments.config.compose import compose_config
-from experiments.config.job import job_from, simulated
+from mosaic.config.compose import compose_config
+from mosaic.config.job import job_from, simulated
 from mosaic.core.cluster import Cluster, uniform_cluster
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import Plan

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from math import inf
 
-from experiments.config.compose import compose_config
-from experiments.config.instantiation import make
 from experiments.studies.resident import Resident
 from experiments.studies.sparse_throughput import llama
+from mosaic.config.compose import compose_config
+from mosaic.config.instantiation import make
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.plan import Session

@@ -5,8 +5,6 @@ from math import inf
 from typing import NamedTuple
 
 import mosaic
-from experiments.config.job import simulated
-from experiments.lab.estimate import Estimate, estimate
 from experiments.studies.read_ahead_runs import (
     AHEAD,
     AHEAD_SHORTEST,
@@ -17,6 +15,8 @@ from experiments.studies.read_ahead_runs import (
     Scene,
     measure,
 )
+from mosaic.comparison.estimate import Estimate, estimate
+from mosaic.config.job import simulated
 from mosaic.core.results import RunResult
 
 SEEDS = tuple(range(3))

@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from scipy.optimize import brentq, least_squares
 
-from experiments.config.job import simulated
 from experiments.studies.parameters import ParameterSet, left_for
 from experiments.studies.published import ROUND_ROBIN_WORKER_S, TOKENS_PER_CALL
+from mosaic.config.job import simulated
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.plan import Session, unpriced_plan

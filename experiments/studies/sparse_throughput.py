@@ -12,9 +12,9 @@ from math import exp, inf, log
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from experiments.config.compose import compose_config
-from experiments.config.instantiation import make
 from experiments.studies.published_sparse_kv import FLEXICACHE_TOK_PER_S, OUTPUT_TOKENS, VLLM_TOK_PER_S
+from mosaic.config.compose import compose_config
+from mosaic.config.instantiation import make
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.plan import Session

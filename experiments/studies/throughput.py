@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from statistics import fmean
 
-from experiments.config.job import simulated
-from experiments.lab.estimate import Estimate, estimate
+from mosaic.comparison.estimate import Estimate, estimate
+from mosaic.config.job import simulated
 from mosaic.core.checks import require, require_count
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from statistics import fmean
 
-from experiments.lab.estimate import Estimate, estimate
 from experiments.studies.throughput import SMALL_SHARD, Relaxed, SizeMean, ThroughputPoint, size_means
+from mosaic.comparison.estimate import Estimate, estimate
 
 LEVEL_FRAC = 0.95
 """Share of the peak from which a curve has levelled off."""

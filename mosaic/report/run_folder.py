@@ -58,7 +58,7 @@ def write_run(
 ) -> None:
     """Clear what an unfinished run left in the folder and write the files of a run, summary.json last.
 
-    Without a result, where a plan was made and not run, there are no records to write. What experiments
+    Without a result, where a plan was made and not run, there are no records to write. What commands
     make of the run (timeline.png; of a replay, its errors and figure) comes as bytes by file name, and so does
     calibration_answers.parquet; what takes much memory (responses.jsonl) is made while it is written.
 

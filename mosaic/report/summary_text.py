@@ -6,7 +6,6 @@ from itertools import groupby
 from pathlib import Path
 from textwrap import wrap
 
-from mosaic.bundled import command_line
 from mosaic.core.addition import add_in_order
 from mosaic.core.results import RunResult, SessionRecord
 from mosaic.report.disturbances import describe_disturbances
@@ -64,7 +63,7 @@ def describe_run(
         "",
         _row("folder", f"{folder}"),
         _row("", "timeline.png, trace.json (open it in ui.perfetto.dev), calls.parquet, summary.json"),
-        _row("compare", f"{command_line('compare')} {Path(folder).parent}"),
+        _row("compare", f"mosaic compare {Path(folder).parent}"),
     ]
     if summary["num_failed_calls"]:
         num_left = NUM_LINES - len(above) - len(below) - len(files) - MIN_WORKER_LINES

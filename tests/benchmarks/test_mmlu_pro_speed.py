@@ -3,7 +3,7 @@
 import time
 
 import mosaic
-from experiments.config.job import simulated
+from mosaic.config.job import simulated
 from mosaic.runtime.static_plan import execute
 
 

@@ -5,8 +5,8 @@ from io import StringIO
 
 import pytest
 
-from experiments.command import main
-from experiments.config.errors import exit_with_message
+from mosaic.commands.app import main
+from mosaic.config.errors import exit_with_message
 from mosaic.core.printable import PrintableStream, printable, printable_output
 
 PLAIN = "plain text, \u00e9 \u4e2d \U0001f642 \u2588\n\tnext line"
@@ -41,16 +41,13 @@ def test_a_stream_takes_lines_and_tells_what_is_below(capsys: pytest.CaptureFixt
     assert capsys.readouterr() == ("\\x1b[1m\n\x1b[3m\n", "\\x1b[2m\n")
 
 
-def test_commands_print_nothing_else(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_print_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit), exit_with_message():  # noqa: PT012
         print("said by a server: \x1b[2J")
         raise ValueError("\x1b]52;c;ZXZpbA==\x07")
-    monkeypatch.setattr(sys, "argv", ["mosaic", "compare", "no\x1b[2Jthing"])
-    with pytest.raises(SystemExit):
-        main()
-    monkeypatch.setattr(sys, "argv", ["mosaic", "\x1b[2J"])
-    with pytest.raises(SystemExit):
-        main()
+    for words in (["compare", "no\x1b[2Jthing"], ["\x1b[2J"]):
+        with pytest.raises(SystemExit):
+            main(words)
     out, err = capsys.readouterr()
     assert "\x1b" not in out + err
     assert (out.count(r"\x1b"), err.count(r"\x1b")) == (1, 3)

@@ -10,7 +10,7 @@ from io import StringIO
 from pathlib import Path
 from unittest.mock import patch
 
-from experiments.command import main
+from mosaic.commands.app import main
 from tests.engines.fake_run import fake_hosts
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 from tests.experiments.command_line import Outcome

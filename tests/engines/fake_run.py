@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from unittest.mock import patch
 
-from experiments.config import engines
-from experiments.run import run_command
+from mosaic.commands.run import run_command
+from mosaic.config import engines
 from tests.engines.executor_runs import FAKE_ENGINE
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 from tests.experiments.command_line import Outcome, run_here

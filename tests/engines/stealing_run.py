@@ -9,9 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 import mosaic
-from experiments.config.compose import compose_config
-from experiments.config.job import job_from
-from experiments.run import JOURNAL
+from mosaic.commands.run import JOURNAL
+from mosaic.config.compose import compose_config
+from mosaic.config.job import job_from
 from mosaic.core.commands import Close, Move, Open
 from mosaic.core.events import Idle
 from mosaic.core.plan import Session

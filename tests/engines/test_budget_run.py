@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.run import JOURNAL
+from mosaic.commands.run import JOURNAL
 from mosaic.core.action_lines import decode_action
 from mosaic.core.commands import Cut
 from mosaic.runtime.journal_records import read_journal

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import mosaic
-from experiments.config.compose import compose_config
-from experiments.config.job import job_from
-from experiments.quote import quote_batch
+from mosaic.commands.quote import quote_batch
+from mosaic.config.compose import compose_config
+from mosaic.config.job import job_from
 from mosaic.runtime.run import measure
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 from tests.engines.fake_run import write_inputs

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.run import JOURNAL
+from mosaic.commands.run import JOURNAL
 from mosaic.runtime.journal_records import read_journal
 from tests.engines.executor_runs import has_vllm, processes_of
 from tests.engines.fake_run import CHECKPOINTS, run_fake, write_inputs

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments.measure_profile import main as profile_command
-from experiments.run import JOURNAL
+from mosaic.commands.run import JOURNAL
 from tests.engines.executor_runs import processes_of
 from tests.engines.fake_run import CHECKPOINTS, fake_hosts, run_fake, without_sweep, write_inputs
 from tests.engines.interrupted_run import go_on, kill_after, start, wait_until_gone

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments.measure_profile import main as profile_command
-from experiments.run import JOURNAL
+from mosaic.commands.run import JOURNAL
 from mosaic.core.workload import CallKey
 from mosaic.runtime.journal_records import read_journal
 from tests.engines.executor_runs import processes_of

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.config import engines
+from mosaic.config import engines
 from mosaic.report.run_folder import read_json
 from tests.engines.executor_runs import FAKE_ENGINE, has_vllm
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint

@@ -13,11 +13,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from experiments.config.compose import compose_config
-from experiments.config.errors import FailedCalls, exit_with_message
-from experiments.config.job import Prepared, job_from
 from experiments.measure_profile import main as measure_profile
-from experiments.run import run_command, run_resolved
+from mosaic.commands.app import main as mosaic_command
+from mosaic.commands.run import run_command, run_resolved
+from mosaic.config.compose import compose_config
+from mosaic.config.errors import FailedCalls, exit_with_message
+from mosaic.config.job import Prepared, job_from
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "experiments" / "run.py"
@@ -84,6 +85,15 @@ def run_here(*arguments: str) -> Outcome:
     """Run the whole command in this process."""
     with patch.object(sys, "argv", [str(RUN), *arguments]):
         return _watch(run_command)
+
+
+def mosaic_status(*arguments: object) -> int:
+    """Run the command `mosaic` in this process; gives its exit status."""
+    try:
+        mosaic_command([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
 
 
 def simulated_profiles(folder: Path, *inputs: str) -> list[str]:

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments.config.job import simulated
-from experiments.config.world import ANSWER_KEYS
 from experiments.fit_answers import ASSUMED_ABILITY, benchmark
 from experiments.studies.answer_fit import (
     Benchmark,
@@ -28,6 +26,8 @@ from experiments.studies.answer_fit import (
 )
 from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
 from experiments.studies.published import FITTED_ANSWERS
+from mosaic.config.job import simulated
+from mosaic.config.world import ANSWER_KEYS
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.pipelines.gates.gate import plurality
 from sim.world.answer_model import AnswerModel

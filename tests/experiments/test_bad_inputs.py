@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from experiments.config.errors import exit_with_message
+from mosaic.config.errors import exit_with_message
 from mosaic.report.run_folder import is_complete
 from tests.experiments.command_line import DEMO, QUICK, SMALL, Outcome, run_here, run_point, run_process
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.config import batch as batch_config_module
-from experiments.config.batch import Gpu, find_gpus, named_models
+from mosaic.config import batch as batch_config_module
+from mosaic.config.batch import Gpu, find_gpus, named_models
 from mosaic.core.engine_options import Device
 from tests.engines.fake_batch import NAMES, batch_line, run_mosaic, write_models
 

@@ -253,7 +253,7 @@ def test_a_sweep_prints_a_line_a_point_and_how_to_compare_them(tmp_path: Path) -
         stages = r"experts [\d.,]+ s, predicted [\d.,]+ s, idle [\d.]+%, end to end [\d.,]+ s"
         gate = r"skipped [\d.]+% \(fitted\), accuracy [\d.]+%"
         assert re.search(rf"seed={seed}.*: {stages}, {gate}$", line)
-    assert lines[2] == f"compare: python experiments/compare.py {tmp_path}"
+    assert lines[2] == f"compare: mosaic compare {tmp_path}"
 
 
 def test_a_sweep_of_plans_prints_that_nothing_ran(tmp_path: Path) -> None:

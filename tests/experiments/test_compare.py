@@ -11,10 +11,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.analysis.pairing import compare_runs
-from experiments.analysis.run_table import RunPoint, collect_runs
-from experiments.compare import COLUMNS, OUTCOME_COLUMNS, SCALING_COLUMNS, default_baseline, main
-from experiments.lab.estimate import estimate, t_interval
+from mosaic.commands.compare import COLUMNS, OUTCOME_COLUMNS, SCALING_COLUMNS, default_baseline
+from mosaic.comparison.estimate import estimate, t_interval
+from mosaic.comparison.pairing import compare_runs
+from mosaic.comparison.run_table import RunPoint, collect_runs
+from tests.experiments.command_line import mosaic_status
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -205,7 +206,7 @@ def test_repeated_configuration_counts_once_and_is_named(tmp_path):
 
 def test_command_writes_table_csv_and_figure(tmp_path, capsys):
     make_sweep(tmp_path)
-    assert main([str(tmp_path)]) == 0
+    assert mosaic_status("compare", str(tmp_path)) == 0
     printed = capsys.readouterr().out
     assert "4.000 (2.000, 8.000)" in printed, "of two seeds both values: their interval says nothing"
     assert printed.startswith((tmp_path / "compare.txt").read_text())
@@ -229,7 +230,7 @@ def test_command_lists_what_it_skipped(tmp_path, capsys):
     make_run(tmp_path / "old").joinpath("summary.json").write_text('{"seed": 0}')
     make_run(tmp_path / "bare").joinpath("config.yaml").unlink()
     (tmp_path / ".hydra").mkdir()
-    assert main([str(tmp_path)]) == 0
+    assert mosaic_status("compare", str(tmp_path)) == 0
     printed = capsys.readouterr().out
     for message in (
         "crashed: incomplete, no readable summary.json", "planned: planned but not run", "failed: 3 calls failed",
@@ -241,16 +242,21 @@ def test_command_lists_what_it_skipped(tmp_path, capsys):
 
 def test_several_run_folders_are_compared_beside_them(tmp_path):
     make_sweep(tmp_path, ratios=(2.0,))
-    assert main([str(tmp_path / "rr0"), str(tmp_path / "ilp0")]) == 0
+    assert mosaic_status("compare", str(tmp_path / "rr0"), str(tmp_path / "ilp0")) == 0
     assert (tmp_path / "compare.csv").exists()
-    assert main([str(tmp_path / "rr0"), str(tmp_path / "ilp0"), "--out", str(tmp_path / "here" / "there")]) == 0
+    assert (
+        mosaic_status(
+            "compare", str(tmp_path / "rr0"), str(tmp_path / "ilp0"), "--out", str(tmp_path / "here" / "there")
+        )
+        == 0
+    )
     assert (tmp_path / "here/there/compare.png").exists()
 
 
 def test_baseline_alone_still_gives_its_table_and_no_figure(tmp_path, capsys):
     make_run(tmp_path / "rr", "round_robin", gpu_idle_frac=None, num_loads=None)
     (tmp_path / "compare.png").write_bytes(b"of an earlier comparison")
-    assert main([str(tmp_path)]) == 0
+    assert mosaic_status("compare", str(tmp_path)) == 0
     assert "compare.png is not drawn: no policy has a run beside one of round_robin" in capsys.readouterr().out
     assert not (tmp_path / "compare.png").exists()
 
@@ -261,21 +267,21 @@ def test_partial_pairs_and_long_names_are_drawn(tmp_path, capsys):
     for place in ("left", "right"):
         config = {"scheduler": {"a_setting_with_a_very_long_name_indeed": place}}
         make_run(tmp_path / f"long-{place}", "least_loaded", seed=0, config=config)
-    assert main([str(tmp_path)]) == 0
+    assert mosaic_status("compare", str(tmp_path)) == 0
     assert "from 2 pairs" in capsys.readouterr().out
 
 
 def test_bad_commands_end_with_status_2_and_a_message(tmp_path, capsys):
-    assert main([str(tmp_path / "nowhere")]) == 2
+    assert mosaic_status("compare", str(tmp_path / "nowhere")) == 2
     assert "folder must be an existing multirun or run folder" in capsys.readouterr().err
-    assert main([str(tmp_path)]) == 2
+    assert mosaic_status("compare", str(tmp_path)) == 2
     assert "no complete run below" in capsys.readouterr().err
     make_run(tmp_path / "ilp", "ilp")
-    assert main([str(tmp_path), "--baseline", "round_robin"]) == 2
+    assert mosaic_status("compare", str(tmp_path), "--baseline", "round_robin") == 2
     assert "--baseline must be one of the complete policies ['ilp'], got 'round_robin'" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
-    assert main([str(tmp_path), "--baseline", "ilp", "--out", str(tmp_path / "file")]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert mosaic_status("compare", str(tmp_path), "--baseline", "ilp", "--out", str(tmp_path / "file")) == 2
+    assert "folder must be one that can be made" in capsys.readouterr().err
 
 
 def rows_in(table: Path, policy: str) -> list[dict[str, str]]:
@@ -294,13 +300,13 @@ def test_times_of_disturbed_runs_are_left_out_unless_asked_for(tmp_path, capsys,
     make_run(tmp_path / "rr2", "round_robin", 100.0, seed=2)
     make_run(tmp_path / "ilp2", "ilp", 400.0, seed=2, **DISTURBED[said])
 
-    assert main([str(tmp_path)]) == 0
+    assert mosaic_status("compare", str(tmp_path)) == 0
     printed = capsys.readouterr().out
     assert f"ilp2: {said}, so its times are not its policy's alone; compare.py --disturbed counts it" in printed
     (row,) = rows_in(tmp_path / "compare.csv", "ilp")
     assert (row["num_seeds"], row["num_pairs"], float(row["speedup"])) == ("2", "2", pytest.approx(2.0))
 
-    assert main([str(tmp_path), "--disturbed"]) == 0
+    assert mosaic_status("compare", str(tmp_path), "--disturbed") == 0
     printed = capsys.readouterr().out
     assert f"ilp2: {said}" in printed.split("disturbed, and left in: ")[1]
     (row,) = rows_in(tmp_path / "compare.csv", "ilp")
@@ -309,7 +315,7 @@ def test_times_of_disturbed_runs_are_left_out_unless_asked_for(tmp_path, capsys,
 
 def test_undisturbed_runs_say_nothing_of_it(tmp_path, capsys):
     make_sweep(tmp_path, resumptions=[], lost_workers=[])
-    assert main([str(tmp_path), "--disturbed"]) == 0
+    assert mosaic_status("compare", str(tmp_path), "--disturbed") == 0
     printed = capsys.readouterr().out
     assert "disturbed," not in printed
     assert "skipped" not in printed
@@ -335,12 +341,12 @@ def test_a_sweep_is_compared_with_round_robin_that_never_skips_if_it_has_one(tmp
     chosen = baseline("a", "b", "c", "d")
     assert chosen.startswith("round_robin")
     assert "never" in chosen
-    assert main([str(tmp_path)]) == 0
+    assert mosaic_status("compare", str(tmp_path)) == 0
 
 
 def test_script_runs_from_any_folder(tmp_path):
     make_sweep(tmp_path)
-    command = [sys.executable, str(ROOT / "experiments/compare.py"), "."]
+    command = [sys.executable, "-m", "mosaic", "compare", "."]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     command[-1] = "absent"
@@ -371,7 +377,7 @@ def test_runs_on_several_numbers_of_gpus_are_compared_with_the_fewest(tmp_path, 
                     num_workers=num_workers, problem_fingerprint=f"{num_workers}-{seed}",
                     config={"cluster": {"num_workers": num_workers}},
                 )  # fmt: skip
-    assert main([str(tmp_path)]) == 0
+    assert mosaic_status("compare", str(tmp_path)) == 0
     printed = capsys.readouterr().out
     assert "Across numbers of GPUs: each policy over itself on the fewest" in printed
     assert "w num_workers=4" in printed, "policies meet on equal machines only"
@@ -387,12 +393,12 @@ def test_what_does_not_fit_on_a_page_is_not_drawn(tmp_path, capsys):
     make_run(tmp_path / "rr", "round_robin")
     for k in range(80):
         make_run(tmp_path / f"ilp{k}", config={"scheduler": {"max_experts_per_worker": k}})
-    assert main([str(tmp_path)]) == 0
+    assert mosaic_status("compare", str(tmp_path)) == 0
     assert "compare.png is not drawn: 80 policies do not fit on a page" in capsys.readouterr().out
     make_run(tmp_path / "few" / "rr", "round_robin")
     for k in range(60):
         make_run(tmp_path / "few" / f"ilp{k}", config={"scheduler": {"max_experts_per_worker": k}})
-    assert main([str(tmp_path / "few")]) == 0
+    assert mosaic_status("compare", str(tmp_path / "few")) == 0
     height = int.from_bytes((tmp_path / "few" / "compare.png").read_bytes()[20:24], "big")
     assert height <= 9 * 250, "at most a page"
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from experiments.config.compose import compose_config
-from experiments.config.effects import without_effect
-from experiments.config.job import Prepared, job_from
+from mosaic.config.compose import compose_config
+from mosaic.config.effects import without_effect
+from mosaic.config.job import Prepared, job_from
 from mosaic.report.run_folder import flatten
 from tests.experiments.command_line import QUICK, SMALL, prepare, run_here, run_point
 from tests.experiments.test_wiring import NODES, overrides_of, write_lines

@@ -5,9 +5,9 @@ from unittest.mock import patch
 
 import pytest
 
-from experiments.config.compose import compose_config
-from experiments.config.engines import find_device, vllm_options
-from experiments.config.job import Prepared, job_from
+from mosaic.config.compose import compose_config
+from mosaic.config.engines import find_device, vllm_options
+from mosaic.config.job import Prepared, job_from
 from mosaic.core.engine_options import Device, EngineOptions
 from tests.experiments.command_line import run_point
 from tests.experiments.test_wiring import TINY_EXPERTS, write_lines
@@ -40,7 +40,7 @@ def test_settings_reach_the_engines(tmp_path: Path, questions: list[str]) -> Non
         tmp_path, *questions, "cluster=local", "backend=vllm", "backend.device=cpu", "backend.patience.max_retries=7"
     )
     assert (prepared.job.site.name, prepared.job.site.way, prepared.runs) == ("vllm", "measured", True)
-    with patch("experiments.config.engines.make_vllm_backend") as made:
+    with patch("mosaic.config.engines.make_vllm_backend") as made:
         prepared.job.site.backend({}, lambda call, inputs: "")
     given = made.call_args.kwargs
     assert (given["checkpoints"], given["patience"].max_retries) == (Path("checkpoints"), 7)

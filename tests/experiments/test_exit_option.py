@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.config.exits import NEVER
+from mosaic.config.exits import NEVER
 from mosaic.core.results import CallStatus
 from mosaic.pipelines.exits import Agreed, FasterMoa
 from tests.experiments.command_line import QUICK, SMALL, prepare, run_point

@@ -8,7 +8,6 @@ from joblib import parallel_config
 import experiments.studies.gate_trials
 from experiments.figures.gates import Line, Panel, draw_gates
 from experiments.gates import COMMAND, make_report
-from experiments.lab.style import png_bytes
 from experiments.studies.gate_populations import (
     NUM_ADVERSARIAL_OPTIONS,
     Population,
@@ -32,6 +31,7 @@ from experiments.studies.gate_trials import (
 )
 from experiments.studies.gate_worlds import Sizes, buckets
 from mosaic.core.workload import Question
+from mosaic.figures.style import png_bytes
 from mosaic.pipelines.gates.calibrated import Calibrated, ConfidenceKind
 from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion
 from mosaic.pipelines.gates.gate import Ballot, plurality

@@ -6,8 +6,8 @@ from statistics import fmean
 
 import pytest
 
-from experiments.config.job import simulated
-from experiments.config.world import mistaken_lengths
+from mosaic.config.job import simulated
+from mosaic.config.world import mistaken_lengths
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.workload import PROPOSE
 from mosaic.planning.profiles import Profile, write_profile

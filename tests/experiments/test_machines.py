@@ -6,10 +6,10 @@ from unittest.mock import patch
 
 import pytest
 
-from experiments.config.batch import BatchRequest, batch_config
-from experiments.config.compose import compose_config
-from experiments.config.job import job_from
 from experiments.studies.plan_cases import most_kv_tokens, most_memory_frac
+from mosaic.config.batch import BatchRequest, batch_config
+from mosaic.config.compose import compose_config
+from mosaic.config.job import job_from
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.planning import Flexible

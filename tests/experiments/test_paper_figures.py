@@ -21,8 +21,10 @@ from experiments.figures.data_parallel import data_parallel_rows, draw_data_para
 from experiments.figures.lengths import draw_lengths, length_rows
 from experiments.figures.skew import PoolSkew, draw_skew, slot_rows, worker_rows
 from experiments.figures.throughput import draw_throughput
-from experiments.lab.estimate import Estimate
-from experiments.lab.style import (
+from mosaic.comparison.estimate import Estimate
+from mosaic.core.errors import RunFolderError
+from mosaic.core.workload import AGGREGATE
+from mosaic.figures.style import (
     COLUMN_WIDTH_IN,
     PALETTE,
     PUBLISHED_EXPERTS,
@@ -31,8 +33,6 @@ from experiments.lab.style import (
     pdf_bytes,
     png_bytes,
 )
-from mosaic.core.errors import RunFolderError
-from mosaic.core.workload import AGGREGATE
 from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer
 from mosaic.report.tables import answers_parquet, calls_parquet, sessions_parquet
 from tests.run_records import make_failed, make_key, make_record, make_session
@@ -114,7 +114,7 @@ def test_pdf_embeds_its_text_as_truetype(name):
 
 def test_pdf_is_the_same_in_another_process():
     code = (
-        "from experiments.lab.style import new_figure, pdf_bytes; from hashlib import sha256; f = new_figure(1.0);"
+        "from mosaic.figures.style import new_figure, pdf_bytes; from hashlib import sha256; f = new_figure(1.0);"
         "f.text(0.5, 0.5, 'tokens (s)'); print(sha256(pdf_bytes(f)).hexdigest())"
     )
     runs = [

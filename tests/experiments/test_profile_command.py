@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.job import simulated
 from experiments.measure_profile import main, split_arguments
+from mosaic.config.job import simulated
 from mosaic.planning.profiles import load_profile
 from mosaic.runtime.run import measure
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import mosaic
-from experiments.config.exits import calibrated_gate
-from experiments.config.promise import batch_patterns, calibration_patterns, promise_of
+from mosaic.config.exits import calibrated_gate
+from mosaic.config.promise import batch_patterns, calibration_patterns, promise_of
 from mosaic.pipelines.gates.calibration_file import load_calibration_answers
 from mosaic.pipelines.gates.vote_patterns import EARLY
 from tests.experiments.command_line import QUICK, SMALL, prepare, run_point

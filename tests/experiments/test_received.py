@@ -17,17 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from experiments.audit import read_job
-from experiments.compare import main as compare
-from experiments.config.batch import BatchRequest, batch_config
-from experiments.config.compose import as_recorded, compose_config
-from experiments.config.job import job_from
-from experiments.config.received import own_targets
-from experiments.figures.replay import main as draw_replay
-from experiments.figures.timeline import main as draw_timeline
+from mosaic.commands.audit import read_job
+from mosaic.config.batch import BatchRequest, batch_config
+from mosaic.config.compose import as_recorded, compose_config
+from mosaic.config.job import job_from
+from mosaic.config.received import own_targets
 from mosaic.core.workload import AnswerKind
 from tests.engines.fake_batch import NAMES, batch_line, run_mosaic, write_batch, write_models
-from tests.experiments.command_line import QUICK, SMALL, run_here, run_point
+from tests.experiments.command_line import QUICK, SMALL, mosaic_status, run_here, run_point
 
 SECRET = "s3cret-of-the-environment"
 NAMED = "${oc.env:MOSAIC_TEST_SECRET}"
@@ -148,15 +145,7 @@ def test_a_received_configuration_may_make_what_conf_makes_all_of_it_ours() -> N
 
 
 def compare_it(folder: Path) -> int:
-    return compare([str(folder)])
-
-
-def replay_it(folder: Path) -> int:
-    return draw_replay([str(folder)])
-
-
-def draw_it(folder: Path) -> int:
-    return draw_timeline([str(folder)])
+    return mosaic_status("compare", folder)
 
 
 def run_in_it(folder: Path) -> int:
@@ -176,7 +165,7 @@ def quote_in_it(folder: Path) -> int:
     return run_mosaic("quote", path, *write_models(folder.parent), "--folder", folder).status
 
 
-@pytest.mark.parametrize("command", [compare_it, replay_it, draw_it, run_in_it, batch_in_it, quote_in_it])
+@pytest.mark.parametrize("command", [compare_it, run_in_it, batch_in_it, quote_in_it])
 def test_other_commands_that_read_a_received_folder_run_nothing_of_it(
     command: Callable[[Path], int], tmp_path: Path, ran: Callable[[], bool]
 ) -> None:

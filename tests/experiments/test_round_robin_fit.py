@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from experiments.calibrate import COMMITTED, describe, simulate, variants
-from experiments.config.job import simulated
 from experiments.studies.fitted_set import FittedSet, predict
 from experiments.studies.paper_runs import TWO_STAGES
 from experiments.studies.parameters import ParameterSet, left_for
 from experiments.studies.published import PUBLISHED_MEANS, ROUND_ROBIN_WORKER_S, TOKENS_PER_CALL
 from experiments.studies.round_robin_fit import FIT_SEEDS, BaselineSessions, fit_mmlu_pro
+from mosaic.config.job import simulated
 
 pytestmark = pytest.mark.slow
 

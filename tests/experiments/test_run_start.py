@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.errors import exit_with_message
-from experiments.config.run_start import begins_with
+from mosaic.config.errors import exit_with_message
+from mosaic.config.run_start import begins_with
 from mosaic.core.errors import InUseError
 
 

@@ -12,8 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config.compose import CONF
-from experiments.config.sharing import MOST_KEPT, SharingLoader, points_of
+from mosaic.config.compose import CONF
+from mosaic.config.sharing import MOST_KEPT, SharingLoader, points_of
 from tests.experiments.command_line import run_process
 
 POINTS = [
@@ -72,8 +72,8 @@ import pickle
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from experiments.config.compose import CONF
-from experiments.config.sharing import SharingLoader
+from mosaic.config.compose import CONF
+from mosaic.config.sharing import SharingLoader
 
 with initialize_config_dir(str(CONF), version_base="1.3"):
     master = compose("config", ["hydra.sweep.dir=somewhere"], return_hydra_config=True)
@@ -106,7 +106,7 @@ def test_a_worker_composes_what_was_not_sent_to_it(loaders, monkeypatch) -> None
             raise pickle.PicklingError("not the same object")
         return dumps(config)
 
-    monkeypatch.setattr("experiments.config.sharing.pickle.dumps", refuse)
+    monkeypatch.setattr("mosaic.config.sharing.pickle.dumps", refuse)
     point = ["seed=0", "scheduler=round_robin"]
     for _ in range(2):
         ours, hydras = (each.load_sweep_config(master, point) for each in (sharing, loader))

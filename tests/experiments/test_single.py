@@ -3,8 +3,8 @@
 import pytest
 from hydra.core.hydra_config import HydraConfig
 
-from experiments.config.compose import compose_config, plain
-from experiments.config.single import compose_single
+from mosaic.config.compose import compose_config, plain
+from mosaic.config.single import compose_single
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ import csv
 import pytest
 import yaml
 
-from experiments.config.compose import CONF
 from experiments.studies import sparse_throughput
 from experiments.studies.published_sparse_kv import FLEXICACHE_TOK_PER_S, OUTPUT_TOKENS, VLLM_TOK_PER_S
 from experiments.studies.sparse_throughput import (
@@ -18,6 +17,7 @@ from experiments.studies.sparse_throughput import (
     throughput,
 )
 from experiments.studies.sparse_throughput_report import figure, report, table_of, worst
+from mosaic.config.compose import CONF
 from mosaic.core.engine_options import Order
 from mosaic.core.sparse_kv import SparseKv
 from sim.hardware.hardware import hardware_from_config

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
-from experiments.config import engines
+from mosaic.config import engines
 from mosaic.engines.host_process import NOT_NEEDED, UNINSTALL
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch, write_models
 from tests.engines.fake_run import run_fake, write_inputs

@@ -2,7 +2,7 @@
 
 import gc
 
-from experiments.config.memory import FULL_EVERY, spare_garbage_collector
+from mosaic.config.memory import FULL_EVERY, spare_garbage_collector
 
 
 class Knot:

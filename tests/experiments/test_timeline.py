@@ -1,17 +1,15 @@
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from experiments.figures.timeline import BAR, ROW_IN, apart, draw_timeline, main
-from experiments.lab.style import COLUMN_WIDTH_IN, DPI, INK, PALETTE, expert_colours, text_colour
 from mosaic.core.results import LostWorker, Resumption
 from mosaic.core.workload import AGGREGATE, PROPOSE
-from tests.report.test_run_folder import write, write_two_stages
-from tests.run_records import make_disturbed_run, make_session, make_small_run, make_two_stage_run
+from mosaic.figures.style import COLUMN_WIDTH_IN, DPI, INK, PALETTE, expert_colours, text_colour
+from mosaic.figures.timeline import BAR, ROW_IN, apart, draw_timeline
+from tests.run_records import make_disturbed_run, make_session, make_small_run
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -125,52 +123,6 @@ def test_colour_depends_on_the_place_in_the_pool_alone():
 
 def test_text_is_black_on_light_and_white_on_dark():
     assert (text_colour("#ffffff"), text_colour("#000000"), text_colour("#0072b2")) == ("#000000", "#ffffff", "#ffffff")
-
-
-def test_command_draws_a_run_folder_again(tmp_path, capsys):
-    write(tmp_path)
-    assert main([str(tmp_path)]) == 0
-    assert (tmp_path / "timeline.png").read_bytes() == draw(make_small_run().sessions, predicted_makespan_s=72.0)
-    assert "timeline.png" in capsys.readouterr().out
-
-
-def test_command_draws_what_disturbed_a_run_again(tmp_path):
-    run = make_disturbed_run()
-    write(tmp_path, result=run)
-    assert main([str(tmp_path)]) == 0
-    marks = {"resumptions": run.resumptions, "lost_workers": run.lost_workers, "predicted_makespan_s": 72.0}
-    assert (tmp_path / "timeline.png").read_bytes() == draw(run.sessions, **marks)
-
-
-def test_command_draws_both_stages_again(tmp_path):
-    write_two_stages(tmp_path)
-    assert main([str(tmp_path)]) == 0
-    drawn = draw(make_two_stage_run().sessions, experts=("A", "B", "C", "Z"), predicted_makespan_s=72.0)
-    assert (tmp_path / "timeline.png").read_bytes() == drawn
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("summary.json", None, "summary.json: cannot be read"),
-        ("summary.json", b"{}", "not a summary of a run ('num_workers' missing)"),
-        ("summary.json", b"[]", "not a summary of a run"),
-        ("sessions.parquet", b"broken", "sessions.parquet: cannot be read"),
-    ],
-)
-def test_command_names_what_is_broken_without_a_traceback(tmp_path, capsys, name, content, message):
-    write(tmp_path)
-    (tmp_path / name).unlink()
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    assert main([str(tmp_path)]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_command_names_a_figure_that_cannot_be_written(tmp_path, capsys):
-    write(tmp_path)
-    assert main([str(tmp_path), "--out", str(Path("no-such-folder") / "x.png")]) == 2
-    assert "x.png: cannot be written" in capsys.readouterr().err
 
 
 def test_loads_are_outlined_together_where_no_two_share_a_lane():

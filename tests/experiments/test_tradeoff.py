@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 
-from experiments.analysis.pairing import ALWAYS, NEVER, compare_runs
-from experiments.analysis.run_table import collect_runs
-from experiments.compare import TRADEOFF_COLUMNS, default_metric, main
-from experiments.figures.tradeoff import draw_tradeoff, tradeoff_rows
-from experiments.lab.estimate import t_interval
+from mosaic.commands.compare import TRADEOFF_COLUMNS, default_metric
+from mosaic.comparison.estimate import t_interval
+from mosaic.comparison.pairing import ALWAYS, NEVER, compare_runs
+from mosaic.comparison.run_table import collect_runs
+from mosaic.figures.tradeoff import draw_tradeoff, tradeoff_rows
+from tests.experiments.command_line import mosaic_status
 from tests.experiments.test_compare import make_run
 
 GATES = {"never": (0.0, 400.0), "majority": (0.8, 250.0)}
@@ -105,7 +106,7 @@ def test_seeds_without_the_reference_are_left_out_of_the_change_and_counted(tmp_
     make_gated(tmp_path, "majority7", seed=7)
     outcome = outcomes_of(tmp_path)["round_robin gate=majority"]
     assert (outcome.num_changes, outcome.num_seeds) == (2, 3)
-    assert main([str(tmp_path)]) == 0
+    assert mosaic_status("compare", str(tmp_path)) == 0
     assert ") from 2 pairs" in capsys.readouterr().out
 
 
@@ -114,7 +115,7 @@ def test_runs_of_the_older_shape_have_no_outcome_and_no_figure(tmp_path):
         make_run(tmp_path / scheduler, scheduler)
     outcomes = outcomes_of(tmp_path).values()
     assert all((o.accuracy_frac, o.end_to_end_s, o.skip_frac, o.aggregator) == (None,) * 4 for o in outcomes)
-    assert main([str(tmp_path)]) == 0
+    assert mosaic_status("compare", str(tmp_path)) == 0
     assert not (tmp_path / "tradeoff.png").exists()
 
 
@@ -132,14 +133,14 @@ def test_figure_needs_two_second_stages_in_one_world():
 def test_a_sweep_whose_gates_agree_has_no_tradeoff_and_says_why(tmp_path, capsys):
     for scheduler in ("round_robin", "ilp"):
         make_gated(tmp_path, scheduler, scheduler=scheduler)
-    assert main([str(tmp_path)]) == 0
+    assert mosaic_status("compare", str(tmp_path)) == 0
     assert "tradeoff.png is not drawn: in no world gates or aggregators differ" in capsys.readouterr().out
     assert not (tmp_path / "tradeoff.csv").exists()
 
 
 def test_command_writes_the_tradeoff_and_the_columns_of_the_second_stage(tmp_path, capsys):
     make_pairs(tmp_path)
-    assert main([str(tmp_path)]) == 0
+    assert mosaic_status("compare", str(tmp_path)) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("speedup over round_robin gate=never, end to end: ")
     line = next(line for line in printed.splitlines() if "gate=majority" in line)
@@ -170,14 +171,14 @@ def test_times_are_end_to_end_where_an_aggregator_runs(tmp_path, aggregators, me
 
 def test_the_expert_stage_can_still_be_named(tmp_path, capsys):
     make_pairs(tmp_path)
-    assert main([str(tmp_path), "--metric", "expert_makespan_s"]) == 0
+    assert mosaic_status("compare", str(tmp_path), "--metric", "expert_makespan_s") == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "gate=majority" in line)
     assert "1.000" in line, "a gate changes nothing of it"
 
 
 def test_change_against_always_aggregating_is_marked(tmp_path, capsys):
     make_gated(tmp_path, "a", accuracy_frac=0.68)
-    assert main([str(tmp_path)]) == 0
+    assert mosaic_status("compare", str(tmp_path)) == 0
     printed = capsys.readouterr().out
     assert "-2.00*" in printed
     assert "*change: accuracy in percentage points, less that of the same run had it never skipped" in printed
@@ -187,7 +188,7 @@ def test_change_against_always_aggregating_is_marked(tmp_path, capsys):
 def drawn(monkeypatch):
     """Collect the figures that are rendered, to read their words."""
     figures = []
-    monkeypatch.setattr("experiments.figures.tradeoff.png_bytes", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr("mosaic.figures.tradeoff.png_bytes", lambda figure: figures.append(figure) or b"")
     return figures
 
 

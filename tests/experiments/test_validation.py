@@ -7,9 +7,7 @@ from dataclasses import replace
 import pytest
 
 import experiments.validate as validate
-from experiments.config import engines
 from experiments.figures.validation import draw_validation
-from experiments.lab.style import png_bytes
 from experiments.studies.validation import (
     ComparedTime,
     compare,
@@ -20,10 +18,12 @@ from experiments.studies.validation import (
     worst_session_error_frac,
 )
 from experiments.studies.validation_report import bias_lines, describe, figure_points, to_json, to_markdown, verdict
+from mosaic.config import engines
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import PredictedTimes
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
 from mosaic.core.workload import PROPOSE
+from mosaic.figures.style import png_bytes
 from tests.engines.executor_runs import FAKE_ENGINE
 from tests.engines.validation_runs import small_validation
 from tests.experiments.command_line import ROOT

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 import mosaic
-from experiments.config.compose import CONF, compose_config
-from experiments.config.job import Prepared, job_from
+from mosaic.config.compose import CONF, compose_config
+from mosaic.config.job import Prepared, job_from
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.results import CallStatus

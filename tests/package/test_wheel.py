@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mosaic import __version__
-from mosaic.bundled import BUNDLE, command_line
+from mosaic.bundled import BUNDLE
 from tests.package.built_wheel import build_wheel, call, tracked_files
 from tests.readme_blocks import ROOT
 
@@ -36,7 +36,7 @@ def test_nothing_but_mosaic_stands_in_site_packages(wheel: Path) -> None:
 
 def test_the_wheel_has_every_file_of_the_bundle(wheel: Path) -> None:
     bundled = {name.removeprefix("mosaic/bundled/") for name in zipfile.ZipFile(wheel).namelist()}
-    wanted = {name for name in tracked_files() if name.split("/")[0] in ("sim", "experiments", "conf")}
+    wanted = {name for name in tracked_files() if name.split("/")[0] in ("sim", "conf")}
     assert {name for name in wanted if not name.endswith("README.md")} <= bundled
 
 
@@ -75,5 +75,4 @@ def test_bad_input_ends_with_a_line_and_status_2(environment: Path, tmp_path: Pa
 
 def test_a_checkout_bundles_itself() -> None:
     assert BUNDLE == ROOT
-    assert command_line("compare") == "python experiments/compare.py"
     assert __version__

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 import mosaic
-from experiments.config.job import simulated
-from experiments.quote import quote_batch
+from mosaic.commands.quote import quote_batch
+from mosaic.config.job import simulated
 from mosaic.core.errors import InfeasibleError
 from mosaic.planning import Ilp
 from mosaic.planning.costs import PaperCosts

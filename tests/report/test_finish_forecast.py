@@ -5,7 +5,7 @@ import math
 import pytest
 
 import mosaic
-from experiments.config.job import simulated
+from mosaic.config.job import simulated
 from mosaic.core.events import Finished, Tick
 from mosaic.report.finish_forecast import FinishForecast, Forecast, fit_log_normal
 

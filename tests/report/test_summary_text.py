@@ -55,7 +55,7 @@ def test_screen_tells_makespan_against_prediction_and_bound():
     assert "25.0% of the workers' time; loading 15.6% in 3 loads" in text
     assert "33 written, 0 per second; 2 preemptions" in text
     assert "optimal, gap 1.39%, bound of the model 71.0 s, 12 variables, 15 constraints" in text
-    assert "python experiments/compare.py results/runs" in text
+    assert "mosaic compare results/runs" in text
 
 
 def test_screen_and_line_say_what_disturbed_the_run():

@@ -7,7 +7,7 @@ from statistics import NormalDist, fmean, stdev
 import pytest
 
 import mosaic
-from experiments.config.job import simulated
+from mosaic.config.job import simulated
 from mosaic.planning.length_scale import MIN_ENDED, Seen, length_scale, scaled_profile
 from mosaic.runtime.job import Job
 from mosaic.runtime.run import measure

@@ -133,7 +133,7 @@ def test_a_study_is_written_read_and_continued(checkpoint, tmp_path, monkeypatch
 
 def test_the_verdict_reads_the_interval():
     from experiments.kv_heads.report import verdict
-    from experiments.lab.estimate import estimate
+    from mosaic.comparison.estimate import estimate
 
     assert verdict(estimate([-0.1, -0.11, -0.09])) == "profiled heads are better"
     assert verdict(estimate([0.1, 0.11, 0.09])) == "random heads are better"

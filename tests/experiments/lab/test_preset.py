@@ -4,9 +4,9 @@ import polars as pl
 import pytest
 import yaml
 
-from experiments.config.compose import compose_config
-from experiments.lab.estimate import Estimate
 from experiments.lab.preset import PRESETS, average, preset_names, preset_study, read_preset, report
+from mosaic.comparison.estimate import Estimate
+from mosaic.config.compose import compose_config
 from tests.experiments.command_line import run_process
 
 STUDY = {

@@ -3,9 +3,9 @@
 import polars as pl
 import pytest
 
-from experiments.lab.estimate import Estimate
 from experiments.lab.study import Point, Row, Study, Sweep, Tables, run_study
 from experiments.lab.tables import beside, markdown, means, wide
+from mosaic.comparison.estimate import Estimate
 
 POINTS = tuple(Point(labels={"name": name, "num_gpus": num}) for num in (1, 2) for name in ("slow", "fast"))
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.job import simulated
 from experiments.tiny_pool.questions import Part, draw_questions
 from experiments.tiny_pool.tokenizer import tiny_tokenizer
 from experiments.tiny_pool.workload import tiny_workload
+from mosaic.config.job import simulated
 from mosaic.core.workload import AnswerKind, Workload
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.runtime.job import Job

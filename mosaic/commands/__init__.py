@@ -1,0 +1,1 @@
+"""The commands of `mosaic`: run, compare, batch, quote, audit."""

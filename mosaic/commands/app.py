@@ -1,0 +1,255 @@
+"""The command `mosaic`: what each of its commands may be told."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mosaic import __version__
+from mosaic.config.errors import BAD_INPUT_STATUS, INTERRUPTED_STATUS
+from mosaic.core.printable import printable
+
+app = typer.Typer(
+    name="mosaic",
+    help="Mixture-of-Agents batches on few GPUs: plan, run, simulate, compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""Settings of a command that reads its arguments itself."""
+
+
+def tell_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"mosaic {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """Mixture-of-Agents batches on few GPUs: plan, run, simulate, compare."""
+
+
+@app.command(context_settings=PASSED_ON)
+def run(context: typer.Context) -> None:
+    """Plan a batch and run the plan, simulated or on real engines, by Hydra overrides: mosaic run --help."""
+    from mosaic.commands.run import run_command
+
+    sys.argv = ["mosaic run", *context.args]
+    run_command()
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of sweeps or runs, searched for runs.")],
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="Scheduler, or full policy name as the table has it. "
+            "[default: round_robin where it was run, with gate=never where gates differ]"
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Time to compare: expert_makespan_s or end_to_end_s. "
+            "[default: end_to_end_s where an aggregator runs, else expert_makespan_s]"
+        ),
+    ] = None,
+    disturbed: Annotated[
+        bool, typer.Option("--disturbed", help="Count runs that were interrupted or lost workers too.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Where the files go. [default: the first folder]")] = None,
+) -> None:
+    """Compare run folders, paired by seed: speedups, time against accuracy, and times across numbers of GPUs."""
+    from mosaic.commands.compare import compare as compare_runs
+    from mosaic.config.errors import exit_with_message
+
+    with exit_with_message():
+        compare_runs(folders, baseline, metric, disturbed=disturbed, out=out)
+
+
+@app.command()
+def quote(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILE] [KEY=VALUE]...", help="A file of questions, and overrides as for `mosaic run`."),
+    ] = None,
+    gpus: Annotated[str, typer.Option(help="Numbers of GPUs, as 1-8 or 1,2,4.")] = "1-8",
+    kind: Annotated[list[str] | None, typer.Option(help="A file of conf/hardware; may be repeated.")] = None,
+    price: Annotated[
+        list[str] | None, typer.Option(metavar="KIND=DOLLARS", help="An hour of one GPU; may be repeated.")
+    ] = None,
+    prices: Annotated[Path | None, typer.Option(help="JSON with the prices of kinds, each with its date.")] = None,
+    deadline: Annotated[str | None, typer.Option(help="From now: seconds, or with min, h or d.")] = None,
+    pilot: Annotated[int, typer.Option(help="Calls an expert, on average.")] = 128,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder", "--work", help="Of the pilot's journal. [default: results/multirun/quote/... or FILE.mosaic]"
+        ),
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what dominates, and what is unknown.")] = False,
+    models: Annotated[str | None, typer.Option(help="With FILE: checkpoints A,B,C, or a LiteLLM file.")] = None,
+    aggregator: Annotated[
+        str | None, typer.Option(help="With FILE: who merges, or none. [default: the largest]")
+    ] = None,
+    per_question: Annotated[
+        int | None, typer.Option(help="With FILE: models that answer each question. [default: 3]")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="With FILE: workers of the pilot. [default: all GPUs, or 2]")
+    ] = None,
+    checkpoints: Annotated[str, typer.Option(help="With FILE: where checkpoints lie.")] = "checkpoints",
+    as_json: Annotated[bool, typer.Option("--json", help="The quote as JSON.")] = False,
+) -> None:
+    """Say how long a batch takes, and what it costs, on how many GPUs, from a pilot of its own calls.
+
+    Exit status: 0 done, 2 bad input, 5 nothing meets the deadline, 130 stopped.
+    """
+    from mosaic.commands.quote import parse_sizes, prices_from, print_quote, quote_batch, split_words
+    from mosaic.config.batch import BatchRequest
+    from mosaic.config.errors import NOT_REACHED_STATUS, exit_with_message
+    from mosaic.quote.prices import parse_duration_s
+
+    with exit_with_message():
+        file, overrides = split_words(words or ())
+        request = file and BatchRequest(
+            path=file,
+            models=models,
+            aggregator=aggregator,
+            per_question=per_question,
+            workers=workers,
+            checkpoints=checkpoints,
+            overrides=overrides,
+        )
+        made = quote_batch(
+            overrides,
+            sizes=parse_sizes(gpus),
+            kinds=kind or (),
+            prices=prices_from(prices, price or ()),
+            deadline_s=None if deadline is None else parse_duration_s(deadline),
+            per_expert=pilot,
+            folder=folder,
+            request=request or None,
+        )
+        print_quote(made, as_json=as_json, explain=explain)
+    raise typer.Exit(NOT_REACHED_STATUS if made.cheapest is None else 0)
+
+
+@app.command(context_settings={"allow_interspersed_args": True})
+def batch(
+    file: Annotated[
+        Path, typer.Argument(help="Questions: .jsonl (OpenAI's batch format too), .csv, .json or .parquet.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="As for `mosaic run`: pool=tiny, profile.path=FILE, ...")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option(help="Checkpoints A,B,C by folder or Hugging Face name, or a LiteLLM model_list file.")
+    ] = None,
+    aggregator: Annotated[
+        str | None, typer.Option(help="Who merges: one of them, another checkpoint, or none. The largest by default.")
+    ] = None,
+    per_question: Annotated[int | None, typer.Option(help="Models that answer each question: 3.", min=1)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="All GPUs, or 2 groups of cores where there is none.", min=1)
+    ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(help="Where: ray (the cluster of this machine), or ray://HEAD. Here by default."),
+    ] = None,
+    checkpoints: Annotated[str, typer.Option(help="Where checkpoints lie that are not named by path.")] = "checkpoints",
+    price: Annotated[float | None, typer.Option(help="Dollars for a worker and an hour.", min=0)] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder of the journal: FILE with the suffix .mosaic.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the output: that of FILE.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics on this port; 0: a free one.")
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address to serve metrics on; 0.0.0.0: every one of this machine.")
+    ] = "127.0.0.1",
+) -> None:
+    """Answer a file of questions; the same command goes on after any interruption.
+
+    Exit status: 0 complete, 2 bad input, 4 complete with errors, 6 it is running already, 130 stopped.
+    """
+    from mosaic.commands.batch import places_of, run_batch
+    from mosaic.config.batch import BatchRequest
+    from mosaic.config.errors import exit_with_message
+
+    request = BatchRequest(
+        path=file,
+        models=models,
+        aggregator=aggregator,
+        per_question=per_question,
+        workers=workers,
+        on=on,
+        checkpoints=checkpoints,
+        overrides=tuple(overrides or ()),
+    )
+    with exit_with_message():
+        status = run_batch(
+            request,
+            places_of(file, work, out),
+            price_per_hour=price,
+            metrics_port=metrics_port,
+            metrics_host=metrics_host,
+        )
+    raise typer.Exit(status)
+
+
+@app.command()
+def audit(
+    out: Annotated[Path, typer.Argument(help="What mosaic batch wrote: NAME.out.jsonl.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Code of your own and servers with keys, as the batch had them: aggregator.comparison=..."),
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Go on until no more than this share would change: 2%.")] = None,
+    sample: Annotated[int, typer.Option(help="Questions of the first look; each look doubles them.", min=1)] = 100,
+    most: Annotated[int | None, typer.Option(help="Questions that may be asked in all.", min=1)] = None,
+    work: Annotated[Path | None, typer.Option(help="The batch's folder: NAME.mosaic.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print numbers only.")] = False,
+) -> None:
+    """Say how many skipped questions would have another answer, had they been aggregated: a promise without gold.
+
+    Exit status: 0 done, 2 bad input, 5 --until was not reached, 130 stopped.
+    """
+    from mosaic.commands.audit import Wanted, read_share, run_audit
+    from mosaic.config.errors import exit_with_message
+
+    with exit_with_message():
+        wanted = Wanted(
+            until_frac=None if until is None else read_share(until),
+            sample=sample,
+            most=most,
+            overrides=tuple(overrides or ()),
+        )
+        status = run_audit(out, work, wanted, as_json)
+    raise typer.Exit(status)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what the command line asks for; a bad option ends with a line and status 2, as any other bad input."""
+    try:
+        status = app(arguments, standalone_mode=False)
+    except typer.Abort:
+        sys.exit(INTERRUPTED_STATUS)
+    except Exception as error:
+        say = getattr(error, "format_message", None)  # of Typer's own errors, whose class has no public name
+        if say is None:
+            from mosaic.config.errors import exit_with_message
+
+            with exit_with_message():
+                raise
+        print(printable(f"error: {' '.join(say().split())}"), file=sys.stderr)
+        sys.exit(BAD_INPUT_STATUS)
+    sys.exit(status if isinstance(status, int) else 0)

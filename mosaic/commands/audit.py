@@ -1,0 +1,222 @@
+"""Say how many of a batch's skipped questions would have another answer, had they been aggregated.
+
+    mosaic audit questions.out.jsonl               a hundred of them, and what that promises
+    mosaic audit questions.out.jsonl --until 2%    as many as that takes
+
+Questions are drawn uniformly, in an order that the input file alone decides, so no answer can bend it. The promise
+holds at whichever moment one stops, and the same command with another --until goes on from what was asked.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mosaic.commands.batch import stoppable
+from mosaic.config.compose import as_recorded
+from mosaic.config.errors import NOT_REACHED_STATUS
+from mosaic.config.job import job_from
+from mosaic.config.places import JOURNAL
+from mosaic.config.received import check_received
+from mosaic.core.checks import require
+from mosaic.core.errors import RunFolderError
+from mosaic.core.results import CallRecord, CallStatus
+from mosaic.core.workload import AnswerKind, CallKey
+from mosaic.pipelines.skip_audit import SkipAudit, audit_order, num_to_reach
+from mosaic.report.batch_files import digest_of, read_lines
+from mosaic.report.display import show_run
+from mosaic.report.run_folder import CONFIG, SUMMARY, differing_keys, read_config, read_json
+from mosaic.runtime.auditing import answer_unskipped
+from mosaic.runtime.job import Job
+from mosaic.runtime.journal_records import own_journals, read_journal
+
+OUT_SUFFIX = ".out.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a user wants of an audit."""
+
+    until_frac: float | None = None
+    """Go on until no more than this share of the skipped would change; None: one sample."""
+    sample: int = 100
+    """Questions of the first look; each look doubles them."""
+    most: int | None = None
+    """Questions that may be asked in all; None: all that were skipped."""
+    risk: float = 0.05
+    overrides: tuple[str, ...] = ()
+    """Code, clusters and keys that the batch's configuration names: the folder alone decides on none."""
+
+
+def run_audit(out: Path, work: Path | None, wanted: Wanted, as_json: bool = False) -> int:
+    """Audit a batch's output; gives the exit status.
+
+    Raises
+    ------
+    ValueError, TypeError, MosaicError, OSError
+        If it cannot be audited.
+    """
+    require(out.name.endswith(OUT_SUFFIX), "OUT", f"a file that mosaic batch wrote, NAME{OUT_SUFFIX}", str(out))
+    folder = out.with_name(f"{out.name.removesuffix(OUT_SUFFIX)}.mosaic") if work is None else work
+    lines = read_lines(out)
+    kept = {line["custom_id"]: line["response"]["body"]["mosaic"] for line in lines}
+    skipped = [name for name, about in kept.items() if about["skipped_aggregator"]]
+    job, seed = read_job(folder, wanted.overrides)
+    check_output(out, folder)
+    if not skipped:
+        print(f"{out.name}: nothing to audit, no question skipped the aggregator{why_none(job)}")
+        return 0
+    order = audit_order(skipped, seed)[: wanted.most]
+    answers = {name: kept[name]["answer"] for name in skipped}
+    audit = SkipAudit(num_skipped=len(skipped), risk=wanted.risk)
+    with stoppable(f"mosaic audit goes on with {out.name}"), job.site.open():
+        done = first_layer(folder / JOURNAL, job)
+        while True:
+            number = min(len(order), max(wanted.sample, 2 * audit.num_audited))
+            changes = changed(job, order[:number], done, answers)
+            audit.see(changes[audit.num_audited :])
+            reached = wanted.until_frac is None or audit.bound_frac <= wanted.until_frac
+            if reached or number == len(order):
+                break
+            print(progress(audit), file=sys.stderr, flush=True)
+    print(json.dumps(as_dict(audit)) if as_json else describe(out, len(kept), audit, wanted))
+    return 0 if reached else NOT_REACHED_STATUS
+
+
+def check_output(out: Path, folder: Path) -> None:
+    """Check that an output file is as the run in a folder wrote it.
+
+    Raises
+    ------
+    RunFolderError
+        If it is not, or the run is not complete.
+    """
+    summary = read_json(folder / SUMMARY)
+    outputs = summary.get("outputs") if isinstance(summary, dict) else None
+    written = [digest for name, digest in (outputs or {}).items() if name.endswith(OUT_SUFFIX)]
+    if digest_of(out) not in written:
+        raise RunFolderError(
+            f"{out}: is not what the run in {folder} wrote; `mosaic batch` writes its output again, "
+            "--work names another run's folder"
+        )
+
+
+def read_job(folder: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
+    """Make a batch's job again, from its run folder; gives the seed of its audit too, the digest of its input.
+
+    Raises
+    ------
+    RunFolderError, ValueError
+        If a file that it names has changed since, or it names code that the command line does not.
+    """
+    recorded = read_config(folder)
+    check_received(recorded, overrides, folder / CONFIG)
+    config = _without_digests(recorded)
+    differing = differing_keys(recorded, as_recorded(config))
+    if differing:
+        raise RunFolderError(f"{folder}: {differing[0]}: the file is no longer what the batch read; bring it back")
+    try:
+        job = job_from(config, folder / JOURNAL).job
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(f"{folder / CONFIG}: {error}") from error
+    return job, str(recorded["workload"].get("path_sha256", job.workload.name))
+
+
+def _without_digests(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_digests(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if not str(key).endswith("_sha256")
+    }
+
+
+def first_layer(journal: Path, job: Job) -> dict[CallKey, CallRecord]:
+    """Read what the experts said last, whichever of the batch's journals holds it."""
+    first = set(job.graph.first_nodes)
+    ended = read_journal(*own_journals(journal, "run", "pilot", "quote")).ended
+    return {
+        record.key: record
+        for record in sorted(ended, key=lambda record: record.finished_ts or 0.0)
+        if record.status is CallStatus.FINISHED and record.key.node in first
+    }
+
+
+def changed(
+    job: Job, names: Sequence[str], done: Mapping[CallKey, CallRecord], answers: Mapping[str, str | None]
+) -> list[bool]:
+    """Tell which questions would have another answer; one whose aggregator failed counts as changed."""
+    kinds = {question.id: question.answer_kind for question in job.workload.questions}
+    unskipped = answer_unskipped(job, names, done, lambda title, predicted: show_run(title, predicted=predicted))
+
+    def has_changed(name: str) -> bool:
+        now, before = unskipped[name], answers[name]
+        if now.has_failed or now.answer is None or before is None:
+            return now.has_failed or now.answer != before
+        same = job.graph.compare[kinds[name]]
+        return now.answer != before and not (same is not None and same(now.answer, before))
+
+    return [has_changed(name) for name in names]
+
+
+def why_none(job: Job) -> str:
+    """Say why, where the reason is that free text cannot be compared."""
+    texts = sum(question.answer_kind is AnswerKind.TEXT for question in job.workload.questions)
+    if not texts or job.graph.compare[AnswerKind.TEXT] is not None:
+        return ""
+    return (
+        f" ({texts:,} of {len(job.workload.questions):,} ask for free text, which cannot be compared; "
+        "aggregator.comparison=module.function names who can)"
+    )
+
+
+def progress(audit: SkipAudit) -> str:
+    """Say where an audit stands."""
+    return f"audited {audit.num_audited:,}: {audit.num_changed:,} changed, at most {audit.bound_frac:.2%} would"
+
+
+def as_dict(audit: SkipAudit) -> dict[str, float | int]:
+    """Give the numbers of an audit."""
+    return {
+        "num_skipped": audit.num_skipped,
+        "num_audited": audit.num_audited,
+        "num_changed": audit.num_changed,
+        "most_changes": audit.bound,
+        "most_changes_frac": audit.bound_frac,
+        "risk": audit.risk,
+    }
+
+
+def describe(out: Path, num_questions: int, audit: SkipAudit, wanted: Wanted) -> str:
+    """Say what an audit found, what it promises and what more takes."""
+    share = audit.num_changed / audit.num_audited
+    lines = [
+        f"{out.name}: {audit.num_skipped:,} of {num_questions:,} questions skipped the aggregator",
+        f"  audited   {audit.num_audited:,} of them, drawn uniformly",
+        f"  changed   {audit.num_changed:,} ({share:.2%}) have another answer when they are aggregated",
+        f"  promise   at most {audit.bound:,} of the skipped ({audit.bound_frac:.2%}) would change, "
+        f"with {1 - audit.risk:.0%} confidence at whichever moment you stop",
+    ]
+    target = wanted.until_frac if wanted.until_frac is not None else audit.bound_frac / 2
+    if audit.bound_frac > target:
+        number = num_to_reach(audit, target)
+        more = "no audit will, if they go on changing so" if number is None else f"about {number:,} audited questions"
+        lines.append(f"  for {target:.2%}  {more}: mosaic audit {out} --until {100 * target:.3g}%")
+    return "\n".join(lines)
+
+
+def read_share(text: str) -> float:
+    """Read a share: 2% or 0.02.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise ValueError(f"--until must be a share such as 2% or 0.02, got {text!r}") from None
+    require(0 < value < 1, "--until", "a share between 0 and 1, such as 2%", text)
+    return value

@@ -1,0 +1,268 @@
+"""Answer a file of questions by several models, and write OpenAI's batch output.
+
+    mosaic batch questions.jsonl --models A,B,C
+    mosaic batch questions.jsonl pool=tiny              any override of `mosaic run` beside
+
+Finished questions stand in questions.partial.jsonl as they come, and in the end all of them in questions.out.jsonl and
+questions.errors.jsonl, in the order of the input. The same command goes on after any interruption.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mosaic
+from mosaic.config.asked import asked_before
+from mosaic.config.batch import BatchRequest, batch_config, runs_vllm_here, work_folder
+from mosaic.config.compose import as_recorded
+from mosaic.config.errors import UNANSWERED_STATUS
+from mosaic.config.job import Prepared, job_from
+from mosaic.config.memory import spare_garbage_collector
+from mosaic.config.places import JOURNAL
+from mosaic.config.promise import Promise, gate_notes, promise_of
+from mosaic.config.run_start import begin, grown_keys, is_blank
+from mosaic.config.start import check_start, naming_all_problems
+from mosaic.config.summary import answer_files, replans_jsonl, summary_of
+from mosaic.core.checks import require
+from mosaic.core.errors import RunFolderError
+from mosaic.quote import best_plan
+from mosaic.report.answer_stream import AnswerStream
+from mosaic.report.batch_files import BatchPaths, Finished, digests, finish, paths_of
+from mosaic.report.batch_lines import LineWriter
+from mosaic.report.batch_start import check_outputs, start_batch
+from mosaic.report.display import show_run
+from mosaic.report.finish_forecast import FinishForecast
+from mosaic.report.prometheus import LOOPBACK, RunMetrics, serving
+from mosaic.report.provenance import describe_run_conditions
+from mosaic.report.run_folder import SUMMARY, completed_with, read_json, write_run
+from mosaic.runtime.controller import Controller
+from mosaic.runtime.job import Outcome
+from mosaic.runtime.replanning import describe_new_plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where a batch keeps what."""
+
+    files: BatchPaths
+    work: Path
+    """Its run folder, with the journal."""
+
+
+def places_of(path: Path, work: Path | None, out: Path | None) -> Places:
+    """Name a batch's places: beside its file, where nobody says otherwise."""
+    return Places(files=paths_of(path, out), work=work_folder(path) if work is None else work)
+
+
+def run_batch(
+    request: BatchRequest,
+    places: Places,
+    *,
+    price_per_hour: float | None = None,
+    metrics_port: int | None = None,
+    metrics_host: str = LOOPBACK,
+) -> int:
+    """Run a batch to its end, or what is left of it; gives the exit status.
+
+    Raises
+    ------
+    ValueError, TypeError, MosaicError, OSError
+        If the input is bad, or the batch cannot be run.
+    """
+    spare_garbage_collector()
+    folders = (places.work, places.files.out.parent)
+    with naming_all_problems(folders, is_here=runs_vllm_here(request)):
+        config = batch_config(request)
+        stamped = as_recorded(config)
+        grown = grown_keys(places.work, stamped)
+        if is_done(places, stamped, grown):
+            say(f"already complete: {places.files.out}")
+            return 0
+        prepared = job_from(config, places.work / JOURNAL, request.overrides)
+    if prepared.job.site.way != "measured":
+        raise ValueError(f"backend.mode must be live in a batch, got {config['backend']['mode']!r}")
+    now = batch_time()
+    check_outputs(places.work, places.files)
+    check_writable(places.files.out.parent)
+    check_start(prepared.job, folders)
+    choose = None if config["backend"]["name"] == "endpoint" else best_plan  # servers have nothing to place
+    metrics, start = RunMetrics(), time.monotonic()
+    with (
+        stoppable(f"The same command goes on with {request.path.name}"),
+        prepared.job.site.open(),
+        serving(metrics, metrics_port, metrics_host) as port,
+    ):
+        begin(places.work, stamped, may_differ=grown)
+        created = start_batch(places.work, places.files, now).created
+        prepared = replace(prepared, job=replace(prepared.job, asked=asked_before(places.work), choose_plan=choose))
+        writer = LineWriter(graph=prepared.job.graph, created=created)
+        stream = AnswerStream(prepared.job.workload, writer, places.files.partial)
+        if port is not None:
+            say(f"metrics: http://{metrics_host}:{port}/metrics")
+        with closing(stream):
+            outcome = execute(prepared, stream, metrics, price_per_hour)
+            ended = finish(places.files, stream.file, stream.questions)
+        promise = promise_of(prepared, outcome)
+        leave_run_folder(places, prepared, config, stamped, outcome, ended, promise)
+        places.files.partial.unlink(missing_ok=True)
+    wall_s = time.monotonic() - start
+    print(describe(request.path, places, outcome, ended, gate_notes(prepared, promise)))
+    if price_per_hour is not None:
+        print(f"  cost      {cost(wall_s, prepared.job.cluster.num_workers, price_per_hour)} for {wall_s:,.0f} s")
+    return UNANSWERED_STATUS if ended.num_unanswered else 0
+
+
+def execute(prepared: Prepared, stream: AnswerStream, metrics: RunMetrics, price_per_hour: float | None) -> Outcome:
+    """Run the job, with what follows it."""
+    limits = {expert.name: expert.max_output_tokens for expert in prepared.job.experts}
+    forecast, start = FinishForecast(limits), time.monotonic()
+    num_workers = prepared.job.cluster.num_workers
+
+    def news(title: str) -> str:
+        elapsed_s = time.monotonic() - start
+        parts = [f"questions {stream.num_ended:,} of {stream.num_questions:,}"] if title == "calls" else []
+        foreseen = forecast.forecast() if title == "calls" else None
+        if foreseen is not None:
+            parts.append(f"calls so far end at {foreseen.p50_s:,.0f} s (P50), {foreseen.p90_s:,.0f} s (P90)")
+        if price_per_hour is not None:
+            parts.append(f"cost {cost(elapsed_s, num_workers, price_per_hour)}")
+        return ", ".join(parts)
+
+    def show(title: str, predicted: Mapping[int, Any]) -> AbstractContextManager[tuple[Controller, ...]]:
+        return show_run(title, predicted=predicted, more=partial(news, title))
+
+    return mosaic.run(
+        prepared.job,
+        controllers=[stream, forecast, metrics],
+        show=show,
+        on_replan=lambda plan, lost: say(describe_new_plan(plan, lost)),
+        tell=say,
+    )
+
+
+def is_done(places: Places, stamped: dict[str, Any], grown: Sequence[str]) -> bool:
+    """Tell whether a batch is complete without an error, and its output files are as it wrote them.
+
+    Raises
+    ------
+    RunFolderError
+        If its folder holds answers of another configuration.
+    """
+    if grown or is_blank(places.work) or not completed_with(places.work, stamped):
+        return False
+    return not _num_errors(places.files) and read_json(places.work / SUMMARY).get("outputs") == digests(places.files)
+
+
+def leave_run_folder(
+    places: Places,
+    prepared: Prepared,
+    config: Mapping[str, Any],
+    stamped: dict[str, Any],
+    outcome: Outcome,
+    ended: Finished,
+    promise: Promise | None,
+) -> None:
+    """Leave a run folder, as a run does, but for its figure.
+
+    Its summary counts how questions ended, and speaks for the output files.
+    """
+    folder, plans = places.work, outcome.plans
+    files = answer_files(prepared, outcome)
+    if outcome.replans:
+        files["replans.jsonl"] = replans_jsonl(outcome.replans)
+    (folder / SUMMARY).unlink(missing_ok=True)
+    write_run(
+        folder,
+        config=stamped,
+        plans=plans,
+        result=outcome.result,
+        summary=summary_of(prepared, config, plans, outcome, promise)
+        | ended._asdict()
+        | {"outputs": digests(places.files)},
+        meta=describe_run_conditions(wall_s_by_step={}, solver_s=plans[0].solve.wall_s, reacting_s=outcome.reacting_s),
+        files=files,
+        answers=outcome.answers,
+        roles={node.name: node.role or node.name for node in prepared.job.graph.nodes},
+    )
+
+
+def describe(path: Path, places: Places, outcome: Outcome, ended: Finished, notes: Sequence[str]) -> str:
+    """Say in a few lines how a batch ended."""
+    seconds = max((session.end_ts for session in outcome.result.sessions), default=0.0)
+    calls = outcome.result.calls
+    tokens = sum(record.output_tokens for record in calls)
+    skipped = "" if outcome.skip_frac is None else f", {outcome.skip_frac:.1%} of the questions without the aggregator"
+    lost = f", {ended.num_not_aggregated:,} not aggregated" if ended.num_not_aggregated else ""
+    lines = [
+        f"{path.name}: {ended.num_answered:,} questions answered{lost}, {ended.num_errors:,} errors",
+        f"  calls     {len(calls):,} calls, {tokens:,} tokens written{skipped}",
+        f"  time      {seconds:,.1f} s on {outcome.result.num_workers} workers",
+        f"  output    {places.files.out}",
+    ]
+    if ended.num_cut_to_fit:
+        lines.append(
+            f"  cut       {ended.num_cut_to_fit:,} questions: the aggregator has read the end of some responses alone"
+        )
+    if ended.num_not_aggregated:
+        lines.append("  FAILED    questions that could not be aggregated have one expert's text")
+    if ended.num_unanswered:
+        lines.append(f"  errors    {places.files.errors} (the same command tries them again)")
+    lines += [f"  gate      {note}" for note in notes]
+    if outcome.skip_frac:
+        lines.append(f"  promise   mosaic audit {places.files.out}")
+    return "\n".join(lines)
+
+
+def cost(seconds: float, num_workers: int, price_per_hour: float) -> str:
+    """Say what so many seconds cost, idle or not, at a price for a worker and an hour."""
+    return f"${seconds * num_workers * price_per_hour / 3600:,.2f}"
+
+
+def batch_time() -> int:
+    """Say what time it is for a batch, in seconds since 1970; SOURCE_DATE_EPOCH sets it, as for builds."""
+    given = os.environ.get("SOURCE_DATE_EPOCH") or str(int(time.time()))
+    require(given.isdecimal(), "SOURCE_DATE_EPOCH", "whole seconds since 1970", given)
+    return int(given)
+
+
+def check_writable(folder: Path) -> None:
+    """Check before any work that files can be written."""
+    probe = folder / f".mosaic-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunFolderError(f"{folder}: cannot be written ({error.strerror}); --out names another folder") from error
+
+
+@contextmanager
+def stoppable(how: str) -> Iterator[None]:
+    """Let SIGTERM stop a batch as Ctrl-C does, and say how it goes on."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        raise KeyboardInterrupt(f"{stopped or 'stopped'}. {how}") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _num_errors(files: BatchPaths) -> int:
+    return len(files.errors.read_bytes().splitlines()) if files.errors.exists() else 0
+
+
+def say(line: str) -> None:
+    """Tell what goes on, beside the results."""
+    print(line, file=sys.stderr, flush=True)

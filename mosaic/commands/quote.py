@@ -1,0 +1,188 @@
+"""Quote a batch: how long, how much, on how many GPUs.
+
+    mosaic quote questions.jsonl --models A,B,C --deadline 2h --price a100_80gb=1.89
+    mosaic quote workload=mmlu_pro
+    mosaic quote --deadline 40min --price a100_80gb=1.89 --explain workload=mmlu_pro aggregator=auto
+    mosaic quote --gpus 1-4 --kind a100_80gb --kind rtx4090 --prices PRICES.json --json workload=gpqa
+
+Takes the overrides of run.py, or a file of questions with the options of `mosaic batch`, which then goes on from the
+pilot's answers. A pilot asks some of the batch's own calls where the batch would run (backend=vllm or the
+simulation), and keeps their answers in the folder's journal: the same command goes on there and asks nothing twice.
+The pilot's lengths then go through the simulator, for each number of GPUs of each kind.
+Exit status 5: nothing meets the deadline.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mosaic.config.asked import QUOTE, check_not_begun, keep_plans
+from mosaic.config.batch import BatchRequest, batch_config, work_folder
+from mosaic.config.compose import as_recorded, compose_config
+from mosaic.config.job import job_from
+from mosaic.config.machines import machines
+from mosaic.config.places import JOURNAL, own_folder
+from mosaic.config.run_start import begin
+from mosaic.core.checks import require
+from mosaic.core.cluster import uniform_cluster
+from mosaic.core.engine_options import EngineOptions
+from mosaic.core.file_names import file_name
+from mosaic.quote import Asked, Kind, Quotation, ask, describe, quote
+from mosaic.quote.forecast import Factors, Simulator
+from mosaic.quote.measured import hardware_error, load_factor, serve_factor
+from mosaic.quote.prices import Price, load_prices, parse_price
+from mosaic.report.display import show_run
+from mosaic.runtime.job import Job
+from sim.cluster.session_times import SimulatedSessions
+
+MAX_GPUS = 64
+
+
+def quote_batch(
+    overrides: Sequence[str],
+    *,
+    sizes: Sequence[int] = tuple(range(1, 9)),
+    kinds: Sequence[str] = (),
+    prices: Mapping[str, Price] | None = None,
+    deadline_s: float | None = None,
+    per_expert: int = 128,
+    folder: Path | None = None,
+    request: BatchRequest | None = None,
+) -> Quotation:
+    """Run a batch's pilot, or go on with it, and quote the rest.
+
+    Parameters
+    ----------
+    overrides
+        Of run.py: the batch, and where its pilot runs.
+    sizes, kinds
+        Numbers of GPUs, and their kinds (files of conf/hardware); none: the kind of the run.
+    prices, deadline_s
+        See ``mosaic.quote.quote``.
+    per_expert
+        Calls of the pilot an expert, on average.
+    folder
+        Of the journal; None: one below results/multirun/quote, named by the workload and the backend; of a file the
+        folder that its batch has too.
+    request
+        A file of questions, where the batch is not named by overrides alone.
+
+    Raises
+    ------
+    ValueError, TypeError, MosaicError
+        If something is wrong with the input, or the pilot cannot run.
+    """
+    config = compose_config([*overrides]) if request is None else batch_config(request)
+    backend = config["backend"]["name"]
+    rule = "sim or vllm in a quote, which is of GPUs that it could take: on servers nothing is measured"
+    require(backend in ("sim", "vllm"), "backend.name", rule, backend)
+    place, work = folder or own_folder("quote") / file_name(f"{config['workload']['name']}_{backend}"), None
+    if request is not None:
+        work = folder or work_folder(request.path)
+        check_not_begun(work)
+        place = work / QUOTE
+    prepared = job_from(config, (work or place) / JOURNAL, overrides)
+    job, is_real = prepared.job, prepared.job.site.way != "simulated"
+    tell = (lambda line: print(line, file=sys.stderr, flush=True)) if is_real else (lambda line: None)
+    if is_real:
+        from mosaic.config.start import check_start  # with engines, which a simulated pilot does without
+
+        check_start(job, [place])
+    with job.site.open():
+        if work is not None:
+            check_not_begun(work)
+        if is_real:
+            begin(place, as_recorded(config) | {"quote": {"calls_per_expert": per_expert}}, (work or place) / JOURNAL)
+        show = lambda title, predicted: show_run(title, predicted=predicted, is_simulated=not is_real)  # noqa: E731
+        asked = ask(
+            job, per_expert, show=show, tell=tell, keep=lambda plans: keep_plans(place, plans) if work else None
+        )
+    named: list[str | None] = [*dict.fromkeys(kinds)] or [None]
+    return quote(
+        job,
+        asked,
+        [kind_of(job, asked, config, overrides, name, max(sizes), is_real=is_real) for name in named],
+        sizes,
+        prices=prices,
+        deadline_s=deadline_s,
+    )
+
+
+def kind_of(
+    job: Job,
+    asked: Asked,
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+    name: str | None,
+    max_gpus: int,
+    *,
+    is_real: bool,
+) -> Kind:
+    """Prepare a kind of GPU; the pilot's own kind runs as fast as the pilot did."""
+    own = job.cluster.workers[0].gpu.name
+    if name is not None:
+        kept = [override for override in overrides if override.startswith(("hardware.", "cluster"))]
+        config = compose_config([*kept, f"hardware={name}"])
+    hardware = machines(config)[1][0]
+    gpu = hardware.gpu
+    experts = {expert.name: expert for expert in (*job.graph.experts, *job.experts)}
+    degrees = [expert.tp_degree for expert in experts.values()]
+    cluster = uniform_cluster(name="quote", num_workers=max(max_gpus, *degrees), gpu=gpu)
+    sessions = SimulatedSessions({gpu.name: hardware}, cluster, EngineOptions())
+    factors = Factors()
+    if is_real and gpu.name == own:
+        plain = Simulator(experts=experts, sessions=sessions, loads=sessions)
+        factors = Factors(load=load_factor(asked.pilot, plain), serve=serve_factor(asked.pilot, plain, cluster))
+    error, source = hardware_error(gpu.name, is_simulated=not is_real, is_measured=is_real and gpu.name == own)
+    simulator = Simulator(experts=experts, sessions=sessions, loads=sessions, factors=factors)
+    return Kind(gpu=gpu, simulator=simulator, hardware_error=error, hardware_source=source)
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """Read numbers of GPUs.
+
+    Raises
+    ------
+    ValueError
+        If they are not some.
+
+    Examples
+    --------
+    >>> parse_sizes("1-3,8")
+    (1, 2, 3, 8)
+    """
+    sizes: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.partition("-")
+        is_number = low.strip().isdigit() and (not dash or high.strip().isdigit())
+        bounds = (int(low), int(high) if dash else int(low)) if is_number else (0, 0)
+        rule = f"numbers or ranges from 1 to {MAX_GPUS}, as 1-8 or 1,2,4"
+        require(1 <= bounds[0] <= bounds[1] <= MAX_GPUS, "gpus", rule, text)
+        sizes += range(bounds[0], bounds[1] + 1)
+    return tuple(dict.fromkeys(sizes))
+
+
+def split_words(words: Sequence[str]) -> tuple[Path | None, tuple[str, ...]]:
+    """Tell the file of questions from the overrides.
+
+    Raises
+    ------
+    ValueError
+        If there are several files.
+    """
+    files = [word for word in words if "=" not in word]
+    require(len(files) < 2, "FILE", "one file of questions", files)
+    return Path(files[0]) if files else None, tuple(word for word in words if word not in files)
+
+
+def print_quote(made: Quotation, *, as_json: bool, explain: bool) -> None:
+    """Print a quote for people, or as JSON."""
+    print(json.dumps(made.to_json(), indent=1) if as_json else describe(made, explain=explain), end="")
+
+
+def prices_from(path: Path | None, said: Sequence[str]) -> dict[str, Price]:
+    """Put prices together: those of the command line go before those of the file."""
+    prices = {} if path is None else load_prices(path)
+    return prices | dict(map(parse_price, said))

@@ -1,0 +1,77 @@
+"""The early exit of a run, from the group ``exit``."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mosaic.config.checks import require_keys
+from mosaic.config.instantiation import make
+from mosaic.core.checks import require
+from mosaic.core.workload import Expert
+from mosaic.pipelines.exits import Agreed, AgreedAtRisk, Exit
+from mosaic.pipelines.exits.faster_moa import Embed, Similarity
+from mosaic.pipelines.gates.calibrated import Calibrated
+
+AUTO, NEVER = "auto", "never"
+
+
+def exit_from(
+    config: Mapping[str, Any],
+    experts: Sequence[Expert],
+    embed_by: Callable[[Expert], Embed],
+    *,
+    is_flat: bool,
+) -> Exit | None:
+    """Build the early exit.
+
+    Parameters
+    ----------
+    config
+        The group.
+    experts
+        The pool.
+    embed_by
+        Makes what embeds texts by an expert's checkpoint.
+    is_flat
+        Whether the pipeline is the paper's.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the key, the rule and the value.
+    """
+    if "_target_" not in config:
+        require_keys(config, ("name",), "exit.")
+        require(config.get("name") in (AUTO, NEVER), "exit.name", f"{AUTO} or {NEVER}", config.get("name"))
+        return Agreed() if config["name"] == AUTO and not is_flat else None
+    settings = dict(config)
+    pool = {expert.name: expert for expert in experts}
+    embedder = settings.pop("embedder", None)
+    if asks_embeddings(settings):
+        require(embedder in pool, "exit.embedder", f"with similarity=embeddings one of the pool {list(pool)}", embedder)
+        settings["embed"] = embed_by(pool[embedder])
+    made: Exit = make(settings, "exit")
+    return made
+
+
+def asks_embeddings(config: Mapping[str, Any]) -> bool:
+    """Tell whether an exit compares texts."""
+    return config.get("similarity") == Similarity.EMBEDDINGS
+
+
+def no_embeddings(expert: Expert) -> Embed:
+    """Refuse to embed where nothing is written.
+
+    Raises
+    ------
+    ValueError
+        Always.
+    """
+    raise ValueError(
+        "exit.similarity must be answers where calls have no texts, got embeddings: only backend=vllm in live mode "
+        "embeds what was written"
+    )
+
+
+def calibrated_gate(rule: Exit | None) -> Calibrated | None:
+    """Give what an early exit promises; None: nothing."""
+    return rule.gate if isinstance(rule, AgreedAtRisk) else None

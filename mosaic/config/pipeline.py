@@ -1,0 +1,308 @@
+"""The pipeline of a run, from the groups ``pipeline``, ``gate`` and ``aggregator``."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from inspect import signature
+from typing import Any, NamedTuple
+
+from mosaic.answers.extraction import Comparison
+from mosaic.config.checks import check_fit, require_section
+from mosaic.config.exits import calibrated_gate
+from mosaic.config.instantiation import call, import_callable, make
+from mosaic.config.topology import topology_nodes
+from mosaic.core.checks import require, require_count, require_name, require_unique
+from mosaic.core.cluster import Cluster
+from mosaic.core.engine_options import EngineOptions
+from mosaic.core.kv_memory import fits_memory
+from mosaic.core.workload import AGGREGATE, Expert, Workload
+from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
+from mosaic.pipelines.final_answers import comparisons
+from mosaic.pipelines.gates.calibrated import Calibrated
+from mosaic.pipelines.gates.gate import Gate, Never
+from mosaic.pipelines.gates.setting import ANSWERS, EXPERT, Setting, load_setting, name_differences
+from mosaic.pipelines.gates.weighted import Weighted
+from mosaic.pipelines.node import Node
+from mosaic.planning.costs import AffineCosts
+from mosaic.planning.profiles import load_profile
+from mosaic.planning.schedulers.data_parallel import DataParallel
+from mosaic.runtime.planner import NodePlacements, Placement, placed
+from sim.hardware.hardware import Hardware
+from sim.hardware.iteration_time import iteration_time
+
+SCHEDULERS = {"data_parallel": DataParallel}
+"""Of a node's placement, beside the run's own."""
+COSTS = {"affine": AffineCosts}
+REACTIONS = ("quorum", "overlap", "moves", "prefill_ahead", "forecast", "replan")
+SWITCHES = ("leave_one_out", "count_tokens")
+PIPELINE_KEYS = ("nodes", "barrier", *REACTIONS, "budgets", "hedge", "promise", *SWITCHES)
+NODE_KEYS = ("experts", "after", "when", "role", "min_output_tokens")
+
+
+class Pipeline(NamedTuple):
+    """The call graph of a run, and how its upper nodes may be placed."""
+
+    graph: CallGraph
+    placements: Mapping[str, NodePlacements]
+    has_barrier: bool
+    reactions: frozenset[str]
+    """Which of ``REACTIONS`` are on."""
+    aggregator: str | None
+    """Name of the choice; None: the pipeline names its nodes, or has none beside the experts."""
+
+
+def pipeline_from(
+    config: Mapping[str, Any],
+    experts: Sequence[Expert],
+    cluster: Cluster,
+    hardware: Hardware,
+    options: EngineOptions,
+    workload: Workload,
+) -> Pipeline:
+    """Build the pipeline; aggregator.expert goes before the workload's choice, and that before the pool's.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the key, the rule and the value.
+    """
+    settings = dict.fromkeys((*REACTIONS, *SWITCHES), False) | dict(config["pipeline"])
+    for key in settings:
+        require(key in PIPELINE_KEYS, "pipeline: key", f"one of {list(PIPELINE_KEYS)}", key)
+    for key in ("barrier", *REACTIONS, *SWITCHES):
+        if not isinstance(settings.get(key), bool):
+            raise TypeError(f"pipeline.{key} must be true or false, got {settings.get(key)!r}")
+    barrier, reactions = settings["barrier"], frozenset(key for key in REACTIONS if settings[key])
+    rule = "false without a barrier, and beside pipeline.quorum, pipeline.overlap or pipeline.moves"
+    require("replan" not in reactions or (barrier and len(reactions) == 1), "pipeline.replan", rule, True)
+    aggregator = dict(config["aggregator"])
+    name = aggregator.pop("name", None)
+    require_name(name, "aggregator.name")
+    named = partial(_named_aggregator, None, config, experts)
+    layers = topology_nodes(config["topology"], experts, workload, named)
+    if layers is not None:
+        rule = f"null beside topology={config['topology'].get('name')}, which has nodes of its own"
+        require(settings.get("nodes") is None, "pipeline.nodes", rule, settings["nodes"])
+        return Pipeline(CallGraph(nodes=layers, compare=comparisons()), {}, barrier, reactions, None)
+    if settings.get("nodes") is not None:
+        rule = "none beside pipeline.nodes: name the aggregator as a node"
+        require(name == "none", "aggregator", rule, name)
+        graph = CallGraph(
+            nodes=named_nodes(settings["nodes"], experts), gate=make(config["gate"], "gate"), compare=comparisons()
+        )
+        return Pipeline(graph, {}, barrier, reactions, None)
+    if name == "none":
+        require(not aggregator, "aggregator", "without settings where its name is none", config["aggregator"])
+        return Pipeline(mixture_of_agents(None, gate=Never(), compare=comparisons()), {}, barrier, reactions, None)
+    gate: Gate = make(config["gate"], "gate")
+    compare = comparisons(_comparison(aggregator.pop("comparison", None)))
+    expert = _choose(aggregator.pop("expert", None), config, experts)
+    min_output_tokens = aggregator.pop("min_output_tokens", None)
+    require_count(min_output_tokens, "aggregator.min_output_tokens", at_least=1)
+    make_places = partial(_placements, expert=expert, cluster=cluster, hardware=hardware, options=options)
+    places = call(make_places, "aggregator", **aggregator)
+    graph = mixture_of_agents(
+        expert,
+        gate=gate,
+        compare=compare,
+        min_output_tokens=min_output_tokens,
+        leaves_one_out=settings["leave_one_out"],
+    )
+    return Pipeline(graph, {AGGREGATE: places}, barrier, reactions, name)
+
+
+def named_nodes(config: object, experts: Sequence[Expert]) -> tuple[Node, ...]:
+    """Build the nodes of a pipeline of the user's own.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the key, the rule and the value.
+    """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"pipeline.nodes must be a mapping of nodes, or null, got {config!r}")
+    pool = {expert.name: expert for expert in experts}
+    nodes = []
+    for name, entry in config.items():
+        label = f"pipeline.nodes.{name}"
+        if entry is not None:
+            require_section(config, (name,), "pipeline.nodes.")
+        settings = dict(entry or {})
+        for key in settings:
+            require(key in NODE_KEYS, f"{label}: key", f"one of {list(NODE_KEYS)}", key)
+        wanted = settings.pop("experts", None) or []
+        if isinstance(wanted, str) or not isinstance(wanted, Sequence):
+            raise TypeError(f"{label}.experts must be a list of experts of the pool, got {wanted!r}")
+        for expert in wanted:
+            require(expert in pool, f"{label}.experts", f"of the pool {list(pool)}", expert)
+        nodes.append(call(Node, label, name=name, experts=tuple(pool[expert] for expert in wanted), **settings))
+    return tuple(nodes)
+
+
+def check_batch(graph: CallGraph, workload: Workload) -> None:
+    """Check that a gate or an exit which promises something was not calibrated on the batch's own questions."""
+    promised = calibrated_gate(graph.exit)
+    if promised is not None:
+        check_other_questions("exit.calibration", promised.question_ids, workload)
+    if isinstance(graph.gate, Calibrated):
+        check_other_questions("gate.calibration", graph.gate.question_ids, workload)
+
+
+def check_other_questions(key: str, calibration_ids: frozenset[str], workload: Workload) -> None:
+    """Check that what promises something was not calibrated on the batch's own questions."""
+    shared = [question.id for question in workload.questions if question.id in calibration_ids]
+    if shared:
+        raise ValueError(
+            f"{key} must hold other questions than the batch, got {len(shared)} of the batch's own, "
+            f"{shared[0]!r} among them: it promises nothing for questions that it was calibrated on. A published "
+            "workload gives others with workload.part=calibration gate=never"
+        )
+
+
+def check_calibration(graph: CallGraph, setting: Setting) -> None:
+    """Check that a gate was calibrated on answers of what runs here.
+
+    A promise is of everything in the setting. Weighted votes promise nothing, and read what the experts that run here
+    have answered: other questions and another aggregator teach the same.
+    """
+    promised = calibrated_gate(graph.exit)
+    if promised is not None:
+        check_same_setting("exit.calibration", str(promised.calibration), setting, "exit=never gate=never")
+    if not isinstance(graph.gate, Calibrated | Weighted):
+        return
+    there = load_setting(graph.gate.calibration)
+    if isinstance(graph.gate, Weighted):
+        known = {ANSWERS, *(key for key in setting if key.startswith(EXPERT) and key in there)}
+        there, setting = ({key: one[key] for key in one if key in known} for one in (there, setting))
+    differences = name_differences(there, setting)
+    if differences:
+        raise ValueError(
+            f"gate.calibration must hold answers of what runs here, got {graph.gate.calibration}: {differences}. "
+            f"What gate={graph.gate.name} learned there does not hold here. Make the file again: this command with "
+            "gate=never and other questions (of a published workload: workload.part=calibration)"
+        )
+
+
+def check_same_setting(key: str, path: str, setting: Setting, again: str) -> None:
+    """Check that what promises something was calibrated on answers of what runs here."""
+    if differences := name_differences(load_setting(path), setting):
+        raise ValueError(
+            f"{key} must hold answers of what runs here, got {path}: {differences}. What was learned there does not "
+            f"hold here. Make it again: this command with {again} and other questions"
+        )
+
+
+def check_upper_profile(pipeline: Pipeline, path: str, cluster: Cluster) -> None:
+    """Check that a saved profile can be read and covers every upper node's experts at each of their degrees."""
+    profile = load_profile(path)
+    for node in pipeline.graph.upper_nodes:
+        options = pipeline.placements.get(node.name, NodePlacements()).placements
+        for expert in node.experts:
+            for degree in [option.tp_degree for option in options] or [expert.tp_degree]:
+                profile.entry(expert.name, cluster.workers[0].gpu.name, degree)
+
+
+def _named_aggregator(name: str | None, config: Mapping[str, Any], experts: Sequence[Expert]) -> Expert | None:
+    """Find the aggregator in the pool; None: nobody names one."""
+    choices = {
+        "aggregator.expert": name,
+        "workload.aggregator": config["workload"].get("aggregator"),
+        "pool.aggregator": config["pool"].get("aggregator"),
+    }
+    names = [expert.name for expert in experts]
+    for field, wanted in choices.items():
+        if wanted is not None:
+            require(wanted in names, field, f"one of the pool {names}", wanted)
+            return experts[names.index(wanted)]
+    return None
+
+
+def _choose(name: str | None, config: Mapping[str, Any], experts: Sequence[Expert]) -> Expert:
+    chosen = _named_aggregator(name, config, experts)
+    if chosen is None:
+        raise ValueError(
+            "aggregator.expert must be given, or workload.aggregator or pool.aggregator, got none of them: "
+            "add one, or run the expert stage alone with aggregator=none"
+        )
+    return chosen
+
+
+def _placements(
+    *,
+    expert: Expert,
+    cluster: Cluster,
+    hardware: Hardware,
+    options: EngineOptions,
+    tp_degrees: Sequence[int],
+    scheduler_by_degree: Mapping[int, str] | None = None,
+    costs: str | None = None,
+) -> NodePlacements:
+    if isinstance(tp_degrees, str) or not isinstance(tp_degrees, Sequence):
+        raise TypeError(f"aggregator.tp_degrees must be a list of whole numbers, got {tp_degrees!r}")
+    require(len(tp_degrees) > 0, "aggregator.tp_degrees", "at least one degree", tp_degrees)
+    require_unique(tp_degrees, "aggregator.tp_degrees")
+    for degree in tp_degrees:
+        require_count(degree, "aggregator.tp_degrees", at_least=1)
+    if scheduler_by_degree is not None and not isinstance(scheduler_by_degree, Mapping):
+        raise TypeError(f"aggregator.scheduler_by_degree must be a mapping of degrees, got {scheduler_by_degree!r}")
+    schedulers = dict(scheduler_by_degree or {})
+    for degree, scheduler in schedulers.items():
+        require(
+            scheduler in SCHEDULERS, f"aggregator.scheduler_by_degree.{degree}", f"one of {list(SCHEDULERS)}", scheduler
+        )
+    require(costs is None or costs in COSTS, "aggregator.costs", f"null or one of {list(COSTS)}", costs)
+    degrees = _placeable(expert, tuple(tp_degrees), cluster, hardware, options)
+    return NodePlacements(
+        placements=tuple(
+            Placement(tp_degree=degree, scheduler=SCHEDULERS[schedulers[degree]]() if degree in schedulers else None)
+            for degree in degrees
+        ),
+        costs=partial(COSTS[costs], options=options) if costs is not None and len(degrees) > 1 else None,
+    )
+
+
+def _placeable(
+    expert: Expert, tp_degrees: tuple[int, ...], cluster: Cluster, hardware: Hardware, options: EngineOptions
+) -> tuple[int, ...]:
+    """List the degrees at which the cluster has the workers, the iteration times and the memory for it."""
+    degrees = tuple(degree for degree in tp_degrees if degree <= cluster.num_workers)
+    if not degrees:
+        raise ValueError(
+            f"aggregator.tp_degrees must be at most cluster.num_workers={cluster.num_workers}, "
+            f"got {list(tp_degrees)}: choose aggregator=dp, or none for the expert stage alone"
+        )
+    degrees, untimed = _timed(expert, hardware, degrees)
+    if not degrees:
+        raise ValueError(
+            f"aggregator.tp_degrees must be degrees that {hardware.gpu.name} was measured at, "
+            f"got {list(tp_degrees)} ({untimed}): choose aggregator=dp"
+        )
+    shaped = {degree: placed(expert, degree) for degree in degrees}
+    fitting = tuple(degree for degree in degrees if fits_memory(shaped[degree], cluster.workers[:degree], options))
+    if not fitting:
+        check_fit(shaped[max(degrees)], cluster, options)
+    return fitting
+
+
+def _timed(expert: Expert, hardware: Hardware, degrees: Sequence[int]) -> tuple[tuple[int, ...], str]:
+    """Tell the degrees at which the hardware's operators were measured, and why the last of the others is none."""
+    timed, reason = [], ""
+    for degree in degrees:
+        try:
+            iteration_time(hardware, expert.shape, degree)
+            timed.append(degree)
+        except ValueError as error:
+            reason = str(error)
+    return tuple(timed), reason
+
+
+def _comparison(path: str | None) -> Comparison | None:
+    if path is None:
+        return None
+    found: Comparison = import_callable(path, "aggregator.comparison")
+    try:
+        signature(found).bind("one answer", "another")
+    except TypeError as error:
+        raise TypeError(f"aggregator.comparison must take two answers, got {path!r} ({error})") from error
+    except ValueError:
+        pass  # written in C, and silent about its arguments
+    return found

@@ -1,0 +1,156 @@
+"""Whether a promise holds for what was run: whether its questions vote as those did that it was calibrated on."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from math import inf
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from mosaic.config.exits import calibrated_gate
+from mosaic.config.job import Prepared
+from mosaic.core.results import CallRecord, CallStatus
+from mosaic.core.workload import PROPOSE
+from mosaic.pipelines.budgets import LEAST_HEDGED, Budgets
+from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.final_answers import accuracy_frac
+from mosaic.pipelines.gates.calibrated import Calibrated
+from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion
+from mosaic.pipelines.gates.calibration_file import load_calibration_answers
+from mosaic.pipelines.gates.gate import Ballot, Gate, Vote, make_ballot
+from mosaic.pipelines.gates.vote_patterns import (
+    EARLY,
+    LEVEL,
+    PatternTest,
+    compare_patterns,
+    may_be_early,
+    vote_pattern,
+)
+from mosaic.pipelines.quorum import said
+from mosaic.runtime.job import Outcome
+
+WHOLE = (CallStatus.FINISHED, CallStatus.FAILED)
+"""How calls end that were not stopped."""
+NUM_NAMED = 3
+"""Patterns whose shares a withdrawn promise names."""
+
+
+class Promise(NamedTuple):
+    """A promised loss of accuracy against aggregating every question, beside what was run."""
+
+    accepted_loss_frac: float
+    votes: PatternTest
+    lost_frac: float | None
+    """What this batch lost; None: only a simulation could tell."""
+
+    @property
+    def is_broken(self) -> bool | None:
+        """Whether the batch lost more than was promised; None: not known."""
+        return None if self.lost_frac is None else self.lost_frac > self.accepted_loss_frac
+
+    def report(self) -> dict[str, Any]:
+        """List its numbers, for summary.json."""
+        return {
+            "is_withdrawn": self.votes.differs,
+            "p_value": self.votes.p_value,
+            "calibration_votes": dict(sorted(self.votes.calibration.items())),
+            "batch_votes": dict(sorted(self.votes.batch.items())),
+            "is_broken": self.is_broken,
+            "lost_frac": self.lost_frac,
+            "accepted_loss_frac": self.accepted_loss_frac,
+        }
+
+    def withdrawal(self) -> str:
+        """Say why nothing is promised."""
+        return (
+            "promise WITHDRAWN: the votes differ from those of the calibration questions "
+            f"(p = {self.votes.p_value:.2g}, below {LEVEL:g}): {self.votes.largest_differences(NUM_NAMED)}. The gate "
+            "was used as calibrated, and nothing bounds what it loses here"
+        )
+
+
+def promise_of(prepared: Prepared, outcome: Outcome) -> Promise | None:
+    """Hold what was promised against what was run; None: nothing was promised."""
+    graph, calibration = prepared.job.graph, prepared.calibration
+    gate: Gate = calibrated_gate(graph.exit) or graph.gate
+    if calibration is not None:
+        choice = calibration.choice
+        path, accepted = calibration.path, None if choice.setting is None else choice.accepted_loss_frac
+    elif isinstance(gate, Calibrated):
+        path, accepted = str(gate.calibration), None if gate.choice.threshold is None else gate.accepted_loss_frac
+    else:
+        return None
+    if accepted is None:
+        return None
+    is_early = prepared.job.has_quorum or graph.exit is not None
+    votes = compare_patterns(
+        calibration_patterns(load_calibration_answers(path), gate, graph.budgets, is_early=is_early),
+        batch_patterns(graph, outcome, gate, is_early=is_early),
+    )
+    made, always = accuracy_frac(outcome.answers or ()), outcome.always.accuracy_frac
+    return Promise(accepted, votes, None if made is None or always is None else always - made)
+
+
+def calibration_patterns(
+    questions: Sequence[CalibrationQuestion], gate: Gate, budgets: Budgets, *, is_early: bool
+) -> Iterator[str]:
+    """Give the patterns of calibration questions that can be compared.
+
+    Parameters
+    ----------
+    questions
+        All of the file.
+    gate, budgets
+        Of the run.
+    is_early
+        Whether the run cancels calls whose votes no longer matter: see ``mosaic.pipelines.gates.vote_patterns``.
+    """
+    for question in questions:
+        ballot, seen = question.ballot, question.observed
+        lost = {} if seen is None else _lost_votes(budgets, ballot, seen.vote_tokens)
+        votes = tuple(lost.get(place, vote) for place, vote in enumerate(ballot.votes))
+        if ballot.comparable:
+            yield _pattern(replace(ballot, votes=votes), gate, is_whole=not lost, is_early=is_early)
+
+
+def batch_patterns(graph: CallGraph, outcome: Outcome, gate: Gate, *, is_early: bool) -> Iterator[str]:
+    """Give the patterns of a batch's questions that can be compared; ``is_early`` as above."""
+    first: dict[str, list[CallRecord]] = defaultdict(list)
+    for record in outcome.result.calls:
+        if record.key.node in graph.first_nodes:
+            first[record.key.question].append(record)
+    for ballot in outcome.ballots:
+        question, records = ballot.question, sorted(first[ballot.question.id], key=attrgetter("key"))
+        done = {record.key: record for record in records}
+        late = graph.budgets.late_candidate(list(done), {key: one.expert for key, one in done.items()}, done)
+        if graph.exit is not None or late is not None:  # else it has the votes that calibration questions have
+            votes = [Vote(record.expert, None if record.key == late else said(record)) for record in records]
+            ballot = make_ballot(question, votes, graph.compare[question.answer_kind])
+        is_whole = late is None and all(record.status in WHOLE for record in records)
+        if ballot.comparable:
+            yield _pattern(ballot, gate, is_whole=is_whole, is_early=is_early)
+
+
+def _pattern(ballot: Ballot, gate: Gate, *, is_whole: bool, is_early: bool) -> str:
+    """Describe votes that can be relied on, where no schedule could have kept one of them from being known."""
+    return EARLY if is_early and (not is_whole or may_be_early(gate, ballot)) else vote_pattern(ballot)
+
+
+def _lost_votes(budgets: Budgets, ballot: Ballot, tokens: Sequence[int]) -> dict[int, Vote]:
+    """Give the votes that budgets leave out, or may leave out, by place: of calls that are cut, and of a late one."""
+    cuts = budgets.cut_tokens.get(PROPOSE, {})
+    pairs = list(enumerate(zip(ballot.votes, tokens, strict=True)))
+    cut = {place for place, (vote, number) in pairs if number > cuts.get(vote.expert, inf)}
+    over = {place for place, (vote, number) in pairs if number > budgets.hedge_tokens.get(vote.expert, inf)} | cut
+    late = over if len(over) == 1 and len(pairs) >= LEAST_HEDGED else set()
+    return {place: ballot.votes[place]._replace(answer=None) for place in cut | late}
+
+
+def gate_notes(prepared: Prepared, promise: Promise | None) -> Sequence[str]:
+    """Say what the gate promises, or that it no longer does; with budgets the promise is of both."""
+    graph = prepared.job.graph
+    if promise is not None and promise.votes.differs:
+        return (promise.withdrawal(),)
+    if prepared.calibration is not None:
+        return prepared.calibration.choice.notes()
+    return graph.decider.notes() if graph.upper_nodes else ()

@@ -1,0 +1,84 @@
+"""What a run folder that somebody sends may not decide: which code runs here, and who is sent a key."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mosaic.config.batch import MODELS
+from mosaic.config.compose import CONF
+from mosaic.config.instantiation import TARGET
+from mosaic.core.checks import require
+
+_OWN = re.compile(rf"\b{TARGET}:\s*((?:mosaic|sim)\.[\w.]+)")
+_HARMLESS = (None, False, "auto")
+_RUN_CODE = ("aggregator.comparison", "backend.engine.trust_remote_code", "cluster.address")
+"""Keys beside targets that let code run: what comes from a Ray cluster is unpickled."""
+
+
+def check_received(config: Mapping[str, Any], overrides: Sequence[str], path: Path) -> None:
+    """Check that the command line names all code, clusters and keys that a folder's configuration asks for.
+
+    Parameters
+    ----------
+    config
+        As the folder has it.
+    overrides
+        Those keys again, with the same values.
+    path
+        Where the configuration is, for messages.
+
+    Raises
+    ------
+    ValueError
+        Naming the key, the rule and the folder's value.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    named = {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides([*overrides])}
+    asked_for = list(_asked_for(config))
+    for key, value, what in asked_for:
+        rule = f"on the command line too, with the same value: a folder names no {what} by itself"
+        require(key in named and named[key] == value, f"{path}: {key}", rule, value)
+    for key in named:
+        rule = f"left out: {path} names no code and no key there"
+        require(key in {known for known, _, _ in asked_for}, key, rule, named[key])
+
+
+@cache
+def own_targets() -> frozenset[str]:
+    """Return what conf/ and `mosaic batch` make: what a received configuration may make too."""
+    texts = (path.read_text(encoding="utf-8") for path in CONF.rglob("*.yaml"))
+    return frozenset([MODELS, *(name for text in texts for name in _OWN.findall(text))])
+
+
+def _asked_for(config: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
+    """Go over the keys that a folder may not decide: key, value, and what it asks for."""
+    for key, name in _targets(config, ""):
+        if not isinstance(name, str) or name not in own_targets():
+            yield key, name, "code"
+    for key in _RUN_CODE:
+        if (value := _value_at(config, key)) not in _HARMLESS:
+            yield key, value, "code"
+    servers = _value_at(config, "backend.endpoints")
+    if isinstance(servers, list) and any(isinstance(each, Mapping) and each.get("api_key_env") for each in servers):
+        yield "backend.endpoints", servers, "server that gets a key"
+
+
+def _targets(value: object, key: str) -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            below = f"{key}.{name}" if key else str(name)
+            if name == TARGET:
+                yield below, entry
+            yield from _targets(entry, below)
+    elif isinstance(value, list):
+        for number, entry in enumerate(value):
+            yield from _targets(entry, f"{key}[{number}]")
+
+
+def _value_at(config: object, key: str) -> object:
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config

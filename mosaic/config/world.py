@@ -1,0 +1,179 @@
+"""What only a simulation knows, from the group ``world``: true lengths and answers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mosaic.config.checks import require_section
+from mosaic.core.checks import require, require_count, require_number
+from mosaic.core.lengths import LengthDistribution
+from mosaic.core.realization import question_uniforms
+from mosaic.core.workload import Expert, ExpertName, Family, Workload
+from sim.world.answer_model import AnswerModel
+from sim.world.length_sources import declared_parameter, length_distribution, length_distributions
+from sim.world.world import World
+
+ANSWER_KEYS = (
+    "mean_ability", "discrimination", "distractor_std", "length_loading", "aggregator_gain", "deference",
+    "aggregator_length_loading",
+)  # fmt: skip
+MOST_WORLDS = 12
+"""That are kept with what was drawn in them, so that points of a sweep share it."""
+KEYS = ("output_tokens", "length_scale", "merged_tokens", "answers", "question_seed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedWorld:
+    """Lengths and answers, before any luck."""
+
+    lengths: Mapping[ExpertName, LengthDistribution]
+    merged_lengths: Mapping[ExpertName, LengthDistribution]
+    """Of experts that merge answers."""
+    answers: AnswerModel | None
+    """None: calls have lengths only."""
+    question_seed: int = 0
+    """Of the data set's one draw."""
+    visible_tokens: int = 0
+    """Most that a reasoning expert's response has after its thinking."""
+    _worlds: dict[tuple[object, ...], tuple[Workload, World]] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+
+    def test(self, workload: Workload, experts: tuple[Expert, ...], seed: int) -> World:
+        """Give the world that a run meets."""
+        return self._world(workload, experts, "test", seed)
+
+    def calibration(self, workload: Workload, experts: tuple[Expert, ...], seed: int, length_error: float) -> World:
+        """Give a world of other luck and the same distributions, or of means that are off if an error is asked for."""
+        return self._world(workload, experts, "calibration", seed, length_error)
+
+    def _world(
+        self, workload: Workload, experts: tuple[Expert, ...], stream: str, seed: int, length_error: float = 1.0
+    ) -> World:
+        reasoning = tuple(expert.name for expert in experts if expert.family is Family.REASONING)
+        key = (id(workload), reasoning, stream, seed, length_error)  # the workload is kept, and with it its id
+        if key not in self._worlds:
+            if len(self._worlds) == MOST_WORLDS:
+                del self._worlds[next(iter(self._worlds))]
+            is_test = stream == "test"
+            self._worlds[key] = (
+                workload,
+                World(
+                    lengths=mistaken_lengths(self.lengths, length_error, seed=seed),
+                    root_seed=seed,
+                    question_seed=self.question_seed,
+                    stream=stream,
+                    recorded=(workload.output_tokens or {}) if is_test else {},
+                    answers=self.answers,
+                    questions={question.id: question for question in workload.questions},
+                    aggregator_lengths={**self.lengths, **self.merged_lengths},
+                    thinking=dict.fromkeys(reasoning, self.visible_tokens),
+                ),
+            )
+        return self._worlds[key][1]
+
+
+def simulated_world(config: Mapping[str, Any]) -> SimulatedWorld:
+    """Build what the group says.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the key, the rule and the value.
+    """
+    for key in config:
+        require(key in KEYS, "world: key", f"one of {list(KEYS)}", key)
+    merged = config.get("merged_tokens") or {}
+    if not isinstance(merged, Mapping):
+        raise TypeError(f"world.merged_tokens must be a mapping of experts, got {merged!r}")
+    answers, visible = answer_model(config.get("answers"))
+    require_count(config.get("question_seed", 0), "world.question_seed")
+    return SimulatedWorld(
+        lengths=length_distributions(config.get("output_tokens") or {}, length_scale=config.get("length_scale")),
+        merged_lengths={
+            name: length_distribution(entry, expert=name, key="world.merged_tokens") for name, entry in merged.items()
+        },
+        answers=answers,
+        question_seed=config.get("question_seed", 0),
+        visible_tokens=visible,
+    )
+
+
+def answer_model(config: Mapping[str, Any] | None) -> tuple[AnswerModel | None, int]:
+    """Build the answer model and the visible tokens; every parameter declares its source.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the key, the rule and the value.
+    """
+    if config is None:
+        return None, 0
+    if not isinstance(config, Mapping):
+        raise TypeError(f"world.answers must be a group of the configuration, with keys, or null, got {config!r}")
+    keys = (*ANSWER_KEYS, "ability_by_expert", "visible_tokens")
+    for key in keys:
+        require(key in config, f"world.answers.{key}", "given, or world.answers null", None)
+    for key in config:
+        require(key in (*keys, "kv_loss_frac"), "world.answers: key", f"one of {[*keys, 'kv_loss_frac']}", key)
+    values = {key: declared_parameter(config[key], f"world.answers.{key}") for key in ANSWER_KEYS}
+    require_section(config, ("ability_by_expert",), "world.answers.")
+    abilities = {
+        name: declared_parameter(entry, f"world.answers.ability_by_expert.{name}")[0]
+        for name, entry in config["ability_by_expert"].items()
+    }
+    visible, _ = declared_parameter(config["visible_tokens"], "world.answers.visible_tokens")
+    require_count(visible, "world.answers.visible_tokens.value", at_least=1)
+    try:
+        model = AnswerModel(
+            **{key: value for key, (value, _) in values.items()},
+            ability_by_expert=abilities,
+            kv_loss_frac=_kv_losses(config.get("kv_loss_frac") or {}),
+            source=values["mean_ability"][1],
+        )
+    except ValueError as error:
+        raise ValueError(f"world.{error}") from error
+    return model, visible
+
+
+def _kv_losses(config: object) -> dict[int, float]:
+    """Read the share of right answers that is lost, by KV budget in tokens."""
+    key = "world.answers.kv_loss_frac"
+    if not isinstance(config, Mapping):
+        raise TypeError(f"{key} must be a mapping of KV budgets in tokens, got {config!r}")
+    # NOTE: overrides by a dotted name make a text of a number.
+    named = {int(name) if str(name).isdecimal() else name: entry for name, entry in config.items()}
+    require(len(named) == len(config), key, "such that each budget is given once", list(config))
+    return {budget: declared_parameter(entry, f"{key}.{budget}")[0] for budget, entry in named.items()}
+
+
+def check_length_error(profile: Mapping[str, Any]) -> None:
+    """Check the error of a simulated profile; one that was read from a file is as right or wrong as it is."""
+    error = profile.get("length_error")
+    require_number(error, "profile.length_error", at_least=1)
+    rule = f"1 where profile.path={profile.get('path')!r} names a profile"
+    require(profile.get("path") is None or error == 1, "profile.length_error", rule, error)
+
+
+def mistaken_lengths(
+    lengths: Mapping[ExpertName, LengthDistribution], error: float, *, seed: int
+) -> Mapping[ExpertName, LengthDistribution]:
+    """Multiply each expert's mean by a factor between 1/error and error, log-uniform.
+
+    The factor follows from the seed, the expert and the error alone, and grows away from 1 with the error.
+
+    Raises
+    ------
+    ValueError
+        If a mean leaves its limits.
+    """
+    if error == 1:
+        return lengths
+    mistaken = {}
+    for name, entry in lengths.items():
+        (u,) = question_uniforms(seed, "length error", name, 1)
+        try:
+            mistaken[name] = entry.scaled(error ** (2 * u - 1))
+        except ValueError as out_of_range:
+            raise ValueError(f"profile.length_error={error!r}, expert {name}: {out_of_range}") from None
+    return mistaken
