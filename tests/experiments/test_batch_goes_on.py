@@ -121,7 +121,7 @@ def test_a_folder_without_an_answer_blocks_no_other_configuration(
 ) -> None:
     path = write_batch(tmp_path, lines(6))
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.batch.execute", interrupted)
+        patch.setattr("mosaic.commands.batch.execute", interrupted)
         assert run_mosaic("batch", path, *models).status == 130
     assert (tmp_path / "questions.mosaic" / "config.yaml").exists()
     outcome = run_mosaic("batch", path, *models, "gate=never")
@@ -164,7 +164,7 @@ def test_the_lock_is_held_in_all_stages_and_while_the_files_are_written(
 
         monkeypatch.setattr(place, also)
 
-    for place in ("mosaic.runtime.piloting.with_stage", "mosaic.runtime.run.drive", "experiments.batch.write_run"):
+    for place in ("mosaic.runtime.piloting.with_stage", "mosaic.runtime.run.drive", "mosaic.commands.batch.write_run"):
         with_second_start(place)
     assert run_mosaic("batch", path, *models).status == 0
     assert refused == ["with_stage", "drive", "write_run"]

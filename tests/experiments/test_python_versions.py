@@ -22,14 +22,14 @@ pytestmark = pytest.mark.slow
 NAMES = ("python3.11", "python3.12", "python3.13")
 NEEDED = "import sys, hydra, highspy, pyomo, mpmath, polars, msgspec; print(*sys.version_info[:2])"
 RUNS = {
-    name: ("experiments/run.py", *words, "hydra.run.dir=run")
+    name: ("run", *words, "hydra.run.dir=run")
     for name, words in {
         "default": (),
         "quorum": ("+policy=quorum", "workload=medmcqa"),
         "affine": ("costs=affine", "workload=gpqa"),
         "sampled": ("scheduler=sampled_greedy", "workload=gpqa"),
     }.items()
-} | {"quote": ("experiments/quote.py", "--json", "--folder=pilot", "--gpus=1-3", "workload=gpqa")}
+} | {"quote": ("quote", "--json", "--folder=pilot", "--gpus=1-3", "workload=gpqa")}
 SAME_BYTES = ("plan.json", "summary.json", "actions.jsonl", "config.yaml")
 
 
@@ -60,10 +60,9 @@ def environment() -> dict[str, str]:
 
 def run(python: str, name: str, folder: Path) -> str:
     """Run a command and give what it prints, without the name of the folder."""
-    script, *words = RUNS[name]
     folder.mkdir()
     done = subprocess.run(
-        [python, str(ROOT / script), *words, "profile.store=null"],
+        [python, "-m", "mosaic", *RUNS[name], "profile.store=null"],
         cwd=folder, env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -71,10 +71,10 @@ def test_only_flexicaches_study_uses_its_gpu():
     }
     assert users == {
         "conf/hardware/flexicache_h100.yaml",
-        "experiments/config/errors.py",
         "experiments/flexicache.py",
         "experiments/studies/sparse_throughput.py",
         "experiments/studies/sparse_throughput_report.py",
+        "mosaic/config/errors.py",
     }
 
 
