@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from tests.commands.command_line import ROOT
 from tests.engines.executor_runs import FAKE_ENGINE, Runs, make_plan, make_session, running_host, some_calls
 from tests.engines.here_machines import MachineRuns
 from tests.engines.ray_nodes import emulated_nodes, has_ray
 from tests.engines.test_ray import on_ray
-from tests.experiments.command_line import ROOT
 
 pytestmark = [
     pytest.mark.slow,

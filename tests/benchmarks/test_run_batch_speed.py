@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from tests.commands.command_line import ROOT, TINY
+from tests.commands.tiny_batch import needs_tiny_pool, write_tiny_batch
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_batch import write_batch
-from tests.experiments.command_line import ROOT, TINY
-from tests.experiments.tiny_batch import needs_tiny_pool, write_tiny_batch
 
 NUM_QUESTIONS, NUM_FEW = 600, 24
 CPU = {

@@ -11,9 +11,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 from mosaic.commands.app import main
+from tests.commands.command_line import Outcome
 from tests.engines.fake_run import fake_hosts
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
-from tests.experiments.command_line import Outcome
 
 NAMES = ("Ada", "Bob", "Cyd", "Dan")
 CONTEXT = 4096

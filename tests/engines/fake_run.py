@@ -10,9 +10,9 @@ from unittest.mock import patch
 
 from mosaic.commands.run import run_command
 from mosaic.config import engines
+from tests.commands.command_line import Outcome, run_here
 from tests.engines.executor_runs import FAKE_ENGINE
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
-from tests.experiments.command_line import Outcome, run_here
 
 CHECKPOINTS = {"SmolLM2": "HuggingFaceTB/SmolLM2-135M-Instruct", "QwenHalf": "Qwen/Qwen2.5-0.5B-Instruct"}
 fake_hosts = patch.object(engines, "VLLM_ENGINE", FAKE_ENGINE)

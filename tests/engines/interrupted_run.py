@@ -5,8 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.commands.command_line import ROOT
 from tests.engines.executor_runs import hear_ctrl_c, processes_of
-from tests.experiments.command_line import ROOT
 from tests.run_tables import num_finished
 
 

@@ -8,10 +8,10 @@ from mosaic.commands.run import JOURNAL
 from mosaic.core.action_lines import decode_action
 from mosaic.core.commands import Cut
 from mosaic.runtime.journal_records import read_journal
+from tests.commands.command_line import TINY, run_here, simulated_profiles
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_run import run_fake, write_inputs
 from tests.engines.interrupted_run import go_on, kill_after
-from tests.experiments.command_line import TINY, run_here, simulated_profiles
 from tests.run_tables import calls_of, final, num_finished, responses_of, summary_of
 
 pytestmark = pytest.mark.slow

@@ -14,10 +14,10 @@ from mosaic.commands.quote import quote_batch
 from mosaic.config.compose import compose_config
 from mosaic.config.job import job_from
 from mosaic.runtime.run import measure
+from tests.commands.command_line import run_here
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 from tests.engines.fake_run import write_inputs
 from tests.engines.fake_server import FakeServer, completion
-from tests.experiments.command_line import run_here
 
 
 @pytest.fixture

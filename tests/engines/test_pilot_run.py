@@ -8,10 +8,10 @@ import pytest
 
 from mosaic.commands.run import JOURNAL
 from mosaic.runtime.journal_records import read_journal
+from tests.commands.command_line import TINY, run_here
 from tests.engines.executor_runs import has_vllm, processes_of
 from tests.engines.fake_run import CHECKPOINTS, run_fake, write_inputs
 from tests.engines.interrupted_run import go_on, kill_after
-from tests.experiments.command_line import TINY, run_here
 from tests.run_tables import answers_of, calls_of, summary_of
 
 CALIBRATION = "profile.source=calibration"

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from mosaic.core.results import CallStatus
+from tests.commands.command_line import ROOT
+from tests.commands.test_batch_kills import PATIENT, ended_calls, finish, num_ended, start
 from tests.engines.fake_batch import batch_line, question, write_batch, write_models
 from tests.engines.ray_nodes import emulated_nodes, has_ray
-from tests.experiments.command_line import ROOT
-from tests.experiments.test_batch_kills import PATIENT, ended_calls, finish, num_ended, start
 
 pytestmark = [
     pytest.mark.slow,

@@ -17,9 +17,9 @@ from experiments.measure_profile import main as profile_command
 from mosaic.commands.run import JOURNAL
 from mosaic.core.workload import CallKey
 from mosaic.runtime.journal_records import read_journal
+from tests.commands.command_line import ROOT
 from tests.engines.executor_runs import processes_of
 from tests.engines.fake_run import CHECKPOINTS, fake_hosts, run_fake, without_sweep, write_inputs
-from tests.experiments.command_line import ROOT
 
 pytestmark = pytest.mark.slow
 

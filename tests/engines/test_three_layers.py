@@ -8,9 +8,9 @@ import pytest
 
 from mosaic.config import engines
 from mosaic.report.run_folder import read_json
+from tests.commands.command_line import run_here
 from tests.engines.executor_runs import FAKE_ENGINE, has_vllm
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
-from tests.experiments.command_line import run_here
 from tests.experiments.tiny_pool.small import write_scores
 
 THREE_LAYERS = """

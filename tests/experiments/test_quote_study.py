@@ -19,7 +19,7 @@ from experiments.studies.quote_report import (
 )
 from experiments.studies.rows import read_rows, rows_csv
 from mosaic.quote.interval import CALIBRATION
-from tests.experiments.command_line import ROOT
+from tests.commands.command_line import ROOT
 
 ROW = Row(
     workload="a", seed=0, per_expert=128, num_pilot_calls=20, num_calls=100, num_gpus=4, plan="ilp (paper)",

@@ -24,9 +24,9 @@ from mosaic.core.plan import PredictedTimes
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
 from mosaic.core.workload import PROPOSE
 from mosaic.figures.style import png_bytes
+from tests.commands.command_line import ROOT
 from tests.engines.executor_runs import FAKE_ENGINE
 from tests.engines.validation_runs import small_validation
-from tests.experiments.command_line import ROOT
 from tests.sim.cluster_runs import make_plan, make_session, some_calls
 
 A, B = some_calls("A", 4), some_calls("B", 2)

@@ -27,7 +27,7 @@ from mosaic.quote.sample import PilotQuestion, PilotSample, draw_lengths
 from mosaic.quote.tail import fit_lengths, lengths_of
 from mosaic.runtime.static_plan import execute
 from sim.cluster.session_times import SimulatedSessions
-from tests.experiments.command_line import mosaic_status
+from tests.commands.command_line import mosaic_status
 from tests.factories import make_expert
 
 SMALL = ("workload=gpqa", "aggregator=none", "profile.store=null")

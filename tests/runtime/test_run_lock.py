@@ -11,7 +11,7 @@ import pytest
 
 from mosaic.core.errors import InUseError, RunFolderError
 from mosaic.runtime.run_lock import LOCK_NAME, hold
-from tests.experiments.command_line import ROOT
+from tests.commands.command_line import ROOT
 
 
 def start_writer(folder: Path) -> "subprocess.Popen[str]":

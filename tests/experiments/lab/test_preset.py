@@ -7,7 +7,7 @@ import yaml
 from experiments.lab.preset import PRESETS, average, preset_names, preset_study, read_preset, report
 from mosaic.comparison.estimate import Estimate
 from mosaic.config.compose import compose_config
-from tests.experiments.command_line import run_process
+from tests.commands.command_line import run_process
 
 STUDY = {
     "title": "Workers",

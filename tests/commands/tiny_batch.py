@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from experiments.tiny_pool.questions import Part, draw_questions
+from tests.commands.command_line import ROOT, TINY
 from tests.engines.fake_batch import batch_line, write_batch
-from tests.experiments.command_line import ROOT, TINY
 
 needs_tiny_pool = pytest.mark.skipif(
     not TINY.exists(), reason="the tiny pool is not there: python experiments/make_pool.py"

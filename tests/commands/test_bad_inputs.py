@@ -13,7 +13,7 @@ import pytest
 
 from mosaic.config.errors import exit_with_message
 from mosaic.report.run_folder import is_complete
-from tests.experiments.command_line import DEMO, QUICK, SMALL, Outcome, run_here, run_point, run_process
+from tests.commands.command_line import DEMO, QUICK, SMALL, Outcome, run_here, run_point, run_process
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands.command_line import ROOT
 from tests.engines.fake_batch import batch_line, question, write_batch, write_models
-from tests.experiments.command_line import ROOT
 
 MOST_MIB = 500
 MEASURED = """

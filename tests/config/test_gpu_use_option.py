@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments.command_line import QUICK, SMALL, run_point
+from tests.commands.command_line import QUICK, SMALL, run_point
 
 FEW = (*SMALL, *QUICK, "cluster.num_workers=2", "aggregator=dp")
 SAME = ("num_calls", "skip_frac", "accuracy_frac", "num_aggregator_calls", "accuracy_change_pp")

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mosaic.config.compose import CONF
 from mosaic.config.sharing import MOST_KEPT, SharingLoader, points_of
-from tests.experiments.command_line import run_process
+from tests.commands.command_line import run_process
 
 POINTS = [
     ["seed=0", "scheduler=ilp", "workload=gpqa"],

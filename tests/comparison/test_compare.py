@@ -15,7 +15,7 @@ from mosaic.commands.compare import COLUMNS, OUTCOME_COLUMNS, SCALING_COLUMNS, d
 from mosaic.comparison.estimate import estimate, t_interval
 from mosaic.comparison.pairing import compare_runs
 from mosaic.comparison.run_table import RunPoint, collect_runs
-from tests.experiments.command_line import mosaic_status
+from tests.commands.command_line import mosaic_status
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,7 +7,7 @@ import pytest
 
 from mosaic.core.action_lines import decode_action
 from mosaic.core.commands import Cancel
-from tests.experiments.command_line import QUICK, SMALL, run_point
+from tests.commands.command_line import QUICK, SMALL, run_point
 from tests.run_tables import rows, summary_of
 
 FEW = (*SMALL, *QUICK, "cluster.num_workers=2", "aggregator=dp")

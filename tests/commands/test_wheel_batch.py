@@ -1,6 +1,6 @@
 """The screens that mosaic/README.md shows of a quote, a batch and its audit, and a wheel that prints them.
 
-``pytest -m slow -s --benchmark-enable tests/experiments/test_wheel_batch.py`` asks 600 questions, as for the
+``pytest -m slow -s --benchmark-enable tests/commands/test_wheel_batch.py`` asks 600 questions, as for the
 README, and prints the screens.
 """
 
@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from tests.commands.command_line import ROOT
+from tests.commands.screens import masked, screens_of
+from tests.commands.tiny_batch import needs_tiny_pool, read_completions, write_tiny_batch
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch, write_models
-from tests.experiments.command_line import ROOT
-from tests.experiments.screens import masked, screens_of
-from tests.experiments.tiny_batch import needs_tiny_pool, read_completions, write_tiny_batch
 from tests.package.built_wheel import borrowing_environment, build_wheel
 
 NUM_QUESTIONS, NUM_FEW = 600, 60

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mosaic.pipelines.gates.calibration_file import load_calibration_answers
-from tests.experiments.command_line import (
+from tests.commands.command_line import (
     DEMO,
     QUICK,
     SMALL,
@@ -21,7 +21,7 @@ from tests.experiments.command_line import (
     run_point,
     start_process,
 )
-from tests.experiments.test_command_line import FILES, contents, read_calls, read_plans, read_summary
+from tests.commands.test_command_line import FILES, contents, read_calls, read_plans, read_summary
 
 GPQA = ("workload=gpqa", *QUICK)
 """198 questions, 594 calls."""

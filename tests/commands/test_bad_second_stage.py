@@ -10,8 +10,8 @@ import pytest
 from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
 from mosaic.report.run_folder import is_complete
 from tests.calibration_questions import SETTING, make_question
-from tests.experiments.command_line import QUICK, SMALL, run_here, run_point, run_process
-from tests.experiments.test_bad_inputs import LINE, Case, assert_refused, jsonl, write_files
+from tests.commands.command_line import QUICK, SMALL, run_here, run_point, run_process
+from tests.commands.test_bad_inputs import LINE, Case, assert_refused, jsonl, write_files
 
 
 def parquet(content: pa.Table) -> bytes:

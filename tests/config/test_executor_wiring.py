@@ -9,8 +9,8 @@ from mosaic.config.compose import compose_config
 from mosaic.config.engines import find_device, vllm_options
 from mosaic.config.job import Prepared, job_from
 from mosaic.core.engine_options import Device, EngineOptions
-from tests.experiments.command_line import run_point
-from tests.experiments.test_wiring import TINY_EXPERTS, write_lines
+from tests.commands.command_line import run_point
+from tests.config.test_wiring import TINY_EXPERTS, write_lines
 
 QUESTIONS = [{"id": f"q{i}", "question": f"What is {i} plus 1?", "experts": ["QwenHalf"] * 3} for i in range(3)]
 

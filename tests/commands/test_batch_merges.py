@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from mosaic.pipelines.final_answers import AnswerSource
+from tests.commands.command_line import Outcome
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch, write_models
-from tests.experiments.command_line import Outcome
 
 CONTEXT = 4096
 """Of every model, in tokens; a token of a ``narrow`` prompt is a character."""

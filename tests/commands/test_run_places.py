@@ -11,9 +11,9 @@ import mosaic
 from mosaic.core.file_names import file_name, from_file_name
 from mosaic.core.results import CallStatus
 from mosaic.runtime.job import Outcome as RunOutcome
-from tests.experiments.command_line import QUICK, SMALL, run_here, run_point, run_process
-from tests.experiments.test_command_line import read_summary, sweep
-from tests.experiments.test_wiring import write_lines
+from tests.commands.command_line import QUICK, SMALL, run_here, run_point, run_process
+from tests.commands.test_command_line import read_summary, sweep
+from tests.config.test_wiring import write_lines
 
 NAMED = {"prompt_tokens": 90, "experts": ["SmolLM2", "QwenHalf"], "output_tokens": 20}
 

@@ -23,8 +23,8 @@ from mosaic.config.compose import as_recorded, compose_config
 from mosaic.config.job import job_from
 from mosaic.config.received import own_targets
 from mosaic.core.workload import AnswerKind
+from tests.commands.command_line import QUICK, SMALL, mosaic_status, run_here, run_point
 from tests.engines.fake_batch import NAMES, batch_line, run_mosaic, write_batch, write_models
-from tests.experiments.command_line import QUICK, SMALL, mosaic_status, run_here, run_point
 
 SECRET = "s3cret-of-the-environment"
 NAMED = "${oc.env:MOSAIC_TEST_SECRET}"

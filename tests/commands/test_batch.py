@@ -12,9 +12,9 @@ import pytest
 
 from mosaic.report.batch_files import BatchPaths, PartialFile, finish, paths_of
 from mosaic.runtime.journal_records import read_journal
+from tests.commands.tiny_batch import read_completions
 from tests.engines.fake_batch import NAMES, batch_line, question, run_mosaic, write_batch, write_models
 from tests.engines.fake_run import run_fake
-from tests.experiments.tiny_batch import read_completions
 
 NUM_QUESTIONS = 24
 PLAN_ALL = ("profile.source=calibration",)

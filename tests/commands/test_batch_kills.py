@@ -15,10 +15,10 @@ import pytest
 
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.runtime.journal_records import read_journal
+from tests.commands.command_line import ROOT
 from tests.engines.executor_runs import hear_ctrl_c
 from tests.engines.fake_batch import batch_line, question, write_batch, write_models
 from tests.engines.test_run_chaos import workers_of
-from tests.experiments.command_line import ROOT
 
 pytestmark = pytest.mark.slow
 

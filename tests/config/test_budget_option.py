@@ -8,7 +8,7 @@ import pytest
 from mosaic.core.action_lines import decode_action
 from mosaic.core.commands import Cut
 from mosaic.pipelines.gates.calibration_file import load_calibration_answers
-from tests.experiments.command_line import QUICK, prepare, run_point
+from tests.commands.command_line import QUICK, prepare, run_point
 from tests.run_tables import summary_of
 
 FEW = ("workload=gpqa", "cluster.num_workers=2", "aggregator=dp", *QUICK)

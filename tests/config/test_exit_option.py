@@ -9,7 +9,7 @@ import pytest
 from mosaic.config.exits import NEVER
 from mosaic.core.results import CallStatus
 from mosaic.pipelines.exits import Agreed, FasterMoa
-from tests.experiments.command_line import QUICK, SMALL, prepare, run_point
+from tests.commands.command_line import QUICK, SMALL, prepare, run_point
 
 FEW = (*SMALL, *QUICK, "cluster.num_workers=2", "aggregator=dp", "gate=never")
 TREE = (*SMALL, *QUICK, "world.output_tokens.LlamaR1.mean.value=400", "topology=tree")

@@ -10,8 +10,8 @@ from mosaic.comparison.estimate import t_interval
 from mosaic.comparison.pairing import ALWAYS, NEVER, compare_runs
 from mosaic.comparison.run_table import collect_runs
 from mosaic.figures.tradeoff import draw_tradeoff, tradeoff_rows
-from tests.experiments.command_line import mosaic_status
-from tests.experiments.test_compare import make_run
+from tests.commands.command_line import mosaic_status
+from tests.comparison.test_compare import make_run
 
 GATES = {"never": (0.0, 400.0), "majority": (0.8, 250.0)}
 """Skip share and end-to-end seconds."""

@@ -6,8 +6,8 @@ import pytest
 
 from mosaic.core.action_lines import decode_action
 from mosaic.core.commands import Prefill
-from tests.experiments.command_line import run_point
-from tests.experiments.test_overlap_option import FEW, rows, run_into, summary_of
+from tests.commands.command_line import run_point
+from tests.config.test_overlap_option import FEW, rows, run_into, summary_of
 
 OVERLAP = ("backend.order=mixed", "gate=never", "pipeline.overlap=true")
 AHEAD = "pipeline.prefill_ahead=true"

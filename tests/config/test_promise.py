@@ -10,7 +10,7 @@ from mosaic.config.exits import calibrated_gate
 from mosaic.config.promise import batch_patterns, calibration_patterns, promise_of
 from mosaic.pipelines.gates.calibration_file import load_calibration_answers
 from mosaic.pipelines.gates.vote_patterns import EARLY
-from tests.experiments.command_line import QUICK, SMALL, prepare, run_point
+from tests.commands.command_line import QUICK, SMALL, prepare, run_point
 
 FEW = ("workload=gpqa", "cluster.num_workers=2", "aggregator=dp", *QUICK)
 TAUGHT = ("gate=never", "pipeline.leave_one_out=true")

@@ -14,8 +14,8 @@ from mosaic.config.compose import compose_config
 from mosaic.config.effects import without_effect
 from mosaic.config.job import Prepared, job_from
 from mosaic.report.run_folder import flatten
-from tests.experiments.command_line import QUICK, SMALL, prepare, run_here, run_point
-from tests.experiments.test_wiring import NODES, overrides_of, write_lines
+from tests.commands.command_line import QUICK, SMALL, prepare, run_here, run_point
+from tests.config.test_wiring import NODES, overrides_of, write_lines
 
 FEW = (*SMALL, *QUICK)
 GPQA = ("workload=gpqa", *QUICK)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.experiments.command_line import ROOT
+from tests.commands.command_line import ROOT
 
 pytestmark = pytest.mark.slow
 

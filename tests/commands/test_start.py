@@ -9,9 +9,9 @@ import pytest
 
 from mosaic.config import engines
 from mosaic.engines.host_process import NOT_NEEDED, UNINSTALL
+from tests.commands.command_line import ROOT, run_here
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch, write_models
 from tests.engines.fake_run import run_fake, write_inputs
-from tests.experiments.command_line import ROOT, run_here
 
 LITTLE_BYTES = 2**20
 

@@ -13,7 +13,7 @@ from mosaic.core.workload import PROPOSE
 from mosaic.planning.profiles import Profile, write_profile
 from mosaic.runtime.run import measure
 from sim.site import SimSite
-from tests.experiments.command_line import QUICK, SMALL
+from tests.commands.command_line import QUICK, SMALL
 
 
 def make_site(*overrides: str) -> SimSite:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mosaic.report.run_folder import is_complete, read_config
-from tests.experiments.command_line import (
+from tests.commands.command_line import (
     DEMO,
     QUICK,
     SMALL,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.experiments.command_line import QUICK, SMALL, prepare, run_point
+from tests.commands.command_line import QUICK, SMALL, prepare, run_point
 from tests.experiments.tiny_pool.small import write_scores
 from tests.run_tables import calls_of
 
