@@ -26,12 +26,12 @@ from mosaic.config.errors import UNANSWERED_STATUS
 from mosaic.config.job import Prepared, job_from
 from mosaic.config.memory import spare_garbage_collector
 from mosaic.config.places import JOURNAL
-from mosaic.config.promise import Promise, gate_notes, promise_of
 from mosaic.config.run_start import begin, grown_keys, is_blank
 from mosaic.config.start import check_start, naming_all_problems
-from mosaic.config.summary import answer_files, replans_jsonl, summary_of
+from mosaic.config.summary import summary_of
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
+from mosaic.planning.plan_file import replans_to_jsonl
 from mosaic.quote import best_plan
 from mosaic.report.answer_stream import AnswerStream
 from mosaic.report.batch_files import BatchPaths, Finished, digests, finish, paths_of
@@ -41,9 +41,11 @@ from mosaic.report.display import show_run
 from mosaic.report.finish_forecast import FinishForecast
 from mosaic.report.prometheus import LOOPBACK, RunMetrics, serving
 from mosaic.report.provenance import describe_run_conditions
+from mosaic.report.responses import answer_files
 from mosaic.report.run_folder import SUMMARY, completed_with, read_json, write_run
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.job import Outcome
+from mosaic.runtime.promise import Promise, gate_notes, promise_of
 from mosaic.runtime.replanning import describe_new_plan
 
 
@@ -109,11 +111,11 @@ def run_batch(
         with closing(stream):
             outcome = execute(prepared, stream, metrics, price_per_hour)
             ended = finish(places.files, stream.file, stream.questions)
-        promise = promise_of(prepared, outcome)
+        promise = promise_of(prepared.job, prepared.calibration, outcome)
         leave_run_folder(places, prepared, config, stamped, outcome, ended, promise)
         places.files.partial.unlink(missing_ok=True)
     wall_s = time.monotonic() - start
-    print(describe(request.path, places, outcome, ended, gate_notes(prepared, promise)))
+    print(describe(request.path, places, outcome, ended, gate_notes(prepared.job.graph, prepared.calibration, promise)))
     if price_per_hour is not None:
         print(f"  cost      {cost(wall_s, prepared.job.cluster.num_workers, price_per_hour)} for {wall_s:,.0f} s")
     return UNANSWERED_STATUS if ended.num_unanswered else 0
@@ -174,9 +176,10 @@ def leave_run_folder(
     Its summary counts how questions ended, and speaks for the output files.
     """
     folder, plans = places.work, outcome.plans
-    files = answer_files(prepared, outcome)
+    job = prepared.job
+    files = answer_files(job.workload, job.graph, outcome.result.calls, outcome.ballots, prepared.setting)
     if outcome.replans:
-        files["replans.jsonl"] = replans_jsonl(outcome.replans)
+        files["replans.jsonl"] = replans_to_jsonl(outcome.replans)
     (folder / SUMMARY).unlink(missing_ok=True)
     write_run(
         folder,

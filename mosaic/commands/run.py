@@ -27,10 +27,9 @@ from mosaic.config.errors import BAD_INPUT, FailedCalls, FailedPoint, exit_with_
 from mosaic.config.job import Prepared, job_from
 from mosaic.config.memory import spare_garbage_collector
 from mosaic.config.places import JOURNAL
-from mosaic.config.promise import gate_notes, promise_of
 from mosaic.config.run_start import begin, is_blank
 from mosaic.config.single import compose_single
-from mosaic.config.summary import answer_files, replans_jsonl, summary_of
+from mosaic.config.summary import summary_of
 from mosaic.core.action_lines import encode_action
 from mosaic.core.checks import require
 from mosaic.core.file_names import from_file_name
@@ -39,13 +38,16 @@ from mosaic.core.printable import printable
 from mosaic.figures.replay import report_replay
 from mosaic.figures.timeline import draw_timeline
 from mosaic.planning.explain import explain
+from mosaic.planning.plan_file import replans_to_jsonl
 from mosaic.report.display import show_run
 from mosaic.report.metrics import Summary
 from mosaic.report.provenance import describe_run_conditions
+from mosaic.report.responses import answer_files
 from mosaic.report.run_folder import SUMMARY, completed_with, is_complete, read_json, write_run
 from mosaic.report.summary_text import describe_point, describe_run
 from mosaic.runtime.job import Outcome
 from mosaic.runtime.measuring import Show
+from mosaic.runtime.promise import gate_notes, promise_of
 from mosaic.runtime.replanning import describe_new_plan
 from mosaic.runtime.run import failures
 
@@ -223,11 +225,11 @@ def leave(
     """Write a run's files and print what it did; gives the number of its calls without a result."""
     job = prepared.job
     plans = outcome.plans
-    promise = promise_of(prepared, outcome)
+    promise = promise_of(prepared.job, prepared.calibration, outcome)
     summary = summary_of(prepared, config, plans, outcome, promise)
-    files = answer_files(prepared, outcome)
+    files = answer_files(job.workload, job.graph, outcome.result.calls, outcome.ballots, prepared.setting)
     if outcome.replans:
-        files["replans.jsonl"] = replans_jsonl(outcome.replans)
+        files["replans.jsonl"] = replans_to_jsonl(outcome.replans)
     if outcome.replans or job.reacts:
         files["actions.jsonl"] = b"".join(encode_action(action) + b"\n" for action in outcome.result.actions)
     replay = None
@@ -260,7 +262,7 @@ def leave(
     if point is not None:
         print(describe_point(summary, point))
     else:
-        print_screen(outcome, summary, folder, gate_notes(prepared, promise))
+        print_screen(outcome, summary, folder, gate_notes(prepared.job.graph, prepared.calibration, promise))
         if replay is not None:
             print(replay.table)
     return summary["num_failed_calls"] or 0

@@ -1,36 +1,13 @@
 """What a run checks of its configuration before any work starts, where the values themselves cannot."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from mosaic.core.checks import require, require_name
+from mosaic.core.checks import require
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.kv_memory import activation_bytes, describe_need, fits_memory
 from mosaic.core.sparse_kv import check_sparse_kv
 from mosaic.core.workload import Expert, Workload
-
-
-def require_section(config: Mapping[str, Any], names: Iterable[str], prefix: str = "") -> None:
-    """Check that groups of the configuration are there and have keys: ``~scheduler`` and ``plan=x`` take them away."""
-    for name in names:
-        value = config.get(name)
-        if not isinstance(value, Mapping):
-            raise TypeError(f"{prefix}{name} must be a group of the configuration, with keys, got {value!r}")
-
-
-def require_keys(config: Mapping[str, Any], allowed: Collection[str], prefix: str = "") -> None:
-    """Check that a group has no other keys: nothing would read them."""
-    for key in config:
-        if key not in allowed:
-            rule = f"one of {list(allowed)} there" if allowed else "left out: there are none there"
-            raise ValueError(f"{prefix}{key} must be a key of the configuration, {rule}")
-
-
-def require_path(value: object, field: str) -> None:
-    """Check the name of a file, or null."""
-    if value is not None:
-        require_name(value, field)
 
 
 class TooLongError(ValueError):

@@ -109,7 +109,7 @@ def _unused_aggregators(config: Mapping[str, Any], job: Job) -> Iterator[tuple[s
         if len(degrees) == 1:
             yield "aggregator.costs", f"with tp_degree={degrees.pop()} alone there is no choice to price"
         for degree in aggregator.get("scheduler_by_degree") or {}:
-            if degree not in {option.tp_degree for option in options.placements}:
+            if int(degree) not in {option.tp_degree for option in options.placements}:
                 yield f"aggregator.scheduler_by_degree.{degree}", "it is not placed at this degree"
     if all(question.answer_kind is not AnswerKind.TEXT for question in job.workload.questions):
         yield "aggregator.comparison", "no question asks for free text"

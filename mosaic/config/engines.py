@@ -5,17 +5,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mosaic.config.checks import require_section
 from mosaic.config.instantiation import call
-from mosaic.config.machines import RaySettings
 from mosaic.config.problems import called_experts, key_problems, loading_problems
-from mosaic.config.sites import Parts, sim_site
-from mosaic.core.checks import require, require_count, require_name
+from mosaic.config.sections import EndpointSection, Mode, RaySection, VllmSection, section
+from mosaic.config.sites import Backend, Parts, sim_site
+from mosaic.core.checks import require
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
 from mosaic.core.workload import Expert
 from mosaic.engines.backend import EngineBackend
@@ -37,35 +35,28 @@ from mosaic.pipelines.prompts import check_texts, expert_prompt
 CPU_KV_CACHE_BYTES = 64 * 2**20
 
 
-class Mode(StrEnum):
-    """Where a response comes from."""
-
-    LIVE = "live"
-    """The model reads the real prompt and decides what to write."""
-    REPLAY = "replay"
-    """The model writes as many tokens as the simulated world says, and the world says what they mean."""
-
-
-def vllm_site(parts: Parts) -> EngineSite:
-    """Build what ``backend=vllm`` says.
+def vllm(config: Mapping[str, Any]) -> Backend:
+    """Build ``backend=vllm``.
 
     Raises
     ------
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    backend, options = parts.config, parts.options
-    modes = [mode.value for mode in Mode]
-    require(backend["mode"] in modes, "backend.mode", f"one of {modes}", backend["mode"])
-    require_name(backend["checkpoints"], "backend.checkpoints")
-    require_count(backend["num_calibration_questions"], "backend.num_calibration_questions", at_least=1)
-    mode = Mode(backend["mode"])
+    settings = section(config, VllmSection, "backend")
+    options = vllm_options(settings)
+    embed_by = partial(_embed_by, settings, options)
+    return Backend(name="vllm", site=partial(_vllm_site, settings, options), options=options, embed_by=embed_by)
+
+
+def _vllm_site(backend: VllmSection, options: EngineOptions, parts: Parts) -> EngineSite:
+    mode = backend.mode
     rule = "auto in live mode: random weights answer nothing"
     dummy = options.loading.dummy_weights
     require(mode is Mode.REPLAY or not dummy, "backend.engine.load_format", rule, options.loading.load_format)
-    patience: Patience = call(Patience, "backend.patience", **backend["patience"])
+    patience: Patience = call(Patience, "backend.patience", **backend.patience)
     if parts.ray is not None:
-        return _vllm_on_ray(parts, parts.ray, mode, patience)
+        return _vllm_on_ray(parts, parts.ray, backend, options, patience)
     host = HostProcess(options, VLLM_ENGINE)
 
     def make(journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
@@ -73,35 +64,39 @@ def vllm_site(parts: Parts) -> EngineSite:
             experts=parts.experts,
             cluster=parts.cluster,
             journal=journal,
-            content=replace(content, with_confidence=_asks_confidence(parts)),
+            content=replace(content, with_confidence=_reads_confidence(backend, parts)),
             options=replace(options, enable_prefix_caching=False) if is_measured else options,
             host=host,
-            checkpoints=Path(backend["checkpoints"]),
+            checkpoints=Path(backend.checkpoints),
             patience=patience,
             **journals,
         )
 
-    engines = VllmEngines(options=options, with_tokenizer=mode is Mode.LIVE, checkpoints=Path(backend["checkpoints"]))
+    engines = _engines(backend, options)
 
     def problems(is_failing: bool) -> Sequence[str]:
         found = loading_problems(parts, engines)
         return (*host.problems(is_kept=not (found or is_failing)), *found)
 
-    return _site(parts, "vllm", make, host.kept, mode, options=options, problems=problems)
+    return _site(parts, "vllm", make, host.kept, backend, options=options, problems=problems)
 
 
-def _asks_confidence(parts: Parts) -> bool:
+def _engines(backend: VllmSection, options: EngineOptions) -> VllmEngines:
+    checkpoints = Path(backend.checkpoints)
+    return VllmEngines(options=options, with_tokenizer=backend.mode is Mode.LIVE, checkpoints=checkpoints)
+
+
+def _reads_confidence(backend: VllmSection, parts: Parts) -> bool:
     """Tell whether responses are to say how probable their tokens were."""
-    asked, early = parts.config["confidence"], parts.graph.exit
-    if not isinstance(asked, bool):
-        raise TypeError(f"backend.confidence must be true or false, got {asked!r}")
-    return asked or (early is not None and early.reads_confidence)
+    early = parts.graph.exit
+    return backend.confidence or (early is not None and early.reads_confidence)
 
 
-def _vllm_on_ray(parts: Parts, ray: RaySettings, mode: Mode, patience: Patience) -> EngineSite:
+def _vllm_on_ray(
+    parts: Parts, ray: RaySection, backend: VllmSection, options: EngineOptions, patience: Patience
+) -> EngineSite:
     """Build what ``backend=vllm cluster=ray`` says."""
-    backend, options = parts.config, parts.options
-    engines = VllmEngines(options=options, with_tokenizer=mode is Mode.LIVE, checkpoints=Path(backend["checkpoints"]))
+    engines = _engines(backend, options)
     asked = {expert.name for expert in called_experts(parts)}
     cluster = RayCluster(
         ray.address,
@@ -120,7 +115,7 @@ def _vllm_on_ray(parts: Parts, ray: RaySettings, mode: Mode, patience: Patience)
             experts=parts.experts,
             cluster=parts.cluster,
             journal=journal,
-            content=replace(content, with_confidence=_asks_confidence(parts)),
+            content=replace(content, with_confidence=_reads_confidence(backend, parts)),
             engines=measured if is_measured else engines,
             launcher=cluster.launcher(),
             patience=patience,
@@ -129,10 +124,10 @@ def _vllm_on_ray(parts: Parts, ray: RaySettings, mode: Mode, patience: Patience)
 
     opened = lambda lock: cluster.open()  # noqa: E731 - machines do not write the journal
     problems = partial(loading_problems, parts, engines)
-    return _site(parts, "vllm", make, opened, mode, options=options, problems=problems)
+    return _site(parts, "vllm", make, opened, backend, options=options, problems=problems)
 
 
-def embed_by(backend: Mapping[str, Any], options: EngineOptions) -> Callable[[Expert], TokenEmbeddings]:
+def _embed_by(backend: VllmSection, options: EngineOptions, expert: Expert) -> TokenEmbeddings:
     """Give what embeds texts by an expert's checkpoint.
 
     Raises
@@ -141,35 +136,32 @@ def embed_by(backend: Mapping[str, Any], options: EngineOptions) -> Callable[[Ex
         If there is none, or nothing is written.
     """
     rule = "answers where nothing is written (backend.mode=replay)"
-    require(backend.get("mode") == Mode.LIVE, "exit.similarity", rule, "embeddings")
-
-    def embed(expert: Expert) -> TokenEmbeddings:
-        found = find_checkpoint(expert.checkpoint, Path(backend["checkpoints"]), weights=True, tokenizer=True)
-        return TokenEmbeddings(found, expert.context_tokens, options)
-
-    return embed
+    require(backend.mode is Mode.LIVE, "exit.similarity", rule, "embeddings")
+    found = find_checkpoint(expert.checkpoint, Path(backend.checkpoints), weights=True, tokenizer=True)
+    return TokenEmbeddings(found, expert.context_tokens, options)
 
 
-def endpoint_site(parts: Parts) -> EngineSite:
-    """Build what ``backend=endpoint`` says: live only, servers do not write to length, and nothing is measured.
+def endpoint(config: Mapping[str, Any]) -> Backend:
+    """Build ``backend=endpoint``: live only, servers do not write to length, and nothing is measured.
 
     Raises
     ------
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    backend, early = parts.config, parts.graph.exit
+    return Backend(name="endpoint", site=partial(_endpoint_site, section(config, EndpointSection, "backend")))
+
+
+def _endpoint_site(backend: EndpointSection, parts: Parts) -> EngineSite:
+    early = parts.graph.exit
     if early is not None:
         require(not early.reads_confidence, "exit", "one that reads no confidence: servers are not asked", early.name)
     for expert in parts.experts:
         kv = expert.kv and expert.kv.policy.value
         require(expert.kv is None, f"expert {expert.name}: kv", "null: servers keep their KV cache as they do", kv)
-    _require_keys(backend, ("endpoints", "max_in_flight", "patience"))
-    require_section(backend, ("patience",), "backend.")
-    require_count(backend["max_in_flight"], "backend.max_in_flight", at_least=1)
-    endpoints = _endpoints(backend["endpoints"], parts)
-    patience: EndpointPatience = call(EndpointPatience, "backend.patience", **backend["patience"])
-    engines = EndpointEngines(endpoints=endpoints, patience=patience, max_in_flight=backend["max_in_flight"])
+    endpoints = _endpoints(backend.endpoints, parts)
+    patience: EndpointPatience = call(EndpointPatience, "backend.patience", **backend.patience)
+    engines = EndpointEngines(endpoints=endpoints, patience=patience, max_in_flight=backend.max_in_flight)
     host = HostProcess(EndpointSettings(endpoint=endpoints[0], patience=patience), ENDPOINT_ENGINE)
     expert_by_server = {worker: endpoint.expert for worker, endpoint in enumerate(endpoints)}
 
@@ -192,10 +184,10 @@ def endpoint_site(parts: Parts) -> EngineSite:
         )
 
     problems = partial(key_problems, endpoints)
-    return _site(parts, "endpoint", make, host.kept, Mode.LIVE, expert_by_server, problems=problems)
+    return _site(parts, "endpoint", make, host.kept, None, expert_by_server, problems=problems)
 
 
-def vllm_options(backend: Mapping[str, Any]) -> EngineOptions:
+def vllm_options(backend: VllmSection) -> EngineOptions:
     """Build the engines' options from ``backend.engine`` and ``backend.device``.
 
     Raises
@@ -203,13 +195,8 @@ def vllm_options(backend: Mapping[str, Any]) -> EngineOptions:
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    groups = ("engine", "patience")
-    _require_keys(backend, ("mode", "device", "checkpoints", "confidence", "num_calibration_questions", *groups))
-    require_section(backend, groups, "backend.")
-    devices = ["auto", *(device.value for device in Device)]
-    require(backend["device"] in devices, "backend.device", f"one of {devices}", backend["device"])
-    device = find_device() if backend["device"] == "auto" else Device(backend["device"])
-    engine = dict(backend["engine"])
+    device = find_device() if backend.device == "auto" else Device(backend.device)
+    engine = dict(backend.engine)
     names = ("dtype", "load_format", "enforce_eager", "trust_remote_code")
     loading = {name: engine.pop(name) for name in names if name in engine}
     if loading.get("dtype") is None:
@@ -237,18 +224,19 @@ def _site(
     name: str,
     make: Callable[..., EngineBackend],
     opened: Callable[[int], AbstractContextManager[object]],
-    mode: Mode,
+    vllm: VllmSection | None,
     expert_by_server: Mapping[int, str] | None = None,
     options: EngineOptions | None = None,
     *,
     problems: Callable[[bool], Sequence[str]],
 ) -> EngineSite:
-    if mode is Mode.LIVE:
+    replays = vllm is not None and vllm.mode is Mode.REPLAY
+    if not replays:
         check_texts(parts.workload)
         rule = "1 where models really answer: what was measured cannot be made wrong"
         require(parts.length_error == 1, "profile.length_error", rule, parts.length_error)
     replayed = None
-    if mode is Mode.REPLAY:
+    if replays:
         simulated = sim_site(parts, EngineOptions())
         replayed = Replayed(
             run=simulated.world.outcome,
@@ -273,7 +261,7 @@ def _site(
         profile_seed=parts.profile_seed,
         circumstances=f"on {parts.hardware.gpu.name}{parts.luck}",
         prompt_text=expert_prompt,
-        num_calibration_questions=parts.config.get("num_calibration_questions", 0),
+        num_calibration_questions=0 if vllm is None else vllm.num_calibration_questions,
         replayed=replayed,
         expert_by_server=expert_by_server,
         opened=opened,
@@ -282,12 +270,7 @@ def _site(
     )
 
 
-def _endpoints(config: object, parts: Parts) -> tuple[Endpoint, ...]:
-    if not isinstance(config, list):
-        raise TypeError(f"backend.endpoints must be a list of servers, got {config!r}")
-    for number, entry in enumerate(config):
-        if not isinstance(entry, Mapping):
-            raise TypeError(f"backend.endpoints[{number}] must have keys, got {entry!r}")
+def _endpoints(config: Sequence[Mapping[str, Any]], parts: Parts) -> tuple[Endpoint, ...]:
     endpoints = tuple(call(Endpoint, f"backend.endpoints[{number}]", **entry) for number, entry in enumerate(config))
     rule = f"one for each worker, cluster.num_workers={parts.cluster.num_workers}"
     require(len(endpoints) == parts.cluster.num_workers, "backend.endpoints", rule, len(endpoints))
@@ -300,10 +283,3 @@ def _endpoints(config: object, parts: Parts) -> tuple[Endpoint, ...]:
 def _longest_silence_s(patience: EndpointPatience) -> float:
     """How long a worker may finish no step: its engine steps while its server is silent."""
     return patience.reply_timeout_s + patience.max_wait_s
-
-
-def _require_keys(backend: Mapping[str, Any], keys: tuple[str, ...]) -> None:
-    for key in keys:
-        require(key in backend, f"backend.{key}", "given", None)
-    for key in backend:
-        require(key in keys, "backend: key", f"one of {list(keys)}", key)

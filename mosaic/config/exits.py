@@ -3,15 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mosaic.config.checks import require_keys
 from mosaic.config.instantiation import make
+from mosaic.config.sections import ExitSection, section
 from mosaic.core.checks import require
 from mosaic.core.workload import Expert
-from mosaic.pipelines.exits import Agreed, AgreedAtRisk, Exit
+from mosaic.pipelines.exits import Agreed, Exit
 from mosaic.pipelines.exits.faster_moa import Embed, Similarity
-from mosaic.pipelines.gates.calibrated import Calibrated
-
-AUTO, NEVER = "auto", "never"
 
 
 def exit_from(
@@ -40,9 +37,7 @@ def exit_from(
         Naming the key, the rule and the value.
     """
     if "_target_" not in config:
-        require_keys(config, ("name",), "exit.")
-        require(config.get("name") in (AUTO, NEVER), "exit.name", f"{AUTO} or {NEVER}", config.get("name"))
-        return Agreed() if config["name"] == AUTO and not is_flat else None
+        return Agreed() if section(config, ExitSection, "exit").name == "auto" and not is_flat else None
     settings = dict(config)
     pool = {expert.name: expert for expert in experts}
     embedder = settings.pop("embedder", None)
@@ -70,8 +65,3 @@ def no_embeddings(expert: Expert) -> Embed:
         "exit.similarity must be answers where calls have no texts, got embeddings: only backend=vllm in live mode "
         "embeds what was written"
     )
-
-
-def calibrated_gate(rule: Exit | None) -> Calibrated | None:
-    """Give what an early exit promises; None: nothing."""
-    return rule.gate if isinstance(rule, AgreedAtRisk) else None

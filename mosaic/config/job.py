@@ -1,18 +1,17 @@
 """Turns a resolved Hydra configuration into the plain values of a run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mosaic.config.budgets import Calibration, budgeted
-from mosaic.config.checks import check_calls, require_keys, require_path, require_section
+from mosaic.config.checks import check_calls
 from mosaic.config.compose import compose_config
 from mosaic.config.effects import check_effects
-from mosaic.config.exits import asks_embeddings, exit_from, no_embeddings
-from mosaic.config.instantiation import call, make, make_once, once
-from mosaic.config.machines import RaySettings, asked_of_ray, is_ray, machines
+from mosaic.config.exits import exit_from, no_embeddings
+from mosaic.config.instantiation import TARGET, call, import_callable, make, make_once, once
+from mosaic.config.machines import asked_of_ray, is_ray, machines
 from mosaic.config.pipeline import (
     Pipeline,
     check_batch,
@@ -23,74 +22,36 @@ from mosaic.config.pipeline import (
     pipeline_from,
 )  # fmt: skip
 from mosaic.config.prefill import check_prefill_ahead
-from mosaic.config.sites import Parts, engine_options, explained_site, simulated_site
-from mosaic.config.world import check_length_error, simulated_world
-from mosaic.core.checks import require, require_count, require_number, require_unique
+from mosaic.config.sections import (
+    PipelineSection,
+    PlanSection,
+    PoolSection,
+    ProfileSection,
+    PromiseSection,
+    RaySection,
+    Sections,
+    require_group,
+    section,
+)
+from mosaic.config.sites import Backend, Parts
+from mosaic.config.world import simulated_world
+from mosaic.core.checks import require, require_unique
 from mosaic.core.cluster import Cluster
-from mosaic.core.engine_options import EngineOptions
-from mosaic.core.workload import Expert, Workload
-from mosaic.pipelines.exits.faster_moa import Embed
+from mosaic.core.workload import AGGREGATE, PROPOSE, Expert, Workload
+from mosaic.pipelines.budgeting import Calibration, Promised, budgeted, promised_by
+from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.gates.budget_choice import Kinds
+from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.setting import Setting, describe_setting
 from mosaic.pipelines.read_ahead import ReadAhead
 from mosaic.planning.plan_file import load_plans
 from mosaic.planning.profiles import load_profile
-from mosaic.runtime.job import Job, ProfileSource
+from mosaic.runtime.job import Job
 from mosaic.runtime.planner import CostFactory
-from mosaic.runtime.site import Site
 from mosaic.runtime.store import Store
 from mosaic.runtime.sweep import Sweep
 from sim.cluster.session_times import SimulatedSessions
 from sim.site import SimSite
-
-
-def _vllm(parts: Parts) -> Site:
-    from mosaic.config.engines import vllm_site
-
-    return vllm_site(parts)
-
-
-def _vllm_options(backend: Mapping[str, Any]) -> EngineOptions:
-    from mosaic.config.engines import vllm_options
-
-    return vllm_options(backend)
-
-
-def _vllm_embeddings(backend: Mapping[str, Any], options: EngineOptions) -> Callable[[Expert], Embed]:
-    from mosaic.config.engines import embed_by
-
-    return embed_by(backend, options)
-
-
-def _endpoint(parts: Parts) -> Site:
-    from mosaic.config.engines import endpoint_site
-
-    return endpoint_site(parts)
-
-
-SITES: Mapping[str, Callable[[Parts], Site]] = {
-    "sim": simulated_site,
-    "vllm": _vllm,
-    "endpoint": _endpoint,
-    "none": explained_site,
-}
-"""By name of the backend: builds its site. Engines are imported where they are used."""
-OPTIONS: Mapping[str, Callable[[Mapping[str, Any]], EngineOptions]] = {
-    "sim": engine_options,
-    "vllm": _vllm_options,
-}
-"""By name of the backend: builds its engines' options; servers and plans that are only explained have the default."""
-EMBEDDINGS = {"vllm": _vllm_embeddings}
-"""By name of the backend: gives what embeds texts that were written."""
-SECTIONS = (
-    "pool", "workload", "world", "profile", "backend", "hardware", "cluster", "costs", "scheduler", "plan", "pipeline",
-    "topology", "exit", "gate", "aggregator",
-)  # fmt: skip
-KEYS = {
-    "pool": ("name", "experts", "aggregator"),
-    "profile": ("path", "aggregator_path", "store", "length_error", "seed", "source", "max_batch_frac", "sweep"),
-    "plan": ("path",),
-}
-"""Of the groups that are no arguments of a function."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,28 +94,30 @@ def job_from(
         Naming the field, the rule and the value.
     """
     config = asked_of_ray(config)
-    _check_shape(config)
-    pool, source, profile, backend = (dict(config[name]) for name in ("pool", "workload", "profile", "backend"))
+    given = section(config, Sections, "")
+    profile, pool = section(given.profile, ProfileSection, "profile"), section(given.pool, PoolSection, "pool")
+    plan = section(given.plan, PlanSection, "plan")
+    rule = f"1 where profile.path={profile.path!r} names a profile"
+    require(profile.path is None or profile.length_error == 1, "profile.length_error", rule, profile.length_error)
     experts = _pool(pool)
     cluster, (hardware, *more) = machines(config)
     rule = "none on a cluster of several kinds: it is measured on workers of one kind"
     is_merged = config["aggregator"].get("name") != "none" and config["topology"].get("layers") is None
     require(not (more and is_merged), "aggregator", rule, config["aggregator"].get("name"))
-    world = once(config["world"], "world", lambda: simulated_world(config["world"]))
+    world = once(given.world, "world", lambda: simulated_world(given.world))
+    source = dict(given.workload)
     source.pop("aggregator", None)
     report = source.pop("report", None)
     require(report in (None, "replay"), "workload.report", "null or replay", report)
     workload = make_once(source, "workload")
-    name = backend.pop("name", None)
-    require(name in SITES, "backend.name", f"one of {list(SITES)}", name)
-    options = OPTIONS[name](backend) if name in OPTIONS else EngineOptions()
+    backend = backend_from(given.backend)
+    options = backend.options
     pipeline = pipeline_from(config, experts, cluster, hardware, options, workload)
     check_calls(workload, experts, cluster, options)
-    pipeline, calibration = _steered(config, pipeline, experts, workload, cluster, options)
-    if profile.get("aggregator_path") is not None:
-        check_upper_profile(pipeline, profile["aggregator_path"], cluster)
+    pipeline, calibration = _steered(config, pipeline, backend, experts, workload, cluster)
+    if profile.aggregator_path is not None:
+        check_upper_profile(pipeline, profile.aggregator_path, cluster)
     parts = Parts(
-        config=backend,
         options=options,
         workload=workload,
         calibration=lambda: _calibration(source, workload),
@@ -164,13 +127,13 @@ def job_from(
         more_hardware=tuple(more),
         graph=pipeline.graph,
         world=world,
-        seed=config["seed"],
-        profile_seed=profile["seed"],
-        length_error=profile["length_error"],
+        seed=given.seed,
+        profile_seed=profile.seed,
+        length_error=profile.length_error,
         journal=journal,
-        ray=RaySettings(**config["cluster"]) if is_ray(config) else None,
+        ray=section(given.cluster, RaySection, "cluster") if is_ray(config) else None,
     )
-    site = SITES[name](parts)
+    site = backend.site(parts)
     setting = describe_setting(
         workload,
         experts,
@@ -183,7 +146,6 @@ def job_from(
         again = "gate=never pipeline.leave_one_out=true"
         check_same_setting("pipeline.promise.calibration", calibration.path, setting, again)
     costs: CostFactory = make(config["costs"], "costs")
-    plan_path = config["plan"].get("path")
     job = Job(
         workload=workload,
         experts=experts,
@@ -192,14 +154,14 @@ def job_from(
         scheduler=make(config["scheduler"], "scheduler"),
         costs=partial(costs, options=options),
         site=site,
-        sweep=call(Sweep, "profile.sweep", **profile["sweep"]),
-        profile=None if profile.get("path") is None else load_profile(profile["path"]),
-        profile_source=ProfileSource(profile["source"]),
-        max_batch_frac=profile.get("max_batch_frac"),
-        upper_profile=None if profile.get("aggregator_path") is None else load_profile(profile["aggregator_path"]),
+        sweep=call(Sweep, "profile.sweep", **profile.sweep),
+        profile=None if profile.path is None else load_profile(profile.path),
+        profile_source=profile.source,
+        max_batch_frac=profile.max_batch_frac,
+        upper_profile=None if profile.aggregator_path is None else load_profile(profile.aggregator_path),
         placements=pipeline.placements,
-        plans=() if plan_path is None else load_plans(plan_path),
-        has_barrier=pipeline.has_barrier,
+        plans=() if plan.path is None else load_plans(plan.path),
+        has_barrier=pipeline.settings.barrier,
         has_quorum="quorum" in pipeline.reactions,
         has_overlap="overlap" in pipeline.reactions,
         has_moves="moves" in pipeline.reactions,
@@ -207,69 +169,86 @@ def job_from(
         has_replan="replan" in pipeline.reactions,
         session_model=SimulatedSessions({kind.gpu.name: kind for kind in (hardware, *more)}, cluster, options),
         host_loads=site.host_loads if isinstance(site, SimSite) else None,
-        store=None if profile.get("store") is None else Store(Path(profile["store"])),
+        store=None if profile.store is None else Store(Path(profile.store)),
     )
     check_effects(overrides, config, job)
     return Prepared(
         job=job,
-        seed=config["seed"],
+        seed=given.seed,
         aggregator=pipeline.aggregator,
-        runs=name != "none",
+        runs=backend.runs,
         report=report,
         setting=setting,
         calibration=calibration,
     )
 
 
-def _check_shape(config: Mapping[str, Any]) -> None:
-    """Check that sections and keys are there and no others, and the values that no constructor checks."""
-    require_count(config.get("seed"), "seed")
-    require_count(config.get("question_seed"), "question_seed")
-    require_section(config, SECTIONS)
-    require_keys(config, ("seed", "question_seed", *SECTIONS))
-    for name, keys in KEYS.items():
-        require_keys(config[name], keys, f"{name}.")
-    profile = config["profile"]
-    require_section(profile, ("sweep",), "profile.")
-    require_count(profile.get("seed"), "profile.seed")
-    for key in ("path", "aggregator_path", "store"):
-        require_path(profile.get(key), f"profile.{key}")
-    check_length_error(profile)
-    if profile.get("max_batch_frac") is not None:
-        require_number(profile["max_batch_frac"], "profile.max_batch_frac", above=0)
-    sources = [source.value for source in ProfileSource]
-    require(profile.get("source") in sources, "profile.source", f"one of {sources}", profile.get("source"))
-    require_path(config["plan"].get("path"), "plan.path")
+def backend_from(config: Mapping[str, Any]) -> Backend:
+    """Build the backend by its _target_, from the group's other keys."""
+    target = import_callable(config.get(TARGET), f"backend.{TARGET}")
+    made = target({key: value for key, value in config.items() if key not in (TARGET, "name")})
+    if not isinstance(made, Backend):
+        raise TypeError(f"backend.{TARGET} must make a mosaic.config.sites.Backend, got {made!r}")
+    require(config.get("name") == made.name, "backend.name", f"{made.name}, as {config[TARGET]} is", config.get("name"))
+    return made
 
 
 def _steered(
     config: Mapping[str, Any],
     pipeline: Pipeline,
+    backend: Backend,
     experts: tuple[Expert, ...],
     workload: Workload,
     cluster: Cluster,
-    options: EngineOptions,
 ) -> tuple[Pipeline, Calibration | None]:
     """Add what decides while a batch runs: early exit, budgets, and prompts that are laid out to be prefilled ahead."""
-    backend = config["backend"]
-    name, graph = backend["name"], pipeline.graph
-    embed_by = EMBEDDINGS[name](backend, options) if name in EMBEDDINGS and asks_embeddings(config["exit"]) else None
+    graph, settings = pipeline.graph, pipeline.settings
     is_flat = config["topology"].get("layers") is None
-    early = exit_from(config["exit"], experts, embed_by or no_embeddings, is_flat=is_flat)
+    early = exit_from(config["exit"], experts, backend.embed_by or no_embeddings, is_flat=is_flat)
     if graph.upper_nodes:
         graph = replace(graph, exit=early)
-    if config["pipeline"].get("count_tokens") and graph.upper_nodes:
+    if settings.count_tokens and graph.upper_nodes:
         readers = {node.name for node in graph.layers[1]}
         nodes = tuple(replace(node, counts_tokens=node.name in readers) for node in graph.nodes)
         graph = replace(graph, nodes=nodes)
     check_batch(graph, workload)
-    graph, calibration = budgeted(graph, config["pipeline"], experts, workload, cluster, options)
+    graph, calibration = _budgeted(
+        graph, settings, experts, workload, cluster.num_workers * backend.options.max_num_seqs
+    )
     if "prefill_ahead" in pipeline.reactions:
-        check_prefill_ahead(pipeline, name, options)
+        check_prefill_ahead(pipeline, config["backend"]["name"], backend.options)
         graph = replace(graph, read_ahead=ReadAhead())
     if calibration is not None:
         check_other_questions("pipeline.promise.calibration", calibration.question_ids, workload)
     return pipeline._replace(graph=graph), calibration
+
+
+def _budgeted(
+    graph: CallGraph, settings: PipelineSection, experts: tuple[Expert, ...], workload: Workload, num_places: int
+) -> tuple[CallGraph, Calibration | None]:
+    """Choose the budgets and the hedge that are asked for."""
+    kinds = Kinds(cuts=settings.budgets is not None, hedges=settings.hedge is not None)
+    if not any(kinds):
+        return graph, None
+    name = "pipeline.budgets" if kinds.cuts else "pipeline.hedge"
+    rule = "null where nothing is aggregated, or pipeline.nodes names the nodes"
+    require([node.name for node in graph.nodes] == [PROPOSE, AGGREGATE], name, rule, "calibrated")
+    if isinstance(graph.gate, Calibrated):
+        return budgeted(graph, promised_by(graph.gate), kinds, experts, workload, num_places)
+    promise = section(settings.promise, PromiseSection, "pipeline.promise")
+    if promise.calibration is None:
+        raise ValueError(
+            "pipeline.promise.calibration must name calibration answers where budgets are asked for, got None: they "
+            "are chosen on other questions than the batch's. Of a published workload this command makes some, with "
+            "workload.part=calibration gate=never pipeline.leave_one_out=true"
+        )
+    promised = Promised(
+        calibration=promise.calibration,
+        accepted_loss_frac=promise.accepted_loss_frac,
+        risk_frac=promise.risk_frac,
+        fit_frac=promise.fit_frac,
+    )
+    return budgeted(graph, promised, kinds, experts, workload, num_places)
 
 
 def simulated(overrides: Sequence[str]) -> tuple[Job, SimSite]:
@@ -295,10 +274,10 @@ def _calibration(source: Mapping[str, Any], workload: Workload) -> Workload:
     return calibration
 
 
-def _pool(pool: Mapping[str, Any]) -> tuple[Expert, ...]:
-    require_section(pool, ("experts",), "pool.")
-    require_section(pool["experts"], pool["experts"], "pool.experts.")
-    made = {key: make_once(entry, f"pool.experts.{key}") for key, entry in pool["experts"].items()}
+def _pool(pool: PoolSection) -> tuple[Expert, ...]:
+    for key, entry in pool.experts.items():
+        require_group(entry, f"pool.experts.{key}")
+    made = {key: make_once(entry, f"pool.experts.{key}") for key, entry in pool.experts.items()}
     for key, expert in made.items():
         if not isinstance(expert, Expert):
             raise TypeError(f"pool.experts.{key}._target_ must make a mosaic.core.Expert, got {expert!r}")

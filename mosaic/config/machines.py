@@ -1,12 +1,11 @@
 """The workers of a run, and what is known of their kinds, from the groups ``cluster`` and ``hardware``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from mosaic.config.checks import require_keys, require_section
 from mosaic.config.instantiation import call, make_once
-from mosaic.core.checks import require, require_count, require_name, require_number
+from mosaic.config.sections import MixedClusterSection, RaySection, section
+from mosaic.core.checks import require
 from mosaic.core.cluster import Cluster, Worker, cluster_of_hosts, uniform_cluster
 from mosaic.core.engine_options import Device
 from sim.hardware.hardware import Hardware
@@ -27,32 +26,17 @@ def machines(config: Mapping[str, Any]) -> tuple[Cluster, tuple[Hardware, ...]]:
     if not has_kinds(config):
         hardware = make_once(config["hardware"], "hardware")
         if is_ray(config):
-            ray = RaySettings(**cluster)
+            ray = section(cluster, RaySection, "cluster")
             return cluster_of_hosts(name=ray.name, host_sizes=ray.host_sizes, gpu=hardware.gpu), (hardware,)
         made: Cluster = call(uniform_cluster, "cluster", **cluster, gpu=hardware.gpu)
         return made, (hardware,)
-    require_keys(cluster, ("name", "workers", "kinds"), "cluster.")
-    require_section(cluster, ("workers", "kinds"), "cluster.")
-    kinds = {name: make_once(entry, f"cluster.kinds.{name}") for name, entry in cluster["kinds"].items()}
+    mixed = section(cluster, MixedClusterSection, "cluster")
+    kinds = {name: make_once(entry, f"cluster.kinds.{name}") for name, entry in mixed.kinds.items()}
     workers: list[Worker] = []
-    for name, number in cluster["workers"].items():
+    for name, number in mixed.workers.items():
         require(name in kinds, "cluster.workers: kind", f"one of {list(kinds)}", name)
-        require_count(number, f"cluster.workers.{name}", at_least=1)
         workers += [Worker(len(workers) + i, kinds[name].gpu) for i in range(number)]
-    used = tuple(kinds[name] for name in cluster["workers"])
-    return Cluster(name=cluster["name"], workers=tuple(workers)), used
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RaySettings:
-    """What ``cluster=ray`` says."""
-
-    name: str
-    address: str
-    num_workers: int | None
-    cpus_per_worker: float
-    host_sizes: tuple[int, ...] = ()
-    """What the cluster was found to be."""
+    return Cluster(name=mixed.name, workers=tuple(workers)), tuple(kinds[name] for name in mixed.workers)
 
 
 def is_ray(config: Mapping[str, Any]) -> bool:
@@ -73,12 +57,7 @@ def asked_of_ray(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(config.get("cluster"), Mapping) or not is_ray(config):
         return config
     cluster, backend = dict(config["cluster"]), dict(config["backend"])
-    require_keys(cluster, ("name", "address", "num_workers", "cpus_per_worker"), "cluster.")
-    settings: RaySettings = call(RaySettings, "cluster", **cluster)
-    require_name(settings.address, "cluster.address")
-    require_number(settings.cpus_per_worker, "cluster.cpus_per_worker", above=0)
-    if settings.num_workers is not None:
-        require_count(settings.num_workers, "cluster.num_workers", at_least=1)
+    settings = section(cluster, RaySection, "cluster")
     if backend["name"] != "vllm":
         rule = "given where nobody asks the cluster"
         require(settings.num_workers is not None, "cluster.num_workers", f"{rule}, backend={backend['name']}", None)

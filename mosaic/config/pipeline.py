@@ -6,19 +6,27 @@ from inspect import signature
 from typing import Any, NamedTuple
 
 from mosaic.answers.extraction import Comparison
-from mosaic.config.checks import check_fit, require_section
-from mosaic.config.exits import calibrated_gate
+from mosaic.config.checks import check_fit
 from mosaic.config.instantiation import call, import_callable, make
+from mosaic.config.sections import (
+    AggregatorSection,
+    NoAggregatorSection,
+    NodeSection,
+    PipelineSection,
+    TopologySection,
+    section,
+)
 from mosaic.config.topology import topology_nodes
-from mosaic.core.checks import require, require_count, require_name, require_unique
+from mosaic.core.checks import require, require_unique
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.kv_memory import fits_memory
 from mosaic.core.workload import AGGREGATE, Expert, Workload
 from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
+from mosaic.pipelines.exits import calibrated_gate
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.gates.calibrated import Calibrated
-from mosaic.pipelines.gates.gate import Gate, Never
+from mosaic.pipelines.gates.gate import Never
 from mosaic.pipelines.gates.setting import ANSWERS, EXPERT, Setting, load_setting, name_differences
 from mosaic.pipelines.gates.weighted import Weighted
 from mosaic.pipelines.node import Node
@@ -33,17 +41,14 @@ SCHEDULERS = {"data_parallel": DataParallel}
 """Of a node's placement, beside the run's own."""
 COSTS = {"affine": AffineCosts}
 REACTIONS = ("quorum", "overlap", "moves", "prefill_ahead", "forecast", "replan")
-SWITCHES = ("leave_one_out", "count_tokens")
-PIPELINE_KEYS = ("nodes", "barrier", *REACTIONS, "budgets", "hedge", "promise", *SWITCHES)
-NODE_KEYS = ("experts", "after", "when", "role", "min_output_tokens")
 
 
 class Pipeline(NamedTuple):
     """The call graph of a run, and how its upper nodes may be placed."""
 
+    settings: PipelineSection
     graph: CallGraph
     placements: Mapping[str, NodePlacements]
-    has_barrier: bool
     reactions: frozenset[str]
     """Which of ``REACTIONS`` are on."""
     aggregator: str | None
@@ -65,52 +70,44 @@ def pipeline_from(
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    settings = dict.fromkeys((*REACTIONS, *SWITCHES), False) | dict(config["pipeline"])
-    for key in settings:
-        require(key in PIPELINE_KEYS, "pipeline: key", f"one of {list(PIPELINE_KEYS)}", key)
-    for key in ("barrier", *REACTIONS, *SWITCHES):
-        if not isinstance(settings.get(key), bool):
-            raise TypeError(f"pipeline.{key} must be true or false, got {settings.get(key)!r}")
-    barrier, reactions = settings["barrier"], frozenset(key for key in REACTIONS if settings[key])
+    settings = section(config["pipeline"], PipelineSection, "pipeline")
+    reactions = frozenset(key for key in REACTIONS if getattr(settings, key))
     rule = "false without a barrier, and beside pipeline.quorum, pipeline.overlap or pipeline.moves"
-    require("replan" not in reactions or (barrier and len(reactions) == 1), "pipeline.replan", rule, True)
-    aggregator = dict(config["aggregator"])
-    name = aggregator.pop("name", None)
-    require_name(name, "aggregator.name")
-    named = partial(_named_aggregator, None, config, experts)
-    layers = topology_nodes(config["topology"], experts, workload, named)
+    require(not settings.replan or (settings.barrier and len(reactions) == 1), "pipeline.replan", rule, True)
+
+    def made(
+        graph: CallGraph, placements: Mapping[str, NodePlacements] | None = None, name: str | None = None
+    ) -> Pipeline:
+        return Pipeline(settings, graph, placements or {}, reactions, name)
+
+    name = config["aggregator"].get("name")
+    topology = section(config["topology"], TopologySection, "topology")
+    layers = topology_nodes(topology, experts, workload, partial(_named_aggregator, None, config, experts))
     if layers is not None:
         rule = f"null beside topology={config['topology'].get('name')}, which has nodes of its own"
-        require(settings.get("nodes") is None, "pipeline.nodes", rule, settings["nodes"])
-        return Pipeline(CallGraph(nodes=layers, compare=comparisons()), {}, barrier, reactions, None)
-    if settings.get("nodes") is not None:
+        require(settings.nodes is None, "pipeline.nodes", rule, settings.nodes)
+        return made(CallGraph(nodes=layers, compare=comparisons()))
+    if settings.nodes is not None:
         rule = "none beside pipeline.nodes: name the aggregator as a node"
         require(name == "none", "aggregator", rule, name)
-        graph = CallGraph(
-            nodes=named_nodes(settings["nodes"], experts), gate=make(config["gate"], "gate"), compare=comparisons()
-        )
-        return Pipeline(graph, {}, barrier, reactions, None)
+        nodes, gate = named_nodes(settings.nodes, experts), make(config["gate"], "gate")
+        return made(CallGraph(nodes=nodes, gate=gate, compare=comparisons()))
     if name == "none":
-        require(not aggregator, "aggregator", "without settings where its name is none", config["aggregator"])
-        return Pipeline(mixture_of_agents(None, gate=Never(), compare=comparisons()), {}, barrier, reactions, None)
-    gate: Gate = make(config["gate"], "gate")
-    compare = comparisons(_comparison(aggregator.pop("comparison", None)))
-    expert = _choose(aggregator.pop("expert", None), config, experts)
-    min_output_tokens = aggregator.pop("min_output_tokens", None)
-    require_count(min_output_tokens, "aggregator.min_output_tokens", at_least=1)
-    make_places = partial(_placements, expert=expert, cluster=cluster, hardware=hardware, options=options)
-    places = call(make_places, "aggregator", **aggregator)
+        section(config["aggregator"], NoAggregatorSection, "aggregator")
+        return made(mixture_of_agents(None, gate=Never(), compare=comparisons()))
+    aggregator = section(config["aggregator"], AggregatorSection, "aggregator")
+    expert = _choose(aggregator.expert, config, experts)
     graph = mixture_of_agents(
         expert,
-        gate=gate,
-        compare=compare,
-        min_output_tokens=min_output_tokens,
-        leaves_one_out=settings["leave_one_out"],
+        gate=make(config["gate"], "gate"),
+        compare=comparisons(_comparison(aggregator.comparison)),
+        min_output_tokens=aggregator.min_output_tokens,
+        leaves_one_out=settings.leave_one_out,
     )
-    return Pipeline(graph, {AGGREGATE: places}, barrier, reactions, name)
+    return made(graph, {AGGREGATE: _placements(aggregator, expert, cluster, hardware, options)}, aggregator.name)
 
 
-def named_nodes(config: object, experts: Sequence[Expert]) -> tuple[Node, ...]:
+def named_nodes(entries: Mapping[str, Any], experts: Sequence[Expert]) -> tuple[Node, ...]:
     """Build the nodes of a pipeline of the user's own.
 
     Raises
@@ -118,23 +115,16 @@ def named_nodes(config: object, experts: Sequence[Expert]) -> tuple[Node, ...]:
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    if not isinstance(config, Mapping):
-        raise TypeError(f"pipeline.nodes must be a mapping of nodes, or null, got {config!r}")
     pool = {expert.name: expert for expert in experts}
     nodes = []
-    for name, entry in config.items():
+    for name, entry in entries.items():
         label = f"pipeline.nodes.{name}"
-        if entry is not None:
-            require_section(config, (name,), "pipeline.nodes.")
-        settings = dict(entry or {})
-        for key in settings:
-            require(key in NODE_KEYS, f"{label}: key", f"one of {list(NODE_KEYS)}", key)
-        wanted = settings.pop("experts", None) or []
-        if isinstance(wanted, str) or not isinstance(wanted, Sequence):
-            raise TypeError(f"{label}.experts must be a list of experts of the pool, got {wanted!r}")
-        for expert in wanted:
+        given = dict(entry or {}) if isinstance(entry, Mapping | None) else entry
+        node = section(given, NodeSection, label)
+        for expert in node.experts or ():
             require(expert in pool, f"{label}.experts", f"of the pool {list(pool)}", expert)
-        nodes.append(call(Node, label, name=name, experts=tuple(pool[expert] for expert in wanted), **settings))
+        named = {"name": name, "experts": tuple(pool[expert] for expert in node.experts or ())}
+        nodes.append(call(Node, label, **{**given, **named}))
     return tuple(nodes)
 
 
@@ -227,30 +217,12 @@ def _choose(name: str | None, config: Mapping[str, Any], experts: Sequence[Exper
 
 
 def _placements(
-    *,
-    expert: Expert,
-    cluster: Cluster,
-    hardware: Hardware,
-    options: EngineOptions,
-    tp_degrees: Sequence[int],
-    scheduler_by_degree: Mapping[int, str] | None = None,
-    costs: str | None = None,
+    aggregator: AggregatorSection, expert: Expert, cluster: Cluster, hardware: Hardware, options: EngineOptions
 ) -> NodePlacements:
-    if isinstance(tp_degrees, str) or not isinstance(tp_degrees, Sequence):
-        raise TypeError(f"aggregator.tp_degrees must be a list of whole numbers, got {tp_degrees!r}")
-    require(len(tp_degrees) > 0, "aggregator.tp_degrees", "at least one degree", tp_degrees)
-    require_unique(tp_degrees, "aggregator.tp_degrees")
-    for degree in tp_degrees:
-        require_count(degree, "aggregator.tp_degrees", at_least=1)
-    if scheduler_by_degree is not None and not isinstance(scheduler_by_degree, Mapping):
-        raise TypeError(f"aggregator.scheduler_by_degree must be a mapping of degrees, got {scheduler_by_degree!r}")
-    schedulers = dict(scheduler_by_degree or {})
-    for degree, scheduler in schedulers.items():
-        require(
-            scheduler in SCHEDULERS, f"aggregator.scheduler_by_degree.{degree}", f"one of {list(SCHEDULERS)}", scheduler
-        )
-    require(costs is None or costs in COSTS, "aggregator.costs", f"null or one of {list(COSTS)}", costs)
-    degrees = _placeable(expert, tuple(tp_degrees), cluster, hardware, options)
+    require_unique(aggregator.tp_degrees, "aggregator.tp_degrees")
+    schedulers = {int(degree): name for degree, name in (aggregator.scheduler_by_degree or {}).items()}
+    costs = aggregator.costs
+    degrees = _placeable(expert, tuple(aggregator.tp_degrees), cluster, hardware, options)
     return NodePlacements(
         placements=tuple(
             Placement(tp_degree=degree, scheduler=SCHEDULERS[schedulers[degree]]() if degree in schedulers else None)

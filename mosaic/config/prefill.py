@@ -16,7 +16,7 @@ def check_prefill_ahead(pipeline: Pipeline, backend: str, options: EngineOptions
         Naming what is in its way.
     """
     require(bool(pipeline.graph.upper_nodes), KEY, "false where no call reads others", True)
-    is_early = "overlap" in pipeline.reactions or not pipeline.has_barrier
+    is_early = "overlap" in pipeline.reactions or not pipeline.settings.barrier
     require(is_early, KEY, "false unless pipeline.overlap=true or pipeline.barrier=false", True)
     require(backend != "endpoint", KEY, "false with backend=endpoint: nobody says which server holds a prompt", True)
     caches = options.caches_prefixes if backend == "sim" else options.enable_prefix_caching is not False

@@ -1,19 +1,21 @@
 """The simulator's site from the configuration, and what every site is built from."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mosaic.config.checks import require_keys
 from mosaic.config.instantiation import call
-from mosaic.config.machines import RaySettings
+from mosaic.config.sections import RaySection, Section, section
 from mosaic.config.world import SimulatedWorld
 from mosaic.core.checks import require
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.exits.faster_moa import Embed
+from mosaic.runtime.site import Site
 from sim.cluster.gpu_use import GpuUse, Keep
 from sim.hardware.hardware import Hardware
 from sim.site import SimSite
@@ -25,10 +27,8 @@ USE_KEYS = ("keep", "load_ahead_gib", "experts_per_gpu")
 class Parts:
     """What sites are built from."""
 
-    config: Mapping[str, Any]
-    """Of the backend, without its name."""
     options: EngineOptions
-    """Of its engines; the default ones where nobody says."""
+    """Of the backend's engines."""
     workload: Workload
     calibration: Callable[[], Workload]
     """Gives the workload's calibration part, or its own questions where it has none."""
@@ -45,7 +45,7 @@ class Parts:
     """Where a real run keeps what has finished."""
     more_hardware: tuple[Hardware, ...] = ()
     """Of workers of other kinds."""
-    ray: RaySettings | None = None
+    ray: RaySection | None = None
     """Where the workers are those of a Ray cluster."""
 
     @property
@@ -55,32 +55,35 @@ class Parts:
         return f", seed {self.profile_seed}{error}"
 
 
-def simulated_site(parts: Parts) -> SimSite:
-    """Build what ``backend=sim`` says."""
-    return sim_site(parts, parts.options)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """What runs plans, as conf/backend names it."""
+
+    name: str
+    site: Callable[[Parts], Site]
+    options: EngineOptions = field(default_factory=EngineOptions)
+    """Of its engines."""
+    embed_by: Callable[[Expert], Embed] | None = None
+    """Gives what embeds texts by an expert; None: nothing is written."""
+    runs: bool = True
+    """False: plans are only explained."""
 
 
-def gpu_use(backend: Mapping[str, Any]) -> GpuUse:
-    """Build what sessions share from the keys of ``backend=sim`` that its engines know nothing of."""
-    use: GpuUse = call(GpuUse, "backend", **{key: value for key, value in backend.items() if key in USE_KEYS})
-    return use
+def simulated(config: Mapping[str, Any]) -> Backend:
+    """Build ``backend=sim``: what sessions share, and the options of the simulated engines."""
+    shared = {key: value for key, value in config.items() if key in USE_KEYS}
+    use: GpuUse = call(GpuUse, "backend", **shared)
+    options: EngineOptions = call(EngineOptions, "backend", **{key: config[key] for key in config if key not in shared})
+    return Backend(name="sim", site=partial(sim_site, options=options, use=use), options=options)
 
 
-def engine_options(backend: Mapping[str, Any]) -> EngineOptions:
-    """Build the options of the simulated engines."""
-    options: EngineOptions = call(
-        EngineOptions, "backend", **{key: value for key, value in backend.items() if key not in USE_KEYS}
-    )
-    return options
+def explained(config: Mapping[str, Any]) -> Backend:
+    """Build ``backend=none``: the profile of a plan that is only explained is the simulator's."""
+    section(config, Section, "backend")
+    return Backend(name="none", site=partial(sim_site, options=EngineOptions()), runs=False)
 
 
-def explained_site(parts: Parts) -> SimSite:
-    """Build what ``backend=none`` says: the profile of a plan that is only explained is the simulator's."""
-    require_keys(parts.config, (), "backend.")
-    return sim_site(parts, parts.options)
-
-
-def sim_site(parts: Parts, settings: EngineOptions) -> SimSite:
+def sim_site(parts: Parts, options: EngineOptions, use: GpuUse | None = None) -> SimSite:
     """Build the simulator.
 
     Raises
@@ -98,7 +101,7 @@ def sim_site(parts: Parts, settings: EngineOptions) -> SimSite:
     calibration_world = parts.world.calibration(parts.workload, experts, parts.profile_seed, parts.length_error)
     if parts.graph.exit is not None and parts.graph.exit.reads_confidence:
         world, calibration_world = (replace(each, tells_confidence=True) for each in (world, calibration_world))
-    use = gpu_use(parts.config)
+    use = use or GpuUse()
     if use.keep is not Keep.NOTHING:
         for kind in (parts.hardware, *parts.more_hardware):
             rule = "given with a host_link_bytes_per_s where backend.keep is weights or engines"
@@ -111,7 +114,7 @@ def sim_site(parts: Parts, settings: EngineOptions) -> SimSite:
         batch=parts.workload,
         world=world,
         calibration_world=calibration_world,
-        settings=settings,
+        settings=options,
         use=use,
         luck=parts.luck,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from mosaic.config import engines
 from mosaic.config.checks import TooLongError
 from mosaic.config.compose import compose_config
+from mosaic.config.job import backend_from
 from mosaic.config.run_start import is_blank
 from mosaic.core.errors import BackendError
 from mosaic.engines.checkpoints import CheckpointError
@@ -73,8 +74,8 @@ def _refuse(found: Sequence[str]) -> None:
 def _engine_problems() -> Sequence[str]:
     """Import vLLM where there is no job yet whose site would."""
     backend = compose_config(["backend=vllm"])["backend"]
-    del backend["name"]
-    with closing(HostProcess(engines.vllm_options(backend), engines.VLLM_ENGINE)) as host:
+    options = backend_from(backend).options
+    with closing(HostProcess(options, engines.VLLM_ENGINE)) as host:
         return host.problems()
 
 

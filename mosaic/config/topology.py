@@ -3,22 +3,19 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from mosaic.config.checks import require_keys
-from mosaic.core.checks import require, require_count
+from mosaic.config.sections import TopologySection
+from mosaic.core.checks import require
 from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.aggregation import fits_context
 from mosaic.pipelines.node import Node
 from mosaic.pipelines.topology import in_turn, layered_nodes
-
-TOPOLOGY_KEYS = ("name", "layers", "fan_in", "min_output_tokens")
-
 
 Aggregator: TypeAlias = Callable[[], Expert | None]
 """Finds the workload's aggregator, or else the pool's; None: nobody names one."""
 
 
 def topology_nodes(
-    config: Mapping[str, Any], experts: Sequence[Expert], workload: Workload, aggregator: Aggregator
+    topology: TopologySection, experts: Sequence[Expert], workload: Workload, aggregator: Aggregator
 ) -> tuple[Node, ...] | None:
     """Build the nodes of layers of agents; None: the pipeline is flat.
 
@@ -27,16 +24,13 @@ def topology_nodes(
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    require_keys(config, TOPOLOGY_KEYS, "topology.")
-    require_count(config.get("min_output_tokens"), "topology.min_output_tokens", at_least=1)
-    layers, room = config.get("layers"), config["min_output_tokens"]
+    layers, room = topology.layers, topology.min_output_tokens
     if layers is None:
-        require(config.get("fan_in") is None, "topology.fan_in", "null where topology.layers is null", config["fan_in"])
+        require(topology.fan_in is None, "topology.fan_in", "null where topology.layers is null", topology.fan_in)
         return None
-    if isinstance(layers, str) or not isinstance(layers, Sequence):
-        raise TypeError(f"topology.layers must be a list, of a number or a list of experts a layer, got {layers!r}")
     require(len(layers) > 1, "topology.layers", "at least two: aggregator=none runs one alone", layers)
-    fan_in = _fan_in(config.get("fan_in"), len(layers) - 1)
+    given = topology.fan_in
+    fan_in = given if isinstance(given, list) else [given] * (len(layers) - 1)
     seats = [_seats(entry, depth, len(layers), experts) for depth, entry in enumerate(layers)]
     seated: list[tuple[Expert, ...]] = []
     for depth, entry in enumerate(seats):
@@ -55,27 +49,16 @@ def seats_aggregator(config: Mapping[str, Any]) -> bool:
     return any(isinstance(entry, int) for entry in (config.get("layers") or ())[1:])
 
 
-def _fan_in(value: object, num_upper: int) -> list[int | None]:
-    if value is None or isinstance(value, int):
-        return [value] * num_upper
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise TypeError(f"topology.fan_in must be null, a number or a list of these by upper layer, got {value!r}")
-    return list(value)
-
-
-def _seats(entry: object, depth: int, num_layers: int, experts: Sequence[Expert]) -> int | tuple[Expert, ...]:
+def _seats(entry: int | list[str], depth: int, num_layers: int, experts: Sequence[Expert]) -> int | tuple[Expert, ...]:
     """Read an entry of the layers: how many agents, or which."""
+    if isinstance(entry, int):
+        return entry
     label = f"topology.layers, layer {depth + 1} of {num_layers}"
-    if isinstance(entry, Sequence) and not isinstance(entry, str):
-        pool = {expert.name: expert for expert in experts}
-        for name in entry:
-            require(name in pool, label, f"of the pool {list(pool)}", name)
-        require(len(entry) > 0, label, "at least one agent", entry)
-        return tuple(pool[name] for name in entry)
-    if isinstance(entry, bool) or not isinstance(entry, int):
-        raise TypeError(f"{label} must be a number of agents or a list of experts, got {entry!r}")
-    require_count(entry, label, at_least=1)
-    return entry
+    pool = {expert.name: expert for expert in experts}
+    for name in entry:
+        require(name in pool, label, f"of the pool {list(pool)}", name)
+    require(len(entry) > 0, label, "at least one agent", entry)
+    return tuple(pool[name] for name in entry)
 
 
 def _able(

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mosaic.config.checks import require_section
-from mosaic.core.checks import require, require_count, require_number
+from mosaic.config.sections import AnswersSection, WorldSection, section
+from mosaic.core.checks import require, require_count
 from mosaic.core.lengths import LengthDistribution
 from mosaic.core.realization import question_uniforms
 from mosaic.core.workload import Expert, ExpertName, Family, Workload
@@ -19,7 +19,6 @@ ANSWER_KEYS = (
 )  # fmt: skip
 MOST_WORLDS = 12
 """That are kept with what was drawn in them, so that points of a sweep share it."""
-KEYS = ("output_tokens", "length_scale", "merged_tokens", "answers", "question_seed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,20 +80,16 @@ def simulated_world(config: Mapping[str, Any]) -> SimulatedWorld:
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    for key in config:
-        require(key in KEYS, "world: key", f"one of {list(KEYS)}", key)
-    merged = config.get("merged_tokens") or {}
-    if not isinstance(merged, Mapping):
-        raise TypeError(f"world.merged_tokens must be a mapping of experts, got {merged!r}")
-    answers, visible = answer_model(config.get("answers"))
-    require_count(config.get("question_seed", 0), "world.question_seed")
+    given = section(config, WorldSection, "world")
+    answers, visible = answer_model(given.answers)
     return SimulatedWorld(
-        lengths=length_distributions(config.get("output_tokens") or {}, length_scale=config.get("length_scale")),
+        lengths=length_distributions(given.output_tokens or {}, length_scale=given.length_scale),
         merged_lengths={
-            name: length_distribution(entry, expert=name, key="world.merged_tokens") for name, entry in merged.items()
+            name: length_distribution(entry, expert=name, key="world.merged_tokens")
+            for name, entry in (given.merged_tokens or {}).items()
         },
         answers=answers,
-        question_seed=config.get("question_seed", 0),
+        question_seed=given.question_seed,
         visible_tokens=visible,
     )
 
@@ -109,26 +104,19 @@ def answer_model(config: Mapping[str, Any] | None) -> tuple[AnswerModel | None, 
     """
     if config is None:
         return None, 0
-    if not isinstance(config, Mapping):
-        raise TypeError(f"world.answers must be a group of the configuration, with keys, or null, got {config!r}")
-    keys = (*ANSWER_KEYS, "ability_by_expert", "visible_tokens")
-    for key in keys:
-        require(key in config, f"world.answers.{key}", "given, or world.answers null", None)
-    for key in config:
-        require(key in (*keys, "kv_loss_frac"), "world.answers: key", f"one of {[*keys, 'kv_loss_frac']}", key)
-    values = {key: declared_parameter(config[key], f"world.answers.{key}") for key in ANSWER_KEYS}
-    require_section(config, ("ability_by_expert",), "world.answers.")
+    given = section(config, AnswersSection, "world.answers")
+    values = {key: declared_parameter(getattr(given, key), f"world.answers.{key}") for key in ANSWER_KEYS}
     abilities = {
         name: declared_parameter(entry, f"world.answers.ability_by_expert.{name}")[0]
-        for name, entry in config["ability_by_expert"].items()
+        for name, entry in given.ability_by_expert.items()
     }
-    visible, _ = declared_parameter(config["visible_tokens"], "world.answers.visible_tokens")
+    visible, _ = declared_parameter(given.visible_tokens, "world.answers.visible_tokens")
     require_count(visible, "world.answers.visible_tokens.value", at_least=1)
     try:
         model = AnswerModel(
             **{key: value for key, (value, _) in values.items()},
             ability_by_expert=abilities,
-            kv_loss_frac=_kv_losses(config.get("kv_loss_frac") or {}),
+            kv_loss_frac=_kv_losses(given.kv_loss_frac or {}),
             source=values["mean_ability"][1],
         )
     except ValueError as error:
@@ -136,23 +124,14 @@ def answer_model(config: Mapping[str, Any] | None) -> tuple[AnswerModel | None, 
     return model, visible
 
 
-def _kv_losses(config: object) -> dict[int, float]:
+def _kv_losses(config: Mapping[int | str, Any]) -> dict[int, float]:
     """Read the share of right answers that is lost, by KV budget in tokens."""
     key = "world.answers.kv_loss_frac"
-    if not isinstance(config, Mapping):
-        raise TypeError(f"{key} must be a mapping of KV budgets in tokens, got {config!r}")
     # NOTE: overrides by a dotted name make a text of a number.
-    named = {int(name) if str(name).isdecimal() else name: entry for name, entry in config.items()}
+    require(all(str(name).isdecimal() for name in config), key, "by KV budgets in tokens", list(config))
+    named = {int(name): entry for name, entry in config.items()}
     require(len(named) == len(config), key, "such that each budget is given once", list(config))
     return {budget: declared_parameter(entry, f"{key}.{budget}")[0] for budget, entry in named.items()}
-
-
-def check_length_error(profile: Mapping[str, Any]) -> None:
-    """Check the error of a simulated profile; one that was read from a file is as right or wrong as it is."""
-    error = profile.get("length_error")
-    require_number(error, "profile.length_error", at_least=1)
-    rule = f"1 where profile.path={profile.get('path')!r} names a profile"
-    require(profile.get("path") is None or error == 1, "profile.length_error", rule, error)
 
 
 def mistaken_lengths(

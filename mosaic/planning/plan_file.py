@@ -1,7 +1,7 @@
 """Plans on disk: the plans of all layers of a run in one JSON file, equal bytes for equal plans."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,12 @@ class _PlanFile:
     def __post_init__(self) -> None:
         rule = "the plans of one layer or more (a file of an earlier version holds one plan alone: plan again)"
         require(len(self.layers) > 0, "layers", rule, self.layers)
+
+
+def replans_to_jsonl(replans: Sequence[tuple[Plan, Mapping[int, str]]]) -> bytes:
+    """Encode new plans, one a line, with the workers that were lost."""
+    lines = ({"lost_workers": lost, "plan": json.loads(plans_to_json([plan]))["layers"][0]} for plan, lost in replans)
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
 def plans_to_json(plans: Sequence[Plan]) -> str:

@@ -96,11 +96,11 @@ def test_what_cannot_be_promised_is_left_out_and_the_screen_says_so(tmp_path: Pa
     ("overrides", "message"),
     [
         ((), "pipeline.promise.calibration must name calibration answers"),
-        (("pipeline.budgets=yes",), "pipeline.budgets must be null or calibrated, got 'yes'"),
+        (("pipeline.budgets=yes",), r"pipeline.budgets must be null or one of \['calibrated'\], got 'yes'"),
         (("aggregator=none",), "pipeline.budgets must be null where nothing is aggregated"),
         (("pipeline.promise.risk_frac=0",), "pipeline.promise.risk_frac must be above 0, got 0"),
         (("pipeline.promise.fit_frac=1",), "pipeline.promise.fit_frac must be below 1, got 1"),
-        (("pipeline.promise=3",), "pipeline.promise must be a group with keys"),
+        (("pipeline.promise=3",), "pipeline.promise must be a group of the configuration, with keys"),
     ],
 )
 def test_what_is_asked_for_wrongly_is_said_before_any_work(overrides: tuple[str, ...], message: str) -> None:

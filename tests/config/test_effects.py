@@ -138,9 +138,9 @@ def test_a_pipeline_of_ones_own_takes_no_aggregator_of_others(tmp_path: Path) ->
     ("override", "says"),
     [
         ("+plan.name=x", "plan.name must be a key of the configuration, one of ['path'] there"),
-        ("+profile.size=3", "profile.size must be a key of the configuration, one of ['path',"),
-        ("+pool.output_tokens={}", "pool.output_tokens must be a key of the configuration, one of ['name',"),
-        ("+hardwares=a", "hardwares must be a key of the configuration, one of ['seed', 'question_seed', 'pool',"),
+        ("+profile.size=3", "profile.size must be a key of the configuration, one of ['seed',"),
+        ("+pool.output_tokens={}", "pool.output_tokens must be a key of the configuration, one of ['experts',"),
+        ("+hardwares=a", "hardwares must be a key of the configuration, one of ['seed', 'question_seed', 'plan',"),
         (
             "+backend.order=mixed backend=none",
             "backend.order must be a key of the configuration, left out: there are none",

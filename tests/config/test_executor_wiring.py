@@ -6,8 +6,8 @@ from unittest.mock import patch
 import pytest
 
 from mosaic.config.compose import compose_config
-from mosaic.config.engines import find_device, vllm_options
-from mosaic.config.job import Prepared, job_from
+from mosaic.config.engines import find_device
+from mosaic.config.job import Prepared, backend_from, job_from
 from mosaic.core.engine_options import Device, EngineOptions
 from tests.commands.command_line import run_point
 from tests.config.test_wiring import TINY_EXPERTS, write_lines
@@ -26,7 +26,7 @@ def prepare(folder: Path, *overrides: str) -> Prepared:
 
 def options_of(*overrides: str) -> EngineOptions:
     backend = compose_config(["backend=vllm", *overrides])["backend"]
-    return vllm_options({key: value for key, value in backend.items() if key != "name"})
+    return backend_from(backend).options
 
 
 def test_engines_run_on_the_devices_that_are_there() -> None:
@@ -109,8 +109,8 @@ SERVER = "{base_url: http://localhost:8000/v1, expert: QwenHalf, model: m}"
     ("overrides", "message"),
     [
         ("backend.mode=dream", "backend.mode must be one of ['live', 'replay'], got 'dream'"),
-        ("backend.device=tpu", "backend.device must be one of ['auto', 'cpu', 'gpu'], got 'tpu'"),
-        ("+backend.tempo=2", "backend: key must be one of ["),
+        ("backend.device=tpu", "backend.device must be one of ['auto', 'gpu', 'cpu'], got 'tpu'"),
+        ("+backend.tempo=2", "backend.tempo must be a key of the configuration, one of ["),
         ("~backend.mode", "backend.mode must be given, got None"),
         ("backend.engine=fast", "backend.engine must be a group of the configuration"),
         ("backend.engine.max_num_seqs=0", "max_num_seqs must be"),
@@ -120,8 +120,11 @@ SERVER = "{base_url: http://localhost:8000/v1, expert: QwenHalf, model: m}"
         ("+backend.patience.mood=good", "backend.patience got an unexpected keyword argument 'mood'"),
         ("backend.num_calibration_questions=0", "backend.num_calibration_questions must be"),
         ("backend=endpoint", "backend.endpoints must be given"),
-        ("backend=endpoint backend.endpoints={a:b}", "backend.endpoints must be a list of servers"),
-        ("backend=endpoint backend.endpoints=[5]", "backend.endpoints[0] must have keys, got 5"),
+        ("backend=endpoint backend.endpoints={a:b}", "backend.endpoints must be a list, got"),
+        (
+            "backend=endpoint backend.endpoints=[5]",
+            "endpoints[0] must be a group of the configuration, with keys, got 5",
+        ),
         (
             f"backend=endpoint backend.endpoints=[{SERVER.replace(' ', '')}]",
             "backend.endpoints must be one for each worker, cluster.num_workers=2, got 1",

@@ -6,7 +6,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from mosaic.config.exits import NEVER
 from mosaic.core.results import CallStatus
 from mosaic.pipelines.exits import Agreed, FasterMoa
 from tests.commands.command_line import QUICK, SMALL, prepare, run_point
@@ -34,7 +33,7 @@ def rows(folder: Path, name: str) -> list[dict]:
 def test_the_default_is_never_in_the_papers_pipeline_and_agreement_elsewhere() -> None:
     assert prepare(*SMALL, *QUICK).job.graph.exit is None
     assert prepare(*TREE).job.graph.exit == Agreed()
-    assert prepare(*TREE, f"exit={NEVER}").job.graph.exit is None
+    assert prepare(*TREE, "exit=never").job.graph.exit is None
     assert prepare(*FEW, "exit=agreement", "exit.tau=1").job.graph.exit == Agreed(tau=1)
     assert prepare(*FEW, "exit=faster_moa", "seed=7").job.graph.exit == FasterMoa(seed=7)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mosaic.core.checks import require, require_number
-from mosaic.pipelines.exits.exit import Meeting, Order, Scope, Verdict
+from mosaic.pipelines.exits.exit import Exit, Meeting, Order, Scope, Verdict
 from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.gate import Gate, Majority
 
@@ -126,3 +126,8 @@ def calibrated_exit(
             str(error).replace("gate.", "exit.").replace("gate=never", "exit=never gate=never")
         ) from error
     return AgreedAtRisk(gate=gate, order=order)
+
+
+def calibrated_gate(rule: Exit | None) -> Calibrated | None:
+    """Give what an early exit promises; None: nothing."""
+    return rule.gate if isinstance(rule, AgreedAtRisk) else None

@@ -7,12 +7,12 @@ from math import inf
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from mosaic.config.exits import calibrated_gate
-from mosaic.config.job import Prepared
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import PROPOSE
+from mosaic.pipelines.budgeting import Calibration
 from mosaic.pipelines.budgets import LEAST_HEDGED, Budgets
 from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.exits import calibrated_gate
 from mosaic.pipelines.final_answers import accuracy_frac
 from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion
@@ -27,7 +27,7 @@ from mosaic.pipelines.gates.vote_patterns import (
     vote_pattern,
 )
 from mosaic.pipelines.quorum import said
-from mosaic.runtime.job import Outcome
+from mosaic.runtime.job import Job, Outcome
 
 WHOLE = (CallStatus.FINISHED, CallStatus.FAILED)
 """How calls end that were not stopped."""
@@ -69,9 +69,9 @@ class Promise(NamedTuple):
         )
 
 
-def promise_of(prepared: Prepared, outcome: Outcome) -> Promise | None:
+def promise_of(job: Job, calibration: Calibration | None, outcome: Outcome) -> Promise | None:
     """Hold what was promised against what was run; None: nothing was promised."""
-    graph, calibration = prepared.job.graph, prepared.calibration
+    graph = job.graph
     gate: Gate = calibrated_gate(graph.exit) or graph.gate
     if calibration is not None:
         choice = calibration.choice
@@ -82,7 +82,7 @@ def promise_of(prepared: Prepared, outcome: Outcome) -> Promise | None:
         return None
     if accepted is None:
         return None
-    is_early = prepared.job.has_quorum or graph.exit is not None
+    is_early = job.has_quorum or graph.exit is not None
     votes = compare_patterns(
         calibration_patterns(load_calibration_answers(path), gate, graph.budgets, is_early=is_early),
         batch_patterns(graph, outcome, gate, is_early=is_early),
@@ -146,11 +146,10 @@ def _lost_votes(budgets: Budgets, ballot: Ballot, tokens: Sequence[int]) -> dict
     return {place: ballot.votes[place]._replace(answer=None) for place in cut | late}
 
 
-def gate_notes(prepared: Prepared, promise: Promise | None) -> Sequence[str]:
+def gate_notes(graph: CallGraph, calibration: Calibration | None, promise: Promise | None) -> Sequence[str]:
     """Say what the gate promises, or that it no longer does; with budgets the promise is of both."""
-    graph = prepared.job.graph
     if promise is not None and promise.votes.differs:
         return (promise.withdrawal(),)
-    if prepared.calibration is not None:
-        return prepared.calibration.choice.notes()
+    if calibration is not None:
+        return calibration.choice.notes()
     return graph.decider.notes() if graph.upper_nodes else ()

@@ -1,13 +1,10 @@
-"""Budgets of a pipeline, from ``pipeline.budgets``, ``pipeline.hedge`` and what they are calibrated on."""
+"""Budgets that are chosen on calibration questions, together with the threshold of a gate calibrated itself."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from mosaic.config.checks import require_keys
-from mosaic.core.checks import require, require_number
-from mosaic.core.cluster import Cluster
-from mosaic.core.engine_options import EngineOptions
+from mosaic.core.checks import require
 from mosaic.core.workload import AGGREGATE, PROPOSE, Expert, Workload
 from mosaic.pipelines.budgets import Budgets, cut_at
 from mosaic.pipelines.call_graph import CallGraph
@@ -19,10 +16,8 @@ from mosaic.pipelines.gates.gate import TAU_TOLERANCE, Ballot, Gate, Majority, U
 from mosaic.pipelines.gates.loss_table import Setting, loss_table
 from mosaic.pipelines.gates.weighted import Weighted, posterior
 
-CALIBRATED = "calibrated"
 BUDGETED_POSTERIORS = (0.999, 0.99, 0.98, 0.95, *(percent / 100 for percent in range(90, 39, -5)))
 """Thresholds that are tried with budgets; fixed before any question is seen."""
-PROMISE_KEYS = ("calibration", "accepted_loss_frac", "risk_frac", "fit_frac")
 
 
 class Calibration(NamedTuple):
@@ -33,42 +28,53 @@ class Calibration(NamedTuple):
     question_ids: frozenset[str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promised:
+    """What budgets and hedge may cost together with the gate, and what they are calibrated on."""
+
+    calibration: str
+    accepted_loss_frac: float
+    risk_frac: float
+    fit_frac: float
+
+
 def budgeted(
-    graph: CallGraph,
-    settings: Mapping[str, Any],
-    experts: tuple[Expert, ...],
-    workload: Workload,
-    cluster: Cluster,
-    options: EngineOptions,
-) -> tuple[CallGraph, Calibration | None]:
-    """Choose the budgets that are asked for, together with the threshold of a gate that is calibrated itself.
+    graph: CallGraph, promised: Promised, kinds: Kinds, experts: Sequence[Expert], workload: Workload, num_places: int
+) -> tuple[CallGraph, Calibration]:
+    """Choose budgets, together with the threshold of a gate that is calibrated itself.
+
+    Parameters
+    ----------
+    graph
+        Of the paper's pipeline.
+    promised
+        What they may cost; a calibrated gate's own promise goes before it.
+    kinds
+        Which of them are asked for.
+    experts, workload
+        Of the run.
+    num_places
+        Calls that run at once.
 
     Raises
     ------
-    ValueError, TypeError
-        Naming the key, the rule and the value.
+    ValueError
+        If the calibration answers cannot be used.
     """
-    kinds = Kinds(cuts=_is_asked(settings, "budgets"), hedges=_is_asked(settings, "hedge"))
-    if not any(kinds):
-        return graph, None
-    name = "pipeline.budgets" if kinds.cuts else "pipeline.hedge"
-    rule = "null where nothing is aggregated, or pipeline.nodes names the nodes"
-    require([node.name for node in graph.nodes] == [PROPOSE, AGGREGATE], name, rule, CALIBRATED)
-    promise = promise_of(graph.gate, settings)
-    path = str(promise["calibration"])
+    path = promised.calibration
     questions = load_calibration_answers(path)
-    fit, certify = split_calibration(questions, promise["fit_frac"])
+    fit, certify = split_calibration(questions, promised.fit_frac)
     rule = f"such that some of {len(questions)} calibration questions choose, and others certify"
-    require(len(fit) > 0 and len(certify) > 0, "pipeline.promise.fit_frac", rule, promise["fit_frac"])
+    require(len(fit) > 0 and len(certify) > 0, "pipeline.promise.fit_frac", rule, promised.fit_frac)
     _require_observed(questions, path)
-    accepted, gate, winner = promise["accepted_loss_frac"], graph.gate, winner_of(graph.gate)
+    accepted, gate, winner = promised.accepted_loss_frac, graph.gate, winner_of(graph.gate)
     settings_tried = settings_of(thresholds_of(gate, fit), kinds, is_gate_chosen=isinstance(gate, Calibrated))
-    batch = Batch(len(workload.questions), cluster.num_workers * options.max_num_seqs)
+    batch = Batch(len(workload.questions), num_places)
     choice = choose_budgets(
         loss_table(certify, winner),
         path_of(loss_table(fit, winner), settings_tried, batch, accepted),
         accepted_loss_frac=accepted,
-        risk_frac=promise["risk_frac"],
+        risk_frac=promised.risk_frac,
     )
     if isinstance(gate, Calibrated):
         gate = gate.at(choice.setting.threshold if choice.setting else None)
@@ -89,25 +95,14 @@ def budgets_at(choice: BudgetChoice, experts: list[Expert], aggregators: tuple[E
     return Budgets(cut_tokens=cuts, hedge_tokens={} if hedge is None else cut_at(experts, hedge))
 
 
-def promise_of(gate: Gate, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Tell what is promised and on which questions: what the gate promises, where it promises anything."""
-    if isinstance(gate, Calibrated):
-        return {key: getattr(gate, key) for key in PROMISE_KEYS}
-    promise = settings.get("promise")
-    if not isinstance(promise, Mapping):
-        raise TypeError(f"pipeline.promise must be a group with keys {list(PROMISE_KEYS)}, got {promise!r}")
-    require_keys(promise, PROMISE_KEYS, "pipeline.promise.")
-    if promise.get("calibration") is None:
-        raise ValueError(
-            "pipeline.promise.calibration must name calibration answers where budgets are asked for, got None: they "
-            "are chosen on other questions than the batch's. Of a published workload this command makes some, with "
-            "workload.part=calibration gate=never pipeline.leave_one_out=true"
-        )
-    for key in ("accepted_loss_frac", "risk_frac", "fit_frac"):
-        require_number(promise[key], f"pipeline.promise.{key}", at_least=0)
-        require(promise[key] < 1, f"pipeline.promise.{key}", "below 1", promise[key])
-    require(promise["risk_frac"] > 0, "pipeline.promise.risk_frac", "above 0", promise["risk_frac"])
-    return promise
+def promised_by(gate: Calibrated) -> Promised:
+    """Tell what a gate promises."""
+    return Promised(
+        calibration=str(gate.calibration),
+        accepted_loss_frac=gate.accepted_loss_frac,
+        risk_frac=gate.risk_frac,
+        fit_frac=gate.fit_frac,
+    )
 
 
 def winner_of(gate: Gate) -> Callable[[Ballot], Winner]:
@@ -136,12 +131,6 @@ def thresholds_of(gate: Gate, fit: Sequence[CalibrationQuestion]) -> tuple[float
             return (1.0,)
         case _:
             return (None,)
-
-
-def _is_asked(settings: Mapping[str, Any], key: str) -> bool:
-    value = settings.get(key)
-    require(value in (None, CALIBRATED), f"pipeline.{key}", f"null or {CALIBRATED}", value)
-    return value is not None
 
 
 def _require_observed(questions: tuple[CalibrationQuestion, ...], path: str) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 import mosaic
-from mosaic.config.exits import calibrated_gate
-from mosaic.config.promise import batch_patterns, calibration_patterns, promise_of
+from mosaic.pipelines.exits import calibrated_gate
 from mosaic.pipelines.gates.calibration_file import load_calibration_answers
 from mosaic.pipelines.gates.vote_patterns import EARLY
+from mosaic.runtime.promise import batch_patterns, calibration_patterns, promise_of
 from tests.commands.command_line import QUICK, SMALL, prepare, run_point
 
 FEW = ("workload=gpqa", "cluster.num_workers=2", "aggregator=dp", *QUICK)
@@ -53,7 +53,7 @@ def test_what_is_compared_does_not_depend_on_what_was_cancelled_or_cut(
     known = Counter(calibration_patterns(questions, graph.gate, graph.budgets, is_early=is_early))
     assert Counter(batch_patterns(graph, outcome, graph.gate, is_early=is_early)) == known
     assert (EARLY in known) == has_early
-    promise = promise_of(prepared, outcome)
+    promise = promise_of(prepared.job, prepared.calibration, outcome)
     assert promise is not None
     assert not promise.votes.differs
 
