@@ -24,7 +24,6 @@ from mosaic.config.batch import BatchRequest, batch_config, runs_vllm_here, work
 from mosaic.config.compose import as_recorded
 from mosaic.config.errors import UNANSWERED_STATUS
 from mosaic.config.job import Prepared, job_from
-from mosaic.config.memory import spare_garbage_collector
 from mosaic.config.places import JOURNAL
 from mosaic.config.run_start import begin, grown_keys, is_blank
 from mosaic.config.start import check_start, naming_all_problems
@@ -44,6 +43,7 @@ from mosaic.report.provenance import describe_run_conditions
 from mosaic.report.responses import answer_files
 from mosaic.report.run_folder import SUMMARY, completed_with, read_json, write_run
 from mosaic.runtime.controller import Controller
+from mosaic.runtime.garbage import spare_garbage_collector
 from mosaic.runtime.job import Outcome
 from mosaic.runtime.promise import Promise, gate_notes, promise_of
 from mosaic.runtime.replanning import describe_new_plan

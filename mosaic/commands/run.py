@@ -25,7 +25,6 @@ import mosaic
 from mosaic.config.compose import CONF, as_recorded, default_choices, plain
 from mosaic.config.errors import BAD_INPUT, FailedCalls, FailedPoint, exit_with_message, explain_error
 from mosaic.config.job import Prepared, job_from
-from mosaic.config.memory import spare_garbage_collector
 from mosaic.config.places import JOURNAL
 from mosaic.config.run_start import begin, is_blank
 from mosaic.config.single import compose_single
@@ -45,6 +44,7 @@ from mosaic.report.provenance import describe_run_conditions
 from mosaic.report.responses import answer_files
 from mosaic.report.run_folder import SUMMARY, completed_with, is_complete, read_json, write_run
 from mosaic.report.summary_text import describe_point, describe_run
+from mosaic.runtime.garbage import spare_garbage_collector
 from mosaic.runtime.job import Outcome
 from mosaic.runtime.measuring import Show
 from mosaic.runtime.promise import gate_notes, promise_of

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from mosaic.config.machines import has_kinds, is_ray
-from mosaic.config.topology import seats_aggregator
 from mosaic.core.workload import AnswerKind
 from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.gate import Majority, Never, Unanimous
@@ -89,9 +88,14 @@ def _unused_topology(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str,
     yield from dict.fromkeys(("workload.num_slots_per_question", "pipeline.leave_one_out"), reason).items()
 
 
+def _seats_aggregator(config: Mapping[str, Any]) -> bool:
+    """Tell whether the workload's or the pool's aggregator may be an agent of the layers that a topology has."""
+    return any(isinstance(entry, int) for entry in (config.get("layers") or ())[1:])
+
+
 def _unused_aggregators(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
     aggregator, wanted = config["aggregator"], config["workload"].get("aggregator")
-    if seats_aggregator(config["topology"]):
+    if _seats_aggregator(config["topology"]):
         if wanted is not None:
             yield "pool.aggregator", f"workload.aggregator={wanted} goes before it"
         return

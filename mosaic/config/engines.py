@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mosaic.config.instantiation import call
-from mosaic.config.problems import called_experts, key_problems, loading_problems
 from mosaic.config.sections import EndpointSection, Mode, RaySection, VllmSection, section
 from mosaic.config.sites import Backend, Parts, sim_site
 from mosaic.core.checks import require
@@ -24,6 +23,7 @@ from mosaic.engines.endpoint_engines import ENDPOINT_ENGINE, EndpointEngines
 from mosaic.engines.host_process import VLLM_ENGINE as VLLM_ENGINE
 from mosaic.engines.host_process import HostProcess
 from mosaic.engines.local_launcher import LocalLauncher
+from mosaic.engines.problems import key_problems, loading_problems
 from mosaic.engines.ray_cluster import RayCluster
 from mosaic.engines.ray_machines import Room
 from mosaic.engines.session_state import Patience
@@ -75,7 +75,7 @@ def _vllm_site(backend: VllmSection, options: EngineOptions, parts: Parts) -> En
     engines = _engines(backend, options)
 
     def problems(is_failing: bool) -> Sequence[str]:
-        found = loading_problems(parts, engines)
+        found = loading_problems(parts.called_experts, parts.cluster, engines)
         return (*host.problems(is_kept=not (found or is_failing)), *found)
 
     return _site(parts, "vllm", make, host.kept, backend, options=options, problems=problems)
@@ -97,7 +97,7 @@ def _vllm_on_ray(
 ) -> EngineSite:
     """Build what ``backend=vllm cluster=ray`` says."""
     engines = _engines(backend, options)
-    asked = {expert.name for expert in called_experts(parts)}
+    asked = {expert.name for expert in parts.called_experts}
     cluster = RayCluster(
         ray.address,
         Room(device=options.loading.device, cpus_per_worker=ray.cpus_per_worker),
@@ -123,7 +123,7 @@ def _vllm_on_ray(
         )
 
     opened = lambda lock: cluster.open()  # noqa: E731 - machines do not write the journal
-    problems = partial(loading_problems, parts, engines)
+    problems = lambda is_failing: loading_problems(parts.called_experts, parts.cluster, engines)  # noqa: E731
     return _site(parts, "vllm", make, opened, backend, options=options, problems=problems)
 
 
@@ -183,7 +183,7 @@ def _endpoint_site(backend: EndpointSection, parts: Parts) -> EngineSite:
             **journals,
         )
 
-    problems = partial(key_problems, endpoints)
+    problems = lambda is_failing: key_problems(endpoints)  # noqa: E731
     return _site(parts, "endpoint", make, host.kept, None, expert_by_server, problems=problems)
 
 

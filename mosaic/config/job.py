@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mosaic.config.checks import check_calls
 from mosaic.config.compose import compose_config
 from mosaic.config.effects import check_effects
 from mosaic.config.exits import exit_from, no_embeddings
@@ -14,10 +13,6 @@ from mosaic.config.instantiation import TARGET, call, import_callable, make, mak
 from mosaic.config.machines import asked_of_ray, is_ray, machines
 from mosaic.config.pipeline import (
     Pipeline,
-    check_batch,
-    check_calibration,
-    check_other_questions,
-    check_same_setting,
     check_upper_profile,
     pipeline_from,
 )  # fmt: skip
@@ -39,11 +34,18 @@ from mosaic.core.checks import require, require_unique
 from mosaic.core.cluster import Cluster
 from mosaic.core.workload import AGGREGATE, PROPOSE, Expert, Workload
 from mosaic.pipelines.budgeting import Calibration, Promised, budgeted, promised_by
+from mosaic.pipelines.calibration_checks import (
+    check_batch,
+    check_calibration,
+    check_other_questions,
+    check_same_setting,
+)
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.gates.budget_choice import Kinds
 from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.setting import Setting, describe_setting
 from mosaic.pipelines.read_ahead import ReadAhead
+from mosaic.planning.feasibility import check_calls
 from mosaic.planning.plan_file import load_plans
 from mosaic.planning.profiles import load_profile
 from mosaic.runtime.job import Job

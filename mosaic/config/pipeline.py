@@ -6,7 +6,6 @@ from inspect import signature
 from typing import Any, NamedTuple
 
 from mosaic.answers.extraction import Comparison
-from mosaic.config.checks import check_fit
 from mosaic.config.instantiation import call, import_callable, make
 from mosaic.config.sections import (
     AggregatorSection,
@@ -16,21 +15,18 @@ from mosaic.config.sections import (
     TopologySection,
     section,
 )
-from mosaic.config.topology import topology_nodes
 from mosaic.core.checks import require, require_unique
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.kv_memory import fits_memory
 from mosaic.core.workload import AGGREGATE, Expert, Workload
 from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
-from mosaic.pipelines.exits import calibrated_gate
 from mosaic.pipelines.final_answers import comparisons
-from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.gate import Never
-from mosaic.pipelines.gates.setting import ANSWERS, EXPERT, Setting, load_setting, name_differences
-from mosaic.pipelines.gates.weighted import Weighted
 from mosaic.pipelines.node import Node
+from mosaic.pipelines.seats import topology_nodes
 from mosaic.planning.costs import AffineCosts
+from mosaic.planning.feasibility import check_fit
 from mosaic.planning.profiles import load_profile
 from mosaic.planning.schedulers.data_parallel import DataParallel
 from mosaic.runtime.planner import NodePlacements, Placement, placed
@@ -82,8 +78,12 @@ def pipeline_from(
 
     name = config["aggregator"].get("name")
     topology = section(config["topology"], TopologySection, "topology")
-    layers = topology_nodes(topology, experts, workload, partial(_named_aggregator, None, config, experts))
-    if layers is not None:
+    if topology.layers is None:
+        require(topology.fan_in is None, "topology.fan_in", "null where topology.layers is null", topology.fan_in)
+    else:
+        named = partial(_named_aggregator, None, config, experts)
+        room = topology.min_output_tokens
+        layers = topology_nodes(topology.layers, topology.fan_in, room, experts, workload, named)
         rule = f"null beside topology={config['topology'].get('name')}, which has nodes of its own"
         require(settings.nodes is None, "pipeline.nodes", rule, settings.nodes)
         return made(CallGraph(nodes=layers, compare=comparisons()))
@@ -126,59 +126,6 @@ def named_nodes(entries: Mapping[str, Any], experts: Sequence[Expert]) -> tuple[
         named = {"name": name, "experts": tuple(pool[expert] for expert in node.experts or ())}
         nodes.append(call(Node, label, **{**given, **named}))
     return tuple(nodes)
-
-
-def check_batch(graph: CallGraph, workload: Workload) -> None:
-    """Check that a gate or an exit which promises something was not calibrated on the batch's own questions."""
-    promised = calibrated_gate(graph.exit)
-    if promised is not None:
-        check_other_questions("exit.calibration", promised.question_ids, workload)
-    if isinstance(graph.gate, Calibrated):
-        check_other_questions("gate.calibration", graph.gate.question_ids, workload)
-
-
-def check_other_questions(key: str, calibration_ids: frozenset[str], workload: Workload) -> None:
-    """Check that what promises something was not calibrated on the batch's own questions."""
-    shared = [question.id for question in workload.questions if question.id in calibration_ids]
-    if shared:
-        raise ValueError(
-            f"{key} must hold other questions than the batch, got {len(shared)} of the batch's own, "
-            f"{shared[0]!r} among them: it promises nothing for questions that it was calibrated on. A published "
-            "workload gives others with workload.part=calibration gate=never"
-        )
-
-
-def check_calibration(graph: CallGraph, setting: Setting) -> None:
-    """Check that a gate was calibrated on answers of what runs here.
-
-    A promise is of everything in the setting. Weighted votes promise nothing, and read what the experts that run here
-    have answered: other questions and another aggregator teach the same.
-    """
-    promised = calibrated_gate(graph.exit)
-    if promised is not None:
-        check_same_setting("exit.calibration", str(promised.calibration), setting, "exit=never gate=never")
-    if not isinstance(graph.gate, Calibrated | Weighted):
-        return
-    there = load_setting(graph.gate.calibration)
-    if isinstance(graph.gate, Weighted):
-        known = {ANSWERS, *(key for key in setting if key.startswith(EXPERT) and key in there)}
-        there, setting = ({key: one[key] for key in one if key in known} for one in (there, setting))
-    differences = name_differences(there, setting)
-    if differences:
-        raise ValueError(
-            f"gate.calibration must hold answers of what runs here, got {graph.gate.calibration}: {differences}. "
-            f"What gate={graph.gate.name} learned there does not hold here. Make the file again: this command with "
-            "gate=never and other questions (of a published workload: workload.part=calibration)"
-        )
-
-
-def check_same_setting(key: str, path: str, setting: Setting, again: str) -> None:
-    """Check that what promises something was calibrated on answers of what runs here."""
-    if differences := name_differences(load_setting(path), setting):
-        raise ValueError(
-            f"{key} must hold answers of what runs here, got {path}: {differences}. What was learned there does not "
-            f"hold here. Make it again: this command with {again} and other questions"
-        )
 
 
 def check_upper_profile(pipeline: Pipeline, path: str, cluster: Cluster) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from mosaic.config.instantiation import call
 from mosaic.config.sections import RaySection, Section, section
-from mosaic.config.world import SimulatedWorld
 from mosaic.core.checks import require
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
@@ -19,6 +18,7 @@ from mosaic.runtime.site import Site
 from sim.cluster.gpu_use import GpuUse, Keep
 from sim.hardware.hardware import Hardware
 from sim.site import SimSite
+from sim.world.simulated_world import SimulatedWorld
 
 USE_KEYS = ("keep", "load_ahead_gib", "experts_per_gpu")
 
@@ -47,6 +47,13 @@ class Parts:
     """Of workers of other kinds."""
     ray: RaySection | None = None
     """Where the workers are those of a Ray cluster."""
+
+    @property
+    def called_experts(self) -> list[Expert]:
+        """The experts that the batch may call; an aggregator as it spans its workers."""
+        upper = {expert.name: expert for expert in self.graph.experts}
+        first = self.workload.num_calls_by_expert.keys() - upper.keys()
+        return [*upper.values(), *(expert for expert in self.experts if expert.name in first)]
 
     @property
     def luck(self) -> str:

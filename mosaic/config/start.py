@@ -6,7 +6,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from mosaic.config import engines
-from mosaic.config.checks import TooLongError
 from mosaic.config.compose import compose_config
 from mosaic.config.job import backend_from
 from mosaic.config.run_start import is_blank
@@ -14,6 +13,7 @@ from mosaic.core.errors import BackendError
 from mosaic.engines.checkpoints import CheckpointError
 from mosaic.engines.host_process import HostProcess
 from mosaic.engines.site import EngineSite
+from mosaic.planning.feasibility import TooLongError
 from mosaic.report.run_folder import CONFIG
 from mosaic.runtime.job import Job
 

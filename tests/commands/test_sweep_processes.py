@@ -2,7 +2,7 @@
 
 import gc
 
-from mosaic.config.memory import FULL_EVERY, spare_garbage_collector
+from mosaic.runtime.garbage import FULL_EVERY, spare_garbage_collector
 
 
 class Knot:

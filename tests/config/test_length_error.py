@@ -7,12 +7,12 @@ from statistics import fmean
 import pytest
 
 from mosaic.config.job import simulated
-from mosaic.config.world import mistaken_lengths
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.workload import PROPOSE
 from mosaic.planning.profiles import Profile, write_profile
 from mosaic.runtime.run import measure
 from sim.site import SimSite
+from sim.world.simulated_world import mistaken_lengths
 from tests.commands.command_line import QUICK, SMALL
 
 

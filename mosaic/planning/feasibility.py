@@ -1,4 +1,4 @@
-"""What a run checks of its configuration before any work starts, where the values themselves cannot."""
+"""Whether a pool and its machines can serve a workload at all: what no placement can mend."""
 
 from collections.abc import Sequence
 

@@ -1,11 +1,10 @@
-"""Layers of agents, from the group ``topology``."""
+"""Who sits where in layers of agents: experts by name, or as many as asked for from those that can read so much."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
-from mosaic.config.sections import TopologySection
 from mosaic.core.checks import require
-from mosaic.core.workload import Expert, Workload
+from mosaic.core.workload import Expert, ExpertName, Workload
 from mosaic.pipelines.aggregation import fits_context
 from mosaic.pipelines.node import Node
 from mosaic.pipelines.topology import in_turn, layered_nodes
@@ -15,22 +14,33 @@ Aggregator: TypeAlias = Callable[[], Expert | None]
 
 
 def topology_nodes(
-    topology: TopologySection, experts: Sequence[Expert], workload: Workload, aggregator: Aggregator
-) -> tuple[Node, ...] | None:
-    """Build the nodes of layers of agents; None: the pipeline is flat.
+    layers: Sequence[int | Sequence[ExpertName]],
+    fan_in: int | Sequence[int | None] | None,
+    min_output_tokens: int,
+    experts: Sequence[Expert],
+    workload: Workload,
+    aggregator: Aggregator,
+) -> tuple[Node, ...]:
+    """Build the nodes of layers of agents.
+
+    Parameters
+    ----------
+    layers, fan_in, min_output_tokens
+        As conf/topology has them.
+    experts
+        The pool.
+    workload
+        Whose experts take the seats that a number leaves open.
+    aggregator
+        Finds who takes a last seat that nobody is named for.
 
     Raises
     ------
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    layers, room = topology.layers, topology.min_output_tokens
-    if layers is None:
-        require(topology.fan_in is None, "topology.fan_in", "null where topology.layers is null", topology.fan_in)
-        return None
     require(len(layers) > 1, "topology.layers", "at least two: aggregator=none runs one alone", layers)
-    given = topology.fan_in
-    fan_in = given if isinstance(given, list) else [given] * (len(layers) - 1)
+    read = fan_in if isinstance(fan_in, Sequence) else [fan_in] * (len(layers) - 1)
     seats = [_seats(entry, depth, len(layers), experts) for depth, entry in enumerate(layers)]
     seated: list[tuple[Expert, ...]] = []
     for depth, entry in enumerate(seats):
@@ -39,17 +49,14 @@ def topology_nodes(
         elif depth == len(seats) - 1 and entry == 1:
             seated.append((_require_aggregator(aggregator),))
         else:
-            num_read = (fan_in[depth - 1] or len(seated[depth - 1])) if depth else 0
-            seated.append(in_turn(_able(experts, workload, num_read, room, aggregator), entry))
-    return layered_nodes(seated, fan_in, min_output_tokens=room)
+            num_read = (read[depth - 1] or len(seated[depth - 1])) if depth else 0
+            seated.append(in_turn(_able(experts, workload, num_read, min_output_tokens, aggregator), entry))
+    return layered_nodes(seated, read, min_output_tokens=min_output_tokens)
 
 
-def seats_aggregator(config: Mapping[str, Any]) -> bool:
-    """Tell whether the workload's or the pool's aggregator may be an agent of the layers that a topology has."""
-    return any(isinstance(entry, int) for entry in (config.get("layers") or ())[1:])
-
-
-def _seats(entry: int | list[str], depth: int, num_layers: int, experts: Sequence[Expert]) -> int | tuple[Expert, ...]:
+def _seats(
+    entry: int | Sequence[ExpertName], depth: int, num_layers: int, experts: Sequence[Expert]
+) -> int | tuple[Expert, ...]:
     """Read an entry of the layers: how many agents, or which."""
     if isinstance(entry, int):
         return entry
