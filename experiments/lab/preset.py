@@ -12,11 +12,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from experiments.lab.plots import Panel, draw, draw_rows
 from experiments.lab.study import Point, Row, Study, Sweep
 from experiments.lab.tables import beside, markdown, means, wide
+from mosaic.commands.run_folder import summary_of
 from mosaic.comparison.estimate import Estimate
 from mosaic.config.compose import CONF, compose_config
 from mosaic.config.job import job_from
 from mosaic.config.sharing import points_of
-from mosaic.config.summary import summary_of
 from mosaic.core.checks import require
 from mosaic.report.run_folder import flatten
 from mosaic.runtime.run import run

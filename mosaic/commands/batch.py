@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import mosaic
+from mosaic.commands.run_folder import leave, summary_of
 from mosaic.config.asked import asked_before
 from mosaic.config.batch import BatchRequest, batch_config, runs_vllm_here, work_folder
 from mosaic.config.compose import as_recorded
@@ -27,10 +28,8 @@ from mosaic.config.job import Prepared, job_from
 from mosaic.config.places import JOURNAL
 from mosaic.config.run_start import begin, grown_keys, is_blank
 from mosaic.config.start import check_start, naming_all_problems
-from mosaic.config.summary import summary_of
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
-from mosaic.planning.plan_file import replans_to_jsonl
 from mosaic.quote import best_plan
 from mosaic.report.answer_stream import AnswerStream
 from mosaic.report.batch_files import BatchPaths, Finished, digests, finish, paths_of
@@ -39,13 +38,11 @@ from mosaic.report.batch_start import check_outputs, start_batch
 from mosaic.report.display import show_run
 from mosaic.report.finish_forecast import FinishForecast
 from mosaic.report.prometheus import LOOPBACK, RunMetrics, serving
-from mosaic.report.provenance import describe_run_conditions
-from mosaic.report.responses import answer_files
-from mosaic.report.run_folder import SUMMARY, completed_with, read_json, write_run
+from mosaic.report.run_folder import SUMMARY, completed_with, read_json
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.garbage import spare_garbage_collector
 from mosaic.runtime.job import Outcome
-from mosaic.runtime.promise import Promise, gate_notes, promise_of
+from mosaic.runtime.promise import gate_notes, promise_of
 from mosaic.runtime.replanning import describe_new_plan
 
 
@@ -112,7 +109,11 @@ def run_batch(
             outcome = execute(prepared, stream, metrics, price_per_hour)
             ended = finish(places.files, stream.file, stream.questions)
         promise = promise_of(prepared.job, prepared.calibration, outcome)
-        leave_run_folder(places, prepared, config, stamped, outcome, ended, promise)
+        summary = summary_of(prepared, config, outcome.plans, outcome, promise)
+        (places.work / SUMMARY).unlink(missing_ok=True)
+        # It counts how questions ended, and speaks for the output files.
+        summary |= ended._asdict() | {"outputs": digests(places.files)}
+        leave(places.work, prepared, stamped, outcome, summary)
         places.files.partial.unlink(missing_ok=True)
     wall_s = time.monotonic() - start
     print(describe(request.path, places, outcome, ended, gate_notes(prepared.job.graph, prepared.calibration, promise)))
@@ -160,40 +161,6 @@ def is_done(places: Places, stamped: dict[str, Any], grown: Sequence[str]) -> bo
     if grown or is_blank(places.work) or not completed_with(places.work, stamped):
         return False
     return not _num_errors(places.files) and read_json(places.work / SUMMARY).get("outputs") == digests(places.files)
-
-
-def leave_run_folder(
-    places: Places,
-    prepared: Prepared,
-    config: Mapping[str, Any],
-    stamped: dict[str, Any],
-    outcome: Outcome,
-    ended: Finished,
-    promise: Promise | None,
-) -> None:
-    """Leave a run folder, as a run does, but for its figure.
-
-    Its summary counts how questions ended, and speaks for the output files.
-    """
-    folder, plans = places.work, outcome.plans
-    job = prepared.job
-    files = answer_files(job.workload, job.graph, outcome.result.calls, outcome.ballots, prepared.setting)
-    if outcome.replans:
-        files["replans.jsonl"] = replans_to_jsonl(outcome.replans)
-    (folder / SUMMARY).unlink(missing_ok=True)
-    write_run(
-        folder,
-        config=stamped,
-        plans=plans,
-        result=outcome.result,
-        summary=summary_of(prepared, config, plans, outcome, promise)
-        | ended._asdict()
-        | {"outputs": digests(places.files)},
-        meta=describe_run_conditions(wall_s_by_step={}, solver_s=plans[0].solve.wall_s, reacting_s=outcome.reacting_s),
-        files=files,
-        answers=outcome.answers,
-        roles={node.name: node.role or node.name for node in prepared.job.graph.nodes},
-    )
 
 
 def describe(path: Path, places: Places, outcome: Outcome, ended: Finished, notes: Sequence[str]) -> str:

@@ -22,13 +22,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import mosaic
+from mosaic.commands.run_folder import leave, summary_of
 from mosaic.config.compose import CONF, as_recorded, default_choices, plain
 from mosaic.config.errors import BAD_INPUT, FailedCalls, FailedPoint, exit_with_message, explain_error
 from mosaic.config.job import Prepared, job_from
 from mosaic.config.places import JOURNAL
 from mosaic.config.run_start import begin, is_blank
 from mosaic.config.single import compose_single
-from mosaic.config.summary import summary_of
 from mosaic.core.action_lines import encode_action
 from mosaic.core.checks import require
 from mosaic.core.file_names import from_file_name
@@ -37,11 +37,9 @@ from mosaic.core.printable import printable
 from mosaic.figures.replay import report_replay
 from mosaic.figures.timeline import draw_timeline
 from mosaic.planning.explain import explain
-from mosaic.planning.plan_file import replans_to_jsonl
 from mosaic.report.display import show_run
 from mosaic.report.metrics import Summary
 from mosaic.report.provenance import describe_run_conditions
-from mosaic.report.responses import answer_files
 from mosaic.report.run_folder import SUMMARY, completed_with, is_complete, read_json, write_run
 from mosaic.report.summary_text import describe_point, describe_run
 from mosaic.runtime.garbage import spare_garbage_collector
@@ -210,55 +208,38 @@ def run_resolved(
             )
         if tries_again:
             (folder / SUMMARY).unlink(missing_ok=True)
-        return leave(prepared, config, stamped, folder, outcome, watch, point)
+        return tell(prepared, stamped, folder, outcome, watch, point)
 
 
-def leave(
+def tell(
     prepared: Prepared,
-    config: dict[str, Any],
     stamped: dict[str, Any],
     folder: Path,
     outcome: Outcome,
     watch: Stopwatch,
     point: str | None,
 ) -> int:
-    """Write a run's files and print what it did; gives the number of its calls without a result."""
-    job = prepared.job
-    plans = outcome.plans
-    promise = promise_of(prepared.job, prepared.calibration, outcome)
-    summary = summary_of(prepared, config, plans, outcome, promise)
-    files = answer_files(job.workload, job.graph, outcome.result.calls, outcome.ballots, prepared.setting)
-    if outcome.replans:
-        files["replans.jsonl"] = replans_to_jsonl(outcome.replans)
+    """Leave a run's folder and print what it did; gives the number of its calls without a result."""
+    job, result = prepared.job, outcome.result
+    promise = promise_of(job, prepared.calibration, outcome)
+    summary = summary_of(prepared, stamped, outcome.plans, outcome, promise)
+    files: dict[str, bytes] = {}
     if outcome.replans or job.reacts:
-        files["actions.jsonl"] = b"".join(encode_action(action) + b"\n" for action in outcome.result.actions)
-    replay = None
-    if prepared.report == "replay":
-        replay = report_replay(config["workload"], outcome.result)
+        files["actions.jsonl"] = b"".join(encode_action(action) + b"\n" for action in result.actions)
+    replay = report_replay(stamped["workload"], result) if prepared.report == "replay" else None
+    if replay is not None:
         files |= replay.files
     with watch.step("draw"):
         files["timeline.png"] = draw_timeline(
-            outcome.result.sessions,
-            num_workers=plans[0].num_workers,
+            result.sessions,
+            num_workers=outcome.plans[0].num_workers,
             experts=summary["experts"],
             predicted_makespan_s=summary["predicted_expert_makespan_s"],
-            resumptions=outcome.result.resumptions,
-            lost_workers=outcome.result.lost_workers,
+            resumptions=result.resumptions,
+            lost_workers=result.lost_workers,
             pilot_s=summary.get("pilot", {}).get("end_ts", 0.0),
         )
-    write_run(
-        folder,
-        config=stamped,
-        plans=plans,
-        result=outcome.result,
-        summary=summary,
-        meta=describe_run_conditions(
-            wall_s_by_step=watch.wall_s_by_step, solver_s=plans[0].solve.wall_s, reacting_s=outcome.reacting_s
-        ),
-        files=files,
-        answers=outcome.answers,
-        roles={node.name: node.role or node.name for node in job.graph.nodes},
-    )
+    leave(folder, prepared, stamped, outcome, summary, wall_s_by_step=watch.wall_s_by_step, files=files)
     if point is not None:
         print(describe_point(summary, point))
     else:

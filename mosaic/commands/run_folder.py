@@ -1,6 +1,7 @@
-"""What summary.json says of a run, and the files that come of its answers."""
+"""What a run leaves: its folder, and what summary.json says of it."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mosaic.config.job import Prepared
@@ -10,9 +11,59 @@ from mosaic.core.results import CallStatus
 from mosaic.pipelines.exits import calibrated_gate
 from mosaic.pipelines.final_answers import accuracy_frac
 from mosaic.pipelines.gates.calibrated import Calibrated
+from mosaic.planning.plan_file import replans_to_jsonl
 from mosaic.report.metrics import StageSummary, Summary, summarise
+from mosaic.report.provenance import describe_run_conditions
+from mosaic.report.responses import answer_files
+from mosaic.report.run_folder import Content, write_run
 from mosaic.runtime.job import Outcome
 from mosaic.runtime.promise import Promise
+
+
+def leave(
+    folder: Path,
+    prepared: Prepared,
+    recorded: Mapping[str, Any],
+    outcome: Outcome,
+    summary: Summary,
+    *,
+    wall_s_by_step: Mapping[str, float] | None = None,
+    files: Mapping[str, Content] | None = None,
+) -> None:
+    """Write a run's folder.
+
+    Parameters
+    ----------
+    folder
+        Where to.
+    prepared
+        What was run.
+    recorded
+        Its configuration as the folder has it.
+    outcome, summary
+        What came of it, and what is said of that.
+    wall_s_by_step
+        For meta.json.
+    files
+        More files.
+    """
+    job, plans = prepared.job, outcome.plans
+    written = answer_files(job.workload, job.graph, outcome.result.calls, outcome.ballots, prepared.setting)
+    if outcome.replans:
+        written["replans.jsonl"] = replans_to_jsonl(outcome.replans)
+    write_run(
+        folder,
+        config=recorded,
+        plans=plans,
+        result=outcome.result,
+        summary=summary,
+        meta=describe_run_conditions(
+            wall_s_by_step=wall_s_by_step or {}, solver_s=plans[0].solve.wall_s, reacting_s=outcome.reacting_s
+        ),
+        files=written | dict(files or {}),
+        answers=outcome.answers,
+        roles={node.name: node.role or node.name for node in job.graph.nodes},
+    )
 
 
 def summary_of(
