@@ -305,6 +305,7 @@ def test_a_bad_second_stage_is_refused_with_a_message(case: Case, tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IN_A_PROCESS)
 def test_a_command_with_a_bad_second_stage_fails(name: str, tmp_path: Path) -> None:
     case = next(case for case in CASES if case.name == name)
@@ -317,6 +318,7 @@ def test_every_case_has_a_name_of_its_own() -> None:
     assert len({case.name for case in CASES}) == len(CASES) >= 75
 
 
+@pytest.mark.slow
 def test_a_bad_gate_does_not_stop_a_sweep_and_fails_it(tmp_path: Path) -> None:
     outcome = run_here(
         "-m", *SMALL, *QUICK, "scheduler=round_robin", "gate.tau=0,1", f"hydra.sweep.dir={tmp_path}",

@@ -85,6 +85,7 @@ def test_the_text_says_the_final_answer(done: Path) -> None:
         assert body["choices"][0]["message"]["content"] == f"The answer is {answer['answer']}.", "without its thinking"
 
 
+@pytest.mark.slow
 def test_run_py_answers_the_same_with_the_same_plan(done: Path, models: list[str], tmp_path: Path) -> None:
     checkpoints = Path(models[models.index("--checkpoints") + 1])
     entries = ", ".join(

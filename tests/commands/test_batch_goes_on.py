@@ -61,6 +61,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, name: str, num_calls: int) -> No
     monkeypatch.setattr(AnswerStream, "on", on)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "num_calls", "source"),
     [
@@ -91,6 +92,7 @@ def test_calls_of_a_checkpoint_that_changes_in_mid_batch_are_sent_again(
     assert bodies(path) == bodies(fresh), "as if it had always been there"
 
 
+@pytest.mark.slow
 def test_appended_questions_are_added_and_no_call_is_sent_twice(models: list[str], tmp_path: Path) -> None:
     path = write_batch(tmp_path, lines(40))
     path.write_text(path.read_text().rstrip())  # as an editor may leave it

@@ -54,6 +54,7 @@ def test_an_audit_refuses_the_output_of_another_run(done: Path, tmp_path: Path) 
     assert "is not what the run in" not in run_mosaic("audit", other, "--work", done.with_suffix(".mosaic")).err
 
 
+@pytest.mark.slow
 def test_two_commands_do_not_share_an_output_name(done: Path, models: list[str], tmp_path: Path) -> None:
     path = write_batch(tmp_path, [batch_line(number) for number in range(2)])
     before = done.with_name("questions.out.jsonl").read_bytes()

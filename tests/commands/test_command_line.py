@@ -227,6 +227,7 @@ def stamps(folder: Path) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/summary.json")}
 
 
+@pytest.mark.slow
 def test_a_sweep_repeats_only_the_points_that_are_not_complete(tmp_path: Path) -> None:
     points = ("seed=0,1", "scheduler=round_robin,least_loaded")
     first = sweep(tmp_path, *points)
@@ -243,6 +244,7 @@ def test_a_sweep_repeats_only_the_points_that_are_not_complete(tmp_path: Path) -
     assert {name for name in after if after[name] != before[name]} == {"least_loaded-1"}
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_a_line_a_point_and_how_to_compare_them(tmp_path: Path) -> None:
     outcome = run_here("-m", *SMALL, *QUICK, "seed=0,1", "cluster.name=my/pair", f"hydra.sweep.dir={tmp_path}")
     assert outcome.err == ""

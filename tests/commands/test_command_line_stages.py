@@ -208,6 +208,7 @@ def test_more_slots_that_agree_make_a_shorter_and_a_surer_answer(gated: Mapping[
     assert sum(right[True]) / len(right[True]) > sum(right[False]) / len(right[False])
 
 
+@pytest.mark.slow
 def test_one_session_or_a_replica_per_gpu_and_auto_is_one_of_them(tmp_path: Path) -> None:
     folders = {name: run_into(tmp_path / name, *GPQA, f"aggregator={name}") for name in ("tp4", "dp", "auto")}
     places = {
@@ -244,6 +245,7 @@ def test_a_saved_plan_of_the_experts_gives_the_same_two_stages(gated: Mapping[st
     assert contents(folder, but=but) == contents(gated["majority"], but=but)
 
 
+@pytest.mark.slow
 def test_a_sweep_over_gates_names_what_each_skipped(tmp_path: Path) -> None:
     outcome = run_here(
         "-m", *GPQA, "scheduler=round_robin", "gate=never,unanimous", f"hydra.sweep.dir={tmp_path}",
@@ -305,6 +307,7 @@ def test_a_calibrated_gate_skips_by_what_it_promises(calibration: Path, tmp_path
     assert len(outcome.out.splitlines()) <= 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [(), ("pipeline.quorum=true",)])
 def test_a_promise_holds_in_the_world_of_its_calibration_and_is_withdrawn_in_another(
     calibration: Path, tmp_path: Path, shared: tuple[str, ...]

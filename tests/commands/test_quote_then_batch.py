@@ -63,10 +63,12 @@ def chosen(path: Path) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_a_batch_without_a_quote_takes_the_best_plan_too(alone: Path) -> None:
     assert ", predicted " in chosen(alone)
 
 
+@pytest.mark.slow
 def test_a_batch_goes_on_from_its_quote(models: list[str], alone: Path, tmp_path: Path) -> None:
     path = write_questions(tmp_path / "quoted")
     quoted = run_mosaic("quote", path, *models, *PILOT, "--gpus", "1,2", "--kind", "a100_80gb", "--json")

@@ -23,6 +23,7 @@ def lose_a_call(outcome: RunOutcome) -> RunOutcome:
     return replace(outcome, result=replace(outcome.result, calls=(first._replace(status=CallStatus.FAILED), *others)))
 
 
+@pytest.mark.slow
 def test_calls_without_a_result_have_a_status_of_their_own(tmp_path: Path) -> None:
     run = mosaic.run
 
@@ -81,6 +82,7 @@ def test_an_empty_name_of_a_folder_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_point_outside_of_the_sweeps_folder_is_refused(tmp_path: Path) -> None:
     outcome = run_here(
         "-m", *SMALL, *QUICK, "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}", "hydra.sweep.subdir=../${seed}"
@@ -90,6 +92,7 @@ def test_a_point_outside_of_the_sweeps_folder_is_refused(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["sweep"]
 
 
+@pytest.mark.slow
 def test_points_on_real_engines_run_in_turn(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "q.jsonl", {"id": "a", **NAMED})
     outcome = run_here(
@@ -100,6 +103,7 @@ def test_points_on_real_engines_run_in_turn(tmp_path: Path) -> None:
     assert "hydra/launcher must be basic with backend=vllm, got 'joblib'" in outcome.err
 
 
+@pytest.mark.slow
 def test_groups_that_another_groups_file_has_chosen_are_named(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "q.jsonl", {"id": "a", **NAMED})
     local = ("cluster=local", "workload=file", "pool=demo", f"workload.path={path}", *QUICK)

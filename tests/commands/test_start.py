@@ -57,6 +57,7 @@ def test_all_that_is_missing_is_one_message(questions: Path, tmp_path: Path, mon
     assert [part in line for part, line in zip(parts, found, strict=True)] == [True] * 4
 
 
+@pytest.mark.slow
 def test_a_job_that_could_be_built_is_checked_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pool of conf/pool names checkpoints that nobody has read so far."""
     inputs = write_inputs(tmp_path)

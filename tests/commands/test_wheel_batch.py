@@ -33,6 +33,7 @@ def test_the_readme_shows_a_quote_a_batch_and_its_audit() -> None:
     assert f"questions.jsonl: {NUM_QUESTIONS} questions answered, 0 errors" in SCREENS[1].lines
 
 
+@pytest.mark.slow
 def test_engines_without_a_model_print_the_screens_of_the_readme(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -344,6 +344,7 @@ def test_a_sweep_is_compared_with_round_robin_that_never_skips_if_it_has_one(tmp
     assert mosaic_status("compare", str(tmp_path)) == 0
 
 
+@pytest.mark.slow
 def test_script_runs_from_any_folder(tmp_path):
     make_sweep(tmp_path)
     command = [sys.executable, "-m", "mosaic", "compare", "."]

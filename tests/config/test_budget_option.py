@@ -52,6 +52,7 @@ def test_calibration_answers_hold_lengths_and_what_each_response_was_worth(lesso
     assert 0 < sum(rights) < 3 * len(questions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", [("gate=never",), ("gate=unanimous",), ("gate=majority", "pipeline.quorum=true")])
 def test_calls_are_cut_where_the_promise_allows(tmp_path: Path, lessons: Path, gate: tuple[str, ...]) -> None:
     folder = run_into(tmp_path / "run", *FEW, *gate, *BOTH, *promise(lessons))

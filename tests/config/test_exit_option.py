@@ -95,6 +95,7 @@ def test_answers_do_not_depend_on_who_runs_what_when(folders: dict[str, Path], t
     ]
 
 
+@pytest.mark.slow
 def test_a_calibrated_exit_learns_from_a_run_without_one_and_refuses_its_own_questions(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:

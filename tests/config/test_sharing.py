@@ -88,6 +88,7 @@ with initialize_config_dir(str(CONF), version_base="1.3"):
 """Where nobody has imported Hydra's plugins anew: what a loader is made of is then not pickled."""
 
 
+@pytest.mark.slow
 def test_a_worker_need_not_compose_what_the_sweep_has_composed() -> None:
     done = subprocess.run(
         [sys.executable, "-c", IN_A_PROCESS_OF_ITS_OWN], cwd=CONF.parent, capture_output=True, text=True, check=False
@@ -132,6 +133,7 @@ def test_points_share_no_values(loaders) -> None:
     assert first.scheduler.max_replicas == 2 != second.scheduler.max_replicas
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", [["scheduler=none_such"], ["sceduler.max_replicas=1"], ["seed=1", "pool=x"]])
 def test_what_cannot_be_composed_is_told_in_hydras_words(loaders, point) -> None:
     master, loader, sharing = loaders
