@@ -5,6 +5,7 @@
     python experiments/study.py trees --out results/trees    makes the committed files anew
     python experiments/study.py ablate_k ablate_load         several
     python experiments/study.py trees --draw                 page and figures from the tables that are there
+    python experiments/study.py my_study.py                  a file of your own (README.md, "A study of one's own")
 
 A study that was stopped goes on with the rows that are missing.
 """
@@ -17,6 +18,7 @@ from typing import Annotated
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
 import typer
+from cloudpickle import register_pickle_by_value
 
 from experiments.lab.preset import preset_names, preset_study
 from experiments.lab.study import Study, run_study
@@ -34,13 +36,15 @@ def find_studies() -> list[str]:
 
 
 def load_study(name: str) -> Study:
-    """Import a study.
+    """Import a study: one of ours by its name, or a file of one's own that defines a STUDY.
 
     Raises
     ------
     ValueError
         If there is none of that name.
     """
+    if name.endswith(".py"):
+        return _own_study(Path(name))
     require(name in find_studies(), "NAME", f"one of {find_studies()}", name)
     if name in preset_names():
         return preset_study(name)
@@ -48,8 +52,19 @@ def load_study(name: str) -> Study:
     return study
 
 
+def _own_study(path: Path) -> Study:
+    require(path.is_file(), "NAME", "a study's name, or a file", str(path))
+    sys.path.insert(0, str(path.resolve().parent))
+    module = import_module(path.stem)
+    register_pickle_by_value(module)  # worker processes do not find it
+    study = getattr(module, "STUDY", None)
+    if not isinstance(study, Study):
+        raise TypeError(f"{path}: STUDY must be an experiments.lab.study.Study, got {study!r}")
+    return study
+
+
 def main(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Studies of --list.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...", help="Studies of --list, or files.")] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the files. [default: results/multirun/NAME]")
     ] = None,
