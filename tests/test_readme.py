@@ -16,7 +16,7 @@ LONG = [block for _, block in BLOCKS if block.marker == "slow"]
 UNMARKED = [block for _, block in BLOCKS if block.language == "sh" and not block.marker]
 MOST_LINES = 150
 """Of README.md."""
-MOST_EXAMPLE_LINES = 22
+MOST_EXAMPLE_LINES = 60
 """Of a file or a command that a reader is to copy."""
 
 
