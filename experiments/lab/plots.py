@@ -125,7 +125,7 @@ def draw_rows(
     """
     rows = [row for row in rows if row[x] is not None]
     looks = {name: {**look, "linestyle": ""} for name, look in line_looks(marks).items()}
-    figure = new_figure(0.8 + ROW_IN * len(names), PAGE_WIDTH_IN)
+    figure = new_figure(0.8 + ROW_IN * len(names), COLUMN_WIDTH_IN if len(panels) == 1 else PAGE_WIDTH_IN)
     step = ALL_SHIFTED_FRAC / len(marks)
     for axes, (value, shown) in zip(
         figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
