@@ -118,7 +118,6 @@ RULES = {
     "unanimous": lambda order: Agreed(tau=1, order=order),
     "at risk": lambda order: AgreedAtRisk(gate=Majority(), order=order),
     "faster_moa": lambda order: FasterMoa(seed=3, order=order),
-    "without diagonal": lambda order: FasterMoa(seed=3, diagonal=False, exponent="tau", order=order),
 }
 
 
@@ -232,7 +231,7 @@ def test_a_calibrated_exit_promises_what_its_gate_does_and_names_its_own_keys(tm
         (lambda: Agreed(order="random"), r"exit\.order must be one of \['slot', 'finish'\], got 'random'"),
         (lambda: FasterMoa(seed=-1), r"exit\.seed must be .*, got -1"),
         (lambda: FasterMoa(seed=0, tau=0), r"exit\.tau must be .*, got 0"),
-        (lambda: FasterMoa(seed=0, exponent="cube"), r"exit\.exponent must be one of \['sqrt', 'tau'\], got 'cube'"),
+        (lambda: FasterMoa(seed=0, similarity="words"), r"exit\.similarity must be one of \['answers', 'embeddings'\]"),
         (lambda: FasterMoa(seed=0, similarity="embeddings"), r"exit\.embed must be given with embeddings, got None"),
     ],
 )

@@ -8,9 +8,10 @@ NOTE: after each agent i that has ended, with l, j, k over those that have:
     B   = 1 - |P - tau| / tau,  tau = 0.7
     Q   = sqrt(C B)                                                  the others are cancelled with this probability
 
-As printed, the pairs of P hold the diagonal, where Sim is 1, and Q is a root in the prose and a power of tau in the
-algorithm: both are options. Sim(j, k) is the cosine, under the Frobenius product, of U_j and U_k: U = T'T scaled to a
-correlation matrix, T the embeddings of a response's tokens, shape (num_tokens, embedding_size).
+This is one reading of the paper: pairs j = k, whose Sim is 1, count, as printed, and Q is the root of its prose, not
+the power tau of its algorithm. results/exits/faster_moa.md compares the readings. Sim(j, k) is the cosine, under the
+Frobenius product, of U_j and U_k: U = T'T scaled to a correlation matrix, T the embeddings of a response's tokens,
+shape (num_tokens, embedding_size).
 
 References
 ----------
@@ -50,15 +51,6 @@ class Similarity(StrEnum):
     """As published, with a model of the pool in the place of the paper's embedding model."""
 
 
-class Exponent(StrEnum):
-    """Which power of C B is Q."""
-
-    SQRT = "sqrt"
-    """1/2, as in the paper's prose."""
-    TAU = "tau"
-    """tau, as in its algorithm."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FasterMoa:
     """Cancels by the published rule; who reads the agents reads those that count by then."""
@@ -66,9 +58,6 @@ class FasterMoa:
     seed: int
     """The run's: the draws are hashed from it and the keys of the calls."""
     tau: float = 0.7
-    diagonal: bool = True
-    """Whether P averages the similarity of a response to itself too."""
-    exponent: Exponent = Exponent.SQRT
     similarity: Similarity = Similarity.ANSWERS
     order: Order = Order.FINISH
     embed: Embed | None = None
@@ -79,12 +68,9 @@ class FasterMoa:
         require_count(self.seed, "exit.seed")
         require_number(self.tau, "exit.tau", above=0)
         require(self.tau <= 1, "exit.tau", "at most 1", self.tau)
-        if not isinstance(self.diagonal, bool):
-            raise TypeError(f"exit.diagonal must be true or false, got {self.diagonal!r}")
-        for name, kind in (("exponent", Exponent), ("similarity", Similarity)):
-            allowed = [one.value for one in kind]
-            require(getattr(self, name) in allowed, f"exit.{name}", f"one of {allowed}", getattr(self, name))
-            object.__setattr__(self, name, kind(getattr(self, name)))
+        allowed = [one.value for one in Similarity]
+        require(self.similarity in allowed, "exit.similarity", f"one of {allowed}", self.similarity)
+        object.__setattr__(self, "similarity", Similarity(self.similarity))
         object.__setattr__(self, "order", checked_order(self.order))
         given = self.embed is not None
         needed = self.similarity is Similarity.EMBEDDINGS
@@ -121,12 +107,10 @@ class FasterMoa:
             heard.append(place)
             confidences.append(_confidence_of(record))
             drawn = draw(self.seed, record.key)
-            least, most = probability_range(confidences, tau=self.tau, diagonal=self.diagonal, exponent=self.exponent)
+            least, most = probability_range(confidences, tau=self.tau)
             if least <= drawn < most:  # else texts need not be embedded to know
                 similar = [[compare(other, one) for other in heard[:k]] for k, one in enumerate(heard)]
-                least = exit_probability(
-                    confidences, similar, tau=self.tau, diagonal=self.diagonal, exponent=self.exponent
-                )
+                least = exit_probability(confidences, similar, tau=self.tau)
             if drawn < least:
                 return Verdict(meeting.order[:number])
         return None
@@ -148,18 +132,10 @@ class FasterMoa:
 
     def notes(self) -> Sequence[str]:
         by = "same answer" if self.embed is None else "token embeddings"
-        pairs = "with" if self.diagonal else "without"
-        return (f"Faster-MoA's rule: tau {self.tau:g}, {pairs} the diagonal, exponent {self.exponent}, Sim by {by}",)
+        return (f"Faster-MoA's rule: tau {self.tau:g}, Sim by {by}",)
 
 
-def exit_probability(
-    confidences: Sequence[float],
-    similar: Sequence[Sequence[float]],
-    *,
-    tau: float = 0.7,
-    diagonal: bool = True,
-    exponent: Exponent = Exponent.SQRT,
-) -> float:
+def exit_probability(confidences: Sequence[float], similar: Sequence[Sequence[float]], *, tau: float = 0.7) -> float:
     """Compute Q.
 
     Parameters
@@ -168,13 +144,13 @@ def exit_probability(
         C_l of the agents that have ended, 0 to 1.
     similar
         Row k has Sim(k, j) for all j < k.
-    tau, diagonal, exponent
+    tau
         As in ``FasterMoa``.
 
     Returns
     -------
     float
-        0 to 1; 0 where there is no pair, or all confidences are 0.
+        0 to 1; 0 where all confidences are 0.
 
     Examples
     --------
@@ -183,13 +159,11 @@ def exit_probability(
     >>> [round(exit_probability([0.9, 0.9], [[], [sim]]), 3) for sim in (0.0, 0.1, 0.5, 1.0)]
     [0.926, 0.949, 0.854, 0.717]
     """
-    mean_similarity = _mean_similarity(confidences, lambda j, k: similar[k][j], diagonal=diagonal)
-    return 0.0 if mean_similarity is None else _probability(confidences, mean_similarity, tau, exponent)
+    mean_similarity = _mean_similarity(confidences, lambda j, k: similar[k][j])
+    return 0.0 if mean_similarity is None else _probability(confidences, mean_similarity, tau)
 
 
-def probability_range(
-    confidences: Sequence[float], *, tau: float = 0.7, diagonal: bool = True, exponent: Exponent = Exponent.SQRT
-) -> tuple[float, float]:
+def probability_range(confidences: Sequence[float], *, tau: float = 0.7) -> tuple[float, float]:
     """Bound Q, whatever was said: Sim lies between 0 and 1, and Q falls on both sides of P = tau.
 
     Examples
@@ -197,29 +171,26 @@ def probability_range(
     >>> [round(odds, 3) for odds in probability_range([0.9, 0.9])]
     [0.717, 0.949]
     """
-    unlike = _mean_similarity(confidences, lambda j, k: 0.0, diagonal=diagonal)
-    alike = _mean_similarity(confidences, lambda j, k: 1.0, diagonal=diagonal)
+    unlike = _mean_similarity(confidences, lambda j, k: 0.0)
+    alike = _mean_similarity(confidences, lambda j, k: 1.0)
     if unlike is None or alike is None:
         return 0.0, 0.0
-    odds = [_probability(confidences, one, tau, exponent) for one in (unlike, min(max(tau, unlike), alike), alike)]
+    odds = [_probability(confidences, one, tau) for one in (unlike, min(max(tau, unlike), alike), alike)]
     return min(odds), max(odds)
 
 
-def _mean_similarity(
-    confidences: Sequence[float], similarity: Callable[[int, int], float], *, diagonal: bool
-) -> float | None:
-    """Compute P; None: there is no pair, or all confidences are 0."""
-    own = add_in_order(confidence**2 for confidence in confidences) if diagonal else 0.0
+def _mean_similarity(confidences: Sequence[float], similarity: Callable[[int, int], float]) -> float | None:
+    """Compute P; None: all confidences are 0."""
+    own = add_in_order(confidence**2 for confidence in confidences)
     pairs = [(confidences[j] * confidences[k], similarity(j, k)) for j, k in combinations(range(len(confidences)), 2)]
     total = own + add_in_order(weight for weight, _ in pairs)
     return (own + add_in_order(weight * sim for weight, sim in pairs)) / total if total > 0 else None
 
 
-def _probability(confidences: Sequence[float], mean_similarity: float, tau: float, exponent: Exponent) -> float:
+def _probability(confidences: Sequence[float], mean_similarity: float, tau: float) -> float:
     confidence = sqrt(add_in_order(one**2 for one in confidences) / len(confidences))
     balance = 1 - abs(mean_similarity - tau) / tau
-    product = max(0.0, confidence * balance)
-    return min(1.0, sqrt(product) if exponent is Exponent.SQRT else product**tau)
+    return min(1.0, sqrt(max(0.0, confidence * balance)))
 
 
 def draw(seed: int, key: CallKey) -> float:
