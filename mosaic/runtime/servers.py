@@ -1,6 +1,6 @@
 """A run on servers: experts are where their servers are, so nothing is placed, measured or planned before it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from mosaic.core.commands import Command, Open, Submit
@@ -8,7 +8,7 @@ from mosaic.core.errors import BackendError
 from mosaic.core.events import Event, Finished, Lost, Started
 from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.results import SERVED
-from mosaic.core.workload import ExpertName, NodeName
+from mosaic.core.workload import Call, ExpertName, NodeName
 from mosaic.runtime.controller import View
 from mosaic.runtime.layers import Questions
 
@@ -32,11 +32,26 @@ class Servers:
 
     Calls go to the queue of their expert: whichever of its servers has room takes the next. Sessions are closed by the
     run loop when no call is left.
+
+    Parameters
+    ----------
+    questions
+        The batch on its way.
+    plan
+        A session a server.
+    home
+        As in ``Flow``.
     """
 
     reacts = True
 
-    def __init__(self, questions: Questions, plan: Plan) -> None:
+    def __init__(
+        self,
+        questions: Questions,
+        plan: Plan,
+        home: Callable[[Call, View], int | None] = lambda call, view: None,
+    ) -> None:
+        self._home = home
         self._questions = questions
         self._plan = plan
 
@@ -56,7 +71,8 @@ class Servers:
         if isinstance(event, Finished):
             self._questions.note(event.record)
             needed = self._questions.needed(event.record.key.question)
-            return [Submit(call, call.expert) for call in needed if call.key not in view.calls]
+            homes = [(call, self._home(call, view)) for call in needed if call.key not in view.calls]
+            return [Submit(call, call.expert if home is None else home) for call, home in homes]
         if isinstance(event, Lost):
             self._check(view)
         return ()

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.studies.resident import Resident
 from mosaic.core.commands import Close, Open, Prefill, Submit
 from mosaic.core.errors import BackendError
 from mosaic.core.events import Prefilled
-from mosaic.core.plan import Session
+from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.realization import Outcome
 from mosaic.core.results import RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Workload
@@ -21,6 +20,7 @@ from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.prefill_ahead import PrefillAhead
 from mosaic.runtime.replay import Replay
+from mosaic.runtime.servers import Servers
 from tests.answered_questions import make_question
 from tests.contracts.test_backend_contract import BACKENDS, NAMES, Kind
 from tests.controllers import Answers, Watcher
@@ -68,7 +68,8 @@ def run(kind: Kind, folder: Path, *, is_ahead: bool = True, replayed: RunResult 
     questions = Questions(Workload(name="read", questions=texts, calls=tuple(calls)), graph)
     ahead = PrefillAhead(questions)
     sessions = [Session(id=n, expert=expert, workers=(n,)) for n, expert in enumerate(EXPERTS)]
-    everybody = [Resident(questions, sessions, ahead.home), *([ahead] if is_ahead else [])]
+    servers = Servers(questions, unpriced_plan(sessions, num_workers=len(sessions)), ahead.home)
+    everybody = [servers, *([ahead] if is_ahead else [])]
     if replayed is not None:
         everybody = [Replay(replayed.actions)]
     return drive_three(kind, folder, everybody)
