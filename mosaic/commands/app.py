@@ -76,38 +76,48 @@ def compare(
         compare_runs(folders, baseline, metric, disturbed=disturbed, out=out)
 
 
+Models = Annotated[
+    str | None, typer.Option(help="Checkpoints A,B,C by folder or Hugging Face name, or a LiteLLM model_list file.")
+]
+Aggregator = Annotated[
+    str | None, typer.Option(help="Who merges: one of them, another checkpoint, or none. The largest by default.")
+]
+PerQuestion = Annotated[int | None, typer.Option(help="Models that answer each question: 3.", min=1)]
+Workers = Annotated[int | None, typer.Option(help="All GPUs, or 2 groups of cores where there is none.", min=1)]
+Checkpoints = Annotated[str, typer.Option(help="Where checkpoints lie that are not named by path.")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[FILE] [KEY=VALUE]...", help="A file of questions, and overrides as for `mosaic run`."),
+]
+Kinds = Annotated[list[str] | None, typer.Option(help="A file of conf/hardware; may be repeated.")]
+KindPrices = Annotated[
+    list[str] | None, typer.Option(metavar="KIND=DOLLARS", help="An hour of one GPU; may be repeated.")
+]
+PriceFile = Annotated[Path | None, typer.Option(help="JSON with the prices of kinds, each with its date.")]
+QuoteFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--folder", "--work", help="Of the pilot's journal. [default: results/multirun/quote/... or FILE.mosaic]"
+    ),
+]
+
+
 @app.command()
 def quote(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[FILE] [KEY=VALUE]...", help="A file of questions, and overrides as for `mosaic run`."),
-    ] = None,
+    words: Words = None,
     gpus: Annotated[str, typer.Option(help="Numbers of GPUs, as 1-8 or 1,2,4.")] = "1-8",
-    kind: Annotated[list[str] | None, typer.Option(help="A file of conf/hardware; may be repeated.")] = None,
-    price: Annotated[
-        list[str] | None, typer.Option(metavar="KIND=DOLLARS", help="An hour of one GPU; may be repeated.")
-    ] = None,
-    prices: Annotated[Path | None, typer.Option(help="JSON with the prices of kinds, each with its date.")] = None,
+    kind: Kinds = None,
+    price: KindPrices = None,
+    prices: PriceFile = None,
     deadline: Annotated[str | None, typer.Option(help="From now: seconds, or with min, h or d.")] = None,
     pilot: Annotated[int, typer.Option(help="Calls an expert, on average.")] = 128,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--folder", "--work", help="Of the pilot's journal. [default: results/multirun/quote/... or FILE.mosaic]"
-        ),
-    ] = None,
+    folder: QuoteFolder = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what dominates, and what is unknown.")] = False,
-    models: Annotated[str | None, typer.Option(help="With FILE: checkpoints A,B,C, or a LiteLLM file.")] = None,
-    aggregator: Annotated[
-        str | None, typer.Option(help="With FILE: who merges, or none. [default: the largest]")
-    ] = None,
-    per_question: Annotated[
-        int | None, typer.Option(help="With FILE: models that answer each question. [default: 3]")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="With FILE: workers of the pilot. [default: all GPUs, or 2]")
-    ] = None,
-    checkpoints: Annotated[str, typer.Option(help="With FILE: where checkpoints lie.")] = "checkpoints",
+    models: Models = None,
+    aggregator: Aggregator = None,
+    per_question: PerQuestion = None,
+    workers: Workers = None,
+    checkpoints: Checkpoints = "checkpoints",
     as_json: Annotated[bool, typer.Option("--json", help="The quote as JSON.")] = False,
 ) -> None:
     """Say how long a batch takes, and what it costs, on how many GPUs, from a pilot of its own calls.
@@ -152,21 +162,15 @@ def batch(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="As for `mosaic run`: pool=tiny, profile.path=FILE, ...")
     ] = None,
-    models: Annotated[
-        str | None, typer.Option(help="Checkpoints A,B,C by folder or Hugging Face name, or a LiteLLM model_list file.")
-    ] = None,
-    aggregator: Annotated[
-        str | None, typer.Option(help="Who merges: one of them, another checkpoint, or none. The largest by default.")
-    ] = None,
-    per_question: Annotated[int | None, typer.Option(help="Models that answer each question: 3.", min=1)] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="All GPUs, or 2 groups of cores where there is none.", min=1)
-    ] = None,
+    models: Models = None,
+    aggregator: Aggregator = None,
+    per_question: PerQuestion = None,
+    workers: Workers = None,
     on: Annotated[
         str | None,
         typer.Option(help="Where: ray (the cluster of this machine), or ray://HEAD. Here by default."),
     ] = None,
-    checkpoints: Annotated[str, typer.Option(help="Where checkpoints lie that are not named by path.")] = "checkpoints",
+    checkpoints: Checkpoints = "checkpoints",
     price: Annotated[float | None, typer.Option(help="Dollars for a worker and an hour.", min=0)] = None,
     work: Annotated[Path | None, typer.Option(help="Folder of the journal: FILE with the suffix .mosaic.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the output: that of FILE.")] = None,
@@ -196,13 +200,8 @@ def batch(
         overrides=tuple(overrides or ()),
     )
     with exit_with_message():
-        status = run_batch(
-            request,
-            places_of(file, work, out),
-            price_per_hour=price,
-            metrics_port=metrics_port,
-            metrics_host=metrics_host,
-        )
+        places = places_of(file, work, out)
+        status = run_batch(request, places, price_per_hour=price, metrics_port=metrics_port, metrics_host=metrics_host)
     raise typer.Exit(status)
 
 

@@ -42,7 +42,7 @@ from mosaic.report.run_folder import SUMMARY, completed_with, read_json
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.garbage import spare_garbage_collector
 from mosaic.runtime.job import Outcome
-from mosaic.runtime.promise import gate_notes, promise_of
+from mosaic.runtime.promise import Promise, gate_notes, promise_of
 from mosaic.runtime.replanning import describe_new_plan
 
 
@@ -108,18 +108,25 @@ def run_batch(
         with closing(stream):
             outcome = execute(prepared, stream, metrics, price_per_hour)
             ended = finish(places.files, stream.file, stream.questions)
-        promise = promise_of(prepared.job, prepared.calibration, outcome)
-        summary = summary_of(prepared, config, outcome.plans, outcome, promise)
-        (places.work / SUMMARY).unlink(missing_ok=True)
-        # It counts how questions ended, and speaks for the output files.
-        summary |= ended._asdict() | {"outputs": digests(places.files)}
-        leave(places.work, prepared, stamped, outcome, summary)
+        promise = _leave(places, prepared, stamped, outcome, ended)
         places.files.partial.unlink(missing_ok=True)
     wall_s = time.monotonic() - start
     print(describe(request.path, places, outcome, ended, gate_notes(prepared.job.graph, prepared.calibration, promise)))
     if price_per_hour is not None:
         print(f"  cost      {cost(wall_s, prepared.job.cluster.num_workers, price_per_hour)} for {wall_s:,.0f} s")
     return UNANSWERED_STATUS if ended.num_unanswered else 0
+
+
+def _leave(
+    places: Places, prepared: Prepared, stamped: Mapping[str, Any], outcome: Outcome, ended: Finished
+) -> Promise | None:
+    """Leave the run folder; its summary counts how questions ended, and speaks for the output files."""
+    promise = promise_of(prepared.job, prepared.calibration, outcome)
+    summary = summary_of(prepared, stamped, outcome.plans, outcome, promise)
+    summary |= ended._asdict() | {"outputs": digests(places.files)}
+    (places.work / SUMMARY).unlink(missing_ok=True)
+    leave(places.work, prepared, stamped, outcome, summary)
+    return promise
 
 
 def execute(prepared: Prepared, stream: AnswerStream, metrics: RunMetrics, price_per_hour: float | None) -> Outcome:

@@ -50,9 +50,11 @@ from mosaic.planning.plan_file import load_plans
 from mosaic.planning.profiles import load_profile
 from mosaic.runtime.job import Job
 from mosaic.runtime.planner import CostFactory
+from mosaic.runtime.site import Site
 from mosaic.runtime.store import Store
 from mosaic.runtime.sweep import Sweep
 from sim.cluster.session_times import SimulatedSessions
+from sim.hardware.hardware import Hardware
 from sim.site import SimSite
 
 
@@ -97,64 +99,87 @@ def job_from(
     """
     config = asked_of_ray(config)
     given = section(config, Sections, "")
-    profile, pool = section(given.profile, ProfileSection, "profile"), section(given.pool, PoolSection, "pool")
-    plan = section(given.plan, PlanSection, "plan")
-    rule = f"1 where profile.path={profile.path!r} names a profile"
-    require(profile.path is None or profile.length_error == 1, "profile.length_error", rule, profile.length_error)
-    experts = _pool(pool)
-    cluster, (hardware, *more) = machines(config)
-    rule = "none on a cluster of several kinds: it is measured on workers of one kind"
-    is_merged = config["aggregator"].get("name") != "none" and config["topology"].get("layers") is None
-    require(not (more and is_merged), "aggregator", rule, config["aggregator"].get("name"))
-    world = once(given.world, "world", lambda: simulated_world(given.world))
-    source = dict(given.workload)
-    source.pop("aggregator", None)
-    report = source.pop("report", None)
-    require(report in (None, "replay"), "workload.report", "null or replay", report)
+    profile = _profile(given)
+    experts = _pool(section(given.pool, PoolSection, "pool"))
+    cluster, kinds = machines(config)
+    source, report = _source(given)
     workload = make_once(source, "workload")
     backend = backend_from(given.backend)
-    options = backend.options
-    pipeline = pipeline_from(config, experts, cluster, hardware, options, workload)
-    check_calls(workload, experts, cluster, options)
+    pipeline = pipeline_from(config, experts, cluster, kinds[0], backend.options, workload)
+    check_calls(workload, experts, cluster, backend.options)
     pipeline, calibration = _steered(config, pipeline, backend, experts, workload, cluster)
     if profile.aggregator_path is not None:
         check_upper_profile(pipeline, profile.aggregator_path, cluster)
-    parts = Parts(
-        options=options,
-        workload=workload,
-        calibration=lambda: _calibration(source, workload),
-        experts=experts,
-        cluster=cluster,
-        hardware=hardware,
-        more_hardware=tuple(more),
-        graph=pipeline.graph,
-        world=world,
+    site = backend.site(
+        Parts(
+            options=backend.options,
+            workload=workload,
+            calibration=lambda: _calibration(source, workload),
+            experts=experts,
+            cluster=cluster,
+            hardware=kinds[0],
+            more_hardware=kinds[1:],
+            graph=pipeline.graph,
+            world=once(given.world, "world", lambda: simulated_world(given.world)),
+            seed=given.seed,
+            profile_seed=profile.seed,
+            length_error=profile.length_error,
+            journal=journal,
+            ray=section(given.cluster, RaySection, "cluster") if is_ray(config) else None,
+        )
+    )
+    setting = _setting(source.get("name", workload.name), workload, experts, pipeline, calibration, site)
+    job = _job(given, profile, pipeline, backend, site, workload, experts, cluster, kinds)
+    check_effects(overrides, config, job)
+    return Prepared(
+        job=job,
         seed=given.seed,
-        profile_seed=profile.seed,
-        length_error=profile.length_error,
-        journal=journal,
-        ray=section(given.cluster, RaySection, "cluster") if is_ray(config) else None,
+        aggregator=pipeline.aggregator,
+        runs=backend.runs,
+        report=report,
+        setting=setting,
+        calibration=calibration,
     )
-    site = backend.site(parts)
-    setting = describe_setting(
-        workload,
-        experts,
-        pipeline.graph.nodes,
-        benchmark=source.get("name", workload.name),
-        answers=site.answers_source,
-    )
+
+
+def _setting(
+    benchmark: str,
+    workload: Workload,
+    experts: tuple[Expert, ...],
+    pipeline: Pipeline,
+    calibration: Calibration | None,
+    site: Site,
+) -> Setting:
+    """Describe what the run's answers are of, and check that what was calibrated is of the same."""
+    nodes = pipeline.graph.nodes
+    setting = describe_setting(workload, experts, nodes, benchmark=benchmark, answers=site.answers_source)
     check_calibration(pipeline.graph, setting)
     if calibration is not None:
         again = "gate=never pipeline.leave_one_out=true"
         check_same_setting("pipeline.promise.calibration", calibration.path, setting, again)
-    costs: CostFactory = make(config["costs"], "costs")
-    job = Job(
+    return setting
+
+
+def _job(
+    given: Sections,
+    profile: ProfileSection,
+    pipeline: Pipeline,
+    backend: Backend,
+    site: Site,
+    workload: Workload,
+    experts: tuple[Expert, ...],
+    cluster: Cluster,
+    kinds: Sequence[Hardware],
+) -> Job:
+    plan = section(given.plan, PlanSection, "plan")
+    costs: CostFactory = make(given.costs, "costs")
+    return Job(
         workload=workload,
         experts=experts,
         cluster=cluster,
         graph=pipeline.graph,
-        scheduler=make(config["scheduler"], "scheduler"),
-        costs=partial(costs, options=options),
+        scheduler=make(given.scheduler, "scheduler"),
+        costs=partial(costs, options=backend.options),
         site=site,
         sweep=call(Sweep, "profile.sweep", **profile.sweep),
         profile=None if profile.path is None else load_profile(profile.path),
@@ -169,20 +194,25 @@ def job_from(
         has_moves="moves" in pipeline.reactions,
         has_forecast="forecast" in pipeline.reactions,
         has_replan="replan" in pipeline.reactions,
-        session_model=SimulatedSessions({kind.gpu.name: kind for kind in (hardware, *more)}, cluster, options),
+        session_model=SimulatedSessions({kind.gpu.name: kind for kind in kinds}, cluster, backend.options),
         host_loads=site.host_loads if isinstance(site, SimSite) else None,
         store=None if profile.store is None else Store(Path(profile.store)),
     )
-    check_effects(overrides, config, job)
-    return Prepared(
-        job=job,
-        seed=given.seed,
-        aggregator=pipeline.aggregator,
-        runs=backend.runs,
-        report=report,
-        setting=setting,
-        calibration=calibration,
-    )
+
+
+def _profile(given: Sections) -> ProfileSection:
+    profile = section(given.profile, ProfileSection, "profile")
+    rule = f"1 where profile.path={profile.path!r} names a profile"
+    require(profile.path is None or profile.length_error == 1, "profile.length_error", rule, profile.length_error)
+    return profile
+
+
+def _source(given: Sections) -> tuple[dict[str, Any], str | None]:
+    """Give what makes the workload, and what is reported beside."""
+    source = {key: value for key, value in given.workload.items() if key not in ("aggregator", "report")}
+    report = given.workload.get("report")
+    require(report in (None, "replay"), "workload.report", "null or replay", report)
+    return source, report
 
 
 def backend_from(config: Mapping[str, Any]) -> Backend:

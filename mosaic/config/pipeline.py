@@ -96,6 +96,8 @@ def pipeline_from(
         section(config["aggregator"], NoAggregatorSection, "aggregator")
         return made(mixture_of_agents(None, gate=Never(), compare=comparisons()))
     aggregator = section(config["aggregator"], AggregatorSection, "aggregator")
+    rule = "none on a cluster of several kinds: it is measured on workers of one kind"
+    require(len({worker.gpu for worker in cluster.workers}) == 1, "aggregator", rule, aggregator.name)
     expert = _choose(aggregator.expert, config, experts)
     graph = mixture_of_agents(
         expert,

@@ -62,9 +62,6 @@ def draw_timeline(
     The names of the experts, in the pool's order, fix the colours. The predicted makespan is a thin
     dashed mark where it is known. Makespans are counted from the end of a pilot, which is marked too.
     """
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     lane_in = max(0.07, min(0.26, 5.0 / num_workers))
     colours = expert_colours([*experts, *(session.expert for session in sessions)])
     makespan_s = max((session.end_ts for session in sessions), default=0.0)
@@ -73,17 +70,7 @@ def draw_timeline(
     inches_per_s = (COLUMN_WIDTH_IN - LEFT_IN - RIGHT_IN) / limit_s
     names = {session.session: _name_in_box(session, inches_per_s, lane_in) for session in sessions}
     marks = _marks(sessions, makespan_s, predicted_makespan_s, pilot_s)
-    named = {session.expert for session in sessions if names[session.session]}
-    handles: list[Artist] = [load_patch()]
-    present = {session.expert for session in sessions}
-    handles += [Patch(facecolor=colours[name], label=name) for name in colours if name in present - named]
-    if any(session.node != PROPOSE and not names[session.session] for session in sessions):
-        handles.append(Patch(facecolor="none", edgecolor=INK, linewidth=0.6, label="aggregator (outlined)"))
-    if resumptions:
-        times = f" {len(resumptions)} times" if len(resumptions) > 1 else ""
-        handles.append(Line2D([], [], **RESUMED_LOOK, label=f"resumed{times}"))
-    if lost_workers:
-        handles.append(Line2D([], [], **LOST_LOOK, label="worker lost"))
+    handles = _legend(sessions, names, colours, resumptions, lost_workers)
     num_rows = -(-len(handles) // num_legend_columns(handles, COLUMN_WIDTH_IN))
     above_in, below_in = ROW_IN * len(marks) + 0.03, AXIS_IN + ROW_IN * num_rows
     height_in = above_in + num_workers * lane_in + below_in
@@ -105,6 +92,31 @@ def draw_timeline(
         _draw_mark(axes, *mark, row, limit_s)
     legend_below(figure, handles, loc="lower center")
     return png_bytes(figure)
+
+
+def _legend(
+    sessions: Sequence[SessionRecord],
+    names: Mapping[int, str | None],
+    colours: Mapping[str, str],
+    resumptions: Sequence[Resumption],
+    lost_workers: Sequence[LostWorker],
+) -> "list[Artist]":
+    """Make what the legend explains: experts without a name in a box, and what disturbed the run."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    named = {session.expert for session in sessions if names[session.session]}
+    present = {session.expert for session in sessions}
+    handles: list[Artist] = [load_patch()]
+    handles += [Patch(facecolor=colours[name], label=name) for name in colours if name in present - named]
+    if any(session.node != PROPOSE and not names[session.session] for session in sessions):
+        handles.append(Patch(facecolor="none", edgecolor=INK, linewidth=0.6, label="aggregator (outlined)"))
+    if resumptions:
+        times = f" {len(resumptions)} times" if len(resumptions) > 1 else ""
+        handles.append(Line2D([], [], **RESUMED_LOOK, label=f"resumed{times}"))
+    if lost_workers:
+        handles.append(Line2D([], [], **LOST_LOOK, label="worker lost"))
+    return handles
 
 
 def draw_lanes(
