@@ -29,9 +29,18 @@ from tests.answered_questions import make_question
 from tests.controllers import Answers, Watcher
 from tests.engines.contract_backends import make_fake_executor, make_fake_servers, make_vllm_executor
 from tests.engines.executor_runs import has_vllm
-from tests.factories import make_call, make_cluster, make_entry, make_expert, make_profile
+from tests.factories import (
+    make_call,
+    make_cluster,
+    make_entry,
+    make_expert,
+    make_plan,
+    make_profile,
+    make_session,
+    some_calls,
+)
 from tests.runtime.planners import make_planner
-from tests.sim.cluster_runs import make_backend, make_plan, make_session, some_calls
+from tests.sim.cluster_runs import make_backend
 
 
 def make_simulator(outcomes, *, experts, cluster, folder: Path) -> Backend:
@@ -553,7 +562,10 @@ def test_an_aggregator_that_stays_on_its_workers_loads_once(kind, aggregating):
         ([Close(7)], "session must be one that was opened, got 7"),
         ([Submit(A[0], "A")], r"calls wait for sessions of \['A'\], and none is open"),
         ([OPENED, Submit(A[0], 0), Submit(A[0], 0)], "call A0/propose/0 (was submitted and has not ended|must be new)"),
-        ([OPENED, Submit(A[0], 0), Move(A[0].key, 1)], "A0/propose/0: session must be one that was opened and not closed, got 1"),
+        (
+            [OPENED, Submit(A[0], 0), Move(A[0].key, 1)],
+            "A0/propose/0: session must be one that was opened and not closed, got 1",
+        ),
     ],
 )
 def test_commands_that_cannot_be_carried_out_are_refused(backend, commands, message):

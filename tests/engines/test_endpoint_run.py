@@ -95,25 +95,23 @@ def test_both_stages_run_on_servers(tmp_path, servers):
     assert any(prompt.startswith("Several models were asked") for prompt in asked), "the aggregator's server"
 
 
-@pytest.mark.parametrize("num_questions", [10, 200])
-def test_the_batchs_calls_are_sent_and_no_other(num_questions, tmp_path, servers):
+def test_the_batchs_calls_are_sent_and_no_other(tmp_path, servers):
     """What a paid server bills: three answers a question, and a merge where they differ."""
     inputs = [value for value in overrides_of(tmp_path, servers) if not value.startswith("workload.path")]
-    write_inputs(tmp_path, num_questions=num_questions)
+    write_inputs(tmp_path, num_questions=100)
     outcome = run_here(*inputs, f"workload.path={tmp_path / 'questions.jsonl'}", f"hydra.run.dir={tmp_path / 'run'}")
     assert outcome.status == 0, outcome.err
     calls = calls_of(tmp_path / "run")
-    assert sum(call["role"] == "propose" for call in calls) == 3 * num_questions
-    assert num_posts(servers) == len(calls) <= 4 * num_questions
+    assert sum(call["role"] == "propose" for call in calls) == 3 * 100
+    assert num_posts(servers) == len(calls) <= 4 * 100
     assert {call["status"] for call in calls} == {"finished"}
     assert "not the batch" not in outcome.err
     assert "pilot" not in outcome.err
 
 
-@pytest.mark.parametrize("answer", [(502, b"<html>"), (401, {"error": "no"}), (404, b"gone"), (200, b"<html>")])
-def test_a_server_that_turns_bad_leaves_its_calls_to_the_other(answer, tmp_path, servers):
+def test_a_server_that_turns_bad_leaves_its_calls_to_the_other(tmp_path, servers):
     once_both_serve(servers[0], servers[2])
-    servers[2].behave = lambda body, number: completion(body) if len(servers[2].posts) <= 1 else answer
+    servers[2].behave = lambda body, number: completion(body) if len(servers[2].posts) <= 1 else (401, {"error": "no"})
     folder = tmp_path / "run"
     overrides = [*overrides_of(tmp_path, servers), "aggregator=none", "backend.max_in_flight=2", *QUICK]
     outcome = run_here(*overrides, f"hydra.run.dir={folder}")

@@ -21,24 +21,21 @@ from mosaic.engines.call_specs import RunContent, random_prompt, response_seed
 from mosaic.engines.local_launcher import LocalLauncher, cores_of_workers, gpus_of_workers
 from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.runtime.static_plan import execute
+from tests.controllers import Reactor
 from tests.engines.executor_runs import (
     CPU,
     FAKE_ENGINE,
     OPTIONS,
-    Reactor,
     Runs,
     finished_once,
     journal_of,
     left_over,
     make_checkpoint,
-    make_plan,
-    make_session,
     processes_of,
     running_host,
-    some_calls,
 )
 from tests.engines.tiny_checkpoint import CONTEXT, tiny_expert, write_tiny_checkpoint
-from tests.factories import make_call, make_cluster, make_gpu, make_mixed_cluster
+from tests.factories import make_call, make_cluster, make_gpu, make_mixed_cluster, make_plan, make_session, some_calls
 
 A, B = some_calls("A", 20), some_calls("B", 20)
 PLAN = make_plan(make_session(0, A), make_session(1, B, workers=(1,)))
@@ -58,7 +55,7 @@ def executor(tmp_path, host):
     return Runs(tmp_path, host)
 
 
-def test_every_finish_is_in_the_journal_once_and_in_the_result(executor, tmp_path):
+def test_every_finish_is_in_the_journal_once_and_in_the_result(executor, tmp_path, host):
     result = executor.execute(PLAN, [*A, *B])
     entries = finished_once(tmp_path, [*A, *B])
     assert {record.key: record.output_tokens for record in result.calls} == {
@@ -67,6 +64,7 @@ def test_every_finish_is_in_the_journal_once_and_in_the_result(executor, tmp_pat
     assert left_over([*A, *B], result) == ()
     assert executor.records == entries
     assert executor.lost == {}
+    assert processes_of(tmp_path / "journal") in ([], [host._process.pid]), "nothing is left running but the host"
 
 
 def test_the_runs_clock_starts_at_zero_and_loads_are_measured(executor):
@@ -289,14 +287,6 @@ def test_a_running_call_is_aborted_and_the_run_goes_on(tmp_path, host):
     assert heard == sorted((event.record for event in listener.all(Finished)), key=lambda record: record.finished_ts)
 
 
-def test_a_session_that_lost_all_its_calls_is_never_opened(tmp_path, host):
-    listener = canceller({A[0].key: [call.key for call in B]})
-    result = Runs(tmp_path, host).execute(make_plan(make_session(0, A), make_session(1, B)), [*A, *B], listener)
-    assert [session.session for session in result.sessions] == [0]
-    assert {record.status for record in result.calls if record.expert == "B"} == {CallStatus.CANCELLED}
-    assert not (tmp_path / "journal" / "worker-1.journal").exists()
-
-
 def test_a_call_the_engine_refuses_fails_alone(tmp_path, host):
     executor = Runs(tmp_path, host, prompts=lambda call, inputs: "refuse" if call.key == A[3].key else "")
     result = executor.execute(PLAN, [*A, *B])
@@ -339,11 +329,6 @@ def test_what_an_engine_prints_is_in_its_workers_log(tmp_path, host, capfd):
     assert (tmp_path / "journal" / "worker-1.log").read_text() == log, "with control characters written out"
     assert (tmp_path / "journal" / "worker-0.log").read_text() == ""
     assert capfd.readouterr() == ("", "")
-
-
-def test_nothing_is_left_running_but_the_host(executor, tmp_path, host):
-    executor.execute(PLAN, [*A, *B])
-    assert processes_of(tmp_path / "journal") in ([], [host._process.pid])
 
 
 def test_a_backend_serves_one_run_and_says_what_is_missing(tmp_path, host):
@@ -422,12 +407,6 @@ def test_a_session_over_unlike_workers_is_refused(tmp_path, host):
     calls = some_calls("T", 2)
     with pytest.raises(BackendError, match=r"workers must be of one kind and in one host, got \['one in "):
         executor.execute(make_plan(make_session(0, calls, workers=(0, 1))), calls)
-
-
-def test_sessions_that_wait_for_each_other_are_refused(executor):
-    plan = make_plan(make_session(0, A, after=(1,)), make_session(1, B))
-    with pytest.raises(BackendError, match="session 0 of 'A': after: session must be one that was opened, got 1"):
-        executor.execute(plan, [*A, *B])
 
 
 def test_a_checkpoint_is_checked_before_any_process_starts(tmp_path, host):

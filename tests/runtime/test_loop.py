@@ -11,9 +11,9 @@ from mosaic.runtime.loop import drive
 from mosaic.runtime.replay import Replay
 from mosaic.runtime.static_plan import StaticPlan, execute
 from tests.controllers import Answers, Watcher
-from tests.factories import make_call
+from tests.factories import make_call, make_plan, make_session, some_calls
 from tests.runtime.scripted import MemoryLog, Scripted
-from tests.sim.cluster_runs import by_key, make_backend, make_plan, make_session, some_calls
+from tests.sim.cluster_runs import by_key, make_backend
 
 CALLS = some_calls("A", 4)
 A0, A1, A2, A3 = CALLS

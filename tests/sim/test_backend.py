@@ -20,9 +20,18 @@ from mosaic.runtime.static_plan import StaticPlan, execute
 from sim.cluster.backend import SimBackend
 from sim.cluster.clock import wait_until
 from tests.controllers import Answers, cancel_on
-from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_mixed_cluster
+from tests.factories import (
+    make_call,
+    make_cluster,
+    make_expert,
+    make_gpu,
+    make_mixed_cluster,
+    make_plan,
+    make_session,
+    some_calls,
+)
 from tests.run_records import make_record
-from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session, some_calls
+from tests.sim.cluster_runs import LinearHardware, by_key, make_backend
 from tests.sim.oracle import LinearTime
 
 ONE_SECOND = LinearHardware(

@@ -10,8 +10,8 @@ from mosaic.core.realization import Outcome
 from mosaic.core.sparse_kv import SparseKv
 from mosaic.runtime.static_plan import execute
 from tests.controllers import Answers, cancel_on
-from tests.factories import make_call, make_cluster, make_expert, make_shape
-from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session, some_calls
+from tests.factories import make_call, make_cluster, make_expert, make_plan, make_session, make_shape, some_calls
+from tests.sim.cluster_runs import LinearHardware, by_key, make_backend
 from tests.sim.oracle import LinearTime
 from tests.sim.random_runs import committed_time, committed_times, runs
 

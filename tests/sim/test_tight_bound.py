@@ -16,9 +16,9 @@ from sim.cluster.expert_on_gpu import ExpertsOnGpus
 from sim.cluster.lower_bound import demands_of
 from sim.cluster.tight_bound import decode_planes, run_bounds
 from sim.hardware.iteration_time import iteration_time
-from tests.factories import make_call, make_cluster, make_expert
+from tests.factories import make_call, make_cluster, make_expert, make_plan, make_session, some_calls
 from tests.runtime.jobs import HARDWARE, Told, make_job, make_questions
-from tests.sim.cluster_runs import by_key, make_backend, make_plan, make_session, some_calls
+from tests.sim.cluster_runs import by_key, make_backend
 from tests.sim.random_runs import committed_times, runs
 
 
