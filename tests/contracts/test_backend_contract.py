@@ -117,11 +117,6 @@ def make_three(kind: Kind, folder: Path) -> Backend:
     return kind.make(true_outcome, experts=experts, cluster=make_cluster(3), folder=folder)
 
 
-@pytest.fixture(params=NAMES)
-def kind(request) -> Kind:
-    return BACKENDS[request.param]
-
-
 @pytest.fixture
 def backend(kind, tmp_path) -> Backend:
     return make_three(kind, tmp_path)

@@ -24,7 +24,6 @@ from mosaic.runtime.static_plan import execute
 from tests.controllers import Reactor
 from tests.engines.executor_runs import (
     CPU,
-    FAKE_ENGINE,
     OPTIONS,
     Runs,
     finished_once,
@@ -32,7 +31,6 @@ from tests.engines.executor_runs import (
     left_over,
     make_checkpoint,
     processes_of,
-    running_host,
 )
 from tests.engines.tiny_checkpoint import CONTEXT, tiny_expert, write_tiny_checkpoint
 from tests.factories import make_call, make_cluster, make_gpu, make_mixed_cluster, make_plan, make_session, some_calls
@@ -42,12 +40,6 @@ PLAN = make_plan(make_session(0, A), make_session(1, B, workers=(1,)))
 OTHER_PLAN = make_plan(
     make_session(5, A[:7]), make_session(6, B, workers=(1,)), make_session(7, list(reversed(A[7:])), workers=(1,))
 )
-
-
-@pytest.fixture(scope="module")
-def host():
-    with running_host(FAKE_ENGINE) as running:
-        yield running
 
 
 @pytest.fixture

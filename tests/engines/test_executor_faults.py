@@ -40,12 +40,6 @@ PLAN = make_plan(make_session(0, A), make_session(1, B, workers=(1,)))
 BAD = A[11].key
 
 
-@pytest.fixture(scope="module")
-def host():
-    with running_host(FAKE_ENGINE) as running:
-        yield running
-
-
 def bad_call(words: str):
     """A prompt that makes the engine do something at the end of one call."""
     return lambda call, inputs: words if call.key == BAD else "fine"

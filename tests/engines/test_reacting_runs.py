@@ -16,23 +16,15 @@ from mosaic.runtime.loop import drive
 from mosaic.runtime.replay import Replay
 from tests.controllers import Watcher
 from tests.engines.executor_runs import (
-    FAKE_ENGINE,
     IMPATIENT,
     MoveAll,
     Runs,
     finished_once,
     make_checkpoint,
-    running_host,
 )
 from tests.factories import make_call, make_plan, make_session, some_calls
 
 A, B = some_calls("A", 30), some_calls("B", 10)
-
-
-@pytest.fixture(scope="module")
-def host():
-    with running_host(FAKE_ENGINE) as running:
-        yield running
 
 
 class Script:
