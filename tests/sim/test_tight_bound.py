@@ -31,7 +31,7 @@ def bounds_and_makespan(backend, sessions, calls, num_workers):
 
 
 @pytest.mark.parametrize("kv", [None, SparseKv(budget_pages=4)], ids=["full", "sparse"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_no_plan_beats_the_tight_bound(kv, data):
     make, plan, calls = data.draw(runs(kv=kv))
@@ -40,7 +40,7 @@ def test_no_plan_beats_the_tight_bound(kv, data):
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(runs())
 def test_no_plan_beats_the_tight_bound_at_length(run):
     make, plan, calls = run
@@ -49,7 +49,7 @@ def test_no_plan_beats_the_tight_bound_at_length(run):
 
 
 @pytest.mark.parametrize(("name", "time"), committed_times())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_no_plan_beats_the_tight_bound_on_measured_tables(name, time, data):
     make, plan, calls = data.draw(runs(times=st.just(time)))
