@@ -71,7 +71,7 @@ def said(result: RunResult) -> dict[object, tuple[str | None, int]]:
     return {record.key: (record.answer, record.output_tokens) for record in result.calls}
 
 
-@pytest.mark.parametrize("a_scale", [0.05, 1.0, 4.0])
+@pytest.mark.parametrize("a_scale", [0.05, 4.0])
 def test_a_plan_that_lengths_contradict_loses_no_call_and_changes_no_answer(kind, tmp_path, a_scale):
     result, plans = run_revised(kind, tmp_path, a_scale)
     assert Counter(record.expert for record in result.calls) == NUM_CALLS

@@ -167,7 +167,7 @@ def covers(holdings, expert, place, whats, start_ts, end_ts):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(runs(), USES, st.sampled_from([10.0, 20.0, 40.0, 1000.0]), st.booleans())
 def test_memory_is_respected_at_every_instant(run, use, host_gib, watched):
     make, plan, calls = run

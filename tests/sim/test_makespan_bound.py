@@ -17,7 +17,7 @@ from tests.sim.random_runs import committed_time, committed_times, runs
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(runs())
 def test_no_plan_beats_the_bound(run):
     make, plan, calls = run

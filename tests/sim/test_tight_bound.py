@@ -40,7 +40,7 @@ def test_no_plan_beats_the_tight_bound(kv, data):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(runs())
 def test_no_plan_beats_the_tight_bound_at_length(run):
     make, plan, calls = run
