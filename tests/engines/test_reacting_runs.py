@@ -5,15 +5,14 @@ from itertools import count, pairwise
 
 import pytest
 
-from mosaic.core.commands import Action, Cancel, Close, Cut, Open, Submit
+from mosaic.core.commands import Close, Cut, Open, Submit
 from mosaic.core.errors import BackendError
-from mosaic.core.events import Closed, Finished, Idle, Lost, Progress, Ready, Started, Tick
+from mosaic.core.events import Closed, Finished, Idle, Lost, Ready
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE
 from mosaic.engines.session_state import Patience
 from mosaic.runtime.loop import drive
-from mosaic.runtime.replay import Replay
 from tests.controllers import Watcher
 from tests.engines.executor_runs import (
     IMPATIENT,
@@ -223,23 +222,6 @@ def test_ticks_come_while_nothing_else_happens(tmp_path, host):
     finished_once(tmp_path, A[:1])
     assert len(ticks) >= 3
     assert all(0.02 < after - before < 1.0 for before, after in pairwise(ticks[:2]))
-
-
-def test_what_recurs_is_replayed_when_its_time_has_come():
-    key = A[0].key
-    actions = [
-        Action(0.0, "started", Close(0)), Action(2.0, "tick", Cancel(key)), Action(3.0, "idle 1", Close(1)),
-        Action(5.0, "idle 1", Close(2)), Action(5.0, "idle 1", Close(3)),
-    ]  # fmt: skip
-    replay = Replay(actions)
-    assert replay.reacts
-    assert replay.on(Tick(1.0), None) == []
-    assert replay.on(Started(0.0), None) == [Close(0)]
-    assert replay.on(Tick(2.5), None) == [Cancel(key)]
-    assert replay.on(Tick(3.5), None) == []
-    told = [replay.on(Idle(ts, 1), None) for ts in (0.1, 3.1, 5.1, 6.0)]
-    assert told == [[], [Close(1)], [Close(2), Close(3)], []]
-    assert replay.on(Progress(9.0, 0, {}), None) == []
 
 
 @pytest.mark.parametrize(
