@@ -231,19 +231,19 @@ def stamps(folder: Path) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_a_sweep_repeats_only_the_points_that_are_not_complete(tmp_path: Path) -> None:
-    points = ("seed=0,1", "scheduler=round_robin,least_loaded")
+    points = ("scheduler=round_robin,least_loaded",)
     first = sweep(tmp_path, *points)
     assert first.status == 0
     before = stamps(tmp_path)
-    assert set(before) == {"round_robin-0", "round_robin-1", "least_loaded-0", "least_loaded-1"}
+    assert set(before) == {"round_robin-0", "least_loaded-0"}
 
-    (tmp_path / "least_loaded-1" / "summary.json").unlink()
+    (tmp_path / "least_loaded-0" / "summary.json").unlink()
     again = sweep(tmp_path, *points)
     assert again.status == 0
-    assert again.out.count("already complete with this configuration") == 3
+    assert again.out.count("already complete with this configuration") == 1
     after = stamps(tmp_path)
     assert set(after) == set(before)
-    assert {name for name in after if after[name] != before[name]} == {"least_loaded-1"}
+    assert {name for name in after if after[name] != before[name]} == {"least_loaded-0"}
 
 
 @pytest.mark.slow
