@@ -218,6 +218,7 @@ def test_a_bad_file_is_refused_with_a_message(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("overrides", "says"), IN_A_PROCESS)
 def test_a_command_with_bad_input_fails(overrides: str, says: str, tmp_path: Path) -> None:
     outcome = run_process(*given(overrides, tmp_path), cwd=tmp_path)
@@ -270,6 +271,7 @@ def test_a_complete_run_is_not_overwritten_by_another_configuration(tmp_path: Pa
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_bad_point_does_not_stop_a_sweep_and_fails_it(tmp_path: Path) -> None:
     outcome = run_here(
         "-m", *SMALL, *QUICK, "backend=none", "aggregator=dp", "cluster.num_workers=0,2",
