@@ -122,7 +122,10 @@ TOGETHER = [
     ("~world.output_tokens.GLM", "must have a length distribution for expert 'GLM' ... add world.output_tokens.GLM"),
     ("aggregator.tp_degrees=[8]", "must be at most cluster.num_workers=4, got [8] ... aggregator=dp"),
     ("cluster.num_workers=2", "at most cluster.num_workers=2, got [4] ... or none for the"),
-    ("aggregator=none; +aggregator.tp_degrees=[4]", "aggregator.tp_degrees must be a key ... one of ['name'] there ... got [4]"),
+    (
+        "aggregator=none; +aggregator.tp_degrees=[4]",
+        "aggregator.tp_degrees must be a key ... one of ['name'] there ... got [4]",
+    ),
     (
         "workload.aggregator=null; ~pool.aggregator",
         "aggregator.expert must be given, or workload.aggregator or pool.agg",

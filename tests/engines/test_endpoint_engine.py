@@ -1,5 +1,6 @@
 """Calls on a server that misbehaves to order, through the engine that a worker would open."""
 
+import os
 import threading
 import time
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from tests.engines.fake_server import (
     first_time,
     prompt_of,
     serving,
+    slow,
     text_of,
     tokens_of,
 )
@@ -706,6 +708,17 @@ def test_keys_come_from_the_environment_and_go_nowhere_else(monkeypatch):
         with opened(other) as engine, pytest.raises(FatalEngineError):
             serve(engine, REQUESTS)
         assert {headers.get("Authorization") for _, _, headers in other.posts} == {None}
+
+
+def test_an_engine_works_in_a_process_that_was_forked_after_preparing():
+    with serving(FakeServer("A", slow(0.01))) as (server,):
+        endpoint_engine.prepare(None)
+        pid = os.fork()
+        if pid == 0:
+            with opened(server) as engine:
+                os._exit(len([response for response in serve(engine, REQUESTS).values() if response.error is None]))
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 20
 
 
 # What is given.

@@ -98,8 +98,8 @@ def random_tiny(random: Random) -> tuple[Problem, dict[str, int], int]:
 
 
 @pytest.mark.parametrize("block", range(4))
-def test_equals_brute_force_on_100_tiny_instances(block: int) -> None:
-    for seed in range(25 * block, 25 * (block + 1)):
+def test_equals_brute_force_on_200_tiny_instances(block: int) -> None:
+    for seed in range(50 * block, 50 * (block + 1)):
         problem, caps, most_per_worker = random_tiny(Random(seed))
         expected_s = brute_force_s(problem, caps, most_per_worker)
         plan = Ilp(max_experts_per_worker=most_per_worker).plan(problem)
