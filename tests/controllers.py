@@ -1,6 +1,7 @@
 """Controllers that tests steer runs with."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from mosaic.core.commands import Cancel, Command
 from mosaic.core.events import Event, Finished, cause_of
@@ -32,9 +33,24 @@ class Watcher:
         self.events.append(event)
         return []
 
+    def all(self, kind: type[Event]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
     @property
     def records(self) -> list[CallRecord]:
         return [event.record for event in self.events if isinstance(event, Finished)]
+
+
+class Reactor(Watcher):
+    """Answers each finish with what a function of the record gives, or does something then."""
+
+    def __init__(self, react: Callable[[CallRecord], Iterable[Command] | None]) -> None:
+        super().__init__()
+        self.react = react
+
+    def on(self, event: Event, view: View) -> list[Command]:
+        super().on(event, view)
+        return list(self.react(event.record) or ()) if isinstance(event, Finished) else []
 
 
 def cancel_on(trigger: CallKey, *keys: CallKey) -> Answers:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mosaic.core.cluster import Cluster, Gpu, Worker, uniform_cluster
-from mosaic.core.plan import Plan
+from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.prediction import LengthPrediction
 from mosaic.core.sparse_kv import SparseKv
 from mosaic.core.workload import (
@@ -92,6 +92,33 @@ def make_call(
     after: tuple[CallKey, ...] = (),
 ) -> Call:
     return Call(CallKey(question, node, slot), expert, prompt_tokens, ready_s, after)
+
+
+def some_calls(expert: str, number: int, *, start: int = 0, ready_s: float = 0.0) -> list[Call]:
+    """Make calls of one expert; their questions are named for it and numbered."""
+    return [make_call(f"{expert}{start + i}", expert=expert, ready_s=ready_s) for i in range(number)]
+
+
+def make_session(
+    number: int,
+    calls: Sequence[Call] = (),
+    *,
+    expert: str = "",
+    workers: Sequence[int] = (0,),
+    after: Sequence[int] = (),
+) -> Session:
+    return Session(
+        id=number,
+        expert=expert or calls[0].expert,
+        workers=tuple(workers),
+        shard=tuple(call.key for call in calls),
+        after=tuple(after),
+    )
+
+
+def make_plan(*sessions: Session, num_workers: int = 2) -> Plan:
+    """Make a plan by hand, without prices."""
+    return unpriced_plan(sessions, num_workers=num_workers)
 
 
 def make_calls(num_calls: Mapping[ExpertName, int]) -> tuple[Call, ...]:

@@ -40,13 +40,10 @@ def walk(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
             del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
-    [
-        pytest.param(path, id=name_of(path), marks=[] if path == ROOT / "README.md" else [pytest.mark.slow])
-        for path in READMES
-        if any(b.marker == "run" for b in blocks_of(path))
-    ],
+    [pytest.param(path, id=name_of(path)) for path in READMES if any(b.marker == "run" for b in blocks_of(path))],
 )
 def test_examples_run(walk: Walk, path: Path) -> None:
     for block in blocks_of(path):
@@ -77,6 +74,7 @@ def test_markers_are_known() -> None:
         assert block.marker != "ci" or path == ROOT / "README.md", f"{block.at}: .ci/run reads README.md alone"
 
 
+@pytest.mark.slow
 def test_the_screen_shown_is_the_default_run(walk: Walk, capsys: pytest.CaptureFixture[str]) -> None:
     walk.do(Block("sh", "run", "python experiments/run.py scheduler=ilp backend=sim\n", "default"))
     shown = re.search(r"^    ilp on .*?^(?! |$)", (ROOT / "README.md").read_text(), re.M | re.S)

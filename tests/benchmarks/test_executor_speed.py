@@ -21,8 +21,7 @@ from mosaic.engines.host_process import VLLM_ENGINE
 from mosaic.engines.vllm_engines import VllmEngines
 from tests.engines.executor_runs import OPTIONS, Runs, has_vllm, make_checkpoint, running_host
 from tests.engines.tiny_checkpoint import tiny_expert
-from tests.factories import make_call, make_cluster
-from tests.sim.cluster_runs import make_plan, make_session
+from tests.factories import make_call, make_cluster, make_plan, make_session
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
 ROOT = Path(__file__).resolve().parents[2]

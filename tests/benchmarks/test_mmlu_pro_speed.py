@@ -2,11 +2,14 @@
 
 import time
 
+import pytest
+
 import mosaic
 from mosaic.config.job import simulated
 from mosaic.runtime.static_plan import execute
 
 
+@pytest.mark.slow
 def test_mmlu_pro_round_robin(benchmark):
     """A plan on the simulator with everything: the world's draws, the engine, the records."""
     job, site = simulated(["scheduler=round_robin", "aggregator=none"])

@@ -8,10 +8,11 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from tests.commands.command_line import ROOT
-from tests.engines.executor_runs import FAKE_ENGINE, Runs, make_plan, make_session, running_host, some_calls
+from tests.engines.executor_runs import FAKE_ENGINE, Runs, running_host
 from tests.engines.here_machines import MachineRuns
 from tests.engines.ray_nodes import emulated_nodes, has_ray
 from tests.engines.test_ray import on_ray
+from tests.factories import make_plan, make_session, some_calls
 
 pytestmark = [
     pytest.mark.slow,

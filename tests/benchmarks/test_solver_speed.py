@@ -18,6 +18,7 @@ from mosaic.planning.schedulers.lower_bounds import lower_bound_s
 from mosaic.planning.schedulers.round_robin import RoundRobin
 from tests.factories import SLOTS, make_paper_problem, make_problem
 
+pytestmark = pytest.mark.slow
 SCHEDULERS = {scheduler.name: scheduler for scheduler in (RoundRobin(), Fifo(), LeastLoaded(), DataParallel(), Ilp())}
 
 

@@ -14,7 +14,6 @@ from mosaic.pipelines.gates.calibration_file import load_calibration_answers
 from tests.commands.command_line import (
     DEMO,
     QUICK,
-    SMALL,
     Outcome,
     finish_process,
     run_here,
@@ -134,14 +133,6 @@ def test_the_expert_stage_is_the_same_with_and_without_a_second_stage(gated: Map
         assert read_sessions(gated[gate], "propose") == read_sessions(gated["none"], "propose")
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 3, 5])
-def test_data_parallel_puts_a_replica_on_every_worker(tmp_path: Path, num_workers: int) -> None:
-    few = (*SMALL, *QUICK, "scheduler=round_robin", "gate=never", f"cluster.num_workers={num_workers}")
-    folder = run_into(tmp_path / "run", *few, "aggregator=dp")
-    places = [session["workers"] for session in read_sessions(folder, "aggregate")]
-    assert places == [[worker] for worker in range(num_workers)]
-
-
 def test_without_an_aggregator_the_accuracy_is_that_of_the_experts_majority(gated: Mapping[str, Path]) -> None:
     alone, rows = read_summary(gated["none"]), read_answers(gated["none"])
     assert alone["accuracy_frac"] == sum(row["correct"] for row in rows.values()) / len(rows)
@@ -187,14 +178,6 @@ def test_the_aggregator_reads_what_the_experts_showed(gated: Mapping[str, Path])
     for row in read_calls(gated["never"], "aggregate"):
         instructions = row["prompt_tokens"] - shown[row["question"]] - 2 * question[row["question"]]
         assert 100 < instructions < 250, "instructions and headers, and the question twice"
-
-
-def test_an_aggregator_that_defers_says_what_most_responses_say(tmp_path: Path) -> None:
-    folder = run_into(tmp_path / "run", *GPQA, "gate=never", "world.answers.deference.value=20")
-    answered = [row for row in read_answers(folder).values() if row["answer"] is not None and row["confidence"] > 0.6]
-    assert len(answered) > 150
-    for row in answered:
-        assert Counter(row["votes"])[row["answer"]] == round(3 * row["confidence"])
 
 
 def test_more_slots_that_agree_make_a_shorter_and_a_surer_answer(gated: Mapping[str, Path]) -> None:

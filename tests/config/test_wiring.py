@@ -189,6 +189,7 @@ def test_every_pair_of_policies_and_backends_meets(one: str, other: str) -> None
     assert {(point[one], point[other]) for point in POINTS} == set(product(choices(one), choices(other)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: "-".join(list(point.values())[:6]))
 def test_every_point_composes_and_instantiates(point: dict[str, str], tmp_path: Path) -> None:
     prepared = make(*overrides_of(point, tmp_path), journal=tmp_path / "journal")

@@ -10,7 +10,7 @@ import pytest
 
 from mosaic.core.commands import Cancel, Close, Cut, Move, Open, Submit
 from mosaic.core.errors import BackendError
-from mosaic.core.events import Finished, Idle, Ready, Started, Tick, cause_of
+from mosaic.core.events import Idle, Ready, Started, Tick
 from mosaic.core.plan import Plan, Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
@@ -26,11 +26,21 @@ from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replay import Replay
 from mosaic.runtime.static_plan import execute
 from tests.answered_questions import make_question
+from tests.controllers import Answers, Watcher
 from tests.engines.contract_backends import make_fake_executor, make_fake_servers, make_vllm_executor
 from tests.engines.executor_runs import has_vllm
-from tests.factories import make_call, make_cluster, make_entry, make_expert, make_profile
+from tests.factories import (
+    make_call,
+    make_cluster,
+    make_entry,
+    make_expert,
+    make_plan,
+    make_profile,
+    make_session,
+    some_calls,
+)
 from tests.runtime.planners import make_planner
-from tests.sim.cluster_runs import make_backend, make_plan, make_session, some_calls
+from tests.sim.cluster_runs import make_backend
 
 
 def make_simulator(outcomes, *, experts, cluster, folder: Path) -> Backend:
@@ -107,70 +117,41 @@ def make_three(kind: Kind, folder: Path) -> Backend:
     return kind.make(true_outcome, experts=experts, cluster=make_cluster(3), folder=folder)
 
 
-@pytest.fixture(params=NAMES)
-def kind(request) -> Kind:
-    return BACKENDS[request.param]
-
-
 @pytest.fixture
 def backend(kind, tmp_path) -> Backend:
     return make_three(kind, tmp_path)
 
 
+@pytest.fixture(params=NAMES, scope="module")
+def five(request, tmp_path_factory) -> Five:
+    return make_five(request.param, tmp_path_factory.mktemp(request.param))
+
+
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    return {name: tmp_path_factory.mktemp(name) for name in BACKENDS}
+def watcher() -> Watcher:
+    """Who hears what happens in the one run of the five sessions that the tests of a backend share."""
+    return Watcher()
 
 
-@pytest.fixture(params=NAMES)
-def five(request, folders) -> Five:
-    """One folder for all tests of a backend: a backend with a journal runs the five sessions once for all of them."""
-    return make_five(request.param, folders[request.param])
+@pytest.fixture(scope="module")
+def result(five, watcher) -> RunResult:
+    watcher.events.clear()
+    return five.execute(watcher)
 
 
-@pytest.fixture(params=NAMES)
-def fresh_five(request, tmp_path) -> Five:
-    return make_five(request.param, tmp_path)
-
-
-class Watcher:
-    """Hears every event, and cancels calls when others finish."""
-
-    reacts = True
-
-    def __init__(self, *cancels: tuple[str, CallKey]):
-        self.events = []
-        self.cancels = dict(cancels)
-
-    @property
-    def records(self):
-        return [event.record for event in self.events if isinstance(event, Finished)]
-
-    def on(self, event, view):
-        self.events.append(event)
-        key = self.cancels.get(event.record.key.question) if isinstance(event, Finished) else None
-        return [] if key is None else [Cancel(key)]
-
-
-class Answers:
-    """Gives the commands of a table by the name of the event that they answer."""
-
-    reacts = True
-
-    def __init__(self, table):
-        self.table = {cause: list(commands) for cause, commands in table.items()}
-
-    def on(self, event, view):
-        return self.table.pop(cause_of(event), [])
+@pytest.fixture(scope="module")
+def cancelled(five, tmp_path_factory) -> RunResult:
+    """A run in which two calls that wait are cancelled when others finish."""
+    table = {f"finished {A[3].key}": [Cancel(five.late[0].key)], f"finished {B[2].key}": [Cancel(T[1].key)]}
+    return five._replace(folder=tmp_path_factory.mktemp("cancelled")).execute(Answers(table))
 
 
 def test_it_has_a_name(backend):
     assert backend.name
 
 
-def test_every_call_is_recorded_exactly_once(five):
+def test_every_call_is_recorded_exactly_once(five, result):
     plan = five.plan
-    result = five.execute()
     assert sorted(record.key for record in result.calls) == sorted(call.key for call in five.calls)
     session_of = {key: session for session in plan.sessions for key in session.shard}
     for record in result.calls:
@@ -178,16 +159,15 @@ def test_every_call_is_recorded_exactly_once(five):
         assert (record.session, record.expert, record.workers) == (session.id, session.expert, session.workers)
 
 
-def test_what_came_out_is_what_would_really_happen(five):
-    by_key = {record.key: record for record in five.execute().calls}
+def test_what_came_out_is_what_would_really_happen(five, result):
+    by_key = {record.key: record for record in result.calls}
     for call in five.calls:
         record = by_key[call.key]
         assert (record.output_tokens, record.answer) == (true_outcome(call).output_tokens, "B")
         assert (record.prompt_tokens, record.status) == (call.prompt_tokens, CallStatus.FINISHED)
 
 
-def test_a_call_lives_in_order_and_inside_its_session(five):
-    result = five.execute()
+def test_a_call_lives_in_order_and_inside_its_session(five, result):
     sessions = {record.session: record for record in result.sessions}
     ready_s = {call.key: call.ready_s for call in five.calls}
     for record in result.calls:
@@ -201,9 +181,8 @@ def test_a_call_lives_in_order_and_inside_its_session(five):
             assert record.admitted_ts <= record.first_token_ts <= record.finished_ts
 
 
-def test_sessions_count_their_calls_and_tokens(five):
+def test_sessions_count_their_calls_and_tokens(five, result):
     plan = five.plan
-    result = five.execute()
     assert [record.session for record in result.sessions] == [session.id for session in plan.sessions]
     for record in result.sessions:
         mine = [call for call in result.calls if call.session == record.session]
@@ -212,9 +191,8 @@ def test_sessions_count_their_calls_and_tokens(five):
         assert record.load_start_ts + record.load_s <= record.start_ts + 1e-9
 
 
-def test_workers_serve_their_sessions_one_after_the_other_in_the_plans_order(five):
+def test_workers_serve_their_sessions_one_after_the_other_in_the_plans_order(five, result):
     plan = five.plan
-    result = five.execute()
     assert result.num_workers == 3
     for worker in range(3):
         mine = [record for record in result.sessions if worker in record.workers]
@@ -223,8 +201,8 @@ def test_workers_serve_their_sessions_one_after_the_other_in_the_plans_order(fiv
             assert before.end_ts <= behind.load_start_ts
 
 
-def test_a_session_waits_for_those_it_follows(five):
-    sessions = {record.session: record for record in five.execute().sessions}
+def test_a_session_waits_for_those_it_follows(five, result):
+    sessions = {record.session: record for record in result.sessions}
     assert sessions[0].load_start_ts >= sessions[1].end_ts
 
 
@@ -245,57 +223,49 @@ def test_an_expert_that_stays_on_its_workers_loads_once(kind, backend):
     assert [session.load_s > 0 for session in (first, other, back)] == [not kind.is_remote] * 3
 
 
-def test_a_call_that_is_not_ready_waits_in_its_session(five):
-    result = five.execute()
+def test_a_call_that_is_not_ready_waits_in_its_session(five, result):
     session = next(record for record in result.sessions if record.session == 2)
     late = [record for record in result.calls if record.session == 2]
     assert session.start_ts < five.late[0].ready_s
     assert all(record.queued_ts == five.late[0].ready_s for record in late)
 
 
-def test_the_same_plan_twice_gives_the_same_records(five):
-    once, again = five.execute(), five.execute()
-    assert (once.calls, once.sessions) == (again.calls, again.sessions)
+def test_the_same_plan_twice_gives_the_same_records_whoever_listens(five, result):
+    again = five.execute()
+    assert (again.calls, again.sessions) == (result.calls, result.sessions)
 
 
-def test_a_listener_hears_every_finish_in_order_of_time(fresh_five):
-    watcher = Watcher()
-    result = fresh_five.execute(watcher)
+def test_a_listener_hears_every_finish_in_order_of_time(five, result, watcher):
     assert sorted(watcher.records) == sorted(result.calls)
-    for session in [None] if fresh_five.one_clock else range(5):
+    for session in [None] if five.one_clock else range(5):
         heard = [record.finished_ts for record in watcher.records if session in (None, record.session)]
         assert heard == sorted(heard)
 
 
-def test_a_listener_that_does_nothing_changes_nothing(five):
-    assert five.execute(Watcher()).calls == five.execute().calls
-
-
-def test_a_run_begins_and_every_worker_ends_idle(fresh_five):
-    watcher = Watcher()
-    fresh_five.execute(watcher)
+def test_a_run_begins_and_every_worker_ends_idle(result, watcher):
     assert watcher.events[0] == Started(watcher.events[0].ts)
     assert sum(isinstance(event, Started) for event in watcher.events) == 1
     assert {event.worker for event in watcher.events if isinstance(event, Idle)} == {0, 1, 2}
     assert sorted(event.session for event in watcher.events if isinstance(event, Ready)) == [0, 1, 2, 3, 4]
 
 
-def test_a_cancelled_call_is_recorded_and_the_action_kept(fresh_five):
-    watcher = Watcher(("A3", fresh_five.late[0].key), ("B2", T[1].key))
-    result = fresh_five.execute(watcher)
-    cancels = {action.command.key: action for action in result.actions if isinstance(action.command, Cancel)}
-    assert cancels.keys() == {fresh_five.late[0].key, T[1].key}
+def test_a_cancelled_call_is_recorded_and_the_action_kept(five, cancelled):
+    cancels = {action.command.key: action for action in cancelled.actions if isinstance(action.command, Cancel)}
+    assert cancels.keys() == {five.late[0].key, T[1].key}
     assert {action.cause for action in cancels.values()} == {"finished A3/propose/0", "finished B2/propose/0"}
-    cancelled = {record.key: record for record in result.calls if record.status is CallStatus.CANCELLED}
-    assert cancelled.keys() == cancels.keys()
-    for key, record in cancelled.items():
+    records = {record.key: record for record in cancelled.calls if record.status is CallStatus.CANCELLED}
+    assert records.keys() == cancels.keys()
+    for key, record in records.items():
         assert record.finished_ts >= cancels[key].ts - 1e-9
-    assert len(result.calls) == len(fresh_five.calls)
+    assert len(cancelled.calls) == len(five.calls)
 
 
-def test_cancelling_what_has_finished_does_nothing(five):
-    result = five.execute(Watcher(("B19", B[19].key), ("A3", A[3].key)))
-    assert all(record.status is CallStatus.FINISHED for record in result.calls)
+def test_a_log_replayed_gives_the_same_records(five, cancelled, tmp_path):
+    replayed = drive(make_three(BACKENDS[five.name], tmp_path), [Replay(cancelled.actions)], num_workers=3)
+    if five.one_clock:
+        assert replayed == cancelled
+    plain = [[(r.key, r.status, r.answer, r.session) for r in run.calls] for run in (cancelled, replayed)]
+    assert sorted(plain[0]) == sorted(plain[1])
 
 
 # Reactions: sessions are opened, fed, closed and left while others run.
@@ -303,6 +273,9 @@ def test_cancelling_what_has_finished_does_nothing(five):
 
 def open_ended(number: int, expert: str, *workers: int) -> Session:
     return Session(id=number, expert=expert, workers=workers)
+
+
+OPENED = Open(open_ended(0, "A", 0))
 
 
 def drive_three(backend: Backend, *controllers, **options) -> RunResult:
@@ -319,7 +292,7 @@ def test_sessions_are_opened_fed_and_closed_while_a_run_goes_on(backend):
         backend,
         Answers(
             {
-                "started": [Open(open_ended(0, "A", 0)), Submit(first, 0)],
+                "started": [OPENED, Submit(first, 0)],
                 f"finished {first.key}": [
                     *(Submit(call, 0) for call in more),
                     Open(open_ended(1, "B", 1)),
@@ -339,7 +312,7 @@ def test_sessions_are_opened_fed_and_closed_while_a_run_goes_on(backend):
 
 def test_sessions_of_an_expert_share_its_queue_by_priority(backend):
     calls = A[:12]
-    opened = [Open(open_ended(0, "A", 0)), Open(open_ended(1, "A", 1))]
+    opened = [OPENED, Open(open_ended(1, "A", 1))]
     submitted = [Submit(call, "A", priority=-number) for number, call in enumerate(calls)]
     result = drive_three(backend, Answers({"started": [*submitted, *opened]}))
     assert statuses(result) == {call.key.question: "finished" for call in calls}
@@ -387,8 +360,8 @@ def test_moving_and_cutting_what_has_ended_does_nothing(backend):
         backend,
         Answers(
             {
-                "started": [Open(open_ended(0, "A", 0)), Open(open_ended(1, "A", 1)), Submit(A[0], 0)],
-                f"finished {A[0].key}": [Move(A[0].key, 1), Cut(A[0].key, 1), Cancel(A[0].key)],
+                "started": [OPENED, Open(open_ended(1, "A", 1)), Submit(A[0], 0)],
+                f"finished {A[0].key}": [Move(A[0].key, 1), Cut(A[0].key, 1), Cancel(A[0].key), Close(0), Close(0)],
             }
         ),
     )
@@ -403,7 +376,7 @@ def test_a_call_that_is_cut_has_no_answer(backend):
     assert true_outcome(longest).output_tokens > 10
     result = drive_three(
         backend,
-        Answers({"started": [Open(open_ended(0, "A", 0)), Submit(longest, 0), Cut(longest.key, 5)]}),
+        Answers({"started": [OPENED, Submit(longest, 0), Cut(longest.key, 5)]}),
     )
     (record,) = result.calls
     assert (record.status, record.answer) == (CallStatus.CUT, None)
@@ -416,7 +389,7 @@ def test_a_session_that_loses_all_its_calls_is_never_loaded(backend):
         Answers(
             {
                 "started": [
-                    Open(open_ended(0, "A", 0)), Submit(A[0], 0), Close(0),
+                    OPENED, Submit(A[0], 0), Close(0),
                     Open(open_ended(1, "B", 0)), Submit(B[0], 1), Close(1),
                 ],
                 "ready 0": [Cancel(B[0].key)],
@@ -429,22 +402,11 @@ def test_a_session_that_loses_all_its_calls_is_never_loaded(backend):
 
 def test_ticks_come_while_a_run_lasts(backend):
     watcher = Watcher()
-    opening = Answers({"started": [Open(open_ended(0, "A", 0)), *(Submit(call, 0) for call in A)]})
+    opening = Answers({"started": [OPENED, *(Submit(call, 0) for call in A)]})
     drive_three(backend, opening, watcher, tick_s=0.005)  # a quiet machine serves all in less than 0.05 s
     ticks = [event.ts for event in watcher.events if isinstance(event, Tick)]
     assert ticks
     assert ticks == sorted(ticks)
-
-
-def test_a_log_replayed_gives_the_same_records(fresh_five, tmp_path):
-    watcher = Watcher(("A3", fresh_five.late[0].key), ("B2", T[1].key))
-    ran = fresh_five.execute(watcher)
-    again = make_three(BACKENDS[fresh_five.name], tmp_path / "again")
-    replayed = drive(again, [Replay(ran.actions)], num_workers=3)
-    if fresh_five.one_clock:
-        assert replayed == ran
-    plain = [(record.key, record.status, record.answer, record.session) for record in ran.calls]
-    assert sorted(plain) == sorted((r.key, r.status, r.answer, r.session) for r in replayed.calls)
 
 
 def test_calls_of_one_run_may_need_each_other(backend):
@@ -580,20 +542,25 @@ def test_an_aggregator_that_stays_on_its_workers_loads_once(kind, aggregating):
         ([Open(open_ended(0, "Z", 0))], r"expert must be one of .*, got 'Z'"),
         ([Open(open_ended(0, "A", 3))], r"worker must be one of 0 .. 2 of .*, got 3"),
         (
-            [Open(open_ended(0, "A", 0)), Open(open_ended(0, "A", 1))],
+            [OPENED, Open(open_ended(0, "A", 1))],
             "session 0 of 'A': id must be one that no session has",
         ),
         ([Open(replace(open_ended(0, "A", 0), after=(7,)))], "after: session must be one that was opened, got 7"),
         ([Submit(A[0], 7)], "session must be one that was opened and not closed, got 7"),
-        ([Open(open_ended(0, "A", 0)), Submit(B[0], 0)], "call B0/propose/0 is for 'B'"),
+        ([OPENED, Submit(B[0], 0)], "call B0/propose/0 is for 'B'"),
         ([Submit(B[0], "A")], "call B0/propose/0 is for 'B'"),
         (
-            [Open(open_ended(0, "A", 0)), Close(0), Submit(A[0], 0)],
+            [OPENED, Close(0), Submit(A[0], 0)],
             "session must be one that was opened and not closed, got 0",
         ),
         ([Cancel(A[0].key)], "command must name a call that was submitted, got A0/propose/0"),
         ([Close(7)], "session must be one that was opened, got 7"),
         ([Submit(A[0], "A")], r"calls wait for sessions of \['A'\], and none is open"),
+        ([OPENED, Submit(A[0], 0), Submit(A[0], 0)], "call A0/propose/0 (was submitted and has not ended|must be new)"),
+        (
+            [OPENED, Submit(A[0], 0), Move(A[0].key, 1)],
+            "A0/propose/0: session must be one that was opened and not closed, got 1",
+        ),
     ],
 )
 def test_commands_that_cannot_be_carried_out_are_refused(backend, commands, message):

@@ -22,7 +22,7 @@ from mosaic.runtime.prefill_ahead import PrefillAhead
 from mosaic.runtime.replay import Replay
 from mosaic.runtime.servers import Servers
 from tests.answered_questions import make_question
-from tests.contracts.test_backend_contract import BACKENDS, NAMES, Kind
+from tests.contracts.test_backend_contract import Kind
 from tests.controllers import Answers, Watcher
 from tests.factories import make_call, make_cluster, make_expert
 
@@ -36,11 +36,6 @@ BEGUN = Call(CallKey("q0", AGGREGATE, 0), "W", 70, after=tuple(call.key for call
 def outcome(call, inputs=None) -> Outcome:
     """B writes more than A, so that there is time to read A ahead."""
     return Outcome({"A": 4, "B": 60, "W": 5}[call.expert] + int(call.key.question[1:]), answer="B")
-
-
-@pytest.fixture(params=NAMES, scope="module")
-def kind(request) -> Kind:
-    return BACKENDS[request.param]
 
 
 @pytest.fixture(scope="module")

@@ -21,14 +21,9 @@ from mosaic.runtime.prospects import Measured, Prospects
 from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replay import Replay
 from tests.answered_questions import make_question
-from tests.contracts.test_backend_contract import ANSWERS, BACKENDS, NAMES, Kind, kind_of, voted
+from tests.contracts.test_backend_contract import ANSWERS, Kind, kind_of, voted
 from tests.factories import make_call, make_cluster, make_entry, make_expert, make_profile
 from tests.runtime.planners import make_planner
-
-
-@pytest.fixture(params=NAMES)
-def kind(request) -> Kind:
-    return BACKENDS[request.param]
 
 
 def run_reacting(

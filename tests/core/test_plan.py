@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from mosaic.core.plan import Plan, PredictedTimes, Session
-from mosaic.core.workload import PROPOSE
+from mosaic.core.plan import Plan, PredictedTimes
 from mosaic.planning.schedulers.round_robin import RoundRobin
 from tests.factories import make_problem
 
@@ -50,8 +49,3 @@ def test_session_ids_are_unique() -> None:
 def test_every_session_has_a_prediction() -> None:
     with pytest.raises(ValueError, match="one entry for each of 2 sessions, got 1"):
         replace(PLAN, predicted=(PredictedTimes(0.0, 1.0, 2.0),))
-
-
-def test_session_is_a_value() -> None:
-    session = PLAN.sessions[0]
-    assert session == Session(id=0, expert="A", node=PROPOSE, workers=(0,), shard=session.shard)

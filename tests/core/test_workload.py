@@ -61,6 +61,7 @@ def test_the_family_may_be_given_by_name() -> None:
     ("change", "message"),
     [
         ({"name": ""}, "expert.name must be a non-empty string, got ''"),
+        ({"shape": None}, "expert A: shape must be a ModelShape, got None"),
         ({"checkpoint": None}, "expert A: checkpoint must be a string, got None"),
         ({"family": "agent"}, r"expert A: family must be one of \['reasoning', 'instruct'\], got 'agent'"),
         ({"temperature": -0.1}, "expert A: temperature must be at least 0, got -0.1"),

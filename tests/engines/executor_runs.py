@@ -10,7 +10,7 @@ from pathlib import Path
 from mosaic.core.commands import Move, Open, Submit
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
 from mosaic.core.events import Finished, Lost, Progress, Started
-from mosaic.core.plan import Plan, Session, unpriced_plan
+from mosaic.core.plan import Plan
 from mosaic.core.results import SERVED, CallRecord, RunResult
 from mosaic.core.workload import Call, CallKey
 from mosaic.engines.backend import EngineBackend
@@ -22,8 +22,9 @@ from mosaic.runtime.controller import Controller
 from mosaic.runtime.journal import SUFFIX
 from mosaic.runtime.journal_records import COMMANDS, STARTS, EndedCall, JournalState, read_entries, read_journal
 from mosaic.runtime.static_plan import execute
+from tests.controllers import Watcher
 from tests.engines.tiny_checkpoint import tiny_expert, write_tiny_checkpoint
-from tests.factories import make_call, make_cluster
+from tests.factories import make_cluster, make_session
 
 FAKE_ENGINE = "tests.engines.fake_engine"
 CPU = ModelLoading(device=Device.CPU, dtype="float32")
@@ -50,54 +51,6 @@ def has_vllm() -> bool:
     return False
 
 
-def make_session(number: int, calls: Sequence[Call] = (), *, expert: str = "", workers=(0,), after=()) -> Session:
-    return Session(
-        id=number,
-        expert=expert or calls[0].expert,
-        workers=tuple(workers),
-        shard=tuple(call.key for call in calls),
-        after=tuple(after),
-    )
-
-
-def make_plan(*sessions: Session, num_workers: int = 2) -> Plan:
-    return unpriced_plan(sessions, num_workers=num_workers)
-
-
-def some_calls(expert: str, number: int, *, start: int = 0, ready_s: float = 0.0) -> list[Call]:
-    return [make_call(f"{expert}{start + i}", expert=expert, ready_s=ready_s) for i in range(number)]
-
-
-class Watcher:
-    """Remembers all events; never reacts."""
-
-    reacts = False
-
-    def __init__(self) -> None:
-        self.events = []
-
-    def on(self, event, view):
-        self.events.append(event)
-        return ()
-
-    def all(self, kind):
-        return [event for event in self.events if isinstance(event, kind)]
-
-
-class Reactor(Watcher):
-    """Answers each finish with what a function of the record gives, or does something then."""
-
-    reacts = True
-
-    def __init__(self, react) -> None:
-        super().__init__()
-        self.react = react
-
-    def on(self, event, view):
-        super().on(event, view)
-        return (self.react(event.record) or ()) if isinstance(event, Finished) else ()
-
-
 class Runs:
     """Runs plans over one journal, each time with a new backend, as whoever starts a run again does."""
 
@@ -116,7 +69,7 @@ class Runs:
             changes.setdefault("prompts", lambda call, inputs: f"question {call.key.question}")
         self._content = RunContent(**changes)
         self.result: RunResult | None = None
-        self.watcher = Watcher()
+        self.watcher = Watcher(reacts=False)
 
     def backend(self, **changes) -> EngineBackend:
         return make_vllm_backend(
@@ -131,7 +84,7 @@ class Runs:
 
     def execute(self, plan: Plan, calls: Sequence[Call], *controllers: Controller, tick_s=None) -> RunResult:
         backend = self.backend()
-        self.watcher = Watcher()
+        self.watcher = Watcher(reacts=False)
         everybody = (self.watcher, *controllers)
         self.result = execute(plan, calls, backend, everybody, log=backend.log, tick_s=tick_s)
         return self.result

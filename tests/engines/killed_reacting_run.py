@@ -12,8 +12,9 @@ from pathlib import Path
 from mosaic.core.commands import Cancel, Cut, Move, Open, Submit
 from mosaic.core.events import Finished, Idle, Progress, Started
 from mosaic.core.workload import AGGREGATE, Call, CallKey
-from tests.engines.executor_runs import FAKE_ENGINE, Runs, make_session, running_host
+from tests.engines.executor_runs import FAKE_ENGINE, Runs, running_host
 from tests.engines.killed_run import plan_of_four, prompt
+from tests.factories import make_session
 
 SHARED = {"A": 10, "B": 11}
 """Sessions that serve the experts' queues, behind those of the plan."""

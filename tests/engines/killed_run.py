@@ -8,7 +8,9 @@ Calls of four sessions: two experts on two workers, each again with the other af
 import sys
 from pathlib import Path
 
-from tests.engines.executor_runs import Reactor, Runs, make_plan, make_session, running_host, some_calls
+from tests.controllers import Reactor
+from tests.engines.executor_runs import Runs, running_host
+from tests.factories import make_plan, make_session, some_calls
 
 
 def plan_of_four(num_calls: int):

@@ -21,24 +21,19 @@ from mosaic.engines.call_specs import RunContent, random_prompt, response_seed
 from mosaic.engines.local_launcher import LocalLauncher, cores_of_workers, gpus_of_workers
 from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.runtime.static_plan import execute
+from tests.controllers import Reactor
 from tests.engines.executor_runs import (
     CPU,
-    FAKE_ENGINE,
     OPTIONS,
-    Reactor,
     Runs,
     finished_once,
     journal_of,
     left_over,
     make_checkpoint,
-    make_plan,
-    make_session,
     processes_of,
-    running_host,
-    some_calls,
 )
 from tests.engines.tiny_checkpoint import CONTEXT, tiny_expert, write_tiny_checkpoint
-from tests.factories import make_call, make_cluster, make_gpu, make_mixed_cluster
+from tests.factories import make_call, make_cluster, make_gpu, make_mixed_cluster, make_plan, make_session, some_calls
 
 A, B = some_calls("A", 20), some_calls("B", 20)
 PLAN = make_plan(make_session(0, A), make_session(1, B, workers=(1,)))
@@ -47,18 +42,12 @@ OTHER_PLAN = make_plan(
 )
 
 
-@pytest.fixture(scope="module")
-def host():
-    with running_host(FAKE_ENGINE) as running:
-        yield running
-
-
 @pytest.fixture
 def executor(tmp_path, host):
     return Runs(tmp_path, host)
 
 
-def test_every_finish_is_in_the_journal_once_and_in_the_result(executor, tmp_path):
+def test_every_finish_is_in_the_journal_once_and_in_the_result(executor, tmp_path, host):
     result = executor.execute(PLAN, [*A, *B])
     entries = finished_once(tmp_path, [*A, *B])
     assert {record.key: record.output_tokens for record in result.calls} == {
@@ -67,6 +56,7 @@ def test_every_finish_is_in_the_journal_once_and_in_the_result(executor, tmp_pat
     assert left_over([*A, *B], result) == ()
     assert executor.records == entries
     assert executor.lost == {}
+    assert processes_of(tmp_path / "journal") in ([], [host._process.pid]), "nothing is left running but the host"
 
 
 def test_the_runs_clock_starts_at_zero_and_loads_are_measured(executor):
@@ -203,15 +193,6 @@ def test_cores_and_gpus_are_dealt_out(monkeypatch):
     assert gpus_of_workers(2) == ("GPU-a", "GPU-b")
 
 
-def test_replay_writes_exactly_the_true_lengths_and_answers(tmp_path, host):
-    outcomes = {call.key: Outcome(3 + 7 * i % 40, f"answer {i}", i % 3) for i, call in enumerate(A)}
-    executor = Runs(tmp_path, host, outcomes=lambda call, inputs: outcomes[call.key])
-    result = executor.execute(make_plan(make_session(0, A)), A)
-    for record in result.calls:
-        assert (record.output_tokens, record.answer, record.visible_tokens) == outcomes[record.key][:3]
-        assert record.prompt_tokens == 100
-
-
 def test_a_replayed_call_that_reaches_the_limit_never_came_to_its_answer(tmp_path, host):
     calls = [make_call("q0", prompt_tokens=500), make_call("q1"), make_call("q2"), make_call("q3")]
     lengths = {"q0": 12, "q1": 48, "q2": 47, "q3": 4000}
@@ -289,23 +270,6 @@ def test_a_running_call_is_aborted_and_the_run_goes_on(tmp_path, host):
     assert heard == sorted((event.record for event in listener.all(Finished)), key=lambda record: record.finished_ts)
 
 
-def test_a_session_that_lost_all_its_calls_is_never_opened(tmp_path, host):
-    listener = canceller({A[0].key: [call.key for call in B]})
-    result = Runs(tmp_path, host).execute(make_plan(make_session(0, A), make_session(1, B)), [*A, *B], listener)
-    assert [session.session for session in result.sessions] == [0]
-    assert {record.status for record in result.calls if record.expert == "B"} == {CallStatus.CANCELLED}
-    assert not (tmp_path / "journal" / "worker-1.journal").exists()
-
-
-def test_a_call_the_engine_refuses_fails_alone(tmp_path, host):
-    executor = Runs(tmp_path, host, prompts=lambda call, inputs: "refuse" if call.key == A[3].key else "")
-    result = executor.execute(PLAN, [*A, *B])
-    failed = [record for record in result.calls if record.status is CallStatus.FAILED]
-    assert [record.key for record in failed] == [A[3].key]
-    assert executor.error(A[3]) == "prompt must be one that the engine likes"
-    assert failed[0].answer is None
-
-
 def test_events_say_what_workers_do(tmp_path, host):
     executor = Runs(tmp_path, host, prompts=lambda call, inputs: "slow", outcomes=lambda call, inputs: Outcome(40))
     result = executor.execute(PLAN, [*A, *B], tick_s=0.1)
@@ -339,11 +303,6 @@ def test_what_an_engine_prints_is_in_its_workers_log(tmp_path, host, capfd):
     assert (tmp_path / "journal" / "worker-1.log").read_text() == log, "with control characters written out"
     assert (tmp_path / "journal" / "worker-0.log").read_text() == ""
     assert capfd.readouterr() == ("", "")
-
-
-def test_nothing_is_left_running_but_the_host(executor, tmp_path, host):
-    executor.execute(PLAN, [*A, *B])
-    assert processes_of(tmp_path / "journal") in ([], [host._process.pid])
 
 
 def test_a_backend_serves_one_run_and_says_what_is_missing(tmp_path, host):
@@ -424,12 +383,6 @@ def test_a_session_over_unlike_workers_is_refused(tmp_path, host):
         executor.execute(make_plan(make_session(0, calls, workers=(0, 1))), calls)
 
 
-def test_sessions_that_wait_for_each_other_are_refused(executor):
-    plan = make_plan(make_session(0, A, after=(1,)), make_session(1, B))
-    with pytest.raises(BackendError, match="session 0 of 'A': after: session must be one that was opened, got 1"):
-        executor.execute(plan, [*A, *B])
-
-
 def test_a_checkpoint_is_checked_before_any_process_starts(tmp_path, host):
     executor = Runs(tmp_path, host)
     (tmp_path / "B" / "tokenizer.json").unlink()
@@ -440,11 +393,3 @@ def test_a_checkpoint_is_checked_before_any_process_starts(tmp_path, host):
     small = Runs(tmp_path, host, options=options, outcomes=lambda call, inputs: Outcome(1))
     with pytest.raises(BackendError, match="one call of 512 tokens needs 1.0 MiB of KV cache, there are 0.5"):
         small.execute(PLAN, [*A, *B])
-
-
-def test_the_host_keeps_one_process_for_many_runs(tmp_path, host):
-    Runs(tmp_path, host).execute(PLAN, [*A, *B])
-    pid = host._process.pid
-    Runs(tmp_path, host, journal=tmp_path / "second").execute(PLAN, [*A, *B])
-    assert host._process.pid == pid
-    assert os.getsid(pid) == pid

@@ -17,36 +17,27 @@ from mosaic.engines.messages import one_line
 from mosaic.engines.session_state import Patience
 from mosaic.runtime.journal import JournalError
 from mosaic.runtime.replanning import Replanning
+from tests.controllers import Reactor
 from tests.engines import slow_import_engine
 from tests.engines.executor_runs import (
     FAKE_ENGINE,
     IMPATIENT,
     OPTIONS,
-    Reactor,
     Runs,
     finished_once,
     journal_of,
     left_over,
     make_checkpoint,
-    make_plan,
-    make_session,
     processes_of,
     running_host,
-    some_calls,
 )
-from tests.factories import make_call
+from tests.factories import make_call, make_plan, make_session, some_calls
 
 pytestmark = pytest.mark.slow
 
 A, B = some_calls("A", 20), some_calls("B", 20)
 PLAN = make_plan(make_session(0, A), make_session(1, B, workers=(1,)))
 BAD = A[11].key
-
-
-@pytest.fixture(scope="module")
-def host():
-    with running_host(FAKE_ENGINE) as running:
-        yield running
 
 
 def bad_call(words: str):

@@ -16,19 +16,10 @@ from mosaic.engines.machine_launcher import ABSENT, MachineLauncher
 from mosaic.engines.machine_messages import Pass, WantedCheckpoint
 from mosaic.engines.messages import Load
 from mosaic.runtime.replanning import Replanning
-from tests.engines.executor_runs import (
-    IMPATIENT,
-    Reactor,
-    Runs,
-    finished_once,
-    make_checkpoint,
-    make_plan,
-    make_session,
-    running_host,
-    some_calls,
-)
+from tests.controllers import Reactor
+from tests.engines.executor_runs import IMPATIENT, Runs, finished_once, make_checkpoint, running_host
 from tests.engines.here_machines import FAKE_ENGINE, HereMachines, MachineRuns, open_fleet
-from tests.factories import make_gpu
+from tests.factories import make_gpu, make_plan, make_session, some_calls
 
 
 def on_first(num_workers: int):
@@ -144,6 +135,7 @@ def test_a_machine_that_joins_is_used(tmp_path, fleets) -> None:
     assert by_worker[0,] > 0
 
 
+@pytest.mark.slow
 def test_a_machine_that_comes_back_serves_its_workers_again(tmp_path, fleets) -> None:
     machines = HereMachines({"a": 1, "b": 1})
     runs = MachineRuns(tmp_path, fleets(machines))
@@ -288,6 +280,7 @@ def test_a_machine_finds_its_own_copy_of_a_checkpoint(tmp_path, fleets) -> None:
     assert not list(here.glob("pid-*"))
 
 
+@pytest.mark.slow
 def test_a_machine_that_came_and_cannot_serve_is_told(tmp_path, fleets) -> None:
     machines, told = HereMachines({"a": 1}), []
     machines.broken["b"] = "has not {'CPU': 1.0} free"

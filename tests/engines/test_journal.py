@@ -186,7 +186,7 @@ def start_writer(folder: Path, first: int) -> subprocess.Popen[str]:
 
 def test_kills_at_any_moment_lose_nothing_that_was_acknowledged_and_repeat_nothing(tmp_path):
     rng, log, first = random.Random(0), tmp_path / "worker-0.journal", 0
-    for _ in range(6):
+    for _ in range(3):
         with start_writer(tmp_path, first) as writer:
             for _ in range(rng.randint(1, 30)):
                 acknowledged = int(writer.stdout.readline())

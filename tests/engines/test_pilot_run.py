@@ -31,6 +31,7 @@ def inputs(tmp_path_factory) -> list[str]:
     return write_inputs(tmp_path_factory.mktemp("inputs"), num_questions=40)
 
 
+@pytest.mark.slow
 def test_no_more_is_sent_than_the_batch_has_and_the_responses_are_those_of_a_run_without(inputs, tmp_path):
     own, others = tmp_path / "own", tmp_path / "others"
     for folder, overrides in ((own, ("aggregator=none",)), (others, ("aggregator=none", CALIBRATION))):

@@ -22,15 +22,13 @@ from tests.engines.executor_runs import (
     finished_once,
     has_vllm,
     make_checkpoint,
-    make_plan,
-    make_session,
     running_host,
-    some_calls,
 )
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch, write_models
 from tests.engines.here_machines import MachineRuns
 from tests.engines.ray_nodes import emulated_nodes, has_ray
 from tests.engines.test_host_machines import UseJoined, at, on_first, responses
+from tests.factories import make_plan, make_session, some_calls
 
 pytestmark = [
     pytest.mark.slow,

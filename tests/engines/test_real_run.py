@@ -80,6 +80,7 @@ def test_another_plan_gives_the_same_answers(inputs, done, tmp_path):
     assert answers_of(folder) == answers_of(done)
 
 
+@pytest.mark.slow
 def test_replay_takes_lengths_and_answers_from_the_simulated_world(inputs, tmp_path):
     replayed, simulated = tmp_path / "replayed", tmp_path / "simulated"
     overrides = [*inputs, "backend.mode=replay", "aggregator.min_output_tokens=64"]

@@ -15,8 +15,8 @@ from mosaic.engines.host_process import VLLM_ENGINE
 from mosaic.engines.vllm_engines import make_vllm_backend
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.runtime.static_plan import execute
-from tests.engines.executor_runs import CPU, ended_in, has_vllm, make_plan, make_session, running_host
-from tests.factories import make_cluster
+from tests.engines.executor_runs import CPU, ended_in, has_vllm, running_host
+from tests.factories import make_cluster, make_plan, make_session
 
 if not has_vllm():
     pytest.skip("vLLM is not installed", allow_module_level=True)

@@ -20,26 +20,23 @@ from mosaic.engines.checkpoints import CheckpointError, write_manifest
 from mosaic.engines.host_process import VLLM_ENGINE
 from mosaic.engines.session_state import Patience
 from mosaic.runtime.loop import drive
+from tests.controllers import Reactor
 from tests.engines.executor_runs import (
     CPU,
     OPTIONS,
     MoveAll,
-    Reactor,
     Runs,
     ended_in,
     finished_once,
     has_vllm,
     journal_of,
     make_checkpoint,
-    make_plan,
-    make_session,
     processes_of,
     running_host,
-    some_calls,
 )
 from tests.engines.killed_run import plan_of_four, prompt
 from tests.engines.tiny_checkpoint import CONFIG, CONTEXT, tiny_expert, write_safetensors, write_tiny_checkpoint
-from tests.factories import make_call
+from tests.factories import make_call, make_plan, make_session, some_calls
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
 
@@ -64,6 +61,23 @@ def shared(tmp_path_factory, host):
     executor = Runs(folder, host)
     result = executor.execute(make_plan(make_session(0, A), make_session(1, B, workers=(1,))), [*A, *B])
     return folder, executor, result
+
+
+def test_a_live_run_records_what_the_engine_did(shared):
+    _, executor, result = shared
+    assert all(record.response.token_ids == () for record in result.calls), "the journal alone keeps them"
+    for record in executor.records.values():
+        assert record.status is CallStatus.FINISHED
+        assert record.prompt_tokens == len(f"User: question {record.key.question}\n\nAssistant:")
+        assert record.output_tokens == len(record.response.token_ids) == record.visible_tokens
+        reason = "length" if record.output_tokens == 48 and record.response.token_ids[-1] else "stop"
+        assert record.response.finish_reason == reason
+        session = result.sessions[record.session]
+        assert session.start_ts <= record.queued_ts <= record.admitted_ts
+        assert record.admitted_ts <= record.first_token_ts <= record.finished_ts <= session.end_ts
+    reasons = {record.response.finish_reason for record in result.calls}
+    assert reasons == {"length", "stop"}, "the model must end some responses by itself"
+    assert len(set(executor.tokens.values())) == 48, "responses differ from call to call"
 
 
 def test_a_call_says_the_same_alone_in_a_batch_and_in_another_plan(shared, host):

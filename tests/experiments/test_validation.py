@@ -27,7 +27,7 @@ from mosaic.figures.style import png_bytes
 from tests.commands.command_line import ROOT
 from tests.engines.executor_runs import FAKE_ENGINE
 from tests.engines.validation_runs import small_validation
-from tests.sim.cluster_runs import make_plan, make_session, some_calls
+from tests.factories import make_plan, make_session, some_calls
 
 A, B = some_calls("A", 4), some_calls("B", 2)
 PLAN = replace(

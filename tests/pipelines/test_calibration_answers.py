@@ -106,29 +106,42 @@ def test_no_answer_is_wrong() -> None:
     assert question.loss_if_skipped(None) == 1
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"calibration answers .*none\.parquet: must be a readable file"):
-        load_calibration_answers(tmp_path / "none.parquet")
+def change_row(number: int, **changes: object) -> list[dict[str, object]]:
+    rows = rows_of_one()
+    rows[number] |= changes
+    return rows
 
 
-def test_another_format_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "answers.csv"
-    path.write_text("question,slot\nq,0\n")
-    with pytest.raises(ValueError, match=r"answers\.csv: must be a parquet table"):
-        load_calibration_answers(path)
-
-
-def test_missing_columns_are_named(tmp_path: Path) -> None:
-    rows = [{name: value for name, value in row.items() if name not in ("gold", "correct")} for row in rows_of_one()]
-    with pytest.raises(ValueError, match=r"columns must be a superset of .*\['gold', 'correct'\] are missing"):
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([*rows_of_one(), rows_of_one()[0]], r"each once, got \[0, 0, 1, 2\]"),
+        (change_row(0, correct=False), "question q: correct must be the same for all votes for 'A'"),
+        (change_row(1, gold="B"), "question q: gold must be 'A' in all of its rows, got 'B'"),
+        (
+            [{name: row[name] for name in row if name not in ("gold", "correct")} for row in rows_of_one()],
+            r"columns must be a superset of .*\['gold', 'correct'\] are missing",
+        ),
+    ],
+)
+def test_rows_that_do_not_go_together_are_named(tmp_path: Path, rows: list[dict[str, object]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         load_calibration_answers(save(tmp_path, rows))
 
 
-def test_an_empty_table_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "answers.parquet"
-    path.write_bytes(encode_calibration_answers([], SETTING))
-    with pytest.raises(ValueError, match="table must be of at least one row"):
-        load_calibration_answers(path)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"calibration answers .*answers\.file: must be a readable file"),
+        (b"question,slot\nq,0\n", r"answers\.file: must be a parquet table"),
+        (encode_calibration_answers([], SETTING), "table must be of at least one row"),
+    ],
+)
+def test_a_file_that_is_no_table_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "answers.file").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_calibration_answers(tmp_path / "answers.file")
 
 
 @pytest.mark.parametrize(
@@ -149,26 +162,6 @@ def test_bad_tables_are_named(tmp_path: Path, changes: dict[str, object], messag
     with pytest.raises(ValueError, match=message) as raised:
         load_calibration_answers(path)
     assert str(path) in str(raised.value)
-
-
-def test_a_duplicated_slot_is_refused(tmp_path: Path) -> None:
-    rows = rows_of_one()
-    with pytest.raises(ValueError, match=r"each once, got \[0, 0, 1, 2\]"):
-        load_calibration_answers(save(tmp_path, [*rows, rows[0]]))
-
-
-def test_one_answer_is_graded_once(tmp_path: Path) -> None:
-    rows = rows_of_one()
-    rows[0]["correct"] = False
-    with pytest.raises(ValueError, match="question q: correct must be the same for all votes for 'A'"):
-        load_calibration_answers(save(tmp_path, rows))
-
-
-def test_rows_of_a_question_must_agree(tmp_path: Path) -> None:
-    rows = rows_of_one()
-    rows[1]["gold"] = "B"
-    with pytest.raises(ValueError, match="question q: gold must be 'A' in all of its rows, got 'B'"):
-        load_calibration_answers(save(tmp_path, rows))
 
 
 def test_wrong_types_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

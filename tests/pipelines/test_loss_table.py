@@ -60,7 +60,7 @@ LIMITS = st.none() | st.integers(1, 20)
 SETTINGS = st.builds(Setting, st.sampled_from([None, 0.3, 0.5, 0.66, 1.0]), LIMITS, LIMITS, LIMITS)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(st.lists(known(), min_size=1, max_size=8), SETTINGS)
 def test_losses_are_those_of_the_worst_way(questions: list[CalibrationQuestion], setting: Setting) -> None:
     expected = [int(question.aggregator_correct) - int(all(ways(question, setting))) for question in questions]

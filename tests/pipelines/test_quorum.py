@@ -194,7 +194,7 @@ def run(graph: CallGraph, course: Course, *, has_quorum: bool) -> tuple[FinalAns
             done[waiting[0]] = ended(calls[waiting[0]], course.says[waiting[0]])
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(courses(), st.integers(0, 7), st.sampled_from(sorted(GRAPHS)))
 def test_final_answers_and_what_an_aggregator_reads_are_those_without_a_quorum(gates, course, number, shape) -> None:
     graph = GRAPHS[shape](gates[number])

@@ -155,7 +155,7 @@ def test_search_is_the_same_for_a_seed() -> None:
     assert first == second
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.usefixtures("clock")
 def test_brackets_of_middling_instances_are_narrow_and_sound(seed: int) -> None:
     instance = random_instance(seed, 12, 8)

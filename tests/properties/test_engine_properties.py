@@ -58,7 +58,7 @@ def assert_same(submitted, seqs):
             assert same, (field, ours, theirs, seq)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(sessions())
 def test_a_session_drained_at_once_agrees_with_the_oracle(session):
     oracle, seqs = run_oracle(*session)
@@ -71,7 +71,7 @@ def test_a_session_drained_at_once_agrees_with_the_oracle(session):
     event(f"preempts: {any(seq.preemptions for seq in seqs)}, {session[0].order}")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(sessions(), st.lists(st.floats(0.0, 3.0), max_size=12))
 def test_stops_on_the_way_change_nothing(session, stops):
     _, seqs = run_oracle(*session)
@@ -84,7 +84,7 @@ def test_stops_on_the_way_change_nothing(session, stops):
     assert_same(submitted, seqs)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(sessions())
 def test_stepping_by_events_gives_the_same_floats_as_draining_at_once(session):
     engines = [make_engine(session[0], *session[2:]) for _ in range(2)]
@@ -100,7 +100,7 @@ def test_stepping_by_events_gives_the_same_floats_as_draining_at_once(session):
     assert stepped == at_once
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sessions(), st.data())
 def test_aborts_agree_with_the_oracle(session, data):
     moments = st.tuples(st.floats(0.0001, 2.0), st.integers(0, len(session[1]) - 1))
@@ -122,7 +122,7 @@ def test_aborts_agree_with_the_oracle(session, data):
     assert_same(submitted, seqs)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sessions(), st.data())
 def test_cuts_and_requests_that_are_partly_written_agree_with_the_oracle(session, data):
     engine_settings, requests, *rest = session
@@ -146,7 +146,7 @@ def test_cuts_and_requests_that_are_partly_written_agree_with_the_oracle(session
 
 
 @pytest.mark.parametrize(("name", "time"), committed_times())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(session=sessions())
 def test_measured_tables_agree_with_the_oracle(name, time, session):
     engine_settings, requests, kv_tokens, _ = session

@@ -104,7 +104,7 @@ def assert_whole(result) -> None:
     assert {record.session: record.num_calls for record in result.sessions} == finished
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(runs(num_spare=NUM_SPARE), REACTIONS, TICKS)
 def test_whatever_is_done_the_records_stay_whole_and_the_log_gives_them_again(run, reactions, tick_s) -> None:
     make, plan, calls = run
@@ -118,7 +118,7 @@ def test_whatever_is_done_the_records_stay_whole_and_the_log_gives_them_again(ru
     assert repr(again) == repr(result)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(runs(), TICKS)
 def test_who_hears_everything_and_does_nothing_changes_nothing(run, tick_s) -> None:
     """Sessions are drained in one jump where nobody reacts, and stepped through where somebody might."""

@@ -23,7 +23,7 @@ from tests.runtime.jobs import make_job
 from tests.runtime.test_layers import batch_of
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(courses())
 def test_no_schedule_loses_more_on_a_question_than_the_calibration_counts(course: Course) -> None:
     result, questions = course.run()
@@ -45,7 +45,7 @@ def test_no_schedule_loses_more_on_a_question_than_the_calibration_counts(course
             assert record.output_tokens <= (limits[record.key.node] or 200)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(courses())
 def test_without_a_hedge_what_comes_of_a_question_is_exactly_what_the_calibration_counts(course: Course) -> None:
     course = course._replace(setting=course.setting._replace(hedge_tokens=None))

@@ -15,8 +15,8 @@ from mosaic.runtime.loop import drive
 from mosaic.runtime.moves import Moves
 from mosaic.runtime.prospects import Measured, Prospects
 from mosaic.runtime.static_plan import StaticPlan
-from tests.factories import make_call, make_cluster, make_entry, make_expert, make_profile
-from tests.sim.cluster_runs import make_backend, make_plan, make_session
+from tests.factories import make_call, make_cluster, make_entry, make_expert, make_plan, make_profile, make_session
+from tests.sim.cluster_runs import make_backend
 
 JOIN_TS = 20.0
 

@@ -1,9 +1,6 @@
 """The one loop: who hears what, what is done about it, and how an interrupted run goes on."""
 
-import pytest
-
 from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit
-from mosaic.core.errors import BackendError
 from mosaic.core.events import Started, Tick, cause_of
 from mosaic.core.plan import Session
 from mosaic.core.results import CallStatus, LostWorker, Resumption
@@ -11,9 +8,9 @@ from mosaic.runtime.loop import drive
 from mosaic.runtime.replay import Replay
 from mosaic.runtime.static_plan import StaticPlan, execute
 from tests.controllers import Answers, Watcher
-from tests.factories import make_call
+from tests.factories import make_call, make_plan, make_session, some_calls
 from tests.runtime.scripted import MemoryLog, Scripted
-from tests.sim.cluster_runs import by_key, make_backend, make_plan, make_session, some_calls
+from tests.sim.cluster_runs import by_key, make_backend
 
 CALLS = some_calls("A", 4)
 A0, A1, A2, A3 = CALLS
@@ -76,16 +73,6 @@ def test_a_held_call_that_is_cancelled_ends_at_once_and_what_waits_for_it_goes_o
     assert next(record for record in result.calls if record.key == later.key).finished_ts == 0.0
 
 
-def test_held_calls_are_moved_and_cut_like_others() -> None:
-    later = [make_call(call.key.question, after=(A0.key,)) for call in (A1, A2)]
-    moved, cut = later
-    given = [*OPEN, Submit(A0, 0), Submit(moved, 0), Submit(cut, 0), Move(moved.key, 1), Cut(cut.key, 7)]
-    records = {record.key: record for record in run(Answers({"started": given})).calls}
-    assert (records[moved.key].session, records[moved.key].attempt) == (1, 0)
-    assert (records[cut.key].session, records[cut.key].output_tokens, records[cut.key].answer) == (0, 7, None)
-    assert all(records[call.key].queued_ts >= records[A0.key].finished_ts for call in later)
-
-
 def test_records_come_by_session_as_they_were_opened_and_by_their_end() -> None:
     first, second = make_session(7, [A2, A0]), make_session(3, [A3, A1], workers=(1,))
     result = execute(
@@ -117,11 +104,6 @@ def test_ticks_come_where_somebody_wants_them() -> None:
         watcher = Watcher()
         run(Answers({"started": [OPEN[0], Submit(A0, 0)]}), watcher, tick_s=tick_s)
         assert any(isinstance(event, Tick) for event in watcher.events) == is_told
-
-
-def test_a_command_that_cannot_be_carried_out_ends_the_run() -> None:
-    with pytest.raises(BackendError, match="session must be one that was opened and not closed, got 5"):
-        run(Answers({"started": [Submit(A0, 5)]}))
 
 
 # A run that was interrupted goes on

@@ -22,12 +22,12 @@ from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replay import Replay
 from mosaic.runtime.static_plan import plan_commands
 from tests.answered_questions import make_moa
-from tests.factories import make_call, make_cluster, make_entry, make_expert, make_profile
+from tests.factories import make_call, make_cluster, make_entry, make_expert, make_plan, make_profile, make_session
 from tests.runtime.jobs import Told, make_job
 from tests.runtime.planners import make_planner
 from tests.runtime.test_layers import batch_of
 from tests.runtime.test_quorum_controller import Course, backend_of, courses, run
-from tests.sim.cluster_runs import make_backend, make_plan, make_session
+from tests.sim.cluster_runs import make_backend
 
 STATUSES = (CallStatus.FINISHED, CallStatus.CANCELLED)
 

@@ -184,16 +184,3 @@ def test_what_cannot_be_priced_or_placed_is_refused() -> None:
     message = r"call q0/propose/0: expert must be one of the pool \['A', 'B', 'W'\], got 'Poet'"
     with pytest.raises(ValueError, match=message):
         make_planner().plan(make_calls({"Poet": 1}))
-
-
-def test_a_scheduler_that_drops_a_call_is_caught() -> None:
-    class Forgetful:
-        name = "forgetful"
-
-        def plan(self, problem):
-            made = RoundRobin().plan(problem)
-            (session,) = made.sessions
-            return replace(made, sessions=(replace(session, shard=session.shard[1:]),))
-
-    with pytest.raises(PlanError, match="plan drops call q0/aggregate/0"):
-        plan_merging(8, 4, scheduler=Forgetful())

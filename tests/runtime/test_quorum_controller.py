@@ -77,7 +77,7 @@ def backend_of(course: Course, planner=None):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(courses())
 def test_answers_are_the_same_and_no_call_is_lost_or_answered_twice(course: Course) -> None:
     alone, questions = run(course, has_quorum=False)

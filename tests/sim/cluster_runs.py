@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 from mosaic.core.cluster import Cluster, Gpu
 from mosaic.core.engine_options import EngineOptions
-from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
+from mosaic.core.plan import Plan
 from mosaic.core.realization import Outcome
 from mosaic.core.results import Inputs
-from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ModelShape
+from mosaic.core.workload import Call, CallKey, Expert, ModelShape
 from sim.cluster.backend import SimBackend
 from sim.cluster.gpu_use import GpuUse
 from sim.hardware.host import Host
-from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_shape
+from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_plan, make_session, make_shape
 from tests.sim.oracle import LinearTime
 
 
@@ -35,35 +35,6 @@ class LinearHardware:
 
 def linear_times(hardware, shape, tp_degree):
     return hardware.time
-
-
-def make_session(number: int, calls: Sequence[Call], *, workers=(0,), after=()) -> Session:
-    return Session(
-        id=number,
-        expert=calls[0].expert,
-        node=PROPOSE,
-        workers=tuple(workers),
-        shard=tuple(call.key for call in calls),
-        after=tuple(after),
-    )
-
-
-def make_plan(*sessions: Session, num_workers: int = 2) -> Plan:
-    return Plan(
-        scheduler="by hand",
-        costs="none",
-        problem_fingerprint="",
-        num_workers=num_workers,
-        sessions=sessions,
-        predicted=tuple(PredictedTimes(0.0, 0.0, 0.0) for _ in sessions),
-        lengths={},
-        lower_bound_s=0.0,
-        solve=SolveReport(status=SolveStatus.HEURISTIC),
-    )
-
-
-def some_calls(expert: str, number: int, *, start: int = 0, ready_s: float = 0.0) -> list[Call]:
-    return [make_call(f"{expert}{start + i}", expert=expert, ready_s=ready_s) for i in range(number)]
 
 
 def by_key(lengths: Mapping[CallKey, int] | int):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from mosaic.core.engine_options import EngineOptions, Order
 from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time
-from tests.factories import make_call, make_cluster, make_expert, make_shape
-from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session
+from tests.factories import make_call, make_cluster, make_expert, make_plan, make_session, make_shape
+from tests.sim.cluster_runs import LinearHardware, by_key, make_backend
 from tests.sim.oracle import LinearTime
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "hardware"

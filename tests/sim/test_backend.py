@@ -9,20 +9,28 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mosaic.core.cluster import Cluster, Worker
-from mosaic.core.commands import Cancel, Open, Submit
+from mosaic.core.commands import Cancel, Open
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
-from mosaic.runtime.loop import drive
-from mosaic.runtime.static_plan import StaticPlan, execute
+from mosaic.runtime.static_plan import execute
 from sim.cluster.backend import SimBackend
 from sim.cluster.clock import wait_until
 from tests.controllers import Answers, cancel_on
-from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_mixed_cluster
+from tests.factories import (
+    make_call,
+    make_cluster,
+    make_expert,
+    make_gpu,
+    make_mixed_cluster,
+    make_plan,
+    make_session,
+    some_calls,
+)
 from tests.run_records import make_record
-from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session, some_calls
+from tests.sim.cluster_runs import LinearHardware, by_key, make_backend
 from tests.sim.oracle import LinearTime
 
 ONE_SECOND = LinearHardware(
@@ -61,12 +69,6 @@ def test_loads_sessions_and_calls_are_where_they_should_be_on_the_clock():
     assert (one.num_calls, one.output_tokens) == (2, 8)
     assert [record.key.question for record in result.calls] == ["A0", "A1", "B0"]
     assert (records["A0"].queued_ts, records["A0"].first_token_ts, records["A0"].finished_ts) == (10.0, 11.0, 13.0)
-
-
-def test_records_follow_the_order_of_finish_within_a_session():
-    calls = some_calls("A", 3)
-    result, _ = run({"A0": 9, "A1": 2, "A2": 2}, make_session(0, calls), calls=calls)
-    assert [record.key.question for record in result.calls] == ["A1", "A2", "A0"]
 
 
 def test_a_gang_loads_when_its_last_worker_is_free():
@@ -298,19 +300,6 @@ class TestRefuses:
         backend.apply(Open(Session(id=0, expert="A", workers=(0,))))
         with pytest.raises(BackendError, match=r"sessions \[0\] were never closed"):
             list(events)
-
-    def test_a_call_in_a_queue_that_no_session_serves(self):
-        calls = [*some_calls("A", 1), *some_calls("B", 1)]
-        stray = Answers({"started": [Submit(calls[1], "B")]})
-        with pytest.raises(BackendError, match=r"calls wait for sessions of \['B'\], and none is open"):
-            drive(
-                make_backend(by_key(5)),
-                [StaticPlan(make_plan(make_session(0, calls[:1])), calls), stray],
-                num_workers=2,
-            )
-        opened = Answers({"started": [Open(Session(id=0, expert="A", workers=(0,))), Submit(calls[1], "B")]})
-        with pytest.raises(BackendError, match=r"calls wait for sessions of \['B'\], and none is open"):
-            drive(make_backend(by_key(5)), [opened], num_workers=2)
 
     def test_a_prompt_that_fills_the_context(self):
         calls = [make_call("q0", prompt_tokens=8192)]

@@ -11,8 +11,8 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.runtime.loop import drive
 from tests.controllers import Answers, Watcher
-from tests.factories import make_call
-from tests.sim.cluster_runs import make_backend, some_calls
+from tests.factories import make_call, some_calls
+from tests.sim.cluster_runs import make_backend
 from tests.sim.test_backend import ONE_SECOND
 
 A0, A1, A2, A3 = CALLS = some_calls("A", 4)

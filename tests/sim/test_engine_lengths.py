@@ -95,7 +95,7 @@ def assert_same(submitted, seqs):
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(sessions(), lengths_matter())
 def test_a_session_drained_at_once_agrees_with_the_oracle(session, lengths):
     seqs = run_oracle(session, lengths)
@@ -106,7 +106,7 @@ def test_a_session_drained_at_once_agrees_with_the_oracle(session, lengths):
     event(f"cached: {any(s.cached for s in seqs)}, preempts: {any(s.preemptions for s in seqs)}, {session[0].order}")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(sessions(), lengths_matter(), st.lists(st.floats(0.0, 3.0), max_size=12))
 def test_stops_on_the_way_change_nothing(session, lengths, stops):
     engine, submitted = make_engine(session, lengths)
@@ -116,7 +116,7 @@ def test_stops_on_the_way_change_nothing(session, lengths, stops):
     assert_same(submitted, run_oracle(session, lengths))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sessions(), lengths_matter(), st.data())
 def test_aborts_agree_with_the_oracle(session, lengths, data):
     moments = st.tuples(st.floats(0.0001, 2.0), st.integers(0, len(session[1]) - 1))
@@ -130,7 +130,7 @@ def test_aborts_agree_with_the_oracle(session, lengths, data):
 
 
 @pytest.mark.parametrize("stem", ["rtxpro6000", "rtx4090"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(session=sessions())
 def test_measured_gpus_agree_with_the_oracle(stem, session):
     config = yaml.safe_load((CONF / f"{stem}.yaml").read_text(encoding="utf-8"))

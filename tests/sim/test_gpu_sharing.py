@@ -12,8 +12,8 @@ from mosaic.runtime.static_plan import execute
 from sim.cluster.gpu_use import GpuUse, Keep
 from sim.hardware.host import Host
 from tests.controllers import Watcher
-from tests.factories import make_cluster, make_expert, make_shape
-from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session, some_calls
+from tests.factories import make_cluster, make_expert, make_plan, make_session, make_shape, some_calls
+from tests.sim.cluster_runs import LinearHardware, by_key, make_backend
 from tests.sim.oracle import LinearTime
 from tests.sim.random_runs import runs
 
@@ -167,7 +167,7 @@ def covers(holdings, expert, place, whats, start_ts, end_ts):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(runs(), USES, st.sampled_from([10.0, 20.0, 40.0, 1000.0]), st.booleans())
 def test_memory_is_respected_at_every_instant(run, use, host_gib, watched):
     make, plan, calls = run

@@ -10,9 +10,9 @@ from mosaic.core.engine_options import EngineOptions
 from mosaic.core.realization import Outcome
 from mosaic.core.sparse_kv import PAGE_TOKENS, SparseKv
 from mosaic.runtime.static_plan import execute
-from tests.factories import make_expert
+from tests.factories import make_expert, make_plan, make_session, some_calls
 from tests.sim.answer_worlds import ask, item_of, make_model, make_world, names
-from tests.sim.cluster_runs import LinearHardware, make_backend, make_plan, make_session, some_calls
+from tests.sim.cluster_runs import LinearHardware, make_backend
 from tests.sim.oracle import LinearTime
 from tests.sim.test_answer_model import GRID, items
 

@@ -17,8 +17,8 @@ from mosaic.runtime.static_plan import execute, plan_commands
 from sim.cluster.lookahead import Lookahead
 from sim.cluster.session import SimSession
 from tests.controllers import Watcher, cancel_on
-from tests.factories import make_call
-from tests.sim.cluster_runs import make_backend, make_plan, make_session, some_calls
+from tests.factories import make_call, make_plan, make_session, some_calls
+from tests.sim.cluster_runs import make_backend
 from tests.sim.random_runs import runs
 
 kinds = st.sampled_from(["cancel", "cut", "move", "queue", "submit"])

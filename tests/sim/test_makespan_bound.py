@@ -10,8 +10,8 @@ from mosaic.core.realization import Outcome
 from mosaic.core.sparse_kv import SparseKv
 from mosaic.runtime.static_plan import execute
 from tests.controllers import Answers, cancel_on
-from tests.factories import make_call, make_cluster, make_expert, make_shape
-from tests.sim.cluster_runs import LinearHardware, by_key, make_backend, make_plan, make_session, some_calls
+from tests.factories import make_call, make_cluster, make_expert, make_plan, make_session, make_shape, some_calls
+from tests.sim.cluster_runs import LinearHardware, by_key, make_backend
 from tests.sim.oracle import LinearTime
 from tests.sim.random_runs import committed_time, committed_times, runs
 
@@ -36,7 +36,7 @@ SPARSE_TIMES = [pytest.param(None, id="linear"), *(pytest.param(p.values[1], id=
 
 
 @pytest.mark.parametrize("time", SPARSE_TIMES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_no_plan_beats_the_bound_where_long_sequences_are_read_in_part(time, data):
     times = None if time is None else st.just(time)
@@ -82,7 +82,7 @@ def test_a_sparse_kv_cache_is_bounded_by_what_is_read_of_it(kv, num_calls, time)
 
 
 @pytest.mark.parametrize(("name", "time"), committed_times())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_no_plan_beats_the_bound_on_measured_tables(name, time, data):
     make, plan, calls = data.draw(runs(times=st.just(time)))
@@ -117,7 +117,7 @@ def test_the_prefill_rate_is_taken_where_measured_times_dip():
 
 
 @pytest.mark.parametrize(("stem", "tp_degree"), PLACES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_no_prefill_beats_the_bound(stem, tp_degree, data):
     engine_settings = EngineOptions(

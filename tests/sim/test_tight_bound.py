@@ -16,9 +16,9 @@ from sim.cluster.expert_on_gpu import ExpertsOnGpus
 from sim.cluster.lower_bound import demands_of
 from sim.cluster.tight_bound import decode_planes, run_bounds
 from sim.hardware.iteration_time import iteration_time
-from tests.factories import make_call, make_cluster, make_expert
+from tests.factories import make_call, make_cluster, make_expert, make_plan, make_session, some_calls
 from tests.runtime.jobs import HARDWARE, Told, make_job, make_questions
-from tests.sim.cluster_runs import by_key, make_backend, make_plan, make_session, some_calls
+from tests.sim.cluster_runs import by_key, make_backend
 from tests.sim.random_runs import committed_times, runs
 
 
@@ -31,7 +31,7 @@ def bounds_and_makespan(backend, sessions, calls, num_workers):
 
 
 @pytest.mark.parametrize("kv", [None, SparseKv(budget_pages=4)], ids=["full", "sparse"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_no_plan_beats_the_tight_bound(kv, data):
     make, plan, calls = data.draw(runs(kv=kv))
@@ -49,7 +49,7 @@ def test_no_plan_beats_the_tight_bound_at_length(run):
 
 
 @pytest.mark.parametrize(("name", "time"), committed_times())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_no_plan_beats_the_tight_bound_on_measured_tables(name, time, data):
     make, plan, calls = data.draw(runs(times=st.just(time)))

@@ -36,27 +36,6 @@ def read(world: World, *answers: str | None, question: str = "q0") -> Outcome:
     return world.outcome(aggregate_call(question, *range(len(answers))), by_key(records))
 
 
-def test_an_aggregator_without_deference_ignores_what_it_reads() -> None:
-    world = make_world(40, answers=replace(EAGER, deference=0.0))
-    for name in names(40):
-        assert len({read(world, *seen, question=name) for seen in ("BBB", "AAA", "ACD", "")}) == 1
-
-
-def test_an_aggregator_with_huge_deference_follows_a_unanimous_input() -> None:
-    world = make_world(40, answers=replace(EAGER, deference=20.0))
-    for name in names(40):
-        assert [read(world, *seen, question=name).answer for seen in ("BBB", "AAA", "DDD")] == ["B", "A", "D"]
-
-
-def test_in_between_every_vote_for_the_right_option_helps() -> None:
-    world = make_world(300, answers=EAGER)
-    num_right = [
-        sum(read(world, *seen, question=name).answer == "B" for name in names(300))
-        for seen in ("AAA", "AAB", "ABB", "BBB")
-    ]
-    assert num_right == sorted(set(num_right))
-
-
 @given(order=st.randoms(), strangers=st.lists(st.sampled_from([*"ABCD", None]), max_size=4), others=st.integers(0, 3))
 def test_its_outcome_depends_on_nothing_but_seed_key_and_inputs(
     order: random.Random, strangers: list[str | None], others: int

@@ -1,23 +1,12 @@
 """Workloads from slot tables and from files, and what is refused on the way."""
 
 import json
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from mosaic.core.workload import PROPOSE, AnswerKind, CallKey, Workload
+from mosaic.core.workload import AnswerKind, Workload
 from mosaic.workloads.loaders import count_text_tokens, file_workload
-from mosaic.workloads.slot_table import draw_question_tokens, slot_table_workload
-
-SLOTS = {"A": 5, "B": 3, "C": 1, "D": 0}
-
-
-def make_table(**changes: Any) -> Workload:
-    arguments = {"name": "t", "num_questions": 3, "slots": SLOTS, "prompt_token_quantiles": [10, 20, 90], **changes}
-    return slot_table_workload(**arguments)
 
 
 def write(folder: Path, name: str, *lines: object) -> Path:
@@ -31,77 +20,6 @@ def experts_by_question(workload: Workload) -> dict[str, tuple[str, ...]]:
     for call in workload.calls:
         slots[call.key.question] = (*slots.get(call.key.question, ()), call.expert)
     return slots
-
-
-# Slot tables
-
-
-def test_a_slot_table_gives_each_expert_its_slots_in_the_first_seen_order() -> None:
-    workload = make_table(first_seen=["C", "A"], seed=3)
-    assert Counter(call.expert for call in workload.calls) == {"A": 5, "B": 3, "C": 1}
-    assert [call.expert for call in workload.calls][:2] == ["C", "A"]
-    assert [call.key for call in workload.calls][:4] == [
-        *(CallKey("t-0", PROPOSE, slot) for slot in range(3)),
-        CallKey("t-1", PROPOSE, 0),
-    ]
-
-
-def test_a_call_prefills_the_template_and_its_question() -> None:
-    workload = make_table(template_tokens=7)
-    tokens = {question.id: question.prompt_tokens for question in workload.questions}
-    assert all(call.prompt_tokens == tokens[call.key.question] + 7 for call in workload.calls)
-
-
-def test_questions_use_each_equal_share_of_the_length_distribution_once() -> None:
-    # Shares 1/6, 1/2, 5/6 of a grid at 0, 1/2, 1.
-    assert sorted(question.prompt_tokens for question in make_table(seed=5).questions) == [13, 20, 67]
-    drawn = draw_question_tokens([10, 20, 90], 1000, np.random.default_rng(0))
-    assert sum(drawn) / 1000 == pytest.approx((15 + 55) / 2, abs=0.1)
-
-
-def test_equal_seeds_give_equal_workloads_and_streams_are_independent() -> None:
-    assert make_table(seed=1) == make_table(seed=1)
-    many: dict[str, Any] = {"num_questions": 60, "slots": {"A": 100, "B": 80}}
-    first, other = make_table(seed=1, **many), make_table(seed=2, **many)
-    assert [call.expert for call in first.calls] != [call.expert for call in other.calls]
-    # Other lengths leave the assignment as it is.
-    longer = make_table(seed=1, **many, prompt_token_quantiles=[500, 600])
-    assert [call.expert for call in first.calls] == [call.expert for call in longer.calls]
-
-
-def test_an_expert_may_hold_several_slots_of_a_question() -> None:
-    workload = make_table(num_questions=100, slots={"A": 250, "B": 50})
-    assert ("A", "A", "A") in experts_by_question(workload).values()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"name": " "}, r"workload\.name must be a non-empty string"),
-        ({"num_questions": 0}, r"workload\.num_questions must be at least 1, got 0"),
-        ({"num_slots_per_question": 2.5}, r"workload\.num_slots_per_question must be a whole number, got 2.5"),
-        ({"template_tokens": -1}, r"workload\.template_tokens must be at least 0, got -1"),
-        ({"seed": -1}, r"workload\.seed must be at least 0, got -1"),
-        ({"slots": {}}, r"workload\.slots must be a mapping with at least one expert"),
-        ({"slots": ["A"]}, r"workload\.slots must be a mapping of experts to counts"),
-        ({"slots": {"A": 10, "B": -1}}, r"workload\.slots\.B must be at least 0, got -1"),
-        ({"slots": {"A": float("nan")}}, r"workload\.slots\.A must be a whole number, got nan"),
-        ({"slots": {"A": 8}}, r"workload\.slots: sum must be num_questions x num_slots_per_question = 9, got 8"),
-        ({"slots": {"": 9}}, r"workload\.slots: expert must be a non-empty string"),
-        ({"pool": ["A", "B", "C"]}, r"workload\.slots: expert must be one of the pool \['A', 'B', 'C'\], got 'D'"),
-        ({"first_seen": ["A", "Z"]}, r"workload\.first_seen must be experts that hold slots, .*got 'Z'"),
-        ({"first_seen": ["D"]}, r"workload\.first_seen must be experts that hold slots, .*got 'D'"),
-        ({"first_seen": ["A", "A"]}, r"workload\.first_seen must be unique, got 'A' twice"),
-        ({"first_seen": "A"}, r"workload\.first_seen must be a list of experts, got 'A'"),
-        ({"prompt_token_quantiles": 12}, r"workload\.prompt_token_quantiles must be a list of numbers, got 12"),
-        ({"prompt_token_quantiles": [12]}, r"workload\.prompt_token_quantiles must be a list of at least two"),
-        ({"prompt_token_quantiles": [0, 12]}, r"workload\.prompt_token_quantiles must be at least 1, got 0"),
-        ({"prompt_token_quantiles": [9, 5]}, r"workload\.prompt_token_quantiles must be a list that never falls"),
-    ],
-)
-def test_a_bad_slot_table_is_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        make_table(**change)
 
 
 # Files
@@ -375,6 +293,3 @@ def test_unusable_paths_are_named(tmp_path: Path) -> None:
         file_workload(path=tmp_path / "latin.jsonl")
     with pytest.raises(ValueError, match=r"workload\.template_tokens must be at least 0"):
         file_workload(path="q.csv", template_tokens=-1)
-
-
-# Question statistics

@@ -4,13 +4,14 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from mosaic.core.workload import OPTION_LETTERS, AnswerKind, Workload
-from mosaic.workloads.slot_table import scaled_slots, slot_table_workload
+from mosaic.core.workload import OPTION_LETTERS, PROPOSE, AnswerKind, CallKey, Workload
+from mosaic.workloads.slot_table import draw_question_tokens, scaled_slots, slot_table_workload
 
 SLOTS = {"A": 5, "B": 3, "C": 1, "D": 0}
 MANY: dict[str, Any] = {"num_questions": 1000, "slots": {"A": 2000, "B": 1000}}
@@ -24,6 +25,50 @@ def make_table(**changes: Any) -> Workload:
 def shape(workload: Workload) -> list[tuple[str, int]]:
     """Who answers and how long the prompts are, whatever the questions are called."""
     return [(call.expert, call.prompt_tokens) for call in workload.calls]
+
+
+# Who answers, and how long questions are
+
+
+def test_a_slot_table_gives_each_expert_its_slots_in_the_first_seen_order() -> None:
+    workload = make_table(first_seen=["C", "A"], seed=3)
+    assert Counter(call.expert for call in workload.calls) == {"A": 5, "B": 3, "C": 1}
+    assert [call.expert for call in workload.calls][:2] == ["C", "A"]
+    assert [call.key for call in workload.calls][:4] == [
+        *(CallKey("t-0", PROPOSE, slot) for slot in range(3)),
+        CallKey("t-1", PROPOSE, 0),
+    ]
+
+
+def test_a_call_prefills_the_template_and_its_question() -> None:
+    workload = make_table(template_tokens=7)
+    tokens = {question.id: question.prompt_tokens for question in workload.questions}
+    assert all(call.prompt_tokens == tokens[call.key.question] + 7 for call in workload.calls)
+
+
+def test_questions_use_each_equal_share_of_the_length_distribution_once() -> None:
+    # Shares 1/6, 1/2, 5/6 of a grid at 0, 1/2, 1.
+    assert sorted(question.prompt_tokens for question in make_table(seed=5).questions) == [13, 20, 67]
+    drawn = draw_question_tokens([10, 20, 90], 1000, np.random.default_rng(0))
+    assert sum(drawn) / 1000 == pytest.approx((15 + 55) / 2, abs=0.1)
+
+
+def test_equal_seeds_give_equal_workloads_and_streams_are_independent() -> None:
+    assert make_table(seed=1) == make_table(seed=1)
+    many: dict[str, Any] = {"num_questions": 60, "slots": {"A": 100, "B": 80}}
+    first, other = make_table(seed=1, **many), make_table(seed=2, **many)
+    assert [call.expert for call in first.calls] != [call.expert for call in other.calls]
+    # Other lengths leave the assignment as it is.
+    longer = make_table(seed=1, **many, prompt_token_quantiles=[500, 600])
+    assert [call.expert for call in first.calls] == [call.expert for call in longer.calls]
+
+
+def test_an_expert_may_hold_several_slots_of_a_question() -> None:
+    workload = make_table(num_questions=100, slots={"A": 250, "B": 50})
+    by_question: dict[str, list[str]] = {}
+    for call in workload.calls:
+        by_question.setdefault(call.key.question, []).append(call.expert)
+    assert ["A", "A", "A"] in by_question.values()
 
 
 # Options
@@ -127,6 +172,21 @@ def test_scaled_slots_have_the_total_and_keep_the_proportions(counts: list[int],
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"name": " "}, r"workload\.name must be a non-empty string"),
+        ({"num_questions": 0}, r"workload\.num_questions must be at least 1, got 0"),
+        ({"num_slots_per_question": 2.5}, r"workload\.num_slots_per_question must be a whole number, got 2.5"),
+        ({"template_tokens": -1}, r"workload\.template_tokens must be at least 0, got -1"),
+        ({"seed": -1}, r"workload\.seed must be at least 0, got -1"),
+        ({"slots": {}}, r"workload\.slots must be a mapping with at least one expert"),
+        ({"slots": {"A": 10, "B": -1}}, r"workload\.slots\.B must be at least 0, got -1"),
+        ({"slots": {"A": float("nan")}}, r"workload\.slots\.A must be a whole number, got nan"),
+        ({"slots": {"": 9}}, r"workload\.slots: expert must be a non-empty string"),
+        ({"pool": ["A", "B", "C"]}, r"workload\.slots: expert must be one of the pool \['A', 'B', 'C'\], got 'D'"),
+        ({"first_seen": ["A", "Z"]}, r"workload\.first_seen must be experts that hold slots, .*got 'Z'"),
+        ({"prompt_token_quantiles": 12}, r"workload\.prompt_token_quantiles must be a list of numbers, got 12"),
+        ({"prompt_token_quantiles": [12]}, r"workload\.prompt_token_quantiles must be a list of at least two"),
+        ({"prompt_token_quantiles": [0, 12]}, r"workload\.prompt_token_quantiles must be at least 1, got 0"),
+        ({"prompt_token_quantiles": [9, 5]}, r"workload\.prompt_token_quantiles must be a list that never falls"),
         ({"part": "train"}, r"workload\.part must be one of \['test', 'calibration'\], got 'train'"),
         ({"num_calibration_questions": 0}, r"workload\.num_calibration_questions must be at least 1, got 0"),
         ({"num_calibration_questions": 1.5}, r"workload\.num_calibration_questions must be a whole number, got 1\.5"),
