@@ -1,8 +1,4 @@
-"""Measure what an engine's iterations cost on the machine in front of you, by sessions whose content is known.
-
-``fit_machine`` runs equal requests in batches of several sizes, prompts of several lengths, and long queues through a
-replay backend, with all workers busy, and fits a conf/hardware file to what the records say.
-"""
+"""Fit a conf/hardware file to rounds of sessions whose content is known, with the options that engines ran with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,76 +8,13 @@ from typing import Any
 from experiments.hardware.engine_fit import MeasuredShape, ShapeFit, fit_loads, fit_shapes, serve_s
 from experiments.hardware.engine_work import Processor
 from experiments.hardware.machine_config import hardware_config
-from experiments.hardware.sweep_round import Group, MakeBackend, MeasuredRound, groups_of, measure_round
-from experiments.hardware.sweep_sessions import WARM_UP, SweepSize
-from mosaic.core.cluster import Cluster
+from experiments.hardware.sweep_round import Group, MeasuredRound
+from experiments.hardware.sweep_sessions import WARM_UP
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading, Order
 from mosaic.core.workload import Expert
 
 DEFAULT_BATCHED_TOKENS = {Device.CPU: 4096, Device.GPU: 8192}
 """vLLM 0.32's token budget of an iteration where none is given, for one offline engine (16384 on the largest GPUs)."""
-
-
-def fit_machine(
-    experts: Sequence[Expert],
-    cluster: Cluster,
-    make_backend: MakeBackend,
-    *,
-    settings: EngineOptions,
-    name: str,
-    memory_gib: float,
-    source: str,
-    by_cpu: bool = False,
-    size: SweepSize | None = None,
-) -> dict[str, Any]:
-    """Sweep each distinct shape of the experts and fit the coefficients of this machine.
-
-    Parameters
-    ----------
-    experts, cluster
-        The experts; of those that share a shape only the first few are loaded. All workers run at once.
-    make_backend
-        Makes the backend of a round.
-    settings
-        The simulator's name for how these engines schedule: what was in an iteration follows from it.
-    name, memory_gib
-        Of the hardware.
-    source
-        What was measured where, for the file.
-    by_cpu
-        Where workers are CPU cores: by the processor time of sessions, which other work on the machine does not
-        lengthen as much as the time by the clock.
-    size
-        How much to measure.
-
-    Returns
-    -------
-    dict
-        Configuration of ``sim.hardware.hardware_from_config``, see `experiments.hardware.engine_fit.machine_yaml`.
-
-    Raises
-    ------
-    BackendError
-        If a call of the sweep did not finish.
-    """
-    size = size or SweepSize()
-    groups = groups_of(experts)
-    rounds = [
-        [
-            measure_round(
-                group, cluster, make_backend, settings, size, number, f"sweep-{place}-{number}", by_cpu=by_cpu
-            )
-            for number in range(size.num_rounds)
-        ]
-        for place, group in enumerate(groups)
-    ]
-    clock = "by the clock" if not by_cpu else "by processor time, loads by the clock"
-    return fit_rounds(
-        [(group, settings, those) for group, those in zip(groups, rounds, strict=True)],
-        name=name,
-        memory_gib=memory_gib,
-        source=f"{source}; {cluster.num_workers} workers busy at once, {size.num_rounds} rounds, {clock}",
-    )
 
 
 def fit_rounds(

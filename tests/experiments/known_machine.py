@@ -1,8 +1,9 @@
 """A machine whose coefficients are known: the simulator in the place of engines, for what measures and fits them."""
 
 from experiments.hardware.engine_fit import ShapeFit
-from experiments.hardware.engine_sweep import fit_machine
+from experiments.hardware.engine_sweep import fit_rounds
 from experiments.hardware.machine_config import hardware_config
+from experiments.hardware.sweep_round import groups_of, measure_round
 from experiments.hardware.sweep_sessions import SweepSize
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions, Order
@@ -62,10 +63,25 @@ def replaying(hardware, experts, num_workers=2, settings=SETTINGS):
     return cluster, make
 
 
-def fit(hardware, experts, **changes):
+def fit_machine(experts, cluster, make, *, size, by_cpu=False):
+    """Measure rounds of each shape's sessions and fit the machine to them."""
+    rounds = [
+        (
+            group,
+            SETTINGS,
+            [
+                measure_round(group, cluster, make, SETTINGS, size, number, f"sweep-{place}-{number}", by_cpu=by_cpu)
+                for number in range(size.num_rounds)
+            ],
+        )
+        for place, group in enumerate(groups_of(experts))
+    ]
+    return fit_rounds(rounds, name="again", memory_gib=8.0, source="a test")
+
+
+def fit(hardware, experts, *, size=None, by_cpu=False):
     cluster, make = replaying(hardware, experts)
-    known = {"settings": SETTINGS, "name": "again", "memory_gib": 8.0, "source": "a test", "size": SweepSize()}
-    return fit_machine(experts, cluster, make, **{**known, **changes})
+    return fit_machine(experts, cluster, make, size=size or SweepSize(), by_cpu=by_cpu)
 
 
 def session_s(hardware, shape, requests):

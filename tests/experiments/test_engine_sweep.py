@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from experiments.hardware.engine_fit import MeasuredSession, MeasuredShape, fit_loads, fit_shapes
-from experiments.hardware.engine_sweep import fit_machine, mirrored_settings
+from experiments.hardware.engine_sweep import mirrored_settings
 from experiments.hardware.engine_work import Processor, Work, terms_of, works_of
 from experiments.hardware.machine_config import hardware_config, machine_yaml
 from experiments.hardware.sweep_round import groups_of, measured_sessions, round_of
@@ -19,7 +19,17 @@ from mosaic.core.results import CallStatus
 from mosaic.runtime.static_plan import execute
 from sim.hardware.curves import Curve
 from sim.hardware.iteration_time import iteration_time
-from tests.experiments.known_machine import SETTINGS, SHAPE, TRUE, built, fit, machine, replaying, session_s
+from tests.experiments.known_machine import (
+    SETTINGS,
+    SHAPE,
+    TRUE,
+    built,
+    fit,
+    fit_machine,
+    machine,
+    replaying,
+    session_s,
+)
 from tests.factories import make_expert, make_gpu, make_shape
 
 
@@ -154,8 +164,8 @@ def test_loads_of_one_size_are_fixed_and_of_two_sizes_affine():
 
 def test_the_file_is_read_back_as_it_was_written():
     config = hardware_config([TRUE], (2.0, None), name="machine", memory_gib=8.0, source="a test")
-    text = machine_yaml(config, "python experiments/measure_profile.py hardware_out=machine.yaml")
-    assert text.startswith("# Measured by\n#   python experiments/measure_profile.py hardware_out=machine.yaml\n")
+    text = machine_yaml(config, "python experiments/measure_gpu.py --name machine")
+    assert text.startswith("# Measured by\n#   python experiments/measure_gpu.py --name machine\n")
     assert yaml.safe_load(text) == config
     time = iteration_time(built(yaml.safe_load(text)), SHAPE, 1)
     decode_s = 1.5e-3 + 8 * 5e-5 + (1e-4 + 1e-4 * 4 / 12) + 3e-7 * 800
@@ -190,10 +200,7 @@ def test_a_call_that_failed_ends_the_sweep():
         return event._replace(record=event.record._replace(status=CallStatus.FAILED)) if is_first else event
 
     with pytest.raises(BackendError, match=r"every call must finish, \d+ of \d+ did"):
-        fit_machine(
-            [expert], cluster, lambda *known: Changed(make(*known), fail),
-            settings=SETTINGS, name="x", memory_gib=8.0, source="a test",
-        )  # fmt: skip
+        fit_machine([expert], cluster, lambda *known: Changed(make(*known), fail), size=SweepSize())
 
 
 def test_processor_time_is_taken_by_session():
@@ -205,11 +212,9 @@ def test_processor_time_is_taken_by_session():
         runs.append(run)
         return 0.01
 
-    known = {"settings": SETTINGS, "name": "again", "memory_gib": 8.0, "source": "a test"}
     size = SweepSize(num_rounds=2)
-    config = fit_machine([expert], cluster, with_cpu_s(make, cpu_s), by_cpu=True, size=size, **known)
+    config = fit_machine([expert], cluster, with_cpu_s(make, cpu_s), by_cpu=True, size=size)
     assert list(dict.fromkeys(runs)) == ["sweep-0-0-0", "sweep-0-1-0"]
-    assert "by processor time" in config["sources"]["cpu"]
     iterations = [batch[0][1] for batch in batches_of(512, SETTINGS, SweepSize()) if len(batch) == 1]
     assert config["cpu_base_s"] < 0.01 / min(iterations), "ten milliseconds a session, and none of the clock's seconds"
 
@@ -265,8 +270,7 @@ def test_a_session_over_several_workers_counts_by_the_clock():
 
     cluster, make = replaying(hardware, [expert])
     make = with_cpu_s(make, lambda run, session: 1e6)  # of two threads, which is not the session's
-    known = {"settings": SETTINGS, "name": "again", "memory_gib": 8.0, "source": "a test"}
-    again = built(fit_machine([expert], cluster, make, by_cpu=True, size=SweepSize(num_rounds=1), **known))
+    again = built(fit_machine([expert], cluster, make, by_cpu=True, size=SweepSize(num_rounds=1)))
     assert again == built(fit(hardware, [expert], by_cpu=True, size=SweepSize(num_rounds=1)))
     assert [table.tp_degree for table in again.tables] == [2]
     assert again.load_s(SHAPE, 2) == pytest.approx(2.0)
@@ -297,19 +301,17 @@ class Disturbed:
 def test_a_round_with_an_interrupted_session_is_measured_again():
     experts = [replace(make_expert("A", shape=SHAPE), context_tokens=512)]
     cluster, make = replaying(machine(TRUE), experts)
-    known = {"settings": SETTINGS, "name": "again", "memory_gib": 8.0, "source": "a test"}
     once = Disturbed(make)
-    config = fit_machine(experts, cluster, once, size=SweepSize(num_rounds=1), **known)
+    config = fit_machine(experts, cluster, once, size=SweepSize(num_rounds=1))
     assert once.names == ["sweep-0-0-0", "sweep-0-0-1"]
     assert config["cpu_base_s"] > 0
     with pytest.raises(DisturbedSweepError, match="sessions fail again and again"):
-        fit_machine(experts, cluster, Disturbed(make, always=True), size=SweepSize(num_rounds=1), **known)
+        fit_machine(experts, cluster, Disturbed(make, always=True), size=SweepSize(num_rounds=1))
 
 
 def test_a_session_whose_processor_time_is_lost_counts_as_interrupted():
     experts = [replace(make_expert("A", shape=SHAPE), context_tokens=512)]
     cluster, make = replaying(machine(TRUE), experts)
-    known = {"settings": SETTINGS, "name": "again", "memory_gib": 8.0, "source": "a test"}
     names = []
 
     def cpu_s(run, session):
@@ -317,5 +319,5 @@ def test_a_session_whose_processor_time_is_lost_counts_as_interrupted():
         return 0.01 if run == "sweep-0-0-1" or session == 0 else None
 
     size = SweepSize(num_rounds=1)
-    fit_machine(experts, cluster, with_cpu_s(make, cpu_s), size=size, by_cpu=True, **known)
+    fit_machine(experts, cluster, with_cpu_s(make, cpu_s), size=size, by_cpu=True)
     assert list(dict.fromkeys(names)) == ["sweep-0-0-0", "sweep-0-0-1"]
