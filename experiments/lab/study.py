@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from joblib import Parallel, delayed
 
-from experiments.lab.tables import append_row, read_table, write_table
+from experiments.lab.tables import append_rows, read_table, write_table
 from mosaic.config.compose import compose_config
 from mosaic.config.job import job_from
 from mosaic.core.checks import require_unique
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Label: TypeAlias = str | int | float | bool
 Row: TypeAlias = Mapping[str, Label | None]
+Rows: TypeAlias = Row | Sequence[Row]
+"""What one measurement gives: a row, or several that columns of their own tell apart."""
 Tables: TypeAlias = "Mapping[str, pl.DataFrame]"
 """The rows of a study by the name of their table."""
 SEED = "seed"
@@ -38,7 +40,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """A table of a study: one row for each point and seed.
+    """A table of a study: one measurement for each point and seed.
 
     Raises
     ------
@@ -47,7 +49,7 @@ class Sweep:
     """
 
     points: Sequence[Point]
-    measure: Callable[[Point, int], Row]
+    measure: Callable[[Point, int], Rows]
     """Return the measured columns of a point with a seed."""
     num_seeds: int = 1
     in_turn: bool = False
@@ -73,10 +75,10 @@ class Study:
     """By the name of the PNG and PDF files."""
 
 
-def on_jobs(measure: Callable[[Job], Row]) -> Callable[[Point, int], Row]:
+def on_jobs(measure: Callable[[Job], Rows]) -> Callable[[Point, int], Rows]:
     """Let a sweep measure the job of each point's configuration, with the seed as the run's root seed."""
 
-    def measure_point(point: Point, seed: int) -> Row:
+    def measure_point(point: Point, seed: int) -> Rows:
         config: dict[str, Any] = {**compose_config([*point.overrides]), "seed": seed}
         return measure(job_from(config, overrides=point.overrides).job)
 
@@ -84,7 +86,7 @@ def on_jobs(measure: Callable[[Job], Row]) -> Callable[[Point, int], Row]:
 
 
 def run_sweep(sweep: Sweep, path: Path, num_seeds: int, show: Callable[[str], None]) -> "pl.DataFrame":
-    """Measure what a table lacks, and keep each row as soon as it is there.
+    """Measure what a table lacks, and keep each measurement as soon as it is there.
 
     Parameters
     ----------
@@ -114,8 +116,9 @@ def run_sweep(sweep: Sweep, path: Path, num_seeds: int, show: Callable[[str], No
     measured = Parallel(1 if sweep.in_turn else -1, return_as="generator")(
         delayed(sweep.measure)(point, seed) for point, seed in lacking
     )
-    for number, ((point, seed), row) in enumerate(zip(lacking, measured, strict=True), start=1):
-        append_row(path, {**point.labels, SEED: seed, **row})
+    for number, ((point, seed), found) in enumerate(zip(lacking, measured, strict=True), start=1):
+        rows = [found] if isinstance(found, Mapping) else found
+        append_rows(path, [{**point.labels, SEED: seed, **row} for row in rows])
         if number == len(lacking) or point is not lacking[number][0]:
             labels = ", ".join(f"{name}={value}" for name, value in point.labels.items())
             show(f"{path.stem} {number}/{len(lacking)}: {labels}")
@@ -145,7 +148,8 @@ def sorted_table(sweep: Sweep, path: Path) -> "pl.DataFrame":
         raise ValueError(f"{path}: there is nothing to draw: run the study first")
     labels = pl.DataFrame([dict(point.labels) for point in sweep.points], infer_schema_length=None)
     places = labels.with_row_index("place")
-    table = places.join(table, on=labels.columns).sort("place", SEED).drop("place")
+    table = places.join(table, on=labels.columns, maintain_order="left_right")
+    table = table.sort("place", SEED, maintain_order=True).drop("place")
     write_table(path, table)
     return table
 

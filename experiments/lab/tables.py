@@ -1,7 +1,6 @@
 """Rows of studies: to CSV files and back, beside their baselines, as means, and laid out in Markdown."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,13 @@ BASE = "_base"
 """Ending of the columns that `beside` adds."""
 
 
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a row to a CSV file; the first row brings the header."""
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append the rows of a measurement to a CSV file, all or none; the first ones bring the header."""
     import polars as pl
 
-    is_new = not path.exists()
-    with path.open("ab") as file:
-        pl.DataFrame([row]).write_csv(file, include_header=is_new)
+    kept = path.read_bytes() if path.exists() else b""
+    added = pl.DataFrame(rows, infer_schema_length=None).write_csv(include_header=not kept)
+    write_file(path.parent, path.name, kept + added.encode())
 
 
 def write_table(path: Path, table: "pl.DataFrame") -> None:
@@ -32,8 +31,6 @@ def write_table(path: Path, table: "pl.DataFrame") -> None:
 def read_table(path: Path, keys: "Mapping[str, pl.DataType]") -> "pl.DataFrame | None":
     """Read a CSV file whose first columns have these types; None: there is none.
 
-    A last line that a kill has cut short does not count.
-
     Raises
     ------
     ValueError
@@ -43,13 +40,7 @@ def read_table(path: Path, keys: "Mapping[str, pl.DataType]") -> "pl.DataFrame |
 
     if not path.is_file():
         return None
-    whole = path.read_bytes().rpartition(b"\n")[0] + b"\n"
-    if not whole.strip():
-        path.unlink()
-        return None
-    if whole != path.read_bytes():
-        write_file(path.parent, path.name, whole)
-    table = pl.read_csv(BytesIO(whole), infer_schema_length=None, schema_overrides=keys)
+    table = pl.read_csv(path, infer_schema_length=None, schema_overrides=keys)
     found = table.columns[: len(keys)]
     if found != list(keys):
         raise ValueError(f"{path}: first columns must be {', '.join(keys)}, got {', '.join(found)}")
