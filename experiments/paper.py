@@ -9,16 +9,15 @@ what was predicted. Takes about 7 minutes on 2 cores; --seeds 1 takes two minute
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
+from experiments.studies.calibration import committed_ranges  # noqa: E402
 from experiments.studies.paper_figures import Drawing, draw_all  # noqa: E402
 from experiments.studies.paper_report import describe, errors_csv, misses, write_report  # noqa: E402
 from experiments.studies.paper_rows import FAR_FRAC, Row, measure_rows  # noqa: E402
@@ -41,7 +40,7 @@ from mosaic.core.checks import require_count  # noqa: E402
 from mosaic.figures.style import pdf_bytes, png_bytes  # noqa: E402
 
 CALIBRATION = ROOT / "results" / "calibration"
-"""What experiments/calibrate.py and fit_answers.py found, and what each change of the engine model did."""
+"""What the studies calibration and answers found, and what each change of the engine model did."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,13 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def ranges_left_open() -> dict[str, dict[str, OpenRange]]:
     """Read the stages' walls over every parameter set that matches round robin's, by benchmark and stage."""
-    walls: dict[str, Any] = json.loads((CALIBRATION / "walls.json").read_text(encoding="utf-8"))
     found: dict[str, dict[str, OpenRange]] = {}
-    for benchmark, stages in walls.items():
-        found[benchmark] = {}
-        for stage in ("expert_s", "aggregator_s"):
-            low_s, high_s = stages[stage]["range"]
-            found[benchmark][stage] = OpenRange(low_s, high_s, stages[stage]["mean"])
+    for row in committed_ranges():
+        found.setdefault(row["workload"], {})[row["stage"]] = OpenRange(row["low_s"], row["high_s"], row["mean"].mean)
     return found
 
 
@@ -83,7 +78,7 @@ def paper_files(runs: PaperRuns, rows: Sequence[Row], drawings: Mapping[str, Dra
         "spread": spread_table(runs),
         "model_ablation": read_csv(CALIBRATION / "model_ablation.csv"),
         "aggregator_tail": tail_table(runs),
-        "abilities": ability_table(CALIBRATION / "answers.json"),
+        "abilities": ability_table(CALIBRATION / "answers.csv"),
         "table1_accuracy": accuracy_table(rows),
         "table3_slots": slots_table(runs),
         "table4_walls": walls_table(runs),

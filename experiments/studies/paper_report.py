@@ -42,8 +42,8 @@ WHAT_IS_FITTED = """\
 Expert stage: the host's time per KV token, one spread of the reasoning experts' lengths and two mean lengths, to
 MMLU-Pro's round-robin workers; a third mean to the published tokens by agreement, which give the mean over all calls;
 one scale of all lengths per benchmark to MedMCQA's and GPQA's round-robin walls; the aggregator's mean length per
-benchmark to its wall when everything is aggregated (`experiments/calibrate.py`). Answers: the agreement of the experts,
-the accuracy when everything is aggregated, and MMLU-Pro's tokens by agreement (`experiments/fit_answers.py`). In the
+benchmark to its wall when everything is aggregated (`study.py calibration`). Answers: the agreement of the experts,
+the accuracy when everything is aggregated, and MMLU-Pro's tokens by agreement (`study.py answers`). In the
 all-instruct pool one scale of all lengths to the published mean over the pool, taken as one over its experts. Fits see
 other luck than the seeds here, on the same questions. What is assumed stands in `conf/` with `source: assumed` or
 beside the numbers: above all the output cap (Symbolic-MoE's; the paper has none), which experts meet in one question,
@@ -110,7 +110,7 @@ def _range_note(benchmark: str, left_open: OpenRange, rows: Sequence[Row]) -> st
     return (
         f"{TITLES[benchmark]}'s round robin fits many sets of parameters (caps, orders, GPUs); over all of "
         f"them the ILP's wall is {show(left_open.low_s, 's')} to {show(left_open.high_s, 's')}, and with the committed "
-        f"ones {show(left_open.mean_s, 's')} over more seeds than here (`experiments/calibrate.py`): published "
+        f"ones {show(left_open.mean_s, 's')} over more seeds than here (`study.py calibration`): published "
         f"{show(wall.published, 's')} is {place}.\n"
     )
 

@@ -33,8 +33,6 @@ TWO_STAGES = {
 SEEDS_TIMES = {"gpqa": 4}
 """More luck for the smallest benchmark: 54 questions are left to its aggregator, so that the mean of 16 runs is known
 within 20% only."""
-ANSWERS = Path(__file__).resolve().parents[2] / "results" / "calibration" / "answers.json"
-"""What experiments/fit_answers.py found."""
 OTHER_DRAWS = {"questions": "question_seed", "profile": "profile.seed"}
 """What else than a run's luck is drawn: the ILP's expert stage with other draws of it, the run's luck the same."""
 EXPERT_STAGE = {name: (f"scheduler={name}", "aggregator=none") for name in ("round_robin", "data_parallel", "ilp")}

@@ -1,11 +1,12 @@
 """The aggregator's stage taken apart: its tail, and what the fits leave open of it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import polars as pl
 
 from experiments.studies.paper_rows import Row, summaries
 from experiments.studies.paper_runs import OTHER_DRAWS, TITLES, PaperRun, PaperRuns
@@ -132,10 +133,10 @@ def _spread(walls_s: Sequence[float]) -> str:
 
 def ability_table(answers: Path) -> Table:
     """Expected accuracy changes at tau = 2/3 with the experts' assumed abilities multiplied, all refitted."""
-    changes: dict[str, dict[str, Any]] = json.loads(answers.read_text(encoding="utf-8"))["accuracy_change_pp"]
-    factors = list(next(iter(changes.values())))
-    head = ("abilities multiplied by", *factors)
+    rows = pl.read_csv(answers).to_dicts()
+    changes = {(row["workload"], row["factor"]): row["change_majority_pp"] for row in rows}
+    factors = list(dict.fromkeys(row["factor"] for row in rows))
     return [
-        head,
-        *((title, *(show(changes[name][factor][1], "pp") for factor in factors)) for name, title in TITLES.items()),
+        ("abilities multiplied by", *(f"{factor:g}" for factor in factors)),
+        *((title, *(show(changes[name, factor], "pp") for factor in factors)) for name, title in TITLES.items()),
     ]

@@ -17,7 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from experiments.studies.answer_fit import Benchmark, even_items, expect
+from experiments.studies.answers import Benchmark, even_items, expect
 from experiments.tiny_pool.prompts import JUDGE
 from experiments.tiny_pool.questions import NUM_OPTIONS
 from mosaic.core.lengths import ClippedLognormal

@@ -103,10 +103,8 @@ def test_the_spread_of_walls_by_what_is_drawn_anew(runs: PaperRuns) -> None:
 
 def test_accuracy_changes_are_those_of_the_second_threshold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.studies.paper_stage.TITLES", {"gpqa": "GPQA"})
-    (tmp_path / "answers.json").write_text(
-        json.dumps({"accuracy_change_pp": {"gpqa": {"0": [1.0, -1.5], "2": [2.0, 0.25]}}})
-    )
-    assert ability_table(tmp_path / "answers.json") == [
+    (tmp_path / "answers.csv").write_text("workload,factor,change_majority_pp\ngpqa,0.0,-1.5\ngpqa,2.0,0.25\n")
+    assert ability_table(tmp_path / "answers.csv") == [
         ("abilities multiplied by", "0", "2"),
         ("GPQA", "-1.50 pp", "+0.25 pp"),
     ]

@@ -1,25 +1,51 @@
-"""What the simulated answers are expected to be, and the fit of their parameters to what may be fitted.
+"""How the simulated experts and aggregators answer: expectations, and their fit to what may be fitted.
 
-Expectations over the luck of the answers, on the questions of the simulated data set as they were drawn. A question's
-three experts are taken as independent draws from the totals, so every expectation follows from the mixture of their
-answers.
+MMLU-Pro's questions and aggregator are fitted to the published agreement, accuracy and tokens by agreement; the other
+benchmarks get three numbers of their own questions. Expectations are over the draws of the answers, on the questions of
+the simulated data set. A question's three experts are taken as independent draws from the totals, so every expectation
+follows from the mixture of their answers.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, permutations
+from functools import cache
+from itertools import combinations, permutations, product
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 from scipy.stats import norm, qmc
 
+from experiments.lab.study import Point, Row, Study, Sweep, Tables
+from experiments.lab.tables import markdown, wide
 from experiments.studies.published import BUCKET_TOKENS, FITTED_ANSWERS, UNANIMOUS_RIGHT_FRAC, FittedAnswers
+from mosaic.config.job import simulated
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.workload import ExpertName, Question
 from sim.world.answer_model import AnswerModel, possible_answers
 
 Array = NDArray[np.float64]
+
+TITLES = {"mmlu_pro": "MMLU-Pro", "medmcqa": "MedMCQA", "gpqa": "GPQA"}
+ASSUMED_ABILITY = {"LlamaR1": 0.3, "QwenR1": 0.4, "Gemma": -0.1, "Exaone": -0.1, "GLM": -0.3, "Qwen": 0.1}
+"""Logits above the mean: reasoning experts are somewhat abler. Not published."""
+PARAMETERS = (
+    "mean_ability", "discrimination", "distractor_std", "length_loading", "aggregator_gain", "deference",
+    "aggregator_length_loading",
+)  # fmt: skip
+TOKENS = ("tokens_3_0", "tokens_2_1", "tokens_1_1_1")
+SHARES = {
+    "unanimous_frac": "all three agree",
+    "distinct_frac": "no two agree",
+    "always_accuracy_frac": "right when every question is aggregated",
+    "majority_right_frac": "majority right where all three agree",
+    "aggregator_right_frac": "aggregator right where all three agree",
+}
+"""What is fitted to a published share of questions, or of right answers."""
+FACTORS = (0.0, 0.5, 1.0, 2.0)
+"""By which the assumed abilities are multiplied; the configuration holds the fit with 1."""
+NUM_ROUNDS = 3
+"""The fit of the length loading needs the questions' and theirs the loading, through the responses that are cut off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +56,6 @@ class Expected:
     majority_right_frac: tuple[float, ...]
     """In 3:0 and 2:1."""
     aggregator_right_frac: tuple[float, ...]
-    difficulty: tuple[float, ...]
-    """Mean by bucket."""
 
     @property
     def always_accuracy_frac(self) -> float:
@@ -58,6 +82,20 @@ class Benchmark:
     def mean(self, values: Array) -> float:
         """Average over the questions."""
         return float(values.mean())
+
+
+@cache
+def benchmark_of(workload: str) -> Benchmark:
+    """Take what a benchmark's expectations depend on from its configuration."""
+    job, site = simulated([f"workload={workload}"])
+    difficulty, scores = draw_items(job.workload.questions, site.world.question_seed, site.world.stream)
+    return Benchmark(
+        slots=job.workload.num_calls_by_expert,
+        aggregator=job.graph.upper_nodes[0].experts[0].name,
+        lengths={name: entry for name, entry in site.world.lengths.items() if isinstance(entry, ClippedLognormal)},
+        difficulty=difficulty,
+        scores=scores,
+    )
 
 
 _PLAIN = AnswerModel(
@@ -119,7 +157,6 @@ def expect(model: AnswerModel, benchmark: Benchmark) -> Expected:
         bucket_frac=tuple(mean),
         majority_right_frac=within(majority),
         aggregator_right_frac=within(aggregator),
-        difficulty=within([share * benchmark.difficulty for share in shares]),
     )
 
 
@@ -231,3 +268,122 @@ def _question_parameters(model: AnswerModel) -> list[float]:
 
 def _share_errors(got: Expected, target: FittedAnswers) -> list[float]:
     return [got.bucket_frac[0] - target.unanimous_frac, got.bucket_frac[2] - target.distinct_frac]
+
+
+@cache
+def fit_first(factor: float) -> AnswerModel:
+    """Fit MMLU-Pro's answers, the assumed abilities multiplied by a factor."""
+    model = AnswerModel(
+        mean_ability=4.0,
+        discrimination=2.5,
+        distractor_std=2.0,
+        length_loading=0.8,
+        aggregator_gain=0.0,
+        deference=0.7,
+        aggregator_length_loading=0.8,
+        ability_by_expert={name: factor * ability for name, ability in ASSUMED_ABILITY.items()},
+        source="fitted",
+    )
+    for _ in range(NUM_ROUNDS):
+        model = fit_mmlu_pro(model, benchmark_of("mmlu_pro"))
+    # NOTE: the aggregator's lengths follow the difficulty as the experts' do: no parameter of its own.
+    return replace(model, aggregator_length_loading=model.length_loading)
+
+
+def fit_answers(point: Point, seed: int) -> Row:
+    """Fit a benchmark's answers; say what is then expected."""
+    workload, factor = str(point.labels["workload"]), float(point.labels["factor"])
+    model, benchmark = fit_first(factor), benchmark_of(workload)
+    if workload != "mmlu_pro":
+        model = fit_questions(model, benchmark, FITTED_ANSWERS[workload])
+    got, tokens = expect(model, benchmark), bucket_tokens(model, benchmark)
+    return {
+        **{name: round(getattr(model, name), 4) for name in PARAMETERS},
+        "unanimous_frac": got.bucket_frac[0],
+        "distinct_frac": got.bucket_frac[2],
+        "always_accuracy_frac": got.always_accuracy_frac,
+        "majority_right_frac": got.majority_right_frac[0],
+        "aggregator_right_frac": got.aggregator_right_frac[0],
+        **dict(zip(TOKENS, tokens, strict=True)),
+        "change_unanimous_pp": 100 * got.change_frac(1),
+        "change_majority_pp": 100 * got.change_frac(2),
+    }
+
+
+def published_shares(workload: str) -> dict[str, float]:
+    """List what a benchmark is fitted to, by the column of the fit."""
+    found = FITTED_ANSWERS[workload]._asdict()
+    if workload == "mmlu_pro":
+        found |= {f"{who}_right_frac": share for who, share in UNANIMOUS_RIGHT_FRAC.items()}
+    return found
+
+
+def report(tables: Tables) -> str:
+    """Write what was fitted beside what it was fitted to, the parameters, and what other abilities change."""
+    committed = tables["answers"].filter(factor=1.0).to_dicts()
+    fits = [
+        {"benchmark": TITLES[row["workload"]], "share": SHARES[name], "published": f"{share:.2%}",
+         "fit": f"{row[name]:.2%}"}
+        for row in committed for name, share in published_shares(row["workload"]).items()
+    ]  # fmt: skip
+    tokens = [
+        {"agreement": name.removeprefix("tokens_").replace("_", ":"), "published": f"{published:,.0f}",
+         "fit": f"{committed[0][name]:,.0f}"}
+        for name, published in zip(TOKENS, BUCKET_TOKENS, strict=True)
+    ]  # fmt: skip
+    parameters = [
+        {"parameter": name, **{TITLES[row["workload"]]: row[name] for row in committed}} for name in PARAMETERS
+    ]
+    rows = [
+        row | {"title": TITLES[row["workload"]], "factor": f"{row['factor']:g}"} for row in tables["answers"].to_dicts()
+    ]
+    changes = wide(rows, ["title"], "factor", "{change_unanimous_pp:.2f}, {change_majority_pp:.2f}")
+    return PAGE.format(
+        fits=markdown(fits),
+        tokens=markdown(tokens),
+        parameters=markdown(parameters),
+        changes=markdown(changes, {"title": "abilities multiplied by"}),
+    )
+
+
+PAGE = """\
+How the simulated experts answer ([the model](../../sim/world/answer_model.py)): MMLU-Pro's questions and aggregator
+have six parameters, fitted to five published shares and the mean tokens by agreement. MedMCQA and GPQA share all but
+three, which are fitted to three shares of theirs. What follows from these fits, such as the share of questions that
+the gate skips, is no prediction. `conf/answers` holds the parameters.
+
+## The fit
+
+{fits}
+
+Mean tokens of a question's calls on MMLU-Pro, by agreement: one parameter for three numbers.
+
+{tokens}
+
+## Parameters
+
+{parameters}
+
+## What other abilities would change
+
+How much abler single experts are is assumed. With these abilities multiplied, and all else fitted anew: the expected
+change of accuracy (points) when the gate skips questions on which all three agree (tau = 1), and those on which two do
+(tau = 2/3). Only MMLU-Pro's first follows from the fit.
+
+{changes}
+"""
+
+STUDY = Study(
+    name="answers",
+    about="How the simulated experts and aggregators answer, fitted to published shares of agreement and accuracy.",
+    title="Answers of the simulated experts",
+    tables={
+        "answers": Sweep(
+            points=tuple(
+                Point(labels={"workload": workload, "factor": factor}) for factor, workload in product(FACTORS, TITLES)
+            ),
+            measure=fit_answers,
+        )
+    },
+    report=report,
+)
