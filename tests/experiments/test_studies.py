@@ -21,6 +21,7 @@ COMMITTED = {
     "exits": "exits",
     "prefill_ahead": "prefill_ahead",
     "trees": "trees",
+    "validation": "validation",
 } | {
     name: "ablations" for name in preset_names() if name != NOT_AGAIN
 }
