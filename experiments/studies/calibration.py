@@ -19,7 +19,7 @@ import polars as pl
 import mosaic
 from experiments.lab.study import Point, Row, Study, Sweep, Tables
 from experiments.lab.tables import markdown, means
-from experiments.studies.published import AGGREGATORS, PUBLISHED_MEANS, ROUND_ROBIN_WALL_S, ROUND_ROBIN_WORKER_S
+from experiments.studies.published import PUBLISHED_MEANS, ROUND_ROBIN_WALL_S, ROUND_ROBIN_WORKER_S
 from experiments.studies.round_robin import (
     FIT_SEEDS,
     BaselineSessions,
@@ -35,6 +35,7 @@ from mosaic.report.metrics import expert_sessions, makespan_s
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "calibration"
 """The committed tables: runs are simulated with their fits, also where a study writes elsewhere."""
 TITLES = {"mmlu_pro": "MMLU-Pro", "medmcqa": "MedMCQA", "gpqa": "GPQA"}
+AGGREGATORS = {"mmlu_pro": "LlamaR1", "medmcqa": "Exaone", "gpqa": "QwenR1"}
 COMMITTED = "committed"
 START = ParameterSet(
     attention_streams=86.0,

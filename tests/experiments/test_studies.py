@@ -22,9 +22,7 @@ COMMITTED = {
     "prefill_ahead": "prefill_ahead",
     "trees": "trees",
     "validation": "validation",
-} | {
-    name: "ablations" for name in preset_names() if name != NOT_AGAIN
-}
+} | {name: "ablations" for name in preset_names() if name != NOT_AGAIN}
 """Folder below results/ of each study."""
 TAKES_LONG = ("calibration", "fits")
 """A minute a set: what the fit finds is tested where its parts are (test_round_robin.py)."""
