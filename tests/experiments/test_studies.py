@@ -13,9 +13,9 @@ from experiments.study import find_studies, load_study
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 NOT_AGAIN = "ablate_best"
 """Its committed files are of commit e0bd268, from before studies had tables: half an hour of 660 runs."""
-COMMITTED = {"exits": "exits", "prefill_ahead": "prefill_ahead", "quotes": "quote", "trees": "trees"} | {
-    name: "ablations" for name in preset_names() if name != NOT_AGAIN
-}
+OWN_FOLDERS = ("budgets", "exits", "gates", "prefill_ahead", "trees")
+COMMITTED = {name: name for name in OWN_FOLDERS} | {"quotes": "quote"}
+COMMITTED |= {name: "ablations" for name in preset_names() if name != NOT_AGAIN}
 """Folder below results/ of each study."""
 
 
