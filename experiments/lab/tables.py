@@ -121,6 +121,17 @@ def wide(
     return list(laid.values())
 
 
+def lay_out(rows: Iterable[Mapping[str, Any]], cells: Mapping[str, str]) -> list[dict[str, str]]:
+    """Lay rows out with a column for each format string, under its head; its fields are the row's columns.
+
+    Examples
+    --------
+    >>> lay_out([{"gpus": 2, "taken_s": 1.25}], {"GPUs": "{gpus}", "time (s)": "{taken_s:.1f}"})
+    [{'GPUs': '2', 'time (s)': '1.2'}]
+    """
+    return [{head: cell.format(**row) for head, cell in cells.items()} for row in rows]
+
+
 def markdown(rows: Sequence[Mapping[str, Any]], heads: Mapping[str, str] | None = None) -> str:
     """Write a table; ``heads`` are the words above columns whose own names are not what a reader knows.
 

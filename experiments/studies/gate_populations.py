@@ -3,7 +3,7 @@
 What a threshold loses on a population is known exactly, so whether a gate keeps its promise can be counted.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import floor, log
 from typing import Any, TypeAlias
@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 
 from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
 from mosaic.core.realization import uniform_pair
-from mosaic.core.workload import Call
-from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, grade_ballots
+from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, grade_ballot, with_observed
 from mosaic.pipelines.gates.gate import Ballot, Winner, plurality
-from sim.cluster.session import cut_off
+from mosaic.pipelines.node import node_calls
+from sim.site import draw_records
 from sim.world.answer_model import AnswerModel
 
 Ints: TypeAlias = NDArray[np.int64]
 Confidence: TypeAlias = Callable[[Ballot], Winner]
 """A gate's answer to a ballot, and its confidence in it."""
 
+BENCHMARKS = {"MMLU-Pro": "mmlu_pro", "MedMCQA": "medmcqa", "GPQA": "gpqa"}
+"""The workload of each."""
 ADVERSARIAL_WORKLOAD = "medmcqa"
 """Lends the adversarial world its questions, pool and slots."""
 NUM_ADVERSARIAL_OPTIONS = 4
@@ -63,55 +65,51 @@ class Population:
     kinds: tuple[CalibrationQuestion, ...]
     kind_of: NDArray[np.int32]
     """Of every question, shape (num_questions,)."""
-    ballots: tuple[Ballot, ...]
-    """Those that differ in more than the names of the answers; a gate sees nothing else of a question."""
-    ballot_of: NDArray[np.int32]
-    """Of every kind, shape (num_kinds,)."""
 
     def score(self, confidence: Confidence) -> Scored:
         """Apply a gate's confidence to every kind of question."""
-        winners = [confidence(ballot) for ballot in self.ballots]
-        slots = [_slot_of(ballot, winner.answer) for ballot, winner in zip(self.ballots, winners, strict=True)]
-        losses = [
-            kind.loss_if_skipped(None if (slot := slots[ballot]) is None else kind.ballot.votes[slot].answer)
-            for kind, ballot in zip(self.kinds, self.ballot_of.tolist(), strict=True)
-        ]
+        winners = [confidence(kind.ballot) for kind in self.kinds]
+        losses = [kind.loss_if_skipped(winner.answer) for kind, winner in zip(self.kinds, winners, strict=True)]
         return Scored(
-            scores=np.array([winner.confidence for winner in winners])[self.ballot_of],
+            scores=np.array([winner.confidence for winner in winners]),
             losses=np.array(losses, dtype=np.int8),
             counts=np.bincount(self.kind_of, minlength=len(self.kinds)),
         )
 
 
-def _slot_of(ballot: Ballot, answer: str | None) -> int | None:
-    """First slot that gave an answer."""
-    return None if answer is None else [vote.answer for vote in ballot.votes].index(answer)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """One seed's questions after the expert stage."""
-
-    drawn: DrawnAnswers
-    ballots: tuple[Ballot, ...]
-    calls: tuple[Call, ...]
-    """The aggregator's, for every question that it can read."""
-
-    def graded(self, aggregator: AnswerModel | None = None) -> list[CalibrationQuestion]:
-        """Let the aggregator answer, by the world's model or another one, and grade all answers."""
-        world, records = self.drawn.site.world, self.drawn.records
-        if aggregator is not None:
-            world = replace(world, answers=aggregator)
-        expert = self.drawn.aggregator
-        answers = {call.key.question: cut_off(call, expert, world.outcome(call, records)).answer for call in self.calls}
-        return grade_ballots(self.ballots, answers, self.drawn.job.graph.compare)
-
-
-def draw_batch(workload: str, seed: int, num_questions: int, model: AnswerModel | None = None) -> Batch:
+def draw_batch(workload: str, seed: int, num_questions: int, model: AnswerModel | None = None) -> DrawnAnswers:
     """Draw the answers of a benchmark's experts to calibration questions, by its own model or another one."""
     part = ["workload.part=calibration", f"workload.num_calibration_questions={num_questions}"]
-    drawn = draw_answers([f"workload={workload}", f"seed={seed}", f"question_seed={seed}", "gate=never", *part], model)
-    return Batch(drawn=drawn, ballots=drawn.ballots(), calls=drawn.aggregator_calls())
+    return draw_answers([f"workload={workload}", f"seed={seed}", f"question_seed={seed}", "gate=never", *part], model)
+
+
+def grade(
+    drawn: DrawnAnswers, aggregator: AnswerModel | None = None, *, leaves_one_out: bool = False
+) -> Iterator[CalibrationQuestion]:
+    """Let the aggregator answer, and grade all answers to each question that it can read.
+
+    Parameters
+    ----------
+    drawn
+        What the experts answer.
+    aggregator
+        Its own model; None: the world's.
+    leaves_one_out
+        It also answers without each response in turn, as budgets need it.
+    """
+    graph, world = drawn.job.graph, drawn.site.world
+    if aggregator is not None:
+        world = replace(world, answers=aggregator)
+    node = replace(graph.upper_nodes[0], leaves_one_out=leaves_one_out)
+    for question in drawn.questions:
+        question, first, done = drawn.questions.of(question.id)
+        votes = [done[call.key] for call in sorted(first, key=lambda call: call.key)]
+        merged = draw_records(world, [*node_calls(node, question, votes)], [drawn.aggregator], drawn.records)
+        if len(merged) == 1 + leaves_one_out * len(votes):
+            same = graph.compare[question.answer_kind]
+            assert same is not None, "benchmarks ask for options"
+            graded = grade_ballot(graph.vote(question, first, done)[0], merged[0].answer, same)
+            yield with_observed(graded, votes, merged[0], merged[1:], same) if leaves_one_out else graded
 
 
 def gather(name: str, workload: str, questions: Iterable[CalibrationQuestion]) -> Population:
@@ -125,16 +123,7 @@ def gather(name: str, workload: str, questions: Iterable[CalibrationQuestion]) -
         if place == len(kinds):
             kinds.append(question)
         kind_of.append(place)
-    ballots = {_pattern(kind.ballot): kind.ballot for kind in kinds}
-    ballot_places = {pattern: place for place, pattern in enumerate(ballots)}
-    return Population(
-        name=name,
-        workload=workload,
-        kinds=tuple(kinds),
-        kind_of=np.array(kind_of, dtype=np.int32),
-        ballots=tuple(ballots.values()),
-        ballot_of=np.array([ballot_places[_pattern(kind.ballot)] for kind in kinds], dtype=np.int32),
-    )
+    return Population(name=name, workload=workload, kinds=tuple(kinds), kind_of=np.array(kind_of, dtype=np.int32))
 
 
 def _pattern(ballot: Ballot) -> Any:
@@ -148,7 +137,19 @@ def _pattern(ballot: Ballot) -> Any:
 def draw_population(workload: str, seeds: Sequence[int], num_questions: int) -> Population:
     """Draw a benchmark's questions in several worlds, so many in each."""
     batches = (draw_batch(workload, seed, num_questions) for seed in seeds)
-    return gather(workload, workload, (question for batch in batches for question in batch.graded()))
+    return gather(workload, workload, (question for batch in batches for question in grade(batch)))
+
+
+NOTHING_MATTERS = AnswerModel(
+    mean_ability=0.0,
+    discrimination=0.0,
+    distractor_std=0.0,
+    length_loading=0.0,
+    aggregator_gain=0.0,
+    deference=0.0,
+    aggregator_length_loading=0.0,
+)
+"""Neither abilities, difficulty, options and lengths, nor what an aggregator reads."""
 
 
 def attracted_experts() -> AnswerModel:
@@ -158,28 +159,12 @@ def attracted_experts() -> AnswerModel:
     all experts share the utilities. So the options are exchangeable: whatever agreement is seen, the option that it is
     on is the right one with probability 1 / num_options. Lengths depend on nothing, and so does who is cut off.
     """
-    return AnswerModel(
-        mean_ability=0.0,
-        discrimination=ATTRACTION_STD,
-        distractor_std=ATTRACTION_STD,
-        length_loading=0.0,
-        aggregator_gain=0.0,
-        deference=0.0,
-        aggregator_length_loading=0.0,
-    )
+    return replace(NOTHING_MATTERS, discrimination=ATTRACTION_STD, distractor_std=ATTRACTION_STD)
 
 
 def indifferent_aggregator(right_frac: float, num_options: int) -> AnswerModel:
     """Make an aggregator that is right on this share of all questions, whatever it reads and however hard they are."""
-    return AnswerModel(
-        mean_ability=0.0,
-        discrimination=0.0,
-        distractor_std=0.0,
-        length_loading=0.0,
-        aggregator_gain=log(right_frac / (1 - right_frac) * (num_options - 1)),
-        deference=0.0,
-        aggregator_length_loading=0.0,
-    )
+    return replace(NOTHING_MATTERS, aggregator_gain=log(right_frac / (1 - right_frac) * (num_options - 1)))
 
 
 def draw_adversarial(accepted_fracs: Sequence[float], seeds: Sequence[int], num_questions: int) -> list[Population]:
@@ -191,29 +176,27 @@ def draw_adversarial(accepted_fracs: Sequence[float], seeds: Sequence[int], num_
     batches = [draw_batch(ADVERSARIAL_WORKLOAD, seed, num_questions, attracted_experts()) for seed in seeds]
     populations = []
     for accepted in accepted_fracs:
-        model = indifferent_aggregator(least_harmful_frac(batches, accepted), NUM_ADVERSARIAL_OPTIONS)
-        questions = (question for batch in batches for question in batch.graded(model))
+        aggregator = indifferent_aggregator(least_harmful_frac(batches, accepted), NUM_ADVERSARIAL_OPTIONS)
+        questions = (question for batch in batches for question in grade(batch, aggregator))
         populations.append(gather(f"adversarial {accepted:g}", ADVERSARIAL_WORKLOAD, questions))
     return populations
 
 
-def least_harmful_frac(batches: Sequence[Batch], accepted_frac: float) -> float:
+def least_harmful_frac(batches: Sequence[DrawnAnswers], accepted_frac: float) -> float:
     """Find how often the aggregator must be right for tau = 1 to lose just more than the accepted loss.
 
     An indifferent aggregator is right where its call's luck is below its share of right answers, so the share lies
     between two of the lucks.
     """
-    unanimous = [
-        (batch, call, ballot)
-        for batch in batches
-        for call, ballot in zip(batch.calls, batch.ballots, strict=True)
-        if plurality(ballot).confidence >= 1
-    ]
-    lucks = sorted(
-        uniform_pair(batch.drawn.site.world.root_seed, batch.drawn.site.world.stream, call.key)[1]
-        for batch, call, _ in unanimous
-    )
-    num_right = sum(plurality(ballot).answer == ballot.question.answer for _, _, ballot in unanimous)
-    num_questions = sum(len(batch.ballots) for batch in batches)
+    lucks: list[float] = []
+    num_right = num_questions = 0
+    for batch in batches:
+        world = batch.site.world
+        for call, ballot in zip(batch.aggregator_calls(), batch.ballots(), strict=True):
+            num_questions += 1
+            if plurality(ballot).confidence >= 1:
+                lucks.append(uniform_pair(world.root_seed, world.stream, call.key)[1])
+                num_right += plurality(ballot).answer == ballot.question.answer
+    lucks.sort()
     needed = num_right + floor(accepted_frac * num_questions + 1e-9) + 1
     return (lucks[needed - 1] + lucks[needed]) / 2

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from math import ceil
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,7 +12,7 @@ from experiments.studies.gate_populations import Confidence, Population, Scored
 from mosaic.pipelines.gates.calibrated import POSTERIOR_THRESHOLDS, Calibrated, ConfidenceKind, plurality_thresholds
 from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, split_places
 from mosaic.pipelines.gates.gate import plurality
-from mosaic.pipelines.gates.risk_control import betting_p_values, smallest_promise_frac
+from mosaic.pipelines.gates.risk_control import betting_p_values
 from mosaic.pipelines.gates.weighted import learn_reliabilities, posterior
 
 Places: TypeAlias = NDArray[np.int64]
@@ -26,10 +25,6 @@ NUM_OPEN_OPTIONS: int = _DEFAULTS["num_open_options"]
 CONFIDENCE_OF_LIMIT = 0.99
 NUM_PER_GROUP = 20
 """Calibrations drawn at a time; with weighted confidence they share one fit part, a new one for each group."""
-MAX_CERTIFY = 400_000
-"""Questions after which the search for how many are needed gives up."""
-NEEDED_PRECISION = 0.005
-"""Of that search."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +135,10 @@ def simulate_calibrations(
     broken = dict.fromkeys(accepted_loss_fracs, 0)
     skips: dict[float, list[float]] = {accepted: [] for accepted in accepted_loss_fracs}
     num_certify = 0
+    scored: Scored | None = None
     for fit, certify in draw_groups(population, num_questions, num_calibrations, rng):
-        scored = population.score(confidence_of(kind, fit))
+        if scored is None or kind != "plurality":  # which learns nothing from the fit part
+            scored = population.score(confidence_of(kind, fit))
         num_certify = certify.shape[1]
         for accepted in accepted_loss_fracs:
             chosen = chosen_thresholds(scored, certify, thresholds, accepted)
@@ -158,56 +155,3 @@ def simulate_calibrations(
         )
         for accepted in accepted_loss_fracs
     ]
-
-
-def published_promises(
-    population: Population, tau: float, num_questions: int, num_calibrations: int, seed: int = 0
-) -> list[float]:
-    """Find the least loss that the gate could promise at a threshold on so many questions, for each calibration.
-
-    Fixed-sequence testing reaches a threshold only through those above it, so all of them have to hold.
-    """
-    rng = np.random.default_rng((seed, num_questions, *population.name.encode()))
-    scored, taus = population.score(plurality), _down_to(tau, population)
-    return [
-        max(smallest_promise_frac(scored.lost(above)[row], RISK_FRAC) for above in taus)
-        for _, certify in draw_groups(population, num_questions, num_calibrations, rng)
-        for row in certify
-    ]
-
-
-def questions_needed(
-    population: Population, tau: float, accepted_loss_frac: float, num_calibrations: int, seed: int = 0
-) -> int | None:
-    """Find the number of calibration questions with which half of the calibrations promise a threshold.
-
-    About: a share of FIT_FRAC of them certifies nothing. None: never, or not with MAX_CERTIFY questions that certify.
-    """
-    scored, taus = population.score(plurality), _down_to(tau, population)
-    if any(scored.loss_frac(above) >= accepted_loss_frac for above in taus):
-        return None
-    rng = np.random.default_rng((seed, MAX_CERTIFY, *population.name.encode()))
-    lost = np.empty((len(taus), num_calibrations, MAX_CERTIFY), dtype=np.int8)
-    for row in range(num_calibrations):
-        kinds = population.kind_of[rng.integers(len(population.kind_of), size=MAX_CERTIFY)]
-        for place, above in enumerate(taus):
-            lost[place, row] = scored.lost(above)[kinds]
-
-    def is_enough(num: int) -> bool:
-        passed = (betting_p_values(lost[:, :, :num], accepted_loss_frac) <= RISK_FRAC).all(axis=0)
-        return bool(passed.mean() >= 0.5)
-
-    # NOTE: another question never raises a p value, so the share that passes never falls.
-    few, enough = 0, 64
-    while not is_enough(enough):
-        if enough == MAX_CERTIFY:
-            return None
-        few, enough = enough, min(2 * enough, MAX_CERTIFY)
-    while enough - few > max(1, enough * NEEDED_PRECISION):
-        middle = (few + enough) // 2
-        few, enough = (few, middle) if is_enough(middle) else (middle, enough)
-    return ceil(enough / (1 - FIT_FRAC))
-
-
-def _down_to(tau: float, population: Population) -> tuple[float, ...]:
-    return tuple(threshold for threshold in thresholds_of("plurality", population) if threshold >= tau)

@@ -40,8 +40,8 @@ class Calibration:
         require_number(self.p90_score, "calibration: p90_score", at_least=0)
 
 
-CALIBRATION = Calibration(0.969, "260 simulated pilots of five workloads, results/quote/report.md")
-"""By `experiments/quote_study.py`; UNSEEN was chosen on its seeds 0 to 15."""
+CALIBRATION = Calibration(0.969, "260 simulated pilots of five workloads, results/quote/quotes.md")
+"""By `experiments/study.py quotes`; UNSEEN was chosen on its seeds 0 to 15."""
 
 
 def conformal_quantile(scores: Sequence[float], share: float) -> float:

@@ -15,14 +15,13 @@ from experiments.study import find_studies, load_study
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 NOT_AGAIN = "ablate_best"
 """Its committed files are of commit e0bd268, from before studies had tables: half an hour of 660 runs."""
-COMMITTED = {
+OWN_FOLDERS = ("budgets", "exits", "gates", "prefill_ahead", "trees", "validation")
+COMMITTED = {name: name for name in OWN_FOLDERS} | {
     "answers": "calibration",
     "calibration": "calibration",
-    "exits": "exits",
-    "prefill_ahead": "prefill_ahead",
-    "trees": "trees",
-    "validation": "validation",
-} | {name: "ablations" for name in preset_names() if name != NOT_AGAIN}
+    "quotes": "quote",
+}
+COMMITTED |= {name: "ablations" for name in preset_names() if name != NOT_AGAIN}
 """Folder below results/ of each study."""
 TAKES_LONG = ("calibration", "fits")
 """A minute a set: what the fit finds is tested where its parts are (test_round_robin.py)."""

@@ -1,13 +1,13 @@
-import json
-from math import ceil, floor
+"""The studies of promises: populations whose losses are known, and calibrations that are those of the gate."""
+
+from math import floor
 
 import numpy as np
 import pytest
-from joblib import parallel_config
 
 import experiments.studies.gate_trials
-from experiments.figures.gates import Line, Panel, draw_gates
-from experiments.gates import COMMAND, make_report
+from experiments.lab.study import Point
+from experiments.studies import gates
 from experiments.studies.gate_populations import (
     NUM_ADVERSARIAL_OPTIONS,
     Population,
@@ -15,6 +15,7 @@ from experiments.studies.gate_populations import (
     draw_batch,
     draw_population,
     gather,
+    grade,
 )
 from experiments.studies.gate_trials import (
     FIT_FRAC,
@@ -24,18 +25,13 @@ from experiments.studies.gate_trials import (
     chosen_thresholds,
     confidence_of,
     draw_groups,
-    published_promises,
-    questions_needed,
     simulate_calibrations,
     thresholds_of,
 )
-from experiments.studies.gate_worlds import Sizes, buckets
 from mosaic.core.workload import Question
-from mosaic.figures.style import png_bytes
 from mosaic.pipelines.gates.calibrated import Calibrated, ConfidenceKind
 from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion
 from mosaic.pipelines.gates.gate import Ballot, plurality
-from mosaic.pipelines.gates.risk_control import betting_p_values
 from mosaic.pipelines.gates.weighted import learn_reliabilities, posterior
 from tests.calibration_questions import make_question
 
@@ -45,11 +41,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def gpqa() -> Population:
     return draw_population("gpqa", (0,), 3000)
-
-
-@pytest.fixture(scope="module")
-def adversarial() -> list[Population]:
-    return draw_adversarial((0.01, 0.05), (0, 1), 3000)
 
 
 def renamed(question: CalibrationQuestion, name: str) -> CalibrationQuestion:
@@ -71,7 +62,7 @@ def renamed(question: CalibrationQuestion, name: str) -> CalibrationQuestion:
 
 
 def test_the_loss_of_a_population_is_the_mean_over_its_questions(gpqa: Population) -> None:
-    graded = draw_batch("gpqa", 0, 3000).graded()
+    graded = [*grade(draw_batch("gpqa", 0, 3000))]
     assert len(graded) == len(gpqa.kind_of) == 3000
     assert len(gpqa.kinds) < 1500, "questions that no gate can tell apart stand once"
     learned = learn_reliabilities(graded[:500])
@@ -157,43 +148,27 @@ def test_the_limit_is_that_of_the_binomial() -> None:
     assert [broken_limit(num) for num in (60, 400, 2000)] == [7, 31, 123]
 
 
-def test_agreement_says_nothing_in_the_adversarial_world(adversarial: list[Population]) -> None:
-    for accepted, population in zip((0.01, 0.05), adversarial, strict=True):
+def test_agreement_says_nothing_in_the_adversarial_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    for accepted, population in zip((0.01, 0.05), draw_adversarial((0.01, 0.05), (0, 1), 3000), strict=True):
+        monkeypatch.setattr(gates, "population_of", lambda name, population=population: population)
         num = len(population.kind_of)
-        rows = buckets(population)
+        rows = [
+            gates.measure_agreement(Point(labels={"population": "made", "num_votes": votes}), 0) for votes in (3, 2, 1)
+        ]
         unanimous, any_two, _ = rows
-        assert unanimous.share_frac == pytest.approx(0.475, abs=0.02), "as often unanimous as on MedMCQA"
-        assert unanimous.loss_frac == pytest.approx((floor(accepted * num + 1e-9) + 1) / num), "a question too much"
-        assert any_two.loss_frac > unanimous.loss_frac
-        aggregator = np.average([of.aggregator_right_frac for of in rows], weights=[of.share_frac for of in rows])
-        for row in rows:
-            error = 4 * (0.25 * 0.75 / (row.share_frac * num)) ** 0.5
-            assert row.plurality_right_frac == pytest.approx(1 / NUM_ADVERSARIAL_OPTIONS, abs=error)
-            assert row.aggregator_right_frac == pytest.approx(aggregator, abs=error)
-
-
-def test_the_promise_is_kept_where_agreement_says_nothing(adversarial: list[Population]) -> None:
-    for accepted, population in zip((0.01, 0.05), adversarial, strict=True):
+        assert unanimous["share_frac"] == pytest.approx(0.475, abs=0.02), "as often unanimous as on MedMCQA"
+        assert unanimous["loss_frac"] == pytest.approx((floor(accepted * num + 1e-9) + 1) / num), "a question too much"
+        assert any_two["loss_frac"] > unanimous["loss_frac"]
+        shares = [row["share_frac"] for row in rows]
+        aggregator = np.average([row["aggregator_right_frac"] for row in rows], weights=shares)
+        for row, share in zip(rows, shares, strict=True):
+            error = 4 * (0.25 * 0.75 / (share * num)) ** 0.5
+            assert row["plurality_right_frac"] == pytest.approx(1 / NUM_ADVERSARIAL_OPTIONS, abs=error)
+            assert row["aggregator_right_frac"] == pytest.approx(aggregator, abs=error)
         (trials,) = simulate_calibrations(population, (accepted,), 800, 600)
         # Whatever is skipped breaks the promise, so the gate has to refuse nearly always.
-        assert trials.num_broken == sum(skipped > 0 for skipped in trials.skip_fracs)
+        assert 0 < trials.num_broken == sum(skipped > 0 for skipped in trials.skip_fracs) <= trials.max_broken
         assert trials.refused_frac == pytest.approx(1 - trials.num_broken / 600)
-        assert trials.num_broken <= trials.max_broken
-        assert trials.num_broken > 0, "a gate that always refuses would also pass"
-
-
-@pytest.mark.parametrize("kind", ["plurality", "weighted"])
-def test_the_promise_is_kept_on_gpqa(gpqa: Population, kind: ConfidenceKind) -> None:
-    scored = gpqa.score(plurality)
-    highest = max(scored.loss_frac(threshold) for threshold in thresholds_of("plurality", gpqa))
-    assert highest > 0.005, "the aggregator is worth something"
-    # Just below what the worst threshold loses, which breaks the promise most easily.
-    trials = simulate_calibrations(gpqa, (0.005, 0.99 * highest, 0.2), 1500, 300, kind)
-    assert all(of.num_broken <= of.max_broken for of in trials)
-    strict, close, lenient = trials
-    if kind == "plurality":  # weighted confidence has so many thresholds that it seldom reaches the worst one
-        assert close.num_broken > 0, "a gate that never breaks a promise promises too little"
-    assert strict.skip_frac < close.skip_frac < lenient.skip_frac == pytest.approx(scored.skip_frac(1 / 3), abs=0.01)
 
 
 def test_what_is_broken_is_counted(gpqa: Population, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,65 +177,3 @@ def test_what_is_broken_is_counted(gpqa: Population, monkeypatch: pytest.MonkeyP
     (reckless,) = simulate_calibrations(gpqa, (0.005,), 1500, 300)
     monkeypatch.undo()
     assert reckless.num_broken > reckless.max_broken
-
-
-def test_promises_of_published_thresholds(gpqa: Population) -> None:
-    promises = published_promises(gpqa, 2 / 3, 1000, 30)
-    assert len(promises) == 30
-    # What is promised of a threshold is promised of those above it, and is a bound of the loss.
-    assert all(low >= high for low, high in zip(promises, published_promises(gpqa, 1.0, 1000, 30), strict=True))
-    assert np.mean(np.array(promises) >= gpqa.score(plurality).loss_frac(2 / 3)) >= 0.8
-    # What half of the calibrations could promise, half of them do promise.
-    median = float(np.median(published_promises(gpqa, 1.0, 700, 60)))
-    (trials,) = simulate_calibrations(gpqa, (median,), 700, 60)
-    assert 0.4 <= 1 - trials.refused_frac <= 0.7
-
-
-def test_how_many_questions_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiments.studies.gate_trials, "MAX_CERTIFY", 3000)
-    monkeypatch.setattr(experiments.studies.gate_trials, "NEEDED_PRECISION", 0)
-    harmless = gather("harmless", "made", [make_question("a", "AAA"), make_question("b", "AAB")])
-    enough = next(num for num in range(1, 3000) if betting_p_values(np.zeros(num), 0.01) <= 0.05)
-    assert questions_needed(harmless, 1.0, 0.01, 3) == ceil(enough / (1 - FIT_FRAC))
-    assert questions_needed(harmless, 1.0, 0.0001, 3) is None, "more than the search goes to"
-    lossy = gather("lossy", "made", [make_question("a", "AAA"), make_question("b", "BBA", gold="A", aggregator="A")])
-    assert questions_needed(lossy, 1.0, 0.01, 3) is not None
-    assert questions_needed(lossy, 2 / 3, 0.5, 3) is None, "it loses half of the questions"
-
-
-def test_the_report_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiments.studies.gate_trials, "MAX_CERTIFY", 512)
-    sizes = Sizes(seeds=(0,), num_questions_per_seed=200, num_calibrations=2, num_promises=1)
-    with parallel_config(backend="sequential"):
-        files = make_report(sizes)
-        assert files == make_report(sizes)
-    text = files["gates.txt"].decode("ascii")
-    assert text.startswith(f"{COMMAND}\n")
-    assert max(map(len, text.splitlines())) <= 120
-    assert f"at most {broken_limit(2)} times in 2 calibrations" in " ".join(text.split())
-    data = json.loads(files["gates.json"])
-    assert list(data["worlds"]) == ["mmlu_pro", "medmcqa", "gpqa", "adversarial"]
-    for world in data["worlds"].values():
-        assert {kind: len(lines) for kind, lines in world["calibrations"].items()} == {"plurality": 12, "weighted": 12}
-    assert [list(row["promises"]) for row in data["worlds"]["medmcqa"]["published"]] == [["504", "2000", "10000"]] * 2
-    assert files["gates.png"].startswith(b"\x89PNG")
-    assert files["gates.pdf"].startswith(b"%PDF")
-
-
-def test_the_figure_is_a_column_wide() -> None:
-    line = Line(num_questions=350, confidence="plurality", accepted_pp=(0.5, 1.0, 5.0), skip_frac=(0.0, 0.4, 0.9))
-    figure = draw_gates([Panel(name="one", lines=(line,), levels={"all": 0.5})])
-    assert int.from_bytes(png_bytes(figure)[16:20], "big") == 850
-
-
-def test_lines_on_one_another_are_told_apart_and_a_low_panel_has_its_own_axis() -> None:
-    lines = [
-        Line(num_questions=number, confidence="plurality", accepted_pp=(0.5, 5.0), skip_frac=(0.02, 0.02))
-        for number in (350, 2000, 10_000)
-    ]
-    (axes,) = draw_gates([Panel(name="one", lines=tuple(lines), levels={"all": 0.5})]).axes
-    widths = [line.get_linewidth() for line in axes.lines]
-    assert widths == sorted(widths, reverse=True)
-    assert len(set(widths)) == len({line.get_marker() for line in axes.lines}) == 3
-    assert axes.get_ylim()[1] < 5
-    assert [text.get_text() for text in axes.texts] == ["above: all: 50%"]

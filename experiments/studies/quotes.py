@@ -1,0 +1,281 @@
+"""Quotes of simulated batches against what they then took: how often P90 holds, and how far off P50 is."""
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from experiments.lab.plots import Panel, draw_rows
+from experiments.lab.study import SEED, Point, Row, Study, Sweep, Tables
+from experiments.lab.tables import lay_out, markdown
+from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
+from mosaic.comparison.estimate import Estimate, estimate, geometric
+from mosaic.core.cluster import Cluster, uniform_cluster
+from mosaic.core.plan import Plan
+from mosaic.planning.costs import AffineCosts
+from mosaic.planning.session_model import Request
+from mosaic.quote import Asked, ask
+from mosaic.quote.draws import Draw, draw_worlds
+from mosaic.quote.forecast import Simulator
+from mosaic.quote.interval import UNSEEN, Calibration, Known, calibrate, p90_of
+from mosaic.quote.offers import plan_time, simulated_profile, total_s
+from mosaic.quote.quote import plans_for
+from mosaic.runtime.job import Job
+from mosaic.runtime.pilot import profile_of
+from sim.cluster.session_times import SimulatedSessions
+from sim.site import draw_records
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NUM_GPUS = 4
+PER_EXPERT = 128
+"""Calls of a pilot for each expert, on average."""
+NUM_SEEDS, NUM_FIRST_SEEDS = 52, 36
+"""P90 is learned from the first seeds, and its form was chosen on them; on later ones nothing was."""
+AIM_PERCENT = (85, 95)
+"""Share of pilots whose truth lies under P90."""
+MOST_BIAS_PERCENT, MOST_ERROR_PERCENT = 5, 12
+"""Of P50."""
+
+WORKLOADS = {
+    "GPQA": ("gpqa", "hybrid"),
+    "MedMCQA": ("medmcqa", "hybrid"),
+    "MMLU-Pro": ("mmlu_pro", "hybrid"),
+    "MMLU-Pro, instruct pool": ("mmlu_pro_instruct", "instruct"),
+    "MMLU-Pro, reasoning pool": ("mmlu_pro_reasoning", "reasoning"),
+}
+"""Workloads, and who answers them."""
+ALL = "all workloads"
+
+
+def make_points() -> list[Point]:
+    """List the workloads; seeds are pilots."""
+    return [
+        Point(labels={"workload": name}, overrides=(f"workload={workload}", f"pool={pool}", "aggregator=auto"))
+        for name, (workload, pool) in WORKLOADS.items()
+    ]
+
+
+def measure(point: Point, seed: int) -> Row:
+    """Ask a pilot in a simulated world, quote, and simulate the quote's plan in that world."""
+    drawn = draw_answers([*point.overrides, f"seed={seed}"])
+    job, site = drawn.job, drawn.site
+    asked = ask(job, PER_EXPERT, seed=seed)
+    cluster = uniform_cluster(name="quote", num_workers=NUM_GPUS, gpu=site.hardware.gpu)
+    sessions = SimulatedSessions({site.hardware.gpu.name: site.hardware}, cluster, site.settings)
+    experts = {expert.name: expert for expert in (*job.graph.experts, *job.experts)}
+    simulator = Simulator(experts=experts, sessions=sessions, loads=sessions)
+    central, others = draw_worlds(asked.batch, asked.sample, experts, seed=seed)
+    profile = simulated_profile(asked.sample, central[0], asked.batch, simulator, cluster)
+    best = plans_for(job, asked.batch, profile, simulator, cluster, central)[0]
+    plan, truth = best.planned.plan, true_world(drawn, asked)
+    found = plan_time(plan, asked.batch, simulator, cluster, central, others)
+    num_calls = len(drawn.questions.first_calls)
+    return {
+        "num_pilot_calls": num_calls - len(asked.batch.calls),
+        "num_calls": num_calls,
+        "plan": best.name,
+        "central_s": found.central_s,
+        "spread": found.spread,
+        "truth_s": total_s(plan, asked.batch, simulator, cluster, truth),
+        "affine_s": affine_s(job, asked, plan, simulator, cluster),
+        "truth_experts_s": simulator.plan_s(plan, truth.requests, cluster),
+    }
+
+
+def true_world(drawn: DrawnAnswers, asked: Asked) -> Draw:
+    """Give what the calls that are left really write, and which of them the aggregator will have to read."""
+    needed = [call for node in drawn.job.graph.upper_nodes for call in drawn.questions.calls_of(node.name)]
+    left = [call for call in needed if call.key not in asked.records]
+    merged = draw_records(drawn.site.world, left, drawn.site.experts, drawn.records)
+    proposed = (drawn.records[call.key] for call in asked.batch.calls)
+    return Draw(
+        {record.key: Request(record.prompt_tokens, record.output_tokens) for record in proposed},
+        tuple(Request(record.prompt_tokens, record.output_tokens) for record in merged),
+    )
+
+
+def affine_s(job: Job, asked: Asked, plan: Plan, simulator: Simulator, cluster: Cluster) -> float:
+    """Price a plan by the affine profile of the pilot's own sessions; an expert of one size is priced by its mean."""
+    sizes: defaultdict[str, set[int]] = defaultdict(set)
+    for done in asked.result.sessions:
+        if done.num_calls and done.node in job.graph.first_nodes:
+            sizes[done.expert].add(done.num_calls)
+    priced = [expert for expert in job.experts if len(sizes[expert.name]) > 1]
+    profile = profile_of(job, priced, asked.pilot, "pilot")
+    costs = AffineCosts(profile=profile, num_calls_by_expert=Counter(call.expert for call in asked.batch.calls))
+    free_s = [0.0] * plan.num_workers
+    for session in plan.sessions:
+        expert, workers = simulator.experts[session.expert], [cluster.workers[worker] for worker in session.workers]
+        terms = costs.linear_terms(expert, workers)
+        start_s = max(free_s[worker] for worker in session.workers)
+        load_s = simulator.loads.load_s(expert, len(workers))
+        end_s = start_s + load_s + terms.fixed_s + terms.per_call_s * len(session.shard)
+        for worker in session.workers:
+            free_s[worker] = end_s
+    return max(free_s)
+
+
+def calibrate_without(pilots: pl.DataFrame, workload: str) -> Calibration:
+    """Calibrate on the pilots of all other workloads: a quote has never seen its own."""
+    others = pilots.filter(pl.col("workload") != workload)
+    known = [Known(*row) for row in others.select("truth_s", "central_s", "spread").rows()]
+    return calibrate(known, f"all workloads but {workload}")
+
+
+def with_p90(pilots: pl.DataFrame, learned_on: pl.DataFrame) -> pl.DataFrame:
+    """Add the P90 of each pilot as a quote would give it that is calibrated on the other workloads."""
+    learned = {name: calibrate_without(learned_on, name) for name in pilots["workload"].unique()}
+    rows = pilots.select("workload", "central_s", "spread").rows()
+    return pilots.with_columns(
+        p90_s=pl.Series([p90_of(central_s, spread, learned[name]) for name, central_s, spread in rows])
+    )
+
+
+def split_seeds(pilots: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Split pilots into those that P90 is learned from, and those of later seeds."""
+    return pilots.filter(pl.col(SEED) < NUM_FIRST_SEEDS), pilots.filter(pl.col(SEED) >= NUM_FIRST_SEEDS)
+
+
+def summarise(pilots: pl.DataFrame, learned_on: pl.DataFrame) -> list[dict[str, Any]]:
+    """Summarise the pilots of each workload, and of all, in percent."""
+    scored = with_p90(pilots, learned_on)
+    return [
+        summary(name, scored if name == ALL else scored.filter(workload=name))
+        for name in (*scored["workload"].unique(maintain_order=True), ALL)
+    ]
+
+
+def summary(name: str, pilots: pl.DataFrame) -> dict[str, Any]:
+    """Say how often the truth lies under P90, and how far quotes are off."""
+    ratio, experts_ratio = pilots["central_s"] / pilots["truth_s"], pilots["affine_s"] / pilots["truth_experts_s"]
+    mean, low, high = (None if value is None else 100 * (value - 1) for value in geometric([*ratio])[:3])
+    assert mean is not None
+    return {
+        "name": name,
+        "number": len(pilots),
+        "covered": share_percent(int((pilots["truth_s"] <= pilots["p90_s"]).sum()), len(pilots)),
+        "bias": Estimate(mean, low, high, len(pilots)),
+        "error": estimate([*(100 * (ratio - 1).abs())]),
+        "above": estimate([*(100 * (pilots["p90_s"] / pilots["central_s"] - 1))]),
+        "affine": estimate([*(100 * (experts_ratio - 1).abs())]),
+    }
+
+
+def share_percent(num: int, num_all: int) -> Estimate:
+    """Give a share with the exact 95% interval of the binomial (Clopper and Pearson)."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(num, num_all).proportion_ci()
+    return Estimate(100 * num / num_all, 100 * interval.low, 100 * interval.high, num_all)
+
+
+COLUMNS = {
+    "pilots": "{name}",
+    "number": "{number}",
+    "truth under P90 (%)": "{covered:.1f}",
+    "bias of P50 (%)": "{bias.mean:+.1f}",
+    "error of P50 (%)": "{error.mean:.1f}",
+    "P90 above P50 (%)": "{above.mean:.0f}",
+    "error of the affine profile (%)": "{affine.mean:.0f}",
+}
+
+
+def report(tables: Tables) -> str:
+    """Write the page: the pilots that were left out first, if there are any."""
+    pilots = tables["pilots"]
+    early, late = split_seeds(pilots)
+    plans = pilots["plan"].value_counts().sort("plan").rows()
+    return ("" if late.is_empty() else left_out(early, late)) + PAGE.format(
+        every=markdown(lay_out(summarise(pilots, pilots), COLUMNS)),
+        score=calibrate_without(pilots, ALL).p90_score,
+        plans=", ".join(f"{name} {number}" for name, number in plans),
+    )
+
+
+def left_out(early: pl.DataFrame, late: pl.DataFrame) -> str:
+    """Say what quotes of later seeds were worth, and whether that is what is aimed at."""
+    lines = summarise(late, early)
+    covered, bias, error = (lines[-1][name].mean for name in ("covered", "bias", "error"))
+    low, high = AIM_PERCENT
+    aims = {
+        f"the truth lies under P90 in {low} to {high}%: {covered:.1f}%": low <= covered <= high,
+        f"P50's bias is under {MOST_BIAS_PERCENT}%: {bias:+.1f}% over all, where workloads' own cancel": abs(bias)
+        < MOST_BIAS_PERCENT,
+        f"P50's error is at most {MOST_ERROR_PERCENT}%: {error:.1f}%": error <= MOST_ERROR_PERCENT,
+    }
+    told = "\n".join(f"- {text} ({'met' if is_met else 'MISSED'})" for text, is_met in aims.items())
+    return LEFT_OUT.format(covered=covered, number=len(late), table=markdown(lay_out(lines, COLUMNS)), aims=told)
+
+
+def figure(tables: Tables) -> "Figure":
+    """Draw coverage, bias and error of workloads, left out and all."""
+    pilots = tables["pilots"]
+    early, late = split_seeds(pilots)
+    groups = {"all pilots": summarise(pilots, pilots)}
+    if not late.is_empty():
+        groups = {f"left out: seeds from {NUM_FIRST_SEEDS} on": summarise(late, early)} | groups
+    panels = {
+        "covered": Panel(label="batches that ended before P90 (%)", mark=90),
+        "bias": Panel(label="bias of P50 (%)", mark=0),
+        "error": Panel(label="mean error of P50 (%)"),
+    }
+    rows = [
+        {"name": line["name"], "group": group, "panel": panel, "mean": line[panel]}
+        for group, lines in groups.items()
+        for line in lines
+        for panel in panels
+    ]
+    return draw_rows(rows, "mean", "name", "group", "panel", panels=panels, names=[*WORKLOADS, ALL], marks=[*groups])
+
+
+LEFT_OUT = f"""\
+**On workloads and seeds that were left out the truth lies under P90 in {{covered:.1f}}% of {{number}} pilots.**
+
+P90 of each workload is learned from the first {NUM_FIRST_SEEDS} seeds of the others, and scored on its
+later seeds; {PER_EXPERT} calls an expert, {NUM_GPUS} GPUs.
+
+{{table}}
+
+{{aims}}
+
+"""
+
+PAGE = f"""\
+A pilot asks some of a batch's calls, the quote predicts the rest, and the quote's plan, the best of those
+that it simulated, is then run in the simulated world that the pilot was asked in. Error is the mean of the absolute
+ones, bias the geometric mean of P50 over the truth. The affine profile is that of the pilot's sessions, for the plan's
+experts. Intervals are exact 95% intervals of the binomial.
+
+![How often P90 holds, and how far off P50 is](quotes.png)
+
+## All pilots
+
+P90 is learned from all seeds of the other workloads.
+
+{{every}}
+
+## Real vLLM
+
+[tiny.csv](tiny.csv) holds eight pilots of the tiny pool, on two workers and in processor time. They are of before: made
+by commit 490d5c1, with the scheduler's own plan, and not made again. P90, learned from the pilots above and widened by
+what repeats of a plan differ by, held in all eight; P50 was off by 6.2% (bias +0.3%), P90 25% above it, and the affine
+profile off by 5%.
+
+## What `mosaic/quote/interval.py` has
+
+P90 lies {{score:.3f}} widened spreads of the logarithm above P50, by all pilots above; a spread is widened by
+{UNSEEN:g}, in squares. That P50 is not shifted, and {UNSEEN:g}, were chosen on seeds 0 to 15, each workload scored by
+what the others taught. Learned from these alone, P90 held in 84.0% of the pilots of seeds 16 to 35 (MedMCQA 65%: its
+time hangs on the longest of few calls); they are learned from since. The plans: {{plans}}.
+"""
+
+STUDY = Study(
+    name="quotes",
+    about="How far quotes of simulated batches are off, and how often their P90 holds.",
+    title="Quotes against what batches took",
+    tables={"pilots": Sweep(points=make_points(), measure=measure, num_seeds=NUM_SEEDS)},
+    report=report,
+    figures={"quotes": figure},
+)
