@@ -269,9 +269,13 @@ def _explained(message: str, config: object, kind: type[Section], label: str) ->
         rule = f"one of {keys} there" if keys else "left out: there are none there"
         value = _value_at(config, f"{path}.{words[0]}")
         return ValueError(f"{key} must be a key of the configuration, {rule}, got {value!r}")
+    key = path.partition("[")[0]
+    if path == f"{key}[...]":
+        path = f"{key}.{_wrong_entry(_value_at(config, key), get_type_hints(kind, include_extras=True)[key])}"
+        name = f"{label}.{path}"
     value = _value_at(config, path)
     if problem.startswith("Invalid enum value"):
-        return ValueError(f"{name} must be {_choices(kind, path)}, got {value!r}")
+        return ValueError(f"{name} must be {_choices(kind, key)}, got {value!r}")
     if "matching regex" in problem:
         return ValueError(f"{name} must be a non-empty string, got {value!r}")
     if limit := re.search(r"(>=|<=|>|<) (\S+)$", problem):
@@ -282,10 +286,21 @@ def _explained(message: str, config: object, kind: type[Section], label: str) ->
     return TypeError(f"{name} must be {' or '.join(kinds)}, got {value!r}")
 
 
+def _wrong_entry(entries: object, kind: Any) -> object:
+    """Name the entry of a group that cannot be converted."""
+    assert isinstance(entries, Mapping)
+    for name, entry in entries.items():
+        try:
+            msgspec.convert({name: entry}, kind)
+        except msgspec.ValidationError:
+            return name
+    return "..."
+
+
 def _value_at(config: object, path: str) -> object:
     for part in re.findall(r"[^.\[\]]+", path):
         if isinstance(config, Mapping):
-            config = config.get(part)
+            config = config.get(part, config.get(int(part)) if part.isdigit() else None)
         elif isinstance(config, list | tuple) and part.isdigit():
             config = config[int(part)]
     return config
@@ -294,7 +309,7 @@ def _value_at(config: object, path: str) -> object:
 def _choices(kind: type[Section], key: str) -> str:
     """List the values that a key may have."""
     hints = get_type_hints(kind)
-    parts = [hints[key.partition("[")[0]]]
+    parts = [hints[key]]
     values: list[str] = []
     while parts:
         part = parts.pop()
@@ -304,7 +319,8 @@ def _choices(kind: type[Section], key: str) -> str:
             values += get_args(part)
         elif get_origin(part) in (Union, UnionType, dict):
             parts += get_args(part)
-    is_nullable = type(None) in get_args(hints[key.partition("[")[0]])
+    own = get_args(hints[key])
+    is_nullable = type(None) in own and not any(get_origin(part) is dict for part in own)
     return f"null or one of {values}" if is_nullable else f"one of {values}"
 
 

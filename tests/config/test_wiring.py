@@ -427,7 +427,7 @@ ALONE = ("aggregator=none",)
         (["+pipeline.width=3"], "pipeline.width must be a key of the configuration, one of"),
         (
             ["aggregator.scheduler_by_degree={1: best}"],
-            r"\['data_parallel'\], got {1: 'best'}",
+            r"by_degree.1 must be one of \['data_parallel'\], got 'best'",
         ),
         (
             ["aggregator.scheduler_by_degree=best"],
