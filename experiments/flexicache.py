@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
 from experiments.hardware.hardware_yaml import to_yaml  # noqa: E402
-from experiments.studies.paper_tables import to_csv  # noqa: E402
+from experiments.studies.rows import to_csv  # noqa: E402
 from experiments.studies.sparse_throughput import (  # noqa: E402
     ATTENTION_FRAC,
     all_rows,

@@ -18,9 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
 
-from experiments.studies.paper_tables import Table, read_csv, to_csv, to_markdown  # noqa: E402
 from experiments.studies.plan_bounds import bounds_table, chains_table  # noqa: E402
 from experiments.studies.plan_cases import cases_table, run_cases  # noqa: E402
+from experiments.studies.rows import Table, read_csv, to_csv, to_markdown  # noqa: E402
 from experiments.studies.wrong_means import draws_table, run_draws, wrong_means_table  # noqa: E402
 from mosaic.config.places import own_folder  # noqa: E402
 

@@ -81,11 +81,13 @@ def draw(
     else:
         figure = new_figure(PANEL_IN + 0.9, COLUMN_WIDTH_IN if len(panels) == 1 else PAGE_WIDTH_IN)
         every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    step = min(SHIFT_FRAC, ALL_SHIFTED_FRAC / len(lines))
     for axes, (value, shown) in zip(every, panels.items(), strict=True):
-        for number, name in enumerate(lines):
-            means = {places[row[x]]: row[y] for row in rows if row[line] == name and row[panel] == value}
-            at = [place + step * (number - (len(lines) - 1) / 2) for place in means]
+        own = [row for row in rows if row[panel] == value]
+        names = [name for name in lines if any(row[line] == name for row in own)]
+        step = min(SHIFT_FRAC, ALL_SHIFTED_FRAC / max(1, len(names)))
+        for number, name in enumerate(names):
+            means = {places[row[x]]: row[y] for row in own if row[line] == name}
+            at = [place + step * (number - (len(names) - 1) / 2) for place in means]
             _draw_means(axes, at, list(means.values()), looks[name], horizontal=False)
         axes.set_xticks(range(len(places)), [str(name) for name in places])
         axes.set_title(shown.title, fontsize=SMALL_PT + 1)

@@ -13,6 +13,7 @@ from mosaic.config.job import job_from
 from mosaic.core.checks import require_unique
 from mosaic.figures.style import pdf_bytes, png_bytes
 from mosaic.report.run_folder import write_file
+from mosaic.runtime.garbage import spare_garbage_collector
 from mosaic.runtime.job import Job
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def run_sweep(sweep: Sweep, path: Path, num_seeds: int, show: Callable[[str], No
         if (*point.labels.values(), seed) not in done
     ]
     measured = Parallel(1 if sweep.in_turn else -1, return_as="generator")(
-        delayed(sweep.measure)(point, seed) for point, seed in lacking
+        delayed(measure_row)(sweep.measure, point, seed) for point, seed in lacking
     )
     for number, ((point, seed), found) in enumerate(zip(lacking, measured, strict=True), start=1):
         rows = [found] if isinstance(found, Mapping) else found
@@ -123,6 +124,12 @@ def run_sweep(sweep: Sweep, path: Path, num_seeds: int, show: Callable[[str], No
             labels = ", ".join(f"{name}={value}" for name, value in point.labels.items())
             show(f"{path.stem} {number}/{len(lacking)}: {labels}")
     return sorted_table(sweep, path)
+
+
+def measure_row(measure: Callable[[Point, int], Rows], point: Point, seed: int) -> Rows:
+    """Measure with Python's garbage collector set for runs."""
+    spare_garbage_collector()
+    return measure(point, seed)
 
 
 def key_types(sweep: Sweep) -> "dict[str, pl.DataType]":

@@ -193,7 +193,7 @@ light experts, length scales of two benchmarks, mean tokens of each aggregator.
 ## What they predict: the ILP with the gate at tau = 2/3
 
 Means over seeds with 95% intervals for the committed set; the other sets by their ratio to it under the same seeds. The
-[reproduction](../paper/report.md) sets these ranges beside the published times.
+[reproduction](../paper/paper.md) sets these ranges beside the published times.
 
 {ranges}
 """

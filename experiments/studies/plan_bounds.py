@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from experiments.studies.paper_runs import BENCHMARKS, TITLES
-from experiments.studies.paper_tables import Table
+from experiments.studies.paper_points import BENCHMARKS, TITLES
 from experiments.studies.plan_runs import CERTAIN, PAPER, PEER, ROUND_ROBIN, expert_stage, planned, profile_of
+from experiments.studies.rows import Table
 from mosaic.comparison.estimate import estimate
 from mosaic.config.job import simulated
 from mosaic.runtime.run import run

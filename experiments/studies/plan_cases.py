@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from experiments.studies.paper_tables import Table
 from experiments.studies.plan_runs import CERTAIN, PAPER, Policy, expert_stage, planned, profile_of
+from experiments.studies.rows import Table
 from mosaic.comparison.estimate import estimate
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions

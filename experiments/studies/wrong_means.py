@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from experiments.studies.paper_runs import BENCHMARKS, TITLES
-from experiments.studies.paper_tables import Table
+from experiments.studies.paper_points import BENCHMARKS, TITLES
 from experiments.studies.plan_runs import (
     CERTAIN,
     PAPER,
@@ -18,6 +17,7 @@ from experiments.studies.plan_runs import (
     quantile,
     wrong_world,
 )
+from experiments.studies.rows import Table
 from mosaic.runtime.job import Job
 from sim.site import SimSite
 from sim.world.world import World

@@ -8,9 +8,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from experiments.plans import SECTIONS, STUDIES, _page
-from experiments.studies.paper_tables import read_csv
 from experiments.studies.plan_cases import CASES, Outcome, cases_table
 from experiments.studies.plan_runs import ROBUST, factor, quantile
+from experiments.studies.rows import read_csv
 from experiments.studies.wrong_means import Draw, draws_table, wrong_means_table
 
 ROOT = Path(__file__).parents[2]
