@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Iterable, Sequence
 from io import StringIO
-from pathlib import Path
 from typing import NamedTuple
 
 from experiments.analysis.expert_stage import slots_by_expert
@@ -201,9 +200,3 @@ def to_csv(table: Iterable[Sequence[object]]) -> str:
     text = StringIO()
     csv.writer(text, lineterminator="\n").writerows(["" if cell is None else cell for cell in row] for row in table)
     return text.getvalue()
-
-
-def read_csv(path: Path) -> Table:
-    """Read a table that a command has written."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [tuple(row) for row in csv.reader(file)]
