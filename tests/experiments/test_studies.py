@@ -15,7 +15,7 @@ from experiments.study import find_studies, load_study
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 NOT_AGAIN = "ablate_best"
 """Its committed files are of commit e0bd268, from before studies had tables: half an hour of 660 runs."""
-OWN_FOLDERS = ("budgets", "exits", "gates", "plans", "prefill_ahead", "trees", "validation")
+OWN_FOLDERS = ("budgets", "exits", "gates", "plans", "prefill_ahead", "solver", "trees", "validation")
 COMMITTED = {name: name for name in OWN_FOLDERS} | {
     "answers": "calibration",
     "calibration": "calibration",
