@@ -20,6 +20,7 @@ COMMITTED = {name: name for name in OWN_FOLDERS} | {
     "answers": "calibration",
     "calibration": "calibration",
     "quotes": "quote",
+    "sparse_throughput": "flexicache",
 }
 COMMITTED |= {name: "ablations" for name in preset_names() if name != NOT_AGAIN}
 """Folder below results/ of each study."""
