@@ -229,10 +229,17 @@ def report(name: str, preset: Preset, runs: "pl.DataFrame") -> str:
         finding = preset.finding.format(*found)
     except LookupError as missing:
         finding = f"(no finding without a run of {missing})"
+    places = {line: place for place, line in enumerate(preset.lines)}
     parts = [preset.about, finding, f"![{preset.title}]({name}.png)"]
     for number, panel in enumerate(preset.panels):
-        table = wide([row for row in rows if row["panel"] == number], ["x"], "line", "{cell}", order=list(preset.lines))
-        parts += [f"## {panel.label}{reference_text(preset, panel)}", markdown(table, {"x": preset.x.label})]
+        shown = [row for row in rows if row["panel"] == number]
+        if preset.layout == "rows":
+            shown.sort(key=lambda row: places[row["line"]])
+            table = wide(shown, ["line"], "x", "{cell}")
+        else:
+            table = wide(shown, ["x"], "line", "{cell}", order=list(places))
+        heads = {"x": preset.x.label, "line": "policy"}
+        parts += [f"## {panel.label}{reference_text(preset, panel)}", markdown(table, heads)]
     return "\n\n".join(parts) + "\n"
 
 

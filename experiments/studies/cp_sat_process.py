@@ -22,23 +22,20 @@ def solve(problem: dict[str, Any], time_limit_s: float, num_threads: int) -> dic
 
     begin_ts, begin_cpu_s = monotonic(), process_time()
     model = cp_model.CpModel()
-    workers, experts = range(problem["num_workers"]), problem["experts"]
-    calls, placed = [], []
-    for expert in experts:
-        n = expert["num_calls"]
-        calls.append([model.new_int_var(0, n, "") for _ in workers])
-        placed.append([model.new_bool_var("") for _ in workers])
-        model.add(sum(calls[-1]) == n)  # equation 5
-        for x, y in zip(calls[-1], placed[-1], strict=True):
+    workers, num_calls = range(problem["num_workers"]), problem["num_calls"]
+    load, per_call = ([round(cost * UNITS_PER_S) for cost in problem[key]] for key in ("load_s", "per_call_s"))
+    calls = [[model.new_int_var(0, n, "") for _ in workers] for n in num_calls]
+    placed = [[model.new_bool_var("") for _ in workers] for _ in num_calls]
+    for n, xs, ys, cap in zip(num_calls, calls, placed, problem["max_replicas"], strict=True):
+        model.add(sum(xs) == n)  # equation 5
+        for x, y in zip(xs, ys, strict=True):
             model.add(x <= n * y)  # equation 6
-        model.add_linear_constraint(sum(placed[-1]), 1, expert["max_replicas"])  # equation 7
-    load = [round(expert["load_s"] * UNITS_PER_S) for expert in experts]
-    per_call = [round(expert["cost_per_call_s"] * UNITS_PER_S) for expert in experts]
-    longest = sum(a + b * expert["num_calls"] for a, b, expert in zip(load, per_call, experts, strict=True))
+        model.add_linear_constraint(sum(ys), 1, cap)  # equation 7
+    longest = sum(a + b * n for a, b, n in zip(load, per_call, num_calls, strict=True))
     makespan = model.new_int_var(0, longest, "")
     for w in workers:
-        model.add(sum(row[w] for row in placed) <= problem["max_experts_per_worker"])  # equation 9
-        busy = sum(a * y[w] + b * x[w] for a, b, x, y in zip(load, per_call, calls, placed, strict=True))
+        model.add(sum(ys[w] for ys in placed) <= problem["max_experts_per_worker"])  # equation 9
+        busy = sum(a * ys[w] + b * xs[w] for a, b, xs, ys in zip(load, per_call, calls, placed, strict=True))
         model.add(busy <= makespan)  # equations 4 and 10
     model.minimize(makespan)
     solver = cp_model.CpSolver()
@@ -47,7 +44,6 @@ def solve(problem: dict[str, Any], time_limit_s: float, num_threads: int) -> dic
     status = solver.solve(model)
     found = status in (cp_model.OPTIMAL, cp_model.FEASIBLE)
     return {
-        "status": solver.status_name(status).lower(),
         "counts": [[solver.value(x) for x in row] for row in calls] if found else None,
         "bound_s": solver.best_objective_bound / UNITS_PER_S,
         "wall_s": monotonic() - begin_ts,

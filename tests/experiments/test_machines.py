@@ -6,16 +6,12 @@ from unittest.mock import patch
 
 import pytest
 
-from experiments.studies.plan_cases import most_kv_tokens, most_memory_frac
 from mosaic.config.batch import BatchRequest, batch_config
 from mosaic.config.compose import compose_config
 from mosaic.config.job import job_from
-from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.planning import Flexible
 from sim.site import SimSite
-from tests.factories import make_cluster, make_expert, make_gpu
-from tests.run_records import make_record, make_result, make_session
 
 UNLIKE = ("cluster=a100x2_rtx4090x4", "workload=gpqa", "aggregator=none", "scheduler=flexible", "profile.store=null")
 
@@ -143,24 +139,3 @@ def test_degrees_that_nobody_chooses_are_refused() -> None:
     with pytest.raises(ValueError, match=r"tp_degrees must be left out, it has no effect here .scheduler=ilp takes"):
         built("workload=gpqa", "+pool.experts.LlamaR1.tp_degrees=[2]")
     assert built("workload=gpqa", "scheduler=flexible", "+pool.experts.LlamaR1.tp_degrees=[2]")
-
-
-def test_memory_that_was_certainly_held_is_read_from_the_records() -> None:
-    calls = (
-        make_record("a", admitted_ts=10.0, finished_ts=20.0, prompt_tokens=100, output_tokens=40),
-        make_record("b", admitted_ts=12.0, finished_ts=30.0, prompt_tokens=300, output_tokens=500),
-        make_record("c", admitted_ts=20.0, finished_ts=40.0, prompt_tokens=50, output_tokens=7, num_preemptions=1),
-    )
-    assert most_kv_tokens(calls[:1]) == 140
-    assert most_kv_tokens(calls) == 800, "b alone when it ends; c was preempted, and nobody knows when it held what"
-    expert, cluster = make_expert("A"), make_cluster(2, gpu=make_gpu(memory_gib=80.0))
-    result = make_result(
-        make_session(0, load=(0.0, 10.0)), make_session(1, load=(50.0, 60.0), end_ts=70.0), calls=calls
-    )
-    free = most_memory_frac(make_result(make_session(0)), {"A": expert}, cluster, EngineOptions())
-    full = most_memory_frac(result, {"A": expert}, cluster, EngineOptions())
-    kv_bytes = 800 * expert.shape.kv_bytes_per_token()
-    assert full - free == pytest.approx(kv_bytes / cluster.workers[0].gpu.usable_bytes)
-    both = make_result(make_session(0), make_session(1, load=(40.0, 60.0), end_ts=70.0))
-    with pytest.raises(ValueError, match="sessions 0 and 1 were on a worker at once"):
-        most_memory_frac(both, {"A": expert}, cluster, EngineOptions())

@@ -15,11 +15,12 @@ from experiments.study import find_studies, load_study
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 NOT_AGAIN = "ablate_best"
 """Its committed files are of commit e0bd268, from before studies had tables: half an hour of 660 runs."""
-OWN_FOLDERS = ("budgets", "exits", "gates", "paper", "prefill_ahead", "trees", "validation")
+OWN_FOLDERS = ("budgets", "exits", "gates", "paper", "plans", "prefill_ahead", "solver", "trees", "validation")
 COMMITTED = {name: name for name in OWN_FOLDERS} | {
     "answers": "calibration",
     "calibration": "calibration",
     "quotes": "quote",
+    "sparse_throughput": "flexicache",
 }
 COMMITTED |= {name: "ablations" for name in preset_names() if name != NOT_AGAIN}
 """Folder below results/ of each study."""

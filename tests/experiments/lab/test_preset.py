@@ -93,3 +93,10 @@ def test_a_preset_is_a_sweep_of_run_folders_too(tmp_path) -> None:
     outcome = run_process("+experiment=ablate_gpus", *few, cwd=tmp_path)
     assert outcome.status == 0, outcome.err
     assert len(list((tmp_path / "results" / "multirun" / "ablate_gpus").glob("*/summary.json"))) == 2
+
+
+def test_a_page_with_a_row_a_line_has_them_in_the_presets_order(tmp_path) -> None:
+    preset, _ = read_preset(write(tmp_path / "ablate_x.yaml", layout="rows"))
+    text = report("ablate_x", preset, RUNS)
+    assert "## time (s)\n\n| policy | 2 | 4 |\n| --- | --- | --- |\n| ILP | 20" in text
+    assert text.index("| ILP |") < text.index("| naive |")
