@@ -8,7 +8,7 @@ import yaml
 
 from experiments.hardware.dummy_checkpoint import read_shape, write_dummy_checkpoint
 from experiments.measure_gpu import main
-from experiments.tiny_pool.tokenizer import tiny_tokenizer
+from experiments.tiny_pool.tokenizer import encode
 from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 from tests.engines.executor_runs import has_vllm
@@ -77,5 +77,5 @@ def test_a_dummy_checkpoint_is_a_model_of_its_shape(tmp_path, name, num_paramete
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
     assert sum(values.numel() for values in model.parameters()) == num_parameters
     tokenizer, text = AutoTokenizer.from_pretrained(tmp_path), "What is 7 times 6?"
-    assert tokenizer.encode(text) == tiny_tokenizer().encode(text)
+    assert tokenizer.encode(text) == encode(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
