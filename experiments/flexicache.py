@@ -1,12 +1,9 @@
-"""A sparse KV cache: what it gives on a GPU, and what it does to a model.
+"""A sparse KV cache: what it gives on a GPU.
 
     python experiments/flexicache.py throughput                             report, table and figure
     python experiments/flexicache.py throughput --hardware-out conf/hardware/flexicache_h100.yaml
-    python experiments/flexicache.py checkpoint MODEL.gguf CHECKPOINT       a GGUF file as a checkpoint (extra: gguf)
-    python experiments/flexicache.py heads CHECKPOINT                       which KV heads are unstable, and how much so
-    python experiments/flexicache.py quality CHECKPOINT --heads heads.json  what a budget of pages costs, text by text
 
-All write into results/multirun/flexicache unless --out names a folder.
+Both write into results/multirun/flexicache unless --out names a folder.
 """
 
 import argparse
@@ -57,54 +54,12 @@ def throughput(options: argparse.Namespace) -> None:
         write_file(options.hardware_out, HARDWARE_HEADER + to_yaml(config))
 
 
-def checkpoint(options: argparse.Namespace) -> None:
-    """Turn a GGUF file of a Llama-type model into a checkpoint."""
-    from experiments.kv_heads.gguf_checkpoint import write_gguf_checkpoint
-
-    write_gguf_checkpoint(options.file, options.checkpoint)
-    print(f"written: {options.checkpoint}")
-
-
-def heads(options: argparse.Namespace) -> None:
-    """Profile the KV heads of a checkpoint on two sets of documents."""
-    from experiments.kv_heads.report import heads_report, read_heads_found
-    from experiments.kv_heads.study import profile_sets
-
-    options.out.mkdir(parents=True, exist_ok=True)
-    profile_sets(options.checkpoint, options.out)
-    write_file(options.out / "heads.md", heads_report(read_heads_found(options.out / "heads.json")))
-
-
-def quality(options: argparse.Namespace) -> None:
-    """Score texts with budgets of pages; a table that is there is continued."""
-    from experiments.kv_heads.report import quality_figure, quality_report
-    from experiments.kv_heads.study import NUM_TEXTS, SCORED_TOKENS, load_heads, read_qualities, score_texts
-
-    table = options.out / "quality.csv"
-    table.parent.mkdir(parents=True, exist_ok=True)
-    score_texts(options.checkpoint, load_heads(options.heads), table)
-    rows = read_qualities(table)
-    drawn = quality_figure(rows)
-    write_file(options.out / "quality.md", quality_report(rows, NUM_TEXTS, SCORED_TOKENS))
-    write_file(options.out / "quality.png", png_bytes(drawn))
-    write_file(options.out / "quality.pdf", pdf_bytes(drawn))
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="flexicache", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
     found = commands.add_parser("throughput", help=throughput.__doc__)
     found.set_defaults(run=throughput)
     found.add_argument("--hardware-out", type=Path, help="file of conf/hardware to write the fitted GPU to")
-    found = commands.add_parser("checkpoint", help=checkpoint.__doc__)
-    found.set_defaults(run=checkpoint)
-    found.add_argument("file", type=Path, help="GGUF file")
-    found.add_argument("checkpoint", type=Path, help="folder to write")
-    for run in (heads, quality):
-        found = commands.add_parser(run.__name__, help=run.__doc__)
-        found.set_defaults(run=run)
-        found.add_argument("checkpoint", type=Path, help="folder of a Llama-type checkpoint")
-    found.add_argument("--heads", type=Path, required=True, help="list of unstable heads, of the command heads")
     for command in commands.choices.values():
         command.add_argument("--out", type=Path, default=own_folder("flexicache"), help="folder (default: %(default)s)")
     options = parser.parse_args(arguments)
