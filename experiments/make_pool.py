@@ -7,19 +7,19 @@ Two processes with one thread each; the same seed gives the same bytes on the sa
 with these settings is not made again, and one that was interrupted goes on with the models that are still missing.
 """
 
-import argparse
 import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
+
+import typer
 
 from experiments.tiny_pool.checkpoint import (
     MANIFEST,
@@ -55,12 +55,14 @@ from experiments.tiny_pool.trials import (
     shares_right,
 )
 from experiments.tiny_pool.workload import counted
+from mosaic.config.errors import exit_with_message
 from mosaic.core.workload import ExpertName
 from mosaic.engines.checkpoints import MANIFEST as CHECKSUMS
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.workloads.routing import SkillProfiles
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "checkpoints" / "tiny"
+DEFAULTS = PoolSettings()
 NUM_PROCESSES = 2
 SKILL_PROFILES = "skill_profiles.json"
 NAMES = tuple(expert.name for expert in EXPERTS)
@@ -193,29 +195,29 @@ def _routed(panel: Panel, test: Sequence[TinyQuestion], recruited: Sequence[Sequ
     return [[Slot(name, next(left[name])) for name in names] for names in recruited]
 
 
-def main() -> None:
-    """Make a pool as the command line says."""
-    parser = argparse.ArgumentParser(description="Train the tiny pool: five experts and an aggregator.")
-    defaults = asdict(PoolSettings())
-    parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder of the pool")
-    parser.add_argument("--seed", type=int, default=defaults["seed"])
-    parser.add_argument("--max-steps", type=int, help="of each training, for a first try")
-    for name in ("num_calibration", "num_cases", "num_test"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=defaults[name], help="questions")
-    chosen: Mapping[str, Any] = vars(parser.parse_args())
+def main(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the pool.")] = DEFAULT_FOLDER,
+    seed: Annotated[int, typer.Option(help="Of questions, lessons and weights.")] = DEFAULTS.seed,
+    max_steps: Annotated[int | None, typer.Option(help="Of each training, for a first try.")] = DEFAULTS.max_steps,
+    num_calibration: Annotated[int, typer.Option(help="Questions that measure skills.")] = DEFAULTS.num_calibration,
+    num_cases: Annotated[int, typer.Option(help="Questions for the aggregator to learn from.")] = DEFAULTS.num_cases,
+    num_test: Annotated[int, typer.Option(help="Questions of the final table.")] = DEFAULTS.num_test,
+) -> None:
+    """Train the tiny pool: five experts and an aggregator."""
     start = time.perf_counter()
-    out = Path(chosen["out"])
-    try:
-        settings = PoolSettings(**{name: chosen[name] for name in defaults})
-    except (ValueError, TypeError) as error:
-        parser.error(str(error))
-    try:
-        manifest = make_pool(out, settings)
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on with the models that are still missing")
-    print(describe_pool(manifest))
-    print(f"{out}: {time.perf_counter() - start:.0f} s")
+    with exit_with_message("the same command goes on with the models that are still missing"):
+        settings = PoolSettings(
+            seed=seed,
+            max_steps=max_steps,
+            num_calibration=num_calibration,
+            num_cases=num_cases,
+            num_test=num_test,
+        )
+        print(describe_pool(make_pool(out, settings)))
+        print(f"{out}: {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":
-    main()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

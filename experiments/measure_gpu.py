@@ -9,7 +9,6 @@ it stopped, and with --minutes 0 it only fits what is there. Without a GPU it me
 shape.
 """
 
-import argparse
 import json
 import shlex
 import sys
@@ -17,9 +16,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
+
+import typer
 
 from experiments.hardware.kept_steps import KeptSteps
 from experiments.hardware.machine_config import machine_yaml
@@ -52,32 +53,40 @@ STEPS = "steps"
 """Folder of what was measured."""
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Measure, fit, validate and report; the arguments are those of the command line."""
-    options = _parser().parse_args(arguments)
-    require_number(options.minutes, "minutes", at_least=0)
-    if options.name is not None:
-        require(device_slug(options.name) == options.name, "name", "lower-case words joined by _", options.name)
-    recipe = recipe_of(options)
-    require(not options.out.is_file(), "out", "a folder", str(options.out))
-    check_folder(options.out, recipe)
-    host = HostProcess(recipe.options)
-    with closing(host):
-        machine = VllmMachine(recipe.options, host, options.out / "logs")
-        measure(options.out, recipe, machine, minutes=options.minutes, name=options.name, arguments=arguments)
-
-
-def recipe_of(options: argparse.Namespace) -> Recipe:
-    """Turn what the command line asks for into a recipe."""
-    return recipe_for(
-        find_device() if options.device == "auto" else Device(options.device),
-        shapes=options.shape or (),
-        num_rounds=options.rounds,
-        num_requests=options.requests,
-        max_num_seqs=options.max_num_seqs,
-        context_tokens=options.context_tokens,
-        enforce_eager=options.eager,
-    )
+def main(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of all that is kept. [default: results/multirun/...]")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the hardware. [default: the device's]")] = None,
+    minutes: Annotated[float, typer.Option(help="No step starts that would end later.")] = 28,
+    shape: Annotated[list[str] | None, typer.Option(help="Of hardware/shapes, or a YAML file; repeatable.")] = None,
+    rounds: Annotated[int, typer.Option(help="Of the sweep, for each shape.")] = 3,
+    requests: Annotated[int | None, typer.Option(help="Of the batch that validates.")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="Of the engines.")] = None,
+    context_tokens: Annotated[int | None, typer.Option(help="Half of it is the longest prompt.")] = None,
+    device: Annotated[Device | None, typer.Option(help="What to measure. [default: a GPU where there is one]")] = None,
+    eager: Annotated[bool, typer.Option("--eager", help="Without CUDA graphs.")] = False,
+) -> None:
+    """Measure a machine, write its conf/hardware file, validate that by a batch, and report."""
+    out = out or own_folder("measure_gpu")
+    with exit_with_message("the same command goes on from there"):
+        require_number(minutes, "minutes", at_least=0)
+        if name is not None:
+            require(device_slug(name) == name, "name", "lower-case words joined by _", name)
+        recipe = recipe_for(
+            find_device() if device is None else device,
+            shapes=shape or (),
+            num_rounds=rounds,
+            num_requests=requests,
+            max_num_seqs=max_num_seqs,
+            context_tokens=context_tokens,
+            enforce_eager=eager,
+        )
+        require(not out.is_file(), "out", "a folder", str(out))
+        check_folder(out, recipe)
+        with closing(HostProcess(recipe.options)) as host:
+            machine = VllmMachine(recipe.options, host, out / "logs")
+            measure(out, recipe, machine, minutes=minutes, name=name, arguments=sys.argv[1:])
 
 
 def check_folder(folder: Path, recipe: Recipe) -> None:
@@ -162,21 +171,7 @@ def _portable(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="measure_gpu", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=own_folder("measure_gpu"), help="folder of all that is kept")
-    parser.add_argument("--name", help="of the hardware; default: the device's")
-    parser.add_argument("--minutes", type=float, default=28, help="no step starts that would end later")
-    parser.add_argument("--shape", action="append", help="of experiments/hardware/shapes, or a YAML file; repeatable")
-    parser.add_argument("--rounds", type=int, default=3, help="of the sweep, for each shape")
-    parser.add_argument("--requests", type=int, help="of the batch that validates")
-    parser.add_argument("--max-num-seqs", type=int)
-    parser.add_argument("--context-tokens", type=int, help="half of it is the longest prompt")
-    parser.add_argument("--device", choices=["auto", *(device.value for device in Device)], default="auto")
-    parser.add_argument("--eager", action="store_true", help="without CUDA graphs")
-    return parser
-
-
 if __name__ == "__main__":
-    with exit_with_message("the same command goes on from there"):
-        main(sys.argv[1:])
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -7,13 +7,13 @@ Each runs in a fresh kernel, in an empty folder, with warnings as errors. What i
 paths, so that a second execution changes no text.
 """
 
-import argparse
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # experiments is not an installed package
@@ -53,21 +53,24 @@ def execute(path: Path, folder: Path) -> "NotebookNode":
     return notebook
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Execute the notebooks that the command line names."""
+def main(
+    notebooks: Annotated[list[Path] | None, typer.Argument(help="Notebooks. [default: all in notebooks/]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write. [default: results/multirun/notebooks]")
+    ] = None,
+) -> None:
+    """Execute notebooks and keep them with their outputs."""
     import nbformat
 
-    parser = argparse.ArgumentParser(prog="notebooks", description="Execute the notebooks and keep their outputs.")
-    parser.add_argument("notebooks", type=Path, nargs="*", default=NOTEBOOKS)
-    parser.add_argument("--out", type=Path, default=own_folder("notebooks"), help="folder (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    for path in options.notebooks:
+    out = out or own_folder("notebooks")
+    out.mkdir(parents=True, exist_ok=True)
+    for path in notebooks or NOTEBOOKS:
         with TemporaryDirectory() as folder:
-            nbformat.write(execute(path, Path(folder)), options.out / path.name)  # type: ignore[no-untyped-call]
-        print(f"executed: {options.out / path.name}")
-    return 0
+            nbformat.write(execute(path, Path(folder)), out / path.name)  # type: ignore[no-untyped-call]
+        print(f"executed: {out / path.name}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -79,7 +79,7 @@ def test_the_command_writes_into_its_folder_and_leaves_the_notebook(tmp_path: Pa
     cell = nbformat.v4.new_code_cell("print('hello')")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=METADATA), given)
     before = given.read_bytes()
-    assert main([str(given), "--out", str(out)]) == 0
+    main([given], out)
     assert given.read_bytes() == before
     assert shown(nbformat.read(out / "one.ipynb", as_version=4).cells[0]) == [("stdout", "hello\n")]
 

@@ -1,7 +1,5 @@
-"""How a conf/hardware file is written: tables as text blocks, the command on top, no machine path."""
+"""How a conf/hardware file is written: tables as text blocks."""
 
-import argparse
-import shlex
 from typing import Any
 
 import yaml
@@ -10,6 +8,7 @@ from sim.hardware.curves import Curve, curve_to_text, grid_to_text
 from sim.hardware.hardware import FittedAttention, MeasuredAttention
 
 PAIRS_PER_LINE = 10
+LEGEND = "# In microseconds: curves are count:time; grids have the columns' counts in line one, each row's in front.\n"
 
 
 def attention_config(attention: FittedAttention | MeasuredAttention) -> dict[str, Any]:
@@ -52,32 +51,3 @@ _Dumper.add_representer(str, _represent_text)
 def to_yaml(config: dict[str, Any]) -> str:
     """Serialise a configuration; equal ones are equal bytes."""
     return yaml.dump(config, Dumper=_Dumper, sort_keys=False, width=118, allow_unicode=False)
-
-
-def header(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
-    """Say which command writes the file, with placeholders for folders that are not part of the project."""
-    words = ["python experiments/fit_hardware.py"]
-    paired = ("tables", "shape")
-    for action in parser._actions:
-        value = getattr(options, action.dest, None)
-        if action.dest in (*paired, "help") or value == action.default:
-            continue
-        if action.dest == "setting":
-            words += [f"{action.option_strings[0]} {shlex.join(entry)}" for entry in value or ()]
-        else:
-            words.append(f"{action.option_strings[0]} {shlex.quote(_portable(action.dest, value))}")
-    for folder, shape in zip(options.tables, options.shape, strict=True):
-        words.append(f"--tables TABLES/{folder.name} --shape experiments/hardware/shapes/{shape.name}")
-    lines = " \\\n#     ".join(words)
-    return f"# Written by\n#   {lines}\n{_LEGEND}"
-
-
-_LEGEND = "# In microseconds: curves are count:time; grids have the columns' counts in line one, each row's in front.\n"
-
-
-def _portable(name: str, value: object) -> str:
-    if name == "log":
-        return "LOG.jsonl"
-    if name == "out":
-        return f"conf/hardware/{value.name}"  # type: ignore[attr-defined]
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,13 +1,16 @@
 """Steps of a long measurement: each is on the disk as soon as it is done, and none starts that cannot end in time."""
 
-import json
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from mosaic.core.checks import require_number
+from mosaic.report.run_folder import write_file
+
+Result = TypeVar("Result")
 
 SAFETY = 1.2
 """A step may take so much longer than the longest of its kind did."""
@@ -46,15 +49,15 @@ class KeptSteps:
         """Steps that there was no time for."""
         folder.mkdir(parents=True, exist_ok=True)
 
-    def obtain(self, name: str, kind: str, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any] | None:
-        """Give a step's result, a JSON object; None: it is not there, and there is no time for it.
+    def obtain(self, name: str, kind: str, result: type[Result], measure: Callable[[], Result]) -> Result | None:
+        """Give a step's result, a dataclass; None: it is not there, and there is no time for it.
 
         A step takes as long as the longest of its kind that is known; the first of a kind starts while any time is
         left.
         """
         path = self._folder / f"{name}.json"
         if path.is_file():
-            kept: dict[str, Any] = _read(path)["result"]
+            kept: Result = _read(path, result)
             return kept
         start_s = self._now()
         left_s = self._budget_s - (start_s - self._start_s)
@@ -62,24 +65,21 @@ class KeptSteps:
             self.missing.append(name)
             return None
         self._tell(f"{name}: begins, {left_s / 60:.1f} minutes left")
-        result = dict(measure())
+        found = measure()
         took_s = self._now() - start_s
-        draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps({"kind": kind, "took_s": round(took_s, 3), "result": result}), encoding="utf-8")
-        with draft.open("rb") as stream:
-            os.fsync(stream.fileno())
-        draft.replace(path)
+        step = {"kind": kind, "took_s": round(took_s, 3), "result": found}
+        write_file(self._folder, path.name, msgspec.json.encode(step))
         self._tell(f"{name}: {took_s:.0f} s")
-        return result
+        return found
 
     def _longest_s(self, kind: str) -> float:
-        kept = map(_read, self._folder.glob("*.json"))
+        kept = [_read(path, Any, whole=True) for path in self._folder.glob("*.json")]
         return max((step["took_s"] for step in kept if step["kind"] == kind), default=0.0)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, result: Any, *, whole: bool = False) -> Any:
     try:
-        step: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: must be what a step left, remove it to measure again") from error
-    return step
+        step = msgspec.json.decode(path.read_bytes())
+        return step if whole else msgspec.convert(step["result"], result)
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise ValueError(f"{path}: must be what a step left, remove it to measure again ({error})") from error

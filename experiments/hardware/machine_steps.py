@@ -5,16 +5,16 @@ Device, engines, a round of every shape and a batch of every shape to validate; 
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from experiments.hardware.engine_fit import MeasuredSession
 from experiments.hardware.engine_sweep import fit_rounds, mirrored_settings
 from experiments.hardware.engine_work import Processor
 from experiments.hardware.kept_steps import KeptSteps
 from experiments.hardware.machine_recipe import HOST_SHAPE, Recipe
-from experiments.hardware.replayed_batch import BatchRun, draw_batch, run_batch, run_from_json, run_to_json
+from experiments.hardware.replayed_batch import BatchRun, draw_batch, run_batch
 from experiments.hardware.sweep_round import MeasuredRound, groups_of, measure_round
 from mosaic.core.cluster import Cluster, Gpu, uniform_cluster
 from mosaic.core.engine_options import Device, EngineOptions
@@ -27,6 +27,8 @@ from mosaic.engines.local_launcher import cores_of_workers
 from mosaic.engines.vllm_engines import VllmEngines, make_vllm_backend
 from mosaic.engines.vllm_probe import DeviceFacts, EngineFacts, device_facts, engine_facts
 from mosaic.runtime.backend import Backend
+
+Facts = TypeVar("Facts")
 
 
 class Machine(Protocol):
@@ -103,14 +105,13 @@ def measure_machine(recipe: Recipe, experts: Sequence[Expert], machine: Machine,
     BackendError
         If there was too little for a file, or the machine failed.
     """
-    known = steps.obtain("device", "device", lambda: asdict(machine.device()))
-    device = DeviceFacts(**_required(known, steps))
+    device = _required(steps.obtain("device", "device", DeviceFacts, machine.device), steps)
     gpu = Gpu(name=device_slug(device.name), memory_bytes=device.memory_bytes)
     cluster = uniform_cluster(name="measured", num_workers=machine.num_workers, gpu=gpu)
     engines = {}
     for expert in experts:
-        known = steps.obtain(f"engine-{expert.name}", "engine", _of_engine(machine, expert, cluster))
-        engines[expert.name] = EngineFacts(**_required(known, steps))
+        facts = steps.obtain(f"engine-{expert.name}", "engine", EngineFacts, partial(machine.engine, expert, cluster))
+        engines[expert.name] = _required(facts, steps)
     found = _Repeated(recipe, machine, cluster, engines, steps)
     for number in range(max(recipe.sweep.num_rounds, recipe.num_replays)):
         for expert in experts:
@@ -153,30 +154,28 @@ class _Repeated:
     def sweep(self, expert: Expert, number: int) -> None:
         name = f"round-{expert.name}-{number}"
 
-        def measure() -> Mapping[str, Any]:
+        def measure() -> MeasuredRound:
             (group,) = groups_of([expert])
             settings = settings_of(self._recipe, expert, self._engines[expert.name])
             by_cpu = self._recipe.by_cpu
             size = self._recipe.sweep
-            return asdict(
-                measure_round(group, self._cluster, self._make(expert), settings, size, number, name, by_cpu=by_cpu)
-            )
+            return measure_round(group, self._cluster, self._make(expert), settings, size, number, name, by_cpu=by_cpu)
 
-        kept = self._steps.obtain(name, f"round-{expert.name}", measure)
+        kept = self._steps.obtain(name, f"round-{expert.name}", MeasuredRound, measure)
         if kept is not None:
-            self.rounds[expert.name].append(_round_from_json(kept))
+            self.rounds[expert.name].append(kept)
 
     def replay(self, expert: Expert, number: int) -> None:
         name = f"replay-{expert.name}-{number}"
 
-        def measure() -> Mapping[str, Any]:
+        def measure() -> BatchRun:
             (group,) = groups_of([expert])
             batch = draw_batch(self._recipe.batch, self._recipe.context_tokens)
-            return run_to_json(run_batch(group, self._cluster, self._make(expert), batch, name))
+            return run_batch(group, self._cluster, self._make(expert), batch, name)
 
-        kept = self._steps.obtain(name, f"replay-{expert.name}", measure)
+        kept = self._steps.obtain(name, f"replay-{expert.name}", BatchRun, measure)
         if kept is not None:
-            self.replays[expert.name].append(run_from_json(kept))
+            self.replays[expert.name].append(kept)
 
     def _make(self, expert: Expert) -> Callable[[Outcomes, str], Backend]:
         return lambda outcomes, run: self._machine.backend([expert], self._cluster, outcomes, run)
@@ -235,19 +234,7 @@ def _kv_source(recipe: Recipe) -> str:
     return f"measured at max_num_seqs={options.max_num_seqs}, max_num_batched_tokens={options.max_num_batched_tokens}"
 
 
-def _of_engine(machine: Machine, expert: Expert, cluster: Cluster) -> Callable[[], Mapping[str, Any]]:
-    return lambda: asdict(machine.engine(expert, cluster))
-
-
-def _round_from_json(kept: Mapping[str, Any]) -> MeasuredRound:
-    sessions = tuple(
-        MeasuredSession(**{**session, "requests": tuple(map(tuple, session["requests"]))})
-        for session in kept["sessions"]
-    )
-    return MeasuredRound(sessions=sessions, ready_s=tuple(kept["ready_s"]))
-
-
-def _required(known: dict[str, Any] | None, steps: KeptSteps) -> dict[str, Any]:
+def _required(known: Facts | None, steps: KeptSteps) -> Facts:
     if known is None:
         raise BackendError(_too_little(steps))
     return known

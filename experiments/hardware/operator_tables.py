@@ -8,15 +8,16 @@ kv_prefill, n_decode, kv_decode, time_us), all of one layer on one GPU.
 *_attn_decode_ms_per_layer, *_all_reduce_ms and *_cpu_overhead_ms.
 """
 
-import csv
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import polars as pl
 import yaml
+
+from mosaic.core.checks import require
 
 Points: TypeAlias = dict[float, float]
 """Seconds by one count."""
@@ -27,10 +28,6 @@ REPEATS = {"layernorm": 2}
 """Operators that a layer runs more than once: pre-norm decoders normalise before attention and before the FFN."""
 ONCE = ("embedding", "final_layernorm")
 """Operators outside the layers."""
-
-
-class TableError(Exception):
-    """A table that cannot be used; the message names file, rule and value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,153 +72,121 @@ def is_per_operator(folder: Path) -> bool:
 def read_source(folder: Path) -> str:
     """Say what tables.yaml tells about the origin of per-operator tables."""
     path = folder / "tables.yaml"
+    keys = ("model", "gpu", "vllm_version", "profiled_at")
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TableError(f"{path}: must be readable ({error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise TableError(f"{path}: must be YAML") from error
-    keys = ("model", "gpu", "vllm_version", "profiled_at")
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: must be a YAML file that gives {list(keys)} ({error})") from error
     missing = [key for key in keys if not isinstance(data, dict) or key not in data]
-    if missing:
-        raise TableError(f"{path}: must give {list(keys)}, missing {missing}")
+    require(not missing, f"{path}: missing keys", "none", missing)
     return f"measured: {data['model']} on {data['gpu']}, vLLM {data['vllm_version']}, {str(data['profiled_at'])[:10]}"
 
 
 def read_per_operator(folder: Path) -> list[OperatorProfile]:
     """Read the sizes there are, smallest first."""
     found = {int(match[1]): path for path in folder.glob("tp*") if (match := re.fullmatch(r"tp(\d+)", path.name))}
-    if not found:
-        raise TableError(f"{folder}: must hold at least one folder tpN, found none")
+    require(bool(found), f"{folder}", "with at least one folder tpN", sorted(path.name for path in folder.iterdir()))
     return [_read_size(path, degree) for degree, path in sorted(found.items())]
 
 
 def _read_size(folder: Path, tp_degree: int) -> OperatorProfile:
-    dense = _by_operator(folder / "dense.csv", "tokens")
-    head = _by_operator(folder / "per_sequence.csv", "sequences")
+    dense = read_table(folder / "dense.csv", ("tokens", "time_us"), ("layer",))
+    is_once = pl.col("layer").is_in(ONCE)
     axes = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
     path = folder / "attention.csv"
-    joint = {tuple(row[axis] for axis in axes): row["time_us"] * 1e-6 for row in number_rows(path, (*axes, "time_us"))}
+    joint = {cell: us * 1e-6 for *axis, us in read_table(path, (*axes, "time_us")).rows() for cell in (tuple(axis),)}
     profile = OperatorProfile(
         tp_degree=tp_degree,
-        dense=_sum({name: points for name, points in dense.items() if name not in ONCE}, folder / "dense.csv"),
-        once=_sum({name: points for name, points in dense.items() if name in ONCE}, folder / "dense.csv"),
-        head=_sum(head, folder / "per_sequence.csv"),
+        dense=_sum(dense.filter(~is_once), "tokens", folder / "dense.csv"),
+        once=_sum(dense.filter(is_once), "tokens", folder / "dense.csv"),
+        head=_sum(
+            read_table(folder / "per_sequence.csv", ("sequences", "time_us"), ("layer",)),
+            "sequences",
+            folder / "per_sequence.csv",
+        ),
         decode={(n, kv): value for (chunk, _, n, kv), value in joint.items() if not chunk},
         prefill={(chunk, kv): value for (chunk, kv, n, _), value in joint.items() if not n},
-        joint={key: value for key, value in joint.items() if key[0] and key[2]},  # type: ignore[misc]
+        joint={key: value for key, value in joint.items() if key[0] and key[2]},
     )
     for name, cells in (("decodes", profile.decode), ("prefills", profile.prefill), ("both", profile.joint)):
-        if not cells:
-            raise TableError(f"{path}: must have rows with {name}, found none")
+        require(bool(cells), f"{path}: rows with {name}", "at least one", 0)
     return profile
 
 
-def _by_operator(path: Path, axis: str) -> dict[str, Points]:
-    operators: dict[str, Points] = {}
-    for row, name in zip(number_rows(path, (axis, "time_us")), _column(path, "layer"), strict=True):
-        operators.setdefault(name, {})[row[axis]] = row["time_us"] * 1e-6
-    return operators
-
-
-def _sum(operators: Mapping[str, Points], path: Path) -> Points:
+def _sum(table: pl.DataFrame, axis: str, path: Path) -> Points:
     """Add operators up where all were measured."""
-    if not operators:
-        raise TableError(f"{path}: must have the operators of a layer and {list(ONCE)}, found too few")
-    common = set.intersection(*(set(points) for points in operators.values()))
-    if not common:
-        raise TableError(f"{path}: must measure all operators at common counts, found none for {sorted(operators)}")
+    layers = table["layer"].unique(maintain_order=True)
+    once = table.unique([axis, "layer"], keep="last", maintain_order=True)
+    whole = once.group_by(axis).agg(pl.len()).filter(len=len(layers))[axis]
+    rule = f"at least one for all of {layers.to_list()}, operators of a layer and {list(ONCE)}"
+    require(len(whole) > 0, f"{path}: common counts of {axis}", rule, 0)
+    by_layer = once.partition_by("layer", as_dict=True)
+    times = [dict(by_layer[(layer,)].select(axis, "time_us").rows()) for layer in layers]
+    repeats = [REPEATS.get(layer, 1) for layer in layers]
     return {
-        count: sum(REPEATS.get(name, 1) * points[count] for name, points in operators.items())
-        for count in sorted(common)
+        count: sum(number * (points[count] * 1e-6) for number, points in zip(repeats, times, strict=True))
+        for count in whole.sort()
     }
 
 
 def read_per_layer(folder: Path) -> LayerProfile:
     """Read a folder of the per-layer layout."""
-    linear = _find(folder, "*linear_ms_per_layer.csv")
     prefill = _find(folder, "*attn_prefill_ms_per_layer.csv")
-    decode = _find(folder, "*attn_decode_ms_per_layer.csv")
-    all_reduce = _find(folder, "*all_reduce_ms.csv")
-    cpu = _find(folder, "*cpu_overhead_ms.csv")
-    time_column = next((name for name in _header(prefill) if name.startswith("attn_prefill_ms_per_layer")), None)
-    if time_column is None:
-        raise TableError(f"{prefill}: must have a column attn_prefill_ms_per_layer, got {_header(prefill)}")
-    heads = re.search(r"_(\d+)q_heads$", time_column)
-    decode_axes = ("batch_size", "kv_tokens_per_request")
-    decode_rows = number_rows(decode, (*decode_axes, "attn_decode_ms_per_layer"))
+    header = pl.read_csv(prefill, n_rows=0).columns
+    time_column = next((name for name in header if name.startswith("attn_prefill_ms_per_layer")), None)
+    require(time_column is not None, f"{prefill}: columns", "with attn_prefill_ms_per_layer", header)
+    heads = re.search(r"_(\d+)q_heads$", str(time_column))
+    decode = ("batch_size", "kv_tokens_per_request", "attn_decode_ms_per_layer")
+    decode_rows = read_table(_find(folder, "*attn_decode_ms_per_layer.csv"), decode).rows()
     return LayerProfile(
-        dense=_by_degree(linear, "num_tokens", "linear_ms_per_layer"),
-        decode={
-            (row["batch_size"], row["kv_tokens_per_request"]): row["attn_decode_ms_per_layer"] * 1e-3
-            for row in decode_rows
-        },
-        prefill=_points(prefill, "prompt_tokens", time_column),
+        dense=_by_degree(_find(folder, "*linear_ms_per_layer.csv"), "num_tokens", "linear_ms_per_layer"),
+        decode={(batch, tokens): ms * 1e-3 for batch, tokens, ms in decode_rows},
+        prefill=_points(prefill, "prompt_tokens", str(time_column)),
         prefill_heads=int(heads[1]) if heads else None,
-        all_reduce=_by_degree(all_reduce, "message_bytes", "all_reduce_ms"),
-        cpu=_points(cpu, "batch_size", "cpu_ms"),
+        all_reduce=_by_degree(_find(folder, "*all_reduce_ms.csv"), "message_bytes", "all_reduce_ms"),
+        cpu=_points(_find(folder, "*cpu_overhead_ms.csv"), "batch_size", "cpu_ms"),
     )
 
 
 def _points(path: Path, axis: str, column: str) -> Points:
-    return {row[axis]: row[column] * 1e-3 for row in number_rows(path, (axis, column))}
+    return {count: ms * 1e-3 for count, ms in read_table(path, (axis, column)).rows()}
 
 
 def _by_degree(path: Path, axis: str, column: str) -> dict[int, Points]:
     degrees: dict[int, Points] = {}
-    for row in number_rows(path, ("tensor_parallel_size", axis, column)):
-        degrees.setdefault(int(row["tensor_parallel_size"]), {})[row[axis]] = row[column] * 1e-3
+    for degree, count, ms in read_table(path, ("tensor_parallel_size", axis, column)).rows():
+        degrees.setdefault(int(degree), {})[count] = ms * 1e-3
     return degrees
 
 
 def _find(folder: Path, pattern: str) -> Path:
     found = sorted(folder.glob(pattern))
-    if len(found) != 1:
-        names = [path.name for path in found]
-        raise TableError(f"{folder}: must hold exactly one {pattern}, found {names}")
+    require(len(found) == 1, f"{folder}: files {pattern}", "exactly one", [path.name for path in found])
     return found[0]
 
 
-def _open(path: Path) -> list[dict[str, str]]:
+def read_table(path: Path, numbers: Sequence[str], texts: Sequence[str] = ()) -> pl.DataFrame:
+    """Read columns of a CSV file in this order; every number is finite and not negative.
+
+    Raises
+    ------
+    ValueError
+        Naming the file, the rule and the value.
+    """
+    columns = [*numbers, *texts]
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            return list(csv.DictReader(stream))
-    except OSError as error:
-        raise TableError(f"{path}: must be readable ({error.strerror})") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TableError(f"{path}: must be a CSV file ({error})") from error
-
-
-def _header(path: Path) -> list[str]:
-    rows = _open(path)
-    if not rows:
-        raise TableError(f"{path}: must have at least one row, found none")
-    return list(rows[0])
-
-
-def _column(path: Path, column: str) -> list[str]:
-    if column not in _header(path):
-        raise TableError(f"{path}: must have the column {column}, got {_header(path)}")
-    return [row[column] for row in _open(path)]
-
-
-def number_rows(path: Path, columns: Sequence[str]) -> list[dict[str, float]]:
-    """Read numeric columns; every value is finite and not negative."""
-    header = _header(path)
-    missing = [column for column in columns if column not in header]
-    if missing:
-        raise TableError(f"{path}: must have the columns {list(columns)}, missing {missing}")
-    rows = []
-    for line, row in enumerate(_open(path), start=2):
-        rows.append({column: _number(row[column], f"{path}, line {line}: {column}") for column in columns})
-    return rows
-
-
-def _number(text: str | None, place: str) -> float:
-    try:
-        value = float(text) if text is not None else math.nan
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value < 0:
-        raise TableError(f"{place} must be a finite number, at least 0, got {text!r}")
-    return value
+        table = pl.read_csv(path, infer_schema=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise ValueError(f"{path}: must be a CSV file with the columns {columns} ({error})") from error
+    missing = [column for column in columns if column not in table.columns]
+    require(not missing, f"{path}: missing columns", f"none of {columns}", missing)
+    require(len(table) > 0, f"{path}: rows", "at least one", 0)
+    cast = table.select(pl.col(numbers).cast(pl.Float64, strict=False), pl.col(texts))
+    for column in numbers:
+        is_bad = ~(cast[column].is_finite() & (cast[column] >= 0)).fill_null(False)
+        if is_bad.any():
+            line = is_bad.arg_max()
+            assert line is not None
+            rule = "a finite number, at least 0"
+            require(False, f"{path}, line {line + 2}: {column}", rule, table[column][line])
+    return cast

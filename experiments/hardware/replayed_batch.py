@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,6 @@ from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.results import CallRecord, CallStatus, RunResult
-from mosaic.core.workload import PROPOSE, CallKey
 from mosaic.report.replay import replay_metrics
 from mosaic.runtime.static_plan import execute
 from sim.cluster.backend import SimBackend
@@ -123,30 +121,6 @@ def _of_batch(result: RunResult, batches: Mapping[int, Batch]) -> BatchRun:
         ready_s=median(ready_s(result, batches)),
         cpu_frac=sum(known) / served_s if len(known) == len(sessions) else None,
     )
-
-
-def run_to_json(run: BatchRun) -> dict[str, Any]:
-    """Keep what metrics follow from."""
-    names = ("session", "prompt_tokens", "output_tokens", "admitted_ts", "first_token_ts", "finished_ts",
-             "num_preemptions")  # fmt: skip
-    return {
-        "ready_s": run.ready_s,
-        "cpu_frac": run.cpu_frac,
-        "columns": names,
-        "calls": [[getattr(record, name) for name in names] for record in run.records],
-    }
-
-
-def run_from_json(kept: Mapping[str, Any]) -> BatchRun:
-    """Read what ``run_to_json`` wrote; calls are numbered, and their expert and worker are not kept."""
-    records = tuple(
-        CallRecord(
-            key=CallKey(str(number), PROPOSE, 0), expert="kept", workers=(), queued_ts=0.0,
-            **dict(zip(kept["columns"], values, strict=True)),
-        )
-        for number, values in enumerate(kept["calls"])
-    )  # fmt: skip
-    return BatchRun(records=records, ready_s=kept["ready_s"], cpu_frac=kept["cpu_frac"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

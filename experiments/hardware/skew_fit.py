@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.hardware.operator_tables import TableError, number_rows
+from experiments.hardware.operator_tables import read_table
 from mosaic.core.workload import ModelShape
 from sim.hardware.hardware import MeasuredAttention
 from sim.hardware.iteration_time import unsplit_seqs
@@ -61,7 +61,7 @@ def read_skew(path: Path) -> list[SkewRow]:
             big=int(row["kv_big"]),
             ratio=row["t_skew_us"] / row["t_mean_us"],
         )
-        for row in number_rows(path, columns)
+        for row in read_table(path, columns).iter_rows(named=True)
         if row["t_mean_us"] > 0
     ]
 
@@ -82,12 +82,12 @@ def fit_skew(
 
     Raises
     ------
-    TableError
+    ValueError
         If no batch is too large to be split, so that nothing shows what skew costs.
     """
     least = unsplit_seqs(num_sms, shape.num_kv_heads)
     if all(row.num_seqs < least for row in rows if not row.chunk):
-        raise TableError(f"skew.csv: must have decodes alone of at least {least} sequences, found none")
+        raise ValueError(f"skew.csv: must have decodes alone of at least {least} sequences, found none")
     skew = AttentionSkew(
         block_s=attention.kv_token_s / shape.num_kv_heads,
         num_sms=num_sms,

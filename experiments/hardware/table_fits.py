@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression, nnls
 
-from experiments.hardware.operator_tables import Cells, LayerProfile, OperatorProfile, Points, TableError
+from experiments.hardware.operator_tables import Cells, LayerProfile, OperatorProfile, Points
 from sim.hardware.curves import Curve, Grid
 from sim.hardware.hardware import FittedAttention, MeasuredAttention
 
@@ -99,7 +99,7 @@ def _complete_lines(cells: Cells, field: str) -> tuple[list[float], list[float]]
     rows, columns = sorted({row for row, _ in cells}), sorted({column for _, column in cells})
     while True:
         if len(rows) < 2 or len(columns) < 2:
-            raise TableError(f"{field}: must cover at least two counts on each axis, got {rows} by {columns}")
+            raise ValueError(f"{field}: must cover at least two counts on each axis, got {rows} by {columns}")
         present = np.array([[(row, column) in cells for column in columns] for row in rows])
         ends = np.array([present[i].nonzero()[0].max(initial=-1) for i in range(len(rows))])
         holes = ~present & (np.arange(len(columns))[None, :] <= ends[:, None])
@@ -211,4 +211,4 @@ def _fit_relative(terms: list[Floats], measured: Floats) -> tuple[list[float], f
 
 def _require_positive(measured: Floats) -> None:
     if measured.min() <= 0:
-        raise TableError(f"measured times must be above 0, got {measured.min():g}")
+        raise ValueError(f"measured times must be above 0, got {measured.min():g}")

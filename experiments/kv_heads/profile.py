@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from experiments.kv_heads.llama import Layer, Llama, causal, fresh_pages, num_pages_of
+from experiments.kv_heads.attention import Layer, causal, decode, fresh_pages, num_pages_of, prefill
 from mosaic.core.sparse_kv import PAGE_TOKENS, SparseKv
 from mosaic.engines.head_lists import UnstableHeads
 
@@ -25,18 +26,18 @@ class HeadProfile:
     """Attention that falls on the pages that are read."""
 
 
-def profile_document(model: Llama, tokens: Sequence[int], num_steps: int, kv: SparseKv) -> HeadProfile:
-    """Read all but the last tokens as a prompt, decode those, and look at every layer."""
-    prompt, rest = torch.tensor(tokens[:-num_steps]), torch.tensor(tokens[-num_steps:])
-    rows = [_profile_layer(layer, kv) for _, layer in model.layers(rest, model.prefill(prompt))]
+def profile_document(model: PreTrainedModel, tokens: Sequence[int], num_steps: int, kv: SparseKv) -> HeadProfile:
+    """Read all but the last tokens as a prompt, decode those densely, and look at every layer."""
+    rows: list[tuple[Tensor, ...]] = []
+
+    def look(number: int, layer: Layer) -> None:
+        chosen = fresh_pages(layer, kv.budget_pages)
+        rankings = slice(None, None, kv.rerank_every)
+        changes = window_changes(chosen[rankings], num_pages_of(layer)[rankings])
+        rows.append((*changes, *attention_caught(layer, chosen)))
+
+    decode(model, tokens[-num_steps:], prefill(model, tokens[:-num_steps]), look)
     return HeadProfile(*(torch.stack(parts) for parts in zip(*rows, strict=True)))
-
-
-def _profile_layer(layer: Layer, kv: SparseKv) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    chosen = fresh_pages(layer, kv.budget_pages)
-    overlap, promoted = window_changes(chosen[:: kv.rerank_every], num_pages_of(layer)[:: kv.rerank_every])
-    recall, mass = _attention_caught(layer, chosen)
-    return overlap, promoted, recall, mass
 
 
 def window_changes(ranked: Tensor, num_pages: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,7 +63,7 @@ def window_changes(ranked: Tensor, num_pages: Tensor) -> tuple[Tensor, Tensor]:
     return stay.mean(0), come.mean(0)
 
 
-def _attention_caught(layer: Layer, chosen: Tensor) -> tuple[Tensor, Tensor]:
+def attention_caught(layer: Layer, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Recall of the pages with the most attention, and the attention on what is chosen; means over steps."""
     num_steps, num_heads, num_pages = chosen.shape
     scores = torch.einsum("thgd,hld->htgl", layer.queries, layer.keys) / layer.queries.shape[-1] ** 0.5

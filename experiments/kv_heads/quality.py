@@ -1,13 +1,14 @@
 """What reading chosen pages alone does to a model's next tokens, teacher-forced, text by text."""
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
 
-from experiments.kv_heads.llama import FlexiCacheReader, Llama, Reader
+from experiments.kv_heads.attention import FlexiCacheReader, decode, prefill
 from mosaic.core.sparse_kv import SparseKv
 from mosaic.engines.head_lists import UnstableHeads
 
@@ -16,44 +17,40 @@ PROFILED, RANDOM = "profiled", "random"
 """Which heads are protected as unstable."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
-    """One text under one setting."""
-
-    text: int
-    budget_pages: int
-    """0: dense."""
-    protected: str
-    nll: float
-    """Mean over the tokens, in nats."""
-    agreement_frac: float
-    """Tokens at which the most likely one is that of the dense model."""
-
-
 def measure_text(
-    model: Llama, number: int, tokens: Sequence[int], num_scored: int, profiled: UnstableHeads, budgets: Sequence[int]
-) -> list[Quality]:
-    """Score a text's last tokens densely and under every setting; what is random follows from its number."""
-    prompt, rest = torch.tensor(tokens[: -num_scored - 1]), torch.tensor(tokens[-num_scored - 1 :])
-    cache = model.prefill(prompt)
-    dense = model.logits(rest[:-1], cache, None)
-    best = dense.argmax(-1)
-    found = [_quality(number, 0, DENSE, dense, best, rest[1:])]
-    total = model.num_layers * model.num_kv_heads
-    drawn = random_heads(len(profiled.pairs), model.num_layers, model.num_kv_heads, number)
-    frac = len(profiled.pairs) / total
+    model: PreTrainedModel,
+    number: int,
+    tokens: Sequence[int],
+    num_scored: int,
+    profiled: UnstableHeads,
+    budgets: Sequence[int],
+) -> Iterator[dict[str, Any]]:
+    """Score a text's last tokens densely and under every setting; what is random follows from its number.
+
+    Yields
+    ------
+    row
+        Of a table: the text and the setting (a dense model has a budget of 0), the mean negative log-likelihood of the
+        tokens in nats, and the share of tokens whose most likely one is that of the dense model.
+    """
+    cache = prefill(model, tokens[: -num_scored - 1])
+    steps, targets = tokens[-num_scored - 1 : -1], tokens[-num_scored:]
+    dense = decode(model, steps, cache)
+    yield {"text": number, "budget_pages": 0, "protected": DENSE, **_scores(dense, dense, targets)}
+    num_layers, num_kv_heads = model.config.num_hidden_layers, model.config.num_key_value_heads
+    drawn = random_heads(len(profiled.pairs), num_layers, num_kv_heads, number)
+    frac = len(profiled.pairs) / (num_layers * num_kv_heads)
     for budget in budgets:
         for protected, heads in ((PROFILED, profiled), (RANDOM, drawn)):
-            reader: Reader = FlexiCacheReader(SparseKv(budget_pages=budget, unstable_frac=frac), heads)
-            logits = model.logits(rest[:-1], cache, reader)
-            found.append(_quality(number, budget, protected, logits, best, rest[1:]))
-    return found
+            reader = FlexiCacheReader(SparseKv(budget_pages=budget, unstable_frac=frac), heads)
+            scores = _scores(decode(model, steps, cache, reader), dense, targets)
+            yield {"text": number, "budget_pages": budget, "protected": protected, **scores}
 
 
-def _quality(text: int, budget: int, protected: str, logits: Tensor, best: Tensor, targets: Tensor) -> Quality:
-    nll = torch.nn.functional.cross_entropy(logits, targets).item()
-    agreement = (logits.argmax(-1) == best).float().mean().item()
-    return Quality(text=text, budget_pages=budget, protected=protected, nll=nll, agreement_frac=agreement)
+def _scores(logits: Tensor, dense: Tensor, targets: Sequence[int]) -> dict[str, float]:
+    agreement = (logits.argmax(-1) == dense.argmax(-1)).float().mean().item()
+    nll = functional.cross_entropy(logits, logits.new_tensor(targets).long()).item()
+    return {"nll": float(f"{nll:.6g}"), "agreement_frac": float(f"{agreement:.6g}")}
 
 
 def random_heads(number: int, num_layers: int, num_kv_heads: int, seed: int) -> UnstableHeads:

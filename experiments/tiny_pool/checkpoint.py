@@ -10,10 +10,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from experiments.tiny_pool.fast_tokenizer import write_tokenizer
-from experiments.tiny_pool.model import NORM_EPSILON, ROPE_THETA, TinyModel
-from experiments.tiny_pool.prompts import SHAPE
-from experiments.tiny_pool.tokenizer import TinyTokenizer
+from transformers import LlamaForCausalLM
+
+from experiments.tiny_pool.tokenizer import write_tokenizer
 from mosaic.core.errors import BackendError
 from mosaic.engines.checkpoints import MANIFEST as CHECKSUMS
 from mosaic.engines.checkpoints import check_checkpoint, write_manifest
@@ -22,43 +21,13 @@ MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished-"
 
 
-def write_checkpoint(
-    folder: Path, model: TinyModel, tokenizer: TinyTokenizer, *, context_tokens: int, manifest: Mapping[str, Any]
-) -> None:
-    """Write a checkpoint; what stood in its place before goes only when it is complete.
-
-    Parameters
-    ----------
-    folder
-        To write; a run that is killed leaves it as it was.
-    model, tokenizer
-        What to write.
-    context_tokens
-        Positions that the model is for.
-    manifest
-        How it was made.
-    """
-    from safetensors.torch import save_file
-
+def write_checkpoint(folder: Path, model: LlamaForCausalLM, manifest: Mapping[str, Any]) -> None:
+    """Write a checkpoint with how it was made; what stood in its place before goes only when it is complete."""
     with appearing(folder) as draft:
-        tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
-        save_file(tensors, draft / "model.safetensors", metadata={"format": "pt"})
-        _write_json(draft / "config.json", _config(tokenizer, context_tokens))
-        special = {"eos_token_id": tokenizer.end_id, "pad_token_id": tokenizer.pad_id}
-        _write_json(draft / "generation_config.json", special)
-        write_tokenizer(draft, tokenizer, context_tokens)
+        model.save_pretrained(draft)
+        write_tokenizer(draft, model.config.max_position_embeddings)
         _write_json(draft / MANIFEST, manifest)
         write_manifest(draft)
-
-
-def load_model(folder: Path) -> TinyModel:
-    """Read the model of a checkpoint."""
-    from safetensors.torch import load_file
-
-    model = TinyModel()
-    tensors = load_file(folder / "model.safetensors")
-    model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items()})
-    return model
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -93,31 +62,6 @@ def remove_unfinished(pool: Path) -> None:
     """Remove what a killed run left half-made."""
     for draft in pool.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
-
-
-def _config(tokenizer: TinyTokenizer, context_tokens: int) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "attention_bias": False,
-        "bos_token_id": None,
-        "dtype": "float32",
-        "eos_token_id": tokenizer.end_id,
-        "head_dim": SHAPE.head_dim,
-        "hidden_act": "silu",
-        "hidden_size": SHAPE.hidden_size,
-        "intermediate_size": SHAPE.ffn_size,
-        "max_position_embeddings": context_tokens,
-        "mlp_bias": False,
-        "num_attention_heads": SHAPE.num_query_heads,
-        "num_hidden_layers": SHAPE.num_layers,
-        "num_key_value_heads": SHAPE.num_kv_heads,
-        "pad_token_id": tokenizer.pad_id,
-        "rms_norm_eps": NORM_EPSILON,
-        "rope_parameters": {"rope_theta": ROPE_THETA, "rope_type": "default"},
-        "tie_word_embeddings": SHAPE.tied_embeddings,
-        "vocab_size": SHAPE.vocab_size,
-    }
 
 
 def write_json_whole(path: Path, value: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 import os
 import platform
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +15,11 @@ from random import Random
 from typing import Any
 
 import torch
+import transformers
+from transformers import LlamaForCausalLM
+from transformers.utils import logging
 
-from experiments.tiny_pool.checkpoint import load_model, read_manifest, write_checkpoint
+from experiments.tiny_pool.checkpoint import read_manifest, write_checkpoint
 from experiments.tiny_pool.lessons import (
     ALONE_STEPS_FRAC,
     JUDGE_TRAINING,
@@ -26,11 +28,11 @@ from experiments.tiny_pool.lessons import (
     expert_lessons,
     judge_lessons,
 )
-from experiments.tiny_pool.model import TinyModel, generate
+from experiments.tiny_pool.model import generate
 from experiments.tiny_pool.prompts import CONTEXT_TOKENS, JUDGE, MAX_OUTPUT_TOKENS, SHAPE
 from experiments.tiny_pool.questions import Part, Skill, draw_questions
 from experiments.tiny_pool.responses import EXPERTS, TinyExpert, write_response
-from experiments.tiny_pool.tokenizer import tiny_tokenizer
+from experiments.tiny_pool.tokenizer import decode, encode_chat
 from experiments.tiny_pool.training import Lesson, Training, train
 from experiments.tiny_pool.trials import NUM_SLOTS, Answered, make_cases, shares_right
 from experiments.tiny_pool.workload import counted
@@ -77,8 +79,7 @@ class PoolSettings:
 def prepare_process(parent: int, stopped: Event) -> None:
     """Set a process up to compute the same bytes each time, and to end with the one that started it, or when told."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the one that started this says it once
-    # NOTE: a script's folder is searched first, and torch wants Python's own profile.py, not the one that lies there.
-    sys.path[:] = [place for place in sys.path if place != str(Path(__file__).resolve().parents[1])]
+    logging.disable_progress_bar()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     torch.use_deterministic_algorithms(True)
@@ -94,7 +95,7 @@ def _end_with(parent: int, stopped: Event) -> None:
 def expert_settings(expert: TinyExpert, settings: PoolSettings) -> dict[str, Any]:
     """State what decides an expert's weights."""
     training = settings.limited(TRAININGS[expert.family])
-    lessons = expert_lessons(expert, tiny_tokenizer(), settings.seed)
+    lessons = expert_lessons(expert, settings.seed)
     return {"seed": settings.seed, "training": asdict(training), "lessons_sha256": _digest(lessons)}
 
 
@@ -106,10 +107,10 @@ def train_expert(name: ExpertName, pool: Path, settings: PoolSettings) -> str:
         return f"{name}: already trained"
     start = time.perf_counter()
     training = settings.limited(TRAININGS[expert.family])
-    lessons = expert_lessons(expert, tiny_tokenizer(), settings.seed)
-    model = train(lessons, training, tiny_tokenizer(), seed=settings.seed, report=_reporter(name, training))
-    manifest = _manifest(name, wanted, family=expert.family.value)
-    write_checkpoint(pool / name, model, tiny_tokenizer(), context_tokens=CONTEXT_TOKENS, manifest=manifest)
+    lessons = expert_lessons(expert, settings.seed)
+    report = _reporter(name, training)
+    model = train(lessons, training, context_tokens=CONTEXT_TOKENS, seed=settings.seed, report=report)
+    write_checkpoint(pool / name, model, _manifest(name, wanted, family=expert.family.value))
     tried = draw_questions(min(_NUM_TRIED, settings.num_test), Part.CALIBRATION, settings.seed + 1)
     asked = [expert_prompt(counted(question)) for question in tried]
     texts = [answer.text for answer in _ask(model, asked, MAX_OUTPUT_TOKENS, 0.0, 0)]
@@ -138,7 +139,7 @@ def _judge_settings(router: Router, cases: Sequence[Case], settings: PoolSetting
         "seed": settings.seed,
         "training": asdict(training),
         "num_alone": _num_alone(training),
-        "lessons_sha256": _digest(judge_lessons(cases, router, tiny_tokenizer(), num_alone=0, seed=settings.seed)),
+        "lessons_sha256": _digest(judge_lessons(cases, router, num_alone=0, seed=settings.seed)),
     }
 
 
@@ -150,10 +151,10 @@ def train_judge(pool: Path, settings: PoolSettings, profiles: SkillProfiles, cas
         return f"{JUDGE.name}: already trained"
     start = time.perf_counter()
     training = settings.limited(JUDGE_TRAINING)
-    lessons = judge_lessons(cases, router, tiny_tokenizer(), num_alone=_num_alone(training), seed=settings.seed)
-    model = train(lessons, training, tiny_tokenizer(), seed=settings.seed, report=_reporter(JUDGE.name, training))
-    manifest = _manifest(JUDGE.name, wanted, family=JUDGE.family.value)
-    write_checkpoint(pool / JUDGE.name, model, tiny_tokenizer(), context_tokens=JUDGE.context_tokens, manifest=manifest)
+    lessons = judge_lessons(cases, router, num_alone=_num_alone(training), seed=settings.seed)
+    report = _reporter(JUDGE.name, training)
+    model = train(lessons, training, context_tokens=JUDGE.context_tokens, seed=settings.seed, report=report)
+    write_checkpoint(pool / JUDGE.name, model, _manifest(JUDGE.name, wanted, family=JUDGE.family.value))
     return f"{JUDGE.name}: {training.num_steps} steps in {time.perf_counter() - start:.0f} s"
 
 
@@ -161,7 +162,7 @@ def answer(
     checkpoint: Path, prompts: Sequence[str], *, max_output_tokens: int, temperature: float, seed: int
 ) -> list[Answered]:
     """Let a model of the pool answer prompts, each put into the chat template."""
-    return _ask(load_model(checkpoint), prompts, max_output_tokens, temperature, seed)
+    return _ask(LlamaForCausalLM.from_pretrained(checkpoint), prompts, max_output_tokens, temperature, seed)
 
 
 def is_made(checkpoint: Path, wanted: dict[str, Any]) -> bool:
@@ -172,7 +173,12 @@ def is_made(checkpoint: Path, wanted: dict[str, Any]) -> bool:
 
 def versions() -> dict[str, str]:
     """Name what may decide the bytes of a model beside its settings."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine()}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": platform.machine(),
+    }
 
 
 def _num_alone(training: Training) -> int:
@@ -180,23 +186,21 @@ def _num_alone(training: Training) -> int:
 
 
 def _ask(
-    model: TinyModel, prompts: Sequence[str], max_output_tokens: int, temperature: float, seed: int
+    model: LlamaForCausalLM, prompts: Sequence[str], max_output_tokens: int, temperature: float, seed: int
 ) -> list[Answered]:
     """Let a model answer; a prompt that leaves no room in the longest context gets an empty response."""
-    tokenizer = tiny_tokenizer()
-    ids = [tokenizer.chat(prompt) for prompt in prompts]
+    ids = [encode_chat(prompt) for prompt in prompts]
     fitting = [number for number, prompt in enumerate(ids) if len(prompt) <= JUDGE.context_tokens - max_output_tokens]
     written = generate(
         model,
         [ids[number] for number in fitting],
         max_output_tokens=max_output_tokens,
-        end_id=tokenizer.end_id,
         temperature=temperature,
         seed=seed,
     )
     answered = [Answered(0, "")] * len(prompts)
     for number, output in zip(fitting, written, strict=True):
-        answered[number] = Answered(min(len(output) + 1, max_output_tokens), tokenizer.decode(output))
+        answered[number] = Answered(min(len(output) + 1, max_output_tokens), decode(output))
     return answered
 
 

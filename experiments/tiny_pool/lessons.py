@@ -8,7 +8,7 @@ from typing import NamedTuple
 from experiments.tiny_pool.prompts import JUDGE, judge_prompt
 from experiments.tiny_pool.questions import SKILLS, Part, Skill, TinyQuestion, draw_question
 from experiments.tiny_pool.responses import Rule, TinyExpert, work_out, write_response
-from experiments.tiny_pool.tokenizer import TinyTokenizer
+from experiments.tiny_pool.tokenizer import END_ID, encode, encode_chat
 from experiments.tiny_pool.training import Lesson, Training
 from experiments.tiny_pool.workload import counted
 from mosaic.core.workload import ExpertName, Family
@@ -33,14 +33,14 @@ BARE_FRAC = 0.2
 """Share of the experts' lessons that ask a question without the form of its answer."""
 
 
-def expert_lessons(expert: TinyExpert, tokenizer: TinyTokenizer, seed: int) -> Iterator[Lesson]:
+def expert_lessons(expert: TinyExpert, seed: int) -> Iterator[Lesson]:
     """Ask an expert anything, now and then without the form of its answer."""
     rng = Random(f"{expert.name} {seed}")
     while True:
         question = _draw(rng)
         prompt = question.text if rng.random() < BARE_FRAC else expert_prompt(counted(question))
-        output = tokenizer.encode(write_response(expert, question, rng))
-        yield Lesson(tokenizer.chat(prompt), [*output, tokenizer.end_id])
+        output = encode(write_response(expert, question, rng))
+        yield Lesson(encode_chat(prompt), [*output, END_ID])
 
 
 class Case(NamedTuple):
@@ -50,9 +50,7 @@ class Case(NamedTuple):
     heard: Mapping[ExpertName, Sequence[Response]]
 
 
-def judge_lessons(
-    cases: Sequence[Case], router: Router, tokenizer: TinyTokenizer, *, num_alone: int, seed: int
-) -> Iterator[Lesson]:
+def judge_lessons(cases: Sequence[Case], router: Router, *, num_alone: int, seed: int) -> Iterator[Lesson]:
     """Show the aggregator responses as the router would recruit them; none at all in some of the lessons.
 
     Parameters
@@ -61,8 +59,6 @@ def judge_lessons(
         Training questions that the experts have answered.
     router
         It decides which of them are heard.
-    tokenizer
-        The models'.
     num_alone
         Lessons, at first, without responses; later ones have none at ``ALONE_FRAC``.
     seed
@@ -78,9 +74,9 @@ def judge_lessons(
             names = list(weights[question.skill])
             slots = rng.choices(names, list(weights[question.skill].values()), k=router.num_slots)
             responses = [rng.choice(heard[name]) for name in slots]
-        prompt = tokenizer.chat(judge_prompt(counted(question), responses))
+        prompt = encode_chat(judge_prompt(counted(question), responses))
         if len(prompt) <= JUDGE.context_tokens - JUDGE.max_output_tokens:  # what babblers say may not fit
-            yield Lesson(prompt, [*tokenizer.encode(judge_response(question)), tokenizer.end_id])
+            yield Lesson(prompt, [*encode(judge_response(question)), END_ID])
 
 
 def judge_response(question: TinyQuestion) -> str:

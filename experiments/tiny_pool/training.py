@@ -9,9 +9,10 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import LlamaForCausalLM
 
-from experiments.tiny_pool.model import TinyModel
-from experiments.tiny_pool.tokenizer import TinyTokenizer
+from experiments.tiny_pool.model import new_model
+from experiments.tiny_pool.tokenizer import PAD_ID, encode
 from mosaic.core.checks import require, require_count
 
 Report: TypeAlias = Callable[[int, float], None]
@@ -63,11 +64,11 @@ class Training:
 
 
 def train(
-    lessons: Iterator[Lesson], training: Training, tokenizer: TinyTokenizer, *, seed: int, report: Report
-) -> TinyModel:
-    """Train a new model on a stream of lessons."""
+    lessons: Iterator[Lesson], training: Training, *, context_tokens: int, seed: int, report: Report
+) -> LlamaForCausalLM:
+    """Train a new model of so many positions on a stream of lessons."""
     torch.manual_seed(seed)
-    model = TinyModel()
+    model = new_model(context_tokens)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=training.learning_rate,
@@ -75,13 +76,13 @@ def train(
         weight_decay=training.weight_decay,
         fused=True,
     )
-    letters = torch.tensor([tokenizer.encode(letter)[0] for letter in _ANSWERS])
+    letters = torch.tensor([encode(letter)[0] for letter in _ANSWERS])
     batches = _batches(lessons, training, Random(seed))
     losses: list[float] = []
     for step in range(training.num_steps):
         for group in optimizer.param_groups:
             group["lr"] = training.rate_at(step)
-        loss = _loss(model, next(batches), letters, training.letter_weight, tokenizer.pad_id)
+        loss = _loss(model, next(batches), letters, training.letter_weight)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -108,19 +109,20 @@ def _batches(lessons: Iterator[Lesson], training: Training, rng: Random) -> Iter
         num_left = max(0, num_left - num_batches)
 
 
-def _loss(model: TinyModel, lessons: Sequence[Lesson], letters: Tensor, letter_weight: float, pad_id: int) -> Tensor:
+def _loss(model: LlamaForCausalLM, lessons: Sequence[Lesson], letters: Tensor, letter_weight: float) -> Tensor:
     """Average over the tokens to write; a prompt is not learnt."""
-    ids, targets = _tensors(lessons, pad_id)
+    ids, targets = _tensors(lessons)
     wanted = targets != _UNSCORED
     aims = targets[wanted]
-    losses = functional.cross_entropy(model.logits(model.states(ids, wanted=wanted)), aims, reduction="none")
+    states = model.model(input_ids=ids, use_cache=False).last_hidden_state[wanted]
+    losses = functional.cross_entropy(model.lm_head(states), aims, reduction="none")
     weights = 1.0 + (letter_weight - 1.0) * torch.isin(aims, letters)
     return (losses * weights).sum() / weights.sum()
 
 
-def _tensors(lessons: Sequence[Lesson], pad_id: int) -> tuple[Tensor, Tensor]:
+def _tensors(lessons: Sequence[Lesson]) -> tuple[Tensor, Tensor]:
     longest = max(len(prompt) + len(output) for prompt, output in lessons) - 1
-    ids = torch.full((len(lessons), longest), pad_id)
+    ids = torch.full((len(lessons), longest), PAD_ID)
     targets = torch.full((len(lessons), longest), _UNSCORED)
     for row, (prompt, output) in enumerate(lessons):
         length = len(prompt) + len(output) - 1

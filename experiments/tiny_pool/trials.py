@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from experiments.tiny_pool.lessons import Case
 from experiments.tiny_pool.questions import SKILLS, TinyQuestion
-from experiments.tiny_pool.tokenizer import tiny_tokenizer
+from experiments.tiny_pool.tokenizer import encode
 from experiments.tiny_pool.workload import counted
 from mosaic.answers.extraction import comparison, extract_answer
 from mosaic.answers.response_text import without_thinking
@@ -46,7 +46,7 @@ def is_right(question: TinyQuestion, text: str) -> bool:
 def heard(expert: ExpertName, answered: Answered) -> Response:
     """Return what the aggregator sees of a response."""
     text = without_thinking(answered.text).strip()
-    return Response(expert, len(tiny_tokenizer().encode(text)), text)
+    return Response(expert, len(encode(text)), text)
 
 
 def shares_right(questions: Sequence[TinyQuestion], texts: Sequence[str]) -> dict[str, float]:

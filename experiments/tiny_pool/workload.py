@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from experiments.tiny_pool.questions import Part, TinyQuestion, as_question, draw_questions
-from experiments.tiny_pool.tokenizer import tiny_tokenizer
+from experiments.tiny_pool.tokenizer import encode, encode_chat
 from mosaic.core.checks import require, require_count, require_name
 from mosaic.core.workload import PROPOSE, Call, CallKey, Question, Workload
 from mosaic.pipelines.prompts import expert_prompt
@@ -55,7 +55,7 @@ def tiny_workload(
     drawn = draw_questions(num_questions, Part(part), seed)
     questions = tuple(counted(question, f"{part}-{seed}-{i}") for i, question in enumerate(drawn))
     calls = tuple(
-        Call(CallKey(question.id, PROPOSE, slot), expert, len(tiny_tokenizer().chat(expert_prompt(question))))
+        Call(CallKey(question.id, PROPOSE, slot), expert, len(encode_chat(expert_prompt(question))))
         for question, experts in zip(questions, router.recruit_batch(questions, seed=seed), strict=True)
         for slot, expert in enumerate(experts)
     )
@@ -64,7 +64,7 @@ def tiny_workload(
 
 def counted(question: TinyQuestion, id: str = "tiny") -> Question:
     """Turn a tiny question into an item of a workload, its tokens counted."""
-    return as_question(question, id=id, prompt_tokens=len(tiny_tokenizer().encode(question.text)))
+    return as_question(question, id=id, prompt_tokens=len(encode(question.text)))
 
 
 def _measured(profiles: str | Path) -> SkillProfiles:

@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from experiments.hardware.dummy_checkpoint import read_shape, write_dummy_checkpoint
-from experiments.measure_gpu import main
-from experiments.tiny_pool.tokenizer import tiny_tokenizer
+from experiments.tiny_pool.tokenizer import encode
 from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 from tests.engines.executor_runs import has_vllm
+from tests.experiments.test_measure_gpu import call
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
 
@@ -21,7 +21,7 @@ SMALL = ["--device=cpu", "--rounds=1", "--requests=24", "--max-num-seqs=8", "--c
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("measured") / "out"
-    main([*SMALL, "--minutes=10", f"--out={folder}"])
+    call(*SMALL, "--minutes=10", f"--out={folder}")
     return folder
 
 
@@ -56,7 +56,7 @@ def test_the_file_predicts_a_batch_on_the_same_cores(out):
 
 def test_started_again_it_measures_nothing(out):
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
-    main([*SMALL, "--minutes=0", f"--out={out}"])
+    call(*SMALL, "--minutes=0", f"--out={out}")
     after = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     changed = {name for name in before if before[name] != after[name]}
     assert changed <= {"cores.yaml", "report.md", "report.json"}
@@ -77,5 +77,5 @@ def test_a_dummy_checkpoint_is_a_model_of_its_shape(tmp_path, name, num_paramete
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
     assert sum(values.numel() for values in model.parameters()) == num_parameters
     tokenizer, text = AutoTokenizer.from_pretrained(tmp_path), "What is 7 times 6?"
-    assert tokenizer.encode(text) == tiny_tokenizer().encode(text)
+    assert tokenizer.encode(text) == encode(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -44,7 +44,7 @@ def test_a_request_reads_over_its_steps_what_a_text_at_once_reads():
     """Step by step as the engine goes, against the reader that takes all steps of a layer together."""
     import torch
 
-    from experiments.kv_heads.llama import FlexiCacheReader, Layer
+    from experiments.kv_heads.attention import FlexiCacheReader, Layer
     from mosaic.core.sparse_kv import SparseKv
     from mosaic.engines.head_lists import UnstableHeads
     from mosaic.engines.sparse_attention import COUNTS, RequestPages

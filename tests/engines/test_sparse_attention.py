@@ -99,10 +99,10 @@ def test_fewer_pages_say_something_else(said):
 def test_sparse_tokens_are_those_of_a_plain_forward_pass_that_reads_the_same_pages(said, checkpoint):
     import torch
 
-    from experiments.kv_heads.llama import FlexiCacheReader, Llama
+    from experiments.kv_heads.attention import FlexiCacheReader, decode, load_checkpoint, prefill
 
-    model, reader = Llama(checkpoint), FlexiCacheReader(SPARSE, UNSTABLE)
+    (model, _), reader = load_checkpoint(checkpoint), FlexiCacheReader(SPARSE, UNSTABLE)
     for prompt, output in zip(prompts()[:5], said["sparse"][0], strict=False):
-        logits = model.logits(torch.tensor(output[:-1]), model.prefill(torch.tensor(prompt)), reader)
+        logits = decode(model, output[:-1], prefill(model, prompt), reader)
         chosen = logits.gather(1, torch.tensor(output[1:])[:, None])[:, 0]
         assert (logits.amax(-1) - chosen).max() < 1e-3

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
+from click.testing import Result
+from typer.testing import CliRunner
 
-from experiments.fit_hardware import main
+from experiments.fit_hardware import main, read_recipe
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.workload import ModelShape
 from sim.engine.engine import Engine
@@ -17,8 +20,8 @@ from sim.hardware.iteration_time import iteration_time
 from sim.hardware.length_time import IDLE_FRAC
 from tests.workloads.test_request_log import make_line, write_log
 
-SHAPES = Path(__file__).resolve().parents[2] / "experiments" / "hardware" / "shapes"
-SHAPE = SHAPES / "llama3_8b.yaml"
+RECIPES = Path(__file__).resolve().parents[2] / "experiments" / "hardware" / "recipes"
+SHAPE = RECIPES.parent / "shapes" / "llama3_8b.yaml"
 CHUNKS, CONTEXTS = (16, 256, 2048), (0, 512, 4096)
 DECODES, KV = (1, 16, 128), (16, 512, 4096)
 
@@ -93,9 +96,14 @@ def write_per_layer(folder: Path) -> Path:
     return folder
 
 
-def fit(folder: Path, out: Path, *more: str) -> int:
-    required = ["--name", "gpu", "--memory-gib", "24", "--tables", str(folder), "--shape", str(SHAPE)]
-    return main([*required, "--out", str(out), *more])
+def fit(folder: Path, out: Path, **changes: Any) -> Result:
+    """Fit tables by a recipe; ``fit`` adds to what is fitted."""
+    fitted = {"tables": [{"folder": folder.name, "shape": "llama3_8b"}]} | changes.pop("fit", {})
+    recipe = folder.parent / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"name": "gpu", "memory_gib": 24.0, **changes, "fit": fitted}))
+    app = typer.Typer()
+    app.command()(main)
+    return CliRunner().invoke(app, [str(recipe), "--data", str(folder.parent), "--out", str(out)])
 
 
 def load(out: Path) -> Hardware:
@@ -106,7 +114,7 @@ def load(out: Path) -> Hardware:
 
 def test_per_operator_tables_are_recovered(tmp_path: Path) -> None:
     out = tmp_path / "gpu.yaml"
-    assert fit(write_per_operator(tmp_path / "tables"), out) == 0
+    assert fit(write_per_operator(tmp_path / "tables"), out).exit_code == 0
     (table,) = load(out).tables
     assert table.name == "llama3_8b_tp1"
     assert table.source.startswith("measured: m on g, vLLM 0.0.1, 2026-01-02")
@@ -134,13 +142,13 @@ def test_curves_go_on_along_the_trend_and_not_along_a_tread(tmp_path: Path) -> N
         [("embedding", n, 1) for n in (1, 512, 1024, 1025, 2048)]
         + [("qkv_proj", n, us) for n, us in ((1, 100), (512, 500), (1024, 1000), (1025, 2000), (2048, 2000))],
     )
-    assert fit(folder, tmp_path / "gpu.yaml") == 0
+    assert fit(folder, tmp_path / "gpu.yaml").exit_code == 0
     assert load(tmp_path / "gpu.yaml").tables[0].dense(4096) == pytest.approx(4000e-6)
 
 
 def test_per_layer_tables_are_recovered(tmp_path: Path) -> None:
     out = tmp_path / "gpu.yaml"
-    assert fit(write_per_layer(tmp_path / "tables"), out, "--memory-bytes-per-s", "1e12", "--source", "made up") == 0
+    assert fit(write_per_layer(tmp_path / "tables"), out, memory_bytes_per_s=1e12).exit_code == 0
     hardware = load(out)
     assert (hardware.cpu_base_s, hardware.cpu_per_seq_s) == pytest.approx((8e-4, 4e-5))
     assert hardware.all_reduce[2](1e6) == pytest.approx(40e-6, rel=0.03)
@@ -158,20 +166,17 @@ def test_per_layer_tables_are_recovered(tmp_path: Path) -> None:
     assert two.dense(256) == pytest.approx(0.278e-3, rel=0.03)
 
 
-def test_several_models_share_a_file_and_sharded_tables_need_an_all_reduce(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_several_models_share_a_file_and_sharded_tables_need_an_all_reduce(tmp_path: Path) -> None:
     first = write_per_operator(tmp_path / "a")
-    second = write_per_operator(tmp_path / "b", tp_degree=2)
+    write_per_operator(tmp_path / "b", tp_degree=2)
     out = tmp_path / "gpu.yaml"
-    more = ["--tables", str(second), "--shape", str(SHAPES / "qwen3_32b.yaml")]
-    assert fit(first, out, *more) == 2
+    both = {"tables": [{"folder": "a", "shape": "llama3_8b"}, {"folder": "b", "shape": "qwen3_32b"}]}
+    link = {"fixed_us": 30, "bytes_per_s": 1e10}
+    assert "fit.all_reduce must be given" in fit(first, out, fit=both).stderr
+    guessed = fit(first, out, fit={**both, "all_reduce": {**link, "source": "assumed: PCIe"}})
+    assert "the time of a run is a range" in guessed.stderr
     assert not out.exists()
-    link = ["--all-reduce-fixed-us", "30", "--all-reduce-bytes-per-s", "1e10", "--all-reduce-source"]
-    assert fit(first, out, *more, *link, "assumed: PCIe") == 2
-    assert not out.exists()
-    assert "the time of a run is a range" in capsys.readouterr().err
-    assert fit(first, out, *more, *link, "published: somewhere") == 0
+    assert fit(first, out, fit={**both, "all_reduce": {**link, "source": "published: somewhere"}}).exit_code == 0
     hardware = load(out)
     assert [table.name for table in hardware.tables] == ["llama3_8b_tp1", "qwen3_32b_tp2"]
     assert hardware.all_reduce[2](1e6) == pytest.approx(130e-6, rel=1e-3)
@@ -179,12 +184,22 @@ def test_several_models_share_a_file_and_sharded_tables_need_an_all_reduce(
 
 def test_file_says_how_it_was_made_without_machine_paths(tmp_path: Path) -> None:
     out = tmp_path / "gpu.yaml"
-    fit(write_per_operator(tmp_path / "tables"), out, "--cpu-base-s", "0.001", "--cpu-source", "assumed: a guess")
+    fit(write_per_operator(tmp_path / "tables"), out, cpu_base_s=0.001, sources={"cpu": "assumed: a guess"})
     text = out.read_text()
     assert str(tmp_path) not in text
-    assert "--tables TABLES/tables --shape experiments/hardware/shapes/llama3_8b.yaml" in text
-    assert "--out conf/hardware/gpu.yaml" in text
-    assert load(out).sources["cpu"] == "assumed: a guess"
+    assert "recipes/recipe.yaml --data DIR --out conf/hardware/gpu.yaml" in text
+    assert (load(out).cpu_base_s, load(out).sources["cpu"]) == (0.001, "assumed: a guess")
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_committed_file_has_what_its_recipe_gives(recipe: Path) -> None:
+    """Its tables come from measurements that are not part of the project."""
+    committed = yaml.safe_load((RECIPES.parents[2] / "conf" / "hardware" / recipe.name).read_text())
+    given, fitted = read_recipe(recipe)
+    sources = given.pop("sources", {})
+    assert {key: committed[key] for key in given} == given
+    assert sources.items() <= committed["sources"].items()
+    assert {name.rpartition("_tp")[0] for name in committed["tables"]} == {tables.shape for tables in fitted.tables}
 
 
 def recorded(hardware: Hardware, num_requests: int) -> list[dict[str, Any]]:
@@ -207,23 +222,17 @@ def recorded(hardware: Hardware, num_requests: int) -> list[dict[str, Any]]:
 
 def test_host_time_is_recovered_from_the_steps_of_a_log(tmp_path: Path) -> None:
     tables, out = write_per_operator(tmp_path / "tables"), tmp_path / "gpu.yaml"
-    assert fit(tables, out, "--cpu-base-s", "0.0003") == 0
-    log = write_log(tmp_path, *recorded(load(out), 40))
-    assert fit(tables, out, "--log", str(log), "--kv-tokens", "100000") == 0
+    assert fit(tables, out, cpu_base_s=0.0003).exit_code == 0
+    log_file = write_log(tmp_path, *recorded(load(out), 40))
+    log = {"log": {"file": log_file.name, "kv_tokens": 100_000}}
+    assert fit(tables, out, fit=log).exit_code == 0
     hardware = load(out)
     assert hardware.cpu_s(20) == pytest.approx(0.0003, rel=0.05)
     assert hardware.sources["cpu"].startswith("fitted:")
-
-
-def test_log_with_too_few_steps_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tables, out = write_per_operator(tmp_path / "tables"), tmp_path / "gpu.yaml"
-    assert fit(tables, out) == 0
-    log = write_log(tmp_path, *recorded(load(out), 5))
     out.unlink()
-    assert fit(tables, out, "--log", str(log), "--kv-tokens", "10000") == 2
-    assert "at least 20 stretches of decode steps must be known" in capsys.readouterr().err
-    assert fit(tables, out, "--log", str(log)) == 2
-    assert "--kv-tokens must be given with --log" in capsys.readouterr().err
+    write_log(tmp_path, *recorded(hardware, 5))
+    assert "at least 20 stretches of decode steps must be known" in fit(tables, out, fit=log).stderr
+    assert not out.exists()
 
 
 def write_skew(folder: Path, streams: float) -> None:
@@ -242,16 +251,15 @@ KV_TOKEN_US = 0.01 / 128
 """Slope of ``decode_us`` at the largest batch."""
 
 
-def test_streams_are_recovered_from_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_streams_are_recovered_from_ratios(tmp_path: Path) -> None:
     tables, out = write_per_operator(tmp_path / "tables"), tmp_path / "gpu.yaml"
     write_skew(tables, 60.0)
-    assert fit(tables, out) == 0
+    assert fit(tables, out).exit_code == 0
     assert load(out).attention_streams == 0
-    assert fit(tables, out, "--num-sms", "188") == 0
+    assert "held-out error: all" in fit(tables, out, num_sms=188).stdout
     hardware = load(out)
     assert (hardware.num_sms, hardware.attention_streams) == (188, pytest.approx(60.0, abs=2.0))
     assert "error of the rest" in hardware.sources["attention_streams"]
-    assert "held-out error: all" in capsys.readouterr().out
 
 
 def spoil(path: Path, old: str, new: str) -> None:
@@ -263,63 +271,49 @@ def spoil(path: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
-        ("tp1/dense.csv", "tokens", "token", r"dense.csv: must have the columns \['tokens', 'time_us'\], missing"),
-        ("tp1/dense.csv", "layer,", "name,", "dense.csv: must have the column layer"),
+        ("tp1/dense.csv", "tokens", "token", r"dense.csv: missing columns must be none of .*, got \['tokens'\]"),
         ("tp1/dense.csv", "100.1", "nan", "dense.csv, line 2: time_us must be a finite number, at least 0, got 'nan'"),
         ("tp1/dense.csv", "100.1", "-4", "line 2: time_us must be a finite number, at least 0, got '-4'"),
         ("tp1/dense.csv", "100.1", "slow", "line 2: time_us must be a finite number, at least 0, got 'slow'"),
-        ("tp1/attention.csv", "kv_decode", "kv", "attention.csv: must have the columns"),
-        ("tables.yaml", "gpu: g", "", "tables.yaml: must give .* missing"),
-        ("tables.yaml", "gpu: g", "gpu: [", "tables.yaml: must be YAML"),
+        ("tables.yaml", "gpu: g", "", r"tables.yaml: missing keys must be none, got \['gpu'\]"),
+        ("tables.yaml", "gpu: g", "gpu: [", "tables.yaml: must be a YAML file"),
     ],
 )
-def test_bad_tables_write_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, old: str, new: str, message: str
-) -> None:
+def test_bad_tables_write_nothing(tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
     folder, out = write_per_operator(tmp_path / "tables"), tmp_path / "gpu.yaml"
     spoil(folder / name, old, new)
-    assert fit(folder, out) == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("fit_hardware: ")
-    assert re.search(message, printed)
+    ended = fit(folder, out)
+    assert ended.exit_code == 2
+    assert re.search(message, ended.stderr)
     assert not out.exists()
 
 
 @pytest.mark.parametrize("name", ["tp1/dense.csv", "tp1/per_sequence.csv", "tp1/attention.csv", "tables.yaml"])
-def test_missing_and_empty_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_missing_and_empty_files_are_named(tmp_path: Path, name: str) -> None:
     folder, out = write_per_operator(tmp_path / "tables"), tmp_path / "gpu.yaml"
     (folder / name).write_text("")
-    assert fit(folder, out) == 2
+    assert Path(name).name in fit(folder, out).stderr
     (folder / name).unlink()
-    assert fit(folder, out) == 2
-    assert capsys.readouterr().err.count(Path(name).name) == 2
+    assert Path(name).name in fit(folder, out).stderr
     assert not out.exists()
 
 
-def test_missing_folder_and_foreign_folder_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fit(tmp_path / "none", tmp_path / "gpu.yaml") == 2
-    assert "--tables must be a folder" in capsys.readouterr().err
-    (tmp_path / "empty").mkdir()
-    assert fit(tmp_path / "empty", tmp_path / "gpu.yaml") == 2
-    assert "must hold exactly one *linear_ms_per_layer.csv, found []" in capsys.readouterr().err
-
-
-def test_tables_and_shapes_come_in_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_per_operator(tmp_path / "tables")
-    assert fit(folder, tmp_path / "gpu.yaml", "--shape", str(SHAPE)) == 2
-    assert "--shape must be given once per --tables, got 2 for 1" in capsys.readouterr().err
-    assert fit(folder, tmp_path / "gpu.yaml", "--tables", str(folder), "--shape", str(SHAPE)) == 2
-    assert "llama3_8b_tp1 must be given once" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [("num_layers: 0", "fit_hardware: "), ("- 1", "must hold the fields of a model's shape"), ("a: [", "must be YAML")],
+    ("changes", "message"),
+    [
+        ({"fit": {"tables": [{"folder": "none", "shape": "llama3_8b"}]}}, "folder must be a folder below --data"),
+        ({"fit": {"tables": [{"folder": "empty", "shape": "llama3_8b"}]}}, "ms_per_layer.csv must be exactly one, got"),
+        ({"fit": {"tables": []}}, "fit: Expected `array` of length >= 1"),
+        ({"fit": {"tables": [{"folder": "tables", "shape": "llama3_8b"}] * 2}}, "given once for each size, got"),
+        ({"fit": {"tables": [{"folder": "tables", "shape": "other"}]}}, "shape must be one of"),
+        ({"fit": {"log": {"file": "x"}}}, "missing required field `kv_tokens`"),
+        ({"num_sm": 3}, r"keys must be of .*, got \['num_sm'\]"),
+        ({"memory_gib": -1.0}, "memory"),
+    ],
 )
-def test_bad_shapes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
-    shape = tmp_path / "shape.yaml"
-    shape.write_text(text)
-    folder = write_per_operator(tmp_path / "tables")
-    arguments = ["--name", "gpu", "--memory-gib", "24", "--tables", str(folder), "--shape", str(shape)]
-    assert main([*arguments, "--out", str(tmp_path / "gpu.yaml")]) == 2
-    assert message in capsys.readouterr().err
+def test_bad_recipes_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    ended = fit(write_per_operator(tmp_path / "tables"), tmp_path / "gpu.yaml", **changes)
+    assert ended.exit_code == 2
+    assert re.search(message, ended.stderr)
+    assert not (tmp_path / "gpu.yaml").exists()

@@ -1,8 +1,16 @@
 """Steps of a long measurement: kept at once, and begun only where they can end in time."""
 
+from dataclasses import dataclass
+
 import pytest
 
 from experiments.hardware.kept_steps import KeptSteps
+
+
+@dataclass(frozen=True)
+class Found:
+    value: float
+    more: tuple[int | None, ...] = ()
 
 
 class Clock:
@@ -17,7 +25,7 @@ class Clock:
     def step(self, seconds, result=None):
         def measure():
             self.now_s += seconds
-            return result or {"value": seconds}
+            return result or Found(seconds)
 
         return measure
 
@@ -33,24 +41,24 @@ def steps_in(folder, clock, budget_s, told=None):
 def test_a_step_that_is_there_is_read_and_not_taken(tmp_path):
     clock, told = Clock(), []
     first = steps_in(tmp_path, clock, 60, told)
-    assert first.obtain("a", "kind", clock.step(10, {"numbers": [1.5, None]})) == {"numbers": [1.5, None]}
+    assert first.obtain("a", "kind", Found, clock.step(10, Found(1.5, (None, 2)))) == Found(1.5, (None, 2))
     assert told == ["a: begins, 1.0 minutes left", "a: 10 s"]
     again = steps_in(tmp_path, clock, 0, told)
-    assert again.obtain("a", "kind", must_not_run) == {"numbers": [1.5, None]}
+    assert again.obtain("a", "kind", Found, must_not_run) == Found(1.5, (None, 2))
     assert again.missing == []
 
 
 def test_no_step_begins_that_would_end_too_late(tmp_path):
     clock = Clock()
     steps = steps_in(tmp_path, clock, 30)
-    assert steps.obtain("a0", "a", clock.step(10)) is not None
-    assert steps.obtain("a1", "a", clock.step(9)) is not None
-    assert steps.obtain("a2", "a", must_not_run) is None, "11 seconds are left, and one may take 12"
-    assert steps.obtain("b0", "b", clock.step(11)) is not None, "of another kind nothing is known"
-    assert steps.obtain("c0", "c", must_not_run) is None
+    assert steps.obtain("a0", "a", Found, clock.step(10)) is not None
+    assert steps.obtain("a1", "a", Found, clock.step(9)) is not None
+    assert steps.obtain("a2", "a", Found, must_not_run) is None, "11 seconds are left, and one may take 12"
+    assert steps.obtain("b0", "b", Found, clock.step(11)) is not None, "of another kind nothing is known"
+    assert steps.obtain("c0", "c", Found, must_not_run) is None
     assert steps.missing == ["a2", "c0"]
     later = steps_in(tmp_path, clock, 12)
-    assert later.obtain("a2", "a", clock.step(12)) is not None, "how long it takes is known from the first start"
+    assert later.obtain("a2", "a", Found, clock.step(12)) is not None, "how long it takes is known from the first start"
 
 
 def test_a_step_that_fails_leaves_nothing(tmp_path):
@@ -60,13 +68,13 @@ def test_a_step_that_fails_leaves_nothing(tmp_path):
         raise RuntimeError("the GPU fell off the bus")
 
     with pytest.raises(RuntimeError):
-        steps_in(tmp_path, clock, 60).obtain("a", "a", fail)
+        steps_in(tmp_path, clock, 60).obtain("a", "a", Found, fail)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "a.json").write_text('{"kind": "a", "took')
     with pytest.raises(ValueError, match=r"a\.json: must be what a step left"):
-        steps_in(tmp_path, Clock(), 60).obtain("a", "a", must_not_run)
+        steps_in(tmp_path, Clock(), 60).obtain("a", "a", Found, must_not_run)
     with pytest.raises(ValueError, match=r"a\.json: must be what a step left"):
-        steps_in(tmp_path, Clock(), 60).obtain("b", "b", must_not_run)
+        steps_in(tmp_path, Clock(), 60).obtain("b", "b", Found, must_not_run)

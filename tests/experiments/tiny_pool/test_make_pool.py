@@ -10,7 +10,7 @@ from time import monotonic, sleep
 
 import pytest
 
-pytest.importorskip("torch", reason="models are trained with torch, which the vLLM extras bring")
+pytest.importorskip("transformers", reason="models are trained with transformers, which the vLLM extras bring")
 
 from experiments.make_pool import make_pool, read_pool
 from experiments.tiny_pool.checkpoint import MANIFEST, read_manifest
@@ -134,8 +134,8 @@ def test_an_interrupt_says_how_to_go_on_and_leaves_no_process(tmp_path: Path) ->
     assert "step 50 of 400" in making.stdout.readline()
     making.send_signal(signal.SIGINT)
     _, said = making.communicate(timeout=60)  # ends when all that write to it have ended
-    assert said.strip() == "interrupted: the same command goes on with the models that are still missing"
-    assert making.returncode == 1
+    assert said.strip().endswith("the same command goes on with the models that are still missing")
+    assert making.returncode == 130
     deadline = monotonic() + 30
     while [entry for entry in Path("/proc").glob("[0-9]*") if is_of(entry, making.pid)] and monotonic() < deadline:
         sleep(0.1)
@@ -153,7 +153,7 @@ def test_bad_options_are_said_before_any_work(tmp_path: Path) -> None:
     command = [sys.executable, "experiments/make_pool.py", "--out", str(tmp_path / "pool"), "--seed", "-1"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert ended.stderr.endswith("error: seed must be at least 0, got -1\n")
+    assert ended.stderr.strip().endswith("seed must be at least 0, got -1")
     assert not (tmp_path / "pool").exists()
 
 

@@ -5,7 +5,7 @@ from random import Random
 from subprocess import run
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from experiments.tiny_pool.prompts import CONTEXT_TOKENS, JUDGE, MAX_OUTPUT_TOKENS, judge_prompt
@@ -22,7 +22,17 @@ from experiments.tiny_pool.questions import (
     part_of,
 )
 from experiments.tiny_pool.responses import EXPERTS, RULES_OF, Habit, Rule, TinyExpert, value_by_rule, write_response
-from experiments.tiny_pool.tokenizer import SPECIAL_TOKENS, TinyTokenizer, tiny_tokenizer
+from experiments.tiny_pool.tokenizer import (
+    ASSISTANT_ID,
+    END_ID,
+    PAD_ID,
+    SPECIAL_TOKENS,
+    USER_ID,
+    decode,
+    encode,
+    encode_chat,
+    make_tokenizer,
+)
 from experiments.tiny_pool.workload import counted
 from mosaic.answers.extraction import extract_answer
 from mosaic.answers.response_text import without_thinking
@@ -121,9 +131,9 @@ def test_reasoning_experts_write_nine_times_as_much_and_fit_their_limits() -> No
     lengths: dict[Family, list[int]] = {family: [] for family in Family}
     for expert in EXPERTS:
         for question in TRAIN:
-            output = len(tiny_tokenizer().encode(write_response(expert, question, Random(0)))) + 1
+            output = len(encode(write_response(expert, question, Random(0)))) + 1
             assert output <= MAX_OUTPUT_TOKENS
-            assert len(tiny_tokenizer().chat(expert_prompt(counted(question)))) + MAX_OUTPUT_TOKENS <= CONTEXT_TOKENS
+            assert len(encode_chat(expert_prompt(counted(question)))) + MAX_OUTPUT_TOKENS <= CONTEXT_TOKENS
             lengths[expert.family].append(output)
     long, short = (sum(lengths[family]) / len(lengths[family]) for family in (Family.REASONING, Family.INSTRUCT))
     assert 7 < long / short < 12
@@ -160,33 +170,35 @@ def texts_of(question: TinyQuestion) -> list[str]:
 def test_all_that_models_read_and_write_is_made_of_words() -> None:
     first_word = len(SPECIAL_TOKENS) + 256
     for text in (text for question in (*TEST[:60], *TRAIN[:60]) for text in texts_of(question)):
-        ids = tiny_tokenizer().encode(text)
-        assert tiny_tokenizer().decode(ids) == text
+        ids = encode(text)
+        assert decode(ids) == text
         singles = {bytes([number - len(SPECIAL_TOKENS)]) for number in ids if number < first_word}
         assert all(len(single) == 1 and single in b"ABCD 0123456789\n" for single in singles), (singles, text)
 
 
 @given(st.text())
+@example("caf\u00e9 \u4e2d  27  plus\n\n\n35 (A)\x00\t\U0001f600")
 def test_any_text_survives_the_tokens(text: str) -> None:
-    assert tiny_tokenizer().decode(tiny_tokenizer().encode(text)) == text or any(
-        name in text for name in SPECIAL_TOKENS
-    )
+    assert decode(encode(text)) == text or any(name in text for name in (*SPECIAL_TOKENS, "<|spare_"))
+
+
+def test_numbers_are_one_token_and_the_longest_word_is_taken() -> None:
+    assert len(encode("27")) == len(encode("99")) == 1
+    assert len(encode("100")) == 2
+    words = make_tokenizer(("a b", "a b c"))
+    assert [len(words.encode(text).ids) for text in ("a b", "a b c", "a b d")] == [1, 1, 3]
 
 
 def test_a_chat_is_the_prompt_between_its_marks() -> None:
-    tokenizer = tiny_tokenizer()
-    pad, end, user, assistant = range(4)
-    assert tokenizer.chat("a") == [user, *tokenizer.encode("a"), end, assistant]
-    assert tokenizer.encode("<|user|>a<|end|><|assistant|>") == tokenizer.chat("a")
-    assert (tokenizer.pad_id, tokenizer.end_id) == (pad, end)
-    assert tokenizer.decode(tokenizer.chat("a")) == "a", "special tokens are no text"
+    assert encode_chat("a") == [USER_ID, *encode("a"), END_ID, ASSISTANT_ID]
+    assert encode("<|user|>a<|end|><|assistant|>") == encode_chat("a")
+    assert encode("<|pad|><|end|>") == [PAD_ID, END_ID]
+    assert decode(encode_chat("a")) == "a", "special tokens are no text"
 
 
-def test_words_must_be_different_and_have_room() -> None:
-    with pytest.raises(ValueError, match="tokenizer.words must be"):
-        TinyTokenizer(words=("a b", "a b"))
+def test_words_must_have_room() -> None:
     with pytest.raises(ValueError, match="tokenizer.words must be at most 188"):
-        TinyTokenizer(words=tuple(map(str, range(1000, 1200))))
+        make_tokenizer(tuple(map(str, range(1000, 1200))))
 
 
 def test_the_aggregator_reads_all_three_responses_uncut_and_twice_the_question() -> None:
@@ -194,7 +206,7 @@ def test_the_aggregator_reads_all_three_responses_uncut_and_twice_the_question()
     prompt = judge_prompt(counted(question), [Response("E", 12, f"It is {n}. The answer is (A).") for n in (4, 8, 12)])
     assert prompt.count(question.text) == 2
     assert "cut" not in prompt
-    assert len(tiny_tokenizer().chat(prompt)) + JUDGE.max_output_tokens <= JUDGE.context_tokens
+    assert len(encode_chat(prompt)) + JUDGE.max_output_tokens <= JUDGE.context_tokens
 
 
 def test_a_question_is_asked_as_a_run_asks_it() -> None:
@@ -204,11 +216,12 @@ def test_a_question_is_asked_as_a_run_asks_it() -> None:
     first, form = expert_prompt(item).split("\n\n")
     assert first == "What is 27 plus 35?\nOptions: (A) 64 (B) 61 (C) 62 (D) 63"
     assert form.startswith("Finish with the line")
-    assert item.prompt_tokens == len(tiny_tokenizer().encode(first))
+    assert item.prompt_tokens == len(encode(first))
 
 
 def test_questions_and_workload_need_no_torch() -> None:
     code = (
-        "import sys, experiments.tiny_pool.workload; sys.exit(any(m in sys.modules for m in ('torch', 'tokenizers')))"
+        "import sys, experiments.tiny_pool.workload as w; w.counted(w.draw_questions(1, w.Part.TEST, 0)[0]);"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
     )
     assert run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from experiments.tiny_pool.questions import Part, draw_questions
-from experiments.tiny_pool.tokenizer import tiny_tokenizer
+from experiments.tiny_pool.tokenizer import encode, encode_chat
 from experiments.tiny_pool.workload import tiny_workload
 from mosaic.config.job import simulated
 from mosaic.core.workload import AnswerKind, Workload
@@ -42,8 +42,8 @@ def test_prompt_tokens_are_those_of_the_prompt_in_the_chat_template(tmp_path: Pa
     for call in workload.calls:
         question = by_id[call.key.question]
         assert question.text is not None
-        assert question.prompt_tokens == len(tiny_tokenizer().encode(question.text))
-        assert call.prompt_tokens == len(tiny_tokenizer().chat(expert_prompt(question))) > question.prompt_tokens
+        assert question.prompt_tokens == len(encode(question.text))
+        assert call.prompt_tokens == len(encode_chat(expert_prompt(question))) > question.prompt_tokens
 
 
 def test_recruits_follow_the_measured_skills(tmp_path: Path) -> None:

@@ -1,0 +1,146 @@
+"""KV heads of a checkpoint: attention under a reader, profiles by hand, and tables that go on."""
+
+import importlib.util
+import json
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from experiments import measure_heads
+from experiments.measure_heads import app, verdict
+from mosaic.comparison.estimate import estimate
+from mosaic.core.sparse_kv import SparseKv
+from mosaic.engines.head_lists import UnstableHeads
+
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="transformers comes with the vLLM extras"
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    from tests.engines.tiny_checkpoint import write_tiny_checkpoint
+
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("heads") / "A", seed=3)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    from experiments.kv_heads.attention import load_checkpoint
+
+    return load_checkpoint(checkpoint)[0]
+
+
+def some_tokens(length):
+    return [1 + (7 * i * i + 3 * i) % 255 for i in range(length)]
+
+
+@needs_torch
+def test_without_a_reader_it_is_transformers_own_attention(model, checkpoint):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from experiments.kv_heads.attention import decode, prefill
+
+    tokens = some_tokens(300)
+    theirs = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    with torch.inference_mode():
+        expected = theirs(torch.tensor([tokens])).logits[0, 280:]
+    assert torch.allclose(decode(model, tokens[280:], prefill(model, tokens[:280])), expected, atol=1e-4)
+
+
+@needs_torch
+def test_a_budget_that_holds_everything_changes_nothing_and_the_cache_stays_the_prompts(model):
+    import torch
+
+    from experiments.kv_heads.attention import FlexiCacheReader, decode, prefill
+
+    tokens = some_tokens(200)
+    cache = prefill(model, tokens[:150])
+    heads = UnstableHeads(((0, 1), (1, 2)))
+    dense, whole, few, again = (
+        decode(model, tokens[150:], cache, reader)
+        for reader in (
+            None,
+            FlexiCacheReader(SparseKv(budget_pages=13), heads),
+            FlexiCacheReader(SparseKv(budget_pages=2), heads),
+            None,
+        )
+    )
+    assert torch.allclose(whole, dense, atol=1e-5)
+    assert not torch.allclose(few, dense, atol=1e-2)
+    assert torch.equal(again, dense)
+
+
+@needs_torch
+def test_changes_from_one_ranking_to_the_next_are_counted_by_hand():
+    import torch
+
+    from experiments.kv_heads.profile import window_changes
+
+    # Two rankings of two heads, of three pages and then four: one head keeps its set, the other has page 0 come back
+    # and page 3, which is new and was never away.
+    ranked = torch.tensor([[[1, 1, 0, 0], [0, 1, 1, 0]], [[1, 1, 0, 0], [1, 0, 0, 1]]]).bool()
+    overlap, promoted = window_changes(ranked, torch.tensor([3, 4]))
+    assert overlap.tolist() == [1.0, 0.0]
+    assert promoted.tolist() == [0.0, 0.5]
+
+
+@needs_torch
+def test_the_unstable_heads_are_those_that_most_documents_name():
+    import torch
+
+    from experiments.kv_heads.profile import consensus, shared_frac
+
+    kv = SparseKv(unstable_frac=0.5)
+    one, two = torch.tensor([[0.1, 0.9], [0.2, 0.8]]), torch.tensor([[0.3, 0.1], [0.2, 0.9]])
+    assert consensus([one], kv).pairs == ((0, 0), (1, 0))
+    # Head (1, 0) is named twice; (0, 0) and (0, 1) once each, and (0, 0) is the less stable one on average.
+    assert consensus([one, two], kv).pairs == ((0, 0), (1, 0))
+    assert shared_frac(consensus([one], kv), consensus([two], kv)) == 0.5
+
+
+@needs_torch
+def test_profiles_and_scores_are_written_and_a_table_is_continued(checkpoint, tmp_path, monkeypatch):
+    for name, value in {
+        "PROMPT_TOKENS": 96, "NUM_PROFILED": 2, "PROFILE_STEPS": 48, "RANKED_PAGES": 3, "NUM_TEXTS": 6,
+        "SCORED_TOKENS": 24, "BUDGETS": (4, 2),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(measure_heads, name, value)
+
+    def call(*arguments):
+        return CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path)], catch_exceptions=False).stdout
+
+    call("profile", checkpoint)
+    found = pl.read_csv(tmp_path / "heads.csv")
+    assert found["set"].to_list() == ["prose", "prose", "code", "code"]
+    assert (found["overlap_stable"] > found["overlap_unstable"]).all()
+    assert found.select((pl.col("overlap_stable") + pl.col("promoted_stable")).max()).item() <= 1
+    heads = tmp_path / "heads_prose.json"
+    assert len(json.loads(heads.read_text())["pairs"]) == 2
+    assert "by chance 0.25" in (tmp_path / "heads.md").read_text()
+
+    assert call("quality", checkpoint, "--heads", heads).count("scored text") == 6
+    table = tmp_path / "quality.csv"
+    rows = pl.read_csv(table)
+    assert len(rows) == 6 * (1 + 2 * 2)
+    assert set(rows.filter(protected="dense")["agreement_frac"]) == {1.0}
+    whole = table.read_text()
+    table.write_text("".join(whole.splitlines(keepends=True)[: 1 + 3 * 5]))
+    assert call("quality", checkpoint, "--heads", heads).count("scored text") == 3
+    assert table.read_text() == whole
+
+
+def test_the_verdict_reads_the_interval():
+    assert verdict(estimate([-0.1, -0.11, -0.09])) == "profiled heads are better"
+    assert verdict(estimate([0.1, 0.11, 0.09])) == "random heads are better"
+    assert verdict(estimate([0.1, -0.11, 0.02])) == "no difference shown"
+
+
+def test_the_committed_page_follows_from_the_committed_table():
+    folder = measure_heads.Path(__file__).parents[2] / "results" / "flexicache"
+    table = pl.read_csv(folder / "quality.csv")
+    assert (folder / "quality.md").read_text() == measure_heads.quality_report(table)
+    heads = pl.read_csv(folder / "heads.csv")
+    assert (folder / "heads.md").read_text() == measure_heads.heads_report(heads, 16 / 22, 22 / 90)
