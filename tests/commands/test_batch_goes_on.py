@@ -169,4 +169,4 @@ def test_the_lock_is_held_in_all_stages_and_while_the_files_are_written(
     for place in ("mosaic.runtime.piloting.with_stage", "mosaic.runtime.run.drive", "mosaic.commands.batch.leave"):
         with_second_start(place)
     assert run_mosaic("batch", path, *models).status == 0
-    assert refused == ["with_stage", "drive", "write_run"]
+    assert refused == ["with_stage", "drive", "leave"]
