@@ -13,8 +13,6 @@ from experiments.lab.tables import read_table
 from experiments.study import find_studies, load_study
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-NOT_AGAIN = "ablate_best"
-"""Its committed files are of commit e0bd268, from before studies had tables: half an hour of 660 runs."""
 OWN_FOLDERS = ("budgets", "exits", "gates", "paper", "plans", "prefill_ahead", "solver", "trees", "validation")
 COMMITTED = {name: name for name in OWN_FOLDERS} | {
     "answers": "calibration",
@@ -22,14 +20,17 @@ COMMITTED = {name: name for name in OWN_FOLDERS} | {
     "quotes": "quote",
     "sparse_throughput": "flexicache",
 }
-COMMITTED |= {name: "ablations" for name in preset_names() if name != NOT_AGAIN}
+COMMITTED |= dict.fromkeys(preset_names(), "ablations")
 """Folder below results/ of each study."""
-TAKES_LONG = ("calibration", "fits")
-"""A minute a set: what the fit finds is tested where its parts are (test_round_robin.py)."""
+NOT_AGAIN = (("calibration", "fits"), ("ablate_best", "ablate_best"))
+"""Tables whose rows take a minute each, or the questions of +experiment=budget_lessons.
+
+What the fit finds is tested where its parts are (test_round_robin.py), budgets in tests/config/test_budget_option.py.
+"""
 
 
 def test_every_study_is_committed_and_says_what_it_is_about() -> None:
-    assert {*find_studies()} == {*COMMITTED, NOT_AGAIN}
+    assert {*find_studies()} == {*COMMITTED}
     for name in COMMITTED:
         study = load_study(name)
         assert study.name == name
@@ -65,7 +66,7 @@ def test_figures_show_the_values_of_the_tables(name) -> None:
 def test_a_measurement_made_anew_is_the_committed_one(name) -> None:
     study, committed = load_study(name), RESULTS / COMMITTED[name]
     for table, sweep in study.tables.items():
-        if sweep.in_turn or (name, table) == TAKES_LONG:  # in turn: it takes times of the machine itself
+        if sweep.in_turn or (name, table) in NOT_AGAIN:  # in turn: it takes times of the machine itself
             continue
         point = sweep.points[-1]
         found = sweep.measure(point, 0)
