@@ -1,6 +1,6 @@
 """What the simulator is told of a tiny pool: how long its models write, and how its experts agree.
 
-    python -m experiments.tiny_pool.simulated checkpoints/tiny
+    python -m experiments.studies.tiny_world checkpoints/tiny
 
 Prints the text of conf/lengths/tiny.yaml, conf/answers/tiny.yaml and of the aggregator in conf/world/tiny_mcq.yaml. The
 answers are one latent difficulty a question (sim/world/answer_model.py), fitted to five shares that the pool's own
