@@ -127,6 +127,7 @@ def test_output_that_was_removed_is_written_again_without_a_call(done: Path, mod
     assert len(read_journal(journal).ended) == num_calls
 
 
+@pytest.mark.slow
 def test_a_batch_is_measured_on_its_own_calls_and_goes_on_from_them(models: list[str], tmp_path: Path) -> None:
     path = write_batch(tmp_path, [batch_line(number) for number in range(60)])
     assert run_mosaic("batch", path, *models).status == 0

@@ -118,6 +118,7 @@ def test_another_file_is_another_configuration_unless_nothing_was_answered(model
     assert "workload.path_sha256 is" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_folder_without_an_answer_blocks_no_other_configuration(
     models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

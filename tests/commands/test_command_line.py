@@ -153,6 +153,7 @@ def test_the_same_command_in_another_process_leaves_the_same_bytes(
     assert contents(tmp_path / "again") == contents(default_run[0])
 
 
+@pytest.mark.slow
 def test_a_saved_plan_runs_with_identical_results(default_run: tuple[Path, Outcome], tmp_path: Path) -> None:
     where = f"hydra.run.dir={tmp_path / 'planned'}"
     explained = run_point("backend=none", where)
@@ -260,6 +261,7 @@ def test_a_sweep_prints_a_line_a_point_and_how_to_compare_them(tmp_path: Path) -
     assert lines[2] == f"compare: mosaic compare {tmp_path}"
 
 
+@pytest.mark.slow
 def test_a_sweep_of_plans_prints_that_nothing_ran(tmp_path: Path) -> None:
     outcome = sweep(tmp_path, "seed=3", "scheduler=round_robin", "backend=none")
     assert "round_robin-3: not run, predicted" in outcome.out

@@ -72,6 +72,7 @@ def test_calls_are_cut_where_the_promise_allows(tmp_path: Path, lessons: Path, g
     assert (again / "calls.parquet").read_bytes() == (folder / "calls.parquet").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_calibrated_gate_and_budgets_are_promised_together(tmp_path: Path, lessons: Path) -> None:
     gate = ("gate=calibrated", f"gate.calibration={lessons}", f"gate.accepted_loss_frac={ACCEPTED}")
     folder = run_into(tmp_path / "run", *FEW, *gate, *BOTH)

@@ -43,6 +43,7 @@ def test_every_point_is_what_hydra_composes_from_its_files(loaders) -> None:
         assert OmegaConf.to_container(ours) == OmegaConf.to_container(hydras)
 
 
+@pytest.mark.slow
 def test_a_choice_of_groups_is_composed_once(loaders, monkeypatch) -> None:
     master, _, sharing = loaders
     composed = []

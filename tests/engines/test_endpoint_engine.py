@@ -365,6 +365,7 @@ def test_a_response_may_fill_the_context_and_no_more():
     assert "must be at most context_tokens" in fatal(None, [REQUESTS[3]], context_tokens=6 + tokens)[0]
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_is_not_waited_for_for_ever():
     patience = EndpointPatience(reply_timeout_s=0.5, max_retries=1, first_wait_s=0.01)
     with (
@@ -540,6 +541,7 @@ def test_a_call_that_is_served_clears_a_doubt():
     assert all((response.error is None) == (number % 2 == 0) for number, response in kept.items())
 
 
+@pytest.mark.slow
 def test_one_bad_call_is_no_bad_server_while_others_are_under_way():
     """The worst case: it comes first, and fails for good before any other is served."""
     failed = threading.Event()

@@ -74,6 +74,7 @@ def once_both_serve(server: FakeServer, other: FakeServer) -> None:
     server.behave = behave
 
 
+@pytest.mark.slow
 def test_both_stages_run_on_servers(tmp_path, servers):
     folder = tmp_path / "run"
     once_both_serve(servers[0], servers[2])
@@ -100,6 +101,7 @@ def test_both_stages_run_on_servers(tmp_path, servers):
     assert any(prompt.startswith("Several models were asked") for prompt in asked), "the aggregator's server"
 
 
+@pytest.mark.slow
 def test_a_server_that_turns_bad_leaves_its_calls_to_the_other(tmp_path, servers):
     once_both_serve(servers[0], servers[2])
     servers[2].behave = lambda body, number: completion(body) if len(servers[2].posts) <= 1 else (401, {"error": "no"})
@@ -111,6 +113,7 @@ def test_a_server_that_turns_bad_leaves_its_calls_to_the_other(tmp_path, servers
     assert {call["status"] for call in calls_of(folder)} == {"finished"}
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_for_a_while_is_waited_for(tmp_path, servers):
     server = servers[1]
     bad_until = []
@@ -127,6 +130,7 @@ def test_a_server_that_goes_away_for_a_while_is_waited_for(tmp_path, servers):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["lost_workers"] == []
 
 
+@pytest.mark.slow
 def test_an_expert_whose_server_refuses_ends_alone_and_is_tried_again_later(tmp_path, servers):
     refusal = [(401, {"error": {"message": "Incorrect API key"}})]
     servers[1].behave = lambda body, number: refusal[0] if refusal else completion(body)

@@ -66,6 +66,7 @@ def fleets():
         fleet.close()
 
 
+@pytest.mark.slow
 def test_machines_say_what_this_one_says(tmp_path, fleets) -> None:
     calls = [*some_calls("A", 20), *some_calls("B", 20)]
     plan = make_plan(make_session(0, calls[:20]), make_session(1, calls[20:], workers=(1,)))
@@ -79,6 +80,7 @@ def test_machines_say_what_this_one_says(tmp_path, fleets) -> None:
     assert [session.workers for session in result.sessions] == [(0,), (1,)]
 
 
+@pytest.mark.slow
 def test_workers_of_a_lost_machine_are_planned_around_at_once_and_together(tmp_path, fleets) -> None:
     machines = HereMachines({"a": 1, "b": 2})
     calls = [*some_calls("A", 300), *some_calls("B", 40), *some_calls("C", 40)]
@@ -122,6 +124,7 @@ class UseJoined:
         return [Open(session), *(Move(key, number) for key in keys), Close(number)]
 
 
+@pytest.mark.slow
 def test_a_machine_that_joins_is_used(tmp_path, fleets) -> None:
     machines = HereMachines({"a": 1})
     runs = MachineRuns(tmp_path, fleets(machines, 2))

@@ -44,6 +44,7 @@ def test_no_more_is_sent_than_the_batch_has_and_the_responses_are_those_of_a_run
     assert answers_of(own) == answers_of(others)
 
 
+@pytest.mark.slow
 def test_the_makespan_leaves_the_pilot_out_and_says_so(inputs, tmp_path):
     outcome = run_fake(*inputs, f"hydra.run.dir={tmp_path}")
     assert outcome.status == 0, outcome.err
@@ -62,6 +63,7 @@ def test_the_makespan_leaves_the_pilot_out_and_says_so(inputs, tmp_path):
     assert "to price the others; their answers are kept" in outcome.err
 
 
+@pytest.mark.slow
 def test_calls_that_fail_in_the_pilot_are_planned_with_the_batch(tmp_path):
     inputs = [*write_inputs(tmp_path, num_questions=40), "aggregator=none", "backend.patience.max_retries=0"]
     folder = tmp_path / "run"

@@ -55,6 +55,7 @@ def slow(tmp_path, host, tokens: int = 40, **changes) -> Runs:
     return Runs(tmp_path, host, **changes)
 
 
+@pytest.mark.slow
 def test_sessions_of_an_expert_share_its_queue_and_the_lower_priority_goes_first(tmp_path, host):
     sessions = [make_session(0, expert="A"), make_session(1, expert="A", workers=(1,))]
     late, early = A[:20], A[20:]
@@ -79,6 +80,7 @@ def test_sessions_of_an_expert_share_its_queue_and_the_lower_priority_goes_first
     assert [session.num_calls > 0 for session in result.sessions] == [True, True]
 
 
+@pytest.mark.slow
 def test_a_session_that_is_opened_for_an_idle_worker_keeps_the_expert_that_is_there(tmp_path, host):
     started = [Open(make_session(0, expert="A")), *(Submit(call, 0) for call in A[:3]), Close(0), *hold_open()]
     again = make_session(7, expert="A")
@@ -118,6 +120,7 @@ def test_prompts_and_outcomes_see_what_a_call_comes_after(tmp_path, host):
     assert (record.output_tokens, record.answer) == (13, "said by A0+said by A1+said by A2")
 
 
+@pytest.mark.slow
 def test_running_and_waiting_calls_move_and_go_on_where_they_were(tmp_path, host):
     calls = A[:16]
     stayed = slow(tmp_path, host, journal=tmp_path / "stayed")
@@ -183,6 +186,7 @@ def test_calls_of_the_queue_go_back_to_it_when_a_worker_is_lost(tmp_path, host):
     assert [event.worker for event in executor.watcher.all(Idle)] == [1 - lost.worker]
 
 
+@pytest.mark.slow
 def test_what_only_lost_workers_could_serve_is_left(tmp_path, host):
     (make_checkpoint(tmp_path, "A") / "behave").write_text("lose")
     executor = Runs(tmp_path, host, patience=Patience(max_restarts=0))

@@ -73,6 +73,7 @@ def test_a_complete_run_is_not_run_again(inputs, done):
     assert "already complete" in outcome.out
 
 
+@pytest.mark.slow
 def test_another_plan_gives_the_same_answers(inputs, done, tmp_path):
     folder = tmp_path / "rr"
     outcome = run_fake(*inputs, "scheduler=round_robin", "cluster.num_workers=1", f"hydra.run.dir={folder}")
@@ -98,6 +99,7 @@ def test_replay_takes_lengths_and_answers_from_the_simulated_world(inputs, tmp_p
     assert answers_of(replayed) == answers_of(simulated)
 
 
+@pytest.mark.slow
 def test_what_a_lost_worker_leaves_is_planned_anew(tmp_path):
     inputs = [*write_inputs(tmp_path), "aggregator=none", "backend.patience.max_restarts=0"]
     profile = tmp_path / "profile.json"
@@ -194,6 +196,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
     assert not processes_of(folder)
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_not_gone_on_with_as_another(tmp_path):
     inputs = write_inputs(tmp_path)
     folder = tmp_path / "run"

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import pytest
 
 from mosaic.figures.style import PALETTE, PUBLISHED_EXPERTS, expert_colours, new_figure, pdf_bytes, png_bytes
 
@@ -30,6 +31,7 @@ def test_pdf_embeds_its_text_as_truetype():
     assert matplotlib.rcParams["pdf.fonttype"] == 3, "the process's settings stay as they were"
 
 
+@pytest.mark.slow
 def test_pdf_is_the_same_in_another_process():
     code = (
         "from mosaic.figures.style import new_figure, pdf_bytes; from hashlib import sha256; f = new_figure(1.0);"

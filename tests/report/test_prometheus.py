@@ -13,6 +13,7 @@ def read(host: str, port: int | None) -> str:
     return text.decode()
 
 
+@pytest.mark.slow
 def test_counts_are_for_this_machine_unless_another_address_is_named() -> None:
     with serving(RunMetrics(), 0) as port:
         assert "# TYPE mosaic:lost_workers gauge" in read("127.0.0.1", port)

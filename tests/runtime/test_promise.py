@@ -58,6 +58,7 @@ def test_what_is_compared_does_not_depend_on_what_was_cancelled_or_cut(
     assert not promise.votes.differs
 
 
+@pytest.mark.slow
 def test_an_exit_is_compared_by_its_first_layer(tmp_path: Path) -> None:
     tree = (*SMALL, *QUICK, "topology=tree")
     asked = {"taught": ("workload.part=calibration", "workload.num_calibration_questions=120"), "own": ()}
