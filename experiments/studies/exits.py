@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import product
-from math import floor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -21,17 +20,16 @@ from experiments.studies.gate_populations import (
     Population,
     attracted_experts,
     gather,
+    harmful_frac,
     indifferent_aggregator,
 )
 from experiments.studies.gate_trials import broken_limit, simulate_calibrations
 from mosaic.config.job import simulated
-from mosaic.core.realization import uniform_pair
 from mosaic.core.workload import CallKey
 from mosaic.pipelines.exits import Agreed, AgreedAtRisk, Exit, FasterMoa, Order
 from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, grade_ballot
 from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
-from mosaic.pipelines.gates.gate import plurality
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
 from sim.site import SimSite, draw_records
@@ -118,24 +116,17 @@ def draw_batch(world: str, topology: str, seed: int, num_questions: int, right_f
 def find_right_frac(world: str, topology: str, num_questions: int) -> float:
     """Find how often the last agent must be right for skipping what is unanimous to lose just more than is accepted.
 
-    As `gate_populations.least_harmful_frac`: an indifferent agent is right where its call's draw is below that share.
     Agents of other worlds do not need it.
     """
     if world != ADVERSARIAL:
         return 0.5
-    draws: list[float] = []
-    num_right = num_all = 0
-    for seed in DRAWN_SEEDS:
-        batch = draw_batch(ADVERSARIAL, topology, seed, num_questions)
-        last = batch.job.graph.nodes[-1].name
-        for one in batch.graded():
-            num_all += 1
-            if plurality(one.ballot).confidence >= 1:
-                num_right += one.majority_correct
-                draws.append(uniform_pair(batch.high.root_seed, batch.high.stream, CallKey(one.id, last, 0))[1])
-    draws.sort()
-    needed = num_right + floor(ACCEPTED_FRAC * num_all + 1e-9) + 1
-    return (draws[needed - 1] + draws[needed]) / 2
+    batches = [draw_batch(ADVERSARIAL, topology, seed, num_questions) for seed in DRAWN_SEEDS]
+    questions = (
+        (one.ballot, one.majority_correct, batch.high, CallKey(one.id, batch.job.graph.nodes[-1].name, 0))
+        for batch in batches
+        for one in batch.graded()
+    )
+    return harmful_frac(questions, ACCEPTED_FRAC)
 
 
 @cache

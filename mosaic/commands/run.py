@@ -208,10 +208,10 @@ def run_resolved(
             )
         if tries_again:
             (folder / SUMMARY).unlink(missing_ok=True)
-        return tell(prepared, stamped, folder, outcome, watch, point)
+        return finish(prepared, stamped, folder, outcome, watch, point)
 
 
-def tell(
+def finish(
     prepared: Prepared,
     stamped: dict[str, Any],
     folder: Path,

@@ -97,13 +97,13 @@ def _vllm_on_ray(
 ) -> EngineSite:
     """Build what ``backend=vllm cluster=ray`` says."""
     engines = _engines(backend, options)
-    asked = {expert.name for expert in parts.called_experts}
+    called = {expert.name for expert in parts.called_experts}
     cluster = RayCluster(
         ray.address,
         Room(device=options.loading.device, cpus_per_worker=ray.cpus_per_worker),
         ray.host_sizes,
         options,
-        wanted=lambda: engines.wanted([expert for expert in parts.experts if expert.name in asked]),
+        wanted=lambda: engines.wanted([expert for expert in parts.experts if expert.name in called]),
         tell=lambda line: print(line, file=sys.stderr, flush=True),
         engine_module=VLLM_ENGINE,
     )
