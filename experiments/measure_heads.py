@@ -23,12 +23,13 @@ from experiments.lab.tables import append_rows, beside, markdown, means, read_ta
 from experiments.studies.published_sparse_kv import PROMOTED_FRAC, UNSTABLE_OVERLAP_FRAC
 from mosaic.comparison.estimate import Estimate
 from mosaic.config.errors import exit_with_message
-from mosaic.config.places import own_folder, write_file
+from mosaic.config.places import own_folder
 from mosaic.core.errors import BackendError
 from mosaic.core.json_file import read_json
 from mosaic.core.sparse_kv import SparseKv
 from mosaic.engines.head_lists import UnstableHeads, write_heads
 from mosaic.figures.style import pdf_bytes, png_bytes
+from mosaic.report.run_folder import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,10 +80,11 @@ def quality(
     """Score texts with budgets of pages; a table that is there is continued."""
     with exit_with_message():
         table = score_texts(checkpoint, read_json(heads, UnstableHeads, "--heads", BackendError), out / "quality.csv")
-        write_file(out / "quality.md", quality_report(table))
         figure = quality_figure(table)
-        write_file(out / "quality.png", png_bytes(figure))
-        write_file(out / "quality.pdf", pdf_bytes(figure))
+        files = {"md": quality_report(table).encode(), "png": png_bytes(figure), "pdf": pdf_bytes(figure)}
+        for suffix, content in files.items():
+            write_file(out, f"quality.{suffix}", content)
+            print(f"written: {out / 'quality'}.{suffix}")
 
 
 def profile_sets(checkpoint: Path, out: Path) -> None:
@@ -110,7 +112,8 @@ def profile_sets(checkpoint: Path, out: Path) -> None:
     table = pl.DataFrame(rows)
     write_table(out / "heads.csv", table)
     chance = len(lists[0].pairs) / (model.config.num_hidden_layers * model.config.num_key_value_heads)
-    write_file(out / "heads.md", heads_report(table, shared_frac(*lists), chance))
+    write_file(out, "heads.md", heads_report(table, shared_frac(*lists), chance).encode())
+    print(f"written: {out / 'heads.md'}")
 
 
 def summary(profile: "HeadProfile", unstable: UnstableHeads) -> dict[str, float]:

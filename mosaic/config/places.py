@@ -11,10 +11,3 @@ JOURNAL = "journal"
 def own_folder(command: str) -> Path:
     """Name the folder of a command's files; committed ones are written where ``--out`` names their folder."""
     return SWEEPS / command
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file of a command, and say so."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    print(f"written: {path}")
