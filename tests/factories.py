@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mosaic.core.cluster import Cluster, Gpu, Worker, uniform_cluster
-from mosaic.core.plan import Plan, Session, unpriced_plan
-from mosaic.core.prediction import LengthPrediction
-from mosaic.core.sparse_kv import SparseKv
+from mosaic.core.plan import LengthPrediction, Plan, Session, unpriced_plan
 from mosaic.core.workload import (
     PROPOSE,
     Call,
@@ -16,6 +14,7 @@ from mosaic.core.workload import (
     Family,
     ModelShape,
     Question,
+    SparseKv,
     Workload,
 )
 from mosaic.planning.costs import AffineCosts, LinearTerms, PaperCosts, Residency, ShardSummary

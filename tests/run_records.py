@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from mosaic.core.plan import Plan, PredictedTimes, Session, SolveReport, SolveStatus
-from mosaic.core.prediction import LengthPrediction
+from mosaic.core.plan import LengthPrediction, Plan, PredictedTimes, Session, SolveReport, SolveStatus
 from mosaic.core.results import CallRecord, CallStatus, LostWorker, Resumption, RunResult, SessionRecord
 from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mosaic.core.sparse_kv import PAGE_TOKENS, SparseKv
+from mosaic.core.workload import PAGE_TOKENS, SparseKv
 from mosaic.engines.head_lists import UnstableHeads
 from mosaic.engines.page_selection import best_pages, page_scores, page_summaries, tokens_of
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.kv_heads.attention import Layer, causal, decode, fresh_pages, num_pages_of, prefill
-from mosaic.core.sparse_kv import PAGE_TOKENS, SparseKv
+from mosaic.core.workload import PAGE_TOKENS, SparseKv
 from mosaic.engines.head_lists import UnstableHeads
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from experiments.kv_heads.attention import FlexiCacheReader, decode, prefill
-from mosaic.core.sparse_kv import SparseKv
+from mosaic.core.workload import SparseKv
 from mosaic.engines.head_lists import UnstableHeads
 
 DENSE = "dense"

@@ -32,8 +32,7 @@ from mosaic.config.instantiation import make
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.plan import Session
-from mosaic.core.sparse_kv import SparseKv
-from mosaic.core.workload import PROPOSE, CallKey, Expert
+from mosaic.core.workload import PROPOSE, CallKey, Expert, SparseKv
 from sim.cluster.expert_on_gpu import ExpertsOnGpus
 from sim.hardware.hardware import Hardware, hardware_from_config
 from sim.hardware.iteration_time import iteration_time

@@ -9,7 +9,7 @@ import typer
 
 from mosaic import __version__
 from mosaic.config.errors import BAD_INPUT_STATUS, INTERRUPTED_STATUS
-from mosaic.core.printable import printable
+from mosaic.core.safe_text import printable
 
 app = typer.Typer(
     name="mosaic",

@@ -19,7 +19,7 @@ from mosaic.comparison.pairing import METRICS, NEVER, Comparison, compare_runs
 from mosaic.comparison.run_table import RunPoint, collect_runs, seen_from_here
 from mosaic.comparison.table import describe
 from mosaic.core.checks import require
-from mosaic.core.printable import printable
+from mosaic.core.safe_text import printable
 from mosaic.figures.scaling import draw_scaling
 from mosaic.figures.speedups import draw_speedups
 from mosaic.figures.tradeoff import draw_tradeoff, tradeoff_rows

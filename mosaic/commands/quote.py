@@ -28,7 +28,7 @@ from mosaic.config.run_start import begin
 from mosaic.core.checks import require
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions
-from mosaic.core.file_names import file_name
+from mosaic.core.safe_text import file_name
 from mosaic.quote import Asked, Kind, Quotation, ask, describe, quote
 from mosaic.quote.forecast import Factors, Simulator
 from mosaic.quote.measured import hardware_error, load_factor, serve_factor

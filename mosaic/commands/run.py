@@ -29,11 +29,10 @@ from mosaic.config.job import Prepared, job_from
 from mosaic.config.places import JOURNAL
 from mosaic.config.run_start import begin, is_blank
 from mosaic.config.single import compose_single
-from mosaic.core.action_lines import encode_action
 from mosaic.core.checks import require
-from mosaic.core.file_names import from_file_name
+from mosaic.core.commands import encode_action
 from mosaic.core.plan import Plan
-from mosaic.core.printable import printable
+from mosaic.core.safe_text import from_file_name, printable
 from mosaic.figures.replay import report_replay
 from mosaic.figures.timeline import draw_timeline
 from mosaic.planning.explain import explain

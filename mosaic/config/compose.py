@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mosaic.config.sharing import SharingLoader
 
 from mosaic.bundled import BUNDLE
-from mosaic.core.file_names import file_name
+from mosaic.core.safe_text import file_name
 
 CONF = BUNDLE / "conf"
 MOST_KEPT = 256

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from mosaic.core.errors import InUseError, MosaicError
-from mosaic.core.printable import printable_output
+from mosaic.core.safe_text import printable_output
 
 BAD_INPUT = (MosaicError, ValueError, TypeError, OSError, HydraException, OmegaConfBaseException)
 """What ends a command with a message that names the field or the file; anything else is our own mistake."""

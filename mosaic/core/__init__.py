@@ -4,8 +4,7 @@ from mosaic.core.cluster import Cluster, Gpu, Worker, uniform_cluster
 from mosaic.core.errors import BackendError, InfeasibleError, MosaicError, PlanError, ProfileError
 from mosaic.core.plan import Plan, Session
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
-from mosaic.core.sparse_kv import SparseKv
-from mosaic.core.workload import AnswerKind, Call, CallKey, Expert, Family, ModelShape, Question, Workload
+from mosaic.core.workload import AnswerKind, Call, CallKey, Expert, Family, ModelShape, Question, SparseKv, Workload
 
 __all__ = [
     "AnswerKind",

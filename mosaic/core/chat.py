@@ -9,6 +9,8 @@ from mosaic.core.checks import require, require_count, require_name, require_num
 ROLES = ("system", "developer", "user", "assistant")
 ENGINE_FIELDS = ("top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "stop")
 """Sampling beside temperature, seed and limit, under the names that vLLM and OpenAI's interface have for it."""
+CHARACTERS_PER_TOKEN = 4
+"""Where no tokenizer is at hand; of the order of what the pool's tokenizers reach on English text."""
 
 
 class Message(NamedTuple):
@@ -83,3 +85,14 @@ class Sampling:
         """What engines are told beside temperature, seed and limit."""
         values = {name: getattr(self, name) for name in ENGINE_FIELDS}
         return {name: [*value] if name == "stop" else value for name, value in values.items() if value is not None}
+
+
+def count_text_tokens(text: str) -> int:
+    """Estimate the tokens of a text from its characters, rounded up.
+
+    Examples
+    --------
+    >>> count_text_tokens("Is 7 prime?")
+    3
+    """
+    return -(-len(text) // CHARACTERS_PER_TOKEN)

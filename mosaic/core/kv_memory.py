@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from mosaic.core.checks import require
 from mosaic.core.cluster import Gpu, Worker
 from mosaic.core.engine_options import EngineOptions
-from mosaic.core.workload import Expert
+from mosaic.core.workload import Expert, SparseKv
 
 LOGIT_BYTES = 20
 """Of one logit when sampling is profiled: in full precision, sorted, the order, and as a probability."""
@@ -73,3 +74,17 @@ def describe_need(expert: Expert) -> str:
         f"{weights:.1f} GiB of weights and {cache:.1f} GiB of KV cache for one call of "
         f"context_tokens={expert.context_tokens}"
     )
+
+
+def check_sparse_kv(owner: str, kv: SparseKv | None, options: EngineOptions) -> None:
+    """Check that an engine can keep an expert's KV cache as it asks for.
+
+    Raises
+    ------
+    ValueError
+        With prefix caching: blocks that requests share would be on the GPU for one and on the host for another; the
+        authors' artifact refuses it too.
+    """
+    if kv is not None:
+        rule = f"false with expert {owner}'s kv={kv.policy} (order=mixed has it on by default)"
+        require(not options.caches_prefixes, "engine.enable_prefix_caching", rule, True)

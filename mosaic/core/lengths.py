@@ -3,12 +3,15 @@
 from dataclasses import dataclass, field
 from math import ceil, erf, exp, log, sqrt
 from statistics import NormalDist, fmean, pstdev
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias, get_args
 
 from mosaic.core.checks import require, require_count, require_number
-from mosaic.core.source import Source, require_source
 
 _STANDARD_NORMAL = NormalDist()
+
+Source: TypeAlias = Literal["published", "fitted", "assumed", "measured"]
+"""A paper, a fit to its baseline, nobody, or an engine."""
+SOURCES: tuple[Source, ...] = get_args(Source)
 
 
 class LengthDistribution(Protocol):
@@ -138,6 +141,11 @@ class Empirical:
         """Multiply every length, which scales the mean up to rounding."""
         require_number(factor, "length scale", above=0)
         return Empirical(sample=tuple(max(1, round(tokens * factor)) for tokens in self.sample), source=self.source)
+
+
+def require_source(value: object, field_name: str) -> None:
+    """Check a declared source."""
+    require(value in SOURCES, field_name, f"one of {list(SOURCES)}", value)
 
 
 def require_uniform(u: float) -> None:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import sqrt
 from typing import TypeAlias
 
+from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require, require_number, require_unique
-from mosaic.core.prediction import LengthPrediction
 from mosaic.core.workload import PROPOSE, CallKey, ExpertName, NodeName
 
 
@@ -41,6 +42,35 @@ Home: TypeAlias = tuple[ExpertName, tuple[int, ...]]
 def home_of(session: Session) -> Home:
     """Tell what a session leaves on its workers."""
     return session.expert, session.workers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthPrediction:
+    """Predicted distribution of one expert's output tokens per call."""
+
+    mean: float
+    max: float
+    std: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_number(self.mean, "length prediction: mean", above=0)
+        require_number(self.max, "length prediction: max", above=0)
+        require_number(self.std, "length prediction: std", at_least=0)
+        require(self.max >= self.mean, "length prediction: max", f"at least the mean {self.mean:g}", self.max)
+
+
+def prediction_from_sample(lengths: Sequence[int]) -> LengthPrediction:
+    """Summarise lengths measured on calibration questions.
+
+    Raises
+    ------
+    ValueError
+        If the sample is empty.
+    """
+    require(len(lengths) > 0, "length sample", "non-empty", list(lengths))
+    mean = sum(lengths) / len(lengths)
+    variance = add_in_order((length - mean) ** 2 for length in lengths) / len(lengths)
+    return LengthPrediction(mean=mean, max=float(max(lengths)), std=sqrt(variance))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from mosaic.core.checks import require, require_count
 from mosaic.core.errors import BackendError
 from mosaic.core.json_file import read_json
-from mosaic.core.sparse_kv import SparseKv
+from mosaic.core.workload import SparseKv
 
 
 @dataclass(frozen=True, slots=True)

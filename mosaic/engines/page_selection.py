@@ -6,7 +6,7 @@ torch: its tensors know how to compute.
 
 from typing import Any, TypeAlias
 
-from mosaic.core.sparse_kv import PAGE_TOKENS
+from mosaic.core.workload import PAGE_TOKENS
 
 Tensor: TypeAlias = Any
 

@@ -11,10 +11,10 @@ from mosaic.core.chat import in_context
 from mosaic.core.cluster import Cluster, may_be_gang
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
-from mosaic.core.file_names import file_name
 from mosaic.core.plan import Plan
 from mosaic.core.realization import Outcomes
 from mosaic.core.results import CallRecord, Inputs, inputs_of
+from mosaic.core.safe_text import file_name
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, Question, Workload
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
-from mosaic.core.sparse_kv import PAGE_TOKENS, SparseKv
+from mosaic.core.workload import PAGE_TOKENS, SparseKv
 from mosaic.engines.head_lists import UnstableHeads
 from mosaic.engines.page_selection import attend, best_pages, page_scores, page_summaries, tokens_of
 

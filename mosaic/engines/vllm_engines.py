@@ -8,9 +8,8 @@ from mosaic.core.checks import require
 from mosaic.core.cluster import Cluster, Worker
 from mosaic.core.engine_options import Device, EngineOptions
 from mosaic.core.errors import BackendError
-from mosaic.core.kv_memory import free_kv_bytes
-from mosaic.core.sparse_kv import SparseKv, check_sparse_kv
-from mosaic.core.workload import Expert, ExpertName
+from mosaic.core.kv_memory import check_sparse_kv, free_kv_bytes
+from mosaic.core.workload import Expert, ExpertName, SparseKv
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent, ServedExpert
 from mosaic.engines.checkpoints import Checkpoint, check_checkpoint, check_kv_memory, find_checkpoint, kv_value_bytes

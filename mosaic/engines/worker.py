@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from typing import NoReturn
 
 from mosaic.core.errors import FatalEngineError, MosaicError, OutageError
-from mosaic.core.printable import printable_output
+from mosaic.core.safe_text import printable_output
 from mosaic.engines.engine import EngineModule
 from mosaic.engines.messages import Failure, Fork, FromWorker, Load, Quit, Serve, one_line
 from mosaic.engines.session_service import SessionService

@@ -26,9 +26,9 @@ from functools import cache
 from math import ceil
 from typing import NamedTuple
 
+from mosaic.core.chat import count_text_tokens
 from mosaic.core.checks import require_count
 from mosaic.core.results import CallRecord, CallStatus
-from mosaic.core.tokens import count_text_tokens
 from mosaic.core.workload import AnswerKind, Call, CallKey, Expert, ExpertName, Question
 
 CUT_MARKER = "[... beginning cut ...]\n"

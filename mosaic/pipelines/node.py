@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from mosaic.core.chat import CHARACTERS_PER_TOKEN, count_text_tokens
 from mosaic.core.checks import require, require_count, require_name, require_unique
 from mosaic.core.results import CallRecord, Inputs
-from mosaic.core.tokens import CHARACTERS_PER_TOKEN, count_text_tokens
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName, Question
 from mosaic.pipelines.aggregation import (
     MIN_OUTPUT_TOKENS,

@@ -10,7 +10,7 @@ from mosaic.core.cluster import Worker
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import ProfileError
 from mosaic.core.kv_memory import fits_memory
-from mosaic.core.prediction import LengthPrediction
+from mosaic.core.plan import LengthPrediction
 from mosaic.core.workload import Expert, ExpertName
 from mosaic.planning.profiles import Profile, ProfileEntry, convex_pieces
 

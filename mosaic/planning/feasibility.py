@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from mosaic.core.checks import require
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
-from mosaic.core.kv_memory import activation_bytes, describe_need, fits_memory
-from mosaic.core.sparse_kv import check_sparse_kv
+from mosaic.core.kv_memory import activation_bytes, check_sparse_kv, describe_need, fits_memory
 from mosaic.core.workload import Expert, Workload
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mosaic.core.prediction import prediction_from_sample
+from mosaic.core.plan import prediction_from_sample
 from mosaic.core.workload import ExpertName
 from mosaic.planning.profiles import Profile, ProfileEntry
 

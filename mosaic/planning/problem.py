@@ -6,7 +6,7 @@ from hashlib import sha256
 
 from mosaic.core.checks import require_unique
 from mosaic.core.cluster import Cluster, Worker, may_be_gang
-from mosaic.core.prediction import LengthPrediction
+from mosaic.core.plan import LengthPrediction
 from mosaic.core.workload import Call, Expert, ExpertName
 from mosaic.planning.costs import CostModel, ShardSummary
 from mosaic.planning.held import Held

@@ -12,7 +12,7 @@ from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
 from mosaic.core.errors import ProfileError
 from mosaic.core.json_file import read_json
-from mosaic.core.prediction import LengthPrediction
+from mosaic.core.plan import LengthPrediction
 from mosaic.core.workload import ExpertName
 from mosaic.planning.speeds import Speed
 

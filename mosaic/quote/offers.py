@@ -6,8 +6,7 @@ from statistics import fmean, median
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.cluster import Cluster
-from mosaic.core.plan import Plan
-from mosaic.core.prediction import prediction_from_sample
+from mosaic.core.plan import Plan, prediction_from_sample
 from mosaic.core.workload import Expert
 from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_session
 from mosaic.planning.session_model import Request

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from mosaic.core.commands import Command
 from mosaic.core.events import Event, Redone
 from mosaic.core.plan import PredictedTimes
-from mosaic.core.printable import PrintableStream, printable
+from mosaic.core.safe_text import PrintableStream, printable
 from mosaic.report.redone import describe_redone
 from mosaic.report.run_status import RunStatus, RunView
 

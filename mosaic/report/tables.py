@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mosaic.core.errors import RunFolderError
-from mosaic.core.prediction import LengthPrediction
+from mosaic.core.plan import LengthPrediction
 from mosaic.core.results import SESSION_COLUMNS, CallRecord, SessionRecord
 from mosaic.core.workload import ExpertName, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer

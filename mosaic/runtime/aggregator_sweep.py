@@ -13,8 +13,7 @@ from itertools import count, islice
 from mosaic.core.checks import require
 from mosaic.core.cluster import Cluster
 from mosaic.core.errors import DisturbedSweepError
-from mosaic.core.plan import Session, unpriced_plan
-from mosaic.core.prediction import prediction_from_sample
+from mosaic.core.plan import Session, prediction_from_sample, unpriced_plan
 from mosaic.core.results import RunResult, SessionRecord
 from mosaic.core.workload import Call, Expert, NodeName
 from mosaic.planning.profiles import ProfileEntry, SweepPoint, fit_session

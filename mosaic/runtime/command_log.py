@@ -10,8 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from mosaic.core.action_lines import decode_action, encode_action
-from mosaic.core.commands import Action
+from mosaic.core.commands import Action, decode_action, encode_action
 from mosaic.core.results import Resumption
 from mosaic.core.workload import CallKey
 from mosaic.runtime.journal import Log, decoded, frame

@@ -8,8 +8,7 @@ from typing import TypeAlias
 from mosaic.core.checks import require, require_count, require_unique
 from mosaic.core.cluster import Cluster
 from mosaic.core.errors import DisturbedSweepError
-from mosaic.core.plan import Session, unpriced_plan
-from mosaic.core.prediction import prediction_from_sample
+from mosaic.core.plan import Session, prediction_from_sample, unpriced_plan
 from mosaic.core.results import CallRecord, RunResult, SessionRecord
 from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ExpertName
 from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_session

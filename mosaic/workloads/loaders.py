@@ -25,8 +25,8 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from mosaic.core.chat import count_text_tokens
 from mosaic.core.checks import require, require_count, require_unique
-from mosaic.core.tokens import count_text_tokens
 from mosaic.core.workload import PROPOSE, Call, CallKey, ExpertName, Question, Workload
 from mosaic.workloads.question_files import Row, read_rows
 from mosaic.workloads.question_kind import question_kind

@@ -7,10 +7,9 @@ from typing import NamedTuple, TypeAlias
 from mosaic.core.cluster import Cluster, Gpu, Worker
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
-from mosaic.core.kv_memory import CONTEXT_BYTES, activation_bytes, fits_memory, kv_capacity_tokens
+from mosaic.core.kv_memory import CONTEXT_BYTES, activation_bytes, check_sparse_kv, fits_memory, kv_capacity_tokens
 from mosaic.core.plan import Session
-from mosaic.core.sparse_kv import SparseKv, check_sparse_kv
-from mosaic.core.workload import Expert, ExpertName, ModelShape
+from mosaic.core.workload import Expert, ExpertName, ModelShape, SparseKv
 from sim.cluster.gpu_use import GpuUse, Keep
 from sim.engine.engine import Engine
 from sim.engine.sparse_engine import SparseEngine

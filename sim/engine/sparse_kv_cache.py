@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mosaic.core.checks import require
-from mosaic.core.sparse_kv import PAGE_TOKENS, SparseKv
+from mosaic.core.workload import PAGE_TOKENS, SparseKv
 from sim.engine.kv_cache import Found, KvCache
 from sim.engine.request import Request
 

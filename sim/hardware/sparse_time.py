@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mosaic.core.checks import require
-from mosaic.core.sparse_kv import SparseKv
-from mosaic.core.workload import Expert
+from mosaic.core.workload import Expert, SparseKv
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import IterationTime
 from sim.hardware.length_time import LengthTime

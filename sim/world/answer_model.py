@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require, require_count, require_number
+from mosaic.core.lengths import Source, require_source
 from mosaic.core.realization import question_uniforms
-from mosaic.core.source import Source, require_source
 from mosaic.core.workload import OPTION_LETTERS, ExpertName, Question
 
 NUM_UNLISTED_OPTIONS = 10

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from mosaic.core.checks import require, require_name, require_number
-from mosaic.core.lengths import ClippedLognormal, Empirical, LengthDistribution
+from mosaic.core.lengths import SOURCES, ClippedLognormal, Empirical, LengthDistribution, Source, require_source
 from mosaic.core.results import CallStatus
-from mosaic.core.source import SOURCES, Source, require_source
 from mosaic.core.workload import PROPOSE, ExpertName
 from mosaic.planning.profiles import load_profile
 

@@ -8,8 +8,8 @@ from unittest.mock import patch
 import pytest
 
 import mosaic
-from mosaic.core.file_names import file_name, from_file_name
 from mosaic.core.results import CallStatus
+from mosaic.core.safe_text import file_name, from_file_name
 from mosaic.runtime.job import Outcome as RunOutcome
 from tests.commands.command_line import QUICK, SMALL, run_here, run_point, run_process
 from tests.commands.test_command_line import read_summary, sweep

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mosaic.core.action_lines import decode_action
-from mosaic.core.commands import Move
+from mosaic.core.commands import Move, decode_action
 from tests.commands.command_line import QUICK, SMALL, run_point
 from tests.run_tables import rows, summary_of
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mosaic.core.action_lines import decode_action
-from mosaic.core.commands import Prefill
+from mosaic.core.commands import Prefill, decode_action
 from tests.commands.command_line import run_point
 from tests.config.test_overlap_option import FEW, rows, run_into, summary_of
 

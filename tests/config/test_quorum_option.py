@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mosaic.core.action_lines import decode_action
-from mosaic.core.commands import Cancel
+from mosaic.core.commands import Cancel, decode_action
 from tests.commands.command_line import QUICK, SMALL, run_point
 from tests.run_tables import rows, summary_of
 

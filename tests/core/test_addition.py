@@ -5,7 +5,7 @@ from statistics import fmean
 import pytest
 
 from mosaic.core.addition import add_in_order, weighted_mean
-from mosaic.core.prediction import prediction_from_sample
+from mosaic.core.plan import prediction_from_sample
 from tests.float_sums import GUARDED, guarded_sum
 
 TENTHS = [0.1] * 10

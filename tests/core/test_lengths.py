@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.lengths import ClippedLognormal, Empirical
-from mosaic.core.prediction import LengthPrediction
+from mosaic.core.plan import LengthPrediction
 from mosaic.core.workload import AGGREGATE
 from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit, profile_to_json
 from sim.world.length_sources import (

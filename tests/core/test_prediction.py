@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.core.prediction import LengthPrediction, prediction_from_sample
+from mosaic.core.plan import LengthPrediction, prediction_from_sample
 
 
 def test_moments_by_hand() -> None:

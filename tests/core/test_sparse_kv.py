@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.engine_options import EngineOptions
-from mosaic.core.sparse_kv import SparseKv, check_sparse_kv
+from mosaic.core.kv_memory import check_sparse_kv
+from mosaic.core.workload import SparseKv
 from sim.engine.sparse_kv_cache import PageSizes, SparseKvCache
 from tests.factories import make_expert
 

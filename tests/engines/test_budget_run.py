@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from mosaic.commands.run import JOURNAL
-from mosaic.core.action_lines import decode_action
-from mosaic.core.commands import Cut
+from mosaic.core.commands import Cut, decode_action
 from mosaic.runtime.journal_records import read_journal
 from tests.commands.command_line import TINY, run_here, simulated_profiles
 from tests.engines.executor_runs import has_vllm

@@ -11,8 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mosaic.core.action_lines import decode_action, encode_action
-from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit
+from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit, decode_action, encode_action
 from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord, CallStatus, Response, Resumption
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey

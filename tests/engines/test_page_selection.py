@@ -45,7 +45,7 @@ def test_a_request_reads_over_its_steps_what_a_text_at_once_reads():
     import torch
 
     from experiments.kv_heads.attention import FlexiCacheReader, Layer
-    from mosaic.core.sparse_kv import SparseKv
+    from mosaic.core.workload import SparseKv
     from mosaic.engines.head_lists import UnstableHeads
     from mosaic.engines.sparse_attention import COUNTS, RequestPages
 
@@ -76,7 +76,7 @@ def test_what_real_engines_cannot_do_is_refused(tmp_path, device, kv, message):
     from dataclasses import replace
 
     from mosaic.core.engine_options import ModelLoading
-    from mosaic.core.sparse_kv import SparseKv
+    from mosaic.core.workload import SparseKv
     from mosaic.engines.vllm_engines import VllmEngines
     from tests.engines.executor_runs import OPTIONS
     from tests.engines.tiny_checkpoint import tiny_expert, write_tiny_checkpoint
@@ -92,7 +92,7 @@ def test_what_real_engines_cannot_do_is_refused(tmp_path, device, kv, message):
 def test_the_policy_and_its_heads_decide_a_response(tmp_path):
     from dataclasses import replace
 
-    from mosaic.core.sparse_kv import SparseKv
+    from mosaic.core.workload import SparseKv
     from mosaic.engines.head_lists import UnstableHeads, write_heads
     from mosaic.engines.vllm_engines import VllmEngines
     from tests.engines.executor_runs import OPTIONS
@@ -111,7 +111,7 @@ def test_the_policy_and_its_heads_decide_a_response(tmp_path):
 
 def test_head_lists_are_read_as_they_were_written(tmp_path):
     from mosaic.core.errors import BackendError
-    from mosaic.core.sparse_kv import SparseKv
+    from mosaic.core.workload import SparseKv
     from mosaic.engines.head_lists import UnstableHeads, read_heads, spread_heads, write_heads
 
     kv, path = SparseKv(unstable_frac=0.25), tmp_path / "heads.json"

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mosaic.core.action_lines import decode_action
-from mosaic.core.commands import Cancel
+from mosaic.core.commands import Cancel, decode_action
 from tests.commands.command_line import TINY, run_here, simulated_profiles
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_run import run_fake, write_inputs

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from mosaic.core.sparse_kv import SparseKv
+from mosaic.core.workload import SparseKv
 from mosaic.engines import sparse_attention, vllm_engine
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.head_lists import UnstableHeads, spread_heads

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from experiments import measure_heads
 from experiments.measure_heads import app, verdict
 from mosaic.comparison.estimate import estimate
-from mosaic.core.sparse_kv import SparseKv
+from mosaic.core.workload import SparseKv
 from mosaic.engines.head_lists import UnstableHeads
 
 needs_torch = pytest.mark.skipif(

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mosaic.core.chat import count_text_tokens
 from mosaic.core.results import CallRecord, CallStatus
-from mosaic.core.tokens import count_text_tokens
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Question
 from mosaic.pipelines.aggregation import (
     CUT_MARKER,

@@ -5,8 +5,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mosaic.core.chat import count_text_tokens
 from mosaic.core.results import CallStatus, Response
-from mosaic.core.tokens import count_text_tokens
 from mosaic.core.workload import AGGREGATE, Call, CallKey
 from mosaic.pipelines.aggregation import fits_context
 from mosaic.pipelines.call_graph import CallGraph

@@ -11,7 +11,7 @@ from mosaic.core.cluster import Worker
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import ProfileError
 from mosaic.core.kv_memory import activation_bytes
-from mosaic.core.prediction import LengthPrediction
+from mosaic.core.plan import LengthPrediction
 from mosaic.planning.costs import (
     AffineCosts,
     CostModel,

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mosaic.core.errors import ProfileError
-from mosaic.core.prediction import LengthPrediction
+from mosaic.core.plan import LengthPrediction
 from mosaic.planning.profiles import (
     Profile,
     ProfileEntry,

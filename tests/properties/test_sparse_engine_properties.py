@@ -5,7 +5,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from mosaic.core.engine_options import EngineOptions, Order
-from mosaic.core.sparse_kv import SparseKv
+from mosaic.core.workload import SparseKv
 from sim.engine.sparse_engine import SparseEngine
 from sim.engine.sparse_kv_cache import PageSizes
 from sim.hardware.sparse_time import SparseTime

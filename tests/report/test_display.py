@@ -9,7 +9,7 @@ import pytest
 
 from mosaic.core.events import Ready, Redone, Started
 from mosaic.core.plan import PredictedTimes
-from mosaic.core.printable import printable_output
+from mosaic.core.safe_text import printable_output
 from mosaic.report import display
 from mosaic.report.display import Display, LastingStream, repeating, show_run
 from mosaic.report.run_status import RunStatus

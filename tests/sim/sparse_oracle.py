@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from mosaic.core.sparse_kv import SparseKv
+from mosaic.core.workload import SparseKv
 from tests.sim.oracle import Block, Oracle
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.realization import Outcome
-from mosaic.core.sparse_kv import PAGE_TOKENS, SparseKv
+from mosaic.core.workload import PAGE_TOKENS, SparseKv
 from mosaic.runtime.static_plan import execute
 from tests.factories import make_expert, make_plan, make_session, some_calls
 from tests.sim.answer_worlds import ask, item_of, make_model, make_world, names

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mosaic.core.commands import Cut
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.realization import Outcome
-from mosaic.core.sparse_kv import SparseKv
+from mosaic.core.workload import SparseKv
 from mosaic.runtime.static_plan import execute
 from tests.controllers import Answers, cancel_on
 from tests.factories import make_call, make_cluster, make_expert, make_plan, make_session, make_shape, some_calls

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.realization import Outcome
-from mosaic.core.sparse_kv import SparseKv
-from mosaic.core.workload import CallKey
+from mosaic.core.workload import CallKey, SparseKv
 from mosaic.runtime.run import run
 from mosaic.runtime.static_plan import execute
 from sim.cluster.expert_on_gpu import ExpertsOnGpus

@@ -1,16 +1,18 @@
-"""Text of servers, models and files on screens and in logs: it may be read there, and steers no terminal."""
+"""Text of servers, models and users made safe: on screens and in logs, and as the names of files."""
 
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
+from urllib.parse import unquote
 
 _STEERS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls beside line ends and tabs
     r"\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # hide or reorder text
     r"\U000e0000-\U000e007f\ud800-\udfff]"  # tags, and halves of pairs, which no stream can encode
 )
+_NOT_IN_NAMES = re.compile(r"[%/\x00-\x1f\x7f]|^\.{1,2}$")
 
 
 def printable(text: str) -> str:
@@ -54,3 +56,19 @@ def printable_output() -> Iterator[None]:
     out, err = (stream and PrintableStream(stream) for stream in (sys.stdout, sys.stderr))
     with redirect_stdout(out), redirect_stderr(err):
         yield
+
+
+def file_name(text: str) -> str:
+    """Encode a text as the name of one file: no path leads out of a folder, and different texts stay different.
+
+    Examples
+    --------
+    >>> file_name("workload.path=../mine.jsonl,seed=0"), file_name("..")
+    ('workload.path=..%2Fmine.jsonl,seed=0', '%2E%2E')
+    """
+    return _NOT_IN_NAMES.sub(lambda found: "".join(f"%{ord(letter):02X}" for letter in found[0]), text)
+
+
+def from_file_name(name: str) -> str:
+    """Decode what `file_name` has encoded."""
+    return unquote(name)

@@ -7,7 +7,7 @@ import pytest
 
 from mosaic.commands.app import main
 from mosaic.config.errors import exit_with_message
-from mosaic.core.printable import PrintableStream, printable, printable_output
+from mosaic.core.safe_text import PrintableStream, printable, printable_output
 
 PLAIN = "plain text, \u00e9 \u4e2d \U0001f642 \u2588\n\tnext line"
 
