@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is n
 
 from mosaic.config.compose import as_recorded, compose_config
 from mosaic.config.errors import exit_with_message
-from mosaic.config.job import job_from
+from mosaic.config.job import build_job
 from mosaic.core.checks import require
 from mosaic.planning.profiles import Profile, ProfileEntry, write_profile
 from mosaic.report.display import show_run
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
     overrides, files = split_arguments(arguments)
     config = compose_config([*overrides, *(f"{use}=null" for use in USES.values())])
     journal = Path(f"{files['out']}.journal")
-    job = job_from(config, journal).job
+    job = build_job(config, journal).job
     is_real = job.site.way != "simulated"
     with job.site.open():
         if is_real:

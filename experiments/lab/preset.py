@@ -15,7 +15,7 @@ from experiments.lab.tables import beside, markdown, means, wide
 from mosaic.commands.run_folder import summary_of
 from mosaic.comparison.estimate import Estimate
 from mosaic.config.compose import CONF, compose_config
-from mosaic.config.job import job_from
+from mosaic.config.job import build_job
 from mosaic.config.sharing import points_of
 from mosaic.core.checks import require
 from mosaic.report.run_folder import flatten
@@ -154,7 +154,7 @@ def make_points(name: str, swept: Mapping[str, Any]) -> list[Point]:
 def measure(preset: Preset, point: Point, seed: int) -> Row:
     """Run a point; return its line, its place on the axis, and the numbers of its summary that are shown."""
     config = compose_config([*point.overrides, f"seed={seed}"])
-    prepared = job_from(config, overrides=point.overrides)
+    prepared = build_job(config, overrides=point.overrides)
     outcome = run(prepared.job)
     summary = flatten(summary_of(prepared, config, [planned.plan for planned in outcome.planned], outcome))
     known = summary | flatten(config)

@@ -9,7 +9,7 @@ from joblib import Parallel, delayed
 
 from experiments.lab.tables import append_rows, read_table, write_table
 from mosaic.config.compose import compose_config
-from mosaic.config.job import job_from
+from mosaic.config.job import build_job
 from mosaic.core.checks import require_unique
 from mosaic.figures.style import pdf_bytes, png_bytes
 from mosaic.report.run_folder import write_file
@@ -81,7 +81,7 @@ def on_jobs(measure: Callable[[Job], Rows]) -> Callable[[Point, int], Rows]:
 
     def measure_point(point: Point, seed: int) -> Rows:
         config: dict[str, Any] = {**compose_config([*point.overrides]), "seed": seed}
-        return measure(job_from(config, overrides=point.overrides).job)
+        return measure(build_job(config, overrides=point.overrides).job)
 
     return measure_point
 

@@ -19,7 +19,7 @@ from scipy.stats import norm, qmc
 from experiments.lab.study import Point, Row, Study, Sweep, Tables
 from experiments.lab.tables import markdown, wide
 from experiments.studies.published import BUCKET_TOKENS, FITTED_ANSWERS, UNANIMOUS_RIGHT_FRAC, FittedAnswers
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.workload import ExpertName, Question
 from sim.world.answer_model import AnswerModel, possible_answers
@@ -87,7 +87,7 @@ class Benchmark:
 @cache
 def benchmark_of(workload: str) -> Benchmark:
     """Take what a benchmark's expectations depend on from its configuration."""
-    job, site = simulated([f"workload={workload}"])
+    job, site = simulated_job([f"workload={workload}"])
     difficulty, scores = draw_items(job.workload.questions, site.world.question_seed, site.world.stream)
     return Benchmark(
         slots=job.workload.num_calls_by_expert,

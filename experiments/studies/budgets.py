@@ -21,7 +21,7 @@ from experiments.studies.gate_populations import (
     least_harmful_frac,
 )
 from experiments.studies.gate_trials import NUM_PER_GROUP, RISK_FRAC, broken_limit, certify_places
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 from mosaic.pipelines.gates.budget_choice import Batch, Kinds, path_of, settings_of, steps, walk
 from mosaic.pipelines.gates.calibrated import plurality_thresholds
 from mosaic.pipelines.gates.gate import plurality
@@ -86,7 +86,7 @@ def draw_table(world: str, workload: str, num_questions: int, seed: int = 0) -> 
         right_frac = least_harmful_frac([drawn], ACCEPTED_FRAC)
         aggregator = indifferent_aggregator(right_frac, NUM_ADVERSARIAL_OPTIONS)
     else:
-        fitted = simulated([f"workload={workload}"])[1].world.answers
+        fitted = simulated_job([f"workload={workload}"])[1].world.answers
         assert fitted is not None, "benchmarks have answers"
         drawn, aggregator = draw_batch(workload, seed, num_questions, CHANGES[world](fitted)), None
     return loss_table(list(grade(drawn, aggregator, leaves_one_out=True)), plurality)

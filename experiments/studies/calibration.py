@@ -29,7 +29,7 @@ from experiments.studies.round_robin import (
     fit_workers,
 )
 from mosaic.comparison.estimate import Estimate
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 from mosaic.report.metrics import expert_sessions, makespan_s
 
 RESULTS = Path(__file__).resolve().parents[2] / "results" / "calibration"
@@ -110,7 +110,7 @@ def predict(point: Point, seed: int) -> Row:
     row = read_fits()[name]
     merged = (AGGREGATORS[workload], row[f"{workload}_merged_tokens"])
     overrides = parameters_of(row).overrides(row[f"{workload}_{ORDERS[order]}"], merged)
-    job, _ = simulated([f"workload={workload}", *POLICY, *overrides, f"seed={seed}"])
+    job, _ = simulated_job([f"workload={workload}", *POLICY, *overrides, f"seed={seed}"])
     result = mosaic.run(job).result
     expert_s, whole_s = makespan_s(expert_sessions(result)), makespan_s(result.sessions)
     assert expert_s is not None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 from mosaic.core.results import Inputs
 from mosaic.core.workload import Call, Expert
 from mosaic.pipelines.gates.gate import Ballot
@@ -39,7 +39,7 @@ class DrawnAnswers:
 
 def draw_answers(overrides: Sequence[str], model: AnswerModel | None = None) -> DrawnAnswers:
     """Draw what the experts of a configuration say, by its own answer model or another one."""
-    job, site = simulated(overrides)
+    job, site = simulated_job(overrides)
     if model is not None:
         site = replace(site, world=replace(site.world, answers=model))
     questions = Questions(job.workload, job.graph)

@@ -24,7 +24,7 @@ from experiments.studies.gate_populations import (
     indifferent_aggregator,
 )
 from experiments.studies.gate_trials import broken_limit, simulate_calibrations
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 from mosaic.core.workload import CallKey
 from mosaic.pipelines.exits import Agreed, AgreedAtRisk, Exit, FasterMoa, Order
 from mosaic.pipelines.gates.calibrated import Calibrated
@@ -103,7 +103,7 @@ def draw_batch(world: str, topology: str, seed: int, num_questions: int, right_f
     """Draw questions of a benchmark, or of the adversarial world, whose upper agents are right so often."""
     part = ("workload.part=calibration", f"workload.num_calibration_questions={num_questions}")
     seeds = (f"seed={seed}", f"question_seed={seed}")
-    job, site = simulated([f"workload={WORLDS[world]}", *seeds, *part, *TOPOLOGIES[topology]])
+    job, site = simulated_job([f"workload={WORLDS[world]}", *seeds, *part, *TOPOLOGIES[topology]])
     assert isinstance(site, SimSite)
     low = high = replace(site.world, tells_confidence=True)
     if world == ADVERSARIAL:

@@ -12,7 +12,7 @@ from experiments.lab.one_session import serve_alone
 from experiments.lab.study import Point, Row
 from mosaic.commands.run_folder import summary_of
 from mosaic.config.compose import compose_config
-from mosaic.config.job import job_from, simulated
+from mosaic.config.job import build_job, simulated_job
 from mosaic.core.results import RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
 from mosaic.report.metrics import busy_s_by_worker, expert_sessions, load_s_by_worker, quantile
@@ -88,7 +88,7 @@ def is_small(point: Point) -> bool:
 def measure(point: Point, seed: int) -> Row:
     """Simulate a run; the workers' times are those of the expert stage."""
     config = compose_config([*point.overrides, f"{DRAWN[str(point.labels['drawn'])]}={seed}"])
-    prepared = job_from(config, overrides=point.overrides)
+    prepared = build_job(config, overrides=point.overrides)
     outcome = run(prepared.job)
     summary = summary_of(prepared, config, outcome.plans, outcome)
     sessions = expert_sessions(outcome.result)
@@ -149,7 +149,7 @@ def measure_tail(result: RunResult) -> dict[str, float | None]:
 @cache
 def simulated_pool(workload: str) -> tuple[Job, SimSite]:
     """Compose the expert stage of a workload."""
-    return simulated([f"workload={workload}", f"pool={POOL_OF[workload]}", "aggregator=none"])
+    return simulated_job([f"workload={workload}", f"pool={POOL_OF[workload]}", "aggregator=none"])
 
 
 @cache
@@ -198,7 +198,7 @@ def measure_throughput(point: Point, seed: int) -> Row:
 def measure_timeline(point: Point, seed: int) -> Row:
     """Keep the sessions of the expert stage of a benchmark's typical run."""
     typical = TYPICAL_SEEDS[str(point.labels["workload"])]
-    outcome = run(job_from(compose_config([*point.overrides, f"seed={typical}"])).job)
+    outcome = run(build_job(compose_config([*point.overrides, f"seed={typical}"])).job)
     return {"run_seed": typical, "sessions": msgspec.json.encode(expert_sessions(outcome.result)).decode()}
 
 

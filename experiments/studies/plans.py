@@ -12,7 +12,7 @@ import polars as pl
 
 from experiments.lab.study import Point, Row, Study, Sweep, Tables, on_jobs
 from experiments.lab.tables import beside, markdown, means
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 from mosaic.core.plan import Plan
 from mosaic.core.realization import question_uniforms
 from mosaic.core.results import RunResult
@@ -101,7 +101,7 @@ def case_point(case: str, workload: str, plan: str, scheduler: str, *machines: s
 @lru_cache(maxsize=1)
 def plan_stage(overrides: tuple[str, ...]) -> tuple[Job, SimSite, Plan]:
     """Plan a point once for all its seeds."""
-    job, site = simulated(overrides)
+    job, site = simulated_job(overrides)
     return job, site, make_plan(job).plan
 
 
@@ -129,7 +129,7 @@ def measure_draw(point: Point, seed: int) -> Row:
     knowing = REGRETTED.get(str(point.labels["plan"])) if seed < NUM_REGRETTED_DRAWS else None
     known_s = None
     if knowing is not None:
-        same, right = simulated(expert_stage(str(point.labels["workload"]), knowing))
+        same, right = simulated_job(expert_stage(str(point.labels["workload"]), knowing))
         calibration = replace(site.calibration_world, lengths=world.lengths)  # the world's means and other luck
         right = replace(right, world=world, calibration_world=calibration)
         known = make_plan(replace(same, site=right, store=None)).plan

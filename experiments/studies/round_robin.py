@@ -17,7 +17,7 @@ from scipy.optimize import brentq, least_squares
 from experiments.lab.one_session import serve_alone
 from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
 from experiments.studies.published import ALWAYS_AGGREGATE_S, ROUND_ROBIN_WORKER_S, TOKENS_PER_CALL
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.workload import Call, Expert, ExpertName, Family
 from mosaic.runtime.planner import placed
@@ -95,7 +95,7 @@ class ParameterSet:
 
 def committed_set() -> ParameterSet:
     """Read the set that the configuration holds."""
-    site = simulated(["workload=mmlu_pro"])[1]
+    site = simulated_job(["workload=mmlu_pro"])[1]
     lengths = {name: entry for name, entry in site.world.lengths.items() if isinstance(entry, ClippedLognormal)}
     return ParameterSet(
         attention_streams=site.hardware.attention_streams,
@@ -111,7 +111,7 @@ class BaselineSessions:
     """Busy seconds of a benchmark's sessions under any parameters, each simulated once."""
 
     def __init__(self, workload: str, seeds: Sequence[int] = FIT_SEEDS) -> None:
-        self.job, self.site = simulated([f"workload={workload}"])
+        self.job, self.site = simulated_job([f"workload={workload}"])
         self.seeds = tuple(seeds)
         self.experts = {expert.name: expert for expert in self.job.experts}
         self.slots = self.job.workload.num_calls_by_expert

@@ -22,7 +22,7 @@ from experiments.lab.study import Point, Row, Study, Sweep, Tables
 from experiments.lab.tables import markdown
 from mosaic.comparison.estimate import estimate
 from mosaic.config.compose import compose_config
-from mosaic.config.job import job_from, simulated
+from mosaic.config.job import build_job, simulated_job
 from mosaic.config.places import own_folder
 from mosaic.core.checks import require
 from mosaic.core.errors import DisturbedSweepError
@@ -71,7 +71,7 @@ def make_points(overrides: Sequence[str] = COMMON, plans: Sequence[str] = tuple(
 def measure_run(point: Point, seed: int) -> list[Row]:
     """Run a plan on engines and on the simulator; give a row a duration, as `durations` does."""
     name = str(point.labels["plan"])
-    job = job_from(compose_config([*point.overrides, *ENGINES]), FOLDER).job
+    job = build_job(compose_config([*point.overrides, *ENGINES]), FOLDER).job
     with job.site.open():
         plan = obtain_plan(job, FOLDER / f"{name}.json")
         measured = run_once(job, f"{name}-{point.labels['repeat']}", plan)
@@ -115,7 +115,7 @@ def simulate(job: Job, overrides: Sequence[str], plan: Plan) -> RunResult:
     """Run a plan in the same world on the simulator, with engines that schedule like the real ones."""
     options = engines_of(job).options
     assert options is not None
-    site = simulated([override for override in overrides if not override.startswith("backend")])[1]
+    site = simulated_job([override for override in overrides if not override.startswith("backend")])[1]
     site = replace(site, settings=mirrored_settings(options, job.experts))
     return execute(plan, job.workload.calls, site.backend_in(site.world))
 

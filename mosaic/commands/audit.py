@@ -17,7 +17,7 @@ from typing import Any
 from mosaic.commands.batch import stoppable
 from mosaic.config.compose import as_recorded
 from mosaic.config.errors import NOT_REACHED_STATUS
-from mosaic.config.job import job_from
+from mosaic.config.job import build_job
 from mosaic.config.places import JOURNAL
 from mosaic.config.received import check_received
 from mosaic.core.checks import require
@@ -118,7 +118,7 @@ def read_job(folder: Path, overrides: Sequence[str] = ()) -> tuple[Job, str]:
     if differing:
         raise RunFolderError(f"{folder}: {differing[0]}: the file is no longer what the batch read; bring it back")
     try:
-        job = job_from(config, folder / JOURNAL).job
+        job = build_job(config, folder / JOURNAL).job
     except (ValueError, TypeError) as error:
         raise RunFolderError(f"{folder / CONFIG}: {error}") from error
     return job, str(recorded["workload"].get("path_sha256", job.workload.name))

@@ -24,7 +24,7 @@ from mosaic.config.asked import asked_before
 from mosaic.config.batch import BatchRequest, batch_config, runs_vllm_here, work_folder
 from mosaic.config.compose import as_recorded
 from mosaic.config.errors import UNANSWERED_STATUS
-from mosaic.config.job import Prepared, job_from
+from mosaic.config.job import RunSpec, build_job
 from mosaic.config.places import JOURNAL
 from mosaic.config.run_start import begin, grown_keys, is_blank
 from mosaic.config.start import check_start, naming_all_problems
@@ -84,7 +84,7 @@ def run_batch(
         if is_done(places, stamped, grown):
             say(f"already complete: {places.files.out}")
             return 0
-        prepared = job_from(config, places.work / JOURNAL, request.overrides)
+        prepared = build_job(config, places.work / JOURNAL, request.overrides)
     if prepared.job.site.way != "measured":
         raise ValueError(f"backend.mode must be live in a batch, got {config['backend']['mode']!r}")
     now = batch_time()
@@ -118,7 +118,7 @@ def run_batch(
 
 
 def _leave(
-    places: Places, prepared: Prepared, stamped: Mapping[str, Any], outcome: Outcome, ended: Finished
+    places: Places, prepared: RunSpec, stamped: Mapping[str, Any], outcome: Outcome, ended: Finished
 ) -> Promise | None:
     """Leave the run folder; its summary counts how questions ended, and speaks for the output files."""
     promise = promise_of(prepared.job, prepared.calibration, outcome)
@@ -129,7 +129,7 @@ def _leave(
     return promise
 
 
-def execute(prepared: Prepared, stream: AnswerStream, metrics: RunMetrics, price_per_hour: float | None) -> Outcome:
+def execute(prepared: RunSpec, stream: AnswerStream, metrics: RunMetrics, price_per_hour: float | None) -> Outcome:
     """Run the job, with what follows it."""
     limits = {expert.name: expert.max_output_tokens for expert in prepared.job.experts}
     forecast, start = FinishForecast(limits), time.monotonic()

@@ -21,7 +21,7 @@ from typing import Any
 from mosaic.config.asked import QUOTE, check_not_begun, keep_plans
 from mosaic.config.batch import BatchRequest, batch_config, work_folder
 from mosaic.config.compose import as_recorded, compose_config
-from mosaic.config.job import job_from
+from mosaic.config.job import build_job
 from mosaic.config.machines import machines
 from mosaic.config.places import JOURNAL, own_folder
 from mosaic.config.run_start import begin
@@ -83,7 +83,7 @@ def quote_batch(
         work = folder or work_folder(request.path)
         check_not_begun(work)
         place = work / QUOTE
-    prepared = job_from(config, (work or place) / JOURNAL, overrides)
+    prepared = build_job(config, (work or place) / JOURNAL, overrides)
     job, is_real = prepared.job, prepared.job.site.way != "simulated"
     tell = (lambda line: print(line, file=sys.stderr, flush=True)) if is_real else (lambda line: None)
     if is_real:

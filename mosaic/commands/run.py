@@ -25,7 +25,7 @@ import mosaic
 from mosaic.commands.run_folder import leave, summary_of
 from mosaic.config.compose import CONF, as_recorded, default_choices, plain
 from mosaic.config.errors import BAD_INPUT, FailedCalls, FailedPoint, exit_with_message, explain_error
-from mosaic.config.job import Prepared, job_from
+from mosaic.config.job import RunSpec, build_job
 from mosaic.config.places import JOURNAL
 from mosaic.config.run_start import begin, is_blank
 from mosaic.config.single import compose_single
@@ -180,9 +180,9 @@ def run_resolved(
         return read_json(folder / SUMMARY).get("num_failed_calls") or 0
     watch = Stopwatch()
     with watch.step("setup"):
-        prepared = job_from(config, folder / JOURNAL, overrides)
-    job = prepared.job
-    is_real = prepared.runs and job.site.way != "simulated"
+        spec = build_job(config, folder / JOURNAL, overrides)
+    job = spec.job
+    is_real = spec.runs and job.site.way != "simulated"
     goes_on = " (goes on with what has finished)" if (folder / JOURNAL).exists() else ""
     if also_chosen and point is None:
         print(f"also chosen by the files of these groups: {also_chosen}\n")
@@ -191,8 +191,8 @@ def run_resolved(
 
         check_start(job, [folder])
     with job.site.open():
-        if not prepared.runs:
-            explain_only(prepared, folder, stamped, watch, point)
+        if not spec.runs:
+            explain_only(spec, folder, stamped, watch, point)
             return 0
         if is_real:
             begin(folder, stamped)
@@ -207,11 +207,11 @@ def run_resolved(
             )
         if tries_again:
             (folder / SUMMARY).unlink(missing_ok=True)
-        return finish(prepared, stamped, folder, outcome, watch, point)
+        return finish(spec, stamped, folder, outcome, watch, point)
 
 
 def finish(
-    prepared: Prepared,
+    spec: RunSpec,
     stamped: dict[str, Any],
     folder: Path,
     outcome: Outcome,
@@ -219,13 +219,13 @@ def finish(
     point: str | None,
 ) -> int:
     """Leave a run's folder and print what it did; gives the number of its calls without a result."""
-    job, result = prepared.job, outcome.result
-    promise = promise_of(job, prepared.calibration, outcome)
-    summary = summary_of(prepared, stamped, outcome.plans, outcome, promise)
+    job, result = spec.job, outcome.result
+    promise = promise_of(job, spec.calibration, outcome)
+    summary = summary_of(spec, stamped, outcome.plans, outcome, promise)
     files: dict[str, bytes] = {}
     if outcome.replans or job.reacts:
         files["actions.jsonl"] = b"".join(encode_action(action) + b"\n" for action in result.actions)
-    replay = report_replay(stamped["workload"], result) if prepared.report == "replay" else None
+    replay = report_replay(stamped["workload"], result) if spec.report == "replay" else None
     if replay is not None:
         files |= replay.files
     with watch.step("draw"):
@@ -238,11 +238,11 @@ def finish(
             lost_workers=result.lost_workers,
             pilot_s=summary.get("pilot", {}).get("end_ts", 0.0),
         )
-    leave(folder, prepared, stamped, outcome, summary, wall_s_by_step=watch.wall_s_by_step, files=files)
+    leave(folder, spec, stamped, outcome, summary, wall_s_by_step=watch.wall_s_by_step, files=files)
     if point is not None:
         print(describe_point(summary, point))
     else:
-        print_screen(outcome, summary, folder, gate_notes(prepared.job.graph, prepared.calibration, promise))
+        print_screen(outcome, summary, folder, gate_notes(spec.job.graph, spec.calibration, promise))
         if replay is not None:
             print(replay.table)
     return summary["num_failed_calls"] or 0
@@ -258,12 +258,10 @@ def print_screen(outcome: Outcome, summary: Summary, folder: Path, notes: Sequen
         print(describe_new_plan(plan, lost))
 
 
-def explain_only(
-    prepared: Prepared, folder: Path, stamped: dict[str, Any], watch: Stopwatch, point: str | None
-) -> None:
+def explain_only(spec: RunSpec, folder: Path, stamped: dict[str, Any], watch: Stopwatch, point: str | None) -> None:
     """Plan, and say why the plan looks so."""
-    planned = mosaic.plan(prepared.job, step=watch.step)
-    summary = summary_of(prepared, stamped, [planned.plan])
+    planned = mosaic.plan(spec.job, step=watch.step)
+    summary = summary_of(spec, stamped, [planned.plan])
     write_run(
         folder,
         config=stamped,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mosaic.config.job import Prepared
+from mosaic.config.job import RunSpec
 from mosaic.core.addition import add_in_order
 from mosaic.core.plan import Plan
 from mosaic.core.results import CallStatus
@@ -22,7 +22,7 @@ from mosaic.runtime.promise import Promise
 
 def leave(
     folder: Path,
-    prepared: Prepared,
+    spec: RunSpec,
     recorded: Mapping[str, Any],
     outcome: Outcome,
     summary: Summary,
@@ -36,7 +36,7 @@ def leave(
     ----------
     folder
         Where to.
-    prepared
+    spec
         What was run.
     recorded
         Its configuration as the folder has it.
@@ -47,8 +47,8 @@ def leave(
     files
         More files.
     """
-    job, plans = prepared.job, outcome.plans
-    written = answer_files(job.workload, job.graph, outcome.result.calls, outcome.ballots, prepared.setting)
+    job, plans = spec.job, outcome.plans
+    written = answer_files(job.workload, job.graph, outcome.result.calls, outcome.ballots, spec.setting)
     if outcome.replans:
         written["replans.jsonl"] = replans_to_jsonl(outcome.replans)
     write_run(
@@ -67,14 +67,14 @@ def leave(
 
 
 def summary_of(
-    prepared: Prepared,
+    spec: RunSpec,
     config: Mapping[str, Any],
     plans: Sequence[Plan],
     outcome: Outcome | None = None,
     promise: Promise | None = None,
 ) -> Summary:
     """Build the contents of summary.json; without an outcome, of a plan that was not run."""
-    job = prepared.job
+    job = spec.job
     return summarise(
         plans,
         outcome.result if outcome else None,
@@ -82,18 +82,18 @@ def summary_of(
         backend=config["backend"]["name"],
         gate=job.graph.decider.name if job.graph.upper_nodes else None,
         costs=plans[0].costs,
-        seed=prepared.seed,
+        seed=spec.seed,
         num_questions=len(job.workload.questions),
         experts=[expert.name for expert in job.experts],
-        stage=upper_summary(prepared, outcome, promise) if outcome else None,
+        stage=upper_summary(spec, outcome, promise) if outcome else None,
         accuracy_frac=accuracy_frac((outcome.answers if outcome else None) or ()),
         answers_source=job.site.answers_source,
     )
 
 
-def upper_summary(prepared: Prepared, outcome: Outcome, promise: Promise | None) -> StageSummary | None:
+def upper_summary(spec: RunSpec, outcome: Outcome, promise: Promise | None) -> StageSummary | None:
     """Say what summary.json holds of the nodes that read others; None: there are none."""
-    graph = prepared.job.graph
+    graph = spec.job.graph
     if not graph.upper_nodes:
         return None
     planned = outcome.planned[1:]
@@ -102,7 +102,7 @@ def upper_summary(prepared: Prepared, outcome: Outcome, promise: Promise | None)
     predicted_s = add_in_order(made.plan.predicted_makespan_s for made in planned)
     num_calls = sum(record.key.node not in graph.first_nodes for record in outcome.result.calls)
     return StageSummary(
-        aggregator=prepared.aggregator,
+        aggregator=spec.aggregator,
         aggregator_expert="+".join(dict.fromkeys(e.name for node in graph.upper_nodes for e in node.experts)),
         aggregator_tp_degree=degrees.pop() if len(degrees) == 1 else None,
         aggregator_scheduler="+".join(dict.fromkeys(made.plan.scheduler for made in planned)) or None,
@@ -111,17 +111,17 @@ def upper_summary(prepared: Prepared, outcome: Outcome, promise: Promise | None)
         num_aggregator_calls=num_calls,
         num_too_long=outcome.num_too_long,
         skip_frac=outcome.skip_frac or 0.0,
-        skip_frac_source=prepared.job.site.answers_source,
+        skip_frac_source=spec.job.site.answers_source,
         accuracy_frac=accuracy_frac(outcome.answers or ()),
         always_aggregate_s=always.aggregator_s,
         always_aggregate_accuracy_frac=always.accuracy_frac,
-        gate_report=gate_report(prepared, outcome, promise),
+        gate_report=gate_report(spec, outcome, promise),
     )
 
 
-def gate_report(prepared: Prepared, outcome: Outcome, promise: Promise | None) -> Mapping[str, Any] | None:
+def gate_report(spec: RunSpec, outcome: Outcome, promise: Promise | None) -> Mapping[str, Any] | None:
     """List the numbers behind what gate and budgets promise, and whether it holds; None: there is nothing of it."""
-    graph, calibration = prepared.job.graph, prepared.calibration
+    graph, calibration = spec.job.graph, spec.calibration
     gate = calibrated_gate(graph.exit) or graph.gate
     report = gate.report() if isinstance(gate, Calibrated) else None
     if calibration is not None:

@@ -59,7 +59,7 @@ from sim.site import SimSite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
+class RunSpec:
     """A job, with what a report says of it beside."""
 
     job: Job
@@ -76,11 +76,11 @@ class Prepared:
     """Of budgets and hedge, where they are asked for: what was chosen, and on what."""
 
 
-def job_from(
+def build_job(
     config: Mapping[str, Any],
     journal: Path | None = None,
     overrides: Sequence[str] = (),
-) -> Prepared:
+) -> RunSpec:
     """Build the values of a run.
 
     Parameters
@@ -131,7 +131,7 @@ def job_from(
     setting = _setting(source.get("name", workload.name), workload, experts, pipeline, calibration, site)
     job = _job(given, profile, pipeline, backend, site, workload, experts, cluster, kinds)
     check_effects(overrides, config, job)
-    return Prepared(
+    return RunSpec(
         job=job,
         seed=given.seed,
         aggregator=pipeline.aggregator,
@@ -283,7 +283,7 @@ def _budgeted(
     return budgeted(graph, promised, kinds, experts, workload, num_places)
 
 
-def simulated(overrides: Sequence[str]) -> tuple[Job, SimSite]:
+def simulated_job(overrides: Sequence[str]) -> tuple[Job, SimSite]:
     """Compose the job of a simulated point, for studies that change it.
 
     Raises
@@ -291,7 +291,7 @@ def simulated(overrides: Sequence[str]) -> tuple[Job, SimSite]:
     ValueError, TypeError, MosaicError
         Naming the field, the rule and the value.
     """
-    prepared = job_from(compose_config([*overrides]))
+    prepared = build_job(compose_config([*overrides]))
     site = prepared.job.site
     if not (isinstance(site, SimSite) and prepared.runs):
         raise ValueError(f"overrides must be those of a simulated backend (backend=sim), got {list(overrides)}")

@@ -5,14 +5,14 @@ import time
 import pytest
 
 import mosaic
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 from mosaic.runtime.static_plan import execute
 
 
 @pytest.mark.slow
 def test_mmlu_pro_round_robin(benchmark):
     """A plan on the simulator with everything: the world's draws, the engine, the records."""
-    job, site = simulated(["scheduler=round_robin", "aggregator=none"])
+    job, site = simulated_job(["scheduler=round_robin", "aggregator=none"])
     plan = mosaic.plan(job).plan
 
     def run():

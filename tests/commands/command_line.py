@@ -18,7 +18,7 @@ from mosaic.commands.app import main as mosaic_command
 from mosaic.commands.run import run_command, run_resolved
 from mosaic.config.compose import compose_config
 from mosaic.config.errors import FailedCalls, exit_with_message
-from mosaic.config.job import Prepared, job_from
+from mosaic.config.job import RunSpec, build_job
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "experiments" / "run.py"
@@ -61,10 +61,10 @@ def keeping(config: dict[str, Any], folder: Path | None = None) -> dict[str, Any
     return config
 
 
-def prepare(*overrides: str) -> Prepared:
+def prepare(*overrides: str) -> RunSpec:
     """Build what the command runs; a folder may be among the overrides and is left out."""
     asked = [override for override in overrides if not override.startswith("hydra.run.dir=")]
-    return job_from(keeping(compose_config(asked)), overrides=asked)
+    return build_job(keeping(compose_config(asked)), overrides=asked)
 
 
 def run_point(*overrides: str) -> Outcome:

@@ -20,7 +20,7 @@ import yaml
 from mosaic.commands.audit import read_job
 from mosaic.config.batch import BatchRequest, batch_config
 from mosaic.config.compose import as_recorded, compose_config
-from mosaic.config.job import job_from
+from mosaic.config.job import build_job
 from mosaic.config.received import own_targets
 from mosaic.core.workload import AnswerKind
 from tests.commands.command_line import QUICK, SMALL, mosaic_status, run_here, run_point
@@ -224,7 +224,7 @@ def test_names_of_models_and_of_question_files_are_data(
     models = str(path.with_name("models.yaml"))
     request = BatchRequest(path=path, models=models, aggregator=OUTSIDE, overrides=tuple(overrides))
     journal = tmp_path / "journal"
-    job = job_from(batch_config(request), journal).job
+    job = build_job(batch_config(request), journal).job
     assert [expert.name for expert in job.experts] == [NAMED, OUTSIDE, "a/b"]
     assert job.workload.name == NAMED
     made: list[Path] = []

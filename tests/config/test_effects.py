@@ -12,7 +12,7 @@ import pytest
 
 from mosaic.config.compose import compose_config
 from mosaic.config.effects import without_effect
-from mosaic.config.job import Prepared, job_from
+from mosaic.config.job import RunSpec, build_job
 from mosaic.report.run_folder import flatten
 from tests.commands.command_line import QUICK, SMALL, prepare, run_here, run_point
 from tests.config.test_wiring import NODES, overrides_of, write_lines
@@ -214,8 +214,8 @@ def told(value: object) -> str:
     return repr(getattr(value, "__dict__", None) or value)
 
 
-def content(prepared: Prepared) -> str:
-    return told(prepared)
+def content(spec: RunSpec) -> str:
+    return told(spec)
 
 
 @pytest.mark.slow
@@ -224,12 +224,12 @@ def content(prepared: Prepared) -> str:
 )
 def test_every_leaf_changes_the_run_is_refused_or_is_listed(overrides: tuple[str, ...]) -> None:
     config = compose_config(list(overrides))
-    prepared = job_from(config)
-    as_it_is, inert = content(prepared), without_effect(config, prepared.job)
+    spec = build_job(config)
+    as_it_is, inert = content(spec), without_effect(config, spec.job)
     silent = []
     for key in leaves_of(config):
         try:
-            other = content(job_from(with_change(config, key)))
+            other = content(build_job(with_change(config, key)))
         except Exception:  # a bad value is refused
             continue
         if other == as_it_is and not any(key == name or key.startswith(f"{name}.") for name in inert):

@@ -7,7 +7,7 @@ import pytest
 
 from mosaic.config.compose import compose_config
 from mosaic.config.engines import find_device
-from mosaic.config.job import Prepared, backend_from, job_from
+from mosaic.config.job import RunSpec, backend_from, build_job
 from mosaic.core.engine_options import Device, EngineOptions
 from tests.commands.command_line import run_point
 from tests.config.test_wiring import TINY_EXPERTS, write_lines
@@ -20,8 +20,8 @@ def questions(tmp_path: Path) -> list[str]:
     return ["workload=file", f"workload.path={write_lines(tmp_path / 'q.jsonl', *QUESTIONS)}", "pool=demo"]
 
 
-def prepare(folder: Path, *overrides: str) -> Prepared:
-    return job_from(compose_config(list(overrides)), folder / "journal", overrides=overrides)
+def prepare(folder: Path, *overrides: str) -> RunSpec:
+    return build_job(compose_config(list(overrides)), folder / "journal", overrides=overrides)
 
 
 def options_of(*overrides: str) -> EngineOptions:
@@ -36,12 +36,12 @@ def test_engines_run_on_the_devices_that_are_there() -> None:
 
 
 def test_settings_reach_the_engines(tmp_path: Path, questions: list[str]) -> None:
-    prepared = prepare(
+    spec = prepare(
         tmp_path, *questions, "cluster=local", "backend=vllm", "backend.device=cpu", "backend.patience.max_retries=7"
     )
-    assert (prepared.job.site.name, prepared.job.site.way, prepared.runs) == ("vllm", "measured", True)
+    assert (spec.job.site.name, spec.job.site.way, spec.runs) == ("vllm", "measured", True)
     with patch("mosaic.config.engines.make_vllm_backend") as made:
-        prepared.job.site.backend({}, lambda call, inputs: "")
+        spec.job.site.backend({}, lambda call, inputs: "")
     given = made.call_args.kwargs
     assert (given["checkpoints"], given["patience"].max_retries) == (Path("checkpoints"), 7)
     assert given["options"] == options_of("backend.device=cpu")

@@ -6,7 +6,7 @@ from statistics import fmean
 
 import pytest
 
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.workload import PROPOSE
 from mosaic.planning.profiles import Profile, write_profile
@@ -17,11 +17,11 @@ from tests.commands.command_line import QUICK, SMALL
 
 
 def make_site(*overrides: str) -> SimSite:
-    return simulated(["aggregator=none", *overrides])[1]
+    return simulated_job(["aggregator=none", *overrides])[1]
 
 
 def small_profile(*overrides: str) -> Profile:
-    return measure(simulated(["aggregator=none", *SMALL, *QUICK, *overrides])[0])[PROPOSE]
+    return measure(simulated_job(["aggregator=none", *SMALL, *QUICK, *overrides])[0])[PROPOSE]
 
 
 def test_a_profile_without_an_error_is_the_profile_it_was(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import mosaic
 from mosaic.config.compose import CONF, compose_config
-from mosaic.config.job import Prepared, job_from
+from mosaic.config.job import RunSpec, build_job
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.results import CallStatus
@@ -147,22 +147,22 @@ def write_calibration(path: Path, setting: Setting) -> Path:
     return path
 
 
-def make(*overrides: str, store: Path | None = None, journal: Path | None = None) -> Prepared:
+def make(*overrides: str, store: Path | None = None, journal: Path | None = None) -> RunSpec:
     config = compose_config(list(overrides))
     config["profile"]["store"] = None if store is None else str(store)
-    return job_from(config, journal)
+    return build_job(config, journal)
 
 
-def site_of(prepared: Prepared) -> SimSite:
-    assert isinstance(prepared.job.site, SimSite)
-    return prepared.job.site
+def site_of(spec: RunSpec) -> SimSite:
+    assert isinstance(spec.job.site, SimSite)
+    return spec.job.site
 
 
-def aggregator_of(prepared: Prepared) -> tuple[Expert, tuple[int, ...]]:
+def aggregator_of(spec: RunSpec) -> tuple[Expert, tuple[int, ...]]:
     """Find who merges answers, and at which degrees it may be placed."""
-    (node,) = prepared.job.graph.upper_nodes
+    (node,) = spec.job.graph.upper_nodes
     (expert,) = node.experts
-    options: NodePlacements = prepared.job.placements[AGGREGATE]
+    options: NodePlacements = spec.job.placements[AGGREGATE]
     return expert, tuple(option.tp_degree for option in options.placements)
 
 
@@ -192,35 +192,35 @@ def test_every_pair_of_policies_and_backends_meets(one: str, other: str) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: "-".join(list(point.values())[:6]))
 def test_every_point_composes_and_instantiates(point: dict[str, str], tmp_path: Path) -> None:
-    prepared = make(*overrides_of(point, tmp_path), journal=tmp_path / "journal")
-    job = prepared.job
+    spec = make(*overrides_of(point, tmp_path), journal=tmp_path / "journal")
+    job = spec.job
     assert job.workload.name == point["workload"]
     assert {worker.gpu.name for worker in job.cluster.workers} == {point["hardware"]}
     assert job.scheduler.name == point["scheduler"]
-    assert prepared.runs == (point["backend"] != "none")
+    assert spec.runs == (point["backend"] != "none")
     assert job.site.way == ("measured" if point["backend"] in REAL else "simulated")
     profile = {"profile": None, "num_calls_by_expert": job.workload.num_calls_by_expert}
     assert job.costs(**profile).name == point["costs"]
     if point["aggregator"] == "none":
         assert not job.graph.upper_nodes
-        assert prepared.aggregator is None
+        assert spec.aggregator is None
     else:
-        assert (job.graph.gate.name, prepared.aggregator) == (point["gate"], point["aggregator"])
-        expert, degrees = aggregator_of(prepared)
+        assert (job.graph.gate.name, spec.aggregator) == (point["gate"], point["aggregator"])
+        expert, degrees = aggregator_of(spec)
         assert expert in job.experts
         measured = MEASURED_DEGREES[point["hardware"]]
         assert degrees == tuple(degree for degree in DEGREES[point["aggregator"]] if degree in measured)
         if point["backend"] not in REAL:
-            world = site_of(prepared).world
+            world = site_of(spec).world
             assert expert.name in world.aggregator_lengths
 
 
 def test_the_replay_composes(tmp_path: Path) -> None:
     log = write_lines(tmp_path / "log.jsonl", LOG_LINE)
-    prepared = make("+experiment=replay", f"workload.path={log}", "hardware=rtxpro6000")
-    assert prepared.job.cluster.num_workers >= 1
-    assert not prepared.job.graph.upper_nodes, "a log holds no questions to aggregate"
-    assert prepared.report == "replay"
+    spec = make("+experiment=replay", f"workload.path={log}", "hardware=rtxpro6000")
+    assert spec.job.cluster.num_workers >= 1
+    assert not spec.job.graph.upper_nodes, "a log holds no questions to aggregate"
+    assert spec.report == "replay"
 
 
 @pytest.mark.parametrize("workload", PUBLISHED)
@@ -241,9 +241,9 @@ def test_a_pool_too_large_for_the_gpu_is_refused() -> None:
 
 
 def test_the_defaults_are_the_papers_main_run() -> None:
-    prepared = make()
-    job, site = prepared.job, site_of(prepared)
-    assert (job.workload.name, job.scheduler.name, prepared.seed) == ("mmlu_pro", "ilp", 0)
+    spec = make()
+    job, site = spec.job, site_of(spec)
+    assert (job.workload.name, job.scheduler.name, spec.seed) == ("mmlu_pro", "ilp", 0)
     assert job.costs.func is PaperCosts  # type: ignore[attr-defined]
     assert site.hardware.gpu.name == "a100_80gb"
     assert job.cluster.num_workers == 4
@@ -251,28 +251,28 @@ def test_the_defaults_are_the_papers_main_run() -> None:
     assert (job.profile, job.upper_profile, job.plans, job.has_barrier) == (None, None, (), True)
     assert not job.has_quorum
     assert job.graph.gate == Majority(tau=0.6667)
-    expert, degrees = aggregator_of(prepared)
+    expert, degrees = aggregator_of(spec)
     assert (expert.name, degrees) == ("LlamaR1", (4,))
     assert make("costs=affine").job.costs.func is AffineCosts  # type: ignore[attr-defined]
 
 
 def test_overrides_reach_the_values() -> None:
-    prepared = make(
+    spec = make(
         "workload=gpqa", "cluster.num_workers=2", "seed=3", "profile.seed=9", "profile.sweep.shard_sizes=[4,8]",
         "backend.max_num_seqs=64", "pool.experts.Gemma.max_replicas=4", "scheduler.max_experts_per_worker=3",
         "gate.tau=0.9", "aggregator=dp", "aggregator.expert=LlamaR1", "aggregator.min_output_tokens=99",
         "+world.merged_tokens.LlamaR1={sample: [321], source: assumed}", "world.answers.discrimination.value=1.25",
         "world.answers.ability_by_expert.Gemma.value=-0.7", "world.answers.visible_tokens.value=77",
     )  # fmt: skip
-    job, site = prepared.job, site_of(prepared)
+    job, site = spec.job, site_of(spec)
     assert job.cluster.num_workers == 2
-    assert (prepared.seed, site.world.root_seed, site.calibration_world.root_seed) == (3, 3, 9)
+    assert (spec.seed, site.world.root_seed, site.calibration_world.root_seed) == (3, 3, 9)
     assert site.settings.max_num_seqs == 64
     assert {expert.name: expert.max_replicas for expert in job.experts}["Gemma"] == 4
     assert job.scheduler.max_experts_per_worker == 3  # type: ignore[attr-defined]
     assert job.sweep.shard_sizes == (4, 8)
     assert job.graph.gate == Majority(tau=0.9)
-    expert, _ = aggregator_of(prepared)
+    expert, _ = aggregator_of(spec)
     assert (expert.name, job.graph.upper_nodes[0].min_output_tokens) == ("LlamaR1", 99)
     assert site.world.aggregator_lengths["LlamaR1"].mean == 321
     assert site.world.answers is not None
@@ -285,9 +285,9 @@ def test_overrides_reach_the_values() -> None:
 @pytest.mark.parametrize(("workload", "expert"), [("mmlu_pro", "LlamaR1"), ("medmcqa", "Exaone"), ("gpqa", "QwenR1")])
 def test_the_aggregator_is_the_workloads(workload: str, expert: str) -> None:
     config = compose_config([f"workload={workload}"])
-    prepared = job_from(config)
-    assert aggregator_of(prepared)[0].name == expert
-    lengths = site_of(prepared).world.aggregator_lengths[expert]
+    spec = build_job(config)
+    assert aggregator_of(spec)[0].name == expert
+    lengths = site_of(spec).world.aggregator_lengths[expert]
     assert lengths.mean == config["world"]["merged_tokens"][expert]["mean"]["value"]
 
 
@@ -364,10 +364,10 @@ def test_weighted_votes_are_of_the_same_experts_only(tmp_path: Path) -> None:
 
 
 def test_a_workload_without_an_answer_model_has_lengths_and_no_second_stage(tmp_path: Path) -> None:
-    prepared = small(tmp_path, "world.answers=null", "aggregator=none")
-    world = site_of(prepared).world
+    spec = small(tmp_path, "world.answers=null", "aggregator=none")
+    world = site_of(spec).world
     assert world.answers is None
-    assert {world.outcome(call, {}).answer for call in prepared.job.workload.calls} == {None}
+    assert {world.outcome(call, {}).answer for call in spec.job.workload.calls} == {None}
     with pytest.raises(ValueError, match="world.answers must be given where a gate reads simulated answers, got null"):
         small(tmp_path, "world.answers=null")
 
@@ -441,7 +441,7 @@ def test_a_bad_pipeline_is_refused(overrides: list[str], message: str, tmp_path:
         small(tmp_path, *overrides)
 
 
-def small(folder: Path, *overrides: str, store: Path | None = None) -> Prepared:
+def small(folder: Path, *overrides: str, store: Path | None = None) -> RunSpec:
     point = {"workload": "file", "pool": "demo", "scheduler": "round_robin"}
     chosen = [*overrides_of(point, folder), "profile.sweep.shard_sizes=[2,6]", *overrides]
     return make("aggregator=dp", *chosen, store=store)
@@ -460,11 +460,11 @@ def test_a_job_is_measured_planned_and_run(tmp_path: Path) -> None:
     profile = measured(tmp_path)
     assert [entry.expert for entry in profile.entries] == ["SmolLM2"], "experts without calls need no profile"
     assert profile.source == "simulated sweep of file on a100_80gb, seed 0"
-    prepared = small(tmp_path, "aggregator=none")
-    result = mosaic.run(prepared.job).result
+    spec = small(tmp_path, "aggregator=none")
+    result = mosaic.run(spec.job).result
     assert len(result.calls) == 12
     assert all(record.status is CallStatus.FINISHED for record in result.calls)
-    lengths = site_of(prepared).world.lengths["SmolLM2"]
+    lengths = site_of(spec).world.lengths["SmolLM2"]
     assert isinstance(lengths, ClippedLognormal)
     assert all(record.output_tokens <= lengths.clip_tokens for record in result.calls)
 
@@ -472,10 +472,10 @@ def test_a_job_is_measured_planned_and_run(tmp_path: Path) -> None:
 def test_calibration_never_sees_the_test_worlds_luck(tmp_path: Path) -> None:
     assert measured(tmp_path, "profile.seed=0", "seed=0") == measured(tmp_path, "profile.seed=0", "seed=1")
     (entry,) = measured(tmp_path, "profile.seed=7", "seed=0").entries
-    prepared = small(tmp_path, "profile.seed=7", "seed=0")
-    site = site_of(prepared)
+    spec = small(tmp_path, "profile.seed=7", "seed=0")
+    site = site_of(spec)
     world = World(lengths=site.world.lengths, root_seed=7, stream="calibration", answers=site.world.answers)
-    calls = [call for shard in sweep_calls(prepared.job.sweep, "SmolLM2", lambda i: 100) for call in shard]
+    calls = [call for shard in sweep_calls(spec.job.sweep, "SmolLM2", lambda i: 100) for call in shard]
     assert entry.output_tokens == tuple(sorted(world.outcome(call, {}).output_tokens for call in calls))
     assert (site.world.stream, site.calibration_world.stream) == ("test", "calibration")
 
@@ -489,10 +489,10 @@ def test_a_saved_profile_takes_the_place_of_the_sweep(tmp_path: Path) -> None:
 
 def test_recorded_lengths_reach_the_world(tmp_path: Path) -> None:
     log = write_lines(tmp_path / "log.jsonl", LOG_LINE)
-    prepared = make("workload=request_log", "pool=llama3_8b", "aggregator=none", f"workload.path={log}")
-    (call,) = prepared.job.workload.calls
+    spec = make("workload=request_log", "pool=llama3_8b", "aggregator=none", f"workload.path={log}")
+    (call,) = spec.job.workload.calls
     assert call.key == CallKey(call.key.question, PROPOSE, 0)
-    assert site_of(prepared).world.outcome(call, {}).output_tokens == 11
+    assert site_of(spec).world.outcome(call, {}).output_tokens == 11
 
 
 def test_the_load_scale_is_a_key_of_every_hardware() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import mosaic
 from mosaic.commands.run import JOURNAL
 from mosaic.config.compose import compose_config
-from mosaic.config.job import job_from
+from mosaic.config.job import build_job
 from mosaic.core.commands import Close, Move, Open
 from mosaic.core.events import Idle
 from mosaic.core.plan import Session
@@ -42,7 +42,7 @@ class Stealing:
 
 def main(folder: Path, overrides: list[str]) -> None:
     with fake_hosts:
-        job = job_from(compose_config(overrides), folder / JOURNAL).job
+        job = build_job(compose_config(overrides), folder / JOURNAL).job
         stealing = Stealing()
         with job.site.open():
             outcome = mosaic.run(job, controllers=[stealing])

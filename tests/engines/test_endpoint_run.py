@@ -12,7 +12,7 @@ import pytest
 import mosaic
 from mosaic.commands.quote import quote_batch
 from mosaic.config.compose import compose_config
-from mosaic.config.job import job_from
+from mosaic.config.job import build_job
 from mosaic.runtime.run import measure
 from tests.commands.command_line import run_here
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
@@ -180,7 +180,7 @@ def test_nothing_is_quoted_or_planned_on_servers(tmp_path, servers):
     overrides = [*overrides_of(tmp_path, servers), "aggregator=none"]
     with pytest.raises(ValueError, match="backend.name must be sim or vllm in a quote.*got 'endpoint'"):
         quote_batch(overrides, folder=tmp_path / "quote")
-    job = job_from(compose_config(overrides), tmp_path / "journal").job
+    job = build_job(compose_config(overrides), tmp_path / "journal").job
     for use in (mosaic.plan, measure):
         with pytest.raises(ValueError, match="job.site must be one that places experts.*got 'endpoint'"):
             use(job)

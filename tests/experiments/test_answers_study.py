@@ -25,7 +25,7 @@ from experiments.studies.answers import (
     expect,
 )
 from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.pipelines.gates.gate import plurality
 from sim.world.answer_model import AnswerModel
@@ -40,7 +40,7 @@ NUM_QUESTIONS = 12_000
 
 @cache
 def committed_model(workload: str) -> AnswerModel:
-    model = simulated([f"workload={workload}"])[1].world.answers
+    model = simulated_job([f"workload={workload}"])[1].world.answers
     assert model is not None
     return model
 

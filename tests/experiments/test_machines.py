@@ -8,7 +8,7 @@ import pytest
 
 from mosaic.config.batch import BatchRequest, batch_config
 from mosaic.config.compose import compose_config
-from mosaic.config.job import job_from
+from mosaic.config.job import build_job
 from mosaic.core.errors import BackendError
 from mosaic.planning import Flexible
 from sim.site import SimSite
@@ -17,7 +17,7 @@ UNLIKE = ("cluster=a100x2_rtx4090x4", "workload=gpqa", "aggregator=none", "sched
 
 
 def built(*overrides: str):
-    return job_from(compose_config([*overrides]), overrides=overrides).job
+    return build_job(compose_config([*overrides]), overrides=overrides).job
 
 
 def test_a_cluster_lists_its_workers_by_kind() -> None:
@@ -92,7 +92,7 @@ def test_engines_on_ray_need_ray_and_a_cluster(monkeypatch: pytest.MonkeyPatch, 
     ]
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BackendError, match=r"Ray is not installed here: pip install -e '.\[ray\]'"):
-        job_from(compose_config([*asked, f"workload.path={questions}"]), tmp_path)
+        build_job(compose_config([*asked, f"workload.path={questions}"]), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments.measure_profile import main, split_arguments
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 from mosaic.planning.profiles import load_profile
 from mosaic.runtime.run import measure
 
@@ -19,7 +19,7 @@ def test_both_profiles_are_written_and_can_be_used(tmp_path: Path) -> None:
     assert [(entry.expert, entry.tp_degree) for entry in load_profile(aggregator).entries] == [
         ("QwenR1", 4), ("QwenR1", 1),
     ]  # fmt: skip
-    job, _ = simulated(["workload=gpqa", f"profile.path={experts}", f"profile.aggregator_path={aggregator}"])
+    job, _ = simulated_job(["workload=gpqa", f"profile.path={experts}", f"profile.aggregator_path={aggregator}"])
     assert job.profile == load_profile(experts)
     assert job.upper_profile == load_profile(aggregator)
     assert set(measure(job).values()) == {job.profile, job.upper_profile}, "what is given is not measured again"

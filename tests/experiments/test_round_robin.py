@@ -10,7 +10,7 @@ from experiments.studies import round_robin
 from experiments.studies.calibration import START, open_ranges, parameters_of, read_fits
 from experiments.studies.published import PUBLISHED_MEANS, ROUND_ROBIN_WORKER_S, TOKENS_PER_CALL
 from experiments.studies.round_robin import FIT_SEEDS, BaselineSessions, committed_set, fit_workers, left_for
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_the_configuration_holds_the_committed_set() -> None:
 def test_a_set_as_overrides_is_the_set() -> None:
     row = read_fits()["cap 16,384, 63 streams"]
     parameters, scale, mean = parameters_of(row), row["medmcqa_scale"], row["medmcqa_merged_tokens"]
-    job, site = simulated(["workload=medmcqa", *parameters.overrides(scale, ("Exaone", mean))])
+    job, site = simulated_job(["workload=medmcqa", *parameters.overrides(scale, ("Exaone", mean))])
     by_name = {expert.name: expert for expert in job.experts}
     for name, lengths in site.world.lengths.items():
         wanted = parameters.lengths(by_name[name], scale)

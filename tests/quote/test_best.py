@@ -6,7 +6,7 @@ import pytest
 
 import mosaic
 from mosaic.commands.quote import quote_batch
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 from mosaic.core.errors import InfeasibleError
 from mosaic.planning import Ilp
 from mosaic.planning.costs import PaperCosts
@@ -119,6 +119,6 @@ def test_a_quote_takes_no_plan_that_is_slower_than_a_baseline_beside_it(gpqa: Qu
 
 
 def test_half_of_a_batch_is_not_quoted_longer_than_all_of_it_takes(gpqa: Quotation) -> None:
-    job, _ = simulated(GPQA)
+    job, _ = simulated_job(GPQA)
     whole = mosaic.run(job).result
     assert gpqa.offers[-1].p50_s < max(session.end_ts for session in whole.sessions)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mosaic.commands.quote import parse_sizes, quote_batch
 from mosaic.config.errors import NOT_REACHED_STATUS
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 from mosaic.core.workload import PROPOSE, Call, CallKey
 from mosaic.planning.session_model import Request
 from mosaic.quote import ask
@@ -49,7 +49,7 @@ def make_quotation(*offers: Offer, **changes) -> Quotation:
 
 @pytest.mark.parametrize("scheduler", ["ilp", "round_robin", "data_parallel"])
 def test_a_plan_takes_as_long_as_in_the_simulator(scheduler: str) -> None:
-    job, site = simulated([*SMALL, f"scheduler={scheduler}"])
+    job, site = simulated_job([*SMALL, f"scheduler={scheduler}"])
     import mosaic
 
     planned = mosaic.plan(job)
@@ -66,7 +66,7 @@ def test_a_plan_takes_as_long_as_in_the_simulator(scheduler: str) -> None:
 
 
 def test_a_pilot_asks_the_batchs_own_calls_and_its_answers_are_those_of_the_batch() -> None:
-    job, site = simulated(["workload=gpqa", "profile.store=null"])
+    job, site = simulated_job(["workload=gpqa", "profile.store=null"])
     asked = ask(job, 20)
     first = job.graph.first_calls(job.workload)
     done = {key for key in asked.records if key.node == PROPOSE}
@@ -91,7 +91,7 @@ def test_a_pilot_asks_the_batchs_own_calls_and_its_answers_are_those_of_the_batc
     ],
 )
 def test_as_many_places_merge_as_the_merges_price(num_merges: int, sizes: list[tuple[int, ...]]) -> None:
-    job, _ = simulated([*SMALL, "scheduler=round_robin"])
+    job, _ = simulated_job([*SMALL, "scheduler=round_robin"])
     (expert, *_), cluster = job.experts, job.cluster
     assert len(job.site.places(expert)) == cluster.num_workers == 4
     merges = [call for call in job.workload.calls if call.expert == expert.name][:num_merges]

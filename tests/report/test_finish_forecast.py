@@ -5,7 +5,7 @@ import math
 import pytest
 
 import mosaic
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 from mosaic.core.events import Finished, Tick
 from mosaic.report.finish_forecast import FinishForecast, Forecast, fit_log_normal
 
@@ -29,7 +29,7 @@ class Asked:
 
 def test_the_calls_that_end_last_are_foreseen() -> None:
     """The calls that have ended are the short ones: resampled alone they predicted 143 to 300 s of 1,030."""
-    job, _ = simulated(["workload=gpqa", "aggregator=none", "costs=affine", "profile.store=null"])
+    job, _ = simulated_job(["workload=gpqa", "aggregator=none", "costs=affine", "profile.store=null"])
     forecast = FinishForecast({expert.name: expert.max_output_tokens for expert in job.experts})
     askers = [Asked(forecast, share * len(job.workload.calls)) for share in (0.25, 0.5, 0.75)]
     result = mosaic.run(job, controllers=[forecast, *askers], tick_s=10.0).result

@@ -7,7 +7,7 @@ from statistics import NormalDist, fmean, stdev
 import pytest
 
 import mosaic
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 from mosaic.planning.length_scale import MIN_ENDED, Seen, length_scale, scaled_profile
 from mosaic.runtime.job import Job
 from mosaic.runtime.run import measure
@@ -56,7 +56,7 @@ def test_few_calls_say_nothing() -> None:
 
 def planned_wrongly(seed: int, scale: float) -> Job:
     """A job whose profile has an expert write so many times what it does."""
-    job, _ = simulated([*WORKLOAD, f"seed={seed}"])
+    job, _ = simulated_job([*WORKLOAD, f"seed={seed}"])
     profile = measure(job)[job.graph.first_nodes[0]]
     return replace(job, profile=scaled_profile(profile, {WRITES_MORE: scale}))
 

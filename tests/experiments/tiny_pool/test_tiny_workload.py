@@ -8,7 +8,7 @@ import pytest
 from experiments.tiny_pool.questions import Part, draw_questions
 from experiments.tiny_pool.tokenizer import encode, encode_chat
 from experiments.tiny_pool.workload import tiny_workload
-from mosaic.config.job import simulated
+from mosaic.config.job import simulated_job
 from mosaic.core.workload import AnswerKind, Workload
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.runtime.job import Job
@@ -22,7 +22,7 @@ def make_workload(folder: Path, **changes: object) -> Workload:
 
 def make_job(folder: Path, *overrides: str) -> tuple[Job, SimSite]:
     fixed = ["workload=tiny_mcq", "pool=tiny", "cluster=local", "aggregator=dp"]
-    return simulated([*fixed, f"workload.profiles={write_scores(folder)}", *overrides])
+    return simulated_job([*fixed, f"workload.profiles={write_scores(folder)}", *overrides])
 
 
 def test_600_questions_make_1800_calls(tmp_path: Path) -> None:
