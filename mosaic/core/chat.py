@@ -1,10 +1,10 @@
 """What a request says beside its question: the messages before it, and how to sample."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from mosaic.core.checks import require, require_count, require_name, require_number
+from mosaic.core.checks import AtLeast0, AtLeast1, Limit, Name, Share, check_fields
 
 ROLES = ("system", "developer", "user", "assistant")
 ENGINE_FIELDS = ("top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "stop")
@@ -47,38 +47,20 @@ def in_context(context: Sequence[Message], text: str) -> str | Chat:
 class Sampling:
     """What a request asks for all its calls; None: as the expert samples."""
 
-    temperature: float | None = None
-    max_output_tokens: int | None = None
-    seed: int | None = None
+    temperature: Annotated[float, Limit(at_least=0, at_most=2)] | None = None
+    max_output_tokens: AtLeast1 | None = None
+    seed: AtLeast0 | None = None
     """The responses follow from it and the calls' keys: two calls of one question are two draws."""
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    stop: tuple[str, ...] | None = None
+    top_p: Annotated[float, Limit(above=0, at_most=1)] | None = None
+    top_k: Annotated[int, Limit(at_least=-1)] | None = None
+    min_p: Share | None = None
+    presence_penalty: Annotated[float, Limit(at_least=-2, at_most=2)] | None = None
+    frequency_penalty: Annotated[float, Limit(at_least=-2, at_most=2)] | None = None
+    repetition_penalty: Annotated[float, Limit(above=0, at_most=10)] | None = None
+    stop: tuple[Name, ...] | None = None
 
     def __post_init__(self) -> None:
-        limits: Mapping[str, tuple[float, float]] = {
-            "temperature": (0, 2), "top_p": (0, 1), "min_p": (0, 1), "presence_penalty": (-2, 2),
-            "frequency_penalty": (-2, 2), "repetition_penalty": (0, 10),
-        }  # fmt: skip
-        for name, (least, most) in limits.items():
-            value = getattr(self, name)
-            if value is not None:
-                require_number(value, name, at_least=least)
-                require(value <= most, name, f"at most {most:g}", value)
-        for name in ("top_p", "repetition_penalty"):
-            if getattr(self, name) is not None:
-                require_number(getattr(self, name), name, above=0)
-        for name, low in (("max_output_tokens", 1), ("top_k", -1), ("seed", 0)):
-            if getattr(self, name) is not None:
-                require_count(getattr(self, name), name, at_least=low)
-        if self.stop is not None:
-            object.__setattr__(self, "stop", tuple(self.stop))
-            for text in self.stop:
-                require_name(text, "stop")
+        check_fields(self, "")
 
     @property
     def engine_values(self) -> dict[str, float | int | list[str]]:

@@ -1,7 +1,143 @@
-"""Checks shared by the value types: each names the field, the rule and the value received."""
+"""Limits of the value types, declared at their fields, and rules between fields: each names field, rule and value."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from enum import Enum
+from functools import cache, partial
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Limits of a number; text must not be empty. Stands in ``Annotated`` beside a field's type."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+
+Name: TypeAlias = Annotated[str, Limit()]
+AtLeast0: TypeAlias = Annotated[int, Limit(at_least=0)]
+AtLeast1: TypeAlias = Annotated[int, Limit(at_least=1)]
+NotNegative: TypeAlias = Annotated[float, Limit(at_least=0)]
+Positive: TypeAlias = Annotated[float, Limit(above=0)]
+Share: TypeAlias = Annotated[float, Limit(at_least=0, at_most=1)]
+
+_Check: TypeAlias = Callable[[Any, str], Any]
+"""Refuses a value, named by the text, or returns it as its type has it."""
+
+
+def check_fields(value: object, owner: str) -> None:
+    """Check the fields of a frozen dataclass by their types, and turn them into what the types say.
+
+    Numbers and text are checked where they have a ``Limit``; true and false, enums, literals and tuples always. A name
+    becomes a member of its enum, a list becomes a tuple, and a mapping's entries are checked one by one.
+
+    Parameters
+    ----------
+    value
+        A dataclass, in its ``__post_init__``.
+    owner
+        What stands before a field's name in messages, such as ``"engine."``.
+
+    Examples
+    --------
+    >>> @dataclass(frozen=True)
+    ... class Window:
+    ...     size: AtLeast1
+    ...     def __post_init__(self) -> None:
+    ...         check_fields(self, "window.")
+    >>> Window(0)
+    Traceback (most recent call last):
+    ValueError: window.size must be at least 1, got 0
+    """
+    kind: Any = type(value)
+    for name, check in _checks_of(kind):
+        given = getattr(value, name)
+        kept = check(given, owner + name)
+        if kept is not given:
+            object.__setattr__(value, name, kept)
+
+
+@cache
+def _checks_of(kind: Any) -> tuple[tuple[str, _Check], ...]:
+    hints = get_type_hints(kind, include_extras=True)
+    found = ((field.name, _check_of(hints[field.name])) for field in fields(kind) if field.init)
+    return tuple((name, check) for name, check in found if check is not None)
+
+
+def _check_of(hint: Any) -> _Check | None:
+    """Find the check of a type; None: it has no limits."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        limit = next((found for found in arguments[1:] if isinstance(found, Limit)), None)
+        inner = _check_of(arguments[0])
+        return inner if limit is None else partial(_check_limit, arguments[0], limit)
+    if origin in (Union, UnionType) and len(arguments) == 2 and NoneType in arguments:
+        inner = _check_of(next(kind for kind in arguments if kind is not NoneType))
+        return None if inner is None else partial(_check_optional, inner)
+    if origin is Literal:
+        return partial(_check_choice, arguments)
+    if origin is tuple and arguments[1:] == (...,):
+        return partial(_check_sequence, _check_of(arguments[0]))
+    if origin is Mapping and (inner := _check_of(arguments[1])) is not None:
+        return partial(_check_entries, inner)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return partial(_check_member, hint)
+    return _check_bool if hint is bool else None
+
+
+def _check_limit(kind: type, limit: Limit, value: Any, name: str) -> Any:
+    if kind is str:
+        require_name(value, name)
+    elif kind is int:
+        require_count(value, name, at_least=limit.at_least, at_most=limit.at_most)
+    else:
+        require_number(
+            value, name, above=limit.above, at_least=limit.at_least, below=limit.below, at_most=limit.at_most
+        )
+    return value
+
+
+def _check_optional(check: _Check, value: Any, name: str) -> Any:
+    return None if value is None else check(value, name)
+
+
+def _check_choice(choices: Sequence[object], value: Any, name: str) -> Any:
+    require(value in choices, name, f"one of {list(choices)}", value)
+    return value
+
+
+def _check_member(kind: type[Enum], value: Any, name: str) -> Any:
+    if isinstance(value, kind):
+        return value
+    names = [member.value for member in kind]
+    require(value in names, name, f"one of {names}", value)
+    return kind(value)
+
+
+def _check_sequence(check: _Check | None, value: Any, name: str) -> Any:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a list, got {value!r}")
+    items = value if isinstance(value, tuple) else tuple(value)
+    return items if check is None else tuple(check(item, name) for item in items)
+
+
+def _check_entries(check: _Check, value: Any, name: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a mapping, got {value!r}")
+    for key, entry in value.items():
+        check(entry, f"{name}.{key}")
+    return value
+
+
+def _check_bool(value: Any, name: str) -> Any:
+    if not isinstance(value, bool):  # a "false" in quotes would be taken for consent
+        raise TypeError(f"{name} must be true or false, got {value!r}")
+    return value
 
 
 def require(condition: bool, field: str, rule: str, value: object) -> None:
@@ -10,8 +146,16 @@ def require(condition: bool, field: str, rule: str, value: object) -> None:
         raise ValueError(f"{field} must be {rule}, got {value!r}")
 
 
-def require_number(value: object, field: str, *, above: float | None = None, at_least: float | None = None) -> None:
-    """Check a finite real number (not a bool) against optional lower limits."""
+def require_number(
+    value: object,
+    field: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    """Check a finite real number (not a bool) against optional limits."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{field} must be a number, got {value!r}")
     require(math.isfinite(value), field, "finite", value)
@@ -19,13 +163,20 @@ def require_number(value: object, field: str, *, above: float | None = None, at_
         require(value > above, field, f"above {above:g}", value)
     if at_least is not None:
         require(value >= at_least, field, f"at least {at_least:g}", value)
+    if below is not None:
+        require(value < below, field, f"below {below:g}", value)
+    if at_most is not None:
+        require(value <= at_most, field, f"at most {at_most:g}", value)
 
 
-def require_count(value: object, field: str, *, at_least: int = 0) -> None:
-    """Check a whole number (not a bool) that is not below the limit."""
+def require_count(value: object, field: str, *, at_least: float | None = 0, at_most: float | None = None) -> None:
+    """Check a whole number (not a bool) that is not below the limit, and not above another."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{field} must be a whole number, got {value!r}")
-    require(value >= at_least, field, f"at least {at_least}", value)
+    if at_least is not None:
+        require(value >= at_least, field, f"at least {at_least}", value)
+    if at_most is not None:
+        require(value <= at_most, field, f"at most {at_most}", value)
 
 
 def require_name(value: object, field: str) -> None:

@@ -2,29 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
+from mosaic.core.checks import AtLeast1, Limit, Name, check_fields, require, require_count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
     """A kind of accelerator, as far as a scheduler may know it."""
 
-    name: str
-    memory_bytes: int
-    memory_utilization_frac: float = 0.9
+    name: Name
+    memory_bytes: AtLeast1
+    memory_utilization_frac: Annotated[float, Limit(above=0, at_most=1)] = 0.9
     """Share of the memory the engine may take (vLLM's gpu_memory_utilization)."""
 
     def __post_init__(self) -> None:
-        require_name(self.name, "gpu.name")
-        require_count(self.memory_bytes, f"gpu {self.name}: memory_bytes", at_least=1)
-        require_number(self.memory_utilization_frac, f"gpu {self.name}: memory_utilization_frac", above=0)
-        require(
-            self.memory_utilization_frac <= 1,
-            f"gpu {self.name}: memory_utilization_frac",
-            "at most 1",
-            self.memory_utilization_frac,
-        )
+        check_fields(self, f"gpu {self.name}: ")
 
     @property
     def usable_bytes(self) -> int:
@@ -59,14 +52,12 @@ def may_be_gang(workers: Sequence[Worker]) -> bool:
 class Cluster:
     """The workers of a run, numbered 0 .. N-1."""
 
-    name: str
+    name: Name
     workers: tuple[Worker, ...]
 
     def __post_init__(self) -> None:
-        require_name(self.name, "cluster.name")
-        object.__setattr__(self, "workers", tuple(self.workers))
+        check_fields(self, f"cluster {self.name}: ")
         require(len(self.workers) > 0, f"cluster {self.name}: workers", "at least one worker", 0)
-        require_unique((worker.id for worker in self.workers), f"cluster {self.name}: worker id")
         ids = [worker.id for worker in self.workers]
         require(ids == list(range(len(ids))), f"cluster {self.name}: worker ids", "0 .. N-1 in order", ids)
 

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Annotated, Literal
 
-from mosaic.core.checks import require, require_count, require_name, require_number
+from mosaic.core.checks import AtLeast1, Limit, Name, check_fields, require, require_count
 
 MIXED_BATCHED_TOKENS = 2048
 """vLLM's default token budget of an iteration where prefills are chunked."""
@@ -40,23 +41,16 @@ class ModelLoading:
     """How a real engine loads a checkpoint, of which the simulated one knows nothing."""
 
     device: Device = Device.GPU
-    dtype: str = "auto"
+    dtype: Name = "auto"
     """Of weights and KV cache; auto: the checkpoint's own (not on CPU, where only float32 repeats itself)."""
-    load_format: str = "auto"
+    load_format: Literal["auto", "dummy"] = "auto"
     """dummy: random weights of the checkpoint's shapes; config.json is enough, for timing in replay mode."""
     enforce_eager: bool = True
     trust_remote_code: bool = False
     """Run the Python files that a checkpoint brings along, for models that need them; they may do what you may do."""
 
     def __post_init__(self) -> None:
-        devices = [device.value for device in Device]
-        require(self.device in devices, "engine.device", f"one of {devices}", self.device)
-        object.__setattr__(self, "device", Device(self.device))
-        require_name(self.dtype, "engine.dtype")
-        formats = ["auto", "dummy"]
-        require(self.load_format in formats, "engine.load_format", f"one of {formats}", self.load_format)
-        if not isinstance(self.trust_remote_code, bool):  # a "false" in quotes would be taken for consent
-            raise TypeError(f"engine.trust_remote_code must be true or false, got {self.trust_remote_code!r}")
+        check_fields(self, "engine.")
         if self.device is Device.CPU:
             require(self.dtype != "auto", "engine.dtype", "a type by its name on CPU", self.dtype)
 
@@ -72,20 +66,20 @@ class EngineOptions:
     The share of a GPU's memory that an engine takes is its kind's, ``Gpu.memory_utilization_frac``.
     """
 
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int | None = None
+    max_num_seqs: AtLeast1 = 256
+    max_num_batched_tokens: AtLeast1 | None = None
     """None: the engine's own default, see ``batched_tokens``."""
-    block_size: int = 16
+    block_size: AtLeast1 = 16
     """Tokens of a KV block; on CPU a multiple of 32."""
-    kv_cache_tokens: int | None = None
+    kv_cache_tokens: AtLeast1 | None = None
     """KV capacity of every session; None: what the memory holds."""
-    kv_cache_memory_bytes: int | None = None
+    kv_cache_memory_bytes: AtLeast1 | None = None
     """The same in bytes on each worker; None: what the model leaves free. At most one of the two is given."""
     enable_prefix_caching: bool | None = None
     """Whether blocks keep what they hold until they are used again; None: yes, but for whole prompts (V0)."""
     order: Order = Order.PREFILL_FIRST
     """What an iteration holds. A real vLLM does as its version has it; the simulated one must be told."""
-    watermark_frac: float | None = None
+    watermark_frac: Annotated[float, Limit(at_least=0, below=1)] | None = None
     """Share of the blocks that an admission must leave free (simulated); None: the order's own."""
     scheduler_reserve_full_isl: bool = True
     """Whether an admission needs free blocks for the whole sequence and not for its first chunk only (simulated).
@@ -95,18 +89,9 @@ class EngineOptions:
     loading: ModelLoading = field(default_factory=ModelLoading)
 
     def __post_init__(self) -> None:
-        allowed = [order.value for order in Order]
-        require(self.order in allowed, "engine.order", f"one of {allowed}", self.order)
-        object.__setattr__(self, "order", Order(self.order))
-        if self.watermark_frac is not None:
-            require_number(self.watermark_frac, "engine.watermark_frac", at_least=0)
-            require(self.watermark_frac < 1, "engine.watermark_frac", "below 1", self.watermark_frac)
-        require_count(self.max_num_seqs, "engine.max_num_seqs", at_least=1)
-        require_count(self.block_size, "engine.block_size", at_least=1)
-        for name in ("max_num_batched_tokens", "kv_cache_tokens", "kv_cache_memory_bytes"):
-            if getattr(self, name) is not None:
-                at_least = self.block_size if name == "kv_cache_tokens" else 1
-                require_count(getattr(self, name), f"engine.{name}", at_least=at_least)
+        check_fields(self, "engine.")
+        if self.kv_cache_tokens is not None:
+            require_count(self.kv_cache_tokens, "engine.kv_cache_tokens", at_least=self.block_size)
         given = (self.kv_cache_tokens, self.kv_cache_memory_bytes)
         require(None in given, "engine.kv_cache_tokens", "null where kv_cache_memory_bytes is given", given)
         if self.order.chunks_prompts:

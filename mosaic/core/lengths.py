@@ -1,11 +1,11 @@
 """Output-length distributions: what the simulated world draws from, every parameter with its source."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil, erf, exp, log, sqrt
 from statistics import NormalDist, fmean, pstdev
-from typing import Literal, Protocol, TypeAlias, get_args
+from typing import Annotated, Literal, Protocol, TypeAlias, get_args
 
-from mosaic.core.checks import require, require_count, require_number
+from mosaic.core.checks import AtLeast1, Limit, check_fields, require, require_number
 
 _STANDARD_NORMAL = NormalDist()
 
@@ -50,11 +50,11 @@ class ClippedLognormal:
     (1838, 32768, 32768)
     """
 
-    mean: float
+    mean: Annotated[float, Limit(at_least=1)]
     """Tokens, after clipping."""
-    sigma: float
+    sigma: Annotated[float, Limit(above=0, at_most=4)]
     """Standard deviation of log X."""
-    clip_tokens: int
+    clip_tokens: Annotated[int, Limit(at_least=2)]
     """The output limit."""
     mean_source: Source = "assumed"
     sigma_source: Source = "assumed"
@@ -63,13 +63,8 @@ class ClippedLognormal:
     """Mean of log X, solved so that the clipped mean is ``mean``."""
 
     def __post_init__(self) -> None:
-        require_number(self.mean, "mean", at_least=1)
-        require_number(self.sigma, "sigma", above=0)
-        require(self.sigma <= 4, "sigma", "at most 4", self.sigma)
-        require_count(self.clip_tokens, "clip_tokens", at_least=2)
+        check_fields(self, "")
         require(self.mean < self.clip_tokens, "mean", f"below clip_tokens={self.clip_tokens}", self.mean)
-        for name in ("mean_source", "sigma_source", "clip_source"):
-            require_source(getattr(self, name), name)
         object.__setattr__(self, "mu", _solve_mu(self.mean, self.sigma, self.clip_tokens))
 
     @property
@@ -89,14 +84,7 @@ class ClippedLognormal:
     def scaled(self, factor: float) -> "ClippedLognormal":
         """Multiply the mean; the shape (sigma) and the limit stay."""
         require_number(factor, "length scale", above=0)
-        return ClippedLognormal(
-            mean=self.mean * factor,
-            sigma=self.sigma,
-            clip_tokens=self.clip_tokens,
-            mean_source=self.mean_source,
-            sigma_source=self.sigma_source,
-            clip_source=self.clip_source,
-        )
+        return replace(self, mean=self.mean * factor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,15 +98,13 @@ class Empirical:
     [10, 20, 30]
     """
 
-    sample: tuple[int, ...]
+    sample: tuple[AtLeast1, ...]
     """Output tokens; kept sorted."""
     source: Source = "measured"
 
     def __post_init__(self) -> None:
-        require(len(self.sample) > 0, "length sample", "non-empty", list(self.sample))
-        for tokens in self.sample:
-            require_count(tokens, "length sample: output_tokens", at_least=1)
-        require_source(self.source, "source")
+        check_fields(self, "")
+        require(len(self.sample) > 0, "sample", "non-empty", list(self.sample))
         object.__setattr__(self, "sample", tuple(sorted(self.sample)))
 
     @property

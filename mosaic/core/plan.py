@@ -7,7 +7,7 @@ from math import sqrt
 from typing import TypeAlias
 
 from mosaic.core.addition import add_in_order
-from mosaic.core.checks import require, require_number, require_unique
+from mosaic.core.checks import NotNegative, Positive, check_fields, require, require_unique
 from mosaic.core.workload import PROPOSE, CallKey, ExpertName, NodeName
 
 
@@ -48,14 +48,12 @@ def home_of(session: Session) -> Home:
 class LengthPrediction:
     """Predicted distribution of one expert's output tokens per call."""
 
-    mean: float
-    max: float
-    std: float = 0.0
+    mean: Positive
+    max: Positive
+    std: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        require_number(self.mean, "length prediction: mean", above=0)
-        require_number(self.max, "length prediction: max", above=0)
-        require_number(self.std, "length prediction: std", at_least=0)
+        check_fields(self, "length prediction: ")
         require(self.max >= self.mean, "length prediction: max", f"at least the mean {self.mean:g}", self.max)
 
 
@@ -77,13 +75,12 @@ def prediction_from_sample(lengths: Sequence[int]) -> LengthPrediction:
 class PredictedTimes:
     """What the scheduler expects of a session, in seconds on the run's clock."""
 
-    start_s: float
-    load_s: float
-    end_s: float
+    start_s: NotNegative
+    load_s: NotNegative
+    end_s: NotNegative
 
     def __post_init__(self) -> None:
-        for name in ("start_s", "load_s", "end_s"):
-            require_number(getattr(self, name), f"predicted times: {name}", at_least=0)
+        check_fields(self, "predicted times: ")
 
 
 class SolveStatus(StrEnum):
@@ -127,7 +124,7 @@ class Plan:
     predicted: tuple[PredictedTimes, ...]
     """One per session, in the same order."""
     lengths: Mapping[ExpertName, LengthPrediction]
-    lower_bound_s: float
+    lower_bound_s: NotNegative
     """No plan under the same caps (and K, for the ILP) is cheaper under the problem's costs."""
     solve: SolveReport
     notes: tuple[str, ...] = ()
@@ -135,13 +132,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         require_unique((session.id for session in self.sessions), "plan: session id")
-        require_number(self.lower_bound_s, "plan: lower_bound_s", at_least=0)
-        require(
-            len(self.predicted) == len(self.sessions),
-            "plan: predicted",
-            f"one entry for each of {len(self.sessions)} sessions",
-            len(self.predicted),
-        )
+        check_fields(self, "plan: ")
+        rule = f"one entry for each of {len(self.sessions)} sessions"
+        require(len(self.predicted) == len(self.sessions), "plan: predicted", rule, len(self.predicted))
 
     @property
     def is_priced(self) -> bool:

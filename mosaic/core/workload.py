@@ -1,13 +1,24 @@
 """The batch: questions, the experts that may answer them, and the calls to make."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
 from mosaic.core.chat import Message, Sampling, count_text_tokens
-from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
+from mosaic.core.checks import (
+    AtLeast1,
+    Limit,
+    Name,
+    NotNegative,
+    Share,
+    check_fields,
+    require,
+    require_count,
+    require_number,
+    require_unique,
+)  # fmt: skip
 
 ExpertName: TypeAlias = str
 NodeName: TypeAlias = str
@@ -57,37 +68,25 @@ class CallKey(NamedTuple):
 class ModelShape:
     """Dimensions of a decoder-only transformer, as far as time and memory depend on them."""
 
-    num_parameters: int
-    num_layers: int
-    hidden_size: int
-    ffn_size: int
-    num_query_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    bytes_per_value: int = 2
+    num_parameters: AtLeast1
+    num_layers: AtLeast1
+    hidden_size: AtLeast1
+    ffn_size: AtLeast1
+    num_query_heads: AtLeast1
+    num_kv_heads: AtLeast1
+    head_dim: AtLeast1
+    vocab_size: AtLeast1
+    bytes_per_value: AtLeast1 = 2
     """Weights and KV cache alike (2: bf16)."""
     tied_embeddings: bool = False
     """True where the input embedding and the LM head are one matrix."""
 
     def __post_init__(self) -> None:
-        for field in (
-            "num_parameters", "num_layers", "hidden_size", "ffn_size", "num_query_heads",
-            "num_kv_heads", "head_dim", "vocab_size", "bytes_per_value",
-        ):  # fmt: skip
-            require_count(getattr(self, field), f"shape.{field}", at_least=1)
-        require(
-            self.num_query_heads % self.num_kv_heads == 0,
-            "shape.num_query_heads",
-            f"a multiple of num_kv_heads={self.num_kv_heads}",
-            self.num_query_heads,
-        )
-        require(
-            self.num_block_parameters > 0,
-            "shape.num_parameters",
-            f"above those of the embeddings, {self.num_parameters - self.num_block_parameters}",
-            self.num_parameters,
-        )
+        check_fields(self, "shape.")
+        rule = f"a multiple of num_kv_heads={self.num_kv_heads}"
+        require(self.num_query_heads % self.num_kv_heads == 0, "shape.num_query_heads", rule, self.num_query_heads)
+        rule = f"above those of the embeddings, {self.num_parameters - self.num_block_parameters}"
+        require(self.num_block_parameters > 0, "shape.num_parameters", rule, self.num_parameters)
 
     @property
     def weight_bytes(self) -> int:
@@ -130,30 +129,19 @@ class SparseKv:
     """
 
     policy: KvPolicy = KvPolicy.FLEXICACHE
-    budget_pages: int = 64
+    budget_pages: AtLeast1 = 64
     """Pages that a head reads."""
-    rerank_every: int = 16
+    rerank_every: AtLeast1 = 16
     """Steps from one ranking of a stable head to the next."""
-    unstable_frac: float = 0.25
+    unstable_frac: Share = 0.25
     """Share of the KV heads, of all layers, that are unstable."""
-    promoted_frac: float | None = None
+    promoted_frac: Share | None = None
     """Share of its best pages that a stable head has to fetch at a ranking, in simulation; null: PROMOTED_FRAC."""
-    heads: str | None = None
+    heads: Name | None = None
     """File of the unstable heads, for real engines; null: at equal distances over the model."""
 
     def __post_init__(self) -> None:
-        allowed = [policy.value for policy in KvPolicy]
-        require(self.policy in allowed, "expert.kv: policy", f"one of {allowed}", self.policy)
-        object.__setattr__(self, "policy", KvPolicy(self.policy))
-        require_count(self.budget_pages, "expert.kv: budget_pages", at_least=1)
-        require_count(self.rerank_every, "expert.kv: rerank_every", at_least=1)
-        for name in ("unstable_frac", "promoted_frac"):
-            value = getattr(self, name)
-            if value is not None:
-                require_number(value, f"expert.kv: {name}", at_least=0)
-                require(value <= 1, f"expert.kv: {name}", "at most 1", value)
-        if self.heads is not None:
-            require_name(self.heads, "expert.kv: heads")
+        check_fields(self, "expert.kv: ")
 
     @property
     def promoted(self) -> float:
@@ -201,46 +189,30 @@ class SparseKv:
 class Expert:
     """A model of the pool."""
 
-    name: ExpertName
-    checkpoint: str
+    name: Name
+    checkpoint: Name
     shape: ModelShape
     family: Family
-    temperature: float = 0.7
-    max_output_tokens: int = 4096
-    context_tokens: int = 32768
-    tp_degree: int = 1
+    temperature: NotNegative = 0.7
+    max_output_tokens: AtLeast1 = 4096
+    context_tokens: Annotated[int, Limit(at_least=2)] = 32768
+    tp_degree: AtLeast1 = 1
     """Workers that one session spans."""
-    max_replicas: int | None = None
+    max_replicas: AtLeast1 | None = None
     """Replica cap; null: equation 8 of the paper."""
     kv: SparseKv | None = None
     """A sparse KV cache, or its settings by name; null: all of it is kept and read."""
-    tp_degrees: tuple[int, ...] = ()
+    tp_degrees: tuple[AtLeast1, ...] = ()
     """Other tensor-parallel degrees that ``scheduler=flexible`` may choose; they are measured too."""
 
     def __post_init__(self) -> None:
-        require_name(self.name, "expert.name")
-        require_name(self.checkpoint, f"expert {self.name}: checkpoint")
+        check_fields(self, f"expert {self.name}: ")
         if not isinstance(self.shape, ModelShape):
             raise TypeError(f"expert {self.name}: shape must be a ModelShape, got {self.shape!r}")
-        if not isinstance(self.family, Family):
-            allowed = [family.value for family in Family]
-            require(self.family in allowed, f"expert {self.name}: family", f"one of {allowed}", self.family)
-            object.__setattr__(self, "family", Family(self.family))
-        require_number(self.temperature, f"expert {self.name}: temperature", at_least=0)
-        require_count(self.max_output_tokens, f"expert {self.name}: max_output_tokens", at_least=1)
-        require_count(self.context_tokens, f"expert {self.name}: context_tokens", at_least=2)
-        require_count(self.tp_degree, f"expert {self.name}: tp_degree", at_least=1)
-        if self.max_replicas is not None:
-            require_count(self.max_replicas, f"expert {self.name}: max_replicas", at_least=1)
         if isinstance(self.kv, Mapping):
             object.__setattr__(self, "kv", SparseKv(**self.kv))
         if not isinstance(self.kv, SparseKv | None):
             raise TypeError(f"expert {self.name}: kv must be a SparseKv, its settings or null, got {self.kv!r}")
-        if not isinstance(self.tp_degrees, Sequence) or isinstance(self.tp_degrees, str):
-            raise TypeError(f"expert {self.name}: tp_degrees must be a list of whole numbers, got {self.tp_degrees!r}")
-        object.__setattr__(self, "tp_degrees", tuple(self.tp_degrees))
-        for degree in self.tp_degrees:
-            require_count(degree, f"expert {self.name}: tp_degrees", at_least=1)
 
     @property
     def possible_degrees(self) -> tuple[int, ...]:
@@ -261,8 +233,8 @@ class Expert:
 class Question:
     """An item of the batch. Text and answer may be absent when only lengths are simulated."""
 
-    id: str
-    prompt_tokens: int
+    id: Name
+    prompt_tokens: AtLeast1
     """Tokens of the question itself, without any prompt template."""
     text: str | None = None
     answer: str | None = None
@@ -278,19 +250,8 @@ class Question:
     """Of all its calls; None: as the experts sample."""
 
     def __post_init__(self) -> None:
-        require_name(self.id, "question.id")
-        if not isinstance(self.answer_kind, AnswerKind):
-            allowed = [kind.value for kind in AnswerKind]
-            require(
-                self.answer_kind in allowed, f"question {self.id}: answer_kind", f"one of {allowed}", self.answer_kind
-            )
-            object.__setattr__(self, "answer_kind", AnswerKind(self.answer_kind))
+        check_fields(self, f"question {self.id}: ")
         self._check_options()
-        require_count(self.prompt_tokens, f"question {self.id}: prompt_tokens", at_least=1)
-        if isinstance(self.skills, str):
-            raise TypeError(f"question {self.id}: skills must be a sequence of names, got {self.skills!r}")
-        object.__setattr__(self, "skills", tuple(self.skills))
-        object.__setattr__(self, "context", tuple(self.context))
 
     @property
     def context_tokens(self) -> int:
@@ -338,18 +299,16 @@ def need_each_other(calls: Mapping[CallKey, Call]) -> bool:
 class Workload:
     """Questions and the calls recruited for them, in arrival order."""
 
-    name: str
+    name: Name
     questions: tuple[Question, ...]
     calls: tuple[Call, ...]
     output_tokens: Mapping[CallKey, int] | None = None
     """True lengths, where the source records them (a log, a file with lengths); for backends only."""
 
     def __post_init__(self) -> None:
-        require_name(self.name, "workload.name")
+        check_fields(self, f"workload {self.name}: ")
         require(len(self.questions) > 0, f"workload {self.name}: questions", "at least one question", 0)
         require(len(self.calls) > 0, f"workload {self.name}: calls", "at least one call", 0)
-        object.__setattr__(self, "questions", tuple(self.questions))
-        object.__setattr__(self, "calls", tuple(self.calls))
         require_unique((question.id for question in self.questions), f"workload {self.name}: question id")
         require_unique((call.key for call in self.calls), f"workload {self.name}: call key")
         known = {question.id for question in self.questions}

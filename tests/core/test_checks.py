@@ -1,12 +1,83 @@
 """Checks name the field, the rule and the value."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
+from mosaic.core.checks import (
+    AtLeast1,
+    Limit,
+    Name,
+    Positive,
+    Share,
+    check_fields,
+    require,
+    require_count,
+    require_name,
+    require_number,
+    require_unique,
+)  # fmt: skip
+
+
+class Colour(StrEnum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """A field of each kind that `check_fields` knows, and one that it leaves alone."""
+
+    name: Name = "a"
+    count: AtLeast1 | None = 1
+    price: Annotated[float, Limit(above=0, below=2)] = 1.0
+    share: Share = 0.5
+    colour: Colour = Colour.RED
+    kind: Literal["x", "y"] = "x"
+    loud: bool = True
+    sizes: tuple[AtLeast1, ...] = ()
+    others: tuple[str, ...] = ()
+    prices: Mapping[str, Positive] = field(default_factory=dict)
+    free: object = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "value.")
+
+
+def test_fields_become_what_their_types_say() -> None:
+    value = Value(colour="blue", sizes=[1, 2], others=iter("ab"), prices={"a": 1}, count=None, free=-1)  # type: ignore[arg-type]
+    assert (value.colour, value.sizes, value.others, value.prices) == (Colour.BLUE, (1, 2), ("a", "b"), {"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": " "}, "value.name must be a non-empty string, got ' '"),
+        ({"count": 0}, "value.count must be at least 1, got 0"),
+        ({"count": "1"}, "value.count must be a whole number, got '1'"),
+        ({"price": 2}, "value.price must be below 2, got 2"),
+        ({"price": 0.0}, "value.price must be above 0, got 0.0"),
+        ({"share": 1.5}, "value.share must be at most 1, got 1.5"),
+        ({"share": None}, "value.share must be a number, got None"),
+        ({"colour": "green"}, r"value.colour must be one of \['red', 'blue'\], got 'green'"),
+        ({"kind": "z"}, r"value.kind must be one of \['x', 'y'\], got 'z'"),
+        ({"loud": 1}, "value.loud must be true or false, got 1"),
+        ({"sizes": "12"}, "value.sizes must be a list, got '12'"),
+        ({"sizes": 12}, "value.sizes must be a list, got 12"),
+        ({"sizes": [1, 0]}, "value.sizes must be at least 1, got 0"),
+        ({"prices": [1]}, r"value.prices must be a mapping, got \[1\]"),
+        ({"prices": {"a": 1, "b": 0}}, "value.prices.b must be above 0, got 0"),
+    ],
+)
+def test_fields_are_checked_by_their_types(changes: dict[str, object], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=f"^{message}$"):
+        Value(**changes)  # type: ignore[arg-type]
 
 
 def test_a_rule_that_holds_is_silent() -> None:

@@ -1,4 +1,4 @@
-"""What an engine's memory goes to: weights, activations, and the KV cache that is left."""
+"""What an engine's memory goes to: weights, activations, and the KV cache that is left; what a sparse cache holds."""
 
 import pytest
 from hypothesis import given
@@ -6,7 +6,16 @@ from hypothesis import strategies as st
 
 from mosaic.core.cluster import Gpu, Worker
 from mosaic.core.engine_options import EngineOptions, Order
-from mosaic.core.kv_memory import activation_bytes, describe_need, fits_memory, free_kv_bytes, kv_capacity_tokens
+from mosaic.core.kv_memory import (
+    activation_bytes,
+    check_sparse_kv,
+    describe_need,
+    fits_memory,
+    free_kv_bytes,
+    kv_capacity_tokens,
+)
+from mosaic.core.workload import SparseKv
+from sim.engine.sparse_kv_cache import PageSizes, SparseKvCache
 from tests.factories import make_cluster, make_expert, make_gpu, make_shape
 
 LLAMA = make_expert(shape=make_shape(num_parameters=8_030_261_248), context_tokens=32_768)
@@ -81,3 +90,42 @@ def test_weights_larger_than_the_gpu_leave_nothing_and_a_capacity_that_is_given_
 
 def test_what_an_expert_needs_is_said_in_gib() -> None:
     assert describe_need(LLAMA) == "15.0 GiB of weights and 4.0 GiB of KV cache for one call of context_tokens=32768"
+
+
+def test_an_expert_takes_its_settings_by_name():
+    assert make_expert(kv={"policy": "flexicache", "budget_pages": 128}).kv == SparseKv(budget_pages=128)
+    with pytest.raises(TypeError, match="expert A: kv must be a SparseKv, its settings or null, got 'flexicache'"):
+        make_expert(kv="flexicache")
+
+
+def test_prefix_caching_is_refused():
+    with pytest.raises(ValueError, match="enable_prefix_caching must be false with expert A's kv=flexicache"):
+        check_sparse_kv("A", SparseKv(), EngineOptions(order="mixed"))
+    check_sparse_kv("A", SparseKv(), EngineOptions(order="mixed", enable_prefix_caching=False))
+    check_sparse_kv("A", None, EngineOptions(order="mixed"))
+
+
+def test_what_a_long_sequence_holds_and_reads_is_the_papers_arithmetic():
+    kv = SparseKv()
+    assert kv.resident_tokens(20_000) == 20_000 / 4 + 3 / 4 * (1024 + 16) + 20_000 / 16
+    assert kv.resident_tokens(20_000, with_summaries=False) == 20_000 / 4 + 3 / 4 * (1024 + 16)
+    assert kv.long_read_tokens() == 1024 + 3 / 4 * 8
+    assert kv.scored_tokens_per_token() == (1 / 4 + 3 / 4 / 16) / 16
+
+
+@given(
+    st.integers(1, 5000),
+    st.builds(
+        SparseKv,
+        budget_pages=st.integers(1, 64),
+        rerank_every=st.integers(1, 40),
+        unstable_frac=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    ),
+)
+def test_the_cache_counts_in_pages_what_the_formula_counts_in_tokens(num_tokens, kv):
+    num_heads = 8
+    cache = SparseKvCache(kv_tokens=10**6, watermark_frac=0.0, sizes=PageSizes.of(kv, num_heads))
+    held, tokens = cache.held(num_tokens) / num_heads, kv.resident_tokens(num_tokens)
+    # A page that is begun counts in full.
+    assert tokens - 1e-6 <= held <= tokens + 17
+    assert held <= cache.blocks(num_tokens) / num_heads

@@ -98,23 +98,6 @@ def test_quantile_refuses_what_is_not_inside_the_unit_interval(u: float) -> None
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"mean": 0.5}, "mean must be at least 1, got 0.5"),
-        ({"mean": 4096}, "mean must be below clip_tokens=4096, got 4096"),
-        ({"mean": float("nan")}, "mean must be finite"),
-        ({"sigma": 0}, "sigma must be above 0"),
-        ({"sigma": 5}, "sigma must be at most 4"),
-        ({"clip_tokens": 4096.5}, "clip_tokens must be a whole number"),
-        ({"sigma_source": "guessed"}, "sigma_source must be one of .*assumed.*, got 'guessed'"),
-    ],
-)
-def test_a_lognormal_refuses_bad_parameters(change: dict[str, object], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        ClippedLognormal(**{"mean": 300, "sigma": 0.8, "clip_tokens": 4096, **change})
-
-
-@pytest.mark.parametrize(
     ("config", "message"),
     [
         (3146, "output_tokens.A must be a mapping, got 3146"),
@@ -127,7 +110,7 @@ def test_a_lognormal_refuses_bad_parameters(change: dict[str, object], message: 
         ),
         ({"mean": REASONING["mean"]}, r"output_tokens.A: keys must be one of .*got \['mean'\]"),
         ({"sample": "12", "source": "measured"}, "output_tokens.A.sample must be a list"),
-        ({"sample": [], "source": "measured"}, "output_tokens.A: length sample must be non-empty"),
+        ({"sample": [], "source": "measured"}, "output_tokens.A: sample must be non-empty"),
         ({"sample": [3, float("nan")], "source": "measured"}, "output_tokens.A: .*must be a whole number, got nan"),
         ({"sample": [3], "source": "heard"}, "output_tokens.A: source must be one of"),
     ],

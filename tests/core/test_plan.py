@@ -1,22 +1,18 @@
-"""The plan value."""
+"""A plan, and the lengths that it expects."""
 
+import statistics
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mosaic.core.plan import Plan, PredictedTimes
+from mosaic.core.plan import LengthPrediction, prediction_from_sample
 from mosaic.planning.schedulers.round_robin import RoundRobin
 from tests.factories import make_problem
 
 PROBLEM = make_problem({"A": 3, "B": 2})
 PLAN = RoundRobin().plan(PROBLEM)
-
-
-def changed(number: int, **changes: object) -> Plan:
-    """Change one session of the plan."""
-    sessions = list(PLAN.sessions)
-    sessions[number] = replace(sessions[number], **changes)  # type: ignore[arg-type]
-    return replace(PLAN, sessions=tuple(sessions))
 
 
 def test_queue_keeps_the_total_order() -> None:
@@ -29,23 +25,19 @@ def test_makespan_is_the_last_end() -> None:
     assert replace(PLAN, sessions=(), predicted=()).predicted_makespan_s == 0.0
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"workers": ()}, "session 0 of 'A': workers must be at least one worker"),
-        ({"workers": (1, 1)}, "session 0 of 'A': workers must be unique, got 1 twice"),
-    ],
-)
-def test_session_checks_itself(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(PLAN.sessions[0], **changes)  # type: ignore[arg-type]
+def test_moments_by_hand() -> None:
+    prediction = prediction_from_sample([2, 4, 4, 4, 5, 5, 7, 9])
+    assert prediction == LengthPrediction(mean=5.0, max=9.0, std=2.0)
 
 
-def test_session_ids_are_unique() -> None:
-    with pytest.raises(ValueError, match="session id must be unique, got 0 twice"):
-        changed(1, id=0)
+@given(st.lists(st.integers(1, 32768), min_size=1, max_size=50))
+def test_moments_are_those_of_the_sample(lengths: list[int]) -> None:
+    prediction = prediction_from_sample(lengths)
+    assert prediction.mean == pytest.approx(statistics.fmean(lengths))
+    assert prediction.std == pytest.approx(statistics.pstdev(lengths), abs=1e-6)
+    assert prediction.max == max(lengths)
 
 
-def test_every_session_has_a_prediction() -> None:
-    with pytest.raises(ValueError, match="one entry for each of 2 sessions, got 1"):
-        replace(PLAN, predicted=(PredictedTimes(0.0, 1.0, 2.0),))
+def test_an_empty_sample_predicts_nothing() -> None:
+    with pytest.raises(ValueError, match=r"length sample must be non-empty, got \[\]"):
+        prediction_from_sample([])
