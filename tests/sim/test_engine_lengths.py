@@ -44,7 +44,7 @@ def sessions(draw):
         max_num_batched_tokens=draw(st.one_of(st.none(), st.integers(low, 400))),
         block_size=block_size,
         watermark_frac=draw(st.sampled_from([None, 0.0, 0.1])),
-        enable_prefix_caching=draw(st.booleans()),
+        enable_prefix_caching=draw(st.sampled_from([None, False])),
         scheduler_reserve_full_isl=draw(st.booleans()),
     )
     longest = draw(st.integers(2, 90))
