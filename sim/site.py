@@ -13,12 +13,12 @@ from mosaic.core.engine_options import EngineOptions
 from mosaic.core.plan import Plan
 from mosaic.core.results import CallRecord, Inputs
 from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
-from mosaic.runtime.aggregator_sweep import aggregator_places
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.loop import CommandLog
 from mosaic.runtime.site import Prompts
 from mosaic.runtime.store import digest_of
+from mosaic.runtime.unpriced import gangs_of
 from sim.cluster.backend import SimBackend
 from sim.cluster.gpu_use import GpuUse, Keep
 from sim.cluster.kept_loads import KeptLoads
@@ -202,7 +202,7 @@ class SimSite:
 
     def places(self, expert: Expert) -> list[tuple[int, ...]]:
         """List the gangs that the workers make up, as many as the expert's cap allows."""
-        return aggregator_places(expert, self.cluster.num_workers)
+        return gangs_of(expert, self.cluster.num_workers)
 
     def swept_place(self, expert: Expert, session: int, num_experts: int) -> tuple[int, ...]:
         """Take the first workers: they are all alike and do not disturb each other."""

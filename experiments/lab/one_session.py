@@ -6,8 +6,8 @@ from dataclasses import replace
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.results import Inputs, RunResult
 from mosaic.core.workload import Call, Expert
-from mosaic.runtime.even_plan import even_plan
 from mosaic.runtime.static_plan import execute
+from mosaic.runtime.unpriced import even_plan
 from sim.site import SimSite
 from sim.world.world import World
 

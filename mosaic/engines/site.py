@@ -18,7 +18,6 @@ from mosaic.core.safe_text import file_name
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, Question, Workload
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent
-from mosaic.runtime.aggregator_sweep import aggregator_places
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.journal_records import own_journals
@@ -26,6 +25,7 @@ from mosaic.runtime.loop import CommandLog
 from mosaic.runtime.run_lock import hold, is_held
 from mosaic.runtime.site import Prompts
 from mosaic.runtime.static_plan import execute
+from mosaic.runtime.unpriced import gangs_of
 
 
 class BackendMaker(Protocol):
@@ -264,7 +264,7 @@ class EngineSite:
 
         A worker that was lost while something was measured is not tried again.
         """
-        all_places = aggregator_places(expert, self._cluster.num_workers)
+        all_places = gangs_of(expert, self._cluster.num_workers)
         places = [place for place in all_places if may_be_gang(self._cluster.select(place))]
         return [place for place in places if self._lost.keys().isdisjoint(place)] or places
 

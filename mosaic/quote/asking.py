@@ -2,28 +2,24 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from mosaic.core.plan import Plan, Session, unpriced_plan
+from mosaic.core.plan import Plan, unpriced_plan
 from mosaic.core.results import CallRecord, RunResult
 from mosaic.core.workload import Call, CallKey, Expert
 from mosaic.pipelines.node import Node
 from mosaic.quote.allocation import first_share, num_pilot_calls, second_share
 from mosaic.quote.draws import Batch
 from mosaic.quote.sample import PilotQuestion, PilotSample
-from mosaic.runtime.aggregator_sweep import waves_of
-from mosaic.runtime.even_plan import even_plan
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.measuring import Show, Tell, prompts_of, show_nothing
-from mosaic.runtime.payback import pilot_announcement
-from mosaic.runtime.pilot import first_stage, priced_places, thirds
+from mosaic.runtime.pilot import first_stage, pilot_announcement
 from mosaic.runtime.pilot_stages import Pilot, Stage, run_stage, with_stage
 from mosaic.runtime.planner import NodePlacements, placed
-from mosaic.runtime.site import Site
 from mosaic.runtime.taking_over import stage_name
+from mosaic.runtime.unpriced import even_plan, one_session_each, waves_in_thirds
 
 Keep: TypeAlias = Callable[[Sequence[Plan]], object]
 
@@ -100,11 +96,9 @@ def ask(
 def merging_plan(merges: Sequence[Call], expert: Expert, job: Job) -> Plan:
     """Spread merges over places, in waves of three sizes where they are enough: these price the aggregator."""
     num_workers = job.cluster.num_workers
-    places = priced_places(len(merges), job.site.places(expert))
-    if not places:
+    waves = waves_in_thirds(merges, job.site.places(expert))
+    if not waves:
         return even_plan(merges, [expert], job.site, num_workers)
-    bounds = pairwise(accumulate(thirds(len(merges)), initial=0))
-    waves = waves_of([merges[low:high] for low, high in bounds], places)
     return unpriced_plan([session for wave in waves for session in wave], num_workers=num_workers)
 
 
@@ -128,20 +122,6 @@ def pilot_degree(job: Job, node: Node) -> int:
     """Say over how many workers the aggregator answers in the pilot."""
     options = job.placements.get(node.name, NodePlacements()).placements
     return options[0].tp_degree if options else node.experts[0].tp_degree
-
-
-def one_session_each(calls: Sequence[Call], experts: Sequence[Expert], site: Site) -> tuple[Session, ...]:
-    """Give each expert one session with all of its calls; workers take turns, and the longest come first."""
-    counts = Counter(call.expert for call in calls)
-    pool = {expert.name: expert for expert in experts}
-    sessions = []
-    for number, (name, _) in enumerate(counts.most_common()):
-        places = site.places(replace(pool[name], max_replicas=None))
-        own = [call for call in calls if call.expert == name]
-        shard = tuple(call.key for call in own)
-        node = own[0].key.node
-        sessions.append(Session(id=number, expert=name, node=node, workers=places[number % len(places)], shard=shard))
-    return tuple(sessions)
 
 
 class _Pilot:

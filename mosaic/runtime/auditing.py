@@ -7,11 +7,11 @@ from mosaic.answers.extraction import extract_answer
 from mosaic.core.results import CallRecord, CallStatus, inputs_of
 from mosaic.core.workload import CallKey, Question, Workload
 from mosaic.pipelines.final_answers import AnswerSource
-from mosaic.runtime.even_plan import even_plan
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.measuring import Show, prompts_of, show_nothing
 from mosaic.runtime.static_plan import execute
+from mosaic.runtime.unpriced import even_plan
 
 JOURNAL = "audit"
 """Name of the audit's own journal: what it asked once it does not ask again."""

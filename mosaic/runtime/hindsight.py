@@ -7,11 +7,11 @@ import msgspec
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import CallKey, Expert, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
-from mosaic.runtime.even_plan import even_plan
 from mosaic.runtime.job import AlwaysAggregate, Job, Outcome, shape_of
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.planner import Planner, placed
 from mosaic.runtime.static_plan import execute
+from mosaic.runtime.unpriced import even_plan
 
 
 def always_aggregate(

@@ -69,7 +69,7 @@ class Job:
     max_batch_frac: float | None = None
     """Real engines measure no more calls of an expert before the batch than this share of those that it has there.
 
-    See ``mosaic.runtime.payback``. None: as many as the sweep says, as simulations always do: they cost nothing.
+    None: as many as the sweep says, as simulations always do: they cost nothing.
     """
     upper_profile: Profile | None = None
     """Of the nodes above it; None: measured before the run."""

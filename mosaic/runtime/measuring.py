@@ -21,16 +21,13 @@ from mosaic.pipelines.budgets import NO_BUDGETS, Budgets, cut_record
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.node import Node
 from mosaic.planning.profiles import Profile, ProfileEntry
-from mosaic.runtime.aggregator_sweep import sweep_aggregator
 from mosaic.runtime.budgets import Cuts
 from mosaic.runtime.controller import Controller
-from mosaic.runtime.even_plan import even_plan, spread_anew
 from mosaic.runtime.layers import Questions
-from mosaic.runtime.payback import announcement, first_questions, sweeps_within
 from mosaic.runtime.planner import Planner, placed
-from mosaic.runtime.shapes import Fits, is_plain, sweep_shapes
 from mosaic.runtime.site import Prompts, Site
-from mosaic.runtime.sweep import Sweep, run_sweep
+from mosaic.runtime.sweep import Fits, Row, Sweep, announcement, first_questions, rows_of, run_sweep, run_waves
+from mosaic.runtime.unpriced import even_plan, spread_anew
 
 _Swept = TypeVar("_Swept")
 MAX_TRIES = 3
@@ -83,39 +80,31 @@ def sweep_first_layer(
     *,
     budgets: Budgets = NO_BUDGETS,
     max_batch_frac: float | None = None,
-    fits: Fits | None = None,
+    fits: Fits = lambda expert, workers: True,
     tell: Tell = lambda line: None,
 ) -> Profile:
     """Measure the experts that have calls, each with no more than this share of the calls that it has.
 
-    See ``mosaic.runtime.payback``: None is no bound, and a few calls are measured in any case. Calls are cut as those
-    of the batch are: so prices are of what is written within the budgets. Where ``fits`` tells what workers can hold,
-    experts are measured at each of their degrees and on each kind of GPU.
+    None is no bound, and a few calls are measured in any case. Experts are measured at each of their degrees and on
+    each kind of GPU that ``fits`` says can hold them. Calls are cut as those of the batch are: so prices are of what is
+    written within the budgets.
     """
-    sweeps = sweeps_within(sweep, calls, max_batch_frac)
+    sweeps = sweep.by_expert(calls, max_batch_frac)
     swept = [expert for expert in experts if expert.name in sweeps]
+    rows = list(rows_of(swept, cluster, site, fits))
+    why = "to price sessions" if len(rows) == 1 else "in each shape, to price sessions"
     num_calls = {expert.name: sweeps[expert.name].num_calls for expert in swept}
-    if fits is not None and not is_plain(swept, cluster):
-        tell(announcement("profiling", num_calls, "in each shape, to price sessions", "profile.path=FILE spares them"))
-        with show("profiling", {}) as shown:
-            return sweep_shapes(sweeps, swept, cluster, site, source, fits, budgets, shown)
 
-    def measure(name: str) -> Profile:
-        backend, prompt_tokens = site.sweep(name, swept)
-        tell(announcement("profiling", num_calls, "to price sessions", "profile.path=FILE spares them"))
+    def measure(row: Row, name: str) -> Profile:
+        backend, prompt_tokens = site.sweep(name, row.experts)
+        if row is rows[0]:
+            tell(announcement("profiling", num_calls, why, "profile.path=FILE spares them"))
         with show("profiling", {}) as shown:
-            return run_sweep(
-                sweeps,
-                swept,
-                cluster,
-                backend,
-                prompt_tokens,
-                source,
-                lambda expert, session: site.swept_place(expert, session, len(swept)),
-                (Cuts(budgets), *shown),
-            )
+            controllers = (Cuts(budgets), *shown)
+            return run_sweep(sweeps, row.experts, cluster, backend, prompt_tokens, source, row.place_of, controllers)
 
-    return _again_if_disturbed("profile", measure, site, tell)
+    measured = [_again_if_disturbed(row.name, partial(measure, row), site, tell) for row in rows]
+    return Profile(source=source, entries=tuple(entry for profile in measured for entry in profile.entries))
 
 
 def rehearse(
@@ -215,10 +204,10 @@ def sweep_node(
             def measure(name: str, shaped: Expert = shaped, calls: Sequence[Call] = calls) -> ProfileEntry:
                 backend = site.rehearsal(name, rehearsal.questions, prompts, rehearsal.records)
                 with show(what, {}) as shown:
-                    return sweep_aggregator(
+                    return run_waves(
                         shaped, calls, planner.cluster, backend, site.places(shaped), (Cuts(graph.budgets), *shown),
                         max_calls=max_calls,
-                        tell=lambda count: tell(announcement(what, {shaped.name: count}, "to price it", SPARED)),
+                        log=lambda count: tell(announcement(what, {shaped.name: count}, "to price it", SPARED)),
                     )  # fmt: skip
 
             entries.append(_again_if_disturbed(f"profile_{node.name}_{expert.name}_tp{degree}", measure, site, tell))

@@ -6,21 +6,17 @@ the batch's. The pilot comes first on the run's clock and in its journal, and th
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from hashlib import blake2b
 
-from mosaic.core.plan import Session, unpriced_plan
+from mosaic.core.plan import unpriced_plan
 from mosaic.core.results import RunResult
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.job import Job, ProfileSource
-from mosaic.runtime.payback import paid_back, sweeps_within
 from mosaic.runtime.pilot_stages import Pilot, Stage
-from mosaic.runtime.site import Site
-from mosaic.runtime.sweep import entry_of
-
-SHARES = 1 + 2 + 4
-"""Three sessions of an expert serve a seventh, two and four of its calls: the points that a line needs."""
+from mosaic.runtime.profiling import fit
+from mosaic.runtime.sweep import measured_calls
+from mosaic.runtime.unpriced import sessions_in_thirds
 
 
 def why_not(job: Job, first_calls: Sequence[Call]) -> str | None:
@@ -62,15 +58,13 @@ def why_not_kept(job: Job) -> str | None:
 
 def wanted_calls(job: Job, first_calls: Sequence[Call]) -> dict[ExpertName, int]:
     """Say how many calls of each expert price it: a share of those that it has, and no more than the sweep's."""
-    return {
-        expert: sweep.num_calls for expert, sweep in sweeps_within(job.sweep, first_calls, job.max_batch_frac).items()
-    }
+    return {expert: sweep.num_calls for expert, sweep in job.sweep.by_expert(first_calls, job.max_batch_frac).items()}
 
 
 def choose_calls(job: Job, first_calls: Sequence[Call], taken: Iterable[CallKey] = ()) -> tuple[Call, ...]:
     """Choose the calls of a job's pilot; see `choose`."""
     wanted = wanted_calls(job, first_calls)
-    num_whole = paid_back(len(job.workload.questions), job.max_batch_frac) or max(wanted.values())
+    num_whole = measured_calls(len(job.workload.questions), job.max_batch_frac) or max(wanted.values())
     return choose(first_calls, wanted, num_whole, taken)
 
 
@@ -116,57 +110,9 @@ def choose(
     return tuple(chosen)
 
 
-def thirds(num_calls: int) -> tuple[int, ...]:
-    """Cut calls into three sessions, each twice the one before.
-
-    Examples
-    --------
-    >>> thirds(8), thirds(70)
-    ((1, 2, 5), (10, 20, 40))
-    """
-    small, middle = num_calls // SHARES, 2 * num_calls // SHARES
-    return small, middle, num_calls - small - middle
-
-
-def priced_places(num_calls: int, places: Sequence[tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
-    """Give as many places as so many calls price, each in three sessions; none: they are too few.
-
-    Examples
-    --------
-    >>> priced_places(6, [(0,), (1,)]), priced_places(11, [(0,), (1,)]), priced_places(99, [(0,), (1,)])
-    ([], [(0,)], [(0,), (1,)])
-    """
-    return places[: num_calls // SHARES]
-
-
-def pilot_sessions(calls: Sequence[Call], experts: Sequence[Expert], site: Site) -> tuple[Session, ...]:
-    """Cut an expert's calls into three sessions; workers take turns.
-
-    Sizes outside, experts inside, as in a sweep: an expert is loaded for each of its sessions, as in a batch.
-    """
-    by_expert: dict[ExpertName, list[Call]] = {}
-    for call in calls:
-        by_expert.setdefault(call.expert, []).append(call)
-    asked = [expert for expert in experts if expert.name in by_expert]
-    sessions: list[Session] = []
-    for index in range(3):
-        for expert in asked:
-            mine = by_expert[expert.name]
-            sizes = thirds(len(mine))
-            shard = mine[sum(sizes[:index]) :][: sizes[index]]
-            if not shard:
-                continue
-            places = site.places(replace(expert, max_replicas=None))
-            number = len(sessions)
-            place = places[(number + number // len(asked)) % len(places)]
-            keys = tuple(call.key for call in shard)
-            sessions.append(Session(id=number, expert=expert.name, node=shard[0].key.node, workers=place, shard=keys))
-    return tuple(sessions)
-
-
 def first_stage(job: Job, calls: Sequence[Call], experts: Sequence[Expert], name: str) -> Stage:
     """Make a stage of calls of the first layer."""
-    plan = unpriced_plan(pilot_sessions(calls, experts, job.site), num_workers=job.cluster.num_workers)
+    plan = unpriced_plan(sessions_in_thirds(calls, experts, job.site), num_workers=job.cluster.num_workers)
     return Stage(name=name, plan=plan, calls=tuple(calls))
 
 
@@ -183,5 +129,17 @@ def profile_of(job: Job, experts: Sequence[Expert], pilot: Pilot, source: str) -
     served = tuple(session for session in pilot.sessions if session.num_calls and session.node in first)
     asked = {record.expert for record in finished}
     whole = RunResult(calls=finished, sessions=served, num_workers=job.cluster.num_workers)
-    entries = [entry_of(expert, job.cluster, whole) for expert in experts if expert.name in asked]
-    return Profile(source=source, entries=tuple(entries))
+    return fit([expert for expert in experts if expert.name in asked], job.cluster, whole, source)
+
+
+def pilot_announcement(what: str, num_calls: Mapping[ExpertName, int], num_batch_calls: int) -> str:
+    """Say how many calls of the batch are sent before it is planned, and why they cost nothing.
+
+    Examples
+    --------
+    >>> pilot_announcement("pilot", {"Qwen": 120, "GLM": 60}, 1800)
+    "pilot: 180 of the batch's own 1,800 calls (Qwen 120, GLM 60), to price the others; their answers are kept"
+    """
+    listed = ", ".join(f"{expert} {count:,}" for expert, count in num_calls.items())
+    own = f"{sum(num_calls.values()):,} of the batch's own {num_batch_calls:,} calls ({listed})"
+    return f"{what}: {own}, to price the others; their answers are kept"

@@ -8,17 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from mosaic.core.commands import Command
-from mosaic.core.errors import BackendError
 from mosaic.core.events import Event, Finished, Started
 from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
 from mosaic.core.workload import Call, CallKey, Workload
 from mosaic.runtime.controller import Controller, View
-from mosaic.runtime.even_plan import spread_anew
 from mosaic.runtime.job import Job
 from mosaic.runtime.loop import drive
 from mosaic.runtime.site import Prompts
 from mosaic.runtime.static_plan import plan_commands
+from mosaic.runtime.sweep import StopWhenFailing, of_questions
+from mosaic.runtime.unpriced import spread_anew
 
 MAX_FAILURES = 4
 """A pilot stops where so many calls fail in a row: its batch would fare no better."""
@@ -59,9 +59,7 @@ class Pilot:
         """Cut the batch down to the questions whose calls of the first layer have all finished here."""
         open_ = {call.key.question for call in first_calls if call.key not in self.records}
         questions = tuple(question for question in workload.questions if question.id not in open_)
-        kept = {question.id for question in questions}
-        calls = tuple(call for call in workload.calls if call.key.question in kept)
-        return Workload(name=workload.name, questions=questions, calls=calls)
+        return of_questions(workload, questions)
 
 
 class InTurn:
@@ -88,39 +86,6 @@ class InTurn:
         return plan_commands(stage.plan, {call.key: call for call in stage.calls}, view.next_session())
 
 
-class Watch:
-    """A controller that stops a pilot in which calls only fail, with what the first of them said."""
-
-    reacts = False
-
-    def __init__(self) -> None:
-        self._failed: list[CallRecord] = []
-        """Since a call finished."""
-        self._num_finished = 0
-
-    def on(self, event: Event, view: View) -> tuple[Command, ...]:
-        """Count how calls end.
-
-        Raises
-        ------
-        BackendError
-            If too many fail.
-        """
-        if isinstance(event, Finished) and event.record.status is CallStatus.FINISHED:
-            self._num_finished += 1
-            self._failed.clear()
-        elif isinstance(event, Finished):
-            self._failed.append(event.record)
-            if len(self._failed) == MAX_FAILURES:
-                first = self._failed[0]
-                why = first.response.error if first.response is not None else None
-                raise BackendError(
-                    f"pilot: {self._num_finished} calls finished, and then {MAX_FAILURES} failed in a row, the first "
-                    f"was {first.key.question} of {first.expert}: {why or 'no reason is known'}"
-                )
-        return ()
-
-
 def run_stage(
     job: Job, prompts: Prompts, pilot: Pilot, stage: Stage, shown: Sequence[Controller]
 ) -> tuple[RunResult, Stage]:
@@ -128,7 +93,8 @@ def run_stage(
     in_turn = InTurn((*pilot.stages, stage))
     experts = [*job.experts, *job.graph.experts]
     anew = spread_anew(experts, job.site, job.cluster.num_workers)
-    everybody: tuple[Controller, ...] = (in_turn, anew, Watch(), *shown)
+    stop = StopWhenFailing("pilot", len(stage.calls), max_in_a_row=MAX_FAILURES, may_lose=True)
+    everybody: tuple[Controller, ...] = (in_turn, anew, stop, *shown)
     known = {question.id: question for question in job.workload.questions}
     backend = job.site.backend(known, prompts, name=stage.name, after=pilot.names)
     result = drive(backend, everybody, num_workers=job.cluster.num_workers, log=job.site.command_log())

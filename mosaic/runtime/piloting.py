@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate, count, pairwise
+from itertools import count
 
 from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import unpriced_plan
@@ -11,15 +11,15 @@ from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import Call, Expert, Workload
 from mosaic.pipelines.node import Node
 from mosaic.planning.profiles import Profile, ProfileEntry
-from mosaic.runtime.aggregator_sweep import entry_of_waves, waves_of
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.measuring import Show, Tell, prompts_of
-from mosaic.runtime.payback import pilot_announcement
-from mosaic.runtime.pilot import SHARES, choose_calls, first_stage, priced_places, profile_of, thirds
+from mosaic.runtime.pilot import choose_calls, first_stage, pilot_announcement, profile_of
 from mosaic.runtime.pilot_stages import Pilot, Stage, run_stage, with_stage
 from mosaic.runtime.planner import Planner, placed
+from mosaic.runtime.profiling import fit_entry
 from mosaic.runtime.site import Prompts
+from mosaic.runtime.unpriced import SHARES, waves_in_thirds
 
 MAX_TRIES = 2
 """Where an expert's sessions were disturbed, more calls of the batch are asked; stages that a start begins in all."""
@@ -98,9 +98,7 @@ def pilot_node(
             return pilot, f"of the pilot's questions {len(mine)} need {expert.name}, and its price takes {least}"
         shares += [(placed(expert, degree), mine[turn :: len(degrees)]) for turn, degree in enumerate(degrees)]
     for expert, calls in shares:
-        bounds = pairwise(accumulate(thirds(len(calls)), initial=0))
-        where = priced_places(len(calls), places[expert.name, expert.tp_degree])
-        waves = waves_of([calls[low:high] for low, high in bounds], where)
+        waves = waves_in_thirds(calls, places[expert.name, expert.tp_degree])
         sessions = [session for wave in waves for session in wave]
         name = f"pilot_{node.name}_{expert.name}_tp{expert.tp_degree}"
         plan = unpriced_plan(sessions, num_workers=job.cluster.num_workers)
@@ -114,7 +112,7 @@ def pilot_node(
             if call.key in pilot.records:
                 questions.note(pilot.records[call.key])
         try:
-            entries.append(entry_of_waves(expert, job.cluster, waves, _own(result, first, calls)))
+            entries.append(fit_entry(expert, job.cluster, _own(result, first, calls), waves))
         except DisturbedSweepError as error:
             return pilot, str(error)
     return pilot, Profile(source=source, entries=tuple(entries))

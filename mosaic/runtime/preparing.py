@@ -15,11 +15,11 @@ from mosaic.planning.expected_calls import plan_expected
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.job import Job, ProfileSource, shape_of
 from mosaic.runtime.measuring import Rehearsal, Show, Tell, rehearse, sweep_first_layer, sweep_node
-from mosaic.runtime.payback import paid_back
 from mosaic.runtime.pilot import profile_of, why_not
 from mosaic.runtime.pilot_stages import Pilot
 from mosaic.runtime.piloting import pilot_first_layer, pilot_node, questions_of
 from mosaic.runtime.planner import Planned, Planner
+from mosaic.runtime.sweep import measured_calls
 from mosaic.runtime.taking_over import node_profile, take_over, why_not_taken
 
 Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
@@ -122,7 +122,7 @@ def _max_batch_frac(job: Job) -> float | None:
 
 
 def _most_rehearsed(job: Job) -> int | None:
-    return paid_back(len(job.workload.questions), _max_batch_frac(job))
+    return measured_calls(len(job.workload.questions), _max_batch_frac(job))
 
 
 def _pool(job: Job) -> tuple[Expert, ...]:
@@ -212,7 +212,7 @@ def _with_piloted_profiles(job: Job, begun: Begun, show: Show, tell: Tell) -> Be
                     graph, planner, site, show, asked=known, answered=pilot.records, max_questions=most, tell=tell
                 )
             expected = round(rehearsal.needed_frac[node.name] * len(job.workload.questions))
-            most = paid_back(expected, job.max_batch_frac)
+            most = measured_calls(expected, job.max_batch_frac)
             found = sweep_node(node, rehearsal, graph, planner, site, source, show, max_calls=most, tell=tell)
         profiles[node.name] = found
     return replace(begun, planner=replace(planner, profiles=profiles), pilot=pilot, rehearsal=rehearsal)

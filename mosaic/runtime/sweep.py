@@ -1,25 +1,42 @@
-"""Measures a profile: sessions of several shard sizes on calibration calls, run on a backend."""
+"""Measures a profile on calls that are not the batch's: sessions of several sizes, run on a backend."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count, islice
 from typing import TypeAlias
 
 from mosaic.core.checks import require, require_count, require_unique
-from mosaic.core.cluster import Cluster
-from mosaic.core.errors import DisturbedSweepError
-from mosaic.core.plan import Session, prediction_from_sample, unpriced_plan
-from mosaic.core.results import CallRecord, RunResult, SessionRecord
-from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ExpertName
-from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_session
+from mosaic.core.cluster import Cluster, Worker, may_be_gang
+from mosaic.core.commands import Command
+from mosaic.core.errors import BackendError, DisturbedSweepError
+from mosaic.core.events import Event, Finished, Lost
+from mosaic.core.plan import Session, unpriced_plan
+from mosaic.core.results import SERVED, CallRecord
+from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ExpertName, NodeName, Question, Workload
+from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.runtime.backend import Backend
-from mosaic.runtime.controller import Controller
-from mosaic.runtime.speed_fit import fit_speed
+from mosaic.runtime.controller import Controller, View
+from mosaic.runtime.profiling import fit, fit_entry
+from mosaic.runtime.site import Site
 from mosaic.runtime.static_plan import execute
-from mosaic.runtime.whole_sweep import WholeSweep
+from mosaic.runtime.unpriced import gangs_of, waves_of
 
 PromptTokens: TypeAlias = Callable[[int], int]
 """Prompt tokens of the i-th calibration call; sources with fewer questions repeat them."""
+PlaceOf: TypeAlias = Callable[[Expert, int], tuple[int, ...]]
+"""Gives the workers of an expert's session, by the session's number if all experts had as many."""
+Fits: TypeAlias = Callable[[Expert, Sequence[Worker]], bool]
+"""Tells whether workers can hold an expert."""
+
+MIN_CALLS = 8
+"""The least that is measured: sessions of 1, 2 and 5 calls, the two points that a line needs and one to spare."""
+WAVES = (1, 2, 4)
+"""Waves serve all calls, a half and a quarter of them."""
+NUM_SWEPT_CALLS, MAX_REPEATS = 512, 8
+"""Waves are repeated until they have served so many calls: a few waves of a few calls say little."""
+MEASURED_OTHERWISE = "Correct this, or give a profile (profile.path, profile.aggregator_path)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +61,104 @@ class Sweep:
         """Of an expert, in all."""
         return sum(self.shard_sizes) * self.num_repeats
 
+    def within(self, num_calls: int | None) -> "Sweep":
+        """Shrink to so many calls: by the repeats first, and then to three sessions, each twice the one before.
+
+        Few large sessions tell more of a large batch than many small ones, and one of them may be interrupted.
+
+        Examples
+        --------
+        >>> sweep = Sweep(shard_sizes=(128, 384, 768), num_repeats=2)
+        >>> [sweep.within(num_calls) for num_calls in (1500, 30)]
+        [Sweep(shard_sizes=(128, 384, 768), num_repeats=1), Sweep(shard_sizes=(4, 8, 18), num_repeats=1)]
+        """
+        size = sum(self.shard_sizes)
+        if num_calls is None or size * self.num_repeats <= num_calls:
+            return self
+        if size <= num_calls:
+            return replace(self, num_repeats=num_calls // size)
+        small, middle = num_calls // 7, 2 * num_calls // 7
+        return Sweep(shard_sizes=(small, middle, num_calls - small - middle))
+
+    def by_expert(self, calls: Sequence[Call], max_batch_frac: float | None) -> dict[ExpertName, "Sweep"]:
+        """Give the sweep of each expert that a batch calls, by how often it does."""
+        counts = Counter(call.expert for call in calls)
+        return {expert: self.within(measured_calls(number, max_batch_frac)) for expert, number in counts.items()}
+
+
+def measured_calls(num_calls: int, max_batch_frac: float | None) -> int | None:
+    """Say how many calls may be measured before a batch has so many; None: there is no limit.
+
+    Examples
+    --------
+    >>> [measured_calls(num_calls, 0.1) for num_calls in (20, 300, 25600)], measured_calls(20, None)
+    ([8, 30, 2560], None)
+    """
+    return None if max_batch_frac is None else max(MIN_CALLS, int(max_batch_frac * num_calls))
+
+
+def announcement(what: str, num_calls: Mapping[ExpertName, int], why: str, instead: str) -> str:
+    """Say what is sent before the batch, why, and what spares it.
+
+    Examples
+    --------
+    >>> announcement("profiling", {"Qwen": 2560, "GLM": 8}, "to price it", "profile.path=FILE spares them")
+    'profiling: 2,568 calls that are not the batch (Qwen 2,560, GLM 8), to price it; profile.path=FILE spares them'
+    """
+    listed = ", ".join(f"{expert} {count:,}" for expert, count in num_calls.items())
+    return f"{what}: {sum(num_calls.values()):,} calls that are not the batch ({listed}), {why}; {instead}"
+
+
+def first_questions(workload: Workload, num_questions: int | None) -> Workload:
+    """Cut a workload down to its first questions; None: all of them."""
+    if num_questions is None or num_questions >= len(workload.questions):
+        return workload
+    return of_questions(workload, workload.questions[:num_questions])
+
+
+def of_questions(workload: Workload, questions: tuple[Question, ...]) -> Workload:
+    """Cut a workload down to some of its questions."""
+    kept = {question.id for question in questions}
+    calls = tuple(call for call in workload.calls if call.key.question in kept)
+    return Workload(name=workload.name, questions=questions, calls=calls)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Experts that are measured together: each at one degree, on workers of one kind."""
+
+    name: str
+    """Of the measurement."""
+    experts: tuple[Expert, ...]
+    place_of: PlaceOf
+
+
+def rows_of(experts: Sequence[Expert], cluster: Cluster, site: Site, fits: Fits) -> Iterator[Row]:
+    """List what is measured of experts: each of their degrees, on each kind of GPU that holds them.
+
+    Where all have one degree and workers are of one kind, that is one row, and the site says where its sessions run.
+    """
+    workers = cluster.workers
+    if len({worker.gpu for worker in workers}) == 1 and not any(expert.tp_degrees for expert in experts):
+        yield Row("profile", tuple(experts), partial(site.swept_place, num_experts=len(experts)))
+        return
+    for degree in sorted({degree for expert in experts for degree in expert.possible_degrees}):
+        gangs = (workers[start : start + degree] for start in range(0, len(workers) - degree + 1, degree))
+        first = {gang[0].gpu: gang for gang in reversed([gang for gang in gangs if may_be_gang(gang)])}
+        for gpu, gang in first.items():
+            shaped = (replace(expert, tp_degree=degree) for expert in experts if degree in expert.possible_degrees)
+            held = tuple(expert for expert in shaped if fits(expert, gang))
+            place = tuple(worker.id for worker in gang)
+            if held:
+                yield Row(f"profile_{gpu.name}_tp{degree}", held, partial(_always, place))
+
+
+def _always(place: tuple[int, ...], expert: Expert, session: int) -> tuple[int, ...]:
+    return place
+
 
 def sweep_calls(sweep: Sweep, expert: ExpertName, prompt_tokens: PromptTokens) -> Iterator[tuple[Call, ...]]:
-    """List the calibration shards of an expert; every call has a key of its own, so luck is not shared."""
+    """List the calibration shards of an expert; every call has a key, and so an outcome, of its own."""
     first = 0
     for size in sweep.shard_sizes:
         for _ in range(sweep.num_repeats):
@@ -64,7 +176,7 @@ def run_sweep(
     backend: Backend,
     prompt_tokens: PromptTokens,
     source: str,
-    workers_of: Callable[[Expert, int], tuple[int, ...]] = lambda expert, session: tuple(range(expert.tp_degree)),
+    place_of: PlaceOf = lambda expert, session: tuple(range(expert.tp_degree)),
     controllers: Sequence[Controller] = (),
 ) -> Profile:
     """Run the sessions of sweeps one expert after the other and fit their costs.
@@ -77,11 +189,10 @@ def run_sweep(
         Of the calibration calls.
     source
         Where the profile says it comes from.
-    workers_of
-        Where an expert is measured, by the number of the session if all had as many; the first workers unless told
-        otherwise.
+    place_of
+        Where sessions run; the first workers by default.
     controllers
-        Who else hears the events.
+        Who else receives the events.
 
     Raises
     ------
@@ -96,69 +207,156 @@ def run_sweep(
     # NOTE: sizes outside, experts inside, so that an expert is loaded again for each of its sessions
     # (and its load is measured again) unless it is alone in the pool.
     for index in range(max(map(len, shards.values()))):
-        for place, expert in enumerate(experts):
+        for turn, expert in enumerate(experts):
             if index >= len(shards[expert.name]):
                 continue
             shard = shards[expert.name][index]
             calls += shard
-            sessions.append(
-                Session(
-                    id=len(sessions),
-                    expert=expert.name,
-                    node=PROPOSE,
-                    workers=workers_of(expert, index * len(experts) + place),
-                    shard=tuple(call.key for call in shard),
-                )
-            )
-    everybody = (*controllers, WholeSweep("profile sweep", len(calls)))
-    result = execute(unpriced_plan(sessions, num_workers=cluster.num_workers), calls, backend, everybody)
+            keys = tuple(call.key for call in shard)
+            workers = place_of(expert, index * len(experts) + turn)
+            sessions.append(Session(id=len(sessions), expert=expert.name, node=PROPOSE, workers=workers, shard=keys))
+    all_controllers = (*controllers, StopWhenFailing("profile sweep", len(calls)))
+    result = execute(unpriced_plan(sessions, num_workers=cluster.num_workers), calls, backend, all_controllers)
     assert len(result.calls) == len(calls), "all finished"
-    return Profile(source=source, entries=tuple(entry_of(expert, cluster, result) for expert in experts))
+    return fit(experts, cluster, result, source)
 
 
-def entry_of(expert: Expert, cluster: Cluster, result: RunResult) -> ProfileEntry:
-    """Fit an expert's costs to its sessions.
+def run_waves(
+    expert: Expert,
+    calls: Sequence[Call],
+    cluster: Cluster,
+    backend: Backend,
+    places: Sequence[tuple[int, ...]] | None = None,
+    controllers: Sequence[Controller] = (),
+    *,
+    max_calls: int | None = None,
+    log: Callable[[int], object] = lambda num_calls: None,
+) -> ProfileEntry:
+    """Measure an aggregator at its tensor-parallel degree, with as many replicas as its cap and the cluster allow.
+
+    NOTE: Its replicas serve in waves, all at once, and a wave lasts as long as the replica with the longest answers.
+    With a heavy tail that is far above the mean of one session, so a wave is what is measured, and what a replica's
+    price stands for.
+
+    Parameters
+    ----------
+    expert, calls, cluster, backend, controllers
+        As in `run_sweep`; the calls are those that calibration questions leave to the aggregator.
+    places
+        The gangs of workers where it may run; None: all that the cluster makes up.
+    max_calls
+        The most that are served, but for one wave of each size with four calls a place.
+    log
+        Receives how many are served.
 
     Raises
     ------
+    BackendError
+        If a session cannot be run, or a call does not finish: a price is never fitted to part of a sweep.
     DisturbedSweepError
-        If sessions that were interrupted leave fewer than two sizes.
+        If sessions that were interrupted leave too few others.
+    ValueError
+        If there are no calls, or no place for the aggregator.
     """
-    records: list[CallRecord] = [call for call in result.calls if call.expert == expert.name]
-    # NOTE: a session that was interrupted and begun again took longer than its calls need. One whose server wanted a
-    # request twice did not: the batch will meet the same server.
-    sessions: list[SessionRecord] = [
-        session for session in result.sessions if session.expert == expert.name and not session.num_interruptions
-    ]
-    sizes = {session.num_calls for session in sessions}
-    if len(sizes) < 2:
-        raise DisturbedSweepError(
-            f"profile sweep of {expert.name}: sessions of two shard sizes must run undisturbed, {len(sizes)} did"
-        )
-    points = tuple(
-        SweepPoint(
-            num_calls=session.num_calls,
-            session_s=session.end_ts - session.start_ts,
-            output_tokens=session.output_tokens,
-        )
-        for session in sessions
-    )
-    sample = tuple(sorted(record.output_tokens for record in records))
-    return ProfileEntry(
-        expert=expert.name,
-        gpu=cluster.select(sessions[0].workers)[0].gpu.name,
-        tp_degree=expert.tp_degree,
-        load_s=typical_load_s(result.sessions, expert.name),
-        fit=fit_session(points),
-        lengths=prediction_from_sample(sample),
-        points=points,
-        output_tokens=sample,
-        speed=fit_speed([record for record in records if record.session in {one.session for one in sessions}]),
-        kv_budget_tokens=expert.kv_budget_tokens,
-    )
+    require(len(calls) > 0, "aggregator sweep: calls", "at least one call", 0)
+    places = gangs_of(expert, cluster.num_workers) if places is None else places
+    shards = list(_wave_shards(calls, len(places), max_calls))
+    waves, served = waves_of(shards, places), [call for shard in shards for call in shard]
+    log(len(served))
+    plan = unpriced_plan([session for wave in waves for session in wave], num_workers=cluster.num_workers)
+    all_controllers = (*controllers, StopWhenFailing("aggregator sweep", len(served)))
+    result = execute(plan, served, backend, all_controllers)
+    assert len(result.calls) == len(served), "all finished"
+    return fit_entry(expert, cluster, result, waves)
 
 
-def typical_load_s(sessions: Sequence[SessionRecord], expert: ExpertName) -> float:
-    """Take the median of an expert's loads: one that something else disturbed must not price them all; 0: none."""
-    loads = [session.load_s for session in sessions if session.expert == expert and session.load_s > 0]
-    return median(loads) if loads else 0.0
+def _wave_shards(calls: Sequence[Call], num_places: int, max_calls: int | None) -> Iterator[list[Call]]:
+    """Cut waves out of the calls; what is served again has a key, and so an outcome, of its own."""
+    least = num_places * max(WAVES)
+    if max_calls is not None:
+        calls = calls[: max(least, max_calls // len(WAVES))]
+    num_copies = -(-least // len(calls))
+    num_repeats = min(MAX_REPEATS, -(-NUM_SWEPT_CALLS // (num_copies * len(calls))))
+    if max_calls is not None:
+        num_repeats = min(num_repeats, max(1, max_calls // (len(WAVES) * num_copies * len(calls))))
+    copies_made = count()
+    ranked = list(_ranked(calls))
+    width = 1 + max(rank for rank, _ in ranked)
+    for share in WAVES * num_repeats:
+        chosen = list(islice(copies_made, num_copies))
+        copies = [
+            replace(call, key=call.key._replace(slot=copy * width + rank)) for copy in chosen for rank, call in ranked
+        ]
+        if max_calls is not None:
+            copies = copies[: max(least, max_calls // len(WAVES))]
+        for part in range(share):
+            yield copies[part::share]
+
+
+def _ranked(calls: Sequence[Call]) -> Iterator[tuple[int, Call]]:
+    """Number the calls of each question: an expert may have several slots of a node."""
+    seen: Counter[tuple[str, NodeName]] = Counter()
+    for call in calls:
+        asked = call.key.question, call.key.node
+        yield seen[asked], call
+        seen[asked] += 1
+
+
+class StopWhenFailing:
+    """A controller that stops a measurement which can price nothing any more, and says why.
+
+    A price is never fitted to part of a sweep, so what comes after a call that fails would be sent for nothing. What
+    has finished is in the journal of a real run.
+
+    Parameters
+    ----------
+    name
+        Of the measurement.
+    num_calls
+        That it has.
+    max_in_a_row
+        It stops where so many calls fail in a row. A pilot's single failures are tried again with the batch.
+    may_lose
+        Whether other workers take over what a lost one leaves.
+    """
+
+    reacts = False
+
+    def __init__(self, name: str, num_calls: int, *, max_in_a_row: int = 1, may_lose: bool = False) -> None:
+        self._name = name
+        self._num_calls = num_calls
+        self._max_in_a_row = max_in_a_row
+        self._may_lose = may_lose
+        self._num_finished = 0
+        self._failed: list[CallRecord] = []
+        """Since a call finished."""
+
+    def on(self, event: Event, view: View) -> tuple[Command, ...]:
+        """Count how calls end, and look at each worker that is lost.
+
+        Raises
+        ------
+        BackendError
+            If too many calls fail.
+        DisturbedSweepError
+            If a call never ends since its worker is lost: on the others it may.
+        """
+        if isinstance(event, Finished):
+            if event.record.status in SERVED:
+                self._num_finished += 1
+                self._failed.clear()
+            else:
+                self._failed.append(event.record)
+            if len(self._failed) == self._max_in_a_row:
+                first = self._failed[0]
+                why = first.response.error if first.response is not None else None
+                cause = f"call {first.key.question} of {first.expert} {first.status}: {why or 'no reason is known'}"
+                more = "" if self._max_in_a_row == 1 else f", the first of {self._max_in_a_row} in a row"
+                raise BackendError(self._stopped(f"{cause}{more}"))
+        elif isinstance(event, Lost) and not self._may_lose and view.left_by({event.worker}):
+            raise DisturbedSweepError(self._stopped(f"worker {event.worker} is lost: {event.cause}"))
+        return ()
+
+    def _stopped(self, cause: str) -> str:
+        done = f"{self._num_finished} of {self._num_calls} calls finished before it stopped"
+        return f"{self._name}: {done}: {cause}. {MEASURED_OTHERWISE}"

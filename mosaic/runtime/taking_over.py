@@ -13,13 +13,13 @@ from mosaic.core.results import RunResult
 from mosaic.core.workload import Call, CallKey
 from mosaic.pipelines.node import Node
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.aggregator_sweep import entry_of_waves
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.measuring import Show, prompts_of
 from mosaic.runtime.pilot import why_not_kept
 from mosaic.runtime.pilot_stages import Pilot, Stage, run_stage, with_stage
 from mosaic.runtime.planner import placed
+from mosaic.runtime.profiling import fit
 
 
 def stage_name(number: int) -> str:
@@ -99,9 +99,7 @@ def _entry_of(
         num_workers=job.cluster.num_workers,
     )
     try:
-        return Profile(
-            source=source, entries=(entry_of_waves(placed(node.experts[0], degree), job.cluster, waves, result),)
-        )
+        return fit([placed(node.experts[0], degree)], job.cluster, result, source, waves)
     except DisturbedSweepError:
         return None
 

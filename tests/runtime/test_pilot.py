@@ -9,19 +9,16 @@ from hypothesis import strategies as st
 
 import mosaic
 from mosaic.core.errors import BackendError
-from mosaic.core.events import Finished
-from mosaic.core.results import CallStatus, Response
 from mosaic.core.workload import AGGREGATE
 from mosaic.pipelines.call_graph import mixture_of_agents
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.gates.gate import Never
-from mosaic.runtime.controller import View
 from mosaic.runtime.job import Job, ProfileSource
-from mosaic.runtime.pilot import choose_calls, first_stage, thirds, wanted_calls, why_not
-from mosaic.runtime.pilot_stages import Pilot, Watch, run_stage, with_stage
+from mosaic.runtime.pilot import choose_calls, first_stage, wanted_calls, why_not
+from mosaic.runtime.pilot_stages import Pilot, run_stage, with_stage
 from mosaic.runtime.sweep import Sweep
+from mosaic.runtime.unpriced import thirds
 from tests.answered_questions import make_moa, make_question
-from tests.run_records import make_failed, make_record
 from tests.runtime.jobs import Told, make_job
 from tests.runtime.scripted import Scripted
 
@@ -187,22 +184,6 @@ def test_a_pilot_has_enough_of_each_expert_and_whole_questions(frac: float) -> N
 
 @given(st.integers(7, 10_000))
 def test_three_sessions_of_two_sizes_serve_all(num_calls: int) -> None:
-    sizes = thirds(num_calls)
+    sizes = [len(part) for part in thirds(range(num_calls))]
     assert sum(sizes) == num_calls
     assert 0 < sizes[0] < sizes[1] < sizes[2]
-
-
-def test_a_pilot_in_which_calls_only_fail_stops_with_the_first_words() -> None:
-    watch, view = Watch(), View(1)
-    failed = make_failed("q1")._replace(response=Response(error="no such model"))
-    for _ in range(3):
-        assert watch.on(Finished(1.0, failed), view) == ()
-    with pytest.raises(BackendError, match="0 calls finished, and then 4 failed in a row.*no such model"):
-        watch.on(Finished(1.0, failed), view)
-
-
-def test_a_pilot_goes_on_past_single_failures() -> None:
-    watch, view = Watch(), View(1)
-    for number in range(20):
-        record = make_record(f"q{number}")
-        watch.on(Finished(1.0, record._replace(status=CallStatus.FAILED) if number % 3 == 0 else record), view)

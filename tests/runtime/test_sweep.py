@@ -1,19 +1,44 @@
-"""The sweep behind a profile: which sessions it runs, and what it reads off them."""
+"""The sweep behind a profile: what it measures of a batch, which sessions it runs, and what it reads off them."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mosaic.core.cluster import Cluster, Worker
 from mosaic.core.errors import BackendError, DisturbedSweepError
+from mosaic.core.events import Finished
 from mosaic.core.realization import Outcome
-from mosaic.runtime.sweep import Sweep, run_sweep, sweep_calls
-from tests.factories import make_cluster, make_expert
+from mosaic.core.results import CallStatus, Response
+from mosaic.core.workload import Expert
+from mosaic.planning import Flexible
+from mosaic.runtime.controller import View
+from mosaic.runtime.measuring import show_nothing, sweep_first_layer
+from mosaic.runtime.preparing import prepare
+from mosaic.runtime.run import measure, plan, run
+from mosaic.runtime.sweep import (
+    MIN_CALLS,
+    StopWhenFailing,
+    Sweep,
+    first_questions,
+    measured_calls,
+    rows_of,
+    run_sweep,
+    sweep_calls,
+)
+from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_mixed_cluster
+from tests.run_records import make_failed, make_record
+from tests.runtime.jobs import make_job
 from tests.runtime.scripted import Scripted
+from tests.runtime.test_measuring import Shaky
 from tests.sim.cluster_runs import make_backend
 
 SWEEP = Sweep(shard_sizes=(2, 5), num_repeats=2)
+DEFAULT = Sweep(shard_sizes=(128, 384, 768), num_repeats=2)
 
 
 def affine(**changes) -> Scripted:
@@ -100,11 +125,11 @@ def test_a_sweep_that_cannot_finish_stops_and_tells_the_first_cause() -> None:
     with pytest.raises(BackendError) as raised:
         profile_of(backend)
     assert str(raised.value) == (
-        "profile sweep: every call must finish, 0 of 28 did before it stopped: call calibration-A-0 failed: no reason "
-        "is known. Correct this, or give a profile (profile.path, profile.aggregator_path)"
+        "profile sweep: 0 of 28 calls finished before it stopped: call calibration-A-0 of A failed: no reason is "
+        "known. Correct this, or give a profile (profile.path, profile.aggregator_path)"
     )
     lost = affine(losses={0: (1, "its server is gone")})
-    with pytest.raises(DisturbedSweepError, match="2 of 28 did .*: worker 0 is lost: its server is gone"):
+    with pytest.raises(DisturbedSweepError, match="2 of 28 calls finished .*: worker 0 is lost: its server is gone"):
         profile_of(lost)
 
 
@@ -118,7 +143,7 @@ def test_sessions_that_were_interrupted_price_nothing_and_their_lengths_count() 
     before, behind = (profile.entry("A", "gpu", 1) for profile in (whole, partly))
     assert behind.points == before.points[1::2]
     assert behind.output_tokens == before.output_tokens
-    with pytest.raises(DisturbedSweepError, match="sessions of two shard sizes must run undisturbed, 1 did"):
+    with pytest.raises(DisturbedSweepError, match="profile of A: sessions of two sizes must run undisturbed, 1 did"):
         profile_of(affine(disturbed=frozenset({0, 2})))
 
 
@@ -146,3 +171,139 @@ def test_a_sweep_refuses_bad_sizes(change: dict[str, object], message: str) -> N
 
 def test_sizes_may_come_as_a_list() -> None:
     assert Sweep(shard_sizes=[1, 2]) == Sweep(shard_sizes=(1, 2))  # type: ignore[arg-type]
+
+
+def test_a_pilot_in_which_calls_only_fail_stops_with_the_first_words() -> None:
+    stop, view = StopWhenFailing("pilot", 9, max_in_a_row=4, may_lose=True), View(1)
+    failed = make_failed("q1")._replace(response=Response(error="no such model"))
+    for _ in range(3):
+        assert stop.on(Finished(1.0, failed), view) == ()
+    with pytest.raises(BackendError, match="pilot: 0 of 9 calls .*: no such model, the first of 4 in a row"):
+        stop.on(Finished(1.0, failed), view)
+
+
+def test_a_pilot_goes_on_past_single_failures() -> None:
+    stop, view = StopWhenFailing("pilot", 9, max_in_a_row=4, may_lose=True), View(1)
+    for number in range(20):
+        record = make_record(f"q{number}")
+        stop.on(Finished(1.0, record._replace(status=CallStatus.FAILED) if number % 3 == 0 else record), view)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 900), min_size=2, max_size=5, unique=True),
+    num_repeats=st.integers(1, 4),
+    num_calls=st.integers(0, 50_000),
+    frac=st.floats(0.01, 2.0),
+)
+def test_no_sweep_is_larger_than_its_share_and_every_one_can_be_fitted(sizes, num_repeats, num_calls, frac) -> None:
+    sweep = Sweep(shard_sizes=tuple(sizes), num_repeats=num_repeats)
+    most = measured_calls(num_calls, frac)
+    shrunk = sweep.within(most)
+    assert shrunk.num_calls <= min(sweep.num_calls, max(MIN_CALLS, frac * num_calls))
+    assert len(shrunk.shard_sizes) >= 2
+    assert sweep.within(None) == sweep
+
+
+@pytest.mark.parametrize(
+    ("num_calls", "sizes", "num_repeats"),
+    [
+        (20, (1, 2, 5), 1),
+        (300, (4, 8, 18), 1),
+        (12_799, (182, 365, 732), 1),
+        (12_800, (128, 384, 768), 1),
+        (25_600, (128, 384, 768), 2),
+    ],
+)
+def test_an_experts_sweep_goes_by_its_calls_in_the_batch(num_calls, sizes, num_repeats) -> None:
+    calls = [make_call(f"q{i}", expert="A") for i in range(num_calls)]
+    assert DEFAULT.by_expert(calls, 0.1) == {"A": Sweep(shard_sizes=sizes, num_repeats=num_repeats)}
+    assert DEFAULT.by_expert(calls, None) == {"A": DEFAULT}
+
+
+def test_experts_with_few_calls_are_measured_less_than_others_and_told_of_before() -> None:
+    calls = [make_call(f"q{i}", expert="A" if i % 10 else "B") for i in range(200)]
+    experts, site, told, backends = [make_expert("A"), make_expert("B")], Shaky(0), [], []
+
+    def sweep(name, swept):
+        backends.append(Scripted())
+        return backends[-1], lambda number: 100
+
+    def show(name, predicted):
+        assert len(told) == 1, "before anything is sent"
+        return nullcontext(())
+
+    site.sweep = sweep  # type: ignore[method-assign]
+    sweep_first_layer(
+        Sweep(shard_sizes=(2, 4, 9)), calls, experts, make_cluster(2), site, "here",  # type: ignore[arg-type]
+        show, max_batch_frac=0.1, tell=told.append,
+    )  # fmt: skip
+    (backend,) = backends
+    assert [(session.expert, len(session.shard)) for session in backend.sessions] == [
+        ("A", 2), ("B", 1), ("A", 4), ("B", 2), ("A", 9), ("B", 5),
+    ]  # fmt: skip
+    assert told == [
+        "profiling: 23 calls that are not the batch (A 15, B 8), to price sessions; profile.path=FILE spares them"
+    ]
+
+
+def test_simulations_measure_what_the_sweep_says_and_so_does_who_asks_for_a_profile() -> None:
+    job = make_job()
+    assert job.site.way == "simulated"
+    assert plan(replace(job, max_batch_frac=0.01)) == plan(job)
+    assert measure(replace(job, max_batch_frac=0.01)) == measure(job)
+
+
+def test_a_workload_is_cut_down_to_its_first_questions() -> None:
+    workload = make_job().workload
+    cut = first_questions(workload, 2)
+    assert cut.questions == workload.questions[:2]
+    assert {call.key.question for call in cut.calls} == {question.id for question in cut.questions}
+    assert first_questions(workload, None) is first_questions(workload, 99) is workload
+
+
+OLD, NEW = make_gpu("old"), make_gpu("new")
+
+
+def fits(expert: Expert, workers: Sequence[Worker]) -> bool:
+    """B has no room on one old GPU."""
+    return expert.name != "B" or len(workers) > 1 or workers[0].gpu == NEW
+
+
+def measured(experts: Sequence[Expert], cluster: Cluster) -> set[tuple[object, ...]]:
+    """The gang and the shapes of each row, on a site where experts that have one shape run on the last worker."""
+    site = SimpleNamespace(swept_place=lambda expert, session, num_experts: (9,))
+    rows = rows_of(experts, cluster, site, fits)  # type: ignore[arg-type]
+    return {(row.place_of(row.experts[0], 0), tuple((e.name, e.tp_degree) for e in row.experts)) for row in rows}
+
+
+def test_each_degree_is_measured_on_each_kind_that_holds_it() -> None:
+    wide, narrow = replace(make_expert("A"), tp_degrees=(2,)), make_expert("B")
+    assert measured([wide, narrow], make_mixed_cluster(OLD, OLD, NEW, OLD, NEW, NEW)) == {
+        ((0,), (("A", 1),)),
+        ((2,), (("A", 1), ("B", 1))),
+        ((0, 1), (("A", 2),)),
+        ((4, 5), (("A", 2),)),
+    }
+
+
+def test_one_degree_on_one_kind_is_measured_where_the_site_says() -> None:
+    assert measured([make_expert("A")], make_cluster(2)) == {((9,), (("A", 1),))}
+    assert len(measured([make_expert("A")], make_mixed_cluster(OLD, NEW))) == 2
+
+
+def test_a_job_is_planned_and_run_at_a_degree_that_the_program_chose() -> None:
+    job = make_job(scheduler=Flexible(max_replicas=1))
+    job = replace(
+        job,
+        experts=tuple(replace(expert, tp_degrees=(2,)) for expert in job.experts),
+        workload=job.workload,
+    )
+    begun = prepare(job, show_nothing, lambda name: nullcontext(), lambda line: None)
+    entries = begun.planner.profiles["propose"].entries
+    assert {(entry.expert, entry.tp_degree) for entry in entries} == {(name, n) for name in "ABC" for n in (1, 2)}
+    by_degree = {n: next(e for e in entries if e.expert == "A" and e.tp_degree == n) for n in (1, 2)}
+    assert by_degree[1].output_tokens == by_degree[2].output_tokens, "the same calls"
+    chosen = plan(job)
+    outcome = run(job)
+    widths = [session.workers for session in outcome.result.sessions if session.node == "propose"]
+    assert sorted(widths) == sorted(session.workers for session in chosen.plan.sessions)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mosaic.planning.speeds import Speed
-from mosaic.runtime.speed_fit import fit_speed
+from mosaic.runtime.profiling import fit_speed
 from tests.run_records import make_record
 
 READ_S = 1e-4

@@ -14,14 +14,10 @@ from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import Inputs
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
-from mosaic.runtime.aggregator_sweep import (
-    MAX_REPEATS,
-    NUM_SWEPT_CALLS,
-    aggregator_places,
-    entry_of_waves,
-    sweep_aggregator,
-)
-from mosaic.runtime.aggregator_sweep import waves_of as make_waves
+from mosaic.runtime.profiling import fit_entry
+from mosaic.runtime.sweep import MAX_REPEATS, NUM_SWEPT_CALLS, run_waves
+from mosaic.runtime.unpriced import gangs_of
+from mosaic.runtime.unpriced import waves_of as make_waves
 from tests.factories import make_call, make_cluster, make_expert
 from tests.run_records import make_record, make_result, make_session
 from tests.runtime.scripted import Scripted
@@ -56,7 +52,7 @@ def waves_of(backend: Scripted) -> list[list[Session]]:
 def sweep(number: int, tp_degree: int, *, seconds=lambda worker, num_calls: 1.0 + num_calls, num_workers=4):
     backend = stopwatch(seconds)
     expert = make_expert("W", tp_degree=tp_degree)
-    return backend, sweep_aggregator(expert, merge_calls(number), make_cluster(num_workers), backend)
+    return backend, run_waves(expert, merge_calls(number), make_cluster(num_workers), backend)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +67,7 @@ def sweep(number: int, tp_degree: int, *, seconds=lambda worker, num_calls: 1.0 
     ],
 )
 def test_replicas_stand_on_aligned_gangs_up_to_the_cap(num_workers, tp_degree, cap, places) -> None:
-    assert aggregator_places(make_expert("W", tp_degree=tp_degree, max_replicas=cap), num_workers) == places
+    assert gangs_of(make_expert("W", tp_degree=tp_degree, max_replicas=cap), num_workers) == places
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
@@ -170,8 +166,8 @@ def test_tokens_of_a_wave_are_those_of_all_its_replicas() -> None:
 @pytest.mark.parametrize("num_lost", [1, 30])
 def test_part_of_a_sweep_is_no_price(num_lost: int) -> None:
     backend = stopwatch(num_failed=num_lost)
-    with pytest.raises(BackendError, match=r"aggregator sweep: every call must finish, \d+ of (\d+) did"):
-        sweep_aggregator(make_expert("W"), merge_calls(9), make_cluster(4), backend)
+    with pytest.raises(BackendError, match=r"aggregator sweep: \d+ of \d+ calls finished .*: call q0 of W failed"):
+        run_waves(make_expert("W"), merge_calls(9), make_cluster(4), backend)
 
 
 def test_a_sweep_of_nothing_is_refused() -> None:
@@ -185,7 +181,7 @@ def test_in_the_simulator_the_longest_call_bounds_its_wave_however_few_share_it(
         return Outcome(3000 if call.key.question == "q0" else 30, "A")
 
     expert = make_expert("W", tp_degree=tp_degree)
-    entry = sweep_aggregator(
+    entry = run_waves(
         expert, merge_calls(40), make_cluster(4), make_backend(outcome, experts=[expert], cluster=make_cluster(4))
     )
     assert entry.load_s == pytest.approx(10.0 / tp_degree)
@@ -199,26 +195,31 @@ def test_waves_that_were_interrupted_are_left_out() -> None:
     expert, cluster = make_expert("W"), make_cluster(2)
     calls = [make_call(f"q{i}", expert="W", node=AGGREGATE) for i in range(40)]
     whole, partly = (
-        sweep_aggregator(expert, calls, cluster, stopwatch(disturbed=frozenset(sessions))) for sessions in ((), {0})
+        run_waves(expert, calls, cluster, stopwatch(disturbed=frozenset(sessions))) for sessions in ((), {0})
     )
     assert len(partly.points) == len(whole.points) - 1
     assert partly.output_tokens == whole.output_tokens, "lengths are what they are"
     with pytest.raises(DisturbedSweepError, match="waves of two sizes must run undisturbed"):
-        sweep_aggregator(expert, calls, cluster, stopwatch(disturbed=frozenset(range(1000))))
+        run_waves(expert, calls, cluster, stopwatch(disturbed=frozenset(range(1000))))
 
 
 def test_waves_whose_workers_were_lost_are_left_out() -> None:
     expert, cluster = make_expert("W"), make_cluster(2)
     waves = make_waves([merge_calls(2), merge_calls(4), merge_calls(8)], [(0,), (1,)])
-    calls = [make_record(key=key, session=session.id) for wave in waves for session in wave for key in session.shard]
+    calls = [
+        make_record(key=key, expert="W", session=session.id)
+        for wave in waves
+        for session in wave
+        for key in session.shard
+    ]
     records = [
-        replace(make_session(session.id, end_ts=20.0 + len(session.shard)), num_calls=len(session.shard))
+        replace(make_session(session.id, expert="W", end_ts=20.0 + len(session.shard)), num_calls=len(session.shard))
         for wave in waves
         for session in wave
     ]
     result = make_result(*records, calls=tuple(calls))
     lost = replace(result, sessions=result.sessions[:-1])
-    assert [point.num_calls for point in entry_of_waves(expert, cluster, waves, result).points] == [1, 2, 4]
-    assert [point.num_calls for point in entry_of_waves(expert, cluster, waves, lost).points] == [1, 2]
+    assert [point.num_calls for point in fit_entry(expert, cluster, result, waves).points] == [1, 2, 4]
+    assert [point.num_calls for point in fit_entry(expert, cluster, lost, waves).points] == [1, 2]
     with pytest.raises(DisturbedSweepError, match="waves of two sizes must run undisturbed"):
-        entry_of_waves(expert, cluster, waves, replace(result, sessions=result.sessions[:2]))
+        fit_entry(expert, cluster, replace(result, sessions=result.sessions[:2]), waves)

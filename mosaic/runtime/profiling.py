@@ -1,0 +1,186 @@
+"""Fits a profile to records: the one way from sessions that ran to prices.
+
+The sessions may be a pilot's, a sweep's or those of a saved run.
+"""
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import TypeAlias
+
+import numpy as np
+
+from mosaic.core.cluster import Cluster
+from mosaic.core.errors import DisturbedSweepError
+from mosaic.core.plan import Session, prediction_from_sample
+from mosaic.core.results import CallRecord, RunResult, SessionRecord
+from mosaic.core.workload import Expert
+from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_session
+from mosaic.planning.speeds import Floats, Speed
+
+Waves: TypeAlias = Sequence[Sequence[Session]]
+"""Replicas that start together, one wave behind the other."""
+
+NUM_ROUNDS = 6
+"""Of the fit of a speed: how much each moment counts in a call follows from the speed then."""
+
+
+def fit(
+    experts: Iterable[Expert], cluster: Cluster, result: RunResult, source: str, waves: Waves | None = None
+) -> Profile:
+    """Fit the costs of experts to records of their calls and sessions.
+
+    Parameters
+    ----------
+    experts
+        With the tensor-parallel degree at which they ran.
+    cluster, result
+        Where they ran, and how.
+    source
+        Where the profile says it comes from.
+    waves
+        Sessions of replicas, whose price is that of their wave; None: each session stands for itself.
+
+    Raises
+    ------
+    DisturbedSweepError
+        If sessions that were interrupted leave fewer than two sizes.
+    """
+    return Profile(source=source, entries=tuple(fit_entry(expert, cluster, result, waves) for expert in experts))
+
+
+def fit_entry(expert: Expert, cluster: Cluster, result: RunResult, waves: Waves | None = None) -> ProfileEntry:
+    """Fit the costs of one expert; see `fit`.
+
+    Sessions that were interrupted are left out: they took longer than their calls need. So are waves with such a
+    session, or with one whose worker was lost. A session whose server wanted a request twice stays, since the batch
+    will meet the same server. The lengths of all calls count.
+    """
+    own = [session for session in result.sessions if session.expert == expert.name]
+    records = [record for record in result.calls if record.expert == expert.name]
+    whole = {session.session: session for session in own if not session.num_interruptions}
+    groups = [[number] for number in whole] if waves is None else [[one.id for one in wave] for wave in waves]
+    points = tuple(_point([whole[number] for number in group]) for group in groups if whole.keys() >= set(group))
+    sizes = {point.num_calls for point in points}
+    if len(sizes) < 2:
+        what = "sessions" if waves is None else "waves"
+        raise DisturbedSweepError(
+            f"profile of {expert.name}: {what} of two sizes must run undisturbed, {len(sizes)} did"
+        )
+    sample = tuple(sorted(record.output_tokens for record in records))
+    return ProfileEntry(
+        expert=expert.name,
+        gpu=cluster.select(next(iter(whole.values())).workers)[0].gpu.name,
+        tp_degree=expert.tp_degree,
+        # NOTE: a load that something else disturbed must not price them all, but a wave waits for its longest.
+        load_s=_median_load_s(own) if waves is None else max(session.load_s for session in whole.values()),
+        fit=fit_session(points),
+        lengths=prediction_from_sample(sample),
+        points=points,
+        output_tokens=sample,
+        speed=fit_speed([record for record in records if record.session in whole]),
+        kv_budget_tokens=expert.kv_budget_tokens,
+    )
+
+
+def _point(wave: Sequence[SessionRecord]) -> SweepPoint:
+    """Measure sessions that start together: they last as long as the longest, and each has as many calls at most."""
+    return SweepPoint(
+        num_calls=max(session.num_calls for session in wave),
+        session_s=max(session.end_ts - session.start_ts for session in wave),
+        output_tokens=sum(session.output_tokens for session in wave),
+    )
+
+
+def _median_load_s(sessions: Sequence[SessionRecord]) -> float:
+    """Take the median of loads; 0 where the expert was always resident."""
+    loads = [session.load_s for session in sessions if session.load_s > 0]
+    return median(loads) if loads else 0.0
+
+
+def fit_speed(records: Sequence[CallRecord]) -> Speed | None:
+    """Fit the speed of one expert's engines to calls of undisturbed sessions; None: no call says anything of it.
+
+    A call's seconds a token are the mean of its iterations' seconds, and each iteration is linear in the number of
+    calls under way and in their context. Both means weigh a moment by the tokens that the call wrote then, which takes
+    a speed: the fit is repeated with the one that it gave. It minimises squares of the relative error by the token,
+    since long calls are what tails are made of.
+    """
+    timed = [record for record in records if record.admitted_ts is not None and record.output_tokens > 1]
+    sessions = [[one for one in timed if one.session == number] for number in dict.fromkeys(r.session for r in timed)]
+    moments = [_Moments(session) for session in sessions]
+    if not moments:
+        return None
+    step_s, tokens = (np.concatenate([getattr(one, name) for one in moments]) for name in ("step_s", "tokens"))
+    terms = np.array([1.0, 0.0, 0.0])
+    for _ in range(NUM_ROUNDS):
+        terms = _non_negative(np.vstack([one.features(terms) for one in moments]), step_s, tokens)
+    reads = [seconds for session in sessions for seconds in _read_s(session)]
+    base_s, per_seq_s, per_kv_s = (float(f"{term:.9g}") for term in terms)
+    read_s = float(f"{np.median(reads):.9g}") if reads else 0.0
+    return Speed(base_s=base_s, per_seq_s=per_seq_s, per_kv_s=per_kv_s, read_s=read_s)
+
+
+class _Moments:
+    """The spans of a session between two changes of its batch, and which of them each call was under way in."""
+
+    def __init__(self, records: Sequence[CallRecord]) -> None:
+        starts = np.array([_begin_ts(record) for record in records])
+        ends = np.array([record.finished_ts or 0.0 for record in records])
+        tokens = np.array([record.output_tokens - 1 for record in records], dtype=float)
+        prompts = np.array([record.prompt_tokens for record in records], dtype=float)
+        lasted = ends > starts
+        starts, ends, tokens, prompts = starts[lasted], ends[lasted], tokens[lasted], prompts[lasted]
+        self.tokens: Floats = tokens
+        self.step_s: Floats = (ends - starts) / tokens
+        rate = tokens / (ends - starts)
+        ts = np.unique(np.concatenate([starts, ends]))
+        self._first, self._last = np.searchsorted(ts, starts), np.searchsorted(ts, ends)
+        self._lasting_s: Floats = np.diff(ts)
+        middle_ts = (ts[1:] + ts[:-1]) / 2
+        self._num_seqs = self._under_way(np.ones_like(rate), len(ts))
+        self._kv_tokens = self._under_way(prompts - rate * starts, len(ts)) + middle_ts * self._under_way(rate, len(ts))
+
+    def _under_way(self, values: Floats, num_ts: int) -> Floats:
+        """Sum a value over the calls that are under way in each span."""
+        changes = np.bincount(self._first, values, num_ts) - np.bincount(self._last, values, num_ts)
+        return np.asarray(np.cumsum(changes)[:-1])
+
+    def features(self, terms: Floats) -> Floats:
+        """Give each call's means of 1, of the number of calls under way and of their context, an iteration each."""
+        step_s = np.maximum(terms[0] + terms[1] * self._num_seqs + terms[2] * self._kv_tokens, 1e-12)
+        steps = self._lasting_s / step_s
+        sums = [np.concatenate([[0.0], np.cumsum(steps * value)]) for value in (1.0, self._num_seqs, self._kv_tokens)]
+        whole, *means = [each[self._last] - each[self._first] for each in sums]
+        return np.stack([np.ones_like(whole), *(mean / whole for mean in means)], axis=1)
+
+
+def _non_negative(features: Floats, step_s: Floats, tokens: Floats) -> Floats:
+    """Solve least squares on the relative error of every token; a term that would be negative is left out."""
+    weights = np.sqrt(tokens)
+    scaled = features * (weights / step_s)[:, None]
+    kept = [0, 1, 2]
+    while True:
+        found = np.linalg.lstsq(scaled[:, kept], weights, rcond=None)[0]
+        if (found >= 0).all():
+            break
+        kept.pop(int(np.argmin(found * scaled[:, kept].mean(axis=0))))
+    terms = np.zeros(3)
+    terms[kept] = found
+    return terms
+
+
+def _begin_ts(record: CallRecord) -> float:
+    first_ts = record.first_token_ts if record.first_token_ts is not None else record.admitted_ts
+    return first_ts or 0.0
+
+
+def _read_s(records: Sequence[CallRecord]) -> list[float]:
+    """Price a token of the prompts that a session read before any of its calls had ended."""
+    timed = [record for record in records if record.first_token_ts is not None]
+    if not timed:
+        return []
+    first_end_ts = min(record.finished_ts or 0.0 for record in timed)
+    wave = [record for record in timed if (record.admitted_ts or 0.0) < first_end_ts]
+    begin_ts = min(record.admitted_ts or 0.0 for record in wave)
+    last_ts = max(min(record.first_token_ts or 0.0, first_end_ts) for record in wave)
+    return [(last_ts - begin_ts) / sum(record.prompt_tokens for record in wave)]
