@@ -15,11 +15,9 @@ from mosaic.core.plan import Plan
 from mosaic.planning.costs import AffineCosts
 from mosaic.planning.session_model import Request
 from mosaic.quote import Asked, ask
-from mosaic.quote.draws import Draw, draw_worlds
-from mosaic.quote.forecast import Simulator
-from mosaic.quote.interval import UNSEEN, Calibration, Known, calibrate, p90_of
-from mosaic.quote.offers import plan_time, simulated_profile, total_s
-from mosaic.quote.quote import plans_for
+from mosaic.quote.forecast import Simulator, plan_time, simulated_profile, total_s
+from mosaic.quote.quotation import UNSEEN, Calibration, Known, calibrate, p90_of, plans_for
+from mosaic.quote.worlds import World, draw_worlds
 from mosaic.runtime.job import Job
 from mosaic.runtime.pilot import profile_of
 from sim.cluster.session_times import SimulatedSessions
@@ -84,13 +82,13 @@ def measure(point: Point, seed: int) -> Row:
     }
 
 
-def true_world(drawn: DrawnAnswers, asked: Asked) -> Draw:
+def true_world(drawn: DrawnAnswers, asked: Asked) -> World:
     """Give what the calls that are left really write, and which of them the aggregator will have to read."""
     needed = [call for node in drawn.job.graph.upper_nodes for call in drawn.questions.calls_of(node.name)]
     left = [call for call in needed if call.key not in asked.records]
     merged = draw_records(drawn.site.world, left, drawn.site.experts, drawn.records)
     proposed = (drawn.records[call.key] for call in asked.batch.calls)
-    return Draw(
+    return World(
         {record.key: Request(record.prompt_tokens, record.output_tokens) for record in proposed},
         tuple(Request(record.prompt_tokens, record.output_tokens) for record in merged),
     )
@@ -263,7 +261,7 @@ by commit 490d5c1, with the scheduler's own plan, and not made again. P90, learn
 what repeats of a plan differ by, held in all eight; P50 was off by 6.2% (bias +0.3%), P90 25% above it, and the affine
 profile off by 5%.
 
-## What `mosaic/quote/interval.py` has
+## What `mosaic/quote/quotation.py` has
 
 P90 lies {{score:.3f}} widened spreads of the logarithm above P50, by all pilots above; a spread is widened by
 {UNSEEN:g}, in squares. That P50 is not shifted, and {UNSEEN:g}, were chosen on seeds 0 to 15, each workload scored by

@@ -30,8 +30,7 @@ from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.safe_text import file_name
 from mosaic.quote import Asked, Kind, Quotation, ask, describe, quote
-from mosaic.quote.forecast import Factors, Simulator
-from mosaic.quote.measured import hardware_error, load_factor, serve_factor
+from mosaic.quote.forecast import Factors, Simulator, hardware_error, load_factor, serve_factor
 from mosaic.quote.prices import Price, load_prices, parse_price
 from mosaic.report.display import show_run
 from mosaic.runtime.job import Job
@@ -60,7 +59,7 @@ def quote_batch(
     sizes, kinds
         Numbers of GPUs, and their kinds (files of conf/hardware); none: the kind of the run.
     prices, deadline_s
-        See ``mosaic.quote.quote``.
+        See ``mosaic.quote.quotation``.
     per_expert
         Calls of the pilot an expert, on average.
     folder

@@ -1,4 +1,4 @@
-"""What an hour of a GPU costs: said on the command line, or in a file with the date of each price."""
+"""What an hour of a GPU costs, said on the command line or in a file with dates; and durations, read and written."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -7,6 +7,8 @@ from pathlib import Path
 import msgspec
 
 from mosaic.core.checks import require, require_name, require_number
+
+HOUR_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,3 +93,21 @@ def parse_duration_s(text: str) -> float:
         value = -1.0
     require(0 < value < float("inf"), "duration", "seconds above 0, or with s, min, h or d", text)
     return value
+
+
+def duration(seconds: float) -> str:
+    """Write a duration in the largest two units.
+
+    Examples
+    --------
+    >>> duration(42.3), duration(600), duration(7260), duration(90000)
+    ('42.3 s', '10:00 min', '2:01 h', '1 d 1 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < HOUR_S:
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02} min"
+    minutes = int(seconds // 60)
+    if minutes < 24 * 60:
+        return f"{minutes // 60}:{minutes % 60:02} h"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"

@@ -1,13 +1,121 @@
-"""A quote: what a batch takes and costs on each number of GPUs, and which is the cheapest that is in time."""
+"""A quote: what a batch takes and costs on each number of GPUs of each kind, and which is the cheapest in time.
 
+P50 is the middle of the possible worlds that the pilot leaves; P90 is calibrated on pilots whose truth is known.
+"""
+
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from math import ceil, exp, log, sqrt
+from typing import Any, NamedTuple
 
-from mosaic.quote.prices import Price
+from mosaic.core.addition import add_in_order
+from mosaic.core.checks import require, require_number
+from mosaic.core.cluster import Cluster, Gpu, uniform_cluster
+from mosaic.core.errors import InfeasibleError
+from mosaic.core.plan import Plan
+from mosaic.planning.ilp.ilp import Ilp
+from mosaic.planning.profiles import Profile
+from mosaic.quote.forecast import Simulator, Tried, plan_time, simulated_profile, try_plans
+from mosaic.quote.pilot import Asked
+from mosaic.quote.prices import HOUR_S, Price, duration
+from mosaic.quote.worlds import Batch, World, draw_worlds
+from mosaic.runtime.job import Job
+from mosaic.runtime.planner import Planner
 
-HOUR_S = 3600.0
+UNSEEN = 0.2
+"""Spread of the logarithm that is added, in squares, to every bootstrap's."""
+NORMAL_P90 = 1.2816
+"""Of the standard normal distribution."""
+
+
+class Known(NamedTuple):
+    """A pilot whose truth is known."""
+
+    truth_s: float
+    central_s: float
+    spread: float
+
+    @property
+    def error(self) -> float:
+        """Logarithm of the truth over what was predicted."""
+        return log(self.truth_s / self.central_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How far above P50 nine of ten pilots with known truth ended."""
+
+    p90_score: float
+    """In widened spreads."""
+    source: str
+
+    def __post_init__(self) -> None:
+        require_number(self.p90_score, "calibration: p90_score", at_least=0)
+
+
+CALIBRATION = Calibration(0.969, "260 simulated pilots of five workloads, results/quote/quotes.md")
+"""By `experiments/study.py quotes`; UNSEEN was chosen on its seeds 0 to 15."""
+
+
+def conformal_quantile(scores: Sequence[float], share: float) -> float:
+    """Give the score that a new one stays below with this probability, if it is exchangeable with these.
+
+    The ceil((n + 1) share)-th smallest, or the largest where that is more than there are.
+
+    References
+    ----------
+    Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005: split conformal prediction.
+
+    Examples
+    --------
+    >>> conformal_quantile([3.0, 1.0, 2.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], 0.9)
+    9.0
+    """
+    require(len(scores) > 0, "conformal quantile: scores", "at least one", 0)
+    place = min(len(scores), ceil((len(scores) + 1) * share - 1e-9))
+    return sorted(scores)[place - 1]
+
+
+def calibrate(pilots: Sequence[Known], source: str, share: float = 0.9) -> Calibration:
+    """Read the score of P90 off pilots.
+
+    NOTE: P50 stays what the pilot's own lengths give. Workloads differ in the sign of its bias, so that a shift learned
+    on others makes it no better for a workload that none of them is.
+
+    Raises
+    ------
+    ValueError
+        If there is no pilot.
+    """
+    scores = [pilot.error / widened(pilot.spread) for pilot in pilots]
+    return Calibration(max(0.0, conformal_quantile(scores, share)), source)
+
+
+def widened(spread: float) -> float:
+    """Add what a bootstrap cannot see: a pilot that met no long call by luck would think itself sure."""
+    return sqrt(spread**2 + UNSEEN**2)
+
+
+def p90_of(p50_s: float, spread: float, calibration: Calibration, hardware_error: float = 0.0) -> float:
+    """Say when nine of ten batches have ended, in seconds.
+
+    Parameters
+    ----------
+    p50_s
+        What the pilot's own lengths give.
+    spread
+        Of the logarithm of the time, by bootstrap.
+    calibration
+        Of the bootstrap.
+    hardware_error
+        Standard deviation of the logarithm of real over simulated seconds, where it was measured; it adds to the
+        spread in squares.
+    """
+    above = calibration.p90_score * widened(spread)
+    return p50_s * exp(sqrt(above**2 + (NORMAL_P90 * hardware_error) ** 2))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,19 +275,167 @@ def _gain(seconds: float) -> str:
     return f"{'-' if seconds < 0 else ''}{duration(abs(seconds))}"
 
 
-def duration(seconds: float) -> str:
-    """Write a duration in the largest two units.
+PLAN_LIMIT_S = 0.5
+"""For each plan behind a quote: to prove optima for eight numbers of GPUs takes longer than to simulate them."""
 
-    Examples
-    --------
-    >>> duration(42.3), duration(600), duration(7260), duration(90000)
-    ('42.3 s', '10:00 min', '2:01 h', '1 d 1 h')
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A kind of GPU that a quote is asked for."""
+
+    gpu: Gpu
+    simulator: Simulator
+    hardware_error: float
+    """Standard deviation of the logarithm of real over simulated seconds."""
+    hardware_source: str
+    """Where that was measured, or that it was not."""
+
+
+def quote(
+    job: Job,
+    asked: Asked,
+    kinds: Sequence[Kind],
+    sizes: Sequence[int],
+    *,
+    prices: Mapping[str, Price] | None = None,
+    deadline_s: float | None = None,
+    calibration: Calibration = CALIBRATION,
+    seed: int = 0,
+) -> Quotation:
+    """Quote what is left of a batch after its pilot.
+
+    Parameters
+    ----------
+    job
+        The batch, with the scheduler and the costs that plan it.
+    asked
+        Its pilot.
+    kinds, sizes
+        GPUs, and how many.
+    prices
+        By kind; dollars for an hour of one GPU.
+    deadline_s
+        Seconds from now.
+    calibration
+        Of the bootstrap.
+    seed
+        Of the worlds that are drawn.
+
+    Raises
+    ------
+    InfeasibleError
+        If no number of GPUs holds a plan.
     """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < HOUR_S:
-        return f"{int(seconds) // 60}:{int(seconds) % 60:02} min"
-    minutes = int(seconds // 60)
-    if minutes < 24 * 60:
-        return f"{minutes // 60}:{minutes % 60:02} h"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+    offers: list[Offer] = []
+    notes: list[str] = []
+    for kind in kinds:
+        made = [*_offers(job, asked, kind, sizes, prices or {}, calibration, seed, notes)]
+        offers += made
+        notes.append(f"hardware {kind.gpu.name}: {kind.hardware_source}")
+    if not offers:
+        raise InfeasibleError(f"quote: no plan exists for any number of GPUs: {'; '.join(notes)}")
+    busy = _busy_frac(asked, kinds[0], seed)
+    notes.append(f"calibrated: {calibration.source}")
+    return Quotation(
+        workload=job.workload.name,
+        num_calls=len(job.graph.first_calls(job.workload)),
+        num_pilot_calls=len(job.graph.first_calls(job.workload)) - len(asked.batch.calls),
+        num_expected_merges=asked.batch.num_open_questions * asked.sample.needed_frac,
+        offers=tuple(offers),
+        deadline_s=deadline_s,
+        notes=tuple(notes),
+        busy_frac=busy,
+        prices={kind.gpu.name: prices[kind.gpu.name] for kind in kinds if prices and kind.gpu.name in prices},
+    )
+
+
+def _offers(
+    job: Job,
+    asked: Asked,
+    kind: Kind,
+    sizes: Sequence[int],
+    prices: Mapping[str, Price],
+    calibration: Calibration,
+    seed: int,
+    notes: list[str],
+) -> Sequence[Offer]:
+    batch, simulator, name = asked.batch, kind.simulator, kind.gpu.name
+    central, others = draw_worlds(batch, asked.sample, simulator.experts, seed=seed)
+    of_size = partial(uniform_cluster, name="quote", gpu=kind.gpu)
+    largest = of_size(num_workers=max(max(sizes), max(expert.tp_degree for expert in job.experts)))
+    profile = simulated_profile(asked.sample, central[0], batch, simulator, largest)
+    offers = []
+    for size in sizes:
+        cluster = of_size(num_workers=size)
+        try:
+            tried = plans_for(job, batch, profile, simulator, cluster, central)
+        except InfeasibleError as error:
+            notes.append(f"{size} x {name}: {error}")
+            continue
+        best = plan_time(tried[0].planned.plan, batch, simulator, cluster, central, others)
+        price = prices.get(name)
+        offers.append(
+            Offer(
+                kind=name,
+                num_gpus=size,
+                plan=tried[0].name,
+                p50_s=best.central_s,
+                p90_s=p90_of(best.central_s, best.spread, calibration, kind.hardware_error),
+                p50_s_by_plan={one.name: one.seconds for one in tried},
+                aggregator_s=best.merge_s,
+                load_frac=best.load_frac,
+                pilot_spread=best.spread,
+                hardware_error=kind.hardware_error,
+                dollars_per_hour=None if price is None else price.dollars_per_hour,
+            )
+        )
+    return offers
+
+
+def plans_for(
+    job: Job, batch: Batch, profile: Profile, simulator: Simulator, cluster: Cluster, central: Sequence[World]
+) -> tuple[Tried, ...]:
+    """Plan what is left of a batch on a cluster in every way that there is, the best first.
+
+    Raises
+    ------
+    InfeasibleError
+        If no plan exists.
+    """
+
+    def seconds_of(plan: Plan) -> float:
+        return plan_time(plan, batch, simulator, cluster, central, ()).central_s
+
+    return try_plans(planner_for(job, profile, cluster), batch.calls, profile, seconds_of)
+
+
+def planner_for(job: Job, profile: Profile, cluster: Cluster) -> Planner:
+    """Plan with a quote's profile on a cluster; the ILP gets half a second."""
+    scheduler = job.scheduler
+    if isinstance(scheduler, Ilp):
+        scheduler = replace(scheduler, time_limit_s=min(scheduler.time_limit_s, PLAN_LIMIT_S))
+    return Planner(
+        experts=job.experts,
+        cluster=cluster,
+        scheduler=scheduler,
+        costs=job.costs,
+        profiles=dict.fromkeys(job.graph.first_nodes, profile),
+        session_model=job.session_model,
+    )
+
+
+def _busy_frac(asked: Asked, kind: Kind, seed: int) -> dict[str, float]:
+    """Say which share of the serving seconds each expert takes, with one copy of each."""
+    simulator, batch = kind.simulator, asked.batch
+    world: World = draw_worlds(batch, asked.sample, simulator.experts, seed=seed)[0][0]
+    busy_s: defaultdict[str, float] = defaultdict(float)
+    for name in dict.fromkeys(call.expert for call in batch.calls):
+        expert = simulator.experts[name]
+        cluster = uniform_cluster(name="quote", num_workers=expert.tp_degree, gpu=kind.gpu)
+        requests = [world.requests[call.key] for call in batch.calls if call.expert == name]
+        busy_s[name] += simulator.serve_s(expert, requests, cluster, expert.tp_degree) * expert.tp_degree
+    if batch.aggregator is not None and world.merged:
+        cluster = uniform_cluster(name="quote", num_workers=1, gpu=kind.gpu)
+        busy_s[f"{batch.aggregator.name} (aggregator)"] += simulator.serve_s(batch.aggregator, world.merged, cluster, 1)
+    total_s = add_in_order(busy_s.values())
+    return {name: seconds / total_s for name, seconds in busy_s.items()}

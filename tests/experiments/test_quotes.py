@@ -13,7 +13,7 @@ from experiments.studies.quotes import (
     split_seeds,
     summarise,
 )
-from mosaic.quote.interval import CALIBRATION
+from mosaic.quote.quotation import CALIBRATION
 from tests.commands.command_line import ROOT
 
 

@@ -11,7 +11,7 @@ from mosaic.core.errors import InfeasibleError
 from mosaic.planning import Ilp
 from mosaic.planning.costs import PaperCosts
 from mosaic.planning.schedulers.round_robin import RoundRobin
-from mosaic.quote.best import best_plan, try_plans
+from mosaic.quote.forecast import best_plan, try_plans
 from mosaic.quote.quotation import Quotation, describe
 from mosaic.runtime.pilot_stages import Pilot
 from mosaic.runtime.planner import Planner

@@ -16,15 +16,22 @@ from mosaic.config.job import simulated_job
 from mosaic.core.workload import PROPOSE, Call, CallKey
 from mosaic.planning.session_model import Request
 from mosaic.quote import ask
-from mosaic.quote.allocation import num_pilot_calls, second_share
-from mosaic.quote.asking import merging_plan
-from mosaic.quote.draws import Batch, draw_worlds
-from mosaic.quote.forecast import Factors, Simulator
-from mosaic.quote.interval import Calibration, Known, calibrate, conformal_quantile, p90_of, spread_of, widened
+from mosaic.quote.forecast import Factors, Simulator, spread_of
+from mosaic.quote.lengths import fit_lengths, lengths_of
+from mosaic.quote.pilot import merging_plan, num_pilot_calls, second_share
 from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
-from mosaic.quote.quotation import Offer, Quotation, describe
-from mosaic.quote.sample import PilotQuestion, PilotSample, draw_lengths
-from mosaic.quote.tail import fit_lengths, lengths_of
+from mosaic.quote.quotation import (
+    Calibration,
+    Known,
+    Offer,
+    Quotation,
+    calibrate,
+    conformal_quantile,
+    describe,
+    p90_of,
+    widened,
+)
+from mosaic.quote.worlds import Batch, PilotQuestion, PilotSample, draw_lengths, draw_worlds
 from mosaic.runtime.static_plan import execute
 from sim.cluster.session_times import SimulatedSessions
 from tests.commands.command_line import mosaic_status

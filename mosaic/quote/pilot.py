@@ -1,25 +1,89 @@
-"""Runs a quote's pilot: real calls of the batch, in the journal of its run, on engines or in a simulation."""
+"""A quote's pilot: which calls of a batch it sends, and what it leaves.
+
+Whole questions come first, then the calls that say most about the batch's time, then what an aggregator has to read.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import pstdev
 from typing import TypeAlias
 
 from mosaic.core.plan import Plan, unpriced_plan
 from mosaic.core.results import CallRecord, RunResult
-from mosaic.core.workload import Call, CallKey, Expert
+from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.pipelines.node import Node
-from mosaic.quote.allocation import first_share, num_pilot_calls, second_share
-from mosaic.quote.draws import Batch
-from mosaic.quote.sample import PilotQuestion, PilotSample
+from mosaic.quote.worlds import Batch, PilotQuestion, PilotSample
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.measuring import Show, Tell, prompts_of, show_nothing
-from mosaic.runtime.pilot import first_stage, pilot_announcement
+from mosaic.runtime.pilot import choose, first_stage, pilot_announcement
 from mosaic.runtime.pilot_stages import Pilot, Stage, run_stage, with_stage
 from mosaic.runtime.planner import NodePlacements, placed
 from mosaic.runtime.taking_over import stage_name
 from mosaic.runtime.unpriced import even_plan, one_session_each, waves_in_thirds
+
+WHOLE_SHARE = 0.4
+"""Of a pilot's calls: questions that are asked whole, which show what the gate leaves and how far lengths spread."""
+MAX_SHARE = 0.5
+"""Of the batch: what is more, a quote would have nothing left to say about."""
+MIN_CALLS = 8
+"""Of each expert, or all that it has."""
+
+
+def num_pilot_calls(first_calls: Sequence[Call], per_expert: int) -> int:
+    """Say how many calls a pilot has: so many an expert on average, and at most half of the batch."""
+    num_experts = len({call.expert for call in first_calls})
+    return min(per_expert * num_experts, int(MAX_SHARE * len(first_calls)))
+
+
+def first_share(first_calls: Sequence[Call], num_calls: int, *, seed: int = 0) -> tuple[Call, ...]:
+    """Choose the calls of a pilot's first stage."""
+    counts = Counter(call.expert for call in first_calls)
+    num_questions = len({call.key.question for call in first_calls})
+    least = {expert: min(count, MIN_CALLS) for expert, count in counts.items()}
+    return choose(first_calls, least, int(WHOLE_SHARE * num_calls * num_questions / len(first_calls)), seed=seed)
+
+
+def second_share(
+    first_calls: Sequence[Call],
+    asked: Mapping[CallKey, int],
+    num_calls: int,
+    *,
+    seed: int = 0,
+) -> tuple[Call, ...]:
+    """Choose the rest: each expert in proportion to its calls and to how far their lengths spread.
+
+    Parameters
+    ----------
+    first_calls
+        Of the batch.
+    asked
+        What the calls of the first stage wrote, in tokens.
+    num_calls
+        Of the whole pilot.
+    seed
+        Of the order of questions.
+
+    References
+    ----------
+    Neyman, On the two different aspects of the representative method, 1934: the allocation with the least variance of
+    a sum over strata.
+    """
+    counts = Counter(call.expert for call in first_calls)
+    lengths: dict[ExpertName, list[int]] = {}
+    for call in first_calls:
+        if call.key in asked:
+            lengths.setdefault(call.expert, []).append(asked[call.key])
+    weights = {expert: counts[expert] * pstdev(own) for expert, own in lengths.items()}
+    wanted: Counter[ExpertName] = Counter()
+    for _ in range(num_calls - len(asked)):
+        open_ = [e for e in weights if len(lengths[e]) + wanted[e] < min(counts[e], 0.6 * counts[e] + 1)]
+        if not open_:
+            break
+        wanted[max(open_, key=lambda expert: weights[expert] / (len(lengths[expert]) + wanted[expert]))] += 1
+    return choose(first_calls, wanted, 0, asked, seed=seed) if wanted else ()
+
 
 Keep: TypeAlias = Callable[[Sequence[Plan]], object]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.quote.censored import Censored, drawn_together, fit_normal
+from mosaic.quote.lengths import Censored, drawn_together, fit_normal
 
 
 def normal(num: int, seed: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""What a pilot showed: the lengths of its calls, and which of its questions needed an aggregator."""
+"""Possible worlds: what every call that is left would write, by what a pilot showed."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,8 @@ from random import Random
 
 from mosaic.core.checks import require
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
-from mosaic.quote.tail import Lengths, fit_lengths
+from mosaic.planning.session_model import Request
+from mosaic.quote.lengths import Lengths, fit_lengths
 
 MERGED = "(merged)"
 """Stands for the aggregator beside the experts' names."""
@@ -71,7 +72,7 @@ class PilotSample:
 
 
 @dataclass(frozen=True, slots=True)
-class Behind:
+class FittedLengths:
     """The lengths behind a sample."""
 
     by_expert: Mapping[ExpertName, Lengths]
@@ -79,18 +80,18 @@ class Behind:
     """Of the aggregator; None: it was not asked."""
 
 
-def lengths_behind(
+def fit_sample(
     sample: PilotSample, experts: Mapping[ExpertName, Expert], aggregator: Expert | None = None
-) -> Behind:
+) -> FittedLengths:
     """Fit the lengths behind a sample: those of its experts, and what the aggregator writes."""
     samples = {name: (lengths, experts[name].max_output_tokens) for name, lengths in sample.by_expert.items()}
     kin = {name: experts[name].family for name in samples}
     merged = tuple(output_tokens for _, output_tokens in sample.merged)
     if aggregator is None or not merged:
-        return Behind(fit_lengths(samples, kin), None)
+        return FittedLengths(fit_lengths(samples, kin), None)
     samples[MERGED], kin[MERGED] = (merged, aggregator.max_output_tokens), aggregator.family
     fitted = fit_lengths(samples, kin)
-    return Behind(fitted, fitted.pop(MERGED))
+    return FittedLengths(fitted, fitted.pop(MERGED))
 
 
 def draw_lengths(
@@ -108,7 +109,7 @@ def draw_lengths(
     draw
         Of the order, and of the lengths themselves.
     offsets
-        By expert, in 0..1: its calls get quantiles from equal steps, so far into each step, and the luck of a world is
+        By expert, in 0..1: its calls get quantiles from equal steps, so far into each step, and chance is
         in its longest calls alone. None: each call draws for itself.
 
     Raises
@@ -148,3 +149,85 @@ def draw_merged(
     num_calls = round(num_needed * each)
     prompts = draw.choices([prompt_tokens for prompt_tokens, _ in known], k=num_calls)
     return list(zip(prompts, map(lengths.at, _places(num_calls, draw, offset)), strict=True))
+
+
+NUM_CENTRAL, NUM_BOOTSTRAP = 8, 8
+"""Worlds of the pilot's own lengths, which say where the middle is, and of resampled pilots, which say how far off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What is left of a batch after its pilot."""
+
+    calls: tuple[Call, ...]
+    """Of the first layer."""
+    num_open_questions: int
+    """That the pilot did not ask whole: some of them will need the aggregator."""
+    aggregator: Expert | None = None
+    aggregator_degrees: tuple[int, ...] = (1,)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A possible world."""
+
+    requests: Mapping[CallKey, Request]
+    merged: tuple[Request, ...]
+    """Of the aggregator."""
+
+
+def draw_world(
+    batch: Batch,
+    sample: PilotSample,
+    fitted: FittedLengths,
+    experts: Mapping[ExpertName, Expert],
+    draw: Random,
+    offsets: Mapping[str, float] | None = None,
+) -> World:
+    """Draw what every call that is left would write; see `draw_lengths`."""
+    lengths = draw_lengths(fitted.by_expert, batch.calls, draw, offsets)
+    requests = {
+        call.key: Request(
+            call.prompt_tokens, min(lengths[call.key], experts[call.expert].output_limit(call.prompt_tokens))
+        )
+        for call in batch.calls
+    }
+    merged: tuple[Request, ...] = ()
+    if batch.aggregator is not None:
+        offset = None if offsets is None else offsets[MERGED]
+        pairs = draw_merged(sample, fitted.merged, batch.num_open_questions, draw, offset)
+        merged = tuple(Request(prompt, min(tokens, batch.aggregator.output_limit(prompt))) for prompt, tokens in pairs)
+    return World(requests, merged)
+
+
+def draw_worlds(
+    batch: Batch,
+    sample: PilotSample,
+    experts: Mapping[ExpertName, Expert],
+    *,
+    seed: int = 0,
+    num_central: int = NUM_CENTRAL,
+    num_bootstrap: int = NUM_BOOTSTRAP,
+) -> tuple[Sequence[World], Sequence[World]]:
+    """Draw worlds of the pilot's own lengths, and of resampled pilots: all sizes and policies meet the same.
+
+    References
+    ----------
+    McKay, Beckman, Conover, A comparison of three methods for selecting values of input variables, 1979: in the central
+    worlds each expert's offset is taken once from each of so many equal steps.
+    """
+    draw = Random(seed)
+    fitted = fit_sample(sample, experts, batch.aggregator)
+    offsets = {name: _one_of_each(num_central, draw) for name in (*fitted.by_expert, MERGED)}
+    central = [
+        draw_world(batch, sample, fitted, experts, draw, {name: own[number] for name, own in offsets.items()})
+        for number in range(num_central)
+    ]
+    resampled = (sample.resampled(draw) for _ in range(num_bootstrap))
+    return central, [
+        draw_world(batch, other, fit_sample(other, experts, batch.aggregator), experts, draw) for other in resampled
+    ]
+
+
+def _one_of_each(num: int, draw: Random) -> list[float]:
+    return [(step + draw.random()) / num for step in draw.sample(range(num), num)]
