@@ -23,9 +23,10 @@ from mosaic.engines.endpoint_engines import ENDPOINT_ENGINE, EndpointEngines
 from mosaic.engines.host_process import VLLM_ENGINE as VLLM_ENGINE
 from mosaic.engines.host_process import HostProcess
 from mosaic.engines.local_launcher import LocalLauncher
+from mosaic.engines.machine_agent import make_setup
 from mosaic.engines.problems import key_problems, loading_problems
-from mosaic.engines.ray_cluster import RayCluster
-from mosaic.engines.ray_machines import Room
+from mosaic.engines.ray_cluster import RayCluster, Room
+from mosaic.engines.remote_launcher import RemoteLauncher
 from mosaic.engines.session_state import Patience
 from mosaic.engines.site import EngineSite, Replayed
 from mosaic.engines.token_embeddings import TokenEmbeddings
@@ -98,15 +99,13 @@ def _vllm_on_ray(
     """Build what ``backend=vllm cluster=ray`` says."""
     engines = _engines(backend, options)
     called = {expert.name for expert in parts.called_experts}
+    wanted = [expert for expert in parts.experts if expert.name in called]
     cluster = RayCluster(
         ray.address,
         Room(device=options.loading.device, cpus_per_worker=ray.cpus_per_worker),
-        ray.host_sizes,
-        options,
-        wanted=lambda: engines.wanted([expert for expert in parts.experts if expert.name in called]),
-        tell=lambda line: print(line, file=sys.stderr, flush=True),
-        engine_module=VLLM_ENGINE,
+        lambda: make_setup(options, VLLM_ENGINE, engines.wanted(wanted)),
     )
+    launcher = RemoteLauncher(cluster, ray.host_sizes, log=lambda line: print(line, file=sys.stderr, flush=True))
 
     def make(journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
         measured = replace(engines, options=replace(options, enable_prefix_caching=False))
@@ -117,12 +116,12 @@ def _vllm_on_ray(
             journal=journal,
             content=replace(content, with_confidence=_reads_confidence(backend, parts)),
             engines=measured if is_measured else engines,
-            launcher=cluster.launcher(),
+            launcher=launcher,
             patience=patience,
             **journals,
         )
 
-    opened = lambda lock: cluster.open()  # noqa: E731 - machines do not write the journal
+    opened = lambda lock: launcher.kept()  # noqa: E731 - machines do not write the journal
     problems = lambda is_failing: loading_problems(parts.called_experts, parts.cluster, engines)  # noqa: E731
     return _site(parts, "vllm", make, opened, backend, options=options, problems=problems)
 

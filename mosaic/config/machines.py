@@ -62,8 +62,7 @@ def asked_of_ray(config: Mapping[str, Any]) -> Mapping[str, Any]:
         rule = "given where nobody asks the cluster"
         require(settings.num_workers is not None, "cluster.num_workers", f"{rule}, backend={backend['name']}", None)
         return {**config, "cluster": {**cluster, "host_sizes": (settings.num_workers,)}}
-    from mosaic.engines.ray_cluster import device_of, hosts_of
-    from mosaic.engines.ray_machines import Room
+    from mosaic.engines.ray_cluster import Room, device_of, hosts_of
 
     if backend.get("device") == "auto":
         backend["device"] = device_of(settings.address).value

@@ -57,6 +57,3 @@ class Launcher(Protocol):
 
     def changes(self) -> Sequence[Gone | There]:
         """Tell which workers have gone and come since it was last asked; at first, which are not there."""
-
-    def close(self) -> None:
-        """End whatever was started."""

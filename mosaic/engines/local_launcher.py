@@ -111,9 +111,6 @@ class LocalLauncher:
         """None: its workers are cores and GPUs of this machine."""
         return ()
 
-    def close(self) -> None:
-        self._host.close()
-
     def _hear(self, channel: LocalChannel, link: Connection) -> Iterator[tuple[LocalChannel, FromWorker]]:
         try:
             while link.poll():

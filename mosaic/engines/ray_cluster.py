@@ -1,90 +1,173 @@
-"""A job on a Ray cluster: what is asked of the cluster before, and the machines that serve while it lasts."""
+"""A Ray cluster: on each node one actor, in a placement group of its own, is the agent and holds what its workers need.
 
+Ray places, watches and carries messages; what is served and kept is ours. It is imported only when it is needed.
+"""
+
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
-from mosaic.core.engine_options import Device, EngineOptions
+from mosaic.core.checks import require
+from mosaic.core.engine_options import Device
 from mosaic.core.errors import BackendError
-from mosaic.engines.berths import group_sizes
-from mosaic.engines.fleet import Fleet
-from mosaic.engines.host_process import VLLM_ENGINE
-from mosaic.engines.machine_agent import installed_versions
-from mosaic.engines.machine_launcher import MachineLauncher
-from mosaic.engines.machine_messages import AgentSetup, WantedCheckpoint
-from mosaic.engines.ray_machines import RayMachines, Room, connect
+from mosaic.engines.machine_agent import AgentSetup, MachineAgent, Order, Report, Stop
+from mosaic.engines.messages import clipped, one_line
+from mosaic.engines.remote_launcher import Node, group_sizes
+
+INSTALL_RAY = "Ray is not installed here: pip install -e '.[ray]'"
+START = "start it with `ray start --head`, and on each other machine `ray start --address=HEAD:6379`"
+CONNECT_S = 5.0
+ANSWER_S = 1.0
+PLACE_S = 10.0
+"""Resources that are free are given in less time."""
+START_S = 300.0
+"""An agent is up, has looked at its checkpoints and imported the engine in this time."""
+ORDERS = "orders"
+"""What an agent takes beside all else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What a worker takes of a machine."""
+
+    device: Device
+    cpus_per_worker: float
+
+    def __post_init__(self) -> None:
+        require(self.cpus_per_worker > 0, "cluster.cpus_per_worker", "above 0", self.cpus_per_worker)
+
+    def num_workers(self, resources: Mapping[str, float]) -> int:
+        """Count the workers that a machine's resources are enough for."""
+        num = int(resources.get("CPU", 0.0) / self.cpus_per_worker)
+        return min(num, int(resources.get("GPU", 0.0))) if self.device is Device.GPU else num
+
+    def bundle(self, num_workers: int) -> dict[str, float]:
+        """Say what so many workers take."""
+        cpus = {"CPU": num_workers * self.cpus_per_worker}
+        return {**cpus, "GPU": float(num_workers)} if self.device is Device.GPU else cpus
 
 
 class RayCluster:
-    """Keeps an agent on every machine that serves, while it is open.
+    """The nodes of a cluster, as `RemoteLauncher` uses them.
 
     Parameters
     ----------
     address
-        As ``connect`` takes it.
+        ``auto``: the cluster that this machine is part of; ``HOST:PORT`` of its head, or ``ray://HOST`` from elsewhere.
     room
-        What each worker takes of its machine.
-    host_sizes
-        Workers by host.
-    options
-        Of the engines.
-    wanted
-        Gives the checkpoints that every machine must have.
-    tell
-        Told why a machine that came later cannot serve, and that none is left.
-    engine_module
-        Name of an `EngineModule`.
+        What each worker takes of its node; the rest is others'.
+    make_setup
+        Gives what agents need to know; None: none is started.
     """
 
-    def __init__(
-        self,
-        address: str,
-        room: Room,
-        host_sizes: Sequence[int],
-        options: EngineOptions,
-        wanted: Callable[[], tuple[WantedCheckpoint, ...]],
-        tell: Callable[[str], None],
-        engine_module: str = VLLM_ENGINE,
-    ) -> None:
+    def __init__(self, address: str, room: Room, make_setup: Callable[[], AgentSetup] | None = None) -> None:
         self._address = address
         self._room = room
-        self._host_sizes = tuple(host_sizes)
-        self._options = options
-        self._wanted = wanted
-        self._tell = tell
-        self._engine_module = engine_module
-        self._fleet: Fleet | None = None
+        self._make_setup = make_setup
+        self._setup: AgentSetup | None = None
 
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        """Start the agents, and end them.
-
-        Raises
-        ------
-        BackendError
-            With all that is missing, on all machines.
-        """
+    def connect(self) -> None:
         connect(self._address)
-        setup = AgentSetup(
-            settings=self._options,
-            engine_module=self._engine_module,
-            device=self._room.device,
-            versions=installed_versions(),
-            checkpoints=self._wanted(),
-            num_threads=os.environ.get("OMP_NUM_THREADS"),
-        )
-        self._fleet = Fleet(RayMachines(self._room, setup), self._host_sizes, self._tell)
-        try:
-            self._fleet.open()
-            yield
-        finally:
-            self._fleet.close()
-            self._fleet = None
+        self._setup = None if self._make_setup is None else self._make_setup()
 
-    def launcher(self) -> MachineLauncher:
-        """Make the launcher of one run."""
-        assert self._fleet is not None, "a run starts while the cluster is open"
-        return MachineLauncher(self._fleet)
+    def find(self) -> Sequence[Node]:
+        """List the nodes that have room for a worker, in the order of their names."""
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            alive = [node for node in ray.nodes() if node["Alive"]]
+        except (RayError, ConnectionError, RuntimeError) as error:
+            raise BackendError(f"the Ray cluster does not list its machines: {_last_line(error)}") from error
+        # For seconds after a node is gone Ray lists it as alive. From outside of the cluster nodes cannot be reached.
+        is_outside = ray.util.client.ray.is_connected()
+        found = [
+            Node(
+                node["NodeID"],
+                f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, Ray node {node['NodeID'][:8]})",
+                self._room.num_workers(node["Resources"]),
+            )
+            for node in alive
+            if is_outside or _answers(node["NodeManagerAddress"], node["NodeManagerPort"])
+        ]
+        return sorted((node for node in found if node.num_workers > 0), key=lambda node: (node.name, node.id))
+
+    def start(self, node: Node, num_workers: int) -> "RayAgent":
+        """Reserve the workers' share of a node, and start an agent in it."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayError
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        bundle, agent = self._room.bundle(num_workers), RayAgent()
+        try:
+            agent.group = placement_group([bundle], "STRICT_PACK", bundle_label_selector=[{"ray.io/node-id": node.id}])
+            if not agent.group.wait(PLACE_S):
+                free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+                raise BackendError(f"has not {bundle} free, others use it (free in the cluster: {free})")
+            placed = ray.remote(concurrency_groups={ORDERS: 1})(MachineAgent).options(
+                num_cpus=bundle["CPU"],  # an actor has no resources of its own unless it asks
+                num_gpus=bundle.get("GPU", 0),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(agent.group, placement_group_bundle_index=0),
+                max_restarts=0,
+            )
+            agent.actor = placed.remote(self._setup, num_workers)
+            if problems := ray.get(agent.actor.check.remote(), timeout=START_S):
+                raise BackendError(", ".join(problems))
+        except BaseException as error:
+            agent.end()
+            if isinstance(error, GetTimeoutError):
+                raise BackendError(f"starts no agent in {START_S:g} s") from error
+            if isinstance(error, RayError):
+                raise BackendError(f"cannot start an agent: {_last_line(error)}") from error
+            raise
+        return agent
+
+    def cause_of_loss(self, node: Node, error: Exception) -> str:
+        with suppress(BackendError):
+            if node.id in {up.id for up in self.find()}:
+                return f"the agent on {node.name} is gone, and the machine is there: {_last_line(error)}"
+        return f"machine {node.name} is gone"
+
+    def disconnect(self) -> None:
+        if self._setup is not None:
+            import ray
+
+            ray.shutdown()
+
+
+class RayAgent:
+    """An actor in its placement group, or what there is of it so far."""
+
+    def __init__(self) -> None:
+        self.group: Any = None
+        self.actor: Any = None
+
+    def report(self, timeout_s: float) -> Future[Report]:
+        report: Future[Report] = self.actor.report.remote(timeout_s).future()
+        return report
+
+    def send(self, orders: Sequence[Order]) -> None:
+        with suppress(Exception):  # its report says that it is gone
+            self.actor.send.options(concurrency_group=ORDERS).remote(orders)
+
+    def end(self) -> None:
+        """Ask the agent to end its processes, then end it."""
+        import ray
+        from ray.util.placement_group import remove_placement_group
+
+        with suppress(Exception):
+            self.send([Stop()])
+            ray.get(self.actor.report.remote(0.0), timeout=PLACE_S)
+        with suppress(Exception):
+            ray.kill(self.actor)
+        with suppress(Exception):
+            remove_placement_group(self.group)
 
 
 def device_of(address: str) -> Device:
@@ -119,11 +202,56 @@ def hosts_of(address: str, room: Room, num_workers: int | None) -> tuple[int, ..
         If there is no such cluster, or it has no room for a worker.
     """
     connect(address)
-    sizes = [one.num_workers for one in RayMachines(room).find()]
-    if not sizes:
+    rooms = [node.num_workers for node in RayCluster(address, room).find()]
+    if not rooms:
         needs, has = room.bundle(1), {name: _resources(address).get(name, 0) for name in ("CPU", "GPU")}
         raise BackendError(f"no machine of the Ray cluster has room for a worker, which takes {needs}: all have {has}")
-    return group_sizes(sizes, num_workers)
+    return group_sizes(rooms, num_workers)
+
+
+def connect(address: str) -> None:
+    """Connect to a cluster, within seconds or not at all.
+
+    Raises
+    ------
+    BackendError
+        Saying what is missing.
+    """
+    # A thread that still asks after the job has left the cluster must not connect again by itself: Ray would start a
+    # cluster of its own here, and a connection that is made at the same time breaks.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+    try:
+        import ray
+    except ImportError as error:
+        raise BackendError(INSTALL_RAY) from error
+    if ray.is_initialized():
+        return
+    if address.startswith("ray://") and ":" not in address.removeprefix("ray://"):
+        address = f"{address}:10001"
+    if address != "auto":
+        _check_port(address)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise BackendError(f"no Ray cluster at {address}: {one_line(error)}; {START}") from error
+
+
+def _check_port(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    require(bool(host) and port.isdigit(), "cluster.address", "auto, HOST:PORT or ray://HOST", address)
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise BackendError(f"no Ray cluster at {address}: {error.strerror or error}; {START}") from error
+
+
+def _answers(host: str, port: int) -> bool:
+    """Tell whether a node listens, which it does while it is up."""
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def _resources(address: str) -> Mapping[str, float]:
@@ -132,3 +260,8 @@ def _resources(address: str) -> Mapping[str, float]:
 
     resources: Mapping[str, float] = ray.cluster_resources()
     return resources
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return clipped(lines[-1] if lines else type(error).__name__)

@@ -12,12 +12,18 @@ from mosaic.core.kv_memory import check_sparse_kv, free_kv_bytes
 from mosaic.core.workload import Expert, ExpertName, SparseKv
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent, ServedExpert
-from mosaic.engines.checkpoints import Checkpoint, check_checkpoint, check_kv_memory, find_checkpoint, kv_value_bytes
+from mosaic.engines.checkpoints import (
+    Checkpoint,
+    WantedCheckpoint,
+    check_checkpoint,
+    check_kv_memory,
+    find_checkpoint,
+    kv_value_bytes,
+)
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.head_lists import UnstableHeads, read_heads, spread_heads
 from mosaic.engines.host_process import HostProcess
 from mosaic.engines.local_launcher import LocalLauncher
-from mosaic.engines.machine_messages import WantedCheckpoint
 from mosaic.engines.session_state import Patience
 
 

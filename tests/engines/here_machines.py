@@ -1,98 +1,101 @@
-"""Machines of a fleet that are threads of the test's own process, and can be unplugged."""
+"""Nodes of a cluster whose agents are threads of the test's own process, and can be unplugged."""
 
-import pickle
-import threading
-import time
+from concurrent.futures import Future, ThreadPoolExecutor
 
-from mosaic.core.engine_options import Device
 from mosaic.core.errors import BackendError
 from mosaic.engines.backend import EngineBackend
-from mosaic.engines.berths import group_sizes
-from mosaic.engines.fleet import Fleet, Found, MachineLostError
-from mosaic.engines.machine_agent import MachineAgent
-from mosaic.engines.machine_clock import Offset
-from mosaic.engines.machine_launcher import MachineLauncher
-from mosaic.engines.machine_messages import AgentSetup
-from mosaic.engines.ray_cluster import RayCluster
+from mosaic.engines.machine_agent import AgentSetup, MachineAgent, Report, Stop
+from mosaic.engines.remote_launcher import Node, RemoteLauncher, group_sizes
 from mosaic.engines.vllm_engines import VllmEngines
 from tests.engines.executor_runs import FAKE_ENGINE, OPTIONS, Runs
 
 
-class HereMachine:
-    def __init__(self, found: Found, agent: MachineAgent, ahead_s: float) -> None:
-        self.id, self.name = found.id, found.name
+class HereAgent:
+    def __init__(self, agent: MachineAgent, ahead_s: float) -> None:
         self.agent = agent
         self.ahead_s = ahead_s
-        self.unplugged = threading.Event()
-        self.zeros = []
+        self.is_unplugged = False
+        self.orders = []
+        self._thread = ThreadPoolExecutor(1)
 
-    def problems(self):
-        return self.agent.problems()
+    def report(self, timeout_s: float) -> Future[Report]:
+        def report() -> Report:
+            report = self.agent.report(timeout_s)
+            if self.is_unplugged:  # what it sent last is lost on the way
+                raise ConnectionError
+            return report._replace(sent_ts=report.sent_ts + self.ahead_s)
 
-    def clock(self) -> Offset:
-        return Offset(self.ahead_s, 0.0)
+        return self._thread.submit(report)
 
-    def tell(self, orders) -> None:
-        if not self.unplugged.is_set():
-            self.agent.tell(pickle.dumps(orders))
+    def send(self, orders) -> None:
+        self.orders += orders
+        if not self.is_unplugged:
+            self.agent.send(orders)
 
-    def news(self, timeout_s: float):
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            news = pickle.loads(self.agent.news(0.05))
-            if self.unplugged.is_set():  # what it said last is lost on the way
-                raise MachineLostError(f"machine {self.name} is gone")
-            if news.said:
-                return news
-        return news
+    def unplug(self) -> None:
+        self.is_unplugged = True
+        self.agent.send([])  # a report under way fails
 
     def end(self) -> None:
-        self.unplugged.set()
-        self.agent.close()
+        self.agent.send([Stop()])
+        self._thread.submit(self.agent.report, 0.0).result()
+        self._thread.shutdown()
 
 
 class HereMachines:
-    """Machines by name, with room for so many workers each; tests unplug them and plug others in."""
+    """Nodes by name, with room for so many workers each; tests unplug them and plug others in."""
 
     def __init__(self, rooms: dict[str, int], engine_module: str = FAKE_ENGINE, **setup) -> None:
         self.rooms = dict(rooms)
-        self.started: dict[str, HereMachine] = {}
+        self.started: dict[str, HereAgent] = {}
         self.broken: dict[str, str] = {}
-        self.doors: dict[str, tuple[str, int]] = {}
+        """Why nodes start no agent; those that are gone by then have no room either."""
         self.num_deaf = 0
-        """So many times it cannot be told which machines are there."""
+        """So many times it cannot be found out which nodes are up."""
         self.ahead_s: dict[str, float] = {}
-        self.setup = AgentSetup(
-            settings=OPTIONS, engine_module=engine_module, device=Device.CPU, **({"versions": {}} | setup)
-        )
+        self.setup = AgentSetup(options=OPTIONS, engine_module=engine_module, **({"versions": {}} | setup))
+
+    def connect(self) -> None:
+        pass
 
     def find(self):
         if self.num_deaf:
             self.num_deaf -= 1
             raise BackendError("does not list its machines")
-        return [Found(name, name, room, self.doors.get(name)) for name, room in sorted(self.rooms.items())]
+        return [Node(name, name, room) for name, room in sorted(self.rooms.items())]
 
-    def start(self, found: Found, num_workers: int) -> HereMachine:
-        if found.id in self.broken:
-            raise BackendError(self.broken[found.id])
-        machine = HereMachine(found, MachineAgent(self.setup, num_workers), self.ahead_s.get(found.id, 0.0))
-        self.started[found.id] = machine
-        return machine
+    def start(self, node: Node, num_workers: int) -> HereAgent:
+        if node.id in self.broken:
+            if self.broken[node.id] == GONE:
+                del self.rooms[node.id]
+            raise BackendError(self.broken[node.id])
+        agent = HereAgent(MachineAgent(self.setup, num_workers), self.ahead_s.get(node.id, 0.0))
+        if problems := agent.agent.check():
+            agent.end()
+            raise BackendError(", ".join(problems))
+        self.started[node.id] = agent
+        return agent
 
-    def close(self) -> None:
+    def cause_of_loss(self, node: Node, error: Exception) -> str:
+        return f"machine {node.name} is gone"
+
+    def disconnect(self) -> None:
         pass
 
     def unplug(self, name: str) -> None:
         del self.rooms[name]
-        self.started[name].unplugged.set()
+        self.started[name].unplug()
+
+
+GONE = "cannot start an agent: its node is dead"
 
 
 class MachineRuns(Runs):
-    """As `Runs`, on a fleet or a cluster of machines."""
+    """As `Runs`, on the nodes of a cluster."""
 
-    def __init__(self, folder, machines: Fleet | RayCluster, **changes) -> None:
+    def __init__(self, folder, launcher: RemoteLauncher, **changes) -> None:
         super().__init__(folder, None, **changes)
-        self.machines = machines
+        self.launcher = launcher
 
     def backend(self, **changes) -> EngineBackend:
         return EngineBackend(
@@ -102,12 +105,10 @@ class MachineRuns(Runs):
             journal=self.journal,
             content=self._content,
             engines=VllmEngines(options=self._options, with_tokenizer=self._content.prompts is not None),
-            launcher=MachineLauncher(self.machines) if isinstance(self.machines, Fleet) else self.machines.launcher(),
+            launcher=self.launcher,
             patience=self._patience,
         )
 
 
-def open_fleet(machines: HereMachines, num_workers: int | None = None, tell=lambda line: None) -> Fleet:
-    fleet = Fleet(machines, group_sizes([one.num_workers for one in machines.find()], num_workers), tell)
-    fleet.open()
-    return fleet
+def launcher_on(machines: HereMachines, num_workers: int | None = None, log=lambda line: None) -> RemoteLauncher:
+    return RemoteLauncher(machines, group_sizes([node.num_workers for node in machines.find()], num_workers), log)

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -11,14 +12,14 @@ from mosaic.core.cluster import cluster_of_hosts
 from mosaic.core.commands import Close, Move, Open
 from mosaic.core.errors import BackendError
 from mosaic.core.events import Closed, Joined, Lost, Ready, Started
-from mosaic.engines.checkpoints import check_checkpoint
-from mosaic.engines.machine_launcher import ABSENT, MachineLauncher
-from mosaic.engines.machine_messages import Pass, WantedCheckpoint
+from mosaic.engines.checkpoints import WantedCheckpoint, check_checkpoint
+from mosaic.engines.machine_agent import Forward
 from mosaic.engines.messages import Load
+from mosaic.engines.remote_launcher import ABSENT
 from mosaic.runtime.replanning import Replanning
 from tests.controllers import Reactor
 from tests.engines.executor_runs import IMPATIENT, Runs, finished_once, make_checkpoint, running_host
-from tests.engines.here_machines import FAKE_ENGINE, HereMachines, MachineRuns, open_fleet
+from tests.engines.here_machines import FAKE_ENGINE, GONE, HereMachines, MachineRuns, launcher_on
 from tests.factories import make_gpu, make_plan, make_session, some_calls
 
 
@@ -54,23 +55,22 @@ def responses(runs):
 
 
 @pytest.fixture
-def fleets():
-    opened = []
+def kept():
+    with ExitStack() as stack:
 
-    def open_(machines, *args):
-        opened.append(open_fleet(machines, *args))
-        return opened[-1]
+        def keep(machines, *args):
+            launcher = launcher_on(machines, *args)
+            stack.enter_context(launcher.kept())
+            return launcher
 
-    yield open_
-    for fleet in opened:
-        fleet.close()
+        yield keep
 
 
 @pytest.mark.slow
-def test_machines_say_what_this_one_says(tmp_path, fleets) -> None:
+def test_machines_say_what_this_one_says(tmp_path, kept) -> None:
     calls = [*some_calls("A", 20), *some_calls("B", 20)]
     plan = make_plan(make_session(0, calls[:20]), make_session(1, calls[20:], workers=(1,)))
-    there = MachineRuns(tmp_path / "there", fleets(HereMachines({"a": 1, "b": 1})))
+    there = MachineRuns(tmp_path / "there", kept(HereMachines({"a": 1, "b": 1})))
     result = there.execute(plan, calls)
     with running_host(FAKE_ENGINE) as host:
         here = Runs(tmp_path / "here", host)
@@ -81,7 +81,7 @@ def test_machines_say_what_this_one_says(tmp_path, fleets) -> None:
 
 
 @pytest.mark.slow
-def test_workers_of_a_lost_machine_are_planned_around_at_once_and_together(tmp_path, fleets) -> None:
+def test_workers_of_a_lost_machine_are_planned_around_at_once_and_together(tmp_path, kept) -> None:
     machines = HereMachines({"a": 1, "b": 2})
     calls = [*some_calls("A", 300), *some_calls("B", 40), *some_calls("C", 40)]
     plan = make_plan(
@@ -90,7 +90,7 @@ def test_workers_of_a_lost_machine_are_planned_around_at_once_and_together(tmp_p
         make_session(2, calls[340:], workers=(2,)),
         num_workers=3,
     )
-    runs = MachineRuns(tmp_path, fleets(machines), names="ABC", num_workers=3)
+    runs = MachineRuns(tmp_path, kept(machines), names="ABC", num_workers=3)
     replan, made = on_first(3)
     runs.execute(plan, calls, Replanning(replan), at(8, lambda: machines.unplug("b")))
     finished_once(tmp_path, calls)
@@ -125,9 +125,9 @@ class UseJoined:
 
 
 @pytest.mark.slow
-def test_a_machine_that_joins_is_used(tmp_path, fleets) -> None:
+def test_a_machine_that_joins_is_used(tmp_path, kept) -> None:
     machines = HereMachines({"a": 1})
-    runs = MachineRuns(tmp_path, fleets(machines, 2))
+    runs = MachineRuns(tmp_path, kept(machines, 2))
     calls = some_calls("A", 200)
     join = at(8, lambda: machines.rooms.update(b=1))
     runs.execute(make_plan(make_session(0, calls)), calls, UseJoined(tmp_path), join)
@@ -139,9 +139,9 @@ def test_a_machine_that_joins_is_used(tmp_path, fleets) -> None:
 
 
 @pytest.mark.slow
-def test_a_machine_that_comes_back_serves_its_workers_again(tmp_path, fleets) -> None:
+def test_a_machine_that_comes_back_serves_its_workers_again(tmp_path, kept) -> None:
     machines = HereMachines({"a": 1, "b": 1})
-    runs = MachineRuns(tmp_path, fleets(machines))
+    runs = MachineRuns(tmp_path, kept(machines))
     calls = [*some_calls("A", 200), *some_calls("B", 20)]
     plan = make_plan(make_session(0, calls[:200]), make_session(1, calls[200:], workers=(1,)))
     unplug = at(4, lambda: machines.unplug("b"))
@@ -176,7 +176,7 @@ def test_what_one_run_lost_the_next_one_leaves_alone(tmp_path) -> None:
     assert {event.session for event in runs.watcher.all(Ready)} == {0, 2}, "nothing was tried there"
 
 
-def test_a_fleet_says_of_all_machines_what_they_lack(tmp_path) -> None:
+def test_a_cluster_says_of_all_machines_what_they_lack(tmp_path, kept) -> None:
     path = make_checkpoint(tmp_path, "A")
     wanted = WantedCheckpoint(
         expert="A", name=str(path), folder=None, path=path, fingerprint="another", weights=True, tokenizer=True
@@ -188,7 +188,7 @@ def test_a_fleet_says_of_all_machines_what_they_lack(tmp_path) -> None:
     )
     machines.broken["c"] = "starts no agent in 60 s"
     with pytest.raises(BackendError) as raised:
-        open_fleet(machines)
+        kept(machines)
     text = str(raised.value)
     assert "a has Python 3." in text
     assert ", and the driver 2.7" in text
@@ -198,42 +198,44 @@ def test_a_fleet_says_of_all_machines_what_they_lack(tmp_path) -> None:
     assert "c starts no agent in 60 s" in text
 
 
-def test_a_fleet_says_which_machine_cannot_import_its_engine() -> None:
+def test_a_cluster_says_which_machine_cannot_import_its_engine(kept) -> None:
     with pytest.raises(BackendError, match="a the engine cannot be imported: ModuleNotFoundError: .*no_such_engine"):
-        open_fleet(HereMachines({"a": 1}, engine_module="tests.engines.no_such_engine"))
+        kept(HereMachines({"a": 1}, engine_module="tests.engines.no_such_engine"))
 
 
-def test_a_machine_that_goes_while_its_agent_starts_is_absent(fleets) -> None:
+def test_a_machine_that_goes_while_its_agent_starts_is_absent(kept) -> None:
     machines = HereMachines({"a": 1, "b": 1})
-    machines.broken["b"] = "cannot start an agent: its node is dead"
-    machines.doors["b"] = ("localhost", 1)  # nobody listens there any more
-    fleet = fleets(machines)
-    fleet.hear(1.0)
-    assert fleet.absent() == (1,)
-    machines.broken["a"] = "cannot start an agent: its node is dead"
+    machines.broken["b"] = GONE
+    assert kept(machines).absent == (1,)
+    machines = HereMachines({"a": 1, "b": 1})
+    machines.broken = {"a": GONE, "b": GONE}
     with pytest.raises(BackendError, match="machines cannot serve: a cannot start .*; b cannot start"):
-        open_fleet(machines)
+        kept(machines)
+
+
+def listen_until(launcher, is_done) -> None:
+    end = time.monotonic() + 30
+    while not is_done() and time.monotonic() < end:
+        list(launcher.listen(1.0))
+    assert is_done()
 
 
 @pytest.mark.slow
-def test_a_cluster_that_cannot_be_asked_for_a_while_is_asked_again(fleets) -> None:
+def test_a_cluster_that_cannot_be_asked_for_a_while_is_asked_again(kept) -> None:
     machines = HereMachines({"a": 1})
-    fleet = fleets(machines, 2)
+    launcher = kept(machines, 2)
     machines.num_deaf = 2
     machines.rooms["b"] = 1
-    end = time.monotonic() + 30
-    while fleet.absent() and time.monotonic() < end:
-        fleet.hear(1.0)
+    listen_until(launcher, lambda: not launcher.absent)
     assert machines.num_deaf == 0
-    assert not fleet.absent()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["in the run", "before it"])
-def test_a_run_without_any_machine_waits_for_one(tmp_path, fleets, when) -> None:
+def test_a_run_without_any_machine_waits_for_one(tmp_path, kept, when) -> None:
     machines, told = HereMachines({"a": 1, "b": 1}), []
-    fleet = fleets(machines, 2, told.append)
-    runs = MachineRuns(tmp_path, fleet)
+    launcher = kept(machines, 2, told.append)
+    runs = MachineRuns(tmp_path, launcher)
     calls = [*some_calls("A", 300), *some_calls("B", 300)]
     plan = make_plan(make_session(0, calls[:300]), make_session(1, calls[300:], workers=(1,)))
     come = threading.Timer(2.0, lambda: machines.rooms.update(c=1))
@@ -244,11 +246,8 @@ def test_a_run_without_any_machine_waits_for_one(tmp_path, fleets, when) -> None
         come.start()
 
     if when == "before it":
-        while fleet.absent():
-            fleet.hear(1.0)
         unplug_all()
-        while len(fleet.absent()) < 2:
-            fleet.hear(1.0)
+        listen_until(launcher, lambda: len(launcher.absent) == 2)
     replan, made = on_first(2)
     runs.execute(plan, calls, Replanning(replan), at(8, unplug_all if when == "in the run" else lambda: None))
     finished_once(tmp_path, calls)
@@ -257,10 +256,10 @@ def test_a_run_without_any_machine_waits_for_one(tmp_path, fleets, when) -> None
     assert ["no machine is left" in line for line in told] == [True]
 
 
-def test_a_run_does_not_wait_for_ever(tmp_path, fleets, monkeypatch) -> None:
-    monkeypatch.setattr("mosaic.engines.machine_launcher.COME_BACK_S", 0.5)
+def test_a_run_does_not_wait_for_ever(tmp_path, kept, monkeypatch) -> None:
+    monkeypatch.setattr("mosaic.engines.remote_launcher.COME_BACK_S", 0.5)
     machines = HereMachines({"a": 1})
-    runs = MachineRuns(tmp_path, fleets(machines), num_workers=1)
+    runs = MachineRuns(tmp_path, kept(machines), num_workers=1)
     calls = some_calls("A", 300)
     with pytest.raises(BackendError, match="all workers are lost and .* calls are left .*machine a is gone"):
         runs.execute(
@@ -269,14 +268,14 @@ def test_a_run_does_not_wait_for_ever(tmp_path, fleets, monkeypatch) -> None:
         )  # fmt: skip
 
 
-def test_a_machine_finds_its_own_copy_of_a_checkpoint(tmp_path, fleets) -> None:
+def test_a_machine_finds_its_own_copy_of_a_checkpoint(tmp_path, kept) -> None:
     here, there = make_checkpoint(tmp_path / "here", "A"), make_checkpoint(tmp_path / "there", "A")
     fingerprint = check_checkpoint(there).fingerprint
     wanted = WantedCheckpoint(
         expert="A", name=str(there), folder=None, path=here, fingerprint=fingerprint, weights=True, tokenizer=True
     )
     (there / "behave").write_text("note")
-    runs = MachineRuns(tmp_path / "here", fleets(HereMachines({"a": 1}, checkpoints=(wanted,))), num_workers=1)
+    runs = MachineRuns(tmp_path / "here", kept(HereMachines({"a": 1}, checkpoints=(wanted,))), num_workers=1)
     calls = some_calls("A", 2)
     runs.execute(make_plan(make_session(0, calls), num_workers=1), calls)
     assert list(there.glob("pid-*")), "the copy in the machine's own folder was loaded"
@@ -284,37 +283,34 @@ def test_a_machine_finds_its_own_copy_of_a_checkpoint(tmp_path, fleets) -> None:
 
 
 @pytest.mark.slow
-def test_a_machine_that_came_and_cannot_serve_is_told(tmp_path, fleets) -> None:
+def test_a_machine_that_came_and_cannot_serve_is_told(tmp_path, kept) -> None:
     machines, told = HereMachines({"a": 1}), []
     machines.broken["b"] = "has not {'CPU': 1.0} free"
-    runs = MachineRuns(tmp_path, fleets(machines, 2, told.append))
+    runs = MachineRuns(tmp_path, kept(machines, 2, told.append))
     calls = some_calls("A", 1500)
     runs.execute(make_plan(make_session(0, calls)), calls, at(4, lambda: machines.rooms.update(b=1)))
     assert told == ["b has not {'CPU': 1.0} free"]
     assert not runs.watcher.all(Joined)
 
 
-def test_instants_of_a_machine_are_on_its_own_clock(tmp_path, fleets) -> None:
+def test_instants_of_a_machine_are_on_its_own_clock(tmp_path, kept) -> None:
     machines = HereMachines({"a": 1, "b": 1})
     machines.ahead_s["b"] = 1000.0
-    launcher = MachineLauncher(fleets(machines))
+    launcher = kept(machines)
     launcher.begin(tmp_path, 2, is_new=True)
-    told = {name: [] for name in "ab"}
-    for name, machine in machines.started.items():
-        machine.tell = told[name].extend
     for worker in (0, 1):
         channel = launcher.open("any spec", (worker,))
         channel.send(Load(spec="any spec", journal=tmp_path / f"worker-{worker}.journal", zero_ts=50.0))
     list(launcher.listen(0.0))
-    loads = {name: [o.message for o in orders if isinstance(o, Pass)] for name, orders in told.items()}
-    assert [load.zero_ts for load in loads["a"]] == [50.0]
-    assert [load.zero_ts for load in loads["b"]] == [1050.0]
-    assert [load.journal for name in "ab" for load in loads[name]] == [None, None], "the driver writes"
+    loads = [[order.message for order in machines.started[name].orders if isinstance(order, Forward)] for name in "ab"]
+    assert [load.journal for name in loads for load in name] == [None, None], "the driver writes"
+    zeros = [load.zero_ts for name in loads for load in name]
+    assert zeros == [pytest.approx(50.0, abs=0.1), pytest.approx(1050.0, abs=0.1)]
 
 
-def test_what_a_process_printed_comes_along(tmp_path, fleets) -> None:
+def test_what_a_process_printed_comes_along(tmp_path, kept) -> None:
     (make_checkpoint(tmp_path, "A") / "behave").write_text("print")
-    runs = MachineRuns(tmp_path, fleets(HereMachines({"a": 1})), num_workers=1)
+    runs = MachineRuns(tmp_path, kept(HereMachines({"a": 1})), num_workers=1)
     calls = some_calls("A", 2)
     runs.execute(make_plan(make_session(0, calls), num_workers=1), calls)
     assert (tmp_path / "journal" / "worker-0.log").read_text() == (
@@ -322,17 +318,17 @@ def test_what_a_process_printed_comes_along(tmp_path, fleets) -> None:
     )
 
 
-def test_a_call_that_kills_its_process_is_found_on_a_machine_too(tmp_path, fleets) -> None:
+def test_a_call_that_kills_its_process_is_found_on_a_machine_too(tmp_path, kept) -> None:
     calls = some_calls("A", 8)
     prompts = lambda call, inputs: "die" if call is calls[3] else "well"  # noqa: E731
-    runs = MachineRuns(tmp_path, fleets(HereMachines({"a": 1})), num_workers=1, prompts=prompts)
+    runs = MachineRuns(tmp_path, kept(HereMachines({"a": 1})), num_workers=1, prompts=prompts)
     runs.execute(make_plan(make_session(0, calls), num_workers=1), calls)
     assert [call.key for call in calls if runs.records[call.key].response.error] == [calls[3].key]
 
 
-def test_a_gang_stays_in_one_host(tmp_path, fleets) -> None:
+def test_a_gang_stays_in_one_host(tmp_path, kept) -> None:
     cluster = cluster_of_hosts(name="two", host_sizes=(1, 1), gpu=make_gpu())
-    runs = MachineRuns(tmp_path, fleets(HereMachines({"a": 1, "b": 1})), cluster=cluster)
+    runs = MachineRuns(tmp_path, kept(HereMachines({"a": 1, "b": 1})), cluster=cluster)
     calls = some_calls("A", 2)
     with pytest.raises(BackendError, match="workers must be of one kind and in one host"):
         runs.execute(make_plan(make_session(0, calls, workers=(0, 1))), calls)

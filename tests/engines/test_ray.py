@@ -11,9 +11,11 @@ import pytest
 from mosaic.core.engine_options import Device
 from mosaic.core.errors import BackendError
 from mosaic.core.events import Joined, Lost
+from mosaic.engines.checkpoints import WantedCheckpoint
 from mosaic.engines.host_process import VLLM_ENGINE
-from mosaic.engines.machine_agent import installed_versions
-from mosaic.engines.machine_messages import WantedCheckpoint
+from mosaic.engines.machine_agent import installed_versions, make_setup
+from mosaic.engines.ray_cluster import RayCluster, Room, hosts_of
+from mosaic.engines.remote_launcher import RemoteLauncher
 from mosaic.runtime.replanning import Replanning
 from tests.engines.executor_runs import (
     FAKE_ENGINE,
@@ -47,15 +49,15 @@ def nodes():
             yield running
 
 
+ROOM = Room(device=Device.CPU, cpus_per_worker=1)
+
+
 @contextmanager
 def on_ray(nodes, sizes, *, engine_module=FAKE_ENGINE, wanted=()):
-    from mosaic.engines.ray_cluster import RayCluster
-    from mosaic.engines.ray_machines import Room
-
-    room, told = Room(device=Device.CPU, cpus_per_worker=1), []
-    cluster = RayCluster(nodes.address, room, sizes, OPTIONS, lambda: wanted, told.append, engine_module)
-    with cluster.open():
-        yield cluster
+    cluster = RayCluster(nodes.address, ROOM, lambda: make_setup(OPTIONS, engine_module, wanted))
+    launcher = RemoteLauncher(cluster, sizes)
+    with launcher.kept():
+        yield launcher
 
 
 def test_three_nodes_one_killed_and_one_joining(tmp_path, nodes) -> None:
@@ -83,8 +85,8 @@ def test_three_nodes_one_killed_and_one_joining(tmp_path, nodes) -> None:
             return ()
 
     watch = Watch()
-    with on_ray(nodes, (1, 1, 1)) as cluster:
-        there = MachineRuns(tmp_path / "there", cluster, names="ABC", num_workers=3)
+    with on_ray(nodes, (1, 1, 1)) as launcher:
+        there = MachineRuns(tmp_path / "there", launcher, names="ABC", num_workers=3)
         there.execute(plan, calls, UseJoined(tmp_path / "there"), Replanning(on_first(3)[0]), at(900, kill), watch)
     ended = finished_once(tmp_path / "there", calls)
     (lost,) = there.watcher.all(Lost)
@@ -105,10 +107,9 @@ def test_three_nodes_one_killed_and_one_joining(tmp_path, nodes) -> None:
 def test_real_vllm_on_two_nodes_of_which_one_is_killed(tmp_path, nodes) -> None:
     calls = [*some_calls("A", 60), *some_calls("B", 300)]
     plan = make_plan(make_session(0, calls[:60]), make_session(1, calls[60:], workers=(1,)))
-    with on_ray(nodes, (1, 1), engine_module=VLLM_ENGINE) as cluster:
-        there = MachineRuns(tmp_path / "there", cluster)
-        cluster.launcher().begin(tmp_path, 2, is_new=True)
-        by_node = {machine.id: worker for worker, machine in cluster.launcher().machines.items()}
+    with on_ray(nodes, (1, 1), engine_module=VLLM_ENGINE) as launcher:
+        there = MachineRuns(tmp_path / "there", launcher)
+        by_node = {node.id: worker for worker, node in launcher.nodes.items()}
         victim = next(one for one, node in nodes.nodes.items() if by_node.get(node.node_id) == 1)
         there.execute(plan, calls, Replanning(on_first(2)[0]), at(90, lambda: nodes.kill(victim)))
     finished_once(tmp_path / "there", calls)
@@ -123,15 +124,11 @@ def test_real_vllm_on_two_nodes_of_which_one_is_killed(tmp_path, nodes) -> None:
 
 
 def test_a_machine_that_is_gone_is_not_counted(nodes) -> None:
-    from mosaic.engines.ray_cluster import hosts_of
-    from mosaic.engines.ray_machines import Room
-
-    room = Room(device=Device.CPU, cpus_per_worker=1)
-    before = len(hosts_of(nodes.address, room, None))
+    before = len(hosts_of(nodes.address, ROOM, None))
     nodes.add("e")
-    assert len(hosts_of(nodes.address, room, None)) == before + 1
+    assert len(hosts_of(nodes.address, ROOM, None)) == before + 1
     nodes.kill("e")
-    assert len(hosts_of(nodes.address, room, None)) == before, "Ray itself notices after many seconds"
+    assert len(hosts_of(nodes.address, ROOM, None)) == before, "Ray itself notices after many seconds"
 
 
 def test_a_batch_runs_on_the_cluster_as_it_does_here(tmp_path, nodes) -> None:
@@ -151,12 +148,9 @@ def test_a_batch_runs_on_the_cluster_as_it_does_here(tmp_path, nodes) -> None:
 
 
 def test_what_is_missing_is_said_within_seconds(tmp_path, nodes) -> None:
-    from mosaic.engines.ray_cluster import hosts_of
-    from mosaic.engines.ray_machines import Room
-
     start = time.monotonic()
     with pytest.raises(BackendError, match=r"no Ray cluster at ray://localhost:1: .*refused.*ray start --head"):
-        hosts_of("ray://localhost:1", Room(device=Device.CPU, cpus_per_worker=1), None)
+        hosts_of("ray://localhost:1", ROOM, None)
     with pytest.raises(BackendError, match=r"no machine of the Ray cluster has room .* \{'CPU': 1, 'GPU': 1.0\}"):
         hosts_of(nodes.address, Room(device=Device.GPU, cpus_per_worker=1), None)
     path = make_checkpoint(tmp_path, "A")

@@ -1,0 +1,469 @@
+"""Worker processes on the machines of a cluster; what they send is on the driver's disk before anybody uses it.
+
+One thread does all of it: the one that listens. Each node that serves has an agent with one report under way. It comes
+at least every `HEARTBEAT_S`, so that it is the agent's heartbeat too. Only what may take long has a thread of its own,
+and is one more future to wait for: starting an agent, and looking for nodes.
+"""
+
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, count, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from mosaic.core.errors import BackendError
+from mosaic.engines.engine import EngineSpec
+from mosaic.engines.local_launcher import output_of
+from mosaic.engines.machine_agent import End, Forward, Order, Printed, Report, Start
+from mosaic.engines.messages import HOST_DIED, Exited, FromWorker, Gone, Load, There, ToWorker
+from mosaic.runtime.journal import Log
+
+ABSENT = "no machine is there for it"
+HEARTBEAT_S = 2.0
+"""An agent reports at least so often."""
+LOST_S = 10.0
+"""One whose report is so late is lost."""
+LOOK_S = 0.5
+"""So often it is looked for nodes that join, while workers have none."""
+SETTLE_S = 10.0
+"""A node whose agent is lost may serve again after this time: by then it is known whether the node is lost too."""
+TRY_AGAIN_S = 60.0
+COME_BACK_S = 300.0
+"""So long a run without any machine waits for one."""
+NUM_CLOCK_READINGS = 8
+T = TypeVar("T")
+
+
+class Node(NamedTuple):
+    """A machine of the cluster, with or without an agent."""
+
+    id: str
+    """Unique; a machine that comes back has another."""
+    name: str
+    """For people."""
+    num_workers: int
+    """That it has room for."""
+
+
+class Agent(Protocol):
+    """The driver's hold on the agent of a node."""
+
+    def report(self, timeout_s: float) -> Future[Report]:
+        """Request a report: all there is by then, at once if there is any. It fails where the agent is lost."""
+
+    def send(self, orders: Sequence[Order]) -> None:
+        """Give orders; returns at once. A lost agent is noticed by its report."""
+
+    def end(self) -> None:
+        """End the agent and all it started."""
+
+
+class RemoteCluster(Protocol):
+    """Where nodes come from; its methods are called by several threads."""
+
+    def connect(self) -> None:
+        """Connect, and get ready whatever agents need.
+
+        Raises
+        ------
+        BackendError
+            Saying what is missing.
+        """
+
+    def find(self) -> Sequence[Node]:
+        """List the nodes that are up, always in the same order.
+
+        Raises
+        ------
+        BackendError
+            If it cannot be found out now.
+        """
+
+    def start(self, node: Node, num_workers: int) -> Agent:
+        """Start an agent.
+
+        Raises
+        ------
+        BackendError
+            If it does not start or cannot serve, with all that is missing.
+        """
+
+    def cause_of_loss(self, node: Node, error: Exception) -> str:
+        """Say whether a node is lost, or only the agent on it, from how its report failed."""
+
+    def disconnect(self) -> None:
+        """Leave the cluster."""
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Machine:
+    """A node with an agent that serves workers."""
+
+    node: Node
+    agent: Agent
+    workers: tuple[int, ...]
+    orders: list[Order] = field(default_factory=list)
+    """Until they are sent all at once."""
+    delays_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    """Of the latest reports: received, by the clock here, minus sent, by the machine's own. Clocks drift."""
+    report: Future[Report] = field(init=False)
+    """Under way."""
+    due_ts: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.request(0.0)
+
+    @property
+    def offset_s(self) -> float:
+        """Give what the clock here is ahead of the machine's: the least delay is all but the offset alone."""
+        return min(self.delays_s)
+
+    def request(self, timeout_s: float) -> None:
+        """Request a report."""
+        self.report, self.due_ts = self.agent.report(timeout_s), time.monotonic() + timeout_s + LOST_S
+
+    def receive(self, next_timeout_s: float = HEARTBEAT_S) -> Report:
+        """Take the report, or raise what happened to it, and request the next one."""
+        try:
+            report = self.report.result(max(0.0, self.due_ts - time.monotonic()))
+        except TimeoutError:
+            raise TimeoutError(f"it sent nothing for {LOST_S:g} s") from None
+        self.delays_s.append(time.monotonic() - report.sent_ts)
+        self.request(next_timeout_s)
+        return report
+
+
+class RemoteChannel:
+    """The link to a worker process on another machine; the driver writes its journal's log."""
+
+    def __init__(self, number: int, machine: Machine, workers: tuple[int, ...]) -> None:
+        self.number = number
+        self.machine = machine
+        self.workers = workers
+        self.log: Log | None = None
+
+    def send(self, message: ToWorker) -> None:
+        if isinstance(message, Load):
+            assert message.journal is not None, "a session has a log"
+            self.log = Log(message.journal)
+            message = replace(message, journal=None, zero_ts=message.zero_ts - self.machine.offset_s)
+        self.machine.orders.append(Forward(self.number, message))
+
+    def kill(self) -> None:
+        self.machine.orders.append(End(self.number))
+
+
+class RemoteLauncher:
+    """Launches on the nodes of a cluster, for several runs one after the other, while it is kept.
+
+    A worker process that goes on after its node was given up for lost can do no harm: nobody receives what it sends,
+    and only what the driver receives is in the journal.
+
+    Parameters
+    ----------
+    cluster
+        Of nodes.
+    group_sizes
+        Workers of each host; a node serves those of one, or of several.
+    log
+        Takes why a node that joined cannot serve, which is tried again after a while, and that none is left.
+    """
+
+    def __init__(
+        self, cluster: RemoteCluster, group_sizes: Sequence[int], log: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self._cluster = cluster
+        self._log = log
+        self._groups = groups_of(group_sizes)
+        self._machines: dict[str, Machine] = {}
+        """By node."""
+        self._starting: dict[Future[Machine], tuple[Node, tuple[int, ...]]] = {}
+        self._refused: dict[str, float] = {}
+        """When to try nodes again that cannot serve."""
+        self._looking: Future[Sequence[Node]] | None = None
+        self._next_look_ts = 0.0
+        self._numbers = count()  # never used twice: an agent may still report processes of an earlier run
+        self._folder = Path()
+        self._channels: dict[int, RemoteChannel] = {}
+        self._changes: list[Gone | There] = []
+        self._missed: Gone | None = None
+        """Workers of the last node that was lost: a run cannot do without, and waits for another."""
+        self._missed_until_ts = 0.0
+        self._num_host_deaths: dict[str, int] = {}
+
+    @property
+    def num_host_deaths(self) -> int:
+        return sum(self._num_host_deaths.values())
+
+    @property
+    def nodes(self) -> Mapping[int, Node]:
+        """Tell which node serves each worker, as far as it was received."""
+        return {worker: machine.node for machine in self._machines.values() for worker in machine.workers}
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """List the workers that no node serves."""
+        served = self.nodes
+        return tuple(worker for group in self._groups for worker in group if worker not in served)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep an agent on every node that serves.
+
+        Raises
+        ------
+        BackendError
+            If a node cannot serve, with all that is missing on all of them, or none is left.
+        """
+        try:
+            self._cluster.connect()
+            self._start_all()
+            yield
+        finally:
+            for starting in self._starting:
+                starting.add_done_callback(_end_agent)
+            for machine in self._machines.values():
+                machine.agent.end()
+            self._starting, self._machines, self._looking = {}, {}, None
+            self._cluster.disconnect()
+
+    def begin(self, folder: Path, num_workers: int, *, is_new: bool) -> None:
+        self._folder, self._channels = folder, {}
+        for _ in self.listen(0.0):
+            pass
+        if absent := self.absent:
+            self._miss(absent, ABSENT)
+
+    def open(self, spec: EngineSpec, workers: tuple[int, ...]) -> RemoteChannel | None:
+        machine = next((machine for machine in self._machines.values() if workers[0] in machine.workers), None)
+        if machine is None:
+            return None  # it is lost, which is reported next
+        number = next(self._numbers)
+        machine.orders.append(Start(number, spec, tuple(map(machine.workers.index, workers))))
+        self._channels[number] = RemoteChannel(number, machine, workers)
+        return self._channels[number]
+
+    def listen(self, timeout_s: float) -> Iterator[tuple[RemoteChannel, FromWorker | Exited]]:
+        for machine in self._machines.values():
+            if machine.orders:
+                machine.agent.send(machine.orders)
+                machine.orders = []
+        self._look()
+        waited: list[Future[Any]] = [*self._starting, *(machine.report for machine in self._machines.values())]
+        wait(waited, 0.0 if self._changes else min(timeout_s, LOOK_S), FIRST_COMPLETED)
+        for node, cause in self._take_started():
+            self._log(f"{node.name} {cause}")
+        for machine in list(self._machines.values()):
+            if not machine.report.done() and time.monotonic() < machine.due_ts:
+                continue
+            try:
+                report = machine.receive()
+            except Exception as error:  # each source of nodes has errors of its own
+                yield from self._lose(machine, self._cluster.cause_of_loss(machine.node, error))
+            else:
+                self._num_host_deaths[machine.node.id] = report.num_host_deaths
+                yield from self._hear(report)
+
+    def changes(self) -> Sequence[Gone | There]:
+        if self._missed is not None and time.monotonic() > self._missed_until_ts:
+            self._give_up_missed()
+        changes, self._changes = self._changes, []
+        return changes
+
+    def _start_all(self) -> None:
+        """Start an agent on each node that is needed; those that are lost before it is up are absent."""
+        for node in self._cluster.find():
+            self._begin_start(node)
+        wait(self._starting)
+        if refused := self._take_started():
+            up = {node.id for node in self._cluster.find()} if self._machines else set()
+            problems = [f"{node.name} {cause}" for node, cause in refused if not self._machines or node.id in up]
+            if problems:
+                raise BackendError("machines cannot serve: " + "; ".join(problems))
+
+    def _begin_start(self, node: Node) -> None:
+        held = {worker for _, workers in self._starting.values() for worker in workers} | self.nodes.keys()
+        if workers := slots_for(node.num_workers, self._groups, held):
+            self._starting[in_thread(lambda: self._start(node, workers))] = node, workers
+
+    def _start(self, node: Node, workers: tuple[int, ...]) -> Machine:
+        agent = self._cluster.start(node, len(workers))
+        try:
+            machine = Machine(node=node, agent=agent, workers=workers)
+            for _ in range(NUM_CLOCK_READINGS):
+                machine.receive(0.0)
+        except BaseException:
+            agent.end()
+            raise
+        return machine
+
+    def _take_started(self) -> list[tuple[Node, str]]:
+        """Take up the agents that have started; gives the nodes that cannot serve, and why."""
+        refused = []
+        for starting in [starting for starting in self._starting if starting.done()]:
+            node, workers = self._starting.pop(starting)
+            if (error := starting.exception()) is None:
+                self._machines[node.id] = starting.result()
+                self._changes.append(There(workers))
+                self._give_up_missed()
+                continue
+            self._refused[node.id] = time.monotonic() + TRY_AGAIN_S
+            known = isinstance(error, BackendError)
+            refused.append((node, str(error) if known else self._cluster.cause_of_loss(node, Exception(error))))
+        return refused
+
+    def _look(self) -> None:
+        """Take in nodes that join while workers have none."""
+        if self._looking is not None and self._looking.done():
+            looking, self._looking = self._looking, None
+            self._next_look_ts = time.monotonic() + LOOK_S
+            if isinstance(looking.exception(), BackendError):
+                return  # it is looked again soon; nodes that are lost are noticed by their reports
+            known = {node.id for node, _ in self._starting.values()} | self._machines.keys()
+            for node in looking.result():
+                if node.id not in known and time.monotonic() > self._refused.get(node.id, 0.0):
+                    self._begin_start(node)
+        if self._looking is None and self.absent and time.monotonic() > self._next_look_ts:
+            self._looking = in_thread(self._cluster.find)
+
+    def _lose(self, machine: Machine, cause: str) -> Iterator[tuple[RemoteChannel, Exited]]:
+        """Give a node up, and all that ran there."""
+        del self._machines[machine.node.id]
+        self._refused[machine.node.id] = time.monotonic() + SETTLE_S
+        in_thread(machine.agent.end)
+        self._miss(machine.workers, cause)
+        for channel in [channel for channel in self._channels.values() if channel.machine is machine]:
+            yield self._exit(channel, HOST_DIED)
+
+    def _miss(self, workers: Sequence[int], cause: str) -> None:
+        """Give workers up, unless there are no others: their sessions then wait for a node to join."""
+        if self._machines:
+            self._changes.append(Gone(tuple(workers), cause))
+        elif self._missed is None:
+            self._missed_until_ts = time.monotonic() + COME_BACK_S
+            self._log(f"no machine is left ({cause}): waiting {COME_BACK_S:g} s for one")
+            self._missed = Gone(tuple(workers), cause)
+        else:
+            self._missed = Gone(tuple({*self._missed.workers, *workers}), self._missed.cause)
+
+    def _give_up_missed(self) -> None:
+        """Give up those that no node serves which joined."""
+        if self._missed is not None:
+            left = tuple(worker for worker in self._missed.workers if worker in self.absent)
+            self._changes += [Gone(left, self._missed.cause)] if left else []
+            self._missed = None
+
+    def _hear(self, report: Report) -> Iterator[tuple[RemoteChannel, FromWorker | Exited]]:
+        """Put the journal's lines on the disk, then pass them and all else on in order."""
+        lines: defaultdict[int, list[bytes]] = defaultdict(list)
+        for number, message in report.received:
+            if isinstance(message, bytes) and number in self._channels:
+                lines[number].append(message)
+        for number, written in lines.items():
+            log = self._channels[number].log
+            assert log is not None, "a process is sent first what to load"
+            log.append(written)
+        for number, message in report.received:
+            channel = self._channels.get(number)
+            if channel is None:
+                continue  # of an earlier run
+            if isinstance(message, Printed):
+                self._keep_output(channel, message)
+            elif isinstance(message, Exited):
+                yield self._exit(channel, message)
+            else:
+                yield channel, message
+
+    def _exit(self, channel: RemoteChannel, exited: Exited) -> tuple[RemoteChannel, Exited]:
+        del self._channels[channel.number]
+        if channel.log is not None:
+            channel.log.close()
+        return channel, exited
+
+    def _keep_output(self, channel: RemoteChannel, printed: Printed) -> None:
+        with suppress(OSError), output_of(self._folder, channel.workers).open("ab") as file:
+            file.write(f"--- on {channel.machine.node.name}\n".encode() + printed.text)
+
+
+def in_thread(do: Callable[[], T]) -> Future[T]:
+    """Do something in a thread of its own, which nobody waits for at the end."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(do())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _end_agent(starting: Future[Machine]) -> None:
+    if starting.exception() is None:
+        starting.result().agent.end()
+
+
+def groups_of(sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Number the workers of each host, host by host.
+
+    Examples
+    --------
+    >>> groups_of([2, 1])
+    ((0, 1), (2,))
+    """
+    return tuple(tuple(range(low, high)) for low, high in pairwise(accumulate(sizes, initial=0)))
+
+
+def slots_for(room: int, groups: Sequence[tuple[int, ...]], held: Collection[int]) -> tuple[int, ...]:
+    """Choose the workers that a node serves: what spans workers of a group stays on a node.
+
+    It takes the groups of which nobody holds any, as far as it has room, the largest that fit first. Where none fits it
+    takes a part of the smallest, and the rest of that group has no node.
+
+    Examples
+    --------
+    >>> groups = groups_of([2, 2])
+    >>> slots_for(2, groups, ()), slots_for(3, groups, {0, 1}), slots_for(8, groups, {0, 2})
+    ((0, 1), (2, 3), ())
+    >>> slots_for(1, groups, {2, 3}), slots_for(8, groups, ())
+    ((0,), (0, 1, 2, 3))
+    """
+    free = [group for group in groups if not set(held) & set(group)]
+    chosen: tuple[int, ...] = ()
+    while free and room > len(chosen):
+        fitting = [group for group in free if len(group) <= room - len(chosen)]
+        if chosen and not fitting:
+            break
+        group = max(fitting, key=len) if fitting else min(free, key=len)
+        free.remove(group)
+        chosen += group[: room - len(chosen)]
+    return chosen
+
+
+def group_sizes(rooms: Sequence[int], num_workers: int | None) -> tuple[int, ...]:
+    """Say how many workers each host of a run has.
+
+    Parameters
+    ----------
+    rooms
+        Workers that the nodes which are up have room for.
+    num_workers
+        That the run is to have; None: as many as there are. More than there are wait for nodes like the largest.
+
+    Examples
+    --------
+    >>> group_sizes([2, 4], None), group_sizes([2, 4], 3), group_sizes([2, 4], 11)
+    ((2, 4), (2, 1), (2, 4, 4, 1))
+    """
+    wanted = sum(rooms) if num_workers is None else num_workers
+    sizes: list[int] = []
+    for size in [*rooms, *[max(rooms, default=1)] * wanted]:
+        if sum(sizes) < wanted and size > 0:
+            sizes.append(min(size, wanted - sum(sizes)))
+    return tuple(sizes)
