@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from experiments.hardware.engine_probe import DeviceFacts, EngineFacts, device_facts, engine_facts
 from experiments.hardware.engine_sweep import fit_rounds, mirrored_settings
 from experiments.hardware.engine_work import Processor
 from experiments.hardware.kept_steps import KeptSteps
@@ -25,7 +26,6 @@ from mosaic.engines.call_specs import RunContent
 from mosaic.engines.host_process import HostProcess
 from mosaic.engines.local_launcher import cores_of_workers
 from mosaic.engines.vllm_engines import VllmEngines, make_vllm_backend
-from mosaic.engines.vllm_probe import DeviceFacts, EngineFacts, device_facts, engine_facts
 from mosaic.runtime.backend import Backend
 
 Facts = TypeVar("Facts")

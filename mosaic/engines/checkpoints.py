@@ -6,21 +6,28 @@ Engines load flipped bytes, and folders without a tokenizer, in silence; a full 
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from mosaic.core.errors import BackendError
-from mosaic.engines.safetensors_header import read_header
 
 MANIFEST = "SHA256SUMS"
 """As ``sha256sum *`` writes it: a digest, two spaces and a file name a line."""
 INDEX = "model.safetensors.index.json"
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("tekken.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 """Files of which one group is enough."""
-OTHER_NAMES = {"num_hidden_layers": "num_layers", "vocab_size": "padded_vocab_size"}
+OTHER_NAMES = {
+    "num_hidden_layers": "num_layers",
+    "vocab_size": "padded_vocab_size",
+    "intermediate_size": "ffn_hidden_size",
+    "max_position_embeddings": "seq_length",
+    "head_dim": "kv_channels",
+}
 """What some configurations say for the usual names."""
 SMALL_BYTES = 64 * 2**20
 """Weights up to this size are hashed for the fingerprint even without a manifest."""
@@ -38,15 +45,27 @@ class Checkpoint:
     path: Path
     fingerprint: str
     """Of everything in it that decides a response, as far as it could be read cheaply."""
+    weight_bytes: int
+    """0 where no weights are loaded."""
     context_tokens: int | None
     """Positions that the model was made for; None: its configuration does not say."""
     vocab_size: int
-    weight_bytes: int
-    """0 where no weights are loaded."""
-    kv_values_per_token: int
-    """Numbers that one token leaves in the KV cache of all layers."""
+    num_layers: int
+    num_query_heads: int
+    num_kv_heads: int
+    """Fewer than those of queries where these share them in groups."""
     head_dim: int
-    num_attention_heads: int
+    hidden_size: int | None
+    ffn_size: int | None
+    """None, likewise: only who makes an expert of it needs to know."""
+    tied_embeddings: bool
+    value_bytes: int
+    """Of a weight in the type that its configuration names."""
+
+    @property
+    def kv_values_per_token(self) -> int:
+        """Count the numbers that one token leaves in the KV cache of all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,19 +138,11 @@ def check_checkpoint(path: Path, *, weights: bool = True, tokenizer: bool = True
             "beside config.json"
         )
     digests = _check_manifest(path, weights=weights)
-    text = config.get("text_config", config)
-    heads = _whole(path, text, "num_attention_heads")
-    head_dim = text.get("head_dim") or text.get("kv_channels") or _whole(path, text, "hidden_size") // heads
-    kv_heads = _kv_heads(path, text, heads)
     return Checkpoint(
         path=path,
         fingerprint=_fingerprint(path, files, digests),
-        context_tokens=text.get("max_position_embeddings") or text.get("seq_length"),
-        vocab_size=_whole(path, text, "vocab_size"),
         weight_bytes=sum(file.stat().st_size for file in files),
-        kv_values_per_token=2 * _whole(path, text, "num_hidden_layers") * kv_heads * head_dim,
-        head_dim=head_dim,
-        num_attention_heads=heads,
+        **_model_values(path, config),
     )
 
 
@@ -164,7 +175,7 @@ def check_kv_memory(
         If not: an engine would refuse to start, or preempt a call for ever.
     """
     num_blocks = -(-context_tokens // block_size)
-    needed = num_blocks * block_size * checkpoint.kv_values_per_token * kv_value_bytes(dtype)
+    needed = num_blocks * block_size * checkpoint.kv_values_per_token * value_bytes(dtype)
     if needed > kv_cache_bytes:
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: one call of {context_tokens} tokens needs {needed / 2**20:.1f} MiB of KV "
@@ -172,8 +183,8 @@ def check_kv_memory(
         )
 
 
-def kv_value_bytes(dtype: str) -> int:
-    """Count the bytes of a number in the KV cache; those of types that a checkpoint names itself have two."""
+def value_bytes(dtype: str) -> int:
+    """Count the bytes of a number; those of types that a checkpoint names itself have two."""
     return _VALUE_BYTES.get(dtype, 2)
 
 
@@ -221,18 +232,40 @@ def read_json(path: Path) -> Mapping[str, Any]:
     return value
 
 
-def _kv_heads(path: Path, config: Mapping[str, Any], heads: int) -> int:
-    """Count the heads of keys and values: fewer than those of queries where these share them in groups."""
-    if config.get("multi_query_attention"):
-        return _whole(path, config, "multi_query_group_num")
-    return config.get("num_key_value_heads") or heads
+def _model_values(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a model's dimensions from its config.json; one of several kinds has those of its text part there."""
+    text = config.get("text_config", config)
+    heads = _whole(path, text, "num_attention_heads")
+    head_dim = _get(text, "head_dim") or _whole(path, text, "hidden_size") // heads
+    kv_heads = text.get("num_key_value_heads") or heads
+    if text.get("multi_query_attention"):
+        kv_heads = _whole(path, text, "multi_query_group_num")
+    dtype = text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype")
+    return {
+        "context_tokens": _get(text, "max_position_embeddings"),
+        "vocab_size": _whole(path, text, "vocab_size"),
+        "num_layers": _whole(path, text, "num_hidden_layers"),
+        "num_query_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "hidden_size": _get(text, "hidden_size"),
+        "ffn_size": _get(text, "intermediate_size"),
+        "tied_embeddings": bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+        "value_bytes": value_bytes(str(dtype).removeprefix("torch.")),
+    }
+
+
+def _get(config: Mapping[str, Any], name: str) -> Any:
+    """Read a value under its usual name or the one that GLM-4 and Exaone have for it."""
+    value = config.get(name)
+    return config.get(OTHER_NAMES.get(name, name)) if value is None else value
 
 
 def _whole(path: Path, config: Mapping[str, Any], name: str) -> int:
-    """Read a number under its usual name or the one that GLM-4 and Exaone have for it."""
-    key = next((key for key in (name, OTHER_NAMES.get(name, name)) if config.get(key) is not None), name)
-    value = config.get(key)
+    value = _get(config, name)
     if type(value) is not int or value < 1:
+        other = OTHER_NAMES.get(name, name)
+        key = other if config.get(name) is None and config.get(other) is not None else name
         raise CheckpointError(f"checkpoint {path / 'config.json'}: {key} must be a whole number above 0, got {value!r}")
     return value
 
@@ -247,23 +280,25 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
         missing = [file.name for file in files if not file.exists()]
         if missing:
             raise CheckpointError(f"checkpoint {path}: {len(missing)} of {len(files)} shards are missing: {missing}")
-        headers = {file.name: _header(file) for file in files}
+        tensors = {file.name: _tensors(file) for file in files}
         for tensor, name in places.items():
-            if tensor not in headers[name]:
+            if tensor not in tensors[name]:
                 raise CheckpointError(f"checkpoint {path / name}: tensor {tensor} of the index is not in it")
         return files
     files = tuple(sorted(path.glob("*.safetensors")))
     if not files:
         raise CheckpointError(f"checkpoint {path}: no weights; model.safetensors or {INDEX} must be there")
     for file in files:
-        _header(file)
+        _tensors(file)
     return files
 
 
-def _header(file: Path) -> Mapping[str, Any]:
+def _tensors(file: Path) -> Collection[str]:
+    """List the tensors of a file; one that was cut off, or whose header does not fit its bytes, is refused."""
     try:
-        return read_header(file)
-    except ValueError as error:
+        with safe_open(file, framework="numpy") as opened:
+            return frozenset(opened.keys())
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"checkpoint {file}: {error}; fetch or copy it again") from None
 
 
@@ -317,9 +352,14 @@ def _fingerprint(path: Path, weights: Sequence[Path], digests: Mapping[str, str]
     small = sum(file.stat().st_size for file in weights) <= SMALL_BYTES
     beside = [file for file in path.iterdir() if file.suffix in (".json", ".jinja", ".model", ".txt", ".py")]
     for file in sorted({*beside, *weights}):
-        if file in weights and not small:
-            state = digests.get(file.name) or json.dumps([file.stat().st_size, read_header(file)], sort_keys=True)
-        else:
-            state = _sha256(file)
+        is_read = small or file not in weights
+        state = _sha256(file) if is_read else digests.get(file.name) or _header_of(file)
         total.update(f"{file.name} {state}\n".encode())
     return total.hexdigest()
+
+
+def _header_of(file: Path) -> str:
+    """Read what a safetensors file says of its tensors, and how long it is."""
+    with file.open("rb") as stream:
+        header = stream.read(int.from_bytes(stream.read(8), "little"))
+    return f"{file.stat().st_size} {hashlib.sha256(header).hexdigest()}"

@@ -1,15 +1,12 @@
 """Experts by name: shape, context and KV size are read from a checkpoint's config.json."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mosaic.core.workload import Expert, Family, ModelShape
-from mosaic.engines.checkpoints import CheckpointError, check_checkpoint, find_checkpoint, read_config, read_json
+from mosaic.engines.checkpoints import CheckpointError, check_checkpoint, find_checkpoint, read_json
 
 DEFAULT_TEMPERATURE = 0.7
 MAX_OUTPUT_TOKENS = 4096
-_VALUE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def expert_of_checkpoint(
@@ -52,18 +49,26 @@ def expert_of_checkpoint(
     """
     path = find_checkpoint(checkpoint, None if checkpoints is None else Path(checkpoints))
     found = check_checkpoint(path)
-    config = read_config(path)
-    text: Mapping[str, Any] = config.get("text_config", config)
-    most = found.context_tokens
-    if context_tokens is None and most is None:
-        raise CheckpointError(
-            f"checkpoint {path / 'config.json'}: max_position_embeddings must be there, or context_tokens be given"
-        )
-    context = context_tokens or most or 0
+    rule = "max_position_embeddings must be there, or context_tokens be given"
+    context = _known(path, context_tokens or found.context_tokens, rule)
+    hidden_size = _known(path, found.hidden_size, "hidden_size must be a whole number above 0")
+    embeddings = found.vocab_size * hidden_size * (1 if found.tied_embeddings else 2)
+    shape = ModelShape(
+        num_parameters=max(found.weight_bytes // found.value_bytes, embeddings + 1),
+        num_layers=found.num_layers,
+        hidden_size=hidden_size,
+        ffn_size=_known(path, found.ffn_size, "intermediate_size must be a whole number above 0"),
+        num_query_heads=found.num_query_heads,
+        num_kv_heads=found.num_kv_heads,
+        head_dim=found.head_dim,
+        vocab_size=found.vocab_size,
+        bytes_per_value=found.value_bytes,
+        tied_embeddings=found.tied_embeddings,
+    )
     return Expert(
         name=name or Path(checkpoint).name,
         checkpoint=str(path),
-        shape=_shape(path, config, text, found.weight_bytes, found.vocab_size, found.head_dim),
+        shape=shape,
         family=Family.REASONING if _opens_thinking(path) else Family.INSTRUCT,
         temperature=_temperature(path) if temperature is None else temperature,
         max_output_tokens=max_output_tokens or max(1, min(MAX_OUTPUT_TOKENS, context // 2)),
@@ -73,34 +78,10 @@ def expert_of_checkpoint(
     )
 
 
-def _shape(
-    path: Path, config: Mapping[str, Any], text: Mapping[str, Any], weight_bytes: int, vocab_size: int, head_dim: int
-) -> ModelShape:
-    dtype = str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or "bfloat16")
-    value_bytes = _VALUE_BYTES.get(dtype.removeprefix("torch."), 2)
-    heads = _number(path, text, "num_attention_heads")
-    hidden = _number(path, text, "hidden_size")
-    tied = bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
-    embeddings = vocab_size * hidden * (1 if tied else 2)
-    return ModelShape(
-        num_parameters=max(weight_bytes // value_bytes, embeddings + 1),
-        num_layers=_number(path, text, "num_hidden_layers", "num_layers"),
-        hidden_size=hidden,
-        ffn_size=_number(path, text, "intermediate_size", "ffn_hidden_size"),
-        num_query_heads=heads,
-        num_kv_heads=text.get("num_key_value_heads") or text.get("multi_query_group_num") or heads,
-        head_dim=head_dim,
-        vocab_size=vocab_size,
-        bytes_per_value=value_bytes,
-        tied_embeddings=tied,
-    )
-
-
-def _number(path: Path, config: Mapping[str, Any], *names: str) -> int:
-    for name in names:
-        if isinstance(config.get(name), int):
-            return int(config[name])
-    raise CheckpointError(f"checkpoint {path / 'config.json'}: {names[0]} must be a whole number, got none")
+def _known(path: Path, value: int | None, rule: str) -> int:
+    if type(value) is not int or value < 1:
+        raise CheckpointError(f"checkpoint {path / 'config.json'}: {rule}, got {value!r}")
+    return value
 
 
 def _opens_thinking(path: Path) -> bool:

@@ -18,7 +18,7 @@ from mosaic.engines.checkpoints import (
     check_checkpoint,
     check_kv_memory,
     find_checkpoint,
-    kv_value_bytes,
+    value_bytes,
 )
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.head_lists import UnstableHeads, read_heads, spread_heads
@@ -90,8 +90,8 @@ class VllmEngines:
         num_caches = 1 if options.loading.device is Device.CPU else len(workers)
         given = options.kv_cache_memory_bytes
         if options.kv_cache_tokens is not None:
-            value_bytes = kv_value_bytes(options.loading.dtype)
-            given = options.kv_cache_tokens * checkpoint.kv_values_per_token * value_bytes // num_caches
+            token_bytes = checkpoint.kv_values_per_token * value_bytes(options.loading.dtype)
+            given = options.kv_cache_tokens * token_bytes // num_caches
         # Without weights of its own it gets random ones of its shape.
         weight_bytes = checkpoint.weight_bytes or None
         free = free_kv_bytes(gpu, expert, options, len(workers), weight_bytes) if given is None else given

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from experiments.hardware.dummy_checkpoint import read_shape
 from experiments.hardware.engine_fit import SkewShown
+from experiments.hardware.engine_probe import DeviceFacts, EngineFacts
 from experiments.hardware.engine_work import Processor
 from experiments.hardware.machine_config import hardware_config
 from experiments.hardware.machine_recipe import recipe_for
@@ -19,7 +20,6 @@ from experiments.hardware.machine_steps import settings_of
 from experiments.measure_gpu import main, measure
 from mosaic.core.engine_options import Device
 from mosaic.core.errors import BackendError
-from mosaic.engines.vllm_probe import DeviceFacts, EngineFacts
 from sim.cluster.backend import SimBackend
 from sim.hardware.curves import Curve
 from tests.experiments.known_machine import TRUE, built
