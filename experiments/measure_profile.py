@@ -66,7 +66,8 @@ def measure_profiles(job: Job, files: Mapping[str, str], *, is_real: bool) -> di
     if "aggregator_out" in files:
         require(bool(upper), "aggregator_out", "left out with aggregator=none", files["aggregator_out"])
     else:
-        job, upper = replace(job, graph=replace(job.graph, nodes=job.graph.layers[0]), has_barrier=True), []
+        first = replace(job.graph, nodes=job.graph.layers[0])
+        job, upper = replace(job, graph=first, reactions=frozenset()), []
     profiles = measure(
         job,
         show=lambda title, predicted: show_run(title, predicted=predicted, is_simulated=not is_real),

@@ -223,7 +223,7 @@ def finish(
     promise = promise_of(job, spec.calibration, outcome)
     summary = summary_of(spec, stamped, outcome.plans, outcome, promise)
     files: dict[str, bytes] = {}
-    if outcome.replans or job.reacts:
+    if outcome.replans or job.reactions:
         files["actions.jsonl"] = b"".join(encode_action(action) + b"\n" for action in result.actions)
     replay = report_replay(stamped["workload"], result) if spec.report == "replay" else None
     if replay is not None:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from mosaic.config.machines import has_kinds, is_ray
+from mosaic.config.sections import switch
 from mosaic.core.workload import AnswerKind
 from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.pipelines.gates.gate import Majority, Never, Unanimous
 from mosaic.pipelines.node import When
 from mosaic.planning import Flexible
-from mosaic.runtime.job import Job
+from mosaic.runtime.job import Job, Reaction
 from mosaic.runtime.pilot import why_not
 from mosaic.runtime.planner import NodePlacements
 
@@ -26,7 +27,7 @@ def check_effects(overrides: Sequence[str], config: Mapping[str, Any], job: Job)
     if not overrides:
         return
     inert = without_effect(config, job)
-    for key, asked in _asked(overrides):
+    for key, asked in _given(overrides, config):
         for prefix, reason in inert.items():
             if key == prefix or key.startswith(f"{prefix}."):
                 raise ValueError(f"{key} must be left out, it has no effect here ({reason}), got {asked!r}")
@@ -41,12 +42,17 @@ def without_effect(config: Mapping[str, Any], job: Job) -> dict[str, str]:
     return {key: reason for rule in rules for key, reason in rule(config, job)}
 
 
-def _asked(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _given(overrides: Sequence[str], config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Go over the keys that a user sets; reactions in a list are set as by their switches."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if not override.is_delete():
-            yield override.key_or_group, override.input_line or ""
+            line = override.input_line or ""
+            yield override.key_or_group, line
+            if override.key_or_group == "pipeline.reactions":
+                listed = config["pipeline"]["reactions"]
+                yield from ((f"pipeline.{switch(Reaction(name))}", line) for name in listed)
 
 
 def _unused_machines(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
@@ -120,7 +126,7 @@ def _unused_aggregators(config: Mapping[str, Any], job: Job) -> Iterator[tuple[s
 
 
 def _unused_gate(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
-    gate = job.graph.gate
+    gate, has_quorum = job.graph.gate, Reaction.QUORUM in job.reactions
     if job.graph.exit is not None and config["pipeline"].get("quorum") is False:
         yield "pipeline.quorum", f"exit={job.graph.exit.name} cancels calls itself"
     if not job.graph.upper_nodes:
@@ -130,12 +136,12 @@ def _unused_gate(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str
     if not any(node.when is When.UNSETTLED for node in job.graph.nodes):
         reason = "no node waits for what it decides" if job.graph.upper_nodes else "nothing is aggregated"
         yield "gate", reason
-        yield from [("pipeline.quorum", reason)] if job.has_quorum else ()
-    elif job.has_quorum and (isinstance(gate, Never | Unanimous) or (isinstance(gate, Majority) and gate.tau == 1)):
+        yield from [("pipeline.quorum", reason)] if has_quorum else ()
+    elif has_quorum and (isinstance(gate, Never | Unanimous) or (isinstance(gate, Majority) and gate.tau == 1)):
         yield "pipeline.quorum", f"gate={gate.name} is never settled before all calls of a question have ended"
-    if job.has_overlap and job.graph.upper_nodes:
+    if Reaction.OVERLAP in job.reactions and job.graph.upper_nodes:
         yield "pipeline.barrier", "pipeline.overlap=true has none"
-    if job.has_forecast:
+    if Reaction.FORECAST in job.reactions:
         yield from _unused_forecast(config, job)
     if not job.graph.upper_nodes:
         yield "pipeline.barrier", "there is one layer of calls"
@@ -144,15 +150,15 @@ def _unused_gate(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str
 
 
 def _unused_forecast(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
-    if job.has_overlap:
+    if Reaction.OVERLAP in job.reactions:
         yield "pipeline.forecast", "pipeline.overlap=true places upper layers by what is free"
-    elif job.has_barrier:
+    elif Reaction.NO_BARRIER not in job.reactions:
         yield "pipeline.forecast", "pipeline.barrier=true plans a layer when the one before it has ended"
 
 
 def _unused_budgets(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
     settings = config["pipeline"]
-    if settings.get("budgets") is None and settings.get("hedge") is None:
+    if not job.reactions & {Reaction.BUDGETS, Reaction.HEDGE}:
         yield "pipeline.promise", "pipeline.budgets and pipeline.hedge are null"
     elif isinstance(job.graph.gate, Calibrated):
         yield "pipeline.promise", "gate=calibrated says what is promised, and on which questions"

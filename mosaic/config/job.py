@@ -18,7 +18,6 @@ from mosaic.config.pipeline import (
 )  # fmt: skip
 from mosaic.config.prefill import check_prefill_ahead
 from mosaic.config.sections import (
-    PipelineSection,
     PlanSection,
     PoolSection,
     ProfileSection,
@@ -48,7 +47,7 @@ from mosaic.pipelines.read_ahead import ReadAhead
 from mosaic.planning.feasibility import check_calls
 from mosaic.planning.plan_file import load_plans
 from mosaic.planning.profiles import load_profile
-from mosaic.runtime.job import Job
+from mosaic.runtime.job import Job, Reaction
 from mosaic.runtime.planner import CostFactory
 from mosaic.runtime.site import Site
 from mosaic.runtime.store import Store
@@ -188,12 +187,7 @@ def _job(
         upper_profile=None if profile.aggregator_path is None else load_profile(profile.aggregator_path),
         placements=pipeline.placements,
         plans=() if plan.path is None else load_plans(plan.path),
-        has_barrier=pipeline.settings.barrier,
-        has_quorum="quorum" in pipeline.reactions,
-        has_overlap="overlap" in pipeline.reactions,
-        has_moves="moves" in pipeline.reactions,
-        has_forecast="forecast" in pipeline.reactions,
-        has_replan="replan" in pipeline.reactions,
+        reactions=pipeline.reactions,
         session_model=SimulatedSessions({kind.gpu.name: kind for kind in kinds}, cluster, backend.options),
         host_loads=site.host_loads if isinstance(site, SimSite) else None,
         store=None if profile.store is None else Store(Path(profile.store)),
@@ -245,9 +239,9 @@ def _steered(
         graph = replace(graph, nodes=nodes)
     check_batch(graph, workload)
     graph, calibration = _budgeted(
-        graph, settings, experts, workload, cluster.num_workers * backend.options.max_num_seqs
+        graph, pipeline, experts, workload, cluster.num_workers * backend.options.max_num_seqs
     )
-    if "prefill_ahead" in pipeline.reactions:
+    if Reaction.PREFILL in pipeline.reactions:
         check_prefill_ahead(pipeline, config["backend"]["name"], backend.options)
         graph = replace(graph, read_ahead=ReadAhead())
     if calibration is not None:
@@ -256,10 +250,10 @@ def _steered(
 
 
 def _budgeted(
-    graph: CallGraph, settings: PipelineSection, experts: tuple[Expert, ...], workload: Workload, num_places: int
+    graph: CallGraph, pipeline: Pipeline, experts: tuple[Expert, ...], workload: Workload, num_places: int
 ) -> tuple[CallGraph, Calibration | None]:
     """Choose the budgets and the hedge that are asked for."""
-    kinds = Kinds(cuts=settings.budgets is not None, hedges=settings.hedge is not None)
+    kinds = Kinds(cuts=Reaction.BUDGETS in pipeline.reactions, hedges=Reaction.HEDGE in pipeline.reactions)
     if not any(kinds):
         return graph, None
     name = "pipeline.budgets" if kinds.cuts else "pipeline.hedge"
@@ -267,7 +261,7 @@ def _budgeted(
     require([node.name for node in graph.nodes] == [PROPOSE, AGGREGATE], name, rule, "calibrated")
     if isinstance(graph.gate, Calibrated):
         return budgeted(graph, promised_by(graph.gate), kinds, experts, workload, num_places)
-    promise = section(settings.promise, PromiseSection, "pipeline.promise")
+    promise = section(pipeline.settings.promise, PromiseSection, "pipeline.promise")
     if promise.calibration is None:
         raise ValueError(
             "pipeline.promise.calibration must name calibration answers where budgets are asked for, got None: they "

@@ -29,6 +29,7 @@ from mosaic.planning.costs import AffineCosts
 from mosaic.planning.feasibility import check_fit
 from mosaic.planning.profiles import load_profile
 from mosaic.planning.schedulers.data_parallel import DataParallel
+from mosaic.runtime.job import Reaction
 from mosaic.runtime.planner import NodePlacements, Placement, placed
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import iteration_time
@@ -36,7 +37,6 @@ from sim.hardware.iteration_time import iteration_time
 SCHEDULERS = {"data_parallel": DataParallel}
 """Of a node's placement, beside the run's own."""
 COSTS = {"affine": AffineCosts}
-REACTIONS = ("quorum", "overlap", "moves", "prefill_ahead", "forecast", "replan")
 
 
 class Pipeline(NamedTuple):
@@ -45,8 +45,7 @@ class Pipeline(NamedTuple):
     settings: PipelineSection
     graph: CallGraph
     placements: Mapping[str, NodePlacements]
-    reactions: frozenset[str]
-    """Which of ``REACTIONS`` are on."""
+    reactions: frozenset[Reaction]
     aggregator: str | None
     """Name of the choice; None: the pipeline names its nodes, or has none beside the experts."""
 
@@ -67,9 +66,10 @@ def pipeline_from(
         Naming the key, the rule and the value.
     """
     settings = section(config["pipeline"], PipelineSection, "pipeline")
-    reactions = frozenset(key for key in REACTIONS if getattr(settings, key))
+    reactions = settings.wanted
     rule = "false without a barrier, and beside pipeline.quorum, pipeline.overlap or pipeline.moves"
-    require(not settings.replan or (settings.barrier and len(reactions) == 1), "pipeline.replan", rule, True)
+    alone = {Reaction.REPLAN, Reaction.BUDGETS, Reaction.HEDGE}
+    require(Reaction.REPLAN not in reactions or reactions <= alone, "pipeline.replan", rule, True)
 
     def made(
         graph: CallGraph, placements: Mapping[str, NodePlacements] | None = None, name: str | None = None

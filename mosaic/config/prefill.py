@@ -3,6 +3,7 @@
 from mosaic.config.pipeline import Pipeline
 from mosaic.core.checks import require
 from mosaic.core.engine_options import EngineOptions
+from mosaic.runtime.job import Reaction
 
 KEY = "pipeline.prefill_ahead"
 
@@ -16,7 +17,7 @@ def check_prefill_ahead(pipeline: Pipeline, backend: str, options: EngineOptions
         Naming what is in its way.
     """
     require(bool(pipeline.graph.upper_nodes), KEY, "false where no call reads others", True)
-    is_early = "overlap" in pipeline.reactions or not pipeline.settings.barrier
+    is_early = bool(pipeline.reactions & {Reaction.OVERLAP, Reaction.NO_BARRIER})
     require(is_early, KEY, "false unless pipeline.overlap=true or pipeline.barrier=false", True)
     require(backend != "endpoint", KEY, "false with backend=endpoint: nobody says which server holds a prompt", True)
     caches = options.caches_prefixes if backend == "sim" else options.enable_prefix_caching is not False

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 from msgspec import Meta, Struct
 
-from mosaic.runtime.job import ProfileSource
+from mosaic.runtime.job import ProfileSource, Reaction
 
 _Kind = TypeVar("_Kind", bound="Section")
 
@@ -78,10 +78,11 @@ class PoolSection(Section, frozen=True):
 
 
 class PipelineSection(Section, frozen=True):
-    """What is called, in which order, and what reacts while it runs."""
+    """What is called, in which order, and what reacts while it runs: as a list, or by a switch each."""
 
     barrier: bool
     nodes: Group | None = None
+    reactions: list[Reaction] = []
     quorum: bool = False
     overlap: bool = False
     moves: bool = False
@@ -93,6 +94,19 @@ class PipelineSection(Section, frozen=True):
     budgets: Literal["calibrated"] | None = None
     hedge: Literal["calibrated"] | None = None
     promise: Group | None = None
+
+    @property
+    def wanted(self) -> frozenset[Reaction]:
+        """What is listed, and what is switched on."""
+        return frozenset(self.reactions) | {reaction for reaction in Reaction if self._switches_on(reaction)}
+
+    def _switches_on(self, reaction: Reaction) -> bool:
+        return not self.barrier if reaction is Reaction.NO_BARRIER else bool(getattr(self, switch(reaction)))
+
+
+def switch(reaction: Reaction) -> str:
+    """Return the key of ``pipeline`` that is a reaction's own."""
+    return {Reaction.NO_BARRIER: "barrier", Reaction.PREFILL: "prefill_ahead"}.get(reaction, reaction.value)
 
 
 class NodeSection(Section, frozen=True):
@@ -317,7 +331,7 @@ def _choices(kind: type[Section], key: str) -> str:
             values += [member.value for member in part]
         elif get_origin(part) is Literal:
             values += get_args(part)
-        elif get_origin(part) in (Union, UnionType, dict):
+        elif get_origin(part) in (Union, UnionType, dict, list):
             parts += get_args(part)
     own = get_args(hints[key])
     is_nullable = type(None) in own and not any(get_origin(part) is dict for part in own)

@@ -7,7 +7,7 @@ import msgspec
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import CallKey, Expert, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
-from mosaic.runtime.job import AlwaysAggregate, Job, Outcome, shape_of
+from mosaic.runtime.job import AlwaysAggregate, Job, Outcome, Reaction, shape_of
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.planner import Planner, placed
 from mosaic.runtime.static_plan import execute
@@ -24,7 +24,7 @@ def always_aggregate(
     if job.graph.asks_everybody:
         sessions = outcome.result.sessions
         ends = [session.end_ts for session in sessions if session.node in job.graph.first_nodes]
-        if job.has_overlap or planner is None:  # sessions of the first layer serve others too
+        if Reaction.OVERLAP in job.reactions or planner is None:  # sessions of the first layer serve others too
             first = [record for record in outcome.result.calls if record.key.node in job.graph.first_nodes]
             ends = [record.finished_ts or 0.0 for record in first]
         aggregator_s = max((session.end_ts for session in sessions), default=0.0) - max(ends, default=0.0)

@@ -1,6 +1,6 @@
 """What a run is made of, and what comes of it: plain values."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
@@ -33,6 +33,29 @@ class ProfileSource(StrEnum):
     """The batch's own: a pilot, whose answers are the batch's."""
     CALIBRATION = "calibration"
     """Of other questions, or of the batch's with other luck: nothing of them is kept."""
+
+
+class Reaction(StrEnum):
+    """What may change a run while it lasts, beside its pipeline and its plan; each can be chosen by itself."""
+
+    QUORUM = "quorum"
+    """Calls are cancelled as soon as the gate is decided without them, and plans expect that."""
+    NO_BARRIER = "no_barrier"
+    """A call starts when the calls that it reads have ended; with a barrier a layer starts when all before it has."""
+    OVERLAP = "overlap"
+    """No barrier: calls of upper layers join sessions of their expert, or start where a worker is free."""
+    FORECAST = "forecast"
+    """With ``NO_BARRIER``: experts that a later layer needs again stay on the workers that hold them."""
+    MOVES = "moves"
+    """Calls go to other workers while they wait or run, where that is predicted to end earlier."""
+    REPLAN = "replan"
+    """Calls that have not begun are planned anew where the lengths that come in contradict the plan."""
+    PREFILL = "prefill"
+    """Prompts are prefilled while calls still run that they quote: ``CallGraph.read_ahead`` says in which order."""
+    BUDGETS = "budgets"
+    """Calls are cut after so many tokens: those of ``CallGraph.budgets``."""
+    HEDGE = "hedge"
+    """The last undecided call of a question is not waited for past its hedge: one of ``CallGraph.budgets``."""
 
 
 def shape_of(graph: CallGraph) -> list[object]:
@@ -80,18 +103,8 @@ class Job:
     """Of the stages in which a quote has asked calls of the batch before, with the same journal."""
     choose_plan: Callable[..., Planned] | None = None
     """Makes the first layer's plan of a planner, calls, the pilot and who is told; None: the scheduler does."""
-    has_barrier: bool = True
-    """A layer starts when the one before it has ended."""
-    has_quorum: bool = False
-    """Calls are cancelled as soon as the gate is settled without them, and plans expect that."""
-    has_overlap: bool = False
-    """Calls of upper layers join sessions of their expert, or start where a worker is free: no barrier."""
-    has_forecast: bool = False
-    """Without a barrier: plans of all layers follow each other, and experts stay on the workers that hold them."""
-    has_moves: bool = False
-    """Calls go to other workers while they wait or run, where that is predicted to end earlier."""
-    has_replan: bool = False
-    """Calls that have not begun are planned anew where the lengths that come in contradict the plan."""
+    reactions: Set[Reaction] = frozenset()
+    """What changes the run while it lasts."""
     session_model: SessionModel | None = None
     """For schedulers that price sessions by their iterations; None: there is no model of the machines."""
     host_loads: HostLoads | None = None
@@ -100,16 +113,9 @@ class Job:
     """Where measurements are kept for other runs; None: nowhere."""
 
     @property
-    def reacts(self) -> bool:
-        """Whether anything of the pipeline answers single events, so that its commands are worth keeping."""
-        return (
-            self.has_quorum
-            or self.has_overlap
-            or self.has_moves
-            or self.has_replan
-            or bool(self.graph.budgets)
-            or not self.has_barrier
-        )
+    def is_cancelling(self) -> bool:
+        """Whether calls are cancelled whose votes no longer matter, by a quorum or by an early exit."""
+        return Reaction.QUORUM in self.reactions or self.graph.exit is not None
 
     def kept(self, decided_by: Sequence[object], kind: type[_Measured], measure: Callable[[], _Measured]) -> _Measured:
         """Measure, or read what the same site has measured of the same."""

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from mosaic.core.commands import Command, Move, Open
+from mosaic.core.commands import Close, Command, Move, Open
 from mosaic.core.events import Event, Idle, Joined, Ready, Tick
 from mosaic.core.plan import Session
 from mosaic.core.workload import Call, CallKey, ExpertName
@@ -44,24 +44,40 @@ class Moves:
         What is predicted.
     awaited
         Experts whose calls come while the first layer runs: of each, one session stays.
+    waits_for_join
+        Whether nothing moves before a worker has joined: a run that no worker joins follows its plan. What is opened
+        from then on is closed here, when something else waits for its workers.
     """
 
     reacts = True
 
-    def __init__(self, prospects: Prospects, awaited: Collection[ExpertName] = ()) -> None:
+    def __init__(
+        self, prospects: Prospects, awaited: Collection[ExpertName] = (), *, waits_for_join: bool = False
+    ) -> None:
         self._prospects = prospects
         self._awaited = awaited
+        self._is_on = not waits_for_join
+        self._closes = waits_for_join
+        self._opened: list[int] = []
         self._num_moves: Counter[CallKey] = Counter()
         self._opened_ts: dict[int, float] = {}
         """When it last opened a session on each worker: no more than one an instant."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Look at everything anew when time has passed, a worker is idle or has joined, or a session is up."""
-        if not isinstance(event, Tick | Idle | Ready | Joined) or not view.running:
+        self._is_on = self._is_on or isinstance(event, Joined)
+        if not self._is_on:
             return ()
-        outlook = self._prospects.outlook(view)
-        moves = list(self._level(outlook, view))
-        return moves or list(self._take_over(outlook, view))
+        commands: list[Command] = []
+        if isinstance(event, Tick | Idle | Ready | Joined) and view.running:
+            outlook = self._prospects.outlook(view)
+            commands = [*self._level(outlook, view)] or [*self._take_over(outlook, view)]
+        return [*commands, *self._close(view)] if self._closes else commands
+
+    def _close(self, view: View) -> Iterator[Command]:
+        for number in self._opened:
+            if view.is_open(number) and not view.held[number] and view.behind(number):
+                yield Close(number)
 
     def _level(self, outlook: Outlook, view: View) -> Iterator[Command]:
         """Move calls between the sessions of each expert, from the one that ends last to the one that ends first."""
@@ -102,6 +118,7 @@ class Moves:
             there = Stay(session, is_up=False, calls={}, ready_s=load_s, serve_s=0.0)
             if self._best(source, there, outlook, 0.0, least_s) is not None:
                 self._opened_ts |= dict.fromkeys(session.workers, view.ts)
+                self._opened.append(session.id)
                 yield Open(session)
                 return
 

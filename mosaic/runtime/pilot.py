@@ -12,7 +12,7 @@ from mosaic.core.plan import unpriced_plan
 from mosaic.core.results import RunResult
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.job import Job, ProfileSource
+from mosaic.runtime.job import Job, ProfileSource, Reaction
 from mosaic.runtime.pilot_stages import Pilot, Stage
 from mosaic.runtime.profiling import fit
 from mosaic.runtime.sweep import measured_calls
@@ -41,17 +41,17 @@ def why_not_kept(job: Job) -> str | None:
     """Say why answers of a pilot could not be the batch's; None: they can."""
     if job.plans:
         return "a saved plan places every call of the batch"
-    if job.has_quorum:
+    if Reaction.QUORUM in job.reactions:
         return "a quorum cancels calls that a pilot would have asked"
     if job.graph.exit is not None:
         return "an early exit cancels calls that a pilot would have asked"
-    if job.has_overlap or job.has_moves:
+    if job.reactions & {Reaction.OVERLAP, Reaction.MOVES}:
         return "calls of all layers go where there is room from the start"
     if job.graph.budgets:
         return "calls have budgets that a pilot would not keep"
     if any(node.leaves_one_out for node in job.graph.nodes):
         return "the aggregator also answers without each response"
-    if not job.has_barrier:
+    if Reaction.NO_BARRIER in job.reactions:
         return "without a barrier the calls of all layers are planned at the start"
     return None
 

@@ -13,7 +13,7 @@ from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.node import Node
 from mosaic.planning.expected_calls import plan_expected
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.job import Job, ProfileSource, shape_of
+from mosaic.runtime.job import Job, ProfileSource, Reaction, shape_of
 from mosaic.runtime.measuring import Rehearsal, Show, Tell, rehearse, sweep_first_layer, sweep_node
 from mosaic.runtime.pilot import profile_of, why_not
 from mosaic.runtime.pilot_stages import Pilot
@@ -64,7 +64,7 @@ def prepare(job: Job, show: Show, step: Step, tell: Tell) -> Begun:
         else:
             planned = job.choose_plan(planner, first, pilot, tell)
         rehearsal = Rehearsal()
-        if job.has_quorum and job.graph.upper_nodes and not job.plans:
+        if Reaction.QUORUM in job.reactions and job.graph.upper_nodes and not job.plans:
             rehearsal = rehearse(job.graph, planner, job.site, show, max_questions=_most_rehearsed(job), tell=tell)
             agreement = Agreement(job.graph, rehearsal.questions, rehearsal.records.values())
             if agreement.is_ever_settled:
@@ -146,7 +146,7 @@ def price_upper_nodes(job: Job, begun: Begun, show: Show, tell: Tell) -> Begun:
     most = _most_rehearsed(job)
     upper = graph.upper_nodes
     profiles = dict(planner.profiles)
-    if upper and not job.has_barrier and not rehearsal.calls:
+    if upper and Reaction.NO_BARRIER in job.reactions and not rehearsal.calls:
         rehearsal = rehearse(graph, planner, site, show, max_questions=most, tell=tell)
     models = models_of(graph)
     for node in upper:

@@ -82,7 +82,7 @@ def promise_of(job: Job, calibration: Calibration | None, outcome: Outcome) -> P
         return None
     if accepted is None:
         return None
-    is_early = job.has_quorum or graph.exit is not None
+    is_early = job.is_cancelling
     votes = compare_patterns(
         calibration_patterns(load_calibration_answers(path), gate, graph.budgets, is_early=is_early),
         batch_patterns(graph, outcome, gate, is_early=is_early),

@@ -11,10 +11,9 @@ from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import ExpertName, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.cast import cast, controllers_on_servers, tick_s_of
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.hindsight import always_aggregate
-from mosaic.runtime.job import Job, Outcome, ProfileSource
+from mosaic.runtime.job import Job, Outcome, ProfileSource, Reaction
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.measuring import (
@@ -26,6 +25,7 @@ from mosaic.runtime.measuring import (
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.prefill_ahead import in_order_of_length
 from mosaic.runtime.preparing import Step, prepare, price_upper_nodes
+from mosaic.runtime.reactions import make_controllers, make_controllers_on_servers, tick_s_of
 from mosaic.runtime.servers import plan_of_servers
 from mosaic.runtime.timed import Timed
 
@@ -63,7 +63,8 @@ def measure(job: Job, *, show: Show = show_nothing, tell: Tell = lambda line: No
         If something cannot be measured, or no plan exists for what calibration needs.
     """
     _require_workers(job)
-    job = replace(job, max_batch_frac=None, has_quorum=False, profile_source=ProfileSource.CALIBRATION)
+    reactions = job.reactions - {Reaction.QUORUM}
+    job = replace(job, max_batch_frac=None, reactions=reactions, profile_source=ProfileSource.CALIBRATION)
     begun = prepare(job, show, lambda name: nullcontext(), tell)
     return price_upper_nodes(job, begun, show, tell).planner.profiles
 
@@ -130,10 +131,10 @@ def run(
         prefixes = None if graph.read_ahead is None else prompts_of(graph, known, is_whole=False)
         backend = site.backend(known, prompts_of(graph, known), after=pilot.names, prefixes=prefixes)
         log = site.command_log()
-        everybody = cast(job, begun, questions, note_plan, note_replan, [*controllers, *shown])
+        made = make_controllers(job, begun, questions, note_plan, note_replan, [*controllers, *shown])
         tick_s = tick_s_of(job, begun.planned.plan) if tick_s is None else tick_s
-        timed = [Timed(one) for one in everybody] if site.way != "simulated" else []
-        result = drive(backend, timed or everybody, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
+        timed = [Timed(one) for one in made] if site.way != "simulated" else []
+        result = drive(backend, timed or made, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
         result = replace(result, first_nodes=graph.first_nodes, num_pilot_sessions=pilot.num_sessions)
         if not pilot.stages:  # it bounds the whole layer
             result = replace(result, lower_bound_s=site.lower_bound_s(backend))
@@ -157,7 +158,7 @@ def _run_on_servers(
     plan = plan_of_servers(questions, expert_by_server)
     with step("execute"), show("calls", {}) as shown:
         backend = job.site.backend(known, prompts_of(job.graph, known))
-        timed = [Timed(one) for one in controllers_on_servers(job, questions, plan, [*others, *shown])]
+        timed = [Timed(one) for one in make_controllers_on_servers(job, questions, plan, [*others, *shown])]
         log = job.site.command_log()
         result = drive(backend, timed, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
     result = replace(result, first_nodes=job.graph.first_nodes)

@@ -20,6 +20,7 @@ from mosaic.pipelines.gates.gate import Majority
 from mosaic.pipelines.gates.setting import Setting
 from mosaic.planning.costs import AffineCosts, PaperCosts
 from mosaic.planning.profiles import Profile, write_profile
+from mosaic.runtime.job import Reaction
 from mosaic.runtime.planner import NodePlacements
 from mosaic.runtime.sweep import sweep_calls
 from sim.site import SimSite
@@ -248,8 +249,7 @@ def test_the_defaults_are_the_papers_main_run() -> None:
     assert site.hardware.gpu.name == "a100_80gb"
     assert job.cluster.num_workers == 4
     assert site.settings == EngineOptions(order=Order.PREFILL_FIRST, max_num_seqs=256)
-    assert (job.profile, job.upper_profile, job.plans, job.has_barrier) == (None, None, (), True)
-    assert not job.has_quorum
+    assert (job.profile, job.upper_profile, job.plans, job.reactions) == (None, None, (), frozenset())
     assert job.graph.gate == Majority(tau=0.6667)
     expert, degrees = aggregator_of(spec)
     assert (expert.name, degrees) == ("LlamaR1", (4,))
@@ -404,7 +404,8 @@ def test_a_pipeline_of_ones_own_names_its_nodes(tmp_path: Path) -> None:
 
 
 def test_an_early_quorum_is_one_key(tmp_path: Path) -> None:
-    assert small(tmp_path, "pipeline.quorum=true").job.has_quorum
+    for override in ("pipeline.quorum=true", "pipeline.reactions=[quorum]"):
+        assert small(tmp_path, override).job.reactions == {Reaction.QUORUM}
 
 
 ALONE = ("aggregator=none",)
@@ -424,6 +425,7 @@ ALONE = ("aggregator=none",)
         ([*ALONE, "pipeline.nodes={a: 7}"], "pipeline.nodes.a must be a group of the configuration.*, got 7"),
         (["pipeline.barrier=maybe"], "pipeline.barrier must be true or false, got 'maybe'"),
         (["pipeline.quorum=2"], "pipeline.quorum must be true or false, got 2"),
+        (["pipeline.reactions=[quorum,luck]"], r"pipeline.reactions\[1\] must be one of \['quorum'"),
         (["+pipeline.width=3"], "pipeline.width must be a key of the configuration, one of"),
         (
             ["aggregator.scheduler_by_degree={1: best}"],

@@ -4,13 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from mosaic.core.commands import Close, Open, Submit
-from mosaic.core.events import Idle, Joined, Lost, Started
+from mosaic.core.commands import Open, Submit
+from mosaic.core.events import Joined, Lost, Ready, Started
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.workload import PROPOSE
-from mosaic.runtime.controller import View
-from mosaic.runtime.joining import Joining
 from mosaic.runtime.loop import drive
 from mosaic.runtime.moves import Moves
 from mosaic.runtime.prospects import Measured, Prospects
@@ -40,44 +38,35 @@ class Late:
                 yield Lost(0.0, 1, "not there yet")
 
 
-@pytest.mark.parametrize("joins", [False, True])
-def test_a_worker_that_joins_takes_calls_over_and_none_moves_before(joins: bool) -> None:
-    calls = [make_call(f"q{i}", expert="A") for i in range(40)]
-    plan = make_plan(make_session(0, calls), num_workers=2)
-    known = replace(make_entry("A", load_s=10.0), output_tokens=(4000,) * 3)
-    runs = []
-    for joining in (False, True):
-        backend = make_backend(
-            lambda call, inputs: Outcome(4000, "A"), experts=[make_expert("A")], cluster=make_cluster(2)
-        )
-        prospects = Prospects(Measured({PROPOSE: make_profile(known)}, make_cluster(2)))
-        steering = [prospects, *([Joining(Moves(prospects))] if joining else ())]
-        everybody = [StaticPlan(plan, calls), *steering]
-        runs.append(drive(Late(backend, joins=joins and joining), everybody, num_workers=2, tick_s=1.0))
-    alone, joined = runs
-    assert sorted(record.key for record in joined.calls) == sorted(call.key for call in calls)
-    assert {record.workers for record in joined.calls} == ({(0,), (1,)} if joins else {(0,)})
-    ends = [max(record.finished_ts for record in result.calls) for result in runs]
-    assert ends[1] < 0.95 * ends[0] if joins else joined == alone
+class WantsWorker1:
+    """Has a call of B wait for worker 1, as soon as what was opened there is up."""
 
-
-class OpensOne:
-    """In the place of `Moves`: opens a session without calls."""
+    reacts = True
 
     def on(self, event, view):
-        return [Open(Session(id=0, expert="A", workers=(1,)))] if isinstance(event, Joined) else ()
+        if not isinstance(event, Ready) or view.opened[event.session].workers != (1,) or len(view.opened) > 2:
+            return ()
+        return [Open(Session(id=2, expert="B", workers=(1,))), Submit(make_call("last", expert="B"), 2)]
 
 
-def test_what_was_opened_for_a_worker_makes_room_for_what_waits_behind_it() -> None:
-    joining, view = Joining(OpensOne()), View(2)
-    assert joining.on(Idle(0.0, 1), view) == ()
-    opened = joining.on(Joined(1.0, 1), view)
-    assert [type(command) for command in opened] == [Open]
-    view.expect(opened[0])
-    assert joining.on(Idle(2.0, 0), view) == [], "nothing waits"
-    call = make_call("q", expert="B")
-    view.expect(Open(Session(id=1, expert="B", workers=(1,))))
-    view.expect(Submit(call, 1))
-    assert joining.on(Idle(3.0, 0), view) == [Close(0)]
-    view.expect(Submit(make_call("r", expert="A"), 0))
-    assert joining.on(Idle(3.0, 0), view) == [], "it has calls"
+@pytest.mark.parametrize("joins", [False, True])
+def test_a_worker_that_joins_takes_calls_over_and_none_moves_before(joins: bool) -> None:
+    """What was opened there is closed when something else waits for the worker: else its call would never run."""
+    calls = [make_call(f"q{i}", expert="A") for i in range(40)]
+    plan = make_plan(make_session(0, calls), num_workers=2)
+    entries = [replace(make_entry(name, load_s=10.0), output_tokens=(4000,) * 3) for name in "AB"]
+    runs = []
+    for reacts in (False, True):
+        backend = make_backend(
+            lambda call, inputs: Outcome(4000, "A"), experts=[*map(make_expert, "AB")], cluster=make_cluster(2)
+        )
+        prospects = Prospects(Measured({PROPOSE: make_profile(*entries)}, make_cluster(2)))
+        steering = [prospects, Moves(prospects, waits_for_join=True), WantsWorker1()] if reacts else []
+        controllers = [StaticPlan(plan, calls), *steering]
+        runs.append(drive(Late(backend, joins=joins and reacts), controllers, num_workers=2, tick_s=1.0))
+    alone, joined = runs
+    served = {record.key: record for record in joined.calls}
+    assert {record.workers for record in joined.calls} == ({(0,), (1,)} if joins else {(0,)})
+    assert served.keys() - {call.key for call in calls} == ({make_call("last", expert="B").key} if joins else set())
+    ends = [max(record.finished_ts for record in result.calls if record.expert == "A") for result in runs]
+    assert ends[1] < 0.95 * ends[0] if joins else joined == alone

@@ -1,7 +1,7 @@
 """Overlapped aggregation and moves on the simulator: the same answers, every call once, and what it earns."""
 
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import combinations, pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +12,7 @@ from mosaic.core.events import Started
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE
+from mosaic.runtime.job import Reaction
 from mosaic.runtime.keeping import Keeping
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
@@ -86,7 +87,7 @@ def test_an_aggregation_joins_its_experts_session_while_others_still_answer() ->
     job = make_job(world=world)
     graph = replace(job.graph, nodes=(job.graph.nodes[0], replace(job.graph.nodes[1], experts=(job.experts[2],))))
     job = replace(job, graph=graph)
-    plain, joined = mosaic.run(job), mosaic.run(replace(job, has_overlap=True))
+    plain, joined = mosaic.run(job), mosaic.run(replace(job, reactions={Reaction.OVERLAP}))
     assert [answer[:3] for answer in joined.answers] == [answer[:3] for answer in plain.answers]
     loads = [len([s for s in outcome.result.sessions if s.load_s > 0]) for outcome in (plain, joined)]
     assert loads == [4, 3]
@@ -101,9 +102,10 @@ def test_an_aggregation_joins_its_experts_session_while_others_still_answer() ->
 def test_a_job_answers_alike_with_each_combination_of_reactions(tau: float) -> None:
     job = make_job(make_moa(replace(make_moa().gate, tau=tau)))
     plain = mosaic.run(job)
-    for has_quorum, has_overlap, has_moves in product((False, True), repeat=3):
-        outcome = mosaic.run(replace(job, has_quorum=has_quorum, has_overlap=has_overlap, has_moves=has_moves))
-        assert [answer[:3] for answer in outcome.answers] == [answer[:3] for answer in plain.answers]
+    for number in range(4):
+        for reactions in combinations((Reaction.QUORUM, Reaction.OVERLAP, Reaction.MOVES), number):
+            outcome = mosaic.run(replace(job, reactions=set(reactions)))
+            assert [answer[:3] for answer in outcome.answers] == [answer[:3] for answer in plain.answers]
 
 
 def test_a_free_worker_takes_calls_over_and_the_run_ends_earlier() -> None:

@@ -13,7 +13,7 @@ from mosaic.core.workload import AGGREGATE
 from mosaic.pipelines.call_graph import mixture_of_agents
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.gates.gate import Never
-from mosaic.runtime.job import Job, ProfileSource
+from mosaic.runtime.job import Job, ProfileSource, Reaction
 from mosaic.runtime.pilot import choose_calls, first_stage, wanted_calls, why_not
 from mosaic.runtime.pilot_stages import Pilot, run_stage, with_stage
 from mosaic.runtime.sweep import Sweep
@@ -100,8 +100,8 @@ def test_where_too_few_need_an_upper_node_others_price_it_and_the_reason_is_told
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"has_quorum": True}, "a quorum cancels calls"),
-        ({"has_barrier": False}, "without a barrier"),
+        ({"reactions": {Reaction.QUORUM}}, "a quorum cancels calls"),
+        ({"reactions": {Reaction.NO_BARRIER}}, "without a barrier"),
         ({"max_batch_frac": None, "sweep": Sweep(shard_sizes=(40, 80))}, "takes 120 calls, and the batch has 60"),
         ({"max_batch_frac": 1.0}, "a pilot would take all"),
         ({"profile_source": ProfileSource.CALIBRATION}, "profile.source=calibration"),

@@ -1,5 +1,6 @@
 """Early quorum on the simulator: what is cancelled, what that costs, and that the answers are the same."""
 
+from collections.abc import Set
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.gates.gate import Majority, Never
 from mosaic.report.metrics import num_cancelled, wasted_tokens
 from mosaic.runtime.controller import View
+from mosaic.runtime.job import Reaction
 from mosaic.runtime.layers import Flow, Layers, Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.quorum import Quorum
@@ -143,13 +145,16 @@ def test_it_looks_at_calls_that_end_and_cancels_anew_what_a_lost_worker_gave_bac
     assert list(quorum.on(Lost(4.0, 1, "unplugged"), view)) == []
 
 
-@pytest.mark.parametrize("has_barrier", [True, False])
-def test_a_job_with_a_quorum_answers_alike_and_knows_what_aggregating_everything_gives(has_barrier: bool) -> None:
+@pytest.mark.parametrize("reactions", [set(), {Reaction.NO_BARRIER}], ids=["barrier", "no barrier"])
+def test_a_job_with_a_quorum_answers_alike_and_knows_what_always_aggregating_gives(
+    reactions: Set[Reaction],
+) -> None:
     world = Told(votes={"agreed": "AAA", "split": "ABC", "dumb": "D--"})
-    job = make_job(world=world, has_barrier=has_barrier)
-    plain, early = mosaic.run(job), mosaic.run(replace(job, has_quorum=True))
+    job = make_job(world=world, reactions=reactions)
+    quorum = {*reactions, Reaction.QUORUM}
+    plain, early = mosaic.run(job), mosaic.run(replace(job, reactions=quorum))
     assert [answer[:3] for answer in early.answers] == [answer[:3] for answer in plain.answers]
     assert early.always == plain.always
     assert early.skip_frac == plain.skip_frac
-    with_never = mosaic.run(replace(job, has_quorum=True, graph=make_moa(Never())))
+    with_never = mosaic.run(replace(job, reactions=quorum, graph=make_moa(Never())))
     assert num_cancelled(with_never.result) == 0

@@ -64,7 +64,7 @@ def planned_wrongly(seed: int, scale: float) -> Job:
 def ends(seed: int, scale: float) -> tuple[float, float, int]:
     """Give when a batch ends as it was planned, and with new plans, and how many of these there were."""
     job = planned_wrongly(seed, scale)
-    before = mosaic.run(replace(job, has_replan=False)).result
+    before = mosaic.run(replace(job, reactions=frozenset())).result
     plans = []
     after = mosaic.run(job, on_replan=lambda plan, lost: plans.append(plan)).result
     said = [sorted((r.key, r.output_tokens, r.answer) for r in result.calls) for result in (before, after)]

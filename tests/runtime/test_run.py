@@ -1,5 +1,6 @@
 """From a workload to answers on plain values: the Python API, as the README shows it."""
 
+from collections.abc import Set
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from mosaic.pipelines.final_answers import AnswerSource, comparisons
 from mosaic.pipelines.gates.gate import Majority, Never, Unanimous
 from mosaic.planning.ilp.ilp import Ilp
 from mosaic.planning.schedulers.round_robin import RoundRobin
-from mosaic.runtime.job import AlwaysAggregate
+from mosaic.runtime.job import AlwaysAggregate, Reaction
 from mosaic.runtime.planner import NodePlacements, Placement
 from mosaic.runtime.run import failures
 from tests.answered_questions import make_moa, make_question, make_tree
@@ -73,11 +74,11 @@ def test_a_run_by_hand() -> None:
     assert 0 < outcome.result.lower_bound_s <= last.load_start_ts
 
 
-@pytest.mark.parametrize("has_barrier", [True, False])
-def test_steps_are_timed_and_shown_in_order_and_controllers_hear_the_run_alone(has_barrier: bool) -> None:
+@pytest.mark.parametrize("reactions", [set(), {Reaction.NO_BARRIER}], ids=["barrier", "no barrier"])
+def test_steps_are_timed_and_shown_in_order_and_controllers_hear_the_run_alone(reactions: Set[Reaction]) -> None:
     steps, watcher = Steps(), Watcher(reacts=False)
     outcome = mosaic.run(
-        make_job(has_barrier=has_barrier), controllers=[watcher], show=steps.show, step=steps.step, tick_s=1.0
+        make_job(reactions=reactions), controllers=[watcher], show=steps.show, step=steps.step, tick_s=1.0
     )
     assert steps.seen == [
         "profile", "shows profiling", "plan", "profile_upper", "shows calibrating", "shows profiling aggregate",
@@ -170,8 +171,8 @@ def test_of_two_placements_the_one_predicted_to_end_first_is_run() -> None:
 
 
 def test_three_layers_run_with_and_without_a_barrier() -> None:
-    for has_barrier in (True, False):
-        job = make_job(make_tree(Majority()), has_barrier=has_barrier, placements={})
+    for reactions in (set(), {Reaction.NO_BARRIER}):
+        job = make_job(make_tree(Majority()), reactions=reactions, placements={})
         outcome = mosaic.run(job)
         nodes = [record.key.node for record in outcome.result.calls]
         assert (nodes.count("propose"), nodes.count("merge"), nodes.count("final")) == (9, 6, 1), "only dumb is split"
@@ -187,10 +188,10 @@ def test_saved_plans_are_run_and_one_of_another_batch_is_refused() -> None:
         mosaic.run(replace(job, plans=plans[1:]))
 
 
-@pytest.mark.parametrize("has_barrier", [True, False])
-def test_questions_that_no_aggregator_can_read_keep_the_gates_answer(has_barrier: bool) -> None:
+@pytest.mark.parametrize("reactions", [set(), {Reaction.NO_BARRIER}], ids=["barrier", "no barrier"])
+def test_questions_that_no_aggregator_can_read_keep_the_gates_answer(reactions: Set[Reaction]) -> None:
     long = make_questions(prompt_tokens=7900)
-    outcome = mosaic.run(make_job(make_moa(), questions=long, has_barrier=has_barrier))
+    outcome = mosaic.run(make_job(make_moa(), questions=long, reactions=reactions))
     assert (len(outcome.planned), outcome.skip_frac, outcome.num_too_long) == (1, pytest.approx(1 / 3), 2)
     assert {name: row[:2] for name, row in rows(outcome).items()} == {
         "agreed": ("A", MAJORITY), "split": ("A", NOT_AGGREGATED), "dumb": ("D", NOT_AGGREGATED),

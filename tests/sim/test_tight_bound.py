@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.realization import Outcome
 from mosaic.core.workload import CallKey, SparseKv
+from mosaic.runtime.job import Reaction
 from mosaic.runtime.run import run
 from mosaic.runtime.static_plan import execute
 from sim.cluster.expert_on_gpu import ExpertsOnGpus
@@ -120,18 +121,18 @@ def test_planes_lie_below_every_step_that_the_cache_can_hold():
     assert not list(decode_planes(place, EngineOptions(order=Order.MIXED), place.expert.context_tokens))
 
 
-@pytest.mark.parametrize("has_barrier", [True, False])
+@pytest.mark.parametrize("reactions", [set(), {Reaction.NO_BARRIER}], ids=["barrier", "no barrier"])
 @pytest.mark.parametrize("num_questions", [3, 40])
-def test_a_run_of_two_layers_takes_as_long_as_its_chains_and_its_work(has_barrier, num_questions):
+def test_a_run_of_two_layers_takes_as_long_as_its_chains_and_its_work(reactions, num_questions):
     if num_questions == 3:
-        job = make_job(has_barrier=has_barrier)
+        job = make_job(reactions=reactions)
     else:
         questions = tuple(
             replace(question, id=f"{question.id}{i}") for i in range(num_questions) for question in make_questions()
         )
         votes = {question.id: "ABC" for question in questions}
         world = Told(votes=votes, said=dict.fromkeys(votes, "B"), output_tokens=400)
-        job = make_job(questions=questions, world=world, has_barrier=has_barrier)
+        job = make_job(questions=questions, world=world, reactions=reactions)
     outcome = run(job)
     pool = {expert.name: expert for made in outcome.planned for expert in made.problem.experts}
     models = ExpertsOnGpus(

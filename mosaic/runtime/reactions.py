@@ -1,0 +1,94 @@
+"""Makes the controllers of a run: its pipeline, and the reactions that a job wants, in the order of hearing events."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from mosaic.core.plan import Plan
+from mosaic.runtime.budgets import budget_controllers
+from mosaic.runtime.controller import Controller
+from mosaic.runtime.job import Job, Reaction
+from mosaic.runtime.keeping import Keeping
+from mosaic.runtime.layers import Flow, Layers, Questions
+from mosaic.runtime.moves import Moves
+from mosaic.runtime.overlap import Overlap
+from mosaic.runtime.pilot_stages import InTurn
+from mosaic.runtime.planner import Planned
+from mosaic.runtime.prefill_ahead import PrefillAhead
+from mosaic.runtime.preparing import Begun
+from mosaic.runtime.prospects import Measured, Prospects
+from mosaic.runtime.quorum import Quorum
+from mosaic.runtime.replanning import Replanning
+from mosaic.runtime.revising import Revising
+from mosaic.runtime.servers import Servers
+
+NUM_TICKS, MIN_TICK_S = 40, 0.5
+"""Moves and new plans are looked at so many times in a predicted expert stage, and no more often than this."""
+UNSURE_BATCHES = 1.0
+"""Real engines say once a second how far their calls are."""
+MOVING = {Reaction.MOVES, Reaction.REPLAN}
+"""Reactions that give calls other sessions than the plan's, which are not closed before, and that need ticks."""
+
+
+def make_controllers(
+    job: Job,
+    begun: Begun,
+    questions: Questions,
+    note_plan: Callable[[Planned, int], None],
+    note_replan: Callable[[Plan, Mapping[int, str]], None],
+    others: Sequence[Controller] = (),
+) -> list[Controller]:
+    """Make the controllers of a run; ``others`` hear events behind the pipeline, and before calls are moved."""
+    wanted, planner = job.reactions, begun.planner
+    is_real = job.site.way != "simulated"
+    keeps = bool(wanted & {Reaction.OVERLAP, *MOVING})
+    prospects = Prospects(Measured(planner.profiles, job.cluster, planner.experts, job.host_loads))
+    ahead = PrefillAhead(questions)
+    made: list[Controller] = [prospects] if keeps or is_real else []
+    made.append(_pipeline(job, begun, questions, prospects, note_plan, ahead))
+    if job.graph.read_ahead is not None:
+        made.append(ahead)
+    if is_real:
+        made.append(Replanning(lambda calls, lost: planner.plan(calls, lost).plan, note_replan))
+    made += [*_stopping(job, questions), *others]
+    if Reaction.REPLAN in wanted:
+        unsure = UNSURE_BATCHES if is_real else 0.0
+        made.append(Revising(planner, prospects, note_replan, begun.pilot.num_sessions, unsure))
+    if Reaction.MOVES in wanted or is_real:
+        awaited = {expert.name for node in job.graph.upper_nodes for expert in node.experts}
+        kept = awaited if Reaction.OVERLAP in wanted else ()
+        made.append(Moves(prospects, kept, waits_for_join=Reaction.MOVES not in wanted))
+    return [*made, Keeping()] if keeps else made
+
+
+def make_controllers_on_servers(
+    job: Job, questions: Questions, plan: Plan, others: Sequence[Controller] = ()
+) -> list[Controller]:
+    """Make the controllers of a run on servers: nothing can be moved or planned anew there."""
+    return [Servers(questions, plan), *_stopping(job, questions), *others]
+
+
+def _stopping(job: Job, questions: Questions) -> list[Controller]:
+    """Make the controllers that cut and cancel calls."""
+    return [*budget_controllers(questions), *([Quorum(questions)] if job.is_cancelling else ())]
+
+
+def _pipeline(
+    job: Job,
+    begun: Begun,
+    questions: Questions,
+    prospects: Prospects,
+    note_plan: Callable[[Planned, int], None],
+    ahead: PrefillAhead,
+) -> Controller:
+    wanted, first, planner = job.reactions, begun.planned, begun.planner
+    if Reaction.OVERLAP in wanted:
+        return Overlap(questions, planner, prospects, first.plan, note_plan, ahead.home)
+    if Reaction.NO_BARRIER not in wanted:
+        pilot = InTurn(begun.pilot.stages)
+        return Layers(questions, planner, job.plans[1:], note_plan, pilot, first, closes=not wanted & MOVING)
+    expected = job.graph.forecast(job.workload, begun.rehearsal.needed_frac, begun.rehearsal.prompt_tokens())
+    return Flow(questions, planner, expected, note_plan, first, ahead.home, stays=Reaction.FORECAST in wanted)
+
+
+def tick_s_of(job: Job, first: Plan) -> float | None:
+    """Return the seconds between ticks that a job's reactions want; None: none."""
+    return max(MIN_TICK_S, first.predicted_makespan_s / NUM_TICKS) if job.reactions & MOVING else None
