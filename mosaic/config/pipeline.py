@@ -66,10 +66,7 @@ def pipeline_from(
         Naming the key, the rule and the value.
     """
     settings = section(config["pipeline"], PipelineSection, "pipeline")
-    reactions = settings.wanted
-    rule = "false without a barrier, and beside pipeline.quorum, pipeline.overlap or pipeline.moves"
-    alone = {Reaction.REPLAN, Reaction.BUDGETS, Reaction.HEDGE}
-    require(Reaction.REPLAN not in reactions or reactions <= alone, "pipeline.replan", rule, True)
+    reactions = _reactions(settings)
 
     def made(
         graph: CallGraph, placements: Mapping[str, NodePlacements] | None = None, name: str | None = None
@@ -107,6 +104,13 @@ def pipeline_from(
         leaves_one_out=settings.leave_one_out,
     )
     return made(graph, {AGGREGATE: _placements(aggregator, expert, cluster, hardware, options)}, aggregator.name)
+
+
+def _reactions(settings: PipelineSection) -> frozenset[Reaction]:
+    wanted, beside = settings.wanted, {Reaction.REPLAN, Reaction.BUDGETS, Reaction.HEDGE}
+    rule = "false without a barrier, and beside pipeline.quorum, pipeline.overlap or pipeline.moves"
+    require(Reaction.REPLAN not in wanted or wanted <= beside, "pipeline.replan", rule, True)
+    return wanted
 
 
 def named_nodes(entries: Mapping[str, Any], experts: Sequence[Expert]) -> tuple[Node, ...]:
