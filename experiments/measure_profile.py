@@ -23,6 +23,7 @@ from mosaic.core.checks import require
 from mosaic.planning.profiles import Profile, ProfileEntry, write_profile
 from mosaic.report.display import show_run
 from mosaic.report.run_folder import begin_run
+from mosaic.report.run_status import RunStatus
 from mosaic.runtime.job import Job
 from mosaic.runtime.run import measure
 
@@ -70,7 +71,7 @@ def measure_profiles(job: Job, files: Mapping[str, str], *, is_real: bool) -> di
         job, upper = replace(job, graph=first, reactions=frozenset()), []
     profiles = measure(
         job,
-        show=lambda title, predicted: show_run(title, predicted=predicted, is_simulated=not is_real),
+        show=lambda title, expected: show_run(RunStatus(title, expected, is_simulated=not is_real)),
         tell=lambda line: print(line, file=sys.stderr, flush=True) if is_real else None,
     )
     made = {"out": profiles[job.graph.first_nodes[0]]}

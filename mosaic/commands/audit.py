@@ -28,6 +28,7 @@ from mosaic.pipelines.skip_audit import SkipAudit, audit_order, num_to_reach
 from mosaic.report.batch_files import digest_of, read_lines
 from mosaic.report.display import show_run
 from mosaic.report.run_folder import CONFIG, SUMMARY, differing_keys, read_config, read_json
+from mosaic.report.run_status import RunStatus
 from mosaic.runtime.auditing import answer_unskipped
 from mosaic.runtime.job import Job
 from mosaic.runtime.journal_records import own_journals, read_journal
@@ -148,7 +149,7 @@ def changed(
 ) -> list[bool]:
     """Tell which questions would have another answer; one whose aggregator failed counts as changed."""
     kinds = {question.id: question.answer_kind for question in job.workload.questions}
-    unskipped = answer_unskipped(job, names, done, lambda title, predicted: show_run(title, predicted=predicted))
+    unskipped = answer_unskipped(job, names, done, lambda title, expected: show_run(RunStatus(title, expected)))
 
     def has_changed(name: str) -> bool:
         now, before = unskipped[name], answers[name]

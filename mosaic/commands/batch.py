@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,16 @@ from mosaic.config.run_start import begin, grown_keys, is_blank
 from mosaic.config.start import check_start, naming_all_problems
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
+from mosaic.core.plan import Expected
 from mosaic.quote import best_plan
 from mosaic.report.answer_stream import AnswerStream
 from mosaic.report.batch_files import BatchPaths, Finished, digests, finish, paths_of
 from mosaic.report.batch_lines import LineWriter
 from mosaic.report.batch_start import check_outputs, start_batch
 from mosaic.report.display import show_run
-from mosaic.report.finish_forecast import FinishForecast
 from mosaic.report.prometheus import LOOPBACK, RunMetrics, serving
 from mosaic.report.run_folder import SUMMARY, completed_with, read_json
+from mosaic.report.run_status import Row, RunStatus
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.garbage import spare_garbage_collector
 from mosaic.runtime.job import Outcome
@@ -92,7 +92,7 @@ def run_batch(
     check_writable(places.files.out.parent)
     check_start(prepared.job, folders)
     choose = None if config["backend"]["name"] == "endpoint" else best_plan  # servers have nothing to place
-    metrics, start = RunMetrics(), time.monotonic()
+    metrics, start = RunMetrics(len(prepared.job.workload.questions)), time.monotonic()
     with (
         stoppable(f"The same command goes on with {request.path.name}"),
         prepared.job.site.open(),
@@ -131,26 +131,20 @@ def _leave(
 
 def execute(prepared: RunSpec, stream: AnswerStream, metrics: RunMetrics, price_per_hour: float | None) -> Outcome:
     """Run the job, with what follows it."""
-    limits = {expert.name: expert.max_output_tokens for expert in prepared.job.experts}
-    forecast, start = FinishForecast(limits), time.monotonic()
-    num_workers = prepared.job.cluster.num_workers
+    start, num_workers = time.monotonic(), prepared.job.cluster.num_workers
 
-    def news(title: str) -> str:
-        elapsed_s = time.monotonic() - start
-        parts = [f"questions {stream.num_ended:,} of {stream.num_questions:,}"] if title == "calls" else []
-        foreseen = forecast.forecast() if title == "calls" else None
-        if foreseen is not None:
-            parts.append(f"calls so far end at {foreseen.p50_s:,.0f} s (P50), {foreseen.p90_s:,.0f} s (P90)")
-        if price_per_hour is not None:
-            parts.append(f"cost {cost(elapsed_s, num_workers, price_per_hour)}")
-        return ", ".join(parts)
+    def questions() -> Row:
+        spent = "" if price_per_hour is None else f"cost {cost(time.monotonic() - start, num_workers, price_per_hour)}"
+        return Row("questions", spent, stream.num_ended, stream.num_questions)
 
-    def show(title: str, predicted: Mapping[int, Any]) -> AbstractContextManager[tuple[Controller, ...]]:
-        return show_run(title, predicted=predicted, more=partial(news, title))
+    def show(title: str, expected: Expected) -> AbstractContextManager[tuple[Controller, ...]]:
+        status = RunStatus(title, expected)
+        metrics.follow(status, lambda: stream.num_ended)
+        return show_run(status, more=questions)
 
     return mosaic.run(
         prepared.job,
-        controllers=[stream, forecast, metrics],
+        controllers=[stream],
         show=show,
         on_replan=lambda plan, lost: say(describe_new_plan(plan, lost)),
         tell=say,

@@ -33,6 +33,7 @@ from mosaic.quote import Asked, Kind, Quotation, ask, describe, quote
 from mosaic.quote.forecast import Factors, Simulator, hardware_error, load_factor, serve_factor
 from mosaic.quote.prices import Price, load_prices, parse_price
 from mosaic.report.display import show_run
+from mosaic.report.run_status import RunStatus
 from mosaic.runtime.job import Job
 from sim.cluster.session_times import SimulatedSessions
 
@@ -94,7 +95,7 @@ def quote_batch(
             check_not_begun(work)
         if is_real:
             begin(place, as_recorded(config) | {"quote": {"calls_per_expert": per_expert}}, (work or place) / JOURNAL)
-        show = lambda title, predicted: show_run(title, predicted=predicted, is_simulated=not is_real)  # noqa: E731
+        show = lambda title, expected: show_run(RunStatus(title, expected, is_simulated=not is_real))  # noqa: E731
         asked = ask(
             job, per_expert, show=show, tell=tell, keep=lambda plans: keep_plans(place, plans) if work else None
         )

@@ -40,6 +40,7 @@ from mosaic.report.display import show_run
 from mosaic.report.metrics import Summary
 from mosaic.report.provenance import describe_run_conditions
 from mosaic.report.run_folder import SUMMARY, completed_with, is_complete, read_json, write_run
+from mosaic.report.run_status import RunStatus
 from mosaic.report.summary_text import describe_point, describe_run
 from mosaic.runtime.garbage import spare_garbage_collector
 from mosaic.runtime.job import Outcome
@@ -280,7 +281,7 @@ def explain_only(spec: RunSpec, folder: Path, stamped: dict[str, Any], watch: St
 
 def displays(is_real: bool) -> Show:
     """Show what goes on, on a terminal or in a log."""
-    return lambda title, predicted: show_run(title, predicted=predicted, is_simulated=not is_real)
+    return lambda title, expected: show_run(RunStatus(title, expected, is_simulated=not is_real))
 
 
 def has_failed_calls(folder: Path) -> bool:

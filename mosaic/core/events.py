@@ -11,6 +11,8 @@ class Started(NamedTuple):
     """The run begins. The first event."""
 
     ts: float
+    resumes_ts: float = 0.0
+    """When the run goes on that was interrupted: events up to then are told again."""
 
 
 class Ready(NamedTuple):

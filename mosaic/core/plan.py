@@ -1,10 +1,10 @@
 """The plan: which expert loads where, in which order, and which calls each session serves."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import sqrt
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.checks import NotNegative, Positive, check_fields, require, require_unique
@@ -81,6 +81,25 @@ class PredictedTimes:
 
     def __post_init__(self) -> None:
         check_fields(self, "predicted times: ")
+
+
+@dataclass(slots=True, kw_only=True)
+class Expected:
+    """What is expected of a run, for what shows it; the run adds to it while it lasts."""
+
+    num_calls: int = 0
+    """Calls that it has in any case."""
+    unit: str = "worker"
+    """What a session runs on: a worker, or a server, where nothing is loaded."""
+    times: dict[int, PredictedTimes] = field(default_factory=dict)
+    """Times that plans expect of sessions, by their number in the run."""
+    left_s: Callable[[Any], float | None] = lambda view: None
+    """Predicts from the view of the run the seconds until all calls that were submitted have ended; None: it cannot."""
+
+    def add(self, plan: "Plan", first_session: int) -> None:
+        """Add the times of a plan whose session 0 has this number in the run."""
+        for session, times in zip(plan.sessions, plan.predicted, strict=True):
+            self.times[session.id + first_session] = times
 
 
 class SolveStatus(StrEnum):

@@ -151,7 +151,7 @@ class EngineBackend:
             raise BackendError("a backend serves one run, make a new one for the next")
         try:
             self._begin()
-            yield Started(0.0)
+            yield Started(0.0, resumes_ts=self._ts)
             yield from self._workers.losses()
             yield from self._run(tick_s)
         except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import pstdev
 from typing import TypeAlias
 
-from mosaic.core.plan import Plan, unpriced_plan
+from mosaic.core.plan import Expected, Plan, unpriced_plan
 from mosaic.core.results import CallRecord, RunResult
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.pipelines.node import Node
@@ -211,7 +211,7 @@ class _Pilot:
         self._keep([*(done.plan for done in self.pilot.stages), stage.plan])
         counts = Counter(call.expert for call in stage.calls)
         self._tell(pilot_announcement("quote", counts, self._num_calls))
-        with self._show("quote", {}) as shown:
+        with self._show("quote", Expected()) as shown:
             self.result, stage = run_stage(self._job, self._prompts, self.pilot, stage, shown)
         self.pilot = with_stage(self.pilot, stage, self.result)
 

@@ -3,19 +3,17 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mosaic.core.commands import Command
 from mosaic.core.events import Event, Redone
-from mosaic.core.plan import PredictedTimes
 from mosaic.core.safe_text import PrintableStream, printable
-from mosaic.report.redone import describe_redone
-from mosaic.report.run_status import RunStatus, RunView
+from mosaic.report.run_status import Row, RunStatus, RunView
 
 if TYPE_CHECKING:
-    from rich.live import Live
+    from rich.progress import Progress, TaskID
 
 REDRAW_S = 0.5
 """A terminal is drawn anew this often."""
@@ -23,19 +21,20 @@ LOG_EVERY_S = 10.0
 """A log gets a line of progress this often."""
 SHORT_S = 1.0
 """Simulated runs that are shorter are not shown."""
+BAR_COLUMNS = 20
 
 
 class Display:
-    """A controller that shows and answers nothing; it stands last, so that it sees what the others did.
+    """A controller that shows a run and gives no commands; it stands last, so that it sees what the others did.
 
     Parameters
     ----------
     status
-        Told of every event.
-    tell
-        Told lines for a log.
+        Follows every event.
+    log
+        Takes the lines of a log.
     warn
-        Told what a user is to see on a terminal too.
+        Takes what a user is to read on a terminal too.
     """
 
     reacts = False
@@ -44,151 +43,178 @@ class Display:
         self,
         status: RunStatus,
         *,
-        tell: Callable[[str], object] = lambda line: None,
+        log: Callable[[str], object] = lambda line: None,
         warn: Callable[[str], object] = lambda line: None,
     ) -> None:
         self._status = status
-        self._tell = tell
+        self._log = log
         self._warn = warn
 
     def on(self, event: Event, view: RunView) -> tuple[Command, ...]:
         """Take an event in."""
         for line in self._status.hear(event, view):
-            self._tell(line)
+            self._log(line)
         if isinstance(event, Redone):
             for line in describe_redone(event):
                 self._warn(f"{self._status.title}: {line}")
         return ()
 
 
+def describe_redone(event: Redone) -> list[str]:
+    """Say what of an interrupted run is done again, a line for each cause.
+
+    Examples
+    --------
+    >>> for line in describe_redone(Redone(0.0, 1, {"Gemma": 40}, {"Qwen": 2})):
+    ...     print(line)
+    damaged or unfinished lines of the journal: 1. What they held is run again
+    Gemma: its checkpoint or its engine's options have changed. Calls that had ended and are run again: 40
+    Qwen: its prompts have changed. Calls that had ended and are run again: 2
+    """
+    num = event.num_damaged
+    causes = (
+        ("its checkpoint or its engine's options have changed", event.num_changed),
+        ("its prompts have changed", event.num_outdated),
+    )
+    return [
+        *([f"damaged or unfinished lines of the journal: {num:,}. What they held is run again"] if num else []),
+        *(
+            f"{expert}: {cause}. Calls that had ended and are run again: {num_calls:,}"
+            for cause, num_by_expert in causes
+            for expert, num_calls in num_by_expert.items()
+        ),
+    ]
+
+
 @contextmanager
 def show_run(
-    title: str,
-    *,
-    predicted: Mapping[int, PredictedTimes] | None = None,
-    is_simulated: bool = False,
-    stream: TextIO | None = None,
-    more: Callable[[], str] = lambda: "",
+    status: RunStatus, *, stream: TextIO | None = None, more: Callable[[], Row | None] = lambda: None
 ) -> Iterator[tuple[Display, ...]]:
-    """Show a run; gives the controllers that do so, none where nothing can be shown or a log would only be noise.
+    """Show a run; gives the controllers that do so, none of a simulation that nobody watches.
 
-    On a terminal there is a line per worker below that of all calls, gone when the run is over. In a log there
-    is a line when a session starts or ends or a worker is lost, and one of progress every 10 s, so that it shows that
-    the run lives. A stream that breaks is given up, the run is not.
+    On a terminal there is a bar for all calls and one per worker, gone when the run is over. In a log there is a line
+    when a session starts or ends or a worker is lost, and one of progress every 10 s, so that it shows that the run
+    lives. A stream that breaks is given up, the run is not.
 
     Parameters
     ----------
-    title
-        What the run is for: "profiling", "calls".
-    predicted
-        What the plan expects of sessions, by their number in the run; may grow while it lasts.
-    is_simulated
-        Whether the run's clock is simulated; then a log gets nothing, and a terminal only what takes its time.
+    status
+        Of the run. If it is simulated a log gets nothing, and a terminal only what takes its time.
     stream
         Where to; None: stderr.
     more
-        Says what else is known now, in a line; empty: nothing.
+        Gives what else is known now; None: nothing.
     """
     stream = sys.stderr if stream is None else stream
-    if stream is None or stream.closed:
+    can_show = stream is not None and not stream.closed
+    is_terminal = can_show and stream.isatty() and os.environ.get("TERM") != "dumb"
+    if status.is_simulated and not is_terminal:
         yield ()
-        return
-    is_terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
-    if is_simulated and not is_terminal:
-        yield ()
-        return
-    status = RunStatus(title, predicted=predicted, is_simulated=is_simulated)
-    if is_terminal:
+    elif not can_show:
+        yield (Display(status),)
+    elif is_terminal:
         screen = _Screen(status, LastingStream(getattr(stream, "terminal", stream)), more)
         try:
-            with repeating(screen.draw, REDRAW_S, first_s=SHORT_S if is_simulated else 0.0):
+            with repeating(screen.draw, REDRAW_S, first_s=SHORT_S if status.is_simulated else 0.0):
                 yield (Display(status, warn=screen.warn),)
         finally:
             screen.close()
-        return
+    else:
+        lasting = LastingStream(PrintableStream(stream))
 
-    def describe() -> str:
-        return ", ".join(part for part in (status.describe_calls(), more()) if part)
+        def write(line: str) -> None:
+            lasting.write(f"{line}\n")
 
-    lasting = LastingStream(PrintableStream(stream))
-    with repeating(lambda: lasting.write(f"{describe()}\n"), LOG_EVERY_S, first_s=LOG_EVERY_S):
-        write = lambda line: lasting.write(f"{line}\n")  # noqa: E731
-        yield (Display(status, tell=write, warn=write),)
+        def write_progress() -> None:
+            row = more()
+            counted = "" if row is None or row.num_all is None else f" {row.num_ended:,} of {row.num_all:,}"
+            parts = [status.describe(), *([] if row is None else [f"{row.name}{counted}", row.text])]
+            write(", ".join(part for part in parts if part))
+
+        with repeating(write_progress, LOG_EVERY_S, first_s=LOG_EVERY_S):
+            yield (Display(status, log=write, warn=write),)
 
 
 class _Screen:
-    """Draws a bar of all calls, and a line per worker as far as they fit."""
+    """Draws a bar of all calls, and one per worker as far as they fit: tasks of rich."""
 
-    def __init__(self, status: RunStatus, stream: "LastingStream", more: Callable[[], str]) -> None:
+    def __init__(self, status: RunStatus, stream: "LastingStream", more: Callable[[], Row | None]) -> None:
         self._status = status
         self._more = more
         self._stream = stream
-        self._live: Live | None = None
+        self._progress: Progress | None = None
+        self._tasks: list[TaskID] = []
 
     def draw(self) -> None:
         """Draw the run as it stands; rich is imported when there is something to draw."""
-        from rich.console import Group
-        from rich.text import Text
-
-        if self._live is None:
-            self._open()
-        assert self._live is not None, "just opened"
-        status = self._status
-        speed = self._bar.tasks[0].speed
-        rate = f"{speed:,.1f} calls/s" if speed else ""
-        self._bar.update(self._task, completed=status.num_ended, total=status.num_calls or None, rate=rate)
-        lines = [*([line] if (line := self._more()) else []), *status.describe_workers()]
-        room = max(1, self._live.console.size.height - 2)
-        if len(lines) > room:
-            lines = [*lines[: room - 1], f"and {len(lines) - room + 1:,} more workers"]
-        rows = [Text(printable(line), no_wrap=True, overflow="ellipsis") for line in lines]
-        self._live.update(Group(self._bar, *rows), refresh=True)
+        progress = self._open() if self._progress is None else self._progress
+        workers, more = self._status.worker_rows(), self._more()
+        above = [self._row_of_all(progress), *([] if more is None else [more])]
+        room = max(1, progress.console.size.height - 1 - len(above))
+        if len(workers) > room:
+            workers = [*workers[: room - 1], Row(f"and {len(workers) - room + 1:,} more {self._status.unit}s")]
+        rows = [*above, *workers]
+        self._tasks += [progress.add_task("", text="", count="") for _ in rows[len(self._tasks) :]]
+        for task, row in zip(self._tasks, rows, strict=False):
+            progress.update(
+                task,
+                description=printable(row.name),
+                completed=row.num_ended,
+                total=row.num_all,
+                count="" if row.num_all is None else f"{row.num_ended:,}/{row.num_all:,}",
+                text=printable(row.text),
+            )
+        progress.refresh()
 
     def warn(self, line: str) -> None:
         """Write a line that stays, above what is drawn."""
-        if self._live is None:
+        if self._progress is None:
             self._stream.write(f"{printable(line)}\n")
         else:
-            self._live.console.print(printable(line), markup=False, highlight=False)
+            self._progress.console.print(printable(line), markup=False, highlight=False)
 
     def close(self) -> None:
         """Wipe what was drawn."""
-        if self._live is not None:
-            self._live.stop()
+        if self._progress is not None:
+            self._progress.stop()
 
-    def _open(self) -> None:
+    def _row_of_all(self, progress: "Progress") -> Row:
+        row = self._status.row()
+        speed = progress.tasks[0].speed if progress.tasks else None
+        return row._replace(text=f"{speed:,.1f} calls/s, {row.text}") if speed else row
+
+    def _open(self) -> "Progress":
         from rich.console import Console
-        from rich.live import Live
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, Progress, Task, TextColumn
+        from rich.table import Column
+        from rich.text import Text
 
-        console = Console(file=self._stream, force_terminal=True)  # type: ignore[arg-type]
-        self._bar = Progress(
+        class KnownBarColumn(BarColumn):
+            """No bar where nothing is counted."""
+
+            def render(self, task: Task) -> Any:
+                return super().render(task) if task.fields["count"] else Text()
+
+        cut = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left", markup=False),
-            TimeRemainingColumn(),
-            console=console,
+            KnownBarColumn(BAR_COLUMNS),
+            TextColumn("{task.fields[count]}"),
+            TextColumn("{task.fields[text]}", markup=False, table_column=cut),
+            console=Console(file=self._stream, force_terminal=True),  # type: ignore[arg-type]
             auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            expand=True,
         )
-        self._task = self._bar.add_task(printable(self._status.title), total=None, rate="")
-        self._live = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False)
-        self._live.start()
+        self._progress.start()
         sys.stderr = PrintableStream(sys.stderr)  # rich has put its own there, until it stops
+        return self._progress
 
 
 @contextmanager
 def repeating(act: Callable[[], object], every_s: float, *, first_s: float) -> Iterator[None]:
-    """Do something again and again in a thread, since a worker that loads for minutes tells nothing meanwhile."""
+    """Do something again and again in a thread, since a worker that loads for minutes sends nothing meanwhile."""
     is_over = threading.Event()
 
     def repeat() -> None:

@@ -1,15 +1,20 @@
-"""How a run stands, in words: a line per worker, a line for all calls, a line when a session starts or ends."""
+"""How a run stands, in words: a row per worker, a line for all calls, a line when a session starts or ends."""
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from mosaic.core.events import Closed, Event, Finished, Joined, Lost, Progress, Ready, Started
-from mosaic.core.plan import PredictedTimes, Session
+from mosaic.core.plan import Expected, Session
 from mosaic.core.results import CallRecord, CallStatus, SessionRecord
 from mosaic.core.workload import Call, CallKey, ExpertName
+
+FORECAST_EVERY_S = 5.0
+"""The time left is predicted this often: that takes as long as some events."""
+MIN_ENDED = 5
+"""Calls that must have ended before their pace says anything of the others."""
 
 
 class RunView(Protocol):
@@ -22,7 +27,9 @@ class RunView(Protocol):
     @property
     def records(self) -> Mapping[CallKey, CallRecord]: ...
     @property
-    def place(self) -> dict[CallKey, int | str]: ...
+    def running(self) -> dict[CallKey, Call]: ...
+    @property
+    def held(self) -> Mapping[int | str, Mapping[CallKey, Call]]: ...
     @property
     def opened(self) -> Mapping[int, Session]: ...
     @property
@@ -31,79 +38,42 @@ class RunView(Protocol):
     def lost(self) -> Mapping[int, str]: ...
 
 
-class SessionStatus(NamedTuple):
-    """How far a session is."""
+class Row(NamedTuple):
+    """What is shown of a worker, or of a whole batch."""
 
-    workers: tuple[int, ...]
-    expert: ExpertName
-    is_loaded: bool
-    elapsed_s: float
-    """Since its load began; once it serves, since then."""
-    predicted_s: float | None = None
-    """Seconds that the plan expects of the load, or of all of its calls; None: it does not say."""
-    num_calls: int = 0
-    """Given to it; 0 where it takes its calls from its expert's queue."""
+    name: str
+    text: str = ""
     num_ended: int = 0
-    num_before: int = 0
-    """Of those that ended, in a run that goes on after an interruption: they say nothing about the pace."""
-    output_tokens: int = 0
-    """Written while it served."""
-
-    @property
-    def left_s(self) -> float | None:
-        """Seconds until its calls have ended, by the plan or else by its pace; None: nothing to go by."""
-        if not self.num_calls:
-            return None
-        num_left, num_served = max(0, self.num_calls - self.num_ended), self.num_ended - self.num_before
-        if self.predicted_s is not None:
-            return self.predicted_s * num_left / self.num_calls
-        return self.elapsed_s * num_left / num_served if num_served else None
-
-
-def describe_session(status: SessionStatus) -> str:
-    """Say what a session does and how long it still takes.
-
-    Examples
-    --------
-    >>> describe_session(SessionStatus((0,), "Gemma", True, 10.0, 16.0, num_calls=60, num_ended=45, output_tokens=9000))
-    'worker 0: Gemma serving, 45 of 60 calls, 900 tokens/s, 4 s left'
-    """
-    label = f"{_name(status.workers)}: {status.expert}"
-    if not status.is_loaded:
-        planned = "" if status.predicted_s is None else f" of {_duration(status.predicted_s)} planned"
-        return f"{label} loading, {_duration(status.elapsed_s)}{planned}"
-    parts = [f"{label} serving", f"{_of(status.num_ended, status.num_calls)} calls"]
-    if status.output_tokens and status.elapsed_s > 0:
-        parts.append(_pace(status.output_tokens, status.elapsed_s))
-    if status.left_s is not None:
-        parts.append(f"{_duration(status.left_s)} left")
-    return ", ".join(parts)
+    num_all: int | None = None
+    """None: not known, or nothing is counted."""
 
 
 @dataclass(slots=True)
-class _Progress:
+class _SessionProgress:
     """What is counted of a session from its load on."""
 
     load_ts: float
     is_news: bool
-    """False: it follows a session of the same expert there, as hundreds do where costs are measured."""
+    """Whether its start and its end are told."""
     start_ts: float | None = None
     """When it began to serve."""
-    num_before: int = 0
-    tokens_before: int = 0
+    num_served: int = 0
+    """Calls that ended in this process: those of an earlier start say nothing about the pace."""
+    output_tokens: int = 0
 
 
 class RunStatus:
-    """Follows the events of a run.
+    """Follows the events of a run, or of a stage before it.
 
-    Whoever draws may read it from another thread: what is iterated there is replaced whole, or copied first.
+    A run that goes on after an interruption is told again what it had done. That is counted, and not shown as if it
+    happened now. Another thread may read the status: what is iterated there is replaced whole, or copied first.
 
     Parameters
     ----------
     title
-        What the run is for.
-    predicted
-        What the plan expects of sessions, by their number in the run.
+        What the run is for: "pilot", "calls".
+    expected
+        What is known beforehand, and what plans add; None: nothing.
     is_simulated
         Whether the run's clock is not the wall clock: between two events no time passes then.
     clock
@@ -113,88 +83,162 @@ class RunStatus:
     def __init__(
         self,
         title: str,
+        expected: Expected | None = None,
         *,
-        predicted: Mapping[int, PredictedTimes] | None = None,
         is_simulated: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.title = title
-        self._predicted = {} if predicted is None else predicted
-        self._is_simulated = is_simulated
+        self.counts: defaultdict[str, Counter[ExpertName]] = defaultdict(Counter)
+        """Calls and tokens since this process began, by what is counted and expert."""
+        self._expected = expected = Expected() if expected is None else expected
+        self.unit = expected.unit
+        self.is_simulated = is_simulated
         self._clock = clock
         self._view: RunView | None = None
         self._heard = (0.0, clock())
+        self._resumes_ts = 0.0
+        self._is_resuming = False
+        self._untold: list[int] = []
+        """Sessions whose start is told once all that was done before has been told again."""
         self._num_opened = 0
-        self._num_failed = 0
         self._ended: Counter[int] = Counter()
-        self._tokens: Counter[int] = Counter()
         self._running: dict[int, Mapping[CallKey, int]] = {}
         self._current: dict[int, int] = {}
-        self._progress: dict[int, _Progress] = {}
+        """By worker: the first of its sessions that is not over."""
+        self._progress: dict[int, _SessionProgress] = {}
+        self._forecast: tuple[float, float] | None = None
+        """Seconds left, and when that was said."""
 
     @property
     def num_calls(self) -> int:
         """All that are known so far."""
-        return 0 if self._view is None else len(self._view.calls)
+        return max(self._expected.num_calls, 0 if self._view is None else len(self._view.calls))
 
     @property
     def num_ended(self) -> int:
         """Calls that have ended."""
         return 0 if self._view is None else len(self._view.records)
 
+    @property
+    def num_lost(self) -> int:
+        """Workers that are gone."""
+        return 0 if self._view is None else len(self._view.lost)
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the calls that are known have ended; None: nothing to go by yet."""
+        if self._forecast is None:
+            return None
+        left_s, said_s = self._forecast
+        return max(0.0, left_s - (self._clock() - said_s))
+
     def hear(self, event: Event, view: RunView) -> list[str]:
         """Take an event in; gives lines for a log."""
-        self._view, self._heard = view, (event.ts, self._clock())
+        self._view, self._heard = view, (max(event.ts, self._resumes_ts), self._clock())
         lines = []
         if isinstance(event, Started):
-            lines.append(f"{self.title}: {self.num_calls:,} calls on {view.num_workers} workers")
+            self._resumes_ts, self._is_resuming = event.resumes_ts, event.resumes_ts > 0.0
+            lines.append(f"{self.title}: {self.num_calls:,} calls on {view.num_workers} {self.unit}s")
+        elif self._is_resuming and event.ts > self._resumes_ts:
+            lines += self._go_on()
         if len(view.opened) != self._num_opened and not isinstance(event, Closed | Lost):
             lines += self._start_sessions(event.ts, view)
         match event:
             case Finished(record=record):
-                self._ended[record.session] += 1
-                self._tokens[record.session] += record.output_tokens
-                self._num_failed += record.status is CallStatus.FAILED
+                self._count(record, is_old=0.0 < self._resumes_ts >= event.ts)
             case Progress(session=number, tokens=tokens):
                 self._running[number] = tokens
             case Ready(ts=ts, session=number) if number in self._progress:
-                progress = self._progress[number]
-                progress.start_ts = ts
-                progress.num_before, progress.tokens_before = self._ended[number], self._tokens[number]
+                self._progress[number].start_ts = ts
             case Closed(ts=ts, record=closed):
-                lines += [*self._describe_end(closed, view), *self._start_sessions(ts, view)]
+                lines += [*self._describe_end(closed), *self._start_sessions(ts, view)]
             case Joined(worker=worker):
-                lines.append(f"worker {worker}: joined")
+                lines.append(f"{self.unit} {worker}: joined")
             case Lost(ts=ts, worker=worker, cause=cause):
-                lines += [f"worker {worker}: lost: {cause}", *self._describe_lost(worker, view)]
+                lines += [f"{self.unit} {worker}: lost: {cause}", *self._describe_lost(worker, view)]
                 lines += self._start_sessions(ts, view)
+        self._predict(view)
         return lines
 
-    def describe_calls(self) -> str:
+    def _count(self, record: CallRecord, *, is_old: bool) -> None:
+        number = record.session
+        self._ended[number] += 1
+        if is_old:
+            return
+        if number in self._progress:
+            self._progress[number].num_served += 1
+            self._progress[number].output_tokens += record.output_tokens
+        outcome = "failed" if record.status is CallStatus.FAILED else "ended"
+        self.counts[outcome][record.expert] += 1
+        self.counts["prompt_tokens"][record.expert] += record.prompt_tokens
+        self.counts["output_tokens"][record.expert] += record.output_tokens
+        self.counts["preemptions"][record.expert] += record.num_preemptions
+
+    def _predict(self, view: RunView) -> None:
+        now = self._clock()
+        said_s = -FORECAST_EVERY_S if self._forecast is None else self._forecast[1]
+        if self.is_simulated or self._is_resuming or now - said_s < FORECAST_EVERY_S:
+            return
+        left_s = self._expected.left_s(view)
+        left_s = self._left_by_pace() if left_s is None else left_s
+        if left_s is not None:
+            self._forecast = left_s, now
+
+    def _left_by_pace(self) -> float | None:
+        num_served = sum(self.counts["ended"].values()) + sum(self.counts["failed"].values())
+        elapsed_s = self._now_ts() - self._resumes_ts
+        return elapsed_s * (self.num_calls - self.num_ended) / num_served if num_served >= MIN_ENDED else None
+
+    def describe(self) -> str:
         """Describe all calls in a line."""
         frac = self.num_ended / self.num_calls if self.num_calls else 1.0
-        calls = f"{self.title}: {self.num_ended:,} of {self.num_calls:,} calls ({frac:.0%})"
-        serving = [progress.start_ts is not None for progress in self._progress.copy().values()]
-        counts = {
-            "failed": self._num_failed,
-            "serving": serving.count(True),
-            "loading": serving.count(False),
-            "lost": 0 if self._view is None else len(self._view.lost),
-        }
-        states = [f"{number:,} {what}" for what, number in counts.items() if number]
-        return ", ".join([f"{calls} after {_duration(self._now_ts())}", *states])
+        return f"{self.title}: {self.num_ended:,} of {self.num_calls:,} calls ({100 * frac:.0f}%) after {self._state()}"
 
-    def describe_workers(self) -> list[str]:
-        """Describe each worker in a line, in order."""
+    def row(self) -> Row:
+        """Describe all calls in a row."""
+        return Row(self.title, self._state(), self.num_ended, self.num_calls or None)
+
+    def _state(self) -> str:
+        view, progress = self._view, list(self._progress.copy().items())
+        live = [] if view is None else [one for number, one in progress if number not in view.ended]
+        num_serving = sum(one.start_ts is not None for one in live)
+        counts = {
+            "failed": sum(self.counts["failed"].values()),
+            "serving": num_serving,
+            "loading": len(live) - num_serving,
+            "lost": self.num_lost,
+        }
+        parts = [_duration(self._now_ts()), *(f"{count:,} {name}" for name, count in counts.items() if count)]
+        if self.left_s is not None and self.num_ended < self.num_calls:
+            parts.append(f"about {_duration(self.left_s)} left")
+        return ", ".join(parts)
+
+    def worker_rows(self) -> list[Row]:
+        """Describe each worker in a row, in order."""
         view = self._view
+        return [] if view is None else [self._row(worker, view) for worker in range(view.num_workers)]
+
+    def calls_in_flight(self) -> Counter[ExpertName]:
+        """Count the calls that engines have, by expert; where an engine does not count, all that its session holds."""
+        view, counts = self._view, Counter[ExpertName]()
         if view is None:
-            return []
-        num_calls = Counter(view.place.copy().values())
-        return [self._describe_worker(worker, view, num_calls) for worker in range(view.num_workers)]
+            return counts
+        for number, progress in self._progress.copy().items():
+            if progress.start_ts is not None and number not in view.ended:
+                expert = view.opened[number].expert
+                held = len(view.held.get(number, ())) or len(view.held.get(expert, ()))
+                counts[expert] += len(self._running.get(number, ())) or held
+        return counts
+
+    def open_calls(self) -> Counter[ExpertName]:
+        """Count the calls that were submitted and have not ended, by expert."""
+        running = {} if self._view is None else self._view.running.copy()
+        return Counter(call.expert for call in running.values())
 
     def _now_ts(self) -> float:
         event_ts, heard_s = self._heard
-        return event_ts if self._is_simulated else event_ts + self._clock() - heard_s
+        return event_ts if self.is_simulated else event_ts + self._clock() - heard_s
 
     def _start_sessions(self, ts: float, view: RunView) -> list[str]:
         """Find the sessions that load now: those before them on their workers are over, and those they come after."""
@@ -210,79 +254,107 @@ class RunStatus:
             if number not in self._progress and free and all(needed in view.ended for needed in session.after):
                 before = view.ended.get(self._current.get(session.workers[0], -1))
                 here = (session.expert, session.workers)
+                # NOTE: where costs are measured, hundreds of sessions of an expert follow each other.
                 follows = before is not None and (before.expert, before.workers) == here
-                self._progress[number] = _Progress(load_ts=ts, is_news=not follows)
-                lines += [] if follows else [self._describe_start(session, view)]
+                is_news = not follows and not self._is_resuming
+                self._progress[number] = _SessionProgress(load_ts=max(ts, self._resumes_ts), is_news=is_news)
+                if self._is_resuming:
+                    self._untold.append(number)
+                lines += [self._describe_start(session, view)] if is_news else []
         self._current = {**self._current, **first}
         self._num_opened = len(view.opened)
         return lines
 
-    def _describe_start(self, session: Session, view: RunView) -> str:
-        num_calls = sum(place == session.id for place in view.place.values())
-        left = num_calls - self._ended[session.id]
-        calls = f", {left:,} calls" if left == num_calls else f", {left:,} of {num_calls:,} calls that are left"
-        return f"{_name(session.workers)}: loading {session.expert} (session {session.id}{calls if num_calls else ''})"
+    def _go_on(self) -> list[str]:
+        """Say where a run goes on that was interrupted: what had ended, and which sessions load now."""
+        view = self._view
+        assert view is not None, "it is told again"
+        self._is_resuming = False
+        lines = [f"{self.title}: {self.num_ended:,} of them had ended"] if self.num_ended else []
+        for number in self._untold:
+            if number not in view.ended and self._is_needed(number, view):
+                self._progress[number].is_news = True
+                lines.append(self._describe_start(view.opened[number], view))
+        self._untold = []
+        return lines
 
-    def _describe_end(self, record: SessionRecord, view: RunView) -> list[str]:
+    def _is_needed(self, number: int, view: RunView) -> bool:
+        """Tell whether a session has calls to serve, or may get some."""
+        return bool(view.held.get(number)) or not self._ended[number]
+
+    def _describe_start(self, session: Session, view: RunView) -> str:
+        left = len(view.held.get(session.id, ()))
+        num_calls = self._ended[session.id] + left
+        calls = f", {left:,} calls" if left == num_calls else f", {left:,} of {num_calls:,} calls left"
+        loading = "loading " if self.unit == "worker" else ""
+        text = f"{loading}{session.expert} (session {session.id}{calls if num_calls else ''})"
+        return f"{self._name(session.workers)}: {text}"
+
+    def _describe_end(self, record: SessionRecord) -> list[str]:
         number, serve_s = record.session, record.end_ts - record.start_ts
         progress = self._progress.pop(number, None)
         if progress is None or not progress.is_news:
             return []
-        num_calls = sum(place == number for place in view.place.values())
-        text = f"{_name(record.workers)}: {record.expert} (session {number}): "
-        text += f"{_of(self._ended[number], num_calls)} calls ended in {_duration(serve_s)}"
+        text = f"{self._name(record.workers)}: {record.expert} (session {number}): "
+        text += f"{self._ended[number]:,} calls ended in {_duration(serve_s)}"
         text += f" after {_duration(record.load_s)} of loading" if record.load_s >= 0.5 else ""
-        tokens = self._tokens[number] - progress.tokens_before
+        tokens = progress.output_tokens
         paced_s = record.end_ts - (record.start_ts if progress.start_ts is None else progress.start_ts)
         return [f"{text}, {_pace(tokens, paced_s)}" if tokens and paced_s > 0 else text]
 
     def _describe_lost(self, worker: int, view: RunView) -> list[str]:
         """Say what was lost with a worker, without the sessions that had not begun."""
         return [
-            f"{_name(session.workers)}: {session.expert} (session {number}) lost after {self._ended[number]:,} calls"
+            f"{self._name(session.workers)}: {session.expert} (session {number}) lost after "
+            f"{self._ended[number]:,} calls"
             for number, session in view.opened.items()
             if worker in session.workers and self._progress.pop(number, None) is not None
         ]
 
-    def _describe_worker(self, worker: int, view: RunView, num_calls: Mapping[int | str, int]) -> str:
+    def _row(self, worker: int, view: RunView) -> Row:
+        name = f"{self.unit} {worker}"
         if worker in view.lost:
-            return f"worker {worker}: lost: {view.lost[worker]}"
+            return Row(name, f"lost: {view.lost[worker]}")
         number = self._current.get(worker)
         if number is None or number in view.ended:
-            return f"worker {worker}: idle"
+            return Row(name, "idle")
         session, progress = view.opened[number], self._progress.get(number)
         if progress is None:
-            return f"worker {worker}: waiting to load {session.expert}"
+            return Row(name, f"waiting to load {session.expert}")
         if worker != session.workers[0]:
-            return f"worker {worker}: with worker {session.workers[0]}"
-        return describe_session(self._status(session, progress, num_calls[number], view))
+            return Row(name, f"with {self.unit} {session.workers[0]}")
+        if progress.start_ts is None and not self._is_needed(number, view):
+            return Row(name, "idle")
+        return self._session_row(session, progress, view)
 
-    def _status(self, session: Session, progress: _Progress, num_calls: int, view: RunView) -> SessionStatus:
-        number, start_ts = session.id, progress.start_ts
+    def _session_row(self, session: Session, progress: _SessionProgress, view: RunView) -> Row:
+        """Say what a session does and how long it still takes, by the plan or else by its pace."""
+        number, num_left = session.id, len(view.held.get(session.id, ()))
+        num_ended = self._ended[number]
+        row = Row(self._name(session.workers), "", num_ended, num_ended + num_left or None)
+        times = self._expected.times.get(number)
+        if progress.start_ts is None:
+            planned = f" of {_duration(times.load_s)} planned" if times is not None and times.load_s else ""
+            return row._replace(
+                text=f"{session.expert} loading, {_duration(self._now_ts() - progress.load_ts)}{planned}"
+            )
+        elapsed_s = self._now_ts() - progress.start_ts
         running = sum(tokens for key, tokens in self._running.get(number, {}).items() if key not in view.records)
-        times = self._predicted.get(number)
-        predicted_s = 0.0
-        if times is not None:
-            predicted_s = times.load_s if start_ts is None else times.end_s - times.start_s - times.load_s
-        return SessionStatus(
-            workers=session.workers,
-            expert=session.expert,
-            is_loaded=start_ts is not None,
-            elapsed_s=self._now_ts() - (progress.load_ts if start_ts is None else start_ts),
-            predicted_s=predicted_s or None,  # sessions without a price are predicted to take no time
-            num_calls=num_calls,
-            num_ended=self._ended[number],
-            num_before=progress.num_before,
-            output_tokens=self._tokens[number] - progress.tokens_before + running,
-        )
+        tokens, parts = progress.output_tokens + running, [f"{session.expert} serving"]
+        if tokens and elapsed_s > 0:
+            parts.append(_pace(tokens, elapsed_s))
+        queued = len(view.held.get(session.expert, ()))
+        if queued:
+            return row._replace(text=", ".join([*parts, f"{queued:,} calls queued"]), num_all=None)
+        serve_s = 0.0 if times is None else times.end_s - times.start_s - times.load_s
+        if serve_s and row.num_all:  # sessions without a price are predicted to take no time
+            parts.append(f"{_duration(serve_s * num_left / row.num_all)} left")
+        elif progress.num_served:
+            parts.append(f"{_duration(elapsed_s * num_left / progress.num_served)} left")
+        return row._replace(text=", ".join(parts))
 
-
-def _name(workers: Sequence[int]) -> str:
-    return f"worker {workers[0]}" if len(workers) == 1 else f"workers {', '.join(map(str, workers))}"
-
-
-def _of(part: int, whole: int) -> str:
-    return f"{part:,} of {whole:,}" if whole else f"{part:,}"
+    def _name(self, workers: Sequence[int]) -> str:
+        return f"{self.unit}{'s' if len(workers) > 1 else ''} {', '.join(map(str, workers))}"
 
 
 def _pace(tokens: int, elapsed_s: float) -> str:

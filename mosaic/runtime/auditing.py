@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mosaic.answers.extraction import extract_answer
+from mosaic.core.plan import Expected
 from mosaic.core.results import CallRecord, CallStatus, inputs_of
 from mosaic.core.workload import CallKey, Question, Workload
 from mosaic.pipelines.final_answers import AnswerSource
@@ -66,7 +67,7 @@ def answer_unskipped(
             lambda call, inputs, earlier=earlier: write(call, inputs_of(call, earlier, inputs)),  # type: ignore[misc]
             name=f"{JOURNAL}_{number}",
         )
-        with show("audit", {}) as shown:
+        with show("audit", Expected()) as shown:
             plan = even_plan(needed, experts, job.site, job.cluster.num_workers)
             said = execute(plan, needed, backend, shown)
         for record in said.calls:

@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeVar
 
 from mosaic.core.cluster import Cluster
 from mosaic.core.errors import DisturbedSweepError
-from mosaic.core.plan import Plan, PredictedTimes
+from mosaic.core.plan import Expected, Plan
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question, Workload
 from mosaic.pipelines.budgets import NO_BUDGETS, Budgets, cut_record
@@ -36,15 +36,15 @@ MAX_TRIES = 3
 SPARED = "profile.aggregator_path=FILE spares them"
 """How to do without measuring upper nodes; without a barrier, or for a quorum, they are rehearsed all the same."""
 
-Show: TypeAlias = Callable[[str, Mapping[int, PredictedTimes]], AbstractContextManager[Sequence[Controller]]]
-"""Gives who shows what goes on, by its name and what is predicted of its sessions (more may come while it lasts)."""
+Show: TypeAlias = Callable[[str, Expected], AbstractContextManager[Sequence[Controller]]]
+"""Gives the controllers that show a run or a stage before it, by its name and what is expected of it."""
 
 
 Tell: TypeAlias = Callable[[str], object]
 """Takes a line that somebody in front of the run should read."""
 
 
-def show_nothing(name: str, predicted: Mapping[int, PredictedTimes]) -> AbstractContextManager[Sequence[Controller]]:
+def show_nothing(name: str, expected: Expected) -> AbstractContextManager[Sequence[Controller]]:
     """Show nothing."""
     return nullcontext(())
 
@@ -99,7 +99,7 @@ def sweep_first_layer(
         backend, prompt_tokens = site.sweep(name, row.experts)
         if row is rows[0]:
             tell(announcement("profiling", num_calls, why, "profile.path=FILE spares them"))
-        with show("profiling", {}) as shown:
+        with show("profiling", Expected()) as shown:
             controllers = (Cuts(budgets), *shown)
             return run_sweep(sweeps, row.experts, cluster, backend, prompt_tokens, source, row.place_of, controllers)
 
@@ -155,7 +155,7 @@ def rehearse(
         if calls:
             count = dict(Counter(call.expert for call in calls))
             tell(announcement("calibrating", count, "to see what the gate leaves", SPARED))
-            with show("calibrating", {}) as shown:
+            with show("calibrating", Expected()) as shown:
                 prompts = prompts_of(graph, known)
                 anew = spread_anew([*planner.experts, *graph.experts], site, planner.cluster.num_workers)
                 everybody: tuple[Controller, ...] = (Cuts(graph.budgets), anew, *shown)
@@ -203,7 +203,7 @@ def sweep_node(
 
             def measure(name: str, shaped: Expert = shaped, calls: Sequence[Call] = calls) -> ProfileEntry:
                 backend = site.rehearsal(name, rehearsal.questions, prompts, rehearsal.records)
-                with show(what, {}) as shown:
+                with show(what, Expected()) as shown:
                     return run_waves(
                         shaped, calls, planner.cluster, backend, site.places(shaped), (Cuts(graph.budgets), *shown),
                         max_calls=max_calls,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import count
 
 from mosaic.core.errors import DisturbedSweepError
-from mosaic.core.plan import unpriced_plan
+from mosaic.core.plan import Expected, unpriced_plan
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import Call, Expert, Workload
 from mosaic.pipelines.node import Node
@@ -52,7 +52,7 @@ def pilot_first_layer(
         calls = choose_calls(job, first_calls, pilot.records)
         stage = first_stage(job, calls, experts, name)
         tell(pilot_announcement("pilot", Counter(call.expert for call in calls), len(first_calls)))
-        with show("pilot", {}) as shown:
+        with show("pilot", Expected()) as shown:
             result, stage = run_stage(job, _prompts(job), pilot, stage, shown)
         pilot = with_stage(pilot, stage, result)
         try:
@@ -105,7 +105,7 @@ def pilot_node(
         stage = Stage(name=name, plan=plan, calls=tuple(calls))
         tell(pilot_announcement(f"pilot of {node.name}", Counter(call.expert for call in calls), len(needed)))
         first = pilot.num_sessions
-        with show(f"pilot of {node.name}", {}) as shown:
+        with show(f"pilot of {node.name}", Expected()) as shown:
             result, stage = run_stage(job, _prompts(job), pilot, stage, shown)
         pilot = with_stage(pilot, stage, result)
         for call in calls:

@@ -172,6 +172,12 @@ class Prospects:
             free_s |= dict.fromkeys(workers, stay.end_s)
         return Outlook(tuple(stays))
 
+    def left_s(self, view: View) -> float | None:
+        """Predict the seconds until all calls have ended; None: calls wait in queues, or sessions have no prices."""
+        if any(calls for to, calls in view.held.items() if isinstance(to, str)):
+            return None
+        return self.outlook(view).end_s or None
+
     def drain_s(
         self, calls: Iterable[Call], expert: ExpertName, workers: Sequence[int], head_start_s: float = 0.0
     ) -> float:

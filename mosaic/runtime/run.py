@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require
-from mosaic.core.plan import Plan, PredictedTimes
+from mosaic.core.plan import Expected, Plan
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import ExpertName, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
@@ -25,6 +25,7 @@ from mosaic.runtime.measuring import (
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.prefill_ahead import in_order_of_length
 from mosaic.runtime.preparing import Step, prepare, price_upper_nodes
+from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.reactions import make_controllers, make_controllers_on_servers, tick_s_of
 from mosaic.runtime.servers import plan_of_servers
 from mosaic.runtime.timed import Timed
@@ -120,18 +121,18 @@ def run(
         replans.append((new, dict(lost)))
         on_replan(new, lost)
 
-    predicted: dict[int, PredictedTimes] = {}
+    expected = Expected(num_calls=len(questions.first_calls))
 
     def note_plan(made: Planned, first_session: int) -> None:
         planned.append(made)
-        for session, times in zip(made.plan.sessions, made.plan.predicted, strict=True):
-            predicted[session.id + first_session] = times
+        expected.add(made.plan, first_session)
 
-    with step("execute"), show("calls", predicted) as shown:
+    with step("execute"), show("calls", expected) as shown:
         prefixes = None if graph.read_ahead is None else prompts_of(graph, known, is_whole=False)
         backend = site.backend(known, prompts_of(graph, known), after=pilot.names, prefixes=prefixes)
         log = site.command_log()
         made = make_controllers(job, begun, questions, note_plan, note_replan, [*controllers, *shown])
+        expected.left_s = next((one.left_s for one in made if isinstance(one, Prospects)), expected.left_s)
         tick_s = tick_s_of(job, begun.planned.plan) if tick_s is None else tick_s
         timed = [Timed(one) for one in made] if site.way != "simulated" else []
         result = drive(backend, timed or made, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
@@ -156,7 +157,8 @@ def _run_on_servers(
     known = {question.id: question for question in job.workload.questions}
     questions = Questions(job.workload, job.graph)
     plan = plan_of_servers(questions, expert_by_server)
-    with step("execute"), show("calls", {}) as shown:
+    expected = Expected(num_calls=len(questions.first_calls), unit="server")
+    with step("execute"), show("calls", expected) as shown:
         backend = job.site.backend(known, prompts_of(job.graph, known))
         timed = [Timed(one) for one in make_controllers_on_servers(job, questions, plan, [*others, *shown])]
         log = job.site.command_log()

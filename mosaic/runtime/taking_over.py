@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mosaic.core.errors import DisturbedSweepError
-from mosaic.core.plan import Session
+from mosaic.core.plan import Expected, Session
 from mosaic.core.results import RunResult
 from mosaic.core.workload import Call, CallKey
 from mosaic.pipelines.node import Node
@@ -58,7 +58,7 @@ def take_over(job: Job, first_calls: Sequence[Call], show: Show) -> Pilot:
         sessions = tuple(replace(one, shard=tuple(key for key in one.shard if key in calls)) for one in plan.sessions)
         mine = tuple(calls[key] for session in sessions for key in session.shard)
         stage = Stage(name=stage_name(number), plan=replace(plan, sessions=sessions), calls=mine)
-        with show("quote", {}) as shown:
+        with show("quote", Expected()) as shown:
             result, stage = run_stage(job, prompts, pilot, stage, shown)
         pilot = with_stage(pilot, stage, result)
     return pilot

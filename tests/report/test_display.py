@@ -8,11 +8,11 @@ from io import StringIO
 import pytest
 
 from mosaic.core.events import Ready, Redone, Started
-from mosaic.core.plan import PredictedTimes
+from mosaic.core.plan import Expected, PredictedTimes
 from mosaic.core.safe_text import printable_output
 from mosaic.report import display
 from mosaic.report.display import Display, LastingStream, repeating, show_run
-from mosaic.report.run_status import RunStatus
+from mosaic.report.run_status import Row, RunStatus
 from tests.report.told_runs import Clock, Run
 
 
@@ -52,7 +52,6 @@ def repeated(monkeypatch, clock):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("LINES", "10")
-    monkeypatch.setattr(display, "RunStatus", lambda title, **rest: RunStatus(title, clock=clock, **rest))
 
     @contextmanager
     def by_hand(act, every_s, *, first_s):
@@ -61,6 +60,10 @@ def repeated(monkeypatch, clock):
 
     monkeypatch.setattr(display, "repeating", by_hand)
     return acts
+
+
+def calls_status(clock=None, **changes) -> RunStatus:
+    return RunStatus("calls", **({} if clock is None else {"clock": clock}), **changes)
 
 
 def start(controllers, clock: Clock, num_workers: int = 2) -> tuple[Run, list]:
@@ -86,11 +89,11 @@ def serve(run: Run, calls) -> None:
 # Runs in simulated time.
 
 
-def test_nobody_watching_a_simulation_means_no_controller_and_no_output(capsys):
+def test_a_simulation_that_is_not_watched_has_no_controller_and_no_output(capsys):
     stream = StringIO()
-    with show_run("calls", is_simulated=True, stream=stream) as controllers:
+    with show_run(calls_status(is_simulated=True), stream=stream) as controllers:
         assert controllers == ()
-    with show_run("calls", is_simulated=True) as controllers:  # pytest's captured stderr is no terminal
+    with show_run(calls_status(is_simulated=True)) as controllers:  # pytest's captured stderr is no terminal
         assert controllers == ()
     assert stream.getvalue() == ""
     assert capsys.readouterr().err == ""
@@ -98,7 +101,7 @@ def test_nobody_watching_a_simulation_means_no_controller_and_no_output(capsys):
 
 def test_a_terminal_shows_a_simulation_once_it_has_lasted_a_second(repeated, clock):
     stream = Terminal()
-    with show_run("calls", is_simulated=True, stream=stream) as controllers:
+    with show_run(calls_status(clock, is_simulated=True), stream=stream) as controllers:
         run, calls = start(controllers, clock)
         serve(run, calls)
         ((draw, every_s, first_s),) = repeated
@@ -112,7 +115,7 @@ def test_a_terminal_shows_a_simulation_once_it_has_lasted_a_second(repeated, clo
 
 def test_a_short_simulation_is_not_shown_on_a_terminal(clock):
     stream = Terminal()
-    with show_run("calls", is_simulated=True, stream=stream) as controllers:
+    with show_run(calls_status(clock, is_simulated=True), stream=stream) as controllers:
         run, calls = start(controllers, clock)
         serve(run, calls)
     assert stream.getvalue() == ""
@@ -122,14 +125,14 @@ def test_a_short_simulation_is_not_shown_on_a_terminal(clock):
 
 
 def test_the_display_never_reacts():
-    assert not Display(RunStatus("calls")).reacts
+    assert not Display(calls_status()).reacts
 
 
 @pytest.mark.parametrize("is_drawn", [True, False])
 @pytest.mark.parametrize("stream_kind", [Terminal, StringIO])
-def test_what_is_done_again_is_said_on_a_terminal_and_in_a_log(repeated, clock, stream_kind, is_drawn):
+def test_what_is_done_again_is_written_on_a_terminal_and_in_a_log(repeated, clock, stream_kind, is_drawn):
     stream = stream_kind()
-    with show_run("calls", stream=stream) as controllers:
+    with show_run(calls_status(clock), stream=stream) as controllers:
         run, calls = start(controllers, clock)
         if is_drawn:
             repeated[0][0]()
@@ -140,10 +143,13 @@ def test_what_is_done_again_is_said_on_a_terminal_and_in_a_log(repeated, clock, 
 
 
 @pytest.mark.parametrize("stream_kind", [Terminal, StringIO])
-def test_names_and_what_is_said_steer_neither_a_terminal_nor_a_log(repeated, clock, monkeypatch, stream_kind):
+def test_names_and_messages_steer_neither_a_terminal_nor_a_log(repeated, clock, monkeypatch, stream_kind):
     stream = stream_kind()
     monkeypatch.setattr(sys, "stderr", stream)
-    with printable_output(), show_run("calls\x1b[91m", more=lambda: "more\x1b[92m") as controllers:
+    with (
+        printable_output(),
+        show_run(RunStatus("calls\x1b[91m", clock=clock), more=lambda: Row("more\x1b[92m")) as controllers,
+    ):
         run, calls = start(controllers, clock)
         repeated[0][0]()
         run.tell(Redone(0.0, 0, {"A\x1b[93m": 3}, {}))
@@ -155,46 +161,45 @@ def test_names_and_what_is_said_steer_neither_a_terminal_nor_a_log(repeated, clo
 
 
 def test_a_log_gets_a_line_when_a_session_starts_or_ends_and_one_of_progress_now_and_then(repeated, clock, capsys):
-    with show_run("profiling") as controllers:
+    with show_run(calls_status(clock), more=lambda: Row("questions", "cost $2", 1, 9)) as controllers:
         run, calls = start(controllers, clock)
-        ((tell_progress, every_s, first_s),) = repeated
-        tell_progress()
+        ((log_progress, every_s, first_s),) = repeated
+        log_progress()
         serve(run, calls)
-        tell_progress()
+        log_progress()
     assert (every_s, first_s) == (10.0, 10.0)
     assert capsys.readouterr().err.splitlines() == [
-        "profiling: 3 calls on 2 workers",
+        "calls: 3 calls on 2 workers",
         "worker 0: loading A (session 0, 3 calls)",
-        "profiling: 0 of 3 calls (0%) after 0 s, 1 loading",
-        "worker 0: A (session 0): 3 of 3 calls ended in 0 s",
-        "profiling: 3 of 3 calls (100%) after 0 s",
+        "calls: 0 of 3 calls (0%) after 0 s, 1 loading, questions 1 of 9, cost $2",
+        "worker 0: A (session 0): 3 calls ended in 0 s",
+        "calls: 3 of 3 calls (100%) after 0 s, questions 1 of 9, cost $2",
     ]
 
 
 def test_a_terminal_shows_all_calls_and_each_worker_and_is_clean_afterwards(repeated, clock):
     stream = Terminal()
-    predicted = {0: PredictedTimes(0.0, 30.0, 60.0)}
-    with show_run("profiling", stream=stream, predicted=predicted) as controllers:
+    expected = Expected(num_calls=9, times={0: PredictedTimes(0.0, 30.0, 60.0)})
+    status = RunStatus("calls", expected, clock=clock)
+    with show_run(status, stream=stream, more=lambda: Row("questions", "cost $2", 1, 5)) as controllers:
         ((draw, every_s, first_s),) = repeated
         draw()
-        assert "0/?" in screen(stream.getvalue())[0], "how many there are is not known yet"
+        assert rows(stream) == ["calls 0/9 0 s", "questions 1/5 cost $2"]
         run, calls = start(controllers, clock)
         draw()
-        shown = screen(stream.getvalue())
-        assert shown[0].startswith("profiling")
-        assert "0/3" in shown[0]
-        assert shown[1:3] == ["worker 0: A loading, 0 s of 30 s planned", "worker 1: idle"]
+        assert rows(stream) == [
+            "calls 0/9 0 s, 1 loading", "questions 1/5 cost $2",
+            "worker 0 0/3 A loading, 0 s of 30 s planned", "worker 1 idle",
+        ]  # fmt: skip
         run.tell(Ready(0.0, 0))
         run.finish(0, calls[:1])
         draw()
-        shown = screen(stream.getvalue())
-        assert "1/3" in shown[0]
-        assert shown[1] == "worker 0: A serving, 1 of 3 calls, 20 s left"
-        later = run.open(1, "B", 4, workers=(1,))
+        assert rows(stream)[2] == "worker 0 1/3 A serving, 20 s left"
+        later = run.open(1, "B", 8, workers=(1,))
         run.finish(0, calls[1:])
         draw()
-        assert "3/7" in screen(stream.getvalue())[0], "the total is what is known so far"
-        assert len(later) == 4
+        assert rows(stream)[0].startswith("calls 3/11 "), "more calls than were known beforehand"
+        assert len(later) == 8
     assert (every_s, first_s) == (0.5, 0.0)
     cleaned = screen(f"{stream.getvalue()}what follows")
     assert cleaned[0] == "what follows"
@@ -204,17 +209,17 @@ def test_a_terminal_shows_all_calls_and_each_worker_and_is_clean_afterwards(repe
 
 def test_no_more_workers_are_shown_than_fit(repeated, clock):
     stream = Terminal()
-    with show_run("calls", stream=stream) as controllers:
+    with show_run(calls_status(clock), stream=stream) as controllers:
         start(controllers, clock, num_workers=30)
         repeated[0][0]()
-        shown = [line for line in screen(stream.getvalue()) if line]
+        shown = [line for line in rows(stream) if line]
     assert len(shown) == 9
-    assert shown[-2:] == ["worker 6: idle", "and 23 more workers"]
+    assert shown[-2:] == ["worker 6 idle", "and 23 more workers"]
 
 
 def test_a_line_that_is_too_long_is_cut(repeated, clock):
     stream = Terminal()
-    with show_run("calls", stream=stream) as controllers:
+    with show_run(calls_status(clock), stream=stream) as controllers:
         run, _ = start(controllers, clock)
         run.open(1, "B" * 200, 1, workers=(1,))
         run.tell(Ready(0.0, 0))
@@ -227,9 +232,17 @@ def test_a_line_that_is_too_long_is_cut(repeated, clock):
 def test_a_dumb_terminal_is_a_log(repeated, clock, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     stream = Terminal()
-    with show_run("calls", stream=stream) as controllers:
+    with show_run(calls_status(clock), stream=stream) as controllers:
         start(controllers, clock)
     assert stream.getvalue().splitlines() == ["calls: 3 calls on 2 workers", "worker 0: loading A (session 0, 3 calls)"]
+
+
+def rows(stream: StringIO) -> list[str]:
+    """What stands on a terminal, without its bars."""
+    return [
+        " ".join(line.translate(dict.fromkeys(map(ord, "\u2501\u2578\u257a"), " ")).split())
+        for line in screen(stream.getvalue())
+    ]
 
 
 def screen(written: str) -> list[str]:
@@ -264,7 +277,7 @@ def screen(written: str) -> list[str]:
 )
 def test_a_stream_that_breaks_does_not_stop_the_run(repeated, clock, is_terminal, error):
     stream = Broken(1, error, is_terminal=is_terminal)
-    with show_run("calls", stream=stream) as controllers:
+    with show_run(calls_status(clock), stream=stream) as controllers:
         run, calls = start(controllers, clock)
         repeated[0][0]()
         serve(run, calls)
@@ -272,18 +285,23 @@ def test_a_stream_that_breaks_does_not_stop_the_run(repeated, clock, is_terminal
     assert stream.num_refused == 1, "it is not tried again"
 
 
-def test_where_nothing_can_be_shown_there_is_no_controller(monkeypatch):
+def test_a_run_is_followed_where_nothing_can_be_shown(monkeypatch, clock):
     closed = StringIO()
     closed.close()
     monkeypatch.setattr(sys, "stderr", None)
     for stream in (closed, None):
-        with show_run("calls", stream=stream) as controllers:
+        status = calls_status(clock)
+        with show_run(status, stream=stream) as controllers:
+            run, calls = start(controllers, clock)
+            serve(run, calls)
+        assert status.num_ended == 3, "metrics read it"
+        with show_run(calls_status(is_simulated=True), stream=stream) as controllers:
             assert controllers == ()
 
 
 def test_what_is_shown_is_wiped_when_the_run_fails(repeated, clock):
     stream = Terminal()
-    with pytest.raises(KeyboardInterrupt), show_run("calls", stream=stream) as controllers:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), show_run(calls_status(clock), stream=stream) as controllers:  # noqa: PT012
         start(controllers, clock)
         repeated[0][0]()
         raise KeyboardInterrupt
@@ -296,14 +314,16 @@ def test_a_run_is_drawn_by_a_thread_while_it_changes(monkeypatch, clock):
     monkeypatch.setattr(display, "REDRAW_S", 0.001)
     monkeypatch.setattr(threading, "excepthook", failures.append)
     stream, deadline_s = Terminal(), time.monotonic() + 60
-    with show_run("calls", stream=stream) as controllers:
+    with show_run(calls_status(clock), stream=stream) as controllers:
         run, _ = start(controllers, clock)
         run.tell(Ready(0.0, 0))
-        while stream.getvalue().count("worker 1: B") < 10 and time.monotonic() < deadline_s:
+        while stream.getvalue().count("B serving") < 10 and time.monotonic() < deadline_s:
             number = run.view.next_session()
-            run.finish(number, run.open(number, "B", 3, workers=(1,)))
+            calls = run.open(number, "B", 3, workers=(1,))
+            run.tell(Ready(0.0, number))
+            run.finish(number, calls)
     assert failures == []
-    assert stream.getvalue().count("worker 1: B") >= 10
+    assert stream.getvalue().count("B serving") >= 10
 
 
 def test_what_repeats_does_so_until_it_is_over():
@@ -341,9 +361,9 @@ def test_a_lasting_stream_is_the_stream_as_long_as_it_lasts():
 
 def test_rich_is_imported_only_when_something_is_drawn():
     code = (
-        "import sys\nfrom mosaic.report.display import show_run\n"
-        "with show_run('calls', is_simulated=True) as none: assert none == ()\n"
-        "with show_run('calls') as one: assert len(one) == 1\n"
+        "import sys\nfrom mosaic.report.display import show_run\nfrom mosaic.report.run_status import RunStatus\n"
+        "with show_run(RunStatus('calls', is_simulated=True)) as none: assert none == ()\n"
+        "with show_run(RunStatus('calls')) as one: assert len(one) == 1\n"
         "assert 'rich' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

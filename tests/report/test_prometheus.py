@@ -1,11 +1,27 @@
-"""Who may read a run's counts."""
+"""What a batch's metrics say, and who may read them."""
 
 import urllib.error
 import urllib.request
 
 import pytest
 
+from mosaic.core.events import Ready, Started
+from mosaic.core.plan import Expected
+from mosaic.core.results import CallStatus
 from mosaic.report.prometheus import RunMetrics, serving
+from mosaic.report.run_status import RunStatus
+from tests.report.told_runs import Clock, Run
+
+FIRST = {
+    'mosaic:phase{phase="starting"}': "1",
+    "mosaic:questions": "20",
+    "mosaic:questions_done": "0",
+    "mosaic:calls": "0",
+    "mosaic:calls_done": "0",
+    "mosaic:calls_in_flight": "0",
+    "mosaic:seconds_left": "NaN",
+    "mosaic:lost_workers": "0",
+}
 
 
 def read(host: str, port: int | None) -> str:
@@ -13,11 +29,56 @@ def read(host: str, port: int | None) -> str:
     return text.decode()
 
 
+def samples(metrics: RunMetrics) -> dict[str, str]:
+    return dict(line.rsplit(" ", 1) for line in metrics.text().splitlines() if not line.startswith("#"))
+
+
+def test_there_are_samples_before_anything_runs_and_every_name_is_explained() -> None:
+    metrics = RunMetrics(20)
+    assert samples(metrics) == FIRST
+    text = metrics.text()
+    described = [
+        [line.split()[2] for line in text.splitlines() if line.startswith(f"# {kind} ")] for kind in ("HELP", "TYPE")
+    ]
+    assert described[0] == described[1]
+    assert {name.partition("{")[0] for name in FIRST} <= set(described[0])
+
+
+def test_phases_follow_each_other_and_counters_go_on() -> None:
+    metrics, clock = RunMetrics(20), Clock()
+    for title, num_calls in (("pilot", 4), ("calls", 60)):
+        status = RunStatus(title, Expected(num_calls=num_calls, left_s=lambda view: 9.0), clock=clock)
+        metrics.follow(status, lambda: 7)
+        run = Run(status.hear, clock)
+        calls = run.open(0, "A", 4)
+        run.tell(Started(0.0))
+        run.tell(Ready(0.0, 0))
+        run.finish(0, calls[:2], output_tokens=50)
+        run.finish(0, calls[2:3], status=CallStatus.FAILED, output_tokens=0)
+    found = samples(metrics)
+    assert (
+        found
+        | {
+            'mosaic:phase{phase="calls"}': "1",
+            "mosaic:questions_done": "7",
+            "mosaic:calls": "60",
+            "mosaic:calls_done": "3",
+            "mosaic:calls_in_flight": "1",
+            "mosaic:seconds_left": "9.0",
+            'vllm:num_requests_running{model_name="A"}': "1",
+            'vllm:request_success_total{model_name="A"}': "4",
+            'vllm:generation_tokens_total{model_name="A"}': "200",
+            'mosaic:failed_calls_total{model_name="A"}': "2",
+        }
+        == found
+    )
+
+
 @pytest.mark.slow
 def test_counts_are_for_this_machine_unless_another_address_is_named() -> None:
-    with serving(RunMetrics(), 0) as port:
+    with serving(RunMetrics(1), 0) as port:
         assert "# TYPE mosaic:lost_workers gauge" in read("127.0.0.1", port)
         with pytest.raises(urllib.error.URLError):
             read("127.0.0.2", port)
-    with serving(RunMetrics(), 0, "0.0.0.0") as port:
+    with serving(RunMetrics(1), 0, "0.0.0.0") as port:
         assert "# TYPE" in read("127.0.0.2", port)

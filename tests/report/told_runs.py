@@ -50,10 +50,13 @@ class Run:
         return [line for lines in told for line in lines]
 
     def close(self, number: int, *, load_s: float = 0.0, serve_s: float = 0.0) -> list[str]:
+        return self.close_at(self.ts, number, load_s=load_s, serve_s=serve_s)
+
+    def close_at(self, ts: float, number: int, *, load_s: float = 0.0, serve_s: float = 0.0) -> list[str]:
         session = self.view.opened[number]
         record = SessionRecord(
             session=number, expert=session.expert, node=session.node, workers=session.workers,
-            load_start_ts=self.ts - serve_s - load_s, load_s=load_s, start_ts=self.ts - serve_s, end_ts=self.ts,
+            load_start_ts=ts - serve_s - load_s, load_s=load_s, start_ts=ts - serve_s, end_ts=ts,
             num_calls=0, output_tokens=0,
         )  # fmt: skip
-        return self.tell(Closed(self.ts, record))
+        return self.tell(Closed(ts, record))

@@ -40,9 +40,9 @@ class Steps:
         yield
 
     @contextmanager
-    def show(self, name: str, predicted):
+    def show(self, name: str, expected):
         self.seen.append(f"shows {name}")
-        self.predicted = predicted
+        self.predicted = expected.times
         yield [self.watcher]
 
 
