@@ -20,9 +20,9 @@ from mosaic.runtime.site import Prompts
 from mosaic.runtime.store import digest_of
 from mosaic.runtime.unpriced import gangs_of
 from sim.cluster.backend import SimBackend
-from sim.cluster.gpu_use import GpuUse, Keep
-from sim.cluster.kept_loads import KeptLoads
+from sim.cluster.expert_on_gpu import GpuUse, Keep
 from sim.cluster.session import cut_off
+from sim.cluster.session_times import KeptLoads
 from sim.hardware.hardware import Hardware
 from sim.world.world import World
 

@@ -16,7 +16,7 @@ from mosaic.core.checks import require_count
 from mosaic.core.engine_options import EngineOptions
 from sim.engine.engine import Engine
 from sim.hardware.iteration_time import graph_sizes, padded_seqs, unsplit_seqs
-from sim.hardware.length_time import MAX_WAVES, AttentionSkew, LengthTime
+from sim.hardware.skew_time import MAX_WAVES, AttentionSkew, SkewAwareIterationTime
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -80,7 +80,7 @@ class Work(NamedTuple):
     """Of prompts beside decodes whose lengths matter: tokens, and tokens before them."""
 
 
-class _Counter(LengthTime):
+class _Counter(SkewAwareIterationTime):
     """An iteration time that prices every iteration at one second and keeps what was in it.
 
     NOTE: the engine asks for the time of a jump once where all requests are there from the start, so every question
@@ -159,9 +159,9 @@ def _waited_blocks(work: Work, skew: AttentionSkew) -> float:
         return 0.0
     if not work.chunks:
         first_tokens = work.kv_tokens / work.num_iterations - work.num_seqs * (work.num_iterations - 1) / 2
-        return work.num_iterations * skew.alone_s(work.longest[-1], first_tokens / work.num_seqs)
+        return work.num_iterations * skew.longest_wait_s(work.longest[-1], first_tokens / work.num_seqs)
     num_decodes = work.num_seqs - len(work.chunks)
-    return skew.beside_s(work.chunks, num_decodes, work.kv_tokens_beside / num_decodes, work.longest)
+    return skew.beside_prefill_s(work.chunks, num_decodes, work.kv_tokens_beside / num_decodes, work.longest)
 
 
 def ramps(num_tokens: int) -> Floats:

@@ -14,7 +14,7 @@ from scipy.optimize import nnls
 
 from mosaic.core.results import CallRecord
 from sim.hardware.iteration_time import IterationTime
-from sim.hardware.length_time import LengthTime
+from sim.hardware.skew_time import SkewAwareIterationTime
 
 MIN_STRETCHES = 20
 """With fewer a fit would be that of noise."""
@@ -68,7 +68,7 @@ def excess_s(stretch: Stretch, time: IterationTime) -> float:
 
 
 def _step_s(lengths: Sequence[int], time: IterationTime) -> float:
-    if isinstance(time, LengthTime):
+    if isinstance(time, SkewAwareIterationTime):
         longest = lengths[-time.num_longest :] if time.num_longest else ()
         return time.decode_span_s(len(lengths), sum(lengths), 1, longest)
     return time.decode_span_s(len(lengths), sum(lengths), 1)

@@ -19,7 +19,7 @@ from experiments.hardware.operator_tables import read_table
 from mosaic.core.workload import ModelShape
 from sim.hardware.hardware import MeasuredAttention
 from sim.hardware.iteration_time import unsplit_seqs
-from sim.hardware.length_time import AttentionSkew
+from sim.hardware.skew_time import AttentionSkew
 
 STREAMS = np.arange(8.0, 200.0, 0.5)
 """Candidates: pairs of sequence and KV head that fill the bandwidth."""
@@ -147,5 +147,5 @@ def _uniform_s(row: SkewRow, attention: MeasuredAttention) -> float:
 def _extra_s(row: SkewRow, skew: AttentionSkew) -> float:
     if row.chunk:
         lengths = [row.small] * (row.num_seqs - row.num_big) + [row.big] * row.num_big
-        return skew.beside_s([(row.chunk, row.context)], row.num_seqs, row.mean_tokens, lengths)
-    return skew.alone_s(row.big, row.mean_tokens) if row.num_seqs >= skew.min_seqs else 0.0
+        return skew.beside_prefill_s([(row.chunk, row.context)], row.num_seqs, row.mean_tokens, lengths)
+    return skew.longest_wait_s(row.big, row.mean_tokens) if row.num_seqs >= skew.min_seqs else 0.0

@@ -21,8 +21,8 @@ from mosaic.runtime.job import Job
 from mosaic.runtime.run import plan as make_plan
 from mosaic.runtime.run import run
 from mosaic.runtime.static_plan import execute
+from sim.cluster.bounds import RunBounds, run_bounds
 from sim.cluster.expert_on_gpu import ExpertsOnGpus
-from sim.cluster.tight_bound import RunBounds, run_bounds
 from sim.hardware.iteration_time import iteration_time
 from sim.site import SimSite
 from sim.world.world import World

@@ -15,10 +15,10 @@ from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.exits.faster_moa import Embed
 from mosaic.runtime.site import Site
-from sim.cluster.gpu_use import GpuUse, Keep
+from sim.cluster.expert_on_gpu import GpuUse, Keep
 from sim.hardware.hardware import Hardware
 from sim.site import SimSite
-from sim.world.simulated_world import SimulatedWorld
+from sim.world.world import SimulatedWorld
 
 USE_KEYS = ("keep", "load_ahead_gib", "experts_per_gpu")
 

@@ -7,7 +7,7 @@ from mosaic.config.sections import AnswersSection, WorldSection, section
 from mosaic.core.checks import require, require_count
 from sim.world.answer_model import AnswerModel
 from sim.world.length_sources import declared_parameter, length_distribution, length_distributions
-from sim.world.simulated_world import SimulatedWorld
+from sim.world.world import SimulatedWorld
 
 ANSWER_KEYS = (
     "mean_ability", "discrimination", "distractor_std", "length_loading", "aggregator_gain", "deference",

@@ -16,16 +16,13 @@ from mosaic.core.plan import Session
 from mosaic.core.realization import Outcomes
 from mosaic.core.results import CallRecord, Inputs, inputs_of
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
+from sim.cluster.bounds import lower_bound_s
 from sim.cluster.clock import EngineClock, ProcessGenerator, run_until, wait_until
-from sim.cluster.expert_on_gpu import ExpertsOnGpus, IterationTimes, check_hardware, shared_iteration_time
-from sim.cluster.gpu_use import GpuUse
+from sim.cluster.expert_on_gpu import ExpertsOnGpus, GpuUse, IterationTimes, check_hardware, shared_iteration_time
 from sim.cluster.gpus import Gpus, Room
 from sim.cluster.host_memory import Holding
-from sim.cluster.lower_bound import lower_bound_s
 from sim.cluster.prefills import Prefills
-from sim.cluster.queues import Queues
-from sim.cluster.session import PendingCall, SimSession, cut_off
-from sim.cluster.session_table import check_all_ended, session_named, session_of, sessions_of
+from sim.cluster.session import PendingCall, Queues, SimSession, cut_off
 from sim.engine.engine import Engine
 from sim.hardware.hardware import Hardware
 
@@ -119,7 +116,7 @@ class SimBackend:
             else:
                 env.step()
                 self._now = env.now
-        check_all_ended([*self._pending.values()], self._sessions)
+        self._check_all_ended()
 
     def _compose(self) -> None:
         """Let engines that have finished calls or got commands go on; what was told before has been answered by now."""
@@ -148,7 +145,7 @@ class SimBackend:
             case Open(session=session):
                 self._open(session)
             case Close(session=number):
-                live = session_named(self._sessions, number, "Close")
+                live = self._session_named(number, "Close")
                 live.is_closing = True
                 self._prefills.stop_all(live, self._now)
                 self._clock.touch(live)
@@ -159,7 +156,7 @@ class SimBackend:
             case Move(key=key, session=number):
                 self._move(key, number)
             case Prefill(call=call, session=number):
-                live = session_of(self._sessions, number, call)
+                live = self._session_of(number, call)
                 if call.key not in self._pending and call.key not in self._records:
                     self._steer(live)
                     self._prefills.start(command, live, self._now)
@@ -180,7 +177,7 @@ class SimBackend:
         if session.id in self._sessions:
             raise BackendError(f"session {session.id} of {session.expert!r}: id must be one that no session has")
         for needed in session.after:
-            session_named(self._sessions, needed, f"session {session.id} of {session.expert!r}: after")
+            self._session_named(needed, f"session {session.id} of {session.expert!r}: after")
         self._pass_time(self._now)
         model, env = self._models.of_session(session), self._env
         live = self._sessions[session.id] = SimSession(session, model, env.event(), env.event())
@@ -200,12 +197,12 @@ class SimBackend:
             self._prefills.stop(key, now)
             self._prefills.name_prefix(pending)
         if isinstance(to, int):
-            self._give(pending, session_of(self._sessions, to, call, is_open=True))
+            self._give(pending, self._session_of(to, call, is_open=True))
         elif to != call.expert:
             raise BackendError(f"call {key} is for {call.expert!r}, got the queue of {to!r}")
         else:
             self._queues.push(pending, priority)
-            for live in sessions_of(self._sessions, to):
+            for live in self._sessions_of(to):
                 self._clock.touch(live)
 
     def _give(self, pending: PendingCall, live: SimSession) -> None:
@@ -254,7 +251,7 @@ class SimBackend:
         pending = self._find(key)
         if pending is None or (pending.place is not None and pending.place.session.id == number):
             return
-        there, here = session_of(self._sessions, number, pending.call, is_open=True), pending.place
+        there, here = self._session_of(number, pending.call, is_open=True), pending.place
         if here is None:
             self._queues.remove(pending)
         else:
@@ -308,7 +305,7 @@ class SimBackend:
 
     def _feed(self, name: ExpertName) -> None:
         """Let the sessions of an expert that are up take calls from its queue."""
-        up = (live for live in sessions_of(self._sessions, name) if live.takes_calls)
+        up = (live for live in self._sessions_of(name) if live.takes_calls)
         for pending, live in self._queues.hand_out(name, up, self._models.settings.max_num_seqs):
             self._give(pending, live)
 
@@ -317,3 +314,31 @@ class SimBackend:
             if live.engine is not None:
                 self._touch(live)
                 self._events.append(Progress(self._now, number, live.num_generated()))
+
+    def _session_named(self, number: int, what: str) -> SimSession:
+        """Find a session that was opened."""
+        live = self._sessions.get(number)
+        if live is None:
+            raise BackendError(f"{what}: session must be one that was opened, got {number}")
+        return live
+
+    def _session_of(self, number: int, call: Call, *, is_open: bool = False) -> SimSession:
+        """Find a session of a call's expert; ``is_open``: it must still get calls."""
+        live = self._sessions.get(number)
+        if live is None or (is_open and live.is_closing):
+            rule = "one that was opened and not closed" if is_open else "one that was opened"
+            raise BackendError(f"call {call.key}: session must be {rule}, got {number}")
+        if live.session.expert != call.expert:
+            raise BackendError(f"session {number} of {live.session.expert!r}: call {call.key} is for {call.expert!r}")
+        return live
+
+    def _sessions_of(self, expert: ExpertName) -> list[SimSession]:
+        return [live for live in self._sessions.values() if live.session.expert == expert]
+
+    def _check_all_ended(self) -> None:
+        """Refuse the end of a run where calls or sessions have not ended."""
+        if self._pending:
+            names = sorted({one.call.expert for one in self._pending.values()})
+            raise BackendError(f"calls wait for sessions of {names}, and none is open")
+        if left := [number for number, live in self._sessions.items() if not live.over.triggered]:
+            raise BackendError(f"sessions {left} were never closed")

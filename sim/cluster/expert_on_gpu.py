@@ -1,22 +1,78 @@
-"""Experts on the kinds of GPU of a cluster: load, iteration times, KV capacity, engines."""
+"""Experts on the kinds of GPU of a cluster: what sessions share there, loads, times, KV capacity, engines."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
+from mosaic.core.checks import AtLeast1, Positive, check_fields, require
 from mosaic.core.cluster import Cluster, Gpu, Worker
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.kv_memory import CONTEXT_BYTES, activation_bytes, check_sparse_kv, fits_memory, kv_capacity_tokens
 from mosaic.core.plan import Session
 from mosaic.core.workload import Expert, ExpertName, ModelShape, SparseKv
-from sim.cluster.gpu_use import GpuUse, Keep
 from sim.engine.engine import Engine
-from sim.engine.sparse_engine import SparseEngine
-from sim.engine.sparse_kv_cache import PageSizes
+from sim.engine.sparse_engine import PageSizes, SparseEngine
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import IterationTime, iteration_time
 from sim.hardware.sparse_time import SparseTime, sparse_time
+
+
+class Keep(StrEnum):
+    """What the host keeps of an expert when another takes its GPUs."""
+
+    NOTHING = "nothing"
+    WEIGHTS = "weights"
+    """In host memory, for whoever loads the expert next, as far as they fit."""
+    ENGINES = "engines"
+    """The engine sleeps instead of ending, and weights that were loaded stay in host memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuUse:
+    """What sessions share; as it stands one session has a GPU for itself, and every load is cold.
+
+    At most one of the two ways to have more than one expert on a GPU is taken.
+    """
+
+    keep: Keep = Keep.NOTHING
+    load_ahead_gib: Positive | None = None
+    """Memory that every GPU keeps free, for the weights of the session behind: they load while the one before ends."""
+    experts_per_gpu: AtLeast1 = 1
+    """Equal shares of a GPU's memory, each for one session; those that have calls take turns by iterations."""
+
+    is_alone: bool = False
+    """Whether a session waits until it has a GPU for itself all the same: to measure what its share is worth."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "backend.")
+        if self.load_ahead_gib is not None:
+            rule = "null where backend.experts_per_gpu is above 1: experts load beside each other anyhow"
+            require(self.experts_per_gpu == 1, "backend.load_ahead_gib", rule, self.load_ahead_gib)
+
+    @property
+    def one_at_a_time(self) -> "GpuUse":
+        """The same shares of memory, for sessions one after the other, each from disk."""
+        return replace(self, keep=Keep.NOTHING, is_alone=True)
+
+    @property
+    def num_slots(self) -> int:
+        """How many sessions may have memory on a GPU at once."""
+        return self.experts_per_gpu if self.load_ahead_gib is None else 2
+
+    @property
+    def ahead_bytes(self) -> int:
+        """What is kept free for weights that load ahead."""
+        return 0 if self.load_ahead_gib is None else int(self.load_ahead_gib * 2**30)
+
+    def share_of(self, gpu: Gpu) -> Gpu:
+        """Give a GPU as one session sees it: with its share of the memory that engines may take."""
+        if self.num_slots == 1:
+            return gpu
+        usable = gpu.usable_bytes // self.experts_per_gpu - self.ahead_bytes
+        return replace(gpu, memory_bytes=max(1, usable), memory_utilization_frac=1.0)
+
 
 IterationTimes: TypeAlias = Callable[[Hardware, ModelShape, int], IterationTime]
 """Builds the iteration time of a model on a kind of GPU at a tensor-parallel degree."""

@@ -9,11 +9,10 @@ import simpy
 from mosaic.core.cluster import Cluster
 from mosaic.core.plan import Home, home_of
 from sim.cluster.clock import wait_until
-from sim.cluster.expert_on_gpu import ExpertOnGpu
-from sim.cluster.gpu_use import GpuUse, Keep
+from sim.cluster.expert_on_gpu import ExpertOnGpu, GpuUse, Keep
 from sim.cluster.host_memory import Asleep, Holding, HostMemory, Weights
 from sim.cluster.session import SimSession
-from sim.hardware.host import Host
+from sim.hardware.hardware import Host
 
 
 @dataclass(slots=True, eq=False)

@@ -1,6 +1,9 @@
-"""Calls and sessions of the simulated cluster while they last."""
+"""Calls and sessions of the simulated cluster while they last, and the queues of calls that wait for a session."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from heapq import heapify, heappop, heappush
+from math import inf
 
 import simpy
 
@@ -8,14 +11,15 @@ from mosaic.core.errors import BackendError
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, CallStatus, SessionRecord
-from mosaic.core.workload import Call, CallKey, Expert
+from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from sim.cluster.expert_on_gpu import ExpertOnGpu
-from sim.cluster.lookahead import Lookahead
 from sim.engine.engine import Engine
 from sim.engine.request import Request
 
 PREFILL = -1
 """What engines name the requests of prefills; no call's number is negative."""
+FIRST_AHEAD, MOST_AHEAD = 4, 64
+"""Finishes by which an engine runs ahead: few at first and then more, as they are thrown away when a command comes."""
 
 
 def cut_off(call: Call, expert: Expert, outcome: Outcome) -> Outcome:
@@ -81,6 +85,17 @@ class PendingCall:
         self.first_token_ts = request.first_token_ts if self.first_token_ts is None else self.first_token_ts
         return True
 
+    def with_attempts(self, record: CallRecord) -> CallRecord:
+        """Add to a record of the last attempt what those before left behind."""
+        return record._replace(
+            queued_ts=self.queued_ts,
+            admitted_ts=record.admitted_ts if self.admitted_ts is None else self.admitted_ts,
+            first_token_ts=record.first_token_ts if self.first_token_ts is None else self.first_token_ts,
+            num_preemptions=self.num_preemptions + record.num_preemptions,
+            attempt=self.attempt,
+            wasted_tokens=self.wasted_tokens + record.wasted_tokens,
+        )
+
     def cut(self, engine: Engine | None, tokens: int, now: float) -> bool:
         """Let the call write at most so many tokens, or one more than it has; False if it has just finished."""
         left = max(tokens, self.generated + 1)
@@ -115,6 +130,48 @@ class PendingCall:
             wasted_tokens=self.wasted_tokens,
             status=CallStatus.CANCELLED,
         )
+
+
+class Lookahead:
+    """What an engine finishes, and when, if it is told nothing more.
+
+    NOTE: engines that go on in turn, each to its next finish, take a third longer than one after the other: nothing is
+    where the processor looks first. So an engine takes many finishes in a row, and they are told in their turn. The
+    first command that concerns it makes them void: another engine then repeats what has been told, and from there on
+    goes with the clock.
+    """
+
+    def __init__(self, engine: Engine, start_ts: float) -> None:
+        self._engine = engine
+        self._coming: deque[tuple[float, list[Request]]] = deque()
+        self._num_ahead = FIRST_AHEAD
+        self._num_told = 0
+        self._told_ts = start_ts
+
+    def next_ts(self) -> float:
+        """Next instant at which requests finish; infinite if none do."""
+        if not self._coming:
+            self._run()
+        return self._coming[0][0] if self._coming else inf
+
+    def tell(self) -> tuple[list[Request], float]:
+        """Give the requests that finish next, as the clock has got there, and when others do after them."""
+        coming = self._coming
+        self._told_ts, finished = coming.popleft()
+        self._num_told += 1
+        return finished, coming[0][0] if coming else self.next_ts()
+
+    def repeat(self, engine: Engine, now: float) -> None:
+        """Take an engine that has the same requests and has not begun to where the clock is."""
+        for _ in range(self._num_told):
+            engine.run_events(engine.next_event_ts(), inf)
+        if self._told_ts < now:  # else its next batch is still open
+            while (ts := engine.next_event_ts()) < now:
+                engine.run_events(ts, now)
+
+    def _run(self) -> None:
+        self._coming.extend(self._engine.run_ahead(self._num_ahead))
+        self._num_ahead = min(2 * self._num_ahead, MOST_AHEAD)
 
 
 class SimSession:
@@ -242,42 +299,15 @@ class SimSession:
             call, (_, answer, visible_tokens, confidence, _) = pending.call, pending.outcome
             output_tokens = request.output_tokens
             self._output_tokens += output_tokens
-            if pending.attempt:
-                records.append(self._after_moves(pending, request))
-                continue
-            records.append(
-                CallRecord(
-                    call.key, expert, number, workers, call.prompt_tokens, output_tokens,
-                    request.queued_ts, request.admitted_ts, request.first_token_ts, request.finished_ts,
-                    request.num_preemptions, 0, request.cached_tokens, request.wasted_tokens, pending.status, answer,
-                    visible_tokens, None, confidence,
-                )
+            record = CallRecord(
+                call.key, expert, number, workers, call.prompt_tokens, output_tokens,
+                request.queued_ts, request.admitted_ts, request.first_token_ts, request.finished_ts,
+                request.num_preemptions, 0, request.cached_tokens, request.wasted_tokens, pending.status, answer,
+                visible_tokens, None, confidence,
             )  # fmt: skip
+            records.append(pending.with_attempts(record) if pending.attempt else record)
         self._num_finished += len(records)
         return records
-
-    def _after_moves(self, pending: PendingCall, request: Request) -> CallRecord:
-        call, (_, answer, visible_tokens, confidence, _) = pending.call, pending.outcome
-        return CallRecord(
-            key=call.key,
-            expert=self.session.expert,
-            session=self.session.id,
-            workers=self.session.workers,
-            prompt_tokens=call.prompt_tokens,
-            output_tokens=request.output_tokens,
-            queued_ts=pending.queued_ts,
-            admitted_ts=request.admitted_ts if pending.admitted_ts is None else pending.admitted_ts,
-            first_token_ts=request.first_token_ts if pending.first_token_ts is None else pending.first_token_ts,
-            finished_ts=request.finished_ts,
-            num_preemptions=pending.num_preemptions + request.num_preemptions,
-            attempt=pending.attempt,
-            cached_tokens=request.cached_tokens,
-            wasted_tokens=pending.wasted_tokens + request.wasted_tokens,
-            status=pending.status,
-            answer=answer,
-            visible_tokens=visible_tokens,
-            confidence=confidence,
-        )
 
     def record(self, load_start_ts: float, load_s: float, start_ts: float, end_ts: float) -> SessionRecord:
         """Record the session; it counts the calls that it finished."""
@@ -293,3 +323,43 @@ class SimSession:
             num_calls=self._num_finished,
             output_tokens=self._output_tokens,
         )
+
+
+class Queues:
+    """One queue an expert, by priority and then by arrival."""
+
+    def __init__(self) -> None:
+        self.entries: dict[ExpertName, list[tuple[int, int, PendingCall]]] = {}
+        """By expert, those that hold calls; one dictionary for good, which the backend looks at."""
+        self._num_pushed = 0
+
+    def __len__(self) -> int:
+        """Count the experts whose queues hold calls."""
+        return len(self.entries)
+
+    def push(self, pending: PendingCall, priority: int) -> None:
+        """Add a call to its expert's queue; the lower priority goes first."""
+        heappush(self.entries.setdefault(pending.call.expert, []), (priority, self._num_pushed, pending))
+        self._num_pushed += 1
+
+    def hand_out(
+        self, expert: ExpertName, sessions: Iterable[SimSession], max_num_seqs: int
+    ) -> Iterator[tuple[PendingCall, SimSession]]:
+        """Give calls to sessions with room, as the caller adds them: the one with the fewest is first."""
+        entries, sessions = self.entries.get(expert, []), list(sessions)
+        while entries and sessions:
+            live = min(sessions, key=lambda live: len(live.calls))
+            if len(live.calls) >= max_num_seqs:
+                return
+            pending = heappop(entries)[2]
+            if not entries:
+                del self.entries[expert]
+            yield pending, live
+
+    def remove(self, pending: PendingCall) -> None:
+        """Take a call out, wherever it stands."""
+        expert = pending.call.expert
+        entries = self.entries[expert] = [entry for entry in self.entries[expert] if entry[2] is not pending]
+        heapify(entries)
+        if not entries:
+            del self.entries[expert]

@@ -1,4 +1,4 @@
-"""Simulated sessions as a cost model for schedulers: lengths come from them, never from the world."""
+"""What planners may know of simulated machines: sessions over predicted lengths, and loads. Nothing of the world."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,8 +7,9 @@ from math import inf
 from mosaic.core.cluster import Cluster, Worker
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert
+from mosaic.planning.costs import Residency
 from mosaic.planning.session_model import Request, Served
-from sim.cluster.expert_on_gpu import ExpertsOnGpus, IterationTimes
+from sim.cluster.expert_on_gpu import ExpertsOnGpus, GpuUse, IterationTimes, Keep, shared_iteration_time
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import iteration_time
 
@@ -47,3 +48,19 @@ class SimulatedSessions:
     def unload_s(self, expert: Expert, num_workers: int) -> float:
         """Seconds to make room for it where another expert was."""
         return self._models.on(expert, self._workers[:num_workers]).unload_s
+
+
+class KeptLoads:
+    """Knows the machines as ``hardware`` has them: what is assumed of the host is no secret of the world."""
+
+    def __init__(self, hardware: Mapping[str, Hardware], cluster: Cluster, options: EngineOptions, use: GpuUse) -> None:
+        self._models = ExpertsOnGpus((), hardware, cluster, options, shared_iteration_time, use)
+        self._keep = use.keep
+
+    def load_s(self, expert: Expert, workers: tuple[Worker, ...], residency: Residency) -> float | None:
+        """Give the seconds of a load from the host's memory, or of waking an engine."""
+        if residency not in (Residency.HOST, Residency.ASLEEP):
+            return None
+        model = self._models.on(expert, workers)
+        wakes = residency is Residency.ASLEEP and self._keep is Keep.ENGINES
+        return model.sleep_s if wakes else model.warm_load_s

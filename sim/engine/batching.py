@@ -5,8 +5,7 @@ from mosaic.core.engine_options import EngineOptions, Order
 from sim.engine.decoding import DecodingSet
 from sim.engine.kv_cache import NOTHING, KvCache
 from sim.engine.prefix_cache import PrefixKvCache
-from sim.engine.request import Chunk, Request
-from sim.engine.request_queue import RequestQueue
+from sim.engine.request import Chunk, Request, RequestQueue
 
 
 class Batcher:

@@ -1,31 +1,82 @@
-"""A kind of GPU as the simulator sees it: memory, loading, host overhead and measured operator times."""
+"""A kind of GPU as the simulator sees it: memory, loading, measured operator times, and the host around it."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mosaic.core.checks import require, require_count, require_name, require_number
+from mosaic.core.checks import (
+    AtLeast0,
+    AtLeast1,
+    Name,
+    NotNegative,
+    Positive,
+    check_fields,
+    require,
+    require_count,
+    require_name,
+    require_number,
+)  # fmt: skip
 from mosaic.core.cluster import Gpu
 from mosaic.core.workload import ModelShape
 from sim.hardware.curves import Curve, Grid, curve_from_text, grid_from_text
-from sim.hardware.host import Host
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """Memory of the machine that the GPUs sit in, and seconds of loads that need no disk.
+
+    NOTE: an expert that has been loaded on the host once is in its memory (the page cache): another engine of it starts
+    without the disk. An engine that is put to sleep (vLLM's sleep mode, level 1) copies its weights to the host and
+    gives up its KV cache; it wakes by copying them back, with all that starting an engine takes behind it.
+    """
+
+    memory_gib: NotNegative
+    """For weights alone."""
+    load_fixed_s: NotNegative
+    """To start an engine whose weights are in host memory, beside reading them: process, profile, graphs."""
+    load_bytes_per_s: Positive
+    """Rate at which an engine reads weights from host memory as it starts."""
+    sleep_fixed_s: NotNegative
+    """To put an engine to sleep, and to wake it, beside copying its weights over the host link."""
+    asleep_gpu_gib: NotNegative
+    """What an engine asleep keeps on each of its GPUs."""
+    source: Name
+    """Where the numbers come from."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "hardware host: ")
+
+    @property
+    def memory_bytes(self) -> int:
+        return int(self.memory_gib * 2**30)
+
+    @property
+    def asleep_gpu_bytes(self) -> int:
+        return int(self.asleep_gpu_gib * 2**30)
+
+    def load_s(self, shape: ModelShape) -> float:
+        """Time from idle workers to a ready engine, the weights being in host memory."""
+        return self.load_fixed_s + shape.weight_bytes / self.load_bytes_per_s
+
+    def sleep_s(self, shape: ModelShape, tp_degree: int, link_bytes_per_s: float) -> float:
+        """Time to put an engine to sleep, or to wake it; each GPU copies its part over its own link."""
+        return self.sleep_fixed_s + shape.weight_bytes / tp_degree / link_bytes_per_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedAttention:
     """Attention of one layer as coefficients: decode is linear in tokens read, prefill quadratic in length."""
 
-    decode_fixed_s: float
-    decode_per_seq_s: float
-    decode_per_kv_token_s: float
-    prefill_per_token_s: float
-    prefill_per_token_pair_s: float
+    decode_fixed_s: NotNegative
+    decode_per_seq_s: NotNegative
+    decode_per_kv_token_s: NotNegative
+    prefill_per_token_s: NotNegative
+    prefill_per_token_pair_s: NotNegative
     """A chunk of c tokens behind a context of p adds (p + c)^2 - p^2 of these."""
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            require_number(getattr(self, name), f"attention: {name}", at_least=0)
+        check_fields(self, "attention: ")
 
     @property
     def kv_token_s(self) -> float:
@@ -48,11 +99,11 @@ class MeasuredAttention:
     """One chunk alone: rows its tokens, columns the tokens before it."""
     beside: Grid
     """What decodes add to an iteration with a prefill: rows and columns as in ``decode``."""
-    beside_per_token_pair_s: float
+    beside_per_token_pair_s: NotNegative
     """Added for each decode and each token of the longest chunk beside it."""
 
     def __post_init__(self) -> None:
-        require_number(self.beside_per_token_pair_s, "attention: beside_per_token_pair_s", at_least=0)
+        check_fields(self, "attention: ")
 
     @property
     def kv_token_s(self) -> float:
@@ -65,10 +116,10 @@ class MeasuredAttention:
 class OperatorTable:
     """Measured operator times of one reference model on each GPU at one tensor-parallel degree."""
 
-    name: str
+    name: Name
     shape: ModelShape
-    tp_degree: int
-    source: str
+    tp_degree: AtLeast1
+    source: Name
     dense: Curve
     """All operators of one layer but attention, by the tokens of the iteration."""
     attention: FittedAttention | MeasuredAttention
@@ -80,9 +131,7 @@ class OperatorTable:
     """Mean absolute relative error of each fitted part against its measurements."""
 
     def __post_init__(self) -> None:
-        require_name(self.name, "operator table: name")
-        require_count(self.tp_degree, f"operator table {self.name}: tp_degree", at_least=1)
-        require_name(self.source, f"operator table {self.name}: source")
+        check_fields(self, f"operator table {self.name}: ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,38 +140,38 @@ class Hardware:
 
     gpu: Gpu
     tables: tuple[OperatorTable, ...]
-    load_bytes_per_s: float | None
+    load_bytes_per_s: Positive | None
     """Rate at which a session takes its weights in; None: at once, as for an engine that is already up."""
-    load_fixed_s: float = 0.0
-    load_scale: float = 1.0
+    load_fixed_s: NotNegative = 0.0
+    load_scale: NotNegative = 1.0
     """Multiplies the time of every load: what the rate and the fixed part give is the load cost at 1."""
-    unload_s: float = 0.0
+    unload_s: NotNegative = 0.0
     """To end a session: from its last token until another expert can load on its workers."""
-    cpu_base_s: float = 0.0
+    cpu_base_s: NotNegative = 0.0
     """Host time per iteration: scheduling, inputs, sampling, outputs."""
-    cpu_per_seq_s: float = 0.0
-    cpu_overhead_scale: float = 1.0
+    cpu_per_seq_s: NotNegative = 0.0
+    cpu_overhead_scale: NotNegative = 1.0
     """Phi: how much slower the host is than where the two terms were measured."""
-    cpu_per_kv_token_s: float = 0.0
+    cpu_per_kv_token_s: NotNegative = 0.0
     """Host time per token in the cache of a decode step: vLLM V0 copies token ids and block tables every step."""
-    memory_bytes_per_s: float | None = None
+    memory_bytes_per_s: Positive | None = None
     """Memory bandwidth; prices the LM head where a table has none."""
-    flops_per_s: float | None = None
+    flops_per_s: Positive | None = None
     """Where a table has no LM head: its products take at least so long; None: reading the weights is all."""
-    sampler_per_logit_s: float = 0.0
+    sampler_per_logit_s: NotNegative = 0.0
     """Where a table has no LM head: the sampler, per sequence and word of the vocabulary."""
-    graph_max_seqs: int = 0
+    graph_max_seqs: AtLeast0 = 0
     """Decode batches up to this size are padded to 1, 2, 4, 8, 16, 24 ... (CUDA graphs); 0: never."""
-    max_graph_tokens: int | None = None
+    max_graph_tokens: AtLeast1 | None = None
     """vLLM V0's max_seq_len_to_capture: decode batches with a longer sequence run without CUDA graphs; None: never."""
-    eager_layer_s: float = 0.0
+    eager_layer_s: NotNegative = 0.0
     """Least time of a layer without CUDA graphs."""
     num_sms: int = 0
     """Streaming multiprocessors; they decide from which batch on decode attention is not split over them."""
-    attention_streams: float = 0.0
+    attention_streams: NotNegative = 0.0
     """Pairs of sequence and KV head that read at the full bandwidth together, one thread block each; see
-    ``sim.hardware.length_time.AttentionSkew``. 0: length skew costs nothing."""
-    host_link_bytes_per_s: float | None = None
+    ``sim.hardware.skew_time.AttentionSkew``. 0: length skew costs nothing."""
+    host_link_bytes_per_s: Positive | None = None
     """From the host's memory to a GPU, each way; a sparse KV cache needs it."""
     all_reduce: Mapping[int, Curve] = field(default_factory=dict)
     """One all-reduce by bytes of the message, per tensor-parallel degree."""
@@ -132,24 +181,10 @@ class Hardware:
     """Where the settings above come from: published, measured, fitted or assumed."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tables", tuple(self.tables))
         owner = f"hardware {self.gpu.name}"
+        check_fields(self, f"{owner}: ")
         require(len(self.tables) > 0, f"{owner}: tables", "at least one", 0)
-        require_number(self.load_fixed_s, f"{owner}: load_fixed_s", at_least=0)
-        require_number(self.load_scale, f"{owner}: load_scale", at_least=0)
-        require_number(self.unload_s, f"{owner}: unload_s", at_least=0)
-        require_number(self.cpu_base_s, f"{owner}: cpu_base_s", at_least=0)
-        require_number(self.cpu_per_seq_s, f"{owner}: cpu_per_seq_s", at_least=0)
-        require_number(self.cpu_overhead_scale, f"{owner}: cpu_overhead_scale", at_least=0)
-        require_count(self.graph_max_seqs, f"{owner}: graph_max_seqs")
-        for name in ("cpu_per_kv_token_s", "sampler_per_logit_s", "eager_layer_s", "attention_streams"):
-            require_number(getattr(self, name), f"{owner}: {name}", at_least=0)
-        if self.max_graph_tokens is not None:
-            require_count(self.max_graph_tokens, f"{owner}: max_graph_tokens", at_least=1)
         require_count(self.num_sms, f"{owner}: num_sms", at_least=1 if self.attention_streams else 0)
-        for name in ("load_bytes_per_s", "memory_bytes_per_s", "flops_per_s", "host_link_bytes_per_s"):
-            if getattr(self, name) is not None:
-                require_number(getattr(self, name), f"{owner}: {name}", above=0)
         for table in self.tables:
             if table.head is None:
                 require(self.memory_bytes_per_s is not None, f"{owner}: memory_bytes_per_s", "given", None)
@@ -181,12 +216,8 @@ class Hardware:
         """
         source = self.sources.get("all_reduce", "")
         if tp_degree > 1 and source.startswith("assumed"):
-            require(
-                False,
-                f"hardware {self.gpu.name}: all_reduce",
-                f"measured or published at tp_degree {tp_degree}",
-                source,
-            )
+            rule = f"measured or published at tp_degree {tp_degree}"
+            require(False, f"hardware {self.gpu.name}: all_reduce", rule, source)
         allowed = sorted({table.tp_degree for table in self.tables})
         require(tp_degree in allowed, f"hardware {self.gpu.name}: tp_degree", f"one of {allowed}", tp_degree)
         candidates = [table for table in self.tables if table.tp_degree == tp_degree]

@@ -9,7 +9,7 @@ from typing import Protocol
 from mosaic.core.workload import ModelShape
 from sim.hardware.curves import Curve, Grid, segment
 from sim.hardware.hardware import FittedAttention, Hardware, MeasuredAttention, OperatorTable
-from sim.hardware.length_time import AttentionSkew, EagerDecode, LengthTime
+from sim.hardware.skew_time import AttentionSkew, EagerDecode, SkewAwareIterationTime
 
 
 class IterationTime(Protocol):
@@ -73,7 +73,7 @@ def iteration_time(hardware: Hardware, shape: ModelShape, tp_degree: int) -> Ite
     if skew is None and eager is None and not hardware.cpu_per_kv_token_s:
         return _by_totals(batch, table, shape, scales)
     gpu = _by_totals(replace(batch, cpu_s=_no_host), table, shape, scales)
-    return LengthTime(
+    return SkewAwareIterationTime(
         gpu,
         host_base_s=hardware.cpu_overhead_scale * hardware.cpu_base_s,
         host_per_seq_s=hardware.cpu_overhead_scale * hardware.cpu_per_seq_s,

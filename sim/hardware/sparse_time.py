@@ -7,7 +7,7 @@ from mosaic.core.checks import require
 from mosaic.core.workload import Expert, SparseKv
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import IterationTime
-from sim.hardware.length_time import LengthTime
+from sim.hardware.skew_time import SkewAwareIterationTime
 
 
 class SparseBatch(NamedTuple):
@@ -50,8 +50,8 @@ class SparseTime:
 
     def __init__(self, time: IterationTime, kv: SparseKv, *, kv_bytes: int, context_tokens: int, link_s: float) -> None:
         self._time = time
-        self._length_time = time if isinstance(time, LengthTime) else None
-        self.num_longest = min(1, self._length_time.num_longest) if self._length_time else 0
+        self._skew_time = time if isinstance(time, SkewAwareIterationTime) else None
+        self.num_longest = min(1, self._skew_time.num_longest) if self._skew_time else 0
         self._every = kv.rerank_every
         self._long_read = kv.long_read_tokens()
         self._scored = kv.scored_tokens_per_token()
@@ -75,7 +75,7 @@ class SparseTime:
 
         Reads grow evenly, so the middle step is the mean one where time is linear in them.
         """
-        limit = self._length_time.max_graph_tokens if self._length_time else None
+        limit = self._skew_time.max_graph_tokens if self._skew_time else None
         if limit is not None and batch.longest <= limit < batch.longest + num_steps - 1:
             num_graphs = int(limit - batch.longest) + 1
             later = batch.after(num_graphs)
@@ -97,8 +97,8 @@ class SparseTime:
         return batch.num_long / (batch.num_seqs * self._every) * self._plain_step_s(1, 1.0, batch)
 
     def _plain_step_s(self, num_seqs: int, reads: float, batch: SparseBatch) -> float:
-        if self._length_time is not None:
-            return self._length_time.step_s(num_seqs, reads, batch.kv_tokens, batch.longest)
+        if self._skew_time is not None:
+            return self._skew_time.step_s(num_seqs, reads, batch.kv_tokens, batch.longest)
         return self._time.decode_span_s(num_seqs, reads, 1)
 
     def mixed_sparse_s(self, chunks: Sequence[tuple[int, int]], batch: SparseBatch) -> float:

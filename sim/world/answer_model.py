@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from math import exp, sqrt
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 
 from mosaic.core.addition import add_in_order
-from mosaic.core.checks import require, require_count, require_number
-from mosaic.core.lengths import Source, require_source
+from mosaic.core.checks import Limit, Share, check_fields, require_count
+from mosaic.core.lengths import Source
 from mosaic.core.realization import question_uniforms
 from mosaic.core.workload import OPTION_LETTERS, ExpertName, Question
 
@@ -31,6 +31,9 @@ NUM_UNLISTED_OPTIONS = 10
 
 MOST_LOGITS = 20
 """Bound of every parameter on the logit scale: far beyond certainty, and no sum of utilities overflows."""
+Logits: TypeAlias = Annotated[float, Limit(at_least=-MOST_LOGITS, at_most=MOST_LOGITS)]
+PositiveLogits: TypeAlias = Annotated[float, Limit(at_least=0, at_most=MOST_LOGITS)]
+Correlation: TypeAlias = Annotated[float, Limit(at_least=-1, at_most=1)]
 
 _STANDARD_NORMAL = NormalDist()
 _LARGEST_UNIFORM = 1.0 - 2.0**-53
@@ -51,45 +54,34 @@ class Item(NamedTuple):
 class AnswerModel:
     """Parameters of a benchmark's questions and of the models that answer them, on the logit scale."""
 
-    mean_ability: float
+    mean_ability: Logits
     """Of the experts, against a wrong option of average attraction, on a question of average difficulty."""
-    discrimination: float
+    discrimination: PositiveLogits
     """Logits that the right option loses per standard deviation of difficulty."""
-    distractor_std: float
+    distractor_std: PositiveLogits
     """Standard deviation of the wrong options' attraction."""
-    length_loading: float
+    length_loading: Correlation
     """Correlation of a call's (normal) length score with its question's difficulty. A length's mean does not change.
 
     Below 0 hard questions are answered in short, so that long answers are right more often.
     """
-    aggregator_gain: float
+    aggregator_gain: Logits
     """What an expert is abler by when it aggregates than when it answers alone."""
-    deference: float
+    deference: PositiveLogits
     """Utility that a response adds to the option it names, for the aggregator that reads it."""
-    aggregator_length_loading: float
+    aggregator_length_loading: Correlation
     """As ``length_loading``, of the aggregator."""
-    ability_by_expert: Mapping[ExpertName, float] = field(default_factory=dict)
+    ability_by_expert: Mapping[ExpertName, Logits] = field(default_factory=dict)
     """Above the mean; an expert that is not named is average."""
-    kv_loss_frac: Mapping[int, float] = field(default_factory=dict)
+    kv_loss_frac: Mapping[int, Share] = field(default_factory=dict)
     """By KV budget in tokens, the share of right answers that are lost where a proposal outgrows the budget."""
     source: Source = "assumed"
     """Of the shares of agreement that the model gives."""
 
     def __post_init__(self) -> None:
-        abilities = {f"ability_by_expert.{expert}": ability for expert, ability in self.ability_by_expert.items()}
-        for name, value in {
-            "mean_ability": self.mean_ability, "aggregator_gain": self.aggregator_gain, **abilities
-        }.items():  # fmt: skip
-            require_number(value, f"answers.{name}")
-            require(abs(value) <= MOST_LOGITS, f"answers.{name}", f"from {-MOST_LOGITS} to {MOST_LOGITS}", value)
-        for name in ("discrimination", "distractor_std", "deference"):
-            _require_between(getattr(self, name), f"answers.{name}", MOST_LOGITS)
-        for name in ("length_loading", "aggregator_length_loading"):
-            _require_between(getattr(self, name), f"answers.{name}", 1, least=-1)
-        for budget, lost in self.kv_loss_frac.items():
+        check_fields(self, "answers.")
+        for budget in self.kv_loss_frac:
             require_count(budget, "answers.kv_loss_frac: budget in tokens", at_least=1)
-            _require_between(lost, f"answers.kv_loss_frac.{budget}", 1)
-        require_source(self.source, "answers.source")
 
     def item(self, question: str, answers: tuple[str, ...], seed: int, stream: str) -> Item:
         """Draw a question's difficulty and its wrong answers' attractions from hashed uniform numbers."""
@@ -135,11 +127,6 @@ class AnswerModel:
     def ability(self, expert: ExpertName) -> float:
         """An expert's ability."""
         return self.mean_ability + self.ability_by_expert.get(expert, 0.0)
-
-
-def _require_between(value: float, field: str, most: float, *, least: float = 0) -> None:
-    require_number(value, field, at_least=least)
-    require(value <= most, field, f"at most {most}", value)
 
 
 def shift_length(u: float, difficulty: float, loading: float) -> float:

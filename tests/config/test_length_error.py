@@ -12,7 +12,7 @@ from mosaic.core.workload import PROPOSE
 from mosaic.planning.profiles import Profile, write_profile
 from mosaic.runtime.run import measure
 from sim.site import SimSite
-from sim.world.simulated_world import mistaken_lengths
+from sim.world.world import mistaken_lengths
 from tests.commands.command_line import QUICK, SMALL
 
 

@@ -15,7 +15,7 @@ from mosaic.core.kv_memory import (
     kv_capacity_tokens,
 )
 from mosaic.core.workload import SparseKv
-from sim.engine.sparse_kv_cache import PageSizes, SparseKvCache
+from sim.engine.sparse_engine import PageSizes, SparseKvCache
 from tests.factories import make_cluster, make_expert, make_gpu, make_shape
 
 LLAMA = make_expert(shape=make_shape(num_parameters=8_030_261_248), context_tokens=32_768)

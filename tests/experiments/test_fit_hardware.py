@@ -17,7 +17,7 @@ from mosaic.core.workload import ModelShape
 from sim.engine.engine import Engine
 from sim.hardware.hardware import FittedAttention, Hardware, MeasuredAttention, hardware_from_config
 from sim.hardware.iteration_time import iteration_time
-from sim.hardware.length_time import IDLE_FRAC
+from sim.hardware.skew_time import IDLE_FRAC
 from tests.workloads.test_request_log import make_line, write_log
 
 RECIPES = Path(__file__).resolve().parents[2] / "experiments" / "hardware" / "recipes"

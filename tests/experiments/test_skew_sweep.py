@@ -11,7 +11,7 @@ from experiments.hardware.sweep_round import groups_of, measure_round
 from experiments.hardware.sweep_sessions import SweepSize, batches_of
 from sim.engine.engine import Engine
 from sim.hardware.iteration_time import iteration_time
-from sim.hardware.length_time import AttentionSkew
+from sim.hardware.skew_time import AttentionSkew
 from tests.experiments.known_machine import SETTINGS, TRUE, built, machine, replaying
 from tests.factories import make_expert
 
@@ -86,7 +86,7 @@ def test_what_steps_wait_for_counts_as_tokens_read():
     beside = Work(1, 3, 1, 1, 0, 70, 9, 5, (20, 50), ((3, 0),))
     small = Work(10, 2, 0, 0, 500, 0, 0, 2, (20, 50))
     read = [terms_of([work], is_start=False, skew=skew)[5] for work in (decode, beside, small)]
-    alone, together = skew.alone_s(50, 80 / 3), skew.beside_s([(3, 0)], 2, 35.0, (20, 50))
+    alone, together = skew.longest_wait_s(50, 80 / 3), skew.beside_prefill_s([(3, 0)], 2, 35.0, (20, 50))
     assert read == pytest.approx([935 + 10 * alone, together, 500]), (
         "small batches are split, those beside a prompt never"
     )

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.workload import SparseKv
-from sim.engine.sparse_engine import SparseEngine
-from sim.engine.sparse_kv_cache import PageSizes
+from sim.engine.sparse_engine import PageSizes, SparseEngine
 from sim.hardware.sparse_time import SparseTime
 from tests.properties.test_engine_properties import assert_same
 from tests.sim.oracle import LinearTime

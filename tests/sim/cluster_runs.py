@@ -12,8 +12,8 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import Inputs
 from mosaic.core.workload import Call, CallKey, Expert, ModelShape
 from sim.cluster.backend import SimBackend
-from sim.cluster.gpu_use import GpuUse
-from sim.hardware.host import Host
+from sim.cluster.expert_on_gpu import GpuUse
+from sim.hardware.hardware import Host
 from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_plan, make_session, make_shape
 from tests.sim.oracle import LinearTime
 

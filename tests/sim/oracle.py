@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from mosaic.core.engine_options import EngineOptions, Order
 from sim.hardware.iteration_time import IterationTime
-from sim.hardware.length_time import LengthTime
+from sim.hardware.skew_time import SkewAwareIterationTime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,7 +275,7 @@ class Oracle:
     def seconds(self, decodes, chunks) -> float:
         kv_tokens = sum(seq.computed + 1 for seq in decodes)
         lengths = sorted(seq.computed + 1 for seq in decodes)
-        longest = (lengths,) if isinstance(self.time, LengthTime) else ()
+        longest = (lengths,) if isinstance(self.time, SkewAwareIterationTime) else ()
         if chunks:
             gpu_s = self.time.mixed_s(chunks, len(decodes), kv_tokens, *longest)
             gpu_s = max(gpu_s / 2, gpu_s + self.skew_s(lengths, chunks))

@@ -12,7 +12,7 @@ from mosaic.core.engine_options import EngineOptions, Order
 from sim.engine.engine import Engine
 from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time
-from sim.hardware.length_time import AttentionSkew, EagerDecode, LengthTime
+from sim.hardware.skew_time import AttentionSkew, EagerDecode, SkewAwareIterationTime
 from tests.factories import make_shape
 from tests.sim.oracle import LinearTime, Oracle
 
@@ -66,7 +66,7 @@ def sessions(draw):
 def make_engine(session, lengths):
     engine_settings, requests, kv_tokens = session
     skew, eager, host = lengths
-    time = LengthTime(
+    time = SkewAwareIterationTime(
         TIME,
         host_per_seq_s=host[0],
         host_per_kv_token_s=host[1],
@@ -157,7 +157,7 @@ def test_measured_gpus_agree_with_the_oracle(stem, session):
 )
 def test_spans_add_up_as_lengths_grow(tokens, first, second, lengths):
     engine, _ = make_engine((EngineOptions(), [], 1000), lengths)
-    time = engine._length_time
+    time = engine._skew_time
     longest = sorted(tokens)[-time.num_longest :] if time.num_longest else []
     later = [length + first for length in longest]
     whole = time.decode_span_s(len(tokens), sum(tokens), first + second, longest)

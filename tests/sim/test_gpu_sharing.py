@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from mosaic.core.errors import BackendError
 from mosaic.runtime.static_plan import execute
-from sim.cluster.gpu_use import GpuUse, Keep
-from sim.hardware.host import Host
+from sim.cluster.expert_on_gpu import GpuUse, Keep
+from sim.hardware.hardware import Host
 from tests.controllers import Watcher
 from tests.factories import make_cluster, make_expert, make_plan, make_session, make_shape, some_calls
 from tests.sim.cluster_runs import LinearHardware, by_key, make_backend

@@ -6,7 +6,7 @@ import pytest
 from mosaic.core.workload import ModelShape
 from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time, unsplit_seqs
-from sim.hardware.length_time import IDLE_FRAC, AttentionSkew, EagerDecode, LengthTime
+from sim.hardware.skew_time import IDLE_FRAC, AttentionSkew, EagerDecode, SkewAwareIterationTime
 from tests.sim.test_hardware import SHAPE, make_config
 
 LLAMA = ModelShape(**SHAPE)
@@ -19,8 +19,8 @@ def make_time(**changes):
 
 def test_decodes_alone_wait_for_the_longest_and_not_for_the_mean():
     skew = AttentionSkew(block_s=3e-9, num_sms=4, num_heads=2)
-    assert skew.alone_s(100, 60.0) == pytest.approx(2e-9 * 40)
-    assert skew.alone_s(7, 7.0) == 0.0
+    assert skew.longest_wait_s(100, 60.0) == pytest.approx(2e-9 * 40)
+    assert skew.longest_wait_s(7, 7.0) == 0.0
 
 
 def shared_makespan(blocks, num_slots, num_streams):
@@ -43,40 +43,40 @@ def test_decodes_alone_wait_about_as_long_as_in_a_list_schedule_of_random_length
     for _ in range(10):
         lengths = [100 + draw.lognormvariate(6.5, 0.8) for _ in range(num_seqs)]
         scheduled += shared_makespan(lengths * num_heads, num_sms, streams) - sum(lengths) * num_heads / streams
-        waits += skew.alone_s(max(lengths), sum(lengths) / num_seqs)
+        waits += skew.longest_wait_s(max(lengths), sum(lengths) / num_seqs)
     assert waits == pytest.approx(scheduled, rel=0.25)
 
 
 def test_blocks_of_one_wave_take_as_long_as_the_longest_and_tiles_hide_shorter_decodes():
     skew = AttentionSkew(block_s=1e-9, num_sms=8, num_heads=2)
     # Two decodes and one tile of 10 tokens behind a context: six blocks on eight multiprocessors.
-    assert skew.beside_s([(10, 0)], 2, 60.0, [20, 100]) == pytest.approx(1e-9 * 40)
-    assert skew.beside_s([(10, 70)], 2, 60.0, [20, 100]) == pytest.approx(1e-9 * 20)
-    assert skew.beside_s([(10, 90)], 2, 60.0, [20, 100]) == 0.0
+    assert skew.beside_prefill_s([(10, 0)], 2, 60.0, [20, 100]) == pytest.approx(1e-9 * 40)
+    assert skew.beside_prefill_s([(10, 70)], 2, 60.0, [20, 100]) == pytest.approx(1e-9 * 20)
+    assert skew.beside_prefill_s([(10, 90)], 2, 60.0, [20, 100]) == 0.0
     # A chunk of 65 tokens has two tiles, so that eight blocks still fit.
-    assert skew.beside_s([(65, 0)], 2, 80.0, [60, 100]) == pytest.approx(1e-9 * 20)
+    assert skew.beside_prefill_s([(65, 0)], 2, 80.0, [60, 100]) == pytest.approx(1e-9 * 20)
 
 
 def test_blocks_are_handed_out_head_by_head():
     skew = AttentionSkew(block_s=1e-9, num_sms=2, num_heads=2)
     # 5, 10, 30, 5, 10, 30 on two: the last starts at 25 and ends at 55; 5, 20, 20, 5, 20, 20 are done at 45.
-    assert skew.beside_s([(5, 0)], 2, 20.0, [10, 30]) == pytest.approx(1e-9 * (55 - 45))
+    assert skew.beside_prefill_s([(5, 0)], 2, 20.0, [10, 30]) == pytest.approx(1e-9 * (55 - 45))
 
 
 def test_unequal_lengths_fill_what_equal_ones_leave_idle():
     # 1, 2, 8, 8 on two multiprocessors end at 10; 1, 6, 6, 6 at 12.
     skew = AttentionSkew(block_s=1e-9, num_sms=2, num_heads=1)
-    assert skew.beside_s([(1, 0)], 3, 6.0, [2, 8, 8]) == pytest.approx(1e-9 * (10 - 12))
+    assert skew.beside_prefill_s([(1, 0)], 3, 6.0, [2, 8, 8]) == pytest.approx(1e-9 * (10 - 12))
     plain, slow = make_time(), AttentionSkew(block_s=1.0, num_sms=2, num_heads=1)
     equal_s = plain.mixed_s([(1, 0)], 3, 18)
-    assert LengthTime(plain, skew=slow).mixed_s([(1, 0)], 3, 18, [2, 8, 8]) == equal_s / 2
+    assert SkewAwareIterationTime(plain, skew=slow).mixed_s([(1, 0)], 3, 18, [2, 8, 8]) == equal_s / 2
 
 
 def test_many_waves_blur():
     skew = AttentionSkew(block_s=1e-9, num_sms=2, num_heads=4)
     assert skew.num_longest == 2
-    assert skew.beside_s([(100, 10)], 3, 150.0, [300]) == pytest.approx(1e-9 * 150)
-    assert skew.beside_s([(300, 10)], 3, 150.0, [300]) == 0.0
+    assert skew.beside_prefill_s([(100, 10)], 3, 150.0, [300]) == pytest.approx(1e-9 * 150)
+    assert skew.beside_prefill_s([(300, 10)], 3, 150.0, [300]) == 0.0
 
 
 @pytest.mark.parametrize(("num_seqs", "counts"), [(16, False), (17, True)])
@@ -168,4 +168,4 @@ def test_bad_settings_are_named(make, message):
 
 
 def test_what_costs_nothing_leaves_the_plain_time():
-    assert not isinstance(make_time(), LengthTime)
+    assert not isinstance(make_time(), SkewAwareIterationTime)

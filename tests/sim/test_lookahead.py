@@ -14,8 +14,7 @@ from mosaic.runtime.controller import View
 from mosaic.runtime.keeping import Keeping
 from mosaic.runtime.loop import drive
 from mosaic.runtime.static_plan import execute, plan_commands
-from sim.cluster.lookahead import Lookahead
-from sim.cluster.session import SimSession
+from sim.cluster.session import Lookahead, SimSession
 from tests.controllers import Watcher, cancel_on
 from tests.factories import make_call, make_plan, make_session, some_calls
 from tests.sim.cluster_runs import make_backend

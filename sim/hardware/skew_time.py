@@ -7,7 +7,7 @@ from heapq import heapify, heapreplace
 from math import ceil, inf
 from typing import Protocol
 
-from mosaic.core.checks import require_count, require_number
+from mosaic.core.checks import AtLeast1, NotNegative, check_fields
 
 
 class GpuTime(Protocol):
@@ -38,31 +38,28 @@ class AttentionSkew:
     difference is constant while the batch is.
     """
 
-    block_s: float
+    block_s: NotNegative
     """Seconds per token that one thread block takes to read its part of a sequence, all layers."""
-    num_sms: int
+    num_sms: AtLeast1
     """Thread blocks that run at a time."""
-    num_heads: int
+    num_heads: AtLeast1
     """Query heads: thread blocks of a sequence or of a tile of a chunk beside a prefill."""
-    min_seqs: int = 1
+    min_seqs: AtLeast1 = 1
     """Smaller batches of decodes alone are split."""
 
     def __post_init__(self) -> None:
-        require_number(self.block_s, "attention skew: block_s", at_least=0)
-        require_count(self.num_sms, "attention skew: num_sms", at_least=1)
-        require_count(self.num_heads, "attention skew: num_heads", at_least=1)
-        require_count(self.min_seqs, "attention skew: min_seqs", at_least=1)
+        check_fields(self, "attention skew: ")
 
     @property
     def num_longest(self) -> int:
         """How many of the longest lengths it wants to be told."""
         return max(1, MAX_WAVES * self.num_sms // self.num_heads)
 
-    def alone_s(self, longest: int, mean_tokens: float) -> float:
+    def longest_wait_s(self, longest: int, mean_tokens: float) -> float:
         """Price a step of decodes alone beyond one of equal lengths."""
         return IDLE_FRAC * self.block_s * (longest - mean_tokens)
 
-    def beside_s(
+    def beside_prefill_s(
         self, chunks: Sequence[tuple[int, int]], num_decodes: int, mean_tokens: float, longest: Sequence[int]
     ) -> float:
         """Price a step of decodes beside chunks beyond one of equal lengths; below 0 where skew fills the last wave.
@@ -103,17 +100,16 @@ class AttentionSkew:
 class EagerDecode:
     """Decode steps without CUDA graphs: nothing is captured beyond a length, so kernels are launched one by one."""
 
-    max_graph_tokens: int
+    max_graph_tokens: AtLeast1
     """vLLM V0's max_seq_len_to_capture: a batch with a longer sequence runs eagerly, all of it."""
-    launch_s: float
+    launch_s: NotNegative
     """Least time of such a step on the GPU."""
 
     def __post_init__(self) -> None:
-        require_count(self.max_graph_tokens, "eager decode: max_graph_tokens", at_least=1)
-        require_number(self.launch_s, "eager decode: launch_s", at_least=0)
+        check_fields(self, "eager decode: ")
 
 
-class LengthTime:
+class SkewAwareIterationTime:
     """GPU time by totals, and on top what depends on lengths and what the host takes for every token.
 
     Without lengths all are taken for equal.
@@ -149,7 +145,7 @@ class LengthTime:
         self._per_kv_token_s = host_per_kv_token_s
         self._skew = skew
         self._unsplit_seqs = skew.min_seqs if skew else inf
-        self._idle_s = skew.alone_s(1, 0.0) if skew else 0.0
+        self._idle_s = skew.longest_wait_s(1, 0.0) if skew else 0.0
         self._eager = eager
         self._graph_tokens = eager.max_graph_tokens + 1 if eager else inf
         """Steps that read a sequence of so many tokens are eager."""
@@ -218,7 +214,7 @@ class LengthTime:
         """Time of an iteration that prefills chunks; the kernel for prefills never splits the decodes beside them."""
         seconds = self._gpu.mixed_s(chunks, num_decodes, decode_kv_tokens)
         if self._skew is not None and longest:
-            skew_s = self._skew.beside_s(chunks, num_decodes, decode_kv_tokens / num_decodes, longest)
+            skew_s = self._skew.beside_prefill_s(chunks, num_decodes, decode_kv_tokens / num_decodes, longest)
             # Equal lengths leave at most half of their waves idle.
             seconds = max(seconds / 2, seconds + skew_s)
         host_s = self._base_s + self._per_seq_s * (num_decodes + len(chunks))
