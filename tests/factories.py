@@ -17,11 +17,11 @@ from mosaic.core.workload import (
     SparseKv,
     Workload,
 )
-from mosaic.planning.costs import AffineCosts, LinearTerms, PaperCosts, Residency, ShardSummary
+from mosaic.planning.costs import AffineCosts, LinearTerms, PaperCosts, WeightLocation
 from mosaic.planning.plan_check import check_plan
 from mosaic.planning.problem import Problem
 from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit
-from mosaic.planning.schedulers.base import predict_times
+from mosaic.planning.scheduler import predict_times
 from mosaic.planning.session_model import Request, Served
 from mosaic.planning.speeds import Speed
 
@@ -152,23 +152,14 @@ class TableCosts:
     remarks: tuple[str, ...] = ()
     name: str = "table"
 
-    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> float:
-        seconds = 0.0 if residency is Residency.RESIDENT else self.load_s_by_expert[expert.name]
+    def load_s(self, expert: Expert, workers: Sequence[Worker], location: WeightLocation) -> float:
+        seconds = 0.0 if location is WeightLocation.RESIDENT else self.load_s_by_expert[expert.name]
         return seconds
-
-    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> float:
-        terms = self.linear_terms(expert, workers)
-        seconds = terms.fixed_s + terms.per_call_s * shard.num_calls if shard.num_calls else 0.0
-        return seconds
-
-    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
-        slowdown = self.slowdown_by_gpu.get(workers[0].gpu.name, 1.0)
-        return LinearTerms(
-            slowdown * self.fixed_s_by_expert[expert.name], slowdown * self.per_call_s_by_expert[expert.name]
-        )
 
     def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
-        return (self.linear_terms(expert, workers),)
+        slowdown = self.slowdown_by_gpu.get(workers[0].gpu.name, 1.0)
+        fixed_s, per_call_s = self.fixed_s_by_expert[expert.name], self.per_call_s_by_expert[expert.name]
+        return (LinearTerms(slowdown * fixed_s, slowdown * per_call_s),)
 
     def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
         return all((expert.name, worker.gpu.name) not in self.misfits for worker in workers)

@@ -106,7 +106,7 @@ def affine_s(job: Job, asked: Asked, plan: Plan, simulator: Simulator, cluster: 
     free_s = [0.0] * plan.num_workers
     for session in plan.sessions:
         expert, workers = simulator.experts[session.expert], [cluster.workers[worker] for worker in session.workers]
-        terms = costs.linear_terms(expert, workers)
+        (terms,) = costs.pieces(expert, workers)
         start_s = max(free_s[worker] for worker in session.workers)
         load_s = simulator.loads.load_s(expert, len(workers))
         end_s = start_s + load_s + terms.fixed_s + terms.per_call_s * len(session.shard)

@@ -22,8 +22,9 @@ import polars as pl
 from experiments.lab.study import Point, Row, Study, Sweep, Tables
 from experiments.lab.tables import markdown
 from mosaic.core.checks import require
-from mosaic.planning.ilp.solve import solve_instance
-from mosaic.planning.schedulers.instance import Instance
+from mosaic.planning.costs import LinearTerms
+from mosaic.planning.program.instance import Instance, Option
+from mosaic.planning.program.solve import solve_instance
 
 CP_SAT_PROGRAM = Path(__file__).with_name("cp_sat_process.py")
 CP_SAT_PYTHON = Path(".cp-sat/bin/python")
@@ -74,9 +75,10 @@ def draw_instance(num_experts: int, num_workers: int, seed: int) -> Instance:
     return Instance(
         names=tuple(f"expert{number:03d}" for number in range(num_experts)),
         num_calls=tuple(calls),
-        places=(tuple((worker,) for worker in range(num_workers)),) * num_experts,
-        setup_s=tuple((load_s,) * num_workers for load_s in loads_s),
-        per_call_s=tuple((call_s,) * num_workers for call_s in calls_s),
+        options=tuple(
+            tuple(Option((worker,), load_s, (LinearTerms(0.0, call_s),)) for worker in range(num_workers))
+            for load_s, call_s in zip(loads_s, calls_s, strict=True)
+        ),
         max_replicas=tuple(min(num_workers, max(1, cap)) for cap in worth),
         cap_reasons=("equation 8",) * num_experts,
         num_workers=num_workers,

@@ -25,10 +25,10 @@ from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.gates.gate import Never
 from mosaic.pipelines.node import Node
 from mosaic.pipelines.seats import topology_nodes
+from mosaic.planning.baselines import DataParallel
 from mosaic.planning.costs import AffineCosts
 from mosaic.planning.feasibility import check_fit
 from mosaic.planning.profiles import load_profile
-from mosaic.planning.schedulers.data_parallel import DataParallel
 from mosaic.runtime.job import Reaction
 from mosaic.runtime.planner import NodePlacements, Placement, placed
 from sim.hardware.hardware import Hardware

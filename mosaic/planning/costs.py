@@ -10,12 +10,11 @@ from mosaic.core.cluster import Worker
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import ProfileError
 from mosaic.core.kv_memory import fits_memory
-from mosaic.core.plan import LengthPrediction
 from mosaic.core.workload import Expert, ExpertName
 from mosaic.planning.profiles import Profile, ProfileEntry, convex_pieces
 
 
-class Residency(StrEnum):
+class WeightLocation(StrEnum):
     """Where an expert's weights are when a session opens."""
 
     COLD = "cold"
@@ -27,13 +26,6 @@ class Residency(StrEnum):
     RESIDENT = "resident"
 
 
-class ShardSummary(NamedTuple):
-    """What a price may depend on: the number of calls and the moments of their predicted lengths."""
-
-    num_calls: int
-    lengths: LengthPrediction
-
-
 class LinearTerms(NamedTuple):
     """An affine session price, which is what an integer linear program can use."""
 
@@ -43,7 +35,17 @@ class LinearTerms(NamedTuple):
 
 def price_s(pieces: Sequence[LinearTerms], num_calls: int) -> float:
     """Price a session by the highest of its affine prices; 0 without calls."""
-    return max(piece.fixed_s + piece.per_call_s * num_calls for piece in pieces) if num_calls else 0.0
+    if not num_calls:
+        return 0.0
+    if len(pieces) == 1:  # by far most often, and asked for over and over
+        fixed_s, per_call_s = pieces[0]
+        return fixed_s + per_call_s * num_calls
+    return max(piece.fixed_s + piece.per_call_s * num_calls for piece in pieces)
+
+
+def least_terms(pieces: Sequence[LinearTerms]) -> LinearTerms:
+    """Return affine terms that a session never costs less than, however an expert's calls are divided into sessions."""
+    return max((piece for piece in pieces if piece.fixed_s >= 0), key=lambda piece: piece.per_call_s)
 
 
 class CostModel(Protocol):
@@ -53,17 +55,8 @@ class CostModel(Protocol):
     def name(self) -> str:
         """Its name in plans and summaries."""
 
-    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> float:
+    def load_s(self, expert: Expert, workers: Sequence[Worker], location: WeightLocation) -> float:
         """Predict the seconds from idle workers to a ready engine."""
-
-    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> float:
-        """Predict the seconds to serve a shard once the expert is loaded; 0 for an empty shard."""
-
-    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
-        """Split the session price into a part paid per session and a part paid per call.
-
-        Where the price is not affine these are terms that no session is cheaper than.
-        """
 
     def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
         """List affine prices of which a session costs the highest: one where the price is affine."""
@@ -77,7 +70,7 @@ class CostModel(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ProfiledCosts(ABC):
-    """Prices from a profile's fits; what differs is how a session's price splits into its linear terms."""
+    """Prices from a profile's fits; what differs is the price of a session."""
 
     profile: Profile
     num_calls_by_expert: Mapping[ExpertName, int]
@@ -85,18 +78,12 @@ class _ProfiledCosts(ABC):
     options: EngineOptions = field(default_factory=EngineOptions)
     """Of the engines: what they keep free decides what fits."""
 
-    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> float:
-        return 0.0 if residency is Residency.RESIDENT else self._entry(expert, workers).load_s
-
-    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> float:
-        return price_s(self.pieces(expert, workers), shard.num_calls)
+    def load_s(self, expert: Expert, workers: Sequence[Worker], location: WeightLocation) -> float:
+        return 0.0 if location is WeightLocation.RESIDENT else self._entry(expert, workers).load_s
 
     @abstractmethod
-    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
-        """Split the session price; see ``CostModel.linear_terms``."""
-
     def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
-        return (self.linear_terms(expert, workers),)
+        """List affine prices of a session; see ``CostModel.pieces``."""
 
     def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
         return fits_memory(expert, workers, self.options)
@@ -121,12 +108,12 @@ class PaperCosts(_ProfiledCosts):
 
     name: str = "paper"
 
-    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
+    def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
         fit = self._entry(expert, workers).fit
         num_calls = self.num_calls_by_expert.get(expert.name)
         if not num_calls:
             raise ProfileError(f"costs=paper: no number of calls N_m for expert {expert.name!r}")
-        return LinearTerms(0.0, fit.session_s(num_calls) / num_calls)
+        return (LinearTerms(0.0, fit.session_s(num_calls) / num_calls),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,9 +122,9 @@ class AffineCosts(_ProfiledCosts):
 
     name: str = "affine"
 
-    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
+    def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
         fit = self._entry(expert, workers).fit
-        return LinearTerms(fit.fixed_s, fit.per_call_s)
+        return (LinearTerms(fit.fixed_s, fit.per_call_s),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,9 +137,6 @@ class PiecewiseCosts(_ProfiledCosts):
     """
 
     name: str = "piecewise"
-
-    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
-        return [piece for piece in self.pieces(expert, workers) if piece.fixed_s >= 0][-1]
 
     def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
         points = self._entry(expert, workers).points

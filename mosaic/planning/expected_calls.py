@@ -16,10 +16,10 @@ from mosaic.core.addition import add_in_order
 from mosaic.core.cluster import Worker
 from mosaic.core.plan import Plan, PredictedTimes, Session
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
-from mosaic.planning.costs import LinearTerms, ShardSummary, price_s
+from mosaic.planning.costs import LinearTerms, least_terms
 from mosaic.planning.problem import Problem
-from mosaic.planning.restricted_costs import Wrapped
-from mosaic.planning.schedulers.base import PredictedTimeline, Scheduler
+from mosaic.planning.scheduler import PredictedTimeline, Scheduler
+from mosaic.planning.wrapped_costs import WrappedCosts
 
 SettledFrac: TypeAlias = Callable[[tuple[ExpertName, ...], int], float]
 """Tells how often a question is settled by the votes of some experts, with so many votes missing."""
@@ -32,22 +32,14 @@ SHARE_TOLERANCE = 0.005
 
 
 @dataclass(frozen=True, slots=True)
-class ExpectedCalls(Wrapped):
+class ExpectedCalls(WrappedCosts):
     """Of each expert's calls only a share is expected to run."""
 
     run_frac_by_expert: Mapping[ExpertName, float]
 
-    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> float:
-        return price_s(self.pieces(expert, workers), shard.num_calls)
-
-    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
-        return self._expected(expert, self.costs.linear_terms(expert, workers))
-
     def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
-        return tuple(self._expected(expert, piece) for piece in self.costs.pieces(expert, workers))
-
-    def _expected(self, expert: Expert, terms: LinearTerms) -> LinearTerms:
-        return terms._replace(per_call_s=terms.per_call_s * self.run_frac_by_expert.get(expert.name, 1.0))
+        share = self.run_frac_by_expert.get(expert.name, 1.0)
+        return tuple(LinearTerms(fixed_s, call_s * share) for fixed_s, call_s in self.costs.pieces(expert, workers))
 
 
 class _Forecast(NamedTuple):
@@ -109,7 +101,7 @@ def light_first(problem: Problem, sessions: Sequence[Session]) -> tuple[Session,
 
     def per_call_s(session: Session) -> float:
         workers = problem.cluster.select(session.workers)
-        return problem.costs.linear_terms(problem.expert(session.expert), workers).per_call_s
+        return least_terms(problem.costs.pieces(problem.expert(session.expert), workers)).per_call_s
 
     ordered = sorted(sessions, key=per_call_s)
     return tuple(replace(session, id=number) for number, session in enumerate(ordered))

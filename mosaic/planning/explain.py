@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from mosaic.core.plan import Plan, SolveStatus
+from mosaic.planning.costs import price_s
 from mosaic.planning.problem import Problem
-from mosaic.planning.schedulers.instance import make_instance
+from mosaic.planning.program.instance import make_instance
 
 
 def explain(plan: Plan, problem: Problem) -> str:
@@ -40,7 +41,7 @@ def _expert_rows(plan: Plan, problem: Problem) -> list[tuple[str, ...]]:
         expert = problem.expert(name)
         gang = problem.cluster.select(instance.places[m][0])
         load_s = problem.costs.load_s(expert, gang, problem.held.anywhere(name))
-        run_s = problem.costs.session_s(expert, problem.summary(name, instance.num_calls[m]), gang)
+        run_s = price_s(problem.costs.pieces(expert, gang), instance.num_calls[m])
         shards: dict[tuple[int, ...], int] = {}
         for session in plan.sessions:
             if session.expert == name:

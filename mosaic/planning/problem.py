@@ -8,9 +8,9 @@ from mosaic.core.checks import require_unique
 from mosaic.core.cluster import Cluster, Worker, may_be_gang
 from mosaic.core.plan import LengthPrediction
 from mosaic.core.workload import Call, Expert, ExpertName
-from mosaic.planning.costs import CostModel, ShardSummary
-from mosaic.planning.held import Held
+from mosaic.planning.costs import CostModel
 from mosaic.planning.session_model import SessionModel
+from mosaic.planning.wrapped_costs import LoadedModels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Problem:
     lengths: Mapping[ExpertName, LengthPrediction]
     length_samples: Mapping[ExpertName, tuple[int, ...]] = field(default_factory=dict)
     """Output tokens of calibration calls, behind the predictions; empty where a profile kept none."""
-    held: Held = field(default_factory=Held)
+    held: LoadedModels = field(default_factory=LoadedModels)
     """What sessions before have left on the cluster."""
     session_model: SessionModel | None = None
     """Prices sessions by their iterations; None: nobody can, and closed forms are all there is."""
@@ -60,10 +60,6 @@ class Problem:
         for call in self.calls:
             groups.setdefault(call.expert, []).append(call)
         return groups
-
-    def summary(self, name: ExpertName, num_calls: int) -> ShardSummary:
-        """Describe a shard of an expert's calls to the cost model."""
-        return ShardSummary(num_calls, self.lengths[name])
 
     def gangs(self, expert: Expert) -> tuple[tuple[Worker, ...], ...]:
         """List the places where an expert can run: aligned groups of as many workers as its tensor-parallel size.

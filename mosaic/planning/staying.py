@@ -14,7 +14,7 @@ from mosaic.core.plan import Plan, Session
 from mosaic.core.workload import ExpertName
 from mosaic.planning.plan_check import check_plan
 from mosaic.planning.problem import Problem
-from mosaic.planning.schedulers.base import predict_times
+from mosaic.planning.scheduler import predict_times
 
 
 def stay(

@@ -14,12 +14,11 @@ from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import Plan, prediction_from_sample
 from mosaic.core.results import SessionRecord
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
-from mosaic.planning.costs import CostModel, LinearTerms, PiecewiseCosts, Residency, ShardSummary
+from mosaic.planning.baselines import DataParallel, RoundRobin
+from mosaic.planning.costs import CostModel, LinearTerms, PiecewiseCosts, WeightLocation
 from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_session
-from mosaic.planning.restricted_costs import Wrapped
-from mosaic.planning.schedulers.data_parallel import DataParallel
-from mosaic.planning.schedulers.round_robin import RoundRobin
 from mosaic.planning.session_model import Request, SessionModel
+from mosaic.planning.wrapped_costs import WrappedCosts
 from mosaic.quote.prices import duration
 from mosaic.quote.worlds import Batch, PilotQuestion, PilotSample, World, draw_worlds
 from mosaic.runtime.measuring import Tell
@@ -354,7 +353,7 @@ def describe_choice(tried: Sequence[Tried]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _BySessions(Wrapped):
+class _BySessions(WrappedCosts):
     """Prices of a cost model, but for sessions."""
 
     sessions: CostModel
@@ -362,12 +361,6 @@ class _BySessions(Wrapped):
     @property
     def name(self) -> str:
         return self.sessions.name
-
-    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> float:
-        return self.sessions.session_s(expert, shard, workers)
-
-    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
-        return self.sessions.linear_terms(expert, workers)
 
     def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
         return self.sessions.pieces(expert, workers)
@@ -389,7 +382,7 @@ class _Measured:
     cluster: Cluster
 
     def load_s(self, expert: Expert, num_workers: int) -> float:
-        return self.costs.load_s(expert, self.cluster.workers[:num_workers], Residency.COLD)
+        return self.costs.load_s(expert, self.cluster.workers[:num_workers], WeightLocation.COLD)
 
     def unload_s(self, expert: Expert, num_workers: int) -> float:
         return 0.0

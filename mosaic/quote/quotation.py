@@ -16,8 +16,8 @@ from mosaic.core.checks import require, require_number
 from mosaic.core.cluster import Cluster, Gpu, uniform_cluster
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import Plan
-from mosaic.planning.ilp.ilp import Ilp
 from mosaic.planning.profiles import Profile
+from mosaic.planning.program.schedulers import Ilp
 from mosaic.quote.forecast import Simulator, Tried, plan_time, simulated_profile, try_plans
 from mosaic.quote.pilot import Asked
 from mosaic.quote.prices import HOUR_S, Price, duration

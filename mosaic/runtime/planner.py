@@ -8,13 +8,12 @@ from mosaic.core.cluster import Cluster
 from mosaic.core.plan import Plan
 from mosaic.core.workload import Call, Expert, ExpertName, NodeName
 from mosaic.planning.costs import CostModel
-from mosaic.planning.held import Held, HostLoads, WithHost
 from mosaic.planning.plan_check import check_plan
 from mosaic.planning.problem import Problem
 from mosaic.planning.profiles import Profile
-from mosaic.planning.restricted_costs import WithoutWorkers
-from mosaic.planning.schedulers.base import Scheduler
+from mosaic.planning.scheduler import Scheduler
 from mosaic.planning.session_model import SessionModel
+from mosaic.planning.wrapped_costs import HostLoads, LoadedModels, WithHost, WithoutWorkers
 
 CostFactory: TypeAlias = Callable[..., CostModel]
 """Builds a cost model from the keywords ``profile`` and ``num_calls_by_expert``, and ``options`` of the engines."""
@@ -69,7 +68,7 @@ class Planner:
         calls: Sequence[Call],
         lost: Mapping[int, str] | None = None,
         saved: Plan | None = None,
-        held: Held | None = None,
+        held: LoadedModels | None = None,
     ) -> Planned:
         """Plan calls of one layer on the workers that are not lost, or take a plan that was saved for them.
 
@@ -98,12 +97,12 @@ class Planner:
         costs: CostFactory,
         lost: Mapping[int, str],
         saved: Plan | None,
-        held: Held | None,
+        held: LoadedModels | None,
     ) -> Planned:
         problem = self.problem(calls, placement, costs)
         if self.host_loads is not None:
             kept = WithHost(problem.costs, self.host_loads)
-            problem = replace(problem, costs=kept, held=held or Held())
+            problem = replace(problem, costs=kept, held=held or LoadedModels())
         if lost:
             problem = replace(problem, costs=WithoutWorkers(problem.costs, frozenset(lost)))
         scheduler = placement.scheduler if placement is not None and placement.scheduler else self.scheduler

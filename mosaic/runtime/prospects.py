@@ -11,11 +11,11 @@ from mosaic.core.commands import Command
 from mosaic.core.events import Closed, Event, Finished, Joined, Progress, Ready
 from mosaic.core.plan import Session
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName
-from mosaic.planning.costs import Residency
-from mosaic.planning.held import Held, HostLoads
+from mosaic.planning.costs import WeightLocation
 from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.planning.remaining import Lengths, Underway, drain_s
 from mosaic.planning.speeds import Speed
+from mosaic.planning.wrapped_costs import HostLoads, LoadedModels
 from mosaic.runtime.controller import View
 
 
@@ -57,14 +57,14 @@ class Measured:
         entry = self._entry(expert, workers)
         return None if entry is None else entry.speed
 
-    def load_s(self, expert: ExpertName, workers: tuple[int, ...], held: Held) -> float | None:
+    def load_s(self, expert: ExpertName, workers: tuple[int, ...], held: LoadedModels) -> float | None:
         """Give the seconds of a load, by what is held; None: it was not measured there."""
-        residency, entry = held.residency(expert, workers), self._entry(expert, workers)
-        if residency is Residency.RESIDENT:
+        location, entry = held.location(expert, workers), self._entry(expert, workers)
+        if location is WeightLocation.RESIDENT:
             return 0.0
         seconds = None
-        if self._host_loads is not None and residency is not Residency.COLD and expert in self._experts:
-            seconds = self._host_loads.load_s(self._experts[expert], self._cluster.select(workers), residency)
+        if self._host_loads is not None and location is not WeightLocation.COLD and expert in self._experts:
+            seconds = self._host_loads.load_s(self._experts[expert], self._cluster.select(workers), location)
         return seconds if seconds is not None or entry is None else entry.load_s
 
     def _entry(self, expert: ExpertName, workers: Sequence[int]) -> ProfileEntry | None:
@@ -125,7 +125,7 @@ class Prospects:
         """Sessions whose engines count tokens."""
         self._free_ts: dict[int, float] = {}
         self._first_seen_ts: dict[int, float] = {}
-        self._held = Held()
+        self._held = LoadedModels()
         """What sessions that were up have left."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
@@ -147,7 +147,7 @@ class Prospects:
         return ()
 
     @property
-    def held(self) -> Held:
+    def held(self) -> LoadedModels:
         """What sessions have left so far."""
         return self._held
 
@@ -199,7 +199,7 @@ class Prospects:
         """Predict what it takes to have an expert on workers that are free now."""
         return self.measured.load_s(expert, workers, self._held) or 0.0
 
-    def _load_left_s(self, session: Session, held: Held, view: View, waits: bool) -> float:
+    def _load_left_s(self, session: Session, held: LoadedModels, view: View, waits: bool) -> float:
         load_s = self.measured.load_s(session.expert, session.workers, held) or 0.0
         if waits or not load_s:
             return load_s

@@ -3,20 +3,18 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import log
 
-from mosaic.core.cluster import Worker
 from mosaic.core.commands import Command, Move, Open
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.events import Event, Finished, Tick
 from mosaic.core.plan import Plan
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName
-from mosaic.planning.costs import Residency
+from mosaic.core.workload import Call, CallKey, ExpertName, NodeName
 from mosaic.planning.length_scale import Seen, length_scale, scaled_profile
 from mosaic.planning.profiles import Profile
-from mosaic.planning.restricted_costs import Wrapped
+from mosaic.planning.wrapped_costs import WithResident
 from mosaic.runtime.controller import View
 from mosaic.runtime.planner import Planner
 from mosaic.runtime.prospects import Outlook, Prospects, Stay
@@ -30,18 +28,6 @@ MAX_LEFT_OUT = 3
 """Workers that a new plan may leave to what has begun there."""
 NEWS_LOG = 0.15
 """A length scale that has changed by less, since it was last looked at, is no news."""
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded(Wrapped):
-    """What a worker has loaded need not be loaded again."""
-
-    expert_by_worker: Mapping[int, ExpertName]
-
-    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> float:
-        if all(self.expert_by_worker.get(worker.id) == expert.name for worker in workers):
-            return 0.0
-        return self.costs.load_s(expert, workers, residency)
 
 
 class Revising:
@@ -151,7 +137,7 @@ class Revising:
         planner = replace(
             self._planner,
             profiles={**self._planner.profiles, node: self._profile(node, scales)},
-            costs=lambda **given: Loaded(self._planner.costs(**given), resident),
+            costs=lambda **given: WithResident(self._planner.costs(**given), resident),
         )
         plans = list(self._plans(planner, calls, free, now, view))
         ends_s = [self._end_s(plan, free, now) for plan in plans]

@@ -9,7 +9,7 @@ from mosaic.core.checks import require
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.workload import Call, Expert, ExpertName
-from mosaic.planning.schedulers.shards import replica_sessions, split_evenly
+from mosaic.planning.scheduler import replica_sessions, split_evenly
 from mosaic.runtime.replanning import Replanning
 from mosaic.runtime.site import Site
 

@@ -7,7 +7,7 @@ from math import inf
 from mosaic.core.cluster import Cluster, Worker
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert
-from mosaic.planning.costs import Residency
+from mosaic.planning.costs import WeightLocation
 from mosaic.planning.session_model import Request, Served
 from sim.cluster.expert_on_gpu import ExpertsOnGpus, GpuUse, IterationTimes, Keep, shared_iteration_time
 from sim.hardware.hardware import Hardware
@@ -57,10 +57,10 @@ class KeptLoads:
         self._models = ExpertsOnGpus((), hardware, cluster, options, shared_iteration_time, use)
         self._keep = use.keep
 
-    def load_s(self, expert: Expert, workers: tuple[Worker, ...], residency: Residency) -> float | None:
+    def load_s(self, expert: Expert, workers: tuple[Worker, ...], location: WeightLocation) -> float | None:
         """Give the seconds of a load from the host's memory, or of waking an engine."""
-        if residency not in (Residency.HOST, Residency.ASLEEP):
+        if location not in (WeightLocation.HOST, WeightLocation.ASLEEP):
             return None
         model = self._models.on(expert, workers)
-        wakes = residency is Residency.ASLEEP and self._keep is Keep.ENGINES
+        wakes = location is WeightLocation.ASLEEP and self._keep is Keep.ENGINES
         return model.sleep_s if wakes else model.warm_load_s

@@ -6,16 +6,13 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from mosaic.core.plan import Plan, SolveStatus
-from mosaic.planning.ilp.ilp import Ilp
-from mosaic.planning.ilp.packing import best_packing
+from mosaic.planning.baselines import DataParallel, Fifo, LeastLoaded, RoundRobin
 from mosaic.planning.problem import Problem
-from mosaic.planning.schedulers.base import Scheduler
-from mosaic.planning.schedulers.data_parallel import DataParallel
-from mosaic.planning.schedulers.fifo import Fifo
-from mosaic.planning.schedulers.instance import make_instance
-from mosaic.planning.schedulers.least_loaded import LeastLoaded
-from mosaic.planning.schedulers.lower_bounds import lower_bound_s
-from mosaic.planning.schedulers.round_robin import RoundRobin
+from mosaic.planning.program.bounds import lower_bound_s
+from mosaic.planning.program.instance import make_instance
+from mosaic.planning.program.packing import best_packing
+from mosaic.planning.program.schedulers import Ilp
+from mosaic.planning.scheduler import Scheduler
 from tests.factories import SLOTS, make_paper_problem, make_problem
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.plan import LengthPrediction, prediction_from_sample
-from mosaic.planning.schedulers.round_robin import RoundRobin
+from mosaic.planning.baselines import RoundRobin
 from tests.factories import make_problem
 
 PROBLEM = make_problem({"A": 3, "B": 2})

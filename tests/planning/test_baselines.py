@@ -3,12 +3,8 @@
 import pytest
 
 from mosaic.core.plan import Plan
-from mosaic.planning.schedulers.base import predict_times
-from mosaic.planning.schedulers.data_parallel import DataParallel
-from mosaic.planning.schedulers.fifo import Fifo, windows
-from mosaic.planning.schedulers.least_loaded import LeastLoaded
-from mosaic.planning.schedulers.round_robin import RoundRobin
-from mosaic.planning.schedulers.shards import split_calls, split_evenly
+from mosaic.planning.baselines import DataParallel, Fifo, LeastLoaded, RoundRobin, windows
+from mosaic.planning.scheduler import predict_times, split_calls, split_evenly
 from tests.factories import (
     make_call,
     make_calls,

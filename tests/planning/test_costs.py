@@ -18,8 +18,9 @@ from mosaic.planning.costs import (
     LinearTerms,
     PaperCosts,
     PiecewiseCosts,
-    Residency,
-    ShardSummary,
+    WeightLocation,
+    least_terms,
+    price_s,
 )
 from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit, SweepPoint
 from tests.factories import make_cluster, make_expert, make_gpu
@@ -53,15 +54,16 @@ def make_costs(
 
 
 def session_s(costs: CostModel, num_calls: int) -> float:
-    return costs.session_s(make_expert("A"), ShardSummary(num_calls, LENGTHS), WORKER)
+    return price_s(costs.pieces(make_expert("A"), WORKER), num_calls)
 
 
 def test_prices_by_hand() -> None:
     # T(200) = 30 + 0.5 * 200 = 130 s, so tau = 0.65 s.
     assert session_s(make_costs(PaperCosts), 100) == pytest.approx(65.0)
     assert session_s(make_costs(AffineCosts), 100) == pytest.approx(80.0)
-    assert make_costs(PaperCosts).linear_terms(make_expert(), WORKER) == LinearTerms(0.0, 0.65)
-    assert make_costs(AffineCosts).linear_terms(make_expert(), WORKER) == LinearTerms(30.0, 0.5)
+    assert session_s(make_costs(AffineCosts), 0) == 0.0
+    assert make_costs(PaperCosts).pieces(make_expert(), WORKER) == (LinearTerms(0.0, 0.65),)
+    assert make_costs(AffineCosts).pieces(make_expert(), WORKER) == (LinearTerms(30.0, 0.5),)
 
 
 @given(fixed=st.floats(0, 500), slope=st.floats(0.01, 5), num_calls=st.integers(1, 5000))
@@ -80,19 +82,10 @@ def test_the_papers_price_undercuts_the_affine_one_for_smaller_shards(
 
 
 @pytest.mark.parametrize("model", MODELS)
-@given(fixed=st.floats(0, 500), slope=st.floats(0, 5), spread=st.floats(0, 3), num_calls=st.integers(0, 5000))
-def test_linear_terms_price_a_session(model: type, fixed: float, slope: float, spread: float, num_calls: int) -> None:
-    costs = make_costs(model, fixed_s=fixed, per_call_s=slope, spread=spread)
-    terms, cost = costs.linear_terms(make_expert(), WORKER), session_s(costs, num_calls)
-    expected = terms.fixed_s + terms.per_call_s * num_calls if num_calls else 0.0
-    assert cost == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("model", MODELS)
 def test_only_a_resident_expert_is_free_to_load(model: type) -> None:
     costs = make_costs(model)
-    assert costs.load_s(make_expert(), WORKER, Residency.COLD) == 40.0
-    assert costs.load_s(make_expert(), WORKER, Residency.RESIDENT) == 0.0
+    assert costs.load_s(make_expert(), WORKER, WeightLocation.COLD) == 40.0
+    assert costs.load_s(make_expert(), WORKER, WeightLocation.RESIDENT) == 0.0
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -101,9 +94,8 @@ def test_what_was_not_measured_is_not_priced(model: type) -> None:
     two = make_cluster(2).workers
     for expert, workers in ((make_expert("B"), WORKER), (make_expert("A", tp_degree=2), two)):
         for price in (
-            lambda expert=expert, workers=workers: costs.load_s(expert, workers, Residency.COLD),
-            lambda expert=expert, workers=workers: costs.session_s(expert, ShardSummary(1, LENGTHS), workers),
-            lambda expert=expert, workers=workers: costs.linear_terms(expert, workers),
+            lambda expert=expert, workers=workers: costs.load_s(expert, workers, WeightLocation.COLD),
+            lambda expert=expert, workers=workers: costs.pieces(expert, workers),
         ):
             with pytest.raises(ProfileError, match=rf"has no entry for expert '{expert.name}' on {len(workers)} x gpu"):
                 price()
@@ -147,9 +139,9 @@ def test_a_piecewise_price_goes_through_the_measured_sizes() -> None:
     assert session_s(costs, 1) == 91
 
 
-def test_linear_terms_of_a_piecewise_price_are_never_above_it() -> None:
+def test_least_terms_of_a_piecewise_price_are_never_above_it() -> None:
     costs = piecewise_costs({10: 100.0, 20: 110.0, 40: 400.0})
-    terms = costs.linear_terms(make_expert("A"), WORKER)
+    terms = least_terms(costs.pieces(make_expert("A"), WORKER))
     assert terms == LinearTerms(90.0, 1.0), "the steeper piece has a negative part per session"
     for n in (1, 10, 20, 40, 80):
         assert terms.fixed_s + terms.per_call_s * n <= session_s(costs, n)

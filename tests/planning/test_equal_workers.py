@@ -10,15 +10,17 @@ from time import monotonic
 import pytest
 
 from mosaic.core.plan import SolveStatus
-from mosaic.planning.ilp.aggregate import Bracket, solve_alike
-from mosaic.planning.ilp.alike import AlikeWorkers, alike_workers
-from mosaic.planning.ilp.group_search import GroupSearch
-from mosaic.planning.ilp.groups import ideal_finish_s, place_groups, pour_group
-from mosaic.planning.ilp.pattern_bound import pattern_bound_s
-from mosaic.planning.ilp.solve import solve_instance
-from mosaic.planning.ilp.subset_bound import subset_bound_s
-from mosaic.planning.schedulers.instance import Counts, Instance, make_instance
-from mosaic.planning.schedulers.lower_bounds import lower_bound_s
+from mosaic.planning.program.bounds import lower_bound_s, pattern_bound_s, subset_bound_s
+from mosaic.planning.program.equal_workers import (
+    BoundedSolution,
+    GroupSearch,
+    fill_group,
+    ideal_finish_s,
+    place_groups,
+    solve_identical,
+)
+from mosaic.planning.program.instance import Counts, IdenticalWorkers, Instance, identical_workers, make_instance
+from mosaic.planning.program.solve import solve_instance
 from tests.factories import make_gpu, make_mixed_cluster, make_problem
 
 BOUNDS = {"subsets": subset_bound_s, "patterns": pattern_bound_s}
@@ -39,8 +41,8 @@ def random_instance(seed: int, num_experts: int, num_workers: int, *, most_per_w
     return make_instance(problem, max_experts_per_worker=most_per_worker)
 
 
-def alike(instance: Instance) -> AlikeWorkers:
-    workers = alike_workers(instance)
+def alike(instance: Instance) -> IdenticalWorkers:
+    workers = identical_workers(instance)
     assert workers is not None
     return workers
 
@@ -58,18 +60,20 @@ def assert_keeps_limits(instance: Instance, counts: Counts) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Count looks at the clock in place of seconds, so that what is reached does not depend on the machine."""
     looks = count()
-    for module in ("aggregate", "group_search", "packing", "pattern_bound", "solve", "subset_bound"):
-        monkeypatch.setattr(f"mosaic.planning.ilp.{module}.monotonic", lambda: float(next(looks)))
+    for module in ("bounds", "equal_workers", "packing", "solve"):
+        monkeypatch.setattr(f"mosaic.planning.program.{module}.monotonic", lambda: float(next(looks)))
     return looks
 
 
 def test_unlike_prices_places_or_gangs_are_not_equal_workers() -> None:
     mixed = make_mixed_cluster(make_gpu("fast"), make_gpu("slow"))
-    assert alike_workers(make_instance(make_problem({"A": 4}, cluster=mixed, slowdown_by_gpu={"slow": 2.0}))) is None
-    assert alike_workers(make_instance(make_problem({"A": 4}, cluster=mixed))) is not None
+    assert (
+        identical_workers(make_instance(make_problem({"A": 4}, cluster=mixed, slowdown_by_gpu={"slow": 2.0}))) is None
+    )
+    assert identical_workers(make_instance(make_problem({"A": 4}, cluster=mixed))) is not None
     misfit = make_problem({"A": 4, "B": 4}, cluster=mixed, misfits=[("A", "slow")])
-    assert alike_workers(make_instance(misfit)) is None
-    assert alike_workers(make_instance(make_problem({"A": 4}, tp_degree=2))) is None
+    assert identical_workers(make_instance(misfit)) is None
+    assert identical_workers(make_instance(make_problem({"A": 4}, tp_degree=2))) is None
 
 
 def test_workers_where_nothing_fits_take_no_part() -> None:
@@ -113,14 +117,14 @@ def test_bounds_that_would_list_too_much_leave_the_bound_as_it_is() -> None:
 
 def test_group_of_one_worker_is_its_experts_whole() -> None:
     workers = alike(make_instance(make_problem({"A": 3, "B": 4, "C": 5})))
-    assert pour_group(workers, (0, 2), 1) == {(0, 0): 3, (2, 0): 5}
-    assert pour_group(workers, (0, 1, 2), 1) is None  # K is 2
+    assert fill_group(workers, (0, 2), 1) == {(0, 0): 3, (2, 0): 5}
+    assert fill_group(workers, (0, 1, 2), 1) is None  # K is 2
 
 
 def test_group_is_levelled_by_its_largest_expert() -> None:
     workers = alike(make_instance(make_problem({"A": 100, "B": 20}, num_workers=3, max_replicas=3), max_replicas=3))
     assert ideal_finish_s(workers, (0, 1), 3) == pytest.approx((100 + 20 + 4 * 10) / 3)
-    shards = pour_group(workers, (0, 1), 3)
+    shards = fill_group(workers, (0, 1), 3)
     assert shards is not None
     assert sum(number for (m, _), number in shards.items() if m == 0) == 100
     busy_s = [sum(10 + number for (_, n), number in shards.items() if n == worker) for worker in range(3)]
@@ -157,14 +161,14 @@ def test_search_is_the_same_for_a_seed() -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.usefixtures("clock")
-def test_brackets_of_middling_instances_are_narrow_and_sound(seed: int) -> None:
+def test_solutions_of_middling_instances_are_narrow_and_sound(seed: int) -> None:
     instance = random_instance(seed, 12, 8)
     closed_form_s = lower_bound_s(instance, k_applies=True)
-    bracket = solve_alike(instance, alike(instance), Bracket(None, inf, closed_form_s), until_ts=800)
-    assert bracket.counts is not None
-    assert_keeps_limits(instance, bracket.counts)
-    assert closed_form_s <= bracket.bound_s <= bracket.finish_s == instance.makespan_s(bracket.counts)
-    assert bracket.finish_s - bracket.bound_s < 0.02 * bracket.finish_s
+    solution = solve_identical(instance, alike(instance), BoundedSolution(None, inf, closed_form_s), until_ts=800)
+    assert solution.counts is not None
+    assert_keeps_limits(instance, solution.counts)
+    assert closed_form_s <= solution.bound_s <= solution.finish_s == instance.makespan_s(solution.counts)
+    assert solution.finish_s - solution.bound_s < 0.02 * solution.finish_s
 
 
 @pytest.mark.usefixtures("clock")
@@ -172,7 +176,7 @@ def test_larger_instances_are_solved_without_the_program(monkeypatch: pytest.Mon
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the program is not for 384 pairs of expert and worker")
 
-    monkeypatch.setattr("mosaic.planning.ilp.formulation.build_model", refuse)
+    monkeypatch.setattr("mosaic.planning.program.model.build_model", refuse)
     instance = random_instance(7, 24, 16)
     solved = solve_instance(instance, time_limit_s=600)
     assert solved.report.status is SolveStatus.TIME_LIMIT

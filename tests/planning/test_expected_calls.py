@@ -8,13 +8,12 @@ from hypothesis import strategies as st
 
 from mosaic.core.cluster import Cluster
 from mosaic.core.plan import PredictedTimes, Session
+from mosaic.planning.baselines import LeastLoaded, RoundRobin
 from mosaic.planning.expected_calls import ExpectedCalls, light_first, plan_expected, run_fracs
-from mosaic.planning.ilp.ilp import Ilp
 from mosaic.planning.plan_check import check_plan
 from mosaic.planning.problem import Problem
-from mosaic.planning.schedulers.base import predict_times
-from mosaic.planning.schedulers.least_loaded import LeastLoaded
-from mosaic.planning.schedulers.round_robin import RoundRobin
+from mosaic.planning.program.schedulers import Ilp
+from mosaic.planning.scheduler import predict_times
 from tests.factories import make_call, make_problem
 
 PRICES = {"Light": 1.0, "Middle": 2.0, "Heavy": 20.0}
@@ -70,10 +69,8 @@ def test_prices_are_of_the_calls_that_are_expected() -> None:
     costs = ExpectedCalls(problem.costs, {"Heavy": 0.25})
     workers = problem.cluster.workers[:1]
     heavy, light = problem.expert("Heavy"), problem.expert("Light")
-    assert costs.linear_terms(heavy, workers) == (3.0, 5.0)
-    assert costs.session_s(heavy, problem.summary("Heavy", 8), workers) == 43.0
-    assert costs.session_s(heavy, problem.summary("Heavy", 0), workers) == 0.0
-    assert costs.linear_terms(light, workers) == problem.costs.linear_terms(light, workers)
+    assert costs.pieces(heavy, workers) == ((3.0, 5.0),)
+    assert costs.pieces(light, workers) == problem.costs.pieces(light, workers)
     assert (costs.name, costs.fits(heavy, workers)) == (problem.costs.name, True)
 
 

@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
+from mosaic.planning.baselines import Fifo, RoundRobin
 from mosaic.planning.explain import explain
-from mosaic.planning.ilp.ilp import Ilp
-from mosaic.planning.schedulers.fifo import Fifo
-from mosaic.planning.schedulers.round_robin import RoundRobin
+from mosaic.planning.program.schedulers import Ilp
 from tests.factories import make_problem
 
 

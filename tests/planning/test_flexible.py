@@ -13,34 +13,29 @@ from mosaic.core.cluster import Worker
 from mosaic.core.errors import InfeasibleError, PlanError, ProfileError
 from mosaic.core.plan import Plan, SolveStatus
 from mosaic.core.workload import Expert
-from mosaic.planning.costs import LinearTerms, Residency, ShardSummary, price_s
-from mosaic.planning.ilp import Flexible, Ilp
-from mosaic.planning.ilp.choices import Choices, Pieces, make_choices
-from mosaic.planning.ilp.flexible_model import risk_s
-from mosaic.planning.ilp.scenarios import Prices, Uncertainty
+from mosaic.planning.costs import LinearTerms, WeightLocation, price_s
 from mosaic.planning.plan_check import check_plan
 from mosaic.planning.problem import Problem
-from mosaic.planning.restricted_costs import Wrapped
+from mosaic.planning.program import Flexible, Ilp
+from mosaic.planning.program.bounds import work_bound_s
+from mosaic.planning.program.instance import Instance, Pieces, Prices, make_free_instance
+from mosaic.planning.program.scenarios import PriceSource, Uncertainty
+from mosaic.planning.program.solve import risk_s
+from mosaic.planning.wrapped_costs import WrappedCosts
 from tests.factories import SlottedSessions, assert_plan_valid, make_calls, make_cluster, make_expert, make_problem
 
 EXACT = Flexible(gap_frac=0.0)
 
 
 @dataclass(frozen=True)
-class BentCosts(Wrapped):
+class BentCosts(WrappedCosts):
     """Piecewise prices by expert, halved on every doubling of the degree but for the fixed part."""
 
     pieces_by_expert: dict[str, Pieces]
     load_s_by_expert: dict[str, float]
 
-    def load_s(self, expert: Expert, workers: Sequence[Worker], residency: Residency) -> float:
-        return 0.0 if residency is Residency.RESIDENT else self.load_s_by_expert[expert.name]
-
-    def session_s(self, expert: Expert, shard: ShardSummary, workers: Sequence[Worker]) -> float:
-        return price_s(self.pieces(expert, workers), shard.num_calls)
-
-    def linear_terms(self, expert: Expert, workers: Sequence[Worker]) -> LinearTerms:
-        return [piece for piece in self.pieces(expert, workers) if piece.fixed_s >= 0][-1]
+    def load_s(self, expert: Expert, workers: Sequence[Worker], location: WeightLocation) -> float:
+        return 0.0 if location is WeightLocation.RESIDENT else self.load_s_by_expert[expert.name]
 
     def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
         speed = {1: 1.0, 2: 1.6, 4: 2.2}[len(workers)]
@@ -72,23 +67,21 @@ def compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
             yield (first, *rest)
 
 
-def least_risk_s(choices: Choices, scenarios: Sequence[Sequence[Pieces]], quantile: float | None) -> float:
+def least_risk_s(instance: Instance, scenarios: Sequence[Prices], quantile: float | None) -> float:
     """Try every split of every expert over its options."""
-    splits = [list(compositions(number, len(choices.of_expert[m]))) for m, number in enumerate(choices.num_calls)]
+    splits = [
+        list(compositions(number, len(options)))
+        for number, options in zip(instance.num_calls, instance.options, strict=True)
+    ]
     best_s = float("inf")
-    for chosen in product(*splits):
-        counts = {
-            o: number
-            for mine, split in zip(choices.of_expert, chosen, strict=True)
-            for o, number in zip(mine, split, strict=True)
-            if number
-        }
+    for counts in product(*splits):
         makespans_s = []
         for prices in scenarios:
-            busy_s = [0.0] * choices.num_workers
-            for o, number in counts.items():
-                for worker in choices.options[o].workers:
-                    busy_s[worker] += choices.options[o].load_s + max(a + b * number for a, b in prices[o])
+            busy_s = [0.0] * instance.num_workers
+            for row, options, pieces in zip(counts, instance.options, prices, strict=True):
+                for o, number in enumerate(row):
+                    for worker in options[o].workers if number else ():
+                        busy_s[worker] += options[o].load_s + max(a + b * number for a, b in pieces[o])
             makespans_s.append(max(busy_s))
         best_s = min(best_s, risk_s(makespans_s, quantile))
     return best_s
@@ -115,16 +108,16 @@ def test_equals_brute_force_on_tiny_instances(block: int) -> None:
         problem = random_problem(Random(100 * block + number))
         plan = EXACT.plan(problem)
         assert_flexible_plan_valid(plan, problem)
-        choices = make_choices(problem)
-        expected_s = least_risk_s(choices, [[option.pieces for option in choices.options]], None)
+        instance = make_free_instance(problem)
+        expected_s = least_risk_s(instance, [instance.prices], None)
         assert plan.solve.status is SolveStatus.OPTIMAL
         assert plan.solve.objective_s == pytest.approx(expected_s, rel=1e-6, abs=1e-5)
         assert plan.predicted_makespan_s == pytest.approx(expected_s, rel=1e-6, abs=1e-5)
 
 
 @pytest.mark.parametrize("quantile", [None, 0.5, 0.8])
-@pytest.mark.parametrize("prices", list(Prices))
-def test_scenarios_equal_brute_force_on_tiny_instances(quantile: float | None, prices: Prices) -> None:
+@pytest.mark.parametrize("prices", list(PriceSource))
+def test_scenarios_equal_brute_force_on_tiny_instances(quantile: float | None, prices: PriceSource) -> None:
     for number in range(5):
         problem = random_problem(Random(number))
         problem = replace(problem, session_model=SlottedSessions(num_slots=1, token_s=0.01))
@@ -133,10 +126,10 @@ def test_scenarios_equal_brute_force_on_tiny_instances(quantile: float | None, p
         )
         plan = scheduler.plan(problem)
         assert_flexible_plan_valid(plan, problem)
-        choices = make_choices(problem)
-        scenarios = scheduler.uncertainty.scenarios(problem, choices)
+        instance = make_free_instance(problem)
+        scenarios = scheduler.scenarios(problem, instance)
         assert len(set(scenarios)) > 1
-        expected_s = least_risk_s(choices, scenarios, quantile)
+        expected_s = least_risk_s(instance, scenarios, quantile)
         assert plan.solve.objective_s == pytest.approx(expected_s, rel=1e-6, abs=1e-5)
 
 
@@ -204,13 +197,13 @@ def test_a_plan_against_wrong_means_does_not_bet_on_one_expert() -> None:
 
 def test_levels_are_spread_evenly_between_the_extremes() -> None:
     problem = make_problem({"A": 3, "B": 3})
-    choices = make_choices(problem)
-    drawn = Uncertainty(num_scenarios=14, length_error=2.0).scenarios(problem, choices)
-    factors = sorted(prices[0][0].per_call_s for prices in drawn)
+    instance = make_free_instance(problem)
+    drawn = Uncertainty(num_scenarios=14, length_error=2.0).scenarios(problem, instance)
+    factors = sorted(prices[0][0][0].per_call_s for prices in drawn)
     assert factors[0] == factors[1] == pytest.approx(2 ** (1 / 7 - 1))
     assert factors[-1] == pytest.approx(2 ** (1 - 1 / 7))
     assert len(set(factors)) == 7
-    assert Uncertainty().scenarios(problem, choices) == (tuple(option.pieces for option in choices.options),)
+    assert Uncertainty().scenarios(problem, instance) == (instance.prices,)
 
 
 def test_iterations_price_the_longest_answer_in_every_session() -> None:
@@ -219,9 +212,9 @@ def test_iterations_price_the_longest_answer_in_every_session() -> None:
         length_samples={"A": (1,) * 39 + (1000,)},
         session_model=SlottedSessions(num_slots=40, token_s=1.0),
     )
-    choices = make_choices(problem)
-    (prices,) = Uncertainty(prices=Prices.ITERATIONS, seed=1).scenarios(problem, choices)
-    assert price_s(prices[0], 5) == price_s(prices[0], 40) == pytest.approx(1000.0)
+    instance = make_free_instance(problem)
+    (prices,) = Uncertainty(prices=PriceSource.ITERATIONS, seed=1).scenarios(problem, instance)
+    assert price_s(prices[0][0], 5) == price_s(prices[0][0], 40) == pytest.approx(1000.0)
 
 
 def test_what_makes_no_sense_is_refused() -> None:
@@ -241,9 +234,9 @@ def test_what_makes_no_sense_is_refused() -> None:
         with pytest.raises(ValueError, match=message):
             Flexible(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="session model must be one that steps iterations"):
-        Flexible(prices=Prices.ITERATIONS).plan(replace(make_problem(), session_model=None))
+        Flexible(prices=PriceSource.ITERATIONS).plan(replace(make_problem(), session_model=None))
     with pytest.raises(ProfileError, match="must keep lengths of 'A', got none"):
-        Flexible(prices=Prices.ITERATIONS).plan(replace(make_problem(), length_samples={}))
+        Flexible(prices=PriceSource.ITERATIONS).plan(replace(make_problem(), length_samples={}))
     with pytest.raises(TypeError, match="tp_degrees must be a list"):
         replace(make_expert("A"), tp_degrees="12")
 
@@ -271,7 +264,7 @@ def test_more_to_choose_never_hurts(seed: int) -> None:
     narrow = replace(problem, experts=tuple(replace(expert, tp_degrees=()) for expert in problem.experts))
     wide_s, narrow_s = (EXACT.plan(p).predicted_makespan_s for p in (problem, narrow))
     assert wide_s <= narrow_s * (1 + 1e-6) + 1e-5
-    assert make_choices(problem).bound_s <= wide_s * (1 + 1e-9) + 1e-9
+    assert work_bound_s(make_free_instance(problem)) <= wide_s * (1 + 1e-9) + 1e-9
 
 
 def test_experts_that_fit_nowhere_are_named() -> None:

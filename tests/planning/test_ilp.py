@@ -12,19 +12,16 @@ import pytest
 
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import Plan, SolveStatus
-from mosaic.planning.costs import Residency
-from mosaic.planning.ilp import formulation, solve
-from mosaic.planning.ilp.alike import alike_workers
-from mosaic.planning.ilp.formulation import Solution, build_model, solve_model
-from mosaic.planning.ilp.ilp import Ilp
-from mosaic.planning.ilp.packing import best_packing, drop_needless_replicas, level, pack
-from mosaic.planning.ilp.pattern_bound import pattern_bound_s
-from mosaic.planning.ilp.solve import solve_instance
-from mosaic.planning.ilp.subset_bound import subset_bound_s
-from mosaic.planning.ilp.symmetry import find_symmetry, order_blocks
+from mosaic.planning.costs import WeightLocation, price_s
 from mosaic.planning.problem import Problem
-from mosaic.planning.schedulers.instance import Instance, make_instance
-from mosaic.planning.schedulers.lower_bounds import lower_bound_s
+from mosaic.planning.program import model as program_model
+from mosaic.planning.program import solve
+from mosaic.planning.program.bounds import lower_bound_s, pattern_bound_s, subset_bound_s
+from mosaic.planning.program.instance import Instance, identical_workers, make_instance
+from mosaic.planning.program.model import Solution, build_model, find_symmetry, order_blocks, solve_model
+from mosaic.planning.program.packing import best_packing, drop_needless_replicas, level, pack
+from mosaic.planning.program.schedulers import Ilp
+from mosaic.planning.program.solve import solve_instance
 from tests.factories import (
     assert_plan_valid,
     make_cluster,
@@ -58,8 +55,8 @@ def brute_force_s(problem: Problem, caps: dict[str, int], most_per_worker: int) 
             busy_s, hosted = [0.0] * num_workers, [0] * num_workers
             for gang, number in zip(gangs, split, strict=True):
                 if number:
-                    seconds = problem.costs.load_s(expert, gang, Residency.COLD)
-                    seconds += problem.costs.session_s(expert, problem.summary(name, number), gang)
+                    seconds = problem.costs.load_s(expert, gang, WeightLocation.COLD)
+                    seconds += price_s(problem.costs.pieces(expert, gang), number)
                     for worker in gang:
                         busy_s[worker.id] += seconds
                         hosted[worker.id] += 1
@@ -107,7 +104,7 @@ def test_equals_brute_force_on_200_tiny_instances(block: int) -> None:
         assert plan.predicted_makespan_s == pytest.approx(expected_s, rel=1e-6), seed
         assert plan.solve.objective_s == pytest.approx(expected_s, rel=1e-6), seed
         assert_plan_valid(plan, problem)
-        workers = alike_workers(make_instance(problem, max_experts_per_worker=most_per_worker))
+        workers = identical_workers(make_instance(problem, max_experts_per_worker=most_per_worker))
         for raise_s in (subset_bound_s, pattern_bound_s) if workers else ():
             assert raise_s(workers, low_s=0.0, high_s=3 * expected_s, until_ts=inf) <= expected_s * (1 + 1e-9), seed
 
@@ -273,8 +270,9 @@ def test_warm_start_reaches_the_solver() -> None:
     # In a tenth of a millisecond HiGHS finds nothing itself.
     found = []
     for given in (start, None):
-        model = build_model(instance, shortest_s=0.0, longest_s=longest_s, beat_longest=True, symmetry=None)
-        found.append(solve_model(model, instance, start=given, time_limit_s=1e-4).counts)
+        model = build_model(instance, [instance.prices], [longest_s], is_reached=True)
+        limits = {"time_limit_s": 1e-4, "gap_frac": 0.0}
+        found.append(solve_model(model, instance, [instance.prices], start=given, **limits).counts)
     assert found == [start, None]
 
 
@@ -288,7 +286,7 @@ def test_incumbent_that_the_solver_does_not_confirm_is_not_called_optimal(monkey
     nothing = Solution(
         counts=None, finished=False, termination="error", bound_s=None, num_vars=1, num_constraints=1, wall_s=0.0
     )
-    monkeypatch.setattr("mosaic.planning.ilp.formulation.solve_model", lambda *_, **__: nothing)
+    monkeypatch.setattr("mosaic.planning.program.model.solve_model", lambda *_, **__: nothing)
     instance = make_instance(make_problem({"A": 100, "B": 2}, max_replicas={"A": 2, "B": 1}))
     solved = solve_instance(instance, time_limit_s=0.5)
     assert solved.report.status is SolveStatus.TIME_LIMIT
@@ -307,7 +305,7 @@ def test_solver_bound_above_the_objective_is_not_used(
     def overstate(*arguments: object, **options: object) -> Solution:
         return replace(solve_model(*arguments, **options), bound_s=20.0 * (1 + excess_frac))  # type: ignore[arg-type]
 
-    monkeypatch.setattr("mosaic.planning.ilp.formulation.solve_model", overstate)
+    monkeypatch.setattr("mosaic.planning.program.model.solve_model", overstate)
     solved = solve_instance(instance, time_limit_s=5.0)
     assert solved.report.objective_s == 20.0
     assert solved.report.bound_s == solved.lower_bound_s == (closed_form_s if refuted else 20.0)
@@ -319,26 +317,26 @@ def test_model_is_solved_again_when_highs_fails_its_own_check(monkeypatch: pytes
     instance = make_instance(make_problem({"A": 40, "B": 7}))
     tried = []
 
-    def fail_with_presolve(model: object, *, presolve: str, **options: object) -> object:
-        tried.append(presolve)
-        results = run_highs(model, presolve=presolve, **options)
-        if presolve != "off":
-            results.termination_condition = formulation.TerminationCondition.error
+    def fail_with_presolve(model: object, *, options: dict[str, object], **limits: object) -> object:
+        tried.append(options["presolve"])
+        results = run_highs(model, options=options, **limits)
+        if options["presolve"] != "off":
+            results.termination_condition = program_model.TerminationCondition.error
             results.best_feasible_objective = None
         return results
 
-    run_highs = formulation._run_highs
-    monkeypatch.setattr(formulation, "_run_highs", fail_with_presolve)
+    run_highs = program_model._run_highs
+    monkeypatch.setattr(program_model, "_run_highs", fail_with_presolve)
     assert solve_instance(instance, time_limit_s=5.0).report.status is SolveStatus.OPTIMAL
     assert tried == ["choose", "off"]
 
 
 def test_solver_without_a_start_agrees() -> None:
     instance = make_instance(make_problem({"A": 40, "B": 7, "C": 3}, num_workers=3))
-    model = build_model(
-        instance, shortest_s=0.0, longest_s=instance.longest_s, beat_longest=False, symmetry=find_symmetry(instance)
-    )
-    cold = solve_model(model, instance, start=None, time_limit_s=10.0)
+    scenarios = [instance.prices]
+    longest_s = [instance.longest_s(instance.prices)]
+    model = build_model(instance, scenarios, longest_s, symmetry=find_symmetry(instance))
+    cold = solve_model(model, instance, scenarios, start=None, time_limit_s=10.0, gap_frac=0.0)
     counts = solve_instance(instance, time_limit_s=10.0).counts
     assert cold.finished
     assert cold.counts is not None
@@ -397,7 +395,7 @@ def test_unlike_workers_have_no_symmetry() -> None:
 
 def test_baselines_do_not_import_pyomo() -> None:
     code = (
-        "import sys, mosaic.planning.schedulers.round_robin, mosaic.planning.ilp.ilp, mosaic.planning.explain;"
+        "import sys, mosaic.planning.baselines, mosaic.planning.program.schedulers, mosaic.planning.explain;"
         "sys.exit(any(name.startswith('pyomo') for name in sys.modules))"
     )
     assert run([sys.executable, "-c", code], check=False).returncode == 0

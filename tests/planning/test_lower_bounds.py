@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from mosaic.planning.schedulers.instance import make_instance
-from mosaic.planning.schedulers.lower_bounds import lower_bound_s, without_caps
+from mosaic.planning.program.bounds import lower_bound_s
+from mosaic.planning.program.instance import make_instance
 from tests.factories import make_gpu, make_mixed_cluster, make_problem
 
 
@@ -38,7 +38,7 @@ def test_the_bound_by_hand(changes: dict[str, object], seconds: float) -> None:
 
 def test_lifting_the_caps_lowers_the_bound() -> None:
     instance = make_instance(make_problem({"A": 100, "B": 2}, max_replicas=1))
-    assert lower_bound_s(without_caps(instance)) < lower_bound_s(instance)
+    assert lower_bound_s(instance.without_limits()) < lower_bound_s(instance)
 
 
 def test_slots_count_where_the_policy_knows_k() -> None:

@@ -7,8 +7,8 @@ import pytest
 from mosaic.core.errors import PlanError
 from mosaic.core.plan import Plan, Session
 from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
+from mosaic.planning.baselines import RoundRobin
 from mosaic.planning.plan_check import check_plan, check_sessions
-from mosaic.planning.schedulers.round_robin import RoundRobin
 from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_mixed_cluster, make_problem
 
 PROBLEM = make_problem({"A": 3, "B": 2})

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from mosaic.core.errors import PlanError
-from mosaic.planning.ilp.ilp import Ilp
+from mosaic.planning.baselines import DataParallel
 from mosaic.planning.plan_check import check_plan
 from mosaic.planning.plan_file import load_plans, plans_to_json, save_plans
-from mosaic.planning.schedulers.data_parallel import DataParallel
+from mosaic.planning.program.schedulers import Ilp
 from tests.factories import make_problem
 
 PROBLEM = make_problem({"A": 30, "B": 2}, remarks=('a "note"',))

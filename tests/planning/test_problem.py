@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from mosaic.planning.costs import ShardSummary
 from mosaic.planning.problem import Problem
 from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_mixed_cluster, make_problem
 
@@ -21,11 +20,6 @@ def test_calls_are_grouped_in_first_seen_order_without_idle_experts() -> None:
     groups = problem.calls_by_expert()
     assert list(groups) == ["C", "A"]
     assert [call.key.question for call in groups["A"]] == ["q1", "q2"]
-
-
-def test_a_shard_is_described_by_its_size_and_predicted_lengths() -> None:
-    problem = make_problem()
-    assert problem.summary("A", 7) == ShardSummary(7, problem.lengths["A"])
 
 
 def gang_ids(problem: Problem, name: str = "A") -> list[tuple[int, ...]]:

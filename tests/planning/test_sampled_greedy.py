@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mosaic.core.errors import ProfileError
 from mosaic.core.plan import Plan
-from mosaic.planning.schedulers.sampled_greedy import SampledGreedy, sample_requests
+from mosaic.planning.sampled_greedy import SampledGreedy, sample_requests
 from tests.factories import SlottedSessions, assert_plan_valid, make_call, make_problem
 
 

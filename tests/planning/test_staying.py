@@ -4,9 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.plan import Session
-from mosaic.planning.schedulers.base import make_plan, predict_times
-from mosaic.planning.schedulers.least_loaded import LeastLoaded
-from mosaic.planning.schedulers.round_robin import RoundRobin
+from mosaic.planning.baselines import LeastLoaded, RoundRobin
+from mosaic.planning.scheduler import make_plan, predict_times
 from mosaic.planning.staying import stay
 from tests.factories import assert_plan_valid, make_gpu, make_mixed_cluster, make_problem
 

@@ -9,24 +9,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mosaic.core.plan import Plan, SolveStatus
-from mosaic.planning.ilp import formulation
-from mosaic.planning.ilp.alike import alike_workers
-from mosaic.planning.ilp.formulation import Solution, solve_model
-from mosaic.planning.ilp.group_search import GroupSearch
-from mosaic.planning.ilp.groups import place_groups
-from mosaic.planning.ilp.ilp import Ilp
-from mosaic.planning.ilp.packing import best_packing, drop_needless_replicas, level
-from mosaic.planning.ilp.pattern_bound import pattern_bound_s
-from mosaic.planning.ilp.subset_bound import subset_bound_s
-from mosaic.planning.ilp.symmetry import find_symmetry, order_blocks
+from mosaic.planning.baselines import DataParallel, Fifo, LeastLoaded, RoundRobin
 from mosaic.planning.problem import Problem
-from mosaic.planning.schedulers.data_parallel import DataParallel
-from mosaic.planning.schedulers.fifo import Fifo
-from mosaic.planning.schedulers.instance import Instance, make_instance
-from mosaic.planning.schedulers.least_loaded import LeastLoaded
-from mosaic.planning.schedulers.lower_bounds import lower_bound_s
-from mosaic.planning.schedulers.round_robin import RoundRobin
-from mosaic.planning.schedulers.shards import split_calls
+from mosaic.planning.program import model
+from mosaic.planning.program.bounds import lower_bound_s, pattern_bound_s, subset_bound_s
+from mosaic.planning.program.equal_workers import GroupSearch, place_groups
+from mosaic.planning.program.instance import Instance, identical_workers, make_instance
+from mosaic.planning.program.model import Solution, find_symmetry, order_blocks, solve_model
+from mosaic.planning.program.packing import best_packing, drop_needless_replicas, level
+from mosaic.planning.program.schedulers import Ilp
+from mosaic.planning.scheduler import split_calls
 from tests.factories import assert_plan_valid, make_calls, make_cluster, make_gpu, make_mixed_cluster, make_problem
 
 BASELINES = (
@@ -115,7 +107,7 @@ def test_solver_bound_is_never_above_the_objective_nor_below_the_closed_form(pro
         solutions.append(solve_model(*arguments, **options))
         return solutions[-1]
 
-    with patch.object(formulation, "solve_model", remember):
+    with patch.object(model, "solve_model", remember):
         plan = Ilp().plan(problem)
     (solution,) = solutions
     closed_form_s = lower_bound_s(make_instance(problem), k_applies=True)
@@ -134,7 +126,7 @@ def test_solver_bound_is_never_above_the_objective_nor_below_the_closed_form(pro
 @given(problems(gangs=False, mixed=False))
 def test_equal_workers_aggregated_agree_with_the_program(problem: Problem) -> None:
     instance = make_instance(problem)
-    workers = alike_workers(instance)
+    workers = identical_workers(instance)
     optimum_s = Ilp().plan(problem).solve.objective_s
     assert workers is not None
     assert optimum_s is not None

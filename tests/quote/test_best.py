@@ -9,8 +9,8 @@ from mosaic.commands.quote import quote_batch
 from mosaic.config.job import simulated_job
 from mosaic.core.errors import InfeasibleError
 from mosaic.planning import Ilp
+from mosaic.planning.baselines import RoundRobin
 from mosaic.planning.costs import PaperCosts
-from mosaic.planning.schedulers.round_robin import RoundRobin
 from mosaic.quote.forecast import best_plan, try_plans
 from mosaic.quote.quotation import Quotation, describe
 from mosaic.runtime.pilot_stages import Pilot

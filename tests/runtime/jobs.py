@@ -8,8 +8,8 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import Inputs
 from mosaic.core.workload import AGGREGATE, Call, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph
+from mosaic.planning.baselines import RoundRobin
 from mosaic.planning.costs import AffineCosts
-from mosaic.planning.schedulers.round_robin import RoundRobin
 from mosaic.runtime.job import Job
 from mosaic.runtime.planner import NodePlacements, Placement
 from mosaic.runtime.sweep import Sweep

@@ -3,8 +3,8 @@
 from typing import Any
 
 from mosaic.pipelines.call_graph import CallGraph
+from mosaic.planning.baselines import LeastLoaded
 from mosaic.planning.costs import AffineCosts
-from mosaic.planning.schedulers.least_loaded import LeastLoaded
 from mosaic.runtime.planner import Planner
 from tests.factories import make_cluster, make_expert, make_profile
 

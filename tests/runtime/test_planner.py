@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 
 from mosaic.core.errors import InfeasibleError, PlanError, ProfileError
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
+from mosaic.planning.baselines import DataParallel, Fifo, LeastLoaded, RoundRobin
 from mosaic.planning.costs import AffineCosts, PaperCosts
-from mosaic.planning.ilp.ilp import Ilp
-from mosaic.planning.schedulers.data_parallel import DataParallel
-from mosaic.planning.schedulers.fifo import Fifo
-from mosaic.planning.schedulers.least_loaded import LeastLoaded
-from mosaic.planning.schedulers.round_robin import RoundRobin
+from mosaic.planning.program.schedulers import Ilp
 from mosaic.runtime.planner import NodePlacements, Placement, Planner, placed
 from tests.factories import (
     assert_plan_valid,

@@ -7,12 +7,9 @@ import pytest
 from mosaic.core.commands import Close, Open, Submit
 from mosaic.core.errors import BackendError
 from mosaic.core.events import Lost
-from mosaic.planning.ilp.ilp import Ilp
-from mosaic.planning.restricted_costs import WithoutWorkers
-from mosaic.planning.schedulers.data_parallel import DataParallel
-from mosaic.planning.schedulers.fifo import Fifo
-from mosaic.planning.schedulers.least_loaded import LeastLoaded
-from mosaic.planning.schedulers.round_robin import RoundRobin
+from mosaic.planning.baselines import DataParallel, Fifo, LeastLoaded, RoundRobin
+from mosaic.planning.program.schedulers import Ilp
+from mosaic.planning.wrapped_costs import WithoutWorkers
 from mosaic.runtime.controller import View
 from mosaic.runtime.replanning import Replanning, describe_new_plan
 from mosaic.runtime.static_plan import execute

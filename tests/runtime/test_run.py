@@ -14,8 +14,8 @@ from mosaic.pipelines.call_graph import mixture_of_agents
 from mosaic.pipelines.exits import Agreed
 from mosaic.pipelines.final_answers import AnswerSource, comparisons
 from mosaic.pipelines.gates.gate import Majority, Never, Unanimous
-from mosaic.planning.ilp.ilp import Ilp
-from mosaic.planning.schedulers.round_robin import RoundRobin
+from mosaic.planning.baselines import RoundRobin
+from mosaic.planning.program.schedulers import Ilp
 from mosaic.runtime.job import AlwaysAggregate, Reaction
 from mosaic.runtime.planner import NodePlacements, Placement
 from mosaic.runtime.run import failures

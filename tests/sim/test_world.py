@@ -11,10 +11,7 @@ from mosaic.core.lengths import ClippedLognormal, Empirical
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import PROPOSE, Call, CallKey
-from mosaic.planning.schedulers.data_parallel import DataParallel
-from mosaic.planning.schedulers.fifo import Fifo
-from mosaic.planning.schedulers.least_loaded import LeastLoaded
-from mosaic.planning.schedulers.round_robin import RoundRobin
+from mosaic.planning.baselines import DataParallel, Fifo, LeastLoaded, RoundRobin
 from mosaic.runtime.static_plan import execute
 from sim.world.world import World
 from tests.controllers import cancel_on

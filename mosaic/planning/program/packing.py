@@ -6,8 +6,8 @@ from math import floor, inf
 from time import monotonic
 
 from mosaic.core.addition import add_in_order
-from mosaic.planning.schedulers.instance import Counts, Instance
-from mosaic.planning.schedulers.lower_bounds import lower_bound_s
+from mosaic.planning.program.bounds import lower_bound_s
+from mosaic.planning.program.instance import Counts, Instance
 
 NUM_TARGETS = 24
 MAX_SWEEPS = 30
@@ -45,10 +45,14 @@ def pack(instance: Instance, target_s: float) -> Counts | None:
     where it leaves the least room; one that does not fills the place that takes most of its calls and comes
     back with the rest; where its cap ends, the rest goes where it overflows least.
     """
+
+    def longest_first(expert: int) -> tuple[int, float]:
+        return -len(instance.places[expert][0]), -instance.shortest_s(expert)
+
     free_s = [target_s] * instance.num_workers
     slots = [instance.max_experts_per_worker] * instance.num_workers
     counts = [[0] * len(options) for options in instance.places]
-    for expert in _packing_order(instance):
+    for expert in sorted(range(instance.num_experts), key=longest_first):
         left = instance.num_calls[expert]
         for replica in range(instance.max_replicas[expert]):
             last = replica == instance.max_replicas[expert] - 1
@@ -64,15 +68,6 @@ def pack(instance: Instance, target_s: float) -> Counts | None:
             if not left:
                 break
     return tuple(tuple(row) for row in counts)
-
-
-def _packing_order(instance: Instance) -> list[int]:
-    def key(expert: int) -> tuple[int, float]:
-        options = instance.places[expert]
-        shortest_s = min(instance.session_s(expert, p, instance.num_calls[expert]) for p in range(len(options)))
-        return -len(options[0]), -shortest_s
-
-    return sorted(range(instance.num_experts), key=key)
 
 
 def _choose(

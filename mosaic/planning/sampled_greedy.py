@@ -9,11 +9,11 @@ from mosaic.core.checks import require, require_count
 from mosaic.core.errors import ProfileError
 from mosaic.core.plan import Plan, Session
 from mosaic.core.workload import Call
-from mosaic.planning.costs import Residency
+from mosaic.planning.costs import WeightLocation
 from mosaic.planning.problem import Problem
-from mosaic.planning.schedulers.base import make_plan
-from mosaic.planning.schedulers.instance import Instance, Place, make_instance
-from mosaic.planning.schedulers.lower_bounds import lower_bound_s
+from mosaic.planning.program.bounds import lower_bound_s
+from mosaic.planning.program.instance import Instance, Place, make_instance
+from mosaic.planning.scheduler import make_plan
 from mosaic.planning.session_model import Request, Served
 
 Shard: TypeAlias = tuple[int, ...]
@@ -237,8 +237,8 @@ class _Stages:
         stays = all(self.home.get(worker) == (expert, place) for worker in place)
         workers = self.problem.cluster.select(place)
         name = self.instance.names[expert]
-        residency = Residency.RESIDENT if stays else self.problem.held.anywhere(name)
-        load_s = self.problem.costs.load_s(self.problem.expert(name), workers, residency)
+        location = WeightLocation.RESIDENT if stays else self.problem.held.anywhere(name)
+        load_s = self.problem.costs.load_s(self.problem.expert(name), workers, location)
         return _Planned(expert, place, now_s + load_s, shard, self._serve(expert, place, shard))
 
     def _shortened(self, session: _Planned, shard: Shard) -> _Planned:

@@ -1,16 +1,43 @@
-"""A partition of experts and workers into groups that end early: local search by simulated annealing."""
+"""Identical workers, solved without a variable for each: a search over groups from above, bounds from below.
+
+NOTE: draw an edge between an expert and every worker that loads it. A plan falls into connected parts, and a
+part of e experts on n workers has at least n + e - 1 edges: e loads, and one more for each worker after the first. So
+what matters of a plan is which experts share a group and how many workers the group has; the group's time follows:
+
+    (its experts served + one load each + n - 1 further loads) / n
+
+when its largest expert is split over the workers and levels them, which it can unless the others are too long.
+Simulated annealing searches for a partition of experts and workers into groups that end early, and water filling gives
+a group its shards.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, inf
 from random import Random
 from time import monotonic
 from typing import NamedTuple, TypeAlias
 
 from mosaic.core.addition import add_in_order
-from mosaic.planning.ilp.alike import AlikeWorkers
-from mosaic.planning.ilp.groups import Group
+from mosaic.planning.program.bounds import pattern_bound_s, subset_bound_s
+from mosaic.planning.program.instance import Counts, IdenticalWorkers, Instance
+from mosaic.planning.program.packing import best_packing, level
 
+Group: TypeAlias = tuple[tuple[int, ...], int]
+"""Experts by number, and how many workers they have to themselves."""
+
+Shards: TypeAlias = dict[tuple[int, int], int]
+"""Calls by expert and worker, both by number."""
+
+FIRST_MOVES_PER_EXPERT = 4000
+AIM_FRAC = 0.5
+"""How much of the gap the next search is to close."""
+BOUND_TIME_FRAC = 0.5
+"""Share of the time after the first search that bounds may take."""
+NUM_FILL_BISECTIONS = 16
+LOOSEST_FRAC = 0.5
+"""A group is filled at makespans up to this far above its ideal one."""
+NUM_FILL_ORDERS = 6
 MOVES_BETWEEN_CHECKS = 256
 LATE_FIRST_FRAC = 0.4
 """Share of moves that start from a group which ends after the target."""
@@ -20,6 +47,170 @@ FIRST_STEP_FRAC, LAST_STEP_FRAC = 0.02, 0.0003
 """Temperatures: by how much a worker may become late, relative to the target, and be accepted easily."""
 FORBIDDEN_FRAC = 1e4
 """End of a group that K or a cap forbids, relative to all work: finite, so that a search may begin there."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundedSolution:
+    """A placement, if there is one yet, and a bound below all of them."""
+
+    counts: Counts | None
+    finish_s: float
+    """Of the placement; infinite without one."""
+    bound_s: float
+
+
+def solve_identical(
+    instance: Instance, workers: IdenticalWorkers, best: BoundedSolution, *, until_ts: float
+) -> BoundedSolution:
+    """Improve a solution and its bound until an instant of the monotonic clock; end early if nothing can be packed.
+
+    Searches double in length from one to the next, each with its own seed, and the last is as long as the time that
+    is left; bounds come after the first.
+    """
+    num_moves, seed = FIRST_MOVES_PER_EXPERT * workers.num_experts, 0
+    moves_per_s = inf
+    while best.finish_s > best.bound_s and (begin_ts := monotonic()) < until_ts:
+        num_moves = int(min(num_moves, moves_per_s * (until_ts - begin_ts)))
+        found = GroupSearch(workers, target_s=_target_s(best), seed=seed).run(num_moves, until_ts=until_ts)
+        moves_per_s = max(found.num_moves, 1) / max(monotonic() - begin_ts, 1e-9)
+        counts = place_groups(workers, found.groups)
+        if counts is not None:
+            best = _better(instance, best, level(instance, counts))
+        elif best.counts is None:
+            counts = best_packing(instance, until_ts=until_ts)
+            if counts is None:
+                break
+            best = _better(instance, best, counts)
+        if not seed and best.finish_s > best.bound_s:
+            best = _raise_bound(workers, best, until_ts=monotonic() + BOUND_TIME_FRAC * (until_ts - monotonic()))
+        num_moves, seed = 2 * num_moves, seed + 1
+    return best
+
+
+def _target_s(best: BoundedSolution) -> float:
+    """Aim a little below the best placement: a search is at its best where few groups are late."""
+    if best.counts is None:
+        return best.bound_s
+    return best.finish_s - AIM_FRAC * (best.finish_s - best.bound_s)
+
+
+def _better(instance: Instance, best: BoundedSolution, counts: Counts) -> BoundedSolution:
+    finish_s = instance.makespan_s(counts)
+    return BoundedSolution(counts, finish_s, best.bound_s) if finish_s < best.finish_s else best
+
+
+def _raise_bound(workers: IdenticalWorkers, best: BoundedSolution, *, until_ts: float) -> BoundedSolution:
+    """Try both bounds; without a placement there is no makespan to refute."""
+    bound_s = best.bound_s
+    if best.finish_s < inf:
+        for raise_s in (subset_bound_s, pattern_bound_s):
+            bound_s = raise_s(workers, low_s=bound_s, high_s=best.finish_s, until_ts=until_ts)
+    return BoundedSolution(best.counts, best.finish_s, bound_s)
+
+
+def place_groups(workers: IdenticalWorkers, groups: Sequence[Group]) -> Counts | None:
+    """Give every group its workers and its shards; None if K or the caps defeat one of them."""
+    rows = [[0] * workers.num_workers for _ in workers.num_calls]
+    first = 0
+    for experts, num_workers in groups:
+        shards = fill_group(workers, experts, num_workers)
+        if shards is None:
+            return None
+        for (expert, worker), number in shards.items():
+            rows[expert][first + worker] = number
+        first += num_workers
+    return tuple(tuple(row) for row in rows)
+
+
+def fill_group(workers: IdenticalWorkers, experts: Sequence[int], num_workers: int) -> Shards | None:
+    """Split a group's calls over its workers so that they end early."""
+    if num_workers == 1 or not experts:
+        fits = len(experts) <= workers.max_experts_per_worker and (num_workers or not experts)
+        return {(m, 0): workers.num_calls[m] for m in experts} if fits else None
+    ideal_s = ideal_finish_s(workers, experts, num_workers)
+    random = Random(num_workers)
+    best: Shards | None = None
+    longest_s = ideal_s * (1 + LOOSEST_FRAC)
+    for attempt in range(NUM_FILL_ORDERS):
+        low_s, high_s = ideal_s, longest_s
+        for bisection in range(NUM_FILL_BISECTIONS):
+            # The most generous makespan first: where that fails, no other is tried.
+            middle_s = (low_s + high_s) / 2 if bisection else high_s
+            shards = _WaterFilling(workers, num_workers, middle_s).fill(experts, random if attempt else None)
+            if shards is not None:
+                best, high_s = shards, middle_s
+            elif not bisection:
+                break
+            else:
+                low_s = middle_s
+        longest_s = high_s
+    return best
+
+
+def ideal_finish_s(workers: IdenticalWorkers, experts: Sequence[int], num_workers: int) -> float:
+    """Compute when a group's workers end if they end together, the largest expert being the one that is split."""
+    if not experts:
+        return 0.0
+    largest = max(experts, key=workers.serving_s.__getitem__)
+    total_s = add_in_order(workers.whole_s[m] for m in experts) + (num_workers - 1) * workers.setup_s[largest]
+    return total_s / num_workers
+
+
+@dataclass(slots=True)
+class _WaterFilling:
+    """Fills a group's workers up to a makespan: short experts whole, then long ones over worker after worker."""
+
+    workers: IdenticalWorkers
+    num_workers: int
+    makespan_s: float
+
+    def fill(self, experts: Sequence[int], random: Random | None) -> Shards | None:
+        """Fill; None if something is left over. Without a random order, workers are filled from the emptiest on."""
+        ranked = sorted(experts, key=lambda m: -self.workers.whole_s[m])
+        long = [m for m in ranked if self.workers.whole_s[m] > self.makespan_s] or ranked[:1]
+        shards: Shards = {}
+        room_s = [self.makespan_s] * self.num_workers
+        slots = [self.workers.max_experts_per_worker] * self.num_workers
+        for m in ranked:
+            if m in long:
+                continue
+            # One slot of each worker stays free for an expert that is split.
+            open_workers = [n for n in range(self.num_workers) if slots[n] > 1]
+            if not open_workers:
+                return None
+            n = max(open_workers, key=room_s.__getitem__)
+            if room_s[n] < self.workers.whole_s[m]:
+                return None
+            shards[m, n] = self.workers.num_calls[m]
+            room_s[n] -= self.workers.whole_s[m]
+            slots[n] -= 1
+        order = sorted(range(self.num_workers), key=lambda n: -room_s[n])
+        if random:
+            random.shuffle(order)
+            random.shuffle(long)
+        return shards if self._split(long, order, room_s, slots, shards) else None
+
+    def _split(
+        self, long: Sequence[int], order: Sequence[int], room_s: list[float], slots: list[int], shards: Shards
+    ) -> bool:
+        """Split the long experts over the workers in turn; True if all their calls are placed within the caps."""
+        position = 0
+        for m in long:
+            left, replicas = self.workers.num_calls[m], 0
+            while left and position < len(order):
+                n = order[position]
+                number = min(left, self.workers.calls_within(m, room_s[n])) if slots[n] else 0
+                if number:
+                    shards[m, n] = number
+                    replicas += 1
+                    left -= number
+                    slots[n] -= 1
+                    room_s[n] -= self.workers.setup_s[m] + number * self.workers.per_call_s[m]
+                if left:
+                    position += 1
+            if left or replicas > self.workers.max_replicas[m]:
+                return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +246,7 @@ class GroupSearch:
     that a group's largest is its least number; ``num_experts`` stands for none.
     """
 
-    def __init__(self, workers: AlikeWorkers, *, target_s: float, seed: int) -> None:
+    def __init__(self, workers: IdenticalWorkers, *, target_s: float, seed: int) -> None:
         self._ranked = sorted(range(workers.num_experts), key=lambda m: -workers.serving_s[m])
         self._whole_s = [workers.whole_s[m] for m in self._ranked]
         # Whole calls leave half a call's time unused on each worker, on average.
@@ -177,7 +368,7 @@ class GroupSearch:
         return num_workers, total_s, len(experts), min(experts, default=self._num_experts)
 
     def _finish_s(self, num_workers: int, total_s: float, size: int, largest: int) -> float:
-        """Compute when a group ideally ends (see ``groups``); late where K or a cap forbids it."""
+        """Compute when a group ideally ends (see the note above); late where K or a cap forbids it."""
         if num_workers == 1:
             return total_s if size <= self._most else self._forbidden_s
         if not size:

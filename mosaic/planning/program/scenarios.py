@@ -10,9 +10,9 @@ from mosaic.core.cluster import Worker
 from mosaic.core.errors import ProfileError
 from mosaic.core.workload import Call, Expert
 from mosaic.planning.costs import LinearTerms
-from mosaic.planning.ilp.choices import Choices, Pieces
 from mosaic.planning.problem import Problem
 from mosaic.planning.profiles import SweepPoint, convex_pieces
+from mosaic.planning.program.instance import Instance, Option, Pieces, Prices
 from mosaic.planning.session_model import Request
 
 MAX_LEVELS = 7
@@ -21,7 +21,7 @@ SHARES = (1, 2, 4, 8)
 """Sessions of all calls of an expert, a half, a quarter and an eighth of them are priced; others lie between."""
 
 
-class Prices(StrEnum):
+class PriceSource(StrEnum):
     """Where the prices of sessions come from."""
 
     COSTS = "costs"
@@ -40,7 +40,7 @@ class Uncertainty:
     """e: each expert's true mean length may be off by a factor between 1/e and e, log-uniform."""
     quantile: float | None = None
     """The mean makespan of the worst 1 - quantile of the scenarios counts; None: the mean of all."""
-    prices: Prices = Prices.COSTS
+    prices: PriceSource = PriceSource.COSTS
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -50,52 +50,50 @@ class Uncertainty:
         if self.quantile is not None:
             require_number(self.quantile, "scheduler.quantile", above=0)
             require(self.quantile < 1, "scheduler.quantile", "below 1", self.quantile)
-        if not isinstance(self.prices, Prices):
-            allowed = [prices.value for prices in Prices]
+        if not isinstance(self.prices, PriceSource):
+            allowed = [source.value for source in PriceSource]
             require(self.prices in allowed, "scheduler.prices", f"one of {allowed}", self.prices)
-            object.__setattr__(self, "prices", Prices(self.prices))
+            object.__setattr__(self, "prices", PriceSource(self.prices))
         rule = "above 1 where length_error or quantile is given: one scenario is the prediction itself"
         given = self.length_error > 1 or self.quantile is not None
         require(self.num_scenarios > 1 or not given, "scheduler.num_scenarios", rule, self.num_scenarios)
 
-    def scenarios(self, problem: Problem, choices: Choices) -> tuple[tuple[Pieces, ...], ...]:
+    def scenarios(self, problem: Problem, instance: Instance) -> tuple[Prices, ...]:
         """Price every option in every scenario.
 
-        A scenario gives each expert a factor on its mean length. With ``prices=iterations`` it also has its luck: each
-        factor goes with lengths of its own, drawn from the calibration lengths.
-
-        Returns
-        -------
-        Shape ``(num_scenarios, num_options)``.
+        A scenario gives each expert a factor on its mean length. With ``prices=iterations`` each factor goes with
+        lengths of its own, drawn from the calibration lengths.
 
         Raises
         ------
         ValueError, ProfileError
-            If there is no model of iterations or an expert has no calibration lengths, where these are asked for.
+            If there is no model of iterations or an expert has no calibration lengths, where these are wanted.
         """
-        levels = [self._levels(name) for name in choices.names]
         known: dict[tuple[object, ...], Pieces] = {}
 
-        def price(number: int, scenario: int) -> Pieces:
-            option = choices.options[number]
-            level = levels[option.expert][scenario]
-            if self.prices is Prices.COSTS:
+        def price(m: int, option: Option, level: int) -> Pieces:
+            if self.prices is PriceSource.COSTS:
                 factor = self._factor(level)
                 return tuple(LinearTerms(factor * fixed_s, factor * call_s) for fixed_s, call_s in option.pieces)
             workers = problem.cluster.select(option.workers)
-            key = (option.expert, workers[0].gpu.name, len(workers), level)
+            key = (m, workers[0].gpu.name, len(workers), level)
             if key not in known:
-                expert = problem.expert(choices.names[option.expert])
-                known[key] = self._iterations(problem, expert, workers, level)
+                known[key] = self._iterations(problem, problem.expert(instance.names[m]), workers, level)
             return known[key]
 
-        options = range(len(choices.options))
-        return tuple(tuple(price(o, s) for o in options) for s in range(self.num_scenarios))
+        levels = [self._levels(name) for name in instance.names]
+        return tuple(
+            tuple(
+                tuple(price(m, option, levels[m][scenario]) for option in options)
+                for m, options in enumerate(instance.options)
+            )
+            for scenario in range(self.num_scenarios)
+        )
 
     @property
     def num_levels(self) -> int:
         """Count the different factors."""
-        return 1 if self.length_error == 1 and self.prices is Prices.COSTS else min(MAX_LEVELS, self.num_scenarios)
+        return 1 if self.length_error == 1 and self.prices is PriceSource.COSTS else min(MAX_LEVELS, self.num_scenarios)
 
     def _levels(self, name: str) -> list[int]:
         """Give an expert a level for each scenario: all equally often, in random order."""

@@ -1,0 +1,394 @@
+"""A placement problem in numbers: the sessions that each expert may open, their prices, and the limits."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from math import floor, inf
+from typing import TypeAlias
+
+from mosaic.core.addition import add_in_order
+from mosaic.core.checks import require
+from mosaic.core.cluster import Worker
+from mosaic.core.errors import InfeasibleError
+from mosaic.core.kv_memory import describe_need
+from mosaic.core.workload import Expert, ExpertName
+from mosaic.planning.costs import LinearTerms, least_terms, price_s
+from mosaic.planning.problem import Problem
+
+Place: TypeAlias = tuple[int, ...]
+"""Workers that one session holds together; a single worker unless the expert is tensor parallel."""
+
+Counts: TypeAlias = tuple[tuple[int, ...], ...]
+"""X of the paper, calls by expert and option; Y is where it is positive."""
+
+Pieces: TypeAlias = tuple[LinearTerms, ...]
+"""Affine prices of which a session costs the highest, its load apart."""
+
+Prices: TypeAlias = tuple[tuple[Pieces, ...], ...]
+"""By expert and option."""
+
+NO_LIMIT = 1_000_000
+"""K where as many experts share a worker as pay for themselves."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A session that an expert could open."""
+
+    workers: Place
+    load_s: float
+    pieces: Pieces
+
+    def session_s(self, num_calls: int, pieces: Pieces | None = None) -> float:
+        """Price the session, load included, by these prices or its own; 0 without calls."""
+        return self.load_s + price_s(self.pieces if pieces is None else pieces, num_calls) if num_calls else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """What the program and the bounds compute with; rows are the experts that have calls, in first-seen order."""
+
+    names: tuple[ExpertName, ...]
+    num_calls: tuple[int, ...]
+    """N_m of the paper."""
+    options: tuple[tuple[Option, ...], ...]
+    """By expert."""
+    max_replicas: tuple[int, ...]
+    cap_reasons: tuple[str, ...]
+    """Where each cap comes from, in words."""
+    num_workers: int
+    max_experts_per_worker: int
+    """K of the paper."""
+
+    @property
+    def num_experts(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def places(self) -> tuple[tuple[Place, ...], ...]:
+        """Workers of each option."""
+        return tuple(tuple(option.workers for option in row) for row in self.options)
+
+    @cached_property
+    def prices(self) -> Prices:
+        """Prices of each option."""
+        return tuple(tuple(option.pieces for option in row) for row in self.options)
+
+    @cached_property
+    def setup_s(self) -> tuple[tuple[float, ...], ...]:
+        """Paid once per session: load and fixed part of the least terms, shape as ``options``."""
+        return tuple(tuple(o.load_s + least_terms(o.pieces).fixed_s for o in row) for row in self.options)
+
+    @cached_property
+    def per_call_s(self) -> tuple[tuple[float, ...], ...]:
+        """Paid per call by the least terms, shape as ``options``."""
+        return tuple(tuple(least_terms(o.pieces).per_call_s for o in row) for row in self.options)
+
+    def session_s(self, expert: int, option: int, num_calls: int) -> float:
+        """Price one session, load included; 0 without calls."""
+        return self.options[expert][option].session_s(num_calls)
+
+    def shortest_s(self, expert: int) -> float:
+        """Price an expert in one session, where that is shortest."""
+        return min(option.session_s(self.num_calls[expert]) for option in self.options[expert])
+
+    def worker_s(self, counts: Counts, prices: Prices | None = None) -> list[float]:
+        """Price every worker's sessions (equation 4 of the paper) by these prices or its own, seconds by worker."""
+        total_s = [0.0] * self.num_workers
+        for row, options, pieces in zip(counts, self.options, prices or self.prices, strict=True):
+            for o, number in enumerate(row):
+                if number:
+                    session_s = options[o].session_s(number, pieces[o])
+                    for worker in options[o].workers:
+                        total_s[worker] += session_s
+        return total_s
+
+    def makespan_s(self, counts: Counts, prices: Prices | None = None) -> float:
+        """Price the busiest worker (equation 10 of the paper)."""
+        return max(self.worker_s(counts, prices), default=0.0)
+
+    def longest_s(self, prices: Prices) -> float:
+        """Bound every sensible placement from above: all experts whole, at their dearest place, one after the other."""
+        return add_in_order(
+            max(option.session_s(number, pieces) for option, pieces in zip(options, row, strict=True))
+            for number, options, row in zip(self.num_calls, self.options, prices, strict=True)
+        )
+
+    def calls_within(self, expert: int, option: int, room_s: float) -> int:
+        """Count the calls that one session can serve in a time, its load included."""
+        setup_s, per_call_s = self.setup_s[expert][option], self.per_call_s[expert][option]
+        return calls_within(self.num_calls[expert], setup_s, per_call_s, room_s)
+
+    @cached_property
+    def _distinct_prices(self) -> tuple[tuple[tuple[float, float], ...], ...]:
+        return tuple(tuple({*zip(*rows, strict=True)}) for rows in zip(self.setup_s, self.per_call_s, strict=True))
+
+    def least_replicas(self, expert: int, makespan_s: float) -> float:
+        """Count the replicas that an expert needs at least under a makespan; infinite if its cap is below that."""
+        number = self.num_calls[expert]
+        most = max(calls_within(number, *price, makespan_s) for price in self._distinct_prices[expert])
+        return least_replicas(number, most, self.max_replicas[expert])
+
+    @property
+    def gangs_nest(self) -> bool:
+        """Whether every gang lies inside or outside every wider one: the sizes divide one another."""
+        widths = sorted({len(options[0].workers) for options in self.options})
+        return all(wide % narrow == 0 for narrow, wide in pairwise(widths))
+
+    def without_limits(self) -> "Instance":
+        """Lift the replica caps and K, for policies that know neither."""
+        caps = tuple(len(options) for options in self.options)
+        return replace(self, max_replicas=caps, max_experts_per_worker=NO_LIMIT)
+
+    def obeys_limits(self, counts: Counts) -> bool:
+        """Tell whether a placement keeps the replica caps and K."""
+        hosted = [0] * self.num_workers
+        for row, options in zip(counts, self.options, strict=True):
+            for number, option in zip(row, options, strict=True):
+                for worker in option.workers if number else ():
+                    hosted[worker] += 1
+        replicas = (sum(number > 0 for number in row) for row in counts)
+        in_caps = all(number <= cap for number, cap in zip(replicas, self.max_replicas, strict=True))
+        return in_caps and max(hosted, default=0) <= self.max_experts_per_worker
+
+
+def calls_within(num_calls: int, setup_s: float, per_call_s: float, room_s: float) -> int:
+    """Count how many of an expert's calls one session can serve in a time, its load included."""
+    rest_s = room_s - setup_s
+    if rest_s < 0:
+        return 0
+    if per_call_s * num_calls <= rest_s:
+        return num_calls
+    # The slack keeps a shard that fits exactly from being lost to rounding.
+    return min(num_calls, floor(rest_s / per_call_s * (1 + 1e-12) + 1e-9))
+
+
+def least_replicas(num_calls: int, most_calls: int, max_replicas: int) -> float:
+    """Count the replicas that an expert needs where each serves so many calls at most; infinite above its cap."""
+    needed = -(-num_calls // most_calls) if most_calls else inf
+    return needed if needed <= max_replicas else inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdenticalWorkers:
+    """An instance whose workers are interchangeable: an expert has one price there. Numbers are by expert."""
+
+    num_calls: tuple[int, ...]
+    setup_s: tuple[float, ...]
+    per_call_s: tuple[float, ...]
+    max_replicas: tuple[int, ...]
+    """The caps, or fewer: no replica is without a call."""
+    num_workers: int
+    """Workers where the experts fit; others take no part."""
+    max_experts_per_worker: int
+
+    @property
+    def num_experts(self) -> int:
+        return len(self.num_calls)
+
+    @cached_property
+    def serving_s(self) -> tuple[float, ...]:
+        """Seconds to serve all calls of each expert, loads left out."""
+        return tuple(n * per_call_s for n, per_call_s in zip(self.num_calls, self.per_call_s, strict=True))
+
+    @cached_property
+    def whole_s(self) -> tuple[float, ...]:
+        """Seconds of each expert in one session."""
+        return tuple(a + b for a, b in zip(self.setup_s, self.serving_s, strict=True))
+
+    def calls_within(self, expert: int, room_s: float) -> int:
+        """Count the calls that one session can serve in a time, its load included."""
+        return calls_within(self.num_calls[expert], self.setup_s[expert], self.per_call_s[expert], room_s)
+
+    def least_replicas(self, expert: int, makespan_s: float) -> float:
+        """Count the replicas that an expert needs at least under a makespan; infinite if its cap is below that."""
+        most = self.calls_within(expert, makespan_s)
+        return least_replicas(self.num_calls[expert], most, self.max_replicas[expert])
+
+
+def identical_workers(instance: Instance) -> IdenticalWorkers | None:
+    """Look at an instance as one of identical workers; None if prices or places differ, or sessions span several."""
+    places = instance.places[0] if instance.places else ()
+    if any(len(workers) != 1 for workers in places) or any(other != places for other in instance.places):
+        return None
+    if any(len(set(prices)) != 1 for prices in (*instance.setup_s, *instance.per_call_s)):
+        return None
+    return IdenticalWorkers(
+        num_calls=instance.num_calls,
+        setup_s=tuple(prices[0] for prices in instance.setup_s),
+        per_call_s=tuple(prices[0] for prices in instance.per_call_s),
+        max_replicas=tuple(map(min, instance.max_replicas, instance.num_calls)),
+        num_workers=len(places),
+        max_experts_per_worker=instance.max_experts_per_worker,
+    )
+
+
+def require_gangs(problem: Problem, expert: Expert) -> tuple[tuple[Worker, ...], ...]:
+    """List the gangs where an expert fits.
+
+    Raises
+    ------
+    InfeasibleError
+        If there are none; the message gives the sizes and what to change.
+    """
+    gangs = problem.gangs(expert)
+    if gangs:
+        return gangs
+    workers, degree = problem.cluster.workers, expert.tp_degree
+    if degree > len(workers):
+        raise InfeasibleError(
+            f"expert {expert.name!r} spans {degree} workers and cluster {problem.cluster.name!r} has {len(workers)}: "
+            "lower its tp_degree or add workers"
+        )
+    usable = ", ".join(
+        f"{gpu.name} {gpu.usable_bytes / 2**30:.1f} GiB" for gpu in dict.fromkeys(worker.gpu for worker in workers)
+    )
+    raise InfeasibleError(
+        f"expert {expert.name!r} fits on no aligned group of {degree} equal worker(s): each needs "
+        f"{describe_need(expert)}, beside activations; usable: {usable}. Raise its tp_degree, lower its context_tokens "
+        "or use a larger GPU"
+    )
+
+
+def make_instance(
+    problem: Problem,
+    *,
+    max_replicas: int | Mapping[ExpertName, int] | None = None,
+    max_experts_per_worker: int | None = None,
+) -> Instance:
+    """State the paper's problem: experts at their own degrees, one affine price each, caps and K.
+
+    Parameters
+    ----------
+    problem
+        What to price.
+    max_replicas
+        One cap for all experts, or caps by name that override the experts' own; None: the experts' own caps,
+        and equation 8 for experts without one.
+    max_experts_per_worker
+        K; None: max(2, ceil(workers wanted / workers)), the least that can be feasible but never below 2. Workers on
+        which an expert fits are counted, and not those that were lost.
+
+    Raises
+    ------
+    InfeasibleError
+        If an expert fits nowhere.
+    ValueError
+        If a cap names an expert that the pool lacks.
+    """
+    num_calls = {name: len(calls) for name, calls in problem.calls_by_expert().items()}
+    given = _caps_by_name(problem, num_calls, max_replicas)
+    options: list[tuple[Option, ...]] = []
+    caps: list[tuple[int, str]] = []
+    for name, number in num_calls.items():
+        expert = problem.expert(name)
+        gangs = require_gangs(problem, expert)
+        # Workers of one kind have one price: one gang of a kind stands for all.
+        gang_of_kind = {gang[0].gpu: gang for gang in gangs}
+        prices = {kind: _affine_price(problem, expert, gang) for kind, gang in gang_of_kind.items()}
+        options.append(tuple(Option(_ids(gang), *prices[gang[0].gpu]) for gang in gangs))
+        cap, reason = given[name], "scheduler.max_replicas"
+        if cap is None:
+            cap, reason = expert.max_replicas, "the pool's cap"
+        if cap is None:
+            cap, reason = _cap_by_equation_8(problem, expert, gang_of_kind.values(), len(gangs), number)
+        caps.append((min(cap, len(gangs)), reason))
+    return Instance(
+        names=tuple(num_calls),
+        num_calls=tuple(num_calls.values()),
+        options=tuple(options),
+        max_replicas=tuple(cap for cap, _ in caps),
+        cap_reasons=tuple(reason for _, reason in caps),
+        num_workers=problem.cluster.num_workers,
+        max_experts_per_worker=max_experts_per_worker or max(2, _least_slots(options)),
+    )
+
+
+def make_free_instance(
+    problem: Problem,
+    *,
+    max_replicas: int | Mapping[ExpertName, int] | None = None,
+    max_experts_per_worker: int | None = None,
+) -> Instance:
+    """State the problem without the paper's limits: any degree that an expert may have, and all price pieces.
+
+    Limits that are not given do not apply: loads and the fixed part of prices bound the copies.
+
+    Raises
+    ------
+    InfeasibleError
+        If an expert fits nowhere.
+    ValueError
+        If a cap names an expert that the pool lacks.
+    """
+    num_calls = {name: len(calls) for name, calls in problem.calls_by_expert().items()}
+    given = _caps_by_name(problem, num_calls, max_replicas)
+    options = tuple(tuple(_free_options(problem, problem.expert(name))) for name in num_calls)
+    return Instance(
+        names=tuple(num_calls),
+        num_calls=tuple(num_calls.values()),
+        options=options,
+        max_replicas=tuple(given[name] or len(row) for name, row in zip(num_calls, options, strict=True)),
+        cap_reasons=("scheduler.max_replicas",) * len(num_calls),
+        num_workers=problem.cluster.num_workers,
+        max_experts_per_worker=max_experts_per_worker or NO_LIMIT,
+    )
+
+
+def _free_options(problem: Problem, expert: Expert) -> Iterable[Option]:
+    shapes = [replace(expert, tp_degree=degree) for degree in expert.possible_degrees]
+    gangs = [(shape, gang) for shape in shapes for gang in problem.gangs(shape)]
+    if not gangs:
+        require_gangs(problem, expert)  # says why
+    for shape, gang in gangs:
+        load_s = problem.costs.load_s(shape, gang, problem.held.anywhere(expert.name))
+        yield Option(_ids(gang), load_s, tuple(problem.costs.pieces(shape, gang)))
+
+
+def _caps_by_name(
+    problem: Problem, names: Iterable[ExpertName], max_replicas: int | Mapping[ExpertName, int] | None
+) -> dict[ExpertName, int | None]:
+    """Give the cap that a scheduler's option sets for each expert; None: none."""
+    if not isinstance(max_replicas, Mapping):
+        return dict.fromkeys(names, max_replicas)
+    known = sorted(expert.name for expert in problem.experts)
+    for name in max_replicas:
+        require(name in known, "scheduler.max_replicas: expert", f"one of {known}", name)
+    return {name: max_replicas.get(name) for name in names}
+
+
+def _least_slots(options: Sequence[Sequence[Option]]) -> int:
+    """Count the experts that the busiest worker must hold: those that fit on the same workers only share these."""
+    reach = [frozenset(worker for option in row for worker in option.workers) for row in options]
+    wanted = [
+        (sum(len(row[0].workers) for row, mine in zip(options, reach, strict=True) if mine <= workers), len(workers))
+        for workers in {*reach, frozenset[int]().union(*reach)}
+    ]
+    return max((-(-num_wanted // num_workers) for num_wanted, num_workers in wanted if num_workers), default=0)
+
+
+def _ids(gang: Sequence[Worker]) -> Place:
+    return tuple(worker.id for worker in gang)
+
+
+def _affine_price(problem: Problem, expert: Expert, gang: Sequence[Worker]) -> tuple[float, Pieces]:
+    """Price a session by its least terms, the fixed part of which is paid with the load."""
+    terms = least_terms(problem.costs.pieces(expert, gang))
+    load_s = problem.costs.load_s(expert, gang, problem.held.anywhere(expert.name))
+    return load_s + terms.fixed_s, (LinearTerms(0.0, terms.per_call_s),)
+
+
+def _cap_by_equation_8(
+    problem: Problem, expert: Expert, gangs: Iterable[Sequence[Worker]], num_gangs: int, num_calls: int
+) -> tuple[int, str]:
+    """Compute clamp(1, floor(T_m / l_m), N); on unlike GPUs the place where the session is shortest decides."""
+    session_s, load_s = min(
+        (
+            price_s(problem.costs.pieces(expert, gang), num_calls),
+            problem.costs.load_s(expert, gang, problem.held.anywhere(expert.name)),
+        )
+        for gang in gangs
+    )
+    worth = num_gangs if session_s >= load_s * num_gangs else floor(session_s / load_s)
+    return max(1, worth), f"equation 8: runs {session_s:.1f} s, loads {load_s:.1f} s"

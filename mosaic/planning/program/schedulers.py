@@ -1,0 +1,188 @@
+"""The placement program as schedulers: with the paper's limits, and with what the paper holds fixed left to choose."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from mosaic.core.checks import require_count, require_number
+from mosaic.core.plan import Plan, Session
+from mosaic.core.workload import ExpertName
+from mosaic.planning.problem import Problem
+from mosaic.planning.program.bounds import work_bound_s
+from mosaic.planning.program.instance import Counts, Instance, make_free_instance, make_instance
+from mosaic.planning.program.packing import best_packing
+from mosaic.planning.program.scenarios import PriceSource, Uncertainty
+from mosaic.planning.program.solve import NOTHING, solve_instance, solve_scenarios
+from mosaic.planning.scheduler import make_plan, replica_sessions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ilp:
+    """Equations 4 to 10 of the paper, solved by HiGHS, or by a search and bounds where equal workers are many.
+
+    Prices are affine: the load and the fixed part are paid per replica, the rest per call.
+    A time limit with an incumbent gives a plan with a gap; it never falls back to another policy in silence.
+
+    References
+    ----------
+    MOSAIC, arXiv 2606.03014.
+    """
+
+    max_experts_per_worker: int | None = None
+    """K; None: max(2, ceil(M / N)), where a tensor-parallel expert counts once for each worker it spans."""
+    max_replicas: int | Mapping[ExpertName, int] | None = None
+    """One cap for all or caps by expert; None: the experts' own, and equation 8 for those without."""
+    time_limit_s: float = 10.0
+    """Wall seconds to solve, packing and building the program included; pricing comes on top."""
+    name: str = "ilp"
+
+    def __post_init__(self) -> None:
+        _check_limits(self.max_experts_per_worker, self.max_replicas, self.time_limit_s)
+
+    def plan(self, problem: Problem) -> Plan:
+        """Plan the problem; see ``Scheduler.plan``."""
+        instance = make_instance(
+            problem, max_replicas=self.max_replicas, max_experts_per_worker=self.max_experts_per_worker
+        )
+        solved = solve_instance(instance, time_limit_s=self.time_limit_s)
+        return make_plan(
+            problem,
+            scheduler=self.name,
+            sessions=order_sessions(problem, instance, solved.counts),
+            lower_bound_s=solved.lower_bound_s,
+            notes=(*solved.notes, *_notes_on_limits(instance, solved.counts)),
+            solve=solved.report,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flexible(Uncertainty):
+    """Equations 4 to 10 of the paper with K, replicas and tensor-parallel degrees chosen by the program.
+
+    Loads and the fixed part of sessions limit copies, where the paper has caps: the pool's caps and equation 8 do not
+    apply. Where an expert lists ``tp_degrees``, each of its sessions takes one of them. Prices may be piecewise linear
+    (``costs=piecewise``). With scenarios the plan is made for predictions that are wrong: its mean makespan over them
+    is least, or the mean of the worst of them.
+
+    References
+    ----------
+    MOSAIC, arXiv 2606.03014.
+    """
+
+    max_experts_per_worker: int | None = None
+    """K; None: the program chooses."""
+    max_replicas: int | Mapping[ExpertName, int] | None = None
+    """One cap for all or caps by expert; None: the program chooses."""
+    gap_frac: float = 0.002
+    """The solver may stop so near the optimum."""
+    time_limit_s: float = 10.0
+    """Seconds for the solver; pricing and building the model come on top."""
+    name: str = "flexible"
+
+    def __post_init__(self) -> None:
+        Uncertainty.__post_init__(self)
+        _check_limits(self.max_experts_per_worker, self.max_replicas, self.time_limit_s)
+        require_number(self.gap_frac, "scheduler.gap_frac", at_least=0)
+
+    def plan(self, problem: Problem) -> Plan:
+        """Plan the problem; see ``Scheduler.plan``."""
+        instance = make_free_instance(
+            problem, max_replicas=self.max_replicas, max_experts_per_worker=self.max_experts_per_worker
+        )
+        solved, bound_s = NOTHING, 0.0
+        if instance.num_experts:
+            solved = solve_scenarios(
+                instance,
+                self.scenarios(problem, instance),
+                start=_packed(problem, instance),
+                quantile=self.quantile,
+                time_limit_s=self.time_limit_s,
+                gap_frac=self.gap_frac,
+            )
+            bound_s = work_bound_s(instance)
+        if self.num_scenarios == 1 and self.prices is PriceSource.COSTS:
+            bound_s = max(bound_s, solved.lower_bound_s)
+        return make_plan(
+            problem,
+            scheduler=self.name,
+            sessions=order_sessions(problem, instance, solved.counts),
+            lower_bound_s=min(bound_s, instance.makespan_s(solved.counts)),
+            notes=(*solved.notes, *self._notes(instance, solved.counts)),
+            solve=solved.report,
+        )
+
+    def _notes(self, instance: Instance, counts: Counts) -> list[str]:
+        notes = ["copies, experts per worker and degrees as they pay for themselves; shortest session first"]
+        if self.num_scenarios > 1:
+            what = "mean" if self.quantile is None else f"mean of the worst {1 - self.quantile:.0%}"
+            notes.append(
+                f"{what} of {self.num_scenarios} scenarios of lengths, means off by up to x{self.length_error:g}"
+            )
+        for name, options, row in zip(instance.names, instance.options, counts, strict=True):
+            degrees = [len(option.workers) for option, number in zip(options, row, strict=True) if number]
+            notes.append(f"{name}: {len(degrees)} session(s) over {sorted(degrees)} worker(s)")
+        return notes
+
+
+def _check_limits(
+    max_experts_per_worker: int | None, max_replicas: int | Mapping[ExpertName, int] | None, time_limit_s: float
+) -> None:
+    if max_experts_per_worker is not None:
+        require_count(max_experts_per_worker, "scheduler.max_experts_per_worker", at_least=1)
+    if isinstance(max_replicas, Mapping):
+        for expert, cap in max_replicas.items():
+            require_count(cap, f"scheduler.max_replicas: cap of {expert}", at_least=1)
+    elif max_replicas is not None:
+        require_count(max_replicas, "scheduler.max_replicas", at_least=1)
+    require_number(time_limit_s, "scheduler.time_limit_s", above=0)
+
+
+def _packed(problem: Problem, instance: Instance) -> Counts | None:
+    """Pack the experts at their own degrees; None: one fits at other degrees only, or it would break a limit."""
+    if any(not problem.gangs(problem.expert(name)) for name in instance.names):
+        return None
+    own = make_instance(problem).without_limits()
+    packed = best_packing(own)
+    if packed is None:
+        return None
+    calls_on = [dict(zip(places, row, strict=True)) for places, row in zip(own.places, packed, strict=True)]
+    start = tuple(
+        tuple(calls.get(workers, 0) for workers in places)
+        for calls, places in zip(calls_on, instance.places, strict=True)
+    )
+    return start if instance.obeys_limits(start) else None
+
+
+def order_sessions(problem: Problem, instance: Instance, counts: Counts) -> list[Session]:
+    """Order the sessions: widest gangs first, so that nested gangs never wait, then the shortest first.
+
+    The order inside a worker does not change its makespan, but light experts first completes more questions early.
+    """
+    calls_by_expert = problem.calls_by_expert()
+    keyed: list[tuple[tuple[float, ...], Session]] = []
+    for m, row in enumerate(counts):
+        used = [o for o, number in enumerate(row) if number]
+        sessions = replica_sessions(
+            calls_by_expert[instance.names[m]],
+            [instance.places[m][o] for o in used],
+            [row[o] for o in used],
+            first_id=0,
+        )
+        for o, session in zip(used, sessions, strict=True):
+            keyed.append(((-len(session.workers), instance.session_s(m, o, row[o]), m, o), session))
+    keyed.sort(key=lambda pair: pair[0])
+    return [replace(session, id=number) for number, (_, session) in enumerate(keyed)]
+
+
+def _notes_on_limits(instance: Instance, counts: Counts) -> list[str]:
+    notes = [f"at most K={instance.max_experts_per_worker} experts per worker; shortest session first on each worker"]
+    for m, row in enumerate(counts):
+        replicas = sum(number > 0 for number in row)
+        notes.append(
+            f"{instance.names[m]}: {replicas} of at most {instance.max_replicas[m]} replica(s) "
+            f"({instance.cap_reasons[m]}), {instance.num_calls[m]} calls"
+        )
+    if not instance.gangs_nest:
+        notes.append(
+            "gang sizes do not divide one another: gangs may wait for each other beyond the program's makespan"
+        )
+    return notes

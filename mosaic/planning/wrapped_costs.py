@@ -1,0 +1,106 @@
+"""Cost models that change another by what a run knows: workers that are lost, and what sessions left loaded."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from mosaic.core.cluster import Worker
+from mosaic.core.plan import Home
+from mosaic.core.workload import Expert, ExpertName
+from mosaic.planning.costs import CostModel, LinearTerms, WeightLocation
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModels:
+    """What sessions have left loaded. Memory is taken for ample: nothing had to be given up since."""
+
+    resident: Mapping[int, Home] = field(default_factory=dict)
+    """What each worker loaded last."""
+    engines: frozenset[Home] = frozenset()
+    """All that were up."""
+
+    def location(self, expert: ExpertName, workers: tuple[int, ...]) -> WeightLocation:
+        """Return where an expert's weights are, as seen from some workers."""
+        home = expert, workers
+        if all(self.resident.get(worker) == home for worker in workers):
+            return WeightLocation.RESIDENT
+        return WeightLocation.ASLEEP if home in self.engines else self.anywhere(expert)
+
+    def anywhere(self, expert: ExpertName) -> WeightLocation:
+        """Return where an expert's weights are at least, whatever the workers."""
+        return WeightLocation.HOST if any(name == expert for name, *_ in self.engines) else WeightLocation.COLD
+
+    def after(self, expert: ExpertName, workers: tuple[int, ...]) -> "LoadedModels":
+        """Return what is loaded once an expert has been brought up on some workers."""
+        home = expert, workers
+        return LoadedModels({**self.resident, **dict.fromkeys(workers, home)}, self.engines | {home})
+
+    def without(self, worker: int) -> "LoadedModels":
+        """Return what is loaded once a worker has begun anew."""
+        resident = {one: home for one, home in self.resident.items() if one != worker}
+        return LoadedModels(resident, frozenset(home for home in self.engines if worker not in home[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedCosts:
+    """The prices of another cost model."""
+
+    costs: CostModel
+
+    @property
+    def name(self) -> str:
+        return self.costs.name
+
+    def load_s(self, expert: Expert, workers: Sequence[Worker], location: WeightLocation) -> float:
+        return self.costs.load_s(expert, workers, location)
+
+    def pieces(self, expert: Expert, workers: Sequence[Worker]) -> Sequence[LinearTerms]:
+        return self.costs.pieces(expert, workers)
+
+    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
+        return self.costs.fits(expert, workers)
+
+    def notes(self) -> Sequence[str]:
+        return self.costs.notes()
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutWorkers(WrappedCosts):
+    """Nothing fits on workers that are gone."""
+
+    lost: Collection[int]
+
+    def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
+        return not any(worker.id in self.lost for worker in workers) and self.costs.fits(expert, workers)
+
+
+@dataclass(frozen=True, slots=True)
+class WithResident(WrappedCosts):
+    """What a worker has loaded need not be loaded again."""
+
+    expert_by_worker: Mapping[int, ExpertName]
+
+    def load_s(self, expert: Expert, workers: Sequence[Worker], location: WeightLocation) -> float:
+        if all(self.expert_by_worker.get(worker.id) == expert.name for worker in workers):
+            return 0.0
+        return self.costs.load_s(expert, workers, location)
+
+
+class HostLoads(Protocol):
+    """Loads that need no disk, where the host keeps weights or engines."""
+
+    def load_s(self, expert: Expert, workers: tuple[Worker, ...], location: WeightLocation) -> float | None:
+        """Return the seconds of a load of an expert that is on the host or asleep; None: the host keeps no such."""
+
+
+@dataclass(frozen=True, slots=True)
+class WithHost(WrappedCosts):
+    """Prices where the host keeps something of experts that were loaded."""
+
+    loads: HostLoads
+
+    def load_s(self, expert: Expert, workers: Sequence[Worker], location: WeightLocation) -> float:
+        seconds = None
+        if location in (WeightLocation.HOST, WeightLocation.ASLEEP):
+            seconds = self.loads.load_s(expert, tuple(workers), location)
+        return self.costs.load_s(expert, workers, location) if seconds is None else seconds
