@@ -121,9 +121,8 @@ def _vllm_on_ray(
             **journals,
         )
 
-    opened = lambda lock: launcher.kept()  # noqa: E731 - machines do not write the journal
     problems = lambda is_failing: loading_problems(parts.called_experts, parts.cluster, engines)  # noqa: E731
-    return _site(parts, "vllm", make, opened, backend, options=options, problems=problems)
+    return _site(parts, "vllm", make, launcher.kept, backend, options=options, problems=problems)
 
 
 def _embed_by(backend: VllmSection, options: EngineOptions, expert: Expert) -> TokenEmbeddings:
@@ -222,7 +221,7 @@ def _site(
     parts: Parts,
     name: str,
     make: Callable[..., EngineBackend],
-    opened: Callable[[int], AbstractContextManager[object]],
+    opened: Callable[[], AbstractContextManager[object]],
     vllm: VllmSection | None,
     expert_by_server: Mapping[int, str] | None = None,
     options: EngineOptions | None = None,

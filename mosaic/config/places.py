@@ -5,7 +5,7 @@ from pathlib import Path
 SWEEPS = Path("results/multirun")
 """Git ignores it."""
 JOURNAL = "journal"
-"""Folder inside a real run's, with what has finished, the workers' logs and the run's lock."""
+"""Folder inside a real run's, with what has finished, what workers print, and the run's lock."""
 
 
 def own_folder(command: str) -> Path:

@@ -3,9 +3,8 @@
 import heapq
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -19,15 +18,13 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, PrefillRecord, inputs_of
 from mosaic.core.workload import CallKey, Expert, ExpertName
 from mosaic.engines.call_specs import Engines, RunContent, ServedExpert, is_of_same_engine
-from mosaic.engines.earlier_work import EarlierWork
 from mosaic.engines.executor import Executor
 from mosaic.engines.launcher import Launcher
 from mosaic.engines.messages import Ahead
 from mosaic.engines.session_state import CallState, Patience, SessionState
 from mosaic.engines.worker_book import WorkerBook
-from mosaic.runtime.command_log import JournalLog
 from mosaic.runtime.journal import make_folder
-from mosaic.runtime.journal_records import read_journal
+from mosaic.runtime.journal_records import NO_SESSION, Journal
 
 WAIT_S = 1.0
 """The watchdog looks this often."""
@@ -36,9 +33,9 @@ WAIT_S = 1.0
 class EngineBackend:
     """Executes one run on real engines.
 
-    Results are on the disk before anybody hears of them. A run that was interrupted is started again by running it
-    again with the same journal: calls that are there are not run again but told again, in order of time, and the run's
-    clock goes on where it stopped. Calls that failed are tried again.
+    Results are on the disk before anybody hears of them, and commands before they take effect. A run that was
+    interrupted goes on when it is run again with the same journal: calls that are there are not run again but told
+    again, in order of time, and the run's clock goes on where it stopped. Calls that failed are tried again.
 
     Parameters
     ----------
@@ -47,7 +44,7 @@ class EngineBackend:
     experts, cluster
         Who answers, and the workers.
     journal
-        A folder for one run; it is made if need be, and holds the workers' logs too.
+        A folder for one run; it is made if need be, and holds the workers' output too.
     content
         What is asked.
     engines, launcher
@@ -55,7 +52,7 @@ class EngineBackend:
     patience
         Time limits and retries.
     earlier, others
-        Journals of what was run before: see `EarlierWork`. The run's clock goes on from theirs.
+        Journals of what was run before: see `Journal`. The run's clock goes on from theirs.
     """
 
     def __init__(
@@ -73,15 +70,13 @@ class EngineBackend:
         others: Sequence[Path] = (),
     ) -> None:
         require_unique((expert.name for expert in experts), f"{name} backend: expert name")
-        self.log = JournalLog(journal, (*earlier, *others))
-        """Of the run's commands, in the same journal."""
+        self.log = Journal(journal, earlier, others)
+        """Of all that happens in the run, and of its commands."""
         self.lost: dict[int, str] = {}
         """Workers that are given up, and why; runs that share it try none of them again."""
         self._name = name
         self._experts = {expert.name: expert for expert in experts}
         self._cluster = cluster
-        self._journal = Path(journal)
-        self._read_work = partial(EarlierWork, self._journal, earlier, others)
         self._content = content
         self._engines = engines
         self._launcher = launcher
@@ -98,6 +93,8 @@ class EngineBackend:
         self._events: deque[Event] = deque()
         self._ts = 0.0
         """The latest instant that anybody was told."""
+        self._told_ts = 0.0
+        """The instant that was told last."""
 
     @property
     def name(self) -> str:
@@ -156,26 +153,25 @@ class EngineBackend:
             yield from self._run(tick_s)
         except KeyboardInterrupt:
             self._stop()
-            done = read_journal(self._journal).done_keys & self._outcomes.keys()
-            text = f"stopped; {len(done)} of {len(self._outcomes)} calls are in {self._journal}"
+            self.log.sync()
+            done = self.log.state.done_keys & self._outcomes.keys()
+            text = f"stopped; {len(done)} of {len(self._outcomes)} calls are in {self.log.folder}"
             raise KeyboardInterrupt(text) from None
         finally:
             self._stop()
 
     def _begin(self) -> None:
-        make_folder(self._journal)
-        self._work = work = self._read_work()
-        self._num_damaged = work.num_damaged
-        for record in work.prefills:
+        log, state = self.log, self.log.state
+        make_folder(log.folder)
+        self._num_damaged = state.num_damaged
+        for record in state.prefills:
             heapq.heappush(self._again, (record.finished_ts, next(self._numbers), record))
-        self._ts = max([work.last_ts, *(action.ts for action in self.log.earlier)])
-        self._launcher.begin(self._journal, self._cluster.num_workers, is_new=not work.state.done_keys)
-        self.log.note_start(self._ts, work.first_ts)
+        self._launcher.begin(log.folder, self._cluster.num_workers, is_new=not state.done_keys)
+        self._ts = log.begin()
         self._workers = WorkerBook(self._cluster.num_workers, self._ts, self.lost, self._launcher.changes())
         self._executor = Executor(
             self._launcher,
-            self._journal,
-            work.state,
+            log,
             start_ts=self._ts,
             workers=self._workers,
             patience=self._patience,
@@ -186,12 +182,12 @@ class EngineBackend:
     def _run(self, tick_s: float | None) -> Generator[Event, None, None]:
         executor = self._running
         tick_ts = time.monotonic() + (tick_s or 0.0)
-        told_ts = 0.0
         while True:
-            while (event := self._next_event(told_ts)) is not None:
-                told_ts = event.ts
-                self._ts = max(self._ts, told_ts)
-                yield event
+            yield from self._told_again()
+            self.log.sync()
+            if self._events:
+                yield from self._round()
+                continue
             executor.start()
             if self._events:
                 continue
@@ -203,18 +199,30 @@ class EngineBackend:
                 tick_ts = time.monotonic() + tick_s
                 self._events.append(Tick(executor.now()))
 
-    def _next_event(self, told_ts: float) -> Event | None:
+    def _round(self) -> Iterator[Event]:
+        """Tell what has happened and is on the disk; what controllers do about it waits for the next sync."""
+        for _ in range(len(self._events)):
+            event = self._events.popleft()
+            self._told_ts = event.ts
+            self._ts = max(self._ts, event.ts)
+            yield event
+            yield from self._told_again()
+
+    def _told_again(self) -> Iterator[Event]:
+        """Tell what is done again, and what earlier starts have done of what was submitted, in order of time."""
         changed, outdated = self._num_redone[False], self._num_redone[True]
-        if self._num_damaged or changed or outdated:
-            redone = Redone(told_ts, self._num_damaged, dict(changed), dict(outdated))
-            self._num_damaged = 0
-            changed.clear()
-            outdated.clear()
-            return redone
-        if self._again:
+        while self._again or self._num_damaged or changed or outdated:
+            if self._num_damaged or changed or outdated:
+                redone = Redone(self._told_ts, self._num_damaged, dict(changed), dict(outdated))
+                self._num_damaged = 0
+                changed.clear()
+                outdated.clear()
+                yield redone
+                continue
             ts, _, record = heapq.heappop(self._again)
-            return Finished(ts, record) if isinstance(record, CallRecord) else Prefilled(ts, record)
-        return self._events.popleft() if self._events else None
+            self._told_ts = ts
+            self._ts = max(self._ts, ts)
+            yield Finished(ts, record) if isinstance(record, CallRecord) else Prefilled(ts, record)
 
     def _stop(self) -> None:
         if self._executor is not None:
@@ -265,27 +273,42 @@ class EngineBackend:
         self._outcomes[call.key] = served, self._content.outcome(call, inputs, expert.kv_budget_tokens)
         spec = self._content.spec(call, served, inputs, self._outcomes[call.key][1])
         number = next(self._numbers)
-        record = self._work.done(call.key, spec.fingerprint, to, self._running.sessions)
+        record = self._done(call.key, spec.fingerprint, to)
         if record is not None:
             self._running.note_end(record)
             heapq.heappush(self._again, (record.finished_ts or 0.0, number, self._read(record)))
             return
-        earlier = self._work.last_fingerprint(call.key)
+        earlier = self.log.last_fingerprint(call.key)
         if is_new and earlier is not None:
             self._num_redone[is_of_same_engine(earlier, spec.fingerprint)][call.expert] += 1
         spec = replace(spec, queued_ts=max(call.ready_s, self._ts))
         self._running.calls.submit(CallState(call=call, spec=spec, to=to, rank=(command.priority, number)))
 
+    def _done(self, key: CallKey, fingerprint: str, to: int | ExpertName) -> CallRecord | None:
+        """Find a call that need not be run.
+
+        Where the number of its session means another one here, it is told as one of the session that it is sent to.
+        """
+        record = self.log.done(key, fingerprint)
+        if record is None or not isinstance(to, int):
+            return record
+        state = self._running.sessions.get(record.session)
+        if state is None:
+            is_known = record.session != NO_SESSION
+        else:
+            is_known = (state.session.expert, state.session.workers) == (record.expert, record.workers)
+        return record if is_known else record._replace(session=to)
+
     def _prefill(self, command: Prefill) -> None:
         call, label = command.call, f"prefill of call {command.call.key}"
         state = self._session(command.session, label)
         self._check_expert(label, call.expert, state)
-        if state.channel is None or state.is_closing or call.key in self._outcomes:
+        if state.process is None or state.is_closing or call.key in self._outcomes:
             return
         inputs = inputs_of(replace(call, after=call.after[: command.num_read]), self._records)
         spec = self._content.prefill(call, self._engines.served(self._experts[call.expert]), inputs)
         if spec is not None:
-            state.channel.send(Ahead(spec))
+            state.process.send(Ahead(spec))
 
     def _end(self, record: CallRecord) -> None:
         self._events.append(Finished(record.finished_ts or 0.0, self._read(record)))

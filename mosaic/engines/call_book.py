@@ -3,39 +3,30 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from mosaic.core.results import CallRecord, CallStatus, Response
 from mosaic.core.workload import CallKey, ExpertName
 from mosaic.engines.call_queue import CallQueue
 from mosaic.engines.messages import Abort, CallSpec, Limit, Returned
 from mosaic.engines.session_state import CallState, SessionState
-from mosaic.runtime.journal import SUFFIX, Log
-from mosaic.runtime.journal_records import EndedCall, to_line
-
-NO_SESSION = -1
-"""Of a call that ended in its expert's queue."""
+from mosaic.runtime.journal_records import NO_SESSION
 
 
 class CallBook:
     """Knows every call that was submitted and has not ended.
 
-    A call waits in a session's queue or its expert's, or a session's process has it. What ends without a process is
-    written to a log of its own here.
+    A call waits in a session's queue or its expert's, or a session's process has it.
     """
 
     def __init__(
         self,
         sessions: Mapping[int, SessionState],
-        journal: Path,
         now: Callable[[], float],
         on_end: Callable[[CallRecord], None],
     ) -> None:
         self._sessions = sessions
-        self._path = journal / f"executor{SUFFIX}"
         self._now = now
         self._on_end = on_end
-        self._log: Log | None = None
         self._calls: dict[CallKey, CallState] = {}
         self._queues: dict[ExpertName, CallQueue] = defaultdict(CallQueue)
 
@@ -169,17 +160,8 @@ class CallBook:
 
     def end(self, calls: Sequence[CallState], status: CallStatus, error: str | None = None) -> None:
         """End calls that no process has."""
-        records = [self._record(call, status, error) for call in calls]
-        if self._log is None:
-            self._log = Log(self._path)
-        self._log.append([to_line(EndedCall(record)) for record in records])
-        for record in records:
+        for record in [self._record(call, status, error) for call in calls]:
             self._on_end(record)
-
-    def close(self) -> None:
-        """Close the log."""
-        if self._log is not None:
-            self._log.close()
 
     def _record(self, call: CallState, status: CallStatus, error: str | None) -> CallRecord:
         spec, now = call.spec, self._now()
@@ -229,6 +211,6 @@ class CallBook:
 
     def _tell_holder(self, call: CallState, message: Abort | Limit) -> None:
         assert call.holder is not None, "a process has it"
-        channel = self._sessions[call.holder].channel
-        if channel is not None:
-            channel.send(message)
+        process = self._sessions[call.holder].process
+        if process is not None:
+            process.send(message)

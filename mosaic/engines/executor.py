@@ -3,7 +3,6 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from mosaic.core.errors import BackendError
 from mosaic.core.events import Closed, Event, Idle, Joined, Lost, Prefilled, Progress, Ready
@@ -20,16 +19,7 @@ from mosaic.engines.session_order import can_move, fair_share, is_wanted, may_st
 from mosaic.engines.session_state import MAX_ISOLATED, CallState, Patience, Phase, SessionState, Stage, WorkerProcess
 from mosaic.engines.worker_book import WorkerBook
 from mosaic.engines.worker_pool import Heard, WorkerPool
-from mosaic.runtime.journal import JournalError
-from mosaic.runtime.journal_records import (
-    ClosedSession,
-    EndedCall,
-    EndedPrefill,
-    JournalState,
-    OpenedSession,
-    fingerprint_of,
-    read_entries,
-)
+from mosaic.runtime.journal_records import ClosedSession, EndedCall, EndedPrefill, Journal, OpenedSession
 
 RETRY_S = 0.1
 """So soon a process that could not be started is tried again."""
@@ -41,14 +31,13 @@ class Executor:
 
     A session starts when those before it on its workers, and those that it follows, have ended. Where its expert
     is still loaded on the same workers it goes to that process, else to a new one, once the old one is gone. A process
-    that dies, fails or hangs takes its session back to waiting, with the calls that are not on the disk.
+    that dies, fails or hangs takes its session back to waiting, with the calls of which nothing was heard.
     """
 
     def __init__(
         self,
         launcher: Launcher,
-        journal: Path,
-        before: JournalState,
+        journal: Journal,
         *,
         start_ts: float,
         workers: WorkerBook,
@@ -58,12 +47,10 @@ class Executor:
     ) -> None:
         self.sessions: dict[int, SessionState] = {}
         self._zero_ts = time.monotonic() - start_ts
-        self._start_ts = start_ts
-        self.calls = CallBook(self.sessions, journal, self.now, self._end_call)
-        self._pool = WorkerPool(launcher, journal, self._zero_ts, patience)
+        self.calls = CallBook(self.sessions, self.now, self._end_call)
+        self._pool = WorkerPool(launcher, journal.folder, self._zero_ts, patience)
         self._workers = workers
         self._journal = journal
-        self._state = before
         self._patience = patience
         self._on_end = on_end
         self._tell = tell
@@ -136,7 +123,6 @@ class Executor:
     def stop(self) -> None:
         """Leave no process behind."""
         self._pool.kill_all()
-        self.calls.close()
 
     def note_end(self, record: CallRecord) -> None:
         """Count a call among those of its session."""
@@ -157,7 +143,7 @@ class Executor:
         state.stage, process.session = Stage.RUNNING, state
         process.one_at_a_time = 0 < state.num_failures == self._patience.max_retries
         process.begin(Phase.SERVING if is_resident else Phase.LOADING)
-        process.channel.send(
+        process.send(
             Serve(
                 session=session.id, node=session.node, expert=session.expert, workers=workers,
                 load_start_ts=max([state.opened_ts, self._workers.free_ts(workers), *followed]),
@@ -177,16 +163,16 @@ class Executor:
         """Give processes the calls that they have room for."""
         for process in self._pool:
             state = process.session
-            if state is None or state.channel is None:
+            if state is None or state.process is None:
                 continue
             room, shared_room = process.room
             share = fair_share(state, self._open, self.calls.queue_of(state.session.expert), self.now())
             calls = self.calls.take(state, room, 0 if state.is_closing else min(share, shared_room))
             if calls:
-                state.channel.send(Run(calls))
+                process.send(Run(calls))
             if state.is_closing and not state.has_all and not state.queue and not state.coming:
                 state.has_all = True
-                state.channel.send(Finish())
+                process.send(Finish())
 
     def _give_in(self) -> None:
         """Nothing can happen any more: leave what lost workers would have served, or say what nobody can serve."""
@@ -207,15 +193,16 @@ class Executor:
         elif isinstance(message, EndedCall):
             self._end_call(message.record)
         elif isinstance(message, EndedPrefill):
+            self._journal.add(message)
             self._tell(Prefilled(message.record.finished_ts, message.record))
         elif isinstance(message, OpenedSession):
-            self._state.add(message)
+            self._journal.add(message)
             process.begin(Phase.SERVING)
             if state is not None:
-                state.channel = process.channel
+                state.process = process
             self._tell(Ready(message.start_ts, message.session))
         elif isinstance(message, ClosedSession):
-            self._state.add(message)
+            self._journal.add(message)
             process.session = None
             process.begin(Phase.IDLE)
             if state is not None:
@@ -224,8 +211,6 @@ class Executor:
             self._tell(Progress(self.now(), message.session, message.tokens))
         elif isinstance(message, Returned):
             self.calls.take_back(message)
-        elif isinstance(message, Failure) and message.is_journal:
-            raise JournalError(message.cause)
 
     def _end_call(self, record: CallRecord) -> None:
         if not self.calls.note(record):
@@ -235,17 +220,16 @@ class Executor:
             state.note_served()
             self._workers.note_served(record.workers)
             self._pool.note_finish()
-        record = self._state.note(record)
+        record = self._journal.add_call(record)
         self.note_end(record)
         self._on_end(record)
 
     def _lose(self, process: WorkerProcess, exited: Exited) -> None:
-        """Take back what a process that is gone did not finish; what it put on the disk without saying so counts."""
+        """Take back what a process that is gone did not finish."""
         state = process.session
         if state is None:
             return
-        self._read_rest(process, state)
-        state.stage, state.channel, state.has_all = Stage.WAITING, None, False
+        state.stage, state.process, state.has_all = Stage.WAITING, None, False
         state.end_ts = self.now()
         self._workers.free(state.session.workers, state.end_ts)
         held = self.calls.empty_hands(state)
@@ -256,7 +240,7 @@ class Executor:
         if state.spec.is_remote and process.failure is not None:
             self._wait_for_server(state, process.failure, held)
             return
-        cause = f"{process.cause(exited)}; see {output_of(self._journal, process.workers)}"
+        cause = f"{process.cause(exited)}; see {output_of(self._journal.folder, process.workers)}"
         if process.is_workers_fault:
             if self._workers.note_failed_load(process.workers[0]) > self._patience.max_restarts:
                 self._give_up(process.workers, cause)
@@ -280,16 +264,6 @@ class Executor:
         elif is_by_a_call(state, failure, len(held)):
             self.calls.end(held, CallStatus.FAILED, failure.cause)
 
-    def _read_rest(self, process: WorkerProcess, state: SessionState) -> None:
-        """Read what a process wrote and did not say; records of earlier starts are older than this one."""
-        for entry in read_entries(self._pool.log_of(process.workers)):
-            record = entry.record if isinstance(entry, EndedCall) else None
-            if record is not None and record.session == state.session.id and record.key in state.hands:
-                call = self.calls.get(record.key)
-                is_new = record.finished_ts is not None and record.finished_ts > self._start_ts
-                if call is not None and is_new and call.spec.fingerprint == fingerprint_of(record):
-                    self._end_call(record)
-
     def _break(self, state: SessionState, cause: str) -> None:
         """End a session that fails whatever it serves."""
         state.broken = self._broken[state.session.expert] = cause
@@ -311,9 +285,9 @@ class Executor:
 
     def _end_session(self, state: SessionState, end_ts: float, stage: Stage) -> None:
         """End a session for good, and tell of it if it was ever ready."""
-        state.stage, state.channel = stage, None
+        state.stage, state.process = stage, None
         self._open.remove(state)
         state.end_ts = end_ts
         self._workers.free(state.session.workers, end_ts)
-        if (record := self._state.session_record(state.session, self._ended[state.session.id])) is not None:
+        if (record := self._journal.state.session_record(state.session, self._ended[state.session.id])) is not None:
             self._tell(Closed(record.end_ts, record))

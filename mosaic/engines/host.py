@@ -80,7 +80,6 @@ class Host:
                 kill_group(self._pids[message.process])
             return
         link = recv_handle(self._control)
-        lock = recv_handle(self._control) if message.has_lock else None
         host = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -89,10 +88,7 @@ class Host:
             for other in (self._wakeup, self._wakes, self._control):
                 other.close()
             run_worker(message, Connection(link), self._module, host)
-        # The lock stays open in the worker: while any of them lives, nobody else may write the journal.
-        for handle in (link, lock):
-            if handle is not None:
-                os.close(handle)
+        os.close(link)
         self._pids[message.process] = pid
         self._control.send(Forked(message.process, pid))
 

@@ -38,17 +38,14 @@ class HostProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: Connection | None = None
         self._num_forked = 0
-        self._lock: int | None = None
 
     @contextmanager
-    def kept(self, lock: int) -> Iterator[None]:
-        """Keep the host while a run lasts, and let its workers hold the run's lock too."""
-        self._lock = lock
+    def kept(self) -> Iterator[None]:
+        """Keep the host while a run lasts."""
         try:
             yield
         finally:
             self.close()
-            self._lock = None
 
     @property
     def control(self) -> Connection | None:
@@ -108,17 +105,14 @@ class HostProcess:
         return ()
 
     def fork(self, cores: tuple[int, ...], gpus: tuple[str, ...], log: Path) -> tuple[int, Connection]:
-        """Ask for a worker process, which holds the run's lock too; gives its number and the link to it."""
+        """Ask for a worker process; gives its number and the link to it."""
         assert self._control is not None, "the host must run"
         assert self._process is not None, "the host must run"
         self._num_forked += 1
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            locks = [] if self._lock is None else [self._lock]
-            fork = Fork(process=self._num_forked, cores=cores, gpus=gpus, log=log, has_lock=bool(locks))
-            self._control.send(fork)
-            for handle in (theirs.fileno(), *locks):
-                send_handle(self._control, handle, self._process.pid)
+            self._control.send(Fork(process=self._num_forked, cores=cores, gpus=gpus, log=log))
+            send_handle(self._control, theirs.fileno(), self._process.pid)
             return self._num_forked, Connection(ours.detach())
 
     def kill(self, process: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 from mosaic.core.chat import Sampling
 from mosaic.core.workload import CallKey, ExpertName, NodeName
 from mosaic.engines.engine import EngineSpec, Prompt
+from mosaic.runtime.journal_records import ClosedSession, EndedCall, EndedPrefill, OpenedSession
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fork:
-    """To the host: start a worker process. Its link follows as a file descriptor, and the run's lock if it has one."""
+    """To the host: start a worker process. Its link follows as a file descriptor."""
 
     process: int
     """Number of the worker process, never used twice."""
@@ -58,7 +59,6 @@ class Fork:
     """Of CUDA_VISIBLE_DEVICES; empty: none."""
     log: Path
     """Where standard output and error go."""
-    has_lock: bool
 
 
 class Kill(NamedTuple):
@@ -97,8 +97,6 @@ class Load:
     """To a worker process: load an expert."""
 
     spec: EngineSpec
-    journal: Path | None
-    """The log that this process alone writes; None: who hears it writes it, on another machine."""
     zero_ts: float
     """The run's zero on the machine's monotonic clock."""
 
@@ -179,8 +177,6 @@ class Failure(NamedTuple):
     """One line."""
     is_worker: bool
     """The worker itself is broken, another session would fail on it too."""
-    is_journal: bool = False
-    """The journal cannot be written, so the run cannot go on."""
     is_fatal: bool = False
     """No call will ever be served there, however often it is tried."""
     wait_s: float = 0.0
@@ -213,8 +209,7 @@ class There(NamedTuple):
 
 
 ToWorker: TypeAlias = Load | Serve | Run | Ahead | Abort | Limit | Finish | Quit
-FromWorker: TypeAlias = bytes | Alive | Returned | Failure
-"""Bytes are a line of the journal, told as it stands there."""
+FromWorker: TypeAlias = EndedCall | EndedPrefill | OpenedSession | ClosedSession | Alive | Returned | Failure
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

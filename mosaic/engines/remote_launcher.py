@@ -7,7 +7,7 @@ and is one more future to wait for: starting an agent, and looking for nodes.
 
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager, suppress
@@ -21,7 +21,6 @@ from mosaic.engines.engine import EngineSpec
 from mosaic.engines.local_launcher import output_of
 from mosaic.engines.machine_agent import End, Forward, Order, Printed, Report, Start
 from mosaic.engines.messages import HOST_DIED, Exited, FromWorker, Gone, Load, There, ToWorker
-from mosaic.runtime.journal import Log
 
 ABSENT = "no machine is there for it"
 HEARTBEAT_S = 2.0
@@ -139,19 +138,16 @@ class Machine:
 
 
 class RemoteChannel:
-    """The link to a worker process on another machine; the driver writes its journal's log."""
+    """The link to a worker process on another machine."""
 
     def __init__(self, number: int, machine: Machine, workers: tuple[int, ...]) -> None:
         self.number = number
         self.machine = machine
         self.workers = workers
-        self.log: Log | None = None
 
     def send(self, message: ToWorker) -> None:
         if isinstance(message, Load):
-            assert message.journal is not None, "a session has a log"
-            self.log = Log(message.journal)
-            message = replace(message, journal=None, zero_ts=message.zero_ts - self.machine.offset_s)
+            message = replace(message, zero_ts=message.zero_ts - self.machine.offset_s)
         self.machine.orders.append(Forward(self.number, message))
 
     def kill(self) -> None:
@@ -359,15 +355,7 @@ class RemoteLauncher:
             self._missed = None
 
     def _hear(self, report: Report) -> Iterator[tuple[RemoteChannel, FromWorker | Exited]]:
-        """Put the journal's lines on the disk, then pass them and all else on in order."""
-        lines: defaultdict[int, list[bytes]] = defaultdict(list)
-        for number, message in report.received:
-            if isinstance(message, bytes) and number in self._channels:
-                lines[number].append(message)
-        for number, written in lines.items():
-            log = self._channels[number].log
-            assert log is not None, "a process is sent first what to load"
-            log.append(written)
+        """Pass on what processes sent, in order."""
         for number, message in report.received:
             channel = self._channels.get(number)
             if channel is None:
@@ -381,8 +369,6 @@ class RemoteLauncher:
 
     def _exit(self, channel: RemoteChannel, exited: Exited) -> tuple[RemoteChannel, Exited]:
         del self._channels[channel.number]
-        if channel.log is not None:
-            channel.log.close()
         return channel, exited
 
     def _keep_output(self, channel: RemoteChannel, printed: Printed) -> None:

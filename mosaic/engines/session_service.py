@@ -1,4 +1,4 @@
-"""Serves one session on a loaded engine: calls in, entries for the journal out."""
+"""Serves one session on a loaded engine: calls in, what became of them out."""
 
 import select
 import time
@@ -22,7 +22,7 @@ from mosaic.engines.messages import (
     Serve,
     ToWorker,
 )
-from mosaic.runtime.journal_records import ClosedSession, EndedCall, EndedPrefill, Entry, OpenedSession
+from mosaic.runtime.journal_records import ClosedSession, EndedCall, EndedPrefill, OpenedSession
 
 HEARTBEAT_S = 0.5
 """A worker whose engine moves says so this often."""
@@ -37,7 +37,7 @@ class SessionService:
         self,
         serve: Serve,
         engine: Engine,
-        tell: Callable[[FromWorker | Entry], None],
+        tell: Callable[[FromWorker], None],
         link: Connection,
         zero_ts: float,
     ) -> None:

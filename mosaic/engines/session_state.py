@@ -12,7 +12,7 @@ from mosaic.core.workload import Call, CallKey, ExpertName
 from mosaic.engines.call_queue import CallQueue
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.launcher import Channel
-from mosaic.engines.messages import CallSpec, Exited, Failure
+from mosaic.engines.messages import CallSpec, Exited, Failure, ToWorker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +101,8 @@ class SessionState:
     suspects: set[CallKey] = field(default_factory=set)
     """Those that a process had when it broke: one of them may have done it."""
     stage: Stage = Stage.WAITING
-    channel: Channel | None = None
-    """To the process that serves it; None: its engine is not ready."""
+    process: "WorkerProcess | None" = None
+    """That serves it; None: its engine is not ready."""
     is_closing: bool = False
     has_all: bool = False
     """Its process knows that no call follows."""
@@ -167,6 +167,7 @@ class WorkerProcess:
     failure: Failure | None = None
     hung: str | None = None
     """Why it was killed."""
+    _unsent: list[ToWorker] = field(default_factory=list)
 
     @property
     def room(self) -> tuple[int, int]:
@@ -178,6 +179,16 @@ class WorkerProcess:
             return 1, 0
         batch = self.spec.max_num_seqs
         return OWN_BATCHES * batch, math.ceil(SHARED_BATCHES * batch)
+
+    def send(self, message: ToWorker) -> None:
+        """Send it something with the next ``flush``: not before what caused it is on the disk."""
+        self._unsent.append(message)
+
+    def flush(self) -> None:
+        """Send it all that is meant for it."""
+        for message in self._unsent:
+            self.channel.send(message)
+        self._unsent.clear()
 
     def begin(self, phase: Phase) -> None:
         """Enter a phase; its time limit counts from now."""

@@ -81,7 +81,7 @@ class EngineSite:
     expert_by_server
         See ``Site``.
     opened
-        Keeps what engines need while a run lasts; their processes hold the run's lock too, which is given.
+        Keeps what engines need while a run lasts.
     options
         Of engines that the site starts; None: they are others'.
     problems
@@ -105,7 +105,7 @@ class EngineSite:
         num_calibration_questions: int = 0,
         replayed: Replayed | None = None,
         expert_by_server: Mapping[int, ExpertName] | None = None,
-        opened: Callable[[int], AbstractContextManager[object]] = nullcontext,
+        opened: Callable[[], AbstractContextManager[object]] = nullcontext,
         options: EngineOptions | None = None,
         problems: Callable[[bool], Sequence[str]],
     ) -> None:
@@ -155,7 +155,7 @@ class EngineSite:
         InUseError
             If another command works there.
         """
-        with hold(self._journal) as lock, self._opened(lock):
+        with hold(self._journal), self._opened():
             yield
 
     def backend(

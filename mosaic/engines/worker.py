@@ -1,8 +1,7 @@
-"""A worker process: loads one expert, serves its sessions, journals every finish, and takes all memory with it.
+"""A worker process: loads one expert, serves its sessions, and takes all memory with it.
 
-It is forked from the host for an expert's stay on its workers. Requests that finish go to a second thread, which puts
-them on the disk, as many at once as have come meanwhile, and only then tells the executor: a disk that takes
-milliseconds to sync does not hold up the engine.
+It is forked from the host for an expert's stay on its workers. It writes nothing to the run's folder but what its
+engine prints.
 """
 
 import ctypes
@@ -22,8 +21,6 @@ from mosaic.core.safe_text import printable_output
 from mosaic.engines.engine import EngineModule
 from mosaic.engines.messages import Failure, Fork, FromWorker, Load, Quit, Serve, one_line
 from mosaic.engines.session_service import SessionService
-from mosaic.runtime.journal import JournalError, Log
-from mosaic.runtime.journal_records import Entry, to_line
 
 _PR_SET_PDEATHSIG = 1
 
@@ -55,7 +52,7 @@ def run_worker(fork: Fork, link: Connection, module: EngineModule, host: int) ->
         gc.freeze()  # else loading spends most of its time on collecting what the host imported
         _serve_link(link, module)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        status = 1  # the executor is gone
+        status = 1  # the driver is gone
     except BaseException:
         traceback.print_exc()
         status = 1
@@ -74,24 +71,23 @@ def _serve_link(link: Connection, module: EngineModule) -> None:
     assert isinstance(load, Load)
     message = link.recv()
     try:
-        log = None if load.journal is None else Log(load.journal)
         engine = module.open_engine(load.spec)
     except Exception as error:
         traceback.print_exc()
         link.send([_failure(error, f"{load.spec.expert} cannot be loaded", module)])
         return
-    reporter = Reporter(log, link)
+    sender = Sender(link)
     try:
         while not isinstance(message, Quit):
             if isinstance(message, Serve):  # a cancellation may come when its session is over
-                SessionService(message, engine, reporter.tell, link, load.zero_ts).run()
+                SessionService(message, engine, sender.send, link, load.zero_ts).run()
             message = link.recv()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise
     except Exception as error:
         traceback.print_exc()
-        reporter.tell(_failure(error, f"{load.spec.expert} failed", module))
-    reporter.finish()
+        sender.send(_failure(error, f"{load.spec.expert} failed", module))
+    sender.finish()
     if load.spec.num_workers == 1:
         _leave(0)  # the kernel frees all at once, where taking an engine apart takes a second
 
@@ -101,56 +97,43 @@ def _failure(error: Exception, what: str, module: EngineModule) -> Failure:
     return Failure(
         str(error) if isinstance(error, MosaicError) else f"{what}: {one_line(error)}",
         module.is_device_lost(error),
-        is_journal=isinstance(error, JournalError),
         is_fatal=isinstance(error, FatalEngineError),
         wait_s=error.wait_s if isinstance(error, OutageError) else 0.0,
     )
 
 
-class Reporter:
-    """Puts what ends on the disk and then tells the executor, in a thread of its own.
+class Sender:
+    """Sends the driver what a worker has to say, in a thread of its own.
 
-    What it is told while a sync is under way goes to the disk with the next one, all at once. Without a log it only
-    tells, and who hears it puts it on the disk.
+    The driver may be writing a long prompt to this worker just then: were both to wait for room in their pipes, neither
+    would ever read.
     """
 
-    def __init__(self, log: Log | None, link: Connection) -> None:
-        self._log = log
+    def __init__(self, link: Connection) -> None:
         self._link = link
-        self._queue: SimpleQueue[FromWorker | Entry | None] = SimpleQueue()
+        self._queue: SimpleQueue[FromWorker | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def tell(self, message: FromWorker | Entry) -> None:
+    def send(self, message: FromWorker) -> None:
         self._queue.put(message)
 
     def finish(self) -> None:
-        """Wait until all is said."""
+        """Wait until all is sent."""
         self._queue.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         try:
-            messages: list[FromWorker | Entry | None] = []
+            messages: list[FromWorker | None] = []
             while None not in messages:
                 messages = [self._queue.get()]
                 while not self._queue.empty():
                     messages.append(self._queue.get())
-                self._report([message for message in messages if message is not None])
-        except JournalError as error:
-            self._link.send([Failure(str(error), is_worker=False, is_journal=True)])
-            os._exit(1)
-        except BaseException:  # the executor is gone, or this is a mistake: without a voice there is nothing to do
+                self._link.send([message for message in messages if message is not None])
+        except BaseException:  # the driver is gone, or this is a mistake: without a voice there is nothing to do
             traceback.print_exc()
             os._exit(1)
-
-    def _report(self, messages: list[FromWorker | Entry]) -> None:
-        # An entry is told as it stands in the journal: it is turned into bytes once.
-        said = [to_line(message) if isinstance(message, Entry) else message for message in messages]
-        lines = [line for line in said if isinstance(line, bytes)]
-        if lines and self._log is not None:
-            self._log.append(lines)
-        self._link.send(said)
 
 
 def _redirect_output(log: Path) -> None:

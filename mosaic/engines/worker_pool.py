@@ -8,12 +8,10 @@ from typing import TypeAlias
 
 from mosaic.core.errors import BackendError
 from mosaic.engines.launcher import Channel, Launcher
-from mosaic.engines.messages import Alive, Exited, Failure, Gone, Load, Quit, Returned, There
+from mosaic.engines.messages import Exited, Failure, FromWorker, Gone, Load, Quit, There
 from mosaic.engines.session_state import Patience, Phase, SessionState, WorkerProcess
-from mosaic.runtime.journal import SUFFIX
-from mosaic.runtime.journal_records import Entry, from_line
 
-Heard: TypeAlias = Entry | Alive | Returned | Failure | Exited
+Heard: TypeAlias = FromWorker | Exited
 
 
 class WorkerPool:
@@ -33,10 +31,6 @@ class WorkerPool:
     def __len__(self) -> int:
         return len(self._processes)
 
-    def log_of(self, workers: tuple[int, ...]) -> Path:
-        """The journal's log that a process on these workers writes."""
-        return self._folder / f"worker-{workers[0]}{SUFFIX}"
-
     def start(self, state: SessionState) -> WorkerProcess | None:
         """Start a process for a session; None: not now, ask again."""
         workers = state.session.workers
@@ -46,22 +40,24 @@ class WorkerPool:
             return None
         process = WorkerProcess(channel=channel, spec=state.spec, workers=workers, session=state)
         self._processes[channel] = process
-        channel.send(Load(spec=state.spec, journal=self.log_of(workers), zero_ts=self._zero_ts))
+        process.send(Load(spec=state.spec, zero_ts=self._zero_ts))
         return process
 
     def quit(self, process: WorkerProcess) -> None:
         """Let a process end when it has said everything."""
         process.begin(Phase.CLOSING)
-        process.channel.send(Quit())
+        process.send(Quit())
 
     def listen(self, timeout_s: float) -> Iterator[tuple[WorkerProcess, Heard]]:
-        """Wait for news; of a process that is gone ``Exited`` is the last.
+        """Send what is meant for processes, and wait for news; of one that is gone ``Exited`` is the last.
 
         Raises
         ------
         BackendError
             If what starts processes dies again and again.
         """
+        for process in self._processes.values():
+            process.flush()
         for channel, message in self._launcher.listen(timeout_s):
             process = self._processes[channel]
             process.heard_ts = time.monotonic()
@@ -69,7 +65,7 @@ class WorkerPool:
                 process.failure = message
             elif isinstance(message, Exited):
                 del self._processes[channel]
-            yield process, from_line(message) if isinstance(message, bytes) else message
+            yield process, message
         self._check_host()
 
     def changes(self) -> Sequence[Gone | There]:

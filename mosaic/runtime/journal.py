@@ -1,13 +1,13 @@
-"""What survives a crash: each finished request in a file, on the disk before anybody hears of it.
+"""What survives a crash: a file of lines, each on the disk before anybody hears of it.
 
-A journal is a folder of append-only logs, one per writing process, and not a database. One writer per file needs no
-lock between workers; a record that a crash tore is told by its checksum and dropped, wherever it stands; it works on
-network file systems, where SQLite's write-ahead log does not; and a full disk leaves nothing behind, because a failed
-append is cut off again. A record is a line: the CRC-32 of its JSON text, a space, the text.
+A journal is a file in a folder of its own, which the driver of a run alone writes, and not a database: it works on
+network file systems, where SQLite's write-ahead log does not, a record that a crash tore is found by its checksum and
+dropped, wherever it stands, and a full disk leaves nothing behind, because a failed append is cut off again. A record
+is a line: the CRC-32 of its JSON text, a space, the text.
 
-Exactly once follows from the order of things. A call is run only if no record holds its result, the records are read
-only when every process that could still write one is gone (``run_lock.hold``), and a call's finish is told to others
-only when its record is on the disk.
+Exactly once follows from the order of things. A call is run only if no record holds its result, one driver at a time
+holds the folder (``run_lock.hold``), and a call's finish is reported only when its record is on the disk. What was
+under way when a driver died is run again, and ends as it would have: a response follows from its seed and its call.
 """
 
 import os
@@ -24,7 +24,9 @@ from mosaic.core.errors import BackendError
 
 _Record = TypeVar("_Record")
 
-SUFFIX = ".journal"
+FILE_NAME = "journal.jsonl"
+_OLD_FILES = "*.journal"
+"""What version 0.2 wrote, one file per process."""
 
 
 class JournalError(BackendError):
@@ -43,6 +45,21 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _cannot("opened", folder, error) from error
+
+
+def refuse_old(folder: Path) -> None:
+    """Refuse what an earlier version wrote.
+
+    Raises
+    ------
+    JournalError
+        If there is any of it.
+    """
+    if old := sorted(path.name for path in folder.glob(_OLD_FILES)):
+        raise JournalError(
+            f"journal {folder}: version 0.2 wrote it ({', '.join(old)}); "
+            "go on with that version, or remove it to start anew"
+        )
 
 
 def frame(text: bytes) -> bytes:

@@ -3,7 +3,6 @@
 import fcntl
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,17 +13,13 @@ LOCK_NAME = "lock"
 
 
 @contextmanager
-def hold(folder: Path, *, patience_s: float = 10.0) -> Iterator[int]:
-    """Make a folder and hold it alone; gives the lock's file descriptor.
-
-    The lock belongs to the open file, so every process that inherits or is sent the descriptor holds it too, and it is
-    free only when the last of them is gone: who holds the folder of a killed run knows that none of its processes can
-    still write. ``patience_s`` is how long to wait for those that are about to end.
+def hold(folder: Path) -> Iterator[None]:
+    """Make a folder and hold it alone; a command that was killed holds nothing.
 
     Raises
     ------
     InUseError
-        If another command works there, or processes that one has left do not end.
+        If another command works there.
     RunFolderError
         If the folder or its lock cannot be made.
     """
@@ -35,19 +30,16 @@ def hold(folder: Path, *, patience_s: float = 10.0) -> Iterator[int]:
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be opened ({error.strerror})") from error
     try:
-        deadline = time.monotonic() + patience_s
-        while not _lock(lock):
+        if not _lock(lock):
             holder = os.pread(lock, 200, 0).decode(errors="replace")
-            if _is_alive(holder) or time.monotonic() >= deadline:
-                raise InUseError(
-                    f"{folder}: another command is at work there ({holder or 'unknown'}) and goes on undisturbed; "
-                    "wait for its end, or name another folder"
-                )
-            time.sleep(0.05)  # flock has no wait with a limit
+            raise InUseError(
+                f"{folder}: another command is at work there ({holder or 'unknown'}) and goes on undisturbed; "
+                "wait for its end, or name another folder"
+            )
         with suppress(OSError):  # a full disk: the lock holds all the same
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        yield lock
+        yield
     finally:
         os.close(lock)
 
@@ -69,19 +61,4 @@ def _lock(file: int) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return True
-
-
-def _is_alive(holder: str) -> bool:
-    """Tell whether the command that took the lock runs on this machine; one that was killed may leave workers."""
-    kind, _, rest = holder.partition(" ")
-    number, _, machine = rest.partition(" on ")
-    if kind != "process" or not number.isdigit() or machine != socket.gethostname():
-        return False
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
     return True

@@ -1,5 +1,6 @@
 """Plans on the executor with an engine that has no model, or with vLLM and tiny random ones."""
 
+import errno
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,7 @@ from mosaic.engines.host_process import HostProcess, host_process
 from mosaic.engines.session_state import Patience
 from mosaic.engines.vllm_engines import make_vllm_backend
 from mosaic.runtime.controller import Controller
-from mosaic.runtime.journal import SUFFIX
-from mosaic.runtime.journal_records import COMMANDS, STARTS, EndedCall, JournalState, read_entries, read_journal
+from mosaic.runtime.journal_records import EndedCall, JournalState, read_entries, read_journal
 from mosaic.runtime.static_plan import execute
 from tests.controllers import Watcher
 from tests.engines.tiny_checkpoint import tiny_expert, write_tiny_checkpoint
@@ -126,8 +126,7 @@ def make_checkpoint(folder: Path, name: str) -> Path:
 
 def ended_in(journal: Path) -> list[CallRecord]:
     """List what has ended by a journal, token ids included."""
-    logs = (path for path in sorted(journal.glob(f"*{SUFFIX}")) if path.name not in (COMMANDS, STARTS))
-    return [entry.record for path in logs for entry in read_entries(path) if isinstance(entry, EndedCall)]
+    return [entry.record for entry in read_entries(journal) if isinstance(entry, EndedCall)]
 
 
 def journal_of(folder: Path) -> JournalState:
@@ -146,6 +145,21 @@ def ended_once(folder: Path, calls: Sequence[Call]) -> dict[CallKey, CallRecord]
     ended = ended_in(folder / "journal")
     assert sorted(record.key for record in ended) == sorted(call.key for call in calls)
     return {record.key: record for record in ended}
+
+
+class FullDisk:
+    """Takes some bytes more in place of ``os.pwrite``, then says that the disk is full."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.write = os.pwrite
+
+    def __call__(self, file: int, data: bytes, at: int) -> int:
+        if self.room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = self.write(file, data[: self.room], at)
+        self.room -= taken
+        return taken
 
 
 def hear_ctrl_c() -> None:

@@ -6,7 +6,6 @@ What a checkpoint's file ``behave`` says happens when the expert is loaded; a nu
 answers. A prompt with ``narrow`` takes a token a character, as its response does, and must fit the context.
 """
 
-import errno
 import json
 import os
 import signal
@@ -15,7 +14,6 @@ import time
 from pathlib import Path
 
 from mosaic.engines.engine import Aborted, Generation
-from mosaic.runtime import journal
 
 STEP_S = 0.0005
 LONG_TOKENS = 400
@@ -59,15 +57,9 @@ def do_as_told(words: str, folder: Path) -> None:
         raise RuntimeError("the engine\n  broke")
     if "lose" in told:
         raise RuntimeError("the device is gone")
-    if "full" in told:
-        journal.os.pwrite = full_disk
     if "print" in told:
         print("said by \x1b[1mthe engine", flush=True)
         print("complained by the engine", file=sys.stderr, flush=True)
-
-
-def full_disk(file, data, at):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class FakeEngine:

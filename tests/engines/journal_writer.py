@@ -5,12 +5,12 @@ from pathlib import Path
 
 import msgspec
 
-from mosaic.runtime.journal import Log, frame
+from mosaic.runtime.journal import FILE_NAME, Log, frame
 from mosaic.runtime.run_lock import hold
 
 
 def write(folder: Path, first: int) -> None:
-    with hold(folder), Log(folder / "worker-0.journal") as log:
+    with hold(folder), Log(folder / FILE_NAME) as log:
         number = first
         while True:
             log.append([frame(msgspec.json.encode({"number": number + i, "text": "x" * 3000})) for i in range(3)])

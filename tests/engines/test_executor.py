@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -20,12 +21,14 @@ from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent, random_prompt, response_seed
 from mosaic.engines.local_launcher import LocalLauncher, cores_of_workers, gpus_of_workers
 from mosaic.engines.vllm_engines import VllmEngines
+from mosaic.runtime.journal import FILE_NAME, JournalError
 from mosaic.runtime.static_plan import execute
 from tests.controllers import Reactor
 from tests.engines.executor_runs import (
     CPU,
     OPTIONS,
     Runs,
+    ended_in,
     finished_once,
     journal_of,
     left_over,
@@ -68,12 +71,12 @@ def test_the_runs_clock_starts_at_zero_and_loads_are_measured(executor):
 
 def test_started_again_it_runs_nothing_and_says_the_same(executor, tmp_path, host):
     first = executor.execute(PLAN, [*A, *B])
-    written = (tmp_path / "journal" / "worker-0.journal").read_bytes()
+    ended = ended_in(tmp_path / "journal")
     assert executor.execute(PLAN, [*A, *B]) == first
     again = Runs(tmp_path, host)
     assert again.execute(PLAN, [*A, *B]) == first
     assert again.tokens == executor.tokens
-    assert (tmp_path / "journal" / "worker-0.journal").read_bytes() == written
+    assert ended_in(tmp_path / "journal") == ended
 
 
 def test_responses_do_not_depend_on_plan_workers_or_batch(executor, tmp_path, host):
@@ -119,7 +122,7 @@ def test_what_is_done_again_and_why_is_told(tmp_path, host):
     again.execute(PLAN, [*A, *B])
     assert again.watcher.all(Redone) == [], "nothing is"
     write_tiny_checkpoint(tmp_path / "A", seed=99)
-    damage_lines(tmp_path / "journal" / "worker-1.journal", "B3", "B7")
+    damage_lines(tmp_path / "journal" / FILE_NAME, "B3", "B7")
     again = Runs(tmp_path, host)
     result = again.execute(PLAN, [*A, *B])
     assert again.watcher.all(Redone) == [Redone(0.0, 2, {"A": len(A)}, {})]
@@ -131,10 +134,51 @@ def test_what_is_done_again_and_why_is_told(tmp_path, host):
 
 
 def damage_lines(path, *questions):
-    """Change a byte of the lines of some questions."""
+    """Change a byte of the calls of some questions that have ended."""
     lines = path.read_bytes().splitlines(keepends=True)
-    hit = [f'"{question}"'.encode() for question in questions]
+    hit = [f'["call",[["{question}"'.encode() for question in questions]
     path.write_bytes(b"".join(b"0" + line if any(name in line for name in hit) else line for line in lines))
+
+
+def flipped(data, at):
+    return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
+
+
+def of_lines(change):
+    return lambda data: b"".join(change(data.splitlines(keepends=True)))
+
+
+DAMAGES = {
+    "truncated": lambda data: data[: len(data) * 2 // 3],
+    "flipped": lambda data: flipped(data, len(data) * 2 // 3),
+    "zeroed": lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
+    "emptied": lambda data: b"",
+    "dropped": of_lines(lambda lines: lines[:20] + lines[25:]),
+    "doubled": of_lines(lambda lines: [line for line in lines for _ in range(2)]),
+    "shuffled": of_lines(lambda lines: random.Random(0).sample(lines, len(lines))),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_journal_loses_its_damaged_lines_and_no_others(tmp_path, host, damage):
+    runs = Runs(tmp_path, host)
+    runs.execute(PLAN, [*A, *B])
+    tokens, path = runs.tokens, tmp_path / "journal" / FILE_NAME
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    kept = {record.key for record in ended_in(tmp_path / "journal")}
+    num_kept = len(ended_in(tmp_path / "journal"))
+    again = Runs(tmp_path, host)
+    result = again.execute(PLAN, [*A, *B])
+    assert sorted(record.key for record in result.calls) == sorted(call.key for call in [*A, *B])
+    assert again.tokens == tokens
+    assert len(ended_in(tmp_path / "journal")) == num_kept + len([*A, *B]) - len(kept), "what is there is not run again"
+
+
+def test_a_journal_of_an_earlier_version_is_refused(tmp_path, host):
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "worker-0.journal").write_text("")
+    with pytest.raises(JournalError, match=r"version 0.2 wrote it \(worker-0.journal\); go on with that version"):
+        Runs(tmp_path, host).execute(PLAN, [*A, *B])
 
 
 def test_a_batch_size_changes_no_response_and_the_journal_counts(executor, tmp_path, host):
@@ -388,7 +432,7 @@ def test_a_checkpoint_is_checked_before_any_process_starts(tmp_path, host):
     (tmp_path / "B" / "tokenizer.json").unlink()
     with pytest.raises(BackendError, match="B: no tokenizer"):
         executor.execute(PLAN, [*A, *B])
-    assert {path.name for path in (tmp_path / "journal").iterdir()} == {"commands.journal", "starts.journal"}
+    assert {path.name for path in (tmp_path / "journal").iterdir()} == {FILE_NAME}
     options = replace(OPTIONS, kv_cache_memory_bytes=2**19)
     small = Runs(tmp_path, host, options=options, outcomes=lambda call, inputs: Outcome(1))
     with pytest.raises(BackendError, match="one call of 512 tokens needs 1.0 MiB of KV cache, there are 0.5"):

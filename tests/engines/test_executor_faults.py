@@ -9,7 +9,7 @@ import pytest
 
 from mosaic.core.commands import Cancel
 from mosaic.core.errors import BackendError
-from mosaic.core.events import Lost
+from mosaic.core.events import Finished, Lost
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.engines.host_process import HostProcess
@@ -23,6 +23,7 @@ from tests.engines.executor_runs import (
     FAKE_ENGINE,
     IMPATIENT,
     OPTIONS,
+    FullDisk,
     Runs,
     finished_once,
     journal_of,
@@ -218,13 +219,16 @@ def test_a_gang_that_cannot_load_fails_and_kills_no_worker(tmp_path, host):
     assert result.sessions == ()
 
 
-def test_a_full_disk_stops_the_run_and_a_new_start_goes_on(tmp_path, host):
-    behave(tmp_path, "A", "full")
-    executor = Runs(tmp_path, host)
-    with pytest.raises(JournalError, match=r"worker-0\.journal cannot be written: No space left on device; what it"):
-        executor.execute(PLAN, [*A, *B])
+@pytest.mark.parametrize("num_bytes", [0, 9_000, 15_000])
+def test_a_full_disk_stops_the_run_and_a_new_start_goes_on(tmp_path, host, monkeypatch, num_bytes):
+    executor = Runs(tmp_path, host, prompts=lambda call, inputs: "slow")
+    with monkeypatch.context() as patch:
+        patch.setattr("mosaic.runtime.journal.os.pwrite", FullDisk(num_bytes))
+        with pytest.raises(JournalError, match=r"journal\.jsonl cannot be written: No space left on device; what it"):
+            executor.execute(PLAN, [*A, *B])
     assert processes_of(tmp_path / "journal") in ([], [host._process.pid])
-    (tmp_path / "A" / "behave").unlink()
+    told = {event.record.key for event in executor.watcher.all(Finished)}
+    assert told <= {record.key for record in journal_of(tmp_path).ended}, "what was told is on the disk"
     executor.execute(PLAN, [*A, *B])
     finished_once(tmp_path, [*A, *B])
 

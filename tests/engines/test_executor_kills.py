@@ -13,7 +13,7 @@ import pytest
 
 from mosaic.core.commands import Cancel, Cut, Move, Open, Submit
 from mosaic.core.results import CallStatus
-from mosaic.runtime.command_log import JournalLog
+from mosaic.runtime.journal_records import Journal
 from tests.engines.executor_runs import (
     FAKE_ENGINE,
     ended_once,
@@ -122,7 +122,7 @@ def test_a_run_that_reacts_ends_every_call_once_whoever_is_killed(tmp_path, seed
     statuses = {record.status for record in ended.values()}
     assert statuses - {CallStatus.CUT} == {CallStatus.FINISHED, CallStatus.CANCELLED}
     assert any(record.response.finish_reason == "cut" for record in ended.values())
-    commands = [action.command for action in JournalLog(tmp_path / "journal").earlier]
+    commands = [action.command for action in Journal(tmp_path / "journal").earlier]
     assert {Open, Submit, Cancel, Cut, Move} <= {type(command) for command in commands}
     submitted = [command.call.key for command in commands if isinstance(command, Submit)]
     assert sorted(submitted) == sorted(call.key for call in calls), "each is written down once"

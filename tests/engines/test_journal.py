@@ -15,20 +15,20 @@ from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit,
 from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord, CallStatus, Response, Resumption
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
-from mosaic.runtime import command_log, journal
-from mosaic.runtime.command_log import JournalLog
-from mosaic.runtime.journal import JournalError, Log, decoded, frame, lines_of
+from mosaic.runtime import journal, journal_records
+from mosaic.runtime.journal import FILE_NAME, JournalError, Log, decoded, frame, lines_of, make_folder
 from mosaic.runtime.journal_records import (
+    NO_SESSION,
     ClosedSession,
     EndedCall,
+    Journal,
     JournalState,
     OpenedSession,
-    from_line,
     read_entries,
     read_journal,
-    to_line,
     without_token_ids,
 )
+from tests.engines.executor_runs import FullDisk
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,17 +65,6 @@ def test_a_log_that_does_not_exist_holds_nothing(tmp_path):
     assert read_journal(tmp_path / "none") == JournalState()
 
 
-def test_a_journal_is_all_its_logs_but_that_of_the_commands(tmp_path):
-    for name, entry in zip(("worker-1", "worker-0", "executor"), ENTRIES, strict=False):
-        with Log(tmp_path / f"{name}.journal") as log:
-            log.append([to_line(entry)])
-    JournalLog(tmp_path).write(ACTIONS)
-    (tmp_path / "notes.txt").write_text("not a log")
-    found = read_journal(tmp_path)
-    assert [record.status for record in found.ended] == [CallStatus.FAILED, CallStatus.FINISHED]
-    assert found.opened == {3: [ENTRIES[2]]}
-
-
 @pytest.mark.parametrize("kept", range(1, 20))
 def test_a_torn_last_record_is_dropped_and_overwritten(tmp_path, kept):
     log = tmp_path / "a.journal"
@@ -110,21 +99,6 @@ def test_a_line_without_its_checksum_is_no_record(tmp_path, line):
     log = tmp_path / "a.journal"
     log.write_bytes(line + b"\n" + encode({"number": 1}))
     assert contents(log) == ([{"number": 1}], 1)
-
-
-class FullDisk:
-    """Takes some bytes more, then says that the disk is full."""
-
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.write = os.pwrite
-
-    def __call__(self, file: int, data: bytes, at: int) -> int:
-        if self.room <= 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        taken = self.write(file, data[: self.room], at)
-        self.room -= taken
-        return taken
 
 
 @pytest.mark.parametrize("room", [0, 1, 10, 40, 60])
@@ -184,7 +158,7 @@ def start_writer(folder: Path, first: int) -> subprocess.Popen[str]:
 
 
 def test_kills_at_any_moment_lose_nothing_that_was_acknowledged_and_repeat_nothing(tmp_path):
-    rng, log, first = random.Random(0), tmp_path / "worker-0.journal", 0
+    rng, log, first = random.Random(0), tmp_path / FILE_NAME, 0
     for _ in range(3):
         with start_writer(tmp_path, first) as writer:
             for _ in range(rng.randint(1, 30)):
@@ -214,12 +188,19 @@ ENTRIES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: type(entry).__name__)
-def test_entries_survive_the_disk(tmp_path, entry):
-    assert from_line(to_line(entry)) == entry
-    with Log(tmp_path / "a.journal") as log:
-        log.append([to_line(entry)])
-    assert list(read_entries(tmp_path / "a.journal")) == [entry]
+def written_by(journal: Journal, *entries) -> Journal:
+    make_folder(journal.folder)
+    for entry in entries:
+        journal.add(entry)
+    journal.sync()
+    return journal
+
+
+def test_entries_survive_the_disk(tmp_path):
+    state = written_by(Journal(tmp_path), *ENTRIES).state
+    assert list(read_entries(tmp_path)) == ENTRIES
+    assert Journal(tmp_path).state == state
+    assert state.opened == {3: [ENTRIES[2]]}
 
 
 def state_of(*entries) -> JournalState:
@@ -292,45 +273,58 @@ def test_what_is_no_action_is_refused(line):
         decode_action(line)
 
 
-def test_commands_are_on_the_disk_in_one_append_a_batch(tmp_path, monkeypatch):
+def test_all_that_is_added_is_on_the_disk_in_one_piece_when_it_is_synced(tmp_path, monkeypatch):
     synced, sync = [], os.fdatasync
     monkeypatch.setattr(journal.os, "fdatasync", lambda file: synced.append(sync(file)))
-    log = JournalLog(tmp_path)
+    log = Journal(tmp_path)
     assert log.earlier == []
     log.write(ACTIONS[:3])
+    log.add(ENTRIES[0])
     log.write([])
     log.write(ACTIONS[3:])
-    assert len(synced) == 2
+    assert not (tmp_path / FILE_NAME).exists()
+    log.sync()
+    log.sync()
     log.close()
-    assert JournalLog(tmp_path).earlier == ACTIONS
-    with (tmp_path / "commands.journal").open("ab") as file:
+    assert len(synced) == 1
+    with (tmp_path / FILE_NAME).open("ab") as file:
         file.write(b"torn")
-    assert JournalLog(tmp_path).earlier == ACTIONS
+    again = Journal(tmp_path)
+    assert again.earlier == ACTIONS
+    assert again.ended == {ENTRIES[0].record.key}
+    assert (again.state.num_damaged, again.state.last_ts, again.last_ts) == (1, 2.0, 3.0)
+    again.add(ENTRIES[1])
+    again.sync()
+    assert [len(read_journal(tmp_path).ended), read_journal(tmp_path).num_damaged] == [2, 0]
 
 
-def test_a_log_of_commands_knows_what_ended(tmp_path):
-    with Log(tmp_path / "worker-0.journal") as log:
-        log.append([to_line(entry) for entry in ENTRIES])
-    assert JournalLog(tmp_path).ended == {ENTRIES[0].record.key}
+def test_the_journals_before_a_run_are_part_of_it_and_others_are_not(tmp_path):
+    stage, other = (
+        written_by(Journal(tmp_path / name), *entries)
+        for name, entries in (("stage", ENTRIES[2:]), ("other", ENTRIES[:1]))
+    )
+    run = written_by(Journal(tmp_path / "run", [stage.folder], [other.folder]))
+    assert (run.begin(), run.state.starts[0].first_ts) == (7.5, 7.5)
+    record = run.done(ENTRIES[0].record.key, "f")
+    assert (record.session, run.last_fingerprint(record.key)) == (NO_SESSION, "f")
+    assert run.state.opened.keys() == {3}
+    assert run.resumptions == ()
 
 
 def test_a_log_of_commands_knows_when_its_run_went_on(tmp_path, monkeypatch):
     """It stopped after 40 s of its clock at the latest, and went on 100 s after it had begun."""
     for ts, unix_s in ((0.0, 1000.0), (40.0, 1100.0), (70.0, 1131.5)):
-        monkeypatch.setattr(command_log.time, "time", lambda unix_s=unix_s: unix_s)
-        JournalLog(tmp_path).note_start(ts)
-    assert JournalLog(tmp_path).resumptions == (Resumption(40.0, 60.0), Resumption(70.0, 1.5))
-    assert read_journal(tmp_path).last_ts == 0.0, "starts are no records of calls"
+        monkeypatch.setattr(journal_records.time, "time", lambda unix_s=unix_s: unix_s)
+        log = Journal(tmp_path)
+        log.write([Action(ts, "tick", Close(0))])
+        log.sync()
+        assert Journal(tmp_path).begin() == ts
+    assert Journal(tmp_path).resumptions == (Resumption(40.0, 60.0), Resumption(70.0, 1.5))
+    assert read_journal(tmp_path).last_ts == 0.0, "neither starts nor commands are what happened"
 
 
 def test_a_run_of_which_nothing_was_kept_begins_anew(tmp_path):
-    log = JournalLog(tmp_path)
-    assert log.resumptions == ()
-    log.note_start(0.0)
-    log.note_start(0.0)
-    assert log.resumptions == ()
-
-
-def test_the_pause_of_an_older_journal_is_not_known(tmp_path):
-    JournalLog(tmp_path).note_start(12.5)
-    assert JournalLog(tmp_path).resumptions == (Resumption(12.5, None),)
+    assert Journal(tmp_path).resumptions == ()
+    for _ in range(2):
+        Journal(tmp_path).begin()
+    assert Journal(tmp_path).resumptions == ()

@@ -246,7 +246,7 @@ def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(tmp_path, hos
         (path / {"no tokenizer": "tokenizer.json", "no config": "config.json"}[damage]).unlink()
     with pytest.raises(CheckpointError, match=f"checkpoint {path}"):
         executor.execute(make_plan(make_session(0, A)), A)
-    assert {path.name for path in (tmp_path / "journal").iterdir()} == {"commands.journal", "starts.journal"}
+    assert {path.name for path in (tmp_path / "journal").iterdir()} == {"journal.jsonl"}
 
 
 def test_what_vllm_refuses_to_load_fails_with_its_cause_and_the_run_goes_on(tmp_path, host):

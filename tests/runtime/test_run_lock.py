@@ -1,4 +1,4 @@
-"""The lock of a run's folder: held by one command and what it has started."""
+"""The lock of a run's folder: held by one command until its end."""
 
 import os
 import signal
@@ -24,24 +24,13 @@ def test_a_second_command_is_told_at_once_who_is_there_and_a_killed_one_lets_go(
         assert writer.stdout is not None
         writer.stdout.readline()
         who = rf"another command is at work there \(process {writer.pid} on {socket.gethostname()}\)"
-        with pytest.raises(InUseError, match=who), hold(tmp_path, patience_s=3600.0):
+        with pytest.raises(InUseError, match=who), hold(tmp_path):
             pass
         assert writer.poll() is None, "it goes on"
         writer.send_signal(signal.SIGKILL)
         writer.wait()
         with hold(tmp_path):
             assert (tmp_path / LOCK_NAME).read_text().startswith(f"process {os.getpid()} on ")
-
-
-def test_a_folder_is_held_as_long_as_any_process_has_its_lock(tmp_path: Path) -> None:
-    with hold(tmp_path) as lock:
-        sleeper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock])
-    (tmp_path / LOCK_NAME).write_text("of a command that is gone")
-    with pytest.raises(InUseError, match="another command"), hold(tmp_path, patience_s=0.1):
-        pass
-    sleeper.communicate(b"\n")
-    with hold(tmp_path):
-        pass
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
