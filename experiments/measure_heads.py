@@ -27,7 +27,7 @@ from mosaic.config.places import own_folder
 from mosaic.core.errors import BackendError
 from mosaic.core.json_file import read_json
 from mosaic.core.workload import SparseKv
-from mosaic.engines.head_lists import UnstableHeads, write_heads
+from mosaic.engines.sparse_attention import UnstableHeads, write_heads
 from mosaic.figures.style import pdf_bytes, png_bytes
 from mosaic.report.run_folder import write_file
 

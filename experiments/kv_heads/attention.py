@@ -23,8 +23,7 @@ from transformers import (
 )
 
 from mosaic.core.workload import PAGE_TOKENS, SparseKv
-from mosaic.engines.head_lists import UnstableHeads
-from mosaic.engines.page_selection import best_pages, page_scores, page_summaries, tokens_of
+from mosaic.engines.sparse_attention import UnstableHeads, best_pages, page_scores, page_summaries, tokens_of
 
 PAGED = "paged"
 """Name of the attention in transformers' registry."""

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from experiments.kv_heads.attention import Layer, causal, decode, fresh_pages, num_pages_of, prefill
 from mosaic.core.workload import PAGE_TOKENS, SparseKv
-from mosaic.engines.head_lists import UnstableHeads
+from mosaic.engines.sparse_attention import UnstableHeads
 
 
 @dataclass(frozen=True, slots=True)

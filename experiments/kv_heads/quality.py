@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from experiments.kv_heads.attention import FlexiCacheReader, decode, prefill
 from mosaic.core.workload import SparseKv
-from mosaic.engines.head_lists import UnstableHeads
+from mosaic.engines.sparse_attention import UnstableHeads
 
 DENSE = "dense"
 PROFILED, RANDOM = "profiled", "random"

@@ -1,20 +1,187 @@
-"""FlexiCache on vLLM for CPUs: an attention backend registered from outside, with real page selection.
+"""FlexiCache on vLLM for CPUs: which heads are unstable, which pages a step reads, and an attention backend doing so.
 
 NOTE: heads really read their chosen pages only, so answers are those of the policy. The memory is not tiered: vLLM's
 block tables are shared by all heads, so every page stays where it is, and what a GPU would hold and what would cross
 its link to the host is counted. Summaries are recomputed from the keys when pages are ranked.
+
+Shapes are in numbers of KV heads H, queries per KV head G, pages P, tokens L, head size D. Nothing here imports torch:
+its tensors know how to compute.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
+from mosaic.core.checks import require, require_count
+from mosaic.core.errors import BackendError
+from mosaic.core.json_file import read_json
 from mosaic.core.workload import PAGE_TOKENS, SparseKv
-from mosaic.engines.head_lists import UnstableHeads
-from mosaic.engines.page_selection import attend, best_pages, page_scores, page_summaries, tokens_of
 
-Tensor = Any
+Tensor: TypeAlias = Any
+
+
+@dataclass(frozen=True, slots=True)
+class UnstableHeads:
+    """Pairs of layer and KV head, in order."""
+
+    pairs: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        pairs = tuple(sorted((layer, head) for layer, head in self.pairs))
+        object.__setattr__(self, "pairs", pairs)
+        for layer, head in pairs:
+            require_count(layer, "unstable heads: layer")
+            require_count(head, "unstable heads: head")
+        require(len(set(pairs)) == len(pairs), "unstable heads: pairs", "distinct", pairs)
+
+    def of_layer(self, layer: int) -> tuple[int, ...]:
+        """List those of a layer."""
+        return tuple(head for at, head in self.pairs if at == layer)
+
+
+def spread_heads(kv: SparseKv, num_layers: int, num_kv_heads: int) -> UnstableHeads:
+    """Take as many heads as a policy wants, at equal distances over the model: for who has no profile of it.
+
+    Examples
+    --------
+    >>> spread_heads(SparseKv(unstable_frac=0.25), 4, 2).pairs
+    ((0, 0), (2, 0))
+    """
+    total = num_layers * num_kv_heads
+    number = kv.num_unstable(total)
+    return UnstableHeads(tuple(divmod(place * total // number, num_kv_heads) for place in range(number)))
+
+
+def write_heads(path: Path, heads: UnstableHeads) -> None:
+    """Write a list as JSON: an object with the pairs of layer and KV head."""
+    path.write_text(json.dumps({"pairs": heads.pairs}) + "\n", encoding="utf-8")
+
+
+def read_heads(path: Path, kv: SparseKv, num_layers: int, num_kv_heads: int) -> UnstableHeads:
+    """Read a list, for a model of this many layers and heads.
+
+    Raises
+    ------
+    BackendError
+        If the file is no such list.
+    ValueError
+        If it is of another model, or holds another number of heads than the policy says.
+    """
+    label = "expert.kv: heads"
+    heads = read_json(path, UnstableHeads, label, BackendError)
+    for layer, head in heads.pairs:
+        rule = f"below {num_layers} layers of {num_kv_heads} KV heads"
+        require(layer < num_layers and head < num_kv_heads, f"{label} {path}: pair", rule, [layer, head])
+    number = kv.num_unstable(num_layers * num_kv_heads)
+    rule = f"{number} pairs, as unstable_frac={kv.unstable_frac:g} says"
+    require(len(heads.pairs) == number, f"{label} {path}", rule, len(heads.pairs))
+    return heads
+
+
+def page_summaries(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the least and the largest key of each page, element by element; the last page may be begun only.
+
+    Parameters
+    ----------
+    keys
+        Shape (H, L, D).
+
+    Returns
+    -------
+    least, largest
+        Shapes (H, P, D).
+    """
+    num_heads, num_tokens, size = keys.shape
+    num_full = num_tokens // PAGE_TOKENS
+    full = keys[:, : num_full * PAGE_TOKENS].reshape(num_heads, num_full, PAGE_TOKENS, size)
+    least, largest = full.amin(dim=2), full.amax(dim=2)
+    if num_full * PAGE_TOKENS == num_tokens:
+        return least, largest
+    rest = keys[:, num_full * PAGE_TOKENS :]
+    last = keys.new_empty((num_heads, num_full + 1, size))
+    first = last.clone()
+    first[:, :-1], first[:, -1] = least, rest.amin(dim=1)
+    last[:, :-1], last[:, -1] = largest, rest.amax(dim=1)
+    return first, last
+
+
+def page_scores(queries: Tensor, least: Tensor, largest: Tensor) -> Tensor:
+    """Bound what a query may find in each page: sum over j of max(q_j k_min_j, q_j k_max_j), largest over a group.
+
+    Parameters
+    ----------
+    queries
+        Shape (..., H, G, D).
+    least, largest
+        Shapes (H, P, D).
+
+    Returns
+    -------
+    scores
+        Shape (..., H, P).
+    """
+    up, down = queries.clamp(min=0), queries.clamp(max=0)
+    bounds = up @ largest.transpose(-1, -2) + down @ least.transpose(-1, -2)
+    return bounds.amax(dim=-2)
+
+
+def best_pages(scores: Tensor, num_pages: Tensor | int, budget_pages: int) -> Tensor:
+    """Choose the best pages; the last one is always among them.
+
+    Parameters
+    ----------
+    scores
+        Shape (..., H, P).
+    num_pages
+        Pages that there are, shape (...) or one number; later ones are not.
+    budget_pages
+        How many are read, or all where there are no more.
+
+    Returns
+    -------
+    chosen
+        Booleans, shape (..., H, P).
+    """
+    most = scores.shape[-1]
+    places = scores.new_ones(most).cumsum(0) - 1
+    if not isinstance(num_pages, int):
+        num_pages = num_pages[..., None, None]
+    scores = scores.masked_fill(places >= num_pages, float("-inf"))
+    scores = scores.masked_fill(places == num_pages - 1, float("inf"))
+    if budget_pages >= most:
+        return scores > float("-inf")
+    chosen = scores.new_zeros(scores.shape).bool()
+    return chosen.scatter_(-1, scores.topk(budget_pages, dim=-1).indices, True) & (scores > float("-inf"))
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float, read: Tensor) -> Tensor:
+    """Attend to some tokens.
+
+    Parameters
+    ----------
+    queries, keys, values
+        Shapes (H, G, D) or (H, G x T, D), (H, L, D), (H, L, D).
+    scale
+        Of the scores.
+    read
+        Booleans that select tokens, broadcast to (H, queries, L).
+
+    Returns
+    -------
+    output
+        Shape of the queries.
+    """
+    scores = (queries @ keys.transpose(-1, -2)) * scale
+    weights = scores.masked_fill(~read, float("-inf")).softmax(dim=-1)
+    return weights @ values
+
+
+def tokens_of(pages: Tensor, num_tokens: int) -> Tensor:
+    """Spread choices of pages, shape (..., P), over their tokens, shape (..., L)."""
+    return pages.repeat_interleave(PAGE_TOKENS, dim=-1)[..., :num_tokens]
 
 
 @dataclass(slots=True)

@@ -21,10 +21,10 @@ from mosaic.engines.checkpoints import (
     value_bytes,
 )
 from mosaic.engines.engine import EngineSpec
-from mosaic.engines.head_lists import UnstableHeads, read_heads, spread_heads
 from mosaic.engines.host_process import HostProcess
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.session_state import Patience
+from mosaic.engines.sparse_attention import UnstableHeads, read_heads, spread_heads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

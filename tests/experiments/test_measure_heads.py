@@ -11,7 +11,7 @@ from experiments import measure_heads
 from experiments.measure_heads import app, verdict
 from mosaic.comparison.estimate import estimate
 from mosaic.core.workload import SparseKv
-from mosaic.engines.head_lists import UnstableHeads
+from mosaic.engines.sparse_attention import UnstableHeads
 
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers comes with the vLLM extras"
