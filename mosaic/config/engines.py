@@ -18,8 +18,7 @@ from mosaic.core.workload import Expert
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent
 from mosaic.engines.checkpoints import find_checkpoint
-from mosaic.engines.endpoint import Endpoint, EndpointPatience, EndpointSettings
-from mosaic.engines.endpoint_engines import ENDPOINT_ENGINE, EndpointEngines
+from mosaic.engines.endpoint import ENDPOINT_ENGINE, Endpoint, EndpointEngines, EndpointPatience, EndpointSettings
 from mosaic.engines.host_process import VLLM_ENGINE as VLLM_ENGINE
 from mosaic.engines.host_process import HostProcess
 from mosaic.engines.local_launcher import LocalLauncher

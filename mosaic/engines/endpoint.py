@@ -1,14 +1,19 @@
-"""OpenAI-compatible servers that are already running: where each is, what it serves, and how patient to be with it."""
+"""OpenAI-compatible servers as engines: where each is, what it serves, and how patient to be with it."""
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from urllib.parse import urlsplit
 
-from mosaic.core.checks import require, require_count, require_name, require_number
-from mosaic.core.errors import FatalEngineError
-from mosaic.core.workload import ExpertName
+from mosaic.core.checks import AtLeast0, AtLeast1, Name, Positive, check_fields, require
+from mosaic.core.cluster import Worker
+from mosaic.core.errors import BackendError, FatalEngineError
+from mosaic.core.workload import Expert, ExpertName
+from mosaic.engines.call_specs import ServedExpert
+from mosaic.engines.engine import EngineSpec
+
+ENDPOINT_ENGINE = "mosaic.engines.endpoint_engine"
 
 
 class Api(StrEnum):
@@ -24,10 +29,10 @@ class Api(StrEnum):
 class Endpoint:
     """The server that a worker is; its one expert is loaded."""
 
-    base_url: str
+    base_url: Name
     """As OpenAI's clients take it: ``http://localhost:8000/v1``."""
-    expert: ExpertName
-    model: str
+    expert: Name
+    model: Name
     """What the server calls the expert."""
     api: Api = Api.CHAT
     is_vllm: bool = True
@@ -39,29 +44,20 @@ class Endpoint:
     """The chat template opens the think tag, so responses start inside thinking; a server does not say so."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the server's key; None: it wants none."""
-    max_requests_per_min: int | None = None
+    max_requests_per_min: AtLeast1 | None = None
     """Most requests that it gets in any minute, retries included; None: no limit."""
-    max_tokens_per_min: int | None = None
+    max_tokens_per_min: AtLeast1 | None = None
     """Most tokens that it reads and writes in any minute; None: no limit."""
 
     def __post_init__(self) -> None:
-        label = f"endpoint of {self.expert!r}"
-        for name in ("expert", "model"):
-            require_name(getattr(self, name), f"endpoint.{name}")
-        require_name(self.base_url, f"{label}: base_url")
+        owner = f"endpoint of {self.expert!r}: "
+        check_fields(self, owner)
         object.__setattr__(self, "base_url", self.base_url.rstrip("/"))
-        _require_url(self.base_url, f"{label}: base_url")
-        if not isinstance(self.api, Api):
-            allowed = [api.value for api in Api]
-            require(self.api in allowed, f"{label}: api", f"one of {allowed}", self.api)
-            object.__setattr__(self, "api", Api(self.api))
+        _require_url(self.base_url, f"{owner}base_url")
         if self.api_key_env is not None:
             rule = "the name of an environment variable, and not a key itself"
             # The value is not repeated: who wrote a key there should not find it in a log too.
-            require(str(self.api_key_env).isidentifier(), f"{label}: api_key_env", rule, "...")
-        for name in ("max_requests_per_min", "max_tokens_per_min"):
-            if getattr(self, name) is not None:
-                require_count(getattr(self, name), f"{label}: {name}", at_least=1)
+            require(str(self.api_key_env).isidentifier(), f"{owner}api_key_env", rule, "...")
 
     def api_key(self) -> str | None:
         """Read the server's key.
@@ -95,22 +91,20 @@ class EndpointPatience:
     429, and wherever a server names a time (Retry-After), nothing is sent before, and no retry is counted.
     """
 
-    connect_timeout_s: float = 10.0
-    reply_timeout_s: float = 900.0
+    connect_timeout_s: Positive = 10.0
+    reply_timeout_s: Positive = 900.0
     """A whole reply may take so long: the server's queue, the generation, and the transfer to its last byte."""
-    max_retries: int = 4
+    max_retries: AtLeast0 = 4
     """Of each call."""
-    first_wait_s: float = 0.5
+    first_wait_s: Positive = 0.5
     """Before the first retry; it doubles with each."""
-    max_wait_s: float = 30.0
+    max_wait_s: Positive = 30.0
     """The longest pause where the server names no time. One that wants more time gives its calls to others."""
-    outage_timeout_s: float = 1800.0
+    outage_timeout_s: Positive = 1800.0
     """A server that has served calls, and serves no more, is waited for so long."""
 
     def __post_init__(self) -> None:
-        for name in ("connect_timeout_s", "reply_timeout_s", "first_wait_s", "max_wait_s", "outage_timeout_s"):
-            require_number(getattr(self, name), f"patience.{name}", above=0)
-        require_count(self.max_retries, "patience.max_retries")
+        check_fields(self, "patience.")
 
     def wait_s(self, num_retries: int) -> float:
         """How long to wait after so many retries.
@@ -130,16 +124,11 @@ class EndpointSettings:
 
     endpoint: Endpoint
     patience: EndpointPatience = EndpointPatience()
-    max_in_flight: int = 64
+    max_in_flight: AtLeast1 = 64
     """Most requests that the server has in its hands."""
 
     def __post_init__(self) -> None:
-        require_count(self.max_in_flight, "endpoint.max_in_flight", at_least=1)
-
-    @property
-    def max_num_seqs(self) -> int:
-        """The same under the name that engines have for it."""
-        return self.max_in_flight
+        check_fields(self, "endpoint.")
 
 
 def endpoint_by_expert(endpoints: Sequence[Endpoint], experts: Iterable[ExpertName]) -> dict[ExpertName, Endpoint]:
@@ -158,6 +147,57 @@ def endpoint_by_expert(endpoints: Sequence[Endpoint], experts: Iterable[ExpertNa
         rule = f"asked alike, as {first.asked_as}"
         require(first.asked_as == endpoint.asked_as, f"endpoints of {endpoint.expert!r}", rule, endpoint.asked_as)
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointEngines:
+    """The server of each worker, in order. Servers of one expert are asked in one way."""
+
+    endpoints: tuple[Endpoint, ...]
+    patience: EndpointPatience = field(default_factory=EndpointPatience)
+    max_in_flight: int = 64
+
+    def served(self, expert: Expert) -> ServedExpert:
+        """Take an expert as its servers have it; a server cuts a response off where its context ends."""
+        known = sorted({endpoint.expert for endpoint in self.endpoints})
+        if expert.name not in known:
+            raise BackendError(f"expert must be one that a server has, {known}, got {expert.name!r}")
+        endpoint = endpoint_by_expert(self.endpoints, known)[expert.name]
+        return ServedExpert(
+            expert=expert,
+            context_tokens=expert.context_tokens,
+            vocab_size=None,
+            decides=("endpoint", expert.checkpoint, *endpoint.asked_as),
+        )
+
+    def spec(self, expert: Expert, workers: Sequence[Worker]) -> EngineSpec:
+        """Say which server serves an expert.
+
+        Raises
+        ------
+        BackendError
+            If it is not the expert's, or more workers than one are asked for.
+        """
+        if len(workers) > 1:
+            raise BackendError(
+                f"workers must be one, got {tuple(worker.id for worker in workers)}: a server is one worker, whatever "
+                "GPUs it spans; set the expert's tp_degree to 1"
+            )
+        endpoint = self.endpoints[workers[0].id]
+        if endpoint.expert != expert.name:
+            raise BackendError(
+                f"worker {workers[0].id} must serve {expert.name!r}, but {endpoint.base_url} serves "
+                f"{endpoint.expert!r} and a server keeps its expert; plan with workers for it only"
+            )
+        settings = EndpointSettings(endpoint=endpoint, patience=self.patience, max_in_flight=self.max_in_flight)
+        return EngineSpec(
+            expert=expert.name,
+            num_workers=1,
+            context_tokens=expert.context_tokens,
+            max_num_seqs=self.max_in_flight,
+            settings=settings,
+            is_remote=True,
+        )
 
 
 def _require_url(url: str, field: str) -> None:

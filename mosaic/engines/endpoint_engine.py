@@ -12,9 +12,8 @@ from typing import NamedTuple
 from mosaic.core.checks import require
 from mosaic.core.errors import BackendError, FatalEngineError, OutageError
 from mosaic.engines.endpoint import EndpointSettings
-from mosaic.engines.endpoint_advice import what_to_do
 from mosaic.engines.endpoint_client import Client, Tries
-from mosaic.engines.endpoint_faults import NO_SERVER, AskError, Fault
+from mosaic.engines.endpoint_faults import NO_SERVER, AskError, Fault, what_to_do
 from mosaic.engines.endpoint_messages import failed, request_of, response_of, written_before
 from mosaic.engines.engine import Aborted, EngineSpec, Generation, Request
 
@@ -42,22 +41,12 @@ def open_engine(spec: EngineSpec) -> "EndpointEngine":
 
     Raises
     ------
-    ValueError
-        If the server is another expert's, or has to be several workers.
     OutageError
         If there is no answer, or the server asks for time.
     FatalEngineError
         If key, URL or model are wrong. A server that does not list its models passes.
     """
-    settings: object = spec.settings
-    if not isinstance(settings, EndpointSettings):
-        raise TypeError(f"settings of an endpoint's engine must be EndpointSettings, got {settings!r}")
-    endpoint = settings.endpoint
-    rule = f"{endpoint.expert!r}: {endpoint.base_url} serves it, and a server keeps its expert"
-    require(spec.expert == endpoint.expert, "expert", rule, spec.expert)
-    rule = "one: a server is one worker, whatever GPUs it spans; set the expert's tp_degree to 1"
-    require(spec.num_workers == 1, f"workers of {spec.expert}", rule, spec.num_workers)
-    engine = EndpointEngine(settings, spec.context_tokens, has_served=spec.has_served)
+    engine = EndpointEngine(spec.settings, spec.context_tokens, has_served=spec.has_served)
     try:
         engine.check_server()
     except BaseException:

@@ -9,8 +9,7 @@ from pathlib import Path
 from mosaic.core.workload import AnswerKind, Question
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent, ServedExpert
-from mosaic.engines.endpoint import EndpointSettings
-from mosaic.engines.endpoint_engines import ENDPOINT_ENGINE
+from mosaic.engines.endpoint import ENDPOINT_ENGINE, EndpointSettings
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.host_process import VLLM_ENGINE, HostProcess
 from mosaic.engines.local_launcher import LocalLauncher

@@ -8,8 +8,7 @@ import pytest
 from mosaic.core.results import RunResult
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent
-from mosaic.engines.endpoint import EndpointPatience
-from mosaic.engines.endpoint_engines import ENDPOINT_ENGINE, EndpointEngines
+from mosaic.engines.endpoint import ENDPOINT_ENGINE, EndpointEngines, EndpointPatience
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.session_state import Patience
 from mosaic.pipelines import Never

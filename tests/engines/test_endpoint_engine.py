@@ -11,12 +11,18 @@ import pytest
 
 from mosaic.core.errors import BackendError, FatalEngineError, OutageError
 from mosaic.engines import endpoint_engine
-from mosaic.engines.endpoint import Api, Endpoint, EndpointPatience, EndpointSettings, endpoint_by_expert
-from mosaic.engines.endpoint_client import Tries
+from mosaic.engines.endpoint import (
+    Api,
+    Endpoint,
+    EndpointEngines,
+    EndpointPatience,
+    EndpointSettings,
+    endpoint_by_expert,
+)
+from mosaic.engines.endpoint_client import Pace, Tries
 from mosaic.engines.endpoint_engine import is_device_lost, open_engine
 from mosaic.engines.endpoint_faults import fault_of
 from mosaic.engines.endpoint_messages import response_of
-from mosaic.engines.endpoint_pace import Pace
 from mosaic.engines.engine import Aborted
 from tests.engines.endpoint_calls import make_request, make_spec, serve, some_requests
 from tests.engines.fake_server import (
@@ -32,6 +38,7 @@ from tests.engines.fake_server import (
     text_of,
     tokens_of,
 )
+from tests.factories import make_cluster, make_expert
 
 QUICK = EndpointPatience(connect_timeout_s=5, reply_timeout_s=20, max_retries=2, first_wait_s=0.01)
 REQUESTS = some_requests(20)
@@ -726,43 +733,44 @@ def test_an_engine_works_in_a_process_that_was_forked_after_preparing():
 # What is given.
 
 
-def test_an_engine_is_one_server_of_its_own_expert():
-    settings = EndpointSettings(endpoint=Endpoint(base_url="http://localhost:1/v1", expert="A", model="m"))
-    with pytest.raises(ValueError, match="expert must be 'A': http://localhost:1/v1 serves it, .*got 'B'"):
-        open_engine(replace(make_spec(settings), expert="B"))
-    with pytest.raises(ValueError, match="workers of A must be one: a server is one worker.*tp_degree to 1, got 2"):
-        open_engine(replace(make_spec(settings), num_workers=2))
-    with pytest.raises(TypeError, match="must be EndpointSettings, got 5"):
-        open_engine(make_spec(5))
-    assert settings.max_num_seqs == settings.max_in_flight == 64
+def test_a_server_is_one_worker_and_keeps_its_expert():
+    engines = EndpointEngines(endpoints=(Endpoint(base_url="http://localhost:1/v1", expert="A", model="m"),))
+    workers = make_cluster(2).workers
+    with pytest.raises(
+        BackendError, match="worker 0 must serve 'B', but http://localhost:1/v1 serves 'A' and a server"
+    ):
+        engines.spec(make_expert("B"), workers[:1])
+    with pytest.raises(BackendError, match=r"workers must be one, got \(0, 1\): a server is .*tp_degree to 1"):
+        engines.spec(make_expert("A"), workers)
+    with pytest.raises(BackendError, match=r"expert must be one that a server has, \['A'\], got 'B'"):
+        engines.served(make_expert("B"))
+
+
+LOCAL = {"base_url": "http://localhost:8000/v1/", "expert": "A", "model": "m"}
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("kind", "values", "error", "message"),
     [
-        ({"base_url": "localhost:8000"}, ValueError, "endpoint of 'A': base_url must be a URL such as"),
-        ({"base_url": "http://me:pass@host/v1"}, ValueError, "without a user, a key or a query, got 'host/v1'"),
-        ({"base_url": "http://host:99999/v1"}, ValueError, "base_url must be a URL"),
-        ({"base_url": 5}, TypeError, "base_url must be a string"),
-        ({"model": " "}, ValueError, "endpoint.model must be a non-empty string"),
-        ({"api": "soap"}, ValueError, r"api must be one of \['chat', 'completions'\], got 'soap'"),
-        ({"api_key_env": "sk-123"}, ValueError, "api_key_env must be the name of an environment variable"),
+        (Endpoint, {"base_url": "localhost:8000"}, ValueError, "endpoint of 'A': base_url must be a URL such as"),
+        (Endpoint, {"base_url": "http://me:pass@host/v1"}, ValueError, "without a user, a key or a query, got 'host/"),
+        (Endpoint, {"base_url": "http://host:99999/v1"}, ValueError, "base_url must be a URL"),
+        (Endpoint, {"base_url": 5}, TypeError, "base_url must be a string"),
+        (Endpoint, {"model": " "}, ValueError, "endpoint of 'A': model must be a non-empty string"),
+        (Endpoint, {"api": "soap"}, ValueError, r"api must be one of \['chat', 'completions'\], got 'soap'"),
+        (Endpoint, {"api_key_env": "sk-123"}, ValueError, "api_key_env must be the name of an environment variable"),
+        (Endpoint, {"max_requests_per_min": 0}, ValueError, "max_requests_per_min must be at least 1, got 0"),
+        (EndpointSettings, {"max_in_flight": 0}, ValueError, "max_in_flight must be at least 1"),
+        (EndpointPatience, {"reply_timeout_s": 0}, ValueError, "patience.reply_timeout_s must be above 0"),
     ],
 )
-def test_endpoints_are_checked(changes, error, message):
+def test_what_is_given_is_checked(kind, values, error, message):
+    given = {Endpoint: LOCAL, EndpointSettings: {"endpoint": Endpoint(**LOCAL)}}.get(kind, {})
     with pytest.raises(error, match=message) as raised:
-        Endpoint(**{"base_url": "http://localhost:8000/v1", "expert": "A", "model": "m", **changes})
+        kind(**given | values)
     assert "pass" not in str(raised.value)
     assert "sk-123" not in str(raised.value)
-
-
-def test_settings_are_checked():
-    a = Endpoint(base_url="http://localhost:8000/v1/", expert="A", model="m")
-    assert a.base_url.endswith("/v1")
-    with pytest.raises(ValueError, match="max_in_flight must be at least 1"):
-        EndpointSettings(endpoint=a, max_in_flight=0)
-    with pytest.raises(ValueError, match="patience.reply_timeout_s must be above 0"):
-        EndpointPatience(reply_timeout_s=0)
+    assert Endpoint(**LOCAL).base_url.endswith("/v1")
 
 
 def test_servers_of_one_expert_are_asked_alike():
