@@ -31,7 +31,7 @@ from mosaic.config.errors import exit_with_message
 from mosaic.core.checks import require
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.workload import ModelShape
-from mosaic.report.replay import replay_errors, replay_table
+from mosaic.figures.replay import replay_errors, replay_table
 from mosaic.workloads.request_log import load_request_log, measured_records
 from sim.hardware.curves import Curve, curve_to_text
 from sim.hardware.hardware import FittedAttention, Hardware, hardware_from_config

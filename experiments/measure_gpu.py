@@ -46,7 +46,7 @@ from mosaic.core.engine_options import Device
 from mosaic.core.kv_memory import kv_capacity_tokens
 from mosaic.core.workload import Expert
 from mosaic.engines.host_process import HostProcess
-from mosaic.report.provenance import describe_run_conditions
+from mosaic.report.run_folder import describe_run_conditions
 from sim.hardware.hardware import Hardware, hardware_from_config
 
 STEPS = "steps"

@@ -13,7 +13,7 @@ from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.results import CallRecord, CallStatus, RunResult
-from mosaic.report.replay import replay_metrics
+from mosaic.figures.replay import replay_metrics
 from mosaic.runtime.static_plan import execute
 from sim.cluster.backend import SimBackend
 from sim.hardware.hardware import Hardware

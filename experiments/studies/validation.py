@@ -33,7 +33,7 @@ from mosaic.engines.site import EngineSite
 from mosaic.planning.plan_file import load_plans, save_plans
 from mosaic.planning.profiles import load_profile, write_profile
 from mosaic.report.metrics import makespan_s
-from mosaic.report.provenance import describe_run_conditions
+from mosaic.report.run_folder import describe_run_conditions
 from mosaic.runtime.job import Job
 from mosaic.runtime.run import measure
 from mosaic.runtime.static_plan import execute

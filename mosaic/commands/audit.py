@@ -25,7 +25,7 @@ from mosaic.core.errors import RunFolderError
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import AnswerKind, CallKey
 from mosaic.pipelines.skip_audit import SkipAudit, audit_order, num_to_reach
-from mosaic.report.batch_files import digest_of, read_lines
+from mosaic.report.batch_output import digest_of, read_lines
 from mosaic.report.display import show_run
 from mosaic.report.run_folder import CONFIG, SUMMARY, differing_keys, read_config, read_json
 from mosaic.report.run_status import RunStatus

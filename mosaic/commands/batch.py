@@ -31,10 +31,17 @@ from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
 from mosaic.core.plan import Expected
 from mosaic.quote import best_plan
-from mosaic.report.answer_stream import AnswerStream
-from mosaic.report.batch_files import BatchPaths, Finished, digests, finish, paths_of
-from mosaic.report.batch_lines import LineWriter
-from mosaic.report.batch_start import check_outputs, start_batch
+from mosaic.report.batch_output import (
+    AnswerStream,
+    BatchPaths,
+    Ended,
+    LineWriter,
+    check_outputs,
+    digests,
+    finish,
+    paths_of,
+    start_batch,
+)
 from mosaic.report.display import show_run
 from mosaic.report.prometheus import LOOPBACK, RunMetrics, serving
 from mosaic.report.run_folder import SUMMARY, completed_with, read_json
@@ -118,7 +125,7 @@ def run_batch(
 
 
 def _leave(
-    places: Places, prepared: RunSpec, stamped: Mapping[str, Any], outcome: Outcome, ended: Finished
+    places: Places, prepared: RunSpec, stamped: Mapping[str, Any], outcome: Outcome, ended: Ended
 ) -> Promise | None:
     """Leave the run folder; its summary counts how questions ended, and speaks for the output files."""
     promise = promise_of(prepared.job, prepared.calibration, outcome)
@@ -164,7 +171,7 @@ def is_done(places: Places, stamped: dict[str, Any], grown: Sequence[str]) -> bo
     return not _num_errors(places.files) and read_json(places.work / SUMMARY).get("outputs") == digests(places.files)
 
 
-def describe(path: Path, places: Places, outcome: Outcome, ended: Finished, notes: Sequence[str]) -> str:
+def describe(path: Path, places: Places, outcome: Outcome, ended: Ended, notes: Sequence[str]) -> str:
     """Say in a few lines how a batch ended."""
     seconds = max((session.end_ts for session in outcome.result.sessions), default=0.0)
     calls = outcome.result.calls

@@ -23,7 +23,7 @@ from mosaic.core.safe_text import printable
 from mosaic.figures.scaling import draw_scaling
 from mosaic.figures.speedups import draw_speedups
 from mosaic.figures.tradeoff import draw_tradeoff, tradeoff_rows
-from mosaic.report.disturbances import describe_disturbances
+from mosaic.report.summary_text import describe_disturbances
 
 if TYPE_CHECKING:
     import polars as pl

@@ -38,8 +38,7 @@ from mosaic.figures.timeline import draw_timeline
 from mosaic.planning.explain import explain
 from mosaic.report.display import show_run
 from mosaic.report.metrics import Summary
-from mosaic.report.provenance import describe_run_conditions
-from mosaic.report.run_folder import SUMMARY, completed_with, is_complete, read_json, write_run
+from mosaic.report.run_folder import SUMMARY, completed_with, describe_run_conditions, is_complete, read_json, write_run
 from mosaic.report.run_status import RunStatus
 from mosaic.report.summary_text import describe_point, describe_run
 from mosaic.runtime.garbage import spare_garbage_collector

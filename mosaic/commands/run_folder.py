@@ -13,9 +13,8 @@ from mosaic.pipelines.final_answers import accuracy_frac
 from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.planning.plan_file import replans_to_jsonl
 from mosaic.report.metrics import StageSummary, Summary, summarise
-from mosaic.report.provenance import describe_run_conditions
 from mosaic.report.responses import answer_files
-from mosaic.report.run_folder import Content, write_run
+from mosaic.report.run_folder import Content, describe_run_conditions, write_run
 from mosaic.runtime.job import Outcome
 from mosaic.runtime.promise import Promise
 

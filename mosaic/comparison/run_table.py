@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mosaic.core.errors import RunFolderError
-from mosaic.report.disturbances import describe_disturbances
 from mosaic.report.run_folder import CONFIG, SUMMARY, flatten, is_complete, read_config, read_json
+from mosaic.report.summary_text import describe_disturbances
 
 if TYPE_CHECKING:
     import polars as pl

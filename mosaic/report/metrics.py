@@ -13,7 +13,6 @@ from mosaic.core.commands import Submit
 from mosaic.core.plan import Plan, SolveReport
 from mosaic.core.results import SERVED, CallRecord, CallStatus, RunResult, SessionRecord
 from mosaic.core.workload import ExpertName
-from mosaic.report.prefills import prefill_report
 
 Summary: TypeAlias = dict[str, Any]
 """Contents of summary.json, keys in a fixed order."""
@@ -241,7 +240,7 @@ def summarise(
         "num_questions": num_questions,
         "num_calls": len(planned),
         **measured,
-        **({} if result is None else {**_pilot(result), **prefill_report(result)}),
+        **({} if result is None else {**_pilot(result), **_prefills(result)}),
         **(asdict(stage) if stage else _without_stage(accuracy_frac, answers_source)),
         **_gains(measured, stage),
         "resumptions": None if result is None else [one._asdict() for one in result.resumptions],
@@ -266,6 +265,25 @@ def _pilot(result: RunResult) -> dict[str, Any]:
         "with_pilot_s": makespan_s(result.sessions),
     }
     return {"pilot": pilot}
+
+
+def _prefills(result: RunResult) -> dict[str, Any]:
+    """Count the work ahead of calls, and how much of it a call has used; empty: there was none."""
+    if not result.prefills:
+        return {}
+    prompts = {(record.key.question, record.key.node, record.session) for record in result.prefills}
+    calls = [call for call in result.calls if (call.key.question, call.key.node, call.session) in prompts]
+    computed, reused = (
+        sum(record.computed_tokens for record in result.prefills),
+        sum(call.cached_tokens for call in calls),
+    )
+    report = {
+        "num_prefills": len(result.prefills),
+        "computed_tokens": computed,
+        "reused_tokens": reused,
+        "wasted_tokens": max(0, computed - reused),
+    }
+    return {"prefill_ahead": report}
 
 
 def _without_stage(accuracy_frac: float | None, answers_source: str | None) -> dict[str, Any]:

@@ -4,10 +4,8 @@ pyarrow is imported inside the functions: a plan or an error message must not wa
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mosaic.core.errors import RunFolderError
 from mosaic.core.plan import LengthPrediction
 from mosaic.core.results import SESSION_COLUMNS, CallRecord, SessionRecord
 from mosaic.core.workload import ExpertName, NodeName
@@ -16,6 +14,21 @@ from mosaic.report.metrics import session_output_tok_per_s
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+CALLS = """
+    question string, node string, role string, slot int32, expert string, session int32, workers int32[],
+    prompt_tokens int64, predicted_output_tokens float64?, output_tokens int64, queued_ts float64, admitted_ts float64?,
+    first_token_ts float64?, finished_ts float64?, num_preemptions int32, attempt int32, cached_tokens int64,
+    wasted_tokens int64, status string, answer string?, visible_tokens int64?
+"""
+SESSIONS = """
+    session int32, expert string, node string, workers int32[], load_start_ts float64, load_s float64, start_ts float64,
+    end_ts float64, num_calls int32, output_tokens int64, output_tok_per_s float64?
+"""
+ANSWERS = (
+    "question string, answer string?, source string, confidence float64?, votes string[], gold string?, correct bool?"
+)
+"""Columns with their types; ? marks those that may be null, [] lists."""
 
 
 def calls_parquet(
@@ -29,12 +42,8 @@ def calls_parquet(
     A role is a node's label; without one it is the node's name.
     """
     predicted = {(node, name): length.mean for node, by_name in lengths.items() for name, length in by_name.items()}
-    columns = list(zip(*records, strict=True)) or [()] * len(CallRecord._fields)
-    values: dict[str, Iterable[Any]] = dict(zip(CallRecord._fields, columns, strict=True))
-    values.pop("response")
-    values.pop("confidence")
-    keys = values.pop("key")
-    questions, nodes, slots = list(zip(*keys, strict=True)) or ((), (), ())
+    values = _columns(CallRecord, records)
+    questions, nodes, slots = list(zip(*values["key"], strict=True)) or ((), (), ())
     values |= {
         "question": questions,
         "node": nodes,
@@ -43,7 +52,7 @@ def calls_parquet(
         "predicted_output_tokens": [predicted.get(key) for key in zip(nodes, values["expert"], strict=True)],
         "status": [status.value for status in values["status"]],
     }
-    return _encode(values, _calls_schema())
+    return _encode(values, CALLS)
 
 
 def sessions_parquet(sessions: Sequence[SessionRecord]) -> bytes:
@@ -52,104 +61,48 @@ def sessions_parquet(sessions: Sequence[SessionRecord]) -> bytes:
         name: [getattr(session, name) for session in sessions] for name in SESSION_COLUMNS
     }
     values["output_tok_per_s"] = [session_output_tok_per_s(session) for session in sessions]
-    return _encode(values, _sessions_schema())
+    return _encode(values, SESSIONS)
 
 
 def answers_parquet(answers: Sequence[FinalAnswer]) -> bytes:
     """Encode answers.parquet: one row per question, in the order of the workload."""
-    columns = list(zip(*answers, strict=True)) or [()] * len(FinalAnswer._fields)
-    values: dict[str, Iterable[Any]] = dict(zip(FinalAnswer._fields, columns, strict=True))
+    values = _columns(FinalAnswer, answers)
     values["source"] = [source.value for source in values["source"]]
-    return _encode(values, _answers_schema())
+    return _encode(values, ANSWERS)
 
 
-def read_sessions(path: str | Path) -> tuple[SessionRecord, ...]:
-    """Read sessions.parquet back.
+def _columns(kind: Any, rows: Sequence[tuple[Any, ...]]) -> dict[str, Iterable[Any]]:
+    """Turn named tuples into columns."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(kind._fields)
+    return dict(zip(kind._fields, columns, strict=True))
 
-    Raises
-    ------
-    RunFolderError
-        If the file cannot be read or a column is missing.
+
+def _schema(columns: str) -> "pa.Schema":
+    """Read columns with their types.
+
+    Examples
+    --------
+    >>> _schema("votes string[], correct bool?")
+    votes: list<item: string> not null
+      child 0, item: string
+    correct: bool
     """
-    import pyarrow.parquet as pq
-
-    try:
-        rows = pq.read_table(path, columns=[*SESSION_COLUMNS]).to_pylist()
-    except (OSError, ValueError) as error:  # NOTE: pyarrow's own errors derive from these two
-        raise RunFolderError(f"{path}: cannot be read ({error})") from error
-    return tuple(SessionRecord(**{**row, "workers": tuple(row["workers"])}) for row in rows)
-
-
-def _calls_schema() -> "pa.Schema":
     import pyarrow as pa
 
-    return pa.schema(
-        [
-            pa.field("question", pa.string(), nullable=False),
-            pa.field("node", pa.string(), nullable=False),
-            pa.field("role", pa.string(), nullable=False),
-            pa.field("slot", pa.int32(), nullable=False),
-            pa.field("expert", pa.string(), nullable=False),
-            pa.field("session", pa.int32(), nullable=False),
-            pa.field("workers", pa.list_(pa.int32()), nullable=False),
-            pa.field("prompt_tokens", pa.int64(), nullable=False),
-            pa.field("predicted_output_tokens", pa.float64()),
-            pa.field("output_tokens", pa.int64(), nullable=False),
-            pa.field("queued_ts", pa.float64(), nullable=False),
-            pa.field("admitted_ts", pa.float64()),
-            pa.field("first_token_ts", pa.float64()),
-            pa.field("finished_ts", pa.float64()),
-            pa.field("num_preemptions", pa.int32(), nullable=False),
-            pa.field("attempt", pa.int32(), nullable=False),
-            pa.field("cached_tokens", pa.int64(), nullable=False),
-            pa.field("wasted_tokens", pa.int64(), nullable=False),
-            pa.field("status", pa.string(), nullable=False),
-            pa.field("answer", pa.string()),
-            pa.field("visible_tokens", pa.int64()),
-        ]
-    )
+    fields = []
+    for column in columns.split(","):
+        name, kind = column.split()
+        plain = kind.rstrip("?")
+        item = pa.type_for_alias(plain.removesuffix("[]"))
+        fields.append(pa.field(name, pa.list_(item) if plain.endswith("[]") else item, nullable=kind.endswith("?")))
+    return pa.schema(fields)
 
 
-def _answers_schema() -> "pa.Schema":
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            pa.field("question", pa.string(), nullable=False),
-            pa.field("answer", pa.string()),
-            pa.field("source", pa.string(), nullable=False),
-            pa.field("confidence", pa.float64()),
-            pa.field("votes", pa.list_(pa.string()), nullable=False),
-            pa.field("gold", pa.string()),
-            pa.field("correct", pa.bool_()),
-        ]
-    )
-
-
-def _sessions_schema() -> "pa.Schema":
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            pa.field("session", pa.int32(), nullable=False),
-            pa.field("expert", pa.string(), nullable=False),
-            pa.field("node", pa.string(), nullable=False),
-            pa.field("workers", pa.list_(pa.int32()), nullable=False),
-            pa.field("load_start_ts", pa.float64(), nullable=False),
-            pa.field("load_s", pa.float64(), nullable=False),
-            pa.field("start_ts", pa.float64(), nullable=False),
-            pa.field("end_ts", pa.float64(), nullable=False),
-            pa.field("num_calls", pa.int32(), nullable=False),
-            pa.field("output_tokens", pa.int64(), nullable=False),
-            pa.field("output_tok_per_s", pa.float64()),
-        ]
-    )
-
-
-def _encode(values: Mapping[str, Iterable[Any]], schema: "pa.Schema") -> bytes:
+def _encode(values: Mapping[str, Iterable[Any]], columns: str) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    schema = _schema(columns)
     arrays = [pa.array(values[field.name], type=field.type) for field in schema]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_arrays(arrays, schema=schema), sink)

@@ -10,7 +10,6 @@ from unittest.mock import patch
 import pyarrow.parquet as pq
 import pytest
 
-from mosaic.report.batch_files import BatchPaths, PartialFile, finish, paths_of
 from mosaic.runtime.journal_records import read_journal
 from tests.commands.tiny_batch import read_completions
 from tests.engines.fake_batch import NAMES, batch_line, question, run_mosaic, write_batch, write_models
@@ -19,7 +18,6 @@ from tests.engines.fake_run import run_fake
 NUM_QUESTIONS = 24
 PLAN_ALL = ("profile.source=calibration",)
 """The plan is of all calls, so that another command can run it too."""
-READ = {"body": {"mosaic": {"cut_responses": ["Ada"]}}}
 
 
 @pytest.fixture(scope="module")
@@ -219,32 +217,3 @@ def test_metrics_have_vllm_s_names(models: list[str], tmp_path: Path) -> None:
     assert "# TYPE vllm:num_requests_running gauge" in seen[-1]
     last = dict(line.rsplit(" ", 1) for line in seen[-1].splitlines() if not line.startswith("#"))
     assert sum(int(count) for name, count in last.items() if name.startswith("vllm:request_success_total")) > 60
-
-
-def test_the_partial_file_keeps_whole_lines_and_takes_the_last_of_a_question(tmp_path: Path) -> None:
-    path = tmp_path / "p.jsonl"
-    one, other, two = (
-        json.dumps({"custom_id": name, "response": value, "error": error}).encode() + b"\n"
-        for name, value, error in (("a", None, 1), ("a", READ, 1), ("b", READ, None))
-    )
-    path.write_bytes(one + two[:9])
-    partial = PartialFile(path)
-    assert (len(partial), path.read_bytes()) == (1, one), "a torn line is cut off"
-    partial.add("a", one)
-    assert path.read_bytes() == one, "what stands there is not written twice"
-    partial.add("b", two)
-    partial.add("a", other)
-    assert path.read_bytes() == one + two + other
-    partial.close()
-    again = PartialFile(path)
-    assert [again.read(name) for name in "abc"] == [other, two, None]
-    files = BatchPaths(tmp_path / "o.jsonl", tmp_path / "e.jsonl", path)
-    assert finish(files, again, ["b", "a"]) == (1, 1, 0, 2)
-    again.close()
-    assert files.out.read_bytes() == two + other
-    assert files.errors.read_bytes() == other, "it could not be aggregated"
-
-
-def test_a_batch_s_files_stand_beside_it(tmp_path: Path) -> None:
-    assert paths_of(tmp_path / "q.csv").out == tmp_path / "q.out.jsonl"
-    assert paths_of(tmp_path / "q.csv", Path("there")).errors == Path("there/q.errors.jsonl")

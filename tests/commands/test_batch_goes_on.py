@@ -11,7 +11,7 @@ import pytest
 from mosaic.core.errors import InUseError
 from mosaic.core.events import Finished
 from mosaic.core.results import CallStatus
-from mosaic.report.answer_stream import AnswerStream
+from mosaic.report.batch_output import AnswerStream
 from mosaic.runtime.journal_records import own_journals, read_journal
 from mosaic.runtime.run_lock import hold
 from tests.engines.fake_batch import CONTEXT, NAMES, batch_line, run_mosaic, write_batch, write_models

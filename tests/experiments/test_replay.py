@@ -6,7 +6,7 @@ from experiments.hardware.log_replay import replay
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import PROPOSE, Call, CallKey, Question, Workload
-from mosaic.report.replay import replay_errors, replay_table
+from mosaic.figures.replay import replay_errors, replay_table
 
 
 class OneSecondSteps:

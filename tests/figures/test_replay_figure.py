@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 from mosaic.core.results import RunResult
-from mosaic.figures.replay import draw_replay, report_replay
-from mosaic.report.replay import replay_errors
+from mosaic.figures.replay import draw_replay, replay_errors, report_replay
 from mosaic.report.tables import calls_parquet
 from mosaic.workloads.request_log import load_request_log, measured_records
 from tests.workloads.test_request_log import make_line, write_log

@@ -6,7 +6,7 @@ import pytest
 from mosaic.core.results import RunResult
 from mosaic.core.workload import AGGREGATE
 from mosaic.report.metrics import Summary, summarise
-from mosaic.report.summary_text import describe_point, describe_run
+from mosaic.report.summary_text import describe_disturbances, describe_point, describe_run
 from tests.run_records import (
     make_disturbed_run,
     make_failed,
@@ -259,3 +259,31 @@ def test_a_point_of_two_stages_tells_skips_time_and_accuracy():
     )
     assert describe_point(summary, "seed=3") == line
     assert describe_point(summary | {"accuracy_frac": None}, "seed=3") == line.removesuffix(", accuracy 62.5%")
+
+
+# What disturbed a run.
+
+ONCE = [{"ts": 41.2, "pause_s": 60.0}]
+TWICE = [*ONCE, {"ts": 1000.0, "pause_s": 5.0}]
+UNKNOWN = [{"ts": 41.2, "pause_s": None}]
+LOST = [{"ts": 12.0, "worker": 2, "cause": "unplugged"}]
+
+
+@pytest.mark.parametrize(
+    ("resumptions", "lost", "text"),
+    [
+        ([], [], ""),
+        (None, None, ""),
+        (ONCE, [], "resumed once (at 41.2 s, after a pause of 60.0 s)"),
+        (UNKNOWN, [], "resumed once (at 41.2 s, after a pause that is not known)"),
+        (TWICE, [], "resumed 2 times (the last at 1,000.0 s, after a pause of 65.0 s in all)"),
+        ([], LOST, "lost worker 2 at 12.0 s"),
+        (ONCE, LOST * 2, "resumed once (at 41.2 s, after a pause of 60.0 s) and lost workers 2 at 12.0 s, 2 at 12.0 s"),
+    ],
+)
+def test_what_disturbed_a_run_is_said_in_words(resumptions, lost, text):
+    assert describe_disturbances({"resumptions": resumptions, "lost_workers": lost}) == text
+
+
+def test_an_older_summary_says_nothing():
+    assert describe_disturbances({"workload": "gpqa"}) == ""

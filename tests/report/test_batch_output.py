@@ -1,6 +1,7 @@
-"""A batch's start: its output files are its own, and a disk that is full leaves nothing half written."""
+"""A batch's output files: they are its own, hold whole lines, and a full disk leaves nothing half written."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -8,8 +9,16 @@ import pytest
 
 from mosaic.core.errors import RunFolderError
 from mosaic.report import run_folder
-from mosaic.report.batch_files import paths_of
-from mosaic.report.batch_start import BEGUN, check_outputs, read_start, start_batch
+from mosaic.report.batch_output import (
+    BEGUN,
+    BatchPaths,
+    PartialFile,
+    check_outputs,
+    finish,
+    paths_of,
+    read_start,
+    start_batch,
+)
 
 
 def test_the_first_start_claims_its_files_and_the_next_finds_them(tmp_path: Path) -> None:
@@ -63,3 +72,35 @@ def test_a_damaged_start_names_its_file(text: str, tmp_path: Path) -> None:
     (tmp_path / BEGUN).write_text(text)
     with pytest.raises(RunFolderError, match=rf"start of a batch {tmp_path / BEGUN}: "):
         read_start(tmp_path)
+
+
+READ = {"body": {"mosaic": {"cut_responses": ["Ada"]}}}
+
+
+def test_the_partial_file_keeps_whole_lines_and_takes_the_last_of_a_question(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    one, other, two = (
+        json.dumps({"custom_id": name, "response": value, "error": error}).encode() + b"\n"
+        for name, value, error in (("a", None, 1), ("a", READ, 1), ("b", READ, None))
+    )
+    path.write_bytes(one + two[:9])
+    partial = PartialFile(path)
+    assert (len(partial), path.read_bytes()) == (1, one), "a torn line is cut off"
+    partial.add("a", one)
+    assert path.read_bytes() == one, "what stands there is not written twice"
+    partial.add("b", two)
+    partial.add("a", other)
+    assert path.read_bytes() == one + two + other
+    partial.close()
+    again = PartialFile(path)
+    assert [again.read(name) for name in "abc"] == [other, two, None]
+    files = BatchPaths(tmp_path / "o.jsonl", tmp_path / "e.jsonl", path)
+    assert finish(files, again, ["b", "a"]) == (1, 1, 0, 2)
+    again.close()
+    assert files.out.read_bytes() == two + other
+    assert files.errors.read_bytes() == other, "it could not be aggregated"
+
+
+def test_a_batch_s_files_stand_beside_it(tmp_path: Path) -> None:
+    assert paths_of(tmp_path / "q.csv").out == tmp_path / "q.out.jsonl"
+    assert paths_of(tmp_path / "q.csv", Path("there")).errors == Path("there/q.errors.jsonl")

@@ -1,0 +1,487 @@
+"""The output of a batch: a line a question in OpenAI's batch output format, and the files that hold the lines.
+
+A batch claims its output name before any work, by making the partial file there, which two commands cannot both do. So
+no batch writes over results that are not its own. While it runs, ``NAME.partial.jsonl`` gets a line for each finished
+question. A run that goes on keeps the lines that are there; a question that is answered anew gets another line, and the
+last one counts. In the end ``NAME.out.jsonl`` and ``NAME.errors.jsonl`` are put in place whole, in the order of the
+input, and the run's summary keeps their digests: what has a response stands in the first, what has an error in the
+second, and a question that was not aggregated in both.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b, file_digest
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import msgspec
+
+from mosaic.core.commands import Command
+from mosaic.core.errors import RunFolderError
+from mosaic.core.events import Event, Finished, Started
+from mosaic.core.json_file import read_json
+from mosaic.core.results import CallRecord, CallStatus
+from mosaic.core.workload import Call, CallKey, Question, Workload
+from mosaic.pipelines.aggregation import prompt_limit
+from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.final_answers import AnswerSource
+from mosaic.pipelines.node import cut_for
+from mosaic.pipelines.prompts import visible_text
+from mosaic.pipelines.steps import End, Progress
+from mosaic.report.run_folder import write_file
+
+MODEL = "mosaic"
+"""The model, as a client reads it: the pool."""
+NO_ANSWER, NOT_AGGREGATED = "no_answer", "not_aggregated"
+"""Codes of errors: no call left a text; or one expert's text stands for those that were to be merged."""
+BEGUN = "begun.json"
+
+
+class BatchPaths(NamedTuple):
+    """Where a batch's files are."""
+
+    out: Path
+    errors: Path
+    partial: Path
+
+
+def paths_of(path: Path, folder: Path | None = None) -> BatchPaths:
+    """Name the files of a batch: beside its input, or in a folder.
+
+    Examples
+    --------
+    >>> [place.name for place in paths_of(Path("questions.jsonl"))]
+    ['questions.out.jsonl', 'questions.errors.jsonl', 'questions.partial.jsonl']
+    """
+    place = path.parent if folder is None else folder
+    return BatchPaths(*(place / f"{path.stem}.{kind}.jsonl" for kind in ("out", "errors", "partial")))
+
+
+# The start: which output files are the batch's own.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchStart:
+    """What a batch's run folder keeps of its start."""
+
+    created: int
+    """Seconds since 1970 when it began, however often it is interrupted."""
+    outputs: tuple[str, ...] = ()
+    """Its output files, as seen from the folder."""
+
+
+def check_outputs(folder: Path, paths: BatchPaths) -> None:
+    """Check that a batch's output files are its own, or not there yet.
+
+    Raises
+    ------
+    RunFolderError
+        If one is of another run.
+    """
+    if not _is_own(read_start(folder), folder, paths):
+        for path in paths:
+            if path.exists():
+                raise _of_another(path, folder)
+
+
+def start_batch(folder: Path, paths: BatchPaths, now: int) -> BatchStart:
+    """Claim a batch's output files and write down its start, unless an earlier start of it has.
+
+    Parameters
+    ----------
+    folder, paths
+        The run folder, whose lock is held, and the files.
+    now
+        Seconds since 1970.
+
+    Raises
+    ------
+    RunFolderError
+        If a file is of another run, or cannot be written; then nothing is claimed.
+    """
+    check_outputs(folder, paths)
+    before = read_start(folder)
+    start, name = before or BatchStart(created=now), _seen_from(folder, paths)
+    if name in start.outputs:
+        return start
+    start = replace(start, outputs=(*start.outputs, name))
+    is_new = not _is_own(before, folder, paths)
+    if is_new:
+        _make(paths.partial, folder)
+    try:
+        write_file(folder, BEGUN, msgspec.json.encode(start))
+    except RunFolderError:
+        if is_new:
+            paths.partial.unlink(missing_ok=True)
+        raise
+    return start
+
+
+def read_start(folder: Path) -> BatchStart | None:
+    """Read what a batch's run folder keeps of its start; None: it has not begun.
+
+    Raises
+    ------
+    RunFolderError
+        If the file cannot be read.
+    """
+    path = folder / BEGUN
+    return read_json(path, BatchStart, "start of a batch", RunFolderError) if path.exists() else None
+
+
+def _is_own(start: BatchStart | None, folder: Path, paths: BatchPaths) -> bool:
+    """Tell whether an earlier start has claimed these files; one that kept no names had them beside its input."""
+    return start is not None and (not start.outputs or _seen_from(folder, paths) in start.outputs)
+
+
+def _seen_from(folder: Path, paths: BatchPaths) -> str:
+    return os.path.relpath(paths.out, folder)
+
+
+def _make(path: Path, folder: Path) -> None:
+    try:
+        path.open("xb").close()
+    except FileExistsError:
+        raise _of_another(path, folder) from None
+    except OSError as error:
+        raise _cannot(path, error) from error
+
+
+def _of_another(path: Path, folder: Path) -> RunFolderError:
+    return RunFolderError(
+        f"{path}: is there already, and not of the run in {folder}; remove it, or --out names another folder"
+    )
+
+
+def _cannot(path: Path, error: OSError) -> RunFolderError:
+    return RunFolderError(f"{path}: cannot be written ({error.strerror or error})")
+
+
+# A question's line.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineWriter:
+    """Writes the line of a question whose calls have all ended."""
+
+    graph: CallGraph
+    created: int
+    """Seconds since 1970 when the batch began: the same however often it is interrupted."""
+
+    def line(self, question: Question, first: Sequence[Call], done: Mapping[CallKey, CallRecord]) -> dict[str, Any]:
+        """Write the result of a question: the text that counts, an error, or both where it was not aggregated."""
+        progress = self.graph.progress(question, first, done)
+        end = self.graph.end(question, first, done, progress)
+        names = [node.name for node in self.graph.nodes]
+        records = [done[key] for key in sorted(done, key=lambda key: (names.index(key.node), key.slot))]
+        chosen = self._chosen(question, end, records)
+        text = None if chosen is None else visible_text(chosen)
+        number = blake2b(question.id.encode(), digest_size=12).hexdigest()
+        line: dict[str, Any] = {"id": f"batch_req_{number}", "custom_id": question.id, "response": None, "error": None}
+        if chosen is None or text is None:
+            return line | {"error": {"code": NO_ANSWER, "message": _why(records)}}
+        reason = None if chosen.response is None else chosen.response.finish_reason
+        body = {
+            "id": f"chatcmpl-{number}",
+            "object": "chat.completion",
+            "created": self.created,
+            "model": MODEL,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": text, "refusal": None},
+                    "logprobs": None,
+                    "finish_reason": "length" if reason in ("length", "cut") else "stop",
+                }
+            ],
+            "usage": usage_of(records),
+            "mosaic": self._about(end, chosen, records) | {"cut_responses": self._cut(question, progress, done)},
+        }
+        if end.answer.source is AnswerSource.NOT_AGGREGATED:
+            line["error"] = {"code": NOT_AGGREGATED, "message": self._why_not_aggregated(records)}
+        return line | {"response": {"status_code": 200, "request_id": f"req_{number}", "body": body}}
+
+    def _cut(self, question: Question, progress: Progress, done: Mapping[CallKey, CallRecord]) -> list[str]:
+        """Name the experts of whose responses an aggregator has read the end alone, as its context is too short."""
+        has_places = self.graph.read_ahead is not None
+        read = (
+            cut_for(self.graph.node(call.key.node), question, call, done, has_places=has_places)
+            for call in progress.merges
+            if done[call.key].status is CallStatus.FINISHED
+        )
+        return list(dict.fromkeys(name for names in read for name in names))
+
+    def _why_not_aggregated(self, records: Sequence[CallRecord]) -> str:
+        """Say why the responses were not merged: the error of the call that was to do it, or that it was not sent."""
+        node = self.graph.upper_nodes[-1]
+        merges = [record for record in records if record.key.node not in self.graph.first_nodes]
+        if any(record.status is CallStatus.FAILED for record in merges):
+            return _why(merges)
+        limits = [
+            f"{expert.name} can read {prompt_limit(expert, min_output_tokens=node.min_output_tokens):,} tokens"
+            for expert in node.experts
+        ]
+        return (
+            f"the question and its responses do not fit: {', '.join(limits)}; take an aggregator with more context, or "
+            "leave less room for its answer (aggregator.min_output_tokens)"
+        )
+
+    def _chosen(self, question: Question, end: End, records: Sequence[CallRecord]) -> CallRecord | None:
+        """Find the response whose text is the question's: of those that count, one that says the final answer."""
+        upper = [node.name for node in self.graph.upper_nodes]
+        is_merged = end.answer.source is AnswerSource.AGGREGATOR
+        able = [
+            record
+            for record in records
+            if record.status is CallStatus.FINISHED and (record.key.node in upper) == is_merged and visible_text(record)
+        ]
+        if is_merged and able:
+            able = [record for record in able if record.key.node == able[-1].key.node]
+        same, answer = self.graph.compare[question.answer_kind], end.answer.answer
+        for record in able:
+            if answer is None or record.answer is None:
+                continue
+            if record.answer == answer or (same is not None and same(record.answer, answer)):
+                return record
+        return able[0] if able else None
+
+    def _about(self, end: End, chosen: CallRecord, records: Sequence[CallRecord]) -> dict[str, Any]:
+        first = [record for record in records if record.key.node in self.graph.first_nodes]
+        return {
+            "answer": end.answer.answer,
+            "source": end.answer.source.value,
+            "expert": chosen.expert,
+            "skipped_aggregator": bool(self.graph.upper_nodes) and end.decision.skip,
+            "confidence": end.answer.confidence,
+            "votes": [{"expert": record.expert, "answer": record.answer} for record in first],
+            "num_calls": len(records),
+            "num_failed_calls": sum(record.status is CallStatus.FAILED for record in records),
+        }
+
+
+def usage_of(records: Iterable[CallRecord]) -> dict[str, int]:
+    """Sum the tokens of all calls of a question."""
+    records = tuple(records)
+    read = sum(record.prompt_tokens for record in records)
+    written = sum(record.output_tokens for record in records)
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def _why(records: Sequence[CallRecord]) -> str:
+    errors = [record.response.error for record in records if record.response is not None and record.response.error]
+    return errors[0] if errors else "no call of this question left a text"
+
+
+# The lines so far.
+
+
+class PartialFile:
+    """The lines of finished questions, in the order in which they came; one process writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._spans: dict[str, tuple[int, int]] = {}
+        """By question: where its last line begins, and how long it is."""
+        try:
+            self._file: BinaryIO = path.open("a+b")
+        except OSError as error:
+            raise _cannot(path, error) from error
+        self._end = 0
+        self._file.seek(0)
+        for line in self._file:
+            name = _question_of(line)
+            if name is not None:
+                self._spans[name] = (self._end, len(line))
+            if not line.endswith(b"\n"):
+                break
+            self._end += len(line)
+        self._file.truncate(self._end)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def add(self, question: str, line: bytes) -> None:
+        """Put a question's line there, unless it is.
+
+        Raises
+        ------
+        RunFolderError
+            If it cannot be written.
+        """
+        if self.read(question) == line:
+            return
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise _cannot(self._path, error) from error
+        self._spans[question] = (self._end, len(line))
+        self._end += len(line)
+
+    def read(self, question: str) -> bytes | None:
+        """Give a question's last line; None: it has none."""
+        if question not in self._spans:
+            return None
+        start, length = self._spans[question]
+        return os.pread(self._file.fileno(), length, start)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class AnswerStream:
+    """A controller that writes each question's line as soon as its last call has ended, and gives no commands."""
+
+    reacts = False
+
+    def __init__(self, workload: Workload, writer: LineWriter, path: Path) -> None:
+        self._writer = writer
+        self._path = path
+        self._file: PartialFile | None = None
+        self._questions = {question.id: question for question in workload.questions}
+        self._first: dict[str, list[Call]] = {}
+        for call in writer.graph.first_calls(workload):
+            self._first.setdefault(call.key.question, []).append(call)
+        self._done: dict[str, dict[CallKey, CallRecord]] = {}
+        self.num_ended = 0
+
+    @property
+    def file(self) -> PartialFile:
+        """The lines so far."""
+        assert self._file is not None, "the run has begun"
+        return self._file
+
+    def close(self) -> None:
+        """Close the file, if the run has begun."""
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def num_questions(self) -> int:
+        """All of the batch."""
+        return len(self._first)
+
+    @property
+    def questions(self) -> Sequence[str]:
+        """Those that have calls, in the order of the input."""
+        return [name for name in self._questions if name in self._first]
+
+    def on(self, event: Event, view: object) -> tuple[Command, ...]:
+        """Take note of a call that has ended; the file is opened by the run that holds the journal alone."""
+        if isinstance(event, Started):
+            self._file = PartialFile(self._path)
+        elif isinstance(event, Finished):
+            name = event.record.key.question
+            done = self._done.setdefault(name, {})
+            done[event.record.key] = event.record
+            question, first = self._questions[name], self._first[name]
+            if self._writer.graph.step(question, first, done).answer is not None:
+                line = self._writer.line(question, first, done)
+                self.file.add(name, json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                self.num_ended += 1
+                del self._done[name]
+        return ()
+
+
+# The final files.
+
+
+class Ended(NamedTuple):
+    """How many questions ended which way."""
+
+    num_answered: int
+    num_not_aggregated: int
+    """One expert's text stands for what was to be merged: no answer, and an error."""
+    num_errors: int
+    """Of questions without a text."""
+    num_cut_to_fit: int
+    """Answered, and the aggregator has read the end alone of some responses."""
+
+    @property
+    def num_unanswered(self) -> int:
+        """How many stand in the errors file."""
+        return self.num_not_aggregated + self.num_errors
+
+
+def finish(paths: BatchPaths, partial: PartialFile, questions: Sequence[str]) -> Ended:
+    """Put the final files in place, in the order of the questions; the partial one stays until all else is written.
+
+    Raises
+    ------
+    RunFolderError
+        If a question has no line, or a file cannot be written.
+    """
+    kinds = {question: _kind_of(partial.read(question)) for question in questions}
+    missing = [question for question, kind in kinds.items() if kind is None]
+    if missing:
+        raise RunFolderError(f"{paths.partial}: {len(missing)} questions have not ended, {missing[0]!r} among them")
+    known = {question: kind for question, kind in kinds.items() if kind is not None}
+    in_out = [question for question, kind in known.items() if kind.has_response]
+    in_errors = [question for question, kind in known.items() if kind.has_error]
+    for path, names in ((paths.errors, in_errors), (paths.out, in_out)):
+        write_file(path.parent, path.name, (partial.read(name) or b"" for name in names))
+    num_errors = len(known) - len(in_out)
+    num_not_aggregated = len(in_errors) - num_errors
+    num_cut = sum(kind.is_cut for kind in known.values())
+    return Ended(len(in_out) - num_not_aggregated, num_not_aggregated, num_errors, num_cut)
+
+
+class _Kind(NamedTuple):
+    """Which files a line belongs to."""
+
+    has_response: bool
+    has_error: bool
+    is_cut: bool
+    """The aggregator has read the end alone of some responses."""
+
+
+def _kind_of(text: bytes | None) -> _Kind | None:
+    if text is None:
+        return None
+    line = json.loads(text)
+    response = line["response"]
+    is_cut = response is not None and bool(response["body"]["mosaic"]["cut_responses"])
+    return _Kind(response is not None, line["error"] is not None, is_cut)
+
+
+def digests(paths: BatchPaths) -> dict[str, str]:
+    """Give the SHA-256 of a batch's final files that exist, by name."""
+    return {path.name: digest_of(path) for path in (paths.out, paths.errors) if path.is_file()}
+
+
+def digest_of(path: Path) -> str:
+    """Give the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a batch's output.
+
+    Raises
+    ------
+    RunFolderError
+        If it cannot be read, or a line is none of a batch's output.
+    """
+    try:
+        texts = path.read_bytes().splitlines()
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from error
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+            line["custom_id"], line["response"]["body"]["mosaic"]
+        except (ValueError, KeyError, TypeError):
+            raise RunFolderError(f"{path}, line {number}: must be a line of mosaic batch's output") from None
+        lines.append(line)
+    return lines
+
+
+def _question_of(line: bytes) -> str | None:
+    try:
+        return str(json.loads(line)["custom_id"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
