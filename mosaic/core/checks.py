@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from functools import cache, partial
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 
@@ -28,9 +28,11 @@ Share: TypeAlias = Annotated[float, Limit(at_least=0, at_most=1)]
 
 _Check: TypeAlias = Callable[[Any, str], Any]
 """Refuses a value, named by the text, or returns it as its type has it."""
+_ITEMS: Mapping[Any, str] = {str: " of strings", int: " of whole numbers", float: " of numbers"}
+"""What lists hold, for messages."""
 
 
-def check_fields(value: object, owner: str) -> None:
+def check_fields(value: object, owner: str, names: Mapping[str, str] = MappingProxyType({})) -> None:
     """Check the fields of a frozen dataclass by their types, and turn them into what the types say.
 
     Numbers and text are checked where they have a ``Limit``; true and false, enums, literals and tuples always. A name
@@ -42,6 +44,8 @@ def check_fields(value: object, owner: str) -> None:
         A dataclass, in its ``__post_init__``.
     owner
         What stands before a field's name in messages, such as ``"engine."``.
+    names
+        What messages call fields that have another name where the value comes from.
 
     Examples
     --------
@@ -57,7 +61,7 @@ def check_fields(value: object, owner: str) -> None:
     kind: Any = type(value)
     for name, check in _checks_of(kind):
         given = getattr(value, name)
-        kept = check(given, owner + name)
+        kept = check(given, owner + names.get(name, name))
         if kept is not given:
             object.__setattr__(value, name, kept)
 
@@ -82,7 +86,8 @@ def _check_of(hint: Any) -> _Check | None:
     if origin is Literal:
         return partial(_check_choice, arguments)
     if origin is tuple and arguments[1:] == (...,):
-        return partial(_check_sequence, _check_of(arguments[0]))
+        item = get_args(arguments[0])[0] if get_origin(arguments[0]) is Annotated else arguments[0]
+        return partial(_check_sequence, _ITEMS.get(item, ""), _check_of(arguments[0]))
     if origin is Mapping and (inner := _check_of(arguments[1])) is not None:
         return partial(_check_entries, inner)
     if isinstance(hint, type) and issubclass(hint, Enum):
@@ -119,11 +124,11 @@ def _check_member(kind: type[Enum], value: Any, name: str) -> Any:
     return kind(value)
 
 
-def _check_sequence(check: _Check | None, value: Any, name: str) -> Any:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} must be a list, got {value!r}")
-    items = value if isinstance(value, tuple) else tuple(value)
-    return items if check is None else tuple(check(item, name) for item in items)
+def _check_sequence(items: str, check: _Check | None, value: Any, name: str) -> Any:
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a list{items}, got {value!r}")
+    kept = value if isinstance(value, tuple) else tuple(value)
+    return kept if check is None else tuple(check(item, name) for item in kept)
 
 
 def _check_entries(check: _Check, value: Any, name: str) -> Any:

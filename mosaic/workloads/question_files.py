@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from mosaic.core.chat import Message, Sampling
-from mosaic.core.checks import require, require_count, require_name
+from mosaic.core.checks import AtLeast1, Name, check_fields, require, require_count
 from mosaic.core.workload import ExpertName
 from mosaic.workloads.chat_rows import LINE_KEYS, is_batch_line, read_batch_line, read_messages
 from mosaic.workloads.json_text import json_lines, json_object, parse_json, read_text
@@ -33,14 +33,14 @@ class Row:
 
     at: str
     """File and line, for messages."""
-    id: str
-    question: str | None
-    experts: tuple[ExpertName, ...] | None
+    id: Name
+    question: Name | None = None
+    experts: tuple[Name, ...] | None = None
     """None: not recruited yet."""
-    answer: str | None
-    category: str | None
-    skills: tuple[str, ...]
-    prompt_tokens: int | None = None
+    answer: Name | None = None
+    category: Name | None = None
+    skills: tuple[Name, ...] = ()
+    prompt_tokens: AtLeast1 | None = None
     output_tokens: RowLengths | None = None
     context: tuple[Message, ...] = ()
     sampling: Sampling | None = None
@@ -147,35 +147,22 @@ def _csv_rows(path: str | Path) -> Iterator[Row]:
 
 
 def _row(entry: Mapping[str, Any], at: str, columns: Mapping[str, str] = MappingProxyType({})) -> Row:
-    """Check an entry; ``columns`` says how its file names what has another name here."""
+    """Turn an entry into a row; ``columns`` says how its file names what has another name here."""
     named = {key: columns.get(key, key) for key in KEYS}
     for key in entry:
         require(key in named.values(), f"{at}: key", f"one of {list(named.values())}", key)
-    # A null is what a data frame writes for an absent value.
+    # A null is what a data frame writes for an absent value, and an empty text what a table has for one.
     given = {key: entry[name] for key, name in named.items() if entry.get(name) is not None}
-    field = {key: f"{at}: {name}" for key, name in named.items()}
-    require("id" in given, field["id"], "given", None)
-    name = str(given["id"]) if type(given["id"]) is int else given["id"]
-    require_name(name, field["id"])
-    require("question" in given or "prompt_tokens" in given, field["question"], "given, or prompt_tokens", None)
-    if "question" in given:
-        require_name(given["question"], field["question"])
-    if "prompt_tokens" in given:
-        require_count(given["prompt_tokens"], field["prompt_tokens"], at_least=1)
-    for key in ("answer", "category"):
-        if not isinstance(given.get(key, ""), str):
-            raise TypeError(f"{field[key]} must be a string, got {given[key]!r}")
-    return Row(
-        at=at,
-        id=name,
-        question=given.get("question"),
-        experts=_names(given["experts"], field["experts"]) if "experts" in given else None,
-        answer=given.get("answer") or None,
-        category=given.get("category") or None,
-        skills=_names(given.get("skills", ()), field["skills"], may_be_empty=True),
-        prompt_tokens=given.get("prompt_tokens"),
-        output_tokens=_lengths(given["output_tokens"], field["output_tokens"]) if "output_tokens" in given else None,
-    )
+    given = {key: value for key, value in given.items() if key not in ("answer", "category") or value != ""}
+    require("id" in given, f"{at}: {named['id']}", "given", None)
+    require("question" in given or "prompt_tokens" in given, f"{at}: question", "given, or prompt_tokens", None)
+    if type(given["id"]) is int:
+        given["id"] = str(given["id"])
+    row = Row(at=at, **given)
+    check_fields(row, f"{at}: ", columns)
+    require(row.experts != (), f"{at}: {named['experts']}", "a list with at least one name", [])
+    lengths = row.output_tokens
+    return row if lengths is None else replace(row, output_tokens=_lengths(lengths, f"{at}: {named['output_tokens']}"))
 
 
 def _parse_list(record: Mapping[str, str], key: str, at: str) -> object:
@@ -184,15 +171,6 @@ def _parse_list(record: Mapping[str, str], key: str, at: str) -> object:
         return ast.literal_eval(record[key].strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(f"{at}: {key} must be a Python list of strings, got {record[key]!r}") from error
-
-
-def _names(values: object, field: str, *, may_be_empty: bool = False) -> tuple[str, ...]:
-    if not isinstance(values, list | tuple):
-        raise TypeError(f"{field} must be a list of strings, got {values!r}")
-    require(may_be_empty or len(values) > 0, field, "a list with at least one name", values)
-    for value in values:
-        require_name(value, field)
-    return tuple(values)
 
 
 def _lengths(value: Any, field: str) -> RowLengths:

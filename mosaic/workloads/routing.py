@@ -11,15 +11,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from math import sqrt
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
 from mosaic.core.addition import add_in_order
-from mosaic.core.checks import require, require_count, require_name, require_number
+from mosaic.core.checks import AtLeast1, Limit, check_fields, require, require_count, require_name
 from mosaic.core.json_file import read_json
 from mosaic.core.workload import CalibrationRecord, ExpertName, Question
-from mosaic.workloads.skill_text import NearestSkill
 
 _STRENGTH_EXPONENT = 2.0
 """1 / temperature, with Symbolic-MoE's temperature of 0.5."""
@@ -42,8 +43,7 @@ class SkillProfiles:
                 raise TypeError(f"skill profiles: {expert} must be a mapping of skills to scores, got {by_skill!r}")
             for skill, score in by_skill.items():
                 require_name(skill, f"skill profiles: {expert}: skill")
-                require_count(score, f"skill profiles: {expert}.{skill}", at_least=-_MAX_SCORE)
-                require(score <= _MAX_SCORE, f"skill profiles: {expert}.{skill}", f"at most {_MAX_SCORE}", score)
+                require_count(score, f"skill profiles: {expert}.{skill}", at_least=-_MAX_SCORE, at_most=_MAX_SCORE)
 
     @property
     def experts(self) -> tuple[ExpertName, ...]:
@@ -92,6 +92,58 @@ def load_skill_profiles(path: str | Path) -> SkillProfiles:
         raise ValueError(f"{path}: {error}") from None
 
 
+class NearestSkill:
+    """Cosine similarity of character trigrams, with an index from trigrams to the known skills.
+
+    A deterministic stand-in for text embeddings: it needs no model and finds spelling variants and
+    shared words, not synonyms. Answers are cached, since a batch asks for the same skills again and again.
+
+    Examples
+    --------
+    >>> nearest = NearestSkill(["linear algebra", "organic chemistry"])
+    >>> nearest.find("Algebra (linear)"), nearest.find("organic chemistry"), nearest.find("xyz")
+    ('linear algebra', 'organic chemistry', None)
+    """
+
+    def __init__(self, known: Iterable[str]) -> None:
+        self._answers: dict[str, str | None] = {skill: skill for skill in sorted(known)}
+        self._norms: dict[str, float] = {}
+        self._index: dict[str, list[tuple[str, int]]] = {}
+        for skill in tuple(self._answers):
+            trigrams = _trigrams(skill)
+            self._norms[skill] = _norm(trigrams)
+            for trigram, count in trigrams.items():
+                self._index.setdefault(trigram, []).append((skill, count))
+
+    def find(self, skill: str) -> str | None:
+        """Return the nearest known skill: itself where known, the first in order on a tie.
+
+        None where no known skill shares a trigram: then there is no evidence to prefer any of them.
+        """
+        if skill not in self._answers:
+            self._answers[skill] = self._search(skill)
+        return self._answers[skill]
+
+    def _search(self, skill: str) -> str | None:
+        overlaps: dict[str, float] = {}
+        for trigram, count in _trigrams(skill).items():
+            for known, known_count in self._index.get(trigram, ()):
+                overlaps[known] = overlaps.get(known, 0.0) + count * known_count
+        if not overlaps:
+            return None
+        return min(overlaps, key=lambda known: (-overlaps[known] / self._norms[known], known))
+
+
+def _trigrams(text: str) -> Counter[str]:
+    words = "".join(letter if letter.isalnum() else " " for letter in text.casefold()).split()
+    # A word's ends count as letters, so that short words have trigrams and beginnings weigh more.
+    return Counter(padded[i : i + 3] for word in words for padded in (f" {word} ",) for i in range(len(padded) - 2))
+
+
+def _norm(trigrams: Counter[str]) -> float:
+    return sqrt(sum(count * count for count in trigrams.values()))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Router:
     """Draws the slots of a question in proportion to skill and strength.
@@ -102,18 +154,16 @@ class Router:
     """
 
     profiles: SkillProfiles
-    num_slots: int = 3
+    num_slots: AtLeast1 = 3
     """Experts recruited for a question (k)."""
-    min_share_frac: float = 0.05
+    min_share_frac: Annotated[float, Limit(at_least=0, below=1)] = 0.05
     """Experts with a smaller share of a batch's slots are replaced."""
     strengths: Mapping[ExpertName, float] = field(init=False, repr=False, compare=False)
     """Share of every expert in the strength of the pool; sums to 1."""
     _nearest: NearestSkill = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        require_count(self.num_slots, "router.num_slots", at_least=1)
-        require_number(self.min_share_frac, "router.min_share_frac", at_least=0)
-        require(self.min_share_frac < 1, "router.min_share_frac", "below 1", self.min_share_frac)
+        check_fields(self, "router.")
         object.__setattr__(self, "strengths", global_strengths(self.profiles))
         object.__setattr__(self, "_nearest", NearestSkill(self.profiles.skills))
 

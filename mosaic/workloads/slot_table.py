@@ -105,10 +105,9 @@ def slot_table_workload(
     tokens = draw_question_tokens(prompt_token_quantiles, num_questions, lengths_rng)
     experts = _draw_experts(slots, first_seen, slots_rng)
     questions = _make_questions(name, tokens, options, options_rng)
-    role = PROPOSE
     seats = [(question, slot) for question in questions for slot in range(num_slots_per_question)]
     calls = tuple(
-        Call(CallKey(question.id, role, slot), expert, question.prompt_tokens + template_tokens)
+        Call(CallKey(question.id, PROPOSE, slot), expert, question.prompt_tokens + template_tokens)
         for (question, slot), expert in zip(seats, experts, strict=True)
     )
     return Workload(name=name, questions=questions, calls=calls)
@@ -121,8 +120,7 @@ def _check_options(num_options: int | Mapping[int, int] | None, num_questions: i
         return {}
     options = dict(num_options) if isinstance(num_options, Mapping) else {num_options: num_questions}
     for number, count in options.items():
-        require_count(number, field, at_least=2)
-        require(number <= most, field, f"at most {most}", number)
+        require_count(number, field, at_least=2, at_most=most)
         require_count(count, f"{field}.{number}")
     require(sum(options.values()) > 0, f"{field}: sum", "at least 1", 0)
     return scaled_slots(options, num_questions)

@@ -9,6 +9,7 @@ import pytest
 
 from mosaic.core.workload import CalibrationRecord, Question
 from mosaic.workloads.routing import (
+    NearestSkill,
     Router,
     SkillProfiles,
     global_strengths,
@@ -16,7 +17,6 @@ from mosaic.workloads.routing import (
     profiles_from_calibration,
     replace_rare_experts,
 )
-from mosaic.workloads.skill_text import NearestSkill
 
 TWO = SkillProfiles(scores={"A": {"algebra": 2, "optics": 1}, "B": {"algebra": 3, "optics": -2}})
 
