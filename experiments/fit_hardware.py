@@ -22,9 +22,8 @@ import yaml
 
 from experiments.hardware.dummy_checkpoint import read_shape
 from experiments.hardware.hardware_yaml import LEGEND, attention_config, curve_block, to_yaml
-from experiments.hardware.host_fit import fit_host, stretches
-from experiments.hardware.log_replay import replay
 from experiments.hardware.operator_tables import is_per_operator, read_per_layer, read_per_operator, read_source
+from experiments.hardware.recorded_log import fit_host, replay, stretches
 from experiments.hardware.skew_fit import SkewFit, fit_skew, read_skew
 from experiments.hardware.table_fits import fit_attention, fit_cpu, fit_curve, fit_measured_attention
 from mosaic.config.errors import exit_with_message

@@ -25,7 +25,6 @@ import typer
 from experiments.hardware.kept_steps import KeptSteps
 from experiments.hardware.machine_config import machine_yaml
 from experiments.hardware.machine_recipe import HOST_SHAPE, Recipe, recipe_for
-from experiments.hardware.machine_report import MachineReport, ShapeReport, report_json, report_markdown
 from experiments.hardware.machine_steps import (
     Machine,
     MeasuredMachine,
@@ -35,8 +34,15 @@ from experiments.hardware.machine_steps import (
     measure_machine,
     settings_of,
 )
-from experiments.hardware.replayed_batch import compare_batch, draw_batch, predict_batch
-from experiments.hardware.sweep_round import groups_of
+from experiments.hardware.replayed_batch import (
+    MachineReport,
+    ShapeReport,
+    compare_batch,
+    draw_batch,
+    predict_batch,
+    report_json,
+    report_markdown,
+)
 from mosaic.config.engines import find_device
 from mosaic.config.errors import exit_with_message
 from mosaic.config.places import own_folder
@@ -139,8 +145,7 @@ def report_shape(recipe: Recipe, expert: Expert, measured: MeasuredMachine, hard
     facts, runs = measured.engines[expert.name], measured.replays[expert.name]
     settings = settings_of(recipe, expert, facts)
     batch = draw_batch(recipe.batch, recipe.context_tokens)
-    (group,) = groups_of([expert])
-    predicted = predict_batch(group, measured.cluster, hardware, settings, batch)
+    predicted = predict_batch(expert, measured.cluster, hardware, settings, batch)
     fracs = [run.cpu_frac for run in runs if run.cpu_frac is not None]
     is_given = recipe.options.kv_cache_memory_bytes is not None
     return ShapeReport(

@@ -21,8 +21,9 @@ from experiments.hardware.engine_work import (
     terms_of,
     works_of,
 )
+from experiments.hardware.sweep import MeasuredSession
 from experiments.hardware.table_fits import mape
-from mosaic.core.checks import require, require_number
+from mosaic.core.checks import require
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import ModelShape
 from sim.hardware.curves import Curve
@@ -32,24 +33,6 @@ COEFFICIENTS = (
     "per_token_pair_s",
 )  # fmt: skip
 """Of `ShapeFit`, in the order of the terms of `experiments.hardware.engine_work`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredSession:
-    """What a session held and how long it took; instants are seconds since its engine was ready."""
-
-    requests: tuple[tuple[int, int], ...]
-    """Prompt and output tokens of each, in the order in which they were given to the engine."""
-    serve_s: float
-    prompts_read_s: float
-    """When the last of them had its first token."""
-    last_token_s: float
-    cpu_s: float | None = None
-    """Processor time of its worker; None: not known, or not what limits the worker."""
-
-    def __post_init__(self) -> None:
-        require(len(self.requests) > 0, "measured session: requests", "at least one", 0)
-        require_number(self.serve_s, "measured session: serve_s", above=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

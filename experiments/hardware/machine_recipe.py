@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.hardware.dummy_checkpoint import read_shape, write_dummy_checkpoint
 from experiments.hardware.replayed_batch import BatchSize
-from experiments.hardware.sweep_sessions import SweepSize
+from experiments.hardware.sweep import SweepSize
 from mosaic.core.checks import require, require_unique
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
 from mosaic.core.workload import Expert, Family

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from experiments.hardware.engine_probe import DeviceFacts, EngineFacts, device_facts, engine_facts
-from experiments.hardware.engine_sweep import fit_rounds, mirrored_settings
 from experiments.hardware.engine_work import Processor
 from experiments.hardware.kept_steps import KeptSteps
+from experiments.hardware.machine_config import fit_rounds, mirrored_settings
 from experiments.hardware.machine_recipe import HOST_SHAPE, Recipe
 from experiments.hardware.replayed_batch import BatchRun, draw_batch, run_batch
-from experiments.hardware.sweep_round import MeasuredRound, groups_of, measure_round
+from experiments.hardware.sweep import MeasuredRound, measure_round
 from mosaic.core.cluster import Cluster, Gpu, uniform_cluster
 from mosaic.core.engine_options import Device, EngineOptions
 from mosaic.core.errors import BackendError
@@ -29,6 +29,7 @@ from mosaic.engines.vllm_engines import VllmEngines, make_vllm_backend
 from mosaic.runtime.backend import Backend
 
 Facts = TypeVar("Facts")
+Result = TypeVar("Result", MeasuredRound, BatchRun)
 
 
 class Machine(Protocol):
@@ -152,30 +153,28 @@ class _Repeated:
         self._steps = steps
 
     def sweep(self, expert: Expert, number: int) -> None:
-        name = f"round-{expert.name}-{number}"
+        recipe, settings = self._recipe, settings_of(self._recipe, expert, self._engines[expert.name])
 
-        def measure() -> MeasuredRound:
-            (group,) = groups_of([expert])
-            settings = settings_of(self._recipe, expert, self._engines[expert.name])
-            by_cpu = self._recipe.by_cpu
-            size = self._recipe.sweep
-            return measure_round(group, self._cluster, self._make(expert), settings, size, number, name, by_cpu=by_cpu)
+        def measure(name: str) -> MeasuredRound:
+            make = self._make(expert)
+            return measure_round(
+                expert, self._cluster, make, settings, recipe.sweep, number, name, by_cpu=recipe.by_cpu
+            )
 
-        kept = self._steps.obtain(name, f"round-{expert.name}", MeasuredRound, measure)
-        if kept is not None:
-            self.rounds[expert.name].append(kept)
+        self.rounds[expert.name] += self._obtain(f"round-{expert.name}", number, MeasuredRound, measure)
 
     def replay(self, expert: Expert, number: int) -> None:
-        name = f"replay-{expert.name}-{number}"
+        batch = draw_batch(self._recipe.batch, self._recipe.context_tokens)
 
-        def measure() -> BatchRun:
-            (group,) = groups_of([expert])
-            batch = draw_batch(self._recipe.batch, self._recipe.context_tokens)
-            return run_batch(group, self._cluster, self._make(expert), batch, name)
+        def measure(name: str) -> BatchRun:
+            return run_batch(expert, self._cluster, self._make(expert), batch, name)
 
-        kept = self._steps.obtain(name, f"replay-{expert.name}", BatchRun, measure)
-        if kept is not None:
-            self.replays[expert.name].append(kept)
+        self.replays[expert.name] += self._obtain(f"replay-{expert.name}", number, BatchRun, measure)
+
+    def _obtain(self, kind: str, number: int, result: type[Result], measure: Callable[[str], Result]) -> list[Result]:
+        name = f"{kind}-{number}"
+        kept = self._steps.obtain(name, kind, result, lambda: measure(name))
+        return [] if kept is None else [kept]
 
     def _make(self, expert: Expert) -> Callable[[Outcomes, str], Backend]:
         return lambda outcomes, run: self._machine.backend([expert], self._cluster, outcomes, run)
@@ -193,9 +192,8 @@ def fit_measured(
     capacities = [f"{name} {facts.kv_cache_tokens}" for name, facts in measured.engines.items()]
     return fit_rounds(
         [
-            (group, settings_of(recipe, expert, measured.engines[expert.name]), measured.rounds[expert.name])
+            (expert, settings_of(recipe, expert, measured.engines[expert.name]), measured.rounds[expert.name])
             for expert in experts
-            for group in groups_of([expert])
         ],
         name=name,
         memory_gib=round(measured.device.memory_bytes / 2**30, 3),

@@ -1,18 +1,20 @@
-"""One batch of known lengths, on real engines and on the simulator: what validates a machine's fresh file."""
+"""One batch of known lengths, on real engines and on the simulator: what validates a machine's fresh file, reported."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean, median
+from typing import Any
 
 import numpy as np
 
-from experiments.hardware.sweep_round import Group, MakeBackend, is_undisturbed, ready_s, round_of
-from experiments.hardware.sweep_sessions import WARM_UP, Batch
-from mosaic.core.checks import require, require_count
+from experiments.hardware.sweep import WARM_UP, Batch, MakeBackend, is_undisturbed, ready_s, round_of
+from experiments.lab.tables import markdown
+from mosaic.core.checks import AtLeast1, check_fields, require
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.results import CallRecord, CallStatus, RunResult
+from mosaic.core.workload import Expert
 from mosaic.figures.replay import replay_metrics
 from mosaic.runtime.static_plan import execute
 from sim.cluster.backend import SimBackend
@@ -26,15 +28,14 @@ SPREAD = 0.8
 class BatchSize:
     """Lengths of a batch."""
 
-    num_requests: int
-    prompt_tokens: int
+    num_requests: AtLeast1
+    prompt_tokens: AtLeast1
     """Mean."""
-    output_tokens: int
+    output_tokens: AtLeast1
     """Mean."""
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            require_count(getattr(self, name), f"batch: {name}", at_least=1)
+        check_fields(self, "batch: ")
 
 
 def draw_batch(size: BatchSize, context_tokens: int, seed: int = 0) -> Batch:
@@ -62,7 +63,7 @@ class BatchRun:
         return {"ready_s": self.ready_s, **served}
 
 
-def run_batch(group: Group, cluster: Cluster, make_backend: MakeBackend, batch: Batch, run: str) -> BatchRun:
+def run_batch(expert: Expert, cluster: Cluster, make_backend: MakeBackend, batch: Batch, run: str) -> BatchRun:
     """Serve the batch on every worker at once, by an engine that was loaded and warmed up for it.
 
     Raises
@@ -70,7 +71,7 @@ def run_batch(group: Group, cluster: Cluster, make_backend: MakeBackend, batch: 
     BackendError
         If a call failed, or the run was disturbed.
     """
-    content = round_of(group, cluster.num_workers, [batch], 0, run)
+    content = round_of(expert, cluster.num_workers, [batch], 0, run)
     result = execute(content.plan, content.calls, make_backend(content.outcome, run))
     if not is_undisturbed(result, by_cpu=False):
         raise BackendError("replayed batch: a session was interrupted, so that no time can be taken")
@@ -78,14 +79,14 @@ def run_batch(group: Group, cluster: Cluster, make_backend: MakeBackend, batch: 
 
 
 def predict_batch(
-    group: Group, cluster: Cluster, hardware: Hardware, settings: EngineOptions, batch: Batch
+    expert: Expert, cluster: Cluster, hardware: Hardware, settings: EngineOptions, batch: Batch
 ) -> BatchRun:
     """Serve it on the simulator, on engines that schedule like the real ones."""
     return run_batch(
-        group,
+        expert,
         cluster,
         lambda outcomes, name: SimBackend(
-            experts=group.experts,
+            experts=[expert],
             cluster=cluster,
             hardware={cluster.workers[0].gpu.name: hardware},
             settings=settings,
@@ -161,3 +162,109 @@ def compare_batch(predicted: BatchRun, measured: Sequence[BatchRun], *, by_cpu: 
         ComparedMetric(name=name, simulated_s=value, measured_s=tuple(each[name] for each in real))
         for name, value in predicted.metrics().items()
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShapeReport:
+    """One model's part."""
+
+    shape: str
+    num_requests: int
+    metrics: tuple[ComparedMetric, ...]
+    """Empty: the batch was not run."""
+    cpu_frac: float | None
+    """Share of the batch's time for which workers had a processor, and by which it counts; None: by the clock."""
+    kv_cache_tokens: int
+    predicted_kv_cache_tokens: int | None
+    """By the simulator's arithmetic; None: the cache was given its size."""
+    fit_errors: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineReport:
+    """All of it."""
+
+    name: str
+    command: str
+    conditions: tuple[str, ...]
+    shapes: tuple[ShapeReport, ...]
+    missing: tuple[str, ...]
+    """Steps that there was no time for."""
+
+
+def metric_table(metrics: Sequence[ComparedMetric]) -> str:
+    """Lay out predicted beside measured.
+
+    Examples
+    --------
+    >>> print(metric_table([ComparedMetric(name="makespan_s", simulated_s=1.1, measured_s=(0.9, 1.1))]))
+    | metric | predicted s | measured s | error | repeats |
+    | --- | --- | --- | --- | --- |
+    | makespan_s | 1.1000 | 1.0000 | +10.0% | 10.0% |
+    """
+    return markdown(
+        [
+            {
+                "metric": metric.name,
+                "predicted s": f"{metric.simulated_s:.4f}",
+                "measured s": f"{metric.mean_s:.4f}",
+                "error": f"{metric.error_frac:+.1%}",
+                "repeats": None if metric.repeat_frac is None else f"{metric.repeat_frac:.1%}",
+            }
+            for metric in metrics
+        ]
+    )
+
+
+def report_markdown(report: MachineReport) -> str:
+    """Write the report; the screen shows the same."""
+    parts = [f"# Predicted and measured: {report.name}", f"    {report.command}"]
+    parts.append("\n".join(f"- {line}" for line in report.conditions))
+    for shape in report.shapes:
+        parts += [f"## {shape.shape}", _facts(shape)]
+        parts.append(metric_table(shape.metrics) if shape.metrics else "The batch was not run: nothing is validated.")
+    parts.append(
+        "`ready_s` is a load with what warms the engine up; all else counts from the start of the batch, whose "
+        "requests are there at once. `repeats` is how far a repeat lies from the mean of all."
+    )
+    if report.missing:
+        parts.append(f"There was no time for {', '.join(report.missing)}: the same command goes on with them.")
+    return "\n\n".join(parts) + "\n"
+
+
+def report_json(report: MachineReport) -> dict[str, Any]:
+    """Give the numbers of the report."""
+    numbers = asdict(report)
+    numbers["shapes"] = {shape.shape: _shape_json(shape) for shape in report.shapes}
+    return numbers
+
+
+def _shape_json(shape: ShapeReport) -> dict[str, Any]:
+    numbers = asdict(shape)
+    del numbers["shape"]
+    numbers["metrics"] = {
+        metric.name: {
+            "predicted_s": metric.simulated_s,
+            "measured_s": list(metric.measured_s),
+            "error_frac": metric.error_frac,
+        }
+        for metric in shape.metrics
+    }
+    return numbers
+
+
+def _facts(shape: ShapeReport) -> str:
+    facts = [f"{shape.num_requests} requests at once"]
+    errors = ", ".join(f"{name.replace('_', ' ')} {100 * error:.1f}%" for name, error in shape.fit_errors.items())
+    facts.append(f"mean error of the fit: {errors}")
+    if shape.predicted_kv_cache_tokens is None:
+        facts.append(f"KV cache of {shape.kv_cache_tokens} tokens, as given")
+    else:
+        error = shape.predicted_kv_cache_tokens / shape.kv_cache_tokens - 1
+        facts.append(
+            f"KV cache: {shape.predicted_kv_cache_tokens} tokens predicted, {shape.kv_cache_tokens} measured "
+            f"({100 * error:+.1f}%)"
+        )
+    if shape.cpu_frac is not None:
+        facts.append(f"measured by processor time, which workers had for {100 * shape.cpu_frac:.0f}% of the clock's")
+    return "; ".join(facts) + "."

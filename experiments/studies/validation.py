@@ -16,7 +16,7 @@ import polars as pl
 from scipy.stats import kendalltau
 
 import mosaic
-from experiments.hardware.engine_sweep import mirrored_settings
+from experiments.hardware.machine_config import mirrored_settings
 from experiments.lab.plots import Panel, draw_rows
 from experiments.lab.study import Point, Row, Study, Sweep, Tables
 from experiments.lab.tables import markdown

@@ -1,10 +1,8 @@
 """A machine whose coefficients are known: the simulator in the place of engines, for what measures and fits them."""
 
 from experiments.hardware.engine_fit import ShapeFit
-from experiments.hardware.engine_sweep import fit_rounds
-from experiments.hardware.machine_config import hardware_config
-from experiments.hardware.sweep_round import groups_of, measure_round
-from experiments.hardware.sweep_sessions import SweepSize
+from experiments.hardware.machine_config import fit_rounds, hardware_config
+from experiments.hardware.sweep import SweepSize, measure_round
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions, Order
 from sim.cluster.backend import SimBackend
@@ -67,14 +65,14 @@ def fit_machine(experts, cluster, make, *, size, by_cpu=False):
     """Measure rounds of each shape's sessions and fit the machine to them."""
     rounds = [
         (
-            group,
+            expert,
             SETTINGS,
             [
-                measure_round(group, cluster, make, SETTINGS, size, number, f"sweep-{place}-{number}", by_cpu=by_cpu)
+                measure_round(expert, cluster, make, SETTINGS, size, number, f"sweep-{place}-{number}", by_cpu=by_cpu)
                 for number in range(size.num_rounds)
             ],
         )
-        for place, group in enumerate(groups_of(experts))
+        for place, expert in enumerate(experts)
     ]
     return fit_rounds(rounds, name="again", memory_gib=8.0, source="a test")
 

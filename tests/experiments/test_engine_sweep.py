@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 import yaml
 
-from experiments.hardware.engine_fit import MeasuredSession, MeasuredShape, fit_loads, fit_shapes
-from experiments.hardware.engine_sweep import mirrored_settings
+from experiments.hardware.engine_fit import MeasuredShape, fit_loads, fit_shapes
 from experiments.hardware.engine_work import Processor, Work, terms_of, works_of
-from experiments.hardware.machine_config import hardware_config, machine_yaml
-from experiments.hardware.sweep_round import groups_of, measured_sessions, round_of
-from experiments.hardware.sweep_sessions import WARM_UP, SweepSize, batches_of
+from experiments.hardware.machine_config import hardware_config, machine_yaml, mirrored_settings
+from experiments.hardware.sweep import (
+    WARM_UP,
+    MeasuredSession,
+    SweepSize,
+    batches_of,
+    measured_sessions,
+    round_of,
+)
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading, Order
 from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.events import Closed, Finished
@@ -30,7 +35,7 @@ from tests.experiments.known_machine import (
     replaying,
     session_s,
 )
-from tests.factories import make_expert, make_gpu, make_shape
+from tests.factories import make_expert, make_gpu
 
 
 class Changed:
@@ -184,13 +189,6 @@ def test_the_sweep_stays_inside_the_context_and_covers_the_batch():
         batches_of(32, SETTINGS, SweepSize())
 
 
-def test_experts_of_one_shape_are_measured_once():
-    names = [(group.shape, [expert.name for expert in group.experts]) for group in groups_of(
-        [make_expert("A", shape=SHAPE), make_expert("B"), make_expert("C", shape=SHAPE)]
-    )]  # fmt: skip
-    assert names == [(SHAPE, ["A", "C"]), (make_shape(), ["B"])]
-
-
 def test_a_call_that_failed_ends_the_sweep():
     expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
     cluster, make = replaying(machine(TRUE), [expert])
@@ -249,7 +247,7 @@ def test_a_session_without_records_is_not_measured():
 def test_warm_up_sessions_are_left_out():
     expert = replace(make_expert("A", shape=SHAPE), context_tokens=512)
     cluster, make = replaying(machine(TRUE), [expert])
-    content = round_of(groups_of([expert])[0], 2, batches_of(512, SETTINGS, SweepSize()), 0, "run")
+    content = round_of(expert, 2, batches_of(512, SETTINGS, SweepSize()), 0, "run")
     result = execute(content.plan, content.calls, make(content.outcome, "run"))
     measured = measured_sessions(result, content.batches, by_cpu=False)
     assert len(measured) == len(result.sessions) - cluster.num_workers

@@ -2,7 +2,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from experiments.hardware.log_replay import replay
+from experiments.hardware.recorded_log import replay
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import PROPOSE, Call, CallKey, Question, Workload

@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 
 from experiments.hardware.engine_fit import SkewShown
-from experiments.hardware.engine_sweep import fit_rounds
 from experiments.hardware.engine_work import Processor, Work, terms_of, works_of
-from experiments.hardware.sweep_round import groups_of, measure_round
-from experiments.hardware.sweep_sessions import SweepSize, batches_of
+from experiments.hardware.machine_config import fit_rounds
+from experiments.hardware.sweep import SweepSize, batches_of, measure_round
 from sim.engine.engine import Engine
 from sim.hardware.iteration_time import iteration_time
 from sim.hardware.skew_time import AttentionSkew
@@ -31,8 +30,7 @@ def measured(hardware):
     """One round on a machine that is known, by the clock as on a GPU."""
     expert = replace(make_expert("A", shape=HEAVY.shape), context_tokens=CONTEXT)
     cluster, make = replaying(hardware, [expert], num_workers=1, settings=LONG)
-    (group,) = groups_of([expert])
-    return group, LONG, [measure_round(group, cluster, make, LONG, SIZE, 0, "round", by_cpu=False)]
+    return expert, LONG, [measure_round(expert, cluster, make, LONG, SIZE, 0, "round", by_cpu=False)]
 
 
 def refit(rounds, processor):
