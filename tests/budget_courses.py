@@ -14,8 +14,9 @@ from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, Left
 from mosaic.pipelines.gates.gate import Majority, Never, Unanimous, Vote, make_ballot
 from mosaic.pipelines.gates.loss_table import Setting
 from mosaic.runtime.budgets import budget_controllers
-from mosaic.runtime.layers import Flow, Layers, Questions
+from mosaic.runtime.layers import Layers, Questions
 from mosaic.runtime.loop import drive
+from mosaic.runtime.no_barrier import PlannedAhead
 from mosaic.runtime.quorum import Quorum
 from tests.answered_questions import make_moa, make_question
 from tests.factories import make_cluster
@@ -81,7 +82,11 @@ class Course(NamedTuple):
         graph, batch = self.graph, batch_of(self.num_questions, 3)
         planner, questions = make_planner(graph, "ABC", num_workers=self.num_workers), Questions(batch, graph)
         expected = graph.forecast(batch, {}, {AGGREGATE: 300})
-        layers = Layers(questions, planner) if self.has_barrier else Flow(questions, planner, expected)
+        layers = (
+            Layers(questions, planner)
+            if self.has_barrier
+            else PlannedAhead(questions=questions, planner=planner, expected=expected)
+        )
         quorum = [Quorum(questions)] if self.has_quorum else []
         backend = make_backend(self.outcome, experts=planner.experts, cluster=make_cluster(self.num_workers))
         controllers = [layers, *budget_controllers(questions), *quorum]

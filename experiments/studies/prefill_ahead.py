@@ -133,7 +133,7 @@ def simulate(scene: Scene, seed: int) -> RunResult:
     )
     ahead = PrefillAhead(questions)
     plan = unpriced_plan(sessions, num_workers=len(sessions))
-    controllers: list[Controller] = [Servers(questions, plan, ahead.home)]
+    controllers: list[Controller] = [Servers(questions=questions, plan=plan, home=ahead.home)]
     if scene.method in (AHEAD, AHEAD_SHORTEST):
         controllers.append(ahead)
     return drive(backend, controllers, num_workers=len(sessions))

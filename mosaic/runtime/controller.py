@@ -86,6 +86,16 @@ class View:
         found = list(dropwhile(lambda other: other != number, later))[1:]
         return [other for other in found if not mine.isdisjoint(self.opened[other].workers)]
 
+    def free_workers(self) -> list[int]:
+        """List the workers that hold no session with calls, and that none waits for."""
+        busy = {
+            worker
+            for number, session in self.opened.items()
+            if number not in self.ended and (self.held[number] or number in self.closing)
+            for worker in session.workers
+        }
+        return [worker for worker in range(self.num_workers) if worker not in busy and worker not in self.lost]
+
     def next_session(self) -> int:
         """Give a number that no session has."""
         return 1 + max(self.opened, default=-1)

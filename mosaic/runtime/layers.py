@@ -1,24 +1,30 @@
-"""Pipelines as controllers: with a barrier between the layers of calls, or without."""
+"""A batch on its way through a call graph, and the pipeline with a barrier between the layers of calls."""
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
-from mosaic.core.commands import Close, Command, Open, Submit
+from mosaic.core.commands import Command
 from mosaic.core.errors import PlanError
 from mosaic.core.events import Event, Finished, Started
-from mosaic.core.plan import Plan, Session
+from mosaic.core.plan import Plan, home_of
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import Call, CallKey, ExpertName, NodeName, Question, Workload
+from mosaic.core.workload import Call, CallKey, NodeName, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.read_ahead import Opening
-from mosaic.pipelines.steps import End, Forecast, Progress, expected_calls
-from mosaic.planning.staying import stay
+from mosaic.pipelines.steps import End, Progress
+from mosaic.planning.wrapped_costs import LoadedModels
 from mosaic.runtime.controller import View
-from mosaic.runtime.left import left_behind
 from mosaic.runtime.pilot_stages import InTurn
 from mosaic.runtime.planner import Planned, Planner
-from mosaic.runtime.static_plan import opened, plan_commands
+from mosaic.runtime.static_plan import plan_commands
+
+OnPlan: TypeAlias = Callable[[Planned, int], None]
+"""Receives each plan, and the number that its session 0 has in the run, before it runs."""
+
+
+def ignore_plan(planned: Planned, first_session: int) -> None:
+    """Receive a plan, and do nothing."""
 
 
 class Questions:
@@ -27,6 +33,8 @@ class Questions:
     def __init__(self, workload: Workload, graph: CallGraph) -> None:
         self.graph = graph
         self.first_calls = graph.first_calls(workload)
+        self.depth = {node.name: depth for depth, layer in enumerate(graph.layers) for node in layer}
+        """The layer of each node."""
         self._has_one_root = len(graph.first_nodes) == 1
         self._questions = {question.id: question for question in workload.questions}
         self._first: dict[str, list[Call]] = defaultdict(list)
@@ -116,7 +124,7 @@ class Layers:
         Saved plans, by layer. The first must be of this batch; those behind it are used where they are of just the
         calls that have come up, and made anew elsewhere.
     on_plan
-        Told of each plan, and of the number that its session 0 has in the run, before it runs.
+        Receives each plan before it runs.
     pilot
         Runs before the first layer, which is then what it has left.
     closes
@@ -133,7 +141,7 @@ class Layers:
         questions: Questions,
         planner: Planner,
         plans: Sequence[Plan] = (),
-        on_plan: Callable[[Planned, int], None] = lambda planned, first_session: None,
+        on_plan: OnPlan = ignore_plan,
         pilot: InTurn | None = None,
         first: Planned | None = None,
         *,
@@ -173,7 +181,7 @@ class Layers:
         return plan_commands(planned.plan, named, view.next_session(), closes=self._closes)
 
     def _plan(self, calls: Sequence[Call], view: View) -> Planned:
-        held = left_behind(view)
+        held = loaded_models(view)
         first, self._first = self._first, None
         if first is not None:
             is_of_these = not view.lost and first.problem.calls == tuple(calls)
@@ -187,122 +195,10 @@ class Layers:
         return self._planner.plan(calls, view.lost, held=held)
 
 
-class Flow:
-    """Submits every call as soon as what it reads has ended: no barrier.
-
-    The first layer is planned as with a barrier. Sessions for the layers behind it are planned for the calls that are
-    expected, open behind those before them on their workers, take calls from their expert's queue, and are closed when
-    no more can come. A call that was not expected has a session planned when it comes.
-
-    Parameters
-    ----------
-    questions, planner, on_plan
-        As in ``Layers``.
-    expected
-        The calls that the batch is expected to need.
-    first
-        The first layer, planned already; None: it is planned at the start.
-    home
-        The session that a call goes to, and not to its expert's queue; None: there is none.
-    stays
-        Whether experts that are asked again stay where they are loaded (``mosaic.planning.staying``).
-    """
-
-    reacts = True
-
-    def __init__(
-        self,
-        questions: Questions,
-        planner: Planner,
-        expected: Sequence[Forecast],
-        on_plan: Callable[[Planned, int], None] = lambda planned, first_session: None,
-        first: Planned | None = None,
-        home: Callable[[Call, View], int | None] = lambda call, view: None,
-        *,
-        stays: bool = False,
-    ) -> None:
-        self._home = home
-        self._stays = stays
-        self._resident: dict[int, ExpertName] = {}
-        """By worker: the expert of the last session that was opened on it."""
-        self._questions = questions
-        self._planner = planner
-        self._expected = expected
-        self._on_plan = on_plan
-        self._first = first
-        layers = questions.graph.layers
-        self._layers = [{node.name for node in layer} for layer in layers]
-        self._depth = {node.name: depth for depth, layer in enumerate(layers) for node in layer}
-        self._opened: dict[int, tuple[int, Session]] = {}
-        """Sessions that take calls from queues, with their layers."""
-        self._num_left = Counter((0, call.expert) for call in questions.first_calls)
-        """Calls that have come up and have not ended, by layer and expert."""
-
-    def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Open all sessions at the start; afterwards submit what questions need, and close what gets no more."""
-        if isinstance(event, Started):
-            return self._begin(view)
-        return self._go_on(event.record, view) if isinstance(event, Finished) else ()
-
-    def _begin(self, view: View) -> Iterator[Command]:
-        first = self._questions.first_calls
-        planned = self._first
-        if planned is None or view.lost:
-            planned = self._planner.plan(first, view.lost, held=left_behind(view))
-        planned = self._settled(planned, 0, view)
-        self._on_plan(planned, 0)
-        yield from plan_commands(planned.plan, {call.key: call for call in first})
-        number = 1 + max(session.id for session in planned.plan.sessions)
-        for depth, nodes in enumerate(self._layers[1:], start=1):
-            if calls := expected_calls(self._expected, nodes):
-                number = yield from self._open(depth, calls, number, view)
-
-    def _go_on(self, record: CallRecord, view: View) -> Iterator[Command]:
-        self._questions.note(record)
-        self._num_left[self._depth[record.key.node], record.expert] -= 1
-        needed = [call for call in self._questions.needed(record.key.question) if call.key not in view.calls]
-        self._num_left.update((self._depth[call.key.node], call.expert) for call in needed)
-        taking = [number for number in self._opened if number not in view.closing and number not in view.ended]
-        served = {(depth, session.expert) for depth, session in map(self._opened.__getitem__, taking)}
-        unserved = [call for call in needed if (self._depth[call.key.node], call.expert) not in served]
-        number = view.next_session()
-        for depth in sorted({self._depth[call.key.node] for call in unserved}):
-            calls = [call for call in unserved if self._depth[call.key.node] == depth]
-            number = yield from self._open(depth, calls, number, view)
-        for call in needed:
-            home = self._home(call, view)
-            yield Submit(call, call.expert if home is None else home)
-        yield from (Close(number) for number in taking if self._is_over(number))
-
-    def _open(self, depth: int, calls: Sequence[Call], number: int, view: View) -> Generator[Command, None, int]:
-        """Open the sessions that a plan for some calls of a layer has, from this number on; return the next one."""
-        planned = self._planner.plan(calls, view.lost, held=left_behind(view))
-        planned = self._settled(planned, depth, view)
-        self._on_plan(planned, number)
-        for session in planned.plan.sessions:
-            numbered = opened(session, number)
-            self._opened[numbered.id] = depth, numbered
-            yield Open(numbered)
-        return 1 + max(self._opened)
-
-    def _settled(self, planned: Planned, depth: int, view: View) -> Planned:
-        """Let experts stay where they are loaded, if that is wanted."""
-        if not self._stays:
-            return planned
-        above = self._layers[depth + 1] if depth + 1 < len(self._layers) else set()
-        later = Counter(call.expert for call in expected_calls(self._expected, above))
-        plan = stay(planned.plan, planned.problem, resident=self._resident, num_later=later, lost=view.lost)
-        self._resident |= {worker: session.expert for session in plan.sessions for worker in session.workers}
-        return replace(planned, plan=plan)
-
-    def _is_over(self, number: int) -> bool:
-        """Tell whether a session has nothing to do, and either no more can come or an earlier layer waits behind it."""
-        depth, session = self._opened[number]
-        if self._num_left[depth, session.expert]:
-            return False
-        if not any(left for (other, _), left in self._num_left.items() if other < depth):
-            return True
-        return any(
-            later > number and other < depth and set(behind.workers) & set(session.workers)
-            for later, (other, behind) in self._opened.items()
-        )
+def loaded_models(view: View) -> LoadedModels:
+    """List the models of all sessions that were opened and not lost, and what each worker was to load last."""
+    held = LoadedModels()
+    for number, session in view.opened.items():
+        if number not in view.ended or view.ended[number] is not None:
+            held = held.after(*home_of(session))
+    return held

@@ -9,7 +9,6 @@ from mosaic.core.events import Event, Idle, Joined, Ready, Tick
 from mosaic.core.plan import Session
 from mosaic.core.workload import Call, CallKey, ExpertName
 from mosaic.runtime.controller import View
-from mosaic.runtime.overlap import free_workers
 from mosaic.runtime.prospects import Outlook, Prospects, Stay
 
 GAIN_FRAC = 0.05
@@ -103,7 +102,7 @@ class Moves:
     def _take_over(self, outlook: Outlook, view: View) -> Iterator[Command]:
         """Open a session on a free worker, for the calls of another that waits longest for its end."""
         kept = self._kept_workers(view)
-        free = [w for w in free_workers(view) if w not in kept and self._opened_ts.get(w) != view.ts]
+        free = [w for w in view.free_workers() if w not in kept and self._opened_ts.get(w) != view.ts]
         if not free:
             return
         coming = {stay.session.expert for stay in outlook.stays if not stay.is_up and not stay.calls}

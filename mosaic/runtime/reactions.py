@@ -1,17 +1,16 @@
 """Makes the controllers of a run: its pipeline, and the reactions that a job wants, in the order of hearing events."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from mosaic.core.plan import Plan
 from mosaic.runtime.budgets import budget_controllers
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.job import Job, Reaction
-from mosaic.runtime.keeping import Keeping
-from mosaic.runtime.layers import Flow, Layers, Questions
+from mosaic.runtime.layers import Layers, OnPlan, Questions
 from mosaic.runtime.moves import Moves
-from mosaic.runtime.overlap import Overlap
+from mosaic.runtime.no_barrier import Keeping, Overlap, PlannedAhead
 from mosaic.runtime.pilot_stages import InTurn
-from mosaic.runtime.planner import Planned
 from mosaic.runtime.prefill_ahead import PrefillAhead
 from mosaic.runtime.preparing import Begun
 from mosaic.runtime.prospects import Measured, Prospects
@@ -32,8 +31,8 @@ def make_controllers(
     job: Job,
     begun: Begun,
     questions: Questions,
-    note_plan: Callable[[Planned, int], None],
-    note_replan: Callable[[Plan, Mapping[int, str]], None],
+    on_plan: OnPlan,
+    on_replan: Callable[[Plan, Mapping[int, str]], None],
     others: Sequence[Controller] = (),
 ) -> list[Controller]:
     """Make the controllers of a run; ``others`` hear events behind the pipeline, and before calls are moved."""
@@ -43,15 +42,15 @@ def make_controllers(
     prospects = Prospects(Measured(planner.profiles, job.cluster, planner.experts, job.host_loads))
     ahead = PrefillAhead(questions)
     made: list[Controller] = [prospects] if keeps or is_real else []
-    made.append(_pipeline(job, begun, questions, prospects, note_plan, ahead))
+    made.append(_pipeline(job, begun, questions, prospects, on_plan, ahead))
     if job.graph.read_ahead is not None:
         made.append(ahead)
     if is_real:
-        made.append(Replanning(lambda calls, lost: planner.plan(calls, lost).plan, note_replan))
+        made.append(Replanning(lambda calls, lost: planner.plan(calls, lost).plan, on_replan))
     made += [*_stopping(job, questions), *others]
     if Reaction.REPLAN in wanted:
         unsure = UNSURE_BATCHES if is_real else 0.0
-        made.append(Revising(planner, prospects, note_replan, begun.pilot.num_sessions, unsure))
+        made.append(Revising(planner, prospects, on_replan, begun.pilot.num_sessions, unsure))
     if Reaction.MOVES in wanted or is_real:
         awaited = {expert.name for node in job.graph.upper_nodes for expert in node.experts}
         kept = awaited if Reaction.OVERLAP in wanted else ()
@@ -63,7 +62,7 @@ def make_controllers_on_servers(
     job: Job, questions: Questions, plan: Plan, others: Sequence[Controller] = ()
 ) -> list[Controller]:
     """Make the controllers of a run on servers: nothing can be moved or planned anew there."""
-    return [Servers(questions, plan), *_stopping(job, questions), *others]
+    return [Servers(questions=questions, plan=plan), *_stopping(job, questions), *others]
 
 
 def _stopping(job: Job, questions: Questions) -> list[Controller]:
@@ -76,17 +75,18 @@ def _pipeline(
     begun: Begun,
     questions: Questions,
     prospects: Prospects,
-    note_plan: Callable[[Planned, int], None],
+    on_plan: OnPlan,
     ahead: PrefillAhead,
 ) -> Controller:
     wanted, first, planner = job.reactions, begun.planned, begun.planner
-    if Reaction.OVERLAP in wanted:
-        return Overlap(questions, planner, prospects, first.plan, note_plan, ahead.home)
-    if Reaction.NO_BARRIER not in wanted:
+    if not wanted & {Reaction.OVERLAP, Reaction.NO_BARRIER}:
         pilot = InTurn(begun.pilot.stages)
-        return Layers(questions, planner, job.plans[1:], note_plan, pilot, first, closes=not wanted & MOVING)
+        return Layers(questions, planner, job.plans[1:], on_plan, pilot, first, closes=not wanted & MOVING)
+    given: dict[str, Any] = {"questions": questions, "home": ahead.home, "on_plan": on_plan, "first": first}
+    if Reaction.OVERLAP in wanted:
+        return Overlap(planner=planner, prospects=prospects, **given)
     expected = job.graph.forecast(job.workload, begun.rehearsal.needed_frac, begun.rehearsal.prompt_tokens())
-    return Flow(questions, planner, expected, note_plan, first, ahead.home, stays=Reaction.FORECAST in wanted)
+    return PlannedAhead(planner=planner, expected=expected, stays=Reaction.FORECAST in wanted, **given)
 
 
 def tick_s_of(job: Job, first: Plan) -> float | None:

@@ -63,7 +63,7 @@ def run(kind: Kind, folder: Path, *, is_ahead: bool = True, replayed: RunResult 
     questions = Questions(Workload(name="read", questions=texts, calls=tuple(calls)), graph)
     ahead = PrefillAhead(questions)
     sessions = [Session(id=n, expert=expert, workers=(n,)) for n, expert in enumerate(EXPERTS)]
-    servers = Servers(questions, unpriced_plan(sessions, num_workers=len(sessions)), ahead.home)
+    servers = Servers(questions=questions, plan=unpriced_plan(sessions, num_workers=len(sessions)), home=ahead.home)
     everybody = [servers, *([ahead] if is_ahead else [])]
     if replayed is not None:
         everybody = [Replay(replayed.actions)]

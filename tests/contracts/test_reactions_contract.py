@@ -12,11 +12,10 @@ from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.gates.gate import Majority
 from mosaic.pipelines.node import Node
-from mosaic.runtime.keeping import Keeping
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.moves import Moves
-from mosaic.runtime.overlap import Overlap
+from mosaic.runtime.no_barrier import Keeping, Overlap
 from mosaic.runtime.prospects import Measured, Prospects
 from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replay import Replay
@@ -42,7 +41,7 @@ def run_reacting(
     planner = make_planner(graph, recruited, num_workers=3, profiles=dict.fromkeys((PROPOSE, AGGREGATE), profile))
     backend = kind.make(voted, experts=planner.experts, cluster=make_cluster(3), folder=folder)
     prospects = Prospects(Measured(planner.profiles, planner.cluster))
-    overlap = Overlap(questions, planner, prospects, planner.plan(questions.first_calls).plan)
+    overlap = Overlap(questions=questions, planner=planner, prospects=prospects)
     everybody = [prospects, overlap, Quorum(questions), Moves(prospects), Keeping()]
     if replayed is not None:
         everybody = [Replay(replayed.actions)]

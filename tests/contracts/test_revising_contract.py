@@ -15,9 +15,9 @@ from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.gates.gate import Never
 from mosaic.pipelines.node import Node
-from mosaic.runtime.keeping import Keeping
 from mosaic.runtime.layers import Layers, Questions
 from mosaic.runtime.loop import drive
+from mosaic.runtime.no_barrier import Keeping
 from mosaic.runtime.prospects import Measured, Prospects
 from mosaic.runtime.replay import Replay
 from mosaic.runtime.revising import Revising

@@ -55,7 +55,7 @@ def run(servers: list[BadServer], num_calls: int, folder) -> dict[str, Seen]:
         ),
     )
     plan = plan_of_servers(questions, {number: one.expert for number, one in enumerate(endpoints)})
-    return seen_of(drive(backend, [Servers(questions, plan)], num_workers=len(servers)), num_calls)
+    return seen_of(drive(backend, [Servers(questions=questions, plan=plan)], num_workers=len(servers)), num_calls)
 
 
 def seen_of(result: RunResult, num_calls: int) -> dict[str, Seen]:

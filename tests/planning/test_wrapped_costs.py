@@ -10,7 +10,7 @@ from mosaic.planning.program.instance import make_instance
 from mosaic.planning.scheduler import predict_times
 from mosaic.planning.wrapped_costs import LoadedModels, WithHost, WithoutWorkers, WithResident
 from mosaic.runtime.controller import View
-from mosaic.runtime.left import left_behind
+from mosaic.runtime.layers import loaded_models
 from tests.factories import make_problem
 
 
@@ -74,4 +74,4 @@ def test_what_was_lost_with_its_worker_is_not_left(ended: dict[int, None], left:
     view = View(2)
     (view.opened[0],) = sessions(("A", 0))
     view.ended.update(ended)
-    assert left_behind(view).location("A", (0,)) is left
+    assert loaded_models(view).location("A", (0,)) is left

@@ -19,8 +19,9 @@ from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import AnswerSource
 from mosaic.pipelines.gates.gate import Majority, Never
 from mosaic.pipelines.steps import Forecast, expected_calls
-from mosaic.runtime.layers import Flow, Layers, Questions
+from mosaic.runtime.layers import Layers, Questions
 from mosaic.runtime.loop import drive
+from mosaic.runtime.no_barrier import PlannedAhead
 from mosaic.runtime.planner import Planned
 from tests.answered_questions import make_batch, make_moa, make_question, make_tree
 from tests.factories import assert_plan_valid, make_call, make_cluster
@@ -75,7 +76,7 @@ def run_graph(
         planned.append((made, first_session))
 
     has_barrier = expected is None
-    free = Flow(questions, planner, expected or (), told, stays=stays)
+    free = PlannedAhead(questions=questions, planner=planner, expected=expected or (), on_plan=told, stays=stays)
     pipeline = Layers(questions, planner, plans, told) if has_barrier else free
     return Run(drive(backend, [pipeline], num_workers=num_workers), questions, planned)
 

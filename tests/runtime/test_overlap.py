@@ -13,11 +13,10 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE
 from mosaic.runtime.job import Reaction
-from mosaic.runtime.keeping import Keeping
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.moves import Moves
-from mosaic.runtime.overlap import Overlap
+from mosaic.runtime.no_barrier import Keeping, Overlap
 from mosaic.runtime.prospects import Measured, Prospects
 from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replay import Replay
@@ -41,8 +40,7 @@ def run_overlapped(course: Course, *, has_quorum: bool, has_moves: bool = False)
         profile = make_profile(*(make_entry(name, load_s=0.0) for name in names))
         planner = replace(planner, profiles={node.name: profile for node in graph.nodes})
     prospects = Prospects(Measured(planner.profiles, planner.cluster))
-    first = planner.plan(questions.first_calls).plan
-    controllers = [prospects, Overlap(questions, planner, prospects, first)]
+    controllers = [prospects, Overlap(questions=questions, planner=planner, prospects=prospects)]
     controllers += [*([Quorum(questions)] if has_quorum else ()), *([Moves(prospects)] if has_moves else ()), Keeping()]
     tick_s = 0.7 if has_moves else None
     return drive(backend_of(course, planner), controllers, num_workers=course.num_workers, tick_s=tick_s), questions

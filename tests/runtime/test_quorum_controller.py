@@ -19,8 +19,9 @@ from mosaic.pipelines.gates.gate import Majority, Never
 from mosaic.report.metrics import num_cancelled, wasted_tokens
 from mosaic.runtime.controller import View
 from mosaic.runtime.job import Reaction
-from mosaic.runtime.layers import Flow, Layers, Questions
+from mosaic.runtime.layers import Layers, Questions
 from mosaic.runtime.loop import drive
+from mosaic.runtime.no_barrier import PlannedAhead
 from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replay import Replay
 from tests.answered_questions import make_moa, make_tree
@@ -65,7 +66,11 @@ def run(course: Course, *, has_quorum: bool) -> tuple[RunResult, Questions]:
     batch, graph = batch_of(course.num_questions), course.graph
     planner, questions = make_planner(graph, num_workers=course.num_workers), Questions(batch, graph)
     expected = graph.forecast(batch, {}, dict.fromkeys(("merge", "final", AGGREGATE), 300))
-    layers = Layers(questions, planner) if course.has_barrier else Flow(questions, planner, expected)
+    layers = (
+        Layers(questions, planner)
+        if course.has_barrier
+        else PlannedAhead(questions=questions, planner=planner, expected=expected)
+    )
     controllers = [layers, Quorum(questions)] if has_quorum else [layers]
     return drive(backend_of(course, planner), controllers, num_workers=course.num_workers), questions
 

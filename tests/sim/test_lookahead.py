@@ -11,8 +11,8 @@ from mosaic.core.errors import BackendError
 from mosaic.core.events import Event, Finished, Ready, Started, Tick
 from mosaic.core.realization import Outcome
 from mosaic.runtime.controller import View
-from mosaic.runtime.keeping import Keeping
 from mosaic.runtime.loop import drive
+from mosaic.runtime.no_barrier import Keeping
 from mosaic.runtime.static_plan import execute, plan_commands
 from sim.cluster.session import Lookahead, SimSession
 from tests.controllers import Watcher, cancel_on

@@ -1,0 +1,265 @@
+"""Pipelines without a barrier: every call is submitted when it is ready, and sessions stay for what comes later."""
+
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, TypeAlias
+
+from mosaic.core.commands import Close, Command, Open, Submit
+from mosaic.core.events import Event, Finished, Idle, Ready, Started
+from mosaic.core.plan import Session
+from mosaic.core.results import CallRecord
+from mosaic.core.workload import Call, CallKey, ExpertName
+from mosaic.pipelines.steps import Forecast, expected_calls
+from mosaic.planning.staying import stay
+from mosaic.runtime.controller import View
+from mosaic.runtime.layers import OnPlan, Questions, ignore_plan, loaded_models
+from mosaic.runtime.planner import Planned, Planner
+from mosaic.runtime.prospects import Prospects
+from mosaic.runtime.static_plan import opened, plan_commands
+
+Home: TypeAlias = Callable[[Call, View], int | None]
+"""Gives the session that a call goes to, wherever else there is room; None: there is none."""
+
+
+@dataclass(kw_only=True)
+class SubmitWhenReady:
+    """Submits every call as soon as the calls that it reads have ended; subclasses say how to begin, and where to."""
+
+    questions: Questions
+    """The batch under way."""
+    home: Home = lambda call, view: None
+    waiting: dict[CallKey, Call] = field(default_factory=dict, init=False)
+    """Calls that are ready and have no session."""
+    reacts: ClassVar[bool] = True
+
+    def on(self, event: Event, view: View) -> Iterable[Command]:
+        """Begin with the first layer, and go on with every question for itself."""
+        if isinstance(event, Started):
+            return self._begin(view)
+        if not isinstance(event, Finished):
+            return ()
+        self.questions.note(event.record)
+        needed = self.questions.needed(event.record.key.question)
+        ready = [call for call in needed if call.key not in view.calls and call.key not in self.waiting]
+        return [*self._go_on(event.record, ready, view)]
+
+    def _begin(self, view: View) -> Iterable[Command]:
+        """Open sessions for the first layer, and submit it."""
+        raise NotImplementedError
+
+    def _go_on(self, record: CallRecord, ready: Sequence[Call], view: View) -> Iterator[Command]:
+        """Submit what is ready since a call has ended."""
+        yield from self._submit(ready, view)
+
+    def _submit(self, ready: Sequence[Call], view: View) -> Iterator[Command]:
+        for call in ready:
+            home = self.home(call, view)
+            to = self._place(call, view) if home is None else home
+            if to is None:
+                self.waiting[call.key] = call
+            else:
+                yield Submit(call, to)
+
+    def _place(self, call: Call, view: View) -> int | ExpertName | None:
+        """Choose a session for a call, or its expert's queue; None: the call waits."""
+        return call.expert
+
+
+@dataclass(kw_only=True)
+class PlannedAhead(SubmitWhenReady):
+    """Plans sessions for all layers at the start, for the calls that are expected.
+
+    Sessions for the layers behind the first open behind those before them on their workers, take calls from their
+    expert's queue, and are closed when no more can come. A call that was not expected has a session planned when it
+    comes.
+    """
+
+    planner: Planner
+    expected: Sequence[Forecast]
+    """The calls that the batch is expected to need."""
+    on_plan: OnPlan = ignore_plan
+    first: Planned | None = None
+    """The first layer, planned already; None: it is planned at the start."""
+    stays: bool = False
+    """Whether experts that a later layer needs again stay where they are loaded (``mosaic.planning.staying``)."""
+    resident: dict[int, ExpertName] = field(default_factory=dict, init=False)
+    """By worker: the expert of the last session that was opened on it."""
+    sessions: dict[int, tuple[int, Session]] = field(default_factory=dict, init=False)
+    """Sessions that take calls from queues, with their layers."""
+
+    def __post_init__(self) -> None:
+        self._layers = [{node.name for node in layer} for layer in self.questions.graph.layers]
+        self._num_left = Counter((0, call.expert) for call in self.questions.first_calls)
+        """Calls that have come up and have not ended, by layer and expert."""
+
+    def _begin(self, view: View) -> Iterator[Command]:
+        first = self.questions.first_calls
+        planned = self._plan(0, first, view, self.first)
+        self.on_plan(planned, 0)
+        yield from plan_commands(planned.plan, {call.key: call for call in first})
+        number = 1 + max(session.id for session in planned.plan.sessions)
+        for depth, nodes in enumerate(self._layers[1:], start=1):
+            if calls := expected_calls(self.expected, nodes):
+                number = yield from self._open(depth, calls, number, view)
+
+    def _go_on(self, record: CallRecord, ready: Sequence[Call], view: View) -> Iterator[Command]:
+        self._num_left[self.questions.depth[record.key.node], record.expert] -= 1
+        self._num_left.update((self.questions.depth[call.key.node], call.expert) for call in ready)
+        taking = [number for number in self.sessions if number not in view.closing and number not in view.ended]
+        served = {(depth, session.expert) for depth, session in map(self.sessions.__getitem__, taking)}
+        unserved = [call for call in ready if (self.questions.depth[call.key.node], call.expert) not in served]
+        number = view.next_session()
+        for depth in sorted({self.questions.depth[call.key.node] for call in unserved}):
+            calls = [call for call in unserved if self.questions.depth[call.key.node] == depth]
+            number = yield from self._open(depth, calls, number, view)
+        yield from self._submit(ready, view)
+        yield from (Close(number) for number in taking if self._is_over(number))
+
+    def _open(self, depth: int, calls: Sequence[Call], number: int, view: View) -> Generator[Command, None, int]:
+        """Open the sessions that a plan for some calls of a layer has, from this number on; return the next one."""
+        planned = self._plan(depth, calls, view)
+        self.on_plan(planned, number)
+        for session in planned.plan.sessions:
+            mine = opened(session, number)
+            self.sessions[mine.id] = depth, mine
+            yield Open(mine)
+        return 1 + max(self.sessions)
+
+    def _plan(self, depth: int, calls: Sequence[Call], view: View, made: Planned | None = None) -> Planned:
+        """Plan calls of a layer, unless that is made; experts stay where they are loaded, if that is wanted."""
+        if made is None or view.lost:
+            made = self.planner.plan(calls, view.lost, held=loaded_models(view))
+        if not self.stays:
+            return made
+        above = self._layers[depth + 1] if depth + 1 < len(self._layers) else set()
+        later = Counter(call.expert for call in expected_calls(self.expected, above))
+        plan = stay(made.plan, made.problem, resident=self.resident, num_later=later, lost=view.lost)
+        self.resident |= {worker: session.expert for session in plan.sessions for worker in session.workers}
+        return replace(made, plan=plan)
+
+    def _is_over(self, number: int) -> bool:
+        """Tell whether a session has nothing to do, and either no more can come or an earlier layer waits behind it."""
+        depth, session = self.sessions[number]
+        if self._num_left[depth, session.expert]:
+            return False
+        if not any(left for (other, _), left in self._num_left.items() if other < depth):
+            return True
+        return any(
+            later > number and other < depth and set(behind.workers) & set(session.workers)
+            for later, (other, behind) in self.sessions.items()
+        )
+
+
+@dataclass(kw_only=True)
+class Overlap(SubmitWhenReady):
+    """Lets a call behind the first layer join a session of its expert.
+
+    Where its expert has no session the call waits: for a worker that is free while the others are predicted to need
+    longer than a load, or until no call runs that has a session; then what waits is planned like a layer. Sessions are
+    left open, for ``Keeping`` to close.
+    """
+
+    planner: Planner
+    prospects: Prospects
+    """What is predicted; it stands before this."""
+    on_plan: OnPlan = ignore_plan
+    first: Planned | None = None
+    """The first layer, planned already; None: it is planned at the start."""
+
+    def on(self, event: Event, view: View) -> Iterable[Command]:
+        """Look at what waits also when a worker is idle, or a session is up."""
+        if self.waiting and isinstance(event, Idle | Ready):
+            return [*self._start_early(view)]
+        return super().on(event, view)
+
+    def _begin(self, view: View) -> Iterator[Command]:
+        return self._serve(self.questions.first_calls, view, self.first)
+
+    def _serve(self, calls: Sequence[Call], view: View, made: Planned | None = None) -> Iterator[Command]:
+        """Open the sessions of a plan for some calls, and submit them."""
+        if made is None or view.lost:
+            made = self.planner.plan(calls, view.lost, held=loaded_models(view))
+        self.on_plan(made, view.next_session())
+        yield from plan_commands(made.plan, {call.key: call for call in calls}, view.next_session(), closes=False)
+
+    def _go_on(self, record: CallRecord, ready: Sequence[Call], view: View) -> Iterator[Command]:
+        if self.waiting and self.questions.graph.exit is not None:
+            for key in self.questions.needless(record.key.question):
+                self.waiting.pop(key, None)
+        yield from self._submit(ready, view)
+        if not self.waiting:
+            return
+        if view.running:
+            yield from self._start_early(view)
+            return
+        lowest = min(self.questions.depth[key.node] for key in self.waiting)
+        calls = [call for key, call in self.waiting.items() if self.questions.depth[key.node] == lowest]
+        for call in calls:
+            del self.waiting[call.key]
+        yield from self._serve(calls, view)
+
+    def _place(self, call: Call, view: View) -> int | None:
+        """Find the session of a call's expert that is up, or will be, and has the fewest calls."""
+        numbers = [n for n, session in view.opened.items() if session.expert == call.expert and view.is_open(n)]
+        return min(numbers, key=lambda n: (n not in self.prospects.up, len(view.held[n])), default=None)
+
+    def _start_early(self, view: View) -> Iterator[Command]:
+        """Give what waits a session on a worker that is free, if the others need longer than it takes to load."""
+        free = view.free_workers()
+        if not free:
+            return
+        end_s = self.prospects.outlook(view).end_s
+        number = view.next_session()
+        for expert in dict.fromkeys(call.expert for call in self.waiting.values()):
+            options = [(self.prospects.load_s(expert, (worker,)), worker) for worker in free]
+            options = [(load_s, worker) for load_s, worker in options if self._can_run(expert, worker)]
+            if not options or min(options)[0] >= end_s:
+                continue
+            worker = min(options)[1]
+            free.remove(worker)
+            calls = [call for call in self.waiting.values() if call.expert == expert]
+            yield Open(Session(id=number, expert=expert, node=calls[0].key.node, workers=(worker,)))
+            for call in calls:
+                del self.waiting[call.key]
+                yield Submit(call, number)
+            number += 1
+
+    def _can_run(self, expert: ExpertName, worker: int) -> bool:
+        return self.prospects.measured.speed(expert, (worker,)) is not None
+
+
+class Keeping:
+    """Closes sessions that no other controller closes, when their workers are wanted for something else.
+
+    One that is up and has no calls goes when another waits behind it; one that is not up yet and has lost its calls to
+    cancellations or moves goes at once, as it would load for nothing. One that was opened without calls is left to who
+    opened it until it is up. It stands behind all that open sessions and move calls.
+    """
+
+    reacts = True
+
+    def __init__(self) -> None:
+        self._up: set[int] = set()
+        self._used: set[int] = set()
+        """Those that have had calls."""
+
+    def on(self, event: Event, view: View) -> Iterable[Command]:
+        """Look at every open session that has no calls."""
+        if isinstance(event, Ready):
+            self._up.add(event.session)
+        elif isinstance(event, Finished):
+            number = view.place.get(event.record.key)
+            if number is None or view.held[number]:
+                return ()
+        elif not isinstance(event, Started) and not view.opened:
+            return ()
+        return [Close(number) for number in view.opened if self._is_over(number, view)]
+
+    def _is_over(self, number: int, view: View) -> bool:
+        if number in view.ended or number in view.closing:
+            return False
+        if view.held[number]:
+            self._used.add(number)
+            return False
+        return bool(view.behind(number)) if number in self._up else number in self._used
