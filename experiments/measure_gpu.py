@@ -13,7 +13,6 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -51,7 +50,7 @@ from mosaic.core.cluster import Worker
 from mosaic.core.engine_options import Device
 from mosaic.core.kv_memory import kv_capacity_tokens
 from mosaic.core.workload import Expert
-from mosaic.engines.host_process import HostProcess
+from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.report.run_folder import describe_run_conditions
 from sim.hardware.hardware import Hardware, hardware_from_config
 
@@ -90,8 +89,8 @@ def main(
         )
         require(not out.is_file(), "out", "a folder", str(out))
         check_folder(out, recipe)
-        with closing(HostProcess(recipe.options)) as host:
-            machine = VllmMachine(recipe.options, host, out / "logs")
+        with LocalLauncher(recipe.options, device=recipe.options.loading.device).kept() as launcher:
+            machine = VllmMachine(recipe.options, launcher, out / "logs")
             measure(out, recipe, machine, minutes=minutes, name=name, arguments=sys.argv[1:])
 
 

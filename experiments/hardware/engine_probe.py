@@ -16,7 +16,7 @@ from typing import TypeVar
 from mosaic.core.engine_options import Device
 from mosaic.core.errors import BackendError
 from mosaic.engines.engine import EngineSpec
-from mosaic.engines.host_process import import_advice
+from mosaic.engines.local_launcher import import_advice
 from mosaic.engines.messages import one_line
 
 T = TypeVar("T")

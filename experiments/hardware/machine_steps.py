@@ -23,8 +23,7 @@ from mosaic.core.errors import BackendError
 from mosaic.core.realization import Outcomes
 from mosaic.core.workload import Expert, ExpertName
 from mosaic.engines.call_specs import RunContent
-from mosaic.engines.host_process import HostProcess
-from mosaic.engines.local_launcher import cores_of_workers
+from mosaic.engines.local_launcher import LocalLauncher, cores_of_workers
 from mosaic.engines.vllm_engines import VllmEngines, make_vllm_backend
 from mosaic.runtime.backend import Backend
 
@@ -54,16 +53,16 @@ class VllmMachine:
     ----------
     options
         How engines run.
-    host
+    launcher
         Made with the same options, kept for all runs.
     folder
         Of logs and journals.
     """
 
-    def __init__(self, options: EngineOptions, host: HostProcess, folder: Path) -> None:
+    def __init__(self, options: EngineOptions, launcher: LocalLauncher, folder: Path) -> None:
         self.num_workers = 1 if options.loading.device is Device.GPU else sum(map(len, cores_of_workers(1)))
         self._options = options
-        self._host = host
+        self._launcher = launcher
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -83,7 +82,7 @@ class VllmMachine:
             journal=journal,
             content=RunContent(outcomes=outcomes),
             options=self._options,
-            host=self._host,
+            launcher=self._launcher,
         )
 
 

@@ -19,8 +19,7 @@ from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent
 from mosaic.engines.checkpoints import find_checkpoint
 from mosaic.engines.endpoint import ENDPOINT_ENGINE, Endpoint, EndpointEngines, EndpointPatience, EndpointSettings
-from mosaic.engines.host_process import VLLM_ENGINE as VLLM_ENGINE
-from mosaic.engines.host_process import HostProcess
+from mosaic.engines.local_launcher import VLLM_ENGINE as VLLM_ENGINE
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.machine_agent import make_setup
 from mosaic.engines.problems import key_problems, loading_problems
@@ -29,7 +28,7 @@ from mosaic.engines.remote_launcher import RemoteLauncher
 from mosaic.engines.session_state import Patience
 from mosaic.engines.site import EngineSite, Replayed
 from mosaic.engines.token_embeddings import TokenEmbeddings
-from mosaic.engines.vllm_engines import VllmEngines, make_vllm_backend
+from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.pipelines.prompts import check_texts, expert_prompt
 
 CPU_KV_CACHE_BYTES = 64 * 2**20
@@ -55,59 +54,13 @@ def _vllm_site(backend: VllmSection, options: EngineOptions, parts: Parts) -> En
     dummy = options.loading.dummy_weights
     require(mode is Mode.REPLAY or not dummy, "backend.engine.load_format", rule, options.loading.load_format)
     patience: Patience = call(Patience, "backend.patience", **backend.patience)
-    if parts.ray is not None:
-        return _vllm_on_ray(parts, parts.ray, backend, options, patience)
-    host = HostProcess(options, VLLM_ENGINE)
-
-    def make(journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
-        return make_vllm_backend(
-            experts=parts.experts,
-            cluster=parts.cluster,
-            journal=journal,
-            content=replace(content, with_confidence=_reads_confidence(backend, parts)),
-            options=replace(options, enable_prefix_caching=False) if is_measured else options,
-            host=host,
-            checkpoints=Path(backend.checkpoints),
-            patience=patience,
-            **journals,
-        )
-
-    engines = _engines(backend, options)
-
-    def problems(is_failing: bool) -> Sequence[str]:
-        found = loading_problems(parts.called_experts, parts.cluster, engines)
-        return (*host.problems(is_kept=not (found or is_failing)), *found)
-
-    return _site(parts, "vllm", make, host.kept, backend, options=options, problems=problems)
-
-
-def _engines(backend: VllmSection, options: EngineOptions) -> VllmEngines:
     checkpoints = Path(backend.checkpoints)
-    return VllmEngines(options=options, with_tokenizer=backend.mode is Mode.LIVE, checkpoints=checkpoints)
-
-
-def _reads_confidence(backend: VllmSection, parts: Parts) -> bool:
-    """Tell whether responses are to say how probable their tokens were."""
-    early = parts.graph.exit
-    return backend.confidence or (early is not None and early.reads_confidence)
-
-
-def _vllm_on_ray(
-    parts: Parts, ray: RaySection, backend: VllmSection, options: EngineOptions, patience: Patience
-) -> EngineSite:
-    """Build what ``backend=vllm cluster=ray`` says."""
-    engines = _engines(backend, options)
-    called = {expert.name for expert in parts.called_experts}
-    wanted = [expert for expert in parts.experts if expert.name in called]
-    cluster = RayCluster(
-        ray.address,
-        Room(device=options.loading.device, cpus_per_worker=ray.cpus_per_worker),
-        lambda: make_setup(options, VLLM_ENGINE, engines.wanted(wanted)),
-    )
-    launcher = RemoteLauncher(cluster, ray.host_sizes, log=lambda line: print(line, file=sys.stderr, flush=True))
+    engines = VllmEngines(options=options, with_tokenizer=mode is Mode.LIVE, checkpoints=checkpoints)
+    measured = replace(engines, options=replace(options, enable_prefix_caching=False))
+    local = LocalLauncher(options, VLLM_ENGINE, options.loading.device)
+    launcher = local if parts.ray is None else _ray_launcher(parts, parts.ray, engines)
 
     def make(journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
-        measured = replace(engines, options=replace(options, enable_prefix_caching=False))
         return EngineBackend(
             name="vllm",
             experts=parts.experts,
@@ -120,8 +73,32 @@ def _vllm_on_ray(
             **journals,
         )
 
-    problems = lambda is_failing: loading_problems(parts.called_experts, parts.cluster, engines)  # noqa: E731
+    def problems(is_failing: bool) -> Sequence[str]:
+        found = loading_problems(parts.called_experts, parts.cluster, engines)
+        # The nodes of a cluster are asked when they serve.
+        own = local.problems(is_kept=not (found or is_failing)) if parts.ray is None else ()
+        return (*own, *found)
+
     return _site(parts, "vllm", make, launcher.kept, backend, options=options, problems=problems)
+
+
+def _reads_confidence(backend: VllmSection, parts: Parts) -> bool:
+    """Tell whether responses are to say how probable their tokens were."""
+    early = parts.graph.exit
+    return backend.confidence or (early is not None and early.reads_confidence)
+
+
+def _ray_launcher(parts: Parts, ray: RaySection, engines: VllmEngines) -> RemoteLauncher:
+    """Build what ``cluster=ray`` says."""
+    called = {expert.name for expert in parts.called_experts}
+    wanted = [expert for expert in parts.experts if expert.name in called]
+    options = engines.options
+    cluster = RayCluster(
+        ray.address,
+        Room(device=options.loading.device, cpus_per_worker=ray.cpus_per_worker),
+        lambda: make_setup(options, VLLM_ENGINE, engines.wanted(wanted)),
+    )
+    return RemoteLauncher(cluster, ray.host_sizes, log=lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def _embed_by(backend: VllmSection, options: EngineOptions, expert: Expert) -> TokenEmbeddings:
@@ -159,7 +136,8 @@ def _endpoint_site(backend: EndpointSection, parts: Parts) -> EngineSite:
     endpoints = _endpoints(backend.endpoints, parts)
     patience: EndpointPatience = call(EndpointPatience, "backend.patience", **backend.patience)
     engines = EndpointEngines(endpoints=endpoints, patience=patience, max_in_flight=backend.max_in_flight)
-    host = HostProcess(EndpointSettings(endpoint=endpoints[0], patience=patience), ENDPOINT_ENGINE)
+    settings = EndpointSettings(endpoint=endpoints[0], patience=patience)
+    launcher = LocalLauncher(settings, ENDPOINT_ENGINE, device=None)
     expert_by_server = {worker: endpoint.expert for worker, endpoint in enumerate(endpoints)}
 
     def make(journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
@@ -170,7 +148,7 @@ def _endpoint_site(backend: EndpointSection, parts: Parts) -> EngineSite:
             journal=journal,
             content=content,
             engines=engines,
-            launcher=LocalLauncher(host, None),
+            launcher=launcher,
             patience=Patience(
                 stall_timeout_s=_longest_silence_s(patience),
                 outage_timeout_s=patience.outage_timeout_s,
@@ -181,7 +159,7 @@ def _endpoint_site(backend: EndpointSection, parts: Parts) -> EngineSite:
         )
 
     problems = lambda is_failing: key_problems(endpoints)  # noqa: E731
-    return _site(parts, "endpoint", make, host.kept, None, expert_by_server, problems=problems)
+    return _site(parts, "endpoint", make, launcher.kept, None, expert_by_server, problems=problems)
 
 
 def vllm_options(backend: VllmSection) -> EngineOptions:

@@ -11,7 +11,7 @@ from mosaic.config.job import backend_from
 from mosaic.config.run_start import is_blank
 from mosaic.core.errors import BackendError
 from mosaic.engines.checkpoints import CheckpointError
-from mosaic.engines.host_process import HostProcess
+from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.site import EngineSite
 from mosaic.planning.feasibility import TooLongError
 from mosaic.report.run_folder import CONFIG
@@ -75,8 +75,8 @@ def _engine_problems() -> Sequence[str]:
     """Import vLLM where there is no job yet whose site would."""
     backend = compose_config(["backend=vllm"])["backend"]
     options = backend_from(backend).options
-    with closing(HostProcess(options, engines.VLLM_ENGINE)) as host:
-        return host.problems()
+    with closing(LocalLauncher(options, engines.VLLM_ENGINE)) as launcher:
+        return launcher.problems()
 
 
 def _disk_problems(folders: Sequence[Path], num_calls: int) -> list[str]:

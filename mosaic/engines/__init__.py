@@ -3,17 +3,16 @@
 from mosaic.core.engine_options import EngineOptions
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import Prompts, RunContent
-from mosaic.engines.host_process import HostProcess, host_process
+from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.session_state import Patience
 from mosaic.engines.vllm_engines import make_vllm_backend
 
 __all__ = [
     "EngineBackend",
     "EngineOptions",
-    "HostProcess",
+    "LocalLauncher",
     "Patience",
     "Prompts",
     "RunContent",
-    "host_process",
     "make_vllm_backend",
 ]

@@ -127,7 +127,7 @@ class Engine(Protocol):
 
 
 class EngineModule(Protocol):
-    """A module that makes engines; named to the host process, which imports it once for all its workers."""
+    """A module that makes engines; named to the fork server, which imports it once for all its workers."""
 
     def prepare(self, settings: Any) -> None:
         """Import whatever takes long; leave no device in use, since worker processes are forked afterwards."""

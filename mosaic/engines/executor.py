@@ -100,7 +100,7 @@ class Executor:
     def advance(self, timeout_s: float, *, may_act: bool) -> None:
         """Hand calls out, then hear what happened; ``may_act``: others may still tell it what to do.
 
-        A ``BackendError`` says that nothing can ever happen again, or that the host or the journal fails.
+        A ``BackendError`` says that nothing can ever happen again, or that the fork server or the journal fails.
         """
         if self._fail_unservable():
             return  # which others may want to hear first
@@ -235,7 +235,7 @@ class Executor:
         held = self.calls.empty_hands(state)
         state.attempt += 1
         state.suspects.update(call.spec.key for call in held)
-        if exited.host_died or (state.is_closing and not state.has_calls):
+        if exited.fork_server_died or (state.is_closing and not state.has_calls):
             return
         if state.spec.is_remote and process.failure is not None:
             self._wait_for_server(state, process.failure, held)

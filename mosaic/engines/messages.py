@@ -40,7 +40,7 @@ class CallSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepare:
-    """To a new host process: which engines its workers will open."""
+    """To a new fork server: which engines its workers will open."""
 
     engine_module: str
     """Name of an `EngineModule`."""
@@ -49,7 +49,7 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fork:
-    """To the host: start a worker process. Its link follows as a file descriptor."""
+    """To the fork server: start a worker process. Its link follows as a file descriptor."""
 
     process: int
     """Number of the worker process, never used twice."""
@@ -62,30 +62,30 @@ class Fork:
 
 
 class Kill(NamedTuple):
-    """To the host: end a worker process and all it started, at once."""
+    """To the fork server: end a worker process and all it started, at once."""
 
     process: int
 
 
-class HostReady(NamedTuple):
-    """From the host: it can fork workers."""
+class ForkServerReady(NamedTuple):
+    """From the fork server: it can fork workers."""
 
 
-class HostFailed(NamedTuple):
-    """From the host: it cannot."""
+class ForkServerFailed(NamedTuple):
+    """From the fork server: it cannot."""
 
     cause: str
 
 
 class Forked(NamedTuple):
-    """From the host: a worker process runs."""
+    """From the fork server: a worker process runs."""
 
     process: int
     pid: int
 
 
 class Reaped(NamedTuple):
-    """From the host: a worker process is gone."""
+    """From the fork server: a worker process is gone."""
 
     process: int
     exit_code: int
@@ -188,11 +188,11 @@ class Exited(NamedTuple):
 
     exit_code: int
     """Negative: the signal that ended it."""
-    host_died: bool = False
+    fork_server_died: bool = False
     """It had to end with the process that started it."""
 
 
-HOST_DIED = Exited(-9, host_died=True)
+FORK_SERVER_DIED = Exited(-9, fork_server_died=True)
 
 
 class Gone(NamedTuple):

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from mosaic.core.errors import BackendError
-from mosaic.engines.engine import EngineSpec
 from mosaic.engines.local_launcher import output_of
 from mosaic.engines.machine_agent import End, Forward, Order, Printed, Report, Start
-from mosaic.engines.messages import HOST_DIED, Exited, FromWorker, Gone, Load, There, ToWorker
+from mosaic.engines.messages import FORK_SERVER_DIED, Exited, FromWorker, Gone, Load, There, ToWorker
 
 ABSENT = "no machine is there for it"
 HEARTBEAT_S = 2.0
@@ -190,11 +189,11 @@ class RemoteLauncher:
         self._missed: Gone | None = None
         """Workers of the last node that was lost: a run cannot do without, and waits for another."""
         self._missed_until_ts = 0.0
-        self._num_host_deaths: dict[str, int] = {}
+        self._num_fork_server_deaths: dict[str, int] = {}
 
     @property
-    def num_host_deaths(self) -> int:
-        return sum(self._num_host_deaths.values())
+    def num_fork_server_deaths(self) -> int:
+        return sum(self._num_fork_server_deaths.values())
 
     @property
     def nodes(self) -> Mapping[int, Node]:
@@ -235,12 +234,12 @@ class RemoteLauncher:
         if absent := self.absent:
             self._miss(absent, ABSENT)
 
-    def open(self, spec: EngineSpec, workers: tuple[int, ...]) -> RemoteChannel | None:
+    def open(self, workers: tuple[int, ...]) -> RemoteChannel | None:
         machine = next((machine for machine in self._machines.values() if workers[0] in machine.workers), None)
         if machine is None:
             return None  # it is lost, which is reported next
         number = next(self._numbers)
-        machine.orders.append(Start(number, spec, tuple(map(machine.workers.index, workers))))
+        machine.orders.append(Start(number, tuple(map(machine.workers.index, workers))))
         self._channels[number] = RemoteChannel(number, machine, workers)
         return self._channels[number]
 
@@ -262,7 +261,7 @@ class RemoteLauncher:
             except Exception as error:  # each source of nodes has errors of its own
                 yield from self._lose(machine, self._cluster.cause_of_loss(machine.node, error))
             else:
-                self._num_host_deaths[machine.node.id] = report.num_host_deaths
+                self._num_fork_server_deaths[machine.node.id] = report.num_fork_server_deaths
                 yield from self._hear(report)
 
     def changes(self) -> Sequence[Gone | There]:
@@ -334,7 +333,7 @@ class RemoteLauncher:
         in_thread(machine.agent.end)
         self._miss(machine.workers, cause)
         for channel in [channel for channel in self._channels.values() if channel.machine is machine]:
-            yield self._exit(channel, HOST_DIED)
+            yield self._exit(channel, FORK_SERVER_DIED)
 
     def _miss(self, workers: Sequence[int], cause: str) -> None:
         """Give workers up, unless there are no others: their sessions then wait for a node to join."""

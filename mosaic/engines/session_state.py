@@ -31,7 +31,7 @@ class Patience:
     The last time its calls are served one at a time, so that a call which breaks its engine fails alone.
     """
     max_restarts: int = 2
-    """Times that a worker may fail to load anything, likewise, before it is given up; for the host the same."""
+    """Times that a worker may fail to load anything, likewise, before it is given up; for the fork server the same."""
     outage_timeout_s: float = 1800.0
     """A server that has served calls, and serves no more, is waited for so long."""
     first_pause_s: float = 0.5
@@ -214,8 +214,8 @@ class WorkerProcess:
         if self.failure is not None:
             return self.failure.cause
         name = f"the worker process of {self.spec.expert}"
-        if exited.host_died:
-            return f"{name} ended with its host process"
+        if exited.fork_server_died:
+            return f"{name} ended with its fork server"
         if exited.exit_code < 0:
             signal_name = signal.Signals(-exited.exit_code).name
             hint = ": out of memory, or killed from outside" if signal_name == "SIGKILL" else ""

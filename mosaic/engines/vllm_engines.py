@@ -21,8 +21,7 @@ from mosaic.engines.checkpoints import (
     value_bytes,
 )
 from mosaic.engines.engine import EngineSpec
-from mosaic.engines.host_process import HostProcess
-from mosaic.engines.local_launcher import LocalLauncher
+from mosaic.engines.launcher import Launcher
 from mosaic.engines.session_state import Patience
 from mosaic.engines.sparse_attention import UnstableHeads, read_heads, spread_heads
 
@@ -184,7 +183,7 @@ def make_vllm_backend(
     journal: Path,
     content: RunContent,
     options: EngineOptions,
-    host: HostProcess,
+    launcher: Launcher,
     checkpoints: Path | None = None,
     patience: Patience | None = None,
     earlier: Sequence[Path] = (),
@@ -198,7 +197,7 @@ def make_vllm_backend(
         As in `EngineBackend`.
     options
         How engines run.
-    host
+    launcher
         Made with the same options, and kept for several runs.
     checkpoints
         Folder of the checkpoints that experts do not name by path.
@@ -210,7 +209,7 @@ def make_vllm_backend(
         journal=journal,
         content=content,
         engines=VllmEngines(options=options, with_tokenizer=content.prompts is not None, checkpoints=checkpoints),
-        launcher=LocalLauncher(host, options.loading.device),
+        launcher=launcher,
         patience=patience,
         earlier=earlier,
         others=others,

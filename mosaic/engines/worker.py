@@ -1,7 +1,7 @@
 """A worker process: loads one expert, serves its sessions, and takes all memory with it.
 
-It is forked from the host for an expert's stay on its workers. It writes nothing to the run's folder but what its
-engine prints.
+The fork server forks it for an expert's stay on its workers. It writes nothing to the run's folder but what its engine
+prints.
 """
 
 import ctypes
@@ -37,19 +37,19 @@ def die_with_parent(parent: int) -> None:
 
 
 @printable_output()
-def run_worker(fork: Fork, link: Connection, module: EngineModule, host: int) -> NoReturn:
-    """Be a worker process from its fork to its end; ``host`` is the process that forked it."""
+def run_worker(fork: Fork, link: Connection, module: EngineModule, server: int) -> NoReturn:
+    """Be a worker process from its fork to its end; ``server`` is the process that forked it."""
     status = 0
     try:
-        die_with_parent(host)
-        os.setpgid(0, 0)  # so that the host can kill what an engine may start
+        die_with_parent(server)
+        os.setpgid(0, 0)  # so that the fork server can kill what an engine may start
         _redirect_output(fork.log)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if fork.cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, fork.cores)
         if fork.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(fork.gpus)
-        gc.freeze()  # else loading spends most of its time on collecting what the host imported
+        gc.freeze()  # else loading spends most of its time on collecting what the fork server imported
         _serve_link(link, module)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         status = 1  # the driver is gone

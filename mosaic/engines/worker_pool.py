@@ -23,7 +23,7 @@ class WorkerPool:
         self._zero_ts = zero_ts
         self._patience = patience
         self._processes: dict[Channel, WorkerProcess] = {}
-        self._num_host_deaths = launcher.num_host_deaths
+        self._num_fork_server_deaths = launcher.num_fork_server_deaths
 
     def __iter__(self) -> Iterator[WorkerProcess]:
         return iter(list(self._processes.values()))
@@ -34,9 +34,9 @@ class WorkerPool:
     def start(self, state: SessionState) -> WorkerProcess | None:
         """Start a process for a session; None: not now, ask again."""
         workers = state.session.workers
-        channel = self._launcher.open(state.spec, workers)
+        channel = self._launcher.open(workers)
         if channel is None:
-            self._check_host()
+            self._check_fork_server()
             return None
         process = WorkerProcess(channel=channel, spec=state.spec, workers=workers, session=state)
         self._processes[channel] = process
@@ -66,7 +66,7 @@ class WorkerPool:
             elif isinstance(message, Exited):
                 del self._processes[channel]
             yield process, message
-        self._check_host()
+        self._check_fork_server()
 
     def changes(self) -> Sequence[Gone | There]:
         """Tell which workers have gone and come since it was last asked."""
@@ -88,13 +88,13 @@ class WorkerPool:
                     pass
 
     def note_finish(self) -> None:
-        """Count the host's deaths anew: the run gets on."""
-        self._num_host_deaths = self._launcher.num_host_deaths
+        """Count the fork server's deaths anew: the run gets on."""
+        self._num_fork_server_deaths = self._launcher.num_fork_server_deaths
 
-    def _check_host(self) -> None:
-        num_deaths = self._launcher.num_host_deaths - self._num_host_deaths
+    def _check_fork_server(self) -> None:
+        num_deaths = self._launcher.num_fork_server_deaths - self._num_fork_server_deaths
         if num_deaths > self._patience.max_restarts:
             raise BackendError(
-                f"the host process died {num_deaths} times without a call finished in between; "
-                f"see {self._folder / 'host.log'}"
+                f"the fork server died {num_deaths} times without a call finished in between; "
+                f"see {self._folder / 'fork_server.log'}"
             )

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 
 from mosaic.config import engines
-from mosaic.engines.host_process import NOT_NEEDED, UNINSTALL
+from mosaic.engines.local_launcher import NOT_NEEDED, UNINSTALL
 from tests.commands.command_line import ROOT, run_here
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch, write_models
 from tests.engines.fake_run import run_fake, write_inputs

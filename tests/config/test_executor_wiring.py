@@ -40,11 +40,11 @@ def test_settings_reach_the_engines(tmp_path: Path, questions: list[str]) -> Non
         tmp_path, *questions, "cluster=local", "backend=vllm", "backend.device=cpu", "backend.patience.max_retries=7"
     )
     assert (spec.job.site.name, spec.job.site.way, spec.runs) == ("vllm", "measured", True)
-    with patch("mosaic.config.engines.make_vllm_backend") as made:
+    with patch("mosaic.config.engines.EngineBackend") as made:
         spec.job.site.backend({}, lambda call, inputs: "")
     given = made.call_args.kwargs
-    assert (given["checkpoints"], given["patience"].max_retries) == (Path("checkpoints"), 7)
-    assert given["options"] == options_of("backend.device=cpu")
+    assert (given["engines"].checkpoints, given["patience"].max_retries) == (Path("checkpoints"), 7)
+    assert given["engines"].options == options_of("backend.device=cpu")
 
 
 def test_no_device_is_a_gpu_where_all_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,14 @@
-"""One host for all tests of engines without a model."""
+"""One launcher for all tests of engines without a model."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from mosaic.engines.host_process import HostProcess
+from mosaic.engines.local_launcher import LocalLauncher
 from tests.engines.executor_runs import FAKE_ENGINE, running_host
 
 
 @pytest.fixture(scope="session")
-def host() -> Iterator[HostProcess]:
+def host() -> Iterator[LocalLauncher]:
     with running_host(FAKE_ENGINE) as running:
         yield running

@@ -6,13 +6,13 @@ import json
 import tempfile
 from pathlib import Path
 
+from mosaic.core.engine_options import Device
 from mosaic.core.workload import AnswerKind, Question
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent, ServedExpert
 from mosaic.engines.endpoint import ENDPOINT_ENGINE, EndpointSettings
 from mosaic.engines.engine import EngineSpec
-from mosaic.engines.host_process import VLLM_ENGINE, HostProcess
-from mosaic.engines.local_launcher import LocalLauncher
+from mosaic.engines.local_launcher import VLLM_ENGINE, LocalLauncher
 from mosaic.engines.vllm_engines import make_vllm_backend
 from tests.engines.executor_runs import FAKE_ENGINE, OPTIONS
 from tests.engines.fake_server import FakeServer, prompt_of
@@ -20,13 +20,14 @@ from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 
 
 @functools.cache
-def host_of(engine_module: str) -> HostProcess:
-    """One host for all tests of a process; it ends with it."""
+def launcher_of(engine_module: str) -> LocalLauncher:
+    """One launcher for all tests of a process; it ends with it."""
     is_server = engine_module == ENDPOINT_ENGINE
-    host = HostProcess(EndpointSettings(endpoint=server_of("A").endpoint) if is_server else OPTIONS, engine_module)
-    atexit.register(host.close)
-    host.start(Path(tempfile.mkdtemp(prefix="host-")) / "host.log")  # now, so that no run's clock counts imports
-    return host
+    settings = EndpointSettings(endpoint=server_of("A").endpoint) if is_server else OPTIONS
+    launcher = LocalLauncher(settings, engine_module, None if is_server else Device.CPU)
+    atexit.register(launcher.close)
+    launcher.start(Path(tempfile.mkdtemp()) / "fork_server.log")  # now, so that no run's clock counts imports
+    return launcher
 
 
 def make_executor(engine_module: str, outcomes, *, experts, cluster, folder: Path) -> EngineBackend:
@@ -43,7 +44,7 @@ def make_executor(engine_module: str, outcomes, *, experts, cluster, folder: Pat
         content=RunContent(outcomes=outcomes),
         options=OPTIONS,
         checkpoints=folder,
-        host=host_of(engine_module),
+        launcher=launcher_of(engine_module),
     )
 
 
@@ -69,7 +70,7 @@ def make_fake_servers(outcomes, *, experts, cluster, folder: Path) -> EngineBack
         journal=folder / "journal",
         content=RunContent(prompts=prompts, questions=questions),
         engines=ServerOfExpert(),
-        launcher=LocalLauncher(host_of(ENDPOINT_ENGINE), None),
+        launcher=launcher_of(ENDPOINT_ENGINE),
     )
 
 

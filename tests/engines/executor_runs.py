@@ -16,7 +16,7 @@ from mosaic.core.results import SERVED, CallRecord, RunResult
 from mosaic.core.workload import Call, CallKey
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent
-from mosaic.engines.host_process import HostProcess, host_process
+from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.session_state import Patience
 from mosaic.engines.vllm_engines import make_vllm_backend
 from mosaic.runtime.controller import Controller
@@ -33,9 +33,9 @@ IMPATIENT = Patience(load_timeout_s=1.5, stall_timeout_s=1.5, close_timeout_s=5.
 
 
 @contextmanager
-def running_host(engine_module: str) -> Iterator[HostProcess]:
-    """A host for the tests of a module; vLLM is imported once for all of them."""
-    with host_process(OPTIONS, engine_module) as host:
+def running_host(engine_module: str) -> Iterator[LocalLauncher]:
+    """A launcher for the tests of a module; vLLM is imported once for all of them."""
+    with LocalLauncher(OPTIONS, engine_module, Device.CPU).kept() as host:
         yield host
 
 
@@ -54,7 +54,9 @@ def has_vllm() -> bool:
 class Runs:
     """Runs plans over one journal, each time with a new backend, as whoever starts a run again does."""
 
-    def __init__(self, folder: Path, host: HostProcess, *, names: str = "AB", num_workers: int = 2, **changes) -> None:
+    def __init__(
+        self, folder: Path, host: LocalLauncher | None, *, names: str = "AB", num_workers: int = 2, **changes
+    ) -> None:
         """An expert per letter, each of its own weights; journal and checkpoints in the folder."""
         self._folder = folder
         self._host = host
@@ -78,7 +80,7 @@ class Runs:
             journal=self.journal,
             content=replace(self._content, **changes),
             options=self._options,
-            host=self._host,
+            launcher=self._host,
             patience=self._patience,
         )
 

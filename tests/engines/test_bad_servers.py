@@ -9,7 +9,6 @@ from mosaic.core.results import RunResult
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.call_specs import RunContent
 from mosaic.engines.endpoint import ENDPOINT_ENGINE, EndpointEngines, EndpointPatience
-from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.session_state import Patience
 from mosaic.pipelines import Never
 from mosaic.pipelines.call_graph import mixture_of_agents
@@ -18,7 +17,7 @@ from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.servers import Servers, plan_of_servers
 from tests.engines.bad_servers import ALONE, ENDS, FEW, KINDS, WAITS, BadServer, Loop, own_certificate
-from tests.engines.contract_backends import host_of
+from tests.engines.contract_backends import launcher_of
 from tests.factories import make_cluster, make_expert, make_workload
 
 QUICK = EndpointPatience(
@@ -49,7 +48,7 @@ def run(servers: list[BadServer], num_calls: int, folder) -> dict[str, Seen]:
         journal=folder / "journal",
         content=RunContent(prompts=lambda call, inputs: f"question {call.key.question}"),
         engines=EndpointEngines(endpoints=endpoints, patience=QUICK, max_in_flight=4),
-        launcher=LocalLauncher(host_of(ENDPOINT_ENGINE), None),
+        launcher=launcher_of(ENDPOINT_ENGINE),
         patience=Patience(
             outage_timeout_s=QUICK.outage_timeout_s, first_pause_s=QUICK.first_wait_s, max_pause_s=QUICK.max_wait_s
         ),

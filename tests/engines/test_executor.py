@@ -26,6 +26,7 @@ from mosaic.runtime.static_plan import execute
 from tests.controllers import Reactor
 from tests.engines.executor_runs import (
     CPU,
+    FAKE_ENGINE,
     OPTIONS,
     Runs,
     ended_in,
@@ -59,7 +60,7 @@ def test_every_finish_is_in_the_journal_once_and_in_the_result(executor, tmp_pat
     assert left_over([*A, *B], result) == ()
     assert executor.records == entries
     assert executor.lost == {}
-    assert processes_of(tmp_path / "journal") in ([], [host._process.pid]), "nothing is left running but the host"
+    assert processes_of(tmp_path / "journal") in ([], [host.fork_server_pid]), "only the fork server still runs"
 
 
 def test_the_runs_clock_starts_at_zero_and_loads_are_measured(executor):
@@ -209,19 +210,20 @@ def test_a_process_is_pinned_to_the_cores_of_its_workers(tmp_path, host):
     assert json.loads(note.read_text()) == sorted({core for cores in cores_of_workers(2) for core in cores})
 
 
-def test_a_process_whose_engine_is_elsewhere_is_not_pinned(tmp_path, host):
+def test_a_process_whose_engine_is_elsewhere_is_not_pinned(tmp_path):
     (make_checkpoint(tmp_path, "A") / "behave").write_text("note")
-    runs = Runs(tmp_path, host)
+    elsewhere = LocalLauncher(OPTIONS, FAKE_ENGINE, device=None)
     backend = EngineBackend(
         name="elsewhere",
-        experts=runs.experts,
+        experts=Runs(tmp_path, elsewhere).experts,
         cluster=make_cluster(7),
         journal=tmp_path / "journal",
         content=RunContent(outcomes=lambda call, inputs: Outcome(2)),
         engines=VllmEngines(options=OPTIONS),
-        launcher=LocalLauncher(host, None),
+        launcher=elsewhere,
     )
-    execute(make_plan(make_session(0, A, workers=(6,)), num_workers=7), A, backend)
+    with elsewhere.kept():
+        execute(make_plan(make_session(0, A, workers=(6,)), num_workers=7), A, backend)
     (note,) = (tmp_path / "A").glob("pid-*")
     assert json.loads(note.read_text()) == sorted(os.sched_getaffinity(0))
 

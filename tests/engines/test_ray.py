@@ -12,7 +12,7 @@ from mosaic.core.engine_options import Device
 from mosaic.core.errors import BackendError
 from mosaic.core.events import Joined, Lost
 from mosaic.engines.checkpoints import WantedCheckpoint
-from mosaic.engines.host_process import VLLM_ENGINE
+from mosaic.engines.local_launcher import VLLM_ENGINE
 from mosaic.engines.machine_agent import installed_versions, make_setup
 from mosaic.engines.ray_cluster import RayCluster, Room, hosts_of
 from mosaic.engines.remote_launcher import RemoteLauncher
@@ -29,7 +29,7 @@ from tests.engines.executor_runs import (
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch, write_models
 from tests.engines.here_machines import MachineRuns
 from tests.engines.ray_nodes import emulated_nodes, has_ray
-from tests.engines.test_host_machines import UseJoined, at, on_first, responses
+from tests.engines.test_remote_launcher import UseJoined, at, on_first, responses
 from tests.factories import make_plan, make_session, some_calls
 
 pytestmark = [

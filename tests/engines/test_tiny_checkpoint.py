@@ -11,7 +11,7 @@ from mosaic.core.results import CallStatus
 from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, Family
 from mosaic.engines.call_specs import RunContent
 from mosaic.engines.checkpoints import MANIFEST, check_checkpoint
-from mosaic.engines.host_process import VLLM_ENGINE
+from mosaic.engines.local_launcher import VLLM_ENGINE
 from mosaic.engines.vllm_engines import make_vllm_backend
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.runtime.static_plan import execute
@@ -79,7 +79,7 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
                 questions={question.id: question for question in QUESTIONS},
             ),
             options=OPTIONS,
-            host=host,
+            launcher=host,
         )
         plan = make_plan(make_session(0, CALLS[:10]), make_session(1, CALLS[10:], workers=(1,)))
         result = execute(plan, CALLS, backend)

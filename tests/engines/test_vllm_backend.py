@@ -17,7 +17,7 @@ from mosaic.core.commands import Cancel, Cut
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.engines.checkpoints import CheckpointError, write_manifest
-from mosaic.engines.host_process import VLLM_ENGINE
+from mosaic.engines.local_launcher import VLLM_ENGINE
 from mosaic.engines.session_state import Patience
 from mosaic.runtime.loop import drive
 from tests.controllers import Reactor
@@ -324,7 +324,7 @@ def test_a_worker_that_is_killed_loses_nothing_and_says_the_same(shared, host):
     folder, executor, _ = shared
     journal = folder / "workers"
     again = Runs(folder, host, journal=journal)
-    killer = Killer(lambda: [pid for pid in processes_of(journal) if pid != host._process.pid], times=1)
+    killer = Killer(lambda: [pid for pid in processes_of(journal) if pid != host.fork_server_pid], times=1)
     again.execute(make_plan(make_session(0, A), make_session(1, B, workers=(1,))), [*A, *B], killer)
     assert killer.times == 0
     assert again.tokens == executor.tokens
@@ -344,7 +344,7 @@ def test_a_killed_run_and_a_killed_host_lose_nothing_and_say_the_same(tmp_path, 
     journalled = len(journal_of(tmp_path).ended)
     assert 5 <= journalled < 32
     with running_host(VLLM_ENGINE) as host:
-        killer = Killer(lambda: [host._process.pid], times=1, num_before=journalled)
+        killer = Killer(lambda: [host.fork_server_pid], times=1, num_before=journalled)
         executor = Runs(tmp_path, host, prompts=prompt)
         plan, _ = plan_of_four(8)
         executor.execute(plan, calls, killer)

@@ -1,11 +1,11 @@
-"""The host process: imports the engine once, then forks a worker process for each stay of an expert on its workers.
+"""The fork server: imports the engine once, then forks a worker process for each stay of an expert on its workers.
 
 Importing takes seconds and a fork none, so workers come and go at the price of a load; and what a worker process
-took, memory on the GPU included, is free when it is gone. The host itself never uses a device.
+took, memory on the GPU included, is free when it is gone. The server itself never uses a device.
 
-    python -m mosaic.engines.host FD
+    python -m mosaic.engines.fork_server FD
 
-where FD is a socket to the executor. The host ends when the socket closes, and so do its workers.
+where FD is a socket to the driver. The server ends when the socket closes, and so do its workers.
 """
 
 import gc
@@ -21,13 +21,12 @@ from multiprocessing.reduction import recv_handle
 from typing import cast
 
 from mosaic.engines.engine import EngineModule
-from mosaic.engines.host_process import kill_group
-from mosaic.engines.messages import Fork, Forked, HostFailed, HostReady, Kill, Prepare, Reaped, one_line
+from mosaic.engines.messages import Fork, Forked, ForkServerFailed, ForkServerReady, Kill, Prepare, Reaped, one_line
 from mosaic.engines.worker import run_worker
 
 
-def run_host(control: Connection) -> None:
-    """Import what engines need, then fork and reap workers until the executor is gone."""
+def run_fork_server(control: Connection) -> None:
+    """Import what engines need, then fork and reap workers until the driver is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     prepare = control.recv()
     assert isinstance(prepare, Prepare)
@@ -36,15 +35,15 @@ def run_host(control: Connection) -> None:
         module.prepare(prepare.settings)
     except Exception as error:
         traceback.print_exc()
-        control.send(HostFailed(one_line(error)))
+        control.send(ForkServerFailed(one_line(error)))
         return
     gc.collect()
     gc.freeze()
-    control.send(HostReady())
-    Host(control, module).run()
+    control.send(ForkServerReady())
+    ForkServer(control, module).run()
 
 
-class Host:
+class ForkServer:
     """Forks workers and reports how they end."""
 
     def __init__(self, control: Connection, module: EngineModule) -> None:
@@ -60,7 +59,7 @@ class Host:
         signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
 
     def run(self) -> None:
-        """Handle messages until the executor closes the socket, then kill what is left."""
+        """Handle messages until the driver closes the socket, then kill what is left."""
         try:
             while True:
                 ready = wait([self._control, self._wakeup])
@@ -69,7 +68,7 @@ class Host:
                 if self._control in ready:
                     self._handle(self._control.recv())
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            pass  # the executor is gone
+            pass  # the driver is gone
         finally:
             for pid in self._pids.values():
                 kill_group(pid)
@@ -80,14 +79,14 @@ class Host:
                 kill_group(self._pids[message.process])
             return
         link = recv_handle(self._control)
-        host = os.getpid()
+        server = os.getpid()
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for other in (self._wakeup, self._wakes, self._control):
                 other.close()
-            run_worker(message, Connection(link), self._module, host)
+            run_worker(message, Connection(link), self._module, server)
         os.close(link)
         self._pids[message.process] = pid
         self._control.send(Forked(message.process, pid))
@@ -104,5 +103,12 @@ class Host:
                 self._control.send(Reaped(process, os.waitstatus_to_exitcode(status)))
 
 
+def kill_group(pid: int) -> None:
+    """End a worker process and all it started."""
+    for kill in (os.kill, os.killpg):  # it may not have made its group yet
+        with suppress(ProcessLookupError, PermissionError):
+            kill(pid, signal.SIGKILL)
+
+
 if __name__ == "__main__":
-    run_host(Connection(int(sys.argv[1])))
+    run_fork_server(Connection(int(sys.argv[1])))
