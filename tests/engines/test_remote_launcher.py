@@ -299,7 +299,7 @@ def test_instants_of_a_machine_are_on_its_own_clock(tmp_path, kept) -> None:
     launcher = kept(machines)
     launcher.begin(tmp_path, 2, is_new=True)
     for worker in (0, 1):
-        channel = launcher.open("any spec", (worker,))
+        channel = launcher.open((worker,))
         channel.send(Load(spec="any spec", zero_ts=50.0))
     list(launcher.listen(0.0))
     loads = [[order.message for order in machines.started[name].orders if isinstance(order, Forward)] for name in "ab"]
