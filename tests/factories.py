@@ -18,12 +18,11 @@ from mosaic.core.workload import (
     Workload,
 )
 from mosaic.planning.costs import AffineCosts, LinearTerms, PaperCosts, WeightLocation
+from mosaic.planning.length_forecast import Speed
 from mosaic.planning.plan_check import check_plan
-from mosaic.planning.problem import Problem
+from mosaic.planning.problem import Problem, Request, Served
 from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit
 from mosaic.planning.scheduler import predict_times
-from mosaic.planning.session_model import Request, Served
-from mosaic.planning.speeds import Speed
 
 LENGTH_SAMPLE = (100, 200, 300, 600)
 """Output tokens of calibration calls."""

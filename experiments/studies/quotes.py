@@ -13,7 +13,7 @@ from mosaic.comparison.estimate import Estimate, estimate, geometric
 from mosaic.core.cluster import Cluster, uniform_cluster
 from mosaic.core.plan import Plan
 from mosaic.planning.costs import AffineCosts
-from mosaic.planning.session_model import Request
+from mosaic.planning.problem import Request
 from mosaic.quote import Asked, ask
 from mosaic.quote.forecast import Simulator, plan_time, simulated_profile, total_s
 from mosaic.quote.quotation import UNSEEN, Calibration, Known, calibrate, p90_of, plans_for

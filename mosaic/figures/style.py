@@ -47,8 +47,8 @@ PUBLISHED_EXPERTS = (
 """The paper's experts; each has the colour at its place in the palette, in every pool."""
 SCHEDULER_COLOURS = dict(
     zip(
-        ("ilp", "fifo", "data_parallel", "round_robin", "least_loaded", "sampled_greedy"),
-        (*PALETTE[:4], *PALETTE[5:7]),
+        ("ilp", "fifo", "data_parallel", "round_robin", "least_loaded"),
+        (*PALETTE[:4], PALETTE[5]),
         strict=True,
     )
 )

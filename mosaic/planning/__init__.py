@@ -7,7 +7,6 @@ from mosaic.planning.plan_file import load_plans, save_plans
 from mosaic.planning.problem import Problem
 from mosaic.planning.profiles import Profile, load_profile
 from mosaic.planning.program import Flexible, Ilp
-from mosaic.planning.sampled_greedy import SampledGreedy
 from mosaic.planning.scheduler import Scheduler
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "Problem",
     "Profile",
     "RoundRobin",
-    "SampledGreedy",
     "Scheduler",
     "check_plan",
     "load_plans",

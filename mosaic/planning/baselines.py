@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mosaic.core.checks import require_count
+from mosaic.core.checks import AtLeast1, check_fields
 from mosaic.core.plan import Plan, Session
 from mosaic.core.workload import Call, ExpertName
 from mosaic.planning.problem import Problem
@@ -48,11 +48,11 @@ class Fifo:
     last stays resident into the next window. Replica caps and K do not apply.
     """
 
-    window_questions: int = 256
+    window_questions: AtLeast1 = 256
     name: str = "fifo"
 
     def __post_init__(self) -> None:
-        require_count(self.window_questions, "scheduler.window_questions", at_least=1)
+        check_fields(self, "scheduler.")
 
     def plan(self, problem: Problem) -> Plan:
         """Plan the problem; see ``Scheduler.plan``."""
@@ -97,8 +97,7 @@ class LeastLoaded:
     name: str = "least_loaded"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.longest_first, bool):
-            raise TypeError(f"scheduler.longest_first must be true or false, got {self.longest_first!r}")
+        check_fields(self, "scheduler.")
 
     def plan(self, problem: Problem) -> Plan:
         """Plan the problem; see ``Scheduler.plan``."""

@@ -1,16 +1,46 @@
 """All a policy may know: experts, calls with predicted lengths, cluster, costs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import NamedTuple, Protocol
 
 from mosaic.core.checks import require_unique
 from mosaic.core.cluster import Cluster, Worker, may_be_gang
 from mosaic.core.plan import LengthPrediction
 from mosaic.core.workload import Call, Expert, ExpertName
 from mosaic.planning.costs import CostModel
-from mosaic.planning.session_model import SessionModel
 from mosaic.planning.wrapped_costs import LoadedModels
+
+
+class Request(NamedTuple):
+    """A call as an engine sees it; how much it writes is assumed, by a sample for example."""
+
+    prompt_tokens: int
+    output_tokens: int
+
+
+class Served(NamedTuple):
+    """When a request joined the running batch and when it ended, seconds after its session was up."""
+
+    admitted_s: float
+    finished_s: float
+
+
+class SessionModel(Protocol):
+    """Steps the iterations of one session, which is finer than a closed form.
+
+    Planning does not know engines: who composes a run passes in whoever steps them (the simulator does).
+    """
+
+    def serve(self, expert: Expert, requests: Sequence[Request], workers: Sequence[Worker]) -> tuple[Served, ...]:
+        """Serve requests that are all there at the start, in this order; one result each, in the same order.
+
+        Raises
+        ------
+        ValueError
+            If the workers cannot hold the expert.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

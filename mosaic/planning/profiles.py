@@ -2,39 +2,46 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 
 from mosaic.core.addition import add_in_order
-from mosaic.core.checks import require, require_count, require_name, require_number, require_unique
+from mosaic.core.checks import (
+    AtLeast0,
+    AtLeast1,
+    Name,
+    NotNegative,
+    Positive,
+    check_fields,
+    require,
+    require_count,
+    require_unique,
+)
 from mosaic.core.errors import ProfileError
 from mosaic.core.json_file import read_json
-from mosaic.core.plan import LengthPrediction
+from mosaic.core.plan import LengthPrediction, prediction_from_sample
 from mosaic.core.workload import ExpertName
-from mosaic.planning.speeds import Speed
+from mosaic.planning.length_forecast import Speed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionFit:
     """T_m(n) = fixed_s + per_call_s n, least squares on relative error, both terms non-negative."""
 
-    fixed_s: float
-    per_call_s: float
-    min_num_calls: int
+    fixed_s: NotNegative
+    per_call_s: NotNegative
+    min_num_calls: AtLeast1
     """Smallest shard of the sweep; below it the line is extrapolated."""
     max_num_calls: int
     """Largest shard of the sweep; beyond it the line is extrapolated."""
-    residual_std_frac: float
+    residual_std_frac: NotNegative
 
     def __post_init__(self) -> None:
-        require_number(self.fixed_s, "session fit: fixed_s", at_least=0)
-        require_number(self.per_call_s, "session fit: per_call_s", at_least=0)
-        require_count(self.min_num_calls, "session fit: min_num_calls", at_least=1)
+        check_fields(self, "session fit: ")
         require_count(self.max_num_calls, "session fit: max_num_calls", at_least=self.min_num_calls)
-        require_number(self.residual_std_frac, "session fit: residual_std_frac", at_least=0)
 
     def session_s(self, num_calls: int) -> float:
         """Predict the seconds to serve a shard."""
@@ -45,24 +52,22 @@ class SessionFit:
 class SweepPoint:
     """One session of the sweep, as it was measured."""
 
-    num_calls: int
-    session_s: float
-    output_tokens: int
+    num_calls: AtLeast1
+    session_s: Positive
+    output_tokens: AtLeast0
 
     def __post_init__(self) -> None:
-        require_count(self.num_calls, "sweep point: num_calls", at_least=1)
-        require_number(self.session_s, "sweep point: session_s", above=0)
-        require_count(self.output_tokens, "sweep point: output_tokens")
+        check_fields(self, "sweep point: ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileEntry:
     """What a sweep told about one expert on one kind of worker."""
 
-    expert: ExpertName
-    gpu: str
-    tp_degree: int
-    load_s: float
+    expert: Name
+    gpu: Name
+    tp_degree: AtLeast1
+    load_s: NotNegative
     fit: SessionFit
     lengths: LengthPrediction
     points: tuple[SweepPoint, ...]
@@ -74,10 +79,7 @@ class ProfileEntry:
     """Of the sparse KV cache that it was measured with; None: the full cache."""
 
     def __post_init__(self) -> None:
-        require_name(self.expert, "profile entry: expert")
-        require_name(self.gpu, f"profile entry {self.expert}: gpu")
-        require_count(self.tp_degree, f"profile entry {self.expert}: tp_degree", at_least=1)
-        require_number(self.load_s, f"profile entry {self.expert}: load_s", at_least=0)
+        check_fields(self, f"profile entry {self.expert!r}: ")
 
     @property
     def place(self) -> tuple[ExpertName, str, int, int | None]:
@@ -89,11 +91,11 @@ class ProfileEntry:
 class Profile:
     """Entries of one sweep, with where they came from."""
 
-    source: str
+    source: Name
     entries: tuple[ProfileEntry, ...]
 
     def __post_init__(self) -> None:
-        require_name(self.source, "profile: source")
+        check_fields(self, "profile: ")
         places = (entry.place for entry in self.entries)
         require_unique(places, f"profile {self.source!r}: expert, gpu, tp_degree and kv_budget_tokens of an entry")
 
@@ -219,6 +221,26 @@ def convex_pieces(points: Sequence[SweepPoint]) -> tuple[tuple[float, float], ..
 
 def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:
     return (right[1] - left[1]) / (right[0] - left[0])
+
+
+def scaled_profile(profile: Profile, scales: Mapping[ExpertName, float]) -> Profile:
+    """Give a profile as it would be if experts wrote so many times as much: seconds follow tokens."""
+    entries = [scaled_entry(entry, scales.get(entry.expert, 1.0)) for entry in profile.entries]
+    return Profile(source=f"{profile.source}, lengths as seen", entries=tuple(entries))
+
+
+def scaled_entry(entry: ProfileEntry, scale: float) -> ProfileEntry:
+    """Scale the lengths of an expert, and the seconds of its sessions with them."""
+    if scale == 1.0:
+        return entry
+    sample = tuple(max(1, round(scale * tokens)) for tokens in entry.output_tokens)
+    fit = replace(entry.fit, fixed_s=scale * entry.fit.fixed_s, per_call_s=scale * entry.fit.per_call_s)
+    points = tuple(
+        replace(point, session_s=scale * point.session_s, output_tokens=round(scale * point.output_tokens))
+        for point in entry.points
+    )
+    lengths = prediction_from_sample(sample) if sample else entry.lengths
+    return replace(entry, output_tokens=sample, fit=fit, points=points, lengths=lengths)
 
 
 def profile_to_json(profile: Profile) -> str:

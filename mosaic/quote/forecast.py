@@ -16,8 +16,8 @@ from mosaic.core.results import SessionRecord
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.planning.baselines import DataParallel, RoundRobin
 from mosaic.planning.costs import CostModel, LinearTerms, PiecewiseCosts, WeightLocation
+from mosaic.planning.problem import Request, SessionModel
 from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_session
-from mosaic.planning.session_model import Request, SessionModel
 from mosaic.planning.wrapped_costs import WrappedCosts
 from mosaic.quote.prices import duration
 from mosaic.quote.worlds import Batch, PilotQuestion, PilotSample, World, draw_worlds

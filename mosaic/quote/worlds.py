@@ -7,7 +7,7 @@ from random import Random
 
 from mosaic.core.checks import require
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
-from mosaic.planning.session_model import Request
+from mosaic.planning.problem import Request
 from mosaic.quote.lengths import Lengths, fit_lengths
 
 MERGED = "(merged)"

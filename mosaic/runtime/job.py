@@ -12,9 +12,9 @@ from mosaic.core.workload import Expert, NodeName, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import FinalAnswer
 from mosaic.pipelines.gates.gate import Ballot, Decision
+from mosaic.planning.problem import SessionModel
 from mosaic.planning.profiles import Profile
 from mosaic.planning.scheduler import Scheduler
-from mosaic.planning.session_model import SessionModel
 from mosaic.planning.wrapped_costs import HostLoads
 from mosaic.runtime.planner import CostFactory, NodePlacements, Planned
 from mosaic.runtime.site import Site

@@ -9,10 +9,9 @@ from mosaic.core.plan import Plan
 from mosaic.core.workload import Call, Expert, ExpertName, NodeName
 from mosaic.planning.costs import CostModel
 from mosaic.planning.plan_check import check_plan
-from mosaic.planning.problem import Problem
+from mosaic.planning.problem import Problem, SessionModel
 from mosaic.planning.profiles import Profile
 from mosaic.planning.scheduler import Scheduler
-from mosaic.planning.session_model import SessionModel
 from mosaic.planning.wrapped_costs import HostLoads, LoadedModels, WithHost, WithoutWorkers
 
 CostFactory: TypeAlias = Callable[..., CostModel]

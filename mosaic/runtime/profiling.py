@@ -14,8 +14,8 @@ from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Session, prediction_from_sample
 from mosaic.core.results import CallRecord, RunResult, SessionRecord
 from mosaic.core.workload import Expert
+from mosaic.planning.length_forecast import Floats, Speed
 from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_session
-from mosaic.planning.speeds import Floats, Speed
 
 Waves: TypeAlias = Sequence[Sequence[Session]]
 """Replicas that start together, one wave behind the other."""

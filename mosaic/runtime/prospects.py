@@ -12,9 +12,8 @@ from mosaic.core.events import Closed, Event, Finished, Joined, Progress, Ready
 from mosaic.core.plan import Session
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName
 from mosaic.planning.costs import WeightLocation
+from mosaic.planning.length_forecast import Lengths, Speed, Underway, drain_s
 from mosaic.planning.profiles import Profile, ProfileEntry
-from mosaic.planning.remaining import Lengths, Underway, drain_s
-from mosaic.planning.speeds import Speed
 from mosaic.planning.wrapped_costs import HostLoads, LoadedModels
 from mosaic.runtime.controller import View
 

@@ -12,8 +12,8 @@ from mosaic.core.events import Event, Finished, Tick
 from mosaic.core.plan import Plan
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import Call, CallKey, ExpertName, NodeName
-from mosaic.planning.length_scale import Seen, length_scale, scaled_profile
-from mosaic.planning.profiles import Profile
+from mosaic.planning.length_forecast import ObservedLengths, length_scale
+from mosaic.planning.profiles import Profile, scaled_profile
 from mosaic.planning.wrapped_costs import WithResident
 from mosaic.runtime.controller import View
 from mosaic.runtime.planner import Planner
@@ -114,7 +114,7 @@ class Revising:
         return {
             expert: self._planned.get((node, expert), 1.0)
             if expert in untold
-            else length_scale(samples[expert], Seen(self._ended[node, expert], running[expert]))
+            else length_scale(samples[expert], ObservedLengths(self._ended[node, expert], running[expert]))
             for expert in dict.fromkeys(call.expert for call in view.running.values())
         }
 

@@ -8,7 +8,7 @@ from mosaic.core.cluster import Cluster, Worker
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert
 from mosaic.planning.costs import WeightLocation
-from mosaic.planning.session_model import Request, Served
+from mosaic.planning.problem import Request, Served
 from sim.cluster.expert_on_gpu import ExpertsOnGpus, GpuUse, IterationTimes, Keep, shared_iteration_time
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import iteration_time

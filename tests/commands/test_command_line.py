@@ -51,7 +51,7 @@ SUBDIR = "hydra.sweep.subdir=${hydra:runtime.choices.scheduler}-${seed}"
 """Short names for the points of a sweep, in place of all that they override."""
 
 SCHEDULERS = (
-    "ilp", "round_robin", "fifo", "least_loaded", "data_parallel", "sampled_greedy", "flexible", "robust",
+    "ilp", "round_robin", "fifo", "least_loaded", "data_parallel", "flexible", "robust",
 )  # fmt: skip
 
 

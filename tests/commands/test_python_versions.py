@@ -27,7 +27,7 @@ RUNS = {
         "default": (),
         "quorum": ("+policy=quorum", "workload=medmcqa"),
         "affine": ("costs=affine", "workload=gpqa"),
-        "sampled": ("scheduler=sampled_greedy", "workload=gpqa"),
+        "iterations": ("scheduler=flexible", "scheduler.prices=iterations", "workload=gpqa"),
     }.items()
 } | {"quote": ("quote", "--json", "--folder=pilot", "--gpus=1-3", "workload=gpqa")}
 SAME_BYTES = ("plan.json", "summary.json", "actions.jsonl", "config.yaml")

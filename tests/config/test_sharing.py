@@ -117,7 +117,7 @@ def test_a_worker_composes_what_was_not_sent_to_it(loaders, monkeypatch) -> None
 
 @pytest.mark.slow
 def test_joblibs_workers_compose_what_was_not_sent_to_them(tmp_path) -> None:
-    schedulers = "ilp,round_robin,least_loaded,data_parallel,fifo,sampled_greedy"
+    schedulers = "ilp,round_robin,least_loaded,data_parallel,fifo,flexible"
     points = (f"scheduler={schedulers}", "workload=mmlu_pro,medmcqa,gpqa")
     outcome = run_process(
         "-m", "hydra/launcher=joblib", f"hydra.sweep.dir={tmp_path}", "backend=none", *points, cwd=tmp_path

@@ -40,7 +40,7 @@ FITTING = [
 ]
 """Workload, pool and hardware that go together."""
 SCHEDULERS = [
-    "ilp", "round_robin", "fifo", "least_loaded", "data_parallel", "sampled_greedy", "flexible", "robust",
+    "ilp", "round_robin", "fifo", "least_loaded", "data_parallel", "flexible", "robust",
 ]  # fmt: skip
 COSTS = ["paper", "affine", "piecewise"]
 TINY_EXPERTS = ["TinySage", "TinyOwl", "TinyDart", "TinyFinch", "TinySwift"]
@@ -93,9 +93,9 @@ POINTS = [
         "workload": workload,
         "pool": pool,
         "hardware": hardware,
-        "scheduler": SCHEDULERS[i % 8],
-        "costs": COSTS[(i + 2 * (i // 8)) % 3],
-        "backend": ["sim", "none"][i // 8 % 2],
+        "scheduler": SCHEDULERS[i % 7],
+        "costs": COSTS[(i + i // 7) % 3],
+        "backend": ["sim", "none"][i // 7 % 2],
         "cluster": "a100x4",
         "gate": GATES[i % 5],
         "aggregator": choose_aggregator(i, pool, hardware),

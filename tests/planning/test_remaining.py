@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosaic.planning.remaining import Lengths, Underway, drain_s
-from mosaic.planning.speeds import Speed
+from mosaic.planning.length_forecast import Lengths, Speed, Underway, drain_s
 
 SPEED = Speed(base_s=0.01, per_seq_s=0.002, per_kv_s=1e-6, read_s=0.0)
 

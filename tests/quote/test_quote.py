@@ -14,7 +14,7 @@ from mosaic.commands.quote import parse_sizes, quote_batch
 from mosaic.config.errors import NOT_REACHED_STATUS
 from mosaic.config.job import simulated_job
 from mosaic.core.workload import PROPOSE, Call, CallKey
-from mosaic.planning.session_model import Request
+from mosaic.planning.problem import Request
 from mosaic.quote import ask
 from mosaic.quote.forecast import Factors, Simulator, spread_of
 from mosaic.quote.lengths import fit_lengths, lengths_of

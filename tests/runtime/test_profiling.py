@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosaic.planning.speeds import Speed
+from mosaic.planning.length_forecast import Speed
 from mosaic.runtime.profiling import fit_speed
 from tests.run_records import make_record
 

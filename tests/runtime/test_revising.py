@@ -8,7 +8,8 @@ import pytest
 
 import mosaic
 from mosaic.config.job import simulated_job
-from mosaic.planning.length_scale import MIN_ENDED, Seen, length_scale, scaled_profile
+from mosaic.planning.length_forecast import MIN_ENDED, ObservedLengths, length_scale
+from mosaic.planning.profiles import scaled_profile
 from mosaic.runtime.job import Job
 from mosaic.runtime.run import measure
 
@@ -16,7 +17,7 @@ WORKLOAD = ("workload=gpqa", "aggregator=none", "costs=affine", "profile.store=n
 WRITES_MORE = "QwenR1"
 
 
-def seen_so_far(lengths: list[int], batch: int, until: float) -> Seen:
+def seen_so_far(lengths: list[int], batch: int, until: float) -> ObservedLengths:
     """Serve calls in a batch that is full, a token an instant each, up to some instant."""
     ended, running, free = [], [], [0.0] * batch
     for tokens in lengths:
@@ -26,7 +27,7 @@ def seen_so_far(lengths: list[int], batch: int, until: float) -> Seen:
             ended.append(tokens)
         elif start < until:
             running.append(int(until - start))
-    return Seen(ended, running)
+    return ObservedLengths(ended, running)
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.0, 3.0])
@@ -50,8 +51,8 @@ def test_the_scale_is_found_while_most_calls_still_write(scale: float) -> None:
 
 def test_few_calls_say_nothing() -> None:
     sample = list(range(10, 110, 10))
-    assert length_scale(sample, Seen([1000] * (MIN_ENDED - 1), [5000] * 90)) == 1.0
-    assert length_scale((), Seen([1000] * 50, ())) == 1.0
+    assert length_scale(sample, ObservedLengths([1000] * (MIN_ENDED - 1), [5000] * 90)) == 1.0
+    assert length_scale((), ObservedLengths([1000] * 50, ())) == 1.0
 
 
 def planned_wrongly(seed: int, scale: float) -> Job:

@@ -3,7 +3,7 @@
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.realization import Outcome
-from mosaic.planning.session_model import Request
+from mosaic.planning.problem import Request
 from mosaic.runtime.static_plan import execute
 from sim.cluster.backend import SimBackend
 from sim.cluster.session_times import SimulatedSessions

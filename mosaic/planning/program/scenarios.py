@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
+from typing import Annotated
 
-from mosaic.core.checks import require, require_count, require_number
+from mosaic.core.checks import AtLeast0, AtLeast1, Limit, check_fields, require
 from mosaic.core.cluster import Worker
 from mosaic.core.errors import ProfileError
 from mosaic.core.workload import Call, Expert
 from mosaic.planning.costs import LinearTerms
-from mosaic.planning.problem import Problem
+from mosaic.planning.problem import Problem, Request
 from mosaic.planning.profiles import SweepPoint, convex_pieces
 from mosaic.planning.program.instance import Instance, Option, Pieces, Prices
-from mosaic.planning.session_model import Request
 
 MAX_LEVELS = 7
 """Most different factors on an expert's mean length: sessions are priced once for each."""
@@ -34,26 +34,17 @@ class PriceSource(StrEnum):
 class Uncertainty:
     """What a plan should hold up against."""
 
-    num_scenarios: int = 1
+    num_scenarios: AtLeast1 = 1
     """1: the prediction is taken at its word."""
-    length_error: float = 1.0
+    length_error: Annotated[float, Limit(at_least=1)] = 1.0
     """e: each expert's true mean length may be off by a factor between 1/e and e, log-uniform."""
-    quantile: float | None = None
+    quantile: Annotated[float, Limit(above=0, below=1)] | None = None
     """The mean makespan of the worst 1 - quantile of the scenarios counts; None: the mean of all."""
     prices: PriceSource = PriceSource.COSTS
-    seed: int = 0
+    seed: AtLeast0 = 0
 
     def __post_init__(self) -> None:
-        require_count(self.num_scenarios, "scheduler.num_scenarios", at_least=1)
-        require_number(self.length_error, "scheduler.length_error", at_least=1)
-        require_count(self.seed, "scheduler.seed")
-        if self.quantile is not None:
-            require_number(self.quantile, "scheduler.quantile", above=0)
-            require(self.quantile < 1, "scheduler.quantile", "below 1", self.quantile)
-        if not isinstance(self.prices, PriceSource):
-            allowed = [source.value for source in PriceSource]
-            require(self.prices in allowed, "scheduler.prices", f"one of {allowed}", self.prices)
-            object.__setattr__(self, "prices", PriceSource(self.prices))
+        check_fields(self, "scheduler.")
         rule = "above 1 where length_error or quantile is given: one scenario is the prediction itself"
         given = self.length_error > 1 or self.quantile is not None
         require(self.num_scenarios > 1 or not given, "scheduler.num_scenarios", rule, self.num_scenarios)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from mosaic.core.checks import require_count, require_number
+from mosaic.core.checks import AtLeast1, NotNegative, Positive, check_fields, require_count
 from mosaic.core.plan import Plan, Session
 from mosaic.core.workload import ExpertName
 from mosaic.planning.problem import Problem
@@ -27,16 +27,17 @@ class Ilp:
     MOSAIC, arXiv 2606.03014.
     """
 
-    max_experts_per_worker: int | None = None
+    max_experts_per_worker: AtLeast1 | None = None
     """K; None: max(2, ceil(M / N)), where a tensor-parallel expert counts once for each worker it spans."""
     max_replicas: int | Mapping[ExpertName, int] | None = None
     """One cap for all or caps by expert; None: the experts' own, and equation 8 for those without."""
-    time_limit_s: float = 10.0
+    time_limit_s: Positive = 10.0
     """Wall seconds to solve, packing and building the program included; pricing comes on top."""
     name: str = "ilp"
 
     def __post_init__(self) -> None:
-        _check_limits(self.max_experts_per_worker, self.max_replicas, self.time_limit_s)
+        check_fields(self, "scheduler.")
+        _check_caps(self.max_replicas)
 
     def plan(self, problem: Problem) -> Plan:
         """Plan the problem; see ``Scheduler.plan``."""
@@ -68,20 +69,19 @@ class Flexible(Uncertainty):
     MOSAIC, arXiv 2606.03014.
     """
 
-    max_experts_per_worker: int | None = None
+    max_experts_per_worker: AtLeast1 | None = None
     """K; None: the program chooses."""
     max_replicas: int | Mapping[ExpertName, int] | None = None
     """One cap for all or caps by expert; None: the program chooses."""
-    gap_frac: float = 0.002
+    gap_frac: NotNegative = 0.002
     """The solver may stop so near the optimum."""
-    time_limit_s: float = 10.0
+    time_limit_s: Positive = 10.0
     """Seconds for the solver; pricing and building the model come on top."""
     name: str = "flexible"
 
     def __post_init__(self) -> None:
         Uncertainty.__post_init__(self)
-        _check_limits(self.max_experts_per_worker, self.max_replicas, self.time_limit_s)
-        require_number(self.gap_frac, "scheduler.gap_frac", at_least=0)
+        _check_caps(self.max_replicas)
 
     def plan(self, problem: Problem) -> Plan:
         """Plan the problem; see ``Scheduler.plan``."""
@@ -123,17 +123,12 @@ class Flexible(Uncertainty):
         return notes
 
 
-def _check_limits(
-    max_experts_per_worker: int | None, max_replicas: int | Mapping[ExpertName, int] | None, time_limit_s: float
-) -> None:
-    if max_experts_per_worker is not None:
-        require_count(max_experts_per_worker, "scheduler.max_experts_per_worker", at_least=1)
+def _check_caps(max_replicas: int | Mapping[ExpertName, int] | None) -> None:
     if isinstance(max_replicas, Mapping):
         for expert, cap in max_replicas.items():
             require_count(cap, f"scheduler.max_replicas: cap of {expert}", at_least=1)
     elif max_replicas is not None:
         require_count(max_replicas, "scheduler.max_replicas", at_least=1)
-    require_number(time_limit_s, "scheduler.time_limit_s", above=0)
 
 
 def _packed(problem: Problem, instance: Instance) -> Counts | None:

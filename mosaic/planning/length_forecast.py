@@ -1,17 +1,28 @@
-"""What is left of calls under way, by what was measured: lengths given what is written, and seconds of a session.
+"""What calls under way still write and how long that takes, and by which factor lengths differ from a sample.
 
-NOTE: the idea. A call that has written g tokens writes on as the calls of the sample did that wrote more than g. Each
-call of a session is given a few lengths of these, at quantiles that are spread evenly over its calls, and the session
-is played through in closed form: n calls under way take an iteration of n, until the shortest has ended. The mean over
-the draws knows of the tail that a mean length hides.
+NOTE: what is left. A call that has written g tokens writes on as the calls of the sample did that wrote more than g.
+Each call of a session is given a few lengths of these, at quantiles that are spread evenly over its calls, and the
+session is played through in closed form: n calls under way take an iteration of n, until the shortest has ended. The
+mean over the draws knows of the tail that a mean length hides.
+
+NOTE: the factor. Calls that end first are the short ones, so their mean says too little. Under the right factor c every
+call, ended or not, has used up a share of its hazard, and the sum over calls of the cumulative hazard H(tokens / c) is
+on average the number of calls that have ended: a martingale, whatever was censored and when. That sum falls as c grows,
+so the c that makes the two equal is found by bisection; where c = 1 is right the two differ by no more than chance,
+which is about the root of the number that ended.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import sqrt
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from mosaic.planning.speeds import Floats, Speed
+from mosaic.core.checks import NotNegative, check_fields
+
+Floats = npt.NDArray[np.float64]
 
 MIN_DRAWS, MAX_DRAWS, NUM_DRAWN = 4, 16, 128
 """So many lengths are drawn for a session in all, where that is no fewer or more of each call."""
@@ -19,6 +30,30 @@ GOLDEN = 0.6180339887498949
 """Its multiples are spread evenly over 0..1, however many there are."""
 BEYOND_FRAC = 0.1
 """A call that has written more than any of the sample goes on for such a share of the longest."""
+MIN_ENDED = 12
+"""Of an expert's calls; fewer say nothing."""
+NUM_SIGMAS = 4.0
+"""Of chance: experts are many, and one looks often."""
+LEAST_SCALE, MOST_SCALE = 0.05, 20.0
+"""Factors that are looked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """An iteration that decodes n sequences with k tokens of context in all takes base_s + per_seq_s n + per_kv_s k."""
+
+    base_s: NotNegative
+    per_seq_s: NotNegative
+    per_kv_s: NotNegative
+    read_s: NotNegative
+    """A token of a prompt, or of what a call that is moved has written."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "speed: ")
+
+    def step_s(self, num_seqs: float, kv_tokens: float = 0.0) -> float:
+        """Predict an iteration."""
+        return self.base_s + self.per_seq_s * num_seqs + self.per_kv_s * kv_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +141,43 @@ def draws_left(calls: Underway) -> Floats:
         ranks[written.argsort(kind="stable")] = np.arange(len(written))
         left[:, places] = lengths.left(written, ((ranks + 0.5) * GOLDEN + shifts) % 1.0)
     return left
+
+
+class ObservedLengths(NamedTuple):
+    """Tokens of an expert's calls."""
+
+    ended: Sequence[int]
+    running: Sequence[int]
+    """Written so far by calls that still write."""
+
+
+def length_scale(sample: Sequence[int], seen: ObservedLengths) -> float:
+    """Give the factor by which lengths differ from a sample; 1 where chance explains what was seen.
+
+    Examples
+    --------
+    >>> sample = [100 + 10 * i for i in range(50)]
+    >>> length_scale(sample, ObservedLengths(sample[::2], ()))
+    1.0
+    >>> length_scale(sample, ObservedLengths([3 * n for n in sample], ())) > 2.5
+    True
+    """
+    num_ended = len(seen.ended)
+    if num_ended < MIN_ENDED or not sample:
+        return 1.0
+    known = np.sort(np.array(sample, dtype=float))
+    hazard = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(len(known), 0, -1))])
+    tokens = np.array([*seen.ended, *seen.running], dtype=float)
+
+    def used(scale: float) -> float:
+        # NOTE: half of the last step, as a length lies somewhere in it
+        place = np.searchsorted(known, tokens / scale, side="right")
+        return float((hazard[place] + hazard[np.searchsorted(known, tokens / scale, side="left")]).sum() / 2)
+
+    if abs(used(1.0) - num_ended) <= NUM_SIGMAS * sqrt(num_ended * (1.0 + num_ended / len(sample))):
+        return 1.0
+    low, high = LEAST_SCALE, MOST_SCALE
+    for _ in range(40):
+        middle = sqrt(low * high)
+        low, high = (middle, high) if used(middle) > num_ended else (low, middle)
+    return sqrt(low * high)
