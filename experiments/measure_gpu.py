@@ -116,7 +116,7 @@ def measure(
 ) -> None:
     """Measure a machine into a folder, fit its file, and report how well that predicts."""
     experts = recipe.experts(out / "checkpoints")
-    steps = KeptSteps(out / STEPS, budget_s=60 * minutes, tell=lambda line: print(line, file=sys.stderr, flush=True))
+    steps = KeptSteps(out / STEPS, budget_s=60 * minutes, report=lambda line: print(line, file=sys.stderr, flush=True))
     measured = measure_machine(recipe, experts, machine, steps)
     name = device_slug(measured.device.name) if name is None else name
     config = fit_measured(recipe, experts, measured, name=name, source=engine_version())

@@ -71,7 +71,7 @@ class SimSite:
     world: World
     """That the run meets."""
     calibration_world: World
-    """The same distributions and other luck, or means that are off where an error is asked for."""
+    """The same distributions and other draws, or means that are off where an error is asked for."""
     settings: EngineOptions = field(default_factory=EngineOptions)
     more_hardware: tuple[Hardware, ...] = ()
     """Of workers of other kinds."""
@@ -88,7 +88,7 @@ class SimSite:
 
     @property
     def circumstances(self) -> str:
-        """On what, and with which luck, profiles are measured."""
+        """On what, and with which draws, profiles are measured."""
         kinds = ", ".join(hardware.gpu.name for hardware in (self.hardware, *self.more_hardware))
         return f"on {kinds}{self.luck}"
 
@@ -98,7 +98,7 @@ class SimSite:
 
     @property
     def fingerprint(self) -> tuple[object, ...] | None:
-        """The machines, the calibration world and the code: runs of any luck share what was measured."""
+        """The machines, the calibration world and the code: runs of any seed share what was measured."""
         return (
             *code_digest(),
             self.experts,
@@ -161,7 +161,7 @@ class SimSite:
         return None
 
     def calibration(self, experts: Sequence[ExpertName]) -> Workload:
-        """Give the batch: in the calibration world it has other luck."""
+        """Give the batch: in the calibration world it has other draws."""
         return self.batch
 
     def ask(

@@ -1,6 +1,6 @@
-"""What only an engine on the device can tell: which device it is, and how much KV cache there is room for.
+"""What only an engine on the device knows: which device it is, and how much KV cache there is room for.
 
-Each question is asked in a process of its own, which takes whatever it used of the device along when it ends.
+Each fact is found in a process of its own, which takes whatever it used of the device along when it ends.
 """
 
 import os
@@ -38,7 +38,7 @@ class EngineFacts:
 
     kv_cache_tokens: int
     first_load_s: float
-    """Of an engine that nobody loaded here before: it may compile what later ones find in a cache."""
+    """Of an engine that was not loaded here before: it may compile what later ones find in a cache."""
 
 
 def device_facts(device: Device, log: Path) -> DeviceFacts:

@@ -25,7 +25,7 @@ class KeptSteps:
         Of the results, a file each.
     budget_s
         Of this start.
-    tell
+    report
         Shows a line of progress.
     now
         A clock.
@@ -36,13 +36,13 @@ class KeptSteps:
         folder: Path,
         *,
         budget_s: float,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         require_number(budget_s, "budget_s", at_least=0)
         self._folder = folder
         self._budget_s = budget_s
-        self._tell = tell
+        self._report = report
         self._now = now
         self._start_s = now()
         self.missing: list[str] = []
@@ -64,12 +64,12 @@ class KeptSteps:
         if left_s <= 0 or SAFETY * self._longest_s(kind) > left_s:
             self.missing.append(name)
             return None
-        self._tell(f"{name}: begins, {left_s / 60:.1f} minutes left")
+        self._report(f"{name}: begins, {left_s / 60:.1f} minutes left")
         found = measure()
         took_s = self._now() - start_s
         step = {"kind": kind, "took_s": round(took_s, 3), "result": found}
         write_file(self._folder, path.name, msgspec.json.encode(step))
-        self._tell(f"{name}: {took_s:.0f} s")
+        self._report(f"{name}: {took_s:.0f} s")
         return found
 
     def _longest_s(self, kind: str) -> float:

@@ -65,12 +65,12 @@ class LayerProfile:
 
 
 def is_per_operator(folder: Path) -> bool:
-    """Tell the layouts apart."""
+    """Return whether a folder has the per-operator layout."""
     return (folder / "tables.yaml").is_file() or any(folder.glob("tp*/"))
 
 
 def read_source(folder: Path) -> str:
-    """Say what tables.yaml tells about the origin of per-operator tables."""
+    """Say what tables.yaml states about the origin of per-operator tables."""
     path = folder / "tables.yaml"
     keys = ("model", "gpu", "vllm_version", "profiled_at")
     try:

@@ -3,8 +3,8 @@
 The host's time is what steps took beyond what tables say that the GPU takes.
 
 A log has the instants of first and last tokens only. But tokens come out at the ends of steps, and between two such
-instants that follow each other nobody joins or leaves. So a stretch is a few equal steps, and how many follows from its
-time, as no model of a step is wrong by half of one.
+instants that follow each other no request joins or leaves. So a stretch is a few equal steps, and how many follows from
+its time, as no model of a step is wrong by half of one.
 """
 
 from collections.abc import Sequence

@@ -61,7 +61,7 @@ def batches_of(context_tokens: int, settings: EngineOptions, size: SweepSize) ->
 
     equal = [((prompt, steps),) * held(prompt, number) for prompt in (short, long) for number in sizes]
     alone = [((prompt, 1),) * held(prompt, number) for prompt in (short, middle, long) for number in (1, largest)]
-    # In a long queue of unequal lengths nearly every iteration takes somebody in.
+    # In a long queue of unequal lengths nearly every iteration takes a request in.
     spread = [1 + round(steps * (0.618034 * i % 1)) for i in range(3 * largest)]
     churn = [
         tuple((prompt, max(1, length * share // 4)) for prompt, length in zip(cycle(prompts), spread))
@@ -245,6 +245,6 @@ def ready_s(result: RunResult, batches: Mapping[int, Batch]) -> tuple[float, ...
 
 
 def is_undisturbed(result: RunResult, *, by_cpu: bool) -> bool:
-    """Tell whether no session was interrupted and tried again, which would be measured with what that cost."""
+    """Return whether no session was interrupted and tried again, which would be measured with what that cost."""
     known = not by_cpu or all(session.cpu_s is not None for session in result.sessions)
     return known and not any(call.attempt for call in result.calls)

@@ -1,4 +1,4 @@
-"""Values that everybody speaks: the batch, the machines, plans, results. Imports nothing else of mosaic."""
+"""Values that all packages share: the batch, the machines, plans, results. Imports nothing else of mosaic."""
 
 from mosaic.core.cluster import Cluster, Gpu, Worker, uniform_cluster
 from mosaic.core.errors import BackendError, InfeasibleError, MosaicError, PlanError, ProfileError

@@ -64,7 +64,7 @@ class Sampling:
 
     @property
     def engine_values(self) -> dict[str, float | int | list[str]]:
-        """What engines are told beside temperature, seed and limit."""
+        """What engines get beside temperature, seed and limit."""
         values = {name: getattr(self, name) for name in ENGINE_FIELDS}
         return {name: [*value] if name == "stop" else value for name, value in values.items() if value is not None}
 

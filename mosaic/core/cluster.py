@@ -44,7 +44,7 @@ GANG_RULE = "of one kind and in one host"
 
 
 def may_be_gang(workers: Sequence[Worker]) -> bool:
-    """Tell whether a session may span some workers: they are of one kind and in one machine."""
+    """Return whether a session may span some workers: they are of one kind and in one machine."""
     return len({(worker.gpu, worker.host) for worker in workers}) == 1
 
 

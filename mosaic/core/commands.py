@@ -1,4 +1,4 @@
-"""What controllers tell a backend: plain values, so that the log of commands can be written down and replayed."""
+"""Commands of controllers to a backend: plain values, so that the log of commands can be written down and replayed."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -47,7 +47,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Go on with a call in another session of its expert, with what it has written where the engine can tell."""
+    """Go on with a call in another session of its expert, with what it has written where the engine knows it."""
 
     key: CallKey
     session: int

@@ -78,7 +78,7 @@ class EngineOptions:
     enable_prefix_caching: bool | None = None
     """Whether blocks keep what they hold until they are used again; None: yes, but for whole prompts (V0)."""
     order: Order = Order.PREFILL_FIRST
-    """What an iteration holds. A real vLLM does as its version has it; the simulated one must be told."""
+    """What an iteration holds. A real vLLM does as its version has it; the simulated one follows this."""
     watermark_frac: Annotated[float, Limit(at_least=0, below=1)] | None = None
     """Share of the blocks that an admission must leave free (simulated); None: the order's own."""
     scheduler_reserve_full_isl: bool = True

@@ -1,4 +1,4 @@
-"""What a backend tells controllers: a run is an exchange of events and commands."""
+"""Events of a backend to controllers, which reply with commands."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
@@ -12,7 +12,7 @@ class Started(NamedTuple):
 
     ts: float
     resumes_ts: float = 0.0
-    """When the run goes on that was interrupted: events up to then are told again."""
+    """When the run goes on that was interrupted: events up to then are sent again."""
 
 
 class Ready(NamedTuple):
@@ -54,7 +54,7 @@ class Progress(NamedTuple):
     ts: float
     session: int
     tokens: Mapping[CallKey, int]
-    """Written so far; empty where the engine cannot tell."""
+    """Written so far; empty where the engine does not know."""
 
 
 class Closed(NamedTuple):
@@ -81,7 +81,7 @@ class Lost(NamedTuple):
     worker: int
     cause: str
     num_more: int = 0
-    """Workers that are lost at the same instant and told next: what all of them leave is planned anew at once."""
+    """Workers that are lost at the same instant and reported next: what all of them leave is planned anew at once."""
 
 
 class Joined(NamedTuple):

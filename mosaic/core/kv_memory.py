@@ -59,7 +59,7 @@ def kv_capacity_tokens(expert: Expert, workers: Sequence[Worker], options: Engin
 
 
 def fits_memory(expert: Expert, workers: Sequence[Worker], options: EngineOptions) -> bool:
-    """Tell whether an expert can serve its longest call on these workers; a capacity that is given is believed."""
+    """Return whether an expert can serve its longest call on these workers; a capacity that is given is believed."""
     if options.kv_cache_tokens is not None or options.kv_cache_memory_bytes is not None:
         return True
     return kv_capacity_tokens(expert, workers, options) >= expert.context_tokens

@@ -10,7 +10,7 @@ from mosaic.core.checks import AtLeast1, Limit, check_fields, require, require_n
 _STANDARD_NORMAL = NormalDist()
 
 Source: TypeAlias = Literal["published", "fitted", "assumed", "measured"]
-"""A paper, a fit to its baseline, nobody, or an engine."""
+"""A paper, a fit to its baseline, an assumption, or an engine."""
 SOURCES: tuple[Source, ...] = get_args(Source)
 
 

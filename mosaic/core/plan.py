@@ -40,7 +40,7 @@ Home: TypeAlias = tuple[ExpertName, tuple[int, ...]]
 
 
 def home_of(session: Session) -> Home:
-    """Tell what a session leaves on its workers."""
+    """Name what a session leaves on its workers."""
     return session.expert, session.workers
 
 

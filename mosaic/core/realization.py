@@ -10,7 +10,7 @@ from mosaic.core.workload import Call, CallKey
 
 Outcomes: TypeAlias = Callable[[Call, Inputs], "Outcome"]
 """Maps a call, and what the calls said that it comes after, to its outcome; pure, so that every policy meets the same
-world. Asked when the call is submitted."""
+world. Called when the call is submitted."""
 
 
 _TWO, _EIGHT = Struct("<2Q"), Struct("<8Q")
@@ -24,7 +24,7 @@ class Outcome(NamedTuple):
     visible_tokens: int | None = None
     """Of the response without its thinking; None: the whole response."""
     confidence: float | None = None
-    """Probability with which the expert gives this answer; None: nobody asks."""
+    """Probability with which the expert gives this answer; None: not wanted."""
     sparse_answers: Mapping[int, str] | None = None
     """By KV budget in tokens, what it answers where that makes a difference."""
 
@@ -39,7 +39,7 @@ def uniform(root_seed: int, stream: str, key: CallKey) -> float:
     """Draw a number in (0, 1) that depends on nothing but the seed, the stream's name and the call's key.
 
     Hashed and not taken from a generator, so that a policy which cancels, adds or re-routes calls
-    leaves the luck of all others as it is.
+    leaves the draws of all others as they are.
 
     Examples
     --------

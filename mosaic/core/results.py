@@ -16,7 +16,7 @@ class CallStatus(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     CUT = "cut"
-    """It had written as much as it may before it came to its answer: it has none, and nobody reads it."""
+    """It had written as much as it may before it came to its answer: it has none, and no call reads it."""
 
 
 SERVED = frozenset({CallStatus.FINISHED, CallStatus.CUT})
@@ -71,7 +71,7 @@ class CallRecord(NamedTuple):
     response: Response | None = None
     confidence: float | None = None
     """Geometric mean of the probabilities of the response's tokens, 0 to 1; simulated, the probability with which its
-    expert gives this answer. None: nobody asked for it, or the engine cannot tell."""
+    expert gives this answer. None: not wanted, or not known to the engine."""
 
 
 class PrefillRecord(NamedTuple):
@@ -91,11 +91,11 @@ class PrefillRecord(NamedTuple):
 
 
 Inputs: TypeAlias = Mapping[CallKey, CallRecord]
-"""What became of the calls that a call comes after."""
+"""Records of the calls that a call comes after."""
 
 
 def inputs_of(call: Call, *known: Inputs) -> dict[CallKey, CallRecord]:
-    """Give what became of the calls that a call comes after, where known; of two that know, the last counts."""
+    """Give the records of the calls that a call comes after, where known; of two records the last counts."""
     if not call.after:
         return {}
     return {key: records[key] for key in call.after for records in known if key in records}
@@ -159,7 +159,7 @@ class RunResult:
     sessions: tuple[SessionRecord, ...]
     num_workers: int
     lower_bound_s: float | None = None
-    """No schedule can serve the first layer's calls at their true lengths in less (None: the backend cannot tell)."""
+    """No schedule can serve the first layer's calls at their true lengths in less (None: not known)."""
     actions: tuple[Action, ...] = ()
     """The log of commands."""
     resumptions: tuple[Resumption, ...] = ()

@@ -291,7 +291,7 @@ class Call:
 
 
 def need_each_other(calls: Mapping[CallKey, Call]) -> bool:
-    """Tell whether a call comes after another of them."""
+    """Return whether a call comes after another of them."""
     return any(key in calls for call in calls.values() for key in call.after)
 
 

@@ -25,8 +25,8 @@ OFF = {
 """What several models' answers cannot be merged with, by the value that switches it off."""
 
 
-class Asked(NamedTuple):
-    """What a request asks."""
+class Request(NamedTuple):
+    """What a request holds."""
 
     question: str
     """The last message, or the prompt."""
@@ -36,12 +36,12 @@ class Asked(NamedTuple):
 
 
 def is_batch_line(entry: Mapping[str, Any]) -> bool:
-    """Tell whether an object is a line of a batch file."""
+    """Return whether an object is a line of a batch file."""
     return "custom_id" in entry or "body" in entry
 
 
-def read_batch_line(entry: Mapping[str, Any], at: str) -> Asked:
-    """Read what a line of a batch file asks; who answers is not its model's matter but the pool's.
+def read_batch_line(entry: Mapping[str, Any], at: str) -> Request:
+    """Read the request of a line of a batch file; who answers is not its model's matter but the pool's.
 
     Raises
     ------
@@ -63,9 +63,9 @@ def read_batch_line(entry: Mapping[str, Any], at: str) -> Asked:
     if url == URLS[1]:
         require("messages" not in body, f"{at}: body.messages", f"left out for {url}", "messages")
         require_name(body.get("prompt"), f"{at}: body.prompt")
-        return Asked(body["prompt"], (), sampling)
+        return Request(body["prompt"], (), sampling)
     require("prompt" not in body, f"{at}: body.prompt", f"left out for {url}", "a prompt")
-    return Asked(*read_messages(body.get("messages"), f"{at}: body.messages"), sampling)
+    return Request(*read_messages(body.get("messages"), f"{at}: body.messages"), sampling)
 
 
 def read_messages(messages: object, field: str) -> tuple[str, tuple[Message, ...]]:

@@ -57,7 +57,7 @@ def file_workload(
         are none.
     experts
         Who answers questions without experts where no profiles are: each question as many of them as it has slots, all
-        different, drawn from the seed and the question's id; all where there are no more. None: nobody.
+        different, drawn from the seed and the question's id; all where there are no more. None: no one.
     num_slots_per_question
         Experts that are recruited for a question; questions that name their experts keep them.
     template_tokens

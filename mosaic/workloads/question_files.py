@@ -69,13 +69,13 @@ def _jsonl_rows(path: str | Path) -> Iterator[Row]:
 
 def _batch_row(entry: Mapping[str, Any], number: int, at: str) -> Row:
     """Read a line of OpenAI's batch format; our own keys for what it has no word for may stand beside."""
-    asked = read_batch_line(entry, at)
+    request = read_batch_line(entry, at)
     beside = {key: value for key, value in entry.items() if key not in LINE_KEYS}
     for key in beside:
         require(key in BESIDE, f"{at}: key", f"one of {[*LINE_KEYS, *BESIDE]}", key)
     name = entry.get("custom_id")
-    given = {"custom_id": f"row-{number}" if name is None else name, "question": asked.question, **beside}
-    return replace(_row(given, at, {"id": "custom_id"}), context=asked.context, sampling=asked.sampling)
+    given = {"custom_id": f"row-{number}" if name is None else name, "question": request.question, **beside}
+    return replace(_row(given, at, {"id": "custom_id"}), context=request.context, sampling=request.sampling)
 
 
 def _plain_row(entry: Mapping[str, Any], number: int, at: str) -> Row:

@@ -1,4 +1,4 @@
-"""Tells from a question's text and gold answer how its answers compare, for files that do not say."""
+"""How a question's answers compare, from its text and gold answer, for files that do not say."""
 
 import re
 

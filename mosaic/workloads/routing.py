@@ -209,7 +209,7 @@ def replace_rare_experts(
 ) -> tuple[tuple[ExpertName, ...], ...]:
     """Replace, slot by slot, the experts with less than a share of all slots by draws from the others' counts.
 
-    If every expert is below the share (a pool of more than 1 / share experts) there is nobody to draw and all stay.
+    If every expert is below the share (a pool of more than 1 / share experts) no expert is left to draw and all stay.
     """
     counts = Counter(expert for of_question in slots for expert in of_question)
     total = counts.total()

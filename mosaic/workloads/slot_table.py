@@ -46,7 +46,7 @@ def slot_table_workload(
     Parameters
     ----------
     name
-        Of the workload; it also starts the questions' ids, so two workloads never share a call's luck.
+        Of the workload; it also starts the questions' ids, so two workloads never share a call's draws.
     num_questions, num_slots_per_question
         Questions of the batch and experts recruited for each.
     slots

@@ -46,7 +46,7 @@ class SimBackend:
     iteration_times
         Builds the iteration time of a model on a kind of GPU at a tensor-parallel degree.
     earlier
-        What became, in another run, of calls that those of this one come after.
+        Records, of another run, of calls that those of this one come after.
     use
         What sessions share.
     """
@@ -91,12 +91,12 @@ class SimBackend:
 
     def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
         """See ``Backend.events``."""
-        env, clock, told, queued, self._reacts = self._env, self._clock, self._events, self._queues.entries, reacts
+        env, clock, events, queued, self._reacts = self._env, self._clock, self._events, self._queues.entries, reacts
         next_tick_ts = inf if tick_s is None else tick_s
-        told.append(Started(0.0))
+        events.append(Started(0.0))
         while True:
-            while told:
-                yield told.popleft()
+            while events:
+                yield events.popleft()
             if clock.touched:
                 self._compose()
             env_ts = env.peek()
@@ -110,8 +110,8 @@ class SimBackend:
                 break
             if next_tick_ts < env_ts:
                 self._pass_time(next_tick_ts)
-                self._tell_progress()
-                told.append(Tick(next_tick_ts))
+                self._emit_progress()
+                events.append(Tick(next_tick_ts))
                 next_tick_ts += tick_s or 0.0
             else:
                 env.step()
@@ -119,7 +119,7 @@ class SimBackend:
         self._check_all_ended()
 
     def _compose(self) -> None:
-        """Let engines that have finished calls or got commands go on; what was told before has been answered by now."""
+        """Let engines that have finished calls or got commands go on; controllers have answered all events by now."""
         if self._queues:
             for name in dict.fromkeys(live.session.expert for live in self._clock.touched):
                 self._feed(name)
@@ -211,7 +211,7 @@ class SimBackend:
         self._clock.touch(live)
 
     def _steer(self, live: SimSession) -> Engine | None:
-        """Give the engine of a session that is to be told something; from now on it goes with the clock."""
+        """Give the engine of a session that gets a command; from now on it goes with the clock."""
         if live.lookahead is not None:
             live.go_back(self._models.engine(live.model, live.start_ts), self._now)
         return live.engine
@@ -296,7 +296,7 @@ class SimBackend:
             yield from wait_until(env, engine.boundary_ts)
             self._end(live.finish(finished))
         else:
-            if self._use.experts_per_gpu == 1:  # nobody changes its pace
+            if self._use.experts_per_gpu == 1:  # its pace never changes
                 live.look_ahead()
             self._clock.touch(live)
             yield live.drained
@@ -309,7 +309,7 @@ class SimBackend:
         for pending, live in self._queues.hand_out(name, up, self._models.settings.max_num_seqs):
             self._give(pending, live)
 
-    def _tell_progress(self) -> None:
+    def _emit_progress(self) -> None:
         for number, live in self._sessions.items():
             if live.engine is not None:
                 self._touch(live)

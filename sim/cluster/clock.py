@@ -1,4 +1,4 @@
-"""Simulated time: waiting in SimPy, and the engines of runs to which somebody reacts."""
+"""Simulated time: waiting in SimPy, and the engines of runs that controllers react to."""
 
 from collections.abc import Generator
 from heapq import heappop, heappush, heapreplace
@@ -35,7 +35,7 @@ def run_until(env: simpy.Environment, ts: float) -> None:
 class EngineClock:
     """Takes engines from one change of their batch to the next, in the order of time.
 
-    An engine whose calls finished, or that was told something, is touched: it goes on when it is composed again.
+    An engine whose calls finished, or that got a command, is touched: it goes on when it is composed again.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class EngineClock:
                 return None
             lookahead = live.lookahead
             if lookahead is not None:
-                finished, next_ts = lookahead.tell()
+                finished, next_ts = lookahead.pop()
                 if next_ts < inf:
                     live.change = self._num_changes = self._num_changes + 1
                     heapreplace(heap, (next_ts, live.change, live))

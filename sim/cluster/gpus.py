@@ -40,7 +40,7 @@ class Room:
 
     requests: list[simpy.resources.resource.Request]
     turns: list[simpy.resources.resource.Request]
-    """To serve, where another may have memory beside it; none where nobody may, or all serve together."""
+    """To serve, where another may have memory beside it; none where no other may, or all serve together."""
     slots: list[Slot] = field(default_factory=list)
 
 
@@ -99,7 +99,7 @@ class Gpus:
         return Room(requests, [self._turns[worker].request() for worker in workers] if self._turns else [])
 
     def leave(self, live: SimSession, room: Room) -> Iterator[int]:
-        """Give a session's room back; tells the workers that are idle then."""
+        """Give a session's room back; yields the workers that are idle then."""
         for slot in room.slots:
             slot.owner = None
         others = {slot.owner for worker in live.session.workers for slot in self._slots[worker]}
@@ -184,7 +184,7 @@ class Gpus:
         return Load(start_ts, load_s)
 
     def _load_s(self, live: SimSession, entry: Asleep | Weights | None) -> float:
-        """Tell what a load takes that begins now, by where the weights are; those under way are waited for."""
+        """Return the seconds of a load that begins now, by where the weights are; those under way are waited for."""
         model = live.model
         if entry is None or self._host is None:
             return model.load_s
@@ -208,7 +208,7 @@ class Gpus:
                     slot.holding = None
 
     def _sleep_s(self, home: Home, there: Sequence[Slot]) -> float | None:
-        """Put a whole engine to sleep, and tell how long that takes; None: it cannot."""
+        """Put a whole engine to sleep, and return the seconds that takes; None: it cannot."""
         model = there[0].model if there else None
         if self._host is None or self._use.keep is not Keep.ENGINES or model is None:
             return None

@@ -28,22 +28,22 @@ class Prefills:
     Parameters
     ----------
     steer
-        Gives the engine of a session that is to be told something; None: it has none.
+        Gives the engine of a session that gets a command; None: it has none.
     touch
-        Told of sessions whose engines were told something.
-    tell
-        Told what became of each.
+        Called with sessions whose engines got a command.
+    emit
+        Receives the record of each.
     """
 
     def __init__(
         self,
         steer: Callable[[SimSession], Engine | None],
         touch: Callable[[SimSession], None],
-        tell: Callable[[PrefillRecord], None],
+        emit: Callable[[PrefillRecord], None],
     ) -> None:
         self._steer = steer
         self._touch = touch
-        self._tell = tell
+        self._emit = emit
         self._under_way: dict[Request, _Under] = {}
         self._last: dict[CallKey, Request] = {}
         """By call, the last that was queued."""
@@ -100,9 +100,9 @@ class Prefills:
         self._end(request, request.prompt_tokens, request.finished_ts or 0.0)
 
     def _end(self, request: Request, num_held: int, ts: float) -> None:
-        """Tell of a prefill that is over, with the tokens of it that the engine held in the end."""
+        """Emit the record of a prefill that is over, with the tokens of it that the engine held in the end."""
         call, live = self._under_way.pop(request)
-        self._tell(
+        self._emit(
             PrefillRecord(
                 key=call.key,
                 expert=call.expert,

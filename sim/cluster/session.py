@@ -133,11 +133,11 @@ class PendingCall:
 
 
 class Lookahead:
-    """What an engine finishes, and when, if it is told nothing more.
+    """What an engine finishes, and when, without another command.
 
     NOTE: engines that go on in turn, each to its next finish, take a third longer than one after the other: nothing is
-    where the processor looks first. So an engine takes many finishes in a row, and they are told in their turn. The
-    first command that concerns it makes them void: another engine then repeats what has been told, and from there on
+    where the processor looks first. So an engine takes many finishes in a row, and they are emitted in their turn. The
+    first command that concerns it makes them void: another engine then repeats what has been emitted, and from there on
     goes with the clock.
     """
 
@@ -145,8 +145,8 @@ class Lookahead:
         self._engine = engine
         self._coming: deque[tuple[float, list[Request]]] = deque()
         self._num_ahead = FIRST_AHEAD
-        self._num_told = 0
-        self._told_ts = start_ts
+        self._num_emitted = 0
+        self._emitted_ts = start_ts
 
     def next_ts(self) -> float:
         """Next instant at which requests finish; infinite if none do."""
@@ -154,18 +154,18 @@ class Lookahead:
             self._run()
         return self._coming[0][0] if self._coming else inf
 
-    def tell(self) -> tuple[list[Request], float]:
+    def pop(self) -> tuple[list[Request], float]:
         """Give the requests that finish next, as the clock has got there, and when others do after them."""
         coming = self._coming
-        self._told_ts, finished = coming.popleft()
-        self._num_told += 1
+        self._emitted_ts, finished = coming.popleft()
+        self._num_emitted += 1
         return finished, coming[0][0] if coming else self.next_ts()
 
     def repeat(self, engine: Engine, now: float) -> None:
         """Take an engine that has the same requests and has not begun to where the clock is."""
-        for _ in range(self._num_told):
+        for _ in range(self._num_emitted):
             engine.run_events(engine.next_event_ts(), inf)
-        if self._told_ts < now:  # else its next batch is still open
+        if self._emitted_ts < now:  # else its next batch is still open
             while (ts := engine.next_event_ts()) < now:
                 engine.run_events(ts, now)
 
@@ -199,7 +199,7 @@ class SimSession:
         self.calls: dict[int, PendingCall] = {}
         """Those that it has, by their number in the session."""
         self.on_prefilled: Callable[[Request], None] | None = None
-        """Told of requests that were prefills."""
+        """Receives requests that were prefills."""
         self._num_calls = 0
         self._first: tuple[PendingCall, ...] = ()
         """Those that the engine had when it came up."""

@@ -12,7 +12,7 @@ class Batcher:
     """Composes iterations from the requests that wait and those that run; knows no durations.
 
     ``compose`` fixes the batch of the iteration that starts now: chunks of prompts, or else a decode step
-    of all decoding requests; in mixed order both. ``complete`` tells it that the iteration has ended.
+    of all decoding requests; in mixed order both. ``complete`` ends the iteration.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Batcher:
             self.kv.unhold(step_blocks)
 
     def _could_admit(self, step_blocks: int) -> bool:
-        """Tell whether it makes sense to try the first that waits, beside decodes that take so many blocks."""
+        """Return whether it makes sense to try the first that waits, beside decodes that take so many blocks."""
         if self.kv.num_growing >= self._max_num_seqs:
             return False
         request = self.queue.waiting[0]

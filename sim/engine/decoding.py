@@ -31,7 +31,7 @@ class DecodingSet:
         self._num_tickets = 0
         self._num_longest = num_longest
         self._starts: list[int] = []
-        """Lengths at step 0, in rising order; kept only where somebody asks for the longest."""
+        """Lengths at step 0, in rising order; kept only where times depend on the longest."""
 
     def __contains__(self, request: Request) -> bool:
         return request.ticket in self._by_ticket
@@ -50,7 +50,7 @@ class DecodingSet:
             insort(self._starts, num_tokens - counter)
 
     def longest_one(self) -> list[int]:
-        """Tokens that the next step reads of the longest sequence, as a list of one; empty: nobody asks for it."""
+        """Tokens that the next step reads of the longest sequence, as a list of one; empty where not needed."""
         return [self._starts[-1] + self.counter + 1] if self._starts else []
 
     def longest(self) -> list[int]:
@@ -102,7 +102,7 @@ class DecodingSet:
         return request
 
     def drop(self, request: Request) -> None:
-        """Remove a request that somebody has given up."""
+        """Remove a request that was aborted."""
         del self._by_ticket[request.ticket]
         self._waste(request)
 

@@ -165,8 +165,8 @@ class Engine:
     def run_ahead(self, num_finishes: int) -> list[tuple[float, list[Request]]]:
         """Run to so many instants at which requests finish, or until nothing is left; nothing may come between."""
         batcher, kv = self._batcher, self._batcher.kv
-        told: list[tuple[float, list[Request]]] = []
-        while len(told) < num_finishes:
+        finishes: list[tuple[float, list[Request]]] = []
+        while len(finishes) < num_finishes:
             if not kv.num_growing and batcher.is_idle:
                 arrival_ts = batcher.queue.next_arrival_ts
                 if arrival_ts == inf:
@@ -175,10 +175,10 @@ class Engine:
             self._plan_jump()
             self._commit(self._jump_steps)
             if self._finished:
-                told.append((self._now, self._finished))
+                finishes.append((self._now, self._finished))
                 self._finished = []
         self.target_ts = self._now
-        return told
+        return finishes
 
     def advance_to(self, ts: float) -> list[Request]:
         """Run up to ``ts`` and return the requests that finished since the last call, in order of finish."""

@@ -74,7 +74,7 @@ class KvCache:
         return NOTHING
 
     def would_fit(self, num_tokens: int, num_blocks: int) -> bool:
-        """Tell whether tokens that nobody shares fit below the watermark beside blocks that others take."""
+        """Return whether tokens of one request alone fit below the watermark beside blocks that others take."""
         return self.num_free - num_blocks + -num_tokens // self.block_size >= self.watermark_blocks
 
     def try_admit(self, request: Request, found: Found, num_tokens: int, whole_tokens: int) -> bool:

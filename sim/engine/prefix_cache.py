@@ -140,7 +140,7 @@ class PrefixKvCache(KvCache):
         return request.prefix_tokens // self.block_size
 
     def _shared(self, request: Request) -> list[SharedBlock]:
-        """Find the blocks of its prefix that somebody has computed."""
+        """Find the blocks of its prefix that were computed."""
         last = min(self._num_shareable(request), (request.num_tokens - 1) // self.block_size)
         found = []
         for index in range(last):

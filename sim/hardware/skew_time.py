@@ -52,7 +52,7 @@ class AttentionSkew:
 
     @property
     def num_longest(self) -> int:
-        """How many of the longest lengths it wants to be told."""
+        """How many of the longest lengths it needs."""
         return max(1, MAX_WAVES * self.num_sms // self.num_heads)
 
     def longest_wait_s(self, longest: int, mean_tokens: float) -> float:
@@ -79,7 +79,7 @@ class AttentionSkew:
         return self.block_s * (self._makespan([*tiles, *longest]) - equal)
 
     def _blurs(self, chunks: Sequence[tuple[int, int]], num_decodes: int) -> bool:
-        """Tell whether there are too many thread blocks to schedule them one by one."""
+        """Return whether there are too many thread blocks to schedule them one by one."""
         most = MAX_WAVES * self.num_sms // self.num_heads
         num_tiles = len(chunks)
         if num_decodes + num_tiles <= most:
@@ -152,7 +152,7 @@ class SkewAwareIterationTime:
         self._busy_tokens: dict[int, float] = {}
         """Per batch size, tokens to read that are known to take longer than the launches."""
         self.num_longest = max(skew.num_longest if skew else 0, 1 if eager else 0)
-        """How many of the longest lengths it wants to be told."""
+        """How many of the longest lengths it needs."""
 
     def decode_span_s(self, num_seqs: int, kv_tokens: float, num_steps: int, longest: Sequence[int] = ()) -> float:
         """Time of consecutive decode steps over an unchanged batch.
@@ -178,7 +178,7 @@ class SkewAwareIterationTime:
 
     def _launches_s(self, num_seqs: int, kv_tokens: float, num_steps: int, most_tokens: int, skew_s: float) -> float:
         """Price what steps of a span wait for launches: they get slower, so only the first without graphs do."""
-        assert self._eager is not None, "asked for where there is a limit"
+        assert self._eager is not None, "called where there is a limit"
         gpu_s, launch_s = self._gpu.decode_span_s, self._eager.launch_s - skew_s
         num_graphs = max(0, self._eager.max_graph_tokens - most_tokens + 1)
         kv_tokens += num_graphs * num_seqs

@@ -21,10 +21,10 @@ class SparseBatch(NamedTuple):
     short_tokens: float
     """Tokens of those that are read in full."""
     longest: float
-    """Tokens of the longest sequence; 0 where nobody asks for it."""
+    """Tokens of the longest sequence; 0 where no time depends on it."""
 
     def after(self, num_steps: float) -> "SparseBatch":
-        """Let so many steps pass in which nobody leaves."""
+        """Let so many steps pass in which no sequence leaves."""
         num_seqs, num_long, kv_tokens, short_tokens, longest = self
         return SparseBatch(
             num_seqs,
@@ -62,7 +62,7 @@ class SparseTime:
         """Of a token."""
 
     def read_tokens(self, batch: SparseBatch) -> float:
-        """Tokens that the attention of a step reads, those that scoring costs included, were nobody to pause."""
+        """Tokens that the attention of a step reads, those that scoring costs included, without pauses."""
         long_tokens = batch.kv_tokens - batch.short_tokens
         return batch.short_tokens + batch.num_long * self._long_read + self._scored * long_tokens
 
@@ -71,7 +71,7 @@ class SparseTime:
         return batch.num_long * self._promote_s / self._every
 
     def span_s(self, batch: SparseBatch, num_steps: int) -> float:
-        """Time of consecutive decode steps over an unchanged batch in which nobody turns long.
+        """Time of consecutive decode steps over an unchanged batch in which no sequence turns long.
 
         Reads grow evenly, so the middle step is the mean one where time is linear in them.
         """
@@ -127,9 +127,9 @@ def sparse_time(time: IterationTime, expert: Expert, tp_degree: int, hardware: H
     Raises
     ------
     ValueError
-        If nobody knows how fast the GPU's link to the host is.
+        If the speed of the GPU's link to the host is not known.
     """
-    assert expert.kv is not None, "asked for where there is one"
+    assert expert.kv is not None, "called where there is one"
     rule = "null in simulation, which knows how many heads are unstable and not which"
     require(expert.kv.heads is None, f"expert {expert.name}: kv.heads", rule, expert.kv.heads)
     link = hardware.host_link_bytes_per_s

@@ -117,7 +117,7 @@ class AnswerModel:
         return _pick(item.answers, weights, u)
 
     def probability(self, item: Item, expert: ExpertName, answer: str, seen: Sequence[str | None] | None) -> float:
-        """Tell with which probability an expert gives this answer; ``seen``: as in ``aggregate``, None: it proposes."""
+        """Return the probability that an expert gives this answer; ``seen``: as in ``aggregate``, None: it proposes."""
         ability = self.ability(expert) + (0.0 if seen is None else self.aggregator_gain)
         weights = (exp(ability - self.discrimination * item.difficulty), *item.attractions)
         support = [exp(self.deference * (seen or ()).count(one)) for one in item.answers]
@@ -132,7 +132,7 @@ class AnswerModel:
 def shift_length(u: float, difficulty: float, loading: float) -> float:
     """Make a length's uniform number lean on the difficulty; it stays uniform over questions, so no mean changes.
 
-    A Gaussian copula: the length's normal score is loading x difficulty + sqrt(1 - loading^2) x the call's own luck.
+    A Gaussian copula: the length's normal score is loading x difficulty + sqrt(1 - loading^2) x the call's own score.
 
     Examples
     --------

@@ -14,7 +14,7 @@ _NOT_DRAWN = "", Outcome(0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Maps a call to its outcome from hashed uniform numbers, so that every policy meets the same luck.
+    """Maps a call to its outcome from hashed uniform numbers, so that every policy meets the same draws.
 
     The calibration world differs from the test world in its stream only: same distributions, other draws.
     Without an answer model calls have lengths and no answers.
@@ -22,9 +22,9 @@ class World:
 
     lengths: Mapping[ExpertName, LengthDistribution]
     root_seed: int
-    """The luck of the run."""
+    """Of the run."""
     question_seed: int = 0
-    """The draw of the questions: a data set is one, whatever the run's luck."""
+    """The draw of the questions: a data set is one, whatever the run's seed."""
     stream: str = "test"
     recorded: Mapping[CallKey, int] = field(default_factory=dict)
     """True lengths known from a file or a log; they take precedence over the distributions."""
@@ -35,7 +35,7 @@ class World:
     thinking: Mapping[ExpertName, int] = field(default_factory=dict)
     """Most visible tokens of the experts that think before they answer; all that others write is visible."""
     tells_confidence: bool = False
-    """Calls tell how probable their answer was. Assumed: a real confidence is of the tokens, not of the answer."""
+    """Calls report how probable their answer was. Assumed: a real confidence is of the tokens, not of the answer."""
     _items: dict[str, Item] = field(init=False, repr=False, compare=False, default_factory=dict)
     _drawn: dict[CallKey, tuple[ExpertName, Outcome]] = field(
         init=False, repr=False, compare=False, default_factory=dict
@@ -62,7 +62,7 @@ class World:
         if self.answers is None:
             return Outcome(self._length(call, uniform(self.root_seed, self.stream, call.key)))
         key = call.key
-        luck, choice = uniform_pair(self.root_seed, self.stream, key)
+        length_draw, choice = uniform_pair(self.root_seed, self.stream, key)
         item = self._item(key.question, self.answers)
         answer: str | None = None
         seen: list[str | None] | None = None
@@ -73,7 +73,7 @@ class World:
             answer = self.answers.aggregate(item, call.expert, seen, choice)
         elif item.answers:
             answer = self.answers.propose(item, call.expert, choice)
-        length = self._length(call, shift_length(luck, item.difficulty, loading))
+        length = self._length(call, shift_length(length_draw, item.difficulty, loading))
         visible = min(length, self.thinking[call.expert]) if call.expert in self.thinking else None
         confidence, sparse = None, None
         if self.tells_confidence and answer is not None:
@@ -102,8 +102,8 @@ class World:
     def _item(self, question: str, answers: AnswerModel) -> Item:
         item = self._items.get(question)
         if item is None:
-            asked = self.questions.get(question)
-            possible = () if asked is None else possible_answers(asked)
+            known = self.questions.get(question)
+            possible = () if known is None else possible_answers(known)
             item = self._items[question] = answers.item(question, possible, self.question_seed, self.stream)
         return item
 
@@ -114,7 +114,7 @@ MOST_WORLDS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedWorld:
-    """Lengths and answers, before any luck."""
+    """Lengths and answers, before any draw."""
 
     lengths: Mapping[ExpertName, LengthDistribution]
     merged_lengths: Mapping[ExpertName, LengthDistribution]
@@ -134,7 +134,7 @@ class SimulatedWorld:
         return self._world(workload, experts, "test", seed)
 
     def calibration(self, workload: Workload, experts: tuple[Expert, ...], seed: int, length_error: float) -> World:
-        """Give a world of other luck and the same distributions, or of means that are off if an error is asked for."""
+        """Give a world of other draws and the same distributions, or of means that are off by an error."""
         return self._world(workload, experts, "calibration", seed, length_error)
 
     def _world(

@@ -35,7 +35,7 @@ def must_not_run():
 
 
 def steps_in(folder, clock, budget_s, told=None):
-    return KeptSteps(folder, budget_s=budget_s, tell=(told if told is not None else []).append, now=clock)
+    return KeptSteps(folder, budget_s=budget_s, report=(told if told is not None else []).append, now=clock)
 
 
 def test_a_step_that_is_there_is_read_and_not_taken(tmp_path):

@@ -1,21 +1,37 @@
-"""The simulated world: every policy meets the same luck."""
+"""The simulated world: all policies meet the same draws; answers and lengths follow one difficulty a question."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+from math import exp, sqrt
+from statistics import NormalDist, correlation, fmean, stdev
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chi2_contingency, kstest
 
 from mosaic.core.lengths import ClippedLognormal, Empirical
 from mosaic.core.realization import Outcome
-from mosaic.core.results import CallStatus
+from mosaic.core.results import CallRecord, CallStatus, Inputs
 from mosaic.core.workload import PROPOSE, Call, CallKey
 from mosaic.planning.baselines import DataParallel, Fifo, LeastLoaded, RoundRobin
 from mosaic.runtime.static_plan import execute
+from sim.cluster.session import cut_off
 from sim.world.world import World
 from tests.controllers import cancel_on
-from tests.factories import make_call, make_problem
+from tests.factories import make_call, make_calls, make_expert, make_problem
+from tests.sim.answer_worlds import (
+    FINE,
+    aggregate_call,
+    ask,
+    item_of,
+    make_choice,
+    make_model,
+    make_response,
+    make_world,
+    names,
+)  # fmt: skip
 from tests.sim.cluster_runs import make_backend
 
 LENGTHS = {
@@ -103,3 +119,264 @@ def test_a_length_from_nowhere_is_refused() -> None:
     message = r"length distribution for expert 'C', got \['A', 'B'\]: add world.output_tokens.C"
     with pytest.raises(ValueError, match=message):
         WORLD.outcome(make_call(expert="C"), {})
+
+
+# Calls that answer
+
+NORMAL = NormalDist()
+NUM_QUESTIONS = 3000
+NAMES = names(NUM_QUESTIONS)
+
+
+def score(outcome: Outcome) -> float:
+    """The normal score of a length drawn from FINE."""
+    return NORMAL.inv_cdf((outcome.output_tokens - 0.5) / len(FINE.sample))
+
+
+def assert_higher(high: list[float], low: list[float]) -> None:
+    """The mean of the first is above that of the second by more than 4 standard errors."""
+    error = sqrt(stdev(high) ** 2 / len(high) + stdev(low) ** 2 / len(low))
+    assert fmean(high) - fmean(low) > 4 * error
+
+
+def probabilities(world: World, question: str, expert: str) -> dict[str, float]:
+    """The model's formula, written out once more."""
+    model, item = world.answers, item_of(world, question)
+    assert model is not None
+    right = exp(model.mean_ability + model.ability_by_expert[expert] - model.discrimination * item.difficulty)
+    weights = (right, *item.attractions)
+    return {answer: weight / sum(weights) for answer, weight in zip(item.answers, weights, strict=True)}
+
+
+# Lengths
+
+
+@pytest.mark.parametrize("root_seed", [0, 3])
+def test_answers_without_loading_leave_every_length_as_it_was(root_seed: int) -> None:
+    calls = make_calls({"A": 40, "B": 25})
+    bare = World(lengths=LENGTHS, root_seed=root_seed)
+    answering = replace(bare, answers=make_model(), questions={f"q{i}": make_choice(f"q{i}") for i in range(30)})
+    outcomes = [answering.outcome(call, {}) for call in calls]
+    # Without an answer model there are lengths and nothing else.
+    assert [Outcome(outcome.output_tokens, None, None) for outcome in outcomes] == [bare.outcome(c, {}) for c in calls]
+    assert [outcome.answer is not None for outcome in outcomes] == [i < 30 for i in range(65)]
+
+
+@pytest.mark.parametrize("loading", [0.4, 0.8319, 1.0])
+@pytest.mark.parametrize("expert", ["A", "B"])
+def test_the_loading_leaves_each_experts_length_distribution_as_it_is(loading: float, expert: str) -> None:
+    world = make_world(lengths=LENGTHS, answers=make_model(length_loading=loading))
+    lengths = [ask(world, name, expert=expert).output_tokens for name in NAMES]
+    assert lengths != [ask(replace(world, answers=None), name, expert=expert).output_tokens for name in NAMES]
+    grid = [LENGTHS[expert].quantile((i + 0.5) / NUM_QUESTIONS) for i in range(NUM_QUESTIONS)]
+    assert kstest(lengths, grid).pvalue > 1e-3
+    assert abs(fmean(lengths) - LENGTHS[expert].mean) < 4 * LENGTHS[expert].std / sqrt(NUM_QUESTIONS)
+
+
+@pytest.mark.parametrize("loading", [0.0, 0.5, 0.8319])
+def test_lengths_of_a_questions_slots_correlate_as_the_square_of_the_loading(loading: float) -> None:
+    world = make_world(NUM_QUESTIONS, answers=make_model(length_loading=loading))
+    first, again, other = (
+        [score(ask(world, name, expert=expert, slot=slot)) for name in NAMES]
+        for expert, slot in (("A", 0), ("A", 1), ("B", 2))
+    )
+    for slots in ((first, again), (first, other)):
+        assert abs(correlation(*slots) - loading**2) < 4 * (1 - loading**4) / sqrt(NUM_QUESTIONS)
+    with_difficulty = correlation([item_of(world, name).difficulty for name in NAMES], first)
+    assert abs(with_difficulty - loading) < 4 * (1 - loading**2) / sqrt(NUM_QUESTIONS)
+
+
+def test_lengths_of_two_questions_are_independent() -> None:
+    world = make_world(NUM_QUESTIONS, answers=make_model(length_loading=0.9))
+    scores = [score(ask(world, name)) for name in NAMES]
+    assert abs(correlation(scores[:-1], scores[1:])) < 4 / sqrt(NUM_QUESTIONS)
+
+
+@pytest.mark.parametrize("loading", [0.0, 0.7])
+def test_the_aggregators_lengths_lean_by_their_own_loading(loading: float) -> None:
+    answers = make_model(length_loading=0.3, aggregator_length_loading=loading)
+    world = make_world(NUM_QUESTIONS, answers=answers)
+    scores = [score(world.outcome(aggregate_call(name), {})) for name in NAMES]
+    found = correlation([item_of(world, name).difficulty for name in NAMES], scores)
+    assert abs(found - loading) < 4 * (1 - loading**2) / sqrt(NUM_QUESTIONS)
+
+
+def test_recorded_lengths_take_precedence_over_the_difficulty_too() -> None:
+    call = make_call("q0")
+    world = make_world(answers=make_model(length_loading=0.9), recorded={call.key: 7})
+    assert world.outcome(call, {}).output_tokens == 7
+    assert world.outcome(call, {}).answer == make_world(answers=make_model()).outcome(call, {}).answer
+
+
+def test_experts_that_think_show_no_more_than_their_visible_tokens() -> None:
+    world = make_world(20, thinking={"A": 40_000})
+    lengths = [ask(world, name).output_tokens for name in names(20)]
+    assert min(lengths) < 40_000 < max(lengths)
+    assert [ask(world, name).visible_tokens for name in names(20)] == [min(tokens, 40_000) for tokens in lengths]
+    assert ask(world, "q0", expert="B").visible_tokens is None
+
+
+# Answers
+
+
+def test_harder_questions_disagree_more_go_wrong_more_often_and_run_longer() -> None:
+    world = make_world(NUM_QUESTIONS, answers=make_model(length_loading=0.5))
+    rows = []
+    for name in sorted(NAMES, key=lambda name: item_of(world, name).difficulty):
+        outcomes = [ask(world, name, expert="AB"[slot % 2], slot=slot) for slot in range(3)]
+        said = [outcome.answer for outcome in outcomes]
+        rows.append((len(set(said)), said.count("B"), sum(outcome.output_tokens for outcome in outcomes)))
+    third = NUM_QUESTIONS // 3
+    easy, middle, hard = (list(zip(*rows[i * third : (i + 1) * third], strict=True)) for i in range(3))
+    for below, above in ((easy, middle), (middle, hard)):
+        assert_higher(above[0], below[0])
+        assert_higher(below[1], above[1])
+        assert_higher(above[2], below[2])
+
+
+@pytest.mark.parametrize("question", ["q0", "q1", "q2", "q3"])
+def test_slots_of_one_expert_are_independent_given_the_question(question: str) -> None:
+    number = 4000
+    world = make_world(4, answers=make_model(length_loading=0.8, mean_ability=1.0))
+    expected = probabilities(world, question, "A")
+    outcomes = [ask(world, question, slot=slot) for slot in range(2 * number)]
+    said = [outcome.answer for outcome in outcomes]
+    for answer, share in expected.items():
+        assert abs(said.count(answer) / len(said) - share) < 4 * sqrt(share * (1 - share) / len(said)), answer
+    pairs = list(zip(said[::2], said[1::2], strict=True))
+    agree = sum(share**2 for share in expected.values())
+    assert abs(sum(a == b for a, b in pairs) / number - agree) < 4 * sqrt(agree * (1 - agree) / number)
+    common = [answer for answer, share in expected.items() if share > 0.05]
+    assert chi2_contingency([[pairs.count((a, b)) for b in common] for a in common]).pvalue > 1e-3
+    # Nor do a call's answer and its length tell of each other, once the question is known.
+    right = [float(answer == "B") for answer in said]
+    assert abs(correlation(right, [score(outcome) for outcome in outcomes])) < 4 / sqrt(len(said))
+
+
+def test_pairs_agree_over_questions_as_the_sum_of_squared_probabilities() -> None:
+    world = make_world(NUM_QUESTIONS)
+    first, second = ([ask(world, name, expert="B", slot=slot).answer for name in NAMES] for slot in range(2))
+    expected = [sum(p**2 for p in probabilities(world, name, "B").values()) for name in NAMES]
+    agree = fmean(a == b for a, b in zip(first, second, strict=True))
+    error = sqrt(sum(p * (1 - p) for p in expected)) / NUM_QUESTIONS
+    assert abs(agree - fmean(expected)) < 4 * error
+    # Independent only given the question: over questions they agree more than the answers to two questions do.
+    assert agree > fmean(a == b for a, b in zip(first[1:], second[:-1], strict=True)) + 4 * error
+
+
+def test_a_question_that_is_not_known_has_a_difficulty_and_no_answer() -> None:
+    world = make_world(1, answers=make_model(length_loading=1.0, aggregator_length_loading=1.0, deference=1.0))
+    outcome = ask(world, "elsewhere")
+    assert outcome.answer is None
+    assert ask(world, "elsewhere", slot=1) == outcome, "nothing but the difficulty makes the length"
+    assert world.outcome(aggregate_call("elsewhere"), {}) == outcome
+
+
+def test_other_luck_meets_the_same_questions() -> None:
+    world = make_world(50, answers=make_model(mean_ability=0.0, length_loading=0.5))
+    other = replace(world, root_seed=1)
+    assert [ask(world, name).answer for name in names(50)] != [ask(other, name).answer for name in names(50)]
+    # A length at full loading is the difficulty and nothing else.
+    hard = [replace(each, answers=make_model(length_loading=1.0)) for each in (world, other)]
+    assert [[ask(each, name).output_tokens for name in names(50)] for each in hard] == 2 * [
+        [ask(hard[0], name).output_tokens for name in names(50)]
+    ]
+
+
+@pytest.mark.parametrize("change", [{"question_seed": 1}, {"stream": "calibration"}])
+def test_other_draws_of_the_questions_and_other_streams_meet_other_questions(change: dict[str, object]) -> None:
+    world = make_world(50, answers=make_model(mean_ability=0.0, length_loading=0.5))
+    other = replace(world, **change)  # type: ignore[arg-type]
+    assert [ask(world, name).answer for name in names(50)] != [ask(other, name).answer for name in names(50)]
+    # A length at full loading is the difficulty and nothing else.
+    full = make_model(length_loading=1.0)
+    lengths = [[ask(replace(each, answers=full), name) for name in names(50)] for each in (world, other)]
+    assert all(a.output_tokens != b.output_tokens for a, b in zip(*lengths, strict=True))
+
+
+# The aggregator: its luck is its own, and its answer and length follow what it reads
+
+EAGER = make_model(mean_ability=0.0, deference=1.5, aggregator_length_loading=0.5)
+
+
+def by_key(records: Sequence[CallRecord]) -> Inputs:
+    return {record.key: record for record in records}
+
+
+def read(world: World, *answers: str | None, question: str = "q0") -> Outcome:
+    """What the aggregator makes of these responses."""
+    records = [make_response(question, slot, answer) for slot, answer in enumerate(answers)]
+    return world.outcome(aggregate_call(question, *range(len(answers))), by_key(records))
+
+
+@given(order=st.randoms(), strangers=st.lists(st.sampled_from([*"ABCD", None]), max_size=4), others=st.integers(0, 3))
+def test_its_outcome_depends_on_nothing_but_seed_key_and_inputs(
+    order: random.Random, strangers: list[str | None], others: int
+) -> None:
+    # Two policies: other calls added, cancelled, asked before and listed in another order.
+    world, call = make_world(8, answers=EAGER), aggregate_call("q3", 0, 1, 2)
+    inputs = [make_response("q3", slot, answer) for slot, answer in enumerate("BAB")]
+    expected = world.outcome(call, by_key(inputs))
+    added = [make_response("q4", slot, answer) for slot, answer in enumerate(strangers)]
+    # A fourth response of the question that the call does not name, as one that was cancelled.
+    added.append(make_response("q3", 3, "A", expert="B"))
+    records = [*inputs, *added]
+    order.shuffle(records)
+    other, given_inputs = make_world(8, answers=EAGER), by_key(records)
+    for i in range(others):
+        other.outcome(aggregate_call(f"q{i}", 0), given_inputs)
+    assert other.outcome(call, given_inputs) == expected
+    named = list(call.after)
+    order.shuffle(named)
+    assert other.outcome(replace(call, after=tuple(named)), given_inputs) == expected
+
+
+def test_unparsable_and_missing_responses_support_nothing() -> None:
+    world = make_world(60, answers=EAGER)
+    for name in names(60):
+        expected = read(world, "A", "B", question=name)
+        assert read(world, "A", "B", None, question=name) == expected
+        records = [make_response(name, slot, answer) for slot, answer in enumerate("AB")]
+        assert world.outcome(aggregate_call(name, 0, 1, 2), by_key(records)) == expected
+    alone = [read(world, None, None, None, question=name) for name in names(60)]
+    assert alone == [read(world, question=name) for name in names(60)]
+    assert alone != [read(world, "A", "A", None, question=name) for name in names(60)]
+
+
+def test_an_expert_that_aggregates_has_other_luck_than_when_it_answers() -> None:
+    world = make_world(40, answers=replace(EAGER, deference=0.0), aggregator_lengths={"A": FINE})
+    own = [ask(world, name) for name in names(40)]
+    merged = [world.outcome(replace(aggregate_call(name), expert="A"), {}) for name in names(40)]
+    assert all(a.output_tokens != b.output_tokens for a, b in zip(own, merged, strict=True))
+    assert any(a.answer != b.answer for a, b in zip(own, merged, strict=True))
+
+
+def test_what_it_reads_does_not_change_how_much_it_writes() -> None:
+    world = make_world(60, answers=EAGER)
+    for name in names(60):
+        assert len({read(world, *seen, question=name).output_tokens for seen in ("BBB", "ABB", "ACD", "")}) == 1
+
+
+def test_a_length_respects_the_experts_limit() -> None:
+    world = make_world(200, answers=EAGER)
+    limit = sorted(read(world, *"ABC", question=name).output_tokens for name in names(200))[100]
+    expert = make_expert("G", max_output_tokens=limit, context_tokens=100_000)
+    num_cut = 0
+    for name in names(200):
+        outcome = read(world, *"ABC", question=name)
+        job = cut_off(aggregate_call(name), expert, outcome)
+        assert job.output_tokens == min(limit, outcome.output_tokens)
+        assert job.answer == (outcome.answer if outcome.output_tokens < limit else None)
+        num_cut += job.answer is None
+    assert 0 < num_cut < 200
+
+
+@pytest.mark.parametrize("answers", [None, EAGER])
+def test_an_aggregators_length_from_nowhere_is_refused(answers) -> None:
+    world = make_world(answers=answers, lengths={"G": FINE}, aggregator_lengths={"H": FINE})
+    message = (
+        r"length distribution for aggregator 'G', got \['H'\]: "
+        r"add world\.merged_tokens\.G"
+    )
+    with pytest.raises(ValueError, match=message):
+        world.outcome(aggregate_call(), {})
