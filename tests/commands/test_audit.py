@@ -6,14 +6,9 @@ from pathlib import Path
 import pytest
 
 from mosaic.runtime.journal_records import read_journal
-from tests.engines.fake_batch import batch_line, run_mosaic, write_batch, write_models
+from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 
 NUM_QUESTIONS = 80
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

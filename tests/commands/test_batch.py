@@ -12,28 +12,8 @@ import pytest
 
 from mosaic.runtime.journal_records import read_journal
 from tests.commands.tiny_batch import read_completions
-from tests.engines.fake_batch import NAMES, batch_line, question, run_mosaic, write_batch, write_models
+from tests.engines.fake_batch import NAMES, batch_line, question, run_mosaic, write_batch
 from tests.engines.fake_run import run_fake
-
-NUM_QUESTIONS = 24
-PLAN_ALL = ("profile.source=calibration",)
-"""The plan is of all calls, so that another command can run it too."""
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def done(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("done")
-    path = write_batch(folder, [batch_line(number) for number in range(NUM_QUESTIONS)])
-    outcome = run_mosaic("batch", path, *models, *PLAN_ALL, "--price", "2")
-    assert outcome.status == 0, outcome.err
-    assert f"{NUM_QUESTIONS} questions answered, 0 errors" in outcome.out
-    assert "cost" in outcome.out
-    return folder
 
 
 def lines_of(path: Path) -> list[dict]:
@@ -45,26 +25,26 @@ def body_of(line: dict) -> dict:
 
 
 def test_every_question_has_a_line_in_the_order_of_the_input(done: Path) -> None:
-    lines = lines_of(done / "questions.out.jsonl")
-    assert [line["custom_id"] for line in lines] == [f"q{number}" for number in range(NUM_QUESTIONS)]
-    assert (done / "questions.errors.jsonl").read_bytes() == b""
-    assert not (done / "questions.partial.jsonl").exists()
+    lines = lines_of(done.parent / "questions.out.jsonl")
+    assert [line["custom_id"] for line in lines] == [f"q{number}" for number in range(24)]
+    assert (done.parent / "questions.errors.jsonl").read_bytes() == b""
+    assert not (done.parent / "questions.partial.jsonl").exists()
 
 
 def test_openai_s_own_types_read_the_output(done: Path) -> None:
-    out = done / "questions.out.jsonl"
+    out = done.parent / "questions.out.jsonl"
     for line, read in zip(lines_of(out), read_completions(out).values(), strict=True):
         assert read.choices[0].message.content == body_of(line)["choices"][0]["message"]["content"] != ""
         assert read.usage.total_tokens == read.usage.prompt_tokens + read.usage.completion_tokens
 
 
 def test_usage_is_that_of_all_calls_and_votes_are_the_experts(done: Path) -> None:
-    calls = pq.read_table(done / "questions.mosaic" / "calls.parquet").to_pylist()
+    calls = pq.read_table(done.parent / "questions.mosaic" / "calls.parquet").to_pylist()
     written, asked = Counter(), Counter()
     for call in calls:
         written[call["question"]] += call["output_tokens"]
         asked[call["question"]] += 1
-    lines = lines_of(done / "questions.out.jsonl")
+    lines = lines_of(done.parent / "questions.out.jsonl")
     for line in lines:
         body = body_of(line)
         assert body["usage"]["completion_tokens"] == written[line["custom_id"]]
@@ -75,8 +55,10 @@ def test_usage_is_that_of_all_calls_and_votes_are_the_experts(done: Path) -> Non
 
 
 def test_the_text_says_the_final_answer(done: Path) -> None:
-    answers = {row["question"]: row for row in pq.read_table(done / "questions.mosaic" / "answers.parquet").to_pylist()}
-    for line in lines_of(done / "questions.out.jsonl"):
+    answers = {
+        row["question"]: row for row in pq.read_table(done.parent / "questions.mosaic" / "answers.parquet").to_pylist()
+    }
+    for line in lines_of(done.parent / "questions.out.jsonl"):
         body, answer = body_of(line), answers[line["custom_id"]]
         assert body["mosaic"]["answer"] == answer["answer"]
         assert body["mosaic"]["source"] == answer["source"]
@@ -95,32 +77,33 @@ def test_run_py_answers_the_same_with_the_same_plan(done: Path, models: list[str
     pool.mkdir(parents=True)
     (pool / "named.yaml").write_text(f"name: named\naggregator: Dan\nexperts: {{{entries}}}\n")
     outcome = run_fake(
-        f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "workload=file", f"workload.path={done / 'questions.jsonl'}",
+        f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "workload=file", f"workload.path={done}",
         "workload.experts=[Ada,Bob,Cyd]", "pool=named", "cluster=local", "costs=affine", "backend=vllm",
-        "backend.device=cpu", f"plan.path={done / 'questions.mosaic' / 'plan.json'}",
+        "backend.device=cpu", f"plan.path={done.with_suffix('.mosaic') / 'plan.json'}",
         f"hydra.run.dir={tmp_path / 'run'}",
-        "profile.sweep={shard_sizes: [2, 4], num_repeats: 1}", "profile.max_batch_frac=0.01", *PLAN_ALL,
+        "profile.sweep={shard_sizes: [2, 4], num_repeats: 1}", "profile.max_batch_frac=0.01",
+        "profile.source=calibration",
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     there, here = (
-        pq.read_table(folder / "answers.parquet") for folder in (done / "questions.mosaic", tmp_path / "run")
+        pq.read_table(folder / "answers.parquet") for folder in (done.parent / "questions.mosaic", tmp_path / "run")
     )
     assert there.equals(here)
 
 
-def test_a_complete_batch_is_not_run_again(done: Path, models: list[str]) -> None:
-    before = (done / "questions.out.jsonl").read_bytes()
-    outcome = run_mosaic("batch", done / "questions.jsonl", *models, *PLAN_ALL)
+def test_a_complete_batch_is_not_run_again(done: Path, plan_all: list[str]) -> None:
+    before = (done.parent / "questions.out.jsonl").read_bytes()
+    outcome = run_mosaic("batch", done, *plan_all)
     assert (outcome.status, outcome.out) == (0, "")
     assert "already complete" in outcome.err
-    assert (done / "questions.out.jsonl").read_bytes() == before
+    assert (done.parent / "questions.out.jsonl").read_bytes() == before
 
 
-def test_output_that_was_removed_is_written_again_without_a_call(done: Path, models: list[str]) -> None:
-    out, journal = done / "questions.out.jsonl", done / "questions.mosaic" / "journal" / "run"
+def test_output_that_was_removed_is_written_again_without_a_call(done: Path, plan_all: list[str]) -> None:
+    out, journal = done.parent / "questions.out.jsonl", done.parent / "questions.mosaic" / "journal" / "run"
     before, num_calls = out.read_bytes(), len(read_journal(journal).ended)
     out.unlink()
-    assert run_mosaic("batch", done / "questions.jsonl", *models, *PLAN_ALL).status == 0
+    assert run_mosaic("batch", done, *plan_all).status == 0
     assert out.read_bytes() == before
     assert len(read_journal(journal).ended) == num_calls
 

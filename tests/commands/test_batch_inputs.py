@@ -13,14 +13,9 @@ import pytest
 from mosaic.config import batch as batch_config_module
 from mosaic.config.batch import Gpu, find_gpus, named_models
 from mosaic.core.engine_options import Device
-from tests.engines.fake_batch import NAMES, batch_line, run_mosaic, write_models
+from tests.engines.fake_batch import NAMES, batch_line, run_mosaic
 
 TEXT = "Is it?\nOptions:\n(A) 1\n(B) 2"
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 class Case(NamedTuple):

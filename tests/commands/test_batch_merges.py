@@ -8,7 +8,7 @@ import pytest
 
 from mosaic.pipelines.final_answers import AnswerSource
 from tests.commands.command_line import Outcome
-from tests.engines.fake_batch import batch_line, run_mosaic, write_batch, write_models
+from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 
 CONTEXT = 4096
 """Of every model, in tokens; a token of a ``narrow`` prompt is a character."""
@@ -27,11 +27,6 @@ class Ran(NamedTuple):
     @property
     def summary(self) -> dict[str, Any]:
         return json.loads((self.folder / "questions.mosaic" / "summary.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")

@@ -7,21 +7,7 @@ import pytest
 
 from mosaic.report.run_folder import SUMMARY, read_json
 from mosaic.runtime.journal_records import own_journals, read_journal
-from tests.engines.fake_batch import batch_line, run_mosaic, write_batch, write_models
-
-NUM_QUESTIONS = 8
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return write_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def done(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = write_batch(tmp_path_factory.mktemp("done"), [batch_line(number) for number in range(NUM_QUESTIONS)])
-    assert run_mosaic("batch", path, *models).status == 0
-    return path
+from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 
 
 def num_ended(path: Path) -> int:
@@ -29,18 +15,18 @@ def num_ended(path: Path) -> int:
 
 
 @pytest.mark.parametrize("damage", [lambda text: b"", lambda text: text[:-30], lambda text: b"of somebody else\n"])
-def test_a_damaged_output_is_refused_by_an_audit_and_written_again(done: Path, models: list[str], damage) -> None:
+def test_a_damaged_output_is_refused_by_an_audit_and_written_again(done: Path, plan_all: list[str], damage) -> None:
     out = done.with_name("questions.out.jsonl")
     before, num_before = out.read_bytes(), num_ended(done)
     out.write_bytes(damage(before))
     audited = run_mosaic("audit", out)
     assert (audited.status, audited.err.count("\n")) == (2, 1)
     assert str(out) in audited.err
-    outcome = run_mosaic("batch", done, *models)
+    outcome = run_mosaic("batch", done, *plan_all)
     assert outcome.status == 0, outcome.err
     assert "already complete" not in outcome.err
     assert (out.read_bytes(), num_ended(done)) == (before, num_before), "without a call"
-    assert "already complete" in run_mosaic("batch", done, *models).err
+    assert "already complete" in run_mosaic("batch", done, *plan_all).err
 
 
 def test_an_audit_refuses_the_output_of_another_run(done: Path, tmp_path: Path) -> None:
@@ -68,19 +54,21 @@ def test_two_commands_do_not_share_an_output_name(done: Path, models: list[str],
     assert done.with_name("questions.out.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "text", [b"", b"{}", b"\xff\xfe", *(pytest.param(text, marks=pytest.mark.slow) for text in (b"{", b"[]", b"null"))]
+)
 @pytest.mark.parametrize(
     "name", ["config.yaml", "begun.json", "summary.json", "asked.json", "plan.json", "calls.parquet"]
 )
 def test_a_damaged_file_of_the_folder_is_written_again_or_named(
-    name: str, text: bytes, done: Path, models: list[str], tmp_path: Path
+    name: str, text: bytes, done: Path, plan_all: list[str], tmp_path: Path
 ) -> None:
     work = done.with_suffix(".mosaic")
     file, out = work / name, done.with_name("questions.out.jsonl")
     before = file.read_bytes() if file.exists() else None
     try:
         file.write_bytes(text)
-        for command in (["batch", done, *models], ["audit", out]):
+        for command in (["batch", done, *plan_all], ["audit", out]):
             outcome = run_mosaic(*command)
             assert "Traceback" not in outcome.err
             assert "mistake" not in outcome.err

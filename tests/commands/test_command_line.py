@@ -23,29 +23,13 @@ from tests.commands.command_line import (
     run_process,
     start_process,
 )
+from tests.report.test_metrics import KEYS as SUMMARY_KEYS
+from tests.report.test_tables import ANSWER_COLUMNS, CALL_COLUMNS, SESSION_COLUMNS
+from tests.run_tables import rows, summary_of
 
 FILES = {
     "config.yaml", "plan.json", "calls.parquet", "answers.parquet", "sessions.parquet",
     "summary.json", "timeline.png", "trace.json", "meta.json",
-}  # fmt: skip
-CALLS_COLUMNS = {
-    "question", "node", "role", "slot", "expert", "session", "workers", "prompt_tokens", "predicted_output_tokens",
-    "output_tokens", "queued_ts", "admitted_ts", "first_token_ts", "finished_ts", "num_preemptions", "attempt",
-    "cached_tokens", "wasted_tokens", "status", "answer", "visible_tokens",
-}  # fmt: skip
-ANSWERS_COLUMNS = ["question", "answer", "source", "confidence", "votes", "gold", "correct"]
-SESSIONS_COLUMNS = {
-    "session", "expert", "node", "workers", "load_start_ts", "load_s", "start_ts", "end_ts", "num_calls",
-    "output_tokens", "output_tok_per_s",
-}  # fmt: skip
-SUMMARY_KEYS = {
-    "workload", "scheduler", "backend", "gate", "costs", "seed", "num_questions", "num_calls", "num_failed_calls",
-    "num_cancelled_calls", "wasted_tokens", "aggregator_scheduler",
-    "expert_makespan_s", "aggregator_s", "end_to_end_s", "predicted_expert_makespan_s", "expert_lower_bound_s",
-    "gpu_idle_frac", "gpu_load_frac", "num_loads", "output_tokens", "output_tok_per_s", "num_preemptions", "skip_frac",
-    "accuracy_frac", "always_aggregate_accuracy_frac", "solve", "aggregator", "aggregator_expert",
-    "aggregator_tp_degree", "num_aggregator_calls", "num_too_long", "predicted_aggregator_s", "aggregator_costs",
-    "accuracy_change_pp", "aggregator_saved_s", "skip_frac_source", "always_aggregate_s", "gate_report",
 }  # fmt: skip
 SUBDIR = "hydra.sweep.subdir=${hydra:runtime.choices.scheduler}-${seed}"
 """Short names for the points of a sweep, in place of all that they override."""
@@ -55,15 +39,9 @@ SCHEDULERS = (
 )  # fmt: skip
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return summary
-
-
 def read_calls(folder: Path, role: str = "propose") -> list[dict[str, Any]]:
     """Read the records of a stage's calls: those of the experts, or the aggregator's."""
-    rows: list[dict[str, Any]] = pq.read_table(folder / "calls.parquet").to_pylist()
-    return [row for row in rows if row["role"] == role]
+    return [row for row in rows(folder, "calls") if row["role"] == role]
 
 
 def read_plans(folder: Path) -> list[dict[str, Any]]:
@@ -105,7 +83,7 @@ def test_the_default_run_prints_one_screen_and_nothing_else(default_run: tuple[P
     assert outcome.err == ""
     lines = outcome.out.splitlines()
     assert len(lines) <= 24
-    summary = read_summary(folder)
+    summary = summary_of(folder)
     counts = f"2,100 questions, 6,300 + {summary['num_aggregator_calls']} calls, 4 workers"
     assert lines[0].startswith(f"ilp on mmlu_pro: {counts}")
     assert max(map(len, (line for line in lines if str(folder.parent) not in line))) <= 100
@@ -130,16 +108,15 @@ def test_the_default_run_leaves_the_files_of_the_contract(default_run: tuple[Pat
     folder, _ = default_run
     assert {path.name for path in folder.iterdir()} == FILES
     assert is_complete(folder)
-    assert set(pq.read_schema(folder / "calls.parquet").names) == CALLS_COLUMNS
-    assert set(pq.read_schema(folder / "sessions.parquet").names) == SESSIONS_COLUMNS
-    summary = read_summary(folder)
-    assert set(summary) >= SUMMARY_KEYS
+    for name, columns in (("calls", CALL_COLUMNS), ("sessions", SESSION_COLUMNS), ("answers", ANSWER_COLUMNS)):
+        assert pq.read_schema(folder / f"{name}.parquet").names == columns
+    summary = summary_of(folder)
+    assert list(summary) == SUMMARY_KEYS
     assert {key for key in summary if summary[key] is None} == {"gate_report"}
     assert set(summary["solve"]) == {"status", "gap_frac", "bound_s", "num_vars", "num_constraints"}
     assert summary["solve"]["status"] == "optimal"
     assert len(read_calls(folder)) == 6300
     assert len(read_calls(folder, "aggregate")) == summary["num_aggregator_calls"] == summary["num_calls"] - 6300
-    assert pq.read_schema(folder / "answers.parquet").names == ANSWERS_COLUMNS
     assert pq.read_metadata(folder / "answers.parquet").num_rows == 2100
     assert (folder / "timeline.png").read_bytes().startswith(b"\x89PNG")
 
@@ -164,7 +141,7 @@ def test_a_saved_plan_runs_with_identical_results(default_run: tuple[Path, Outco
     assert "Plan of ilp: 6300 calls" in explained.out
     for word in ("replicas", "cap", "worker", "Predicted makespan", "bound", "LlamaR1"):
         assert word in explained.out
-    assert read_summary(tmp_path / "planned")["expert_makespan_s"] is None
+    assert summary_of(tmp_path / "planned")["expert_makespan_s"] is None
 
     path = tmp_path / "planned" / "plan.json"
     assert f"plan.path={path}" in explained.out
@@ -180,7 +157,7 @@ def test_a_saved_plan_of_one_policy_needs_no_scheduler_of_that_name(tmp_path: Pa
     plan = run_small(tmp_path / "a", "scheduler=data_parallel", "costs=affine") / "plan.json"
     again = run_small(tmp_path / "b", f"plan.path={plan}")
     assert read_config(again)["scheduler"]["_target_"] == "mosaic.planning.Ilp", "which plans nothing here"
-    assert (read_summary(again)["scheduler"], read_summary(again)["costs"]) == ("data_parallel", "affine")
+    assert (summary_of(again)["scheduler"], summary_of(again)["costs"]) == ("data_parallel", "affine")
     assert (again / "calls.parquet").read_bytes() == (tmp_path / "a" / "calls.parquet").read_bytes()
 
 
@@ -199,7 +176,7 @@ def test_output_lengths_come_from_an_earlier_run(default_run: tuple[Path, Outcom
 )
 def test_every_scheduler_and_every_published_workload_run(scheduler: str, workload: str, tmp_path: Path) -> None:
     folder = run_small(tmp_path / "run", f"workload={workload}", f"scheduler={scheduler}")
-    summary = read_summary(folder)
+    summary = summary_of(folder)
     assert (summary["workload"], summary["scheduler"]) == (workload, scheduler)
     assert summary["num_calls"] == 30 + summary["num_aggregator_calls"]
     assert summary["num_failed_calls"] == 0
@@ -435,7 +412,7 @@ def test_a_pool_a_cluster_and_a_slot_table_of_ones_own_take_yaml_and_no_code(way
     rows = read_calls(folder)
     assert [sum(row["expert"] == name for row in rows) for name in ("Tiny", "SmolLM2")] == [11, 5]
     assert {row["output_tokens"] for row in rows if row["expert"] == "Tiny"} <= {10, 20, 60}
-    summary = read_summary(folder)
+    summary = summary_of(folder)
     assert summary["num_workers"] == 2
     found = [summary[key] for key in ("aggregator_expert", "num_aggregator_calls", "accuracy_frac")]
     assert found == ["Tiny", 8, None]

@@ -20,7 +20,8 @@ from tests.commands.command_line import (
     run_point,
     start_process,
 )
-from tests.commands.test_command_line import FILES, contents, read_calls, read_plans, read_summary
+from tests.commands.test_command_line import FILES, contents, read_calls, read_plans
+from tests.run_tables import rows, summary_of
 
 GPQA = ("workload=gpqa", *QUICK)
 """198 questions, 594 calls."""
@@ -45,11 +46,11 @@ def run_into(folder: Path, *overrides: str) -> Path:
 
 def read_answers(folder: Path) -> dict[str, dict[str, Any]]:
     """Read answers.parquet by question."""
-    return {row["question"]: row for row in pq.read_table(folder / "answers.parquet").to_pylist()}
+    return {row["question"]: row for row in rows(folder, "answers")}
 
 
 def read_sessions(folder: Path, node: str) -> list[dict[str, Any]]:
-    return [row for row in pq.read_table(folder / "sessions.parquet").to_pylist() if row["node"] == node]
+    return [row for row in rows(folder, "sessions") if row["node"] == node]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_answers_and_summary_tell_the_same(gated: Mapping[str, Path]) -> None:
     for gate in ("never", "unanimous", "majority"):
-        summary, answers = read_summary(gated[gate]), read_answers(gated[gate])
+        summary, answers = summary_of(gated[gate]), read_answers(gated[gate])
         assert len(answers) == summary["num_questions"] == 198
         sources = Counter(row["source"] for row in answers.values())
         assert sources["aggregator"] == summary["num_aggregator_calls"] == len(read_calls(gated[gate], "aggregate"))
@@ -108,7 +109,7 @@ def test_a_gate_skips_by_its_threshold_and_no_gate_changes_what_was_said(gated: 
         assert row["votes"] == unanimous[name]["votes"] == never[name]["votes"]
         if row["source"] == "aggregator":
             assert row["answer"] == unanimous[name]["answer"] == never[name]["answer"], "policies meet the same luck"
-    summaries = {gate: read_summary(folder) for gate, folder in gated.items()}
+    summaries = {gate: summary_of(folder) for gate, folder in gated.items()}
     assert (
         0 == summaries["never"]["skip_frac"] < summaries["unanimous"]["skip_frac"] < summaries["majority"]["skip_frac"]
     )
@@ -119,13 +120,13 @@ def test_a_gate_skips_by_its_threshold_and_no_gate_changes_what_was_said(gated: 
 
 
 def test_the_expert_stage_is_the_same_with_and_without_a_second_stage(gated: Mapping[str, Path]) -> None:
-    alone = read_summary(gated["none"])
+    alone = summary_of(gated["none"])
     assert {path.name for path in gated["none"].iterdir()} == FILES
     known = {"accuracy_frac", "skip_frac_source"}
     assert {key for key in ("gate", "aggregator_s", *STAGE_KEYS) if alone[key] is not None} == known
     assert alone["end_to_end_s"] == alone["expert_makespan_s"]
     for gate in ("never", "unanimous", "majority"):
-        both = read_summary(gated[gate])
+        both = summary_of(gated[gate])
         assert {key: both[key] for key in EXPERT_KEYS} == {key: alone[key] for key in EXPERT_KEYS}
         assert both["num_loads"] == alone["num_loads"] + 1
         assert read_plans(gated[gate])[:1] == read_plans(gated["none"])
@@ -134,7 +135,7 @@ def test_the_expert_stage_is_the_same_with_and_without_a_second_stage(gated: Map
 
 
 def test_without_an_aggregator_the_accuracy_is_that_of_the_experts_majority(gated: Mapping[str, Path]) -> None:
-    alone, rows = read_summary(gated["none"]), read_answers(gated["none"])
+    alone, rows = summary_of(gated["none"]), read_answers(gated["none"])
     assert alone["accuracy_frac"] == sum(row["correct"] for row in rows.values()) / len(rows)
     assert alone["skip_frac_source"] == "fitted"
     with_aggregator = read_answers(gated["never"])
@@ -147,7 +148,7 @@ def test_without_an_aggregator_the_accuracy_is_that_of_the_experts_majority(gate
 
 
 def test_the_aggregator_starts_at_the_barrier_and_both_stages_share_a_clock(gated: Mapping[str, Path]) -> None:
-    summary, (session,) = read_summary(gated["majority"]), read_sessions(gated["majority"], "aggregate")
+    summary, (session,) = summary_of(gated["majority"]), read_sessions(gated["majority"], "aggregate")
     unload_s = yaml.safe_load((gated["majority"] / "config.yaml").read_text())["hardware"]["unload_s"]
     assert session["load_start_ts"] == summary["expert_makespan_s"] + unload_s
     assert session["end_ts"] == summary["end_to_end_s"]
@@ -199,7 +200,7 @@ def test_one_session_or_a_replica_per_gpu_and_auto_is_one_of_them(tmp_path: Path
     }
     assert places["tp4"] == [[0, 1, 2, 3]]
     assert places["dp"] == [[0], [1], [2], [3]]
-    summaries = {name: read_summary(folder) for name, folder in folders.items()}
+    summaries = {name: summary_of(folder) for name, folder in folders.items()}
     assert [summaries[name]["aggregator_tp_degree"] for name in ("tp4", "dp")] == [4, 1]
     chosen = {4: "tp4", 1: "dp"}[summaries["auto"]["aggregator_tp_degree"]]
     assert places["auto"] == places[chosen]
@@ -247,7 +248,7 @@ def test_a_calibration_run_leaves_graded_answers_to_other_questions(
 ) -> None:
     graded = load_calibration_answers(calibration / "calibration_answers.parquet")
     assert len(graded) == 600
-    assert read_summary(calibration)["workload"] == "gpqa_calibration"
+    assert summary_of(calibration)["workload"] == "gpqa_calibration"
     assert not {question.id for question in graded} & set(read_answers(gated["never"]))
     answers = read_answers(calibration)
     for question in graded:
@@ -267,7 +268,7 @@ def test_only_a_run_that_skips_nothing_leaves_calibration_answers(gated: Mapping
 def run_gate(folder: Path, *overrides: str) -> tuple[Outcome, dict[str, Any], dict[str, dict[str, Any]]]:
     outcome = run_point(*GPQA, *overrides, f"hydra.run.dir={folder}")
     assert outcome.status == 0, outcome.err
-    return outcome, read_summary(folder), read_answers(folder)
+    return outcome, summary_of(folder), read_answers(folder)
 
 
 def test_a_calibrated_gate_skips_by_what_it_promises(calibration: Path, tmp_path: Path) -> None:
@@ -381,7 +382,7 @@ def write_questions(path: Path, num: int = 40, **columns: Any) -> str:
 def test_questions_of_ones_own_with_gold_letters_run_both_stages(tmp_path: Path) -> None:
     source = write_questions(tmp_path / "q.jsonl", question=LISTED, answer=list("ABCDE"))
     folder = run_into(tmp_path / "run", *DEMO, source)
-    summary, answers = read_summary(folder), read_answers(folder)
+    summary, answers = summary_of(folder), read_answers(folder)
     assert 0 < summary["skip_frac"] < 1
     assert {row["gold"] for row in answers.values()} == set("ABCDE")
     assert {vote for row in answers.values() for vote in row["votes"]} <= {*"ABCDE", None}
@@ -392,7 +393,7 @@ def test_questions_of_ones_own_with_gold_letters_run_both_stages(tmp_path: Path)
 
 def test_options_without_gold_are_gated_and_their_accuracy_is_unknown(tmp_path: Path) -> None:
     folder = run_into(tmp_path / "run", *DEMO, write_questions(tmp_path / "q.jsonl", question=LISTED), "gate=never")
-    summary, answers = read_summary(folder), read_answers(folder)
+    summary, answers = summary_of(folder), read_answers(folder)
     assert (summary["accuracy_frac"], summary["always_aggregate_accuracy_frac"]) == (None, None)
     assert {row["correct"] for row in answers.values()} == {None}
     assert all(row["confidence"] > 0 for row in answers.values())
@@ -401,7 +402,7 @@ def test_options_without_gold_are_gated_and_their_accuracy_is_unknown(tmp_path: 
 
 def test_mathematical_answers_are_compared_as_mathematics(tmp_path: Path) -> None:
     source = write_questions(tmp_path / "q.jsonl", num=12, question="Find x.", answer=["1/2", "x^2+1", "73"])
-    summary = read_summary(run_into(tmp_path / "run", *DEMO, source))
+    summary = summary_of(run_into(tmp_path / "run", *DEMO, source))
     assert 0 < summary["skip_frac"] <= 1
     assert 0 < summary["accuracy_frac"] <= 1
 
@@ -409,14 +410,14 @@ def test_mathematical_answers_are_compared_as_mathematics(tmp_path: Path) -> Non
 def test_free_text_goes_to_the_aggregator_unless_a_comparison_is_plugged_in(tmp_path: Path) -> None:
     source = write_questions(tmp_path / "q.jsonl", question="Who wrote Emma?", answer="Jane Austen")
     folder = run_into(tmp_path / "run", *DEMO, source, "gate.tau=0.01")
-    summary, answers = read_summary(folder), read_answers(folder)
+    summary, answers = summary_of(folder), read_answers(folder)
     assert (summary["skip_frac"], summary["num_aggregator_calls"], summary["accuracy_frac"]) == (0.0, 40, None)
     for row in answers.values():
         assert (row["source"], row["confidence"], row["correct"]) == ("aggregator", None, None)
         assert len(row["votes"]) == 3
 
     compared = run_into(tmp_path / "compared", *DEMO, source, "aggregator.comparison=operator.eq")
-    summary, answers = read_summary(compared), read_answers(compared)
+    summary, answers = summary_of(compared), read_answers(compared)
     assert 0 < summary["skip_frac"] < 1
     assert all(row["correct"] == (row["answer"] == "Jane Austen") for row in answers.values())
 
@@ -426,7 +427,7 @@ def test_a_question_too_long_for_the_aggregator_keeps_the_experts_answer_and_is_
     folder = tmp_path / "run"
     outcome = run_point(*DEMO, source, "gate=never", f"hydra.run.dir={folder}")
     assert outcome.status == 0, outcome.err
-    summary, answers = read_summary(folder), read_answers(folder)
+    summary, answers = summary_of(folder), read_answers(folder)
     assert (summary["num_aggregator_calls"], summary["num_too_long"], summary["skip_frac"]) == (1, 1, 0.0)
     assert "1 questions to QwenHalf (tp 4); 1 too long for it" in outcome.out
     assert [answers[name]["source"] for name in ("q0", "q1")] == ["not_aggregated", "aggregator"]
@@ -439,7 +440,7 @@ def test_a_question_too_long_for_the_aggregator_keeps_the_experts_answer_and_is_
 def test_a_run_whose_every_question_is_too_long_has_no_second_stage_to_plan(tmp_path: Path) -> None:
     source = write_questions(tmp_path / "q.jsonl", num=1, prompt_tokens=1600, answer="B")
     folder = run_into(tmp_path / "run", *DEMO, source, "gate=never")
-    summary = read_summary(folder)
+    summary = summary_of(folder)
     assert {path.name for path in folder.iterdir()} == FILES
     assert (summary["num_aggregator_calls"], summary["num_too_long"]) == (0, 1)
     assert (summary["aggregator_s"], summary["aggregator_tp_degree"]) == (None, None)
@@ -451,7 +452,7 @@ def test_questions_that_all_agree_need_no_aggregator(tmp_path: Path) -> None:
     source = write_questions(tmp_path / "q.jsonl", num=5, question=LISTED, answer="C", output_tokens=50)
     outcome = run_point(*DEMO, source, *sure, f"hydra.run.dir={tmp_path / 'run'}")
     assert outcome.status == 0, outcome.err
-    summary = read_summary(tmp_path / "run")
+    summary = summary_of(tmp_path / "run")
     assert (summary["skip_frac"], summary["accuracy_frac"], summary["num_aggregator_calls"]) == (1.0, 1.0, 0)
     assert summary["end_to_end_s"] == summary["expert_makespan_s"]
     assert summary["always_aggregate_s"] > 0

@@ -14,16 +14,11 @@ from mosaic.core.results import CallStatus
 from mosaic.runtime.journal_records import read_journal
 from tests.commands.command_line import ROOT
 from tests.engines.executor_runs import hear_ctrl_c
-from tests.engines.fake_batch import batch_line, question, run_mosaic, write_batch, write_models
+from tests.engines.fake_batch import batch_line, question, run_mosaic, write_batch
 
 NUM_QUESTIONS = 300
 PILOT = ("--pilot", "120")
 PATIENT = ("backend.engine.max_num_seqs=2",)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return write_models(tmp_path_factory.mktemp("models"))
 
 
 def write_questions(folder: Path, word: str = "") -> Path:

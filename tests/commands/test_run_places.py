@@ -12,8 +12,9 @@ from mosaic.core.results import CallStatus
 from mosaic.core.safe_text import file_name, from_file_name
 from mosaic.runtime.job import Outcome as RunOutcome
 from tests.commands.command_line import QUICK, SMALL, run_here, run_point, run_process
-from tests.commands.test_command_line import read_summary, sweep
+from tests.commands.test_command_line import sweep
 from tests.config.test_wiring import write_lines
+from tests.run_tables import summary_of
 
 NAMED = {"prompt_tokens": 90, "experts": ["SmolLM2", "QwenHalf"], "output_tokens": 20}
 
@@ -35,7 +36,7 @@ def test_calls_without_a_result_have_a_status_of_their_own(tmp_path: Path) -> No
         outcome = run_here(*SMALL, *QUICK, where)
         assert outcome.status == 3
         assert "FAILED    1 calls have no result" in outcome.out
-        assert read_summary(tmp_path / "run")["num_failed_calls"] == 1
+        assert summary_of(tmp_path / "run")["num_failed_calls"] == 1
         swept = sweep(tmp_path / "sweep", "seed=0,1", "scheduler=round_robin")
     assert swept.status == 3
     assert swept.out.count("FAILED: 1 calls have no result") == 2, "the sweep goes on"
@@ -56,7 +57,7 @@ def test_points_that_name_files_elsewhere_stay_in_the_sweeps_folder_and_apart(tm
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     assert {path for path in tmp_path.rglob("*") if here not in path.parents} == before
-    found = {path.parent.name: read_summary(path.parent) for path in (here / "sweep").glob("*/summary.json")}
+    found = {path.parent.name: summary_of(path.parent) for path in (here / "sweep").glob("*/summary.json")}
     assert sorted(summary["num_questions"] for summary in found.values()) == [1, 2, 3]
     assert all(".." not in Path(name).parts for name in found)
     assert "workload.path=../../q.jsonl" in outcome.out, "the screen names the point as it was given"

@@ -1,5 +1,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,11 @@ NOTE = (
 )
 
 
+def summarise_experts(result: RunResult, **changes: Any) -> Summary:
+    said = {"workload": "mmlu_pro", "backend": "sim", "gate": None, "costs": "paper", "seed": 3, "num_questions": 3}
+    return summarise([make_small_plan()], result, experts=("A", "B", "C"), **(said | changes))
+
+
 def summarise_stages(result: RunResult, *, gate: str = "majority", **changes: object) -> Summary:
     return summarise(
         [make_small_plan(), make_small_aggregator_plan()], result, workload="mmlu_pro", backend="sim", gate=gate,
@@ -41,11 +47,15 @@ def describe_stages(notes: Sequence[str] = (), **changes: object) -> str:
 def describe(
     result: RunResult, folder: str = "results/runs/x", errors: Mapping[str, int] | None = None, **changes: object
 ) -> str:
-    summary = summarise(
-        [make_small_plan()], result, workload="mmlu_pro", backend="sim", gate=None, costs="paper", seed=3,
-        num_questions=3, experts=("A", "B", "C"),
-    )  # fmt: skip
-    return describe_run(summary | changes, result, folder, errors=errors)
+    return describe_run(summarise_experts(result) | changes, result, folder, errors=errors)
+
+
+def assert_fits(text: str) -> list[str]:
+    """Check that a screen has 24 lines of 100 columns at most."""
+    lines = text.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 100
+    return lines
 
 
 def test_screen_tells_makespan_against_prediction_and_bound():
@@ -83,9 +93,7 @@ def test_screen_fits_24_lines_of_100_columns(num_workers):
         )
         for i in range(3 * num_workers)
     ]
-    lines = describe(make_result(*sessions, num_workers=num_workers), num_failed_calls=3).splitlines()
-    assert len(lines) <= 24
-    assert max(map(len, lines)) <= 100
+    assert_fits(describe(make_result(*sessions, num_workers=num_workers), num_failed_calls=3))
 
 
 def test_failed_calls_show_their_commonest_error():
@@ -106,12 +114,10 @@ def test_a_long_error_is_shown_in_lines_and_its_files_stay_whole(num_workers):
     for length in range(100, 300, 7):
         error = f"A cannot be loaded: {('what it has to say of it ' * 12)[:length]}; see {log}; correct it"
         text = describe(make_result(*sessions, num_workers=num_workers), errors={error: 3}, num_failed_calls=3)
-        lines = text.splitlines()
-        assert len(lines) <= 24
-        assert max(map(len, lines)) <= 100
+        assert_fits(text)
         assert log in text
     endless = describe(make_result(*sessions, num_workers=num_workers), errors={error * 9: 3}, num_failed_calls=3)
-    assert len(endless.splitlines()) <= 24
+    assert_fits(endless)
     assert " ...\n" in endless
 
 
@@ -125,9 +131,7 @@ def test_screen_of_a_disturbed_run_fits_24_lines_of_100_columns(num_lost, notes)
     text = describe_run(
         summarise_stages(run) | {"num_failed_calls": 1}, run, "results/runs/x", gate_notes=notes, errors=errors
     )
-    lines = text.splitlines()
-    assert len(lines) <= 24
-    assert max(map(len, lines)) <= 100
+    lines = assert_fits(text)
     assert sum("worker " in line and "busy" in line for line in lines) >= 1
     assert "FAILED" in text
 
@@ -142,9 +146,7 @@ def test_screen_of_two_stages_fits_24_lines_of_100_columns(num_workers, notes, e
     )
     run = make_result(*sessions, gang, num_workers=num_workers)
     text = describe_run(summarise_stages(run), run, "results/runs/x", gate_notes=notes, errors=errors)
-    lines = text.splitlines()
-    assert len(lines) <= 24
-    assert max(map(len, lines)) <= 100
+    lines = assert_fits(text)
     assert sum("worker " in line and "busy" in line for line in lines) >= (1 if errors else min(num_workers, 4))
     if errors is None:
         assert ("workers that were busy for less" in text) == (num_workers == 64 or (num_workers == 8 and notes != ()))
@@ -180,13 +182,10 @@ def test_screen_leaves_out_what_is_not_known_of_the_second_stage():
 
 def test_screen_says_that_no_question_was_left_to_the_aggregator():
     run = make_small_run()
-    summary = summarise(
-        [make_small_plan()], run, workload="mmlu_pro", backend="sim", gate="unanimous", costs="paper", seed=3,
-        num_questions=3, experts=("A", "B", "C"),
-        stage=make_stage_summary(
-            aggregator_tp_degree=None, num_aggregator_calls=0, predicted_aggregator_s=0.0, skip_frac=1.0
-        ),
-    )  # fmt: skip
+    stage = make_stage_summary(
+        aggregator_tp_degree=None, num_aggregator_calls=0, predicted_aggregator_s=0.0, skip_frac=1.0
+    )
+    summary = summarise_experts(run, gate="unanimous", stage=stage)
     text = describe_run(summary, run, "results/runs/x")
     assert "80.0 s end to end, of which the aggregator 0.0 s\n" in text
     assert "gate      unanimous: 100.0% (fitted) skipped\n" in text
@@ -242,10 +241,7 @@ def test_solver_line_says_only_what_is_known(solve, line):
 
 def test_a_point_of_a_sweep_takes_a_line():
     run = make_small_run()
-    summary = summarise(
-        [make_small_plan()], run, workload="mmlu_pro", backend="sim", gate=None, costs="paper", seed=3,
-        num_questions=3, experts=("A", "B", "C"),
-    )  # fmt: skip
+    summary = summarise_experts(run)
     line = "seed=3: makespan 80.0 s, predicted 72.0 s, idle 25.0%"
     assert describe_point(summary, "seed=3") == line
     assert describe_point(summary | {"num_failed_calls": 2}, "seed=3") == f"{line}, FAILED: 2 calls have no result"
