@@ -6,8 +6,8 @@ from mosaic.core.results import CallRecord, Inputs
 from mosaic.core.workload import AnswerKind, Call, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
 from mosaic.pipelines.final_answers import Comparisons, comparisons
-from mosaic.pipelines.gates.gate import Gate, Majority, Never
 from mosaic.pipelines.node import Node
+from mosaic.pipelines.rules.rule import Majority, Never, Order, Rule, Scope
 from tests.factories import make_call, make_expert
 from tests.run_records import make_failed, make_record
 
@@ -16,18 +16,18 @@ FAILED = "(failed)"
 
 
 def make_moa(
-    gate: Gate | None = None, compare: Comparisons | None = None, *, min_output_tokens: int = 4096
+    rule: Rule | None = None, compare: Comparisons | None = None, *, min_output_tokens: int = 4096
 ) -> CallGraph:
     """Experts, and the aggregator W where most of them do not agree."""
     return mixture_of_agents(
         make_expert("W", max_output_tokens=1000),
-        gate=gate or Majority(),
+        rule=rule or Majority(),
         compare=compare or comparisons(),
         min_output_tokens=min_output_tokens,
     )
 
 
-def make_tree(gate: Gate | None = None) -> CallGraph:
+def make_tree(rule: Rule | None = None) -> CallGraph:
     """Recruited experts, the mergers M and N, and the aggregator W where the gate does not accept what these say."""
     mergers = (make_expert("M"), make_expert("N"))
     nodes = (
@@ -35,7 +35,12 @@ def make_tree(gate: Gate | None = None) -> CallGraph:
         Node(name="merge", experts=mergers, after=("propose",)),
         Node(name="final", experts=(make_expert("W"),), after=("merge",), when="unsettled"),
     )
-    return CallGraph(nodes=nodes, gate=gate or Never(), compare=comparisons())
+    return CallGraph(nodes=nodes, rule=rule or Never(), compare=comparisons())
+
+
+def agreement(tau: float = 2 / 3, order: Order = Order.SLOT) -> Majority:
+    """The early exit that accepts what the agents of a node agree on."""
+    return Majority(name="agreement", tau=tau, scope=Scope.NODE, order=order)
 
 
 def make_question(

@@ -10,9 +10,10 @@ from mosaic.core.results import CallStatus, Inputs, RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
 from mosaic.pipelines.budgets import Budgets
 from mosaic.pipelines.call_graph import CallGraph
-from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, LeftOut, Observed, grade_ballot
-from mosaic.pipelines.gates.gate import Majority, Never, Unanimous, Vote, make_ballot
-from mosaic.pipelines.gates.loss_table import Setting
+from mosaic.pipelines.loss_table import BudgetSetting
+from mosaic.pipelines.rules.ballot import Vote, make_ballot
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, LeftOut, Observed, grade_ballot
+from mosaic.pipelines.rules.rule import Majority, Never, Unanimous
 from mosaic.runtime.budgets import budget_controllers
 from mosaic.runtime.layers import Layers, Questions
 from mosaic.runtime.loop import drive
@@ -32,7 +33,7 @@ GATES = {None: Never(), 1.0: Unanimous(), 2 / 3 - 1e-3: Majority()}
 class Course(NamedTuple):
     """What every call would write and say, and how the batch is run."""
 
-    setting: Setting
+    setting: BudgetSetting
     votes: Mapping[CallKey, str | None]
     read: Mapping[tuple[str, frozenset[int]], tuple[int, str | None]]
     """What the aggregator writes and says, by the slots that it reads."""
@@ -49,7 +50,7 @@ class Course(NamedTuple):
         named = {node: limits for node, limits in cuts.items() if all(limits.values())}
         budgets = Budgets(cut_tokens=named, hedge_tokens=dict.fromkeys("ABC", hedge) if hedge else {})
         graph = make_moa(GATES[threshold])
-        return CallGraph(nodes=graph.nodes, gate=graph.gate, compare=graph.compare, budgets=budgets)
+        return CallGraph(nodes=graph.nodes, rule=graph.rule, compare=graph.compare, budgets=budgets)
 
     def outcome(self, call: Call, inputs: Inputs) -> Outcome:
         if not call.after:
@@ -102,7 +103,7 @@ def courses(draw: st.DrawFn) -> Course:
     answers, tokens = st.sampled_from(["A", "A", "B", None]), st.integers(1, 200)
     limits = st.none() | st.integers(1, 200)
     propose, aggregate, hedge = draw(limits), draw(limits), draw(limits)
-    setting = Setting(draw(st.sampled_from(list(GATES))), propose, aggregate, hedge)
+    setting = BudgetSetting(draw(st.sampled_from(list(GATES))), propose, aggregate, hedge)
     return Course(
         setting,
         {key: draw(answers) for key in keys},

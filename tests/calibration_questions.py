@@ -1,8 +1,8 @@
 """Calibration questions from strings of letters."""
 
 from mosaic.core.workload import AnswerKind, Question
-from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, grade_ballot
-from mosaic.pipelines.gates.gate import Ballot, Vote, make_ballot
+from mosaic.pipelines.rules.ballot import Ballot, Vote, make_ballot
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, grade_ballot
 
 SETTING = {"workload": "letters", "answers": "made up", "expert X": "none"}
 

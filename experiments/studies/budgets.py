@@ -22,10 +22,11 @@ from experiments.studies.gate_populations import (
 )
 from experiments.studies.gate_trials import NUM_PER_GROUP, RISK_FRAC, broken_limit, certify_places
 from mosaic.config.job import simulated_job
-from mosaic.pipelines.gates.budget_choice import Batch, Kinds, path_of, settings_of, steps, walk
-from mosaic.pipelines.gates.calibrated import plurality_thresholds
-from mosaic.pipelines.gates.gate import plurality
-from mosaic.pipelines.gates.loss_table import LossTable, Setting, loss_table
+from mosaic.pipelines.budget_choice import Batch, Kinds, path_of, settings_of, steps
+from mosaic.pipelines.loss_table import BudgetSetting, LossTable, loss_table
+from mosaic.pipelines.risk_control import fixed_sequence
+from mosaic.pipelines.rules.ballot import plurality
+from mosaic.pipelines.rules.calibrated import plurality_thresholds
 from sim.world.answer_model import AnswerModel
 
 ACCEPTED_FRAC = 0.01
@@ -96,18 +97,18 @@ def draw_table(world: str, workload: str, num_questions: int, seed: int = 0) -> 
 class Resampled:
     """Questions of a table, or the same one more than once; what a setting makes of the table is computed once."""
 
-    losses_of: Callable[[Setting], NDArray[np.int8]]
-    written_of: Callable[[Setting], tuple[NDArray[np.int64], NDArray[np.int64]]]
+    losses_of: Callable[[BudgetSetting], NDArray[np.int8]]
+    written_of: Callable[[BudgetSetting], tuple[NDArray[np.int64], NDArray[np.int64]]]
     places: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def losses(self, setting: Setting) -> NDArray[np.int8]:
+    def losses(self, setting: BudgetSetting) -> NDArray[np.int8]:
         """See ``LossTable.losses``."""
         return self.losses_of(setting)[self.places]
 
-    def written_tokens(self, setting: Setting) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def written_tokens(self, setting: BudgetSetting) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """See ``LossTable.written_tokens``."""
         total, chain = self.written_of(setting)
         return total[self.places], chain[self.places]
@@ -134,13 +135,13 @@ def calibrate(
         return Resampled(losses_of, written_of, rng.integers(len(table), size=num))
 
     fit, certify = certify_places(workload, num_questions)
-    taken: list[Setting | None] = []
+    taken: list[BudgetSetting | None] = []
     for start in range(0, num_calibrations, NUM_PER_GROUP):
         path = path_of(draw(len(fit)), settings, BATCH, ACCEPTED_FRAC)
         for _ in range(min(NUM_PER_GROUP, num_calibrations - start)):
-            taken.append(walk(draw(len(certify)), path, ACCEPTED_FRAC, RISK_FRAC)[0])
-    chosen = [setting or Setting(None) for setting in taken]
-    whole = steps(table, Setting(None), BATCH)
+            taken.append(fixed_sequence(path, draw(len(certify)).losses, ACCEPTED_FRAC, RISK_FRAC)[0])
+    chosen = [setting or BudgetSetting(None) for setting in taken]
+    whole = steps(table, BudgetSetting(None), BATCH)
     steps_frac = {setting: steps(table, setting, BATCH) / whole for setting in set(chosen)}
     return {
         "num_certify": len(certify),

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from mosaic.config.job import simulated_job
 from mosaic.core.results import Inputs
 from mosaic.core.workload import Call, Expert
-from mosaic.pipelines.gates.gate import Ballot
+from mosaic.pipelines.rules.ballot import Ballot
+from mosaic.pipelines.walk import walk
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
 from sim.site import SimSite, draw_records
@@ -34,7 +35,7 @@ class DrawnAnswers:
 
     def ballots(self) -> tuple[Ballot, ...]:
         """Count the votes on every question."""
-        return tuple(self.job.graph.vote(*self.questions.of(question.id))[0] for question in self.questions)
+        return tuple(walk(self.job.graph, *self.questions.of(question.id)).vote()[0] for question in self.questions)
 
 
 def draw_answers(overrides: Sequence[str], model: AnswerModel | None = None) -> DrawnAnswers:

@@ -26,10 +26,9 @@ from experiments.studies.gate_populations import (
 from experiments.studies.gate_trials import broken_limit, simulate_calibrations
 from mosaic.config.job import simulated_job
 from mosaic.core.workload import CallKey
-from mosaic.pipelines.exits import Agreed, AgreedAtRisk, Exit, FasterMoa, Order
-from mosaic.pipelines.gates.calibrated import Calibrated
-from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, grade_ballot
-from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
+from mosaic.pipelines.rules import Calibrated, FasterMoa, Majority, Never, Order, Rule, Scope
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, grade_ballot
+from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
 from sim.site import SimSite, draw_records
@@ -45,7 +44,11 @@ TOPOLOGIES = {"flat": ("gate=never",), "tree": ("topology=tree", "exit=never")}
 ACCEPTED_FRAC = 0.01
 """What the calibrated exit may lose, of all questions."""
 NEVER, AGREEMENT, CALIBRATED, FASTER_MOA = "all answer", "agreement", "calibrated, 1 pp", "Faster-MoA"
-RULES: dict[str, Exit | None] = {NEVER: None, AGREEMENT: Agreed(), FASTER_MOA: FasterMoa(seed=0, order=Order.SLOT)}
+RULES: dict[str, Rule] = {
+    NEVER: Never(),
+    AGREEMENT: Majority(scope=Scope.NODE, order=Order.SLOT),
+    FASTER_MOA: FasterMoa(seed=0, order=Order.SLOT),
+}
 SHOWN = (AGREEMENT, CALIBRATED, FASTER_MOA)
 
 NUM_QUESTIONS = 250
@@ -71,9 +74,9 @@ class Batch:
     high: World
     """Of those that read others."""
 
-    def ask(self, rule: Exit | None) -> Questions:
+    def ask(self, rule: Rule) -> Questions:
         """Let a question's agents answer one after the other, so that all is saved that a rule can save."""
-        graph = replace(self.job.graph, exit=rule)
+        graph = replace(self.job.graph, rule=rule)
         place = {node.name: number for number, node in enumerate(graph.nodes)}
         questions = Questions(self.job.workload, graph)
         for question in questions:
@@ -84,13 +87,13 @@ class Batch:
                 (record,) = draw_records(self.high if call.after else self.low, [call], self.job.experts, done)
                 questions.note(record)
                 waiting |= {call.key: call for call in questions.needed(question.id)}
-                for key in questions.needless(question.id):
+                for key in questions.cancellable(question.id):
                     waiting.pop(key, None)
         return questions
 
     def graded(self) -> Iterator[CalibrationQuestion]:
         """Let everybody answer; grade the votes of the first layer, and the last agent."""
-        questions = self.ask(None)
+        questions = self.ask(Never())
         for question, end in zip(questions, questions.ends(), strict=True):
             same = self.job.graph.compare[question.answer_kind]
             assert same is not None, "benchmarks ask for options"
@@ -139,7 +142,7 @@ def draw_population(world: str, topology: str) -> Population:
 
 
 @cache
-def calibrated_exit(world: str, topology: str) -> AgreedAtRisk:
+def calibrated_exit(world: str, topology: str) -> Calibrated:
     """Calibrate an exit on questions of a population."""
     population = draw_population(world, topology)
     rng = np.random.default_rng(0)
@@ -152,7 +155,7 @@ def calibrated_exit(world: str, topology: str) -> AgreedAtRisk:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "answers.parquet"
         path.write_bytes(encode_calibration_answers(questions, {"population": population.name}))
-        return AgreedAtRisk(gate=Calibrated(calibration=path, accepted_loss_frac=ACCEPTED_FRAC))
+        return Calibrated(calibration=path, accepted_loss_frac=ACCEPTED_FRAC, scope=Scope.QUESTION, order=Order.SLOT)
 
 
 def measure_promise(point: Point, seed: int) -> Row:

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
 from mosaic.core.realization import uniform_pair
 from mosaic.core.workload import CallKey
-from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, grade_ballot, with_observed
-from mosaic.pipelines.gates.gate import Ballot, Winner, plurality
 from mosaic.pipelines.node import node_calls
+from mosaic.pipelines.rules.ballot import Ballot, Winner, plurality
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, grade_ballot, with_observed
+from mosaic.pipelines.walk import walk
 from sim.site import draw_records
 from sim.world.answer_model import AnswerModel
 from sim.world.world import World
@@ -110,7 +111,7 @@ def grade(
         if len(merged) == 1 + leaves_one_out * len(votes):
             same = graph.compare[question.answer_kind]
             assert same is not None, "benchmarks ask for options"
-            graded = grade_ballot(graph.vote(question, first, done)[0], merged[0].answer, same)
+            graded = grade_ballot(walk(graph, question, first, done).vote()[0], merged[0].answer, same)
             yield with_observed(graded, votes, merged[0], merged[1:], same) if leaves_one_out else graded
 
 

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from experiments.studies.gate_populations import Confidence, Population, Scored
-from mosaic.pipelines.gates.calibrated import POSTERIOR_THRESHOLDS, Calibrated, ConfidenceKind, plurality_thresholds
-from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, split_places
-from mosaic.pipelines.gates.gate import plurality
-from mosaic.pipelines.gates.risk_control import betting_p_values
-from mosaic.pipelines.gates.weighted import learn_reliabilities, posterior
+from mosaic.pipelines.risk_control import betting_p_values
+from mosaic.pipelines.rules.ballot import plurality
+from mosaic.pipelines.rules.calibrated import POSTERIOR_THRESHOLDS, Calibrated, ConfidenceKind, plurality_thresholds
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, split_places
+from mosaic.pipelines.rules.weighted import learn_reliabilities, posterior
 
 Places: TypeAlias = NDArray[np.int64]
 
@@ -103,7 +103,7 @@ def thresholds_of(kind: ConfidenceKind, population: Population) -> tuple[float, 
 def chosen_thresholds(
     scored: Scored, certify: NDArray[np.int32], thresholds: Sequence[float], accepted_loss_frac: float
 ) -> list[float | None]:
-    """Choose each calibration's threshold as ``risk_control.choose_threshold`` does, all at once."""
+    """Choose each calibration's threshold as ``risk_control.fixed_sequence`` does, all at once."""
     chosen: list[float | None] = [None] * len(certify)
     passing = np.arange(len(certify))
     before = None

@@ -25,8 +25,8 @@ from experiments.studies.gate_trials import (
     simulate_calibrations,
 )
 from mosaic.comparison.estimate import Estimate
-from mosaic.pipelines.gates.calibrated import ConfidenceKind
-from mosaic.pipelines.gates.gate import plurality
+from mosaic.pipelines.rules.ballot import plurality
+from mosaic.pipelines.rules.calibrated import ConfidenceKind
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,10 +22,9 @@ from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.realization import Outcome
 from mosaic.core.results import RunResult
 from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, Question, Workload
-from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.call_graph import CallGraph, PrefillOrder
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.node import Node
-from mosaic.pipelines.read_ahead import ReadAhead
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
@@ -120,7 +119,7 @@ def simulate(scene: Scene, seed: int) -> RunResult:
     calls, lengths = draw_texts(scene, seed)
     reading = [experts[scene.readers[number % len(scene.readers)]] for number in range(scene.num_readers)]
     nodes = [Node(name=f"read_{n}", experts=(expert,), after=(PROPOSE,)) for n, expert in enumerate(reading)]
-    graph = CallGraph(nodes=(Node(name=PROPOSE), *nodes), compare=comparisons(), read_ahead=ReadAhead())
+    graph = CallGraph(nodes=(Node(name=PROPOSE), *nodes), compare=comparisons(), prefill_order=PrefillOrder())
     asked = tuple(Question(id=f"q{number}", prompt_tokens=QUESTION_TOKENS) for number in range(scene.num_questions))
     questions = Questions(Workload(name="scene", questions=asked, calls=tuple(calls)), graph)
     sessions = [Session(id=number, expert=name, workers=(number,)) for number, name in enumerate(experts)]

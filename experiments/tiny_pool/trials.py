@@ -14,7 +14,7 @@ from mosaic.answers.extraction import comparison, extract_answer
 from mosaic.answers.response_text import without_thinking
 from mosaic.core.workload import AnswerKind, CalibrationRecord, ExpertName
 from mosaic.pipelines.aggregation import Response
-from mosaic.pipelines.gates.gate import Ballot, Vote, make_ballot, plurality
+from mosaic.pipelines.rules.ballot import Ballot, Vote, make_ballot, plurality
 from mosaic.workloads.routing import Router, SkillProfiles, profiles_from_calibration
 
 NUM_SLOTS = 3

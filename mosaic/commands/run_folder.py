@@ -8,9 +8,7 @@ from mosaic.config.job import RunSpec
 from mosaic.core.addition import add_in_order
 from mosaic.core.plan import Plan
 from mosaic.core.results import CallStatus
-from mosaic.pipelines.exits import calibrated_gate
 from mosaic.pipelines.final_answers import accuracy_frac
-from mosaic.pipelines.gates.calibrated import Calibrated
 from mosaic.planning.plan_file import replans_to_jsonl
 from mosaic.report.metrics import StageSummary, Summary, summarise
 from mosaic.report.responses import answer_files
@@ -79,7 +77,7 @@ def summary_of(
         outcome.result if outcome else None,
         workload=job.workload.name,
         backend=config["backend"]["name"],
-        gate=job.graph.decider.name if job.graph.upper_nodes else None,
+        gate=job.graph.rule.name if job.graph.upper_nodes else None,
         costs=plans[0].costs,
         seed=spec.seed,
         num_questions=len(job.workload.questions),
@@ -121,9 +119,8 @@ def upper_summary(spec: RunSpec, outcome: Outcome, promise: Promise | None) -> S
 def gate_report(spec: RunSpec, outcome: Outcome, promise: Promise | None) -> Mapping[str, Any] | None:
     """List the numbers behind what gate and budgets promise, and whether it holds; None: there is nothing of it."""
     graph, calibration = spec.job.graph, spec.calibration
-    gate = calibrated_gate(graph.exit) or graph.gate
-    report = gate.report() if isinstance(gate, Calibrated) else None
+    report = graph.rule.report()
     if calibration is not None:
         num_cut = sum(record.status is CallStatus.CUT for record in outcome.result.calls)
-        report = {**(report or {}), "budgets": {**calibration.choice.report(), "num_cut_calls": num_cut}}
+        report = {**(report or {}), "budgets": {**calibration.report(), "num_cut_calls": num_cut}}
     return report if report is None or promise is None else {**report, "promise": promise.report()}

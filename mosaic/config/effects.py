@@ -7,8 +7,6 @@ from typing import Any
 from mosaic.config.machines import has_kinds, is_ray
 from mosaic.config.sections import switch
 from mosaic.core.workload import AnswerKind
-from mosaic.pipelines.gates.calibrated import Calibrated
-from mosaic.pipelines.gates.gate import Majority, Never, Unanimous
 from mosaic.pipelines.node import When
 from mosaic.planning import Flexible
 from mosaic.runtime.job import Job, Reaction
@@ -126,9 +124,9 @@ def _unused_aggregators(config: Mapping[str, Any], job: Job) -> Iterator[tuple[s
 
 
 def _unused_gate(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
-    gate, has_quorum = job.graph.gate, Reaction.QUORUM in job.reactions
-    if job.graph.exit is not None and config["pipeline"].get("quorum") is False:
-        yield "pipeline.quorum", f"exit={job.graph.exit.name} cancels calls itself"
+    rule, has_quorum = job.graph.rule, Reaction.QUORUM in job.reactions
+    if rule.is_exit and (has_quorum or config["pipeline"].get("quorum") is False):
+        yield "pipeline.quorum", f"exit={rule.name} cancels calls itself"
     if not job.graph.upper_nodes:
         yield "exit", "nobody reads what the experts answer"
     elif config["exit"].get("similarity") == "answers":
@@ -137,8 +135,8 @@ def _unused_gate(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str
         reason = "no node waits for what it decides" if job.graph.upper_nodes else "nothing is aggregated"
         yield "gate", reason
         yield from [("pipeline.quorum", reason)] if has_quorum else ()
-    elif has_quorum and (isinstance(gate, Never | Unanimous) or (isinstance(gate, Majority) and gate.tau == 1)):
-        yield "pipeline.quorum", f"gate={gate.name} is never settled before all calls of a question have ended"
+    elif has_quorum and not rule.decides_early:
+        yield "pipeline.quorum", f"gate={rule.name} is never settled before all calls of a question have ended"
     if Reaction.OVERLAP in job.reactions and job.graph.upper_nodes:
         yield "pipeline.barrier", "pipeline.overlap=true has none"
     if Reaction.FORECAST in job.reactions:
@@ -160,12 +158,13 @@ def _unused_budgets(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, 
     settings = config["pipeline"]
     if not job.reactions & {Reaction.BUDGETS, Reaction.HEDGE}:
         yield "pipeline.promise", "pipeline.budgets and pipeline.hedge are null"
-    elif isinstance(job.graph.gate, Calibrated):
+    elif job.graph.rule.promise() is not None:
         yield "pipeline.promise", "gate=calibrated says what is promised, and on which questions"
-    if settings.get("leave_one_out") and not isinstance(job.graph.gate, Never):
+    rule = job.graph.rule
+    if settings.get("leave_one_out") and not rule.is_exit and not rule.asks_everybody:
         yield (
             "pipeline.leave_one_out",
-            f"only gate=never writes calibration answers, and the gate is {job.graph.gate.name}",
+            f"only gate=never writes calibration answers, and the gate is {rule.name}",
         )
     if not job.graph.upper_nodes:
         yield "pipeline.leave_one_out", "nothing is aggregated"

@@ -84,8 +84,7 @@ def _vllm_site(backend: VllmSection, options: EngineOptions, parts: Parts) -> En
 
 def _reads_confidence(backend: VllmSection, parts: Parts) -> bool:
     """Tell whether responses are to say how probable their tokens were."""
-    early = parts.graph.exit
-    return backend.confidence or (early is not None and early.reads_confidence)
+    return backend.confidence or parts.graph.rule.reads_confidence
 
 
 def _ray_launcher(parts: Parts, ray: RaySection, engines: VllmEngines) -> RemoteLauncher:
@@ -127,9 +126,8 @@ def endpoint(config: Mapping[str, Any]) -> Backend:
 
 
 def _endpoint_site(backend: EndpointSection, parts: Parts) -> EngineSite:
-    early = parts.graph.exit
-    if early is not None:
-        require(not early.reads_confidence, "exit", "one that reads no confidence: servers are not asked", early.name)
+    rule = parts.graph.rule
+    require(not rule.reads_confidence, "exit", "one that reads no confidence: servers are not asked", rule.name)
     for expert in parts.experts:
         kv = expert.kv and expert.kv.policy.value
         require(expert.kv is None, f"expert {expert.name}: kv", "null: servers keep their KV cache as they do", kv)

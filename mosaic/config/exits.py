@@ -7,8 +7,8 @@ from mosaic.config.instantiation import make
 from mosaic.config.sections import ExitSection, section
 from mosaic.core.checks import require
 from mosaic.core.workload import Expert
-from mosaic.pipelines.exits import Agreed, Exit
-from mosaic.pipelines.exits.faster_moa import Embed, Similarity
+from mosaic.pipelines.rules.faster_moa import Embed, Similarity
+from mosaic.pipelines.rules.rule import Majority, Order, Rule, Scope
 
 
 def exit_from(
@@ -17,7 +17,7 @@ def exit_from(
     embed_by: Callable[[Expert], Embed],
     *,
     is_flat: bool,
-) -> Exit | None:
+) -> Rule | None:
     """Build the early exit.
 
     Parameters
@@ -37,14 +37,16 @@ def exit_from(
         Naming the key, the rule and the value.
     """
     if "_target_" not in config:
-        return Agreed() if section(config, ExitSection, "exit").name == "auto" and not is_flat else None
+        is_agreement = section(config, ExitSection, "exit").name == "auto" and not is_flat
+        return Majority(name="agreement", scope=Scope.NODE, order=Order.SLOT) if is_agreement else None
     settings = dict(config)
     pool = {expert.name: expert for expert in experts}
     embedder = settings.pop("embedder", None)
     if asks_embeddings(settings):
         require(embedder in pool, "exit.embedder", f"with similarity=embeddings one of the pool {list(pool)}", embedder)
         settings["embed"] = embed_by(pool[embedder])
-    made: Exit = make(settings, "exit")
+    made: Rule = make(settings, "exit")
+    require(made.is_exit, "exit.scope", "node or question", made.scope)
     return made
 
 

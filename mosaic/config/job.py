@@ -32,18 +32,17 @@ from mosaic.config.world import simulated_world
 from mosaic.core.checks import require, require_unique
 from mosaic.core.cluster import Cluster
 from mosaic.core.workload import AGGREGATE, PROPOSE, Expert, Workload
-from mosaic.pipelines.budgeting import Calibration, Promised, budgeted, promised_by
-from mosaic.pipelines.calibration_checks import (
-    check_batch,
-    check_calibration,
+from mosaic.pipelines.budget_choice import Calibration, Kinds, budgeted
+from mosaic.pipelines.call_graph import CallGraph, PrefillOrder
+from mosaic.pipelines.rules.calibration_file import (
+    CalibrationContext,
     check_other_questions,
-    check_same_setting,
+    check_rule,
+    check_same_context,
+    describe_context,
+    load_context,
 )
-from mosaic.pipelines.call_graph import CallGraph
-from mosaic.pipelines.gates.budget_choice import Kinds
-from mosaic.pipelines.gates.calibrated import Calibrated
-from mosaic.pipelines.gates.setting import Setting, describe_setting
-from mosaic.pipelines.read_ahead import ReadAhead
+from mosaic.pipelines.rules.rule import Promised
 from mosaic.planning.feasibility import check_calls
 from mosaic.planning.plan_file import load_plans
 from mosaic.planning.profiles import load_profile
@@ -69,7 +68,7 @@ class RunSpec:
     """False: the plan is only explained."""
     report: str | None
     """What is reported beside: replay, against a log's own times."""
-    setting: Setting
+    setting: CalibrationContext
     """What its answers are of."""
     calibration: Calibration | None = None
     """Of budgets and hedge, where they are asked for: what was chosen, and on what."""
@@ -148,15 +147,16 @@ def _setting(
     pipeline: Pipeline,
     calibration: Calibration | None,
     site: Site,
-) -> Setting:
+) -> CalibrationContext:
     """Describe what the run's answers are of, and check that what was calibrated is of the same."""
     nodes = pipeline.graph.nodes
-    setting = describe_setting(workload, experts, nodes, benchmark=benchmark, answers=site.answers_source)
-    check_calibration(pipeline.graph, setting)
+    context = describe_context(workload, experts, nodes, benchmark=benchmark, answers=site.answers_source)
+    check_rule(pipeline.graph.rule, context)
     if calibration is not None:
         again = "gate=never pipeline.leave_one_out=true"
-        check_same_setting("pipeline.promise.calibration", calibration.path, setting, again)
-    return setting
+        path = calibration.promised.calibration
+        check_same_context("pipeline.promise.calibration", path, load_context(path), context, again)
+    return context
 
 
 def _job(
@@ -231,21 +231,21 @@ def _steered(
     graph, settings = pipeline.graph, pipeline.settings
     is_flat = config["topology"].get("layers") is None
     early = exit_from(config["exit"], experts, backend.embed_by or no_embeddings, is_flat=is_flat)
-    if graph.upper_nodes:
-        graph = replace(graph, exit=early)
+    if graph.upper_nodes and early is not None:
+        graph = graph.with_exit(early)
     if settings.count_tokens and graph.upper_nodes:
         readers = {node.name for node in graph.layers[1]}
         nodes = tuple(replace(node, counts_tokens=node.name in readers) for node in graph.nodes)
         graph = replace(graph, nodes=nodes)
-    check_batch(graph, workload)
+    check_other_questions(f"{graph.rule.key}.calibration", graph.rule.promise(), workload.questions)
     graph, calibration = _budgeted(
         graph, pipeline, experts, workload, cluster.num_workers * backend.options.max_num_seqs
     )
     if Reaction.PREFILL in pipeline.reactions:
         check_prefill_ahead(pipeline, config["backend"]["name"], backend.options)
-        graph = replace(graph, read_ahead=ReadAhead())
+        graph = replace(graph, prefill_order=PrefillOrder())
     if calibration is not None:
-        check_other_questions("pipeline.promise.calibration", calibration.question_ids, workload)
+        check_other_questions("pipeline.promise.calibration", calibration.promised, workload.questions)
     return pipeline._replace(graph=graph), calibration
 
 
@@ -259,8 +259,9 @@ def _budgeted(
     name = "pipeline.budgets" if kinds.cuts else "pipeline.hedge"
     rule = "null where nothing is aggregated, or pipeline.nodes names the nodes"
     require([node.name for node in graph.nodes] == [PROPOSE, AGGREGATE], name, rule, "calibrated")
-    if isinstance(graph.gate, Calibrated):
-        return budgeted(graph, promised_by(graph.gate), kinds, experts, workload, num_places)
+    promised = graph.rule.promise()
+    if promised is not None:
+        return budgeted(graph, promised, kinds, experts, workload, num_places)
     promise = section(pipeline.settings.promise, PromiseSection, "pipeline.promise")
     if promise.calibration is None:
         raise ValueError(

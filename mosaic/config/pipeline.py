@@ -22,9 +22,9 @@ from mosaic.core.kv_memory import fits_memory
 from mosaic.core.workload import AGGREGATE, Expert, Workload
 from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
 from mosaic.pipelines.final_answers import comparisons
-from mosaic.pipelines.gates.gate import Never
 from mosaic.pipelines.node import Node
-from mosaic.pipelines.seats import topology_nodes
+from mosaic.pipelines.rules.rule import Never
+from mosaic.pipelines.topology import topology_nodes
 from mosaic.planning.baselines import DataParallel
 from mosaic.planning.costs import AffineCosts
 from mosaic.planning.feasibility import check_fit
@@ -87,18 +87,18 @@ def pipeline_from(
     if settings.nodes is not None:
         rule = "none beside pipeline.nodes: name the aggregator as a node"
         require(name == "none", "aggregator", rule, name)
-        nodes, gate = named_nodes(settings.nodes, experts), make(config["gate"], "gate")
-        return made(CallGraph(nodes=nodes, gate=gate, compare=comparisons()))
+        nodes = named_nodes(settings.nodes, experts)
+        return made(CallGraph(nodes=nodes, rule=make(config["gate"], "gate"), compare=comparisons()))
     if name == "none":
         section(config["aggregator"], NoAggregatorSection, "aggregator")
-        return made(mixture_of_agents(None, gate=Never(), compare=comparisons()))
+        return made(mixture_of_agents(None, rule=Never(), compare=comparisons()))
     aggregator = section(config["aggregator"], AggregatorSection, "aggregator")
     rule = "none on a cluster of several kinds: it is measured on workers of one kind"
     require(len({worker.gpu for worker in cluster.workers}) == 1, "aggregator", rule, aggregator.name)
     expert = _choose(aggregator.expert, config, experts)
     graph = mixture_of_agents(
         expert,
-        gate=make(config["gate"], "gate"),
+        rule=make(config["gate"], "gate"),
         compare=comparisons(_comparison(aggregator.comparison)),
         min_output_tokens=aggregator.min_output_tokens,
         leaves_one_out=settings.leave_one_out,

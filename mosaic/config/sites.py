@@ -13,7 +13,7 @@ from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.call_graph import CallGraph
-from mosaic.pipelines.exits.faster_moa import Embed
+from mosaic.pipelines.rules.faster_moa import Embed
 from mosaic.runtime.site import Site
 from sim.cluster.expert_on_gpu import GpuUse, Keep
 from sim.hardware.hardware import Hardware
@@ -106,7 +106,7 @@ def sim_site(parts: Parts, options: EngineOptions, use: GpuUse | None = None) ->
     experts = parts.experts
     world = parts.world.test(parts.workload, experts, parts.seed)
     calibration_world = parts.world.calibration(parts.workload, experts, parts.profile_seed, parts.length_error)
-    if parts.graph.exit is not None and parts.graph.exit.reads_confidence:
+    if parts.graph.rule.reads_confidence:
         world, calibration_world = (replace(each, tells_confidence=True) for each in (world, calibration_world))
     use = use or GpuUse()
     if use.keep is not Keep.NOTHING:

@@ -10,9 +10,9 @@ The context rule. A prompt takes at most ``prompt_limit`` tokens, so that the ag
 5. A response longer than its share loses its beginning behind ``CUT_MARKER`` and keeps its end, where its final answer
    stands.
 
-Where prompts are prefilled ahead of time (``mosaic.pipelines.read_ahead``) a beginning must not depend on what comes
-behind it: each response that may come has a place, ``num_places`` in all, and in 4 a share of its own, an equal part of
-the room for all of them. What one does not use is left over, and one that is longer is cut by 5.
+Where prompts are prefilled ahead of time (``PrefillOrder`` in `mosaic.pipelines.call_graph`) a beginning must not
+depend on what comes behind it: each response that may come has a place, ``num_places`` in all, and in 4 a share of its
+own, an equal part of the room for all of them. What one does not use is left over, and one that is longer is cut by 5.
 
 Responses of failed calls, and those with nothing left beside their thinking, are left out, and the others are numbered
 without a gap; where none is left the aggregator answers alone. Tokens of texts are estimated from their characters

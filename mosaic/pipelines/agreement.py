@@ -8,6 +8,7 @@ from typing import TypeAlias
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import Call, CallKey, ExpertName, Question
 from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.walk import walk
 
 _Seen: TypeAlias = tuple[tuple[ExpertName, ...] | int, int]
 """Who has voted, in the order of their names, or how many; and how many votes are missing."""
@@ -57,7 +58,7 @@ class Agreement:
         first = [Call(record.key, record.expert, record.prompt_tokens) for record in done.values()]
         for size in range(1, len(first)):
             for calls in islice(combinations(first, size), MAX_SUBSETS):
-                is_settled = bool(graph.needless(question, first, {call.key: done[call.key] for call in calls}))
+                is_settled = bool(walk(graph, question, first, {call.key: done[call.key] for call in calls}).cancel)
                 num_missing = len(first) - size
                 seen: tuple[_Seen, _Seen] = (
                     (tuple(sorted(call.expert for call in calls)), num_missing),

@@ -4,26 +4,47 @@ The paper's Mixture-of-Agents is two nodes: the recruited experts, and an aggreg
 tree of agents, or several layers, are other graphs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
+from typing import NamedTuple
 
-from mosaic.answers.extraction import is_correct
 from mosaic.core.chat import Chat, in_context
 from mosaic.core.checks import require, require_unique
-from mosaic.core.results import CallRecord, CallStatus, Inputs
-from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Expert, NodeName, Question, Workload
+from mosaic.core.results import Inputs
+from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Expert, ExpertName, NodeName, Question, Workload
 from mosaic.pipelines.aggregation import MIN_OUTPUT_TOKENS
 from mosaic.pipelines.budgets import Budgets
-from mosaic.pipelines.exits.course import Course, check_alone, course
-from mosaic.pipelines.exits.exit import Exit
-from mosaic.pipelines.final_answers import Comparisons, FinalAnswer
-from mosaic.pipelines.gates.gate import Ballot, Decision, Gate, Never, Vote, make_ballot
-from mosaic.pipelines.node import Node, When, node_calls, node_prompt
+from mosaic.pipelines.final_answers import Comparisons
+from mosaic.pipelines.node import Agent, Node, When, node_prompt
 from mosaic.pipelines.prompts import expert_prompt
-from mosaic.pipelines.quorum import needless_calls, partial_ballot, said
-from mosaic.pipelines.read_ahead import Opening, ReadAhead, openings
-from mosaic.pipelines.steps import End, Forecast, Progress, Step
+from mosaic.pipelines.rules.rule import Never, Rule
+
+
+class Forecast(NamedTuple):
+    """A call that a question is expected to need."""
+
+    call: Call
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillOrder:
+    """In which order a node reads its inputs, where prompts are prefilled while later inputs still run.
+
+    A prompt's beginning may be computed early only where it does not depend on what is yet to come. So the order is
+    fixed before any of the inputs ran, the shortest by prediction first, and each has a place of its own
+    (``mosaic.pipelines.aggregation``). It follows from predictions alone and not from who is done first: what is asked,
+    and so what is answered, is the same whatever the plan.
+    """
+
+    mean_output_tokens: Mapping[NodeName, Mapping[ExpertName, float]] = field(default_factory=dict)
+    """Predicted, by node and expert; what is not predicted comes first."""
+
+    def ordered(self, agents: Iterable[Agent]) -> list[CallKey]:
+        """Put what a node reads in order; equal predictions leave it in the order of the slots."""
+        expert_of = {agent.key: agent.expert for agent in agents}
+        known = self.mean_output_tokens
+        return sorted(expert_of, key=lambda key: known.get(key.node, {}).get(expert_of[key], 0.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +53,15 @@ class CallGraph:
 
     nodes: tuple[Node, ...]
     """In an order in which each comes behind those that it reads."""
-    gate: Gate = field(default_factory=Never)
+    rule: Rule = field(default_factory=Never)
+    """When the answers so far are enough: a gate, or an early exit."""
     compare: Comparisons
     """How answers compare."""
     budgets: Budgets = field(default_factory=Budgets)
-    read_ahead: ReadAhead | None = None
+    prefill_order: PrefillOrder | None = None
     """How prompts are laid out to be prefilled ahead of time; None: they are not."""
-    exit: Exit | None = None
-    """When agents that have ended are enough; None: never."""
+    last_nodes: frozenset[NodeName] = field(init=False, repr=False, compare=False)
+    """Nodes that no other reads."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", tuple(self.nodes))
@@ -51,8 +73,13 @@ class CallGraph:
                 require(needed in known, f"node {node.name}: after", f"of the nodes before it, {sorted(known)}", needed)
             known.add(node.name)
         require(not self.nodes[0].after, f"node {self.nodes[0].name}: after", "empty, as it is the first", "others")
-        if self.exit is not None:
-            check_alone(self.exit.name, self.nodes, self.gate, self.budgets)
+        read = {name for node in self.nodes for name in node.after}
+        object.__setattr__(self, "last_nodes", frozenset(known - read))
+        if self.rule.is_exit:
+            label = f"exit={self.rule.name}"
+            require(not self.budgets, f"{label}: budgets", "null", "budgets")
+            teaches = any(node.leaves_one_out for node in self.nodes)
+            require(not teaches, f"{label}: pipeline.leave_one_out", "false", True)
 
     @property
     def first_nodes(self) -> tuple[NodeName, ...]:
@@ -79,19 +106,27 @@ class CallGraph:
         """All that nodes name."""
         return tuple({expert.name: expert for node in self.nodes for expert in node.experts}.values())
 
-    def without_gate(self) -> "CallGraph":
+    def without_rule(self) -> "CallGraph":
         """Return the graph in which every question goes all the way, and every call."""
-        return replace(self, gate=Never(), budgets=Budgets(), exit=None)
+        return replace(self, rule=Never(), budgets=Budgets())
 
-    @property
-    def decider(self) -> Gate | Exit:
-        """Who says where no more answers are needed."""
-        return self.exit or self.gate
+    def with_exit(self, rule: Rule) -> "CallGraph":
+        """Return the graph with an early exit in the place of a gate that asks nothing.
+
+        Raises
+        ------
+        ValueError
+            If a gate decides too who is asked.
+        """
+        asks = any(node.when is When.UNSETTLED for node in self.nodes) and not self.rule.asks_everybody
+        rule_of_gate = "never: an early exit decides who is asked"
+        require(not asks, f"exit={rule.name}: gate", rule_of_gate, self.rule.name)
+        return replace(self, rule=rule)
 
     @property
     def asks_everybody(self) -> bool:
         """Whether nothing leaves a call out, or cuts one."""
-        return isinstance(self.gate, Never) and not self.budgets and self.exit is None
+        return self.rule.asks_everybody and not self.budgets
 
     def deciding(self) -> "CallGraph":
         """Return the graph without the calls that decide nothing."""
@@ -108,67 +143,6 @@ class CallGraph:
             ]
         return tuple(calls)
 
-    def step(self, question: Question, first: Sequence[Call], done: Inputs) -> Step:
-        """Say what a question needs now.
-
-        Parameters
-        ----------
-        question
-            It.
-        first
-            Its calls of the first layer.
-        done
-            What became of its calls that have ended.
-        """
-        progress = self.progress(question, first, done)
-        if not progress.is_over:
-            return Step(submit=progress.submit, cancel=self.needless(question, first, done))
-        return Step(answer=self.end(question, first, done, progress).answer)
-
-    def needless(self, question: Question, first: Sequence[Call], done: Inputs) -> tuple[CallKey, ...]:
-        """List the calls of a question that have not ended and whose answers no longer matter: an early quorum."""
-        if self.exit is not None:
-            return self.course(question, first, done).needless
-        return needless_calls(self.nodes, self._is_settled, question, first, done)
-
-    def openings(self, question: Question, first: Sequence[Call], done: Inputs) -> Iterator[Opening]:
-        """Give the beginnings of prompts that can be prefilled before the rest is known; nothing reads ahead: none."""
-        if self.read_ahead is not None:
-            yield from openings(self.nodes, self._is_settled, self.read_ahead, question, first, done)
-
-    def vote(self, question: Question, first: Sequence[Call], done: Inputs) -> tuple[Ballot, Decision]:
-        """Give the votes that the last gate saw of a question, or else those of the first layer, and the decision."""
-        return self._vote(question, first, done, self.progress(question, first, done))
-
-    def _vote(
-        self, question: Question, first: Sequence[Call], done: Inputs, progress: Progress
-    ) -> tuple[Ballot, Decision]:
-        if progress.ballot is not None and progress.decision is not None:
-            return progress.ballot, progress.decision
-        expert_of = {call.key: call.expert for call in first}
-        ballot = self._ballot(question, list(expert_of), expert_of, done)
-        return ballot, Never().decide(ballot)
-
-    def end(self, question: Question, first: Sequence[Call], done: Inputs, progress: Progress | None = None) -> End:
-        """Give the final answer of a question whose calls have all ended; who knows its progress gives it too."""
-        progress = progress or self.progress(question, first, done)
-        ballot, decision = self._vote(question, first, done, progress)
-        ended = [done[key] for key in progress.last if done[key].status is CallStatus.FINISHED]
-        answer = ended[0].answer if len(ended) == 1 else decision.answer
-        if len(ended) > 1 and not progress.is_settled:
-            votes = [Vote(record.expert, record.answer) for record in ended]
-            answer = Never().decide(make_ballot(question, votes, self.compare[question.answer_kind])).answer
-        final = FinalAnswer(
-            question=question.id,
-            answer=answer,
-            source=progress.source(decision, done),
-            confidence=decision.confidence,
-            votes=tuple(vote.answer for vote in ballot.votes),
-            gold=question.answer,
-            correct=is_correct(answer, question, self.compare[question.answer_kind]),
-        )
-        return End(final, ballot, decision, progress.is_too_long)
-
     def prompt(self, question: Question, call: Call, inputs: Inputs, *, is_whole: bool = True) -> str | Chat:
         """Write what an expert reads, behind what was said before; ``ValueError``: a text is absent or does not fit.
 
@@ -176,7 +150,7 @@ class CallGraph:
         """
         if not call.after:
             return in_context(question.context, expert_prompt(question))
-        node, has_places = self.node(call.key.node), self.read_ahead is not None
+        node, has_places = self.node(call.key.node), self.prefill_order is not None
         text = node_prompt(node, question, call, inputs, has_places=has_places, is_whole=is_whole)
         return in_context(question.context, text)
 
@@ -206,96 +180,11 @@ class CallGraph:
         ]
         return (*sure, *likely)
 
-    def progress(self, question: Question, first: Sequence[Call], done: Inputs) -> Progress:
-        """Tell how far a question is: which calls it needs now, and what gates have said."""
-        if self.exit is not None:
-            return self.course(question, first, done).progress
-        keys: dict[NodeName, list[CallKey] | None] = {}
-        expert_of = {call.key: call.expert for call in first}
-        merges: list[Call] = []
-        ballot, decision = None, None
-        last: list[CallKey] = []
-        accepted: list[CallKey] = []
-        is_too_long = is_waiting = False
-        for node in self.nodes:
-            if not node.after:
-                keys[node.name] = sorted(call.key for call in first if call.key.node == node.name)
-                continue
-            before = [keys[needed] for needed in node.after]
-            inputs = [key for some in before for key in some or ()]
-            if None in before or not all(map(done.__contains__, inputs)):
-                keys[node.name] = None  # nobody knows yet which calls it has
-                is_waiting = True
-                continue
-            keys[node.name] = []
-            if not inputs:
-                continue  # what it would read was not needed
-            if node.when is When.UNSETTLED:
-                ballot = self._ballot(question, inputs, expert_of, done)
-                decision = self.gate.decide(ballot)
-                if decision.skip:
-                    accepted = inputs
-                    continue
-            late = self._late_call(question, inputs, expert_of, done)
-            if late is not None and node.when is When.UNSETTLED:
-                ballot = self._ballot(question, inputs, expert_of, {**done, late: None})
-                decision = self.gate.decide(ballot)
-            order = inputs if self.read_ahead is None else self.read_ahead.ordered(inputs, expert_of)
-            read = [done[key] for key in order if key != late]
-            calls = list(node_calls(node, question, read, has_places=self.read_ahead is not None))
-            is_too_long = is_too_long or not calls
-            last = [call.key for call in calls if call.key.slot < len(node.experts)]
-            keys[node.name] = [call.key for call in calls]
-            expert_of |= {call.key: call.expert for call in calls}
-            merges += calls
-        submit = tuple(call for call in merges if call.key not in done)
-        is_over = not (submit or is_waiting) and all(call.key in done for call in first)
-        is_settled = set(accepted) == set(last)
-        return Progress(tuple(merges), submit, is_over, tuple(last), ballot, decision, is_settled, is_too_long)
-
-    def course(self, question: Question, first: Sequence[Call], done: Inputs) -> Course:
-        """Tell how a question goes on under an early exit, which there must be."""
-        assert self.exit is not None, "asked before"
-        return course(self.nodes, self.exit, self.compare[question.answer_kind], self.read_ahead, question, first, done)
-
-    def late_first_call(self, question: Question, first: Sequence[Call], done: Inputs) -> CallKey | None:
-        """Find the call of a question's first layer that is not waited for past its hedge."""
-        if len(done) < len(first) - 1:
-            return None  # most often, and this is asked whenever a call has ended
-        expert_of = {call.key: call.expert for call in first}
-        return self._late_call(question, sorted(expert_of), expert_of, done)
-
-    def _late_call(
-        self, question: Question, keys: Sequence[CallKey], expert_of: Mapping[CallKey, str], done: Inputs
-    ) -> CallKey | None:
-        """Find the call that is not waited for past its hedge, as the others leave open what the gate says."""
-        key = self.budgets.late_candidate(keys, expert_of, done)
-        if key is None or self.gate.decide(self._ballot(question, keys, expert_of, {**done, key: None})).skip:
-            return None
-        return key
-
-    def _is_settled(
-        self, question: Question, keys: Sequence[CallKey], expert_of: Mapping[CallKey, str], done: Inputs
-    ) -> bool:
-        """Tell whether the gate accepts some calls, whatever those say that have not ended."""
-        partial = partial_ballot(question, keys, expert_of, done, self.compare[question.answer_kind])
-        return self.gate.settled(partial) is not None
-
-    def _ballot(
-        self,
-        question: Question,
-        keys: Sequence[CallKey],
-        expert_of: Mapping[CallKey, str],
-        done: Mapping[CallKey, CallRecord | None],
-    ) -> Ballot:
-        votes = [Vote(expert_of[key], said(done.get(key))) for key in sorted(keys, key=attrgetter("slot"))]
-        return make_ballot(question, votes, self.compare[question.answer_kind])
-
 
 def mixture_of_agents(
     aggregator: Expert | None,
     *,
-    gate: Gate,
+    rule: Rule,
     compare: Comparisons,
     min_output_tokens: int = MIN_OUTPUT_TOKENS,
     leaves_one_out: bool = False,
@@ -313,4 +202,22 @@ def mixture_of_agents(
                 leaves_one_out=leaves_one_out,
             )
         )
-    return CallGraph(nodes=tuple(nodes), gate=gate, compare=compare)
+    return CallGraph(nodes=tuple(nodes), rule=rule, compare=compare)
+
+
+def expected_calls(expected: Sequence[Forecast], nodes: set[str]) -> tuple[Call, ...]:
+    """Pick as many calls of some nodes as are expected: one whenever the probabilities add up to the next whole number.
+
+    Examples
+    --------
+    >>> likely = [Forecast(Call(CallKey(f"q{i}", "aggregate", 0), "A", 10), 0.4) for i in range(5)]
+    >>> [call.key.question for call in expected_calls(likely, {"aggregate"})]
+    ['q1', 'q3']
+    """
+    picked, total = [], 0.5
+    for call, probability in expected:
+        if call.key.node in nodes:
+            whole, total = int(total), total + probability
+            if int(total) > whole:
+                picked.append(call)
+    return tuple(picked)

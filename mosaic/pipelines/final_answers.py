@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from mosaic.answers.extraction import Comparison, comparison
 from mosaic.core.workload import AnswerKind
+from mosaic.pipelines.rules.ballot import Ballot, Decision
 
 Comparisons = Mapping[AnswerKind, Comparison | None]
 """How answers of each kind compare; None: they cannot."""
@@ -32,6 +33,17 @@ class FinalAnswer(NamedTuple):
     gold: str | None
     correct: bool | None
     """None: there is no gold answer, or nothing to compare with it."""
+
+
+class End(NamedTuple):
+    """How a question ended."""
+
+    answer: FinalAnswer
+    ballot: Ballot
+    """What a rule saw last; where none was asked, the votes of the first layer."""
+    decision: Decision
+    is_too_long: bool
+    """A node was left out because its experts cannot read so much."""
 
 
 def accuracy_frac(finals: Iterable[FinalAnswer]) -> float | None:

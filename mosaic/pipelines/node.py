@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple, TypeAlias
 
 from mosaic.core.chat import CHARACTERS_PER_TOKEN, count_text_tokens
 from mosaic.core.checks import require, require_count, require_name, require_unique
@@ -65,6 +66,17 @@ class Node:
             object.__setattr__(self, "when", When(self.when))
         require(self.when is When.ALWAYS or bool(self.after), f"{label}: when", "always: it reads nothing", self.when)
         require_count(self.min_output_tokens, f"{label}: min_output_tokens", at_least=1)
+
+
+class ToCome(NamedTuple):
+    """A call of which no more is known yet than who makes it."""
+
+    expert: ExpertName
+    key: CallKey
+
+
+Agent: TypeAlias = Call | ToCome
+"""One of those that a node reads: its call, or one whose response stands for it."""
 
 
 def node_calls(

@@ -26,10 +26,10 @@ from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import Call, CallKey, Question, Workload
 from mosaic.pipelines.aggregation import prompt_limit
 from mosaic.pipelines.call_graph import CallGraph
-from mosaic.pipelines.final_answers import AnswerSource
+from mosaic.pipelines.final_answers import AnswerSource, End
 from mosaic.pipelines.node import cut_for
 from mosaic.pipelines.prompts import visible_text
-from mosaic.pipelines.steps import End, Progress
+from mosaic.pipelines.walk import QuestionState, walk
 from mosaic.report.run_folder import write_file
 
 MODEL = "mosaic"
@@ -172,8 +172,8 @@ class LineWriter:
 
     def line(self, question: Question, first: Sequence[Call], done: Mapping[CallKey, CallRecord]) -> dict[str, Any]:
         """Write the result of a question: the text that counts, an error, or both where it was not aggregated."""
-        progress = self.graph.progress(question, first, done)
-        end = self.graph.end(question, first, done, progress)
+        state = walk(self.graph, question, first, done)
+        end = state.end()
         names = [node.name for node in self.graph.nodes]
         records = [done[key] for key in sorted(done, key=lambda key: (names.index(key.node), key.slot))]
         chosen = self._chosen(question, end, records)
@@ -197,19 +197,19 @@ class LineWriter:
                 }
             ],
             "usage": usage_of(records),
-            "mosaic": self._about(end, chosen, records) | {"cut_responses": self._cut(question, progress, done)},
+            "mosaic": self._about(end, chosen, records) | {"cut_responses": self._cut(state)},
         }
         if end.answer.source is AnswerSource.NOT_AGGREGATED:
             line["error"] = {"code": NOT_AGGREGATED, "message": self._why_not_aggregated(records)}
         return line | {"response": {"status_code": 200, "request_id": f"req_{number}", "body": body}}
 
-    def _cut(self, question: Question, progress: Progress, done: Mapping[CallKey, CallRecord]) -> list[str]:
+    def _cut(self, state: QuestionState) -> list[str]:
         """Name the experts of whose responses an aggregator has read the end alone, as its context is too short."""
-        has_places = self.graph.read_ahead is not None
+        has_places, done = self.graph.prefill_order is not None, state.done
         read = (
-            cut_for(self.graph.node(call.key.node), question, call, done, has_places=has_places)
-            for call in progress.merges
-            if done[call.key].status is CallStatus.FINISHED
+            cut_for(self.graph.node(call.key.node), state.question, call, done, has_places=has_places)
+            for call in state.merges
+            if call.key in done and done[call.key].status is CallStatus.FINISHED
         )
         return list(dict.fromkeys(name for names in read for name in names))
 
@@ -377,7 +377,7 @@ class AnswerStream:
             done = self._done.setdefault(name, {})
             done[event.record.key] = event.record
             question, first = self._questions[name], self._first[name]
-            if self._writer.graph.step(question, first, done).answer is not None:
+            if walk(self._writer.graph, question, first, done).is_over:
                 line = self._writer.line(question, first, done)
                 self.file.add(name, json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 self.num_ended += 1

@@ -7,16 +7,19 @@ from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import Comparisons
-from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, grade_ballots, with_observed
-from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
-from mosaic.pipelines.gates.gate import Ballot
-from mosaic.pipelines.gates.setting import Setting
 from mosaic.pipelines.node import Node
+from mosaic.pipelines.rules.ballot import Ballot
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, grade_ballots, with_observed
+from mosaic.pipelines.rules.calibration_file import CalibrationContext, encode_calibration_answers
 from mosaic.report.run_folder import Content
 
 
 def answer_files(
-    workload: Workload, graph: CallGraph, calls: Sequence[CallRecord], ballots: Sequence[Ballot], setting: Setting
+    workload: Workload,
+    graph: CallGraph,
+    calls: Sequence[CallRecord],
+    ballots: Sequence[Ballot],
+    context: CalibrationContext,
 ) -> dict[str, Content]:
     """Encode the texts of real responses, and of a run that skipped nothing the graded answers that calibrate gates."""
     files: dict[str, Content] = {}
@@ -34,7 +37,7 @@ def answer_files(
         if last.leaves_one_out:
             graded = observed(graded, calls, last, graph.compare)
         if graded:
-            files["calibration_answers.parquet"] = encode_calibration_answers(graded, setting)
+            files["calibration_answers.parquet"] = encode_calibration_answers(graded, context)
     return files
 
 

@@ -8,6 +8,7 @@ from mosaic.core.plan import Expected
 from mosaic.core.results import CallRecord, CallStatus, inputs_of
 from mosaic.core.workload import CallKey, Question, Workload
 from mosaic.pipelines.final_answers import AnswerSource
+from mosaic.pipelines.walk import walk
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.measuring import Show, prompts_of, show_nothing
@@ -50,7 +51,7 @@ def answer_unskipped(
     wanted = set(names)
     calls = tuple(call for call in job.workload.calls if call.key.question in wanted)
     asked = tuple(question for question in job.workload.questions if question.id in wanted)
-    graph, known = job.graph.without_gate(), {question.id: question for question in asked}
+    graph, known = job.graph.without_rule(), {question.id: question for question in asked}
     questions = Questions(Workload(name=job.workload.name, questions=asked, calls=calls), graph)
     records = {key: _read(record, known[key.question]) for key, record in done.items() if key.question in wanted}
     for record in records.values():
@@ -79,7 +80,7 @@ def answer_unskipped(
         for key, record in records.items()
         if key.node not in first and record.status is not CallStatus.FINISHED
     }
-    answers = [graph.end(*questions.of(question.id)).answer for question in questions]
+    answers = [walk(graph, *questions.of(question.id)).end().answer for question in questions]
     return {
         final.question: Unskipped(final.answer, final.question in failed or final.source is AnswerSource.NOT_AGGREGATED)
         for final in answers

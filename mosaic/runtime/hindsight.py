@@ -48,7 +48,7 @@ def always_aggregate(
         (*record.key, record.answer, record.output_tokens, record.visible_tokens) for record in records.values()
     )
     return job.kept(
-        ("always", job.site.truth, shape_of(job.graph.without_gate()), job.workload, layers, msgspec.json.encode(said)),
+        ("always", job.site.truth, shape_of(job.graph.without_rule()), job.workload, layers, msgspec.json.encode(said)),
         AlwaysAggregate,
         lambda: _run_without_gate(job, records, layers),
     )
@@ -57,7 +57,7 @@ def always_aggregate(
 def _run_without_gate(
     job: Job, records: dict[CallKey, CallRecord], layers: Sequence[Sequence[Expert]]
 ) -> AlwaysAggregate:
-    again = Questions(job.workload, job.graph.without_gate())
+    again = Questions(job.workload, job.graph.without_rule())
     for record in records.values():
         again.note(record)
     aggregator_s = 0.0

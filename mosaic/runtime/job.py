@@ -11,7 +11,7 @@ from mosaic.core.results import RunResult
 from mosaic.core.workload import Expert, NodeName, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import FinalAnswer
-from mosaic.pipelines.gates.gate import Ballot, Decision
+from mosaic.pipelines.rules.ballot import Ballot, Decision
 from mosaic.planning.problem import SessionModel
 from mosaic.planning.profiles import Profile
 from mosaic.planning.scheduler import Scheduler
@@ -59,16 +59,12 @@ class Reaction(StrEnum):
 
 
 def shape_of(graph: CallGraph) -> list[object]:
-    """List all that decides what a graph asks for, what its gate or exit was calibrated to included."""
-    rule = graph.decider
-    values = [*_values(rule), *_values(getattr(rule, "gate", None))]  # an exit may hold a gate
+    """List all that decides what a graph asks for, what its rule was calibrated to included."""
+    rule = graph.rule
+    values = [getattr(rule, name, None) for name in getattr(rule, "__dataclass_fields__", ())]
     compare = [(kind, getattr(same, "__qualname__", same)) for kind, same in graph.compare.items()]
-    ahead = [] if graph.read_ahead is None else [graph.read_ahead]
+    ahead = [] if graph.prefill_order is None else [graph.prefill_order]
     return [graph.nodes, type(rule).__qualname__, values, compare, graph.budgets, *ahead]
-
-
-def _values(rule: object) -> list[object]:
-    return [getattr(rule, name, None) for name in getattr(rule, "__dataclass_fields__", ())]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +111,7 @@ class Job:
     @property
     def is_cancelling(self) -> bool:
         """Whether calls are cancelled whose votes no longer matter, by a quorum or by an early exit."""
-        return Reaction.QUORUM in self.reactions or self.graph.exit is not None
+        return Reaction.QUORUM in self.reactions or self.graph.rule.is_exit
 
     def kept(self, decided_by: Sequence[object], kind: type[_Measured], measure: Callable[[], _Measured]) -> _Measured:
         """Measure, or read what the same site has measured of the same."""

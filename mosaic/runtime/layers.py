@@ -11,8 +11,8 @@ from mosaic.core.plan import Plan, home_of
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import Call, CallKey, NodeName, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph
-from mosaic.pipelines.read_ahead import Opening
-from mosaic.pipelines.steps import End, Progress
+from mosaic.pipelines.final_answers import End
+from mosaic.pipelines.walk import Opening, QuestionState, walk
 from mosaic.planning.wrapped_costs import LoadedModels
 from mosaic.runtime.controller import View
 from mosaic.runtime.pilot_stages import InTurn
@@ -41,9 +41,8 @@ class Questions:
         for call in self.first_calls:
             self._first[call.key.question].append(call)
         self._done: dict[str, dict[CallKey, CallRecord]] = defaultdict(dict)
-        self._progress: dict[str, Progress] = {}
-        self._needless: dict[str, tuple[CallKey, ...]] = {}
-        """Both as far as asked for since a call of the question has ended: votes are counted once."""
+        self._state: QuestionState | None = None
+        """Of the question that was looked at last, unless a call of it has ended since: controllers look in turn."""
 
     def __iter__(self) -> Iterator[Question]:
         """Go over the questions that have calls, in the order of the workload."""
@@ -55,8 +54,8 @@ class Questions:
         if self._done[question].get(record.key) is record:
             return  # another controller has noted it
         self._done[question][record.key] = record
-        self._progress.pop(question, None)
-        self._needless.pop(question, None)
+        if self._state is not None and self._state.question.id == question:
+            self._state = None
 
     def of(self, question: str) -> tuple[Question, Sequence[Call], Mapping[CallKey, CallRecord]]:
         """Give a question, its calls of the first layer and what has ended of its calls."""
@@ -64,51 +63,41 @@ class Questions:
 
     def calls_of(self, node: NodeName, *, skipping: bool = True) -> tuple[Call, ...]:
         """List the calls of a node that questions need now, or would need if the gate skipped nothing."""
-        ungated = self.graph.without_gate()
+        whole = self.graph.without_rule()
         needed = (
-            self.needed(question.id) if skipping else ungated.progress(*self.of(question.id)).submit
-            for question in self
+            self.needed(question.id) if skipping else walk(whole, *self.of(question.id)).submit for question in self
         )
         return tuple(call for calls in needed for call in calls if call.key.node == node)
 
     def needed(self, question: str) -> tuple[Call, ...]:
         """List the calls behind the first layer that a question needs now and that have not ended."""
-        if self._has_one_root and self.graph.exit is None and len(self._done[question]) < len(self._first[question]):
+        waits = len(self._done[question]) < len(self._first[question])
+        if waits and self._has_one_root and not self.graph.rule.is_exit:
             return ()  # every call behind them comes after all of them
-        return self._progress_of(question).submit
+        return self._state_of(question).submit
 
     def ends(self) -> list[End]:
         """Give how every question has ended."""
-        graph = self.graph
-        return [graph.end(*self.of(question.id), self._progress_of(question.id)) for question in self]
+        return [self._state_of(question.id).end() for question in self]
 
     def openings(self, question: str) -> Iterator[Opening]:
         """Give the beginnings of a question's prompts, as far as the calls tell it that have ended."""
-        return self.graph.openings(*self.of(question))
+        return self._state_of(question).openings()
 
     def late_call(self, question: str) -> CallKey | None:
         """Find the call of a question that is not waited for past its hedge."""
-        return self.graph.late_first_call(*self.of(question))
+        if not self.graph.budgets.hedge_tokens or len(self._done[question]) < len(self._first[question]) - 1:
+            return None  # most often, and this is asked whenever a call has ended
+        return self._state_of(question).late
 
-    def needless(self, question: str) -> tuple[CallKey, ...]:
+    def cancellable(self, question: str) -> tuple[CallKey, ...]:
         """List the calls of a question that have not ended and no longer matter."""
-        if question not in self._needless:
-            self._look(question)
-        if question not in self._needless:
-            self._needless[question] = self.graph.needless(*self.of(question))
-        return self._needless[question]
+        return self._state_of(question).cancel
 
-    def _progress_of(self, question: str) -> Progress:
-        if question not in self._progress:
-            self._look(question)
-        if question not in self._progress:
-            self._progress[question] = self.graph.progress(*self.of(question))
-        return self._progress[question]
-
-    def _look(self, question: str) -> None:
-        """Under an early exit, tell how far a question is and what is needless of it: both are found together."""
-        if self.graph.exit is not None:
-            self._progress[question], self._needless[question] = self.graph.course(*self.of(question))
+    def _state_of(self, question: str) -> QuestionState:
+        if self._state is None or self._state.question.id != question:
+            self._state = walk(self.graph, *self.of(question))
+        return self._state
 
 
 class Layers:

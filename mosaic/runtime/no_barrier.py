@@ -10,7 +10,7 @@ from mosaic.core.events import Event, Finished, Idle, Ready, Started
 from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import Call, CallKey, ExpertName
-from mosaic.pipelines.steps import Forecast, expected_calls
+from mosaic.pipelines.call_graph import Forecast, expected_calls
 from mosaic.planning.staying import stay
 from mosaic.runtime.controller import View
 from mosaic.runtime.layers import OnPlan, Questions, ignore_plan, loaded_models
@@ -184,8 +184,8 @@ class Overlap(SubmitWhenReady):
         yield from plan_commands(made.plan, {call.key: call for call in calls}, view.next_session(), closes=False)
 
     def _go_on(self, record: CallRecord, ready: Sequence[Call], view: View) -> Iterator[Command]:
-        if self.waiting and self.questions.graph.exit is not None:
-            for key in self.questions.needless(record.key.question):
+        if self.waiting and self.questions.graph.rule.is_exit:
+            for key in self.questions.cancellable(record.key.question):
                 self.waiting.pop(key, None)
         yield from self._submit(ready, view)
         if not self.waiting:

@@ -43,7 +43,7 @@ def why_not_kept(job: Job) -> str | None:
         return "a saved plan places every call of the batch"
     if Reaction.QUORUM in job.reactions:
         return "a quorum cancels calls that a pilot would have asked"
-    if job.graph.exit is not None:
+    if job.graph.rule.is_exit:
         return "an early exit cancels calls that a pilot would have asked"
     if job.reactions & {Reaction.OVERLAP, Reaction.MOVES}:
         return "calls of all layers go where there is room from the start"

@@ -6,8 +6,7 @@ from dataclasses import replace
 from mosaic.core.commands import Command, Prefill
 from mosaic.core.events import Event, Finished, Ready
 from mosaic.core.workload import Call, ExpertName, NodeName
-from mosaic.pipelines.call_graph import CallGraph
-from mosaic.pipelines.read_ahead import ReadAhead
+from mosaic.pipelines.call_graph import CallGraph, PrefillOrder
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.controller import View
 from mosaic.runtime.layers import Questions
@@ -17,9 +16,9 @@ class PrefillAhead:
     """Has the prompt of a call prefilled slot by slot, in a session of its expert that is up, while others still run.
 
     Whenever a call of a question has ended, the prompts that are to quote it are as long as the calls in front of
-    their order (``ReadAhead``) tell. What has grown is prefilled; the call itself is then sent to the session that has
-    read its beginning. Where no session of the expert is up nothing happens. It stands behind the pipeline, which has
-    submitted by then what is ready.
+    their order (``PrefillOrder``) tell. What has grown is prefilled; the call itself is then sent to the session that
+    has read its beginning. Where no session of the expert is up nothing happens. It stands behind the pipeline, which
+    has submitted by then what is ready.
 
     References
     ----------
@@ -68,9 +67,9 @@ class PrefillAhead:
 
 def in_order_of_length(graph: CallGraph, profiles: Mapping[NodeName, Profile]) -> CallGraph:
     """Let a graph that reads ahead read the calls first that are predicted to be the shortest."""
-    if graph.read_ahead is None:
+    if graph.prefill_order is None:
         return graph
     means = {
         node: {entry.expert: entry.lengths.mean for entry in profile.entries} for node, profile in profiles.items()
     }
-    return replace(graph, read_ahead=ReadAhead(mean_output_tokens=means))
+    return replace(graph, prefill_order=PrefillOrder(mean_output_tokens=means))

@@ -40,8 +40,7 @@ class Begun:
 
 def prepare(job: Job, show: Show, step: Step, tell: Tell) -> Begun:
     """Measure and plan the first layer, or what a pilot leaves; where a plan expects cancelled calls, rehearse."""
-    if job.graph.exit is not None:
-        job.graph.exit.load()
+    job.graph.rule.load()
     first = job.graph.first_calls(job.workload)
     with step("profile"):
         pilot, profile = _first_profile(job, first, show, tell)
@@ -153,7 +152,7 @@ def price_upper_nodes(job: Job, begun: Begun, show: Show, tell: Tell) -> Begun:
         if given is not None or models[node.name] != node.name:
             profiles[node.name] = given or profiles[models[node.name]]
             continue
-        what = f"{node.name} of {job.workload.name} after gate={graph.gate.name}"
+        what = f"{node.name} of {job.workload.name} after gate={graph.rule.name}"
         source = f"{site.way} {what} {site.circumstances}"
 
         def measure(node: Node = node, source: str = source) -> Profile:
@@ -196,7 +195,7 @@ def _with_piloted_profiles(job: Job, begun: Begun, show: Show, tell: Tell) -> Be
         if models[node.name] != node.name:
             profiles[node.name] = profiles[models[node.name]]
             continue
-        source = f"{site.way} {node.name} of {job.workload.name} after gate={graph.gate.name} {site.circumstances}"
+        source = f"{site.way} {node.name} of {job.workload.name} after gate={graph.rule.name} {site.circumstances}"
         found: Profile | str = "one below it was not asked"
         quoted = node_profile(job, node, planner.degrees(node.name, node.experts[0]), pilot, source)
         if quoted is not None:

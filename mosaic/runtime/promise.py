@@ -9,16 +9,15 @@ from typing import Any, NamedTuple
 
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import PROPOSE
-from mosaic.pipelines.budgeting import Calibration
+from mosaic.pipelines.budget_choice import Calibration
 from mosaic.pipelines.budgets import LEAST_HEDGED, Budgets
 from mosaic.pipelines.call_graph import CallGraph
-from mosaic.pipelines.exits import calibrated_gate
 from mosaic.pipelines.final_answers import accuracy_frac
-from mosaic.pipelines.gates.calibrated import Calibrated
-from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion
-from mosaic.pipelines.gates.calibration_file import load_calibration_answers
-from mosaic.pipelines.gates.gate import Ballot, Gate, Vote, make_ballot
-from mosaic.pipelines.gates.vote_patterns import (
+from mosaic.pipelines.rules.ballot import Ballot, Vote, make_ballot
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion
+from mosaic.pipelines.rules.calibration_file import load_calibration_answers
+from mosaic.pipelines.rules.rule import Rule
+from mosaic.pipelines.vote_patterns import (
     EARLY,
     LEVEL,
     PatternTest,
@@ -26,7 +25,7 @@ from mosaic.pipelines.gates.vote_patterns import (
     may_be_early,
     vote_pattern,
 )
-from mosaic.pipelines.quorum import said
+from mosaic.pipelines.walk import vote_of
 from mosaic.runtime.job import Job, Outcome
 
 WHOLE = (CallStatus.FINISHED, CallStatus.FAILED)
@@ -72,27 +71,21 @@ class Promise(NamedTuple):
 def promise_of(job: Job, calibration: Calibration | None, outcome: Outcome) -> Promise | None:
     """Hold what was promised against what was run; None: nothing was promised."""
     graph = job.graph
-    gate: Gate = calibrated_gate(graph.exit) or graph.gate
-    if calibration is not None:
-        choice = calibration.choice
-        path, accepted = calibration.path, None if choice.setting is None else choice.accepted_loss_frac
-    elif isinstance(gate, Calibrated):
-        path, accepted = str(gate.calibration), None if gate.choice.threshold is None else gate.accepted_loss_frac
-    else:
-        return None
-    if accepted is None:
+    promised = graph.rule.promise() if calibration is None else calibration.promise()
+    if promised is None or not promised.is_given:
         return None
     is_early = job.is_cancelling
+    questions = load_calibration_answers(promised.calibration)
     votes = compare_patterns(
-        calibration_patterns(load_calibration_answers(path), gate, graph.budgets, is_early=is_early),
-        batch_patterns(graph, outcome, gate, is_early=is_early),
+        calibration_patterns(questions, graph.rule, graph.budgets, is_early=is_early),
+        batch_patterns(graph, outcome, is_early=is_early),
     )
     made, always = accuracy_frac(outcome.answers or ()), outcome.always.accuracy_frac
-    return Promise(accepted, votes, None if made is None or always is None else always - made)
+    return Promise(promised.accepted_loss_frac, votes, None if made is None or always is None else always - made)
 
 
 def calibration_patterns(
-    questions: Sequence[CalibrationQuestion], gate: Gate, budgets: Budgets, *, is_early: bool
+    questions: Sequence[CalibrationQuestion], rule: Rule, budgets: Budgets, *, is_early: bool
 ) -> Iterator[str]:
     """Give the patterns of calibration questions that can be compared.
 
@@ -100,20 +93,20 @@ def calibration_patterns(
     ----------
     questions
         All of the file.
-    gate, budgets
+    rule, budgets
         Of the run.
     is_early
-        Whether the run cancels calls whose votes no longer matter: see ``mosaic.pipelines.gates.vote_patterns``.
+        Whether the run cancels calls whose votes no longer matter: see ``mosaic.pipelines.vote_patterns``.
     """
     for question in questions:
         ballot, seen = question.ballot, question.observed
         lost = {} if seen is None else _lost_votes(budgets, ballot, seen.vote_tokens)
         votes = tuple(lost.get(place, vote) for place, vote in enumerate(ballot.votes))
         if ballot.comparable:
-            yield _pattern(replace(ballot, votes=votes), gate, is_whole=not lost, is_early=is_early)
+            yield _pattern(replace(ballot, votes=votes), rule, is_whole=not lost, is_early=is_early)
 
 
-def batch_patterns(graph: CallGraph, outcome: Outcome, gate: Gate, *, is_early: bool) -> Iterator[str]:
+def batch_patterns(graph: CallGraph, outcome: Outcome, *, is_early: bool) -> Iterator[str]:
     """Give the patterns of a batch's questions that can be compared; ``is_early`` as above."""
     first: dict[str, list[CallRecord]] = defaultdict(list)
     for record in outcome.result.calls:
@@ -123,17 +116,17 @@ def batch_patterns(graph: CallGraph, outcome: Outcome, gate: Gate, *, is_early: 
         question, records = ballot.question, sorted(first[ballot.question.id], key=attrgetter("key"))
         done = {record.key: record for record in records}
         late = graph.budgets.late_candidate(list(done), {key: one.expert for key, one in done.items()}, done)
-        if graph.exit is not None or late is not None:  # else it has the votes that calibration questions have
-            votes = [Vote(record.expert, None if record.key == late else said(record)) for record in records]
+        if graph.rule.is_exit or late is not None:  # else it has the votes that calibration questions have
+            votes = [Vote(record.expert, None if record.key == late else vote_of(record)) for record in records]
             ballot = make_ballot(question, votes, graph.compare[question.answer_kind])
         is_whole = late is None and all(record.status in WHOLE for record in records)
         if ballot.comparable:
-            yield _pattern(ballot, gate, is_whole=is_whole, is_early=is_early)
+            yield _pattern(ballot, graph.rule, is_whole=is_whole, is_early=is_early)
 
 
-def _pattern(ballot: Ballot, gate: Gate, *, is_whole: bool, is_early: bool) -> str:
+def _pattern(ballot: Ballot, rule: Rule, *, is_whole: bool, is_early: bool) -> str:
     """Describe votes that can be relied on, where no schedule could have kept one of them from being known."""
-    return EARLY if is_early and (not is_whole or may_be_early(gate, ballot)) else vote_pattern(ballot)
+    return EARLY if is_early and (not is_whole or may_be_early(rule, ballot)) else vote_pattern(ballot)
 
 
 def _lost_votes(budgets: Budgets, ballot: Ballot, tokens: Sequence[int]) -> dict[int, Vote]:
@@ -151,5 +144,5 @@ def gate_notes(graph: CallGraph, calibration: Calibration | None, promise: Promi
     if promise is not None and promise.votes.differs:
         return (promise.withdrawal(),)
     if calibration is not None:
-        return calibration.choice.notes()
-    return graph.decider.notes() if graph.upper_nodes else ()
+        return calibration.notes()
+    return graph.rule.notes() if graph.upper_nodes else ()

@@ -10,7 +10,7 @@ from mosaic.runtime.layers import Questions
 
 
 class Quorum:
-    """Cancels a question's calls, wherever they wait or run, as soon as its gate is settled without them.
+    """Cancels a question's calls, wherever they wait or run, as soon as its rule has decided without them.
 
     It stands behind who places the calls of lost workers anew: those are cancelled again.
     """
@@ -19,20 +19,20 @@ class Quorum:
 
     def __init__(self, questions: Questions) -> None:
         self._questions = questions
-        self._needless: dict[CallKey, None] = {}
+        self._cancelled: dict[CallKey, None] = {}
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Look again at the question of a call that has ended."""
         if isinstance(event, Finished):
             self._questions.note(event.record)
             key = event.record.key
-            return () if key in self._needless else list(self._settle(key.question, view))
+            return () if key in self._cancelled else list(self._cancel(key.question, view))
         if isinstance(event, Lost):
-            return [Cancel(key) for key in self._needless if key in view.running]
+            return [Cancel(key) for key in self._cancelled if key in view.running]
         return ()
 
-    def _settle(self, question: str, view: View) -> Iterator[Command]:
-        for key in self._questions.needless(question):
-            if key in view.running and key not in self._needless:
-                self._needless[key] = None
+    def _cancel(self, question: str, view: View) -> Iterator[Command]:
+        for key in self._questions.cancellable(question):
+            if key in view.running and key not in self._cancelled:
+                self._cancelled[key] = None
                 yield Cancel(key)

@@ -43,7 +43,7 @@ def make_controllers(
     ahead = PrefillAhead(questions)
     made: list[Controller] = [prospects] if keeps or is_real else []
     made.append(_pipeline(job, begun, questions, prospects, on_plan, ahead))
-    if job.graph.read_ahead is not None:
+    if job.graph.prefill_order is not None:
         made.append(ahead)
     if is_real:
         made.append(Replanning(lambda calls, lost: planner.plan(calls, lost).plan, on_replan))

@@ -128,7 +128,7 @@ def run(
         expected.add(made.plan, first_session)
 
     with step("execute"), show("calls", expected) as shown:
-        prefixes = None if graph.read_ahead is None else prompts_of(graph, known, is_whole=False)
+        prefixes = None if graph.prefill_order is None else prompts_of(graph, known, is_whole=False)
         backend = site.backend(known, prompts_of(graph, known), after=pilot.names, prefixes=prefixes)
         log = site.command_log()
         made = make_controllers(job, begun, questions, note_plan, note_replan, [*controllers, *shown])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mosaic.config.errors import exit_with_message
-from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
+from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
 from mosaic.report.run_folder import is_complete
 from tests.calibration_questions import SETTING, make_question
 from tests.commands.command_line import DEMO, QUICK, SMALL, Outcome, run_here, run_point, run_process

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from mosaic.pipelines.gates.calibration_file import load_calibration_answers
+from mosaic.pipelines.rules.calibration_file import load_calibration_answers
 from tests.commands.command_line import (
     DEMO,
     QUICK,

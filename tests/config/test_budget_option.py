@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mosaic.core.commands import Cut, decode_action
-from mosaic.pipelines.gates.calibration_file import load_calibration_answers
+from mosaic.pipelines.rules.calibration_file import load_calibration_answers
 from tests.commands.command_line import QUICK, prepare, run_point
 from tests.run_tables import summary_of
 

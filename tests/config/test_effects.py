@@ -130,7 +130,7 @@ def test_a_pipeline_of_ones_own_takes_no_aggregator_of_others(tmp_path: Path) ->
     point = {"workload": "file", "pool": "demo", "scheduler": "round_robin"}
     overrides = [*overrides_of(point, tmp_path), NODES, "aggregator=none"]
     assert "pipeline.nodes names the experts" in refusal(*overrides, "pool.aggregator=SmolLM2")
-    assert prepare(*overrides, "gate=never").job.graph.gate.name == "never", "a node waits for it"
+    assert prepare(*overrides, "gate=never").job.graph.rule.name == "never", "a node waits for it"
     always = [override.replace("when: unsettled, ", "") for override in overrides]
     assert "no node waits for what it decides" in refusal(*always, "gate=never")
 
@@ -156,7 +156,7 @@ def test_a_key_that_nothing_reads_is_refused(override: str, says: str) -> None:
 
 def test_what_a_preset_or_a_default_brings_along_is_not_refused() -> None:
     assert prepare(*FEW, "+policy=ilp_lifted", "aggregator=none").aggregator is None
-    assert prepare(*GPQA, "aggregator=none").job.graph.gate.name == "never"
+    assert prepare(*GPQA, "aggregator=none").job.graph.rule.name == "never"
 
 
 def test_the_command_checks_it_too(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mosaic.core.results import CallStatus
-from mosaic.pipelines.exits import Agreed, FasterMoa
+from mosaic.pipelines import FasterMoa
+from mosaic.pipelines.rules.rule import Never
+from tests.answered_questions import agreement
 from tests.commands.command_line import QUICK, SMALL, prepare, run_point
 
 FEW = (*SMALL, *QUICK, "cluster.num_workers=2", "aggregator=dp", "gate=never")
@@ -31,11 +33,11 @@ def rows(folder: Path, name: str) -> list[dict]:
 
 
 def test_the_default_is_never_in_the_papers_pipeline_and_agreement_elsewhere() -> None:
-    assert prepare(*SMALL, *QUICK).job.graph.exit is None
-    assert prepare(*TREE).job.graph.exit == Agreed()
-    assert prepare(*TREE, "exit=never").job.graph.exit is None
-    assert prepare(*FEW, "exit=agreement", "exit.tau=1").job.graph.exit == Agreed(tau=1)
-    assert prepare(*FEW, "exit=faster_moa", "seed=7").job.graph.exit == FasterMoa(seed=7)
+    assert not prepare(*SMALL, *QUICK).job.graph.rule.is_exit
+    assert prepare(*TREE).job.graph.rule == agreement()
+    assert prepare(*TREE, "exit=never").job.graph.rule == Never()
+    assert prepare(*FEW, "exit=agreement", "exit.tau=1").job.graph.rule == agreement(1)
+    assert prepare(*FEW, "exit=faster_moa", "seed=7").job.graph.rule == FasterMoa(seed=7)
 
 
 @pytest.mark.parametrize(

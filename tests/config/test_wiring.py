@@ -15,9 +15,8 @@ from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.lengths import ClippedLognormal
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Expert
-from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
-from mosaic.pipelines.gates.gate import Majority
-from mosaic.pipelines.gates.setting import Setting
+from mosaic.pipelines.rules.calibration_file import CalibrationContext, encode_calibration_answers
+from mosaic.pipelines.rules.rule import Majority
 from mosaic.planning.costs import AffineCosts, PaperCosts
 from mosaic.planning.profiles import Profile, write_profile
 from mosaic.runtime.job import Reaction
@@ -141,7 +140,7 @@ def overrides_of(point: Mapping[str, str], folder: Path) -> list[str]:
     return overrides
 
 
-def write_calibration(path: Path, setting: Setting) -> Path:
+def write_calibration(path: Path, setting: CalibrationContext) -> Path:
     """Write answers to 40 questions, on half of which all experts agree."""
     graded = [make_question(f"c{i}", "AAA" if i % 2 else "AAB") for i in range(40)]
     path.write_bytes(encode_calibration_answers(graded, setting))
@@ -206,7 +205,7 @@ def test_every_point_composes_and_instantiates(point: dict[str, str], tmp_path: 
         assert not job.graph.upper_nodes
         assert spec.aggregator is None
     else:
-        assert (job.graph.gate.name, spec.aggregator) == (point["gate"], point["aggregator"])
+        assert (job.graph.rule.name, spec.aggregator) == (point["gate"], point["aggregator"])
         expert, degrees = aggregator_of(spec)
         assert expert in job.experts
         measured = MEASURED_DEGREES[point["hardware"]]
@@ -250,7 +249,7 @@ def test_the_defaults_are_the_papers_main_run() -> None:
     assert job.cluster.num_workers == 4
     assert site.settings == EngineOptions(order=Order.PREFILL_FIRST, max_num_seqs=256)
     assert (job.profile, job.upper_profile, job.plans, job.reactions) == (None, None, (), frozenset())
-    assert job.graph.gate == Majority(tau=0.6667)
+    assert job.graph.rule == Majority(tau=0.6667)
     expert, degrees = aggregator_of(spec)
     assert (expert.name, degrees) == ("LlamaR1", (4,))
     assert make("costs=affine").job.costs.func is AffineCosts  # type: ignore[attr-defined]
@@ -271,7 +270,7 @@ def test_overrides_reach_the_values() -> None:
     assert {expert.name: expert.max_replicas for expert in job.experts}["Gemma"] == 4
     assert job.scheduler.max_experts_per_worker == 3  # type: ignore[attr-defined]
     assert job.sweep.shard_sizes == (4, 8)
-    assert job.graph.gate == Majority(tau=0.9)
+    assert job.graph.rule == Majority(tau=0.9)
     expert, _ = aggregator_of(spec)
     assert (expert.name, job.graph.upper_nodes[0].min_output_tokens) == ("LlamaR1", 99)
     assert site.world.aggregator_lengths["LlamaR1"].mean == 321
@@ -352,14 +351,14 @@ def test_a_gate_promises_nothing_for_what_it_was_not_calibrated_on(
 def test_a_gate_keeps_its_promise_wherever_the_same_experts_run(tmp_path: Path, overrides: list[str]) -> None:
     setting = make("workload=gpqa", "workload.part=calibration", "gate=never").setting
     file = write_calibration(tmp_path / "c.parquet", setting)
-    assert make(*GPQA_FILE, f"gate.calibration={file}", *overrides).job.graph.gate.name == "calibrated"
+    assert make(*GPQA_FILE, f"gate.calibration={file}", *overrides).job.graph.rule.name == "calibrated"
 
 
 def test_weighted_votes_are_of_the_same_experts_only(tmp_path: Path) -> None:
     file = write_calibration(tmp_path / "c.parquet", make("workload=gpqa", "gate=never").setting)
     weighted = ("gate=weighted", f"gate.calibration={file}")
-    assert make("workload=medmcqa", *weighted).job.graph.gate.name == "weighted"
-    with pytest.raises(ValueError, match="what runs here, got .*: expert Gemma is .*What gate=weighted learned there"):
+    assert make("workload=medmcqa", *weighted).job.graph.rule.name == "weighted"
+    with pytest.raises(ValueError, match="what runs here, got .*: expert Gemma is .*What was learned there"):
         make("workload=medmcqa", *weighted, "pool.experts.Gemma.checkpoint=other")
 
 

@@ -17,8 +17,9 @@ from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import comparisons
-from mosaic.pipelines.gates.gate import Majority
 from mosaic.pipelines.node import Node
+from mosaic.pipelines.rules.rule import Majority
+from mosaic.pipelines.walk import walk
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.layers import Layers, Questions
 from mosaic.runtime.loop import drive
@@ -448,7 +449,7 @@ def run_quorum(kind: Kind, folder: Path, *, replayed: RunResult | None = None) -
     ]
     merger = make_expert("T", tp_degree=2)
     nodes = (Node(name=PROPOSE), Node(name=AGGREGATE, experts=(merger,), after=(PROPOSE,), when="unsettled"))
-    graph = CallGraph(nodes=nodes, gate=Majority(), compare=comparisons())
+    graph = CallGraph(nodes=nodes, rule=Majority(), compare=comparisons())
     batch = Workload(name="voted", questions=tuple(make_question(f"q{i}") for i in range(12)), calls=tuple(calls))
     questions = Questions(batch, graph)
     profile = make_profile("A", "B", make_entry("T", tp_degree=2))
@@ -466,7 +467,7 @@ def test_a_quorum_loses_no_call_answers_none_twice_and_changes_no_answer(kind, t
     assert cancelled == {CallKey(f"q{i}", PROPOSE, 2) for i in range(0, 12, 3)}
     assert set(ended.values()) == {CallStatus.CANCELLED, CallStatus.FINISHED}
     for question in questions:
-        end = questions.graph.end(*questions.of(question.id)).answer
+        end = walk(questions.graph, *questions.of(question.id)).end().answer
         assert end.answer == ANSWERS[kind_of(CallKey(question.id, PROPOSE, 0))]
     records = {record.key: record for record in result.calls}
     for key in ended:

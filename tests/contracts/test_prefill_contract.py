@@ -12,10 +12,9 @@ from mosaic.core.plan import Session, unpriced_plan
 from mosaic.core.realization import Outcome
 from mosaic.core.results import RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Workload
-from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.call_graph import CallGraph, PrefillOrder
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.node import Node
-from mosaic.pipelines.read_ahead import ReadAhead
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.prefill_ahead import PrefillAhead
@@ -57,8 +56,8 @@ def run(kind: Kind, folder: Path, *, is_ahead: bool = True, replayed: RunResult 
         for slot, expert in SLOTS
     ]
     nodes = (Node(name=PROPOSE), Node(name=AGGREGATE, experts=(make_expert("W"),), after=(PROPOSE,)))
-    order = ReadAhead(mean_output_tokens={PROPOSE: {"A": 7.0, "B": 63.0}})
-    graph = CallGraph(nodes=nodes, compare=comparisons(), read_ahead=order)
+    order = PrefillOrder(mean_output_tokens={PROPOSE: {"A": 7.0, "B": 63.0}})
+    graph = CallGraph(nodes=nodes, compare=comparisons(), prefill_order=order)
     texts = tuple(make_question(f"q{i}") for i in range(NUM_QUESTIONS))
     questions = Questions(Workload(name="read", questions=texts, calls=tuple(calls)), graph)
     ahead = PrefillAhead(questions)

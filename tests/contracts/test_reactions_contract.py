@@ -10,8 +10,9 @@ from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import comparisons
-from mosaic.pipelines.gates.gate import Majority
 from mosaic.pipelines.node import Node
+from mosaic.pipelines.rules.rule import Majority
+from mosaic.pipelines.walk import walk
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.moves import Moves
@@ -32,7 +33,7 @@ def run_reacting(
     calls = [make_call(f"q{i}", expert="ABA"[slot], slot=slot) for i in range(12) for slot in range(3)]
     merger = make_expert(aggregator, tp_degree=2 if aggregator == "T" else 1)
     nodes = (Node(name=PROPOSE), Node(name=AGGREGATE, experts=(merger,), after=(PROPOSE,), when="unsettled"))
-    graph = CallGraph(nodes=nodes, gate=Majority(), compare=comparisons())
+    graph = CallGraph(nodes=nodes, rule=Majority(), compare=comparisons())
     batch = Workload(name="voted", questions=tuple(make_question(f"q{i}") for i in range(12)), calls=tuple(calls))
     questions = Questions(batch, graph)
     quick = {"load_s": 0.001}  # so that any free worker takes calls over
@@ -57,7 +58,7 @@ def test_calls_overlap_and_move_and_each_ends_once_with_the_answer_of_its_questi
     assert {record.status for record in result.calls} <= {CallStatus.CANCELLED, CallStatus.FINISHED}
     for question in questions:
         key = CallKey(question.id, PROPOSE, 0)
-        assert questions.graph.end(*questions.of(question.id)).answer.answer == ANSWERS[kind_of(key)]
+        assert walk(questions.graph, *questions.of(question.id)).end().answer.answer == ANSWERS[kind_of(key)]
     for key, record in ended.items():
         if record.status is CallStatus.FINISHED:
             call = next(command.call for command in submits(result) if command.call.key == key)

@@ -13,8 +13,8 @@ from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import PROPOSE, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import comparisons
-from mosaic.pipelines.gates.gate import Never
 from mosaic.pipelines.node import Node
+from mosaic.pipelines.rules.rule import Never
 from mosaic.runtime.layers import Layers, Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.no_barrier import Keeping
@@ -45,7 +45,7 @@ def run_revised(
     """Three experts on two workers, planned for an A that writes so many times what it does."""
     calls = [make_call(f"q{i}", expert=name) for name, number in NUM_CALLS.items() for i in range(number)]
     calls = [replace(call, key=call.key._replace(slot="ABC".index(call.expert))) for call in calls]
-    graph = CallGraph(nodes=(Node(name=PROPOSE),), gate=Never(), compare=comparisons())
+    graph = CallGraph(nodes=(Node(name=PROPOSE),), rule=Never(), compare=comparisons())
     batch = Workload(name="w", questions=tuple(make_question(f"q{i}") for i in range(120)), calls=tuple(calls))
     questions = Questions(batch, graph)
     scales = {"A": a_scale, "B": 1.0, "C": 1.0}

@@ -40,7 +40,7 @@ def run(servers: list[BadServer], num_calls: int, folder) -> dict[str, Seen]:
     endpoints = tuple(server.endpoint for server in servers)
     experts = [make_expert(name, max_output_tokens=64) for name in dict.fromkeys(one.expert for one in endpoints)]
     workload = make_workload(dict.fromkeys([expert.name for expert in experts], num_calls))
-    questions = Questions(workload, mixture_of_agents(None, gate=Never(), compare=comparisons()))
+    questions = Questions(workload, mixture_of_agents(None, rule=Never(), compare=comparisons()))
     backend = EngineBackend(
         name="endpoint",
         experts=experts,

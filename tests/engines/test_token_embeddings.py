@@ -7,7 +7,7 @@ import pytest
 
 from mosaic.engines.token_embeddings import TokenEmbeddings
 from mosaic.engines.vllm_engine import confidence_of
-from mosaic.pipelines.exits.faster_moa import frobenius_cosine, token_correlation
+from mosaic.pipelines.rules.faster_moa import frobenius_cosine, token_correlation
 from tests.engines.executor_runs import OPTIONS, has_vllm
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 

@@ -5,7 +5,7 @@ import pytest
 
 from experiments.studies.budgets import UNINFORMATIVE, Resampled, calibrate, draw_table
 from experiments.studies.gate_trials import broken_limit
-from mosaic.pipelines.gates.loss_table import Setting
+from mosaic.pipelines.loss_table import BudgetSetting
 
 pytestmark = pytest.mark.slow
 NUM = 600
@@ -28,11 +28,11 @@ def test_long_answers_are_worse_unrelated_or_better_as_the_world_says() -> None:
 
 def test_where_agreement_says_nothing_skipping_what_is_unanimous_loses_just_more_than_is_accepted() -> None:
     table = draw_table(UNINFORMATIVE, "medmcqa", NUM)
-    assert 0.01 < float(table.losses(Setting(1.0)).mean()) < 0.02
+    assert 0.01 < float(table.losses(BudgetSetting(1.0)).mean()) < 0.02
 
 
 def test_resampled_questions_are_those_of_the_table() -> None:
-    table, setting = draw_table("fitted", "gpqa", 50), Setting(0.6, 3000, 1000, 2000)
+    table, setting = draw_table("fitted", "gpqa", 50), BudgetSetting(0.6, 3000, 1000, 2000)
     places = np.random.default_rng(0).integers(len(table), size=80)
     drawn, own = Resampled(table.losses, table.written_tokens, places), table.take(places)
     assert len(drawn) == len(own) == 80

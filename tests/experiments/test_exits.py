@@ -3,8 +3,9 @@
 import pytest
 
 from experiments.studies.exits import ADVERSARIAL, draw_batch, draw_population
-from mosaic.pipelines.exits import Agreed
-from mosaic.pipelines.gates.gate import plurality
+from mosaic.pipelines.rules.ballot import plurality
+from mosaic.pipelines.rules.rule import Never
+from tests.answered_questions import agreement
 
 
 @pytest.mark.slow
@@ -12,7 +13,7 @@ from mosaic.pipelines.gates.gate import plurality
 def test_an_exit_asks_fewer_of_the_agents_that_are_all_asked_without_one(topology: str) -> None:
     batch = draw_batch("GPQA", topology, 3, 40)
     nums_of_calls = []
-    for rule in (None, Agreed()):
+    for rule in (Never(), agreement()):
         questions = batch.ask(rule)
         nums_of_calls.append(sum(len(questions.of(question.id)[2]) for question in questions))
     upper = sum(len(node.experts) for node in batch.job.graph.upper_nodes)

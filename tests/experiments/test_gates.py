@@ -29,10 +29,10 @@ from experiments.studies.gate_trials import (
     thresholds_of,
 )
 from mosaic.core.workload import Question
-from mosaic.pipelines.gates.calibrated import Calibrated, ConfidenceKind
-from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion
-from mosaic.pipelines.gates.gate import Ballot, plurality
-from mosaic.pipelines.gates.weighted import learn_reliabilities, posterior
+from mosaic.pipelines.rules.ballot import Ballot, plurality
+from mosaic.pipelines.rules.calibrated import Calibrated, ConfidenceKind
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion
+from mosaic.pipelines.rules.weighted import learn_reliabilities, posterior
 from tests.calibration_questions import make_question
 
 pytestmark = pytest.mark.slow
@@ -111,10 +111,10 @@ def test_a_simulated_calibration_is_one_of_the_gate(
         chosen += chosen_thresholds(scored, certify, thresholds_of(kind, gpqa), accepted)
         drawn = gpqa.kind_of[np.random.default_rng(seed).integers(len(gpqa.kind_of), size=num)]
         file = [renamed(gpqa.kinds[one], f"gpqa_calibration-{place}") for place, one in enumerate(drawn)]
-        monkeypatch.setattr("mosaic.pipelines.gates.calibrated.load_calibration_answers", lambda _, file=file: file)
+        monkeypatch.setattr("mosaic.pipelines.rules.calibrated.load_calibration_answers", lambda *_, file=file: file)
         gate = Calibrated(calibration="drawn", accepted_loss_frac=accepted, confidence=kind)
         assert (gate.num_fit, gate.num_certify) == (len(fit), certify.shape[1])
-        own.append(gate.choice.threshold)
+        own.append(gate.chosen)
     assert chosen == own
     assert len(set(chosen)) > 1, "calibrations that all choose the same would show little"
 

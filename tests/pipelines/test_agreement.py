@@ -3,7 +3,7 @@
 import pytest
 
 from mosaic.pipelines.agreement import PRIOR_QUESTIONS, Agreement
-from mosaic.pipelines.gates.gate import Majority, Never
+from mosaic.pipelines.rules.rule import Majority, Never
 from tests.answered_questions import answered, make_moa, make_question, make_tree
 
 

@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 
-from mosaic.pipelines.gates.budget_choice import (
+from mosaic.pipelines.budget_choice import (
     LEVELS,
     Batch,
-    BudgetChoice,
+    Calibration,
     Kinds,
     choose_budgets,
     path_of,
     settings_of,
     steps,
 )
-from mosaic.pipelines.gates.loss_table import LossTable, Setting
+from mosaic.pipelines.loss_table import BudgetSetting, LossTable
+from mosaic.pipelines.rules.rule import Promised
 
 BATCH = Batch(1000, 400)
 BOTH = Kinds(cuts=True, hedges=True)
@@ -36,7 +37,7 @@ def test_settings_without_budgets_are_those_of_a_gate_whose_threshold_is_chosen(
     fixed = settings_of([0.5], BOTH, is_gate_chosen=False)
     assert all(setting.has_budgets for setting in fixed)
     chosen = settings_of([None, 0.5], BOTH, is_gate_chosen=True)
-    assert [setting for setting in chosen if not setting.has_budgets] == [Setting(0.5)]
+    assert [setting for setting in chosen if not setting.has_budgets] == [BudgetSetting(0.5)]
     cuts = settings_of([None], Kinds(cuts=True, hedges=False), is_gate_chosen=False)
     assert {setting.hedge_tokens for setting in cuts} == {None}
     hedges = settings_of([None], Kinds(cuts=False, hedges=True), is_gate_chosen=False)
@@ -49,15 +50,15 @@ def test_a_path_goes_from_safe_to_fast() -> None:
     numbers = [steps(fit, setting, BATCH) for setting in path]
     assert len(path) > 2
     assert numbers == sorted(numbers, reverse=True)
-    assert numbers[0] < steps(fit, Setting(None), BATCH)
+    assert numbers[0] < steps(fit, BudgetSetting(None), BATCH)
 
 
-def choose(certify: LossTable, path, accepted: float = 0.02) -> BudgetChoice:
-    return choose_budgets(certify, path, accepted_loss_frac=accepted, risk_frac=0.05)
+def choose(certify: LossTable, path, accepted: float = 0.02) -> Calibration:
+    return choose_budgets(certify, path, Promised("answers.parquet", accepted, 0.05, 0.3))
 
 
 def test_a_path_is_walked_up_to_the_first_setting_that_fails() -> None:
-    safe, bad = Setting(None, 30_000, 15_000), Setting(None, 50, 25)
+    safe, bad = BudgetSetting(None, 30_000, 15_000), BudgetSetting(None, 50, 25)
     choice = choose(make_table(3000), [safe, bad, safe])
     assert choice.setting == safe
     assert [test.setting for test in choice.tests] == [safe, bad]
@@ -69,7 +70,7 @@ def test_a_path_is_walked_up_to_the_first_setting_that_fails() -> None:
 
 
 def test_too_few_questions_promise_nothing_and_say_what_they_could() -> None:
-    choice = choose(make_table(60), [Setting(None, 30_000, 15_000)])
+    choice = choose(make_table(60), [BudgetSetting(None, 30_000, 15_000)])
     assert choice.setting is None
     assert choice.promise_frac is not None
     assert choice.promise_frac > 0.02

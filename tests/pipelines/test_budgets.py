@@ -5,8 +5,8 @@ import pytest
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 from mosaic.pipelines.budgets import NO_BUDGETS, Budgets, cut_at, cut_record
-from mosaic.pipelines.gates.gate import Never
 from mosaic.pipelines.node import node_calls
+from mosaic.pipelines.rules.rule import Never
 from tests.answered_questions import answered, make_moa, make_question
 from tests.factories import make_call, make_expert
 from tests.run_records import make_record

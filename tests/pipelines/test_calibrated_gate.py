@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import yaml
 
-from mosaic.pipelines.gates.calibrated import Calibrated, plurality_thresholds
-from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, split_calibration
-from mosaic.pipelines.gates.calibration_file import encode_calibration_answers, load_calibration_answers
-from mosaic.pipelines.gates.gate import Decision
-from mosaic.pipelines.gates.weighted import learn_reliabilities
+from mosaic.pipelines.rules.ballot import Decision
+from mosaic.pipelines.rules.calibrated import Calibrated, plurality_thresholds
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, split_calibration
+from mosaic.pipelines.rules.calibration_file import encode_calibration_answers, load_calibration_answers
+from mosaic.pipelines.rules.weighted import learn_reliabilities
 from tests.calibration_questions import SETTING, make_ballot_of, make_question
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,8 +37,8 @@ def draw(num: int, *, seed: int = 0, loss_at_2_1: float = 0.0) -> list[Calibrati
 def test_agreement_that_costs_nothing_is_skipped(tmp_path: Path) -> None:
     gate = Calibrated(calibration=save(tmp_path, draw(1000)), accepted_loss_frac=0.01)
     # ABC never loses either, as the lowest slot is right.
-    assert gate.choice.threshold == pytest.approx(1 / 3)
-    assert gate.num_fit + gate.num_certify == gate.choice.num_questions + gate.num_fit == 1000
+    assert gate.chosen == pytest.approx(1 / 3)
+    assert gate.num_fit + gate.num_certify == 1000
     assert gate.decide(make_ballot_of("BAA")) == Decision(True, "A", 2 / 3)
     assert gate.decide(make_ballot_of("A--")).skip
     assert gate.decide(make_ballot_of("---")) == Decision(False, None, 0.0)
@@ -47,11 +47,11 @@ def test_agreement_that_costs_nothing_is_skipped(tmp_path: Path) -> None:
 
 def test_the_threshold_stays_above_what_loses(tmp_path: Path) -> None:
     gate = Calibrated(calibration=save(tmp_path, draw(1000, loss_at_2_1=0.2)), accepted_loss_frac=0.02)
-    assert gate.choice.threshold == 1
-    assert [test.threshold for test in gate.choice.tests] == [1, 2 / 3]
+    assert gate.chosen == 1
+    assert [test.setting for test in gate.tests] == [1, 2 / 3]
     assert gate.decide(make_ballot_of("AAA")).skip
     assert not gate.decide(make_ballot_of("BAA")).skip
-    skip_frac = gate.choice.tests[0].skip_frac
+    skip_frac = gate.skip_fracs[0]
     assert gate.notes() == (
         f"calibrated on {gate.num_certify} questions ({gate.num_fit} more are set aside and certify nothing): "
         f"threshold 1 promises a loss of at most 2 pp at 95% confidence and skips {skip_frac:.1%} of them",
@@ -61,7 +61,7 @@ def test_the_threshold_stays_above_what_loses(tmp_path: Path) -> None:
 
 def test_too_few_questions_skip_nothing(tmp_path: Path) -> None:
     gate = Calibrated(calibration=save(tmp_path, draw(350)), accepted_loss_frac=0.005)
-    assert gate.choice.threshold is None
+    assert gate.chosen is None
     assert gate.decide(make_ballot_of("AAA")) == Decision(False, "A", 1.0)
     (note,) = gate.notes()
     assert note.startswith(
@@ -71,14 +71,14 @@ def test_too_few_questions_skip_nothing(tmp_path: Path) -> None:
     # What it says it could promise, it promises.
     could = float(note.split("could promise ")[1].split(" pp")[0]) / 100
     assert gate.promise_frac <= could < gate.promise_frac + 0.001
-    assert Calibrated(calibration=gate.calibration, accepted_loss_frac=could).choice.threshold is not None
-    assert Calibrated(calibration=gate.calibration, accepted_loss_frac=could - 0.002).choice.threshold is None
+    assert Calibrated(calibration=gate.calibration, accepted_loss_frac=could).chosen is not None
+    assert Calibrated(calibration=gate.calibration, accepted_loss_frac=could - 0.002).chosen is None
 
 
 def test_a_loss_that_is_there_is_not_blamed_on_the_number_of_questions(tmp_path: Path) -> None:
     questions = [make_question(f"q{number}", "AAA", gold="B", aggregator="B") for number in range(400)]
     gate = Calibrated(calibration=save(tmp_path, questions))
-    assert gate.choice.threshold is None
+    assert gate.chosen is None
     assert "questions lose 100.0 pp, so they cannot promise a loss of at most 1 pp" in gate.notes()[0]
 
 
@@ -89,8 +89,8 @@ def test_what_made_profiles_certifies_nothing(tmp_path: Path, confidence: str) -
     wrong = [make_question(question.id, "AAA", gold="B", aggregator="B") for question in fit]
     before = Calibrated(calibration=save(tmp_path, questions, "before"), accepted_loss_frac=0.03)
     after = Calibrated(calibration=save(tmp_path, [*wrong, *certify], "after"), accepted_loss_frac=0.03)
-    assert before.choice == after.choice
-    assert before.choice.threshold is not None
+    assert (before.chosen, before.tests) == (after.chosen, after.tests)
+    assert before.chosen is not None
     spoilt = [make_question(question.id, "AAA", gold="B", aggregator="B") for question in certify]
     other = Calibrated(
         calibration=save(tmp_path, [*fit, *spoilt], "other"), accepted_loss_frac=0.03, confidence=confidence
@@ -104,7 +104,7 @@ def test_reliabilities_come_from_the_other_part(tmp_path: Path) -> None:
     fit, certify = split_calibration(load_calibration_answers(path), 0.3)
     assert (gate.num_fit, gate.num_certify) == (len(fit), len(certify))
     assert gate.reliabilities == learn_reliabilities(fit)
-    assert gate.choice.threshold is not None
+    assert gate.chosen is not None
     decision = gate.decide(make_ballot_of("AAA"))
     assert decision.skip
     assert decision.confidence == gate.winner(make_ballot_of("AAA")).confidence
@@ -120,7 +120,7 @@ def test_weighted_losses_are_of_the_weighted_answer(tmp_path: Path) -> None:
     ]
     path = save(tmp_path, questions)
     plurality = Calibrated(calibration=path, accepted_loss_frac=0.02)
-    assert plurality.choice.threshold is None or plurality.choice.threshold > 2 / 3
+    assert plurality.chosen is None or plurality.chosen > 2 / 3
     assert not plurality.decide(make_ballot_of("ABB")).skip
     weighted = Calibrated(calibration=path, accepted_loss_frac=0.02, confidence="weighted")
     assert weighted.decide(make_ballot_of("ABB"))[:2] == (True, "A")
@@ -129,9 +129,9 @@ def test_weighted_losses_are_of_the_weighted_answer(tmp_path: Path) -> None:
 def test_the_report_is_json(tmp_path: Path) -> None:
     gate = Calibrated(calibration=save(tmp_path, draw(300)), accepted_loss_frac=0.05)
     report = json.loads(json.dumps(gate.report()))
-    assert report["threshold"] == gate.choice.threshold
+    assert report["threshold"] == gate.chosen
     assert (report["num_certify"], report["num_fit"]) == (gate.num_certify, gate.num_fit)
-    assert report["tests"][0]["p_value"] == gate.choice.tests[0].p_value
+    assert report["tests"][0]["p_value"] == gate.tests[0].p_value
     assert set(report["tests"][0]) == {"threshold", "skip_frac", "mean_loss_frac", "p_value"}
 
 
@@ -146,10 +146,10 @@ def test_the_promise_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(60):
         questions = draw(300, seed=seed, loss_at_2_1=0.1)
         monkeypatch.setattr(
-            "mosaic.pipelines.gates.calibrated.load_calibration_answers", lambda _, questions=questions: questions
+            "mosaic.pipelines.rules.calibrated.load_calibration_answers", lambda *_, questions=questions: questions
         )
         gate = Calibrated(calibration="drawn", accepted_loss_frac=0.039, risk_frac=0.1)
-        broken += gate.choice.threshold is not None and gate.choice.threshold < 1
+        broken += gate.chosen is not None and gate.chosen < 1
     assert broken <= 12  # the 99% limit of a binomial of 60 with a share of 0.1
 
 

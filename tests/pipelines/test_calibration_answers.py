@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mosaic.core.workload import AnswerKind, CalibrationRecord, Question
-from mosaic.pipelines.gates.calibration_answers import (
+from mosaic.pipelines.rules.ballot import Ballot, Vote, make_ballot
+from mosaic.pipelines.rules.calibration_answers import (
     CalibrationQuestion,
     grade_ballot,
     router_records,
     split_calibration,
 )
-from mosaic.pipelines.gates.calibration_file import encode_calibration_answers, load_calibration_answers
-from mosaic.pipelines.gates.gate import Ballot, Vote, make_ballot
+from mosaic.pipelines.rules.calibration_file import encode_calibration_answers, load_calibration_answers
 from mosaic.workloads.routing import profiles_from_calibration
 from tests.calibration_questions import SETTING, make_question
 
@@ -168,7 +168,7 @@ def test_wrong_types_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def refuse(path: object) -> list[dict[str, object]]:
         raise TypeError("question q: skills must be a list")
 
-    monkeypatch.setattr("mosaic.pipelines.gates.calibration_file._read_rows", refuse)
+    monkeypatch.setattr("mosaic.pipelines.rules.calibration_file._read_rows", refuse)
     with pytest.raises(TypeError, match=r"answers\.parquet: question q: skills must be a list"):
         load_calibration_answers(save(tmp_path))
 

@@ -12,10 +12,11 @@ from mosaic.pipelines import aggregation
 from mosaic.pipelines.aggregation import aggregator_prompt
 from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
 from mosaic.pipelines.final_answers import AnswerSource, FinalAnswer, accuracy_frac, comparisons
-from mosaic.pipelines.gates.gate import Decision, Majority, Never, Unanimous
 from mosaic.pipelines.node import Node, When
 from mosaic.pipelines.prompts import expert_prompt
-from mosaic.pipelines.steps import Step
+from mosaic.pipelines.rules.ballot import Decision
+from mosaic.pipelines.rules.rule import Majority, Never, Unanimous
+from mosaic.pipelines.walk import walk
 from tests.answered_questions import FAILED, answered, ended, make_batch, make_moa, make_question, make_tree
 from tests.factories import make_expert
 
@@ -32,7 +33,7 @@ MIXED = (
 
 
 def needed(graph: CallGraph, *asked) -> list[Call]:
-    return [call for question in asked for call in graph.step(*question).submit]
+    return [call for question in asked for call in walk(graph, *question).submit]
 
 
 def after(done: Inputs, call: Call, answer: str | None, **changes: object) -> Inputs:
@@ -56,13 +57,13 @@ def test_a_node_waits_for_every_node_that_it_reads_also_for_those_without_calls_
     question = make_question("q")
     first = [Call(CallKey("q", "fast", 0), "A", 50), Call(CallKey("q", "slow", 0), "B", 50)]
     done: Inputs = {first[0].key: ended(first[0], "A")}
-    (left,) = graph.progress(question, first, done).submit
+    (left,) = walk(graph, question, first, done).submit
     done = {**done, left.key: ended(left, "A")}
-    progress = graph.progress(question, first, done)
+    progress = walk(graph, question, first, done)
     assert (progress.submit, progress.is_over) == ((), False)
     done = {**done, first[1].key: ended(first[1], "B")}
-    (right,) = graph.progress(question, first, done).submit
-    (last,) = graph.progress(question, first, {**done, right.key: ended(right, "B")}).submit
+    (right,) = walk(graph, question, first, done).submit
+    (last,) = walk(graph, question, first, {**done, right.key: ended(right, "B")}).submit
     assert last.after == (left.key, right.key)
 
 
@@ -72,7 +73,7 @@ def test_a_node_waits_for_every_node_that_it_reads_also_for_those_without_calls_
 def test_a_gates_decisions_by_hand() -> None:
     graph = make_moa()
     third, two_thirds = pytest.approx(1 / 3), pytest.approx(2 / 3)
-    assert {asked[0].id: graph.vote(*asked)[1] for asked in MIXED} == {
+    assert {asked[0].id: walk(graph, *asked).vote()[1] for asked in MIXED} == {
         "agreed": Decision(True, "A", 1.0),
         "split": Decision(False, "A", third),
         "two": Decision(True, "D", two_thirds),
@@ -91,14 +92,15 @@ def test_a_gates_decisions_by_hand() -> None:
 @pytest.mark.parametrize(("gate", "skipped"), [(Never(), 0), (Unanimous(), 1), (Majority(), 4), (Majority(tau=0.3), 6)])
 def test_all_but_the_skipped_questions_have_a_call(gate, skipped: int) -> None:
     assert len(needed(make_moa(gate), *MIXED)) == 7 - skipped
-    assert len(needed(make_moa(gate).without_gate(), *MIXED)) == 7
+    assert len(needed(make_moa(gate).without_rule(), *MIXED)) == 7
 
 
 def test_nothing_is_needed_and_nothing_answered_before_all_inputs_have_ended() -> None:
     question, first, done = MIXED[1]
     for key in done:
         rest = {other: record for other, record in done.items() if other != key}
-        assert make_moa().step(question, first, rest)._replace(cancel=()) == Step()
+        state = walk(make_moa(), question, first, rest)
+        assert (state.submit, state.answer) == ((), None)
 
 
 def test_a_call_that_failed_or_is_not_there_has_no_answer_whatever_its_record_says() -> None:
@@ -106,15 +108,15 @@ def test_a_call_that_failed_or_is_not_there_has_no_answer_whatever_its_record_sa
     cancelled = {**done, first[1].key: done[first[1].key]._replace(status=CallStatus.CANCELLED)}
     missing = {key: record for key, record in done.items() if key != first[0].key}
     for ended_calls, answers in ((cancelled, ["A", None, "B"]), (missing, [None, "A", "B"])):
-        ballot, _ = make_moa().vote(question, first, ended_calls)
+        ballot, _ = walk(make_moa(), question, first, ended_calls).vote()
         assert [(vote.expert, vote.answer) for vote in ballot.votes] == list(zip("ABC", answers, strict=True))
 
 
 def test_where_all_calls_failed_the_aggregator_answers_alone() -> None:
     question, first, done = answered(make_question("q", text="Which?"), [FAILED, FAILED])
     graph = make_moa()
-    (call,) = graph.step(question, first, done).submit
-    assert graph.vote(question, first, done)[1] == Decision(False, None, 0.0)
+    (call,) = walk(graph, question, first, done).submit
+    assert walk(graph, question, first, done).vote()[1] == Decision(False, None, 0.0)
     assert graph.prompt(question, call, done) == aggregator_prompt(question, [], make_expert("W"))
     assert call.after, "it is no call of the first layer"
 
@@ -127,10 +129,10 @@ def test_a_question_that_does_not_fit_keeps_the_gates_answer() -> None:
     )
     graph = make_moa(Never())
     assert [call.key.question for call in needed(graph, fits, long)] == ["fits"]
-    assert graph.end(*long).is_too_long
-    decision = graph.vote(*long)[1]
+    assert walk(graph, *long).end().is_too_long
+    decision = walk(graph, *long).vote()[1]
     assert decision == Decision(False, "B", pytest.approx(2 / 3)), "it was not the gate that left it out"
-    answer = graph.step(*long).answer
+    answer = walk(graph, *long).answer
     assert answer is not None
     assert (answer.answer, answer.source) == ("B", AnswerSource.NOT_AGGREGATED)
     # Less room for what is written leaves more for the question.
@@ -142,7 +144,7 @@ def test_free_text_goes_to_the_aggregator_unless_a_comparison_is_plugged_in() ->
     assert len(needed(make_moa(Majority(tau=0.1)), words)) == 1
     plugged = make_moa(compare=comparisons(lambda a, b: a.casefold() == b.casefold()))
     assert needed(plugged, words) == []
-    assert plugged.vote(*words)[1] == Decision(True, "Emma", pytest.approx(2 / 3))
+    assert walk(plugged, *words).vote()[1] == Decision(True, "Emma", pytest.approx(2 / 3))
 
 
 def test_a_comparison_for_free_text_leaves_the_other_kinds_as_they_are() -> None:
@@ -157,9 +159,9 @@ def test_a_comparison_for_free_text_leaves_the_other_kinds_as_they_are() -> None
 
 def test_slots_decide_the_order_of_votes_and_responses_so_ties_go_to_the_lowest() -> None:
     question, first, done = answered(make_question("q"), ["A", "B"])
-    ballot, decision = make_moa().vote(question, first[::-1], done)
+    ballot, decision = walk(make_moa(), question, first[::-1], done).vote()
     assert ([vote.answer for vote in ballot.votes], decision.answer) == (["A", "B"], "A")
-    (call,) = make_moa().step(question, first[::-1], done).submit
+    (call,) = walk(make_moa(), question, first[::-1], done).submit
     assert [key.slot for key in call.after] == [0, 1]
 
 
@@ -173,11 +175,11 @@ def test_a_question_is_skipped_or_aggregated_whatever_the_order_of_its_records(a
     shuffled = list(done.items())
     order.shuffle(shuffled)
     graph = make_moa(Majority(tau=tau))
-    step = graph.step(question, first, dict(shuffled))
-    decision = graph.vote(question, first, done)[1]
+    step = walk(graph, question, first, dict(shuffled))
+    decision = walk(graph, question, first, done).vote()[1]
     assert [call.after for call in step.submit] == [tuple(done)] * (not decision.skip)
     assert (step.answer is not None) == decision.skip
-    assert step == graph.step(question, first, done)
+    assert step == walk(graph, question, first, done)
 
 
 # Final answers
@@ -187,18 +189,18 @@ def final_of(asked, said: str | None = None, graph: CallGraph | None = None) -> 
     """The answer after all calls, an aggregator's among them, have ended."""
     question, first, done = asked
     graph = graph or make_moa()
-    for call in graph.step(question, first, done).submit:
+    for call in walk(graph, question, first, done).submit:
         done = after(done, call, said)
-    answer = graph.step(question, first, done).answer
+    answer = walk(graph, question, first, done).answer
     assert answer is not None
     return answer
 
 
 def test_experts_who_answer_different_powers_do_not_agree_and_neither_is_right() -> None:
     graph, asked = make_moa(Unanimous()), answered(make_question("q", MATH, answer="2**13"), ["2**10", "2**11"])
-    (call,) = graph.step(*asked).submit
+    (call,) = walk(graph, *asked).submit
     assert call.key.node == AGGREGATE
-    answer = graph.step(*asked[:2], after(asked[2], call, "2^{10}")).answer
+    answer = walk(graph, *asked[:2], after(asked[2], call, "2^{10}")).answer
     assert answer is not None
     assert (answer.source, answer.correct) == (AnswerSource.AGGREGATOR, False)
     assert accuracy_frac([answer]) == 0
@@ -227,13 +229,13 @@ def test_a_gate_that_accepts_one_node_does_not_excuse_another_that_failed(is_fai
         Node(name="check", experts=(make_expert("M"),), after=("propose",), when=When.UNSETTLED),
         Node(name="last", experts=(make_expert("W"),), after=("propose",)),
     )
-    graph = CallGraph(nodes=nodes, gate=Majority(), compare=comparisons())
+    graph = CallGraph(nodes=nodes, rule=Majority(), compare=comparisons())
     final = final_of(answered(make_question("q"), ["A", "A", "A"]), FAILED if is_failed else "B", graph)
     assert final.source is (AnswerSource.NOT_AGGREGATED if is_failed else AnswerSource.AGGREGATOR)
 
 
 def test_without_an_aggregator_the_majority_answers() -> None:
-    alone = mixture_of_agents(None, gate=Never(), compare=comparisons())
+    alone = mixture_of_agents(None, rule=Never(), compare=comparisons())
     final = final_of(answered(make_question("q", answer="B"), ["A", "B", "B"]), graph=alone)
     assert (final.answer, final.source, final.correct) == ("B", AnswerSource.MAJORITY, True)
 
@@ -257,7 +259,7 @@ def test_answers_are_graded_as_their_kind_compares(kind, gold, answer, correct) 
     merged = final_of(asked, answer, make_moa(Never()))
     assert (merged.answer, merged.gold, merged.correct) == (answer, gold, correct)
     if kind is not TEXT:
-        voted = final_of(asked, graph=mixture_of_agents(None, gate=Never(), compare=comparisons()))
+        voted = final_of(asked, graph=mixture_of_agents(None, rule=Never(), compare=comparisons()))
         assert (voted.answer, voted.gold, voted.correct) == (answer, gold, correct)
 
 
@@ -279,7 +281,7 @@ def test_an_expert_reads_the_question_and_an_aggregator_what_was_answered_by_slo
     said = {0: "Surely A.", 2: "It is B."}
     done = {key: r._replace(response=Response(said.get(key.slot)), output_tokens=4) for key, r in done.items()}
     graph = make_moa(Never())
-    (call,) = graph.step(question, first, done).submit
+    (call,) = walk(graph, question, first, done).submit
     assert graph.prompt(question, first[0], {}) == expert_prompt(question)
     read = [aggregation.Response("A", 4, "Surely A."), aggregation.Response("C", 4, "It is B.")]
     assert graph.prompt(question, call, done) == aggregator_prompt(question, read, graph.node(AGGREGATE).experts[0])
@@ -290,7 +292,7 @@ def test_an_aggregator_does_not_read_thinking() -> None:
     (key,) = done
     thought = Response("hm, B? no</think>It is A.", thinking_opened=True)
     done = {key: done[key]._replace(response=thought, visible_tokens=3)}
-    (call,) = make_moa(Never()).step(question, first, done).submit
+    (call,) = walk(make_moa(Never()), question, first, done).submit
     prompt = make_moa(Never()).prompt(question, call, done)
     assert "It is A." in prompt
     assert "hm" not in prompt
@@ -299,11 +301,11 @@ def test_an_aggregator_does_not_read_thinking() -> None:
 # Other graphs
 
 
-def walk(graph: CallGraph, votes: str, says: Mapping[str, str | None]) -> tuple[list[list[str]], FinalAnswer]:
+def go_through(graph: CallGraph, votes: str, says: Mapping[str, str | None]) -> tuple[list[list[str]], FinalAnswer]:
     """What a question needs layer by layer, as experts, and its answer; upper experts say what the table has."""
     question, first, done = answered(make_question("q", answer="A"), list(votes))
     steps = []
-    while (step := graph.step(question, first, done)).answer is None:
+    while (step := walk(graph, question, first, done)).answer is None:
         assert step.submit, "it must go on"
         steps.append([call.expert for call in step.submit])
         for call in step.submit:
@@ -322,22 +324,17 @@ def walk(graph: CallGraph, votes: str, says: Mapping[str, str | None]) -> tuple[
 )
 def test_a_gate_before_the_last_of_three_layers_sees_what_the_mergers_say(merged, final, answer, source) -> None:
     says = {"M": merged[0], "N": merged[1], "W": final}
-    steps, got = walk(make_tree(Majority()), "ABCD", says)
+    steps, got = go_through(make_tree(Majority()), "ABCD", says)
     assert steps == [["M", "N"], ["W"]][: 1 if merged == "AA" else 2]
     assert (got.answer, got.source, got.votes) == (answer, source, tuple(merged))
 
 
 def test_where_a_gate_accepts_two_mergers_its_answer_is_the_final_one() -> None:
-    class Contrary:
-        name = "contrary"
-
+    class Contrary(Never):
         def decide(self, ballot):
             return Decision(True, ballot.votes[-1].answer, 0.9)
 
-        def settled(self, partial):
-            return None
-
-    steps, answer = walk(make_tree(Contrary()), "AB", {"M": "A", "N": "B"})
+    steps, answer = go_through(make_tree(Contrary()), "AB", {"M": "A", "N": "B"})
     assert (steps, answer.answer, answer.confidence) == ([["M", "N"]], "B", 0.9)
 
 
@@ -348,17 +345,17 @@ def test_what_reads_a_node_that_was_not_needed_is_not_needed_either() -> None:
         Node(name="merge", experts=experts, after=("propose",), when=When.UNSETTLED),
         Node(name="check", experts=(make_expert("N"),), after=("merge",)),
     )
-    graph = CallGraph(nodes=nodes, gate=Majority(), compare=comparisons())
+    graph = CallGraph(nodes=nodes, rule=Majority(), compare=comparisons())
     says = {"M": "B", "N": "C"}
-    assert walk(graph, "AAA", says)[0] == []
-    steps, answer = walk(graph, "ABC", says)
+    assert go_through(graph, "AAA", says)[0] == []
+    steps, answer = go_through(graph, "ABC", says)
     assert (steps, answer.answer) == ([["M"], ["N"]], "C")
 
 
 def test_several_last_calls_vote() -> None:
     nodes = (Node(name="propose"), Node(name="merge", experts=tuple(map(make_expert, "MNO")), after=("propose",)))
     graph = CallGraph(nodes=nodes, compare=comparisons())
-    steps, answer = walk(graph, "AA", {"M": "B", "N": "C", "O": "C"})
+    steps, answer = go_through(graph, "AA", {"M": "B", "N": "C", "O": "C"})
     assert (steps, answer.answer, answer.source) == ([["M", "N", "O"]], "C", AnswerSource.AGGREGATOR)
 
 

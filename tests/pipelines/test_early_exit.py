@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import AnswerKind, Call, CallKey, Question
 from mosaic.pipelines.call_graph import CallGraph
-from mosaic.pipelines.exits import Agreed, AgreedAtRisk, Exit, FasterMoa, Order, calibrated_exit
-from mosaic.pipelines.final_answers import AnswerSource, comparisons
-from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
-from mosaic.pipelines.gates.gate import Majority
+from mosaic.pipelines.final_answers import AnswerSource, End, comparisons
 from mosaic.pipelines.node import Node
-from mosaic.pipelines.steps import End
-from tests.answered_questions import FAILED, ended, make_question
+from mosaic.pipelines.rules import Calibrated, FasterMoa, Majority, Never, Order, Rule, Scope
+from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
+from mosaic.pipelines.walk import walk
+from tests.answered_questions import FAILED, agreement, ended, make_question
 from tests.calibration_questions import SETTING
 from tests.calibration_questions import make_question as calibrated
 from tests.factories import make_expert
@@ -67,8 +66,8 @@ class Came(NamedTuple):
     num_cancelled: int
 
 
-def graph_of(shape: str, rule: Exit | None) -> CallGraph:
-    return CallGraph(nodes=SHAPES[shape], compare=comparisons(), exit=rule)
+def graph_of(shape: str, rule: Rule | None) -> CallGraph:
+    return CallGraph(nodes=SHAPES[shape], compare=comparisons(), rule=rule or Never())
 
 
 def first_of(graph: CallGraph, question: Question) -> list[Call]:
@@ -97,13 +96,13 @@ def run(graph: CallGraph, course: Course, order: Sequence[CallKey], *, cancels: 
     done: dict[CallKey, CallRecord] = {}
     num_cancelled = 0
     while True:
-        step = graph.step(course.question, first, done)
+        step = walk(graph, course.question, first, done)
         assert not {call.key for call in step.submit} & set(step.cancel)
         calls |= {call.key: call for call in step.submit}
         waiting = [key for key in order if key in calls and key not in done]
         if not waiting:
             assert step.answer is not None, "it waits for nobody"
-            return Came(graph.end(course.question, first, done), calls, num_cancelled)
+            return Came(walk(graph, course.question, first, done).end(), calls, num_cancelled)
         stopped = [key for key in step.cancel if cancels and key in calls and key not in course.late]
         for key in stopped:
             done[key] = ended(calls[key], "wasted")._replace(status=CallStatus.CANCELLED)
@@ -114,9 +113,9 @@ def run(graph: CallGraph, course: Course, order: Sequence[CallKey], *, cancels: 
 
 
 RULES = {
-    "agreement": lambda order: Agreed(order=order),
-    "unanimous": lambda order: Agreed(tau=1, order=order),
-    "at risk": lambda order: AgreedAtRisk(gate=Majority(), order=order),
+    "agreement": lambda order: agreement(order=order),
+    "unanimous": lambda order: agreement(1, order),
+    "at risk": lambda order: Majority(scope=Scope.QUESTION, order=order),
     "faster_moa": lambda order: FasterMoa(seed=3, order=order),
 }
 
@@ -158,12 +157,12 @@ def test_nobody_asks_or_reads_more_than_where_everybody_answers(data, shape: str
     assert (came.end.answer.source is AnswerSource.MAJORITY) >= came.end.decision.skip
 
 
-def agreed(shape: str, says: dict[str, str], rule: Exit | None = None) -> tuple[End, set[str], int]:
+def agreed(shape: str, says: dict[str, str], rule: Rule | None = None) -> tuple[End, set[str], int]:
     """Let all agents of a node give an answer, by slot; the end, the nodes that were asked, and how many were cut."""
     question = make_question("q", answer="A")
     keys = [CallKey("q", node.name, slot) for node in SHAPES[shape] for slot in range(len(node.experts))]
     course = Course(question, {key: (says[key.node][key.slot], 0.9) for key in keys}, keys, set())
-    came = run(graph_of(shape, rule or Agreed()), course, keys, cancels=True)
+    came = run(graph_of(shape, rule or agreement()), course, keys, cancels=True)
     return came.end, {key.node for key in came.calls}, came.num_cancelled
 
 
@@ -184,7 +183,7 @@ def test_upper_layers_are_asked_where_the_successors_differ() -> None:
 
 
 def test_the_last_agent_reads_the_response_that_stands_for_a_successor_that_was_left_out() -> None:
-    graph = graph_of("tree", Agreed())
+    graph = graph_of("tree", agreement())
     question = make_question("q", answer="A")
     says = {"leaf_0": "BAA", "leaf_1": "ABC", "leaf_2": "BBB", "mid_1": "C"}
     keys = [CallKey("q", name, slot) for name, answers in says.items() for slot in range(len(answers))]
@@ -192,21 +191,21 @@ def test_the_last_agent_reads_the_response_that_stands_for_a_successor_that_was_
     done: dict[CallKey, CallRecord] = {}
     calls = {call.key: call for call in first}
     for key in keys:
-        calls |= {call.key: call for call in graph.step(question, first, done).submit}
+        calls |= {call.key: call for call in walk(graph, question, first, done).submit}
         if key in calls:
             done[key] = ended(calls[key], says[key.node][key.slot])
-    (last,) = graph.step(question, first, done).submit
+    (last,) = walk(graph, question, first, done).submit
     assert last.after == (CallKey("q", "leaf_0", 1), CallKey("q", "mid_1", 0), CallKey("q", "leaf_2", 0))
 
 
 def test_at_risk_the_whole_first_layer_decides() -> None:
     says = {"leaf_0": "AAA", "leaf_1": "AAB", "leaf_2": "ABB", "mid_0": "B", "mid_1": "B", "mid_2": "B", "last": "B"}
-    end, asked, num_cancelled = agreed("tree", says, AgreedAtRisk(gate=Majority()))
+    end, asked, num_cancelled = agreed("tree", says, RULES["at risk"](Order.SLOT))
     assert (end.answer.answer, end.decision.skip) == ("A", True)
     assert num_cancelled == 4, "six of nine are settled with the seventh: two leaves, and two that read others"
     assert asked <= {"leaf_0", "leaf_1", "leaf_2", "mid_0", "mid_1"}
     no_vote = {**says, "leaf_2": "BBB"}
-    end, asked, num_cancelled = agreed("tree", no_vote, AgreedAtRisk(gate=Majority()))
+    end, asked, num_cancelled = agreed("tree", no_vote, RULES["at risk"](Order.SLOT))
     assert (end.answer.answer, end.answer.source, num_cancelled) == ("B", AnswerSource.AGGREGATOR, 0)
 
 
@@ -215,20 +214,20 @@ def test_a_calibrated_exit_promises_what_its_gate_does_and_names_its_own_keys(tm
     said = [calibrated(f"c{i}", "AAB" if i % 2 else "AAA", gold="A") for i in range(600)]
     path.write_bytes(encode_calibration_answers(said, SETTING))
     values = {"calibration": path, "accepted_loss_frac": 0.05, "risk_frac": 0.05, "fit_frac": 0.3}
-    made = calibrated_exit(**values)
-    assert made.gate.choice.threshold is not None
-    assert made.gate.choice.threshold <= 2 / 3
+    made = Calibrated(**values, scope="question", order="slot")
+    assert made.chosen is not None
+    assert made.chosen <= 2 / 3
     assert "promises a loss of at most 5 pp" in made.notes()[0]
     with pytest.raises(ValueError, match=r"exit\.risk_frac must be below 1, got 2"):
-        calibrated_exit(**{**values, "risk_frac": 2})
+        Calibrated(**{**values, "risk_frac": 2}, scope="question")
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Agreed(tau=0.5), r"exit\.tau must be .*above 0\.5.*, got 0\.5"),
-        (lambda: Agreed(tau=1.5), r"exit\.tau must be at most 1, got 1\.5"),
-        (lambda: Agreed(order="random"), r"exit\.order must be one of \['slot', 'finish'\], got 'random'"),
+        (lambda: agreement(0.5), r"exit\.tau must be .*above 0\.5.*, got 0\.5"),
+        (lambda: agreement(1.5), r"exit\.tau must be at most 1, got 1\.5"),
+        (lambda: agreement(order="random"), r"exit\.order must be one of \['slot', 'finish'\], got 'random'"),
         (lambda: FasterMoa(seed=-1), r"exit\.seed must be .*, got -1"),
         (lambda: FasterMoa(seed=0, tau=0), r"exit\.tau must be .*, got 0"),
         (lambda: FasterMoa(seed=0, similarity="words"), r"exit\.similarity must be one of \['answers', 'embeddings'\]"),
@@ -243,5 +242,6 @@ def test_a_wrong_value_is_named(build, message: str) -> None:
 def test_one_rule_decides_who_is_asked() -> None:
     asks = (SHAPES["flat"][0], Node(name="last", experts=(W,), after=("propose",), when="unsettled"))
     with pytest.raises(ValueError, match="exit=agreement: gate must be never: .*, got 'majority'"):
-        CallGraph(nodes=asks, gate=Majority(), compare=comparisons(), exit=Agreed())
-    assert CallGraph(nodes=asks, compare=comparisons(), exit=Agreed()).without_gate().exit is None
+        CallGraph(nodes=asks, rule=Majority(), compare=comparisons()).with_exit(agreement())
+    graph = CallGraph(nodes=asks, compare=comparisons()).with_exit(agreement())
+    assert (graph.rule, graph.without_rule().rule) == (agreement(), Never())

@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 
 from mosaic.core.results import Response
 from mosaic.core.workload import CallKey
-from mosaic.pipelines.exits import FasterMoa, Meeting
-from mosaic.pipelines.exits.exit import Agent, ended_in
-from mosaic.pipelines.exits.faster_moa import (
+from mosaic.pipelines.final_answers import comparisons
+from mosaic.pipelines.rules.ballot import Ballot
+from mosaic.pipelines.rules.faster_moa import (
+    FasterMoa,
     draw,
     exit_probability,
     frobenius_cosine,
     probability_range,
     token_correlation,
 )
-from mosaic.pipelines.final_answers import comparisons
+from mosaic.pipelines.walk import collect
 from tests.answered_questions import answered, make_question
 
 UNIT = st.floats(0.01, 1.0)
@@ -83,15 +84,13 @@ def test_token_correlations_compare_texts_of_any_length(one: int, other: int, si
     assert frobenius_cosine(u, 3 * v) == pytest.approx(frobenius_cosine(u, v))
 
 
-def meeting(answers: str, rule: FasterMoa, *, confidence: float | None = 0.95, ended: int = 3) -> Meeting:
+def votes(answers: str, rule: FasterMoa, *, confidence: float | None = 0.95, ended: int = 3) -> Ballot:
     question, first, done = answered(make_question("q"), list(answers))
     done = {
         key: record._replace(confidence=confidence, response=Response(f"It is {record.answer}."))
         for key, record in list(done.items())[:ended]
     }
-    agents = tuple(Agent(call.expert, call.key, call.key in done) for call in first)
-    order = ended_in(rule.order, agents, done)
-    return Meeting(question=question, agents=agents, order=order, done=done, same=comparisons()[question.answer_kind])
+    return collect(question, first, done, comparisons()[question.answer_kind], rule)
 
 
 def test_draws_follow_the_seed_and_the_key_and_stop_at_the_first_agent_that_is_enough() -> None:
@@ -100,13 +99,13 @@ def test_draws_follow_the_seed_and_the_key_and_stop_at_the_first_agent_that_is_e
     seen = set()
     for seed in range(40):
         rule = FasterMoa(seed=seed)
-        verdict = rule.judge(meeting("AAB", rule))
+        verdict = rule.decided_early(votes("AAB", rule))
         stops = [draw(seed, key) < one for key, one in zip(keys, odds, strict=True)]
         wanted = stops.index(True) + 1 if any(stops) else None
         assert (None if verdict is None else len(verdict.read)) == wanted
-        assert verdict is None or verdict.decision is None
+        assert verdict is None or not verdict.skip
         seen.add(wanted)
-        early = rule.judge(meeting("AAB", rule, ended=1))
+        early = rule.decided_early(votes("AAB", rule, ended=1))
         assert (early is None) == (wanted != 1)
     assert seen == {1, 2, None}
 
@@ -114,9 +113,9 @@ def test_draws_follow_the_seed_and_the_key_and_stop_at_the_first_agent_that_is_e
 def test_behind_the_last_agent_there_is_nobody_to_cancel() -> None:
     rule = FasterMoa(seed=0, tau=0.5)  # Q = 0 after one agent and where two agree, and 0.82 where two differ
     assert draw(0, CallKey("q", "propose", 1)) < 0.8
-    assert rule.judge(meeting("AB", rule, confidence=1.0, ended=2)) is None
-    assert rule.judge(meeting("ABA", rule, confidence=1.0)).read == (0, 1)
-    assert rule.judge(meeting("AAA", rule, confidence=1.0)) is None
+    assert rule.decided_early(votes("AB", rule, confidence=1.0, ended=2)) is None
+    assert rule.decided_early(votes("ABA", rule, confidence=1.0)).read == (0, 1)
+    assert rule.decided_early(votes("AAA", rule, confidence=1.0)) is None
 
 
 def test_texts_are_compared_where_somebody_embeds_them() -> None:
@@ -127,12 +126,12 @@ def test_texts_are_compared_where_somebody_embeds_them() -> None:
         return np.array([[1.0, 2.0]])  # all alike, though answers differ
 
     by_answers = FasterMoa(seed=0, tau=0.5)
-    assert by_answers.judge(meeting("ABC", by_answers, confidence=1.0)).read == (0, 1)
+    assert by_answers.decided_early(votes("ABC", by_answers, confidence=1.0)).read == (0, 1)
     rule = FasterMoa(seed=0, tau=0.5, similarity="embeddings", embed=embed)
-    assert rule.judge(meeting("ABC", rule, confidence=1.0)) is None
+    assert rule.decided_early(votes("ABC", rule, confidence=1.0)) is None
     assert heard == ["It is A.", "It is B."]
     heard.clear()
-    rule.judge(meeting("ABC", rule, ended=1))
+    rule.decided_early(votes("ABC", rule, ended=1))
     assert heard == [], "one agent is compared with nobody"
     rule.load()
     assert heard == ["ready"], "a model that embeds is loaded before it is needed"
@@ -148,11 +147,11 @@ def test_texts_are_embedded_only_where_they_decide() -> None:
     for seed in range(200):
         texts = FasterMoa(seed=seed, similarity="embeddings", embed=embed)
         answers = FasterMoa(seed=seed)
-        assert texts.judge(meeting("AAA", texts)) == answers.judge(meeting("AAA", answers))
+        assert texts.decided_early(votes("AAA", texts)) == answers.decided_early(votes("AAA", answers))
     assert 0 < len(heard) < 200
 
 
 def test_without_a_confidence_the_rule_says_whose() -> None:
     rule = FasterMoa(seed=0)
     with pytest.raises(ValueError, match="the confidence of q, propose, slot 0 must be known, got None"):
-        rule.judge(meeting("AAB", rule, confidence=None))
+        rule.decided_early(votes("AAB", rule, confidence=None))

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.workload import Question
-from mosaic.pipelines.gates.gate import Ballot, Decision, Gate, Majority, Never, Unanimous, Vote, make_ballot, plurality
+from mosaic.pipelines.rules.ballot import Ballot, Decision, Vote, make_ballot, plurality
+from mosaic.pipelines.rules.rule import Majority, Never, Rule, Unanimous
 
 ANSWERS = st.lists(st.sampled_from(["A", "B", "C", None]), min_size=1, max_size=7)
 TAUS = st.floats(min_value=0.01, max_value=1.0)
@@ -42,7 +43,7 @@ def test_plurality_is_the_share_of_all_slots(answers: tuple[str | None, ...], an
         (Majority(tau=0.3333), True, True, True),
     ],
 )
-def test_operating_points(gate: Gate, skips_3_0: bool, skips_2_1: bool, skips_1_1_1: bool) -> None:
+def test_operating_points(gate: Rule, skips_3_0: bool, skips_2_1: bool, skips_1_1_1: bool) -> None:
     assert gate.decide(ballot("A", "A", "A")) == Decision(skips_3_0, "A", 1.0)
     assert gate.decide(ballot("A", "B", "A")) == Decision(skips_2_1, "A", 2 / 3)
     assert gate.decide(ballot("B", "C", "A")) == Decision(skips_1_1_1, "B", 1 / 3)

@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, LeftOut, Observed
-from mosaic.pipelines.gates.gate import decide_at, plurality
-from mosaic.pipelines.gates.loss_table import LossTable, Setting, loss_table
+from mosaic.pipelines.loss_table import BudgetSetting, LossTable, loss_table
+from mosaic.pipelines.rules.ballot import decide_at, plurality
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, LeftOut, Observed
 from tests.calibration_questions import make_ballot_of, make_question
 
 TOKENS = st.integers(1, 20)
@@ -28,7 +28,7 @@ def known(draw: st.DrawFn) -> CalibrationQuestion:
     )  # fmt: skip
 
 
-def ways(question: CalibrationQuestion, setting: Setting) -> list[bool]:
+def ways(question: CalibrationQuestion, setting: BudgetSetting) -> list[bool]:
     """List whether a question is right, for each way in which it may come out."""
     threshold, propose, aggregate, hedge = setting
     seen = question.observed
@@ -57,25 +57,25 @@ def ways(question: CalibrationQuestion, setting: Setting) -> list[bool]:
 
 
 LIMITS = st.none() | st.integers(1, 20)
-SETTINGS = st.builds(Setting, st.sampled_from([None, 0.3, 0.5, 0.66, 1.0]), LIMITS, LIMITS, LIMITS)
+SETTINGS = st.builds(BudgetSetting, st.sampled_from([None, 0.3, 0.5, 0.66, 1.0]), LIMITS, LIMITS, LIMITS)
 
 
 @settings(max_examples=75, deadline=None)
 @given(st.lists(known(), min_size=1, max_size=8), SETTINGS)
-def test_losses_are_those_of_the_worst_way(questions: list[CalibrationQuestion], setting: Setting) -> None:
+def test_losses_are_those_of_the_worst_way(questions: list[CalibrationQuestion], setting: BudgetSetting) -> None:
     expected = [int(question.aggregator_correct) - int(all(ways(question, setting))) for question in questions]
     assert loss_table(questions, plurality).losses(setting).tolist() == expected
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(known(), min_size=1, max_size=8), SETTINGS)
-def test_budgets_never_make_a_question_write_more(questions: list[CalibrationQuestion], setting: Setting) -> None:
+def test_budgets_never_make_a_question_write_more(questions: list[CalibrationQuestion], setting: BudgetSetting) -> None:
     table = loss_table(questions, plurality)
     total, chain = table.written_tokens(setting._replace(hedge_tokens=None))
-    whole, _ = table.written_tokens(Setting(None))
+    whole, _ = table.written_tokens(BudgetSetting(None))
     assert (chain <= total).all()
     assert (total <= whole + table.read_tokens.max(axis=1)).all()
-    assert table.losses(Setting(None)).tolist() == [0] * len(questions), "always aggregating whole responses"
+    assert table.losses(BudgetSetting(None)).tolist() == [0] * len(questions), "always aggregating whole responses"
 
 
 def test_what_a_question_writes_one_call_after_the_other() -> None:
@@ -86,12 +86,14 @@ def test_what_a_question_writes_one_call_after_the_other() -> None:
         observed=seen,
     )  # fmt: skip
     table = loss_table([question], plurality)
-    assert [of.tolist() for of in table.written_tokens(Setting(None))] == [[51], [37]]
-    assert [of.tolist() for of in table.written_tokens(Setting(None, 20, 6))] == [[5 + 9 + 20 + 4], [24]]
-    assert [of.tolist() for of in table.written_tokens(Setting(1.0, hedge_tokens=10))] == [[5 + 9 + 10 + 4], [14]]
-    assert [of.tolist() for of in table.written_tokens(Setting(0.6))] == [[44], [30]], "the longest one settles it"
+    assert [of.tolist() for of in table.written_tokens(BudgetSetting(None))] == [[51], [37]]
+    assert [of.tolist() for of in table.written_tokens(BudgetSetting(None, 20, 6))] == [[5 + 9 + 20 + 4], [24]]
+    assert [of.tolist() for of in table.written_tokens(BudgetSetting(1.0, hedge_tokens=10))] == [[5 + 9 + 10 + 4], [14]]
+    assert [of.tolist() for of in table.written_tokens(BudgetSetting(0.6))] == [[44], [30]], (
+        "the longest one settles it"
+    )
     table.confidence[:, 3] = 0.7
-    assert [of.tolist() for of in table.written_tokens(Setting(0.6))] == [[23], [9]], "it is not waited for"
+    assert [of.tolist() for of in table.written_tokens(BudgetSetting(0.6))] == [[23], [9]], "it is not waited for"
 
 
 def test_taking_questions_takes_all_that_is_known_of_them() -> None:
@@ -102,4 +104,4 @@ def test_taking_questions_takes_all_that_is_known_of_them() -> None:
     )  # fmt: skip
     taken = table.take(np.array([1, 1, 0]))
     assert len(taken) == 3
-    assert taken.losses(Setting(1.0)).tolist() == [1, 1, 0]
+    assert taken.losses(BudgetSetting(1.0)).tolist() == [1, 1, 0]

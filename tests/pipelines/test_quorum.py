@@ -1,6 +1,7 @@
 """Early quorum: what no longer matters, and that the final answers are those of the gate without it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -11,29 +12,23 @@ from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import AnswerKind, Call, CallKey, Question
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import FinalAnswer, comparisons
-from mosaic.pipelines.gates.calibrated import Calibrated
-from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
-from mosaic.pipelines.gates.gate import (
-    Gate,
-    Majority,
-    Never,
-    PartialBallot,
-    Unanimous,
-    settled_at,
-    settled_whatever_comes,
-)
-from mosaic.pipelines.gates.weighted import Weighted
 from mosaic.pipelines.node import Node
+from mosaic.pipelines.rules.ballot import Ballot
+from mosaic.pipelines.rules.calibrated import Calibrated
+from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
+from mosaic.pipelines.rules.rule import Majority, Never, Rule, Unanimous, decided_by_plurality, decided_by_trying
+from mosaic.pipelines.rules.weighted import Weighted
+from mosaic.pipelines.walk import walk
 from tests.answered_questions import FAILED, answered, ended, make_moa, make_question, make_tree
 from tests.calibration_questions import SETTING, make_ballot_of
 from tests.calibration_questions import make_question as calibrated
 from tests.factories import make_call, make_expert
 
 
-def partial(votes: str) -> PartialBallot:
+def partial(votes: str) -> Ballot:
     """A vote each: a letter, - for one that cannot be parsed, ? for one that is missing."""
-    missing = tuple(place for place, vote in enumerate(votes) if vote == "?")
-    return PartialBallot(ballot=make_ballot_of(votes.replace("?", "-"), experts="XYZXYZ"), missing=missing)
+    pending = tuple(place for place, vote in enumerate(votes) if vote == "?")
+    return replace(make_ballot_of(votes.replace("?", "-"), experts="XYZXYZ"), pending=pending)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +53,8 @@ def partial(votes: str) -> PartialBallot:
         (Never(), "AAA", None),
     ],
 )
-def test_a_gate_is_settled_when_nothing_that_is_missing_can_change_it(gate: Gate, votes: str, answer) -> None:
-    decision = gate.settled(partial(votes))
+def test_a_gate_is_settled_when_nothing_that_is_missing_can_change_it(gate: Rule, votes: str, answer) -> None:
+    decision = gate.decided_early(partial(votes))
     assert (None if decision is None else decision.answer) == answer
 
 
@@ -67,22 +62,22 @@ def test_a_gate_is_settled_when_nothing_that_is_missing_can_change_it(gate: Gate
 def test_the_plurality_is_settled_just_where_no_way_to_go_on_changes_it(votes: str, tau: float) -> None:
     gate, so_far = Majority(tau=tau), partial(votes)
     if votes.count("?") < 5:
-        assert gate.settled(so_far) == settled_whatever_comes(so_far, gate.decide)
+        assert gate.decided_early(so_far) == decided_by_trying(so_far, gate.decide)
 
 
 def test_what_cannot_be_compared_or_tried_is_never_settled() -> None:
-    free_text = PartialBallot(ballot=make_ballot_of("AA-", comparable=False), missing=(2,))
-    assert Majority().settled(free_text) is None
+    free_text = replace(make_ballot_of("AA-", comparable=False), pending=(2,))
+    assert Majority().decided_early(free_text) is None
     gate = Majority(tau=0.1)
     six = partial("ABC???")
-    assert (settled_at(six, 0.05), settled_whatever_comes(six, gate.decide)) == (None, None)
-    many = PartialBallot(ballot=make_ballot_of("A" * 8 + "-" * 4, experts="X" * 12), missing=(8, 9, 10, 11))
-    assert settled_at(many, 0.5) is not None
-    assert settled_whatever_comes(many, Majority(tau=0.5).decide) is None
+    assert (decided_by_plurality(six, 0.05), decided_by_trying(six, gate.decide)) == (None, None)
+    many = replace(make_ballot_of("A" * 8 + "-" * 4, experts="X" * 12), pending=(8, 9, 10, 11))
+    assert decided_by_plurality(many, 0.5) is not None
+    assert decided_by_trying(many, Majority(tau=0.5).decide) is None
 
 
 @pytest.fixture(scope="module")
-def gates(tmp_path_factory) -> list[Gate]:
+def gates(tmp_path_factory) -> list[Rule]:
     """Gates of every kind, some of them taught on questions that X and Y mostly get right."""
     path = tmp_path_factory.mktemp("gates") / "calibration.parquet"
     said = [calibrated(f"c{i}", "AAB" if i % 4 else "BAA", gold="A" if i % 5 else "B") for i in range(400)]
@@ -103,7 +98,7 @@ def gates(tmp_path_factory) -> list[Gate]:
 def test_weighted_votes_are_settled_too(gates) -> None:
     settled = {
         gate.name + getattr(gate, "confidence", ""): [
-            votes for votes in ("A??", "?A?", "AA?", "A?A", "?AA", "AB?") if gate.settled(partial(votes))
+            votes for votes in ("A??", "?A?", "AA?", "A?A", "?AA", "AB?") if gate.decided_early(partial(votes))
         ]
         for gate in gates[5:]
     }
@@ -131,7 +126,7 @@ GRAPHS = {
             Node(name="big", experts=(make_expert("M"),), after=("propose",), when="unsettled"),
             Node(name="last", experts=(make_expert("N"),), after=("propose", "big"), when="unsettled"),
         ),
-        gate=gate,
+        rule=gate,
         compare=comparisons(),
     ),
     "read twice": lambda gate: CallGraph(
@@ -140,7 +135,7 @@ GRAPHS = {
             Node(name="aggregate", experts=(make_expert("W"),), after=("propose",), when="unsettled"),
             Node(name="last", experts=(make_expert("N"),), after=("propose",)),
         ),
-        gate=gate,
+        rule=gate,
         compare=comparisons(),
     ),
     "gated mergers": lambda gate: CallGraph(
@@ -149,7 +144,7 @@ GRAPHS = {
             Node(name="merge", experts=tuple(map(make_expert, "MNO")), after=("propose",), when="unsettled"),
             Node(name="final", experts=(make_expert("W"),), after=("merge",), when="unsettled"),
         ),
-        gate=gate,
+        rule=gate,
         compare=comparisons(),
     ),
 }
@@ -180,7 +175,7 @@ def run(graph: CallGraph, course: Course, *, has_quorum: bool) -> tuple[FinalAns
     calls = {call.key: call for call in course.first}
     num_cancelled = 0
     while True:
-        step = graph.step(course.question, course.first, done)
+        step = walk(graph, course.question, course.first, done)
         if step.answer is not None:
             return step.answer, {key: call for key, call in calls.items() if call.after}, num_cancelled
         calls |= {call.key: call for call in step.submit}
@@ -214,18 +209,18 @@ def test_the_third_call_is_needless_when_two_agree_and_every_call_is_needed_unti
     graph = make_moa(Majority())
 
     def needless(*ends: int) -> tuple[CallKey, ...]:
-        return graph.needless(question, first, {keys[slot]: done[keys[slot]] for slot in ends})
+        return walk(graph, question, first, {keys[slot]: done[keys[slot]] for slot in ends}).cancel
 
     assert [needless(), needless(0), needless(0, 2)] == [(), (), ()]
-    assert needless(0, 1) == graph.step(question, first, {key: done[key] for key in keys[:2]}).cancel == (keys[2],)
+    assert needless(0, 1) == walk(graph, question, first, {key: done[key] for key in keys[:2]}).cancel == (keys[2],)
     assert needless(0, 1, 2) == ()
 
 
 def test_what_another_node_reads_is_needed() -> None:
     question, first, done = answered(make_question("q"), ["A", "A", "B"])
     both = {call.key: done[call.key] for call in first[:2]}
-    assert GRAPHS["cascade"](Majority()).needless(question, first, both) == (first[2].key,)
-    assert GRAPHS["read twice"](Majority()).needless(question, first, both) == ()
+    assert walk(GRAPHS["cascade"](Majority()), question, first, both).cancel == (first[2].key,)
+    assert walk(GRAPHS["read twice"](Majority()), question, first, both).cancel == ()
 
 
 def test_answers_with_more_than_one_form_are_settled_from_the_lowest_slot_on() -> None:
@@ -233,9 +228,9 @@ def test_answers_with_more_than_one_form_are_settled_from_the_lowest_slot_on() -
     question, first, done = answered(make_question("q", AnswerKind.MATH), ["0.75", "75%", "75"])
     keys = [call.key for call in first]
     graph = make_moa(Majority())
-    assert graph.needless(question, first, {keys[1]: done[keys[1]], keys[2]: done[keys[2]]}) == ()
-    assert graph.needless(question, first, {keys[0]: done[keys[0]], keys[1]: done[keys[1]]}) == (keys[2],)
+    assert walk(graph, question, first, {keys[1]: done[keys[1]], keys[2]: done[keys[2]]}).cancel == ()
+    assert walk(graph, question, first, {keys[0]: done[keys[0]], keys[1]: done[keys[1]]}).cancel == (keys[2],)
 
 
 def test_a_ballot_with_no_vote_is_nothing_to_settle() -> None:
-    assert Majority(tau=0.01).settled(partial("???")) is None
+    assert Majority(tau=0.01).decided_early(partial("???")) is None

@@ -9,24 +9,24 @@ from mosaic.core.chat import count_text_tokens
 from mosaic.core.results import CallStatus, Response
 from mosaic.core.workload import AGGREGATE, Call, CallKey
 from mosaic.pipelines.aggregation import fits_context
-from mosaic.pipelines.call_graph import CallGraph
-from mosaic.pipelines.gates.gate import Majority, Never
-from mosaic.pipelines.read_ahead import Opening, ReadAhead
+from mosaic.pipelines.call_graph import CallGraph, PrefillOrder
+from mosaic.pipelines.rules.rule import Majority, Never
+from mosaic.pipelines.walk import Opening, walk
 from tests.answered_questions import FAILED, answered, make_moa, make_question, make_tree
 from tests.factories import make_expert
 
-ORDER = ReadAhead(mean_output_tokens={"propose": {"A": 300.0, "B": 20.0, "C": 90.0}})
+ORDER = PrefillOrder(mean_output_tokens={"propose": {"A": 300.0, "B": 20.0, "C": 90.0}})
 
 
-def reading(graph: CallGraph, order: ReadAhead = ORDER) -> CallGraph:
-    return replace(graph, read_ahead=order)
+def reading(graph: CallGraph, order: PrefillOrder = ORDER) -> CallGraph:
+    return replace(graph, prefill_order=order)
 
 
 def openings(graph: CallGraph, question, first, done) -> list[tuple[str, int, list[int]]]:
     """Node, how many are read, and the slots in the order of reading."""
     return [
         (call.key.node, num_read, [key.slot for key in call.after])
-        for call, num_read in graph.openings(question, first, done)
+        for call, num_read in walk(graph, question, first, done).openings()
     ]
 
 
@@ -47,16 +47,16 @@ def test_every_beginning_is_what_the_whole_prompt_begins_with(said, context_toke
     graph = make_moa(Never())
     graph = reading(replace(graph, nodes=(graph.nodes[0], replace(graph.nodes[1], experts=(writer,)))))
     if not fits_context(asked, writer, len(said)):
-        assert not list(graph.openings(asked, first, {}))
+        assert not list(walk(graph, asked, first, {}).openings())
         return
     if all(record.status is not CallStatus.FINISHED for record in done.values()):
         return  # it answers alone, and reads no beginning that anybody could have known
-    (call,) = graph.progress(asked, first, done).submit
+    (call,) = walk(graph, asked, first, done).submit
     whole = graph.prompt(asked, call, done)
     ended, last = {}, 0
     for key in luck.sample(sorted(done), len(done))[:-1]:  # whoever ends first
         ended[key] = done[key]
-        ((begun, num_read),) = graph.openings(asked, first, ended)
+        ((begun, num_read),) = walk(graph, asked, first, ended).openings()
         assert begun.after == call.after
         assert last <= begun.prompt_tokens <= call.prompt_tokens
         last = begun.prompt_tokens
@@ -72,12 +72,12 @@ def test_the_shortest_by_prediction_are_read_first_and_as_far_as_they_have_ended
     assert openings(graph, question, first, {short: done[short], long: done[long]}) == [(AGGREGATE, 1, [1, 2, 0])]
     assert openings(graph, question, first, {short: done[short], middle: done[middle]}) == [(AGGREGATE, 2, [1, 2, 0])]
     assert openings(graph, question, first, done) == []
-    (call,) = graph.progress(question, first, done).submit
+    (call,) = walk(graph, question, first, done).submit
     assert [key.slot for key in call.after] == [1, 2, 0]
 
 
 def test_a_graph_that_does_not_read_ahead_has_no_beginnings():
-    assert list(make_moa(Never()).openings(*answered(make_question("q"), ["A", "B", "C"]))) == []
+    assert list(walk(make_moa(Never()), *answered(make_question("q"), ["A", "B", "C"])).openings()) == []
 
 
 def test_nothing_is_read_for_a_gate_that_is_settled():
@@ -89,10 +89,10 @@ def test_nothing_is_read_for_a_gate_that_is_settled():
 
 def test_every_layer_begins_as_soon_as_it_can():
     question, first, done = answered(make_question("q"), ["A", FAILED])
-    graph = reading(make_tree(), ReadAhead())
+    graph = reading(make_tree(), PrefillOrder())
     begun = openings(graph, question, first, {first[0].key: done[first[0].key]})
     assert begun == [("merge", 1, [0, 1]), ("merge", 1, [0, 1]), ("final", 0, [0, 1])]
-    calls = graph.progress(question, first, done).submit
+    calls = walk(graph, question, first, done).submit
     assert [call.key.node for call in calls] == ["merge", "merge"]
     assert openings(graph, question, first, done) == [("final", 0, [0, 1])]
 
@@ -104,8 +104,8 @@ def test_a_response_keeps_its_own_share_whatever_the_others_leave():
     writer = make_expert("W", context_tokens=1200, max_output_tokens=400)
     graph = make_moa(Never())
     graph = replace(graph, nodes=(graph.nodes[0], replace(graph.nodes[1], experts=(writer,))))
-    (shared,) = graph.progress(question, first, done).submit
-    (placed,) = reading(graph).progress(question, first, done).submit
+    (shared,) = walk(graph, question, first, done).submit
+    (placed,) = walk(reading(graph), question, first, done).submit
     assert shared.prompt_tokens == 800
     assert placed.prompt_tokens < 700
 
@@ -113,7 +113,7 @@ def test_a_response_keeps_its_own_share_whatever_the_others_leave():
 def test_an_opening_names_the_call_that_is_to_come():
     question, first, done = answered(make_question("q"), ["A", "B", "C"])
     graph = reading(make_moa(Never()))
-    (call,) = graph.progress(question, first, done).submit
-    (found,) = graph.openings(question, first, {first[1].key: done[first[1].key]})
+    (call,) = walk(graph, question, first, done).submit
+    (found,) = walk(graph, question, first, {first[1].key: done[first[1].key]}).openings()
     assert isinstance(found, Opening)
     assert found.call == Call(CallKey("q", AGGREGATE, 0), "W", found.call.prompt_tokens, after=call.after)

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
@@ -7,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import mosaic.pipelines.gates.risk_control
-from mosaic.pipelines.gates.risk_control import ThresholdTest, betting_p_values, choose_threshold, smallest_promise_frac
+import mosaic.pipelines.risk_control
+from mosaic.pipelines.risk_control import SettingTest, betting_p_values, fixed_sequence, smallest_promise_frac
 
 LOSSES = hnp.arrays(np.int8, st.integers(0, 40), elements=st.sampled_from([-1, 0, 1]))
 ACCEPTED = st.floats(min_value=0, max_value=0.9)
@@ -25,8 +26,8 @@ def draw(mean: float, variance: float, shape: tuple[int, ...], seed: int) -> np.
 
 def p_value_step_by_step(losses: np.ndarray, accepted: float) -> float:
     """The definition, one question at a time."""
-    stakes = np.array([share for share, _ in mosaic.pipelines.gates.risk_control._BETS]) / (1 - accepted)
-    wealth = np.array([start for _, start in mosaic.pipelines.gates.risk_control._BETS])
+    stakes = np.array([share for share, _ in mosaic.pipelines.risk_control._BETS]) / (1 - accepted)
+    wealth = np.array([start for _, start in mosaic.pipelines.risk_control._BETS])
     peak = 1.0
     for loss in losses:
         wealth *= 1 - stakes * (float(loss) - accepted)
@@ -35,7 +36,7 @@ def p_value_step_by_step(losses: np.ndarray, accepted: float) -> float:
 
 
 def test_by_hand() -> None:
-    assert sum(wealth for _, wealth in mosaic.pipelines.gates.risk_control._BETS) == pytest.approx(1)
+    assert sum(wealth for _, wealth in mosaic.pipelines.risk_control._BETS) == pytest.approx(1)
     # One loss of 0 at an accepted loss of 0.2; the mean stake is 0.05 x 0.03 + 0.19 x (0.1 + 0.25 + 0.5 + 0.75 + 0.95).
     gained = 1 + 0.486 * 0.2 / 0.8
     assert betting_p_values(np.array([0]), 0.2) == pytest.approx(1 / gained)
@@ -54,7 +55,7 @@ def test_many_calibrations_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     losses = draw(0.01, 0.2, (3, 4, 50), seed=1)
     each = [[float(betting_p_values(row, 0.05)) for row in rows] for rows in losses]
     assert betting_p_values(losses, 0.05) == pytest.approx(np.array(each))
-    monkeypatch.setattr(mosaic.pipelines.gates.risk_control, "_VALUES_PER_CHUNK", 130)
+    monkeypatch.setattr(mosaic.pipelines.risk_control, "_VALUES_PER_CHUNK", 130)
     assert betting_p_values(losses, 0.05) == pytest.approx(np.array(each))
     assert betting_p_values(np.zeros((0, 5)), 0.05).shape == (0,)
 
@@ -103,34 +104,31 @@ def test_a_small_variance_needs_fewer_questions() -> None:
     assert shares[1] < 0.3
 
 
+def skipping(scores: np.ndarray, losses: np.ndarray) -> Callable[[float], np.ndarray]:
+    return lambda threshold: np.where(scores >= threshold, losses, 0)
+
+
 def test_choosing_stops_at_the_first_failure() -> None:
     # Shuffled: 600 are skipped at 1 without a loss, 200 more at 0.7 that lose all, 200 more at 0.4 that gain all.
     order = np.random.default_rng(0).permutation(1000)
-    scores = np.repeat([1.0, 0.7, 0.4], [600, 200, 200])[order]
-    losses = np.repeat([0, 1, -1], [600, 200, 200])[order]
-    choice = choose_threshold(scores, losses, (0.9, 0.6, 0.3), accepted_loss_frac=0.05, risk_frac=0.05)
-    assert (choice.threshold, choice.num_questions) == (0.9, 1000)
-    assert [test.threshold for test in choice.tests] == [0.9, 0.6]
-    passed, failed = choice.tests
+    lost_at = skipping(
+        np.repeat([1.0, 0.7, 0.4], [600, 200, 200])[order], np.repeat([0, 1, -1], [600, 200, 200])[order]
+    )
+    chosen, tests = fixed_sequence((0.9, 0.6, 0.3), lost_at, 0.05, 0.05)
+    assert (chosen, [test.setting for test in tests]) == (0.9, [0.9, 0.6])
+    passed, failed = tests
     assert passed.p_value == pytest.approx(p_value_step_by_step(np.zeros(1000), 0.05))
-    assert (passed.skip_frac, passed.mean_loss_frac) == (0.6, 0.0)
-    assert failed[:3] == (0.6, 0.8, 0.2)
+    assert (passed.mean_loss_frac, failed.mean_loss_frac) == (0.0, 0.2)
     assert failed.p_value > 0.05
     # Seen on its own, the lowest threshold would have been promised.
-    assert betting_p_values(np.where(scores >= 0.3, losses, 0), 0.05) <= 0.05
+    assert betting_p_values(lost_at(0.3), 0.05) <= 0.05
 
 
-def test_too_few_questions_refuse() -> None:
-    choice = choose_threshold(np.ones(50), np.zeros(50), (1.0, 0.5), accepted_loss_frac=0.01, risk_frac=0.05)
-    assert choice.threshold is None
-    assert choice.tests == (ThresholdTest(1.0, 1.0, 0.0, float(betting_p_values(np.zeros(50), 0.01))),)
-    nothing = choose_threshold(np.ones(0), np.zeros(0), (1.0,), accepted_loss_frac=0.01, risk_frac=0.05)
-    assert nothing == (None, 0, (ThresholdTest(1.0, 0.0, 0.0, 1.0),))
-
-
-def test_all_thresholds_may_pass() -> None:
-    choice = choose_threshold(np.ones(500), -np.ones(500), (1.0, 0.5), accepted_loss_frac=0.0, risk_frac=0.05)
-    assert choice.threshold == 0.5
+def test_few_questions_refuse_and_all_settings_may_pass() -> None:
+    few = fixed_sequence((1.0, 0.5), lambda _: np.zeros(50), 0.01, 0.05)
+    assert few == (None, (SettingTest(1.0, 0.0, float(betting_p_values(np.zeros(50), 0.01))),))
+    assert fixed_sequence((1.0, 0.5), lambda _: -np.ones(500), 0.0, 0.05)[0] == 0.5
+    assert fixed_sequence((), lambda _: np.zeros(50), 0.01, 0.05) == (None, ())
 
 
 @pytest.mark.parametrize("thresholds", [(1.0,), (1.0, 2 / 3), (1.0, 2 / 3, 1 / 3)])
@@ -142,8 +140,8 @@ def test_the_promise_of_several_thresholds_is_kept(thresholds: tuple[float, ...]
         scores = rng.choice([1.0, 2 / 3, 1 / 3], size=1000, p=[0.4, 0.4, 0.2])
         p_up = np.where(scores == 1.0, 0.0, 0.05)  # 0.4 * 0.05 = 0.02 at 2/3, more at 1/3
         losses = (rng.random(1000) < p_up).astype(int)
-        choice = choose_threshold(scores, losses, thresholds, accepted_loss_frac=0.0199, risk_frac=0.05)
-        broken += choice.threshold is not None and choice.threshold < 1
+        chosen, _ = fixed_sequence(thresholds, skipping(scores, losses), 0.0199, 0.05)
+        broken += chosen is not None and chosen < 1
     assert broken <= 31  # the 99% limit of a binomial of 400 with a share of 0.05
 
 
@@ -175,37 +173,18 @@ def test_losses_are_of_three_values(losses: np.ndarray) -> None:
         betting_p_values(losses, 0.01)
 
 
-def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="losses must be an array"):
-        betting_p_values(np.array(1), 0.01)
-    with pytest.raises(ValueError, match="accepted_loss_frac must be below 1"):
-        betting_p_values(np.zeros(3), 1.0)
-    with pytest.raises(ValueError, match="accepted_loss_frac must be at least 0"):
-        betting_p_values(np.zeros(3), -0.01)
-    with pytest.raises(ValueError, match="risk_frac must be above 0"):
-        smallest_promise_frac(np.zeros(3), 0)
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("call", "message"),
     [
-        ({"scores": np.ones((2, 2))}, "scores must be an array of shape"),
-        ({"losses_if_skipped": np.zeros(3)}, "losses_if_skipped must be of the scores' shape"),
-        ({"scores": np.array([1.0, np.nan])}, "scores must be numbers"),
-        ({"thresholds": ()}, "thresholds must be at least one"),
-        ({"thresholds": (0.5, 0.5)}, "thresholds must be descending"),
-        ({"risk_frac": 0}, "risk_frac must be above 0"),
-        ({"risk_frac": 1}, "risk_frac must be below 1"),
-        ({"accepted_loss_frac": 1}, "accepted_loss_frac must be below 1"),
+        (lambda: betting_p_values(np.array(1), 0.01), "losses must be an array"),
+        (lambda: betting_p_values(np.zeros(3), 1.0), "accepted_loss_frac must be below 1"),
+        (lambda: betting_p_values(np.zeros(3), -0.01), "accepted_loss_frac must be at least 0"),
+        (lambda: smallest_promise_frac(np.zeros(3), 0), "risk_frac must be above 0"),
+        (lambda: fixed_sequence([1.0], lambda _: np.zeros(3), 0.01, 0), "risk_frac must be above 0"),
+        (lambda: fixed_sequence([1.0], lambda _: np.zeros(3), 0.01, 1), "risk_frac must be below 1"),
+        (lambda: fixed_sequence([1.0], lambda _: np.zeros(3), 1, 0.05), "accepted_loss_frac must be below 1"),
     ],
 )
-def test_bad_choices_are_named(change: dict[str, object], message: str) -> None:
-    given: dict[str, object] = {
-        "scores": np.ones(2),
-        "losses_if_skipped": np.zeros(2),
-        "thresholds": (1.0, 0.5),
-        "accepted_loss_frac": 0.01,
-        "risk_frac": 0.05,
-    }
+def test_bad_arguments_are_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        choose_threshold(**{**given, **change})  # type: ignore[arg-type]
+        call()

@@ -5,9 +5,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from mosaic.core.workload import AGGREGATE, PROPOSE, Expert, Question, Workload
-from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
-from mosaic.pipelines.gates.setting import Setting, describe_setting, load_setting, name_differences
 from mosaic.pipelines.node import Node, When
+from mosaic.pipelines.rules.calibration_file import (
+    CalibrationContext,
+    describe_context,
+    encode_calibration_answers,
+    load_context,
+    name_differences,
+)
 from tests.calibration_questions import make_question
 from tests.factories import make_call, make_expert
 
@@ -21,10 +26,10 @@ WORKLOAD = Workload(
 
 def setting_of(
     *experts: Expert, aggregator: Expert = Z, benchmark: str = "letters", answers: str = "fitted"
-) -> Setting:
+) -> CalibrationContext:
     merge = Node(name=AGGREGATE, experts=(aggregator,), after=(PROPOSE,), when=When.UNSETTLED)
     pool = experts or (X, Y, Z)
-    return describe_setting(WORKLOAD, pool, (Node(name=PROPOSE), merge), benchmark=benchmark, answers=answers)
+    return describe_context(WORKLOAD, pool, (Node(name=PROPOSE), merge), benchmark=benchmark, answers=answers)
 
 
 def test_a_setting_names_all_that_decides_answers() -> None:
@@ -39,9 +44,9 @@ def test_a_setting_names_all_that_decides_answers() -> None:
 def test_a_file_keeps_its_setting(tmp_path: Path) -> None:
     path = tmp_path / "answers.parquet"
     path.write_bytes(encode_calibration_answers([make_question()], setting_of()))
-    assert load_setting(path) == setting_of()
+    assert load_context(path) == setting_of()
     pq.write_table(pq.read_table(path).slice(0, 2), path)
-    assert load_setting(path) == setting_of(), "a part of the table is of the same"
+    assert load_context(path) == setting_of(), "a part of the table is of the same"
 
 
 def test_a_file_that_does_not_say_what_it_is_of_is_refused(tmp_path: Path) -> None:
@@ -49,7 +54,7 @@ def test_a_file_that_does_not_say_what_it_is_of_is_refused(tmp_path: Path) -> No
     path.write_bytes(encode_calibration_answers([make_question()], setting_of()))
     pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
     with pytest.raises(ValueError, match="gate.calibration must say what its answers are of .*Make it again, with"):
-        load_setting(path)
+        load_context(path)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,7 @@ def test_a_file_that_does_not_say_what_it_is_of_is_refused(tmp_path: Path) -> No
         (setting_of(X, benchmark="numbers", answers="measured"), "(and 1 more)"),
     ],
 )
-def test_what_differs_is_named(other: Setting, differences: str) -> None:
+def test_what_differs_is_named(other: CalibrationContext, differences: str) -> None:
     assert differences in name_differences(setting_of(), other)
 
 

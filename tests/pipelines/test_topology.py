@@ -9,6 +9,7 @@ from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import AnswerSource, comparisons
 from mosaic.pipelines.node import Node
 from mosaic.pipelines.topology import in_turn, layered_nodes
+from mosaic.pipelines.walk import walk
 from tests.answered_questions import FAILED, ended, make_batch, make_question
 from tests.factories import make_expert
 
@@ -95,7 +96,7 @@ def test_every_agent_speaks_once_as_soon_as_those_it_reads_have_and_the_last_lay
         assert len(call.after) == num_read[call.key.node.split("_")[1]], "it reads all that it is to read"
         done[call.key] = ended(call, "B" if is_last else random.choice(["A", "C", None, FAILED]))
         known = {other.key for other in waiting}
-        step = graph.step(question, first, done)
+        step = walk(graph, question, first, done)
         waiting += [new for new in step.submit if new.key not in known and new.key not in done]
     assert len(done) == sum(shape[0])
     assert step.answer is not None
@@ -107,9 +108,9 @@ def test_a_trees_successor_waits_for_its_own_precursors_only() -> None:
     question = make_question("q")
     first = graph.first_calls(make_batch((question, 3)))
     own = {call.key: ended(call, "A") for call in first if call.key.node == "layer_1_2"}
-    (call,) = graph.step(question, first, own).submit
+    (call,) = walk(graph, question, first, own).submit
     assert (call.key, call.after) == (CallKey("q", "layer_2_2", 0), tuple(own))
-    alone = graph.progress(question, first, {key: own[key] for key in list(own)[1:]})
+    alone = walk(graph, question, first, {key: own[key] for key in list(own)[1:]})
     assert alone.submit == ()
 
 
@@ -120,7 +121,7 @@ def test_a_successors_prompt_grows_with_what_its_precursors_wrote() -> None:
 
     def prompt_tokens(output_tokens: int) -> int:
         said = {call.key: ended(call, "A", output_tokens=output_tokens) for call in first}
-        return graph.step(question, first, said).submit[0].prompt_tokens
+        return walk(graph, question, first, said).submit[0].prompt_tokens
 
     assert prompt_tokens(200) - prompt_tokens(100) == 3 * 100
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mosaic.pipelines.gates.vote_patterns import LEVEL, compare_patterns, vote_pattern
+from mosaic.pipelines.vote_patterns import LEVEL, compare_patterns, vote_pattern
 from tests.calibration_questions import make_ballot_of
 
 PATTERNS = ("3:0", "2:1", "1:1:1", "2:0, 1 missing")

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.pipelines.gates.calibration_file import encode_calibration_answers
-from mosaic.pipelines.gates.gate import Ballot, Decision, plurality
-from mosaic.pipelines.gates.weighted import Reliabilities, Weighted, learn_reliabilities, posterior
+from mosaic.pipelines.rules.ballot import Ballot, Decision, plurality
+from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
+from mosaic.pipelines.rules.weighted import Reliabilities, Weighted, learn_reliabilities, posterior
 from tests.calibration_questions import SETTING, make_ballot_of, make_question
 
 RATES = st.floats(min_value=0.02, max_value=0.98)

@@ -11,8 +11,9 @@ from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 from mosaic.pipelines.budgets import Budgets
 from mosaic.pipelines.final_answers import AnswerSource
-from mosaic.pipelines.gates.gate import plurality
-from mosaic.pipelines.gates.loss_table import Setting, loss_table
+from mosaic.pipelines.loss_table import BudgetSetting, loss_table
+from mosaic.pipelines.rules.ballot import plurality
+from mosaic.pipelines.walk import walk
 from mosaic.runtime.budgets import Cuts, Hedge
 from mosaic.runtime.controller import View
 from mosaic.runtime.layers import Questions
@@ -30,7 +31,7 @@ def test_no_schedule_loses_more_on_a_question_than_the_calibration_counts(course
     known = course.questions()
     worst = loss_table(known, plurality).losses(course.setting)
     for question, most in zip(known, worst, strict=True):
-        answer = questions.graph.end(*questions.of(question.id)).answer
+        answer = walk(questions.graph, *questions.of(question.id)).end().answer
         assert int(question.aggregator_correct) - int(bool(answer.correct)) <= most
     keys = [record.key for record in result.calls]
     assert len(keys) == len(set(keys))
@@ -56,11 +57,11 @@ def test_without_a_hedge_what_comes_of_a_question_is_exactly_what_the_calibratio
         done = questions.of(question.id)[2]
         if sum(done[key].status is CallStatus.CUT for key in done if key.node == PROPOSE) > 1:
             continue  # it counts as wrong
-        correct = questions.graph.end(*questions.of(question.id)).answer.correct
+        correct = walk(questions.graph, *questions.of(question.id)).end().answer.correct
         assert int(question.aggregator_correct) - int(bool(correct)) == loss
 
 
-def one_question(votes: str, lengths: tuple[int, ...], setting: Setting, **changes: object) -> Course:
+def one_question(votes: str, lengths: tuple[int, ...], setting: BudgetSetting, **changes: object) -> Course:
     keys = [CallKey("q0", PROPOSE, slot) for slot in SLOTS]
     subsets = [frozenset(slot for slot in SLOTS if mask >> slot & 1) for mask in range(8)]
     read = {("q0", slots): (100, "ABCD"[len(slots)]) for slots in subsets}
@@ -69,27 +70,27 @@ def one_question(votes: str, lengths: tuple[int, ...], setting: Setting, **chang
 
 
 def test_the_last_call_is_cut_at_its_hedge_and_the_aggregator_reads_the_others() -> None:
-    course = one_question("ABA", (10, 10, 190), Setting(2 / 3 - 1e-3, hedge_tokens=40), num_workers=3)
+    course = one_question("ABA", (10, 10, 190), BudgetSetting(2 / 3 - 1e-3, hedge_tokens=40), num_workers=3)
     result, questions = course.run()
     late = next(record for record in result.calls if record.key == CallKey("q0", PROPOSE, 2))
     assert (late.status, late.output_tokens) == (CallStatus.CUT, 40)
-    end = questions.graph.end(*questions.of("q0"))
+    end = walk(questions.graph, *questions.of("q0")).end()
     assert (end.answer.answer, end.answer.source) == ("C", AnswerSource.AGGREGATOR)
     assert end.answer.votes == ("A", "B", None)
 
 
 def test_a_call_is_waited_for_where_the_others_agree() -> None:
-    course = one_question("AAB", (10, 10, 190), Setting(2 / 3 - 1e-3, hedge_tokens=40), num_workers=3)
+    course = one_question("AAB", (10, 10, 190), BudgetSetting(2 / 3 - 1e-3, hedge_tokens=40), num_workers=3)
     result, _ = course.run()
     assert {record.status for record in result.calls} == {CallStatus.FINISHED}
     assert len(result.calls) == 3
 
 
 def test_an_aggregation_that_is_cut_leaves_the_vote() -> None:
-    course = one_question("ABA", (10, 10, 10), Setting(1.0, aggregate_tokens=50))
+    course = one_question("ABA", (10, 10, 10), BudgetSetting(1.0, aggregate_tokens=50))
     result, questions = course.run()
     assert [record.status for record in result.calls if record.key.node == AGGREGATE] == [CallStatus.CUT]
-    answer = questions.graph.end(*questions.of("q0")).answer
+    answer = walk(questions.graph, *questions.of("q0")).end().answer
     assert (answer.answer, answer.source) == ("A", AnswerSource.MAJORITY)
 
 

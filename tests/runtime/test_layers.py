@@ -15,10 +15,10 @@ from mosaic.core.errors import PlanError
 from mosaic.core.realization import Outcome
 from mosaic.core.results import RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Workload
-from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.call_graph import CallGraph, Forecast, expected_calls
 from mosaic.pipelines.final_answers import AnswerSource
-from mosaic.pipelines.gates.gate import Majority, Never
-from mosaic.pipelines.steps import Forecast, expected_calls
+from mosaic.pipelines.rules.rule import Majority, Never
+from mosaic.pipelines.walk import walk
 from mosaic.runtime.layers import Layers, Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.no_barrier import PlannedAhead
@@ -115,7 +115,7 @@ def assert_just_what_is_needed(run: Run, case: Case) -> None:
     ends = {record.key: record.finished_ts for record in run.result.calls}
     assert len(ends) == len(run.result.calls)
     for name in names:
-        final = run.questions.graph.step(*run.questions.of(name)).answer
+        final = walk(run.questions.graph, *run.questions.of(name)).answer
         assert final is not None
         last = CallKey(name, "final" if name in case.split else "merge", 0)
         assert (final.answer, final.source) == (case.says[last], AnswerSource.AGGREGATOR)

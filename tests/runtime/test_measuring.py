@@ -6,7 +6,7 @@ import pytest
 
 from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.workload import AGGREGATE
-from mosaic.pipelines.gates.gate import Majority, Never
+from mosaic.pipelines.rules.rule import Majority, Never
 from mosaic.runtime.job import Job
 from mosaic.runtime.measuring import rehearse, show_nothing, sweep_first_layer, sweep_node
 from mosaic.runtime.planner import Planner

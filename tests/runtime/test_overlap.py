@@ -12,6 +12,7 @@ from mosaic.core.events import Started
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE
+from mosaic.pipelines.walk import walk
 from mosaic.runtime.job import Reaction
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
@@ -47,7 +48,7 @@ def run_overlapped(course: Course, *, has_quorum: bool, has_moves: bool = False)
 
 
 def answers_of(questions: Questions) -> list[tuple]:
-    ends = [questions.graph.end(*questions.of(question.id)).answer for question in questions]
+    ends = [walk(questions.graph, *questions.of(question.id)).end().answer for question in questions]
     return [(end.question, end.answer, end.source, end.correct) for end in ends]
 
 
@@ -98,7 +99,7 @@ def test_an_aggregation_joins_its_experts_session_while_others_still_answer() ->
 
 @pytest.mark.parametrize("tau", [0.5, 1.0])
 def test_a_job_answers_alike_with_each_combination_of_reactions(tau: float) -> None:
-    job = make_job(make_moa(replace(make_moa().gate, tau=tau)))
+    job = make_job(make_moa(replace(make_moa().rule, tau=tau)))
     plain = mosaic.run(job)
     for number in range(4):
         for reactions in combinations((Reaction.QUORUM, Reaction.OVERLAP, Reaction.MOVES), number):

@@ -12,7 +12,7 @@ from mosaic.core.errors import BackendError
 from mosaic.core.workload import AGGREGATE
 from mosaic.pipelines.call_graph import mixture_of_agents
 from mosaic.pipelines.final_answers import comparisons
-from mosaic.pipelines.gates.gate import Never
+from mosaic.pipelines.rules.rule import Never
 from mosaic.runtime.job import Job, ProfileSource, Reaction
 from mosaic.runtime.pilot import choose_calls, first_stage, wanted_calls, why_not
 from mosaic.runtime.pilot_stages import Pilot, run_stage, with_stage
@@ -46,7 +46,7 @@ def said(outcome) -> dict:
     }
 
 
-@pytest.mark.parametrize("graph", [None, mixture_of_agents(None, gate=Never(), compare=comparisons())])
+@pytest.mark.parametrize("graph", [None, mixture_of_agents(None, rule=Never(), compare=comparisons())])
 def test_a_run_with_a_pilot_asks_each_call_once_and_gets_the_same_answers(graph) -> None:
     with_pilot = mosaic.run(make_batch(graph=graph))
     without = mosaic.run(make_batch(graph=graph, profile_source=ProfileSource.CALIBRATION))

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 import mosaic
-from mosaic.pipelines.exits import calibrated_gate
-from mosaic.pipelines.gates.calibration_file import load_calibration_answers
-from mosaic.pipelines.gates.vote_patterns import EARLY
+from mosaic.pipelines.rules.calibration_file import load_calibration_answers
+from mosaic.pipelines.vote_patterns import EARLY
 from mosaic.runtime.promise import batch_patterns, calibration_patterns, promise_of
 from tests.commands.command_line import QUICK, SMALL, prepare, run_point
 
@@ -50,8 +49,8 @@ def test_what_is_compared_does_not_depend_on_what_was_cancelled_or_cut(
     graph, is_early = prepared.job.graph, "pipeline.quorum=true" in overrides
     outcome = mosaic.run(prepared.job)
     questions = load_calibration_answers(own)
-    known = Counter(calibration_patterns(questions, graph.gate, graph.budgets, is_early=is_early))
-    assert Counter(batch_patterns(graph, outcome, graph.gate, is_early=is_early)) == known
+    known = Counter(calibration_patterns(questions, graph.rule, graph.budgets, is_early=is_early))
+    assert Counter(batch_patterns(graph, outcome, is_early=is_early)) == known
     assert (EARLY in known) == has_early
     promise = promise_of(prepared.job, prepared.calibration, outcome)
     assert promise is not None
@@ -68,7 +67,5 @@ def test_an_exit_is_compared_by_its_first_layer(tmp_path: Path) -> None:
     files = {name: tmp_path / name / "calibration_answers.parquet" for name in asked}
     prepared = prepare(*tree, "exit=calibrated", f"exit.calibration={files['taught']}", "exit.accepted_loss_frac=0.3")
     graph = prepared.job.graph
-    gate = calibrated_gate(graph.exit)
-    assert gate is not None
-    known = calibration_patterns(load_calibration_answers(files["own"]), gate, graph.budgets, is_early=True)
-    assert Counter(batch_patterns(graph, mosaic.run(prepared.job), gate, is_early=True)) == Counter(known)
+    known = calibration_patterns(load_calibration_answers(files["own"]), graph.rule, graph.budgets, is_early=True)
+    assert Counter(batch_patterns(graph, mosaic.run(prepared.job), is_early=True)) == Counter(known)

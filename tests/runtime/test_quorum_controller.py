@@ -15,7 +15,8 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 from mosaic.pipelines.call_graph import CallGraph
-from mosaic.pipelines.gates.gate import Majority, Never
+from mosaic.pipelines.rules.rule import Majority, Never
+from mosaic.pipelines.walk import walk
 from mosaic.report.metrics import num_cancelled, wasted_tokens
 from mosaic.runtime.controller import View
 from mosaic.runtime.job import Reaction
@@ -90,7 +91,7 @@ def test_answers_are_the_same_and_no_call_is_lost_or_answered_twice(course: Cour
     alone, questions = run(course, has_quorum=False)
     early, settled = run(course, has_quorum=True)
     for question in questions:
-        one, other = (of.graph.end(*of.of(question.id)).answer for of in (questions, settled))
+        one, other = (walk(of.graph, *of.of(question.id)).end().answer for of in (questions, settled))
         assert (one.answer, one.source) == (other.answer, other.source)
     keys = [record.key for record in early.calls]
     assert len(keys) == len(set(keys))
@@ -127,7 +128,7 @@ def test_the_third_call_is_cancelled_while_it_runs_and_counts_as_cancelled() -> 
     assert record.wasted_tokens >= record.output_tokens, "its prompt was read in vain too"
     assert (num_cancelled(early), wasted_tokens(early)) == (1, record.wasted_tokens)
     assert max(s.end_ts for s in early.sessions) < max(s.end_ts for s in alone.sessions)
-    assert questions.graph.end(*questions.of("q0")).answer.answer == "A"
+    assert walk(questions.graph, *questions.of("q0")).end().answer.answer == "A"
 
 
 def test_it_looks_at_calls_that_end_and_cancels_anew_what_a_lost_worker_gave_back() -> None:

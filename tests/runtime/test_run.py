@@ -11,9 +11,8 @@ from mosaic.core.errors import PlanError, ProfileError
 from mosaic.core.results import CallStatus, Response
 from mosaic.core.workload import AGGREGATE, AnswerKind
 from mosaic.pipelines.call_graph import mixture_of_agents
-from mosaic.pipelines.exits import Agreed
 from mosaic.pipelines.final_answers import AnswerSource, comparisons
-from mosaic.pipelines.gates.gate import Majority, Never, Unanimous
+from mosaic.pipelines.rules.rule import Majority, Never, Scope, Unanimous
 from mosaic.planning.baselines import RoundRobin
 from mosaic.planning.program.schedulers import Ilp
 from mosaic.runtime.job import AlwaysAggregate, Reaction
@@ -143,7 +142,7 @@ def test_the_gate_says_how_many_are_aggregated(gate, num_aggregated: int) -> Non
     )
 
 
-ALONE = mixture_of_agents(None, gate=Never(), compare=comparisons())
+ALONE = mixture_of_agents(None, rule=Never(), compare=comparisons())
 
 
 def test_without_an_aggregator_the_majority_of_the_experts_answers() -> None:
@@ -233,9 +232,9 @@ def test_errors_of_failed_calls_are_counted() -> None:
 def test_what_an_exit_judges_by_is_loaded_before_anything_is_measured() -> None:
     steps = Steps()
 
-    class Loading(Agreed):
+    class Loading(Majority):
         def load(self) -> None:
             steps.seen.append("loads the exit")
 
-    mosaic.run(make_job(replace(make_moa(Never()), exit=Loading())), step=steps.step)
+    mosaic.run(make_job(make_moa(Loading(scope=Scope.NODE))), step=steps.step)
     assert steps.seen[:2] == ["loads the exit", "profile"]

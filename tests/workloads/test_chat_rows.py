@@ -12,7 +12,7 @@ from mosaic.core.chat import Chat, Message, Sampling
 from mosaic.core.workload import AnswerKind, Workload
 from mosaic.pipelines.call_graph import mixture_of_agents
 from mosaic.pipelines.final_answers import comparisons
-from mosaic.pipelines.gates.gate import Never
+from mosaic.pipelines.rules.rule import Never
 from mosaic.workloads.loaders import draw_experts, file_workload
 
 
@@ -49,7 +49,7 @@ def test_a_batch_file_gives_questions_with_their_chat_and_sampling(tmp_path: Pat
 def test_an_expert_reads_the_chat_and_a_lone_question_as_before(tmp_path: Path) -> None:
     talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is 7 prime?"}]
     workload = read(tmp_path, line("plain"), line("chat", messages=talk))
-    graph = mixture_of_agents(None, gate=Never(), compare=comparisons())
+    graph = mixture_of_agents(None, rule=Never(), compare=comparisons())
     prompts = {
         call.key.question: graph.prompt(question, call, {})
         for question in workload.questions

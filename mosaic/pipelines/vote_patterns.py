@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mosaic.pipelines.gates.gate import Ballot, Gate, PartialBallot
+from mosaic.pipelines.rules.ballot import Ballot
+from mosaic.pipelines.rules.rule import Rule
 
 LEVEL = 0.01
 """Questions that are drawn alike are taken for different ones with this probability."""
@@ -56,7 +57,7 @@ def vote_pattern(ballot: Ballot) -> str:
     Examples
     --------
     >>> from mosaic.core.workload import Question
-    >>> from mosaic.pipelines.gates.gate import Vote
+    >>> from mosaic.pipelines.rules import Vote
     >>> def pattern(answers):
     ...     votes = tuple(Vote("A", None if answer == "-" else answer) for answer in answers)
     ...     return vote_pattern(Ballot(question=Question(id="q", prompt_tokens=1), votes=votes, comparable=True))
@@ -70,15 +71,15 @@ def vote_pattern(ballot: Ballot) -> str:
     return ", ".join(part for part in (split, f"{num_missing} missing" if num_missing else "") if part)
 
 
-def may_be_early(gate: Gate, ballot: Ballot) -> bool:
-    """Tell whether a gate can decide without one of the votes, whichever comes last."""
+def may_be_early(rule: Rule, ballot: Ballot) -> bool:
+    """Tell whether a rule can decide without one of the votes, whichever comes last."""
 
-    def without(place: int) -> PartialBallot:
+    def without(place: int) -> Ballot:
         votes = list(ballot.votes)
         votes[place] = votes[place]._replace(answer=None)
-        return PartialBallot(ballot=replace(ballot, votes=tuple(votes)), missing=(place,))
+        return replace(ballot, votes=tuple(votes), pending=(place,))
 
-    return any(gate.settled(without(place)) is not None for place in range(len(ballot.votes)))
+    return any(rule.decided_early(without(place)) is not None for place in range(len(ballot.votes)))
 
 
 def compare_patterns(calibration: Iterable[str], batch: Iterable[str]) -> PatternTest:

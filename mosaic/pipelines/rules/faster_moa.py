@@ -25,7 +25,7 @@ from functools import cache
 from hashlib import blake2b
 from itertools import combinations
 from math import sqrt
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,8 @@ from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require, require_count, require_number
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import CallKey
-from mosaic.pipelines.exits.agreed import checked_order
-from mosaic.pipelines.exits.exit import Meeting, Order, Scope, Verdict
+from mosaic.pipelines.rules.ballot import Ballot, Decision, decide_at, plurality
+from mosaic.pipelines.rules.rule import Rule, Scope
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Embed: TypeAlias = Callable[[str], Floats]
@@ -52,44 +52,42 @@ class Similarity(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FasterMoa:
-    """Cancels by the published rule; who reads the agents reads those that count by then."""
+class FasterMoa(Rule):
+    """Cancels by the published rule; who reads the agents reads those that count by then. It accepts nothing."""
 
     seed: int
     """The run's: the draws are hashed from it and the keys of the calls."""
     tau: float = 0.7
     similarity: Similarity = Similarity.ANSWERS
-    order: Order = Order.FINISH
     embed: Embed | None = None
     """Given with similarity=embeddings."""
     name: str = "faster_moa"
+    scope: Scope = Scope.NODE
+
+    reads_confidence: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        Rule.__post_init__(self)
+        require(self.is_exit, "exit.scope", "node", self.scope)
         require_count(self.seed, "exit.seed")
         require_number(self.tau, "exit.tau", above=0)
         require(self.tau <= 1, "exit.tau", "at most 1", self.tau)
         allowed = [one.value for one in Similarity]
         require(self.similarity in allowed, "exit.similarity", f"one of {allowed}", self.similarity)
         object.__setattr__(self, "similarity", Similarity(self.similarity))
-        object.__setattr__(self, "order", checked_order(self.order))
         given = self.embed is not None
         needed = self.similarity is Similarity.EMBEDDINGS
         require(given == needed, "exit.embed", f"{'given' if needed else 'null'} with {self.similarity}", self.embed)
-
-    @property
-    def scope(self) -> Scope:
-        return Scope.NODE
-
-    @property
-    def reads_confidence(self) -> bool:
-        return True
 
     def load(self) -> None:
         """Embed a word, so that the model that embeds is there when the first texts come."""
         if self.embed is not None:
             self.embed("ready")
 
-    def judge(self, meeting: Meeting) -> Verdict | None:
+    def decide(self, ballot: Ballot) -> Decision:
+        return self.decided_early(ballot) or decide_at(ballot, plurality(ballot), None)
+
+    def decided_early(self, ballot: Ballot) -> Decision | None:
         """Draw after each agent that has ended, but for the last, behind which there is nobody to cancel.
 
         Raises
@@ -98,34 +96,34 @@ class FasterMoa:
             If nobody said how probable a response's tokens were.
         """
         confidences: list[float] = []
-        heard: list[int] = []
-        compare = self._comparison(meeting)
-        for number, place in enumerate(meeting.order[: len(meeting.agents) - 1], start=1):
-            record = meeting.record(place)
+        finished: list[int] = []
+        compare = self._comparison(ballot)
+        for number, place in enumerate(ballot.order[: len(ballot.votes) - 1], start=1):
+            record = ballot.records[place]
             if record is None:
-                continue  # a call that failed has said nothing
-            heard.append(place)
+                continue  # a call that failed has no answer
+            finished.append(place)
             confidences.append(_confidence_of(record))
             drawn = draw(self.seed, record.key)
             least, most = probability_range(confidences, tau=self.tau)
             if least <= drawn < most:  # else texts need not be embedded to know
-                similar = [[compare(other, one) for other in heard[:k]] for k, one in enumerate(heard)]
+                similar = [[compare(other, one) for other in finished[:k]] for k, one in enumerate(finished)]
                 least = exit_probability(confidences, similar, tau=self.tau)
             if drawn < least:
-                return Verdict(meeting.order[:number])
+                return decide_at(ballot, plurality(ballot), None)._replace(read=ballot.order[:number])
         return None
 
-    def _comparison(self, meeting: Meeting) -> Callable[[int, int], float]:
+    def _comparison(self, ballot: Ballot) -> Callable[[int, int], float]:
         """Give the similarity of two agents; texts are embedded when they are compared, and often none are."""
         if self.embed is None:
-            answers = [vote.answer for vote in meeting.ballot().ballot.votes]
+            answers = [vote.answer for vote in ballot.votes]
             return lambda one, other: float(answers[one] is not None and answers[one] == answers[other])
         embed = self.embed
 
         @cache
         def correlation(place: int) -> Floats:
-            record = meeting.record(place)
-            assert record is not None, "it has said something"
+            record = ballot.records[place]
+            assert record is not None, "it has finished"
             return token_correlation(embed(_text_of(record)))
 
         return lambda one, other: frobenius_cosine(correlation(one), correlation(other))

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mosaic.pipelines.budgets import LEAST_HEDGED
-from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion
-from mosaic.pipelines.gates.gate import Ballot, Winner
+from mosaic.pipelines.rules.ballot import Ballot, Winner
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion
 
 NO_LIMIT = np.iinfo(np.int64).max
 
 
-class Setting(NamedTuple):
+class BudgetSetting(NamedTuple):
     """A threshold of a gate, and budgets of tokens that are the same for all experts; None: no budget."""
 
     threshold: float | None
@@ -66,11 +66,11 @@ class LossTable:
         """Take some questions, or the same one more than once."""
         return LossTable(**{field.name: getattr(self, field.name)[places] for field in fields(self)})
 
-    def losses(self, setting: Setting) -> NDArray[np.int8]:
+    def losses(self, setting: BudgetSetting) -> NDArray[np.int8]:
         """Compute what each question loses at most against always aggregating whole responses: -1, 0 or 1."""
         return self.read_right[:, 0].astype(np.int8) - self._ends(setting).is_right.astype(np.int8)
 
-    def written_tokens(self, setting: Setting) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def written_tokens(self, setting: BudgetSetting) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Estimate what each question writes in all, and one call after the other, with an early quorum."""
         _, propose, aggregate, hedge = setting
         ends = self._ends(setting)
@@ -91,7 +91,7 @@ class LossTable:
         accepted: NDArray[np.bool_] = self.confidence >= (np.inf if threshold is None else threshold)
         return accepted
 
-    def _ends(self, setting: Setting) -> _Ends:
+    def _ends(self, setting: BudgetSetting) -> _Ends:
         threshold, propose, aggregate, hedge = setting
         rows, accepts = np.arange(len(self)), self._accepts(threshold)
         after_read = np.where(self.read_tokens > _limit(aggregate), self.vote_right, self.read_right)

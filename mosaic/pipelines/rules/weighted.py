@@ -9,9 +9,10 @@ from pathlib import Path
 from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require, require_count, require_number
 from mosaic.core.workload import ExpertName
-from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion
-from mosaic.pipelines.gates.calibration_file import load_calibration_answers
-from mosaic.pipelines.gates.gate import Ballot, Decision, PartialBallot, Winner, decide_at, settled_whatever_comes
+from mosaic.pipelines.rules.ballot import Ballot, Decision, Winner
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion
+from mosaic.pipelines.rules.calibration_file import load_calibration_answers
+from mosaic.pipelines.rules.rule import Rule, decided_by_trying
 
 _SKILL_PRIOR_ANSWERS = 10.0
 """Assumed: the expert's overall accuracy counts as much as this many answers on each skill."""
@@ -84,14 +85,14 @@ def posterior(ballot: Ballot, reliabilities: Reliabilities, num_open_options: in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Weighted:
-    """Skips where the posterior of the most probable answer is high enough; promises nothing.
+class Weighted(Rule):
+    """Accepts the most probable answer where its posterior is high enough; promises nothing.
 
-    All calibration questions teach reliabilities. Use `mosaic.pipelines.gates.calibrated.Calibrated` for a promise.
+    All calibration questions teach reliabilities. Use `mosaic.pipelines.rules.calibrated.Calibrated` for a promise.
     """
 
     calibration: str | Path
-    """Calibration answers, a parquet table (`mosaic.pipelines.gates.calibration_answers`)."""
+    """Calibration answers, a parquet table (`mosaic.pipelines.rules.calibration_file`)."""
     min_posterior: float = 0.8
     """0 (excluded) to 1."""
     num_open_options: int = 10
@@ -101,18 +102,26 @@ class Weighted:
     num_questions: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        require_number(self.min_posterior, "gate.min_posterior", above=0)
-        require(self.min_posterior <= 1, "gate.min_posterior", "at most 1", self.min_posterior)
-        require_count(self.num_open_options, "gate.num_open_options", at_least=2)
+        Rule.__post_init__(self)
+        require_number(self.min_posterior, f"{self.key}.min_posterior", above=0)
+        require(self.min_posterior <= 1, f"{self.key}.min_posterior", "at most 1", self.min_posterior)
+        require_count(self.num_open_options, f"{self.key}.num_open_options", at_least=2)
         questions = load_calibration_answers(self.calibration)
         object.__setattr__(self, "num_questions", len(questions))
         object.__setattr__(self, "reliabilities", learn_reliabilities(questions))
 
-    def decide(self, ballot: Ballot) -> Decision:
-        return decide_at(ballot, posterior(ballot, self.reliabilities, self.num_open_options), self.min_posterior)
+    @property
+    def threshold(self) -> float:
+        return self.min_posterior
 
-    def settled(self, partial: PartialBallot) -> Decision | None:
-        return settled_whatever_comes(partial, self.decide)
+    def winner(self, ballot: Ballot) -> Winner:
+        return posterior(ballot, self.reliabilities, self.num_open_options)
+
+    def decided_early(self, ballot: Ballot) -> Decision | None:
+        return decided_by_trying(ballot, self.decide)
+
+    def calibration_path(self) -> str:
+        return str(self.calibration)
 
     def notes(self) -> Sequence[str]:
         known = ", ".join(f"{expert} {rate:.2f}" for expert, rate in self.reliabilities.overall.items())

@@ -1,12 +1,12 @@
-"""Chooses a threshold whose loss is promised: Learn-then-Test with a betting bound.
+"""Certifies settings whose loss is promised: Learn-then-Test with a betting bound.
 
 NOTE: the idea. Skipping the aggregator on a question loses L = aggregator right - gate's answer right, which is
 -1, 0 or 1, and 0 wherever the gate does not skip. "The mean loss is above what the user accepts" is the null
-hypothesis of a threshold. Bet against it: stake a share of a wealth of 1, question by question, so that each
+hypothesis of a setting. Bet against it: stake a share of a wealth of 1, question by question, so that each
 factor 1 - lam (L - accepted) has a mean below 1 if the hypothesis is true. Then the wealth ever reaches 1 / risk
-with probability at most risk (Ville), and when it does the threshold is promised. Most losses are 0, each of which
+with probability at most risk (Ville), and when it does the setting is promised. Most losses are 0, each of which
 pays a little, so the bet profits from the small variance that a bound on the range of L would ignore.
-Thresholds are tested from the most conservative one on, each at the full risk, up to the first that fails.
+Settings are tested from the most conservative one on, each at the full risk, up to the first that fails.
 
 References
 ----------
@@ -15,9 +15,8 @@ Waudby-Smith and Ramdas, "Estimating means of bounded random variables by bettin
 """
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,22 +44,54 @@ _PROMISE_STEPS = 24
 """Bisections of 0 to 1: to 6e-8."""
 
 
-class ThresholdTest(NamedTuple):
-    """One tested threshold; shares and means are over all questions that certify."""
+Setting = TypeVar("Setting")
+"""What is tested: a threshold, or budgets with one."""
+Losses: TypeAlias = NDArray[np.int8]
 
-    threshold: float
-    skip_frac: float
+
+class SettingTest(NamedTuple, Generic[Setting]):
+    """A setting that was tested; the mean is over all questions that certify."""
+
+    setting: Setting
     mean_loss_frac: float
     p_value: float
 
 
-class ThresholdChoice(NamedTuple):
-    """The last threshold that passed, and the tests up to the first that failed."""
+def fixed_sequence(
+    settings: Iterable[Setting], losses: Callable[[Setting], Losses], accepted_loss_frac: float, risk_frac: float
+) -> tuple[Setting | None, tuple[SettingTest[Setting], ...]]:
+    """Test settings one after the other up to the first that fails; gives the last that passed, and all tests.
 
-    threshold: float | None
-    """None: not even the most conservative one can be promised, so nothing may be skipped."""
-    num_questions: int
-    tests: tuple[ThresholdTest, ...]
+    If the questions are independent draws from the population that the promise is about, in an order that does not
+    depend on their answers, then with probability of at least 1 - risk the setting's mean loss there is at most the
+    accepted one. Gates, budgets and early exits are all certified here.
+
+    Parameters
+    ----------
+    settings
+        From the safest to the fastest, fixed before looking at the questions that certify.
+    losses
+        Gives what each of these questions loses under a setting, -1, 0 or 1, shape (num_questions,).
+    accepted_loss_frac
+        The mean loss to be promised, 0 to 1 (excluded).
+    risk_frac
+        Probability that the promise is broken, at most; strictly between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If a share is not one, or a loss is not -1, 0 or 1.
+    """
+    _require_risk(risk_frac)
+    tests: list[SettingTest[Setting]] = []
+    chosen: Setting | None = None
+    for setting in settings:
+        lost = losses(setting)
+        tests.append(SettingTest(setting, float(np.mean(lost)), float(betting_p_values(lost, accepted_loss_frac))))
+        if tests[-1].p_value > risk_frac:
+            break
+        chosen = setting
+    return chosen, tuple(tests)
 
 
 def betting_p_values(losses: NDArray[Any], accepted_loss_frac: float) -> Floats:
@@ -131,64 +162,6 @@ def _log_wealth(ups: NDArray[Any], downs: NDArray[Any], zeros: NDArray[Any], acc
     return mixed
 
 
-def choose_threshold(
-    scores: NDArray[Any],
-    losses_if_skipped: NDArray[Any],
-    thresholds: Sequence[float],
-    *,
-    accepted_loss_frac: float,
-    risk_frac: float,
-) -> ThresholdChoice:
-    """Find the lowest threshold that can be promised, by fixed-sequence testing.
-
-    If the questions are independent draws from the population that the promise is about, in an order that does not
-    depend on their answers, then with probability of at least 1 - risk the chosen threshold's mean loss there is at
-    most the accepted one.
-
-    Parameters
-    ----------
-    scores
-        Confidence of the gate in its answer, shape (num_questions,); skipped where it is at least the threshold.
-    losses_if_skipped
-        Aggregator right minus the gate's answer right, -1, 0 or 1, shape (num_questions,).
-    thresholds
-        From high (conservative) to low, fixed before looking at the questions.
-    accepted_loss_frac
-        The mean loss to be promised, 0 to 1 (excluded).
-    risk_frac
-        Probability that the promise is broken, at most; strictly between 0 and 1.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, a score is not a number, a loss is not -1, 0 or 1, or thresholds do not descend.
-    """
-    _require_frac(risk_frac, "risk_frac")
-    require(risk_frac > 0, "risk_frac", "above 0", risk_frac)
-    scores, losses = np.asarray(scores, dtype=np.float64), np.asarray(losses_if_skipped)
-    require(scores.ndim == 1, "scores", "an array of shape (num_questions,)", scores.shape)
-    require(losses.shape == scores.shape, "losses_if_skipped", f"of the scores' shape {scores.shape}", losses.shape)
-    require(not np.isnan(scores).any(), "scores", "numbers", "nan")
-    require(len(thresholds) > 0, "thresholds", "at least one threshold", thresholds)
-    descending = all(high > low for high, low in pairwise(thresholds))
-    require(descending, "thresholds", "descending", thresholds)
-    chosen: float | None = None
-    tests: list[ThresholdTest] = []
-    for threshold in thresholds:
-        tests.append(_test(threshold, scores >= threshold, losses, accepted_loss_frac))
-        if tests[-1].p_value > risk_frac:
-            break
-        chosen = threshold
-    return ThresholdChoice(chosen, len(scores), tuple(tests))
-
-
-def _test(threshold: float, skipped: NDArray[np.bool_], losses: NDArray[Any], accepted: float) -> ThresholdTest:
-    lost = np.where(skipped, losses, 0)
-    num = max(1, len(lost))
-    p_value = float(betting_p_values(lost, accepted))
-    return ThresholdTest(threshold, float(skipped.sum()) / num, float(lost.sum()) / num, p_value)
-
-
 def smallest_promise_frac(losses: NDArray[Any], risk_frac: float) -> float:
     """Find the least accepted loss at which a threshold with these losses alone would have been promised.
 
@@ -201,8 +174,7 @@ def smallest_promise_frac(losses: NDArray[Any], risk_frac: float) -> float:
     risk_frac
         Strictly between 0 and 1.
     """
-    _require_frac(risk_frac, "risk_frac")
-    require(risk_frac > 0, "risk_frac", "above 0", risk_frac)
+    _require_risk(risk_frac)
     if betting_p_values(losses, 0.0) <= risk_frac:
         return 0.0
     low, high = 0.0, 1.0  # a mean loss of at most 1 needs no test
@@ -219,3 +191,8 @@ def _require_frac(value: object, field: str) -> None:
     require_number(value, field, at_least=0)
     assert isinstance(value, int | float), "checked on the line above"
     require(value < 1, field, "below 1", value)
+
+
+def _require_risk(value: float) -> None:
+    _require_frac(value, "risk_frac")
+    require(value > 0, "risk_frac", "above 0", value)

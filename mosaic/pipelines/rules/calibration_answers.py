@@ -1,4 +1,4 @@
-"""Answers to calibration questions, with what the aggregator made of them: what two of the gates learn from.
+"""Answers to calibration questions, with what the aggregator made of them: what rules learn from.
 
 A run with gate=never gives them, so that every question has the aggregator's answer.
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from mosaic.core.checks import require, require_number
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import AnswerKind, CalibrationRecord
-from mosaic.pipelines.gates.gate import Ballot, plurality
+from mosaic.pipelines.rules.ballot import Ballot, plurality
 
 
 class LeftOut(NamedTuple):

@@ -1,21 +1,33 @@
-"""Calibration answers as a file: a parquet table with one row per (question, slot).
+"""Calibration answers as a file: a parquet table with one row per (question, slot), and what its answers are of.
 
-The table's metadata say what the answers are of (`mosaic.pipelines.gates.setting`). Lengths, and the aggregator's
-answers without one of the responses, are columns of their own where the run had them.
+Lengths, and the aggregator's answers without one of the responses, are columns of their own where the run had them. The
+table's metadata describe the run (``CalibrationContext``): a promise that is made from the answers holds for that
+pipeline and pool, and for other questions than these.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mosaic.core.checks import require, require_name
-from mosaic.core.workload import Question
-from mosaic.pipelines.gates.calibration_answers import CalibrationQuestion, LeftOut, Observed
-from mosaic.pipelines.gates.gate import Ballot, Vote
-from mosaic.pipelines.gates.setting import Setting, encode_setting
+from mosaic.core.workload import Expert, Question, Workload
+from mosaic.pipelines.node import Node
+from mosaic.pipelines.rules.ballot import Ballot, Vote
+from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, LeftOut, Observed
+from mosaic.pipelines.rules.rule import Promised, Rule
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+CalibrationContext: TypeAlias = Mapping[str, str]
+"""All that decides answers, but for the questions and the seed: what it is, and how it is."""
+
+METADATA_KEY = b"mosaic.setting"
+"""Of the parquet table."""
+ANSWERS, EXPERT = "answers", "expert "
+_MOST_NAMED = 3
 
 _OF_SLOT = ("slot", "expert", "answer", "correct")
 _OF_QUESTION = (
@@ -28,7 +40,7 @@ _OBSERVED = ("output_tokens", "aggregator_tokens", "left_out_answer", "left_out_
 """Columns that a table may lack."""
 
 
-def encode_calibration_answers(questions: Sequence[CalibrationQuestion], setting: Setting) -> bytes:
+def encode_calibration_answers(questions: Sequence[CalibrationQuestion], context: CalibrationContext) -> bytes:
     """Encode as parquet, one row per (question, slot); the questions' texts and categories are left out."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -38,7 +50,8 @@ def encode_calibration_answers(questions: Sequence[CalibrationQuestion], setting
     if any(question.observed is not None for question in questions):
         schema = pa.schema([*schema, *_observed_schema()])
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema.with_metadata(encode_setting(setting))), sink)
+    metadata = {METADATA_KEY: json.dumps(context).encode()}
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema.with_metadata(metadata)), sink)
     return bytes(sink.getvalue())
 
 
@@ -78,7 +91,7 @@ def _seen(graded: CalibrationQuestion, slot: int) -> dict[str, Any]:
     return dict(zip(_OBSERVED, values, strict=True))
 
 
-def load_calibration_answers(path: str | Path) -> tuple[CalibrationQuestion, ...]:
+def load_calibration_answers(path: str | Path, key: str = "gate.calibration") -> tuple[CalibrationQuestion, ...]:
     """Read the table back, questions in first-seen order.
 
     Raises
@@ -87,7 +100,7 @@ def load_calibration_answers(path: str | Path) -> tuple[CalibrationQuestion, ...
         Naming the file, and the question or column, the rule and the value.
     """
     if not isinstance(path, Path):
-        require_name(path, "gate.calibration")
+        require_name(path, key)
     at = f"calibration answers {path}"
     try:
         by_question: dict[str, list[dict[str, Any]]] = {}
@@ -195,3 +208,118 @@ def _schema() -> "pa.Schema":
     }
     # NOTE: no column is declared free of nulls: a null is reported with its question, not by the cast.
     return pa.schema([pa.field(name, types.get(name, pa.string())) for name in (*_OF_QUESTION, *_OF_SLOT)])
+
+
+def describe_context(
+    workload: Workload, experts: Sequence[Expert], nodes: Sequence[Node], *, benchmark: str, answers: str
+) -> CalibrationContext:
+    """Describe what a run's answers come from.
+
+    Parameters
+    ----------
+    workload
+        Its questions are not named: calibration questions are others of the same benchmark.
+    experts
+        The pool. The rest of it is what decides answers: how an expert is placed does not.
+    nodes
+        Of the call graph: what the gate reads, and who answers where it does not skip.
+    benchmark
+        Name that all parts of the workload share.
+    answers
+        Where they come from: measured, or the source of the simulated world's.
+    """
+    num_slots = max(Counter(call.key.question for call in workload.calls).values())
+    return {
+        "workload": benchmark,
+        ANSWERS: answers,
+        **{f"node {node.name}": _describe_node(node, num_slots) for node in nodes},
+        **{f"{EXPERT}{expert.name}": _describe_expert(expert) for expert in experts},
+    }
+
+
+def load_context(path: str | Path) -> CalibrationContext:
+    """Read what a file of calibration answers is of.
+
+    Raises
+    ------
+    ValueError
+        If it does not say.
+    """
+    import pyarrow.parquet as pq
+
+    text = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
+    if text is None:
+        raise ValueError(
+            f"gate.calibration must say what its answers are of (workload, nodes, experts), got {path}, which does "
+            "not: an earlier version wrote it, or another tool. Make it again, with gate=never"
+        )
+    context: dict[str, str] = json.loads(text)
+    return context
+
+
+def name_differences(there: CalibrationContext, here: CalibrationContext) -> str:
+    """Say in what two contexts differ; empty: in nothing.
+
+    Examples
+    --------
+    >>> name_differences({"workload": "mmlu_pro", "answers": "fitted"}, {"workload": "gpqa", "answers": "fitted"})
+    "workload is 'mmlu_pro' there and 'gpqa' here"
+    """
+    keys = [key for key in {**here, **there} if here.get(key) != there.get(key)]
+    named = [f"{key} is {there.get(key, 'absent')!r} there and {here.get(key, 'absent')!r} here" for key in keys]
+    more = f" (and {len(keys) - _MOST_NAMED} more)" if len(keys) > _MOST_NAMED else ""
+    return "; ".join(named[:_MOST_NAMED]) + more
+
+
+def check_rule(rule: Rule, context: CalibrationContext) -> None:
+    """Check that a rule was calibrated on answers of what runs here.
+
+    A promise is of everything in the context. Weighted votes promise nothing, and read what the experts that run here
+    have answered: other questions and another aggregator teach the same.
+
+    Raises
+    ------
+    ValueError
+        If it was not.
+    """
+    path = rule.calibration_path()
+    if path is None:
+        return
+    there, key = load_context(path), f"{rule.key}.calibration"
+    if rule.promise() is None:
+        known = {ANSWERS, *(name for name in context if name.startswith(EXPERT) and name in there)}
+        there, context = ({name: one[name] for name in one if name in known} for one in (there, context))
+    check_same_context(key, path, there, context, "exit=never gate=never" if rule.is_exit else "gate=never")
+
+
+def check_same_context(key: str, path: str, there: CalibrationContext, here: CalibrationContext, again: str) -> None:
+    """Check that calibration answers are of what runs here."""
+    if differences := name_differences(there, here):
+        raise ValueError(
+            f"{key} must hold answers of what runs here, got {path}: {differences}. What was learned there does not "
+            f"hold here. Make it again: this command with {again} and other questions (of a published workload: "
+            "workload.part=calibration)"
+        )
+
+
+def check_other_questions(key: str, promised: Promised | None, questions: Iterable[Question]) -> None:
+    """Check that what promises something was not calibrated on the batch's own questions."""
+    shared = [] if promised is None else [one.id for one in questions if one.id in promised.question_ids]
+    if shared:
+        raise ValueError(
+            f"{key} must hold other questions than the batch, got {len(shared)} of the batch's own, "
+            f"{shared[0]!r} among them: it promises nothing for questions that it was calibrated on. A published "
+            "workload gives others with workload.part=calibration gate=never"
+        )
+
+
+def _describe_expert(expert: Expert) -> str:
+    return (
+        f"{expert.checkpoint}, temperature {expert.temperature:g}, max_output_tokens {expert.max_output_tokens}, "
+        f"context_tokens {expert.context_tokens}"
+    )
+
+
+def _describe_node(node: Node, num_slots: int) -> str:
+    who = ", ".join(expert.name for expert in node.experts) or f"up to {num_slots} recruited experts"
+    return f"{who} after {', '.join(node.after)}, {node.when}" if node.after else who

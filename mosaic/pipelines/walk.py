@@ -1,0 +1,369 @@
+"""One walk over a question's call graph: what each node reads, needs and decides, from what has ended of its calls.
+
+NOTE: the idea. Nodes are looked at from the first to the last. Each waits for what it reads, or is left out, or has
+calls; what it gives to its readers follows from that. Then they are looked at from the last to the first: a node is
+wanted where nobody reads it, or where somebody who is wanted still waits for it. What a question needs now, what it no
+longer needs, which prompts can be begun and what it answers in the end are read off these states.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter, eq
+from typing import NamedTuple
+
+from mosaic.answers.extraction import is_correct
+from mosaic.core.results import CallRecord, CallStatus, Inputs
+from mosaic.core.workload import Call, CallKey, NodeName, Question
+from mosaic.pipelines.aggregation import begin_tokens, fits_context
+from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.final_answers import AnswerSource, End, FinalAnswer
+from mosaic.pipelines.node import Agent, Node, ToCome, When, node_calls
+from mosaic.pipelines.rules.ballot import Ballot, Decision, Vote, make_ballot
+from mosaic.pipelines.rules.rule import Never, Order, Rule, Scope
+
+PLURALITY = Never()
+"""What those that are read agree on, where no rule is asked."""
+
+
+class Opening(NamedTuple):
+    """The beginning of a prompt, as long as the calls that have ended tell it."""
+
+    call: Call
+    """As in ``Prefill``."""
+    num_read: int
+
+
+@dataclass(slots=True)
+class NodeState:
+    """How a node of a question stands."""
+
+    gives: tuple[Agent, ...]
+    """What its readers read, by slot."""
+    reads: tuple[Agent, ...] = ()
+    calls: tuple[Call, ...] = ()
+    """Its own behind the first layer, once they are known, whether they have ended or not."""
+    waits: bool = False
+    """For what it reads."""
+    ballot: Ballot | None = None
+    decision: Decision | None = None
+    """Of what it reads, where a rule was asked and has decided."""
+    late: CallKey | None = None
+    """The call that it does not wait for past its hedge."""
+    is_too_long: bool = False
+    """Its experts cannot read so much."""
+
+
+class QuestionState(NamedTuple):
+    """How a question stands: all that follows from what has ended of its calls."""
+
+    graph: CallGraph
+    question: Question
+    first: Sequence[Call]
+    done: Inputs
+    nodes: dict[NodeName, NodeState]
+    exit: tuple[Ballot, Decision] | None
+    """Accepted for the question as a whole."""
+    wanted: set[NodeName]
+    """Nodes whose calls somebody will read, or whose answers are final."""
+
+    @property
+    def merges(self) -> tuple[Call, ...]:
+        """List the calls behind the first layer, whether they have ended or not."""
+        return tuple([call for state in self.nodes.values() for call in state.calls])
+
+    @property
+    def submit(self) -> tuple[Call, ...]:
+        """List the calls behind the first layer that are needed and have not ended.
+
+        Behind a gate that is all of them: who does not cancel calls waits for them.
+        """
+        is_gate = not self.graph.rule.is_exit
+        calls = [call for call in self.merges if call.key not in self.done]
+        return tuple([call for call in calls if is_gate or call.key.node in self.wanted])
+
+    @property
+    def cancel(self) -> tuple[CallKey, ...]:
+        """List the calls that have not ended and that nobody will read: whatever they say, the answer is the same."""
+        wanted, done = self.wanted, self.done
+        if len(wanted) == len(self.nodes):
+            return ()
+        unread = [call.key for call in self.first if call.key not in done and call.key.node not in wanted]
+        unread += [call.key for call in self.merges if call.key not in done and call.key.node not in wanted]
+        return tuple(sorted(unread))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is to come that could change the answer."""
+        if any(call.key not in self.done for call in self.first):
+            return False
+        return not any(self.nodes[name].waits for name in self.wanted) and not self.submit
+
+    @property
+    def late(self) -> CallKey | None:
+        """Find the call that is not waited for past its hedge."""
+        return next((state.late for state in self.nodes.values() if state.late is not None), None)
+
+    @property
+    def answer(self) -> FinalAnswer | None:
+        """Give the final answer; None: calls are still to come."""
+        return self.end().answer if self.is_over else None
+
+    def vote(self) -> tuple[Ballot, Decision]:
+        """Give the votes that a rule saw last and its decision, or else those of the first layer."""
+        if self.exit is not None:
+            return self.exit
+        last = self._last_decided()
+        if last is not None and last.ballot is not None and last.decision is not None:
+            return last.ballot, last.decision
+        agents = sorted(self.first, key=attrgetter("key.slot"))
+        ballot = _whole_ballot(self.question, agents, self.done, self.graph.compare[self.question.answer_kind])
+        return ballot, PLURALITY.decide(ballot)
+
+    def end(self) -> End:
+        """Give the final answer of a question whose calls have all ended."""
+        ballot, decision = self.vote()
+        done, same = self.done, self.graph.compare[self.question.answer_kind]
+        last = self._last_calls(decision)
+        ended = [done[key] for key in last if done[key].status is CallStatus.FINISHED]
+        answer = ended[0].answer if len(ended) == 1 else decision.answer
+        decided = self._last_decided()
+        accepted = {agent.key for agent in decided.reads} if decided is not None and decision.skip else set()
+        if len(ended) > 1 and accepted != set(last):
+            votes = [Vote(record.expert, record.answer) for record in ended]
+            answer = PLURALITY.decide(make_ballot(self.question, votes, same)).answer
+        is_too_long = any(state.is_too_long for state in self.nodes.values())
+        final = FinalAnswer(
+            question=self.question.id,
+            answer=answer,
+            source=_source([done[key].status for key in last], is_left_out=is_too_long and not decision.skip),
+            confidence=decision.confidence,
+            votes=tuple(vote.answer for vote in ballot.votes),
+            gold=self.question.answer,
+            correct=is_correct(answer, self.question, same),
+        )
+        return End(final, ballot, decision, is_too_long)
+
+    def _last_calls(self, decision: Decision) -> tuple[CallKey, ...]:
+        """List the calls of the last node that had any, or could not read so much; none where an exit has accepted."""
+        if decision.skip and self.graph.rule.is_exit:
+            return ()
+        for node in reversed(self.graph.upper_nodes):
+            state = self.nodes[node.name]
+            if state.calls or state.is_too_long:
+                return tuple(call.key for call in state.calls if call.key.slot < len(node.experts))
+        return ()
+
+    def _last_decided(self) -> NodeState | None:
+        """Find the last node that a rule was asked of."""
+        return next((state for state in reversed(self.nodes.values()) if state.decision is not None), None)
+
+    def openings(self) -> Iterator[Opening]:
+        """Give the beginnings of the prompts that are going to be needed, of which an input has not ended."""
+        if self.graph.prefill_order is None:
+            return
+        for name, state in self.nodes.items():
+            if state.waits:
+                order = self.graph.prefill_order.ordered(state.reads)
+                num_read = next(place for place, key in enumerate(order) if key not in self.done)
+                yield from _openings_of(self.graph.node(name), self.question, order, num_read, self.done)
+
+
+def walk(graph: CallGraph, question: Question, first: Sequence[Call], done: Inputs) -> QuestionState:
+    """Tell how a question stands.
+
+    Parameters
+    ----------
+    graph
+        The pipeline.
+    question
+        It.
+    first
+        Its calls of the first layer.
+    done
+        Records of its calls that have ended, in the order in which they did.
+    """
+    rule, same = graph.rule, graph.compare[question.answer_kind]
+    leaves = sorted(first, key=attrgetter("key"))
+    accepted = None
+    if rule.scope is Scope.QUESTION:
+        ballot = collect(question, leaves, done, same, rule)
+        decision = rule.decided_early(ballot) if ballot.pending else rule.decide(ballot)
+        if decision is not None and decision.skip:
+            accepted = ballot, decision
+    states: dict[NodeName, NodeState] = {}
+    for node in graph.nodes:
+        if node.after:
+            states[node.name] = _upper(graph, node, states, question, done, same)
+        else:
+            states[node.name] = NodeState(tuple([call for call in leaves if call.key.node == node.name]))
+    wanted = set() if accepted else _wanted(graph, states)
+    return QuestionState(graph, question, first, done, states, accepted, wanted)
+
+
+def _upper(
+    graph: CallGraph,
+    node: Node,
+    states: Mapping[NodeName, NodeState],
+    question: Question,
+    done: Inputs,
+    same: Callable[[str, str], bool] | None,
+) -> NodeState:
+    """Tell how a node stands that reads others."""
+    before = [states[name] for name in node.after]
+    reads = tuple([agent for state in before for agent in state.gives])
+    if not reads:
+        return NodeState(())  # what it would read was not needed
+    rule = _rule_at(graph.rule, node)
+    ballot = decision = None
+    if rule is not None and (graph.rule.is_exit or not any(state.waits for state in before)):
+        ballot = collect(question, reads, done, same, rule)
+        decision = rule.decided_early(ballot) if ballot.pending else rule.decide(ballot)
+        if decision is not None and decision.skip:
+            gives = _standing_in(node, reads, ballot, decision) if graph.rule.is_exit else ()
+            return NodeState(gives, reads, ballot=ballot, decision=decision)
+    has_all = all(agent.key in done for agent in reads) if ballot is None or ballot.pending else True
+    late = None
+    if rule is not None and graph.budgets.hedge_tokens:
+        late, ballot, decision = _without_late(graph, rule, reads, ballot, decision, question, done, same)
+    if not has_all and (decision is None or not decision.read):
+        return NodeState(_to_come(graph, node, question), reads, waits=True, late=late)
+    if ballot is not None and decision is None:
+        decision = PLURALITY.decide(ballot)
+    places = sorted(decision.read) if decision is not None and decision.read else range(len(reads))
+    calls = _calls(graph, node, question, [reads[place] for place in places if reads[place].key != late], done)
+    gives = tuple([call for call in calls if call.key.slot < len(node.experts)])
+    return NodeState(gives, reads, calls, False, ballot, decision, late, is_too_long=not calls)
+
+
+def _rule_at(rule: Rule, node: Node) -> Rule | None:
+    """Find who is asked of what a node reads; None: nobody."""
+    if rule.scope is Scope.GATE:
+        return rule if node.when is When.UNSETTLED else None
+    return rule if rule.scope is Scope.NODE else PLURALITY
+
+
+def _to_come(graph: CallGraph, node: Node, question: Question) -> tuple[Agent, ...]:
+    """Name what a node that waits will give to its readers."""
+    experts = () if node.name in graph.last_nodes else node.experts
+    return tuple(ToCome(expert.name, CallKey(question.id, node.name, slot)) for slot, expert in enumerate(experts))
+
+
+def _standing_in(node: Node, reads: Sequence[Agent], ballot: Ballot, decision: Decision) -> tuple[Agent, ...]:
+    """Let the first response with the accepted answer stand for those of a node that is left out."""
+    first = next(place for place in ballot.order if ballot.votes[place].answer == decision.answer)
+    return (reads[first],) * len(node.experts)
+
+
+def _without_late(
+    graph: CallGraph,
+    rule: Rule,
+    reads: Sequence[Agent],
+    ballot: Ballot | None,
+    decision: Decision | None,
+    question: Question,
+    done: Inputs,
+    same: Callable[[str, str], bool] | None,
+) -> tuple[CallKey | None, Ballot | None, Decision | None]:
+    """Find the call that is not waited for past its hedge, as the others leave open what the rule says.
+
+    The votes and the decision are then those without it.
+    """
+    expert_of = {agent.key: agent.expert for agent in reads}
+    late = graph.budgets.late_candidate(list(expert_of), expert_of, done)
+    if late is None:
+        return None, ballot, decision
+    others = {key: record for key, record in done.items() if key != late}
+    without = _whole_ballot(question, reads, others, same)
+    without_it = rule.decide(without)
+    return (None, ballot, decision) if without_it.skip else (late, without, without_it)
+
+
+def _calls(graph: CallGraph, node: Node, question: Question, agents: Sequence[Agent], done: Inputs) -> tuple[Call, ...]:
+    order = graph.prefill_order
+    keys = dict.fromkeys(agent.key for agent in agents) if order is None else order.ordered(agents)
+    return tuple(node_calls(node, question, [done[key] for key in keys], has_places=order is not None))
+
+
+def _wanted(graph: CallGraph, states: Mapping[NodeName, NodeState]) -> set[NodeName]:
+    """Name the nodes whose calls are needed."""
+    wanted = set(graph.last_nodes)
+    for node in reversed(graph.nodes):
+        if node.after and node.name in wanted and states[node.name].waits:
+            wanted.update(node.after)
+    return wanted
+
+
+def collect(
+    question: Question, agents: Sequence[Agent], done: Inputs, same: Callable[[str, str], bool] | None, rule: Rule
+) -> Ballot:
+    """Collect the votes of those that a node reads, as far as they count.
+
+    NOTE: answers that compare by more than their text are grouped from the lowest slot on, under what that one wrote.
+    A vote behind a pending one may find another group in the end, so it counts as pending too.
+    """
+    order = _counted(rule, agents, done)
+    pending: Sequence[int] = ()
+    if len(order) < len(agents):
+        counted = set(order)
+        pending = [place for place in range(len(agents)) if place not in counted]
+        if same is not eq:
+            pending = range(pending[0], len(agents))
+    votes = [
+        Vote(agent.expert, None if place in pending else vote_of(done.get(agent.key)))
+        for place, agent in enumerate(agents)
+    ]
+    if not rule.reads_confidence:
+        return make_ballot(question, votes, same, pending=tuple(pending), order=tuple(order))
+    records = [done.get(agent.key) for agent in agents]
+    finished = [record if record and record.status is CallStatus.FINISHED else None for record in records]
+    return make_ballot(question, votes, same, pending=tuple(pending), order=tuple(order), records=tuple(finished))
+
+
+def _whole_ballot(
+    question: Question, agents: Sequence[Agent], done: Inputs, same: Callable[[str, str], bool] | None
+) -> Ballot:
+    """Collect the votes of all that have ended; who has not has none."""
+    return make_ballot(question, [Vote(agent.expert, vote_of(done.get(agent.key))) for agent in agents], same)
+
+
+def _counted(rule: Rule, agents: Sequence[Agent], done: Inputs) -> Sequence[int]:
+    """List the places of the agents that count, in their order. To an exit who was cancelled never does."""
+    if not rule.is_exit:
+        return [place for place, agent in enumerate(agents) if agent.key in done]
+    if rule.order is Order.SLOT:
+        ended: Sequence[int] = range(
+            next((place for place, agent in enumerate(agents) if agent.key not in done), len(agents))
+        )
+    else:
+        arrived = {key: number for number, key in enumerate(done)}
+        ended = sorted(
+            (place for place, agent in enumerate(agents) if agent.key in arrived),
+            key=lambda place: arrived[agents[place].key],
+        )
+    return [place for place in ended if done[agents[place].key].status is not CallStatus.CANCELLED]
+
+
+def vote_of(record: CallRecord | None) -> str | None:
+    """Give the vote of a call that has ended; one that did not finish has none."""
+    return record.answer if record is not None and record.status is CallStatus.FINISHED else None
+
+
+def _source(statuses: Sequence[CallStatus], *, is_left_out: bool) -> AnswerSource:
+    """Tell who gives the final answer, from how the last calls ended."""
+    if CallStatus.FINISHED in statuses:
+        return AnswerSource.AGGREGATOR
+    if CallStatus.FAILED in statuses or is_left_out:
+        return AnswerSource.NOT_AGGREGATED
+    return AnswerSource.MAJORITY
+
+
+def _openings_of(
+    node: Node, question: Question, order: Sequence[CallKey], num_read: int, done: Inputs
+) -> Iterator[Opening]:
+    """Give one beginning for each expert of a node: its slots read the same."""
+    for name, slot in {expert.name: slot for slot, expert in reversed([*enumerate(node.experts)])}.items():
+        expert, least = node.experts[slot], node.min_output_tokens
+        if fits_context(question, expert, len(order), min_output_tokens=least):
+            read = [done[key] for key in order[:num_read]]
+            tokens = begin_tokens(question, read, expert, min_output_tokens=least, num_places=len(order))
+            yield Opening(Call(CallKey(question.id, node.name, slot), name, tokens, after=tuple(order)), num_read)
