@@ -78,7 +78,7 @@ class Endpoint:
         return key
 
     @property
-    def asked_as(self) -> tuple[str | bool, ...]:
+    def request_form(self) -> tuple[str | bool, ...]:
         """What decides a response beside the call itself; where the server is does not."""
         return (self.model, str(self.api), self.is_vllm, self.opens_thinking)
 
@@ -144,8 +144,13 @@ def endpoint_by_expert(endpoints: Sequence[Endpoint], experts: Iterable[ExpertNa
     for endpoint in endpoints:
         require(endpoint.expert in known, "endpoint.expert", f"one of {known}", endpoint.expert)
         first = found.setdefault(endpoint.expert, endpoint)
-        rule = f"asked alike, as {first.asked_as}"
-        require(first.asked_as == endpoint.asked_as, f"endpoints of {endpoint.expert!r}", rule, endpoint.asked_as)
+        rule = f"asked alike, as {first.request_form}"
+        require(
+            first.request_form == endpoint.request_form,
+            f"endpoints of {endpoint.expert!r}",
+            rule,
+            endpoint.request_form,
+        )
     return found
 
 
@@ -167,7 +172,7 @@ class EndpointEngines:
             expert=expert,
             context_tokens=expert.context_tokens,
             vocab_size=None,
-            decides=("endpoint", expert.checkpoint, *endpoint.asked_as),
+            decides=("endpoint", expert.checkpoint, *endpoint.request_form),
         )
 
     def spec(self, expert: Expert, workers: Sequence[Worker]) -> EngineSpec:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mosaic.engines.endpoint import Endpoint, EndpointPatience
-from mosaic.engines.endpoint_faults import AskError, Fault, fault_of, message_of, seconds_of
+from mosaic.engines.endpoint_faults import Fault, RequestError, fault_of, message_of, seconds_of
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
@@ -72,7 +72,7 @@ class Pace:
         self._served_tokens += tokens
 
     def wait_s(self, now: float, max_tokens: int) -> float:
-        """Say how long a request of at most so many tokens has to wait; one that alone is too large waits for all."""
+        """Give how long a request of at most so many tokens waits; one that alone is too large waits for all."""
         while self._sent and self._sent[0].ts + WINDOW_S <= now:
             self._sent.popleft()
         num_before = 0  # requests that must have left the window
@@ -123,7 +123,7 @@ class Client:
 
         Raises
         ------
-        AskError
+        RequestError
             If it does not come.
         """
         tries = Tries(num_failures=self._patience.max_retries if self.has_served else 0)
@@ -134,7 +134,7 @@ class Client:
 
         Raises
         ------
-        AskError
+        RequestError
             When trying again is no use or was to no avail.
         """
         while True:
@@ -142,7 +142,7 @@ class Client:
                 await asyncio.sleep(pause_s)
             try:
                 return await self._paced(path, body, tries)
-            except AskError as error:
+            except RequestError as error:
                 if error.fault is Fault.THROTTLED:
                     self._pause(error)
                 else:
@@ -165,7 +165,7 @@ class Client:
         self._pace.settle(sent, sum(count for count in counts if isinstance(count, int)))
         return content
 
-    async def _wait_after(self, error: AskError, tries: Tries) -> None:
+    async def _wait_after(self, error: RequestError, tries: Tries) -> None:
         """Wait before the next try, if there is one."""
         tries.failed_ts = tries.failed_ts or time.monotonic()
         retried = {Fault.PASSING, Fault.UNREACHABLE} | ({Fault.ELSEWHERE} if self.has_served else set())
@@ -173,29 +173,28 @@ class Client:
             raise error
         if tries.num_failures >= self._patience.max_retries:
             tried = f" (tried {tries.num_retries + 1} times)" if tries.num_retries else ""
-            raise AskError(f"{error}{tried}", error.fault, status=error.status) from None
+            raise RequestError(f"{error}{tried}", error.fault, status=error.status) from None
         wait_s = self._patience.wait_s(tries.num_failures)
         tries.num_failures += 1
         await asyncio.sleep(wait_s)
 
-    def _pause(self, error: AskError) -> None:
+    def _pause(self, error: RequestError) -> None:
         """Send nothing before the time that the server wants; a long one is for others to wait for."""
         now = time.monotonic()
         if self._first_pause_ts is None:
             self._first_pause_ts = now
-        wait_s = error.asked_s
+        wait_s = error.retry_after_s
         if wait_s is None and self._pause_end_ts <= now:
             wait_s = self._patience.wait_s(self._num_pauses)
             self._num_pauses += 1
         self._pause_end_ts = max(self._pause_end_ts, now + (wait_s or 0.0))
         if self._pause_end_ts - self._first_pause_ts > self._patience.max_wait_s:
             left_s = self._pause_end_ts - now
-            raise AskError(str(error), Fault.THROTTLED, status=error.status, asked_s=left_s) from None
+            raise RequestError(str(error), Fault.THROTTLED, status=error.status, retry_after_s=left_s) from None
 
     def cause(self, what: str) -> str:
-        """Say what is wrong with which server, in one line and without its key."""
-        told = self._without_key(what)
-        line = " ".join(f"{self._endpoint.expert} at {self._endpoint.base_url}: {told}".split())
+        """Write what is wrong with which server, in one line and without its key."""
+        line = " ".join(f"{self._endpoint.expert} at {self._endpoint.base_url}: {self._without_key(what)}".split())
         return line if len(line) <= 300 else f"{line[:296]} ..."
 
     async def close(self) -> None:
@@ -225,9 +224,9 @@ class Client:
                 content = await _read(reply, max_bytes)
         except (aiohttp.ClientError, OSError) as error:  # a timeout is one of these too
             cause, fault = self._broken(error)
-            raise AskError(self.cause(cause), fault) from None
+            raise RequestError(self.cause(cause), fault) from None
         if content is None and reply.status < 300:
-            raise AskError(self.cause(f"the reply has more than {max_bytes:,} bytes"), Fault.INVALID)
+            raise RequestError(self.cause(f"the reply has more than {max_bytes:,} bytes"), Fault.INVALID)
         if 200 <= reply.status < 300:
             try:
                 return self._masked(json.loads(content or b""))
@@ -235,21 +234,21 @@ class Client:
                 begin = (content or b"").lstrip()[:1000]
                 fault = Fault.PASSING if begin[:1] == b"{" else Fault.ELSEWHERE  # half of one, or a page
                 start = self._without_key(repr(begin))[:83]
-                raise AskError(self.cause(f"the reply is no JSON: {start}"), fault) from None
+                raise RequestError(self.cause(f"the reply is no JSON: {start}"), fault) from None
         text = (content or b"").decode("utf-8", "replace")
         words = f"it redirects to {reply.headers.get('Location')}" if reply.status < 400 else message_of(text)
-        asked_s = seconds_of(reply.headers.get("Retry-After"))
-        raise AskError(
+        retry_after_s = seconds_of(reply.headers.get("Retry-After"))
+        raise RequestError(
             self.cause(f"{reply.status} {reply.reason}: {words}"),
             Fault.THROTTLED
-            if reply.status == 503 and asked_s is not None
+            if reply.status == 503 and retry_after_s is not None
             else fault_of(reply.status, text, body or ()),
             status=reply.status,
-            asked_s=asked_s,
+            retry_after_s=retry_after_s,
         )
 
     def _broken(self, error: Exception) -> tuple[str, Fault]:
-        """Say why no reply came, and whom it concerns."""
+        """Find why no reply came, and whom it concerns."""
         import aiohttp
 
         if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):

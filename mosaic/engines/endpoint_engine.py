@@ -13,7 +13,7 @@ from mosaic.core.checks import require
 from mosaic.core.errors import BackendError, FatalEngineError, OutageError
 from mosaic.engines.endpoint import EndpointSettings
 from mosaic.engines.endpoint_client import Client, Tries
-from mosaic.engines.endpoint_faults import NO_SERVER, AskError, Fault, what_to_do
+from mosaic.engines.endpoint_faults import NO_SERVER, Fault, RequestError, what_to_do
 from mosaic.engines.endpoint_messages import failed, request_of, response_of, written_before
 from mosaic.engines.engine import Aborted, EngineSpec, Generation, Request
 
@@ -74,7 +74,7 @@ class Call(Tries):
 class Held(NamedTuple):
     """How a call failed; the server did it, unless it serves another that was sent after this instant."""
 
-    error: AskError
+    error: RequestError
     since_ts: float
 
 
@@ -101,7 +101,7 @@ class EndpointEngine:
         self._served_ts = 0.0
         """When the latest of the calls that it served was sent."""
         self._error: Exception | None = None
-        self._doubt: AskError | None = None
+        self._doubt: RequestError | None = None
         """How the last call failed, while the server is doubted."""
         self._num_refusals = 0
         """Before it serves its first call."""
@@ -168,20 +168,20 @@ class EndpointEngine:
         )
 
     def progress(self) -> Mapping[int, int]:
-        """Say nothing: servers send all of a response at the end."""
+        """Count nothing: servers send all of a response at the end."""
         return {}
 
     def check_server(self) -> None:
         """Ask for the list of models; see `open_engine`."""
         try:
             listed = self._loop.run_until_complete(self._client.list_models())
-        except AskError as error:
+        except RequestError as error:
             if error.status in NO_LIST:
                 return
             is_away = error.fault in (Fault.UNREACHABLE, Fault.THROTTLED)
             is_refused = error.fault in (Fault.REFUSED, Fault.FORMAT)
             if is_away or (self._client.has_served and not is_refused):
-                raise OutageError(str(error), error.asked_s or 0.0) from None
+                raise OutageError(str(error), error.retry_after_s or 0.0) from None
             raise self._fatal(error) from None
         models = listed.get("data") if isinstance(listed, dict) else None
         names = [model.get("id") for model in models if isinstance(model, dict)] if isinstance(models, list) else []
@@ -217,9 +217,9 @@ class EndpointEngine:
                 content = await self._client.ask(*request_of(call.request, self._endpoint), call)
             try:
                 response = response_of(content, call.request, call, self._endpoint, context_tokens=self._context_tokens)
-            except AskError as error:
-                raise AskError(self._client.cause(str(error)), error.fault) from None
-        except AskError as error:
+            except RequestError as error:
+                raise RequestError(self._client.cause(str(error)), error.fault) from None
+        except RequestError as error:
             self._fail(call, error)
         except Exception as error:  # a mistake of ours, which must not pass for a server that takes long
             self._error = self._error or error
@@ -241,11 +241,11 @@ class EndpointEngine:
             self._doubt = None
             self._may_send.set()
 
-    def _fail(self, call: Call, error: AskError) -> None:
+    def _fail(self, call: Call, error: RequestError) -> None:
         """Take note of a call that failed for good, or of what it says of the server."""
         fault, has_served = error.fault, self._client.has_served
         if fault in (Fault.UNREACHABLE, Fault.THROTTLED):
-            self._error = self._error or OutageError(str(error), error.asked_s or 0.0)
+            self._error = self._error or OutageError(str(error), error.retry_after_s or 0.0)
         elif fault is Fault.REFUSED or (not has_served and (fault is Fault.FORMAT or error.status == 404)):
             self._error = self._error or self._fatal(error)
         elif fault in (Fault.PASSING, Fault.ELSEWHERE, Fault.INVALID):
@@ -264,7 +264,7 @@ class EndpointEngine:
         if self._doubt is not None:
             self._may_send.clear()
 
-    def _blame(self, call: Call, error: AskError) -> None:
+    def _blame(self, call: Call, error: RequestError) -> None:
         """Fail a call alone; first try it anew, as the server may have been ill and be well again."""
         if error.fault is Fault.INVALID or call.is_second:
             self._end(call, failed(call.request, call, str(error)))
@@ -288,7 +288,7 @@ class EndpointEngine:
         else:
             self._error = BackendError(str(doubt))
 
-    def _fatal(self, error: AskError, more: str = "") -> FatalEngineError:
+    def _fatal(self, error: RequestError, more: str = "") -> FatalEngineError:
         return FatalEngineError(f"{error}{more}; {what_to_do(error, self._endpoint)}")
 
     def _end(self, call: Call, response: Generation) -> None:

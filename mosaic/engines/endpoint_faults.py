@@ -48,14 +48,16 @@ class Fault(StrEnum):
     UNKNOWN = "unknown"
 
 
-class AskError(Exception):
+class RequestError(Exception):
     """The server does not serve a request; the cause is one line that names expert and URL."""
 
-    def __init__(self, cause: str, fault: Fault, *, status: int | None = None, asked_s: float | None = None) -> None:
+    def __init__(
+        self, cause: str, fault: Fault, *, status: int | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(cause)
         self.fault = fault
         self.status = status
-        self.asked_s = asked_s
+        self.retry_after_s = retry_after_s
         """The wait that the server asked for."""
 
 
@@ -123,7 +125,7 @@ def seconds_of(value: str | None) -> float | None:
     return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
-def what_to_do(error: AskError, endpoint: Endpoint) -> str:
+def what_to_do(error: RequestError, endpoint: Endpoint) -> str:
     """Say what to look at first: the key, the URL, the model, the form of the request, or the server itself."""
     model, key = f"model, got {endpoint.model!r}", _key_of(endpoint)
     if error.status in (401, 403):

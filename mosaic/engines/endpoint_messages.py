@@ -1,4 +1,4 @@
-"""What is asked of a server for a call, and what its reply says."""
+"""The request that a server gets for a call, and the generation that its reply is."""
 
 import time
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from mosaic.answers.response_text import without_thinking
 from mosaic.engines.endpoint import Api, Endpoint
 from mosaic.engines.endpoint_client import BYTES_PER_TOKEN, Tries
-from mosaic.engines.endpoint_faults import AskError, Fault
+from mosaic.engines.endpoint_faults import Fault, RequestError
 from mosaic.engines.engine import Generation, Request
 from mosaic.engines.prompt_text import messages_of, plain_text
 
@@ -24,7 +24,7 @@ class Post(NamedTuple):
 
 
 def request_of(request: Request, endpoint: Endpoint) -> Post:
-    """Ask what other engines are asked: the same prompt, seed, temperature and limit, nothing else changed.
+    """Write the request that other engines get: the same prompt, seed, temperature and limit, nothing else changed.
 
     A server cuts a response off where its context ends, as other engines do.
     """
@@ -57,7 +57,7 @@ def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint
 
     Raises
     ------
-    AskError
+    RequestError
         If it is not valid.
     """
     written = written_before(request, endpoint)
@@ -74,7 +74,7 @@ def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint
         text.encode()  # half of a surrogate pair could not be written down
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         what = f"the reply is no completion with its token counts ({error!r})"
-        raise AskError(what, Fault.INVALID) from None
+        raise RequestError(what, Fault.INVALID) from None
     _check_counts(request, len(written), prompt_tokens, cached_tokens, output_tokens, context_tokens, text)
     if token_ids:
         _check_count("len(token_ids)", len(token_ids), output_tokens, at_least=output_tokens)
@@ -130,31 +130,31 @@ def _chat_text(message: dict[str, Any]) -> str:
     """Put a message together again: servers with a reasoning parser deliver the thinking apart."""
     content, thinking = message.get("content"), message.get("reasoning") or message.get("reasoning_content")
     if message.get("refusal") and not content:
-        raise AskError(f"the server refused: {message['refusal']}", Fault.PROMPT)
+        raise RequestError(f"the server refused: {message['refusal']}", Fault.PROMPT)
     for name, part in (("content", content), ("reasoning", thinking)):
         if part is not None and not isinstance(part, str):
-            raise AskError(f"the reply's {name} must be a text, got {part!r}", Fault.INVALID)
+            raise RequestError(f"the reply's {name} must be a text, got {part!r}", Fault.INVALID)
     if thinking:
         return f"<think>{thinking}</think>{content}" if content else f"<think>{thinking}"
     if content is None:
-        raise AskError("the reply is empty: its content is null, and there is no reasoning", Fault.INVALID)
+        raise RequestError("the reply is empty: its content is null, and there is no reasoning", Fault.INVALID)
     return str(content)
 
 
 def _check_whole(reason: object) -> None:
     if reason not in WHOLE:
         fault = Fault.PROMPT if "content_filter" in str(reason) else Fault.INVALID
-        raise AskError(f"the server ended the response for {reason}", fault)
+        raise RequestError(f"the server ended the response for {reason}", fault)
 
 
-def _check_model(said: object, asked: str) -> None:
+def _check_model(given: object, wanted: str) -> None:
     """Check that the model answers that was asked for: servers may add a version to its name, or folders before it."""
-    if not isinstance(said, str) or not said:
-        return  # some do not say it
-    short, own = said.lower().rpartition("/")[2], asked.lower().rpartition("/")[2]
+    if not isinstance(given, str) or not given:
+        return  # some leave it out
+    short, own = given.lower().rpartition("/")[2], wanted.lower().rpartition("/")[2]
     if short != own and not short.startswith((f"{own}-", f"{own}@", f"{own}:")):
-        what = f"the reply is of model {said!r}, and {asked!r} was asked for; if it is the expert, set model to it"
-        raise AskError(what, Fault.INVALID)
+        what = f"the reply is of model {given!r}, and {wanted!r} was asked for; if it is the expert, set model to it"
+        raise RequestError(what, Fault.INVALID)
 
 
 def _check_counts(
@@ -178,16 +178,16 @@ def _check_counts(
     num_bytes = len(text.encode())
     if num_bytes > BYTES_PER_TOKEN * output_tokens:
         what = f"{output_tokens} completion_tokens are no {num_bytes:,} bytes of text"
-        raise AskError(f"the reply cannot be true: {what}", Fault.INVALID)
+        raise RequestError(f"the reply cannot be true: {what}", Fault.INVALID)
     if prompt_tokens + output_tokens > context_tokens:
         what = (
             f"prompt_tokens and completion_tokens must be at most context_tokens={context_tokens} together, got "
             f"{prompt_tokens} and {output_tokens}; if the server has more context, raise the expert's context_tokens"
         )
-        raise AskError(f"the reply cannot be true: {what}", Fault.INVALID)
+        raise RequestError(f"the reply cannot be true: {what}", Fault.INVALID)
 
 
 def _check_count(name: str, value: object, most: int, at_least: int = 0) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= most:
         what = f"the reply cannot be true: {name} must be a whole number in {at_least} .. {most}, got {value!r}"
-        raise AskError(what, Fault.INVALID)
+        raise RequestError(what, Fault.INVALID)

@@ -8,17 +8,17 @@ from mosaic.engines.messages import Exited, FromWorker, Gone, There, ToWorker
 
 
 class Channel(Protocol):
-    """The link to one worker process, from its start until ``Exited`` is heard."""
+    """The link to one worker process, from its start until ``Exited`` is received."""
 
     def send(self, message: ToWorker) -> None:
-        """Tell it something; one that is dying is noticed when it exits."""
+        """Send it a message; one that is dying is noticed when it exits."""
 
     def kill(self) -> None:
         """End it and all it started, at once."""
 
 
 class Launcher(Protocol):
-    """Starts worker processes, which make their engines by one `EngineModule`, and listens to them."""
+    """Starts worker processes, which make their engines by one `EngineModule`, and receives what they send."""
 
     @property
     def num_fork_server_deaths(self) -> int:
@@ -52,7 +52,7 @@ class Launcher(Protocol):
         """
 
     def listen(self, timeout_s: float) -> Iterator[tuple[Channel, FromWorker | Exited]]:
-        """Wait for news, not longer than that, and tell it."""
+        """Wait for messages, not longer than that, and give them."""
 
     def changes(self) -> Sequence[Gone | There]:
-        """Tell which workers have gone and come since it was last asked; at first, which are not there."""
+        """List the workers that went down and came up since the last call; at first, those that are not there."""

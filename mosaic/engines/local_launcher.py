@@ -109,7 +109,7 @@ class LocalLauncher:
 
     @property
     def fork_server_pid(self) -> int | None:
-        """Tell which process is the fork server; None: it does not run."""
+        """Give the process of the fork server; None: it does not run."""
         return None if self._server is None else self._server.pid
 
     @contextmanager
@@ -121,7 +121,7 @@ class LocalLauncher:
             self.close()
 
     def problems(self, *, is_kept: bool = False) -> tuple[str, ...]:
-        """Start the fork server before there is a run folder; say why it cannot start, and nothing where it can.
+        """Start the fork server before there is a run folder; list why it cannot start, nothing where it can.
 
         Where it is kept, the run that follows finds it started.
         """
@@ -297,7 +297,7 @@ def gpus_of_workers(num_workers: int) -> tuple[str, ...]:
 
 
 def import_advice(cause: str) -> str:
-    """Say what mends an import of the engine that failed.
+    """Give what mends an import of the engine that failed.
 
     Examples
     --------

@@ -142,7 +142,7 @@ class MachineAgent:
         self._is_stopped = False
 
     def check(self) -> list[str]:
-        """Say what this machine lacks, each in a line; nothing: it can serve, and its fork server runs."""
+        """List what this machine lacks; nothing: it can serve, and its fork server runs."""
         there = installed_versions()
         found = [
             f"has {name} {there.get(name, 'not at all')}, and the driver {wanted}"

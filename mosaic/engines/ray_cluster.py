@@ -47,7 +47,7 @@ class Room:
         return min(num, int(resources.get("GPU", 0.0))) if self.device is Device.GPU else num
 
     def bundle(self, num_workers: int) -> dict[str, float]:
-        """Say what so many workers take."""
+        """Give what so many workers take."""
         cpus = {"CPU": num_workers * self.cpus_per_worker}
         return {**cpus, "GPU": float(num_workers)} if self.device is Device.GPU else cpus
 
@@ -171,7 +171,7 @@ class RayAgent:
 
 
 def device_of(address: str) -> Device:
-    """Tell whether any machine of a cluster has a GPU.
+    """Find whether any machine of a cluster has a GPU.
 
     Raises
     ------
@@ -246,7 +246,7 @@ def _check_port(address: str) -> None:
 
 
 def _answers(host: str, port: int) -> bool:
-    """Tell whether a node listens, which it does while it is up."""
+    """Find whether a node listens, which it does while it is up."""
     try:
         socket.create_connection((host, port), timeout=ANSWER_S).close()
     except OSError:

@@ -92,7 +92,7 @@ class RemoteCluster(Protocol):
         """
 
     def cause_of_loss(self, node: Node, error: Exception) -> str:
-        """Say whether a node is lost, or only the agent on it, from how its report failed."""
+        """Give what was lost, the node or only the agent on it, from how its report failed."""
 
     def disconnect(self) -> None:
         """Leave the cluster."""
@@ -197,7 +197,7 @@ class RemoteLauncher:
 
     @property
     def nodes(self) -> Mapping[int, Node]:
-        """Tell which node serves each worker, as far as it was received."""
+        """Give the node that serves each worker."""
         return {worker: machine.node for machine in self._machines.values() for worker in machine.workers}
 
     @property
@@ -432,7 +432,7 @@ def slots_for(room: int, groups: Sequence[tuple[int, ...]], held: Collection[int
 
 
 def group_sizes(rooms: Sequence[int], num_workers: int | None) -> tuple[int, ...]:
-    """Say how many workers each host of a run has.
+    """Give the number of workers of each host of a run.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""vLLM engines on this machine: checks experts before anything loads them, and says how to."""
+"""vLLM engines on this machine: checks experts before anything loads them, and specifies engines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -77,7 +77,7 @@ class VllmEngines:
         )
 
     def spec(self, expert: Expert, workers: Sequence[Worker]) -> EngineSpec:
-        """Say how to load an expert on some workers.
+        """Specify the engine of an expert on some workers.
 
         Raises
         ------
@@ -119,7 +119,7 @@ class VllmEngines:
         )
 
     def wanted(self, experts: Sequence[Expert]) -> tuple[WantedCheckpoint, ...]:
-        """Say which checkpoints another machine must have to serve some experts.
+        """List the checkpoints that another machine must have to serve some experts.
 
         Raises
         ------
@@ -170,7 +170,7 @@ class VllmEngines:
 
 
 def _sparse_parts(expert: Expert, unstable: UnstableHeads | None) -> tuple[str, ...]:
-    """Say what of a sparse KV cache decides a response; nothing without one, so that old journals stay valid."""
+    """List what of a sparse KV cache decides a response; nothing without one, so that old journals stay valid."""
     if expert.kv is None or unstable is None:
         return ()
     return repr(replace(expert.kv, heads=None)), repr(unstable.pairs)

@@ -312,41 +312,26 @@ def test_a_call_that_cannot_be_served_fails_alone_with_its_cause(answer, tries, 
     assert len(responses) == 20
 
 
+def no_count(name, low, high, got):
+    return f"the reply cannot be true: {name} must be a whole number in {low} .. {high}, got {got}"
+
+
 @pytest.mark.parametrize(
     ("reply", "cause"),
     [
-        ({"completion_tokens": -1}, "completion_tokens must be a whole number in 1 .. 4096, got -1"),
-        ({"completion_tokens": 4097}, "completion_tokens must be a whole number in 1 .. 4096, got 4097"),
-        ({"completion_tokens": 0}, "completion_tokens must be a whole number in 1 .. 4096, got 0"),
-        ({"completion_tokens": 2.5}, "completion_tokens must be a whole number in 1 .. 4096, got 2.5"),
-        ({"completion_tokens": None}, "completion_tokens must be a whole number in 1 .. 4096, got None"),
-        ({"completion_tokens": 30}, "len(token_ids) must be a whole number in 30 .. 30, got 4"),
-        ({"prompt_tokens": -7}, "prompt_tokens must be a whole number in 0 .. 16394, got -7"),
-        ({"prompt_tokens": 10**6}, "prompt_tokens must be a whole number in 0 .. 16394, got 1000000"),
-        ({"prompt_tokens": True}, "prompt_tokens must be a whole number in 0 .. 16394, got True"),
-        ({"prompt_tokens_details": {"cached_tokens": 8}}, "cached_tokens must be a whole number in 0 .. 7, got 8"),
+        *(({"completion_tokens": n}, no_count("completion_tokens", 1, 4096, n)) for n in (-1, 4097, 0, 2.5, None)),
+        *(({"prompt_tokens": n}, no_count("prompt_tokens", 0, 16394, n)) for n in (-7, 1000000, True)),
+        ({"completion_tokens": 30}, no_count("len(token_ids)", 30, 30, 4)),
+        ({"prompt_tokens_details": {"cached_tokens": 8}}, no_count("cached_tokens", 0, 7, 8)),
         (
             {"prompt_tokens": 8189},
-            "prompt_tokens and completion_tokens must be at most context_tokens=8192 together, got 8189 and 4; if the "
-            "server has more context, raise the expert's context_tokens",
+            "the reply cannot be true: prompt_tokens and completion_tokens must be at most context_tokens=8192 "
+            "together, got 8189 and 4; if the server has more context, raise the expert's context_tokens",
         ),
-    ],
-)
-def test_counts_that_cannot_be_true_fail_the_call(reply, cause):
-    behave = lambda body, number: completion(body, **(reply if body["seed"] == 1003 else {}))  # noqa: E731
-    responses, _ = ask(behave, context_tokens=8192)
-    assert responses.pop(3).error.endswith(f"/v1: the reply cannot be true: {cause}")
-    assert {response.error for response in responses.values()} == {None}
-
-
-@pytest.mark.parametrize(
-    ("reply", "cause"),
-    [
-        ({"finish_reason": "content_filter"}, "the server ended the response for content_filter"),
-        ({"finish_reason": "abort"}, "the server ended the response for abort"),
-        ({"finish_reason": "content_filter: SAFETY"}, "the server ended the response for content_filter: SAFETY"),
-        ({"finish_reason": "tool_calls"}, "the server ended the response for tool_calls"),
-        ({"finish_reason": ["stop"]}, "the server ended the response for ['stop']"),
+        *(
+            ({"finish_reason": reason}, f"the server ended the response for {reason}")
+            for reason in ("content_filter", "abort", "content_filter: SAFETY", "tool_calls", ["stop"])
+        ),
         ({"message": {"content": [{"text": "C."}]}}, "the reply's content must be a text, got [{'text': 'C.'}]"),
         ({"message": {"content": "C.", "reasoning": 5}}, "the reply's reasoning must be a text, got 5"),
         ({"message": {"content": None}}, "the reply is empty: its content is null, and there is no reasoning"),
@@ -354,8 +339,9 @@ def test_counts_that_cannot_be_true_fail_the_call(reply, cause):
         ({"message": {"content": "\ud800"}}, no_reply("UnicodeEncodeError(")),
     ],
 )
-def test_a_response_that_is_not_whole_is_not_finished(reply, cause):
-    responses, _ = ask(lambda body, number: completion(body, **(reply if body["seed"] == 1003 else {})))
+def test_a_reply_that_is_not_whole_or_cannot_be_true_fails_its_call_alone(reply, cause):
+    behave = lambda body, number: completion(body, **(reply if body["seed"] == 1003 else {}))  # noqa: E731
+    responses, _ = ask(behave, context_tokens=8192)
     assert f"/v1: {cause}" in responses.pop(3).error
     assert {response.error for response in responses.values()} == {None}
 
