@@ -16,7 +16,7 @@ from mosaic.commands.run_folder import summary_of
 from mosaic.comparison.estimate import Estimate
 from mosaic.config.compose import CONF, compose_config
 from mosaic.config.job import build_job
-from mosaic.config.sharing import points_of
+from mosaic.config.launch import points_of
 from mosaic.core.checks import require
 from mosaic.report.run_folder import flatten
 from mosaic.runtime.run import run

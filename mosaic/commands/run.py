@@ -23,12 +23,12 @@ from omegaconf import DictConfig
 
 import mosaic
 from mosaic.commands.run_folder import leave, summary_of
-from mosaic.config.compose import CONF, as_recorded, default_choices, plain
+from mosaic.config.compose import CONF, as_recorded, plain
 from mosaic.config.errors import BAD_INPUT, FailedCalls, FailedPoint, exit_with_message, explain_error
 from mosaic.config.job import RunSpec, build_job
+from mosaic.config.launch import also_chosen, check_sweep, compose_single
 from mosaic.config.places import JOURNAL
 from mosaic.config.run_start import begin, is_blank
-from mosaic.config.single import compose_single
 from mosaic.core.checks import require
 from mosaic.core.commands import encode_action
 from mosaic.core.plan import Plan
@@ -83,35 +83,6 @@ def main(config: DictConfig) -> None:
         raise FailedPoint(point) from error
     if num_failed:
         raise FailedCalls(point)
-
-
-def check_sweep(config: DictConfig, run: DictConfig) -> None:
-    """Check that points lie in the sweep's folder, and on real engines run in turn: they would time each other.
-
-    Raises
-    ------
-    ValueError
-        If they do not.
-    """
-    folder, whole = Path(run.runtime.output_dir).resolve(), Path(run.sweep.dir).resolve()
-    if not folder.is_relative_to(whole):
-        with suppress(OSError):  # Hydra has made it
-            folder.rmdir()
-        raise ValueError(f"hydra.sweep.subdir must name a folder in hydra.sweep.dir, got {run.sweep.subdir!r}")
-    name, launcher = config.get("backend", {}).get("name"), run.runtime.choices["hydra/launcher"]
-    if name in ("vllm", "endpoint") and launcher != "basic":
-        raise ValueError(f"hydra/launcher must be basic with backend={name}, got {launcher!r}")
-
-
-def also_chosen(run: DictConfig) -> str:
-    """Name the groups that were chosen by another group's file, and neither by the command line nor by default."""
-    choices = dict(run.runtime.choices)
-    asked = {override.lstrip("+").partition("=")[0] for override in run.overrides.task}
-    return ", ".join(
-        f"{group}={choices[group]}"
-        for group, default in default_choices(choices).items()
-        if group not in asked and choices.get(group) not in (None, default)
-    )
 
 
 def run_command() -> None:

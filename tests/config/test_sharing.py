@@ -12,8 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from mosaic.config.compose import CONF
-from mosaic.config.sharing import MOST_KEPT, SharingLoader, points_of
+from mosaic.config.compose import CONF, MOST_SENT, SharingLoader
+from mosaic.config.launch import points_of
 from tests.commands.command_line import run_process
 
 POINTS = [
@@ -47,10 +47,9 @@ def test_every_point_is_what_hydra_composes_from_its_files(loaders) -> None:
 def test_a_choice_of_groups_is_composed_once(loaders, monkeypatch) -> None:
     master, _, sharing = loaders
     composed = []
-    original = sharing._loader.load_sweep_config
-    monkeypatch.setattr(
-        sharing._loader, "load_sweep_config", lambda *given: composed.append(given[1]) or original(*given)
-    )
+    parent = type(sharing).__mro__[1]
+    original = parent.load_sweep_config
+    monkeypatch.setattr(parent, "load_sweep_config", lambda *given: composed.append(given[2]) or original(*given))
     for seed in range(100, 104):
         for scheduler in ("round_robin", "least_loaded"):
             sharing.load_sweep_config(master, [f"scheduler={scheduler}", "cluster.num_workers=3", f"seed={seed}"])
@@ -73,8 +72,7 @@ import pickle
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from mosaic.config.compose import CONF
-from mosaic.config.sharing import SharingLoader
+from mosaic.config.compose import CONF, SharingLoader
 
 with initialize_config_dir(str(CONF), version_base="1.3"):
     master = compose("config", ["hydra.sweep.dir=somewhere"], return_hydra_config=True)
@@ -108,7 +106,7 @@ def test_a_worker_composes_what_was_not_sent_to_it(loaders, monkeypatch) -> None
             raise pickle.PicklingError("not the same object")
         return dumps(config)
 
-    monkeypatch.setattr("mosaic.config.sharing.pickle.dumps", refuse)
+    monkeypatch.setattr("mosaic.config.compose.pickle.dumps", refuse)
     point = ["seed=0", "scheduler=round_robin"]
     for _ in range(2):
         ours, hydras = (each.load_sweep_config(master, point) for each in (sharing, loader))
@@ -123,7 +121,7 @@ def test_joblibs_workers_compose_what_was_not_sent_to_them(tmp_path) -> None:
         "-m", "hydra/launcher=joblib", f"hydra.sweep.dir={tmp_path}", "backend=none", *points, cwd=tmp_path
     )
     assert outcome.status == 0, outcome.err
-    assert len(list(tmp_path.glob("*/summary.json"))) == 18 > MOST_KEPT
+    assert len(list(tmp_path.glob("*/summary.json"))) == 18 > MOST_SENT
 
 
 def test_points_share_no_values(loaders) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 
 from mosaic.config.compose import compose_config, plain
-from mosaic.config.single import compose_single
+from mosaic.config.launch import compose_single
 
 
 @pytest.fixture(autouse=True)
