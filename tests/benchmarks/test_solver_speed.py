@@ -1,7 +1,5 @@
 """How long planning takes: ``pytest tests/benchmarks/test_solver_speed.py --benchmark-enable``."""
 
-from random import Random
-
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -9,11 +7,11 @@ from mosaic.core.plan import Plan, SolveStatus
 from mosaic.planning.baselines import DataParallel, Fifo, LeastLoaded, RoundRobin
 from mosaic.planning.problem import Problem
 from mosaic.planning.program.bounds import lower_bound_s
-from mosaic.planning.program.instance import make_instance
 from mosaic.planning.program.packing import best_packing
 from mosaic.planning.program.schedulers import Ilp
 from mosaic.planning.scheduler import Scheduler
-from tests.factories import SLOTS, make_paper_problem, make_problem
+from tests.factories import SLOTS, make_paper_problem
+from tests.planning.placements import drawn_instance
 
 pytestmark = pytest.mark.slow
 SCHEDULERS = {scheduler.name: scheduler for scheduler in (RoundRobin(), Fifo(), LeastLoaded(), DataParallel(), Ilp())}
@@ -43,15 +41,7 @@ def test_solve_a_benchmark(
 
 @pytest.mark.parametrize(("num_experts", "num_workers"), [(12, 8), (24, 16), (48, 64)])
 def test_pack_a_large_placement(benchmark: BenchmarkFixture, num_experts: int, num_workers: int) -> None:
-    random = Random(0)
-    names = [f"expert{number:03d}" for number in range(num_experts)]
-    problem = make_problem(
-        {name: random.randint(100, 3000) for name in names},
-        num_workers=num_workers,
-        load_s={name: random.uniform(38, 47) for name in names},
-        per_call_s={name: random.choice([random.uniform(0.05, 0.3), random.uniform(1.0, 2.5)]) for name in names},
-    )
-    instance = make_instance(problem, max_experts_per_worker=3)
+    instance = drawn_instance(0, num_experts, num_workers, reasoning_frac=0.5)
     counts = benchmark.pedantic(best_packing, args=(instance,), rounds=1)
     assert counts is not None
     gap_frac = 1 - lower_bound_s(instance, k_applies=True) / instance.makespan_s(counts)

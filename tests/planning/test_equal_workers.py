@@ -1,10 +1,9 @@
-"""Equal workers without a variable for each: groups, bounds and their search against the program and brute force."""
+"""Bounds on the makespan, and equal workers without a variable for each: groups and the search for them."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from math import inf
-from random import Random
 from time import monotonic
 
 import pytest
@@ -19,41 +18,18 @@ from mosaic.planning.program.equal_workers import (
     place_groups,
     solve_identical,
 )
-from mosaic.planning.program.instance import Counts, IdenticalWorkers, Instance, identical_workers, make_instance
+from mosaic.planning.program.instance import IdenticalWorkers, Instance, identical_workers, make_instance
 from mosaic.planning.program.solve import solve_instance
 from tests.factories import make_gpu, make_mixed_cluster, make_problem
+from tests.planning.placements import assert_keeps_limits, drawn_instance
 
 BOUNDS = {"subsets": subset_bound_s, "patterns": pattern_bound_s}
-
-
-def random_instance(seed: int, num_experts: int, num_workers: int, *, most_per_worker: int = 3) -> Instance:
-    """Draw loads near 40 s and a few experts that need many workers, as in the solver benchmarks."""
-    random = Random(seed)
-    names = [f"e{number}" for number in range(num_experts)]
-    problem = make_problem(
-        {name: random.randint(100, 3000) for name in names},
-        num_workers=num_workers,
-        load_s={name: random.uniform(38, 47) for name in names},
-        per_call_s={
-            name: random.uniform(1, 2.5) if random.random() < 0.3 else random.uniform(0.05, 0.3) for name in names
-        },
-    )
-    return make_instance(problem, max_experts_per_worker=most_per_worker)
 
 
 def alike(instance: Instance) -> IdenticalWorkers:
     workers = identical_workers(instance)
     assert workers is not None
     return workers
-
-
-def assert_keeps_limits(instance: Instance, counts: Counts) -> None:
-    for row, number, cap in zip(counts, instance.num_calls, instance.max_replicas, strict=True):
-        assert sum(row) == number
-        assert min(row) >= 0
-        assert sum(part > 0 for part in row) <= cap
-    for worker in range(instance.num_workers):
-        assert sum(row[worker] > 0 for row in counts) <= instance.max_experts_per_worker
 
 
 @pytest.fixture
@@ -105,12 +81,12 @@ def test_patterns_see_the_idle_time_beside_few_replicas() -> None:
 
 @pytest.mark.parametrize("bound", BOUNDS)
 def test_bounds_do_not_move_without_time(bound: str) -> None:
-    instance = random_instance(0, 8, 6)
+    instance = drawn_instance(0, 8, 6)
     assert BOUNDS[bound](alike(instance), low_s=100.0, high_s=9000.0, until_ts=monotonic() - 1) == 100.0
 
 
 def test_bounds_that_would_list_too_much_leave_the_bound_as_it_is() -> None:
-    large = random_instance(0, 40, 10, most_per_worker=4)
+    large = drawn_instance(0, 40, 10, most_per_worker=4)
     assert pattern_bound_s(alike(large), low_s=100.0, high_s=9000.0, until_ts=inf) == 100.0
     assert subset_bound_s(alike(large), low_s=100.0, high_s=9000.0, until_ts=inf) == 100.0
 
@@ -138,7 +114,7 @@ def test_caps_that_a_group_breaks_leave_it_unplaced() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_search_keeps_every_expert_and_worker_and_gets_what_it_says(seed: int) -> None:
-    instance = random_instance(seed, 12, 8)
+    instance = drawn_instance(seed, 12, 8)
     workers = alike(instance)
     found = GroupSearch(workers, target_s=lower_bound_s(instance, k_applies=True), seed=seed).run(5000, until_ts=inf)
     assert sorted(m for experts, _ in found.groups for m in experts) == list(range(12))
@@ -154,7 +130,7 @@ def test_search_keeps_every_expert_and_worker_and_gets_what_it_says(seed: int) -
 
 
 def test_search_is_the_same_for_a_seed() -> None:
-    workers = alike(random_instance(3, 12, 8))
+    workers = alike(drawn_instance(3, 12, 8))
     first, second = (GroupSearch(workers, target_s=100.0, seed=5).run(3000, until_ts=inf) for _ in range(2))
     assert first == second
 
@@ -162,7 +138,7 @@ def test_search_is_the_same_for_a_seed() -> None:
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.usefixtures("clock")
 def test_solutions_of_middling_instances_are_narrow_and_sound(seed: int) -> None:
-    instance = random_instance(seed, 12, 8)
+    instance = drawn_instance(seed, 12, 8)
     closed_form_s = lower_bound_s(instance, k_applies=True)
     solution = solve_identical(instance, alike(instance), BoundedSolution(None, inf, closed_form_s), until_ts=800)
     assert solution.counts is not None
@@ -177,9 +153,54 @@ def test_larger_instances_are_solved_without_the_program(monkeypatch: pytest.Mon
         raise AssertionError("the program is not for 384 pairs of expert and worker")
 
     monkeypatch.setattr("mosaic.planning.program.model.build_model", refuse)
-    instance = random_instance(7, 24, 16)
+    instance = drawn_instance(7, 24, 16)
     solved = solve_instance(instance, time_limit_s=600)
     assert solved.report.status is SolveStatus.TIME_LIMIT
     assert solved.report.num_vars is None
     assert solved.notes == ("16 equal workers: placed by a search over groups, bounded by subsets or patterns",)
     assert_keeps_limits(instance, solved.counts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds"),
+    [
+        pytest.param({"num_calls": {"A": 100, "B": 2}, "max_replicas": 1}, 110.0, id="a pinned expert"),
+        # Pinned, 10 s load + 20 calls each: 3 x 30 s over 2 workers.
+        pytest.param({"num_calls": dict.fromkeys("ABC", 20), "max_replicas": 1}, 45.0, id="spread work"),
+        pytest.param({"num_calls": {"A": 20}, "fixed_s": 7.0, "max_replicas": 1}, 37.0, id="a fixed part"),
+        pytest.param({"num_calls": {"A": 99}, "num_workers": 4, "max_replicas": 3}, 43.0, id="replicas up to the cap"),
+        pytest.param({"num_calls": {"A": 100}, "num_workers": 4, "max_replicas": 3}, 44.0, id="one replica serves 34"),
+        # 200 calls need 4 replicas below 110 s, and then the others' work on top: (4 x 10 + 200 + 4 x 11) / 4 = 71.
+        pytest.param(
+            {"num_calls": {"A": 200, "B": 1, "C": 1, "D": 1, "E": 1}, "num_workers": 4, "max_replicas": 4}, 71.0,
+            id="each needed replica pays its load",
+        ),
+        pytest.param(
+            {"num_calls": {"A": 20, "B": 20}, "tp_degree": {"A": 2, "B": 1}, "max_replicas": 1}, 45.0,
+            id="a gang counts on each of its workers",
+        ),
+        pytest.param({"num_calls": {"A": 0}}, 0.0, id="no calls"),
+        pytest.param({"num_calls": {"A": 3}, "load_s": 0.0, "per_call_s": 0.0}, 0.0, id="free calls and loads"),
+        pytest.param({"num_calls": {"A": 1}, "load_s": 5e-324, "per_call_s": 0.0}, 0.0, id="vanishing times"),
+    ],
+)  # fmt: skip
+def test_the_closed_form_by_hand(changes: dict[str, object], seconds: float) -> None:
+    assert lower_bound_s(make_instance(make_problem(**changes))) == pytest.approx(seconds)  # type: ignore[arg-type]
+
+
+def test_lifting_the_caps_lowers_the_bound() -> None:
+    instance = make_instance(make_problem({"A": 100, "B": 2}, max_replicas=1))
+    assert lower_bound_s(instance.without_limits()) < lower_bound_s(instance)
+
+
+def test_slots_count_where_the_policy_knows_k() -> None:
+    # K = 1 on 2 workers: two replicas of A leave no slot for B, so A runs whole.
+    instance = replace(make_instance(make_problem({"A": 100, "B": 2}, max_replicas=2)), max_experts_per_worker=1)
+    assert lower_bound_s(instance) < 70
+    assert lower_bound_s(instance, k_applies=True) == pytest.approx(110.0)
+
+
+def test_unlike_workers_are_priced_at_the_best() -> None:
+    cluster = make_mixed_cluster(make_gpu("fast"), make_gpu("slow"))
+    instance = make_instance(make_problem({"A": 100}, cluster=cluster, slowdown_by_gpu={"slow": 3.0}, max_replicas=1))
+    assert lower_bound_s(instance) == pytest.approx(110.0)

@@ -23,6 +23,7 @@ def test_costs_are_those_that_the_plan_was_made_under() -> None:
     problem = make_problem()
     plan = RoundRobin().plan(problem)
     assert "of test-x2, costs=table\n" in explain(plan, problem)
+    assert "Nothing was solved" in explain(plan, problem)
     assert "costs=paper (load and run s below: costs=table)" in explain(replace(plan, costs="paper"), problem)
 
 
@@ -40,11 +41,6 @@ def test_solver_outcome_and_reasons_are_shown() -> None:
     assert "Solver: optimal, objective 66.000 s, bound 66.000 s, gap 0.0000%" in text
     assert "- A: 2 of at most 2 replica(s) (the pool's cap)" in text
     assert "- B: extrapolated" in text
-
-
-def test_rules_say_that_nothing_was_solved() -> None:
-    problem = make_problem()
-    assert "Nothing was solved" in explain(RoundRobin().plan(problem), problem)
 
 
 def test_unknown_bound_and_missing_notes_are_no_error() -> None:

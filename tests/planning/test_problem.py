@@ -7,6 +7,8 @@ import pytest
 from mosaic.planning.problem import Problem
 from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_mixed_cluster, make_problem
 
+BIG, SMALL = make_gpu("big"), make_gpu("small")
+
 
 def test_an_expert_is_found_by_name() -> None:
     problem = make_problem({"A": 1, "B": 1})
@@ -22,36 +24,28 @@ def test_calls_are_grouped_in_first_seen_order_without_idle_experts() -> None:
     assert [call.key.question for call in groups["A"]] == ["q1", "q2"]
 
 
-def gang_ids(problem: Problem, name: str = "A") -> list[tuple[int, ...]]:
-    return [tuple(worker.id for worker in gang) for gang in problem.gangs(problem.expert(name))]
+@pytest.mark.parametrize(
+    ("changes", "gangs"),
+    [
+        ({"num_workers": 5, "tp_degree": 2}, [(0, 1), (2, 3)]),
+        ({"num_workers": 3}, [(0,), (1,), (2,)]),
+        ({"num_workers": 3, "tp_degree": 4}, []),
+        ({"cluster": make_mixed_cluster(BIG, BIG, BIG, SMALL, SMALL, SMALL), "tp_degree": 2}, [(0, 1), (4, 5)]),
+        ({"cluster": make_mixed_cluster(SMALL, BIG), "misfits": [("A", "small")]}, [(1,)]),
+        ({"cluster": make_mixed_cluster(SMALL, BIG), "misfits": [("B", "small")]}, [(0,), (1,)]),
+    ],
+)
+def test_gangs_are_aligned_groups_of_one_kind_where_the_model_fits(
+    changes: dict[str, object], gangs: list[tuple[int, ...]]
+) -> None:
+    problem = make_problem({"A": 1, "B": 1}, **changes)  # type: ignore[arg-type]
+    assert [tuple(worker.id for worker in gang) for gang in problem.gangs(problem.expert("A"))] == gangs
 
 
-def test_gangs_are_aligned_groups() -> None:
-    assert gang_ids(make_problem({"A": 1}, num_workers=5, tp_degree=2)) == [(0, 1), (2, 3)]
-    assert gang_ids(make_problem({"A": 1}, num_workers=3)) == [(0,), (1,), (2,)]
-    assert gang_ids(make_problem({"A": 1}, num_workers=3, tp_degree=4)) == []
-
-
-def test_gangs_never_straddle_two_kinds_of_gpu() -> None:
-    big, small = make_gpu("big"), make_gpu("small")
-    cluster = make_mixed_cluster(big, big, big, small, small, small)
-    assert gang_ids(make_problem({"A": 1}, cluster=cluster, tp_degree=2)) == [(0, 1), (4, 5)]
-
-
-def test_gangs_leave_out_where_the_model_does_not_fit() -> None:
-    cluster = make_mixed_cluster(make_gpu("small"), make_gpu("big"))
-    problem = make_problem({"A": 1, "B": 1}, cluster=cluster, misfits=[("A", "small")])
-    assert gang_ids(problem, "A") == [(1,)]
-    assert gang_ids(problem, "B") == [(0,), (1,)]
-
-
-def test_a_call_for_nobody_is_refused() -> None:
+def test_doubled_calls_and_experts_and_calls_for_nobody_are_refused() -> None:
+    problem = make_problem({"A": 1})
     with pytest.raises(ValueError, match=r"call q0/propose/0: expert must be one of the pool \['A', 'B'\], got 'C'"):
         make_problem(calls=[make_call(expert="C")])
-
-
-def test_doubled_calls_and_experts_are_refused() -> None:
-    problem = make_problem({"A": 1})
     with pytest.raises(ValueError, match="problem: call key must be unique"):
         replace(problem, calls=problem.calls * 2)
     with pytest.raises(ValueError, match="problem: expert name must be unique, got 'A' twice"):
@@ -69,8 +63,10 @@ def test_an_expert_with_calls_needs_predicted_lengths() -> None:
 PROBLEM = make_problem({"A": 3, "B": 2})
 
 
-def test_equal_problems_have_equal_fingerprints() -> None:
+def test_equal_problems_have_equal_fingerprints_whatever_they_cost() -> None:
     assert make_problem({"A": 3, "B": 2}).fingerprint() == PROBLEM.fingerprint()
+    # A plan made under one estimate may be run and compared under another.
+    assert make_problem({"A": 3, "B": 2}, load_s=99.0).fingerprint() == PROBLEM.fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -89,8 +85,3 @@ def test_equal_problems_have_equal_fingerprints() -> None:
 )
 def test_whatever_a_plan_depends_on_changes_the_fingerprint(other: Problem) -> None:
     assert other.fingerprint() != PROBLEM.fingerprint()
-
-
-def test_costs_do_not_change_the_fingerprint() -> None:
-    # A plan made under one estimate may be run and compared under another.
-    assert make_problem({"A": 3, "B": 2}, load_s=99.0).fingerprint() == PROBLEM.fingerprint()

@@ -27,7 +27,7 @@ from mosaic.planning.profiles import (
 SIZES = st.lists(st.integers(1, 3000), min_size=2, max_size=6, unique=True)
 
 
-def make_points(session_s_by_size: dict[int, float]) -> list[SweepPoint]:
+def make_points(session_s_by_size: Mapping[int, float]) -> list[SweepPoint]:
     return [SweepPoint(num_calls=n, session_s=s, output_tokens=100 * n) for n, s in session_s_by_size.items()]
 
 
@@ -77,24 +77,14 @@ def test_a_fit_is_the_least_of_its_kind_in_relative_error(sizes: list[int], seed
             assert loss(fixed, slope) >= least - 1e-9
 
 
-def test_a_convex_sweep_pays_nothing_per_session() -> None:
-    fit = fit_session(make_points({10: 1.0, 100: 20.0}))
-    assert fit.fixed_s == 0.0
-    assert fit.per_call_s == pytest.approx((10 / 1 + 100 / 20) / (10**2 / 1 + 100**2 / 20**2))
-
-
-def test_a_falling_sweep_pays_nothing_per_call() -> None:
-    fit = fit_session(make_points({10: 20.0, 100: 10.0}))
-    assert fit.per_call_s == 0.0
-    assert 10.0 < fit.fixed_s < 20.0
-
-
-def test_repeats_of_one_size_are_no_sweep() -> None:
-    points = make_points({10: 20.0}) * 2
-    with pytest.raises(
-        ValueError, match=r"profile sweep: shard sizes must be at least two different sizes, got \[10\]"
-    ):
-        fit_session(points)
+def test_convex_and_falling_sweeps_and_repeats_of_one_size_by_hand() -> None:
+    convex, falling = fit_session(make_points({10: 1.0, 100: 20.0})), fit_session(make_points({10: 20.0, 100: 10.0}))
+    assert convex.fixed_s == 0.0
+    assert convex.per_call_s == pytest.approx((10 / 1 + 100 / 20) / (10**2 / 1 + 100**2 / 20**2))
+    assert falling.per_call_s == 0.0
+    assert 10.0 < falling.fixed_s < 20.0
+    with pytest.raises(ValueError, match=r"sweep: shard sizes must be at least two different sizes, got \[10\]"):
+        fit_session(make_points({10: 20.0}) * 2)
 
 
 @pytest.mark.parametrize(
@@ -124,27 +114,20 @@ def test_bad_entries_name_field_rule_and_value(make, message: str) -> None:
         make()
 
 
-def test_an_entry_is_found_by_expert_gpu_and_degree() -> None:
+def test_entries_and_lengths_are_found_and_what_was_not_measured_is_an_error() -> None:
     wide, other = make_entry(tp_degree=4), make_entry(gpu="other")
-    profile = make_profile(make_entry(), wide, other, make_entry("B"))
+    profile = make_profile(make_entry(), wide, other, make_entry("B", gpu="other"))
     assert profile.entry("A", "gpu", 4) is wide
     assert profile.entry("A", "other", 1) is other
-
-
-@pytest.mark.parametrize(("expert", "gpu", "tp_degree"), [("C", "gpu", 1), ("A", "other", 1), ("A", "gpu", 2)])
-def test_a_missing_measurement_is_an_error(expert: str, gpu: str, tp_degree: int) -> None:
-    profile = make_profile(make_entry("B"), make_entry())
-    covers = r"it on 1 x gpu" if expert == "A" else r"\['A', 'B'\]"
-    message = rf"profile 'test sweep' has no entry for expert '{expert}' on {tp_degree} x {gpu}; it covers {covers}"
-    with pytest.raises(ProfileError, match=message):
-        profile.entry(expert, gpu, tp_degree)
-
-
-def test_lengths_are_those_of_the_expert_wherever_it_ran() -> None:
-    profile = make_profile(make_entry("B", gpu="other"))
     assert profile.lengths("B") == make_entry().lengths
-    with pytest.raises(ProfileError, match=r"profile 'test sweep' has no lengths for expert 'A'; it covers \['B'\]"):
-        profile.lengths("A")
+    narrow = make_profile(make_entry("B"), make_entry())
+    for expert, gpu, degree in (("C", "gpu", 1), ("A", "other", 1), ("A", "gpu", 2)):
+        covers = r"it on 1 x gpu" if expert == "A" else r"\['A', 'B'\]"
+        message = rf"profile 'test sweep' has no entry for expert '{expert}' on {degree} x {gpu}; it covers {covers}"
+        with pytest.raises(ProfileError, match=message):
+            narrow.entry(expert, gpu, degree)
+    with pytest.raises(ProfileError, match=r"sweep' has no lengths for expert 'C'; it covers \['A', 'B'\]"):
+        narrow.lengths("C")
 
 
 def test_only_shards_outside_the_sweep_are_called_extrapolated() -> None:
@@ -178,15 +161,12 @@ def test_numbers_survive_json_to_the_last_bit(fixed: float, slope: float, spread
     assert entry["output_tokens"] == lengths
 
 
-def test_a_profile_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_profile_that_cannot_be_written_or_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "file" / "profile.json"
     path.parent.write_text("in the way")
     with pytest.raises(ProfileError, match=r"profile .*profile\.json: cannot be written \("):
         write_profile(make_profile(), path)
     assert path.parent.read_text() == "in the way"
-
-
-def test_a_profile_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r"profile .*none\.json: cannot be read \(No such file"):
         load_profile(tmp_path / "none.json")
 
@@ -211,6 +191,7 @@ def broken(**changes: object) -> str:
         (broken(load_s=float("inf")), "not JSON"),
         (broken(tp_degree=True), r"entries\[0\]\.tp_degree: Expected `int`, got `bool`"),
         (broken(fit={"fixed_s": 1.0}), r"entries\[0\]\.fit: Object missing required field `per_call_s`"),
+        (broken(fit={"per_call_s": 1.0}), r"entries\[0\]\.fit: Object missing required field `fixed_s`"),
         (broken(lengths=None), r"entries\[0\]\.lengths: Expected `object`, got `null`"),
         (
             broken(points=[{"num_calls": 0, "session_s": 1.0, "output_tokens": 1}]),
@@ -226,23 +207,9 @@ def test_what_is_not_a_profile_is_refused(tmp_path: Path, text: str, message: st
         load_profile(path)
 
 
-@pytest.mark.parametrize("key", ["fixed_s", "min_num_calls"])
-def test_a_fit_without_a_key_names_it(tmp_path: Path, key: str) -> None:
-    data = json.loads(profile_to_json(make_profile()))
-    del data["entries"][0]["fit"][key]
-    path = tmp_path / "profile.json"
-    path.write_text(json.dumps(data))
-    with pytest.raises(ProfileError, match=rf"json: entries\[0\]\.fit: Object missing required field `{key}`$"):
-        load_profile(path)
-
-
-def sweep_points(times: Mapping[int, float]) -> list[SweepPoint]:
-    return [SweepPoint(num_calls=size, session_s=seconds, output_tokens=1) for size, seconds in times.items()]
-
-
 @given(st.dictionaries(st.integers(1, 1000), st.floats(0.1, 1000), min_size=1, max_size=6))
 def test_convex_pieces_rise_and_are_nowhere_above_what_was_measured(times: dict[int, float]) -> None:
-    pieces = convex_pieces(sweep_points(times))
+    pieces = convex_pieces(make_points(times))
     slopes = [slope for _, slope in pieces]
     assert slopes == sorted(slopes)
     assert min(slopes) >= 0
@@ -257,11 +224,11 @@ def test_convex_pieces_rise_and_are_nowhere_above_what_was_measured(times: dict[
 )
 def test_convex_times_are_met_exactly(lines: list[tuple[float, float]], sizes: list[int]) -> None:
     times = {size: 1.0 + max(fixed + slope * size for fixed, slope in lines) for size in sizes}
-    pieces = convex_pieces(sweep_points(times))
+    pieces = convex_pieces(make_points(times))
     for size, seconds in times.items():
         assert max(fixed + slope * size for fixed, slope in pieces) == pytest.approx(seconds)
 
 
 def test_repeats_of_a_size_count_by_their_mean() -> None:
-    points = sweep_points({10: 90.0, 20: 130.0}) + sweep_points({10: 110.0})
+    points = make_points({10: 90.0, 20: 130.0}) + make_points({10: 110.0})
     assert convex_pieces(points) == ((70.0, 3.0),)
