@@ -5,18 +5,18 @@ from copy import copy
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mosaic.core.checks import require, require_count, require_number
+from mosaic.core.checks import Limit, require
 from mosaic.pipelines.risk_control import SettingTest, fixed_sequence, smallest_promise_frac
 from mosaic.pipelines.rules.ballot import Ballot, Decision, Winner, plurality
 from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, split_calibration
 from mosaic.pipelines.rules.calibration_file import load_calibration_answers
 from mosaic.pipelines.rules.rule import Promised, Rule, decided_by_plurality, decided_by_trying
-from mosaic.pipelines.rules.weighted import Reliabilities, learn_reliabilities, posterior
+from mosaic.pipelines.rules.weighted import NumOptions, Reliabilities, learn_reliabilities, posterior
 
 ConfidenceKind: TypeAlias = Literal["plurality", "weighted"]
 
@@ -37,15 +37,15 @@ class Calibrated(Rule):
 
     calibration: str | Path
     """Calibration answers, a parquet table (`mosaic.pipelines.rules.calibration_file`)."""
-    accepted_loss_frac: float = 0.01
+    accepted_loss_frac: Annotated[float, Limit(at_least=0, below=1)] = 0.01
     """Accuracy given up at most, as a share of all questions: 0.01 is 1 pp."""
-    risk_frac: float = 0.05
+    risk_frac: Annotated[float, Limit(above=0, below=1)] = 0.05
     """Probability that the promise is broken, at most."""
     confidence: ConfidenceKind = "plurality"
     """The plurality's share of the slots, or the posterior of votes weighted by reliability."""
-    fit_frac: float = 0.3
+    fit_frac: Annotated[float, Limit(at_least=0, below=1)] = 0.3
     """Share of the questions that may make profiles, lengths and reliabilities; they certify nothing."""
-    num_open_options: int = 10
+    num_open_options: NumOptions = 10
     """Assumed: how many answers a question without options has (weighted confidence)."""
     name: str = "calibrated"
     chosen: float | None = field(init=False, repr=False, compare=False)
@@ -64,15 +64,6 @@ class Calibrated(Rule):
 
     def __post_init__(self) -> None:
         Rule.__post_init__(self)
-        require_number(self.accepted_loss_frac, f"{self.key}.accepted_loss_frac", at_least=0)
-        require(self.accepted_loss_frac < 1, f"{self.key}.accepted_loss_frac", "below 1", self.accepted_loss_frac)
-        require_number(self.risk_frac, f"{self.key}.risk_frac", above=0)
-        require(self.risk_frac < 1, f"{self.key}.risk_frac", "below 1", self.risk_frac)
-        kinds = get_args(ConfidenceKind)
-        require(self.confidence in kinds, f"{self.key}.confidence", f"one of {list(kinds)}", self.confidence)
-        require_number(self.fit_frac, f"{self.key}.fit_frac", at_least=0)
-        require(self.fit_frac < 1, f"{self.key}.fit_frac", "below 1", self.fit_frac)
-        require_count(self.num_open_options, f"{self.key}.num_open_options", at_least=2)
         self._calibrate(load_calibration_answers(self.calibration, f"{self.key}.calibration"))
 
     def _calibrate(self, questions: Sequence[CalibrationQuestion]) -> None:

@@ -25,13 +25,13 @@ from functools import cache
 from hashlib import blake2b
 from itertools import combinations
 from math import sqrt
-from typing import Any, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mosaic.core.addition import add_in_order
-from mosaic.core.checks import require, require_count, require_number
+from mosaic.core.checks import AtLeast0, Limit, require
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import CallKey
 from mosaic.pipelines.rules.ballot import Ballot, Decision, decide_at, plurality
@@ -55,9 +55,9 @@ class Similarity(StrEnum):
 class FasterMoa(Rule):
     """Cancels by the published rule; who reads the agents reads those that count by then. It accepts nothing."""
 
-    seed: int
+    seed: AtLeast0
     """The run's: the draws are hashed from it and the keys of the calls."""
-    tau: float = 0.7
+    tau: Annotated[float, Limit(above=0, at_most=1)] = 0.7
     similarity: Similarity = Similarity.ANSWERS
     embed: Embed | None = None
     """Given with similarity=embeddings."""
@@ -69,12 +69,6 @@ class FasterMoa(Rule):
     def __post_init__(self) -> None:
         Rule.__post_init__(self)
         require(self.is_exit, "exit.scope", "node", self.scope)
-        require_count(self.seed, "exit.seed")
-        require_number(self.tau, "exit.tau", above=0)
-        require(self.tau <= 1, "exit.tau", "at most 1", self.tau)
-        allowed = [one.value for one in Similarity]
-        require(self.similarity in allowed, "exit.similarity", f"one of {allowed}", self.similarity)
-        object.__setattr__(self, "similarity", Similarity(self.similarity))
         given = self.embed is not None
         needed = self.similarity is Similarity.EMBEDDINGS
         require(given == needed, "exit.embed", f"{'given' if needed else 'null'} with {self.similarity}", self.embed)

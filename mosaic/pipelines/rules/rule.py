@@ -22,9 +22,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import product
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
-from mosaic.core.checks import require, require_number
+from mosaic.core.checks import Limit, check_fields, require_number
 from mosaic.pipelines.rules.ballot import Ballot, Decision, Winner, decide_at, plurality
 
 TAU_TOLERANCE = 1e-3
@@ -83,11 +83,7 @@ class Rule:
     """It needs to know how probable the tokens of each response were."""
 
     def __post_init__(self) -> None:
-        for field, kind in (("scope", Scope), ("order", Order)):
-            value, allowed = getattr(self, field), [one.value for one in kind]
-            if not isinstance(value, kind):
-                require(value in allowed, f"{self.key}.{field}", f"one of {allowed}", value)
-                object.__setattr__(self, field, kind(value))
+        check_fields(self, "gate." if self.scope == Scope.GATE else "exit.")
 
     @property
     def is_exit(self) -> bool:
@@ -228,15 +224,15 @@ class Unanimous(Rule):
 class Majority(Rule):
     """Accepts the plurality where its share of the slots is at least tau: algorithm 1 of the paper."""
 
-    tau: float = 2 / 3
+    tau: Annotated[float, Limit(above=0, at_most=1)] = 2 / 3
     """0 (excluded) to 1, of an early exit 0.5 (excluded) to 1; compared with a tolerance of 0.001, so that 0.6667 means
     2/3."""
     name: str = "majority"
 
     def __post_init__(self) -> None:
         Rule.__post_init__(self)
-        require_number(self.tau, f"{self.key}.tau", above=0.5 if self.is_exit else 0)
-        require(self.tau <= 1, f"{self.key}.tau", "at most 1", self.tau)
+        if self.is_exit:
+            require_number(self.tau, "exit.tau", above=0.5)
 
     @property
     def threshold(self) -> float:

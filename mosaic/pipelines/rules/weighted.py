@@ -5,14 +5,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, log
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
 from mosaic.core.addition import add_in_order
-from mosaic.core.checks import require, require_count, require_number
+from mosaic.core.checks import Limit
 from mosaic.core.workload import ExpertName
 from mosaic.pipelines.rules.ballot import Ballot, Decision, Winner
 from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion
 from mosaic.pipelines.rules.calibration_file import load_calibration_answers
 from mosaic.pipelines.rules.rule import Rule, decided_by_trying
+
+NumOptions: TypeAlias = Annotated[int, Limit(at_least=2)]
 
 _SKILL_PRIOR_ANSWERS = 10.0
 """Assumed: the expert's overall accuracy counts as much as this many answers on each skill."""
@@ -93,9 +96,9 @@ class Weighted(Rule):
 
     calibration: str | Path
     """Calibration answers, a parquet table (`mosaic.pipelines.rules.calibration_file`)."""
-    min_posterior: float = 0.8
+    min_posterior: Annotated[float, Limit(above=0, at_most=1)] = 0.8
     """0 (excluded) to 1."""
-    num_open_options: int = 10
+    num_open_options: NumOptions = 10
     """Assumed: how many answers a question without options has."""
     name: str = "weighted"
     reliabilities: Reliabilities = field(init=False, repr=False, compare=False)
@@ -103,9 +106,6 @@ class Weighted(Rule):
 
     def __post_init__(self) -> None:
         Rule.__post_init__(self)
-        require_number(self.min_posterior, f"{self.key}.min_posterior", above=0)
-        require(self.min_posterior <= 1, f"{self.key}.min_posterior", "at most 1", self.min_posterior)
-        require_count(self.num_open_options, f"{self.key}.num_open_options", at_least=2)
         questions = load_calibration_answers(self.calibration)
         object.__setattr__(self, "num_questions", len(questions))
         object.__setattr__(self, "reliabilities", learn_reliabilities(questions))
