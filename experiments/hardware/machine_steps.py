@@ -22,8 +22,8 @@ from mosaic.core.engine_options import Device, EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.realization import Outcomes
 from mosaic.core.workload import Expert, ExpertName
-from mosaic.engines.call_specs import RunContent
 from mosaic.engines.local_launcher import LocalLauncher, cores_of_workers
+from mosaic.engines.requests import RunContent
 from mosaic.engines.vllm_engines import VllmEngines, make_vllm_backend
 from mosaic.runtime.backend import Backend
 

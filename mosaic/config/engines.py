@@ -16,7 +16,6 @@ from mosaic.core.checks import require
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
 from mosaic.core.workload import Expert
 from mosaic.engines.backend import EngineBackend
-from mosaic.engines.call_specs import RunContent
 from mosaic.engines.checkpoints import find_checkpoint
 from mosaic.engines.endpoint import ENDPOINT_ENGINE, Endpoint, EndpointEngines, EndpointPatience, EndpointSettings
 from mosaic.engines.local_launcher import VLLM_ENGINE as VLLM_ENGINE
@@ -25,6 +24,7 @@ from mosaic.engines.machine_agent import make_setup
 from mosaic.engines.problems import key_problems, loading_problems
 from mosaic.engines.ray_cluster import RayCluster, Room
 from mosaic.engines.remote_launcher import RemoteLauncher
+from mosaic.engines.requests import RunContent
 from mosaic.engines.session_state import Patience
 from mosaic.engines.site import EngineSite, Replayed
 from mosaic.engines.token_embeddings import TokenEmbeddings

@@ -17,10 +17,9 @@ from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, PrefillRecord, inputs_of
 from mosaic.core.workload import CallKey, Expert, ExpertName
-from mosaic.engines.call_specs import Engines, RunContent, ServedExpert, is_of_same_engine
 from mosaic.engines.executor import Executor
 from mosaic.engines.launcher import Launcher
-from mosaic.engines.messages import Ahead
+from mosaic.engines.requests import Engines, RunContent, ServedExpert, is_of_same_engine
 from mosaic.engines.session_state import CallState, Patience, SessionState
 from mosaic.engines.worker_book import WorkerBook
 from mosaic.runtime.journal import make_folder
@@ -271,18 +270,18 @@ class EngineBackend:
         is_new = call.key not in self._outcomes
         inputs = inputs_of(call, self._records)
         self._outcomes[call.key] = served, self._content.outcome(call, inputs, expert.kv_budget_tokens)
-        spec = self._content.spec(call, served, inputs, self._outcomes[call.key][1])
+        request = self._content.request(call, served, inputs, self._outcomes[call.key][1])
         number = next(self._numbers)
-        record = self._done(call.key, spec.fingerprint, to)
+        record = self._done(call.key, request.fingerprint, to)
         if record is not None:
             self._running.note_end(record)
             heapq.heappush(self._again, (record.finished_ts or 0.0, number, self._read(record)))
             return
         earlier = self.log.last_fingerprint(call.key)
         if is_new and earlier is not None:
-            self._num_redone[is_of_same_engine(earlier, spec.fingerprint)][call.expert] += 1
-        spec = replace(spec, queued_ts=max(call.ready_s, self._ts))
-        self._running.calls.submit(CallState(call=call, spec=spec, to=to, rank=(command.priority, number)))
+            self._num_redone[is_of_same_engine(earlier, request.fingerprint)][call.expert] += 1
+        request = replace(request, queued_ts=max(call.ready_s, self._ts))
+        self._running.calls.submit(CallState(call=call, request=request, to=to, rank=(command.priority, number)))
 
     def _done(self, key: CallKey, fingerprint: str, to: int | ExpertName) -> CallRecord | None:
         """Find a call that need not be run.
@@ -306,9 +305,9 @@ class EngineBackend:
         if state.process is None or state.is_closing or call.key in self._outcomes:
             return
         inputs = inputs_of(replace(call, after=call.after[: command.num_read]), self._records)
-        spec = self._content.prefill(call, self._engines.served(self._experts[call.expert]), inputs)
-        if spec is not None:
-            state.process.send(Ahead(spec))
+        request = self._content.prefill(call, self._engines.served(self._experts[call.expert]), inputs)
+        if request is not None:
+            state.process.send((request,))
 
     def _end(self, record: CallRecord) -> None:
         self._events.append(Finished(record.finished_ts or 0.0, self._read(record)))

@@ -4,10 +4,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from mosaic.core.commands import Cancel, Cut, Move
 from mosaic.core.results import CallRecord, CallStatus, Response
 from mosaic.core.workload import CallKey, ExpertName
 from mosaic.engines.call_queue import CallQueue
-from mosaic.engines.messages import Abort, CallSpec, Limit, Returned
+from mosaic.engines.engine import Output, Request
 from mosaic.engines.session_state import CallState, SessionState
 from mosaic.runtime.journal_records import NO_SESSION
 
@@ -47,12 +48,12 @@ class CallBook:
 
     def submit(self, call: CallState) -> None:
         """Let a call wait where it was sent; a session that is lost has no place for it."""
-        self._calls[call.spec.key] = call
+        self._calls[call.request.key] = call
         self._place(call)
 
     def redirect(self, call: CallState, to: int | ExpertName) -> None:
         """Send a call that has not ended elsewhere."""
-        key = call.spec.key
+        key = call.call.key
         self._leave(call)
         call.to = to
         if call.holder is None:
@@ -62,7 +63,7 @@ class CallBook:
                 self._sessions[to].coming.add(key)
             if not call.is_moving:
                 call.is_moving = True
-                self._tell_holder(call, Abort(key, is_moved=True))
+                self._tell_holder(call, Move(key, NO_SESSION))
 
     def cancel(self, call: CallState) -> None:
         """Stop a call."""
@@ -71,21 +72,21 @@ class CallBook:
         elif not call.is_cancelled:
             call.is_cancelled = True
             if not call.is_moving:
-                self._tell_holder(call, Abort(call.spec.key, is_moved=False))
+                self._tell_holder(call, Cancel(call.request.key))
 
     def cut(self, call: CallState, tokens: int) -> None:
         """Let a call write at most so many tokens."""
-        earlier = call.spec.cut_tokens
-        call.spec = replace(call.spec, cut_tokens=tokens if earlier is None else min(earlier, tokens))
+        earlier = call.request.cut_tokens
+        call.request = replace(call.request, cut_tokens=tokens if earlier is None else min(earlier, tokens))
         if call.holder is not None and not call.is_moving:
-            self._tell_holder(call, Limit(call.spec.key, tokens))
+            self._tell_holder(call, Cut(call.request.key, tokens))
 
-    def take(self, state: SessionState, room: int, shared_room: float) -> tuple[CallSpec, ...]:
+    def take(self, state: SessionState, room: int, shared_room: float) -> tuple[Request, ...]:
         """Give a session's process the calls that come next, its own first and then its expert's.
 
         It has at most ``room`` then, and gets none of its expert's where it has ``shared_room``.
         """
-        taken: list[CallSpec] = []
+        taken: list[Request] = []
         now = self._now()
         while len(state.hands) < room:
             key = state.queue.pop(now)
@@ -96,18 +97,19 @@ class CallBook:
             call = self._calls[key]
             call.queue, call.holder = None, state.session.id
             state.hands.add(key)
-            taken.append(replace(call.spec, attempt=state.attempt + call.num_moves))
+            taken.append(replace(call.request, attempt=state.attempt + call.num_moves))
         return tuple(taken)
 
-    def take_back(self, message: Returned) -> None:
-        """Send a call on that its process gave back, with what it wrote."""
-        call = self._calls.get(message.key)
-        if call is None or call.holder != message.session or not call.is_moving:
+    def take_back(self, state: SessionState, output: Output) -> None:
+        """Send a call on that a session's process gave back, with what it wrote; the KV cache of it is lost."""
+        call = self._calls.get(output.key)
+        if call is None or call.holder != state.session.id or not call.is_moving:
             return
-        self._sessions[message.session].hands.discard(message.key)
-        wasted_tokens = call.spec.wasted_tokens + message.num_computed
-        generated = message.generated
-        call.spec = replace(call.spec, generated=generated, wasted_tokens=wasted_tokens, queued_ts=self._now())
+        state.hands.discard(output.key)
+        request, generated = call.request, output.token_ids
+        num_read = request.prompt_tokens if output.prompt_tokens is None else output.prompt_tokens
+        wasted_tokens = request.wasted_tokens + (num_read + len(generated) - 1 if generated else 0)
+        call.request = replace(request, generated=generated, wasted_tokens=wasted_tokens, queued_ts=self._now())
         call.num_moves += 1
         self._release(call)
 
@@ -128,7 +130,7 @@ class CallBook:
                 self._release(call)
             else:
                 call.holder, call.queue = None, state.queue
-                state.queue.add(call.spec.key, call.rank, call.call.ready_s)
+                state.queue.add(call.request.key, call.rank, call.call.ready_s)
         return kept
 
     def waiting_in(self, queue: CallQueue) -> list[CallState]:
@@ -164,23 +166,23 @@ class CallBook:
             self._on_end(record)
 
     def _record(self, call: CallState, status: CallStatus, error: str | None) -> CallRecord:
-        spec, now = call.spec, self._now()
+        request, now = call.request, self._now()
         state = self._sessions.get(call.to) if isinstance(call.to, int) else None
         return CallRecord(
-            key=spec.key,
+            key=request.key,
             expert=call.call.expert,
             session=NO_SESSION if state is None else state.session.id,
             workers=() if state is None else state.session.workers,
-            prompt_tokens=spec.prompt_tokens,
-            output_tokens=len(spec.generated),
-            queued_ts=min(max(call.call.ready_s, spec.queued_ts), now),
+            prompt_tokens=request.prompt_tokens,
+            output_tokens=len(request.generated),
+            queued_ts=min(max(call.call.ready_s, request.queued_ts), now),
             admitted_ts=None,
             first_token_ts=None,
             finished_ts=now,
             attempt=call.num_moves + (0 if state is None else state.attempt),
-            wasted_tokens=spec.wasted_tokens + len(spec.generated),
+            wasted_tokens=request.wasted_tokens + len(request.generated),
             status=status,
-            response=Response(error=error, fingerprint=spec.fingerprint),
+            response=Response(error=error, fingerprint=request.fingerprint),
         )
 
     def _release(self, call: CallState) -> None:
@@ -193,7 +195,7 @@ class CallBook:
             self._place(call)
 
     def _place(self, call: CallState) -> None:
-        key, state = call.spec.key, None if isinstance(call.to, str) else self._sessions[call.to]
+        key, state = call.request.key, None if isinstance(call.to, str) else self._sessions[call.to]
         if state is not None and state.broken is not None:
             self.end([call], CallStatus.FAILED, state.broken)
         elif state is not None and state.has_ended:
@@ -204,12 +206,12 @@ class CallBook:
 
     def _leave(self, call: CallState) -> None:
         if call.queue is not None:
-            call.queue.discard(call.spec.key)
+            call.queue.discard(call.request.key)
             call.queue = None
         if isinstance(call.to, int):
-            self._sessions[call.to].coming.discard(call.spec.key)
+            self._sessions[call.to].coming.discard(call.request.key)
 
-    def _tell_holder(self, call: CallState, message: Abort | Limit) -> None:
+    def _tell_holder(self, call: CallState, message: Cancel | Cut | Move) -> None:
         assert call.holder is not None, "a process has it"
         process = self._sessions[call.holder].process
         if process is not None:

@@ -10,8 +10,8 @@ from mosaic.core.checks import AtLeast0, AtLeast1, Name, Positive, check_fields,
 from mosaic.core.cluster import Worker
 from mosaic.core.errors import BackendError, FatalEngineError
 from mosaic.core.workload import Expert, ExpertName
-from mosaic.engines.call_specs import ServedExpert
 from mosaic.engines.engine import EngineSpec
+from mosaic.engines.requests import ServedExpert
 
 ENDPOINT_ENGINE = "mosaic.engines.endpoint_engine"
 

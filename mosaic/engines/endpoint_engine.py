@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 from mosaic.core.checks import require
 from mosaic.core.errors import BackendError, FatalEngineError, OutageError
+from mosaic.core.workload import CallKey
 from mosaic.engines.endpoint import EndpointSettings
 from mosaic.engines.endpoint_client import Client, Tries
 from mosaic.engines.endpoint_faults import NO_SERVER, Fault, RequestError, what_to_do
 from mosaic.engines.endpoint_messages import failed, request_of, response_of, written_before
-from mosaic.engines.engine import Aborted, EngineSpec, Generation, Request
+from mosaic.engines.engine import EngineSpec, Output, Request
 
 STEP_S = 0.02
 """A step in which nothing ends takes so long."""
@@ -92,11 +93,11 @@ class EndpointEngine:
         key = settings.endpoint.api_key()
         self._endpoint = settings.endpoint
         self._context_tokens = context_tokens
-        self._calls: dict[int, Call] = {}
-        """Those that have not ended, by the number of the request."""
-        self._ended: dict[int, tuple[Call, Generation]] = {}
+        self._calls: dict[CallKey, Call] = {}
+        """Those that have not ended."""
+        self._ended: dict[CallKey, tuple[Call, Output]] = {}
         """Those that ended and were not returned yet."""
-        self._held: dict[int, Held] = {}
+        self._held: dict[CallKey, Held] = {}
         """Calls that failed and have not ended: perhaps the server did it."""
         self._served_ts = 0.0
         """When the latest of the calls that it served was sent."""
@@ -127,11 +128,11 @@ class EndpointEngine:
         num_written = len(written_before(request, self._endpoint))
         rule = f"fewer than max_output_tokens={request.max_output_tokens}"
         require(num_written < request.max_output_tokens, "generated", rule, num_written)
-        assert request.number not in self._calls, request.number
-        call = self._calls[request.number] = Call(request)
+        assert request.key not in self._calls, request.key
+        call = self._calls[request.key] = Call(request)
         call.task = self._loop.create_task(self._serve(call))
 
-    def step(self) -> Sequence[Generation]:
+    def step(self) -> Sequence[Output]:
         """Wait a moment for calls to end; those that failed for good come with their error.
 
         Raises
@@ -152,22 +153,18 @@ class EndpointEngine:
         ended, self._ended = self._ended, {}
         return [response for _, response in ended.values()]
 
-    def abort(self, number: int) -> Aborted:
+    def abort(self, key: CallKey) -> Output:
         """Break a request off: a server that sees its connection close drops it."""
-        call = self._calls[number] if number in self._calls else self._ended[number][0]
-        self._held.pop(number, None)
+        call = self._calls[key] if key in self._calls else self._ended[key][0]
+        self._held.pop(key, None)
         self._break_off([call])
-        self._calls.pop(number, None)
-        self._ended.pop(number, None)
+        self._calls.pop(key, None)
+        self._ended.pop(key, None)
         prompt = call.request.prompt
-        return Aborted(
-            prompt_tokens=len(prompt) if isinstance(prompt, tuple) else None,
-            token_ids=(),
-            scheduled_ts=call.sent_ts,
-            first_token_ts=None,
-        )
+        num_tokens = len(prompt) if isinstance(prompt, tuple) else None
+        return Output(key=key, prompt_tokens=num_tokens, scheduled_ts=call.sent_ts)
 
-    def progress(self) -> Mapping[int, int]:
+    def progress(self) -> Mapping[CallKey, int]:
         """Count nothing: servers send all of a response at the end."""
         return {}
 
@@ -233,10 +230,10 @@ class EndpointEngine:
         self._client.note_served()
         self._num_refusals = 0
         self._served_ts = max(self._served_ts, call.sent_ts or 0.0)
-        for number, (error, since_ts) in list(self._held.items()):
+        for key, (error, since_ts) in list(self._held.items()):
             if since_ts <= self._served_ts:
-                del self._held[number]
-                self._blame(self._calls[number], error)
+                del self._held[key]
+                self._blame(self._calls[key], error)
         if len(self._held) < NUM_REFUSALS:
             self._doubt = None
             self._may_send.set()
@@ -253,7 +250,7 @@ class EndpointEngine:
             if since_ts <= self._served_ts:
                 self._blame(call, error)
                 return
-            self._held[call.request.number] = Held(error, since_ts)
+            self._held[call.request.key] = Held(error, since_ts)
             if len(self._held) >= NUM_REFUSALS or not (has_served or fault is Fault.INVALID):
                 self._doubt = error
         else:
@@ -279,7 +276,7 @@ class EndpointEngine:
         if doubt is None and held and held.keys() == self._calls.keys():
             doubt = next(iter(held.values())).error  # no other call is left that could clear it
         sent = [call for call in self._calls.values() if call.sent_ts is not None]
-        if doubt is None or not all(call.failed_ts is not None or call.request.number in held for call in sent):
+        if doubt is None or not all(call.failed_ts is not None or call.request.key in held for call in sent):
             return
         if not self._client.has_served:
             self._error = self._fatal(doubt, "; it has served no call")
@@ -291,9 +288,9 @@ class EndpointEngine:
     def _fatal(self, error: RequestError, more: str = "") -> FatalEngineError:
         return FatalEngineError(f"{error}{more}; {what_to_do(error, self._endpoint)}")
 
-    def _end(self, call: Call, response: Generation) -> None:
-        self._calls.pop(response.number, None)
-        self._ended[response.number] = (call, response)
+    def _end(self, call: Call, response: Output) -> None:
+        self._calls.pop(response.key, None)
+        self._ended[response.key] = (call, response)
 
 
 async def _open_client(settings: EndpointSettings, key: str | None, has_served: bool) -> Client:

@@ -7,7 +7,7 @@ from mosaic.answers.response_text import without_thinking
 from mosaic.engines.endpoint import Api, Endpoint
 from mosaic.engines.endpoint_client import BYTES_PER_TOKEN, Tries
 from mosaic.engines.endpoint_faults import Fault, RequestError
-from mosaic.engines.engine import Generation, Request
+from mosaic.engines.engine import Output, Request
 from mosaic.engines.prompt_text import messages_of, plain_text
 
 WHOLE = ("", "stop", "length", "eos_token", "stop_sequence")
@@ -48,7 +48,7 @@ def request_of(request: Request, endpoint: Endpoint) -> Post:
     return Post("chat/completions", body | {"messages": messages_of(request.prompt)})
 
 
-def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint, *, context_tokens: int) -> Generation:
+def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint, *, context_tokens: int) -> Output:
     """Read a reply.
 
     A response is valid if it is a text (an answer, or thinking) that ended by itself or at its limit, and its counts
@@ -82,16 +82,14 @@ def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint
     visible = without_thinking(text, thinking_opened=opened)
     # Where a part of the text is thinking, only the server's tokenizer could count the rest.
     visible_tokens = output_tokens if visible == text else None if visible else 0
-    return Generation(
-        number=request.number,
+    return Output(
+        key=request.key,
         token_ids=(*written, *token_ids) if token_ids else (),
         text=None if written else text,  # nobody can say what was written before
         finish_reason=reason,
         prompt_tokens=prompt_tokens - len(written),
         cached_tokens=cached_tokens,
-        num_preemptions=0,
         scheduled_ts=tries.sent_ts,
-        first_token_ts=None,
         last_token_ts=time.monotonic(),
         visible_tokens=None if written else visible_tokens,
         thinking_opened=opened,
@@ -100,24 +98,15 @@ def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint
     )
 
 
-def failed(request: Request, tries: Tries, cause: str) -> Generation:
+def failed(request: Request, tries: Tries, cause: str) -> Output:
     """Give the outcome of a call that is not served."""
-    return Generation(
-        number=request.number,
-        token_ids=(),
-        text=None,
+    return Output(
+        key=request.key,
         finish_reason="",
-        prompt_tokens=None,
-        cached_tokens=0,
-        num_preemptions=0,
         scheduled_ts=tries.sent_ts,
-        first_token_ts=None,
         last_token_ts=time.monotonic(),
-        visible_tokens=None,
-        thinking_opened=False,
         error=cause,
         num_retries=tries.num_retries,
-        output_tokens=0,
     )
 
 

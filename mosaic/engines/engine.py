@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from mosaic.core.chat import Chat, Sampling
-from mosaic.core.workload import ExpertName
+from mosaic.core.workload import CallKey, ExpertName
 
 Prompt: TypeAlias = str | Chat | tuple[int, ...]
 """What an expert reads: a text or messages, which its checkpoint's chat template wraps, or token ids as they are."""
@@ -33,47 +33,63 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One generation."""
+    """One generation: what an engine reads, and what its worker needs to record what came of it."""
 
-    number: int
-    """Unique among the requests of an engine."""
+    key: CallKey
+    """No two requests under way in an engine have the same."""
     prompt: Prompt
     seed: int
     temperature: float
     max_output_tokens: int
     """The response is cut off there, what is already generated included, and before where the context ends."""
     output_tokens: int | None = None
-    """Replay: write exactly so many in all, whatever they are."""
+    """Replay: write exactly so many in all, whatever they are; None: the model decides."""
     generated: tuple[int, ...] = ()
-    """What another engine has written already, to go on from."""
+    """What the engine of an earlier session has written already, to go on from."""
     is_beginning: bool = False
-    """The prompt goes on behind its last message, which is not whole: nothing that a template writes follows it."""
+    """Compute the beginning of a call's prompt ahead of the call, in the place of an earlier one of the call.
+
+    The prompt goes on behind its last message, which is not whole: nothing that a template writes follows it.
+    """
     sampling: Sampling | None = None
-    """What is asked beside temperature, seed and limit, which stand above; None: nothing."""
+    """What is set beside temperature, seed and limit, which stand above; None: nothing."""
     with_confidence: bool = False
-    """Tell how probable its tokens were."""
+    """Give how probable its tokens were."""
+    fingerprint: str = ""
+    """Of all that decides the response."""
+    prompt_tokens: int = 0
+    """As the call says; the record has what the engine counted."""
+    queued_ts: float = 0.0
+    """When it arrived, or was submitted."""
+    cut_tokens: int | None = None
+    """It ends with what it has once it has written so many."""
+    attempt: int = 0
+    wasted_tokens: int = 0
+    """Computed in earlier sessions, and to be computed again."""
 
 
-class Generation(NamedTuple):
-    """An ended generation; instants are seconds of the machine's monotonic clock."""
+class Output(NamedTuple):
+    """What a request has come to, finished or not; instants are seconds of the machine's monotonic clock."""
 
-    number: int
-    token_ids: tuple[int, ...]
-    """Of the whole response: what was already generated comes first."""
-    text: str | None
+    key: CallKey
+    token_ids: tuple[int, ...] = ()
+    """Written so far, what was already generated first; empty where the engine cannot tell."""
+    text: str | None = None
     """None: without a tokenizer there is no text."""
-    finish_reason: str
-    prompt_tokens: int | None
+    finish_reason: str | None = None
+    """None: it was aborted."""
+    prompt_tokens: int | None = None
     """Without what was already generated; None: not known, as of a call that failed."""
-    cached_tokens: int
-    num_preemptions: int
-    scheduled_ts: float | None
-    first_token_ts: float | None
+    cached_tokens: int = 0
+    num_preemptions: int = 0
+    scheduled_ts: float | None = None
+    first_token_ts: float | None = None
     """Of those that this engine wrote; None: it cannot tell."""
-    last_token_ts: float
-    visible_tokens: int | None
+    last_token_ts: float | None = None
+    """None: it was aborted."""
+    visible_tokens: int | None = None
     """Of the text without its thinking; None: not known."""
-    thinking_opened: bool
+    thinking_opened: bool = False
     output_tokens: int | None = None
     """Where an engine counts tokens and does not name them; None: as many as ``token_ids``."""
     error: str | None = None
@@ -83,19 +99,10 @@ class Generation(NamedTuple):
     confidence: float | None = None
     """Geometric mean of the probabilities of the tokens that this engine wrote; None: not asked for, or not known."""
 
-
-class Aborted(NamedTuple):
-    """What a request had come to when it was aborted."""
-
-    prompt_tokens: int | None
-    """None: not known."""
-    token_ids: tuple[int, ...]
-    """Written so far, what was already generated first; empty where the engine cannot tell."""
-    scheduled_ts: float | None
-    first_token_ts: float | None
-    text: str | None = None
-    visible_tokens: int | None = None
-    thinking_opened: bool = False
+    @property
+    def num_written(self) -> int:
+        """How many tokens it has written."""
+        return len(self.token_ids) if self.output_tokens is None else self.output_tokens
 
 
 class Engine(Protocol):
@@ -110,7 +117,7 @@ class Engine(Protocol):
             If this request cannot be served; the engine stays usable.
         """
 
-    def step(self) -> Sequence[Generation]:
+    def step(self) -> Sequence[Output]:
         """Run one iteration and return what ended in it.
 
         Raises
@@ -119,11 +126,11 @@ class Engine(Protocol):
             If no call of the run will ever be served.
         """
 
-    def abort(self, number: int) -> Aborted:
+    def abort(self, key: CallKey) -> Output:
         """Drop a request that was submitted and has not finished; gives what it has written."""
 
-    def progress(self) -> Mapping[int, int]:
-        """Count the tokens of each running request, by number; empty where the engine cannot tell."""
+    def progress(self) -> Mapping[CallKey, int]:
+        """Count the tokens of each running request; empty where the engine cannot tell."""
 
 
 class EngineModule(Protocol):

@@ -3,23 +3,25 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from mosaic.core.commands import Close
 from mosaic.core.errors import BackendError
-from mosaic.core.events import Closed, Event, Idle, Joined, Lost, Prefilled, Progress, Ready
+from mosaic.core.events import Closed, Event, Finished, Idle, Joined, Lost, Prefilled, Progress, Ready
 from mosaic.core.plan import Session
 from mosaic.core.results import SERVED, CallRecord, CallStatus
 from mosaic.core.workload import ExpertName
 from mosaic.engines.call_book import CallBook
-from mosaic.engines.engine import EngineSpec
+from mosaic.engines.engine import EngineSpec, Output
 from mosaic.engines.launcher import Launcher
 from mosaic.engines.local_launcher import output_of
-from mosaic.engines.messages import Alive, Exited, Failure, Finish, Gone, Returned, Run, Serve
+from mosaic.engines.messages import Exited, Failure, Gone, Serve
 from mosaic.engines.outages import is_by_a_call, note_outage
 from mosaic.engines.session_order import can_move, fair_share, is_wanted, may_start, next_changes, why_stuck
 from mosaic.engines.session_state import MAX_ISOLATED, CallState, Patience, Phase, SessionState, Stage, WorkerProcess
 from mosaic.engines.worker_book import WorkerBook
 from mosaic.engines.worker_pool import Heard, WorkerPool
-from mosaic.runtime.journal_records import ClosedSession, EndedCall, EndedPrefill, Journal, OpenedSession
+from mosaic.runtime.journal_records import ClosedSession, EndedPrefill, Journal
 
 RETRY_S = 0.1
 """So soon a process that could not be started is tried again."""
@@ -143,13 +145,15 @@ class Executor:
         state.stage, process.session = Stage.RUNNING, state
         process.one_at_a_time = 0 < state.num_failures == self._patience.max_retries
         process.begin(Phase.SERVING if is_resident else Phase.LOADING)
+        state.load_start_ts = max([state.opened_ts, self._workers.free_ts(workers), *followed])
         process.send(
             Serve(
-                session=session.id, node=session.node, expert=session.expert, workers=workers,
-                load_start_ts=max([state.opened_ts, self._workers.free_ts(workers), *followed]),
-                is_resident=is_resident or state.spec.is_remote, is_remote=state.spec.is_remote,
+                session=replace(session, shard=()),
+                load_start_ts=state.load_start_ts,
+                is_resident=is_resident or state.spec.is_remote,
+                is_remote=state.spec.is_remote,
             )
-        )  # fmt: skip
+        )
 
     def _fail_unservable(self) -> bool:
         """End the calls of queues whose sessions broke; says whether there were any."""
@@ -169,10 +173,10 @@ class Executor:
             share = fair_share(state, self._open, self.calls.queue_of(state.session.expert), self.now())
             calls = self.calls.take(state, room, 0 if state.is_closing else min(share, shared_room))
             if calls:
-                process.send(Run(calls))
+                process.send(calls)
             if state.is_closing and not state.has_all and not state.queue and not state.coming:
                 state.has_all = True
-                process.send(Finish())
+                process.send(Close(state.session.id))
 
     def _give_in(self) -> None:
         """Nothing can happen any more: leave what lost workers would have served, or say what nobody can serve."""
@@ -190,27 +194,27 @@ class Executor:
         state = process.session
         if isinstance(message, Exited):
             self._lose(process, message)
-        elif isinstance(message, EndedCall):
+        elif isinstance(message, Finished):
             self._end_call(message.record)
-        elif isinstance(message, EndedPrefill):
-            self._journal.add(message)
-            self._tell(Prefilled(message.record.finished_ts, message.record))
-        elif isinstance(message, OpenedSession):
-            self._journal.add(message)
+        elif isinstance(message, Prefilled):
+            self._journal.add(EndedPrefill(message.record))
+            self._tell(message)
+        elif isinstance(message, Ready):
             process.begin(Phase.SERVING)
             if state is not None:
                 state.process = process
-            self._tell(Ready(message.start_ts, message.session))
+                self._journal.add(state.opened(message.ts))
+            self._tell(message)
         elif isinstance(message, ClosedSession):
             self._journal.add(message)
             process.session = None
             process.begin(Phase.IDLE)
             if state is not None:
                 self._end_session(state, message.end_ts, Stage.OVER)
-        elif isinstance(message, Alive):
-            self._tell(Progress(self.now(), message.session, message.tokens))
-        elif isinstance(message, Returned):
-            self.calls.take_back(message)
+        elif isinstance(message, Progress):
+            self._tell(message)
+        elif isinstance(message, Output) and state is not None:
+            self.calls.take_back(state, message)
 
     def _end_call(self, record: CallRecord) -> None:
         if not self.calls.note(record):
@@ -234,7 +238,7 @@ class Executor:
         self._workers.free(state.session.workers, state.end_ts)
         held = self.calls.empty_hands(state)
         state.attempt += 1
-        state.suspects.update(call.spec.key for call in held)
+        state.suspects.update(call.request.key for call in held)
         if exited.fork_server_died or (state.is_closing and not state.has_calls):
             return
         if state.spec.is_remote and process.failure is not None:

@@ -4,38 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from mosaic.core.chat import Sampling
-from mosaic.core.workload import CallKey, ExpertName, NodeName
-from mosaic.engines.engine import EngineSpec, Prompt
-from mosaic.runtime.journal_records import ClosedSession, EndedCall, EndedPrefill, OpenedSession
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallSpec:
-    """A call with all that its generation needs."""
-
-    key: CallKey
-    fingerprint: str
-    prompt: Prompt
-    prompt_tokens: int
-    """As the call says; the record has what the engine counted."""
-    seed: int
-    temperature: float
-    max_output_tokens: int
-    output_tokens: int | None
-    """Replay: exactly so many; None: the model decides."""
-    queued_ts: float = 0.0
-    """When it arrived, or was submitted."""
-    cut_tokens: int | None = None
-    """It finishes with what it has once it has written so many."""
-    attempt: int = 0
-    generated: tuple[int, ...] = ()
-    """What it wrote in the session before this one."""
-    wasted_tokens: int = 0
-    """Computed there, and to be computed again."""
-    sampling: Sampling | None = None
-    """What the request asks beside temperature, seed and limit."""
-    with_confidence: bool = False
+from mosaic.core.commands import Cancel, Close, Cut, Move
+from mosaic.core.events import Finished, Prefilled, Progress, Ready
+from mosaic.core.plan import Session
+from mosaic.engines.engine import EngineSpec, Output, Request
+from mosaic.runtime.journal_records import ClosedSession
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,12 +76,10 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serve:
-    """To a worker process: serve a session on the expert it has loaded."""
+    """To a worker process: serve a session on the expert it has loaded, until it is told to ``Close`` it."""
 
-    session: int
-    node: NodeName
-    expert: ExpertName
-    workers: tuple[int, ...]
+    session: Session
+    """Without its calls."""
     load_start_ts: float
     is_resident: bool
     """The expert stayed from the session before, or is a server's, so nothing is loaded."""
@@ -116,58 +87,8 @@ class Serve:
     """It is a server's, whose processor time nobody knows."""
 
 
-class Run(NamedTuple):
-    """To a worker process: serve calls."""
-
-    calls: tuple[CallSpec, ...]
-
-
-class Ahead(NamedTuple):
-    """To a worker process: prefill the beginning of a call's prompt, in the place of an earlier one of the call."""
-
-    call: CallSpec
-    """With the beginning as its prompt, and one token to write."""
-
-
-class Abort(NamedTuple):
-    """To a worker process: drop a call that has not finished."""
-
-    key: CallKey
-    is_moved: bool
-    """It is given back, with what it has written, and does not end."""
-
-
-class Limit(NamedTuple):
-    """To a worker process: finish a call once it has written so many tokens."""
-
-    key: CallKey
-    tokens: int
-
-
-class Finish(NamedTuple):
-    """To a worker process: the session has got all its calls, and ends with the last of them."""
-
-
 class Quit(NamedTuple):
     """To a worker process: no session follows."""
-
-
-class Alive(NamedTuple):
-    """From a worker process: its engine moves."""
-
-    session: int
-    tokens: dict[CallKey, int]
-    """Of its running calls, where the engine can tell."""
-
-
-class Returned(NamedTuple):
-    """From a worker process: a call that goes on elsewhere."""
-
-    session: int
-    key: CallKey
-    generated: tuple[int, ...]
-    num_computed: int
-    """Tokens of prompt and response whose KV entries are lost here."""
 
 
 class Failure(NamedTuple):
@@ -208,8 +129,10 @@ class There(NamedTuple):
     workers: tuple[int, ...]
 
 
-ToWorker: TypeAlias = Load | Serve | Run | Ahead | Abort | Limit | Finish | Quit
-FromWorker: TypeAlias = EndedCall | EndedPrefill | OpenedSession | ClosedSession | Alive | Returned | Failure
+ToWorker: TypeAlias = Load | Serve | tuple[Request, ...] | Cancel | Cut | Move | Close | Quit
+"""A call that is moved is given back, with what it has written; one that is cancelled or cut ends."""
+FromWorker: TypeAlias = Ready | Progress | Finished | Prefilled | Output | ClosedSession | Failure
+"""An output is that of a call that is given back."""
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

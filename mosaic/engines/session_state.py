@@ -10,9 +10,10 @@ from mosaic.core.checks import require_count, require_number
 from mosaic.core.plan import Session
 from mosaic.core.workload import Call, CallKey, ExpertName
 from mosaic.engines.call_queue import CallQueue
-from mosaic.engines.engine import EngineSpec
+from mosaic.engines.engine import EngineSpec, Request
 from mosaic.engines.launcher import Channel
-from mosaic.engines.messages import CallSpec, Exited, Failure, ToWorker
+from mosaic.engines.messages import Exited, Failure, ToWorker
+from mosaic.runtime.journal_records import OpenedSession
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class CallState:
     """A call that was submitted and has not ended."""
 
     call: Call
-    spec: CallSpec
+    request: Request
     to: int | ExpertName
     """The session or the expert's queue that it was last sent to."""
     rank: tuple[int, int]
@@ -92,6 +93,8 @@ class SessionState:
     session: Session
     spec: EngineSpec
     opened_ts: float
+    load_start_ts: float = 0.0
+    """Of its latest attempt."""
     queue: CallQueue = field(default_factory=CallQueue)
     """Its calls that no process has."""
     hands: set[CallKey] = field(default_factory=set)
@@ -130,6 +133,19 @@ class SessionState:
         self.ill_ts = None
         if not self.spec.has_served:
             self.spec = replace(self.spec, has_served=True)
+
+    def opened(self, start_ts: float) -> OpenedSession:
+        """Describe the start of its latest attempt, for the journal."""
+        session, load_start_ts = self.session, self.load_start_ts
+        return OpenedSession(
+            session=session.id,
+            expert=session.expert,
+            node=session.node,
+            workers=session.workers,
+            load_start_ts=load_start_ts,
+            load_s=start_ts - load_start_ts,
+            start_ts=start_ts,
+        )
 
     def is_paused(self, now: float) -> bool:
         """Whether its server is left alone for a while."""

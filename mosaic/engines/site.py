@@ -17,7 +17,7 @@ from mosaic.core.results import CallRecord, Inputs, inputs_of
 from mosaic.core.safe_text import file_name
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, Question, Workload
 from mosaic.engines.backend import EngineBackend
-from mosaic.engines.call_specs import RunContent
+from mosaic.engines.requests import RunContent
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.journal_records import own_journals

@@ -6,13 +6,15 @@ Measured with vLLM 0.32 on CPU; the paths for GPUs follow the same interface.
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import count
 from math import exp
 from typing import Any
 
 from mosaic.answers.response_text import without_thinking
 from mosaic.core.chat import Chat
 from mosaic.core.engine_options import Device, EngineOptions
-from mosaic.engines.engine import MORE_ROOM, Aborted, EngineSpec, Generation, Request
+from mosaic.core.workload import CallKey
+from mosaic.engines.engine import MORE_ROOM, EngineSpec, Output, Request
 from mosaic.engines.prompt_text import beginning_of, messages_of, opens_thinking, plain_text
 from mosaic.engines.sparse_attention import install, uninstall
 
@@ -134,10 +136,14 @@ class VllmEngine:
         self._expert = spec.expert
         self._context_tokens = spec.context_tokens
         self._vocab_size: int = llm.model_config.get_vocab_size()
-        self._ids: dict[int, str] = {}
-        self._generated: dict[int, tuple[int, ...]] = {}
+        self._numbers = count()
+        self._keys: dict[str, CallKey] = {}
+        """By the number under which vLLM was sent a request."""
+        self._ids: dict[CallKey, tuple[str, str]] = {}
+        """That number, and vLLM's own name of it."""
+        self._generated: dict[CallKey, tuple[int, ...]] = {}
         """What another engine had written: it is part of the prompt here."""
-        self._thinking_opened: set[int] = set()
+        self._thinking_opened: set[CallKey] = set()
 
     @property
     def kv_cache_tokens(self) -> int:
@@ -168,24 +174,26 @@ class VllmEngine:
             )
         if not all(0 <= token < self._vocab_size for token in tokens):
             raise ValueError(f"prompt must hold token ids in 0 .. {self._vocab_size - 1}, got {max(tokens)}")
-        self._ids[request.number] = self._engine.add_request(
-            str(request.number), tokens_input([*tokens, *generated]), self._sampling(request, limit)
-        )
+        key, number = request.key, str(next(self._numbers))
+        name = self._engine.add_request(number, tokens_input([*tokens, *generated]), self._sampling(request, limit))
+        self._keys[number], self._ids[key] = key, (number, name)
         if generated:
-            self._generated[request.number] = generated
+            self._generated[key] = generated
         if opened:
-            self._thinking_opened.add(request.number)
+            self._thinking_opened.add(key)
 
-    def step(self) -> Sequence[Generation]:
-        return [self._generation(output) for output in self._engine.step() if output.finished]
+    def step(self) -> Sequence[Output]:
+        return [self._output(output) for output in self._engine.step() if output.finished]
 
-    def abort(self, number: int) -> Aborted:
-        state = self._engine.output_processor.request_states[self._ids[number]]
+    def abort(self, key: CallKey) -> Output:
+        number, name = self._ids[key]
+        state = self._engine.output_processor.request_states[name]
         stats, new = state.stats, tuple(state.detokenizer.output_token_ids)
-        self._engine.abort_request([str(number)])
-        generated, opened = self._forget(number)
+        self._engine.abort_request([number])
+        generated, opened = self._forget(key)
         text = self._text(generated + new)
-        return Aborted(
+        return Output(
+            key=key,
             prompt_tokens=state.prompt_len - len(generated),
             token_ids=generated + new,
             scheduled_ts=stats.scheduled_ts or None,
@@ -195,19 +203,20 @@ class VllmEngine:
             thinking_opened=opened,
         )
 
-    def progress(self) -> Mapping[int, int]:
+    def progress(self) -> Mapping[CallKey, int]:
         states = self._engine.output_processor.request_states
         return {
-            number: len(self._generated.get(number, ())) + states[request].stats.num_generation_tokens
-            for number, request in self._ids.items()
+            key: len(self._generated.get(key, ())) + states[name].stats.num_generation_tokens
+            for key, (_, name) in self._ids.items()
         }
 
-    def _forget(self, number: int) -> tuple[tuple[int, ...], bool]:
+    def _forget(self, key: CallKey) -> tuple[tuple[int, ...], bool]:
         """Drop what is known of a request; gives what was already generated, and whether it began in thinking."""
-        opened = number in self._thinking_opened
-        self._thinking_opened.discard(number)
-        del self._ids[number]
-        return self._generated.pop(number, ()), opened
+        opened = key in self._thinking_opened
+        self._thinking_opened.discard(key)
+        number, _ = self._ids.pop(key)
+        del self._keys[number]
+        return self._generated.pop(key, ()), opened
 
     def _text(self, token_ids: tuple[int, ...]) -> str | None:
         return None if self._tokenizer is None else self._tokenizer.decode(token_ids, skip_special_tokens=True)
@@ -256,15 +265,15 @@ class VllmEngine:
             **({} if request.sampling is None else request.sampling.engine_values),
         )
 
-    def _generation(self, output: Any) -> Generation:
-        number, completion, stats = int(output.request_id), output.outputs[0], output.metrics
-        generated, opened = self._forget(number)
+    def _output(self, output: Any) -> Output:
+        key, completion, stats = self._keys[output.request_id], output.outputs[0], output.metrics
+        generated, opened = self._forget(key)
         token_ids = generated + tuple(completion.token_ids)
         text = None if self._tokenizer is None else completion.text
         if generated:
             text = self._text(token_ids)
-        return Generation(
-            number=number,
+        return Output(
+            key=key,
             token_ids=token_ids,
             text=text,
             finish_reason=completion.finish_reason or "",

@@ -11,7 +11,6 @@ from mosaic.core.errors import BackendError
 from mosaic.core.kv_memory import check_sparse_kv, free_kv_bytes
 from mosaic.core.workload import Expert, ExpertName, SparseKv
 from mosaic.engines.backend import EngineBackend
-from mosaic.engines.call_specs import RunContent, ServedExpert
 from mosaic.engines.checkpoints import (
     Checkpoint,
     WantedCheckpoint,
@@ -22,6 +21,7 @@ from mosaic.engines.checkpoints import (
 )
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.launcher import Launcher
+from mosaic.engines.requests import RunContent, ServedExpert
 from mosaic.engines.session_state import Patience
 from mosaic.engines.sparse_attention import UnstableHeads, read_heads, spread_heads
 

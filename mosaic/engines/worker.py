@@ -20,7 +20,7 @@ from mosaic.core.errors import FatalEngineError, MosaicError, OutageError
 from mosaic.core.safe_text import printable_output
 from mosaic.engines.engine import EngineModule
 from mosaic.engines.messages import Failure, Fork, FromWorker, Load, Quit, Serve, one_line
-from mosaic.engines.session_service import SessionService
+from mosaic.engines.serving import SessionService
 
 _PR_SET_PDEATHSIG = 1
 

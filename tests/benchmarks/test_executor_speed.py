@@ -16,8 +16,8 @@ from statistics import median
 import pytest
 
 from mosaic.core.realization import Outcome, uniform
-from mosaic.engines.call_specs import RunContent
 from mosaic.engines.local_launcher import VLLM_ENGINE
+from mosaic.engines.requests import RunContent
 from mosaic.engines.vllm_engines import VllmEngines
 from tests.engines.executor_runs import OPTIONS, Runs, has_vllm, make_checkpoint, running_host
 from tests.engines.tiny_checkpoint import tiny_expert

@@ -9,10 +9,10 @@ from pathlib import Path
 from mosaic.core.engine_options import Device
 from mosaic.core.workload import AnswerKind, Question
 from mosaic.engines.backend import EngineBackend
-from mosaic.engines.call_specs import RunContent, ServedExpert
 from mosaic.engines.endpoint import ENDPOINT_ENGINE, EndpointSettings
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.local_launcher import VLLM_ENGINE, LocalLauncher
+from mosaic.engines.requests import RunContent, ServedExpert
 from mosaic.engines.vllm_engines import make_vllm_backend
 from tests.engines.executor_runs import FAKE_ENGINE, OPTIONS
 from tests.engines.fake_server import FakeServer, prompt_of

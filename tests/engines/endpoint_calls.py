@@ -7,7 +7,7 @@ from mosaic.engines.engine import EngineSpec, Request
 
 def make_request(number, **changes):
     changes = {"prompt": f"question {number}", "seed": 1000 + number, "temperature": 0.7} | changes
-    return Request(number=number, **{"max_output_tokens": 4096, **changes})
+    return Request(key=number, **{"max_output_tokens": 4096, **changes})
 
 
 def some_requests(count):
@@ -28,7 +28,7 @@ def serve(engine, requests, *, until=None, kept=None, limit_s=60):
     deadline = time.monotonic() + limit_s
     while len(responses) < (len(requests) if until is None else until):
         for response in engine.step():
-            assert response.number not in responses, "told twice"
-            responses[response.number] = response
+            assert response.key not in responses, "told twice"
+            responses[response.key] = response
         assert time.monotonic() < deadline, f"{len(responses)} of {len(requests)} ended"
     return responses

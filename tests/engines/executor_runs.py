@@ -15,8 +15,8 @@ from mosaic.core.plan import Plan
 from mosaic.core.results import SERVED, CallRecord, RunResult
 from mosaic.core.workload import Call, CallKey
 from mosaic.engines.backend import EngineBackend
-from mosaic.engines.call_specs import RunContent
 from mosaic.engines.local_launcher import LocalLauncher
+from mosaic.engines.requests import RunContent
 from mosaic.engines.session_state import Patience
 from mosaic.engines.vllm_engines import make_vllm_backend
 from mosaic.runtime.controller import Controller

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from mosaic.engines.engine import Aborted, Generation
+from mosaic.engines.engine import Output
 
 STEP_S = 0.0005
 LONG_TOKENS = 400
@@ -84,19 +84,19 @@ class FakeEngine:
             return []
         while self.waiting and len(self.running) < self.spec.max_num_seqs:
             request = self.waiting.pop(0)
-            self.running[request.number] = [request, now, None, list(request.generated)]
+            self.running[request.key] = [request, now, None, list(request.generated)]
         if any("slow" in request.prompt for request, *_ in self.running.values()):
             time.sleep(0.01)
         finished = []
-        for number, (request, scheduled_ts, first_ts, tokens) in list(self.running.items()):
+        for key, (request, scheduled_ts, first_ts, tokens) in list(self.running.items()):
             tokens.append((request.seed >> len(tokens)) % 256)
-            self.running[number][2] = first_ts or time.monotonic()
+            self.running[key][2] = first_ts or time.monotonic()
             wanted = LONG_TOKENS if "long" in request.prompt else 1 + request.seed % 20
             wanted = request.output_tokens or wanted
             if len(tokens) == min(wanted, request.max_output_tokens):
                 if isinstance(request.prompt, str):
                     do_as_told(request.prompt, self.spec.settings.checkpoint)
-                del self.running[number]
+                del self.running[key]
                 says_when = request.output_tokens is None and len(tokens) == wanted
                 reason = "length" if len(tokens) == request.max_output_tokens and not says_when else "stop"
                 finished.append(self.response(request, scheduled_ts, first_ts or time.monotonic(), tokens, reason))
@@ -106,22 +106,19 @@ class FakeEngine:
         since_s = min((scheduled_ts for _, scheduled_ts, *_ in self.running.values()), default=-HOLD_S)
         return now < since_s + HOLD_S and (self.spec.settings.checkpoint / "hold").exists()
 
-    def response(self, request, scheduled_ts, first_ts, tokens, reason) -> Generation:
+    def response(self, request, scheduled_ts, first_ts, tokens, reason) -> Output:
         text = self.text(request)
         num_visible = len(text or "") if "narrow" in request.prompt else min(4, len(tokens))
-        return Generation(
-            number=request.number,
+        return Output(
+            key=request.key,
             token_ids=tuple(tokens),
             text=text,
             finish_reason=reason,
             prompt_tokens=len(request.prompt),
-            cached_tokens=0,
-            num_preemptions=0,
             scheduled_ts=scheduled_ts,
             first_token_ts=first_ts,
             last_token_ts=time.monotonic(),
             visible_tokens=None if text is None else num_visible,
-            thinking_opened=False,
         )
 
     def text(self, request) -> str | None:
@@ -132,13 +129,16 @@ class FakeEngine:
         return None
 
     def progress(self) -> dict[int, int]:
-        return {number: len(tokens) for number, (_, _, _, tokens) in self.running.items()}
+        return {key: len(tokens) for key, (_, _, _, tokens) in self.running.items()}
 
-    def abort(self, number: int) -> Aborted:
+    def abort(self, key) -> Output:
         for request in self.waiting:
-            if request.number == number:
+            if request.key == key:
                 self.waiting.remove(request)
-                return Aborted(len(request.prompt), request.generated, None, None)
-        request, scheduled_ts, first_ts, tokens = self.running.pop(number)
+                return Output(key, request.generated, prompt_tokens=len(request.prompt))
+        request, scheduled_ts, first_ts, tokens = self.running.pop(key)
         text = self.text(request)
-        return Aborted(len(request.prompt), tuple(tokens), scheduled_ts, first_ts, text, None if text is None else 1)
+        return Output(
+            key, tuple(tokens), text, prompt_tokens=len(request.prompt), scheduled_ts=scheduled_ts,
+            first_token_ts=first_ts, visible_tokens=None if text is None else 1,
+        )  # fmt: skip

@@ -23,7 +23,7 @@ from mosaic.engines.endpoint_client import Pace, Tries
 from mosaic.engines.endpoint_engine import is_device_lost, open_engine
 from mosaic.engines.endpoint_faults import fault_of
 from mosaic.engines.endpoint_messages import response_of
-from mosaic.engines.engine import Aborted
+from mosaic.engines.engine import Output
 from tests.engines.endpoint_calls import make_request, make_spec, serve, some_requests
 from tests.engines.fake_server import (
     DROP,
@@ -59,7 +59,7 @@ def opened(server, *, patience=QUICK, max_in_flight=64, context_tokens=32768, **
 
 
 def ask(behave, requests=REQUESTS, **changes):
-    """Serve requests on one server; gives the responses by number, and what the server got."""
+    """Serve requests on one server; gives the outputs by key, and what the server got."""
     with serving(FakeServer("A", behave)) as (server,), opened(server, **changes) as engine:
         return serve(engine, requests), server
 
@@ -81,10 +81,10 @@ def fatal(behave, requests=REQUESTS, **changes):
 def test_every_request_is_answered_once():
     before_ts = time.monotonic()
     responses, server = ask(None)
-    assert responses.keys() == {request.number for request in REQUESTS}
+    assert responses.keys() == {request.key for request in REQUESTS}
     assert set(server.prompts().values()) == {1}
     for request in REQUESTS:
-        response = responses[request.number]
+        response = responses[request.key]
         tokens = tokens_of(request.seed)
         assert (response.text, response.token_ids) == (text_of(request.seed), tuple(tokens))
         assert (response.output_tokens, response.visible_tokens) == (len(tokens), len(tokens))
@@ -132,7 +132,7 @@ def test_what_was_written_before_is_gone_on_from_where_a_server_can():
     assert responses[0].output_tokens == 3 + len(tokens_of(ids.seed))
     assert (responses[0].prompt_tokens, responses[0].text, responses[0].visible_tokens) == (7 - 3, None, None)
     chat = responses[1]
-    assert (chat.token_ids, chat.text) == (tuple(tokens_of(chat.number + 1000)), text_of(chat.number + 1000))
+    assert (chat.token_ids, chat.text) == (tuple(tokens_of(chat.key + 1000)), text_of(chat.key + 1000))
     responses, server = ask(None, [ids], is_vllm=False)
     assert server.posts[0][1]["prompt"] == [3, 1, 4], "without token ids in the reply the two parts cannot be joined"
     assert responses[0].text is not None
@@ -230,7 +230,7 @@ def test_what_may_pass_is_tried_again(answers):
 def test_a_call_is_scheduled_when_the_try_that_counts_is_sent():
     patience = replace(QUICK, first_wait_s=0.2)
     responses, _ = ask(first_time("question 3", (500, ERROR)), patience=patience)
-    others = [response.scheduled_ts for response in responses.values() if response.number != 3]
+    others = [response.scheduled_ts for response in responses.values() if response.key != 3]
     assert responses[3].scheduled_ts >= min(others) + 0.2
 
 
@@ -307,7 +307,7 @@ def test_a_call_that_cannot_be_served_fails_alone_with_its_cause(answer, tries, 
     assert responses[3].error.startswith(f"A at http://127.0.0.1:{server.port}/v1: {cause}")
     assert "\n" not in responses[3].error
     assert len(responses[3].error) <= 300
-    assert (responses[3].token_ids, responses[3].output_tokens, responses[3].num_retries) == ((), 0, tries - 1)
+    assert (responses[3].token_ids, responses[3].num_written, responses[3].num_retries) == ((), 0, tries - 1)
     assert server.prompts()["question 3"] == tries
     assert len(responses) == 20
 
@@ -380,10 +380,10 @@ def test_an_aborted_request_is_broken_off_at_once_and_the_others_go_on():
         assert 3 not in served
         gone = engine.abort(3)
         assert server.left.wait(10), "no further step may be needed"
-        assert gone._replace(scheduled_ts=None) == Aborted(None, (), None, None)
+        assert gone._replace(scheduled_ts=None) == Output(gone.key)
         assert before_ts < gone.scheduled_ts < time.monotonic()
         assert list(engine.step()) == []
-        assert serve(engine, [replace(REQUESTS[3], number=30)])[30].error is None
+        assert serve(engine, [replace(REQUESTS[3], key=30)])[30].error is None
 
 
 def test_a_request_can_be_aborted_before_it_was_sent_and_after_it_ended():
@@ -397,7 +397,7 @@ def test_a_request_can_be_aborted_before_it_was_sent_and_after_it_ended():
 
     with serving(FakeServer("A", behave)) as (server,), opened(server) as engine:
         engine.submit(make_request(30, prompt=(1, 2)))
-        assert engine.abort(30) == Aborted(2, (), None, None)
+        assert engine.abort(30) == Output(30, prompt_tokens=2)
         for request in REQUESTS:
             engine.submit(request)
         while len(server.posts) < 20:
@@ -405,7 +405,7 @@ def test_a_request_can_be_aborted_before_it_was_sent_and_after_it_ended():
         go.set()
         time.sleep(0.2)
         for request in reversed(REQUESTS):  # while the others are broken off, question 0 ends
-            assert engine.abort(request.number).scheduled_ts is not None
+            assert engine.abort(request.key).scheduled_ts is not None
         assert list(engine.step()) == []
 
 

@@ -185,11 +185,11 @@ def test_prompts_that_are_all_too_long_and_a_limit_that_is_too_high_make_no_bad_
 
 
 def test_another_session_goes_on_where_one_stopped(server):
-    (whole,) = [request for request in requests_of(token_ids) if request.number == 0]
+    (whole,) = [request for request in requests_of(token_ids) if request.key == 0]
     with opened(server) as engine:
         written = serve(engine, [whole])[0].token_ids
         assert len(written) > 4
-        rest = replace(whole, number=1, generated=written[:4])
+        rest = replace(whole, key=1, generated=written[:4])
         response = serve(engine, [rest])[1]
     assert response.token_ids == written, "it is greedy"
     assert (response.prompt_tokens, response.output_tokens) == (len(whole.prompt), len(written))
@@ -200,8 +200,8 @@ def test_aborted_calls_are_dropped_and_the_server_serves_on(server, own):
     with opened(server) as engine:
         responses = serve(engine, requests, until=1)
         for request in requests:
-            if request.number not in responses:
-                assert engine.abort(request.number).token_ids == ()
+            if request.key not in responses:
+                assert engine.abort(request.key).token_ids == ()
         assert told(serve(engine, requests[:1])[0]) == told(own["chat"][0])
 
 

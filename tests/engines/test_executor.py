@@ -18,8 +18,8 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey, Question
 from mosaic.engines.backend import EngineBackend
-from mosaic.engines.call_specs import RunContent, random_prompt, response_seed
 from mosaic.engines.local_launcher import LocalLauncher, cores_of_workers, gpus_of_workers
+from mosaic.engines.requests import RunContent, random_prompt, response_seed
 from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.runtime.journal import FILE_NAME, JournalError
 from mosaic.runtime.static_plan import execute

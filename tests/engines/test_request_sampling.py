@@ -6,11 +6,11 @@ import pytest
 
 from mosaic.core.chat import Chat, Message, Sampling
 from mosaic.core.workload import PROPOSE, Call, CallKey, Question
-from mosaic.engines.call_specs import RunContent, ServedExpert
 from mosaic.engines.endpoint import Endpoint
 from mosaic.engines.endpoint_messages import request_of
 from mosaic.engines.engine import Request
 from mosaic.engines.prompt_text import plain_text
+from mosaic.engines.requests import RunContent, ServedExpert
 from mosaic.engines.vllm_engine import VllmEngine
 from tests.factories import make_expert
 
@@ -22,7 +22,7 @@ SERVED = ServedExpert(expert=make_expert("A"), context_tokens=100, vocab_size=10
 def spec_of(sampling: Sampling | None, prompt: object = "Is 7 prime?"):
     question = Question(id="q", prompt_tokens=3, text="Is 7 prime?", sampling=sampling)
     content = RunContent(prompts=lambda call, inputs: prompt, questions={"q": question})
-    return content.spec(CALL, SERVED, {}, None)
+    return content.request(CALL, SERVED, {}, None)
 
 
 def test_without_sampling_of_its_own_a_request_is_as_its_expert_says():
@@ -57,7 +57,7 @@ def test_all_of_it_decides_the_response(sampling):
 
 def test_a_seed_gives_each_slot_a_draw_of_its_own():
     content = RunContent(prompts=lambda call, inputs: "x", sampling=lambda key: Sampling(seed=7))
-    seeds = [content.spec(Call(CallKey("q", PROPOSE, slot), "A", 10), SERVED, {}, None).seed for slot in (0, 1, 0)]
+    seeds = [content.request(Call(CallKey("q", PROPOSE, slot), "A", 10), SERVED, {}, None).seed for slot in (0, 1, 0)]
     assert seeds[0] == seeds[2] != seeds[1]
 
 
@@ -68,7 +68,7 @@ def test_another_chat_is_another_request():
 
 def make_request(prompt) -> Request:
     return Request(
-        number=0,
+        key=CallKey("q", PROPOSE, 0),
         prompt=prompt,
         seed=1,
         temperature=0.5,

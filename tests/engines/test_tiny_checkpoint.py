@@ -9,9 +9,9 @@ import pytest
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, Family
-from mosaic.engines.call_specs import RunContent
 from mosaic.engines.checkpoints import MANIFEST, check_checkpoint
 from mosaic.engines.local_launcher import VLLM_ENGINE
+from mosaic.engines.requests import RunContent
 from mosaic.engines.vllm_engines import make_vllm_backend
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.runtime.static_plan import execute

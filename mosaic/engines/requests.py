@@ -15,8 +15,7 @@ from mosaic.core.errors import BackendError
 from mosaic.core.realization import Outcome, Outcomes
 from mosaic.core.results import CallRecord, CallStatus, Inputs
 from mosaic.core.workload import Call, CallKey, Expert, Question
-from mosaic.engines.engine import MORE_ROOM, EngineSpec, Prompt
-from mosaic.engines.messages import CallSpec
+from mosaic.engines.engine import MORE_ROOM, EngineSpec, Prompt, Request
 
 Prompts: TypeAlias = Callable[[Call, Inputs], Prompt]
 """Gives what an expert reads for a call, and for what the calls said that it comes after."""
@@ -95,7 +94,7 @@ class RunContent:
         """Tell what is to come of a call where so much of the KV cache is read; None: the model decides."""
         return None if self.outcomes is None else self.outcomes(call, inputs).with_kv_budget(kv_budget_tokens)
 
-    def spec(self, call: Call, served: ServedExpert, inputs: Inputs, outcome: Outcome | None) -> CallSpec:
+    def request(self, call: Call, served: ServedExpert, inputs: Inputs, outcome: Outcome | None) -> Request:
         """Say what an engine is asked for a call.
 
         Raises
@@ -128,7 +127,7 @@ class RunContent:
             asked.append(asked_for.engine_values)
         if self.with_confidence:
             asked.append("with confidence")  # a journal without it would not do
-        return CallSpec(
+        return Request(
             key=call.key,
             fingerprint=f"{_digest(served.decides)}-{_digest(asked)}",
             prompt=prompt,
@@ -141,7 +140,7 @@ class RunContent:
             with_confidence=self.with_confidence,
         )
 
-    def prefill(self, call: Call, served: ServedExpert, inputs: Inputs) -> CallSpec | None:
+    def prefill(self, call: Call, served: ServedExpert, inputs: Inputs) -> Request | None:
         """Say what an engine is asked to prefill ahead of a call; None: it is not known."""
         expert, asked_for = served.expert, self._sampling(call.key)
         seed = response_seed(self.root_seed if asked_for.seed is None else asked_for.seed, call.key)
@@ -152,15 +151,14 @@ class RunContent:
             prompt = random_prompt(call, seed, served.vocab_size)
         else:
             return None
-        return CallSpec(
+        return Request(
             key=call.key,
-            fingerprint="",
             prompt=prompt,
             prompt_tokens=call.prompt_tokens,
             seed=seed,
             temperature=expert.temperature,
             max_output_tokens=1,
-            output_tokens=None,
+            is_beginning=True,
         )
 
     def _sampling(self, key: CallKey) -> Sampling:

@@ -7,19 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from mosaic.core.commands import Cancel, Close, Cut, Move
 from mosaic.core.engine_options import EngineOptions, ModelLoading
+from mosaic.core.events import Finished, Prefilled, Progress, Ready
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import PROPOSE, CallKey
-from mosaic.engines.engine import EngineSpec
-from mosaic.engines.messages import Abort, Alive, CallSpec, Finish, Limit, Returned, Run, Serve
+from mosaic.engines.engine import EngineSpec, Output, Request
+from mosaic.engines.messages import Serve
 from mosaic.engines.prompt_text import opens_thinking
-from mosaic.engines.session_service import SessionService
+from mosaic.engines.serving import SessionService
 from mosaic.engines.vllm_engine import engine_arguments, is_device_lost
 from mosaic.engines.vllm_engines import VllmSettings
 from mosaic.engines.worker import Sender
-from mosaic.runtime.journal_records import ClosedSession, EndedCall, OpenedSession
+from mosaic.runtime.journal_records import ClosedSession
 from tests.engines.executor_runs import CPU
 from tests.engines.fake_engine import FakeEngine
+from tests.factories import make_session
 
 CPU_OPTIONS = EngineOptions(max_num_seqs=2, block_size=32, kv_cache_memory_bytes=64 * 2**20, loading=CPU)
 CPU_SETTINGS = VllmSettings(
@@ -29,15 +32,17 @@ CPU_SETTINGS = VllmSettings(
 SPEC = EngineSpec(expert="A", num_workers=1, context_tokens=512, max_num_seqs=2, settings=CPU_SETTINGS)
 
 
-def make_spec(slot: int, *, output_tokens: int = 3, prompt: str = "x", queued_ts: float = 0.0, **changes) -> CallSpec:
-    return CallSpec(
+def make_request(
+    slot: int, *, output_tokens: int | None = 3, prompt: str = "x", queued_ts: float = 0.0, **changes
+) -> Request:
+    return Request(
         key=CallKey("q", PROPOSE, slot), fingerprint=f"f{slot}", prompt=prompt, prompt_tokens=7, seed=slot,
-        temperature=0.7, max_output_tokens=48, output_tokens=output_tokens, queued_ts=queued_ts, **changes,
+        temperature=0.7, output_tokens=output_tokens, queued_ts=queued_ts, **({"max_output_tokens": 48} | changes),
     )  # fmt: skip
 
 
 def make_serve(*, is_resident: bool = False) -> Serve:
-    return Serve(session=4, node=PROPOSE, expert="A", workers=(1,), load_start_ts=0.25, is_resident=is_resident)
+    return Serve(session=make_session(4, expert="A", workers=(1,)), load_start_ts=0.25, is_resident=is_resident)
 
 
 class Script:
@@ -57,12 +62,12 @@ class Script:
         return getattr(self.engine, name)
 
 
-def serve(*calls: CallSpec, later=(), is_resident: bool = False):
+def serve(*requests: Request, later=(), is_resident: bool = False):
     """Serve a session whose run began a second ago; ``later`` has messages by the number of the step they follow."""
     ours, theirs = Pipe()
-    ours.send(Run(calls))
+    ours.send(requests)
     if not later:
-        ours.send(Finish())
+        ours.send(Close(4))
     said = []
     engine = Script(FakeEngine(SPEC), ours.send, later)
     SessionService(make_serve(is_resident=is_resident), engine, said.append, theirs, time.monotonic() - 1.0).run()
@@ -70,42 +75,41 @@ def serve(*calls: CallSpec, later=(), is_resident: bool = False):
 
 
 def ended(said) -> dict[int, CallRecord]:
-    return {entry.record.key.slot: entry.record for entry in said if isinstance(entry, EndedCall)}
+    return {event.record.key.slot: event.record for event in said if isinstance(event, Finished)}
 
 
 def test_a_session_is_opened_served_and_closed_in_this_order():
-    said = serve(*(make_spec(slot, attempt=2) for slot in range(6)))
+    said = serve(*(make_request(slot, attempt=2) for slot in range(6)))
     opened, closed = said[0], said[-1]
-    assert isinstance(opened, OpenedSession)
+    assert isinstance(opened, Ready)
     assert isinstance(closed, ClosedSession)
-    assert (opened.session, opened.load_start_ts, closed.session) == (4, 0.25, 4)
-    assert opened.start_ts == pytest.approx(0.25 + opened.load_s)
-    assert opened.start_ts >= 1.0
+    assert (opened.session, closed.session) == (4, 4)
+    assert opened.ts >= 1.0
     assert closed.cpu_s > 0
     records = ended(said)
     assert sorted(records) == list(range(6))
     for slot, record in records.items():
         assert (record.output_tokens, record.status, record.session) == (3, CallStatus.FINISHED, 4)
         assert (record.attempt, record.response.fingerprint, record.workers) == (2, f"f{slot}", (1,))
-        assert opened.start_ts == record.queued_ts <= record.admitted_ts <= record.first_token_ts <= record.finished_ts
+        assert opened.ts == record.queued_ts <= record.admitted_ts <= record.first_token_ts <= record.finished_ts
     assert closed.end_ts >= max(record.finished_ts for record in records.values())
 
 
 def test_a_session_of_an_expert_that_stayed_starts_where_its_workers_became_free():
-    said = serve(make_spec(0), is_resident=True)
-    assert (said[0].load_start_ts, said[0].load_s, said[0].start_ts) == (0.25, 0.0, 0.25)
+    said = serve(make_request(0), is_resident=True)
+    assert said[0] == Ready(0.25, 4)
     assert ended(said)[0].queued_ts == 0.25
 
 
 def test_a_call_is_queued_when_it_came_or_the_session_starts():
-    said = serve(make_spec(0, queued_ts=1.0001), make_spec(1, queued_ts=0.5))
+    said = serve(make_request(0, queued_ts=1.0001), make_request(1, queued_ts=0.5))
     assert {slot: record.queued_ts for slot, record in ended(said).items()} == {
-        0: max(1.0001, said[0].start_ts), 1: said[0].start_ts,
+        0: max(1.0001, said[0].ts), 1: said[0].ts,
     }  # fmt: skip
 
 
 def test_a_call_that_the_engine_refuses_fails_and_the_others_finish():
-    records = ended(serve(make_spec(0), make_spec(1, prompt="refuse"), make_spec(2)))
+    records = ended(serve(make_request(0), make_request(1, prompt="refuse"), make_request(2)))
     assert records[1].status is CallStatus.FAILED
     assert records[1].response.error == "prompt must be one that the engine likes"
     assert (records[1].prompt_tokens, records[1].output_tokens) == (7, 0)
@@ -113,15 +117,15 @@ def test_a_call_that_the_engine_refuses_fails_and_the_others_finish():
 
 
 def test_a_session_takes_calls_until_it_has_all():
-    later = {2: [Run((make_spec(1),))], 4: [Run((make_spec(2), make_spec(3))), Finish()]}
-    assert sorted(ended(serve(make_spec(0, output_tokens=40), later=later))) == [0, 1, 2, 3]
+    later = {2: [(make_request(1),)], 4: [(make_request(2), make_request(3)), Close(4)]}
+    assert sorted(ended(serve(make_request(0, output_tokens=40), later=later))) == [0, 1, 2, 3]
 
 
 def test_calls_are_cancelled_where_they_run_or_wait_in_the_engine():
-    calls = [make_spec(slot, output_tokens=30, wasted_tokens=5) for slot in range(3)]
+    calls = [make_request(slot, output_tokens=30, wasted_tokens=5) for slot in range(3)]
     elsewhere = CallKey("elsewhere", PROPOSE, 0)
-    keys = (calls[0].key, calls[2].key, make_spec(9).key, elsewhere)
-    said = serve(*calls, later={6: [*(Abort(key, is_moved=False) for key in keys), Finish()]})
+    keys = (calls[0].key, calls[2].key, make_request(9).key, elsewhere)
+    said = serve(*calls, later={6: [*map(Cancel, keys), Close(4)]})
     records = ended(said)
     running, waiting = records[0], records[2]
     assert (running.status, waiting.status, records[1].status) == ("cancelled", "cancelled", "finished")
@@ -130,9 +134,9 @@ def test_calls_are_cancelled_where_they_run_or_wait_in_the_engine():
 
 
 def test_a_call_is_cut_once_it_has_written_so_many_tokens():
-    calls = [make_spec(0, output_tokens=40), make_spec(1, output_tokens=5), make_spec(2, output_tokens=40)]
+    calls = [make_request(0, output_tokens=40), make_request(1, output_tokens=5), make_request(2, output_tokens=40)]
     calls[2] = replace(calls[2], cut_tokens=7)
-    records = ended(serve(*calls, later={2: [Limit(calls[0].key, 10), Limit(calls[1].key, 10), Finish()]}))
+    records = ended(serve(*calls, later={2: [Cut(calls[0].key, 10), Cut(calls[1].key, 10), Close(4)]}))
     assert {slot: (record.output_tokens, record.response.finish_reason) for slot, record in records.items()} == {
         0: (10, "cut"), 1: (5, "stop"), 2: (7, "cut"),
     }  # fmt: skip
@@ -142,27 +146,26 @@ def test_a_call_is_cut_once_it_has_written_so_many_tokens():
 
 
 def test_a_call_that_has_written_more_than_it_may_is_cut_at_once():
-    calls = make_spec(0, output_tokens=40), make_spec(1, output_tokens=9)
-    records = ended(serve(*calls, later={6: [Limit(calls[0].key, 2), Finish()]}))
+    calls = make_request(0, output_tokens=40), make_request(1, output_tokens=9)
+    records = ended(serve(*calls, later={6: [Cut(calls[0].key, 2), Close(4)]}))
     assert 6 <= records[0].output_tokens <= 8
 
 
 def test_a_call_that_moves_takes_along_what_it_wrote_and_says_the_same():
-    call, other = make_spec(0, output_tokens=20), make_spec(1, output_tokens=30)
+    call, other = make_request(0, output_tokens=20), make_request(1, output_tokens=30)
     whole = ended(serve(call))[0].response.token_ids
-    said = serve(call, other, later={8: [Abort(call.key, is_moved=True), Finish()]})
-    (returned,) = [message for message in said if isinstance(message, Returned)]
+    said = serve(call, other, later={8: [Move(call.key, 5), Close(4)]})
+    (output,) = [message for message in said if isinstance(message, Output)]
     assert sorted(ended(said)) == [1]
-    assert (returned.session, returned.key, returned.generated) == (4, call.key, whole[:8])
-    assert returned.num_computed == 1 + 8 - 1
-    record = ended(serve(replace(call, generated=returned.generated, wasted_tokens=8, attempt=1)))[0]
+    assert (output.key, output.token_ids, output.prompt_tokens, output.finish_reason) == (call.key, whole[:8], 1, None)
+    record = ended(serve(replace(call, generated=output.token_ids, wasted_tokens=8, attempt=1)))[0]
     assert (record.response.token_ids, record.output_tokens) == (whole, 20)
     assert (record.wasted_tokens, record.attempt) == (8, 1)
 
 
 def test_a_long_session_says_that_it_lives_and_what_it_has_written():
-    said = serve(*(make_spec(slot, output_tokens=40, prompt="slow") for slot in range(4)))
-    alive = [message for message in said if isinstance(message, Alive)]
+    said = serve(*(make_request(slot, output_tokens=40, prompt="slow") for slot in range(4)))
+    alive = [message for message in said if isinstance(message, Progress)]
     assert len(alive) >= 2
     assert {message.session for message in alive} == {4}
     seen = [tokens for message in alive for tokens in message.tokens.values()]
@@ -176,18 +179,18 @@ def test_an_idle_session_says_that_it_lives():
     def tell(message):
         said.append(message)
         if len(said) == 3:
-            ours.send(Finish())
+            ours.send(Close(4))
 
     SessionService(make_serve(), FakeEngine(SPEC), tell, theirs, time.monotonic()).run()
-    assert [message.tokens for message in said if isinstance(message, Alive)][:2] == [{}, {}]
+    assert [message.tokens for message in said if isinstance(message, Progress)][:2] == [{}, {}]
 
 
 def test_a_worker_never_waits_for_its_driver_to_read():
     ours, theirs = Pipe()
     sender = Sender(theirs)
     said = [
-        *serve(*(make_spec(slot) for slot in range(5))),
-        *(Returned(4, CallKey("q", PROPOSE, slot), (), 0) for slot in range(20_000)),
+        *serve(*(make_request(slot) for slot in range(5))),
+        *(Output(CallKey("q", PROPOSE, slot)) for slot in range(20_000)),
     ]
     for message in said:
         sender.send(message)  # more than a pipe holds
@@ -196,6 +199,52 @@ def test_a_worker_never_waits_for_its_driver_to_read():
         heard += ours.recv()
     sender.finish()
     assert heard == said
+
+
+def prefills(said):
+    return [event.record for event in said if isinstance(event, Prefilled)]
+
+
+def beginning(slot: int, prompt: str):
+    return (make_request(slot, output_tokens=None, prompt=prompt, is_beginning=True, max_output_tokens=1),)
+
+
+def test_a_beginning_is_read_and_is_no_call():
+    said = serve(make_request(0, output_tokens=40), later={2: [beginning(7, "abc")], 12: [Close(4)]})
+    (record,) = prefills(said)
+    assert (record.key.slot, record.prompt_tokens, record.computed_tokens, record.session) == (7, 3, 3, 4)
+    assert 1.0 < record.queued_ts <= record.finished_ts
+    assert list(ended(said)) == [0]
+
+
+def test_the_call_takes_the_place_of_its_beginning():
+    call = make_request(7)
+    said = serve(make_request(0, output_tokens=40), later={2: [beginning(7, "abc"), (call,), Close(4)]})
+    (record,) = prefills(said)
+    assert (record.prompt_tokens, record.computed_tokens) == (3, 0), "it had not been started"
+    assert ended(said)[7].output_tokens == 3
+
+
+def test_a_longer_beginning_takes_the_place_of_a_shorter_one():
+    said = serve(
+        make_request(0, output_tokens=40),
+        later={2: [beginning(7, "abc"), beginning(7, "abcdef"), beginning(8, "ab")], 20: [Close(4)]},
+    )
+    assert [(record.key.slot, record.prompt_tokens, record.computed_tokens) for record in prefills(said)] == [
+        (7, 3, 0), (7, 6, 6), (8, 2, 2),
+    ]  # fmt: skip
+
+
+def test_what_the_engine_refuses_is_left_to_the_call():
+    said = serve(make_request(0, output_tokens=20), later={2: [beginning(7, "refuse")], 8: [Close(4)]})
+    assert prefills(said) == []
+    assert list(ended(said)) == [0]
+
+
+def test_a_session_does_not_wait_for_what_nobody_will_read():
+    said = serve(make_request(0, output_tokens=3), later={2: [beginning(7, "abc"), beginning(8, "ab"), Close(4)]})
+    assert isinstance(said[-1], ClosedSession)
+    assert [record.key.slot for record in prefills(said)] in ([7, 8], [8, 7])
 
 
 def test_cpu_engines_read_prompts_whole_and_need_no_gpu_arguments():
