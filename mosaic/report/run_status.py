@@ -270,7 +270,7 @@ class RunStatus:
         view = self._view
         assert view is not None, "it is told again"
         self._is_resuming = False
-        lines = [f"{self.title}: {self.num_ended:,} of them had ended"] if self.num_ended else []
+        lines = [f"{self.title}: {self.num_ended:,} calls had ended"] if self.num_ended else []
         for number in self._untold:
             if number not in view.ended and self._is_needed(number, view):
                 self._progress[number].is_news = True

@@ -198,5 +198,6 @@ def test_metrics_have_vllm_s_names(models: list[str], tmp_path: Path) -> None:
         host = ("--metrics-host", "127.0.0.2")
         assert run_mosaic("batch", path, *models, "--metrics-port", "0", *host).status == 0
     assert "# TYPE vllm:num_requests_running gauge" in seen[-1]
+    assert 'mosaic:phase{phase="calls"} 1' in seen[-1]
     last = dict(line.rsplit(" ", 1) for line in seen[-1].splitlines() if not line.startswith("#"))
     assert sum(int(count) for name, count in last.items() if name.startswith("vllm:request_success_total")) > 60

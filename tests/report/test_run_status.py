@@ -202,7 +202,7 @@ def test_what_had_ended_is_counted_and_not_shown_as_if_it_happened_now(status, r
     assert status.describe() == "calls: 5 of 6 calls (83%) after 50 s, 1 loading"
     clock.now += 55
     assert run.tell(Ready(55.0, 1)) == [
-        "calls: 5 of them had ended", "worker 0: loading B (session 1, 1 of 4 calls left)"
+        "calls: 5 calls had ended", "worker 0: loading B (session 1, 1 of 4 calls left)"
     ]  # fmt: skip
     clock.now += 5
     run.finish(1, second[3:])
