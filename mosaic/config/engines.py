@@ -25,7 +25,7 @@ from mosaic.engines.problems import key_problems, loading_problems
 from mosaic.engines.ray_cluster import RayCluster, Room
 from mosaic.engines.remote_launcher import RemoteLauncher
 from mosaic.engines.requests import RunContent
-from mosaic.engines.session_state import Patience
+from mosaic.engines.sessions import Patience
 from mosaic.engines.site import EngineSite, Replayed
 from mosaic.engines.token_embeddings import TokenEmbeddings
 from mosaic.engines.vllm_engines import VllmEngines

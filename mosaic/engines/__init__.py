@@ -4,7 +4,7 @@ from mosaic.core.engine_options import EngineOptions
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.requests import Prompts, RunContent
-from mosaic.engines.session_state import Patience
+from mosaic.engines.sessions import Patience
 from mosaic.engines.vllm_engines import make_vllm_backend
 
 __all__ = [

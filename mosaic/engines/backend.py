@@ -17,11 +17,11 @@ from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, PrefillRecord, inputs_of
 from mosaic.core.workload import CallKey, Expert, ExpertName
+from mosaic.engines.calls import CallState
 from mosaic.engines.executor import Executor
 from mosaic.engines.launcher import Launcher
 from mosaic.engines.requests import Engines, RunContent, ServedExpert, is_of_same_engine
-from mosaic.engines.session_state import CallState, Patience, SessionState
-from mosaic.engines.worker_book import WorkerBook
+from mosaic.engines.sessions import Patience, SessionState, WorkerBook
 from mosaic.runtime.journal import make_folder
 from mosaic.runtime.journal_records import NO_SESSION, Journal
 

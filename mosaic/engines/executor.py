@@ -11,15 +11,28 @@ from mosaic.core.events import Closed, Event, Finished, Idle, Joined, Lost, Pref
 from mosaic.core.plan import Session
 from mosaic.core.results import SERVED, CallRecord, CallStatus
 from mosaic.core.workload import ExpertName
-from mosaic.engines.call_book import CallBook
+from mosaic.engines.calls import CallBook, CallState
 from mosaic.engines.engine import EngineSpec, Output
 from mosaic.engines.launcher import Launcher
 from mosaic.engines.local_launcher import output_of
 from mosaic.engines.messages import Exited, Failure, Gone, Serve
-from mosaic.engines.outages import is_by_a_call, note_outage
-from mosaic.engines.session_order import can_move, fair_share, is_wanted, may_start, next_changes, why_stuck
-from mosaic.engines.session_state import MAX_ISOLATED, CallState, Patience, Phase, SessionState, Stage, WorkerProcess
-from mosaic.engines.worker_book import WorkerBook
+from mosaic.engines.sessions import (
+    MAX_ISOLATED,
+    Patience,
+    Phase,
+    SessionState,
+    Stage,
+    WorkerBook,
+    WorkerProcess,
+    can_move,
+    fair_share,
+    is_by_a_call,
+    is_wanted,
+    may_start,
+    next_changes,
+    note_outage,
+    why_stuck,
+)
 from mosaic.engines.worker_pool import Heard, WorkerPool
 from mosaic.runtime.journal_records import ClosedSession, EndedPrefill, Journal
 

@@ -22,7 +22,7 @@ from mosaic.engines.checkpoints import (
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.launcher import Launcher
 from mosaic.engines.requests import RunContent, ServedExpert
-from mosaic.engines.session_state import Patience
+from mosaic.engines.sessions import Patience
 from mosaic.engines.sparse_attention import UnstableHeads, read_heads, spread_heads
 
 

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from mosaic.core.errors import BackendError
 from mosaic.engines.launcher import Channel, Launcher
 from mosaic.engines.messages import Exited, Failure, FromWorker, Gone, Load, Quit, There
-from mosaic.engines.session_state import Patience, Phase, SessionState, WorkerProcess
+from mosaic.engines.sessions import Patience, Phase, SessionState, WorkerProcess
 
 Heard: TypeAlias = FromWorker | Exited
 

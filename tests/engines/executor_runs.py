@@ -17,7 +17,7 @@ from mosaic.core.workload import Call, CallKey
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.requests import RunContent
-from mosaic.engines.session_state import Patience
+from mosaic.engines.sessions import Patience
 from mosaic.engines.vllm_engines import make_vllm_backend
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.journal_records import EndedCall, JournalState, read_entries, read_journal

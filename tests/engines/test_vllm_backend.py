@@ -18,7 +18,7 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.engines.checkpoints import CheckpointError, write_manifest
 from mosaic.engines.local_launcher import VLLM_ENGINE
-from mosaic.engines.session_state import Patience
+from mosaic.engines.sessions import Patience
 from mosaic.runtime.loop import drive
 from tests.controllers import Reactor
 from tests.engines.executor_runs import (

@@ -2,15 +2,35 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from mosaic.core.commands import Cancel, Cut, Move
 from mosaic.core.results import CallRecord, CallStatus, Response
-from mosaic.core.workload import CallKey, ExpertName
-from mosaic.engines.call_queue import CallQueue
+from mosaic.core.workload import Call, CallKey, ExpertName
 from mosaic.engines.engine import Output, Request
-from mosaic.engines.session_state import CallState, SessionState
+from mosaic.engines.sessions import CallQueue, SessionState
 from mosaic.runtime.journal_records import NO_SESSION
+
+
+@dataclass(slots=True, kw_only=True)
+class CallState:
+    """A call that was submitted and has not ended."""
+
+    call: Call
+    request: Request
+    to: int | ExpertName
+    """The session or the expert's queue that it was last sent to."""
+    rank: tuple[int, int]
+    """Its priority, and its number among all calls."""
+    queue: CallQueue | None = None
+    """Where it waits; None: a process has it."""
+    holder: int | None = None
+    """The session whose process has it."""
+    is_cancelled: bool = False
+    """Its process was told to drop it."""
+    is_moving: bool = False
+    """Its process was told to give it back; then it goes where it was sent."""
+    num_moves: int = 0
 
 
 class CallBook:
