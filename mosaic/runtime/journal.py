@@ -77,7 +77,7 @@ def lines_of(path: Path) -> Iterator[bytes | None]:
     """Go over a log's records, one in memory at a time; None: a line that is not whole. No file, no records."""
     try:
         file = path.open("rb")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     with file:
         for line in file:

@@ -36,7 +36,7 @@ def outcome(call, inputs) -> Outcome:
 @contextmanager
 def raw_vllm(folder: Path, expert, calls):
     served, content = VllmEngines(options=SETTINGS, with_tokenizer=False), RunContent(outcomes=outcome)
-    jobs = [content.spec(call, served.served(expert), {}, outcome(call, {})) for call in calls]
+    jobs = [content.request(call, served.served(expert), {}, outcome(call, {})) for call in calls]
     path = folder / "jobs.pickle"
     path.write_bytes(pickle.dumps((served.spec(expert, make_cluster(1).workers), jobs)))
     core = min(os.sched_getaffinity(0))
