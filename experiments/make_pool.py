@@ -24,9 +24,9 @@ import typer
 from experiments.tiny_pool.checkpoint import (
     MANIFEST,
     file_digest,
+    json_bytes,
     read_manifest,
     remove_unfinished,
-    write_json_whole,
 )
 from experiments.tiny_pool.jobs import (
     TEMPERATURE,
@@ -41,12 +41,12 @@ from experiments.tiny_pool.jobs import (
 from experiments.tiny_pool.prompts import JUDGE, MAX_OUTPUT_TOKENS, judge_prompt
 from experiments.tiny_pool.questions import Part, TinyQuestion, draw_questions
 from experiments.tiny_pool.responses import EXPERTS
-from experiments.tiny_pool.table import describe_pool
 from experiments.tiny_pool.trials import (
     Answered,
     Slot,
     best_routed,
     compare_routed,
+    describe_pool,
     heard,
     length_summary,
     make_cases,
@@ -59,6 +59,7 @@ from mosaic.config.errors import exit_with_message
 from mosaic.core.workload import ExpertName
 from mosaic.engines.checkpoints import MANIFEST as CHECKSUMS
 from mosaic.pipelines.prompts import expert_prompt
+from mosaic.report.run_folder import write_file
 from mosaic.workloads.routing import SkillProfiles
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "checkpoints" / "tiny"
@@ -94,7 +95,7 @@ def make_pool(out: Path, settings: PoolSettings) -> dict[str, Any]:
         "results": results,
         "versions": versions(),
     }
-    write_json_whole(out / MANIFEST, manifest)
+    write_file(out, MANIFEST, json_bytes(manifest))
     return manifest
 
 
@@ -121,7 +122,7 @@ def _make(out: Path, settings: PoolSettings, workers: ProcessPoolExecutor) -> di
     said = {name: [panel.ask(name, lessons), panel.ask(name, lessons)] for name in NAMES}
     calibrated = {name: panel.ask(name, calibration) for name in NAMES}
     profiles = measure_profiles(calibration, {name: future.result() for name, future in calibrated.items()})
-    write_json_whole(out / SKILL_PROFILES, profiles.scores)
+    write_file(out, SKILL_PROFILES, json_bytes(profiles.scores))
     print(f"skills measured on {len(calibration)} questions: {out / SKILL_PROFILES}", flush=True)
     cases = make_cases(lessons, {name: [future.result() for future in both] for name, both in said.items()})
     judge = workers.submit(train_judge, out, settings, profiles, cases)

@@ -16,6 +16,7 @@ from experiments.tiny_pool.tokenizer import write_tokenizer
 from mosaic.core.errors import BackendError
 from mosaic.engines.checkpoints import MANIFEST as CHECKSUMS
 from mosaic.engines.checkpoints import check_checkpoint, write_manifest
+from mosaic.report.run_folder import write_file
 
 MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished-"
@@ -26,7 +27,7 @@ def write_checkpoint(folder: Path, model: LlamaForCausalLM, manifest: Mapping[st
     with appearing(folder) as draft:
         model.save_pretrained(draft)
         write_tokenizer(draft, model.config.max_position_embeddings)
-        _write_json(draft / MANIFEST, manifest)
+        write_file(draft, MANIFEST, json_bytes(manifest))
         write_manifest(draft)
 
 
@@ -64,19 +65,11 @@ def remove_unfinished(pool: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
 
 
-def write_json_whole(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a file that is either the old one or the new one, whenever the process is killed."""
-    draft = path.with_name(f"{_UNFINISHED}{path.name}")
-    _write_json(draft, value)
-    with draft.open("rb") as stream:
-        os.fsync(stream.fileno())
-    draft.replace(path)
-
-
 def file_digest(file: Path) -> str:
     """Return the SHA-256 of a file."""
     return sha256(file.read_bytes()).hexdigest()
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Write JSON, a key a line."""
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

@@ -12,7 +12,7 @@ from itertools import islice
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import torch
 import transformers
@@ -20,27 +20,30 @@ from transformers import LlamaForCausalLM
 from transformers.utils import logging
 
 from experiments.tiny_pool.checkpoint import read_manifest, write_checkpoint
-from experiments.tiny_pool.lessons import (
-    ALONE_STEPS_FRAC,
-    JUDGE_TRAINING,
-    TRAININGS,
-    Case,
-    expert_lessons,
-    judge_lessons,
-)
 from experiments.tiny_pool.model import generate
 from experiments.tiny_pool.prompts import CONTEXT_TOKENS, JUDGE, MAX_OUTPUT_TOKENS, SHAPE
 from experiments.tiny_pool.questions import Part, Skill, draw_questions
 from experiments.tiny_pool.responses import EXPERTS, TinyExpert, write_response
 from experiments.tiny_pool.tokenizer import decode, encode_chat
-from experiments.tiny_pool.training import Lesson, Training, train
+from experiments.tiny_pool.training import (
+    ALONE_STEPS_FRAC,
+    JUDGE_TRAINING,
+    TRAININGS,
+    Case,
+    Lesson,
+    Training,
+    expert_lessons,
+    judge_lessons,
+    train,
+)
 from experiments.tiny_pool.trials import NUM_SLOTS, Answered, make_cases, shares_right
 from experiments.tiny_pool.workload import counted
-from mosaic.core.checks import require_count
+from mosaic.core.checks import AtLeast0, AtLeast1, Limit, check_fields
 from mosaic.core.workload import ExpertName
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.workloads.routing import Router, SkillProfiles
 
+AtLeast3: TypeAlias = Annotated[int, Limit(at_least=3)]
 TEMPERATURE = 0.7
 """At which the pool is run, and its skills are measured."""
 _NUM_DIGESTED = 256
@@ -52,22 +55,18 @@ _WATCH_S = 1.0
 class PoolSettings:
     """All that decides a pool, beside the texts that it is taught."""
 
-    seed: int = 0
-    max_steps: int | None = None
+    seed: AtLeast0 = 0
+    max_steps: AtLeast1 | None = None
     """Of each training, for a first try; None: as many as it takes."""
-    num_calibration: int = 600
+    num_calibration: AtLeast3 = 600
     """Questions that measure the skills."""
-    num_cases: int = 1500
+    num_cases: AtLeast3 = 1500
     """Training questions that the experts answer for the aggregator to learn from, twice each."""
-    num_test: int = 2100
+    num_test: AtLeast3 = 2100
     """Questions of the final table."""
 
     def __post_init__(self) -> None:
-        require_count(self.seed, "seed")
-        if self.max_steps is not None:
-            require_count(self.max_steps, "max_steps", at_least=1)
-        for name in ("num_calibration", "num_cases", "num_test"):
-            require_count(getattr(self, name), name, at_least=3)
+        check_fields(self, "")
 
     def limited(self, training: Training) -> Training:
         """Shorten a training to the most steps."""

@@ -1,8 +1,8 @@
-"""Trains one model of the tiny pool: fixed steps, a fixed seed, one thread."""
+"""Trains one model of the tiny pool: fixed steps, a fixed seed, one thread; and the endless lessons it learns from."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from random import Random
 from typing import NamedTuple, TypeAlias
 
@@ -12,8 +12,16 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 
 from experiments.tiny_pool.model import new_model
-from experiments.tiny_pool.tokenizer import PAD_ID, encode
-from mosaic.core.checks import require, require_count
+from experiments.tiny_pool.prompts import JUDGE, judge_prompt
+from experiments.tiny_pool.questions import SKILLS, Part, Skill, TinyQuestion, draw_question
+from experiments.tiny_pool.responses import Rule, TinyExpert, work_out, write_response
+from experiments.tiny_pool.tokenizer import END_ID, PAD_ID, encode, encode_chat
+from experiments.tiny_pool.workload import counted
+from mosaic.core.checks import AtLeast0, AtLeast1, check_fields, require
+from mosaic.core.workload import ExpertName, Family
+from mosaic.pipelines.aggregation import Response
+from mosaic.pipelines.prompts import expert_prompt
+from mosaic.workloads.routing import Router
 
 Report: TypeAlias = Callable[[int, float], None]
 """Told the steps done and the mean loss since it was last told."""
@@ -35,12 +43,12 @@ class Lesson(NamedTuple):
 class Training:
     """How a model is trained."""
 
-    num_steps: int
-    num_opening_steps: int = 0
+    num_steps: AtLeast1
+    num_opening_steps: AtLeast0 = 0
     """Steps, at first, that end an output after ``opening_tokens``: the work comes first and is most of what there is
     to learn, and whatever repeats it makes a step expensive."""
     opening_tokens: int = 40
-    batch: int = 32
+    batch: AtLeast1 = 32
     learning_rate: float = 2e-3
     weight_decay: float = 0.3
     """So strong that a model finds the rule of a sum instead of remembering the sums it saw."""
@@ -51,9 +59,7 @@ class Training:
     """Of the answer's letter in the loss."""
 
     def __post_init__(self) -> None:
-        require_count(self.num_steps, "training.num_steps", at_least=1)
-        require_count(self.num_opening_steps, "training.num_opening_steps")
-        require_count(self.batch, "training.batch", at_least=1)
+        check_fields(self, "training.")
         rule = f"at most num_steps={self.num_steps}"
         require(self.num_opening_steps <= self.num_steps, "training.num_opening_steps", rule, self.num_opening_steps)
 
@@ -129,3 +135,77 @@ def _tensors(lessons: Sequence[Lesson]) -> tuple[Tensor, Tensor]:
         ids[row, :length] = torch.tensor([*prompt, *output[:-1]])
         targets[row, len(prompt) - 1 : length] = torch.tensor(output)
     return ids, targets
+
+
+SKILL_WEIGHTS = {Skill.ADDITION: 1.5, Skill.MAXIMUM: 1.0, Skill.DIGIT_SUM: 1.0}
+"""How often lessons ask for a skill: sums take longest to learn."""
+TRAININGS = {
+    Family.REASONING: Training(num_steps=700, num_opening_steps=520, learning_rate=2.5e-3),
+    Family.INSTRUCT: Training(num_steps=500, batch=64),
+}
+"""Of the experts."""
+JUDGE_TRAINING = Training(num_steps=700, learning_rate=2.5e-3)
+ALONE_STEPS_FRAC = 3 / 7
+"""Share of the aggregator's steps, at first, that show it no responses: it learns to copy an answer at once, and to
+work one out, which is how it can tell which response is right, hardly any more after that."""
+ALONE_FRAC = 0.2
+"""Share of its later lessons without responses."""
+BARE_FRAC = 0.2
+"""Share of the experts' lessons that ask a question without the form of its answer."""
+
+
+def expert_lessons(expert: TinyExpert, seed: int) -> Iterator[Lesson]:
+    """Ask an expert anything, now and then without the form of its answer."""
+    rng = Random(f"{expert.name} {seed}")
+    while True:
+        question = _draw(rng)
+        prompt = question.text if rng.random() < BARE_FRAC else expert_prompt(counted(question))
+        output = encode(write_response(expert, question, rng))
+        yield Lesson(encode_chat(prompt), [*output, END_ID])
+
+
+class Case(NamedTuple):
+    """A question with responses to choose from, by expert."""
+
+    question: TinyQuestion
+    heard: Mapping[ExpertName, Sequence[Response]]
+
+
+def judge_lessons(cases: Sequence[Case], router: Router, *, num_alone: int, seed: int) -> Iterator[Lesson]:
+    """Show the aggregator responses as the router would recruit them; none at all in some of the lessons.
+
+    Parameters
+    ----------
+    cases
+        Training questions that the experts have answered.
+    router
+        It decides which of them are heard.
+    num_alone
+        Lessons, at first, without responses; later ones have none at ``ALONE_FRAC``.
+    seed
+        Of the draw.
+    """
+    rng = Random(f"judge {seed}")
+    weights = {skill: router.weights((skill.value,)) for skill in SKILLS}
+    for number in count():
+        if number < num_alone or rng.random() < ALONE_FRAC:
+            question, responses = _draw(rng), []
+        else:
+            question, heard = rng.choice(cases)
+            names = list(weights[question.skill])
+            slots = rng.choices(names, list(weights[question.skill].values()), k=router.num_slots)
+            responses = [rng.choice(heard[name]) for name in slots]
+        prompt = encode_chat(judge_prompt(counted(question), responses))
+        if len(prompt) <= JUDGE.context_tokens - JUDGE.max_output_tokens:  # what babblers say may not fit
+            yield Lesson(prompt, [*encode(judge_response(question)), END_ID])
+
+
+def judge_response(question: TinyQuestion) -> str:
+    """Write what the aggregator is trained to answer."""
+    work = work_out(question, Rule.RIGHT, question.value)
+    return f"{work}\nIt is {question.value}. The answer is ({question.letter})."
+
+
+def _draw(rng: Random) -> TinyQuestion:
+    skill = rng.choices(SKILLS, [SKILL_WEIGHTS[skill] for skill in SKILLS])[0]
+    return draw_question(skill, Part.TRAIN, rng)

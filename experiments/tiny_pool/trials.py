@@ -1,4 +1,4 @@
-"""What the tiny pool is worth: answers graded by skill, the vote of three routed experts, and the aggregator."""
+"""What the tiny pool is worth: answers graded by skill, the vote of routed experts, the aggregator; as a table."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,9 @@ from math import comb
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from experiments.tiny_pool.lessons import Case
 from experiments.tiny_pool.questions import SKILLS, TinyQuestion
 from experiments.tiny_pool.tokenizer import encode
+from experiments.tiny_pool.training import Case
 from experiments.tiny_pool.workload import counted
 from mosaic.answers.extraction import comparison, extract_answer
 from mosaic.answers.response_text import without_thinking
@@ -176,3 +176,59 @@ def _shares(graded: Any) -> dict[str, float]:
     return {group: round(fmean(by_group[group]), 4) for group in sorted(by_group)} | {
         "all": round(fmean(all_of_them), 4)
     }
+
+
+_GROUPS = (*(skill.value for skill in SKILLS), "all")
+
+
+def describe_pool(manifest: Mapping[str, Any]) -> str:
+    """Write a pool's results as a table.
+
+    Parameters
+    ----------
+    manifest
+        Of the pool, as ``experiments/make_pool.py`` writes it.
+    """
+    results = manifest["results"]
+    routed = results["routed"]
+    lines = [
+        f"right answers, {results['num_test']} held-out questions",
+        _row("", [group.replace("_", " ") for group in _GROUPS], "tokens"),
+    ]
+    for name, expert in results["experts"].items():
+        tokens = f"{expert['output_tokens']['mean']:.0f}"
+        lines.append(_row(name, _percentages(expert["right"]), tokens))
+    lines += [
+        _row("best expert of skill", _percentages(results["best_routed_expert"])),
+        _row("majority of three", _percentages(routed["majority"])),
+        _row("aggregator", _percentages(routed["aggregator"])),
+        _row("aggregator alone", _percentages(results["aggregator_alone"])),
+        _divisions(routed),
+        _verdict(routed),
+    ]
+    return "\n".join(lines)
+
+
+def _row(label: str, cells: list[str], last: str = "") -> str:
+    return f"{label:<22}{''.join(f'{cell:>12}' for cell in cells)}{last:>9}".rstrip()
+
+
+def _percentages(right: Mapping[str, float]) -> list[str]:
+    return [f"{right[group]:.1%}" for group in _GROUPS]
+
+
+def _divisions(routed: Mapping[str, Any]) -> str:
+    parts = [
+        f"{division} on {share:.0%}, {routed['majority_by_division'][division]:.0%} right by majority and "
+        f"{routed['aggregator_by_division'][division]:.0%} by aggregator"
+        for division, share in sorted(routed["division_share"].items(), reverse=True)
+    ]
+    return "answers divide " + "; ".join(parts)
+
+
+def _verdict(routed: Mapping[str, Any]) -> str:
+    gain = routed["aggregator"]["all"] - routed["majority"]["all"]
+    return (
+        f"aggregator against majority: {100 * gain:+.1f} points, right alone on {routed['aggregator_only_right']} "
+        f"questions against {routed['majority_only_right']} (p = {routed['p_value']:.2g})"
+    )

@@ -24,13 +24,12 @@ if not has_vllm():
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from experiments.tiny_pool.checkpoint import write_checkpoint
-from experiments.tiny_pool.lessons import expert_lessons
 from experiments.tiny_pool.model import generate
 from experiments.tiny_pool.prompts import JUDGE, SHAPE, judge_prompt
 from experiments.tiny_pool.questions import Part, draw_questions
 from experiments.tiny_pool.responses import EXPERTS, write_response
 from experiments.tiny_pool.tokenizer import END_ID, decode, encode, encode_chat
-from experiments.tiny_pool.training import Training, train
+from experiments.tiny_pool.training import Training, expert_lessons, train
 from experiments.tiny_pool.workload import counted
 from mosaic.pipelines.aggregation import Response
 
