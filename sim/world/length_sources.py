@@ -79,41 +79,15 @@ def length_distribution(config: Config, *, expert: ExpertName, key: str = "outpu
         raise TypeError(f"{label} must be a mapping, got {config!r}")
     keys = set(config)
     if keys == {"profile"}:
-        return empirical_from_profile(config["profile"], expert)
+        return _pick(_samples_in_profile(config["profile"]), expert, config["profile"])
     if keys == {"calls"}:
-        return empirical_from_calls(config["calls"], expert)
+        return _pick(_samples_in_calls(config["calls"]), expert, config["calls"])
     if keys == {"sample", "source"}:
         return _from_sample(config, label)
     if keys == set(_PARAMETERS):
         return _from_parameters(config, label)
     rule = "one of {mean, sigma, clip_tokens}, {sample, source}, {profile}, {calls}"
     raise ValueError(f"{label}: keys must be {rule}, got {sorted(keys)}")
-
-
-def empirical_from_profile(path: str | Path, expert: ExpertName) -> Empirical:
-    """Take the lengths that a profile measured for an expert.
-
-    Raises
-    ------
-    ProfileError
-        If the file is not a profile.
-    ValueError
-        If it holds no lengths of the expert.
-    """
-    return _pick(_samples_in_profile(path), expert, path)
-
-
-def empirical_from_calls(path: str | Path, expert: ExpertName, *, node: str = PROPOSE) -> Empirical:
-    """Take the lengths of an expert's finished calls in an earlier run.
-
-    The node matters: an aggregator may be an expert of the pool, and what it writes is another distribution.
-
-    Raises
-    ------
-    ValueError
-        If the file cannot be read, lacks a column, or holds no finished call of the expert.
-    """
-    return _pick(_samples_in_calls(path, node), expert, path)
 
 
 def _from_parameters(config: Config, label: str) -> ClippedLognormal:
@@ -159,7 +133,7 @@ def declared_parameter(entry: object, label: str) -> tuple[Any, Source]:
 def _lengths_in_file(path: str | Path) -> dict[ExpertName, LengthDistribution]:
     suffix = Path(path).suffix
     require(suffix in (".json", ".parquet"), "output_tokens", "a profile (.json) or a calls.parquet", str(path))
-    samples = _samples_in_profile(path) if suffix == ".json" else _samples_in_calls(path, PROPOSE)
+    samples = _samples_in_profile(path) if suffix == ".json" else _samples_in_calls(path)
     return {name: _pick(samples, name, path) for name in samples}
 
 
@@ -171,7 +145,8 @@ def _samples_in_profile(path: str | Path) -> dict[ExpertName, list[int]]:
     return samples
 
 
-def _samples_in_calls(path: str | Path, node: str) -> dict[ExpertName, list[int]]:
+def _samples_in_calls(path: str | Path) -> dict[ExpertName, list[int]]:
+    """Read the lengths of finished proposals; what an expert writes as an aggregator is another distribution."""
     import pyarrow.parquet as pq
 
     try:
@@ -179,12 +154,11 @@ def _samples_in_calls(path: str | Path, node: str) -> dict[ExpertName, list[int]
     except (OSError, ValueError) as error:  # NOTE: pyarrow's own errors derive from these two
         raise ValueError(f"output_tokens: {path} must be a readable parquet file ({error})") from error
     missing = [name for name in _CALL_COLUMNS if name not in table.column_names]
-    require(
-        not missing, f"output_tokens: columns of {path}", f"a superset of {list(_CALL_COLUMNS)}", table.column_names
-    )
+    rule = f"a superset of {list(_CALL_COLUMNS)}"
+    require(not missing, f"output_tokens: columns of {path}", rule, table.column_names)
     samples: dict[ExpertName, list[int]] = {}
-    for name, its_node, status, tokens in zip(*(table[column].to_pylist() for column in _CALL_COLUMNS), strict=True):
-        if its_node == node and status == CallStatus.FINISHED:
+    for name, node, status, tokens in zip(*(table[column].to_pylist() for column in _CALL_COLUMNS), strict=True):
+        if node == PROPOSE and status == CallStatus.FINISHED:
             samples.setdefault(name, []).append(tokens)
     return samples
 

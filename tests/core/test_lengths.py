@@ -13,11 +13,8 @@ from hypothesis import strategies as st
 
 from mosaic.core.lengths import ClippedLognormal, Empirical
 from mosaic.core.plan import LengthPrediction
-from mosaic.core.workload import AGGREGATE
 from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit, profile_to_json
 from sim.world.length_sources import (
-    empirical_from_calls,
-    empirical_from_profile,
     length_distribution,
     length_distributions,
 )
@@ -151,11 +148,11 @@ def _write_profile(path: Path, samples: dict[str, tuple[int, ...]]) -> Path:
 
 def test_a_profile_gives_its_samples(tmp_path: Path) -> None:
     path = _write_profile(tmp_path / "profile.json", {"A": (7, 5), "B": ()})
-    assert empirical_from_profile(path, "A") == Empirical(sample=(5, 7))
+    assert length_distribution({"profile": path}, expert="A") == Empirical(sample=(5, 7))
     assert length_distribution({"profile": str(path)}, expert="A").max == 7
     assert list(length_distributions(str(path))) == ["A"]
     with pytest.raises(ValueError, match=r"profile.json must hold lengths of 'B', it has those of \['A'\]"):
-        empirical_from_profile(path, "B")
+        length_distribution({"profile": path}, expert="B")
 
 
 def test_an_earlier_run_gives_its_finished_calls_of_the_role(tmp_path: Path) -> None:
@@ -168,23 +165,22 @@ def test_an_earlier_run_gives_its_finished_calls_of_the_role(tmp_path: Path) -> 
         {"expert": "A", "role": "propose", "status": "finished", "output_tokens": 10},
     ]
     pq.write_table(pa.Table.from_pylist(rows), path)
-    assert empirical_from_calls(path, "A").sample == (10, 30)
-    assert empirical_from_calls(path, "A", node=AGGREGATE).sample == (900,)
+    assert length_distribution({"calls": path}, expert="A").sample == (10, 30)
     assert length_distribution({"calls": path}, expert="B").max == 8
     assert {name: lengths.mean for name, lengths in length_distributions(path).items()} == {"A": 20, "B": 8}
     with pytest.raises(ValueError, match="must hold lengths of 'C'"):
-        empirical_from_calls(path, "C")
+        length_distribution({"calls": path}, expert="C")
 
 
 def test_unusable_files_are_named(tmp_path: Path) -> None:
     bad = tmp_path / "calls.parquet"
     with pytest.raises(ValueError, match=r"calls\.parquet must be a readable parquet file"):
-        empirical_from_calls(bad, "A")
+        length_distribution({"calls": bad}, expert="A")
     bad.write_text(json.dumps({}))
     with pytest.raises(ValueError, match=r"calls\.parquet must be a readable parquet file"):
-        empirical_from_calls(bad, "A")
+        length_distribution({"calls": bad}, expert="A")
     pq.write_table(pa.table({"expert": ["A"]}), bad)
     with pytest.raises(ValueError, match=r"columns of .* must be a superset of .*got \['expert'\]"):
-        empirical_from_calls(bad, "A")
+        length_distribution({"calls": bad}, expert="A")
     with pytest.raises(ValueError, match="output_tokens must be a profile"):
         length_distributions("lengths.csv")
