@@ -15,7 +15,7 @@ from mosaic.runtime.planner import NodePlacements
 
 
 def check_effects(overrides: Sequence[str], config: Mapping[str, Any], job: Job) -> None:
-    """Check that everything a user asked for has an effect.
+    """Check that everything that a user sets has an effect.
 
     Raises
     ------
@@ -25,10 +25,10 @@ def check_effects(overrides: Sequence[str], config: Mapping[str, Any], job: Job)
     if not overrides:
         return
     inert = without_effect(config, job)
-    for key, asked in _given(overrides, config):
+    for key, given in _given(overrides, config):
         for prefix, reason in inert.items():
             if key == prefix or key.startswith(f"{prefix}."):
-                raise ValueError(f"{key} must be left out, it has no effect here ({reason}), got {asked!r}")
+                raise ValueError(f"{key} must be left out, it has no effect here ({reason}), got {given!r}")
 
 
 def without_effect(config: Mapping[str, Any], job: Job) -> dict[str, str]:
@@ -72,13 +72,13 @@ def _unused_machines(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str,
 
 
 def _unused_kv(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
-    asked = {call.expert for call in job.graph.first_calls(job.workload)}
-    experts = [expert for expert in job.experts if expert.name in asked]
+    called = {call.expert for call in job.graph.first_calls(job.workload)}
+    experts = [expert for expert in job.experts if expert.name in called]
     budgets = {expert.kv_budget_tokens for expert in experts}
     losses = {int(budget) for budget in (config["world"].get("answers") or {}).get("kv_loss_frac") or {}}
     for budget in losses - budgets:
         key = "world.answers.kv_loss_frac" + (f".{budget}" if budgets & losses else "")
-        yield key, f"no expert that is asked has a KV budget of {budget} tokens"
+        yield key, f"no expert with calls has a KV budget of {budget} tokens"
 
 
 def _unused_topology(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
@@ -124,18 +124,18 @@ def _unused_aggregators(config: Mapping[str, Any], job: Job) -> Iterator[tuple[s
 
 
 def _unused_gate(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
-    rule, has_quorum = job.graph.rule, Reaction.QUORUM in job.reactions
-    if rule.is_exit and (has_quorum or config["pipeline"].get("quorum") is False):
+    rule, cancels = job.graph.rule, Reaction.QUORUM in job.reactions
+    if rule.is_exit and (cancels or config["pipeline"].get("quorum") is False):
         yield "pipeline.quorum", f"exit={rule.name} cancels calls itself"
     if not job.graph.upper_nodes:
-        yield "exit", "nobody reads what the experts answer"
+        yield "exit", "no node reads what the experts answer"
     elif config["exit"].get("similarity") == "answers":
         yield "exit.embedder", "answers are compared, not texts"
     if not any(node.when is When.UNSETTLED for node in job.graph.nodes):
         reason = "no node waits for what it decides" if job.graph.upper_nodes else "nothing is aggregated"
         yield "gate", reason
-        yield from [("pipeline.quorum", reason)] if has_quorum else ()
-    elif has_quorum and not rule.decides_early:
+        yield from [("pipeline.quorum", reason)] if cancels else ()
+    elif cancels and not rule.decides_early:
         yield "pipeline.quorum", f"gate={rule.name} is never settled before all calls of a question have ended"
     if Reaction.OVERLAP in job.reactions and job.graph.upper_nodes:
         yield "pipeline.barrier", "pipeline.overlap=true has none"
@@ -225,20 +225,20 @@ def _unused_workload(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str,
 
 
 def _unused_world(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
-    """What is said of experts that nobody asks."""
+    """Settings of experts without calls."""
     merging = {expert.name for node in job.graph.upper_nodes for expert in node.experts}
-    asked = {call.expert for call in job.graph.first_calls(job.workload)} | merging
+    called = {call.expert for call in job.graph.first_calls(job.workload)} | merging
     world = config["world"]
     answers = world.get("answers") or {}
     for prefix, names, used in (
-        ("pool.experts", config["pool"]["experts"], asked),
-        ("world.output_tokens", world.get("output_tokens"), asked),
-        ("world.answers.ability_by_expert", answers.get("ability_by_expert"), asked),
+        ("pool.experts", config["pool"]["experts"], called),
+        ("world.output_tokens", world.get("output_tokens"), called),
+        ("world.answers.ability_by_expert", answers.get("ability_by_expert"), called),
         ("world.merged_tokens", world.get("merged_tokens"), merging),
     ):
         for name in names if isinstance(names, Mapping) else ():
             if name not in used:
-                yield f"{prefix}.{name}", f"{'no call asks' if used is asked else 'nothing is merged by'} {name}"
+                yield f"{prefix}.{name}", f"{'no call needs' if used is called else 'nothing is merged by'} {name}"
 
 
 def _unused_engines(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, str]]:
@@ -248,6 +248,6 @@ def _unused_engines(config: Mapping[str, Any], job: Job) -> Iterator[tuple[str, 
         yield "backend.num_calibration_questions", "nothing is aggregated"
     elif _has_pilot(job):
         yield "backend.num_calibration_questions", "the batch's own questions show what the gate leaves"
-    asked = {*job.workload.num_calls_by_expert, *(expert.name for expert in job.graph.experts)}
-    if all(Path(expert.checkpoint).is_dir() for expert in job.experts if expert.name in asked):
+    called = {*job.workload.num_calls_by_expert, *(expert.name for expert in job.graph.experts)}
+    if all(Path(expert.checkpoint).is_dir() for expert in job.experts if expert.name in called):
         yield "backend.checkpoints", "every expert names its checkpoint by a path of its own"

@@ -11,12 +11,7 @@ from mosaic.config.effects import check_effects
 from mosaic.config.exits import exit_from, no_embeddings
 from mosaic.config.instantiation import TARGET, call, import_callable, make, make_once, once
 from mosaic.config.machines import asked_of_ray, is_ray, machines
-from mosaic.config.pipeline import (
-    Pipeline,
-    check_upper_profile,
-    pipeline_from,
-)  # fmt: skip
-from mosaic.config.prefill import check_prefill_ahead
+from mosaic.config.pipeline import Pipeline, check_prefill_ahead, check_upper_profile, pipeline_from
 from mosaic.config.sections import (
     PlanSection,
     PoolSection,
@@ -71,7 +66,7 @@ class RunSpec:
     setting: CalibrationContext
     """What its answers are of."""
     calibration: Calibration | None = None
-    """Of budgets and hedge, where they are asked for: what was chosen, and on what."""
+    """Of budgets and hedge, where they are wanted: what was chosen, and on what."""
 
 
 def build_job(
@@ -88,7 +83,7 @@ def build_job(
     journal
         Where a real run keeps what has finished.
     overrides
-        What a user asked for; what has no effect on the run is refused.
+        What a user sets; what has no effect on the run is refused.
 
     Raises
     ------
@@ -252,7 +247,7 @@ def _steered(
 def _budgeted(
     graph: CallGraph, pipeline: Pipeline, experts: tuple[Expert, ...], workload: Workload, num_places: int
 ) -> tuple[CallGraph, Calibration | None]:
-    """Choose the budgets and the hedge that are asked for."""
+    """Choose the budgets and the hedge that are wanted."""
     kinds = Kinds(cuts=Reaction.BUDGETS in pipeline.reactions, hedges=Reaction.HEDGE in pipeline.reactions)
     if not any(kinds):
         return graph, None
@@ -265,7 +260,7 @@ def _budgeted(
     promise = section(pipeline.settings.promise, PromiseSection, "pipeline.promise")
     if promise.calibration is None:
         raise ValueError(
-            "pipeline.promise.calibration must name calibration answers where budgets are asked for, got None: they "
+            "pipeline.promise.calibration must name calibration answers where budgets are wanted, got None: they "
             "are chosen on other questions than the batch's. Of a published workload this command makes some, with "
             "workload.part=calibration gate=never pipeline.leave_one_out=true"
         )

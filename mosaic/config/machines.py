@@ -47,7 +47,7 @@ def is_ray(config: Mapping[str, Any]) -> bool:
 def asked_of_ray(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Fill in what a Ray cluster alone knows: its hosts, and whether it has GPUs. Other clusters are left as they are.
 
-    Only engines of ours run there; a simulation takes as many workers as it is told, in one host.
+    Only engines of ours run there; a simulation takes as many workers as are given, in one host.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def asked_of_ray(config: Mapping[str, Any]) -> Mapping[str, Any]:
     cluster, backend = dict(config["cluster"]), dict(config["backend"])
     settings = section(cluster, RaySection, "cluster")
     if backend["name"] != "vllm":
-        rule = "given where nobody asks the cluster"
+        rule = "given where the cluster is not queried"
         require(settings.num_workers is not None, "cluster.num_workers", f"{rule}, backend={backend['name']}", None)
         return {**config, "cluster": {**cluster, "host_sizes": (settings.num_workers,)}}
     from mosaic.engines.ray_cluster import Room, device_of, hosts_of

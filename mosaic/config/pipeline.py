@@ -113,6 +113,24 @@ def _reactions(settings: PipelineSection) -> frozenset[Reaction]:
     return wanted
 
 
+def check_prefill_ahead(pipeline: Pipeline, backend: str, options: EngineOptions) -> None:
+    """Refuse to prefill ahead where it could not have an effect.
+
+    Raises
+    ------
+    ValueError
+        Naming what is in its way.
+    """
+    key = "pipeline.prefill_ahead"
+    require(bool(pipeline.graph.upper_nodes), key, "false where no call reads others", True)
+    is_early = bool(pipeline.reactions & {Reaction.OVERLAP, Reaction.NO_BARRIER})
+    require(is_early, key, "false unless pipeline.overlap=true or pipeline.barrier=false", True)
+    require(backend != "endpoint", key, "false with backend=endpoint: nobody says which server holds a prompt", True)
+    caches = options.caches_prefixes if backend == "sim" else options.enable_prefix_caching is not False
+    rule = "false where engines cache no prefixes: they do with backend.order=mixed, and on real vLLM"
+    require(caches, key, rule, True)
+
+
 def named_nodes(entries: Mapping[str, Any], experts: Sequence[Expert]) -> tuple[Node, ...]:
     """Build the nodes of a pipeline of the user's own.
 
@@ -145,7 +163,7 @@ def check_upper_profile(pipeline: Pipeline, path: str, cluster: Cluster) -> None
 
 
 def _named_aggregator(name: str | None, config: Mapping[str, Any], experts: Sequence[Expert]) -> Expert | None:
-    """Find the aggregator in the pool; None: nobody names one."""
+    """Find the aggregator in the pool; None: none is named."""
     choices = {
         "aggregator.expert": name,
         "workload.aggregator": config["workload"].get("aggregator"),

@@ -119,7 +119,7 @@ def drain_s(calls: Underway, speed: Speed, head_start_s: float = 0.0) -> float:
         left = np.maximum(left - head_start_s / speed.step_s(1), 0.0)
     context = calls.prompt_tokens + calls.written
     order = left.argsort(axis=1)
-    ends = np.sort(left, axis=1)
+    ends = np.take_along_axis(left, order, axis=1)
     steps = ends.copy()
     steps[:, 1:] -= ends[:, :-1]
     num_seqs = np.arange(len(context), 0, -1)

@@ -16,7 +16,7 @@ from mosaic.runtime.static_plan import execute
 from mosaic.runtime.unpriced import even_plan
 
 JOURNAL = "audit"
-"""Name of the audit's own journal: what it asked once it does not ask again."""
+"""Name of the audit's own journal: calls that ended are not sent again."""
 
 
 class Unskipped(NamedTuple):
@@ -46,13 +46,13 @@ def answer_unskipped(
     Raises
     ------
     BackendError
-        If they cannot be asked.
+        If their calls cannot be sent.
     """
     wanted = set(names)
     calls = tuple(call for call in job.workload.calls if call.key.question in wanted)
-    asked = tuple(question for question in job.workload.questions if question.id in wanted)
-    graph, known = job.graph.without_rule(), {question.id: question for question in asked}
-    questions = Questions(Workload(name=job.workload.name, questions=asked, calls=calls), graph)
+    chosen = tuple(question for question in job.workload.questions if question.id in wanted)
+    graph, known = job.graph.without_rule(), {question.id: question for question in chosen}
+    questions = Questions(Workload(name=job.workload.name, questions=chosen, calls=calls), graph)
     records = {key: _read(record, known[key.question]) for key, record in done.items() if key.question in wanted}
     for record in records.values():
         questions.note(record)

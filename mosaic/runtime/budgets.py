@@ -64,7 +64,7 @@ class Hedge:
 
 
 def budget_controllers(questions: Questions) -> Sequence[Controller]:
-    """List who keeps a graph's budgets; nobody where it has none."""
+    """Make what keeps a graph's budgets; nothing where it has none."""
     budgets = questions.graph.budgets
     cuts = [Cuts(budgets)] if budgets.cut_tokens else []
     return [*cuts, *([Hedge(questions)] if budgets.hedge_tokens else [])]

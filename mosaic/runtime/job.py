@@ -32,7 +32,7 @@ class ProfileSource(StrEnum):
     BATCH = "batch"
     """The batch's own: a pilot, whose answers are the batch's."""
     CALIBRATION = "calibration"
-    """Of other questions, or of the batch's with other luck: nothing of them is kept."""
+    """Of other questions, or of the batch's with another seed: nothing of them is kept."""
 
 
 class Reaction(StrEnum):
@@ -98,7 +98,7 @@ class Job:
     asked: tuple[Plan, ...] = ()
     """Of the stages in which a quote has asked calls of the batch before, with the same journal."""
     choose_plan: Callable[..., Planned] | None = None
-    """Makes the first layer's plan of a planner, calls, the pilot and who is told; None: the scheduler does."""
+    """Makes the first layer's plan of a planner, calls, the pilot and what receives lines; None: the scheduler does."""
     reactions: Set[Reaction] = frozenset()
     """What changes the run while it lasts."""
     session_model: SessionModel | None = None
@@ -141,7 +141,7 @@ class Outcome:
     replans: tuple[tuple[Plan, Mapping[int, str]], ...] = ()
     """Made because workers were lost, with what was lost."""
     answers: tuple[FinalAnswer, ...] | None = None
-    """None: no node reads the experts' answers, and nobody can tell whether their majority is right."""
+    """None: no node reads the experts' answers, and it is not known whether their majority is right."""
     ballots: tuple[Ballot, ...] = ()
     decisions: tuple[Decision, ...] = ()
     num_too_long: int = 0

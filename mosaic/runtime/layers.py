@@ -87,7 +87,7 @@ class Questions:
     def late_call(self, question: str) -> CallKey | None:
         """Find the call of a question that is not waited for past its hedge."""
         if not self.graph.budgets.hedge_tokens or len(self._done[question]) < len(self._first[question]) - 1:
-            return None  # most often, and this is asked whenever a call has ended
+            return None  # most often, and this runs whenever a call has ended
         return self._state_of(question).late
 
     def cancellable(self, question: str) -> tuple[CallKey, ...]:

@@ -42,7 +42,7 @@ def drive(
 ) -> RunResult:
     """Run to the end.
 
-    Sessions that nobody closed are closed when no call is left and no controller wants more.
+    Sessions that no controller closed are closed when no call is left and no controller wants more.
 
     Parameters
     ----------
@@ -89,8 +89,8 @@ class _Run:
         self._events: deque[Event] = deque()
         self._log = log
         self._earlier: Sequence[Action] = () if log is None else log.earlier
-        self._untold: set[CallKey] = set()
-        """Calls that ended before the run went on, were submitted again and are yet to be told."""
+        self._unreported: set[CallKey] = set()
+        """Calls that ended before the run went on, were submitted again and are yet to be reported."""
         self._written = {action.command for action in self._earlier}
         self._actions: list[Action] = []
         self._lost: list[LostWorker] = []
@@ -114,8 +114,8 @@ class _Run:
         view = self._view
         view.observe(event)
         if isinstance(event, Finished):
-            if self._untold:
-                self._untold.discard(event.record.key)
+            if self._unreported:
+                self._unreported.discard(event.record.key)
             for command in self._dependencies.release():
                 self._backend.apply(command)
         elif isinstance(event, Lost):
@@ -126,7 +126,7 @@ class _Run:
             commands = controller.on(event, view)
             if commands:
                 self._give(list(commands), event)
-        if self._earlier and not self._untold:
+        if self._earlier and not self._unreported:
             self._fold_in()
 
     def result(self) -> RunResult:
@@ -160,7 +160,7 @@ class _Run:
         for command in commands:
             view.expect(command)
             if isinstance(command, Submit) and command.call.key in ended:
-                self._untold.add(command.call.key)
+                self._unreported.add(command.call.key)
         for command in commands:
             if isinstance(command, Submit) and not command.call.after:
                 apply(command)

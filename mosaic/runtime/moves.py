@@ -143,7 +143,7 @@ class Moves:
     def _best(
         self, source: Stay, there: Stay, outlook: Outlook, behind_there_s: float, least_s: float
     ) -> _Offer | None:
-        """Find how many calls of a session would best be served in another; None: no number earns more than asked."""
+        """Find how many calls of a session would best be served in another; None: no number earns enough."""
         calls, present = self._movable(source), there.calls.values()
         drain_s, behind_s = self._prospects.drain_s, outlook.behind_s(source)
         before_s = max(self._done_s(source, outlook), behind_there_s + there.ready_s + there.serve_s)
@@ -169,7 +169,7 @@ class Moves:
     def _movable(self, source: Stay) -> list[Call]:
         """List calls that may go, those first that cost least to move."""
         written = self._prospects.written
-        if source.is_up and source.session.id not in self._prospects.told:
+        if source.is_up and source.session.id not in self._prospects.counting:
             return []
         calls = [
             call for key, call in source.calls.items() if not written.get(key, 0) or self._num_moves[key] < MAX_MOVES

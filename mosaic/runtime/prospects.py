@@ -120,7 +120,7 @@ class Prospects:
         """Sessions that serve, or have served."""
         self.written: dict[CallKey, int] = {}
         """Tokens of running calls, as last heard."""
-        self.told: set[int] = set()
+        self.counting: set[int] = set()
         """Sessions whose engines count tokens."""
         self._free_ts: dict[int, float] = {}
         self._first_seen_ts: dict[int, float] = {}
@@ -134,7 +134,7 @@ class Prospects:
         elif isinstance(event, Progress):
             self.written.update(event.tokens)
             if event.tokens:
-                self.told.add(event.session)
+                self.counting.add(event.session)
         elif isinstance(event, Ready):
             self.up.add(event.session)
             session = view.opened[event.session]

@@ -19,7 +19,7 @@ class Replanning:
     plan
         Plans calls without the workers that are lost.
     on_plan
-        Told of each new plan, with what was lost so far, before it runs.
+        Receives each new plan, with what was lost so far, before it runs.
     """
 
     reacts = True
@@ -38,7 +38,7 @@ class Replanning:
         Raises
         ------
         BackendError
-            If no plan serves what is left, with what became of the workers.
+            If no plan serves what is left, with the causes of the losses.
         """
         if not isinstance(event, Lost) or event.num_more:
             return ()  # the others that are lost with it must not be planned on

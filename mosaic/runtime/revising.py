@@ -45,12 +45,12 @@ class Revising:
     prospects
         What is predicted; it stands before this.
     on_plan
-        Told of each new plan before it runs.
+        Receives each new plan before it runs.
     num_pilot_sessions
         The first sessions: their lengths are what the plan was made of.
     unsure_batches
-        How far running calls are may have been told a while ago: of the calls that wrote nothing by then, so many times
-        as wrote something stay, the first ones. A call that moved after it had begun would write another answer.
+        Progress may have been reported a while ago: of the calls that had written nothing, so many times as had written
+        something stay, the first ones. A call that moved after it had begun would write another answer.
     """
 
     reacts = True
@@ -106,14 +106,14 @@ class Revising:
             if key in view.running and key.node == node and tokens:
                 running[view.running[key].expert].append(tokens)
         samples = {entry.expert: entry.output_tokens for entry in self._planner.profiles[node].entries}
-        untold = {
+        uncounted = {
             view.opened[number].expert
-            for number in self._prospects.up - self._prospects.told
+            for number in self._prospects.up - self._prospects.counting
             if number not in view.ended and view.held[number]
         }  # how far their calls are is not known, and those that have ended are the short ones
         return {
             expert: self._planned.get((node, expert), 1.0)
-            if expert in untold
+            if expert in uncounted
             else length_scale(samples[expert], ObservedLengths(self._ended[node, expert], running[expert]))
             for expert in dict.fromkeys(call.expert for call in view.running.values())
         }
@@ -166,7 +166,7 @@ class Revising:
 
     def _not_begun(self, stay: Stay) -> list[Call]:
         """List the calls of a session that wrote nothing; where an engine does not count, those of one not up yet."""
-        if stay.is_up and stay.session.id not in self._prospects.told:
+        if stay.is_up and stay.session.id not in self._prospects.counting:
             return []
         waiting = [call for key, call in stay.calls.items() if not self._prospects.written.get(key, 0)]
         num_begun = len(stay.calls) - len(waiting)

@@ -54,7 +54,7 @@ def plan(
 def measure(job: Job, *, show: Show = show_nothing, tell: Tell = lambda line: None) -> Mapping[NodeName, Profile]:
     """Measure what a run measures before it begins, or take what is given, by node.
 
-    All that the sweep says is measured, whatever the batch could pay back: profiles are what is asked for.
+    All that the sweep says is measured, whatever the batch could pay back: profiles are wanted.
 
     Raises
     ------
@@ -192,7 +192,7 @@ def _with_answers(job: Job, planner: Planner | None, outcome: Outcome, questions
 
 
 def _by_majority(job: Job, result: RunResult, questions: Questions) -> tuple[FinalAnswer, ...] | None:
-    """Let the experts' majority answer where nobody reads them; None: nobody can tell whether it is right."""
+    """Let the experts' majority answer where no node reads them; None: it is not known whether it is right."""
     if job.site.way != "measured" and all(record.answer is None for record in result.calls):
         return None  # its world has lengths only
     answers = tuple(end.answer for end in questions.ends())

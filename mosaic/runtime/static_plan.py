@@ -81,5 +81,5 @@ def execute(
     tick_s: float | None = None,
 ) -> RunResult:
     """Run a plan over its calls, and whatever else controllers want."""
-    everybody = (StaticPlan(plan, calls), *controllers)
-    return drive(backend, everybody, num_workers=plan.num_workers, log=log, tick_s=tick_s)
+    made = (StaticPlan(plan, calls), *controllers)
+    return drive(backend, made, num_workers=plan.num_workers, log=log, tick_s=tick_s)

@@ -67,7 +67,7 @@ def test_a_simulation_takes_a_ray_cluster_of_so_many_workers() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ((), "cluster.num_workers must be given where nobody asks the cluster, backend=sim, got None"),
+        ((), "cluster.num_workers must be given where the cluster is not queried, backend=sim, got None"),
         (("cluster.num_workers=0",), "cluster.num_workers must be at least 1, got 0"),
         (("cluster.num_workers=2", "cluster.cpus_per_worker=0"), "cluster.cpus_per_worker must be"),
         (("cluster.num_workers=2", "cluster.address=there:1"), "cluster.address must be left out, .* starts no engine"),
