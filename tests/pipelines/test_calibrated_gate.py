@@ -153,27 +153,6 @@ def test_the_promise_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert broken <= 12  # the 99% limit of a binomial of 60 with a share of 0.1
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"accepted_loss_frac": -0.01}, "gate.accepted_loss_frac must be at least 0"),
-        ({"accepted_loss_frac": 1}, "gate.accepted_loss_frac must be below 1"),
-        ({"risk_frac": 0}, "gate.risk_frac must be above 0"),
-        ({"risk_frac": 1}, "gate.risk_frac must be below 1"),
-        ({"confidence": "vibes"}, r"gate.confidence must be one of \['plurality', 'weighted'\], got 'vibes'"),
-        ({"fit_frac": 1}, "gate.fit_frac must be below 1"),
-        ({"fit_frac": -1}, "gate.fit_frac must be at least 0"),
-        ({"num_open_options": 1}, "gate.num_open_options must be at least 2"),
-        ({"fit_frac": 0.999999}, "gate.fit_frac must be small enough to leave one of 5"),
-        ({"fit_frac": 0, "confidence": "weighted"}, "gate.fit_frac must be large enough to learn"),
-    ],
-)
-def test_bad_settings_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    path = save(tmp_path, draw(5))
-    with pytest.raises(ValueError, match=message):
-        Calibrated(calibration=path, **change)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("name", ["never", "unanimous", "majority", "weighted", "calibrated"])
 def test_the_configured_gates_are_the_defaults(tmp_path: Path, name: str) -> None:
     from hydra.utils import instantiate

@@ -1,24 +1,22 @@
 """Early exit: who is asked, who is cancelled, and that what comes of a question does not depend on the schedule."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosaic.core.results import CallRecord, CallStatus
-from mosaic.core.workload import AnswerKind, Call, CallKey, Question
+from mosaic.core.results import CallRecord
+from mosaic.core.workload import AnswerKind, Call, CallKey
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import AnswerSource, End, comparisons
 from mosaic.pipelines.node import Node
 from mosaic.pipelines.rules import Calibrated, FasterMoa, Majority, Never, Order, Rule, Scope
 from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
 from mosaic.pipelines.walk import walk
-from tests.answered_questions import FAILED, agreement, ended, make_question
+from tests.answered_questions import agreement, ended, make_question
 from tests.calibration_questions import SETTING
 from tests.calibration_questions import make_question as calibrated
 from tests.factories import make_expert
+from tests.question_courses import Course, courses, run
 
 W, M = make_expert("W"), make_expert("M")
 
@@ -45,71 +43,28 @@ SHAPES = {
         Node(name="last", experts=(W,), after=("propose", "mid")),
     ),
 }
-LETTERS = ["A", "B", None, FAILED]
-MATH = ["1/2", "0.5", "75%", "75", "0.75", None, FAILED]
-
-
-class Course(NamedTuple):
-    """A question on its way: what calls would say, in which order they end, and which cannot be stopped in time."""
-
-    question: Question
-    says: dict[CallKey, tuple[str | None, float]]
-    order: list[CallKey]
-    late: set[CallKey]
-
-
-class Came(NamedTuple):
-    """What came of it."""
-
-    end: End
-    calls: dict[CallKey, Call]
-    num_cancelled: int
 
 
 def graph_of(shape: str, rule: Rule | None) -> CallGraph:
     return CallGraph(nodes=SHAPES[shape], compare=comparisons(), rule=rule or Never())
 
 
-def first_of(graph: CallGraph, question: Question) -> list[Call]:
+def first_of(shape: str) -> list[Call]:
+    roots = [node for node in SHAPES[shape] if not node.after]
     return [
-        Call(CallKey(question.id, node.name, slot), expert.name, 50)
-        for node in graph.layers[0]
+        Call(CallKey("q", node.name, slot), expert.name, 50)
+        for node in roots
         for slot, expert in enumerate(node.experts)
     ]
 
 
-@st.composite
-def courses(draw, shape: str, kinds: Sequence[AnswerKind] = tuple(AnswerKind)) -> Course:
-    kind = draw(st.sampled_from(kinds))
-    question = make_question("q", kind, answer="A")
-    keys = [CallKey("q", node.name, slot) for node in SHAPES[shape] for slot in range(len(node.experts))]
-    said = st.sampled_from(MATH if kind is AnswerKind.MATH else LETTERS)
-    says = {key: (draw(said), draw(st.floats(0.05, 1.0))) for key in keys}
-    late = {key for key in keys if draw(st.integers(0, 3)) == 0}
-    return Course(question, says, draw(st.permutations(keys)), late)
+def upper_of(shape: str) -> list[CallKey]:
+    upper = [node for node in SHAPES[shape] if node.after]
+    return [CallKey("q", node.name, slot) for node in upper for slot in range(len(node.experts))]
 
 
-def run(graph: CallGraph, course: Course, order: Sequence[CallKey], *, cancels: bool) -> Came:
-    """Go through a question, call by call."""
-    first = first_of(graph, course.question)
-    calls = {call.key: call for call in first}
-    done: dict[CallKey, CallRecord] = {}
-    num_cancelled = 0
-    while True:
-        step = walk(graph, course.question, first, done)
-        assert not {call.key for call in step.submit} & set(step.cancel)
-        calls |= {call.key: call for call in step.submit}
-        waiting = [key for key in order if key in calls and key not in done]
-        if not waiting:
-            assert step.answer is not None, "it waits for nobody"
-            return Came(walk(graph, course.question, first, done).end(), calls, num_cancelled)
-        stopped = [key for key in step.cancel if cancels and key in calls and key not in course.late]
-        for key in stopped:
-            done[key] = ended(calls[key], "wasted")._replace(status=CallStatus.CANCELLED)
-        num_cancelled += len(stopped)
-        if not stopped:
-            answer, confidence = course.says[waiting[0]]
-            done[waiting[0]] = ended(calls[waiting[0]], answer)._replace(confidence=confidence)
+def courses_of(shape: str, *kinds: AnswerKind) -> st.SearchStrategy[Course]:
+    return courses(first_of(shape), upper_of(shape), kinds or tuple(AnswerKind))
 
 
 RULES = {
@@ -125,9 +80,9 @@ RULES = {
 def test_in_the_order_of_slots_what_comes_of_a_question_does_not_depend_on_the_schedule(
     data, shape: str, rule: str, cancels: bool
 ) -> None:
-    course = data.draw(courses(shape))
+    course = data.draw(courses_of(shape))
     graph = graph_of(shape, RULES[rule](Order.SLOT))
-    one = run(graph, course, course.order, cancels=cancels)
+    one = run(graph, course, cancels=cancels)
     other = run(graph, course, sorted(course.says), cancels=not cancels)
     kept = [(came.end.answer.answer, came.end.answer.source, came.end.decision.skip) for came in (one, other)]
     assert kept[0] == kept[1], "the confidence alone may differ: it is what missing votes leave at least"
@@ -138,10 +93,8 @@ def test_in_the_order_of_slots_what_comes_of_a_question_does_not_depend_on_the_s
 @settings(max_examples=120, deadline=None)
 @given(st.data(), st.sampled_from(sorted(SHAPES)), st.sampled_from(["agreement", "unanimous", "at risk"]))
 def test_what_agents_agree_on_is_the_same_in_either_order_and_sooner_known_as_they_finish(data, shape, rule) -> None:
-    course = data.draw(courses(shape, [AnswerKind.CHOICE]))  # others may be written in another way
-    by_slot, as_they_finish = (
-        run(graph_of(shape, RULES[rule](order)), course, course.order, cancels=True) for order in Order
-    )
+    course = data.draw(courses_of(shape, AnswerKind.CHOICE))  # others may be written in another way
+    by_slot, as_they_finish = (run(graph_of(shape, RULES[rule](order)), course, cancels=True) for order in Order)
     assert by_slot.end.answer.answer == as_they_finish.end.answer.answer
     assert len(by_slot.calls) - by_slot.num_cancelled >= len(as_they_finish.calls) - as_they_finish.num_cancelled
 
@@ -149,9 +102,9 @@ def test_what_agents_agree_on_is_the_same_in_either_order_and_sooner_known_as_th
 @settings(max_examples=100, deadline=None)
 @given(st.data(), st.sampled_from(sorted(SHAPES)), st.sampled_from(sorted(RULES)), st.sampled_from(list(Order)))
 def test_nobody_asks_or_reads_more_than_where_everybody_answers(data, shape: str, rule: str, order: Order) -> None:
-    course = data.draw(courses(shape))
-    came = run(graph_of(shape, RULES[rule](order)), course, course.order, cancels=True)
-    whole = run(graph_of(shape, None), course, course.order, cancels=True)
+    course = data.draw(courses_of(shape))
+    came = run(graph_of(shape, RULES[rule](order)), course, cancels=True)
+    whole = run(graph_of(shape, None), course, cancels=True)
     assert whole.num_cancelled == 0
     assert set(came.calls) <= set(whole.calls)
     assert (came.end.answer.source is AnswerSource.MAJORITY) >= came.end.decision.skip
@@ -160,9 +113,10 @@ def test_nobody_asks_or_reads_more_than_where_everybody_answers(data, shape: str
 def agreed(shape: str, says: dict[str, str], rule: Rule | None = None) -> tuple[End, set[str], int]:
     """Let all agents of a node give an answer, by slot; the end, the nodes that were asked, and how many were cut."""
     question = make_question("q", answer="A")
-    keys = [CallKey("q", node.name, slot) for node in SHAPES[shape] for slot in range(len(node.experts))]
-    course = Course(question, {key: (says[key.node][key.slot], 0.9) for key in keys}, keys, set())
-    came = run(graph_of(shape, rule or agreement()), course, keys, cancels=True)
+    first = first_of(shape)
+    keys = [*(call.key for call in first), *upper_of(shape)]
+    course = Course(question, first, {key: (says[key.node][key.slot], 0.9) for key in keys}, keys, set())
+    came = run(graph_of(shape, rule or agreement()), course, cancels=True)
     return came.end, {key.node for key in came.calls}, came.num_cancelled
 
 
@@ -187,7 +141,7 @@ def test_the_last_agent_reads_the_response_that_stands_for_a_successor_that_was_
     question = make_question("q", answer="A")
     says = {"leaf_0": "BAA", "leaf_1": "ABC", "leaf_2": "BBB", "mid_1": "C"}
     keys = [CallKey("q", name, slot) for name, answers in says.items() for slot in range(len(answers))]
-    first = first_of(graph, question)
+    first = first_of("tree")
     done: dict[CallKey, CallRecord] = {}
     calls = {call.key: call for call in first}
     for key in keys:
@@ -220,23 +174,6 @@ def test_a_calibrated_exit_promises_what_its_gate_does_and_names_its_own_keys(tm
     assert "promises a loss of at most 5 pp" in made.notes()[0]
     with pytest.raises(ValueError, match=r"exit\.risk_frac must be below 1, got 2"):
         Calibrated(**{**values, "risk_frac": 2}, scope="question")
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: agreement(0.5), r"exit\.tau must be .*above 0\.5.*, got 0\.5"),
-        (lambda: agreement(1.5), r"exit\.tau must be at most 1, got 1\.5"),
-        (lambda: agreement(order="random"), r"exit\.order must be one of \['slot', 'finish'\], got 'random'"),
-        (lambda: FasterMoa(seed=-1), r"exit\.seed must be .*, got -1"),
-        (lambda: FasterMoa(seed=0, tau=0), r"exit\.tau must be .*, got 0"),
-        (lambda: FasterMoa(seed=0, similarity="words"), r"exit\.similarity must be one of \['answers', 'embeddings'\]"),
-        (lambda: FasterMoa(seed=0, similarity="embeddings"), r"exit\.embed must be given with embeddings, got None"),
-    ],
-)
-def test_a_wrong_value_is_named(build, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build()
 
 
 def test_one_rule_decides_who_is_asked() -> None:

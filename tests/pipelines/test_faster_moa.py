@@ -116,6 +116,7 @@ def test_behind_the_last_agent_there_is_nobody_to_cancel() -> None:
     assert rule.decided_early(votes("AB", rule, confidence=1.0, ended=2)) is None
     assert rule.decided_early(votes("ABA", rule, confidence=1.0)).read == (0, 1)
     assert rule.decided_early(votes("AAA", rule, confidence=1.0)) is None
+    assert rule.decided_early(votes("BAA", rule, confidence=1.0)).answer == "B", "only of those that are read"
 
 
 def test_texts_are_compared_where_somebody_embeds_them() -> None:

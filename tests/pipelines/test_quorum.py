@@ -1,17 +1,15 @@
 """Early quorum: what no longer matters, and that the final answers are those of the gate without it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosaic.core.results import CallRecord, CallStatus
-from mosaic.core.workload import AnswerKind, Call, CallKey, Question
+from mosaic.core.workload import AnswerKind, CallKey
 from mosaic.pipelines.call_graph import CallGraph
-from mosaic.pipelines.final_answers import FinalAnswer, comparisons
+from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.node import Node
 from mosaic.pipelines.rules.ballot import Ballot
 from mosaic.pipelines.rules.calibrated import Calibrated
@@ -19,10 +17,11 @@ from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
 from mosaic.pipelines.rules.rule import Majority, Never, Rule, Unanimous, decided_by_plurality, decided_by_trying
 from mosaic.pipelines.rules.weighted import Weighted
 from mosaic.pipelines.walk import walk
-from tests.answered_questions import FAILED, answered, ended, make_moa, make_question, make_tree
+from tests.answered_questions import answered, make_moa, make_question, make_tree
 from tests.calibration_questions import SETTING, make_ballot_of
 from tests.calibration_questions import make_question as calibrated
 from tests.factories import make_call, make_expert
+from tests.question_courses import courses, run
 
 
 def partial(votes: str) -> Ballot:
@@ -107,100 +106,43 @@ def test_weighted_votes_are_settled_too(gates) -> None:
     assert "AB?" not in settled["weighted"]
 
 
-class Course(NamedTuple):
-    """A question on its way: what calls would say, in which order they end, and which cannot be stopped in time."""
+def gated(*upper: Node) -> Callable[[Rule], CallGraph]:
+    return lambda rule: CallGraph(nodes=(Node(name="propose"), *upper), rule=rule, compare=comparisons())
 
-    question: Question
-    first: tuple[Call, ...]
-    says: dict[CallKey, str | None]
-    order: list[CallKey]
-    late: set[CallKey]
+
+def asking(name: str, experts: str, *after: str, when: str = "unsettled") -> Node:
+    return Node(name=name, experts=tuple(map(make_expert, experts)), after=after, when=when)
 
 
 GRAPHS = {
-    "moa": lambda gate: make_moa(gate),
+    "moa": make_moa,
     "tree": make_tree,
-    "cascade": lambda gate: CallGraph(
-        nodes=(
-            Node(name="propose"),
-            Node(name="big", experts=(make_expert("M"),), after=("propose",), when="unsettled"),
-            Node(name="last", experts=(make_expert("N"),), after=("propose", "big"), when="unsettled"),
-        ),
-        rule=gate,
-        compare=comparisons(),
-    ),
-    "read twice": lambda gate: CallGraph(
-        nodes=(
-            Node(name="propose"),
-            Node(name="aggregate", experts=(make_expert("W"),), after=("propose",), when="unsettled"),
-            Node(name="last", experts=(make_expert("N"),), after=("propose",)),
-        ),
-        rule=gate,
-        compare=comparisons(),
-    ),
-    "gated mergers": lambda gate: CallGraph(
-        nodes=(
-            Node(name="propose"),
-            Node(name="merge", experts=tuple(map(make_expert, "MNO")), after=("propose",), when="unsettled"),
-            Node(name="final", experts=(make_expert("W"),), after=("merge",), when="unsettled"),
-        ),
-        rule=gate,
-        compare=comparisons(),
-    ),
+    "cascade": gated(asking("big", "M", "propose"), asking("last", "N", "propose", "big")),
+    "read twice": gated(asking("aggregate", "W", "propose"), asking("last", "N", "propose", when="always")),
+    "gated mergers": gated(asking("merge", "MNO", "propose"), asking("final", "W", "merge")),
 }
-MATH = ["1/2", "0.5", "75%", "75", "0.75", None, FAILED]
-LETTERS = ["A", "B", "C", None, FAILED]
-
-
-@st.composite
-def courses(draw) -> Course:
-    kind = draw(st.sampled_from([AnswerKind.CHOICE, AnswerKind.MATH, AnswerKind.TEXT]))
-    question = make_question("q", kind, answer="A")
-    first = tuple(make_call("q", expert="XYZ"[slot % 3], slot=slot) for slot in range(draw(st.integers(1, 4))))
-    upper = [(node, 1) for node in ("big", "last", "final", "aggregate")] + [("merge", 3)]
-    keys = [call.key for call in first] + [CallKey("q", node, slot) for node, n in upper for slot in range(n)]
-    said = st.sampled_from(MATH if kind is AnswerKind.MATH else LETTERS)
-    return Course(
-        question,
-        first,
-        {key: draw(said) for key in keys},
-        draw(st.permutations(keys)),
-        {key for key in keys if draw(st.integers(0, 3)) == 0},
-    )
-
-
-def run(graph: CallGraph, course: Course, *, has_quorum: bool) -> tuple[FinalAnswer, dict[CallKey, Call], int]:
-    """Go through a question, call by call; give its answer, the calls behind the first layer and how many were cut."""
-    done: dict[CallKey, CallRecord] = {}
-    calls = {call.key: call for call in course.first}
-    num_cancelled = 0
-    while True:
-        step = walk(graph, course.question, course.first, done)
-        if step.answer is not None:
-            return step.answer, {key: call for key, call in calls.items() if call.after}, num_cancelled
-        calls |= {call.key: call for call in step.submit}
-        for key in step.cancel if has_quorum else ():
-            assert key in calls
-            if key not in course.late:
-                num_cancelled += 1
-                done[key] = ended(calls[key], "wasted")._replace(status=CallStatus.CANCELLED)
-        waiting: Sequence[CallKey] = [key for key in course.order if key in calls and key not in done]
-        if waiting:
-            done[waiting[0]] = ended(calls[waiting[0]], course.says[waiting[0]])
+UPPER = [
+    CallKey("q", node, slot)
+    for node, n in (("big", 1), ("last", 1), ("final", 1), ("aggregate", 1), ("merge", 3))
+    for slot in range(n)
+]
+FIRST = tuple(make_call("q", expert="XYZ"[slot % 3], slot=slot) for slot in range(4))
 
 
 @settings(max_examples=300, deadline=None)
-@given(courses(), st.integers(0, 7), st.sampled_from(sorted(GRAPHS)))
+@given(
+    st.integers(1, 4).flatmap(lambda n: courses(FIRST[:n], UPPER)), st.integers(0, 7), st.sampled_from(sorted(GRAPHS))
+)
 def test_final_answers_and_what_an_aggregator_reads_are_those_without_a_quorum(gates, course, number, shape) -> None:
     graph = GRAPHS[shape](gates[number])
-    alone, read, _ = run(graph, course, has_quorum=False)
-    early, read_early, num_cancelled = run(graph, course, has_quorum=True)
-    assert (early.answer, early.source, early.correct) == (alone.answer, alone.source, alone.correct)
-    last = {key: call for key, call in read.items() if key in read_early}
-    assert read_early == last
-    assert len(read) - len(read_early) <= num_cancelled
-    if not num_cancelled:
-        assert early == alone
+    whole, early = run(graph, course, cancels=False), run(graph, course, cancels=True)
+    kept = [(end.answer.answer, end.answer.source, end.answer.correct) for end in (whole.end, early.end)]
+    assert kept[0] == kept[1]
+    read, read_early = ({key: call for key, call in came.calls.items() if call.after} for came in (whole, early))
+    assert read_early == {key: call for key, call in read.items() if key in read_early}
+    assert len(read) - len(read_early) <= early.num_cancelled
+    if not early.num_cancelled:
+        assert early.end.answer == whole.end.answer
 
 
 def test_the_third_call_is_needless_when_two_agree_and_every_call_is_needed_until_then() -> None:

@@ -139,17 +139,3 @@ def test_the_gate_skips_from_its_posterior_on(tmp_path: Path) -> None:
     assert gate.notes() == (
         "weighted by accuracies on 20 calibration questions (X 0.95, Y 0.95, Z 0.05); promises nothing",
     )
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"min_posterior": 0}, "gate.min_posterior must be above 0"),
-        ({"min_posterior": 1.1}, "gate.min_posterior must be at most 1"),
-        ({"num_open_options": 1}, "gate.num_open_options must be at least 2"),
-        ({}, "calibration answers none.parquet: must be a readable file"),
-    ],
-)
-def test_bad_settings_are_named(change: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Weighted(calibration="none.parquet", **change)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ Faster-MoA, arXiv 2512.18126.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 from hashlib import blake2b
@@ -104,7 +104,7 @@ class FasterMoa(Rule):
                 similar = [[compare(other, one) for other in finished[:k]] for k, one in enumerate(finished)]
                 least = exit_probability(confidences, similar, tau=self.tau)
             if drawn < least:
-                return decide_at(ballot, plurality(ballot), None)._replace(read=ballot.order[:number])
+                return _decision_of(ballot, ballot.order[:number])
         return None
 
     def _comparison(self, ballot: Ballot) -> Callable[[int, int], float]:
@@ -125,6 +125,13 @@ class FasterMoa(Rule):
     def notes(self) -> Sequence[str]:
         by = "same answer" if self.embed is None else "token embeddings"
         return (f"Faster-MoA's rule: tau {self.tau:g}, Sim by {by}",)
+
+
+def _decision_of(ballot: Ballot, read: tuple[int, ...]) -> Decision:
+    """Stop at the votes that are read; what the others say, if they still end, decides nothing."""
+    votes = (vote if place in read else vote._replace(answer=None) for place, vote in enumerate(ballot.votes))
+    of_read = replace(ballot, votes=tuple(votes))
+    return decide_at(of_read, plurality(of_read), None)._replace(read=read)
 
 
 def exit_probability(confidences: Sequence[float], similar: Sequence[Sequence[float]], *, tau: float = 0.7) -> float:

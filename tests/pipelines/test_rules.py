@@ -1,10 +1,15 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.workload import Question
+from mosaic.pipelines.rules import Calibrated, FasterMoa, Weighted
 from mosaic.pipelines.rules.ballot import Ballot, Decision, Vote, make_ballot, plurality
+from mosaic.pipelines.rules.calibration_file import encode_calibration_answers
 from mosaic.pipelines.rules.rule import Majority, Never, Rule, Unanimous
+from tests.calibration_questions import SETTING, make_question
 
 ANSWERS = st.lists(st.sampled_from(["A", "B", "C", None]), min_size=1, max_size=7)
 TAUS = st.floats(min_value=0.01, max_value=1.0)
@@ -116,12 +121,56 @@ def test_without_a_comparison_answers_stay_as_they_are() -> None:
     assert plurality(made) == (None, 0.0)
 
 
-@pytest.mark.parametrize("tau", [0, -0.5, 1.01, float("nan")])
-def test_tau_is_a_share(tau: float) -> None:
-    with pytest.raises(ValueError, match=r"gate\.tau must be"):
-        Majority(tau=tau)
-
-
 def test_a_ballot_has_votes() -> None:
     with pytest.raises(ValueError, match="ballot of q: votes must be at least one vote"):
         ballot()
+
+
+CALIBRATED = [(f"c{number}", votes, "A") for number, votes in enumerate(("AAA", "BAA", "ABC", "AAB", "AAA"))]
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("limits") / "answers.parquet"
+    questions = [make_question(name, votes, gold=gold) for name, votes, gold in CALIBRATED]
+    path.write_bytes(encode_calibration_answers(questions, SETTING))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        *((Majority, {"tau": tau}, r"gate\.tau must be") for tau in (0, -0.5, 1.01, float("nan"))),
+        (Majority, {"tau": 0.5, "scope": "node"}, r"exit\.tau must be .*above 0\.5.*, got 0\.5"),
+        (Majority, {"tau": 1.5, "scope": "node"}, r"exit\.tau must be .*at most 1, got 1\.5"),
+        (Majority, {"order": "random", "scope": "node"}, r"exit\.order must be one of \['slot', 'finish'\]"),
+        (Majority, {"scope": "world"}, r"exit\.scope must be one of \['gate', 'node', 'question'\], got 'world'"),
+        (FasterMoa, {"seed": -1}, r"exit\.seed must be .*, got -1"),
+        (FasterMoa, {"seed": 0, "tau": 0}, r"exit\.tau must be .*, got 0"),
+        (FasterMoa, {"seed": 0, "scope": "gate"}, r"exit\.scope must be node"),
+        (FasterMoa, {"seed": 0, "similarity": "words"}, r"exit\.similarity must be one of \['answers', 'embeddings'\]"),
+        (FasterMoa, {"seed": 0, "similarity": "embeddings"}, r"exit\.embed must be given with embeddings, got None"),
+        (Weighted, {"min_posterior": 0}, "gate.min_posterior must be above 0"),
+        (Weighted, {"min_posterior": 1.1}, "gate.min_posterior must be at most 1"),
+        (Weighted, {"num_open_options": 1}, "gate.num_open_options must be at least 2"),
+        (Weighted, {"calibration": "none.parquet"}, "calibration answers none.parquet: must be a readable file"),
+        (Calibrated, {"accepted_loss_frac": -0.01}, "gate.accepted_loss_frac must be at least 0"),
+        (Calibrated, {"accepted_loss_frac": 1}, "gate.accepted_loss_frac must be below 1"),
+        (Calibrated, {"risk_frac": 0}, "gate.risk_frac must be above 0"),
+        (Calibrated, {"risk_frac": 1, "scope": "question"}, "exit.risk_frac must be below 1"),
+        (
+            Calibrated,
+            {"confidence": "vibes"},
+            r"gate.confidence must be one of \['plurality', 'weighted'\], got",
+        ),
+        (Calibrated, {"fit_frac": 1}, "gate.fit_frac must be below 1"),
+        (Calibrated, {"fit_frac": -1}, "gate.fit_frac must be at least 0"),
+        (Calibrated, {"num_open_options": 1}, "gate.num_open_options must be at least 2"),
+        (Calibrated, {"fit_frac": 0.999999}, "gate.fit_frac must be small enough to leave one of 5"),
+        (Calibrated, {"fit_frac": 0, "confidence": "weighted"}, "gate.fit_frac must be large enough to learn"),
+    ],
+)
+def test_a_wrong_value_is_named(five: Path, kind: type[Rule], changes: dict[str, object], message: str) -> None:
+    given: dict[str, object] = {"calibration": five} if kind in (Weighted, Calibrated) else {}
+    with pytest.raises(ValueError, match=message):
+        kind(**{**given, **changes})  # type: ignore[arg-type]
