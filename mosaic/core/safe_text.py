@@ -35,8 +35,9 @@ class PrintableStream:
         Where the text goes; `terminal` gives it to what draws there itself.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self.terminal = stream
+    def __init__(self, stream: "TextIO | PrintableStream") -> None:
+        # NOTE: commands nest, and a stream inside a stream would write out what draws on a terminal.
+        self.terminal: TextIO = stream.terminal if isinstance(stream, PrintableStream) else stream
 
     def write(self, text: str) -> int:
         self.terminal.write(printable(text))

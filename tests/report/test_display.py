@@ -160,6 +160,16 @@ def test_names_and_messages_steer_neither_a_terminal_nor_a_log(repeated, clock, 
         assert f"\\x1b[{number}m" in stream.getvalue()
 
 
+def test_a_terminal_is_drawn_on_where_one_command_runs_inside_another(repeated, clock, monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with printable_output(), printable_output(), show_run(calls_status(clock)) as controllers:
+        start(controllers, clock)
+        repeated[0][0]()
+        assert rows(stream)[0] == "calls 0/3 0 s, 1 loading"
+    assert "\\x1b" not in stream.getvalue()
+
+
 def test_a_log_gets_a_line_when_a_session_starts_or_ends_and_one_of_progress_now_and_then(repeated, clock, capsys):
     with show_run(calls_status(clock), more=lambda: Row("questions", "cost $2", 1, 9)) as controllers:
         run, calls = start(controllers, clock)
