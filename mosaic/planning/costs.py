@@ -37,7 +37,7 @@ def price_s(pieces: Sequence[LinearTerms], num_calls: int) -> float:
     """Price a session by the highest of its affine prices; 0 without calls."""
     if not num_calls:
         return 0.0
-    if len(pieces) == 1:  # by far most often, and asked for over and over
+    if len(pieces) == 1:  # the usual case, and packing prices millions of sessions
         fixed_s, per_call_s = pieces[0]
         return fixed_s + per_call_s * num_calls
     return max(piece.fixed_s + piece.per_call_s * num_calls for piece in pieces)
@@ -62,10 +62,10 @@ class CostModel(Protocol):
         """List affine prices of which a session costs the highest: one where the price is affine."""
 
     def fits(self, expert: Expert, workers: Sequence[Worker]) -> bool:
-        """Tell whether weights and one full-length call fit into the workers' memory."""
+        """Return whether weights and one full-length call fit into the workers' memory."""
 
     def notes(self) -> Sequence[str]:
-        """Say where a price was extrapolated beyond its measurements."""
+        """Return remarks on prices that were extrapolated beyond their measurements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

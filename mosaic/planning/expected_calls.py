@@ -22,7 +22,7 @@ from mosaic.planning.scheduler import PredictedTimeline, Scheduler
 from mosaic.planning.wrapped_costs import WrappedCosts
 
 SettledFrac: TypeAlias = Callable[[tuple[ExpertName, ...], int], float]
-"""Tells how often a question is settled by the votes of some experts, with so many votes missing."""
+"""How often a question is settled by the votes of some experts, with so many votes missing."""
 
 MAX_ROUNDS = 5
 """Of plan and prices. Shares that still move then go back and forth between plans that end almost together."""

@@ -17,7 +17,7 @@ def check_calls(workload: Workload, experts: Sequence[Expert], cluster: Cluster,
     """Check that the pool has every expert called, that the machines can hold it and that it can take its prompts.
 
     Schedulers and backends check so much themselves; a profile's sweep comes before them, and would complain of
-    calibration calls that nobody has asked for.
+    calibration calls that no user wrote.
     """
     pool = {expert.name: expert for expert in experts}
     too_long: list[str] = []

@@ -69,7 +69,7 @@ class Lengths:
         object.__setattr__(self, "_sorted", np.sort(np.array(self.sample, dtype=float)))
 
     def left(self, written: Floats, quantiles: Floats) -> Floats:
-        """Give the tokens that calls write on, at quantiles of those of the sample that wrote more.
+        """Return the tokens that calls write on, at quantiles of those of the sample that wrote more.
 
         Examples
         --------
@@ -85,7 +85,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Underway:
-    """Calls that have not ended, as far as they are known: arrays, as they are looked at over and over."""
+    """What is known of calls that have not ended: arrays, as they are read over and over."""
 
     samples: Sequence[tuple[Lengths, Sequence[int]]]
     """Samples of lengths, each with the places of its calls."""
@@ -152,7 +152,7 @@ class ObservedLengths(NamedTuple):
 
 
 def length_scale(sample: Sequence[int], seen: ObservedLengths) -> float:
-    """Give the factor by which lengths differ from a sample; 1 where chance explains what was seen.
+    """Return the factor by which lengths differ from a sample; 1 where chance explains what was seen.
 
     Examples
     --------

@@ -53,7 +53,7 @@ def save_plans(path: str | Path, plans: Sequence[Plan]) -> None:
 def load_plans(path: str | Path) -> tuple[Plan, ...]:
     """Read the plans of a run's layers.
 
-    Whether they fit their problems is ``check_plan``'s question, not asked here.
+    Whether they fit their problems is for ``check_plan`` to find out.
 
     Raises
     ------

@@ -58,9 +58,9 @@ class Problem:
     held: LoadedModels = field(default_factory=LoadedModels)
     """What sessions before have left on the cluster."""
     session_model: SessionModel | None = None
-    """Prices sessions by their iterations; None: nobody can, and closed forms are all there is."""
+    """Prices sessions by their iterations; None: only closed forms are known."""
     _fingerprint: list[str] = field(init=False, repr=False, compare=False, default_factory=list)
-    """Once it was asked for: a plan carries it, and is checked by it."""
+    """Kept once it was computed: a plan carries it, and is checked by it."""
 
     def __post_init__(self) -> None:
         require_unique((expert.name for expert in self.experts), "problem: expert name")

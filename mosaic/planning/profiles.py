@@ -62,7 +62,7 @@ class SweepPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileEntry:
-    """What a sweep told about one expert on one kind of worker."""
+    """Measurements of one expert on one kind of worker."""
 
     expert: Name
     gpu: Name
@@ -136,7 +136,7 @@ class Profile:
         return next((entry.output_tokens for entry in self.entries if entry.expert == expert), ())
 
     def extrapolation_notes(self, num_calls_by_expert: Mapping[ExpertName, int]) -> tuple[str, ...]:
-        """Say which experts have fewer calls than the smallest shard of the sweep, or more than the largest."""
+        """Name the experts that have fewer calls than the smallest shard of the sweep, or more than the largest."""
         notes = (
             f"{entry.expert}: {num_calls:,} calls, priced by extrapolating a sweep from {entry.fit.min_num_calls:,} to "
             f"{entry.fit.max_num_calls:,}"
@@ -224,7 +224,7 @@ def _slope(left: tuple[int, float], right: tuple[int, float]) -> float:
 
 
 def scaled_profile(profile: Profile, scales: Mapping[ExpertName, float]) -> Profile:
-    """Give a profile as it would be if experts wrote so many times as much: seconds follow tokens."""
+    """Return a profile as if experts wrote so many times as much: seconds follow tokens."""
     entries = [scaled_entry(entry, scales.get(entry.expert, 1.0)) for entry in profile.entries]
     return Profile(source=f"{profile.source}, lengths as seen", entries=tuple(entries))
 

@@ -100,7 +100,7 @@ class PredictedTimeline:
         self._end_s_by_session: dict[int, float] = {}
 
     def free_s(self, workers: Sequence[int]) -> float:
-        """Tell when the last of these workers is free."""
+        """Return when the last of these workers is free."""
         return max(self._free_s[worker] for worker in workers)
 
     def append(self, session: Session) -> PredictedTimes:

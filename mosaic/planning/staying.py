@@ -1,4 +1,4 @@
-"""Plans of layers that follow each other without a barrier: an expert that is asked again stays where it is loaded.
+"""Plans of layers that follow each other without a barrier: an expert that serves again stays where it is loaded.
 
 NOTE: the idea. A scheduler plans each layer as if no worker held anything. On workers of one kind any permutation of a
 plan costs the same, so the one is taken in which most workers go on with the expert that they hold: it serves its upper

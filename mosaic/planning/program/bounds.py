@@ -186,7 +186,7 @@ def _fewest_in_all(needed: Ints, num_experts: int) -> int:
 
 
 def pattern_bound_s(workers: IdenticalWorkers, *, low_s: float, high_s: float, until_ts: float) -> float:
-    """Raise a lower bound on the makespan as far as patterns refute makespans.
+    """Raise a lower bound on the makespan while patterns refute makespans.
 
     Parameters
     ----------
@@ -203,21 +203,21 @@ def pattern_bound_s(workers: IdenticalWorkers, *, low_s: float, high_s: float, u
     """
     if workers.max_experts_per_worker > MAX_PATTERN_EXPERTS:
         return low_s
-    asked_s = low_s
-    while high_s - asked_s > PATTERN_PRECISION_FRAC * high_s and monotonic() < until_ts:
-        needed = _least_patterns(workers, asked_s, until_ts)
+    tried_s = low_s
+    while high_s - tried_s > PATTERN_PRECISION_FRAC * high_s and monotonic() < until_ts:
+        needed = _least_patterns(workers, tried_s, until_ts)
         if needed is None:
             break
         excess_frac = needed / workers.num_workers - 1
         if excess_frac > PATTERN_MARGIN_FRAC:
-            low_s = asked_s
+            low_s = tried_s
             # The work hardly changes with the makespan, so patterns are needed about in inverse proportion to it.
             near_s = low_s * (1 + max(STEP_FRAC * excess_frac, PATTERN_PRECISION_FRAC))
-            asked_s = (low_s + high_s) / 2
-            asked_s = min(asked_s, near_s) if near_s > low_s else asked_s
+            tried_s = (low_s + high_s) / 2
+            tried_s = min(tried_s, near_s) if near_s > low_s else tried_s
         else:
-            high_s = asked_s
-            asked_s = (low_s + high_s) / 2
+            high_s = tried_s
+            tried_s = (low_s + high_s) / 2
     return low_s
 
 

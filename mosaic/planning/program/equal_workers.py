@@ -109,7 +109,7 @@ def _raise_bound(workers: IdenticalWorkers, best: BoundedSolution, *, until_ts: 
 
 
 def place_groups(workers: IdenticalWorkers, groups: Sequence[Group]) -> Counts | None:
-    """Give every group its workers and its shards; None if K or the caps defeat one of them."""
+    """Assign every group its workers and its shards; None if K or the caps defeat one of them."""
     rows = [[0] * workers.num_workers for _ in workers.num_calls]
     first = 0
     for experts, num_workers in groups:

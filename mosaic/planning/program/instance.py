@@ -142,7 +142,7 @@ class Instance:
         return replace(self, max_replicas=caps, max_experts_per_worker=NO_LIMIT)
 
     def obeys_limits(self, counts: Counts) -> bool:
-        """Tell whether a placement keeps the replica caps and K."""
+        """Return whether a placement keeps the replica caps and K."""
         hosted = [0] * self.num_workers
         for row, options in zip(counts, self.options, strict=True):
             for number, option in zip(row, options, strict=True):
@@ -340,7 +340,7 @@ def _free_options(problem: Problem, expert: Expert) -> Iterable[Option]:
     shapes = [replace(expert, tp_degree=degree) for degree in expert.possible_degrees]
     gangs = [(shape, gang) for shape in shapes for gang in problem.gangs(shape)]
     if not gangs:
-        require_gangs(problem, expert)  # says why
+        require_gangs(problem, expert)  # raises with the reason
     for shape, gang in gangs:
         load_s = problem.costs.load_s(shape, gang, problem.held.anywhere(expert.name))
         yield Option(_ids(gang), load_s, tuple(problem.costs.pieces(shape, gang)))
@@ -349,7 +349,7 @@ def _free_options(problem: Problem, expert: Expert) -> Iterable[Option]:
 def _caps_by_name(
     problem: Problem, names: Iterable[ExpertName], max_replicas: int | Mapping[ExpertName, int] | None
 ) -> dict[ExpertName, int | None]:
-    """Give the cap that a scheduler's option sets for each expert; None: none."""
+    """Return the cap that a scheduler's option sets for each expert; None: none."""
     if not isinstance(max_replicas, Mapping):
         return dict.fromkeys(names, max_replicas)
     known = sorted(expert.name for expert in problem.experts)

@@ -87,7 +87,7 @@ class Uncertainty:
         return 1 if self.length_error == 1 and self.prices is PriceSource.COSTS else min(MAX_LEVELS, self.num_scenarios)
 
     def _levels(self, name: str) -> list[int]:
-        """Give an expert a level for each scenario: all equally often, in random order."""
+        """Draw an expert's level for each scenario: all equally often, in random order."""
         levels = [scenario % self.num_levels for scenario in range(self.num_scenarios)]
         Random(f"{self.seed}|{name}").shuffle(levels)
         return levels

@@ -254,7 +254,7 @@ def _run_program(instance: Instance, progress: _Progress, *, until_ts: float) ->
 
 
 def _tolerance_s(objective_s: float) -> float:
-    """Tell how far apart an objective and a bound count as equal, in seconds; HiGHS stops at 1e-6 s as well."""
+    """Return how far apart an objective and a bound count as equal, in seconds; HiGHS stops at 1e-6 s as well."""
     return OPTIMAL_GAP_FRAC * max(1.0, objective_s)
 
 
