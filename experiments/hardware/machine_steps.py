@@ -22,9 +22,10 @@ from mosaic.core.engine_options import Device, EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.realization import Outcomes
 from mosaic.core.workload import Expert, ExpertName
+from mosaic.engines.backend import EngineBackend
 from mosaic.engines.local_launcher import LocalLauncher, cores_of_workers
 from mosaic.engines.requests import RunContent
-from mosaic.engines.vllm_engines import VllmEngines, make_vllm_backend
+from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.runtime.backend import Backend
 
 Facts = TypeVar("Facts")
@@ -76,12 +77,13 @@ class VllmMachine:
     def backend(self, experts: Sequence[Expert], cluster: Cluster, outcomes: Outcomes, run: str) -> Backend:
         journal = self._folder / run
         shutil.rmtree(journal, ignore_errors=True)  # of a run that was interrupted: its times would count the pause
-        return make_vllm_backend(
+        return EngineBackend(
+            name="vllm",
             experts=experts,
             cluster=cluster,
             journal=journal,
             content=RunContent(outcomes=outcomes),
-            options=self._options,
+            engines=VllmEngines(options=self._options, with_tokenizer=False),
             launcher=self._launcher,
         )
 

@@ -5,7 +5,7 @@ from mosaic.engines.backend import EngineBackend
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.requests import Prompts, RunContent
 from mosaic.engines.sessions import Patience
-from mosaic.engines.vllm_engines import make_vllm_backend
+from mosaic.engines.vllm_engines import VllmEngines
 
 __all__ = [
     "EngineBackend",
@@ -14,5 +14,5 @@ __all__ = [
     "Patience",
     "Prompts",
     "RunContent",
-    "make_vllm_backend",
+    "VllmEngines",
 ]

@@ -33,6 +33,7 @@ SETTLE_S = 10.0
 TRY_AGAIN_S = 60.0
 COME_BACK_S = 300.0
 """So long a run without any machine waits for one."""
+CLOSE_S = 15.0
 NUM_CLOCK_READINGS = 8
 T = TypeVar("T")
 
@@ -180,6 +181,8 @@ class RemoteLauncher:
         self._starting: dict[Future[Machine], tuple[Node, tuple[int, ...]]] = {}
         self._refused: dict[str, float] = {}
         """When to try nodes again that cannot serve."""
+        self._ending: list[Future[None]] = []
+        """Of agents that are not used any more."""
         self._looking: Future[Sequence[Node]] | None = None
         self._next_look_ts = 0.0
         self._numbers = count()  # never used twice: an agent may still report processes of an earlier run
@@ -222,9 +225,9 @@ class RemoteLauncher:
         finally:
             for starting in self._starting:
                 starting.add_done_callback(_end_agent)
-            for machine in self._machines.values():
-                machine.agent.end()
-            self._starting, self._machines, self._looking = {}, {}, None
+            self._ending += [in_thread(machine.agent.end) for machine in self._machines.values()]
+            wait(self._ending, CLOSE_S)
+            self._starting, self._machines, self._looking, self._ending = {}, {}, None, []
             self._cluster.disconnect()
 
     def begin(self, folder: Path, num_workers: int, *, is_new: bool) -> None:
@@ -330,7 +333,7 @@ class RemoteLauncher:
         """Give a node up, and all that ran there."""
         del self._machines[machine.node.id]
         self._refused[machine.node.id] = time.monotonic() + SETTLE_S
-        in_thread(machine.agent.end)
+        self._ending.append(in_thread(machine.agent.end))
         self._miss(machine.workers, cause)
         for channel in [channel for channel in self._channels.values() if channel.machine is machine]:
             yield self._exit(channel, FORK_SERVER_DIED)

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mosaic.core.checks import require
-from mosaic.core.cluster import Cluster, Worker
+from mosaic.core.cluster import Worker
 from mosaic.core.engine_options import Device, EngineOptions
 from mosaic.core.errors import BackendError
 from mosaic.core.kv_memory import check_sparse_kv, free_kv_bytes
 from mosaic.core.workload import Expert, ExpertName, SparseKv
-from mosaic.engines.backend import EngineBackend
 from mosaic.engines.checkpoints import (
     Checkpoint,
     WantedCheckpoint,
@@ -20,9 +19,7 @@ from mosaic.engines.checkpoints import (
     value_bytes,
 )
 from mosaic.engines.engine import EngineSpec
-from mosaic.engines.launcher import Launcher
-from mosaic.engines.requests import RunContent, ServedExpert
-from mosaic.engines.sessions import Patience
+from mosaic.engines.requests import ServedExpert
 from mosaic.engines.sparse_attention import UnstableHeads, read_heads, spread_heads
 
 
@@ -174,43 +171,3 @@ def _sparse_parts(expert: Expert, unstable: UnstableHeads | None) -> tuple[str, 
     if expert.kv is None or unstable is None:
         return ()
     return repr(replace(expert.kv, heads=None)), repr(unstable.pairs)
-
-
-def make_vllm_backend(
-    *,
-    experts: Sequence[Expert],
-    cluster: Cluster,
-    journal: Path,
-    content: RunContent,
-    options: EngineOptions,
-    launcher: Launcher,
-    checkpoints: Path | None = None,
-    patience: Patience | None = None,
-    earlier: Sequence[Path] = (),
-    others: Sequence[Path] = (),
-) -> EngineBackend:
-    """Make the backend of one run on vLLM.
-
-    Parameters
-    ----------
-    experts, cluster, journal, content, patience, earlier, others
-        As in `EngineBackend`.
-    options
-        How engines run.
-    launcher
-        Made with the same options, and kept for several runs.
-    checkpoints
-        Folder of the checkpoints that experts do not name by path.
-    """
-    return EngineBackend(
-        name="vllm",
-        experts=experts,
-        cluster=cluster,
-        journal=journal,
-        content=content,
-        engines=VllmEngines(options=options, with_tokenizer=content.prompts is not None, checkpoints=checkpoints),
-        launcher=launcher,
-        patience=patience,
-        earlier=earlier,
-        others=others,
-    )

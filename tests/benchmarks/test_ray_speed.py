@@ -9,7 +9,6 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from tests.commands.command_line import ROOT
 from tests.engines.executor_runs import FAKE_ENGINE, Runs, running_host
-from tests.engines.here_machines import MachineRuns
 from tests.engines.ray_nodes import emulated_nodes, has_ray
 from tests.engines.test_ray import on_ray
 from tests.factories import make_plan, make_session, some_calls
@@ -37,7 +36,7 @@ def test_a_call_on_ray_beside_a_local_one(
         spent_ms[name] = 1000 * (time.process_time() - start_s) / num_calls
 
     with emulated_nodes("a", "b") as nodes, on_ray(nodes, (1, 1)) as cluster:
-        there = MachineRuns(tmp_path / "there", cluster, names="AB", num_workers=2)
+        there = Runs(tmp_path / "there", cluster, names="AB", num_workers=2)
         benchmark.pedantic(timed, args=("ray", there), rounds=1)
     with running_host(FAKE_ENGINE) as host:
         here = Runs(tmp_path / "here", host, names="AB", num_workers=2)

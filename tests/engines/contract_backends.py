@@ -13,7 +13,7 @@ from mosaic.engines.endpoint import ENDPOINT_ENGINE, EndpointSettings
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.local_launcher import VLLM_ENGINE, LocalLauncher
 from mosaic.engines.requests import RunContent, ServedExpert
-from mosaic.engines.vllm_engines import make_vllm_backend
+from mosaic.engines.vllm_engines import VllmEngines
 from tests.engines.executor_runs import FAKE_ENGINE, OPTIONS
 from tests.engines.fake_server import FakeServer, prompt_of
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
@@ -37,13 +37,13 @@ def make_executor(engine_module: str, outcomes, *, experts, cluster, folder: Pat
     """
     for expert in experts:
         write_tiny_checkpoint(folder / expert.checkpoint, seed=len(expert.name))
-    return make_vllm_backend(
+    return EngineBackend(
+        name="vllm",
         experts=experts,
         cluster=cluster,
         journal=folder / "journal",
         content=RunContent(outcomes=outcomes),
-        options=OPTIONS,
-        checkpoints=folder,
+        engines=VllmEngines(options=OPTIONS, with_tokenizer=False, checkpoints=folder),
         launcher=launcher_of(engine_module),
     )
 

@@ -15,10 +15,11 @@ from mosaic.core.plan import Plan
 from mosaic.core.results import SERVED, CallRecord, RunResult
 from mosaic.core.workload import Call, CallKey
 from mosaic.engines.backend import EngineBackend
+from mosaic.engines.launcher import Launcher
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.requests import RunContent
 from mosaic.engines.sessions import Patience
-from mosaic.engines.vllm_engines import make_vllm_backend
+from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.journal_records import EndedCall, JournalState, read_entries, read_journal
 from mosaic.runtime.static_plan import execute
@@ -54,9 +55,7 @@ def has_vllm() -> bool:
 class Runs:
     """Runs plans over one journal, each time with a new backend, as whoever starts a run again does."""
 
-    def __init__(
-        self, folder: Path, host: LocalLauncher | None, *, names: str = "AB", num_workers: int = 2, **changes
-    ) -> None:
+    def __init__(self, folder: Path, host: Launcher, *, names: str = "AB", num_workers: int = 2, **changes) -> None:
         """An expert per letter, each of its own weights; journal and checkpoints in the folder."""
         self._folder = folder
         self._host = host
@@ -74,12 +73,13 @@ class Runs:
         self.watcher = Watcher(reacts=False)
 
     def backend(self, **changes) -> EngineBackend:
-        return make_vllm_backend(
+        return EngineBackend(
+            name="vllm",
             experts=self.experts,
             cluster=self._cluster,
             journal=self.journal,
             content=replace(self._content, **changes),
-            options=self._options,
+            engines=VllmEngines(options=self._options, with_tokenizer=self._content.prompts is not None),
             launcher=self._host,
             patience=self._patience,
         )

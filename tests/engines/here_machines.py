@@ -3,11 +3,9 @@
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from mosaic.core.errors import BackendError
-from mosaic.engines.backend import EngineBackend
 from mosaic.engines.machine_agent import AgentSetup, MachineAgent, Report, Stop
 from mosaic.engines.remote_launcher import Node, RemoteLauncher, group_sizes
-from mosaic.engines.vllm_engines import VllmEngines
-from tests.engines.executor_runs import FAKE_ENGINE, OPTIONS, Runs
+from tests.engines.executor_runs import FAKE_ENGINE, OPTIONS
 
 
 class HereAgent:
@@ -88,26 +86,6 @@ class HereMachines:
 
 
 GONE = "cannot start an agent: its node is dead"
-
-
-class MachineRuns(Runs):
-    """As `Runs`, on the nodes of a cluster."""
-
-    def __init__(self, folder, launcher: RemoteLauncher, **changes) -> None:
-        super().__init__(folder, None, **changes)
-        self.launcher = launcher
-
-    def backend(self, **changes) -> EngineBackend:
-        return EngineBackend(
-            name="vllm",
-            experts=self.experts,
-            cluster=self._cluster,
-            journal=self.journal,
-            content=self._content,
-            engines=VllmEngines(options=self._options, with_tokenizer=self._content.prompts is not None),
-            launcher=self.launcher,
-            patience=self._patience,
-        )
 
 
 def launcher_on(machines: HereMachines, num_workers: int | None = None, log=lambda line: None) -> RemoteLauncher:

@@ -27,7 +27,6 @@ from tests.engines.executor_runs import (
     running_host,
 )
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch, write_models
-from tests.engines.here_machines import MachineRuns
 from tests.engines.ray_nodes import emulated_nodes, has_ray
 from tests.engines.test_remote_launcher import UseJoined, at, on_first, responses
 from tests.factories import make_plan, make_session, some_calls
@@ -86,7 +85,7 @@ def test_three_nodes_one_killed_and_one_joining(tmp_path, nodes) -> None:
 
     watch = Watch()
     with on_ray(nodes, (1, 1, 1)) as launcher:
-        there = MachineRuns(tmp_path / "there", launcher, names="ABC", num_workers=3)
+        there = Runs(tmp_path / "there", launcher, names="ABC", num_workers=3)
         there.execute(plan, calls, UseJoined(tmp_path / "there"), Replanning(on_first(3)[0]), at(900, kill), watch)
     ended = finished_once(tmp_path / "there", calls)
     (lost,) = there.watcher.all(Lost)
@@ -108,7 +107,7 @@ def test_real_vllm_on_two_nodes_of_which_one_is_killed(tmp_path, nodes) -> None:
     calls = [*some_calls("A", 60), *some_calls("B", 300)]
     plan = make_plan(make_session(0, calls[:60]), make_session(1, calls[60:], workers=(1,)))
     with on_ray(nodes, (1, 1), engine_module=VLLM_ENGINE) as launcher:
-        there = MachineRuns(tmp_path / "there", launcher)
+        there = Runs(tmp_path / "there", launcher)
         by_node = {node.id: worker for worker, node in launcher.nodes.items()}
         victim = next(one for one, node in nodes.nodes.items() if by_node.get(node.node_id) == 1)
         there.execute(plan, calls, Replanning(on_first(2)[0]), at(90, lambda: nodes.kill(victim)))

@@ -19,7 +19,7 @@ from mosaic.engines.remote_launcher import ABSENT
 from mosaic.runtime.replanning import Replanning
 from tests.controllers import Reactor
 from tests.engines.executor_runs import IMPATIENT, Runs, finished_once, make_checkpoint, running_host
-from tests.engines.here_machines import FAKE_ENGINE, GONE, HereMachines, MachineRuns, launcher_on
+from tests.engines.here_machines import FAKE_ENGINE, GONE, HereMachines, launcher_on
 from tests.factories import make_gpu, make_plan, make_session, some_calls
 
 
@@ -70,7 +70,7 @@ def kept():
 def test_machines_say_what_this_one_says(tmp_path, kept) -> None:
     calls = [*some_calls("A", 20), *some_calls("B", 20)]
     plan = make_plan(make_session(0, calls[:20]), make_session(1, calls[20:], workers=(1,)))
-    there = MachineRuns(tmp_path / "there", kept(HereMachines({"a": 1, "b": 1})))
+    there = Runs(tmp_path / "there", kept(HereMachines({"a": 1, "b": 1})))
     result = there.execute(plan, calls)
     with running_host(FAKE_ENGINE) as host:
         here = Runs(tmp_path / "here", host)
@@ -90,7 +90,7 @@ def test_workers_of_a_lost_machine_are_planned_around_at_once_and_together(tmp_p
         make_session(2, calls[340:], workers=(2,)),
         num_workers=3,
     )
-    runs = MachineRuns(tmp_path, kept(machines), names="ABC", num_workers=3)
+    runs = Runs(tmp_path, kept(machines), names="ABC", num_workers=3)
     replan, made = on_first(3)
     runs.execute(plan, calls, Replanning(replan), at(8, lambda: machines.unplug("b")))
     finished_once(tmp_path, calls)
@@ -127,7 +127,7 @@ class UseJoined:
 @pytest.mark.slow
 def test_a_machine_that_joins_is_used(tmp_path, kept) -> None:
     machines = HereMachines({"a": 1})
-    runs = MachineRuns(tmp_path, kept(machines, 2))
+    runs = Runs(tmp_path, kept(machines, 2))
     calls = some_calls("A", 200)
     join = at(8, lambda: machines.rooms.update(b=1))
     runs.execute(make_plan(make_session(0, calls)), calls, UseJoined(tmp_path), join)
@@ -141,7 +141,7 @@ def test_a_machine_that_joins_is_used(tmp_path, kept) -> None:
 @pytest.mark.slow
 def test_a_machine_that_comes_back_serves_its_workers_again(tmp_path, kept) -> None:
     machines = HereMachines({"a": 1, "b": 1})
-    runs = MachineRuns(tmp_path, kept(machines))
+    runs = Runs(tmp_path, kept(machines))
     calls = [*some_calls("A", 200), *some_calls("B", 20)]
     plan = make_plan(make_session(0, calls[:200]), make_session(1, calls[200:], workers=(1,)))
     unplug = at(4, lambda: machines.unplug("b"))
@@ -235,7 +235,7 @@ def test_a_cluster_that_cannot_be_asked_for_a_while_is_asked_again(kept) -> None
 def test_a_run_without_any_machine_waits_for_one(tmp_path, kept, when) -> None:
     machines, told = HereMachines({"a": 1, "b": 1}), []
     launcher = kept(machines, 2, told.append)
-    runs = MachineRuns(tmp_path, launcher)
+    runs = Runs(tmp_path, launcher)
     calls = [*some_calls("A", 300), *some_calls("B", 300)]
     plan = make_plan(make_session(0, calls[:300]), make_session(1, calls[300:], workers=(1,)))
     come = threading.Timer(2.0, lambda: machines.rooms.update(c=1))
@@ -259,7 +259,7 @@ def test_a_run_without_any_machine_waits_for_one(tmp_path, kept, when) -> None:
 def test_a_run_does_not_wait_for_ever(tmp_path, kept, monkeypatch) -> None:
     monkeypatch.setattr("mosaic.engines.remote_launcher.COME_BACK_S", 0.5)
     machines = HereMachines({"a": 1})
-    runs = MachineRuns(tmp_path, kept(machines), num_workers=1)
+    runs = Runs(tmp_path, kept(machines), num_workers=1)
     calls = some_calls("A", 300)
     with pytest.raises(BackendError, match="all workers are lost and .* calls are left .*machine a is gone"):
         runs.execute(
@@ -275,7 +275,7 @@ def test_a_machine_finds_its_own_copy_of_a_checkpoint(tmp_path, kept) -> None:
         expert="A", name=str(there), folder=None, path=here, fingerprint=fingerprint, weights=True, tokenizer=True
     )
     (there / "behave").write_text("note")
-    runs = MachineRuns(tmp_path / "here", kept(HereMachines({"a": 1}, checkpoints=(wanted,))), num_workers=1)
+    runs = Runs(tmp_path / "here", kept(HereMachines({"a": 1}, checkpoints=(wanted,))), num_workers=1)
     calls = some_calls("A", 2)
     runs.execute(make_plan(make_session(0, calls), num_workers=1), calls)
     assert list(there.glob("pid-*")), "the copy in the machine's own folder was loaded"
@@ -286,7 +286,7 @@ def test_a_machine_finds_its_own_copy_of_a_checkpoint(tmp_path, kept) -> None:
 def test_a_machine_that_came_and_cannot_serve_is_told(tmp_path, kept) -> None:
     machines, told = HereMachines({"a": 1}), []
     machines.broken["b"] = "has not {'CPU': 1.0} free"
-    runs = MachineRuns(tmp_path, kept(machines, 2, told.append))
+    runs = Runs(tmp_path, kept(machines, 2, told.append))
     calls = some_calls("A", 1500)
     runs.execute(make_plan(make_session(0, calls)), calls, at(4, lambda: machines.rooms.update(b=1)))
     assert told == ["b has not {'CPU': 1.0} free"]
@@ -309,7 +309,7 @@ def test_instants_of_a_machine_are_on_its_own_clock(tmp_path, kept) -> None:
 
 def test_what_a_process_printed_comes_along(tmp_path, kept) -> None:
     (make_checkpoint(tmp_path, "A") / "behave").write_text("print")
-    runs = MachineRuns(tmp_path, kept(HereMachines({"a": 1})), num_workers=1)
+    runs = Runs(tmp_path, kept(HereMachines({"a": 1})), num_workers=1)
     calls = some_calls("A", 2)
     runs.execute(make_plan(make_session(0, calls), num_workers=1), calls)
     assert (tmp_path / "journal" / "worker-0.log").read_text() == (
@@ -320,14 +320,14 @@ def test_what_a_process_printed_comes_along(tmp_path, kept) -> None:
 def test_a_call_that_kills_its_process_is_found_on_a_machine_too(tmp_path, kept) -> None:
     calls = some_calls("A", 8)
     prompts = lambda call, inputs: "die" if call is calls[3] else "well"  # noqa: E731
-    runs = MachineRuns(tmp_path, kept(HereMachines({"a": 1})), num_workers=1, prompts=prompts)
+    runs = Runs(tmp_path, kept(HereMachines({"a": 1})), num_workers=1, prompts=prompts)
     runs.execute(make_plan(make_session(0, calls), num_workers=1), calls)
     assert [call.key for call in calls if runs.records[call.key].response.error] == [calls[3].key]
 
 
 def test_a_gang_stays_in_one_host(tmp_path, kept) -> None:
     cluster = cluster_of_hosts(name="two", host_sizes=(1, 1), gpu=make_gpu())
-    runs = MachineRuns(tmp_path, kept(HereMachines({"a": 1, "b": 1})), cluster=cluster)
+    runs = Runs(tmp_path, kept(HereMachines({"a": 1, "b": 1})), cluster=cluster)
     calls = some_calls("A", 2)
     with pytest.raises(BackendError, match="workers must be of one kind and in one host"):
         runs.execute(make_plan(make_session(0, calls, workers=(0, 1))), calls)

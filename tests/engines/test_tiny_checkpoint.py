@@ -9,10 +9,11 @@ import pytest
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, Family
+from mosaic.engines.backend import EngineBackend
 from mosaic.engines.checkpoints import MANIFEST, check_checkpoint
 from mosaic.engines.local_launcher import VLLM_ENGINE
 from mosaic.engines.requests import RunContent
-from mosaic.engines.vllm_engines import make_vllm_backend
+from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.runtime.static_plan import execute
 from tests.engines.executor_runs import CPU, ended_in, has_vllm, running_host
@@ -69,7 +70,8 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
     )  # fmt: skip
     with running_host(VLLM_ENGINE) as host:
         journal = tmp_path_factory.mktemp("run") / "journal"
-        backend = make_vllm_backend(
+        backend = EngineBackend(
+            name="vllm",
             experts=[expert],
             cluster=make_cluster(2),
             journal=journal,
@@ -77,7 +79,7 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
                 prompts=lambda call, inputs: PROMPTS[call.key],
                 questions={question.id: question for question in QUESTIONS},
             ),
-            options=OPTIONS,
+            engines=VllmEngines(options=OPTIONS),
             launcher=host,
         )
         plan = make_plan(make_session(0, CALLS[:10]), make_session(1, CALLS[10:], workers=(1,)))
