@@ -126,10 +126,9 @@ class SimSite:
         prompts: Prompts,
         *,
         name: str = "run",
-        after: Sequence[str] = (),
         prefixes: Prompts | None = None,
     ) -> Backend:
-        """Give the backend of the run; stages before it are simulated again, and give the same."""
+        """Give the backend of the run."""
         return self.backend_in(self.world)
 
     def backend_in(self, world: World, earlier: Inputs | None = None, use: GpuUse | None = None) -> SimBackend:

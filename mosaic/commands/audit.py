@@ -136,7 +136,7 @@ def _without_digests(config: Mapping[str, Any]) -> dict[str, Any]:
 def first_layer(journal: Path, job: Job) -> dict[CallKey, CallRecord]:
     """Read what the experts said last, whichever of the batch's journals holds it."""
     first = set(job.graph.first_nodes)
-    ended = read_journal(*own_journals(journal, "run", "pilot", "quote")).ended
+    ended = read_journal(*own_journals(journal, "run")).ended
     return {
         record.key: record
         for record in sorted(ended, key=lambda record: record.finished_ts or 0.0)

@@ -11,26 +11,26 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mosaic
 from mosaic.commands.run_folder import leave, summary_of
-from mosaic.config.asked import asked_before
 from mosaic.config.batch import BatchRequest, batch_config, runs_vllm_here, work_folder
 from mosaic.config.compose import as_recorded
 from mosaic.config.errors import UNANSWERED_STATUS
 from mosaic.config.job import RunSpec, build_job
 from mosaic.config.places import JOURNAL
-from mosaic.config.run_start import begin, grown_keys, is_blank
+from mosaic.config.run_start import begin, grown_keys, is_blank, quote_before
 from mosaic.config.start import check_start, naming_all_problems
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
 from mosaic.core.plan import Expected
-from mosaic.quote import best_plan
+from mosaic.quote import best_plan, quote_stages
 from mosaic.report.batch_output import (
     AnswerStream,
     BatchPaths,
@@ -48,7 +48,8 @@ from mosaic.report.run_folder import SUMMARY, completed_with, read_json
 from mosaic.report.run_status import Row, RunStatus
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.garbage import spare_garbage_collector
-from mosaic.runtime.job import Outcome
+from mosaic.runtime.job import Job, Outcome
+from mosaic.runtime.pilot import Pilot, Stages
 from mosaic.runtime.promise import Promise, gate_notes, promise_of
 from mosaic.runtime.replanning import describe_new_plan
 
@@ -107,7 +108,8 @@ def run_batch(
     ):
         begin(places.work, stamped, may_differ=grown)
         created = start_batch(places.work, places.files, now).created
-        prepared = replace(prepared, job=replace(prepared.job, asked=asked_before(places.work), choose_plan=choose))
+        quoted = quoted_stages(places.work, prepared.job)
+        prepared = replace(prepared, job=replace(prepared.job, quoted=quoted, choose_plan=choose))
         writer = LineWriter(graph=prepared.job.graph, created=created)
         stream = AnswerStream(prepared.job.workload, writer, places.files.partial)
         if port is not None:
@@ -122,6 +124,14 @@ def run_batch(
     if price_per_hour is not None:
         print(f"  cost      {cost(wall_s, prepared.job.cluster.num_workers, price_per_hour)} for {wall_s:,.0f} s")
     return UNANSWERED_STATUS if ended.num_unanswered else 0
+
+
+def quoted_stages(work: Path, job: Job) -> Callable[..., Stages[Pilot]] | None:
+    """Give the stages of the quote that came before a batch; None: there was none, or the batch has other layers."""
+    quoted = quote_before(work)
+    if quoted is None or len(job.graph.upper_nodes) > 1:
+        return None
+    return partial(quote_stages, per_expert=quoted.per_expert, num_workers=quoted.num_workers)
 
 
 def _leave(

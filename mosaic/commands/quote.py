@@ -18,13 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mosaic.config.asked import QUOTE, check_not_begun, keep_plans
 from mosaic.config.batch import BatchRequest, batch_config, work_folder
 from mosaic.config.compose import as_recorded, compose_config
 from mosaic.config.job import build_job
 from mosaic.config.machines import machines
 from mosaic.config.places import JOURNAL, own_folder
-from mosaic.config.run_start import begin
+from mosaic.config.run_start import QUOTE, begin, check_not_begun
 from mosaic.core.checks import require
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions
@@ -94,11 +93,11 @@ def quote_batch(
         if work is not None:
             check_not_begun(work)
         if is_real:
-            begin(place, as_recorded(config) | {"quote": {"calls_per_expert": per_expert}}, (work or place) / JOURNAL)
+            said = {"calls_per_expert": per_expert, "num_workers": job.cluster.num_workers}
+            may_differ = (f"{QUOTE}.num_workers",)  # of a Ray cluster, as many as there are
+            begin(place, as_recorded(config) | {QUOTE: said}, (work or place) / JOURNAL, may_differ=may_differ)
         show = lambda title, expected: show_run(RunStatus(title, expected, is_simulated=not is_real))  # noqa: E731
-        asked = ask(
-            job, per_expert, show=show, tell=tell, keep=lambda plans: keep_plans(place, plans) if work else None
-        )
+        asked = ask(job, per_expert, show=show, tell=tell)
     named: list[str | None] = [*dict.fromkeys(kinds)] or [None]
     return quote(
         job,

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mosaic.config.places import JOURNAL
 from mosaic.core.errors import RunFolderError
@@ -12,6 +12,8 @@ from mosaic.core.results import SERVED
 from mosaic.report.run_folder import CONFIG, SUMMARY, begin_run, is_complete, read_config, read_json
 from mosaic.runtime.journal_records import read_journal
 
+QUOTE = "quote"
+"""A quote's folder in that of its batch: both go on in one journal."""
 QUESTIONS_DIGEST = "workload.path_sha256"
 
 
@@ -58,6 +60,34 @@ def is_blank(folder: Path, journal: Path | None = None) -> bool:
 
 def _journals(folder: Path) -> list[Path]:
     return [path for path in folder.glob("*") if path.is_dir()]
+
+
+class Quoted(NamedTuple):
+    """A quote's pilot, which its batch begins with."""
+
+    per_expert: int
+    num_workers: int | None
+    """Of the first stretch; None: an older quote does not say."""
+
+
+def quote_before(work: Path) -> Quoted | None:
+    """Give the quote that came before a batch; None: there was none."""
+    if not (work / QUOTE / CONFIG).exists():
+        return None
+    recorded = read_config(work / QUOTE).get(QUOTE) or {}
+    return Quoted(int(recorded["calls_per_expert"]), recorded.get("num_workers")) if recorded else None
+
+
+def check_not_begun(work: Path) -> None:
+    """Check that a quote comes before its batch, or is the one that the batch went on from.
+
+    Raises
+    ------
+    RunFolderError
+        If it does not.
+    """
+    if (work / CONFIG).exists() and not is_blank(work) and quote_before(work) is None:
+        raise RunFolderError(f"{work}: its batch has begun, and a quote comes before; --work names another folder")
 
 
 def grown_keys(folder: Path, recorded: Mapping[str, Any]) -> tuple[str, ...]:

@@ -64,6 +64,13 @@ class Closed(NamedTuple):
     record: SessionRecord
 
 
+class Unused(NamedTuple):
+    """A session has ended whose expert was never loaded: nothing was left for it to serve."""
+
+    ts: float
+    session: int
+
+
 class Idle(NamedTuple):
     """A worker holds no session, and none waits for it."""
 
@@ -97,7 +104,9 @@ class Tick(NamedTuple):
     ts: float
 
 
-Event: TypeAlias = Started | Redone | Ready | Finished | Prefilled | Progress | Closed | Idle | Lost | Joined | Tick
+Event: TypeAlias = (
+    Started | Redone | Ready | Finished | Prefilled | Progress | Closed | Unused | Idle | Lost | Joined | Tick
+)
 
 
 def cause_of(event: Event) -> str:
@@ -114,7 +123,7 @@ def cause_of(event: Event) -> str:
             return f"{kind} {record.key}"
         case Closed(record=record):
             return f"{kind} {record.session}"
-        case Ready(session=number) | Progress(session=number):
+        case Ready(session=number) | Progress(session=number) | Unused(session=number):
             return f"{kind} {number}"
         case Idle(worker=number) | Lost(worker=number) | Joined(worker=number):
             return f"{kind} {number}"

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from mosaic.core.commands import Close
 from mosaic.core.errors import BackendError
-from mosaic.core.events import Closed, Event, Finished, Idle, Joined, Lost, Prefilled, Progress, Ready
+from mosaic.core.events import Closed, Event, Finished, Idle, Joined, Lost, Prefilled, Progress, Ready, Unused
 from mosaic.core.plan import Session
 from mosaic.core.results import SERVED, CallRecord, CallStatus
 from mosaic.core.workload import ExpertName
@@ -308,3 +308,5 @@ class Executor:
         self._workers.free(state.session.workers, end_ts)
         if (record := self._journal.state.session_record(state.session, self._ended[state.session.id])) is not None:
             self._tell(Closed(record.end_ts, record))
+        elif stage is not Stage.LOST:
+            self._tell(Unused(end_ts, state.session.id))

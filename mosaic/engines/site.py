@@ -20,7 +20,6 @@ from mosaic.engines.backend import EngineBackend
 from mosaic.engines.requests import RunContent
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
-from mosaic.runtime.journal_records import own_journals
 from mosaic.runtime.loop import CommandLog
 from mosaic.runtime.run_lock import hold, is_held
 from mosaic.runtime.site import Prompts
@@ -164,22 +163,14 @@ class EngineSite:
         prompts: Prompts,
         *,
         name: str = "run",
-        after: Sequence[str] = (),
         prefixes: Prompts | None = None,
     ) -> Backend:
-        """Give the backend of the run, or of a stage of its pilot: all ask the same in the same way.
-
-        What an earlier start has answered in whichever stage counts, also where this start has other stages.
-        """
+        """Give the backend of the run."""
         if self.replayed is None:
             content = RunContent(prompts=prompts, prefixes=prefixes, questions=questions, root_seed=self._seed)
         else:
             content = RunContent(outcomes=self.replayed.run, root_seed=self._seed)
-        kinds = ("run", "pilot")
-        own = own_journals(self._journal, *kinds) if name.startswith(kinds) else []
-        earlier = [self._journal / file_name(stage) for stage in after]
-        others = [path for path in own if path not in (self._journal / file_name(name), *earlier)]
-        self._run = self._begun(name, content, is_measured=False, earlier=earlier, others=others)
+        self._run = self._begun(name, content, is_measured=False)
         return self._run
 
     def _begun(self, name: str, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:

@@ -22,7 +22,7 @@ from mosaic.planning.wrapped_costs import WrappedCosts
 from mosaic.quote.prices import duration
 from mosaic.quote.worlds import Batch, PilotQuestion, PilotSample, World, draw_worlds
 from mosaic.runtime.measuring import Tell
-from mosaic.runtime.pilot_stages import Pilot
+from mosaic.runtime.pilot import Pilot
 from mosaic.runtime.planner import Planned, Planner
 
 Served: TypeAlias = dict[tuple[ExpertName, int, tuple[Request, ...]], float]

@@ -4,24 +4,29 @@ Whole questions come first, then the calls that say most about the batch's time,
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import pstdev
-from typing import TypeAlias
 
-from mosaic.core.plan import Expected, Plan, unpriced_plan
+from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord, RunResult
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.pipelines.node import Node
 from mosaic.quote.worlds import Batch, PilotQuestion, PilotSample
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
-from mosaic.runtime.measuring import Show, Tell, prompts_of, show_nothing
-from mosaic.runtime.pilot import choose, first_stage, pilot_announcement
-from mosaic.runtime.pilot_stages import Pilot, Stage, run_stage, with_stage
+from mosaic.runtime.measuring import Show, Tell, show_nothing
+from mosaic.runtime.pilot import Pilot, Stage, Stages, announce_pilot, choose, numbered, run_pilot
 from mosaic.runtime.planner import NodePlacements, placed
-from mosaic.runtime.taking_over import stage_name
-from mosaic.runtime.unpriced import even_plan, one_session_each, waves_in_thirds
+from mosaic.runtime.profiling import Waves
+from mosaic.runtime.unpriced import (
+    FirstWorkers,
+    Places,
+    one_session_each,
+    sessions_in_thirds,
+    waves_in_thirds,
+    waves_of,
+)
 
 WHOLE_SHARE = 0.4
 """Of a pilot's calls: questions that are asked whole, which show what the gate leaves and how far lengths spread."""
@@ -85,9 +90,6 @@ def second_share(
     return choose(first_calls, wanted, 0, asked, seed=seed) if wanted else ()
 
 
-Keep: TypeAlias = Callable[[Sequence[Plan]], object]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
     """What a quote's pilot asked of a batch, and what is left."""
@@ -105,15 +107,9 @@ class Asked:
 
 
 def ask(
-    job: Job,
-    per_expert: int,
-    *,
-    seed: int = 0,
-    show: Show = show_nothing,
-    tell: Tell = lambda line: None,
-    keep: Keep = lambda plans: None,
+    job: Job, per_expert: int, *, seed: int = 0, show: Show = show_nothing, tell: Tell = lambda line: None
 ) -> Asked:
-    """Ask some of a batch's calls: whole questions, then those that say most, then what an aggregator has to read.
+    """Ask some of a batch's calls; the batch goes on from there with the same journal.
 
     Parameters
     ----------
@@ -125,8 +121,6 @@ def ask(
         Of the order in which questions are taken.
     show, tell
         See ``mosaic.run``.
-    keep
-        Given the plans of all stages before each of them runs, for ``Job.asked``: the batch goes on from them.
 
     Raises
     ------
@@ -136,34 +130,53 @@ def ask(
         If calls fail in a row.
     """
     node = upper_node(job)
+    pilot, result = run_pilot(job, lambda begun: quote_stages(job, tell, per_expert, seed=seed), show, "quote")
+    return _asked(job, node, pilot, result)
+
+
+def quote_stages(
+    job: Job, tell: Tell, per_expert: int, *, seed: int = 0, num_workers: int | None = None
+) -> Stages[Pilot]:
+    """Ask whole questions, then the calls that say most, then what an aggregator has to read.
+
+    Parameters
+    ----------
+    job, tell, per_expert, seed
+        See `ask`.
+    num_workers
+        The first so many workers serve it; None: all. A batch on more workers than its quote goes through the same
+        sessions again.
+    """
+    node = upper_node(job)
     first_calls = job.graph.first_calls(job.workload)
-    experts = {expert.name: expert for expert in (*job.graph.experts, *job.experts)}
+    experts = list({expert.name: expert for expert in (*job.graph.experts, *job.experts)}.values())
     num_calls = num_pilot_calls(first_calls, per_expert)
-    run = _Pilot(job, len(first_calls), show, tell, keep)
-    run.stage(first_stage(job, first_share(first_calls, num_calls, seed=seed), list(experts.values()), stage_name(0)))
-    asked = {key: record.output_tokens for key, record in run.pilot.records.items()}
+    workers = FirstWorkers(job.site, min(num_workers or job.cluster.num_workers, job.cluster.num_workers))
+
+    def stage(sessions: tuple[Session, ...], calls: Sequence[Call]) -> Stage:
+        tell(announce_pilot("quote", calls, len(first_calls)))
+        return Stage(sessions, tuple(calls))
+
+    chosen = first_share(first_calls, num_calls, seed=seed)
+    pilot = yield stage(sessions_in_thirds(chosen, experts, workers), chosen)
+    asked = {key: record.output_tokens for key, record in pilot.records.items()}
     if more := second_share(first_calls, asked, num_calls, seed=seed):
-        sessions = one_session_each(more, list(experts.values()), job.site)
-        plan = unpriced_plan(sessions, num_workers=job.cluster.num_workers)
-        run.stage(Stage(name=run.next_name, plan=plan, calls=more))
-    whole = run.pilot.whole_questions(job.workload, first_calls)
-    questions = Questions(whole, job.graph)
+        pilot = yield stage(one_session_each(more, experts, workers), more)
+    questions = Questions(pilot.whole_questions(job.workload, first_calls), job.graph)
     for call in questions.first_calls:
-        questions.note(run.pilot.records[call.key])
+        questions.note(pilot.records[call.key])
     merges = questions.calls_of(node.name) if node is not None else ()
-    if node is not None and merges:
-        merging = placed(node.experts[0], pilot_degree(job, node))
-        run.stage(Stage(name=run.next_name, plan=merging_plan(merges, merging, job), calls=merges))
-    return _asked(job, node, first_calls, {question.id for question in whole.questions}, run)
+    if node is None or not merges:
+        return pilot
+    waves = merging_waves(merges, placed(node.experts[0], pilot_degree(job, node)), workers)
+    first_session = pilot.num_sessions
+    pilot = yield stage(tuple(session for wave in waves for session in wave), merges)
+    return replace(pilot, waves={node.name: numbered(waves, first_session)})
 
 
-def merging_plan(merges: Sequence[Call], expert: Expert, job: Job) -> Plan:
+def merging_waves(merges: Sequence[Call], expert: Expert, workers: Places) -> Waves:
     """Spread merges over places, in waves of three sizes where they are enough: these price the aggregator."""
-    num_workers = job.cluster.num_workers
-    waves = waves_in_thirds(merges, job.site.places(expert))
-    if not waves:
-        return even_plan(merges, [expert], job.site, num_workers)
-    return unpriced_plan([session for wave in waves for session in wave], num_workers=num_workers)
+    return waves_in_thirds(merges, workers.places(expert)) or waves_of([merges], workers.places(expert))
 
 
 def upper_node(job: Job) -> Node | None:
@@ -188,36 +201,9 @@ def pilot_degree(job: Job, node: Node) -> int:
     return options[0].tp_degree if options else node.experts[0].tp_degree
 
 
-class _Pilot:
-    """A pilot under way."""
-
-    def __init__(self, job: Job, num_calls: int, show: Show, tell: Tell, keep: Keep) -> None:
-        self._job = job
-        self._num_calls = num_calls
-        self._show = show
-        self._tell = tell
-        self._keep = keep
-        self._prompts = prompts_of(job.graph, {question.id: question for question in job.workload.questions})
-        self.pilot = Pilot()
-        self.result: RunResult | None = None
-
-    @property
-    def next_name(self) -> str:
-        """Of the stage that comes."""
-        return stage_name(len(self.pilot.stages))
-
-    def stage(self, stage: Stage) -> None:
-        """Run the next stage."""
-        self._keep([*(done.plan for done in self.pilot.stages), stage.plan])
-        counts = Counter(call.expert for call in stage.calls)
-        self._tell(pilot_announcement("quote", counts, self._num_calls))
-        with self._show("quote", Expected()) as shown:
-            self.result, stage = run_stage(self._job, self._prompts, self.pilot, stage, shown)
-        self.pilot = with_stage(self.pilot, stage, self.result)
-
-
-def _asked(job: Job, node: Node | None, first_calls: Sequence[Call], whole: set[str], run: _Pilot) -> Asked:
-    records = run.pilot.records
+def _asked(job: Job, node: Node | None, pilot: Pilot, result: RunResult) -> Asked:
+    records, first_calls = pilot.records, job.graph.first_calls(job.workload)
+    whole = {question.id for question in pilot.whole_questions(job.workload, first_calls).questions}
     left = tuple(call for call in first_calls if call.key not in records)
     lengths: dict[str, dict[str, tuple[int, ...]]] = {}
     merged: dict[str, tuple[tuple[int, int], ...]] = {}
@@ -241,5 +227,4 @@ def _asked(job: Job, node: Node | None, first_calls: Sequence[Call], whole: set[
         aggregator=None if node is None else node.experts[0],
         aggregator_degrees=tuple(sorted({1, *degrees})),
     )
-    assert run.result is not None, "a stage has run"
-    return Asked(pilot=run.pilot, sample=PilotSample(questions=questions), batch=batch, result=run.result)
+    return Asked(pilot=pilot, sample=PilotSample(questions=questions), batch=batch, result=result)

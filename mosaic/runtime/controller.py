@@ -7,7 +7,7 @@ from itertools import dropwhile
 from typing import Protocol
 
 from mosaic.core.commands import Close, Command, Move, Open, Submit
-from mosaic.core.events import Closed, Event, Finished, Joined, Lost
+from mosaic.core.events import Closed, Event, Finished, Joined, Lost, Unused
 from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord, SessionRecord
 from mosaic.core.workload import Call, CallKey
@@ -34,9 +34,11 @@ class View:
     closing: set[int] = field(default_factory=set)
     """Those that get no more calls."""
     ended: dict[int, SessionRecord | None] = field(default_factory=dict)
-    """Those that are over; None: lost with a worker."""
+    """Those that are over; None: lost with a worker, or never loaded."""
     lost: dict[int, str] = field(default_factory=dict)
     """Workers that are gone, with the cause."""
+    first_session: int = 0
+    """Numbers below are of sessions that ran before on workers which are not there."""
 
     def observe(self, event: Event) -> None:
         """Take note of an event."""
@@ -51,6 +53,8 @@ class View:
             self.records[key] = record
         elif isinstance(event, Closed):
             self.ended[event.record.session] = event.record
+        elif isinstance(event, Unused):
+            self.ended[event.session] = None
         elif isinstance(event, Lost):
             self.lost[event.worker] = event.cause
             for number, session in self.opened.items():
@@ -98,7 +102,17 @@ class View:
 
     def next_session(self) -> int:
         """Give a number that no session has."""
-        return 1 + max(self.opened, default=-1)
+        return 1 + max(self.opened, default=self.first_session - 1)
+
+    def calls_by_session(self) -> list[CallRecord]:
+        """List what has ended, by session and then in the order in which it came."""
+        turn = {number: index for index, number in enumerate(self.opened)}
+        return sorted(self.records.values(), key=lambda record: turn.get(record.session, -1))
+
+    def closed_sessions(self) -> tuple[SessionRecord, ...]:
+        """List the records of the sessions that are over, in the order in which they were opened."""
+        ended = (self.ended.get(number) for number in self.opened)
+        return tuple(record for record in ended if record is not None)
 
     def left_by(self, workers: Collection[int]) -> tuple[Call, ...]:
         """List the calls that have not ended of the sessions of some workers."""

@@ -1,9 +1,9 @@
 """What a run is made of, and what comes of it: plain values."""
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mosaic.core.cluster import Cluster
 from mosaic.core.plan import Plan
@@ -95,8 +95,8 @@ class Job:
     placements: Mapping[NodeName, NodePlacements] = field(default_factory=dict)
     plans: tuple[Plan, ...] = ()
     """Saved plans, by layer; none: they are made."""
-    asked: tuple[Plan, ...] = ()
-    """Of the stages in which a quote has asked calls of the batch before, with the same journal."""
+    quoted: Callable[..., Generator[Any, Any, Any]] | None = None
+    """The stages of a quote's pilot, with which the run begins; the quote has left its answers in the same journal."""
     choose_plan: Callable[..., Planned] | None = None
     """Makes the first layer's plan of a planner, calls, the pilot and what receives lines; None: the scheduler does."""
     reactions: Set[Reaction] = frozenset()

@@ -8,14 +8,13 @@ from mosaic.core.commands import Command
 from mosaic.core.errors import PlanError
 from mosaic.core.events import Event, Finished, Started
 from mosaic.core.plan import Plan, home_of
-from mosaic.core.results import CallRecord
+from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import Call, CallKey, NodeName, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import End
 from mosaic.pipelines.walk import Opening, QuestionState, walk
 from mosaic.planning.wrapped_costs import LoadedModels
 from mosaic.runtime.controller import View
-from mosaic.runtime.pilot_stages import InTurn
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.static_plan import plan_commands
 
@@ -114,8 +113,6 @@ class Layers:
         calls that have come up, and made anew elsewhere.
     on_plan
         Receives each plan before it runs.
-    pilot
-        Runs before the first layer, which is then what it has left.
     closes
         Whether sessions are closed at once; else somebody closes them later.
     first
@@ -131,7 +128,6 @@ class Layers:
         planner: Planner,
         plans: Sequence[Plan] = (),
         on_plan: OnPlan = ignore_plan,
-        pilot: InTurn | None = None,
         first: Planned | None = None,
         *,
         closes: bool = True,
@@ -141,7 +137,6 @@ class Layers:
         self._planner = planner
         self._saved = list(plans)
         self._on_plan = on_plan
-        self._pilot = pilot
         self._first = first
         self._num_layers = 0
 
@@ -153,13 +148,11 @@ class Layers:
                 return ()
         elif not isinstance(event, Started):
             return ()
-        if self._pilot is not None and self._pilot.is_left:
-            return self._pilot.on(event, view)
         if self._num_layers == 0:
             calls = list(self._questions.first_calls)
         else:
             calls = [call for question in self._questions for call in self._questions.needed(question.id)]
-        calls = [call for call in calls if call.key not in view.calls]
+        calls = [call for call in calls if _is_left(call.key, view)]
         return self._begin(calls, view) if calls else ()
 
     def _begin(self, calls: Sequence[Call], view: View) -> Iterable[Command]:
@@ -182,6 +175,12 @@ class Layers:
                 if not view.opened:
                     raise
         return self._planner.plan(calls, view.lost, held=held)
+
+
+def _is_left(key: CallKey, view: View) -> bool:
+    """Tell whether a call was not submitted, or failed in the run's pilot and is to be tried again."""
+    record = view.records.get(key)
+    return key not in view.calls or (record is not None and record.status is CallStatus.FAILED)
 
 
 def loaded_models(view: View) -> LoadedModels:

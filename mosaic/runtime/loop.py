@@ -1,16 +1,19 @@
 """The run: a backend tells events, controllers answer with commands. There is one run and one clock."""
 
 from collections import deque
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Protocol
 
 from mosaic.core.commands import Action, Cancel, Close, Command, Cut, Move, Open, Prefill, Submit
-from mosaic.core.events import Event, Finished, Lost, Prefilled, cause_of
+from mosaic.core.events import Event, Finished, Lost, Prefilled, Started, cause_of
 from mosaic.core.results import LostWorker, PrefillRecord, Resumption, RunResult
 from mosaic.core.workload import CallKey
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller, View
 from mosaic.runtime.dependencies import Dependencies
+
+QUOTE = "quote: "
+"""Stands before the causes of a quote's commands."""
 
 
 class CommandLog(Protocol):
@@ -39,6 +42,8 @@ def drive(
     num_workers: int,
     log: CommandLog | None = None,
     tick_s: float | None = None,
+    then: Callable[[View], Sequence[Controller]] | None = None,
+    is_quote: bool = False,
 ) -> RunResult:
     """Run to the end.
 
@@ -56,6 +61,11 @@ def drive(
         Of commands, for runs that may be interrupted.
     tick_s
         Seconds between ticks, for controllers that want them.
+    then
+        Gives the controllers that take over when all sessions of the first ones are over; they hear ``Started`` once
+        more. None: the run ends there.
+    is_quote
+        Whether it stops where the batch of the same journal goes on. Commands of the batch are then left alone.
 
     Returns
     -------
@@ -67,12 +77,12 @@ def drive(
     BackendError
         If the backend cannot carry a command out.
     """
-    run = _Run(backend, num_workers, log)
+    run = _Run(backend, controllers, num_workers, log, then, is_quote=is_quote)
     reacts = run.is_resumed or any(controller.reacts for controller in controllers)
     events = backend.events(reacts=reacts, tick_s=tick_s)
     try:
         for event in events:
-            run.hear(event, controllers)
+            run.hear(event)
     except BaseException as error:
         events.throw(error)  # it ends what it started, and says what is kept
         raise
@@ -82,13 +92,25 @@ def drive(
 class _Run:
     """A run under way: what is known of it, and what was done."""
 
-    def __init__(self, backend: Backend, num_workers: int, log: CommandLog | None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        controllers: Sequence[Controller],
+        num_workers: int,
+        log: CommandLog | None,
+        then: Callable[[View], Sequence[Controller]] | None,
+        *,
+        is_quote: bool,
+    ) -> None:
         self._backend = backend
+        self._controllers = controllers
+        self._then = then
+        self._is_quote = is_quote
         self._view = View(num_workers)
         self._dependencies = Dependencies(self._view)
         self._events: deque[Event] = deque()
         self._log = log
-        self._earlier: Sequence[Action] = () if log is None else log.earlier
+        self._earlier, self._view.first_session = _split(() if log is None else log.earlier, num_workers)
         self._unreported: set[CallKey] = set()
         """Calls that ended before the run went on, were submitted again and are yet to be reported."""
         self._written = {action.command for action in self._earlier}
@@ -100,17 +122,23 @@ class _Run:
     def is_resumed(self) -> bool:
         return bool(self._earlier)
 
-    def hear(self, event: Event, controllers: Sequence[Controller]) -> None:
+    def hear(self, event: Event) -> None:
         """Let every controller answer an event, and carry the answers out."""
         view, events = self._view, self._events
-        self._answer(event, controllers)
+        self._answer(event)
         while events:
-            self._answer(events.popleft(), controllers)
-        if not view.running:
-            unclosed = [Close(n) for n in view.opened if n not in view.closing and n not in view.ended]
-            self._give(unclosed, event)
+            self._answer(events.popleft())
+        if view.running:
+            return
+        if self._then is not None and view.opened.keys() <= view.ended.keys():
+            then, self._then = self._then, None
+            self._controllers = then(view)
+            self.hear(Started(view.ts))
+            return
+        unclosed = [Close(n) for n in view.opened if n not in view.closing and n not in view.ended]
+        self._give(unclosed, event)
 
-    def _answer(self, event: Event, controllers: Sequence[Controller]) -> None:
+    def _answer(self, event: Event) -> None:
         view = self._view
         view.observe(event)
         if isinstance(event, Finished):
@@ -122,25 +150,22 @@ class _Run:
             self._lost.append(LostWorker(event.ts, event.worker, event.cause))
         elif isinstance(event, Prefilled):
             self._prefills.append(event.record)
-        for controller in controllers:
+        for controller in self._controllers:
             commands = controller.on(event, view)
             if commands:
                 self._give(list(commands), event)
-        if self._earlier and not self._unreported:
+        if self._earlier and not self._unreported and self._then is None and not self._is_quote:
             self._fold_in()
 
     def result(self) -> RunResult:
-        """Put the run together, call records by session and then in the order in which they came."""
+        """Put the run together."""
         view = self._view
-        place = {number: index for index, number in enumerate(view.opened)}
-        calls = sorted(view.records.values(), key=lambda record: place.get(record.session, -1))
-        ended = (view.ended.get(number) for number in view.opened)
-        sessions = [record for record in ended if record is not None]
+        sessions = view.closed_sessions()
         end_ts = max((record.end_ts for record in sessions), default=0.0)
         resumptions = () if self._log is None else self._log.resumptions
         return RunResult(
-            calls=tuple(calls),
-            sessions=tuple(sessions),
+            calls=tuple(view.calls_by_session()),
+            sessions=sessions,
             num_workers=view.num_workers,
             actions=tuple(self._actions),
             resumptions=tuple(one for one in resumptions if one.ts < end_ts),  # later ones found all done
@@ -153,6 +178,8 @@ class _Run:
             return
         view, apply = self._view, self._backend.apply
         ts, cause = view.ts, event if isinstance(event, str) else cause_of(event)
+        if self._is_quote:
+            cause = f"{QUOTE}{cause}"
         given = [Action(ts, cause, command) for command in commands]
         if self._log is not None:
             self._log.write([action for action in given if action.command not in self._written])
@@ -203,6 +230,22 @@ class _Run:
                 return number in view.opened and number not in view.closing
             case Prefill():
                 return False  # what it computed is gone with its engine
+
+
+def _split(actions: Sequence[Action], num_workers: int) -> tuple[Sequence[Action], int]:
+    """Split off the commands of a quote that was made on more workers; gives the others, and the first free number.
+
+    Of what the quote did only the answers count: its sessions are not opened again, and their numbers stay theirs.
+    """
+    opened = [action.command.session for action in actions if _is_of_quote(action) and isinstance(action.command, Open)]
+    if all(max(session.workers) < num_workers for session in opened):
+        return actions, 0
+    own = [action for action in actions if not _is_of_quote(action)]
+    return own, 1 + max(session.id for session in opened)
+
+
+def _is_of_quote(action: Action) -> bool:
+    return action.cause.startswith(QUOTE)
 
 
 def session_of(command: Command) -> int | None:

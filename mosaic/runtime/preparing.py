@@ -1,13 +1,12 @@
-"""Before a run: measures what is not given, and plans the first layer."""
+"""Measures what is not given and plans the first layer: before a run, or in its first stretch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Set
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
 
-from mosaic.core.errors import DisturbedSweepError
-from mosaic.core.workload import Call, Expert, NodeName
+from mosaic.core.workload import CallKey, Expert, NodeName
 from mosaic.pipelines.agreement import Agreement
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.node import Node
@@ -15,12 +14,18 @@ from mosaic.planning.expected_calls import plan_expected
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.job import Job, ProfileSource, Reaction, shape_of
 from mosaic.runtime.measuring import Rehearsal, Show, Tell, rehearse, sweep_first_layer, sweep_node
-from mosaic.runtime.pilot import profile_of, why_not
-from mosaic.runtime.pilot_stages import Pilot
-from mosaic.runtime.piloting import pilot_first_layer, pilot_node, questions_of
+from mosaic.runtime.pilot import (
+    Pilot,
+    Stages,
+    Unpriced,
+    price_by_pilot,
+    price_node_by_pilot,
+    questions_of,
+    why_not,
+    why_not_kept,
+)
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.sweep import measured_calls
-from mosaic.runtime.taking_over import node_profile, take_over, why_not_taken
 
 Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
 """Times a step of a run."""
@@ -38,82 +43,152 @@ class Begun:
     rehearsal: Rehearsal
 
 
-def prepare(job: Job, show: Show, step: Step, tell: Tell) -> Begun:
-    """Measure and plan the first layer, or what a pilot leaves; where a plan expects cancelled calls, rehearse."""
-    job.graph.rule.load()
-    first = job.graph.first_calls(job.workload)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """Prices of calls that are not the batch's, where its own give none."""
+
+    first: Profile | None = None
+    upper: Mapping[NodeName, Profile] = field(default_factory=dict)
+    rehearsal: Rehearsal = field(default_factory=Rehearsal)
+    num_starts: int = 1
+    """Of the run in this process: after other calls were measured it goes on from its journal."""
+
+
+def has_pilot(job: Job) -> bool:
+    """Tell whether a run begins with calls of the batch that price the others."""
+    if job.quoted is not None and why_not_kept(job) is None:
+        return True
+    return job.profile is None and why_not(job, job.graph.first_calls(job.workload)) is None
+
+
+def measure_and_plan(job: Job, show: Show, step: Step, tell: Tell) -> Begun:
+    """Measure on calls that are not the batch's, and plan the first layer.
+
+    Where a plan expects cancelled calls, calibration questions go through the pipeline first.
+    """
     with step("profile"):
-        pilot, profile = _first_profile(job, first, show, tell)
-        first = tuple(call for call in first if call.key not in pilot.records)
-    if job.cluster.num_workers >= MANY_WORKERS and not job.plans:
-        tell(f"planning: {job.scheduler.name}, {len(first):,} calls on {job.cluster.num_workers:,} workers")
+        profile = job.profile or _swept_profile(job, show, tell)
     with step("plan"):
-        planner = Planner(
-            experts=_pool(job),
-            cluster=job.cluster,
-            scheduler=job.scheduler,
-            costs=job.costs,
-            profiles=dict.fromkeys(job.graph.first_nodes, profile),
-            by_node=job.placements,
-            session_model=job.session_model,
-            host_loads=job.host_loads,
-        )
-        if job.choose_plan is None or job.plans:
-            planned = planner.plan(first, saved=job.plans[0] if job.plans else None)
-        else:
-            planned = job.choose_plan(planner, first, pilot, tell)
+        planner, planned = _plan_first(job, profile, Pilot(), tell)
         rehearsal = Rehearsal()
         if Reaction.QUORUM in job.reactions and job.graph.upper_nodes and not job.plans:
             rehearsal = rehearse(job.graph, planner, job.site, show, max_questions=_most_rehearsed(job), tell=tell)
             agreement = Agreement(job.graph, rehearsal.questions, rehearsal.records.values())
             if agreement.is_ever_settled:
                 expected = plan_expected(planned.scheduler, planned.problem, agreement.settled_frac)
-                planned = planner.plan(first, saved=expected)
-        return Begun(planner=planner, planned=planned, pilot=pilot, rehearsal=rehearsal)
+                planned = planner.plan(job.graph.first_calls(job.workload), saved=expected)
+        return Begun(planner=planner, planned=planned, pilot=Pilot(), rehearsal=rehearsal)
 
 
-def _first_profile(job: Job, first: Sequence[Call], show: Show, tell: Tell) -> tuple[Pilot, Profile]:
-    """Price the first layer by the batch's own calls, by others, or by what is given."""
-    pilot = _quoted(job, first, show, tell)
-    if job.profile is not None:
-        return pilot, job.profile
-    source = f"{job.site.way} pilot of {job.workload.name} {job.site.circumstances}"
-    if pilot.stages:
-        try:
-            return pilot, profile_of(job, _pool(job), pilot, source)
-        except DisturbedSweepError as error:
-            tell(f"the quote does not price the batch: {error}")
-    reason = why_not(job, [call for call in first if call.key not in pilot.records])
-    if reason is None:
-        pilot, profile = pilot_first_layer(job, first, _pool(job), source, show, tell, pilot)
-        if profile is not None:
-            return pilot, profile
-    elif job.profile_source is ProfileSource.BATCH:
+def measured_by_pilot(job: Job, given: Given, tell: Tell, begun: Set[CallKey]) -> Stages[Begun]:
+    """Measure on the batch's own calls, and plan what they leave of the first layer.
+
+    Parameters
+    ----------
+    job
+        The batch.
+    given
+        What others had to price.
+    tell
+        Receives lines for who waits.
+    begun
+        Calls that earlier starts submitted.
+
+    Raises
+    ------
+    Unpriced
+        If others have to price something.
+    """
+    graph, site = job.graph, job.site
+    source = f"{site.way} pilot of {job.workload.name} {site.circumstances}"
+    pilot, profile = yield from price_by_pilot(job, _pool(job), source, begun, tell, job.profile or given.first)
+    planner, planned = _plan_first(job, profile, pilot, tell)
+    _, questions = questions_of(job, pilot)
+    profiles = dict(planner.profiles)
+    models = models_of(graph)
+    for node in graph.upper_nodes:
+        if job.upper_profile is not None or node.name in given.upper:
+            profiles[node.name] = job.upper_profile or given.upper[node.name]
+        elif models[node.name] != node.name:
+            profiles[node.name] = profiles[models[node.name]]
+        elif given.rehearsal.calls:
+            raise Unpriced("one below it was not asked", pilot, node, planner)
+        else:
+            source = f"{site.way} {node.name} of {job.workload.name} after gate={graph.rule.name} {site.circumstances}"
+            pilot, profiles[node.name] = yield from price_node_by_pilot(
+                job, node, planner, pilot, questions, source, tell
+            )
+    return Begun(planner=replace(planner, profiles=profiles), planned=planned, pilot=pilot, rehearsal=given.rehearsal)
+
+
+def measure_otherwise(job: Job, missing: Unpriced, given: Given, show: Show, tell: Tell) -> Given:
+    """Measure on other calls what the batch's own do not price."""
+    node, planner, pilot, graph = missing.node, missing.planner, missing.pilot, job.graph
+    if node is None or planner is None:
+        return replace(given, first=_swept_profile(job, show, tell), num_starts=given.num_starts + 1)
+    tell(f"{node.name} is not priced by the batch's own calls: {missing.reason}")
+    rehearsal = given.rehearsal
+    if not rehearsal.calls:
+        whole = pilot.whole_questions(job.workload, graph.first_calls(job.workload))
+        known, most = whole if whole.questions else None, _most_rehearsed(job)
+        rehearsal = rehearse(
+            graph, planner, job.site, show, asked=known, answered=pilot.records, max_questions=most, tell=tell
+        )
+    most = measured_calls(round(rehearsal.needed_frac[node.name] * len(job.workload.questions)), job.max_batch_frac)
+    source = f"{job.site.way} {node.name} of {job.workload.name} after gate={graph.rule.name} {job.site.circumstances}"
+    profile = sweep_node(node, rehearsal, graph, planner, job.site, source, show, max_calls=most, tell=tell)
+    return replace(
+        given,
+        upper={**given.upper, node.name: profile},
+        rehearsal=rehearsal,
+        num_starts=given.num_starts + 1,
+    )
+
+
+def _plan_first(job: Job, profile: Profile, pilot: Pilot, tell: Tell) -> tuple[Planner, Planned]:
+    """Plan what a pilot leaves of the first layer."""
+    first = tuple(call for call in job.graph.first_calls(job.workload) if call.key not in pilot.records)
+    if job.cluster.num_workers >= MANY_WORKERS and not job.plans:
+        tell(f"planning: {job.scheduler.name}, {len(first):,} calls on {job.cluster.num_workers:,} workers")
+    planner = Planner(
+        experts=_pool(job),
+        cluster=job.cluster,
+        scheduler=job.scheduler,
+        costs=job.costs,
+        profiles=dict.fromkeys(job.graph.first_nodes, profile),
+        by_node=job.placements,
+        session_model=job.session_model,
+        host_loads=job.host_loads,
+    )
+    if job.choose_plan is None or job.plans:
+        return planner, planner.plan(first, saved=job.plans[0] if job.plans else None)
+    return planner, job.choose_plan(planner, first, pilot, tell)
+
+
+def _swept_profile(job: Job, show: Show, tell: Tell) -> Profile:
+    """Price the first layer by other calls.
+
+    Raises
+    ------
+    ValueError
+        If only the batch's own may be measured, and they cannot be.
+    """
+    first = job.graph.first_calls(job.workload)
+    reason = why_not(job, first)
+    if reason is not None and job.profile_source is ProfileSource.BATCH:
         raise ValueError(f"profile.source must be auto or calibration here, got 'batch': {reason}")
-    elif job.profile_source is ProfileSource.AUTO:
+    if reason is not None and job.profile_source is ProfileSource.AUTO:
         tell(f"none of the batch's own calls are measured: {reason}")
     source = f"{job.site.way} sweep of {job.workload.name} {job.site.circumstances}"
     asked = [call.expert for call in first], [call.prompt_tokens for call in first]
     sweep = partial(sweep_first_layer, job.sweep, first, _pool(job), job.cluster, job.site, source, show)
     most, budgets = _max_batch_frac(job), job.graph.budgets
     fits = job.costs(profile=Profile(source="none yet", entries=()), num_calls_by_expert={}).fits
-    return pilot, job.kept(
+    return job.kept(
         ("first layer", job.sweep, source, budgets, *asked),
         Profile,
         lambda: sweep(budgets=budgets, max_batch_frac=most, fits=fits, tell=tell),
     )
-
-
-def _quoted(job: Job, first: Sequence[Call], show: Show, tell: Tell) -> Pilot:
-    """Take over what a quote has asked."""
-    if not job.asked:
-        return Pilot()
-    if (reason := why_not_taken(job, first)) is not None:
-        tell(f"quote: its answers are not taken over: {reason}")
-        return Pilot()
-    pilot = take_over(job, first, show)
-    tell(f"quote: {len(pilot.records):,} calls of the batch were asked before, and are not asked again")
-    return pilot
 
 
 def _max_batch_frac(job: Job) -> float | None:
@@ -140,8 +215,6 @@ def price_upper_nodes(job: Job, begun: Begun, show: Show, tell: Tell) -> Begun:
     """
     graph, site, given = job.graph, job.site, job.upper_profile
     planner, rehearsal = begun.planner, begun.rehearsal
-    if begun.pilot.stages and given is None:
-        return _with_piloted_profiles(job, begun, show, tell)
     most = _most_rehearsed(job)
     upper = graph.upper_nodes
     profiles = dict(planner.profiles)
@@ -182,36 +255,3 @@ def models_of(graph: CallGraph) -> dict[NodeName, NodeName]:
         for node in layer
         if node.after
     }
-
-
-def _with_piloted_profiles(job: Job, begun: Begun, show: Show, tell: Tell) -> Begun:
-    """Price upper nodes by calls that the pilot's questions need of them; by others' where these are too few."""
-    graph, site, planner, pilot = job.graph, job.site, begun.planner, begun.pilot
-    asked, questions = questions_of(job, pilot, graph.first_calls(job.workload))
-    profiles = dict(planner.profiles)
-    rehearsal = begun.rehearsal
-    models = models_of(graph)
-    for node in graph.upper_nodes:
-        if models[node.name] != node.name:
-            profiles[node.name] = profiles[models[node.name]]
-            continue
-        source = f"{site.way} {node.name} of {job.workload.name} after gate={graph.rule.name} {site.circumstances}"
-        found: Profile | str = "one below it was not asked"
-        quoted = node_profile(job, node, planner.degrees(node.name, node.experts[0]), pilot, source)
-        if quoted is not None:
-            found = quoted
-        elif not rehearsal.calls:
-            pilot, found = pilot_node(job, node, planner, pilot, questions, source, show, tell)
-        if isinstance(found, str):
-            tell(f"{node.name} is not priced by the batch's own calls: {found}")
-            if not rehearsal.calls:
-                known = asked if asked.questions else None
-                most = _most_rehearsed(job)
-                rehearsal = rehearse(
-                    graph, planner, site, show, asked=known, answered=pilot.records, max_questions=most, tell=tell
-                )
-            expected = round(rehearsal.needed_frac[node.name] * len(job.workload.questions))
-            most = measured_calls(expected, job.max_batch_frac)
-            found = sweep_node(node, rehearsal, graph, planner, site, source, show, max_calls=most, tell=tell)
-        profiles[node.name] = found
-    return replace(begun, planner=replace(planner, profiles=profiles), pilot=pilot, rehearsal=rehearsal)

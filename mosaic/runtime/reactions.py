@@ -10,7 +10,6 @@ from mosaic.runtime.job import Job, Reaction
 from mosaic.runtime.layers import Layers, OnPlan, Questions
 from mosaic.runtime.moves import Moves
 from mosaic.runtime.no_barrier import Keeping, Overlap, PlannedAhead
-from mosaic.runtime.pilot_stages import InTurn
 from mosaic.runtime.prefill_ahead import PrefillAhead
 from mosaic.runtime.preparing import Begun
 from mosaic.runtime.prospects import Measured, Prospects
@@ -18,6 +17,7 @@ from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replanning import Replanning
 from mosaic.runtime.revising import Revising
 from mosaic.runtime.servers import Servers
+from mosaic.runtime.timed import Every
 
 NUM_TICKS, MIN_TICK_S = 40, 0.5
 """Moves and new plans are looked at so many times in a predicted expert stage, and no more often than this."""
@@ -50,7 +50,10 @@ def make_controllers(
     made += [*_stopping(job, questions), *others]
     if Reaction.REPLAN in wanted:
         unsure = UNSURE_BATCHES if is_real else 0.0
-        made.append(Revising(planner, prospects, on_replan, begun.pilot.num_sessions, unsure))
+        num_pilot_sessions = begun.pilot.num_sessions
+        revising = Revising(planner, prospects, on_replan, num_pilot_sessions, unsure)
+        # a pilot's ticks began before there was a plan
+        made.append(Every(tick_s_of(job, begun.planned.plan), revising) if num_pilot_sessions else revising)
     if Reaction.MOVES in wanted or is_real:
         awaited = {expert.name for node in job.graph.upper_nodes for expert in node.experts}
         kept = awaited if Reaction.OVERLAP in wanted else ()
@@ -80,8 +83,7 @@ def _pipeline(
 ) -> Controller:
     wanted, first, planner = job.reactions, begun.planned, begun.planner
     if not wanted & {Reaction.OVERLAP, Reaction.NO_BARRIER}:
-        pilot = InTurn(begun.pilot.stages)
-        return Layers(questions, planner, job.plans[1:], on_plan, pilot, first, closes=not wanted & MOVING)
+        return Layers(questions, planner, job.plans[1:], on_plan, first, closes=not wanted & MOVING)
     given: dict[str, Any] = {"questions": questions, "home": ahead.home, "on_plan": on_plan, "first": first}
     if Reaction.OVERLAP in wanted:
         return Overlap(planner=planner, prospects=prospects, **given)
@@ -89,6 +91,8 @@ def _pipeline(
     return PlannedAhead(planner=planner, expected=expected, stays=Reaction.FORECAST in wanted, **given)
 
 
-def tick_s_of(job: Job, first: Plan) -> float | None:
-    """Return the seconds between ticks that a job's reactions want; None: none."""
-    return max(MIN_TICK_S, first.predicted_makespan_s / NUM_TICKS) if job.reactions & MOVING else None
+def tick_s_of(job: Job, first: Plan | None) -> float | None:
+    """Return the seconds between ticks that a job's reactions want; None: none. Before there is a plan, the least."""
+    if not job.reactions & MOVING:
+        return None
+    return MIN_TICK_S if first is None else max(MIN_TICK_S, first.predicted_makespan_s / NUM_TICKS)

@@ -1,34 +1,44 @@
 """From a workload to answers: measure, plan, run. What a run is made of comes in as plain values."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require
+from mosaic.core.events import Event
 from mosaic.core.plan import Expected, Plan
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import ExpertName, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.controller import Controller
+from mosaic.runtime.controller import Controller, View
 from mosaic.runtime.hindsight import always_aggregate
 from mosaic.runtime.job import Job, Outcome, ProfileSource, Reaction
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
-from mosaic.runtime.measuring import (
-    Show,
-    Tell,
-    prompts_of,
-    show_nothing,
-)
+from mosaic.runtime.measuring import Show, Tell, prompts_of, show_nothing
+from mosaic.runtime.pilot import FirstStretch, Late, Unpriced, backend_of, pilot_controllers, run_pilot, submitted
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.prefill_ahead import in_order_of_length
-from mosaic.runtime.preparing import Step, prepare, price_upper_nodes
+from mosaic.runtime.preparing import (
+    Begun,
+    Given,
+    Step,
+    has_pilot,
+    measure_and_plan,
+    measure_otherwise,
+    measured_by_pilot,
+    price_upper_nodes,
+)
 from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.reactions import make_controllers, make_controllers_on_servers, tick_s_of
 from mosaic.runtime.servers import plan_of_servers
 from mosaic.runtime.timed import Timed
+
+_T = TypeVar("_T")
 
 
 def plan(
@@ -48,7 +58,12 @@ def plan(
         If no plan exists, a saved plan is of another batch, or something cannot be measured.
     """
     _require_workers(job)
-    return prepare(job, show, step, tell).planned
+    job.graph.rule.load()
+    if not has_pilot(job):
+        return measure_and_plan(job, show, step, tell).planned
+    return _until_priced(
+        job, show, tell, lambda given: run_pilot(job, partial(measured_by_pilot, job, given, tell), show)[0].planned
+    )
 
 
 def measure(job: Job, *, show: Show = show_nothing, tell: Tell = lambda line: None) -> Mapping[NodeName, Profile]:
@@ -64,9 +79,10 @@ def measure(job: Job, *, show: Show = show_nothing, tell: Tell = lambda line: No
         If something cannot be measured, or no plan exists for what calibration needs.
     """
     _require_workers(job)
+    job.graph.rule.load()
     reactions = job.reactions - {Reaction.QUORUM}
     job = replace(job, max_batch_frac=None, reactions=reactions, profile_source=ProfileSource.CALIBRATION)
-    begun = prepare(job, show, lambda name: nullcontext(), tell)
+    begun = measure_and_plan(job, show, lambda name: nullcontext(), tell)
     return price_upper_nodes(job, begun, show, tell).planner.profiles
 
 
@@ -106,43 +122,120 @@ def run(
     """
     if job.site.expert_by_server is not None:
         return _run_on_servers(job, job.site.expert_by_server, controllers, show, tick_s, step)
-    begun = prepare(job, show, step, tell)
+    job.graph.rule.load()
+    if has_pilot(job):
+        start = partial(_run_from_pilot, job, controllers, show, on_replan, tick_s, step, tell)
+        return _until_priced(job, show, tell, start)
+    begun = measure_and_plan(job, show, step, tell)
     with step("profile_upper"):
         begun = price_upper_nodes(job, begun, show, tell)
-    planner, pilot = begun.planner, begun.pilot
-    job = replace(job, graph=in_order_of_length(job.graph, planner.profiles))
-    graph, workload, site = job.graph, job.workload, job.site
-    known = {question.id: question for question in workload.questions}
-    questions = Questions(workload, graph)
-    planned: list[Planned] = []
-    replans: list[tuple[Plan, Mapping[int, str]]] = []
-
-    def note_replan(new: Plan, lost: Mapping[int, str]) -> None:
-        replans.append((new, dict(lost)))
-        on_replan(new, lost)
-
-    expected = Expected(num_calls=len(questions.first_calls))
-
-    def note_plan(made: Planned, first_session: int) -> None:
-        planned.append(made)
-        expected.add(made.plan, first_session)
-
-    with step("execute"), show("calls", expected) as shown:
-        prefixes = None if graph.prefill_order is None else prompts_of(graph, known, is_whole=False)
-        backend = site.backend(known, prompts_of(graph, known), after=pilot.names, prefixes=prefixes)
-        log = site.command_log()
-        made = make_controllers(job, begun, questions, note_plan, note_replan, [*controllers, *shown])
-        expected.left_s = next((one.left_s for one in made if isinstance(one, Prospects)), expected.left_s)
+    stretch = _Stretch(job, controllers, on_replan)
+    with step("execute"), show("calls", stretch.expected) as shown:
+        job = replace(job, graph=in_order_of_length(job.graph, begun.planner.profiles))
+        backend = backend_of(job)
+        log = job.site.command_log()
         tick_s = tick_s_of(job, begun.planned.plan) if tick_s is None else tick_s
-        timed = [Timed(one) for one in made] if site.way != "simulated" else []
-        result = drive(backend, timed or made, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
-        result = replace(result, first_nodes=graph.first_nodes, num_pilot_sessions=pilot.num_sessions)
-        if not pilot.stages:  # it bounds the whole layer
-            result = replace(result, lower_bound_s=site.lower_bound_s(backend))
-    reacting_s = add_in_order(one.total_s for one in timed) if timed else None
-    plans = tuple(made.plan for made in planned)
-    outcome = Outcome(planned=tuple(planned), plans=plans, result=result, replans=tuple(replans), reacting_s=reacting_s)
-    return _with_answers(job, planner, outcome, questions, step)
+        made = stretch.begin(begun, shown)
+        result = drive(backend, made, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
+        result = replace(result, lower_bound_s=job.site.lower_bound_s(backend))
+    return stretch.outcome(result, step)
+
+
+def _run_from_pilot(
+    job: Job,
+    controllers: Sequence[Controller],
+    show: Show,
+    on_replan: Callable[[Plan, Mapping[int, str]], None],
+    tick_s: float | None,
+    step: Step,
+    tell: Tell,
+    given: Given,
+) -> Outcome:
+    """Run the pilot, plan what it leaves, and go on with that: one run on one backend."""
+    stretch = _Stretch(job, controllers, on_replan)
+    with step("execute"), ExitStack() as display:
+        backend = backend_of(job)
+        log = job.site.command_log()
+        pilot = FirstStretch(measured_by_pilot(job, given, tell, submitted(log)))
+
+        def go_on(view: View) -> Sequence[Controller]:
+            display.close()
+            shown = display.enter_context(show("calls", stretch.expected))
+            return stretch.begin(pilot.outcome, shown, pilot.events, view)
+
+        shown = display.enter_context(show("pilot" if job.quoted is None else "quote", Expected()))
+        first = pilot_controllers(job, pilot, shown)
+        tick_s = tick_s_of(job, None) if tick_s is None else tick_s
+        result = drive(backend, first, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s, then=go_on)
+    if given.num_starts > 1:  # that it was measured elsewhere meanwhile is no interruption
+        result = replace(result, resumptions=result.resumptions[: 1 - given.num_starts])
+    return stretch.outcome(result, step)
+
+
+def _until_priced(job: Job, show: Show, tell: Tell, start: Callable[[Given], _T]) -> _T:
+    """Start a run with a pilot, again after other calls have priced what those of the batch do not."""
+    given = Given()
+    while True:
+        try:
+            return start(given)
+        except Unpriced as missing:
+            given = measure_otherwise(job, missing, given, show, tell)
+
+
+class _Stretch:
+    """What a run does when all is priced: its controllers, and what is noted of them."""
+
+    def __init__(
+        self, job: Job, others: Sequence[Controller], on_replan: Callable[[Plan, Mapping[int, str]], None]
+    ) -> None:
+        self._job = job
+        self._others = others
+        self._on_replan = on_replan
+        self._planned: list[Planned] = []
+        self._replans: list[tuple[Plan, Mapping[int, str]]] = []
+        self._timed: list[Timed] = []
+        self.expected = Expected(num_calls=len(job.graph.first_calls(job.workload)))
+
+    def begin(
+        self, begun: Begun, shown: Sequence[Controller], events: Sequence[Event] = (), view: View | None = None
+    ) -> Sequence[Controller]:
+        """Make the controllers; ``events`` and ``view`` are those of a pilot before."""
+        self._begun = begun
+        job = self._job = replace(self._job, graph=in_order_of_length(self._job.graph, begun.planner.profiles))
+        self._questions = Questions(job.workload, job.graph)
+        for record in begun.pilot.records.values():
+            self._questions.note(record)
+        others = [Late(one, begun.pilot) if view is not None else one for one in (*self._others, *shown)]
+        made = make_controllers(job, begun, self._questions, self._note_plan, self._note_replan, others)
+        for prospects in (one for one in made if isinstance(one, Prospects)):
+            self.expected.left_s = prospects.left_s
+            if view is not None:
+                for event in events:
+                    prospects.on(event, view)
+        self._timed = [Timed(one) for one in made] if job.site.way != "simulated" else []
+        return self._timed or made
+
+    def outcome(self, result: RunResult, step: Step) -> Outcome:
+        """Put together what came of the run."""
+        job, planned = self._job, tuple(self._planned)
+        num_pilot_sessions = self._begun.pilot.num_sessions
+        result = replace(result, first_nodes=job.graph.first_nodes, num_pilot_sessions=num_pilot_sessions)
+        outcome = Outcome(
+            planned=planned,
+            plans=tuple(made.plan for made in planned),
+            result=result,
+            replans=tuple(self._replans),
+            reacting_s=add_in_order(one.total_s for one in self._timed) if self._timed else None,
+        )
+        return _with_answers(job, self._begun.planner, outcome, self._questions, step)
+
+    def _note_plan(self, made: Planned, first_session: int) -> None:
+        self._planned.append(made)
+        self.expected.add(made.plan, first_session)
+
+    def _note_replan(self, new: Plan, lost: Mapping[int, str]) -> None:
+        self._replans.append((new, dict(lost)))
+        self._on_replan(new, lost)
 
 
 def _run_on_servers(

@@ -60,25 +60,22 @@ class Site(Protocol):
         prompts: Prompts,
         *,
         name: str = "run",
-        after: Sequence[str] = (),
         prefixes: Prompts | None = None,
     ) -> Backend:
-        """Give the backend of the run, or of a stage of its pilot.
+        """Give the backend of the run.
 
         Parameters
         ----------
         questions, prompts
             What is asked.
         name
-            Of the run, or of the stage.
-        after
-            Stages before it. It goes on with their clock, and what has finished in them is told and not run again.
+            Of the run, or of another that goes on by itself.
         prefixes
             What prompts begin with, where they are prefilled ahead of time.
         """
 
     def has_begun(self, name: str) -> bool:
-        """Tell whether an earlier start began a stage or a measurement of this name."""
+        """Tell whether an earlier start began a measurement of this name."""
 
     def command_log(self) -> CommandLog | None:
         """Give the log of commands of the backend that was given last; None: it cannot be interrupted and go on."""

@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import Protocol
 
 from mosaic.core.checks import require
 from mosaic.core.errors import InfeasibleError
@@ -11,10 +12,28 @@ from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.workload import Call, Expert, ExpertName
 from mosaic.planning.scheduler import replica_sessions, split_evenly
 from mosaic.runtime.replanning import Replanning
-from mosaic.runtime.site import Site
 
 SHARES = 1 + 2 + 4
 """Three sessions serve a seventh, two and four of an expert's calls: the points that a line needs."""
+
+
+class Places(Protocol):
+    """Says where experts may run: a site, or a part of it."""
+
+    def places(self, expert: Expert) -> list[tuple[int, ...]]:
+        """List the gangs of workers where an expert may run."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstWorkers:
+    """The first so many workers of a site."""
+
+    site: Places
+    num_workers: int
+
+    def places(self, expert: Expert) -> list[tuple[int, ...]]:
+        """List the gangs of these workers."""
+        return [place for place in self.site.places(expert) if max(place) < self.num_workers]
 
 
 def gangs_of(expert: Expert, num_workers: int) -> list[tuple[int, ...]]:
@@ -31,7 +50,7 @@ def gangs_of(expert: Expert, num_workers: int) -> list[tuple[int, ...]]:
     return gangs[: expert.max_replicas]
 
 
-def even_plan(calls: Sequence[Call], experts: Sequence[Expert], site: Site, num_workers: int) -> Plan:
+def even_plan(calls: Sequence[Call], experts: Sequence[Expert], site: Places, num_workers: int) -> Plan:
     """Spread calls evenly over as many replicas as each expert may have; experts may be named twice."""
     sessions: list[Session] = []
     for expert in {expert.name: expert for expert in experts}.values():
@@ -43,7 +62,7 @@ def even_plan(calls: Sequence[Call], experts: Sequence[Expert], site: Site, num_
     return unpriced_plan(sessions, num_workers=num_workers)
 
 
-def spread_anew(experts: Sequence[Expert], site: Site, num_workers: int) -> Replanning:
+def spread_anew(experts: Sequence[Expert], site: Places, num_workers: int) -> Replanning:
     """Make a controller that spreads what lost workers leave evenly over the others."""
 
     def plan(left: Sequence[Call], lost: Mapping[int, str]) -> Plan:
@@ -70,7 +89,7 @@ def thirds(calls: Sequence[Call]) -> list[Sequence[Call]]:
     return [calls[low:high] for low, high in pairwise(bounds)]
 
 
-def sessions_in_thirds(calls: Sequence[Call], experts: Iterable[Expert], site: Site) -> tuple[Session, ...]:
+def sessions_in_thirds(calls: Sequence[Call], experts: Iterable[Expert], site: Places) -> tuple[Session, ...]:
     """Cut each expert's calls into three sessions; workers take turns.
 
     Sizes outside, experts inside, as in a sweep: an expert is loaded for each of its sessions, as in a batch.
@@ -89,7 +108,7 @@ def sessions_in_thirds(calls: Sequence[Call], experts: Iterable[Expert], site: S
     return tuple(sessions)
 
 
-def one_session_each(calls: Sequence[Call], experts: Iterable[Expert], site: Site) -> tuple[Session, ...]:
+def one_session_each(calls: Sequence[Call], experts: Iterable[Expert], site: Places) -> tuple[Session, ...]:
     """Give each expert one session with all of its calls; workers take turns, and the longest come first."""
     pool = {expert.name: expert for expert in experts}
     counts = Counter(call.expert for call in calls)
@@ -117,7 +136,7 @@ def waves_in_thirds(calls: Sequence[Call], places: Sequence[tuple[int, ...]]) ->
     return waves_of(thirds(calls), places) if places else []
 
 
-def _session(number: int, expert: Expert, calls: Sequence[Call], site: Site, turn: int) -> Session:
+def _session(number: int, expert: Expert, calls: Sequence[Call], site: Places, turn: int) -> Session:
     places = site.places(replace(expert, max_replicas=None))
     keys = tuple(call.key for call in calls)
     workers = places[turn % len(places)]

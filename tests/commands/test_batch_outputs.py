@@ -11,7 +11,7 @@ from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 
 
 def num_ended(path: Path) -> int:
-    return len(read_journal(*own_journals(path.with_suffix(".mosaic") / "journal", "run", "pilot")).ended)
+    return len(read_journal(*own_journals(path.with_suffix(".mosaic") / "journal", "run")).ended)
 
 
 @pytest.mark.parametrize("damage", [lambda text: b"", lambda text: text[:-30], lambda text: b"of somebody else\n"])

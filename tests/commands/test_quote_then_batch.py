@@ -27,10 +27,8 @@ def write_questions(folder: Path, word: str = "") -> Path:
 
 
 def asked(path: Path) -> Counter[object]:
-    """Count how often each call of the batch finished, in whichever of its journals."""
-    journals = (path.with_suffix(".mosaic") / "journal").iterdir()
-    own = [journal for journal in journals if journal.name == "run" or journal.name.startswith(("pilot", "quote"))]
-    ended = [record for journal in own for record in read_journal(journal).ended]
+    """Count how often each call of the batch finished."""
+    ended = read_journal(path.with_suffix(".mosaic") / "journal" / "run").ended
     return Counter(record.key for record in ended if record.status is CallStatus.FINISHED)
 
 
@@ -105,12 +103,19 @@ def test_a_quote_may_come_from_a_smaller_machine(models: list[str], alone: Path,
 
 
 @pytest.mark.slow
-def test_answers_of_a_larger_machine_are_asked_again_and_that_is_said(models: list[str], tmp_path: Path) -> None:
+def test_answers_of_a_larger_machine_count_and_other_calls_price_the_smaller_one(
+    models: list[str], alone: Path, tmp_path: Path
+) -> None:
     path = write_questions(tmp_path / "quoted")
     assert run_mosaic("quote", path, *models, *PILOT, "--workers", "2", "--kind", "a100_80gb").status == 0
+    before = asked(path)
     done = run_mosaic("batch", path, *models, "--workers", "1")
     assert done.status == 0, done.err
-    assert "its answers are not taken over: it was asked on 2 workers, and the batch has 1" in done.err
+    assert f"quote: {len(before):,} calls of the batch were asked before" in done.err
+    assert "the quote does not price the batch: profile of " in done.err
+    assert "pilot: " in done.err, "its sessions ran on workers that are not there"
+    assert set(asked(path).values()) == {1}
+    assert texts(path) == texts(alone)
 
 
 def test_a_quote_comes_before_its_batch(models: list[str], alone: Path) -> None:
@@ -123,13 +128,9 @@ def test_a_quote_comes_before_its_batch(models: list[str], alone: Path) -> None:
 def test_a_quote_and_a_batch_that_are_killed_ask_each_call_once(models: list[str], tmp_path: Path) -> None:
     paths = [write_questions(tmp_path / name, "slow") for name in ("undisturbed", "killed")]
     quote, batch = (*models, *PATIENT, *PILOT, "--kind", "a100_80gb"), (*models, *PATIENT)
-    for command, words in (("quote", quote), ("batch", batch)):
-        assert run_mosaic(command, paths[0], *words).status == 0
-    num_quoted = sum(
-        len(read_journal(folder).ended)
-        for folder in (paths[0].with_suffix(".mosaic") / "journal").iterdir()
-        if folder.name.startswith("quote")
-    )
+    assert run_mosaic("quote", paths[0], *quote).status == 0
+    num_quoted = asked(paths[0]).total()
+    assert run_mosaic("batch", paths[0], *batch).status == 0
     kill_after("quote", [paths[1], *quote], paths[1], 10)
     kill_after("quote", [paths[1], *quote], paths[1], num_quoted // 2)
     kill_after("batch", [paths[1], *batch], paths[1], num_quoted // 2 + 5)  # the batch ends what the quote began

@@ -13,7 +13,7 @@ from mosaic.planning.baselines import RoundRobin
 from mosaic.planning.costs import PaperCosts
 from mosaic.quote.forecast import best_plan, try_plans
 from mosaic.quote.quotation import Quotation, describe
-from mosaic.runtime.pilot_stages import Pilot
+from mosaic.runtime.pilot import Pilot
 from mosaic.runtime.planner import Planner
 from tests.factories import (
     SlottedSessions,

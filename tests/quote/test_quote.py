@@ -18,7 +18,7 @@ from mosaic.planning.problem import Request
 from mosaic.quote import ask
 from mosaic.quote.forecast import Factors, Simulator, spread_of
 from mosaic.quote.lengths import fit_lengths, lengths_of
-from mosaic.quote.pilot import merging_plan, num_pilot_calls, second_share
+from mosaic.quote.pilot import merging_waves, num_pilot_calls, second_share
 from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
 from mosaic.quote.quotation import (
     Calibration,
@@ -102,10 +102,8 @@ def test_as_many_places_merge_as_the_merges_price(num_merges: int, sizes: list[t
     (expert, *_), cluster = job.experts, job.cluster
     assert len(job.site.places(expert)) == cluster.num_workers == 4
     merges = [call for call in job.workload.calls if call.expert == expert.name][:num_merges]
-    waves: dict[tuple[int, ...], list[int]] = {}
-    for session in merging_plan(merges, expert, job).sessions:
-        waves.setdefault(session.after, []).append(len(session.shard))
-    assert [tuple(sorted(wave, reverse=True)) for wave in waves.values()] == sizes
+    waves = merging_waves(merges, expert, job.site)
+    assert [tuple(sorted((len(session.shard) for session in wave), reverse=True)) for wave in waves] == sizes
 
 
 @given(st.lists(st.integers(1, 4000), min_size=1, max_size=80), st.floats(0.0, 0.999), st.floats(0.0, 0.999))

@@ -14,10 +14,10 @@ from mosaic.pipelines.call_graph import mixture_of_agents
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.rules.rule import Never
 from mosaic.runtime.job import Job, ProfileSource, Reaction
-from mosaic.runtime.pilot import choose_calls, first_stage, wanted_calls, why_not
-from mosaic.runtime.pilot_stages import Pilot, run_stage, with_stage
+from mosaic.runtime.measuring import show_nothing
+from mosaic.runtime.pilot import Pilot, Stage, choose_calls, run_pilot, wanted_calls, why_not
 from mosaic.runtime.sweep import Sweep
-from mosaic.runtime.unpriced import thirds
+from mosaic.runtime.unpriced import sessions_in_thirds, thirds
 from tests.answered_questions import make_moa, make_question
 from tests.runtime.jobs import Told, make_job
 from tests.runtime.scripted import Scripted
@@ -126,7 +126,8 @@ class Losing:
     """A site on which workers are lost, after so many sessions."""
 
     def __init__(self, site, losses) -> None:
-        self.site, self.losses = site, losses
+        self.site = site
+        self.scripted = Scripted(losses=losses)
 
     def __getattr__(self, name):
         return getattr(self.site, name)
@@ -134,37 +135,45 @@ class Losing:
     def places(self, expert):
         return [(0,), (2,), (3,)]
 
-    def backend(self, questions, prompts, *, name, after):
-        return Scripted(losses=self.losses)
+    def backend(self, questions, prompts, *, prefixes):
+        return self.scripted
+
+
+def run_stages(job: Job, losses):
+    """Run two stages on a site that loses workers; gives what was sent in each, and the pilot after it."""
+    seen: list[tuple[Stage, Pilot]] = []
+
+    losing = Losing(job.site, losses)
+
+    def stages(begun):
+        pilot = Pilot()
+        for site in (job.site, losing):
+            calls = choose_calls(job, first_calls(job), pilot.records)
+            stage = Stage(sessions_in_thirds(calls, job.experts, site), calls)
+            pilot = yield stage
+            seen.append((stage, pilot))
+
+    run_pilot(replace(job, site=losing), stages, show_nothing)
+    return seen
 
 
 def test_a_stage_ends_with_all_its_calls_and_says_which_sessions_served_them() -> None:
     job = make_batch()
-    calls = choose_calls(job, first_calls(job))
-    stage = first_stage(job, calls, job.experts, "pilot_0")
-    assert {session.workers for session in stage.plan.sessions} >= {(1,)}
-    losing = replace(job, site=Losing(job.site, {1: (1, "its node is gone")}))
-    result, ran = run_stage(losing, lambda call, inputs: "", Pilot(), stage, ())
-    assert {record.key for record in result.calls} == {call.key for call in calls}
-    assert len(ran.plan.sessions) > len(stage.plan.sessions), "others took over"
-    assert [session.id for session in ran.plan.sessions] == list(range(len(ran.plan.sessions)))
-    served = {key: session.id for session in ran.plan.sessions for key in session.shard}
-    assert served == {record.key: record.session for record in result.calls}
-    pilot = with_stage(Pilot(), ran, result)
-    more = first_stage(job, choose_calls(job, first_calls(job), pilot.records), job.experts, "pilot_1")
-    again, behind = run_stage(replace(job, site=Losing(job.site, {})), lambda call, inputs: "", pilot, more, ())
-    assert behind.plan.sessions == more.plan.sessions
-    asked = {key for session in more.plan.sessions for key in session.shard}
-    assert {record.key for record in again.calls if record.session >= pilot.num_sessions} == asked
-    assert {record.key: record.session for record in again.calls if record.key not in asked} == served
+    (first, after_first), (more, after_both) = run_stages(job, {1: (1, "its node is gone")})
+    assert {session.workers for session in first.sessions} >= {(1,)}
+    assert after_first.records.keys() == {call.key for call in first.calls}
+    assert after_first.num_sessions > len(first.sessions), "others took over"
+    assert len(after_first.sessions) < after_first.num_sessions, "those that were lost have no record"
+    numbers = {session.session for session in after_first.sessions}
+    assert {record.session for record in after_first.records.values()} <= numbers
+    assert after_both.records.keys() - after_first.records.keys() == {call.key for call in more.calls}
+    assert {key: after_both.records[key] for key in after_first.records} == after_first.records
+    assert all(after_both.records[call.key].session >= after_first.num_sessions for call in more.calls)
 
 
 def test_a_stage_that_no_worker_serves_is_an_error() -> None:
-    job = make_batch()
-    stage = first_stage(job, choose_calls(job, first_calls(job)), job.experts, "pilot_0")
-    losing = replace(job, site=Losing(job.site, dict.fromkeys(range(4), (0, "gone"))))
     with pytest.raises(BackendError, match="without the workers that are lost|all workers are lost"):
-        run_stage(losing, lambda call, inputs: "", Pilot(), stage, ())
+        run_stages(make_batch(), dict.fromkeys(range(4), (0, "gone")))
 
 
 @given(st.floats(0.01, 0.9))

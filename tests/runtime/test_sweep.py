@@ -18,7 +18,7 @@ from mosaic.core.workload import Expert
 from mosaic.planning import Flexible
 from mosaic.runtime.controller import View
 from mosaic.runtime.measuring import show_nothing, sweep_first_layer
-from mosaic.runtime.preparing import prepare
+from mosaic.runtime.preparing import measure_and_plan
 from mosaic.runtime.run import measure, plan, run
 from mosaic.runtime.sweep import (
     MIN_CALLS,
@@ -298,7 +298,7 @@ def test_a_job_is_planned_and_run_at_a_degree_that_the_program_chose() -> None:
         experts=tuple(replace(expert, tp_degrees=(2,)) for expert in job.experts),
         workload=job.workload,
     )
-    begun = prepare(job, show_nothing, lambda name: nullcontext(), lambda line: None)
+    begun = measure_and_plan(job, show_nothing, lambda name: nullcontext(), lambda line: None)
     entries = begun.planner.profiles["propose"].entries
     assert {(entry.expert, entry.tp_degree) for entry in entries} == {(name, n) for name in "ABC" for n in (1, 2)}
     by_degree = {n: next(e for e in entries if e.expert == "A" and e.tp_degree == n) for n in (1, 2)}
