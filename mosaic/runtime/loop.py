@@ -111,6 +111,8 @@ class _Run:
         self._events: deque[Event] = deque()
         self._log = log
         self._earlier, self._view.first_session = _split(() if log is None else log.earlier, num_workers)
+        self._resumes_ts = 0.0
+        """Of the backend's ``Started``."""
         self._unreported: set[CallKey] = set()
         """Calls that ended before the run went on, were submitted again and are yet to be reported."""
         self._written = {action.command for action in self._earlier}
@@ -133,7 +135,7 @@ class _Run:
         if self._then is not None and view.opened.keys() <= view.ended.keys():
             then, self._then = self._then, None
             self._controllers = then(view)
-            self.hear(Started(view.ts))
+            self.hear(Started(view.ts, resumes_ts=self._resumes_ts))
             return
         unclosed = [Close(n) for n in view.opened if n not in view.closing and n not in view.ended]
         self._give(unclosed, event)
@@ -146,6 +148,8 @@ class _Run:
                 self._unreported.discard(event.record.key)
             for command in self._dependencies.release():
                 self._backend.apply(command)
+        elif isinstance(event, Started):
+            self._resumes_ts = event.resumes_ts
         elif isinstance(event, Lost):
             self._lost.append(LostWorker(event.ts, event.worker, event.cause))
         elif isinstance(event, Prefilled):
