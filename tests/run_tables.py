@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from mosaic.commands.run import JOURNAL
 from mosaic.core.results import CallStatus
-from mosaic.runtime.journal_records import read_journal
+from mosaic.runtime.journal import read_journal
 
 
 def summary_of(folder: Path) -> dict:

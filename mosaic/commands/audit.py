@@ -31,7 +31,7 @@ from mosaic.report.run_folder import CONFIG, SUMMARY, differing_keys, read_confi
 from mosaic.report.run_status import RunStatus
 from mosaic.runtime.auditing import answer_unskipped
 from mosaic.runtime.job import Job
-from mosaic.runtime.journal_records import own_journals, read_journal
+from mosaic.runtime.journal import RUN, read_journal
 
 OUT_SUFFIX = ".out.jsonl"
 
@@ -134,9 +134,9 @@ def _without_digests(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_layer(journal: Path, job: Job) -> dict[CallKey, CallRecord]:
-    """Read what the experts said last, whichever of the batch's journals holds it."""
+    """Read what the experts said last."""
     first = set(job.graph.first_nodes)
-    ended = read_journal(*own_journals(journal, "run")).ended
+    ended = read_journal(journal / RUN).ended
     return {
         record.key: record
         for record in sorted(ended, key=lambda record: record.finished_ts or 0.0)

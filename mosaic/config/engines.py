@@ -60,7 +60,7 @@ def _vllm_site(backend: VllmSection, options: EngineOptions, parts: Parts) -> En
     local = LocalLauncher(options, VLLM_ENGINE, options.loading.device)
     launcher = local if parts.ray is None else _ray_launcher(parts, parts.ray, engines)
 
-    def make(journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
+    def make(journal: Path, content: RunContent, *, is_measured: bool) -> EngineBackend:
         return EngineBackend(
             name="vllm",
             experts=parts.experts,
@@ -70,7 +70,6 @@ def _vllm_site(backend: VllmSection, options: EngineOptions, parts: Parts) -> En
             engines=measured if is_measured else engines,
             launcher=launcher,
             patience=patience,
-            **journals,
         )
 
     def problems(is_failing: bool) -> Sequence[str]:
@@ -138,7 +137,7 @@ def _endpoint_site(backend: EndpointSection, parts: Parts) -> EngineSite:
     launcher = LocalLauncher(settings, ENDPOINT_ENGINE, device=None)
     expert_by_server = {worker: endpoint.expert for worker, endpoint in enumerate(endpoints)}
 
-    def make(journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
+    def make(journal: Path, content: RunContent, *, is_measured: bool) -> EngineBackend:
         return EngineBackend(
             name="endpoint",
             experts=parts.experts,
@@ -153,7 +152,6 @@ def _endpoint_site(backend: EndpointSection, parts: Parts) -> EngineSite:
                 first_pause_s=patience.first_wait_s,
                 max_pause_s=patience.max_wait_s,
             ),
-            **journals,
         )
 
     problems = lambda is_failing: key_problems(endpoints)  # noqa: E731

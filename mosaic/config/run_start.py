@@ -10,7 +10,7 @@ from mosaic.config.places import JOURNAL
 from mosaic.core.errors import RunFolderError
 from mosaic.core.results import SERVED
 from mosaic.report.run_folder import CONFIG, SUMMARY, begin_run, is_complete, read_config, read_json
-from mosaic.runtime.journal_records import read_journal
+from mosaic.runtime.journal import read_journal
 
 QUOTE = "quote"
 """A quote's folder in that of its batch: both go on in one journal."""

@@ -22,8 +22,7 @@ from mosaic.engines.executor import Executor
 from mosaic.engines.launcher import Launcher
 from mosaic.engines.requests import Engines, RunContent, ServedExpert, is_of_same_engine
 from mosaic.engines.sessions import Patience, SessionState, WorkerBook
-from mosaic.runtime.journal import make_folder
-from mosaic.runtime.journal_records import NO_SESSION, Journal
+from mosaic.runtime.journal import Journal, make_folder
 
 WAIT_S = 1.0
 """The watchdog looks this often."""
@@ -50,8 +49,6 @@ class EngineBackend:
         How to load experts, and where.
     patience
         Time limits and retries.
-    earlier, others
-        Journals of what was run before: see `Journal`. The run's clock goes on from theirs.
     """
 
     def __init__(
@@ -65,11 +62,9 @@ class EngineBackend:
         engines: Engines,
         launcher: Launcher,
         patience: Patience | None = None,
-        earlier: Sequence[Path] = (),
-        others: Sequence[Path] = (),
     ) -> None:
         require_unique((expert.name for expert in experts), f"{name} backend: expert name")
-        self.log = Journal(journal, earlier, others)
+        self.log = Journal(journal)
         """Of all that happens in the run, and of its commands."""
         self.lost: dict[int, str] = {}
         """Workers that are given up, and why; runs that share it try none of them again."""
@@ -277,7 +272,7 @@ class EngineBackend:
             self._running.note_end(record)
             heapq.heappush(self._again, (record.finished_ts or 0.0, number, self._read(record)))
             return
-        earlier = self.log.last_fingerprint(call.key)
+        earlier = self.log.state.last_fingerprint(call.key)
         if is_new and earlier is not None:
             self._num_redone[is_of_same_engine(earlier, request.fingerprint)][call.expert] += 1
         request = replace(request, queued_ts=max(call.ready_s, self._ts))
@@ -288,15 +283,13 @@ class EngineBackend:
 
         Where the number of its session means another one here, it is told as one of the session that it is sent to.
         """
-        record = self.log.done(key, fingerprint)
+        record = self.log.state.done(key, fingerprint)
         if record is None or not isinstance(to, int):
             return record
         state = self._running.sessions.get(record.session)
-        if state is None:
-            is_known = record.session != NO_SESSION
-        else:
-            is_known = (state.session.expert, state.session.workers) == (record.expert, record.workers)
-        return record if is_known else record._replace(session=to)
+        if state is None or (state.session.expert, state.session.workers) == (record.expert, record.workers):
+            return record
+        return record._replace(session=to)
 
     def _prefill(self, command: Prefill) -> None:
         call, label = command.call, f"prefill of call {command.call.key}"

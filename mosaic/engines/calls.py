@@ -9,7 +9,7 @@ from mosaic.core.results import CallRecord, CallStatus, Response
 from mosaic.core.workload import Call, CallKey, ExpertName
 from mosaic.engines.engine import Output, Request
 from mosaic.engines.sessions import CallQueue, SessionState
-from mosaic.runtime.journal_records import NO_SESSION
+from mosaic.runtime.journal import NO_SESSION
 
 
 @dataclass(slots=True, kw_only=True)

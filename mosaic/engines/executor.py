@@ -34,7 +34,7 @@ from mosaic.engines.sessions import (
     why_stuck,
 )
 from mosaic.engines.worker_pool import Heard, WorkerPool
-from mosaic.runtime.journal_records import ClosedSession, EndedPrefill, Journal
+from mosaic.runtime.journal import ClosedSession, EndedPrefill, Journal
 
 RETRY_S = 0.1
 """So soon a process that could not be started is tried again."""

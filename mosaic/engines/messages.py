@@ -8,7 +8,7 @@ from mosaic.core.commands import Cancel, Close, Cut, Move
 from mosaic.core.events import Finished, Prefilled, Progress, Ready
 from mosaic.core.plan import Session
 from mosaic.engines.engine import EngineSpec, Output, Request
-from mosaic.runtime.journal_records import ClosedSession
+from mosaic.runtime.journal import ClosedSession
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

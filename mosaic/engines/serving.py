@@ -12,7 +12,7 @@ from mosaic.core.results import CallRecord, CallStatus, PrefillRecord, Response
 from mosaic.core.workload import CallKey
 from mosaic.engines.engine import Engine, Output, Request
 from mosaic.engines.messages import FromWorker, Serve, ToWorker
-from mosaic.runtime.journal_records import ClosedSession
+from mosaic.runtime.journal import ClosedSession
 
 HEARTBEAT_S = 0.5
 """A worker whose engine moves says so this often."""

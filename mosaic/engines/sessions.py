@@ -15,7 +15,7 @@ from mosaic.core.workload import CallKey, ExpertName
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.launcher import Channel
 from mosaic.engines.messages import Exited, Failure, Gone, There, ToWorker
-from mosaic.runtime.journal_records import OpenedSession
+from mosaic.runtime.journal import OpenedSession
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,13 +30,8 @@ from mosaic.runtime.unpriced import gangs_of
 class BackendMaker(Protocol):
     """Makes the backend of a run, or of a measurement."""
 
-    def __call__(
-        self, journal: Path, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]
-    ) -> EngineBackend:
-        """Make it; what is measured may find nothing in a cache, since it asks the same prompts again and again.
-
-        ``journals`` are those that it goes on from, ``earlier`` and ``others``.
-        """
+    def __call__(self, journal: Path, content: RunContent, *, is_measured: bool) -> EngineBackend:
+        """Make it; what is measured may find nothing in a cache, since it asks the same prompts again and again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,8 +168,8 @@ class EngineSite:
         self._run = self._begun(name, content, is_measured=False)
         return self._run
 
-    def _begun(self, name: str, content: RunContent, *, is_measured: bool, **journals: Sequence[Path]) -> EngineBackend:
-        backend = self._make(self._journal / file_name(name), content, is_measured=is_measured, **journals)
+    def _begun(self, name: str, content: RunContent, *, is_measured: bool) -> EngineBackend:
+        backend = self._make(self._journal / file_name(name), content, is_measured=is_measured)
         backend.lost = self._lost
         return backend
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mosaic.runtime.journal_records import read_journal
+from mosaic.runtime.journal import read_journal
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 
 NUM_QUESTIONS = 80

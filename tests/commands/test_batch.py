@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pyarrow.parquet as pq
 import pytest
 
-from mosaic.runtime.journal_records import read_journal
+from mosaic.runtime.journal import read_journal
 from tests.commands.tiny_batch import read_completions
 from tests.engines.fake_batch import NAMES, batch_line, question, run_mosaic, write_batch
 from tests.engines.fake_run import run_fake

@@ -12,7 +12,7 @@ from mosaic.core.errors import InUseError
 from mosaic.core.events import Finished
 from mosaic.core.results import CallStatus
 from mosaic.report.batch_output import AnswerStream
-from mosaic.runtime.journal_records import own_journals, read_journal
+from mosaic.runtime.journal import RUN, read_journal
 from mosaic.runtime.run_lock import hold
 from tests.engines.fake_batch import CONTEXT, NAMES, batch_line, run_mosaic, write_batch, write_models
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
@@ -34,8 +34,8 @@ def bodies(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def finished(path: Path) -> Counter[object]:
-    """Count how often each call of the batch finished, in whichever of its journals."""
-    ended = read_journal(*own_journals(path.with_suffix(".mosaic") / "journal", "run")).ended
+    """Count how often each call of the batch finished."""
+    ended = read_journal(path.with_suffix(".mosaic") / "journal" / RUN).ended
     return Counter(record.key for record in ended if record.status is CallStatus.FINISHED)
 
 

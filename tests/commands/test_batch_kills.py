@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mosaic.core.results import CallRecord, CallStatus
-from mosaic.runtime.journal_records import read_journal
+from mosaic.runtime.journal import read_journal
 from tests.commands.command_line import ROOT
 from tests.engines.executor_runs import hear_ctrl_c
 from tests.engines.fake_batch import batch_line, question, write_batch, write_models

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from mosaic.report.run_folder import SUMMARY, read_json
-from mosaic.runtime.journal_records import own_journals, read_journal
+from mosaic.runtime.journal import RUN, read_journal
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 
 
 def num_ended(path: Path) -> int:
-    return len(read_journal(*own_journals(path.with_suffix(".mosaic") / "journal", "run")).ended)
+    return len(read_journal(path.with_suffix(".mosaic") / "journal" / RUN).ended)
 
 
 @pytest.mark.parametrize("damage", [lambda text: b"", lambda text: text[:-30], lambda text: b"of somebody else\n"])

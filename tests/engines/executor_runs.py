@@ -21,7 +21,7 @@ from mosaic.engines.requests import RunContent
 from mosaic.engines.sessions import Patience
 from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.runtime.controller import Controller
-from mosaic.runtime.journal_records import EndedCall, JournalState, read_entries, read_journal
+from mosaic.runtime.journal import EndedCall, JournalState, read_entries, read_journal
 from mosaic.runtime.static_plan import execute
 from tests.controllers import Watcher
 from tests.engines.tiny_checkpoint import tiny_expert, write_tiny_checkpoint

@@ -6,7 +6,7 @@ import pytest
 
 from mosaic.commands.run import JOURNAL
 from mosaic.core.commands import Cut, decode_action
-from mosaic.runtime.journal_records import read_journal
+from mosaic.runtime.journal import read_journal
 from tests.commands.command_line import TINY, run_here, simulated_profiles
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_run import run_fake, write_inputs

@@ -13,7 +13,7 @@ import pytest
 
 from mosaic.core.commands import Cancel, Cut, Move, Open, Submit
 from mosaic.core.results import CallStatus
-from mosaic.runtime.journal_records import Journal
+from mosaic.runtime.journal import Journal
 from tests.engines.executor_runs import (
     FAKE_ENGINE,
     ended_once,

@@ -15,15 +15,20 @@ from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit,
 from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord, CallStatus, Response, Resumption
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
-from mosaic.runtime import journal, journal_records
-from mosaic.runtime.journal import FILE_NAME, JournalError, Log, decoded, frame, lines_of, make_folder
-from mosaic.runtime.journal_records import (
-    NO_SESSION,
+from mosaic.runtime import journal
+from mosaic.runtime.journal import (
+    FILE_NAME,
     ClosedSession,
     EndedCall,
     Journal,
+    JournalError,
     JournalState,
+    Log,
     OpenedSession,
+    decoded,
+    frame,
+    lines_of,
+    make_folder,
     read_entries,
     read_journal,
     without_token_ids,
@@ -298,23 +303,10 @@ def test_all_that_is_added_is_on_the_disk_in_one_piece_when_it_is_synced(tmp_pat
     assert [len(read_journal(tmp_path).ended), read_journal(tmp_path).num_damaged] == [2, 0]
 
 
-def test_the_journals_before_a_run_are_part_of_it_and_others_are_not(tmp_path):
-    stage, other = (
-        written_by(Journal(tmp_path / name), *entries)
-        for name, entries in (("stage", ENTRIES[2:]), ("other", ENTRIES[:1]))
-    )
-    run = written_by(Journal(tmp_path / "run", [stage.folder], [other.folder]))
-    assert (run.begin(), run.state.starts[0].first_ts) == (7.5, 7.5)
-    record = run.done(ENTRIES[0].record.key, "f")
-    assert (record.session, run.last_fingerprint(record.key)) == (NO_SESSION, "f")
-    assert run.state.opened.keys() == {3}
-    assert run.resumptions == ()
-
-
 def test_a_log_of_commands_knows_when_its_run_went_on(tmp_path, monkeypatch):
     """It stopped after 40 s of its clock at the latest, and went on 100 s after it had begun."""
     for ts, unix_s in ((0.0, 1000.0), (40.0, 1100.0), (70.0, 1131.5)):
-        monkeypatch.setattr(journal_records.time, "time", lambda unix_s=unix_s: unix_s)
+        monkeypatch.setattr(journal.time, "time", lambda unix_s=unix_s: unix_s)
         log = Journal(tmp_path)
         log.write([Action(ts, "tick", Close(0))])
         log.sync()

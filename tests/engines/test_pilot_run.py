@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mosaic.commands.run import JOURNAL
-from mosaic.runtime.journal_records import read_journal
+from mosaic.runtime.journal import read_journal
 from tests.commands.command_line import TINY, run_here
 from tests.engines.executor_runs import has_vllm, processes_of
 from tests.engines.fake_run import CHECKPOINTS, run_fake, write_inputs

@@ -16,7 +16,7 @@ import pytest
 from experiments.measure_profile import main as profile_command
 from mosaic.commands.run import JOURNAL
 from mosaic.core.workload import CallKey
-from mosaic.runtime.journal_records import read_journal
+from mosaic.runtime.journal import read_journal
 from tests.commands.command_line import ROOT
 from tests.engines.executor_runs import processes_of
 from tests.engines.fake_run import CHECKPOINTS, fake_hosts, run_fake, without_sweep, write_inputs

@@ -19,7 +19,7 @@ from mosaic.engines.serving import SessionService
 from mosaic.engines.vllm_engine import engine_arguments, is_device_lost
 from mosaic.engines.vllm_engines import VllmSettings
 from mosaic.engines.worker import Sender
-from mosaic.runtime.journal_records import ClosedSession
+from mosaic.runtime.journal import ClosedSession
 from tests.engines.executor_runs import CPU
 from tests.engines.fake_engine import FakeEngine
 from tests.factories import make_session
