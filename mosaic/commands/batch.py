@@ -129,7 +129,7 @@ def run_batch(
 def quoted_stages(work: Path, job: Job) -> Callable[..., Stages[Pilot]] | None:
     """Give the stages of the quote that came before a batch; None: there was none, or the batch has other layers."""
     quoted = quote_before(work)
-    if quoted is None or len(job.graph.upper_nodes) > 1:
+    if quoted is None or len(job.graph.upper_nodes) > 1 or any(len(node.experts) > 1 for node in job.graph.upper_nodes):
         return None
     return partial(quote_stages, per_expert=quoted.per_expert, num_workers=quoted.num_workers)
 

@@ -23,7 +23,7 @@ from mosaic.core.workload import AGGREGATE, Expert, Workload
 from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.node import Node
-from mosaic.pipelines.rules.rule import Never
+from mosaic.pipelines.rules.rule import Never, Rule
 from mosaic.pipelines.topology import topology_nodes
 from mosaic.planning.baselines import DataParallel
 from mosaic.planning.costs import AffineCosts
@@ -88,7 +88,7 @@ def pipeline_from(
         rule = "none beside pipeline.nodes: name the aggregator as a node"
         require(name == "none", "aggregator", rule, name)
         nodes = named_nodes(settings.nodes, experts)
-        return made(CallGraph(nodes=nodes, rule=make(config["gate"], "gate"), compare=comparisons()))
+        return made(CallGraph(nodes=nodes, rule=_gate(config), compare=comparisons()))
     if name == "none":
         section(config["aggregator"], NoAggregatorSection, "aggregator")
         return made(mixture_of_agents(None, rule=Never(), compare=comparisons()))
@@ -98,12 +98,18 @@ def pipeline_from(
     expert = _choose(aggregator.expert, config, experts)
     graph = mixture_of_agents(
         expert,
-        rule=make(config["gate"], "gate"),
+        rule=_gate(config),
         compare=comparisons(_comparison(aggregator.comparison)),
         min_output_tokens=aggregator.min_output_tokens,
         leaves_one_out=settings.leave_one_out,
     )
     return made(graph, {AGGREGATE: _placements(aggregator, expert, cluster, hardware, options)}, aggregator.name)
+
+
+def _gate(config: Mapping[str, Any]) -> Rule:
+    rule: Rule = make(config["gate"], "gate")
+    require(not rule.is_exit, "gate.scope", "gate: an early exit is a choice of the group exit", rule.scope)
+    return rule
 
 
 def _reactions(settings: PipelineSection) -> frozenset[Reaction]:

@@ -26,6 +26,8 @@ HEARTBEAT_S = 2.0
 """An agent reports at least so often."""
 LOST_S = 10.0
 """One whose report is so late is lost."""
+RESTART_S = 120.0
+"""A fork server that died is started anew in so much time."""
 LOOK_S = 0.5
 """So often it is looked for nodes that join, while workers have none."""
 SETTLE_S = 10.0
@@ -113,6 +115,8 @@ class Machine:
     report: Future[Report] = field(init=False)
     """Under way."""
     due_ts: float = field(init=False)
+    restart_s: float = 0.0
+    """How much longer a report may take: an agent that starts a fork server anew imports the engine meanwhile."""
 
     def __post_init__(self) -> None:
         self.request(0.0)
@@ -253,7 +257,11 @@ class RemoteLauncher:
                 machine.orders = []
         self._look()
         waited: list[Future[Any]] = [*self._starting, *(machine.report for machine in self._machines.values())]
-        wait(waited, 0.0 if self._changes else min(timeout_s, LOOK_S), FIRST_COMPLETED)
+        wait_s = 0.0 if self._changes else min(timeout_s, LOOK_S)
+        if waited:
+            wait(waited, wait_s, FIRST_COMPLETED)
+        else:
+            time.sleep(wait_s)  # until a node joins
         for node, cause in self._take_started():
             self._log(f"{node.name} {cause}")
         for machine in list(self._machines.values()):
@@ -264,6 +272,12 @@ class RemoteLauncher:
             except Exception as error:  # each source of nodes has errors of its own
                 yield from self._lose(machine, self._cluster.cause_of_loss(machine.node, error))
             else:
+                num_before = self._num_fork_server_deaths.get(machine.node.id, 0)
+                if report.num_fork_server_deaths > num_before:
+                    machine.restart_s = RESTART_S
+                elif report.received:
+                    machine.restart_s = 0.0
+                machine.due_ts += machine.restart_s
                 self._num_fork_server_deaths[machine.node.id] = report.num_fork_server_deaths
                 yield from self._hear(report)
 

@@ -33,7 +33,7 @@ WHOLE_SHARE = 0.4
 MAX_SHARE = 0.5
 """Of the batch: what is more, a quote would have nothing left to say about."""
 MIN_CALLS = 8
-"""Of each expert, or all that it has."""
+"""Of each expert, or all that it has but one: something is left to plan."""
 
 
 def num_pilot_calls(first_calls: Sequence[Call], per_expert: int) -> int:
@@ -46,7 +46,7 @@ def first_share(first_calls: Sequence[Call], num_calls: int, *, seed: int = 0) -
     """Choose the calls of a pilot's first stage."""
     counts = Counter(call.expert for call in first_calls)
     num_questions = len({call.key.question for call in first_calls})
-    least = {expert: min(count, MIN_CALLS) for expert, count in counts.items()}
+    least = {expert: min(count - 1, MIN_CALLS) for expert, count in counts.items()}
     return choose(first_calls, least, int(WHOLE_SHARE * num_calls * num_questions / len(first_calls)), seed=seed)
 
 

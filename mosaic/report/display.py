@@ -163,7 +163,10 @@ class _Screen:
                 total=row.num_all,
                 count="" if row.num_all is None else f"{row.num_ended:,}/{row.num_all:,}",
                 text=printable(row.text),
+                visible=True,
             )
+        for task in self._tasks[len(rows) :]:
+            progress.update(task, visible=False)
         progress.refresh()
 
     def warn(self, line: str) -> None:

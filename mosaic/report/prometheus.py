@@ -61,6 +61,12 @@ class RunMetrics:
             self._before[what].update(counts)
         self._status, self._count_done = status, count_done
 
+    def _total(self, what: str) -> Counter[ExpertName]:
+        """Count over all phases, the zeros too; the run's own counter grows in another thread."""
+        total = self._before[what].copy()
+        total.update(self._status.counts[what].copy())
+        return total
+
     def text(self) -> str:
         """Write the counts in Prometheus' text format."""
         status = self._status
@@ -68,7 +74,7 @@ class RunMetrics:
         waiting = status.open_calls()
         waiting.subtract(in_flight)
         series = [
-            *((metric, self._before[what] + status.counts[what]) for what, metric in COUNTERS.items()),
+            *((metric, self._total(what)) for what, metric in COUNTERS.items()),
             (RUNNING, in_flight),
             (WAITING, +waiting),
         ]

@@ -171,7 +171,7 @@ class RunStatus:
         if number in self._progress:
             self._progress[number].num_served += 1
             self._progress[number].output_tokens += record.output_tokens
-        outcome = "failed" if record.status is CallStatus.FAILED else "ended"
+        outcome = {CallStatus.FINISHED: "ended", CallStatus.FAILED: "failed"}.get(record.status, "stopped")
         self.counts[outcome][record.expert] += 1
         self.counts["prompt_tokens"][record.expert] += record.prompt_tokens
         self.counts["output_tokens"][record.expert] += record.output_tokens
@@ -188,7 +188,7 @@ class RunStatus:
             self._forecast = left_s, now
 
     def _left_by_pace(self) -> float | None:
-        num_served = sum(self.counts["ended"].values()) + sum(self.counts["failed"].values())
+        num_served = sum(sum(self.counts[outcome].values()) for outcome in ("ended", "failed", "stopped"))
         elapsed_s = self._now_ts() - self._resumes_ts
         return elapsed_s * (self.num_calls - self.num_ended) / num_served if num_served >= MIN_ENDED else None
 

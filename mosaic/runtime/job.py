@@ -51,7 +51,7 @@ class Reaction(StrEnum):
     REPLAN = "replan"
     """Calls that have not begun are planned anew where the lengths that come in contradict the plan."""
     PREFILL = "prefill"
-    """Prompts are prefilled while calls still run that they quote: ``CallGraph.read_ahead`` says in which order."""
+    """Prompts are prefilled while calls still run that they quote: ``CallGraph.prefill_order`` says in which order."""
     BUDGETS = "budgets"
     """Calls are cut after so many tokens: those of ``CallGraph.budgets``."""
     HEDGE = "hedge"

@@ -406,7 +406,7 @@ class Journal:
         lines = decoded(self.folder / FILE_NAME, lambda text: decode_action(text) if is_command(text) else None)
         return [action for action in lines if action is not None]
 
-    @property
+    @cached_property
     def ended(self) -> Set[CallKey]:
         """Calls that ended then and are not run again."""
         return self.state.done_keys
@@ -455,8 +455,8 @@ class Journal:
             return
         if self._log is None:
             self._log = Log(self.folder / FILE_NAME)
-        self._log.append(self._lines)
-        self._lines = []
+        lines, self._lines = self._lines, []  # interrupted meanwhile they may be there, and never twice
+        self._log.append(lines)
 
     def close(self) -> None:
         """Close the file; another sync opens it again."""

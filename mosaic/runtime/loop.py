@@ -110,6 +110,7 @@ class _Run:
         self._dependencies = Dependencies(self._view)
         self._events: deque[Event] = deque()
         self._log = log
+        self._ended_before = frozenset[CallKey]() if log is None else log.ended
         self._earlier, self._view.first_session = _split(() if log is None else log.earlier, num_workers)
         self._resumes_ts = 0.0
         """Of the backend's ``Started``."""
@@ -187,7 +188,7 @@ class _Run:
         given = [Action(ts, cause, command) for command in commands]
         if self._log is not None:
             self._log.write([action for action in given if action.command not in self._written])
-        ended = self._log.ended if self._log is not None and self._earlier else frozenset()
+        ended = self._ended_before if self._earlier else frozenset()
         for command in commands:
             view.expect(command)
             if isinstance(command, Submit) and command.call.key in ended:
@@ -208,9 +209,11 @@ class _Run:
         """Give the commands of the interrupted run that no controller gave anew, as far as they still mean something.
 
         By now controllers have heard again of all that had ended. What they did at other moments (a timer, an idle
-        worker) may not come again in the same way: it is done as it was.
+        worker) may not come again in the same way: it is done as it was. A quote's are not: it may have been of
+        other questions or experts, and what the batch needs of it is given anew.
         """
-        actions, self._earlier = self._earlier, ()
+        actions = [action for action in self._earlier if not _is_of_quote(action)]
+        self._earlier = ()
         opened = [action.command.session for action in actions if isinstance(action.command, Open)]
         # numbers that a controller has given to other sessions than the last time
         others = {session.id for session in opened if self._view.opened.get(session.id, session) != session}

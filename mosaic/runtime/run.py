@@ -167,6 +167,7 @@ def _run_from_pilot(
         first = pilot_controllers(job, pilot, shown)
         tick_s = tick_s_of(job, None) if tick_s is None else tick_s
         result = drive(backend, first, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s, then=go_on)
+        _ = pilot.outcome  # which says what kept it from its end
     if given.num_starts > 1:  # that it was measured elsewhere meanwhile is no interruption
         result = replace(result, resumptions=result.resumptions[: 1 - given.num_starts])
     return stretch.outcome(result, step)

@@ -32,8 +32,9 @@ class FirstWorkers:
     num_workers: int
 
     def places(self, expert: Expert) -> list[tuple[int, ...]]:
-        """List the gangs of these workers."""
-        return [place for place in self.site.places(expert) if max(place) < self.num_workers]
+        """List the gangs of these workers; of all, where none is left."""
+        places = self.site.places(expert)
+        return [place for place in places if max(place) < self.num_workers] or places  # its own may be lost
 
 
 def gangs_of(expert: Expert, num_workers: int) -> list[tuple[int, ...]]:

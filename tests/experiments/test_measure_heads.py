@@ -110,7 +110,9 @@ def test_profiles_and_scores_are_written_and_a_table_is_continued(checkpoint, tm
         monkeypatch.setattr(measure_heads, name, value)
 
     def call(*arguments):
-        return CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path)], catch_exceptions=False).stdout
+        result = CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
 
     call("profile", checkpoint)
     found = pl.read_csv(tmp_path / "heads.csv")

@@ -15,7 +15,7 @@ from mosaic.pipelines.risk_control import SettingTest, fixed_sequence, smallest_
 from mosaic.pipelines.rules.ballot import Ballot, Decision, Winner, plurality
 from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, split_calibration
 from mosaic.pipelines.rules.calibration_file import load_calibration_answers
-from mosaic.pipelines.rules.rule import Promised, Rule, decided_by_plurality, decided_by_trying
+from mosaic.pipelines.rules.rule import Promised, Rule, Scope, decided_by_plurality, decided_by_trying
 from mosaic.pipelines.rules.weighted import NumOptions, Reliabilities, learn_reliabilities, posterior
 
 ConfidenceKind: TypeAlias = Literal["plurality", "weighted"]
@@ -64,6 +64,8 @@ class Calibrated(Rule):
 
     def __post_init__(self) -> None:
         Rule.__post_init__(self)
+        rule = "question, whose answers it is calibrated on, not one node's"
+        require(self.scope is not Scope.NODE, "exit.scope", rule, self.scope)
         self._calibrate(load_calibration_answers(self.calibration, f"{self.key}.calibration"))
 
     def _calibrate(self, questions: Sequence[CalibrationQuestion]) -> None:

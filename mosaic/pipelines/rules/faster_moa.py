@@ -35,7 +35,7 @@ from mosaic.core.checks import AtLeast0, Limit, require
 from mosaic.core.results import CallRecord
 from mosaic.core.workload import CallKey
 from mosaic.pipelines.rules.ballot import Ballot, Decision, decide_at, plurality
-from mosaic.pipelines.rules.rule import Rule, Scope
+from mosaic.pipelines.rules.rule import Order, Rule, Scope
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Embed: TypeAlias = Callable[[str], Floats]
@@ -63,12 +63,13 @@ class FasterMoa(Rule):
     """Given with similarity=embeddings."""
     name: str = "faster_moa"
     scope: Scope = Scope.NODE
+    order: Order = Order.FINISH
 
     reads_confidence: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         Rule.__post_init__(self)
-        require(self.is_exit, "exit.scope", "node", self.scope)
+        require(self.scope is Scope.NODE, "exit.scope", "node", self.scope)
         given = self.embed is not None
         needed = self.similarity is Similarity.EMBEDDINGS
         require(given == needed, "exit.embed", f"{'given' if needed else 'null'} with {self.similarity}", self.embed)

@@ -74,7 +74,7 @@ class Rule:
     name: str
     """In summaries and figures."""
     scope: Scope = Scope.GATE
-    order: Order = Order.FINISH
+    order: Order = Order.SLOT
     """Of an early exit."""
 
     asks_everybody: ClassVar[bool] = False
