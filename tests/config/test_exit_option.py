@@ -52,6 +52,7 @@ def test_the_default_is_never_in_the_papers_pipeline_and_agreement_elsewhere() -
             r"exit\.similarity must be answers where calls have no texts, got embeddings",
         ),
         (["exit=faster_moa", "exit.embedder=Qwen"], r"exit\.embedder must be left out.*answers are compared"),
+        (["+gate.scope=node"], "gate.scope must be gate: an early exit is a choice of the group exit"),
         (["exit=never", "+exit.tau=1"], "exit.tau must be a key of the configuration"),
         (["exit=calibrated", "exit.calibration=none.parquet"], "none.parquet"),
     ],

@@ -303,6 +303,22 @@ def test_all_that_is_added_is_on_the_disk_in_one_piece_when_it_is_synced(tmp_pat
     assert [len(read_journal(tmp_path).ended), read_journal(tmp_path).num_damaged] == [2, 0]
 
 
+def test_what_an_interrupt_stops_behind_its_sync_is_not_added_twice(tmp_path, monkeypatch):
+    def interrupted(file, sync=os.fdatasync):
+        sync(file)
+        raise KeyboardInterrupt
+
+    log = Journal(tmp_path)
+    log.add(ENTRIES[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.os, "fdatasync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            log.sync()
+    log.close()
+    log.sync()
+    assert len(read_journal(tmp_path).ended) == 1
+
+
 def test_a_log_of_commands_knows_when_its_run_went_on(tmp_path, monkeypatch):
     """It stopped after 40 s of its clock at the latest, and went on 100 s after it had begun."""
     for ts, unix_s in ((0.0, 1000.0), (40.0, 1100.0), (70.0, 1131.5)):

@@ -163,6 +163,8 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"confidence": "vibes"},
             r"gate.confidence must be one of \['plurality', 'weighted'\], got",
         ),
+        (Calibrated, {"scope": "node"}, "exit.scope must be question"),
+        (FasterMoa, {"seed": 0, "scope": "question"}, "exit.scope must be node"),
         (Calibrated, {"fit_frac": 1}, "gate.fit_frac must be below 1"),
         (Calibrated, {"fit_frac": -1}, "gate.fit_frac must be at least 0"),
         (Calibrated, {"num_open_options": 1}, "gate.num_open_options must be at least 2"),

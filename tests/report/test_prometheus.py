@@ -55,6 +55,7 @@ def test_phases_follow_each_other_and_counters_go_on() -> None:
         run.tell(Ready(0.0, 0))
         run.finish(0, calls[:2], output_tokens=50)
         run.finish(0, calls[2:3], status=CallStatus.FAILED, output_tokens=0)
+        run.finish(0, calls[3:], status=CallStatus.CUT, output_tokens=10)
     found = samples(metrics)
     assert (
         found
@@ -62,12 +63,12 @@ def test_phases_follow_each_other_and_counters_go_on() -> None:
             'mosaic:phase{phase="calls"}': "1",
             "mosaic:questions_done": "7",
             "mosaic:calls": "60",
-            "mosaic:calls_done": "3",
-            "mosaic:calls_in_flight": "1",
+            "mosaic:calls_done": "4",
+            "mosaic:calls_in_flight": "0",
             "mosaic:seconds_left": "9.0",
-            'vllm:num_requests_running{model_name="A"}': "1",
+            'vllm:num_requests_running{model_name="A"}': "0",
             'vllm:request_success_total{model_name="A"}': "4",
-            'vllm:generation_tokens_total{model_name="A"}': "200",
+            'vllm:generation_tokens_total{model_name="A"}': "220",
             'mosaic:failed_calls_total{model_name="A"}': "2",
         }
         == found

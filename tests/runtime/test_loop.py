@@ -4,7 +4,7 @@ from mosaic.core.commands import Action, Cancel, Close, Cut, Move, Open, Submit
 from mosaic.core.events import Started, Tick, cause_of
 from mosaic.core.plan import Session
 from mosaic.core.results import CallStatus, LostWorker, Resumption
-from mosaic.runtime.loop import drive
+from mosaic.runtime.loop import QUOTE, drive
 from mosaic.runtime.replay import Replay
 from mosaic.runtime.static_plan import StaticPlan, execute
 from tests.controllers import Answers, Watcher
@@ -169,6 +169,14 @@ def test_moves_and_cuts_of_the_interrupted_run_are_done_again() -> None:
     record = next(record for record in result.calls if record.key == A1.key)
     assert (record.session, record.output_tokens, record.status) == (2, 60, CallStatus.CUT)
     assert [action.command for action in log.written] == [Close(2)], "nobody had closed it"
+
+
+def test_what_a_quote_left_open_is_not_done_by_the_batch() -> None:
+    """It may have been of other experts or questions."""
+    left = [Open(Session(id=2, expert="of the quote", workers=(1,))), Submit(make_call("edited away"), 2)]
+    log = MemoryLog(earlier(*left, cause=f"{QUOTE}idle 1"))
+    result = run(StaticPlan(PLAN, CALLS), log=log)
+    assert [action.command for action in result.actions] == planned()
 
 
 def test_a_number_that_now_names_another_session_takes_nothing_from_the_log() -> None:
