@@ -30,7 +30,7 @@ from mosaic.config.start import check_start, naming_all_problems
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
 from mosaic.core.plan import Expected
-from mosaic.quote import best_plan, quote_stages
+from mosaic.quote import best_plan, can_quote, quote_stages
 from mosaic.report.batch_output import (
     AnswerStream,
     BatchPaths,
@@ -129,7 +129,7 @@ def run_batch(
 def quoted_stages(work: Path, job: Job) -> Callable[..., Stages[Pilot]] | None:
     """Give the stages of the quote that came before a batch; None: there was none, or the batch has other layers."""
     quoted = quote_before(work)
-    if quoted is None or len(job.graph.upper_nodes) > 1 or any(len(node.experts) > 1 for node in job.graph.upper_nodes):
+    if quoted is None or not can_quote(job):
         return None
     return partial(quote_stages, per_expert=quoted.per_expert, num_workers=quoted.num_workers)
 

@@ -21,6 +21,9 @@ Prompts: TypeAlias = Callable[[Call, Inputs], Prompt]
 """Gives what an expert reads for a call, and for what the calls said that it comes after."""
 
 
+_AS_THE_EXPERT = Sampling()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedExpert:
     """An expert as its engines have it, whichever its workers."""
@@ -164,9 +167,9 @@ class RunContent:
     def _sampling(self, key: CallKey) -> Sampling:
         """Find what a call's request asks of sampling; a replay samples as the experts do."""
         if self.sampling is not None:
-            return self.sampling(key) or Sampling()
+            return self.sampling(key) or _AS_THE_EXPERT
         question = self.questions.get(key.question)
-        return Sampling() if question is None or question.sampling is None else question.sampling
+        return _AS_THE_EXPERT if question is None or question.sampling is None else question.sampling
 
     def read(self, record: CallRecord, served: ServedExpert, outcome: Outcome | None) -> CallRecord:
         """Read what the model decided to say; in replay the outcome knows, unless the call was cut off before."""

@@ -179,6 +179,12 @@ def merging_waves(merges: Sequence[Call], expert: Expert, workers: Places) -> Wa
     return waves_in_thirds(merges, workers.places(expert)) or waves_of([merges], workers.places(expert))
 
 
+def can_quote(job: Job) -> bool:
+    """Tell whether a batch has experts and at most one aggregator."""
+    nodes = job.graph.upper_nodes
+    return len(nodes) < 2 and all(len(node.experts) < 2 for node in nodes)
+
+
 def upper_node(job: Job) -> Node | None:
     """Find the aggregator's node.
 
@@ -188,7 +194,7 @@ def upper_node(job: Job) -> Node | None:
         If there are others.
     """
     nodes = job.graph.upper_nodes
-    if len(nodes) > 1 or any(len(node.experts) > 1 for node in nodes):
+    if not can_quote(job):
         raise ValueError(
             f"a quote takes experts and at most one aggregator, got the nodes {[node.name for node in nodes]}"
         )

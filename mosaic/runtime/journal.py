@@ -406,9 +406,9 @@ class Journal:
         lines = decoded(self.folder / FILE_NAME, lambda text: decode_action(text) if is_command(text) else None)
         return [action for action in lines if action is not None]
 
-    @cached_property
+    @property
     def ended(self) -> Set[CallKey]:
-        """Calls that ended then and are not run again."""
+        """Calls that have ended so far and are not run again."""
         return self.state.done_keys
 
     @property

@@ -25,7 +25,7 @@ class CommandLog(Protocol):
 
     @property
     def ended(self) -> Set[CallKey]:
-        """Calls that ended then: the backend tells of each again, at once, when it is submitted."""
+        """Calls that have ended so far: the backend reports each again, at once, when it is submitted."""
 
     @property
     def resumptions(self) -> Sequence[Resumption]:

@@ -158,8 +158,8 @@ def rehearse(
             with show("calibrating", Expected()) as shown:
                 prompts = prompts_of(graph, known)
                 anew = spread_anew([*planner.experts, *graph.experts], site, planner.cluster.num_workers)
-                everybody: tuple[Controller, ...] = (Cuts(graph.budgets), anew, *shown)
-                said += site.ask(f"calibration_{number}", calls, make, known, prompts, records, everybody)
+                controllers: tuple[Controller, ...] = (Cuts(graph.budgets), anew, *shown)
+                said += site.ask(f"calibration_{number}", calls, make, known, prompts, records, controllers)
         for record in said:
             records[record.key] = cut_record(record, graph.budgets)
             questions.note(records[record.key])

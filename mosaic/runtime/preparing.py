@@ -114,7 +114,7 @@ def measured_by_pilot(job: Job, given: Given, tell: Tell, begun: Set[CallKey]) -
         elif given.rehearsal.calls:
             raise Unpriced("one below it was not asked", pilot, node, planner)
         else:
-            source = f"{site.way} {node.name} of {job.workload.name} after gate={graph.rule.name} {site.circumstances}"
+            source = _source_of(job, node)
             pilot, profiles[node.name] = yield from price_node_by_pilot(
                 job, node, planner, pilot, questions, source, tell
             )
@@ -135,7 +135,7 @@ def measure_otherwise(job: Job, missing: Unpriced, given: Given, show: Show, tel
             graph, planner, job.site, show, asked=known, answered=pilot.records, max_questions=most, tell=tell
         )
     most = measured_calls(round(rehearsal.needed_frac[node.name] * len(job.workload.questions)), job.max_batch_frac)
-    source = f"{job.site.way} {node.name} of {job.workload.name} after gate={graph.rule.name} {job.site.circumstances}"
+    source = _source_of(job, node)
     profile = sweep_node(node, rehearsal, graph, planner, job.site, source, show, max_calls=most, tell=tell)
     return replace(
         given,
@@ -191,6 +191,13 @@ def _swept_profile(job: Job, show: Show, tell: Tell) -> Profile:
     )
 
 
+def _source_of(job: Job, node: Node) -> str:
+    """Say where the price of an upper node comes from."""
+    return (
+        f"{job.site.way} {node.name} of {job.workload.name} after gate={job.graph.rule.name} {job.site.circumstances}"
+    )
+
+
 def _max_batch_frac(job: Job) -> float | None:
     return None if job.site.way == "simulated" else job.max_batch_frac
 
@@ -225,8 +232,7 @@ def price_upper_nodes(job: Job, begun: Begun, show: Show, tell: Tell) -> Begun:
         if given is not None or models[node.name] != node.name:
             profiles[node.name] = given or profiles[models[node.name]]
             continue
-        what = f"{node.name} of {job.workload.name} after gate={graph.rule.name}"
-        source = f"{site.way} {what} {site.circumstances}"
+        source = _source_of(job, node)
 
         def measure(node: Node = node, source: str = source) -> Profile:
             nonlocal rehearsal

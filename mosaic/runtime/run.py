@@ -138,7 +138,7 @@ def run(
         made = stretch.begin(begun, shown)
         result = drive(backend, made, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s)
         result = replace(result, lower_bound_s=job.site.lower_bound_s(backend))
-    return stretch.outcome(result, step)
+    return stretch.outcome(begun, result, step)
 
 
 def _run_from_pilot(
@@ -167,10 +167,9 @@ def _run_from_pilot(
         first = pilot_controllers(job, pilot, shown)
         tick_s = tick_s_of(job, None) if tick_s is None else tick_s
         result = drive(backend, first, num_workers=job.cluster.num_workers, log=log, tick_s=tick_s, then=go_on)
-        _ = pilot.outcome  # which says what kept it from its end
     if given.num_starts > 1:  # that it was measured elsewhere meanwhile is no interruption
         result = replace(result, resumptions=result.resumptions[: 1 - given.num_starts])
-    return stretch.outcome(result, step)
+    return stretch.outcome(pilot.outcome, result, step)
 
 
 def _until_priced(job: Job, show: Show, tell: Tell, start: Callable[[Given], _T]) -> _T:
@@ -201,7 +200,6 @@ class _Stretch:
         self, begun: Begun, shown: Sequence[Controller], events: Sequence[Event] = (), view: View | None = None
     ) -> Sequence[Controller]:
         """Make the controllers; ``events`` and ``view`` are those of a pilot before."""
-        self._begun = begun
         job = self._job = replace(self._job, graph=in_order_of_length(self._job.graph, begun.planner.profiles))
         self._questions = Questions(job.workload, job.graph)
         for record in begun.pilot.records.values():
@@ -216,10 +214,10 @@ class _Stretch:
         self._timed = [Timed(one) for one in made] if job.site.way != "simulated" else []
         return self._timed or made
 
-    def outcome(self, result: RunResult, step: Step) -> Outcome:
+    def outcome(self, begun: Begun, result: RunResult, step: Step) -> Outcome:
         """Put together what came of the run."""
         job, planned = self._job, tuple(self._planned)
-        num_pilot_sessions = self._begun.pilot.num_sessions
+        num_pilot_sessions = begun.pilot.num_sessions
         result = replace(result, first_nodes=job.graph.first_nodes, num_pilot_sessions=num_pilot_sessions)
         outcome = Outcome(
             planned=planned,
@@ -228,7 +226,7 @@ class _Stretch:
             replans=tuple(self._replans),
             reacting_s=add_in_order(one.total_s for one in self._timed) if self._timed else None,
         )
-        return _with_answers(job, self._begun.planner, outcome, self._questions, step)
+        return _with_answers(job, begun.planner, outcome, self._questions, step)
 
     def _note_plan(self, made: Planned, first_session: int) -> None:
         self._planned.append(made)
