@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 
 from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
 from mosaic.core.realization import uniform_pair
-from mosaic.core.workload import CallKey
 from mosaic.pipelines.node import node_calls
 from mosaic.pipelines.rules.ballot import Ballot, Winner, plurality
 from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, grade_ballot, with_observed
 from mosaic.pipelines.walk import walk
 from sim.site import draw_records
 from sim.world.answer_model import AnswerModel
-from sim.world.world import World
 
 Ints: TypeAlias = NDArray[np.int64]
 Confidence: TypeAlias = Callable[[Ballot], Winner]
@@ -186,34 +184,20 @@ def draw_adversarial(accepted_fracs: Sequence[float], seeds: Sequence[int], num_
 
 
 def least_harmful_frac(batches: Sequence[DrawnAnswers], accepted_frac: float) -> float:
-    """Find how often the aggregator must be right for tau = 1 to lose just more than the accepted loss."""
-    questions = (
-        (ballot, plurality(ballot).answer == ballot.question.answer, batch.site.world, call.key)
-        for batch in batches
-        for call, ballot in zip(batch.aggregator_calls(), batch.ballots(), strict=True)
-    )
-    return harmful_frac(questions, accepted_frac)
-
-
-def harmful_frac(questions: Iterable[tuple[Ballot, bool, World, CallKey]], accepted_frac: float) -> float:
-    """Find how often an indifferent aggregator must be right for skipping what is unanimous to lose just too much.
+    """Find how often an indifferent aggregator must be right for tau = 1 to lose just more than the accepted loss.
 
     It is right where its call's draw is below its share of right answers, so the share lies between two of the draws.
-
-    Parameters
-    ----------
-    questions
-        Of each: its ballot, whether its majority is right, the world, and the aggregator's call.
-    accepted_frac
-        Loss of accuracy that is accepted.
     """
     draws: list[float] = []
     num_right = num_questions = 0
-    for ballot, is_right, world, key in questions:
-        num_questions += 1
-        if plurality(ballot).confidence >= 1:
-            num_right += is_right
-            draws.append(uniform_pair(world.root_seed, world.stream, key)[1])
+    for batch in batches:
+        world = batch.site.world
+        for call, ballot in zip(batch.aggregator_calls(), batch.ballots(), strict=True):
+            num_questions += 1
+            winner = plurality(ballot)
+            if winner.confidence >= 1:
+                num_right += winner.answer == ballot.question.answer
+                draws.append(uniform_pair(world.root_seed, world.stream, call.key)[1])
     draws.sort()
     needed = num_right + floor(accepted_frac * num_questions + 1e-9) + 1
     return (draws[needed - 1] + draws[needed]) / 2

@@ -13,12 +13,11 @@ from experiments.lab.tables import read_table
 from experiments.study import find_studies, load_study
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-OWN_FOLDERS = ("budgets", "exits", "gates", "paper", "plans", "prefill_ahead", "solver", "trees", "validation")
+OWN_FOLDERS = ("budgets", "gates", "paper", "trees", "validation")
 COMMITTED = {name: name for name in OWN_FOLDERS} | {
     "answers": "calibration",
     "calibration": "calibration",
     "quotes": "quote",
-    "sparse_throughput": "flexicache",
 }
 COMMITTED |= dict.fromkeys(preset_names(), "ablations")
 """Folder below results/ of each study."""
