@@ -64,7 +64,7 @@ def keeping(config: dict[str, Any], folder: Path | None = None) -> dict[str, Any
 def prepare(*overrides: str) -> RunSpec:
     """Build what the command runs; a folder may be among the overrides and is left out."""
     asked = [override for override in overrides if not override.startswith("hydra.run.dir=")]
-    return build_job(keeping(compose_config(asked)), overrides=asked)
+    return build_job(keeping(compose_config(asked)), store() / "journal", overrides=asked)
 
 
 def run_point(*overrides: str) -> Outcome:

@@ -93,22 +93,6 @@ def test_what_cannot_be_promised_is_left_out_and_the_screen_says_so(tmp_path: Pa
     assert set(statuses(tmp_path / "run").values()) == {"finished"}
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ((), "pipeline.promise.calibration must name calibration answers"),
-        (("pipeline.budgets=yes",), r"pipeline.budgets must be null or one of \['calibrated'\], got 'yes'"),
-        (("aggregator=none",), "pipeline.budgets must be null where nothing is aggregated"),
-        (("pipeline.promise.risk_frac=0",), "pipeline.promise.risk_frac must be above 0, got 0"),
-        (("pipeline.promise.fit_frac=1",), "pipeline.promise.fit_frac must be below 1, got 1"),
-        (("pipeline.promise=3",), "pipeline.promise must be a group of the configuration, with keys"),
-    ],
-)
-def test_what_is_asked_for_wrongly_is_said_before_any_work(overrides: tuple[str, ...], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        prepare(*FEW, *BOTH, *(("pipeline.promise.calibration=x",) if "promise" in str(overrides) else ()), *overrides)
-
-
 def test_answers_of_the_batch_or_of_something_else_are_refused(tmp_path: Path, lessons: Path) -> None:
     whole = run_into(tmp_path / "plain", *FEW, "gate=never") / "calibration_answers.parquet"
     with pytest.raises(
@@ -120,16 +104,3 @@ def test_answers_of_the_batch_or_of_something_else_are_refused(tmp_path: Path, l
         prepare(*FEW, *BOTH, *promise(own))
     with pytest.raises(ValueError, match="pipeline.promise.calibration must hold answers of what runs here"):
         prepare(*FEW, *BOTH, *promise(lessons), "pool.experts.LlamaR1.temperature=0.5")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (("pipeline.promise.risk_frac=0.1",), "pipeline.budgets and pipeline.hedge are null"),
-        (("pipeline.leave_one_out=true",), "only gate=never writes calibration answers, and the gate is majority"),
-        (("aggregator=none", "pipeline.leave_one_out=true"), "nothing is aggregated"),
-    ],
-)
-def test_what_has_no_effect_is_refused(overrides: tuple[str, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        prepare(*FEW, *overrides)

@@ -40,28 +40,6 @@ def test_the_default_is_never_in_the_papers_pipeline_and_agreement_elsewhere() -
     assert prepare(*FEW, "exit=faster_moa", "seed=7").job.graph.rule == FasterMoa(seed=7)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["exit=agreement", "gate=majority"], "exit=agreement: gate must be never"),
-        (["exit=agreement", "exit.tau=0.4"], r"exit\.tau must be .*above 0\.5.*, got 0\.4"),
-        (["exit=agreement", "pipeline.quorum=true"], "pipeline.quorum must be left out"),
-        (["exit=faster_moa", "exit.similarity=embeddings", "exit.embedder=X"], r"exit\.embedder must be .*, got 'X'"),
-        (
-            ["exit=faster_moa", "exit.similarity=embeddings", "exit.embedder=Qwen"],
-            r"exit\.similarity must be answers where calls have no texts, got embeddings",
-        ),
-        (["exit=faster_moa", "exit.embedder=Qwen"], r"exit\.embedder must be left out.*answers are compared"),
-        (["+gate.scope=node"], "gate.scope must be gate: an early exit is a choice of the group exit"),
-        (["exit=never", "+exit.tau=1"], "exit.tau must be a key of the configuration"),
-        (["exit=calibrated", "exit.calibration=none.parquet"], "none.parquet"),
-    ],
-)
-def test_a_bad_exit_is_refused(overrides: list[str], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        prepare(*FEW, *overrides)
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("exits")

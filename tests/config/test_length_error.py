@@ -60,19 +60,6 @@ def test_the_error_of_an_expert_is_log_uniform() -> None:
     assert half == pytest.approx([value / 2 for value in logs]), "the same direction at every error"
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["profile.length_error=0.9"], "profile.length_error must be at least 1, got 0.9"),
-        (["profile.length_error=much"], "profile.length_error must be a number, got 'much'"),
-        (["profile.length_error=1.5", "profile.path=x.json"], "length_error must be 1 where profile.path='x.json'"),
-    ],
-)
-def test_a_length_error_is_checked(overrides: list[str], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        make_site(*overrides)
-
-
 def test_a_length_error_that_leaves_the_limits_is_refused() -> None:
     lengths = {"A": ClippedLognormal(mean=4000, sigma=0.8, clip_tokens=4096)}
     with pytest.raises(ValueError, match="profile.length_error=50, expert A: mean must be below clip_tokens=4096, got"):

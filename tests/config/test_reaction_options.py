@@ -126,23 +126,3 @@ def test_how_gpus_are_shared_changes_loads_and_no_answer(
     assert 0 <= summary["gpu_idle_frac"] < 1
     if not reactions:
         assert summary["end_to_end_s"] <= before["end_to_end_s"], "this batch is mostly loads"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (("aggregator=none", OVERLAP), "pipeline.overlap must be left out, it has no effect here (there is one layer"),
-        ((*READERS[:2], PREFILL), "prefill_ahead must be false unless pipeline.overlap=true or pipeline.barrier=false"),
-        ((*READERS[1:], PREFILL), "pipeline.prefill_ahead must be false where engines cache no prefixes"),
-        ((READERS[0], "aggregator=none", PREFILL), "pipeline.prefill_ahead must be false where no call reads others"),
-        (("backend.keep=all",), "backend.keep must be one of"),
-        (("backend.experts_per_gpu=0",), "backend.experts_per_gpu must be at least 1"),
-        (("backend.experts_per_gpu=2", "backend.load_ahead_gib=9"), "backend.load_ahead_gib must be null where"),
-        (("backend.keep=engines", "hardware.host=null"), "hardware.host must be given"),
-        (("backend.keep=engines", "hardware.host.load_fixed_s=-1"), "load_fixed_s must be"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    outcome = run_point(*FEW, *overrides, f"hydra.run.dir={tmp_path}")
-    assert outcome.status == 2
-    assert message in outcome.err

@@ -44,35 +44,6 @@ def test_the_default_is_flat() -> None:
     assert [node.name for node in prepare(*FEW).job.graph.nodes] == ["propose", "aggregate"]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (
-            ["topology.layers=[9,3,1]", "topology.fan_in=4"],
-            "fan_in must be such that the 3 agents of layer 2 read the 9",
-        ),
-        (["topology.layers=[9,3,1]", "topology.fan_in=[3]"], "topology.fan_in must be a number by upper layer"),
-        (["topology.fan_in=3"], "topology.fan_in must be null where topology.layers is null, got 3"),
-        (["topology.layers=3"], "topology.layers must be a list or null, got 3"),
-        (["topology.layers=[3]"], "topology.layers must be at least two: aggregator=none runs one alone"),
-        (["topology.layers=[3,x]"], r"topology.layers\[1\] must be a whole number or a list, got 'x'"),
-        (["topology.layers=[3,[X]]"], r"topology.layers, layer 2 of 2 must be of the pool \[.*, got 'X'"),
-        (["topology.layers=[3,[]]"], r"layer 2 of 2 must be at least one agent, got \[\]"),
-        (["topology.layers=[3,true]"], r"topology.layers\[1\] must be a whole number or a list, got True"),
-        (["topology.layers=[0,1]"], r"topology.layers\[0\] must be at least 1, got 0"),
-        (["topology=tree", "topology.fan_in=x"], "topology.fan_in must be a whole number or a list or null"),
-        (["topology=tree", "topology.min_output_tokens=0"], "topology.min_output_tokens must be at least 1"),
-        (["topology=tree", "+topology.depth=3"], "topology.depth must be a key of the configuration"),
-        (["topology=tree", "pipeline.nodes={a: null}"], "pipeline.nodes must be null beside topology=tree"),
-        (["topology=tree", "workload.aggregator=null", "pool.aggregator=null"], "must name the experts of its last"),
-        (["topology=tree", "pipeline.budgets=calibrated"], "pipeline.budgets"),
-    ],
-)
-def test_a_bad_topology_is_refused(overrides: list[str], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        prepare(*FEW, *overrides)
-
-
 @pytest.mark.parametrize("topology", ["tree", "all_to_all"])
 @pytest.mark.parametrize(
     "option",

@@ -223,23 +223,6 @@ def test_the_replay_composes(tmp_path: Path) -> None:
     assert spec.report == "replay"
 
 
-@pytest.mark.parametrize("workload", PUBLISHED)
-@pytest.mark.parametrize("pool", ["demo", "llama3_8b"])
-def test_a_pool_without_the_experts_called_is_refused(workload: str, pool: str) -> None:
-    with pytest.raises(ValueError, match=rf"workload {workload}, call .*: expert must be one of the pool "):
-        make(f"workload={workload}", f"pool={pool}", "aggregator=none")
-
-
-def test_a_pool_without_the_workloads_aggregator_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"workload.aggregator must be one of the pool \['llama3_8b'\], got 'QwenR1'"):
-        make("workload=gpqa", "pool=llama3_8b")
-
-
-def test_a_pool_too_large_for_the_gpu_is_refused() -> None:
-    with pytest.raises(ValueError, match="expert Gemma must fit into tp_degree=1 x rtx4090"):
-        make("hardware=rtx4090", "aggregator=none")
-
-
 def test_the_defaults_are_the_papers_main_run() -> None:
     spec = make()
     job, site = spec.job, site_of(spec)
@@ -301,17 +284,7 @@ def test_an_aggregator_keeps_the_degrees_that_fit_the_cluster() -> None:
     assert aggregator_of(make("workload=gpqa", "aggregator=auto", "cluster.num_workers=3"))[1] == (1,)
 
 
-def test_an_aggregator_that_no_gpu_can_hold_is_refused_before_any_work(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "q.jsonl", {"id": "a", "prompt_tokens": 100, "experts": ["Qwen"]})
-    overrides = ("workload=file", f"workload.path={path}", "hardware=rtx4090", "aggregator=dp")
-    with pytest.raises(ValueError, match="expert LlamaR1 must fit into tp_degree=1 x rtx4090"):
-        make(*overrides)
-    assert make(*overrides, "aggregator.expert=Qwen").aggregator == "dp"
-
-
-def test_a_degree_that_the_hardware_was_not_measured_at_is_refused_before_any_work() -> None:
-    with pytest.raises(ValueError, match=r"tp_degrees must be degrees that rtxpro6000 was measured at, got \[4\]"):
-        make("workload=gpqa", "hardware=rtxpro6000", "aggregator=tp4")
+def test_a_degree_that_the_hardware_was_not_measured_at_is_left_out_beside_another() -> None:
     assert aggregator_of(make("workload=gpqa", "hardware=rtxpro6000", "aggregator.tp_degrees=[4,2]"))[1] == (2,)
 
 
@@ -367,8 +340,6 @@ def test_a_workload_without_an_answer_model_has_lengths_and_no_second_stage(tmp_
     world = site_of(spec).world
     assert world.answers is None
     assert {world.outcome(call, {}).answer for call in spec.job.workload.calls} == {None}
-    with pytest.raises(ValueError, match="world.answers must be given where a gate reads simulated answers, got null"):
-        small(tmp_path, "world.answers=null")
 
 
 def test_free_text_is_compared_by_a_function_of_ones_own(tmp_path: Path) -> None:
@@ -405,41 +376,6 @@ def test_a_pipeline_of_ones_own_names_its_nodes(tmp_path: Path) -> None:
 def test_an_early_quorum_is_one_key(tmp_path: Path) -> None:
     for override in ("pipeline.quorum=true", "pipeline.reactions=[quorum]"):
         assert small(tmp_path, override).job.reactions == {Reaction.QUORUM}
-
-
-ALONE = ("aggregator=none",)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ([NODES], "aggregator must be none beside pipeline.nodes"),
-        ([*ALONE, "pipeline.nodes=5"], "pipeline.nodes must be a group of the configuration, with keys or null, got 5"),
-        (
-            [*ALONE, "pipeline.nodes={a: {expert: x}}"],
-            "pipeline.nodes.a.expert must be a key of",
-        ),
-        ([*ALONE, "pipeline.nodes={a: {experts: X}}"], "pipeline.nodes.a.experts must be a list or null, got"),
-        ([*ALONE, "pipeline.nodes={a: {experts: [X]}}"], "nodes.a.experts must be of the pool .*, got 'X'"),
-        ([*ALONE, "pipeline.nodes={a: 7}"], "pipeline.nodes.a must be a group of the configuration.*, got 7"),
-        (["pipeline.barrier=maybe"], "pipeline.barrier must be true or false, got 'maybe'"),
-        (["pipeline.quorum=2"], "pipeline.quorum must be true or false, got 2"),
-        (["pipeline.reactions=[quorum,luck]"], r"pipeline.reactions\[1\] must be one of \['quorum'"),
-        (["+pipeline.width=3"], "pipeline.width must be a key of the configuration, one of"),
-        (
-            ["aggregator.scheduler_by_degree={1: best}"],
-            r"by_degree.1 must be one of \['data_parallel'\], got 'best'",
-        ),
-        (
-            ["aggregator.scheduler_by_degree=best"],
-            "by_degree must be a group .* with keys or null, got 'best'",
-        ),
-        (["aggregator.costs=free"], r"aggregator.costs must be null or one of \['affine'\], got 'free'"),
-    ],
-)
-def test_a_bad_pipeline_is_refused(overrides: list[str], message: str, tmp_path: Path) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        small(tmp_path, *overrides)
 
 
 def small(folder: Path, *overrides: str, store: Path | None = None) -> RunSpec:
