@@ -3,9 +3,9 @@
     python experiments/fit_hardware.py experiments/hardware/recipes/rtx4090.yaml --data DIR --out FILE.yaml
 
 A recipe holds the keys of the file that no table has, with their sources, and under `fit` what is fitted: folders of
-tables below --data with their models' shapes (both layouts of experiments/hardware/operator_tables.py are read, and
-with num_sms a skew.csv gives what unequal lengths cost), the link where sharded tables have none, and a log of a
-recorded run, to whose decode steps the host time of an iteration is fitted once all else is known.
+tables below --data with their models' shapes (in either layout of experiments/hardware/operator_tables.py; with num_sms
+a skew.csv gives what unequal lengths cost), the link where sharded tables have none, and a log of a recorded run, to
+whose decode steps the host time of an iteration is fitted once all else is known.
 """
 
 import sys
@@ -22,18 +22,16 @@ import yaml
 
 from experiments.hardware.dummy_checkpoint import read_shape
 from experiments.hardware.hardware_yaml import LEGEND, attention_config, curve_block, to_yaml
-from experiments.hardware.operator_tables import is_per_operator, read_per_layer, read_per_operator, read_source
-from experiments.hardware.recorded_log import fit_host, replay, stretches
+from experiments.hardware.operator_tables import OperatorTables, read_tables
+from experiments.hardware.recorded_log import fit_host, stretches
 from experiments.hardware.skew_fit import SkewFit, fit_skew, read_skew
-from experiments.hardware.table_fits import fit_attention, fit_cpu, fit_curve, fit_measured_attention
+from experiments.hardware.table_fits import fit_attention, fit_cpu, fit_curve
 from mosaic.config.errors import exit_with_message
 from mosaic.core.checks import require
-from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.workload import ModelShape
-from mosaic.figures.replay import replay_errors, replay_table
-from mosaic.workloads.request_log import load_request_log, measured_records
+from mosaic.workloads.request_log import measured_records
 from sim.hardware.curves import Curve, curve_to_text
-from sim.hardware.hardware import FittedAttention, Hardware, hardware_from_config
+from sim.hardware.hardware import Hardware, MeasuredAttention, hardware_from_config
 from sim.hardware.iteration_time import iteration_time
 
 DEFAULTS: dict[str, Any] = {
@@ -92,23 +90,13 @@ class Link(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         require(self.source.startswith(("measured", "published")), "fit.all_reduce.source", rule, self.source)
 
 
-class Log(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A recorded run of the first table's model, and the engine that it ran on."""
-
-    file: str
-    """Below --data."""
-    kv_tokens: int
-    order: Order = Order.MIXED
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int | None = None
-
-
 class Fit(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What a recipe has fitted."""
 
     tables: Annotated[tuple[TableFolder, ...], msgspec.Meta(min_length=1)]
     all_reduce: Link | None = None
-    log: Log | None = None
+    log: str | None = None
+    """A recorded run of the first table's model, below --data."""
 
 
 def main(
@@ -152,16 +140,17 @@ def fit_hardware(given: Mapping[str, Any], fit: Fit, data: Path) -> dict[str, An
     config = {key: given.get(key, default) for key, default in DEFAULTS.items()}
     config = {key: value for key, value in config.items() if value is not ...}
     config |= {"sources": SOURCES | given.get("sources", {}), "all_reduce_us": {}, "tables": {}}
-    for tables in fit.tables:
-        folder, shape = data / tables.folder, read_shape(tables.shape)
+    for measured in fit.tables:
+        folder, shape = data / measured.folder, read_shape(measured.shape)
         require(folder.is_dir(), "fit.tables.folder", "a folder below --data", str(folder))
-        model = Path(tables.shape).stem
-        if is_per_operator(folder):
-            _add_per_operator(config, folder, shape, model, fit.all_reduce)
-        else:
-            _add_per_layer(config, folder, shape, model, tables.source)
+        for tables in read_tables(folder, measured.source):
+            name = f"{Path(measured.shape).stem}_tp{tables.tp_degree}"
+            require(name not in config["tables"], "fit.tables: shape", "given once for each size", name)
+            _add_tables(config, name, tables, shape)
+            if tables.tp_degree > 1:
+                _add_all_reduce(config, tables, fit.all_reduce)
     if fit.log is not None:
-        _fit_log(config, data / fit.log.file, fit.log)
+        _fit_log(config, data / fit.log)
     _hardware(config)  # checks it
     return config
 
@@ -170,31 +159,30 @@ def _hardware(config: Mapping[str, Any]) -> Hardware:
     return hardware_from_config(**{key: value for key, value in config.items() if key != "_target_"})
 
 
-def _add_per_operator(config: dict[str, Any], folder: Path, shape: ModelShape, model: str, link: Link | None) -> None:
-    source = read_source(folder)
-    for profile in read_per_operator(folder):
-        attention, errors = fit_measured_attention(profile, f"{folder}, tp{profile.tp_degree}")
-        curves = {}
-        for key, points in (("dense", profile.dense), ("once", profile.once), ("head", profile.head)):
-            curves[key], errors[key] = fit_curve(points)
-        entry = {
-            "source": f"{source}; one layer, eager, times of one GPU without all-reduces",
-            "tp_degree": profile.tp_degree,
-            "shape": _given(shape),
-            "mape": errors,
-            **{f"{key}_us": curve_block(curve) for key, curve in curves.items()},
-            "attention": attention_config(attention),
-        }
-        _add_entry(config, f"{model}_tp{profile.tp_degree}", entry)
-        path = folder / f"tp{profile.tp_degree}" / "skew.csv"
-        if config["num_sms"] and path.is_file():
-            heads = {
-                key: max(1, getattr(shape, key) // profile.tp_degree) for key in ("num_query_heads", "num_kv_heads")
-            }
-            fit = fit_skew(read_skew(path), attention, replace(shape, **heads), config["num_sms"])
-            _add_skew(config, fit, folder.name)
-        if profile.tp_degree > 1:
-            _add_link(config, profile.tp_degree, link)
+def _add_tables(config: dict[str, Any], name: str, tables: OperatorTables, shape: ModelShape) -> None:
+    attention, errors = fit_attention(tables, shape)
+    curves = {}
+    for key, points in tables.curves.items():
+        curves[key], errors[key] = fit_curve(points)
+    config["tables"][name] = {
+        "source": f"{tables.source}; {tables.conditions}",
+        "tp_degree": tables.tp_degree,
+        "shape": _given(shape),
+        "mape": errors,
+        **{f"{key}_us": curve_block(curve) for key, curve in curves.items()},
+        "attention": attention_config(attention),
+    }
+    print(f"{name}: MAPE " + ", ".join(f"{part} {100 * error:.1f}%" for part, error in errors.items()))
+    if tables.cpu is not None:
+        base_s, per_seq_s, error = fit_cpu(tables.cpu)
+        config["cpu_base_s"], config["cpu_per_seq_s"] = float(f"{base_s:.4g}"), float(f"{per_seq_s:.4g}")
+        reach = f"fitted to batches up to {max(tables.cpu):g}, linear beyond"
+        config["sources"]["cpu"] = f"{tables.source}; {reach}; MAPE {error}"
+    if config["num_sms"] and tables.skew is not None:
+        assert isinstance(attention, MeasuredAttention)
+        heads = {key: max(1, getattr(shape, key) // tables.tp_degree) for key in ("num_query_heads", "num_kv_heads")}
+        fit = fit_skew(read_skew(tables.skew), attention, replace(shape, **heads), config["num_sms"])
+        _add_skew(config, fit, tables.skew.parents[1].name)
 
 
 def _given(shape: ModelShape) -> dict[str, Any]:
@@ -211,81 +199,34 @@ def _add_skew(config: dict[str, Any], fit: SkewFit, tables: str) -> None:
     print(f"pairs of sequence and KV head that fill the bandwidth: {fit.streams:g}; held-out error: {text}")
 
 
-def _add_link(config: dict[str, Any], tp_degree: int, link: Link | None) -> None:
-    rule = f"given: the tables of tensor-parallel size {tp_degree} have no all-reduce"
+def _add_all_reduce(config: dict[str, Any], tables: OperatorTables, link: Link | None) -> None:
+    degree = tables.tp_degree
+    if tables.all_reduce is not None:
+        curve, error = fit_curve(tables.all_reduce)
+        config["all_reduce_us"][degree] = curve_block(curve)
+        config["sources"][f"all_reduce_tp{degree}"] = f"{tables.source}; MAPE {error}"
+        return
+    rule = f"given: the tables of tensor-parallel size {degree} have no all-reduce"
     require(link is not None, "fit.all_reduce", rule, link)
     assert link is not None
     fixed_s, span = link.fixed_us * 1e-6, 2.0**26
     curve = Curve((0.0, span), (fixed_s, fixed_s + span / link.bytes_per_s))
-    config["all_reduce_us"][tp_degree] = curve_to_text(curve)
+    config["all_reduce_us"][degree] = curve_to_text(curve)
     config["sources"]["all_reduce"] = link.source
 
 
-def _add_per_layer(config: dict[str, Any], folder: Path, shape: ModelShape, model: str, source: str) -> None:
-    profile = read_per_layer(folder)
-    attention, attention_errors = fit_attention(profile, shape.num_query_heads)
-    base_s, per_seq_s, cpu_error = fit_cpu(profile.cpu)
-    config["cpu_base_s"], config["cpu_per_seq_s"] = float(f"{base_s:.4g}"), float(f"{per_seq_s:.4g}")
-    largest = max(profile.cpu)
-    config["sources"]["cpu"] = f"{source}; fitted to batches up to {largest:g}, linear beyond; MAPE {cpu_error}"
-    for tp_degree, points in sorted(profile.dense.items()):
-        dense, dense_error = fit_curve(points)
-        entry = {
-            "source": f"{source}; attention measured at degree 1, shared out by heads",
-            "tp_degree": tp_degree,
-            "shape": _given(shape),
-            "mape": {**attention_errors, "dense": dense_error},
-            "dense_us": curve_block(dense),
-            "attention": attention_config(_sharded(attention, shape, tp_degree)),
-        }
-        _add_entry(config, f"{model}_tp{tp_degree}", entry)
-        if tp_degree > 1:
-            known = sorted(profile.all_reduce)
-            require(tp_degree in known, f"{folder}: sizes with all-reduce", f"such that {tp_degree} is one", known)
-            curve, error = fit_curve(profile.all_reduce[tp_degree])
-            config["all_reduce_us"][tp_degree] = curve_block(curve)
-            config["sources"][f"all_reduce_tp{tp_degree}"] = f"{source}; MAPE {error}"
-
-
-def _add_entry(config: dict[str, Any], name: str, entry: dict[str, Any]) -> None:
-    require(name not in config["tables"], "fit.tables: shape", "given once for each size", name)
-    config["tables"][name] = entry
-    print(f"{name}: MAPE " + ", ".join(f"{part} {100 * error:.1f}%" for part, error in entry["mape"].items()))
-
-
-def _sharded(attention: FittedAttention, shape: ModelShape, tp_degree: int) -> FittedAttention:
-    """Attention of one GPU out of several, which holds a share of the heads."""
-    kv_share = shape.kv_bytes_per_token(tp_degree) / shape.kv_bytes_per_token()
-    return replace(
-        attention,
-        decode_per_kv_token_s=attention.decode_per_kv_token_s * kv_share,
-        prefill_per_token_s=attention.prefill_per_token_s / tp_degree,
-        prefill_per_token_pair_s=attention.prefill_per_token_pair_s / tp_degree,
-    )
-
-
-def _fit_log(config: dict[str, Any], file: Path, log: Log) -> None:
+def _fit_log(config: dict[str, Any], file: Path) -> None:
     """Fit the host's seconds per step and per sequence to the decode steps of a log, rounded to 0.1 microseconds."""
     hardware = _hardware(config)
     table = hardware.tables[0]
-    workload, measured = load_request_log(file, expert="model"), measured_records(file, expert="model")
     time = iteration_time(hardware, table.shape, table.tp_degree)
-    found = stretches(measured, time)
+    found = stretches(measured_records(file, expert="model"), time)
     base_s, per_seq_s = (round(seconds, 7) for seconds in fit_host(found, time))
     config["cpu_base_s"], config["cpu_per_seq_s"] = base_s, per_seq_s
     steps = f"{sum(stretch.num_steps for stretch in found)} decode steps in {len(found)} stretches"
     config["sources"]["cpu"] = f"fitted: {steps} of a recorded run, after all else ({table.name})"
-    records = replay(
-        workload,
-        iteration_time=iteration_time(_hardware(config), table.shape, table.tp_degree),
-        settings=EngineOptions(
-            order=log.order, max_num_seqs=log.max_num_seqs, max_num_batched_tokens=log.max_num_batched_tokens
-        ),
-        kv_tokens=log.kv_tokens,
-        context_tokens=max(record.prompt_tokens + record.output_tokens for record in measured),
-    )
-    errors = replay_table(replay_errors(records, measured))
-    print(f"host time, fitted: {1e3 * base_s:.4f} ms a step, {1e3 * per_seq_s:.4f} ms a sequence\n{steps}\n{errors}")
+    print(f"host time, fitted: {1e3 * base_s:.4f} ms a step, {1e3 * per_seq_s:.4f} ms a sequence\n{steps}")
+    print(f"how well that predicts the run: run.py +experiment=replay workload.path={file} hardware=...")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
@@ -48,7 +49,6 @@ from experiments.tiny_pool.trials import (
     compare_routed,
     describe_pool,
     heard,
-    length_summary,
     make_cases,
     measure_profiles,
     recruit,
@@ -175,7 +175,7 @@ def _measure(panel: Panel, settings: PoolSettings, profiles: SkillProfiles, judg
         "experts": {
             name: {
                 "right": shares_right(test, texts[name]),
-                "output_tokens": length_summary(answered[name].result()),
+                "mean_tokens": fmean(answer.num_tokens for answer in answered[name].result()),
             }
             for name in NAMES
         },

@@ -14,45 +14,33 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
+import polars as pl
 import typer
 
 from experiments.hardware.kept_steps import KeptSteps
 from experiments.hardware.machine_config import machine_yaml
-from experiments.hardware.machine_recipe import HOST_SHAPE, Recipe, recipe_for
+from experiments.hardware.machine_recipe import Recipe, recipe_for
+from experiments.hardware.machine_report import report_page, report_shapes
 from experiments.hardware.machine_steps import (
     Machine,
-    MeasuredMachine,
     VllmMachine,
     device_slug,
     fit_measured,
     measure_machine,
-    settings_of,
 )
-from experiments.hardware.replayed_batch import (
-    MachineReport,
-    ShapeReport,
-    compare_batch,
-    draw_batch,
-    predict_batch,
-    report_json,
-    report_markdown,
-)
+from experiments.lab.tables import write_table
 from mosaic.config.engines import find_device
 from mosaic.config.errors import exit_with_message
 from mosaic.config.places import own_folder
 from mosaic.core.checks import require, require_number
-from mosaic.core.cluster import Worker
 from mosaic.core.engine_options import Device
-from mosaic.core.kv_memory import kv_capacity_tokens
-from mosaic.core.workload import Expert
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.report.run_folder import describe_run_conditions
-from sim.hardware.hardware import Hardware, hardware_from_config
+from sim.hardware.hardware import hardware_from_config
 
 STEPS = "steps"
 """Folder of what was measured."""
@@ -124,38 +112,14 @@ def measure(
     path = out / f"{name}.yaml"
     path.write_text(machine_yaml(config, command), encoding="utf-8")
     hardware = hardware_from_config(**{key: value for key, value in config.items() if key != "_target_"})
-    report = MachineReport(
-        name=name,
-        command=command,
-        conditions=tuple(f"{part}: {source}" for part, source in hardware.sources.items()),
-        shapes=tuple(
-            report_shape(recipe, expert, measured, hardware) for expert in experts if expert.name != HOST_SHAPE
-        ),
-        missing=tuple(steps.missing),
-    )
-    (out / "report.md").write_text(report_markdown(report), encoding="utf-8")
-    (out / "report.json").write_text(json.dumps(report_json(report), indent=1) + "\n", encoding="utf-8")
-    print(report_markdown(report))
+    shapes = report_shapes(recipe, experts, measured, hardware)
+    page = report_page(name, command, hardware.sources, shapes, steps.missing)
+    (out / "report.md").write_text(page, encoding="utf-8")
+    rows = [{"shape": shape, **row} for shape, part in shapes.items() for row in part.rows]
+    if rows:
+        write_table(out / "report.csv", pl.DataFrame(rows, infer_schema_length=None))
+    print(page)
     print(f"written: {path} (copied into conf/hardware, hardware={name} simulates this machine), {out / 'report.md'}")
-
-
-def report_shape(recipe: Recipe, expert: Expert, measured: MeasuredMachine, hardware: Hardware) -> ShapeReport:
-    """Predict a shape's batch and put it beside what was measured."""
-    facts, runs = measured.engines[expert.name], measured.replays[expert.name]
-    settings = settings_of(recipe, expert, facts)
-    batch = draw_batch(recipe.batch, recipe.context_tokens)
-    predicted = predict_batch(expert, measured.cluster, hardware, settings, batch)
-    fracs = [run.cpu_frac for run in runs if run.cpu_frac is not None]
-    is_given = recipe.options.kv_cache_memory_bytes is not None
-    return ShapeReport(
-        shape=expert.name,
-        num_requests=len(batch),
-        metrics=tuple(compare_batch(predicted, runs, by_cpu=recipe.by_cpu)) if runs else (),
-        cpu_frac=fmean(fracs) if fracs and recipe.by_cpu else None,
-        kv_cache_tokens=facts.kv_cache_tokens,
-        predicted_kv_cache_tokens=None if is_given else kv_capacity_tokens(expert, [Worker(0, hardware.gpu)], settings),
-        fit_errors=dict(hardware.table_for(expert.shape, 1).mape),
-    )
 
 
 def engine_version() -> str:

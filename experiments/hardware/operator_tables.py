@@ -31,14 +31,9 @@ ONCE = ("embedding", "final_layernorm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OperatorProfile:
-    """The per-operator layout at one tensor-parallel size."""
+class JointAttention:
+    """Attention of whole iterations, as one GPU of the size computes it."""
 
-    tp_degree: int
-    dense: Points
-    """Operators of one layer but attention, by tokens."""
-    once: Points
-    head: Points
     decode: Cells
     """By sequences and tokens read by each, no prefill."""
     prefill: Cells
@@ -48,28 +43,47 @@ class OperatorProfile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerProfile:
-    """The per-layer layout."""
+class SeparateAttention:
+    """Attention of decodes and of prefills, as one GPU computes it that holds all heads."""
 
-    dense: Mapping[int, Points]
-    """By tensor-parallel size, then by tokens."""
     decode: Cells
+    """By sequences and tokens read by each."""
     prefill: Points
     """By prompt length."""
     prefill_heads: int | None
     """Query heads that ``prefill`` was measured with, where its column says so."""
-    all_reduce: Mapping[int, Points]
-    """By tensor-parallel size, then by bytes."""
-    cpu: Points
-    """By batch size."""
 
 
-def is_per_operator(folder: Path) -> bool:
-    """Return whether a folder has the per-operator layout."""
-    return (folder / "tables.yaml").is_file() or any(folder.glob("tp*/"))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorTables:
+    """Operators of a model at one tensor-parallel size, whatever layout they came in."""
+
+    name: str
+    """For messages."""
+    tp_degree: int
+    source: str
+    conditions: str
+    """Under which they were measured."""
+    curves: Mapping[str, Points]
+    """``dense``: operators of one layer but attention, by tokens; ``once``: those outside the layers; ``head``: what is
+    computed for each sequence."""
+    attention: JointAttention | SeparateAttention
+    all_reduce: Points | None = None
+    """By bytes; None: not measured."""
+    cpu: Points | None = None
+    """Host time by batch size; None: not measured."""
+    skew: Path | None = None
+    """Batches of unequal lengths; None: not measured."""
 
 
-def read_source(folder: Path) -> str:
+def read_tables(folder: Path, source: str) -> list[OperatorTables]:
+    """Read a folder in either layout, the smallest size first; ``source`` is that of tables that do not name theirs."""
+    if (folder / "tables.yaml").is_file() or any(folder.glob("tp*/")):
+        return _read_per_operator(folder)
+    return _read_per_layer(folder, source)
+
+
+def _read_source(folder: Path) -> str:
     """Say what tables.yaml states about the origin of per-operator tables."""
     path = folder / "tables.yaml"
     keys = ("model", "gpu", "vllm_version", "profiled_at")
@@ -82,35 +96,42 @@ def read_source(folder: Path) -> str:
     return f"measured: {data['model']} on {data['gpu']}, vLLM {data['vllm_version']}, {str(data['profiled_at'])[:10]}"
 
 
-def read_per_operator(folder: Path) -> list[OperatorProfile]:
-    """Read the sizes there are, smallest first."""
+def _read_per_operator(folder: Path) -> list[OperatorTables]:
+    source = _read_source(folder)
     found = {int(match[1]): path for path in folder.glob("tp*") if (match := re.fullmatch(r"tp(\d+)", path.name))}
     require(bool(found), f"{folder}", "with at least one folder tpN", sorted(path.name for path in folder.iterdir()))
-    return [_read_size(path, degree) for degree, path in sorted(found.items())]
+    return [_read_size(path, degree, source) for degree, path in sorted(found.items())]
 
 
-def _read_size(folder: Path, tp_degree: int) -> OperatorProfile:
+def _read_size(folder: Path, tp_degree: int, source: str) -> OperatorTables:
     dense = read_table(folder / "dense.csv", ("tokens", "time_us"), ("layer",))
+    head = read_table(folder / "per_sequence.csv", ("sequences", "time_us"), ("layer",))
     is_once = pl.col("layer").is_in(ONCE)
+    curves = {
+        "dense": _sum(dense.filter(~is_once), "tokens", folder / "dense.csv"),
+        "once": _sum(dense.filter(is_once), "tokens", folder / "dense.csv"),
+        "head": _sum(head, "sequences", folder / "per_sequence.csv"),
+    }
     axes = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode")
     path = folder / "attention.csv"
     joint = {cell: us * 1e-6 for *axis, us in read_table(path, (*axes, "time_us")).rows() for cell in (tuple(axis),)}
-    profile = OperatorProfile(
-        tp_degree=tp_degree,
-        dense=_sum(dense.filter(~is_once), "tokens", folder / "dense.csv"),
-        once=_sum(dense.filter(is_once), "tokens", folder / "dense.csv"),
-        head=_sum(
-            read_table(folder / "per_sequence.csv", ("sequences", "time_us"), ("layer",)),
-            "sequences",
-            folder / "per_sequence.csv",
-        ),
+    attention = JointAttention(
         decode={(n, kv): value for (chunk, _, n, kv), value in joint.items() if not chunk},
         prefill={(chunk, kv): value for (chunk, kv, n, _), value in joint.items() if not n},
         joint={key: value for key, value in joint.items() if key[0] and key[2]},
     )
-    for name, cells in (("decodes", profile.decode), ("prefills", profile.prefill), ("both", profile.joint)):
+    for name, cells in (("decodes", attention.decode), ("prefills", attention.prefill), ("both", attention.joint)):
         require(bool(cells), f"{path}: rows with {name}", "at least one", 0)
-    return profile
+    skew = folder / "skew.csv"
+    return OperatorTables(
+        name=f"{folder.parent}, tp{tp_degree}",
+        tp_degree=tp_degree,
+        source=source,
+        conditions="one layer, eager, times of one GPU without all-reduces",
+        curves=curves,
+        attention=attention,
+        skew=skew if skew.is_file() else None,
+    )
 
 
 def _sum(table: pl.DataFrame, axis: str, path: Path) -> Points:
@@ -129,8 +150,7 @@ def _sum(table: pl.DataFrame, axis: str, path: Path) -> Points:
     }
 
 
-def read_per_layer(folder: Path) -> LayerProfile:
-    """Read a folder of the per-layer layout."""
+def _read_per_layer(folder: Path, source: str) -> list[OperatorTables]:
     prefill = _find(folder, "*attn_prefill_ms_per_layer.csv")
     header = pl.read_csv(prefill, n_rows=0).columns
     time_column = next((name for name in header if name.startswith("attn_prefill_ms_per_layer")), None)
@@ -138,14 +158,30 @@ def read_per_layer(folder: Path) -> LayerProfile:
     heads = re.search(r"_(\d+)q_heads$", str(time_column))
     decode = ("batch_size", "kv_tokens_per_request", "attn_decode_ms_per_layer")
     decode_rows = read_table(_find(folder, "*attn_decode_ms_per_layer.csv"), decode).rows()
-    return LayerProfile(
-        dense=_by_degree(_find(folder, "*linear_ms_per_layer.csv"), "num_tokens", "linear_ms_per_layer"),
+    attention = SeparateAttention(
         decode={(batch, tokens): ms * 1e-3 for batch, tokens, ms in decode_rows},
         prefill=_points(prefill, "prompt_tokens", str(time_column)),
         prefill_heads=int(heads[1]) if heads else None,
-        all_reduce=_by_degree(_find(folder, "*all_reduce_ms.csv"), "message_bytes", "all_reduce_ms"),
-        cpu=_points(_find(folder, "*cpu_overhead_ms.csv"), "batch_size", "cpu_ms"),
     )
+    dense = _by_degree(_find(folder, "*linear_ms_per_layer.csv"), "num_tokens", "linear_ms_per_layer")
+    all_reduce = _by_degree(_find(folder, "*all_reduce_ms.csv"), "message_bytes", "all_reduce_ms")
+    cpu = _points(_find(folder, "*cpu_overhead_ms.csv"), "batch_size", "cpu_ms")
+    for degree in dense:
+        rule = f"such that {degree} is one"
+        require(degree == 1 or degree in all_reduce, f"{folder}: sizes with all-reduce", rule, sorted(all_reduce))
+    return [
+        OperatorTables(
+            name=f"{folder}, tp{degree}",
+            tp_degree=degree,
+            source=source,
+            conditions="attention measured at degree 1, shared out by heads",
+            curves={"dense": points},
+            attention=attention,
+            all_reduce=all_reduce.get(degree),
+            cpu=cpu,
+        )
+        for degree, points in sorted(dense.items())
+    ]
 
 
 def _points(path: Path, axis: str, column: str) -> Points:

@@ -1,4 +1,4 @@
-"""A recorded run: its replay by a simulated engine, and the host time that its decode steps show.
+"""The host time that the decode steps of a recorded run show.
 
 The host's time is what steps took beyond what tables say that the GPU takes.
 
@@ -9,67 +9,14 @@ its time, as no model of a step is wrong by half of one.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import inf
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import nnls
 
-from mosaic.core.engine_options import EngineOptions
 from mosaic.core.results import CallRecord
-from mosaic.core.workload import Workload
-from sim.engine.engine import Engine
 from sim.hardware.iteration_time import IterationTime
 from sim.hardware.skew_time import SkewAwareIterationTime
-
-
-def replay(
-    workload: Workload,
-    *,
-    iteration_time: IterationTime,
-    settings: EngineOptions,
-    kv_tokens: int,
-    context_tokens: int,
-) -> tuple[CallRecord, ...]:
-    """Serve a workload with arrivals and true lengths by one engine that is already loaded.
-
-    Raises
-    ------
-    ValueError
-        If the workload has no true lengths, or a request can never fit.
-    """
-    lengths = workload.output_tokens
-    if lengths is None:
-        raise ValueError(f"workload {workload.name}: output_tokens must be given for a replay, got None")
-    engine = Engine(
-        iteration_time=iteration_time, settings=settings, kv_tokens=kv_tokens, context_tokens=context_tokens
-    )
-    requests = []
-    for index, call in enumerate(workload.calls):
-        try:
-            requests.append(engine.submit(index, call.prompt_tokens, lengths[call.key], call.ready_s))
-        except ValueError as error:
-            raise ValueError(f"call {call.key}: {error}") from error
-    engine.advance_to(inf)
-    return tuple(
-        CallRecord(
-            key=call.key,
-            expert=call.expert,
-            session=0,
-            workers=(0,),
-            prompt_tokens=call.prompt_tokens,
-            output_tokens=request.output_tokens,
-            queued_ts=request.queued_ts,
-            admitted_ts=request.admitted_ts,
-            first_token_ts=request.first_token_ts,
-            finished_ts=request.finished_ts,
-            num_preemptions=request.num_preemptions,
-            wasted_tokens=request.wasted_tokens,
-            cached_tokens=request.cached_tokens,
-        )
-        for call, request in zip(workload.calls, requests, strict=True)
-    )
-
 
 MIN_STRETCHES = 20
 """With fewer a fit would be that of noise."""

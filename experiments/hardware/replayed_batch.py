@@ -1,14 +1,13 @@
-"""One batch of known lengths, on real engines and on the simulator: what validates a machine's fresh file, reported."""
+"""One batch of known lengths, on real engines and on the simulator: what validates a machine's fresh file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
 import numpy as np
 
 from experiments.hardware.sweep import WARM_UP, Batch, MakeBackend, is_undisturbed, ready_s, round_of
-from experiments.lab.tables import markdown
 from mosaic.core.checks import AtLeast1, check_fields, require
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
@@ -124,147 +123,20 @@ def _of_batch(result: RunResult, batches: Mapping[int, Batch]) -> BatchRun:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComparedMetric:
-    """A metric as the simulator predicted it, and as every repeat measured it, in seconds."""
-
-    name: str
-    simulated_s: float
-    measured_s: tuple[float, ...]
-
-    @property
-    def mean_s(self) -> float:
-        """Of the repeats."""
-        return fmean(self.measured_s)
-
-    @property
-    def error_frac(self) -> float:
-        """Positive where too much was predicted."""
-        return self.simulated_s / self.mean_s - 1
-
-    @property
-    def repeat_frac(self) -> float | None:
-        """Largest distance of a repeat from the mean of all, below which an error says nothing; None: one run only."""
-        if len(self.measured_s) < 2:
-            return None
-        return max(abs(value / self.mean_s - 1) for value in self.measured_s)
-
-
-def compare_batch(predicted: BatchRun, measured: Sequence[BatchRun], *, by_cpu: bool) -> list[ComparedMetric]:
-    """Put every metric of a predicted batch beside those that were measured.
+def compare_batch(predicted: BatchRun, measured: Sequence[BatchRun], *, by_cpu: bool) -> list[dict[str, Any]]:
+    """Put every metric of a predicted batch beside the mean of those that were measured, a row a metric.
 
     ``by_cpu``: where workers are cores a batch counts by processor time, shared out as the clock says, like what the
-    file was fitted to; else by the clock.
+    file was fitted to; else by the clock. ``repeat_frac`` is the largest distance of a repeat from the mean of all,
+    below which an error says nothing; None: one run only.
     """
     require(len(measured) > 0, "replayed batch: measured runs", "at least one", 0)
     real = [run.metrics(run.cpu_frac if by_cpu and run.cpu_frac is not None else 1.0) for run in measured]
-    return [
-        ComparedMetric(name=name, simulated_s=value, measured_s=tuple(each[name] for each in real))
-        for name, value in predicted.metrics().items()
-    ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShapeReport:
-    """One model's part."""
-
-    shape: str
-    num_requests: int
-    metrics: tuple[ComparedMetric, ...]
-    """Empty: the batch was not run."""
-    cpu_frac: float | None
-    """Share of the batch's time for which workers had a processor, and by which it counts; None: by the clock."""
-    kv_cache_tokens: int
-    predicted_kv_cache_tokens: int | None
-    """By the simulator's arithmetic; None: the cache was given its size."""
-    fit_errors: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineReport:
-    """All of it."""
-
-    name: str
-    command: str
-    conditions: tuple[str, ...]
-    shapes: tuple[ShapeReport, ...]
-    missing: tuple[str, ...]
-    """Steps that there was no time for."""
-
-
-def metric_table(metrics: Sequence[ComparedMetric]) -> str:
-    """Lay out predicted beside measured.
-
-    Examples
-    --------
-    >>> print(metric_table([ComparedMetric(name="makespan_s", simulated_s=1.1, measured_s=(0.9, 1.1))]))
-    | metric | predicted s | measured s | error | repeats |
-    | --- | --- | --- | --- | --- |
-    | makespan_s | 1.1000 | 1.0000 | +10.0% | 10.0% |
-    """
-    return markdown(
-        [
-            {
-                "metric": metric.name,
-                "predicted s": f"{metric.simulated_s:.4f}",
-                "measured s": f"{metric.mean_s:.4f}",
-                "error": f"{metric.error_frac:+.1%}",
-                "repeats": None if metric.repeat_frac is None else f"{metric.repeat_frac:.1%}",
-            }
-            for metric in metrics
-        ]
-    )
-
-
-def report_markdown(report: MachineReport) -> str:
-    """Write the report; the screen shows the same."""
-    parts = [f"# Predicted and measured: {report.name}", f"    {report.command}"]
-    parts.append("\n".join(f"- {line}" for line in report.conditions))
-    for shape in report.shapes:
-        parts += [f"## {shape.shape}", _facts(shape)]
-        parts.append(metric_table(shape.metrics) if shape.metrics else "The batch was not run: nothing is validated.")
-    parts.append(
-        "`ready_s` is a load with what warms the engine up; all else counts from the start of the batch, whose "
-        "requests are there at once. `repeats` is how far a repeat lies from the mean of all."
-    )
-    if report.missing:
-        parts.append(f"There was no time for {', '.join(report.missing)}: the same command goes on with them.")
-    return "\n\n".join(parts) + "\n"
-
-
-def report_json(report: MachineReport) -> dict[str, Any]:
-    """Give the numbers of the report."""
-    numbers = asdict(report)
-    numbers["shapes"] = {shape.shape: _shape_json(shape) for shape in report.shapes}
-    return numbers
-
-
-def _shape_json(shape: ShapeReport) -> dict[str, Any]:
-    numbers = asdict(shape)
-    del numbers["shape"]
-    numbers["metrics"] = {
-        metric.name: {
-            "predicted_s": metric.simulated_s,
-            "measured_s": list(metric.measured_s),
-            "error_frac": metric.error_frac,
-        }
-        for metric in shape.metrics
-    }
-    return numbers
-
-
-def _facts(shape: ShapeReport) -> str:
-    facts = [f"{shape.num_requests} requests at once"]
-    errors = ", ".join(f"{name.replace('_', ' ')} {100 * error:.1f}%" for name, error in shape.fit_errors.items())
-    facts.append(f"mean error of the fit: {errors}")
-    if shape.predicted_kv_cache_tokens is None:
-        facts.append(f"KV cache of {shape.kv_cache_tokens} tokens, as given")
-    else:
-        error = shape.predicted_kv_cache_tokens / shape.kv_cache_tokens - 1
-        facts.append(
-            f"KV cache: {shape.predicted_kv_cache_tokens} tokens predicted, {shape.kv_cache_tokens} measured "
-            f"({100 * error:+.1f}%)"
-        )
-    if shape.cpu_frac is not None:
-        facts.append(f"measured by processor time, which workers had for {100 * shape.cpu_frac:.0f}% of the clock's")
-    return "; ".join(facts) + "."
+    rows = []
+    for name, predicted_s in predicted.metrics().items():
+        mean_s = fmean(each[name] for each in real)
+        repeat_frac = max(abs(each[name] / mean_s - 1) for each in real) if len(real) > 1 else None
+        error_frac = predicted_s / mean_s - 1
+        seconds = {"predicted_s": predicted_s, "measured_s": mean_s}
+        rows.append({"metric": name, **seconds, "error_frac": error_frac, "repeat_frac": repeat_frac})
+    return rows

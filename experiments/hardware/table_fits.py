@@ -1,13 +1,15 @@
 """From thousands of measured operator times to the coefficients and compact grids of a conf/hardware file."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression, nnls
 
-from experiments.hardware.operator_tables import Cells, LayerProfile, OperatorProfile, Points
+from experiments.hardware.operator_tables import Cells, JointAttention, OperatorTables, Points, SeparateAttention
+from mosaic.core.workload import ModelShape
 from sim.hardware.curves import Curve, Grid
 from sim.hardware.hardware import FittedAttention, MeasuredAttention
 
@@ -138,7 +140,24 @@ def _kept_lines(knots: Floats, lines: Floats) -> list[int]:
     return kept
 
 
-def fit_measured_attention(profile: OperatorProfile, field: str) -> tuple[MeasuredAttention, dict[str, float]]:
+def fit_attention(
+    tables: OperatorTables, shape: ModelShape
+) -> tuple[FittedAttention | MeasuredAttention, dict[str, float]]:
+    """Fit one GPU's attention, with the errors of the fits."""
+    if isinstance(tables.attention, JointAttention):
+        return _fit_joint(tables.attention, tables.name)
+    attention, errors = _fit_separate(tables.attention, shape.num_query_heads)
+    kv_share = shape.kv_bytes_per_token(tables.tp_degree) / shape.kv_bytes_per_token()
+    sharded = replace(
+        attention,
+        decode_per_kv_token_s=attention.decode_per_kv_token_s * kv_share,
+        prefill_per_token_s=attention.prefill_per_token_s / tables.tp_degree,
+        prefill_per_token_pair_s=attention.prefill_per_token_pair_s / tables.tp_degree,
+    )
+    return sharded, errors
+
+
+def _fit_joint(profile: JointAttention, field: str) -> tuple[MeasuredAttention, dict[str, float]]:
     """Fit the grids of decodes alone, chunks alone, and decodes beside a chunk.
 
     NOTE: an iteration with both is fitted as prefill(chunk, context) + beside(n, kv) + e n chunk, least squares on
@@ -172,7 +191,7 @@ def fit_measured_attention(profile: OperatorProfile, field: str) -> tuple[Measur
     return attention, errors
 
 
-def fit_attention(profile: LayerProfile, num_query_heads: int) -> tuple[FittedAttention, dict[str, float]]:
+def _fit_separate(profile: SeparateAttention, num_query_heads: int) -> tuple[FittedAttention, dict[str, float]]:
     """Fit the coefficients of attention: decode a + b B + c KV, prefill a L + b L^2."""
     batch = np.array([size for size, _ in profile.decode])
     tokens = np.array([size * each for size, each in profile.decode])

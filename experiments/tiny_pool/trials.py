@@ -2,10 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import comb
 from statistics import fmean
 from typing import Any, NamedTuple
 
+import polars as pl
+from scipy.stats import binomtest
+
+from experiments.lab.tables import markdown
 from experiments.tiny_pool.questions import SKILLS, TinyQuestion
 from experiments.tiny_pool.tokenizer import encode
 from experiments.tiny_pool.training import Case
@@ -19,8 +22,6 @@ from mosaic.workloads.routing import Router, SkillProfiles, profiles_from_calibr
 
 NUM_SLOTS = 3
 """Experts recruited for a question."""
-NUM_SAMPLED = 40
-"""Lengths that stand for all: the middles of as many equal shares of them."""
 
 
 class Answered(NamedTuple):
@@ -51,8 +52,8 @@ def heard(expert: ExpertName, answered: Answered) -> Response:
 
 def shares_right(questions: Sequence[TinyQuestion], texts: Sequence[str]) -> dict[str, float]:
     """Return the share of right answers by skill, and of all."""
-    graded = [(question.skill.value, is_right(question, text)) for question, text in zip(questions, texts, strict=True)]
-    return _shares(graded)
+    right = [is_right(question, text) for question, text in zip(questions, texts, strict=True)]
+    return _shares([question.skill.value for question in questions], right)
 
 
 def measure_profiles(
@@ -111,32 +112,22 @@ def compare_routed(
         The aggregator's response to each.
     """
     votes = [vote(question, slots) for question, slots in zip(questions, slots_of, strict=True)]
+    skills = [question.skill.value for question in questions]
     by_vote = [answer == question.letter for question, (answer, _) in zip(questions, votes, strict=True)]
     by_judge = [is_right(question, answered.text) for question, answered in zip(questions, judged, strict=True)]
-    skills = [question.skill.value for question in questions]
-    divisions = [division for _, division in votes]
-    better = sum(judge and not voted for voted, judge in zip(by_vote, by_judge, strict=True))
-    worse = sum(voted and not judge for voted, judge in zip(by_vote, by_judge, strict=True))
-    answered_by: dict[ExpertName, list[Answered]] = {}
-    by_slot: list[tuple[ExpertName, bool]] = []
-    for question, slots in zip(questions, slots_of, strict=True):
-        for slot in slots:
-            answered_by.setdefault(slot.expert, []).append(slot.answered)
-            by_slot.append((slot.expert, is_right(question, slot.answered.text)))
+    graded = pl.DataFrame(
+        {"division": [division for _, division in votes], "majority": by_vote, "aggregator": by_judge}
+    )
+    divisions = graded.group_by("division").agg(pl.len() / len(graded), pl.col("majority", "aggregator").mean())
+    better = int((graded["aggregator"] & ~graded["majority"]).sum())
+    worse = int((graded["majority"] & ~graded["aggregator"]).sum())
     return {
-        "num_questions": len(questions),
-        "slot_share": {name: round(len(answered_by[name]) / len(by_slot), 4) for name in sorted(answered_by)},
-        "slots_right": _shares(by_slot),
-        "output_tokens": {name: length_summary(answered_by[name]) for name in sorted(answered_by)},
-        "aggregator_output_tokens": length_summary(judged),
-        "majority": _shares(zip(skills, by_vote, strict=True)),
-        "aggregator": _shares(zip(skills, by_judge, strict=True)),
-        "division_share": {key: round(n / len(questions), 4) for key, n in sorted(Counter(divisions).items())},
-        "majority_by_division": _shares(zip(divisions, by_vote, strict=True)),
-        "aggregator_by_division": _shares(zip(divisions, by_judge, strict=True)),
+        "majority": _shares(skills, by_vote),
+        "aggregator": _shares(skills, by_judge),
+        "divisions": divisions.sort("division", descending=True).to_dicts(),
         "aggregator_only_right": better,
         "majority_only_right": worse,
-        "p_value": round(sign_test(better, worse), 6),
+        "p_value": round(float(binomtest(better, better + worse).pvalue), 6) if better + worse else 1.0,
     }
 
 
@@ -148,37 +139,10 @@ def best_routed(
     return shares_right(questions, [texts_by_expert[best[question.skill]][i] for i, question in enumerate(questions)])
 
 
-def sign_test(better: int, worse: int) -> float:
-    """Return the two-sided p-value of a paired comparison: McNemar's test in its exact form.
-
-    Examples
-    --------
-    >>> sign_test(5, 5), round(sign_test(10, 1), 4)
-    (1.0, 0.0117)
-    """
-    total = better + worse
-    tail: float = sum(comb(total, k) for k in range(max(better, worse), total + 1)) / 2**total
-    return min(1.0, 2 * tail)
-
-
-def length_summary(answered: Sequence[Answered]) -> dict[str, Any]:
-    """Return mean, extremes and an even sample of the tokens written, prompt left out."""
-    tokens = sorted(answer.num_tokens for answer in answered)
-    sample = [tokens[int(len(tokens) * (i + 0.5) / NUM_SAMPLED)] for i in range(NUM_SAMPLED)]
-    return {"mean": round(fmean(tokens), 2), "min": tokens[0], "max": tokens[-1], "sample": sample}
-
-
-def _shares(graded: Any) -> dict[str, float]:
-    by_group: dict[str, list[bool]] = {}
-    for group, right in graded:
-        by_group.setdefault(group, []).append(right)
-    all_of_them = [right for group in by_group.values() for right in group]
-    return {group: round(fmean(by_group[group]), 4) for group in sorted(by_group)} | {
-        "all": round(fmean(all_of_them), 4)
-    }
-
-
-_GROUPS = (*(skill.value for skill in SKILLS), "all")
+def _shares(groups: Sequence[str], right: Sequence[bool]) -> dict[str, float]:
+    by_group = pl.DataFrame({"group": groups, "right": right}).group_by("group").mean().sort("group")
+    shares = {group: round(share, 4) for group, share in by_group.rows()}
+    return shares | {"all": round(fmean(right), 4)}
 
 
 def describe_pool(manifest: Mapping[str, Any]) -> str:
@@ -191,44 +155,28 @@ def describe_pool(manifest: Mapping[str, Any]) -> str:
     """
     results = manifest["results"]
     routed = results["routed"]
-    lines = [
-        f"right answers, {results['num_test']} held-out questions",
-        _row("", [group.replace("_", " ") for group in _GROUPS], "tokens"),
+    rows = [(name, expert["right"], f"{expert['mean_tokens']:.0f}") for name, expert in results["experts"].items()]
+    rows += [
+        ("best expert of skill", results["best_routed_expert"], ""),
+        ("majority of three", routed["majority"], ""),
+        ("aggregator", routed["aggregator"], ""),
+        ("aggregator alone", results["aggregator_alone"], ""),
     ]
-    for name, expert in results["experts"].items():
-        tokens = f"{expert['output_tokens']['mean']:.0f}"
-        lines.append(_row(name, _percentages(expert["right"]), tokens))
-    lines += [
-        _row("best expert of skill", _percentages(results["best_routed_expert"])),
-        _row("majority of three", _percentages(routed["majority"])),
-        _row("aggregator", _percentages(routed["aggregator"])),
-        _row("aggregator alone", _percentages(results["aggregator_alone"])),
-        _divisions(routed),
-        _verdict(routed),
+    cells = [
+        {"": name, **{group.replace("_", " "): f"{share:.1%}" for group, share in right.items()}, "tokens": tokens}
+        for name, right, tokens in rows
     ]
-    return "\n".join(lines)
-
-
-def _row(label: str, cells: list[str], last: str = "") -> str:
-    return f"{label:<22}{''.join(f'{cell:>12}' for cell in cells)}{last:>9}".rstrip()
-
-
-def _percentages(right: Mapping[str, float]) -> list[str]:
-    return [f"{right[group]:.1%}" for group in _GROUPS]
-
-
-def _divisions(routed: Mapping[str, Any]) -> str:
-    parts = [
-        f"{division} on {share:.0%}, {routed['majority_by_division'][division]:.0%} right by majority and "
-        f"{routed['aggregator_by_division'][division]:.0%} by aggregator"
-        for division, share in sorted(routed["division_share"].items(), reverse=True)
-    ]
-    return "answers divide " + "; ".join(parts)
-
-
-def _verdict(routed: Mapping[str, Any]) -> str:
+    divisions = "; ".join(
+        "{division} on {len:.0%}, {majority:.0%} right by majority and {aggregator:.0%} by aggregator".format(**row)
+        for row in routed["divisions"]
+    )
     gain = routed["aggregator"]["all"] - routed["majority"]["all"]
-    return (
-        f"aggregator against majority: {100 * gain:+.1f} points, right alone on {routed['aggregator_only_right']} "
-        f"questions against {routed['majority_only_right']} (p = {routed['p_value']:.2g})"
+    return "\n".join(
+        [
+            f"right answers, {results['num_test']} held-out questions",
+            markdown(cells),
+            f"answers divide {divisions}",
+            f"aggregator against majority: {100 * gain:+.1f} points, right alone on {routed['aggregator_only_right']} "
+            f"questions against {routed['majority_only_right']} (p = {routed['p_value']:.2g}, McNemar's exact test)",
+        ]
     )

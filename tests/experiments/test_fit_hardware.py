@@ -224,7 +224,7 @@ def test_host_time_is_recovered_from_the_steps_of_a_log(tmp_path: Path) -> None:
     tables, out = write_per_operator(tmp_path / "tables"), tmp_path / "gpu.yaml"
     assert fit(tables, out, cpu_base_s=0.0003).exit_code == 0
     log_file = write_log(tmp_path, *recorded(load(out), 40))
-    log = {"log": {"file": log_file.name, "kv_tokens": 100_000}}
+    log = {"log": log_file.name}
     assert fit(tables, out, fit=log).exit_code == 0
     hardware = load(out)
     assert hardware.cpu_s(20) == pytest.approx(0.0003, rel=0.05)
@@ -306,7 +306,7 @@ def test_missing_and_empty_files_are_named(tmp_path: Path, name: str) -> None:
         ({"fit": {"tables": []}}, "fit: Expected `array` of length >= 1"),
         ({"fit": {"tables": [{"folder": "tables", "shape": "llama3_8b"}] * 2}}, "given once for each size, got"),
         ({"fit": {"tables": [{"folder": "tables", "shape": "other"}]}}, "shape must be one of"),
-        ({"fit": {"log": {"file": "x"}}}, "missing required field `kv_tokens`"),
+        ({"fit": {"log": {"file": "x"}}}, r"fit: Expected `str \| null`, got `object` - at `\$.log`"),
         ({"num_sm": 3}, r"keys must be of .*, got \['num_sm'\]"),
         ({"memory_gib": -1.0}, "memory"),
     ],

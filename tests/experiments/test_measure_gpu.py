@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 import typer
 import yaml
@@ -105,14 +106,13 @@ def hardware_of(folder: Path):
 
 
 def test_the_file_predicts_the_batch_that_it_was_not_fitted_to(done):
-    report = json.loads((done / "report.json").read_text())
-    metrics = report["shapes"]["small"]["metrics"]
+    metrics = {row["metric"]: row for row in pl.read_csv(done / "report.csv").filter(shape="small").to_dicts()}
     assert set(metrics) >= {
         "makespan_s", "mean_latency_s", "p50_latency_s", "p99_latency_s", "mean_tpot_s", "mean_ttft_s", "ready_s",
     }  # fmt: skip
     assert {name: metric["error_frac"] for name, metric in metrics.items() if abs(metric["error_frac"]) > 0.02} == {}
-    assert metrics["makespan_s"]["measured_s"][0] > 1, "a batch worth predicting"
-    assert report["missing"] == []
+    assert metrics["makespan_s"]["measured_s"] > 1, "a batch worth predicting"
+    assert "There was no time" not in (done / "report.md").read_text()
 
 
 def test_the_file_says_what_the_machine_is(done):
@@ -158,8 +158,8 @@ def test_more_rounds_may_be_asked_for_and_nothing_else(done):
     other = call(*arguments, "--max-num-seqs=16")
     assert (other.exit_code, "without measurements of another recipe" in other.stderr) == (2, True)
     assert call(*arguments, "--max-num-seqs=32", "--rounds=5", "--minutes=0").exit_code == 0
-    report = json.loads((done / "report.json").read_text())
-    assert report["missing"] == [f"round-{name}-{number}" for number in range(1, 5) for name in ("tiny", "small")]
+    missing = ", ".join(f"round-{name}-{number}" for number in range(1, 5) for name in ("tiny", "small"))
+    assert f"There was no time for {missing}: " in (done / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from mosaic.core.results import RunResult
-from mosaic.figures.replay import draw_replay, replay_errors, report_replay
+from mosaic.core.results import CallRecord, RunResult
+from mosaic.figures.replay import draw_replay, replay_errors, replay_table, report_replay
 from mosaic.report.tables import calls_parquet
 from mosaic.workloads.request_log import load_request_log, measured_records
+from tests.run_records import make_record
 from tests.workloads.test_request_log import make_line, write_log
 
 
@@ -18,6 +19,51 @@ def make_run(folder: Path) -> Path:
     (folder / "config.yaml").write_text(f"workload:\n  path: {log}\n  expert: A\n")
     (folder / "calls.parquet").write_bytes(calls_parquet(slower, {}))
     return log
+
+
+def served(question: str, queued_ts: float, first_token_ts: float, finished_ts: float, tokens: int) -> CallRecord:
+    return make_record(
+        question, queued_ts=queued_ts, admitted_ts=queued_ts, first_token_ts=first_token_ts, finished_ts=finished_ts,
+        output_tokens=tokens,
+    )  # fmt: skip
+
+
+TWO = (served("r0", 0.0, 1.0, 4.0, 4), served("r1", 1.5, 3.0, 4.0, 2))
+
+
+def test_errors_are_relative_to_the_log() -> None:
+    slower = [
+        record._replace(first_token_ts=record.first_token_ts + 1.0, finished_ts=record.finished_ts + 1.0)
+        for record in TWO
+        if record.first_token_ts is not None and record.finished_ts is not None
+    ]
+    errors = replay_errors(slower, TWO)
+    assert list(errors) == [
+        "mean_latency_s", "p50_latency_s", "p99_latency_s", "mean_tpot_s", "p50_tpot_s", "mean_ttft_s", "p50_ttft_s",
+        "makespan_s",
+    ]  # fmt: skip
+    assert errors["p50_latency_s"].simulated_s == pytest.approx((5.0 + 3.5) / 2)
+    assert errors["mean_latency_s"].measured_s == pytest.approx((4.0 + 2.5) / 2)
+    assert errors["mean_latency_s"].error_frac == pytest.approx(1 / 3.25)
+    assert errors["mean_ttft_s"].error_frac == pytest.approx(1 / 1.25)
+    assert errors["mean_tpot_s"].error_frac == 0.0
+    assert errors["p99_latency_s"].simulated_s == pytest.approx(3.5 + 0.99 * 1.5)
+    assert errors["makespan_s"].error_frac == pytest.approx(1 / 4)
+    assert "mean_latency_s" in replay_table(errors)
+    assert "+25.0%" in replay_table(errors).splitlines()[-1]
+
+
+def test_makespan_starts_at_the_first_arrival() -> None:
+    later = (served("r0", 3.0, 4.0, 5.0, 2), served("r1", 3.0, 4.0, 8.0, 5))
+    assert replay_errors(later, later)["makespan_s"].simulated_s == pytest.approx(5.0)
+
+
+def test_an_undefined_metric_and_other_calls_are_refused() -> None:
+    one_token = [served("r0", 0.0, 1.0, 1.0, 1)]
+    with pytest.raises(ValueError, match="mean_tpot_s must be defined"):
+        replay_errors(one_token, one_token)
+    with pytest.raises(ValueError, match="replay: calls must be those of the log, got 1"):
+        replay_errors(TWO[:1], TWO)
 
 
 def test_equal_runs_are_equal_bytes(tmp_path: Path) -> None:

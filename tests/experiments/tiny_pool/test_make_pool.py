@@ -15,8 +15,9 @@ pytest.importorskip("transformers", reason="models are trained with transformers
 from experiments.make_pool import make_pool, read_pool
 from experiments.tiny_pool.checkpoint import MANIFEST, read_manifest
 from experiments.tiny_pool.jobs import PoolSettings
+from experiments.tiny_pool.questions import Part, draw_questions
 from experiments.tiny_pool.responses import EXPERTS
-from experiments.tiny_pool.trials import sign_test
+from experiments.tiny_pool.trials import Answered, Slot, compare_routed
 from mosaic.engines.checkpoints import CheckpointError, check_checkpoint
 from mosaic.workloads.routing import load_skill_profiles
 from tests.engines.executor_runs import hear_ctrl_c
@@ -157,7 +158,22 @@ def test_bad_options_are_said_before_any_work(tmp_path: Path) -> None:
     assert not (tmp_path / "pool").exists()
 
 
-def test_the_sign_test_by_hand() -> None:
-    assert sign_test(3, 0) == 0.25
-    assert sign_test(0, 0) == 1.0
-    assert sign_test(1, 3) == sign_test(3, 1) == 0.625
+def test_aggregator_and_majority_are_compared_question_by_question() -> None:
+    one, two, three = draw_questions(3, Part.TEST, 0)
+    wrong = {question: "ABCD"["ABCD".index(question.letter) - 1] for question in (one, two, three)}
+
+    def answer(letter: str) -> Answered:
+        return Answered(3, f"The answer is ({letter}).")
+
+    def slots(question, num_right: int) -> list[Slot]:
+        letters = [question.letter] * num_right + [wrong[question]] * (3 - num_right)
+        return [Slot("A", answer(letter)) for letter in letters]
+
+    votes = [slots(one, 3), slots(two, 1), slots(three, 0)]
+    found = compare_routed((one, two, three), votes, [answer(question.letter) for question in (one, two, three)])
+    assert found["divisions"] == [
+        {"division": "3:0", "len": pytest.approx(2 / 3), "majority": 0.5, "aggregator": 1.0},
+        {"division": "2:1", "len": pytest.approx(1 / 3), "majority": 0.0, "aggregator": 1.0},
+    ]
+    assert (found["majority"]["all"], found["aggregator"]["all"]) == (0.3333, 1.0)
+    assert (found["aggregator_only_right"], found["majority_only_right"], found["p_value"]) == (2, 0, 0.5)
