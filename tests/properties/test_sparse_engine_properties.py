@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from mosaic.core.engine_options import EngineOptions, Order
 from mosaic.core.workload import SparseKv
+from sim.engine.engine import Engine
 from sim.engine.sparse_engine import PageSizes, SparseEngine
 from sim.hardware.sparse_time import SparseTime
-from tests.properties.test_engine_properties import assert_same
-from tests.sim.oracle import LinearTime
+from tests.sim.oracle import LinearTime, assert_same, disturb, disturbances
 from tests.sim.sparse_oracle import SparseOracle
 
 KV_BYTES = 1000
@@ -54,16 +54,15 @@ def make_oracle(engine_settings, kv, kv_tokens, link_s):
     return SparseOracle(LinearTime(), engine_settings, kv_tokens, 256, kv=kv, kv_bytes=KV_BYTES, link_s=link_s)
 
 
-@settings(max_examples=150, deadline=None)
-@given(sessions(), st.lists(st.floats(0.0, 3.0), max_size=6))
-def test_the_engine_agrees_with_the_oracle_wherever_it_stops(session, stops):
+@settings(max_examples=200, deadline=None)
+@given(sessions(), st.data())
+def test_the_engine_agrees_with_the_oracle_whatever_happens_on_the_way(session, data):
     engine_settings, kv, requests, *rest = session
-    seqs = make_oracle(engine_settings, kv, *rest).run(requests)
+    planned = data.draw(disturbances(len(requests)))
+    seqs = make_oracle(engine_settings, kv, *rest).run(requests, planned.aborts, planned.cuts)
     engine = make_engine(engine_settings, kv, *rest)
     submitted = [engine.submit(i, *request) for i, request in enumerate(requests)]
-    for stop in sorted(stops):
-        engine.advance_to(stop)
-    engine.advance_to(float("inf"))
+    disturb(engine, submitted, planned)
     assert_same(submitted, seqs)
     cache = engine._batcher.kv
     assert cache.num_free == cache.num_blocks
@@ -84,32 +83,9 @@ def test_the_watermark_is_a_share_of_units_and_not_of_blocks():
     assert_same(submitted, seqs)
 
 
-@settings(max_examples=80, deadline=None)
-@given(sessions(), st.data())
-def test_aborts_and_cuts_agree_with_the_oracle(session, data):
-    engine_settings, kv, requests, *rest = session
-    places = st.integers(0, len(requests) - 1)
-    aborts = data.draw(st.lists(st.tuples(st.floats(0.001, 2.0), places), max_size=5, unique_by=lambda it: it[1]))
-    cuts = data.draw(st.lists(st.tuples(st.floats(0.001, 2.0), places, st.integers(0, 90)), max_size=4))
-    seqs = make_oracle(engine_settings, kv, *rest).run(requests, aborts, cuts)
-    engine = make_engine(engine_settings, kv, *rest)
-    submitted = [engine.submit(i, *request) for i, request in enumerate(requests)]
-    for ts, index, *tokens in sorted([*aborts, *cuts]):
-        engine.advance_to(ts)
-        if tokens:
-            engine.cut(submitted[index], tokens[0], ts)
-        else:
-            engine.abort(submitted[index], ts)
-    engine.advance_to(float("inf"))
-    assert_same(submitted, seqs)
-    assert engine._batcher.kv.num_free == engine._batcher.kv.num_blocks
-
-
 @pytest.mark.parametrize("order", list(Order))
 def test_a_budget_that_holds_everything_reads_everything(order):
     """Unstable heads alone and a budget above all lengths: the summaries are all that is left of it."""
-    from sim.engine.engine import Engine
-
     options = EngineOptions(order=order, max_num_batched_tokens=300, enable_prefix_caching=False)
     kv = SparseKv(budget_pages=1000, unstable_frac=1.0)
     sparse = make_engine(options, kv, 100_000, 0.0)

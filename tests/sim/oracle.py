@@ -1,6 +1,10 @@
 """The naive engine: one iteration at a time, every sequence visited, every block counted. Slow on purpose."""
 
 from dataclasses import dataclass, field
+from math import inf
+
+import pytest
+from hypothesis import strategies as st
 
 from mosaic.core.engine_options import EngineOptions, Order
 from sim.hardware.iteration_time import IterationTime
@@ -306,3 +310,61 @@ def makespan(lengths, num_heads: int, num_slots: int) -> float:
         for length in lengths:
             free[free.index(min(free))] += length
     return max(free)
+
+
+FIELDS = {
+    "admitted_ts": "admitted", "first_token_ts": "first", "finished_ts": "finished", "num_generated": "generated",
+    "num_preemptions": "preemptions", "wasted_tokens": "wasted", "cached_tokens": "cached",
+}  # fmt: skip
+"""What a simulated request knows of itself, and its name here."""
+
+
+def assert_same(submitted, seqs: list[Seq]) -> None:
+    for request, seq in zip(submitted, seqs, strict=True):
+        for ours, theirs in FIELDS.items():
+            mine, real = getattr(request, ours), getattr(seq, theirs)
+            same = mine is None if real is None else mine == pytest.approx(real, rel=1e-6)
+            assert same, (ours, mine, real, seq)
+
+
+@dataclass(frozen=True)
+class Disturbances:
+    """Instants at which an engine stops, (instant, index) of aborts, and (instant, index, tokens) of cuts."""
+
+    stops: list[float]
+    aborts: list[tuple[float, int]]
+    cuts: list[tuple[float, int, int]]
+
+
+@st.composite
+def disturbances(draw, num_requests: int) -> Disturbances:
+    """Draw what happens on the way; no request is both aborted and cut."""
+    moments, indices = st.floats(0.0001, 2.0), st.integers(0, num_requests - 1)
+    stops = draw(st.lists(st.floats(0.0, 3.0), max_size=8))
+    aborts = draw(st.lists(st.tuples(moments, indices), max_size=8, unique_by=lambda abort: abort[1]))
+    cuts = draw(st.lists(st.tuples(moments, indices, st.integers(0, 90)), max_size=8))
+    aborted = {index for _, index in aborts}
+    return Disturbances(stops, sorted(aborts), sorted(cut for cut in cuts if cut[1] not in aborted))
+
+
+def disturb(engine, submitted, planned: Disturbances) -> list:
+    """Run a session to its end through all that happens on the way; return the requests as they finish."""
+    finished: list = []
+    happenings = [(ts, "stop", 0, 0) for ts in planned.stops]
+    happenings += [(ts, "abort", index, 0) for ts, index in planned.aborts]
+    happenings += [(ts, "cut", index, tokens) for ts, index, tokens in planned.cuts]
+    for ts, what, index, tokens in sorted(happenings):
+        finished += engine.advance_to(ts)
+        assert all(request.finished_ts <= ts for request in finished)
+        request = submitted[index]
+        goes_on = request not in finished
+        if what == "abort":
+            assert engine.abort(request, ts) == goes_on
+            if goes_on:
+                assert request.first_token_ts is None or request.first_token_ts <= request.finished_ts == ts
+                assert request.num_generated < request.output_tokens, "one that goes on elsewhere has tokens to write"
+        elif what == "cut":
+            written = engine.num_generated(request)
+            assert engine.cut(request, tokens, ts) == goes_on
+            assert written <= request.output_tokens
+    return finished + engine.advance_to(inf)
