@@ -8,7 +8,7 @@ from random import Random
 from subprocess import run
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.errors import InfeasibleError, PlanError, ProfileError
@@ -43,8 +43,8 @@ HARD = drawn_instance(7, 24, 16)
 SHORT = {"time_limit_s": 1e-4, "gap_frac": 0.0}
 
 
-@pytest.mark.parametrize("block", range(4))
-def test_equals_brute_force_on_200_tiny_instances(block: int) -> None:
+@pytest.mark.parametrize("block", range(2))
+def test_equals_brute_force_on_100_tiny_instances(block: int) -> None:
     for seed in range(50 * block, 50 * (block + 1)):
         problem, caps, most_per_worker = random_tiny(Random(seed))
         expected_s = brute_force_s(problem, caps=caps, most_per_worker=most_per_worker)
@@ -67,6 +67,7 @@ def test_free_degrees_and_bent_prices_equal_brute_force(block: int) -> None:
         assert plan.solve.status is SolveStatus.OPTIMAL
         assert plan.solve.objective_s == pytest.approx(expected_s, rel=1e-6, abs=1e-5)
         assert plan.predicted_makespan_s == pytest.approx(expected_s, rel=1e-6, abs=1e-5)
+        assert work_bound_s(make_free_instance(problem)) <= expected_s * (1 + 1e-9) + 1e-9
 
 
 @pytest.mark.parametrize("quantile", [None, 0.5, 0.8])
@@ -136,13 +137,6 @@ def test_benchmarks_are_solved_to_optimality(benchmark_name: str, costs: str) ->
     for worker in range(4):
         families = sorted(session.expert.endswith("R1") for session in plan.worker_queue(worker))
         assert families in ([False, True], [True]) or benchmark_name != "mmlu_pro" or costs != "paper"
-
-
-def test_looser_limits_never_cost() -> None:
-    problem = make_paper_problem("gpqa", costs="affine")
-    tight, loose, free = (s.plan(problem) for s in (Ilp(), Ilp(max_experts_per_worker=4, max_replicas=4), EXACT))
-    assert free.predicted_makespan_s <= loose.predicted_makespan_s * (1 + 1e-6)
-    assert loose.predicted_makespan_s <= tight.predicted_makespan_s * (1 + 1e-6)
 
 
 def test_cap_comes_from_option_then_pool_then_equation_8() -> None:
@@ -258,21 +252,6 @@ def test_iterations_need_a_model_and_lengths() -> None:
         replace(make_expert("A"), tp_degrees="12")
 
 
-def test_it_is_never_worse_than_the_papers_program() -> None:
-    for number in range(10):
-        rng = Random(number)
-        problem = make_problem(
-            {name: rng.randint(1, 40) for name in "ABCDE"},
-            num_workers=3,
-            load_s=rng.uniform(0, 20),
-            fixed_s=rng.uniform(0, 10),
-            max_replicas={name: rng.choice([None, 1, 2]) for name in "ABCDE"},
-        )
-        plan = EXACT.plan(problem)
-        assert_plan_valid(plan, problem)
-        assert plan.predicted_makespan_s <= Ilp().plan(problem).predicted_makespan_s * (1 + 1e-6)
-
-
 def test_a_tail_is_spread_over_more_workers() -> None:
     # One call takes 10 s on one worker and 10 / 1.6 on two: nothing else shortens the only expert's only call.
     problem = bent_problem({"A": 1}, {"A": (LinearTerms(10.0, 0.0),)}, degrees={"A": (2,)})
@@ -347,16 +326,6 @@ def test_risk_lies_between_the_mean_and_the_worst(makespans_s: list[float], quan
             t + sum(max(0.0, s - t) for s in makespans_s) / ((1 - quantile) * len(makespans_s)) for t in makespans_s
         )
         assert risk == pytest.approx(form, abs=1e-6)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10_000))
-def test_more_to_choose_never_hurts(seed: int) -> None:
-    problem = random_bent(Random(seed))
-    narrow = replace(problem, experts=tuple(replace(expert, tp_degrees=()) for expert in problem.experts))
-    wide_s, narrow_s = (EXACT.plan(p).predicted_makespan_s for p in (problem, narrow))
-    assert wide_s <= narrow_s * (1 + 1e-6) + 1e-5
-    assert work_bound_s(make_free_instance(problem)) <= wide_s * (1 + 1e-9) + 1e-9
 
 
 def test_time_limit_with_an_incumbent_is_a_plan_with_a_gap() -> None:

@@ -39,15 +39,6 @@ def assert_shares(item: Item, drawn: list[str], expected: list[float]) -> None:
 # What an expert answers
 
 
-def test_answers_have_the_probabilities_of_the_nominal_response_model() -> None:
-    # By hand: ability 2 + 0.5, less 1.5 x 1 of difficulty; attractions e^0, e^1, e^-1.
-    item = Item(1.0, ("B", "A", "C", "D"), (1.0, exp(1.0), exp(-1.0)))
-    weights = [exp(2.0 + 0.5 - 1.5), 1.0, exp(1.0), exp(-1.0)]
-    drawn = [make_model().propose(item, "A", u) for u in GRID]
-    assert_shares(item, drawn, shares(weights))
-    assert drawn.count("B") / 1000 == pytest.approx(exp(1) / (2 * exp(1) + 1 + exp(-1)), abs=2e-3)
-
-
 @given(item=items(), ability=LOGITS, discrimination=st.floats(0, 3))
 def test_the_gold_answer_has_the_models_probability(item: Item, ability: float, discrimination: float) -> None:
     model = make_model(mean_ability=ability, discrimination=discrimination)
@@ -101,36 +92,6 @@ def test_each_response_adds_the_deference_to_the_option_it_names(
     utilities = [2.0 + 0.3 - 1.5 * item.difficulty, *map(log, item.attractions)]
     weights = [exp(u + deference * seen.count(answer)) for answer, u in zip(item.answers, utilities, strict=True)]
     assert_shares(item, [model.aggregate(item, "G", seen, u) for u in GRID], shares(weights))
-
-
-@given(item=items(), u=UNIFORMS, seen=st.lists(st.sampled_from("ABCD"), max_size=4))
-def test_without_deference_an_aggregator_ignores_what_it_reads(item: Item, u: float, seen: list[str]) -> None:
-    model = make_model()
-    assert model.aggregate(item, "G", seen, u) == model.aggregate(item, "G", [], u)
-    # Without a gain either, it is the expert that answers alone.
-    assert model.aggregate(item, "A", seen, u) == model.propose(item, "A", u)
-
-
-@given(item=items(), place=st.integers(0, 9), u=st.floats(1e-6, 1 - 1e-6))
-def test_with_huge_deference_an_aggregator_follows_a_unanimous_input(item: Item, place: int, u: float) -> None:
-    answer = item.answers[place % len(item.answers)]
-    assert make_model(deference=20.0).aggregate(item, "G", [answer] * 3, u) == answer
-
-
-@given(item=items(), u=UNIFORMS, seen=st.lists(st.sampled_from("AB"), max_size=3), order=st.randoms())
-def test_unparsable_responses_support_nothing_and_the_order_does_not_matter(item, u, seen, order) -> None:
-    model = make_model(deference=2.0)
-    expected = model.aggregate(item, "G", seen, u)
-    mixed = [*seen, None, None]
-    order.shuffle(mixed)
-    assert model.aggregate(item, "G", mixed, u) == expected
-
-
-@given(item=items(), u=UNIFORMS, votes=st.integers(0, 3))
-def test_more_support_for_the_right_option_never_makes_the_aggregator_wrong(item: Item, u: float, votes: int) -> None:
-    model, right = make_model(deference=1.0), item.answers[0]
-    if model.aggregate(item, "G", [right] * votes, u) == right:
-        assert model.aggregate(item, "G", [right] * (votes + 1), u) == right
 
 
 # Questions as the models meet them

@@ -116,12 +116,6 @@ def test_more_work_never_takes_less_time(factory: Callable[[], Hardware], batch:
     assert prefill > time.mixed_s([(mean_tokens, 0)], 0, 0)
 
 
-@BOTH
-def test_chunk_behind_a_context_costs_more(factory: Callable[[], Hardware]) -> None:
-    time = TIMES[factory]
-    assert time.mixed_s([(512, 512)], 0, 0) > time.mixed_s([(512, 0)], 0, 0)
-
-
 def test_attention_of_the_chunks_adds_up_to_that_of_the_prompt() -> None:
     time = TIMES[fitted_hardware]
     halves = time.mixed_s([(512, 0)], 0, 0) + time.mixed_s([(512, 512)], 0, 0)
@@ -169,8 +163,3 @@ def test_two_all_reduces_per_layer_when_the_model_is_sharded(factory: Callable[[
     ):
         difference = seconds(iteration_time(hardware, shape, 2)) - seconds(iteration_time(without, shape, 2))
         assert difference == pytest.approx(2 * 32 * 1e-3)
-
-
-def test_degree_that_was_not_measured_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"tp_degree must be one of \[1\], got 4"):
-        iteration_time(fitted_hardware(), ModelShape(**SHAPE), 4)

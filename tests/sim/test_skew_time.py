@@ -17,12 +17,6 @@ def make_time(**changes):
     return iteration_time(hardware_from_config(**make_config(**changes)), LLAMA, 1)
 
 
-def test_decodes_alone_wait_for_the_longest_and_not_for_the_mean():
-    skew = AttentionSkew(block_s=3e-9, num_sms=4, num_heads=2)
-    assert skew.longest_wait_s(100, 60.0) == pytest.approx(2e-9 * 40)
-    assert skew.longest_wait_s(7, 7.0) == 0.0
-
-
 def shared_makespan(blocks, num_slots, num_streams):
     """End of a list schedule whose blocks share the bandwidth where more than so many run."""
     now = progress = 0.0
@@ -55,12 +49,6 @@ def test_blocks_of_one_wave_take_as_long_as_the_longest_and_tiles_hide_shorter_d
     assert skew.beside_prefill_s([(10, 90)], 2, 60.0, [20, 100]) == 0.0
     # A chunk of 65 tokens has two tiles, so that eight blocks still fit.
     assert skew.beside_prefill_s([(65, 0)], 2, 80.0, [60, 100]) == pytest.approx(1e-9 * 20)
-
-
-def test_blocks_are_handed_out_head_by_head():
-    skew = AttentionSkew(block_s=1e-9, num_sms=2, num_heads=2)
-    # 5, 10, 30, 5, 10, 30 on two: the last starts at 25 and ends at 55; 5, 20, 20, 5, 20, 20 are done at 45.
-    assert skew.beside_prefill_s([(5, 0)], 2, 20.0, [10, 30]) == pytest.approx(1e-9 * (55 - 45))
 
 
 def test_unequal_lengths_fill_what_equal_ones_leave_idle():
