@@ -56,14 +56,11 @@ def test_plan_serves_every_call_once_within_its_bound(scheduler: Scheduler, prob
     assert_plan_valid(scheduler.plan(problem), problem)
 
 
-def test_plan_of_a_benchmark_is_valid(scheduler: Scheduler) -> None:
+def test_a_benchmark_is_planned_and_the_same_problem_gives_the_same_bytes(scheduler: Scheduler) -> None:
     problem = make_paper_problem("gpqa")
-    assert_plan_valid(scheduler.plan(problem), problem)
-
-
-def test_same_problem_gives_the_same_bytes(scheduler: Scheduler) -> None:
-    first, second = make_paper_problem("gpqa"), make_paper_problem("gpqa")
-    assert plans_to_json([scheduler.plan(first)]) == plans_to_json([scheduler.plan(second)])
+    first, second = (scheduler.plan(each) for each in (problem, make_paper_problem("gpqa")))
+    assert_plan_valid(first, problem)
+    assert plans_to_json([first]) == plans_to_json([second])
 
 
 def test_experts_without_calls_are_left_out(scheduler: Scheduler) -> None:
@@ -108,24 +105,23 @@ def aggregate_problem(tp_degree: int, *, num_calls: int = 9, num_workers: int = 
     return make_problem(dict.fromkeys("WAB", 1), calls=calls, num_workers=num_workers, tp_degree=degrees)
 
 
-@pytest.mark.parametrize("num_workers", [4, 6, 8])
-def test_an_aggregator_over_four_workers_serves_every_call_once(scheduler: Scheduler, num_workers: int) -> None:
-    problem = aggregate_problem(4, num_workers=num_workers)
+@pytest.mark.parametrize(
+    ("tp_degree", "num_workers", "num_calls", "gangs"),
+    [
+        (4, 4, 9, [(0, 1, 2, 3)]),
+        (4, 6, 9, [(0, 1, 2, 3)]),
+        (4, 8, 9, [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        *((1, 4, num_calls, [(0,), (1,), (2,), (3,)]) for num_calls in (1, 2, 9)),
+    ],
+)
+def test_an_aggregator_serves_every_call_once(
+    scheduler: Scheduler, tp_degree: int, num_workers: int, num_calls: int, gangs: list[tuple[int, ...]]
+) -> None:
+    problem = aggregate_problem(tp_degree, num_workers=num_workers, num_calls=num_calls)
     plan = scheduler.plan(problem)
     assert_plan_valid(plan, problem)
-    assert {session.expert for session in plan.sessions} == {"W"}
-    assert {session.node for session in plan.sessions} == {AGGREGATE}
-    assert {session.workers for session in plan.sessions} <= {(0, 1, 2, 3), (4, 5, 6, 7)}
-    if num_workers < 8:
-        assert [session.workers for session in plan.sessions] == [(0, 1, 2, 3)]
-
-
-@pytest.mark.parametrize("num_calls", [1, 2, 9])
-def test_an_aggregator_on_single_workers_serves_every_call_once(scheduler: Scheduler, num_calls: int) -> None:
-    problem = aggregate_problem(1, num_calls=num_calls)
-    plan = scheduler.plan(problem)
-    assert_plan_valid(plan, problem)
-    assert {session.node for session in plan.sessions} == {AGGREGATE}
+    assert {(session.expert, session.node) for session in plan.sessions} == {("W", AGGREGATE)}
+    assert {session.workers for session in plan.sessions} <= set(gangs)
 
 
 def test_what_a_call_needs_of_an_earlier_run_changes_no_decision(scheduler: Scheduler) -> None:

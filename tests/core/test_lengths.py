@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.lengths import ClippedLognormal, Empirical
-from mosaic.core.plan import LengthPrediction
-from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit, profile_to_json
-from sim.world.length_sources import (
-    length_distribution,
-    length_distributions,
-)
+from mosaic.planning.profiles import profile_to_json
+from sim.world.length_sources import length_distribution, length_distributions
+from tests.factories import make_entry, make_profile
 
 GRID = [(i + 0.5) / 20_000 for i in range(20_000)]
 
@@ -129,20 +127,8 @@ def test_distributions_of_a_workload_share_one_scale() -> None:
 
 
 def _write_profile(path: Path, samples: dict[str, tuple[int, ...]]) -> Path:
-    entries = tuple(
-        ProfileEntry(
-            expert=name,
-            gpu="gpu",
-            tp_degree=1,
-            load_s=40.0,
-            fit=SessionFit(fixed_s=1.0, per_call_s=0.1, min_num_calls=10, max_num_calls=100, residual_std_frac=0.0),
-            lengths=LengthPrediction(mean=1, max=1),
-            points=(),
-            output_tokens=sample,
-        )
-        for name, sample in samples.items()
-    )
-    path.write_text(profile_to_json(Profile(source="test", entries=entries)))
+    entries = (replace(make_entry(name), output_tokens=sample) for name, sample in samples.items())
+    path.write_text(profile_to_json(make_profile(*entries)))
     return path
 
 

@@ -11,7 +11,6 @@ from mosaic.core.cluster import Worker
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import ProfileError
 from mosaic.core.kv_memory import activation_bytes
-from mosaic.core.plan import LengthPrediction
 from mosaic.planning.costs import (
     AffineCosts,
     CostModel,
@@ -22,11 +21,10 @@ from mosaic.planning.costs import (
     least_terms,
     price_s,
 )
-from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit, SweepPoint
-from tests.factories import make_cluster, make_expert, make_gpu
+from mosaic.planning.profiles import SessionFit, SweepPoint
+from tests.factories import make_cluster, make_entry, make_expert, make_gpu, make_profile
 
 WORKER = make_cluster(1).workers
-LENGTHS = LengthPrediction(mean=300, max=4096, std=200)
 MODELS = (PaperCosts, AffineCosts)
 
 
@@ -38,18 +36,10 @@ def make_costs(
     spread: float = 0.1,
     num_calls: Mapping[str, int] | None = None,
 ) -> CostModel:
-    entry = ProfileEntry(
-        expert="A",
-        gpu="gpu",
-        tp_degree=1,
-        load_s=40.0,
-        fit=SessionFit(
-            fixed_s=fixed_s, per_call_s=per_call_s, min_num_calls=10, max_num_calls=100, residual_std_frac=spread
-        ),
-        lengths=LENGTHS,
-        points=(),
+    fit = SessionFit(
+        fixed_s=fixed_s, per_call_s=per_call_s, min_num_calls=10, max_num_calls=100, residual_std_frac=spread
     )
-    profile = Profile(source="test", entries=(entry,))
+    profile = make_profile(replace(make_entry(load_s=40.0), fit=fit))
     return model(profile=profile, num_calls_by_expert={"A": 200} if num_calls is None else num_calls)  # type: ignore[no-any-return]
 
 
@@ -129,7 +119,7 @@ def test_an_expert_fits_where_its_whole_context_does_beside_what_its_engine_keep
 def piecewise_costs(times: Mapping[int, float]) -> CostModel:
     points = tuple(SweepPoint(num_calls=n, session_s=s, output_tokens=1) for n, s in times.items())
     entry = replace(make_costs().profile.entries[0], points=points)  # type: ignore[attr-defined]
-    return PiecewiseCosts(profile=Profile(source="test", entries=(entry,)), num_calls_by_expert={"A": 200})
+    return PiecewiseCosts(profile=make_profile(entry), num_calls_by_expert={"A": 200})
 
 
 def test_a_piecewise_price_goes_through_the_measured_sizes() -> None:

@@ -11,7 +11,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mosaic.core.errors import ProfileError
-from mosaic.core.plan import LengthPrediction
 from mosaic.planning.profiles import (
     Profile,
     ProfileEntry,
@@ -23,6 +22,7 @@ from mosaic.planning.profiles import (
     profile_to_json,
     write_profile,
 )
+from tests import factories
 
 SIZES = st.lists(st.integers(1, 3000), min_size=2, max_size=6, unique=True)
 
@@ -32,20 +32,14 @@ def make_points(session_s_by_size: Mapping[int, float]) -> list[SweepPoint]:
 
 
 def make_entry(expert: str = "A", **changes: object) -> ProfileEntry:
-    fields: dict[str, object] = {
-        "gpu": "gpu",
-        "tp_degree": 1,
-        "load_s": 40.0,
-        "fit": SessionFit(fixed_s=30.0, per_call_s=0.5, min_num_calls=128, max_num_calls=1024, residual_std_frac=0.02),
-        "lengths": LengthPrediction(mean=300.5, max=4096.0, std=211.0),
-        "points": (SweepPoint(num_calls=128, session_s=94.0, output_tokens=38000),),
-        "output_tokens": (100, 200, 601),
-    }
-    return ProfileEntry(expert=expert, **{**fields, **changes})  # type: ignore[arg-type]
+    fit = SessionFit(fixed_s=30.0, per_call_s=0.5, min_num_calls=128, max_num_calls=1024, residual_std_frac=0.02)
+    points = (SweepPoint(num_calls=128, session_s=94.0, output_tokens=38000),)
+    entry = replace(factories.make_entry(load_s=40.0), fit=fit, points=points, output_tokens=(100, 200, 601))
+    return replace(entry, expert=expert, **changes)  # type: ignore[arg-type]
 
 
 def make_profile(*entries: ProfileEntry) -> Profile:
-    return Profile(source="test sweep", entries=entries or (make_entry(),))
+    return factories.make_profile(*(entries or (make_entry(),)))
 
 
 @given(sizes=SIZES, fixed=st.floats(0, 500), slope=st.floats(0, 5))
@@ -105,7 +99,7 @@ def test_convex_and_falling_sweeps_and_repeats_of_one_size_by_hand() -> None:
         (lambda: Profile(source="", entries=()), "profile: source must be a non-empty string"),
         (
             lambda: make_profile(make_entry(), make_entry()),
-            r"profile 'test sweep': .* must be unique, got \('A', 'gpu'",
+            r"profile 'test': .* must be unique, got \('A', 'gpu'",
         ),
     ],
 )
@@ -123,10 +117,10 @@ def test_entries_and_lengths_are_found_and_what_was_not_measured_is_an_error() -
     narrow = make_profile(make_entry("B"), make_entry())
     for expert, gpu, degree in (("C", "gpu", 1), ("A", "other", 1), ("A", "gpu", 2)):
         covers = r"it on 1 x gpu" if expert == "A" else r"\['A', 'B'\]"
-        message = rf"profile 'test sweep' has no entry for expert '{expert}' on {degree} x {gpu}; it covers {covers}"
+        message = rf"profile 'test' has no entry for expert '{expert}' on {degree} x {gpu}; it covers {covers}"
         with pytest.raises(ProfileError, match=message):
             narrow.entry(expert, gpu, degree)
-    with pytest.raises(ProfileError, match=r"sweep' has no lengths for expert 'C'; it covers \['A', 'B'\]"):
+    with pytest.raises(ProfileError, match=r"test' has no lengths for expert 'C'; it covers \['A', 'B'\]"):
         narrow.lengths("C")
 
 

@@ -50,12 +50,16 @@ def mean_and_error(values):
     return mean, sqrt(sum((m - mean) ** 2 for m in means) / 19 / 20)
 
 
-@pytest.mark.parametrize("order", list(Order))
-@pytest.mark.parametrize("load", [0.3, 0.7])
+CONSTANT, GEOMETRIC = (constant_length, 50.0**2), (geometric_length, (2 - 1 / 50) * 50**2)
+"""M/D/1 and M/M/1: how lengths are drawn, and the mean of their square."""
+
+
 @pytest.mark.parametrize(
-    ("length", "mean_square"),
-    [(constant_length, 50.0**2), (geometric_length, (2 - 1 / 50) * 50**2)],
-    ids=["M/D/1", "M/M/1"],
+    ("length", "mean_square", "load", "order"),
+    [
+        *((*law, load, Order.PREFILL_FIRST) for law in (CONSTANT, GEOMETRIC) for load in (0.3, 0.7)),
+        *((*GEOMETRIC, 0.7, order) for order in (Order.CHUNKED, Order.MIXED)),
+    ],
 )
 def test_the_mean_wait_is_pollaczek_khinchine(length, mean_square, load, order):
     requests = serve(length, load=load, order=order)
