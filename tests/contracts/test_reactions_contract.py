@@ -1,11 +1,16 @@
-"""Overlap and moves, as every backend carries them out: no call is lost, none is answered twice, answers stay."""
+"""Quorum, overlap and moves, as every backend carries them out: no call is lost, none is answered twice, answers stay.
+
+Experts A, B and A again vote on twelve questions, and an aggregator reads the answers that do not agree.
+"""
 
 import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from mosaic.core.commands import Move, Open
+from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey, Workload
 from mosaic.pipelines.call_graph import CallGraph
@@ -13,56 +18,115 @@ from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.node import Node
 from mosaic.pipelines.rules.rule import Majority
 from mosaic.pipelines.walk import walk
-from mosaic.runtime.layers import Questions
+from mosaic.runtime.controller import Controller
+from mosaic.runtime.layers import Layers, Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.moves import Moves
 from mosaic.runtime.no_barrier import Keeping, Overlap
+from mosaic.runtime.planner import Planner
 from mosaic.runtime.prospects import Measured, Prospects
 from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replay import Replay
 from tests.answered_questions import make_question
-from tests.contracts.test_backend_contract import ANSWERS, Kind, kind_of, voted
+from tests.contracts.test_backend_contract import Kind, true_outcome
 from tests.factories import make_call, make_cluster, make_entry, make_expert, make_profile
 from tests.runtime.planners import make_planner
 
+NUM_QUESTIONS = 12
+VOTED = {"agreed": "AAB", "split": "ABC", "late": "A-A"}
+"""By the kind of a question, which its number gives; - cannot be parsed."""
+ANSWERS = {"agreed": "A", "split": "D", "late": "A"}
+MakeControllers = Callable[[Questions, Planner], Sequence[Controller]]
 
-def run_reacting(
-    kind: Kind, folder: Path, aggregator: str, *, replayed: RunResult | None = None
+
+def kind_of(key: CallKey) -> str:
+    return list(VOTED)[int(key.question[1:]) % 3]
+
+
+def voted(call, inputs=None):
+    if call.after:
+        return Outcome(9, answer="D")
+    vote = VOTED[kind_of(call.key)][call.key.slot]
+    return Outcome(true_outcome(call).output_tokens, answer=None if vote == "-" else vote)
+
+
+def run(
+    kind: Kind,
+    folder: Path,
+    make_controllers: MakeControllers,
+    *,
+    aggregator: str = "T",
+    is_third_late: bool = False,
+    load_s: float = 10.0,
+    tick_s: float | None = None,
 ) -> tuple[RunResult, Questions]:
-    """Twelve questions ask A, B and A again; A sits on one worker of three unless calls are moved."""
-    calls = [make_call(f"q{i}", expert="ABA"[slot], slot=slot) for i in range(12) for slot in range(3)]
+    late_s = (0.0, 0.0, kind.late_s if is_third_late else 0.0)
+    calls = [
+        make_call(f"q{i}", expert="ABA"[slot], slot=slot, ready_s=late_s[slot])
+        for i in range(NUM_QUESTIONS)
+        for slot in range(3)
+    ]
     merger = make_expert(aggregator, tp_degree=2 if aggregator == "T" else 1)
     nodes = (Node(name=PROPOSE), Node(name=AGGREGATE, experts=(merger,), after=(PROPOSE,), when="unsettled"))
     graph = CallGraph(nodes=nodes, rule=Majority(), compare=comparisons())
-    batch = Workload(name="voted", questions=tuple(make_question(f"q{i}") for i in range(12)), calls=tuple(calls))
-    questions = Questions(batch, graph)
-    quick = {"load_s": 0.001}  # so that any free worker takes calls over
-    profile = make_profile(make_entry("A", **quick), make_entry("B", **quick), make_entry("T", tp_degree=2, **quick))
-    recruited = "AB".replace(aggregator, "")
-    planner = make_planner(graph, recruited, num_workers=3, profiles=dict.fromkeys((PROPOSE, AGGREGATE), profile))
+    asked = tuple(make_question(f"q{i}") for i in range(NUM_QUESTIONS))
+    questions = Questions(Workload(name="voted", questions=asked, calls=tuple(calls)), graph)
+    entries = [make_entry(name, load_s=load_s, tp_degree=2 if name == "T" else 1) for name in "ABT"]
+    profiles = dict.fromkeys((PROPOSE, AGGREGATE), make_profile(*entries))
+    planner = make_planner(graph, "AB".replace(aggregator, ""), num_workers=3, profiles=profiles)
     backend = kind.make(voted, experts=planner.experts, cluster=make_cluster(3), folder=folder)
+    controllers = make_controllers(questions, planner)
+    log = getattr(backend, "log", None)
+    return drive(backend, controllers, num_workers=3, log=log, tick_s=tick_s), questions
+
+
+def quorum(questions: Questions, planner: Planner) -> Sequence[Controller]:
+    return [Layers(questions, planner), Quorum(questions)]
+
+
+def all_reactions(questions: Questions, planner: Planner) -> Sequence[Controller]:
     prospects = Prospects(Measured(planner.profiles, planner.cluster))
     overlap = Overlap(questions=questions, planner=planner, prospects=prospects)
-    everybody = [prospects, overlap, Quorum(questions), Moves(prospects), Keeping()]
-    if replayed is not None:
-        everybody = [Replay(replayed.actions)]
-    log = getattr(backend, "log", None)
-    return drive(backend, everybody, num_workers=3, log=log, tick_s=0.05), questions
+    return [prospects, overlap, Quorum(questions), Moves(prospects), Keeping()]
+
+
+def run_reacting(kind: Kind, folder: Path, aggregator: str) -> tuple[RunResult, Questions]:
+    """Loads are short, so that any free worker takes calls over; A sits on one worker of three unless they do."""
+    return run(kind, folder, all_reactions, aggregator=aggregator, load_s=0.001, tick_s=0.05)
+
+
+def assert_each_ends_once_with_its_answer(result: RunResult, questions: Questions) -> None:
+    keys = {record.key for record in result.calls}
+    assert len(keys) == len(result.calls) == NUM_QUESTIONS * 3 + 4
+    assert {record.status for record in result.calls} <= {CallStatus.CANCELLED, CallStatus.FINISHED}
+    for question in questions:
+        end = walk(questions.graph, *questions.of(question.id)).end().answer
+        assert end.answer == ANSWERS[kind_of(CallKey(question.id, PROPOSE, 0))]
+
+
+def test_a_quorum_loses_no_call_answers_none_twice_and_changes_no_answer(kind, tmp_path):
+    """Third calls come late, and are cancelled where the first two agree."""
+    result, questions = run(kind, tmp_path, quorum, is_third_late=True)
+    assert_each_ends_once_with_its_answer(result, questions)
+    ended = {record.key: record.status for record in result.calls}
+    cancelled = {key for key, status in ended.items() if status is CallStatus.CANCELLED}
+    assert cancelled == {CallKey(f"q{i}", PROPOSE, 2) for i in range(0, NUM_QUESTIONS, 3)}
+    resumed, _ = run(kind, tmp_path, quorum, is_third_late=True)
+    replay = Replay(result.actions)
+    replayed, _ = run(kind, tmp_path / "replayed", lambda *_: [replay], is_third_late=True)
+    for again in (resumed, replayed):
+        assert {record.key: record.status for record in again.calls} == ended
 
 
 @pytest.mark.parametrize("aggregator", ["A", "T"])
 def test_calls_overlap_and_move_and_each_ends_once_with_the_answer_of_its_question(kind, tmp_path, aggregator):
     result, questions = run_reacting(kind, tmp_path, aggregator)
+    assert_each_ends_once_with_its_answer(result, questions)
     ended = {record.key: record for record in result.calls}
-    assert len(ended) == len(result.calls) == 12 * 3 + 4
-    assert {record.status for record in result.calls} <= {CallStatus.CANCELLED, CallStatus.FINISHED}
-    for question in questions:
-        key = CallKey(question.id, PROPOSE, 0)
-        assert walk(questions.graph, *questions.of(question.id)).end().answer.answer == ANSWERS[kind_of(key)]
+    submitted = {a.command.call.key: a.command.call for a in result.actions if hasattr(a.command, "call")}
     for key, record in ended.items():
         if record.status is CallStatus.FINISHED:
-            call = next(command.call for command in submits(result) if command.call.key == key)
-            assert (record.output_tokens, record.answer) == voted(call)[:2]
+            assert (record.output_tokens, record.answer) == voted(submitted[key])[:2]
     if kind.one_clock:  # on real clocks it depends on who is first
         assert any(isinstance(action.command, Move) for action in result.actions), "a free worker took calls over"
     for worker in range(3):
@@ -72,10 +136,6 @@ def test_calls_overlap_and_move_and_each_ends_once_with_the_answer_of_its_questi
     said = {key: (record.answer, record.output_tokens) for key, record in ended.items() if record.answer}
     again = {record.key: (record.answer, record.output_tokens) for record in resumed.calls}
     assert {key: again[key] for key in said if key in again} == said
-
-
-def submits(result: RunResult) -> list:
-    return [action.command for action in result.actions if hasattr(action.command, "call")]
 
 
 def test_an_aggregator_that_answers_too_is_not_loaded_for_its_aggregations(kind, tmp_path):
