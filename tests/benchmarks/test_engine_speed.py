@@ -6,6 +6,10 @@ The ratios are printed, not asserted: a shared machine's clock proves nothing.
 import time
 from math import inf
 
+import pytest
+
+import mosaic
+from mosaic.config.job import simulated_job
 from mosaic.core.engine_options import EngineOptions
 from mosaic.runtime.static_plan import execute
 from sim.engine.engine import Engine
@@ -78,3 +82,21 @@ def test_llama_r1_session_against_the_oracle(benchmark):
     assert abs(finished[-1].finished_ts / oracle.now - 1) < 1e-6
     if benchmark.enabled:
         print(f"\nLlamaR1 session: {oracle_s / cpu_seconds(jump):,.0f} times the speed of the oracle")
+
+
+@pytest.mark.slow
+def test_mmlu_pro_round_robin(benchmark):
+    """A plan on the simulator with everything: the world's draws, the engine, the records."""
+    job, site = simulated_job(["scheduler=round_robin", "aggregator=none"])
+    plan = mosaic.plan(job).plan
+
+    def run():
+        return execute(plan, job.workload.calls, site.backend_in(site.world))
+
+    result = benchmark(run)
+    assert len(result.calls) == 6300
+    if benchmark.enabled:
+        start = time.process_time()
+        for _ in range(5):
+            run()
+        print(f"\nMMLU-Pro, round robin: {5 * 6300 / (time.process_time() - start):,.0f} calls per CPU second")

@@ -46,52 +46,72 @@ def timed(*experts, use, host=None, workers=None, num_workers=1):
     return [(round(s.load_start_ts, 6), round(s.load_s, 6), round(s.end_ts, 2)) for s in found]
 
 
-def test_without_a_host_that_keeps_anything_every_load_is_cold():
-    assert timed("A", "B", "A", use=GpuUse()) == [(0, 10, 11.0), (16, 10, 27.0), (32, 10, 43.0)]
+COLD = [(0, 10, 11.0), (16, 10, 27.0), (32, 10, 43.0)]
+"""Every load of three sessions is cold, and an engine has ended before the next one loads."""
+WEIGHTS_KEPT, ENGINES_KEPT = GpuUse(keep=Keep.WEIGHTS), GpuUse(keep=Keep.ENGINES)
+ROOM_FOR_ONE = make_host(1.5 * WEIGHTS / 2**30)
 
 
-def test_weights_that_were_loaded_once_come_from_the_host():
-    kept = timed("A", "B", "A", use=GpuUse(keep=Keep.WEIGHTS))
-    assert kept == [(0, 10, 11.0), (16, 10, 27.0), (32, 3, 36.0)]
-
-
-def test_engines_sleep_instead_of_ending_and_wake_on_their_own_workers():
-    slept = timed("A", "B", "A", use=GpuUse(keep=Keep.ENGINES))
-    assert slept == [(0, 10, 11.0), (14, 10, 25.0), (28, 3, 32.0)]
-    elsewhere = timed("A", "B", "A", use=GpuUse(keep=Keep.ENGINES), workers=[(0,), (0,), (1,)], num_workers=2)
-    assert elsewhere[2] == (0, 10, 11.0), "loaded beside the first, from the same read of the disk"
-
-
-def test_who_loads_while_the_weights_are_read_has_them_when_the_first_has():
-    late = timed("B", "A", "A", use=GpuUse(keep=Keep.WEIGHTS), workers=[(0,), (1,), (0,)], num_workers=2)
-    assert late[1:] == [(0, 10, 11.0), (16, 3, 20.0)]
-
-
-def test_what_does_not_fit_into_the_host_is_not_kept():
-    use = GpuUse(keep=Keep.ENGINES)
-    assert timed("A", "B", "A", use=use, host=make_host(1.0)) == timed("A", "B", "A", use=GpuUse())
-    one = make_host(1.5 * WEIGHTS / 2**30)  # room for one: A's weights, then A asleep in their place, then B's read
-    assert timed("A", "B", "A", use=use, host=one)[2] == (28, 10, 39.0), "B's weights took the place of A asleep"
-
-
-def test_an_engine_asleep_needs_memory_that_the_running_one_leaves():
-    no_room = make_host(asleep_gpu_gib=9.0)  # of 80 GiB, engines leave 8
-    assert timed("A", "B", "A", use=GpuUse(keep=Keep.ENGINES), host=no_room)[2] == (32, 3, 36.0)
-
-
-def test_weights_load_beside_the_session_before_where_memory_is_kept_free():
-    ahead = timed("A", "B", use=GpuUse(load_ahead_gib=20.0))
-    assert ahead == [(0, 10, 11.0), (0, 10, 17.0)], "B is there when A has ended, and waits for A's memory"
-    too_small = timed("A", "B", use=GpuUse(load_ahead_gib=10.0))
-    assert too_small == [(0, 10, 11.0), (16, 10, 27.0)]
-
-
-def test_sessions_of_one_expert_behind_each_other_load_it_once_also_where_loads_go_ahead():
-    assert timed("A", "A", use=GpuUse(load_ahead_gib=20.0)) == [(0, 10, 11.0), (11, 0, 12.0)]
-
-
-def test_experts_on_one_gpu_take_turns_and_none_waits_for_the_other():
-    assert timed("A", "B", use=GpuUse(experts_per_gpu=2)) == [(0, 10, 12.0), (0, 10, 12.0)]
+@pytest.mark.parametrize(
+    ("experts", "options", "expected"),
+    [
+        pytest.param("ABA", {"use": GpuUse()}, COLD, id="nothing is kept"),
+        pytest.param(
+            "ABA", {"use": WEIGHTS_KEPT}, [*COLD[:2], (32, 3, 36.0)], id="weights that were loaded come from the host"
+        ),
+        pytest.param(
+            "ABA",
+            {"use": ENGINES_KEPT},
+            [(0, 10, 11.0), (14, 10, 25.0), (28, 3, 32.0)],
+            id="engines sleep instead of ending and wake",
+        ),
+        pytest.param(
+            "ABA",
+            {"use": ENGINES_KEPT, "workers": [(0,), (0,), (1,)], "num_workers": 2},
+            [(0, 10, 11.0), (14, 10, 25.0), (0, 10, 11.0)],
+            id="loaded beside the first, from the same read of the disk",
+        ),
+        pytest.param(
+            "BAA",
+            {"use": WEIGHTS_KEPT, "workers": [(0,), (1,), (0,)], "num_workers": 2},
+            [(0, 10, 11.0), (0, 10, 11.0), (16, 3, 20.0)],
+            id="who loads while the weights are read has them when the first has",
+        ),
+        pytest.param(
+            "ABA", {"use": ENGINES_KEPT, "host": make_host(1.0)}, COLD, id="what does not fit into the host is not kept"
+        ),
+        pytest.param(
+            "ABA",
+            {"use": ENGINES_KEPT, "host": ROOM_FOR_ONE},
+            [(0, 10, 11.0), (14, 10, 25.0), (28, 10, 39.0)],
+            id="weights of B take the place of A asleep",
+        ),
+        pytest.param(
+            "ABA",
+            {"use": ENGINES_KEPT, "host": make_host(asleep_gpu_gib=9.0)},  # of 80 GiB, engines leave 8
+            [*COLD[:2], (32, 3, 36.0)],
+            id="an engine asleep needs memory that the running one leaves",
+        ),
+        pytest.param(
+            "AB",
+            {"use": GpuUse(load_ahead_gib=20.0)},
+            [(0, 10, 11.0), (0, 10, 17.0)],
+            id="B is there when A has ended, and waits for its memory",
+        ),
+        pytest.param("AB", {"use": GpuUse(load_ahead_gib=10.0)}, COLD[:2], id="too little is kept free"),
+        pytest.param(
+            "AA",
+            {"use": GpuUse(load_ahead_gib=20.0)},
+            [(0, 10, 11.0), (11, 0, 12.0)],
+            id="one expert twice is loaded once, also where loads go ahead",
+        ),
+        pytest.param(
+            "AB", {"use": GpuUse(experts_per_gpu=2)}, [(0, 10, 12.0), (0, 10, 12.0)], id="experts on one GPU take turns"
+        ),
+    ],
+)
+def test_sessions_load_and_end_when_they_should(experts, options, expected):
+    assert timed(*experts, **options) == expected
 
 
 def test_who_is_alone_again_is_as_fast_as_before():
