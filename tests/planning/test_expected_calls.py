@@ -115,7 +115,7 @@ def test_a_plan_for_expected_calls_moves_light_work_to_who_would_have_waited() -
     assert any("Heavy" in note and "expected to run" in note for note in plan.notes)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.integers(1, 12),
     st.integers(1, 4),

@@ -187,31 +187,26 @@ def test_a_shifted_length_is_uniform_over_questions(loading: float) -> None:
 # Checks
 
 BAD = [
-    *((name, "x", rf"answers\.{name} must be a number, got 'x'", TypeError) for name in ("mean_ability", "deference")),
-    ("mean_ability", float("nan"), r"answers\.mean_ability must be finite, got nan", ValueError),
-    ("mean_ability", 20.5, r"answers\.mean_ability must be at most 20, got 20\.5", ValueError),
-    ("aggregator_gain", True, r"answers\.aggregator_gain must be a number, got True", TypeError),
-    ("aggregator_gain", -21, r"answers\.aggregator_gain must be at least -20, got -21", ValueError),
+    ("mean_ability", "x", "a number, got 'x'"),
+    ("mean_ability", float("nan"), "finite, got nan"),
+    ("mean_ability", 20.5, r"at most 20, got 20\.5"),
+    ("aggregator_gain", -21, "at least -20, got -21"),
     *(
-        (name, -0.1, rf"answers\.{name} must be at least 0, got -0\.1", ValueError)
+        row
         for name in ("discrimination", "distractor_std", "deference")
+        for row in ((name, -0.1, r"at least 0, got -0\.1"), (name, 20.5, r"at most 20, got 20\.5"))
     ),
-    ("length_loading", -1.1, r"answers\.length_loading must be at least -1, got -1\.1", ValueError),
-    *(
-        (name, 20.5, rf"answers\.{name} must be at most 20, got 20\.5", ValueError)
-        for name in ("discrimination", "distractor_std", "deference")
-    ),
-    ("length_loading", 1.01, r"answers\.length_loading must be at most 1, got 1\.01", ValueError),
-    ("aggregator_length_loading", 2, r"answers\.aggregator_length_loading must be at most 1, got 2", ValueError),
-    ("ability_by_expert", {"A": None}, r"answers\.ability_by_expert\.A must be a number, got None", TypeError),
-    ("ability_by_expert", {"A": 99}, r"answers\.ability_by_expert\.A must be at most 20, got 99", ValueError),
-    ("source", "guessed", r"answers\.source must be one of .*'fitted'.*got 'guessed'", ValueError),
-]  # fmt: skip
+    ("length_loading", -1.1, r"at least -1, got -1\.1"),
+    ("length_loading", 1.01, r"at most 1, got 1\.01"),
+    ("aggregator_length_loading", 2, "at most 1, got 2"),
+    ("ability_by_expert", {"A": 99}, "at most 20, got 99"),
+    ("source", "guessed", r"one of .*'fitted'.*got 'guessed'"),
+]
 
 
-@pytest.mark.parametrize(("name", "value", "message", "error"), BAD)
-def test_a_bad_parameter_is_named_with_rule_and_value(name, value, message, error) -> None:
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize(("name", "value", "rule"), BAD)
+def test_a_bad_parameter_is_named_with_rule_and_value(name, value, rule) -> None:
+    with pytest.raises((ValueError, TypeError), match=rf"answers\.{name}(\.A)? must be {rule}"):
         make_model(**{name: value})
 
 
