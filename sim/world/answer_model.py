@@ -89,10 +89,18 @@ class AnswerModel:
         difficulty, *scores = map(_STANDARD_NORMAL.inv_cdf, uniforms)
         return Item(difficulty, answers, tuple(exp(self.distractor_std * score) for score in scores))
 
+    def weights(self, item: Item, expert: ExpertName, seen: Sequence[str | None] | None = None) -> Sequence[float]:
+        """Weigh a question's answers for an expert; ``seen``: answers that it reads as an aggregator, None: none."""
+        ability = self.ability(expert) + (0.0 if seen is None else self.aggregator_gain)
+        weights = (exp(ability - self.discrimination * item.difficulty), *item.attractions)
+        if seen is None:
+            return weights
+        support = (exp(self.deference * seen.count(answer)) for answer in item.answers)
+        return [weight * boost for weight, boost in zip(weights, support, strict=True)]
+
     def propose(self, item: Item, expert: ExpertName, u: float) -> str:
         """Map a uniform number to an expert's answer."""
-        right = exp(self.ability(expert) - self.discrimination * item.difficulty)
-        return _pick(item.answers, (right, *item.attractions), u)
+        return _pick(item.answers, self.weights(item, expert), u)
 
     def propose_sparse(self, item: Item, expert: ExpertName, u: float, num_tokens: int) -> dict[int, str]:
         """Map the uniform number of a right answer to the wrong ones that it becomes, by KV budget in tokens.
@@ -100,7 +108,7 @@ class AnswerModel:
         A sequence within the budget is read in full. Of longer ones each right answer is lost with the same
         probability, to a wrong one in proportion to its attraction; wrong answers stay what they are.
         """
-        right = exp(self.ability(expert) - self.discrimination * item.difficulty)
+        right = self.weights(item, expert)[0]
         right_frac = right / (right + add_in_order(item.attractions))
         found = {}
         for budget, lost_frac in self.kv_loss_frac.items():
@@ -111,18 +119,12 @@ class AnswerModel:
 
     def aggregate(self, item: Item, aggregator: ExpertName, seen: Sequence[str | None], u: float) -> str:
         """Map a uniform number to the aggregator's answer, given the answers in the responses that it reads."""
-        right = exp(self.ability(aggregator) + self.aggregator_gain - self.discrimination * item.difficulty)
-        support = (exp(self.deference * seen.count(answer)) for answer in item.answers)
-        weights = [weight * boost for weight, boost in zip((right, *item.attractions), support, strict=True)]
-        return _pick(item.answers, weights, u)
+        return _pick(item.answers, self.weights(item, aggregator, seen), u)
 
     def probability(self, item: Item, expert: ExpertName, answer: str, seen: Sequence[str | None] | None) -> float:
-        """Return the probability that an expert gives this answer; ``seen``: as in ``aggregate``, None: it proposes."""
-        ability = self.ability(expert) + (0.0 if seen is None else self.aggregator_gain)
-        weights = (exp(ability - self.discrimination * item.difficulty), *item.attractions)
-        support = [exp(self.deference * (seen or ()).count(one)) for one in item.answers]
-        boosted = [weight * boost for weight, boost in zip(weights, support, strict=True)]
-        return boosted[item.answers.index(answer)] / add_in_order(boosted)
+        """Return the probability that an expert gives this answer; ``seen``: as in ``weights``."""
+        weights = self.weights(item, expert, seen)
+        return weights[item.answers.index(answer)] / add_in_order(weights)
 
     def ability(self, expert: ExpertName) -> float:
         """An expert's ability."""
