@@ -2,9 +2,9 @@
 
 from mosaic.core.engine_options import EngineOptions
 from mosaic.engines.backend import EngineBackend
+from mosaic.engines.launcher import Patience
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.requests import Prompts, RunContent
-from mosaic.engines.sessions import Patience
 from mosaic.engines.vllm_engines import VllmEngines
 
 __all__ = [

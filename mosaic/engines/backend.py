@@ -18,10 +18,9 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, PrefillRecord, inputs_of
 from mosaic.core.workload import CallKey, Expert, ExpertName
 from mosaic.engines.calls import CallState
-from mosaic.engines.executor import Executor
-from mosaic.engines.launcher import Launcher
+from mosaic.engines.launcher import Launcher, Patience
 from mosaic.engines.requests import Engines, RunContent, ServedExpert, is_of_same_engine
-from mosaic.engines.sessions import Patience, SessionState, WorkerBook
+from mosaic.engines.sessions import Sessions, SessionState
 from mosaic.runtime.journal import Journal, make_folder
 
 WAIT_S = 1.0
@@ -75,7 +74,8 @@ class EngineBackend:
         self._engines = engines
         self._launcher = launcher
         self._patience = patience or Patience()
-        self._executor: Executor | None = None
+        self._started: Sessions | None = None
+        self._served: dict[ExpertName, ServedExpert] = {}
         self._numbers = count()
         self._records: dict[CallKey, CallRecord] = {}
         self._outcomes: dict[CallKey, tuple[ServedExpert, Outcome | None]] = {}
@@ -110,17 +110,17 @@ class EngineBackend:
                 self._submit(command)
             case Cancel(key=key):
                 if (call := self._find(key)) is not None:
-                    self._running.calls.cancel(call)
+                    self._sessions.calls.cancel(call)
             case Cut(key=key, tokens=tokens):
                 if tokens < 1:
                     raise BackendError(f"Cut {key}: tokens must be at least 1, got {tokens}")
                 if (call := self._find(key)) is not None:
-                    self._running.calls.cut(call, tokens)
+                    self._sessions.calls.cut(call, tokens)
             case Move(key=key, session=number):
                 state = self._session(number, f"Move {key}", is_open=True)
                 if (call := self._find(key)) is not None:
                     self._check_expert(f"Move {key}", call.call.expert, state)
-                    self._running.calls.redirect(call, number)
+                    self._sessions.calls.redirect(call, number)
             case Close(session=number):
                 self._session(number, "Close").is_closing = True
             case Prefill():
@@ -138,12 +138,12 @@ class EngineBackend:
             On Ctrl-C, when all processes are gone; it says what is kept. To go on from there, run the same with the
             same journal.
         """
-        if self._executor is not None:
+        if self._started is not None:
             raise BackendError("a backend serves one run, make a new one for the next")
         try:
             self._begin()
             yield Started(0.0, resumes_ts=self._ts)
-            yield from self._workers.losses()
+            yield from self._sessions.losses()
             yield from self._run(tick_s)
         except KeyboardInterrupt:
             self._stop()
@@ -162,19 +162,19 @@ class EngineBackend:
             heapq.heappush(self._again, (record.finished_ts, next(self._numbers), record))
         self._launcher.begin(log.folder, self._cluster.num_workers, is_new=not state.done_keys)
         self._ts = log.begin()
-        self._workers = WorkerBook(self._cluster.num_workers, self._ts, self.lost, self._launcher.changes())
-        self._executor = Executor(
+        self._started = Sessions(
             self._launcher,
             log,
+            self._patience,
             start_ts=self._ts,
-            workers=self._workers,
-            patience=self._patience,
-            on_end=self._end,
-            tell=self._events.append,
+            num_workers=self._cluster.num_workers,
+            lost=self.lost,
+            emit=self._events.append,
+            end=self._end,
         )
 
     def _run(self, tick_s: float | None) -> Generator[Event, None, None]:
-        executor = self._running
+        sessions = self._sessions
         tick_ts = time.monotonic() + (tick_s or 0.0)
         while True:
             yield from self._told_again()
@@ -182,16 +182,16 @@ class EngineBackend:
             if self._events:
                 yield from self._round()
                 continue
-            executor.start()
+            sessions.start()
             if self._events:
                 continue
-            if executor.is_over:
+            if sessions.is_over:
                 return
             wait_s = WAIT_S if tick_s is None else min(WAIT_S, max(0.0, tick_ts - time.monotonic()))
-            executor.advance(wait_s, may_act=tick_s is not None)
+            sessions.advance(wait_s, may_act=tick_s is not None)
             if tick_s is not None and time.monotonic() >= tick_ts:
                 tick_ts = time.monotonic() + tick_s
-                self._events.append(Tick(executor.now()))
+                self._events.append(Tick(sessions.now()))
 
     def _round(self) -> Iterator[Event]:
         """Tell what has happened and is on the disk; what controllers do about it waits for the next sync."""
@@ -219,18 +219,18 @@ class EngineBackend:
             yield Finished(ts, record) if isinstance(record, CallRecord) else Prefilled(ts, record)
 
     def _stop(self) -> None:
-        if self._executor is not None:
-            self._executor.stop()
+        if self._started is not None:
+            self._started.stop()
         self.log.close()
 
     @property
-    def _running(self) -> Executor:
-        assert self._executor is not None, "commands are applied between two events"
-        return self._executor
+    def _sessions(self) -> Sessions:
+        assert self._started is not None, "commands are applied between two events"
+        return self._started
 
     def _open(self, session: Session) -> None:
         label = f"session {session.id} of {session.expert!r}"
-        if session.id in self._running.sessions:
+        if self._sessions.get(session.id) is not None:
             raise BackendError(f"{label}: id must be one that no session has")
         for needed in session.after:
             self._session(needed, f"{label}: after")
@@ -242,7 +242,7 @@ class EngineBackend:
         if not may_be_gang(workers):
             raise BackendError(f"{label}: workers must be {GANG_RULE}, got {[worker.place for worker in workers]}")
         spec = self._engines.spec(replace(expert, tp_degree=len(workers)), workers)
-        self._running.open(session, spec, self._ts)
+        self._sessions.open(session, spec, self._ts)
 
     def _submit(self, command: Submit) -> None:
         call, to, label = command.call, command.to, f"call {command.call.key}"
@@ -252,12 +252,13 @@ class EngineBackend:
             self._check_expert(label, call.expert, state)
         elif to != call.expert:
             raise BackendError(f"{label} is for {call.expert!r}, got the queue of {to!r}")
-        served = self._engines.served(expert)
+        served = self._served_expert(expert)
         present = self._find(call.key) if call.key in self._outcomes else None
         if present is not None:
-            if not (present.is_moving and isinstance(present.to, int) and self._running.sessions[present.to].has_ended):
+            to_state = self._sessions.get(present.to) if isinstance(present.to, int) else None
+            if not (present.is_moving and to_state is not None and to_state.has_ended):
                 raise BackendError(f"{label} was submitted and has not ended")
-            self._running.calls.redirect(present, to)  # it was on its way to a session that is lost
+            self._sessions.calls.redirect(present, to)  # it was on its way to a session that is lost
             return
         waits_for = [key for key in call.after if key in self._outcomes and self._find(key) is not None]
         if waits_for:
@@ -269,14 +270,14 @@ class EngineBackend:
         number = next(self._numbers)
         record = self._done(call.key, request.fingerprint, to)
         if record is not None:
-            self._running.note_end(record)
+            self._sessions.note_end(record)
             heapq.heappush(self._again, (record.finished_ts or 0.0, number, self._read(record)))
             return
         earlier = self.log.state.last_fingerprint(call.key)
         if is_new and earlier is not None:
             self._num_redone[is_of_same_engine(earlier, request.fingerprint)][call.expert] += 1
-        request = replace(request, queued_ts=max(call.ready_s, self._ts))
-        self._running.calls.submit(CallState(call=call, request=request, to=to, rank=(command.priority, number)))
+        request = request._replace(queued_ts=max(call.ready_s, self._ts))
+        self._sessions.calls.submit(CallState(call=call, request=request, to=to, rank=(command.priority, number)))
 
     def _done(self, key: CallKey, fingerprint: str, to: int | ExpertName) -> CallRecord | None:
         """Find a call that need not be run.
@@ -286,7 +287,7 @@ class EngineBackend:
         record = self.log.state.done(key, fingerprint)
         if record is None or not isinstance(to, int):
             return record
-        state = self._running.sessions.get(record.session)
+        state = self._sessions.get(record.session)
         if state is None or (state.session.expert, state.session.workers) == (record.expert, record.workers):
             return record
         return record._replace(session=to)
@@ -295,12 +296,12 @@ class EngineBackend:
         call, label = command.call, f"prefill of call {command.call.key}"
         state = self._session(command.session, label)
         self._check_expert(label, call.expert, state)
-        if state.process is None or state.is_closing or call.key in self._outcomes:
+        if state.calls.send is None or state.is_closing or call.key in self._outcomes:
             return
         inputs = inputs_of(replace(call, after=call.after[: command.num_read]), self._records)
-        request = self._content.prefill(call, self._engines.served(self._experts[call.expert]), inputs)
+        request = self._content.prefill(call, self._served_expert(self._experts[call.expert]), inputs)
         if request is not None:
-            state.process.send((request,))
+            state.calls.send([request])
 
     def _end(self, record: CallRecord) -> None:
         self._events.append(Finished(record.finished_ts or 0.0, self._read(record)))
@@ -314,8 +315,13 @@ class EngineBackend:
             raise BackendError(f"{label}: expert must be one of {sorted(self._experts)}, got {name!r}")
         return self._experts[name]
 
+    def _served_expert(self, expert: Expert) -> ServedExpert:
+        if expert.name not in self._served:
+            self._served[expert.name] = self._engines.served(expert)
+        return self._served[expert.name]
+
     def _session(self, number: int, label: str, *, is_open: bool = False) -> SessionState:
-        state = self._running.sessions.get(number)
+        state = self._sessions.get(number)
         if state is None or (is_open and state.is_closing):
             rule = "was opened and not closed" if is_open else "was opened"
             raise BackendError(f"{label}: session must be one that {rule}, got {number}")
@@ -325,7 +331,7 @@ class EngineBackend:
         """Find a call; None: it has ended, or is nowhere."""
         if key not in self._outcomes:
             raise BackendError(f"command must name a call that was submitted, got {key}")
-        return self._running.calls.get(key)
+        return self._sessions.calls.get(key)
 
     def _check_expert(self, label: str, expert: ExpertName, state: SessionState) -> None:
         if state.session.expert != expert:

@@ -1,15 +1,71 @@
-"""The calls of a run that have not ended: where each waits or runs, and how it ends."""
+"""The calls of a run that have not ended: one state for each says where it is, and so how it ends."""
 
+import heapq
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from mosaic.core.commands import Cancel, Cut, Move
+from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord, CallStatus, Response
 from mosaic.core.workload import Call, CallKey, ExpertName
 from mosaic.engines.engine import Output, Request
-from mosaic.engines.sessions import CallQueue, SessionState
+from mosaic.engines.messages import ToWorker
 from mosaic.runtime.journal import NO_SESSION
+
+
+class CallQueue:
+    """Gives calls whose time has come, of those the lower priority first, and of equal ones the one that came first."""
+
+    def __init__(self) -> None:
+        self._future: list[tuple[float, tuple[int, int], CallKey]] = []
+        self._ready: list[tuple[tuple[int, int], CallKey]] = []
+        self._ranks: dict[CallKey, tuple[int, int]] = {}
+        """Of those that wait; what else is in the heaps has left."""
+
+    def __len__(self) -> int:
+        return len(self._ranks)
+
+    def __contains__(self, key: CallKey) -> bool:
+        return key in self._ranks
+
+    def in_order(self) -> list[CallKey]:
+        """List the calls in the order of their ranks."""
+        return sorted(self._ranks, key=self._ranks.__getitem__)
+
+    def add(self, key: CallKey, rank: tuple[int, int], ready_s: float) -> None:
+        """Let a call wait; ``rank`` is its priority and its number."""
+        self._ranks[key] = rank
+        heapq.heappush(self._future, (ready_s, rank, key))
+
+    def discard(self, key: CallKey) -> bool:
+        """Take a call out; False: it was not there."""
+        return self._ranks.pop(key, None) is not None
+
+    def pop(self, now: float) -> CallKey | None:
+        """Take the next call out; None: none is ready."""
+        self._sort(now)
+        if not self._ready:
+            return None
+        _, key = heapq.heappop(self._ready)
+        del self._ranks[key]
+        return key
+
+    def next_ready_s(self, now: float) -> float | None:
+        """Give the instant at which a call will be ready; None: one is, or none waits."""
+        self._sort(now)
+        return None if self._ready or not self._future else self._future[0][0]
+
+    def _sort(self, now: float) -> None:
+        """Move calls whose time has come, and drop those that have left."""
+        while self._future and (self._future[0][0] <= now or self._has_left(self._future[0][2], self._future[0][1])):
+            _, rank, key = heapq.heappop(self._future)
+            heapq.heappush(self._ready, (rank, key))
+        while self._ready and self._has_left(self._ready[0][1], self._ready[0][0]):
+            heapq.heappop(self._ready)
+
+    def _has_left(self, key: CallKey, rank: tuple[int, int]) -> bool:
+        return self._ranks.get(key) != rank
 
 
 @dataclass(slots=True, kw_only=True)
@@ -27,28 +83,58 @@ class CallState:
     holder: int | None = None
     """The session whose process has it."""
     is_cancelled: bool = False
-    """Its process was told to drop it."""
+    """Its process is to drop it."""
     is_moving: bool = False
-    """Its process was told to give it back; then it goes where it was sent."""
+    """Its process is to give it back; then it goes where it was sent."""
     num_moves: int = 0
 
 
-class CallBook:
-    """Knows every call that was submitted and has not ended.
+@dataclass(slots=True, kw_only=True)
+class SessionCalls:
+    """The calls of a session."""
+
+    session: Session
+    is_remote: bool
+    """Its server has others beside it: a call of the expert's queue that it loses goes back there."""
+    queue: CallQueue = field(default_factory=CallQueue)
+    """Those that no process has."""
+    held: set[CallKey] = field(default_factory=set)
+    """Those that its process has."""
+    incoming: set[CallKey] = field(default_factory=set)
+    """Those that the process of another session still has, and gives back for it."""
+    suspected: set[CallKey] = field(default_factory=set)
+    """Those that a process had when it broke: one of them may have done it."""
+    send: Callable[[ToWorker], None] | None = None
+    """Sends its process a message; None: its engine is not ready."""
+    attempt: int = 0
+    is_over: bool = False
+    """It takes no call any more."""
+    broken: str | None = None
+    """Why it fails what it is sent."""
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self.held or self.queue or self.incoming)
+
+
+class Calls:
+    """Every call that was submitted and has not ended.
 
     A call waits in a session's queue or its expert's, or a session's process has it.
+
+    Parameters
+    ----------
+    now
+        Gives the instant, on the run's clock.
+    end
+        Takes the record of a call that ends here.
     """
 
-    def __init__(
-        self,
-        sessions: Mapping[int, SessionState],
-        now: Callable[[], float],
-        on_end: Callable[[CallRecord], None],
-    ) -> None:
-        self._sessions = sessions
+    def __init__(self, now: Callable[[], float], end: Callable[[CallRecord], None]) -> None:
         self._now = now
-        self._on_end = on_end
+        self._end = end
         self._calls: dict[CallKey, CallState] = {}
+        self._sessions: dict[int, SessionCalls] = {}
         self._queues: dict[ExpertName, CallQueue] = defaultdict(CallQueue)
 
     def __len__(self) -> int:
@@ -58,32 +144,36 @@ class CallBook:
         """Find a call; None: it has ended, or is nowhere."""
         return self._calls.get(key)
 
+    def open(self, session: Session, *, is_remote: bool) -> SessionCalls:
+        """Let calls be sent to a session."""
+        self._sessions[session.id] = opened = SessionCalls(session=session, is_remote=is_remote)
+        return opened
+
     def queue_of(self, expert: ExpertName) -> CallQueue:
-        """The calls that any session of an expert may take."""
+        """Give the calls that any session of an expert may take."""
         return self._queues[expert]
 
     def experts_waited_for(self) -> list[ExpertName]:
-        """Name the experts whose queues are not empty."""
+        """List the experts whose queues are not empty."""
         return [expert for expert, queue in self._queues.items() if queue]
 
     def submit(self, call: CallState) -> None:
-        """Let a call wait where it was sent; a session that is lost has no place for it."""
+        """Let a call wait where it was sent; a session that is lost has no slot for it."""
         self._calls[call.request.key] = call
         self._place(call)
 
     def redirect(self, call: CallState, to: int | ExpertName) -> None:
         """Send a call that has not ended elsewhere."""
-        key = call.call.key
         self._leave(call)
         call.to = to
         if call.holder is None:
             self._place(call)
         elif call.is_moving or (call.holder != to and not call.is_cancelled):
-            if isinstance(to, int) and not self._sessions[to].has_ended:
-                self._sessions[to].coming.add(key)
+            if isinstance(to, int) and not self._sessions[to].is_over:
+                self._sessions[to].incoming.add(call.request.key)
             if not call.is_moving:
                 call.is_moving = True
-                self._tell_holder(call, Move(key, NO_SESSION))
+                self._send_holder(call, Move(call.request.key, NO_SESSION))
 
     def cancel(self, call: CallState) -> None:
         """Stop a call."""
@@ -92,74 +182,73 @@ class CallBook:
         elif not call.is_cancelled:
             call.is_cancelled = True
             if not call.is_moving:
-                self._tell_holder(call, Cancel(call.request.key))
+                self._send_holder(call, Cancel(call.request.key))
 
     def cut(self, call: CallState, tokens: int) -> None:
         """Let a call write at most so many tokens."""
         earlier = call.request.cut_tokens
-        call.request = replace(call.request, cut_tokens=tokens if earlier is None else min(earlier, tokens))
+        call.request = call.request._replace(cut_tokens=tokens if earlier is None else min(earlier, tokens))
         if call.holder is not None and not call.is_moving:
-            self._tell_holder(call, Cut(call.request.key, tokens))
+            self._send_holder(call, Cut(call.request.key, tokens))
 
-    def take(self, state: SessionState, room: int, shared_room: float) -> tuple[Request, ...]:
+    def take(self, session: SessionCalls, room: int, shared_room: float) -> list[Request]:
         """Give a session's process the calls that come next, its own first and then its expert's.
 
         It has at most ``room`` then, and gets none of its expert's where it has ``shared_room``.
         """
         taken: list[Request] = []
         now = self._now()
-        while len(state.hands) < room:
-            key = state.queue.pop(now)
-            if key is None and len(state.hands) < shared_room:
-                key = self._queues[state.session.expert].pop(now)
+        while len(session.held) < room:
+            key = session.queue.pop(now)
+            if key is None and len(session.held) < shared_room:
+                key = self._queues[session.session.expert].pop(now)
             if key is None:
                 break
             call = self._calls[key]
-            call.queue, call.holder = None, state.session.id
-            state.hands.add(key)
-            taken.append(replace(call.request, attempt=state.attempt + call.num_moves))
-        return tuple(taken)
+            call.queue, call.holder = None, session.session.id
+            session.held.add(key)
+            attempt = session.attempt + call.num_moves
+            taken.append(call.request._replace(attempt=attempt) if attempt else call.request)
+        return taken
 
-    def take_back(self, state: SessionState, output: Output) -> None:
-        """Send a call on that a session's process gave back, with what it wrote; the KV cache of it is lost."""
+    def take_back(self, session: SessionCalls, output: Output) -> None:
+        """Send a call on that a session's process gave back, with what it wrote; its KV cache is lost."""
         call = self._calls.get(output.key)
-        if call is None or call.holder != state.session.id or not call.is_moving:
+        if call is None or call.holder != session.session.id or not call.is_moving:
             return
-        state.hands.discard(output.key)
         request, generated = call.request, output.token_ids
         num_read = request.prompt_tokens if output.prompt_tokens is None else output.prompt_tokens
         wasted_tokens = request.wasted_tokens + (num_read + len(generated) - 1 if generated else 0)
-        call.request = replace(request, generated=generated, wasted_tokens=wasted_tokens, queued_ts=self._now())
+        call.request = request._replace(generated=generated, wasted_tokens=wasted_tokens, queued_ts=self._now())
         call.num_moves += 1
+        session.held.discard(output.key)
         self._release(call)
 
-    def empty_hands(self, state: SessionState) -> list[CallState]:
+    def empty(self, session: SessionCalls) -> list[CallState]:
         """Take all calls from a process that is gone; gives those that wait again, in their order.
 
         They wait for its session; what was sent to an expert's queue may be served by the expert's other servers.
         """
-        held = sorted((self._calls[key] for key in state.hands), key=lambda call: call.rank)
-        state.hands.clear()
-        kept = []
+        held = sorted((self._calls[key] for key in session.held), key=lambda call: call.rank)
+        session.held.clear()
+        waiting = [call for call in held if not (call.is_cancelled or call.is_moving)]
         for call in held:
-            if call.is_cancelled or call.is_moving:
-                self._release(call)
-                continue
-            kept.append(call)
-            if state.spec.is_remote and isinstance(call.to, str):
+            if call.is_cancelled or call.is_moving or (session.is_remote and isinstance(call.to, str)):
                 self._release(call)
             else:
-                call.holder, call.queue = None, state.queue
-                state.queue.add(call.request.key, call.rank, call.call.ready_s)
-        return kept
+                call.holder = None
+                self._wait(call, session.queue)
+        session.suspected.update(call.request.key for call in waiting)
+        session.attempt += 1
+        return waiting
 
-    def waiting_in(self, queue: CallQueue) -> list[CallState]:
-        """List the calls of a queue."""
-        return [self._calls[key] for key in queue.in_order()]
+    def fail(self, queue: CallQueue, cause: str) -> None:
+        """End all calls of a queue."""
+        self.end(self._in(queue), CallStatus.FAILED, cause)
 
-    def lose(self, state: SessionState) -> None:
+    def lose(self, session: SessionCalls) -> None:
         """Let go of the calls of a session that is lost: its own are nowhere, others are their expert's again."""
-        for call in self.waiting_in(state.queue):
+        for call in self._in(session.queue):
             self._leave(call)
             self._place(call)
 
@@ -168,42 +257,45 @@ class CallBook:
         self._calls = {key: call for key, call in self._calls.items() if call.holder is not None}
         self._queues.clear()
 
-    def note(self, record: CallRecord) -> bool:
-        """Take note of a call that ended; False: that was known."""
+    def remove(self, record: CallRecord) -> bool:
+        """Let go of a call that has ended; False: it was gone."""
         call = self._calls.pop(record.key, None)
         if call is None:
             return False
         self._leave(call)
-        for state in (self._sessions.get(number) for number in (record.session, call.holder) if number is not None):
-            if state is not None:
-                state.hands.discard(record.key)
-                state.suspects.discard(record.key)
+        for number in {record.session, call.holder}:
+            if number in self._sessions:
+                self._sessions[number].held.discard(record.key)
+                self._sessions[number].suspected.discard(record.key)
         return True
 
     def end(self, calls: Sequence[CallState], status: CallStatus, error: str | None = None) -> None:
         """End calls that no process has."""
         for record in [self._record(call, status, error) for call in calls]:
-            self._on_end(record)
+            self._end(record)
 
     def _record(self, call: CallState, status: CallStatus, error: str | None) -> CallRecord:
         request, now = call.request, self._now()
-        state = self._sessions.get(call.to) if isinstance(call.to, int) else None
+        session = self._sessions.get(call.to) if isinstance(call.to, int) else None
         return CallRecord(
             key=request.key,
             expert=call.call.expert,
-            session=NO_SESSION if state is None else state.session.id,
-            workers=() if state is None else state.session.workers,
+            session=NO_SESSION if session is None else session.session.id,
+            workers=() if session is None else session.session.workers,
             prompt_tokens=request.prompt_tokens,
             output_tokens=len(request.generated),
             queued_ts=min(max(call.call.ready_s, request.queued_ts), now),
             admitted_ts=None,
             first_token_ts=None,
             finished_ts=now,
-            attempt=call.num_moves + (0 if state is None else state.attempt),
+            attempt=call.num_moves + (0 if session is None else session.attempt),
             wasted_tokens=request.wasted_tokens + len(request.generated),
             status=status,
             response=Response(error=error, fingerprint=request.fingerprint),
         )
+
+    def _in(self, queue: CallQueue) -> list[CallState]:
+        return [self._calls[key] for key in queue.in_order()]
 
     def _release(self, call: CallState) -> None:
         """Put a call that no process has any more where it was sent."""
@@ -215,24 +307,29 @@ class CallBook:
             self._place(call)
 
     def _place(self, call: CallState) -> None:
-        key, state = call.request.key, None if isinstance(call.to, str) else self._sessions[call.to]
-        if state is not None and state.broken is not None:
-            self.end([call], CallStatus.FAILED, state.broken)
-        elif state is not None and state.has_ended:
-            del self._calls[key]  # nowhere, until it is submitted again
+        session = None if isinstance(call.to, str) else self._sessions[call.to]
+        if session is None:
+            self._wait(call, self._queues[call.call.expert])
+        elif session.broken is not None:
+            self.end([call], CallStatus.FAILED, session.broken)
+        elif session.is_over:
+            del self._calls[call.request.key]  # nowhere, until it is submitted again
         else:
-            call.queue = self._queues[call.call.expert] if state is None else state.queue
-            call.queue.add(key, call.rank, call.call.ready_s)
+            self._wait(call, session.queue)
+
+    def _wait(self, call: CallState, queue: CallQueue) -> None:
+        call.queue = queue
+        queue.add(call.request.key, call.rank, call.call.ready_s)
 
     def _leave(self, call: CallState) -> None:
         if call.queue is not None:
             call.queue.discard(call.request.key)
             call.queue = None
         if isinstance(call.to, int):
-            self._sessions[call.to].coming.discard(call.request.key)
+            self._sessions[call.to].incoming.discard(call.request.key)
 
-    def _tell_holder(self, call: CallState, message: Cancel | Cut | Move) -> None:
+    def _send_holder(self, call: CallState, message: Cancel | Cut | Move) -> None:
         assert call.holder is not None, "a process has it"
-        process = self._sessions[call.holder].process
-        if process is not None:
-            process.send(message)
+        send = self._sessions[call.holder].send
+        if send is not None:
+            send(message)

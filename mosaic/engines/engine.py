@@ -31,9 +31,11 @@ class EngineSpec:
     """It is known to serve calls, so what stops it may pass."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One generation: what an engine reads, and what its worker needs to record what came of it."""
+class Request(NamedTuple):
+    """One generation: what an engine reads, and what its worker needs to record how it ended.
+
+    A named tuple: it is made, changed and sent once per call.
+    """
 
     key: CallKey
     """No two requests under way in an engine have the same."""

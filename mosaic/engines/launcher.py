@@ -1,10 +1,16 @@
-"""How worker processes come about, here or on other machines."""
+"""Worker processes as a run has them: how they start, here or on other machines, and when they count as hung."""
 
+import signal
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from mosaic.engines.messages import Exited, FromWorker, Gone, There, ToWorker
+from mosaic.core.checks import require_count, require_number
+from mosaic.engines.engine import EngineSpec
+from mosaic.engines.messages import Exited, Failure, FromWorker, Gone, There, ToWorker
 
 
 class Channel(Protocol):
@@ -56,3 +62,119 @@ class Launcher(Protocol):
 
     def changes(self) -> Sequence[Gone | There]:
         """List the workers that went down and came up since the last call; at first, those that are not there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """When a worker counts as hung, and how often what failed is tried again."""
+
+    load_timeout_s: float = 900.0
+    """An engine must be ready within this time."""
+    stall_timeout_s: float = 180.0
+    """Once ready it must finish a step within this time."""
+    close_timeout_s: float = 30.0
+    """A process must be gone this long after it was to end."""
+    max_retries: int = 2
+    """Times that a session is tried again after a failure; when a call finishes in between, counting starts anew.
+
+    The last time its calls are served one at a time, so that a call which breaks its engine fails alone.
+    """
+    max_restarts: int = 2
+    """Times that a worker may fail to load anything, likewise, before it is given up; for the fork server the same."""
+    outage_timeout_s: float = 1800.0
+    """A server that has served calls, and serves no more, is waited for so long."""
+    first_pause_s: float = 0.5
+    """Before it is tried again; the pause doubles each time."""
+    max_pause_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        pauses = ("outage_timeout_s", "first_pause_s", "max_pause_s")
+        for name in ("load_timeout_s", "stall_timeout_s", "close_timeout_s", *pauses):
+            require_number(getattr(self, name), f"patience.{name}", above=0)
+        require_count(self.max_retries, "patience.max_retries")
+        require_count(self.max_restarts, "patience.max_restarts")
+
+
+class Phase(StrEnum):
+    """What a worker process does."""
+
+    LOADING = "loading"
+    SERVING = "serving"
+    IDLE = "idle"
+    """Its expert stays, for the next session of the same."""
+    CLOSING = "closing"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class WorkerProcess:
+    """A worker process while it lives."""
+
+    channel: Channel
+    spec: EngineSpec
+    workers: tuple[int, ...]
+    session: int | None
+    """The number of the one that it serves."""
+    phase: Phase = Phase.LOADING
+    one_at_a_time: bool = False
+    """It serves no two suspected calls together, to find the one that breaks it."""
+    received_ts: float = field(default_factory=time.monotonic)
+    """When it last sent anything, on the machine's monotonic clock."""
+    failure: Failure | None = None
+    hung: str | None = None
+    """Why it was killed."""
+    _unsent: list[ToWorker] = field(default_factory=list)
+
+    def send(self, message: ToWorker) -> None:
+        """Send it something with the next ``flush``: not before what caused it is on the disk."""
+        self._unsent.append(message)
+
+    def flush(self) -> None:
+        """Send it all that is meant for it."""
+        for message in self._unsent:
+            self.channel.send(message)
+        self._unsent.clear()
+
+    def begin(self, phase: Phase) -> None:
+        """Enter a phase; its time limit counts from now."""
+        self.phase = phase
+        self.received_ts = time.monotonic()
+
+    def watch(self, patience: Patience) -> None:
+        """Kill it if it sent nothing for too long."""
+        limits = {
+            Phase.LOADING: patience.load_timeout_s,
+            Phase.SERVING: patience.stall_timeout_s,
+            Phase.CLOSING: patience.close_timeout_s,
+        }
+        limit_s = limits.get(self.phase)
+        if limit_s is not None and self.hung is None and time.monotonic() - self.received_ts > limit_s:
+            self.hung = f"{self.spec.expert} made no progress for {limit_s:g} s while {self.phase}"
+            self.channel.kill()
+
+    def cause(self, exited: Exited) -> str:
+        """Give in one line why it ended."""
+        if self.hung is not None:
+            return self.hung
+        if self.failure is not None:
+            return self.failure.cause
+        name = f"the worker process of {self.spec.expert}"
+        if exited.fork_server_died:
+            return f"{name} ended with its fork server"
+        if exited.exit_code < 0:
+            signal_name = signal.Signals(-exited.exit_code).name
+            hint = ": out of memory, or killed from outside" if signal_name == "SIGKILL" else ""
+            return f"{name} was ended by {signal_name} while {self.phase}{hint}"
+        return f"{name} ended with exit code {exited.exit_code} while {self.phase}"
+
+    @property
+    def is_workers_fault(self) -> bool:
+        """Whether another session would fail on the worker too.
+
+        A process that cannot even load, for no reason that the engine could name, speaks of its worker. A gang
+        does not say which of its workers it is, so its failures are the session's.
+        """
+        if len(self.workers) > 1:
+            return False
+        if self.failure is not None:
+            return self.failure.is_worker
+        return self.phase is Phase.LOADING

@@ -129,7 +129,7 @@ class There(NamedTuple):
     workers: tuple[int, ...]
 
 
-ToWorker: TypeAlias = Load | Serve | tuple[Request, ...] | Cancel | Cut | Move | Close | Quit
+ToWorker: TypeAlias = Load | Serve | list[Request] | Cancel | Cut | Move | Close | Quit
 """A call that is moved is given back, with what it has written; one that is cancelled or cut ends."""
 FromWorker: TypeAlias = Ready | Progress | Finished | Prefilled | Output | ClosedSession | Failure
 """An output is that of a call that is given back."""

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import blake2b
 from typing import Protocol, TypeAlias
 
@@ -125,21 +126,22 @@ class RunContent:
             length = min(outcome.output_tokens, served.output_limit(num_tokens))
         temperature = expert.temperature if asked_for.temperature is None else asked_for.temperature
         most = min(expert.max_output_tokens, asked_for.max_output_tokens or expert.max_output_tokens)
+        values = {} if asked_for is _AS_THE_EXPERT else asked_for.engine_values
         asked: list[object] = [prompt.messages if isinstance(prompt, Chat) else prompt, seed, temperature, most, length]
-        if asked_for.engine_values:
-            asked.append(asked_for.engine_values)
+        if values:
+            asked.append(values)
         if self.with_confidence:
             asked.append("with confidence")  # a journal without it would not do
         return Request(
             key=call.key,
-            fingerprint=f"{_digest(served.decides)}-{_digest(asked)}",
+            fingerprint=f"{_engine_digest(served.decides)}-{_digest(asked)}",
             prompt=prompt,
             prompt_tokens=call.prompt_tokens,
             seed=seed,
             temperature=temperature,
             max_output_tokens=most,
             output_tokens=length,
-            sampling=asked_for if asked_for.engine_values else None,
+            sampling=asked_for if values else None,
             with_confidence=self.with_confidence,
         )
 
@@ -198,6 +200,11 @@ def is_of_same_engine(fingerprint: str, other: str) -> bool:
     (True, False)
     """
     return fingerprint.partition("-")[0] == other.partition("-")[0]
+
+
+@cache
+def _engine_digest(decides: tuple[str | int, ...]) -> str:
+    return _digest(decides)
 
 
 def _digest(values: Sequence[object]) -> str:

@@ -3,7 +3,6 @@
 import select
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from mosaic.core.commands import Cancel, Close, Cut, Move
@@ -83,7 +82,7 @@ class SessionService:
 
     def _handle(self, message: ToWorker) -> None:
         match message:
-            case tuple():
+            case list():
                 for request in message:
                     self._submit(request)
             case Close():
@@ -214,4 +213,4 @@ def _limited(request: Request) -> Request:
         return request
     most = max(min(request.max_output_tokens, request.cut_tokens), len(request.generated) + 1)
     exactly = None if request.output_tokens is None else min(request.output_tokens, most)
-    return replace(request, max_output_tokens=most, output_tokens=exactly)
+    return request._replace(max_output_tokens=most, output_tokens=exactly)

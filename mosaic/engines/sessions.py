@@ -1,114 +1,39 @@
-"""Sessions on their way: who loads when and where, what is tried again, and which call breaks its session."""
+"""Sessions over worker processes: who loads when and where, what is tried again, and which call breaks its session."""
 
-import heapq
 import math
-import signal
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from mosaic.core.checks import require_count, require_number
-from mosaic.core.events import Lost
+from mosaic.core.commands import Close
+from mosaic.core.errors import BackendError
+from mosaic.core.events import Closed, Event, Finished, Idle, Joined, Lost, Prefilled, Progress, Ready, Unused
 from mosaic.core.plan import Session
-from mosaic.core.workload import CallKey, ExpertName
-from mosaic.engines.engine import EngineSpec
-from mosaic.engines.launcher import Channel
-from mosaic.engines.messages import Exited, Failure, Gone, There, ToWorker
-from mosaic.runtime.journal import OpenedSession
+from mosaic.core.results import SERVED, CallRecord, CallStatus
+from mosaic.core.workload import ExpertName
+from mosaic.engines.calls import Calls, CallState, SessionCalls
+from mosaic.engines.engine import EngineSpec, Output
+from mosaic.engines.launcher import Channel, Launcher, Patience, Phase, WorkerProcess
+from mosaic.engines.local_launcher import LOG, output_of
+from mosaic.engines.messages import Exited, Failure, FromWorker, Gone, Load, Quit, Serve
+from mosaic.runtime.journal import ClosedSession, EndedPrefill, Journal, OpenedSession
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """When a worker counts as hung, and how often what failed is tried again."""
-
-    load_timeout_s: float = 900.0
-    """An engine must be ready within this time."""
-    stall_timeout_s: float = 180.0
-    """Once ready it must finish a step within this time."""
-    close_timeout_s: float = 30.0
-    """A process must be gone this long after it was told to end."""
-    max_retries: int = 2
-    """Times that a session is tried again after a failure; when a call finishes in between, counting starts anew.
-
-    The last time its calls are served one at a time, so that a call which breaks its engine fails alone.
-    """
-    max_restarts: int = 2
-    """Times that a worker may fail to load anything, likewise, before it is given up; for the fork server the same."""
-    outage_timeout_s: float = 1800.0
-    """A server that has served calls, and serves no more, is waited for so long."""
-    first_pause_s: float = 0.5
-    """Before it is tried again; the pause doubles each time."""
-    max_pause_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        pauses = ("outage_timeout_s", "first_pause_s", "max_pause_s")
-        for name in ("load_timeout_s", "stall_timeout_s", "close_timeout_s", *pauses):
-            require_number(getattr(self, name), f"patience.{name}", above=0)
-        require_count(self.max_retries, "patience.max_retries")
-        require_count(self.max_restarts, "patience.max_restarts")
-
-
+GATHER_S = 0.005
+"""Messages are received no more often: what comes meanwhile is written and synced together."""
 OWN_BATCHES = 2
 """A process gets of its session's calls so many full batches: enough that its engine never runs dry."""
 SHARED_BATCHES = 1.25
 """And of its expert's queue no more than this, so that sessions which share one end at about the same time."""
 MAX_ISOLATED = 3
 """So many calls in a row that break their session: it is not the calls."""
-
-
-class CallQueue:
-    """Gives calls whose time has come, of those the lower priority first, and of equal ones the one that came first."""
-
-    def __init__(self) -> None:
-        self._future: list[tuple[float, tuple[int, int], CallKey]] = []
-        self._ready: list[tuple[tuple[int, int], CallKey]] = []
-        self._ranks: dict[CallKey, tuple[int, int]] = {}
-        """Of those that wait; what else is in the heaps has left."""
-
-    def __len__(self) -> int:
-        return len(self._ranks)
-
-    def __contains__(self, key: CallKey) -> bool:
-        return key in self._ranks
-
-    def in_order(self) -> list[CallKey]:
-        """List the calls in the order of their ranks."""
-        return sorted(self._ranks, key=self._ranks.__getitem__)
-
-    def add(self, key: CallKey, rank: tuple[int, int], ready_s: float) -> None:
-        """Let a call wait; ``rank`` is its priority and its number."""
-        self._ranks[key] = rank
-        heapq.heappush(self._future, (ready_s, rank, key))
-
-    def discard(self, key: CallKey) -> bool:
-        """Take a call out; False: it was not there."""
-        return self._ranks.pop(key, None) is not None
-
-    def pop(self, now: float) -> CallKey | None:
-        """Take the next call out; None: none is ready."""
-        self._sort(now)
-        if not self._ready:
-            return None
-        _, key = heapq.heappop(self._ready)
-        del self._ranks[key]
-        return key
-
-    def next_ready_s(self, now: float) -> float | None:
-        """Tell when a call will be ready; None: one is, or none waits."""
-        self._sort(now)
-        return None if self._ready or not self._future else self._future[0][0]
-
-    def _sort(self, now: float) -> None:
-        """Move calls whose time has come, and drop those that have left."""
-        while self._future and (self._future[0][0] <= now or self._has_left(self._future[0][2], self._future[0][1])):
-            _, rank, key = heapq.heappop(self._future)
-            heapq.heappush(self._ready, (rank, key))
-        while self._ready and self._has_left(self._ready[0][1], self._ready[0][0]):
-            heapq.heappop(self._ready)
-
-    def _has_left(self, key: CallKey, rank: tuple[int, int]) -> bool:
-        return self._ranks.get(key) != rank
+NUM_TIMES = 3
+"""A call fails alone when its server has failed so often in a row, the last time with this call alone."""
+RETRY_S = 0.1
+"""So soon a process that could not be started is tried again."""
+_TRY_AGAIN = "correct it and start the same run again: failed calls are tried again"
 
 
 class Stage(StrEnum):
@@ -121,36 +46,24 @@ class Stage(StrEnum):
     """A worker of it is gone for good."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class SessionState:
     """A session on its way; one that fails waits again, with the calls that are left."""
 
     session: Session
     spec: EngineSpec
+    calls: SessionCalls
     opened_ts: float
     load_start_ts: float = 0.0
     """Of its latest attempt."""
-    queue: CallQueue = field(default_factory=CallQueue)
-    """Its calls that no process has."""
-    hands: set[CallKey] = field(default_factory=set)
-    """Those that its process has."""
-    coming: set[CallKey] = field(default_factory=set)
-    """Those that the process of another session still has, and gives back for it."""
-    suspects: set[CallKey] = field(default_factory=set)
-    """Those that a process had when it broke: one of them may have done it."""
     stage: Stage = Stage.WAITING
-    process: "WorkerProcess | None" = None
-    """That serves it; None: its engine is not ready."""
     is_closing: bool = False
     has_all: bool = False
     """Its process knows that no call follows."""
-    attempt: int = 0
     num_failures: int = 0
     """In a row."""
     num_isolated: int = 0
     """Calls found to break the session, in a row."""
-    broken: str | None = None
-    """Why it is not tried again: it fails what it is sent."""
     end_ts: float = 0.0
     """Of the last that happened in it."""
     ill_ts: float | None = None
@@ -159,313 +72,505 @@ class SessionState:
     """It is not tried again before."""
 
     @property
-    def has_calls(self) -> bool:
-        return bool(self.hands or self.queue or self.coming)
-
-    def note_served(self) -> None:
-        """Take note that it has served a call: failures are counted anew."""
-        self.num_failures = self.num_isolated = 0
-        self.ill_ts = None
-        if not self.spec.has_served:
-            self.spec = replace(self.spec, has_served=True)
-
-    def opened(self, start_ts: float) -> OpenedSession:
-        """Describe the start of its latest attempt, for the journal."""
-        session, load_start_ts = self.session, self.load_start_ts
-        return OpenedSession(
-            session=session.id,
-            expert=session.expert,
-            node=session.node,
-            workers=session.workers,
-            load_start_ts=load_start_ts,
-            load_s=start_ts - load_start_ts,
-            start_ts=start_ts,
-        )
+    def has_ended(self) -> bool:
+        return self.stage in (Stage.OVER, Stage.LOST)
 
     def is_paused(self, now: float) -> bool:
         """Whether its server is left alone for a while."""
         return self.stage is Stage.WAITING and self.resume_ts > now
 
-    @property
-    def has_ended(self) -> bool:
-        return self.stage in (Stage.OVER, Stage.LOST)
+    def note_served(self) -> None:
+        """Count failures anew, since it has served a call."""
+        self.num_failures = self.num_isolated = 0
+        self.ill_ts = None
+        if not self.spec.has_served:
+            self.spec = replace(self.spec, has_served=True)
 
 
-class Phase(StrEnum):
-    """What a worker process does."""
+@dataclass(slots=True)
+class WorkerState:
+    """A worker of the run."""
 
-    LOADING = "loading"
-    SERVING = "serving"
-    IDLE = "idle"
-    """Its expert stays, for the next session of the same."""
-    CLOSING = "closing"
-
-
-@dataclass(slots=True, kw_only=True)
-class WorkerProcess:
-    """A worker process while it lives."""
-
-    channel: Channel
-    spec: EngineSpec
-    workers: tuple[int, ...]
-    session: SessionState | None
-    """The one that it serves."""
-    phase: Phase = Phase.LOADING
-    one_at_a_time: bool = False
-    """It serves no two suspects together, to find the call that breaks it."""
-    heard_ts: float = field(default_factory=time.monotonic)
-    """When it last said anything, on the machine's monotonic clock."""
-    failure: Failure | None = None
-    hung: str | None = None
-    """Why it was killed."""
-    _unsent: list[ToWorker] = field(default_factory=list)
-
-    @property
-    def room(self) -> tuple[int, int]:
-        """How many calls it may have at once, and with how many it gets none of its expert's queue."""
-        session = self.session
-        if session is not None and session.ill_ts is not None:
-            return 1, 1  # until its server has served a call
-        if self.one_at_a_time and session is not None and session.suspects and not self.spec.is_remote:
-            return 1, 0
-        batch = self.spec.max_num_seqs
-        return OWN_BATCHES * batch, math.ceil(SHARED_BATCHES * batch)
-
-    def send(self, message: ToWorker) -> None:
-        """Send it something with the next ``flush``: not before what caused it is on the disk."""
-        self._unsent.append(message)
-
-    def flush(self) -> None:
-        """Send it all that is meant for it."""
-        for message in self._unsent:
-            self.channel.send(message)
-        self._unsent.clear()
-
-    def begin(self, phase: Phase) -> None:
-        """Enter a phase; its time limit counts from now."""
-        self.phase = phase
-        self.heard_ts = time.monotonic()
-
-    def watch(self, patience: Patience) -> None:
-        """Kill it if it said nothing for too long."""
-        limits = {
-            Phase.LOADING: patience.load_timeout_s,
-            Phase.SERVING: patience.stall_timeout_s,
-            Phase.CLOSING: patience.close_timeout_s,
-        }
-        limit_s = limits.get(self.phase)
-        if limit_s is not None and self.hung is None and time.monotonic() - self.heard_ts > limit_s:
-            self.hung = f"{self.spec.expert} made no progress for {limit_s:g} s while {self.phase}"
-            self.channel.kill()
-
-    def cause(self, exited: Exited) -> str:
-        """Say in one line why it ended."""
-        if self.hung is not None:
-            return self.hung
-        if self.failure is not None:
-            return self.failure.cause
-        name = f"the worker process of {self.spec.expert}"
-        if exited.fork_server_died:
-            return f"{name} ended with its fork server"
-        if exited.exit_code < 0:
-            signal_name = signal.Signals(-exited.exit_code).name
-            hint = ": out of memory, or killed from outside" if signal_name == "SIGKILL" else ""
-            return f"{name} was ended by {signal_name} while {self.phase}{hint}"
-        return f"{name} ended with exit code {exited.exit_code} while {self.phase}"
-
-    @property
-    def is_workers_fault(self) -> bool:
-        """Whether another session would fail on the worker too.
-
-        A process that cannot even load, for no reason that the engine could name, speaks of its worker. A gang
-        does not say which of its workers it is, so its failures are the session's.
-        """
-        if len(self.workers) > 1:
-            return False
-        if self.failure is not None:
-            return self.failure.is_worker
-        return self.phase is Phase.LOADING
+    free_ts: float
+    """When its last session ended."""
+    num_failed_loads: int = 0
+    """In a row."""
+    is_awaited: bool = False
+    """A session waits for it or is on it."""
 
 
-def may_start(opened: Sequence[SessionState], sessions: Mapping[int, SessionState], now: float) -> list[SessionState]:
-    """List the waiting sessions that have no other before them on their workers, and whose predecessors have ended.
+class Sessions:
+    """Runs sessions over worker processes until each has ended or its worker is gone.
+
+    A session starts when those before it on its workers, and those that it follows, have ended. Where its expert
+    is still loaded on the same workers it goes to that process, else to a new one, once the old one is gone. A process
+    that dies, fails or hangs takes its session back to waiting, with the calls that it has not ended.
 
     Parameters
     ----------
-    opened
-        Those that have not ended, in the order in which they were opened.
-    sessions
-        All, by number.
-    now
-        The instant, on the run's clock: servers that serve nothing are left alone for a while.
-    """
-    held: set[int] = set()
-    found = []
-    for state in opened:
-        session = state.session
-        is_followed = all(sessions[number].has_ended for number in session.after)
-        is_due = state.stage is Stage.WAITING and not state.is_paused(now)
-        if is_due and is_followed and held.isdisjoint(session.workers):
-            found.append(state)
-        held.update(session.workers)
-    return found
-
-
-def is_wanted(process: WorkerProcess, opened: Sequence[SessionState]) -> bool:
-    """Whether what comes next on all workers of a process is one session of its expert."""
-    following = [
-        next((state for state in opened if worker in state.session.workers), None) for worker in process.workers
-    ]
-    first = following[0]
-    same = first is not None and first.session.workers == process.workers and first.spec == process.spec
-    return same and all(state is first for state in following)
-
-
-def can_move(
-    opened: Sequence[SessionState],
-    processes: Iterable[WorkerProcess],
-    queue_of: Callable[[ExpertName], CallQueue],
-    now: float,
-) -> bool:
-    """Whether anything can happen by itself."""
-    if any(process.phase in (Phase.LOADING, Phase.CLOSING) for process in processes):
-        return True
-    return any(
-        state.has_all or state.has_calls or (not state.is_closing and queue_of(state.session.expert))
-        for state in opened
-        if state.stage is Stage.RUNNING or state.is_paused(now)
-    )
-
-
-def fair_share(state: SessionState, opened: Sequence[SessionState], queue: CallQueue, now: float) -> float:
-    """Say how many calls a server may have, so that those of its expert are as loaded as each other."""
-    if not state.spec.is_remote:
-        return math.inf
-    others = [one for one in opened if one.session.expert == state.session.expert and not one.is_paused(now)]
-    return math.ceil((len(queue) + sum(len(one.hands) for one in others)) / len(others))
-
-
-def next_changes(opened: Sequence[SessionState], queues: Iterable[CallQueue], now: float) -> list[float]:
-    """List instants at which a call is ready, of a session or in a queue, or a session may be tried again."""
-    waited_for = (*queues, *(state.queue for state in opened))
-    ready = [ready_s for queue in waited_for if (ready_s := queue.next_ready_s(now)) is not None]
-    return ready + [state.resume_ts for state in opened if state.is_paused(now)]
-
-
-def why_stuck(opened: Sequence[SessionState], experts: Sequence[str]) -> str:
-    """Say why nothing can happen any more, where calls wait in the queues of some experts."""
-    waiting = [state.session.id for state in opened if state.stage is Stage.WAITING]
-    idle = [state.session.id for state in opened if state.stage is Stage.RUNNING]
-    if waiting:
-        return (
-            f"sessions {waiting} wait for sessions {idle}, which have no calls and are not closed, and can never start"
-        )
-    if experts:
-        return f"calls wait for sessions of {list(experts)}, and none is open"
-    return f"sessions {idle} have no calls and are not closed"
-
-
-NUM_TIMES = 3
-"""A call fails alone when its server has failed so often in a row, the last time with this call alone."""
-
-
-def note_outage(state: SessionState, failure: Failure, patience: Patience, now: float) -> bool:
-    """Let a session wait before its server is tried again; False: it is not waited for any longer.
-
-    Pauses grow from try to try. A server that never served a call is not waited for, unless it asked for time, nor one
-    whose refusal no waiting heals.
-    """
-    state.ill_ts = now if state.ill_ts is None else state.ill_ts
-    is_awaited = (state.spec.has_served or failure.wait_s > 0) and not failure.is_fatal
-    if not is_awaited or now + failure.wait_s - state.ill_ts > patience.outage_timeout_s:
-        return False
-    pause_s = min(patience.max_pause_s, patience.first_pause_s * 2.0 ** min(state.num_failures, 60))
-    state.resume_ts = now + max(pause_s, failure.wait_s)
-    state.num_failures += 1
-    return True
-
-
-def is_by_a_call(state: SessionState, failure: Failure, num_held: int) -> bool:
-    """Say whether the only call that a server had is why it failed, as it did before.
-
-    After some such calls in a row it is not the calls.
-    """
-    if failure.is_worker or num_held != 1 or state.num_failures < NUM_TIMES or state.num_isolated >= MAX_ISOLATED:
-        return False
-    state.num_isolated += 1
-    return True
-
-
-class WorkerBook:
-    """Workers of a run: who is lost, since when each is free, and how often nothing could be loaded there.
-
-    Parameters
-    ----------
-    num_workers
-        They are numbered from 0.
+    launcher, journal, patience
+        See `EngineBackend`.
     start_ts
         When the run begins or goes on.
+    num_workers
+        They are numbered from 0.
     lost
         Workers that were given up, and why; runs that share it know of each other's.
-    changes
-        What has become of workers since.
+    emit
+        Takes events, but for calls.
+    end
+        Takes the record of each call that ends.
     """
 
     def __init__(
-        self, num_workers: int, start_ts: float, lost: dict[int, str], changes: Iterable[Gone | There] = ()
+        self,
+        launcher: Launcher,
+        journal: Journal,
+        patience: Patience,
+        *,
+        start_ts: float,
+        num_workers: int,
+        lost: dict[int, str],
+        emit: Callable[[Event], None],
+        end: Callable[[CallRecord], None],
     ) -> None:
-        self.lost = lost
-        for change in changes:
+        self._zero_ts = time.monotonic() - start_ts
+        self.calls = Calls(self.now, self._end_call)
+        self._launcher = launcher
+        self._journal = journal
+        self._patience = patience
+        self._emit = emit
+        self._end = end
+        self._lost = lost
+        self._workers = [WorkerState(start_ts) for _ in range(num_workers)]
+        self._states: dict[int, SessionState] = {}
+        self._open: list[SessionState] = []
+        """Those that have not ended, in the order in which they were opened."""
+        self._processes: dict[Channel, WorkerProcess] = {}
+        self._ended: dict[int, list[CallRecord]] = defaultdict(list)
+        self._broken: dict[ExpertName, str] = {}
+        self._must_retry = False
+        """A process could not be started just now."""
+        self._num_fork_server_deaths = launcher.num_fork_server_deaths
+        self._received_ts = 0.0
+        for change in launcher.changes():
             for worker in change.workers:
                 if isinstance(change, Gone):
                     lost.setdefault(worker, change.cause)
                 else:
                     lost.pop(worker, None)
-        self._free_ts = [start_ts] * num_workers
-        self._num_failed_loads = [0] * num_workers
-        self._busy: set[int] = set()
+
+    def now(self) -> float:
+        """Seconds on the run's clock."""
+        return time.monotonic() - self._zero_ts
+
+    def get(self, number: int) -> SessionState | None:
+        """Find a session; None: it was never opened."""
+        return self._states.get(number)
+
+    @property
+    def is_over(self) -> bool:
+        return not self._open and not len(self.calls) and not self._processes
 
     def losses(self) -> list[Lost]:
-        """Tell which workers a run begins without."""
-        lost = sorted(self.lost.items())
+        """List the workers that the run begins without."""
+        lost = sorted(self._lost.items())
         return [Lost(0.0, worker, cause, len(lost) - number) for number, (worker, cause) in enumerate(lost, start=1)]
 
-    def are_there(self, workers: Iterable[int]) -> bool:
-        """Tell whether none of some workers is lost."""
-        return self.lost.keys().isdisjoint(workers)
+    def open(self, session: Session, spec: EngineSpec, ts: float) -> None:
+        """Let a session wait for its workers; on one that is lost it is lost too."""
+        calls = self.calls.open(session, is_remote=spec.is_remote)
+        state = self._states[session.id] = SessionState(session=session, spec=spec, calls=calls, opened_ts=ts)
+        if not self._lost.keys().isdisjoint(session.workers):
+            state.stage, calls.is_over = Stage.LOST, True
+            return
+        self._open.append(state)
+        for worker in session.workers:
+            self._workers[worker].is_awaited = True
 
-    def take(self, workers: Iterable[int]) -> None:
-        """Note that a session waits for workers."""
-        self._busy.update(workers)
+    def start(self) -> None:
+        """Start what can start, end what has nothing to start for, and report which workers nothing needs any more."""
+        for state in list(self._open):
+            if state.stage is Stage.WAITING and state.is_closing and not state.calls:
+                self._end_session(state, state.end_ts, Stage.OVER)
+        self._must_retry = False
+        for state in self._startable():
+            self._start(state)
+        busy = {worker for state in self._open for worker in state.session.workers}
+        for number, worker in enumerate(self._workers):
+            if worker.is_awaited and number not in busy:
+                worker.is_awaited = False
+                if number not in self._lost:
+                    self._emit(Idle(self.now(), number))
 
-    def idle(self, busy: Collection[int]) -> list[int]:
-        """List the workers that no session waits for any more, given those that are waited for or in use."""
-        idle = sorted(self._busy - set(busy) - self.lost.keys())
-        self._busy = set(busy)
-        return idle
+    def advance(self, timeout_s: float, *, may_act: bool) -> None:
+        """Hand calls out, then receive what happened; ``may_act``: others may still give commands.
 
-    def free(self, workers: Iterable[int], ts: float) -> None:
-        """Note that workers are free from an instant on."""
+        A ``BackendError`` says that nothing can ever happen again, or that the fork server or the journal fails.
+        """
+        if self._fail_unservable():
+            return  # which others may want to receive first
+        self._hand_out()
+        for process in self._processes.values():
+            if process.phase is Phase.IDLE and not self._is_wanted(process):
+                process.begin(Phase.CLOSING)
+                process.send(Quit())
+        if not (may_act or self._must_retry or self._can_move()):
+            self._give_in()
+            return
+        now = self.now()
+        changes_s = [ts - now for ts in self._next_changes(now)]
+        wait_s = timeout_s if self._processes or may_act or changes_s else RETRY_S if self._must_retry else 0.0
+        for process, message in self._receive(max(0.0, min([wait_s, *changes_s]))):
+            self._handle(process, message)
+        self._check_workers()
+        for process in self._processes.values():
+            process.watch(self._patience)
+
+    def stop(self) -> None:
+        """End all processes at once and wait until they are gone."""
+        deadline = time.monotonic() + self._patience.close_timeout_s
+        for process in self._processes.values():
+            process.channel.kill()
+        while self._processes and time.monotonic() < deadline:
+            with suppress(BackendError):
+                for _ in self._receive(1.0):
+                    pass
+
+    def note_end(self, record: CallRecord) -> None:
+        """Count a call among those of its session."""
+        self._ended[record.session].append(record)
+
+    def _startable(self) -> list[SessionState]:
+        """List the waiting sessions that have no other before them on their workers, and whose predecessors have ended.
+
+        Servers that serve nothing are left alone for a while.
+        """
+        held: set[int] = set()
+        found, now = [], self.now()
+        for state in self._open:
+            session = state.session
+            is_followed = all(self._states[number].has_ended for number in session.after)
+            is_due = state.stage is Stage.WAITING and not state.is_paused(now)
+            if is_due and is_followed and held.isdisjoint(session.workers):
+                found.append(state)
+            held.update(session.workers)
+        return found
+
+    def _start(self, state: SessionState) -> None:
+        """Start a session on workers that are its own now; where another expert is still loaded, wait for its end."""
+        workers = state.session.workers
+        there = [process for process in self._processes.values() if not set(workers).isdisjoint(process.workers)]
+        is_resident = len(there) == 1 and there[0].phase is Phase.IDLE and self._is_wanted(there[0])
+        if there and not is_resident:
+            return
+        process = there[0] if is_resident else self._start_process(state)
+        if process is None:
+            self._must_retry = True
+            return
+        followed = [self._states[needed].end_ts for needed in state.session.after]
+        free_ts = max(self._workers[worker].free_ts for worker in workers)
+        state.stage, process.session = Stage.RUNNING, state.session.id
+        process.one_at_a_time = 0 < state.num_failures == self._patience.max_retries
+        process.begin(Phase.SERVING if is_resident else Phase.LOADING)
+        state.load_start_ts = max([state.opened_ts, free_ts, *followed])
+        process.send(
+            Serve(
+                session=replace(state.session, shard=()),
+                load_start_ts=state.load_start_ts,
+                is_resident=is_resident or state.spec.is_remote,
+                is_remote=state.spec.is_remote,
+            )
+        )
+
+    def _start_process(self, state: SessionState) -> WorkerProcess | None:
+        """Start a process for a session; None: not now, try again."""
+        channel = self._launcher.open(state.session.workers)
+        if channel is None:
+            self._check_fork_server()
+            return None
+        process = WorkerProcess(
+            channel=channel, spec=state.spec, workers=state.session.workers, session=state.session.id
+        )
+        self._processes[channel] = process
+        process.send(Load(spec=state.spec, zero_ts=self._zero_ts))
+        return process
+
+    def _state_of(self, process: WorkerProcess) -> SessionState | None:
+        """Give the session that a process serves."""
+        return None if process.session is None else self._states[process.session]
+
+    def _is_wanted(self, process: WorkerProcess) -> bool:
+        """Whether what comes next on all workers of a process is one session of its expert."""
+        following = [
+            next((state for state in self._open if worker in state.session.workers), None) for worker in process.workers
+        ]
+        first = following[0]
+        same = first is not None and first.session.workers == process.workers and first.spec == process.spec
+        return same and all(state is first for state in following)
+
+    def _fail_unservable(self) -> bool:
+        """End the calls of queues whose sessions broke; returns whether there were any."""
+        unserved = self._broken.keys() - {state.session.expert for state in self._open}
+        failing = [expert for expert in self.calls.experts_waited_for() if expert in unserved]
+        for expert in failing:
+            self.calls.fail(self.calls.queue_of(expert), self._broken[expert])
+        return bool(failing)
+
+    def _hand_out(self) -> None:
+        """Give processes the calls that they have room for."""
+        for process in self._processes.values():
+            state = self._state_of(process)
+            if state is None or state.calls.send is None:
+                continue
+            room, shared_room = _room(process, state)
+            share = 0 if state.is_closing else min(self._fair_share(state), shared_room)
+            if requests := self.calls.take(state.calls, room, share):
+                process.send(requests)
+            if state.is_closing and not state.has_all and not state.calls.queue and not state.calls.incoming:
+                state.has_all = True
+                process.send(Close(state.session.id))
+
+    def _fair_share(self, state: SessionState) -> float:
+        """Compute how many calls a server may have, so that those of its expert are as loaded as each other."""
+        if not state.spec.is_remote:
+            return math.inf
+        now, expert = self.now(), state.session.expert
+        others = [one for one in self._open if one.session.expert == expert and not one.is_paused(now)]
+        num_calls = len(self.calls.queue_of(expert)) + sum(len(one.calls.held) for one in others)
+        return math.ceil(num_calls / len(others))
+
+    def _can_move(self) -> bool:
+        """Whether anything can happen by itself."""
+        if any(process.phase in (Phase.LOADING, Phase.CLOSING) for process in self._processes.values()):
+            return True
+        now = self.now()
+        return any(
+            state.has_all or state.calls or (not state.is_closing and self.calls.queue_of(state.session.expert))
+            for state in self._open
+            if state.stage is Stage.RUNNING or state.is_paused(now)
+        )
+
+    def _next_changes(self, now: float) -> Iterator[float]:
+        """List instants at which a call is ready, or a session may be tried again."""
+        queues = [self.calls.queue_of(expert) for expert in self.calls.experts_waited_for()]
+        for queue in (*queues, *(state.calls.queue for state in self._open)):
+            if (ready_s := queue.next_ready_s(now)) is not None:
+                yield ready_s
+        yield from (state.resume_ts for state in self._open if state.is_paused(now))
+
+    def _give_in(self) -> None:
+        """Nothing can happen any more: leave what lost workers would have served, or raise why nothing is served."""
+        if not self._lost:
+            raise BackendError(self._why_stuck())
+        is_last_try = all(state.is_closing for state in self._open)
+        for state in list(self._open):
+            state.is_closing = True
+            if is_last_try and state.stage is Stage.WAITING:
+                self._lose_session(state)
+        if is_last_try:
+            self.calls.lose_all()
+
+    def _why_stuck(self) -> str:
+        waiting = [state.session.id for state in self._open if state.stage is Stage.WAITING]
+        idle = [state.session.id for state in self._open if state.stage is Stage.RUNNING]
+        if waiting:
+            return (
+                f"sessions {waiting} wait for sessions {idle}, which have no calls and are not closed, "
+                "and can never start"
+            )
+        if experts := self.calls.experts_waited_for():
+            return f"calls wait for sessions of {experts}, and none is open"
+        return f"sessions {idle} have no calls and are not closed"
+
+    def _receive(self, timeout_s: float) -> Iterator[tuple[WorkerProcess, FromWorker | Exited]]:
+        """Send what is meant for processes, and wait for what they send; of one that is gone ``Exited`` is the last.
+
+        Raises
+        ------
+        BackendError
+            If what starts processes dies again and again.
+        """
+        for process in self._processes.values():
+            process.flush()
+        time.sleep(max(0.0, min(self._received_ts + GATHER_S - time.monotonic(), timeout_s)))
+        for channel, message in self._launcher.listen(timeout_s):
+            process = self._processes[channel]
+            self._received_ts = process.received_ts = time.monotonic()
+            if isinstance(message, Failure):
+                process.failure = message
+            elif isinstance(message, Exited):
+                del self._processes[channel]
+            yield process, message
+        self._check_fork_server()
+
+    def _check_fork_server(self) -> None:
+        num_deaths = self._launcher.num_fork_server_deaths - self._num_fork_server_deaths
+        if num_deaths > self._patience.max_restarts:
+            raise BackendError(
+                f"the fork server died {num_deaths} times without a call finished in between; "
+                f"see {self._journal.folder / LOG}"
+            )
+
+    def _check_workers(self) -> None:
+        """Lose workers that have gone, and take up those that have come."""
+        for change in self._launcher.changes():
+            if isinstance(change, Gone):
+                self._give_up(change.workers, change.cause)
+                continue
+            now = self.now()
+            for worker in change.workers:
+                if self._lost.pop(worker, None) is not None:
+                    self._workers[worker] = WorkerState(max(now, self._workers[worker].free_ts))
+                    self._emit(Joined(self.now(), worker))
+
+    def _handle(self, process: WorkerProcess, message: FromWorker | Exited) -> None:
+        state = self._state_of(process)
+        if isinstance(message, Exited):
+            self._lose(process, message)
+        elif isinstance(message, Finished):
+            self._end_call(message.record)
+        elif isinstance(message, Prefilled):
+            self._journal.add(EndedPrefill(message.record))
+            self._emit(message)
+        elif isinstance(message, Ready):
+            process.begin(Phase.SERVING)
+            if state is not None:
+                state.calls.send = process.send
+                self._journal.add(_opened(state, message.ts))
+            self._emit(message)
+        elif isinstance(message, ClosedSession):
+            self._journal.add(message)
+            process.session = None
+            process.begin(Phase.IDLE)
+            if state is not None:
+                self._end_session(state, message.end_ts, Stage.OVER)
+        elif isinstance(message, Progress):
+            self._emit(message)
+        elif isinstance(message, Output) and state is not None:
+            self.calls.take_back(state.calls, message)
+
+    def _end_call(self, record: CallRecord) -> None:
+        if not self.calls.remove(record):
+            return  # received before
+        if record.status in SERVED:
+            self._states[record.session].note_served()
+            for worker in record.workers:
+                self._workers[worker].num_failed_loads = 0
+            self._num_fork_server_deaths = self._launcher.num_fork_server_deaths
+        record = self._journal.add_call(record)
+        self.note_end(record)
+        self._end(record)
+
+    def _lose(self, process: WorkerProcess, exited: Exited) -> None:
+        """Take back what a process that is gone did not finish."""
+        state = self._state_of(process)
+        if state is None:
+            return
+        state.stage, state.calls.send, state.has_all = Stage.WAITING, None, False
+        state.end_ts = self.now()
+        self._free(state.session.workers, state.end_ts)
+        held = self.calls.empty(state.calls)
+        if exited.fork_server_died or (state.is_closing and not state.calls):
+            return
+        if state.spec.is_remote and process.failure is not None:
+            self._wait_for_server(state, process.failure, held)
+            return
+        cause = f"{process.cause(exited)}; see {output_of(self._journal.folder, process.workers)}"
+        if process.is_workers_fault:
+            worker = self._workers[process.workers[0]]
+            worker.num_failed_loads += 1
+            if worker.num_failed_loads > self._patience.max_restarts:
+                self._give_up(process.workers, cause)
+            return
+        state.num_failures += 1
+        if state.num_failures <= self._patience.max_retries:
+            return
+        if process.one_at_a_time and process.phase is Phase.SERVING and state.num_isolated < MAX_ISOLATED:
+            state.num_isolated += 1
+            state.num_failures = 0
+            if len(held) == 1:
+                self.calls.end(held, CallStatus.FAILED, f"{cause}; {_TRY_AGAIN}")
+            return
+        self._break(state, f"{cause}; {_TRY_AGAIN}")
+
+    def _wait_for_server(self, state: SessionState, failure: Failure, held: Sequence[CallState]) -> None:
+        """Try a server that serves nothing again later, or give it up; others of its expert serve meanwhile.
+
+        Pauses grow from try to try. A server that never served a call is not waited for, unless it asked for time,
+        nor one whose refusal no waiting heals. The only call that it had, each time, is why it failed; after some
+        such calls in a row it is not the calls.
+        """
+        now, patience = self.now(), self._patience
+        state.ill_ts = now if state.ill_ts is None else state.ill_ts
+        is_awaited = (state.spec.has_served or failure.wait_s > 0) and not failure.is_fatal
+        if not is_awaited or now + failure.wait_s - state.ill_ts > patience.outage_timeout_s:
+            self._broken[state.session.expert] = failure.cause
+            self._give_up(state.session.workers, failure.cause)
+            return
+        pause_s = min(patience.max_pause_s, patience.first_pause_s * 2.0 ** min(state.num_failures, 60))
+        state.resume_ts = now + max(pause_s, failure.wait_s)
+        state.num_failures += 1
+        is_alone = len(held) == 1 and not failure.is_worker
+        if is_alone and state.num_failures >= NUM_TIMES and state.num_isolated < MAX_ISOLATED:
+            state.num_isolated += 1
+            self.calls.end(held, CallStatus.FAILED, failure.cause)
+
+    def _break(self, state: SessionState, cause: str) -> None:
+        """End a session that fails whatever it serves."""
+        state.calls.broken = self._broken[state.session.expert] = cause
+        self.calls.fail(state.calls.queue, cause)
+        self._end_session(state, state.end_ts, Stage.OVER)
+
+    def _give_up(self, workers: Sequence[int], cause: str) -> None:
+        """Lose workers, and all sessions that need any of them."""
+        new = [worker for worker in workers if worker not in self._lost]
+        self._lost |= dict.fromkeys(new, cause)
+        for state in list(self._open):
+            if not self._lost.keys().isdisjoint(state.session.workers):
+                self._lose_session(state)
+        for num_reported, worker in enumerate(new, start=1):
+            self._emit(Lost(self.now(), worker, cause, num_more=len(new) - num_reported))
+
+    def _lose_session(self, state: SessionState) -> None:
+        self._end_session(state, state.end_ts, Stage.LOST)
+        self.calls.lose(state.calls)
+
+    def _end_session(self, state: SessionState, end_ts: float, stage: Stage) -> None:
+        """End a session for good, and report it if it was ever ready."""
+        state.stage, state.end_ts = stage, end_ts
+        state.calls.send, state.calls.is_over = None, True
+        self._open.remove(state)
+        self._free(state.session.workers, end_ts)
+        if (record := self._journal.state.session_record(state.session, self._ended[state.session.id])) is not None:
+            self._emit(Closed(record.end_ts, record))
+        elif stage is not Stage.LOST:
+            self._emit(Unused(end_ts, state.session.id))
+
+    def _free(self, workers: Iterable[int], ts: float) -> None:
         for worker in workers:
-            self._free_ts[worker] = max(self._free_ts[worker], ts)
+            self._workers[worker].free_ts = max(self._workers[worker].free_ts, ts)
 
-    def free_ts(self, workers: Sequence[int]) -> float:
-        """Tell since when all of some workers are free."""
-        return max(self._free_ts[worker] for worker in workers)
 
-    def note_served(self, workers: Iterable[int]) -> None:
-        """Note that workers serve: failures to load are counted anew."""
-        for worker in workers:
-            self._num_failed_loads[worker] = 0
+def _room(process: WorkerProcess, state: SessionState) -> tuple[int, int]:
+    """Give how many calls a process may have at once, and with how many it gets none of its expert's queue."""
+    if state.ill_ts is not None:
+        return 1, 1  # until its server has served a call
+    if process.one_at_a_time and state.calls.suspected and not process.spec.is_remote:
+        return 1, 0
+    batch = process.spec.max_num_seqs
+    return OWN_BATCHES * batch, math.ceil(SHARED_BATCHES * batch)
 
-    def note_failed_load(self, worker: int) -> int:
-        """Count a failure to load; gives how many there are in a row."""
-        self._num_failed_loads[worker] += 1
-        return self._num_failed_loads[worker]
 
-    def bring_back(self, workers: Iterable[int], ts: float) -> list[int]:
-        """Note that workers are there; gives those that were lost."""
-        back = [worker for worker in workers if self.lost.pop(worker, None) is not None]
-        self.free(back, ts)
-        self.note_served(back)
-        return back
+def _opened(state: SessionState, start_ts: float) -> OpenedSession:
+    """Describe the start of a session's latest attempt, for the journal."""
+    session, load_start_ts = state.session, state.load_start_ts
+    return OpenedSession(
+        session=session.id,
+        expert=session.expert,
+        node=session.node,
+        workers=session.workers,
+        load_start_ts=load_start_ts,
+        load_s=start_ts - load_start_ts,
+        start_ts=start_ts,
+    )

@@ -15,10 +15,9 @@ from mosaic.core.plan import Plan
 from mosaic.core.results import SERVED, CallRecord, RunResult
 from mosaic.core.workload import Call, CallKey
 from mosaic.engines.backend import EngineBackend
-from mosaic.engines.launcher import Launcher
+from mosaic.engines.launcher import Launcher, Patience
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.requests import RunContent
-from mosaic.engines.sessions import Patience
 from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.journal import EndedCall, JournalState, read_entries, read_journal

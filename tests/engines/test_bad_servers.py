@@ -8,8 +8,8 @@ import pytest
 from mosaic.core.results import RunResult
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.endpoint import ENDPOINT_ENGINE, EndpointEngines, EndpointPatience
+from mosaic.engines.launcher import Patience
 from mosaic.engines.requests import RunContent
-from mosaic.engines.sessions import Patience
 from mosaic.pipelines import Never
 from mosaic.pipelines.call_graph import mixture_of_agents
 from mosaic.pipelines.final_answers import comparisons

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mosaic.core.workload import PROPOSE, CallKey
-from mosaic.engines.sessions import CallQueue
+from mosaic.engines.calls import CallQueue
 
 
 def key(number: int) -> CallKey:

@@ -383,7 +383,7 @@ def test_an_aborted_request_is_broken_off_at_once_and_the_others_go_on():
         assert gone._replace(scheduled_ts=None) == Output(gone.key)
         assert before_ts < gone.scheduled_ts < time.monotonic()
         assert list(engine.step()) == []
-        assert serve(engine, [replace(REQUESTS[3], key=30)])[30].error is None
+        assert serve(engine, [REQUESTS[3]._replace(key=30)])[30].error is None
 
 
 def test_a_request_can_be_aborted_before_it_was_sent_and_after_it_ended():

@@ -13,9 +13,9 @@ from mosaic.core.errors import BackendError
 from mosaic.core.events import Finished, Lost
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
+from mosaic.engines.launcher import Patience
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.messages import one_line
-from mosaic.engines.sessions import Patience
 from mosaic.runtime.journal import JournalError
 from mosaic.runtime.replanning import Replanning
 from tests.controllers import Reactor

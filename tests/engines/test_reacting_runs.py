@@ -11,7 +11,7 @@ from mosaic.core.events import Closed, Finished, Idle, Lost, Ready
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import AGGREGATE
-from mosaic.engines.sessions import Patience
+from mosaic.engines.launcher import Patience
 from mosaic.runtime.loop import drive
 from tests.controllers import Watcher
 from tests.engines.executor_runs import (

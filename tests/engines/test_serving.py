@@ -1,7 +1,6 @@
 """One session in this process, with an engine that has no model: what it tells, in which order."""
 
 import time
-from dataclasses import replace
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -65,7 +64,7 @@ class Script:
 def serve(*requests: Request, later=(), is_resident: bool = False):
     """Serve a session whose run began a second ago; ``later`` has messages by the number of the step they follow."""
     ours, theirs = Pipe()
-    ours.send(requests)
+    ours.send([*requests])
     if not later:
         ours.send(Close(4))
     said = []
@@ -117,7 +116,7 @@ def test_a_call_that_the_engine_refuses_fails_and_the_others_finish():
 
 
 def test_a_session_takes_calls_until_it_has_all():
-    later = {2: [(make_request(1),)], 4: [(make_request(2), make_request(3)), Close(4)]}
+    later = {2: [[make_request(1)]], 4: [[make_request(2), make_request(3)], Close(4)]}
     assert sorted(ended(serve(make_request(0, output_tokens=40), later=later))) == [0, 1, 2, 3]
 
 
@@ -135,7 +134,7 @@ def test_calls_are_cancelled_where_they_run_or_wait_in_the_engine():
 
 def test_a_call_is_cut_once_it_has_written_so_many_tokens():
     calls = [make_request(0, output_tokens=40), make_request(1, output_tokens=5), make_request(2, output_tokens=40)]
-    calls[2] = replace(calls[2], cut_tokens=7)
+    calls[2] = calls[2]._replace(cut_tokens=7)
     records = ended(serve(*calls, later={2: [Cut(calls[0].key, 10), Cut(calls[1].key, 10), Close(4)]}))
     assert {slot: (record.output_tokens, record.response.finish_reason) for slot, record in records.items()} == {
         0: (10, "cut"), 1: (5, "stop"), 2: (7, "cut"),
@@ -158,7 +157,7 @@ def test_a_call_that_moves_takes_along_what_it_wrote_and_says_the_same():
     (output,) = [message for message in said if isinstance(message, Output)]
     assert sorted(ended(said)) == [1]
     assert (output.key, output.token_ids, output.prompt_tokens, output.finish_reason) == (call.key, whole[:8], 1, None)
-    record = ended(serve(replace(call, generated=output.token_ids, wasted_tokens=8, attempt=1)))[0]
+    record = ended(serve(call._replace(generated=output.token_ids, wasted_tokens=8, attempt=1)))[0]
     assert (record.response.token_ids, record.output_tokens) == (whole, 20)
     assert (record.wasted_tokens, record.attempt) == (8, 1)
 
@@ -206,7 +205,7 @@ def prefills(said):
 
 
 def beginning(slot: int, prompt: str):
-    return (make_request(slot, output_tokens=None, prompt=prompt, is_beginning=True, max_output_tokens=1),)
+    return [make_request(slot, output_tokens=None, prompt=prompt, is_beginning=True, max_output_tokens=1)]
 
 
 def test_a_beginning_is_read_and_is_no_call():
@@ -219,7 +218,7 @@ def test_a_beginning_is_read_and_is_no_call():
 
 def test_the_call_takes_the_place_of_its_beginning():
     call = make_request(7)
-    said = serve(make_request(0, output_tokens=40), later={2: [beginning(7, "abc"), (call,), Close(4)]})
+    said = serve(make_request(0, output_tokens=40), later={2: [beginning(7, "abc"), [call], Close(4)]})
     (record,) = prefills(said)
     assert (record.prompt_tokens, record.computed_tokens) == (3, 0), "it had not been started"
     assert ended(said)[7].output_tokens == 3

@@ -17,8 +17,8 @@ from mosaic.core.commands import Cancel, Cut
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
 from mosaic.engines.checkpoints import CheckpointError, write_manifest
+from mosaic.engines.launcher import Patience
 from mosaic.engines.local_launcher import VLLM_ENGINE
-from mosaic.engines.sessions import Patience
 from mosaic.runtime.loop import drive
 from tests.controllers import Reactor
 from tests.engines.executor_runs import (
