@@ -17,18 +17,24 @@ from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
 from mosaic.core.workload import Expert
 from mosaic.engines.backend import EngineBackend
 from mosaic.engines.checkpoints import find_checkpoint
-from mosaic.engines.endpoint import ENDPOINT_ENGINE, Endpoint, EndpointEngines, EndpointPatience, EndpointSettings
+from mosaic.engines.endpoint import (
+    ENDPOINT_ENGINE,
+    Endpoint,
+    EndpointEngines,
+    EndpointPatience,
+    EndpointSettings,
+    key_problems,
+)
 from mosaic.engines.launcher import Patience
 from mosaic.engines.local_launcher import VLLM_ENGINE as VLLM_ENGINE
 from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.machine_agent import make_setup
-from mosaic.engines.problems import key_problems, loading_problems
 from mosaic.engines.ray_cluster import RayCluster, Room
 from mosaic.engines.remote_launcher import RemoteLauncher
 from mosaic.engines.requests import RunContent
 from mosaic.engines.site import EngineSite, Replayed
 from mosaic.engines.token_embeddings import TokenEmbeddings
-from mosaic.engines.vllm_engines import VllmEngines
+from mosaic.engines.vllm_engines import VllmEngines, loading_problems
 from mosaic.pipelines.prompts import check_texts, expert_prompt
 
 CPU_KV_CACHE_BYTES = 64 * 2**20

@@ -12,13 +12,14 @@ from mosaic.core.checks import require_unique
 from mosaic.core.cluster import GANG_RULE, Cluster, may_be_gang
 from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Open, Prefill, Submit
 from mosaic.core.errors import BackendError
-from mosaic.core.events import Event, Finished, Prefilled, Redone, Started, Tick
+from mosaic.core.events import Event, Finished, Lost, Prefilled, Redone, Started, Tick
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, PrefillRecord, inputs_of
 from mosaic.core.workload import CallKey, Expert, ExpertName
 from mosaic.engines.calls import CallState
 from mosaic.engines.launcher import Launcher, Patience
+from mosaic.engines.messages import Gone
 from mosaic.engines.requests import Engines, RunContent, ServedExpert, is_of_same_engine
 from mosaic.engines.sessions import Sessions, SessionState
 from mosaic.runtime.journal import Journal, make_folder
@@ -142,8 +143,9 @@ class EngineBackend:
             raise BackendError("a backend serves one run, make a new one for the next")
         try:
             self._begin()
+            losses = self._losses()
             yield Started(0.0, resumes_ts=self._ts)
-            yield from self._sessions.losses()
+            yield from losses
             yield from self._run(tick_s)
         except KeyboardInterrupt:
             self._stop()
@@ -172,6 +174,17 @@ class EngineBackend:
             emit=self._events.append,
             end=self._end,
         )
+
+    def _losses(self) -> list[Lost]:
+        """List the workers that the run begins without."""
+        for change in self._launcher.changes():
+            for worker in change.workers:
+                if isinstance(change, Gone):
+                    self.lost.setdefault(worker, change.cause)
+                else:
+                    self.lost.pop(worker, None)
+        lost = sorted(self.lost.items())
+        return [Lost(0.0, worker, cause, len(lost) - number) for number, (worker, cause) in enumerate(lost, start=1)]
 
     def _run(self, tick_s: float | None) -> Generator[Event, None, None]:
         sessions = self._sessions

@@ -205,6 +205,17 @@ class EndpointEngines:
         )
 
 
+def key_problems(endpoints: Iterable[Endpoint]) -> list[str]:
+    """List the servers' keys that are not there."""
+    found = []
+    for endpoint in endpoints:
+        try:
+            endpoint.api_key()
+        except FatalEngineError as error:
+            found.append(str(error))
+    return found
+
+
 def _require_url(url: str, field: str) -> None:
     rule = "a URL such as http://localhost:8000/v1, without a user, a key or a query"
     try:

@@ -3,14 +3,21 @@
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from mosaic.core.checks import require_count, require_number
+from mosaic.core.errors import BackendError
+from mosaic.core.plan import Session
 from mosaic.engines.engine import EngineSpec
-from mosaic.engines.messages import Exited, Failure, FromWorker, Gone, There, ToWorker
+from mosaic.engines.messages import Exited, Failure, FromWorker, Gone, Load, There, ToWorker
+
+GATHER_S = 0.005
+"""Messages are received no more often: what comes meanwhile is written and synced together."""
+FORK_SERVER_LOG = "fork_server.log"
 
 
 class Channel(Protocol):
@@ -178,3 +185,91 @@ class WorkerProcess:
         if self.failure is not None:
             return self.failure.is_worker
         return self.phase is Phase.LOADING
+
+
+class WorkerProcesses:
+    """The worker processes of a run that are not gone: started, received from, watched, and never left behind.
+
+    Parameters
+    ----------
+    launcher, patience
+        See `EngineBackend`.
+    folder
+        Where processes print.
+    zero_ts
+        The run's zero on the machine's monotonic clock.
+    """
+
+    def __init__(self, launcher: Launcher, folder: Path, patience: Patience, zero_ts: float) -> None:
+        self._launcher = launcher
+        self._folder = folder
+        self._patience = patience
+        self._zero_ts = zero_ts
+        self._processes: dict[Channel, WorkerProcess] = {}
+        self._num_fork_server_deaths = launcher.num_fork_server_deaths
+        self._received_ts = 0.0
+
+    def __iter__(self) -> Iterator[WorkerProcess]:
+        return iter(self._processes.values())
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+    def start(self, spec: EngineSpec, session: Session) -> WorkerProcess | None:
+        """Start a process for a session; None: not now, try again."""
+        channel = self._launcher.open(session.workers)
+        if channel is None:
+            self._check_fork_server()
+            return None
+        process = WorkerProcess(channel=channel, spec=spec, workers=session.workers, session=session.id)
+        self._processes[channel] = process
+        process.send(Load(spec=spec, zero_ts=self._zero_ts))
+        return process
+
+    def receive(self, timeout_s: float) -> Iterator[tuple[WorkerProcess, FromWorker | Exited]]:
+        """Send what is meant for processes, and wait for what they send; of one that is gone ``Exited`` is the last.
+
+        Raises
+        ------
+        BackendError
+            If what starts processes dies again and again.
+        """
+        for process in self._processes.values():
+            process.flush()
+        time.sleep(max(0.0, min(self._received_ts + GATHER_S - time.monotonic(), timeout_s)))
+        for channel, message in self._launcher.listen(timeout_s):
+            process = self._processes[channel]
+            self._received_ts = process.received_ts = time.monotonic()
+            if isinstance(message, Failure):
+                process.failure = message
+            elif isinstance(message, Exited):
+                del self._processes[channel]
+            yield process, message
+        self._check_fork_server()
+
+    def watch(self) -> None:
+        """Kill processes that sent nothing for too long."""
+        for process in self._processes.values():
+            process.watch(self._patience)
+
+    def kill_all(self) -> None:
+        """End all processes at once and wait until they are gone."""
+        deadline = time.monotonic() + self._patience.close_timeout_s
+        for process in self._processes.values():
+            process.channel.kill()
+        while self._processes and time.monotonic() < deadline:
+            with suppress(BackendError):
+                for _ in self.receive(1.0):
+                    pass
+
+    def note_served(self) -> None:
+        """Count the fork server's deaths anew, since a call was served."""
+        self._num_fork_server_deaths = self._launcher.num_fork_server_deaths
+
+    def _check_fork_server(self) -> None:
+        num_deaths = self._launcher.num_fork_server_deaths - self._num_fork_server_deaths
+        if num_deaths > self._patience.max_restarts:
+            raise BackendError(
+                f"the fork server died {num_deaths} times without a call finished in between; "
+                f"see {self._folder / FORK_SERVER_LOG}"
+            )

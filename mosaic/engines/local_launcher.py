@@ -17,6 +17,7 @@ from typing import Any
 from mosaic.core.engine_options import Device
 from mosaic.core.errors import BackendError
 from mosaic.engines.fork_server import kill_group
+from mosaic.engines.launcher import FORK_SERVER_LOG
 from mosaic.engines.messages import (
     FORK_SERVER_DIED,
     Exited,
@@ -39,7 +40,6 @@ NOT_NEEDED = ("torchvision", "torchaudio", "torchcodec")
 """Packages that come with vLLM: builds of them that are not of torch's kind cannot be imported."""
 UNINSTALL = f"pip uninstall --yes {' '.join(NOT_NEEDED)}"
 """Also in the READMEs, where the installation is."""
-LOG = "fork_server.log"
 
 
 class LocalChannel:
@@ -127,7 +127,7 @@ class LocalLauncher:
         """
         folder = Path(tempfile.mkdtemp(prefix="mosaic-start-"))
         try:
-            self.start(folder / LOG)
+            self.start(folder / FORK_SERVER_LOG)
         except BackendError as error:
             return (str(error),)  # which names the log
         shutil.rmtree(folder)
@@ -138,10 +138,10 @@ class LocalLauncher:
     def begin(self, folder: Path, num_workers: int, *, is_new: bool) -> None:
         self._folder, self._num_workers, self._channels = folder, num_workers, {}
         if is_new:  # one that goes on may have nothing left to do, and then needs no engine
-            self.start(folder / LOG)
+            self.start(folder / FORK_SERVER_LOG)
 
     def open(self, workers: tuple[int, ...]) -> LocalChannel | None:
-        self.start(self._folder / LOG)
+        self.start(self._folder / FORK_SERVER_LOG)
         cores: set[int] = set()
         gpus: tuple[str, ...] = ()
         if self._device is not None:

@@ -4,7 +4,6 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -16,13 +15,11 @@ from mosaic.core.results import SERVED, CallRecord, CallStatus
 from mosaic.core.workload import ExpertName
 from mosaic.engines.calls import Calls, CallState, SessionCalls
 from mosaic.engines.engine import EngineSpec, Output
-from mosaic.engines.launcher import Channel, Launcher, Patience, Phase, WorkerProcess
-from mosaic.engines.local_launcher import LOG, output_of
-from mosaic.engines.messages import Exited, Failure, FromWorker, Gone, Load, Quit, Serve
+from mosaic.engines.launcher import Launcher, Patience, Phase, WorkerProcess, WorkerProcesses
+from mosaic.engines.local_launcher import output_of
+from mosaic.engines.messages import Exited, Failure, FromWorker, Gone, Quit, Serve
 from mosaic.runtime.journal import ClosedSession, EndedPrefill, Journal, OpenedSession
 
-GATHER_S = 0.005
-"""Messages are received no more often: what comes meanwhile is written and synced together."""
 OWN_BATCHES = 2
 """A process gets of its session's calls so many full batches: enough that its engine never runs dry."""
 SHARED_BATCHES = 1.25
@@ -146,19 +143,11 @@ class Sessions:
         self._states: dict[int, SessionState] = {}
         self._open: list[SessionState] = []
         """Those that have not ended, in the order in which they were opened."""
-        self._processes: dict[Channel, WorkerProcess] = {}
+        self._processes = WorkerProcesses(launcher, journal.folder, patience, self._zero_ts)
         self._ended: dict[int, list[CallRecord]] = defaultdict(list)
         self._broken: dict[ExpertName, str] = {}
         self._must_retry = False
         """A process could not be started just now."""
-        self._num_fork_server_deaths = launcher.num_fork_server_deaths
-        self._received_ts = 0.0
-        for change in launcher.changes():
-            for worker in change.workers:
-                if isinstance(change, Gone):
-                    lost.setdefault(worker, change.cause)
-                else:
-                    lost.pop(worker, None)
 
     def now(self) -> float:
         """Seconds on the run's clock."""
@@ -170,12 +159,7 @@ class Sessions:
 
     @property
     def is_over(self) -> bool:
-        return not self._open and not len(self.calls) and not self._processes
-
-    def losses(self) -> list[Lost]:
-        """List the workers that the run begins without."""
-        lost = sorted(self._lost.items())
-        return [Lost(0.0, worker, cause, len(lost) - number) for number, (worker, cause) in enumerate(lost, start=1)]
+        return not self._open and not len(self.calls) and not len(self._processes)
 
     def open(self, session: Session, spec: EngineSpec, ts: float) -> None:
         """Let a session wait for its workers; on one that is lost it is lost too."""
@@ -211,7 +195,7 @@ class Sessions:
         if self._fail_unservable():
             return  # which others may want to receive first
         self._hand_out()
-        for process in self._processes.values():
+        for process in self._processes:
             if process.phase is Phase.IDLE and not self._is_wanted(process):
                 process.begin(Phase.CLOSING)
                 process.send(Quit())
@@ -220,22 +204,15 @@ class Sessions:
             return
         now = self.now()
         changes_s = [ts - now for ts in self._next_changes(now)]
-        wait_s = timeout_s if self._processes or may_act or changes_s else RETRY_S if self._must_retry else 0.0
-        for process, message in self._receive(max(0.0, min([wait_s, *changes_s]))):
+        wait_s = timeout_s if len(self._processes) or may_act or changes_s else RETRY_S if self._must_retry else 0.0
+        for process, message in self._processes.receive(max(0.0, min([wait_s, *changes_s]))):
             self._handle(process, message)
         self._check_workers()
-        for process in self._processes.values():
-            process.watch(self._patience)
+        self._processes.watch()
 
     def stop(self) -> None:
-        """End all processes at once and wait until they are gone."""
-        deadline = time.monotonic() + self._patience.close_timeout_s
-        for process in self._processes.values():
-            process.channel.kill()
-        while self._processes and time.monotonic() < deadline:
-            with suppress(BackendError):
-                for _ in self._receive(1.0):
-                    pass
+        """Leave no process behind."""
+        self._processes.kill_all()
 
     def note_end(self, record: CallRecord) -> None:
         """Count a call among those of its session."""
@@ -260,11 +237,11 @@ class Sessions:
     def _start(self, state: SessionState) -> None:
         """Start a session on workers that are its own now; where another expert is still loaded, wait for its end."""
         workers = state.session.workers
-        there = [process for process in self._processes.values() if not set(workers).isdisjoint(process.workers)]
+        there = [process for process in self._processes if not set(workers).isdisjoint(process.workers)]
         is_resident = len(there) == 1 and there[0].phase is Phase.IDLE and self._is_wanted(there[0])
         if there and not is_resident:
             return
-        process = there[0] if is_resident else self._start_process(state)
+        process = there[0] if is_resident else self._processes.start(state.spec, state.session)
         if process is None:
             self._must_retry = True
             return
@@ -282,19 +259,6 @@ class Sessions:
                 is_remote=state.spec.is_remote,
             )
         )
-
-    def _start_process(self, state: SessionState) -> WorkerProcess | None:
-        """Start a process for a session; None: not now, try again."""
-        channel = self._launcher.open(state.session.workers)
-        if channel is None:
-            self._check_fork_server()
-            return None
-        process = WorkerProcess(
-            channel=channel, spec=state.spec, workers=state.session.workers, session=state.session.id
-        )
-        self._processes[channel] = process
-        process.send(Load(spec=state.spec, zero_ts=self._zero_ts))
-        return process
 
     def _state_of(self, process: WorkerProcess) -> SessionState | None:
         """Give the session that a process serves."""
@@ -319,7 +283,7 @@ class Sessions:
 
     def _hand_out(self) -> None:
         """Give processes the calls that they have room for."""
-        for process in self._processes.values():
+        for process in self._processes:
             state = self._state_of(process)
             if state is None or state.calls.send is None:
                 continue
@@ -342,7 +306,7 @@ class Sessions:
 
     def _can_move(self) -> bool:
         """Whether anything can happen by itself."""
-        if any(process.phase in (Phase.LOADING, Phase.CLOSING) for process in self._processes.values()):
+        if any(process.phase in (Phase.LOADING, Phase.CLOSING) for process in self._processes):
             return True
         now = self.now()
         return any(
@@ -383,35 +347,6 @@ class Sessions:
             return f"calls wait for sessions of {experts}, and none is open"
         return f"sessions {idle} have no calls and are not closed"
 
-    def _receive(self, timeout_s: float) -> Iterator[tuple[WorkerProcess, FromWorker | Exited]]:
-        """Send what is meant for processes, and wait for what they send; of one that is gone ``Exited`` is the last.
-
-        Raises
-        ------
-        BackendError
-            If what starts processes dies again and again.
-        """
-        for process in self._processes.values():
-            process.flush()
-        time.sleep(max(0.0, min(self._received_ts + GATHER_S - time.monotonic(), timeout_s)))
-        for channel, message in self._launcher.listen(timeout_s):
-            process = self._processes[channel]
-            self._received_ts = process.received_ts = time.monotonic()
-            if isinstance(message, Failure):
-                process.failure = message
-            elif isinstance(message, Exited):
-                del self._processes[channel]
-            yield process, message
-        self._check_fork_server()
-
-    def _check_fork_server(self) -> None:
-        num_deaths = self._launcher.num_fork_server_deaths - self._num_fork_server_deaths
-        if num_deaths > self._patience.max_restarts:
-            raise BackendError(
-                f"the fork server died {num_deaths} times without a call finished in between; "
-                f"see {self._journal.folder / LOG}"
-            )
-
     def _check_workers(self) -> None:
         """Lose workers that have gone, and take up those that have come."""
         for change in self._launcher.changes():
@@ -437,7 +372,7 @@ class Sessions:
             process.begin(Phase.SERVING)
             if state is not None:
                 state.calls.send = process.send
-                self._journal.add(_opened(state, message.ts))
+                self._journal.add(OpenedSession.of(state.session, state.load_start_ts, message.ts))
             self._emit(message)
         elif isinstance(message, ClosedSession):
             self._journal.add(message)
@@ -457,7 +392,7 @@ class Sessions:
             self._states[record.session].note_served()
             for worker in record.workers:
                 self._workers[worker].num_failed_loads = 0
-            self._num_fork_server_deaths = self._launcher.num_fork_server_deaths
+            self._processes.note_served()
         record = self._journal.add_call(record)
         self.note_end(record)
         self._end(record)
@@ -560,17 +495,3 @@ def _room(process: WorkerProcess, state: SessionState) -> tuple[int, int]:
         return 1, 0
     batch = process.spec.max_num_seqs
     return OWN_BATCHES * batch, math.ceil(SHARED_BATCHES * batch)
-
-
-def _opened(state: SessionState, start_ts: float) -> OpenedSession:
-    """Describe the start of a session's latest attempt, for the journal."""
-    session, load_start_ts = state.session, state.load_start_ts
-    return OpenedSession(
-        session=session.id,
-        expert=session.expert,
-        node=session.node,
-        workers=session.workers,
-        load_start_ts=load_start_ts,
-        load_s=start_ts - load_start_ts,
-        start_ts=start_ts,
-    )

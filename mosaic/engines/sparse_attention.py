@@ -1,8 +1,8 @@
 """FlexiCache on vLLM for CPUs: which heads are unstable, which pages a step reads, and an attention backend doing so.
 
 NOTE: heads really read their chosen pages only, so answers are those of the policy. The memory is not tiered: vLLM's
-block tables are shared by all heads, so every page stays where it is, and what a GPU would hold and what would cross
-its link to the host is counted. Summaries are recomputed from the keys when pages are ranked.
+block tables are shared by all heads, so every page stays where it is. Summaries are recomputed from the keys when pages
+are ranked.
 
 Shapes are in numbers of KV heads H, queries per KV head G, pages P, tokens L, head size D. Nothing here imports torch:
 its tensors know how to compute.
@@ -10,7 +10,7 @@ its tensors know how to compute.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -184,33 +184,6 @@ def tokens_of(pages: Tensor, num_tokens: int) -> Tensor:
     return pages.repeat_interleave(PAGE_TOKENS, dim=-1)[..., :num_tokens]
 
 
-@dataclass(slots=True)
-class SparseCounts:
-    """What a GPU with tiers would have held and moved, over all layers and decode steps, in pages of one head."""
-
-    num_steps: int = 0
-    """Decodes of one request in one layer."""
-    held_pages: int = 0
-    all_pages: int = 0
-    read_pages: int = 0
-    promoted_pages: int = 0
-    """Fetched at rankings of stable heads."""
-    ranked_pages: int = 0
-    """Best pages at those rankings, the first of a request not among them."""
-
-    @property
-    def promoted_frac(self) -> float:
-        """Share of the best pages that a ranking fetches."""
-        return self.promoted_pages / self.ranked_pages if self.ranked_pages else 0.0
-
-    def clear(self) -> None:
-        """Start anew."""
-        for field in fields(self):
-            setattr(self, field.name, 0)
-
-
-COUNTS = SparseCounts()
-"""Of this process, which serves one engine at a time."""
 _installed: list[tuple[SparseKv, UnstableHeads]] = []
 
 
@@ -221,7 +194,6 @@ def install(kv: SparseKv, heads: UnstableHeads) -> None:
 
     _installed[:] = [(kv, heads)]
     _cached_get_attn_backend.cache_clear()
-    COUNTS.clear()
     register_backend(AttentionBackendEnum.CPU_ATTN, f"{__name__}.SparseCpuBackend")  # CpuPlatform ignores CUSTOM
 
 
@@ -267,32 +239,18 @@ class RequestPages:
             pages[heads] = best_pages(scores, num_pages, self._kv.budget_pages)
         if self._stable:
             self._keep(pages, ranks)
-        self._count(pages)
         return tokens_of(pages, num_tokens)
 
     def _keep(self, pages: Tensor, ranks: bool) -> None:
         """Take the stable heads' best pages, or what they had and all that came since."""
         ranked = self._ranked
         if ranks:
-            chosen = pages[self._stable]
-            if ranked is not None:
-                num_old = ranked.shape[1]
-                COUNTS.promoted_pages += int((chosen[:, :num_old] & ~ranked).sum())
-                COUNTS.ranked_pages += int(chosen.sum())
-            self._ranked = chosen.clone()
+            self._ranked = pages[self._stable].clone()
             return
         assert ranked is not None, "the first step ranks"
         kept = pages[self._stable]
         kept[:, : ranked.shape[1]] = ranked
         pages[self._stable] = kept
-
-    def _count(self, pages: Tensor) -> None:
-        num_heads, num_pages = pages.shape
-        COUNTS.num_steps += 1
-        COUNTS.all_pages += num_heads * num_pages
-        COUNTS.read_pages += int(pages.sum())
-        COUNTS.held_pages += len(self._unstable) * num_pages
-        COUNTS.held_pages += int(pages[self._stable].sum()) if self._stable else 0
 
 
 def __getattr__(name: str) -> Any:

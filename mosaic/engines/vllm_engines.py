@@ -1,13 +1,13 @@
 """vLLM engines on this machine: checks experts before anything loads them, and specifies engines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mosaic.core.checks import require
-from mosaic.core.cluster import Worker
+from mosaic.core.cluster import Cluster, Worker
 from mosaic.core.engine_options import Device, EngineOptions
-from mosaic.core.errors import BackendError
+from mosaic.core.errors import BackendError, MosaicError
 from mosaic.core.kv_memory import check_sparse_kv, free_kv_bytes
 from mosaic.core.workload import Expert, ExpertName, SparseKv
 from mosaic.engines.checkpoints import (
@@ -152,7 +152,10 @@ class VllmEngines:
         on_cpu = self.options.loading.device is Device.CPU
         require(on_cpu, owner, "null on GPUs: real vLLM has it on CPU", kv.policy.value)
         require(
-            kv.promoted_frac is None, f"{owner}.promoted_frac", "null on real engines: it is counted", kv.promoted_frac
+            kv.promoted_frac is None,
+            f"{owner}.promoted_frac",
+            "null on real engines: it is assumed by simulations only",
+            kv.promoted_frac,
         )
         if kv.heads is None:
             return spread_heads(kv, shape.num_layers, shape.num_kv_heads)
@@ -171,3 +174,14 @@ def _sparse_parts(expert: Expert, unstable: UnstableHeads | None) -> tuple[str, 
     if expert.kv is None or unstable is None:
         return ()
     return repr(replace(expert.kv, heads=None)), repr(unstable.pairs)
+
+
+def loading_problems(experts: Iterable[Expert], cluster: Cluster, engines: VllmEngines) -> list[str]:
+    """List the experts that could be loaded on no worker, and why."""
+    found = []
+    for expert in experts:
+        try:
+            engines.spec(expert, cluster.workers[: expert.tp_degree])
+        except (MosaicError, ValueError) as error:
+            found.append(f"{expert.name}: {error}")
+    return found

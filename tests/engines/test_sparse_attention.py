@@ -4,17 +4,16 @@ import gc
 import importlib.util
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
 from mosaic.core.engine_options import ModelLoading
 from mosaic.core.errors import BackendError
 from mosaic.core.workload import SparseKv
-from mosaic.engines import sparse_attention, vllm_engine
+from mosaic.engines import vllm_engine
 from mosaic.engines.engine import EngineSpec
 from mosaic.engines.sparse_attention import (
-    COUNTS,
     RequestPages,
     UnstableHeads,
     best_pages,
@@ -82,21 +81,17 @@ def test_a_request_reads_over_its_steps_what_a_text_at_once_reads():
     keys, queries = torch.randn(2, first + num_steps, 8), torch.randn(num_steps, 2, 3, 8)
     at_once = FlexiCacheReader(kv, UnstableHeads(((0, 1),)))(0, Layer(queries, keys, first))
     request = RequestPages(kv, (1,), 2)
-    COUNTS.clear()
     for step in range(num_steps):
         num_tokens = first + step + 1
         read = request.choose(queries[step], keys[:, :num_tokens])
         assert torch.equal(read, at_once[step, :, :num_tokens])
-    assert COUNTS.num_steps == num_steps
-    assert 0 < COUNTS.promoted_frac < 1
-    assert COUNTS.read_pages < COUNTS.held_pages < COUNTS.all_pages
 
 
 @pytest.mark.parametrize(
     ("device", "kv", "message"),
     [
         ("gpu", {}, "expert A: kv must be null on GPUs: real vLLM has it on CPU, got 'flexicache'"),
-        ("cpu", {"promoted_frac": 0.3}, "expert A: kv.promoted_frac must be null on real engines: it is counted"),
+        ("cpu", {"promoted_frac": 0.3}, "expert A: kv.promoted_frac must be null on real engines"),
         ("cached", {}, "engine.enable_prefix_caching must be false with expert A's kv=flexicache"),
     ],
 )
@@ -168,7 +163,7 @@ def serve_all(checkpoint):
         )  # fmt: skip
         engine = vllm_engine.open_engine(spec)
         responses = serve(engine, requests())
-        said.append(([responses[number].token_ids for number in sorted(responses)], asdict(sparse_attention.COUNTS)))
+        said.append([responses[number].token_ids for number in sorted(responses)])
         del engine
         gc.collect()
     return said
@@ -190,27 +185,19 @@ def said(checkpoint):
 @pytest.mark.slow
 @needs_vllm
 def test_dense_mode_says_token_by_token_what_the_stock_engine_says(said):
-    assert said["dense"][0] == said["stock"][0]
-    counts = said["dense"][1]
-    assert counts["num_steps"] > 0, "the backend was not used"
-    assert counts["held_pages"] == counts["read_pages"] == counts["all_pages"]
-    assert counts["promoted_pages"] == 0
+    assert said["dense"] == said["stock"]
 
 
 @pytest.mark.slow
 @needs_vllm
 def test_an_engine_without_it_is_the_stock_engine_again(said):
-    assert said["again"][0] == said["stock"][0]
-    assert said["again"][1]["num_steps"] == said["sparse"][1]["num_steps"], "counted without the backend"
+    assert said["again"] == said["stock"]
 
 
 @pytest.mark.slow
 @needs_vllm
 def test_fewer_pages_say_something_else(said):
-    assert said["sparse"][0] != said["stock"][0]
-    counts = said["sparse"][1]
-    assert counts["read_pages"] < counts["held_pages"] < counts["all_pages"]
-    assert 0 < counts["promoted_pages"] < counts["ranked_pages"]
+    assert said["sparse"] != said["stock"]
 
 
 @pytest.mark.slow
@@ -221,7 +208,7 @@ def test_sparse_tokens_are_those_of_a_plain_forward_pass_that_reads_the_same_pag
     from experiments.kv_heads.attention import FlexiCacheReader, decode, load_checkpoint, prefill
 
     (model, _), reader = load_checkpoint(checkpoint), FlexiCacheReader(SPARSE, UNSTABLE)
-    for prompt, output in zip(prompts()[:5], said["sparse"][0], strict=False):
+    for prompt, output in zip(prompts()[:5], said["sparse"], strict=False):
         logits = decode(model, output[:-1], prefill(model, prompt), reader)
         chosen = logits.gather(1, torch.tensor(output[1:])[:, None])[:, 0]
         assert (logits.amax(-1) - chosen).max() < 1e-3
