@@ -128,7 +128,12 @@ def read_start(folder: Path) -> BatchStart | None:
         If the file cannot be read.
     """
     path = folder / BEGUN
-    return read_json(path, BatchStart, "start of a batch", RunFolderError) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return read_json(path, BatchStart, "start of a batch", RunFolderError)
+    except RunFolderError as error:
+        raise RunFolderError(f"{error}; remove it and start again: answers are in the journal") from error
 
 
 def _is_own(start: BatchStart | None, folder: Path, paths: BatchPaths) -> bool:

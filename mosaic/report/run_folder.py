@@ -153,6 +153,9 @@ def _check_same(folder: str | Path, config: Config, kind: str, may_differ: Colle
         )
 
 
+_IF_UNFINISHED = "if the run is unfinished, remove it and start again: answers are in the journal"
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Read config.yaml.
 
@@ -169,9 +172,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise RunFolderError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
+        raise RunFolderError(f"{path}: not YAML ({str(error).splitlines()[0]}); {_IF_UNFINISHED}") from error
     if not isinstance(config, dict):
-        raise RunFolderError(f"{path}: must be a mapping, got {type(config).__name__}")
+        raise RunFolderError(f"{path}: must be a mapping, got {type(config).__name__}; {_IF_UNFINISHED}")
     return config
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -146,6 +147,23 @@ def ended_once(folder: Path, calls: Sequence[Call]) -> dict[CallKey, CallRecord]
     ended = ended_in(folder / "journal")
     assert sorted(record.key for record in ended) == sorted(call.key for call in calls)
     return {record.key: record for record in ended}
+
+
+def of_lines(change):
+    return lambda data: b"".join(change(data.splitlines(keepends=True)))
+
+
+DAMAGES = {
+    "truncated": lambda data: data[: len(data) * 2 // 3],
+    "flipped": lambda data: data[: len(data) * 2 // 3] + bytes(byte ^ 4 for byte in data[len(data) * 2 // 3 :][:1])
+    + data[len(data) * 2 // 3 + 1 :],
+    "zeroed": lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
+    "emptied": lambda data: b"",
+    "dropped": of_lines(lambda lines: lines[: len(lines) // 2] + lines[len(lines) // 2 + 5 :]),
+    "doubled": of_lines(lambda lines: [line for line in lines for _ in range(2)]),
+    "shuffled": of_lines(lambda lines: random.Random(0).sample(lines, len(lines))),
+}  # fmt: skip
+"""What may happen to a file."""
 
 
 class FullDisk:

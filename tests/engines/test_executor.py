@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -26,6 +25,7 @@ from mosaic.runtime.static_plan import execute
 from tests.controllers import Reactor
 from tests.engines.executor_runs import (
     CPU,
+    DAMAGES,
     FAKE_ENGINE,
     OPTIONS,
     Runs,
@@ -139,25 +139,6 @@ def damage_lines(path, *questions):
     lines = path.read_bytes().splitlines(keepends=True)
     hit = [f'["call",[["{question}"'.encode() for question in questions]
     path.write_bytes(b"".join(b"0" + line if any(name in line for name in hit) else line for line in lines))
-
-
-def flipped(data, at):
-    return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
-
-
-def of_lines(change):
-    return lambda data: b"".join(change(data.splitlines(keepends=True)))
-
-
-DAMAGES = {
-    "truncated": lambda data: data[: len(data) * 2 // 3],
-    "flipped": lambda data: flipped(data, len(data) * 2 // 3),
-    "zeroed": lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
-    "emptied": lambda data: b"",
-    "dropped": of_lines(lambda lines: lines[:20] + lines[25:]),
-    "doubled": of_lines(lambda lines: [line for line in lines for _ in range(2)]),
-    "shuffled": of_lines(lambda lines: random.Random(0).sample(lines, len(lines))),
-}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
