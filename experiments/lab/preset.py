@@ -9,7 +9,6 @@ import msgspec
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from experiments.lab.plots import Panel, draw, draw_rows
 from experiments.lab.study import Point, Row, Study, Sweep
 from experiments.lab.tables import beside, markdown, means, wide
 from mosaic.commands.run_folder import summary_of
@@ -18,6 +17,7 @@ from mosaic.config.compose import CONF, compose_config
 from mosaic.config.job import build_job
 from mosaic.config.launch import points_of
 from mosaic.core.checks import require
+from mosaic.figures.means import Panel, draw, draw_rows
 from mosaic.report.run_folder import flatten
 from mosaic.runtime.run import run
 

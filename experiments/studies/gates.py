@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from experiments.lab.plots import Panel, draw
 from experiments.lab.study import Point, Row, Study, Sweep, Tables
 from experiments.lab.tables import lay_out, markdown, wide
 from experiments.studies.gate_populations import BENCHMARKS, Population, draw_adversarial, draw_population
@@ -25,6 +24,7 @@ from experiments.studies.gate_trials import (
     simulate_calibrations,
 )
 from mosaic.comparison.estimate import Estimate
+from mosaic.figures.means import Panel, draw
 from mosaic.pipelines.rules.ballot import plurality
 from mosaic.pipelines.rules.calibrated import ConfidenceKind
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import polars as pl
 
-from experiments.lab.plots import Panel, draw
 from experiments.lab.study import Tables
 from experiments.lab.tables import means
 from experiments.studies.paper_points import (
@@ -20,6 +19,7 @@ from experiments.studies.paper_points import (
 from experiments.studies.published import expert_tokens, read_published
 from mosaic.comparison.estimate import Estimate, estimate
 from mosaic.core.results import SessionRecord
+from mosaic.figures.means import Panel, draw
 from mosaic.figures.style import (
     INK,
     LOAD_HATCH,

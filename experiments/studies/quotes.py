@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from experiments.lab.plots import Panel, draw_rows
 from experiments.lab.study import SEED, Point, Row, Study, Sweep, Tables
 from experiments.lab.tables import lay_out, markdown
 from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
 from mosaic.comparison.estimate import Estimate, estimate, geometric
 from mosaic.core.cluster import Cluster, uniform_cluster
 from mosaic.core.plan import Plan
+from mosaic.figures.means import Panel, draw_rows
 from mosaic.planning.costs import AffineCosts
 from mosaic.planning.problem import Request
 from mosaic.quote import Asked, ask

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from experiments.lab.plots import Panel, draw
 from experiments.lab.study import Point, Row, Study, Sweep, Tables, on_jobs
 from experiments.lab.tables import beside, markdown, means, wide
+from mosaic.figures.means import Panel, draw
 from mosaic.pipelines.final_answers import accuracy_frac
 from mosaic.runtime.job import Job
 from mosaic.runtime.run import run

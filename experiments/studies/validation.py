@@ -17,7 +17,6 @@ from scipy.stats import kendalltau
 
 import mosaic
 from experiments.hardware.machine_config import mirrored_settings
-from experiments.lab.plots import Panel, draw_rows
 from experiments.lab.study import Point, Row, Study, Sweep, Tables
 from experiments.lab.tables import markdown
 from mosaic.comparison.estimate import estimate
@@ -30,6 +29,7 @@ from mosaic.core.plan import Plan
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import CallKey
 from mosaic.engines.site import EngineSite
+from mosaic.figures.means import Panel, draw_rows
 from mosaic.planning.plan_file import load_plans, save_plans
 from mosaic.planning.profiles import load_profile, write_profile
 from mosaic.report.metrics import makespan_s

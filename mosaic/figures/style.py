@@ -168,14 +168,6 @@ def number_axis(axis: "Axis", num_ticks: int = 5) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
-def fixed_axis(axis: "Axis", ticks: Sequence[float]) -> None:
-    """Mark these numbers and no others, on any scale."""
-    from matplotlib.ticker import NullLocator
-
-    axis.set_ticks(list(ticks), [f"{tick:,.10g}" for tick in ticks])
-    axis.set_minor_locator(NullLocator())
-
-
 def log_axis(axis: "Axis") -> None:
     """Write 1, 2 and 5 of each decade, which leaves two numbers on a short logarithmic axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter

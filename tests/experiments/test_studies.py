@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -38,12 +39,19 @@ def test_every_study_is_committed_and_says_what_it_is_about() -> None:
 
 @pytest.mark.parametrize("name", COMMITTED)
 def test_the_committed_page_follows_from_the_committed_tables(name, tmp_path) -> None:
-    study, committed = load_study(name), RESULTS / COMMITTED[name]
+    study, committed = replace(load_study(name), figures={}), RESULTS / COMMITTED[name]
     for table in study.tables:
         shutil.copy(committed / f"{table}.csv", tmp_path)
     run_study(study, tmp_path, draw_only=True, show=lambda line: None)
     for file in (f"{name}.md", *(f"{table}.csv" for table in study.tables)):
         assert (tmp_path / file).read_text() == (committed / file).read_text()
+
+
+def test_figures_are_written_beside_the_page(tmp_path) -> None:
+    shutil.copy(RESULTS / "ablations" / "ablate_tau.csv", tmp_path)
+    run_study(load_study("ablate_tau"), tmp_path, draw_only=True, show=lambda line: None)
+    assert (tmp_path / "ablate_tau.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "ablate_tau.pdf").read_bytes().startswith(b"%PDF")
 
 
 @pytest.mark.parametrize("name", COMMITTED)

@@ -1,4 +1,4 @@
-"""The common figures of studies: means with their 95% intervals, by lines over an axis or as labelled rows."""
+"""The common figures: means with their 95% intervals, by lines over an axis or as labelled rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +53,7 @@ def draw(
     x_label: str,
     panels: Mapping[Any, Panel],
     lines: Sequence[str],
+    looks: Looks | None = None,
     stacked: bool = False,
 ) -> "Figure":
     """Draw means over an axis of few values, each value at a place of its own.
@@ -68,13 +69,15 @@ def draw(
     panels
         By the value that chooses a panel's rows.
     lines
-        In their order, which gives them their colours.
+        In their order.
+    looks
+        Of the lines; None: their order gives them their colours.
     stacked
         Panels stand above each other, with axes of their own; otherwise they stand side by side and share one.
     """
     rows = [row for row in rows if row[y] is not None]
     places = {value: place for place, value in enumerate(dict.fromkeys(row[x] for row in rows))}
-    looks = line_looks(lines)
+    looks = looks or line_looks(lines)
     if stacked:
         figure = new_figure(0.7 + STACKED_IN * len(panels))
         every = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
