@@ -7,7 +7,6 @@ from mosaic.core.checks import AtLeast1, check_fields
 from mosaic.core.plan import Plan, Session
 from mosaic.core.workload import Call, ExpertName
 from mosaic.planning.problem import Problem
-from mosaic.planning.program.bounds import lower_bound_s
 from mosaic.planning.program.instance import make_instance
 from mosaic.planning.scheduler import PredictedTimeline, make_plan, replica_sessions, split_evenly
 
@@ -35,7 +34,7 @@ class RoundRobin:
             problem,
             scheduler=self.name,
             sessions=sessions,
-            lower_bound_s=lower_bound_s(instance),
+            lower_bound_s=instance.lower_bound_s(),
             notes=("experts in the order in which the query stream first names them, expert m on worker m mod N",),
         )
 
@@ -69,7 +68,7 @@ class Fifo:
             problem,
             scheduler=self.name,
             sessions=sessions,
-            lower_bound_s=lower_bound_s(instance.without_limits()),
+            lower_bound_s=instance.without_limits().lower_bound_s(),
             notes=(
                 f"windows of {self.window_questions} questions in arrival order, each session to the worker predicted "
                 "free first; replica caps do not apply",
@@ -116,7 +115,7 @@ class LeastLoaded:
             problem,
             scheduler=self.name,
             sessions=sessions,
-            lower_bound_s=lower_bound_s(instance),
+            lower_bound_s=instance.lower_bound_s(),
             notes=(f"{order}, each whole to the worker with the least predicted load",),
         )
 
@@ -144,6 +143,6 @@ class DataParallel:
             problem,
             scheduler=self.name,
             sessions=sessions,
-            lower_bound_s=lower_bound_s(instance.without_limits()),
+            lower_bound_s=instance.without_limits().lower_bound_s(),
             notes=("every expert on every worker, one after the other with a barrier; replica caps do not apply",),
         )

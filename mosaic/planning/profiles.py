@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -87,7 +88,7 @@ class ProfileEntry:
         return self.expert, self.gpu, self.tp_degree, self.kv_budget_tokens
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """Entries of one sweep, with where they came from."""
 
@@ -99,6 +100,10 @@ class Profile:
         places = (entry.place for entry in self.entries)
         require_unique(places, f"profile {self.source!r}: expert, gpu, tp_degree and kv_budget_tokens of an entry")
 
+    @cached_property
+    def _entry_at(self) -> dict[tuple[ExpertName, str, int, int | None], ProfileEntry]:
+        return {entry.place: entry for entry in self.entries}
+
     def entry(self, expert: ExpertName, gpu: str, tp_degree: int, kv_budget_tokens: int | None = None) -> ProfileEntry:
         """Look up an expert, with its full KV cache or a sparse one.
 
@@ -107,9 +112,9 @@ class Profile:
         ProfileError
             If the sweep did not cover it; a missing measurement is never replaced by a default.
         """
-        for entry in self.entries:
-            if entry.place == (expert, gpu, tp_degree, kv_budget_tokens):
-                return entry
+        found = self._entry_at.get((expert, gpu, tp_degree, kv_budget_tokens))
+        if found is not None:
+            return found
         places = sorted(
             f"{entry.tp_degree} x {entry.gpu}{_with_kv(entry.kv_budget_tokens)}"
             for entry in self.entries

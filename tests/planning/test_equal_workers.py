@@ -9,7 +9,7 @@ from time import monotonic
 import pytest
 
 from mosaic.core.plan import SolveStatus
-from mosaic.planning.program.bounds import lower_bound_s, pattern_bound_s, subset_bound_s
+from mosaic.planning.program.bounds import pattern_bound_s, subset_bound_s
 from mosaic.planning.program.equal_workers import (
     BoundedSolution,
     GroupSearch,
@@ -18,7 +18,7 @@ from mosaic.planning.program.equal_workers import (
     place_groups,
     solve_identical,
 )
-from mosaic.planning.program.instance import IdenticalWorkers, Instance, identical_workers, make_instance
+from mosaic.planning.program.instance import Instance, identical_workers, make_instance
 from mosaic.planning.program.solve import solve_instance
 from tests.factories import make_gpu, make_mixed_cluster, make_problem
 from tests.planning.placements import assert_keeps_limits, drawn_instance
@@ -26,7 +26,7 @@ from tests.planning.placements import assert_keeps_limits, drawn_instance
 BOUNDS = {"subsets": subset_bound_s, "patterns": pattern_bound_s}
 
 
-def alike(instance: Instance) -> IdenticalWorkers:
+def alike(instance: Instance) -> Instance:
     workers = identical_workers(instance)
     assert workers is not None
     return workers
@@ -73,7 +73,7 @@ def test_patterns_see_the_idle_time_beside_few_replicas() -> None:
     workers = alike(instance)
     optimum_s = solve_instance(instance, time_limit_s=5.0).report.objective_s
     assert optimum_s is not None
-    closed_form_s = lower_bound_s(instance, k_applies=True)
+    closed_form_s = instance.lower_bound_s(k_applies=True)
     assert closed_form_s < optimum_s
     raised_s = pattern_bound_s(workers, low_s=closed_form_s, high_s=optimum_s, until_ts=inf)
     assert closed_form_s < raised_s <= optimum_s
@@ -116,7 +116,7 @@ def test_caps_that_a_group_breaks_leave_it_unplaced() -> None:
 def test_search_keeps_every_expert_and_worker_and_gets_what_it_says(seed: int) -> None:
     instance = drawn_instance(seed, 12, 8)
     workers = alike(instance)
-    found = GroupSearch(workers, target_s=lower_bound_s(instance, k_applies=True), seed=seed).run(5000, until_ts=inf)
+    found = GroupSearch(workers, target_s=instance.lower_bound_s(k_applies=True), seed=seed).run(5000, until_ts=inf)
     assert sorted(m for experts, _ in found.groups for m in experts) == list(range(12))
     assert sum(num_workers for _, num_workers in found.groups) <= 8
     ends_s = [ideal_finish_s(workers, experts, num_workers) for experts, num_workers in found.groups]
@@ -139,8 +139,8 @@ def test_search_is_the_same_for_a_seed() -> None:
 @pytest.mark.usefixtures("clock")
 def test_solutions_of_middling_instances_are_narrow_and_sound(seed: int) -> None:
     instance = drawn_instance(seed, 12, 8)
-    closed_form_s = lower_bound_s(instance, k_applies=True)
-    solution = solve_identical(instance, alike(instance), BoundedSolution(None, inf, closed_form_s), until_ts=800)
+    closed_form_s = instance.lower_bound_s(k_applies=True)
+    solution = solve_identical(alike(instance), BoundedSolution(None, inf, closed_form_s), until_ts=800)
     assert solution.counts is not None
     assert_keeps_limits(instance, solution.counts)
     assert closed_form_s <= solution.bound_s <= solution.finish_s == instance.makespan_s(solution.counts)
@@ -185,22 +185,22 @@ def test_larger_instances_are_solved_without_the_program(monkeypatch: pytest.Mon
     ],
 )  # fmt: skip
 def test_the_closed_form_by_hand(changes: dict[str, object], seconds: float) -> None:
-    assert lower_bound_s(make_instance(make_problem(**changes))) == pytest.approx(seconds)  # type: ignore[arg-type]
+    assert make_instance(make_problem(**changes)).lower_bound_s() == pytest.approx(seconds)  # type: ignore[arg-type]
 
 
 def test_lifting_the_caps_lowers_the_bound() -> None:
     instance = make_instance(make_problem({"A": 100, "B": 2}, max_replicas=1))
-    assert lower_bound_s(instance.without_limits()) < lower_bound_s(instance)
+    assert instance.without_limits().lower_bound_s() < instance.lower_bound_s()
 
 
 def test_slots_count_where_the_policy_knows_k() -> None:
     # K = 1 on 2 workers: two replicas of A leave no slot for B, so A runs whole.
     instance = replace(make_instance(make_problem({"A": 100, "B": 2}, max_replicas=2)), max_experts_per_worker=1)
-    assert lower_bound_s(instance) < 70
-    assert lower_bound_s(instance, k_applies=True) == pytest.approx(110.0)
+    assert instance.lower_bound_s() < 70
+    assert instance.lower_bound_s(k_applies=True) == pytest.approx(110.0)
 
 
 def test_unlike_workers_are_priced_at_the_best() -> None:
     cluster = make_mixed_cluster(make_gpu("fast"), make_gpu("slow"))
     instance = make_instance(make_problem({"A": 100}, cluster=cluster, slowdown_by_gpu={"slow": 3.0}, max_replicas=1))
-    assert lower_bound_s(instance) == pytest.approx(110.0)
+    assert instance.lower_bound_s() == pytest.approx(110.0)

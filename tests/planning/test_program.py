@@ -19,7 +19,7 @@ from mosaic.planning.plan_check import check_plan
 from mosaic.planning.problem import Problem
 from mosaic.planning.program import Flexible, Ilp, solve
 from mosaic.planning.program import model as program_model
-from mosaic.planning.program.bounds import lower_bound_s, pattern_bound_s, subset_bound_s, work_bound_s
+from mosaic.planning.program.bounds import pattern_bound_s, subset_bound_s
 from mosaic.planning.program.instance import identical_workers, make_free_instance, make_instance
 from mosaic.planning.program.model import Solution, build_model, find_symmetry, order_blocks, solve_model
 from mosaic.planning.program.packing import best_packing, drop_needless_replicas, level, pack
@@ -67,7 +67,7 @@ def test_free_degrees_and_bent_prices_equal_brute_force(block: int) -> None:
         assert plan.solve.status is SolveStatus.OPTIMAL
         assert plan.solve.objective_s == pytest.approx(expected_s, rel=1e-6, abs=1e-5)
         assert plan.predicted_makespan_s == pytest.approx(expected_s, rel=1e-6, abs=1e-5)
-        assert work_bound_s(make_free_instance(problem)) <= expected_s * (1 + 1e-9) + 1e-9
+        assert make_free_instance(problem).lower_bound_s() <= expected_s * (1 + 1e-9) + 1e-9
 
 
 @pytest.mark.parametrize("quantile", [None, 0.5, 0.8])
@@ -343,7 +343,7 @@ def test_time_limit_with_an_incumbent_is_a_plan_with_a_gap() -> None:
 
 
 def test_warm_start_reaches_the_solver() -> None:
-    start = best_packing(HARD)
+    start = best_packing(HARD, HARD.lower_bound_s(k_applies=True))
     assert start is not None
     # In a tenth of a millisecond HiGHS finds nothing itself.
     found = []
@@ -354,7 +354,7 @@ def test_warm_start_reaches_the_solver() -> None:
 
 
 def test_time_limit_without_an_incumbent_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(solve, "best_packing", lambda _, **__: None)
+    monkeypatch.setattr(solve, "best_packing", lambda *_, **__: None)
     with pytest.raises(InfeasibleError, match=r"no placement found in time_limit_s=0\.0001 under K=3"):
         solve_instance(HARD, time_limit_s=1e-4)
 
@@ -376,7 +376,7 @@ def test_solver_bound_above_the_objective_is_not_used(
 ) -> None:
     # Three calls of 10 s on two workers take 20 s; the closed form spreads them evenly.
     instance = make_instance(make_problem(dict.fromkeys("ABC", 1), load_s=0.0, per_call_s=10.0))
-    closed_form_s = lower_bound_s(instance, k_applies=True)
+    closed_form_s = instance.lower_bound_s(k_applies=True)
     assert closed_form_s == pytest.approx(15.0)
 
     def overstate(*arguments: object, **options: object) -> Solution:
@@ -423,7 +423,7 @@ def test_solver_without_a_start_agrees() -> None:
 def test_packing_gives_up_without_a_slot() -> None:
     instance = replace(make_instance(make_problem(dict.fromkeys("ABC", 1))), max_experts_per_worker=1)
     assert pack(instance, 100.0) is None
-    assert best_packing(instance) is None
+    assert best_packing(instance, instance.lower_bound_s(k_applies=True)) is None
 
 
 def test_levelling_evens_out_workers_linked_through_a_third() -> None:

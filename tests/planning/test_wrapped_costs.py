@@ -6,6 +6,7 @@ import pytest
 
 from mosaic.core.plan import Session
 from mosaic.planning.costs import WeightLocation
+from mosaic.planning.program import Ilp
 from mosaic.planning.program.instance import make_instance
 from mosaic.planning.scheduler import predict_times
 from mosaic.planning.wrapped_costs import LoadedModels, WithHost, WithoutWorkers, WithResident
@@ -32,6 +33,17 @@ def test_what_a_wrapper_does_not_change_is_the_price_below() -> None:
         assert wrapped.fits(expert, workers)
         assert wrapped.fits(expert, gone) is isinstance(wrapped, WithResident)
     assert wrapped.load_s(expert, gone, WeightLocation.COLD) == 0.0
+
+
+def test_an_expert_loads_for_nothing_only_on_the_workers_that_hold_it() -> None:
+    problem = make_problem({"A": 30, "B": 12}, num_workers=3, load_s=10.0)
+    held = replace(problem, costs=WithResident(problem.costs, {0: "A", 2: "B"}))
+    instance = make_instance(held)
+    assert [[option.load_s for option in row] for row in instance.options] == [[0.0, 10.0, 10.0], [10.0, 10.0, 0.0]]
+    assert instance.max_replicas == make_instance(problem).max_replicas  # a further copy costs what it did
+    plan = Ilp().plan(held)
+    assert plan.solve.objective_s == plan.predicted_makespan_s == 20.0
+    assert {session.workers for session in plan.sessions if session.expert == "B"} == {(2,)}
 
 
 def test_where_weights_are_depends_on_who_came_since() -> None:

@@ -13,7 +13,7 @@ from mosaic.core.plan import Plan, SolveStatus
 from mosaic.planning.baselines import DataParallel, Fifo, LeastLoaded, RoundRobin
 from mosaic.planning.problem import Problem
 from mosaic.planning.program import model
-from mosaic.planning.program.bounds import lower_bound_s, pattern_bound_s, subset_bound_s
+from mosaic.planning.program.bounds import pattern_bound_s, subset_bound_s
 from mosaic.planning.program.equal_workers import GroupSearch, place_groups
 from mosaic.planning.program.instance import Instance, identical_workers, make_instance
 from mosaic.planning.program.model import Solution, find_symmetry, order_blocks, solve_model
@@ -98,7 +98,7 @@ def test_solver_bound_is_never_above_the_objective_nor_below_the_closed_form(pro
     with patch.object(model, "solve_model", remember):
         plan = Ilp().plan(problem)
     (solution,) = solutions
-    closed_form_s = lower_bound_s(make_instance(problem), k_applies=True)
+    closed_form_s = make_instance(problem).lower_bound_s(k_applies=True)
     assert plan.solve.objective_s is not None
     assert plan.solve.bound_s is not None
     assert solution.bound_s is not None
@@ -118,7 +118,7 @@ def test_equal_workers_aggregated_agree_with_the_program(problem: Problem) -> No
     optimum_s = Ilp().plan(problem).solve.objective_s
     assert workers is not None
     assert optimum_s is not None
-    low_s, slack_s = lower_bound_s(instance, k_applies=True), 1e-6 * max(1.0, optimum_s)
+    low_s, slack_s = instance.lower_bound_s(k_applies=True), 1e-6 * max(1.0, optimum_s)
     for raise_s in (subset_bound_s, pattern_bound_s):
         # From a makespan that no plan is near, so that the bisection asks about many that can be met.
         assert low_s <= raise_s(workers, low_s=low_s, high_s=3 * optimum_s, until_ts=inf) <= optimum_s + slack_s
@@ -156,7 +156,7 @@ def test_an_extra_gpu_never_worsens_the_optimum(problem: Problem) -> None:
 @given(problems())
 def test_heuristics_keep_calls_and_limits_and_never_lengthen(problem: Problem) -> None:
     instance = make_instance(problem)
-    counts = best_packing(instance)
+    counts = best_packing(instance, instance.lower_bound_s(k_applies=True))
     if counts is None:
         return
     symmetry = find_symmetry(instance)

@@ -1,16 +1,14 @@
-"""Lower bounds on the makespan: in closed form, from subsets of few experts, and from patterns of many.
+"""Lower bounds on the makespan of identical workers: from subsets of few experts, and from patterns of many.
 
-NOTE: every bound asks whether a plan can end by a makespan C, and looks for the least C that it cannot refute.
+NOTE: every bound asks whether a plan can end by a makespan C, and looks for the least C that it cannot refute; they
+begin at the closed form (``Instance.lower_bound_s``).
 
-Closed form: C bounds the calls of one session, hence the replicas of each expert from below, and each replica pays its
-load again. So the work to be done grows as C falls while the room N C shrinks.
-
-Subsets, for few experts on identical workers: a plan falls into connected parts (see ``equal_workers``). A part of e
+Subsets, for few experts: a plan falls into connected parts (see ``equal_workers``). A part of e
 experts on n workers has at least n + e - 1 sessions, and each expert at least as many as its calls need; the loads of
 those and all calls must fit into n C seconds, the sessions into n K slots. So each set of experts needs at least so
 many workers at C, and a dynamic program over subsets finds the partition that needs the fewest.
 
-Patterns, for many identical workers: a plan gives every worker a pattern, at most K experts with a share of calls each,
+Patterns, for many workers: a plan gives every worker a pattern, at most K experts with a share of calls each,
 loads and shares together within C. A linear program asks how many patterns are needed to serve all calls; where that is
 more than there are workers, no plan ends by C (Gilmore and Gomory's bound for cutting stock). It is tightened by modes:
 an expert on exactly r workers gives each of them at least what the r - 1 others, full, leave over, so few replicas mean
@@ -26,22 +24,16 @@ A. A. Farley, A note on bounding a class of linear programming problems, includi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
 from time import monotonic
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mosaic.core.addition import add_in_order
-from mosaic.planning.program.instance import IdenticalWorkers, Instance
+from mosaic.planning.program.instance import Instance
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
-
-RELATIVE_PRECISION = 1e-9
-MAX_BISECTIONS = 100
-"""More than the precision ever needs, unless times are so small that halving them does nothing."""
 
 MAX_SUBSET_EXPERTS = 13
 """The partitions of a set of M into two number 3^M."""
@@ -66,71 +58,7 @@ UNSERVED_COST = 50.0
 """Workers that a mode costs when it is not served: the program is feasible from its first round on."""
 
 
-def may_be_feasible(instance: Instance, makespan_s: float, *, k_applies: bool = True) -> bool:
-    """Check conditions that every plan of at most this makespan meets; they are monotone in it."""
-    work_s = 0.0
-    slots = 0.0
-    for expert, places in enumerate(instance.places):
-        replicas = instance.least_replicas(expert, makespan_s)
-        if replicas == inf:
-            return False
-        degree = len(places[0])
-        setup_s, per_call_s = min(instance.setup_s[expert]), min(instance.per_call_s[expert])
-        work_s += degree * (replicas * setup_s + per_call_s * instance.num_calls[expert])
-        slots += degree * replicas
-    if k_applies and slots > instance.num_workers * instance.max_experts_per_worker:
-        return False
-    return work_s <= instance.num_workers * makespan_s * (1 + 1e-12)
-
-
-def lower_bound_s(instance: Instance, *, k_applies: bool = False) -> float:
-    """Bound the makespan of every plan from below, in seconds.
-
-    It is the largest of: the work of all experts, loads of the needed replicas included, spread evenly over the
-    workers; and the longest session of each expert when its calls are spread over as many places as its cap allows.
-
-    Parameters
-    ----------
-    instance
-        Experts, places, prices and limits.
-    k_applies
-        Count K as a limit as well; False where the policy does not know K.
-    """
-    if not instance.num_experts:
-        return 0.0
-    low_s = 0.0
-    high_s = add_in_order(
-        min(setup) + min(per_call) * number
-        for setup, per_call, number in zip(instance.setup_s, instance.per_call_s, instance.num_calls, strict=True)
-    ) * max(len(places[0]) for places in instance.places)
-    if not may_be_feasible(instance, high_s, k_applies=k_applies):
-        return high_s
-    for _ in range(MAX_BISECTIONS):
-        if high_s - low_s <= RELATIVE_PRECISION * high_s:
-            break
-        middle_s = (low_s + high_s) / 2
-        if may_be_feasible(instance, middle_s, k_applies=k_applies):
-            high_s = middle_s
-        else:
-            low_s = middle_s
-    return low_s
-
-
-def work_bound_s(instance: Instance) -> float:
-    """Bound every placement's makespan where experts may have several degrees: all work spread evenly, each alone."""
-    work_s = alone_s = 0.0
-    for number, options, setup_s, per_call_s in zip(
-        instance.num_calls, instance.options, instance.setup_s, instance.per_call_s, strict=True
-    ):
-        work_s += min(
-            len(option.workers) * (fixed_s + call_s * number)
-            for option, fixed_s, call_s in zip(options, setup_s, per_call_s, strict=True)
-        )
-        alone_s = max(alone_s, min(option.session_s(1) for option in options))
-    return max(alone_s, work_s / instance.num_workers)
-
-
-def subset_bound_s(workers: IdenticalWorkers, *, low_s: float, high_s: float, until_ts: float) -> float:
+def subset_bound_s(workers: Instance, *, low_s: float, high_s: float, until_ts: float) -> float:
     """Raise a lower bound on the makespan by bisection; see ``pattern_bound_s`` for the parameters."""
     if workers.num_experts > MAX_SUBSET_EXPERTS:
         return low_s
@@ -144,7 +72,7 @@ def subset_bound_s(workers: IdenticalWorkers, *, low_s: float, high_s: float, un
     return low_s
 
 
-def _least_workers(workers: IdenticalWorkers, makespan_s: float) -> Ints | None:
+def _least_workers(workers: Instance, makespan_s: float) -> Ints | None:
     """Count the workers that each set of experts needs as one part, shape ``(2^num_experts,)``; None: they never do."""
     serving_s, loads_s, cheapest_s = np.zeros(1), np.zeros(1), np.full(1, np.inf)
     sizes, sessions, caps = (np.zeros(1, dtype=np.int64) for _ in range(3))
@@ -152,7 +80,7 @@ def _least_workers(workers: IdenticalWorkers, makespan_s: float) -> Ints | None:
         least = workers.least_replicas(m, makespan_s)
         if least > workers.max_replicas[m]:
             return None
-        load_s, cap = workers.setup_s[m], workers.max_replicas[m]
+        load_s, cap = workers.setup_s[m][0], workers.max_replicas[m]
         serving_s = np.concatenate([serving_s, serving_s + workers.serving_s[m]])
         loads_s = np.concatenate([loads_s, loads_s + least * load_s])
         cheapest_s = np.concatenate([cheapest_s, np.minimum(cheapest_s, load_s if cap > least else np.inf)])
@@ -185,7 +113,7 @@ def _fewest_in_all(needed: Ints, num_experts: int) -> int:
     return int(fewest[-1])
 
 
-def pattern_bound_s(workers: IdenticalWorkers, *, low_s: float, high_s: float, until_ts: float) -> float:
+def pattern_bound_s(workers: Instance, *, low_s: float, high_s: float, until_ts: float) -> float:
     """Raise a lower bound on the makespan while patterns refute makespans.
 
     Parameters
@@ -221,7 +149,7 @@ def pattern_bound_s(workers: IdenticalWorkers, *, low_s: float, high_s: float, u
     return low_s
 
 
-def _least_patterns(workers: IdenticalWorkers, makespan_s: float, until_ts: float) -> float | None:
+def _least_patterns(workers: Instance, makespan_s: float, until_ts: float) -> float | None:
     """Bound the number of patterns that a makespan needs; None if they are too many to list or no time is left."""
     modes = _list_modes(workers, makespan_s)
     if modes is None:
@@ -278,11 +206,11 @@ class _Column:
     shares_s: Floats
 
 
-def _list_modes(workers: IdenticalWorkers, makespan_s: float) -> _Modes | None:
+def _list_modes(workers: Instance, makespan_s: float) -> _Modes | None:
     """List the modes of all experts; None if one of them cannot meet the makespan at all."""
     rows: list[tuple[int, int, int, int, int]] = []
     for m, num_calls in enumerate(workers.num_calls):
-        most = workers.calls_within(m, makespan_s)
+        most = workers.calls_within(m, 0, makespan_s)
         cap = min(workers.max_replicas[m], num_calls)
         first = -(-num_calls // most) if most else cap + 1
         if first > cap:
@@ -292,12 +220,12 @@ def _list_modes(workers: IdenticalWorkers, makespan_s: float) -> _Modes | None:
             least = 1 if is_open else max(1, num_calls - (replicas - 1) * most)
             rows.append((m, replicas, is_open, least, min(most, num_calls - replicas + 1)))
     expert, replicas_of, open_modes, least_calls, most_calls = np.array(rows, dtype=np.int64).T
-    per_call_s = np.array(workers.per_call_s)[expert]
+    per_call_s = np.array(workers.per_call_s)[expert, 0]
     return _Modes(
         expert=expert,
         replicas=replicas_of,
         is_open=open_modes.astype(bool),
-        setup_s=np.array(workers.setup_s)[expert],
+        setup_s=np.array(workers.setup_s)[expert, 0],
         per_call_s=per_call_s,
         serving_s=np.array(workers.serving_s)[expert],
         least_s=least_calls * per_call_s,

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeAlias
 
 from mosaic.core.addition import add_in_order
 from mosaic.planning.program.bounds import pattern_bound_s, subset_bound_s
-from mosaic.planning.program.instance import Counts, IdenticalWorkers, Instance
+from mosaic.planning.program.instance import Counts, Instance
 from mosaic.planning.program.packing import best_packing, level
 
 Group: TypeAlias = tuple[tuple[int, ...], int]
@@ -59,9 +59,7 @@ class BoundedSolution:
     bound_s: float
 
 
-def solve_identical(
-    instance: Instance, workers: IdenticalWorkers, best: BoundedSolution, *, until_ts: float
-) -> BoundedSolution:
+def solve_identical(workers: Instance, best: BoundedSolution, *, until_ts: float) -> BoundedSolution:
     """Improve a solution and its bound until an instant of the monotonic clock; end early if nothing can be packed.
 
     Searches double in length from one to the next, each with its own seed, and the last is as long as the time that
@@ -75,12 +73,12 @@ def solve_identical(
         moves_per_s = max(found.num_moves, 1) / max(monotonic() - begin_ts, 1e-9)
         counts = place_groups(workers, found.groups)
         if counts is not None:
-            best = _better(instance, best, level(instance, counts))
+            best = _better(workers, best, level(workers, counts))
         elif best.counts is None:
-            counts = best_packing(instance, until_ts=until_ts)
+            counts = best_packing(workers, best.bound_s, until_ts=until_ts)
             if counts is None:
                 break
-            best = _better(instance, best, counts)
+            best = _better(workers, best, counts)
         if not seed and best.finish_s > best.bound_s:
             best = _raise_bound(workers, best, until_ts=monotonic() + BOUND_TIME_FRAC * (until_ts - monotonic()))
         num_moves, seed = 2 * num_moves, seed + 1
@@ -94,12 +92,12 @@ def _target_s(best: BoundedSolution) -> float:
     return best.finish_s - AIM_FRAC * (best.finish_s - best.bound_s)
 
 
-def _better(instance: Instance, best: BoundedSolution, counts: Counts) -> BoundedSolution:
-    finish_s = instance.makespan_s(counts)
+def _better(workers: Instance, best: BoundedSolution, counts: Counts) -> BoundedSolution:
+    finish_s = workers.makespan_s(counts)
     return BoundedSolution(counts, finish_s, best.bound_s) if finish_s < best.finish_s else best
 
 
-def _raise_bound(workers: IdenticalWorkers, best: BoundedSolution, *, until_ts: float) -> BoundedSolution:
+def _raise_bound(workers: Instance, best: BoundedSolution, *, until_ts: float) -> BoundedSolution:
     """Try both bounds; without a placement there is no makespan to refute."""
     bound_s = best.bound_s
     if best.finish_s < inf:
@@ -108,7 +106,7 @@ def _raise_bound(workers: IdenticalWorkers, best: BoundedSolution, *, until_ts: 
     return BoundedSolution(best.counts, best.finish_s, bound_s)
 
 
-def place_groups(workers: IdenticalWorkers, groups: Sequence[Group]) -> Counts | None:
+def place_groups(workers: Instance, groups: Sequence[Group]) -> Counts | None:
     """Assign every group its workers and its shards; None if K or the caps defeat one of them."""
     rows = [[0] * workers.num_workers for _ in workers.num_calls]
     first = 0
@@ -122,7 +120,7 @@ def place_groups(workers: IdenticalWorkers, groups: Sequence[Group]) -> Counts |
     return tuple(tuple(row) for row in rows)
 
 
-def fill_group(workers: IdenticalWorkers, experts: Sequence[int], num_workers: int) -> Shards | None:
+def fill_group(workers: Instance, experts: Sequence[int], num_workers: int) -> Shards | None:
     """Split a group's calls over its workers so that they end early."""
     if num_workers == 1 or not experts:
         fits = len(experts) <= workers.max_experts_per_worker and (num_workers or not experts)
@@ -147,12 +145,12 @@ def fill_group(workers: IdenticalWorkers, experts: Sequence[int], num_workers: i
     return best
 
 
-def ideal_finish_s(workers: IdenticalWorkers, experts: Sequence[int], num_workers: int) -> float:
+def ideal_finish_s(workers: Instance, experts: Sequence[int], num_workers: int) -> float:
     """Compute when a group's workers end if they end together, the largest expert being the one that is split."""
     if not experts:
         return 0.0
     largest = max(experts, key=workers.serving_s.__getitem__)
-    total_s = add_in_order(workers.whole_s[m] for m in experts) + (num_workers - 1) * workers.setup_s[largest]
+    total_s = add_in_order(workers.whole_s[m] for m in experts) + (num_workers - 1) * workers.setup_s[largest][0]
     return total_s / num_workers
 
 
@@ -160,7 +158,7 @@ def ideal_finish_s(workers: IdenticalWorkers, experts: Sequence[int], num_worker
 class _WaterFilling:
     """Fills a group's workers up to a makespan: short experts whole, then long ones over worker after worker."""
 
-    workers: IdenticalWorkers
+    workers: Instance
     num_workers: int
     makespan_s: float
 
@@ -199,13 +197,13 @@ class _WaterFilling:
             left, replicas = self.workers.num_calls[m], 0
             while left and position < len(order):
                 n = order[position]
-                number = min(left, self.workers.calls_within(m, room_s[n])) if slots[n] else 0
+                number = min(left, self.workers.calls_within(m, 0, room_s[n])) if slots[n] else 0
                 if number:
                     shards[m, n] = number
                     replicas += 1
                     left -= number
                     slots[n] -= 1
-                    room_s[n] -= self.workers.setup_s[m] + number * self.workers.per_call_s[m]
+                    room_s[n] -= self.workers.setup_s[m][0] + number * self.workers.per_call_s[m][0]
                 if left:
                     position += 1
             if left or replicas > self.workers.max_replicas[m]:
@@ -246,11 +244,11 @@ class GroupSearch:
     that a group's largest is its least number; ``num_experts`` stands for none.
     """
 
-    def __init__(self, workers: IdenticalWorkers, *, target_s: float, seed: int) -> None:
+    def __init__(self, workers: Instance, *, target_s: float, seed: int) -> None:
         self._ranked = sorted(range(workers.num_experts), key=lambda m: -workers.serving_s[m])
         self._whole_s = [workers.whole_s[m] for m in self._ranked]
         # Whole calls leave half a call's time unused on each worker, on average.
-        self._further_s = [*(workers.setup_s[m] + workers.per_call_s[m] / 2 for m in self._ranked), 0.0]
+        self._further_s = [*(workers.setup_s[m][0] + workers.per_call_s[m][0] / 2 for m in self._ranked), 0.0]
         self._caps = [*(workers.max_replicas[m] for m in self._ranked), workers.num_workers]
         self._num_experts, self._num_workers = workers.num_experts, workers.num_workers
         self._most = workers.max_experts_per_worker

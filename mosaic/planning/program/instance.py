@@ -30,6 +30,9 @@ Prices: TypeAlias = tuple[tuple[Pieces, ...], ...]
 
 NO_LIMIT = 1_000_000
 """K where as many experts share a worker as pay for themselves."""
+RELATIVE_PRECISION = 1e-9
+MAX_BISECTIONS = 100
+"""More than the precision ever needs, unless times are so small that halving them does nothing."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,16 @@ class Instance:
         """Paid per call by the least terms, shape as ``options``."""
         return tuple(tuple(least_terms(o.pieces).per_call_s for o in row) for row in self.options)
 
+    @cached_property
+    def serving_s(self) -> tuple[float, ...]:
+        """Seconds to serve all calls of each expert at its first option, loads left out."""
+        return tuple(n * row[0] for n, row in zip(self.num_calls, self.per_call_s, strict=True))
+
+    @cached_property
+    def whole_s(self) -> tuple[float, ...]:
+        """Seconds of each expert in one session at its first option."""
+        return tuple(row[0] + serve_s for row, serve_s in zip(self.setup_s, self.serving_s, strict=True))
+
     def session_s(self, expert: int, option: int, num_calls: int) -> float:
         """Price one session, load included; 0 without calls."""
         return self.options[expert][option].session_s(num_calls)
@@ -121,14 +134,74 @@ class Instance:
         return calls_within(self.num_calls[expert], setup_s, per_call_s, room_s)
 
     @cached_property
-    def _distinct_prices(self) -> tuple[tuple[tuple[float, float], ...], ...]:
-        return tuple(tuple({*zip(*rows, strict=True)}) for rows in zip(self.setup_s, self.per_call_s, strict=True))
+    def _unlike_options(self) -> tuple[tuple[int, ...], ...]:
+        """List one option of each price, by expert."""
+        rows = (zip(*prices, strict=True) for prices in zip(self.setup_s, self.per_call_s, strict=True))
+        return tuple(tuple({price: option for option, price in enumerate(row)}.values()) for row in rows)
 
     def least_replicas(self, expert: int, makespan_s: float) -> float:
         """Count the replicas that an expert needs at least under a makespan; infinite if its cap is below that."""
-        number = self.num_calls[expert]
-        most = max(calls_within(number, *price, makespan_s) for price in self._distinct_prices[expert])
-        return least_replicas(number, most, self.max_replicas[expert])
+        most = max(self.calls_within(expert, option, makespan_s) for option in self._unlike_options[expert])
+        needed = -(-self.num_calls[expert] // most) if most else inf
+        return needed if needed <= self.max_replicas[expert] else inf
+
+    @cached_property
+    def _least_work(self) -> tuple[tuple[int, float, float], ...]:
+        """By expert, over its options: least workers of a session, and least worker-seconds to set up and per call."""
+        return tuple(
+            (
+                min(len(option.workers) for option in options),
+                min(len(option.workers) * setup_s for option, setup_s in zip(options, setups_s, strict=True)),
+                min(len(option.workers) * call_s for option, call_s in zip(options, calls_s, strict=True)),
+            )
+            for options, setups_s, calls_s in zip(self.options, self.setup_s, self.per_call_s, strict=True)
+        )
+
+    def may_end_by(self, makespan_s: float, *, k_applies: bool) -> bool:
+        """Check conditions that every placement of at most this makespan meets; they are monotone in it."""
+        work_s = slots = 0.0
+        for expert, (num_workers, setup_s, per_call_s) in enumerate(self._least_work):
+            replicas = self.least_replicas(expert, makespan_s)
+            if replicas == inf:
+                return False
+            work_s += replicas * setup_s + per_call_s * self.num_calls[expert]
+            slots += replicas * num_workers
+        if k_applies and slots > self.num_workers * self.max_experts_per_worker:
+            return False
+        return work_s <= self.num_workers * makespan_s * (1 + 1e-12)
+
+    def lower_bound_s(self, *, k_applies: bool = False) -> float:
+        """Bound the makespan of every placement from below in closed form, in seconds.
+
+        NOTE: a makespan bounds the calls of one session, hence the replicas of each expert from below, and each replica
+        pays its load again. So the work to be done grows as the makespan falls while the room for it shrinks, and the
+        least makespan is found by bisection. It is the largest of: the work of all experts, loads of the needed
+        replicas included, spread evenly over the workers; and the longest session of each expert when its calls are
+        spread over as many places as its cap allows.
+
+        Parameters
+        ----------
+        k_applies
+            Count K as a limit as well; False where the policy does not know K.
+        """
+        if not self.num_experts:
+            return 0.0
+        low_s = 0.0
+        high_s = add_in_order(
+            min(setup) + min(per_call) * number
+            for setup, per_call, number in zip(self.setup_s, self.per_call_s, self.num_calls, strict=True)
+        ) * max(num_workers for num_workers, *_ in self._least_work)
+        if not self.may_end_by(high_s, k_applies=k_applies):
+            return high_s
+        for _ in range(MAX_BISECTIONS):
+            if high_s - low_s <= RELATIVE_PRECISION * high_s:
+                break
+            middle_s = (low_s + high_s) / 2
+            if self.may_end_by(middle_s, k_applies=k_applies):
+                high_s = middle_s
+            else:
+                low_s = middle_s
+        return low_s
 
     @property
     def gangs_nest(self) -> bool:
@@ -164,64 +237,21 @@ def calls_within(num_calls: int, setup_s: float, per_call_s: float, room_s: floa
     return min(num_calls, floor(rest_s / per_call_s * (1 + 1e-12) + 1e-9))
 
 
-def least_replicas(num_calls: int, most_calls: int, max_replicas: int) -> float:
-    """Count the replicas that an expert needs where each serves so many calls at most; infinite above its cap."""
-    needed = -(-num_calls // most_calls) if most_calls else inf
-    return needed if needed <= max_replicas else inf
+def identical_workers(instance: Instance) -> Instance | None:
+    """Look at an instance as one of identical workers; None if prices or places differ, or sessions span several.
 
-
-@dataclass(frozen=True, kw_only=True)
-class IdenticalWorkers:
-    """An instance whose workers are interchangeable: an expert has one price there. Numbers are by expert."""
-
-    num_calls: tuple[int, ...]
-    setup_s: tuple[float, ...]
-    per_call_s: tuple[float, ...]
-    max_replicas: tuple[int, ...]
-    """The caps, or fewer: no replica is without a call."""
-    num_workers: int
-    """Workers where the experts fit; others take no part."""
-    max_experts_per_worker: int
-
-    @property
-    def num_experts(self) -> int:
-        return len(self.num_calls)
-
-    @cached_property
-    def serving_s(self) -> tuple[float, ...]:
-        """Seconds to serve all calls of each expert, loads left out."""
-        return tuple(n * per_call_s for n, per_call_s in zip(self.num_calls, self.per_call_s, strict=True))
-
-    @cached_property
-    def whole_s(self) -> tuple[float, ...]:
-        """Seconds of each expert in one session."""
-        return tuple(a + b for a, b in zip(self.setup_s, self.serving_s, strict=True))
-
-    def calls_within(self, expert: int, room_s: float) -> int:
-        """Count the calls that one session can serve in a time, its load included."""
-        return calls_within(self.num_calls[expert], self.setup_s[expert], self.per_call_s[expert], room_s)
-
-    def least_replicas(self, expert: int, makespan_s: float) -> float:
-        """Count the replicas that an expert needs at least under a makespan; infinite if its cap is below that."""
-        most = self.calls_within(expert, makespan_s)
-        return least_replicas(self.num_calls[expert], most, self.max_replicas[expert])
-
-
-def identical_workers(instance: Instance) -> IdenticalWorkers | None:
-    """Look at an instance as one of identical workers; None if prices or places differ, or sessions span several."""
+    Workers where the experts do not fit take no part, and no cap is above an expert's calls.
+    """
     places = instance.places[0] if instance.places else ()
     if any(len(workers) != 1 for workers in places) or any(other != places for other in instance.places):
         return None
     if any(len(set(prices)) != 1 for prices in (*instance.setup_s, *instance.per_call_s)):
         return None
-    return IdenticalWorkers(
-        num_calls=instance.num_calls,
-        setup_s=tuple(prices[0] for prices in instance.setup_s),
-        per_call_s=tuple(prices[0] for prices in instance.per_call_s),
-        max_replicas=tuple(map(min, instance.max_replicas, instance.num_calls)),
-        num_workers=len(places),
-        max_experts_per_worker=instance.max_experts_per_worker,
+    options = tuple(
+        tuple(replace(option, workers=(number,)) for number, option in enumerate(row)) for row in instance.options
     )
+    caps = tuple(map(min, instance.max_replicas, instance.num_calls))
+    return replace(instance, options=options, max_replicas=caps, num_workers=len(places))
 
 
 def require_gangs(problem: Problem, expert: Expert) -> tuple[tuple[Worker, ...], ...]:
@@ -284,15 +314,22 @@ def make_instance(
     for name, number in num_calls.items():
         expert = problem.expert(name)
         gangs = require_gangs(problem, expert)
-        # Workers of one kind have one price: one gang of a kind stands for all.
-        gang_of_kind = {gang[0].gpu: gang for gang in gangs}
-        prices = {kind: _affine_price(problem, expert, gang) for kind, gang in gang_of_kind.items()}
-        options.append(tuple(Option(_ids(gang), *prices[gang[0].gpu]) for gang in gangs))
+        # Workers of one kind serve at one price; their loads differ where some of them hold the expert already.
+        loads_s = [problem.costs.load_s(expert, gang, problem.held.anywhere(name)) for gang in gangs]
+        pieces = {gang[0].gpu: problem.costs.pieces(expert, gang) for gang in gangs}
+        options.append(tuple(map(_affine_option, gangs, loads_s, (pieces[gang[0].gpu] for gang in gangs))))
         cap, reason = given[name], "scheduler.max_replicas"
         if cap is None:
             cap, reason = expert.max_replicas, "the pool's cap"
         if cap is None:
-            cap, reason = _cap_by_equation_8(problem, expert, gang_of_kind.values(), len(gangs), number)
+            run_s, load_s = min(
+                (
+                    price_s(of_kind, number),
+                    max(s for gang, s in zip(gangs, loads_s, strict=True) if gang[0].gpu == kind),
+                )
+                for kind, of_kind in pieces.items()
+            )
+            cap, reason = _cap_by_equation_8(run_s, load_s, len(gangs))
         caps.append((min(cap, len(gangs)), reason))
     return Instance(
         names=tuple(num_calls),
@@ -372,23 +409,13 @@ def _ids(gang: Sequence[Worker]) -> Place:
     return tuple(worker.id for worker in gang)
 
 
-def _affine_price(problem: Problem, expert: Expert, gang: Sequence[Worker]) -> tuple[float, Pieces]:
+def _affine_option(gang: Sequence[Worker], load_s: float, pieces: Sequence[LinearTerms]) -> Option:
     """Price a session by its least terms, the fixed part of which is paid with the load."""
-    terms = least_terms(problem.costs.pieces(expert, gang))
-    load_s = problem.costs.load_s(expert, gang, problem.held.anywhere(expert.name))
-    return load_s + terms.fixed_s, (LinearTerms(0.0, terms.per_call_s),)
+    terms = least_terms(pieces)
+    return Option(_ids(gang), load_s + terms.fixed_s, (LinearTerms(0.0, terms.per_call_s),))
 
 
-def _cap_by_equation_8(
-    problem: Problem, expert: Expert, gangs: Iterable[Sequence[Worker]], num_gangs: int, num_calls: int
-) -> tuple[int, str]:
-    """Compute clamp(1, floor(T_m / l_m), N); on unlike GPUs the place where the session is shortest decides."""
-    session_s, load_s = min(
-        (
-            price_s(problem.costs.pieces(expert, gang), num_calls),
-            problem.costs.load_s(expert, gang, problem.held.anywhere(expert.name)),
-        )
-        for gang in gangs
-    )
-    worth = num_gangs if session_s >= load_s * num_gangs else floor(session_s / load_s)
-    return max(1, worth), f"equation 8: runs {session_s:.1f} s, loads {load_s:.1f} s"
+def _cap_by_equation_8(run_s: float, load_s: float, num_gangs: int) -> tuple[int, str]:
+    """Compute clamp(1, floor(T_m / l_m), N) of the kind where the session is shortest, and of a copy that loads."""
+    worth = num_gangs if run_s >= load_s * num_gangs else floor(run_s / load_s)
+    return max(1, worth), f"equation 8: runs {run_s:.1f} s, loads {load_s:.1f} s"

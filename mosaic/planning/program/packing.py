@@ -6,7 +6,6 @@ from math import floor, inf
 from time import monotonic
 
 from mosaic.core.addition import add_in_order
-from mosaic.planning.program.bounds import lower_bound_s
 from mosaic.planning.program.instance import Counts, Instance, calls_within
 
 NUM_TARGETS = 24
@@ -17,12 +16,12 @@ LOOSEST_TARGET_FRAC = 0.5
 """Targets reach this far above the lower bound, most of them close to it; looser ones only leave workers idle."""
 
 
-def best_packing(instance: Instance, *, until_ts: float = inf) -> Counts | None:
+def best_packing(instance: Instance, bound_s: float, *, until_ts: float = inf) -> Counts | None:
     """Return the shortest of the placements packed at several targets; None if slots defeat all of them.
 
-    After an instant of the monotonic clock it takes what there is, and goes on only if that is nothing.
+    The targets begin at a bound that no placement is below. After an instant of the monotonic clock it takes what
+    there is, and goes on only if that is nothing.
     """
-    bound_s = lower_bound_s(instance, k_applies=True)
     best: Counts | None = None
     best_s = inf
     for step in range(NUM_TARGETS):

@@ -7,7 +7,6 @@ from mosaic.core.checks import AtLeast1, NotNegative, Positive, check_fields, re
 from mosaic.core.plan import Plan, Session
 from mosaic.core.workload import ExpertName
 from mosaic.planning.problem import Problem
-from mosaic.planning.program.bounds import work_bound_s
 from mosaic.planning.program.instance import Counts, Instance, make_free_instance, make_instance
 from mosaic.planning.program.packing import best_packing
 from mosaic.planning.program.scenarios import PriceSource, Uncertainty
@@ -98,7 +97,7 @@ class Flexible(Uncertainty):
                 time_limit_s=self.time_limit_s,
                 gap_frac=self.gap_frac,
             )
-            bound_s = work_bound_s(instance)
+            bound_s = instance.lower_bound_s()
         if self.num_scenarios == 1 and self.prices is PriceSource.COSTS:
             bound_s = max(bound_s, solved.lower_bound_s)
         return make_plan(
@@ -136,7 +135,7 @@ def _packed(problem: Problem, instance: Instance) -> Counts | None:
     if any(not problem.gangs(problem.expert(name)) for name in instance.names):
         return None
     own = make_instance(problem).without_limits()
-    packed = best_packing(own)
+    packed = best_packing(own, own.lower_bound_s(k_applies=True))
     if packed is None:
         return None
     calls_on = [dict(zip(places, row, strict=True)) for places, row in zip(own.places, packed, strict=True)]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from mosaic.core.addition import add_in_order
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import SolveReport, SolveStatus
-from mosaic.planning.program.bounds import MAX_SUBSET_EXPERTS, lower_bound_s
+from mosaic.planning.program.bounds import MAX_SUBSET_EXPERTS
 from mosaic.planning.program.equal_workers import BoundedSolution, solve_identical
-from mosaic.planning.program.instance import NO_LIMIT, Counts, IdenticalWorkers, Instance, Prices, identical_workers
+from mosaic.planning.program.instance import NO_LIMIT, Counts, Instance, Prices, identical_workers
 from mosaic.planning.program.packing import best_packing, drop_needless_replicas
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def solve_instance(instance: Instance, *, time_limit_s: float) -> SolvedInstance
     if not instance.num_experts:
         return NOTHING
     _require_slots(instance)
-    progress = _Progress(best=BoundedSolution(None, inf, lower_bound_s(instance, k_applies=True)))
+    progress = _Progress(best=BoundedSolution(None, inf, instance.lower_bound_s(k_applies=True)))
     workers = identical_workers(instance)
     if workers is None:
         progress = _run_program(instance, progress, until_ts=until_ts)
@@ -199,7 +199,7 @@ def risk_s(makespans_s: Sequence[float], quantile: float | None) -> float:
 
 
 def _solve_equal_workers(
-    instance: Instance, workers: IdenticalWorkers, progress: _Progress, *, begin_ts: float, until_ts: float
+    instance: Instance, workers: Instance, progress: _Progress, *, begin_ts: float, until_ts: float
 ) -> _Progress:
     """Choose what equal workers are solved by: the program first, last or not at all."""
     is_small = sum(len(places) for places in instance.places) <= FEW_OPTIONS
@@ -209,7 +209,7 @@ def _solve_equal_workers(
             return progress
     few_experts = workers.num_experts <= MAX_SUBSET_EXPERTS and not is_small
     search_ts = begin_ts + SEARCH_FRAC * (until_ts - begin_ts) if few_experts else until_ts
-    best = solve_identical(instance, workers, progress.best, until_ts=search_ts)
+    best = solve_identical(workers, progress.best, until_ts=search_ts)
     if best != progress.best:
         note = f"{workers.num_workers} equal workers: placed by a search over groups, bounded by subsets or patterns"
         progress = replace(progress, best=best, notes=(*progress.notes, note))
@@ -223,7 +223,7 @@ def _run_program(instance: Instance, progress: _Progress, *, until_ts: float) ->
     # Pyomo takes a quarter of a second to import: the other schedulers do not pay for it.
     from mosaic.planning.program.model import build_model, find_symmetry, order_blocks, solve_model
 
-    start = progress.best.counts or best_packing(instance, until_ts=until_ts)
+    start = progress.best.counts or best_packing(instance, progress.best.bound_s, until_ts=until_ts)
     symmetry = find_symmetry(instance)
     if start and symmetry:
         start = order_blocks(start, symmetry)
