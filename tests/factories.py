@@ -20,7 +20,7 @@ from mosaic.core.workload import (
 from mosaic.planning.costs import AffineCosts, LinearTerms, PaperCosts, WeightLocation
 from mosaic.planning.length_forecast import Speed
 from mosaic.planning.plan_check import check_plan
-from mosaic.planning.problem import Problem, Request, Served
+from mosaic.planning.problem import Problem, Request
 from mosaic.planning.profiles import Profile, ProfileEntry, SessionFit
 from mosaic.planning.scheduler import predict_times
 
@@ -174,15 +174,12 @@ class SlottedSessions:
     num_slots: int = 2
     token_s: float = 1e-3
 
-    def serve(self, expert: Expert, requests: Sequence[Request], workers: Sequence[Worker]) -> tuple[Served, ...]:
+    def serve_s(self, expert: Expert, requests: Sequence[Request], workers: Sequence[Worker]) -> float:
         free_s = [0.0] * self.num_slots
-        served = []
         for request in requests:
             slot = min(range(self.num_slots), key=lambda slot: free_s[slot])
-            begun_s = free_s[slot]
             free_s[slot] += self.token_s * request.output_tokens / len(workers)
-            served.append(Served(begun_s, free_s[slot]))
-        return tuple(served)
+        return max(free_s)
 
 
 def make_entry(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
-from mosaic.core.checks import AtLeast0, AtLeast1, Limit, Name, Share, check_fields
+from mosaic.core.checks import AtLeast0, AtLeast1, Limit, Name, Share, checked
 
 ROLES = ("system", "developer", "user", "assistant")
 ENGINE_FIELDS = ("top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "stop")
@@ -44,6 +44,7 @@ def in_context(context: Sequence[Message], text: str) -> str | Chat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("")
 class Sampling:
     """What a request asks for all its calls; None: as the expert samples."""
 
@@ -58,9 +59,6 @@ class Sampling:
     frequency_penalty: Annotated[float, Limit(at_least=-2, at_most=2)] | None = None
     repetition_penalty: Annotated[float, Limit(above=0, at_most=10)] | None = None
     stop: tuple[Name, ...] | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self, "")
 
     @property
     def engine_values(self) -> dict[str, float | int | list[str]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from functools import cache, partial
 from types import MappingProxyType, NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ NotNegative: TypeAlias = Annotated[float, Limit(at_least=0)]
 Positive: TypeAlias = Annotated[float, Limit(above=0)]
 Share: TypeAlias = Annotated[float, Limit(at_least=0, at_most=1)]
 
+Kind = TypeVar("Kind")
 _Check: TypeAlias = Callable[[Any, str], Any]
 """Refuses a value, named by the text, or returns it as its type has it."""
 _ITEMS: Mapping[Any, str] = {str: " of strings", int: " of whole numbers", float: " of numbers"}
@@ -41,22 +42,11 @@ def check_fields(value: object, owner: str, names: Mapping[str, str] = MappingPr
     Parameters
     ----------
     value
-        A dataclass, in its ``__post_init__``.
+        A dataclass; ``checked`` does this for its class.
     owner
         What stands before a field's name in messages, such as ``"engine."``.
     names
         What messages call fields that have another name where the value comes from.
-
-    Examples
-    --------
-    >>> @dataclass(frozen=True)
-    ... class Window:
-    ...     size: AtLeast1
-    ...     def __post_init__(self) -> None:
-    ...         check_fields(self, "window.")
-    >>> Window(0)
-    Traceback (most recent call last):
-    ValueError: window.size must be at least 1, got 0
     """
     kind: Any = type(value)
     for name, check in _checks_of(kind):
@@ -64,6 +54,41 @@ def check_fields(value: object, owner: str, names: Mapping[str, str] = MappingPr
         kept = check(given, owner + names.get(name, name))
         if kept is not given:
             object.__setattr__(value, name, kept)
+
+
+def checked(owner: str) -> Callable[[type[Kind]], type[Kind]]:
+    """Check a dataclass when it is made: its fields, and then by its own ``__post_init__`` what holds between them.
+
+    Stands below ``@dataclass``.
+
+    Parameters
+    ----------
+    owner
+        What stands before a field's name in messages; ``{0.name}`` in it is the value's name.
+
+    Examples
+    --------
+    >>> @dataclass(frozen=True)
+    ... @checked("window.")
+    ... class Window:
+    ...     size: AtLeast1
+    >>> Window(0)
+    Traceback (most recent call last):
+    ValueError: window.size must be at least 1, got 0
+    """
+
+    def decorate(kind: type[Kind]) -> type[Kind]:
+        own: Callable[[Kind], None] | None = vars(kind).get("__post_init__")
+
+        def check(value: Kind) -> None:
+            check_fields(value, owner.format(value))
+            if own is not None:
+                own(value)
+
+        kind.__post_init__ = check  # type: ignore[attr-defined]
+        return kind
+
+    return decorate
 
 
 @cache

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from mosaic.core.checks import AtLeast1, Limit, Name, check_fields, require, require_count
+from mosaic.core.checks import AtLeast1, Limit, Name, checked, require, require_count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("gpu {0.name}: ")
 class Gpu:
     """A kind of accelerator, as far as a scheduler may know it."""
 
@@ -15,9 +16,6 @@ class Gpu:
     memory_bytes: AtLeast1
     memory_utilization_frac: Annotated[float, Limit(above=0, at_most=1)] = 0.9
     """Share of the memory the engine may take (vLLM's gpu_memory_utilization)."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, f"gpu {self.name}: ")
 
     @property
     def usable_bytes(self) -> int:
@@ -49,6 +47,7 @@ def may_be_gang(workers: Sequence[Worker]) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("cluster {0.name}: ")
 class Cluster:
     """The workers of a run, numbered 0 .. N-1."""
 
@@ -56,7 +55,6 @@ class Cluster:
     workers: tuple[Worker, ...]
 
     def __post_init__(self) -> None:
-        check_fields(self, f"cluster {self.name}: ")
         require(len(self.workers) > 0, f"cluster {self.name}: workers", "at least one worker", 0)
         ids = [worker.id for worker in self.workers]
         require(ids == list(range(len(ids))), f"cluster {self.name}: worker ids", "0 .. N-1 in order", ids)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from mosaic.core.checks import AtLeast1, Limit, Name, check_fields, require, require_count
+from mosaic.core.checks import AtLeast1, Limit, Name, checked, require, require_count
 
 MIXED_BATCHED_TOKENS = 2048
 """vLLM's default token budget of an iteration where prefills are chunked."""
@@ -37,6 +37,7 @@ class Device(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("engine.")
 class ModelLoading:
     """How a real engine loads a checkpoint, of which the simulated one knows nothing."""
 
@@ -50,7 +51,6 @@ class ModelLoading:
     """Run the Python files that a checkpoint brings along, for models that need them; they may do what you may do."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "engine.")
         if self.device is Device.CPU:
             require(self.dtype != "auto", "engine.dtype", "a type by its name on CPU", self.dtype)
 
@@ -60,6 +60,7 @@ class ModelLoading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("engine.")
 class EngineOptions:
     """Limits of one engine; the same for every expert, since real responses follow from them.
 
@@ -89,7 +90,6 @@ class EngineOptions:
     loading: ModelLoading = field(default_factory=ModelLoading)
 
     def __post_init__(self) -> None:
-        check_fields(self, "engine.")
         if self.kv_cache_tokens is not None:
             require_count(self.kv_cache_tokens, "engine.kv_cache_tokens", at_least=self.block_size)
         given = (self.kv_cache_tokens, self.kv_cache_memory_bytes)

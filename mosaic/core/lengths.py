@@ -5,7 +5,7 @@ from math import ceil, erf, exp, log, sqrt
 from statistics import NormalDist, fmean, pstdev
 from typing import Annotated, Literal, Protocol, TypeAlias, get_args
 
-from mosaic.core.checks import AtLeast1, Limit, check_fields, require, require_number
+from mosaic.core.checks import AtLeast1, Limit, checked, require, require_number
 
 _STANDARD_NORMAL = NormalDist()
 
@@ -37,6 +37,7 @@ class LengthDistribution(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("")
 class ClippedLognormal:
     """min(X, clip_tokens) with X lognormal: a generation that runs into its limit stops there.
 
@@ -63,7 +64,6 @@ class ClippedLognormal:
     """Mean of log X, solved so that the clipped mean is ``mean``."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "")
         require(self.mean < self.clip_tokens, "mean", f"below clip_tokens={self.clip_tokens}", self.mean)
         object.__setattr__(self, "mu", _solve_mu(self.mean, self.sigma, self.clip_tokens))
 
@@ -88,6 +88,7 @@ class ClippedLognormal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("")
 class Empirical:
     """The inverse distribution function of a sample of lengths.
 
@@ -103,7 +104,6 @@ class Empirical:
     source: Source = "measured"
 
     def __post_init__(self) -> None:
-        check_fields(self, "")
         require(len(self.sample) > 0, "sample", "non-empty", list(self.sample))
         object.__setattr__(self, "sample", tuple(sorted(self.sample)))
 

@@ -7,7 +7,7 @@ from math import sqrt
 from typing import Any, TypeAlias
 
 from mosaic.core.addition import add_in_order
-from mosaic.core.checks import NotNegative, Positive, check_fields, require, require_unique
+from mosaic.core.checks import NotNegative, Positive, check_fields, checked, require, require_unique
 from mosaic.core.workload import PROPOSE, CallKey, ExpertName, NodeName
 
 
@@ -45,6 +45,7 @@ def home_of(session: Session) -> Home:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("length prediction: ")
 class LengthPrediction:
     """Predicted distribution of one expert's output tokens per call."""
 
@@ -53,7 +54,6 @@ class LengthPrediction:
     std: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        check_fields(self, "length prediction: ")
         require(self.max >= self.mean, "length prediction: max", f"at least the mean {self.mean:g}", self.max)
 
 
@@ -72,15 +72,13 @@ def prediction_from_sample(lengths: Sequence[int]) -> LengthPrediction:
 
 
 @dataclass(frozen=True, slots=True)
+@checked("predicted times: ")
 class PredictedTimes:
     """What the scheduler expects of a session, in seconds on the run's clock."""
 
     start_s: NotNegative
     load_s: NotNegative
     end_s: NotNegative
-
-    def __post_init__(self) -> None:
-        check_fields(self, "predicted times: ")
 
 
 @dataclass(slots=True, kw_only=True)

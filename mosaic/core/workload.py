@@ -13,7 +13,7 @@ from mosaic.core.checks import (
     Name,
     NotNegative,
     Share,
-    check_fields,
+    checked,
     require,
     require_count,
     require_number,
@@ -65,6 +65,7 @@ class CallKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("shape.")
 class ModelShape:
     """Dimensions of a decoder-only transformer, as far as time and memory depend on them."""
 
@@ -82,7 +83,6 @@ class ModelShape:
     """True where the input embedding and the LM head are one matrix."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "shape.")
         rule = f"a multiple of num_kv_heads={self.num_kv_heads}"
         require(self.num_query_heads % self.num_kv_heads == 0, "shape.num_query_heads", rule, self.num_query_heads)
         rule = f"above those of the embeddings, {self.num_parameters - self.num_block_parameters}"
@@ -115,6 +115,7 @@ class KvPolicy(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("expert.kv: ")
 class SparseKv:
     """FlexiCache: heads are ranked pages, and stable heads leave most of them on the host.
 
@@ -139,9 +140,6 @@ class SparseKv:
     """Share of its best pages that a stable head has to fetch at a ranking, in simulation; null: PROMOTED_FRAC."""
     heads: Name | None = None
     """File of the unstable heads, for real engines; null: at equal distances over the model."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "expert.kv: ")
 
     @property
     def promoted(self) -> float:
@@ -186,6 +184,7 @@ class SparseKv:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("expert {0.name}: ")
 class Expert:
     """A model of the pool."""
 
@@ -206,7 +205,6 @@ class Expert:
     """Other tensor-parallel degrees that ``scheduler=flexible`` may choose; they are measured too."""
 
     def __post_init__(self) -> None:
-        check_fields(self, f"expert {self.name}: ")
         if not isinstance(self.shape, ModelShape):
             raise TypeError(f"expert {self.name}: shape must be a ModelShape, got {self.shape!r}")
         if isinstance(self.kv, Mapping):
@@ -230,6 +228,7 @@ class Expert:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("question {0.id}: ")
 class Question:
     """An item of the batch. Text and answer may be absent when only lengths are simulated."""
 
@@ -250,7 +249,6 @@ class Question:
     """Of all its calls; None: as the experts sample."""
 
     def __post_init__(self) -> None:
-        check_fields(self, f"question {self.id}: ")
         self._check_options()
 
     @property
@@ -296,6 +294,7 @@ def need_each_other(calls: Mapping[CallKey, Call]) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("workload {0.name}: ")
 class Workload:
     """Questions and the calls recruited for them, in arrival order."""
 
@@ -306,7 +305,6 @@ class Workload:
     """True lengths, where the source records them (a log, a file with lengths); for backends only."""
 
     def __post_init__(self) -> None:
-        check_fields(self, f"workload {self.name}: ")
         require(len(self.questions) > 0, f"workload {self.name}: questions", "at least one question", 0)
         require(len(self.calls) > 0, f"workload {self.name}: calls", "at least one call", 0)
         require_unique((question.id for question in self.questions), f"workload {self.name}: question id")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from urllib.parse import urlsplit
 
-from mosaic.core.checks import AtLeast0, AtLeast1, Name, Positive, check_fields, require
+from mosaic.core.checks import AtLeast0, AtLeast1, Name, Positive, check_fields, checked, require
 from mosaic.core.cluster import Worker
 from mosaic.core.errors import BackendError, FatalEngineError
 from mosaic.core.workload import Expert, ExpertName
@@ -84,6 +84,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("patience.")
 class EndpointPatience:
     """How long a server may take, and how often what failed is tried again.
 
@@ -103,9 +104,6 @@ class EndpointPatience:
     outage_timeout_s: Positive = 1800.0
     """A server that has served calls, and serves no more, is waited for so long."""
 
-    def __post_init__(self) -> None:
-        check_fields(self, "patience.")
-
     def wait_s(self, num_retries: int) -> float:
         """How long to wait after so many retries.
 
@@ -119,6 +117,7 @@ class EndpointPatience:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("endpoint.")
 class EndpointSettings:
     """How the engine of a worker serves calls, where the worker is a server."""
 
@@ -126,9 +125,6 @@ class EndpointSettings:
     patience: EndpointPatience = EndpointPatience()
     max_in_flight: AtLeast1 = 64
     """Most requests that the server has in its hands."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "endpoint.")
 
 
 def endpoint_by_expert(endpoints: Sequence[Endpoint], experts: Iterable[ExpertName]) -> dict[ExpertName, Endpoint]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mosaic.core.checks import AtLeast1, check_fields
+from mosaic.core.checks import AtLeast1, checked
 from mosaic.core.plan import Plan, Session
 from mosaic.core.workload import Call, ExpertName
 from mosaic.planning.problem import Problem
@@ -40,6 +40,7 @@ class RoundRobin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("scheduler.")
 class Fifo:
     """In each window of questions the calls of one expert form a session, which goes to the worker free first.
 
@@ -49,9 +50,6 @@ class Fifo:
 
     window_questions: AtLeast1 = 256
     name: str = "fifo"
-
-    def __post_init__(self) -> None:
-        check_fields(self, "scheduler.")
 
     def plan(self, problem: Problem) -> Plan:
         """Plan the problem; see ``Scheduler.plan``."""
@@ -88,15 +86,13 @@ def windows(calls: Sequence[Call], window_questions: int) -> Iterator[dict[Exper
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("scheduler.")
 class LeastLoaded:
     """Place whole experts one by one where the predicted load, in seconds, is least; ties to the first worker."""
 
     longest_first: bool = False
     """Place the longest sessions first (LPT); otherwise experts in first-seen order."""
     name: str = "least_loaded"
-
-    def __post_init__(self) -> None:
-        check_fields(self, "scheduler.")
 
     def plan(self, problem: Problem) -> Plan:
         """Plan the problem; see ``Scheduler.plan``."""

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mosaic.core.checks import NotNegative, check_fields
+from mosaic.core.checks import NotNegative, checked
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,6 +39,7 @@ LEAST_SCALE, MOST_SCALE = 0.05, 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("speed: ")
 class Speed:
     """An iteration that decodes n sequences with k tokens of context in all takes base_s + per_seq_s n + per_kv_s k."""
 
@@ -47,9 +48,6 @@ class Speed:
     per_kv_s: NotNegative
     read_s: NotNegative
     """A token of a prompt, or of what a call that is moved has written."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "speed: ")
 
     def step_s(self, num_seqs: float, kv_tokens: float = 0.0) -> float:
         """Predict an iteration."""

@@ -20,21 +20,14 @@ class Request(NamedTuple):
     output_tokens: int
 
 
-class Served(NamedTuple):
-    """When a request joined the running batch and when it ended, seconds after its session was up."""
-
-    admitted_s: float
-    finished_s: float
-
-
 class SessionModel(Protocol):
     """Steps the iterations of one session, which is finer than a closed form.
 
     Planning does not know engines: who composes a run passes in whoever steps them (the simulator does).
     """
 
-    def serve(self, expert: Expert, requests: Sequence[Request], workers: Sequence[Worker]) -> tuple[Served, ...]:
-        """Serve requests that are all there at the start, in this order; one result each, in the same order.
+    def serve_s(self, expert: Expert, requests: Sequence[Request], workers: Sequence[Worker]) -> float:
+        """Predict the seconds from a ready engine to the end of the last of some requests, all there at the start.
 
         Raises
         ------

@@ -16,7 +16,7 @@ from mosaic.core.checks import (
     Name,
     NotNegative,
     Positive,
-    check_fields,
+    checked,
     require,
     require_count,
     require_unique,
@@ -29,6 +29,7 @@ from mosaic.planning.length_forecast import Speed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("session fit: ")
 class SessionFit:
     """T_m(n) = fixed_s + per_call_s n, least squares on relative error, both terms non-negative."""
 
@@ -41,7 +42,6 @@ class SessionFit:
     residual_std_frac: NotNegative
 
     def __post_init__(self) -> None:
-        check_fields(self, "session fit: ")
         require_count(self.max_num_calls, "session fit: max_num_calls", at_least=self.min_num_calls)
 
     def session_s(self, num_calls: int) -> float:
@@ -50,6 +50,7 @@ class SessionFit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("sweep point: ")
 class SweepPoint:
     """One session of the sweep, as it was measured."""
 
@@ -57,11 +58,9 @@ class SweepPoint:
     session_s: Positive
     output_tokens: AtLeast0
 
-    def __post_init__(self) -> None:
-        check_fields(self, "sweep point: ")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("profile entry {0.expert!r}: ")
 class ProfileEntry:
     """Measurements of one expert on one kind of worker."""
 
@@ -79,9 +78,6 @@ class ProfileEntry:
     kv_budget_tokens: int | None = None
     """Of the sparse KV cache that it was measured with; None: the full cache."""
 
-    def __post_init__(self) -> None:
-        check_fields(self, f"profile entry {self.expert!r}: ")
-
     @property
     def place(self) -> tuple[ExpertName, str, int, int | None]:
         """What it is known by."""
@@ -89,6 +85,7 @@ class ProfileEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+@checked("profile: ")
 class Profile:
     """Entries of one sweep, with where they came from."""
 
@@ -96,7 +93,6 @@ class Profile:
     entries: tuple[ProfileEntry, ...]
 
     def __post_init__(self) -> None:
-        check_fields(self, "profile: ")
         places = (entry.place for entry in self.entries)
         require_unique(places, f"profile {self.source!r}: expert, gpu, tp_degree and kv_budget_tokens of an entry")
 

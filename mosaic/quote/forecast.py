@@ -60,8 +60,7 @@ class Simulator:
         """Seconds until the last of some requests has ended, which are all there from the start."""
         key = expert.name, degree, tuple(requests)
         if key not in self._served:
-            served = self.sessions.serve(expert, requests, cluster.workers[:degree]) if requests else ()
-            self._served[key] = max((one.finished_s for one in served), default=0.0)
+            self._served[key] = self.sessions.serve_s(expert, requests, cluster.workers[:degree]) if requests else 0.0
         return self._served[key] * self.factors.serve
 
     def plan_s(self, plan: Plan, requests: Mapping[CallKey, Request], cluster: Cluster) -> float:

@@ -18,7 +18,7 @@ from typing import Annotated
 import numpy as np
 
 from mosaic.core.addition import add_in_order
-from mosaic.core.checks import AtLeast1, Limit, check_fields, require, require_count, require_name
+from mosaic.core.checks import AtLeast1, Limit, checked, require, require_count, require_name
 from mosaic.core.json_file import read_json
 from mosaic.core.workload import CalibrationRecord, ExpertName, Question
 
@@ -145,6 +145,7 @@ def _norm(trigrams: Counter[str]) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("router.")
 class Router:
     """Draws the slots of a question in proportion to skill and strength.
 
@@ -163,7 +164,6 @@ class Router:
     _nearest: NearestSkill = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_fields(self, "router.")
         object.__setattr__(self, "strengths", global_strengths(self.profiles))
         object.__setattr__(self, "_nearest", NearestSkill(self.profiles.skills))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
-from mosaic.core.checks import AtLeast1, Positive, check_fields, require
+from mosaic.core.checks import AtLeast1, Positive, checked, require
 from mosaic.core.cluster import Cluster, Gpu, Worker
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
@@ -30,6 +30,7 @@ class Keep(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("backend.")
 class GpuUse:
     """What sessions share; as it stands one session has a GPU for itself, and every load is cold.
 
@@ -46,7 +47,6 @@ class GpuUse:
     """Whether a session waits until it has a GPU for itself all the same: to measure what its share is worth."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "backend.")
         if self.load_ahead_gib is not None:
             rule = "null where backend.experts_per_gpu is above 1: experts load beside each other anyhow"
             require(self.experts_per_gpu == 1, "backend.load_ahead_gib", rule, self.load_ahead_gib)

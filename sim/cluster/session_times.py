@@ -8,7 +8,7 @@ from mosaic.core.cluster import Cluster, Worker
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert
 from mosaic.planning.costs import WeightLocation
-from mosaic.planning.problem import Request, Served
+from mosaic.planning.problem import Request
 from sim.cluster.expert_on_gpu import ExpertsOnGpus, GpuUse, IterationTimes, Keep, shared_iteration_time
 from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import iteration_time
@@ -32,14 +32,14 @@ class SimulatedSessions:
         self._models = ExpertsOnGpus((), hardware, cluster, plain, iteration_times)
         self._workers = cluster.workers
 
-    def serve(self, expert: Expert, requests: Sequence[Request], workers: Sequence[Worker]) -> tuple[Served, ...]:
+    def serve_s(self, expert: Expert, requests: Sequence[Request], workers: Sequence[Worker]) -> float:
         engine = self._models.engine(self._models.on(expert, workers), 0.0)
         running = [
             engine.submit(number, request.prompt_tokens, request.output_tokens, 0.0)
             for number, request in enumerate(requests)
         ]
         engine.advance_to(inf)
-        return tuple(Served(request.admitted_ts or 0.0, request.finished_ts or 0.0) for request in running)
+        return max(request.finished_ts or 0.0 for request in running)
 
     def load_s(self, expert: Expert, num_workers: int) -> float:
         """Seconds from idle workers to a ready engine, over so many of the first worker's kind."""

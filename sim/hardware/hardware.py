@@ -12,6 +12,7 @@ from mosaic.core.checks import (
     NotNegative,
     Positive,
     check_fields,
+    checked,
     require,
     require_count,
     require_name,
@@ -23,6 +24,7 @@ from sim.hardware.curves import Curve, Grid, curve_from_text, grid_from_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("hardware host: ")
 class Host:
     """Memory of the machine that the GPUs sit in, and seconds of loads that need no disk.
 
@@ -44,9 +46,6 @@ class Host:
     source: Name
     """Where the numbers come from."""
 
-    def __post_init__(self) -> None:
-        check_fields(self, "hardware host: ")
-
     @property
     def memory_bytes(self) -> int:
         return int(self.memory_gib * 2**30)
@@ -65,6 +64,7 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("attention: ")
 class FittedAttention:
     """Attention of one layer as coefficients: decode is linear in tokens read, prefill quadratic in length."""
 
@@ -75,9 +75,6 @@ class FittedAttention:
     prefill_per_token_pair_s: NotNegative
     """A chunk of c tokens behind a context of p adds (p + c)^2 - p^2 of these."""
 
-    def __post_init__(self) -> None:
-        check_fields(self, "attention: ")
-
     @property
     def kv_token_s(self) -> float:
         """Seconds per token read at full bandwidth, one layer."""
@@ -85,6 +82,7 @@ class FittedAttention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("attention: ")
 class MeasuredAttention:
     """Attention of one layer as grids.
 
@@ -102,9 +100,6 @@ class MeasuredAttention:
     beside_per_token_pair_s: NotNegative
     """Added for each decode and each token of the longest chunk beside it."""
 
-    def __post_init__(self) -> None:
-        check_fields(self, "attention: ")
-
     @property
     def kv_token_s(self) -> float:
         """Seconds per token read at full bandwidth, one layer: the slope of the largest batch."""
@@ -113,6 +108,7 @@ class MeasuredAttention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("operator table {0.name}: ")
 class OperatorTable:
     """Measured operator times of one reference model on each GPU at one tensor-parallel degree."""
 
@@ -129,9 +125,6 @@ class OperatorTable:
     """LM head and sampler, by sequences; None: priced by reading the head's weights."""
     mape: Mapping[str, float] = field(default_factory=dict)
     """Mean absolute relative error of each fitted part against its measurements."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, f"operator table {self.name}: ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

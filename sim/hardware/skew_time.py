@@ -7,7 +7,7 @@ from heapq import heapify, heapreplace
 from math import ceil, inf
 from typing import Protocol
 
-from mosaic.core.checks import AtLeast1, NotNegative, check_fields
+from mosaic.core.checks import AtLeast1, NotNegative, checked
 
 
 class GpuTime(Protocol):
@@ -28,6 +28,7 @@ MAX_WAVES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("attention skew: ")
 class AttentionSkew:
     """What attention waits for its longest sequences.
 
@@ -46,9 +47,6 @@ class AttentionSkew:
     """Query heads: thread blocks of a sequence or of a tile of a chunk beside a prefill."""
     min_seqs: AtLeast1 = 1
     """Smaller batches of decodes alone are split."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "attention skew: ")
 
     @property
     def num_longest(self) -> int:
@@ -97,6 +95,7 @@ class AttentionSkew:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("eager decode: ")
 class EagerDecode:
     """Decode steps without CUDA graphs: nothing is captured beyond a length, so kernels are launched one by one."""
 
@@ -104,9 +103,6 @@ class EagerDecode:
     """vLLM V0's max_seq_len_to_capture: a batch with a longer sequence runs eagerly, all of it."""
     launch_s: NotNegative
     """Least time of such a step on the GPU."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, "eager decode: ")
 
 
 class SkewAwareIterationTime:

@@ -21,7 +21,7 @@ from statistics import NormalDist
 from typing import Annotated, NamedTuple, TypeAlias
 
 from mosaic.core.addition import add_in_order
-from mosaic.core.checks import Limit, Share, check_fields, require_count
+from mosaic.core.checks import Limit, Share, checked, require_count
 from mosaic.core.lengths import Source
 from mosaic.core.realization import question_uniforms
 from mosaic.core.workload import OPTION_LETTERS, ExpertName, Question
@@ -51,6 +51,7 @@ class Item(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("answers.")
 class AnswerModel:
     """Parameters of a benchmark's questions and of the models that answer them, on the logit scale."""
 
@@ -79,7 +80,6 @@ class AnswerModel:
     """Of the shares of agreement that the model gives."""
 
     def __post_init__(self) -> None:
-        check_fields(self, "answers.")
         for budget in self.kv_loss_frac:
             require_count(budget, "answers.kv_loss_frac: budget in tokens", at_least=1)
 

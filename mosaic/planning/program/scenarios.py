@@ -6,7 +6,7 @@ from enum import StrEnum
 from random import Random
 from typing import Annotated
 
-from mosaic.core.checks import AtLeast0, AtLeast1, Limit, check_fields, require
+from mosaic.core.checks import AtLeast0, AtLeast1, Limit, checked, require
 from mosaic.core.cluster import Worker
 from mosaic.core.errors import ProfileError
 from mosaic.core.workload import Call, Expert
@@ -31,6 +31,7 @@ class PriceSource(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("scheduler.")
 class Uncertainty:
     """What a plan should hold up against."""
 
@@ -44,7 +45,6 @@ class Uncertainty:
     seed: AtLeast0 = 0
 
     def __post_init__(self) -> None:
-        check_fields(self, "scheduler.")
         rule = "above 1 where length_error or quantile is given: one scenario is the prediction itself"
         given = self.length_error > 1 or self.quantile is not None
         require(self.num_scenarios > 1 or not given, "scheduler.num_scenarios", rule, self.num_scenarios)
@@ -105,8 +105,7 @@ class Uncertainty:
         points = []
         for size in dict.fromkeys(max(1, len(requests) // share) for share in SHARES):
             shard = [requests[i * len(requests) // size] for i in range(size - 1)] + [requests[longest]]
-            served = model.serve(expert, shard, workers)
-            seconds = max(max(call.finished_s for call in served), 1e-9)
+            seconds = max(model.serve_s(expert, shard, workers), 1e-9)
             points.append(SweepPoint(num_calls=size, session_s=seconds, output_tokens=0))
         return tuple(LinearTerms(*piece) for piece in convex_pieces(points))
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from mosaic.core.checks import AtLeast1, NotNegative, Positive, check_fields, require_count
+from mosaic.core.checks import AtLeast1, NotNegative, Positive, checked, require_count
 from mosaic.core.plan import Plan, Session
 from mosaic.core.workload import ExpertName
 from mosaic.planning.problem import Problem
@@ -15,6 +15,7 @@ from mosaic.planning.scheduler import make_plan, replica_sessions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("scheduler.")
 class Ilp:
     """Equations 4 to 10 of the paper, solved by HiGHS, or by a search and bounds where equal workers are many.
 
@@ -35,7 +36,6 @@ class Ilp:
     name: str = "ilp"
 
     def __post_init__(self) -> None:
-        check_fields(self, "scheduler.")
         _check_caps(self.max_replicas)
 
     def plan(self, problem: Problem) -> Plan:
