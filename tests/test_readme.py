@@ -14,6 +14,14 @@ from tests.readme_blocks import READMES, ROOT, Block, Walk, blocks_of, commands_
 BLOCKS = [(path, block) for path in READMES for block in blocks_of(path)]
 LONG = [block for _, block in BLOCKS if block.marker == "slow"]
 UNMARKED = [block for _, block in BLOCKS if block.language == "sh" and not block.marker]
+ADDITIONS = {
+    ("mosaic/README.md", "Add a scheduler"): 2,
+    ("mosaic/pipelines/rules/README.md", "A rule of your own"): 2,
+    ("sim/README.md", "Add an engine option"): 2,
+    ("conf/README.md", "A pipeline of your own"): 1,
+    ("sim/README.md", "A kind of GPU of your own"): 1,
+}
+"""Files that a new thing takes, by the section that shows it."""
 MOST_LINES = 150
 """Of README.md."""
 MOST_EXAMPLE_LINES = 60
@@ -83,6 +91,25 @@ def test_the_screen_shown_is_the_default_run(walk: Walk, capsys: pytest.CaptureF
     lines = [line.strip() for line in shown[0].splitlines() if line.strip() not in ("", "...")]
     assert len(lines) >= 7
     assert set(lines) <= printed
+
+
+def files_written(block: Block) -> set[str]:
+    """Find the files that a block writes or changes."""
+    if block.language == "diff":
+        return set(re.findall(r"^\+\+\+ b/(\S+)", block.text, re.M))
+    if block.language == "sh":
+        return set(re.findall(r"> (\S+)", block.text))
+    return {named[1] if (named := re.match(r"# (\S+\.\w+)\n", block.text)) else block.at}
+
+
+@pytest.mark.parametrize(("readme", "heading"), ADDITIONS)
+def test_a_new_thing_takes_few_files_and_its_example_runs(readme: str, heading: str) -> None:
+    lines = (ROOT / readme).read_text(encoding="utf-8").splitlines()
+    first = lines.index(f"## {heading}")
+    last = next((n for n in range(first + 1, len(lines)) if lines[n].startswith("## ")), len(lines))
+    blocks = [block for block in blocks_of(ROOT / readme) if first < int(block.at.rpartition(":")[2]) <= last]
+    assert {block.marker for block in blocks} == {"run"}
+    assert len(set().union(*map(files_written, blocks))) == ADDITIONS[readme, heading]
 
 
 def test_the_first_readme_is_short() -> None:
