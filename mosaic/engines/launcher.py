@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from mosaic.core.checks import require_count, require_number
+from mosaic.core.checks import AtLeast0, Positive, checked
 from mosaic.core.errors import BackendError
 from mosaic.core.plan import Session
 from mosaic.engines.engine import EngineSpec
@@ -72,34 +72,28 @@ class Launcher(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("patience.")
 class Patience:
     """When a worker counts as hung, and how often what failed is tried again."""
 
-    load_timeout_s: float = 900.0
+    load_timeout_s: Positive = 900.0
     """An engine must be ready within this time."""
-    stall_timeout_s: float = 180.0
+    stall_timeout_s: Positive = 180.0
     """Once ready it must finish a step within this time."""
-    close_timeout_s: float = 30.0
+    close_timeout_s: Positive = 30.0
     """A process must be gone this long after it was to end."""
-    max_retries: int = 2
+    max_retries: AtLeast0 = 2
     """Times that a session is tried again after a failure; when a call finishes in between, counting starts anew.
 
     The last time its calls are served one at a time, so that a call which breaks its engine fails alone.
     """
-    max_restarts: int = 2
+    max_restarts: AtLeast0 = 2
     """Times that a worker may fail to load anything, likewise, before it is given up; for the fork server the same."""
-    outage_timeout_s: float = 1800.0
+    outage_timeout_s: Positive = 1800.0
     """A server that has served calls, and serves no more, is waited for so long."""
-    first_pause_s: float = 0.5
+    first_pause_s: Positive = 0.5
     """Before it is tried again; the pause doubles each time."""
-    max_pause_s: float = 30.0
-
-    def __post_init__(self) -> None:
-        pauses = ("outage_timeout_s", "first_pause_s", "max_pause_s")
-        for name in ("load_timeout_s", "stall_timeout_s", "close_timeout_s", *pauses):
-            require_number(getattr(self, name), f"patience.{name}", above=0)
-        require_count(self.max_retries, "patience.max_retries")
-        require_count(self.max_restarts, "patience.max_restarts")
+    max_pause_s: Positive = 30.0
 
 
 class Phase(StrEnum):

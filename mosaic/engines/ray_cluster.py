@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mosaic.core.checks import require
+from mosaic.core.checks import Positive, checked, require
 from mosaic.core.engine_options import Device
 from mosaic.core.errors import BackendError
 from mosaic.engines.machine_agent import AgentSetup, MachineAgent, Order, Report, Stop
@@ -32,14 +32,12 @@ ORDERS = "orders"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("cluster.")
 class Room:
     """What a worker takes of a machine."""
 
     device: Device
-    cpus_per_worker: float
-
-    def __post_init__(self) -> None:
-        require(self.cpus_per_worker > 0, "cluster.cpus_per_worker", "above 0", self.cpus_per_worker)
+    cpus_per_worker: Positive
 
     def num_workers(self, resources: Mapping[str, float]) -> int:
         """Count the workers that a machine's resources are enough for."""

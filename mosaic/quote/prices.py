@@ -6,21 +6,19 @@ from pathlib import Path
 
 import msgspec
 
-from mosaic.core.checks import require, require_name, require_number
+from mosaic.core.checks import NotNegative, checked, require, require_name
 
 HOUR_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
+@checked("price: ")
 class Price:
     """Of one GPU of a kind."""
 
-    dollars_per_hour: float
+    dollars_per_hour: NotNegative
     as_of: date | None = None
     """None: said on the command line, and so of today."""
-
-    def __post_init__(self) -> None:
-        require_number(self.dollars_per_hour, "price: dollars_per_hour", at_least=0)
 
 
 def parse_price(text: str) -> tuple[str, Price]:

@@ -12,7 +12,7 @@ from math import ceil, exp, log, sqrt
 from typing import Any, NamedTuple
 
 from mosaic.core.addition import add_in_order
-from mosaic.core.checks import require, require_number
+from mosaic.core.checks import NotNegative, checked, require
 from mosaic.core.cluster import Cluster, Gpu, uniform_cluster
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import Plan
@@ -45,15 +45,13 @@ class Known(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+@checked("calibration: ")
 class Calibration:
     """How far above P50 nine of ten pilots with known truth ended."""
 
-    p90_score: float
+    p90_score: NotNegative
     """In widened spreads."""
     source: str
-
-    def __post_init__(self) -> None:
-        require_number(self.p90_score, "calibration: p90_score", at_least=0)
 
 
 CALIBRATION = Calibration(0.969, "260 simulated pilots of five workloads, results/quote/quotes.md")

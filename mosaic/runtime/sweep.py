@@ -7,7 +7,7 @@ from functools import partial
 from itertools import count, islice
 from typing import TypeAlias
 
-from mosaic.core.checks import require, require_count, require_unique
+from mosaic.core.checks import AtLeast1, checked, require, require_unique
 from mosaic.core.cluster import Cluster, Worker, may_be_gang
 from mosaic.core.commands import Command
 from mosaic.core.errors import BackendError, DisturbedSweepError
@@ -40,21 +40,16 @@ MEASURED_OTHERWISE = "Correct this, or give a profile (profile.path, profile.agg
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+@checked("profile.sweep.")
 class Sweep:
     """Which sessions a profile is made of."""
 
-    shard_sizes: tuple[int, ...]
-    num_repeats: int = 1
+    shard_sizes: tuple[AtLeast1, ...]
+    num_repeats: AtLeast1 = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.shard_sizes, Sequence) or isinstance(self.shard_sizes, str):
-            raise TypeError(f"profile.sweep.shard_sizes must be a list of whole numbers, got {self.shard_sizes!r}")
-        object.__setattr__(self, "shard_sizes", tuple(self.shard_sizes))
-        for size in self.shard_sizes:
-            require_count(size, "profile.sweep.shard_sizes", at_least=1)
         require_unique(self.shard_sizes, "profile.sweep.shard_sizes")
         require(len(self.shard_sizes) >= 2, "profile.sweep.shard_sizes", "at least two sizes", self.shard_sizes)
-        require_count(self.num_repeats, "profile.sweep.num_repeats", at_least=1)
 
     @property
     def num_calls(self) -> int:
