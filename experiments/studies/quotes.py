@@ -1,7 +1,9 @@
 """Quotes of simulated batches against what they then took: how often P90 holds, and how far off P50 is."""
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from math import ceil, log
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
@@ -9,14 +11,15 @@ from experiments.lab.study import SEED, Point, Row, Study, Sweep, Tables
 from experiments.lab.tables import lay_out, markdown
 from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
 from mosaic.comparison.estimate import Estimate, estimate, geometric
+from mosaic.core.checks import require
 from mosaic.core.cluster import Cluster, uniform_cluster
 from mosaic.core.plan import Plan
 from mosaic.figures.means import Panel, draw_rows
 from mosaic.planning.costs import AffineCosts
 from mosaic.planning.problem import Request
-from mosaic.quote import Asked, ask
+from mosaic.quote import QuotePilot, run_quote_pilot
 from mosaic.quote.forecast import Simulator, plan_time, simulated_profile, total_s
-from mosaic.quote.quotation import UNSEEN, Calibration, Known, calibrate, p90_of, plans_for
+from mosaic.quote.quotation import UNSEEN, Calibration, p90_of, plans_for, widened
 from mosaic.quote.worlds import World, draw_worlds
 from mosaic.runtime.job import Job
 from mosaic.runtime.pilot import profile_of
@@ -59,50 +62,50 @@ def measure(point: Point, seed: int) -> Row:
     """Ask a pilot in a simulated world, quote, and simulate the quote's plan in that world."""
     drawn = draw_answers([*point.overrides, f"seed={seed}"])
     job, site = drawn.job, drawn.site
-    asked = ask(job, PER_EXPERT, seed=seed)
+    pilot = run_quote_pilot(job, PER_EXPERT, seed=seed)
     cluster = uniform_cluster(name="quote", num_workers=NUM_GPUS, gpu=site.hardware.gpu)
     sessions = SimulatedSessions({site.hardware.gpu.name: site.hardware}, cluster, site.settings)
     experts = {expert.name: expert for expert in (*job.graph.experts, *job.experts)}
     simulator = Simulator(experts=experts, sessions=sessions, loads=sessions)
-    central, others = draw_worlds(asked.batch, asked.sample, experts, seed=seed)
-    profile = simulated_profile(asked.sample, central[0], asked.batch, simulator, cluster)
-    best = plans_for(job, asked.batch, profile, simulator, cluster, central)[0]
-    plan, truth = best.planned.plan, true_world(drawn, asked)
-    found = plan_time(plan, asked.batch, simulator, cluster, central, others)
+    central, others = draw_worlds(pilot.batch, pilot.sample, experts, seed=seed)
+    profile = simulated_profile(pilot.sample, central[0], pilot.batch, simulator, cluster)
+    best = plans_for(job, pilot.batch, profile, simulator, cluster, central)[0]
+    plan, truth = best.planned.plan, true_world(drawn, pilot)
+    found = plan_time(plan, pilot.batch, simulator, cluster, central, others)
     num_calls = len(drawn.questions.first_calls)
     return {
-        "num_pilot_calls": num_calls - len(asked.batch.calls),
+        "num_pilot_calls": num_calls - len(pilot.batch.calls),
         "num_calls": num_calls,
         "plan": best.name,
         "central_s": found.central_s,
         "spread": found.spread,
-        "truth_s": total_s(plan, asked.batch, simulator, cluster, truth),
-        "affine_s": affine_s(job, asked, plan, simulator, cluster),
+        "truth_s": total_s(plan, pilot.batch, simulator, cluster, truth),
+        "affine_s": affine_s(job, pilot, plan, simulator, cluster),
         "truth_experts_s": simulator.plan_s(plan, truth.requests, cluster),
     }
 
 
-def true_world(drawn: DrawnAnswers, asked: Asked) -> World:
+def true_world(drawn: DrawnAnswers, pilot: QuotePilot) -> World:
     """Give what the calls that are left really write, and which of them the aggregator will have to read."""
     needed = [call for node in drawn.job.graph.upper_nodes for call in drawn.questions.calls_of(node.name)]
-    left = [call for call in needed if call.key not in asked.records]
+    left = [call for call in needed if call.key not in pilot.records]
     merged = draw_records(drawn.site.world, left, drawn.site.experts, drawn.records)
-    proposed = (drawn.records[call.key] for call in asked.batch.calls)
+    proposed = (drawn.records[call.key] for call in pilot.batch.calls)
     return World(
         {record.key: Request(record.prompt_tokens, record.output_tokens) for record in proposed},
         tuple(Request(record.prompt_tokens, record.output_tokens) for record in merged),
     )
 
 
-def affine_s(job: Job, asked: Asked, plan: Plan, simulator: Simulator, cluster: Cluster) -> float:
+def affine_s(job: Job, pilot: QuotePilot, plan: Plan, simulator: Simulator, cluster: Cluster) -> float:
     """Price a plan by the affine profile of the pilot's own sessions; an expert of one size is priced by its mean."""
     sizes: defaultdict[str, set[int]] = defaultdict(set)
-    for done in asked.result.sessions:
+    for done in pilot.result.sessions:
         if done.num_calls and done.node in job.graph.first_nodes:
             sizes[done.expert].add(done.num_calls)
     priced = [expert for expert in job.experts if len(sizes[expert.name]) > 1]
-    profile = profile_of(job, priced, asked.pilot, "pilot")
-    costs = AffineCosts(profile=profile, num_calls_by_expert=Counter(call.expert for call in asked.batch.calls))
+    profile = profile_of(job, priced, pilot.pilot, "pilot")
+    costs = AffineCosts(profile=profile, num_calls_by_expert=Counter(call.expert for call in pilot.batch.calls))
     free_s = [0.0] * plan.num_workers
     for session in plan.sessions:
         expert, workers = simulator.experts[session.expert], [cluster.workers[worker] for worker in session.workers]
@@ -113,6 +116,53 @@ def affine_s(job: Job, asked: Asked, plan: Plan, simulator: Simulator, cluster: 
         for worker in session.workers:
             free_s[worker] = end_s
     return max(free_s)
+
+
+class Known(NamedTuple):
+    """A pilot whose truth is known."""
+
+    truth_s: float
+    central_s: float
+    spread: float
+
+    @property
+    def error(self) -> float:
+        """Logarithm of the truth over what was predicted."""
+        return log(self.truth_s / self.central_s)
+
+
+def conformal_quantile(scores: Sequence[float], share: float) -> float:
+    """Give the score that a new one stays below with this probability, if it is exchangeable with these.
+
+    The ceil((n + 1) share)-th smallest, or the largest where that is more than there are.
+
+    References
+    ----------
+    Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005: split conformal prediction.
+
+    Examples
+    --------
+    >>> conformal_quantile([3.0, 1.0, 2.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], 0.9)
+    9.0
+    """
+    require(len(scores) > 0, "conformal quantile: scores", "at least one", 0)
+    place = min(len(scores), ceil((len(scores) + 1) * share - 1e-9))
+    return sorted(scores)[place - 1]
+
+
+def calibrate(pilots: Sequence[Known], source: str, share: float = 0.9) -> Calibration:
+    """Read the score of P90 off pilots.
+
+    NOTE: P50 stays what the pilot's own lengths give. Workloads differ in the sign of its bias, so that a shift learned
+    on others makes it no better for a workload that none of them is.
+
+    Raises
+    ------
+    ValueError
+        If there is no pilot.
+    """
+    scores = [pilot.error / widened(pilot.spread) for pilot in pilots]
+    return Calibration(max(0.0, conformal_quantile(scores, share)), source)
 
 
 def calibrate_without(pilots: pl.DataFrame, workload: str) -> Calibration:

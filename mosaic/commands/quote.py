@@ -28,7 +28,7 @@ from mosaic.core.checks import require
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.safe_text import file_name
-from mosaic.quote import Asked, Kind, Quotation, ask, describe, quote
+from mosaic.quote import Kind, Quotation, QuotePilot, describe, quote, run_quote_pilot
 from mosaic.quote.forecast import Factors, Simulator, hardware_error, load_factor, serve_factor
 from mosaic.quote.prices import Price, load_prices, parse_price
 from mosaic.report.display import show_run
@@ -97,12 +97,12 @@ def quote_batch(
             may_differ = (f"{QUOTE}.num_workers",)  # of a Ray cluster, as many as there are
             begin(place, as_recorded(config) | {QUOTE: said}, (work or place) / JOURNAL, may_differ=may_differ)
         show = lambda title, expected: show_run(RunStatus(title, expected, is_simulated=not is_real))  # noqa: E731
-        asked = ask(job, per_expert, show=show, tell=tell)
+        pilot = run_quote_pilot(job, per_expert, show=show, tell=tell)
     named: list[str | None] = [*dict.fromkeys(kinds)] or [None]
     return quote(
         job,
-        asked,
-        [kind_of(job, asked, config, overrides, name, max(sizes), is_real=is_real) for name in named],
+        pilot,
+        [kind_of(job, pilot, config, overrides, name, max(sizes), is_real=is_real) for name in named],
         sizes,
         prices=prices,
         deadline_s=deadline_s,
@@ -111,7 +111,7 @@ def quote_batch(
 
 def kind_of(
     job: Job,
-    asked: Asked,
+    pilot: QuotePilot,
     config: Mapping[str, Any],
     overrides: Sequence[str],
     name: str | None,
@@ -133,7 +133,7 @@ def kind_of(
     factors = Factors()
     if is_real and gpu.name == own:
         plain = Simulator(experts=experts, sessions=sessions, loads=sessions)
-        factors = Factors(load=load_factor(asked.pilot, plain), serve=serve_factor(asked.pilot, plain, cluster))
+        factors = Factors(load=load_factor(pilot.pilot, plain), serve=serve_factor(pilot.pilot, plain, cluster))
     error, source = hardware_error(gpu.name, is_simulated=not is_real, is_measured=is_real and gpu.name == own)
     simulator = Simulator(experts=experts, sessions=sessions, loads=sessions, factors=factors)
     return Kind(gpu=gpu, simulator=simulator, hardware_error=error, hardware_source=source)

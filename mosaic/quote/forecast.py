@@ -40,7 +40,7 @@ class LoadTimes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Factors:
-    """By how much the machine's seconds differ from simulated ones; 1: not at all, or nobody has measured."""
+    """By how much the machine's seconds differ from simulated ones; 1: not at all, or not measured."""
 
     load: float = 1.0
     serve: float = 1.0

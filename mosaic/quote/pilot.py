@@ -29,7 +29,7 @@ from mosaic.runtime.unpriced import (
 )
 
 WHOLE_SHARE = 0.4
-"""Of a pilot's calls: questions that are asked whole, which show what the gate leaves and how far lengths spread."""
+"""Of a pilot's calls: questions that are sent whole, which show what the gate leaves and how far lengths spread."""
 MAX_SHARE = 0.5
 """Of the batch: what is more, a quote would have nothing left to say about."""
 MIN_CALLS = 8
@@ -52,7 +52,7 @@ def first_share(first_calls: Sequence[Call], num_calls: int, *, seed: int = 0) -
 
 def second_share(
     first_calls: Sequence[Call],
-    asked: Mapping[CallKey, int],
+    written: Mapping[CallKey, int],
     num_calls: int,
     *,
     seed: int = 0,
@@ -63,8 +63,8 @@ def second_share(
     ----------
     first_calls
         Of the batch.
-    asked
-        What the calls of the first stage wrote, in tokens.
+    written
+        By the calls of the first stage, tokens.
     num_calls
         Of the whole pilot.
     seed
@@ -78,21 +78,21 @@ def second_share(
     counts = Counter(call.expert for call in first_calls)
     lengths: dict[ExpertName, list[int]] = {}
     for call in first_calls:
-        if call.key in asked:
-            lengths.setdefault(call.expert, []).append(asked[call.key])
+        if call.key in written:
+            lengths.setdefault(call.expert, []).append(written[call.key])
     weights = {expert: counts[expert] * pstdev(own) for expert, own in lengths.items()}
     wanted: Counter[ExpertName] = Counter()
-    for _ in range(num_calls - len(asked)):
+    for _ in range(num_calls - len(written)):
         open_ = [e for e in weights if len(lengths[e]) + wanted[e] < min(counts[e], 0.6 * counts[e] + 1)]
         if not open_:
             break
         wanted[max(open_, key=lambda expert: weights[expert] / (len(lengths[expert]) + wanted[expert]))] += 1
-    return choose(first_calls, wanted, 0, asked, seed=seed) if wanted else ()
+    return choose(first_calls, wanted, 0, written, seed=seed) if wanted else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What a quote's pilot asked of a batch, and what is left."""
+class QuotePilot:
+    """What a quote's pilot measured of a batch, and what is left."""
 
     pilot: Pilot
     sample: PilotSample
@@ -106,10 +106,10 @@ class Asked:
         return self.pilot.records
 
 
-def ask(
+def run_quote_pilot(
     job: Job, per_expert: int, *, seed: int = 0, show: Show = show_nothing, tell: Tell = lambda line: None
-) -> Asked:
-    """Ask some of a batch's calls; the batch goes on from there with the same journal.
+) -> QuotePilot:
+    """Run some of a batch's calls; the batch goes on from there with the same journal.
 
     Parameters
     ----------
@@ -131,18 +131,18 @@ def ask(
     """
     node = upper_node(job)
     pilot, result = run_pilot(job, lambda begun: quote_stages(job, tell, per_expert, seed=seed), show, "quote")
-    return _asked(job, node, pilot, result)
+    return _measured(job, node, pilot, result)
 
 
 def quote_stages(
     job: Job, tell: Tell, per_expert: int, *, seed: int = 0, num_workers: int | None = None
 ) -> Stages[Pilot]:
-    """Ask whole questions, then the calls that say most, then what an aggregator has to read.
+    """Send whole questions, then the calls that say most, then what an aggregator has to read.
 
     Parameters
     ----------
     job, tell, per_expert, seed
-        See `ask`.
+        See `run_quote_pilot`.
     num_workers
         The first so many workers serve it; None: all. A batch on more workers than its quote goes through the same
         sessions again.
@@ -159,8 +159,8 @@ def quote_stages(
 
     chosen = first_share(first_calls, num_calls, seed=seed)
     pilot = yield stage(sessions_in_thirds(chosen, experts, workers), chosen)
-    asked = {key: record.output_tokens for key, record in pilot.records.items()}
-    if more := second_share(first_calls, asked, num_calls, seed=seed):
+    written = {key: record.output_tokens for key, record in pilot.records.items()}
+    if more := second_share(first_calls, written, num_calls, seed=seed):
         pilot = yield stage(one_session_each(more, experts, workers), more)
     questions = Questions(pilot.whole_questions(job.workload, first_calls), job.graph)
     for call in questions.first_calls:
@@ -207,7 +207,7 @@ def pilot_degree(job: Job, node: Node) -> int:
     return options[0].tp_degree if options else node.experts[0].tp_degree
 
 
-def _asked(job: Job, node: Node | None, pilot: Pilot, result: RunResult) -> Asked:
+def _measured(job: Job, node: Node | None, pilot: Pilot, result: RunResult) -> QuotePilot:
     records, first_calls = pilot.records, job.graph.first_calls(job.workload)
     whole = {question.id for question in pilot.whole_questions(job.workload, first_calls).questions}
     left = tuple(call for call in first_calls if call.key not in records)
@@ -233,4 +233,4 @@ def _asked(job: Job, node: Node | None, pilot: Pilot, result: RunResult) -> Aske
         aggregator=None if node is None else node.experts[0],
         aggregator_degrees=tuple(sorted({1, *degrees})),
     )
-    return Asked(pilot=pilot, sample=PilotSample(questions=questions), batch=batch, result=result)
+    return QuotePilot(pilot=pilot, sample=PilotSample(questions=questions), batch=batch, result=result)

@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
-from math import ceil, exp, log, sqrt
-from typing import Any, NamedTuple
+from math import exp, sqrt
+from typing import Any
 
 from mosaic.core.addition import add_in_order
-from mosaic.core.checks import NotNegative, checked, require
+from mosaic.core.checks import NotNegative, checked
 from mosaic.core.cluster import Cluster, Gpu, uniform_cluster
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.plan import Plan
 from mosaic.planning.profiles import Profile
 from mosaic.planning.program.schedulers import Ilp
 from mosaic.quote.forecast import Simulator, Tried, plan_time, simulated_profile, try_plans
-from mosaic.quote.pilot import Asked
+from mosaic.quote.pilot import QuotePilot
 from mosaic.quote.prices import HOUR_S, Price, duration
 from mosaic.quote.worlds import Batch, World, draw_worlds
 from mosaic.runtime.job import Job
@@ -29,19 +29,6 @@ UNSEEN = 0.2
 """Spread of the logarithm that is added, in squares, to every bootstrap's."""
 NORMAL_P90 = 1.2816
 """Of the standard normal distribution."""
-
-
-class Known(NamedTuple):
-    """A pilot whose truth is known."""
-
-    truth_s: float
-    central_s: float
-    spread: float
-
-    @property
-    def error(self) -> float:
-        """Logarithm of the truth over what was predicted."""
-        return log(self.truth_s / self.central_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,42 +45,8 @@ CALIBRATION = Calibration(0.969, "260 simulated pilots of five workloads, result
 """By `experiments/study.py quotes`; UNSEEN was chosen on its seeds 0 to 15."""
 
 
-def conformal_quantile(scores: Sequence[float], share: float) -> float:
-    """Give the score that a new one stays below with this probability, if it is exchangeable with these.
-
-    The ceil((n + 1) share)-th smallest, or the largest where that is more than there are.
-
-    References
-    ----------
-    Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005: split conformal prediction.
-
-    Examples
-    --------
-    >>> conformal_quantile([3.0, 1.0, 2.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0], 0.9)
-    9.0
-    """
-    require(len(scores) > 0, "conformal quantile: scores", "at least one", 0)
-    place = min(len(scores), ceil((len(scores) + 1) * share - 1e-9))
-    return sorted(scores)[place - 1]
-
-
-def calibrate(pilots: Sequence[Known], source: str, share: float = 0.9) -> Calibration:
-    """Read the score of P90 off pilots.
-
-    NOTE: P50 stays what the pilot's own lengths give. Workloads differ in the sign of its bias, so that a shift learned
-    on others makes it no better for a workload that none of them is.
-
-    Raises
-    ------
-    ValueError
-        If there is no pilot.
-    """
-    scores = [pilot.error / widened(pilot.spread) for pilot in pilots]
-    return Calibration(max(0.0, conformal_quantile(scores, share)), source)
-
-
 def widened(spread: float) -> float:
-    """Add what a bootstrap cannot see: a pilot that met no long call by luck would think itself sure."""
+    """Add what a bootstrap cannot see: a pilot that happens to have no long call would seem certain."""
     return sqrt(spread**2 + UNSEEN**2)
 
 
@@ -167,7 +120,7 @@ class Quotation:
     num_calls: int
     """Of the first layer."""
     num_pilot_calls: int
-    """Of them asked already, and kept."""
+    """Of them sent already, with answers that are kept."""
     num_expected_merges: float
     """Calls of the aggregator that are expected yet."""
     offers: tuple[Offer, ...]
@@ -279,7 +232,7 @@ PLAN_LIMIT_S = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """A kind of GPU that a quote is asked for."""
+    """A kind of GPU that a quote is for."""
 
     gpu: Gpu
     simulator: Simulator
@@ -291,7 +244,7 @@ class Kind:
 
 def quote(
     job: Job,
-    asked: Asked,
+    pilot: QuotePilot,
     kinds: Sequence[Kind],
     sizes: Sequence[int],
     *,
@@ -306,8 +259,8 @@ def quote(
     ----------
     job
         The batch, with the scheduler and the costs that plan it.
-    asked
-        Its pilot.
+    pilot
+        What its pilot measured.
     kinds, sizes
         GPUs, and how many.
     prices
@@ -327,18 +280,18 @@ def quote(
     offers: list[Offer] = []
     notes: list[str] = []
     for kind in kinds:
-        made = [*_offers(job, asked, kind, sizes, prices or {}, calibration, seed, notes)]
+        made = [*_offers(job, pilot, kind, sizes, prices or {}, calibration, seed, notes)]
         offers += made
         notes.append(f"hardware {kind.gpu.name}: {kind.hardware_source}")
     if not offers:
         raise InfeasibleError(f"quote: no plan exists for any number of GPUs: {'; '.join(notes)}")
-    busy = _busy_frac(asked, kinds[0], seed)
+    busy = _busy_frac(pilot, kinds[0], seed)
     notes.append(f"calibrated: {calibration.source}")
     return Quotation(
         workload=job.workload.name,
         num_calls=len(job.graph.first_calls(job.workload)),
-        num_pilot_calls=len(job.graph.first_calls(job.workload)) - len(asked.batch.calls),
-        num_expected_merges=asked.batch.num_open_questions * asked.sample.needed_frac,
+        num_pilot_calls=len(job.graph.first_calls(job.workload)) - len(pilot.batch.calls),
+        num_expected_merges=pilot.batch.num_open_questions * pilot.sample.needed_frac,
         offers=tuple(offers),
         deadline_s=deadline_s,
         notes=tuple(notes),
@@ -349,7 +302,7 @@ def quote(
 
 def _offers(
     job: Job,
-    asked: Asked,
+    pilot: QuotePilot,
     kind: Kind,
     sizes: Sequence[int],
     prices: Mapping[str, Price],
@@ -357,11 +310,11 @@ def _offers(
     seed: int,
     notes: list[str],
 ) -> Sequence[Offer]:
-    batch, simulator, name = asked.batch, kind.simulator, kind.gpu.name
-    central, others = draw_worlds(batch, asked.sample, simulator.experts, seed=seed)
+    batch, simulator, name = pilot.batch, kind.simulator, kind.gpu.name
+    central, others = draw_worlds(batch, pilot.sample, simulator.experts, seed=seed)
     of_size = partial(uniform_cluster, name="quote", gpu=kind.gpu)
     largest = of_size(num_workers=max(max(sizes), max(expert.tp_degree for expert in job.experts)))
-    profile = simulated_profile(asked.sample, central[0], batch, simulator, largest)
+    profile = simulated_profile(pilot.sample, central[0], batch, simulator, largest)
     offers = []
     for size in sizes:
         cluster = of_size(num_workers=size)
@@ -422,10 +375,10 @@ def planner_for(job: Job, profile: Profile, cluster: Cluster) -> Planner:
     )
 
 
-def _busy_frac(asked: Asked, kind: Kind, seed: int) -> dict[str, float]:
+def _busy_frac(pilot: QuotePilot, kind: Kind, seed: int) -> dict[str, float]:
     """Say which share of the serving seconds each expert takes, with one copy of each."""
-    simulator, batch = kind.simulator, asked.batch
-    world: World = draw_worlds(batch, asked.sample, simulator.experts, seed=seed)[0][0]
+    simulator, batch = kind.simulator, pilot.batch
+    world: World = draw_worlds(batch, pilot.sample, simulator.experts, seed=seed)[0][0]
     busy_s: defaultdict[str, float] = defaultdict(float)
     for name in dict.fromkeys(call.expert for call in batch.calls):
         expert = simulator.experts[name]

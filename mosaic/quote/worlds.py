@@ -19,9 +19,9 @@ class PilotQuestion:
     """A question of a pilot."""
 
     output_tokens: Mapping[ExpertName, tuple[int, ...]]
-    """Of its calls that were asked, by expert."""
+    """Of its calls that were sent, by expert."""
     is_whole: bool = True
-    """All of its calls were asked, so that the gate could decide."""
+    """All of its calls were sent, so that the gate could decide."""
     merged: tuple[tuple[int, int], ...] = ()
     """Prompt and output tokens of the aggregator's calls that it needed."""
 
@@ -61,7 +61,7 @@ class PilotSample:
         """Draw as many questions with replacement: another pilot that might as well have been.
 
         Whole questions are drawn, so that experts which write long on the same questions do so together. An expert
-        that no drawn question asked keeps its lengths.
+        that no drawn question calls keeps its lengths.
         """
         drawn = [draw.choice(self.questions) for _ in self.questions]
         seen = {expert for question in drawn for expert in question.output_tokens}
@@ -77,7 +77,7 @@ class FittedLengths:
 
     by_expert: Mapping[ExpertName, Lengths]
     merged: Lengths | None
-    """Of the aggregator; None: it was not asked."""
+    """Of the aggregator; None: it has no call."""
 
 
 def fit_sample(
@@ -140,7 +140,7 @@ def _places(num: int, draw: Random, offset: float | None) -> list[float]:
 def draw_merged(
     sample: PilotSample, lengths: Lengths | None, num_questions: int, draw: Random, offset: float | None = None
 ) -> list[tuple[int, int]]:
-    """Give questions that were not asked whole the calls of the aggregator that they will need; see `draw_lengths`."""
+    """Give questions that were not sent whole the calls of the aggregator that they will need; see `draw_lengths`."""
     known, frac = sample.merged, sample.needed_frac
     if lengths is None or not frac:
         return []
@@ -162,7 +162,7 @@ class Batch:
     calls: tuple[Call, ...]
     """Of the first layer."""
     num_open_questions: int
-    """That the pilot did not ask whole: some of them will need the aggregator."""
+    """That the pilot did not send whole: some of them will need the aggregator."""
     aggregator: Expert | None = None
     aggregator_degrees: tuple[int, ...] = (1,)
 

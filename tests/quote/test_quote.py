@@ -10,23 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.studies.quotes import Known, calibrate, conformal_quantile
 from mosaic.commands.quote import parse_sizes, quote_batch
 from mosaic.config.errors import NOT_REACHED_STATUS
 from mosaic.config.job import simulated_job
 from mosaic.core.workload import PROPOSE, Call, CallKey
 from mosaic.planning.problem import Request
-from mosaic.quote import ask
+from mosaic.quote import run_quote_pilot
 from mosaic.quote.forecast import Factors, Simulator, spread_of
 from mosaic.quote.lengths import fit_lengths, lengths_of
 from mosaic.quote.pilot import merging_waves, num_pilot_calls, second_share
 from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
 from mosaic.quote.quotation import (
     Calibration,
-    Known,
     Offer,
     Quotation,
-    calibrate,
-    conformal_quantile,
     describe,
     p90_of,
     widened,
@@ -74,18 +72,18 @@ def test_a_plan_takes_as_long_as_in_the_simulator(scheduler: str) -> None:
 
 def test_a_pilot_asks_the_batchs_own_calls_and_its_answers_are_those_of_the_batch() -> None:
     job, site = simulated_job(["workload=gpqa", "profile.store=null"])
-    asked = ask(job, 20)
+    pilot = run_quote_pilot(job, 20)
     first = job.graph.first_calls(job.workload)
-    done = {key for key in asked.records if key.node == PROPOSE}
-    assert len(done) + len(asked.batch.calls) == len(first)
+    done = {key for key in pilot.records if key.node == PROPOSE}
+    assert len(done) + len(pilot.batch.calls) == len(first)
     assert len(done) == pytest.approx(num_pilot_calls(first, 20), abs=12)
     for call in first:
         if call.key in done:
             true = min(site.world.outcome(call, {}).output_tokens, site.experts[0].max_output_tokens)
-            assert asked.records[call.key].output_tokens <= true
-    merged = [key for key in asked.records if key.node != PROPOSE]
-    assert len(merged) == len(asked.sample.merged)
-    assert 0 < asked.sample.needed_frac < 1
+            assert pilot.records[call.key].output_tokens <= true
+    merged = [key for key in pilot.records if key.node != PROPOSE]
+    assert len(merged) == len(pilot.sample.merged)
+    assert 0 < pilot.sample.needed_frac < 1
 
 
 @pytest.mark.parametrize(

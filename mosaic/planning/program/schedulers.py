@@ -20,7 +20,7 @@ class Ilp:
     """Equations 4 to 10 of the paper, solved by HiGHS, or by a search and bounds where equal workers are many.
 
     Prices are affine: the load and the fixed part are paid per replica, the rest per call.
-    A time limit with an incumbent gives a plan with a gap; it never falls back to another policy in silence.
+    A time limit with an incumbent gives a plan with a gap; it never falls back to another policy silently.
 
     References
     ----------
