@@ -3,7 +3,6 @@
 import atexit
 import functools
 import json
-import tempfile
 from pathlib import Path
 
 from mosaic.core.engine_options import Device
@@ -16,18 +15,15 @@ from mosaic.engines.requests import RunContent, ServedExpert
 from mosaic.engines.vllm_engines import VllmEngines
 from tests.engines.executor_runs import FAKE_ENGINE, OPTIONS
 from tests.engines.fake_server import FakeServer, prompt_of
+from tests.engines.kept_launcher import kept_launcher
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 
 
-@functools.cache
 def launcher_of(engine_module: str) -> LocalLauncher:
-    """One launcher for all tests of a process; it ends with it."""
+    """One launcher for all tests of a process, started: no run's clock counts imports."""
     is_server = engine_module == ENDPOINT_ENGINE
     settings = EndpointSettings(endpoint=server_of("A").endpoint) if is_server else OPTIONS
-    launcher = LocalLauncher(settings, engine_module, None if is_server else Device.CPU)
-    atexit.register(launcher.close)
-    launcher.start(Path(tempfile.mkdtemp()) / "fork_server.log")  # now, so that no run's clock counts imports
-    return launcher
+    return kept_launcher(settings, engine_module, None if is_server else Device.CPU).started()
 
 
 def make_executor(engine_module: str, outcomes, *, experts, cluster, folder: Path) -> EngineBackend:

@@ -13,6 +13,7 @@ from unittest.mock import patch
 from mosaic.commands.app import main
 from tests.commands.command_line import Outcome
 from tests.engines.fake_run import fake_hosts
+from tests.engines.kept_launcher import kept_launchers
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 
 NAMES = ("Ada", "Bob", "Cyd", "Dan")
@@ -51,7 +52,7 @@ def run_mosaic(*arguments: object) -> Outcome:
     """Run the command in this process."""
     out, err, status = StringIO(), StringIO(), 0
     words = ["mosaic", *map(str, arguments)]
-    with fake_hosts, patch.object(sys, "argv", words), redirect_stdout(out), redirect_stderr(err):
+    with fake_hosts, kept_launchers, patch.object(sys, "argv", words), redirect_stdout(out), redirect_stderr(err):
         try:
             main()
         except SystemExit as stop:

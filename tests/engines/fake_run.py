@@ -10,8 +10,9 @@ from unittest.mock import patch
 
 from mosaic.commands.run import run_command
 from mosaic.config import engines
-from tests.commands.command_line import Outcome, run_here
+from tests.commands.command_line import Outcome
 from tests.engines.executor_runs import FAKE_ENGINE
+from tests.engines.kept_launcher import run_kept
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 
 CHECKPOINTS = {"SmolLM2": "HuggingFaceTB/SmolLM2-135M-Instruct", "QwenHalf": "Qwen/Qwen2.5-0.5B-Instruct"}
@@ -52,7 +53,7 @@ def without_sweep(inputs: list[str]) -> list[str]:
 
 def run_fake(*overrides: str) -> Outcome:
     with fake_hosts:
-        return run_here(*overrides)
+        return run_kept(*overrides)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ import pytest
 from mosaic.commands.run import JOURNAL
 from mosaic.core.commands import Cut, decode_action
 from mosaic.runtime.journal import read_journal
-from tests.commands.command_line import TINY, run_here, simulated_profiles
+from tests.commands.command_line import TINY, simulated_profiles
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_run import run_fake, write_inputs
 from tests.engines.interrupted_run import go_on, kill_after
+from tests.engines.kept_launcher import run_kept
 from tests.run_tables import calls_of, final, num_finished, responses_of, summary_of
 
 pytestmark = pytest.mark.slow
@@ -55,7 +56,7 @@ def test_on_real_vllm_calls_are_cut_and_hedged_and_whole_ones_are_as_without(tmp
         (plain, ("gate=unanimous",)),
         (cut, (*BOTH, *promise(lessons))),
     ):
-        outcome = run_here(*common, *overrides, f"hydra.run.dir={folder}")
+        outcome = run_kept(*common, *overrides, f"hydra.run.dir={folder}")
         assert outcome.status == 0, outcome.err
     check_cut(cut, plain)
 

@@ -8,10 +8,11 @@ import pytest
 
 from mosaic.commands.run import JOURNAL
 from mosaic.runtime.journal import read_journal
-from tests.commands.command_line import TINY, run_here
+from tests.commands.command_line import TINY
 from tests.engines.executor_runs import has_vllm, processes_of
 from tests.engines.fake_run import CHECKPOINTS, run_fake, write_inputs
 from tests.engines.interrupted_run import go_on, kill_after
+from tests.engines.kept_launcher import run_kept
 from tests.run_tables import answers_of, calls_of, summary_of
 
 CALIBRATION = "profile.source=calibration"
@@ -99,7 +100,7 @@ def test_on_real_vllm_a_pilot_asks_each_call_once_and_changes_no_response(tmp_pa
     common = ("workload=tiny_mcq", "pool=tiny", "cluster=local", "backend=vllm", "workload.num_questions=150")
     own, others = tmp_path / "own", tmp_path / "others"
     for folder, overrides in ((own, ()), (others, (CALIBRATION,))):
-        outcome = run_here(*common, "aggregator=none", *overrides, f"hydra.run.dir={folder}")
+        outcome = run_kept(*common, "aggregator=none", *overrides, f"hydra.run.dir={folder}")
         assert outcome.status == 0, outcome.err
     assert num_sent(own) == len(calls_of(own)) == 450
     assert num_sent(others) > 450

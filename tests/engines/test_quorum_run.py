@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from mosaic.core.commands import Cancel, decode_action
-from tests.commands.command_line import TINY, run_here, simulated_profiles
+from tests.commands.command_line import TINY, simulated_profiles
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_run import run_fake, write_inputs
 from tests.engines.interrupted_run import go_on, kill_after
+from tests.engines.kept_launcher import run_kept
 from tests.run_tables import calls_of, final, finished_of, num_finished, responses_of, summary_of
 
 pytestmark = pytest.mark.slow
@@ -28,7 +29,7 @@ def test_on_real_vllm_third_calls_are_cancelled_and_all_else_is_as_without(tmp_p
     common += [*simulated_profiles(tmp_path, *common), "backend=vllm"]
     plain, early = tmp_path / "plain", tmp_path / "early"
     for folder, overrides in ((plain, ()), (early, (QUORUM,))):
-        outcome = run_here(*common, *overrides, f"hydra.run.dir={folder}")
+        outcome = run_kept(*common, *overrides, f"hydra.run.dir={folder}")
         assert outcome.status == 0, outcome.err
     assert final(early) == final(plain)
     cancelled, calls = cancelled_of(early), calls_of(early)

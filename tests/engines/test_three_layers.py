@@ -8,8 +8,8 @@ import pytest
 
 from mosaic.config import engines
 from mosaic.report.run_folder import read_json
-from tests.commands.command_line import run_here
 from tests.engines.executor_runs import FAKE_ENGINE, has_vllm
+from tests.engines.kept_launcher import run_kept
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 from tests.experiments.tiny_pool.small import write_scores
 
@@ -43,7 +43,7 @@ def inputs(tmp_path_factory) -> list[str]:
 
 
 def calls_of(folder: Path, *overrides: str) -> list[dict]:
-    outcome = run_here(*overrides, f"hydra.run.dir={folder}")
+    outcome = run_kept(*overrides, f"hydra.run.dir={folder}")
     assert outcome.status == 0, outcome.err
     return pq.read_table(folder / "calls.parquet").to_pylist()
 

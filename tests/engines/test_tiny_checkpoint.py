@@ -16,7 +16,8 @@ from mosaic.engines.requests import RunContent
 from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.pipelines.prompts import expert_prompt
 from mosaic.runtime.static_plan import execute
-from tests.engines.executor_runs import CPU, ended_in, has_vllm, running_host
+from tests.engines.contract_backends import launcher_of
+from tests.engines.executor_runs import CPU, ended_in, has_vllm
 from tests.factories import make_cluster, make_plan, make_session
 
 if not has_vllm():
@@ -68,23 +69,22 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory):
         name="TinySage", checkpoint=str(checkpoint), shape=SHAPE, family=Family.REASONING, temperature=0.0,
         max_output_tokens=MAX_OUTPUT_TOKENS, context_tokens=CONTEXT,
     )  # fmt: skip
-    with running_host(VLLM_ENGINE) as host:
-        journal = tmp_path_factory.mktemp("run") / "journal"
-        backend = EngineBackend(
-            name="vllm",
-            experts=[expert],
-            cluster=make_cluster(2),
-            journal=journal,
-            content=RunContent(
-                prompts=lambda call, inputs: PROMPTS[call.key],
-                questions={question.id: question for question in QUESTIONS},
-            ),
-            engines=VllmEngines(options=OPTIONS),
-            launcher=host,
-        )
-        plan = make_plan(make_session(0, CALLS[:10]), make_session(1, CALLS[10:], workers=(1,)))
-        result = execute(plan, CALLS, backend)
-        return result, {record.key: record.response for record in ended_in(journal)}
+    journal = tmp_path_factory.mktemp("run") / "journal"
+    backend = EngineBackend(
+        name="vllm",
+        experts=[expert],
+        cluster=make_cluster(2),
+        journal=journal,
+        content=RunContent(
+            prompts=lambda call, inputs: PROMPTS[call.key],
+            questions={question.id: question for question in QUESTIONS},
+        ),
+        engines=VllmEngines(options=OPTIONS),
+        launcher=launcher_of(VLLM_ENGINE),
+    )
+    plan = make_plan(make_session(0, CALLS[:10]), make_session(1, CALLS[10:], workers=(1,)))
+    result = execute(plan, CALLS, backend)
+    return result, {record.key: record.response for record in ended_in(journal)}
 
 
 def test_vllm_writes_what_the_trained_model_writes(checkpoint: Path, served) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from experiments.studies.trees import ALL_STAY
-from tests.commands.command_line import TINY, run_here, simulated_profiles
+from tests.commands.command_line import TINY, simulated_profiles
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_run import run_fake, write_inputs
 from tests.engines.interrupted_run import go_on, kill_after, start
+from tests.engines.kept_launcher import run_kept
 from tests.engines.test_run_chaos import workers_of
 from tests.run_tables import answers_of, calls_of, final, finished_of, num_finished, responses_of, summary_of
 
@@ -62,7 +63,7 @@ def test_real_vllm_answers_every_question_once_with_a_barrier_and_without(tmp_pa
     for folder, option in zip(folders.values(), ("pipeline.barrier=true", "pipeline.barrier=false"), strict=True):
         inputs = [*COMMON, f"topology={topology}", *ALL_STAY, "backend=vllm", option]
         given = profiles[topology] if option.endswith("true") else profiles[topology][:1]
-        outcome = run_here(*inputs, *given, f"hydra.run.dir={folder}")
+        outcome = run_kept(*inputs, *given, f"hydra.run.dir={folder}")
         assert outcome.status == 0, outcome.err
         answered_once(folder, topology, NUM_QUESTIONS)
     assert final(folders["free"]) == final(folders["barrier"]), "who waits for whom changes no answer"

@@ -21,6 +21,7 @@ from mosaic.engines.launcher import Patience
 from mosaic.engines.local_launcher import VLLM_ENGINE
 from mosaic.runtime.loop import drive
 from tests.controllers import Reactor
+from tests.engines.contract_backends import launcher_of
 from tests.engines.executor_runs import (
     CPU,
     OPTIONS,
@@ -47,11 +48,8 @@ TEMPLATE = "<user>{{ messages[0].content }}</user>{% if add_generation_prompt %}
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        with running_host(VLLM_ENGINE) as running:
-            yield running
+def host():
+    return launcher_of(VLLM_ENGINE)
 
 
 @pytest.fixture(scope="module")

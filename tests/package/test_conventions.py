@@ -1,14 +1,18 @@
 """What a repository of this kind is expected to have, and that it says what is true here."""
 
+import ast
 import re
+import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, metadata
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, metadata, packages_distributions, requires
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.readme_blocks import ROOT
+from tests.test_architecture import CORE_FILES, tree
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -32,6 +36,24 @@ def test_every_extra_that_a_requirement_names_is_one_of_the_pinned_version() -> 
         except PackageNotFoundError:
             continue  # of an extra that is not installed here
         assert set(named[2].split(",")) <= set(provided), f"pip warns of {line}"
+
+
+def named(requirements: Iterable[str]) -> set[str]:
+    """Give the normalized names of distributions that are required, whatever they are required for."""
+    return {re.split(r"[^\w.-]", line, maxsplit=1)[0].lower().replace("_", "-") for line in requirements}
+
+
+@pytest.mark.slow
+def test_what_is_imported_when_mosaic_is_comes_with_it() -> None:
+    declared = named(PROJECT["dependencies"])
+    with_theirs = declared.union(*(named(requires(name) or ()) for name in declared))
+    provided_by = packages_distributions()
+    for path in CORE_FILES:
+        for node in tree(path).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for module in {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"mosaic", "sim"}:
+                assert named(provided_by[module]) & with_theirs, f"{path} imports {module}"
 
 
 def test_ci_runs_what_the_readme_says_on_every_python() -> None:

@@ -1,4 +1,4 @@
-"""The wheel, in an empty environment and away from the checkout."""
+"""The wheel, in an environment of its own and away from the checkout; what it needs beside: test_conventions.py."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 from mosaic import __version__
 from mosaic.bundled import BUNDLE
-from tests.package.built_wheel import build_wheel, call, tracked_files
+from tests.package.built_wheel import borrowing_environment, build_wheel, call, tracked_files
 from tests.readme_blocks import ROOT
 
 pytestmark = pytest.mark.slow
@@ -22,10 +22,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("environment")
-    call(sys.executable, "-m", "venv", folder, cwd=folder)
-    call(folder / "bin" / "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel, cwd=folder)
-    return folder
+    return borrowing_environment(wheel, tmp_path_factory.mktemp("borrowing") / "environment")
 
 
 def test_nothing_but_mosaic_stands_in_site_packages(wheel: Path) -> None:
