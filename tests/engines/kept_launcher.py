@@ -4,14 +4,14 @@ import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from mosaic.config import engines
 from mosaic.core.engine_options import Device
-from mosaic.engines.local_launcher import LOG, LocalLauncher
+from mosaic.engines.launcher import FORK_SERVER_LOG
+from mosaic.engines.local_launcher import LocalLauncher
 from tests.commands.command_line import Outcome, run_here, store
 
 
@@ -20,10 +20,10 @@ class KeptLauncher(LocalLauncher):
 
     def start(self, log: Path) -> None:
         with patch.dict(os.environ, HF_MODULES_CACHE=str(store() / "modules")):  # code that checkpoints bring
-            super().start(store() / LOG)
+            super().start(store() / FORK_SERVER_LOG)
 
     def started(self) -> "KeptLauncher":
-        self.start(store() / LOG)
+        self.start(store() / FORK_SERVER_LOG)
         return self
 
     @contextmanager
@@ -35,12 +35,15 @@ class KeptLauncher(LocalLauncher):
             raise
 
 
-@cache
+_kept: dict[tuple[str, Device | None], KeptLauncher] = {}
+
+
 def kept_launcher(settings: Any, engine_module: str, device: Device | None = Device.GPU) -> KeptLauncher:
-    """Return the launcher of this process for an engine's module with these settings."""
-    launcher = KeptLauncher(settings, engine_module, device)
-    atexit.register(launcher.close)
-    return launcher
+    """Return this process's launcher for an engine's module; what is imported depends on no setting but the device."""
+    if (engine_module, device) not in _kept:
+        _kept[engine_module, device] = KeptLauncher(settings, engine_module, device)
+        atexit.register(_kept[engine_module, device].close)
+    return _kept[engine_module, device]
 
 
 kept_launchers = patch.object(engines, "LocalLauncher", kept_launcher)

@@ -3,6 +3,7 @@
 One server serves all tests of this module, in their order: the last one kills it.
 """
 
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -66,7 +67,10 @@ def serve_here(checkpoint, batches):
     )  # fmt: skip
     spec = replace(make_spec(settings), context_tokens=CONTEXT, max_num_seqs=OPTIONS.max_num_seqs, is_remote=False)
     engine = vllm_engine.open_engine(spec)
-    return [serve(engine, requests) for requests in batches]
+    served = [serve(engine, requests) for requests in batches]
+    del engine
+    gc.collect()  # else the next one finds its memory taken
+    return served
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +88,6 @@ def own(folder):
     templated = ("chat", "token ids")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         with_template = pool.submit(serve_here, folder / "A", [batches[way] for way in templated]).result()
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         (plain,) = pool.submit(serve_here, folder / "plain" / "A", [batches["completions"]]).result()
     return dict(zip(templated, with_template, strict=True)) | {"completions": plain}
 

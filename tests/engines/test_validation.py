@@ -9,6 +9,7 @@ from experiments.lab.study import Point, Row
 from experiments.studies import validation
 from mosaic.config import engines
 from tests.engines.executor_runs import FAKE_ENGINE, has_vllm
+from tests.engines.kept_launcher import kept_launchers
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
@@ -37,7 +38,8 @@ def make_small_points(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Poi
 
 
 def measure(points: list[Point]) -> list[list[Row]]:
-    return [validation.measure_run(point, 0) for point in points]
+    with kept_launchers:
+        return [validation.measure_run(point, 0) for point in points]
 
 
 def served(rows: list[Row]) -> list[Row]:
