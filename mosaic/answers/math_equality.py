@@ -4,7 +4,7 @@ NOTE: an answer is parsed whole or not at all (`math_parser`); what is not parse
 are equal if their values are (`math_values`), exactly or to thousands of bits; what cannot be evaluated, and what could
 not be shown to be equal, counts as different: agreement must be proven, since it is what skips an aggregator.
 
-Equality of answers is not transitive. 75% equals both 75 (the question asked for a percentage) and 0.75; '2 hours'
+Equality of answers is not transitive. 75% equals both 75 (the question wants a percentage) and 0.75; '2 hours'
 equals '120 minutes', and '2' where the question names the unit; 'x = 5' equals '5'.
 """
 

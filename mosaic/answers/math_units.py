@@ -26,7 +26,7 @@ _SYMBOLS = {
     },
     "h": ("time", 1, Fraction(3600)),
 }
-"""Units that are written with capitals and small letters told apart."""
+"""Units that are written with capitals and small letters distinguished."""
 _WORDS = {
     "second": ("time", 1, Fraction(1)), "sec": ("time", 1, Fraction(1)), "minute": ("time", 1, Fraction(60)),
     "min": ("time", 1, Fraction(60)), "hour": ("time", 1, Fraction(3600)), "hr": ("time", 1, Fraction(3600)),

@@ -42,7 +42,7 @@ _PRECISIONS = (_Precision(128, 640, 150), _Precision(1100, 4608, 3000))
 
 
 class UndecidedError(Exception):
-    """A value is undefined, or too large or too small to be told from others."""
+    """A value is undefined, or too large or too small to be distinguished from others."""
 
 
 @lru_cache(maxsize=2)
@@ -127,7 +127,7 @@ class Values:
 
 
 def _are_close(one: Value, other: Value, precision: _Precision, slack: Fraction) -> bool:
-    """Whether two values differ by nothing that could be told, or by less than the slack."""
+    """Whether two values differ by nothing that could be seen, or by less than the slack."""
     if _is_exact(one, other):
         return one == other or bool(abs(one - other) < slack)
     try:

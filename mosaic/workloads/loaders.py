@@ -1,6 +1,6 @@
 """Workloads from a file: questions, the experts recruited for them and, where recorded, what they wrote.
 
-Formats, told apart by the file's suffix:
+Formats, by the file's suffix:
 
 ``.jsonl``
     One object a line with the keys id, question, experts (names, repeats allowed), answer, category,
