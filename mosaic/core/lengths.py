@@ -129,11 +129,6 @@ class Empirical:
         return Empirical(sample=tuple(max(1, round(tokens * factor)) for tokens in self.sample), source=self.source)
 
 
-def require_source(value: object, field_name: str) -> None:
-    """Check a declared source."""
-    require(value in SOURCES, field_name, f"one of {list(SOURCES)}", value)
-
-
 def require_uniform(u: float) -> None:
     """Check a number strictly between 0 and 1."""
     if not 0.0 < u < 1.0:

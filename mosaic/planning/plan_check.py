@@ -26,9 +26,9 @@ def check_plan(plan: Plan, problem: Problem) -> None:
         raise PlanError(f"plan is for {plan.num_workers} workers, the cluster has {problem.cluster.num_workers}")
     experts = {expert.name: expert for expert in problem.experts}
     check_sessions(plan.sessions, problem.calls, experts, problem.cluster)
-    if plan.problem_fingerprint != problem.fingerprint():
+    if plan.problem_fingerprint != problem.fingerprint:
         raise PlanError(
-            f"plan was made for another problem: fingerprint must be {problem.fingerprint()}, "
+            f"plan was made for another problem: fingerprint must be {problem.fingerprint}, "
             f"got {plan.problem_fingerprint} (prompts, experts or cluster differ)"
         )
     for session in plan.sessions:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from typing import NamedTuple, Protocol
 
@@ -36,7 +37,7 @@ class SessionModel(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """What a scheduler is given. True lengths and answers are not in here."""
 
@@ -52,8 +53,6 @@ class Problem:
     """What sessions before have left on the cluster."""
     session_model: SessionModel | None = None
     """Prices sessions by their iterations; None: only closed forms are known."""
-    _fingerprint: list[str] = field(init=False, repr=False, compare=False, default_factory=list)
-    """Kept once it was computed: a plan carries it, and is checked by it."""
 
     def __post_init__(self) -> None:
         require_unique((expert.name for expert in self.experts), "problem: expert name")
@@ -94,13 +93,12 @@ class Problem:
         groups = (workers[start : start + size] for start in range(0, len(workers) - size + 1, size))
         return tuple(group for group in groups if may_be_gang(group) and self.costs.fits(expert, group))
 
+    @cached_property
     def fingerprint(self) -> str:
         """Hash what a plan must match: the calls with their experts, the experts' sizes and the cluster."""
-        if not self._fingerprint:
-            lines = [f"w{worker.id}|{worker.gpu.name}|{worker.gpu.usable_bytes}\n" for worker in self.cluster.workers]
-            lines += [f"e{expert.name}|{expert.tp_degree}|{expert.shape.num_parameters}\n" for expert in self.experts]
-            for call in self.calls:
-                question, node, slot = call.key
-                lines.append(f"c{question}/{node}/{slot}|{call.expert}|{call.prompt_tokens}|{call.ready_s}\n")
-            self._fingerprint.append(sha256("".join(lines).encode()).hexdigest()[:16])
-        return self._fingerprint[0]
+        lines = [f"w{worker.id}|{worker.gpu.name}|{worker.gpu.usable_bytes}\n" for worker in self.cluster.workers]
+        lines += [f"e{expert.name}|{expert.tp_degree}|{expert.shape.num_parameters}\n" for expert in self.experts]
+        for call in self.calls:
+            question, node, slot = call.key
+            lines.append(f"c{question}/{node}/{slot}|{call.expert}|{call.prompt_tokens}|{call.ready_s}\n")
+        return sha256("".join(lines).encode()).hexdigest()[:16]

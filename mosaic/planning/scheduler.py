@@ -140,7 +140,7 @@ def make_plan(
     return Plan(
         scheduler=scheduler,
         costs=problem.costs.name,
-        problem_fingerprint=problem.fingerprint(),
+        problem_fingerprint=problem.fingerprint,
         num_workers=problem.cluster.num_workers,
         sessions=tuple(sessions),
         predicted=predict_times(problem, sessions),

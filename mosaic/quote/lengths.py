@@ -6,7 +6,8 @@ some values are known only to lie below or above a bound.
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from math import exp, lgamma, log, sqrt
 from statistics import NormalDist, fmean
 
@@ -21,7 +22,7 @@ LOG_SCALE_VARIANCE, LOG_SCALE_BIAS = 0.6, -1.2
 which the upper half is known or all."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Censored:
     """Values, sorted, and how many more lie below the first of them and above a bound."""
 
@@ -29,14 +30,16 @@ class Censored:
     num_below: int
     num_above: int
     bound: float
-    middle: float = field(init=False)
-    squares: float = field(init=False)
-    """Of the known values around their middle, summed."""
 
-    def __post_init__(self) -> None:
-        middle = fmean(self.known) if self.known else self.bound
-        object.__setattr__(self, "middle", middle)
-        object.__setattr__(self, "squares", add_in_order((value - middle) ** 2 for value in self.known))
+    @cached_property
+    def middle(self) -> float:
+        """Mean of the known values."""
+        return fmean(self.known) if self.known else self.bound
+
+    @cached_property
+    def squares(self) -> float:
+        """Of the known values around their middle, summed."""
+        return add_in_order((value - self.middle) ** 2 for value in self.known)
 
     @property
     def log_scale_variance(self) -> float:

@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 
 from mosaic.core.checks import require
@@ -26,25 +27,23 @@ class PilotQuestion:
     """Prompt and output tokens of the aggregator's calls that it needed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PilotSample:
     """The questions of a pilot, in any order."""
 
     questions: tuple[PilotQuestion, ...]
-    _by_expert: dict[ExpertName, tuple[int, ...]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         require(len(self.questions) > 0, "pilot sample: questions", "at least one", 0)
+
+    @cached_property
+    def by_expert(self) -> Mapping[ExpertName, tuple[int, ...]]:
+        """All output tokens, by expert."""
         found: defaultdict[ExpertName, list[int]] = defaultdict(list)
         for question in self.questions:
             for expert, lengths in question.output_tokens.items():
                 found[expert] += lengths
-        self._by_expert.update({expert: tuple(lengths) for expert, lengths in found.items()})
-
-    @property
-    def by_expert(self) -> Mapping[ExpertName, tuple[int, ...]]:
-        """All output tokens, by expert."""
-        return self._by_expert
+        return {expert: tuple(lengths) for expert, lengths in found.items()}
 
     @property
     def needed_frac(self) -> float:

@@ -9,7 +9,8 @@ give their slots away, because a load for a handful of calls does not pay.
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from math import sqrt
 from pathlib import Path
@@ -144,7 +145,7 @@ def _norm(trigrams: Counter[str]) -> float:
     return sqrt(sum(count * count for count in trigrams.values()))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 @checked("router.")
 class Router:
     """Draws the slots of a question in proportion to skill and strength.
@@ -159,13 +160,15 @@ class Router:
     """Experts recruited for a question (k)."""
     min_share_frac: Annotated[float, Limit(at_least=0, below=1)] = 0.05
     """Experts with a smaller share of a batch's slots are replaced."""
-    strengths: Mapping[ExpertName, float] = field(init=False, repr=False, compare=False)
-    """Share of every expert in the strength of the pool; sums to 1."""
-    _nearest: NearestSkill = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "strengths", global_strengths(self.profiles))
-        object.__setattr__(self, "_nearest", NearestSkill(self.profiles.skills))
+    @cached_property
+    def strengths(self) -> Mapping[ExpertName, float]:
+        """Share of every expert in the strength of the pool; sums to 1."""
+        return global_strengths(self.profiles)
+
+    @cached_property
+    def _nearest(self) -> NearestSkill:
+        return NearestSkill(self.profiles.skills)
 
     def weights(self, skills: Sequence[str]) -> dict[ExpertName, float]:
         """Weigh the experts for a question with these skills; never all zero.

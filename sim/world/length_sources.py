@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from mosaic.core.checks import require, require_name, require_number
-from mosaic.core.lengths import SOURCES, ClippedLognormal, Empirical, LengthDistribution, Source, require_source
+from mosaic.core.lengths import SOURCES, ClippedLognormal, Empirical, LengthDistribution, Source
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import PROPOSE, ExpertName
 from mosaic.planning.profiles import load_profile
@@ -125,7 +125,7 @@ def declared_parameter(entry: object, label: str) -> tuple[Any, Source]:
     """
     if not isinstance(entry, Mapping) or set(entry) != {"value", "source"}:
         raise ValueError(f"{label} must be {{value: NUMBER, source: one of {list(SOURCES)}}}, got {entry!r}")
-    require_source(entry["source"], f"{label}.source")
+    require(entry["source"] in SOURCES, f"{label}.source", f"one of {list(SOURCES)}", entry["source"])
     require_number(entry["value"], f"{label}.value")
     return entry["value"], cast(Source, entry["source"])
 

@@ -111,7 +111,7 @@ def test_a_plan_for_expected_calls_moves_light_work_to_who_would_have_waited() -
     check_plan(plan, problem)
     assert plan.predicted_makespan_s < 150.0
     assert plan.lower_bound_s <= plan.predicted_makespan_s
-    assert plan.problem_fingerprint == problem.fingerprint()
+    assert plan.problem_fingerprint == problem.fingerprint
     assert any("Heavy" in note and "expected to run" in note for note in plan.notes)
 
 

@@ -64,9 +64,9 @@ PROBLEM = make_problem({"A": 3, "B": 2})
 
 
 def test_equal_problems_have_equal_fingerprints_whatever_they_cost() -> None:
-    assert make_problem({"A": 3, "B": 2}).fingerprint() == PROBLEM.fingerprint()
+    assert make_problem({"A": 3, "B": 2}).fingerprint == PROBLEM.fingerprint
     # A plan made under one estimate may be run and compared under another.
-    assert make_problem({"A": 3, "B": 2}, load_s=99.0).fingerprint() == PROBLEM.fingerprint()
+    assert make_problem({"A": 3, "B": 2}, load_s=99.0).fingerprint == PROBLEM.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -84,4 +84,4 @@ def test_equal_problems_have_equal_fingerprints_whatever_they_cost() -> None:
     ],
 )
 def test_whatever_a_plan_depends_on_changes_the_fingerprint(other: Problem) -> None:
-    assert other.fingerprint() != PROBLEM.fingerprint()
+    assert other.fingerprint != PROBLEM.fingerprint

@@ -40,14 +40,17 @@ class SolvedInstance:
     counts: Counts
     """X of the paper."""
     report: SolveReport
-    lower_bound_s: float
     notes: tuple[str, ...] = ()
+
+    @property
+    def lower_bound_s(self) -> float:
+        """On the objective; 0 where the solver has none."""
+        return self.report.bound_s or 0.0
 
 
 NOTHING = SolvedInstance(
     counts=(),
     report=SolveReport(status=SolveStatus.OPTIMAL, objective_s=0.0, bound_s=0.0, gap_frac=0.0),
-    lower_bound_s=0.0,
 )
 """Of an instance without calls."""
 
@@ -127,7 +130,7 @@ def solve_instance(instance: Instance, *, time_limit_s: float) -> SolvedInstance
         raise InfeasibleError(_no_placement(instance, finished=finished, time_limit_s=time_limit_s))
     counts = drop_needless_replicas(instance, counts)
     report = progress.report(instance.makespan_s(counts), begin_ts)
-    return SolvedInstance(counts=counts, report=report, lower_bound_s=report.bound_s or 0.0, notes=progress.notes)
+    return SolvedInstance(counts=counts, report=report, notes=progress.notes)
 
 
 def solve_scenarios(
@@ -180,7 +183,7 @@ def solve_scenarios(
     counts = min(found, key=objective_s)
     progress = _Progress(best=BoundedSolution(None, inf, 0.0)).with_solution(solution, counts, objective_s(counts))
     report = progress.report(progress.best.finish_s, begin_ts)
-    return SolvedInstance(counts=counts, report=report, lower_bound_s=report.bound_s or 0.0, notes=progress.notes)
+    return SolvedInstance(counts=counts, report=report, notes=progress.notes)
 
 
 def risk_s(makespans_s: Sequence[float], quantile: float | None) -> float:
