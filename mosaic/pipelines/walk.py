@@ -92,11 +92,16 @@ class QuestionState(NamedTuple):
         return tuple(sorted(unread))
 
     @property
+    def is_decided(self) -> bool:
+        """Whether no call that has not ended is needed: nothing that ends later changes how the question stands."""
+        if any(self.nodes[name].waits for name in self.wanted) or self.submit:
+            return False
+        return all(call.key in self.done or call.key.node not in self.wanted for call in self.first)
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing is to come that could change the answer."""
-        if any(call.key not in self.done for call in self.first):
-            return False
-        return not any(self.nodes[name].waits for name in self.wanted) and not self.submit
+        return all(call.key in self.done for call in self.first) and self.is_decided
 
     @property
     def late(self) -> CallKey | None:

@@ -23,6 +23,8 @@ import numpy.typing as npt
 from mosaic.core.checks import NotNegative, checked
 
 Floats = npt.NDArray[np.float64]
+Indexes = npt.NDArray[np.int64]
+Chosen = npt.NDArray[np.bool_]
 
 MIN_DRAWS, MAX_DRAWS, NUM_DRAWN = 4, 16, 128
 """So many lengths are drawn for a session in all, where that is no fewer or more of each call."""
@@ -85,10 +87,28 @@ class Lengths:
 class Underway:
     """What is known of calls that have not ended: arrays, as they are read over and over."""
 
-    samples: Sequence[tuple[Lengths, Sequence[int]]]
-    """Samples of lengths, each with the places of its calls."""
+    samples: Sequence[Lengths]
+    """Samples of lengths, shared by all that are compared."""
+    sample_of: Indexes
+    """The index of each call's sample."""
     written: Floats
     prompt_tokens: Floats
+
+    def __len__(self) -> int:
+        return len(self.written)
+
+    def part(self, chosen: Indexes | Chosen) -> "Underway":
+        """Give some of the calls, by their indexes or by a mask."""
+        return Underway(self.samples, self.sample_of[chosen], self.written[chosen], self.prompt_tokens[chosen])
+
+    def joined(self, more: "Underway") -> "Underway":
+        """Give these calls and others behind them."""
+        return Underway(
+            self.samples,
+            np.concatenate((self.sample_of, more.sample_of)),
+            np.concatenate((self.written, more.written)),
+            np.concatenate((self.prompt_tokens, more.prompt_tokens)),
+        )
 
 
 def drain_s(calls: Underway, speed: Speed, head_start_s: float = 0.0) -> float:
@@ -106,18 +126,17 @@ def drain_s(calls: Underway, speed: Speed, head_start_s: float = 0.0) -> float:
     Examples
     --------
     >>> slow = Speed(base_s=1.0, per_seq_s=0.5, per_kv_s=0.0, read_s=0.0)
-    >>> two = Underway([(Lengths((10,)), [0]), (Lengths((30,)), [1])], np.zeros(2), np.full(2, 5.0))
+    >>> two = Underway([Lengths((10,)), Lengths((30,))], np.arange(2), np.zeros(2), np.full(2, 5.0))
     >>> drain_s(two, slow)
     50.0
     """
-    if not len(calls.written):
+    if not len(calls):
         return 0.0
     left = draws_left(calls)
     if head_start_s:
         left = np.maximum(left - head_start_s / speed.step_s(1), 0.0)
     context = calls.prompt_tokens + calls.written
-    order = left.argsort(axis=1)
-    ends = np.take_along_axis(left, order, axis=1)
+    order, ends = left.argsort(axis=1), np.sort(left, axis=1)
     steps = ends.copy()
     steps[:, 1:] -= ends[:, :-1]
     num_seqs = np.arange(len(context), 0, -1)
@@ -129,16 +148,25 @@ def drain_s(calls: Underway, speed: Speed, head_start_s: float = 0.0) -> float:
 
 def draws_left(calls: Underway) -> Floats:
     """Draw what calls write on: an array of (number of draws, number of calls) tokens."""
-    num_calls = len(calls.written)
+    num_calls = len(calls)
     num_draws = min(max(NUM_DRAWN // num_calls, MIN_DRAWS), MAX_DRAWS)
-    left = np.zeros((num_draws, num_calls))
     shifts = np.arange(num_draws)[:, None] / num_draws
-    for lengths, places in calls.samples:
-        written = calls.written[places]
-        ranks = np.empty(len(written))
-        ranks[written.argsort(kind="stable")] = np.arange(len(written))
-        left[:, places] = lengths.left(written, ((ranks + 0.5) * GOLDEN + shifts) % 1.0)
+    first = calls.sample_of[0]
+    if (calls.sample_of == first).all():
+        return _draws(calls.samples[first], calls.written, shifts)
+    left = np.zeros((num_draws, num_calls))
+    for index in set(calls.sample_of.tolist()):
+        own = np.flatnonzero(calls.sample_of == index)
+        left[:, own] = _draws(calls.samples[index], calls.written[own], shifts)
     return left
+
+
+def _draws(lengths: Lengths, written: Floats, shifts: Floats) -> Floats:
+    """Draw what calls of one sample write on."""
+    ranks = np.empty(len(written))
+    ranks[written.argsort(kind="stable")] = np.arange(len(written))
+    spread = (ranks + 0.5) * GOLDEN + shifts
+    return lengths.left(written, spread - np.floor(spread))
 
 
 class ObservedLengths(NamedTuple):

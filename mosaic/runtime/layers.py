@@ -40,6 +40,9 @@ class Questions:
         for call in self.first_calls:
             self._first[call.key.question].append(call)
         self._done: dict[str, dict[CallKey, CallRecord]] = defaultdict(dict)
+        self._unread_nodes = set(graph.last_nodes) - set(graph.first_nodes)
+        self._num_ended_when_decided: dict[str, int] = {}
+        """How many calls had ended of each question when it was first seen that it needs no other."""
         self._state: QuestionState | None = None
         """Of the question that was looked at last, unless a call of it has ended since: controllers look in turn."""
 
@@ -55,6 +58,16 @@ class Questions:
         self._done[question][record.key] = record
         if self._state is not None and self._state.question.id == question:
             self._state = None
+
+    def is_news(self, record: CallRecord) -> bool:
+        """Tell whether a call that has ended may change what its question needs.
+
+        It does not where nobody reads it, or where the question was decided before.
+        """
+        if record.key.node in self._unread_nodes:
+            return False
+        num_ended = self._num_ended_when_decided.get(record.key.question)
+        return num_ended is None or num_ended == len(self._done[record.key.question])
 
     def of(self, question: str) -> tuple[Question, Sequence[Call], Mapping[CallKey, CallRecord]]:
         """Give a question, its calls of the first layer and what has ended of its calls."""
@@ -96,6 +109,8 @@ class Questions:
     def _state_of(self, question: str) -> QuestionState:
         if self._state is None or self._state.question.id != question:
             self._state = walk(self.graph, *self.of(question))
+            if self._state.is_decided:
+                self._num_ended_when_decided.setdefault(question, len(self._done[question]))
         return self._state
 
 

@@ -2,12 +2,15 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+import numpy as np
 
 from mosaic.core.commands import Close, Command, Move, Open
 from mosaic.core.events import Event, Idle, Joined, Ready, Tick
 from mosaic.core.plan import Session
-from mosaic.core.workload import Call, CallKey, ExpertName
+from mosaic.core.workload import CallKey, ExpertName
+from mosaic.planning.length_forecast import Indexes, Underway
 from mosaic.runtime.controller import View
 from mosaic.runtime.prospects import Outlook, Prospects, Stay
 
@@ -17,16 +20,10 @@ GAIN_OF_LOAD_FRAC = 0.25
 """Opening a session has to earn such a share of its load besides."""
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 1.0)
 """Of a session's calls, how many may go: the best of these is taken."""
+LOOKED_AT = (Tick, Idle, Ready, Joined)
+"""Events at which moves are considered."""
 MAX_MOVES = 3
 """Of a call once it has written something."""
-
-
-@dataclass(frozen=True)
-class _Offer:
-    """Calls that would go from a session to another, and what that earns."""
-
-    gain_s: float
-    keys: tuple[CallKey, ...]
 
 
 class Moves:
@@ -59,6 +56,7 @@ class Moves:
         self._closes = waits_for_join
         self._opened: list[int] = []
         self._num_moves: Counter[CallKey] = Counter()
+        self._moved_enough: set[CallKey] = set()
         self._opened_ts: dict[int, float] = {}
         """When it last opened a session on each worker: no more than one an instant."""
 
@@ -68,7 +66,7 @@ class Moves:
         if not self._is_on:
             return ()
         commands: list[Command] = []
-        if isinstance(event, Tick | Idle | Ready | Joined) and view.running:
+        if isinstance(event, LOOKED_AT) and view.running:
             outlook = self._prospects.outlook(view)
             commands = [*self._level(outlook, view)] or [*self._take_over(outlook, view)]
         return [*commands, *self._close(view)] if self._closes else commands
@@ -94,9 +92,9 @@ class Moves:
                 least_s = GAIN_FRAC * self._done_s(source, outlook)
                 if self._done_s(source, outlook) - self._done_s(target, outlook) <= least_s:
                     break  # it cannot earn more than what they are apart
-                offer = self._best(source, there, outlook, outlook.behind_s(target), least_s)
-                if offer is not None:
-                    yield from self._give(offer, target.session.id)
+                keys = self._best(source, there, outlook, outlook.behind_s(target), least_s)
+                if keys:
+                    yield from self._give(keys, target.session.id)
                     break
 
     def _take_over(self, outlook: Outlook, view: View) -> Iterator[Command]:
@@ -114,8 +112,9 @@ class Moves:
             load_s, workers = place
             session = replace(source.session, id=view.next_session(), workers=workers, shard=(), after=())
             least_s = GAIN_FRAC * self._done_s(source, outlook) + GAIN_OF_LOAD_FRAC * load_s
-            there = Stay(session, is_up=False, calls={}, ready_s=load_s, serve_s=0.0)
-            if self._best(source, there, outlook, 0.0, least_s) is not None:
+            none = source.underway.part(np.empty(0, dtype=np.int64))
+            there = Stay(session, is_up=False, calls={}, underway=none, ready_s=load_s, serve_s=0.0)
+            if self._best(source, there, outlook, 0.0, least_s):
                 self._opened_ts |= dict.fromkeys(session.workers, view.ts)
                 self._opened.append(session.id)
                 yield Open(session)
@@ -142,51 +141,64 @@ class Moves:
 
     def _best(
         self, source: Stay, there: Stay, outlook: Outlook, behind_there_s: float, least_s: float
-    ) -> _Offer | None:
-        """Find how many calls of a session would best be served in another; None: no number earns enough."""
-        calls, present = self._movable(source), there.calls.values()
+    ) -> list[CallKey]:
+        """Find the calls of a session that would best be served in another; none: no number earns enough."""
         drain_s, behind_s = self._prospects.drain_s, outlook.behind_s(source)
         before_s = max(self._done_s(source, outlook), behind_there_s + there.ready_s + there.serve_s)
         head_start_s = max(0.0, there.ready_s - source.ready_s)
-        best, best_s = None, least_s
-        for number in sorted({max(1, round(share * len(calls))) for share in SHARES} if calls else ()):
-            going = calls[:number]
-            keys = {call.key for call in going}
-            staying = [call for key, call in source.calls.items() if key not in keys]
-            here_s = source.before_s
-            if staying:
-                here_s = source.ready_s + drain_s(staying, source.session.expert, source.session.workers)
-            if before_s - (here_s + behind_s) <= best_s:
-                continue  # however soon the others end there
-            session = there.session
-            there_s = there.ready_s + drain_s([*present, *going], session.expert, session.workers, head_start_s)
-            there_s += self._reading_s(going, session)
-            gain_s = before_s - max(here_s + behind_s, there_s + behind_there_s)
+        movable, session = self._movable(source), there.session
+        best, best_s = movable[:0], least_s
+        numbers = sorted({max(1, round(share * len(movable))) for share in SHARES} if len(movable) else ())
+        low, high = 0, len(numbers)
+        while low < high:  # the more go, the sooner the others end and the later those that go: where they meet is best
+            middle = (low + high) // 2
+            going = movable[: numbers[middle]]
+            here_s = behind_s + self._staying_s(source, going)
+            if before_s - here_s <= best_s:
+                low = middle + 1
+                continue
+            moved = source.underway.part(going)
+            there_s = drain_s(there.underway.joined(moved), session.expert, session.workers, head_start_s)
+            there_s += there.ready_s + self._reading_s(moved, session) + behind_there_s
+            gain_s = before_s - max(here_s, there_s)
             if gain_s > best_s:
-                best, best_s = _Offer(gain_s, tuple(call.key for call in going)), gain_s
-        return best
+                best, best_s = going, gain_s
+            low, high = (low, middle) if there_s > here_s else (middle + 1, high)
+        keys = list(source.calls) if len(best) else []
+        return [keys[index] for index in best.tolist()]
 
-    def _movable(self, source: Stay) -> list[Call]:
-        """List calls that may go, those first that cost least to move."""
-        written = self._prospects.written
+    def _staying_s(self, source: Stay, going: Indexes) -> float:
+        """Predict when the calls of a session have ended that do not go."""
+        if len(going) == len(source.calls):
+            return source.before_s
+        stays = np.ones(len(source.calls), dtype=bool)
+        stays[going] = False
+        session, staying = source.session, source.underway.part(stays)
+        return source.ready_s + self._prospects.drain_s(staying, session.expert, session.workers)
+
+    def _movable(self, source: Stay) -> Indexes:
+        """List calls that may go by their index in the session, those first that cost least to move."""
         if source.is_up and source.session.id not in self._prospects.counting:
-            return []
-        calls = [
-            call for key, call in source.calls.items() if not written.get(key, 0) or self._num_moves[key] < MAX_MOVES
-        ]
-        return sorted(calls, key=lambda call: written.get(call.key, 0))
+            return np.empty(0, dtype=np.int64)
+        written = source.underway.written
+        order = written.argsort(kind="stable")
+        if not self._moved_enough.isdisjoint(source.calls):
+            may_go = np.array([key not in self._moved_enough for key in source.calls]) | (written == 0)
+            order = order[may_go[order]]
+        return order
 
-    def _reading_s(self, calls: Sequence[Call], there: Session) -> float:
+    def _reading_s(self, calls: Underway, there: Session) -> float:
         """Price what another engine has to read again."""
         speed = self._prospects.measured.speed(there.expert, there.workers)
-        written = self._prospects.written
-        again = [call.prompt_tokens + written[call.key] for call in calls if written.get(call.key, 0)]
-        return 0.0 if speed is None else speed.read_s * sum(again)
+        again = (calls.prompt_tokens + calls.written)[calls.written > 0]
+        return 0.0 if speed is None else speed.read_s * float(again.sum())
 
-    def _give(self, offer: _Offer, number: int) -> Iterator[Command]:
-        for key in offer.keys:
+    def _give(self, keys: Sequence[CallKey], number: int) -> Iterator[Command]:
+        for key in keys:
             if self._prospects.written.get(key, 0):
                 self._num_moves[key] += 1
+                if self._num_moves[key] == MAX_MOVES:
+                    self._moved_enough.add(key)
             yield Move(key, number)
 
     @staticmethod

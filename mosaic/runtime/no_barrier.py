@@ -40,7 +40,8 @@ class SubmitWhenReady:
         if not isinstance(event, Finished):
             return ()
         self.questions.note(event.record)
-        needed = self.questions.needed(event.record.key.question)
+        is_news = self.questions.is_news(event.record)
+        needed = self.questions.needed(event.record.key.question) if is_news else ()
         ready = [call for call in needed if call.key not in view.calls and call.key not in self.waiting]
         return [*self._go_on(event.record, ready, view)]
 

@@ -12,7 +12,7 @@ from mosaic.core.events import Closed, Event, Finished, Joined, Progress, Ready
 from mosaic.core.plan import Session
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName
 from mosaic.planning.costs import WeightLocation
-from mosaic.planning.length_forecast import Lengths, Speed, Underway, drain_s
+from mosaic.planning.length_forecast import Indexes, Lengths, Speed, Underway, drain_s
 from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.planning.wrapped_costs import HostLoads, LoadedModels
 from mosaic.runtime.controller import View
@@ -32,7 +32,9 @@ class Measured:
         self._cluster = cluster
         self._experts = {expert.name: expert for expert in experts}
         self._host_loads = host_loads
-        self._lengths: dict[tuple[NodeName, ExpertName], Lengths] = {}
+        self.samples: list[Lengths] = []
+        """Of lengths, of the nodes and experts whose calls were looked at."""
+        self._sample_of: dict[tuple[NodeName, ExpertName], int] = {}
         self._entries: dict[tuple[ExpertName, str, int], ProfileEntry] = {}
         for profile in profiles.values():
             for entry in profile.entries:
@@ -42,14 +44,21 @@ class Measured:
         """Give what other profiles tell of the same machines."""
         return Measured(profiles, self._cluster, tuple(self._experts.values()), self._host_loads)
 
-    def lengths(self, call: Call) -> Lengths:
-        """Give the sample of lengths of a call's node and expert."""
-        place = call.key.node, call.expert
-        if place not in self._lengths:
-            entries = self._profiles[call.key.node].entries
-            sample = next(entry.output_tokens for entry in entries if entry.expert == call.expert)
-            self._lengths[place] = Lengths(sample)
-        return self._lengths[place]
+    def sample_of(self, calls: Mapping[CallKey, Call], expert: ExpertName) -> Indexes:
+        """Give the index in ``samples`` of each of an expert's calls."""
+        nodes = [key.node for key in calls]
+        index = {node: self._index(node, expert) for node in dict.fromkeys(nodes)}
+        if len(index) == 1:
+            return np.full(len(nodes), index[nodes[0]])
+        return np.array([index[node] for node in nodes], dtype=np.int64)
+
+    def _index(self, node: NodeName, expert: ExpertName) -> int:
+        if (node, expert) not in self._sample_of:
+            entries = self._profiles[node].entries
+            sample = next(entry.output_tokens for entry in entries if entry.expert == expert)
+            self._sample_of[node, expert] = len(self.samples)
+            self.samples.append(Lengths(sample))
+        return self._sample_of[node, expert]
 
     def speed(self, expert: ExpertName, workers: Sequence[int]) -> Speed | None:
         """Give the speed of an expert on some workers; None: it was not measured there."""
@@ -77,6 +86,8 @@ class Stay:
     session: Session
     is_up: bool
     calls: Mapping[CallKey, Call]
+    underway: Underway
+    """These calls, in the same order."""
     ready_s: float
     """When it serves."""
     serve_s: float
@@ -163,8 +174,9 @@ class Prospects:
             waits = any(worker in free_s for worker in workers)
             load_s = 0.0 if number in self.up else self._load_left_s(session, held, view, waits)
             ready_s = before_s + load_s
-            serve_s = self.drain_s(calls.values(), session.expert, workers)
-            stay = Stay(session, number in self.up, calls, ready_s, serve_s, before_s)
+            underway = self.underway(calls, session.expert)
+            serve_s = self.drain_s(underway, session.expert, workers)
+            stay = Stay(session, number in self.up, calls, underway, ready_s, serve_s, before_s)
             stays.append(stay)
             if calls or number in self.up:
                 held = held.after(session.expert, workers)
@@ -177,22 +189,23 @@ class Prospects:
             return None
         return self.outlook(view).end_s or None
 
-    def drain_s(
-        self, calls: Iterable[Call], expert: ExpertName, workers: Sequence[int], head_start_s: float = 0.0
-    ) -> float:
+    def underway(self, calls: Mapping[CallKey, Call], expert: ExpertName) -> Underway:
+        """Gather what is known of an expert's calls that have not ended, for `drain_s`."""
+        measured, written = self.measured, self.written
+        return Underway(
+            measured.samples,
+            measured.sample_of(calls, expert),
+            np.array([written.get(key, 0) for key in calls], dtype=float),
+            np.array([call.prompt_tokens for call in calls.values()], dtype=float),
+        )
+
+    def drain_s(self, calls: Underway, expert: ExpertName, workers: Sequence[int], head_start_s: float = 0.0) -> float:
         """Predict the seconds in which an expert serves the rest of some calls."""
-        calls, speed = list(calls), self.measured.speed(expert, workers)
-        if not calls or speed is None:
+        speed = self.measured.speed(expert, workers)
+        if not len(calls) or speed is None:
             return 0.0
-        keys = [call.key for call in calls]
-        places: dict[NodeName, list[int]] = {}
-        for place, key in enumerate(keys):
-            places.setdefault(key.node, []).append(place)
-        samples = [(self.measured.lengths(calls[own[0]]), own) for own in places.values()]
-        written = np.array([self.written.get(key, 0) for key in keys], dtype=float)
-        prompt_tokens = np.array([call.prompt_tokens for call in calls], dtype=float)
-        unread_s = speed.read_s * float(prompt_tokens[written == 0].sum())
-        return unread_s + drain_s(Underway(samples, written, prompt_tokens), speed, head_start_s)
+        unread_s = speed.read_s * float(calls.prompt_tokens[calls.written == 0].sum())
+        return unread_s + drain_s(calls, speed, head_start_s)
 
     def load_s(self, expert: ExpertName, workers: tuple[int, ...]) -> float:
         """Predict what it takes to have an expert on workers that are free now."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from mosaic.core.commands import Cancel, Command
 from mosaic.core.events import Event, Finished, Lost
+from mosaic.core.results import CallRecord
 from mosaic.core.workload import CallKey
 from mosaic.runtime.controller import View
 from mosaic.runtime.layers import Questions
@@ -25,14 +26,15 @@ class Quorum:
         """Look again at the question of a call that has ended."""
         if isinstance(event, Finished):
             self._questions.note(event.record)
-            key = event.record.key
-            return () if key in self._cancelled else list(self._cancel(key.question, view))
+            return list(self._cancel(event.record, view))
         if isinstance(event, Lost):
             return [Cancel(key) for key in self._cancelled if key in view.running]
         return ()
 
-    def _cancel(self, question: str, view: View) -> Iterator[Command]:
-        for key in self._questions.cancellable(question):
+    def _cancel(self, ended: CallRecord, view: View) -> Iterator[Command]:
+        if ended.key in self._cancelled or not self._questions.is_news(ended):
+            return
+        for key in self._questions.cancellable(ended.key.question):
             if key in view.running and key not in self._cancelled:
                 self._cancelled[key] = None
                 yield Cancel(key)

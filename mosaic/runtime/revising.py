@@ -9,7 +9,7 @@ from math import log
 from mosaic.core.commands import Command, Move, Open
 from mosaic.core.errors import InfeasibleError
 from mosaic.core.events import Event, Finished, Tick
-from mosaic.core.plan import Plan
+from mosaic.core.plan import Plan, home_of
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import Call, CallKey, ExpertName, NodeName
 from mosaic.planning.length_forecast import ObservedLengths, length_scale
@@ -151,7 +151,9 @@ class Revising:
     ) -> Iterator[Plan]:
         """Plan on all workers, and without those that what has begun keeps busy longest: schedulers know of no rest."""
         begun_s = {
-            worker: self._drain_s([call for key, call in stay.calls.items() if key not in free], stay)
+            worker: self._drain_s(
+                {key: call for key, call in stay.calls.items() if key not in free}, *home_of(stay.session)
+            )
             for stay in now.stays
             if stay.is_up
             for worker in stay.session.workers
@@ -161,8 +163,8 @@ class Revising:
             with suppress(InfeasibleError):
                 yield planner.plan(calls, {**view.lost, **dict.fromkeys(busiest[:number], "busy")}).plan
 
-    def _drain_s(self, calls: Sequence[Call], stay: Stay) -> float:
-        return self._prospects.drain_s(calls, stay.session.expert, stay.session.workers)
+    def _drain_s(self, calls: Mapping[CallKey, Call], expert: ExpertName, workers: Sequence[int]) -> float:
+        return self._prospects.drain_s(self._prospects.underway(calls, expert), expert, workers)
 
     def _not_begun(self, stay: Stay) -> list[Call]:
         """List the calls of a session that wrote nothing; where an engine does not count, those of one not up yet."""
@@ -174,26 +176,26 @@ class Revising:
 
     def _end_s(self, plan: Plan, free: Mapping[CallKey, Call], now: Outlook) -> float:
         """Predict when all has ended by a new plan: what has begun stays, and the plan's sessions come behind it."""
-        homes = {(stay.session.expert, stay.session.workers): stay for stay in now.stays if stay.is_up}
+        homes = {home_of(stay.session): stay for stay in now.stays if stay.is_up}
         coming = {(session.expert, session.workers): session for session in plan.sessions}
         free_s: dict[int, float] = defaultdict(float)
-        drain_s, load_s, held = self._prospects.drain_s, self._prospects.measured.load_s, self._prospects.held
+        load_s, held = self._prospects.measured.load_s, self._prospects.held
         for (expert, workers), stay in homes.items():
-            staying = [call for key, call in stay.calls.items() if key not in free]
+            staying = {key: call for key, call in stay.calls.items() if key not in free}
             more = coming.get((expert, workers))
-            staying += [] if more is None else [free[key] for key in more.shard]
-            end_s = drain_s(staying, expert, workers)
+            staying |= {} if more is None else {key: free[key] for key in more.shard}
+            end_s = self._drain_s(staying, expert, workers)
             free_s |= {worker: max(free_s[worker], end_s) for worker in workers}
         for (expert, workers), session in coming.items():
             if (expert, workers) not in homes:
                 start_s = max(free_s[worker] for worker in workers) + (load_s(expert, workers, held) or 0.0)
-                end_s = start_s + drain_s([free[key] for key in session.shard], expert, workers)
+                end_s = start_s + self._drain_s({key: free[key] for key in session.shard}, expert, workers)
                 free_s |= dict.fromkeys(workers, end_s)
         return max(free_s.values(), default=0.0)
 
     def _commands(self, plan: Plan, now: Outlook, view: View) -> Iterator[Command]:
         """Open the plan's sessions, but for those that serve already, and move the calls there."""
-        up = {(stay.session.expert, stay.session.workers): stay.session.id for stay in now.stays if stay.is_up}
+        up = {home_of(stay.session): stay.session.id for stay in now.stays if stay.is_up}
         first_session = view.next_session()
         for session in plan.sessions:
             number = up.get((session.expert, session.workers))

@@ -26,8 +26,8 @@ def played(lengths, prompts, written, speed: Speed = SPEED) -> float:
 def test_a_session_whose_lengths_are_known_takes_what_it_takes_step_by_step(calls) -> None:
     calls = [(length, prompt, min(written, length - 1)) for length, prompt, written in calls]
     lengths, prompts, written = zip(*calls, strict=True)
-    samples = [(Lengths((length,)), [place]) for place, length in enumerate(lengths)]
-    known = Underway(samples, np.array(written, dtype=float), np.array(prompts, dtype=float))
+    samples = [Lengths((length,)) for length in lengths]
+    known = Underway(samples, np.arange(len(samples)), np.array(written, dtype=float), np.array(prompts, dtype=float))
     assert drain_s(known, SPEED) == pytest.approx(played(*zip(*calls, strict=True)), rel=1e-9)
 
 
@@ -47,8 +47,8 @@ def test_what_is_left_is_that_of_the_longer_ones(sample, written: int) -> None:
 @given(st.integers(1, 3000), st.lists(st.integers(0, 3000), min_size=1, max_size=30), st.integers(0, 3000))
 def test_another_call_never_ends_a_session_earlier_and_a_head_start_never_later(length: int, written, more) -> None:
     def underway(*written: int) -> Underway:
-        samples = [(Lengths((length,)), list(range(len(written))))]
-        return Underway(samples, np.array(written, dtype=float), np.full(len(written), 100.0))
+        sample_of = np.zeros(len(written), dtype=np.int64)
+        return Underway([Lengths((length,))], sample_of, np.array(written, dtype=float), np.full(len(written), 100.0))
 
     alone = drain_s(underway(*written), SPEED)
     assert drain_s(underway(*written, more), SPEED) >= alone * (1 - 1e-9)
