@@ -12,6 +12,7 @@ from mosaic.config.exits import exit_from, no_embeddings
 from mosaic.config.instantiation import TARGET, call, import_callable, make, make_once, once
 from mosaic.config.machines import asked_of_ray, is_ray, machines
 from mosaic.config.pipeline import Pipeline, check_prefill_ahead, check_upper_profile, pipeline_from
+from mosaic.config.saved_profile import first_profile, upper_profile
 from mosaic.config.sections import (
     PlanSection,
     PoolSection,
@@ -40,7 +41,6 @@ from mosaic.pipelines.rules.calibration_file import (
 from mosaic.pipelines.rules.rule import Promised
 from mosaic.planning.feasibility import check_calls
 from mosaic.planning.plan_file import load_plans
-from mosaic.planning.profiles import load_profile
 from mosaic.runtime.job import Job, Reaction
 from mosaic.runtime.planner import CostFactory
 from mosaic.runtime.site import Site
@@ -101,8 +101,6 @@ def build_job(
     pipeline = pipeline_from(config, experts, cluster, kinds[0], backend.options, workload)
     check_calls(workload, experts, cluster, backend.options)
     pipeline, calibration = _steered(config, pipeline, backend, experts, workload, cluster)
-    if profile.aggregator_path is not None:
-        check_upper_profile(pipeline, profile.aggregator_path, cluster)
     site = backend.site(
         Parts(
             options=backend.options,
@@ -123,6 +121,12 @@ def build_job(
     )
     setting = _setting(source.get("name", workload.name), workload, experts, pipeline, calibration, site)
     job = _job(given, profile, pipeline, backend, site, workload, experts, cluster, kinds)
+    if profile.path is not None:
+        job = replace(job, profile=first_profile(profile.path, config, cluster, pipeline.graph, workload, experts))
+    if profile.aggregator_path is not None:
+        upper = upper_profile(profile.aggregator_path, config, cluster, pipeline.graph)
+        check_upper_profile(pipeline, upper, cluster)
+        job = replace(job, upper_profile=upper)
     check_effects(overrides, config, job)
     return RunSpec(
         job=job,
@@ -176,10 +180,8 @@ def _job(
         costs=partial(costs, options=backend.options),
         site=site,
         sweep=call(Sweep, "profile.sweep", **profile.sweep),
-        profile=None if profile.path is None else load_profile(profile.path),
         profile_source=profile.source,
         max_batch_frac=profile.max_batch_frac,
-        upper_profile=None if profile.aggregator_path is None else load_profile(profile.aggregator_path),
         placements=pipeline.placements,
         plans=() if plan.path is None else load_plans(plan.path),
         reactions=pipeline.reactions,

@@ -28,7 +28,7 @@ from mosaic.pipelines.topology import topology_nodes
 from mosaic.planning.baselines import DataParallel
 from mosaic.planning.costs import AffineCosts
 from mosaic.planning.feasibility import check_fit
-from mosaic.planning.profiles import load_profile
+from mosaic.planning.profiles import Profile
 from mosaic.runtime.job import Reaction
 from mosaic.runtime.planner import NodePlacements, Placement, placed
 from sim.hardware.hardware import Hardware
@@ -158,9 +158,8 @@ def named_nodes(entries: Mapping[str, Any], experts: Sequence[Expert]) -> tuple[
     return tuple(nodes)
 
 
-def check_upper_profile(pipeline: Pipeline, path: str, cluster: Cluster) -> None:
-    """Check that a saved profile can be read and covers every upper node's experts at each of their degrees."""
-    profile = load_profile(path)
+def check_upper_profile(pipeline: Pipeline, profile: Profile, cluster: Cluster) -> None:
+    """Check that a given profile covers every upper node's experts at each of their degrees."""
     for node in pipeline.graph.upper_nodes:
         options = pipeline.placements.get(node.name, NodePlacements()).placements
         for expert in node.experts:

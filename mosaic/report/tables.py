@@ -1,14 +1,16 @@
-"""calls.parquet, sessions.parquet and answers.parquet: their columns, written column by column.
+"""calls.parquet, sessions.parquet and answers.parquet: their columns, written column by column, and read again.
 
 pyarrow is imported inside the functions: a plan or an error message must not wait for it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mosaic.core.errors import RunFolderError
 from mosaic.core.plan import LengthPrediction
-from mosaic.core.results import SESSION_COLUMNS, CallRecord, SessionRecord
-from mosaic.core.workload import ExpertName, NodeName
+from mosaic.core.results import SESSION_COLUMNS, CallRecord, CallStatus, SessionRecord
+from mosaic.core.workload import CallKey, ExpertName, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer
 from mosaic.report.metrics import session_output_tok_per_s
 
@@ -64,6 +66,40 @@ def sessions_parquet(sessions: Sequence[SessionRecord]) -> bytes:
     return _encode(values, SESSIONS)
 
 
+def read_calls(folder: Path) -> tuple[CallRecord, ...]:
+    """Read the records of calls.parquet.
+
+    Raises
+    ------
+    RunFolderError
+        If it cannot be read.
+    """
+    names = [name for name in CallRecord._fields if name not in ("key", "response", "confidence")]
+    return tuple(
+        CallRecord(
+            key=CallKey(row["question"], row["node"], row["slot"]),
+            **{name: row[name] for name in names}
+            | {"workers": tuple(row["workers"]), "status": CallStatus(row["status"])},
+        )
+        for row in _rows(folder / "calls.parquet", CALLS)
+    )
+
+
+def read_sessions(folder: Path) -> tuple[SessionRecord, ...]:
+    """Read the records of sessions.parquet.
+
+    Raises
+    ------
+    RunFolderError
+        If it cannot be read.
+    """
+    rows = _rows(folder / "sessions.parquet", SESSIONS)
+    return tuple(
+        SessionRecord(**{name: row[name] for name in SESSION_COLUMNS} | {"workers": tuple(row["workers"])})
+        for row in rows
+    )
+
+
 def answers_parquet(answers: Sequence[FinalAnswer]) -> bytes:
     """Encode answers.parquet: one row per question, in the order of the workload."""
     values = _columns(FinalAnswer, answers)
@@ -96,6 +132,17 @@ def _schema(columns: str) -> "pa.Schema":
         item = pa.type_for_alias(plain.removesuffix("[]"))
         fields.append(pa.field(name, pa.list_(item) if plain.endswith("[]") else item, nullable=kind.endswith("?")))
     return pa.schema(fields)
+
+
+def _rows(path: Path, columns: str) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).cast(_schema(columns)).to_pylist()
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise RunFolderError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+    return rows
 
 
 def _encode(values: Mapping[str, Iterable[Any]], columns: str) -> bytes:

@@ -1,9 +1,13 @@
 """Fits a profile to records: the one way from sessions that ran to prices.
 
-The sessions may be a pilot's, a sweep's or those of a saved run.
+The sessions may be a pilot's, a sweep's or those of a saved run. A batch serves an expert in one session, or in a few
+of about one size. Each of them then also stands for a session of half its calls, as the speed of its calls predicts it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from statistics import median
 from typing import TypeAlias
 
@@ -12,14 +16,16 @@ import numpy as np
 from mosaic.core.cluster import Cluster
 from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Session, prediction_from_sample
-from mosaic.core.results import CallRecord, RunResult, SessionRecord
-from mosaic.core.workload import Expert
-from mosaic.planning.length_forecast import Floats, Speed
+from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
+from mosaic.core.workload import Expert, ExpertName, NodeName
+from mosaic.planning.length_forecast import Floats, Lengths, Speed, Underway, drain_s
 from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_session
 
 Waves: TypeAlias = Sequence[Sequence[Session]]
 """Replicas that start together, one wave behind the other."""
 
+LEAST_SPAN = 2
+"""From the smallest to the largest session: the line through sizes that are closer says little of others."""
 NUM_ROUNDS = 6
 """Of the fit of a speed: how much each moment counts in a call follows from the speed then."""
 
@@ -48,8 +54,55 @@ def fit(
     return Profile(source=source, entries=tuple(fit_entry(expert, cluster, result, waves) for expert in experts))
 
 
-def fit_entry(expert: Expert, cluster: Cluster, result: RunResult, waves: Waves | None = None) -> ProfileEntry:
+def fit_run(
+    experts: Sequence[Expert],
+    cluster: Cluster,
+    result: RunResult,
+    source: str,
+    nodes: Collection[NodeName],
+    *,
+    in_waves: bool,
+) -> Profile:
+    """Fit the costs of experts to a finished run, at each degree at which it served them.
+
+    Sessions count whose calls all finished and are of these nodes; an expert without one has no entry.
+
+    Parameters
+    ----------
+    experts, cluster, result, source
+        As in `fit`.
+    nodes
+        Of the run's first layer, or of the layers behind it.
+    in_waves
+        Whether an expert's sessions started together, as replicas behind the first layer do.
+    """
+    records: dict[int, list[CallRecord]] = defaultdict(list)
+    for record in result.calls:
+        records[record.session].append(record)
+    served: dict[tuple[ExpertName, int], list[SessionRecord]] = defaultdict(list)
+    for session in result.sessions:
+        own = [one for one in records[session.session] if one.status is CallStatus.FINISHED and one.key.node in nodes]
+        if own and len(own) == len(records[session.session]) == session.num_calls:
+            served[session.expert, len(session.workers)].append(session)
+    entries = []
+    for expert in experts:
+        for degree in sorted(degree for name, degree in served if name == expert.name):
+            sessions = served[expert.name, degree]
+            calls = tuple(record for session in sessions for record in records[session.session])
+            wave = [Session(id=one.session, expert=one.expert, node=one.node, workers=one.workers) for one in sessions]
+            with suppress(DisturbedSweepError):
+                own_result = replace(result, calls=calls, sessions=tuple(sessions))
+                shaped, waves = replace(expert, tp_degree=degree), [wave] if in_waves else None
+                entries.append(fit_entry(shaped, cluster, own_result, waves, adds_halves=True))
+    return Profile(source=source, entries=tuple(entries))
+
+
+def fit_entry(
+    expert: Expert, cluster: Cluster, result: RunResult, waves: Waves | None = None, *, adds_halves: bool = False
+) -> ProfileEntry:
     """Fit the costs of one expert; see `fit`.
+
+    ``adds_halves`` tells whether sessions of about one size also stand for sessions of half their calls.
 
     Sessions that were interrupted are left out: they took longer than their calls need. So are waves with such a
     session, or with one whose worker was lost. A session whose server wanted a request twice stays, since the batch
@@ -60,7 +113,12 @@ def fit_entry(expert: Expert, cluster: Cluster, result: RunResult, waves: Waves 
     whole = {session.session: session for session in own if not session.num_interruptions}
     groups = [[number] for number in whole] if waves is None else [[one.id for one in wave] for wave in waves]
     points = tuple(_point([whole[number] for number in group]) for group in groups if whole.keys() >= set(group))
+    timed = [record for record in records if record.session in whole]
+    speed = fit_speed(timed)
     sizes = {point.num_calls for point in points}
+    if adds_halves and speed is not None and sizes and max(sizes) < LEAST_SPAN * min(sizes):
+        points += tuple(_half(point, speed, timed) for point in points)
+        sizes = {point.num_calls for point in points}
     if len(sizes) < 2:
         what = "sessions" if waves is None else "waves"
         raise DisturbedSweepError(
@@ -77,7 +135,7 @@ def fit_entry(expert: Expert, cluster: Cluster, result: RunResult, waves: Waves 
         lengths=prediction_from_sample(sample),
         points=points,
         output_tokens=sample,
-        speed=fit_speed([record for record in records if record.session in whole]),
+        speed=speed,
         kv_budget_tokens=expert.kv_budget_tokens,
     )
 
@@ -89,6 +147,21 @@ def _point(wave: Sequence[SessionRecord]) -> SweepPoint:
         session_s=max(session.end_ts - session.start_ts for session in wave),
         output_tokens=sum(session.output_tokens for session in wave),
     )
+
+
+def _half(point: SweepPoint, speed: Speed, records: Sequence[CallRecord]) -> SweepPoint:
+    """Predict a session of half the calls, of two for one: by what the speed says of both."""
+    num_calls = point.num_calls // 2 or 2
+    lengths = Lengths(tuple(record.output_tokens for record in records))
+    prompt_tokens = sum(record.prompt_tokens for record in records) / len(records)
+
+    def predicted_s(number: int) -> float:
+        calls = Underway([lengths], np.zeros(number, dtype=np.int64), np.zeros(number), np.full(number, prompt_tokens))
+        return speed.read_s * prompt_tokens * number + drain_s(calls, speed)
+
+    session_s = point.session_s * predicted_s(num_calls) / predicted_s(point.num_calls)
+    output_tokens = round(point.output_tokens * num_calls / point.num_calls)
+    return SweepPoint(num_calls=num_calls, session_s=session_s, output_tokens=output_tokens)
 
 
 def _median_load_s(sessions: Sequence[SessionRecord]) -> float:

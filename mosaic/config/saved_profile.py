@@ -1,0 +1,88 @@
+"""Profiles that are given: a file of one, or the folder of a finished run, whose records are fitted."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mosaic.config.machines import has_kinds
+from mosaic.core.checks import require
+from mosaic.core.cluster import Cluster, uniform_cluster
+from mosaic.core.results import RunResult, SessionRecord
+from mosaic.core.workload import Expert, NodeName, Workload
+from mosaic.pipelines.call_graph import CallGraph
+from mosaic.planning.profiles import Profile, load_profile
+from mosaic.report.run_folder import SUMMARY, is_complete, read_config, read_json
+from mosaic.report.tables import read_calls, read_sessions
+from mosaic.runtime.profiling import fit_run
+
+
+def first_profile(
+    path: str, config: Mapping[str, Any], cluster: Cluster, graph: CallGraph, workload: Workload, pool: Sequence[Expert]
+) -> Profile:
+    """Read what prices the first layer: a profile's file, or a run's folder.
+
+    Raises
+    ------
+    ValueError
+        If the folder's run is not complete, ran on other machines or does not price an expert.
+    ProfileError, RunFolderError
+        If a file cannot be read.
+    """
+    known = {expert.name: expert for expert in (*graph.experts, *pool)}
+    called = [known[name] for name in dict.fromkeys(call.expert for call in graph.first_calls(workload))]
+    return _profile("profile.path", path, config, cluster, called, graph.first_nodes, in_waves=False)
+
+
+def upper_profile(path: str, config: Mapping[str, Any], cluster: Cluster, graph: CallGraph) -> Profile:
+    """Read what prices the nodes that read others; see `first_profile`."""
+    experts = {expert.name: expert for node in graph.upper_nodes for expert in node.experts}
+    nodes = [node.name for node in graph.upper_nodes]
+    return _profile("profile.aggregator_path", path, config, cluster, [*experts.values()], nodes, in_waves=True)
+
+
+def _profile(
+    key: str,
+    path: str,
+    config: Mapping[str, Any],
+    cluster: Cluster,
+    experts: Sequence[Expert],
+    nodes: Collection[NodeName],
+    *,
+    in_waves: bool,
+) -> Profile:
+    """Read a profile's file, or fit a profile to the records of a run's folder."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return load_profile(path)
+    require(is_complete(folder), key, "a profile's file, or the folder of a complete run", path)
+    _check_machines(key, path, config)
+    result = _result_of(folder)
+    workers = 1 + max((worker for session in result.sessions for worker in session.workers), default=0)
+    ran_on = uniform_cluster(name=path, num_workers=workers, gpu=cluster.workers[0].gpu)
+    profile = fit_run(experts, ran_on, result, f"run {path}", nodes, in_waves=in_waves)
+    lacking = sorted({expert.name for expert in experts} - {entry.expert for entry in profile.entries})
+    require(not lacking, key, f"a run with sessions of {lacking} in {list(nodes)} whose calls all finished", path)
+    return profile
+
+
+def _check_machines(key: str, path: str, config: Mapping[str, Any]) -> None:
+    """Check that a run was on workers of the one kind that this run has."""
+    saved = read_config(path)
+    for place, group in (("its run", saved), ("this run", config)):
+        require(not has_kinds(group), key, f"a profile's file where the cluster of {place} has several kinds", path)
+    name = config["hardware"].get("name")
+    require(saved["hardware"].get("name") == name, key, f"a run on hardware={name}", path)
+
+
+def _result_of(folder: Path) -> RunResult:
+    """Read a run's records; sessions in which it had stopped were interrupted."""
+    summary = read_json(folder / SUMMARY)
+    stops = [one["ts"] for one in summary.get("resumptions") or ()]
+
+    def interrupted(session: SessionRecord) -> SessionRecord:
+        number = sum(session.load_start_ts <= ts <= session.end_ts for ts in stops)
+        return replace(session, num_interruptions=number)
+
+    sessions = tuple(map(interrupted, read_sessions(folder)))
+    return RunResult(calls=read_calls(folder), sessions=sessions, num_workers=summary["num_workers"])

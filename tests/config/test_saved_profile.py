@@ -1,0 +1,94 @@
+"""A batch is planned from the folder of another run: what its records price, and what is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import mosaic
+from mosaic.config.compose import compose_config
+from mosaic.config.job import build_job
+from mosaic.core.results import CallStatus, RunResult
+from mosaic.report.run_folder import write_run
+from mosaic.runtime.job import Outcome
+
+SMALL = ("workload=gpqa", "costs=affine")
+
+
+@pytest.fixture(scope="module")
+def outcome() -> Outcome:
+    return mosaic.run(build_job(compose_config([*SMALL])).job)
+
+
+def write(folder: Path, outcome: Outcome, result: RunResult | None = None, **summary: object) -> Path:
+    write_run(
+        folder,
+        config=compose_config([*SMALL]),
+        plans=outcome.plans,
+        result=result or outcome.result,
+        summary={"num_workers": 4, "resumptions": []} | summary,
+        meta={},
+        files={},
+    )
+    return folder
+
+
+def test_another_batch_is_planned_from_a_run_folder_and_takes_what_was_predicted(tmp_path, outcome) -> None:
+    folder = write(tmp_path / "run", outcome)
+    given = [f"profile.path={folder}", f"profile.aggregator_path={folder}"]
+    job = build_job(compose_config([*SMALL, "seed=1", *given])).job
+    assert job.profile is not None
+    called = {call.expert for call in job.workload.calls}
+    assert {entry.expert for entry in job.profile.entries} == called
+    again = mosaic.run(job)
+    simulated_s = max(session.end_ts for session in again.result.sessions if session.node == "propose")
+    predicted_s = again.plans[0].predicted_makespan_s
+    print(f"planned from a run's folder: {predicted_s:.0f} s predicted, {simulated_s:.0f} s simulated")
+    assert predicted_s == pytest.approx(simulated_s, rel=0.1)
+
+
+def test_loads_are_medians_in_the_first_layer_and_the_longest_behind_it(tmp_path, outcome) -> None:
+    folder = write(tmp_path / "run", outcome)
+    given = [f"profile.path={folder}", f"profile.aggregator_path={folder}"]
+    job = build_job(compose_config([*SMALL, *given])).job
+    assert job.profile is not None
+    assert job.upper_profile is not None
+    loads = [one.load_s for one in outcome.result.sessions if (one.expert, one.node) == ("LlamaR1", "propose")]
+    entry = next(entry for entry in job.profile.entries if entry.expert == "LlamaR1")
+    assert len(loads) > 1
+    assert entry.load_s == sorted(loads)[len(loads) // 2]
+    merged = [one.load_s for one in outcome.result.sessions if one.node == "aggregate"]
+    assert [entry.load_s for entry in job.upper_profile.entries] == [max(merged)]
+
+
+def test_a_session_in_which_the_run_had_stopped_prices_nothing(tmp_path, outcome) -> None:
+    sessions = [one for one in outcome.result.sessions if (one.expert, one.node) == ("LlamaR1", "propose")]
+    session = max(sessions, key=lambda one: one.end_ts)
+    stopped = write(tmp_path / "run", outcome, resumptions=[{"ts": session.end_ts - 0.001, "pause_s": 1.0}])
+    job = build_job(compose_config([*SMALL, f"profile.path={stopped}"])).job
+    assert job.profile is not None
+    entry = next(entry for entry in job.profile.entries if entry.expert == "LlamaR1")
+    took_s = [point.session_s for point in entry.points]
+    assert session.end_ts - session.start_ts not in took_s
+    assert all(one.end_ts - one.start_ts in took_s for one in sessions if one != session)
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(ValueError, match=r"profile\.") as refused:
+        build_job(compose_config([*SMALL, *overrides]))
+    return str(refused.value)
+
+
+def test_a_folder_without_a_complete_run_of_the_experts_on_this_hardware_is_refused(tmp_path, outcome) -> None:
+    folder = write(tmp_path / "run", outcome)
+    others = "profile.path must be a run on hardware=rtxpro6000"
+    assert refusal("hardware=rtxpro6000", "aggregator=dp", f"profile.path={folder}") == f"{others}, got {str(folder)!r}"
+    result = outcome.result
+    calls = [one._replace(status=CallStatus.FAILED) if one.expert == "Gemma" else one for one in result.calls]
+    lacking = write(tmp_path / "lacking", outcome, replace(result, calls=tuple(calls)))
+    rule = "a run with sessions of ['Gemma'] in ['propose'] whose calls all finished"
+    assert refusal(f"profile.path={lacking}") == f"profile.path must be {rule}, got {str(lacking)!r}"
+    (folder / "summary.json").unlink()
+    rule = "a profile's file, or the folder of a complete run"
+    key = "profile.aggregator_path"
+    assert refusal(f"{key}={folder}") == f"{key} must be {rule}, got {str(folder)!r}"
