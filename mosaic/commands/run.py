@@ -41,9 +41,9 @@ from mosaic.report.metrics import Summary
 from mosaic.report.run_folder import SUMMARY, completed_with, describe_run_conditions, is_complete, read_json, write_run
 from mosaic.report.run_status import RunStatus
 from mosaic.report.summary_text import describe_point, describe_run
+from mosaic.runtime.controller import Show
 from mosaic.runtime.garbage import spare_garbage_collector
 from mosaic.runtime.job import Outcome
-from mosaic.runtime.measuring import Show
 from mosaic.runtime.promise import gate_notes, promise_of
 from mosaic.runtime.replanning import describe_new_plan
 from mosaic.runtime.run import failures

@@ -121,12 +121,7 @@ def build_job(
     )
     setting = _setting(source.get("name", workload.name), workload, experts, pipeline, calibration, site)
     job = _job(given, profile, pipeline, backend, site, workload, experts, cluster, kinds)
-    if profile.path is not None:
-        job = replace(job, profile=first_profile(profile.path, config, cluster, pipeline.graph, workload, experts))
-    if profile.aggregator_path is not None:
-        upper = upper_profile(profile.aggregator_path, config, cluster, pipeline.graph)
-        check_upper_profile(pipeline, upper, cluster)
-        job = replace(job, upper_profile=upper)
+    job = _with_profiles(job, profile, config, pipeline)
     check_effects(overrides, config, job)
     return RunSpec(
         job=job,
@@ -189,6 +184,18 @@ def _job(
         host_loads=site.host_loads if isinstance(site, SimSite) else None,
         store=None if profile.store is None else Store(Path(profile.store)),
     )
+
+
+def _with_profiles(job: Job, profile: ProfileSection, config: Mapping[str, Any], pipeline: Pipeline) -> Job:
+    """Add the profiles that are given."""
+    if profile.path is not None:
+        first = first_profile(profile.path, config, job.cluster, job.graph, job.workload, job.experts)
+        job = replace(job, profile=first)
+    if profile.aggregator_path is not None:
+        upper = upper_profile(profile.aggregator_path, config, job.cluster, job.graph)
+        check_upper_profile(pipeline, upper, job.cluster)
+        job = replace(job, upper_profile=upper)
+    return job
 
 
 def _profile(given: Sections) -> ProfileSection:

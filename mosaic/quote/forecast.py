@@ -21,7 +21,7 @@ from mosaic.planning.profiles import Profile, ProfileEntry, SweepPoint, fit_sess
 from mosaic.planning.wrapped_costs import WrappedCosts
 from mosaic.quote.prices import duration
 from mosaic.quote.worlds import Batch, PilotQuestion, PilotSample, World, draw_worlds
-from mosaic.runtime.measuring import Tell
+from mosaic.runtime.controller import Tell
 from mosaic.runtime.pilot import Pilot
 from mosaic.runtime.planner import Planned, Planner
 

@@ -9,9 +9,10 @@ from mosaic.core.results import CallRecord, CallStatus, inputs_of
 from mosaic.core.workload import CallKey, Question, Workload
 from mosaic.pipelines.final_answers import AnswerSource
 from mosaic.pipelines.walk import walk
+from mosaic.runtime.controller import Show, show_nothing
 from mosaic.runtime.job import Job
 from mosaic.runtime.layers import Questions
-from mosaic.runtime.measuring import Show, prompts_of, show_nothing
+from mosaic.runtime.site import prompts_of
 from mosaic.runtime.static_plan import execute
 from mosaic.runtime.unpriced import even_plan
 

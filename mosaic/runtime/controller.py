@@ -1,14 +1,15 @@
 """What a run may be steered by, and what it may know."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import dropwhile
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from mosaic.core.commands import Close, Command, Move, Open, Submit
 from mosaic.core.events import Closed, Event, Finished, Joined, Lost, Unused
-from mosaic.core.plan import Session
+from mosaic.core.plan import Expected, Session
 from mosaic.core.results import CallRecord, SessionRecord
 from mosaic.core.workload import Call, CallKey
 
@@ -129,3 +130,16 @@ class Controller(Protocol):
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Answer an event."""
+
+
+Show: TypeAlias = Callable[[str, Expected], AbstractContextManager[Sequence[Controller]]]
+"""Gives the controllers that show a run or a stage before it, by its name and what is expected of it."""
+
+
+Tell: TypeAlias = Callable[[str], object]
+"""Takes a line that somebody in front of the run should read."""
+
+
+def show_nothing(name: str, expected: Expected) -> AbstractContextManager[Sequence[Controller]]:
+    """Show nothing."""
+    return nullcontext(())

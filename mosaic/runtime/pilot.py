@@ -21,13 +21,13 @@ from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName, Wo
 from mosaic.pipelines.node import Node
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.backend import Backend
-from mosaic.runtime.controller import Controller, View
+from mosaic.runtime.controller import Controller, Show, Tell, View
 from mosaic.runtime.job import Job, ProfileSource, Reaction
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import CommandLog, drive
-from mosaic.runtime.measuring import Show, Tell, prompts_of
 from mosaic.runtime.planner import Planner, placed
 from mosaic.runtime.profiling import Waves, fit
+from mosaic.runtime.site import prompts_of
 from mosaic.runtime.static_plan import plan_commands
 from mosaic.runtime.sweep import StopWhenFailing, measured_calls, of_questions
 from mosaic.runtime.unpriced import SHARES, sessions_in_thirds, spread_anew, waves_in_thirds

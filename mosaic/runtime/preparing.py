@@ -12,8 +12,8 @@ from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.node import Node
 from mosaic.planning.expected_calls import plan_expected
 from mosaic.planning.profiles import Profile
+from mosaic.runtime.controller import Show, Tell
 from mosaic.runtime.job import Job, ProfileSource, Reaction, shape_of
-from mosaic.runtime.measuring import Rehearsal, Show, Tell, rehearse, sweep_first_layer, sweep_node
 from mosaic.runtime.pilot import (
     Pilot,
     Stages,
@@ -25,7 +25,8 @@ from mosaic.runtime.pilot import (
     why_not_kept,
 )
 from mosaic.runtime.planner import Planned, Planner
-from mosaic.runtime.sweep import measured_calls
+from mosaic.runtime.rehearsal import Rehearsal, rehearse, sweep_node
+from mosaic.runtime.sweep import measured_calls, sweep_first_layer
 
 Step: TypeAlias = Callable[[str], AbstractContextManager[None]]
 """Times a step of a run."""

@@ -14,12 +14,11 @@ from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import ExpertName, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.controller import Controller, View
+from mosaic.runtime.controller import Controller, Show, Tell, View, show_nothing
 from mosaic.runtime.hindsight import always_aggregate
 from mosaic.runtime.job import Job, Outcome, ProfileSource, Reaction
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
-from mosaic.runtime.measuring import Show, Tell, prompts_of, show_nothing
 from mosaic.runtime.pilot import FirstStretch, Late, Unpriced, backend_of, pilot_controllers, run_pilot, submitted
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.prefill_ahead import in_order_of_length
@@ -36,6 +35,7 @@ from mosaic.runtime.preparing import (
 from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.reactions import make_controllers, make_controllers_on_servers, tick_s_of
 from mosaic.runtime.servers import plan_of_servers
+from mosaic.runtime.site import prompts_of
 from mosaic.runtime.timed import Timed
 
 _T = TypeVar("_T")

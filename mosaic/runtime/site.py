@@ -8,6 +8,7 @@ from mosaic.core.chat import Chat
 from mosaic.core.plan import Plan
 from mosaic.core.results import CallRecord, Inputs
 from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
+from mosaic.pipelines.call_graph import CallGraph
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.loop import CommandLog
@@ -135,3 +136,8 @@ class Site(Protocol):
 
     def lower_bound_s(self, backend: Backend) -> float | None:
         """Bound the first layer's makespan from below, from what really happened; None: not known."""
+
+
+def prompts_of(graph: CallGraph, questions: Mapping[str, Question], *, is_whole: bool = True) -> Prompts:
+    """Write the prompts of a graph's calls, or their beginnings."""
+    return lambda call, inputs: graph.prompt(questions[call.key.question], call, inputs, is_whole=is_whole)

@@ -5,24 +5,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from mosaic.core.checks import AtLeast1, checked, require, require_unique
 from mosaic.core.cluster import Cluster, Worker, may_be_gang
 from mosaic.core.commands import Command
 from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.events import Event, Finished, Lost
-from mosaic.core.plan import Session, unpriced_plan
-from mosaic.core.results import SERVED, CallRecord
+from mosaic.core.plan import Expected, Session, unpriced_plan
+from mosaic.core.results import SERVED, CallRecord, RunResult
 from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ExpertName, NodeName, Question, Workload
+from mosaic.pipelines.budgets import NO_BUDGETS, Budgets
 from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.runtime.backend import Backend
-from mosaic.runtime.controller import Controller, View
+from mosaic.runtime.budgets import Cuts
+from mosaic.runtime.controller import Controller, Show, Tell, View
 from mosaic.runtime.profiling import fit, fit_entry
 from mosaic.runtime.site import Site
 from mosaic.runtime.static_plan import execute
 from mosaic.runtime.unpriced import gangs_of, waves_of
 
+_Swept = TypeVar("_Swept")
 PromptTokens: TypeAlias = Callable[[int], int]
 """Prompt tokens of the i-th calibration call; sources with fewer questions repeat them."""
 PlaceOf: TypeAlias = Callable[[Expert, int], tuple[int, ...]]
@@ -36,6 +39,8 @@ WAVES = (1, 2, 4)
 """Waves serve all calls, a half and a quarter of them."""
 NUM_SWEPT_CALLS, MAX_REPEATS = 512, 8
 """Waves are repeated until they have served so many calls: a few waves of a few calls say little."""
+MAX_TRIES = 3
+"""Of a sweep whose workers are lost or disturbed, in one start; the next goes without those that are lost."""
 MEASURED_OTHERWISE = "Correct this, or give a profile (profile.path, profile.aggregator_path)"
 
 
@@ -102,13 +107,6 @@ def announcement(what: str, num_calls: Mapping[ExpertName, int], why: str, inste
     """
     listed = ", ".join(f"{expert} {count:,}" for expert, count in num_calls.items())
     return f"{what}: {sum(num_calls.values()):,} calls that are not the batch ({listed}), {why}; {instead}"
-
-
-def first_questions(workload: Workload, num_questions: int | None) -> Workload:
-    """Cut a workload down to its first questions; None: all of them."""
-    if num_questions is None or num_questions >= len(workload.questions):
-        return workload
-    return of_questions(workload, workload.questions[:num_questions])
 
 
 def of_questions(workload: Workload, questions: tuple[Question, ...]) -> Workload:
@@ -210,10 +208,23 @@ def run_sweep(
             keys = tuple(call.key for call in shard)
             workers = place_of(expert, index * len(experts) + turn)
             sessions.append(Session(id=len(sessions), expert=expert.name, node=PROPOSE, workers=workers, shard=keys))
-    all_controllers = (*controllers, StopWhenFailing("profile sweep", len(calls)))
-    result = execute(unpriced_plan(sessions, num_workers=cluster.num_workers), calls, backend, all_controllers)
-    assert len(result.calls) == len(calls), "all finished"
+    result = _served("profile sweep", sessions, calls, cluster, backend, controllers)
     return fit(experts, cluster, result, source)
+
+
+def _served(
+    name: str,
+    sessions: Sequence[Session],
+    calls: Sequence[Call],
+    cluster: Cluster,
+    backend: Backend,
+    controllers: Sequence[Controller],
+) -> RunResult:
+    """Run sessions whose calls must all finish."""
+    made = (*controllers, StopWhenFailing(name, len(calls)))
+    result = execute(unpriced_plan(sessions, num_workers=cluster.num_workers), calls, backend, made)
+    assert len(result.calls) == len(calls), "all finished"
+    return result
 
 
 def run_waves(
@@ -258,10 +269,8 @@ def run_waves(
     shards = list(_wave_shards(calls, len(places), max_calls))
     waves, served = waves_of(shards, places), [call for shard in shards for call in shard]
     log(len(served))
-    plan = unpriced_plan([session for wave in waves for session in wave], num_workers=cluster.num_workers)
-    all_controllers = (*controllers, StopWhenFailing("aggregator sweep", len(served)))
-    result = execute(plan, served, backend, all_controllers)
-    assert len(result.calls) == len(served), "all finished"
+    sessions = [session for wave in waves for session in wave]
+    result = _served("aggregator sweep", sessions, served, cluster, backend, controllers)
     return fit_entry(expert, cluster, result, waves)
 
 
@@ -295,6 +304,59 @@ def _ranked(calls: Sequence[Call]) -> Iterator[tuple[int, Call]]:
         asked = call.key.question, call.key.node
         yield seen[asked], call
         seen[asked] += 1
+
+
+def sweep_first_layer(
+    sweep: Sweep,
+    calls: Sequence[Call],
+    experts: Sequence[Expert],
+    cluster: Cluster,
+    site: Site,
+    source: str,
+    show: Show,
+    *,
+    budgets: Budgets = NO_BUDGETS,
+    max_batch_frac: float | None = None,
+    fits: Fits = lambda expert, workers: True,
+    tell: Tell = lambda line: None,
+) -> Profile:
+    """Measure the experts that have calls, each with no more than this share of the calls that it has.
+
+    None is no bound, and a few calls are measured in any case. Experts are measured at each of their degrees and on
+    each kind of GPU that ``fits`` says can hold them. Calls are cut as those of the batch are: so prices are of what is
+    written within the budgets.
+    """
+    sweeps = sweep.by_expert(calls, max_batch_frac)
+    swept = [expert for expert in experts if expert.name in sweeps]
+    rows = list(rows_of(swept, cluster, site, fits))
+    why = "to price sessions" if len(rows) == 1 else "in each shape, to price sessions"
+    num_calls = {expert.name: sweeps[expert.name].num_calls for expert in swept}
+
+    def measure(row: Row, name: str) -> Profile:
+        backend, prompt_tokens = site.sweep(name, row.experts)
+        if row is rows[0]:
+            tell(announcement("profiling", num_calls, why, "profile.path=FILE spares them"))
+        with show("profiling", Expected()) as shown:
+            controllers = (Cuts(budgets), *shown)
+            return run_sweep(sweeps, row.experts, cluster, backend, prompt_tokens, source, row.place_of, controllers)
+
+    measured = [again_if_disturbed(row.name, partial(measure, row), site, tell) for row in rows]
+    return Profile(source=source, entries=tuple(entry for profile in measured for entry in profile.entries))
+
+
+def again_if_disturbed(name: str, measure: Callable[[str], _Swept], site: Site, tell: Tell) -> _Swept:
+    """Measure until it is undisturbed; those that earlier starts began do not count as tries of this one."""
+    num_tries = 0
+    for number in count(1):
+        this = name if number == 1 else f"{name}_{number}"
+        num_tries += not site.has_begun(this)
+        try:
+            return measure(this)
+        except DisturbedSweepError as error:
+            if num_tries >= MAX_TRIES:
+                raise
+            tell(f"{error}; it is measured once more")
+    raise AssertionError("a count does not end")
 
 
 class StopWhenFailing:

@@ -13,8 +13,8 @@ from mosaic.core.workload import AGGREGATE
 from mosaic.pipelines.call_graph import mixture_of_agents
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.rules.rule import Never
+from mosaic.runtime.controller import show_nothing
 from mosaic.runtime.job import Job, ProfileSource, Reaction
-from mosaic.runtime.measuring import show_nothing
 from mosaic.runtime.pilot import Pilot, Stage, choose_calls, run_pilot, wanted_calls, why_not
 from mosaic.runtime.sweep import Sweep
 from mosaic.runtime.unpriced import sessions_in_thirds, thirds

@@ -16,25 +16,25 @@ from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, Response
 from mosaic.core.workload import Expert
 from mosaic.planning import Flexible
-from mosaic.runtime.controller import View
-from mosaic.runtime.measuring import show_nothing, sweep_first_layer
+from mosaic.runtime.controller import View, show_nothing
 from mosaic.runtime.preparing import measure_and_plan
+from mosaic.runtime.rehearsal import first_questions
 from mosaic.runtime.run import measure, plan, run
 from mosaic.runtime.sweep import (
     MIN_CALLS,
     StopWhenFailing,
     Sweep,
-    first_questions,
     measured_calls,
     rows_of,
     run_sweep,
     sweep_calls,
+    sweep_first_layer,
 )
 from tests.factories import make_call, make_cluster, make_expert, make_gpu, make_mixed_cluster
 from tests.run_records import make_failed, make_record
 from tests.runtime.jobs import make_job
 from tests.runtime.scripted import Scripted
-from tests.runtime.test_measuring import Shaky
+from tests.runtime.test_rehearsal import Shaky
 from tests.sim.cluster_runs import make_backend
 
 SWEEP = Sweep(shard_sizes=(2, 5), num_repeats=2)

@@ -7,11 +7,12 @@ import pytest
 from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.workload import AGGREGATE
 from mosaic.pipelines.rules.rule import Majority, Never
+from mosaic.runtime.controller import show_nothing
 from mosaic.runtime.job import Job
-from mosaic.runtime.measuring import rehearse, show_nothing, sweep_first_layer, sweep_node
 from mosaic.runtime.planner import Planner
+from mosaic.runtime.rehearsal import rehearse, sweep_node
 from mosaic.runtime.static_plan import execute
-from mosaic.runtime.sweep import Sweep
+from mosaic.runtime.sweep import Sweep, sweep_first_layer
 from mosaic.runtime.unpriced import even_plan
 from tests.answered_questions import make_moa, make_tree
 from tests.factories import make_call, make_cluster, make_entry, make_expert, make_profile

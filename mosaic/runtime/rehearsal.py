@@ -1,52 +1,27 @@
-"""Measures what the planner needs, before the run: the first layer by a sweep, the others by a rehearsal.
-
-A rehearsal sends calibration questions through the pipeline, so that the lengths which a gate selects for are those
-that are measured.
-"""
+"""A rehearsal: calibration questions go through the pipeline, so that what a gate selects for is what is measured."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
-from typing import TypeAlias, TypeVar
 
-from mosaic.core.cluster import Cluster
-from mosaic.core.errors import DisturbedSweepError
 from mosaic.core.plan import Expected, Plan
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question, Workload
-from mosaic.pipelines.budgets import NO_BUDGETS, Budgets, cut_record
+from mosaic.pipelines.budgets import cut_record
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.node import Node
 from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.runtime.budgets import Cuts
-from mosaic.runtime.controller import Controller
+from mosaic.runtime.controller import Controller, Show, Tell
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.planner import Planner, placed
-from mosaic.runtime.site import Prompts, Site
-from mosaic.runtime.sweep import Fits, Row, Sweep, announcement, first_questions, rows_of, run_sweep, run_waves
+from mosaic.runtime.site import Site, prompts_of
+from mosaic.runtime.sweep import again_if_disturbed, announcement, of_questions, run_waves
 from mosaic.runtime.unpriced import even_plan, spread_anew
-
-_Swept = TypeVar("_Swept")
-MAX_TRIES = 3
-"""Of a sweep whose workers are lost or disturbed, in one start; the next goes without those that are lost."""
 
 SPARED = "profile.aggregator_path=FILE spares them"
 """How to do without measuring upper nodes; without a barrier, or for a quorum, they are rehearsed all the same."""
-
-Show: TypeAlias = Callable[[str, Expected], AbstractContextManager[Sequence[Controller]]]
-"""Gives the controllers that show a run or a stage before it, by its name and what is expected of it."""
-
-
-Tell: TypeAlias = Callable[[str], object]
-"""Takes a line that somebody in front of the run should read."""
-
-
-def show_nothing(name: str, expected: Expected) -> AbstractContextManager[Sequence[Controller]]:
-    """Show nothing."""
-    return nullcontext(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,44 +42,6 @@ class Rehearsal:
             for node, calls in self.calls.items()
             if calls
         }
-
-
-def sweep_first_layer(
-    sweep: Sweep,
-    calls: Sequence[Call],
-    experts: Sequence[Expert],
-    cluster: Cluster,
-    site: Site,
-    source: str,
-    show: Show,
-    *,
-    budgets: Budgets = NO_BUDGETS,
-    max_batch_frac: float | None = None,
-    fits: Fits = lambda expert, workers: True,
-    tell: Tell = lambda line: None,
-) -> Profile:
-    """Measure the experts that have calls, each with no more than this share of the calls that it has.
-
-    None is no bound, and a few calls are measured in any case. Experts are measured at each of their degrees and on
-    each kind of GPU that ``fits`` says can hold them. Calls are cut as those of the batch are: so prices are of what is
-    written within the budgets.
-    """
-    sweeps = sweep.by_expert(calls, max_batch_frac)
-    swept = [expert for expert in experts if expert.name in sweeps]
-    rows = list(rows_of(swept, cluster, site, fits))
-    why = "to price sessions" if len(rows) == 1 else "in each shape, to price sessions"
-    num_calls = {expert.name: sweeps[expert.name].num_calls for expert in swept}
-
-    def measure(row: Row, name: str) -> Profile:
-        backend, prompt_tokens = site.sweep(name, row.experts)
-        if row is rows[0]:
-            tell(announcement("profiling", num_calls, why, "profile.path=FILE spares them"))
-        with show("profiling", Expected()) as shown:
-            controllers = (Cuts(budgets), *shown)
-            return run_sweep(sweeps, row.experts, cluster, backend, prompt_tokens, source, row.place_of, controllers)
-
-    measured = [_again_if_disturbed(row.name, partial(measure, row), site, tell) for row in rows]
-    return Profile(source=source, entries=tuple(entry for profile in measured for entry in profile.entries))
 
 
 def rehearse(
@@ -177,6 +114,13 @@ def rehearse(
     return Rehearsal(questions=known, records=records, calls=typical, needed_frac=needed_frac)
 
 
+def first_questions(workload: Workload, num_questions: int | None) -> Workload:
+    """Cut a workload down to its first questions; None: all of them."""
+    if num_questions is None or num_questions >= len(workload.questions):
+        return workload
+    return of_questions(workload, workload.questions[:num_questions])
+
+
 def sweep_node(
     node: Node,
     rehearsal: Rehearsal,
@@ -210,25 +154,5 @@ def sweep_node(
                         log=lambda count: tell(announcement(what, {shaped.name: count}, "to price it", SPARED)),
                     )  # fmt: skip
 
-            entries.append(_again_if_disturbed(f"profile_{node.name}_{expert.name}_tp{degree}", measure, site, tell))
+            entries.append(again_if_disturbed(f"profile_{node.name}_{expert.name}_tp{degree}", measure, site, tell))
     return Profile(source=source, entries=tuple(entries))
-
-
-def prompts_of(graph: CallGraph, questions: Mapping[str, Question], *, is_whole: bool = True) -> Prompts:
-    """Write the prompts of a graph's calls, or their beginnings."""
-    return lambda call, inputs: graph.prompt(questions[call.key.question], call, inputs, is_whole=is_whole)
-
-
-def _again_if_disturbed(name: str, measure: Callable[[str], _Swept], site: Site, tell: Tell) -> _Swept:
-    """Measure until it is undisturbed; those that earlier starts began do not count as tries of this one."""
-    num_tries = 0
-    for number in count(1):
-        this = name if number == 1 else f"{name}_{number}"
-        num_tries += not site.has_begun(this)
-        try:
-            return measure(this)
-        except DisturbedSweepError as error:
-            if num_tries >= MAX_TRIES:
-                raise
-            tell(f"{error}; it is measured once more")
-    raise AssertionError("a count does not end")
