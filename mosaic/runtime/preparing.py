@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
 
-from mosaic.core.workload import CallKey, Expert, NodeName
+from mosaic.core.results import CallRecord
+from mosaic.core.workload import CallKey, Expert, NodeName, Workload
 from mosaic.pipelines.agreement import Agreement
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.node import Node
@@ -73,7 +74,7 @@ def measure_and_plan(job: Job, show: Show, step: Step, tell: Tell) -> Begun:
         planner, planned = _plan_first(job, profile, Pilot(), tell)
         rehearsal = Rehearsal()
         if Reaction.QUORUM in job.reactions and job.graph.upper_nodes and not job.plans:
-            rehearsal = rehearse(job.graph, planner, job.site, show, max_questions=_most_rehearsed(job), tell=tell)
+            rehearsal = _rehearse(job, planner, show, tell)
             agreement = Agreement(job.graph, rehearsal.questions, rehearsal.records.values())
             if agreement.is_ever_settled:
                 expected = plan_expected(planned.scheduler, planned.problem, agreement.settled_frac)
@@ -124,26 +125,37 @@ def measured_by_pilot(job: Job, given: Given, tell: Tell, begun: Set[CallKey]) -
 
 def measure_otherwise(job: Job, missing: Unpriced, given: Given, show: Show, tell: Tell) -> Given:
     """Measure on other calls what the batch's own do not price."""
-    node, planner, pilot, graph = missing.node, missing.planner, missing.pilot, job.graph
+    given = replace(given, num_starts=given.num_starts + 1)
+    node, planner, pilot = missing.node, missing.planner, missing.pilot
     if node is None or planner is None:
-        return replace(given, first=_swept_profile(job, show, tell), num_starts=given.num_starts + 1)
+        return replace(given, first=_swept_profile(job, show, tell))
     tell(f"{node.name} is not priced by the batch's own calls: {missing.reason}")
+    whole = pilot.whole_questions(job.workload, job.graph.first_calls(job.workload))
+    known = whole if whole.questions else None
     rehearsal = given.rehearsal
     if not rehearsal.calls:
-        whole = pilot.whole_questions(job.workload, graph.first_calls(job.workload))
-        known, most = whole if whole.questions else None, _most_rehearsed(job)
-        rehearsal = rehearse(
-            graph, planner, job.site, show, asked=known, answered=pilot.records, max_questions=most, tell=tell
-        )
-    most = measured_calls(round(rehearsal.needed_frac[node.name] * len(job.workload.questions)), job.max_batch_frac)
-    source = _source_of(job, node)
-    profile = sweep_node(node, rehearsal, graph, planner, job.site, source, show, max_calls=most, tell=tell)
-    return replace(
-        given,
-        upper={**given.upper, node.name: profile},
-        rehearsal=rehearsal,
-        num_starts=given.num_starts + 1,
-    )
+        rehearsal = _rehearse(job, planner, show, tell, known, pilot.records)
+    profile = _sweep_node(job, node, planner, rehearsal, show, tell)
+    return replace(given, upper={**given.upper, node.name: profile}, rehearsal=rehearsal)
+
+
+def _rehearse(
+    job: Job,
+    planner: Planner,
+    show: Show,
+    tell: Tell,
+    asked: Workload | None = None,
+    answered: Mapping[CallKey, CallRecord] | None = None,
+) -> Rehearsal:
+    most = measured_calls(len(job.workload.questions), _max_batch_frac(job))
+    return rehearse(job.graph, planner, job.site, show, asked=asked, answered=answered, max_questions=most, tell=tell)
+
+
+def _sweep_node(job: Job, node: Node, planner: Planner, rehearsal: Rehearsal, show: Show, tell: Tell) -> Profile:
+    """Measure an upper node, with no more than a share of the calls that the batch is expected to have for it."""
+    num_calls = round(rehearsal.needed_frac[node.name] * len(job.workload.questions))
+    most, source = measured_calls(num_calls, _max_batch_frac(job)), _source_of(job, node)
+    return sweep_node(node, rehearsal, job.graph, planner, job.site, source, show, max_calls=most, tell=tell)
 
 
 def _plan_first(job: Job, profile: Profile, pilot: Pilot, tell: Tell) -> tuple[Planner, Planned]:
@@ -151,7 +163,15 @@ def _plan_first(job: Job, profile: Profile, pilot: Pilot, tell: Tell) -> tuple[P
     first = tuple(call for call in job.graph.first_calls(job.workload) if call.key not in pilot.records)
     if job.cluster.num_workers >= MANY_WORKERS and not job.plans:
         tell(f"planning: {job.scheduler.name}, {len(first):,} calls on {job.cluster.num_workers:,} workers")
-    planner = Planner(
+    planner = _planner_of(job, profile)
+    if job.choose_plan is None or job.plans:
+        return planner, planner.plan(first, saved=job.plans[0] if job.plans else None)
+    return planner, job.choose_plan(planner, first, pilot, tell)
+
+
+def _planner_of(job: Job, profile: Profile) -> Planner:
+    """Make the planner of a job whose first layer has this profile."""
+    return Planner(
         experts=_pool(job),
         cluster=job.cluster,
         scheduler=job.scheduler,
@@ -161,9 +181,6 @@ def _plan_first(job: Job, profile: Profile, pilot: Pilot, tell: Tell) -> tuple[P
         session_model=job.session_model,
         host_loads=job.host_loads,
     )
-    if job.choose_plan is None or job.plans:
-        return planner, planner.plan(first, saved=job.plans[0] if job.plans else None)
-    return planner, job.choose_plan(planner, first, pilot, tell)
 
 
 def _swept_profile(job: Job, show: Show, tell: Tell) -> Profile:
@@ -203,17 +220,21 @@ def _max_batch_frac(job: Job) -> float | None:
     return None if job.site.way == "simulated" else job.max_batch_frac
 
 
-def _most_rehearsed(job: Job) -> int | None:
-    return measured_calls(len(job.workload.questions), _max_batch_frac(job))
-
-
 def _pool(job: Job) -> tuple[Expert, ...]:
     """Give the pool, and experts that only the graph names."""
     known = {expert.name for expert in job.experts}
     return (*job.experts, *(expert for expert in job.graph.experts if expert.name not in known))
 
 
-def price_upper_nodes(job: Job, begun: Begun, show: Show, tell: Tell) -> Begun:
+def measure_profiles(job: Job, show: Show, tell: Tell) -> Mapping[NodeName, Profile]:
+    """Measure on calls that are not the batch's, and plan nothing of the batch."""
+    planner = _planner_of(job, job.profile or _swept_profile(job, show, tell))
+    return price_upper_nodes(job, planner, Rehearsal(), show, tell)[0].profiles
+
+
+def price_upper_nodes(
+    job: Job, planner: Planner, rehearsal: Rehearsal, show: Show, tell: Tell
+) -> tuple[Planner, Rehearsal]:
     """Measure the nodes that read others, where no profile of them is given.
 
     Raises
@@ -221,29 +242,25 @@ def price_upper_nodes(job: Job, begun: Begun, show: Show, tell: Tell) -> Begun:
     InfeasibleError, ProfileError, BackendError
         If something cannot be measured, or no plan exists for what calibration needs.
     """
-    graph, site, given = job.graph, job.site, job.upper_profile
-    planner, rehearsal = begun.planner, begun.rehearsal
-    most = _most_rehearsed(job)
-    upper = graph.upper_nodes
+    graph, given = job.graph, job.upper_profile
     profiles = dict(planner.profiles)
-    if upper and Reaction.NO_BARRIER in job.reactions and not rehearsal.calls:
-        rehearsal = rehearse(graph, planner, site, show, max_questions=most, tell=tell)
+    if graph.upper_nodes and Reaction.NO_BARRIER in job.reactions and not rehearsal.calls:
+        rehearsal = _rehearse(job, planner, show, tell)
     models = models_of(graph)
-    for node in upper:
+    for node in graph.upper_nodes:
         if given is not None or models[node.name] != node.name:
             profiles[node.name] = given or profiles[models[node.name]]
             continue
-        source = _source_of(job, node)
 
-        def measure(node: Node = node, source: str = source) -> Profile:
+        def measure(node: Node = node) -> Profile:
             nonlocal rehearsal
             if not rehearsal.calls:
-                rehearsal = rehearse(graph, planner, site, show, max_questions=most, tell=tell)
-            return sweep_node(node, rehearsal, graph, planner, site, source, show, max_calls=most, tell=tell)
+                rehearsal = _rehearse(job, planner, show, tell)
+            return _sweep_node(job, node, planner, rehearsal, show, tell)
 
         decided_by = (node.name, shape_of(graph), job.workload, planner.degrees(node.name, node.experts[0]))
-        profiles[node.name] = job.kept((source, *decided_by), Profile, measure)
-    return replace(begun, planner=replace(planner, profiles=profiles), rehearsal=rehearsal)
+        profiles[node.name] = job.kept((_source_of(job, node), *decided_by), Profile, measure)
+    return replace(planner, profiles=profiles), rehearsal
 
 
 def models_of(graph: CallGraph) -> dict[NodeName, NodeName]:

@@ -16,7 +16,7 @@ from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.controller import Controller, Show, Tell, View, show_nothing
 from mosaic.runtime.hindsight import always_aggregate
-from mosaic.runtime.job import Job, Outcome, ProfileSource, Reaction
+from mosaic.runtime.job import Job, Outcome, ProfileSource
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.pilot import FirstStretch, Late, Unpriced, backend_of, pilot_controllers, run_pilot, submitted
@@ -29,6 +29,7 @@ from mosaic.runtime.preparing import (
     has_pilot,
     measure_and_plan,
     measure_otherwise,
+    measure_profiles,
     measured_by_pilot,
     price_upper_nodes,
 )
@@ -80,10 +81,8 @@ def measure(job: Job, *, show: Show = show_nothing, tell: Tell = lambda line: No
     """
     _require_workers(job)
     job.graph.rule.load()
-    reactions = job.reactions - {Reaction.QUORUM}
-    job = replace(job, max_batch_frac=None, reactions=reactions, profile_source=ProfileSource.CALIBRATION)
-    begun = measure_and_plan(job, show, lambda name: nullcontext(), tell)
-    return price_upper_nodes(job, begun, show, tell).planner.profiles
+    job = replace(job, max_batch_frac=None, profile_source=ProfileSource.CALIBRATION)
+    return measure_profiles(job, show, tell)
 
 
 def run(
@@ -128,7 +127,8 @@ def run(
         return _until_priced(job, show, tell, start)
     begun = measure_and_plan(job, show, step, tell)
     with step("profile_upper"):
-        begun = price_upper_nodes(job, begun, show, tell)
+        planner, rehearsal = price_upper_nodes(job, begun.planner, begun.rehearsal, show, tell)
+        begun = replace(begun, planner=planner, rehearsal=rehearsal)
     stretch = _Stretch(job, controllers, on_replan)
     with step("execute"), show("calls", stretch.expected) as shown:
         job = replace(job, graph=in_order_of_length(job.graph, begun.planner.profiles))
