@@ -14,11 +14,10 @@ from mosaic.pipelines.loss_table import BudgetSetting
 from mosaic.pipelines.rules.ballot import Vote, make_ballot
 from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, LeftOut, Observed, grade_ballot
 from mosaic.pipelines.rules.rule import Majority, Never, Unanimous
-from mosaic.runtime.budgets import budget_controllers
 from mosaic.runtime.layers import Layers, Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.no_barrier import PlannedAhead
-from mosaic.runtime.quorum import Quorum
+from mosaic.runtime.stopping import stopping_controllers
 from tests.answered_questions import make_moa, make_question
 from tests.factories import make_cluster
 from tests.runtime.planners import make_planner
@@ -88,9 +87,8 @@ class Course(NamedTuple):
             if self.has_barrier
             else PlannedAhead(questions=questions, planner=planner, expected=expected)
         )
-        quorum = [Quorum(questions)] if self.has_quorum else []
         backend = make_backend(self.outcome, experts=planner.experts, cluster=make_cluster(self.num_workers))
-        controllers = [layers, *budget_controllers(questions), *quorum]
+        controllers = [layers, *stopping_controllers(questions, is_cancelling=self.has_quorum)]
         return drive(backend, controllers, num_workers=self.num_workers), questions
 
 

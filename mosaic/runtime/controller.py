@@ -1,5 +1,6 @@
 """What a run may be steered by, and what it may know."""
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -130,6 +131,22 @@ class Controller(Protocol):
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Answer an event."""
+
+
+class Timed:
+    """A controller whose seconds are counted."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self.reacts = controller.reacts
+        self.total_s = 0.0
+
+    def on(self, event: Event, view: View) -> Sequence[Command]:
+        """Answer as the controller does."""
+        start = time.perf_counter()
+        commands = list(self._controller.on(event, view))
+        self.total_s += time.perf_counter() - start
+        return commands
 
 
 Show: TypeAlias = Callable[[str, Expected], AbstractContextManager[Sequence[Controller]]]

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mosaic.core.plan import Plan
-from mosaic.runtime.budgets import budget_controllers
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.job import Job, Reaction
 from mosaic.runtime.layers import Layers, OnPlan, Questions
@@ -13,11 +12,10 @@ from mosaic.runtime.no_barrier import Keeping, Overlap, PlannedAhead
 from mosaic.runtime.prefill_ahead import PrefillAhead
 from mosaic.runtime.preparing import Begun
 from mosaic.runtime.prospects import Measured, Prospects
-from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replanning import Replanning
 from mosaic.runtime.revising import Revising
 from mosaic.runtime.servers import Servers
-from mosaic.runtime.timed import Every
+from mosaic.runtime.stopping import stopping_controllers
 
 NUM_TICKS, MIN_TICK_S = 40, 0.5
 """Moves and new plans are looked at so many times in a predicted expert stage, and no more often than this."""
@@ -47,13 +45,10 @@ def make_controllers(
         made.append(ahead)
     if is_real:
         made.append(Replanning(lambda calls, lost: planner.plan(calls, lost).plan, on_replan))
-    made += [*_stopping(job, questions), *others]
+    made += [*stopping_controllers(questions, is_cancelling=job.is_cancelling), *others]
     if Reaction.REPLAN in wanted:
         unsure = UNSURE_BATCHES if is_real else 0.0
-        num_pilot_sessions = begun.pilot.num_sessions
-        revising = Revising(planner, prospects, on_replan, num_pilot_sessions, unsure)
-        # a pilot's ticks began before there was a plan
-        made.append(Every(tick_s_of(job, begun.planned.plan), revising) if num_pilot_sessions else revising)
+        made.append(Revising(planner, prospects, on_replan, begun.pilot.num_sessions, unsure))
     if Reaction.MOVES in wanted or is_real:
         awaited = {expert.name for node in job.graph.upper_nodes for expert in node.experts}
         kept = awaited if Reaction.OVERLAP in wanted else ()
@@ -65,12 +60,11 @@ def make_controllers_on_servers(
     job: Job, questions: Questions, plan: Plan, others: Sequence[Controller] = ()
 ) -> list[Controller]:
     """Make the controllers of a run on servers: nothing can be moved or planned anew there."""
-    return [Servers(questions=questions, plan=plan), *_stopping(job, questions), *others]
-
-
-def _stopping(job: Job, questions: Questions) -> list[Controller]:
-    """Make the controllers that cut and cancel calls."""
-    return [*budget_controllers(questions), *([Quorum(questions)] if job.is_cancelling else ())]
+    return [
+        Servers(questions=questions, plan=plan),
+        *stopping_controllers(questions, is_cancelling=job.is_cancelling),
+        *others,
+    ]
 
 
 def _pipeline(

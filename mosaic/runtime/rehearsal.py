@@ -12,11 +12,11 @@ from mosaic.pipelines.budgets import cut_record
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.node import Node
 from mosaic.planning.profiles import Profile, ProfileEntry
-from mosaic.runtime.budgets import Cuts
 from mosaic.runtime.controller import Controller, Show, Tell
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.planner import Planner, placed
 from mosaic.runtime.site import Site, prompts_of
+from mosaic.runtime.stopping import Cuts
 from mosaic.runtime.sweep import again_if_disturbed, announcement, of_questions, run_waves
 from mosaic.runtime.unpriced import even_plan, spread_anew
 

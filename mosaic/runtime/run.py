@@ -14,7 +14,7 @@ from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import ExpertName, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.controller import Controller, Show, Tell, View, show_nothing
+from mosaic.runtime.controller import Controller, Show, Tell, Timed, View, show_nothing
 from mosaic.runtime.hindsight import always_aggregate
 from mosaic.runtime.job import Job, Outcome, ProfileSource
 from mosaic.runtime.layers import Questions
@@ -37,7 +37,6 @@ from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.reactions import make_controllers, make_controllers_on_servers, tick_s_of
 from mosaic.runtime.servers import plan_of_servers
 from mosaic.runtime.site import prompts_of
-from mosaic.runtime.timed import Timed
 
 _T = TypeVar("_T")
 

@@ -18,11 +18,11 @@ from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ExpertName, Nod
 from mosaic.pipelines.budgets import NO_BUDGETS, Budgets
 from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.runtime.backend import Backend
-from mosaic.runtime.budgets import Cuts
 from mosaic.runtime.controller import Controller, Show, Tell, View
 from mosaic.runtime.profiling import fit, fit_entry
 from mosaic.runtime.site import Site
 from mosaic.runtime.static_plan import execute
+from mosaic.runtime.stopping import Cuts
 from mosaic.runtime.unpriced import gangs_of, waves_of
 
 _Swept = TypeVar("_Swept")

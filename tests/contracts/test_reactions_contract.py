@@ -25,8 +25,8 @@ from mosaic.runtime.moves import Moves
 from mosaic.runtime.no_barrier import Keeping, Overlap
 from mosaic.runtime.planner import Planner
 from mosaic.runtime.prospects import Measured, Prospects
-from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replay import Replay
+from mosaic.runtime.stopping import Quorum
 from tests.answered_questions import make_question
 from tests.contracts.test_backend_contract import Kind, true_outcome
 from tests.factories import make_call, make_cluster, make_entry, make_expert, make_profile

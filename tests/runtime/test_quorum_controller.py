@@ -23,8 +23,8 @@ from mosaic.runtime.job import Reaction
 from mosaic.runtime.layers import Layers, Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.no_barrier import PlannedAhead
-from mosaic.runtime.quorum import Quorum
 from mosaic.runtime.replay import Replay
+from mosaic.runtime.stopping import Quorum
 from tests.answered_questions import make_moa, make_tree
 from tests.factories import make_cluster
 from tests.run_records import make_record

@@ -4,8 +4,7 @@ import time
 
 from mosaic.core.commands import Close
 from mosaic.core.events import Started
-from mosaic.runtime.controller import View
-from mosaic.runtime.timed import Timed
+from mosaic.runtime.controller import Timed, View
 
 
 class Slow:

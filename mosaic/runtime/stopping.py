@@ -1,10 +1,11 @@
-"""Budgets as controllers: calls are cut where their budgets end, and the last call of a question is hedged."""
+"""Controllers that stop calls: at the end of their budget, past a hedge, or when their answers no longer matter."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from mosaic.core.commands import Command, Cut
+from mosaic.core.commands import Cancel, Command, Cut
 from mosaic.core.events import Event, Finished, Lost
+from mosaic.core.results import CallRecord
 from mosaic.core.workload import Call, CallKey
 from mosaic.pipelines.budgets import Budgets
 from mosaic.runtime.controller import Controller, View
@@ -63,8 +64,39 @@ class Hedge:
         return ()
 
 
-def budget_controllers(questions: Questions) -> Sequence[Controller]:
-    """Make what keeps a graph's budgets; nothing where it has none."""
+class Quorum:
+    """Cancels a question's calls, wherever they wait or run, as soon as its rule has decided without them.
+
+    It stands behind who places the calls of lost workers anew: those are cancelled again.
+    """
+
+    reacts = True
+
+    def __init__(self, questions: Questions) -> None:
+        self._questions = questions
+        self._cancelled: dict[CallKey, None] = {}
+
+    def on(self, event: Event, view: View) -> Iterable[Command]:
+        """Look again at the question of a call that has ended."""
+        if isinstance(event, Finished):
+            self._questions.note(event.record)
+            return list(self._cancel(event.record, view))
+        if isinstance(event, Lost):
+            return [Cancel(key) for key in self._cancelled if key in view.running]
+        return ()
+
+    def _cancel(self, ended: CallRecord, view: View) -> Iterator[Command]:
+        if ended.key in self._cancelled or not self._questions.is_news(ended):
+            return
+        for key in self._questions.cancellable(ended.key.question):
+            if key in view.running and key not in self._cancelled:
+                self._cancelled[key] = None
+                yield Cancel(key)
+
+
+def stopping_controllers(questions: Questions, *, is_cancelling: bool) -> Sequence[Controller]:
+    """Make what keeps a graph's budgets and, where calls are cancelled, a quorum."""
     budgets = questions.graph.budgets
     cuts = [Cuts(budgets)] if budgets.cut_tokens else []
-    return [*cuts, *([Hedge(questions)] if budgets.hedge_tokens else [])]
+    hedge = [Hedge(questions)] if budgets.hedge_tokens else []
+    return [*cuts, *hedge, *([Quorum(questions)] if is_cancelling else [])]
