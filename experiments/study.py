@@ -1,10 +1,10 @@
 """Run studies: measure what their tables lack, and write their pages and figures.
 
     python experiments/study.py --list                       all studies, a line each
-    python experiments/study.py trees                        into results/multirun/trees
-    python experiments/study.py trees --out results/trees    makes the committed files anew
+    python experiments/study.py gates                        into results/multirun/gates
+    python experiments/study.py gates --out results/gates    makes the committed files anew
     python experiments/study.py ablate_k ablate_load         several
-    python experiments/study.py trees --draw                 page and figures from the tables that are there
+    python experiments/study.py gates --draw                 page and figures from the tables that are there
     python experiments/study.py my_study.py                  a file of your own (README.md, "A study of one's own")
 
 A study that was stopped goes on with the rows that are missing.
@@ -79,8 +79,9 @@ def main(
                 print(f"{name:<20} {load_study(name).about}")
             return
         require(bool(names), "NAME", f"one of {find_studies()}", None)
-        for study in [load_study(name) for name in names or ()]:
-            run_study(study, out or own_folder(study.name), num_seeds=seeds, draw_only=draw, show=print)
+        for name, study in {name: load_study(name) for name in names or ()}.items():
+            folder = out or own_folder(study.name)
+            run_study(study, folder, argument=Path(name).name, num_seeds=seeds, draw_only=draw, show=print)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Each fact is found in a process of its own, which takes whatever it used of the 
 """
 
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -37,8 +36,6 @@ class EngineFacts:
     """What an engine was found to be."""
 
     kv_cache_tokens: int
-    first_load_s: float
-    """Of an engine that was not loaded here before: it may compile what later ones find in a cache."""
 
 
 def device_facts(device: Device, log: Path) -> DeviceFacts:
@@ -85,9 +82,7 @@ class _Loading:
         from mosaic.engines.vllm_engine import open_engine, prepare
 
         prepare(self.spec.settings.options)
-        start_s = time.monotonic()
-        engine = open_engine(self.spec)
-        return EngineFacts(kv_cache_tokens=engine.kv_cache_tokens, first_load_s=time.monotonic() - start_s)
+        return EngineFacts(kv_cache_tokens=open_engine(self.spec).kv_cache_tokens)
 
 
 def _in_own_process(ask: Callable[[], T], log: Path, what: str) -> T:

@@ -4,7 +4,7 @@ Device, engines, a round of every shape and a batch of every shape to validate; 
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from experiments.hardware.kept_steps import KeptSteps
 from experiments.hardware.machine_config import fit_rounds, mirrored_settings
 from experiments.hardware.machine_recipe import HOST_SHAPE, Recipe
 from experiments.hardware.replayed_batch import BatchRun, draw_batch, run_batch
-from experiments.hardware.sweep import MeasuredRound, measure_round
+from experiments.hardware.sweep import MakeBackend, MeasuredRound, measure_round
 from mosaic.core.cluster import Cluster, Gpu, uniform_cluster
 from mosaic.core.engine_options import Device, EngineOptions
 from mosaic.core.errors import BackendError
@@ -29,7 +29,6 @@ from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.runtime.backend import Backend
 
 Facts = TypeVar("Facts")
-Result = TypeVar("Result", MeasuredRound, BatchRun)
 
 
 class Machine(Protocol):
@@ -114,71 +113,52 @@ def measure_machine(recipe: Recipe, experts: Sequence[Expert], machine: Machine,
     for expert in experts:
         facts = steps.obtain(f"engine-{expert.name}", "engine", EngineFacts, partial(machine.engine, expert, cluster))
         engines[expert.name] = _required(facts, steps)
-    found = _Repeated(recipe, machine, cluster, engines, steps)
-    for number in range(max(recipe.sweep.num_rounds, recipe.num_replays)):
-        for expert in experts:
-            if number < recipe.sweep.num_rounds:
-                found.sweep(expert, number)
-        for expert in experts:
-            if number < recipe.num_replays and expert.name != HOST_SHAPE:
-                found.replay(expert, number)
-    for expert in experts:
-        if not found.rounds[expert.name]:
-            raise BackendError(_too_little(steps))
+    rounds, replays = _take_runs(recipe, experts, machine, cluster, engines, steps)
+    if not all(rounds.values()):
+        raise BackendError(_too_little(steps))
     return MeasuredMachine(
         device=device,
         cluster=cluster,
         engines=engines,
-        rounds={name: tuple(rounds) for name, rounds in found.rounds.items()},
-        replays={name: tuple(runs) for name, runs in found.replays.items()},
+        rounds={name: tuple(found) for name, found in rounds.items()},
+        replays={name: tuple(found) for name, found in replays.items()},
     )
 
 
-class _Repeated:
-    """What is measured several times."""
+def _take_runs(
+    recipe: Recipe,
+    experts: Sequence[Expert],
+    machine: Machine,
+    cluster: Cluster,
+    engines: Mapping[ExpertName, EngineFacts],
+    steps: KeptSteps,
+) -> tuple[dict[ExpertName, list[MeasuredRound]], dict[ExpertName, list[BatchRun]]]:
+    """Run rounds of sessions and batches by turns, as long as there is time; a list for each expert."""
+    rounds: dict[ExpertName, list[MeasuredRound]] = {expert.name: [] for expert in experts}
+    replays: dict[ExpertName, list[BatchRun]] = {expert.name: [] for expert in experts}
+    batch = draw_batch(recipe.batch, recipe.context_tokens)
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        machine: Machine,
-        cluster: Cluster,
-        engines: Mapping[ExpertName, EngineFacts],
-        steps: KeptSteps,
-    ) -> None:
-        self.rounds: dict[ExpertName, list[MeasuredRound]] = {name: [] for name in engines}
-        self.replays: dict[ExpertName, list[BatchRun]] = {name: [] for name in engines if name != HOST_SHAPE}
-        self._recipe = recipe
-        self._machine = machine
-        self._cluster = cluster
-        self._engines = engines
-        self._steps = steps
+    def backend_of(expert: Expert) -> MakeBackend:
+        return lambda outcomes, run: machine.backend([expert], cluster, outcomes, run)
 
-    def sweep(self, expert: Expert, number: int) -> None:
-        recipe, settings = self._recipe, settings_of(self._recipe, expert, self._engines[expert.name])
+    def sweep(expert: Expert, number: int, run: str) -> MeasuredRound:
+        settings, make = settings_of(recipe, expert, engines[expert.name]), backend_of(expert)
+        return measure_round(expert, cluster, make, settings, recipe.sweep, number, run, by_cpu=recipe.by_cpu)
 
-        def measure(name: str) -> MeasuredRound:
-            make = self._make(expert)
-            return measure_round(
-                expert, self._cluster, make, settings, recipe.sweep, number, name, by_cpu=recipe.by_cpu
-            )
+    def replay(expert: Expert, run: str) -> BatchRun:
+        return run_batch(expert, cluster, backend_of(expert), batch, run)
 
-        self.rounds[expert.name] += self._obtain(f"round-{expert.name}", number, MeasuredRound, measure)
-
-    def replay(self, expert: Expert, number: int) -> None:
-        batch = draw_batch(self._recipe.batch, self._recipe.context_tokens)
-
-        def measure(name: str) -> BatchRun:
-            return run_batch(expert, self._cluster, self._make(expert), batch, name)
-
-        self.replays[expert.name] += self._obtain(f"replay-{expert.name}", number, BatchRun, measure)
-
-    def _obtain(self, kind: str, number: int, result: type[Result], measure: Callable[[str], Result]) -> list[Result]:
-        name = f"{kind}-{number}"
-        kept = self._steps.obtain(name, kind, result, lambda: measure(name))
-        return [] if kept is None else [kept]
-
-    def _make(self, expert: Expert) -> Callable[[Outcomes, str], Backend]:
-        return lambda outcomes, run: self._machine.backend([expert], self._cluster, outcomes, run)
+    for number in range(max(recipe.sweep.num_rounds, recipe.num_replays)):
+        for expert in experts if number < recipe.sweep.num_rounds else ():
+            name = f"round-{expert.name}-{number}"
+            found = steps.obtain(name, f"round-{expert.name}", MeasuredRound, partial(sweep, expert, number, name))
+            rounds[expert.name] += [] if found is None else [found]
+        for expert in experts if number < recipe.num_replays else ():
+            if expert.name != HOST_SHAPE:
+                name = f"replay-{expert.name}-{number}"
+                run = steps.obtain(name, f"replay-{expert.name}", BatchRun, partial(replay, expert, name))
+                replays[expert.name] += [] if run is None else [run]
+    return rounds, replays
 
 
 def fit_measured(

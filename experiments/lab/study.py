@@ -162,7 +162,13 @@ def sorted_table(sweep: Sweep, path: Path) -> "pl.DataFrame":
 
 
 def run_study(
-    study: Study, out: Path, *, num_seeds: int | None = None, draw_only: bool = False, show: Callable[[str], None]
+    study: Study,
+    out: Path,
+    *,
+    argument: str | None = None,
+    num_seeds: int | None = None,
+    draw_only: bool = False,
+    show: Callable[[str], None],
 ) -> None:
     """Measure what is missing and write the tables, the page and the figures.
 
@@ -172,6 +178,8 @@ def run_study(
         What to run.
     out
         Folder of its files.
+    argument
+        How ``study.py`` was given it, for the page; None: by its name.
     num_seeds
         Of each sweep of more than one seed; None: as the study says.
     draw_only
@@ -191,7 +199,7 @@ def run_study(
         write_file(out, f"{name}.pdf", pdf_bytes(figure))
     counts = sorted({table[SEED].n_unique() for table in tables.values()})
     seeds_text = f"{counts[-1]} seed{'s' if counts[-1] > 1 else ''}"
-    head = f"# {study.title}\n\n`python experiments/study.py {study.name}`, {seeds_text}.\n\n"
+    head = f"# {study.title}\n\n`python experiments/study.py {argument or study.name}`, {seeds_text}.\n\n"
     page = out / f"{study.name}.md"
     write_file(out, page.name, (head + study.report(tables)).encode())
     show(str(page))

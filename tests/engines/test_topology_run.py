@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments.studies.trees import ALL_STAY
 from tests.commands.command_line import TINY, simulated_profiles
 from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_run import run_fake, write_inputs
@@ -20,6 +19,7 @@ from tests.engines.test_run_chaos import workers_of
 from tests.run_tables import answers_of, calls_of, final, finished_of, num_finished, responses_of, summary_of
 
 pytestmark = pytest.mark.slow
+ALL_STAY = ("exit=never",)
 SEATS = {"tree": (9, 3, 1), "all_to_all": (9, 9, 1)}
 NUM_QUESTIONS = 16
 COMMON = ("workload=tiny_mcq", "pool=tiny", "cluster=local", f"workload.num_questions={NUM_QUESTIONS}")

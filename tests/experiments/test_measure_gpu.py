@@ -67,7 +67,7 @@ class KnownMachine:
 
     def engine(self, expert, cluster):
         self.asked.append(f"engine-{expert.name}")
-        return EngineFacts(kv_cache_tokens=KV_TOKENS, first_load_s=1.0)
+        return EngineFacts(kv_cache_tokens=KV_TOKENS)
 
     def backend(self, experts, cluster, outcomes, run):
         if self._left == 0:
@@ -79,7 +79,7 @@ class KnownMachine:
             experts=experts,
             cluster=cluster,
             hardware={cluster.workers[0].gpu.name: truth()},
-            settings=settings_of(RECIPE, expert, EngineFacts(kv_cache_tokens=KV_TOKENS, first_load_s=1.0)),
+            settings=settings_of(RECIPE, expert, EngineFacts(kv_cache_tokens=KV_TOKENS)),
             outcomes=outcomes,
         )
 

@@ -29,5 +29,7 @@ def test_a_study_of_ones_own_goes_on_where_it_was_killed(tmp_path: Path) -> None
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert set(begun) < set(table.read_bytes().splitlines())
     assert f"runs {19 - len(begun)}/{19 - len(begun)}: " in done.stdout
-    assert "| 4 | " in (tmp_path / "out" / "my_gpus.md").read_text()
+    page = (tmp_path / "out" / "my_gpus.md").read_text()
+    assert "`python experiments/study.py my_gpus.py`, 3 seeds." in page
+    assert "| 4 | " in page
     assert (tmp_path / "out" / "my_gpus.png").read_bytes().startswith(b"\x89PNG")

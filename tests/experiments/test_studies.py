@@ -14,7 +14,7 @@ from experiments.lab.tables import read_table
 from experiments.study import find_studies, load_study
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-OWN_FOLDERS = ("budgets", "gates", "paper", "trees", "validation")
+OWN_FOLDERS = ("budgets", "gates", "paper", "validation")
 COMMITTED = {name: name for name in OWN_FOLDERS} | {
     "answers": "calibration",
     "calibration": "calibration",
