@@ -108,6 +108,7 @@ def read_pool(out: Path, settings: PoolSettings) -> dict[str, Any] | None:
             for name, digest in manifest["checkpoints"].items()
         )
         intact = intact and file_digest(out / SKILL_PROFILES) == manifest["skill_profiles_sha256"]
+        describe_pool(manifest)  # one of an earlier version is measured again, by the models that are there
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return manifest if intact and manifest.get("settings") == pool_settings(settings) else None
@@ -130,7 +131,7 @@ def _make(out: Path, settings: PoolSettings, workers: ProcessPoolExecutor) -> di
 
 
 class Panel:
-    """The trained models, which answer in the worker processes; no two requests share their luck."""
+    """The trained models, which answer in the worker processes; no two requests share a seed."""
 
     def __init__(self, out: Path, seed: int, workers: ProcessPoolExecutor) -> None:
         self._out, self._seed, self._workers = out, seed, workers

@@ -253,8 +253,8 @@ def left_out(early: pl.DataFrame, late: pl.DataFrame) -> str:
         < MOST_BIAS_PERCENT,
         f"P50's error is at most {MOST_ERROR_PERCENT}%: {error:.1f}%": error <= MOST_ERROR_PERCENT,
     }
-    told = "\n".join(f"- {text} ({'met' if is_met else 'MISSED'})" for text, is_met in aims.items())
-    return LEFT_OUT.format(covered=covered, number=len(late), table=markdown(lay_out(lines, COLUMNS)), aims=told)
+    listed = "\n".join(f"- {text} ({'met' if is_met else 'MISSED'})" for text, is_met in aims.items())
+    return LEFT_OUT.format(covered=covered, number=len(late), table=markdown(lay_out(lines, COLUMNS)), aims=listed)
 
 
 def figure(tables: Tables) -> "Figure":

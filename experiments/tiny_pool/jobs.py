@@ -76,7 +76,7 @@ class PoolSettings:
 
 
 def prepare_process(parent: int, stopped: Event) -> None:
-    """Set a process up to compute the same bytes each time, and to end with the one that started it, or when told."""
+    """Set a process up to compute the same bytes each time, and to end with its parent or by the event."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the one that started this says it once
     logging.disable_progress_bar()
     torch.set_num_threads(1)

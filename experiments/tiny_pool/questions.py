@@ -139,7 +139,7 @@ def draw_questions(num: int, part: Part, seed: int) -> tuple[TinyQuestion, ...]:
     part
         Where they belong.
     seed
-        Of the draw; parts share no luck.
+        Of the draw; parts draw independently.
     """
     require_count(num, "num_questions", at_least=1)
     require_count(seed, "seed")

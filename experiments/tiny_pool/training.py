@@ -24,7 +24,7 @@ from mosaic.pipelines.prompts import expert_prompt
 from mosaic.workloads.routing import Router
 
 Report: TypeAlias = Callable[[int, float], None]
-"""Told the steps done and the mean loss since it was last told."""
+"""Receives the steps done and the mean loss since the last report."""
 
 STEPS_PER_REPORT = 50
 _BATCHES_AT_ONCE = 16

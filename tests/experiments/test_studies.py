@@ -27,6 +27,8 @@ NOT_AGAIN = (("calibration", "fits"), ("ablate_best", "ablate_best"))
 
 What the fit finds is tested where its parts are (test_round_robin.py), budgets in tests/config/test_budget_option.py.
 """
+FAST = ("ablate_tau", "answers")
+"""Studies whose rows take a second or two."""
 
 
 def test_every_study_is_committed_and_says_what_it_is_about() -> None:
@@ -68,8 +70,9 @@ def test_figures_show_the_values_of_the_tables(name) -> None:
         assert all(each.has_data() for each in axes)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMMITTED)
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in COMMITTED]
+)
 def test_a_measurement_made_anew_is_the_committed_one(name) -> None:
     study, committed = load_study(name), RESULTS / COMMITTED[name]
     for table, sweep in study.tables.items():

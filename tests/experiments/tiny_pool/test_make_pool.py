@@ -95,6 +95,13 @@ def test_a_pool_with_a_damaged_file_is_not_complete(pool: Path, file: str) -> No
     assert read_pool(pool, SETTINGS) is None
 
 
+def test_a_pool_whose_measure_an_earlier_version_wrote_is_not_complete(pool: Path) -> None:
+    manifest = json.loads((pool / MANIFEST).read_text())
+    del manifest["results"]["routed"]["divisions"]
+    (pool / MANIFEST).write_text(json.dumps(manifest))
+    assert read_pool(pool, SETTINGS) is None
+
+
 def test_a_pool_of_other_settings_is_not_complete(made: Path) -> None:
     assert read_pool(made, OTHERS) is None
     assert read_pool(made / "elsewhere", SETTINGS) is None
