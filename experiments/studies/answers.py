@@ -14,7 +14,7 @@ from itertools import combinations, permutations, product
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
-from scipy.stats import norm, qmc
+from scipy.stats import norm
 
 from experiments.lab.study import Point, Row, Study, Sweep, Tables
 from experiments.lab.tables import markdown, wide
@@ -112,12 +112,6 @@ def draw_items(questions: Sequence[Question], seed: int, stream: str) -> tuple[A
     for number, item in enumerate(items):
         scores[: len(item.attractions), number] = np.log(item.attractions)
     return np.array([item.difficulty for item in items]), scores
-
-
-def even_items(num_options: int, num_questions: int = 4096) -> tuple[Array, Array]:
-    """Spread difficulties and scores evenly: a data set so large that the luck of its draw does not count."""
-    points = norm.ppf(qmc.Sobol(num_options, seed=0).random(num_questions)).T
-    return points[0], points[1:]
 
 
 def answer_probabilities(model: AnswerModel, benchmark: Benchmark) -> dict[ExpertName, Array]:

@@ -21,7 +21,6 @@ from experiments.studies.answers import (
     benchmark_of,
     bucket_tokens,
     draw_items,
-    even_items,
     expect,
 )
 from experiments.studies.drawn_answers import DrawnAnswers, draw_answers
@@ -131,12 +130,6 @@ def test_the_configuration_holds_the_fitted_answers(workload: str) -> None:
     assert {key: config[key]["value"] for key in PARAMETERS} == {key: row[key] for key in PARAMETERS}
     assert {name: entry["value"] for name, entry in config["ability_by_expert"].items()} == ASSUMED_ABILITY
     assert {entry["source"] for entry in config["ability_by_expert"].values()} == {"assumed"}
-
-
-def test_evenly_spread_items_are_a_large_data_set() -> None:
-    difficulty, scores = even_items(4)
-    assert (len(difficulty), scores.shape) == (4096, (3, 4096))
-    assert (difficulty.mean(), difficulty.std()) == pytest.approx((0.0, 1.0), abs=0.01)
 
 
 def test_questions_with_fewer_options_have_no_score_for_the_others() -> None:
