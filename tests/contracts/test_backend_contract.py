@@ -486,6 +486,10 @@ def test_an_aggregator_that_stays_on_its_workers_loads_once(kind, aggregating):
             [OPENED, Submit(A[0], 0), Move(A[0].key, 1)],
             "A0/propose/0: session must be one that was opened and not closed, got 1",
         ),
+        (
+            [OPENED, Submit(A[0], 0), Open(open_ended(1, "B", 1)), Move(A[0].key, 1)],
+            "A0/propose/0 is for 'A'",
+        ),
     ],
 )
 def test_commands_that_cannot_be_carried_out_are_refused(backend, commands, message):

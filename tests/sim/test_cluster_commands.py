@@ -4,7 +4,6 @@ import pytest
 
 from mosaic.core.commands import Cancel, Close, Cut, Move, Open, Submit
 from mosaic.core.engine_options import EngineOptions
-from mosaic.core.errors import BackendError
 from mosaic.core.events import Finished, Progress, Tick
 from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
@@ -101,18 +100,6 @@ class TestMove:
         }
         _, records = run({"A0": 3}, table)
         assert (marks(records["A0"]), records["A0"].attempt) == ((10.0, 10.0, 11.0, 13.0), 0)
-
-    @pytest.mark.parametrize(
-        ("to", "message"),
-        [
-            (2, "session 2 of 'B': call A0/propose/0 is for 'A'"),
-            (1, "must be one that was opened and not closed, got 1"),
-        ],
-    )
-    def test_to_a_session_that_cannot_take_it_is_refused(self, to, message):
-        started = [opened(0), opened(1), opened(2, "B", 0), Close(1), Submit(A0, 0), Move(A0.key, to)]
-        with pytest.raises(BackendError, match=message):
-            run({"A0": 3}, {"started": started})
 
 
 class TestCut:

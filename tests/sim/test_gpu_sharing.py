@@ -31,19 +31,23 @@ MACHINE = LinearHardware(10.0, STEP, unload_s=5.0, host_link_bytes_per_s=WEIGHTS
 """Loads: 10 s cold, 3 s from the host; 3 s to sleep or wake (2 s for the copy); 5 s to end. Steps: 10 ms."""
 
 
-def timed(*experts, use, host=None, workers=None, num_workers=1):
-    """Serve two calls of 100 tokens an expert, in this order, and give each session's load start, load and end."""
-    sessions, calls = [], []
-    for number, name in enumerate(experts):
-        shard = some_calls(name, 2, start=10 * number)
-        calls += shard
-        places = (0,) if workers is None else workers[number]
-        sessions.append(make_session(number, shard, workers=places))
-    machine = MACHINE if host is None else replace(MACHINE, host=host)
-    backend = make_backend(by_key(100), hardware=machine, use=use, cluster=make_cluster(num_workers))
+def run_shards(*shards, lengths=None, workers=None, num_workers=1, **changes):
+    """Run a session a shard; give the sessions in this order, and what was held."""
+    calls = [call for shard in shards for call in shard]
+    places = workers or [(0,)] * len(shards)
+    sessions = [make_session(number, shard, workers=places[number]) for number, shard in enumerate(shards)]
+    given = {"hardware": MACHINE, "cluster": make_cluster(num_workers), **changes}
+    backend = make_backend(by_key(lengths or 100), **given)
     result = execute(make_plan(*sessions, num_workers=num_workers), calls, backend)
-    found = sorted(result.sessions, key=lambda session: session.session)
-    return [(round(s.load_start_ts, 6), round(s.load_s, 6), round(s.end_ts, 2)) for s in found]
+    return sorted(result.sessions, key=lambda session: session.session), backend.holdings
+
+
+def timed(*experts, host=None, **changes):
+    """Serve two calls of 100 tokens an expert, in this order, and give each session's load start, load and end."""
+    shards = [some_calls(name, 2, start=10 * number) for number, name in enumerate(experts)]
+    machine = MACHINE if host is None else replace(MACHINE, host=host)
+    sessions, _ = run_shards(*shards, hardware=machine, **changes)
+    return [(round(s.load_start_ts, 6), round(s.load_s, 6), round(s.end_ts, 2)) for s in sessions]
 
 
 COLD = [(0, 10, 11.0), (16, 10, 27.0), (32, 10, 43.0)]
@@ -115,43 +119,29 @@ def test_sessions_load_and_end_when_they_should(experts, options, expected):
 
 
 def test_who_is_alone_again_is_as_fast_as_before():
-    shards = [some_calls("A", 1), some_calls("B", 1)]
-    sessions = [make_session(number, shard) for number, shard in enumerate(shards)]
-    calls = [call for shard in shards for call in shard]
-    lengths = {calls[0].key: 100, calls[1].key: 300}
-    backend = make_backend(by_key(lengths), hardware=MACHINE, use=GpuUse(experts_per_gpu=2), cluster=make_cluster(1))
-    result = execute(make_plan(*sessions, num_workers=1), calls, backend)
-    assert [session.end_ts for session in result.sessions] == pytest.approx([12.0, 14.0], abs=0.05)
+    short, long = some_calls("A", 1), some_calls("B", 1)
+    lengths = {short[0].key: 100, long[0].key: 300}
+    sessions, _ = run_shards(short, long, lengths=lengths, use=GpuUse(experts_per_gpu=2))
+    assert [session.end_ts for session in sessions] == pytest.approx([12.0, 14.0], abs=0.05)
 
 
 def test_of_two_copies_of_an_engine_the_one_in_use_stays_when_the_other_makes_room():
     shards = [some_calls("A", 1), some_calls("A", 1, start=5), some_calls("B", 1)]
-    sessions = [make_session(number, shard) for number, shard in enumerate(shards)]
-    calls = [call for shard in shards for call in shard]
-    lengths = {call.key: 10 if number == 0 else 900 for number, call in enumerate(calls)}
-    backend = make_backend(by_key(lengths), hardware=MACHINE, use=GpuUse(experts_per_gpu=2), cluster=make_cluster(1))
-    result = execute(make_plan(*sessions, num_workers=1), calls, backend)
-    long = next(session for session in result.sessions if session.session == 1)
-    assert [h.end_ts >= long.end_ts for h in backend.holdings if h.expert == "A"] == [False, True]
+    lengths = {shard[0].key: 900 if number else 10 for number, shard in enumerate(shards)}
+    (_, long, _), holdings = run_shards(*shards, lengths=lengths, use=GpuUse(experts_per_gpu=2))
+    assert [held.end_ts >= long.end_ts for held in holdings if held.expert == "A"] == [False, True]
 
 
 def test_an_expert_that_a_share_does_not_hold_has_the_gpu_for_itself():
-    large = make_expert("L", shape=make_shape(num_parameters=20_000_000_000))
+    experts = [make_expert("L", shape=make_shape(num_parameters=20_000_000_000)), make_expert("A")]
     shards = [some_calls("L", 1), some_calls("A", 1)]
-    sessions = [make_session(number, shard) for number, shard in enumerate(shards)]
-    backend = make_backend(
-        by_key(10), experts=[large, make_expert("A")], hardware=MACHINE, use=GpuUse(experts_per_gpu=2)
-    )
-    result = execute(make_plan(*sessions), [call for shard in shards for call in shard], backend)
-    first, second = sorted(result.sessions, key=lambda session: session.session)
+    (first, second), _ = run_shards(*shards, experts=experts, use=GpuUse(experts_per_gpu=2))
     assert second.load_start_ts >= first.end_ts
 
 
 def test_hardware_without_a_host_keeps_nothing():
-    backend = make_backend(by_key(1), hardware=LinearHardware(), use=GpuUse(keep=Keep.WEIGHTS))
-    shard = some_calls("A", 1)
     with pytest.raises(BackendError, match="backend.keep"):
-        execute(make_plan(make_session(0, shard)), shard, backend)
+        run_shards(some_calls("A", 1), hardware=LinearHardware(), use=WEIGHTS_KEPT)
 
 
 USES = st.builds(GpuUse, keep=st.sampled_from(Keep)) | st.builds(
