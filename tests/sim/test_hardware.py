@@ -1,4 +1,5 @@
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,23 +8,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.core.workload import ModelShape
 from sim.hardware.curves import Curve, Grid, curve_from_text, curve_to_text, grid_from_text, grid_to_text
 from sim.hardware.hardware import Hardware, hardware_from_config
 from tests.factories import make_shape
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "hardware"
-
-SHAPE = {
-    "num_parameters": 8_030_000_000,
-    "num_layers": 32,
-    "hidden_size": 4096,
-    "ffn_size": 14336,
-    "num_query_heads": 32,
-    "num_kv_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 128_256,
-}
 
 
 def make_config(**changes: Any) -> dict[str, Any]:
@@ -34,7 +23,7 @@ def make_config(**changes: Any) -> dict[str, Any]:
         "memory_bytes_per_s": 2e12,
         "tables": {
             "llama_tp1": {
-                "shape": dict(SHAPE),
+                "shape": asdict(make_shape()),
                 "tp_degree": 1,
                 "source": "made up",
                 "dense_us": "1:300 256:600 512:1100",
@@ -117,7 +106,7 @@ def two_models() -> Hardware:
 
 @pytest.mark.parametrize(("num_parameters", "name"), [(7 * 10**9, "llama_tp1"), (30 * 10**9, "large_tp1")])
 def test_table_nearest_in_size_is_chosen(num_parameters: int, name: str) -> None:
-    shape = ModelShape(**{**SHAPE, "num_parameters": num_parameters})
+    shape = make_shape(num_parameters=num_parameters)
     assert two_models().table_for(shape, 1).name == name
 
 

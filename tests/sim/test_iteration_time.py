@@ -5,11 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mosaic.core.workload import ModelShape
 from sim.hardware.hardware import Hardware, hardware_from_config
 from sim.hardware.iteration_time import IterationTime, iteration_time
 from tests.factories import make_shape
-from tests.sim.test_hardware import SHAPE, grid_attention, make_config
+from tests.sim.test_hardware import grid_attention, make_config
 
 
 def fitted_hardware() -> Hardware:
@@ -35,7 +34,7 @@ def sharded_hardware(factory: Callable[[], Hardware]) -> Hardware:
 
 
 BOTH = pytest.mark.parametrize("factory", [fitted_hardware, measured_hardware])
-TIMES = {factory: iteration_time(factory(), ModelShape(**SHAPE), 1) for factory in (fitted_hardware, measured_hardware)}
+TIMES = {factory: iteration_time(factory(), make_shape(), 1) for factory in (fitted_hardware, measured_hardware)}
 BATCHES = st.tuples(st.integers(1, 300), st.integers(1, 20_000))
 
 
@@ -44,7 +43,7 @@ def span_by_steps(time: IterationTime, num_seqs: int, kv_tokens: int, num_steps:
 
 
 def test_fitted_step_is_the_sum_of_its_hand_computed_parts() -> None:
-    time = iteration_time(fitted_hardware(), ModelShape(**SHAPE), 1)
+    time = iteration_time(fitted_hardware(), make_shape(), 1)
     # 3 sequences pad to 4 tokens; the head reads 2 x 128,256 x 4,096 bytes at 2 TB/s.
     dense = 32 * (300 + 300 * 3 / 255) * 1e-6
     head = 2 * 128_256 * 4096 / 2e12
@@ -54,7 +53,7 @@ def test_fitted_step_is_the_sum_of_its_hand_computed_parts() -> None:
 
 
 def test_measured_step_reads_the_grid_at_the_mean_context() -> None:
-    time = iteration_time(measured_hardware(), ModelShape(**SHAPE), 1)
+    time = iteration_time(measured_hardware(), make_shape(), 1)
     attention = 32 * 200e-6  # 64 sequences of 1,024 tokens: a knot of the grid
     dense = 32 * (300 + 300 * 63 / 255) * 1e-6
     once, head = (5 + 5 * 63 / 511) * 1e-6, (700 + 100 * 63 / 255) * 1e-6
@@ -62,7 +61,7 @@ def test_measured_step_reads_the_grid_at_the_mean_context() -> None:
 
 
 def test_measured_prefill_beside_decodes_adds_their_grid_and_the_skipped_tiles() -> None:
-    time = iteration_time(measured_hardware(), ModelShape(**SHAPE), 1)
+    time = iteration_time(measured_hardware(), make_shape(), 1)
     alone = time.mixed_s([(2048, 0)], 0, 0)
     beside = time.mixed_s([(2048, 0)], 64, 64 * 1024)
     dense = 64 * 500 / 256 * 32e-6
@@ -72,7 +71,7 @@ def test_measured_prefill_beside_decodes_adds_their_grid_and_the_skipped_tiles()
 
 
 def test_one_launch_serves_all_chunks() -> None:
-    time = iteration_time(measured_hardware(), ModelShape(**SHAPE), 1)
+    time = iteration_time(measured_hardware(), make_shape(), 1)
     one, two = time.mixed_s([(32, 0)], 0, 0), time.mixed_s([(16, 0), (16, 0)], 0, 0)
     assert two < one + 1e-5
 
@@ -126,7 +125,7 @@ def test_attention_of_the_chunks_adds_up_to_that_of_the_prompt() -> None:
 
 
 def test_decode_batches_pad_to_graph_sizes_only_where_graphs_are_captured() -> None:
-    time = iteration_time(hardware_from_config(**make_config(graph_max_seqs=16)), ModelShape(**SHAPE), 1)
+    time = iteration_time(hardware_from_config(**make_config(graph_max_seqs=16)), make_shape(), 1)
     per_seq = 32 * 0.1e-6
     assert time.decode_span_s(16, 0, 1) - time.decode_span_s(9, 0, 1) == pytest.approx(7 * per_seq)
     beyond = time.decode_span_s(18, 0, 1) - time.decode_span_s(17, 0, 1)
@@ -135,7 +134,7 @@ def test_decode_batches_pad_to_graph_sizes_only_where_graphs_are_captured() -> N
 
 @BOTH
 def test_linear_part_scales_with_block_parameters(factory: Callable[[], Hardware]) -> None:
-    reference = ModelShape(**SHAPE)
+    reference = make_shape()
     double = make_shape(num_parameters=reference.num_parameters + reference.num_block_parameters)
     hardware = factory()
     extra = iteration_time(hardware, double, 1).decode_span_s(1, 16, 1) - TIMES[factory].decode_span_s(1, 16, 1)
@@ -155,7 +154,7 @@ def test_attention_scales_with_kv_bytes(factory: Callable[[], Hardware]) -> None
 @BOTH
 def test_two_all_reduces_per_layer_when_the_model_is_sharded(factory: Callable[[], Hardware]) -> None:
     hardware = sharded_hardware(factory)
-    shape = ModelShape(**SHAPE)
+    shape = make_shape()
     without = replace(hardware, all_reduce={2: hardware.all_reduce[2].scaled(0.0)})
     for seconds in (
         lambda time: time.decode_span_s(4, 400, 1),

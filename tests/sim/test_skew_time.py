@@ -3,13 +3,13 @@ from random import Random
 
 import pytest
 
-from mosaic.core.workload import ModelShape
 from sim.hardware.hardware import hardware_from_config
 from sim.hardware.iteration_time import iteration_time, unsplit_seqs
 from sim.hardware.skew_time import IDLE_FRAC, AttentionSkew, EagerDecode, SkewAwareIterationTime
-from tests.sim.test_hardware import SHAPE, make_config
+from tests.factories import make_shape
+from tests.sim.test_hardware import make_config
 
-LLAMA = ModelShape(**SHAPE)
+LLAMA = make_shape()
 KV_TOKEN_S = 32 * 0.0026e-6
 
 
@@ -84,7 +84,7 @@ def test_beside_a_prefill_decodes_are_never_split():
 
 
 def test_fewer_heads_need_more_sequences():
-    fewer = ModelShape(**{**SHAPE, "num_kv_heads": 4})
+    fewer = make_shape(num_kv_heads=4)
     hardware = hardware_from_config(**make_config(num_sms=108, attention_streams=60.0))
     equal, skewed = iteration_time(hardware, LLAMA, 1), iteration_time(hardware, fewer, 1)
     # Half the tokens' bytes and half the streams' heads: a thread block is as fast as before.

@@ -109,15 +109,9 @@ COLOURS = "Which one? The options are: (A) red (B) green (C) blue"
     ("line", "kind", "num_options", "answer"),
     [
         ({"question": COLOURS, "answer": "(c)"}, AnswerKind.CHOICE, 3, "C"),
-        ({"question": COLOURS, "answer": "Green"}, AnswerKind.CHOICE, 3, "B"),
-        ({"question": COLOURS}, AnswerKind.CHOICE, 3, None),
-        ({"question": COLOURS, "answer": "purple"}, AnswerKind.TEXT, None, "purple"),
-        ({"question": "Which one?", "answer": "B"}, AnswerKind.CHOICE, 4, "B"),
         ({"prompt_tokens": 40, "answer": "H"}, AnswerKind.CHOICE, 8, "H"),
-        ({"question": "Find m + n.", "answer": " 073 "}, AnswerKind.MATH, None, "073"),
         ({"question": "Find x.", "answer": r"\frac{3}{4}"}, AnswerKind.MATH, None, r"\frac{3}{4}"),
         ({"question": "Who wrote Emma?", "answer": "Jane Austen"}, AnswerKind.TEXT, None, "Jane Austen"),
-        ({"question": "Why?"}, AnswerKind.TEXT, None, None),
         ({"prompt_tokens": 40}, AnswerKind.TEXT, None, None),
     ],
 )
@@ -127,19 +121,6 @@ def test_a_file_says_by_text_and_gold_how_answers_compare(
     path = write(tmp_path, "q.jsonl", {"id": "a", "experts": ["A"], **line})
     (question,) = file_workload(path=path).questions
     assert (question.answer_kind, question.num_options, question.answer) == (kind, num_options, answer)
-
-
-def test_questions_of_all_kinds_meet_in_one_table(tmp_path: Path) -> None:
-    path = write(
-        tmp_path,
-        "test.csv",
-        "question,gold_answer,solvers",
-        f'"{COLOURS}",B,"[\'A\']"',
-        "How many?,12.5,\"['A']\"",
-        "Why?,because,\"['A']\"",
-    )
-    kinds = [question.answer_kind for question in file_workload(path=path).questions]
-    assert kinds == [AnswerKind.CHOICE, AnswerKind.MATH, AnswerKind.TEXT]
 
 
 @pytest.mark.parametrize(
