@@ -106,7 +106,7 @@ def assert_whole(result) -> None:
     assert {record.session: record.num_calls for record in result.sessions} == finished
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(runs(num_spare=NUM_SPARE), REACTIONS, TICKS)
 def test_whatever_is_done_the_records_stay_whole_and_the_log_gives_them_again(run, reactions, tick_s) -> None:
     make, plan, calls = run
