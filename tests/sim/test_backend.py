@@ -1,14 +1,12 @@
 """What is particular to the simulated backend; what every backend promises is in tests/contracts."""
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import simpy
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mosaic.core.cluster import Cluster, Worker
 from mosaic.core.commands import Cancel, Open
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
@@ -30,7 +28,7 @@ from tests.factories import (
     some_calls,
 )
 from tests.run_records import make_record
-from tests.sim.cluster_runs import LinearHardware, by_key, make_backend
+from tests.sim.cluster_runs import LinearHardware, by_key, linear_times, make_backend
 from tests.sim.oracle import LinearTime
 
 ONE_SECOND = LinearHardware(
@@ -140,13 +138,18 @@ def test_the_end_of_the_context_cuts_off_too(prompt_tokens, answer):
     assert (record.answer, record.visible_tokens) == (answer, 5 if answer else 0)
 
 
+def run_cancelled(table, *sessions, victims, when="A0", **changes):
+    """Run sessions in which some calls, by question, are cancelled once another has finished."""
+    calls = {call.key.question: call for _, shard in sessions for call in shard}
+    cancels = cancel_on(calls[when].key, *(calls[victim].key for victim in victims))
+    planned = [make_session(number, shard, workers=(worker,)) for number, (worker, shard) in enumerate(sessions)]
+    return run(table, *planned, calls=list(calls.values()), controllers=[cancels], **changes)
+
+
 class TestCancelling:
     def test_a_running_call_on_another_worker_frees_it_at_once(self):
-        calls = [*some_calls("A", 1), *some_calls("B", 1)]
-        result, records = run(
-            {"A0": 4, "B0": 100}, make_session(0, calls[:1]), make_session(1, calls[1:], workers=(1,)), calls=calls,
-            controllers=[cancel_on(calls[0].key, calls[1].key)],
-        )  # fmt: skip
+        sessions = (0, some_calls("A", 1)), (1, some_calls("B", 1))
+        result, records = run_cancelled({"A0": 4, "B0": 100}, *sessions, victims=["B0"])
         record = records["B0"]
         assert (record.status, record.finished_ts, record.output_tokens) == (CallStatus.CANCELLED, 14.0, 4)
         assert record.wasted_tokens > 0
@@ -154,55 +157,46 @@ class TestCancelling:
         assert (records["A0"].answer, records["A0"].visible_tokens) == ("B", 1)
         assert [session.end_ts for session in result.sessions] == [14.0, 14.0]
         assert (result.sessions[1].num_calls, result.sessions[1].output_tokens) == (0, 0)
-        assert result.actions[-1] == (14.0, f"finished {calls[0].key}", Cancel(calls[1].key))
+        assert result.actions[-1] == (14.0, f"finished {records['A0'].key}", Cancel(record.key))
 
     def test_the_iteration_under_way_on_another_worker_ends_first(self):
-        calls = [*some_calls("A", 1), *some_calls("B", 1, ready_s=10.5), *some_calls("B", 1, start=1, ready_s=12.0)]
-        result, records = run(
-            {"A0": 4, "B0": 100, "B1": 2}, make_session(0, calls[:1]), make_session(1, calls[1:], workers=(1,)),
-            calls=calls, controllers=[cancel_on(calls[0].key, calls[1].key)], settings=EngineOptions(max_num_seqs=1),
-        )  # fmt: skip
+        late = [*some_calls("B", 1, ready_s=10.5), *some_calls("B", 1, start=1, ready_s=12.0)]
+        table, one = {"A0": 4, "B0": 100, "B1": 2}, EngineOptions(max_num_seqs=1)
+        result, records = run_cancelled(table, (0, some_calls("A", 1)), (1, late), victims=["B0"], settings=one)
         assert records["B0"].finished_ts == 14.0
         assert (records["B1"].queued_ts, records["B1"].admitted_ts, records["B1"].finished_ts) == (12.0, 14.5, 16.5)
         assert result.sessions[1].end_ts == 16.5
 
     def test_a_call_that_waits_in_the_engine_has_cost_nothing(self):
-        calls = some_calls("A", 2)
-        result, records = run(
-            {"A0": 4, "A1": 100}, make_session(0, calls), calls=calls,
-            controllers=[cancel_on(calls[0].key, calls[1].key)], settings=EngineOptions(max_num_seqs=1),
-        )  # fmt: skip
+        one = EngineOptions(max_num_seqs=1)
+        result, records = run_cancelled({"A0": 4, "A1": 100}, (0, some_calls("A", 2)), victims=["A1"], settings=one)
         record = records["A1"]
         assert (record.queued_ts, record.admitted_ts, record.finished_ts) == (10.0, None, 14.0)
         assert (record.output_tokens, record.wasted_tokens) == (0, 0)
         assert result.sessions[0].end_ts == 14.0
 
     def test_a_session_that_lost_all_its_calls_is_never_opened(self):
-        calls = [*some_calls("A", 2), *some_calls("B", 2), *some_calls("A", 1, start=2)]
-        sessions = make_session(0, calls[:2]), make_session(1, calls[2:4]), make_session(2, calls[4:])
-        result, records = run(
-            {"A0": 3, "A1": 6, "A2": 2, "B0": 5, "B1": 5}, *sessions, calls=calls,
-            controllers=[cancel_on(calls[0].key, calls[2].key, calls[3].key)],
-        )  # fmt: skip
+        sessions = (0, some_calls("A", 2)), (0, some_calls("B", 2)), (0, some_calls("A", 1, start=2))
+        table = {"A0": 3, "A1": 6, "A2": 2, "B0": 5, "B1": 5}
+        result, records = run_cancelled(table, *sessions, victims=["B0", "B1"])
         assert [session.session for session in result.sessions] == [0, 2]
         assert result.sessions[1].load_s == 0.0, "A has not left the worker"
         assert (records["B0"].queued_ts, records["B0"].admitted_ts, records["B0"].finished_ts) == (0.0, None, 13.0)
-        assert len(result.calls) == len(calls)
+        assert len(result.calls) == len(table)
 
     def test_a_session_that_loses_its_calls_while_it_loads_ends_with_the_load(self):
-        calls = [*some_calls("A", 1), *some_calls("B", 2), *some_calls("A", 1, start=1)]
-        result, records = run(
-            {"A0": 3, "A1": 15, "B0": 4, "B1": 5},
-            make_session(0, calls[:1]), make_session(1, calls[1:2]), make_session(2, calls[3:], workers=(1,)),
-            make_session(3, calls[2:3]), calls=calls, controllers=[cancel_on(calls[3].key, calls[2].key)],
+        sessions = (
+            (0, some_calls("A", 1)), (0, some_calls("B", 1)), (1, some_calls("A", 1, start=1)),
+            (0, some_calls("B", 1, start=1)),
         )  # fmt: skip
+        table = {"A0": 3, "A1": 15, "B0": 4, "B1": 5}
+        result, records = run_cancelled(table, *sessions, victims=["B1"], when="A1")
         # Worker 0: A until 13, B from 23 to 27, and B1 at once; worker 1: A until 25.
         assert [session.session for session in result.sessions] == [0, 1, 2]
         assert records["B1"].finished_ts == 25.0
 
     def test_two_at_the_same_instant_from_two_workers(self):
         calls = [*some_calls("A", 2), *some_calls("B", 2)]
-
         both = Answers(
             {f"finished {calls[0].key}": [Cancel(calls[3].key)], f"finished {calls[2].key}": [Cancel(calls[1].key)]}
         )
@@ -279,17 +273,21 @@ def test_an_error_of_a_controller_reaches_the_caller():
         run({"A0": 3}, make_session(0, calls), calls=calls, controllers=[Broken()])
 
 
+def unlike_workers(kinds, hardware, *, length, expert="A", tp_degree=1, times=linear_times):
+    """Make a backend with a worker of each kind named, for one expert whose calls are of one length."""
+    return SimBackend(
+        experts=[make_expert(expert, tp_degree=tp_degree)],
+        hardware=hardware,
+        cluster=make_mixed_cluster(*map(make_gpu, kinds)),
+        outcomes=by_key(length),
+        iteration_times=times,
+    )
+
+
 def test_each_kind_of_worker_keeps_its_own_time():
-    gpus = make_gpu("slow"), make_gpu("fast")
     calls = some_calls("A", 2)
     slow, fast = LinearHardware(20.0, LinearTime(base_s=0.1)), LinearHardware(5.0, LinearTime(base_s=0.01))
-    backend = SimBackend(
-        experts=[make_expert("A"), make_expert("T", tp_degree=2)],
-        hardware={"slow": slow, "fast": fast},
-        cluster=Cluster(name="mixed", workers=tuple(Worker(i, gpu) for i, gpu in enumerate(gpus))),
-        outcomes=by_key(100),
-        iteration_times=lambda hardware, shape, tp_degree: hardware.time,
-    )
+    backend = unlike_workers(["slow", "fast"], {"slow": slow, "fast": fast}, length=100)
     plan = make_plan(make_session(0, calls[:1]), make_session(1, calls[1:], workers=(1,)))
     result = execute(plan, calls, backend)
     assert [session.load_s for session in result.sessions] == [20.0, 5.0]
@@ -304,31 +302,17 @@ def test_the_bound_leaves_out_kinds_where_an_expert_cannot_run():
         return hardware.time
 
     calls = some_calls("A", 1)
-    cluster = make_mixed_cluster(make_gpu("known"), make_gpu("unknown"))
-    make = partial(
-        SimBackend,
-        experts=[make_expert("A")],
-        hardware={"known": LinearHardware(10.0), "unknown": LinearHardware(11.0)},
-        cluster=cluster,
-        outcomes=by_key(50),
-        iteration_times=times,
-    )
-    backend = make()
+    hardware = {"known": LinearHardware(10.0), "unknown": LinearHardware(11.0)}
+    backend, other = (unlike_workers(["known", "unknown"], hardware, length=50, times=times) for _ in range(2))
     result = execute(make_plan(make_session(0, calls)), calls, backend)
     assert backend.lower_bound_s() == pytest.approx(result.sessions[0].end_ts)
     with pytest.raises(BackendError, match="session 0 of 'A': not measured"):
-        execute(make_plan(make_session(0, calls, workers=(1,))), calls, make())
+        execute(make_plan(make_session(0, calls, workers=(1,))), calls, other)
 
 
 def test_the_bound_leaves_out_kinds_with_too_few_workers_for_a_gang():
-    old, new = make_gpu("old"), make_gpu("new")
     calls = some_calls("T", 1)
-    backend = SimBackend(
-        experts=[make_expert("T", tp_degree=2)],
-        hardware={"old": LinearHardware(10.0), "new": LinearHardware(1.0)},
-        cluster=make_mixed_cluster(old, old, new),
-        outcomes=by_key(50),
-        iteration_times=lambda hardware, shape, tp_degree: hardware.time,
-    )
+    hardware = {"old": LinearHardware(10.0), "new": LinearHardware(1.0)}
+    backend = unlike_workers(["old", "old", "new"], hardware, length=50, expert="T", tp_degree=2)
     result = execute(make_plan(make_session(0, calls, workers=(0, 1)), num_workers=3), calls, backend)
     assert backend.lower_bound_s() == pytest.approx(result.sessions[0].end_ts)
