@@ -106,32 +106,30 @@ class TestMove:
         assert (marks(records["A0"]), records["A0"].attempt) == ((10.0, 10.0, 11.0, 13.0), 0)
 
 
+UNANSWERED, ANSWERED = (CallStatus.CUT, None, 0), (CallStatus.FINISHED, "B", 3)
+
+
 class TestCut:
-    def cut(self, tokens: int, *, when: str = "started", length: int = 9, **lengths):
-        table = {"started": [opened(0), opened(1), Submit(A0, 0), *(Submit(A1, 1) for _ in lengths)]}
+    @pytest.mark.parametrize(
+        ("tokens", "is_running", "length", "written", "said"),
+        [
+            *((tokens, False, 9, tokens, UNANSWERED) for tokens in (1, 5, 8)),
+            # One that would write no more keeps its answer.
+            *((tokens, False, 9, 9, ANSWERED) for tokens in (9, 90)),
+            # With four tokens when it is cut, it writes one more at least.
+            *((tokens, True, 9, max(5, tokens), UNANSWERED) for tokens in (2, 4, 7)),
+            # The last token under way completes the answer.
+            (2, True, 5, 5, ANSWERED),
+        ],
+    )
+    def test_it_writes_no_more_and_never_comes_to_its_answer(self, tokens, is_running, length, written, said):
+        started = [opened(0), opened(1), Submit(A0, 0), Submit(A1, 1)]
+        table = {"started": started}
+        when = f"finished {A1.key}" if is_running else "started"
         table[when] = [*table.get(when, ()), Cut(A0.key, tokens)]
-        return run({"A0": length, **lengths}, table)[1]["A0"]
-
-    @pytest.mark.parametrize("tokens", [1, 5, 8])
-    def test_before_it_starts(self, tokens):
-        record = self.cut(tokens)
-        assert (record.output_tokens, record.finished_ts, record.status) == (tokens, 10.0 + tokens, CallStatus.CUT)
-        assert (record.answer, record.visible_tokens) == (None, 0), "it never came to its answer"
-
-    @pytest.mark.parametrize("tokens", [9, 90])
-    def test_one_that_would_write_no_more_keeps_its_answer(self, tokens):
-        record = self.cut(tokens)
-        assert (record.output_tokens, record.answer, record.visible_tokens) == (9, "B", 3)
-        assert record.status is CallStatus.FINISHED
-
-    @pytest.mark.parametrize(("tokens", "written"), [(2, 5), (4, 5), (7, 7)])
-    def test_while_it_runs_it_writes_one_token_more_at_least(self, tokens, written):
-        record = self.cut(tokens, when=f"finished {A1.key}", A1=4)
-        assert (record.output_tokens, record.finished_ts, record.answer) == (written, 10.0 + written, None)
-
-    def test_the_last_token_under_way_completes_the_answer(self):
-        record = self.cut(2, when=f"finished {A1.key}", A1=4, length=5)
-        assert (record.output_tokens, record.answer) == (5, "B")
+        record = run({"A0": length, "A1": 4}, table)[1]["A0"]
+        assert (record.output_tokens, record.finished_ts) == (written, 10.0 + written)
+        assert (record.status, record.answer, record.visible_tokens) == said
 
     def test_after_a_move_it_is_cut_to_what_it_has(self):
         started = [opened(0), Submit(A0, 0), opened(1, "B"), Submit(B0, 1), Close(1), opened(2, "A", 1)]
