@@ -139,7 +139,7 @@ def test_measured_gpus_agree_where_only_some_batches_are_split(stem, data):
     assert_agrees(data.draw(sessions(time)))
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(sessions(), st.data())
 def test_stops_aborts_and_cuts_on_the_way_agree_with_the_oracle(session, data):
     planned = data.draw(disturbances(len(session.requests)))

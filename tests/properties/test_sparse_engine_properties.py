@@ -54,7 +54,7 @@ def make_oracle(engine_settings, kv, kv_tokens, link_s):
     return SparseOracle(LinearTime(), engine_settings, kv_tokens, 256, kv=kv, kv_bytes=KV_BYTES, link_s=link_s)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(sessions(), st.data())
 def test_the_engine_agrees_with_the_oracle_whatever_happens_on_the_way(session, data):
     engine_settings, kv, requests, *rest = session
