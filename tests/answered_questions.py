@@ -64,7 +64,7 @@ def answered(question: Question, answers: Sequence[str | None]) -> tuple[Questio
     return question, tuple(calls), {record.key: record for record in records}
 
 
-def make_batch(*asked: tuple[Question, int]) -> Workload:
+def make_batch(*batch: tuple[Question, int]) -> Workload:
     """Questions with a number of calls each."""
-    calls = tuple(call for question, number in asked for call in answered(question, [None] * number)[1])
-    return Workload(name="test", questions=tuple(question for question, _ in asked), calls=calls)
+    calls = tuple(call for question, number in batch for call in answered(question, [None] * number)[1])
+    return Workload(name="test", questions=tuple(question for question, _ in batch), calls=calls)

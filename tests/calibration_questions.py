@@ -30,8 +30,8 @@ def make_ballot_of(
         answer_kind=AnswerKind.MATH if num_options is None else AnswerKind.CHOICE,
         num_options=num_options,
     )
-    cast = [Vote(expert, None if vote == "-" else vote) for expert, vote in zip(experts, votes, strict=False)]
-    return make_ballot(question, cast, same if comparable else None)
+    given = [Vote(expert, None if vote == "-" else vote) for expert, vote in zip(experts, votes, strict=False)]
+    return make_ballot(question, given, same if comparable else None)
 
 
 def make_question(

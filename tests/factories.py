@@ -41,7 +41,7 @@ def make_mixed_cluster(*gpus: Gpu) -> Cluster:
 
 
 def make_shape(**changes: object) -> ModelShape:
-    """Llama-3-8B, unless told otherwise."""
+    """Llama-3-8B by default."""
     dimensions: dict[str, object] = {
         "num_parameters": 8_030_000_000,
         "num_layers": 32,

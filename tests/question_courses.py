@@ -61,7 +61,7 @@ def run(graph: CallGraph, course: Course, order: Sequence[CallKey] | None = None
         calls |= {call.key: call for call in state.submit}
         waiting = [key for key in order or course.order if key in calls and key not in done]
         if not waiting:
-            assert state.answer is not None, "it waits for nobody"
+            assert state.answer is not None, "it waits for no call"
             return Came(state.end(), calls, num_cancelled)
         stopped = [key for key in state.cancel if cancels and key in calls and key not in course.late]
         for key in stopped:

@@ -150,7 +150,7 @@ def test_words_are_explained_before_they_are_used(path: Path) -> None:
 
 
 def uses(text: str) -> list[str]:
-    """List the words of a text that README.md explains and nobody can guess."""
+    """List the words of a text that README.md explains and that cannot be guessed."""
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     return re.findall(r"(?<![\w.`=])(?:tau|K|caps?)\b", prose)
 

@@ -448,11 +448,11 @@ def test_calls_that_need_an_earlier_run_are_served_over_four_workers(kind, aggre
     records = {record.key: record for record in result.calls}
     assert len(result.calls) == len(records) == len(MERGED)
     for call in MERGED:
-        record, told = records[call.key], merged_outcome(call)
+        record, expected = records[call.key], merged_outcome(call)
         assert (record.workers, record.status) == ((0, 1, 2, 3), CallStatus.FINISHED)
         assert session.start_ts <= record.admitted_ts <= record.finished_ts <= session.end_ts
-        assert (record.output_tokens, record.answer) == (told.output_tokens, told.answer)
-        assert record.visible_tokens == (told.output_tokens if kind.is_remote else told.visible_tokens)
+        assert (record.output_tokens, record.answer) == (expected.output_tokens, expected.answer)
+        assert record.visible_tokens == (expected.output_tokens if kind.is_remote else expected.visible_tokens)
 
 
 def test_an_aggregator_that_stays_on_its_workers_loads_once(kind, aggregating):

@@ -93,18 +93,18 @@ def test_every_call_ends_once_and_says_what_it_says_without_prefills(kind, ahead
     assert sum(session.num_calls for session in ahead.sessions) == 3 * NUM_QUESTIONS
 
 
-def test_what_was_prefilled_is_told_and_counted(kind, ahead):
+def test_what_was_prefilled_is_recorded_and_counted(kind, ahead):
     result = ahead
-    assert bool(result.prefills) is not kind.is_remote, "nobody says to a server how a prompt begins"
+    assert bool(result.prefills) is not kind.is_remote, "servers take no beginnings of prompts"
     for record in result.prefills:
         assert (record.key.node, record.expert, record.session) == (AGGREGATE, "W", 2)
         assert record.cached_tokens + record.computed_tokens <= record.prompt_tokens
         assert record.queued_ts <= record.finished_ts
-    asked = prefills(result)
-    assert len(result.prefills) <= len(asked), "each has one end at most"
-    assert {len(command.call.after) for command in asked} == {2}
-    assert all(command.call.after[0].slot == 1 for command in asked), "the shortest by prediction is read first"
-    assert {command.num_read for command in asked} <= {0, 1}
+    ordered = prefills(result)
+    assert len(result.prefills) <= len(ordered), "each has one end at most"
+    assert {len(command.call.after) for command in ordered} == {2}
+    assert all(command.call.after[0].slot == 1 for command in ordered), "the shortest by prediction is read first"
+    assert {command.num_read for command in ordered} <= {0, 1}
 
 
 def test_a_run_that_goes_on_or_is_replayed_says_the_same(kind, folder, ahead, tmp_path):

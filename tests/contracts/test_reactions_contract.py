@@ -69,8 +69,8 @@ def run(
     merger = make_expert(aggregator, tp_degree=2 if aggregator == "T" else 1)
     nodes = (Node(name=PROPOSE), Node(name=AGGREGATE, experts=(merger,), after=(PROPOSE,), when="unsettled"))
     graph = CallGraph(nodes=nodes, rule=Majority(), compare=comparisons())
-    asked = tuple(make_question(f"q{i}") for i in range(NUM_QUESTIONS))
-    questions = Questions(Workload(name="voted", questions=asked, calls=tuple(calls)), graph)
+    batch = tuple(make_question(f"q{i}") for i in range(NUM_QUESTIONS))
+    questions = Questions(Workload(name="voted", questions=batch, calls=tuple(calls)), graph)
     entries = [make_entry(name, load_s=load_s, tp_degree=2 if name == "T" else 1) for name in "ABT"]
     profiles = dict.fromkeys((PROPOSE, AGGREGATE), make_profile(*entries))
     planner = make_planner(graph, "AB".replace(aggregator, ""), num_workers=3, profiles=profiles)
@@ -141,7 +141,7 @@ def test_calls_overlap_and_move_and_each_ends_once_with_the_answer_of_its_questi
 def test_an_aggregator_that_answers_too_is_not_loaded_for_its_aggregations(kind, tmp_path):
     result, _ = run_reacting(kind, tmp_path, "A")
     merged = {record.session for record in result.calls if record.key.node == AGGREGATE}
-    asked = {record.session for record in result.calls if record.key.node == PROPOSE and record.expert == "A"}
+    proposed = {record.session for record in result.calls if record.key.node == PROPOSE and record.expert == "A"}
     opened = {action.command.session.id for action in result.actions if isinstance(action.command, Open)}
-    assert merged <= asked | opened
+    assert merged <= proposed | opened
     assert all(session.node == PROPOSE for session in result.sessions)

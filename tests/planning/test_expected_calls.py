@@ -43,16 +43,16 @@ def test_the_call_that_ends_last_runs_where_the_others_do_not_settle_its_questio
     shards = shards_of(problem)
     sessions = [Session(id=n, expert=name, workers=(0,), shard=shards[name]) for n, name in enumerate(PRICES)]
     times = [PredictedTimes(10.0 * n, 1.0, 10.0 * (n + 1)) for n in range(3)]
-    asked = []
+    looked_up = []
 
     def settled_frac(experts, num_missing) -> float:
-        asked.append((tuple(experts), num_missing))
+        looked_up.append((tuple(experts), num_missing))
         return 0.75 if num_missing == 1 else 0.125
 
     fracs = run_fracs(problem, sessions, times, settled_frac)
     by_expert = {name: {fracs[key] for key in shard} for name, shard in shards.items()}
     assert by_expert == {"Light": {1.0}, "Middle": {0.875}, "Heavy": {0.25}}
-    assert set(asked) == {(("Light",), 2), (("Light", "Middle"), 1)}
+    assert set(looked_up) == {(("Light",), 2), (("Light", "Middle"), 1)}
 
 
 def test_calls_of_sessions_side_by_side_are_each_as_likely_to_be_the_last() -> None:

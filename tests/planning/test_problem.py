@@ -42,7 +42,7 @@ def test_gangs_are_aligned_groups_of_one_kind_where_the_model_fits(
     assert [tuple(worker.id for worker in gang) for gang in problem.gangs(problem.expert("A"))] == gangs
 
 
-def test_doubled_calls_and_experts_and_calls_for_nobody_are_refused() -> None:
+def test_doubled_calls_and_experts_and_calls_for_no_expert_are_refused() -> None:
     problem = make_problem({"A": 1})
     with pytest.raises(ValueError, match=r"call q0/propose/0: expert must be one of the pool \['A', 'B'\], got 'C'"):
         make_problem(calls=[make_call(expert="C")])

@@ -129,8 +129,8 @@ def test_whatever_is_done_the_records_stay_whole_and_the_log_gives_them_again(ru
 
 @settings(max_examples=40, deadline=None)
 @given(runs(), TICKS)
-def test_who_hears_everything_and_does_nothing_changes_nothing(run, tick_s) -> None:
-    """Sessions are drained in one jump where nobody reacts, and stepped through where somebody might."""
+def test_a_controller_that_receives_everything_and_does_nothing_changes_nothing(run, tick_s) -> None:
+    """Sessions are drained in one jump where no controller reacts, and stepped through where one might."""
     make, plan, calls = run
     watcher = Watcher()
     heard, alone = execute(plan, calls, make(), [watcher], tick_s=tick_s), execute(plan, calls, make())

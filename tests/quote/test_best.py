@@ -49,14 +49,14 @@ def make_planner(**changes: object) -> Planner:
 
 
 def test_the_plan_that_ends_first_by_the_forecast_is_taken_and_named() -> None:
-    told: list[str] = []
+    lines: list[str] = []
     planner = make_planner()
     own = planner.plan(CALLS).plan
     assert len(own.sessions) > 2, "the constant price cuts A, and the worker of both takes twice as long"
-    best = best_plan(planner, CALLS, Pilot(), told.append).plan
+    best = best_plan(planner, CALLS, Pilot(), lines.append).plan
     assert [len(session.shard) for session in best.sessions] == [30, 10]
     assert len({session.workers for session in best.sessions}) == 2
-    [line] = told
+    [line] = lines
     assert line == best.notes[-1]
     assert line.startswith("plan: ilp (piecewise), predicted 1:41 min; round_robin 1:41 min, ")
     assert "ilp (paper) 3:22 min" in line
@@ -76,11 +76,11 @@ def test_a_baseline_is_taken_where_it_is_faster_than_the_own_scheduler() -> None
 
 
 def test_the_forecast_runs_at_the_speed_of_the_pilots_sessions() -> None:
-    told: list[str] = []
+    lines: list[str] = []
     session = make_session(load=(0.0, 1.0), end_ts=201.0)
     record = make_record(CALLS[0].key.question, output_tokens=100)
-    best_plan(make_planner(), CALLS[1:], Pilot(records={record.key: record}, sessions=(session,)), told.append)
-    assert "round_robin 3:21 min" in told[0], "200 s where the model says 100"
+    best_plan(make_planner(), CALLS[1:], Pilot(records={record.key: record}, sessions=(session,)), lines.append)
+    assert "round_robin 3:21 min" in lines[0], "200 s where the model says 100"
 
 
 @pytest.mark.parametrize(

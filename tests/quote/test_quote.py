@@ -70,7 +70,7 @@ def test_a_plan_takes_as_long_as_in_the_simulator(scheduler: str) -> None:
     assert slower.plan_s(planned.plan, requests, job.cluster) == pytest.approx(2 * end_s)
 
 
-def test_a_pilot_asks_the_batchs_own_calls_and_its_answers_are_those_of_the_batch() -> None:
+def test_a_pilot_runs_the_batchs_own_calls_and_its_answers_are_those_of_the_batch() -> None:
     job, site = simulated_job(["workload=gpqa", "profile.store=null"])
     pilot = run_quote_pilot(job, 20)
     first = job.graph.first_calls(job.workload)
@@ -197,7 +197,7 @@ def test_the_longest_calls_of_central_worlds_come_from_all_parts_of_their_step()
     assert all(low <= own <= high for low, own, high in zip(bounds, longest, bounds[1:], strict=False))
 
 
-def test_a_resampled_pilot_keeps_an_expert_that_nobody_drew() -> None:
+def test_a_resampled_pilot_keeps_an_expert_that_was_not_drawn() -> None:
     questions = [PilotQuestion(output_tokens={"A": (1,)}) for _ in range(50)]
     sample = PilotSample(questions=(*questions, PilotQuestion(output_tokens={"B": (7,)})))
     for seed in range(20):
@@ -206,13 +206,13 @@ def test_a_resampled_pilot_keeps_an_expert_that_nobody_drew() -> None:
 
 def test_the_rest_of_a_pilot_goes_where_lengths_spread() -> None:
     calls = [Call(CallKey(f"q{i}", PROPOSE, slot), "AB"[slot], 5) for i in range(200) for slot in range(2)]
-    asked = {
+    lengths = {
         call.key: (100 * (1 + int(call.key.question[1:]) % 9) if call.expert == "A" else 50) for call in calls[:40]
     }
-    more = second_share(calls, asked, 100)
+    more = second_share(calls, lengths, 100)
     assert len(more) == 60
     assert {call.expert for call in more} == {"A"}
-    assert not {call.key for call in more} & set(asked)
+    assert not {call.key for call in more} & set(lengths)
 
 
 def test_conformal_intervals_keep_their_promise_on_fresh_scores() -> None:

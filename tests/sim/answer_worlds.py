@@ -68,7 +68,7 @@ def ask(world: World, question: str, *, expert: str = "A", slot: int = 0) -> Out
 
 
 def aggregate_call(question: str = "q0", *slots: int) -> Call:
-    """The aggregator G's call after the responses of some slots, the first one unless told otherwise."""
+    """The aggregator G's call after the responses of some slots, of the first one by default."""
     after = tuple(CallKey(question, PROPOSE, slot) for slot in slots or (0,))
     return make_call(question, expert="G", node=AGGREGATE, after=after)
 

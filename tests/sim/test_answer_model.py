@@ -164,14 +164,14 @@ def test_a_shifted_uniform_number_stays_between_0_and_1(u: float, difficulty: fl
 
 
 @given(u=st.floats(0.001, 0.999), difficulty=st.floats(-3, 3), loading=st.floats(0.01, 0.99), more=st.floats(1e-3, 1))
-def test_longer_with_difficulty_and_with_its_own_luck(u, difficulty, loading, more) -> None:
+def test_longer_with_difficulty_and_with_its_own_draw(u, difficulty, loading, more) -> None:
     assume(u + more < 0.9999)
     shifted = shift_length(u, difficulty, loading)
     assert shift_length(u, difficulty + more, loading) > shifted
     assert shift_length(u + more, difficulty, loading) > shifted
 
 
-def test_full_loading_leaves_nothing_to_luck() -> None:
+def test_full_loading_leaves_nothing_to_the_draw() -> None:
     assert shift_length(0.1, 1.3, 1.0) == shift_length(0.9, 1.3, 1.0) == pytest.approx(NORMAL.cdf(1.3))
 
 

@@ -245,7 +245,7 @@ def test_what_cannot_be_served_is_refused(prompt_tokens, length, changes, messag
         execute(make_plan(make_session(0, calls, workers=workers)), calls, make_backend(by_key(length), **changes))
 
 
-def test_a_session_that_nobody_closes_is_refused():
+def test_a_session_that_is_never_closed_is_refused():
     backend = make_backend(by_key(5))
     events = backend.events(reacts=True)
     next(events)

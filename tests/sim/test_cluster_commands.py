@@ -171,8 +171,13 @@ def test_ticks_tell_how_far_running_calls_are() -> None:
     late = make_call("A1", ready_s=500.0)
     table = {"started": [opened(0), Submit(A0, 0), Submit(late, 0)]}
     run({"A0": 20, "A1": 1}, table, controllers=[watcher], tick_s=6.0)
-    told = [event.tokens for event in watcher.events if isinstance(event, Progress)]
-    assert told[:4] == [{A0.key: 2, late.key: 0}, {A0.key: 8, late.key: 0}, {A0.key: 14, late.key: 0}, {late.key: 0}]
+    reported = [event.tokens for event in watcher.events if isinstance(event, Progress)]
+    assert reported[:4] == [
+        {A0.key: 2, late.key: 0},
+        {A0.key: 8, late.key: 0},
+        {A0.key: 14, late.key: 0},
+        {late.key: 0},
+    ]
     ticks = [event.ts for event in watcher.events if isinstance(event, Tick)]
     assert ticks == [6.0 * n for n in range(1, len(ticks) + 1)]
     assert [event.ts for event in watcher.events if isinstance(event, Finished)] == [30.0, 501.0]
@@ -182,7 +187,7 @@ def test_an_engine_that_is_told_something_goes_back_once():
     calls, others = some_calls("A", 200), some_calls("B", 20)
     plan = make_plan(make_session(0, calls), make_session(1, others, workers=(1,)))
     backend = make_backend(lambda call, inputs: Outcome(7 + 13 * int(call.key.question[1:]) % 90))
-    told = cancel_on(calls[3].key, calls[100].key, calls[101].key)
+    cancels = cancel_on(calls[3].key, calls[100].key, calls[101].key)
     with patch.object(Lookahead, "repeat", autospec=True, side_effect=Lookahead.repeat) as repeat:
-        execute(plan, [*calls, *others], backend, [told])
+        execute(plan, [*calls, *others], backend, [cancels])
     assert repeat.call_count == 1

@@ -42,7 +42,7 @@ def length(call: Call, world: World = WORLD) -> int:
 
 
 @given(order=st.randoms(), added=st.integers(0, 5))
-def test_luck_does_not_depend_on_order_or_on_other_calls(order: random.Random, added: int) -> None:
+def test_draws_depend_on_neither_order_nor_other_calls(order: random.Random, added: int) -> None:
     calls = [make_call(f"q{i}", expert="AB"[i % 2]) for i in range(12)]
     expected = {call.key: WORLD.outcome(call, {}) for call in calls}
     mixed = [*calls, *(make_call(f"extra{i}") for i in range(added))]
@@ -61,7 +61,7 @@ def test_another_expert_meets_the_same_quantile(question: str, slot: int) -> Non
     assert LENGTHS["A"].quantile(low / 100) <= other <= LENGTHS["A"].quantile(high / 100)
 
 
-def test_an_expert_that_answers_twice_has_luck_for_each_answer() -> None:
+def test_an_expert_that_answers_twice_has_a_draw_for_each_answer() -> None:
     slots = [[length(make_call(f"q{i}", slot=slot)) for slot in range(3)] for i in range(20)]
     assert sum(len(set(lengths)) == 3 for lengths in slots) > 15
 
@@ -237,7 +237,7 @@ def test_another_seed_meets_the_same_questions_and_another_stream_others(change,
     assert all((a.output_tokens == b.output_tokens) is same_questions for a, b in zip(*lengths, strict=True))
 
 
-# The aggregator: its luck is its own, and its answer and length follow what it reads
+# The aggregator: its draws are its own, and its answer and length follow what it reads
 
 EAGER = make_model(mean_ability=0.0, deference=1.5, aggregator_length_loading=0.5)
 
@@ -256,7 +256,7 @@ def read(world: World, *answers: str | None, question: str = "q0") -> Outcome:
 def test_its_outcome_depends_on_nothing_but_seed_key_and_inputs(
     order: random.Random, strangers: list[str | None], others: int
 ) -> None:
-    # Two policies: other calls added, cancelled, asked before and listed in another order.
+    # Two policies: other calls added, cancelled, drawn before and listed in another order.
     world, call = make_world(8, answers=EAGER), aggregate_call("q3", 0, 1, 2)
     inputs = [make_response("q3", slot, answer) for slot, answer in enumerate("BAB")]
     expected = world.outcome(call, by_key(inputs))
@@ -274,7 +274,7 @@ def test_its_outcome_depends_on_nothing_but_seed_key_and_inputs(
     assert other.outcome(replace(call, after=tuple(named)), given_inputs) == expected
 
 
-def test_an_expert_that_aggregates_has_other_luck_than_when_it_answers() -> None:
+def test_an_expert_that_aggregates_has_other_draws_than_when_it_answers() -> None:
     world = make_world(40, answers=replace(EAGER, deference=0.0), aggregator_lengths={"A": FINE})
     own = [ask(world, name) for name in names(40)]
     merged = [world.outcome(replace(aggregate_call(name), expert="A"), {}) for name in names(40)]

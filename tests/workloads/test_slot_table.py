@@ -126,7 +126,7 @@ def test_calibration_questions_are_others_of_the_same_kind() -> None:
     calibration = make_table(num_options=4, part="calibration", num_calibration_questions=5)
     assert calibration.name == "t_calibration"
     assert [question.id for question in calibration.questions] == [f"t_calibration-{i}" for i in range(5)]
-    # Ids make the luck, so no call of one part shares it with a call of the other.
+    # Ids make the draws, so no call of one part shares one with a call of the other.
     assert {call.key for call in calibration.calls}.isdisjoint(call.key for call in test.calls)
     assert len(calibration.calls) == 15
     assert {question.num_options for question in calibration.questions} == {4}
