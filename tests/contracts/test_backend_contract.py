@@ -50,8 +50,8 @@ class Kind(NamedTuple):
 
 BACKENDS = {
     "sim": Kind(make_simulator, 100.0, True),
-    "executor": Kind(make_fake_executor, 1.5, False),
-    "servers": Kind(make_fake_servers, 1.5, False, is_remote=True),
+    "executor": Kind(make_fake_executor, 1.0, False),
+    "servers": Kind(make_fake_servers, 1.0, False, is_remote=True),
 }
 if has_vllm():
     BACKENDS["vllm"] = Kind(make_vllm_executor, 12.0, False)

@@ -110,7 +110,8 @@ def test_a_quorum_loses_no_call_answers_none_twice_and_changes_no_answer(kind, t
     assert_each_ends_once_with_its_answer(result, questions)
     ended = {record.key: record.status for record in result.calls}
     cancelled = {key for key, status in ended.items() if status is CallStatus.CANCELLED}
-    assert cancelled == {CallKey(f"q{i}", PROPOSE, 2) for i in range(0, NUM_QUESTIONS, 3)}
+    decided = {CallKey(f"q{i}", PROPOSE, 2) for i in range(0, NUM_QUESTIONS, 3)}
+    assert cancelled == decided if kind.one_clock else cancelled <= decided, "on real clocks some may end first"
     resumed, _ = run(kind, tmp_path, quorum, is_third_late=True)
     replay = Replay(result.actions)
     replayed, _ = run(kind, tmp_path / "replayed", lambda *_: [replay], is_third_late=True)
