@@ -36,18 +36,25 @@ class Drawn:
     lengths: tuple = (None, None, (0.0, 0.0))
     """What lengths add to the time by totals: of the longest in a batch, of steps without graphs, of the host."""
 
-    def engine(self) -> tuple[Engine, list]:
+    def iteration_time(self) -> Any:
         skew, eager, host = self.lengths
-        time = self.time
-        if self.lengths != Drawn.lengths:
-            time = SkewAwareIterationTime(
-                time,
-                host_per_seq_s=host[0],
-                host_per_kv_token_s=host[1],
-                skew=skew and AttentionSkew(block_s=skew[0], num_sms=skew[1], num_heads=skew[2], min_seqs=skew[3]),
-                eager=eager and EagerDecode(max_graph_tokens=eager[0], launch_s=eager[1]),
-            )
-        engine = Engine(iteration_time=time, settings=self.options, kv_tokens=self.kv_tokens, context_tokens=CONTEXT)
+        if self.lengths == Drawn.lengths:
+            return self.time
+        return SkewAwareIterationTime(
+            self.time,
+            host_per_seq_s=host[0],
+            host_per_kv_token_s=host[1],
+            skew=skew and AttentionSkew(block_s=skew[0], num_sms=skew[1], num_heads=skew[2], min_seqs=skew[3]),
+            eager=eager and EagerDecode(max_graph_tokens=eager[0], launch_s=eager[1]),
+        )
+
+    def engine(self) -> tuple[Engine, list]:
+        engine = Engine(
+            iteration_time=self.iteration_time(),
+            settings=self.options,
+            kv_tokens=self.kv_tokens,
+            context_tokens=CONTEXT,
+        )
         submitted = [
             engine.submit(i, *request[:4], prefix=request[4], prefix_tokens=request[5])
             for i, request in enumerate(self.requests)
@@ -168,8 +175,8 @@ def test_stepping_by_events_gives_the_same_floats_as_draining_at_once(session):
     st.lists(st.integers(1, 300), min_size=1, max_size=20), st.integers(0, 200), st.integers(0, 200), lengths_matter()
 )
 def test_spans_add_up_as_lengths_grow(tokens, first, second, lengths):
-    time = replace(Drawn(EngineOptions(), [], 1000, TIMES[2]), lengths=lengths).engine()[0]._skew_time
-    if time is None:
+    time = Drawn(EngineOptions(), [], 1000, TIMES[2], lengths).iteration_time()
+    if not isinstance(time, SkewAwareIterationTime):
         return
     longest = sorted(tokens)[-time.num_longest :] if time.num_longest else []
     later = [length + first for length in longest]
