@@ -42,7 +42,7 @@ class Questions:
         self._done: dict[str, dict[CallKey, CallRecord]] = defaultdict(dict)
         self._unread_nodes = set(graph.last_nodes) - set(graph.first_nodes)
         self._num_ended_when_decided: dict[str, int] = {}
-        """How many calls had ended of each question when it was first seen that it needs no other."""
+        """How many calls had ended of each question when `cancellable` first found that it needs no other."""
         self._state: QuestionState | None = None
         """Of the question that was looked at last, unless a call of it has ended since: controllers look in turn."""
 
@@ -104,13 +104,14 @@ class Questions:
 
     def cancellable(self, question: str) -> tuple[CallKey, ...]:
         """List the calls of a question that have not ended and no longer matter."""
-        return self._state_of(question).cancel
+        state = self._state_of(question)
+        if state.is_decided:
+            self._num_ended_when_decided.setdefault(question, len(self._done[question]))
+        return state.cancel
 
     def _state_of(self, question: str) -> QuestionState:
         if self._state is None or self._state.question.id != question:
             self._state = walk(self.graph, *self.of(question))
-            if self._state.is_decided:
-                self._num_ended_when_decided.setdefault(question, len(self._done[question]))
         return self._state
 
 
