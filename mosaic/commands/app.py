@@ -1,4 +1,4 @@
-"""The command `mosaic`: what each of its commands may be told."""
+"""The command `mosaic`: the options of its commands."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mosaic import __version__
-from mosaic.config.errors import BAD_INPUT_STATUS, INTERRUPTED_STATUS
+from mosaic.config.errors import BAD_INPUT_STATUS, INTERRUPTED_STATUS, exit_with_message
 from mosaic.core.safe_text import printable
 
 app = typer.Typer(
@@ -70,10 +70,8 @@ def compare(
 ) -> None:
     """Compare run folders, paired by seed: speedups, time against accuracy, and times across numbers of GPUs."""
     from mosaic.commands.compare import compare as compare_runs
-    from mosaic.config.errors import exit_with_message
 
-    with exit_with_message():
-        compare_runs(folders, baseline, metric, disturbed=disturbed, out=out)
+    compare_runs(folders, baseline, metric, disturbed=disturbed, out=out)
 
 
 Models = Annotated[
@@ -119,39 +117,36 @@ def quote(
     workers: Workers = None,
     checkpoints: Checkpoints = "checkpoints",
     as_json: Annotated[bool, typer.Option("--json", help="The quote as JSON.")] = False,
-) -> None:
+) -> int:
     """Say how long a batch takes, and what it costs, on how many GPUs, from a pilot of its own calls.
 
     Exit status: 0 done, 2 bad input, 5 nothing meets the deadline, 130 stopped.
     """
     from mosaic.commands.quote import parse_sizes, prices_from, print_quote, quote_batch, split_words
     from mosaic.config.batch import BatchRequest
-    from mosaic.config.errors import NOT_REACHED_STATUS, exit_with_message
     from mosaic.quote.prices import parse_duration_s
 
-    with exit_with_message():
-        file, overrides = split_words(words or ())
-        request = file and BatchRequest(
-            path=file,
-            models=models,
-            aggregator=aggregator,
-            per_question=per_question,
-            workers=workers,
-            checkpoints=checkpoints,
-            overrides=overrides,
-        )
-        made = quote_batch(
-            overrides,
-            sizes=parse_sizes(gpus),
-            kinds=kind or (),
-            prices=prices_from(prices, price or ()),
-            deadline_s=None if deadline is None else parse_duration_s(deadline),
-            per_expert=pilot,
-            folder=folder,
-            request=request or None,
-        )
-        print_quote(made, as_json=as_json, explain=explain)
-    raise typer.Exit(NOT_REACHED_STATUS if made.cheapest is None else 0)
+    file, overrides = split_words(words or ())
+    request = file and BatchRequest(
+        path=file,
+        models=models,
+        aggregator=aggregator,
+        per_question=per_question,
+        workers=workers,
+        checkpoints=checkpoints,
+        overrides=overrides,
+    )
+    made = quote_batch(
+        overrides,
+        sizes=parse_sizes(gpus),
+        kinds=kind or (),
+        prices=prices_from(prices, price or ()),
+        deadline_s=None if deadline is None else parse_duration_s(deadline),
+        per_expert=pilot,
+        folder=folder,
+        request=request or None,
+    )
+    return print_quote(made, as_json=as_json, explain=explain)
 
 
 @app.command(context_settings={"allow_interspersed_args": True})
@@ -180,14 +175,13 @@ def batch(
     metrics_host: Annotated[
         str, typer.Option(help="Address to serve metrics on; 0.0.0.0: every one of this machine.")
     ] = "127.0.0.1",
-) -> None:
+) -> int:
     """Answer a file of questions; the same command goes on after any interruption.
 
     Exit status: 0 complete, 2 bad input, 4 complete with errors, 6 it is running already, 130 stopped.
     """
-    from mosaic.commands.batch import places_of, run_batch
+    from mosaic.commands.batch import run_batch
     from mosaic.config.batch import BatchRequest
-    from mosaic.config.errors import exit_with_message
 
     request = BatchRequest(
         path=file,
@@ -199,10 +193,9 @@ def batch(
         checkpoints=checkpoints,
         overrides=tuple(overrides or ()),
     )
-    with exit_with_message():
-        places = places_of(file, work, out)
-        status = run_batch(request, places, price_per_hour=price, metrics_port=metrics_port, metrics_host=metrics_host)
-    raise typer.Exit(status)
+    return run_batch(
+        request, work=work, out=out, price_per_hour=price, metrics_port=metrics_port, metrics_host=metrics_host
+    )
 
 
 @app.command()
@@ -217,38 +210,29 @@ def audit(
     most: Annotated[int | None, typer.Option(help="Questions that may be asked in all.", min=1)] = None,
     work: Annotated[Path | None, typer.Option(help="The batch's folder: NAME.mosaic.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print numbers only.")] = False,
-) -> None:
+) -> int:
     """Say how many skipped questions would have another answer, had they been aggregated: a promise without gold.
 
     Exit status: 0 done, 2 bad input, 5 --until was not reached, 130 stopped.
     """
-    from mosaic.commands.audit import Wanted, read_share, run_audit
-    from mosaic.config.errors import exit_with_message
+    from mosaic.commands.audit import run_audit
 
-    with exit_with_message():
-        wanted = Wanted(
-            until_frac=None if until is None else read_share(until),
-            sample=sample,
-            most=most,
-            overrides=tuple(overrides or ()),
-        )
-        status = run_audit(out, work, wanted, as_json)
-    raise typer.Exit(status)
+    return run_audit(
+        out, work, until=until, sample=sample, most=most, overrides=tuple(overrides or ()), as_json=as_json
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what the command line asks for; a bad option ends with a line and status 2, as any other bad input."""
-    try:
-        status = app(arguments, standalone_mode=False)
-    except typer.Abort:
-        sys.exit(INTERRUPTED_STATUS)
-    except Exception as error:
-        say = getattr(error, "format_message", None)  # of Typer's own errors, whose class has no public name
-        if say is None:
-            from mosaic.config.errors import exit_with_message
-
-            with exit_with_message():
+    """Run what the command line asks for, and end with its status; a bad option is bad input as any other."""
+    with exit_with_message():
+        try:
+            status = app(arguments, standalone_mode=False)
+        except typer.Abort:
+            sys.exit(INTERRUPTED_STATUS)
+        except Exception as error:
+            describe = getattr(error, "format_message", None)  # of Typer's own errors, whose class has no public name
+            if describe is None:
                 raise
-        print(printable(f"error: {' '.join(say().split())}"), file=sys.stderr)
-        sys.exit(BAD_INPUT_STATUS)
+            print(printable(f"error: {' '.join(describe().split())}"), file=sys.stderr)
+            sys.exit(BAD_INPUT_STATUS)
     sys.exit(status if isinstance(status, int) else 0)

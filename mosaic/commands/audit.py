@@ -4,19 +4,17 @@
     mosaic audit questions.out.jsonl --until 2%    as many as that takes
 
 Questions are drawn uniformly, in an order that the input file alone decides, so no answer can bend it. The promise
-holds at whichever moment one stops, and the same command with another --until goes on from what was asked.
+holds at whichever moment one stops, and the same command with another --until goes on from what was answered.
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mosaic.commands.batch import stoppable
 from mosaic.config.compose import as_recorded
-from mosaic.config.errors import NOT_REACHED_STATUS
+from mosaic.config.errors import NOT_REACHED_STATUS, say
 from mosaic.config.job import build_job
 from mosaic.config.places import JOURNAL
 from mosaic.config.received import check_received
@@ -26,9 +24,8 @@ from mosaic.core.results import CallRecord, CallStatus
 from mosaic.core.workload import AnswerKind, CallKey
 from mosaic.pipelines.skip_audit import SkipAudit, audit_order, num_to_reach
 from mosaic.report.batch_output import digest_of, read_lines
-from mosaic.report.display import show_run
-from mosaic.report.run_folder import CONFIG, SUMMARY, differing_keys, read_config, read_json
-from mosaic.report.run_status import RunStatus
+from mosaic.report.display import show_stage
+from mosaic.report.run_folder import CONFIG, differing_keys, read_config, read_summary
 from mosaic.runtime.auditing import answer_unskipped
 from mosaic.runtime.job import Job
 from mosaic.runtime.journal import RUN, read_journal
@@ -36,53 +33,63 @@ from mosaic.runtime.journal import RUN, read_journal
 OUT_SUFFIX = ".out.jsonl"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What a user wants of an audit."""
-
-    until_frac: float | None = None
-    """Go on until no more than this share of the skipped would change; None: one sample."""
-    sample: int = 100
-    """Questions of the first look; each look doubles them."""
-    most: int | None = None
-    """Questions that may be asked in all; None: all that were skipped."""
-    risk: float = 0.05
-    overrides: tuple[str, ...] = ()
-    """Code, clusters and keys that the batch's configuration names: the folder alone decides on none."""
-
-
-def run_audit(out: Path, work: Path | None, wanted: Wanted, as_json: bool = False) -> int:
+def run_audit(
+    out: Path,
+    work: Path | None = None,
+    *,
+    until: str | None = None,
+    sample: int = 100,
+    most: int | None = None,
+    overrides: Sequence[str] = (),
+    as_json: bool = False,
+) -> int:
     """Audit a batch's output; gives the exit status.
+
+    Parameters
+    ----------
+    out, work
+        The output, and the batch's folder; None: the one beside it.
+    until
+        Go on until no more than this share of the skipped would change; None: one sample.
+    sample
+        Questions of the first look; each look doubles them.
+    most
+        Questions that may be audited in all; None: all that were skipped.
+    overrides
+        Code, clusters and keys that the batch's configuration names: the folder alone decides on none.
+    as_json
+        Print numbers only.
 
     Raises
     ------
     ValueError, TypeError, MosaicError, OSError
         If it cannot be audited.
     """
+    until_frac = None if until is None else read_share(until)
     require(out.name.endswith(OUT_SUFFIX), "OUT", f"a file that mosaic batch wrote, NAME{OUT_SUFFIX}", str(out))
     folder = out.with_name(f"{out.name.removesuffix(OUT_SUFFIX)}.mosaic") if work is None else work
     lines = read_lines(out)
     kept = {line["custom_id"]: line["response"]["body"]["mosaic"] for line in lines}
     skipped = [name for name, about in kept.items() if about["skipped_aggregator"]]
-    job, seed = read_job(folder, wanted.overrides)
+    job, seed = read_job(folder, overrides)
     check_output(out, folder)
     if not skipped:
         print(f"{out.name}: nothing to audit, no question skipped the aggregator{why_none(job)}")
         return 0
-    order = audit_order(skipped, seed)[: wanted.most]
+    order = audit_order(skipped, seed)[:most]
     answers = {name: kept[name]["answer"] for name in skipped}
-    audit = SkipAudit(num_skipped=len(skipped), risk=wanted.risk)
+    audit = SkipAudit(num_skipped=len(skipped))
     with stoppable(f"mosaic audit goes on with {out.name}"), job.site.open():
         done = first_layer(folder / JOURNAL, job)
         while True:
-            number = min(len(order), max(wanted.sample, 2 * audit.num_audited))
+            number = min(len(order), max(sample, 2 * audit.num_audited))
             changes = changed(job, order[:number], done, answers)
             audit.see(changes[audit.num_audited :])
-            reached = wanted.until_frac is None or audit.bound_frac <= wanted.until_frac
+            reached = until_frac is None or audit.bound_frac <= until_frac
             if reached or number == len(order):
                 break
-            print(progress(audit), file=sys.stderr, flush=True)
-    print(json.dumps(as_dict(audit)) if as_json else describe(out, len(kept), audit, wanted))
+            say(f"audited {audit.num_audited:,}: {audit.num_changed:,} changed, at most {audit.bound_frac:.2%} would")
+    print(json.dumps(as_dict(audit)) if as_json else describe(out, len(kept), audit, until_frac))
     return 0 if reached else NOT_REACHED_STATUS
 
 
@@ -94,9 +101,8 @@ def check_output(out: Path, folder: Path) -> None:
     RunFolderError
         If it is not, or the run is not complete.
     """
-    summary = read_json(folder / SUMMARY)
-    outputs = summary.get("outputs") if isinstance(summary, dict) else None
-    written = [digest for name, digest in (outputs or {}).items() if name.endswith(OUT_SUFFIX)]
+    outputs = (read_summary(folder) or {}).get("outputs", {})
+    written = [digest for name, digest in outputs.items() if name.endswith(OUT_SUFFIX)]
     if digest_of(out) not in written:
         raise RunFolderError(
             f"{out}: is not what the run in {folder} wrote; `mosaic batch` writes its output again, "
@@ -149,7 +155,7 @@ def changed(
 ) -> list[bool]:
     """Tell which questions would have another answer; one whose aggregator failed counts as changed."""
     kinds = {question.id: question.answer_kind for question in job.workload.questions}
-    unskipped = answer_unskipped(job, names, done, lambda title, expected: show_run(RunStatus(title, expected)))
+    unskipped = answer_unskipped(job, names, done, show_stage)
 
     def has_changed(name: str) -> bool:
         now, before = unskipped[name], answers[name]
@@ -172,11 +178,6 @@ def why_none(job: Job) -> str:
     )
 
 
-def progress(audit: SkipAudit) -> str:
-    """Say where an audit stands."""
-    return f"audited {audit.num_audited:,}: {audit.num_changed:,} changed, at most {audit.bound_frac:.2%} would"
-
-
 def as_dict(audit: SkipAudit) -> dict[str, float | int]:
     """Give the numbers of an audit."""
     return {
@@ -189,7 +190,7 @@ def as_dict(audit: SkipAudit) -> dict[str, float | int]:
     }
 
 
-def describe(out: Path, num_questions: int, audit: SkipAudit, wanted: Wanted) -> str:
+def describe(out: Path, num_questions: int, audit: SkipAudit, until_frac: float | None) -> str:
     """Say what an audit found, what it promises and what more takes."""
     share = audit.num_changed / audit.num_audited
     lines = [
@@ -199,7 +200,7 @@ def describe(out: Path, num_questions: int, audit: SkipAudit, wanted: Wanted) ->
         f"  promise   at most {audit.bound:,} of the skipped ({audit.bound_frac:.2%}) would change, "
         f"with {1 - audit.risk:.0%} confidence at whichever moment you stop",
     ]
-    target = wanted.until_frac if wanted.until_frac is not None else audit.bound_frac / 2
+    target = until_frac if until_frac is not None else audit.bound_frac / 2
     if audit.bound_frac > target:
         number = num_to_reach(audit, target)
         more = "no audit will, if they go on changing so" if number is None else f"about {number:,} audited questions"

@@ -9,11 +9,10 @@ questions.errors.jsonl, in the order of the input. The same command goes on afte
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,10 @@ import mosaic
 from mosaic.commands.run_folder import leave, summary_of
 from mosaic.config.batch import BatchRequest, batch_config, runs_vllm_here, work_folder
 from mosaic.config.compose import as_recorded
-from mosaic.config.errors import UNANSWERED_STATUS
+from mosaic.config.errors import UNANSWERED_STATUS, say
 from mosaic.config.job import RunSpec, build_job
 from mosaic.config.places import JOURNAL
-from mosaic.config.run_start import begin, grown_keys, is_blank, quote_before
-from mosaic.config.start import check_start, naming_all_problems
+from mosaic.config.run_start import begin, check_start, grown_keys, is_blank, naming_all_problems, quote_before
 from mosaic.core.checks import require
 from mosaic.core.errors import RunFolderError
 from mosaic.core.plan import Expected
@@ -44,8 +42,9 @@ from mosaic.report.batch_output import (
 )
 from mosaic.report.display import show_run
 from mosaic.report.prometheus import LOOPBACK, RunMetrics, serving
-from mosaic.report.run_folder import SUMMARY, completed_with, read_json
+from mosaic.report.run_folder import SUMMARY, completed_with, read_summary
 from mosaic.report.run_status import Row, RunStatus
+from mosaic.report.summary_text import rows
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.garbage import spare_garbage_collector
 from mosaic.runtime.job import Job, Outcome
@@ -54,29 +53,27 @@ from mosaic.runtime.promise import Promise, gate_notes, promise_of
 from mosaic.runtime.replanning import describe_new_plan
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
-    """Where a batch keeps what."""
-
-    files: BatchPaths
-    work: Path
-    """Its run folder, with the journal."""
-
-
-def places_of(path: Path, work: Path | None, out: Path | None) -> Places:
-    """Name a batch's places: beside its file, where nobody says otherwise."""
-    return Places(files=paths_of(path, out), work=work_folder(path) if work is None else work)
-
-
 def run_batch(
     request: BatchRequest,
-    places: Places,
     *,
+    work: Path | None = None,
+    out: Path | None = None,
     price_per_hour: float | None = None,
     metrics_port: int | None = None,
     metrics_host: str = LOOPBACK,
 ) -> int:
     """Run a batch to its end, or what is left of it; gives the exit status.
+
+    Parameters
+    ----------
+    request
+        What is answered, and by whom.
+    work, out
+        Folders of the run with its journal, and of the output; None: beside the file.
+    price_per_hour
+        Of a worker, in dollars.
+    metrics_port, metrics_host
+        Where metrics are served; None: nowhere.
 
     Raises
     ------
@@ -84,20 +81,21 @@ def run_batch(
         If the input is bad, or the batch cannot be run.
     """
     spare_garbage_collector()
-    folders = (places.work, places.files.out.parent)
+    work, files = work or work_folder(request.path), paths_of(request.path, out)
+    folders = (work, files.out.parent)
     with naming_all_problems(folders, is_here=runs_vllm_here(request)):
         config = batch_config(request)
         stamped = as_recorded(config)
-        grown = grown_keys(places.work, stamped)
-        if is_done(places, stamped, grown):
-            say(f"already complete: {places.files.out}")
+        grown = grown_keys(work, stamped)
+        if is_done(work, files, stamped, grown):
+            say(f"already complete: {files.out}")
             return 0
-        prepared = build_job(config, places.work / JOURNAL, request.overrides)
+        prepared = build_job(config, work / JOURNAL, request.overrides)
     if prepared.job.site.way != "measured":
         raise ValueError(f"backend.mode must be live in a batch, got {config['backend']['mode']!r}")
     now = batch_time()
-    check_outputs(places.work, places.files)
-    check_writable(places.files.out.parent)
+    check_outputs(work, files)
+    check_writable(files.out.parent)
     check_start(prepared.job, folders)
     choose = None if config["backend"]["name"] == "endpoint" else best_plan  # servers have nothing to place
     metrics, start = RunMetrics(len(prepared.job.workload.questions)), time.monotonic()
@@ -106,23 +104,21 @@ def run_batch(
         prepared.job.site.open(),
         serving(metrics, metrics_port, metrics_host) as port,
     ):
-        begin(places.work, stamped, may_differ=grown)
-        created = start_batch(places.work, places.files, now).created
-        quoted = quoted_stages(places.work, prepared.job)
+        begin(work, stamped, may_differ=grown)
+        writer = LineWriter(graph=prepared.job.graph, created=start_batch(work, files, now).created)
+        stream = AnswerStream(prepared.job.workload, writer, files.partial)
+        quoted = quoted_stages(work, prepared.job)
         prepared = replace(prepared, job=replace(prepared.job, quoted=quoted, choose_plan=choose))
-        writer = LineWriter(graph=prepared.job.graph, created=created)
-        stream = AnswerStream(prepared.job.workload, writer, places.files.partial)
         if port is not None:
             say(f"metrics: http://{metrics_host}:{port}/metrics")
         with closing(stream):
             outcome = execute(prepared, stream, metrics, price_per_hour)
-            ended = finish(places.files, stream.file, stream.questions)
-        promise = _leave(places, prepared, stamped, outcome, ended)
-        places.files.partial.unlink(missing_ok=True)
-    wall_s = time.monotonic() - start
-    print(describe(request.path, places, outcome, ended, gate_notes(prepared.job.graph, prepared.calibration, promise)))
-    if price_per_hour is not None:
-        print(f"  cost      {cost(wall_s, prepared.job.cluster.num_workers, price_per_hour)} for {wall_s:,.0f} s")
+            ended = finish(files, stream.file, stream.questions)
+        promise = _leave(work, files, prepared, stamped, outcome, ended)
+        files.partial.unlink(missing_ok=True)
+    spent = None if price_per_hour is None else spent_so_far(start, prepared.job.cluster.num_workers, price_per_hour)
+    notes = gate_notes(prepared.job.graph, prepared.calibration, promise)
+    print(describe(request.path, files, outcome, ended, notes, spent))
     return UNANSWERED_STATUS if ended.num_unanswered else 0
 
 
@@ -135,14 +131,14 @@ def quoted_stages(work: Path, job: Job) -> Callable[..., Stages[Pilot]] | None:
 
 
 def _leave(
-    places: Places, prepared: RunSpec, stamped: Mapping[str, Any], outcome: Outcome, ended: Ended
+    work: Path, files: BatchPaths, prepared: RunSpec, stamped: Mapping[str, Any], outcome: Outcome, ended: Ended
 ) -> Promise | None:
     """Leave the run folder; its summary counts how questions ended, and speaks for the output files."""
     promise = promise_of(prepared.job, prepared.calibration, outcome)
     summary = summary_of(prepared, stamped, outcome.plans, outcome, promise)
-    summary |= ended._asdict() | {"outputs": digests(places.files)}
-    (places.work / SUMMARY).unlink(missing_ok=True)
-    leave(places.work, prepared, stamped, outcome, summary)
+    summary |= ended._asdict() | {"outputs": digests(files)}
+    (work / SUMMARY).unlink(missing_ok=True)
+    leave(work, prepared, stamped, summary, outcome.plans, outcome)
     return promise
 
 
@@ -168,7 +164,7 @@ def execute(prepared: RunSpec, stream: AnswerStream, metrics: RunMetrics, price_
     )
 
 
-def is_done(places: Places, stamped: dict[str, Any], grown: Sequence[str]) -> bool:
+def is_done(work: Path, files: BatchPaths, stamped: dict[str, Any], grown: Sequence[str]) -> bool:
     """Tell whether a batch is complete without an error, and its output files are as it wrote them.
 
     Raises
@@ -176,41 +172,49 @@ def is_done(places: Places, stamped: dict[str, Any], grown: Sequence[str]) -> bo
     RunFolderError
         If its folder holds answers of another configuration.
     """
-    if grown or is_blank(places.work) or not completed_with(places.work, stamped):
+    if grown or is_blank(work) or not completed_with(work, stamped):
         return False
-    return not _num_errors(places.files) and read_json(places.work / SUMMARY).get("outputs") == digests(places.files)
+    written = digests(files)
+    is_whole = not files.errors.exists() or not files.errors.stat().st_size
+    return is_whole and (read_summary(work) or {}).get("outputs") == written
 
 
-def describe(path: Path, places: Places, outcome: Outcome, ended: Ended, notes: Sequence[str]) -> str:
+def describe(
+    path: Path, files: BatchPaths, outcome: Outcome, ended: Ended, notes: Sequence[str], spent: str | None
+) -> str:
     """Say in a few lines how a batch ended."""
     seconds = max((session.end_ts for session in outcome.result.sessions), default=0.0)
     calls = outcome.result.calls
     tokens = sum(record.output_tokens for record in calls)
     skipped = "" if outcome.skip_frac is None else f", {outcome.skip_frac:.1%} of the questions without the aggregator"
     lost = f", {ended.num_not_aggregated:,} not aggregated" if ended.num_not_aggregated else ""
-    lines = [
-        f"{path.name}: {ended.num_answered:,} questions answered{lost}, {ended.num_errors:,} errors",
-        f"  calls     {len(calls):,} calls, {tokens:,} tokens written{skipped}",
-        f"  time      {seconds:,.1f} s on {outcome.result.num_workers} workers",
-        f"  output    {places.files.out}",
-    ]
-    if ended.num_cut_to_fit:
-        lines.append(
-            f"  cut       {ended.num_cut_to_fit:,} questions: the aggregator has read the end of some responses alone"
-        )
-    if ended.num_not_aggregated:
-        lines.append("  FAILED    questions that could not be aggregated have one expert's text")
-    if ended.num_unanswered:
-        lines.append(f"  errors    {places.files.errors} (the same command tries them again)")
-    lines += [f"  gate      {note}" for note in notes]
-    if outcome.skip_frac:
-        lines.append(f"  promise   mosaic audit {places.files.out}")
-    return "\n".join(lines)
+    cut = f"{ended.num_cut_to_fit:,} questions: the aggregator has read the end of some responses alone"
+    failed = "questions that could not be aggregated have one expert's text"
+    errors = f"{files.errors} (the same command tries them again)"
+    lines = rows(
+        ("calls", f"{len(calls):,} calls, {tokens:,} tokens written{skipped}"),
+        ("time", f"{seconds:,.1f} s on {outcome.result.num_workers} workers"),
+        ("output", f"{files.out}"),
+        ("cut", cut if ended.num_cut_to_fit else None),
+        ("FAILED", failed if ended.num_not_aggregated else None),
+        ("errors", errors if ended.num_unanswered else None),
+        *(("gate", note) for note in notes),
+        ("promise", f"mosaic audit {files.out}" if outcome.skip_frac else None),
+        ("cost", spent),
+    )
+    answered = f"{path.name}: {ended.num_answered:,} questions answered{lost}, {ended.num_errors:,} errors"
+    return "\n".join([answered, *lines])
 
 
 def cost(seconds: float, num_workers: int, price_per_hour: float) -> str:
     """Say what so many seconds cost, idle or not, at a price for a worker and an hour."""
     return f"${seconds * num_workers * price_per_hour / 3600:,.2f}"
+
+
+def spent_so_far(start_s: float, num_workers: int, price_per_hour: float) -> str:
+    """Say what a batch has cost since its start, and in how many seconds."""
+    seconds = time.monotonic() - start_s
+    return f"{cost(seconds, num_workers, price_per_hour)} for {seconds:,.0f} s"
 
 
 def batch_time() -> int:
@@ -245,12 +249,3 @@ def stoppable(how: str) -> Iterator[None]:
         raise KeyboardInterrupt(f"{stopped or 'stopped'}. {how}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _num_errors(files: BatchPaths) -> int:
-    return len(files.errors.read_bytes().splitlines()) if files.errors.exists() else 0
-
-
-def say(line: str) -> None:
-    """Tell what goes on, beside the results."""
-    print(line, file=sys.stderr, flush=True)

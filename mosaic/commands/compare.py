@@ -115,12 +115,12 @@ def default_metric(runs: Sequence[RunPoint]) -> str:
 
 def disturbed_notes(runs: Sequence[RunPoint]) -> list[str]:
     """Name the runs whose times are not those of their policy alone."""
-    told = {seen_from_here(run.folder): describe_disturbances(run.summary) for run in runs}
-    return [f"disturbed, and left in: {name}: {disturbances}" for name, disturbances in told.items() if disturbances]
+    found = {seen_from_here(run.folder): describe_disturbances(run.summary) for run in runs}
+    return [f"disturbed, and left in: {name}: {disturbances}" for name, disturbances in found.items() if disturbances]
 
 
 def pilot_notes(runs: Sequence[RunPoint]) -> list[str]:
-    """Say what the times of runs leave out that asked some of their calls before they planned the others."""
+    """Say what the times of runs leave out that had some of their calls answered before they planned the others."""
     pilots = [pilot for run in runs if (pilot := run.summary.get("pilot"))]
     if not pilots:
         return []

@@ -6,24 +6,25 @@
     mosaic quote --gpus 1-4 --kind a100_80gb --kind rtx4090 --prices PRICES.json --json workload=gpqa
 
 Takes the overrides of run.py, or a file of questions with the options of `mosaic batch`, which then goes on from the
-pilot's answers. A pilot asks some of the batch's own calls where the batch would run (backend=vllm or the
-simulation), and keeps their answers in the folder's journal: the same command goes on there and asks nothing twice.
-The pilot's lengths then go through the simulator, for each number of GPUs of each kind.
+pilot's answers. A pilot runs some of the batch's own calls where the batch would run (backend=vllm or the
+simulation), and keeps their answers in the folder's journal: the same command goes on there, and repeats no finished
+call. The pilot's lengths then go through the simulator, for each number of GPUs of each kind.
 Exit status 5: nothing meets the deadline.
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mosaic.config.batch import BatchRequest, batch_config, work_folder
 from mosaic.config.compose import as_recorded, compose_config
+from mosaic.config.errors import NOT_REACHED_STATUS, say
 from mosaic.config.job import build_job
 from mosaic.config.machines import machines
 from mosaic.config.places import JOURNAL, own_folder
-from mosaic.config.run_start import QUOTE, begin, check_not_begun
+from mosaic.config.run_start import QUOTE, begin, check_not_begun, check_start
 from mosaic.core.checks import require
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions
@@ -31,8 +32,7 @@ from mosaic.core.safe_text import file_name
 from mosaic.quote import Kind, Quotation, QuotePilot, describe, quote, run_quote_pilot
 from mosaic.quote.forecast import Factors, Simulator, hardware_error, load_factor, serve_factor
 from mosaic.quote.prices import Price, load_prices, parse_price
-from mosaic.report.display import show_run
-from mosaic.report.run_status import RunStatus
+from mosaic.report.display import show_stage
 from mosaic.runtime.job import Job
 from sim.cluster.session_times import SimulatedSessions
 
@@ -84,11 +84,7 @@ def quote_batch(
         place = work / QUOTE
     prepared = build_job(config, (work or place) / JOURNAL, overrides)
     job, is_real = prepared.job, prepared.job.site.way != "simulated"
-    tell = (lambda line: print(line, file=sys.stderr, flush=True)) if is_real else (lambda line: None)
-    if is_real:
-        from mosaic.config.start import check_start  # with engines, which a simulated pilot does without
-
-        check_start(job, [place])
+    check_start(job, [place])
     with job.site.open():
         if work is not None:
             check_not_begun(work)
@@ -96,8 +92,8 @@ def quote_batch(
             said = {"calls_per_expert": per_expert, "num_workers": job.cluster.num_workers}
             may_differ = (f"{QUOTE}.num_workers",)  # of a Ray cluster, as many as there are
             begin(place, as_recorded(config) | {QUOTE: said}, (work or place) / JOURNAL, may_differ=may_differ)
-        show = lambda title, expected: show_run(RunStatus(title, expected, is_simulated=not is_real))  # noqa: E731
-        pilot = run_quote_pilot(job, per_expert, show=show, tell=tell)
+        emit = say if is_real else lambda line: None
+        pilot = run_quote_pilot(job, per_expert, show=partial(show_stage, is_simulated=not is_real), tell=emit)
     named: list[str | None] = [*dict.fromkeys(kinds)] or [None]
     return quote(
         job,
@@ -124,7 +120,7 @@ def kind_of(
     if name is not None:
         kept = [override for override in overrides if override.startswith(("hardware.", "cluster"))]
         config = compose_config([*kept, f"hardware={name}"])
-    hardware = machines(config)[1][0]
+    hardware = machines(config["cluster"], config["hardware"]).kinds[0]
     gpu = hardware.gpu
     experts = {expert.name: expert for expert in (*job.graph.experts, *job.experts)}
     degrees = [expert.tp_degree for expert in experts.values()]
@@ -176,9 +172,10 @@ def split_words(words: Sequence[str]) -> tuple[Path | None, tuple[str, ...]]:
     return Path(files[0]) if files else None, tuple(word for word in words if word not in files)
 
 
-def print_quote(made: Quotation, *, as_json: bool, explain: bool) -> None:
-    """Print a quote for people, or as JSON."""
+def print_quote(made: Quotation, *, as_json: bool, explain: bool) -> int:
+    """Print a quote for people, or as JSON; gives the exit status."""
     print(json.dumps(made.to_json(), indent=1) if as_json else describe(made, explain=explain), end="")
+    return NOT_REACHED_STATUS if made.cheapest is None else 0
 
 
 def prices_from(path: Path | None, said: Sequence[str]) -> dict[str, Price]:

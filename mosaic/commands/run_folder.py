@@ -10,7 +10,7 @@ from mosaic.core.plan import Plan
 from mosaic.core.results import CallStatus
 from mosaic.pipelines.final_answers import accuracy_frac
 from mosaic.planning.plan_file import replans_to_jsonl
-from mosaic.report.metrics import StageSummary, Summary, summarise
+from mosaic.report.metrics import Summary, summarise
 from mosaic.report.responses import answer_files
 from mosaic.report.run_folder import Content, describe_run_conditions, write_run
 from mosaic.runtime.job import Outcome
@@ -21,8 +21,9 @@ def leave(
     folder: Path,
     spec: RunSpec,
     recorded: Mapping[str, Any],
-    outcome: Outcome,
     summary: Summary,
+    plans: Sequence[Plan],
+    outcome: Outcome | None = None,
     *,
     wall_s_by_step: Mapping[str, float] | None = None,
     files: Mapping[str, Content] | None = None,
@@ -33,32 +34,33 @@ def leave(
     ----------
     folder
         Where to.
-    spec
-        What was run.
-    recorded
-        Its configuration as the folder has it.
-    outcome, summary
-        What came of it, and what is said of that.
+    spec, recorded
+        What was run, and its configuration as the folder has it.
+    summary, plans, outcome
+        What came of it; without an outcome a plan was made, and not run.
     wall_s_by_step
         For meta.json.
     files
         More files.
     """
-    job, plans = spec.job, outcome.plans
-    written = answer_files(job.workload, job.graph, outcome.result.calls, outcome.ballots, spec.setting)
-    if outcome.replans:
-        written["replans.jsonl"] = replans_to_jsonl(outcome.replans)
+    job, written = spec.job, dict(files or {})
+    if outcome is not None:
+        written |= answer_files(job.workload, job.graph, outcome.result.calls, outcome.ballots, spec.setting)
+        if outcome.replans:
+            written["replans.jsonl"] = replans_to_jsonl(outcome.replans)
     write_run(
         folder,
         config=recorded,
         plans=plans,
-        result=outcome.result,
+        result=outcome.result if outcome else None,
         summary=summary,
         meta=describe_run_conditions(
-            wall_s_by_step=wall_s_by_step or {}, solver_s=plans[0].solve.wall_s, reacting_s=outcome.reacting_s
+            wall_s_by_step=wall_s_by_step or {},
+            solver_s=plans[0].solve.wall_s,
+            reacting_s=outcome.reacting_s if outcome else None,
         ),
-        files=written | dict(files or {}),
-        answers=outcome.answers,
+        files=written,
+        answers=outcome.answers if outcome else None,
         roles={node.name: node.role or node.name for node in job.graph.nodes},
     )
 
@@ -78,45 +80,41 @@ def summary_of(
         workload=job.workload.name,
         backend=config["backend"]["name"],
         gate=job.graph.rule.name if job.graph.upper_nodes else None,
-        costs=plans[0].costs,
         seed=spec.seed,
         num_questions=len(job.workload.questions),
         experts=[expert.name for expert in job.experts],
-        stage=upper_summary(spec, outcome, promise) if outcome else None,
-        accuracy_frac=accuracy_frac((outcome.answers if outcome else None) or ()),
-        answers_source=job.site.answers_source,
+        answers=_answered(spec, outcome, promise) if outcome else {},
     )
 
 
-def upper_summary(spec: RunSpec, outcome: Outcome, promise: Promise | None) -> StageSummary | None:
-    """Say what summary.json holds of the nodes that read others; None: there are none."""
-    graph = spec.job.graph
+def _answered(spec: RunSpec, outcome: Outcome, promise: Promise | None) -> dict[str, Any]:
+    """Say how the answers came about, by the keys of ``ANSWER_KEYS``."""
+    graph, source, accuracy = spec.job.graph, spec.job.site.answers_source, accuracy_frac(outcome.answers or ())
     if not graph.upper_nodes:
-        return None
+        return {"accuracy_frac": accuracy, "skip_frac_source": None if accuracy is None else source}
     planned = outcome.planned[1:]
     degrees = {len(session.workers) for made in planned for session in made.plan.sessions}
-    always = outcome.always
     predicted_s = add_in_order(made.plan.predicted_makespan_s for made in planned)
     num_calls = sum(record.key.node not in graph.first_nodes for record in outcome.result.calls)
-    return StageSummary(
-        aggregator=spec.aggregator,
-        aggregator_expert="+".join(dict.fromkeys(e.name for node in graph.upper_nodes for e in node.experts)),
-        aggregator_tp_degree=degrees.pop() if len(degrees) == 1 else None,
-        aggregator_scheduler="+".join(dict.fromkeys(made.plan.scheduler for made in planned)) or None,
-        aggregator_costs="+".join(dict.fromkeys(made.plan.costs for made in planned)) or None,
-        predicted_aggregator_s=predicted_s if planned or not num_calls else None,
-        num_aggregator_calls=num_calls,
-        num_too_long=outcome.num_too_long,
-        skip_frac=outcome.skip_frac or 0.0,
-        skip_frac_source=spec.job.site.answers_source,
-        accuracy_frac=accuracy_frac(outcome.answers or ()),
-        always_aggregate_s=always.aggregator_s,
-        always_aggregate_accuracy_frac=always.accuracy_frac,
-        gate_report=gate_report(spec, outcome, promise),
-    )
+    return {
+        "aggregator": spec.aggregator,
+        "aggregator_expert": "+".join(dict.fromkeys(e.name for node in graph.upper_nodes for e in node.experts)),
+        "aggregator_tp_degree": degrees.pop() if len(degrees) == 1 else None,
+        "aggregator_scheduler": "+".join(dict.fromkeys(made.plan.scheduler for made in planned)) or None,
+        "aggregator_costs": "+".join(dict.fromkeys(made.plan.costs for made in planned)) or None,
+        "predicted_aggregator_s": predicted_s if planned or not num_calls else None,
+        "num_aggregator_calls": num_calls,
+        "num_too_long": outcome.num_too_long,
+        "skip_frac": outcome.skip_frac or 0.0,
+        "skip_frac_source": source,
+        "accuracy_frac": accuracy,
+        "always_aggregate_s": outcome.always.aggregator_s,
+        "always_aggregate_accuracy_frac": outcome.always.accuracy_frac,
+        "gate_report": _gate_report(spec, outcome, promise),
+    }
 
 
-def gate_report(spec: RunSpec, outcome: Outcome, promise: Promise | None) -> Mapping[str, Any] | None:
+def _gate_report(spec: RunSpec, outcome: Outcome, promise: Promise | None) -> Mapping[str, Any] | None:
     """List the numbers behind what gate and budgets promise, and whether it holds; None: there is nothing of it."""
     graph, calibration = spec.job.graph, spec.calibration
     report = graph.rule.report()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mosaic.core.errors import RunFolderError
-from mosaic.report.run_folder import CONFIG, SUMMARY, flatten, is_complete, read_config, read_json
+from mosaic.report.run_folder import CONFIG, SUMMARY, flatten, read_config, read_summary
 from mosaic.report.summary_text import describe_disturbances
 
 if TYPE_CHECKING:
@@ -104,9 +104,9 @@ def seen_from_here(folder: Path) -> str:
 
 def _read_run(folder: Path, disturbed: bool) -> RunPoint:
     name = seen_from_here(folder)
-    if not is_complete(folder):
+    summary = read_summary(folder)
+    if summary is None:
         raise RunFolderError(f"{name}: incomplete, no readable {SUMMARY}")
-    summary = read_json(folder / SUMMARY)
     missing = [key for key in NEEDED if key not in summary]
     if missing:
         raise RunFolderError(f"{name}: {SUMMARY} lacks {', '.join(missing)}")

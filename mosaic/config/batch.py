@@ -32,13 +32,13 @@ class Gpu(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRequest:
-    """What a user asks for."""
+    """What a user wants answered, and by whom."""
 
     path: Path
     models: str | None = None
     """Names, or a LiteLLM file; None: the overrides name a pool."""
     aggregator: str | None = None
-    """A name among the models, or one more checkpoint; none: nobody; None: the pool's, or the largest model."""
+    """A name among the models, or one more checkpoint; none: no aggregator; None: the pool's, or the largest model."""
     per_question: int | None = None
     """Models that answer each question; None: three, or all where there are fewer."""
     workers: int | None = None
@@ -55,7 +55,7 @@ def work_folder(path: Path) -> Path:
 
 
 def runs_vllm_here(request: BatchRequest) -> bool:
-    """Tell whether a batch loads its models on this machine: neither on others, nor are servers asked."""
+    """Tell whether a batch loads its models on this machine: not on others, and no servers are called."""
     elsewhere = [name for name in request.overrides if name.startswith(("backend=", "cluster=ray"))]
     return request.on is None and set(elsewhere) <= {"backend=vllm"}
 
@@ -69,17 +69,17 @@ def batch_config(request: BatchRequest) -> dict[str, Any]:
         Naming the option, the rule and the value.
     """
     require(request.path.is_file(), "FILE", "a file with questions", str(request.path))
-    asked = {override.lstrip("+~").partition("=")[0] for override in request.overrides}
+    chosen = {override.lstrip("+~").partition("=")[0] for override in request.overrides}
     rule = "names of checkpoints, A,B,C, or left out beside pool=NAME"
-    require(request.models is not None or "pool" in asked, "--models", rule, None)
+    require(request.models is not None or "pool" in chosen, "--models", rule, None)
     named = {} if request.models is None else named_models(request.models)
     defaults = [line for line in DEFAULTS if request.on is None or not line.startswith("cluster=")]
-    given = [*defaults, *(_hardware(asked, request.workers) if request.on is None else _on_ray(request, asked))]
-    if not any(key == "policy" or key.startswith("pipeline") for key in asked):
+    given = [*defaults, *(_hardware(chosen, request.workers) if request.on is None else _on_ray(request, chosen))]
+    if not any(key == "policy" or key.startswith("pipeline") for key in chosen):
         given.append("pipeline.replan=true")
     if named or request.aggregator is not None:
         given.append("aggregator=none" if request.aggregator == "none" else "aggregator=dp")
-    kept = [line for line in given if line.partition("=")[0] not in asked]
+    kept = [line for line in given if line.partition("=")[0] not in chosen]
     config = compose_config([*kept, *request.overrides])
     config["pipeline"]["count_tokens"] = True  # a merge that does not fit is cut further, and not left out
     workload = config["workload"]
@@ -87,7 +87,7 @@ def batch_config(request: BatchRequest) -> dict[str, Any]:
         workload |= {"path": str(request.path), "name": request.path.stem}
     name = config["backend"]["name"]
     require(name in ("vllm", "endpoint"), "backend.name", "vllm or endpoint in a batch", name)
-    if name == "vllm" and "backend.checkpoints" not in asked:
+    if name == "vllm" and "backend.checkpoints" not in chosen:
         config["backend"]["checkpoints"] = request.checkpoints
     if named:
         config["pool"] = pool_of(named, request)
@@ -190,14 +190,14 @@ def _arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _proposers(pool: Mapping[str, Any]) -> list[str]:
-    """Let everybody answer but who merges."""
+    """Name the experts that answer: all but the aggregator."""
     names = [str(entry["name"]) for entry in pool["experts"].values()]
     return [name for name in names if name != pool.get("aggregator")] or names
 
 
-def _hardware(asked: set[str], workers: int | None) -> list[str]:
-    """Say what the machine has, as far as nobody else does."""
-    gpus = find_gpus() if find_device() is Device.GPU and not {"cluster", "hardware"} & asked else ()
+def _hardware(chosen: set[str], workers: int | None) -> list[str]:
+    """Name the GPUs of this machine, unless the overrides do."""
+    gpus = find_gpus() if find_device() is Device.GPU and not {"cluster", "hardware"} & chosen else ()
     lines = [f"cluster.num_workers={workers or len(gpus)}"] if workers or gpus else []
     if not gpus:
         return lines
@@ -206,17 +206,17 @@ def _hardware(asked: set[str], workers: int | None) -> list[str]:
     return [*lines, f"hardware={known}", f"hardware.memory_gib={memory_gib:.1f}"]
 
 
-def _on_ray(request: BatchRequest, asked: set[str]) -> list[str]:
-    """Take the machines of a Ray cluster; their kind of GPU is what Ray says, as far as nobody else does."""
+def _on_ray(request: BatchRequest, chosen: set[str]) -> list[str]:
+    """Take the machines of a Ray cluster; their kind of GPU is what Ray says, unless the overrides name one."""
     from mosaic.engines.ray_cluster import accelerator_of
 
     on = str(request.on)
     require(on == "ray" or on.startswith("ray://"), "--on", "ray or ray://HEAD", on)
-    require("cluster" not in asked, "cluster", "left out beside --on", "cluster=...")
+    require("cluster" not in chosen, "cluster", "left out beside --on", "cluster=...")
     address = "auto" if on == "ray" else on
     lines = ["cluster=ray", f"cluster.address={address}"]
     lines += [f"cluster.num_workers={request.workers}"] if request.workers else []
-    if "hardware" in asked:
+    if "hardware" in chosen:
         return lines
     kind = accelerator_of(address)
     if kind is None:
@@ -227,11 +227,11 @@ def _on_ray(request: BatchRequest, asked: set[str]) -> list[str]:
 
 
 def find_gpus() -> Sequence[Gpu]:
-    """List the GPUs that may be used, as the driver names them; none where it cannot tell."""
+    """List the GPUs that may be used, as the driver names them; none where it does not say."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ()
-    rows = [line.rsplit(",", 1) for line in told.splitlines() if line.strip()]
+    rows = [line.rsplit(",", 1) for line in listed.splitlines() if line.strip()]
     return tuple(Gpu(name.strip(), float(memory) / 1024) for name, memory in rows)

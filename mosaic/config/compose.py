@@ -1,7 +1,7 @@
 """Configurations as plain dictionaries."""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -52,6 +52,11 @@ def _shared_loader() -> "tuple[SharingLoader, DictConfig]":
     with initialize_config_dir(str(CONF), version_base="1.3"):
         master = compose("config", [], return_hydra_config=True)
         return SharingLoader(GlobalHydra.instance().config_loader(), MOST_KEPT), master
+
+
+def parsed(overrides: Sequence[str]) -> list[Override]:
+    """Read what a user sets."""
+    return OverridesParser.create().parse_overrides([*overrides])
 
 
 def default_choices(choices: Mapping[str, str]) -> dict[str, str]:

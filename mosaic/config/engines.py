@@ -1,17 +1,16 @@
 """The real backends' part of the configuration: engines, servers, and how patient to be with them."""
 
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mosaic.config.errors import say
 from mosaic.config.instantiation import call
 from mosaic.config.sections import EndpointSection, Mode, RaySection, VllmSection, section
-from mosaic.config.sites import Backend, Parts, sim_site
+from mosaic.config.sites import Backend, SiteInputs, sim_site
 from mosaic.core.checks import require
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
 from mosaic.core.workload import Expert
@@ -31,7 +30,7 @@ from mosaic.engines.local_launcher import LocalLauncher
 from mosaic.engines.machine_agent import make_setup
 from mosaic.engines.ray_cluster import RayCluster, Room
 from mosaic.engines.remote_launcher import RemoteLauncher
-from mosaic.engines.requests import RunContent
+from mosaic.engines.requests import Engines, RunContent
 from mosaic.engines.site import EngineSite, Replayed
 from mosaic.engines.token_embeddings import TokenEmbeddings
 from mosaic.engines.vllm_engines import VllmEngines, loading_problems
@@ -54,55 +53,59 @@ def vllm(config: Mapping[str, Any]) -> Backend:
     return Backend(name="vllm", site=partial(_vllm_site, settings, options), options=options, embed_by=embed_by)
 
 
-def _vllm_site(backend: VllmSection, options: EngineOptions, parts: Parts) -> EngineSite:
-    mode = backend.mode
+def _vllm_site(backend: VllmSection, options: EngineOptions, inputs: SiteInputs) -> EngineSite:
+    is_live, cluster, ray = backend.mode is Mode.LIVE, inputs.machines.cluster, inputs.machines.ray
     rule = "auto in live mode: random weights answer nothing"
-    dummy = options.loading.dummy_weights
-    require(mode is Mode.REPLAY or not dummy, "backend.engine.load_format", rule, options.loading.load_format)
+    is_dummy = options.loading.dummy_weights
+    require(not (is_live and is_dummy), "backend.engine.load_format", rule, options.loading.load_format)
     patience: Patience = call(Patience, "backend.patience", **backend.patience)
-    checkpoints = Path(backend.checkpoints)
-    engines = VllmEngines(options=options, with_tokenizer=mode is Mode.LIVE, checkpoints=checkpoints)
+    engines = VllmEngines(options=options, with_tokenizer=is_live, checkpoints=Path(backend.checkpoints))
     measured = replace(engines, options=replace(options, enable_prefix_caching=False))
     local = LocalLauncher(options, VLLM_ENGINE, options.loading.device)
-    launcher = local if parts.ray is None else _ray_launcher(parts, parts.ray, engines)
-
-    def make(journal: Path, content: RunContent, *, is_measured: bool) -> EngineBackend:
-        return EngineBackend(
-            name="vllm",
-            experts=parts.experts,
-            cluster=parts.cluster,
-            journal=journal,
-            content=replace(content, with_confidence=_reads_confidence(backend, parts)),
-            engines=measured if is_measured else engines,
-            launcher=launcher,
-            patience=patience,
-        )
+    launcher = local if ray is None else _ray_launcher(inputs, ray, engines)
 
     def problems(is_failing: bool) -> Sequence[str]:
-        found = loading_problems(parts.called_experts, parts.cluster, engines)
-        # The nodes of a cluster are asked when they serve.
-        own = local.problems(is_kept=not (found or is_failing)) if parts.ray is None else ()
+        found = loading_problems(inputs.called_experts, cluster, engines)
+        # The nodes of a cluster are checked when they serve.
+        own = local.problems(is_kept=not (found or is_failing)) if ray is None else ()
         return (*own, *found)
 
-    return _site(parts, "vllm", make, launcher.kept, backend, options=options, problems=problems)
+    return _site(
+        inputs,
+        "vllm",
+        (engines, measured),
+        launcher,
+        patience,
+        with_confidence=backend.confidence or inputs.graph.rule.reads_confidence,
+        options=options,
+        problems=problems,
+        num_calibration_questions=backend.num_calibration_questions,
+        replayed=None if is_live else _replayed(inputs),
+    )
 
 
-def _reads_confidence(backend: VllmSection, parts: Parts) -> bool:
-    """Tell whether responses are to say how probable their tokens were."""
-    return backend.confidence or parts.graph.rule.reads_confidence
+def _replayed(inputs: SiteInputs) -> Replayed:
+    """Give the worlds of the simulator, whose lengths and answers calls are to have."""
+    simulated = sim_site(inputs, EngineOptions())
+    return Replayed(
+        run=simulated.world.outcome,
+        calibration=simulated.calibration_world.outcome,
+        ask=simulated.draw,
+        answers_source=simulated.answers_source,
+    )
 
 
-def _ray_launcher(parts: Parts, ray: RaySection, engines: VllmEngines) -> RemoteLauncher:
+def _ray_launcher(inputs: SiteInputs, ray: RaySection, engines: VllmEngines) -> RemoteLauncher:
     """Build what ``cluster=ray`` says."""
-    called = {expert.name for expert in parts.called_experts}
-    wanted = [expert for expert in parts.experts if expert.name in called]
+    called = {expert.name for expert in inputs.called_experts}
+    wanted = [expert for expert in inputs.experts if expert.name in called]
     options = engines.options
     cluster = RayCluster(
         ray.address,
         Room(device=options.loading.device, cpus_per_worker=ray.cpus_per_worker),
         lambda: make_setup(options, VLLM_ENGINE, engines.wanted(wanted)),
     )
-    return RemoteLauncher(cluster, ray.host_sizes, log=lambda line: print(line, file=sys.stderr, flush=True))
+    return RemoteLauncher(cluster, ray.host_sizes, log=say)
 
 
 def _embed_by(backend: VllmSection, options: EngineOptions, expert: Expert) -> TokenEmbeddings:
@@ -130,38 +133,93 @@ def endpoint(config: Mapping[str, Any]) -> Backend:
     return Backend(name="endpoint", site=partial(_endpoint_site, section(config, EndpointSection, "backend")))
 
 
-def _endpoint_site(backend: EndpointSection, parts: Parts) -> EngineSite:
-    rule = parts.graph.rule
+def _endpoint_site(backend: EndpointSection, inputs: SiteInputs) -> EngineSite:
+    rule = inputs.graph.rule
     require(not rule.reads_confidence, "exit", "one that reads no confidence: servers are not asked", rule.name)
-    for expert in parts.experts:
+    for expert in inputs.experts:
         kv = expert.kv and expert.kv.policy.value
         require(expert.kv is None, f"expert {expert.name}: kv", "null: servers keep their KV cache as they do", kv)
-    endpoints = _endpoints(backend.endpoints, parts)
+    endpoints = _endpoints(backend.endpoints, inputs)
     patience: EndpointPatience = call(EndpointPatience, "backend.patience", **backend.patience)
     engines = EndpointEngines(endpoints=endpoints, patience=patience, max_in_flight=backend.max_in_flight)
-    settings = EndpointSettings(endpoint=endpoints[0], patience=patience)
-    launcher = LocalLauncher(settings, ENDPOINT_ENGINE, device=None)
-    expert_by_server = {worker: endpoint.expert for worker, endpoint in enumerate(endpoints)}
+    launcher = LocalLauncher(EndpointSettings(endpoint=endpoints[0], patience=patience), ENDPOINT_ENGINE, device=None)
+    return _site(
+        inputs,
+        "endpoint",
+        (engines, engines),
+        launcher,
+        Patience(
+            # How long a worker may finish no step: its engine steps while its server is silent.
+            stall_timeout_s=patience.reply_timeout_s + patience.max_wait_s,
+            outage_timeout_s=patience.outage_timeout_s,
+            first_pause_s=patience.first_wait_s,
+            max_pause_s=patience.max_wait_s,
+        ),
+        expert_by_server={worker: endpoint.expert for worker, endpoint in enumerate(endpoints)},
+        problems=lambda is_failing: key_problems(endpoints),
+    )
+
+
+def _endpoints(config: Sequence[Mapping[str, Any]], inputs: SiteInputs) -> tuple[Endpoint, ...]:
+    endpoints = tuple(call(Endpoint, f"backend.endpoints[{number}]", **entry) for number, entry in enumerate(config))
+    num_workers = inputs.machines.cluster.num_workers
+    rule = f"one for each worker, cluster.num_workers={num_workers}"
+    require(len(endpoints) == num_workers, "backend.endpoints", rule, len(endpoints))
+    names = [expert.name for expert in inputs.experts]
+    for endpoint in endpoints:
+        require(endpoint.expert in names, "backend.endpoints: expert", f"one of the pool {names}", endpoint.expert)
+    served = sorted({endpoint.expert for endpoint in endpoints})
+    for name in (*inputs.workload.num_calls_by_expert, *(expert.name for expert in inputs.graph.experts)):
+        rule = f"servers of every expert that is called; they serve {served}"
+        require(name in served, "backend.endpoints", rule, name)
+    return endpoints
+
+
+def _site(
+    inputs: SiteInputs,
+    name: str,
+    engines: tuple[Engines, Engines],
+    launcher: LocalLauncher | RemoteLauncher,
+    patience: Patience,
+    *,
+    with_confidence: bool = False,
+    replayed: Replayed | None = None,
+    **own: Any,
+) -> EngineSite:
+    """Build a site by the engines of the run and those that are measured, what starts them, and what it has alone."""
+    if replayed is None:
+        check_texts(inputs.workload)
+        rule = "1 where models really answer: what was measured cannot be made wrong"
+        require(inputs.length_error == 1, "profile.length_error", rule, inputs.length_error)
 
     def make(journal: Path, content: RunContent, *, is_measured: bool) -> EngineBackend:
         return EngineBackend(
-            name="endpoint",
-            experts=parts.experts,
-            cluster=parts.cluster,
+            name=name,
+            experts=inputs.experts,
+            cluster=inputs.machines.cluster,
             journal=journal,
-            content=content,
-            engines=engines,
+            content=replace(content, with_confidence=with_confidence),
+            engines=engines[is_measured],
             launcher=launcher,
-            patience=Patience(
-                stall_timeout_s=_longest_silence_s(patience),
-                outage_timeout_s=patience.outage_timeout_s,
-                first_pause_s=patience.first_wait_s,
-                max_pause_s=patience.max_wait_s,
-            ),
+            patience=patience,
         )
 
-    problems = lambda is_failing: key_problems(endpoints)  # noqa: E731
-    return _site(parts, "endpoint", make, launcher.kept, None, expert_by_server, problems=problems)
+    assert inputs.journal is not None, "a real run has a folder"
+    return EngineSite(
+        name=name,
+        make=make,
+        batch=inputs.workload,
+        calibration=inputs.calibration,
+        cluster=inputs.machines.cluster,
+        journal=inputs.journal,
+        seed=inputs.seed,
+        profile_seed=inputs.profile_seed,
+        circumstances=f"on {inputs.machines.kinds[0].gpu.name}{inputs.draws}",
+        prompt_text=expert_prompt,
+        opened=launcher.kept,
+        replayed=replayed,
+        **own,
+    )
 
 
 def vllm_options(backend: VllmSection) -> EngineOptions:
@@ -194,69 +252,3 @@ def find_device() -> Device:
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return Device.CPU
     return Device.GPU if Path("/dev/nvidia0").exists() or Path("/dev/dxg").exists() else Device.CPU
-
-
-def _site(
-    parts: Parts,
-    name: str,
-    make: Callable[..., EngineBackend],
-    opened: Callable[[], AbstractContextManager[object]],
-    vllm: VllmSection | None,
-    expert_by_server: Mapping[int, str] | None = None,
-    options: EngineOptions | None = None,
-    *,
-    problems: Callable[[bool], Sequence[str]],
-) -> EngineSite:
-    replays = vllm is not None and vllm.mode is Mode.REPLAY
-    if not replays:
-        check_texts(parts.workload)
-        rule = "1 where models really answer: what was measured cannot be made wrong"
-        require(parts.length_error == 1, "profile.length_error", rule, parts.length_error)
-    replayed = None
-    if replays:
-        simulated = sim_site(parts, EngineOptions())
-        replayed = Replayed(
-            run=simulated.world.outcome,
-            calibration=simulated.calibration_world.outcome,
-            ask=simulated.draw,
-            answers_source=simulated.answers_source,
-        )
-    if expert_by_server is not None:
-        served = sorted(set(expert_by_server.values()))
-        rule = f"servers of every expert that is called; they serve {served}"
-        for expert in (*parts.workload.num_calls_by_expert, *(expert.name for expert in parts.graph.experts)):
-            require(expert in served, "backend.endpoints", rule, expert)
-    assert parts.journal is not None, "a real run has a folder"
-    return EngineSite(
-        name=name,
-        make=make,
-        batch=parts.workload,
-        calibration=parts.calibration,
-        cluster=parts.cluster,
-        journal=parts.journal,
-        seed=parts.seed,
-        profile_seed=parts.profile_seed,
-        circumstances=f"on {parts.hardware.gpu.name}{parts.luck}",
-        prompt_text=expert_prompt,
-        num_calibration_questions=0 if vllm is None else vllm.num_calibration_questions,
-        replayed=replayed,
-        expert_by_server=expert_by_server,
-        opened=opened,
-        options=options,
-        problems=problems,
-    )
-
-
-def _endpoints(config: Sequence[Mapping[str, Any]], parts: Parts) -> tuple[Endpoint, ...]:
-    endpoints = tuple(call(Endpoint, f"backend.endpoints[{number}]", **entry) for number, entry in enumerate(config))
-    rule = f"one for each worker, cluster.num_workers={parts.cluster.num_workers}"
-    require(len(endpoints) == parts.cluster.num_workers, "backend.endpoints", rule, len(endpoints))
-    names = [expert.name for expert in parts.experts]
-    for endpoint in endpoints:
-        require(endpoint.expert in names, "backend.endpoints: expert", f"one of the pool {names}", endpoint.expert)
-    return endpoints
-
-
-def _longest_silence_s(patience: EndpointPatience) -> float:
-    """How long a worker may finish no step: its engine steps while its server is silent."""
-    return patience.reply_timeout_s + patience.max_wait_s

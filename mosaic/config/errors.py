@@ -1,4 +1,4 @@
-"""What a command says of bad input: a message that names the field, and no traceback."""
+"""What a command says beside its results: of bad input a message that names the field, and no traceback."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ FAILED_CALLS_STATUS = 3
 UNANSWERED_STATUS = 4
 """A batch is complete, but for questions without a text, or with one expert's for what could not be aggregated."""
 NOT_REACHED_STATUS = 5
-"""What was asked for is out of reach: the deadline of a quote, the bound of an audit, which holds all the same."""
+"""What was wanted is out of reach: the deadline of a quote, the bound of an audit, which holds all the same."""
 IN_USE_STATUS = 6
 """Another command is at work in the folder, and goes on."""
 MISTAKE_STATUS = 1
@@ -40,6 +40,11 @@ class FailedPoint(MosaicError):
 
 class FailedCalls(MosaicError):
     """Calls of a run have no result, and the run has said so."""
+
+
+def say(line: str) -> None:
+    """Print a line beside the results."""
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager

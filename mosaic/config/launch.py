@@ -50,7 +50,7 @@ def _require_folder(config: DictConfig, mode: str) -> None:
 def compose_single(arguments: Sequence[str]) -> DictConfig | None:
     """Compose the single run that a command line asks for, and make its folder, as Hydra would.
 
-    Hydra's own command composes twice: first it asks whether this is a sweep. None where more is wanted (a flag, a
+    Hydra's own command composes twice: first to see whether this is a sweep. None where more is wanted (a flag, a
     sweep, a setting of Hydra's beside the folder), or where composing fails: that is left to Hydra's command, with its
     messages.
     """

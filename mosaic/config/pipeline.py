@@ -1,37 +1,45 @@
-"""The pipeline of a run, from the groups ``pipeline``, ``gate`` and ``aggregator``."""
+"""The pipeline of a run: its calls, what decides that they are enough, and how its upper nodes may be placed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from inspect import signature
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from msgspec.structs import astuple
+
 from mosaic.answers.extraction import Comparison
-from mosaic.config.instantiation import call, import_callable, make
+from mosaic.config.instantiation import TARGET, call, import_callable, make
+from mosaic.config.machines import Machines
 from mosaic.config.sections import (
     AggregatorSection,
+    ExitSection,
     NoAggregatorSection,
     NodeSection,
     PipelineSection,
-    TopologySection,
+    Sections,
     section,
 )
 from mosaic.core.checks import require, require_unique
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.kv_memory import fits_memory
-from mosaic.core.workload import AGGREGATE, Expert, Workload
-from mosaic.pipelines.call_graph import CallGraph, mixture_of_agents
+from mosaic.core.workload import AGGREGATE, PROPOSE, Expert, Workload
+from mosaic.pipelines.budget_choice import Calibration, Kinds, budgeted
+from mosaic.pipelines.call_graph import CallGraph, PrefillOrder, mixture_of_agents
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.node import Node
-from mosaic.pipelines.rules.rule import Never, Rule
+from mosaic.pipelines.rules.calibration_file import check_other_questions
+from mosaic.pipelines.rules.faster_moa import Embed, Similarity
+from mosaic.pipelines.rules.rule import Majority, Never, Order, Promised, Rule, Scope
 from mosaic.pipelines.topology import topology_nodes
 from mosaic.planning.baselines import DataParallel
 from mosaic.planning.costs import AffineCosts
-from mosaic.planning.feasibility import check_fit
+from mosaic.planning.feasibility import check_calls, check_fit
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.job import Reaction
 from mosaic.runtime.planner import NodePlacements, Placement, placed
-from sim.hardware.hardware import Hardware
 from sim.hardware.iteration_time import iteration_time
 
 SCHEDULERS = {"data_parallel": DataParallel}
@@ -42,109 +50,112 @@ COSTS = {"affine": AffineCosts}
 class Pipeline(NamedTuple):
     """The call graph of a run, and how its upper nodes may be placed."""
 
-    settings: PipelineSection
     graph: CallGraph
-    placements: Mapping[str, NodePlacements]
-    reactions: frozenset[Reaction]
-    aggregator: str | None
+    placements: Mapping[str, NodePlacements] = MappingProxyType({})
+    aggregator: str | None = None
     """Name of the choice; None: the pipeline names its nodes, or has none beside the experts."""
+    calibration: Calibration | None = None
+    """Of budgets and hedge, where they are wanted: what was chosen, and on what."""
 
 
 def pipeline_from(
-    config: Mapping[str, Any],
+    given: Sections,
     experts: Sequence[Expert],
-    cluster: Cluster,
-    hardware: Hardware,
+    machines: Machines,
     options: EngineOptions,
     workload: Workload,
+    embed_by: Callable[[Expert], Embed] | None,
 ) -> Pipeline:
-    """Build the pipeline; aggregator.expert goes before the workload's choice, and that before the pool's.
+    """Build the pipeline.
+
+    Parameters
+    ----------
+    given
+        The configuration.
+    experts
+        The pool.
+    machines, options, workload
+        Of the run.
+    embed_by
+        Makes what embeds texts by an expert's checkpoint; None: nothing is written.
 
     Raises
     ------
     ValueError, TypeError
         Naming the key, the rule and the value.
     """
-    settings = section(config["pipeline"], PipelineSection, "pipeline")
-    reactions = _reactions(settings)
+    settings = given.pipeline
+    _check_replan(settings)
+    pipeline = _layers(given, experts, machines, options, workload)
+    check_calls(workload, experts, machines.cluster, options)
+    graph = pipeline.graph
+    early = _exit(given, experts, embed_by)
+    if graph.upper_nodes and early is not None:
+        graph = graph.with_exit(early)
+    if settings.count_tokens and graph.upper_nodes:
+        readers = {node.name for node in graph.layers[1]}
+        nodes = tuple(replace(node, counts_tokens=node.name in readers) for node in graph.nodes)
+        graph = replace(graph, nodes=nodes)
+    check_other_questions(f"{graph.rule.key}.calibration", graph.rule.promise(), workload.questions)
+    num_running = machines.cluster.num_workers * options.max_num_seqs
+    graph, calibration = _budgeted(graph, settings, experts, workload, num_running)
+    if Reaction.PREFILL in settings.wanted:
+        _check_prefill_ahead(graph, settings, given.backend["name"], options)
+        graph = replace(graph, prefill_order=PrefillOrder())
+    if calibration is not None:
+        check_other_questions("pipeline.promise.calibration", calibration.promised, workload.questions)
+    return pipeline._replace(graph=graph, calibration=calibration)
 
-    def made(
-        graph: CallGraph, placements: Mapping[str, NodePlacements] | None = None, name: str | None = None
-    ) -> Pipeline:
-        return Pipeline(settings, graph, placements or {}, reactions, name)
 
-    name = config["aggregator"].get("name")
-    topology = section(config["topology"], TopologySection, "topology")
-    if topology.layers is None:
-        require(topology.fan_in is None, "topology.fan_in", "null where topology.layers is null", topology.fan_in)
-    else:
-        named = partial(_named_aggregator, None, config, experts)
+def _check_replan(settings: PipelineSection) -> None:
+    beside = {Reaction.REPLAN, Reaction.BUDGETS, Reaction.HEDGE}
+    rule = "false without a barrier, and beside pipeline.quorum, pipeline.overlap or pipeline.moves"
+    require(Reaction.REPLAN not in settings.wanted or settings.wanted <= beside, "pipeline.replan", rule, True)
+
+
+# The calls: layers of agents, nodes of the user's own, or the experts and their aggregator.
+
+
+def _layers(
+    given: Sections, experts: Sequence[Expert], machines: Machines, options: EngineOptions, workload: Workload
+) -> Pipeline:
+    settings, topology, name = given.pipeline, given.topology, given.aggregator.get("name")
+    if topology.layers is not None:
+        named = partial(_named_aggregator, None, given, experts)
         room = topology.min_output_tokens
         layers = topology_nodes(topology.layers, topology.fan_in, room, experts, workload, named)
-        rule = f"null beside topology={config['topology'].get('name')}, which has nodes of its own"
+        rule = f"null beside topology={topology.name}, which has nodes of its own"
         require(settings.nodes is None, "pipeline.nodes", rule, settings.nodes)
-        return made(CallGraph(nodes=layers, compare=comparisons()))
+        return Pipeline(CallGraph(nodes=layers, compare=comparisons()))
+    require(topology.fan_in is None, "topology.fan_in", "null where topology.layers is null", topology.fan_in)
     if settings.nodes is not None:
-        rule = "none beside pipeline.nodes: name the aggregator as a node"
-        require(name == "none", "aggregator", rule, name)
-        nodes = named_nodes(settings.nodes, experts)
-        return made(CallGraph(nodes=nodes, rule=_gate(config), compare=comparisons()))
+        require(name == "none", "aggregator", "none beside pipeline.nodes: name the aggregator as a node", name)
+        nodes = _named_nodes(settings.nodes, experts)
+        return Pipeline(CallGraph(nodes=nodes, rule=_gate(given), compare=comparisons()))
     if name == "none":
-        section(config["aggregator"], NoAggregatorSection, "aggregator")
-        return made(mixture_of_agents(None, rule=Never(), compare=comparisons()))
-    aggregator = section(config["aggregator"], AggregatorSection, "aggregator")
+        section(given.aggregator, NoAggregatorSection, "aggregator")
+        return Pipeline(mixture_of_agents(None, rule=Never(), compare=comparisons()))
+    aggregator = section(given.aggregator, AggregatorSection, "aggregator")
     rule = "none on a cluster of several kinds: it is measured on workers of one kind"
-    require(len({worker.gpu for worker in cluster.workers}) == 1, "aggregator", rule, aggregator.name)
-    expert = _choose(aggregator.expert, config, experts)
+    require(len({worker.gpu for worker in machines.cluster.workers}) == 1, "aggregator", rule, aggregator.name)
+    expert = _named_aggregator(aggregator.expert, given, experts)
+    if expert is None:
+        raise ValueError(
+            "aggregator.expert must be given, or workload.aggregator or pool.aggregator, got none of them: "
+            "add one, or run the expert stage alone with aggregator=none"
+        )
     graph = mixture_of_agents(
         expert,
-        rule=_gate(config),
+        rule=_gate(given),
         compare=comparisons(_comparison(aggregator.comparison)),
         min_output_tokens=aggregator.min_output_tokens,
         leaves_one_out=settings.leave_one_out,
     )
-    return made(graph, {AGGREGATE: _placements(aggregator, expert, cluster, hardware, options)}, aggregator.name)
+    return Pipeline(graph, {AGGREGATE: _placements(aggregator, expert, machines, options)}, aggregator.name)
 
 
-def _gate(config: Mapping[str, Any]) -> Rule:
-    rule: Rule = make(config["gate"], "gate")
-    require(not rule.is_exit, "gate.scope", "gate: an early exit is a choice of the group exit", rule.scope)
-    return rule
-
-
-def _reactions(settings: PipelineSection) -> frozenset[Reaction]:
-    wanted, beside = settings.wanted, {Reaction.REPLAN, Reaction.BUDGETS, Reaction.HEDGE}
-    rule = "false without a barrier, and beside pipeline.quorum, pipeline.overlap or pipeline.moves"
-    require(Reaction.REPLAN not in wanted or wanted <= beside, "pipeline.replan", rule, True)
-    return wanted
-
-
-def check_prefill_ahead(pipeline: Pipeline, backend: str, options: EngineOptions) -> None:
-    """Refuse to prefill ahead where it could not have an effect.
-
-    Raises
-    ------
-    ValueError
-        Naming what is in its way.
-    """
-    key = "pipeline.prefill_ahead"
-    require(bool(pipeline.graph.upper_nodes), key, "false where no call reads others", True)
-    is_early = bool(pipeline.reactions & {Reaction.OVERLAP, Reaction.NO_BARRIER})
-    require(is_early, key, "false unless pipeline.overlap=true or pipeline.barrier=false", True)
-    require(backend != "endpoint", key, "false with backend=endpoint: nobody says which server holds a prompt", True)
-    caches = options.caches_prefixes if backend == "sim" else options.enable_prefix_caching is not False
-    rule = "false where engines cache no prefixes: they do with backend.order=mixed, and on real vLLM"
-    require(caches, key, rule, True)
-
-
-def named_nodes(entries: Mapping[str, Any], experts: Sequence[Expert]) -> tuple[Node, ...]:
-    """Build the nodes of a pipeline of the user's own.
-
-    Raises
-    ------
-    ValueError, TypeError
-        Naming the key, the rule and the value.
-    """
+def _named_nodes(entries: Mapping[str, Any], experts: Sequence[Expert]) -> tuple[Node, ...]:
+    """Build the nodes of a pipeline of the user's own."""
     pool = {expert.name: expert for expert in experts}
     nodes = []
     for name, entry in entries.items():
@@ -167,12 +178,12 @@ def check_upper_profile(pipeline: Pipeline, profile: Profile, cluster: Cluster) 
                 profile.entry(expert.name, cluster.workers[0].gpu.name, degree)
 
 
-def _named_aggregator(name: str | None, config: Mapping[str, Any], experts: Sequence[Expert]) -> Expert | None:
-    """Find the aggregator in the pool; None: none is named."""
+def _named_aggregator(name: str | None, given: Sections, experts: Sequence[Expert]) -> Expert | None:
+    """Find the aggregator in the pool: its own choice goes before the workload's, and that before the pool's."""
     choices = {
         "aggregator.expert": name,
-        "workload.aggregator": config["workload"].get("aggregator"),
-        "pool.aggregator": config["pool"].get("aggregator"),
+        "workload.aggregator": given.workload.get("aggregator"),
+        "pool.aggregator": given.pool.aggregator,
     }
     names = [expert.name for expert in experts]
     for field, wanted in choices.items():
@@ -180,67 +191,6 @@ def _named_aggregator(name: str | None, config: Mapping[str, Any], experts: Sequ
             require(wanted in names, field, f"one of the pool {names}", wanted)
             return experts[names.index(wanted)]
     return None
-
-
-def _choose(name: str | None, config: Mapping[str, Any], experts: Sequence[Expert]) -> Expert:
-    chosen = _named_aggregator(name, config, experts)
-    if chosen is None:
-        raise ValueError(
-            "aggregator.expert must be given, or workload.aggregator or pool.aggregator, got none of them: "
-            "add one, or run the expert stage alone with aggregator=none"
-        )
-    return chosen
-
-
-def _placements(
-    aggregator: AggregatorSection, expert: Expert, cluster: Cluster, hardware: Hardware, options: EngineOptions
-) -> NodePlacements:
-    require_unique(aggregator.tp_degrees, "aggregator.tp_degrees")
-    schedulers = {int(degree): name for degree, name in (aggregator.scheduler_by_degree or {}).items()}
-    costs = aggregator.costs
-    degrees = _placeable(expert, tuple(aggregator.tp_degrees), cluster, hardware, options)
-    return NodePlacements(
-        placements=tuple(
-            Placement(tp_degree=degree, scheduler=SCHEDULERS[schedulers[degree]]() if degree in schedulers else None)
-            for degree in degrees
-        ),
-        costs=partial(COSTS[costs], options=options) if costs is not None and len(degrees) > 1 else None,
-    )
-
-
-def _placeable(
-    expert: Expert, tp_degrees: tuple[int, ...], cluster: Cluster, hardware: Hardware, options: EngineOptions
-) -> tuple[int, ...]:
-    """List the degrees at which the cluster has the workers, the iteration times and the memory for it."""
-    degrees = tuple(degree for degree in tp_degrees if degree <= cluster.num_workers)
-    if not degrees:
-        raise ValueError(
-            f"aggregator.tp_degrees must be at most cluster.num_workers={cluster.num_workers}, "
-            f"got {list(tp_degrees)}: choose aggregator=dp, or none for the expert stage alone"
-        )
-    degrees, untimed = _timed(expert, hardware, degrees)
-    if not degrees:
-        raise ValueError(
-            f"aggregator.tp_degrees must be degrees that {hardware.gpu.name} was measured at, "
-            f"got {list(tp_degrees)} ({untimed}): choose aggregator=dp"
-        )
-    shaped = {degree: placed(expert, degree) for degree in degrees}
-    fitting = tuple(degree for degree in degrees if fits_memory(shaped[degree], cluster.workers[:degree], options))
-    if not fitting:
-        check_fit(shaped[max(degrees)], cluster, options)
-    return fitting
-
-
-def _timed(expert: Expert, hardware: Hardware, degrees: Sequence[int]) -> tuple[tuple[int, ...], str]:
-    """Tell the degrees at which the hardware's operators were measured, and why the last of the others is none."""
-    timed, reason = [], ""
-    for degree in degrees:
-        try:
-            iteration_time(hardware, expert.shape, degree)
-            timed.append(degree)
-        except ValueError as error:
-            reason = str(error)
-    return tuple(timed), reason
 
 
 def _comparison(path: str | None) -> Comparison | None:
@@ -254,3 +204,115 @@ def _comparison(path: str | None) -> Comparison | None:
     except ValueError:
         pass  # written in C, and silent about its arguments
     return found
+
+
+# What decides that the answers so far are enough: gate or early exit, and budgets.
+
+
+def _gate(given: Sections) -> Rule:
+    rule: Rule = make(given.gate, "gate")
+    require(not rule.is_exit, "gate.scope", "gate: an early exit is a choice of the group exit", rule.scope)
+    return rule
+
+
+def _exit(given: Sections, experts: Sequence[Expert], embed_by: Callable[[Expert], Embed] | None) -> Rule | None:
+    if TARGET not in given.exit:
+        name = section(given.exit, ExitSection, "exit").name
+        is_agreement = name == "auto" and given.topology.layers is not None
+        return Majority(name="agreement", scope=Scope.NODE, order=Order.SLOT) if is_agreement else None
+    settings, pool = dict(given.exit), {expert.name: expert for expert in experts}
+    embedder = settings.pop("embedder", None)
+    if settings.get("similarity") == Similarity.EMBEDDINGS:
+        require(embedder in pool, "exit.embedder", f"with similarity=embeddings one of the pool {list(pool)}", embedder)
+        if embed_by is None:
+            raise ValueError(
+                "exit.similarity must be answers where calls have no texts, got embeddings: only backend=vllm in live "
+                "mode embeds what was written"
+            )
+        settings["embed"] = embed_by(pool[embedder])
+    made: Rule = make(settings, "exit")
+    require(made.is_exit, "exit.scope", "node or question", made.scope)
+    return made
+
+
+def _budgeted(
+    graph: CallGraph, settings: PipelineSection, experts: Sequence[Expert], workload: Workload, num_running: int
+) -> tuple[CallGraph, Calibration | None]:
+    """Choose the budgets and the hedge that are wanted."""
+    kinds = Kinds(cuts=Reaction.BUDGETS in settings.wanted, hedges=Reaction.HEDGE in settings.wanted)
+    if not any(kinds):
+        return graph, None
+    name = "pipeline.budgets" if kinds.cuts else "pipeline.hedge"
+    rule = "null where nothing is aggregated, or pipeline.nodes names the nodes"
+    require([node.name for node in graph.nodes] == [PROPOSE, AGGREGATE], name, rule, "calibrated")
+    promised, stated = graph.rule.promise(), settings.promise
+    if promised is None:
+        if stated is None or stated.calibration is None:
+            raise ValueError(
+                "pipeline.promise.calibration must name calibration answers where budgets are wanted, got None: they "
+                "are chosen on other questions than the batch's. Of a published workload this command makes some, with "
+                "workload.part=calibration gate=never pipeline.leave_one_out=true"
+            )
+        promised = Promised(*astuple(stated))
+    return budgeted(graph, promised, kinds, experts, workload, num_running)
+
+
+def _check_prefill_ahead(graph: CallGraph, settings: PipelineSection, backend: str, options: EngineOptions) -> None:
+    """Refuse to prefill ahead where it could not have an effect."""
+    key = "pipeline.prefill_ahead"
+    require(bool(graph.upper_nodes), key, "false where no call reads others", True)
+    is_early = bool(settings.wanted & {Reaction.OVERLAP, Reaction.NO_BARRIER})
+    require(is_early, key, "false unless pipeline.overlap=true or pipeline.barrier=false", True)
+    require(backend != "endpoint", key, "false with backend=endpoint: nobody says which server holds a prompt", True)
+    caches = options.caches_prefixes if backend == "sim" else options.enable_prefix_caching is not False
+    rule = "false where engines cache no prefixes: they do with backend.order=mixed, and on real vLLM"
+    require(caches, key, rule, True)
+
+
+# Where the aggregator may run.
+
+
+def _placements(
+    aggregator: AggregatorSection, expert: Expert, machines: Machines, options: EngineOptions
+) -> NodePlacements:
+    require_unique(aggregator.tp_degrees, "aggregator.tp_degrees")
+    schedulers = {int(degree): name for degree, name in (aggregator.scheduler_by_degree or {}).items()}
+    costs = aggregator.costs
+    degrees = _placeable(expert, tuple(aggregator.tp_degrees), machines, options)
+    return NodePlacements(
+        placements=tuple(
+            Placement(tp_degree=degree, scheduler=SCHEDULERS[schedulers[degree]]() if degree in schedulers else None)
+            for degree in degrees
+        ),
+        costs=partial(COSTS[costs], options=options) if costs is not None and len(degrees) > 1 else None,
+    )
+
+
+def _placeable(
+    expert: Expert, tp_degrees: tuple[int, ...], machines: Machines, options: EngineOptions
+) -> tuple[int, ...]:
+    """List the degrees at which the cluster has the workers, the iteration times and the memory for it."""
+    cluster, hardware = machines.cluster, machines.kinds[0]
+    degrees = tuple(degree for degree in tp_degrees if degree <= cluster.num_workers)
+    if not degrees:
+        raise ValueError(
+            f"aggregator.tp_degrees must be at most cluster.num_workers={cluster.num_workers}, "
+            f"got {list(tp_degrees)}: choose aggregator=dp, or none for the expert stage alone"
+        )
+    timed, untimed = [], ""
+    for degree in degrees:
+        try:
+            iteration_time(hardware, expert.shape, degree)
+            timed.append(degree)
+        except ValueError as error:
+            untimed = str(error)
+    if not timed:
+        raise ValueError(
+            f"aggregator.tp_degrees must be degrees that {hardware.gpu.name} was measured at, "
+            f"got {list(tp_degrees)} ({untimed}): choose aggregator=dp"
+        )
+    shaped = {degree: placed(expert, degree) for degree in timed}
+    fitting = tuple(degree for degree in timed if fits_memory(shaped[degree], cluster.workers[:degree], options))
+    if not fitting:
+        check_fit(shaped[max(timed)], cluster, options)
+    return fitting

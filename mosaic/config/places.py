@@ -1,4 +1,4 @@
-"""Where commands write; when nobody names a place, never into what is committed."""
+"""Where commands write; where no place is named, never into what is committed."""
 
 from pathlib import Path
 

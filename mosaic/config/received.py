@@ -1,4 +1,4 @@
-"""What a run folder that somebody sends may not decide: which code runs here, and who is sent a key."""
+"""What a run folder from elsewhere may not decide: which code runs here, and who is sent a key."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mosaic.config.batch import MODELS
-from mosaic.config.compose import CONF
+from mosaic.config.compose import CONF, parsed
 from mosaic.config.instantiation import TARGET
 from mosaic.core.checks import require
 
@@ -34,9 +34,7 @@ def check_received(config: Mapping[str, Any], overrides: Sequence[str], path: Pa
     ValueError
         Naming the key, the rule and the folder's value.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    named = {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides([*overrides])}
+    named = {each.key_or_group: each.value() for each in parsed(overrides)}
     asked_for = list(_asked_for(config))
     for key, value, what in asked_for:
         rule = f"on the command line too, with the same value: a folder names no {what} by itself"

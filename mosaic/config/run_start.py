@@ -1,20 +1,28 @@
-"""Whether a run's folder is this command's to go on with, and its beginning."""
+"""The start of a run: whether its folder is this command's to go on with, and whether it can run at all."""
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mosaic.config.compose import compose_config
+from mosaic.config.job import backend_from
 from mosaic.config.places import JOURNAL
-from mosaic.core.errors import RunFolderError
+from mosaic.core.errors import BackendError, RunFolderError
 from mosaic.core.results import SERVED
-from mosaic.report.run_folder import CONFIG, SUMMARY, begin_run, is_complete, read_config, read_json
+from mosaic.planning.feasibility import TooLongError
+from mosaic.report.run_folder import CONFIG, SUMMARY, begin_run, is_complete, num_failed_calls, read_config
+from mosaic.runtime.job import Job
 from mosaic.runtime.journal import read_journal
 
 QUOTE = "quote"
 """A quote's folder in that of its batch: both go on in one journal."""
 QUESTIONS_DIGEST = "workload.path_sha256"
+LEAST_BYTES = 64 * 2**20
+CALL_BYTES = 16 * 2**10
+"""Assumed: a response of a thousand tokens, in the journal, in the run folder and in the output, and rows of tables."""
 
 
 def begin(
@@ -40,7 +48,7 @@ def begin(
         begin_run(folder, recorded, may_differ=may_differ)
     except RunFolderError:
         journal = folder / JOURNAL if journal is None else journal
-        if not (folder / CONFIG).exists() or not is_blank(folder, journal):
+        if not (folder / CONFIG).exists() or has_begun(folder, journal):
             raise
         for path in _journals(journal):
             shutil.rmtree(path)
@@ -49,10 +57,20 @@ def begin(
         begin_run(folder, recorded)
 
 
+def has_failed_calls(folder: Path, journal: Path | None = None) -> bool:
+    """Tell whether a real run is complete but for calls that failed, which are then tried again."""
+    return (journal or folder / JOURNAL).exists() and num_failed_calls(folder) > 0
+
+
+def has_begun(folder: Path, journal: Path | None = None) -> bool:
+    """Tell whether a run has answers: it goes on, and may need no engine any more."""
+    return (folder / CONFIG).exists() and not is_blank(folder, journal)
+
+
 def is_blank(folder: Path, journal: Path | None = None) -> bool:
     """Tell whether nothing has been answered in a folder; of a complete run on engines, calls must have failed."""
     journal = folder / JOURNAL if journal is None else journal
-    if is_complete(folder) and not (journal.exists() and read_json(folder / SUMMARY).get("num_failed_calls")):
+    if is_complete(folder) and not has_failed_calls(folder, journal):
         return False
     journals = _journals(journal)
     return not any(record.status in SERVED for path in journals for record in read_journal(path).ended)
@@ -86,7 +104,7 @@ def check_not_begun(work: Path) -> None:
     RunFolderError
         If it does not.
     """
-    if (work / CONFIG).exists() and not is_blank(work) and quote_before(work) is None:
+    if has_begun(work) and quote_before(work) is None:
         raise RunFolderError(f"{work}: its batch has begun, and a quote comes before; --work names another folder")
 
 
@@ -114,3 +132,81 @@ def begins_with(path: Path, digest: str) -> bool:
                 if so_far.hexdigest() == digest:
                     return True
     return False
+
+
+# What a real run needs is checked before there is a folder, and before anything is sent.
+
+
+@contextmanager
+def naming_all_problems(folders: Sequence[Path], *, is_here: bool) -> Iterator[None]:
+    """Where checkpoints are missing or contexts too short, say also what else would keep the run from starting.
+
+    Parameters
+    ----------
+    folders
+        Where the run writes, first of all its run folder.
+    is_here
+        Whether vLLM is to run on this machine.
+
+    Raises
+    ------
+    BackendError
+        Instead of the error about checkpoints or contexts.
+    """
+    from mosaic.engines.checkpoints import CheckpointError  # a simulated run does without
+
+    try:
+        yield
+    except (CheckpointError, TooLongError) as error:
+        if has_begun(folders[0]):
+            raise
+        _refuse([*str(error).splitlines(), *(_engine_problems() if is_here else ()), *_disk_problems(folders, 0)])
+
+
+def check_start(job: Job, folders: Sequence[Path]) -> None:
+    """Check a run on real engines that has no answer yet, before it makes its folder; all that it lacks is one error.
+
+    Where another command works in the folder nothing is started: the lock says so.
+
+    Raises
+    ------
+    BackendError
+        Naming all that is missing.
+    """
+    if job.site.way == "simulated":
+        return
+    from mosaic.engines.site import EngineSite  # a simulated run does without
+
+    if isinstance(job.site, EngineSite) and not has_begun(folders[0]) and not job.site.is_in_use:
+        on_disk = _disk_problems(folders, len(job.workload.calls))
+        _refuse([*job.site.problems(bool(on_disk)), *on_disk])
+
+
+def _refuse(found: Sequence[str]) -> None:
+    if found:
+        raise BackendError(found[0] if len(found) == 1 else "\n  - ".join(("this run cannot start:", *found)))
+
+
+def _engine_problems() -> Sequence[str]:
+    """Import vLLM where there is no job yet whose site would."""
+    from mosaic.config import engines
+    from mosaic.engines.local_launcher import LocalLauncher
+
+    backend = compose_config(["backend=vllm"])["backend"]
+    options = backend_from(backend).options
+    with closing(LocalLauncher(options, engines.VLLM_ENGINE)) as launcher:
+        return launcher.problems()
+
+
+def _disk_problems(folders: Sequence[Path], num_calls: int) -> list[str]:
+    """Say which file systems have no room for what a run of so many calls leaves."""
+    needed, found = LEAST_BYTES + num_calls * CALL_BYTES, {}
+    for folder in folders:
+        there = next(place for place in (folder, *folder.resolve().parents) if place.is_dir())
+        free = shutil.disk_usage(there).free
+        if free < needed:
+            found[there.stat().st_dev] = (
+                f"{there}: the disk must have {needed / 2**20:,.0f} MiB free for {num_calls:,} calls, "
+                f"got {free / 2**20:,.0f} MiB"
+            )
+    return [*found.values()]

@@ -12,7 +12,7 @@ from mosaic.core.results import RunResult, SessionRecord
 from mosaic.core.workload import Expert, NodeName, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.planning.profiles import Profile, load_profile
-from mosaic.report.run_folder import SUMMARY, is_complete, read_config, read_json
+from mosaic.report.run_folder import read_config, read_summary
 from mosaic.report.tables import read_calls, read_sessions
 from mosaic.runtime.profiling import fit_run
 
@@ -55,9 +55,11 @@ def _profile(
     folder = Path(path)
     if not folder.is_dir():
         return load_profile(path)
-    require(is_complete(folder), key, "a profile's file, or the folder of a complete run", path)
+    summary = read_summary(folder)
+    if summary is None:
+        raise ValueError(f"{key} must be a profile's file, or the folder of a complete run, got {path!r}")
     _check_machines(key, path, config)
-    result = _result_of(folder)
+    result = _result_of(folder, summary)
     workers = 1 + max((worker for session in result.sessions for worker in session.workers), default=0)
     ran_on = uniform_cluster(name=path, num_workers=workers, gpu=cluster.workers[0].gpu)
     profile = fit_run(experts, ran_on, result, f"run {path}", nodes, in_waves=in_waves)
@@ -70,14 +72,18 @@ def _check_machines(key: str, path: str, config: Mapping[str, Any]) -> None:
     """Check that a run was on workers of the one kind that this run has."""
     saved = read_config(path)
     for place, group in (("its run", saved), ("this run", config)):
-        require(not has_kinds(group), key, f"a profile's file where the cluster of {place} has several kinds", path)
+        require(
+            not has_kinds(group["cluster"]),
+            key,
+            f"a profile's file where the cluster of {place} has several kinds",
+            path,
+        )
     name = config["hardware"].get("name")
     require(saved["hardware"].get("name") == name, key, f"a run on hardware={name}", path)
 
 
-def _result_of(folder: Path) -> RunResult:
+def _result_of(folder: Path, summary: Mapping[str, Any]) -> RunResult:
     """Read a run's records; sessions in which it had stopped were interrupted."""
-    summary = read_json(folder / SUMMARY)
     stops = [one["ts"] for one in summary.get("resumptions") or ()]
 
     def interrupted(session: SessionRecord) -> SessionRecord:

@@ -28,28 +28,6 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A group of the configuration."""
 
 
-class Sections(Section, frozen=True):
-    """All of a run's configuration."""
-
-    seed: AtLeast0
-    question_seed: AtLeast0
-    plan: Group
-    profile: Group
-    workload: Group
-    world: Group
-    pool: Group
-    backend: Group
-    hardware: Group
-    cluster: Group
-    costs: Group
-    scheduler: Group
-    pipeline: Group
-    topology: Group
-    exit: Group
-    gate: Group
-    aggregator: Group
-
-
 class PlanSection(Section, frozen=True):
     """Plans that are there already."""
 
@@ -77,6 +55,15 @@ class PoolSection(Section, frozen=True):
     aggregator: str | None = None
 
 
+class PromiseSection(Section, frozen=True, kw_only=True):
+    """What budgets and hedge may cost, and what they are calibrated on: the first fields of ``Promised``."""
+
+    calibration: Name | None = None
+    accepted_loss_frac: Share
+    risk_frac: Annotated[float, Meta(gt=0, lt=1)]
+    fit_frac: Share
+
+
 class PipelineSection(Section, frozen=True):
     """What is called, in which order, and what reacts while it runs: as a list, or by a switch each."""
 
@@ -93,7 +80,7 @@ class PipelineSection(Section, frozen=True):
     count_tokens: bool = False
     budgets: Literal["calibrated"] | None = None
     hedge: Literal["calibrated"] | None = None
-    promise: Group | None = None
+    promise: PromiseSection | None = None
 
     @property
     def wanted(self) -> frozenset[Reaction]:
@@ -117,15 +104,6 @@ class NodeSection(Section, frozen=True):
     when: Any = None
     role: Any = None
     min_output_tokens: Any = None
-
-
-class PromiseSection(Section, frozen=True):
-    """What budgets and hedge may cost, and what they are calibrated on."""
-
-    accepted_loss_frac: Share
-    risk_frac: Annotated[float, Meta(gt=0, lt=1)]
-    fit_frac: Share
-    calibration: Name | None = None
 
 
 class TopologySection(Section, frozen=True):
@@ -183,16 +161,6 @@ class MixedClusterSection(Section, frozen=True):
     kinds: Group
 
 
-class WorldSection(Section, frozen=True):
-    """What only a simulation knows."""
-
-    output_tokens: Any = None
-    length_scale: Any = None
-    merged_tokens: Group | None = None
-    answers: Group | None = None
-    question_seed: AtLeast0 = 0
-
-
 class AnswersSection(Section, frozen=True):
     """Parameters of simulated answers, each with its source."""
 
@@ -206,6 +174,38 @@ class AnswersSection(Section, frozen=True):
     ability_by_expert: Group
     visible_tokens: Any
     kv_loss_frac: dict[int | str, Any] | None = None
+
+
+class WorldSection(Section, frozen=True):
+    """What only a simulation knows."""
+
+    output_tokens: Any = None
+    length_scale: Any = None
+    merged_tokens: Group | None = None
+    answers: AnswersSection | None = None
+    question_seed: AtLeast0 = 0
+
+
+class Sections(Section, frozen=True):
+    """All of a run's configuration; a ``Group`` is converted by what its other keys choose."""
+
+    seed: AtLeast0
+    question_seed: AtLeast0
+    plan: PlanSection
+    profile: ProfileSection
+    workload: Group
+    world: WorldSection
+    pool: PoolSection
+    backend: Group
+    hardware: Group
+    cluster: Group
+    costs: Group
+    scheduler: Group
+    pipeline: PipelineSection
+    topology: TopologySection
+    exit: Group
+    gate: Group
+    aggregator: Group
 
 
 class Mode(StrEnum):
@@ -275,21 +275,23 @@ def _explained(message: str, config: object, kind: type[Section], label: str) ->
     problem, path = found["problem"], found["path"] or ""
     name = ".".join(part for part in (label, path) if part)
     words = re.findall(r"`([^`]*)`", problem)
+    owner, rest = _section_at(kind, path)
     if problem.startswith("Object "):  # it contains an unknown field, or lacks one
         key = f"{name}.{words[0]}".lstrip(".")
         if "missing" in problem:
             return ValueError(f"{key} must be given, got None")
-        keys = [*kind.__struct_fields__]
+        keys = [*owner.__struct_fields__]
         rule = f"one of {keys} there" if keys else "left out: there are none there"
         value = _value_at(config, f"{path}.{words[0]}")
         return ValueError(f"{key} must be a key of the configuration, {rule}, got {value!r}")
-    key = path.partition("[")[0]
-    if path == f"{key}[...]":
-        path = f"{key}.{_wrong_entry(_value_at(config, key), get_type_hints(kind, include_extras=True)[key])}"
-        name = f"{label}.{path}"
+    if rest.endswith("[...]"):
+        key = rest.removesuffix("[...]")
+        path = path.removesuffix("[...]")
+        entry = _wrong_entry(_value_at(config, path), get_type_hints(owner, include_extras=True)[key])
+        name, path = f"{name.removesuffix('[...]')}.{entry}", f"{path}.{entry}"
     value = _value_at(config, path)
     if problem.startswith("Invalid enum value"):
-        return ValueError(f"{name} must be {_choices(kind, key)}, got {value!r}")
+        return ValueError(f"{name} must be {_choices(owner, rest.partition('[')[0])}, got {value!r}")
     if "matching regex" in problem:
         return ValueError(f"{name} must be a non-empty string, got {value!r}")
     if limit := re.search(r"(>=|<=|>|<) (\S+)$", problem):
@@ -298,6 +300,16 @@ def _explained(message: str, config: object, kind: type[Section], label: str) ->
         return ValueError(f"{name} must be {rule}, got {value!r}")
     kinds = [_KINDS.get(word, word) for word in words[0].split(" | ")]
     return TypeError(f"{name} must be {' or '.join(kinds)}, got {value!r}")
+
+
+def _section_at(kind: type[Section], path: str) -> tuple[type[Section], str]:
+    """Find the innermost section that a path leads into, and what is left of the path there."""
+    first, _, rest = path.partition(".")
+    hint = get_type_hints(kind).get(first)
+    for inner in (hint, *get_args(hint)):
+        if isinstance(inner, type) and issubclass(inner, Section):
+            return _section_at(inner, rest)
+    return kind, path
 
 
 def _wrong_entry(entries: object, kind: Any) -> object:

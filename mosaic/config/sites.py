@@ -1,4 +1,4 @@
-"""The simulator's site from the configuration, and what every site is built from."""
+"""What every site is built from, the simulator's site, and the world that it simulates."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -7,35 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from mosaic.config.instantiation import call
-from mosaic.config.sections import RaySection, Section, section
-from mosaic.core.checks import require
-from mosaic.core.cluster import Cluster
+from mosaic.config.machines import Machines
+from mosaic.config.sections import AnswersSection, Section, WorldSection, section
+from mosaic.core.checks import require, require_count
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.rules.faster_moa import Embed
 from mosaic.runtime.site import Site
 from sim.cluster.expert_on_gpu import GpuUse, Keep
-from sim.hardware.hardware import Hardware
 from sim.site import SimSite
+from sim.world.answer_model import AnswerModel
+from sim.world.length_sources import declared_parameter, length_distribution, length_distributions
 from sim.world.world import SimulatedWorld
 
 USE_KEYS = ("keep", "load_ahead_gib", "experts_per_gpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class SiteInputs:
     """What sites are built from."""
 
-    options: EngineOptions
-    """Of the backend's engines."""
     workload: Workload
     calibration: Callable[[], Workload]
     """Gives the workload's calibration part, or its own questions where it has none."""
     experts: tuple[Expert, ...]
-    cluster: Cluster
-    hardware: Hardware
-    """Of the first worker."""
+    machines: Machines
     graph: CallGraph
     world: SimulatedWorld
     seed: int
@@ -43,10 +40,6 @@ class Parts:
     length_error: float
     journal: Path | None
     """Where a real run keeps what has finished."""
-    more_hardware: tuple[Hardware, ...] = ()
-    """Of workers of other kinds."""
-    ray: RaySection | None = None
-    """Where the workers are those of a Ray cluster."""
 
     @property
     def called_experts(self) -> list[Expert]:
@@ -56,7 +49,7 @@ class Parts:
         return [*upper.values(), *(expert for expert in self.experts if expert.name in first)]
 
     @property
-    def luck(self) -> str:
+    def draws(self) -> str:
         """What a profile's source says of its draws."""
         error = f", mean lengths off by up to x{self.length_error:g}" if self.length_error != 1 else ""
         return f", seed {self.profile_seed}{error}"
@@ -67,7 +60,7 @@ class Backend:
     """What runs plans, as conf/backend names it."""
 
     name: str
-    site: Callable[[Parts], Site]
+    site: Callable[[SiteInputs], Site]
     options: EngineOptions = field(default_factory=EngineOptions)
     """Of its engines."""
     embed_by: Callable[[Expert], Embed] | None = None
@@ -90,38 +83,97 @@ def explained(config: Mapping[str, Any]) -> Backend:
     return Backend(name="none", site=partial(sim_site, options=EngineOptions()), runs=False)
 
 
-def sim_site(parts: Parts, options: EngineOptions, use: GpuUse | None = None) -> SimSite:
+def sim_site(inputs: SiteInputs, options: EngineOptions, use: GpuUse | None = None) -> SimSite:
     """Build the simulator.
 
     Raises
     ------
     ValueError
-        If it is not known how the simulated calls answer, where a gate asks.
+        If it is not known how the simulated calls answer, where a gate reads that.
     """
-    if parts.graph.upper_nodes and parts.world.answers is None:
+    if inputs.graph.upper_nodes and inputs.world.answers is None:
         raise ValueError(
             "world.answers must be given where a gate reads simulated answers, got null: "
             "add one of conf/answers, or run the expert stage alone with aggregator=none"
         )
-    experts = parts.experts
-    world = parts.world.test(parts.workload, experts, parts.seed)
-    calibration_world = parts.world.calibration(parts.workload, experts, parts.profile_seed, parts.length_error)
-    if parts.graph.rule.reads_confidence:
+    experts = inputs.experts
+    world = inputs.world.test(inputs.workload, experts, inputs.seed)
+    calibration_world = inputs.world.calibration(inputs.workload, experts, inputs.profile_seed, inputs.length_error)
+    if inputs.graph.rule.reads_confidence:
         world, calibration_world = (replace(each, tells_confidence=True) for each in (world, calibration_world))
-    use = use or GpuUse()
+    use, (hardware, *more_hardware) = use or GpuUse(), inputs.machines.kinds
     if use.keep is not Keep.NOTHING:
-        for kind in (parts.hardware, *parts.more_hardware):
+        for kind in inputs.machines.kinds:
             rule = "given with a host_link_bytes_per_s where backend.keep is weights or engines"
             require(kind.host is not None and kind.host_link_bytes_per_s is not None, "hardware.host", rule, kind.host)
     return SimSite(
         experts=experts,
-        cluster=parts.cluster,
-        hardware=parts.hardware,
-        more_hardware=parts.more_hardware,
-        batch=parts.workload,
+        cluster=inputs.machines.cluster,
+        hardware=hardware,
+        more_hardware=tuple(more_hardware),
+        batch=inputs.workload,
         world=world,
         calibration_world=calibration_world,
         settings=options,
         use=use,
-        luck=parts.luck,
+        luck=inputs.draws,
     )
+
+
+ANSWER_KEYS = (
+    "mean_ability", "discrimination", "distractor_std", "length_loading", "aggregator_gain", "deference",
+    "aggregator_length_loading",
+)  # fmt: skip
+
+
+def simulated_world(given: WorldSection) -> SimulatedWorld:
+    """Build what the group says.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the key, the rule and the value.
+    """
+    answers, visible = (None, 0) if given.answers is None else _answer_model(given.answers)
+    return SimulatedWorld(
+        lengths=length_distributions(given.output_tokens or {}, length_scale=given.length_scale),
+        merged_lengths={
+            name: length_distribution(entry, expert=name, key="world.merged_tokens")
+            for name, entry in (given.merged_tokens or {}).items()
+        },
+        answers=answers,
+        question_seed=given.question_seed,
+        visible_tokens=visible,
+    )
+
+
+def _answer_model(given: AnswersSection) -> tuple[AnswerModel, int]:
+    """Build the answer model and the visible tokens; every parameter declares its source."""
+    values = {key: declared_parameter(getattr(given, key), f"world.answers.{key}") for key in ANSWER_KEYS}
+    abilities = {
+        name: declared_parameter(entry, f"world.answers.ability_by_expert.{name}")[0]
+        for name, entry in given.ability_by_expert.items()
+    }
+    visible, _ = declared_parameter(given.visible_tokens, "world.answers.visible_tokens")
+    require_count(visible, "world.answers.visible_tokens.value", at_least=1)
+    kv_losses = _kv_losses(given.kv_loss_frac or {})
+    try:
+        model = AnswerModel(
+            **{key: value for key, (value, _) in values.items()},
+            ability_by_expert=abilities,
+            kv_loss_frac=kv_losses,
+            source=values["mean_ability"][1],
+        )
+    except ValueError as error:
+        raise ValueError(f"world.{error}") from error
+    return model, visible
+
+
+def _kv_losses(config: Mapping[int | str, Any]) -> dict[int, float]:
+    """Read the share of right answers that is lost, by KV budget in tokens."""
+    key = "world.answers.kv_loss_frac"
+    # NOTE: overrides by a dotted name make a text of a number.
+    require(all(str(name).isdecimal() for name in config), key, "by KV budgets in tokens", list(config))
+    named = {int(name): entry for name, entry in config.items()}
+    require(len(named) == len(config), key, "such that each budget is given once", list(config))
+    return {budget: declared_parameter(entry, f"{key}.{budget}")[0] for budget, entry in named.items()}

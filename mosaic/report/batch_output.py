@@ -11,6 +11,7 @@ second, and a question that was not aggregated in both.
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b, file_digest
 from pathlib import Path
@@ -103,13 +104,18 @@ def start_batch(folder: Path, paths: BatchPaths, now: int) -> BatchStart:
     """
     check_outputs(folder, paths)
     before = read_start(folder)
-    start, name = before or BatchStart(created=now), _seen_from(folder, paths)
+    start, name = before or BatchStart(created=now), os.path.relpath(paths.out, folder)
     if name in start.outputs:
         return start
     start = replace(start, outputs=(*start.outputs, name))
     is_new = not _is_own(before, folder, paths)
     if is_new:
-        _make(paths.partial, folder)
+        try:
+            paths.partial.open("xb").close()
+        except FileExistsError:
+            raise _of_another(paths.partial, folder) from None
+        except OSError as error:
+            raise _cannot(paths.partial, error) from error
     try:
         write_file(folder, BEGUN, msgspec.json.encode(start))
     except RunFolderError:
@@ -138,20 +144,7 @@ def read_start(folder: Path) -> BatchStart | None:
 
 def _is_own(start: BatchStart | None, folder: Path, paths: BatchPaths) -> bool:
     """Tell whether an earlier start has claimed these files; one that kept no names had them beside its input."""
-    return start is not None and (not start.outputs or _seen_from(folder, paths) in start.outputs)
-
-
-def _seen_from(folder: Path, paths: BatchPaths) -> str:
-    return os.path.relpath(paths.out, folder)
-
-
-def _make(path: Path, folder: Path) -> None:
-    try:
-        path.open("xb").close()
-    except FileExistsError:
-        raise _of_another(path, folder) from None
-    except OSError as error:
-        raise _cannot(path, error) from error
+    return start is not None and (not start.outputs or os.path.relpath(paths.out, folder) in start.outputs)
 
 
 def _of_another(path: Path, folder: Path) -> RunFolderError:
@@ -282,32 +275,44 @@ def _why(records: Sequence[CallRecord]) -> str:
 # The lines so far.
 
 
+class _Line(NamedTuple):
+    """Where a question's last line is, and which files it belongs to."""
+
+    start: int
+    num_bytes: int
+    has_response: bool
+    has_error: bool
+    is_cut: bool
+    """The aggregator has read the end alone of some responses."""
+
+
 class PartialFile:
     """The lines of finished questions, in the order in which they came; one process writes it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._spans: dict[str, tuple[int, int]] = {}
-        """By question: where its last line begins, and how long it is."""
+        self.lines: dict[str, _Line] = {}
+        """By question."""
         try:
             self._file: BinaryIO = path.open("a+b")
         except OSError as error:
             raise _cannot(path, error) from error
         self._end = 0
         self._file.seek(0)
-        for line in self._file:
-            name = _question_of(line)
-            if name is not None:
-                self._spans[name] = (self._end, len(line))
-            if not line.endswith(b"\n"):
+        for text in self._file:
+            if not text.endswith(b"\n"):
                 break
-            self._end += len(line)
+            with suppress(ValueError, KeyError, TypeError):
+                self._note(json.loads(text), len(text))
+            self._end += len(text)
         self._file.truncate(self._end)
 
-    def __len__(self) -> int:
-        return len(self._spans)
+    def _note(self, line: Mapping[str, Any], num_bytes: int) -> None:
+        response, error = line["response"], line["error"]
+        is_cut = response is not None and bool(response["body"]["mosaic"]["cut_responses"])
+        self.lines[line["custom_id"]] = _Line(self._end, num_bytes, response is not None, error is not None, is_cut)
 
-    def add(self, question: str, line: bytes) -> None:
+    def add(self, line: Mapping[str, Any]) -> None:
         """Put a question's line there, unless it is.
 
         Raises
@@ -315,22 +320,21 @@ class PartialFile:
         RunFolderError
             If it cannot be written.
         """
-        if self.read(question) == line:
+        text = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        if self.read(line["custom_id"]) == text:
             return
         try:
-            self._file.write(line)
+            self._file.write(text)
             self._file.flush()
         except OSError as error:
             raise _cannot(self._path, error) from error
-        self._spans[question] = (self._end, len(line))
-        self._end += len(line)
+        self._note(line, len(text))
+        self._end += len(text)
 
-    def read(self, question: str) -> bytes | None:
-        """Give a question's last line; None: it has none."""
-        if question not in self._spans:
-            return None
-        start, length = self._spans[question]
-        return os.pread(self._file.fileno(), length, start)
+    def read(self, question: str) -> bytes:
+        """Give a question's last line; empty: it has none."""
+        line = self.lines.get(question)
+        return b"" if line is None else os.pread(self._file.fileno(), line.num_bytes, line.start)
 
     def close(self) -> None:
         self._file.close()
@@ -383,8 +387,7 @@ class AnswerStream:
             done[event.record.key] = event.record
             question, first = self._questions[name], self._first[name]
             if walk(self._writer.graph, question, first, done).is_over:
-                line = self._writer.line(question, first, done)
-                self.file.add(name, json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                self.file.add(self._writer.line(question, first, done))
                 self.num_ended += 1
                 del self._done[name]
         return ()
@@ -418,37 +421,18 @@ def finish(paths: BatchPaths, partial: PartialFile, questions: Sequence[str]) ->
     RunFolderError
         If a question has no line, or a file cannot be written.
     """
-    kinds = {question: _kind_of(partial.read(question)) for question in questions}
-    missing = [question for question, kind in kinds.items() if kind is None]
+    missing = [question for question in questions if question not in partial.lines]
     if missing:
         raise RunFolderError(f"{paths.partial}: {len(missing)} questions have not ended, {missing[0]!r} among them")
-    known = {question: kind for question, kind in kinds.items() if kind is not None}
-    in_out = [question for question, kind in known.items() if kind.has_response]
-    in_errors = [question for question, kind in known.items() if kind.has_error]
+    lines = {question: partial.lines[question] for question in questions}
+    in_out = [question for question, line in lines.items() if line.has_response]
+    in_errors = [question for question, line in lines.items() if line.has_error]
     for path, names in ((paths.errors, in_errors), (paths.out, in_out)):
-        write_file(path.parent, path.name, (partial.read(name) or b"" for name in names))
-    num_errors = len(known) - len(in_out)
+        write_file(path.parent, path.name, map(partial.read, names))
+    num_errors = len(lines) - len(in_out)
     num_not_aggregated = len(in_errors) - num_errors
-    num_cut = sum(kind.is_cut for kind in known.values())
+    num_cut = sum(line.is_cut for line in lines.values())
     return Ended(len(in_out) - num_not_aggregated, num_not_aggregated, num_errors, num_cut)
-
-
-class _Kind(NamedTuple):
-    """Which files a line belongs to."""
-
-    has_response: bool
-    has_error: bool
-    is_cut: bool
-    """The aggregator has read the end alone of some responses."""
-
-
-def _kind_of(text: bytes | None) -> _Kind | None:
-    if text is None:
-        return None
-    line = json.loads(text)
-    response = line["response"]
-    is_cut = response is not None and bool(response["body"]["mosaic"]["cut_responses"])
-    return _Kind(response is not None, line["error"] is not None, is_cut)
 
 
 def digests(paths: BatchPaths) -> dict[str, str]:
@@ -483,10 +467,3 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise RunFolderError(f"{path}, line {number}: must be a line of mosaic batch's output") from None
         lines.append(line)
     return lines
-
-
-def _question_of(line: bytes) -> str | None:
-    try:
-        return str(json.loads(line)["custom_id"]) if line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError):
-        return None

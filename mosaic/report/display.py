@@ -4,11 +4,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from mosaic.core.commands import Command
 from mosaic.core.events import Event, Redone
+from mosaic.core.plan import Expected
 from mosaic.core.safe_text import PrintableStream, printable
 from mosaic.report.run_status import Row, RunStatus, RunView
 
@@ -90,7 +91,7 @@ def describe_redone(event: Redone) -> list[str]:
 def show_run(
     status: RunStatus, *, stream: TextIO | None = None, more: Callable[[], Row | None] = lambda: None
 ) -> Iterator[tuple[Display, ...]]:
-    """Show a run; gives the controllers that do so, none of a simulation that nobody watches.
+    """Show a run; gives the controllers that do so, none of a simulation without a terminal.
 
     On a terminal there is a bar for all calls and one per worker, gone when the run is over. In a log there is a line
     when a session starts or ends or a worker is lost, and one of progress every 10 s, so that it shows that the run
@@ -133,6 +134,13 @@ def show_run(
 
         with repeating(write_progress, LOG_EVERY_S, first_s=LOG_EVERY_S):
             yield (Display(status, log=write, warn=write),)
+
+
+def show_stage(
+    title: str, expected: Expected, *, is_simulated: bool = False
+) -> AbstractContextManager[tuple[Display, ...]]:
+    """Show a run, or a stage before it, by its name and what is expected of it."""
+    return show_run(RunStatus(title, expected, is_simulated=is_simulated))
 
 
 class _Screen:

@@ -5,7 +5,7 @@ expert makespan, and a worker is busy from the start of a session's load to its 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from mosaic.core.addition import add_in_order
@@ -18,36 +18,28 @@ Summary: TypeAlias = dict[str, Any]
 """Contents of summary.json, keys in a fixed order."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageSummary:
-    """What summary.json says of the second stage, beside its times."""
-
-    aggregator: str | None
-    """The choice: tp4, dp, auto; None: a pipeline that names its nodes."""
-    aggregator_expert: ExpertName
-    """Several, of a pipeline with more upper nodes, are joined by +."""
-    aggregator_tp_degree: int | None
-    """None: no question was left to aggregate, or sessions are of several degrees."""
-    aggregator_scheduler: str | None
-    """Who planned it."""
-    num_aggregator_calls: int
-    num_too_long: int
-    """Questions that were to be aggregated and that the aggregator cannot read."""
-    predicted_aggregator_s: float | None
-    aggregator_costs: str | None
-    """The cost model behind the prediction."""
-    skip_frac: float
-    skip_frac_source: str
-    """Of the experts' agreement: measured on an engine; in a simulation, whether it was fitted or assumed."""
-    accuracy_frac: float | None
-    always_aggregate_s: float | None
-    """What the stage takes when every question is aggregated in the same world; None: not known."""
-    always_aggregate_accuracy_frac: float | None
-    gate_report: Mapping[str, Any] | None
-    """What a gate that promises something says of its promise."""
-
-
-_STAGE_KEYS = tuple(StageSummary.__dataclass_fields__)
+MEASURED_KEYS = (
+    "num_failed_calls", "num_cancelled_calls", "expert_makespan_s", "aggregator_s", "end_to_end_s",
+    "predicted_expert_makespan_s", "expert_lower_bound_s", "gpu_idle_frac", "gpu_load_frac", "num_loads",
+    "output_tokens", "wasted_tokens", "output_tok_per_s", "num_preemptions",
+)  # fmt: skip
+ANSWER_KEYS: Mapping[str, str] = {
+    "aggregator": "the choice: tp4, dp, auto; null: a pipeline that names its nodes",
+    "aggregator_expert": "several, of a pipeline with more upper nodes, are joined by +",
+    "aggregator_tp_degree": "null: no question was left to aggregate, or sessions are of several degrees",
+    "aggregator_scheduler": "who planned it",
+    "num_aggregator_calls": "calls of all nodes that read others",
+    "num_too_long": "questions that were to be aggregated and that the aggregator cannot read",
+    "predicted_aggregator_s": "seconds of its plans",
+    "aggregator_costs": "the cost model behind the prediction",
+    "skip_frac": "share of the questions that the gate skips",
+    "skip_frac_source": "of the agreement: measured on an engine; of a simulation, whether it was fitted or assumed",
+    "accuracy_frac": "of the final answers; without a second stage, of the experts' majority",
+    "always_aggregate_s": "of the stage when every question is aggregated in the same world; null: not known",
+    "always_aggregate_accuracy_frac": "as always_aggregate_s",
+    "gate_report": "what a gate that promises something says of its promise",
+}
+"""What summary.json says of answers and of the second stage, beside its times; null where nothing is known."""
 
 
 def makespan_s(sessions: Iterable[SessionRecord]) -> float | None:
@@ -127,21 +119,6 @@ def output_tokens(result: RunResult) -> int:
     return sum(record.output_tokens for record in result.calls if record.status in SERVED)
 
 
-def num_preemptions(result: RunResult) -> int:
-    """Preemptions over all calls and attempts."""
-    return sum(record.num_preemptions for record in result.calls)
-
-
-def num_cancelled(result: RunResult) -> int:
-    """Calls that somebody cancelled."""
-    return sum(record.status is CallStatus.CANCELLED for record in result.calls)
-
-
-def wasted_tokens(result: RunResult) -> int:
-    """Tokens computed again after preemptions and moves, or thrown away by cancellations."""
-    return sum(record.wasted_tokens for record in result.calls)
-
-
 def session_output_tok_per_s(session: SessionRecord) -> float | None:
     """Throughput while the session serves, its load left out; None for a session that took no time."""
     serve_s = session.end_ts - session.start_ts
@@ -207,19 +184,16 @@ def summarise(
     workload: str,
     backend: str,
     gate: str | None,
-    costs: str,
     seed: int,
     num_questions: int,
     experts: Sequence[ExpertName],
-    stage: StageSummary | None = None,
-    accuracy_frac: float | None = None,
-    answers_source: str | None = None,
+    answers: Mapping[str, Any] = MappingProxyType({}),
 ) -> Summary:
     """Build the contents of summary.json.
 
-    Without a second stage the accuracy is that of the experts' majority, and the source that of their answers.
     Without a result (``backend=none``) the measured values are None. The plans are those of the layers, the first
     layer's first. The names of the experts come in the pool's order, which fixes each expert's colour in every figure.
+    ``answers`` has the keys of ``ANSWER_KEYS`` of which something is known.
     """
     plan = plans[0]
     planned = {key for made in plans for session in made.sessions for key in session.shard}
@@ -235,14 +209,15 @@ def summarise(
         "scheduler": plan.scheduler,
         "backend": backend,
         "gate": gate,
-        "costs": costs,
+        "costs": plan.costs,
         "seed": seed,
         "num_questions": num_questions,
         "num_calls": len(planned),
         **measured,
         **({} if result is None else {**_pilot(result), **_prefills(result)}),
-        **(asdict(stage) if stage else _without_stage(accuracy_frac, answers_source)),
-        **_gains(measured, stage),
+        **dict.fromkeys(ANSWER_KEYS),
+        **answers,
+        **_gains(measured, answers),
         "resumptions": None if result is None else [one._asdict() for one in result.resumptions],
         "lost_workers": None if result is None else [loss._asdict() for loss in result.lost_workers],
         "solve": _solve(plan.solve),
@@ -286,48 +261,42 @@ def _prefills(result: RunResult) -> dict[str, Any]:
     return {"prefill_ahead": report}
 
 
-def _without_stage(accuracy_frac: float | None, answers_source: str | None) -> dict[str, Any]:
-    source = None if accuracy_frac is None else answers_source
-    return dict.fromkeys(_STAGE_KEYS) | {"accuracy_frac": accuracy_frac, "skip_frac_source": source}
-
-
 def _measured(result: RunResult | None, num_planned: int, predicted_s: float | None) -> Mapping[str, Any]:
-    keys = (
-        "num_failed_calls", "num_cancelled_calls", "expert_makespan_s", "aggregator_s", "end_to_end_s",
-        "predicted_expert_makespan_s", "expert_lower_bound_s", "gpu_idle_frac", "gpu_load_frac", "num_loads",
-        "output_tokens", "wasted_tokens", "output_tok_per_s", "num_preemptions",
-    )  # fmt: skip
+    """What the run took and wrote; a planned call has failed that neither finished nor was cancelled or cut."""
     if result is None:
-        return {**dict.fromkeys(keys), "predicted_expert_makespan_s": predicted_s}
-    timed = result.after_pilot()
+        return {**dict.fromkeys(MEASURED_KEYS), "predicted_expert_makespan_s": predicted_s}
+    timed, calls = result.after_pilot(), result.calls
     experts_s, total_s, aggregator_s = expert_makespan_s(timed), makespan_s(timed.sessions), None
     is_staged = len(expert_sessions(timed)) < len(timed.sessions) or bool(_upper_calls(timed))
     if experts_s is not None and total_s is not None and is_staged:
         aggregator_s = total_s - experts_s
     values = (
-        _num_failed(result, num_planned), num_cancelled(result), experts_s, aggregator_s, total_s, predicted_s,
-        result.lower_bound_s, gpu_idle_frac(timed), gpu_load_frac(timed), num_loads(timed), output_tokens(result),
-        wasted_tokens(result), output_tokens(timed) / total_s if total_s else None, num_preemptions(result),
-    )  # fmt: skip
-    return dict(zip(keys, values, strict=True))
+        num_planned - sum(record.status is not CallStatus.FAILED for record in calls),
+        sum(record.status is CallStatus.CANCELLED for record in calls),
+        experts_s,
+        aggregator_s,
+        total_s,
+        predicted_s,
+        result.lower_bound_s,
+        gpu_idle_frac(timed),
+        gpu_load_frac(timed),
+        num_loads(timed),
+        output_tokens(result),
+        sum(record.wasted_tokens for record in calls),
+        output_tokens(timed) / total_s if total_s else None,
+        sum(record.num_preemptions for record in calls),
+    )
+    return dict(zip(MEASURED_KEYS, values, strict=True))
 
 
-def _gains(measured: Mapping[str, Any], stage: StageSummary | None) -> dict[str, float | None]:
+def _gains(measured: Mapping[str, Any], answers: Mapping[str, Any]) -> dict[str, float | None]:
     """What the gate changed against aggregating every question in the same world, where that is known."""
-    gains: dict[str, float | None] = {"accuracy_change_pp": None, "aggregator_saved_s": None}
-    if stage is None:
-        return gains
-    accuracy, always = stage.accuracy_frac, stage.always_aggregate_accuracy_frac
-    if accuracy is not None and always is not None:
-        gains["accuracy_change_pp"] = 100 * (accuracy - always)
-    if stage.always_aggregate_s is not None:
-        gains["aggregator_saved_s"] = stage.always_aggregate_s - (measured["aggregator_s"] or 0.0)
-    return gains
-
-
-def _num_failed(result: RunResult, num_planned: int) -> int:
-    """Count planned calls that neither finished nor were cancelled, those without a record among them."""
-    return num_planned - sum(record.status is not CallStatus.FAILED for record in result.calls)
+    accuracy, always = answers.get("accuracy_frac"), answers.get("always_aggregate_accuracy_frac")
+    always_s = answers.get("always_aggregate_s")
+    return {
+        "accuracy_change_pp": None if accuracy is None or always is None else 100 * (accuracy - always),
+        "aggregator_saved_s": None if always_s is None else always_s - (measured["aggregator_s"] or 0.0),
+    }
 
 
 def _solve(solve: SolveReport) -> dict[str, Any]:

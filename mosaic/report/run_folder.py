@@ -16,7 +16,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import msgspec
+
 from mosaic.core.errors import RunFolderError
+from mosaic.core.json_file import read_json
 from mosaic.core.plan import Plan
 from mosaic.core.results import RunResult
 from mosaic.core.workload import NodeName
@@ -93,12 +96,22 @@ def write_run(
                 write_file(folder, name, contents[name])
 
 
-def is_complete(folder: str | Path) -> bool:
-    """Tell whether a run was written to the end: summary.json is there and readable."""
+def read_summary(folder: str | Path) -> Summary | None:
+    """Read summary.json, which is written last; None: it is not there or cannot be read, the run is not complete."""
     try:
-        return isinstance(read_json(Path(folder) / SUMMARY), dict)
+        return read_json(Path(folder) / SUMMARY, Summary, "summary", RunFolderError)
     except RunFolderError:
-        return False
+        return None
+
+
+def is_complete(folder: str | Path) -> bool:
+    """Tell whether a run was written to the end."""
+    return read_summary(folder) is not None
+
+
+def num_failed_calls(folder: str | Path) -> int:
+    """Count the calls of a complete run that have no result; 0 of one that is not."""
+    return (read_summary(folder) or {}).get("num_failed_calls") or 0
 
 
 def completed_with(folder: str | Path, config: Config) -> bool:
@@ -134,17 +147,17 @@ def begin_run(folder: str | Path, config: Config, *, may_differ: Collection[str]
     is_there = (folder / CONFIG).exists()
     if is_there:
         _check_same(folder, config, "unfinished", may_differ)
-    if is_there and read_config(folder) == _plain(config):
+    if is_there and read_config(folder) == _parsed(_yaml(config)):
         return
     with _writing(folder):
         if may_differ:
             (folder / SUMMARY).unlink(missing_ok=True)
-        write_file(folder, CONFIG, _yaml(config).encode())
+        write_file(folder, CONFIG, _yaml(config))
 
 
 def _check_same(folder: str | Path, config: Config, kind: str, may_differ: Collection[str] = ()) -> None:
     found = read_config(folder)
-    keys = differing_keys(_without_practical(found), _without_practical(_plain(config)))
+    keys = differing_keys(_without_practical(found), _without_practical(_parsed(_yaml(config))))
     differing = tuple(key for key in keys if key not in may_differ)
     if differing:
         raise RunFolderError(
@@ -168,7 +181,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
     path = Path(folder) / CONFIG
     try:
-        config = _parse(path.read_text(encoding="utf-8"))
+        config = _parsed(path.read_bytes())
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError) as error:
@@ -176,22 +189,6 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise RunFolderError(f"{path}: must be a mapping, got {type(config).__name__}; {_IF_UNFINISHED}")
     return config
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file of a run folder.
-
-    Raises
-    ------
-    RunFolderError
-        If it is missing or not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise RunFolderError(f"{path}: not JSON ({error})") from error
 
 
 def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
@@ -231,33 +228,17 @@ def _name_differences(found: Config, wanted: Config, keys: tuple[str, ...]) -> s
     return "; ".join(named) + more
 
 
-def _plain(config: Config) -> dict[str, Any]:
-    """Turn a configuration into what reading its config.yaml returns."""
-    plain: dict[str, Any] = _parse(_yaml(config))
-    return plain
-
-
-def _parse(text: str) -> Any:
+def _parsed(content: bytes) -> Any:
     import yaml
 
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return yaml.load(content.decode(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
-def _yaml(config: Config) -> str:
+def _yaml(config: Config) -> bytes:
     import yaml
 
-    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    text: str = yaml.dump(_listed(config), Dumper=dumper, sort_keys=False, width=120, allow_unicode=True)
-    return text
-
-
-def _listed(value: Any) -> Any:
-    """Replace mappings by dicts and tuples by lists, which is all that plain YAML knows."""
-    if isinstance(value, Mapping):
-        return {key: _listed(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_listed(item) for item in value]
-    return value
+    dumper, plain = getattr(yaml, "CSafeDumper", yaml.SafeDumper), msgspec.to_builtins(config)
+    return yaml.dump(plain, Dumper=dumper, sort_keys=False, width=120, allow_unicode=True, encoding="utf-8")
 
 
 def _json(data: Mapping[str, Any]) -> bytes:
@@ -285,13 +266,13 @@ def _start(folder: Path, config: Config) -> None:
     if is_complete(folder):
         completed_with(folder, config)
         raise RunFolderError(f"{folder}: already holds the complete run of this configuration; it is not overwritten")
-    text = _yaml(config)
+    content = _yaml(config)
     for name in (*reversed(RUN_FILES), *map(_TEMPORARY.format, RUN_FILES)):
         try:
             (folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise RunFolderError(f"{folder / name}: cannot be replaced ({error.strerror})") from error
-    write_file(folder, CONFIG, text.encode())
+    write_file(folder, CONFIG, content)
 
 
 def write_file(folder: Path, name: str, content: Content) -> None:

@@ -56,7 +56,7 @@ class _SessionProgress:
 
     load_ts: float
     is_news: bool
-    """Whether its start and its end are told."""
+    """Whether its start and its end are logged."""
     start_ts: float | None = None
     """When it began to serve."""
     num_served: int = 0
@@ -67,7 +67,7 @@ class _SessionProgress:
 class RunStatus:
     """Follows the events of a run, or of a stage before it.
 
-    A run that goes on after an interruption is told again what it had done. That is counted, and not shown as if it
+    A run that goes on after an interruption receives again what it had done. That is counted, and not shown as if it
     happened now. Another thread may read the status: what is iterated there is replaced whole, or copied first.
 
     Parameters
@@ -102,7 +102,7 @@ class RunStatus:
         self._resumes_ts = 0.0
         self._is_resuming = False
         self._untold: list[int] = []
-        """Sessions whose start is told once all that was done before has been told again."""
+        """Sessions whose start is logged once all that was done before has been received again."""
         self._num_opened = 0
         self._ended: Counter[int] = Counter()
         self._running: dict[int, Mapping[CallKey, int]] = {}
@@ -270,7 +270,7 @@ class RunStatus:
     def _go_on(self) -> list[str]:
         """Say where a run goes on that was interrupted: what had ended, and which sessions load now."""
         view = self._view
-        assert view is not None, "it is told again"
+        assert view is not None, "it has received events"
         self._is_resuming = False
         lines = [f"{self.title}: {self.num_ended:,} calls had ended"] if self.num_ended else []
         for number in self._untold:

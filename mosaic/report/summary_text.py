@@ -51,19 +51,23 @@ def describe_run(
         Of calls that failed on a real backend: how many ended with each; records do not say.
     """
     result = result.after_pilot()
-    above = [_headline(summary), "", *_makespan_lines(summary), *_pilot_lines(summary), *_disturbed_lines(summary)]
+    above = [_headline(summary), "", *_time_lines(summary), *_disturbed_lines(summary)]
     below = [
-        _row("idle", _idle_text(summary, result)),
-        _row("tokens", _tokens_text(summary)),
-        _row("solver", _solver_text(summary)),
+        *rows(
+            ("idle", _idle_text(summary, result)),
+            ("tokens", _tokens_text(summary)),
+            ("solver", _solver_text(summary)),
+        ),
         *_stage_lines(summary),
-        *(line for note in gate_notes for line in _note_lines(note)),
+        *(line for note in gate_notes for line in _wrapped("", note)),
     ]
     files = [
         "",
-        _row("folder", f"{folder}"),
-        _row("", "timeline.png, trace.json (open it in ui.perfetto.dev), calls.parquet, summary.json"),
-        _row("compare", f"mosaic compare {Path(folder).parent}"),
+        *rows(
+            ("folder", f"{folder}"),
+            ("", "timeline.png, trace.json (open it in ui.perfetto.dev), calls.parquet, summary.json"),
+            ("compare", f"mosaic compare {Path(folder).parent}"),
+        ),
     ]
     if summary["num_failed_calls"]:
         num_left = NUM_LINES - len(above) - len(below) - len(files) - MIN_WORKER_LINES
@@ -75,25 +79,26 @@ def describe_run(
 
 def describe_point(summary: Summary, point: str) -> str:
     """Describe a point of a sweep in a line, under the name that tells it from the other points."""
-    made_s, predicted_s, idle = (
-        summary[key] for key in ("expert_makespan_s", "predicted_expert_makespan_s", "gpu_idle_frac")
-    )
+    made_s, idle, promise = summary["expert_makespan_s"], summary["gpu_idle_frac"], _promise(summary)
     name = "makespan" if summary["skip_frac"] is None else "experts"
     made = "not run" if made_s is None else f"{name} {_seconds(made_s)}"
-    text = f"{point}: {made}, predicted {_seconds(predicted_s)}"
+    text = f"{point}: {made}, predicted {_seconds(summary['predicted_expert_makespan_s'])}"
     text += "" if idle is None else f", idle {idle:.1%}"
     text += f", pilot before {_seconds(summary['pilot']['pilot_s'])}" if summary.get("pilot") else ""
     if summary["skip_frac"] is not None:
         text += f", end to end {_seconds(summary['end_to_end_s'])}, skipped {_skip_text(summary)}"
     if summary["accuracy_frac"] is not None:
         text += f", accuracy {summary['accuracy_frac']:.1%}"
-    promise = (summary["gate_report"] or {}).get("promise", {})
     text += ", promise WITHDRAWN" if promise.get("is_withdrawn") else ""
     text += ", promise BROKEN" if promise.get("is_broken") else ""
-    disturbances = describe_disturbances(summary)
+    disturbances, num_failed = describe_disturbances(summary), summary["num_failed_calls"]
     text += f", DISTURBED: {disturbances}" if disturbances else ""
-    num_failed = summary["num_failed_calls"]
     return f"{text}, FAILED: {num_failed:,} calls have no result" if num_failed else text
+
+
+def _promise(summary: Summary) -> Mapping[str, Any]:
+    promise: Mapping[str, Any] = (summary["gate_report"] or {}).get("promise", {})
+    return promise
 
 
 def describe_disturbances(summary: Mapping[str, Any]) -> str:
@@ -121,30 +126,30 @@ def _resumptions(resumed: Sequence[Mapping[str, Any]]) -> str:
     return f"{len(resumed)} times (the last at {resumed[-1]['ts']:,.1f} s, {after}{'' if unknown else ' in all'})"
 
 
-def _row(label: str, text: str) -> str:
+def row(label: str, text: str) -> str:
+    """Write a line with a label."""
     return f"  {label:<{LABEL_COLUMNS - 2}}{text}".rstrip()
 
 
-def _note_lines(note: str) -> list[str]:
-    """Break a note into lines: what a gate promises, and what it does not, must not be cut off."""
-    return [_row("", line) for line in wrap(note, NUM_COLUMNS - LABEL_COLUMNS)]
+def rows(*pairs: tuple[str, str | None]) -> list[str]:
+    """Write the rows, label and text, of which something is known."""
+    return [row(label, text) for label, text in pairs if text is not None]
+
+
+def _wrapped(label: str, text: str, **options: Any) -> list[str]:
+    """Break a text into lines."""
+    lines = wrap(text, NUM_COLUMNS - LABEL_COLUMNS, placeholder=" ...", **options)
+    return [row("" if number else label, line) for number, line in enumerate(lines)]
 
 
 def _failed_lines(num_failed: int, errors: Mapping[str, int], num_lines: int) -> list[str]:
     """Count what failed and give the commonest error, in as many lines as there are, but one in any case."""
     if not errors:
-        return [_row("FAILED", f"{num_failed:,} calls have no result: see calls.parquet")]
+        return [row("FAILED", f"{num_failed:,} calls have no result: see calls.parquet")]
     commonest = max(errors, key=lambda error: errors[error])
     text = f"{num_failed:,} calls have no result, {errors[commonest]:,} of them: {commonest}"
     # Names of files have hyphens, and should stay whole to be of use.
-    lines = wrap(
-        text,
-        NUM_COLUMNS - LABEL_COLUMNS,
-        max_lines=max(1, min(MAX_ERROR_LINES, num_lines)),
-        break_on_hyphens=False,
-        placeholder=" ...",
-    )
-    return [_row("FAILED" if number == 0 else "", line) for number, line in enumerate(lines)]
+    return _wrapped("FAILED", text, max_lines=max(1, min(MAX_ERROR_LINES, num_lines)), break_on_hyphens=False)
 
 
 def _cut(line: str) -> str:
@@ -162,23 +167,20 @@ def _headline(summary: Summary) -> str:
     return f"{what}: {counts} ({how})"
 
 
-def _makespan_lines(summary: Summary) -> list[str]:
-    """Times of the run: of the expert stage alone, or end to end and then of the expert stage."""
+def _time_lines(summary: Summary) -> list[str]:
+    """Times of the run: of the expert stage alone, or end to end and then of the expert stage; and of its pilot."""
+    experts, pilot, before = _expert_times(summary), summary.get("pilot"), None
+    if pilot is not None:
+        before = (
+            f"{_seconds(pilot['pilot_s'])} before, with {pilot['num_calls']:,} of these calls, to plan the others; "
+        )
+        before += f"{_seconds(pilot['with_pilot_s'])} with it"
     if summary["skip_frac"] is None:
-        return [_row("makespan", _expert_times(summary))]
+        return rows(("makespan", experts), ("pilot", before))
     stage_s, predicted_s = summary["aggregator_s"], summary["predicted_aggregator_s"]
     text = f"{_seconds(summary['end_to_end_s'])} end to end, of which the aggregator {_seconds(stage_s or 0.0)}"
     text += f" (predicted {_seconds(predicted_s)})" if predicted_s else ""
-    return [_row("makespan", text), _row("experts", _expert_times(summary))]
-
-
-def _pilot_lines(summary: Summary) -> list[str]:
-    """Say what came before the plan, which the times above leave out."""
-    pilot = summary.get("pilot")
-    if pilot is None:
-        return []
-    text = f"{_seconds(pilot['pilot_s'])} before, with {pilot['num_calls']:,} of these calls, to plan the others; "
-    return [_row("pilot", f"{text}{_seconds(pilot['with_pilot_s'])} with it")]
+    return rows(("makespan", text), ("experts", experts), ("pilot", before))
 
 
 def _disturbed_lines(summary: Summary) -> list[str]:
@@ -187,56 +189,52 @@ def _disturbed_lines(summary: Summary) -> list[str]:
     if not disturbances:
         return []
     text = f"{disturbances}: the times hold what that cost, and compare.py leaves this run out"
-    lines = wrap(text, NUM_COLUMNS - LABEL_COLUMNS, max_lines=MAX_DISTURBED_LINES, placeholder=" ...")
-    return [_row("DISTURBED" if number == 0 else "", line) for number, line in enumerate(lines)]
+    return _wrapped("DISTURBED", text, max_lines=MAX_DISTURBED_LINES)
 
 
 def _stage_lines(summary: Summary) -> list[str]:
     """What the gate skipped, what that saved and what it did to the accuracy."""
     if summary["skip_frac"] is None:
-        return _accuracy_lines(summary, ", of the experts' majority")
-    degree = summary["aggregator_tp_degree"]
+        return rows(("accuracy", _accuracy_text(summary, ", of the experts' majority")))
+    by = {"planned": ("aggregator_scheduler", "scheduler"), "priced": ("aggregator_costs", "costs")}
+    others = ", ".join(
+        f"{verb} by {summary[key]}" for verb, (key, own) in by.items() if summary[key] not in (None, summary[own])
+    )
+    always_s, saved_s = summary["always_aggregate_s"], summary["aggregator_saved_s"]
+    saved = f"{_seconds(saved_s)} of the {_seconds(always_s)} that aggregating everything takes"
+    change_pp = summary["accuracy_change_pp"]
+    change = "" if change_pp is None else f", {change_pp:+.2f} pp against aggregating everything"
+    return rows(
+        ("gate", _gate_text(summary)),
+        ("", f"aggregator={summary['aggregator']}: {others}" if others else None),
+        ("saved", None if always_s is None else saved),
+        ("accuracy", _accuracy_text(summary, change)),
+        ("BROKEN", _broken_text(summary)),
+    )
+
+
+def _gate_text(summary: Summary) -> str:
     text = f"{summary['gate']}: {_skip_text(summary)} skipped"
-    if degree is not None:
+    if (degree := summary["aggregator_tp_degree"]) is not None:
         num_calls = summary["num_aggregator_calls"]
         what = "questions" if num_calls <= summary["num_questions"] else "calls"
         text += f"; {num_calls:,} {what} to {summary['aggregator_expert']} (tp {degree})"
-    if summary["num_too_long"]:
-        text += f"; {summary['num_too_long']:,} too long for it"
-    lines = [_row("gate", text)]
-    by = {"planned": ("aggregator_scheduler", "scheduler"), "priced": ("aggregator_costs", "costs")}
-    others = [
-        f"{verb} by {summary[key]}" for verb, (key, own) in by.items() if summary[key] not in (None, summary[own])
-    ]
-    if others:
-        lines.append(_row("", f"aggregator={summary['aggregator']}: {', '.join(others)}"))
-    always_s = summary["always_aggregate_s"]
-    if always_s is not None:
-        saved_s = summary["aggregator_saved_s"]
-        lines.append(
-            _row("saved", f"{_seconds(saved_s)} of the {_seconds(always_s)} that aggregating everything takes")
-        )
-    accuracy, always = summary["accuracy_frac"], summary["always_aggregate_accuracy_frac"]
-    is_known = accuracy is not None and always is not None
-    change = f", {100 * (accuracy - always):+.2f} pp against aggregating everything" if is_known else ""
-    return [*lines, *_accuracy_lines(summary, change), *_broken_lines(summary)]
+    return text + (f"; {summary['num_too_long']:,} too long for it" if summary["num_too_long"] else "")
 
 
-def _broken_lines(summary: Summary) -> list[str]:
+def _broken_text(summary: Summary) -> str | None:
     """Say that more accuracy was lost than was promised, where a simulation can tell."""
-    promise = (summary["gate_report"] or {}).get("promise", {})
+    promise = _promise(summary)
     if not promise.get("is_broken"):
-        return []
+        return None
     lost, accepted = (100 * promise[key] for key in ("lost_frac", "accepted_loss_frac"))
-    return [_row("BROKEN", f"the promise of at most {accepted:.4g} pp: this batch lost {lost:.2f} pp")]
+    return f"the promise of at most {accepted:.4g} pp: this batch lost {lost:.2f} pp"
 
 
-def _accuracy_lines(summary: Summary, more: str) -> list[str]:
+def _accuracy_text(summary: Summary, more: str) -> str | None:
     accuracy, source = summary["accuracy_frac"], summary["skip_frac_source"]
-    if accuracy is None:
-        return []
     level = "" if source == "measured" else f" (its level is {source})"
-    return [_row("accuracy", f"{accuracy:.2%}{level}{more}")]
+    return None if accuracy is None else f"{accuracy:.2%}{level}{more}"
 
 
 def _skip_text(summary: Summary) -> str:
@@ -271,7 +269,7 @@ def _worker_lines(result: RunResult, num_lines: int) -> list[str]:
     sessions = expert_sessions(result)
     span_s = makespan_s(sessions)
     if not span_s:
-        return [_row("workers", "nothing ran")]
+        return [row("workers", "nothing ran")]
     start_ts = min(session.load_start_ts for session in sessions)
     busy_s = busy_s_by_worker(sessions, result.num_workers)
     load_s = load_s_by_worker(sessions, result.num_workers)
@@ -282,9 +280,9 @@ def _worker_lines(result: RunResult, num_lines: int) -> list[str]:
         own = [session for session in sessions if worker in session.workers]
         lane = _lane(own, start_ts, span_s)
         times = f"busy {busy_s[worker]:>7,.0f} s  load {load_s[worker]:>4,.0f} s"
-        lines.append(_row(f"worker {worker}", f"|{lane}| {times}  {_experts(own)}"))
+        lines.append(row(f"worker {worker}", f"|{lane}| {times}  {_experts(own)}"))
     if result.num_workers > num_lanes:
-        lines.append(_row("", f"and {result.num_workers - num_lanes} workers that were busy for less"))
+        lines.append(row("", f"and {result.num_workers - num_lanes} workers that were busy for less"))
     return lines
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mosaic.report.run_folder import SUMMARY, read_json
+from mosaic.report.run_folder import read_summary
 from mosaic.runtime.journal import RUN, read_journal
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 
@@ -83,6 +83,6 @@ def test_a_damaged_file_of_the_folder_is_written_again_or_named(
 
 
 def test_the_summary_has_the_digests_of_both_outputs(done: Path) -> None:
-    outputs = read_json(done.with_suffix(".mosaic") / SUMMARY)["outputs"]
+    outputs = read_summary(done.with_suffix(".mosaic"))["outputs"]
     assert sorted(outputs) == ["questions.errors.jsonl", "questions.out.jsonl"]
     assert len(json.dumps(outputs)) > 2 * 64

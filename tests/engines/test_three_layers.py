@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mosaic.config import engines
-from mosaic.report.run_folder import read_json
+from mosaic.report.run_folder import read_summary
 from tests.engines.executor_runs import FAKE_ENGINE, has_vllm
 from tests.engines.kept_launcher import run_kept
 from tests.engines.tiny_checkpoint import write_tiny_checkpoint
@@ -57,7 +57,7 @@ def said(calls: list[dict]) -> list[tuple]:
 def check_layers(folder: Path) -> None:
     """Four propose, two merge, and where these two differ a third node has the last word; a pilot comes before."""
     calls = pq.read_table(folder / "calls.parquet").to_pylist()
-    num_pilot_sessions = read_json(folder / "summary.json").get("pilot", {}).get("num_sessions", 0)
+    num_pilot_sessions = read_summary(folder).get("pilot", {}).get("num_sessions", 0)
     assert {call["status"] for call in calls} == {"finished"}
     answers = defaultdict(list)
     for call in calls:

@@ -62,22 +62,20 @@ def repeated(monkeypatch, clock):
     return acts
 
 
-def calls_status(clock=None, **changes) -> RunStatus:
-    return RunStatus("calls", **({} if clock is None else {"clock": clock}), **changes)
+@contextmanager
+def shown(stream: StringIO | None, clock: Clock, num_workers: int = 2, *, status: RunStatus | None = None, **options):
+    """Show a run of one session that has started; gives it, with its calls."""
+    status = status or RunStatus("calls", clock=clock)
+    with show_run(status, stream=stream, **options) as (controller,):
 
+        def hear(event, view) -> list[str]:
+            assert controller.on(event, view) == ()
+            return []
 
-def start(controllers, clock: Clock, num_workers: int = 2) -> tuple[Run, list]:
-    """Start a run of one session."""
-    (controller,) = controllers
-
-    def hear(event, view) -> list[str]:
-        assert controller.on(event, view) == ()
-        return []
-
-    run = Run(hear, clock, num_workers)
-    calls = run.open(0, "A", 3)
-    run.tell(Started(0.0))
-    return run, calls
+        run = Run(hear, clock, num_workers)
+        calls = run.open(0, "A", 3)
+        run.tell(Started(0.0))
+        yield run, calls
 
 
 def serve(run: Run, calls) -> None:
@@ -91,49 +89,37 @@ def serve(run: Run, calls) -> None:
 
 def test_a_simulation_that_is_not_watched_has_no_controller_and_no_output(capsys):
     stream = StringIO()
-    with show_run(calls_status(is_simulated=True), stream=stream) as controllers:
-        assert controllers == ()
-    with show_run(calls_status(is_simulated=True)) as controllers:  # pytest's captured stderr is no terminal
-        assert controllers == ()
-    assert stream.getvalue() == ""
-    assert capsys.readouterr().err == ""
+    for screen_of in ({"stream": stream}, {}):  # pytest's captured stderr is no terminal
+        with show_run(RunStatus("calls", is_simulated=True), **screen_of) as controllers:
+            assert controllers == ()
+    assert stream.getvalue() == capsys.readouterr().err == ""
 
 
 def test_a_terminal_shows_a_simulation_once_it_has_lasted_a_second(repeated, clock):
     stream = Terminal()
-    with show_run(calls_status(clock, is_simulated=True), stream=stream) as controllers:
-        run, calls = start(controllers, clock)
+    with shown(stream, clock, status=RunStatus("calls", clock=clock, is_simulated=True)) as (run, calls):
         serve(run, calls)
         ((draw, every_s, first_s),) = repeated
         assert (every_s, first_s) == (0.5, 1.0)
-        assert stream.getvalue() == ""
+        assert stream.getvalue() == "", "a short one is not shown"
         draw()
         assert "calls" in stream.getvalue()
         assert "3/3" in stream.getvalue()
     assert screen(f"{stream.getvalue()}what follows")[0] == "what follows"
 
 
-def test_a_short_simulation_is_not_shown_on_a_terminal(clock):
-    stream = Terminal()
-    with show_run(calls_status(clock, is_simulated=True), stream=stream) as controllers:
-        run, calls = start(controllers, clock)
-        serve(run, calls)
-    assert stream.getvalue() == ""
-
-
 # Real runs.
 
 
 def test_the_display_never_reacts():
-    assert not Display(calls_status()).reacts
+    assert not Display(RunStatus("calls")).reacts
 
 
 @pytest.mark.parametrize("is_drawn", [True, False])
 @pytest.mark.parametrize("stream_kind", [Terminal, StringIO])
 def test_what_is_done_again_is_written_on_a_terminal_and_in_a_log(repeated, clock, stream_kind, is_drawn):
     stream = stream_kind()
-    with show_run(calls_status(clock), stream=stream) as controllers:
-        run, calls = start(controllers, clock)
+    with shown(stream, clock) as (run, calls):
         if is_drawn:
             repeated[0][0]()
         run.tell(Redone(0.0, 0, {"A": 3}, {}))
@@ -146,11 +132,8 @@ def test_what_is_done_again_is_written_on_a_terminal_and_in_a_log(repeated, cloc
 def test_names_and_messages_steer_neither_a_terminal_nor_a_log(repeated, clock, monkeypatch, stream_kind):
     stream = stream_kind()
     monkeypatch.setattr(sys, "stderr", stream)
-    with (
-        printable_output(),
-        show_run(RunStatus("calls\x1b[91m", clock=clock), more=lambda: Row("more\x1b[92m")) as controllers,
-    ):
-        run, calls = start(controllers, clock)
+    status = RunStatus("calls\x1b[91m", clock=clock)
+    with printable_output(), shown(None, clock, status=status, more=lambda: Row("more\x1b[92m")) as (run, calls):
         repeated[0][0]()
         run.tell(Redone(0.0, 0, {"A\x1b[93m": 3}, {}))
         print("a server said \x1b[94m", file=sys.stderr)
@@ -163,16 +146,14 @@ def test_names_and_messages_steer_neither_a_terminal_nor_a_log(repeated, clock, 
 def test_a_terminal_is_drawn_on_where_one_command_runs_inside_another(repeated, clock, monkeypatch):
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
-    with printable_output(), printable_output(), show_run(calls_status(clock)) as controllers:
-        start(controllers, clock)
+    with printable_output(), printable_output(), shown(None, clock):
         repeated[0][0]()
         assert rows(stream)[0] == "calls 0/3 0 s, 1 loading"
     assert "\\x1b" not in stream.getvalue()
 
 
 def test_a_log_gets_a_line_when_a_session_starts_or_ends_and_one_of_progress_now_and_then(repeated, clock, capsys):
-    with show_run(calls_status(clock), more=lambda: Row("questions", "cost $2", 1, 9)) as controllers:
-        run, calls = start(controllers, clock)
+    with shown(None, clock, more=lambda: Row("questions", "cost $2", 1, 9)) as (run, calls):
         ((log_progress, every_s, first_s),) = repeated
         log_progress()
         serve(run, calls)
@@ -191,11 +172,13 @@ def test_a_terminal_shows_all_calls_and_each_worker_and_is_clean_afterwards(repe
     stream = Terminal()
     expected = Expected(num_calls=9, times={0: PredictedTimes(0.0, 30.0, 60.0)})
     status = RunStatus("calls", expected, clock=clock)
-    with show_run(status, stream=stream, more=lambda: Row("questions", "cost $2", 1, 5)) as controllers:
-        ((draw, every_s, first_s),) = repeated
-        draw()
-        assert rows(stream) == ["calls 0/9 0 s", "questions 1/5 cost $2"]
-        run, calls = start(controllers, clock)
+    questions = Row("questions", "cost $2", 1, 5)
+    with show_run(status, stream=stream, more=lambda: questions):
+        repeated[0][0]()
+        assert rows(stream) == ["calls 0/9 0 s", "questions 1/5 cost $2"], "before anything has started"
+    stream = Terminal()
+    with shown(stream, clock, status=status, more=lambda: questions) as (run, calls):
+        draw, every_s, first_s = repeated[1]
         draw()
         assert rows(stream) == [
             "calls 0/9 0 s, 1 loading", "questions 1/5 cost $2",
@@ -219,31 +202,29 @@ def test_a_terminal_shows_all_calls_and_each_worker_and_is_clean_afterwards(repe
 
 def test_no_more_workers_are_shown_than_fit(repeated, clock):
     stream = Terminal()
-    with show_run(calls_status(clock), stream=stream) as controllers:
-        start(controllers, clock, num_workers=30)
+    with shown(stream, clock, num_workers=30):
         repeated[0][0]()
-        shown = [line for line in rows(stream) if line]
-    assert len(shown) == 9
-    assert shown[-2:] == ["worker 6 idle", "and 23 more workers"]
+        lines = [line for line in rows(stream) if line]
+    assert len(lines) == 9
+    assert lines[-2:] == ["worker 6 idle", "and 23 more workers"]
 
 
 def test_a_line_that_is_too_long_is_cut(repeated, clock):
     stream = Terminal()
-    with show_run(calls_status(clock), stream=stream) as controllers:
-        run, _ = start(controllers, clock)
+    with shown(stream, clock) as (run, _):
         run.open(1, "B" * 200, 1, workers=(1,))
         run.tell(Ready(0.0, 0))
         repeated[0][0]()
-        shown = [line for line in screen(stream.getvalue()) if line]
-    assert len(shown) == 3
-    assert max(map(len, shown)) <= 100
+        lines = [line for line in screen(stream.getvalue()) if line]
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 100
 
 
 def test_a_dumb_terminal_is_a_log(repeated, clock, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     stream = Terminal()
-    with show_run(calls_status(clock), stream=stream) as controllers:
-        start(controllers, clock)
+    with shown(stream, clock):
+        pass
     assert stream.getvalue().splitlines() == ["calls: 3 calls on 2 workers", "worker 0: loading A (session 0, 3 calls)"]
 
 
@@ -287,8 +268,7 @@ def screen(written: str) -> list[str]:
 )
 def test_a_stream_that_breaks_does_not_stop_the_run(repeated, clock, is_terminal, error):
     stream = Broken(1, error, is_terminal=is_terminal)
-    with show_run(calls_status(clock), stream=stream) as controllers:
-        run, calls = start(controllers, clock)
+    with shown(stream, clock) as (run, calls):
         repeated[0][0]()
         serve(run, calls)
         repeated[0][0]()
@@ -300,19 +280,17 @@ def test_a_run_is_followed_where_nothing_can_be_shown(monkeypatch, clock):
     closed.close()
     monkeypatch.setattr(sys, "stderr", None)
     for stream in (closed, None):
-        status = calls_status(clock)
-        with show_run(status, stream=stream) as controllers:
-            run, calls = start(controllers, clock)
+        status = RunStatus("calls", clock=clock)
+        with shown(stream, clock, status=status) as (run, calls):
             serve(run, calls)
         assert status.num_ended == 3, "metrics read it"
-        with show_run(calls_status(is_simulated=True), stream=stream) as controllers:
+        with show_run(RunStatus("calls", is_simulated=True), stream=stream) as controllers:
             assert controllers == ()
 
 
 def test_what_is_shown_is_wiped_when_the_run_fails(repeated, clock):
     stream = Terminal()
-    with pytest.raises(KeyboardInterrupt), show_run(calls_status(clock), stream=stream) as controllers:  # noqa: PT012
-        start(controllers, clock)
+    with pytest.raises(KeyboardInterrupt), shown(stream, clock):  # noqa: PT012
         repeated[0][0]()
         raise KeyboardInterrupt
     assert not any(screen(stream.getvalue()))
@@ -324,8 +302,7 @@ def test_a_run_is_drawn_by_a_thread_while_it_changes(monkeypatch, clock):
     monkeypatch.setattr(display, "REDRAW_S", 0.001)
     monkeypatch.setattr(threading, "excepthook", failures.append)
     stream, deadline_s = Terminal(), time.monotonic() + 60
-    with show_run(calls_status(clock), stream=stream) as controllers:
-        run, _ = start(controllers, clock)
+    with shown(stream, clock) as (run, _):
         run.tell(Ready(0.0, 0))
         while stream.getvalue().count("B serving") < 10 and time.monotonic() < deadline_s:
             number = run.view.next_session()

@@ -24,7 +24,7 @@ from mosaic.report.run_folder import (
     flatten,
     is_complete,
     read_config,
-    read_json,
+    read_summary,
     write_run,
 )
 from tests.run_records import (
@@ -43,7 +43,7 @@ def write(folder: Path, config=CONFIG, result: RunResult | None = None, **change
     plan = make_small_plan()
     result = make_small_run() if result is None else result
     summary = summarise(
-        [plan], result, workload="w", backend="sim", gate=None, costs="paper", seed=0, num_questions=3,
+        [plan], result, workload="w", backend="sim", gate=None, seed=0, num_questions=3,
         experts=("A", "B", "C"),
     )  # fmt: skip
     arguments = {
@@ -57,8 +57,8 @@ def write_two_stages(folder: Path) -> None:
     """Write a run with all that a second stage leaves, the answers of a calibration run among it."""
     plan, after, result = make_small_plan(), make_small_aggregator_plan(), make_two_stage_run()
     summary = summarise(
-        [plan, after], result, workload="w", backend="sim", gate="never", costs="paper", seed=0, num_questions=3,
-        experts=("A", "B", "C", "Z"), stage=make_stage_summary(skip_frac=0.0),
+        [plan, after], result, workload="w", backend="sim", gate="never", seed=0, num_questions=3,
+        experts=("A", "B", "C", "Z"), answers=make_stage_summary(skip_frac=0.0),
     )  # fmt: skip
     write_run(
         folder, config=CONFIG, plans=[plan, after], result=result, summary=summary, meta={"schema_version": 1},
@@ -81,7 +81,7 @@ def test_complete_run_leaves_exactly_the_contract_files(tmp_path):
     write(tmp_path / "new" / "run")
     assert names(tmp_path / "new" / "run") == EXPECTED
     assert is_complete(tmp_path / "new" / "run")
-    assert read_json(tmp_path / "new/run/summary.json")["expert_makespan_s"] == 80.0
+    assert read_summary(tmp_path / "new" / "run")["expert_makespan_s"] == 80.0
 
 
 def test_run_of_two_stages_leaves_exactly_the_contract_files(tmp_path):
@@ -95,7 +95,7 @@ def test_run_of_two_stages_leaves_exactly_the_contract_files(tmp_path):
     assert [(row["role"], row["expert"], row["predicted_output_tokens"]) for row in rows] == [
         ("propose", "A", 12.5), ("propose", "B", 12.5), ("propose", "C", 12.5), ("aggregate", "Z", 300.0),
     ]  # fmt: skip
-    assert read_json(tmp_path / "summary.json")["num_calls"] == 4
+    assert read_summary(tmp_path)["num_calls"] == 4
 
 
 @pytest.mark.parametrize("write_files", [write, write_two_stages])

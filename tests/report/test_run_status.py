@@ -94,17 +94,6 @@ def test_a_session_from_its_start_to_its_end(status, run, clock):
     assert status.row() == Row("calls", "45 s", 4, 4)
 
 
-def test_calls_that_end_all_at_once_at_the_end_give_the_same_line(status, run, clock):
-    calls = run.open(0, "A", 4)
-    run.tell(Started(0.0))
-    run.tell(Ready(0.0, 0))
-    clock.now += 30
-    assert texts(status)[0] == "worker 0: A serving, 40 s left"
-    run.finish(0, calls)
-    assert run.close(0, serve_s=30.0) == ["worker 0: A (session 0): 4 calls ended in 30 s, 13 tokens/s"]
-    assert status.describe() == "calls: 4 of 4 calls (100%) after 30 s"
-
-
 def test_running_calls_count_for_the_pace_until_they_end(status, run, clock):
     calls = run.open(1, "B", 2, workers=(1,))
     run.tell(Started(0.0))
@@ -117,20 +106,26 @@ def test_running_calls_count_for_the_pace_until_they_end(status, run, clock):
     assert texts(status)[1] == "worker 1: B serving, 21 tokens/s, 5 s left"
 
 
-def test_sessions_load_one_after_the_other_on_a_worker(status, run, clock):
+def test_sessions_load_one_after_the_other_on_a_worker_and_late_ones_are_found(status, run, clock):
     first, second = run.open(0, "A", 4), run.open(1, "B", 2)
     assert run.tell(Started(0.0))[1:] == ["worker 0: loading A (session 0, 4 calls)"]
     run.tell(Ready(0.0, 0))
-    assert status.describe() == "calls: 0 of 6 calls (0%) after 0 s, 1 serving"
-    run.finish(0, first)
+    late = run.open(3, "C", 2, workers=(1,))
+    assert run.finish(0, first[:1]) == ["worker 1: loading C (session 3, 2 calls)"], "opened while the run goes on"
+    assert status.describe() == "calls: 1 of 8 calls (12%) after 0 s, 1 serving, 1 loading"
+    run.finish(0, first[1:])
     assert run.close(0) == [
         "worker 0: A (session 0): 4 calls ended in 0 s", "worker 0: loading B (session 1, 2 calls)"
     ]  # fmt: skip
     clock.now += 3
-    assert texts(status)[0] == "worker 0: B loading, 3 s"
+    assert texts(status) == ["worker 0: B loading, 3 s", "worker 1: C loading, 3 s"]
     run.tell(Ready(3.0, 1))
     run.finish(1, second)
     assert len(run.close(1)) == 1
+    run.finish(3, late)
+    run.open(4, "D", 1, workers=(0,))
+    assert run.tell(Ready(3.0, 4)) == ["worker 0: loading D (session 4, 1 calls)"], "ready before any other event of it"
+    assert texts(status)[0] == "worker 0: D serving"
 
 
 def test_a_session_waits_for_those_that_it_comes_after(status, run):
@@ -141,25 +136,6 @@ def test_a_session_waits_for_those_that_it_comes_after(status, run):
     run.tell(Ready(0.0, 0))
     run.finish(0, calls)
     assert run.close(0)[1:] == ["worker 1: loading B (session 1, 2 calls)"]
-
-
-def test_a_session_that_is_opened_while_the_run_goes_on_is_found(status, run):
-    calls = run.open(0, "A", 4)
-    run.tell(Started(0.0))
-    run.tell(Ready(0.0, 0))
-    run.open(1, "B", 2, workers=(1,))
-    assert run.finish(0, calls[:1]) == ["worker 1: loading B (session 1, 2 calls)"]
-    assert status.describe() == "calls: 1 of 6 calls (17%) after 0 s, 1 serving, 1 loading"
-    run.open(2, "C", 1, workers=(0,))
-    assert run.tell(Ready(0.0, 1)) == []
-    assert texts(status)[1] == "worker 1: B serving"
-
-
-def test_a_session_may_be_ready_before_any_other_event_of_it(status, run):
-    run.tell(Started(0.0))
-    run.open(1, "B", 2, workers=(1,))
-    assert run.tell(Ready(0.0, 1)) == ["worker 1: loading B (session 1, 2 calls)"]
-    assert texts(status)[1] == "worker 1: B serving"
 
 
 def test_a_session_that_follows_on_the_same_expert_is_shown_but_no_news(status, run, clock):
@@ -209,14 +185,6 @@ def test_what_had_ended_is_counted_and_not_shown_as_if_it_happened_now(status, r
     assert status.worker_rows()[0] == Row("worker 0", "B serving, 20 tokens/s, 0 s left", 4, 4), "the pace is today's"
     assert status.counts["ended"] == {"B": 1}
     assert run.close(1, serve_s=5.0) == ["worker 0: B (session 1): 4 calls ended in 5 s, 20 tokens/s"]
-
-
-def test_what_is_left_of_a_session_when_it_loads_is_logged(status, run):
-    first, second = run.open(0, "A", 1), run.open(1, "B", 4)
-    run.tell(Started(0.0))
-    run.finish(1, second[:3])
-    run.finish(0, first)
-    assert run.close(0)[1:] == ["worker 0: loading B (session 1, 1 of 4 calls left)"]
 
 
 # Workers that are lost, gangs, queues, moves.

@@ -27,15 +27,15 @@ NOTE = (
 
 
 def summarise_experts(result: RunResult, **changes: Any) -> Summary:
-    said = {"workload": "mmlu_pro", "backend": "sim", "gate": None, "costs": "paper", "seed": 3, "num_questions": 3}
+    said = {"workload": "mmlu_pro", "backend": "sim", "gate": None, "seed": 3, "num_questions": 3}
     return summarise([make_small_plan()], result, experts=("A", "B", "C"), **(said | changes))
 
 
 def summarise_stages(result: RunResult, *, gate: str = "majority", **changes: object) -> Summary:
     return summarise(
         [make_small_plan(), make_small_aggregator_plan()], result, workload="mmlu_pro", backend="sim", gate=gate,
-        costs="paper", seed=3, num_questions=3, experts=("A", "B", "C", "Z"),
-        stage=make_stage_summary(**changes),
+        seed=3, num_questions=3, experts=("A", "B", "C", "Z"),
+        answers=make_stage_summary(**changes),
     )  # fmt: skip
 
 
@@ -185,7 +185,7 @@ def test_screen_says_that_no_question_was_left_to_the_aggregator():
     stage = make_stage_summary(
         aggregator_tp_degree=None, num_aggregator_calls=0, predicted_aggregator_s=0.0, skip_frac=1.0
     )
-    summary = summarise_experts(run, gate="unanimous", stage=stage)
+    summary = summarise_experts(run, gate="unanimous", answers=stage)
     text = describe_run(summary, run, "results/runs/x")
     assert "80.0 s end to end, of which the aggregator 0.0 s\n" in text
     assert "gate      unanimous: 100.0% (fitted) skipped\n" in text
