@@ -79,7 +79,7 @@ class EngineBackend:
         self._served: dict[ExpertName, ServedExpert] = {}
         self._numbers = count()
         self._records: dict[CallKey, CallRecord] = {}
-        self._outcomes: dict[CallKey, tuple[ServedExpert, Outcome | None]] = {}
+        self._outcomes: dict[CallKey, Outcome | None] = {}
         """Of every call that was submitted."""
         self._again: list[tuple[float, int, CallRecord | PrefillRecord]] = []
         """Calls and prefills that ended before this start and are yet to be told, the earliest first."""
@@ -172,7 +172,7 @@ class EngineBackend:
             num_workers=self._cluster.num_workers,
             lost=self.lost,
             emit=self._events.append,
-            end=self._end,
+            read=self._read,
         )
 
     def _losses(self) -> list[Lost]:
@@ -278,8 +278,8 @@ class EngineBackend:
             raise BackendError(f"{label}: all calls that it comes after must have ended, got {waits_for[0]}")
         is_new = call.key not in self._outcomes
         inputs = inputs_of(call, self._records)
-        self._outcomes[call.key] = served, self._content.outcome(call, inputs, expert.kv_budget_tokens)
-        request = self._content.request(call, served, inputs, self._outcomes[call.key][1])
+        outcome = self._outcomes[call.key] = self._content.outcome(call, inputs, expert.kv_budget_tokens)
+        request = self._content.request(call, served, inputs, outcome)
         number = next(self._numbers)
         record = self._done(call.key, request.fingerprint, to)
         if record is not None:
@@ -316,11 +316,10 @@ class EngineBackend:
         if request is not None:
             state.calls.send([request])
 
-    def _end(self, record: CallRecord) -> None:
-        self._events.append(Finished(record.finished_ts or 0.0, self._read(record)))
-
     def _read(self, record: CallRecord) -> CallRecord:
-        read = self._records[record.key] = self._content.read(record, *self._outcomes[record.key])
+        read = self._records[record.key] = self._content.read(
+            record, self._served[record.expert], self._outcomes[record.key]
+        )
         return read
 
     def _expert(self, name: ExpertName, label: str) -> Expert:

@@ -257,17 +257,27 @@ class Calls:
         self._calls = {key: call for key, call in self._calls.items() if call.holder is not None}
         self._queues.clear()
 
-    def remove(self, record: CallRecord) -> bool:
-        """Let go of a call that has ended; False: it was gone."""
+    def remove(self, record: CallRecord) -> CallRecord | None:
+        """Let go of a call that has ended; gives its record as it is kept, None: it was gone.
+
+        What is known here takes the place of what a process sent, and a batch's token ids are in its journal alone:
+        they would take gigabytes.
+        """
         call = self._calls.pop(record.key, None)
         if call is None:
-            return False
+            return None
         self._leave(call)
         for number in {record.session, call.holder}:
             if number in self._sessions:
                 self._sessions[number].held.discard(record.key)
                 self._sessions[number].suspected.discard(record.key)
-        return True
+        session, response = self._sessions.get(record.session), record.response
+        return record._replace(
+            key=call.call.key,
+            expert=call.call.expert,
+            workers=() if session is None else session.session.workers,
+            response=response._replace(token_ids=()) if response is not None and response.token_ids else response,
+        )
 
     def end(self, calls: Sequence[CallState], status: CallStatus, error: str | None = None) -> None:
         """End calls that no process has."""

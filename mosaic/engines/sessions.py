@@ -114,9 +114,9 @@ class Sessions:
     lost
         Workers that were given up, and why; runs that share it know of each other's.
     emit
-        Takes events, but for calls.
-    end
-        Takes the record of each call that ends.
+        Takes events.
+    read
+        Reads the answer of a call that has ended.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Sessions:
         num_workers: int,
         lost: dict[int, str],
         emit: Callable[[Event], None],
-        end: Callable[[CallRecord], None],
+        read: Callable[[CallRecord], CallRecord],
     ) -> None:
         self._zero_ts = time.monotonic() - start_ts
         self.calls = Calls(self.now, self._end_call)
@@ -137,7 +137,7 @@ class Sessions:
         self._journal = journal
         self._patience = patience
         self._emit = emit
-        self._end = end
+        self._read = read
         self._lost = lost
         self._workers = [WorkerState(start_ts) for _ in range(num_workers)]
         self._states: dict[int, SessionState] = {}
@@ -386,16 +386,18 @@ class Sessions:
             self.calls.take_back(state.calls, message)
 
     def _end_call(self, record: CallRecord) -> None:
-        if not self.calls.remove(record):
+        kept = self.calls.remove(record)
+        if kept is None:
             return  # received before
         if record.status in SERVED:
             self._states[record.session].note_served()
             for worker in record.workers:
                 self._workers[worker].num_failed_loads = 0
             self._processes.note_served()
-        record = self._journal.add_call(record)
-        self.note_end(record)
-        self._end(record)
+        kept = self._read(kept)
+        self._journal.add_call(record, kept)
+        self.note_end(kept)
+        self._emit(Finished(kept.finished_ts or 0.0, kept))
 
     def _lose(self, process: WorkerProcess, exited: Exited) -> None:
         """Take back what a process that is gone did not finish."""

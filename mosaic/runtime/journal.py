@@ -275,9 +275,8 @@ class JournalState:
     """The latest instant at which something happened."""
     num_damaged: int = 0
     """Lines that no writer finished, or that changed on the disk."""
-    _done: dict[tuple[CallKey, str], CallRecord] = field(default_factory=dict)
-    _last: dict[CallKey, str] = field(default_factory=dict)
-    """The fingerprint under which each was done last."""
+    _done: dict[CallKey, tuple[CallRecord, ...]] = field(default_factory=dict)
+    """All ends of each call that did not fail, the last one last."""
     _served: dict[tuple[int, ExpertName, tuple[int, ...]], set[CallKey]] = field(
         default_factory=lambda: defaultdict(set)
     )
@@ -287,7 +286,7 @@ class JournalState:
         """Add an entry."""
         match entry:
             case EndedCall(record=record):
-                self.add_call(record)
+                self.add_call(without_token_ids(record))
             case EndedPrefill(record=record):
                 self.prefills.append(record)
                 self.last_ts = max(self.last_ts, record.finished_ts)
@@ -300,30 +299,27 @@ class JournalState:
             case Start():
                 self.starts.append(entry)
 
-    def add_call(self, record: CallRecord) -> CallRecord:
-        """Add a call that ended; gives its record as it is kept."""
-        kept = without_token_ids(record)
-        self.ended.append(kept)
-        self.last_ts = max(self.last_ts, kept.finished_ts or 0.0)
-        if kept.status is not CallStatus.FAILED:
-            self._done.setdefault((kept.key, fingerprint_of(kept)), kept)
-            self._last[kept.key] = fingerprint_of(kept)
-        if kept.status in SERVED:
-            self._served[kept.session, kept.expert, kept.workers].add(kept.key)
-        return kept
+    def add_call(self, record: CallRecord) -> None:
+        """Add a call that ended."""
+        self.ended.append(record)
+        self.last_ts = max(self.last_ts, record.finished_ts or 0.0)
+        if record.status is not CallStatus.FAILED:
+            self._done[record.key] = (*self._done.get(record.key, ()), record)
+        if record.status in SERVED:
+            self._served[record.session, record.expert, record.workers].add(record.key)
 
     def done(self, key: CallKey, fingerprint: str) -> CallRecord | None:
         """Find a call that need not be run: it ended and did not fail, and nothing that decides it changed."""
-        return self._done.get((key, fingerprint))
+        return next((record for record in self._done.get(key, ()) if fingerprint_of(record) == fingerprint), None)
 
     def last_fingerprint(self, key: CallKey) -> str | None:
         """Tell what decided a call when it was done last; None: it never was."""
-        return self._last.get(key)
+        return fingerprint_of(self._done[key][-1]) if key in self._done else None
 
     @property
     def done_keys(self) -> frozenset[CallKey]:
         """Name the calls that ended and did not fail."""
-        return frozenset(self._last)
+        return frozenset(self._done)
 
     def session_record(self, session: Session, calls: Sequence[CallRecord]) -> SessionRecord | None:
         """Describe a session, whose calls that ended these are; None: its engine was never ready.
@@ -447,10 +443,10 @@ class Journal:
         self._lines.append(frame(_ENCODER.encode(entry)))
         self.state.add(entry)
 
-    def add_call(self, record: CallRecord) -> CallRecord:
-        """Add a call that ended; gives its record as it is kept."""
+    def add_call(self, record: CallRecord, kept: CallRecord) -> None:
+        """Add a call that ended; the state has its record as it is kept."""
         self._lines.append(frame(_ENCODER.encode(EndedCall(record))))
-        return self.state.add_call(record)
+        self.state.add_call(kept)
 
     def write(self, actions: Sequence[Action]) -> None:
         """Add commands."""
