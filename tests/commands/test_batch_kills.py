@@ -16,9 +16,8 @@ import pytest
 from mosaic.core.results import CallRecord, CallStatus
 from mosaic.runtime.journal import read_journal
 from tests.commands.command_line import ROOT
-from tests.engines.executor_runs import hear_ctrl_c
+from tests.engines.executor_runs import hear_ctrl_c, workers_of
 from tests.engines.fake_batch import batch_line, question, write_batch, write_models
-from tests.engines.test_run_chaos import workers_of
 
 pytestmark = pytest.mark.slow
 
@@ -54,8 +53,9 @@ def num_ended(folder: Path) -> int:
     return len(ended_calls(folder))
 
 
-def test_a_batch_that_is_killed_twenty_times_ends_as_if_it_never_was(tmp_path: Path) -> None:
-    models = write_models(tmp_path)
+@pytest.mark.parametrize("reactions", [[], ["pipeline.moves=true"]], ids=["planned", "moves"])
+def test_a_batch_that_is_killed_twenty_times_ends_as_if_it_never_was(tmp_path: Path, reactions: list[str]) -> None:
+    models = [*write_models(tmp_path), *reactions]
     folders = tmp_path / "undisturbed", tmp_path / "killed"
     for folder in folders:
         folder.mkdir()

@@ -5,7 +5,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,6 +197,16 @@ def processes_of(folder: Path) -> list[int]:
                 continue
             if any(path.startswith(f"{folder}/") for path in opened):
                 found.append(int(entry.name))
+    return found
+
+
+def workers_of(folder: Path) -> list[int]:
+    """The worker processes of a run: those that print into its workers' logs."""
+    found = []
+    for pid in processes_of(folder):
+        with suppress(OSError):
+            if Path(os.readlink(f"/proc/{pid}/fd/1")).name.startswith("worker-"):
+                found.append(pid)
     return found
 
 

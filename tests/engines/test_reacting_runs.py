@@ -1,7 +1,7 @@
 """Controllers that open sessions, share queues, move, cut and cancel while a run goes on; the engine has no model."""
 
 from dataclasses import replace
-from itertools import count, pairwise
+from itertools import count
 
 import pytest
 
@@ -10,7 +10,6 @@ from mosaic.core.errors import BackendError
 from mosaic.core.events import Closed, Finished, Idle, Lost, Ready
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import AGGREGATE
 from mosaic.engines.launcher import Patience
 from mosaic.runtime.loop import drive
 from tests.controllers import Watcher
@@ -21,7 +20,7 @@ from tests.engines.executor_runs import (
     finished_once,
     make_checkpoint,
 )
-from tests.factories import make_call, make_plan, make_session, some_calls
+from tests.factories import make_plan, make_session, some_calls
 
 A, B = some_calls("A", 30), some_calls("B", 10)
 
@@ -56,31 +55,6 @@ def slow(tmp_path, host, tokens: int = 40, **changes) -> Runs:
 
 
 @pytest.mark.slow
-def test_sessions_of_an_expert_share_its_queue_and_the_lower_priority_goes_first(tmp_path, host):
-    sessions = [make_session(0, expert="A"), make_session(1, expert="A", workers=(1,))]
-    late, early = A[:20], A[20:]
-    calls = [*(Submit(c, "A", 5) for c in late), *(Submit(c, "A", -1) for c in early[2:])]
-    started = [*map(Open, sessions), Submit(early[0], 0), Submit(early[1], 1)]
-    up = []
-
-    def ready(event, view):
-        """Submit once both are up: on a busy machine one of them may come long before the other."""
-        up.append(event)
-        return calls if len(up) == len(sessions) else ()
-
-    executor = slow(tmp_path, host)
-    result = run(executor, Script(again=("ready",), started=started, ready=ready))
-    finished_once(tmp_path, A)
-    assert {record.session for record in result.calls} == {0, 1}
-    for number in (0, 1):
-        admitted = sorted(
-            (r.admitted_ts, r.key not in {c.key for c in early}) for r in result.calls if r.session == number
-        )
-        assert [is_late for _, is_late in admitted] == sorted(is_late for _, is_late in admitted)
-    assert [session.num_calls > 0 for session in result.sessions] == [True, True]
-
-
-@pytest.mark.slow
 def test_a_session_that_is_opened_for_an_idle_worker_keeps_the_expert_that_is_there(tmp_path, host):
     started = [Open(make_session(0, expert="A")), *(Submit(call, 0) for call in A[:3]), Close(0), *hold_open()]
     again = make_session(7, expert="A")
@@ -98,26 +72,6 @@ def test_a_session_that_is_opened_for_an_idle_worker_keeps_the_expert_that_is_th
 def hold_open():
     """A session on the other worker, so that the run does not end."""
     return [Open(make_session(1, expert="B", workers=(1,))), Submit(replace(B[0], ready_s=1.0), 1)]
-
-
-def test_prompts_and_outcomes_see_what_a_call_comes_after(tmp_path, host):
-    merged = make_call("q", expert="B", node=AGGREGATE, after=tuple(call.key for call in A[:3]))
-
-    def outcome(call, inputs):
-        if call.key != merged.key:
-            return Outcome(2 + call.prompt_tokens % 2, f"said by {call.key.question}")
-        return Outcome(len(inputs) + 10, "+".join(record.answer for record in inputs.values()))
-
-    def merge(event, view):
-        done = [call.key in view.records for call in A[:3]]
-        return [Submit(merged, 1), Close(1)] if all(done) and merged.key not in view.calls else ()
-
-    started = [Open(make_session(0, expert="A")), Open(make_session(1, expert="B", workers=(1,)))]
-    started += [Submit(call, 0) for call in A[:3]]
-    executor = Runs(tmp_path, host, outcomes=outcome)
-    run(executor, Script(started=started, finished=merge, again=("finished",)))
-    record = executor.records[merged.key]
-    assert (record.output_tokens, record.answer) == (13, "said by A0+said by A1+said by A2")
 
 
 @pytest.mark.slow
@@ -213,19 +167,6 @@ def test_a_session_whose_process_dies_serves_its_queue_on(tmp_path, host):
     )
     run(executor, Script(started=[Open(make_session(0, expert="A")), *(Submit(call, "A") for call in A)]))
     finished_once(tmp_path, A)
-
-
-def test_ticks_come_while_nothing_else_happens(tmp_path, host):
-    ticks = []
-
-    def tick(event, view):
-        ticks.append(event.ts)
-        return [Open(make_session(0, expert="A"))] if len(ticks) == 3 else ()
-
-    run(Runs(tmp_path, host), Script(started=[Submit(A[0], "A")], tick=tick, again=("tick",)), tick_s=0.05)
-    finished_once(tmp_path, A[:1])
-    assert len(ticks) >= 3
-    assert all(0.02 < after - before < 1.0 for before, after in pairwise(ticks[:2]))
 
 
 @pytest.mark.parametrize(

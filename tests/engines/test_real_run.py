@@ -122,6 +122,26 @@ def test_what_a_lost_worker_leaves_is_planned_anew(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_worker_that_is_lost_in_the_first_layer_is_not_used_in_the_second(tmp_path):
+    inputs, experts, aggregator = write_inputs(tmp_path), tmp_path / "experts.json", tmp_path / "aggregator.json"
+    with fake_hosts, patch.object(sys, "stdout", StringIO()):
+        profile_command([*inputs, f"out={experts}", f"aggregator_out={aggregator}"])
+    inputs = [*without_sweep(inputs), f"profile.path={experts}", f"profile.aggregator_path={aggregator}"]
+    inputs += ["backend.patience.max_restarts=0", "scheduler=round_robin"]
+    (tmp_path / "checkpoints" / CHECKPOINTS["QwenHalf"] / "behave").write_text("die once")
+    folder = tmp_path / "run"
+    outcome = run_fake(*inputs, f"hydra.run.dir={folder}")
+    assert outcome.status == 0, outcome.err
+    calls = pq.read_table(folder / "calls.parquet").to_pylist()
+    assert {call["node"] for call in calls} == {"propose", "aggregate"}
+    assert {call["status"] for call in calls} == {"finished"}
+    assert {worker for call in calls for worker in call["workers"]} == {0}
+    first, second = json.loads((folder / "plan.json").read_text())["layers"]
+    assert {worker for session in first["sessions"] for worker in session["workers"]} == {0, 1}
+    assert {worker for session in second["sessions"] for worker in session["workers"]} == {0}
+
+
+@pytest.mark.slow
 def test_a_run_that_loses_all_workers_says_why_and_keeps_what_is_done(tmp_path):
     inputs = [*write_inputs(tmp_path), "aggregator=none", "backend.patience.max_restarts=0"]
     profile = tmp_path / "profile.json"

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.commands.command_line import TINY, simulated_profiles
-from tests.engines.executor_runs import has_vllm
+from tests.engines.executor_runs import has_vllm, workers_of
 from tests.engines.fake_run import run_fake, write_inputs
 from tests.engines.interrupted_run import go_on, kill_after, start
 from tests.engines.kept_launcher import run_kept
-from tests.engines.test_run_chaos import workers_of
 from tests.run_tables import answers_of, calls_of, final, finished_of, num_finished, responses_of, summary_of
 
 pytestmark = pytest.mark.slow
