@@ -31,8 +31,8 @@ WAIT_S = 1.0
 class EngineBackend:
     """Executes one run on real engines.
 
-    Results are on the disk before anybody hears of them, and commands before they take effect. A run that was
-    interrupted goes on when it is run again with the same journal: calls that are there are not run again but told
+    Results are on the disk before they are reported, and commands before they take effect. A run that was
+    interrupted goes on when it is run again with the same journal: calls that are there are not run again but reported
     again, in order of time, and the run's clock goes on where it stopped. Calls that failed are tried again.
 
     Parameters
@@ -44,7 +44,7 @@ class EngineBackend:
     journal
         A folder for one run; it is made if need be, and holds the workers' output too.
     content
-        What is asked.
+        Requests and answers of calls.
     engines, launcher
         How to load experts, and where.
     patience
@@ -82,14 +82,14 @@ class EngineBackend:
         self._outcomes: dict[CallKey, Outcome | None] = {}
         """Of every call that was submitted."""
         self._again: list[tuple[float, int, CallRecord | PrefillRecord]] = []
-        """Calls and prefills that ended before this start and are yet to be told, the earliest first."""
+        """Calls and prefills that ended before this start and are yet to be reported, the earliest first."""
         self._num_redone: dict[bool, Counter[ExpertName]] = {True: Counter(), False: Counter()}
-        """Calls that had ended and are run again, by whether their engine is the same; those yet to be told."""
+        """Calls that had ended and are run again, by whether their engine is the same; those yet to be reported."""
         self._events: deque[Event] = deque()
         self._ts = 0.0
-        """The latest instant that anybody was told."""
-        self._told_ts = 0.0
-        """The instant that was told last."""
+        """The latest instant that was reported."""
+        self._event_ts = 0.0
+        """The instant of the last event."""
 
     @property
     def name(self) -> str:
@@ -128,7 +128,7 @@ class EngineBackend:
                 self._prefill(command)
 
     def events(self, *, reacts: bool, tick_s: float | None = None) -> Generator[Event, None, None]:
-        """Tell what happens; calls are told one by one as they end, whether anybody reacts or not.
+        """Give what happens; calls are reported one by one as they end, whether a controller reacts or not.
 
         Raises
         ------
@@ -190,7 +190,7 @@ class EngineBackend:
         sessions = self._sessions
         tick_ts = time.monotonic() + (tick_s or 0.0)
         while True:
-            yield from self._told_again()
+            yield from self._ended_before()
             self.log.sync()
             if self._events:
                 yield from self._round()
@@ -207,27 +207,27 @@ class EngineBackend:
                 self._events.append(Tick(sessions.now()))
 
     def _round(self) -> Iterator[Event]:
-        """Tell what has happened and is on the disk; what controllers do about it waits for the next sync."""
+        """Give what has happened and is on the disk; what controllers do about it waits for the next sync."""
         for _ in range(len(self._events)):
             event = self._events.popleft()
-            self._told_ts = event.ts
+            self._event_ts = event.ts
             self._ts = max(self._ts, event.ts)
             yield event
-            yield from self._told_again()
+            yield from self._ended_before()
 
-    def _told_again(self) -> Iterator[Event]:
-        """Tell what is done again, and what earlier starts have done of what was submitted, in order of time."""
+    def _ended_before(self) -> Iterator[Event]:
+        """Give what is done again, and what earlier starts have done of what was submitted, in order of time."""
         changed, outdated = self._num_redone[False], self._num_redone[True]
         while self._again or self._num_damaged or changed or outdated:
             if self._num_damaged or changed or outdated:
-                redone = Redone(self._told_ts, self._num_damaged, dict(changed), dict(outdated))
+                redone = Redone(self._event_ts, self._num_damaged, dict(changed), dict(outdated))
                 self._num_damaged = 0
                 changed.clear()
                 outdated.clear()
                 yield redone
                 continue
             ts, _, record = heapq.heappop(self._again)
-            self._told_ts = ts
+            self._event_ts = ts
             self._ts = max(self._ts, ts)
             yield Finished(ts, record) if isinstance(record, CallRecord) else Prefilled(ts, record)
 
@@ -295,7 +295,7 @@ class EngineBackend:
     def _done(self, key: CallKey, fingerprint: str, to: int | ExpertName) -> CallRecord | None:
         """Find a call that need not be run.
 
-        Where the number of its session means another one here, it is told as one of the session that it is sent to.
+        Where the number of its session means another one here, it is reported as one of the session that it is sent to.
         """
         record = self.log.state.done(key, fingerprint)
         if record is None or not isinstance(to, int):

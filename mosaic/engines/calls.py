@@ -253,7 +253,7 @@ class Calls:
             self._place(call)
 
     def lose_all(self) -> None:
-        """Let go of all calls that wait for a session that nobody opens."""
+        """Let go of all calls that wait for a session that no controller opens."""
         self._calls = {key: call for key, call in self._calls.items() if call.holder is not None}
         self._queues.clear()
 

@@ -26,7 +26,7 @@ class EngineSpec:
     settings: Any
     """What the engine's module understands."""
     is_remote: bool = False
-    """The model is a server's: nothing is loaded here, and nobody knows what it computes."""
+    """The model is a server's: nothing is loaded here, and what it computes is not known."""
     has_served: bool = field(default=False, compare=False)
     """It is known to serve calls, so what stops it may pass."""
 
@@ -75,7 +75,7 @@ class Output(NamedTuple):
 
     key: CallKey
     token_ids: tuple[int, ...] = ()
-    """Written so far, what was already generated first; empty where the engine cannot tell."""
+    """Written so far, what was already generated first; empty where the engine does not count them."""
     text: str | None = None
     """None: without a tokenizer there is no text."""
     finish_reason: str | None = None
@@ -86,7 +86,7 @@ class Output(NamedTuple):
     num_preemptions: int = 0
     scheduled_ts: float | None = None
     first_token_ts: float | None = None
-    """Of those that this engine wrote; None: it cannot tell."""
+    """Of those that this engine wrote; None: not known."""
     last_token_ts: float | None = None
     """None: it was aborted."""
     visible_tokens: int | None = None
@@ -99,7 +99,7 @@ class Output(NamedTuple):
     num_retries: int = 0
     """Tries that failed before the one that counts."""
     confidence: float | None = None
-    """Geometric mean of the probabilities of the tokens that this engine wrote; None: not asked for, or not known."""
+    """Geometric mean of the probabilities of the tokens that this engine wrote; None: not wanted, or not known."""
 
     @property
     def num_written(self) -> int:
@@ -132,7 +132,7 @@ class Engine(Protocol):
         """Drop a request that was submitted and has not finished; gives what it has written."""
 
     def progress(self) -> Mapping[CallKey, int]:
-        """Count the tokens of each running request; empty where the engine cannot tell."""
+        """Count the tokens of each running request; empty where the engine does not count them."""
 
 
 class EngineModule(Protocol):

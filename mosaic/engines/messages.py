@@ -1,4 +1,4 @@
-"""What the executor and its processes tell each other; all of it is pickled."""
+"""Messages between a run and its worker processes; all are pickled."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serve:
-    """To a worker process: serve a session on the expert it has loaded, until it is told to ``Close`` it."""
+    """To a worker process: serve a session on the expert it has loaded, until ``Close`` arrives."""
 
     session: Session
     """Without its calls."""
@@ -84,7 +84,7 @@ class Serve:
     is_resident: bool
     """The expert stayed from the session before, or is a server's, so nothing is loaded."""
     is_remote: bool = False
-    """It is a server's, whose processor time nobody knows."""
+    """It is a server's, whose processor time is not known."""
 
 
 class Quit(NamedTuple):
@@ -105,7 +105,7 @@ class Failure(NamedTuple):
 
 
 class Exited(NamedTuple):
-    """From a launcher: a worker process is gone, and all it said was told."""
+    """From a launcher: a worker process is gone, and all it sent was received."""
 
     exit_code: int
     """Negative: the signal that ended it."""

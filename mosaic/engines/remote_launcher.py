@@ -1,4 +1,4 @@
-"""Worker processes on the machines of a cluster; what they send is on the driver's disk before anybody uses it.
+"""Worker processes on the machines of a cluster; what they send is on the driver's disk before it is used.
 
 One thread does all of it: the one that listens. Each node that serves has an agent with one report under way. It comes
 at least every `HEARTBEAT_S`, so that it is the agent's heartbeat too. Only what may take long has a thread of its own,
@@ -161,7 +161,7 @@ class RemoteChannel:
 class RemoteLauncher:
     """Launches on the nodes of a cluster, for several runs one after the other, while it is kept.
 
-    A worker process that goes on after its node was given up for lost can do no harm: nobody receives what it sends,
+    A worker process that goes on after its node was given up for lost can do no harm: what it sends is not received,
     and only what the driver receives is in the journal.
 
     Parameters
@@ -393,7 +393,7 @@ class RemoteLauncher:
 
 
 def in_thread(do: Callable[[], T]) -> Future[T]:
-    """Do something in a thread of its own, which nobody waits for at the end."""
+    """Do something in a thread of its own, which nothing waits for at the end."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -425,7 +425,7 @@ def groups_of(sizes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 def slots_for(room: int, groups: Sequence[tuple[int, ...]], held: Collection[int]) -> tuple[int, ...]:
     """Choose the workers that a node serves: what spans workers of a group stays on a node.
 
-    It takes the groups of which nobody holds any, as far as it has room, the largest that fit first. Where none fits it
+    It takes the groups of which none is held, as far as it has room, the largest that fit first. Where none fits it
     takes a part of the smallest, and the rest of that group has no node.
 
     Examples

@@ -1,4 +1,4 @@
-"""From calls to what engines are asked, with the fingerprint of all that decides a response; and back to answers."""
+"""From calls to requests, with the fingerprint of all that decides a response; and back to answers."""
 
 import json
 import random
@@ -65,7 +65,7 @@ class Engines(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContent:
-    """What is asked in a run, and what is read from the responses.
+    """The requests of a run, and what is read from the responses.
 
     Equal contents make equal calls the same generation, in whatever plan.
     """
@@ -73,8 +73,8 @@ class RunContent:
     prompts: Prompts | None = None
     """What experts read. None (replay only): random tokens, as many as each call has."""
     prefixes: Prompts | None = None
-    """What the prompts of calls begin with, as far as the calls tell it that have ended. None: nobody knows, unless
-    prompts are random tokens: these begin with what shorter ones are."""
+    """What the prompts of calls begin with, given the calls that have ended. None: not known, unless prompts are random
+    tokens: these begin with what shorter ones are."""
     questions: Mapping[str, Question] = field(default_factory=dict)
     """By id; answers to those in it are read from the responses."""
     outcomes: Outcomes | None = None
@@ -87,7 +87,7 @@ class RunContent:
     root_seed: int = 0
     """Responses follow from it and the calls' keys."""
     with_confidence: bool = False
-    """Engines tell how probable the tokens of each response were."""
+    """Engines give how probable the tokens of each response were."""
 
     def __post_init__(self) -> None:
         require_count(self.root_seed, "run content: root_seed")
@@ -99,15 +99,15 @@ class RunContent:
         return None if self.outcomes is None else self.outcomes(call, inputs).with_kv_budget(kv_budget_tokens)
 
     def request(self, call: Call, served: ServedExpert, inputs: Inputs, outcome: Outcome | None) -> Request:
-        """Say what an engine is asked for a call.
+        """Make the request of a call.
 
         Raises
         ------
         BackendError
             If a replayed call's prompt leaves no room in the expert's context.
         """
-        expert, asked_for = served.expert, self._sampling(call.key)
-        seed = response_seed(self.root_seed if asked_for.seed is None else asked_for.seed, call.key)
+        expert, sampling = served.expert, self._sampling(call.key)
+        seed = response_seed(self.root_seed if sampling.seed is None else sampling.seed, call.key)
         prompt: Prompt
         if self.prompts is not None:
             prompt = self.prompts(call, inputs)
@@ -124,31 +124,37 @@ class RunContent:
                     f"{served.context_tokens}, got {num_tokens}: {MORE_ROOM}"
                 )
             length = min(outcome.output_tokens, served.output_limit(num_tokens))
-        temperature = expert.temperature if asked_for.temperature is None else asked_for.temperature
-        most = min(expert.max_output_tokens, asked_for.max_output_tokens or expert.max_output_tokens)
-        values = {} if asked_for is _AS_THE_EXPERT else asked_for.engine_values
-        asked: list[object] = [prompt.messages if isinstance(prompt, Chat) else prompt, seed, temperature, most, length]
+        temperature = expert.temperature if sampling.temperature is None else sampling.temperature
+        most = min(expert.max_output_tokens, sampling.max_output_tokens or expert.max_output_tokens)
+        values = {} if sampling is _AS_THE_EXPERT else sampling.engine_values
+        decides: list[object] = [
+            prompt.messages if isinstance(prompt, Chat) else prompt,
+            seed,
+            temperature,
+            most,
+            length,
+        ]
         if values:
-            asked.append(values)
+            decides.append(values)
         if self.with_confidence:
-            asked.append("with confidence")  # a journal without it would not do
+            decides.append("with confidence")  # a journal without it would not do
         return Request(
             key=call.key,
-            fingerprint=f"{_engine_digest(served.decides)}-{_digest(asked)}",
+            fingerprint=f"{_engine_digest(served.decides)}-{_digest(decides)}",
             prompt=prompt,
             prompt_tokens=call.prompt_tokens,
             seed=seed,
             temperature=temperature,
             max_output_tokens=most,
             output_tokens=length,
-            sampling=asked_for if values else None,
+            sampling=sampling if values else None,
             with_confidence=self.with_confidence,
         )
 
     def prefill(self, call: Call, served: ServedExpert, inputs: Inputs) -> Request | None:
-        """Say what an engine is asked to prefill ahead of a call; None: it is not known."""
-        expert, asked_for = served.expert, self._sampling(call.key)
-        seed = response_seed(self.root_seed if asked_for.seed is None else asked_for.seed, call.key)
+        """Make the request that prefills ahead of a call; None: it is not known."""
+        expert, sampling = served.expert, self._sampling(call.key)
+        seed = response_seed(self.root_seed if sampling.seed is None else sampling.seed, call.key)
         prompt: Prompt
         if self.prefixes is not None:
             prompt = self.prefixes(call, inputs)
@@ -192,7 +198,7 @@ class RunContent:
 
 
 def is_of_same_engine(fingerprint: str, other: str) -> bool:
-    """Tell whether two responses differ at most in what was asked.
+    """Tell whether two responses differ at most in their requests.
 
     Examples
     --------

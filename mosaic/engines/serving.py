@@ -16,7 +16,7 @@ from mosaic.runtime.journal import ClosedSession
 HEARTBEAT_S = 0.5
 """A worker whose engine moves says so this often."""
 CUT = "cut"
-"""The finish reason of a call that was told to stop with what it has."""
+"""The finish reason of a call that was cut."""
 
 
 class SessionService:
@@ -140,7 +140,7 @@ class SessionService:
         self._end(request, status if output.error is None else CallStatus.FAILED, output, response)
 
     def _cut(self) -> None:
-        """Stop calls that have written as much as they may; those of an engine that cannot tell go on."""
+        """Stop calls that have written as much as they may; those of an engine that does not count go on."""
         written = self._engine.progress()
         for key, limit in list(self._limits.items()):
             if written.get(key, 0) >= limit:
@@ -154,7 +154,7 @@ class SessionService:
         return self._engine.abort(key)
 
     def _drop_beginnings(self, keys: Sequence[CallKey]) -> None:
-        """Stop prefills; of those that had been started nobody knows how far they were, so they count as whole."""
+        """Stop prefills; how far those were that had been started is not known, so they count as whole."""
         for key in keys:
             output = self._engine.abort(key)
             self._end_beginning(output, 0 if output.scheduled_ts is None else output.prompt_tokens or 0)

@@ -238,7 +238,7 @@ class EngineSite:
         return backend, lambda number: tokens[number % len(tokens)]
 
     def replaying(self, outcomes: Outcomes, name: str) -> Backend:
-        """Give a backend whose calls write as many random tokens as they are told, for a measurement of this name."""
+        """Give a backend whose calls write as many random tokens as their outcomes have, for a measurement."""
         return self._begun(name, RunContent(outcomes=outcomes), is_measured=True)
 
     def hindsight(self, earlier: Inputs) -> Backend | None:
@@ -288,7 +288,7 @@ def first_questions(workload: Workload, num_questions: int, experts: Sequence[Ex
 
 
 def calibration_seed(seed: int) -> int:
-    """Derive the root seed of responses that are measured: no batch shares their luck, even with the same questions."""
+    """Derive the root seed of responses that are measured: no batch shares it, even with the same questions."""
     return int.from_bytes(blake2b(f"{seed}|calibration".encode(), digest_size=6).digest(), "little")
 
 

@@ -75,7 +75,7 @@ class TokenEmbeddings:
 
 
 def _serve(link: Connection, checkpoint: Path, context_tokens: int, options: EngineOptions) -> None:
-    """Load the model, and answer until nobody asks."""
+    """Load the model, and answer until the driver closes the link."""
     prepare(options)
     from vllm import LLM
     from vllm.config import PoolerConfig

@@ -44,7 +44,7 @@ class VllmEngines:
 
     options: EngineOptions
     with_tokenizer: bool = True
-    """False: prompts are token ids and nobody reads the responses."""
+    """False: prompts are token ids and the responses are not read."""
     checkpoints: Path | None = None
     """Where checkpoints lie that are not named by path."""
     _found: dict[ExpertName, Checkpoint] = field(default_factory=dict)

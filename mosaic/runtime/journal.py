@@ -101,7 +101,7 @@ def decoded(path: Path, decode: Callable[[bytes], _Record]) -> Iterator[_Record 
     Raises
     ------
     JournalError
-        If a whole line holds what nobody of this version wrote.
+        If a whole line holds what this version does not write.
     """
     for text in lines_of(path):
         try:
@@ -143,7 +143,7 @@ class Log:
                 at += os.pwrite(self._file, data[at - self._size :], at)
             os.fdatasync(self._file)
         except OSError as error:
-            # NOTE: after a failed sync nobody knows what reached the disk, so nothing of it may count.
+            # NOTE: after a failed sync it is not known what reached the disk, so nothing of it may count.
             with suppress(OSError):
                 os.ftruncate(self._file, self._size)
             raise _cannot("written", self.path, error) from error
@@ -385,8 +385,8 @@ def read_entries(folder: Path) -> Iterator[Entry | None]:
 class Journal:
     """A run's journal: what earlier starts wrote there, and what this one adds.
 
-    What is added goes to the disk with the next ``sync``, all at once: until then nobody may hear of a result, and no
-    command may take effect. The driver alone writes, while it holds the run's folder.
+    What is added goes to the disk with the next ``sync``, all at once: until then no result is reported, and no
+    command takes effect. The driver alone writes, while it holds the run's folder.
 
     Parameters
     ----------

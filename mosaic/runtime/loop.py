@@ -1,4 +1,4 @@
-"""The run: a backend tells events, controllers answer with commands. There is one run and one clock."""
+"""The run: a backend sends events, controllers answer with commands. There is one run and one clock."""
 
 from collections import deque
 from collections.abc import Callable, Sequence, Set
@@ -54,7 +54,7 @@ def drive(
     backend
         Who carries commands out.
     controllers
-        Who gives them; the first hears an event first.
+        Who gives them; the first gets an event first.
     num_workers
         Of the cluster.
     log
@@ -62,7 +62,7 @@ def drive(
     tick_s
         Seconds between ticks, for controllers that want them.
     then
-        Gives the controllers that take over when all sessions of the first ones are over; they hear ``Started`` once
+        Gives the controllers that take over when all sessions of the first ones are over; they get ``Started`` once
         more. None: the run ends there.
     is_quote
         Whether it stops where the batch of the same journal goes on. Commands of the batch are then left alone.
@@ -82,7 +82,7 @@ def drive(
     events = backend.events(reacts=reacts, tick_s=tick_s)
     try:
         for event in events:
-            run.hear(event)
+            run.take(event)
     except BaseException as error:
         events.throw(error)  # it ends what it started, and says what is kept
         raise
@@ -125,7 +125,7 @@ class _Run:
     def is_resumed(self) -> bool:
         return bool(self._earlier)
 
-    def hear(self, event: Event) -> None:
+    def take(self, event: Event) -> None:
         """Let every controller answer an event, and carry the answers out."""
         view, events = self._view, self._events
         self._answer(event)
@@ -136,7 +136,7 @@ class _Run:
         if self._then is not None and view.opened.keys() <= view.ended.keys():
             then, self._then = self._then, None
             self._controllers = then(view)
-            self.hear(Started(view.ts, resumes_ts=self._resumes_ts))
+            self.take(Started(view.ts, resumes_ts=self._resumes_ts))
             return
         unclosed = [Close(n) for n in view.opened if n not in view.closing and n not in view.ended]
         self._give(unclosed, event)
@@ -208,7 +208,7 @@ class _Run:
     def _fold_in(self) -> None:
         """Give the commands of the interrupted run that no controller gave anew, as far as they still mean something.
 
-        By now controllers have heard again of all that had ended. What they did at other moments (a timer, an idle
+        By now controllers have received again all that had ended. What they did at other moments (a timer, an idle
         worker) may not come again in the same way: it is done as it was. A quote's are not: it may have been of
         other questions or experts, and what the batch needs of it is given anew.
         """
