@@ -1,6 +1,5 @@
 """Pilots on engines: no call is asked twice, whatever ends the run in between."""
 
-import random
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,9 +8,8 @@ import pytest
 from mosaic.commands.run import JOURNAL
 from mosaic.runtime.journal import read_journal
 from tests.commands.command_line import TINY
-from tests.engines.executor_runs import has_vllm, processes_of
+from tests.engines.executor_runs import has_vllm
 from tests.engines.fake_run import CHECKPOINTS, run_fake, write_inputs
-from tests.engines.interrupted_run import go_on, kill_after
 from tests.engines.kept_launcher import run_kept
 from tests.run_tables import answers_of, calls_of, summary_of
 
@@ -73,24 +71,6 @@ def test_calls_that_fail_in_the_pilot_are_planned_with_the_batch(tmp_path):
     assert outcome.status == 0, outcome.err
     assert summary_of(folder)["num_failed_calls"] == 0
     assert len(calls_of(folder)) == 120
-
-
-@pytest.mark.slow
-def test_a_pilot_that_is_killed_goes_on_and_ends_as_if_it_never_was(tmp_path):
-    inputs = write_inputs(tmp_path, num_questions=40, word="slow")
-    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
-    assert run_fake(*inputs, f"hydra.run.dir={undisturbed}").status == 0
-    num_piloted = summary_of(undisturbed)["pilot"]["num_calls"]
-    rng = random.Random(3)
-    for num_done in (1, num_piloted // 2, num_piloted + 30):
-        kill_after(folder, inputs, num_done, 0.05 * rng.random())
-    go_on(folder, inputs)
-    assert told_of(folder) == told_of(undisturbed)
-    assert answers_of(folder) == answers_of(undisturbed)
-    assert (folder / "responses.jsonl").read_text() == (undisturbed / "responses.jsonl").read_text()
-    done = [record.key for record in read_journal(folder / JOURNAL / "run").ended if record.status == "finished"]
-    assert len(done) == len(set(done)) == len(calls_of(folder))
-    assert not processes_of(folder)
 
 
 @pytest.mark.slow

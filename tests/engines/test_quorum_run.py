@@ -1,4 +1,4 @@
-"""Early quorum on engines: on the tiny pool's real vLLM, and where a run with it is killed and goes on."""
+"""Early quorum on the tiny pool's real vLLM; `test_killed_runs` kills runs with it."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,11 @@ import pytest
 from mosaic.core.commands import Cancel, decode_action
 from tests.commands.command_line import TINY, simulated_profiles
 from tests.engines.executor_runs import has_vllm
-from tests.engines.fake_run import run_fake, write_inputs
-from tests.engines.interrupted_run import go_on, kill_after
 from tests.engines.kept_launcher import run_kept
-from tests.run_tables import calls_of, final, finished_of, num_finished, responses_of, summary_of
+from tests.run_tables import calls_of, final, responses_of, summary_of
 
 pytestmark = pytest.mark.slow
 QUORUM = "pipeline.quorum=true"
-OVERLAP = ("pipeline.overlap=true", "pipeline.moves=true")
 
 
 def cancelled_of(folder: Path) -> set[tuple]:
@@ -48,19 +45,3 @@ def test_on_real_vllm_third_calls_are_cancelled_and_all_else_is_as_without(tmp_p
     for question, _, slot in cancelled:
         others = [calls[question, "propose", other] for other in range(3) if other != slot]
         assert len({row["answer"] for row in others} - {None}) == 1, "two agreed"
-
-
-@pytest.mark.parametrize("reactions", [[QUORUM], [QUORUM, *OVERLAP]], ids=["quorum", "all"])
-def test_a_run_with_reactions_that_is_killed_ends_with_the_same_answers(tmp_path, reactions):
-    inputs = [*write_inputs(tmp_path, num_questions=24, word="slow"), *reactions]
-    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
-    assert (outcome := run_fake(*inputs, f"hydra.run.dir={undisturbed}")).status == 0, outcome.err
-    assert cancelled_of(undisturbed)
-    for done_frac in (0.3, 0.7):
-        kill_after(folder, inputs, done_frac * num_finished(undisturbed))
-    go_on(folder, inputs)
-    assert final(folder) == final(undisturbed)
-    assert calls_of(folder).keys() == calls_of(undisturbed).keys()
-    assert summary_of(folder)["num_failed_calls"] == 0
-    finished = finished_of(folder)
-    assert len(finished) == len(set(finished))

@@ -1,7 +1,6 @@
 """experiments/run.py with backend=vllm from configuration to run folder; the engine has no model."""
 
 import json
-import random
 import signal
 import sys
 import time
@@ -14,11 +13,10 @@ import pytest
 
 from experiments.measure_profile import main as profile_command
 from mosaic.commands.run import JOURNAL
-from tests.engines.executor_runs import processes_of
 from tests.engines.fake_run import CHECKPOINTS, fake_hosts, run_fake, without_sweep, write_inputs
-from tests.engines.interrupted_run import go_on, kill_after, start, wait_until_gone
+from tests.engines.interrupted_run import start, wait_until_gone
 from tests.engines.tiny_checkpoint import CONTEXT
-from tests.run_tables import answers_of, finished_of, num_finished, summary_of
+from tests.run_tables import answers_of, finished_of, summary_of
 
 
 @pytest.fixture(scope="module")
@@ -194,26 +192,6 @@ def test_failed_calls_are_told_and_tried_again(tmp_path):
 
 def flat(text: str) -> str:
     return " ".join(text.split())
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
-    inputs = [*write_inputs(tmp_path, num_questions=24, word="slow"), "profile.source=calibration"]
-    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
-    assert run_fake(*inputs, f"hydra.run.dir={undisturbed}").status == 0
-    rng = random.Random(5)
-    for done_frac in (0.1, 0.3, 0.5, 0.8):
-        kill_after(folder, inputs, done_frac * num_finished(undisturbed), 0.2 * rng.random())
-    go_on(folder, inputs)
-    assert answers_of(folder) == answers_of(undisturbed)
-    assert (folder / "responses.jsonl").read_text() == (undisturbed / "responses.jsonl").read_text()
-    measured = {path.name for path in (undisturbed / JOURNAL).iterdir()}
-    assert measured == {"lock", "profile", "calibration_0", "profile_aggregate_QwenHalf_tp1", "run"}
-    for what in measured - {"profile_aggregate_QwenHalf_tp1"}:
-        finished = finished_of(folder, what)
-        assert len(finished) == len(set(finished))
-        assert set(finished) == set(finished_of(undisturbed, what))
-    assert not processes_of(folder)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Trees of agents on engines: on the tiny pool's real vLLM, and where runs and workers are killed."""
+"""Trees of agents on engines: on the tiny pool's real vLLM, and where workers are killed."""
 
 import os
 import random
@@ -13,9 +13,9 @@ import pytest
 from tests.commands.command_line import TINY, simulated_profiles
 from tests.engines.executor_runs import has_vllm, workers_of
 from tests.engines.fake_run import run_fake, write_inputs
-from tests.engines.interrupted_run import go_on, kill_after, start
+from tests.engines.interrupted_run import start
 from tests.engines.kept_launcher import run_kept
-from tests.run_tables import answers_of, calls_of, final, finished_of, num_finished, responses_of, summary_of
+from tests.run_tables import answers_of, calls_of, final, finished_of, responses_of, summary_of
 
 pytestmark = pytest.mark.slow
 ALL_STAY = ("exit=never",)
@@ -76,24 +76,6 @@ def fake_inputs(folder: Path, topology: str, *options: str) -> list[str]:
     inputs = write_inputs(folder, num_questions=12, word="slow")
     contexts = [f"pool.experts.{name}.context_tokens=2048" for name in ("SmolLM2", "QwenHalf")]
     return [*inputs, *contexts, f"topology={topology}", "topology.min_output_tokens=64", *ALL_STAY, *options]
-
-
-@pytest.mark.parametrize(
-    ("topology", "option"), [("tree", "pipeline.overlap=true"), ("all_to_all", "pipeline.barrier=false")]
-)
-def test_a_tree_that_is_killed_ends_with_the_same_answers(tmp_path, topology, option):
-    inputs = fake_inputs(tmp_path, topology, option)
-    undisturbed, folder = tmp_path / "undisturbed", tmp_path / "killed"
-    assert (outcome := run_fake(*inputs, f"hydra.run.dir={undisturbed}")).status == 0, outcome.err
-    answered_once(undisturbed, topology, 12)
-    for done_frac in (0.2, 0.5):
-        kill_after(folder, inputs, done_frac * num_finished(undisturbed))
-    go_on(folder, inputs)
-    answered_once(folder, topology, 12)
-    assert final(folder) == final(undisturbed)
-    assert responses_of(folder) == responses_of(undisturbed)
-    finished = finished_of(folder)
-    assert len(finished) == len(set(finished))
 
 
 def test_workers_that_are_killed_change_no_answer_of_a_tree(tmp_path):
