@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from experiments.studies.trees import ALL_STAY
 from tests.engines.executor_runs import processes_of
 from tests.engines.fake_run import run_fake, write_inputs
 from tests.engines.interrupted_run import go_on, kill_after
@@ -17,7 +16,7 @@ TREE = (
     "pool.experts.SmolLM2.context_tokens=2048",
     "pool.experts.QwenHalf.context_tokens=2048",
     "topology.min_output_tokens=64",
-    *ALL_STAY,
+    "exit=never",
 )
 REACTIONS = ("pipeline.quorum=true", "pipeline.overlap=true", "pipeline.moves=true")
 CASES: dict[str, tuple[int, Sequence[str], Sequence[float]]] = {
