@@ -20,21 +20,23 @@ from experiments.studies.gate_populations import (
     indifferent_aggregator,
     least_harmful_frac,
 )
-from experiments.studies.gate_trials import NUM_PER_GROUP, RISK_FRAC, broken_limit, certify_places
+from experiments.studies.gate_trials import FIT_FRAC, RISK_FRAC, broken_limit, certify_places
 from mosaic.config.job import simulated_job
-from mosaic.pipelines.budget_choice import Batch, Kinds, path_of, settings_of, steps
+from mosaic.pipelines.budget_choice import Batch, Kinds, certify_path, path_of, steps
 from mosaic.pipelines.loss_table import BudgetSetting, LossTable, loss_table
-from mosaic.pipelines.risk_control import fixed_sequence
 from mosaic.pipelines.rules.ballot import plurality
 from mosaic.pipelines.rules.calibrated import plurality_thresholds
+from mosaic.pipelines.rules.rule import Promised
 from sim.world.answer_model import AnswerModel
 
 ACCEPTED_FRAC = 0.01
 KINDS = Kinds(cuts=True, hedges=True)
 BATCH = Batch(num_questions=2_000, num_running=1024)
 """Four engines run so many calls at once."""
-NUM_DRAWN, NUM_CALIBRATIONS = 40_000, 2_000
+NUM_DRAWN, NUM_CALIBRATIONS = 20_000, 2_000
 """Questions of each population, and calibrations of each line."""
+NUM_PER_PATH = 50
+"""Calibrations that share the questions that lay out the path; each keeps its promise whatever the path is."""
 LIMIT = broken_limit(NUM_CALIBRATIONS)
 """Of broken promises."""
 NUMS_QUESTIONS = (2_000, 10_000)
@@ -71,13 +73,10 @@ CHANGES: dict[str, Change] = {
 
 
 def make_points() -> list[Point]:
-    """List worlds, each with some calibration questions and with many."""
+    """List worlds."""
     worlds = [*product(CHANGES, BENCHMARKS)]
     worlds.insert(len(BENCHMARKS), (UNINFORMATIVE, "MedMCQA"))
-    return [
-        Point(labels={"world": world, "benchmark": benchmark, "num_questions": number})
-        for (world, benchmark), number in product(worlds, NUMS_QUESTIONS)
-    ]
+    return [Point(labels={"world": world, "benchmark": benchmark}) for world, benchmark in worlds]
 
 
 def draw_table(world: str, workload: str, num_questions: int, seed: int = 0) -> LossTable:
@@ -114,21 +113,20 @@ class Resampled:
         return total[self.places], chain[self.places]
 
 
-def measure(point: Point, seed: int) -> Row:
-    """Draw a world, and calibrate in it many times."""
+def measure(point: Point, seed: int) -> list[Row]:
+    """Draw a world, and calibrate in it many times, on some calibration questions and on many."""
     labels: Any = point.labels
     workload = BENCHMARKS[labels["benchmark"]]
     table = draw_table(labels["world"], workload, NUM_DRAWN, seed)
-    return calibrate(table, labels["world"], workload, labels["num_questions"], NUM_CALIBRATIONS, seed)
+    return [calibrate(table, labels["world"], workload, number, NUM_CALIBRATIONS, seed) for number in NUMS_QUESTIONS]
 
 
 def calibrate(
     table: LossTable, world: str, workload: str, num_questions: int, num_calibrations: int, seed: int = 0
 ) -> Row:
-    """Calibrate gate, budgets and hedge many times; calibrations of a group share the part that lays out the path."""
+    """Calibrate gate, budgets and hedge many times; some share the part that lays out the path."""
     rng = np.random.default_rng((seed, num_questions, *world.encode()))
     thresholds = (None, *plurality_thresholds({int(table.num_slots.max())}))
-    settings = settings_of(thresholds, KINDS, is_gate_chosen=True)
     losses_of, written_of = cache(table.losses), cache(table.written_tokens)
 
     def draw(num: int) -> Resampled:
@@ -136,14 +134,17 @@ def calibrate(
 
     fit, certify = certify_places(workload, num_questions)
     taken: list[BudgetSetting | None] = []
-    for start in range(0, num_calibrations, NUM_PER_GROUP):
-        path = path_of(draw(len(fit)), settings, BATCH, ACCEPTED_FRAC)
-        for _ in range(min(NUM_PER_GROUP, num_calibrations - start)):
-            taken.append(fixed_sequence(path, draw(len(certify)).losses, ACCEPTED_FRAC, RISK_FRAC)[0])
+    promised = Promised(world, ACCEPTED_FRAC, RISK_FRAC, FIT_FRAC)
+    for start in range(0, num_calibrations, NUM_PER_PATH):
+        laid_out = draw(len(fit))
+        path = path_of(laid_out, thresholds, KINDS, BATCH, ACCEPTED_FRAC, is_gate_chosen=True)
+        for _ in range(min(NUM_PER_PATH, num_calibrations - start)):
+            taken.append(certify_path(laid_out, draw(len(certify)), path, promised)[0])
     chosen = [setting or BudgetSetting(None) for setting in taken]
     whole = steps(table, BudgetSetting(None), BATCH)
     steps_frac = {setting: steps(table, setting, BATCH) / whole for setting in set(chosen)}
     return {
+        "num_questions": num_questions,
         "num_certify": len(certify),
         "num_broken": sum(float(losses_of(setting).mean()) > ACCEPTED_FRAC for setting in chosen),
         "refused_frac": taken.count(None) / num_calibrations,

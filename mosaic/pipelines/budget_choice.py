@@ -1,9 +1,14 @@
 """Chooses budgets, and a gate's threshold with them, whose joint loss is promised.
 
-NOTE: the idea. Part of the calibration questions, those that certify nothing, lay out a path: of all settings of
-threshold and budgets those that no other beats in both safety and speed, the safest first. The other questions walk it,
-testing each setting at the full risk, up to the first that fails (fixed-sequence testing, see `risk_control`). The path
-does not depend on them, so with probability of at least 1 - risk no setting that passed loses more than is accepted.
+NOTE: the idea. Part of the calibration questions, those that certify nothing, lay out a path. Budgets are tightened
+level by level, for each threshold and each share of an aggregation, as long as these questions lose less than is
+accepted. Of what they leave, the settings that no other beats in both safety and speed make the path, the safest first.
+The other questions walk it, testing each setting at the full risk, up to the first that fails (fixed-sequence testing,
+see `risk_control`). The path does not depend on them, so with probability of at least 1 - risk no setting that passed
+loses more than is accepted.
+
+A hedge is tried only where it makes the same budgets faster: it cannot make them safer, and of many that change no time
+one would look safe by chance.
 
 References
 ----------
@@ -11,7 +16,7 @@ Laufer-Goldshtein, Fisch, Barzilay and Jaakkola, "Efficiently controlling multip
 2023, arXiv 2210.07913.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import ceil, sqrt
 from typing import Any, NamedTuple, Protocol
@@ -24,16 +29,16 @@ from mosaic.core.workload import AGGREGATE, PROPOSE, Expert, Workload
 from mosaic.pipelines.budgets import Budgets, cut_at
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.loss_table import BudgetSetting, loss_table
-from mosaic.pipelines.risk_control import SettingTest, fixed_sequence, smallest_promise_frac
+from mosaic.pipelines.risk_control import Bets, SettingTest, fixed_sequence, learned_bet, smallest_promise_frac
 from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, split_calibration
 from mosaic.pipelines.rules.calibration_file import load_calibration_answers
 from mosaic.pipelines.rules.rule import Promised
 
-LEVELS = tuple(round(2 ** (exponent / 2)) for exponent in range(30, 7, -1))
+LEVELS = tuple(round(2 ** (exponent / 4)) for exponent in range(60, 13, -1))
 """Of tokens, from 32,768 down to 11; fixed before any question is seen."""
-AGGREGATE_SHARE = 2
+AGGREGATE_SHARES = (1, 2, 4)
 """An aggregation may write so many times less than a proposal: a chain of the two is bounded."""
-HEDGE_SHARES = (1, 2, 4, 8, 16)
+HEDGE_SHARES = (2, 4, 8)
 """And so may a call that is hedged, each of them."""
 FULL_STEP = 3.0
 """Assumed: a decode step of a full batch takes so many times that of the few sequences that are left at the end."""
@@ -89,7 +94,7 @@ class Calibration(NamedTuple):
         accepted = f"a loss of at most {100 * self.promised.accepted_loss_frac:.4g} pp against always aggregating"
         promise = f"{accepted} at {100 * (1 - self.promised.risk_frac):.4g}% confidence"
         if self.setting is None:
-            why = "no budget is expected to earn anything"
+            why = f"the questions cannot promise {promise}: no faster setting loses less on those that lay out the path"
             if self.promise_frac is not None:
                 could = ceil(1000 * self.promise_frac - 1e-4) / 10  # rounded up, as a promise must be
                 why = f"{self.num_certify} questions cannot promise {promise} (they could promise {could:.1f} pp)"
@@ -115,32 +120,54 @@ class Calibration(NamedTuple):
         }
 
 
-def settings_of(thresholds: Sequence[float | None], kinds: Kinds, *, is_gate_chosen: bool) -> tuple[BudgetSetting, ...]:
-    """List all settings; those without budgets only where the gate's threshold is to be chosen too."""
-    budgets: list[tuple[int | None, ...]] = []
-    for level in LEVELS:
-        cut = (level, max(1, level // AGGREGATE_SHARE)) if kinds.cuts else (None, None)
-        hedges = [max(1, level // share) for share in HEDGE_SHARES] if kinds.cuts else [level]
-        budgets += [(*cut, hedge) for hedge in hedges] if kinds.hedges else []
-        budgets += [(*cut, None)] if kinds.cuts else []
-    without = [BudgetSetting(threshold) for threshold in thresholds if threshold is not None and is_gate_chosen]
-    return (*without, *(BudgetSetting(threshold, *tokens) for threshold in thresholds for tokens in budgets))
+def families_of(
+    thresholds: Sequence[float | None], kinds: Kinds, *, is_gate_chosen: bool
+) -> Iterator[tuple[BudgetSetting, ...]]:
+    """List all settings but for hedges of budgets, in families whose members get faster and riskier.
+
+    Those without budgets only where the gate's threshold is to be chosen too.
+    """
+    for threshold in thresholds:
+        if is_gate_chosen and threshold is not None:
+            yield (BudgetSetting(threshold),)
+        if not kinds.cuts:
+            yield tuple(BudgetSetting(threshold, hedge_tokens=level) for level in LEVELS)
+            continue
+        for share in AGGREGATE_SHARES:
+            yield tuple(BudgetSetting(threshold, level, max(1, level // share)) for level in LEVELS)
 
 
 def path_of(
-    fit: Questions, settings: Sequence[BudgetSetting], batch: Batch, accepted_loss_frac: float
+    fit: Questions,
+    thresholds: Sequence[float | None],
+    kinds: Kinds,
+    batch: Batch,
+    accepted_loss_frac: float,
+    *,
+    is_gate_chosen: bool,
 ) -> tuple[BudgetSetting, ...]:
     """Order settings from safe to fast, without those that are beaten in both.
 
-    Safety is by how many standard errors the mean loss is below the accepted one, one more lost question counted.
+    Safety is by how many standard errors the mean loss is below the accepted one, one more lost question counted. What
+    is not below it is left out, with all that is riskier in its family: it could only fail.
     """
 
     def margin(setting: BudgetSetting) -> float:
         lost, num = fit.losses(setting), len(fit) + 1
         mean, square = (float(lost.sum()) + 1) / num, (float(np.abs(lost).sum()) + 1) / num
-        return (accepted_loss_frac - mean) / sqrt(square - mean**2)
+        return (accepted_loss_frac - mean) / sqrt(square - mean**2) if mean < accepted_loss_frac else 0.0
 
-    priced = [(-margin(setting), steps(fit, setting, batch), setting) for setting in settings]
+    priced: list[tuple[float, float, BudgetSetting]] = []
+    for family in families_of(thresholds, kinds, is_gate_chosen=is_gate_chosen):
+        for setting in family:
+            if (safety := margin(setting)) <= 0:
+                break
+            number = steps(fit, setting, batch)
+            priced.append((-safety, number, setting))
+            for hedged in _hedged(setting) if kinds == (True, True) else ():
+                faster = steps(fit, hedged, batch)
+                if faster < (1 - LEAST_GAIN_FRAC) * number and (safety := margin(hedged)) > 0:
+                    priced.append((-safety, faster, hedged))
     path: list[BudgetSetting] = []
     least = steps(fit, BudgetSetting(None), batch)
     for _, number, setting in sorted(priced, key=lambda one: one[:2]):
@@ -150,18 +177,36 @@ def path_of(
     return tuple(path)
 
 
-def choose_budgets(certify: Questions, path: Sequence[BudgetSetting], promised: Promised) -> Calibration:
-    """Take the fastest setting of a path that can be promised, on questions that did not lay out the path."""
-    risk_frac = promised.risk_frac
-    chosen, tests = fixed_sequence(path, certify.losses, promised.accepted_loss_frac, risk_frac)
-    named = chosen or (tests[0].setting if tests else None)
+def _hedged(setting: BudgetSetting) -> Iterator[BudgetSetting]:
+    if setting.propose_tokens is not None:
+        for share in HEDGE_SHARES:
+            yield setting._replace(hedge_tokens=max(1, setting.propose_tokens // share))
+
+
+def choose_budgets(
+    fit: Questions, certify: Questions, path: Sequence[BudgetSetting], promised: Promised
+) -> Calibration:
+    """Take the fastest setting of a path that can be promised, and say what the questions could have promised."""
+    chosen, tests = certify_path(fit, certify, path, promised)
+    named, promise_frac = chosen or (tests[0].setting if tests else None), None
+    if named is not None:
+        bets = learned_bet(fit.losses(named), len(certify), promised.risk_frac)
+        promise_frac = smallest_promise_frac(certify.losses(named), promised.risk_frac, bets)
     return Calibration(
-        setting=chosen,
-        tests=tests,
-        num_certify=len(certify),
-        promise_frac=None if named is None else smallest_promise_frac(certify.losses(named), risk_frac),
-        promised=promised,
+        setting=chosen, tests=tests, num_certify=len(certify), promise_frac=promise_frac, promised=promised
     )
+
+
+def certify_path(
+    fit: Questions, certify: Questions, path: Sequence[BudgetSetting], promised: Promised
+) -> tuple[BudgetSetting | None, tuple[SettingTest[BudgetSetting], ...]]:
+    """Test a path on other questions than those that laid it out, and chose the stakes."""
+    risk_frac = promised.risk_frac
+
+    def bets(setting: BudgetSetting) -> Bets:
+        return learned_bet(fit.losses(setting), len(certify), risk_frac)
+
+    return fixed_sequence(path, certify.losses, promised.accepted_loss_frac, risk_frac, bets)
 
 
 def steps(table: Questions, setting: BudgetSetting, batch: Batch) -> float:
@@ -200,13 +245,17 @@ def budgeted(
     require(len(fit) > 0 and len(certify) > 0, "pipeline.promise.fit_frac", rule, promised.fit_frac)
     _require_observed(questions, promised.calibration)
     thresholds = graph.rule.thresholds({len(question.ballot.votes) for question in fit})
-    tried = settings_of(thresholds, kinds, is_gate_chosen=graph.rule.promise() is not None)
+    fit_table, certify_table = (loss_table(part, graph.rule.winner) for part in (fit, certify))
     path = path_of(
-        loss_table(fit, graph.rule.winner), tried, Batch(len(workload.questions), num_running),
+        fit_table,
+        thresholds,
+        kinds,
+        Batch(len(workload.questions), num_running),
         promised.accepted_loss_frac,
-    )  # fmt: skip
+        is_gate_chosen=graph.rule.promise() is not None,
+    )
     promised = promised._replace(question_ids=frozenset(question.id for question in questions))
-    calibration = choose_budgets(loss_table(certify, graph.rule.winner), path, promised)
+    calibration = choose_budgets(fit_table, certify_table, path, promised)
     setting = calibration.setting or BudgetSetting(None)
     asked = [expert for expert in experts if expert.name in workload.num_calls_by_expert]
     budgets = budgets_at(setting, asked, graph.upper_nodes[0].experts)

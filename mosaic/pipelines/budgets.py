@@ -22,7 +22,10 @@ class Budgets:
     """Tokens by node and expert; what is not named has no budget."""
 
     cut_tokens: Mapping[NodeName, Mapping[ExpertName, int]] = field(default_factory=dict)
-    """A call that would write more is cut there: it has no vote, and where it aggregates the vote stands."""
+    """A call that would write more is cut there: it has no vote, and where it aggregates the vote stands.
+
+    A response that is left alone stands too.
+    """
     hedge_tokens: Mapping[ExpertName, int] = field(default_factory=dict)
     """Of the first layer: a call that writes more is late."""
 

@@ -54,8 +54,10 @@ class LossTable:
     """Of the gate's answer without one vote, shape (num_questions, 1 + num_slots); -1: there is no answer."""
     vote_right: NDArray[np.bool_]
     """Whether it is right, of the same shape."""
+    slot_right: NDArray[np.bool_]
+    """Whether the answer of a slot is right, shape (num_questions, num_slots)."""
     read_right: NDArray[np.bool_]
-    """Whether the aggregator is right without one response, of the same shape."""
+    """Whether the aggregator is right without one response, as ``confidence``."""
     read_tokens: NDArray[np.int64]
     """What it writes then, of the same shape."""
 
@@ -100,9 +102,12 @@ class LossTable:
         column = np.where(num_cut == 1, 1 + cut.argmax(axis=1), 0)
         is_read = ~accepts[rows, column]
         is_right = np.where(is_read, after_read[rows, column], self.vote_right[rows, column])
-        # What the aggregator makes of fewer responses than all but one is not known: it counts as wrong.
-        is_read |= num_cut > 1
+        # One response alone stands. What the aggregator makes of others, where more than one is cut, is not known: it
+        # counts as wrong.
+        is_one_left = (num_cut > 0) & (num_cut == self.num_slots - 1)
+        is_read = (is_read | (num_cut > 1)) & ~is_one_left
         is_right &= num_cut <= 1
+        is_right = np.where(is_one_left, (self.slot_right & ~cut).any(axis=1), is_right)
         over = (self.tokens > _limit(hedge)) | cut
         of_one = 1 + over.argmax(axis=1)
         is_late = (over.sum(axis=1) == 1) & (self.num_slots >= LEAST_HEDGED) & ~accepts[rows, of_one]
@@ -134,6 +139,7 @@ def loss_table(questions: Sequence[CalibrationQuestion], winner: Callable[[Ballo
         num_slots=np.array([len(question.ballot.votes) for question in questions], dtype=np.int64),
         confidence=np.full(shape, -1.0),
         vote_right=np.zeros(shape, dtype=np.bool_),
+        slot_right=np.zeros((len(questions), most), dtype=np.bool_),
         read_right=np.zeros(shape, dtype=np.bool_),
         read_tokens=np.zeros(shape, dtype=np.int64),
     )
@@ -141,6 +147,7 @@ def loss_table(questions: Sequence[CalibrationQuestion], winner: Callable[[Ballo
         seen = question.observed
         assert seen is not None, "its lengths are known"
         table.tokens[row, : len(seen.vote_tokens)] = seen.vote_tokens
+        table.slot_right[row, : len(seen.vote_tokens)] = question.vote_correct
         reads = [(question.aggregator_correct, seen.aggregator_tokens), *((one[1], one[2]) for one in seen.left_out)]
         for column, (is_right, tokens) in enumerate(reads):
             answer, confidence = winner(_without(question.ballot, column - 1))

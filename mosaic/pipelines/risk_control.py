@@ -25,8 +25,11 @@ from mosaic.core.checks import require, require_number
 
 Floats: TypeAlias = NDArray[np.float64]
 
-_BETS = ((0.03, 0.05), (0.1, 0.19), (0.25, 0.19), (0.5, 0.19), (0.75, 0.19), (0.95, 0.19))
-"""Constant stakes, as shares of the largest one that cannot go bankrupt, 1 / (1 - accepted); each with its wealth.
+Bets: TypeAlias = tuple[tuple[float, float], ...]
+"""Constant stakes, as shares of the largest one that cannot go bankrupt, 1 / (1 - accepted); each with its wealth."""
+
+BETS: Bets = ((0.03, 0.05), (0.1, 0.19), (0.25, 0.19), (0.5, 0.19), (0.75, 0.19), (0.95, 0.19))
+"""Stakes of those who know nothing of the losses in advance.
 
 A mixture of constant bets is itself a bet that looks at the past only: it moves towards the stakes that paid. For
 means of -0.003 to 0.005, variances of 0.005 to 0.05 and accepted losses of 0.005 to 0.05, half of the calibrations
@@ -36,6 +39,9 @@ margin, accepted loss minus mean, over the variance. The smallest one is for mar
 questions can tell; they would never be promised without it, and it costs the others 2% more questions. Shares that do
 not depend on what is accepted keep the p value monotone in it, which its inversion needs.
 """
+
+LARGEST_SHARE = 0.95
+"""Of stakes: at 1 a single loss takes all."""
 
 _VALUES_PER_CHUNK = 4_000_000
 """Losses handled at a time: bounds memory to some tens of megabytes."""
@@ -57,8 +63,39 @@ class SettingTest(NamedTuple, Generic[Setting]):
     p_value: float
 
 
+def learned_bet(losses: NDArray[Any], num_certify: int, risk_frac: float) -> Bets:
+    """Choose one stake from losses of other questions, the best one for a setting that only just can be promised.
+
+    A stake s earns about s x margin - s^2 x square / 2 a question, square being the mean square of the losses. All
+    that certify must earn log(1 / risk), and at the smallest margin that allows it s = sqrt(2 log(1 / risk) /
+    (num_certify x square)). So the stake follows from how much losses vary, which few questions tell, and not from
+    their mean, which takes many.
+
+    Parameters
+    ----------
+    losses
+        Of questions that certify nothing, -1, 0 or 1, shape (num_questions,).
+    num_certify
+        Questions that certify.
+    risk_frac
+        Strictly between 0 and 1.
+
+    Examples
+    --------
+    >>> [(round(share, 3), wealth) for share, wealth in learned_bet(np.array([1, -1, *[0] * 97]), 7_000, 0.05)]
+    [(0.169, 1.0)]
+    """
+    _require_risk(risk_frac)
+    square = (float(np.abs(losses).sum()) + 1) / (len(losses) + 1)
+    return ((min(LARGEST_SHARE, math.sqrt(2 * math.log(1 / risk_frac) / (num_certify * square))), 1.0),)
+
+
 def fixed_sequence(
-    settings: Iterable[Setting], losses: Callable[[Setting], Losses], accepted_loss_frac: float, risk_frac: float
+    settings: Iterable[Setting],
+    losses: Callable[[Setting], Losses],
+    accepted_loss_frac: float,
+    risk_frac: float,
+    bets: Callable[[Setting], Bets] = lambda setting: BETS,
 ) -> tuple[Setting | None, tuple[SettingTest[Setting], ...]]:
     """Test settings one after the other up to the first that fails; gives the last that passed, and all tests.
 
@@ -76,6 +113,8 @@ def fixed_sequence(
         The mean loss to be promised, 0 to 1 (excluded).
     risk_frac
         Probability that the promise is broken, at most; strictly between 0 and 1.
+    bets
+        Gives the stakes of a setting, as fixed as the settings are.
 
     Raises
     ------
@@ -87,14 +126,15 @@ def fixed_sequence(
     chosen: Setting | None = None
     for setting in settings:
         lost = losses(setting)
-        tests.append(SettingTest(setting, float(np.mean(lost)), float(betting_p_values(lost, accepted_loss_frac))))
+        p_value = float(betting_p_values(lost, accepted_loss_frac, bets(setting)))
+        tests.append(SettingTest(setting, float(np.mean(lost)), p_value))
         if tests[-1].p_value > risk_frac:
             break
         chosen = setting
     return chosen, tuple(tests)
 
 
-def betting_p_values(losses: NDArray[Any], accepted_loss_frac: float) -> Floats:
+def betting_p_values(losses: NDArray[Any], accepted_loss_frac: float, bets: Bets = BETS) -> Floats:
     """Test "the mean loss is above the accepted one": p = min over time of 1 / wealth.
 
     Parameters
@@ -103,6 +143,8 @@ def betting_p_values(losses: NDArray[Any], accepted_loss_frac: float) -> Floats:
         -1, 0 or 1 each, shape (..., num_questions); the questions of a calibration in an order fixed in advance.
     accepted_loss_frac
         0 to 1 (excluded).
+    bets
+        Chosen without these losses.
 
     Returns
     -------
@@ -125,13 +167,13 @@ def betting_p_values(losses: NDArray[Any], accepted_loss_frac: float) -> Floats:
     num_questions = values.shape[-1]
     rows = values.reshape(math.prod(values.shape[:-1]), num_questions)
     step = max(1, _VALUES_PER_CHUNK // max(1, num_questions))
-    peaks = [_log_wealth_peaks(rows[at : at + step], accepted_loss_frac) for at in range(0, len(rows), step)]
+    peaks = [_log_wealth_peaks(rows[at : at + step], accepted_loss_frac, bets) for at in range(0, len(rows), step)]
     log_wealth = np.concatenate(peaks) if peaks else np.zeros(0)
     p_values: Floats = np.exp(-np.maximum(log_wealth, 0.0)).reshape(values.shape[:-1])
     return p_values
 
 
-def _log_wealth_peaks(rows: NDArray[Any], accepted: float) -> Floats:
+def _log_wealth_peaks(rows: NDArray[Any], accepted: float, bets: Bets) -> Floats:
     """Find the largest log wealth over time of each calibration, shape (num_rows, num_questions) -> (num_rows,).
 
     Losses of 0 and -1 raise the wealth and losses of 1 lower it, so it peaks just before a 1 or at the end. And the
@@ -144,15 +186,15 @@ def _log_wealth_peaks(rows: NDArray[Any], accepted: float) -> Floats:
     row_of, at = np.nonzero(ups)
     ups_before = np.arange(len(row_of)) - (np.cumsum(num_ups) - num_ups)[row_of]
     downs_before = np.cumsum(downs, axis=1, dtype=np.int32)[row_of, at]
-    before_ups = _log_wealth(ups_before, downs_before, at - ups_before - downs_before, accepted)
-    peaks = _log_wealth(num_ups, num_downs, rows.shape[1] - num_ups - num_downs, accepted)
+    before_ups = _log_wealth(ups_before, downs_before, at - ups_before - downs_before, accepted, bets)
+    peaks = _log_wealth(num_ups, num_downs, rows.shape[1] - num_ups - num_downs, accepted, bets)
     np.maximum.at(peaks, row_of, before_ups)
     return peaks
 
 
-def _log_wealth(ups: NDArray[Any], downs: NDArray[Any], zeros: NDArray[Any], accepted: float) -> Floats:
-    """Compute the log of the mixture's wealth after so many losses of 1, -1 and 0, shape (n,)."""
-    shares, wealths = np.array(_BETS).T[:, :, None]
+def _log_wealth(ups: NDArray[Any], downs: NDArray[Any], zeros: NDArray[Any], accepted: float, bets: Bets) -> Floats:
+    """Compute the log of a mixture's wealth after so many losses of 1, -1 and 0, shape (n,)."""
+    shares, wealths = np.array(bets).T[:, :, None]
     of_stakes = (
         ups * np.log1p(-shares)
         + downs * np.log1p(shares * (1 + accepted) / (1 - accepted))
@@ -162,7 +204,7 @@ def _log_wealth(ups: NDArray[Any], downs: NDArray[Any], zeros: NDArray[Any], acc
     return mixed
 
 
-def smallest_promise_frac(losses: NDArray[Any], risk_frac: float) -> float:
+def smallest_promise_frac(losses: NDArray[Any], risk_frac: float, bets: Bets = BETS) -> float:
     """Find the least accepted loss at which a threshold with these losses alone would have been promised.
 
     An upper confidence bound of the mean loss at level 1 - risk, by inverting the test; never below 0.
@@ -173,14 +215,16 @@ def smallest_promise_frac(losses: NDArray[Any], risk_frac: float) -> float:
         -1, 0 or 1 each, shape (num_questions,).
     risk_frac
         Strictly between 0 and 1.
+    bets
+        As in ``betting_p_values``.
     """
     _require_risk(risk_frac)
-    if betting_p_values(losses, 0.0) <= risk_frac:
+    if betting_p_values(losses, 0.0, bets) <= risk_frac:
         return 0.0
     low, high = 0.0, 1.0  # a mean loss of at most 1 needs no test
     for _ in range(_PROMISE_STEPS):
         middle = (low + high) / 2
-        if betting_p_values(losses, middle) <= risk_frac:
+        if betting_p_values(losses, middle, bets) <= risk_frac:
             high = middle
         else:
             low = middle

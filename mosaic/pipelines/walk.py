@@ -234,6 +234,8 @@ def _upper(
         return NodeState(_to_come(graph, node, question), reads, waits=True, late=late)
     if ballot is not None and decision is None:
         decision = PLURALITY.decide(ballot)
+    if _is_one_left(reads, done):
+        return NodeState((), reads, ballot=ballot, decision=decision)
     places = sorted(decision.read) if decision is not None and decision.read else range(len(reads))
     calls = _calls(graph, node, question, [reads[place] for place in places if reads[place].key != late], done)
     gives = tuple([call for call in calls if call.key.slot < len(node.experts)])
@@ -281,6 +283,12 @@ def _without_late(
     without = _whole_ballot(question, reads, others, same)
     without_it = rule.decide(without)
     return (None, ballot, decision) if without_it.skip else (late, without, without_it)
+
+
+def _is_one_left(reads: Sequence[Agent], done: Inputs) -> bool:
+    """Tell whether budgets have left one response alone: it stands, since there is nothing to merge it with."""
+    statuses = [done[agent.key].status for agent in reads if agent.key in done]
+    return CallStatus.CUT in statuses and statuses.count(CallStatus.FINISHED) == 1
 
 
 def _calls(graph: CallGraph, node: Node, question: Question, agents: Sequence[Agent], done: Inputs) -> tuple[Call, ...]:

@@ -18,11 +18,12 @@ OWN_FOLDERS = ("budgets", "gates", "paper", "validation")
 COMMITTED = {name: name for name in OWN_FOLDERS} | {
     "answers": "calibration",
     "calibration": "calibration",
+    "past_paper": "budgets",
     "quotes": "quote",
 }
 COMMITTED |= dict.fromkeys(preset_names(), "ablations")
 """Folder below results/ of each study."""
-NOT_AGAIN = (("calibration", "fits"), ("ablate_best", "ablate_best"))
+NOT_AGAIN = (("calibration", "fits"), ("past_paper", "runs"))
 """Tables whose rows take a minute each, or the questions of +experiment=budget_lessons.
 
 What the fit finds is tested where its parts are (test_round_robin.py), budgets in tests/config/test_budget_option.py.

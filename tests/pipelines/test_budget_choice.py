@@ -9,8 +9,8 @@ from mosaic.pipelines.budget_choice import (
     Calibration,
     Kinds,
     choose_budgets,
+    families_of,
     path_of,
-    settings_of,
     steps,
 )
 from mosaic.pipelines.loss_table import BudgetSetting, LossTable
@@ -28,33 +28,63 @@ def make_table(num: int, seed: int = 0, *, long_is_right_frac: float = 0.5) -> L
     right = rng.random((num, 4)) < np.where(is_long, long_is_right_frac, 0.5)
     return LossTable(
         tokens=tokens, num_slots=np.full(num, 3), confidence=rng.choice([1 / 3, 2 / 3, 1.0], (num, 4)),
-        vote_right=rng.random((num, 4)) < 0.5, read_right=right,
+        vote_right=rng.random((num, 4)) < 0.5, slot_right=np.zeros((num, 3), dtype=bool), read_right=right,
         read_tokens=rng.lognormal(5, 1, (num, 4)).astype(int) + 1,
     )  # fmt: skip
 
 
+def path(fit: LossTable, thresholds, kinds: Kinds = BOTH, accepted: float = 0.02, *, is_gate_chosen: bool = True):
+    return path_of(fit, thresholds, kinds, BATCH, accepted, is_gate_chosen=is_gate_chosen)
+
+
 def test_settings_without_budgets_are_those_of_a_gate_whose_threshold_is_chosen() -> None:
-    fixed = settings_of([0.5], BOTH, is_gate_chosen=False)
+    fixed = [setting for family in families_of([0.5], BOTH, is_gate_chosen=False) for setting in family]
     assert all(setting.has_budgets for setting in fixed)
-    chosen = settings_of([None, 0.5], BOTH, is_gate_chosen=True)
+    chosen = [setting for family in families_of([None, 0.5], BOTH, is_gate_chosen=True) for setting in family]
     assert [setting for setting in chosen if not setting.has_budgets] == [BudgetSetting(0.5)]
-    cuts = settings_of([None], Kinds(cuts=True, hedges=False), is_gate_chosen=False)
-    assert {setting.hedge_tokens for setting in cuts} == {None}
-    hedges = settings_of([None], Kinds(cuts=False, hedges=True), is_gate_chosen=False)
+    (hedges,) = families_of([None], Kinds(cuts=False, hedges=True), is_gate_chosen=False)
     assert [setting[1:] for setting in hedges] == [(None, None, level) for level in LEVELS]
 
 
-def test_a_path_goes_from_safe_to_fast() -> None:
+def test_a_path_goes_from_safe_to_fast_and_only_through_what_loses_less_than_is_accepted() -> None:
     fit = make_table(2000)
-    path = path_of(fit, settings_of([None, 0.9], BOTH, is_gate_chosen=True), BATCH, 0.02)
-    numbers = [steps(fit, setting, BATCH) for setting in path]
-    assert len(path) > 2
+    settings = path(fit, [None, 0.9])
+    numbers = [steps(fit, setting, BATCH) for setting in settings]
+    assert len(settings) > 2
     assert numbers == sorted(numbers, reverse=True)
     assert numbers[0] < steps(fit, BudgetSetting(None), BATCH)
+    assert all(fit.losses(setting).mean() < 0.02 for setting in settings)
 
 
-def choose(certify: LossTable, path, accepted: float = 0.02) -> Calibration:
-    return choose_budgets(certify, path, Promised("answers.parquet", accepted, 0.05, 0.3))
+def make_silent_table(num: int, tokens: list[int]) -> LossTable:
+    """No votes, and an aggregator that is right whatever it reads: only what it does not read can lose."""
+    return LossTable(
+        tokens=np.tile(tokens, (num, 1)), num_slots=np.full(num, 3), confidence=np.full((num, 4), -1.0),
+        vote_right=np.zeros((num, 4), dtype=bool), slot_right=np.zeros((num, 3), dtype=bool),
+        read_right=np.ones((num, 4), dtype=bool), read_tokens=np.full((num, 4), 10),
+    )  # fmt: skip
+
+
+def test_a_hedge_that_earns_no_time_is_not_tried_however_safe_it_looks() -> None:
+    fit = make_table(2000)
+    fit.read_right[:, 1:] = True
+    hedged = [setting for setting in path(fit, [None]) if setting.hedge_tokens is not None]
+    same = [setting._replace(hedge_tokens=None) for setting in hedged]
+    assert hedged, "some earn time"
+    for hedge, none in zip(hedged, same, strict=True):
+        assert steps(fit, hedge, BATCH) < 0.98 * steps(fit, none, BATCH)
+
+
+def test_where_every_faster_setting_loses_too_much_the_path_is_empty() -> None:
+    table = make_silent_table(500, [30_000, 30_000, 30_000])
+    assert path(table, [None]) == ()
+    (note,) = choose(table, ()).notes()
+    assert note.startswith("budgets: the questions cannot promise a loss of at most 2 pp")
+    assert note.endswith("no faster setting loses less on those that lay out the path: there are none")
+
+
+def choose(certify: LossTable, settings, accepted: float = 0.02) -> Calibration:
+    return choose_budgets(make_table(1500, 1), certify, settings, Promised("answers.parquet", accepted, 0.05, 0.3))
 
 
 def test_a_path_is_walked_up_to_the_first_setting_that_fails() -> None:
@@ -78,22 +108,16 @@ def test_too_few_questions_promise_nothing_and_say_what_they_could() -> None:
     assert choice.report()["propose_tokens"] is None
 
 
-def test_an_empty_path_has_nothing_to_promise() -> None:
-    choice = choose(make_table(60), [])
-    assert (choice.setting, choice.promise_frac) == (None, None)
-    assert choice.notes() == ("budgets: no budget is expected to earn anything: there are none",)
-
-
 @pytest.mark.parametrize("long_is_right_frac", [0.1, 0.9])
 def test_a_promise_is_rarely_broken_where_long_answers_are_worse_and_where_they_are_better(long_is_right_frac) -> None:
     population = make_table(20_000, long_is_right_frac=long_is_right_frac)
-    settings = settings_of([None], Kinds(cuts=True, hedges=False), is_gate_chosen=False)
-    truth = {setting: population.losses(setting).mean() for setting in settings}
     rng = np.random.default_rng(1)
-    path = path_of(population.take(rng.integers(20_000, size=500)), settings, BATCH, 0.02)
+    fit = population.take(rng.integers(20_000, size=500))
+    settings = path(fit, [None], Kinds(cuts=True, hedges=False), is_gate_chosen=False)
+    truth = {setting: population.losses(setting).mean() for setting in settings}
     broken = taken = 0
     for _ in range(200):
-        choice = choose(population.take(rng.integers(20_000, size=1500)), path)
+        choice = choose(population.take(rng.integers(20_000, size=1500)), settings)
         taken += choice.setting is not None
         broken += choice.setting is not None and truth[choice.setting] > 0.02
     assert broken <= 20, "the 99% limit of the binomial at a risk of 5%"

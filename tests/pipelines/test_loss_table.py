@@ -51,6 +51,8 @@ def ways(question: CalibrationQuestion, setting: BudgetSetting) -> list[bool]:
     if len(votes) >= 3 and len(over) == 1 and not decided(over).skip:
         in_time = [decided([]).answer == "A"] if not cut and decided([]).skip else []
         return [*in_time, read(over[0])]
+    if cut and len(cut) == len(votes) - 1:
+        return [next(vote for i, vote in enumerate(votes) if i not in cut) == "A"]
     if len(cut) > 1:
         return [False]
     return [decided(cut).answer == "A"] if decided(cut).skip else [read(cut[0] if cut else None)]
@@ -99,7 +101,8 @@ def test_what_a_question_writes_one_call_after_the_other() -> None:
 def test_taking_questions_takes_all_that_is_known_of_them() -> None:
     table = LossTable(
         tokens=np.array([[1], [2]]), num_slots=np.array([1, 1]), confidence=np.ones((2, 2)),
-        vote_right=np.array([[True, True], [False, False]]), read_right=np.ones((2, 2), dtype=bool),
+        vote_right=np.array([[True, True], [False, False]]), slot_right=np.ones((2, 1), dtype=bool),
+        read_right=np.ones((2, 2), dtype=bool),
         read_tokens=np.ones((2, 2), dtype=int),
     )  # fmt: skip
     taken = table.take(np.array([1, 1, 0]))

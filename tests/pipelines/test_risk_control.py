@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import mosaic.pipelines.risk_control
-from mosaic.pipelines.risk_control import SettingTest, betting_p_values, fixed_sequence, smallest_promise_frac
+from mosaic.pipelines.risk_control import (
+    BETS,
+    SettingTest,
+    betting_p_values,
+    fixed_sequence,
+    learned_bet,
+    smallest_promise_frac,
+)
 
 LOSSES = hnp.arrays(np.int8, st.integers(0, 40), elements=st.sampled_from([-1, 0, 1]))
 ACCEPTED = st.floats(min_value=0, max_value=0.9)
@@ -26,8 +33,8 @@ def draw(mean: float, variance: float, shape: tuple[int, ...], seed: int) -> np.
 
 def p_value_step_by_step(losses: np.ndarray, accepted: float) -> float:
     """The definition, one question at a time."""
-    stakes = np.array([share for share, _ in mosaic.pipelines.risk_control._BETS]) / (1 - accepted)
-    wealth = np.array([start for _, start in mosaic.pipelines.risk_control._BETS])
+    stakes = np.array([share for share, _ in BETS]) / (1 - accepted)
+    wealth = np.array([start for _, start in BETS])
     peak = 1.0
     for loss in losses:
         wealth *= 1 - stakes * (float(loss) - accepted)
@@ -36,7 +43,7 @@ def p_value_step_by_step(losses: np.ndarray, accepted: float) -> float:
 
 
 def test_by_hand() -> None:
-    assert sum(wealth for _, wealth in mosaic.pipelines.risk_control._BETS) == pytest.approx(1)
+    assert sum(wealth for _, wealth in BETS) == pytest.approx(1)
     # One loss of 0 at an accepted loss of 0.2; the mean stake is 0.05 x 0.03 + 0.19 x (0.1 + 0.25 + 0.5 + 0.75 + 0.95).
     gained = 1 + 0.486 * 0.2 / 0.8
     assert betting_p_values(np.array([0]), 0.2) == pytest.approx(1 / gained)
@@ -188,3 +195,23 @@ def test_losses_are_of_three_values(losses: np.ndarray) -> None:
 def test_bad_arguments_are_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_stake_that_was_learned_elsewhere_promises_more_often_and_is_broken_as_rarely() -> None:
+    rng = np.random.default_rng(11)
+    values, good, bad = [1, -1, 0], [0.012, 0.008, 0.98], [0.015, 0.005, 0.98]
+    bets = learned_bet(rng.choice(values, p=good, size=1000), 4000, 0.05)
+    promised = {
+        (name, kind): int((betting_p_values(rng.choice(values, p=shares, size=(1000, 4000)), 0.01, of) <= 0.05).sum())
+        for name, shares in (("good", good), ("bad", bad))
+        for kind, of in (("mixture", BETS), ("learned", bets))
+    }
+    assert promised["bad", "learned"] <= 66, "the 99% limit of the binomial at a risk of 5%"
+    assert promised["good", "learned"] > 1.2 * promised["good", "mixture"]
+
+
+@given(st.lists(st.sampled_from([-1, 0, 1]), max_size=50), st.integers(1, 10_000))
+def test_a_stake_never_takes_all(losses: list[int], num_certify: int) -> None:
+    ((share, wealth),) = learned_bet(np.array(losses), num_certify, 0.05)
+    assert 0 < share < 1
+    assert wealth == 1

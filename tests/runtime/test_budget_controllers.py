@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 
 import mosaic
@@ -55,7 +56,7 @@ def test_without_a_hedge_what_comes_of_a_question_is_exactly_what_the_calibratio
     losses = loss_table(known, plurality).losses(course.setting)
     for question, loss in zip(known, losses, strict=True):
         done = questions.of(question.id)[2]
-        if sum(done[key].status is CallStatus.CUT for key in done if key.node == PROPOSE) > 1:
+        if sum(done[key].status is CallStatus.CUT for key in done if key.node == PROPOSE) == len(SLOTS):
             continue  # it counts as wrong
         correct = walk(questions.graph, *questions.of(question.id)).end().answer.correct
         assert int(question.aggregator_correct) - int(bool(correct)) == loss
@@ -92,6 +93,15 @@ def test_an_aggregation_that_is_cut_leaves_the_vote() -> None:
     assert [record.status for record in result.calls if record.key.node == AGGREGATE] == [CallStatus.CUT]
     answer = walk(questions.graph, *questions.of("q0")).end().answer
     assert (answer.answer, answer.source) == ("A", AnswerSource.MAJORITY)
+
+
+@pytest.mark.parametrize("threshold", [None, 2 / 3 - 1e-3])
+def test_what_budgets_leave_alone_stands_and_is_not_aggregated(threshold: float | None) -> None:
+    course = one_question("ABA", (190, 10, 190), BudgetSetting(threshold, propose_tokens=50))
+    result, questions = course.run()
+    assert {record.key.node for record in result.calls} == {PROPOSE}
+    answer = walk(questions.graph, *questions.of("q0")).end().answer
+    assert (answer.answer, answer.source, answer.votes) == ("B", AnswerSource.MAJORITY, (None, "B", None))
 
 
 def test_calls_that_a_lost_worker_gave_back_are_cut_again() -> None:
