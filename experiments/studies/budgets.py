@@ -159,7 +159,7 @@ def report(tables: Tables) -> str:
     for row in rows:
         row["miss"] = " MISS" if row["num_broken"] > LIMIT else ""
     return PAGE.format(
-        number=len(rows),
+        number=f"{len(rows)} of {len(make_points()) * len(NUMS_QUESTIONS)}",
         kept=f"MISS: {misses} lines are above" if misses else "all within",
         table=markdown(lay_out(rows, COLUMNS)),
     )

@@ -88,7 +88,7 @@ def report(tables: Tables) -> str:
         row["chosen"] = _chosen(row)
     return PAGE.format(
         first=FIRST_SEED,
-        last=FIRST_SEED + runs["seed"].max(),
+        last=FIRST_SEED + max(runs["seed"].to_list()),
         number=len(DRAWS),
         all=markdown(lay_out(rows, ALL)),
         draws=markdown(lay_out(sorted(by_draw, key=lambda row: list(BENCHMARKS).index(row["benchmark"])), EACH)),
