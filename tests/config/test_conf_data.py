@@ -2,7 +2,9 @@
 
 import csv
 from collections import Counter
+from copy import deepcopy
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -45,6 +47,11 @@ NUM_PARAMETERS = {"LlamaR1": 8.03e9, "QwenR1": 7.62e9, "Gemma": 9.24e9, "Exaone"
 
 def compose_group(group: str, *overrides: str) -> dict[str, Any]:
     """Compose one group by itself and resolve it."""
+    return deepcopy(composed_once(group, *overrides))
+
+
+@cache
+def composed_once(group: str, *overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose(None, [f"+{group}", "+seed=0", "+question_seed=0", *overrides])
     return OmegaConf.to_container(config, resolve=True)[group.split("=")[0]]  # type: ignore[call-overload,index,no-any-return]

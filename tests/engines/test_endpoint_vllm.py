@@ -192,7 +192,7 @@ def test_another_session_goes_on_where_one_stopped(server):
     with opened(server) as engine:
         written = serve(engine, [whole])[0].token_ids
         assert len(written) > 4
-        rest = replace(whole, key=1, generated=written[:4])
+        rest = whole._replace(key=1, generated=written[:4])
         response = serve(engine, [rest])[1]
     assert response.token_ids == written, "it is greedy"
     assert (response.prompt_tokens, response.output_tokens) == (len(whole.prompt), len(written))
