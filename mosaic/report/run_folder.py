@@ -27,7 +27,7 @@ from mosaic.pipelines.final_answers import FinalAnswer
 from mosaic.planning.plan_file import plans_to_json
 from mosaic.report.metrics import Summary
 from mosaic.report.tables import answers_parquet, calls_parquet, sessions_parquet
-from mosaic.report.trace import trace_json
+from mosaic.report.trace import trace_lines
 
 Config: TypeAlias = Mapping[str, Any]
 """The resolved configuration: plain mappings, lists and scalars."""
@@ -67,7 +67,7 @@ def write_run(
 
     Without a result, where a plan was made and not run, there are no records to write. What commands
     make of the run (timeline.png; of a replay, its errors and figure) comes as bytes by file name, and so does
-    calibration_answers.parquet; what takes much memory (responses.jsonl) is made while it is written.
+    calibration_answers.parquet; what takes much memory (responses.jsonl, trace.json) is made while it is written.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def write_run(
     if result is not None:
         contents["calls.parquet"] = calls_parquet(result.calls, lengths, roles)
         contents["sessions.parquet"] = sessions_parquet(result.sessions)
-        contents["trace.json"] = trace_json(result)
+        contents["trace.json"] = trace_lines(result)
     assert files.keys() <= set(RUN_FILES)
     contents |= files
     contents["meta.json"] = _json(meta)

@@ -6,20 +6,24 @@ from itertools import chain
 from typing import Any, TypeAlias
 
 import msgspec
+import numpy as np
 
 from mosaic.core.results import RunResult
 
 Event: TypeAlias = dict[str, Any]
 
 
-def trace_json(result: RunResult) -> bytes:
+def trace_lines(result: RunResult) -> Iterator[bytes]:
     """Serialise a run: load and serve spans per worker, and the number of admitted calls over time.
 
-    The counter stands in for a span per call, which would take ten times the space.
+    The counter stands in for a span per call, which would take ten times the space. Its lines are made while they are
+    written: all of them together would be as large as the records.
     """
-    events = chain(_names(result), _spans(result), _counters(result))
-    lines = b",\n".join(map(msgspec.json.Encoder().encode, events))
-    return b'{"displayTimeUnit":"ms","traceEvents":[\n' + lines + b"\n]}\n"
+    encode = msgspec.json.Encoder().encode
+    yield b'{"displayTimeUnit":"ms","traceEvents":[\n'
+    for number, event in enumerate(chain(_names(result), _spans(result), _counters(result))):
+        yield (b",\n" if number else b"") + encode(event)
+    yield b"\n]}\n"
 
 
 def _micros(seconds: float) -> int:
@@ -55,13 +59,21 @@ def _span(name: str, category: str, worker: int, start_ts: float, end_ts: float,
 
 def _counters(result: RunResult) -> Iterator[Event]:
     """Count calls between admission and finish; a gang's calls are counted on its first worker."""
-    changes: defaultdict[tuple[int, int], int] = defaultdict(int)
-    for record in result.calls:
-        if record.admitted_ts is not None and record.finished_ts is not None:
-            changes[record.workers[0], _micros(record.admitted_ts)] += 1
-            changes[record.workers[0], _micros(record.finished_ts)] -= 1
-    level: defaultdict[int, int] = defaultdict(int)
-    for (worker, ts), change in sorted(changes.items()):
+    served = [
+        (record.workers[0], _micros(record.admitted_ts), _micros(record.finished_ts))
+        for record in result.calls
+        if record.admitted_ts is not None and record.finished_ts is not None
+    ]
+    if not served:
+        return
+    workers, admitted, finished = np.array(served, dtype=np.int64).T
+    instants, place = np.unique(
+        np.stack([np.tile(workers, 2), np.concatenate([admitted, finished])]), axis=1, return_inverse=True
+    )
+    changes = np.zeros(instants.shape[1], dtype=np.int64)
+    np.add.at(changes, place.reshape(-1), np.repeat([1, -1], len(served)))
+    level = defaultdict[int, int](int)
+    for worker, ts, change in zip(*instants.tolist(), changes.tolist(), strict=True):
         level[worker] += change
         if change:
             yield {"ph": "C", "name": "admitted calls", "pid": worker, "ts": ts, "args": {"calls": level[worker]}}

@@ -1,11 +1,11 @@
 import json
 
-from mosaic.report.trace import trace_json
+from mosaic.report.trace import trace_lines
 from tests.run_records import make_failed, make_record, make_result, make_session, make_small_run, make_two_stage_run
 
 
 def events(result, **wanted):
-    found = json.loads(trace_json(result))["traceEvents"]
+    found = json.loads(b"".join(trace_lines(result)))["traceEvents"]
     return [event for event in found if all(event.get(key) == value for key, value in wanted.items())]
 
 
