@@ -59,21 +59,16 @@ def _span(name: str, category: str, worker: int, start_ts: float, end_ts: float,
 
 def _counters(result: RunResult) -> Iterator[Event]:
     """Count calls between admission and finish; a gang's calls are counted on its first worker."""
-    served = [
-        (record.workers[0], _micros(record.admitted_ts), _micros(record.finished_ts))
-        for record in result.calls
-        if record.admitted_ts is not None and record.finished_ts is not None
-    ]
-    if not served:
-        return
-    workers, admitted, finished = np.array(served, dtype=np.int64).T
-    instants, place = np.unique(
-        np.stack([np.tile(workers, 2), np.concatenate([admitted, finished])]), axis=1, return_inverse=True
-    )
-    changes = np.zeros(instants.shape[1], dtype=np.int64)
-    np.add.at(changes, place.reshape(-1), np.repeat([1, -1], len(served)))
-    level = defaultdict[int, int](int)
-    for worker, ts, change in zip(*instants.tolist(), changes.tolist(), strict=True):
-        level[worker] += change
-        if change:
-            yield {"ph": "C", "name": "admitted calls", "pid": worker, "ts": ts, "args": {"calls": level[worker]}}
+    spans: defaultdict[int, list[float]] = defaultdict(list)
+    for record in result.calls:
+        if record.admitted_ts is not None and record.finished_ts is not None:
+            spans[record.workers[0]] += (record.admitted_ts, record.finished_ts)
+    for worker in sorted(spans):
+        micros = np.array([_micros(ts) for ts in spans.pop(worker)], dtype=np.int64)
+        instants, index = np.unique(micros, return_inverse=True)
+        changes = np.zeros(len(instants), dtype=np.int64)
+        np.add.at(changes, index, np.tile([1, -1], len(micros) // 2))
+        levels = np.cumsum(changes)
+        for number in np.flatnonzero(changes).tolist():
+            args = {"calls": int(levels[number])}
+            yield {"ph": "C", "name": "admitted calls", "pid": worker, "ts": int(instants[number]), "args": args}
