@@ -77,7 +77,7 @@ class SimSite:
     """Of workers of other kinds."""
     use: GpuUse = field(default_factory=GpuUse)
     """What sessions share."""
-    luck: str = ""
+    draws: str = ""
     """Says of the calibration world what a profile's source should tell."""
     name: str = "sim"
     way: str = "simulated"
@@ -90,7 +90,7 @@ class SimSite:
     def circumstances(self) -> str:
         """On what, and with which draws, profiles are measured."""
         kinds = ", ".join(hardware.gpu.name for hardware in (self.hardware, *self.more_hardware))
-        return f"on {kinds}{self.luck}"
+        return f"on {kinds}{self.draws}"
 
     @property
     def expert_by_server(self) -> None:

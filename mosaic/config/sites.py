@@ -116,7 +116,7 @@ def sim_site(inputs: SiteInputs, options: EngineOptions, use: GpuUse | None = No
         calibration_world=calibration_world,
         settings=options,
         use=use,
-        luck=inputs.draws,
+        draws=inputs.draws,
     )
 
 

@@ -1,6 +1,6 @@
 """What can be known of a checkpoint before an engine loads it.
 
-Engines load flipped bytes, and folders without a tokenizer, in silence; a full cache shows only once they started.
+Engines load flipped bytes and folders without a tokenizer silently; a full cache shows only once they have started.
 """
 
 import hashlib

@@ -34,7 +34,7 @@ class Fault(StrEnum):
     THROTTLED = "throttled"
     """Likewise, after the time that the server wants."""
     UNREACHABLE = "unreachable"
-    """Nobody answers."""
+    """No server answers."""
     ELSEWHERE = "elsewhere"
     """Not the server answers, but a proxy, a login page or another path: of a server that has served, it may pass."""
     INVALID = "invalid"

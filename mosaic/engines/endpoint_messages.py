@@ -85,7 +85,7 @@ def response_of(content: Any, request: Request, tries: Tries, endpoint: Endpoint
     return Output(
         key=request.key,
         token_ids=(*written, *token_ids) if token_ids else (),
-        text=None if written else text,  # nobody can say what was written before
+        text=None if written else text,  # what was written before is not known
         finish_reason=reason,
         prompt_tokens=prompt_tokens - len(written),
         cached_tokens=cached_tokens,

@@ -158,7 +158,7 @@ class VllmEngine:
         ------
         ValueError
             If its prompt is empty, too long or no sequence of the model's tokens: vLLM would cut a response that
-            reaches beyond the context in silence.
+            silently reaches beyond the context.
         """
         from vllm.inputs.engine import tokens_input
 

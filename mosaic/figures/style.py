@@ -39,7 +39,7 @@ PALETTE = (
 )  # fmt: skip
 """Okabe and Ito's colours without the yellow, then muted ones, as in the style file.
 
-Chosen so that the experts of each published pool are told apart with any of the common colour deficiencies.
+Chosen so that the experts of each published pool can be distinguished with any of the common colour deficiencies.
 """
 PUBLISHED_EXPERTS = (
     "LlamaR1", "QwenR1", "Gemma", "Exaone", "GLM", "Qwen", "DLER", "OREAL", "Skywork", "Stratos", "Llama", "Granite",

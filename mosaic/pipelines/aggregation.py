@@ -35,7 +35,7 @@ CUT_MARKER = "[... beginning cut ...]\n"
 MIN_RESPONSE_TOKENS = 64
 """A response is cut to no less: a marker and a sentence with the final answer."""
 MIN_OUTPUT_TOKENS = 4096
-"""Room that a prompt leaves for what the aggregator writes, unless told otherwise."""
+"""Room that a prompt leaves for what the aggregator writes, by default."""
 
 _COMPARE = """\
 Several models were asked the question below, and their responses follow it. Each may be wrong, and so may all of them \
@@ -93,7 +93,7 @@ def merge_call(
     key, question, expert
         Of the call.
     read
-        What became of the calls that it may read.
+        Records of the calls that it may read.
     min_output_tokens
         Room to leave for what it writes (``prompt_limit``).
     num_places

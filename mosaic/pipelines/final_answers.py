@@ -47,7 +47,7 @@ class End(NamedTuple):
 
 
 def accuracy_frac(finals: Iterable[FinalAnswer]) -> float | None:
-    """Share of right answers among those that can be told; None where none can."""
+    """Share of right answers among those that can be judged; None where none can."""
     known = [final.correct for final in finals if final.correct is not None]
     return sum(known) / len(known) if known else None
 

@@ -14,7 +14,7 @@ from mosaic.pipelines.aggregation import MIN_OUTPUT_TOKENS, fits_context
 from mosaic.pipelines.node import Node
 
 Aggregator: TypeAlias = Callable[[], Expert | None]
-"""Finds the workload's aggregator, or else the pool's; None: nobody names one."""
+"""Finds the workload's aggregator, or else the pool's; None: neither names one."""
 
 
 def topology_nodes(
@@ -36,7 +36,7 @@ def topology_nodes(
     workload
         Whose experts take the seats that a number leaves open.
     aggregator
-        Finds who takes a last seat that nobody is named for.
+        Finds who takes a last seat for which no expert is named.
 
     Raises
     ------

@@ -83,7 +83,7 @@ class QuestionState(NamedTuple):
 
     @property
     def cancel(self) -> tuple[CallKey, ...]:
-        """List the calls that have not ended and that nobody will read: whatever they say, the answer is the same."""
+        """List the calls that have not ended and that no node will read: whatever they say, the answer is the same."""
         wanted, done = self.wanted, self.done
         if len(wanted) == len(self.nodes):
             return ()
@@ -243,7 +243,7 @@ def _upper(
 
 
 def _rule_at(rule: Rule, node: Node) -> Rule | None:
-    """Find who is asked of what a node reads; None: nobody."""
+    """Find who is asked of what a node reads; None: no expert."""
     if rule.scope is Scope.GATE:
         return rule if node.when is When.UNSETTLED else None
     return rule if rule.scope is Scope.NODE else PLURALITY

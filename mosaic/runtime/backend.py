@@ -10,7 +10,7 @@ from mosaic.core.events import Event
 class Backend(Protocol):
     """Runs sessions: on the simulator or on real engines. A new one for each run.
 
-    Its clock starts with the first event and is zero then. What a command causes is told by later events; a
+    Its clock starts with the first event and is zero then. What a command causes is reported by later events; a
     command that comes too late (its call has ended, its session is over) has no effect.
     """
 
@@ -38,7 +38,7 @@ class Backend(Protocol):
         Parameters
         ----------
         reacts
-            Whether anybody answers single events: if not, the calls of a session may be told when it ends.
+            Whether a controller reacts to single events: if not, the calls of a session may be reported when it ends.
         tick_s
             Seconds between two ticks; None: none are wanted.
         """

@@ -62,7 +62,7 @@ class Questions:
     def is_news(self, record: CallRecord) -> bool:
         """Tell whether a call that has ended may change what its question needs.
 
-        It does not where nobody reads it, or where the question was decided before.
+        It does not where no node reads it, or where the question was decided before.
         """
         if record.key.node in self._unread_nodes:
             return False

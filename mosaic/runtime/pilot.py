@@ -137,7 +137,7 @@ class FirstStretch(Generic[_T]):
 
 
 class Late:
-    """A controller that follows a run from the end of its pilot on: it is told what the pilot answered.
+    """A controller that follows a run from the end of its pilot on: it receives what the pilot answered.
 
     Calls that failed there are sent again, and so it does not hear of them twice.
     """

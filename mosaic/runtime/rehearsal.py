@@ -72,7 +72,7 @@ def rehearse(
     max_questions
         Most questions that are asked; None: as many as the site gives.
     tell
-        Told how many calls come.
+        Receives how many calls come.
     """
     graph = graph.deciding()
     if asked is None:
@@ -135,7 +135,7 @@ def sweep_node(
 ) -> Profile:
     """Measure a node's experts, at each degree at which they may be placed, on what calibration leaves to it.
 
-    ``max_calls`` bounds each of these measurements, and ``tell`` is told how many calls come.
+    ``max_calls`` bounds each of these measurements, and ``tell`` receives how many calls come.
     """
     what = f"profiling {node.name}"
     entries: list[ProfileEntry] = []

@@ -105,13 +105,13 @@ def run(
     show
         Shows what goes on.
     on_replan
-        Told of each plan that is made because workers were lost.
+        Receives each plan that is made because workers were lost.
     tick_s
         Seconds between ticks, for controllers that want them.
     step
         Wraps the steps profile, plan, profile_upper, execute, always_aggregate, to time them.
     tell
-        Told what is measured before the batch, and what takes its time to plan, in lines to be read before.
+        Receives lines on what is measured before the batch and on what takes its time to plan.
 
     Raises
     ------

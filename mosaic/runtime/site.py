@@ -20,7 +20,7 @@ Prompts: TypeAlias = Callable[[Call, Inputs], str | Chat]
 class Site(Protocol):
     """The simulator, engines on this machine, or servers; configured once for a run.
 
-    It gives out a backend for the run itself, and others to measure on before: with luck of their own, so that no
+    It gives out a backend for the run itself, and others to measure on before: with draws of their own, so that no
     price knows the batch.
     """
 
@@ -41,7 +41,7 @@ class Site(Protocol):
 
     @property
     def circumstances(self) -> str:
-        """On what, and with which luck, profiles are measured: for their source."""
+        """On what, and with which draws, profiles are measured: for their source."""
 
     @property
     def fingerprint(self) -> tuple[object, ...] | None:
@@ -82,7 +82,7 @@ class Site(Protocol):
         """Give the log of commands of the backend that was given last; None: it cannot be interrupted and go on."""
 
     def calibration(self, experts: Sequence[ExpertName]) -> Workload:
-        """Give the questions that show what a gate leaves: others than the batch's, or the batch with other luck.
+        """Give the questions that show what a gate leaves: others than the batch's, or the batch with other draws.
 
         They ask only the experts that are named: those that have been measured.
         """
@@ -119,14 +119,14 @@ class Site(Protocol):
         questions, prompts
             What is asked.
         earlier
-            What became, in other rehearsals, of calls that those of this one come after.
+            Records, of other rehearsals, of calls that those of this one come after.
         """
 
     def sweep(self, name: str, experts: Sequence[Expert]) -> tuple[Backend, Callable[[int], int]]:
         """Give a backend that serves the calls of a profile's sweep, and their prompt tokens by number."""
 
     def hindsight(self, earlier: Inputs) -> Backend | None:
-        """Give a backend that meets the run's own luck once more; None: nobody can."""
+        """Give a backend that meets the run's own draws once more; None: there is none."""
 
     def places(self, expert: Expert) -> list[tuple[int, ...]]:
         """List the gangs of workers where an expert may run."""

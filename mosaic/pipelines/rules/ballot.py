@@ -55,7 +55,7 @@ class Decision(NamedTuple):
     """What a rule says of the answers so far."""
 
     skip: bool
-    """The answer stands: nobody needs to read the votes."""
+    """The answer stands: no node needs to read the votes."""
     answer: str | None
     """The rule's answer, also where it does not skip; None if nothing is parsable or not comparable."""
     confidence: float | None

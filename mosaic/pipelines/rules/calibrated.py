@@ -32,7 +32,7 @@ class Calibrated(Rule):
 
     The promise: if the questions are drawn from the population of the calibration questions, and pool, router and
     aggregator are those of the calibration run, then with probability of at least 1 - risk over calibration runs
-    the rule's mean accuracy loss against asking everybody is at most the accepted one.
+    the rule's mean accuracy loss against asking all experts is at most the accepted one.
     """
 
     calibration: str | Path

@@ -83,12 +83,12 @@ class FasterMoa(Rule):
         return self.decided_early(ballot) or decide_at(ballot, plurality(ballot), None)
 
     def decided_early(self, ballot: Ballot) -> Decision | None:
-        """Draw after each agent that has ended, but for the last, behind which there is nobody to cancel.
+        """Draw after each agent that has ended, but for the last, after which no agent is left to cancel.
 
         Raises
         ------
         ValueError
-            If nobody said how probable a response's tokens were.
+            If it is not known how probable a response's tokens were.
         """
         confidences: list[float] = []
         finished: list[int] = []

@@ -55,7 +55,7 @@ class Order(StrEnum):
 
 
 class Promised(NamedTuple):
-    """A loss of accuracy against asking everybody that is promised, and the calibration answers that it rests on."""
+    """A loss of accuracy against asking all experts that is promised, and the calibration answers that it rests on."""
 
     calibration: str
     accepted_loss_frac: float

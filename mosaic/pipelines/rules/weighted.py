@@ -65,7 +65,7 @@ def posterior(ballot: Ballot, reliabilities: Reliabilities, num_open_options: in
     """Find the most probable of the answers voted for, by naive Bayes over all options.
 
     NOTE: P(votes | truth = a) is the product of r_i over votes for a and (1 - r_i) / (num_options - 1) over the
-    others, and all options are equally probable before the vote. Options that nobody voted for keep their mass. A
+    others, and all options are equally probable before the vote. Options without a vote keep their mass. A
     vote that is unparsable, or of an expert never seen, carries no information. Slots count as independent, though
     one expert may hold several: the posterior is a score to be calibrated rather than a probability to be trusted.
     A question without options is taken to have ``num_open_options`` of them, at least 2.
@@ -75,7 +75,7 @@ def posterior(ballot: Ballot, reliabilities: Reliabilities, num_open_options: in
     if not answers or not ballot.comparable:
         return Winner(None, 0.0)
     num_options = max(ballot.question.num_options or num_open_options, len(answers))
-    # NOTE: log odds of each answer against an option that nobody voted for; what all options share cancels.
+    # NOTE: log odds of each answer against an option without a vote; what all options share cancels.
     log_odds = dict.fromkeys(answers, 0.0)
     for expert, answer in votes:
         accuracy = reliabilities.accuracy_frac(expert, ballot.question.skills)
