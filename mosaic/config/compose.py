@@ -77,17 +77,25 @@ def plain(config: Any) -> dict[str, Any]:
 def as_recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """Give a configuration as a run's folder records it.
 
-    The SHA-256 of every file that it names is added, so that a changed file is another configuration; where
-    measurements are kept is left out, as it decides nothing.
+    The SHA-256 of every file that it names, or of the records of a run's folder, is added, so that a changed file is
+    another configuration; where measurements are kept is left out, as it decides nothing.
     """
     recorded: dict[str, Any] = {}
     for key, value in config.items():
         if key == "store":
             continue
         recorded[key] = as_recorded(value) if isinstance(value, Mapping) else value
-        if key in FILE_KEYS and isinstance(value, str) and Path(value).is_file():
-            recorded[f"{key}_sha256"] = sha256(Path(value).read_bytes()).hexdigest()
+        if key in FILE_KEYS and isinstance(value, str) and (files := _named_files(Path(value))):
+            recorded[f"{key}_sha256"] = sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     return recorded
+
+
+def _named_files(path: Path) -> list[Path]:
+    """List the file that a value names, or the records of a complete run where it names its folder."""
+    if path.is_file():
+        return [path]
+    records = [path / name for name in ("summary.json", "sessions.parquet", "calls.parquet")]
+    return records if all(file.is_file() for file in records) else []
 
 
 class SharingLoader(ConfigLoaderImpl):

@@ -6,15 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from mosaic.config.machines import has_kinds
+from mosaic.config.sections import PipelineSection, section
 from mosaic.core.checks import require
 from mosaic.core.cluster import Cluster, uniform_cluster
 from mosaic.core.results import RunResult, SessionRecord
-from mosaic.core.workload import Expert, NodeName, Workload
+from mosaic.core.workload import Expert, ExpertName, NodeName, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.planning.profiles import Profile, load_profile
 from mosaic.report.run_folder import read_config, read_summary
 from mosaic.report.tables import read_calls, read_sessions
+from mosaic.runtime.job import Reaction
 from mosaic.runtime.profiling import fit_run
+
+COMPARED = {"backend", "cluster", "hardware", "pipeline", "pool"}
+"""Groups of a run's configuration that decide what its sessions cost."""
+SHARING = {"experts_per_gpu": 1, "keep": "nothing"}
+"""Options of a backend by which sessions share a GPU, with their defaults."""
+IDLING = {Reaction.MOVES, Reaction.OVERLAP, Reaction.NO_BARRIER}
+"""Reactions by which calls leave sessions, or sessions wait for calls: their times are not those of their calls."""
 
 
 def first_profile(
@@ -58,7 +67,7 @@ def _profile(
     summary = read_summary(folder)
     if summary is None:
         raise ValueError(f"{key} must be a profile's file, or the folder of a complete run, got {path!r}")
-    _check_machines(key, path, config)
+    _check_run(key, path, config, [expert.name for expert in experts])
     result = _result_of(folder, summary)
     workers = 1 + max((worker for session in result.sessions for worker in session.workers), default=0)
     ran_on = uniform_cluster(name=path, num_workers=workers, gpu=cluster.workers[0].gpu)
@@ -68,9 +77,11 @@ def _profile(
     return profile
 
 
-def _check_machines(key: str, path: str, config: Mapping[str, Any]) -> None:
-    """Check that a run was on workers of the one kind that this run has."""
+def _check_run(key: str, path: str, config: Mapping[str, Any], experts: Collection[ExpertName]) -> None:
+    """Check that the sessions of a run cost what this run's do: same machines, sharing and caches; calls that stay."""
     saved = read_config(path)
+    require(saved.keys() >= COMPARED, key, f"the folder of a run, whose config.yaml has {sorted(COMPARED)}", path)
+    require(saved["backend"]["name"] != "endpoint", key, "a run that placed its experts: servers price nothing", path)
     for place, group in (("its run", saved), ("this run", config)):
         require(
             not has_kinds(group["cluster"]),
@@ -80,6 +91,15 @@ def _check_machines(key: str, path: str, config: Mapping[str, Any]) -> None:
         )
     name = config["hardware"].get("name")
     require(saved["hardware"].get("name") == name, key, f"a run on hardware={name}", path)
+    for option, default in SHARING.items():
+        own = config["backend"].get(option, default)
+        require(saved["backend"].get(option, default) == own, key, f"a run with backend.{option}={own}", path)
+    for expert in experts:
+        own, its = (group["pool"]["experts"].get(expert) or {} for group in (config, saved))
+        require(its.get("kv") == own.get("kv"), key, f"a run with the KV cache that {expert} has here", path)
+    reactions = section(saved["pipeline"], PipelineSection, "pipeline").wanted & IDLING
+    rule = f"a run without {', '.join(sorted(reactions))}, by which calls leave sessions or sessions wait for calls"
+    require(not reactions, key, rule, path)
 
 
 def _result_of(folder: Path, summary: Mapping[str, Any]) -> RunResult:

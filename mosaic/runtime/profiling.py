@@ -65,7 +65,8 @@ def fit_run(
 ) -> Profile:
     """Fit the costs of experts to a finished run, at each degree at which it served them.
 
-    Sessions count whose calls all finished and are of these nodes; an expert without one has no entry.
+    Sessions count whose calls all finished there, at the first try, and are of these nodes; an expert without one has
+    no entry. A session may have stayed open for calls that did not come: it counts until its last call ended.
 
     Parameters
     ----------
@@ -74,7 +75,7 @@ def fit_run(
     nodes
         Of the run's first layer, or of the layers behind it.
     in_waves
-        Whether an expert's sessions started together, as replicas behind the first layer do.
+        Whether an expert's sessions for a node started together, as replicas above the first layer do.
     """
     records: dict[int, list[CallRecord]] = defaultdict(list)
     for record in result.calls:
@@ -82,18 +83,23 @@ def fit_run(
     served: dict[tuple[ExpertName, int], list[SessionRecord]] = defaultdict(list)
     for session in result.sessions:
         own = [one for one in records[session.session] if one.status is CallStatus.FINISHED and one.key.node in nodes]
-        if own and len(own) == len(records[session.session]) == session.num_calls:
-            served[session.expert, len(session.workers)].append(session)
+        is_whole = len(own) == len(records[session.session]) == session.num_calls
+        if own and is_whole and not any(one.attempt for one in own):
+            last_ts = max(one.finished_ts or session.start_ts for one in own)
+            served[session.expert, len(session.workers)].append(replace(session, end_ts=last_ts))
     entries = []
     for expert in experts:
         for degree in sorted(degree for name, degree in served if name == expert.name):
             sessions = served[expert.name, degree]
             calls = tuple(record for session in sessions for record in records[session.session])
-            wave = [Session(id=one.session, expert=one.expert, node=one.node, workers=one.workers) for one in sessions]
+            waves: dict[NodeName, list[Session]] = defaultdict(list)
+            for one in sessions:
+                replica = Session(id=one.session, expert=one.expert, node=one.node, workers=one.workers)
+                waves[one.node].append(replica)
             with suppress(DisturbedSweepError):
                 own_result = replace(result, calls=calls, sessions=tuple(sessions))
-                shaped, waves = replace(expert, tp_degree=degree), [wave] if in_waves else None
-                entries.append(fit_entry(shaped, cluster, own_result, waves, adds_halves=True))
+                shaped, together = replace(expert, tp_degree=degree), [*waves.values()] if in_waves else None
+                entries.append(fit_entry(shaped, cluster, own_result, together, adds_halves=True))
     return Profile(source=source, entries=tuple(entries))
 
 
@@ -116,7 +122,7 @@ def fit_entry(
     timed = [record for record in records if record.session in whole]
     speed = fit_speed(timed)
     sizes = {point.num_calls for point in points}
-    if adds_halves and speed is not None and sizes and max(sizes) < LEAST_SPAN * min(sizes):
+    if adds_halves and speed is not None and sizes and min(sizes) >= 2 and max(sizes) < LEAST_SPAN * min(sizes):
         points += tuple(_half(point, speed, timed) for point in points)
         sizes = {point.num_calls for point in points}
     if len(sizes) < 2:
@@ -150,8 +156,8 @@ def _point(wave: Sequence[SessionRecord]) -> SweepPoint:
 
 
 def _half(point: SweepPoint, speed: Speed, records: Sequence[CallRecord]) -> SweepPoint:
-    """Predict a session of half the calls, of two for one: by what the speed says of both."""
-    num_calls = point.num_calls // 2 or 2
+    """Predict a session of half the calls, by what the speed says of both."""
+    num_calls = point.num_calls // 2
     lengths = Lengths(tuple(record.output_tokens for record in records))
     prompt_tokens = sum(record.prompt_tokens for record in records) / len(records)
 
@@ -181,7 +187,7 @@ def fit_speed(records: Sequence[CallRecord]) -> Speed | None:
     timed = [record for record in records if record.admitted_ts is not None and record.output_tokens > 1]
     sessions = [[one for one in timed if one.session == number] for number in dict.fromkeys(r.session for r in timed)]
     moments = [_Moments(session) for session in sessions]
-    if not moments:
+    if not any(len(one.tokens) for one in moments):
         return None
     step_s, tokens = (np.concatenate([getattr(one, name) for one in moments]) for name in ("step_s", "tokens"))
     terms = np.array([1.0, 0.0, 0.0])

@@ -1,12 +1,13 @@
 """A batch is planned from the folder of another run: what its records price, and what is refused."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import mosaic
-from mosaic.config.compose import compose_config
+from mosaic.config.compose import as_recorded, compose_config
 from mosaic.config.job import build_job
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.report.run_folder import write_run
@@ -20,10 +21,17 @@ def outcome() -> Outcome:
     return mosaic.run(build_job(compose_config([*SMALL])).job)
 
 
-def write(folder: Path, outcome: Outcome, result: RunResult | None = None, **summary: object) -> Path:
+def write(
+    folder: Path,
+    outcome: Outcome,
+    result: RunResult | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    **summary: object,
+) -> Path:
     write_run(
         folder,
-        config=compose_config([*SMALL]),
+        config=compose_config([*SMALL, *overrides]),
         plans=outcome.plans,
         result=result or outcome.result,
         summary={"num_workers": 4, "resumptions": []} | summary,
@@ -73,6 +81,39 @@ def test_a_session_in_which_the_run_had_stopped_prices_nothing(tmp_path, outcome
     assert all(one.end_ts - one.start_ts in took_s for one in sessions if one != session)
 
 
+def test_a_session_prices_its_calls_and_not_how_long_it_stayed_open(tmp_path, outcome) -> None:
+    folder = write(tmp_path / "run", outcome)
+    open_for_longer = [
+        replace(one, end_ts=one.end_ts + 1_000) if one.expert == "Gemma" else one for one in outcome.result.sessions
+    ]
+    open_longer = write(tmp_path / "longer", outcome, replace(outcome.result, sessions=tuple(open_for_longer)))
+    profiles = [
+        build_job(compose_config([*SMALL, f"profile.path={path}"])).job.profile for path in (folder, open_longer)
+    ]
+    assert profiles[0] is not None
+    assert profiles[1] is not None
+    assert profiles[0].entries == profiles[1].entries
+
+
+def test_a_session_with_a_call_that_was_tried_again_or_moved_prices_nothing(tmp_path, outcome) -> None:
+    session = min((one for one in outcome.result.sessions if one.expert == "LlamaR1"), key=lambda one: one.end_ts)
+    calls = [one._replace(attempt=int(one.session == session.session)) for one in outcome.result.calls]
+    folder = write(tmp_path / "run", outcome, replace(outcome.result, calls=tuple(calls)))
+    job = build_job(compose_config([*SMALL, f"profile.path={folder}"])).job
+    assert job.profile is not None
+    points = {entry.expert: len(entry.points) for entry in job.profile.entries}
+    num_sessions = sum((one.expert, one.node) == ("LlamaR1", "propose") for one in outcome.result.sessions)
+    assert points["LlamaR1"] in (num_sessions - 1, 2 * (num_sessions - 1)), "with halves, or without"
+
+
+def test_a_run_folder_that_is_made_anew_is_another_configuration(tmp_path, outcome) -> None:
+    folder = write(tmp_path / "run", outcome)
+    config = compose_config([*SMALL, f"profile.path={folder}"])
+    before = as_recorded(config)["profile"]["path_sha256"]
+    (folder / "calls.parquet").write_bytes((folder / "calls.parquet").read_bytes() + b" ")
+    assert as_recorded(config)["profile"]["path_sha256"] != before
+
+
 def refusal(*overrides: str) -> str:
     with pytest.raises(ValueError, match=r"profile\.") as refused:
         build_job(compose_config([*SMALL, *overrides]))
@@ -88,6 +129,15 @@ def test_a_folder_without_a_complete_run_of_the_experts_on_this_hardware_is_refu
     lacking = write(tmp_path / "lacking", outcome, replace(result, calls=tuple(calls)))
     rule = "a run with sessions of ['Gemma'] in ['propose'] whose calls all finished"
     assert refusal(f"profile.path={lacking}") == f"profile.path must be {rule}, got {str(lacking)!r}"
+    path = f"profile.path={folder}"
+    reacting = write(tmp_path / "reacting", outcome, overrides=["pipeline.quorum=true", "pipeline.moves=true"])
+    assert "a run without moves, by which calls leave" in refusal(f"profile.path={reacting}")
+    served = write(tmp_path / "shared", outcome, overrides=["backend.experts_per_gpu=2"])
+    assert "a run with backend.experts_per_gpu=1" in refusal(f"profile.path={served}")
+    sparse = "{policy: flexicache, budget_pages: 64, rerank_every: 16, unstable_frac: 0.25}"
+    assert "the KV cache that Gemma has here" in refusal(f"pool.experts.Gemma.kv={sparse}", path)
+    (tmp_path / "reacting" / "config.yaml").write_text("seed: 0\n")
+    assert "the folder of a run, whose config.yaml has ['backend'" in refusal(f"profile.path={reacting}")
     (folder / "summary.json").unlink()
     rule = "a profile's file, or the folder of a complete run"
     key = "profile.aggregator_path"

@@ -1,14 +1,17 @@
 """The speed of an engine, from records of calls that an engine of known speed has served."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mosaic.core.workload import PROPOSE
 from mosaic.planning.length_forecast import Speed
-from mosaic.runtime.profiling import fit_speed
-from tests.run_records import make_record
+from mosaic.runtime.profiling import fit_run, fit_speed
+from tests.factories import make_cluster, make_expert
+from tests.run_records import make_record, make_result, make_session
 
 READ_S = 1e-4
 
@@ -62,6 +65,22 @@ def test_where_no_first_token_is_told_reading_is_not_priced_and_one_token_says_n
     assert silent.step_s(1) == pytest.approx(0.01, rel=0.2)
     assert fit_speed([record._replace(output_tokens=1) for record in told]) is None
     assert fit_speed([record._replace(admitted_ts=None) for record in told]) is None
+    at_once = [record._replace(first_token_ts=None, finished_ts=record.admitted_ts) for record in told]
+    assert fit_speed(at_once) is None
+
+
+def test_a_session_of_one_call_says_nothing_of_others_and_one_of_two_stands_for_one_too() -> None:
+    speed = Speed(base_s=0.01, per_seq_s=0.0, per_kv_s=0.0, read_s=READ_S)
+
+    def num_points(lengths: list[int]) -> list[int]:
+        calls = tuple(serve(lengths, [10] * len(lengths), speed))
+        session = replace(make_session(), num_calls=len(calls), start_ts=0.0, end_ts=99.0)
+        result = make_result(session, calls=calls, num_workers=1)
+        profile = fit_run([make_expert()], make_cluster(1), result, "run", [PROPOSE], in_waves=False)
+        return [len(entry.points) for entry in profile.entries]
+
+    assert num_points([20]) == []
+    assert num_points([20, 30]) == [2]
 
 
 def test_seconds_must_not_be_negative() -> None:
