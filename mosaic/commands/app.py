@@ -1,9 +1,10 @@
 """The command `mosaic`: the options of its commands."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 
@@ -20,6 +21,21 @@ app = typer.Typer(
 )
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 """Settings of a command that reads its arguments itself."""
+
+
+Given = ParamSpec("Given")
+Status = TypeVar("Status", int, None)
+
+
+def ends_with_message(command: Callable[Given, Status]) -> Callable[Given, Status]:
+    """Let a command end with a message where it fails or is interrupted: Typer would end it without a word."""
+
+    @wraps(command)
+    def run_command(*args: Given.args, **kwargs: Given.kwargs) -> Status:
+        with exit_with_message():
+            return command(*args, **kwargs)
+
+    return run_command
 
 
 def tell_version(is_asked: bool) -> None:
@@ -47,6 +63,7 @@ def run(context: typer.Context) -> None:
 
 
 @app.command()
+@ends_with_message
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Folders of sweeps or runs, searched for runs.")],
     baseline: Annotated[
@@ -101,6 +118,7 @@ QuoteFolder = Annotated[
 
 
 @app.command()
+@ends_with_message
 def quote(
     words: Words = None,
     gpus: Annotated[str, typer.Option(help="Numbers of GPUs, as 1-8 or 1,2,4.")] = "1-8",
@@ -150,6 +168,7 @@ def quote(
 
 
 @app.command(context_settings={"allow_interspersed_args": True})
+@ends_with_message
 def batch(
     file: Annotated[
         Path, typer.Argument(help="Questions: .jsonl (OpenAI's batch format too), .csv, .json or .parquet.")
@@ -199,6 +218,7 @@ def batch(
 
 
 @app.command()
+@ends_with_message
 def audit(
     out: Annotated[Path, typer.Argument(help="What mosaic batch wrote: NAME.out.jsonl.")],
     overrides: Annotated[

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mosaic.commands.app import main
 from mosaic.config.errors import exit_with_message
 from mosaic.report.run_folder import is_complete
 from tests.commands.command_line import QUICK, SMALL, Outcome, run_here, run_point, run_process
@@ -155,3 +156,16 @@ def test_an_interrupt_ends_without_a_traceback(capsys: pytest.CaptureFixture[str
         raise KeyboardInterrupt
     assert stop.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_an_interrupted_batch_says_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*args: object, **kwargs: object) -> int:
+        raise KeyboardInterrupt("stopped; 40 of 180 calls are in FOLDER")
+
+    monkeypatch.setattr("mosaic.commands.batch.run_batch", stopped)
+    with pytest.raises(SystemExit) as stop:
+        main(["batch", "questions.jsonl"])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "interrupted: stopped; 40 of 180 calls are in FOLDER\n"
