@@ -14,8 +14,8 @@ from mosaic.runtime.job import Job, Reaction
 from mosaic.runtime.pilot import why_not
 from mosaic.runtime.planner import NodePlacements
 
-Rules = Iterator[tuple[Any, str, str]]
-"""Whether keys, separated by blanks, are without effect, and why."""
+Rules = Iterator[tuple[Any, str | tuple[str, ...], str]]
+"""Whether a key, or several, are without effect, and why."""
 
 
 def check_effects(overrides: Sequence[str], config: Mapping[str, Any], job: Job) -> None:
@@ -39,7 +39,8 @@ def without_effect(config: Mapping[str, Any], job: Job) -> dict[str, str]:
     """List the keys and groups that this run does not use, each with the reason."""
     groups = (_places, _upper_nodes, _aggregator, _rules_and_reactions, _measuring, _questions, _by_expert)
     rules = (rule for group in groups for rule in group(config, job))
-    return {key: reason for is_inert, keys, reason in rules if is_inert for key in keys.split()}
+    inert = ((keys if isinstance(keys, tuple) else (keys,), reason) for is_inert, keys, reason in rules if is_inert)
+    return {key: reason for keys, reason in inert for key in keys}
 
 
 def _given(overrides: Sequence[str], config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -58,13 +59,13 @@ def _places(config: Mapping[str, Any], job: Job) -> Rules:
     backend, cluster, keep = config["backend"], config["cluster"], config["backend"].get("keep", "nothing")
     yield has_kinds(cluster), "hardware", f"cluster={cluster['name']} names the kinds of its workers"
     no_engine = f"backend={backend['name']} starts no engine in the cluster"
-    yield is_ray(cluster) and backend["name"] != "vllm", "cluster.address cluster.cpus_per_worker", no_engine
+    yield is_ray(cluster) and backend["name"] != "vllm", ("cluster.address", "cluster.cpus_per_worker"), no_engine
     yield keep == "nothing", "hardware.host", "backend.keep is nothing"
-    asleep = "hardware.host.sleep_fixed_s hardware.host.asleep_gpu_gib"
+    asleep = ("hardware.host.sleep_fixed_s", "hardware.host.asleep_gpu_gib")
     yield keep == "weights", asleep, "backend.keep=weights lets no engine sleep"
     sends = f"backend={backend['name']} sends each call to a server of its expert as soon as it can be made"
-    reactions = " ".join(f"pipeline.{name}" for name in ("barrier", "overlap", "forecast", "moves", "replan"))
-    yield job.site.expert_by_server is not None, f"scheduler costs plan profile {reactions}", sends
+    reactions = (f"pipeline.{name}" for name in ("barrier", "overlap", "forecast", "moves", "replan"))
+    yield job.site.expert_by_server is not None, ("scheduler", "costs", "plan", "profile", *reactions), sends
     called = {*job.workload.num_calls_by_expert, *(expert.name for expert in job.graph.experts)}
     has_paths = all(Path(expert.checkpoint).is_dir() for expert in job.experts if expert.name in called)
     yield has_paths, "backend.checkpoints", "every expert names its checkpoint by a path of its own"
@@ -79,11 +80,11 @@ def _upper_nodes(config: Mapping[str, Any], job: Job) -> Rules:
     )
     yield is_flat, "topology.min_output_tokens", "topology.layers is null"
     yield not is_flat and config["aggregator"].get("name") != "none", "aggregator", layered
-    yield not is_flat, "workload.num_slots_per_question pipeline.leave_one_out", layered
+    yield not is_flat, ("workload.num_slots_per_question", "pipeline.leave_one_out"), layered
     if not job.graph.upper_nodes:
-        yield True, "pipeline.leave_one_out profile.aggregator_path", "nothing is aggregated"
+        yield True, ("pipeline.leave_one_out", "profile.aggregator_path"), "nothing is aggregated"
         yield True, "backend.num_calibration_questions", "nothing is aggregated"
-        yield True, "pipeline.barrier pipeline.overlap", "there is one layer of calls"
+        yield True, ("pipeline.barrier", "pipeline.overlap"), "there is one layer of calls"
         yield True, "exit", "no node reads what the experts answer"
 
 
@@ -97,9 +98,9 @@ def _aggregator(config: Mapping[str, Any], job: Job) -> Rules:
         return
     if not job.placements:
         reason = "pipeline.nodes names the experts" if job.graph.upper_nodes else "nothing is aggregated"
-        yield True, "workload.aggregator pool.aggregator", reason
+        yield True, ("workload.aggregator", "pool.aggregator"), reason
         return
-    yield own is not None, "workload.aggregator pool.aggregator", f"aggregator.expert={own} goes before it"
+    yield own is not None, ("workload.aggregator", "pool.aggregator"), f"aggregator.expert={own} goes before it"
     both = f"{goes_before}, and aggregator.expert before both"
     yield own is None and wanted is not None, "pool.aggregator", both
     for options in job.placements.values():
@@ -155,10 +156,10 @@ def _measuring(config: Mapping[str, Any], job: Job) -> Rules:
     is_priced = is_planned and all(placed.costs is not None for placed in options)
     yield is_priced, "costs", f"plan.path={path} was priced when it was planned"
     is_known = job.profile is not None
-    given = f"profile.path={config['profile']['path']} is a sweep's result"
-    yield is_known, "profile.sweep profile.source", given
+    given = f"profile.path={config['profile']['path']} is what was measured"
+    yield is_known, ("profile.sweep", "profile.source"), given
     is_measured = not is_known or (job.upper_profile is None and job.graph.upper_nodes)
-    yield not is_measured, "profile.seed profile.max_batch_frac", "nothing is measured"
+    yield not is_measured, ("profile.seed", "profile.max_batch_frac"), "nothing is measured"
     has_pilot = not is_known and why_not(job, job.graph.first_calls(job.workload)) is None
     unbounded = "only what real engines measure is bounded"
     yield is_simulated and not has_pilot, "profile.max_batch_frac", unbounded
@@ -172,7 +173,7 @@ def _questions(config: Mapping[str, Any], job: Job) -> Rules:
     workload, is_simulated = config["workload"], job.site.way == "simulated"
     routes = "profiles" not in workload or workload["profiles"] is not None or workload.get("experts") is not None
     named = "every line names its experts, and workload.profiles no router"
-    yield not routes, "workload.num_slots_per_question workload.seed", named
+    yield not routes, ("workload.num_slots_per_question", "workload.seed"), named
     measures_on_batch = "workload.part=test, and a simulation measures on the batch's questions"
     is_test = workload.get("part") == "test" and is_simulated
     yield is_test, "workload.num_calibration_questions", measures_on_batch

@@ -22,7 +22,7 @@ class Api(StrEnum):
     CHAT = "chat"
     """The server wraps the text in the chat template of its checkpoint."""
     COMPLETIONS = "completions"
-    """The text is wrapped here, in the plain template that the executor has for checkpoints without one."""
+    """The text is wrapped here, in the plain template that engines here use for checkpoints without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

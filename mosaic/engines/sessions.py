@@ -356,7 +356,8 @@ class Sessions:
             now = self.now()
             for worker in change.workers:
                 if self._lost.pop(worker, None) is not None:
-                    self._workers[worker] = WorkerState(max(now, self._workers[worker].free_ts))
+                    before = self._workers[worker]
+                    self._workers[worker] = WorkerState(max(now, before.free_ts), is_awaited=before.is_awaited)
                     self._emit(Joined(self.now(), worker))
 
     def _handle(self, process: WorkerProcess, message: FromWorker | Exited) -> None:

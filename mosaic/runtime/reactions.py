@@ -48,7 +48,10 @@ def make_controllers(
     made += [*stopping_controllers(questions, is_cancelling=job.is_cancelling), *others]
     if Reaction.REPLAN in wanted:
         unsure = UNSURE_BATCHES if is_real else 0.0
-        made.append(Revising(planner, prospects, on_replan, begun.pilot.num_sessions, unsure))
+        num_pilot_sessions = begun.pilot.num_sessions
+        # NOTE: a pilot's ticks began before there was a plan, and come as often as ticks may.
+        least_s = (tick_s_of(job, begun.planned.plan) or 0.0) if num_pilot_sessions else 0.0
+        made.append(Revising(planner, prospects, on_replan, num_pilot_sessions, unsure, least_s))
     if Reaction.MOVES in wanted or is_real:
         awaited = {expert.name for node in job.graph.upper_nodes for expert in node.experts}
         kept = awaited if Reaction.OVERLAP in wanted else ()

@@ -51,6 +51,8 @@ class Revising:
     unsure_batches
         Progress may have been reported a while ago: of the calls that had written nothing, so many times as had written
         something stay, the first ones. A call that moved after it had begun would write another answer.
+    least_s
+        Seconds from one look to the next; ticks may come more often. A look reads the lengths of all calls.
     """
 
     reacts = True
@@ -62,12 +64,15 @@ class Revising:
         on_plan: Callable[[Plan, Mapping[int, str]], None] = lambda plan, lost: None,
         num_pilot_sessions: int = 0,
         unsure_batches: float = 0.0,
+        least_s: float = 0.0,
     ) -> None:
         self._planner = planner
         self._prospects = prospects
         self._on_plan = on_plan
         self._num_pilot_sessions = num_pilot_sessions
         self._unsure_batches = unsure_batches
+        self._least_s = least_s
+        self._next_ts = 0.0
         self._ended: dict[tuple[NodeName, ExpertName], list[int]] = defaultdict(list)
         self._planned: dict[tuple[NodeName, ExpertName], float] = {}
         """The scale that the plan now running was made with, or that was looked at last; 1 where there is none."""
@@ -79,7 +84,10 @@ class Revising:
             if record.status is CallStatus.FINISHED and record.session >= self._num_pilot_sessions:
                 self._ended[record.key.node, record.expert].append(record.output_tokens)
             return ()
-        if not isinstance(event, Tick) or not view.running:
+        if not isinstance(event, Tick) or event.ts < self._next_ts:
+            return ()
+        self._next_ts = event.ts + self._least_s
+        if not view.running:
             return ()
         nodes = {call.key.node for call in view.running.values()}
         if len(nodes) > 1:

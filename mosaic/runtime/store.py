@@ -32,7 +32,7 @@ class Store:
         Parameters
         ----------
         decided_by
-            All that decides the measurement, with the code that takes it; distinguished by ``repr``. Dataclasses stay as
+            All that decides the measurement, with the code that takes it, by its ``repr``. Dataclasses stay as
             they are.
         kind
             Of what is measured: a dataclass.

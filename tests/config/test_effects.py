@@ -30,6 +30,15 @@ def refusal(*overrides: str) -> str:
     return str(refused.value)
 
 
+def test_an_expert_without_calls_is_found_by_its_whole_name() -> None:
+    config = compose_config([*FEW])
+    job = build_job(config).job
+    experts = config["pool"]["experts"] | {"My Model": config["pool"]["experts"]["GLM"]}
+    inert = without_effect(config | {"pool": config["pool"] | {"experts": experts}}, job)
+    assert inert["pool.experts.My Model"] == "no call needs My Model"
+    assert "Model" not in inert
+
+
 @pytest.mark.parametrize(
     ("overrides", "asked", "reason"),
     [
@@ -64,8 +73,8 @@ def refusal(*overrides: str) -> str:
         (FEW, "profile.max_batch_frac=0.5", "only what real engines measure is bounded"),
         (FEW, "hardware.host.memory_gib=8", "backend.keep is nothing"),
         ((*FEW, "backend.keep=weights"), "hardware.host.sleep_fixed_s=2", "lets no engine sleep"),
-        ((*SMALL, "profile.path=TMP/profile.json"), "profile.sweep.num_repeats=3", "is a sweep's result"),
-        ((*SMALL, "profile.path=TMP/profile.json"), "profile.source=calibration", "is a sweep's result"),
+        ((*SMALL, "profile.path=TMP/profile.json"), "profile.sweep.num_repeats=3", "is what was measured"),
+        ((*SMALL, "profile.path=TMP/profile.json"), "profile.source=calibration", "is what was measured"),
         ((*SMALL, "profile.path=TMP/profile.json", "aggregator=none"), "profile.seed=3", "nothing is measured"),
         (FEW, "pipeline.forecast=true", "pipeline.barrier=true plans a layer when the one before it has ended"),
         ((*FEW, "pipeline.overlap=true"), "pipeline.forecast=true", "places upper layers by what is free"),

@@ -40,7 +40,7 @@ def outcome(call, inputs=None) -> Outcome:
 
 
 def run_revised(
-    kind: Kind, folder: Path, a_scale: float, *, replayed: RunResult | None = None
+    kind: Kind, folder: Path, a_scale: float, *, replayed: RunResult | None = None, least_s: float = 0.0
 ) -> tuple[RunResult, list[Plan]]:
     """Three experts on two workers, planned for an A that writes so many times what it does."""
     calls = [make_call(f"q{i}", expert=name) for name, number in NUM_CALLS.items() for i in range(number)]
@@ -59,7 +59,7 @@ def run_revised(
     planner = make_planner(graph, "ABC", profiles={PROPOSE: make_profile(*entries)})
     backend = kind.make(outcome, experts=planner.experts, cluster=make_cluster(2), folder=folder)
     prospects, plans = Prospects(Measured(planner.profiles, planner.cluster)), []
-    revising = Revising(planner, prospects, lambda plan, lost: plans.append(plan))
+    revising = Revising(planner, prospects, lambda plan, lost: plans.append(plan), least_s=least_s)
     everybody = [prospects, Layers(questions, planner, closes=False), revising, Keeping()]
     if replayed is not None:
         everybody = [Replay(replayed.actions)]
@@ -86,6 +86,11 @@ def test_a_plan_that_lengths_contradict_loses_no_call_and_changes_no_answer(kind
         assert bool(plans) == (a_scale == 0.05)
     resumed, _ = run_revised(kind, tmp_path, a_scale)
     assert said(resumed) == said(result)
+
+
+def test_lengths_are_looked_at_no_more_often_than_is_stated(tmp_path):
+    _, plans = run_revised(BACKENDS["sim"], tmp_path, 0.05, least_s=1_000.0)
+    assert not plans, "the first tick came before any call had ended"
 
 
 def test_a_log_with_a_new_plan_gives_the_same_run_again(tmp_path):

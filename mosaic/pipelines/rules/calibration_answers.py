@@ -152,8 +152,8 @@ def split_calibration(
     """Split into a part that may be fitted to and a part that certifies, by a hash of the question's id.
 
     Router profiles, lengths and reliabilities may be made from the first part, which certifies nothing. A question
-    stays in its part whatever the others are. Both parts come in the order of the hash, a shuffle that no choice decides:
-    a file sorted by subject must not be read subject by subject. ``fit_frac`` is the expected share of the first
+    stays in its part whatever the others are. Both parts come in the order of the hash, a shuffle by no choice: a
+    file sorted by subject must not be read subject by subject. ``fit_frac`` is the expected share of the first
     part, 0 to 1 (excluded).
     """
     given = tuple(questions)
