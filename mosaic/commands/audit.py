@@ -140,20 +140,20 @@ def _without_digests(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_layer(journal: Path, job: Job) -> dict[CallKey, CallRecord]:
-    """Read what the experts said last."""
+    """Read how the experts' calls ended last; one that finished once has finished."""
     first = set(job.graph.first_nodes)
-    ended = read_journal(journal / RUN).ended
-    return {
-        record.key: record
-        for record in sorted(ended, key=lambda record: record.finished_ts or 0.0)
-        if record.status is CallStatus.FINISHED and record.key.node in first
-    }
+    ended = [record for record in read_journal(journal / RUN).ended if record.key.node in first]
+    return {record.key: record for record in sorted(ended, key=_has_finished)}
+
+
+def _has_finished(record: CallRecord) -> bool:
+    return record.status is CallStatus.FINISHED
 
 
 def changed(
     job: Job, names: Sequence[str], done: Mapping[CallKey, CallRecord], answers: Mapping[str, str | None]
 ) -> list[bool]:
-    """Tell which questions would have another answer; one whose aggregator failed counts as changed."""
+    """Tell which questions would have another answer; one that is not known counts as changed."""
     kinds = {question.id: question.answer_kind for question in job.workload.questions}
     unskipped = answer_unskipped(job, names, done, show_stage)
 

@@ -21,6 +21,8 @@ class CallStatus(StrEnum):
 
 SERVED = frozenset({CallStatus.FINISHED, CallStatus.CUT})
 """Of calls whose tokens an engine wrote for a run that wanted them."""
+STOPPED = frozenset({CallStatus.CANCELLED, CallStatus.CUT})
+"""Of calls that a run stopped before they came to their answer."""
 
 
 class Response(NamedTuple):

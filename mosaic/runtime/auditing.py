@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from mosaic.answers.extraction import extract_answer
 from mosaic.core.plan import Expected
-from mosaic.core.results import CallRecord, CallStatus, inputs_of
-from mosaic.core.workload import CallKey, Question, Workload
+from mosaic.core.results import STOPPED, CallRecord, CallStatus, Inputs, inputs_of
+from mosaic.core.workload import Call, CallKey, Expert, Question, Workload
 from mosaic.pipelines.final_answers import AnswerSource
 from mosaic.pipelines.walk import walk
 from mosaic.runtime.controller import Show, show_nothing
@@ -25,13 +25,16 @@ class Unskipped(NamedTuple):
 
     answer: str | None
     has_failed: bool
-    """A call of it failed, or was too long to be sent, so that it is not known."""
+    """A call that the audit sent has failed, or was too long to be sent: the answer is not known."""
 
 
 def answer_unskipped(
     job: Job, names: Sequence[str], done: Mapping[CallKey, CallRecord], show: Show = show_nothing
 ) -> dict[str, Unskipped]:
-    """Send questions on that the gate skipped, with the seeds that they would have had in the batch.
+    """Aggregate questions that the gate skipped, with the seeds that they would have had in the batch.
+
+    Calls of the first layer that the batch stopped are sent first, so that the aggregator reads whole answers. Calls
+    that failed in the batch are not sent again: the aggregator reads the others, as it would have in the batch.
 
     Parameters
     ----------
@@ -40,7 +43,7 @@ def answer_unskipped(
     names
         Ids of the questions.
     done
-        The batch's calls of the first layer.
+        The batch's calls of the first layer that have ended.
     show
         Shows what goes on.
 
@@ -54,38 +57,53 @@ def answer_unskipped(
     chosen = tuple(question for question in job.workload.questions if question.id in wanted)
     graph, known = job.graph.without_rule(), {question.id: question for question in chosen}
     questions = Questions(Workload(name=job.workload.name, questions=chosen, calls=calls), graph)
-    records = {key: _read(record, known[key.question]) for key, record in done.items() if key.question in wanted}
+    records = {
+        key: _read(record, known[key.question])
+        for key, record in done.items()
+        if key.question in wanted and record.status not in STOPPED
+    }
     for record in records.values():
         questions.note(record)
-    write = prompts_of(graph, known)
-    for number, layer in enumerate(graph.layers[1:]):
-        needed = [call for node in layer for call in questions.calls_of(node.name)]
+    unknown: set[str] = set()
+    stopped = [call for call in questions.first_calls if call.key not in records]
+    for depth, layer in enumerate(graph.layers):
+        needed = [call for node in layer for call in questions.calls_of(node.name)] if depth else stopped
         if not needed:
             continue
-        experts = list({expert.name: expert for node in layer for expert in node.experts}.values())
-        earlier = dict(records)
-        backend = job.site.backend(
-            known,
-            lambda call, inputs, earlier=earlier: write(call, inputs_of(call, earlier, inputs)),  # type: ignore[misc]
-            name=f"{JOURNAL}_{number}",
-        )
-        with show("audit", Expected()) as shown:
-            plan = even_plan(needed, experts, job.site, job.cluster.num_workers)
-            said = execute(plan, needed, backend, shown)
-        for record in said.calls:
+        experts = [*job.experts, *(expert for node in layer for expert in node.experts)]
+        for record in _send(job, depth, needed, experts, known, records, show):
             records[record.key] = record
             questions.note(record)
-    first = set(graph.first_nodes)
-    failed = {
-        key.question
-        for key, record in records.items()
-        if key.node not in first and record.status is not CallStatus.FINISHED
-    }
+            if record.status is not CallStatus.FINISHED:
+                unknown.add(record.key.question)
     answers = [walk(graph, *questions.of(question.id)).end().answer for question in questions]
     return {
-        final.question: Unskipped(final.answer, final.question in failed or final.source is AnswerSource.NOT_AGGREGATED)
+        final.question: Unskipped(
+            final.answer, final.question in unknown or final.source is AnswerSource.NOT_AGGREGATED
+        )
         for final in answers
     }
+
+
+def _send(
+    job: Job,
+    depth: int,
+    calls: Sequence[Call],
+    experts: Sequence[Expert],
+    questions: Mapping[str, Question],
+    records: Inputs,
+    show: Show,
+) -> Sequence[CallRecord]:
+    """Send calls of one layer, which read these records."""
+    earlier, write = dict(records), prompts_of(job.graph, questions)
+    backend = job.site.backend(
+        questions,
+        lambda call, inputs: write(call, inputs_of(call, earlier, inputs)),
+        name=f"{JOURNAL}_{depth - 1}" if depth else f"{JOURNAL}_first",
+    )
+    plan = even_plan(calls, experts, job.site, job.cluster.num_workers)
+    with show("audit", Expected()) as shown:
+        return execute(plan, calls, backend, shown).calls
 
 
 def _read(record: CallRecord, question: Question) -> CallRecord:

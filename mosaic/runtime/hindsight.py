@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from mosaic.core.results import CallRecord, CallStatus
+from mosaic.core.results import STOPPED, CallRecord
 from mosaic.core.workload import CallKey, Expert, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
 from mosaic.runtime.job import AlwaysAggregate, Job, Outcome, Reaction, shape_of
@@ -85,4 +85,4 @@ def _as_placed(expert: Expert, node: NodeName, planner: Planner, outcome: Outcom
 
 
 def _is_stopped(record: CallRecord | None) -> bool:
-    return record is not None and record.status in (CallStatus.CANCELLED, CallStatus.CUT)
+    return record is not None and record.status in STOPPED

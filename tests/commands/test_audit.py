@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from shutil import copytree, rmtree
 
+import msgspec
 import pytest
 
-from mosaic.runtime.journal import read_journal
+from mosaic.core.results import CallStatus
+from mosaic.core.workload import PROPOSE
+from mosaic.runtime.journal import FILE_NAME, EndedCall, Entry, frame, read_entries, read_journal
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch
 
 NUM_QUESTIONS = 80
@@ -52,6 +56,48 @@ def test_an_audit_of_all_knows_the_truth_and_a_sample_bounds_it(done: Path, unsk
     whole = json.loads(run_mosaic("audit", done, "--sample", str(len(kept)), "--json").out)
     assert (whole["num_audited"], whole["num_changed"], whole["most_changes"]) == (len(kept), truth, truth)
     assert num_asked(done) == len(kept), "what was asked before is not asked again"
+
+
+def ended_as(entry: Entry | None, status: CallStatus) -> Entry | None:
+    """End a third call of the first layer in another way; other entries are as they were."""
+    if not isinstance(entry, EndedCall) or entry.record.key.node != PROPOSE or entry.record.key.slot != 2:
+        return entry
+    return EndedCall(entry.record._replace(status=status))
+
+
+def copy_with(status: CallStatus, done: Path, folder: Path) -> Path:
+    """Copy a batch, in whose journal every third call of the first layer has ended in another way."""
+    copytree(done.parent, folder)
+    for audited in (folder / "questions.mosaic" / "journal").glob("audit*"):
+        rmtree(audited)
+    path = folder / "questions.mosaic" / "journal" / "run" / FILE_NAME
+    entries = [ended_as(entry, status) for entry in read_entries(path.parent)]
+    path.write_bytes(b"".join(frame(msgspec.json.encode(entry)) for entry in entries))
+    return folder / done.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [CallStatus.CANCELLED, CallStatus.CUT])
+def test_calls_that_a_batch_stopped_are_sent_before_an_audit_aggregates(
+    status: CallStatus, done: Path, unskipped: dict[str, str], tmp_path: Path
+) -> None:
+    kept = {name: about for name, about in answers_of(done).items() if about["skipped_aggregator"]}
+    truth = sum(unskipped[name] != about["answer"] for name, about in kept.items())
+    out = copy_with(status, done, tmp_path / "stopped")
+    audited = run_mosaic("audit", out, "--sample", str(len(kept)), "--json")
+    assert audited.status == 0, audited.err
+    assert json.loads(audited.out)["num_changed"] == truth
+    assert num_asked(out) == 2 * len(kept)
+
+
+@pytest.mark.slow
+def test_a_question_of_which_a_call_failed_is_audited_with_the_others(done: Path, tmp_path: Path) -> None:
+    num_skipped = sum(about["skipped_aggregator"] for about in answers_of(done).values())
+    out = copy_with(CallStatus.FAILED, done, tmp_path / "failed")
+    audited = run_mosaic("audit", out, "--sample", str(num_skipped), "--json")
+    assert audited.status == 0, audited.err
+    assert 0 < json.loads(audited.out)["num_changed"] < num_skipped
+    assert num_asked(out) == num_skipped
 
 
 @pytest.mark.slow
