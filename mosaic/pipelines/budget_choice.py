@@ -244,6 +244,7 @@ def budgeted(
     rule = f"such that some of {len(questions)} calibration questions choose, and others certify"
     require(len(fit) > 0 and len(certify) > 0, "pipeline.promise.fit_frac", rule, promised.fit_frac)
     _require_observed(questions, promised.calibration)
+    graph = replace(graph, rule=graph.rule.learned_without({question.id for question in certify}))
     thresholds = graph.rule.thresholds({len(question.ballot.votes) for question in fit})
     fit_table, certify_table = (loss_table(part, graph.rule.winner) for part in (fit, certify))
     path = path_of(

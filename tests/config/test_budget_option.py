@@ -6,7 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mosaic.core.commands import Cut, decode_action
+from mosaic.pipelines.rules.calibration_answers import split_calibration
 from mosaic.pipelines.rules.calibration_file import load_calibration_answers
+from mosaic.pipelines.rules.weighted import Weighted, learn_reliabilities
 from tests.commands.command_line import QUICK, prepare, run_point
 from tests.run_tables import summary_of
 
@@ -83,6 +85,15 @@ def test_a_calibrated_gate_and_budgets_are_promised_together(tmp_path: Path, les
     assert withdrawn == [False, True]
     with pytest.raises(ValueError, match="gate=calibrated says what is promised"):
         prepare(*FEW, *gate, *BOTH, "pipeline.promise.risk_frac=0.1")
+
+
+def test_a_weighted_gate_learns_from_no_question_that_certifies(lessons: Path) -> None:
+    gate = ("gate=weighted", f"gate.calibration={lessons}")
+    rule = prepare(*FEW, *gate, *BOTH, *promise(lessons)).job.graph.rule
+    fit, _ = split_calibration(load_calibration_answers(lessons), 0.3)
+    assert isinstance(rule, Weighted)
+    assert rule.reliabilities == learn_reliabilities(fit)
+    assert rule.num_questions == len(fit) < 600
 
 
 def test_what_cannot_be_promised_is_left_out_and_the_screen_says_so(tmp_path: Path, lessons: Path) -> None:

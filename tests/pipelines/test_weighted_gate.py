@@ -139,3 +139,17 @@ def test_the_gate_skips_from_its_posterior_on(tmp_path: Path) -> None:
     assert gate.notes() == (
         "weighted by accuracies on 20 calibration questions (X 0.95, Y 0.95, Z 0.05); promises nothing",
     )
+
+
+def test_questions_that_certify_teach_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "answers.parquet"
+    questions = [make_question(f"q{number}", "AAB" if number < 6 else "BBA") for number in range(20)]
+    path.write_bytes(encode_calibration_answers(questions, SETTING))
+    gate = Weighted(calibration=path, min_posterior=0.7)
+    learned = gate.learned_without({f"q{number}" for number in range(6, 40)})
+    assert learned.reliabilities == learn_reliabilities(questions[:6])
+    assert (learned.num_questions, learned.threshold) == (6, 0.7)
+    assert gate.reliabilities == learn_reliabilities(questions), "it stays as it is"
+    assert gate.learned_without({"other"}).reliabilities == gate.reliabilities
+    with pytest.raises(ValueError, match=r"gate.calibration must be such that some .* got '.*answers.parquet'"):
+        gate.learned_without({question.id for question in questions})

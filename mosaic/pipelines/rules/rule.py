@@ -18,7 +18,7 @@ MOSAIC, arXiv 2606.03014, equation 11 and algorithm 1.
 EMS, arXiv 2604.02863, has the early decision for a vote that nothing follows.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import product
@@ -132,6 +132,13 @@ class Rule:
         """Give the calibration answers that it has learned from; None: it learns nothing."""
         promised = self.promise()
         return None if promised is None else promised.calibration
+
+    def learned_without(self, question_ids: Set[str]) -> "Rule":
+        """Return the rule as it is without some calibration questions: those that certify must not teach it.
+
+        A rule that learns from calibration answers overrides this. By default the rule learns nothing.
+        """
+        return self
 
     def thresholds(self, num_votes: set[int]) -> tuple[float | None, ...]:
         """List the thresholds that may be chosen together with budgets, for questions of so many votes."""

@@ -1,14 +1,15 @@
 """Weighs every vote by its expert's reliability on the question's skills; the posterior is the confidence."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from copy import copy
 from dataclasses import dataclass, field
 from math import exp, log
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 from mosaic.core.addition import add_in_order
-from mosaic.core.checks import Limit
+from mosaic.core.checks import Limit, require
 from mosaic.core.workload import ExpertName
 from mosaic.pipelines.rules.ballot import Ballot, Decision, Winner
 from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion
@@ -91,7 +92,7 @@ def posterior(ballot: Ballot, reliabilities: Reliabilities, num_open_options: in
 class Weighted(Rule):
     """Accepts the most probable answer where its posterior is high enough; promises nothing.
 
-    All calibration questions teach reliabilities. Use `mosaic.pipelines.rules.calibrated.Calibrated` for a promise.
+    All calibration questions teach reliabilities, but for those that certify budgets. Use `mosaic.pipelines.rules.calibrated.Calibrated` for a promise.
     """
 
     calibration: str | Path
@@ -106,7 +107,9 @@ class Weighted(Rule):
 
     def __post_init__(self) -> None:
         Rule.__post_init__(self)
-        questions = load_calibration_answers(self.calibration)
+        self._learn(load_calibration_answers(self.calibration))
+
+    def _learn(self, questions: Sequence[CalibrationQuestion]) -> None:
         object.__setattr__(self, "num_questions", len(questions))
         object.__setattr__(self, "reliabilities", learn_reliabilities(questions))
 
@@ -122,6 +125,15 @@ class Weighted(Rule):
 
     def calibration_path(self) -> str:
         return str(self.calibration)
+
+    def learned_without(self, question_ids: Set[str]) -> "Weighted":
+        questions = load_calibration_answers(self.calibration)
+        left = [question for question in questions if question.id not in question_ids]
+        rule = "such that some of its questions do not certify the budgets beside it"
+        require(len(left) > 0, f"{self.key}.calibration", rule, str(self.calibration))
+        learned = copy(self)
+        learned._learn(left)
+        return learned
 
     def notes(self) -> Sequence[str]:
         known = ", ".join(f"{expert} {rate:.2f}" for expert, rate in self.reliabilities.overall.items())
