@@ -245,7 +245,10 @@ def _budgeted(
     name = "pipeline.budgets" if kinds.cuts else "pipeline.hedge"
     rule = "null where nothing is aggregated, or pipeline.nodes names the nodes"
     require([node.name for node in graph.nodes] == [PROPOSE, AGGREGATE], name, rule, "calibrated")
-    promised, stated = graph.rule.promise(), settings.promise
+    early = graph.rule
+    promised, stated = early.promise(), settings.promise
+    rule = "null with an exit that reads only some answers"
+    require(not early.is_exit or early.threshold is not None or promised is not None, name, rule, early.name)
     if promised is None:
         if stated is None or stated.calibration is None:
             raise ValueError(

@@ -254,6 +254,10 @@ PROMISES = [
     ("", "pipeline.promise.calibration must name calibration answers"),
     ("pipeline.budgets=yes", "pipeline.budgets must be null or one of ['calibrated'], got 'yes'"),
     ("aggregator=none", "pipeline.budgets must be null where nothing is aggregated"),
+    (
+        "exit=faster_moa; gate=never; pipeline.promise.calibration=x",
+        "pipeline.budgets must be null with an exit that reads only some answers, got 'faster_moa'",
+    ),
     ("pipeline.promise.calibration=x; pipeline.promise.risk_frac=0", "promise.risk_frac must be above 0, got 0"),
     ("pipeline.promise.calibration=x; pipeline.promise.fit_frac=1", "promise.fit_frac must be below 1, got 1"),
     ("pipeline.promise=3", "pipeline.promise must be a group of the configuration, with keys"),
