@@ -49,6 +49,8 @@ class NodeState:
     """Of what it reads, where a rule was asked and has decided."""
     late: CallKey | None = None
     """The call that it does not wait for past its hedge."""
+    left: CallKey | None = None
+    """The only response that budgets have left: it stands for the node's own."""
     is_too_long: bool = False
     """Its experts cannot read so much."""
 
@@ -131,6 +133,8 @@ class QuestionState(NamedTuple):
         last = self._last_calls(decision)
         ended = [done[key] for key in last if done[key].status is CallStatus.FINISHED]
         answer = ended[0].answer if len(ended) == 1 else decision.answer
+        if answer is None and not ended:
+            answer = self._left_answer()
         decided = self._last_decided()
         accepted = {agent.key for agent in decided.reads} if decided is not None and decision.skip else set()
         if len(ended) > 1 and accepted != set(last):
@@ -157,6 +161,11 @@ class QuestionState(NamedTuple):
             if state.calls or state.is_too_long:
                 return tuple(call.key for call in state.calls if call.key.slot < len(node.experts))
         return ()
+
+    def _left_answer(self) -> str | None:
+        """Give the answer of the response that budgets have left alone, also where answers cannot be compared."""
+        left = next((state.left for state in reversed(self.nodes.values()) if state.left is not None), None)
+        return None if left is None else self.done[left].answer
 
     def _last_decided(self) -> NodeState | None:
         """Find the last node that a rule was asked of."""
@@ -234,8 +243,8 @@ def _upper(
         return NodeState(_to_come(graph, node, question), reads, waits=True, late=late)
     if ballot is not None and decision is None:
         decision = PLURALITY.decide(ballot)
-    if _is_one_left(reads, done):
-        return NodeState((), reads, ballot=ballot, decision=decision)
+    if (left := _one_left(reads, done)) is not None:
+        return NodeState((), reads, ballot=ballot, decision=decision, left=left)
     places = sorted(decision.read) if decision is not None and decision.read else range(len(reads))
     calls = _calls(graph, node, question, [reads[place] for place in places if reads[place].key != late], done)
     gives = tuple([call for call in calls if call.key.slot < len(node.experts)])
@@ -285,10 +294,15 @@ def _without_late(
     return (None, ballot, decision) if without_it.skip else (late, without, without_it)
 
 
-def _is_one_left(reads: Sequence[Agent], done: Inputs) -> bool:
-    """Tell whether budgets have left one response alone: it stands, since there is nothing to merge it with."""
-    statuses = [done[agent.key].status for agent in reads if agent.key in done]
-    return CallStatus.CUT in statuses and statuses.count(CallStatus.FINISHED) == 1
+def _one_left(reads: Sequence[Agent], done: Inputs) -> CallKey | None:
+    """Find the response that budgets have left alone: it stands, since there is nothing to merge it with.
+
+    NOTE: statuses suffice, as nothing but a budget or a hedge of the graph cuts a call.
+    """
+    records = [done[agent.key] for agent in reads if agent.key in done]
+    finished = [record.key for record in records if record.status is CallStatus.FINISHED]
+    is_cut = any(record.status is CallStatus.CUT for record in records)
+    return finished[0] if is_cut and len(finished) == 1 else None
 
 
 def _calls(graph: CallGraph, node: Node, question: Question, agents: Sequence[Agent], done: Inputs) -> tuple[Call, ...]:

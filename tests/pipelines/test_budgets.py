@@ -3,10 +3,11 @@
 import pytest
 
 from mosaic.core.results import CallStatus
-from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
+from mosaic.core.workload import AGGREGATE, PROPOSE, AnswerKind, CallKey
 from mosaic.pipelines.budgets import NO_BUDGETS, Budgets, cut_at, cut_record
 from mosaic.pipelines.node import node_calls
 from mosaic.pipelines.rules.rule import Never
+from mosaic.pipelines.walk import walk
 from tests.answered_questions import answered, make_moa, make_question
 from tests.factories import make_call, make_expert
 from tests.run_records import make_record
@@ -77,3 +78,14 @@ def test_an_aggregator_that_teaches_also_answers_without_each_response():
     keys = [call.key for call in calls]
     assert [set(keys) - set(call.after) for call in made] == [set(), {keys[0]}, {keys[1]}, {keys[2]}]
     assert [call.key.slot for call in made] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("kind", "said"), [(AnswerKind.TEXT, "an essay"), (AnswerKind.CHOICE, "B")])
+@pytest.mark.parametrize("slot", [0, 1, 2])
+def test_what_budgets_leave_alone_is_the_answer_also_of_free_text(kind, said, slot):
+    question, calls, done = answered(make_question("q", kind), [said] * 3)
+    cut = {key: record._replace(status=CallStatus.CUT, answer=None) for key, record in done.items()}
+    state = walk(make_moa(Never()), question, calls, cut | {calls[slot].key: done[calls[slot].key]})
+    assert state.submit == ()
+    assert state.is_over
+    assert state.end().answer.answer == said

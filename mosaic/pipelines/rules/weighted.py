@@ -92,7 +92,8 @@ def posterior(ballot: Ballot, reliabilities: Reliabilities, num_open_options: in
 class Weighted(Rule):
     """Accepts the most probable answer where its posterior is high enough; promises nothing.
 
-    All calibration questions teach reliabilities, but for those that certify budgets. Use `mosaic.pipelines.rules.calibrated.Calibrated` for a promise.
+    All calibration questions teach reliabilities, but for those that certify budgets. Use
+    `mosaic.pipelines.rules.calibrated.Calibrated` for a promise.
     """
 
     calibration: str | Path
