@@ -84,6 +84,8 @@ class Calibration(NamedTuple):
     promise_frac: float | None
     """Smallest loss that the questions could have promised for it, or else for the first; None: the path is empty."""
     promised: Promised
+    is_any_safe: bool = True
+    """Some setting, fast or not, loses less than is accepted on the questions that lay out the path."""
 
     def promise(self) -> Promised:
         """Give the loss that is promised, if it is."""
@@ -94,7 +96,8 @@ class Calibration(NamedTuple):
         accepted = f"a loss of at most {100 * self.promised.accepted_loss_frac:.4g} pp against always aggregating"
         promise = f"{accepted} at {100 * (1 - self.promised.risk_frac):.4g}% confidence"
         if self.setting is None:
-            why = f"the questions cannot promise {promise}: no faster setting loses less on those that lay out the path"
+            none = "no setting that loses less is 2% faster" if self.is_any_safe else "every setting loses as much"
+            why = f"the questions cannot promise {promise}: {none} on those that lay out the path"
             if self.promise_frac is not None:
                 could = ceil(1000 * self.promise_frac - 1e-4) / 10  # rounded up, as a promise must be
                 why = f"{self.num_certify} questions cannot promise {promise} (they could promise {could:.1f} pp)"
@@ -149,24 +152,27 @@ def path_of(
     """Order settings from safe to fast, without those that are beaten in both.
 
     Safety is by how many standard errors the mean loss is below the accepted one, one more lost question counted. What
-    is not below it is left out, with all that is riskier in its family: it could only fail.
+    is not below it is left out, with all that is riskier in its family: it could only fail. Where the questions are so
+    few that one more lost is too many, what loses none of them stays, and the slower is the safer.
     """
 
-    def margin(setting: BudgetSetting) -> float:
-        lost, num = fit.losses(setting), len(fit) + 1
-        mean, square = (float(lost.sum()) + 1) / num, (float(np.abs(lost).sum()) + 1) / num
-        return (accepted_loss_frac - mean) / sqrt(square - mean**2) if mean < accepted_loss_frac else 0.0
+    def safety_of(setting: BudgetSetting, number: float) -> float | None:
+        if (margin := _margin(fit, setting, accepted_loss_frac)) > 0:
+            return margin
+        return -1 / number if fit.losses(setting).sum() <= 0 < accepted_loss_frac else None
 
     priced: list[tuple[float, float, BudgetSetting]] = []
     for family in families_of(thresholds, kinds, is_gate_chosen=is_gate_chosen):
         for setting in family:
-            if (safety := margin(setting)) <= 0:
-                break
             number = steps(fit, setting, batch)
+            if (safety := safety_of(setting, number)) is None:
+                break
             priced.append((-safety, number, setting))
             for hedged in _hedged(setting) if kinds == (True, True) else ():
                 faster = steps(fit, hedged, batch)
-                if faster < (1 - LEAST_GAIN_FRAC) * number and (safety := margin(hedged)) > 0:
+                if faster >= (1 - LEAST_GAIN_FRAC) * number:
+                    continue
+                if (safety := safety_of(hedged, faster)) is not None:
                     priced.append((-safety, faster, hedged))
     path: list[BudgetSetting] = []
     least = steps(fit, BudgetSetting(None), batch)
@@ -175,6 +181,26 @@ def path_of(
             path.append(setting)
             least = number
     return tuple(path)
+
+
+def _margin(fit: Questions, setting: BudgetSetting, accepted_loss_frac: float) -> float:
+    """Count the standard errors up to the accepted loss, one more lost question counted; 0 where it is not below."""
+    lost, num = fit.losses(setting), len(fit) + 1
+    mean, square = (float(lost.sum()) + 1) / num, (float(np.abs(lost).sum()) + 1) / num
+    return (accepted_loss_frac - mean) / sqrt(square - mean**2) if mean < accepted_loss_frac else 0.0
+
+
+def is_any_safe(
+    fit: Questions,
+    thresholds: Sequence[float | None],
+    kinds: Kinds,
+    accepted_loss_frac: float,
+    *,
+    is_gate_chosen: bool,
+) -> bool:
+    """Tell whether some setting loses less than is accepted: the first of its family is the safest."""
+    families = families_of(thresholds, kinds, is_gate_chosen=is_gate_chosen)
+    return any(float(fit.losses(family[0]).mean()) < accepted_loss_frac for family in families)
 
 
 def _hedged(setting: BudgetSetting) -> Iterator[BudgetSetting]:
@@ -247,16 +273,16 @@ def budgeted(
     graph = replace(graph, rule=graph.rule.learned_without({question.id for question in certify}))
     thresholds = graph.rule.thresholds({len(question.ballot.votes) for question in fit})
     fit_table, certify_table = (loss_table(part, graph.rule.winner) for part in (fit, certify))
-    path = path_of(
-        fit_table,
-        thresholds,
-        kinds,
-        Batch(len(workload.questions), num_running),
-        promised.accepted_loss_frac,
-        is_gate_chosen=graph.rule.promise() is not None,
-    )
+    tried: Any = {
+        "thresholds": thresholds,
+        "kinds": kinds,
+        "accepted_loss_frac": promised.accepted_loss_frac,
+        "is_gate_chosen": graph.rule.promise() is not None,
+    }
+    path = path_of(fit_table, batch=Batch(len(workload.questions), num_running), **tried)
     promised = promised._replace(question_ids=frozenset(question.id for question in questions))
     calibration = choose_budgets(fit_table, certify_table, path, promised)
+    calibration = calibration._replace(is_any_safe=is_any_safe(fit_table, **tried))
     setting = calibration.setting or BudgetSetting(None)
     asked = [expert for expert in experts if expert.name in workload.num_calls_by_expert]
     budgets = budgets_at(setting, asked, graph.upper_nodes[0].experts)

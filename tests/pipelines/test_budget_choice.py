@@ -10,6 +10,7 @@ from mosaic.pipelines.budget_choice import (
     Kinds,
     choose_budgets,
     families_of,
+    is_any_safe,
     path_of,
     steps,
 )
@@ -80,7 +81,38 @@ def test_where_every_faster_setting_loses_too_much_the_path_is_empty() -> None:
     assert path(table, [None]) == ()
     (note,) = choose(table, ()).notes()
     assert note.startswith("budgets: the questions cannot promise a loss of at most 2 pp")
-    assert note.endswith("no faster setting loses less on those that lay out the path: there are none")
+    assert note.endswith("no setting that loses less is 2% faster on those that lay out the path: there are none")
+
+
+def make_lossless_table(num: int, seed: int) -> LossTable:
+    """Nothing is lost unless all three responses are cut."""
+    table = make_table(num, seed)
+    table.read_right[:] = table.slot_right[:] = True
+    table.confidence[:] = -1
+    return table
+
+
+@pytest.mark.parametrize("num", [60, 99])
+def test_few_questions_that_lose_nothing_lay_out_a_path_from_slow_to_fast(num) -> None:
+    fit, certify = make_lossless_table(num, 1), make_lossless_table(900, 2)
+    settings = path(fit, [None], Kinds(cuts=True, hedges=False), 0.01, is_gate_chosen=False)
+    numbers = [steps(fit, setting, BATCH) for setting in settings]
+    assert len(settings) > 2
+    assert numbers == sorted(numbers, reverse=True)
+    assert not any(fit.losses(setting).any() for setting in settings)
+    chosen = choose_budgets(fit, certify, settings, Promised("answers.parquet", 0.01, 0.05, 0.1)).setting
+    assert chosen is not None, "they can be promised"
+
+
+def test_where_every_setting_loses_as_much_as_is_accepted_the_screen_says_so() -> None:
+    table = make_silent_table(500, [40_000, 40_000, 40_000])
+    cuts = Kinds(cuts=True, hedges=False)
+    assert path(table, [None], cuts) == ()
+    is_safe = is_any_safe(table, [None], cuts, 0.02, is_gate_chosen=False)
+    assert not is_safe
+    assert is_any_safe(make_silent_table(500, [30_000] * 3), [None], cuts, 0.02, is_gate_chosen=False)
+    (note,) = choose(table, ())._replace(is_any_safe=is_safe).notes()
+    assert note.endswith("every setting loses as much on those that lay out the path: there are none")
 
 
 def choose(certify: LossTable, settings, accepted: float = 0.02) -> Calibration:
