@@ -26,7 +26,7 @@ BENCHMARKS = {"MMLU-Pro": "mmlu_pro", "MedMCQA": "medmcqa", "GPQA": "gpqa"}
 DRAWS = ("budget_lessons", "budget_lessons_1001", "budget_lessons_1002")
 """Folders of the calibration draws; seed s takes number s modulo their number."""
 FIRST_SEED = 500
-"""Of the runs: no test, study or choice has used this seed or a later one."""
+"""Of the runs: no batch of a test, study or choice has used this seed or a later one."""
 BASELINE, FAIR, BEST = "round robin, all aggregated", "round robin, same promise", "best"
 POLICIES: dict[str, tuple[str, ...]] = {
     BASELINE: ("+policy=baseline",),
@@ -79,13 +79,12 @@ def report(tables: Tables) -> str:
     runs = tables["runs"]
     rows = summaries(runs, ["benchmark", "policy"])
     for row in rows:
-        target, lost_pp = TARGETS[row["benchmark"]], -(row["change_pp"].low or 0.0)
-        row["target"] = f"{target}" if row["policy"] == BEST else ""
-        is_miss = row["policy"] == BEST and (row["speedup"].mean < target or lost_pp > ACCEPTED_PP)
-        row["miss"] = " MISS" if is_miss else ""
+        row["target"] = f"{TARGETS[row['benchmark']]}" if row["policy"] == BEST else ""
+        row |= _misses(row)
     by_draw = summaries(runs, ["benchmark", "policy", "draw"])
     for row in by_draw:
         row["chosen"] = _chosen(row)
+        row |= _misses(row)
     return PAGE.format(
         first=FIRST_SEED,
         last=FIRST_SEED + max(runs["seed"].to_list()),
@@ -93,6 +92,14 @@ def report(tables: Tables) -> str:
         all=markdown(lay_out(rows, ALL)),
         draws=markdown(lay_out(sorted(by_draw, key=lambda row: list(BENCHMARKS).index(row["benchmark"])), EACH)),
     )
+
+
+def _misses(row: dict[str, Any]) -> dict[str, str]:
+    """Mark what the best misses: the target of the speedup, or the accepted loss."""
+    is_slow = row["speedup"].mean < TARGETS[row["benchmark"]]
+    is_lossy = -(row["change_pp"].low or 0.0) > ACCEPTED_PP
+    of = {"slow": is_slow, "lossy": is_lossy}
+    return {name: " MISS" if row["policy"] == BEST and is_miss else "" for name, is_miss in of.items()}
 
 
 def _chosen(row: dict[str, Any]) -> str:
@@ -105,16 +112,16 @@ def _chosen(row: dict[str, Any]) -> str:
 ALL = {
     "benchmark": "{benchmark}",
     "policy": "{policy}",
-    "times as fast": "{speedup:.2f}{miss}",
+    "times as fast": "{speedup:.2f}{slow}",
     "target": "{target}",
-    "accuracy change (pp)": "{change_pp:.2f}",
+    "accuracy change (pp)": "{change_pp:.2f}{lossy}",
 }
 EACH = {
     "benchmark": "{benchmark}",
     "policy": "{policy}",
     "draw": "{draw}",
-    "times as fast": "{speedup:.2f}",
-    "accuracy change (pp)": "{change_pp:.2f}",
+    "times as fast": "{speedup:.2f}{slow}",
+    "accuracy change (pp)": "{change_pp:.2f}{lossy}",
     "chosen": "{chosen}",
 }
 
@@ -123,13 +130,16 @@ Seeds {first} to {last}, the hybrid pool, 4 GPUs, end to end. The best is the IL
 moves; gate, budgets and hedge are chosen for a loss of at most 1 pp against always aggregating, at 95% confidence, on
 10,000 calibration questions. Round robin with the same promise has the same gate, budgets, hedge and quorum, and the
 paper's aggregator over four GPUs; with a replica on every GPU, as the best has it, it was 2.83, 3.63 and 1.82 times as
-fast on seeds 500 and 502, in place of 2.32, 3.30 and 1.80 (MMLU-Pro, MedMCQA, GPQA). Run number s, from 0 on, takes
-calibration draw s modulo {number}. Speedups are geometric means over seeds, each against round robin with everything
-aggregated in the same world; accuracy is against always aggregating. Intervals are 95%.
+fast on seeds 500 and 502, in place of 2.32, 3.30 and 1.80 (MMLU-Pro, MedMCQA, GPQA); the best was 3.99, 3.92 and 4.44
+times as fast on these two seeds. Run number s, from 0 on, takes calibration draw s modulo {number}. Speedups are
+geometric means over seeds, each against round robin with everything aggregated in the same world; accuracy is against
+always aggregating. Intervals are 95%, given these {number} draws: they do not cover other draws.
 
 {all}
 
-A MISS is a mean below the target, or an interval of the accuracy change that reaches below -1 pp.
+A MISS is a mean speedup below the target, or an interval of the accuracy change that reaches below -1 pp. Single draws
+miss: the speedup on draw 1 of MMLU-Pro and on draws 0 and 2 of MedMCQA, and the accuracy change on draws 1 and 2 of
+GPQA, whose intervals of 6 or 7 runs are wide.
 
 ## Each calibration draw by itself
 
