@@ -353,11 +353,10 @@ class Sessions:
             if isinstance(change, Gone):
                 self._give_up(change.workers, change.cause)
                 continue
-            now = self.now()
             for worker in change.workers:
                 if self._lost.pop(worker, None) is not None:
-                    before = self._workers[worker]
-                    self._workers[worker] = WorkerState(max(now, before.free_ts), is_awaited=before.is_awaited)
+                    state = self._workers[worker]  # which sessions may wait for
+                    state.free_ts, state.num_failed_loads = max(self.now(), state.free_ts), 0
                     self._emit(Joined(self.now(), worker))
 
     def _handle(self, process: WorkerProcess, message: FromWorker | Exited) -> None:
