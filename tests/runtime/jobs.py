@@ -63,7 +63,7 @@ def make_job(graph: CallGraph | None = None, *, questions=(), world: Any = None,
     world = world or Told()
     site = SimSite(
         experts=(*pool, *graph.experts), cluster=cluster, hardware=HARDWARE, batch=batch, world=world,
-        calibration_world=Told(world.votes, world.said, 80), luck=" with other luck",
+        calibration_world=Told(world.votes, world.said, 80), draws=" with other luck",
     )  # fmt: skip
     arguments = {
         "workload": batch, "experts": pool, "cluster": cluster, "graph": graph, "scheduler": RoundRobin(),
