@@ -252,7 +252,7 @@ def _upper(
 
 
 def _rule_at(rule: Rule, node: Node) -> Rule | None:
-    """Find who is asked of what a node reads; None: no expert."""
+    """Find the rule that decides on what a node reads; None: no rule does."""
     if rule.scope is Scope.GATE:
         return rule if node.when is When.UNSETTLED else None
     return rule if rule.scope is Scope.NODE else PLURALITY
