@@ -141,7 +141,7 @@ def test_an_interrupt_says_how_to_go_on_and_leaves_no_process(tmp_path: Path) ->
     assert making.stdout is not None
     assert "step 50 of 400" in making.stdout.readline()
     making.send_signal(signal.SIGINT)
-    _, said = making.communicate(timeout=60)  # ends when all that write to it have ended
+    _, said = making.communicate(timeout=240)  # ends when all that write to it have ended
     assert said.strip().endswith("the same command goes on with the models that are still missing")
     assert making.returncode == 130
     deadline = monotonic() + 30
