@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
@@ -66,6 +66,8 @@ DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "checkpoints" / "tiny"
 DEFAULTS = PoolSettings()
 NUM_PROCESSES = 2
 SKILL_PROFILES = "skill_profiles.json"
+WATCH_S = 1.0
+"""Ctrl-C is heard within so many seconds."""
 NAMES = tuple(expert.name for expert in EXPERTS)
 """Those that reason come first: they take longest."""
 
@@ -115,8 +117,11 @@ def read_pool(out: Path, settings: PoolSettings) -> dict[str, Any] | None:
 
 
 def _make(out: Path, settings: PoolSettings, workers: ProcessPoolExecutor) -> dict[str, Any]:
-    for trained in as_completed([workers.submit(train_expert, name, out, settings) for name in NAMES]):
-        print(trained.result(), flush=True)
+    training = {workers.submit(train_expert, name, out, settings) for name in NAMES}
+    while training:  # a wait without an end may hear Ctrl-C only when a model is done
+        trained, training = wait(training, WATCH_S, FIRST_COMPLETED)
+        for future in trained:
+            print(future.result(), flush=True)
     panel = Panel(out, settings.seed, workers)
     calibration = draw_questions(settings.num_calibration, Part.CALIBRATION, settings.seed)
     lessons = draw_questions(settings.num_cases, Part.TRAIN, settings.seed)
