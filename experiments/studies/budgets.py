@@ -22,7 +22,7 @@ from experiments.studies.gate_populations import (
 )
 from experiments.studies.gate_trials import FIT_FRAC, RISK_FRAC, broken_limit, certify_places
 from mosaic.config.job import simulated_job
-from mosaic.pipelines.budget_choice import Batch, Kinds, certify_path, path_of, steps
+from mosaic.pipelines.budget_choice import Batch, Kinds, certify_path, families_of, path_of, steps
 from mosaic.pipelines.loss_table import BudgetSetting, LossTable, loss_table
 from mosaic.pipelines.rules.ballot import plurality
 from mosaic.pipelines.rules.calibrated import plurality_thresholds
@@ -127,6 +127,7 @@ def calibrate(
     """Calibrate gate, budgets and hedge many times; some share the part that lays out the path."""
     rng = np.random.default_rng((seed, num_questions, *world.encode()))
     thresholds = (None, *plurality_thresholds({int(table.num_slots.max())}))
+    families = tuple(families_of(thresholds, KINDS, is_gate_chosen=True))
     losses_of, written_of = cache(table.losses), cache(table.written_tokens)
 
     def draw(num: int) -> Resampled:
@@ -137,7 +138,7 @@ def calibrate(
     promised = Promised(world, ACCEPTED_FRAC, RISK_FRAC, FIT_FRAC)
     for start in range(0, num_calibrations, NUM_PER_PATH):
         laid_out = draw(len(fit))
-        path = path_of(laid_out, thresholds, KINDS, BATCH, ACCEPTED_FRAC, is_gate_chosen=True)
+        path = path_of(laid_out, families, BATCH, ACCEPTED_FRAC, adds_hedges=True)
         for _ in range(min(NUM_PER_PATH, num_calibrations - start)):
             taken.append(certify_path(laid_out, draw(len(certify)), path, promised)[0])
     chosen = [setting or BudgetSetting(None) for setting in taken]

@@ -16,7 +16,7 @@ Laufer-Goldshtein, Fisch, Barzilay and Jaakkola, "Efficiently controlling multip
 2023, arXiv 2210.07913.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import ceil, sqrt
 from typing import Any, NamedTuple, Protocol
@@ -142,14 +142,15 @@ def families_of(
 
 def path_of(
     fit: Questions,
-    thresholds: Sequence[float | None],
-    kinds: Kinds,
+    families: Iterable[Sequence[BudgetSetting]],
     batch: Batch,
     accepted_loss_frac: float,
     *,
-    is_gate_chosen: bool,
+    adds_hedges: bool,
 ) -> tuple[BudgetSetting, ...]:
     """Order settings from safe to fast, without those that are beaten in both.
+
+    ``adds_hedges`` tries hedges beside the budgets of each setting.
 
     Safety is by how many standard errors the mean loss is below the accepted one, one more lost question counted. What
     is not below it is left out, with all that is riskier in its family: it could only fail. Where the questions are so
@@ -162,13 +163,13 @@ def path_of(
         return -1 / number if fit.losses(setting).sum() <= 0 < accepted_loss_frac else None
 
     priced: list[tuple[float, float, BudgetSetting]] = []
-    for family in families_of(thresholds, kinds, is_gate_chosen=is_gate_chosen):
+    for family in families:
         for setting in family:
             number = steps(fit, setting, batch)
             if (safety := safety_of(setting, number)) is None:
                 break
             priced.append((-safety, number, setting))
-            for hedged in _hedged(setting) if kinds == (True, True) else ():
+            for hedged in _hedged(setting) if adds_hedges else ():
                 faster = steps(fit, hedged, batch)
                 if faster >= (1 - LEAST_GAIN_FRAC) * number:
                     continue
@@ -190,16 +191,8 @@ def _margin(fit: Questions, setting: BudgetSetting, accepted_loss_frac: float) -
     return (accepted_loss_frac - mean) / sqrt(square - mean**2) if mean < accepted_loss_frac else 0.0
 
 
-def is_any_safe(
-    fit: Questions,
-    thresholds: Sequence[float | None],
-    kinds: Kinds,
-    accepted_loss_frac: float,
-    *,
-    is_gate_chosen: bool,
-) -> bool:
+def is_any_safe(fit: Questions, families: Iterable[Sequence[BudgetSetting]], accepted_loss_frac: float) -> bool:
     """Tell whether some setting loses less than is accepted: the first of its family is the safest."""
-    families = families_of(thresholds, kinds, is_gate_chosen=is_gate_chosen)
     return any(float(fit.losses(family[0]).mean()) < accepted_loss_frac for family in families)
 
 
@@ -273,16 +266,12 @@ def budgeted(
     graph = replace(graph, rule=graph.rule.learned_without({question.id for question in certify}))
     thresholds = graph.rule.thresholds({len(question.ballot.votes) for question in fit})
     fit_table, certify_table = (loss_table(part, graph.rule.winner) for part in (fit, certify))
-    tried: Any = {
-        "thresholds": thresholds,
-        "kinds": kinds,
-        "accepted_loss_frac": promised.accepted_loss_frac,
-        "is_gate_chosen": graph.rule.promise() is not None,
-    }
-    path = path_of(fit_table, batch=Batch(len(workload.questions), num_running), **tried)
+    families = tuple(families_of(thresholds, kinds, is_gate_chosen=graph.rule.promise() is not None))
+    batch, accepted_loss_frac = Batch(len(workload.questions), num_running), promised.accepted_loss_frac
+    path = path_of(fit_table, families, batch, accepted_loss_frac, adds_hedges=kinds.cuts and kinds.hedges)
     promised = promised._replace(question_ids=frozenset(question.id for question in questions))
     calibration = choose_budgets(fit_table, certify_table, path, promised)
-    calibration = calibration._replace(is_any_safe=is_any_safe(fit_table, **tried))
+    calibration = calibration._replace(is_any_safe=is_any_safe(fit_table, families, accepted_loss_frac))
     setting = calibration.setting or BudgetSetting(None)
     asked = [expert for expert in experts if expert.name in workload.num_calls_by_expert]
     budgets = budgets_at(setting, asked, graph.upper_nodes[0].experts)

@@ -35,7 +35,8 @@ def make_table(num: int, seed: int = 0, *, long_is_right_frac: float = 0.5) -> L
 
 
 def path(fit: LossTable, thresholds, kinds: Kinds = BOTH, accepted: float = 0.02, *, is_gate_chosen: bool = True):
-    return path_of(fit, thresholds, kinds, BATCH, accepted, is_gate_chosen=is_gate_chosen)
+    families = families_of(thresholds, kinds, is_gate_chosen=is_gate_chosen)
+    return path_of(fit, families, BATCH, accepted, adds_hedges=kinds == (True, True))
 
 
 def test_settings_without_budgets_are_those_of_a_gate_whose_threshold_is_chosen() -> None:
@@ -108,9 +109,10 @@ def test_where_every_setting_loses_as_much_as_is_accepted_the_screen_says_so() -
     table = make_silent_table(500, [40_000, 40_000, 40_000])
     cuts = Kinds(cuts=True, hedges=False)
     assert path(table, [None], cuts) == ()
-    is_safe = is_any_safe(table, [None], cuts, 0.02, is_gate_chosen=False)
+    families = tuple(families_of([None], cuts, is_gate_chosen=False))
+    is_safe = is_any_safe(table, families, 0.02)
     assert not is_safe
-    assert is_any_safe(make_silent_table(500, [30_000] * 3), [None], cuts, 0.02, is_gate_chosen=False)
+    assert is_any_safe(make_silent_table(500, [30_000] * 3), families, 0.02)
     (note,) = choose(table, ())._replace(is_any_safe=is_safe).notes()
     assert note.endswith("every setting loses as much on those that lay out the path: there are none")
 
