@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # experiments is not an installed package
 
@@ -31,6 +31,7 @@ from experiments.tiny_pool.checkpoint import (
 )
 from experiments.tiny_pool.jobs import (
     TEMPERATURE,
+    WATCH_S,
     PoolSettings,
     answer,
     pool_settings,
@@ -66,8 +67,7 @@ DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "checkpoints" / "tiny"
 DEFAULTS = PoolSettings()
 NUM_PROCESSES = 2
 SKILL_PROFILES = "skill_profiles.json"
-WATCH_S = 1.0
-"""Ctrl-C is heard within so many seconds."""
+Result = TypeVar("Result")
 NAMES = tuple(expert.name for expert in EXPERTS)
 """Those that reason come first: they take longest."""
 
@@ -118,7 +118,7 @@ def read_pool(out: Path, settings: PoolSettings) -> dict[str, Any] | None:
 
 def _make(out: Path, settings: PoolSettings, workers: ProcessPoolExecutor) -> dict[str, Any]:
     training = {workers.submit(train_expert, name, out, settings) for name in NAMES}
-    while training:  # a wait without an end may hear Ctrl-C only when a model is done
+    while training:
         trained, training = wait(training, WATCH_S, FIRST_COMPLETED)
         for future in trained:
             print(future.result(), flush=True)
@@ -127,12 +127,19 @@ def _make(out: Path, settings: PoolSettings, workers: ProcessPoolExecutor) -> di
     lessons = draw_questions(settings.num_cases, Part.TRAIN, settings.seed)
     said = {name: [panel.ask(name, lessons), panel.ask(name, lessons)] for name in NAMES}
     calibrated = {name: panel.ask(name, calibration) for name in NAMES}
-    profiles = measure_profiles(calibration, {name: future.result() for name, future in calibrated.items()})
+    profiles = measure_profiles(calibration, {name: awaited(future).result() for name, future in calibrated.items()})
     write_file(out, SKILL_PROFILES, json_bytes(profiles.scores))
     print(f"skills measured on {len(calibration)} questions: {out / SKILL_PROFILES}", flush=True)
-    cases = make_cases(lessons, {name: [future.result() for future in both] for name, both in said.items()})
+    cases = make_cases(lessons, {name: [awaited(future).result() for future in both] for name, both in said.items()})
     judge = workers.submit(train_judge, out, settings, profiles, cases)
     return _measure(panel, settings, profiles, judge)
+
+
+def awaited(future: Future[Result]) -> Future[Result]:
+    """Wait until it is done; a wait without an end may hear Ctrl-C only when it ends."""
+    while not future.done():
+        wait([future], WATCH_S)
+    return future
 
 
 class Panel:
@@ -166,7 +173,7 @@ def _measure(panel: Panel, settings: PoolSettings, profiles: SkillProfiles, judg
     test = draw_questions(settings.num_test, Part.TEST, settings.seed)
     answered = {name: panel.ask(name, test) for name in NAMES}
     slots_of = _routed(panel, test, recruit(test, profiles, settings.seed))
-    print(judge.result(), flush=True)
+    print(awaited(judge).result(), flush=True)
     prompts = [
         judge_prompt(counted(question), [heard(*slot) for slot in slots])
         for question, slots in zip(test, slots_of, strict=True)
@@ -175,19 +182,19 @@ def _measure(panel: Panel, settings: PoolSettings, profiles: SkillProfiles, judg
     judged, judged_alone = (
         panel.prompt(JUDGE.name, asked, JUDGE.max_output_tokens, JUDGE.temperature) for asked in (prompts, alone)
     )
-    texts = {name: [answered.text for answered in future.result()] for name, future in answered.items()}
+    texts = {name: [answered.text for answered in awaited(future).result()] for name, future in answered.items()}
     return {
         "num_test": len(test),
         "experts": {
             name: {
                 "right": shares_right(test, texts[name]),
-                "mean_tokens": fmean(answer.num_tokens for answer in answered[name].result()),
+                "mean_tokens": fmean(answer.num_tokens for answer in awaited(answered[name]).result()),
             }
             for name in NAMES
         },
         "best_routed_expert": best_routed(test, profiles, texts),
-        "aggregator_alone": shares_right(test, [answered.text for answered in judged_alone.result()]),
-        "routed": compare_routed(test, slots_of, judged.result()),
+        "aggregator_alone": shares_right(test, [answered.text for answered in awaited(judged_alone).result()]),
+        "routed": compare_routed(test, slots_of, awaited(judged).result()),
     }
 
 
@@ -198,7 +205,7 @@ def _routed(panel: Panel, test: Sequence[TinyQuestion], recruited: Sequence[Sequ
         for name in names:
             asked[name].append(number)
     answers = {name: panel.ask(name, [test[i] for i in numbers]) for name, numbers in asked.items() if numbers}
-    left = {name: iter(future.result()) for name, future in answers.items()}
+    left = {name: iter(awaited(future).result()) for name, future in answers.items()}
     return [[Slot(name, next(left[name])) for name in names] for names in recruited]
 
 

@@ -48,7 +48,8 @@ TEMPERATURE = 0.7
 """At which the pool is run, and its skills are measured."""
 _NUM_DIGESTED = 256
 _NUM_TRIED = 150
-_WATCH_S = 1.0
+WATCH_S = 1.0
+"""The end of a process that waits is seen within so many seconds, and Ctrl-C too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,7 @@ def prepare_process(parent: int, stopped: Event) -> None:
 
 
 def _end_with(parent: int, stopped: Event) -> None:
-    while not stopped.wait(_WATCH_S) and os.getppid() == parent:
+    while not stopped.wait(WATCH_S) and os.getppid() == parent:
         pass
     os._exit(1)
 
