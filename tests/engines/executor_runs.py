@@ -211,11 +211,12 @@ def workers_of(folder: Path) -> list[int]:
 
 
 class MoveAll:
-    """Runs calls in session 0, and once they write, or at the first finish, sends them to another."""
+    """Runs calls in session 0, and at the first finish, or once a heartbeat says that some write, sends all on."""
 
     reacts = True
 
-    def __init__(self, *, expert: str, target: int, calls: Sequence[Call]) -> None:
+    def __init__(self, *, expert: str, target: int, calls: Sequence[Call], at_finish: bool = False) -> None:
+        self.at_finish = at_finish
         self.sessions = [
             make_session(0, expert=expert),
             make_session(target, expert=expert, workers=(1,)),
@@ -226,7 +227,8 @@ class MoveAll:
     def on(self, event, view):
         if isinstance(event, Started):
             return [*map(Open, self.sessions), *(Submit(call, 0) for call in self.calls)]
-        is_time = isinstance(event, Finished) or (isinstance(event, Progress) and any(event.tokens.values()))
+        has_finished = isinstance(event, Finished)
+        is_time = has_finished if self.at_finish else isinstance(event, Progress) and any(event.tokens.values())
         if is_time and not self.has_moved:
             self.has_moved = True
             return [Move(key, self.sessions[1].id) for key in view.running]

@@ -203,18 +203,18 @@ def test_calls_that_are_cut_keep_what_they_wrote(shared, host):
 
 def test_calls_move_to_another_session_and_go_on_there(tmp_path, host):
     """Greedy, so that what is written after the move does not depend on where it happened."""
-    expert = replace(tiny_expert("A", make_checkpoint(tmp_path, "A")), temperature=0.0)
-    calls, other = A[:20], A[20]
+    expert = replace(tiny_expert("A", make_checkpoint(tmp_path, "A"), max_output_tokens=400), temperature=0.0)
+    calls, other = A[:6], A[6]
     plan = make_plan(make_session(0, calls), make_session(1, [other], workers=(1,)))
     stayed = Runs(tmp_path, host, experts=[expert], journal=tmp_path / "stayed")
     stayed.execute(plan, [*calls, other])
     moved = Runs(tmp_path, host, experts=[expert], options=replace(OPTIONS, max_num_seqs=2))
-    mover = MoveAll(expert="A", target=1, calls=calls)
+    mover = MoveAll(expert="A", target=1, calls=calls, at_finish=True)
     backend = moved.backend()
     result = drive(backend, [moved.watcher, mover], num_workers=2, log=backend.log)
     finished_once(tmp_path, calls)
     gone = [record for record in result.calls if record.attempt == 1]
-    assert gone, "the engine has ten rounds to do: some calls were being written when they had to go"
+    assert gone, "two calls of 400 tokens have just begun when the first two end"
     assert {record.session for record in gone} == {1}
     assert all(record.wasted_tokens >= record.prompt_tokens for record in gone if record.wasted_tokens)
     said = {record.key: record.response.token_ids for record in ended_in(moved.journal)}
