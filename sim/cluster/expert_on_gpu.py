@@ -165,11 +165,7 @@ class ExpertsOnGpus:
 
     def everywhere(self, name: ExpertName) -> list[ExpertOnGpu]:
         """List an expert on every kind of GPU that can hold it, at its own degree."""
-        return self.of_expert(self._experts[name])
-
-    def of_expert(self, expert: Expert) -> list[ExpertOnGpu]:
-        """List an expert that need not be of the pool on every kind of GPU that can hold it, at its degree."""
-        found = []
+        expert, found = self._experts[name], []
         for gpu in dict.fromkeys(worker.gpu for worker in self._cluster.workers):
             workers = [worker for worker in self._cluster.workers if worker.gpu == gpu][: expert.tp_degree]
             if len(workers) < expert.tp_degree:
