@@ -18,8 +18,8 @@ from mosaic.figures.means import Panel, draw_rows
 from mosaic.planning.costs import AffineCosts
 from mosaic.planning.problem import Request
 from mosaic.quote import QuotePilot, run_quote_pilot
-from mosaic.quote.forecast import Simulator, plan_time, simulated_profile, total_s
-from mosaic.quote.quotation import UNSEEN, Calibration, p90_of, plans_for, widened
+from mosaic.quote.forecast import Simulator, plan_time, simulated_profile, total_s, try_plans
+from mosaic.quote.quotation import UNSEEN, Calibration, p90_of, planner_for, widened
 from mosaic.quote.worlds import World, draw_worlds
 from mosaic.runtime.job import Job
 from mosaic.runtime.pilot import profile_of
@@ -66,10 +66,10 @@ def measure(point: Point, seed: int) -> Row:
     cluster = uniform_cluster(name="quote", num_workers=NUM_GPUS, gpu=site.hardware.gpu)
     sessions = SimulatedSessions({site.hardware.gpu.name: site.hardware}, cluster, site.settings)
     experts = {expert.name: expert for expert in (*job.graph.experts, *job.experts)}
-    simulator = Simulator(experts=experts, sessions=sessions, loads=sessions)
+    simulator = Simulator(experts=experts, sessions=sessions, loads=sessions.load_s, unloads=sessions.unload_s)
     central, others = draw_worlds(pilot.batch, pilot.sample, experts, seed=seed)
     profile = simulated_profile(pilot.sample, central[0], pilot.batch, simulator, cluster)
-    best = plans_for(job, pilot.batch, profile, simulator, cluster, central)[0]
+    best = try_plans(planner_for(job, profile, cluster), pilot.batch, profile, simulator, central)[0]
     plan, truth = best.planned.plan, true_world(drawn, pilot)
     found = plan_time(plan, pilot.batch, simulator, cluster, central, others)
     num_calls = len(drawn.questions.first_calls)
@@ -88,7 +88,7 @@ def measure(point: Point, seed: int) -> Row:
 def true_world(drawn: DrawnAnswers, pilot: QuotePilot) -> World:
     """Give what the calls that are left really write, and which of them the aggregator will have to read."""
     needed = [call for node in drawn.job.graph.upper_nodes for call in drawn.questions.calls_of(node.name)]
-    left = [call for call in needed if call.key not in pilot.records]
+    left = [call for call in needed if call.key not in pilot.pilot.records]
     merged = draw_records(drawn.site.world, left, drawn.site.experts, drawn.records)
     proposed = (drawn.records[call.key] for call in pilot.batch.calls)
     return World(
@@ -100,7 +100,7 @@ def true_world(drawn: DrawnAnswers, pilot: QuotePilot) -> World:
 def affine_s(job: Job, pilot: QuotePilot, plan: Plan, simulator: Simulator, cluster: Cluster) -> float:
     """Price a plan by the affine profile of the pilot's own sessions; an expert of one size is priced by its mean."""
     sizes: defaultdict[str, set[int]] = defaultdict(set)
-    for done in pilot.result.sessions:
+    for done in pilot.pilot.sessions:
         if done.num_calls and done.node in job.graph.first_nodes:
             sizes[done.expert].add(done.num_calls)
     priced = [expert for expert in job.experts if len(sizes[expert.name]) > 1]
@@ -111,7 +111,7 @@ def affine_s(job: Job, pilot: QuotePilot, plan: Plan, simulator: Simulator, clus
         expert, workers = simulator.experts[session.expert], [cluster.workers[worker] for worker in session.workers]
         (terms,) = costs.pieces(expert, workers)
         start_s = max(free_s[worker] for worker in session.workers)
-        load_s = simulator.loads.load_s(expert, len(workers))
+        load_s = simulator.load_s(expert, len(workers))
         end_s = start_s + load_s + terms.fixed_s + terms.per_call_s * len(session.shard)
         for worker in session.workers:
             free_s[worker] = end_s

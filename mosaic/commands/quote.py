@@ -14,6 +14,7 @@ Exit status 5: nothing meets the deadline.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.safe_text import file_name
 from mosaic.quote import Kind, Quotation, QuotePilot, describe, quote, run_quote_pilot
-from mosaic.quote.forecast import Factors, Simulator, hardware_error, load_factor, serve_factor
+from mosaic.quote.forecast import Simulator, hardware_error, load_factor, serve_factor
 from mosaic.quote.prices import Price, load_prices, parse_price
 from mosaic.report.display import show_stage
 from mosaic.runtime.job import Job
@@ -126,12 +127,14 @@ def kind_of(
     degrees = [expert.tp_degree for expert in experts.values()]
     cluster = uniform_cluster(name="quote", num_workers=max(max_gpus, *degrees), gpu=gpu)
     sessions = SimulatedSessions({gpu.name: hardware}, cluster, EngineOptions())
-    factors = Factors()
+    simulator = Simulator(experts=experts, sessions=sessions, loads=sessions.load_s, unloads=sessions.unload_s)
     if is_real and gpu.name == own:
-        plain = Simulator(experts=experts, sessions=sessions, loads=sessions)
-        factors = Factors(load=load_factor(pilot.pilot, plain), serve=serve_factor(pilot.pilot, plain, cluster))
+        simulator = replace(
+            simulator,
+            load_factor=load_factor(pilot.pilot, simulator),
+            serve_factor=serve_factor(pilot.pilot, simulator, cluster),
+        )
     error, source = hardware_error(gpu.name, is_simulated=not is_real, is_measured=is_real and gpu.name == own)
-    simulator = Simulator(experts=experts, sessions=sessions, loads=sessions, factors=factors)
     return Kind(gpu=gpu, simulator=simulator, hardware_error=error, hardware_source=source)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import log, sqrt
 from statistics import fmean, median
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from mosaic.core.addition import add_in_order
 from mosaic.core.checks import require
@@ -28,22 +28,8 @@ from mosaic.runtime.planner import Planned, Planner
 Served: TypeAlias = dict[tuple[ExpertName, int, tuple[Request, ...]], float]
 
 
-class LoadTimes(Protocol):
-    """Knows how long experts take to load."""
-
-    def load_s(self, expert: Expert, num_workers: int) -> float:
-        """From idle workers to a ready engine."""
-
-    def unload_s(self, expert: Expert, num_workers: int) -> float:
-        """To make room for it where another expert was."""
-
-
-@dataclass(frozen=True, slots=True)
-class Factors:
-    """By how much the machine's seconds differ from simulated ones; 1: not at all, or not measured."""
-
-    load: float = 1.0
-    serve: float = 1.0
+LoadTimes: TypeAlias = Callable[[Expert, int], float]
+"""Gives the seconds of an expert's load, or of making room for it, over so many workers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +39,13 @@ class Simulator:
     experts: Mapping[ExpertName, Expert]
     sessions: SessionModel
     loads: LoadTimes
-    factors: Factors = Factors()
+    """From idle workers to a ready engine."""
+    unloads: LoadTimes = lambda expert, num_workers: 0.0
+    """To make room for it where another expert was."""
+    load_factor: float = 1.0
+    """By how much the machine's loads differ from simulated ones; 1: not at all, or not measured."""
+    serve_factor: float = 1.0
+    """The same of serving."""
     _served: Served = field(default_factory=dict, repr=False, compare=False)
 
     def serve_s(self, expert: Expert, requests: Sequence[Request], cluster: Cluster, degree: int) -> float:
@@ -61,7 +53,11 @@ class Simulator:
         key = expert.name, degree, tuple(requests)
         if key not in self._served:
             self._served[key] = self.sessions.serve_s(expert, requests, cluster.workers[:degree]) if requests else 0.0
-        return self._served[key] * self.factors.serve
+        return self._served[key] * self.serve_factor
+
+    def load_s(self, expert: Expert, num_workers: int) -> float:
+        """Seconds from idle workers to a ready engine."""
+        return self.loads(expert, num_workers) * self.load_factor
 
     def plan_s(self, plan: Plan, requests: Mapping[CallKey, Request], cluster: Cluster) -> float:
         """Seconds from the first load of a plan to the end of its last session."""
@@ -74,8 +70,8 @@ class Simulator:
             start_s = max([free_s[worker] for worker in session.workers] + [end_s[needed] for needed in session.after])
             if any(resident[worker] != home for worker in session.workers):
                 if any(resident[worker] is not None for worker in session.workers):
-                    start_s += self.loads.unload_s(expert, degree) * self.factors.load
-                start_s += self.loads.load_s(expert, degree) * self.factors.load
+                    start_s += self.unloads(expert, degree) * self.load_factor
+                start_s += self.load_s(expert, degree)
             own = [requests[key] for key in session.shard]
             end_s[session.id] = start_s + self.serve_s(expert, own, cluster, degree)
             for worker in session.workers:
@@ -93,10 +89,8 @@ class Simulator:
         for degree in (degree for degree in degrees if degree <= cluster.num_workers):
             num_places = min(cluster.num_workers, len(requests)) if degree == 1 else 1
             parts = [list(requests[place::num_places]) for place in range(num_places)]
-            load_s = self.loads.unload_s(expert, degree) + self.loads.load_s(expert, degree)
-            times.append(
-                load_s * self.factors.load + max(self.serve_s(expert, part, cluster, degree) for part in parts)
-            )
+            load_s = (self.unloads(expert, degree) + self.loads(expert, degree)) * self.load_factor
+            times.append(load_s + max(self.serve_s(expert, part, cluster, degree) for part in parts))
         return min(times)
 
 
@@ -134,7 +128,7 @@ def load_factor(pilot: Pilot, simulator: Simulator) -> float:
     """
     loaded = [session for session in _undisturbed(pilot) if session.load_s > 0]
     simulated_s = add_in_order(
-        simulator.loads.load_s(simulator.experts[session.expert], len(session.workers)) for session in loaded
+        simulator.loads(simulator.experts[session.expert], len(session.workers)) for session in loaded
     )
     return add_in_order(session.load_s for session in loaded) / simulated_s if simulated_s else 1.0
 
@@ -178,21 +172,17 @@ def plan_time(
     plan: Plan, batch: Batch, simulator: Simulator, cluster: Cluster, central: Sequence[World], others: Sequence[World]
 ) -> PlanTime:
     """Simulate a plan in all worlds."""
-    merges = [_merge_s(batch, draw, simulator, cluster) for draw in central]
-    times = [
-        simulator.plan_s(plan, draw.requests, cluster) + merge for draw, merge in zip(central, merges, strict=True)
-    ]
+    central_s = median(total_s(plan, batch, simulator, cluster, draw) for draw in central)
     elsewhere = [total_s(plan, batch, simulator, cluster, draw) for draw in others]
-    central_s = median(times)
     loads_s = add_in_order(
-        simulator.loads.load_s(simulator.experts[session.expert], len(session.workers)) * len(session.workers)
+        simulator.loads(simulator.experts[session.expert], len(session.workers)) * len(session.workers)
         for session in plan.sessions
     )
     return PlanTime(
         central_s=central_s,
         spread=spread_of(elsewhere) if len(elsewhere) > 1 else 0.0,
-        merge_s=fmean(merges),
-        load_frac=loads_s * simulator.factors.load / (central_s * cluster.num_workers),
+        merge_s=fmean(_merge_s(batch, draw, simulator, cluster) for draw in central),
+        load_frac=loads_s * simulator.load_factor / (central_s * cluster.num_workers),
     )
 
 
@@ -245,7 +235,7 @@ def _entry(
         expert=expert.name,
         gpu=cluster.workers[0].gpu.name,
         tp_degree=degree,
-        load_s=simulator.loads.load_s(expert, degree) * simulator.factors.load,
+        load_s=simulator.load_s(expert, degree),
         fit=fit_session(points),
         lengths=prediction_from_sample(sample),
         points=points,
@@ -274,9 +264,9 @@ class Tried:
 
 
 def try_plans(
-    planner: Planner, calls: Sequence[Call], priced: Profile, seconds_of: Callable[[Plan], float]
+    planner: Planner, batch: Batch, priced: Profile, simulator: Simulator, worlds: Sequence[World]
 ) -> tuple[Tried, ...]:
-    """Plan calls in every way that there is, the shortest first.
+    """Plan what is left of a batch in every way that there is, the shortest first.
 
     The scheduler of the planner decides twice: by the prices it was given, and by simulated sessions of three sizes,
     which know that a small shard lasts as long as its longest answer. The paper's constant price does not, and cuts an
@@ -284,12 +274,12 @@ def try_plans(
 
     Parameters
     ----------
-    planner, calls
+    planner, batch
         Who plans, and what.
     priced
         Simulated sessions of all experts that have calls.
-    seconds_of
-        Forecasts a plan.
+    simulator, worlds
+        Forecast a plan: it takes the median of its times in these worlds.
 
     Raises
     ------
@@ -301,11 +291,12 @@ def try_plans(
     tried, reasons = [], []
     for way in ways:
         try:
-            planned = way.plan(calls)
+            planned = way.plan(batch.calls)
         except InfeasibleError as error:
             reasons.append(error)
             continue
-        tried.append(Tried(planned=planned, seconds=seconds_of(planned.plan)))
+        seconds = median(total_s(planned.plan, batch, simulator, planner.cluster, draw) for draw in worlds)
+        tried.append(Tried(planned=planned, seconds=seconds))
     if not tried:
         raise reasons[0]
     return tuple(sorted(tried, key=lambda one: one.seconds))
@@ -328,17 +319,18 @@ def best_plan(planner: Planner, calls: Sequence[Call], pilot: Pilot, tell: Tell)
     if len(kinds) > 1 or planner.session_model is None or not all(problem.length_samples.values()):
         return planner.plan(calls)
     cluster, experts = planner.cluster, {expert.name: expert for expert in planner.experts}
-    loads = _Measured(problem.costs, cluster)
-    plain = Simulator(experts=experts, sessions=planner.session_model, loads=loads)
-    simulator = replace(plain, factors=Factors(serve=serve_factor(pilot, plain, cluster)))
+
+    def load_s(expert: Expert, num_workers: int) -> float:
+        return problem.costs.load_s(expert, cluster.workers[:num_workers], WeightLocation.COLD)
+
+    plain = Simulator(experts=experts, sessions=planner.session_model, loads=load_s)  # which includes making room
+    simulator = replace(plain, serve_factor=serve_factor(pilot, plain, cluster))
     lengths = {name: tuple(sample) for name, sample in problem.length_samples.items()}
     sample = PilotSample(questions=(PilotQuestion(output_tokens=lengths, is_whole=False),))
     batch = Batch(calls=tuple(calls), num_open_questions=0)
     worlds, _ = draw_worlds(batch, sample, experts, num_bootstrap=0)
     priced = simulated_profile(sample, worlds[0], batch, simulator, cluster)
-    tried = try_plans(
-        planner, calls, priced, lambda plan: median(simulator.plan_s(plan, one.requests, cluster) for one in worlds)
-    )
+    tried = try_plans(planner, batch, priced, simulator, worlds)
     choice, best = describe_choice(tried), tried[0].planned
     tell(choice)
     return replace(best, plan=replace(best.plan, notes=(*best.plan.notes, choice)))
@@ -371,17 +363,3 @@ def _by_sessions(planner: Planner, priced: Profile) -> Callable[..., CostModel]:
         return _BySessions(planner.costs(profile=profile, num_calls_by_expert=num_calls_by_expert), sessions)
 
     return costs
-
-
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """Loads as they are priced, which includes making room."""
-
-    costs: CostModel
-    cluster: Cluster
-
-    def load_s(self, expert: Expert, num_workers: int) -> float:
-        return self.costs.load_s(expert, self.cluster.workers[:num_workers], WeightLocation.COLD)
-
-    def unload_s(self, expert: Expert, num_workers: int) -> float:
-        return 0.0

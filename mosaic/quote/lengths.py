@@ -190,17 +190,6 @@ class Lengths:
         return max(self.sample[int(UPPER * len(self.sample))], min(self.limit, round(smooth)))
 
 
-def lengths_of(sample: Sequence[int], limit: int) -> Lengths:
-    """Fit the lengths behind one sample of calls that may write so many tokens; see `fit_lengths`.
-
-    Examples
-    --------
-    >>> lengths_of([5, 5, 5, 5], 100).at(0.99)
-    5
-    """
-    return fit_lengths({"": (sample, limit)}, {"": ""})[""]
-
-
 def fit_lengths(samples: Mapping[str, tuple[Sequence[int], int]], kin: Mapping[str, str]) -> dict[str, Lengths]:
     """Fit the lengths behind samples of calls, each with the most tokens that a call may write.
 
@@ -221,6 +210,11 @@ def fit_lengths(samples: Mapping[str, tuple[Sequence[int], int]], kin: Mapping[s
     ------
     ValueError
         If a sample is empty.
+
+    Examples
+    --------
+    >>> fit_lengths({"A": ([5, 5, 5, 5], 100)}, {"A": "family"})["A"].at(0.99)
+    5
     """
     tails = {name: _tail(sample, limit) for name, (sample, limit) in samples.items()}
     slopes = {name: tail.log_slope for name, tail in tails.items() if tail.log_slope is not None}

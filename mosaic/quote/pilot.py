@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from statistics import pstdev
 
 from mosaic.core.plan import Session
-from mosaic.core.results import CallRecord, RunResult
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.pipelines.node import Node
 from mosaic.quote.worlds import Batch, PilotQuestion, PilotSample
@@ -97,13 +96,6 @@ class QuotePilot:
     pilot: Pilot
     sample: PilotSample
     batch: Batch
-    result: RunResult
-    """Of the pilot's sessions and calls."""
-
-    @property
-    def records(self) -> Mapping[CallKey, CallRecord]:
-        """Of the calls that finished."""
-        return self.pilot.records
 
 
 def run_quote_pilot(
@@ -130,8 +122,8 @@ def run_quote_pilot(
         If calls fail in a row.
     """
     node = upper_node(job)
-    pilot, result = run_pilot(job, lambda begun: quote_stages(job, tell, per_expert, seed=seed), show, "quote")
-    return _measured(job, node, pilot, result)
+    pilot = run_pilot(job, lambda begun: quote_stages(job, tell, per_expert, seed=seed), show, "quote")
+    return _measured(job, node, pilot)
 
 
 def quote_stages(
@@ -207,7 +199,7 @@ def pilot_degree(job: Job, node: Node) -> int:
     return options[0].tp_degree if options else node.experts[0].tp_degree
 
 
-def _measured(job: Job, node: Node | None, pilot: Pilot, result: RunResult) -> QuotePilot:
+def _measured(job: Job, node: Node | None, pilot: Pilot) -> QuotePilot:
     records, first_calls = pilot.records, job.graph.first_calls(job.workload)
     whole = {question.id for question in pilot.whole_questions(job.workload, first_calls).questions}
     left = tuple(call for call in first_calls if call.key not in records)
@@ -233,4 +225,4 @@ def _measured(job: Job, node: Node | None, pilot: Pilot, result: RunResult) -> Q
         aggregator=None if node is None else node.experts[0],
         aggregator_degrees=tuple(sorted({1, *degrees})),
     )
-    return QuotePilot(pilot=pilot, sample=PilotSample(questions=questions), batch=batch, result=result)
+    return QuotePilot(pilot=pilot, sample=PilotSample(questions=questions), batch=batch)

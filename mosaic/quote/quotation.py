@@ -15,10 +15,9 @@ from mosaic.core.addition import add_in_order
 from mosaic.core.checks import NotNegative, checked
 from mosaic.core.cluster import Cluster, Gpu, uniform_cluster
 from mosaic.core.errors import InfeasibleError
-from mosaic.core.plan import Plan
 from mosaic.planning.profiles import Profile
 from mosaic.planning.program.schedulers import Ilp
-from mosaic.quote.forecast import Simulator, Tried, plan_time, simulated_profile, try_plans
+from mosaic.quote.forecast import Simulator, plan_time, simulated_profile, try_plans
 from mosaic.quote.pilot import QuotePilot
 from mosaic.quote.prices import HOUR_S, Price, duration
 from mosaic.quote.worlds import Batch, World, draw_worlds
@@ -250,8 +249,6 @@ def quote(
     *,
     prices: Mapping[str, Price] | None = None,
     deadline_s: float | None = None,
-    calibration: Calibration = CALIBRATION,
-    seed: int = 0,
 ) -> Quotation:
     """Quote what is left of a batch after its pilot.
 
@@ -267,10 +264,6 @@ def quote(
         By kind; dollars for an hour of one GPU.
     deadline_s
         Seconds from now.
-    calibration
-        Of the bootstrap.
-    seed
-        Of the worlds that are drawn.
 
     Raises
     ------
@@ -279,14 +272,15 @@ def quote(
     """
     offers: list[Offer] = []
     notes: list[str] = []
+    busy: list[Mapping[str, float]] = []
     for kind in kinds:
-        made = [*_offers(job, pilot, kind, sizes, prices or {}, calibration, seed, notes)]
-        offers += made
+        central, others = draw_worlds(pilot.batch, pilot.sample, kind.simulator.experts)
+        offers += _offers(job, pilot, kind, sizes, prices or {}, central, others, notes)
         notes.append(f"hardware {kind.gpu.name}: {kind.hardware_source}")
+        busy.append(_busy_frac(pilot.batch, kind, central[0]))
     if not offers:
         raise InfeasibleError(f"quote: no plan exists for any number of GPUs: {'; '.join(notes)}")
-    busy = _busy_frac(pilot, kinds[0], seed)
-    notes.append(f"calibrated: {calibration.source}")
+    notes.append(f"calibrated: {CALIBRATION.source}")
     return Quotation(
         workload=job.workload.name,
         num_calls=len(job.graph.first_calls(job.workload)),
@@ -295,7 +289,7 @@ def quote(
         offers=tuple(offers),
         deadline_s=deadline_s,
         notes=tuple(notes),
-        busy_frac=busy,
+        busy_frac=busy[0],
         prices={kind.gpu.name: prices[kind.gpu.name] for kind in kinds if prices and kind.gpu.name in prices},
     )
 
@@ -306,12 +300,11 @@ def _offers(
     kind: Kind,
     sizes: Sequence[int],
     prices: Mapping[str, Price],
-    calibration: Calibration,
-    seed: int,
+    central: Sequence[World],
+    others: Sequence[World],
     notes: list[str],
 ) -> Sequence[Offer]:
     batch, simulator, name = pilot.batch, kind.simulator, kind.gpu.name
-    central, others = draw_worlds(batch, pilot.sample, simulator.experts, seed=seed)
     of_size = partial(uniform_cluster, name="quote", gpu=kind.gpu)
     largest = of_size(num_workers=max(max(sizes), max(expert.tp_degree for expert in job.experts)))
     profile = simulated_profile(pilot.sample, central[0], batch, simulator, largest)
@@ -319,7 +312,7 @@ def _offers(
     for size in sizes:
         cluster = of_size(num_workers=size)
         try:
-            tried = plans_for(job, batch, profile, simulator, cluster, central)
+            tried = try_plans(planner_for(job, profile, cluster), batch, profile, simulator, central)
         except InfeasibleError as error:
             notes.append(f"{size} x {name}: {error}")
             continue
@@ -331,7 +324,7 @@ def _offers(
                 num_gpus=size,
                 plan=tried[0].name,
                 p50_s=best.central_s,
-                p90_s=p90_of(best.central_s, best.spread, calibration, kind.hardware_error),
+                p90_s=p90_of(best.central_s, best.spread, CALIBRATION, kind.hardware_error),
                 p50_s_by_plan={one.name: one.seconds for one in tried},
                 aggregator_s=best.merge_s,
                 load_frac=best.load_frac,
@@ -341,23 +334,6 @@ def _offers(
             )
         )
     return offers
-
-
-def plans_for(
-    job: Job, batch: Batch, profile: Profile, simulator: Simulator, cluster: Cluster, central: Sequence[World]
-) -> tuple[Tried, ...]:
-    """Plan what is left of a batch on a cluster in every way that there is, the best first.
-
-    Raises
-    ------
-    InfeasibleError
-        If no plan exists.
-    """
-
-    def seconds_of(plan: Plan) -> float:
-        return plan_time(plan, batch, simulator, cluster, central, ()).central_s
-
-    return try_plans(planner_for(job, profile, cluster), batch.calls, profile, seconds_of)
 
 
 def planner_for(job: Job, profile: Profile, cluster: Cluster) -> Planner:
@@ -375,10 +351,9 @@ def planner_for(job: Job, profile: Profile, cluster: Cluster) -> Planner:
     )
 
 
-def _busy_frac(pilot: QuotePilot, kind: Kind, seed: int) -> dict[str, float]:
+def _busy_frac(batch: Batch, kind: Kind, world: World) -> dict[str, float]:
     """Say which share of the serving seconds each expert takes, with one copy of each."""
-    simulator, batch = kind.simulator, pilot.batch
-    world: World = draw_worlds(batch, pilot.sample, simulator.experts, seed=seed)[0][0]
+    simulator = kind.simulator
     busy_s: defaultdict[str, float] = defaultdict(float)
     for name in dict.fromkeys(call.expert for call in batch.calls):
         expert = simulator.experts[name]

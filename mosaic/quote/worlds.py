@@ -70,27 +70,16 @@ class PilotSample:
         return PilotSample(questions=tuple(drawn))
 
 
-@dataclass(frozen=True, slots=True)
-class FittedLengths:
-    """The lengths behind a sample."""
-
-    by_expert: Mapping[ExpertName, Lengths]
-    merged: Lengths | None
-    """Of the aggregator; None: it has no call."""
-
-
 def fit_sample(
     sample: PilotSample, experts: Mapping[ExpertName, Expert], aggregator: Expert | None = None
-) -> FittedLengths:
-    """Fit the lengths behind a sample: those of its experts, and what the aggregator writes."""
+) -> dict[ExpertName, Lengths]:
+    """Fit the lengths behind a sample: those of its experts, and what the aggregator writes under ``MERGED``."""
     samples = {name: (lengths, experts[name].max_output_tokens) for name, lengths in sample.by_expert.items()}
     kin = {name: experts[name].family for name in samples}
     merged = tuple(output_tokens for _, output_tokens in sample.merged)
-    if aggregator is None or not merged:
-        return FittedLengths(fit_lengths(samples, kin), None)
-    samples[MERGED], kin[MERGED] = (merged, aggregator.max_output_tokens), aggregator.family
-    fitted = fit_lengths(samples, kin)
-    return FittedLengths(fitted, fitted.pop(MERGED))
+    if aggregator is not None and merged:
+        samples[MERGED], kin[MERGED] = (merged, aggregator.max_output_tokens), aggregator.family
+    return fit_lengths(samples, kin)
 
 
 def draw_lengths(
@@ -178,13 +167,13 @@ class World:
 def draw_world(
     batch: Batch,
     sample: PilotSample,
-    fitted: FittedLengths,
+    fitted: Mapping[ExpertName, Lengths],
     experts: Mapping[ExpertName, Expert],
     draw: Random,
     offsets: Mapping[str, float] | None = None,
 ) -> World:
     """Draw what every call that is left would write; see `draw_lengths`."""
-    lengths = draw_lengths(fitted.by_expert, batch.calls, draw, offsets)
+    lengths = draw_lengths(fitted, batch.calls, draw, offsets)
     requests = {
         call.key: Request(
             call.prompt_tokens, min(lengths[call.key], experts[call.expert].output_limit(call.prompt_tokens))
@@ -194,7 +183,7 @@ def draw_world(
     merged: tuple[Request, ...] = ()
     if batch.aggregator is not None:
         offset = None if offsets is None else offsets[MERGED]
-        pairs = draw_merged(sample, fitted.merged, batch.num_open_questions, draw, offset)
+        pairs = draw_merged(sample, fitted.get(MERGED), batch.num_open_questions, draw, offset)
         merged = tuple(Request(prompt, min(tokens, batch.aggregator.output_limit(prompt))) for prompt, tokens in pairs)
     return World(requests, merged)
 
@@ -217,7 +206,7 @@ def draw_worlds(
     """
     draw = Random(seed)
     fitted = fit_sample(sample, experts, batch.aggregator)
-    offsets = {name: _one_of_each(num_central, draw) for name in (*fitted.by_expert, MERGED)}
+    offsets = {name: _one_of_each(num_central, draw) for name in dict.fromkeys((*fitted, MERGED))}
     central = [
         draw_world(batch, sample, fitted, experts, draw, {name: own[number] for name, own in offsets.items()})
         for number in range(num_central)

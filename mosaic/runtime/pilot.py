@@ -173,9 +173,7 @@ def pilot_controllers(job: Job, stretch: Controller, shown: Iterable[Controller]
     return [stretch, anew, stop, *shown]
 
 
-def run_pilot(
-    job: Job, stages_of: Callable[[Set[CallKey]], Stages[_T]], show: Show, title: str = "pilot"
-) -> tuple[_T, RunResult]:
+def run_pilot(job: Job, stages_of: Callable[[Set[CallKey]], Stages[_T]], show: Show, title: str = "pilot") -> _T:
     """Run a pilot and stop: the run goes on from there with the same journal.
 
     Parameters
@@ -199,8 +197,8 @@ def run_pilot(
     stretch = FirstStretch(stages_of(submitted(log)))
     with show(title, Expected()) as shown:
         controllers = pilot_controllers(job, stretch, shown)
-        result = drive(backend, controllers, num_workers=job.cluster.num_workers, log=log, is_quote=True)
-    return stretch.outcome, result
+        drive(backend, controllers, num_workers=job.cluster.num_workers, log=log, is_quote=True)
+    return stretch.outcome
 
 
 def backend_of(job: Job) -> Backend:

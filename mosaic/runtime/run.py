@@ -62,7 +62,7 @@ def plan(
     if not has_pilot(job):
         return measure_and_plan(job, show, step, tell).planned
     return _until_priced(
-        job, show, tell, lambda given: run_pilot(job, partial(measured_by_pilot, job, given, tell), show)[0].planned
+        job, show, tell, lambda given: run_pilot(job, partial(measured_by_pilot, job, given, tell), show).planned
     )
 
 

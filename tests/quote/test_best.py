@@ -11,7 +11,7 @@ from mosaic.core.errors import InfeasibleError
 from mosaic.planning import Ilp
 from mosaic.planning.baselines import RoundRobin
 from mosaic.planning.costs import PaperCosts
-from mosaic.quote.forecast import best_plan, try_plans
+from mosaic.quote.forecast import best_plan
 from mosaic.quote.quotation import Quotation, describe
 from mosaic.runtime.pilot import Pilot
 from mosaic.runtime.planner import Planner
@@ -103,7 +103,7 @@ def test_where_nothing_can_be_forecast_the_scheduler_decides(changes: dict[str, 
 def test_no_plan_in_any_way_is_said() -> None:
     planner = make_planner(cluster=make_cluster(2, gpu=make_gpu(memory_gib=1.0)))
     with pytest.raises(InfeasibleError):
-        try_plans(planner, CALLS, planner.profiles["propose"], lambda plan: 1.0)
+        best_plan(planner, CALLS, Pilot(), lambda line: None)
 
 
 @pytest.fixture(scope="module")

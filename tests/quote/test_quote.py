@@ -1,6 +1,8 @@
 """Quotes: samples, worlds, plans simulated without a clock, intervals, prices, and the command."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from math import exp
 from random import Random
@@ -17,8 +19,8 @@ from mosaic.config.job import simulated_job
 from mosaic.core.workload import PROPOSE, Call, CallKey
 from mosaic.planning.problem import Request
 from mosaic.quote import run_quote_pilot
-from mosaic.quote.forecast import Factors, Simulator, spread_of
-from mosaic.quote.lengths import fit_lengths, lengths_of
+from mosaic.quote.forecast import Simulator, spread_of
+from mosaic.quote.lengths import Lengths, fit_lengths
 from mosaic.quote.pilot import merging_waves, num_pilot_calls, second_share
 from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
 from mosaic.quote.quotation import (
@@ -36,6 +38,11 @@ from tests.commands.command_line import mosaic_status
 from tests.factories import make_expert
 
 SMALL = ("workload=gpqa", "aggregator=none", "profile.store=null")
+
+
+def lengths_of(sample: Sequence[int], limit: int) -> Lengths:
+    """Fit the lengths behind one sample alone."""
+    return fit_lengths({"": (sample, limit)}, {"": ""})[""]
 
 
 def make_offer(num_gpus: int, p50_s: float, **changes) -> Offer:
@@ -61,12 +68,12 @@ def test_a_plan_takes_as_long_as_in_the_simulator(scheduler: str) -> None:
     result = execute(planned.plan, job.workload.calls, site.backend_in(site.world))
     requests = {r.key: Request(r.prompt_tokens, r.output_tokens) for r in result.calls}
     sessions = SimulatedSessions({site.hardware.gpu.name: site.hardware}, job.cluster, site.settings)
-    simulator = Simulator(experts={e.name: e for e in job.experts}, sessions=sessions, loads=sessions)
+    simulator = Simulator(
+        experts={e.name: e for e in job.experts}, sessions=sessions, loads=sessions.load_s, unloads=sessions.unload_s
+    )
     end_s = max(session.end_ts for session in result.sessions)
     assert simulator.plan_s(planned.plan, requests, job.cluster) == pytest.approx(end_s)
-    slower = Simulator(
-        experts=simulator.experts, sessions=sessions, loads=sessions, factors=Factors(load=2.0, serve=2.0)
-    )
+    slower = replace(simulator, load_factor=2.0, serve_factor=2.0)
     assert slower.plan_s(planned.plan, requests, job.cluster) == pytest.approx(2 * end_s)
 
 
@@ -74,14 +81,14 @@ def test_a_pilot_runs_the_batchs_own_calls_and_its_answers_are_those_of_the_batc
     job, site = simulated_job(["workload=gpqa", "profile.store=null"])
     pilot = run_quote_pilot(job, 20)
     first = job.graph.first_calls(job.workload)
-    done = {key for key in pilot.records if key.node == PROPOSE}
+    done = {key for key in pilot.pilot.records if key.node == PROPOSE}
     assert len(done) + len(pilot.batch.calls) == len(first)
     assert len(done) == pytest.approx(num_pilot_calls(first, 20), abs=12)
     for call in first:
         if call.key in done:
             true = min(site.world.outcome(call, {}).output_tokens, site.experts[0].max_output_tokens)
-            assert pilot.records[call.key].output_tokens <= true
-    merged = [key for key in pilot.records if key.node != PROPOSE]
+            assert pilot.pilot.records[call.key].output_tokens <= true
+    merged = [key for key in pilot.pilot.records if key.node != PROPOSE]
     assert len(merged) == len(pilot.sample.merged)
     assert 0 < pilot.sample.needed_frac < 1
 
