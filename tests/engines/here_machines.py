@@ -5,7 +5,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from mosaic.core.errors import BackendError
 from mosaic.engines.machine_agent import AgentSetup, MachineAgent, Report, Stop
 from mosaic.engines.remote_launcher import Node, RemoteLauncher, group_sizes
+from mosaic.engines.vllm_engines import VllmEngines
 from tests.engines.executor_runs import FAKE_ENGINE, OPTIONS
+
+ENGINES = VllmEngines(options=OPTIONS)
 
 
 class HereAgent:
@@ -51,7 +54,7 @@ class HereMachines:
         self.num_deaf = 0
         """So many times it cannot be found out which nodes are up."""
         self.ahead_s: dict[str, float] = {}
-        self.setup = AgentSetup(options=OPTIONS, engine_module=engine_module, **({"versions": {}} | setup))
+        self.setup = AgentSetup(**({"engines": ENGINES, "engine_module": engine_module, "versions": {}} | setup))
 
     def connect(self) -> None:
         pass

@@ -11,11 +11,12 @@ import pytest
 from mosaic.core.engine_options import Device
 from mosaic.core.errors import BackendError
 from mosaic.core.events import Joined, Lost
-from mosaic.engines.checkpoints import WantedCheckpoint
+from mosaic.engines.checkpoints import check_checkpoint
 from mosaic.engines.local_launcher import VLLM_ENGINE
 from mosaic.engines.machine_agent import installed_versions, make_setup
 from mosaic.engines.ray_cluster import RayCluster, Room, hosts_of
 from mosaic.engines.remote_launcher import RemoteLauncher
+from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.runtime.replanning import Replanning
 from tests.engines.executor_runs import (
     FAKE_ENGINE,
@@ -29,6 +30,7 @@ from tests.engines.executor_runs import (
 from tests.engines.fake_batch import batch_line, run_mosaic, write_batch, write_models
 from tests.engines.ray_nodes import emulated_nodes, has_ray
 from tests.engines.test_remote_launcher import UseJoined, at, on_first, responses
+from tests.engines.tiny_checkpoint import tiny_expert
 from tests.factories import make_plan, make_session, some_calls
 
 pytestmark = [
@@ -48,12 +50,13 @@ def nodes():
             yield running
 
 
+ENGINES = VllmEngines(options=OPTIONS)
 ROOM = Room(device=Device.CPU, cpus_per_worker=1)
 
 
 @contextmanager
-def on_ray(nodes, sizes, *, engine_module=FAKE_ENGINE, wanted=()):
-    cluster = RayCluster(nodes.address, ROOM, lambda: make_setup(OPTIONS, engine_module, wanted))
+def on_ray(nodes, sizes, *, engine_module=FAKE_ENGINE, engines=ENGINES, experts=()):
+    cluster = RayCluster(nodes.address, ROOM, lambda: make_setup(engines, engine_module, experts))
     launcher = RemoteLauncher(cluster, sizes)
     with launcher.kept():
         yield launcher
@@ -153,12 +156,10 @@ def test_what_is_missing_is_said_within_seconds(tmp_path, nodes) -> None:
     with pytest.raises(BackendError, match=r"no machine of the Ray cluster has room .* \{'CPU': 1, 'GPU': 1.0\}"):
         hosts_of(nodes.address, Room(device=Device.GPU, cpus_per_worker=1), None)
     path = make_checkpoint(tmp_path, "A")
-    wanted = WantedCheckpoint(
-        expert="A", name=f"{path}-gone", folder=None, path=path, fingerprint="", weights=True, tokenizer=True
-    )
+    engines = VllmEngines(options=OPTIONS, found={"A": check_checkpoint(path)})
     with (
         pytest.raises(BackendError, match="cannot load A: checkpoint .*-gone: no such folder"),
-        on_ray(nodes, (1,), wanted=(wanted,)),
+        on_ray(nodes, (1,), engines=engines, experts=(tiny_expert("A", Path(f"{path}-gone")),)),
     ):
         pass
     assert "ray" in installed_versions()

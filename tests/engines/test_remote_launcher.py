@@ -12,14 +12,16 @@ from mosaic.core.cluster import cluster_of_hosts
 from mosaic.core.commands import Close, Move, Open
 from mosaic.core.errors import BackendError
 from mosaic.core.events import Closed, Joined, Lost, Ready, Started
-from mosaic.engines.checkpoints import WantedCheckpoint, check_checkpoint
+from mosaic.engines.checkpoints import check_checkpoint
 from mosaic.engines.machine_agent import Forward
 from mosaic.engines.messages import Load
 from mosaic.engines.remote_launcher import ABSENT
+from mosaic.engines.vllm_engines import VllmEngines
 from mosaic.runtime.replanning import Replanning
 from tests.controllers import Reactor
-from tests.engines.executor_runs import IMPATIENT, Runs, finished_once, make_checkpoint, running_host
+from tests.engines.executor_runs import IMPATIENT, OPTIONS, Runs, finished_once, make_checkpoint, running_host
 from tests.engines.here_machines import FAKE_ENGINE, GONE, HereMachines, launcher_on
+from tests.engines.tiny_checkpoint import tiny_expert
 from tests.factories import make_gpu, make_plan, make_session, some_calls
 
 
@@ -178,12 +180,11 @@ def test_what_one_run_lost_the_next_one_leaves_alone(tmp_path) -> None:
 
 def test_a_cluster_says_of_all_machines_what_they_lack(tmp_path, kept) -> None:
     path = make_checkpoint(tmp_path, "A")
-    wanted = WantedCheckpoint(
-        expert="A", name=str(path), folder=None, path=path, fingerprint="another", weights=True, tokenizer=True
-    )
+    other = replace(check_checkpoint(path), path=tmp_path / "elsewhere", fingerprint="another")
     machines = HereMachines(
         {"a": 1, "b": 1, "c": 1},
-        checkpoints=(wanted, replace(wanted, expert="B", name="nowhere/B", path=tmp_path / "B")),
+        engines=VllmEngines(options=OPTIONS, found={"A": other, "B": other}),
+        experts=(tiny_expert("A", path), tiny_expert("B", "nowhere/B")),
         versions={"Python": "2.7"},
     )
     machines.broken["c"] = "starts no agent in 60 s"
@@ -192,7 +193,7 @@ def test_a_cluster_says_of_all_machines_what_they_lack(tmp_path, kept) -> None:
     text = str(raised.value)
     assert "a has Python 3." in text
     assert ", and the driver 2.7" in text
-    assert f"has another A in {path.resolve()} than the driver in {path}" in text
+    assert f"has another A in {path.resolve()} than the driver in {other.path}" in text
     assert "cannot load B: checkpoint nowhere/B: no such folder" in text
     assert "b has Python" in text
     assert "c starts no agent in 60 s" in text
@@ -270,12 +271,10 @@ def test_a_run_does_not_wait_for_ever(tmp_path, kept, monkeypatch) -> None:
 
 def test_a_machine_finds_its_own_copy_of_a_checkpoint(tmp_path, kept) -> None:
     here, there = make_checkpoint(tmp_path / "here", "A"), make_checkpoint(tmp_path / "there", "A")
-    fingerprint = check_checkpoint(there).fingerprint
-    wanted = WantedCheckpoint(
-        expert="A", name=str(there), folder=None, path=here, fingerprint=fingerprint, weights=True, tokenizer=True
-    )
+    engines = VllmEngines(options=OPTIONS, found={"A": check_checkpoint(here)})
+    machines = HereMachines({"a": 1}, engines=engines, experts=(tiny_expert("A", there),))
     (there / "behave").write_text("note")
-    runs = Runs(tmp_path / "here", kept(HereMachines({"a": 1}, checkpoints=(wanted,))), num_workers=1)
+    runs = Runs(tmp_path / "here", kept(machines), num_workers=1)
     calls = some_calls("A", 2)
     runs.execute(make_plan(make_session(0, calls), num_workers=1), calls)
     assert list(there.glob("pid-*")), "the copy in the machine's own folder was loaded"
@@ -299,8 +298,8 @@ def test_instants_of_a_machine_are_on_its_own_clock(tmp_path, kept) -> None:
     launcher = kept(machines)
     launcher.begin(tmp_path, 2, is_new=True)
     for worker in (0, 1):
-        channel = launcher.open((worker,))
-        channel.send(Load(spec="any spec", zero_ts=50.0))
+        assert launcher.open(worker, (worker,))
+        launcher.send(worker, Load(spec="any spec", zero_ts=50.0))
     list(launcher.listen(0.0))
     loads = [[order.message for order in machines.started[name].orders if isinstance(order, Forward)] for name in "ab"]
     zeros = [load.zero_ts for name in loads for load in name]
