@@ -8,10 +8,10 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 
-from experiments.notebooks import NOTEBOOKS, execute, main
+from tests.notebook_runs import NOTEBOOKS, execute
 from tests.test_architecture import GATED_WALLS, MUST_BE_PREDICTED, numbers_in_text
 
-REFRESH = "if that is right, run `python experiments/notebooks.py --out notebooks` and commit the notebooks"
+REFRESH = "if that is right, run `python -m tests.notebook_runs` and commit the notebooks"
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -71,17 +71,6 @@ def test_links_lead_to_files_of_the_repository(path: Path) -> None:
     links = re.findall(r"\]\(([^)]+)\)", "\n".join(texts))
     assert links
     assert [link for link in links if not link.startswith("https://") and not (path.parent / link).is_file()] == []
-
-
-@pytest.mark.slow
-def test_the_command_writes_into_its_folder_and_leaves_the_notebook(tmp_path: Path) -> None:
-    given, out = tmp_path / "one.ipynb", tmp_path / "out"
-    cell = nbformat.v4.new_code_cell("print('hello')")
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=METADATA), given)
-    before = given.read_bytes()
-    main([given], out)
-    assert given.read_bytes() == before
-    assert shown(nbformat.read(out / "one.ipynb", as_version=4).cells[0]) == [("stdout", "hello\n")]
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ class Profile:
         raise ProfileError(
             f"profile {self.source!r} has no entry for expert {expert!r} on {tp_degree} x {gpu}"
             f"{_with_kv(kv_budget_tokens)}; {covers}: "
-            "run experiments/measure_profile.py for this pool and hardware"
+            "without profile.path this pool is measured on this hardware"
         )
 
     def lengths(self, expert: ExpertName) -> LengthPrediction:

@@ -13,12 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from experiments.measure_profile import main as measure_profile
 from mosaic.commands.app import main as mosaic_command
 from mosaic.commands.run import run_command, run_resolved
 from mosaic.config.compose import compose_config
 from mosaic.config.errors import FailedCalls, exit_with_message
 from mosaic.config.job import RunSpec, build_job
+from mosaic.planning.profiles import Profile, ProfileEntry, write_profile
+from mosaic.runtime.run import measure
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "experiments" / "run.py"
@@ -98,11 +99,24 @@ def mosaic_status(*arguments: object) -> int:
 
 def simulated_profiles(folder: Path, *inputs: str) -> list[str]:
     """Measure experts and aggregator on the simulator: a run on engines that is given this has nothing to measure."""
-    files = {"profile.path": folder / "experts.json", "profile.aggregator_path": folder / "upper.json"}
-    sweep = "profile.sweep={shard_sizes: [8, 16], num_repeats: 1}"
-    written = (f"{key}={path}" for key, path in zip(("out", "aggregator_out"), files.values(), strict=True))
-    measure_profile([*inputs, sweep, *written])
-    return [f"{key}={path}" for key, path in files.items()]
+    return write_profiles(folder, *inputs, "profile.sweep={shard_sizes: [8, 16], num_repeats: 1}")
+
+
+def write_profiles(folder: Path, *overrides: str) -> list[str]:
+    """Measure experts, and an aggregator where there is one; gives the overrides that name the files."""
+    job = build_job(compose_config([*overrides]), folder / "measured").job
+    with job.site.open():
+        profiles = measure(job)
+    entries: dict[tuple[str, str, int], ProfileEntry] = {}
+    for node in job.graph.upper_nodes:  # an expert that several nodes ask has the price of the first of them
+        for entry in profiles[node.name].entries:
+            entries.setdefault((entry.expert, entry.gpu, entry.tp_degree), entry)
+    made = {"profile.path": profiles[job.graph.first_nodes[0]]}
+    if entries:
+        made["profile.aggregator_path"] = Profile(source="upper nodes", entries=tuple(entries.values()))
+    for key, profile in made.items():
+        write_profile(profile, folder / f"{key}.json")
+    return [f"{key}={folder / key}.json" for key in made]
 
 
 def _watch(command: Callable[[], None]) -> Outcome:

@@ -12,6 +12,8 @@ from mosaic.config.job import build_job
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.report.run_folder import write_run
 from mosaic.runtime.job import Outcome
+from mosaic.runtime.run import measure
+from tests.commands.command_line import write_profiles
 
 SMALL = ("workload=gpqa", "costs=affine")
 
@@ -142,3 +144,14 @@ def test_a_folder_without_a_complete_run_of_the_experts_on_this_hardware_is_refu
     rule = "a profile's file, or the folder of a complete run"
     key = "profile.aggregator_path"
     assert refusal(f"{key}={folder}") == f"{key} must be {rule}, got {str(folder)!r}"
+
+
+def test_what_files_of_profiles_give_is_not_measured_again(tmp_path) -> None:
+    small = ["workload=gpqa", "aggregator=auto", "profile.sweep={shard_sizes: [8, 16], num_repeats: 1}"]
+    files = write_profiles(tmp_path, *small)
+    job = build_job(compose_config(["workload=gpqa", "aggregator=auto", *files])).job
+    assert job.profile is not None
+    assert {entry.expert for entry in job.profile.entries} == {"LlamaR1", "QwenR1", "Gemma", "Exaone"}
+    assert job.upper_profile is not None
+    assert [(entry.expert, entry.tp_degree) for entry in job.upper_profile.entries] == [("QwenR1", 4), ("QwenR1", 1)]
+    assert set(measure(job).values()) == {job.profile, job.upper_profile}

@@ -2,17 +2,14 @@
 
 import json
 import signal
-import sys
 import time
-from io import StringIO
 from pathlib import Path
-from unittest.mock import patch
 
 import pyarrow.parquet as pq
 import pytest
 
-from experiments.measure_profile import main as profile_command
 from mosaic.commands.run import JOURNAL
+from tests.commands.command_line import write_profiles
 from tests.engines.fake_run import CHECKPOINTS, fake_hosts, run_fake, without_sweep, write_inputs
 from tests.engines.interrupted_run import start, wait_until_gone
 from tests.engines.tiny_checkpoint import CONTEXT
@@ -100,13 +97,12 @@ def test_replay_takes_lengths_and_answers_from_the_simulated_world(inputs, tmp_p
 @pytest.mark.slow
 def test_what_a_lost_worker_leaves_is_planned_anew(tmp_path):
     inputs = [*write_inputs(tmp_path), "aggregator=none", "backend.patience.max_restarts=0"]
-    profile = tmp_path / "profile.json"
-    with fake_hosts, patch.object(sys, "stdout", StringIO()):
-        profile_command([*inputs, f"out={profile}"])
+    with fake_hosts:
+        profile = write_profiles(tmp_path, *inputs)
     # The first engine that loads this expert dies, and its worker counts as lost.
     (tmp_path / "checkpoints" / CHECKPOINTS["QwenHalf"] / "behave").write_text("die once")
     folder = tmp_path / "run"
-    given = [*without_sweep(inputs), f"profile.path={profile}"]
+    given = [*without_sweep(inputs), *profile]
     outcome = run_fake(*given, "scheduler=round_robin", f"hydra.run.dir={folder}")
     assert outcome.status == 0, outcome.err
     assert summary_of(folder)["num_failed_calls"] == 0
@@ -121,10 +117,9 @@ def test_what_a_lost_worker_leaves_is_planned_anew(tmp_path):
 
 @pytest.mark.slow
 def test_a_worker_that_is_lost_in_the_first_layer_is_not_used_in_the_second(tmp_path):
-    inputs, experts, aggregator = write_inputs(tmp_path), tmp_path / "experts.json", tmp_path / "aggregator.json"
-    with fake_hosts, patch.object(sys, "stdout", StringIO()):
-        profile_command([*inputs, f"out={experts}", f"aggregator_out={aggregator}"])
-    inputs = [*without_sweep(inputs), f"profile.path={experts}", f"profile.aggregator_path={aggregator}"]
+    inputs = write_inputs(tmp_path)
+    with fake_hosts:
+        inputs = [*without_sweep(inputs), *write_profiles(tmp_path, *inputs)]
     inputs += ["backend.patience.max_restarts=0", "scheduler=round_robin"]
     (tmp_path / "checkpoints" / CHECKPOINTS["QwenHalf"] / "behave").write_text("die once")
     folder = tmp_path / "run"
@@ -142,13 +137,12 @@ def test_a_worker_that_is_lost_in_the_first_layer_is_not_used_in_the_second(tmp_
 @pytest.mark.slow
 def test_a_run_that_loses_all_workers_says_why_and_keeps_what_is_done(tmp_path):
     inputs = [*write_inputs(tmp_path), "aggregator=none", "backend.patience.max_restarts=0"]
-    profile = tmp_path / "profile.json"
-    with fake_hosts, patch.object(sys, "stdout", StringIO()):
-        profile_command([*inputs, f"out={profile}"])
+    with fake_hosts:
+        profile = write_profiles(tmp_path, *inputs)
     behave = tmp_path / "checkpoints" / CHECKPOINTS["QwenHalf"] / "behave"
     behave.write_text("die")
     folder = tmp_path / "run"
-    given = [*without_sweep(inputs), f"profile.path={profile}"]
+    given = [*without_sweep(inputs), *profile]
     command = (*given, "scheduler=round_robin", f"hydra.run.dir={folder}")
     outcome = run_fake(*command)
     assert outcome.status == 2
@@ -164,12 +158,11 @@ def test_a_run_that_loses_all_workers_says_why_and_keeps_what_is_done(tmp_path):
 def test_failed_calls_are_told_and_tried_again(tmp_path):
     inputs = [*write_inputs(tmp_path), "aggregator=none", "backend.patience.max_retries=0"]
     folder = tmp_path / "run"
-    profile = tmp_path / "profile.json"
-    with fake_hosts, patch.object(sys, "stdout", StringIO()):
-        profile_command([*inputs, f"out={profile}"])
+    with fake_hosts:
+        profile = write_profiles(tmp_path, *inputs)
     behave = tmp_path / "checkpoints" / CHECKPOINTS["QwenHalf"] / "behave"
     behave.write_text("raise")
-    command = (*without_sweep(inputs), f"profile.path={profile}", f"hydra.run.dir={folder}")
+    command = (*without_sweep(inputs), *profile, f"hydra.run.dir={folder}")
     outcome = run_fake(*command)
     assert outcome.status == 3, outcome.err
     assert summary_of(folder)["num_failed_calls"] == 12
