@@ -6,8 +6,8 @@ from typing import Any
 from mosaic.core.commands import Cancel, Command
 from mosaic.core.events import Event, Finished, cause_of
 from mosaic.core.results import CallRecord
+from mosaic.core.view import View
 from mosaic.core.workload import CallKey
-from mosaic.runtime.controller import View
 
 
 class Answers:

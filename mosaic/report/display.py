@@ -11,7 +11,8 @@ from mosaic.core.commands import Command
 from mosaic.core.events import Event, Redone
 from mosaic.core.plan import Expected
 from mosaic.core.safe_text import PrintableStream, printable
-from mosaic.report.run_status import Row, RunStatus, RunView
+from mosaic.core.view import View
+from mosaic.report.run_status import Row, RunStatus
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -51,7 +52,7 @@ class Display:
         self._log = log
         self._warn = warn
 
-    def on(self, event: Event, view: RunView) -> tuple[Command, ...]:
+    def on(self, event: Event, view: View) -> tuple[Command, ...]:
         """Take an event in."""
         for line in self._status.hear(event, view):
             self._log(line)

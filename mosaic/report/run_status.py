@@ -4,12 +4,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from mosaic.core.events import Closed, Event, Finished, Joined, Lost, Progress, Ready, Started
 from mosaic.core.plan import Expected, Session
 from mosaic.core.results import CallRecord, CallStatus, SessionRecord
-from mosaic.core.workload import Call, CallKey, ExpertName
+from mosaic.core.view import View
+from mosaic.core.workload import CallKey, ExpertName
 
 FORECAST_EVERY_S = 5.0
 """The time left is predicted this often: that takes as long as some events."""
@@ -17,27 +18,6 @@ NEWS = (Ready, Progress, Finished, Closed)
 """Events that an interrupted run sends only of what it does anew, once their instant is later than its resumption."""
 MIN_ENDED = 5
 """Calls that must have ended before their pace says anything of the others."""
-
-
-class RunView(Protocol):
-    """What is read of the view of a run."""
-
-    @property
-    def num_workers(self) -> int: ...
-    @property
-    def calls(self) -> Mapping[CallKey, Call]: ...
-    @property
-    def records(self) -> Mapping[CallKey, CallRecord]: ...
-    @property
-    def running(self) -> dict[CallKey, Call]: ...
-    @property
-    def held(self) -> Mapping[int | str, Mapping[CallKey, Call]]: ...
-    @property
-    def opened(self) -> Mapping[int, Session]: ...
-    @property
-    def ended(self) -> Mapping[int, SessionRecord | None]: ...
-    @property
-    def lost(self) -> Mapping[int, str]: ...
 
 
 class Row(NamedTuple):
@@ -97,7 +77,7 @@ class RunStatus:
         self.unit = expected.unit
         self.is_simulated = is_simulated
         self._clock = clock
-        self._view: RunView | None = None
+        self._view: View | None = None
         self._heard = (0.0, clock())
         self._resumes_ts = 0.0
         self._is_resuming = False
@@ -135,7 +115,7 @@ class RunStatus:
         left_s, said_s = self._forecast
         return max(0.0, left_s - (self._clock() - said_s))
 
-    def hear(self, event: Event, view: RunView) -> list[str]:
+    def hear(self, event: Event, view: View) -> list[str]:
         """Take an event in; gives lines for a log."""
         self._view, self._heard = view, (max(event.ts, self._resumes_ts), self._clock())
         lines = []
@@ -177,7 +157,7 @@ class RunStatus:
         self.counts["output_tokens"][record.expert] += record.output_tokens
         self.counts["preemptions"][record.expert] += record.num_preemptions
 
-    def _predict(self, view: RunView) -> None:
+    def _predict(self, view: View) -> None:
         now = self._clock()
         said_s = -FORECAST_EVERY_S if self._forecast is None else self._forecast[1]
         if self.is_simulated or self._is_resuming or now - said_s < FORECAST_EVERY_S:
@@ -242,7 +222,7 @@ class RunStatus:
         event_ts, heard_s = self._heard
         return event_ts if self.is_simulated else event_ts + self._clock() - heard_s
 
-    def _start_sessions(self, ts: float, view: RunView) -> list[str]:
+    def _start_sessions(self, ts: float, view: View) -> list[str]:
         """Find the sessions that load now: those before them on their workers are over, and those they come after."""
         first: dict[int, int] = {}
         for number, session in view.opened.items():
@@ -280,11 +260,11 @@ class RunStatus:
         self._untold = []
         return lines
 
-    def _is_needed(self, number: int, view: RunView) -> bool:
+    def _is_needed(self, number: int, view: View) -> bool:
         """Tell whether a session has calls to serve, or may get some."""
         return bool(view.held.get(number)) or not self._ended[number]
 
-    def _describe_start(self, session: Session, view: RunView) -> str:
+    def _describe_start(self, session: Session, view: View) -> str:
         left = len(view.held.get(session.id, ()))
         num_calls = self._ended[session.id] + left
         calls = f", {left:,} calls" if left == num_calls else f", {left:,} of {num_calls:,} calls left"
@@ -304,7 +284,7 @@ class RunStatus:
         paced_s = record.end_ts - (record.start_ts if progress.start_ts is None else progress.start_ts)
         return [f"{text}, {_pace(tokens, paced_s)}" if tokens and paced_s > 0 else text]
 
-    def _describe_lost(self, worker: int, view: RunView) -> list[str]:
+    def _describe_lost(self, worker: int, view: View) -> list[str]:
         """Say what was lost with a worker, without the sessions that had not begun."""
         return [
             f"{self._name(session.workers)}: {session.expert} (session {number}) lost after "
@@ -313,7 +293,7 @@ class RunStatus:
             if worker in session.workers and self._progress.pop(number, None) is not None
         ]
 
-    def _row(self, worker: int, view: RunView) -> Row:
+    def _row(self, worker: int, view: View) -> Row:
         name = f"{self.unit} {worker}"
         if worker in view.lost:
             return Row(name, f"lost: {view.lost[worker]}")
@@ -329,7 +309,7 @@ class RunStatus:
             return Row(name, "idle")
         return self._session_row(session, progress, view)
 
-    def _session_row(self, session: Session, progress: _SessionProgress, view: RunView) -> Row:
+    def _session_row(self, session: Session, progress: _SessionProgress, view: View) -> Row:
         """Say what a session does and how long it still takes, by the plan or else by its pace."""
         number, num_left = session.id, len(view.held.get(session.id, ()))
         num_ended = self._ended[number]

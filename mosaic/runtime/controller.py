@@ -1,125 +1,14 @@
 """What a run may be steered by, and what it may know."""
 
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from itertools import dropwhile
 from typing import Protocol, TypeAlias
 
-from mosaic.core.commands import Close, Command, Move, Open, Submit
-from mosaic.core.events import Closed, Event, Finished, Joined, Lost, Unused
-from mosaic.core.plan import Expected, Session
-from mosaic.core.results import CallRecord, SessionRecord
-from mosaic.core.workload import Call, CallKey
-
-
-@dataclass(slots=True)
-class View:
-    """What is known of a run so far. Controllers read it; the run loop alone writes it."""
-
-    num_workers: int
-    ts: float = 0.0
-    calls: dict[CallKey, Call] = field(default_factory=dict)
-    """All that were submitted."""
-    running: dict[CallKey, Call] = field(default_factory=dict)
-    """Those of them that have not ended."""
-    place: dict[CallKey, int | str] = field(default_factory=dict)
-    """The session, or the expert's queue, that each was last submitted or moved to."""
-    held: defaultdict[int | str, dict[CallKey, Call]] = field(default_factory=lambda: defaultdict(dict))
-    """The running calls by that place."""
-    records: dict[CallKey, CallRecord] = field(default_factory=dict)
-    """Those that have."""
-    opened: dict[int, Session] = field(default_factory=dict)
-    """All sessions, in the order in which they were opened."""
-    closing: set[int] = field(default_factory=set)
-    """Those that get no more calls."""
-    ended: dict[int, SessionRecord | None] = field(default_factory=dict)
-    """Those that are over; None: lost with a worker, or never loaded."""
-    lost: dict[int, str] = field(default_factory=dict)
-    """Workers that are gone, with the cause."""
-    first_session: int = 0
-    """Numbers below are of sessions that ran before on workers which are not there."""
-
-    def observe(self, event: Event) -> None:
-        """Take note of an event."""
-        if event.ts > self.ts:
-            self.ts = event.ts
-        if isinstance(event, Finished):
-            record, key = event.record, event.record.key
-            self.running.pop(key, None)
-            place = self.place.get(key)
-            if place is not None:
-                self.held[place].pop(key, None)
-            self.records[key] = record
-        elif isinstance(event, Closed):
-            self.ended[event.record.session] = event.record
-        elif isinstance(event, Unused):
-            self.ended[event.session] = None
-        elif isinstance(event, Lost):
-            self.lost[event.worker] = event.cause
-            for number, session in self.opened.items():
-                if event.worker in session.workers:
-                    self.ended.setdefault(number, None)
-        elif isinstance(event, Joined):
-            self.lost.pop(event.worker, None)
-
-    def expect(self, command: Command) -> None:
-        """Take note of a command."""
-        if isinstance(command, Submit):
-            call, key, to = command.call, command.call.key, command.to
-            if key in self.running:
-                self.held[self.place[key]].pop(key, None)
-            self.calls[key] = self.running[key] = self.held[to][key] = call
-            self.place[key] = to
-        elif isinstance(command, Open):
-            self.opened[command.session.id] = command.session
-        elif isinstance(command, Close):
-            self.closing.add(command.session)
-        elif isinstance(command, Move) and command.key in self.running:
-            self.held[command.session][command.key] = self.held[self.place[command.key]].pop(command.key)
-            self.place[command.key] = command.session
-
-    def is_open(self, number: int) -> bool:
-        """Tell whether a session takes calls."""
-        return number in self.opened and number not in self.closing and number not in self.ended
-
-    def behind(self, number: int) -> list[int]:
-        """List the sessions that wait for workers of this one, and have not ended."""
-        mine = set(self.opened[number].workers)
-        later = (other for other in self.opened if other not in self.ended)
-        found = list(dropwhile(lambda other: other != number, later))[1:]
-        return [other for other in found if not mine.isdisjoint(self.opened[other].workers)]
-
-    def free_workers(self) -> list[int]:
-        """List the workers that hold no session with calls, and that none waits for."""
-        busy = {
-            worker
-            for number, session in self.opened.items()
-            if number not in self.ended and (self.held[number] or number in self.closing)
-            for worker in session.workers
-        }
-        return [worker for worker in range(self.num_workers) if worker not in busy and worker not in self.lost]
-
-    def next_session(self) -> int:
-        """Give a number that no session has."""
-        return 1 + max(self.opened, default=self.first_session - 1)
-
-    def calls_by_session(self) -> list[CallRecord]:
-        """List what has ended, by session and then in the order in which it came."""
-        turn = {number: index for index, number in enumerate(self.opened)}
-        return sorted(self.records.values(), key=lambda record: turn.get(record.session, -1))
-
-    def closed_sessions(self) -> tuple[SessionRecord, ...]:
-        """List the records of the sessions that are over, in the order in which they were opened."""
-        ended = (self.ended.get(number) for number in self.opened)
-        return tuple(record for record in ended if record is not None)
-
-    def left_by(self, workers: Collection[int]) -> tuple[Call, ...]:
-        """List the calls that have not ended of the sessions of some workers."""
-        sessions = {number for number, session in self.opened.items() if not set(workers).isdisjoint(session.workers)}
-        return tuple(call for key, call in self.running.items() if self.place[key] in sessions)
+from mosaic.core.commands import Command
+from mosaic.core.events import Event
+from mosaic.core.plan import Expected
+from mosaic.core.view import View
 
 
 class Controller(Protocol):

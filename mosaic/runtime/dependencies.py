@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 
 from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Submit
 from mosaic.core.results import CallRecord, CallStatus
+from mosaic.core.view import View
 from mosaic.core.workload import CallKey
-from mosaic.runtime.controller import View
 
 
 class Dependencies:

@@ -9,12 +9,12 @@ from mosaic.core.errors import PlanError
 from mosaic.core.events import Event, Finished, Started
 from mosaic.core.plan import Plan, home_of
 from mosaic.core.results import CallRecord, CallStatus
+from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, NodeName, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import End
 from mosaic.pipelines.walk import Opening, QuestionState, walk
 from mosaic.planning.wrapped_costs import LoadedModels
-from mosaic.runtime.controller import View
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.static_plan import plan_commands
 
@@ -179,24 +179,26 @@ class Layers:
         return plan_commands(planned.plan, named, view.next_session(), closes=self._closes)
 
     def _plan(self, calls: Sequence[Call], view: View) -> Planned:
-        held = loaded_models(view)
         first, self._first = self._first, None
-        if first is not None:
-            is_of_these = not view.lost and first.problem.calls == tuple(calls)
-            return first if is_of_these else self._planner.plan(calls, view.lost, held=held)
-        if self._saved and not view.lost:
+        if first is None and self._saved and not view.lost:
             try:
-                return self._planner.plan(calls, saved=self._saved.pop(0), held=held)
+                return self._planner.plan(calls, saved=self._saved.pop(0), held=loaded_models(view))
             except PlanError:
                 if not view.opened:
                     raise
-        return self._planner.plan(calls, view.lost, held=held)
+        is_of_these = first is not None and first.problem.calls == tuple(calls)
+        return plan_anew(self._planner, calls, view, first if is_of_these else None)
 
 
 def _is_left(key: CallKey, view: View) -> bool:
     """Tell whether a call was not submitted, or failed in the run's pilot and is to be tried again."""
     record = view.records.get(key)
     return key not in view.calls or (record is not None and record.status is CallStatus.FAILED)
+
+
+def plan_anew(planner: Planner, calls: Sequence[Call], view: View, made: Planned | None = None) -> Planned:
+    """Plan calls on the workers that are there, by what is loaded; a plan that was made holds while none is lost."""
+    return planner.plan(calls, view.lost, held=loaded_models(view)) if made is None or view.lost else made
 
 
 def loaded_models(view: View) -> LoadedModels:

@@ -7,9 +7,10 @@ from typing import Protocol
 from mosaic.core.commands import Action, Cancel, Close, Command, Cut, Move, Open, Prefill, Submit
 from mosaic.core.events import Event, Finished, Lost, Prefilled, Started, cause_of
 from mosaic.core.results import LostWorker, PrefillRecord, Resumption, RunResult
+from mosaic.core.view import View
 from mosaic.core.workload import CallKey
 from mosaic.runtime.backend import Backend
-from mosaic.runtime.controller import Controller, View
+from mosaic.runtime.controller import Controller
 from mosaic.runtime.dependencies import Dependencies
 
 QUOTE = "quote: "

@@ -9,9 +9,9 @@ import numpy as np
 from mosaic.core.commands import Close, Command, Move, Open
 from mosaic.core.events import Event, Idle, Joined, Ready, Tick
 from mosaic.core.plan import Session
+from mosaic.core.view import View
 from mosaic.core.workload import CallKey, ExpertName
 from mosaic.planning.length_forecast import Indexes, Underway
-from mosaic.runtime.controller import View
 from mosaic.runtime.prospects import Outlook, Prospects, Stay
 
 GAIN_FRAC = 0.05

@@ -9,11 +9,11 @@ from mosaic.core.commands import Close, Command, Open, Submit
 from mosaic.core.events import Event, Finished, Idle, Ready, Started
 from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord
+from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, ExpertName
 from mosaic.pipelines.call_graph import Forecast, expected_calls
 from mosaic.planning.staying import stay
-from mosaic.runtime.controller import View
-from mosaic.runtime.layers import OnPlan, Questions, ignore_plan, loaded_models
+from mosaic.runtime.layers import OnPlan, Questions, ignore_plan, plan_anew
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.static_plan import opened, plan_commands
@@ -129,8 +129,7 @@ class PlannedAhead(SubmitWhenReady):
 
     def _plan(self, depth: int, calls: Sequence[Call], view: View, made: Planned | None = None) -> Planned:
         """Plan calls of a layer, unless that is made; experts stay where they are loaded, if that is wanted."""
-        if made is None or view.lost:
-            made = self.planner.plan(calls, view.lost, held=loaded_models(view))
+        made = plan_anew(self.planner, calls, view, made)
         if not self.stays:
             return made
         above = self._layers[depth + 1] if depth + 1 < len(self._layers) else set()
@@ -179,8 +178,7 @@ class Overlap(SubmitWhenReady):
 
     def _serve(self, calls: Sequence[Call], view: View, made: Planned | None = None) -> Iterator[Command]:
         """Open the sessions of a plan for some calls, and submit them."""
-        if made is None or view.lost:
-            made = self.planner.plan(calls, view.lost, held=loaded_models(view))
+        made = plan_anew(self.planner, calls, view, made)
         self.on_plan(made, view.next_session())
         yield from plan_commands(made.plan, {call.key: call for call in calls}, view.next_session(), closes=False)
 
@@ -203,7 +201,7 @@ class Overlap(SubmitWhenReady):
     def _place(self, call: Call, view: View) -> int | None:
         """Find the session of a call's expert that is up, or will be, and has the fewest calls."""
         numbers = [n for n, session in view.opened.items() if session.expert == call.expert and view.is_open(n)]
-        return min(numbers, key=lambda n: (n not in self.prospects.up, len(view.held[n])), default=None)
+        return min(numbers, key=lambda n: (n not in view.up, len(view.held[n])), default=None)
 
     def _start_early(self, view: View) -> Iterator[Command]:
         """Give what waits a session on a worker that is free, if the others need longer than it takes to load."""
@@ -241,20 +239,15 @@ class Keeping:
     reacts = True
 
     def __init__(self) -> None:
-        self._up: set[int] = set()
         self._used: set[int] = set()
         """Those that have had calls."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Look at every open session that has no calls."""
-        if isinstance(event, Ready):
-            self._up.add(event.session)
-        elif isinstance(event, Finished):
+        if isinstance(event, Finished):
             number = view.place.get(event.record.key)
             if number is None or view.held[number]:
                 return ()
-        elif not isinstance(event, Started) and not view.opened:
-            return ()
         return [Close(number) for number in view.opened if self._is_over(number, view)]
 
     def _is_over(self, number: int, view: View) -> bool:
@@ -263,4 +256,4 @@ class Keeping:
         if view.held[number]:
             self._used.add(number)
             return False
-        return bool(view.behind(number)) if number in self._up else number in self._used
+        return bool(view.behind(number)) if number in view.up else number in self._used

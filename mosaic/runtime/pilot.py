@@ -17,11 +17,12 @@ from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.events import Closed, Event, Finished, Joined, Lost, Ready, Started, Unused
 from mosaic.core.plan import Expected, Session, unpriced_plan
 from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
+from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName, Workload
 from mosaic.pipelines.node import Node
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.backend import Backend
-from mosaic.runtime.controller import Controller, Show, Tell, View
+from mosaic.runtime.controller import Controller, Show, Tell
 from mosaic.runtime.job import Job, ProfileSource, Reaction
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import CommandLog, drive

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from mosaic.core.commands import Command, Prefill
-from mosaic.core.events import Event, Finished, Ready
+from mosaic.core.events import Event, Finished
+from mosaic.core.view import View
 from mosaic.core.workload import Call, ExpertName, NodeName
 from mosaic.pipelines.call_graph import CallGraph, PrefillOrder
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.controller import View
 from mosaic.runtime.layers import Questions
 
 
@@ -29,15 +29,12 @@ class PrefillAhead:
 
     def __init__(self, questions: Questions) -> None:
         self._questions = questions
-        self._up: set[int] = set()
         self._homes: dict[tuple[str, NodeName, ExpertName], tuple[int, int]] = {}
         """The session that reads for an expert's calls of a node, and how many inputs of the question it has read."""
 
     def on(self, event: Event, view: View) -> Iterable[Command]:
         """Look again at the question of a call that has ended."""
-        if isinstance(event, Ready):
-            self._up.add(event.session)
-        elif isinstance(event, Finished):
+        if isinstance(event, Finished):
             self._questions.note(event.record)
             return list(self._read_on(event.record.key.question, view))
         return ()
@@ -61,7 +58,7 @@ class PrefillAhead:
 
     def _session_for(self, expert: ExpertName, view: View) -> int | None:
         """Find the session of an expert that is up and has the fewest calls."""
-        numbers = [n for n in sorted(self._up) if view.is_open(n) and view.opened[n].expert == expert]
+        numbers = [n for n in sorted(view.up) if view.is_open(n) and view.opened[n].expert == expert]
         return min(numbers, key=lambda n: len(view.held[n]), default=None)
 
 

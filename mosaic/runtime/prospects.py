@@ -10,12 +10,12 @@ from mosaic.core.cluster import Cluster
 from mosaic.core.commands import Command
 from mosaic.core.events import Closed, Event, Finished, Joined, Progress, Ready
 from mosaic.core.plan import Session
+from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName
 from mosaic.planning.costs import WeightLocation
 from mosaic.planning.length_forecast import Indexes, Lengths, Speed, Underway, drain_s
 from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.planning.wrapped_costs import HostLoads, LoadedModels
-from mosaic.runtime.controller import View
 
 
 class Measured:
@@ -127,8 +127,6 @@ class Prospects:
 
     def __init__(self, measured: Measured) -> None:
         self.measured = measured
-        self.up: set[int] = set()
-        """Sessions that serve, or have served."""
         self.written: dict[CallKey, int] = {}
         """Tokens of running calls, as last heard."""
         self.counting: set[int] = set()
@@ -147,7 +145,6 @@ class Prospects:
             if event.tokens:
                 self.counting.add(event.session)
         elif isinstance(event, Ready):
-            self.up.add(event.session)
             session = view.opened[event.session]
             self._held = self._held.after(session.expert, session.workers)
         elif isinstance(event, Closed):
@@ -172,13 +169,13 @@ class Prospects:
             calls, workers = view.held[number], session.workers
             before_s = max(free_s.get(worker, 0.0) for worker in workers)
             waits = any(worker in free_s for worker in workers)
-            load_s = 0.0 if number in self.up else self._load_left_s(session, held, view, waits)
+            load_s = 0.0 if number in view.up else self._load_left_s(session, held, view, waits)
             ready_s = before_s + load_s
             underway = self.underway(calls, session.expert)
             serve_s = self.drain_s(underway, session.expert, workers)
-            stay = Stay(session, number in self.up, calls, underway, ready_s, serve_s, before_s)
+            stay = Stay(session, number in view.up, calls, underway, ready_s, serve_s, before_s)
             stays.append(stay)
-            if calls or number in self.up:
+            if calls or number in view.up:
                 held = held.after(session.expert, workers)
             free_s |= dict.fromkeys(workers, stay.end_s)
         return Outlook(tuple(stays))

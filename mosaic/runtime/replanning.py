@@ -6,8 +6,8 @@ from mosaic.core.commands import Command
 from mosaic.core.errors import BackendError, InfeasibleError
 from mosaic.core.events import Event, Lost
 from mosaic.core.plan import Plan
+from mosaic.core.view import View
 from mosaic.core.workload import Call
-from mosaic.runtime.controller import View
 from mosaic.runtime.static_plan import plan_commands
 
 

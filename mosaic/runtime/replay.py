@@ -6,7 +6,7 @@ from itertools import groupby
 
 from mosaic.core.commands import Action, Command
 from mosaic.core.events import Event, Idle, Joined, Progress, Tick, cause_of
-from mosaic.runtime.controller import View
+from mosaic.core.view import View
 
 
 class Replay:

@@ -11,11 +11,11 @@ from mosaic.core.errors import InfeasibleError
 from mosaic.core.events import Event, Finished, Tick
 from mosaic.core.plan import Plan, home_of
 from mosaic.core.results import CallStatus
+from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, ExpertName, NodeName
 from mosaic.planning.length_forecast import ObservedLengths, length_scale
 from mosaic.planning.profiles import Profile, scaled_profile
 from mosaic.planning.wrapped_costs import WithResident
-from mosaic.runtime.controller import View
 from mosaic.runtime.planner import Planner
 from mosaic.runtime.prospects import Outlook, Prospects, Stay
 from mosaic.runtime.static_plan import opened
@@ -116,7 +116,7 @@ class Revising:
         samples = {entry.expert: entry.output_tokens for entry in self._planner.profiles[node].entries}
         uncounted = {
             view.opened[number].expert
-            for number in self._prospects.up - self._prospects.counting
+            for number in view.up - self._prospects.counting
             if number not in view.ended and view.held[number]
         }  # how far their calls are is not known, and those that have ended are the short ones
         return {

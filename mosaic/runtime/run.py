@@ -11,10 +11,11 @@ from mosaic.core.checks import require
 from mosaic.core.events import Event
 from mosaic.core.plan import Expected, Plan
 from mosaic.core.results import CallStatus, RunResult
+from mosaic.core.view import View
 from mosaic.core.workload import ExpertName, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.controller import Controller, Show, Tell, Timed, View, show_nothing
+from mosaic.runtime.controller import Controller, Show, Tell, Timed, show_nothing
 from mosaic.runtime.hindsight import always_aggregate
 from mosaic.runtime.job import Job, Outcome, ProfileSource
 from mosaic.runtime.layers import Questions

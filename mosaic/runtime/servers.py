@@ -8,8 +8,8 @@ from mosaic.core.errors import BackendError
 from mosaic.core.events import Event, Lost
 from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.results import SERVED
+from mosaic.core.view import View
 from mosaic.core.workload import ExpertName, NodeName
-from mosaic.runtime.controller import View
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.no_barrier import SubmitWhenReady
 

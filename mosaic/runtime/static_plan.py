@@ -8,9 +8,10 @@ from mosaic.core.errors import BackendError
 from mosaic.core.events import Event, Started
 from mosaic.core.plan import Plan, Session
 from mosaic.core.results import RunResult
+from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, need_each_other
 from mosaic.runtime.backend import Backend
-from mosaic.runtime.controller import Controller, View
+from mosaic.runtime.controller import Controller
 from mosaic.runtime.loop import CommandLog, drive
 
 

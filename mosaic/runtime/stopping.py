@@ -1,14 +1,15 @@
 """Controllers that stop calls: at the end of their budget, past a hedge, or when their answers no longer matter."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from mosaic.core.commands import Cancel, Command, Cut
 from mosaic.core.events import Event, Finished, Lost
 from mosaic.core.results import CallRecord
+from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey
 from mosaic.pipelines.budgets import Budgets
-from mosaic.runtime.controller import Controller, View
+from mosaic.runtime.controller import Controller
 from mosaic.runtime.layers import Questions
 
 
@@ -39,59 +40,55 @@ class Cuts:
         return [Cut(key, limit) for key, limit in limits if limit is not None]
 
 
-class Hedge:
+class Stopping:
+    """Looks at a question whenever a call of it has ended; what a lost worker gave back is stopped again.
+
+    It stands behind who places the calls of lost workers anew.
+    """
+
+    reacts = True
+
+    def __init__(self, questions: Questions) -> None:
+        self._questions = questions
+        self._given: dict[CallKey, Cut | Cancel] = {}
+
+    def on(self, event: Event, view: View) -> Iterable[Command]:
+        """Look again at the question of a call that has ended."""
+        if isinstance(event, Lost):
+            return [command for key, command in self._given.items() if key in view.running]
+        if not isinstance(event, Finished):
+            return ()
+        self._questions.note(event.record)
+        found = self._find(event.record, view)
+        new = {one.key: one for one in found if one.key in view.running and one.key not in self._given}
+        self._given |= new
+        return new.values()
+
+    def _find(self, ended: CallRecord, view: View) -> Iterable[Cut | Cancel]:
+        """Find what stops calls of the question, given before or not."""
+        raise NotImplementedError
+
+
+class Hedge(Stopping):
     """Waits no longer than its hedge for the last call of a question whose other votes leave open what the gate says.
 
     The call is cut there, and the aggregator reads the others.
     """
 
-    reacts = True
-
-    def __init__(self, questions: Questions) -> None:
-        self._questions = questions
-        self._hedged: dict[CallKey, int] = {}
-
-    def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Look again at the question of a call that has ended."""
-        if isinstance(event, Finished):
-            self._questions.note(event.record)
-            key = self._questions.late_call(event.record.key.question)
-            if key is not None and key in view.running and key not in self._hedged:
-                self._hedged[key] = self._questions.graph.budgets.hedge_tokens[view.running[key].expert]
-                return [Cut(key, self._hedged[key])]
-        elif isinstance(event, Lost):
-            return [Cut(key, tokens) for key, tokens in self._hedged.items() if key in view.running]
-        return ()
+    def _find(self, ended: CallRecord, view: View) -> Iterable[Cut]:
+        key = self._questions.late_call(ended.key.question)
+        if key is None or key not in view.running:
+            return ()
+        return [Cut(key, self._questions.graph.budgets.hedge_tokens[view.running[key].expert])]
 
 
-class Quorum:
-    """Cancels a question's calls, wherever they wait or run, as soon as its rule has decided without them.
+class Quorum(Stopping):
+    """Cancels a question's calls, wherever they wait or run, as soon as its rule has decided without them."""
 
-    It stands behind who places the calls of lost workers anew: those are cancelled again.
-    """
-
-    reacts = True
-
-    def __init__(self, questions: Questions) -> None:
-        self._questions = questions
-        self._cancelled: dict[CallKey, None] = {}
-
-    def on(self, event: Event, view: View) -> Iterable[Command]:
-        """Look again at the question of a call that has ended."""
-        if isinstance(event, Finished):
-            self._questions.note(event.record)
-            return list(self._cancel(event.record, view))
-        if isinstance(event, Lost):
-            return [Cancel(key) for key in self._cancelled if key in view.running]
-        return ()
-
-    def _cancel(self, ended: CallRecord, view: View) -> Iterator[Command]:
-        if ended.key in self._cancelled or not self._questions.is_news(ended):
-            return
-        for key in self._questions.cancellable(ended.key.question):
-            if key in view.running and key not in self._cancelled:
-                self._cancelled[key] = None
-                yield Cancel(key)
+    def _find(self, ended: CallRecord, view: View) -> Iterable[Cancel]:
+        if ended.key in self._given or not self._questions.is_news(ended):
+            return ()
+        return map(Cancel, self._questions.cancellable(ended.key.question))
 
 
 def stopping_controllers(questions: Questions, *, is_cancelling: bool) -> Sequence[Controller]:

@@ -14,11 +14,12 @@ from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.events import Event, Finished, Lost
 from mosaic.core.plan import Expected, Session, unpriced_plan
 from mosaic.core.results import SERVED, CallRecord, RunResult
+from mosaic.core.view import View
 from mosaic.core.workload import PROPOSE, Call, CallKey, Expert, ExpertName, NodeName, Question, Workload
 from mosaic.pipelines.budgets import NO_BUDGETS, Budgets
 from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.runtime.backend import Backend
-from mosaic.runtime.controller import Controller, Show, Tell, View
+from mosaic.runtime.controller import Controller, Show, Tell
 from mosaic.runtime.profiling import fit, fit_entry
 from mosaic.runtime.site import Site
 from mosaic.runtime.static_plan import execute

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import pytest
 
 from mosaic.core.plan import Session
+from mosaic.core.view import View
 from mosaic.planning.costs import WeightLocation
 from mosaic.planning.program import Ilp
 from mosaic.planning.program.instance import make_instance
 from mosaic.planning.scheduler import predict_times
 from mosaic.planning.wrapped_costs import LoadedModels, WithHost, WithoutWorkers, WithResident
-from mosaic.runtime.controller import View
 from mosaic.runtime.layers import loaded_models
 from tests.factories import make_problem
 

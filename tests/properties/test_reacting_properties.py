@@ -13,8 +13,8 @@ from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Open, Submit
 from mosaic.core.events import Finished, Progress, Started
 from mosaic.core.plan import Session
 from mosaic.core.results import SERVED, CallStatus
+from mosaic.core.view import View
 from mosaic.core.workload import CallKey
-from mosaic.runtime.controller import View
 from mosaic.runtime.loop import drive
 from mosaic.runtime.replay import Replay
 from mosaic.runtime.static_plan import StaticPlan, execute

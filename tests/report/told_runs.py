@@ -4,7 +4,7 @@ from mosaic.core.commands import Close, Open, Submit
 from mosaic.core.events import Closed, Finished
 from mosaic.core.plan import Session
 from mosaic.core.results import SessionRecord
-from mosaic.runtime.controller import View
+from mosaic.core.view import View
 from tests.factories import make_call
 from tests.run_records import make_record
 

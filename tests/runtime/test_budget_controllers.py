@@ -9,13 +9,13 @@ import mosaic
 from mosaic.core.commands import Cut
 from mosaic.core.events import Finished, Lost, Started
 from mosaic.core.results import CallStatus
+from mosaic.core.view import View
 from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 from mosaic.pipelines.budgets import Budgets
 from mosaic.pipelines.final_answers import AnswerSource
 from mosaic.pipelines.loss_table import BudgetSetting, loss_table
 from mosaic.pipelines.rules.ballot import plurality
 from mosaic.pipelines.walk import walk
-from mosaic.runtime.controller import View
 from mosaic.runtime.layers import Questions
 from mosaic.runtime.stopping import Cuts, Hedge
 from tests.answered_questions import make_moa

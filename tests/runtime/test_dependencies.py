@@ -4,7 +4,7 @@ from mosaic.core.commands import Cancel, Close, Command, Cut, Move, Open, Submit
 from mosaic.core.events import Finished
 from mosaic.core.plan import Session
 from mosaic.core.results import CallStatus
-from mosaic.runtime.controller import View
+from mosaic.core.view import View
 from mosaic.runtime.dependencies import Dependencies
 from tests.factories import make_call
 from tests.run_records import make_record

@@ -13,11 +13,11 @@ from mosaic.core.commands import Cancel
 from mosaic.core.events import Finished, Lost
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
+from mosaic.core.view import View
 from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.rules.rule import Majority, Never
 from mosaic.pipelines.walk import walk
-from mosaic.runtime.controller import View
 from mosaic.runtime.job import Reaction
 from mosaic.runtime.layers import Layers, Questions
 from mosaic.runtime.loop import drive

@@ -7,10 +7,10 @@ import pytest
 from mosaic.core.commands import Close, Open, Submit
 from mosaic.core.errors import BackendError
 from mosaic.core.events import Lost
+from mosaic.core.view import View
 from mosaic.planning.baselines import DataParallel, Fifo, LeastLoaded, RoundRobin
 from mosaic.planning.program.schedulers import Ilp
 from mosaic.planning.wrapped_costs import WithoutWorkers
-from mosaic.runtime.controller import View
 from mosaic.runtime.replanning import Replanning, describe_new_plan
 from mosaic.runtime.static_plan import execute
 from tests.factories import make_problem

@@ -14,9 +14,10 @@ from mosaic.core.errors import BackendError, DisturbedSweepError
 from mosaic.core.events import Finished
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, Response
+from mosaic.core.view import View
 from mosaic.core.workload import Expert
 from mosaic.planning import Flexible
-from mosaic.runtime.controller import View, show_nothing
+from mosaic.runtime.controller import show_nothing
 from mosaic.runtime.preparing import measure_and_plan
 from mosaic.runtime.rehearsal import first_questions
 from mosaic.runtime.run import measure, plan, run

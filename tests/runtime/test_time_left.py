@@ -8,7 +8,8 @@ import mosaic
 from mosaic.config.job import simulated_job
 from mosaic.core.events import Event, Finished, Tick
 from mosaic.core.plan import Expected
-from mosaic.runtime.controller import Controller, View
+from mosaic.core.view import View
+from mosaic.runtime.controller import Controller
 
 
 class Reader:

@@ -4,7 +4,8 @@ import time
 
 from mosaic.core.commands import Close
 from mosaic.core.events import Started
-from mosaic.runtime.controller import Timed, View
+from mosaic.core.view import View
+from mosaic.runtime.controller import Timed
 
 
 class Slow:
