@@ -15,7 +15,7 @@ from mosaic.core.results import CallRecord, Inputs
 from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
-from mosaic.runtime.loop import CommandLog
+from mosaic.runtime.journal import Journal
 from mosaic.runtime.site import Prompts
 from mosaic.runtime.store import digest_of
 from mosaic.runtime.unpriced import gangs_of
@@ -155,7 +155,7 @@ class SimSite:
         """Never: a simulation is started anew."""
         return False
 
-    def command_log(self) -> CommandLog | None:
+    def command_log(self) -> Journal | None:
         """None: a simulation is started anew."""
         return None
 

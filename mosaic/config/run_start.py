@@ -15,7 +15,7 @@ from mosaic.core.results import SERVED
 from mosaic.planning.feasibility import TooLongError
 from mosaic.report.run_folder import CONFIG, SUMMARY, begin_run, is_complete, num_failed_calls, read_config
 from mosaic.runtime.job import Job
-from mosaic.runtime.journal import read_journal
+from mosaic.runtime.journal import EndedCall, read_entries
 
 QUOTE = "quote"
 """A quote's folder in that of its batch: both go on in one journal."""
@@ -73,7 +73,8 @@ def is_blank(folder: Path, journal: Path | None = None) -> bool:
     if is_complete(folder) and not has_failed_calls(folder, journal):
         return False
     journals = _journals(journal)
-    return not any(record.status in SERVED for path in journals for record in read_journal(path).ended)
+    entries = (entry for path in journals for entry in read_entries(path))
+    return not any(isinstance(entry, EndedCall) and entry.record.status in SERVED for entry in entries)
 
 
 def _journals(folder: Path) -> list[Path]:

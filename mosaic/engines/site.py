@@ -20,7 +20,7 @@ from mosaic.engines.backend import EngineBackend
 from mosaic.engines.requests import RunContent
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
-from mosaic.runtime.loop import CommandLog
+from mosaic.runtime.journal import Journal
 from mosaic.runtime.run_lock import hold, is_held
 from mosaic.runtime.site import Prompts
 from mosaic.runtime.static_plan import execute
@@ -177,7 +177,7 @@ class EngineSite:
         """Tell whether a stage or measurement of this name has a journal."""
         return (self._journal / file_name(name)).is_dir()
 
-    def command_log(self) -> CommandLog | None:
+    def command_log(self) -> Journal | None:
         """Give the log in the journal of the run, or of the stage that was begun last."""
         assert self._run is not None, "the backend is made first"
         return self._run.log

@@ -14,13 +14,13 @@ import os
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import msgspec
 
@@ -30,8 +30,6 @@ from mosaic.core.errors import BackendError
 from mosaic.core.plan import Session
 from mosaic.core.results import SERVED, CallRecord, CallStatus, PrefillRecord, Resumption, SessionRecord
 from mosaic.core.workload import CallKey, ExpertName, NodeName
-
-_Record = TypeVar("_Record")
 
 FILE_NAME = "journal.jsonl"
 RUN = "run"
@@ -58,21 +56,6 @@ def make_folder(folder: Path) -> None:
         raise _cannot("opened", folder, error) from error
 
 
-def refuse_old(folder: Path) -> None:
-    """Refuse what an earlier version wrote.
-
-    Raises
-    ------
-    JournalError
-        If there is any of it.
-    """
-    if old := sorted(path.name for path in folder.glob(_OLD_FILES)):
-        raise JournalError(
-            f"journal {folder}: version 0.2 wrote it ({', '.join(old)}); "
-            "go on with that version, or remove it to start anew"
-        )
-
-
 def frame(text: bytes) -> bytes:
     """Make a record's JSON text, of one line, a line that can prove it is whole."""
     return b"%08x %s\n" % (zlib.crc32(text), text)
@@ -93,21 +76,6 @@ def lines_of(path: Path) -> Iterator[bytes | None]:
     with file:
         for line in file:
             yield unframe(line) if line.endswith(b"\n") else None
-
-
-def decoded(path: Path, decode: Callable[[bytes], _Record]) -> Iterator[_Record | None]:
-    """Go over a log's records and decode each; None: a line that is not whole.
-
-    Raises
-    ------
-    JournalError
-        If a whole line holds what this version does not write.
-    """
-    for text in lines_of(path):
-        try:
-            yield None if text is None else decode(text)
-        except msgspec.DecodeError as error:
-            raise JournalError(f"journal {path}: holds a record of another version ({error}); remove it") from error
 
 
 class Log:
@@ -250,11 +218,6 @@ NO_SESSION = -1
 """Of a call that no session of the run has served."""
 
 
-def is_command(text: bytes) -> bool:
-    """Tell whether a line is a command: an object, as in ``actions.jsonl``; entries are arrays that name their kind."""
-    return text.startswith(b"{")
-
-
 def without_token_ids(record: CallRecord) -> CallRecord:
     """Give a record as the driver keeps it: a batch's token ids would take gigabytes, and the journal has them."""
     if record.response is None or not record.response.token_ids:
@@ -264,13 +227,15 @@ def without_token_ids(record: CallRecord) -> CallRecord:
 
 @dataclass(slots=True)
 class JournalState:
-    """What a journal holds but for commands and token ids, and what is added to it while a run goes on."""
+    """What a journal holds but for token ids, and what happens while a run goes on."""
 
     ended: list[CallRecord] = field(default_factory=list)
     prefills: list[PrefillRecord] = field(default_factory=list)
     opened: dict[int, list[OpenedSession]] = field(default_factory=lambda: defaultdict(list))
     closed: dict[int, list[ClosedSession]] = field(default_factory=lambda: defaultdict(list))
     starts: list[Start] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)
+    """Commands of the run that was interrupted, and now goes on; none that it gives now."""
     last_ts: float = 0.0
     """The latest instant at which something happened."""
     num_damaged: int = 0
@@ -282,9 +247,13 @@ class JournalState:
     )
     """Calls by the session that served them, with its expert and workers."""
 
-    def add(self, entry: Entry) -> None:
-        """Add an entry."""
+    def add(self, entry: Entry | Action | None) -> None:
+        """Add an entry; None: a line that is not whole."""
         match entry:
+            case None:
+                self.num_damaged += 1
+            case Action():
+                self.actions.append(entry)
             case EndedCall(record=record):
                 self.add_call(without_token_ids(record))
             case EndedPrefill(record=record):
@@ -359,27 +328,40 @@ def fingerprint_of(record: CallRecord) -> str:
 
 
 def read_journal(folder: Path) -> JournalState:
-    """Read a journal, less its commands.
+    """Read a journal.
 
     Raises
     ------
     JournalError
         If another version wrote it.
     """
-    refuse_old(folder)
     state = JournalState()
     for entry in read_entries(folder):
-        if entry is None:
-            state.num_damaged += 1
-        else:
-            state.add(entry)
+        state.add(entry)
     return state
 
 
-def read_entries(folder: Path) -> Iterator[Entry | None]:
-    """Go over the entries of a journal; None: a line that is not whole."""
-    lines = decoded(folder / FILE_NAME, lambda text: text if is_command(text) else _DECODER.decode(text))
-    return (entry for entry in lines if not isinstance(entry, bytes))
+def read_entries(folder: Path) -> Iterator[Entry | Action | None]:
+    """Go over a journal, one record in memory at a time; None: a line that is not whole.
+
+    Commands are objects, as in ``actions.jsonl``; entries are arrays that name their kind.
+
+    Raises
+    ------
+    JournalError
+        If another version wrote it.
+    """
+    if old := sorted(path.name for path in folder.glob(_OLD_FILES)):
+        raise JournalError(
+            f"journal {folder}: version 0.2 wrote it ({', '.join(old)}); "
+            "go on with that version, or remove it to start anew"
+        )
+    path = folder / FILE_NAME
+    for text in lines_of(path):
+        try:
+            yield None if text is None else decode_action(text) if text[:1] == b"{" else _DECODER.decode(text)
+        except msgspec.DecodeError as error:
+            raise JournalError(f"journal {path}: holds a record of another version ({error}); remove it") from error
 
 
 class Journal:
@@ -409,15 +391,14 @@ class Journal:
         """The latest instant at which something happened or was commanded."""
         return max(self.state.last_ts, *(action.ts for action in self.earlier), 0.0)
 
-    @cached_property
+    @property
     def earlier(self) -> Sequence[Action]:
         """Commands of the run that was interrupted, and now goes on."""
-        lines = decoded(self.folder / FILE_NAME, lambda text: decode_action(text) if is_command(text) else None)
-        return [action for action in lines if action is not None]
+        return self.state.actions
 
     @property
     def ended(self) -> Set[CallKey]:
-        """Calls that have ended so far and are not run again."""
+        """Calls that have ended so far: the backend reports each again, at once, when it is submitted."""
         return self.state.done_keys
 
     @property

@@ -1,39 +1,20 @@
 """The run: a backend sends events, controllers answer with commands. There is one run and one clock."""
 
 from collections import deque
-from collections.abc import Callable, Sequence, Set
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from mosaic.core.commands import Action, Cancel, Close, Command, Cut, Move, Open, Prefill, Submit
 from mosaic.core.events import Event, Finished, Lost, Prefilled, Started, cause_of
-from mosaic.core.results import LostWorker, PrefillRecord, Resumption, RunResult
+from mosaic.core.results import LostWorker, PrefillRecord, RunResult
 from mosaic.core.view import View
 from mosaic.core.workload import CallKey
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.dependencies import Dependencies
+from mosaic.runtime.journal import Journal
 
 QUOTE = "quote: "
 """Stands before the causes of a quote's commands."""
-
-
-class CommandLog(Protocol):
-    """Where commands are written down before they take effect."""
-
-    @property
-    def earlier(self) -> Sequence[Action]:
-        """Commands of the run that was interrupted, and now goes on."""
-
-    @property
-    def ended(self) -> Set[CallKey]:
-        """Calls that have ended so far: the backend reports each again, at once, when it is submitted."""
-
-    @property
-    def resumptions(self) -> Sequence[Resumption]:
-        """When the run went on after it had stopped, this time included."""
-
-    def write(self, actions: Sequence[Action]) -> None:
-        """Put commands on the disk."""
 
 
 def drive(
@@ -41,7 +22,7 @@ def drive(
     controllers: Sequence[Controller],
     *,
     num_workers: int,
-    log: CommandLog | None = None,
+    log: Journal | None = None,
     tick_s: float | None = None,
     then: Callable[[View], Sequence[Controller]] | None = None,
     is_quote: bool = False,
@@ -98,7 +79,7 @@ class _Run:
         backend: Backend,
         controllers: Sequence[Controller],
         num_workers: int,
-        log: CommandLog | None,
+        log: Journal | None,
         then: Callable[[View], Sequence[Controller]] | None,
         *,
         is_quote: bool,

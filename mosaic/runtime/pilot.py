@@ -24,8 +24,9 @@ from mosaic.planning.profiles import Profile
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller, Show, Tell
 from mosaic.runtime.job import Job, ProfileSource, Reaction
+from mosaic.runtime.journal import Journal
 from mosaic.runtime.layers import Questions
-from mosaic.runtime.loop import CommandLog, drive
+from mosaic.runtime.loop import drive
 from mosaic.runtime.planner import Planner, placed
 from mosaic.runtime.profiling import Waves, fit
 from mosaic.runtime.site import prompts_of
@@ -209,7 +210,7 @@ def backend_of(job: Job) -> Backend:
     return job.site.backend(known, prompts_of(job.graph, known), prefixes=prefixes)
 
 
-def submitted(log: CommandLog | None) -> Set[CallKey]:
+def submitted(log: Journal | None) -> Set[CallKey]:
     """Name the calls that earlier starts submitted."""
     commands = (action.command for action in (() if log is None else log.earlier))
     return {command.call.key for command in commands if isinstance(command, Submit)}

@@ -11,7 +11,7 @@ from mosaic.core.workload import Call, Expert, ExpertName, Question, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
-from mosaic.runtime.loop import CommandLog
+from mosaic.runtime.journal import Journal
 
 Prompts: TypeAlias = Callable[[Call, Inputs], str | Chat]
 """Gives what an expert reads for a call, from what the calls said that it comes after."""
@@ -78,7 +78,7 @@ class Site(Protocol):
     def has_begun(self, name: str) -> bool:
         """Tell whether an earlier start began a measurement of this name."""
 
-    def command_log(self) -> CommandLog | None:
+    def command_log(self) -> Journal | None:
         """Give the log of commands of the backend that was given last; None: it cannot be interrupted and go on."""
 
     def calibration(self, experts: Sequence[ExpertName]) -> Workload:

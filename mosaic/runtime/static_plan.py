@@ -12,7 +12,8 @@ from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, need_each_other
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller
-from mosaic.runtime.loop import CommandLog, drive
+from mosaic.runtime.journal import Journal
+from mosaic.runtime.loop import drive
 
 
 def plan_commands(
@@ -78,7 +79,7 @@ def execute(
     backend: Backend,
     controllers: Sequence[Controller] = (),
     *,
-    log: CommandLog | None = None,
+    log: Journal | None = None,
     tick_s: float | None = None,
 ) -> RunResult:
     """Run a plan over its calls, and whatever else controllers want."""

@@ -7,6 +7,7 @@ from shutil import copytree, rmtree
 import msgspec
 import pytest
 
+from mosaic.core.commands import Action
 from mosaic.core.results import CallStatus
 from mosaic.core.workload import PROPOSE
 from mosaic.runtime.journal import FILE_NAME, EndedCall, Entry, frame, read_entries, read_journal
@@ -71,7 +72,7 @@ def copy_with(status: CallStatus, done: Path, folder: Path) -> Path:
     for audited in (folder / "questions.mosaic" / "journal").glob("audit*"):
         rmtree(audited)
     path = folder / "questions.mosaic" / "journal" / "run" / FILE_NAME
-    entries = [ended_as(entry, status) for entry in read_entries(path.parent)]
+    entries = [ended_as(entry, status) for entry in read_entries(path.parent) if not isinstance(entry, Action)]
     path.write_bytes(b"".join(frame(msgspec.json.encode(entry)) for entry in entries))
     return folder / done.name
 

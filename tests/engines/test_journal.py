@@ -25,7 +25,6 @@ from mosaic.runtime.journal import (
     JournalState,
     Log,
     OpenedSession,
-    decoded,
     frame,
     lines_of,
     make_folder,
@@ -43,12 +42,12 @@ def encode(record) -> bytes:
 
 
 def numbers(path: Path) -> list[int]:
-    return [record["number"] for record in decoded(path, msgspec.json.decode) if record is not None]
+    return [msgspec.json.decode(text)["number"] for text in lines_of(path) if text is not None]
 
 
 def contents(path: Path):
-    records = list(decoded(path, msgspec.json.decode))
-    return [record for record in records if record is not None], records.count(None)
+    texts = list(lines_of(path))
+    return [msgspec.json.decode(text) for text in texts if text is not None], texts.count(None)
 
 
 def written(path: Path, *numbers: int) -> bytes:
