@@ -10,7 +10,9 @@ holds at whichever moment one stops, and the same command with another --until g
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from mosaic.commands.batch import stoppable
 from mosaic.config.compose import as_recorded
@@ -33,37 +35,21 @@ from mosaic.runtime.journal import RUN, read_journal
 OUT_SUFFIX = ".out.jsonl"
 
 
-def run_audit(
-    out: Path,
-    work: Path | None = None,
-    *,
-    until: str | None = None,
-    sample: int = 100,
-    most: int | None = None,
-    overrides: Sequence[str] = (),
-    as_json: bool = False,
+def audit(
+    out: Annotated[Path, typer.Argument(help="What mosaic batch wrote: NAME.out.jsonl.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Code of your own and servers with keys, as the batch had them: aggregator.comparison=..."),
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Go on until no more than this share would change: 2%.")] = None,
+    sample: Annotated[int, typer.Option(help="Questions of the first look; each look doubles them.", min=1)] = 100,
+    most: Annotated[int | None, typer.Option(help="Questions that may be asked in all.", min=1)] = None,
+    work: Annotated[Path | None, typer.Option(help="The batch's folder: NAME.mosaic.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print numbers only.")] = False,
 ) -> int:
-    """Audit a batch's output; gives the exit status.
+    """Say how many skipped questions would have another answer, had they been aggregated: a promise without gold.
 
-    Parameters
-    ----------
-    out, work
-        The output, and the batch's folder; None: the one beside it.
-    until
-        Go on until no more than this share of the skipped would change; None: one sample.
-    sample
-        Questions of the first look; each look doubles them.
-    most
-        Questions that may be audited in all; None: all that were skipped.
-    overrides
-        Code, clusters and keys that the batch's configuration names: the folder alone decides on none.
-    as_json
-        Print numbers only.
-
-    Raises
-    ------
-    ValueError, TypeError, MosaicError, OSError
-        If it cannot be audited.
+    Exit status: 0 done, 2 bad input, 5 --until was not reached, 130 stopped.
     """
     until_frac = None if until is None else read_share(until)
     require(out.name.endswith(OUT_SUFFIX), "OUT", f"a file that mosaic batch wrote, NAME{OUT_SUFFIX}", str(out))
@@ -71,25 +57,25 @@ def run_audit(
     lines = read_lines(out)
     kept = {line["custom_id"]: line["response"]["body"]["mosaic"] for line in lines}
     skipped = [name for name, about in kept.items() if about["skipped_aggregator"]]
-    job, seed = read_job(folder, overrides)
+    job, seed = read_job(folder, overrides or ())
     check_output(out, folder)
     if not skipped:
         print(f"{out.name}: nothing to audit, no question skipped the aggregator{why_none(job)}")
         return 0
     order = audit_order(skipped, seed)[:most]
     answers = {name: kept[name]["answer"] for name in skipped}
-    audit = SkipAudit(num_skipped=len(skipped))
+    found = SkipAudit(num_skipped=len(skipped))
     with stoppable(f"mosaic audit goes on with {out.name}"), job.site.open():
         done = first_layer(folder / JOURNAL, job)
         while True:
-            number = min(len(order), max(sample, 2 * audit.num_audited))
+            number = min(len(order), max(sample, 2 * found.num_audited))
             changes = changed(job, order[:number], done, answers)
-            audit.see(changes[audit.num_audited :])
-            reached = until_frac is None or audit.bound_frac <= until_frac
+            found.see(changes[found.num_audited :])
+            reached = until_frac is None or found.bound_frac <= until_frac
             if reached or number == len(order):
                 break
-            say(f"audited {audit.num_audited:,}: {audit.num_changed:,} changed, at most {audit.bound_frac:.2%} would")
-    print(json.dumps(as_dict(audit)) if as_json else describe(out, len(kept), audit, until_frac))
+            say(f"audited {found.num_audited:,}: {found.num_changed:,} changed, at most {found.bound_frac:.2%} would")
+    print(json.dumps(as_dict(found)) if as_json else describe(out, len(kept), found, until_frac))
     return 0 if reached else NOT_REACHED_STATUS
 
 

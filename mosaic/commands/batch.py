@@ -15,7 +15,9 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 import mosaic
 from mosaic.commands.run_folder import leave, summary_of
@@ -52,34 +54,69 @@ from mosaic.runtime.pilot import Pilot, Stages
 from mosaic.runtime.promise import Promise, gate_notes, promise_of
 from mosaic.runtime.replanning import describe_new_plan
 
+Models = Annotated[
+    str | None, typer.Option(help="Checkpoints A,B,C by folder or Hugging Face name, or a LiteLLM model_list file.")
+]
+Aggregator = Annotated[
+    str | None, typer.Option(help="Who merges: one of them, another checkpoint, or none. The largest by default.")
+]
+PerQuestion = Annotated[int | None, typer.Option(help="Models that answer each question: 3.", min=1)]
+Workers = Annotated[int | None, typer.Option(help="All GPUs, or 2 groups of cores where there is none.", min=1)]
+Checkpoints = Annotated[str, typer.Option(help="Where checkpoints lie that are not named by path.")]
+
+
+def batch(
+    file: Annotated[
+        Path, typer.Argument(help="Questions: .jsonl (OpenAI's batch format too), .csv, .json or .parquet.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="As for `mosaic run`: pool=tiny, profile.path=FILE, ...")
+    ] = None,
+    models: Models = None,
+    aggregator: Aggregator = None,
+    per_question: PerQuestion = None,
+    workers: Workers = None,
+    on: Annotated[
+        str | None,
+        typer.Option(help="Where: ray (the cluster of this machine), or ray://HEAD. Here by default."),
+    ] = None,
+    checkpoints: Checkpoints = "checkpoints",
+    price: Annotated[float | None, typer.Option(help="Dollars for a worker and an hour.", min=0)] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder of the journal: FILE with the suffix .mosaic.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the output: that of FILE.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Serve Prometheus metrics on this port; 0: a free one.")
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address to serve metrics on; 0.0.0.0: every one of this machine.")
+    ] = LOOPBACK,
+) -> int:
+    """Answer a file of questions; the same command goes on after any interruption.
+
+    Exit status: 0 complete, 2 bad input, 4 complete with errors, 6 it is running already, 130 stopped.
+    """
+    request = BatchRequest(
+        path=file,
+        models=models,
+        aggregator=aggregator,
+        per_question=per_question,
+        workers=workers,
+        on=on,
+        checkpoints=checkpoints,
+        overrides=tuple(overrides or ()),
+    )
+    return run_batch(request, work, out, price, metrics_port, metrics_host)
+
 
 def run_batch(
     request: BatchRequest,
-    *,
-    work: Path | None = None,
-    out: Path | None = None,
-    price_per_hour: float | None = None,
-    metrics_port: int | None = None,
-    metrics_host: str = LOOPBACK,
+    work: Path | None,
+    out: Path | None,
+    price: float | None,
+    metrics_port: int | None,
+    metrics_host: str,
 ) -> int:
-    """Run a batch to its end, or what is left of it; gives the exit status.
-
-    Parameters
-    ----------
-    request
-        What is answered, and by whom.
-    work, out
-        Folders of the run with its journal, and of the output; None: beside the file.
-    price_per_hour
-        Of a worker, in dollars.
-    metrics_port, metrics_host
-        Where metrics are served; None: nowhere.
-
-    Raises
-    ------
-    ValueError, TypeError, MosaicError, OSError
-        If the input is bad, or the batch cannot be run.
-    """
+    """Run a batch to its end, or what is left of it; gives the exit status."""
     spare_garbage_collector()
     work, files = work or work_folder(request.path), paths_of(request.path, out)
     folders = (work, files.out.parent)
@@ -112,11 +149,11 @@ def run_batch(
         if port is not None:
             say(f"metrics: http://{metrics_host}:{port}/metrics")
         with closing(stream):
-            outcome = execute(prepared, stream, metrics, price_per_hour)
+            outcome = execute(prepared, stream, metrics, price)
             ended = finish(files, stream.file, stream.questions)
         promise = _leave(work, files, prepared, stamped, outcome, ended)
         files.partial.unlink(missing_ok=True)
-    spent = None if price_per_hour is None else spent_so_far(start, prepared.job.cluster.num_workers, price_per_hour)
+    spent = None if price is None else spent_so_far(start, prepared.job.cluster.num_workers, price)
     notes = gate_notes(prepared.job.graph, prepared.calibration, promise)
     print(describe(request.path, files, outcome, ended, notes, spent))
     return UNANSWERED_STATUS if ended.num_unanswered else 0

@@ -12,7 +12,9 @@ it with itself. A figure that would say nothing is not drawn, and a sentence say
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from mosaic.comparison.labels import label_runs
 from mosaic.comparison.pairing import METRICS, NEVER, Comparison, compare_runs
@@ -48,33 +50,27 @@ SCALING_COLUMNS = (
 
 
 def compare(
-    folders: Sequence[Path],
-    baseline: str | None = None,
-    metric: str | None = None,
-    *,
-    disturbed: bool = False,
-    out: Path | None = None,
+    folders: Annotated[list[Path], typer.Argument(help="Folders of sweeps or runs, searched for runs.")],
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="Scheduler, or full policy name as the table has it. "
+            "[default: round_robin where it was run, with gate=never where gates differ]"
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Time to compare: expert_makespan_s or end_to_end_s. "
+            "[default: end_to_end_s where an aggregator runs, else expert_makespan_s]"
+        ),
+    ] = None,
+    disturbed: Annotated[
+        bool, typer.Option("--disturbed", help="Count runs that were interrupted or lost workers too.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Where the files go. [default: the first folder]")] = None,
 ) -> None:
-    """Compare the runs below some folders, print the table and write it with its figures.
-
-    Parameters
-    ----------
-    folders
-        Of sweeps or runs, searched for runs.
-    baseline
-        Scheduler, or full policy name as the table has it; None: see `default_baseline`.
-    metric
-        A key of METRICS; None: see `default_metric`.
-    disturbed
-        Count runs that were interrupted or lost workers too.
-    out
-        Where the files go; None: the first folder.
-
-    Raises
-    ------
-    ValueError, MosaicError, OSError
-        If there is nothing to compare, or a file cannot be written.
-    """
+    """Compare run folders, paired by seed: speedups, time against accuracy, and times across numbers of GPUs."""
     require(metric in (None, *METRICS), "--metric", f"one of {[*METRICS]}", metric)
     runs, skipped = collect_runs(folders, disturbed=disturbed)
     metric = metric or default_metric(runs)

@@ -17,8 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from mosaic.commands.batch import Aggregator, Checkpoints, Models, PerQuestion, Workers
 from mosaic.config.batch import BatchRequest, batch_config, work_folder
 from mosaic.config.compose import as_recorded, compose_config
 from mosaic.config.errors import NOT_REACHED_STATUS, say
@@ -30,14 +33,79 @@ from mosaic.core.checks import require
 from mosaic.core.cluster import uniform_cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.safe_text import file_name
-from mosaic.quote import Kind, Quotation, QuotePilot, describe, quote, run_quote_pilot
+from mosaic.quote import Kind, Quotation, QuotePilot, describe, run_quote_pilot
+from mosaic.quote import quote as make_quotation
 from mosaic.quote.forecast import Simulator, hardware_error, load_factor, serve_factor
-from mosaic.quote.prices import Price, load_prices, parse_price
+from mosaic.quote.prices import Price, load_prices, parse_duration_s, parse_price
 from mosaic.report.display import show_stage
 from mosaic.runtime.job import Job
 from sim.cluster.session_times import SimulatedSessions
 
 MAX_GPUS = 64
+
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[FILE] [KEY=VALUE]...", help="A file of questions, and overrides as for `mosaic run`."),
+]
+KindPrices = Annotated[
+    list[str] | None, typer.Option(metavar="KIND=DOLLARS", help="An hour of one GPU; may be repeated.")
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--folder", "--work", help="Of the pilot's journal. [default: results/multirun/quote/... or FILE.mosaic]"
+    ),
+]
+
+
+def quote(
+    words: Words = None,
+    gpus: Annotated[str, typer.Option(help="Numbers of GPUs, as 1-8 or 1,2,4.")] = "1-8",
+    kind: Annotated[list[str] | None, typer.Option(help="A file of conf/hardware; may be repeated.")] = None,
+    price: KindPrices = None,
+    prices: Annotated[Path | None, typer.Option(help="JSON with the prices of kinds, each with its date.")] = None,
+    deadline: Annotated[str | None, typer.Option(help="From now: seconds, or with min, h or d.")] = None,
+    pilot: Annotated[int, typer.Option(help="Calls an expert, on average.")] = 128,
+    folder: Folder = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what dominates, and what is unknown.")] = False,
+    models: Models = None,
+    aggregator: Aggregator = None,
+    per_question: PerQuestion = None,
+    workers: Workers = None,
+    checkpoints: Checkpoints = "checkpoints",
+    as_json: Annotated[bool, typer.Option("--json", help="The quote as JSON.")] = False,
+) -> int:
+    """Say how long a batch takes, and what it costs, on how many GPUs, from a pilot of its own calls.
+
+    Exit status: 0 done, 2 bad input, 5 nothing meets the deadline, 130 stopped.
+    """
+    file, overrides = split_words(words or ())
+    request = (
+        None
+        if file is None
+        else BatchRequest(
+            path=file,
+            models=models,
+            aggregator=aggregator,
+            per_question=per_question,
+            workers=workers,
+            checkpoints=checkpoints,
+            overrides=overrides,
+        )
+    )
+    made = quote_batch(
+        overrides,
+        sizes=parse_sizes(gpus),
+        kinds=kind or (),
+        prices=({} if prices is None else load_prices(prices)) | dict(map(parse_price, price or ())),
+        deadline_s=None if deadline is None else parse_duration_s(deadline),
+        per_expert=pilot,
+        folder=folder,
+        request=request,
+    )
+    print(json.dumps(made.to_json(), indent=1) if as_json else describe(made, explain=explain), end="")
+    return NOT_REACHED_STATUS if made.cheapest is None else 0
 
 
 def quote_batch(
@@ -96,7 +164,7 @@ def quote_batch(
         emit = say if is_real else lambda line: None
         pilot = run_quote_pilot(job, per_expert, show=partial(show_stage, is_simulated=not is_real), tell=emit)
     named: list[str | None] = [*dict.fromkeys(kinds)] or [None]
-    return quote(
+    return make_quotation(
         job,
         pilot,
         [kind_of(job, pilot, config, overrides, name, max(sizes), is_real=is_real) for name in named],
@@ -173,15 +241,3 @@ def split_words(words: Sequence[str]) -> tuple[Path | None, tuple[str, ...]]:
     files = [word for word in words if "=" not in word]
     require(len(files) < 2, "FILE", "one file of questions", files)
     return Path(files[0]) if files else None, tuple(word for word in words if word not in files)
-
-
-def print_quote(made: Quotation, *, as_json: bool, explain: bool) -> int:
-    """Print a quote for people, or as JSON; gives the exit status."""
-    print(json.dumps(made.to_json(), indent=1) if as_json else describe(made, explain=explain), end="")
-    return NOT_REACHED_STATUS if made.cheapest is None else 0
-
-
-def prices_from(path: Path | None, said: Sequence[str]) -> dict[str, Price]:
-    """Put prices together: those of the command line go before those of the file."""
-    prices = {} if path is None else load_prices(path)
-    return prices | dict(map(parse_price, said))

@@ -2,16 +2,16 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mosaic.config.errors import say
-from mosaic.config.instantiation import call
-from mosaic.config.sections import EndpointSection, Mode, RaySection, VllmSection, section
+from mosaic.config.sections import Group, RaySection, section
 from mosaic.config.sites import Backend, SiteInputs, sim_site
-from mosaic.core.checks import require
+from mosaic.core.checks import AtLeast1, Name, require
 from mosaic.core.engine_options import Device, EngineOptions, ModelLoading
 from mosaic.core.workload import Expert
 from mosaic.engines.backend import EngineBackend
@@ -39,6 +39,37 @@ from mosaic.pipelines.prompts import check_texts, expert_prompt
 CPU_KV_CACHE_BYTES = 64 * 2**20
 
 
+class Mode(StrEnum):
+    """Where a response comes from."""
+
+    LIVE = "live"
+    """The model reads the real prompt and decides what to write."""
+    REPLAY = "replay"
+    """The model writes as many tokens as the simulated world says, and the world says what they mean."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmSection:
+    """Engines of vLLM."""
+
+    mode: Mode
+    device: Literal["auto", "gpu", "cpu"]
+    checkpoints: Name
+    confidence: bool
+    num_calibration_questions: AtLeast1
+    engine: Group
+    patience: Patience
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointSection:
+    """Servers that are running."""
+
+    endpoints: tuple[Endpoint, ...]
+    max_in_flight: AtLeast1
+    patience: EndpointPatience
+
+
 def vllm(config: Mapping[str, Any]) -> Backend:
     """Build ``backend=vllm``.
 
@@ -58,7 +89,6 @@ def _vllm_site(backend: VllmSection, options: EngineOptions, inputs: SiteInputs)
     rule = "auto in live mode: random weights answer nothing"
     is_dummy = options.loading.dummy_weights
     require(not (is_live and is_dummy), "backend.engine.load_format", rule, options.loading.load_format)
-    patience: Patience = call(Patience, "backend.patience", **backend.patience)
     engines = VllmEngines(options=options, with_tokenizer=is_live, checkpoints=Path(backend.checkpoints))
     measured = replace(engines, options=replace(options, enable_prefix_caching=False))
     local = LocalLauncher(options, VLLM_ENGINE, options.loading.device)
@@ -75,7 +105,7 @@ def _vllm_site(backend: VllmSection, options: EngineOptions, inputs: SiteInputs)
         "vllm",
         (engines, measured),
         launcher,
-        patience,
+        backend.patience,
         with_confidence=backend.confidence or inputs.graph.rule.reads_confidence,
         options=options,
         problems=problems,
@@ -138,8 +168,9 @@ def _endpoint_site(backend: EndpointSection, inputs: SiteInputs) -> EngineSite:
     for expert in inputs.experts:
         kv = expert.kv and expert.kv.policy.value
         require(expert.kv is None, f"expert {expert.name}: kv", "null: servers keep their KV cache as they do", kv)
-    endpoints = _endpoints(backend.endpoints, inputs)
-    patience: EndpointPatience = call(EndpointPatience, "backend.patience", **backend.patience)
+    endpoints = backend.endpoints
+    _check_endpoints(endpoints, inputs)
+    patience = backend.patience
     engines = EndpointEngines(endpoints=endpoints, patience=patience, max_in_flight=backend.max_in_flight)
     launcher = LocalLauncher(EndpointSettings(endpoint=endpoints[0], patience=patience), ENDPOINT_ENGINE, device=None)
     return _site(
@@ -159,8 +190,7 @@ def _endpoint_site(backend: EndpointSection, inputs: SiteInputs) -> EngineSite:
     )
 
 
-def _endpoints(config: Sequence[Mapping[str, Any]], inputs: SiteInputs) -> tuple[Endpoint, ...]:
-    endpoints = tuple(call(Endpoint, f"backend.endpoints[{number}]", **entry) for number, entry in enumerate(config))
+def _check_endpoints(endpoints: Sequence[Endpoint], inputs: SiteInputs) -> None:
     num_workers = inputs.machines.cluster.num_workers
     rule = f"one for each worker, cluster.num_workers={num_workers}"
     require(len(endpoints) == num_workers, "backend.endpoints", rule, len(endpoints))
@@ -171,7 +201,6 @@ def _endpoints(config: Sequence[Mapping[str, Any]], inputs: SiteInputs) -> tuple
     for name in (*inputs.workload.num_calls_by_expert, *(expert.name for expert in inputs.graph.experts)):
         rule = f"servers of every expert that is called; they serve {served}"
         require(name in served, "backend.endpoints", rule, name)
-    return endpoints
 
 
 def _site(
@@ -237,13 +266,8 @@ def vllm_options(backend: VllmSection) -> EngineOptions:
         loading["dtype"] = "float32" if device is Device.CPU else "auto"
     if engine.get("kv_cache_memory_bytes") is None and device is Device.CPU:
         engine["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
-    made: EngineOptions = call(
-        EngineOptions,
-        "backend.engine",
-        loading=call(ModelLoading, "backend.engine", device=device, **loading),
-        **engine,
-    )
-    return made
+    loaded = section({**loading, "device": device}, ModelLoading, "backend.engine")
+    return section({**engine, "loading": loaded}, EngineOptions, "backend.engine")
 
 
 def find_device() -> Device:

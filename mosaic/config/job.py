@@ -8,7 +8,7 @@ from typing import Any
 
 from mosaic.config.compose import compose_config
 from mosaic.config.effects import check_effects
-from mosaic.config.instantiation import TARGET, call, import_callable, make, make_once, once
+from mosaic.config.instantiation import TARGET, import_callable, make, make_once, once
 from mosaic.config.machines import machines, resolve_ray
 from mosaic.config.pipeline import Pipeline, check_upper_profile, pipeline_from
 from mosaic.config.saved_profile import first_profile, upper_profile
@@ -29,7 +29,6 @@ from mosaic.planning.plan_file import load_plans
 from mosaic.runtime.job import Job
 from mosaic.runtime.site import Site
 from mosaic.runtime.store import Store
-from mosaic.runtime.sweep import Sweep
 from sim.cluster.session_times import SimulatedSessions
 from sim.site import SimSite
 
@@ -73,7 +72,7 @@ def build_job(
     ValueError, TypeError, MosaicError
         Naming the field, the rule and the value.
     """
-    given = resolve_ray(section(config, Sections, ""))
+    given = resolve_ray(section(config, Sections))
     profile = given.profile
     rule = f"1 where profile.path={profile.path!r} names a profile"
     require(profile.path is None or profile.length_error == 1, "profile.length_error", rule, profile.length_error)
@@ -122,7 +121,7 @@ def _job(given: Sections, inputs: SiteInputs, pipeline: Pipeline, site: Site, op
         scheduler=make(given.scheduler, "scheduler"),
         costs=partial(make(given.costs, "costs"), options=options),
         site=site,
-        sweep=call(Sweep, "profile.sweep", **profile.sweep),
+        sweep=profile.sweep,
         profile_source=profile.source,
         max_batch_frac=profile.max_batch_frac,
         placements=pipeline.placements,

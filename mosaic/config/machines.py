@@ -1,8 +1,7 @@
 """The workers of a run, and what is known of their kinds, from the groups ``cluster`` and ``hardware``."""
 
+from dataclasses import replace
 from typing import NamedTuple
-
-from msgspec.structs import replace
 
 from mosaic.config.instantiation import call, make_once
 from mosaic.config.sections import Group, MixedClusterSection, RaySection, Sections, section

@@ -1,13 +1,11 @@
 """The pipeline of a run: its calls, what decides that they are enough, and how its upper nodes may be placed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import partial
 from inspect import signature
 from types import MappingProxyType
 from typing import Any, NamedTuple
-
-from msgspec.structs import astuple
 
 from mosaic.answers.extraction import Comparison
 from mosaic.config.instantiation import TARGET, call, import_callable, make
@@ -19,9 +17,10 @@ from mosaic.config.sections import (
     NodeSection,
     PipelineSection,
     Sections,
+    TopologySection,
     section,
 )
-from mosaic.core.checks import require, require_unique
+from mosaic.core.checks import require, require_count, require_unique
 from mosaic.core.cluster import Cluster
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.kv_memory import fits_memory
@@ -121,6 +120,7 @@ def _layers(
 ) -> Pipeline:
     settings, topology, name = given.pipeline, given.topology, given.aggregator.get("name")
     if topology.layers is not None:
+        _check_agents(topology)
         named = partial(_named_aggregator, None, given, experts)
         room = topology.min_output_tokens
         layers = topology_nodes(topology.layers, topology.fan_in, room, experts, workload, named)
@@ -154,13 +154,21 @@ def _layers(
     return Pipeline(graph, {AGGREGATE: _placements(aggregator, expert, machines, options)}, aggregator.name)
 
 
+def _check_agents(topology: TopologySection) -> None:
+    for number, layer in enumerate(topology.layers or ()):
+        if not isinstance(layer, list):
+            require_count(layer, f"topology.layers[{number}]", at_least=1)
+    if not isinstance(topology.fan_in, list | None):
+        require_count(topology.fan_in, "topology.fan_in", at_least=1)
+
+
 def _named_nodes(entries: Mapping[str, Any], experts: Sequence[Expert]) -> tuple[Node, ...]:
     """Build the nodes of a pipeline of the user's own."""
     pool = {expert.name: expert for expert in experts}
     nodes = []
     for name, entry in entries.items():
         label = f"pipeline.nodes.{name}"
-        given = dict(entry or {}) if isinstance(entry, Mapping | None) else entry
+        given = {} if entry is None else entry
         node = section(given, NodeSection, label)
         for expert in node.experts or ():
             require(expert in pool, f"{label}.experts", f"of the pool {list(pool)}", expert)
@@ -278,10 +286,11 @@ def _check_prefill_ahead(graph: CallGraph, settings: PipelineSection, backend: s
 def _placements(
     aggregator: AggregatorSection, expert: Expert, machines: Machines, options: EngineOptions
 ) -> NodePlacements:
+    require(bool(aggregator.tp_degrees), "aggregator.tp_degrees", "at least one value", [])
     require_unique(aggregator.tp_degrees, "aggregator.tp_degrees")
     schedulers = {int(degree): name for degree, name in (aggregator.scheduler_by_degree or {}).items()}
     costs = aggregator.costs
-    degrees = _placeable(expert, tuple(aggregator.tp_degrees), machines, options)
+    degrees = _placeable(expert, aggregator.tp_degrees, machines, options)
     return NodePlacements(
         placements=tuple(
             Placement(tp_degree=degree, scheduler=SCHEDULERS[schedulers[degree]]() if degree in schedulers else None)

@@ -1,14 +1,13 @@
 """What every site is built from, the simulator's site, and the world that it simulates."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mosaic.config.instantiation import call
 from mosaic.config.machines import Machines
-from mosaic.config.sections import AnswersSection, Section, WorldSection, section
+from mosaic.config.sections import AnswersSection, Group, WorldSection, section
 from mosaic.core.checks import require, require_count
 from mosaic.core.engine_options import EngineOptions
 from mosaic.core.workload import Expert, Workload
@@ -72,14 +71,19 @@ class Backend:
 def simulated(config: Mapping[str, Any]) -> Backend:
     """Build ``backend=sim``: what sessions share, and the options of the simulated engines."""
     shared = {key: value for key, value in config.items() if key in USE_KEYS}
-    use: GpuUse = call(GpuUse, "backend", **shared)
-    options: EngineOptions = call(EngineOptions, "backend", **{key: config[key] for key in config if key not in shared})
+    use = section(shared, GpuUse, "backend")
+    options = section({key: config[key] for key in config if key not in shared}, EngineOptions, "backend")
     return Backend(name="sim", site=partial(sim_site, options=options, use=use), options=options)
+
+
+@dataclass(frozen=True, slots=True)
+class NoOptions:
+    """Of a backend that starts nothing."""
 
 
 def explained(config: Mapping[str, Any]) -> Backend:
     """Build ``backend=none``: the profile of a plan that is only explained is the simulator's."""
-    section(config, Section, "backend")
+    section(config, NoOptions, "backend")
     return Backend(name="none", site=partial(sim_site, options=EngineOptions()), runs=False)
 
 
@@ -120,12 +124,6 @@ def sim_site(inputs: SiteInputs, options: EngineOptions, use: GpuUse | None = No
     )
 
 
-ANSWER_KEYS = (
-    "mean_ability", "discrimination", "distractor_std", "length_loading", "aggregator_gain", "deference",
-    "aggregator_length_loading",
-)  # fmt: skip
-
-
 def simulated_world(given: WorldSection) -> SimulatedWorld:
     """Build what the group says.
 
@@ -149,7 +147,8 @@ def simulated_world(given: WorldSection) -> SimulatedWorld:
 
 def _answer_model(given: AnswersSection) -> tuple[AnswerModel, int]:
     """Build the answer model and the visible tokens; every parameter declares its source."""
-    values = {key: declared_parameter(getattr(given, key), f"world.answers.{key}") for key in ANSWER_KEYS}
+    keys = [each.name for each in fields(AnswerModel) if each.default is MISSING and each.default_factory is MISSING]
+    values = {key: declared_parameter(getattr(given, key), f"world.answers.{key}") for key in keys}
     abilities = {
         name: declared_parameter(entry, f"world.answers.ability_by_expert.{name}")[0]
         for name, entry in given.ability_by_expert.items()
@@ -169,7 +168,7 @@ def _answer_model(given: AnswersSection) -> tuple[AnswerModel, int]:
     return model, visible
 
 
-def _kv_losses(config: Mapping[int | str, Any]) -> dict[int, float]:
+def _kv_losses(config: Group) -> dict[int, float]:
     """Read the share of right answers that is lost, by KV budget in tokens."""
     key = "world.answers.kv_loss_frac"
     # NOTE: overrides by a dotted name make a text of a number.

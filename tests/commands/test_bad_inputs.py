@@ -164,7 +164,7 @@ def test_an_interrupted_batch_says_what_is_kept(
     def stopped(*args: object, **kwargs: object) -> int:
         raise KeyboardInterrupt("stopped; 40 of 180 calls are in FOLDER")
 
-    monkeypatch.setattr("mosaic.commands.batch.run_batch", stopped)
+    monkeypatch.setattr("mosaic.commands.batch.batch_config", stopped)
     with pytest.raises(SystemExit) as stop:
         main(["batch", "questions.jsonl"])
     assert stop.value.code == 130
