@@ -17,11 +17,11 @@ from mosaic.core.plan import Session
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallRecord, PrefillRecord, inputs_of
 from mosaic.core.workload import CallKey, Expert, ExpertName
-from mosaic.engines.calls import CallState
+from mosaic.engines.calls import CallState, SessionState
 from mosaic.engines.launcher import Launcher, Patience
 from mosaic.engines.messages import Gone
 from mosaic.engines.requests import Engines, RunContent, ServedExpert, is_of_same_engine
-from mosaic.engines.sessions import Sessions, SessionState
+from mosaic.engines.sessions import Sessions
 from mosaic.runtime.journal import Journal, make_folder
 
 WAIT_S = 1.0
@@ -309,12 +309,12 @@ class EngineBackend:
         call, label = command.call, f"prefill of call {command.call.key}"
         state = self._session(command.session, label)
         self._check_expert(label, call.expert, state)
-        if state.calls.send is None or state.is_closing or call.key in self._outcomes:
+        if state.send is None or state.is_closing or call.key in self._outcomes:
             return
         inputs = inputs_of(replace(call, after=call.after[: command.num_read]), self._records)
         request = self._content.prefill(call, self._served_expert(self._experts[call.expert]), inputs)
         if request is not None:
-            state.calls.send([request])
+            state.send([request])
 
     def _read(self, record: CallRecord) -> CallRecord:
         read = self._records[record.key] = self._content.read(

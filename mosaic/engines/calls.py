@@ -1,15 +1,16 @@
-"""The calls of a run that have not ended: one state for each says where it is, and so how it ends."""
+"""The calls of a run that have not ended and its sessions: one state for each says where it is, and so how it ends."""
 
 import heapq
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 from mosaic.core.commands import Cancel, Cut, Move
 from mosaic.core.plan import Session
 from mosaic.core.results import CallRecord, CallStatus, Response
 from mosaic.core.workload import Call, CallKey, ExpertName
-from mosaic.engines.engine import Output, Request
+from mosaic.engines.engine import EngineSpec, Output, Request
 from mosaic.engines.messages import ToWorker
 from mosaic.runtime.journal import NO_SESSION
 
@@ -89,15 +90,41 @@ class CallState:
     num_moves: int = 0
 
 
-@dataclass(slots=True, kw_only=True)
-class SessionCalls:
-    """The calls of a session."""
+class Stage(StrEnum):
+    """Where a session is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    OVER = "over"
+    LOST = "lost"
+    """A worker of it is gone for good."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class SessionState:
+    """A session on its way; one that fails waits again, with the calls that are left."""
 
     session: Session
-    is_remote: bool
-    """Its server has others beside it: a call of the expert's queue that it loses goes back there."""
+    spec: EngineSpec
+    opened_ts: float
+    load_start_ts: float = 0.0
+    """Of its latest attempt."""
+    stage: Stage = Stage.WAITING
+    is_closing: bool = False
+    has_all: bool = False
+    """Its process knows that no call follows."""
+    num_failures: int = 0
+    """In a row."""
+    num_isolated: int = 0
+    """Calls found to break the session, in a row."""
+    end_ts: float = 0.0
+    """Of the last that happened in it."""
+    ill_ts: float | None = None
+    """Since when its server serves nothing; None: it serves."""
+    resume_ts: float = 0.0
+    """It is not tried again before."""
     queue: CallQueue = field(default_factory=CallQueue)
-    """Those that no process has."""
+    """Its calls that no process has."""
     held: set[CallKey] = field(default_factory=set)
     """Those that its process has."""
     incoming: set[CallKey] = field(default_factory=set)
@@ -107,14 +134,27 @@ class SessionCalls:
     send: Callable[[ToWorker], None] | None = None
     """Sends its process a message; None: its engine is not ready."""
     attempt: int = 0
-    is_over: bool = False
-    """It takes no call any more."""
     broken: str | None = None
     """Why it fails what it is sent."""
 
-    def __bool__(self) -> bool:
-        """Whether there are any."""
+    @property
+    def has_ended(self) -> bool:
+        return self.stage in (Stage.OVER, Stage.LOST)
+
+    @property
+    def has_calls(self) -> bool:
         return bool(self.held or self.queue or self.incoming)
+
+    def is_paused(self, now: float) -> bool:
+        """Whether its server is left alone for a while."""
+        return self.stage is Stage.WAITING and self.resume_ts > now
+
+    def note_served(self) -> None:
+        """Count failures anew, since it has served a call."""
+        self.num_failures = self.num_isolated = 0
+        self.ill_ts = None
+        if not self.spec.has_served:
+            self.spec = replace(self.spec, has_served=True)
 
 
 class Calls:
@@ -124,17 +164,21 @@ class Calls:
 
     Parameters
     ----------
+    sessions
+        All that were opened, by number.
     now
         Gives the instant, on the run's clock.
     end
         Takes the record of a call that ends here.
     """
 
-    def __init__(self, now: Callable[[], float], end: Callable[[CallRecord], None]) -> None:
+    def __init__(
+        self, sessions: Mapping[int, SessionState], now: Callable[[], float], end: Callable[[CallRecord], None]
+    ) -> None:
+        self._sessions = sessions
         self._now = now
         self._end = end
         self._calls: dict[CallKey, CallState] = {}
-        self._sessions: dict[int, SessionCalls] = {}
         self._queues: dict[ExpertName, CallQueue] = defaultdict(CallQueue)
 
     def __len__(self) -> int:
@@ -143,11 +187,6 @@ class Calls:
     def get(self, key: CallKey) -> CallState | None:
         """Find a call; None: it has ended, or is nowhere."""
         return self._calls.get(key)
-
-    def open(self, session: Session, *, is_remote: bool) -> SessionCalls:
-        """Let calls be sent to a session."""
-        self._sessions[session.id] = opened = SessionCalls(session=session, is_remote=is_remote)
-        return opened
 
     def queue_of(self, expert: ExpertName) -> CallQueue:
         """Give the calls that any session of an expert may take."""
@@ -169,7 +208,7 @@ class Calls:
         if call.holder is None:
             self._place(call)
         elif call.is_moving or (call.holder != to and not call.is_cancelled):
-            if isinstance(to, int) and not self._sessions[to].is_over:
+            if isinstance(to, int) and not self._sessions[to].has_ended:
                 self._sessions[to].incoming.add(call.request.key)
             if not call.is_moving:
                 call.is_moving = True
@@ -191,7 +230,7 @@ class Calls:
         if call.holder is not None and not call.is_moving:
             self._send_holder(call, Cut(call.request.key, tokens))
 
-    def take(self, session: SessionCalls, room: int, shared_room: float) -> list[Request]:
+    def take(self, session: SessionState, room: int, shared_room: float) -> list[Request]:
         """Give a session's process the calls that come next, its own first and then its expert's.
 
         It has at most ``room`` then, and gets none of its expert's where it has ``shared_room``.
@@ -211,7 +250,7 @@ class Calls:
             taken.append(call.request._replace(attempt=attempt) if attempt else call.request)
         return taken
 
-    def take_back(self, session: SessionCalls, output: Output) -> None:
+    def take_back(self, session: SessionState, output: Output) -> None:
         """Send a call on that a session's process gave back, with what it wrote; its KV cache is lost."""
         call = self._calls.get(output.key)
         if call is None or call.holder != session.session.id or not call.is_moving:
@@ -224,7 +263,7 @@ class Calls:
         session.held.discard(output.key)
         self._release(call)
 
-    def empty(self, session: SessionCalls) -> list[CallState]:
+    def empty(self, session: SessionState) -> list[CallState]:
         """Take all calls from a process that is gone; gives those that wait again, in their order.
 
         They wait for its session; what was sent to an expert's queue may be served by the expert's other servers.
@@ -233,7 +272,7 @@ class Calls:
         session.held.clear()
         waiting = [call for call in held if not (call.is_cancelled or call.is_moving)]
         for call in held:
-            if call.is_cancelled or call.is_moving or (session.is_remote and isinstance(call.to, str)):
+            if call.is_cancelled or call.is_moving or (session.spec.is_remote and isinstance(call.to, str)):
                 self._release(call)
             else:
                 call.holder = None
@@ -246,7 +285,7 @@ class Calls:
         """End all calls of a queue."""
         self.end(self._in(queue), CallStatus.FAILED, cause)
 
-    def lose(self, session: SessionCalls) -> None:
+    def lose(self, session: SessionState) -> None:
         """Let go of the calls of a session that is lost: its own are nowhere, others are their expert's again."""
         for call in self._in(session.queue):
             self._leave(call)
@@ -267,11 +306,12 @@ class Calls:
         if call is None:
             return None
         self._leave(call)
-        for number in {record.session, call.holder}:
-            if number in self._sessions:
-                self._sessions[number].held.discard(record.key)
-                self._sessions[number].suspected.discard(record.key)
         session, response = self._sessions.get(record.session), record.response
+        holder = None if call.holder is None else self._sessions[call.holder]
+        for state in (session, holder):
+            if state is not None:
+                state.held.discard(record.key)
+                state.suspected.discard(record.key)
         return record._replace(
             key=call.call.key,
             expert=call.call.expert,
@@ -322,7 +362,7 @@ class Calls:
             self._wait(call, self._queues[call.call.expert])
         elif session.broken is not None:
             self.end([call], CallStatus.FAILED, session.broken)
-        elif session.is_over:
+        elif session.has_ended:
             del self._calls[call.request.key]  # nowhere, until it is submitted again
         else:
             self._wait(call, session.queue)

@@ -3,9 +3,10 @@
 Importing takes seconds and a fork none, so workers come and go at the price of a load; and what a worker process
 took, memory on the GPU included, is free when it is gone. The server itself never uses a device.
 
-    python -m mosaic.engines.fork_server FD
+    python -m mosaic.engines.fork_server FD MODULE
 
-where FD is a socket to the driver. The server ends when the socket closes, and so do its workers.
+where FD is a socket to the driver and MODULE an `EngineModule`. The driver sends its settings first, and gets why it
+cannot be imported, or None. The server ends when the socket closes, and so do its workers.
 """
 
 import gc
@@ -21,25 +22,24 @@ from multiprocessing.reduction import recv_handle
 from typing import cast
 
 from mosaic.engines.engine import EngineModule
-from mosaic.engines.messages import Fork, Forked, ForkServerFailed, ForkServerReady, Kill, Prepare, Reaped, one_line
+from mosaic.engines.messages import Fork, Forked, Kill, Reaped, one_line
 from mosaic.engines.worker import run_worker
 
 
-def run_fork_server(control: Connection) -> None:
+def run_fork_server(control: Connection, engine_module: str) -> None:
     """Import what engines need, then fork and reap workers until the driver is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    prepare = control.recv()
-    assert isinstance(prepare, Prepare)
+    settings = control.recv()
     try:
-        module = cast(EngineModule, importlib.import_module(prepare.engine_module))
-        module.prepare(prepare.settings)
+        module = cast(EngineModule, importlib.import_module(engine_module))
+        module.prepare(settings)
     except Exception as error:
         traceback.print_exc()
-        control.send(ForkServerFailed(one_line(error)))
+        control.send(one_line(error))
         return
     gc.collect()
     gc.freeze()
-    control.send(ForkServerReady())
+    control.send(None)
     ForkServer(control, module).run()
 
 
@@ -111,4 +111,4 @@ def kill_group(pid: int) -> None:
 
 
 if __name__ == "__main__":
-    run_fork_server(Connection(int(sys.argv[1])))
+    run_fork_server(Connection(int(sys.argv[1])), sys.argv[2])

@@ -3,20 +3,15 @@
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from mosaic.core.checks import AtLeast0, Positive, checked
-from mosaic.core.errors import BackendError
-from mosaic.core.plan import Session
 from mosaic.engines.engine import EngineSpec
-from mosaic.engines.messages import Exited, Failure, FromWorker, Gone, Load, There, ToWorker
+from mosaic.engines.messages import Exited, Failure, FromWorker, Gone, There, ToWorker
 
-GATHER_S = 0.005
-"""Messages are received no more often: what comes meanwhile is written and synced together."""
 FORK_SERVER_LOG = "fork_server.log"
 
 
@@ -109,7 +104,7 @@ class WorkerProcess:
     number: int
     spec: EngineSpec
     workers: tuple[int, ...]
-    session: int | None
+    session: int | None = None
     """The number of the one that it serves."""
     phase: Phase = Phase.LOADING
     one_at_a_time: bool = False
@@ -170,70 +165,3 @@ class WorkerProcess:
         if self.failure is not None:
             return self.failure.is_worker
         return self.phase is Phase.LOADING
-
-
-class WorkerProcesses:
-    """The worker processes of a run that are not gone: started, received from, watched, and never left behind.
-
-    Parameters
-    ----------
-    launcher, patience
-        See `EngineBackend`.
-    zero_ts
-        The run's zero on the machine's monotonic clock.
-    """
-
-    def __init__(self, launcher: Launcher, patience: Patience, zero_ts: float) -> None:
-        self._launcher = launcher
-        self._patience = patience
-        self._zero_ts = zero_ts
-        self._processes: dict[int, WorkerProcess] = {}
-        self._received_ts = 0.0
-
-    def __iter__(self) -> Iterator[WorkerProcess]:
-        return iter(self._processes.values())
-
-    def __len__(self) -> int:
-        return len(self._processes)
-
-    def start(self, spec: EngineSpec, session: Session) -> WorkerProcess | None:
-        """Start a process for a session; None: not now, try again."""
-        number = next(self._launcher.numbers)
-        if not self._launcher.open(number, session.workers):
-            return None
-        process = WorkerProcess(number=number, spec=spec, workers=session.workers, session=session.id)
-        self._processes[number] = process
-        process.send(Load(spec=spec, zero_ts=self._zero_ts))
-        return process
-
-    def receive(self, timeout_s: float) -> Iterator[tuple[WorkerProcess, FromWorker | Exited]]:
-        """Send what is meant for processes, and wait for what they send; of one that is gone ``Exited`` is the last."""
-        for process in self._processes.values():
-            for unsent in process.unsent:
-                self._launcher.send(process.number, unsent)
-            process.unsent.clear()
-        time.sleep(max(0.0, min(self._received_ts + GATHER_S - time.monotonic(), timeout_s)))
-        for number, message in self._launcher.listen(timeout_s):
-            process = self._processes[number]
-            self._received_ts = process.received_ts = time.monotonic()
-            if isinstance(message, Failure):
-                process.failure = message
-            elif isinstance(message, Exited):
-                del self._processes[number]
-            yield process, message
-
-    def watch(self) -> None:
-        """Kill processes that sent nothing for too long."""
-        for process in self._processes.values():
-            if process.is_overdue(self._patience):
-                self._launcher.kill(process.number)
-
-    def kill_all(self) -> None:
-        """End all processes at once and wait until they are gone."""
-        deadline = time.monotonic() + self._patience.close_timeout_s
-        for process in self._processes.values():
-            self._launcher.kill(process.number)
-        while self._processes and time.monotonic() < deadline:
-            with suppress(BackendError):
-                for _ in self.receive(1.0):
-                    pass

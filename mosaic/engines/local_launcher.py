@@ -25,12 +25,9 @@ from mosaic.engines.messages import (
     Exited,
     Fork,
     Forked,
-    ForkServerFailed,
-    ForkServerReady,
     FromWorker,
     Gone,
     Kill,
-    Prepare,
     Reaped,
     There,
     ToWorker,
@@ -182,7 +179,7 @@ class LocalLauncher:
         ours, theirs = socket.socketpair()
         with ours, theirs, log.open("ab") as output:
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "mosaic.engines.fork_server", str(theirs.fileno())],
+                [sys.executable, "-m", "mosaic.engines.fork_server", str(theirs.fileno()), self._engine_module],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -192,12 +189,10 @@ class LocalLauncher:
             )
             self._control = Connection(ours.detach())
         try:
-            self._control.send(Prepare(engine_module=self._engine_module, settings=self._settings))
-            answer = self._control.recv()
-            if isinstance(answer, ForkServerFailed):
-                advice = import_advice(answer.cause)
-                raise BackendError(f"the engine cannot be imported: {answer.cause}; {advice}; see {log}")
-            assert isinstance(answer, ForkServerReady)
+            self._control.send(self._settings)
+            cause: str | None = self._control.recv()
+            if cause is not None:
+                raise BackendError(f"the engine cannot be imported: {cause}; {import_advice(cause)}; see {log}")
         except BaseException as error:
             self.close()
             if isinstance(error, EOFError | OSError):

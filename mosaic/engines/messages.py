@@ -2,22 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from mosaic.core.commands import Cancel, Close, Cut, Move
 from mosaic.core.events import Finished, Prefilled, Progress, Ready
 from mosaic.core.plan import Session
 from mosaic.engines.engine import EngineSpec, Output, Request
 from mosaic.runtime.journal import ClosedSession
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepare:
-    """To a new fork server: which engines its workers will open."""
-
-    engine_module: str
-    """Name of an `EngineModule`."""
-    settings: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,16 +29,6 @@ class Kill(NamedTuple):
     """To the fork server: end a worker process and all it started, at once."""
 
     process: int
-
-
-class ForkServerReady(NamedTuple):
-    """From the fork server: it can fork workers."""
-
-
-class ForkServerFailed(NamedTuple):
-    """From the fork server: it cannot."""
-
-    cause: str
 
 
 class Forked(NamedTuple):

@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mosaic.core.checks import Positive, checked, require
 from mosaic.core.engine_options import Device
 from mosaic.core.errors import BackendError
 from mosaic.engines.machine_agent import AgentSetup, MachineAgent, Order, Report, Stop
 from mosaic.engines.messages import clipped, one_line
-from mosaic.engines.remote_launcher import Node, group_sizes
 
 INSTALL_RAY = "Ray is not installed here: pip install -e '.[ray]'"
 START = "start it with `ray start --head`, and on each other machine `ray start --address=HEAD:6379`"
@@ -50,6 +49,17 @@ class Room:
         return {**cpus, "GPU": float(num_workers)} if self.device is Device.GPU else cpus
 
 
+class Node(NamedTuple):
+    """A machine of the cluster, with or without an agent."""
+
+    id: str
+    """Unique; a machine that comes back has another."""
+    name: str
+    """For people."""
+    num_workers: int
+    """That it has room for."""
+
+
 class RayCluster:
     """The nodes of a cluster, as `RemoteLauncher` uses them.
 
@@ -70,11 +80,24 @@ class RayCluster:
         self._setup: AgentSetup | None = None
 
     def connect(self) -> None:
+        """Connect, and describe the run for agents.
+
+        Raises
+        ------
+        BackendError
+            Saying what is missing.
+        """
         connect(self._address)
         self._setup = None if self._make_setup is None else self._make_setup()
 
     def find(self) -> Sequence[Node]:
-        """List the nodes that have room for a worker, in the order of their names."""
+        """List the nodes that are up and have room for a worker, in the order of their names.
+
+        Raises
+        ------
+        BackendError
+            If it cannot be found out now.
+        """
         import ray
         from ray.exceptions import RayError
 
@@ -96,7 +119,13 @@ class RayCluster:
         return sorted((node for node in found if node.num_workers > 0), key=lambda node: (node.name, node.id))
 
     def start(self, node: Node, num_workers: int) -> "RayAgent":
-        """Reserve the workers' share of a node, and start an agent in it."""
+        """Reserve the workers' share of a node, and start an agent in it.
+
+        Raises
+        ------
+        BackendError
+            If it does not start or cannot serve, with all that is missing.
+        """
         import ray
         from ray.exceptions import GetTimeoutError, RayError
         from ray.util.placement_group import placement_group
@@ -127,12 +156,14 @@ class RayCluster:
         return agent
 
     def cause_of_loss(self, node: Node, error: Exception) -> str:
+        """Give what was lost, the node or only the agent on it, from how its report failed."""
         with suppress(BackendError):
             if node.id in {up.id for up in self.find()}:
                 return f"the agent on {node.name} is gone, and the machine is there: {_last_line(error)}"
         return f"machine {node.name} is gone"
 
     def disconnect(self) -> None:
+        """Leave the cluster."""
         if self._setup is not None:
             import ray
 
@@ -147,11 +178,13 @@ class RayAgent:
         self.actor: Any = None
 
     def report(self, timeout_s: float) -> Future[Report]:
+        """Request a report: all there is by then, at once if there is any. It fails where the agent is lost."""
         report: Future[Report] = self.actor.report.remote(timeout_s).future()
         return report
 
     def send(self, orders: Sequence[Order]) -> None:
-        with suppress(Exception):  # its report says that it is gone
+        """Give orders; returns at once. A lost agent is noticed by its report."""
+        with suppress(Exception):
             self.actor.send.options(concurrency_group=ORDERS).remote(orders)
 
     def end(self) -> None:
@@ -205,6 +238,29 @@ def hosts_of(address: str, room: Room, num_workers: int | None) -> tuple[int, ..
         needs, has = room.bundle(1), {name: _resources(address).get(name, 0) for name in ("CPU", "GPU")}
         raise BackendError(f"no machine of the Ray cluster has room for a worker, which takes {needs}: all have {has}")
     return group_sizes(rooms, num_workers)
+
+
+def group_sizes(rooms: Sequence[int], num_workers: int | None) -> tuple[int, ...]:
+    """Give the number of workers of each host of a run.
+
+    Parameters
+    ----------
+    rooms
+        Workers that the nodes which are up have room for.
+    num_workers
+        That the run is to have; None: as many as there are. More than there are wait for nodes like the largest.
+
+    Examples
+    --------
+    >>> group_sizes([2, 4], None), group_sizes([2, 4], 3), group_sizes([2, 4], 11)
+    ((2, 4), (2, 1), (2, 4, 4, 1))
+    """
+    wanted = sum(rooms) if num_workers is None else num_workers
+    sizes: list[int] = []
+    for size in [*rooms, *[max(rooms, default=1)] * wanted]:
+        if sum(sizes) < wanted and size > 0:
+            sizes.append(min(size, wanted - sum(sizes)))
+    return tuple(sizes)
 
 
 def connect(address: str) -> None:

@@ -14,12 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, count, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from mosaic.core.errors import BackendError
 from mosaic.engines.local_launcher import output_of
 from mosaic.engines.machine_agent import Forward, Order, Printed, Report, Start
 from mosaic.engines.messages import FORK_SERVER_DIED, Exited, FromWorker, Gone, Kill, Load, There, ToWorker
+from mosaic.engines.ray_cluster import Node, RayAgent, RayCluster
 
 ABSENT = "no machine is there for it"
 HEARTBEAT_S = 2.0
@@ -40,73 +41,12 @@ NUM_CLOCK_READINGS = 8
 T = TypeVar("T")
 
 
-class Node(NamedTuple):
-    """A machine of the cluster, with or without an agent."""
-
-    id: str
-    """Unique; a machine that comes back has another."""
-    name: str
-    """For people."""
-    num_workers: int
-    """That it has room for."""
-
-
-class Agent(Protocol):
-    """The driver's hold on the agent of a node."""
-
-    def report(self, timeout_s: float) -> Future[Report]:
-        """Request a report: all there is by then, at once if there is any. It fails where the agent is lost."""
-
-    def send(self, orders: Sequence[Order]) -> None:
-        """Give orders; returns at once. A lost agent is noticed by its report."""
-
-    def end(self) -> None:
-        """End the agent and all it started."""
-
-
-class RemoteCluster(Protocol):
-    """Where nodes come from; its methods are called by several threads."""
-
-    def connect(self) -> None:
-        """Connect, and get ready whatever agents need.
-
-        Raises
-        ------
-        BackendError
-            Saying what is missing.
-        """
-
-    def find(self) -> Sequence[Node]:
-        """List the nodes that are up, always in the same order.
-
-        Raises
-        ------
-        BackendError
-            If it cannot be found out now.
-        """
-
-    def start(self, node: Node, num_workers: int) -> Agent:
-        """Start an agent.
-
-        Raises
-        ------
-        BackendError
-            If it does not start or cannot serve, with all that is missing.
-        """
-
-    def cause_of_loss(self, node: Node, error: Exception) -> str:
-        """Give what was lost, the node or only the agent on it, from how its report failed."""
-
-    def disconnect(self) -> None:
-        """Leave the cluster."""
-
-
 @dataclass(eq=False, slots=True, kw_only=True)
 class Machine:
     """A node with an agent that serves workers."""
 
     node: Node
-    agent: Agent
+    agent: RayAgent
     workers: tuple[int, ...]
     orders: list[Order] = field(default_factory=list)
     """Until they are sent all at once."""
@@ -150,7 +90,7 @@ class RemoteLauncher:
     Parameters
     ----------
     cluster
-        Of nodes.
+        Where nodes come from; its methods are called by several threads.
     group_sizes
         Workers of each host; a node serves those of one, or of several.
     log
@@ -158,7 +98,7 @@ class RemoteLauncher:
     """
 
     def __init__(
-        self, cluster: RemoteCluster, group_sizes: Sequence[int], log: Callable[[str], None] = lambda line: None
+        self, cluster: RayCluster, group_sizes: Sequence[int], log: Callable[[str], None] = lambda line: None
     ) -> None:
         self._cluster = cluster
         self._log = log
@@ -426,26 +366,3 @@ def slots_for(room: int, groups: Sequence[tuple[int, ...]], held: Collection[int
         free.remove(group)
         chosen += group[: room - len(chosen)]
     return chosen
-
-
-def group_sizes(rooms: Sequence[int], num_workers: int | None) -> tuple[int, ...]:
-    """Give the number of workers of each host of a run.
-
-    Parameters
-    ----------
-    rooms
-        Workers that the nodes which are up have room for.
-    num_workers
-        That the run is to have; None: as many as there are. More than there are wait for nodes like the largest.
-
-    Examples
-    --------
-    >>> group_sizes([2, 4], None), group_sizes([2, 4], 3), group_sizes([2, 4], 11)
-    ((2, 4), (2, 1), (2, 4, 4, 1))
-    """
-    wanted = sum(rooms) if num_workers is None else num_workers
-    sizes: list[int] = []
-    for size in [*rooms, *[max(rooms, default=1)] * wanted]:
-        if sum(sizes) < wanted and size > 0:
-            sizes.append(min(size, wanted - sum(sizes)))
-    return tuple(sizes)

@@ -107,13 +107,8 @@ class RunContent:
             If a replayed call's prompt leaves no room in the expert's context.
         """
         expert, sampling = served.expert, self._sampling(call.key)
-        seed = response_seed(self.root_seed if sampling.seed is None else sampling.seed, call.key)
-        prompt: Prompt
-        if self.prompts is not None:
-            prompt = self.prompts(call, inputs)
-        elif served.vocab_size is not None:
-            prompt = random_prompt(call, seed, served.vocab_size)
-        else:
+        prompt, seed = self._prompt(self.prompts, call, served, inputs, sampling)
+        if prompt is None:
             raise BackendError(f"expert {expert.name}: prompts must be given, its engine's vocabulary is not known")
         length = None
         if outcome is not None:
@@ -153,24 +148,29 @@ class RunContent:
 
     def prefill(self, call: Call, served: ServedExpert, inputs: Inputs) -> Request | None:
         """Make the request that prefills ahead of a call; None: it is not known."""
-        expert, sampling = served.expert, self._sampling(call.key)
-        seed = response_seed(self.root_seed if sampling.seed is None else sampling.seed, call.key)
-        prompt: Prompt
-        if self.prefixes is not None:
-            prompt = self.prefixes(call, inputs)
-        elif self.prompts is None and served.vocab_size is not None:
-            prompt = random_prompt(call, seed, served.vocab_size)
-        else:
+        if self.prefixes is None and self.prompts is not None:
+            return None
+        prompt, seed = self._prompt(self.prefixes, call, served, inputs, self._sampling(call.key))
+        if prompt is None:
             return None
         return Request(
             key=call.key,
             prompt=prompt,
             prompt_tokens=call.prompt_tokens,
             seed=seed,
-            temperature=expert.temperature,
+            temperature=served.expert.temperature,
             max_output_tokens=1,
             is_beginning=True,
         )
+
+    def _prompt(
+        self, write: Prompts | None, call: Call, served: ServedExpert, inputs: Inputs, sampling: Sampling
+    ) -> tuple[Prompt | None, int]:
+        """Write or draw what a call reads, and give its seed; None: it can be neither."""
+        seed = response_seed(self.root_seed if sampling.seed is None else sampling.seed, call.key)
+        if write is not None:
+            return write(call, inputs), seed
+        return None if served.vocab_size is None else random_prompt(call, seed, served.vocab_size), seed
 
     def _sampling(self, key: CallKey) -> Sampling:
         """Find what a call's request asks of sampling; a replay samples as the experts do."""

@@ -4,8 +4,8 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from mosaic.core.commands import Close
 from mosaic.core.errors import BackendError
@@ -13,11 +13,11 @@ from mosaic.core.events import Closed, Event, Finished, Idle, Joined, Lost, Pref
 from mosaic.core.plan import Session
 from mosaic.core.results import SERVED, CallRecord, CallStatus
 from mosaic.core.workload import ExpertName
-from mosaic.engines.calls import Calls, CallState, SessionCalls
+from mosaic.engines.calls import Calls, CallState, SessionState, Stage
 from mosaic.engines.engine import EngineSpec, Output
-from mosaic.engines.launcher import Launcher, Patience, Phase, WorkerProcess, WorkerProcesses
+from mosaic.engines.launcher import Launcher, Patience, Phase, WorkerProcess
 from mosaic.engines.local_launcher import output_of
-from mosaic.engines.messages import Exited, Failure, FromWorker, Gone, Quit, Serve
+from mosaic.engines.messages import Exited, Failure, FromWorker, Gone, Load, Quit, Serve
 from mosaic.runtime.journal import ClosedSession, EndedPrefill, Journal, OpenedSession
 
 OWN_BATCHES = 2
@@ -28,60 +28,11 @@ MAX_ISOLATED = 3
 """So many calls in a row that break their session: it is not the calls."""
 NUM_TIMES = 3
 """A call fails alone when its server has failed so often in a row, the last time with this call alone."""
+GATHER_S = 0.005
+"""Messages are received no more often: what comes meanwhile is written and synced together."""
 RETRY_S = 0.1
 """So soon a process that could not be started is tried again."""
 _TRY_AGAIN = "correct it and start the same run again: failed calls are tried again"
-
-
-class Stage(StrEnum):
-    """Where a session is."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    OVER = "over"
-    LOST = "lost"
-    """A worker of it is gone for good."""
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class SessionState:
-    """A session on its way; one that fails waits again, with the calls that are left."""
-
-    session: Session
-    spec: EngineSpec
-    calls: SessionCalls
-    opened_ts: float
-    load_start_ts: float = 0.0
-    """Of its latest attempt."""
-    stage: Stage = Stage.WAITING
-    is_closing: bool = False
-    has_all: bool = False
-    """Its process knows that no call follows."""
-    num_failures: int = 0
-    """In a row."""
-    num_isolated: int = 0
-    """Calls found to break the session, in a row."""
-    end_ts: float = 0.0
-    """Of the last that happened in it."""
-    ill_ts: float | None = None
-    """Since when its server serves nothing; None: it serves."""
-    resume_ts: float = 0.0
-    """It is not tried again before."""
-
-    @property
-    def has_ended(self) -> bool:
-        return self.stage in (Stage.OVER, Stage.LOST)
-
-    def is_paused(self, now: float) -> bool:
-        """Whether its server is left alone for a while."""
-        return self.stage is Stage.WAITING and self.resume_ts > now
-
-    def note_served(self) -> None:
-        """Count failures anew, since it has served a call."""
-        self.num_failures = self.num_isolated = 0
-        self.ill_ts = None
-        if not self.spec.has_served:
-            self.spec = replace(self.spec, has_served=True)
 
 
 @dataclass(slots=True)
@@ -132,7 +83,8 @@ class Sessions:
         read: Callable[[CallRecord], CallRecord],
     ) -> None:
         self._zero_ts = time.monotonic() - start_ts
-        self.calls = Calls(self.now, self._end_call)
+        self._states: dict[int, SessionState] = {}
+        self.calls = Calls(self._states, self.now, self._end_call)
         self._launcher = launcher
         self._journal = journal
         self._patience = patience
@@ -140,10 +92,11 @@ class Sessions:
         self._read = read
         self._lost = lost
         self._workers = [WorkerState(start_ts) for _ in range(num_workers)]
-        self._states: dict[int, SessionState] = {}
         self._open: list[SessionState] = []
         """Those that have not ended, in the order in which they were opened."""
-        self._processes = WorkerProcesses(launcher, patience, self._zero_ts)
+        self._processes: dict[int, WorkerProcess] = {}
+        """Those that are not gone."""
+        self._received_ts = 0.0
         self._ended: dict[int, list[CallRecord]] = defaultdict(list)
         self._broken: dict[ExpertName, str] = {}
         self._must_retry = False
@@ -159,14 +112,13 @@ class Sessions:
 
     @property
     def is_over(self) -> bool:
-        return not self._open and not len(self.calls) and not len(self._processes)
+        return not (self._open or len(self.calls) or self._processes)
 
     def open(self, session: Session, spec: EngineSpec, ts: float) -> None:
         """Let a session wait for its workers; on one that is lost it is lost too."""
-        calls = self.calls.open(session, is_remote=spec.is_remote)
-        state = self._states[session.id] = SessionState(session=session, spec=spec, calls=calls, opened_ts=ts)
+        state = self._states[session.id] = SessionState(session=session, spec=spec, opened_ts=ts)
         if not self._lost.keys().isdisjoint(session.workers):
-            state.stage, calls.is_over = Stage.LOST, True
+            state.stage = Stage.LOST
             return
         self._open.append(state)
         for worker in session.workers:
@@ -175,7 +127,7 @@ class Sessions:
     def start(self) -> None:
         """Start what can start, end what has nothing to start for, and report which workers nothing needs any more."""
         for state in list(self._open):
-            if state.stage is Stage.WAITING and state.is_closing and not state.calls:
+            if state.stage is Stage.WAITING and state.is_closing and not state.has_calls:
                 self._end_session(state, state.end_ts, Stage.OVER)
         self._must_retry = False
         for state in self._startable():
@@ -195,7 +147,7 @@ class Sessions:
         if self._fail_unservable():
             return  # which others may want to receive first
         self._hand_out()
-        for process in self._processes:
+        for process in self._processes.values():
             if process.phase is Phase.IDLE and not self._is_wanted(process):
                 process.begin(Phase.CLOSING)
                 process.send(Quit())
@@ -204,15 +156,39 @@ class Sessions:
             return
         now = self.now()
         changes_s = [ts - now for ts in self._next_changes(now)]
-        wait_s = timeout_s if len(self._processes) or may_act or changes_s else RETRY_S if self._must_retry else 0.0
-        for process, message in self._processes.receive(max(0.0, min([wait_s, *changes_s]))):
+        wait_s = timeout_s if self._processes or may_act or changes_s else RETRY_S if self._must_retry else 0.0
+        for process, message in self._receive(max(0.0, min([wait_s, *changes_s]))):
             self._handle(process, message)
         self._check_workers()
-        self._processes.watch()
+        for process in self._processes.values():
+            if process.is_overdue(self._patience):
+                self._launcher.kill(process.number)
 
     def stop(self) -> None:
-        """Leave no process behind."""
-        self._processes.kill_all()
+        """End all processes at once and wait until they are gone."""
+        deadline = time.monotonic() + self._patience.close_timeout_s
+        for number in self._processes:
+            self._launcher.kill(number)
+        while self._processes and time.monotonic() < deadline:
+            with suppress(BackendError):
+                for _ in self._receive(1.0):
+                    pass
+
+    def _receive(self, timeout_s: float) -> Iterator[tuple[WorkerProcess, FromWorker | Exited]]:
+        """Send what is meant for processes, and wait for what they send; of one that is gone ``Exited`` is the last."""
+        for process in self._processes.values():
+            for unsent in process.unsent:
+                self._launcher.send(process.number, unsent)
+            process.unsent.clear()
+        time.sleep(max(0.0, min(self._received_ts + GATHER_S - time.monotonic(), timeout_s)))
+        for number, message in self._launcher.listen(timeout_s):
+            process = self._processes[number]
+            self._received_ts = process.received_ts = time.monotonic()
+            if isinstance(message, Failure):
+                process.failure = message
+            elif isinstance(message, Exited):
+                del self._processes[number]
+            yield process, message
 
     def note_end(self, record: CallRecord) -> None:
         """Count a call among those of its session."""
@@ -237,11 +213,11 @@ class Sessions:
     def _start(self, state: SessionState) -> None:
         """Start a session on workers that are its own now; where another expert is still loaded, wait for its end."""
         workers = state.session.workers
-        there = [process for process in self._processes if not set(workers).isdisjoint(process.workers)]
+        there = [process for process in self._processes.values() if not set(workers).isdisjoint(process.workers)]
         is_resident = len(there) == 1 and there[0].phase is Phase.IDLE and self._is_wanted(there[0])
         if there and not is_resident:
             return
-        process = there[0] if is_resident else self._processes.start(state.spec, state.session)
+        process = there[0] if is_resident else self._open_process(state)
         if process is None:
             self._must_retry = True
             return
@@ -259,6 +235,16 @@ class Sessions:
                 is_remote=state.spec.is_remote,
             )
         )
+
+    def _open_process(self, state: SessionState) -> WorkerProcess | None:
+        """Start a process for a session; None: not now, try again."""
+        number, workers = next(self._launcher.numbers), state.session.workers
+        if not self._launcher.open(number, workers):
+            return None
+        process = WorkerProcess(number=number, spec=state.spec, workers=workers)
+        process.send(Load(spec=state.spec, zero_ts=self._zero_ts))
+        self._processes[number] = process
+        return process
 
     def _state_of(self, process: WorkerProcess) -> SessionState | None:
         """Give the session that a process serves."""
@@ -283,15 +269,15 @@ class Sessions:
 
     def _hand_out(self) -> None:
         """Give processes the calls that they have room for."""
-        for process in self._processes:
+        for process in self._processes.values():
             state = self._state_of(process)
-            if state is None or state.calls.send is None:
+            if state is None or state.send is None:
                 continue
             room, shared_room = _room(process, state)
             share = 0 if state.is_closing else min(self._fair_share(state), shared_room)
-            if requests := self.calls.take(state.calls, room, share):
+            if requests := self.calls.take(state, room, share):
                 process.send(requests)
-            if state.is_closing and not state.has_all and not state.calls.queue and not state.calls.incoming:
+            if state.is_closing and not state.has_all and not state.queue and not state.incoming:
                 state.has_all = True
                 process.send(Close(state.session.id))
 
@@ -301,16 +287,16 @@ class Sessions:
             return math.inf
         now, expert = self.now(), state.session.expert
         others = [one for one in self._open if one.session.expert == expert and not one.is_paused(now)]
-        num_calls = len(self.calls.queue_of(expert)) + sum(len(one.calls.held) for one in others)
+        num_calls = len(self.calls.queue_of(expert)) + sum(len(one.held) for one in others)
         return math.ceil(num_calls / len(others))
 
     def _can_move(self) -> bool:
         """Whether anything can happen by itself."""
-        if any(process.phase in (Phase.LOADING, Phase.CLOSING) for process in self._processes):
+        if any(process.phase in (Phase.LOADING, Phase.CLOSING) for process in self._processes.values()):
             return True
         now = self.now()
         return any(
-            state.has_all or state.calls or (not state.is_closing and self.calls.queue_of(state.session.expert))
+            state.has_all or state.has_calls or (not state.is_closing and self.calls.queue_of(state.session.expert))
             for state in self._open
             if state.stage is Stage.RUNNING or state.is_paused(now)
         )
@@ -318,7 +304,7 @@ class Sessions:
     def _next_changes(self, now: float) -> Iterator[float]:
         """List instants at which a call is ready, or a session may be tried again."""
         queues = [self.calls.queue_of(expert) for expert in self.calls.experts_waited_for()]
-        for queue in (*queues, *(state.calls.queue for state in self._open)):
+        for queue in (*queues, *(state.queue for state in self._open)):
             if (ready_s := queue.next_ready_s(now)) is not None:
                 yield ready_s
         yield from (state.resume_ts for state in self._open if state.is_paused(now))
@@ -371,7 +357,7 @@ class Sessions:
         elif isinstance(message, Ready):
             process.begin(Phase.SERVING)
             if state is not None:
-                state.calls.send = process.send
+                state.send = process.send
                 self._journal.add(OpenedSession.of(state.session, state.load_start_ts, message.ts))
             self._emit(message)
         elif isinstance(message, ClosedSession):
@@ -383,7 +369,7 @@ class Sessions:
         elif isinstance(message, Progress):
             self._emit(message)
         elif isinstance(message, Output) and state is not None:
-            self.calls.take_back(state.calls, message)
+            self.calls.take_back(state, message)
 
     def _end_call(self, record: CallRecord) -> None:
         kept = self.calls.remove(record)
@@ -403,11 +389,11 @@ class Sessions:
         state = self._state_of(process)
         if state is None:
             return
-        state.stage, state.calls.send, state.has_all = Stage.WAITING, None, False
+        state.stage, state.send, state.has_all = Stage.WAITING, None, False
         state.end_ts = self.now()
         self._free(state.session.workers, state.end_ts)
-        held = self.calls.empty(state.calls)
-        if state.is_closing and not state.calls:
+        held = self.calls.empty(state)
+        if state.is_closing and not state.has_calls:
             return
         if state.spec.is_remote and process.failure is not None:
             self._wait_for_server(state, process.failure, held)
@@ -455,8 +441,8 @@ class Sessions:
 
     def _break(self, state: SessionState, cause: str) -> None:
         """End a session that fails whatever it serves."""
-        state.calls.broken = self._broken[state.session.expert] = cause
-        self.calls.fail(state.calls.queue, cause)
+        state.broken = self._broken[state.session.expert] = cause
+        self.calls.fail(state.queue, cause)
         self._end_session(state, state.end_ts, Stage.OVER)
 
     def _give_up(self, workers: Sequence[int], cause: str) -> None:
@@ -471,12 +457,12 @@ class Sessions:
 
     def _lose_session(self, state: SessionState) -> None:
         self._end_session(state, state.end_ts, Stage.LOST)
-        self.calls.lose(state.calls)
+        self.calls.lose(state)
 
     def _end_session(self, state: SessionState, end_ts: float, stage: Stage) -> None:
         """End a session for good, and report it if it was ever ready."""
         state.stage, state.end_ts = stage, end_ts
-        state.calls.send, state.calls.is_over = None, True
+        state.send = None
         self._open.remove(state)
         self._free(state.session.workers, end_ts)
         if (record := self._journal.state.session_record(state.session, self._ended[state.session.id])) is not None:
@@ -493,7 +479,7 @@ def _room(process: WorkerProcess, state: SessionState) -> tuple[int, int]:
     """Give how many calls a process may have at once, and with how many it gets none of its expert's queue."""
     if state.ill_ts is not None:
         return 1, 1  # until its server has served a call
-    if process.one_at_a_time and state.calls.suspected and not process.spec.is_remote:
+    if process.one_at_a_time and state.suspected and not process.spec.is_remote:
         return 1, 0
     batch = process.spec.max_num_seqs
     return OWN_BATCHES * batch, math.ceil(SHARED_BATCHES * batch)

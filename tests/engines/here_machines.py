@@ -4,7 +4,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from mosaic.core.errors import BackendError
 from mosaic.engines.machine_agent import AgentSetup, MachineAgent, Report, Stop
-from mosaic.engines.remote_launcher import Node, RemoteLauncher, group_sizes
+from mosaic.engines.ray_cluster import Node, group_sizes
+from mosaic.engines.remote_launcher import RemoteLauncher
 from mosaic.engines.vllm_engines import VllmEngines
 from tests.engines.executor_runs import FAKE_ENGINE, OPTIONS
 
