@@ -11,10 +11,11 @@ from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey
 from mosaic.pipelines.budgets import Budgets
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.loss_table import BudgetSetting
+from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.ballot import Vote, make_ballot
 from mosaic.pipelines.rules.calibration_answers import CalibrationQuestion, LeftOut, Observed, grade_ballot
 from mosaic.pipelines.rules.rule import Majority, Never, Unanimous
-from mosaic.runtime.layers import Layers, Questions
+from mosaic.runtime.layers import Layers
 from mosaic.runtime.loop import drive
 from mosaic.runtime.no_barrier import PlannedAhead
 from mosaic.runtime.stopping import stopping_controllers

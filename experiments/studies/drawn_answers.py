@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from mosaic.config.job import simulated_job
 from mosaic.core.results import Inputs
 from mosaic.core.workload import Call, Expert
+from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.ballot import Ballot
 from mosaic.pipelines.walk import walk
 from mosaic.runtime.job import Job
-from mosaic.runtime.layers import Questions
 from sim.site import SimSite, draw_records
 from sim.world.answer_model import AnswerModel
 

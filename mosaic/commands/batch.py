@@ -35,7 +35,6 @@ from mosaic.report.batch_output import (
     AnswerStream,
     BatchPaths,
     Ended,
-    LineWriter,
     check_outputs,
     digests,
     finish,
@@ -142,8 +141,8 @@ def run_batch(
         serving(metrics, metrics_port, metrics_host) as port,
     ):
         begin(work, stamped, may_differ=grown)
-        writer = LineWriter(graph=prepared.job.graph, created=start_batch(work, files, now).created)
-        stream = AnswerStream(prepared.job.workload, writer, files.partial)
+        created = start_batch(work, files, now).created
+        stream = AnswerStream(prepared.job.workload, prepared.job.graph, files.partial, created)
         quoted = quoted_stages(work, prepared.job)
         prepared = replace(prepared, job=replace(prepared.job, quoted=quoted, choose_plan=choose))
         if port is not None:
@@ -185,7 +184,7 @@ def execute(prepared: RunSpec, stream: AnswerStream, metrics: RunMetrics, price_
 
     def questions() -> Row:
         spent = "" if price_per_hour is None else f"cost {cost(time.monotonic() - start, num_workers, price_per_hour)}"
-        return Row("questions", spent, stream.num_ended, stream.num_questions)
+        return Row("questions", spent, stream.num_ended, len(stream.questions))
 
     def show(title: str, expected: Expected) -> AbstractContextManager[tuple[Controller, ...]]:
         status = RunStatus(title, expected)

@@ -11,10 +11,10 @@ from statistics import pstdev
 from mosaic.core.plan import Session
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName
 from mosaic.pipelines.node import Node
+from mosaic.pipelines.questions import Questions
 from mosaic.quote.worlds import Batch, PilotQuestion, PilotSample
 from mosaic.runtime.controller import Show, Tell, show_nothing
 from mosaic.runtime.job import Job
-from mosaic.runtime.layers import Questions
 from mosaic.runtime.pilot import Pilot, Stage, Stages, announce_pilot, choose, numbered, run_pilot
 from mosaic.runtime.planner import NodePlacements, placed
 from mosaic.runtime.profiling import Waves

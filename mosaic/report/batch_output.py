@@ -24,13 +24,14 @@ from mosaic.core.errors import RunFolderError
 from mosaic.core.events import Event, Finished, Started
 from mosaic.core.json_file import read_json
 from mosaic.core.results import CallRecord, CallStatus
-from mosaic.core.workload import Call, CallKey, Question, Workload
+from mosaic.core.workload import Workload
 from mosaic.pipelines.aggregation import prompt_limit
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import AnswerSource, End
 from mosaic.pipelines.node import cut_for
 from mosaic.pipelines.prompts import visible_text
-from mosaic.pipelines.walk import QuestionState, walk
+from mosaic.pipelines.questions import Questions
+from mosaic.pipelines.walk import QuestionState
 from mosaic.report.run_folder import write_file
 
 MODEL = "mosaic"
@@ -160,103 +161,101 @@ def _cannot(path: Path, error: OSError) -> RunFolderError:
 # A question's line.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LineWriter:
-    """Writes the line of a question whose calls have all ended."""
+def line_of(state: QuestionState, created: int) -> dict[str, Any]:
+    """Write the result of a question that is over: the text that counts, an error, or both.
 
-    graph: CallGraph
-    created: int
-    """Seconds since 1970 when the batch began: the same however often it is interrupted."""
+    ``created`` are the seconds since 1970 when the batch began: the same however often it is interrupted.
+    """
+    question, done, end = state.question, state.done, state.end()
+    names = [node.name for node in state.graph.nodes]
+    records = [done[key] for key in sorted(done, key=lambda key: (names.index(key.node), key.slot))]
+    chosen = _chosen(state, end, records)
+    text = None if chosen is None else visible_text(chosen)
+    number = blake2b(question.id.encode(), digest_size=12).hexdigest()
+    line: dict[str, Any] = {"id": f"batch_req_{number}", "custom_id": question.id, "response": None, "error": None}
+    if chosen is None or text is None:
+        return line | {"error": {"code": NO_ANSWER, "message": _why(records)}}
+    reason = None if chosen.response is None else chosen.response.finish_reason
+    body = {
+        "id": f"chatcmpl-{number}",
+        "object": "chat.completion",
+        "created": created,
+        "model": MODEL,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": text, "refusal": None},
+                "logprobs": None,
+                "finish_reason": "length" if reason in ("length", "cut") else "stop",
+            }
+        ],
+        "usage": usage_of(records),
+        "mosaic": _about(state.graph, end, chosen, records) | {"cut_responses": _cut(state)},
+    }
+    if end.answer.source is AnswerSource.NOT_AGGREGATED:
+        line["error"] = {"code": NOT_AGGREGATED, "message": _why_not_aggregated(state.graph, records)}
+    return line | {"response": {"status_code": 200, "request_id": f"req_{number}", "body": body}}
 
-    def line(self, question: Question, first: Sequence[Call], done: Mapping[CallKey, CallRecord]) -> dict[str, Any]:
-        """Write the result of a question: the text that counts, an error, or both where it was not aggregated."""
-        state = walk(self.graph, question, first, done)
-        end = state.end()
-        names = [node.name for node in self.graph.nodes]
-        records = [done[key] for key in sorted(done, key=lambda key: (names.index(key.node), key.slot))]
-        chosen = self._chosen(question, end, records)
-        text = None if chosen is None else visible_text(chosen)
-        number = blake2b(question.id.encode(), digest_size=12).hexdigest()
-        line: dict[str, Any] = {"id": f"batch_req_{number}", "custom_id": question.id, "response": None, "error": None}
-        if chosen is None or text is None:
-            return line | {"error": {"code": NO_ANSWER, "message": _why(records)}}
-        reason = None if chosen.response is None else chosen.response.finish_reason
-        body = {
-            "id": f"chatcmpl-{number}",
-            "object": "chat.completion",
-            "created": self.created,
-            "model": MODEL,
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": text, "refusal": None},
-                    "logprobs": None,
-                    "finish_reason": "length" if reason in ("length", "cut") else "stop",
-                }
-            ],
-            "usage": usage_of(records),
-            "mosaic": self._about(end, chosen, records) | {"cut_responses": self._cut(state)},
-        }
-        if end.answer.source is AnswerSource.NOT_AGGREGATED:
-            line["error"] = {"code": NOT_AGGREGATED, "message": self._why_not_aggregated(records)}
-        return line | {"response": {"status_code": 200, "request_id": f"req_{number}", "body": body}}
 
-    def _cut(self, state: QuestionState) -> list[str]:
-        """Name the experts of whose responses an aggregator has read the end alone, as its context is too short."""
-        has_places, done = self.graph.prefill_order is not None, state.done
-        read = (
-            cut_for(self.graph.node(call.key.node), state.question, call, done, has_places=has_places)
-            for call in state.merges
-            if call.key in done and done[call.key].status is CallStatus.FINISHED
-        )
-        return list(dict.fromkeys(name for names in read for name in names))
+def _cut(state: QuestionState) -> list[str]:
+    """Name the experts of whose responses an aggregator has read the end alone, as its context is too short."""
+    graph, done = state.graph, state.done
+    read = (
+        cut_for(graph.node(call.key.node), state.question, call, done, has_places=graph.prefill_order is not None)
+        for call in state.merges
+        if call.key in done and done[call.key].status is CallStatus.FINISHED
+    )
+    return list(dict.fromkeys(name for names in read for name in names))
 
-    def _why_not_aggregated(self, records: Sequence[CallRecord]) -> str:
-        """Say why the responses were not merged: the error of the call that was to do it, or that it was not sent."""
-        node = self.graph.upper_nodes[-1]
-        merges = [record for record in records if record.key.node not in self.graph.first_nodes]
-        if any(record.status is CallStatus.FAILED for record in merges):
-            return _why(merges)
-        limits = [
-            f"{expert.name} can read {prompt_limit(expert, min_output_tokens=node.min_output_tokens):,} tokens"
-            for expert in node.experts
-        ]
-        return (
-            f"the question and its responses do not fit: {', '.join(limits)}; take an aggregator with more context, or "
-            "leave less room for its answer (aggregator.min_output_tokens)"
-        )
 
-    def _chosen(self, question: Question, end: End, records: Sequence[CallRecord]) -> CallRecord | None:
-        """Find the response whose text is the question's: of those that count, one that says the final answer."""
-        upper = [node.name for node in self.graph.upper_nodes]
-        is_merged = end.answer.source is AnswerSource.AGGREGATOR
-        able = [
-            record
-            for record in records
-            if record.status is CallStatus.FINISHED and (record.key.node in upper) == is_merged and visible_text(record)
-        ]
-        if is_merged and able:
-            able = [record for record in able if record.key.node == able[-1].key.node]
-        same, answer = self.graph.compare[question.answer_kind], end.answer.answer
-        for record in able:
-            if answer is None or record.answer is None:
-                continue
-            if record.answer == answer or (same is not None and same(record.answer, answer)):
-                return record
-        return able[0] if able else None
+def _why_not_aggregated(graph: CallGraph, records: Sequence[CallRecord]) -> str:
+    """Say why the responses were not merged: the error of the call that was to do it, or that it was not sent."""
+    node = graph.upper_nodes[-1]
+    merges = [record for record in records if record.key.node not in graph.first_nodes]
+    if any(record.status is CallStatus.FAILED for record in merges):
+        return _why(merges)
+    limits = [
+        f"{expert.name} can read {prompt_limit(expert, min_output_tokens=node.min_output_tokens):,} tokens"
+        for expert in node.experts
+    ]
+    return (
+        f"the question and its responses do not fit: {', '.join(limits)}; take an aggregator with more context, or "
+        "leave less room for its answer (aggregator.min_output_tokens)"
+    )
 
-    def _about(self, end: End, chosen: CallRecord, records: Sequence[CallRecord]) -> dict[str, Any]:
-        first = [record for record in records if record.key.node in self.graph.first_nodes]
-        return {
-            "answer": end.answer.answer,
-            "source": end.answer.source.value,
-            "expert": chosen.expert,
-            "skipped_aggregator": bool(self.graph.upper_nodes) and end.decision.skip,
-            "confidence": end.answer.confidence,
-            "votes": [{"expert": record.expert, "answer": record.answer} for record in first],
-            "num_calls": len(records),
-            "num_failed_calls": sum(record.status is CallStatus.FAILED for record in records),
-        }
+
+def _chosen(state: QuestionState, end: End, records: Sequence[CallRecord]) -> CallRecord | None:
+    """Find the response whose text is the question's: of those that count, one that says the final answer."""
+    upper = [node.name for node in state.graph.upper_nodes]
+    is_merged = end.answer.source is AnswerSource.AGGREGATOR
+    able = [
+        record
+        for record in records
+        if record.status is CallStatus.FINISHED and (record.key.node in upper) == is_merged and visible_text(record)
+    ]
+    if is_merged and able:
+        able = [record for record in able if record.key.node == able[-1].key.node]
+    same, answer = state.graph.compare[state.question.answer_kind], end.answer.answer
+    for record in able:
+        if answer is None or record.answer is None:
+            continue
+        if record.answer == answer or (same is not None and same(record.answer, answer)):
+            return record
+    return able[0] if able else None
+
+
+def _about(graph: CallGraph, end: End, chosen: CallRecord, records: Sequence[CallRecord]) -> dict[str, Any]:
+    first = [record for record in records if record.key.node in graph.first_nodes]
+    return {
+        "answer": end.answer.answer,
+        "source": end.answer.source.value,
+        "expert": chosen.expert,
+        "skipped_aggregator": bool(graph.upper_nodes) and end.decision.skip,
+        "confidence": end.answer.confidence,
+        "votes": [{"expert": record.expert, "answer": record.answer} for record in first],
+        "num_calls": len(records),
+        "num_failed_calls": sum(record.status is CallStatus.FAILED for record in records),
+    }
 
 
 def usage_of(records: Iterable[CallRecord]) -> dict[str, int]:
@@ -345,15 +344,13 @@ class AnswerStream:
 
     reacts = False
 
-    def __init__(self, workload: Workload, writer: LineWriter, path: Path) -> None:
-        self._writer = writer
+    def __init__(self, workload: Workload, graph: CallGraph, path: Path, created: int) -> None:
+        self._created = created
         self._path = path
         self._file: PartialFile | None = None
-        self._questions = {question.id: question for question in workload.questions}
-        self._first: dict[str, list[Call]] = {}
-        for call in writer.graph.first_calls(workload):
-            self._first.setdefault(call.key.question, []).append(call)
-        self._done: dict[str, dict[CallKey, CallRecord]] = {}
+        self._questions = Questions(workload, graph)
+        self.questions = [question.id for question in self._questions]
+        """Those that have calls, in the order of the input."""
         self.num_ended = 0
 
     @property
@@ -367,29 +364,17 @@ class AnswerStream:
         if self._file is not None:
             self._file.close()
 
-    @property
-    def num_questions(self) -> int:
-        """All of the batch."""
-        return len(self._first)
-
-    @property
-    def questions(self) -> Sequence[str]:
-        """Those that have calls, in the order of the input."""
-        return [name for name in self._questions if name in self._first]
-
     def on(self, event: Event, view: object) -> tuple[Command, ...]:
         """Take note of a call that has ended; the file is opened by the run that holds the journal alone."""
         if isinstance(event, Started):
             self._file = PartialFile(self._path)
         elif isinstance(event, Finished):
-            name = event.record.key.question
-            done = self._done.setdefault(name, {})
-            done[event.record.key] = event.record
-            question, first = self._questions[name], self._first[name]
-            if walk(self._writer.graph, question, first, done).is_over:
-                self.file.add(self._writer.line(question, first, done))
+            self._questions.note(event.record)
+            state = self._questions.state_of(event.record.key.question)
+            if state.is_over:
+                self.file.add(line_of(state, self._created))
                 self.num_ended += 1
-                del self._done[name]
+                self._questions.forget(state.question.id)
         return ()
 
 

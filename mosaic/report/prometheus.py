@@ -5,7 +5,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
 
 from mosaic.core.workload import ExpertName
 from mosaic.report.run_status import RunStatus
@@ -13,30 +12,14 @@ from mosaic.report.run_status import RunStatus
 LOOPBACK = "127.0.0.1"
 
 
-class _Metric(NamedTuple):
-    name: str
-    kind: str
-    help: str
-
-
 COUNTERS = {
-    "prompt_tokens": _Metric("vllm:prompt_tokens_total", "counter", "Prompt tokens of calls that have ended."),
-    "output_tokens": _Metric("vllm:generation_tokens_total", "counter", "Tokens that these calls have written."),
-    "ended": _Metric("vllm:request_success_total", "counter", "Calls that have ended with a text."),
-    "preemptions": _Metric("vllm:num_preemptions_total", "counter", "Preemptions of calls that have ended."),
-    "failed": _Metric("mosaic:failed_calls_total", "counter", "Calls that have failed."),
+    "prompt_tokens": ("vllm:prompt_tokens_total", "Prompt tokens of calls that have ended."),
+    "output_tokens": ("vllm:generation_tokens_total", "Tokens that these calls have written."),
+    "ended": ("vllm:request_success_total", "Calls that have ended with a text."),
+    "preemptions": ("vllm:num_preemptions_total", "Preemptions of calls that have ended."),
+    "failed": ("mosaic:failed_calls_total", "Calls that have failed."),
 }
-"""By what ``RunStatus.counts`` counts, since this process began."""
-RUNNING = _Metric("vllm:num_requests_running", "gauge", "Calls that engines have.")
-WAITING = _Metric("vllm:num_requests_waiting", "gauge", "Calls that were submitted and wait.")
-PHASE = _Metric("mosaic:phase", "gauge", "What the batch does now, as a label; the value is 1.")
-QUESTIONS = _Metric("mosaic:questions", "gauge", "Questions of the batch.")
-QUESTIONS_DONE = _Metric("mosaic:questions_done", "gauge", "Questions whose calls have all ended.")
-CALLS = _Metric("mosaic:calls", "gauge", "Calls of this phase that are known.")
-CALLS_DONE = _Metric("mosaic:calls_done", "gauge", "Calls of this phase that have ended.")
-IN_FLIGHT = _Metric("mosaic:calls_in_flight", "gauge", "Calls that engines have, of all models.")
-LEFT = _Metric("mosaic:seconds_left", "gauge", "Seconds until the calls that are known have ended; NaN: not known.")
-LOST = _Metric("mosaic:lost_workers", "gauge", "Workers that are lost.")
+"""By what ``RunStatus.counts`` counts, since this process began: name and help."""
 
 
 class RunMetrics:
@@ -73,34 +56,33 @@ class RunMetrics:
         in_flight = status.calls_in_flight()
         waiting = status.open_calls()
         waiting.subtract(in_flight)
-        series = [
-            *((metric, self._total(what)) for what, metric in COUNTERS.items()),
-            (RUNNING, in_flight),
-            (WAITING, +waiting),
-        ]
-        totals = [
-            (QUESTIONS, self._num_questions),
-            (QUESTIONS_DONE, self._count_done()),
-            (CALLS, status.num_calls),
-            (CALLS_DONE, status.num_ended),
-            (IN_FLIGHT, in_flight.total()),
-            (LEFT, "NaN" if status.left_s is None else f"{status.left_s:.1f}"),
-            (LOST, status.num_lost),
-        ]
-        lines = [_described(PHASE), f'{PHASE.name}{{phase="{_escaped(status.title)}"}} 1']
-        for metric, value in totals:
-            lines += [_described(metric), f"{metric.name} {value}"]
-        for metric, counts in series:
-            lines += [_described(metric), *_by_model(metric, counts)]
+        left = "NaN" if status.left_s is None else f"{status.left_s:.1f}"
+        phase = {f'{{phase="{_escaped(status.title)}"}}': 1}
+        lines = _lines("mosaic:phase", "gauge", "What the batch does now, as a label; the value is 1.", phase)
+        for name, about, value in (
+            ("mosaic:questions", "Questions of the batch.", self._num_questions),
+            ("mosaic:questions_done", "Questions whose calls have all ended.", self._count_done()),
+            ("mosaic:calls", "Calls of this phase that are known.", status.num_calls),
+            ("mosaic:calls_done", "Calls of this phase that have ended.", status.num_ended),
+            ("mosaic:calls_in_flight", "Calls that engines have, of all models.", in_flight.total()),
+            ("mosaic:seconds_left", "Seconds until the calls that are known have ended; NaN: not known.", left),
+            ("mosaic:lost_workers", "Workers that are lost.", status.num_lost),
+        ):
+            lines += _lines(name, "gauge", about, {"": value})
+        for kind, name, about, counts in (
+            *(("counter", *described, self._total(what)) for what, described in COUNTERS.items()),
+            ("gauge", "vllm:num_requests_running", "Calls that engines have.", in_flight),
+            ("gauge", "vllm:num_requests_waiting", "Calls that were submitted and wait.", +waiting),
+        ):
+            by_model = {f'{{model_name="{_escaped(expert)}"}}': count for expert, count in sorted(counts.items())}
+            lines += _lines(name, kind, about, by_model)
         return "\n".join(lines) + "\n"
 
 
-def _described(metric: _Metric) -> str:
-    return f"# HELP {metric.name} {metric.help}\n# TYPE {metric.name} {metric.kind}"
-
-
-def _by_model(metric: _Metric, counts: Mapping[ExpertName, int]) -> list[str]:
-    return [f'{metric.name}{{model_name="{_escaped(expert)}"}} {count}' for expert, count in sorted(counts.items())]
+def _lines(name: str, kind: str, about: str, samples: Mapping[str, object]) -> list[str]:
+    """Write a metric: its values by their labels."""
+    described = [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
+    return described + [f"{name}{labels} {value}" for labels, value in samples.items()]
 
 
 def _escaped(text: str) -> str:

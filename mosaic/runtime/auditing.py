@@ -8,10 +8,10 @@ from mosaic.core.plan import Expected
 from mosaic.core.results import STOPPED, CallRecord, CallStatus, Inputs, inputs_of
 from mosaic.core.workload import Call, CallKey, Expert, Question, Workload
 from mosaic.pipelines.final_answers import AnswerSource
+from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.walk import walk
 from mosaic.runtime.controller import Show, show_nothing
 from mosaic.runtime.job import Job
-from mosaic.runtime.layers import Questions
 from mosaic.runtime.site import prompts_of
 from mosaic.runtime.static_plan import execute
 from mosaic.runtime.unpriced import even_plan

@@ -7,8 +7,8 @@ import msgspec
 from mosaic.core.results import STOPPED, CallRecord
 from mosaic.core.workload import CallKey, Expert, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
+from mosaic.pipelines.questions import Questions
 from mosaic.runtime.job import AlwaysAggregate, Job, Outcome, Reaction, shape_of
-from mosaic.runtime.layers import Questions
 from mosaic.runtime.planner import Planner, placed
 from mosaic.runtime.static_plan import execute
 from mosaic.runtime.unpriced import even_plan

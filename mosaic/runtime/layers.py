@@ -1,19 +1,16 @@
-"""A batch on its way through a call graph, and the pipeline with a barrier between the layers of calls."""
+"""The pipeline with a barrier between the layers of calls."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 from mosaic.core.commands import Command
 from mosaic.core.errors import PlanError
 from mosaic.core.events import Event, Finished, Started
 from mosaic.core.plan import Plan, home_of
-from mosaic.core.results import CallRecord, CallStatus
+from mosaic.core.results import CallStatus
 from mosaic.core.view import View
-from mosaic.core.workload import Call, CallKey, NodeName, Question, Workload
-from mosaic.pipelines.call_graph import CallGraph
-from mosaic.pipelines.final_answers import End
-from mosaic.pipelines.walk import Opening, QuestionState, walk
+from mosaic.core.workload import Call, CallKey
+from mosaic.pipelines.questions import Questions
 from mosaic.planning.wrapped_costs import LoadedModels
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.static_plan import plan_commands
@@ -24,95 +21,6 @@ OnPlan: TypeAlias = Callable[[Planned, int], None]
 
 def ignore_plan(planned: Planned, first_session: int) -> None:
     """Receive a plan, and do nothing."""
-
-
-class Questions:
-    """The questions of a batch on their way through a call graph."""
-
-    def __init__(self, workload: Workload, graph: CallGraph) -> None:
-        self.graph = graph
-        self.first_calls = graph.first_calls(workload)
-        self.depth = {node.name: depth for depth, layer in enumerate(graph.layers) for node in layer}
-        """The layer of each node."""
-        self._has_one_root = len(graph.first_nodes) == 1
-        self._questions = {question.id: question for question in workload.questions}
-        self._first: dict[str, list[Call]] = defaultdict(list)
-        for call in self.first_calls:
-            self._first[call.key.question].append(call)
-        self._done: dict[str, dict[CallKey, CallRecord]] = defaultdict(dict)
-        self._unread_nodes = set(graph.last_nodes) - set(graph.first_nodes)
-        self._num_ended_when_decided: dict[str, int] = {}
-        """How many calls had ended of each question when `cancellable` first found that it needs no other."""
-        self._state: QuestionState | None = None
-        """Of the question that was looked at last, unless a call of it has ended since: controllers look in turn."""
-
-    def __iter__(self) -> Iterator[Question]:
-        """Go over the questions that have calls, in the order of the workload."""
-        return (question for question in self._questions.values() if question.id in self._first)
-
-    def note(self, record: CallRecord) -> None:
-        """Take note of a call that has ended."""
-        question = record.key.question
-        if self._done[question].get(record.key) is record:
-            return  # another controller has noted it
-        self._done[question][record.key] = record
-        if self._state is not None and self._state.question.id == question:
-            self._state = None
-
-    def is_news(self, record: CallRecord) -> bool:
-        """Tell whether a call that has ended may change what its question needs.
-
-        It does not where no node reads it, or where the question was decided before.
-        """
-        if record.key.node in self._unread_nodes:
-            return False
-        num_ended = self._num_ended_when_decided.get(record.key.question)
-        return num_ended is None or num_ended == len(self._done[record.key.question])
-
-    def of(self, question: str) -> tuple[Question, Sequence[Call], Mapping[CallKey, CallRecord]]:
-        """Give a question, its calls of the first layer and what has ended of its calls."""
-        return self._questions[question], self._first[question], self._done[question]
-
-    def calls_of(self, node: NodeName, *, skipping: bool = True) -> tuple[Call, ...]:
-        """List the calls of a node that questions need now, or would need if the gate skipped nothing."""
-        whole = self.graph.without_rule()
-        needed = (
-            self.needed(question.id) if skipping else walk(whole, *self.of(question.id)).submit for question in self
-        )
-        return tuple(call for calls in needed for call in calls if call.key.node == node)
-
-    def needed(self, question: str) -> tuple[Call, ...]:
-        """List the calls behind the first layer that a question needs now and that have not ended."""
-        waits = len(self._done[question]) < len(self._first[question])
-        if waits and self._has_one_root and not self.graph.rule.is_exit:
-            return ()  # every call behind them comes after all of them
-        return self._state_of(question).submit
-
-    def ends(self) -> list[End]:
-        """Give how every question has ended."""
-        return [self._state_of(question.id).end() for question in self]
-
-    def openings(self, question: str) -> Iterator[Opening]:
-        """Give the beginnings of a question's prompts, as far as the calls tell it that have ended."""
-        return self._state_of(question).openings()
-
-    def late_call(self, question: str) -> CallKey | None:
-        """Find the call of a question that is not waited for past its hedge."""
-        if not self.graph.budgets.hedge_tokens or len(self._done[question]) < len(self._first[question]) - 1:
-            return None  # most often, and this runs whenever a call has ended
-        return self._state_of(question).late
-
-    def cancellable(self, question: str) -> tuple[CallKey, ...]:
-        """List the calls of a question that have not ended and no longer matter."""
-        state = self._state_of(question)
-        if state.is_decided:
-            self._num_ended_when_decided.setdefault(question, len(self._done[question]))
-        return state.cancel
-
-    def _state_of(self, question: str) -> QuestionState:
-        if self._state is None or self._state.question.id != question:
-            self._state = walk(self.graph, *self.of(question))
-        return self._state
 
 
 class Layers:

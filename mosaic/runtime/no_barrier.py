@@ -12,8 +12,9 @@ from mosaic.core.results import CallRecord
 from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, ExpertName
 from mosaic.pipelines.call_graph import Forecast, expected_calls
+from mosaic.pipelines.questions import Questions
 from mosaic.planning.staying import stay
-from mosaic.runtime.layers import OnPlan, Questions, ignore_plan, plan_anew
+from mosaic.runtime.layers import OnPlan, ignore_plan, plan_anew
 from mosaic.runtime.planner import Planned, Planner
 from mosaic.runtime.prospects import Prospects
 from mosaic.runtime.static_plan import opened, plan_commands

@@ -20,12 +20,12 @@ from mosaic.core.results import CallRecord, CallStatus, RunResult, SessionRecord
 from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey, Expert, ExpertName, NodeName, Workload
 from mosaic.pipelines.node import Node
+from mosaic.pipelines.questions import Questions
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.backend import Backend
 from mosaic.runtime.controller import Controller, Show, Tell
 from mosaic.runtime.job import Job, ProfileSource, Reaction
 from mosaic.runtime.journal import Journal
-from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.planner import Planner, placed
 from mosaic.runtime.profiling import Waves, fit

@@ -8,8 +8,8 @@ from mosaic.core.events import Event, Finished
 from mosaic.core.view import View
 from mosaic.core.workload import Call, ExpertName, NodeName
 from mosaic.pipelines.call_graph import CallGraph, PrefillOrder
+from mosaic.pipelines.questions import Questions
 from mosaic.planning.profiles import Profile
-from mosaic.runtime.layers import Questions
 
 
 class PrefillAhead:

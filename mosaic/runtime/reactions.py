@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mosaic.core.plan import Plan
+from mosaic.pipelines.questions import Questions
 from mosaic.runtime.controller import Controller
 from mosaic.runtime.job import Job, Reaction
-from mosaic.runtime.layers import Layers, OnPlan, Questions
+from mosaic.runtime.layers import Layers, OnPlan
 from mosaic.runtime.moves import Moves
 from mosaic.runtime.no_barrier import Keeping, Overlap, PlannedAhead
 from mosaic.runtime.prefill_ahead import PrefillAhead

@@ -11,9 +11,9 @@ from mosaic.core.workload import Call, CallKey, Expert, NodeName, Question, Work
 from mosaic.pipelines.budgets import cut_record
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.node import Node
+from mosaic.pipelines.questions import Questions
 from mosaic.planning.profiles import Profile, ProfileEntry
 from mosaic.runtime.controller import Controller, Show, Tell
-from mosaic.runtime.layers import Questions
 from mosaic.runtime.planner import Planner, placed
 from mosaic.runtime.site import Site, prompts_of
 from mosaic.runtime.stopping import Cuts

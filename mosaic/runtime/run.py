@@ -14,11 +14,11 @@ from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.view import View
 from mosaic.core.workload import ExpertName, NodeName
 from mosaic.pipelines.final_answers import FinalAnswer, accuracy_frac
+from mosaic.pipelines.questions import Questions
 from mosaic.planning.profiles import Profile
 from mosaic.runtime.controller import Controller, Show, Tell, Timed, show_nothing
 from mosaic.runtime.hindsight import always_aggregate
 from mosaic.runtime.job import Job, Outcome, ProfileSource
-from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.pilot import FirstStretch, Late, Unpriced, backend_of, pilot_controllers, run_pilot, submitted
 from mosaic.runtime.planner import Planned, Planner

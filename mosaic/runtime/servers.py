@@ -10,7 +10,7 @@ from mosaic.core.plan import Plan, Session, unpriced_plan
 from mosaic.core.results import SERVED
 from mosaic.core.view import View
 from mosaic.core.workload import ExpertName, NodeName
-from mosaic.runtime.layers import Questions
+from mosaic.pipelines.questions import Questions
 from mosaic.runtime.no_barrier import SubmitWhenReady
 
 

@@ -9,8 +9,8 @@ from mosaic.core.results import CallRecord
 from mosaic.core.view import View
 from mosaic.core.workload import Call, CallKey
 from mosaic.pipelines.budgets import Budgets
+from mosaic.pipelines.questions import Questions
 from mosaic.runtime.controller import Controller
-from mosaic.runtime.layers import Questions
 
 
 class Cuts:

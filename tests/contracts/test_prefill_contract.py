@@ -15,7 +15,7 @@ from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Workload
 from mosaic.pipelines.call_graph import CallGraph, PrefillOrder
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.node import Node
-from mosaic.runtime.layers import Questions
+from mosaic.pipelines.questions import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.prefill_ahead import PrefillAhead
 from mosaic.runtime.replay import Replay

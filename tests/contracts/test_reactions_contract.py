@@ -16,10 +16,11 @@ from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.node import Node
+from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.rule import Majority
 from mosaic.pipelines.walk import walk
 from mosaic.runtime.controller import Controller
-from mosaic.runtime.layers import Layers, Questions
+from mosaic.runtime.layers import Layers
 from mosaic.runtime.loop import drive
 from mosaic.runtime.moves import Moves
 from mosaic.runtime.no_barrier import Keeping, Overlap

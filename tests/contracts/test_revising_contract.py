@@ -14,8 +14,9 @@ from mosaic.core.workload import PROPOSE, Workload
 from mosaic.pipelines.call_graph import CallGraph
 from mosaic.pipelines.final_answers import comparisons
 from mosaic.pipelines.node import Node
+from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.rule import Never
-from mosaic.runtime.layers import Layers, Questions
+from mosaic.runtime.layers import Layers
 from mosaic.runtime.loop import drive
 from mosaic.runtime.no_barrier import Keeping
 from mosaic.runtime.prospects import Measured, Prospects

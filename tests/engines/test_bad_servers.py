@@ -13,7 +13,7 @@ from mosaic.engines.requests import RunContent
 from mosaic.pipelines import Never
 from mosaic.pipelines.call_graph import mixture_of_agents
 from mosaic.pipelines.final_answers import comparisons
-from mosaic.runtime.layers import Questions
+from mosaic.pipelines.questions import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.servers import Servers, plan_of_servers
 from tests.engines.bad_servers import ALONE, ENDS, FEW, KINDS, WAITS, BadServer, Loop, own_certificate

@@ -14,9 +14,9 @@ from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 from mosaic.pipelines.budgets import Budgets
 from mosaic.pipelines.final_answers import AnswerSource
 from mosaic.pipelines.loss_table import BudgetSetting, loss_table
+from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.ballot import plurality
 from mosaic.pipelines.walk import walk
-from mosaic.runtime.layers import Questions
 from mosaic.runtime.stopping import Cuts, Hedge
 from tests.answered_questions import make_moa
 from tests.budget_courses import SLOTS, Course, courses

@@ -17,9 +17,10 @@ from mosaic.core.results import RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE, Call, CallKey, Workload
 from mosaic.pipelines.call_graph import CallGraph, Forecast, expected_calls
 from mosaic.pipelines.final_answers import AnswerSource
+from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.rule import Majority, Never
 from mosaic.pipelines.walk import walk
-from mosaic.runtime.layers import Layers, Questions
+from mosaic.runtime.layers import Layers
 from mosaic.runtime.loop import drive
 from mosaic.runtime.no_barrier import PlannedAhead
 from mosaic.runtime.planner import Planned

@@ -12,9 +12,9 @@ from mosaic.core.events import Started
 from mosaic.core.realization import Outcome
 from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.workload import AGGREGATE, PROPOSE
+from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.walk import walk
 from mosaic.runtime.job import Reaction
-from mosaic.runtime.layers import Questions
 from mosaic.runtime.loop import drive
 from mosaic.runtime.moves import Moves
 from mosaic.runtime.no_barrier import Keeping, Overlap

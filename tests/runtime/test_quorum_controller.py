@@ -16,10 +16,11 @@ from mosaic.core.results import CallStatus, RunResult
 from mosaic.core.view import View
 from mosaic.core.workload import AGGREGATE, PROPOSE, CallKey
 from mosaic.pipelines.call_graph import CallGraph
+from mosaic.pipelines.questions import Questions
 from mosaic.pipelines.rules.rule import Majority, Never
 from mosaic.pipelines.walk import walk
 from mosaic.runtime.job import Reaction
-from mosaic.runtime.layers import Layers, Questions
+from mosaic.runtime.layers import Layers
 from mosaic.runtime.loop import drive
 from mosaic.runtime.no_barrier import PlannedAhead
 from mosaic.runtime.replay import Replay
